@@ -1,0 +1,1 @@
+"""The control plane: REST, durable jobs, the controller loop and the command line."""

@@ -1,0 +1,39 @@
+"""The engine's error tree: everything a user, a file or a rank can cause."""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Root of the tree; catch it at a boundary and convert once."""
+
+
+class PlanError(EngineError):
+    """A plan that cannot be read, or that this model or these devices cannot run."""
+
+
+class CheckpointError(EngineError):
+    """A model folder with a missing, misshaped or unsupported part."""
+
+
+class RequestError(EngineError):
+    """A request the engine cannot serve (too long, bad sampling values)."""
+
+
+class QueueFullError(EngineError):
+    """The admission limit is reached; try again later."""
+
+
+class PolicyError(EngineError):
+    """A policy the engine cannot apply.
+
+    ``needs`` names the knob class that would be required when the value lies outside the
+    envelope the engine was started with, else None.
+    """
+
+    def __init__(self, message: str, *, needs: str | None = None) -> None:
+        super().__init__(message)
+        self.needs = needs
+
+
+class RankError(EngineError):
+    """A rank raised, died or stopped answering; the message holds its own words."""

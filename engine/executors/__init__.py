@@ -1,0 +1,1 @@
+"""Where steps run: in process, one process per rank, or simulated."""

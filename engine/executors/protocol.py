@@ -1,0 +1,84 @@
+"""The executor contract: where the steps of one replica run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine.steps import StepPlan, StepResult, StepShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutorInfo:
+    """What a started executor offers: KV blocks per rank, resident bytes per rank, depth.
+
+    ``depth`` is the number of steps that may be in flight at once (one per pipeline stage).
+    """
+
+    num_kv_blocks: int
+    weight_bytes: tuple[int, ...]
+    kv_bytes: tuple[int, ...]
+    depth: int
+
+
+class Executor(Protocol):
+    """Runs the steps of one replica, first in, first out.
+
+    Owned and called by one thread. ``submit`` does not wait for the step; ``collect`` waits for
+    the oldest submitted one. At most ``info.depth`` steps are in flight. Every implementation
+    passes ``tests/contracts/executor.py``.
+    """
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether steps must carry token ids and tables (a simulated step needs its shape only)."""
+        ...
+
+    def start(self) -> ExecutorInfo:
+        """Load weights, allocate KV and get ready.
+
+        Raises:
+            CheckpointError: the model folder is at fault.
+            RankError: a rank died, raised or took longer than the start timeout.
+        """
+        ...
+
+    def submit(self, step: StepPlan) -> None:
+        """Hand over one step. Raises RankError when a rank is already known to be gone."""
+        ...
+
+    def collect(self) -> StepResult:
+        """The result of the oldest step in flight, waiting for it.
+
+        Raises:
+            RankError: a rank died, raised, or passed the step timeout.
+        """
+        ...
+
+    def close(self) -> None:
+        """End all ranks and free everything. Safe to call twice and after a failure."""
+        ...
+
+
+class StepTimer(Protocol):
+    """How long a step takes on hardware that may not be here (the tuner's step model)."""
+
+    def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:
+        """Seconds each pipeline stage is busy with a step of this shape (length pp)."""
+        ...
+
+    def host_seconds(self, shape: StepShape) -> float:
+        """Seconds of scheduling and output work between steps, on the critical path."""
+        ...
+
+
+class Clock(Protocol):
+    """Time in seconds, from an arbitrary zero."""
+
+    def now(self) -> float:
+        """Seconds since the clock's zero; never goes back."""
+        ...
+
+    def sleep_until(self, when_s: float) -> None:
+        """Return once ``now() >= when_s``. A virtual clock jumps there."""
+        ...

@@ -1,0 +1,1 @@
+"""One file per operation: torch reference and Triton version, same signature."""

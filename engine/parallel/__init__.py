@@ -1,0 +1,1 @@
+"""Ordered groups of ranks and how weights and tokens are split over them."""

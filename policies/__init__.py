@@ -1,0 +1,1 @@
+"""Pure decisions: SLA, attainment, shift rule, selection, load bands. No I/O, no clock."""

@@ -1,0 +1,1 @@
+"""Workloads, profiling, the learned cost model, simulation and search."""

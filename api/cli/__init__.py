@@ -1,0 +1,1 @@
+"""The ``gearshift`` command: one module per command, loaded when it is called."""

@@ -1,0 +1,166 @@
+"""The ``gearshift`` command line. Commands are imported when called, so ``--help`` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+
+from api.cli.common import domain_errors
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandRef:
+    """Where a command lives: ``function`` of ``api.cli.<module>``, shown under ``path``."""
+
+    path: str
+    module: str
+    function: str
+    help: str
+
+
+GROUPS = {
+    "model": "Make checkpoints.",
+    "engine": "Run engines.",
+    "db": "Look after the database.",
+}
+COMMANDS = (
+    CommandRef(
+        path="model create",
+        module="model",
+        function="create",
+        help="Write a random checkpoint in Hugging Face format.",
+    ),
+    CommandRef(
+        path="generate",
+        module="generate",
+        function="generate",
+        help="Continue one prompt under a parallel plan.",
+    ),
+    CommandRef(
+        path="engine serve",
+        module="engine_serve",
+        function="serve",
+        help="Serve a model with an OpenAI-compatible API.",
+    ),
+    CommandRef(
+        path="bench",
+        module="bench",
+        function="bench",
+        help="Replay a workload against a server and judge it by an SLA.",
+    ),
+    CommandRef(
+        path="profile",
+        module="profile",
+        function="profile",
+        help="Measure this machine's operators.",
+    ),
+    CommandRef(
+        path="simulate",
+        module="simulate",
+        function="simulate",
+        help="Predict a plan's latencies on a workload.",
+    ),
+    CommandRef(
+        path="tune",
+        module="tune",
+        function="tune",
+        help="Search the plan, threshold and caps that meet an SLA.",
+    ),
+    CommandRef(path="serve", module="serve", function="serve", help="Run the control plane."),
+    CommandRef(
+        path="db upgrade",
+        module="db",
+        function="upgrade",
+        help="Bring the database to the newest schema.",
+    ),
+    CommandRef(
+        path="db check",
+        module="db",
+        function="check",
+        help="Say whether the database has the newest schema.",
+    ),
+    CommandRef(
+        path="demo",
+        module="demo",
+        function="demo",
+        help="Show the whole loop: checkpoint, tuning, serving, control.",
+    ),
+)
+# The stub takes whatever comes, --help included, and hands it to the real command.
+PASS_EVERYTHING = {
+    "ignore_unknown_options": True,
+    "allow_extra_args": True,
+    "allow_interspersed_args": False,
+}
+
+
+def create_app() -> typer.Typer:
+    """The typer application with every command as a stub that loads the real one."""
+    app = _group("SLA-aware parallelism for LLM inference: serve, tune, control.")
+    app.callback()(_root)
+    groups = {name: _group(text) for name, text in GROUPS.items()}
+    for name, group in groups.items():
+        app.add_typer(group, name=name)
+    for ref in COMMANDS:
+        parent, _, name = ref.path.rpartition(" ")
+        _register(groups[parent] if parent else app, name, ref)
+    return app
+
+
+def main() -> None:
+    """Entry point of the ``gearshift`` script."""
+    create_app()()
+
+
+def _group(text: str) -> typer.Typer:
+    return typer.Typer(
+        help=text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_show_locals=False,
+    )
+
+
+def _register(parent: typer.Typer, name: str, ref: CommandRef) -> None:
+    def run(ctx: typer.Context) -> None:
+        _run(ref, ctx)
+
+    parent.command(
+        name=name, help=ref.help, add_help_option=False, context_settings=PASS_EVERYTHING
+    )(run)
+
+
+def _run(ref: CommandRef, ctx: typer.Context) -> None:
+    """Import the command and run it with the stub's arguments."""
+    function = getattr(import_module(f"api.cli.{ref.module}"), ref.function)
+    command = typer.Typer(add_completion=False)
+    command.command(help=ref.help if not function.__doc__ else None)(function)
+    with domain_errors():
+        code: Any = command(args=ctx.args, prog_name=ctx.command_path, standalone_mode=False)
+    if isinstance(code, int) and code:
+        raise typer.Exit(code)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(version("gearshift"))
+        raise typer.Exit
+
+
+def _root(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """SLA-aware parallelism for LLM inference: serve, tune, control."""
+
+
+if __name__ == "__main__":
+    main()

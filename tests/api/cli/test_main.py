@@ -1,0 +1,57 @@
+"""The command line as a whole: quick help, clear mistakes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from api.cli.common import domain_errors, print_json
+from api.cli.main import COMMANDS, create_app
+from engine.errors import PlanError
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_help_lists_every_command_without_importing_torch() -> None:
+    code = (
+        "import sys\n"
+        "from api.cli.main import main\n"
+        "sys.argv = ['gearshift', '--help']\n"
+        "try:\n    main()\n"
+        "finally:\n    assert 'torch' not in sys.modules and 'fastapi' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    for ref in COMMANDS:
+        assert ref.path.split()[0] in done.stdout
+
+
+def test_an_unknown_command_is_a_mistake_with_exit_code_2() -> None:
+    result = CliRunner().invoke(create_app(), ["fly"])
+    assert result.exit_code == 2
+    assert "fly" in result.stderr
+
+
+def test_a_domain_error_becomes_one_line_on_stderr_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as leaving, domain_errors():
+        raise PlanError("sp=3:\n  does not divide")
+    captured = capsys.readouterr()
+    assert leaving.value.code == 2
+    assert captured.err == "error: sp=3: does not divide\n"
+    assert captured.out == ""
+
+
+def test_an_error_of_ours_is_not_dressed_up_as_a_mistake_of_the_user() -> None:
+    with pytest.raises(ZeroDivisionError), domain_errors():
+        _ = 1 / 0
+
+
+def test_json_answers_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"text": "a\nb"})
+    assert capsys.readouterr().out == '{"text": "a\\nb"}\n'

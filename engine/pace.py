@@ -1,0 +1,66 @@
+"""How long steps take here, learned while serving, so that chunks can be sized to a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.plan import Mode
+
+_DECAY = 0.98
+_MIN_SAMPLES = 4
+
+
+@dataclass
+class _Line:
+    """Exponentially weighted least squares of seconds over tokens."""
+
+    weight: float = 0.0
+    tokens: float = 0.0
+    seconds: float = 0.0
+    tokens_sq: float = 0.0
+    cross: float = 0.0
+    count: int = 0
+
+    def observe(self, num_tokens: int, step_s: float) -> None:
+        self.weight = self.weight * _DECAY + 1.0
+        self.tokens = self.tokens * _DECAY + num_tokens
+        self.seconds = self.seconds * _DECAY + step_s
+        self.tokens_sq = self.tokens_sq * _DECAY + num_tokens * num_tokens
+        self.cross = self.cross * _DECAY + num_tokens * step_s
+        self.count += 1
+
+    def fit(self) -> tuple[float, float]:
+        """(seconds at zero tokens, seconds per token), both at least 0."""
+        mean_n, mean_s = self.tokens / self.weight, self.seconds / self.weight
+        variance = self.tokens_sq / self.weight - mean_n**2
+        covariance = self.cross / self.weight - mean_n * mean_s
+        # With one size only, the whole time is laid on the tokens: cautious for larger chunks.
+        if variance < 0.25:
+            return 0.0, mean_s / max(mean_n, 1.0)
+        per_token = min(max(covariance / variance, 0.0), mean_s / max(mean_n, 1e-9))
+        return mean_s - per_token * mean_n, per_token
+
+
+class StepPace:
+    """Seconds of a step as a straight line in its tokens, per mode, from the steps seen so far.
+
+    A line is enough to size a chunk to ``max_step_ms``; the tuner's step model is the accurate
+    one and lives to the right of the engine.
+    """
+
+    def __init__(self) -> None:
+        self._lines: dict[Mode, _Line] = {mode: _Line() for mode in Mode}
+
+    def observe(self, mode: Mode, num_tokens: int, step_s: float) -> None:
+        """Learn from one finished step."""
+        self._lines[mode].observe(num_tokens, step_s)
+
+    def max_tokens(self, mode: Mode, max_step_ms: float) -> int | None:
+        """Most tokens of a step that fits ``max_step_ms``; None while too little was seen."""
+        line = self._lines[mode]
+        if line.count < _MIN_SAMPLES:
+            return None
+        fixed_s, per_token_s = line.fit()
+        if per_token_s <= 0.0:
+            return None
+        return int((max_step_ms * 1e-3 - fixed_s) / per_token_s)

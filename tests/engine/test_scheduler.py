@@ -1,0 +1,286 @@
+"""The scheduler under random loads: nothing is lost, nothing exceeds a cap, books balance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.config import Caps
+from engine.errors import QueueFullError, RequestError
+from engine.plan import Mode, ParallelPlan
+from engine.policy import Order
+from engine.request import FinishReason, Request, SamplingParams
+from engine.scheduler import Scheduler
+from engine.shift import ModeChooser
+
+SP4 = ParallelPlan(sp=4, shift=True)
+
+
+def make_scheduler(
+    *,
+    max_num_seqs: int = 8,
+    max_num_batched_tokens: int = 32,
+    num_blocks: int = 64,
+    block_size: int = 4,
+    depth: int = 1,
+    order: Order = Order.FCFS,
+    max_queue: int | None = None,
+    threshold: int = 8,
+    eos: tuple[int, ...] = (),
+) -> Scheduler:
+    caps = Caps(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_queue=max_queue,
+    )
+    return Scheduler(
+        caps=caps,
+        envelope=caps,
+        chooser=ModeChooser(plan=SP4, threshold_tokens=threshold),
+        num_blocks=num_blocks,
+        block_size=block_size,
+        max_model_len=128,
+        depth=depth,
+        order=order,
+        eos_token_ids=eos,
+    )
+
+
+def make_request(name: str, prompt_len: int, max_tokens: int, **sampling: object) -> Request:
+    return Request(
+        request_id=name,
+        prompt_ids=tuple(range(1, prompt_len + 1)),
+        sampling=SamplingParams(max_tokens=max_tokens, **sampling),  # type: ignore[arg-type]
+    )
+
+
+def run_to_end(scheduler: Scheduler, *, token: int = 7) -> dict[str, int]:
+    """Drive until idle; returns tokens produced per request."""
+    produced: dict[str, int] = {}
+    outstanding = []
+    for _ in range(10_000):
+        while (step := scheduler.schedule()) is not None:
+            assert step.shape.num_tokens <= scheduler.caps.max_num_batched_tokens
+            assert scheduler.num_running <= scheduler.caps.max_num_seqs
+            outstanding.append(step)
+        in_flight = [name for s in outstanding for name in s.request_ids]
+        assert len(in_flight) == len(set(in_flight)), "a sequence is in two steps at once"
+        if not outstanding:
+            break
+        step = outstanding.pop(0)
+        ids = np.full(int(step.is_sampled.sum()), token, np.int32)
+        for name in scheduler.commit(step, ids).tokens:
+            produced[name] = produced.get(name, 0) + 1
+        scheduler.check_integrity()
+    assert scheduler.is_idle, "the scheduler stopped with work left"
+    return produced
+
+
+requests = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 30)), min_size=1, max_size=14)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    lengths=requests,
+    max_num_seqs=st.integers(1, 8),
+    budget=st.integers(1, 40),
+    num_blocks=st.integers(23, 60),
+    depth=st.integers(1, 4),
+    order=st.sampled_from(Order),
+)
+def test_every_request_gets_all_its_tokens_within_the_caps_whatever_the_load(
+    lengths: list[tuple[int, int]],
+    max_num_seqs: int,
+    budget: int,
+    num_blocks: int,
+    depth: int,
+    order: Order,
+) -> None:
+    scheduler = make_scheduler(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=budget,
+        num_blocks=num_blocks,
+        depth=depth,
+        order=order,
+    )
+    for i, (prompt_len, max_tokens) in enumerate(lengths):
+        scheduler.add(make_request(str(i), prompt_len, max_tokens))
+    produced = run_to_end(scheduler)
+    assert produced == {str(i): max_tokens for i, (_, max_tokens) in enumerate(lengths)}
+    assert scheduler.kv_usage == 0.0
+    assert scheduler.load_tokens == 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(lengths=requests, num_blocks=st.integers(23, 200), data=st.data())
+def test_advance_leaves_the_same_state_as_single_steps(
+    lengths: list[tuple[int, int]], num_blocks: int, data: st.DataObject
+) -> None:
+    bulk, single = (make_scheduler(num_blocks=num_blocks) for _ in range(2))
+    for scheduler in (bulk, single):
+        for i, (prompt_len, max_tokens) in enumerate(lengths):
+            scheduler.add(make_request(str(i), prompt_len, max_tokens))
+    while not bulk.is_idle:
+        quiet = bulk.quiet_steps()
+        assert quiet == single.quiet_steps()
+        if quiet:
+            count = data.draw(st.integers(1, quiet))
+            shapes = [bulk.quiet_shape()]
+            bulk.advance(count)
+            shapes.append(bulk.quiet_shape())
+            seen = []
+            for _ in range(count):
+                step = single.schedule()
+                assert step is not None
+                seen.append(step.shape)
+                assert not single.commit(step, None).finished, "a quiet step ended a sequence"
+            assert seen[0] == shapes[0]
+            growth = shapes[1].decode_context_tokens - shapes[0].decode_context_tokens
+            assert growth == count * shapes[0].num_seqs
+        else:
+            for scheduler in (bulk, single):
+                step = scheduler.schedule()
+                assert step is not None
+                scheduler.commit(step, None)
+        bulk.check_integrity()
+        for name in ("num_tokens", "num_computed", "num_blocks", "blocks"):
+            assert np.array_equal(getattr(bulk.table, name), getattr(single.table, name)), name
+        assert bulk.next_step_id == single.next_step_id
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=requests, depth=st.integers(1, 3), data=st.data())
+def test_an_abort_at_any_point_frees_everything_it_held(
+    lengths: list[tuple[int, int]], depth: int, data: st.DataObject
+) -> None:
+    scheduler = make_scheduler(depth=depth, num_blocks=30)
+    alive = {str(i) for i in range(len(lengths))}
+    for i, (prompt_len, max_tokens) in enumerate(lengths):
+        scheduler.add(make_request(str(i), prompt_len, max_tokens))
+    outstanding = []
+    while not scheduler.is_idle:
+        while (step := scheduler.schedule()) is not None:
+            outstanding.append(step)
+        if alive and data.draw(st.booleans()):
+            name = data.draw(st.sampled_from(sorted(alive)))
+            alive.discard(name)
+            assert scheduler.abort(name) is not None
+        if outstanding:
+            outcome = scheduler.commit(outstanding.pop(0), None)
+            assert set(outcome.tokens) <= alive, "an aborted request got a token"
+            alive -= {sequence.request_id for sequence, _ in outcome.finished}
+        scheduler.check_integrity()
+    assert not alive
+    assert scheduler.kv_usage == 0.0
+    assert scheduler.load_tokens == 0
+
+
+def test_a_prompt_longer_than_the_budget_is_cut_into_chunks_and_samples_once() -> None:
+    scheduler = make_scheduler(max_num_batched_tokens=10)
+    scheduler.add(make_request("a", 25, 2))
+    chunks, sampled = [], []
+    while (step := scheduler.schedule()) is not None:
+        chunks.append(step.shape.num_tokens)
+        sampled.append(step.shape.num_sampled)
+        scheduler.commit(step, None)
+    assert chunks == [10, 10, 5, 1]
+    assert sampled == [0, 0, 1, 1]
+
+
+def test_decodes_are_never_held_back_by_a_long_prompt() -> None:
+    scheduler = make_scheduler(max_num_batched_tokens=10)
+    scheduler.add(make_request("decode", 1, 20))
+    first = scheduler.schedule()
+    assert first is not None
+    scheduler.commit(first, None)
+    scheduler.add(make_request("long", 60, 1))
+    step = scheduler.schedule()
+    assert step is not None
+    assert step.request_ids == ["decode", "long"]
+    assert step.query_lens.tolist() == [1, 9]
+
+
+def test_the_mode_follows_the_tokens_of_the_step_and_the_boundary_is_shift() -> None:
+    scheduler = make_scheduler(max_num_batched_tokens=9, threshold=8)
+    scheduler.add(make_request("a", 17, 2))
+    modes = []
+    while (step := scheduler.schedule()) is not None:
+        modes.append((step.shape.num_tokens, step.shape.mode))
+        scheduler.commit(step, None)
+    assert modes == [(9, Mode.BASE), (8, Mode.SHIFT), (1, Mode.SHIFT)]
+
+
+def test_when_memory_runs_out_the_last_admitted_is_preempted_and_still_completes() -> None:
+    scheduler = make_scheduler(num_blocks=10, block_size=4)
+    scheduler.add(make_request("first", 14, 20))
+    scheduler.add(make_request("second", 14, 20))
+    assert run_to_end(scheduler) == {"first": 20, "second": 20}
+    assert scheduler.num_preemptions >= 1
+
+
+def test_an_end_of_sequence_token_stops_unless_ignored_or_too_early() -> None:
+    scheduler = make_scheduler(eos=(7,))
+    scheduler.add(make_request("stops", 3, 10))
+    scheduler.add(make_request("ignores", 3, 10, ignore_eos=True))
+    scheduler.add(make_request("waits", 3, 10, min_tokens=4))
+    assert run_to_end(scheduler, token=7) == {"stops": 1, "ignores": 10, "waits": 4}
+
+
+def test_a_stop_token_id_ends_with_reason_stop() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(make_request("a", 3, 10, stop_token_ids=(5,)))
+    step = scheduler.schedule()
+    assert step is not None
+    outcome = scheduler.commit(step, np.array([5], np.int32))
+    assert [reason for _, reason in outcome.finished] == [FinishReason.STOP]
+
+
+def test_a_request_longer_than_the_context_is_refused_with_the_numbers() -> None:
+    scheduler = make_scheduler()
+    with pytest.raises(RequestError, match=r"120 prompt tokens plus max_tokens 10.*128"):
+        scheduler.add(make_request("a", 120, 10))
+
+
+def test_a_request_larger_than_the_whole_cache_is_refused_with_the_numbers() -> None:
+    scheduler = make_scheduler(num_blocks=4, block_size=4)
+    with pytest.raises(RequestError, match=r"20 tokens need 5 KV blocks, this engine has 4"):
+        scheduler.add(make_request("a", 10, 10))
+
+
+def test_the_admission_limit_refuses_with_the_queue_length() -> None:
+    scheduler = make_scheduler(max_queue=1)
+    scheduler.add(make_request("a", 3, 1))
+    with pytest.raises(QueueFullError, match="1 requests wait, max_queue is 1"):
+        scheduler.add(make_request("b", 3, 1))
+
+
+def test_a_tight_step_time_cuts_prefill_chunks_but_never_to_nothing() -> None:
+    scheduler = make_scheduler(max_num_batched_tokens=32)
+    for tokens in (1, 8, 16, 32):
+        scheduler.pace.observe(Mode.BASE, tokens, 1e-3 + tokens * 1e-3)
+    scheduler.caps = Caps(max_num_seqs=8, max_num_batched_tokens=32, max_step_ms=17.0)
+    scheduler.add(make_request("a", 60, 1))
+    step = scheduler.schedule()
+    assert step is not None
+    assert 14 <= step.shape.num_tokens <= 17
+    scheduler.commit(step, None)
+    scheduler.caps = Caps(max_num_seqs=8, max_num_batched_tokens=32, max_step_ms=0.1)
+    step = scheduler.schedule()
+    assert step is not None
+    assert step.shape.num_tokens == scheduler.block_size
+
+
+def test_released_sequences_keep_their_tokens_and_finish_in_another_scheduler() -> None:
+    old = make_scheduler()
+    for name in ("a", "b"):
+        old.add(make_request(name, 5, 6))
+    for _ in range(3):
+        step = old.schedule()
+        assert step is not None
+        old.commit(step, np.full(int(step.is_sampled.sum()), 9, np.int32))
+    new = make_scheduler(num_blocks=32)
+    new.adopt(old.release())
+    old.check_integrity()
+    assert run_to_end(new) == {"a": 3, "b": 3}

@@ -1,0 +1,42 @@
+"""Decisions of the controller."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from store.models import DecisionRow, MeasurementRow
+from store.paging import Page, PageRequest, fetch_page
+
+
+class DecisionRepository:
+    """Reads and writes decisions, and the measurements of live windows they rest on."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(self, row: DecisionRow) -> DecisionRow:
+        self._session.add(row)
+        self._session.flush()
+        return row
+
+    def find_last(self, engine_id: str) -> DecisionRow | None:
+        query = (
+            sa.select(DecisionRow)
+            .where(DecisionRow.engine_id == engine_id)
+            .order_by(DecisionRow.id.desc())
+            .limit(1)
+        )
+        return self._session.scalars(query).one_or_none()
+
+    def list_page(self, page: PageRequest, *, engine_id: str | None = None) -> Page[DecisionRow]:
+        """Decisions, newest first."""
+        query = sa.select(DecisionRow)
+        if engine_id is not None:
+            query = query.where(DecisionRow.engine_id == engine_id)
+        return fetch_page(self._session, query, DecisionRow.id, page)
+
+    def add_measurement(self, row: MeasurementRow) -> MeasurementRow:
+        self._session.add(row)
+        self._session.flush()
+        return row

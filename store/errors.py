@@ -1,0 +1,23 @@
+"""The store's error tree: what a caller can cause by asking for something that is not so."""
+
+from __future__ import annotations
+
+
+class StoreError(Exception):
+    """Root of the tree; catch it at a boundary and convert once."""
+
+
+class NotFoundError(StoreError):
+    """No row with this identity."""
+
+    def __init__(self, noun: str, identity: object) -> None:
+        super().__init__(f"{noun} {identity} does not exist")
+        self.noun = noun
+
+
+class ConflictError(StoreError):
+    """The row exists but its state forbids the change, with the state in the message."""
+
+
+class SchemaError(StoreError):
+    """The database's schema is not the one this version of the code needs."""

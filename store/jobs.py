@@ -1,0 +1,91 @@
+"""Tuning jobs and their events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from store.base import Json
+from store.errors import NotFoundError
+from store.models import JobEvent, JobState, TuningJob
+from store.paging import Page, PageRequest, fetch_page
+
+
+class JobRepository:
+    """Reads and writes tuning jobs. A job's events are numbered by the job row itself."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(self, *, spec: Json, num_trials: int, created_by: str) -> TuningJob:
+        job = TuningJob(spec=spec, num_trials=num_trials, created_by=created_by)
+        self._session.add(job)
+        self._session.flush()
+        return job
+
+    def get(self, job_id: str, *, for_update: bool = False) -> TuningJob:
+        """The job; ``for_update`` holds its row until the unit of work ends.
+
+        Raises:
+            NotFoundError: no such job.
+        """
+        job = self._session.get(TuningJob, job_id, with_for_update=for_update or None)
+        if job is None:
+            raise NotFoundError("tuning job", job_id)
+        return job
+
+    def list_page(self, page: PageRequest, *, state: JobState | None = None) -> Page[TuningJob]:
+        """Jobs, newest first."""
+        query = sa.select(TuningJob)
+        if state is not None:
+            query = query.where(TuningJob.state == state)
+        return fetch_page(self._session, query, TuningJob.id, page)
+
+    def list_open(self) -> Sequence[TuningJob]:
+        """Jobs that are not finished, oldest first."""
+        states = [state for state in JobState if not state.is_final]
+        query = sa.select(TuningJob).where(TuningJob.state.in_(states)).order_by(TuningJob.id)
+        return self._session.scalars(query).all()
+
+    def delete(self, job: TuningJob) -> None:
+        """Remove a job with its events and trials."""
+        self._session.delete(job)
+
+    def append_event(self, job_id: str, event_type: str, data: Json) -> int:
+        """Add the job's next event; returns its sequence number, from 1 without gaps.
+
+        Raises:
+            NotFoundError: no such job.
+        """
+        bump = (
+            sa.update(TuningJob)
+            .where(TuningJob.id == job_id)
+            .values(last_event_seq=TuningJob.last_event_seq + 1)
+            .returning(TuningJob.last_event_seq)
+            .execution_options(synchronize_session=False)
+        )
+        self._session.flush()
+        seq = self._session.execute(bump).scalar_one_or_none()
+        if seq is None:
+            raise NotFoundError("tuning job", job_id)
+        self._session.add(JobEvent(job_id=job_id, seq=seq, type=event_type, data=data))
+        self._session.flush()
+        return seq
+
+    def list_events(self, job_id: str, *, after: int, limit: int = 500) -> Sequence[JobEvent]:
+        """Events after sequence number ``after``, in order."""
+        query = (
+            sa.select(JobEvent)
+            .where(JobEvent.job_id == job_id, JobEvent.seq > after)
+            .order_by(JobEvent.seq)
+            .limit(limit)
+        )
+        return self._session.scalars(query).all()
+
+    def count_by_state(self) -> dict[JobState, int]:
+        """Jobs per state, states without a job included."""
+        query = sa.select(TuningJob.state, sa.func.count()).group_by(TuningJob.state)
+        found = dict(self._session.execute(query).all())
+        return {state: found.get(state, 0) for state in JobState}

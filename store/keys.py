@@ -1,0 +1,61 @@
+"""API keys by the hash of their secret."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from store.errors import NotFoundError
+from store.models import ApiKey
+from store.paging import Page, PageRequest, fetch_page
+
+PREFIX_LENGTH = 10
+
+
+def hash_secret(secret: str) -> str:
+    """SHA-256 of a key's secret, hex."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+class KeyRepository:
+    """Reads and writes API keys; a secret is never kept."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(
+        self, *, name: str, secret: str, scopes: list[str], expires_at: datetime | None = None
+    ) -> ApiKey:
+        row = ApiKey(
+            name=name,
+            prefix=secret[:PREFIX_LENGTH],
+            hash=hash_secret(secret),
+            scopes=scopes,
+            expires_at=expires_at,
+        )
+        self._session.add(row)
+        self._session.flush()
+        return row
+
+    def get(self, key_id: str) -> ApiKey:
+        """Raises NotFoundError when there is none."""
+        row = self._session.get(ApiKey, key_id)
+        if row is None:
+            raise NotFoundError("API key", key_id)
+        return row
+
+    def find_by_secret(self, secret: str) -> ApiKey | None:
+        query = sa.select(ApiKey).where(ApiKey.hash == hash_secret(secret))
+        return self._session.scalars(query).one_or_none()
+
+    def count(self) -> int:
+        """Keys of any state."""
+        return self._session.scalar(sa.select(sa.func.count()).select_from(ApiKey)) or 0
+
+    def list_page(self, page: PageRequest) -> Page[ApiKey]:
+        """Keys in order of creation."""
+        query = sa.select(ApiKey)
+        return fetch_page(self._session, query, ApiKey.id, page, newest_first=False)

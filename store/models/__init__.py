@@ -1,0 +1,43 @@
+"""Every table, imported so that ``Base.metadata`` is complete."""
+
+from __future__ import annotations
+
+from store.base import Base
+from store.models.access import ApiKey, AuditEntry, IdempotencyKey
+from store.models.serving import (
+    AckState,
+    DecisionRow,
+    DeviceLease,
+    EngineRow,
+    Heartbeat,
+    PolicyVersion,
+)
+from store.models.tuning import (
+    CostModel,
+    JobEvent,
+    JobState,
+    MeasurementRow,
+    Recommendation,
+    Trial,
+    TuningJob,
+)
+
+__all__ = [
+    "AckState",
+    "ApiKey",
+    "AuditEntry",
+    "Base",
+    "CostModel",
+    "DecisionRow",
+    "DeviceLease",
+    "EngineRow",
+    "Heartbeat",
+    "IdempotencyKey",
+    "JobEvent",
+    "JobState",
+    "MeasurementRow",
+    "PolicyVersion",
+    "Recommendation",
+    "Trial",
+    "TuningJob",
+]

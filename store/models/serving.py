@@ -1,0 +1,130 @@
+"""Tables of serving: engines, their heartbeats and policies, decisions, device leases."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, mapped_column
+
+from store.base import Base, Json, JsonList, id_column, utc_now
+
+
+class AckState(StrEnum):
+    """What an engine said about a policy version."""
+
+    PENDING = "pending"
+    APPLIED = "applied"
+    REFUSED = "refused"
+
+
+class EngineRow(Base):
+    """A registered engine. It keeps its identity by ``name`` over restarts of either side.
+
+    ``schedule`` and ``sla`` come from the recommendation last applied; the controller works on
+    engines that have them.
+    """
+
+    __tablename__ = "engines"
+
+    id: Mapped[str] = id_column("eng")
+    name: Mapped[str] = mapped_column(sa.String(120), unique=True)
+    model_name: Mapped[str] = mapped_column(sa.String(200))
+    public_url: Mapped[str | None] = mapped_column(sa.String(300))
+    host: Mapped[str] = mapped_column(sa.String(200))
+    model: Mapped[Json]
+    envelope: Mapped[Json]
+    capabilities: Mapped[JsonList]
+    effective_policy: Mapped[Json]
+    desired_version: Mapped[int] = mapped_column(default=0)
+    applied_version: Mapped[int] = mapped_column(default=0)
+    last_version: Mapped[int] = mapped_column(default=0)
+    recommendation_id: Mapped[str | None] = mapped_column(
+        sa.ForeignKey("recommendations.id", ondelete="SET NULL")
+    )
+    schedule: Mapped[Json | None]
+    sla: Mapped[str | None] = mapped_column(sa.Text)
+    registered_at: Mapped[datetime] = mapped_column(default=utc_now)
+    last_heartbeat_at: Mapped[datetime | None]
+
+
+class Heartbeat(Base):
+    """What an engine saw in one window: exact request timings and step aggregates.
+
+    A window that is not here is missing data, never zero load.
+    """
+
+    __tablename__ = "engine_heartbeats"
+    __table_args__ = (sa.Index("ix_engine_heartbeats_engine_id_id", "engine_id", "id"),)
+
+    id: Mapped[int] = mapped_column(sa.Integer, primary_key=True)
+    engine_id: Mapped[str] = mapped_column(sa.ForeignKey("engines.id", ondelete="CASCADE"))
+    window_s: Mapped[float]
+    arrived: Mapped[int]
+    stats: Mapped[Json]
+    requests: Mapped[JsonList]
+    steps: Mapped[JsonList]
+    received_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)
+
+
+class PolicyVersion(Base):
+    """One version of an engine's policy document, and what the engine said about it."""
+
+    __tablename__ = "policy_versions"
+
+    engine_id: Mapped[str] = mapped_column(
+        sa.ForeignKey("engines.id", ondelete="CASCADE"), primary_key=True
+    )
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    document: Mapped[Json]
+    origin: Mapped[str] = mapped_column(sa.String(20))
+    reason: Mapped[str] = mapped_column(sa.Text)
+    created_by: Mapped[str] = mapped_column(sa.String(40))
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    ack_state: Mapped[AckState] = mapped_column(
+        sa.Enum(
+            AckState,
+            native_enum=False,
+            create_constraint=True,
+            name="ack_known",
+            length=16,
+            values_callable=lambda kind: [member.value for member in kind],
+        ),
+        default=AckState.PENDING,
+    )
+    ack_message: Mapped[str | None] = mapped_column(sa.Text)
+    ack_changes: Mapped[Json | None]
+    ack_seconds: Mapped[float | None]
+    acknowledged_at: Mapped[datetime | None]
+
+
+class DecisionRow(Base):
+    """One decision of the controller, taken or not, with what it saw and what it rejected."""
+
+    __tablename__ = "decisions"
+
+    id: Mapped[int] = mapped_column(sa.Integer, primary_key=True)
+    engine_id: Mapped[str] = mapped_column(
+        sa.ForeignKey("engines.id", ondelete="CASCADE"), index=True
+    )
+    action: Mapped[str] = mapped_column(sa.String(40))
+    reason: Mapped[str] = mapped_column(sa.String(60))
+    band_index: Mapped[int | None]
+    settings: Mapped[Json | None]
+    rejected: Mapped[JsonList]
+    observed: Mapped[Json]
+    policy_version: Mapped[int | None]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class DeviceLease(Base):
+    """One device of one host in use: by a serving engine (no expiry) or by a trial."""
+
+    __tablename__ = "device_leases"
+
+    host: Mapped[str] = mapped_column(sa.String(200), primary_key=True)
+    device: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    holder: Mapped[str] = mapped_column(sa.String(60), index=True)
+    leased_at: Mapped[datetime] = mapped_column(default=utc_now)
+    expires_at: Mapped[datetime | None]

@@ -1,0 +1,51 @@
+"""Policy versions of engines."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from store.base import Json
+from store.errors import NotFoundError
+from store.models import EngineRow, PolicyVersion
+from store.paging import Page, PageRequest, fetch_page
+
+
+class PolicyRepository:
+    """Reads and writes policy versions; documents never change, acknowledgements fill in."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(
+        self, engine: EngineRow, *, document: Json, origin: str, reason: str, created_by: str
+    ) -> PolicyVersion:
+        """Append the engine's next version and make it the desired one.
+
+        The caller holds the engine's row (``get(for_update=True)``), so numbers have no gaps.
+        """
+        engine.last_version += 1
+        engine.desired_version = engine.last_version
+        row = PolicyVersion(
+            engine_id=engine.id,
+            version=engine.last_version,
+            document=document,
+            origin=origin,
+            reason=reason,
+            created_by=created_by,
+        )
+        self._session.add(row)
+        self._session.flush()
+        return row
+
+    def get(self, engine_id: str, version: int) -> PolicyVersion:
+        """Raises NotFoundError when the engine has no such version."""
+        row = self._session.get(PolicyVersion, (engine_id, version))
+        if row is None:
+            raise NotFoundError(f"engine {engine_id} policy version", version)
+        return row
+
+    def list_page(self, engine_id: str, page: PageRequest) -> Page[PolicyVersion]:
+        """Versions of an engine, newest first."""
+        query = sa.select(PolicyVersion).where(PolicyVersion.engine_id == engine_id)
+        return fetch_page(self._session, query, PolicyVersion.version, page)

@@ -1,0 +1,55 @@
+"""Recommendations, one per finished job."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from store.base import Json
+from store.errors import NotFoundError
+from store.models import Recommendation
+from store.paging import Page, PageRequest, fetch_page
+
+
+class RecommendationRepository:
+    """Reads and writes recommendations."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(
+        self,
+        *,
+        job_id: str,
+        cost_model_id: str | None,
+        sla: str,
+        document: Json,
+        schedule: Json | None,
+        warnings: list[str],
+    ) -> Recommendation:
+        row = Recommendation(
+            job_id=job_id,
+            cost_model_id=cost_model_id,
+            sla=sla,
+            document=document,
+            schedule=schedule,
+            warnings=warnings,
+        )
+        self._session.add(row)
+        self._session.flush()
+        return row
+
+    def get(self, recommendation_id: str) -> Recommendation:
+        """Raises NotFoundError when there is none."""
+        row = self._session.get(Recommendation, recommendation_id)
+        if row is None:
+            raise NotFoundError("recommendation", recommendation_id)
+        return row
+
+    def find_for_job(self, job_id: str) -> Recommendation | None:
+        query = sa.select(Recommendation).where(Recommendation.job_id == job_id)
+        return self._session.scalars(query).one_or_none()
+
+    def list_page(self, page: PageRequest) -> Page[Recommendation]:
+        """Recommendations, newest first."""
+        return fetch_page(self._session, sa.select(Recommendation), Recommendation.id, page)

@@ -1,0 +1,153 @@
+"""The database and the unit of work: one transaction per use, committed once at the edge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from store.audit import AuditRepository
+from store.cost_models import CostModelRepository
+from store.decisions import DecisionRepository
+from store.devices import DeviceRepository
+from store.engines import EngineRepository
+from store.errors import StoreError
+from store.idempotency import IdempotencyRepository
+from store.jobs import JobRepository
+from store.keys import KeyRepository
+from store.policies import PolicyRepository
+from store.recommendations import RecommendationRepository
+from store.trials import TrialRepository
+
+SQLITE_BUSY_MS = 30_000
+READ_ONLY = "gearshift_read_only"
+
+
+@dataclass(frozen=True)
+class UnitOfWork:
+    """The repositories over one transaction."""
+
+    session: Session
+
+    @cached_property
+    def jobs(self) -> JobRepository:
+        return JobRepository(self.session)
+
+    @cached_property
+    def trials(self) -> TrialRepository:
+        return TrialRepository(self.session)
+
+    @cached_property
+    def cost_models(self) -> CostModelRepository:
+        return CostModelRepository(self.session)
+
+    @cached_property
+    def recommendations(self) -> RecommendationRepository:
+        return RecommendationRepository(self.session)
+
+    @cached_property
+    def engines(self) -> EngineRepository:
+        return EngineRepository(self.session)
+
+    @cached_property
+    def policies(self) -> PolicyRepository:
+        return PolicyRepository(self.session)
+
+    @cached_property
+    def decisions(self) -> DecisionRepository:
+        return DecisionRepository(self.session)
+
+    @cached_property
+    def devices(self) -> DeviceRepository:
+        return DeviceRepository(self.session)
+
+    @cached_property
+    def audit(self) -> AuditRepository:
+        return AuditRepository(self.session)
+
+    @cached_property
+    def keys(self) -> KeyRepository:
+        return KeyRepository(self.session)
+
+    @cached_property
+    def idempotency(self) -> IdempotencyRepository:
+        return IdempotencyRepository(self.session)
+
+
+class Database:
+    """One database, SQLite or PostgreSQL, by its SQLAlchemy URL. Safe to share by threads.
+
+    Raises:
+        StoreError: a URL that cannot be read, or of another kind of database.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.engine = make_engine(url)
+        self._reader = self.engine.execution_options(**{READ_ONLY: True})
+
+    @contextmanager
+    def begin(self) -> Iterator[UnitOfWork]:
+        """A unit of work that commits when its block ends well and else rolls back."""
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield UnitOfWork(session)
+
+    @contextmanager
+    def read(self) -> Iterator[UnitOfWork]:
+        """A unit of work for queries; whatever it changed is thrown away."""
+        with Session(self._reader, expire_on_commit=False, autoflush=False) as session:
+            yield UnitOfWork(session)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def make_engine(url: str) -> sa.Engine:
+    """An engine with the connection settings Gearshift relies on.
+
+    SQLite: write-ahead log, foreign keys on, a busy timeout, and writers that take the write lock
+    when they begin (a reader that turns writer half-way fails at once with "database is locked",
+    whatever the timeout).
+
+    Raises:
+        StoreError: a URL that cannot be read, or of another kind of database.
+    """
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise StoreError(f"database URL {url!r} cannot be read: {error}") from error
+    match parsed.get_backend_name():
+        case "sqlite":
+            if parsed.database in (None, "", ":memory:"):
+                raise StoreError("an in-memory SQLite cannot be shared; name a file")
+            engine = sa.create_engine(parsed)
+            event.listen(engine, "connect", _prepare_sqlite)
+            event.listen(engine, "begin", _begin_sqlite)
+            return engine
+        case "postgresql":
+            return sa.create_engine(
+                parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=10
+            )
+        case other:
+            raise StoreError(f"database {other!r} is not supported; use sqlite or postgresql")
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # SQLAlchemy's begin event opens the transactions
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_MS}")
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    is_reader = connection.get_execution_options().get(READ_ONLY, False)
+    connection.exec_driver_sql("BEGIN" if is_reader else "BEGIN IMMEDIATE")

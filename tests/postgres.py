@@ -1,0 +1,108 @@
+"""A PostgreSQL cluster of the test session's own, thrown away at its end."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+
+SYSTEM_USER = "postgres"
+
+
+def find_binaries() -> Path | None:
+    """The folder of initdb and postgres: on the PATH, else the newest Debian-style install."""
+    on_path = shutil.which("initdb")
+    if on_path and shutil.which("pg_ctl"):
+        return Path(on_path).parent
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return found[-1].parent if found else None
+
+
+def missing_reason() -> str | None:
+    """Why no cluster can be started here, or None."""
+    if find_binaries() is None:
+        return "PostgreSQL (initdb) is not installed"
+    if os.getuid() == 0 and not _has_user(SYSTEM_USER):
+        return f"initdb refuses root and there is no {SYSTEM_USER} user"
+    return None
+
+
+class PostgresCluster:
+    """A running cluster reached over a unix socket; makes one database per caller."""
+
+    def __init__(self, socket_dir: Path) -> None:
+        self._socket_dir = socket_dir
+        self._admin = sa.create_engine(self._url("postgres"), isolation_level="AUTOCOMMIT")
+
+    def create_database(self) -> str:
+        """Make an empty database and return its URL."""
+        name = f"t{secrets.token_hex(6)}"
+        with self._admin.connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        return self._url(name)
+
+    def drop_database(self, url: str) -> None:
+        name = sa.make_url(url).database
+        with self._admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def close(self) -> None:
+        self._admin.dispose()
+
+    def _url(self, database: str) -> str:
+        return f"postgresql+psycopg://{SYSTEM_USER}@/{database}?host={self._socket_dir}"
+
+
+@contextmanager
+def running_cluster() -> Iterator[PostgresCluster]:
+    """Start a cluster in a temporary folder, on a unix socket only, and stop it afterwards."""
+    binaries = find_binaries()
+    assert binaries is not None, "ask missing_reason() first"
+    # A short path: a unix socket's name holds at most 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="pg"))
+    data = folder / "data"
+    if os.getuid() == 0:
+        shutil.chown(folder, SYSTEM_USER)
+    pg_ctl = [str(binaries / "pg_ctl"), "-D", str(data), "-w"]
+    options = f"-c listen_addresses='' -k {folder} -c fsync=off -c max_connections=60"
+    try:
+        _run([str(binaries / "initdb"), "-D", str(data), "-U", SYSTEM_USER, "-A", "trust", "-N"])
+        _run([*pg_ctl, "-o", options, "-l", str(folder / "log"), "start"])
+        cluster = PostgresCluster(folder)
+        try:
+            yield cluster
+        finally:
+            cluster.close()
+            _run([*pg_ctl, "-m", "immediate", "stop"])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(
+        command,
+        user=SYSTEM_USER if os.getuid() == 0 else None,
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, f"{command[0]}: {done.stderr}"
+
+
+def _has_user(name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True

@@ -1,0 +1,96 @@
+"""Keys, idempotency and the audit chain."""
+
+from __future__ import annotations
+
+import pytest
+import sqlalchemy as sa
+
+from store import Database, PageRequest
+from store.audit import GENESIS, hash_document
+from store.models import AuditEntry, IdempotencyKey
+
+
+def _append(database: Database, action: str) -> int:
+    with database.begin() as uow:
+        return uow.audit.append(
+            actor="key_1",
+            action=action,
+            resource="engines/eng_1/policy",
+            before=None,
+            after={"version": 1},
+            reason="because",
+            request_id="r1",
+        ).id
+
+
+def test_a_key_is_found_by_its_secret_and_keeps_only_a_prefix(database: Database) -> None:
+    with database.begin() as uow:
+        key = uow.keys.add(name="ci", secret="gs_0123456789abcdef", scopes=["read"])
+    with database.read() as uow:
+        found = uow.keys.find_by_secret("gs_0123456789abcdef")
+        assert found is not None
+        assert found.id == key.id
+        assert found.prefix == "gs_0123456"
+        assert "abcdef" not in found.hash
+        assert uow.keys.find_by_secret("gs_other") is None
+        assert uow.keys.count() == 1
+
+
+def test_an_idempotency_key_is_claimed_once_per_actor(database: Database) -> None:
+    def row(actor: str) -> IdempotencyKey:
+        return IdempotencyKey(
+            actor=actor, key="k", request_hash="h", status=202, headers={}, body={"id": 1}
+        )
+
+    with database.begin() as uow:
+        assert uow.idempotency.claim(row("a"))
+        assert not uow.idempotency.claim(row("a"))
+        assert uow.idempotency.claim(row("b"))
+    with database.read() as uow:
+        found = uow.idempotency.find(actor="a", key="k")
+        assert found is not None
+        assert found.body == {"id": 1}
+
+
+def test_audit_entries_chain_from_the_first(database: Database) -> None:
+    for action in ("create", "patch", "rollback"):
+        _append(database, action)
+    with database.read() as uow:
+        entries = list(reversed(uow.audit.list_page(PageRequest()).items))
+        assert uow.audit.find_break() is None
+    assert [entry.previous_hash for entry in entries] == [
+        GENESIS,
+        entries[0].hash,
+        entries[1].hash,
+    ]
+    assert entries[0].after_hash == hash_document({"version": 1})
+
+
+def test_the_database_refuses_to_change_or_remove_an_audit_entry(database: Database) -> None:
+    entry_id = _append(database, "create")
+    for statement in (
+        sa.update(AuditEntry).where(AuditEntry.id == entry_id).values(reason="other"),
+        sa.delete(AuditEntry).where(AuditEntry.id == entry_id),
+    ):
+        with pytest.raises(sa.exc.DBAPIError, match="append-only"), database.begin() as uow:
+            uow.session.execute(statement)
+
+
+def test_an_entry_slipped_into_the_chain_is_found(database: Database) -> None:
+    _append(database, "create")
+    with database.begin() as uow:
+        forged = AuditEntry(
+            actor="x",
+            action="a",
+            resource="r",
+            reason="",
+            previous_hash=GENESIS,
+            hash="f" * 64,
+        )
+        uow.session.add(forged)
+    with database.read() as uow:
+        assert uow.audit.find_break() == forged.id
+
+
+def test_the_hash_of_a_document_does_not_depend_on_key_order() -> None:
+    assert hash_document({"a": 1, "b": 2}) == hash_document({"b": 2, "a": 1})

@@ -1,0 +1,96 @@
+"""The unit of work commits once at its edge, and connections have the settings we rely on."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import sqlalchemy as sa
+
+from store import Database, PageRequest, StoreError
+from store.base import utc_now
+
+
+def test_leaving_the_block_commits(database: Database) -> None:
+    with database.begin() as uow:
+        job = uow.jobs.add(spec={"seed": 1}, num_trials=3, created_by="key_1")
+    with database.read() as uow:
+        assert uow.jobs.get(job.id).spec == {"seed": 1}
+
+
+def test_an_error_in_the_block_rolls_everything_back(database: Database) -> None:
+    def add_then_fail() -> None:
+        with database.begin() as uow:
+            job = uow.jobs.add(spec={}, num_trials=1, created_by="key_1")
+            uow.jobs.append_event(job.id, "state", {})
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        add_then_fail()
+    with database.read() as uow:
+        assert uow.jobs.list_page(PageRequest()).items == []
+
+
+def test_what_a_reader_changes_is_thrown_away(database: Database) -> None:
+    with database.begin() as uow:
+        job = uow.jobs.add(spec={}, num_trials=1, created_by="key_1")
+    with database.read() as uow:
+        uow.jobs.get(job.id).reason = "changed"
+    with database.read() as uow:
+        assert uow.jobs.get(job.id).reason != "changed"
+
+
+def test_times_come_back_aware_and_in_utc_to_the_microsecond(database: Database) -> None:
+    before = utc_now()
+    with database.begin() as uow:
+        job = uow.jobs.add(spec={}, num_trials=1, created_by="key_1")
+        job.started_at = before
+    with database.read() as uow:
+        found = uow.jobs.get(job.id)
+    assert found.started_at == before
+    assert found.created_at.utcoffset() is not None
+
+
+def test_a_naive_time_is_refused(database: Database) -> None:
+    with database.begin() as uow:
+        job = uow.jobs.add(spec={}, num_trials=1, created_by="key_1")
+        job.started_at = utc_now().replace(tzinfo=None)
+        with pytest.raises(sa.exc.StatementError, match="no time zone"):
+            uow.session.flush()
+        uow.session.rollback()
+
+
+def test_writers_on_many_threads_wait_for_each_other_and_none_is_lost(database: Database) -> None:
+    with database.begin() as uow:
+        job = uow.jobs.add(spec={}, num_trials=1, created_by="key_1")
+
+    def write() -> None:
+        for _ in range(5):
+            with database.begin() as uow:
+                uow.jobs.append_event(job.id, "tick", {})
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with database.read() as uow:
+        events = uow.jobs.list_events(job.id, after=0)
+    assert [event.seq for event in events] == list(range(1, 21))
+
+
+def test_sqlite_connections_use_a_log_foreign_keys_and_a_busy_timeout(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    with database.engine.connect() as connection:
+        pragma = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+            for name in ("journal_mode", "foreign_keys", "busy_timeout")
+        }
+    database.close()
+    assert pragma == {"journal_mode": "wal", "foreign_keys": 1, "busy_timeout": 30_000}
+
+
+@pytest.mark.parametrize("url", ["nonsense", "mysql://localhost/x", "sqlite://"])
+def test_a_url_that_cannot_serve_is_refused_with_the_way_out(url: str) -> None:
+    with pytest.raises(StoreError, match=r"sqlite|cannot be read|SQLite"):
+        Database(url)

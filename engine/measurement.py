@@ -131,7 +131,7 @@ class Measurement:
     @property
     def window_s(self) -> float:
         """First arrival to last completion, seconds; 0 when nothing completed."""
-        done = self.completed
+        done = [t for t in self.completed if t.token_s]
         if not done:
             return 0.0
         return max(t.token_s[-1] for t in done) - min(t.scheduled_s for t in self.timings)

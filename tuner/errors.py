@@ -1,0 +1,19 @@
+"""The tuner's error tree: what a workload, a trace, a profile or a search request can cause."""
+
+from __future__ import annotations
+
+
+class TunerError(Exception):
+    """Root of the tree; the message names the value at fault and the way out."""
+
+
+class WorkloadError(TunerError):
+    """A workload SPEC that cannot be read, or that leaves no request to send."""
+
+
+class TraceError(TunerError):
+    """A trace file or row that cannot be read; the message holds the file and line number."""
+
+
+class LoadError(TunerError):
+    """A target that cannot be driven: unreachable, or not the server it should be."""

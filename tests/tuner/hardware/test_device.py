@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from tuner.errors import TunerError
+from tuner.hardware import list_devices, parse_hardware
+from tuner.hardware.device import DeviceSpec
+
+
+def test_a_count_and_a_name_make_hardware() -> None:
+    hardware = parse_hardware("8xh200")
+    assert str(hardware) == "8xh200"
+    assert hardware.device.memory_bytes == 141e9
+    assert hardware.device.calibration == "uncalibrated"
+
+
+def test_every_description_can_be_read() -> None:
+    assert list_devices() == ["a100", "h100", "h200"]
+    assert [parse_hardware(name).count for name in list_devices()] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("text", ["8xb999", "0xh200", "h200x8!", "", "8 h200"])
+def test_unknown_hardware_is_refused_with_the_known_names(text: str) -> None:
+    with pytest.raises(TunerError, match="h200"):
+        parse_hardware(text)
+
+
+def test_a_description_of_another_schema_is_refused() -> None:
+    with pytest.raises(TunerError, match=r"x\.json: schema 'device/v9'"):
+        DeviceSpec.from_json({"schema": "device/v9"}, where="x.json")
+
+
+def test_a_description_with_a_missing_key_is_refused_by_name() -> None:
+    with pytest.raises(TunerError, match="link"):
+        DeviceSpec.from_json({"schema": "device/v1"}, where="x.json")

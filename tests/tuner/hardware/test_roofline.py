@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+
+from engine.config import DType
+from engine.errors import PlanError
+from engine.plan import Mode, ParallelPlan
+from engine.steps import StepShape
+from tests.tuner.worlds import LLAMA_70B
+from tuner.errors import TunerError
+from tuner.hardware import paced_timer, parse_hardware
+
+NODE = parse_hardware("8xh200")
+
+
+def seconds(plan: ParallelPlan, shape: StepShape) -> float:
+    return sum(paced_timer(NODE, LLAMA_70B, plan, DType.BFLOAT16).stage_seconds(shape))
+
+
+def decode(num_seqs: int, mode: Mode = Mode.BASE) -> StepShape:
+    return StepShape(
+        mode=mode,
+        num_seqs=num_seqs,
+        num_decode_tokens=num_seqs,
+        decode_context_tokens=num_seqs * 4000,
+        num_sampled=num_seqs,
+    )
+
+
+def prefill(num_tokens: int, mode: Mode = Mode.BASE) -> StepShape:
+    return StepShape(
+        mode=mode,
+        num_seqs=1,
+        num_prefill_tokens=num_tokens,
+        prefill_context_tokens=num_tokens,
+        prefill_attention_pairs=num_tokens * (num_tokens + 1) // 2,
+        num_sampled=1,
+    )
+
+
+def test_shift_is_faster_for_small_steps_and_base_for_large_ones() -> None:
+    plan = ParallelPlan(sp=8, shift=True)
+    assert seconds(plan, decode(1, Mode.SHIFT)) < seconds(plan, decode(1, Mode.BASE))
+    assert seconds(plan, prefill(8192, Mode.BASE)) < seconds(plan, prefill(8192, Mode.SHIFT))
+
+
+def test_more_tensor_ranks_decode_faster() -> None:
+    times = [seconds(ParallelPlan(tp=tp), decode(16)) for tp in (2, 4, 8)]
+    assert times == sorted(times, reverse=True)
+
+
+def test_each_stage_of_a_pipeline_has_its_time() -> None:
+    timer = paced_timer(NODE, LLAMA_70B, ParallelPlan(pp=4, tp=2), DType.BFLOAT16)
+    stages = timer.stage_seconds(prefill(1024))
+    assert len(stages) == 4
+    assert max(stages) < 1.5 * min(stages)
+
+
+def test_a_longer_step_is_never_faster() -> None:
+    for mode in Mode:
+        times = [seconds(ParallelPlan(sp=4, tp=2, shift=True), prefill(n, mode)) for n in
+                 (16, 64, 256, 1024, 4096, 16384)]  # fmt: skip
+        assert times == sorted(times)
+
+
+def test_a_plan_larger_than_the_node_or_unfit_for_the_model_is_refused() -> None:
+    with pytest.raises(TunerError, match="16 devices"):
+        paced_timer(NODE, LLAMA_70B, ParallelPlan(dp=2, tp=8), DType.BFLOAT16)
+    with pytest.raises(PlanError, match="query heads"):
+        paced_timer(NODE, LLAMA_70B, ParallelPlan(tp=3), DType.BFLOAT16)

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.config import Caps
+from engine.measurement import Measurement, Outcome
+from engine.plan import Mode, ParallelPlan
+from engine.scheduler import Scheduler
+from tests.tuner.worlds import SMALL, LinearTimer, closed_loop, open_loop
+from tuner.arrivals import Workload
+from tuner.simulate import SimulationResult, simulate
+
+
+def run(
+    workload: Workload,
+    *,
+    plan: ParallelPlan | None = None,
+    caps: Caps | None = None,
+    timer: LinearTimer | None = None,
+    num_kv_blocks: int = 2000,
+    threshold_tokens: int = 64,
+) -> SimulationResult:
+    plan = plan or ParallelPlan()
+    return simulate(
+        model=SMALL,
+        plan=plan,
+        threshold_tokens=threshold_tokens,
+        caps=caps or Caps(max_num_seqs=16, max_num_batched_tokens=256),
+        workload=workload,
+        timer=timer or LinearTimer(stages=plan.pp),
+        num_kv_blocks=num_kv_blocks,
+        max_model_len=1024,
+        seed=3,
+    )
+
+
+@contextmanager
+def without_skipping() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scheduler, "quiet_steps", lambda self: 0)
+        yield
+
+
+def assert_equal(a: Measurement, b: Measurement) -> None:
+    assert len(a.timings) == len(b.timings)
+    for one, other in zip(a.timings, b.timings, strict=True):
+        assert one.token_s == pytest.approx(other.token_s, abs=1e-9)
+        assert one.outcome is other.outcome
+
+
+def test_the_same_seed_gives_the_same_result() -> None:
+    workload = open_loop(requests=40, gap_s=0.05)
+    assert run(workload) == run(workload)
+
+
+def test_one_request_takes_its_steps_one_after_the_other() -> None:
+    result = run(open_loop(requests=1, gap_s=0.0, input_tokens=100, output_tokens=3))
+    timing = result.measurement.timings[0]
+    assert len(timing.token_s) == 3
+    assert timing.ttft_ms == pytest.approx(1 + 10 + 10)
+    assert result.counts.num_steps == 3
+
+
+def test_every_request_gets_exactly_its_output_tokens() -> None:
+    workload = open_loop(requests=60, gap_s=0.004)
+    timings = run(workload).measurement.timings
+    assert [t.output_tokens for t in timings] == [a.output_tokens for a in workload.arrivals]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    requests=st.integers(1, 30),
+    gap_s=st.floats(0.0, 0.3),
+    output_tokens=st.integers(1, 60),
+    max_num_seqs=st.integers(1, 12),
+    concurrency=st.integers(0, 6),
+    dp=st.integers(1, 2),
+)
+def test_skipping_quiet_steps_equals_taking_each(
+    requests: int, gap_s: float, output_tokens: int, max_num_seqs: int, concurrency: int, dp: int
+) -> None:
+    if concurrency:
+        workload = closed_loop(
+            requests=requests, concurrency=concurrency, output_tokens=output_tokens
+        )
+    else:
+        workload = open_loop(requests=requests, gap_s=gap_s, output_tokens=output_tokens)
+    caps = Caps(max_num_seqs=max_num_seqs, max_num_batched_tokens=256)
+    plan = ParallelPlan(dp=dp)
+    skipped = run(workload, caps=caps, plan=plan, num_kv_blocks=60)
+    with without_skipping():
+        single = run(workload, caps=caps, plan=plan, num_kv_blocks=60)
+    assert_equal(skipped.measurement, single.measurement)
+    assert skipped.counts.steps == single.counts.steps
+
+
+def test_skipping_schedules_far_fewer_steps() -> None:
+    counts = run(open_loop(requests=4, gap_s=5.0, output_tokens=200)).counts
+    assert counts.num_steps >= 800
+    assert counts.scheduled_steps < 40
+
+
+def test_a_pipeline_overlaps_its_stages() -> None:
+    workload = closed_loop(requests=64, concurrency=32)
+    # Bound by tokens, not by reading weights: halves of the batch take half the time.
+    bound = LinearTimer(fixed_s=0.0, per_token_s=0.001, host_s=0.0)
+    one = run(workload, timer=bound)
+    two = run(workload, plan=ParallelPlan(pp=2), timer=replace(bound, stages=2))
+    assert two.measurement.window_s < 0.8 * one.measurement.window_s
+
+
+def test_two_replicas_share_the_load() -> None:
+    workload = open_loop(requests=80, gap_s=0.01)
+    one = run(workload).measurement
+    two = run(workload, plan=ParallelPlan(dp=2)).measurement
+    assert (two.e2e_ms.mean or 0) < 0.8 * (one.e2e_ms.mean or 0)
+
+
+def test_small_steps_run_in_shift_and_large_ones_in_base() -> None:
+    plan = ParallelPlan(sp=2, shift=True)
+    counts = run(open_loop(requests=20, gap_s=0.05), plan=plan).counts
+    assert counts.steps[Mode.SHIFT] > 0
+    assert counts.steps[Mode.BASE] > 0
+    assert counts.mode_switches > 0
+
+
+def test_a_closed_loop_never_runs_more_than_its_concurrency() -> None:
+    workload = closed_loop(requests=30, concurrency=4)
+    timings = run(workload).measurement.timings
+    events = sorted(
+        [(t.scheduled_s, 1) for t in timings] + [(t.token_s[-1], -1) for t in timings],
+        key=lambda event: (event[0], event[1]),
+    )
+    running = most = 0
+    for _, change in events:
+        running += change
+        most = max(most, running)
+    assert most == 4
+
+
+def test_a_request_that_cannot_run_is_an_error_and_the_rest_goes_on() -> None:
+    workload = open_loop(requests=10, gap_s=0.1, input_tokens=1010)
+    measurement = run(workload).measurement
+    assert measurement.count(Outcome.ERRORED) == 10
+    mixed = run(open_loop(requests=10, gap_s=0.1, input_tokens=980)).measurement
+    assert mixed.count(Outcome.ERRORED) > 0
+    assert mixed.count(Outcome.COMPLETED) > 0
+
+
+def test_a_full_queue_refuses() -> None:
+    caps = Caps(max_num_seqs=1, max_num_batched_tokens=256, max_queue=2)
+    measurement = run(open_loop(requests=20, gap_s=0.0), caps=caps).measurement
+    assert measurement.count(Outcome.ERRORED) == 18
+
+
+def test_a_step_time_cap_bounds_mixed_steps() -> None:
+    caps = Caps(max_num_seqs=16, max_num_batched_tokens=256, max_step_ms=20.0)
+    workload = open_loop(requests=40, gap_s=0.1)
+    loose, tight = run(workload), run(workload, caps=caps)
+    assert (tight.measurement.itl_ms.p99 or 0) < (loose.measurement.itl_ms.p99 or 0)

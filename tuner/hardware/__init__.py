@@ -1,0 +1,20 @@
+"""Devices and links as data, what fits on them, and a roofline timer for engines paced by them."""
+
+from __future__ import annotations
+
+from tuner.hardware.device import DeviceSpec, Hardware, LinkSpec, list_devices, parse_hardware
+from tuner.hardware.memory import MemoryEstimate, estimate_memory, num_device_kv_blocks
+from tuner.hardware.roofline import RooflineTimer, paced_timer
+
+__all__ = [
+    "DeviceSpec",
+    "Hardware",
+    "LinkSpec",
+    "MemoryEstimate",
+    "RooflineTimer",
+    "estimate_memory",
+    "list_devices",
+    "num_device_kv_blocks",
+    "paced_timer",
+    "parse_hardware",
+]

@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from engine.errors import CheckpointError, EngineError
+from engine.errors import CheckpointError, EngineError, PlanError
 from engine.plan import DEFAULT_SHIFT_THRESHOLD, ParallelPlan, stage_layers
 
 SUPPORTED_MODEL_TYPES = ("llama", "qwen2", "qwen3")
@@ -221,13 +221,23 @@ class ExecutorKind(StrEnum):
     SIMULATED = "simulated"
 
 
+class Collectives(StrEnum):
+    """How ranks exchange tensors. ``auto``: NCCL on CUDA, shared memory on CPU."""
+
+    AUTO = "auto"
+    SHM = "shm"
+    GLOO = "gloo"
+    NCCL = "nccl"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Everything an engine is started with.
 
     ``caps`` is the first policy's; ``envelope`` the most it may ever be raised to without a
-    restart (KV and sequence tables are sized by it). ``kv_cache_bytes`` is per rank;
-    ``num_kv_blocks`` overrides it.
+    restart (KV and sequence tables are sized by it). KV memory per rank is ``num_kv_blocks``
+    blocks if given; else what ``memory_utilization`` of ``device_memory_bytes`` leaves beside
+    the weights; else ``kv_cache_bytes``.
     """
 
     model_dir: Path
@@ -241,9 +251,12 @@ class EngineConfig:
     block_size: int = 16
     kv_cache_bytes: int = 256 * 2**20
     num_kv_blocks: int | None = None
+    device_memory_bytes: int | None = None
+    memory_utilization: float = 0.9
     max_model_len: int | None = None
     max_devices: int | None = None
     executor: ExecutorKind = ExecutorKind.AUTO
+    collectives: Collectives = Collectives.AUTO
     link: LinkEmulation | None = None
     start_timeout_s: float = 120.0
     step_timeout_s: float = 60.0
@@ -262,18 +275,24 @@ def num_kv_blocks(config: EngineConfig, model: ModelConfig, plan: ParallelPlan) 
     """KV blocks each rank holds under ``plan``.
 
     Raises:
-        EngineError: not even one block fits, with the numbers.
+        PlanError: weights and one KV block do not fit the device, with the numbers.
     """
     if config.num_kv_blocks is not None:
         return config.num_kv_blocks
     block_bytes = model.kv_bytes_per_token(plan, config.dtype) * config.block_size
-    blocks = config.kv_cache_bytes // block_bytes
-    if blocks < 1:
-        raise EngineError(
+    if config.device_memory_bytes is None:
+        kv_bytes, beside = config.kv_cache_bytes, "the KV cache size"
+    else:
+        weight_bytes = model.weight_bytes_per_rank(plan, config.dtype)
+        usable = int(config.device_memory_bytes * config.memory_utilization)
+        kv_bytes = usable - weight_bytes
+        beside = f"{usable} usable bytes of the device minus {weight_bytes} bytes of weights"
+    if kv_bytes < block_bytes:
+        raise PlanError(
             f"plan {plan}: one KV block needs {block_bytes} bytes per rank, "
-            f"kv_cache_bytes is {config.kv_cache_bytes}"
+            f"but {beside} leaves {max(kv_bytes, 0)}; use more ranks or a smaller dtype"
         )
-    return blocks
+    return kv_bytes // block_bytes
 
 
 def _read_json(path: Path) -> dict[str, Any]:

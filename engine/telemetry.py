@@ -1,0 +1,125 @@
+"""What an engine counts about itself: always on, cheap, read by metrics and the cost model."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from engine.measurement import RequestTiming
+from engine.plan import Mode
+from engine.request import FinishReason
+from engine.steps import StepSample
+
+T = TypeVar("T")
+MAX_SAMPLES = 100_000
+PARTS = ("schedule", "input", "forward", "communication", "sample", "output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStats:
+    """One reading of the engine's gauges and counters (counters since start).
+
+    ``time_share`` gives each part's seconds over all parts' seconds, 0..1. ``step_tokens`` counts
+    steps by their tokens, rounded up to a power of two; ``step_tokens_sum`` adds the exact ones.
+    """
+
+    running: int
+    waiting: int
+    kv_usage: float
+    prompt_tokens: int
+    generation_tokens: int
+    preemptions: int
+    finished: dict[FinishReason, int]
+    steps: dict[Mode, int]
+    step_seconds: dict[Mode, float]
+    mode_switches: int
+    decode_tokens_in_base: int
+    time_share: dict[str, float]
+    restarts: int
+    is_healthy: bool
+    policy_version: int
+    step_tokens: dict[int, int] = field(default_factory=dict)
+    step_tokens_sum: int = 0
+
+
+@dataclass
+class Telemetry:
+    """Counters of one replica, written by its loop thread only."""
+
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    preemptions: int = 0
+    restarts: int = 0
+    mode_switches: int = 0
+    decode_tokens_in_base: int = 0
+    finished: Counter[FinishReason] = field(default_factory=Counter)
+    steps: Counter[Mode] = field(default_factory=Counter)
+    step_tokens: Counter[int] = field(default_factory=Counter)
+    step_tokens_sum: int = 0
+    step_seconds: dict[Mode, float] = field(default_factory=lambda: dict.fromkeys(Mode, 0.0))
+    part_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    samples: deque[StepSample] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
+    timings: deque[RequestTiming] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
+    _last_mode: Mode | None = None
+
+    def record_step(self, sample: StepSample) -> None:
+        """Count one finished step."""
+        mode = sample.shape.mode
+        self.steps[mode] += 1
+        self.step_tokens[1 << (sample.shape.num_tokens - 1).bit_length()] += 1
+        self.step_tokens_sum += sample.shape.num_tokens
+        self.step_seconds[mode] += sample.step_s
+        if mode is Mode.BASE:
+            self.decode_tokens_in_base += sample.shape.num_decode_tokens
+        if self._last_mode not in (None, mode):
+            self.mode_switches += 1
+        self._last_mode = mode
+        for part in PARTS:
+            self.part_seconds[part] += getattr(sample, f"{part}_s")
+        self.samples.append(sample)
+
+    def record_finish(self, reason: FinishReason, timing: RequestTiming) -> None:
+        """Count one request that ended."""
+        self.finished[reason] += 1
+        self.timings.append(timing)
+
+
+def summarise(
+    readings: Iterable[Telemetry],
+    *,
+    running: int,
+    waiting: int,
+    kv_usage: float,
+    is_healthy: bool,
+    policy_version: int,
+) -> EngineStats:
+    """Add up the replicas' counters."""
+    parts = list(readings)
+    part_seconds = {name: sum(t.part_seconds[name] for t in parts) for name in PARTS}
+    whole = sum(part_seconds.values())
+    return EngineStats(
+        running=running,
+        waiting=waiting,
+        kv_usage=kv_usage,
+        prompt_tokens=sum(t.prompt_tokens for t in parts),
+        generation_tokens=sum(t.generation_tokens for t in parts),
+        preemptions=sum(t.preemptions for t in parts),
+        finished={reason: sum(t.finished[reason] for t in parts) for reason in FinishReason},
+        steps={mode: sum(t.steps[mode] for t in parts) for mode in Mode},
+        step_seconds={mode: sum(t.step_seconds[mode] for t in parts) for mode in Mode},
+        mode_switches=sum(t.mode_switches for t in parts),
+        decode_tokens_in_base=sum(t.decode_tokens_in_base for t in parts),
+        time_share={name: s / whole if whole else 0.0 for name, s in part_seconds.items()},
+        restarts=sum(t.restarts for t in parts),
+        is_healthy=is_healthy,
+        policy_version=policy_version,
+        step_tokens=dict(sum((t.step_tokens.copy() for t in parts), Counter())),
+        step_tokens_sum=sum(t.step_tokens_sum for t in parts),
+    )
+
+
+def drain(queue: deque[T]) -> list[T]:
+    """Everything in ``queue``, emptied without losing what another thread appends meanwhile."""
+    return [queue.popleft() for _ in range(len(queue))]

@@ -1,0 +1,69 @@
+"""What callers see: stop strings across token borders, text held back, ends with a reason."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.output import RequestStream, StopFinder
+from engine.request import FinishReason, Request, RequestOutput, SamplingParams
+
+pieces = st.lists(st.text(alphabet="abc", max_size=3), max_size=12)
+stops = st.lists(st.text(alphabet="abc", min_size=1, max_size=4), min_size=1, max_size=3)
+
+
+@given(pieces, stops)
+def test_shown_text_ends_exactly_before_the_first_stop_string(
+    pieces: list[str], stops: list[str]
+) -> None:
+    finder, shown = StopFinder(tuple(stops)), ""
+    seen = ""
+    for piece in pieces:
+        text, is_stopped = finder.push(piece)
+        shown, seen = shown + text, seen + piece
+        if is_stopped:
+            assert any(stop in seen for stop in stops)
+            assert not any(stop in shown for stop in stops)
+            assert seen.startswith(shown)
+            return
+    assert not any(stop in seen for stop in stops)
+    assert shown + finder.flush() == seen
+
+
+class Letters:
+    """Token i is the letter i; nothing is ever incomplete."""
+
+    def push(self, token_id: int) -> str:
+        return chr(ord("a") + token_id)
+
+    def flush(self) -> str:
+        return ""
+
+
+def stream(*, stop: tuple[str, ...] = ()) -> tuple[RequestStream, list[RequestOutput]]:
+    outputs: list[RequestOutput] = []
+    request = Request(
+        request_id="r", prompt_ids=(1,), sampling=SamplingParams(max_tokens=9, stop=stop)
+    )
+    return RequestStream(request, outputs.append, Letters()), outputs
+
+
+def test_a_stop_string_ends_the_request_and_is_not_shown() -> None:
+    way, outputs = stream(stop=("cd",))
+    assert [way.push(i, None, float(i)) for i in range(4)] == [None, None, None, FinishReason.STOP]
+    assert "".join(output.text for output in outputs) == "ab"
+    assert outputs[-1].finish_reason is FinishReason.STOP
+
+
+def test_text_held_for_a_stop_string_is_shown_when_the_length_limit_comes_first() -> None:
+    way, outputs = stream(stop=("cd",))
+    way.push(2, FinishReason.LENGTH, 0.0)
+    assert outputs[-1].text == "c"
+
+
+def test_the_token_that_ends_a_request_by_its_id_is_counted_but_not_shown() -> None:
+    way, outputs = stream()
+    way.push(0, None, 0.0)
+    way.push(1, FinishReason.STOP, 1.0)
+    assert [output.text for output in outputs] == ["a", ""]
+    assert way.timing(FinishReason.STOP).output_tokens == 2

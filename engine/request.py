@@ -82,7 +82,8 @@ class RequestOutput:
     """What one step added to one request; ``finish_reason`` is set on the last one.
 
     ``text`` is the newly printable text ("" while a character is incomplete, or when the engine
-    has no tokenizer). ``token_s`` is the engine-clock time at which the tokens were produced.
+    has no tokenizer). ``token_s`` is the engine-clock time at which the tokens were produced,
+    ``scheduled_s`` the one at which the request first entered a step (None before that).
     """
 
     request_id: str
@@ -91,6 +92,7 @@ class RequestOutput:
     finish_reason: FinishReason | None
     token_s: float
     error: str | None = None
+    scheduled_s: float | None = None
 
     @property
     def is_finished(self) -> bool:

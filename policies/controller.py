@@ -1,0 +1,265 @@
+"""The fast loop: pick the load band of the tuner's schedule, correct it by observation.
+
+``decide`` is pure: the caller brings the time and the observations and keeps the memory.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from policies.decision import (
+    Action,
+    ControlLimits,
+    ControlMemory,
+    ControlState,
+    Decision,
+    LoadWindow,
+    OnDrift,
+    Reason,
+    RejectedBand,
+    Rejection,
+    SmoothedLoad,
+)
+from policies.schedule import Schedule
+
+__all__ = [
+    "Action",
+    "ControlLimits",
+    "ControlMemory",
+    "ControlState",
+    "Decision",
+    "LoadWindow",
+    "OnDrift",
+    "Reason",
+    "RejectedBand",
+    "Rejection",
+    "decide",
+]
+
+
+def decide(state: ControlState) -> Decision:
+    """One turn of the fast loop.
+
+    Missing or stale data holds everything as it is. A load beyond its band's edge by the dead
+    band, outside the cool-down, moves to the band it belongs to. Windows that miss the SLA move
+    to the settings of the next higher load; that correction stays until the load changes band,
+    so a constant load cannot make it swing. An SLA that nothing can meet raises a condition.
+    """
+    load = state.load
+    if load is None:
+        return _hold(state, Reason.NO_DATA, Rejection.NO_FRESH_DATA)
+    if load.age_s > state.limits.max_data_age_s:
+        return _hold(state, Reason.STALE_DATA, Rejection.NO_FRESH_DATA)
+    if _has_drifted(state):
+        return _on_drift(state)
+    smoothed = _smooth(state.memory.smoothed, load, state.limits.ema_alpha)
+    state = replace(state, memory=replace(state.memory, smoothed=smoothed))
+    target = _find_band(state.schedule, smoothed)
+    if state.memory.load_band is None:
+        return _move(state, target, Reason.FIRST_OBSERVATION)
+    if target != state.memory.load_band:
+        return _follow_load(state, smoothed, target)
+    return _correct(state, load)
+
+
+def _has_drifted(state: ControlState) -> bool:
+    memory = state.memory
+    if state.in_force is None or memory.commanded is None:
+        return False
+    is_settled = memory.changed_s is None or state.now_s - memory.changed_s >= state.limits.settle_s
+    return is_settled and state.in_force != memory.commanded
+
+
+def _on_drift(state: ControlState) -> Decision:
+    match state.limits.on_drift:
+        case OnDrift.PAUSE:
+            decision = _hold(state, Reason.DRIFT_PAUSED, Rejection.DRIFT)
+            return replace(decision, settings=state.in_force)
+        case OnDrift.ADOPT:
+            memory = replace(state.memory, commanded=state.in_force)
+            return _hold(replace(state, memory=memory), Reason.DRIFT_ADOPTED, Rejection.DRIFT)
+        case OnDrift.REVERT:
+            decision = _hold(state, Reason.DRIFT_REVERTED, Rejection.DRIFT)
+            memory = replace(state.memory, changed_s=state.now_s)
+            return replace(decision, action=Action.MOVE, memory=memory)
+
+
+def _smooth(before: SmoothedLoad | None, load: LoadWindow, alpha: float) -> SmoothedLoad:
+    def average(old: float | None, new: float | None) -> float | None:
+        if old is None or new is None:
+            return old if new is None else new
+        return old + alpha * (new - old)
+
+    if before is None:
+        before = SmoothedLoad(
+            rate_rps=load.rate_rps, mean_input_tokens=None, mean_output_tokens=None
+        )
+    return SmoothedLoad(
+        rate_rps=before.rate_rps + alpha * (load.rate_rps - before.rate_rps),
+        mean_input_tokens=average(before.mean_input_tokens, load.mean_input_tokens),
+        mean_output_tokens=average(before.mean_output_tokens, load.mean_output_tokens),
+    )
+
+
+def _find_band(schedule: Schedule, load: SmoothedLoad) -> int:
+    mix = _nearest_mix(schedule, load)
+    return schedule.find_band(_equivalent_rate(load, mix), *mix)
+
+
+def _nearest_mix(schedule: Schedule, load: SmoothedLoad) -> tuple[float, float]:
+    if load.mean_input_tokens is None or load.mean_output_tokens is None:
+        return schedule.bands[0].mix
+    return schedule.nearest_mix(max(load.mean_input_tokens, 1.0), max(load.mean_output_tokens, 1.0))
+
+
+def _equivalent_rate(load: SmoothedLoad, mix: tuple[float, float]) -> float:
+    """The rate of requests of ``mix`` that brings as many tokens per second as this load."""
+    if load.mean_input_tokens is None or load.mean_output_tokens is None:
+        return load.rate_rps
+    return load.rate_rps * (load.mean_input_tokens + load.mean_output_tokens) / sum(mix)
+
+
+def _follow_load(state: ControlState, load: SmoothedLoad, target: int) -> Decision:
+    """The load belongs to another band; go there unless dead band or cool-down forbid it."""
+    limits, memory, bands = state.limits, state.memory, state.schedule.bands
+    assert memory.load_band is not None, "the first observation sets the load band"
+    current = bands[memory.load_band]
+    rate = _equivalent_rate(load, current.mix)
+    if bands[target].mix != current.mix:
+        reason, wait_s = Reason.MIX_CHANGED, limits.cool_down_up_s
+        is_dead = _mix_gain(load, current.mix, bands[target].mix) < math.log1p(limits.dead_band)
+    elif bands[target].rate_rps_low >= current.rate_rps_high:
+        reason, wait_s = Reason.LOAD_UP, limits.cool_down_up_s
+        is_dead = rate < current.rate_rps_high * (1 + limits.dead_band)
+    else:
+        reason, wait_s = Reason.LOAD_DOWN, limits.cool_down_down_s
+        is_dead = rate > current.rate_rps_low * (1 - limits.dead_band)
+    if is_dead:
+        return _hold(state, Reason.DEAD_BAND, Rejection.DEAD_BAND, target)
+    if memory.changed_s is not None and state.now_s - memory.changed_s < wait_s:
+        return _hold(state, Reason.COOL_DOWN, Rejection.COOL_DOWN, target)
+    return _move(state, target, reason)
+
+
+def _mix_gain(
+    load: SmoothedLoad, current: tuple[float, float], target: tuple[float, float]
+) -> float:
+    """How much closer the observed lengths are to ``target`` than to ``current``, in logs."""
+    observed = (load.mean_input_tokens, load.mean_output_tokens)
+
+    def distance(mix: tuple[float, float]) -> float:
+        return sum(abs(math.log(m / max(o, 1.0))) for m, o in zip(mix, observed, strict=True) if o)
+
+    return distance(current) - distance(target)
+
+
+def _correct(state: ControlState, load: LoadWindow) -> Decision:
+    """The load is where it was: hold, or answer windows that missed the SLA."""
+    memory, limits = state.memory, state.limits
+    misses = memory.misses
+    if load.is_sla_met is not None and load.num_requests >= limits.min_requests:
+        misses = 0 if load.is_sla_met else misses + 1
+    state = replace(state, memory=replace(memory, misses=misses))
+    if misses < limits.misses_to_correct:
+        return _hold_in_band(state)
+    if state.is_feasible_when_idle is False:
+        return _raise(state, Reason.SLA_INFEASIBLE)
+    higher = _next_higher(state)
+    if higher is None:
+        return _raise(state, Reason.SLA_MISSED_AT_TOP)
+    assert memory.load_band is not None, "the first observation sets the load band"
+    return _move(state, higher, Reason.SLA_MISSED, load_band=memory.load_band)
+
+
+def _hold_in_band(state: ControlState) -> Decision:
+    memory = state.memory
+    assert memory.load_band is not None, "the first observation sets the load band"
+    assert memory.smoothed is not None, "the caller has smoothed the load"
+    band = state.schedule.bands[memory.load_band]
+    if _equivalent_rate(memory.smoothed, band.mix) >= band.rate_rps_high:
+        return _raise(state, Reason.BEYOND_SCHEDULE)
+    return _hold(state, Reason.IN_BAND)
+
+
+def _next_higher(state: ControlState) -> int | None:
+    """The next band up in the same mix whose settings differ from those commanded."""
+    index = state.memory.band_index
+    assert index is not None, "the first observation sets the band"
+    group = state.schedule.group(state.schedule.bands[index].mix)
+    for above in group[group.index(index) + 1 :]:
+        if state.schedule.bands[above].settings != state.memory.commanded:
+            return above
+    return None
+
+
+def _move(
+    state: ControlState, index: int, reason: Reason, *, load_band: int | None = None
+) -> Decision:
+    """Put band ``index`` in force; a band with the settings already in force is no change."""
+    settings = state.schedule.bands[index].settings
+    is_change = settings != state.memory.commanded
+    memory = replace(
+        state.memory,
+        load_band=index if load_band is None else load_band,
+        band_index=index,
+        commanded=settings,
+        changed_s=state.now_s if is_change else state.memory.changed_s,
+        misses=0,
+    )
+    return Decision(
+        action=Action.MOVE if is_change else Action.HOLD,
+        reason=reason,
+        settings=settings,
+        band_index=index,
+        rejected=_rejected(state.schedule, index, memory, reason),
+        memory=memory,
+    )
+
+
+def _hold(
+    state: ControlState, reason: Reason, why: Rejection | None = None, target: int | None = None
+) -> Decision:
+    """Stay. ``why`` rejects band ``target``, or every other band when there is no target."""
+    memory = state.memory
+    rejected = _rejected(state.schedule, memory.band_index, memory, reason)
+    if why is not None:
+        rejected = tuple(
+            RejectedBand(band_index=r.band_index, why=why) if target in (None, r.band_index) else r
+            for r in rejected
+        )
+    return Decision(
+        action=Action.HOLD,
+        reason=reason,
+        settings=memory.commanded,
+        band_index=memory.band_index,
+        rejected=rejected,
+        memory=memory,
+    )
+
+
+def _raise(state: ControlState, reason: Reason) -> Decision:
+    return replace(_hold(state, reason), action=Action.RAISE_CONDITION)
+
+
+def _rejected(
+    schedule: Schedule, chosen: int | None, memory: ControlMemory, reason: Reason
+) -> tuple[RejectedBand, ...]:
+    """Why each band but the chosen one was left: by mix, by load, or because it missed the SLA."""
+    load = memory.smoothed
+    rejected = []
+    for index, band in enumerate(schedule.bands):
+        if index == chosen:
+            continue
+        if load is None:
+            why = Rejection.NO_FRESH_DATA
+        elif band.mix != _nearest_mix(schedule, load):
+            why = Rejection.OTHER_MIX
+        elif reason is Reason.SLA_MISSED and index == memory.load_band:
+            why = Rejection.SLA_MISSED
+        elif _equivalent_rate(load, band.mix) >= band.rate_rps_high:
+            why = Rejection.LOAD_IS_HIGHER
+        else:
+            why = Rejection.LOAD_IS_LOWER
+        rejected.append(RejectedBand(band_index=index, why=why))
+    return tuple(rejected)

@@ -1,0 +1,128 @@
+"""Operating points: what one (plan, threshold, caps) is predicted or measured to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from engine.config import Caps
+from engine.measurement import Fidelity
+from engine.plan import ParallelPlan
+from policies.constraint import Constraint, Op
+from policies.errors import PolicyInputError
+from policies.sla import Sla
+
+# An Estimate's low..high holds the truth with this probability.
+INTERVAL_LEVEL = 0.9
+_INTERVAL_Z = NormalDist().inv_cdf(0.5 + INTERVAL_LEVEL / 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A number and its 90 % interval; ``low == high`` when it is taken as exact.
+
+    Raises:
+        PolicyInputError: low <= value <= high does not hold.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.value <= self.high:
+            raise PolicyInputError(
+                f"estimate {self.value}: interval {self.low}..{self.high} must hold it"
+            )
+
+    @classmethod
+    def exact(cls, value: float) -> Estimate:
+        return cls(value=value, low=value, high=value)
+
+    def probability(self, constraint: Constraint) -> float:
+        """Chance that the truth meets ``constraint``, normal on each side of the value."""
+        bound, is_at_most = constraint.bound, constraint.op is Op.AT_MOST
+        if math.isinf(self.value) or math.isinf(bound - self.value):
+            return float(constraint.is_met_by(self.value))
+        half_width = self.high - self.value if bound > self.value else self.value - self.low
+        if half_width == 0:
+            return float(constraint.is_met_by(self.value))
+        below = NormalDist().cdf((bound - self.value) * _INTERVAL_Z / half_width)
+        return below if is_at_most else 1 - below
+
+    def to_json(self) -> dict[str, float]:
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatingPoint:
+    """One configuration under one workload at one rate.
+
+    ``metrics`` is keyed by the SLA's words (``p95_ttft_ms``, ``attainment``,
+    ``throughput_tokens_per_s``; see ``policies.report.flat_metrics``). What is missing there was
+    not observed: it never passes.
+    """
+
+    plan: ParallelPlan
+    threshold_tokens: int
+    caps: Caps
+    fidelity: Fidelity
+    metrics: Mapping[str, Estimate]
+    cost_devices: int
+
+    def actual(self, constraint: Constraint) -> float | None:
+        """The number ``constraint`` bounds, None where it was not observed."""
+        estimate = self.metrics.get(constraint.key)
+        return None if estimate is None else estimate.value
+
+    def is_met(self, constraint: Constraint) -> bool:
+        actual = self.actual(constraint)
+        return actual is not None and constraint.is_met_by(actual)
+
+    def margin(self, constraint: Constraint) -> float:
+        """Share of the budget left; minus infinity where nothing was observed."""
+        actual = self.actual(constraint)
+        return -math.inf if actual is None else constraint.margin(actual)
+
+    def headroom(self, sla: Sla) -> float:
+        """The smallest margin of all constraints of ``sla``."""
+        return min(self.margin(c) for c in sla.constraints)
+
+    def probability(self, sla: Sla) -> float:
+        """P(SLA met), a lower bound: the product over constraints.
+
+        Errors of one model's latencies move together, and for such (associated) errors the
+        joint chance is at least the product.
+        """
+        estimates = [(c, self.metrics.get(c.key)) for c in sla.constraints]
+        return math.prod(0.0 if e is None else e.probability(c) for c, e in estimates)
+
+    @property
+    def runs_full_decodes_in_base(self) -> bool:
+        """Whether a step of ``max_num_seqs`` decodes lies above the shift threshold."""
+        return self.plan.shift and self.threshold_tokens < self.caps.max_num_seqs
+
+    def latency_score(self, sla: Sla) -> float:
+        """How slow the point is: mean log of each latency over its bound (lower is faster).
+
+        Without a latency in the SLA: the mean log of all latencies that are known.
+        """
+        bounds = {c.key: c.bound for c in sla.constraints if c.metric.is_latency}
+        if not bounds:
+            bounds = {key: 1.0 for key in self.metrics if key.endswith("_ms")}
+        known = [(self.metrics[k].value, b) for k, b in bounds.items() if k in self.metrics]
+        if not known:
+            return math.inf
+        return sum(math.log(max(v, 1e-9) / b) for v, b in known) / len(known)
+
+
+def is_faster(point: OperatingPoint, other: OperatingPoint, *, by: float = 0.01) -> bool:
+    """Whether ``point`` beats ``other`` by more than ``by`` over the latencies both know."""
+    shared = [k for k in point.metrics if k.endswith("_ms") and k in other.metrics]
+    ratios = [
+        math.log(max(point.metrics[k].value, 1e-9) / max(other.metrics[k].value, 1e-9))
+        for k in shared
+    ]
+    return bool(ratios) and sum(ratios) / len(ratios) < math.log1p(-by)

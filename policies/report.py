@@ -1,0 +1,76 @@
+"""The JSON documents that other programs rely on, made from a measurement and an SLA."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from engine.measurement import METRIC_IDS, Distribution, Measurement, Outcome
+from policies.attainment import SlaReport, judge
+from policies.sla import Sla
+
+LATENCIES = ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms")
+RATES = ("throughput_tokens_per_s", "throughput_total_tokens_per_s")
+
+
+def measurement_json(measurement: Measurement, sla: Sla | None) -> dict[str, Any]:
+    """The ``simulate --json`` / ``bench --json`` document; None where nothing was observed.
+
+    ``goodput_rps`` and ``attainment`` need an SLA. ``driver_lag_ms`` is the p99, ``driver_lag``
+    its whole distribution; ``metric_ids`` names the definition behind each number.
+    """
+    is_observed = measurement.window_s > 0
+    report = judge(sla, measurement) if sla else None
+    metrics: dict[str, Any] = {name: getattr(measurement, name).to_json() for name in LATENCIES}
+    metrics |= {name: getattr(measurement, name) if is_observed else None for name in RATES}
+    metrics["goodput_rps"] = report.goodput_rps if report and is_observed else None
+    metrics["attainment"] = report.attainment if report else None
+    return {
+        "fidelity": measurement.fidelity.value,
+        "metrics": metrics,
+        "requests": {outcome.value: measurement.count(outcome) for outcome in Outcome},
+        "driver_lag_ms": measurement.driver_lag_ms.p99,
+        "driver_lag": measurement.driver_lag_ms.to_json(),
+        "metric_ids": dict(METRIC_IDS),
+    }
+
+
+def flat_metrics(measurement: Measurement, sla: Sla | None = None) -> dict[str, float]:
+    """Every observed number by the name an SLA gives it: ``p95_ttft_ms``, ``attainment``, ...
+
+    What was not observed is left out: missing is not zero.
+    """
+    flat: dict[str, float | None] = {}
+    for name in LATENCIES:
+        distribution: Distribution = getattr(measurement, name)
+        flat |= {f"{key}_{name}": value for key, value in distribution.to_json().items()}
+    if measurement.window_s > 0:
+        flat |= {name: getattr(measurement, name) for name in RATES}
+    if sla is not None:
+        report = judge(sla, measurement)
+        flat |= {"attainment": report.attainment}
+        flat |= {"goodput_rps": report.goodput_rps if measurement.window_s > 0 else None}
+        # A bound on every request is judged on what the SLA itself looks at.
+        flat |= {c.constraint.key: c.actual for c in report.checks if c.is_applicable}
+    return {name: value for name, value in flat.items() if value is not None}
+
+
+def sla_json(sla: Sla, report: SlaReport) -> dict[str, Any]:
+    """How a run stands against its SLA, for reports and decisions."""
+    return {
+        "sla": str(sla),
+        "is_met": report.is_met,
+        "attainment": report.attainment,
+        "goodput_rps": report.goodput_rps,
+        "headroom": finite(report.headroom),
+        "violations": [
+            {"constraint": str(v.constraint), "actual": finite(v.actual)} for v in report.violations
+        ],
+        "invalid": report.invalid,
+        "not_applicable": dict(report.not_applicable),
+    }
+
+
+def finite(value: float | None) -> float | None:
+    """The value, or None where JSON has no number for it (infinite, not a number)."""
+    return value if value is not None and math.isfinite(value) else None

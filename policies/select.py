@@ -1,0 +1,236 @@
+"""Choosing among operating points: cheapest, fastest, balanced, or why none will do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from policies.constraint import Constraint, Op
+from policies.points import Estimate, OperatingPoint, is_faster
+from policies.sla import Sla
+
+__all__ = [
+    "Estimate",
+    "OperatingPoint",
+    "Reason",
+    "Rejected",
+    "Rejection",
+    "Relaxation",
+    "Selection",
+    "low_threshold_warning",
+    "select",
+]
+
+
+class Reason(StrEnum):
+    """Why a selection came out as it did."""
+
+    ONLY_FEASIBLE = "only_feasible"
+    FEWEST_DEVICES = "fewest_devices"
+    MOST_LIKELY_OF_THE_CHEAPEST = "most_likely_of_the_cheapest"
+    FASTEST_OF_THE_CHEAPEST = "fastest_of_the_cheapest"
+    SLA_INFEASIBLE = "sla_infeasible"
+    ONLY_LOW_THRESHOLDS = "only_low_thresholds"
+    NO_POINTS = "no_points"
+
+
+class Rejection(StrEnum):
+    """Why a point was not chosen."""
+
+    VIOLATES_SLA = "violates_sla"
+    NOT_OBSERVED = "not_observed"
+    LOW_THRESHOLD_WITHOUT_GAIN = "low_threshold_without_gain"
+    MORE_DEVICES = "more_devices"
+    LESS_LIKELY = "less_likely"
+    SLOWER = "slower"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """A point that was not chosen, why, and the numbers in words."""
+
+    point: OperatingPoint
+    why: Rejection
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relaxation:
+    """What one constraint would have to become for some point to pass, the others kept.
+
+    ``bound`` None: no relaxation of this constraint alone is enough.
+    """
+
+    constraint: Constraint
+    bound: float | None
+    point: OperatingPoint | None
+
+    @property
+    def price(self) -> float | None:
+        """Share by which the bound has to give way (0.2 = a fifth)."""
+        if self.bound is None:
+            return None
+        return abs(self.bound - self.constraint.bound) / self.constraint.bound
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The answer. ``best`` is the recommendation; it equals ``cheapest``.
+
+    ``probability`` is P(SLA met) of ``best`` (see ``OperatingPoint.probability``). When nothing
+    is feasible, ``best`` is None, ``closest`` the point that misses by least, ``binding`` the
+    constraint it misses most, and ``relaxations`` the price of relaxing each alone.
+    """
+
+    reason: Reason
+    best: OperatingPoint | None = None
+    fastest: OperatingPoint | None = None
+    balanced: OperatingPoint | None = None
+    probability: float | None = None
+    rejected: tuple[Rejected, ...] = ()
+    closest: OperatingPoint | None = None
+    binding: Constraint | None = None
+    relaxations: tuple[Relaxation, ...] = ()
+
+    @property
+    def cheapest(self) -> OperatingPoint | None:
+        return self.best
+
+
+def select(points: Sequence[OperatingPoint], sla: Sla) -> Selection:
+    """The cheapest, fastest and balanced points that meet ``sla``, or what stands in the way.
+
+    Cheapest = fewest devices; among equals the likelier one to meet the SLA, then the faster.
+    Balanced = the least product of devices and latency. A point whose threshold lies below
+    ``max_num_seqs`` takes part only where it beats every twin with a higher one.
+    """
+    if not points:
+        return Selection(reason=Reason.NO_POINTS)
+    excluded = [r for p in points if (r := _low_threshold_rejection(p, points)) is not None]
+    # By identity: two trials of one configuration may be equal points.
+    out = {id(r.point) for r in excluded}
+    eligible = [p for p in points if id(p) not in out]
+    if not eligible:
+        return Selection(reason=Reason.ONLY_LOW_THRESHOLDS, rejected=tuple(excluded))
+    feasible = [p for p in eligible if all(p.is_met(c) for c in sla.constraints)]
+    if not feasible:
+        return _infeasible(eligible, sla, excluded)
+    best = min(feasible, key=lambda p: (p.cost_devices, -_rounded_chance(p, sla), _speed(p, sla)))
+    others = [p for p in points if p is not best and id(p) not in out]
+    return Selection(
+        reason=_reason(best, feasible, sla),
+        best=best,
+        fastest=min(feasible, key=lambda p: (_speed(p, sla), p.cost_devices)),
+        balanced=min(feasible, key=lambda p: (_balance(p, sla), p.cost_devices)),
+        probability=best.probability(sla),
+        rejected=(*excluded, *(_rejection(p, best, sla) for p in others)),
+    )
+
+
+def low_threshold_warning(point: OperatingPoint, points: Sequence[OperatingPoint]) -> str | None:
+    """Why a threshold below ``max_num_seqs`` may not be recommended; None when it may.
+
+    It may where the point beats every twin (same plan and caps, a threshold that keeps full
+    decode steps in shift) and there is at least one to compare with.
+    """
+    if not point.runs_full_decodes_in_base:
+        return None
+    numbers = (
+        f"threshold {point.threshold_tokens} is below max_num_seqs {point.caps.max_num_seqs}, "
+        "so full decode steps run in base"
+    )
+    twins = [
+        p
+        for p in points
+        if p.plan == point.plan and p.caps == point.caps and not p.runs_full_decodes_in_base
+    ]
+    if not twins:
+        return f"{numbers}, and no point with a higher threshold shows whether that gains anything"
+    for twin in twins:
+        if not is_faster(point, twin):
+            return f"{numbers}, and threshold {twin.threshold_tokens} is as fast or faster"
+    return None
+
+
+def _low_threshold_rejection(
+    point: OperatingPoint, points: Sequence[OperatingPoint]
+) -> Rejected | None:
+    warning = low_threshold_warning(point, points)
+    if warning is None:
+        return None
+    return Rejected(point=point, why=Rejection.LOW_THRESHOLD_WITHOUT_GAIN, detail=warning)
+
+
+def _speed(point: OperatingPoint, sla: Sla) -> float:
+    return point.latency_score(sla)
+
+
+def _balance(point: OperatingPoint, sla: Sla) -> float:
+    return math.log(point.cost_devices) + point.latency_score(sla)
+
+
+def _rounded_chance(point: OperatingPoint, sla: Sla) -> float:
+    """P(SLA met) in steps of 5 %: finer differences are noise of the intervals."""
+    return round(point.probability(sla) * 20) / 20
+
+
+def _reason(best: OperatingPoint, feasible: Sequence[OperatingPoint], sla: Sla) -> Reason:
+    if len(feasible) == 1:
+        return Reason.ONLY_FEASIBLE
+    rivals = [p for p in feasible if p is not best and p.cost_devices == best.cost_devices]
+    if not rivals:
+        return Reason.FEWEST_DEVICES
+    if all(_rounded_chance(p, sla) < _rounded_chance(best, sla) for p in rivals):
+        return Reason.MOST_LIKELY_OF_THE_CHEAPEST
+    return Reason.FASTEST_OF_THE_CHEAPEST
+
+
+def _rejection(point: OperatingPoint, best: OperatingPoint, sla: Sla) -> Rejected:
+    unseen = [c for c in sla.constraints if point.actual(c) is None]
+    if unseen:
+        why, detail = Rejection.NOT_OBSERVED, ", ".join(c.key for c in unseen)
+    elif missed := [c for c in sla.constraints if not point.is_met(c)]:
+        why = Rejection.VIOLATES_SLA
+        detail = ", ".join(f"{c} but {point.actual(c):.4g}" for c in missed)
+    elif point.cost_devices > best.cost_devices:
+        why, detail = Rejection.MORE_DEVICES, f"{point.cost_devices} > {best.cost_devices}"
+    elif _rounded_chance(point, sla) < _rounded_chance(best, sla):
+        why = Rejection.LESS_LIKELY
+        detail = f"P(SLA met) {point.probability(sla):.2f} < {best.probability(sla):.2f}"
+    else:
+        why = Rejection.SLOWER
+        ratio = math.exp(_speed(point, sla) - _speed(best, sla))
+        detail = f"latency x{ratio:.3f} of the chosen one"
+    return Rejected(point=point, why=why, detail=detail)
+
+
+def _infeasible(
+    points: Sequence[OperatingPoint], sla: Sla, excluded: Sequence[Rejected]
+) -> Selection:
+    closest = max(points, key=lambda p: p.headroom(sla))
+    return Selection(
+        reason=Reason.SLA_INFEASIBLE,
+        closest=closest,
+        binding=min(sla.constraints, key=closest.margin),
+        relaxations=tuple(_relaxation(c, points, sla) for c in sla.constraints),
+        rejected=(*excluded, *(_rejection(p, closest, sla) for p in points)),
+    )
+
+
+def _relaxation(constraint: Constraint, points: Sequence[OperatingPoint], sla: Sla) -> Relaxation:
+    others = [c for c in sla.constraints if c is not constraint]
+    passing = [
+        (actual, p)
+        for p in points
+        if all(p.is_met(c) for c in others)
+        and (actual := p.actual(constraint)) is not None
+        and math.isfinite(actual)
+        and actual > 0
+    ]
+    if not passing:
+        return Relaxation(constraint=constraint, bound=None, point=None)
+    pick = min if constraint.op is Op.AT_MOST else max
+    bound, point = pick(passing, key=lambda pair: pair[0])
+    return Relaxation(constraint=constraint, bound=bound, point=point)

@@ -36,4 +36,11 @@ class PolicyError(EngineError):
 
 
 class RankError(EngineError):
-    """A rank raised, died or stopped answering; the message holds its own words."""
+    """A rank raised, died or stopped answering; the message holds its own words.
+
+    ``rank`` is its number inside the replica, None when it is not known.
+    """
+
+    def __init__(self, message: str, *, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank

@@ -138,11 +138,15 @@ class RankReady(msgspec.Struct, tag="ready", kw_only=True):
 
 
 class RankFailure(msgspec.Struct, tag="failure", kw_only=True):
-    """A rank raised; ``detail`` is its traceback's text."""
+    """A rank raised; ``detail`` is its traceback's text.
+
+    ``kind`` names the class when it was one of ``engine.errors``; ``detail`` is then its message.
+    """
 
     rank: int
     step_id: int | None
     detail: str
+    kind: str = ""
 
 
 class Shutdown(msgspec.Struct, tag="shutdown"):

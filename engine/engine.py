@@ -1,0 +1,407 @@
+"""The engine: one front door over its replicas, and the policy they obey."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.clock import WallClock
+from engine.config import Caps, EngineConfig, ModelConfig, num_kv_blocks
+from engine.errors import EngineError, PlanError, PolicyError, RankError, RequestError
+from engine.executors.factory import make_executor
+from engine.executors.protocol import Executor, ExecutorInfo, StepTimer
+from engine.knobs import AppliedPolicy, Knob, list_knobs
+from engine.measurement import RequestTiming
+from engine.output import OnOutput, RequestStream
+from engine.plan import ParallelPlan, check_plan, shift_warning
+from engine.policy import EnginePolicy, KnobClass, check_envelope, classify
+from engine.replica import Replica
+from engine.request import FinishReason, Request, RequestOutput, SamplingParams
+from engine.sequences import Sequence
+from engine.steps import StepSample
+from engine.telemetry import EngineStats, Telemetry, drain, summarise
+from engine.tokenizer import Tokenizer
+
+TimerFactory = Callable[[ParallelPlan], StepTimer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One finished output. ``logits`` f8[output tokens, vocabulary] when asked for."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    logits: npt.NDArray[np.float64] | None
+
+
+class Engine:
+    """Serves one model under one policy. Every method may be called from any thread.
+
+    Use as a context manager, or call :meth:`start` and :meth:`close`. ``timer_factory`` gives
+    the step times of a simulated executor for a plan. All :class:`EngineError` kinds surface
+    here unchanged.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        tokenizer: Tokenizer | None = None,
+        timer_factory: TimerFactory | None = None,
+    ) -> None:
+        self.config = config
+        self.model = ModelConfig.from_dir(config.model_dir)
+        self._tokenizer = tokenizer
+        self._timer_factory = timer_factory
+        self._policy = EnginePolicy(
+            plan=config.plan,
+            threshold_tokens=config.threshold_tokens,
+            caps=config.caps,
+            mode=config.mode,
+        )
+        self._check(self._policy)
+        self._replicas: list[Replica] = []
+        self._telemetry: list[Telemetry] = []
+        self._infos: list[ExecutorInfo] = []
+        # Requests that arrive while no replica serves (before start, during a reshape).
+        self._held: dict[str, RequestStream] | None = {}
+        self._max_held_len = self.max_model_len
+        self._lock = threading.Lock()
+        self._apply_lock = threading.Lock()
+        self._cost_s: dict[KnobClass, float] = {}
+
+    def __enter__(self) -> Engine:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- questions -----------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> EnginePolicy:
+        """The policy in force."""
+        return self._policy
+
+    @property
+    def envelope(self) -> Caps:
+        """The most that caps may be raised to without a restart."""
+        return self.config.start_envelope
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest sequence (prompt plus output) in tokens: context or KV capacity."""
+        return self._max_model_len(self._policy.plan)
+
+    @property
+    def executor_infos(self) -> list[ExecutorInfo]:
+        """What each replica's ranks hold (KV blocks, resident bytes)."""
+        return list(self._infos)
+
+    def stats(self) -> EngineStats:
+        """Gauges and counters of all replicas, since start."""
+        with self._lock:
+            replicas, held = list(self._replicas), len(self._held or ())
+            is_healthy = all(replica.failure is None for replica in replicas)
+        return summarise(
+            self._telemetry,
+            running=sum(r.scheduler.num_running for r in replicas),
+            waiting=held + sum(r.num_waiting for r in replicas),
+            kv_usage=max((r.scheduler.kv_usage for r in replicas), default=0.0),
+            is_healthy=is_healthy,
+            policy_version=self._policy.version,
+        )
+
+    def drain_samples(self) -> list[StepSample]:
+        """Step samples since the last call (at most 100,000 per replica are kept)."""
+        return [sample for t in self._telemetry for sample in drain(t.samples)]
+
+    def drain_timings(self) -> list[RequestTiming]:
+        """Timings of requests that ended since the last call, on ``time.monotonic``."""
+        return [timing for t in self._telemetry for timing in drain(t.timings)]
+
+    def capabilities(self) -> list[Knob]:
+        """Every knob with its class, range, current value and measured cost."""
+        return list_knobs(
+            self._policy,
+            self.envelope,
+            max_devices=self.config.max_devices,
+            cost_s=self._cost_s,
+        )
+
+    def check_integrity(self) -> None:
+        """Assert on every replica's own thread that KV blocks and slots balance."""
+        for replica in self._replicas:
+            replica.call(replica.scheduler.check_integrity)
+
+    # -- commands ------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start all ranks. Raises CheckpointError, PlanError or RankError."""
+        self._open(self._launch(self._policy), [], {})
+
+    def close(self) -> None:
+        """End all ranks; requests still in progress end with reason ``abort``."""
+        with self._lock:
+            replicas, self._replicas = self._replicas, []
+            streams, self._held = self._held or {}, None
+        for replica in replicas:
+            streams |= replica.stop()[1]
+        for stream in streams.values():
+            stream.end(FinishReason.ABORT, time.monotonic())
+
+    def submit(self, request: Request, on_output: OnOutput) -> None:
+        """Accept a request; ``on_output`` is called on a loop thread and must not block.
+
+        Raises:
+            RequestError: too long, ids outside the vocabulary, or an id in use.
+            QueueFullError: the admission limit is reached; try again later.
+            RankError: the engine is unhealthy.
+        """
+        self._accept(self._stream(request, on_output))
+
+    def abort(self, request_id: str) -> None:
+        """End a request at the next step boundary with reason ``abort``; unknown ids do nothing."""
+        with self._lock:
+            stream = self._held.pop(request_id, None) if self._held else None
+            replicas = list(self._replicas)
+        if stream is not None:
+            stream.end(FinishReason.ABORT, time.monotonic())
+            return
+        for replica in replicas:
+            replica.abort(request_id)
+
+    def apply(self, policy: EnginePolicy) -> AppliedPolicy:
+        """Put ``policy`` in force: hot knobs at the next step, a new plan by a reshape.
+
+        A reshape restarts the ranks; accepted requests wait and go on from their tokens so far.
+
+        Raises:
+            PolicyError: outside the envelope, or requests in progress would not fit the plan.
+            PlanError: this model or these devices cannot run the plan.
+            RankError: ranks failed to start under the plan; the old plan is running again.
+        """
+        with self._apply_lock:
+            self._check(policy)
+            changes = classify(self._policy, policy, self.envelope)
+            started_s = time.monotonic()
+            if "plan" in changes:
+                step, kind = self._reshape(policy), KnobClass.RESHAPE
+            else:
+                calls = [r.call(lambda r=r: r.set_hot(policy)) for r in self._replicas]  # type: ignore[misc]
+                step, kind = max(calls, default=0), KnobClass.HOT
+                self._policy = policy
+            seconds = time.monotonic() - started_s
+            self._cost_s[kind] = seconds
+            return AppliedPolicy(
+                policy=policy,
+                changes=changes,
+                effective_step=step,
+                seconds=seconds,
+                warnings=_warnings(policy),
+            )
+
+    def generate(
+        self, prompt_ids: tuple[int, ...], sampling: SamplingParams, *, request_id: str = "generate"
+    ) -> Generation:
+        """Run one request to its end. Logits are kept if the config has ``return_logits``.
+
+        Raises:
+            RequestError: it could never run.
+            RankError: it ended with an error.
+        """
+        outputs: queue.Queue[RequestOutput] = queue.Queue()
+        request = Request(
+            request_id=request_id,
+            prompt_ids=prompt_ids,
+            sampling=sampling,
+            arrival_s=time.monotonic(),
+        )
+        stream = self._stream(request, outputs.put)
+        self._accept(stream)
+        token_ids: list[int] = []
+        text = ""
+        while True:
+            output = outputs.get()
+            token_ids += output.token_ids
+            text += output.text
+            if output.error is not None:
+                raise RankError(output.error)
+            if output.finish_reason is not None:
+                break
+        return Generation(
+            token_ids=tuple(token_ids),
+            text=text,
+            finish_reason=output.finish_reason,
+            logits=np.stack(stream.logits) if stream.logits else None,
+        )
+
+    # -- accepting -----------------------------------------------------------------------------
+
+    def _stream(self, request: Request, on_output: OnOutput) -> RequestStream:
+        wrong = [i for i in request.prompt_ids if not 0 <= i < self.model.vocab_size]
+        if wrong:
+            raise RequestError(
+                f"request {request.request_id}: token id {wrong[0]} is outside the vocabulary of "
+                f"{self.model.vocab_size}"
+            )
+        text = self._tokenizer.stream() if self._tokenizer is not None else None
+        return RequestStream(request, on_output, text)
+
+    def _accept(self, stream: RequestStream) -> None:
+        request_id = stream.request.request_id
+        with self._lock:
+            if any(r.has(request_id) for r in self._replicas) or request_id in (self._held or ()):
+                raise RequestError(f"request id {request_id!r} is in use")
+            if self._held is not None:
+                self._check_length(stream.request)
+                self._held[request_id] = stream
+            else:
+                self._route().submit(stream)
+
+    def _route(self) -> Replica:
+        """The healthy replica with the fewest tokens to do."""
+        healthy = [r for r in self._replicas if r.failure is None]
+        if not healthy:
+            failures = "; ".join(sorted({str(r.failure) for r in self._replicas}))
+            raise RankError(f"the engine is unhealthy: {failures or 'it is closed'}")
+        return min(healthy, key=lambda r: r.load_tokens)
+
+    def _max_model_len(self, plan: ParallelPlan) -> int:
+        capacity = num_kv_blocks(self.config, self.model, plan) * self.config.block_size
+        return min(self.config.max_model_len or self.model.max_positions, capacity)
+
+    def _check_length(self, request: Request) -> None:
+        """Refuse what would not fit before or after the reshape under way."""
+        if request.max_len > self._max_held_len:
+            raise RequestError(
+                f"request {request.request_id}: {len(request.prompt_ids)} prompt tokens plus "
+                f"max_tokens {request.sampling.max_tokens} is more than {self._max_held_len}"
+            )
+
+    # -- plans and policies --------------------------------------------------------------------
+
+    def _check(self, policy: EnginePolicy) -> None:
+        check_plan(policy.plan, self.model)
+        limit = self.config.max_devices
+        if limit is not None and policy.plan.world_size > limit:
+            raise PlanError(
+                f"plan {policy.plan} needs {policy.plan.world_size} devices, "
+                f"this engine has {limit}"
+            )
+        num_kv_blocks(self.config, self.model, policy.plan)
+        check_envelope(policy, self.envelope)
+        _ = policy.chooser
+
+    def _reshape(self, policy: EnginePolicy) -> int:
+        """Stop all replicas, start those of the new plan, and carry every sequence over."""
+        old = self._policy
+        sequences: list[Sequence] = []
+        streams: dict[str, RequestStream] = {}
+        step_id = 0
+        for replica in self._close_door(policy.plan):
+            step_id = max(step_id, replica.scheduler.next_step_id)
+            more, ways = replica.stop()
+            sequences += more
+            streams |= ways
+        try:
+            replicas = self._launch(policy, first_step_id=step_id)
+        except EngineError:
+            self._open(self._launch(old, first_step_id=step_id), sequences, streams)
+            raise
+        self._policy = policy
+        self._open(replicas, sequences, streams)
+        return step_id
+
+    def _launch(self, policy: EnginePolicy, *, first_step_id: int = 0) -> list[Replica]:
+        """Start the replicas of a policy side by side; on a failure none is left running."""
+        count = policy.plan.dp
+        while len(self._telemetry) < count:
+            self._telemetry.append(Telemetry())
+        replicas = [
+            Replica(
+                index=index,
+                config=self.config,
+                model=self.model,
+                policy=policy,
+                make_executor=lambda: self._make_executor(policy.plan.replica),
+                telemetry=self._telemetry[index],
+                first_step_id=first_step_id,
+            )
+            for index in range(count)
+        ]
+        for replica in replicas:
+            replica.launch()
+        started, infos, failure = [], [], None
+        for replica in replicas:
+            try:
+                infos.append(replica.wait_started())
+                started.append(replica)
+            except BaseException as error:
+                failure = failure or error
+        if failure is not None:
+            for replica in started:
+                replica.stop()
+            raise failure
+        self._infos = infos
+        return replicas
+
+    def _make_executor(self, plan: ParallelPlan) -> Executor:
+        timer = self._timer_factory(plan) if self._timer_factory is not None else None
+        return make_executor(self.config, self.model, plan, timer=timer, clock=WallClock())
+
+    def _close_door(self, next_plan: ParallelPlan) -> list[Replica]:
+        """Hold new requests back and take the replicas out of service.
+
+        Raises:
+            PolicyError: a request in progress would not fit ``next_plan``; nothing has changed.
+        """
+        with self._lock:
+            self._max_held_len = min(self.max_model_len, self._max_model_len(next_plan))
+            for replica in self._replicas:
+                for request in replica.list_requests():
+                    try:
+                        self._check_length(request)
+                    except RequestError as error:
+                        raise PolicyError(f"plan {next_plan}: in progress, {error}") from error
+            replicas, self._replicas = self._replicas, []
+            self._held = self._held or {}
+        return replicas
+
+    def _open(
+        self,
+        replicas: list[Replica],
+        sequences: list[Sequence],
+        streams: dict[str, RequestStream],
+    ) -> None:
+        """Deal carried-over sequences to the replicas and let held requests in, in order."""
+        for index, replica in enumerate(replicas):
+            mine = sequences[index :: len(replicas)]
+            replica.adopt(mine, {s.request_id: streams[s.request_id] for s in mine})
+        with self._lock:
+            self._replicas = replicas
+            held, self._held = self._held or {}, None
+            for stream in held.values():
+                try:
+                    self._route().submit(stream)
+                except EngineError as error:
+                    stream.end(FinishReason.ERROR, time.monotonic(), str(error))
+
+
+def _warnings(policy: EnginePolicy) -> list[str]:
+    warning = shift_warning(policy.plan, policy.threshold_tokens, policy.caps.max_num_seqs)
+    return [warning] if warning else []

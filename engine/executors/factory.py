@@ -1,0 +1,71 @@
+"""Chooses the executor of one replica; heavy ones are imported only when chosen."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from engine.config import EngineConfig, ExecutorKind, ModelConfig, num_kv_blocks
+from engine.errors import EngineError
+from engine.executors.protocol import Clock, Executor, StepTimer
+from engine.plan import ParallelPlan
+
+
+def make_executor(
+    config: EngineConfig,
+    model: ModelConfig,
+    plan: ParallelPlan,
+    *,
+    timer: StepTimer | None = None,
+    clock: Clock | None = None,
+) -> Executor:
+    """The executor ``config`` asks for, not yet started. ``auto``: in process for one rank.
+
+    ``timer`` and ``clock`` are the simulated executor's; real time by default.
+
+    Raises:
+        EngineError: inline with several ranks, or simulated without a timer.
+    """
+    kind = config.executor
+    if kind is ExecutorKind.AUTO:
+        kind = ExecutorKind.INLINE if plan.replica_size == 1 else ExecutorKind.PROCESS
+    match kind:
+        case ExecutorKind.INLINE:
+            if plan.replica_size > 1:
+                raise EngineError(
+                    f"plan {plan} has {plan.replica_size} ranks per replica: executor 'inline' "
+                    "runs one; use 'process'"
+                )
+            from engine.executors.inline import InlineExecutor
+
+            return InlineExecutor(config, model, plan)
+        case ExecutorKind.PROCESS:
+            from engine.executors.process import ProcessExecutor
+
+            return ProcessExecutor(config, model, plan)
+        case ExecutorKind.SIMULATED:
+            return _simulated(config, model, plan, timer, clock)
+        case ExecutorKind.AUTO:
+            raise AssertionError("auto was resolved above")
+        case _ as never:
+            assert_never(never)
+
+
+def _simulated(
+    config: EngineConfig,
+    model: ModelConfig,
+    plan: ParallelPlan,
+    timer: StepTimer | None,
+    clock: Clock | None,
+) -> Executor:
+    from engine.clock import WallClock
+    from engine.executors.simulated import SimulatedExecutor
+
+    if timer is None:
+        raise EngineError("executor 'simulated' needs a step timer (a cost model's)")
+    return SimulatedExecutor(
+        plan=plan,
+        model_vocab_size=model.vocab_size,
+        num_kv_blocks=num_kv_blocks(config, model, plan),
+        timer=timer,
+        clock=clock or WallClock(),
+    )

@@ -1,0 +1,73 @@
+"""Emulated links: delays collectives so that CPU ranks show the trade-offs of real ones."""
+
+from __future__ import annotations
+
+import time
+
+from torch import Tensor
+
+from engine.config import LinkEmulation
+from engine.parallel.communicator import Communicator
+
+# time.sleep wakes up to this much late; the rest is spun.
+SPIN_S = 100e-6
+
+
+class LinkedCommunicator:
+    """Wraps a communicator and adds the declared link's time to each collective, on CPU only.
+
+    What each rank sends over its link, as the usual algorithms move it, for n members:
+    all-reduce 2(n-1)/n of the tensor (ring), all-gather n-1 times its part, all-to-all (n-1)/n
+    of the tensor, send all of it. A collective ends for nobody before it ends for the slowest,
+    so the delay follows the real exchange; a send is delayed before it is handed over.
+    """
+
+    def __init__(self, inner: Communicator, link: LinkEmulation) -> None:
+        self._inner = inner
+        self._link = link
+
+    @property
+    def size(self) -> int:
+        return self._inner.size
+
+    @property
+    def rank(self) -> int:
+        return self._inner.rank
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        out = self._inner.all_reduce(x)
+        self._wait(2 * x.nbytes * (self.size - 1) // self.size)
+        return out
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        out = self._inner.all_gather(x)
+        self._wait(x.nbytes * (self.size - 1))
+        return out
+
+    def all_to_all(self, x: Tensor) -> Tensor:
+        out = self._inner.all_to_all(x)
+        self._wait(x.nbytes * (self.size - 1) // self.size)
+        return out
+
+    def send(self, x: Tensor, dst: int) -> None:
+        self._wait(x.nbytes)
+        self._inner.send(x, dst)
+
+    def recv(self, like: Tensor, src: int) -> Tensor:
+        return self._inner.recv(like, src)
+
+    def barrier(self) -> None:
+        self._inner.barrier()
+        self._wait(0)
+
+    def _wait(self, num_bytes: int) -> None:
+        pause(self._link.delay_s(num_bytes) if self.size > 1 else 0.0)
+
+
+def pause(seconds: float) -> None:
+    """Return after ``seconds``, late by some microseconds at most on an idle core."""
+    end = time.perf_counter() + seconds
+    if seconds > SPIN_S:
+        time.sleep(seconds - SPIN_S)
+    while time.perf_counter() < end:
+        pass

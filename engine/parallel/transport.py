@@ -1,0 +1,79 @@
+"""How the ranks of a replica reach each other: shared memory, gloo or NCCL, chosen once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from engine.config import LinkEmulation
+from engine.errors import EngineError
+from engine.parallel.communicator import Communicator
+from engine.parallel.link import LinkedCommunicator
+from engine.parallel.shm import ShmTransport
+from engine.parallel.shm_layout import GroupSpec
+from engine.steps import RankSetup
+
+Make = Callable[[str, Sequence[int]], Communicator]
+
+
+class Transport(Protocol):
+    """Makes the communicators of one rank."""
+
+    def make(self, name: str, members: Sequence[int]) -> Communicator:
+        """My end of a group that was announced at opening."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it; communicators made from it must not be used afterwards."""
+        ...
+
+
+def open_transport(
+    setup: RankSetup, *, groups: Sequence[GroupSpec], num_ranks: int, fds: Sequence[int]
+) -> Transport:
+    """Open the transport a setup names; takes over ``fds``.
+
+    ``fds`` holds the segment for shared memory, and for torch.distributed the listening socket
+    (rank 0) or nothing.
+
+    Raises:
+        EngineError: an unknown backend.
+        RankError: a peer did not come in time.
+    """
+    match setup.backend:
+        case "shm":
+            return ShmTransport(
+                fd=fds[0],
+                groups=groups,
+                rank=setup.rank,
+                num_ranks=num_ranks,
+                library=Path(setup.init_method) if setup.init_method else None,
+                timeout_s=setup.timeout_s,
+            )
+        case "gloo" | "nccl":
+            # Imported here: ranks on shared memory start without torch.distributed.
+            from engine.parallel.torch_groups import TorchTransport
+
+            return TorchTransport(
+                backend=setup.backend,
+                address=setup.init_method,
+                listen_fd=fds[0] if fds else None,
+                groups=groups,
+                rank=setup.rank,
+                num_ranks=num_ranks,
+                timeout_s=setup.timeout_s,
+            )
+        case unknown:
+            for fd in fds:
+                os.close(fd)
+            raise EngineError(f"backend {unknown!r} is not known; use shm, gloo or nccl")
+
+
+def with_link(make: Make, link: dict[str, float] | None) -> Make:
+    """``make``, with every communicator behind the emulated link, if there is one."""
+    if link is None:
+        return make
+    emulated = LinkEmulation(**link)
+    return lambda name, members: LinkedCommunicator(make(name, members), emulated)

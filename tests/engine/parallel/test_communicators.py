@@ -1,0 +1,70 @@
+"""Every way ranks exchange tensors passes the same suite, in real processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from engine.errors import RankError
+from engine.parallel.shm_build import find_library
+from tests.contracts.communicator import CommunicatorContract, World
+from tests.contracts.communicator_worker import Operation
+from tests.engine.rank_pools import ProcessWorld, RankPools, process_world
+
+GROUPS = ((0, 1), (1, 0), (2, 3), (0, 2), (1, 3), (3, 1), (0, 2, 1, 3), (0, 1, 2, 3))
+SUM = Operation(kind="all_reduce", shape=(8,))
+
+
+class TestCompiledSharedMemory(CommunicatorContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def world(cls, rank_pools: RankPools) -> Iterator[World]:
+        library = find_library()
+        if library is None:
+            pytest.skip("no C++ compiler here")
+        with process_world(rank_pools, "shm", num_ranks=4, groups=GROUPS, library=library) as world:
+            yield world
+
+
+class TestPythonSharedMemory(CommunicatorContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def world(cls, rank_pools: RankPools) -> Iterator[World]:
+        with process_world(rank_pools, "shm", num_ranks=4, groups=GROUPS) as world:
+            yield world
+
+
+class TestGloo(CommunicatorContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def world(cls, rank_pools: RankPools) -> Iterator[World]:
+        with process_world(rank_pools, "gloo", num_ranks=4, groups=GROUPS) as world:
+            yield world
+
+
+@pytest.fixture(params=["compiled", "python", "gloo"])
+def small_world(request: pytest.FixtureRequest, rank_pools: RankPools) -> Iterator[ProcessWorld]:
+    """Two ranks that wait for each other no longer than a second."""
+    library = find_library() if request.param == "compiled" else None
+    if request.param == "compiled" and library is None:
+        pytest.skip("no C++ compiler here")
+    backend = "gloo" if request.param == "gloo" else "shm"
+    with process_world(
+        rank_pools, backend, num_ranks=2, groups=[(0, 1)], library=library, timeout_s=1.0
+    ) as world:
+        yield world
+
+
+def test_a_peer_that_does_not_come_is_a_rank_error(small_world: ProcessWorld) -> None:
+    (outcome,) = small_world.outcomes((0, 1), [SUM], only=[0])
+    assert outcome.error is not None
+    assert "g0" in outcome.error
+
+
+def test_a_peer_that_is_gone_is_a_rank_error(small_world: ProcessWorld) -> None:
+    small_world.lose(1)
+    with pytest.raises(RankError, match=r"rank 1 .* exited with code 7"):
+        small_world.outcomes((0, 1), [SUM], only=[1])
+    (outcome,) = small_world.outcomes((0, 1), [SUM], only=[0])
+    assert outcome.error is not None

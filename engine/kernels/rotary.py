@@ -1,0 +1,32 @@
+"""Rotary position embedding (arXiv 2104.09864), rotate-half layout as in the checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotaryAngles:
+    """Per token, for the whole head: ``cos[n, 1, hd]`` and ``sin[n, 1, hd]`` with the first
+    half of ``sin`` negated, so that a rotation is one multiply and one multiply-add.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotary(x: Tensor, angles: RotaryAngles) -> Tensor:
+    """Rotate every head of ``x[n, heads, hd]``; computed in the dtype of the angles.
+
+    With halves a and b of a head: ``[a cos - b sin, b cos + a sin]``.
+    """
+    half = x.shape[-1] // 2
+    if x.dtype == angles.cos.dtype:
+        swapped = torch.cat((x[..., half:], x[..., :half]), dim=-1)
+        return swapped.mul_(angles.sin).addcmul_(x, angles.cos)
+    wide = x.to(angles.cos.dtype)
+    swapped = torch.cat((wide[..., half:], wide[..., :half]), dim=-1)
+    return swapped.mul_(angles.sin).addcmul_(wide, angles.cos).to(x.dtype)

@@ -1,0 +1,110 @@
+"""The decoder of the Llama family (Llama 3.x, Qwen 2.5, Qwen 3), one pipeline stage of it.
+
+Base and shift mode run the same code: they differ in which view of a weight a product reads,
+which group sums, and whether attention stands between two all-to-alls.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine.batch import StepBatch
+from engine.config import ModelConfig
+from engine.kernels.attention import attention
+from engine.kernels.kv_cache import LayerCache
+from engine.kernels.rms_norm import rms_norm
+from engine.kernels.rotary import rotary
+from engine.kernels.silu_mul import silu_mul
+from engine.models.weights import LayerWeights, StageWeights
+from engine.parallel.mesh import RankGroups
+from engine.parallel.sequence import HeadExchange
+from engine.plan import Mode, ParallelPlan
+
+
+class LlamaStage:
+    """One rank's part of the model. Rows of ``x`` are my slice of tokens in base mode, all
+    tokens in shift mode; ``x`` is the same on every rank of the mode's tensor group.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: ModelConfig,
+        plan: ParallelPlan,
+        weights: StageWeights,
+        caches: tuple[LayerCache, ...],
+        groups: RankGroups,
+        device: torch.device,
+    ) -> None:
+        self._model = model
+        self._weights = weights
+        self._caches = caches
+        self._groups = groups
+        self._ffn_blocks = {Mode.BASE: plan.sp, Mode.SHIFT: 1}
+        self._exchange = HeadExchange(
+            weights.layout, head_dim=model.head_dim, group=groups.sp, device=device
+        )
+
+    def embed(self, batch: StepBatch) -> Tensor:
+        """Rows of the embedding ``[rows, d]``; first stage only."""
+        assert self._weights.embedding is not None, "only the first stage embeds"
+        return self._weights.embedding(batch.token_ids, batch.mode)
+
+    def forward(self, x: Tensor, batch: StepBatch) -> Tensor:
+        """The stage's layers over ``x[rows, d]``, which is overwritten; fills the KV cache."""
+        for layer, cache in zip(self._weights.layers, self._caches, strict=True):
+            x += self._attend(
+                rms_norm(x, layer.input_norm, self._model.rms_eps), layer, cache, batch
+            )
+            x += self._feed(rms_norm(x, layer.post_norm, self._model.rms_eps), layer, batch.mode)
+        return x
+
+    def logits(self, x: Tensor, batch: StepBatch) -> Tensor:
+        """Logits ``[R, vocab_size]`` of the sampled rows, on every rank; last stage only.
+
+        One tail for both modes: the rows reach every rank, then the norm and this rank's share
+        of the vocabulary out of sp*tp.
+        """
+        assert self._weights.head is not None, "only the last stage has the head"
+        assert self._weights.final_norm is not None, "only the last stage has the final norm"
+        rows = batch.sampled.collect(x, self._groups.sp)
+        return self._weights.head(rms_norm(rows, self._weights.final_norm, self._model.rms_eps))
+
+    def _attend(
+        self, x: Tensor, layer: LayerWeights, cache: LayerCache, batch: StepBatch
+    ) -> Tensor:
+        qkv = layer.qkv(x, batch.mode)
+        if batch.mode is Mode.SHIFT:
+            return layer.o(self._attend_heads(qkv, layer, cache, batch), batch.mode)
+        attended = self._attend_heads(self._exchange.to_heads(qkv), layer, cache, batch)
+        return layer.o(self._exchange.to_tokens(attended), batch.mode)
+
+    def _attend_heads(
+        self, qkv: Tensor, layer: LayerWeights, cache: LayerCache, batch: StepBatch
+    ) -> Tensor:
+        """All tokens, my heads: ``qkv[n padded, block*hd]`` -> ``[n padded, q_heads*hd]``.
+
+        Padding rows are left out of the cache and of attention and come back as zeros.
+        """
+        layout = self._weights.layout
+        heads = qkv.view(qkv.shape[0], layout.block, -1)[: batch.num_tokens]
+        rotated = heads[:, : layout.num_q + layout.num_kv]
+        if layer.qk_norm is not None:
+            rotated = rms_norm(rotated, layer.qk_norm, self._model.rms_eps)
+        rotated = rotary(rotated, batch.angles)
+        attended = attention(
+            rotated[:, : layout.num_q],
+            rotated[:, layout.num_q :],
+            heads[:, layout.num_q + layout.num_kv :],
+            cache=cache,
+            plan=batch.attention,
+        )
+        if batch.num_tokens == qkv.shape[0]:
+            return attended
+        padded = attended.new_zeros(qkv.shape[0], attended.shape[1])
+        padded[: batch.num_tokens] = attended
+        return padded
+
+    def _feed(self, x: Tensor, layer: LayerWeights, mode: Mode) -> Tensor:
+        return layer.down(silu_mul(layer.gate_up(x, mode), self._ffn_blocks[mode]), mode)

@@ -1,0 +1,249 @@
+"""One rank's weights: base shards in shift-block order, read slice by slice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.config import ModelConfig
+from engine.models.loader import EMBEDDING, FINAL_NORM, HEAD, Checkpoint, layer_prefix
+from engine.parallel.heads import HeadLayout, head_layout
+from engine.parallel.linear import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    VocabParallelHead,
+)
+from engine.parallel.mesh import RankGroups
+from engine.plan import (
+    ParallelPlan,
+    RankCoords,
+    padded_vocab_size,
+    rank_coords,
+    stage_layers,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerWeights:
+    """One decoder layer's shards. ``qk_norm`` [q + kv heads, hd]: each head's norm weight."""
+
+    input_norm: Tensor
+    qkv: ColumnParallelLinear
+    qk_norm: Tensor | None
+    o: RowParallelLinear
+    post_norm: Tensor
+    gate_up: ColumnParallelLinear
+    down: RowParallelLinear
+
+    def tensors(self) -> list[Tensor]:
+        norms = [self.input_norm, self.post_norm]
+        if self.qk_norm is not None:
+            norms.append(self.qk_norm)
+        linears = (self.qkv, self.o, self.gate_up, self.down)
+        return norms + [tensor for linear in linears for tensor in linear.tensors]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageWeights:
+    """One rank's part of the model; ends of the pipeline hold embedding, final norm and head."""
+
+    layout: HeadLayout
+    embedding: VocabParallelEmbedding | None
+    layers: tuple[LayerWeights, ...]
+    final_norm: Tensor | None
+    head: VocabParallelHead | None
+
+    @property
+    def num_bytes(self) -> int:
+        """Resident bytes: every storage counted once, however many views it has."""
+        tensors = [tensor for layer in self.layers for tensor in layer.tensors()]
+        if self.embedding is not None:
+            tensors += self.embedding.tensors
+        if self.final_norm is not None:
+            tensors.append(self.final_norm)
+        if self.head is not None:
+            tensors += self.head.tensors
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        return sum(storages.values())
+
+
+def load_stage(
+    *,
+    model_dir: Path,
+    model: ModelConfig,
+    plan: ParallelPlan,
+    rank: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    groups: RankGroups,
+) -> StageWeights:
+    """Load the shards of ``rank``.
+
+    Raises:
+        CheckpointError: see :class:`engine.models.loader.Checkpoint`.
+    """
+    reader = _ShardReader(
+        checkpoint=Checkpoint(model_dir, model, dtype=dtype),
+        model=model,
+        plan=plan,
+        coords=rank_coords(plan, rank),
+        device=device,
+        groups=groups,
+    )
+    return reader.stage()
+
+
+class _ShardReader:
+    """Cuts the shards of one rank out of a checkpoint."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: Checkpoint,
+        model: ModelConfig,
+        plan: ParallelPlan,
+        coords: RankCoords,
+        device: torch.device,
+        groups: RankGroups,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._model = model
+        self._plan = plan
+        self._coords = coords
+        self._device = device
+        self._groups = groups
+        self._layout = head_layout(model, plan, coords)
+
+    def stage(self) -> StageWeights:
+        is_first, is_last = self._coords.p == 0, self._coords.p == self._plan.pp - 1
+        layers = stage_layers(self._model.num_layers, self._plan.pp)[self._coords.p]
+        embedding = self._embedding() if is_first else None
+        hidden = range(self._model.hidden_size)
+        return StageWeights(
+            layout=self._layout,
+            embedding=embedding,
+            layers=tuple(self._layer(layer_prefix(layer)) for layer in layers),
+            final_norm=self._whole(FINAL_NORM, hidden) if is_last else None,
+            head=self._head(embedding) if is_last else None,
+        )
+
+    def _layer(self, prefix: str) -> LayerWeights:
+        hidden = range(self._model.hidden_size)
+        return LayerWeights(
+            input_norm=self._whole(prefix + "input_layernorm.weight", hidden),
+            qkv=self._qkv(prefix + "self_attn."),
+            qk_norm=self._qk_norm(prefix + "self_attn.") if self._model.qk_norm else None,
+            o=self._row_parallel(prefix + "self_attn.o_proj.weight", self._model.q_size),
+            post_norm=self._whole(prefix + "post_attention_layernorm.weight", hidden),
+            gate_up=self._gate_up(prefix + "mlp."),
+            down=self._row_parallel(prefix + "mlp.down_proj.weight", self._model.ffn_size),
+        )
+
+    def _whole(self, name: str, rows: range) -> Tensor:
+        return self._checkpoint.read(name, rows).clone().to(self._device)
+
+    def _qkv(self, prefix: str) -> ColumnParallelLinear:
+        layout, head_dim = self._layout, self._model.head_dim
+        weight = self._empty(len(layout.stored) * head_dim, self._model.hidden_size)
+        bias = self._empty(len(weight)) if self._model.qkv_bias else None
+        row = 0
+        for run in layout.runs():
+            rows = range(run.start * head_dim, run.stop * head_dim)
+            name = f"{prefix}{run.part.value}_proj"
+            target = slice(row, row + len(rows))
+            weight[target] = self._checkpoint.read(f"{name}.weight", rows)
+            if bias is not None:
+                bias[target] = self._checkpoint.read(f"{name}.bias", rows)
+            row += len(rows)
+        first = layout.shift_start * head_dim
+        shift_rows = range(first, first + layout.block * head_dim)
+        return ColumnParallelLinear(
+            weight.to(self._device),
+            None if bias is None else bias.to(self._device),
+            shift_rows=shift_rows,
+        )
+
+    def _qk_norm(self, prefix: str) -> Tensor:
+        dims = range(self._model.head_dim)
+        q_norm, k_norm = (
+            self._checkpoint.read(f"{prefix}{part}_norm.weight", dims) for part in ("q", "k")
+        )
+        heads = (
+            q_norm.expand(self._layout.num_q, -1),
+            k_norm.expand(self._layout.num_kv, -1),
+        )
+        return torch.cat(heads).to(self._device)
+
+    def _gate_up(self, prefix: str) -> ColumnParallelLinear:
+        block = self._model.ffn_size // self._plan.stage_size
+        weight = self._empty(2 * self._plan.sp * block, self._model.hidden_size)
+        parts = weight.view(self._plan.sp, 2, block, -1)
+        for i in range(self._plan.sp):
+            first = (self._coords.t * self._plan.sp + i) * block
+            for part, name in enumerate(("gate_proj", "up_proj")):
+                rows = range(first, first + block)
+                parts[i, part] = self._checkpoint.read(f"{prefix}{name}.weight", rows)
+        mine = self._coords.s * 2 * block
+        return ColumnParallelLinear(
+            weight.to(self._device), None, shift_rows=range(mine, mine + 2 * block)
+        )
+
+    def _row_parallel(self, name: str, num_columns: int) -> RowParallelLinear:
+        base = num_columns // self._plan.tp
+        block = base // self._plan.sp
+        columns = range(self._coords.t * base, (self._coords.t + 1) * base)
+        part = self._checkpoint.read(name, range(self._model.hidden_size), columns)
+        mine = self._coords.s * block
+        return RowParallelLinear(
+            part.contiguous().clone().to(self._device),
+            shift_columns=range(mine, mine + block),
+            groups=self._groups,
+        )
+
+    @property
+    def _vocab_block(self) -> int:
+        """Rows of the padded vocabulary per rank of the stage."""
+        size = self._plan.stage_size
+        return padded_vocab_size(self._model.vocab_size, size) // size
+
+    def _embedding(self) -> VocabParallelEmbedding:
+        block, sp = self._vocab_block, self._plan.sp
+        start = self._coords.t * sp * block
+        mine = self._coords.s * block
+        return VocabParallelEmbedding(
+            self._vocab_rows(EMBEDDING, range(start, start + sp * block)),
+            base_start=start,
+            shift_rows=range(mine, mine + block),
+            groups=self._groups,
+        )
+
+    def _head(self, embedding: VocabParallelEmbedding | None) -> VocabParallelHead:
+        """The head's shard; tied to the embedding of the same stage it is a view of it."""
+        start = self._coords.shift_index(self._plan) * self._vocab_block
+        rows = range(start, start + self._vocab_block)
+        if self._model.tie_embeddings and embedding is not None:
+            weight = embedding.shift_view
+        else:
+            weight = self._vocab_rows(EMBEDDING if self._model.tie_embeddings else HEAD, rows)
+        return VocabParallelHead(
+            weight,
+            num_valid=len(range(*slice(rows.start, rows.stop).indices(self._model.vocab_size))),
+            vocab_size=self._model.vocab_size,
+            groups=self._groups,
+        )
+
+    def _vocab_rows(self, name: str, rows: range) -> Tensor:
+        """Rows of the padded vocabulary; those past its end are zero."""
+        stop = min(rows.stop, self._model.vocab_size)
+        weight = self._empty(len(rows), self._model.hidden_size)
+        weight.zero_()
+        if rows.start < stop:
+            weight[: stop - rows.start] = self._checkpoint.read(name, range(rows.start, stop))
+        return weight.to(self._device)
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self._checkpoint.dtype)

@@ -1,0 +1,114 @@
+"""Split matrices: one resident base shard each, its shift shard a view of the same storage.
+
+Every class holds both views side by side and picks by mode; ``tests/engine/parallel`` checks
+that no second copy exists. Shapes follow the checkpoints: ``[out_features, in_features]``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.parallel.communicator import Communicator
+from engine.parallel.mesh import RankGroups
+from engine.plan import Mode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class ColumnParallelLinear:
+    """Output features split. ``weight`` [rows of the base shard, d]; the shift shard is rows
+    ``shift_rows`` of it. No communication.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, shift_rows: range) -> None:
+        rows = slice(shift_rows.start, shift_rows.stop)
+        self.tensors = [weight] if bias is None else [weight, bias]
+        self._views: Mapping[Mode, tuple[Tensor, Tensor | None]] = {
+            Mode.BASE: (weight, bias),
+            Mode.SHIFT: (weight[rows], None if bias is None else bias[rows]),
+        }
+
+    def __call__(self, x: Tensor, mode: Mode) -> Tensor:
+        """``x[n, d]`` -> ``[n, rows of the mode's shard]``."""
+        weight, bias = self._views[mode]
+        return F.linear(x, weight, bias)
+
+
+class RowParallelLinear:
+    """Input features split, so products are partial sums. ``weight`` [d, columns of the base
+    shard]; the shift shard is columns ``shift_columns`` (strided, which BLAS reads as it is).
+    """
+
+    def __init__(self, weight: Tensor, *, shift_columns: range, groups: RankGroups) -> None:
+        columns = slice(shift_columns.start, shift_columns.stop)
+        self.tensors = [weight]
+        self._views: Mapping[Mode, Tensor] = {
+            Mode.BASE: weight,
+            Mode.SHIFT: weight[:, columns],
+        }
+        self._groups: Mapping[Mode, Communicator] = {mode: groups.tensor(mode) for mode in Mode}
+
+    def __call__(self, x: Tensor, mode: Mode) -> Tensor:
+        """``x[n, columns of the mode's shard]`` -> the whole sum ``[n, d]`` on every rank."""
+        partial = F.linear(x, self._views[mode])
+        group = self._groups[mode]
+        return partial if group.size == 1 else group.all_reduce(partial)
+
+
+class VocabParallelEmbedding:
+    """Rows of the (padded) vocabulary split. ``weight`` [padded vocabulary / tp, d]."""
+
+    def __init__(
+        self, weight: Tensor, *, base_start: int, shift_rows: range, groups: RankGroups
+    ) -> None:
+        self.tensors = [weight]
+        self.shift_view = weight[shift_rows.start : shift_rows.stop]
+        self._views: Mapping[Mode, tuple[Tensor, int]] = {
+            Mode.BASE: (weight, base_start),
+            Mode.SHIFT: (self.shift_view, base_start + shift_rows.start),
+        }
+        self._groups: Mapping[Mode, Communicator] = {mode: groups.tensor(mode) for mode in Mode}
+
+    def __call__(self, token_ids: Tensor, mode: Mode) -> Tensor:
+        """Token ids i8[n] -> ``[n, d]`` on every rank of the mode's tensor group."""
+        weight, start = self._views[mode]
+        group = self._groups[mode]
+        if group.size == 1:
+            return F.embedding(token_ids, weight)
+        local = token_ids - start
+        is_mine = (local >= 0) & (local < weight.shape[0])
+        rows = F.embedding(local.mul_(is_mine), weight).mul_(is_mine.unsqueeze(1))
+        return group.all_reduce(rows)
+
+
+class VocabParallelHead:
+    """The head over all sp*tp ranks of a stage, the same in both modes.
+
+    ``weight`` [padded vocabulary / (sp*tp), d] is this rank's shard, of which ``num_valid`` rows
+    are tokens; the rest pads the vocabulary and gives -inf. When tied, it is the embedding's
+    shift view.
+    """
+
+    def __init__(
+        self, weight: Tensor, *, num_valid: int, vocab_size: int, groups: RankGroups
+    ) -> None:
+        self.tensors = [weight]
+        self._weight = weight
+        self._num_valid = num_valid
+        self._vocab_size = vocab_size
+        self._group = groups.shift
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x[rows, d]`` -> logits ``[rows, vocab_size]`` on every rank of the stage."""
+        shard = F.linear(x, self._weight)
+        if self._num_valid < shard.shape[1]:
+            shard[:, self._num_valid :] = -torch.inf
+        if self._group.size == 1:
+            return shard[:, : self._vocab_size]
+        gathered = self._group.all_gather(shard)
+        return gathered.transpose(0, 1).flatten(1)[:, : self._vocab_size]

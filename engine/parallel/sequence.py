@@ -1,0 +1,106 @@
+"""Ulysses sequence parallelism: tokens split outside attention, heads split inside it.
+
+Source: DeepSpeed-Ulysses (arXiv 2309.14509), for inference as in arXiv 2509.16495, section 3.
+Rows are tokens of the flattened step, padded to a multiple of SP; slice s holds rows
+``s*n/SP`` to ``(s+1)*n/SP``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from engine.parallel.communicator import Communicator
+from engine.parallel.heads import HeadLayout
+
+
+class HeadExchange:
+    """The two all-to-alls around attention, over the SP group.
+
+    ``layout`` says which stored heads go to which member; KV heads that several members need are
+    repeated on the way into the send buffer, so one fused all-to-all serves any head counts.
+    """
+
+    def __init__(
+        self, layout: HeadLayout, *, head_dim: int, group: Communicator, device: torch.device
+    ) -> None:
+        self._group = group
+        self._head_dim = head_dim
+        self._num_stored = len(layout.stored)
+        self._num_q = layout.num_q
+        self._block = layout.block
+        self._send: Tensor | None = None
+        self._picks = torch.empty(0, dtype=torch.int64, device=device)
+        if not layout.is_send_order:
+            self._send = torch.tensor(layout.send, device=device).view(group.size, 1, -1)
+
+    def to_heads(self, qkv: Tensor) -> Tensor:
+        """My tokens, all my TP rank's heads ``[n/SP, stored*hd]`` -> all tokens, my heads
+        ``[n, (q + 2 kv)*hd]``.
+        """
+        size, num_rows, width = self._group.size, qkv.shape[0], self._block * self._head_dim
+        if size == 1:
+            return qkv
+        if self._send is None:
+            send = qkv.view(num_rows, size, width).transpose(0, 1).contiguous()
+        else:
+            send = self._picked(qkv, self._send)
+        return self._group.all_to_all(send).view(size * num_rows, width)
+
+    def to_tokens(self, attended: Tensor) -> Tensor:
+        """All tokens, my heads ``[n, q*hd]`` -> my tokens, all my TP rank's query heads
+        ``[n/SP, SP*q*hd]``, in the model's head order.
+        """
+        size, width = self._group.size, attended.shape[1]
+        if size == 1:
+            return attended
+        received = self._group.all_to_all(attended.view(size, -1, width))
+        return received.transpose(0, 1).reshape(-1, size * width)
+
+    def _picked(self, qkv: Tensor, send: Tensor) -> Tensor:
+        """The send buffer ``[SP, n/SP, block*hd]`` from stored heads in another order."""
+        num_rows = qkv.shape[0]
+        if len(self._picks) != num_rows * send.numel():  # all layers of a step ask for the same
+            first = torch.arange(num_rows, device=qkv.device) * self._num_stored
+            self._picks = (first.view(1, -1, 1) + send).flatten()
+        picked = qkv.view(-1, self._head_dim).index_select(0, self._picks)
+        return picked.view(self._group.size, num_rows, -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowExchange:
+    """How the rows that need logits reach every SP rank, with the same shape on each of them.
+
+    Every member contributes as many rows as the fullest one (uneven gathers fail on gloo);
+    ``mine`` i8[most] picks my contribution, ``order`` i8[R] the wanted rows out of all.
+    """
+
+    mine: Tensor
+    order: Tensor
+
+    def run(self, x: Tensor, group: Communicator) -> Tensor:
+        """My slice ``x[n/SP, d]`` -> the wanted rows ``[R, d]``, on every member."""
+        gathered = group.all_gather(x.index_select(0, self.mine))
+        return gathered.flatten(0, 1).index_select(0, self.order)
+
+
+def row_exchange(
+    rows: npt.NDArray[np.int64], *, rows_per_rank: int, rank: int, size: int, device: torch.device
+) -> RowExchange:
+    """The exchange of ``rows`` (any rows of the whole step, in any order) for member ``rank``."""
+    owner = rows // rows_per_rank
+    counts = np.bincount(owner, minlength=size)
+    most = int(counts.max())
+    by_owner = np.argsort(owner, kind="stable")
+    place = np.empty_like(rows)
+    place[by_owner] = np.arange(len(rows)) - (np.cumsum(counts) - counts)[owner[by_owner]]
+    mine = np.zeros(most, dtype=np.int64)
+    mine[: counts[rank]] = rows[owner == rank] - rank * rows_per_rank
+    return RowExchange(
+        mine=torch.from_numpy(mine).to(device),
+        order=torch.from_numpy(owner * most + place).to(device),
+    )

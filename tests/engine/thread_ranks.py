@@ -1,0 +1,160 @@
+"""Ranks as threads of one process: a whole replica without processes, for tests of any plan.
+
+``ThreadGroup`` is a full implementation of the communicator contract: sums in group order, equal
+bits on every member, typed failures when a peer is gone.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from engine.config import DType
+from engine.errors import RankError
+from engine.parallel.communicator import Communicator
+from engine.parallel.mesh import RankGroups, build_groups
+from engine.plan import ParallelPlan
+from engine.runner import ModelRunner
+from engine.steps import StepPlan, StepResult
+
+Answer = TypeVar("Answer")
+
+
+class ThreadGroup:
+    """The shared half of one ordered group of threads."""
+
+    def __init__(self, size: int, timeout_s: float) -> None:
+        self.size = size
+        self.timeout_s = timeout_s
+        self.slots: list[Tensor | None] = [None] * size
+        self.barrier = threading.Barrier(size, timeout=timeout_s)
+        self.mail: dict[tuple[int, int], queue.Queue[Tensor]] = {
+            (src, dst): queue.Queue() for src in range(size) for dst in range(size)
+        }
+
+
+class ThreadCommunicator:
+    """One member's end of a :class:`ThreadGroup`."""
+
+    def __init__(self, group: ThreadGroup, rank: int) -> None:
+        self._group = group
+        self.size = group.size
+        self.rank = rank
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        return self._exchanged(x, lambda parts: sum(parts[1:], parts[0].clone()))
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        return self._exchanged(x, torch.stack)
+
+    def all_to_all(self, x: Tensor) -> Tensor:
+        assert x.shape[0] == self.size, f"{tuple(x.shape)} has no block for each of {self.size}"
+        return self._exchanged(x, lambda parts: torch.stack([part[self.rank] for part in parts]))
+
+    def send(self, x: Tensor, dst: int) -> None:
+        self._group.mail[(self.rank, dst)].put(x.clone())
+
+    def recv(self, like: Tensor, src: int) -> Tensor:
+        try:
+            found = self._group.mail[(src, self.rank)].get(timeout=self._group.timeout_s)
+        except queue.Empty as error:
+            raise RankError(f"nothing came from member {src}") from error
+        assert found.shape == like.shape, f"got {found.shape}, wanted {like.shape}"
+        assert found.dtype == like.dtype, f"got {found.dtype}, wanted {like.dtype}"
+        return found
+
+    def barrier(self) -> None:
+        try:
+            self._group.barrier.wait()
+        except threading.BrokenBarrierError as error:
+            raise RankError("a member of the group is gone or late") from error
+
+    def _exchanged(self, x: Tensor, combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
+        assert x.is_contiguous(), f"{tuple(x.shape)} with strides {x.stride()} is not contiguous"
+        self._group.slots[self.rank] = x
+        self.barrier()
+        parts = [slot for slot in self._group.slots if slot is not None]
+        shapes = {(part.shape, part.dtype) for part in parts}
+        assert len(shapes) == 1, f"members brought different tensors: {shapes}"
+        result = combine(parts)
+        self.barrier()
+        return result
+
+
+class ThreadWorld:
+    """The groups of every rank of a replica, each for its own thread."""
+
+    def __init__(self, plan: ParallelPlan, *, timeout_s: float = 20.0) -> None:
+        self.plan = plan
+        self._timeout_s = timeout_s
+        self._groups: dict[tuple[str, tuple[int, ...]], ThreadGroup] = {}
+
+    def groups(self, rank: int) -> RankGroups:
+        def make(name: str, members: Sequence[int]) -> Communicator:
+            key = (name, tuple(members))
+            if key not in self._groups:
+                self._groups[key] = ThreadGroup(len(members), self._timeout_s)
+            return ThreadCommunicator(self._groups[key], list(members).index(rank))
+
+        return build_groups(self.plan, rank, make)
+
+
+class ThreadReplica:
+    """A replica whose ranks are threads; ``execute`` runs one step on all of them."""
+
+    def __init__(
+        self,
+        *,
+        model_dir: Path,
+        plan: ParallelPlan,
+        dtype: DType = DType.FLOAT64,
+        block_size: int = 4,
+        num_kv_blocks: int = 64,
+    ) -> None:
+        self.plan = plan
+        world = ThreadWorld(plan)
+        self._threads = ThreadPoolExecutor(plan.replica_size)
+        self.runners = [
+            ModelRunner(
+                model_dir=model_dir,
+                plan=plan,
+                rank=rank,
+                dtype=dtype,
+                device="cpu",
+                block_size=block_size,
+                num_kv_blocks=num_kv_blocks,
+                groups=world.groups(rank),
+            )
+            for rank in range(plan.replica_size)
+        ]
+
+    def execute(self, step: StepPlan) -> StepResult:
+        results = self.on_all(lambda runner: runner.execute(step))
+        answers = [result for result in results if result is not None]
+        assert len(answers) == 1, f"{len(answers)} ranks answered"
+        first_of_last_stage = self.plan.replica_size - self.plan.stage_size
+        assert results[first_of_last_stage] is answers[0]
+        return answers[0]
+
+    def on_all(self, call: Callable[[ModelRunner], Answer]) -> list[Answer]:
+        """``call`` of every rank at once, in rank order."""
+        return list(self._threads.map(call, self.runners))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._threads.shutdown(cancel_futures=True)

@@ -109,7 +109,8 @@ class ProcessExecutor:
 
     def collect(self) -> StepResult:
         ranks = self._running()
-        assert self._pending, "no step is in flight"
+        if not self._pending:
+            raise RankError("no step is in flight; submit one before collecting")
         step_id = self._pending.popleft()
         deadline = time.monotonic() + self._config.step_timeout_s
         while frame := self._receive(ranks, deadline - time.monotonic()):

@@ -74,7 +74,8 @@ class SimulatedExecutor:
 
     def collect(self) -> StepResult:
         self._check_open()
-        assert self._running, "no step is in flight"
+        if not self._running:
+            raise RankError("no step is in flight; submit one before collecting")
         done = self._running.popleft()
         self._clock.sleep_until(done.finish_s)
         ids = token_ids(done.step.step_id, done.step.shape.num_sampled, self._vocab_size)

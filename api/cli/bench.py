@@ -1,0 +1,154 @@
+"""``gearshift bench``: replay a workload against a server and judge it by an SLA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from api.cli.common import log, print_json, progress_console
+
+if TYPE_CHECKING:
+    from engine.measurement import Measurement
+    from policies.sla import Sla
+    from tuner.arrivals import Workload
+    from tuner.load import LoadProgress
+
+LAG_WARNING_MS = 20.0
+
+
+def bench(
+    url: Annotated[str, typer.Option(help="Server to load, as in http://127.0.0.1:8000.")],
+    workload: Annotated[
+        str, typer.Option(help="Workload SPEC, as in poisson:rate=4,input=512,output=64.")
+    ],
+    sla: Annotated[
+        str | None, typer.Option(help="SLA, as in p95_ttft_ms<=500,attainment>=0.99.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals and prompts.")] = 0,
+    model: Annotated[
+        str | None, typer.Option(help="Model name; by default the first the server lists.")
+    ] = None,
+    timeout_s: Annotated[
+        float, typer.Option(help="A request without its last token by then is timed out.")
+    ] = 600.0,
+    vocab_size: Annotated[
+        int, typer.Option(min=1, help="Prompt token ids are drawn below this.")
+    ] = 256,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="GEARSHIFT_ENGINE_KEY", help="The server's key.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Replay a workload against an OpenAI-compatible server and judge it by an SLA.
+
+    A workload is a trace or a process with options, among them seconds=, scale=, max_input= and
+    max_output=; what they cut is printed on stderr.
+    """
+    from api.http_target import HttpTarget, get_served_model
+    from policies.report import measurement_json
+    from policies.sla import Sla
+    from tuner.load import run_load
+    from tuner.workload import parse_workload
+
+    constraints = Sla.parse(sla) if sla else None
+    load = parse_workload(workload, seed=seed)
+    for cut in load.source.cuts:
+        log(f"workload: {cut}")
+    served = get_served_model(url, api_key=api_key)
+    _warn_about_lengths(load, served.max_model_len)
+    with (
+        HttpTarget(url, model or served.name, api_key=api_key) as target,
+        _Progress(len(load)) as show,
+    ):
+        measurement = run_load(
+            load,
+            target,
+            seed=seed,
+            timeout_s=timeout_s,
+            vocab_size=vocab_size,
+            on_progress=show,
+        )
+    _warn_about_lag(measurement)
+    document = measurement_json(measurement, constraints)
+    if as_json:
+        print_json(document)
+    else:
+        _print_tables(document, measurement, constraints)
+
+
+class _Progress:
+    """A progress bar on stderr; keeps the latest error to show it once at the end."""
+
+    def __init__(self, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=progress_console())
+        self._task = self._bar.add_task("bench", total=total)
+        self._error: str | None = None
+
+    def __enter__(self) -> Callable[[LoadProgress], None]:
+        self._bar.start()
+        return self._show
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+        if self._error is not None:
+            log(f"latest failure: {self._error}")
+
+    def _show(self, progress: LoadProgress) -> None:
+        done = progress.completed + progress.errored + progress.timed_out
+        text = f"bench: {progress.in_flight} in flight, {progress.errored} errored"
+        self._bar.update(self._task, completed=done, description=text)
+        self._error = progress.error
+
+
+def _warn_about_lengths(load: Workload, max_model_len: int | None) -> None:
+    if max_model_len is None:
+        return
+    too_long = int(((load.input_tokens + load.output_tokens) > max_model_len).sum())
+    if too_long:
+        log(
+            f"warning: {too_long} of {len(load)} requests are longer than the server's context of "
+            f"{max_model_len} tokens and will be errors; cut them with max_input= and max_output="
+        )
+
+
+def _warn_about_lag(measurement: Measurement) -> None:
+    lag = measurement.driver_lag_ms
+    if lag.p99 is not None and lag.p99 > LAG_WARNING_MS:
+        log(
+            f"warning: this driver itself sent late (p99 {lag.p99:.1f} ms, mean {lag.mean:.1f} ms);"
+            " the load was not quite the one asked for"
+        )
+
+
+def _print_tables(document: dict[str, Any], measurement: Measurement, sla: Sla | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from policies.report import LATENCIES
+    from policies.sla import judge
+
+    console = Console()
+    table = Table("metric", "mean", "p50", "p90", "p95", "p99", title="milliseconds")
+    for name in LATENCIES:
+        row = document["metrics"][name].values()
+        table.add_row(name.removesuffix("_ms"), *(_text(value) for value in row))
+    console.print(table)
+    for name in ("throughput_tokens_per_s", "throughput_total_tokens_per_s"):
+        console.print(f"{name}: {_text(document['metrics'][name])}")
+    console.print(", ".join(f"{name} {count}" for name, count in document["requests"].items()))
+    console.print(f"driver lag p99: {_text(document['driver_lag_ms'])} ms")
+    if sla is not None:
+        report = judge(sla, measurement)
+        verdict = "met" if report.is_met else "missed: " + "; ".join(map(str, report.violations))
+        attainment = _text(report.attainment, 4)
+        console.print(f"SLA {sla}: {verdict}")
+        console.print(f"attainment {attainment}, goodput {_text(report.goodput_rps)} requests/s")
+
+
+def _text(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

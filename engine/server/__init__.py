@@ -1,1 +1,5 @@
-"""The OpenAI-compatible server and the knob plane."""
+"""OpenAI-compatible serving of one engine, its metrics and its knobs."""
+
+from engine.server.app import create_server
+
+__all__ = ["create_server"]

@@ -1,0 +1,133 @@
+"""The documents OpenAI clients read: completions and chat completions, whole or in chunks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
+
+from engine.request import FinishReason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One alternative output: all of it in a document, its newest piece in a chunk."""
+
+    index: int
+    text: str
+    finish_reason: FinishReason | None
+    token_ids: list[int] | None = None
+
+    @property
+    def common(self) -> dict[str, Any]:
+        reason = None if self.finish_reason is None else self.finish_reason.value
+        fields: dict[str, Any] = {"index": self.index, "logprobs": None, "finish_reason": reason}
+        return fields if self.token_ids is None else {**fields, "token_ids": self.token_ids}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Tokens of one HTTP call, all its prompts and choices together."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    def to_json(self) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+
+class AnswerForm(Protocol):
+    """How one endpoint words its answers."""
+
+    @property
+    def id_prefix(self) -> str: ...
+
+    def begin(self, *, response_id: str, model_name: str) -> AnswerForm:
+        """This form for one answer, created now."""
+        ...
+
+    def document(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
+        """The whole answer."""
+        ...
+
+    def chunk(self, choice: Choice, *, is_first: bool) -> dict[str, Any]:
+        """One piece of a stream."""
+        ...
+
+    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
+        """The last piece of a stream that was asked for usage."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    """What every document and chunk of one answer starts with."""
+
+    wants_usage: bool = False
+    response_id: str = ""
+    model_name: str = ""
+    created: int = 0
+
+    def begin(self, *, response_id: str, model_name: str) -> Self:
+        return replace(
+            self, response_id=response_id, model_name=model_name, created=int(time.time())
+        )
+
+    def _with_head(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.response_id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model_name,
+            "choices": choices,
+        }
+
+    def _chunk(self, kind: str, choice: dict[str, Any]) -> dict[str, Any]:
+        chunk = self._with_head(kind, [choice])
+        # The specification has a null usage in every chunk before the one that holds it.
+        return {**chunk, "usage": None} if self.wants_usage else chunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionForm(_Head):
+    """``/v1/completions``."""
+
+    id_prefix: str = "cmpl"
+
+    def document(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
+        found = [{"text": choice.text, **choice.common} for choice in choices]
+        return {**self._with_head("text_completion", found), "usage": usage.to_json()}
+
+    def chunk(self, choice: Choice, *, is_first: bool) -> dict[str, Any]:  # noqa: ARG002
+        return self._chunk("text_completion", {"text": choice.text, **choice.common})
+
+    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
+        return {**self._with_head("text_completion", []), "usage": usage.to_json()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatForm(_Head):
+    """``/v1/chat/completions``."""
+
+    id_prefix: str = "chatcmpl"
+
+    def document(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
+        found = [
+            {"message": {"role": "assistant", "content": choice.text}, **choice.common}
+            for choice in choices
+        ]
+        return {**self._with_head("chat.completion", found), "usage": usage.to_json()}
+
+    def chunk(self, choice: Choice, *, is_first: bool) -> dict[str, Any]:
+        # The role comes with the first token, so that a first chunk is a first token.
+        role = {"role": "assistant"} if is_first else {}
+        delta = {"delta": {**role, "content": choice.text}, **choice.common}
+        return self._chunk("chat.completion.chunk", delta)
+
+    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
+        return {**self._with_head("chat.completion.chunk", []), "usage": usage.to_json()}

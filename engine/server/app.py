@@ -1,0 +1,162 @@
+"""The engine's HTTP server: OpenAI endpoints, health, metrics and the knob plane."""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from engine.engine import Engine
+from engine.server.answers import ChatForm, CompletionForm
+from engine.server.errors import ApiError, install_error_handlers, invalid
+from engine.server.generation import GenerationService, Prompt
+from engine.server.knobs import KnobPlane, knob_router
+from engine.server.metrics import ServerMetrics
+from engine.server.schema import (
+    DEFAULT_COMPLETION_TOKENS,
+    ChatBody,
+    CompletionBody,
+    GenerationBody,
+)
+from engine.tokenizer import Tokenizer
+
+
+def create_server(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    *,
+    model_name: str,
+    api_key: str | None = None,
+    engine_name: str = "0",
+) -> FastAPI:
+    """The ASGI application in front of a started ``engine``.
+
+    With ``api_key`` everything under ``/v1`` needs it as a bearer token; ``/health`` and
+    ``/metrics`` never do. The engine is neither started nor closed here.
+    """
+    app = FastAPI(title="Gearshift engine", docs_url=None, redoc_url=None)
+    install_error_handlers(app)
+    metrics = ServerMetrics(engine, model_name=model_name, engine_name=engine_name)
+    service = GenerationService(engine, tokenizer, metrics, model_name=model_name)
+    guard = [Depends(_key_check(api_key))]
+    app.include_router(_openai_router(engine, service, tokenizer, model_name), dependencies=guard)
+    app.include_router(knob_router(KnobPlane(engine, engine_name=engine_name)), dependencies=guard)
+    app.include_router(_health_router(engine, metrics))
+    return app
+
+
+def _openai_router(
+    engine: Engine, service: GenerationService, tokenizer: Tokenizer, model_name: str
+) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["openai"])
+    card = {
+        "id": model_name,
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": "gearshift",
+        "root": str(engine.config.model_dir),
+    }
+
+    @router.get("/models", operation_id="listModels")
+    async def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": [{**card, "max_model_len": engine.max_model_len}]}
+
+    @router.get("/models/{model:path}", operation_id="getModel")
+    async def get_model(model: str) -> dict[str, Any]:
+        _check_model(model, model_name)
+        return {**card, "max_model_len": engine.max_model_len}
+
+    @router.post("/completions", operation_id="createCompletion")
+    async def completions(http: Request, body: CompletionBody) -> Response:
+        _check_body(engine, body, model_name)
+        prompts = [await _prompt(service, tokenizer, body, p) for p in body.prompts]
+        if not prompts:
+            raise invalid("prompt: an empty list asks for nothing", param="prompt")
+        form = CompletionForm(wants_usage=body.wants_usage)
+        return await service.answer(
+            http, body, prompts, form, default_tokens=DEFAULT_COMPLETION_TOKENS
+        )
+
+    @router.post("/chat/completions", operation_id="createChatCompletion")
+    async def chat(http: Request, body: ChatBody) -> Response:
+        _check_body(engine, body, model_name)
+        text = tokenizer.chat_text([message.for_template() for message in body.messages])
+        ids = await service.encode(text, add_special_tokens=False)
+        form = ChatForm(wants_usage=body.wants_usage)
+        return await service.answer(http, body, [Prompt(ids=ids)], form, default_tokens=None)
+
+    return router
+
+
+def _health_router(engine: Engine, metrics: ServerMetrics) -> APIRouter:
+    router = APIRouter(tags=["operation"])
+
+    @router.get("/health", operation_id="getHealth")
+    async def health() -> JSONResponse:
+        is_healthy = engine.stats().is_healthy
+        word = "ok" if is_healthy else "unhealthy"
+        return JSONResponse({"status": word}, status_code=200 if is_healthy else 503)
+
+    @router.get("/metrics", operation_id="getMetrics")
+    async def get_metrics() -> Response:
+        text = await run_in_threadpool(metrics.text)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+def _key_check(api_key: str | None) -> Callable[[Request], Awaitable[None]]:
+    async def check(request: Request) -> None:
+        if api_key is None:
+            return
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        is_bearer = scheme.lower() == "bearer"
+        # In constant time: the answer must not tell how much of a key was right.
+        if not hmac.compare_digest(given.strip().encode(), api_key.encode()) or not is_bearer:
+            raise ApiError(
+                401,
+                "a valid bearer key is required",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    return check
+
+
+def _check_model(asked: str, served: str) -> None:
+    if asked != served:
+        raise ApiError(
+            404,
+            f"model {asked!r} is not served here; this is {served!r}",
+            code="model_not_found",
+            param="model",
+        )
+
+
+def _check_body(engine: Engine, body: GenerationBody, model_name: str) -> None:
+    """Refuse another model, a field that would be ignored, and work no rank could do."""
+    _check_model(body.model, model_name)
+    body.refuse_unsupported()
+    if not engine.stats().is_healthy:
+        raise ApiError(503, "the engine is unhealthy", code="engine_unhealthy")
+
+
+async def _prompt(
+    service: GenerationService,
+    tokenizer: Tokenizer,
+    body: CompletionBody,
+    prompt: str | list[int],
+) -> Prompt:
+    """Tokenise one prompt; with ``echo`` its text goes before the output."""
+    ids = await service.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
+    if not ids:
+        raise invalid("prompt: it has no tokens", param="prompt")
+    if not body.echo:
+        return Prompt(ids=ids)
+    return Prompt(ids=ids, shown_text=prompt if isinstance(prompt, str) else tokenizer.decode(ids))

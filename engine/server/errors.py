@@ -1,0 +1,176 @@
+"""Errors of the HTTP surface: OpenAI's JSON form for clients, problem+json on the knob plane."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from engine.errors import EngineError, PolicyError, QueueFullError, RequestError
+
+KNOB_PREFIX = "/v1/engine"
+RETRY_AFTER_S = "1"
+CLIENT_CLOSED_REQUEST = 499
+
+
+class ApiError(Exception):
+    """An answer that is an error; rendered in the form its path speaks.
+
+    ``code`` is the stable word a program matches on; ``param`` names the field at fault.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = headers or {}
+        self.extra = extra or {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldFault:
+    """One field at fault: where (a JSON pointer) and why."""
+
+    pointer: str
+    detail: str
+
+
+def invalid(message: str, *, param: str | None, code: str = "invalid_value") -> ApiError:
+    """A 400 that names the field at fault."""
+    return ApiError(400, message, code=code, param=param)
+
+
+def from_engine_error(error: EngineError) -> ApiError:
+    """The one place where the engine's errors become HTTP statuses."""
+    match error:
+        case QueueFullError():
+            retry = {"Retry-After": RETRY_AFTER_S}
+            return ApiError(429, str(error), code="queue_full", headers=retry)
+        case RequestError():
+            return ApiError(400, str(error), code="invalid_value")
+        case PolicyError() if error.needs is not None:
+            return ApiError(
+                409, str(error), code="outside_envelope", extra={"needs": str(error.needs)}
+            )
+        case PolicyError():
+            return ApiError(422, str(error), code="invalid_policy")
+        case _:
+            return ApiError(503, str(error), code="engine_failed")
+
+
+def openai_error(error: ApiError) -> dict[str, Any]:
+    """OpenAI's error object, also sent inside a stream."""
+    return {
+        "error": {
+            "message": error.message,
+            "type": _openai_type(error.status),
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+def problem(error: ApiError, request: Request, faults: Sequence[FieldFault] = ()) -> dict[str, Any]:
+    """An RFC 9457 document."""
+    return {
+        "type": f"urn:gearshift:problem:{error.code}",
+        "title": HTTPStatus(error.status).phrase,
+        "status": error.status,
+        "detail": error.message,
+        "instance": request.url.path,
+        "code": error.code,
+        "errors": [{"pointer": f.pointer, "detail": f.detail} for f in faults],
+        "trace_id": uuid.uuid4().hex,
+        **error.extra,
+    }
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Render every error of ``app``, framework ones included, in the form of its path."""
+
+    async def on_api_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ApiError)
+        return render(error, request)
+
+    async def on_engine_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, EngineError)
+        return render(from_engine_error(error), request)
+
+    async def on_http_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+        headers = dict(error.headers or {})
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return render(ApiError(error.status_code, message, code=code, headers=headers), request)
+
+    async def on_invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return _render_invalid(error, request)
+
+    async def on_bug(request: Request, _: Exception) -> JSONResponse:
+        return render(ApiError(500, "internal error", code="internal_error"), request)
+
+    app.add_exception_handler(ApiError, on_api_error)
+    app.add_exception_handler(EngineError, on_engine_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(Exception, on_bug)
+
+
+def render(error: ApiError, request: Request, faults: Sequence[FieldFault] = ()) -> JSONResponse:
+    """The response for ``error`` in the form that the request's path speaks."""
+    if request.url.path.startswith(KNOB_PREFIX):
+        return JSONResponse(
+            problem(error, request, faults),
+            status_code=error.status,
+            headers=error.headers,
+            media_type="application/problem+json",
+        )
+    return JSONResponse(openai_error(error), status_code=error.status, headers=error.headers)
+
+
+def _render_invalid(error: RequestValidationError, request: Request) -> JSONResponse:
+    faults = [
+        FieldFault(
+            pointer="/" + "/".join(str(part) for part in fault["loc"] if part != "body"),
+            detail=str(fault["msg"]),
+        )
+        for fault in error.errors()
+    ]
+    message = "; ".join(f"{f.pointer.lstrip('/') or 'body'}: {f.detail}" for f in faults)
+    is_knob = request.url.path.startswith(KNOB_PREFIX)
+    param = faults[0].pointer.lstrip("/").split("/")[0] or None
+    status = 422 if is_knob else 400
+    return render(ApiError(status, message, code="invalid_request", param=param), request, faults)
+
+
+def _openai_type(status: int) -> str:
+    match status:
+        case 401:
+            return "authentication_error"
+        case 404:
+            return "not_found_error"
+        case 429:
+            return "rate_limit_error"
+        case _ if status >= 500:
+            return "server_error"
+        case _:
+            return "invalid_request_error"

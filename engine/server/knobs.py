@@ -1,0 +1,210 @@
+"""The knob plane: what can be changed on this engine, at what price, and changing it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+
+from engine.engine import Engine
+from engine.errors import EngineError, PlanError, PolicyError
+from engine.plan import check_plan, shift_warning
+from engine.policy import (
+    EnginePolicy,
+    KnobClass,
+    check_envelope,
+    classify,
+    with_version,
+)
+from engine.server.errors import ApiError
+
+SCHEMA = "policy/v1"
+LABEL_KEYS = ("schema", "engine", "version")
+
+
+class KnobPlane:
+    """Reads and changes the policy of one engine; one change at a time."""
+
+    def __init__(self, engine: Engine, *, engine_name: str) -> None:
+        self._engine = engine
+        self._engine_name = engine_name
+        self._lock = asyncio.Lock()
+
+    def document(self, policy: EnginePolicy | None = None) -> dict[str, Any]:
+        """The policy document of ``policy``, by default of the one in force."""
+        policy = policy or self._engine.policy
+        return {
+            "schema": SCHEMA,
+            "engine": self._engine_name,
+            "version": policy.version,
+            **policy.to_json(),
+        }
+
+    def etag(self, policy: EnginePolicy | None = None) -> str:
+        """The strong entity tag of a document: its version and a digest of its content."""
+        text = json.dumps(self.document(policy), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return f'"{(policy or self._engine.policy).version}-{digest}"'
+
+    def capabilities(self) -> dict[str, Any]:
+        """Every knob with class, range, current value and measured cost."""
+        engine = self._engine
+        return {
+            "engine": self._engine_name,
+            "plan": str(engine.policy.plan),
+            "max_model_len": engine.max_model_len,
+            "envelope": asdict(engine.envelope),
+            "knobs": [_knob_json(asdict(knob)) for knob in engine.capabilities()],
+        }
+
+    async def patch(
+        self, patch: dict[str, Any], *, if_match: str | None, is_dry_run: bool
+    ) -> JSONResponse:
+        """Apply a JSON Merge Patch if ``if_match`` names the policy in force.
+
+        Raises:
+            ApiError: 428 without a precondition, 412 with a stale one, 409 beyond the envelope,
+                422 for an unknown knob or a plan this model cannot run.
+        """
+        async with self._lock:
+            self._check_precondition(if_match)
+            old = self._engine.policy
+            new = self._merged(patch)
+            changes = classify(old, new, self._engine.envelope)
+            answer = {
+                "requested": patch,
+                "effective": self.document(old if is_dry_run else new),
+                "changes": changes,
+                "class": max(changes.values(), key=lambda c: c.rank, default=None),
+                "diff": _diff(old, new, changes),
+                "warnings": _warnings(new),
+                "dry_run": is_dry_run,
+            }
+            if changes and not is_dry_run:
+                new = with_version(new, old.version + 1)
+                applied = await run_in_threadpool(self._apply, new)
+                answer |= {
+                    "effective": self.document(new),
+                    "effective_step": applied.effective_step,
+                    "seconds": applied.seconds,
+                }
+            return JSONResponse(answer, headers={"ETag": self.etag()})
+
+    def _check_precondition(self, if_match: str | None) -> None:
+        current = self.etag()
+        if if_match is None:
+            raise ApiError(
+                428,
+                "If-Match is required: read the policy first and send its ETag",
+                code="precondition_required",
+                headers={"ETag": current},
+            )
+        tags = [tag.strip() for tag in if_match.split(",")]
+        if current not in tags and "*" not in tags:
+            raise ApiError(
+                412,
+                f"If-Match {if_match} is stale; the policy in force has ETag {current}",
+                code="stale_policy",
+                headers={"ETag": current},
+            )
+
+    def _merged(self, patch: dict[str, Any]) -> EnginePolicy:
+        """The policy after the patch, checked against model and envelope."""
+        document = self.document()
+        for key in LABEL_KEYS:
+            # A document that was read, edited and sent back is fine; a changed label is not.
+            if key in patch and patch[key] != document[key]:
+                raise PolicyError(f"/{key}: {patch[key]!r} cannot be set; it is {document[key]!r}")
+        policy = self._engine.policy.merged(
+            {key: value for key, value in patch.items() if key not in LABEL_KEYS}
+        )
+        try:
+            check_plan(policy.plan, self._engine.model)
+        except PlanError as error:
+            raise PolicyError(f"/plan: {error}") from error
+        check_envelope(policy, self._engine.envelope)
+        return policy
+
+    def _apply(self, policy: EnginePolicy) -> Any:
+        try:
+            return self._engine.apply(policy)
+        except (PolicyError, PlanError) as error:
+            needs = getattr(error, "needs", None)
+            raise PolicyError(str(error), needs=needs) from error
+        except EngineError as error:
+            raise ApiError(
+                503,
+                f"the change failed and the old policy is in force: {error}",
+                code="apply_failed",
+            ) from error
+
+
+def knob_router(plane: KnobPlane) -> APIRouter:
+    """``/v1/engine``: capabilities and policy."""
+    router = APIRouter(prefix="/v1/engine", tags=["engine"])
+
+    @router.get("/capabilities", operation_id="getCapabilities")
+    async def capabilities() -> dict[str, Any]:
+        return plane.capabilities()
+
+    @router.get("/policy", operation_id="getPolicy")
+    async def get_policy() -> JSONResponse:
+        return JSONResponse(plane.document(), headers={"ETag": plane.etag()})
+
+    @router.patch("/policy", operation_id="patchPolicy")
+    async def patch_policy(request: Request, dry_run: bool = False) -> JSONResponse:
+        patch = await _read_patch(request)
+        if_match = request.headers.get("if-match")
+        return await plane.patch(patch, if_match=if_match, is_dry_run=dry_run)
+
+    return router
+
+
+async def _read_patch(request: Request) -> dict[str, Any]:
+    try:
+        patch = json.loads(await request.body())
+    except ValueError as error:
+        raise ApiError(422, f"the body is not JSON: {error}", code="invalid_request") from error
+    if not isinstance(patch, dict):
+        raise ApiError(422, "a merge patch is a JSON object", code="invalid_request")
+    return patch
+
+
+def _diff(
+    old: EnginePolicy, new: EnginePolicy, changes: dict[str, KnobClass]
+) -> list[dict[str, Any]]:
+    """Each changed knob with its value before and after, and the class of the change."""
+    before, after = old.to_json(), new.to_json()
+    return [
+        {
+            "knob": knob,
+            "from": _value_at(before, knob),
+            "to": _value_at(after, knob),
+            "class": kind,
+        }
+        for knob, kind in changes.items()
+    ]
+
+
+def _value_at(document: dict[str, Any], knob: str) -> Any:
+    if knob == "plan":
+        return {"plan": document["plan"], "shift": document["shift"]["enabled"]}
+    value: Any = document
+    for key in knob.split("."):
+        value = value[key]
+    return value
+
+
+def _warnings(policy: EnginePolicy) -> list[str]:
+    warning = shift_warning(policy.plan, policy.threshold_tokens, policy.caps.max_num_seqs)
+    return [warning] if warning else []
+
+
+def _knob_json(knob: dict[str, Any]) -> dict[str, Any]:
+    return {"class" if key == "knob_class" else key: value for key, value in knob.items()}

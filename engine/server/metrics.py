@@ -1,0 +1,182 @@
+"""Prometheus text: the ``vllm:`` names dashboards already scrape, and ``gearshift_`` ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from engine.engine import Engine
+from engine.request import Request, RequestOutput
+from engine.telemetry import EngineStats
+
+LABELS = ("model_name", "engine")
+SECONDS = tuple(m * 10.0**e for e in range(-4, 3) for m in (1, 2, 5))
+TOKENS = tuple(2**e for e in range(18))
+
+
+class ServerMetrics:
+    """The registry of one server: histograms it fills itself, the rest read from the engine."""
+
+    def __init__(self, engine: Engine, *, model_name: str, engine_name: str) -> None:
+        self.registry = CollectorRegistry()
+        self._labels = (model_name, engine_name)
+        self._progress: dict[str, _Progress] = {}
+        self._ttft_s = self._histogram("time_to_first_token_seconds", SECONDS)
+        self._itl_s = self._histogram("inter_token_latency_seconds", SECONDS)
+        self._tpot_s = self._histogram("request_time_per_output_token_seconds", SECONDS)
+        self._e2e_s = self._histogram("e2e_request_latency_seconds", SECONDS)
+        self._queue_s = self._histogram("request_queue_time_seconds", SECONDS)
+        self._prefill_s = self._histogram("request_prefill_time_seconds", SECONDS)
+        self._decode_s = self._histogram("request_decode_time_seconds", SECONDS)
+        self._prompt_tokens = self._histogram("request_prompt_tokens", TOKENS)
+        self._generation_tokens = self._histogram("request_generation_tokens", TOKENS)
+        self.registry.register(_EngineCollector(engine, self._labels))
+
+    def observe(self, request: Request, output: RequestOutput) -> None:
+        """Take in one output of ``request`` (ttft.server.v1, itl.v1, tpot.v1, e2e.v1)."""
+        progress = self._progress.setdefault(request.request_id, _Progress(request=request))
+        if progress.scheduled_s is None:
+            progress.scheduled_s = output.scheduled_s
+        if output.token_ids:
+            gap = progress.add(output)
+            if gap is None:
+                self._ttft_s.observe(output.token_s - request.arrival_s)
+            else:
+                self._itl_s.observe(gap)
+        if output.is_finished:
+            self._finish(self._progress.pop(request.request_id))
+
+    def text(self) -> bytes:
+        """The exposition of all metrics now."""
+        return generate_latest(self.registry)
+
+    def _finish(self, progress: _Progress) -> None:
+        request = progress.request
+        self._prompt_tokens.observe(len(request.prompt_ids))
+        self._generation_tokens.observe(progress.num_tokens)
+        if progress.scheduled_s is not None:
+            self._queue_s.observe(progress.scheduled_s - request.arrival_s)
+        if not progress.num_tokens:
+            return
+        self._e2e_s.observe(progress.last_s - request.arrival_s)
+        self._decode_s.observe(progress.last_s - progress.first_s)
+        if progress.scheduled_s is not None:
+            self._prefill_s.observe(progress.first_s - progress.scheduled_s)
+        if progress.num_tokens > 1:
+            self._tpot_s.observe((progress.last_s - progress.first_s) / (progress.num_tokens - 1))
+
+    def _histogram(self, name: str, buckets: tuple[float, ...]) -> Histogram:
+        histogram = Histogram(
+            f"vllm:{name}",
+            name.replace("_", " ").capitalize(),
+            LABELS,
+            buckets=buckets,
+            registry=self.registry,
+        )
+        return histogram.labels(*self._labels)
+
+
+@dataclass(kw_only=True)
+class _Progress:
+    """Token stamps of one request so far, on the engine's clock."""
+
+    request: Request
+    num_tokens: int = 0
+    first_s: float = 0.0
+    last_s: float = 0.0
+    scheduled_s: float | None = None
+
+    def add(self, output: RequestOutput) -> float | None:
+        """Count the tokens of ``output``; the gap per token, None for the first one."""
+        gap = None
+        if self.num_tokens == 0:
+            self.first_s = output.token_s
+        else:
+            gap = (output.token_s - self.last_s) / len(output.token_ids)
+        self.last_s = output.token_s
+        self.num_tokens += len(output.token_ids)
+        return gap
+
+
+class _EngineCollector(Collector):
+    """Gauges and counters read from the engine at every scrape."""
+
+    def __init__(self, engine: Engine, labels: tuple[str, str]) -> None:
+        self._engine = engine
+        self._labels = labels
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._engine.stats()
+        yield from self._vllm(stats)
+        yield from self._gearshift(stats)
+
+    def _vllm(self, stats: EngineStats) -> Iterator[Metric]:
+        yield self._gauge("vllm:num_requests_running", "Sequences in the batch", stats.running)
+        yield self._gauge("vllm:num_requests_waiting", "Requests waiting", stats.waiting)
+        yield self._gauge("vllm:kv_cache_usage_perc", "KV blocks in use, 0..1", stats.kv_usage)
+        yield self._counter("vllm:prompt_tokens", "Prompt tokens accepted", stats.prompt_tokens)
+        yield self._counter("vllm:generation_tokens", "Tokens generated", stats.generation_tokens)
+        yield self._counter("vllm:num_preemptions", "Preemptions", stats.preemptions)
+        # This engine has no prefix cache: nothing is ever asked of one.
+        yield self._counter("vllm:prefix_cache_queries", "Prefix cache queries, tokens", 0)
+        yield self._counter("vllm:prefix_cache_hits", "Prefix cache hits, tokens", 0)
+        success = CounterMetricFamily(
+            "vllm:request_success", "Finished requests", labels=(*LABELS, "finished_reason")
+        )
+        for reason, count in stats.finished.items():
+            success.add_metric((*self._labels, reason.value), count)
+        yield success
+        yield self._iteration_tokens(stats)
+
+    def _gearshift(self, stats: EngineStats) -> Iterator[Metric]:
+        steps = CounterMetricFamily("gearshift_steps", "Steps", labels=(*LABELS, "mode"))
+        seconds = CounterMetricFamily(
+            "gearshift_step_seconds", "Seconds in steps", labels=(*LABELS, "mode")
+        )
+        for mode, count in stats.steps.items():
+            steps.add_metric((*self._labels, mode.value), count)
+            seconds.add_metric((*self._labels, mode.value), stats.step_seconds[mode])
+        yield steps
+        yield seconds
+        yield self._counter(
+            "gearshift_decode_tokens_in_base",
+            "Decode tokens that ran in base mode",
+            stats.decode_tokens_in_base,
+        )
+        yield self._counter("gearshift_mode_switches", "Mode switches", stats.mode_switches)
+        yield self._counter("gearshift_rank_restarts", "Restarts of failed ranks", stats.restarts)
+        yield self._gauge("gearshift_policy_version", "Policy in force", stats.policy_version)
+        share = GaugeMetricFamily(
+            "gearshift_time_share_ratio", "Share of step time, 0..1", labels=(*LABELS, "part")
+        )
+        for part, ratio in stats.time_share.items():
+            share.add_metric((*self._labels, part), ratio)
+        yield share
+
+    def _iteration_tokens(self, stats: EngineStats) -> Metric:
+        family = HistogramMetricFamily(
+            "vllm:iteration_tokens_total", "Tokens per step", labels=LABELS
+        )
+        counts = stats.step_tokens
+        cumulative = [
+            (str(float(limit)), float(sum(n for size, n in counts.items() if size <= limit)))
+            for limit in TOKENS
+        ]
+        buckets = [*cumulative, ("+Inf", float(sum(counts.values())))]
+        family.add_metric(self._labels, buckets, sum_value=float(stats.step_tokens_sum))
+        return family
+
+    def _gauge(self, name: str, text: str, value: float) -> Metric:
+        family = GaugeMetricFamily(name, text, labels=LABELS)
+        family.add_metric(self._labels, value)
+        return family
+
+    def _counter(self, name: str, text: str, value: float) -> Metric:
+        family = CounterMetricFamily(name, text, labels=LABELS)
+        family.add_metric(self._labels, value)
+        return family

@@ -1,0 +1,162 @@
+"""From the engine's loop thread into asyncio: outputs of one HTTP call, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from fastapi import Request as HttpRequest
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from engine.engine import Engine
+from engine.request import Request, RequestOutput
+from engine.server.errors import CLIENT_CLOSED_REQUEST, ApiError
+
+T = TypeVar("T")
+
+
+class LoopBridge:
+    """Hands calls from other threads to one event loop, waking it once for many."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._calls: deque[Callable[[], None]] = deque()
+        self._is_woken = False
+
+    def bind(self) -> None:
+        """Serve the running loop from now on (called on it)."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop, self._is_woken = loop, False
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Run ``call`` on the loop soon; from any thread. A closed loop drops it."""
+        self._calls.append(call)
+        if not self._is_woken and self._loop is not None:
+            self._is_woken = True
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._run)
+
+    def _run(self) -> None:
+        # Before the queue is read: a call appended after that must wake the loop again.
+        self._is_woken = False
+        while self._calls:
+            self._calls.popleft()()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceOutput:
+    """One engine output and the index of the choice it belongs to."""
+
+    index: int
+    output: RequestOutput
+
+
+class OutputStream:
+    """The outputs of all choices of one HTTP call in the order they come.
+
+    Owned by the event loop. ``close`` aborts what is unfinished; call it on every way out.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        bridge: LoopBridge,
+        requests: Sequence[Request],
+        observe: Callable[[Request, RequestOutput], None],
+    ) -> None:
+        self._engine = engine
+        self._bridge = bridge
+        self._requests = requests
+        self._observe = observe
+        self._queue: asyncio.Queue[ChoiceOutput] = asyncio.Queue()
+        self._unfinished: set[int] = set()
+
+    def open(self) -> None:
+        """Submit every request. Raises what the engine raises, with none left running."""
+        self._bridge.bind()
+        try:
+            for index, request in enumerate(self._requests):
+                self._unfinished.add(index)
+                self._engine.submit(request, partial(self._receive, index))
+        except BaseException:
+            self.close()
+            raise
+
+    async def outputs(self) -> AsyncIterator[ChoiceOutput]:
+        """Outputs until every choice has finished."""
+        while self._unfinished:
+            item = await self._queue.get()
+            if item.output.is_finished:
+                self._unfinished.discard(item.index)
+            yield item
+
+    def close(self) -> None:
+        """Abort the choices still running, which frees their sequences. Safe to call twice."""
+        unfinished, self._unfinished = self._unfinished, set()
+        for index in unfinished:
+            self._engine.abort(self._requests[index].request_id)
+
+    def _receive(self, index: int, output: RequestOutput) -> None:
+        """Called on the engine's loop thread."""
+        self._bridge.post(lambda: self._put(index, output))
+
+    def _put(self, index: int, output: RequestOutput) -> None:
+        self._observe(self._requests[index], output)
+        self._queue.put_nowait(ChoiceOutput(index=index, output=output))
+
+
+async def until_disconnect(receive: Receive) -> None:
+    """Return once the client is gone. The request's body must have been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def run_while_connected(http: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``, which is cancelled if the client goes away first.
+
+    Raises:
+        ApiError: 499, which nobody is left to read.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(until_disconnect(http.receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(CLIENT_CLOSED_REQUEST, "the client has gone", code="client_gone")
+        return task.result()
+    finally:
+        await _cancel(task, gone)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events that end as soon as the client does, even between two events."""
+
+    def __init__(self, events: AsyncIterator[bytes], *, on_end: Callable[[], None]) -> None:
+        super().__init__(
+            events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+        )
+        self._on_end = on_end
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.ensure_future(self.stream_response(send))
+        gone = asyncio.ensure_future(until_disconnect(receive))
+        try:
+            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done() and not gone.done():
+                sending.result()
+        finally:
+            await _cancel(sending, gone)
+            self._on_end()
+
+
+async def _cancel(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

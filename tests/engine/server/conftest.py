@@ -1,0 +1,126 @@
+"""A real server on a loopback port, over a real engine."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from engine.config import Caps, EngineConfig, ExecutorKind
+from engine.engine import Engine
+from engine.models.create import create_model
+from engine.plan import ParallelPlan
+from engine.server import create_server
+from engine.steps import StepShape
+from engine.tokenizer import Tokenizer
+
+MODEL = "tiny"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedTimer:
+    """Every step takes the same time on every stage."""
+
+    plan: ParallelPlan
+    step_s: float
+
+    def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:
+        return (self.step_s / self.plan.pp,) * self.plan.pp
+
+    def host_seconds(self, shape: StepShape) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """A running server and the engine behind it."""
+
+    url: str
+    engine: Engine
+    tokenizer: Tokenizer
+    http: httpx.Client
+
+    def complete(self, **body: object) -> httpx.Response:
+        return self.http.post("/v1/completions", json={"model": MODEL, **body})
+
+    def chat(self, **body: object) -> httpx.Response:
+        return self.http.post("/v1/chat/completions", json={"model": MODEL, **body})
+
+
+@contextmanager
+def serving(engine: Engine, model_dir: Path, *, api_key: str | None = None) -> Iterator[Server]:
+    """Serve ``engine`` with uvicorn on a free loopback port until the block ends."""
+    tokenizer = Tokenizer.from_dir(model_dir)
+    app = create_server(engine, tokenizer, model_name=MODEL, api_key=api_key)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        wait_until(lambda: server.started)
+        try:
+            with httpx.Client(base_url=url, timeout=60) as http:
+                yield Server(url=url, engine=engine, tokenizer=tokenizer, http=http)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def wait_until(is_true: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
+    """Poll until the condition holds; fail loudly if it never does."""
+    give_up_s = time.monotonic() + timeout_s
+    while not is_true():
+        assert time.monotonic() < give_up_s, "the condition never became true"
+        time.sleep(0.005)
+
+
+def simulated_engine(model_dir: Path, *, step_s: float, caps: Caps | None = None) -> Engine:
+    """An engine whose steps only take time: slow enough to look at requests in progress."""
+    tokenizer = Tokenizer.from_dir(model_dir)
+    return Engine(
+        EngineConfig(
+            model_dir=model_dir,
+            plan=ParallelPlan(sp=2, tp=2, shift=True),
+            executor=ExecutorKind.SIMULATED,
+            caps=caps or Caps(),
+            num_kv_blocks=1024,
+            max_devices=4,
+        ),
+        tokenizer=tokenizer,
+        timer_factory=lambda plan: FixedTimer(plan=plan, step_s=step_s),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    create_model(folder, preset="tiny", seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(tiny_dir: Path) -> Iterator[Server]:
+    """A server over one real rank."""
+    tokenizer = Tokenizer.from_dir(tiny_dir)
+    config = EngineConfig(model_dir=tiny_dir, num_kv_blocks=512)
+    with Engine(config, tokenizer=tokenizer) as engine, serving(engine, tiny_dir) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def slow_server(tiny_dir: Path) -> Iterator[Server]:
+    """A server over a simulated engine of four ranks with steps of 10 ms."""
+    with (
+        simulated_engine(tiny_dir, step_s=0.01) as engine,
+        serving(engine, tiny_dir) as running,
+    ):
+        yield running

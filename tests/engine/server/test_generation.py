@@ -1,0 +1,227 @@
+"""The generation endpoints field by field: what is honoured, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+
+from engine.config import Caps
+from tests.engine.server.conftest import MODEL, Server, serving, simulated_engine, wait_until
+
+
+def _refusal(reply: httpx.Response, status: int = 400) -> dict[str, str]:
+    assert reply.status_code == status, reply.text
+    assert reply.headers["content-type"] == "application/json"
+    error: dict[str, str] = reply.json()["error"]
+    return error
+
+
+def test_token_ids_are_a_prompt_as_they_stand(server: Server) -> None:
+    ids = server.tokenizer.encode("The engine")
+    asked = {"max_tokens": 8, "temperature": 0, "return_token_ids": True}
+    by_text = server.complete(prompt="The engine", **asked).json()
+    by_ids = server.complete(prompt=ids, **asked).json()
+    by_lists = server.complete(prompt=[ids, ids], **asked).json()
+    assert by_text["choices"] == by_ids["choices"]
+    assert [c["token_ids"] for c in by_lists["choices"]] == [by_ids["choices"][0]["token_ids"]] * 2
+    assert by_lists["usage"]["prompt_tokens"] == 2 * len(ids)
+
+
+def test_echo_puts_the_prompt_before_the_output(server: Server) -> None:
+    plain = server.complete(prompt="The engine", max_tokens=4, temperature=0)
+    echoed = server.complete(prompt="The engine", max_tokens=4, temperature=0, echo=True)
+    text = plain.json()["choices"][0]["text"]
+    assert echoed.json()["choices"][0]["text"] == "The engine" + text
+    body = {"prompt": "The engine", "max_tokens": 4, "temperature": 0, "echo": True, "stream": True}
+    lines = server.complete(**body).text.splitlines()
+    first = json.loads(next(line for line in lines if line)[len("data: ") :])
+    assert first["choices"][0]["text"].startswith("The engine")
+
+
+def test_an_output_ends_before_a_stop_string(server: Server) -> None:
+    asked = {"prompt": "The engine", "max_tokens": 24, "temperature": 0, "ignore_eos": True}
+    text = server.complete(**asked).json()["choices"][0]["text"]
+    stop = text[9:12]
+    choice = server.complete(**asked, stop=[stop]).json()["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    assert choice["text"] == text[: text.index(stop)]
+
+
+def test_a_stop_id_counts_only_after_min_tokens(server: Server) -> None:
+    asked = {"prompt": "A", "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+    ids = server.complete(**asked, max_tokens=12).json()["choices"][0]["token_ids"]
+    stop = {"stop_token_ids": [ids[0]], "max_tokens": 12}
+    early = server.complete(**asked, **stop).json()["choices"][0]
+    late = server.complete(**asked, **stop, min_tokens=5).json()["choices"][0]
+    assert early["token_ids"] == ids[:1]
+    assert early["finish_reason"] == "stop"
+    assert len(late["token_ids"]) >= 5
+
+
+def test_top_k_of_one_is_greedy_at_any_temperature(server: Server) -> None:
+    asked = {"prompt": "A long prompt", "max_tokens": 12, "return_token_ids": True}
+    greedy = server.complete(**asked, temperature=0).json()["choices"][0]
+    narrow = server.complete(**asked, temperature=2, top_k=1).json()["choices"][0]
+    assert narrow["token_ids"] == greedy["token_ids"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("logprobs", 1),
+        ("best_of", 2),
+        ("suffix", "end"),
+        ("presence_penalty", 0.5),
+        ("logit_bias", {"5": 1}),
+        ("guided_json", {}),
+        ("made_up", None),
+    ],
+)
+def test_a_field_that_would_be_ignored_is_refused_by_name(
+    server: Server, field: str, value: object
+) -> None:
+    error = _refusal(server.complete(prompt="x", **{field: value}))
+    assert error["param"] == field
+    assert field in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+def test_fields_that_ask_for_what_happens_anyway_are_fine(server: Server) -> None:
+    fine = {"best_of": 1, "logit_bias": {}, "presence_penalty": 0.0, "user": "u1", "logprobs": None}
+    assert server.complete(prompt="x", max_tokens=1, **fine).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": "x", "temperature": -1}, "temperature"),
+        ({"prompt": "x", "top_p": 0}, "top_p"),
+        ({"prompt": "x", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "x", "n": 0}, "n"),
+        ({"prompt": "x", "seed": "abc"}, "seed"),
+        ({"prompt": ""}, None),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": [1, 99_999]}, None),
+        ({"prompt": [1, -1]}, None),
+        ({"prompt": {"a": 1}}, "prompt"),
+        ({}, "prompt"),
+        ({"prompt": "x", "min_tokens": 9, "max_tokens": 3}, None),
+        ({"prompt": "x", "stop": [""]}, None),
+        ({"prompt": "x", "stream_options": {"include_usage": True}}, None),
+        ({"prompt": "x", "stream": True, "stream_options": {"typo": 1}}, "stream_options"),
+    ],
+)
+def test_a_bad_value_is_a_400_that_names_it(
+    server: Server, body: dict[str, object], param: str | None
+) -> None:
+    if body == {"prompt": ""}:
+        # The tokenizer starts every text with its begin token, so an empty one has a token.
+        assert server.complete(**body, max_tokens=1).status_code == 200
+        return
+    error = _refusal(server.complete(**body))
+    if param is not None:
+        assert error["param"] == param
+
+
+def test_a_body_that_is_no_json_is_a_400(server: Server) -> None:
+    headers = {"content-type": "application/json"}
+    reply = server.http.post("/v1/completions", content=b"{", headers=headers)
+    assert _refusal(reply)["code"] == "invalid_request"
+
+
+def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(server: Server) -> None:
+    limit = server.engine.max_model_len
+    error = _refusal(server.complete(prompt=[5] * (limit + 10)))
+    assert error["code"] == "context_length_exceeded"
+    assert str(limit) in error["message"]
+    assert str(limit + 10) in error["message"]
+
+
+def test_asking_for_more_output_than_the_context_leaves_is_refused(server: Server) -> None:
+    limit = server.engine.max_model_len
+    error = _refusal(server.complete(prompt=[5] * 10, max_tokens=limit))
+    assert error["param"] == "max_tokens"
+    assert f"{limit - 10} are left" in error["message"]
+
+
+def test_a_default_output_length_shrinks_to_what_is_left(slow_server: Server) -> None:
+    limit = slow_server.engine.max_model_len
+    reply = slow_server.complete(prompt=[5] * (limit - 3), ignore_eos=True)
+    assert reply.json()["usage"]["completion_tokens"] == 3
+
+
+def test_a_chat_refuses_pictures_and_tools_by_name(server: Server) -> None:
+    picture = [{"type": "image_url", "image_url": {"url": "x"}}]
+    error = _refusal(server.chat(messages=[{"role": "user", "content": picture}]))
+    assert error["param"] == "messages"
+    messages = [{"role": "user", "content": "x"}]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert _refusal(server.chat(messages=messages, tools=tools))["param"] == "tools"
+
+
+def test_text_parts_of_a_message_are_joined(server: Server) -> None:
+    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
+    asked = {"max_tokens": 6, "temperature": 0}
+    in_parts = server.chat(messages=[{"role": "user", "content": parts}], **asked)
+    whole = server.chat(messages=[{"role": "user", "content": "Hello"}], **asked)
+    assert in_parts.json()["choices"] == whole.json()["choices"]
+
+
+def test_a_full_queue_is_a_429_that_says_when_to_come_back(tiny_dir: Path) -> None:
+    caps = Caps(max_num_seqs=1, max_queue=1)
+    with (
+        simulated_engine(tiny_dir, step_s=0.02, caps=caps) as engine,
+        serving(engine, tiny_dir) as server,
+    ):
+        body = {"model": MODEL, "prompt": "x", "max_tokens": 500, "stream": True}
+        with (
+            server.http.stream("POST", "/v1/completions", json=body) as running,
+            server.http.stream("POST", "/v1/completions", json=body),
+        ):
+            next(running.iter_lines())
+            wait_until(lambda: engine.stats().waiting == 1)
+            reply = server.complete(prompt="x")
+            assert _refusal(reply, 429)["code"] == "queue_full"
+            assert reply.headers["retry-after"] == "1"
+            # Several choices are all accepted or none.
+            assert server.complete(prompt="x", n=2).status_code == 429
+            assert engine.stats().waiting == 1
+
+
+def test_every_v1_path_needs_the_key_and_health_does_not(tiny_dir: Path) -> None:
+    with (
+        simulated_engine(tiny_dir, step_s=0.001) as engine,
+        serving(engine, tiny_dir, api_key="s3cret") as server,
+    ):
+        for path in ("/v1/models", "/v1/engine/policy", "/v1/engine/capabilities"):
+            reply = server.http.get(path)
+            assert reply.status_code == 401
+            assert reply.headers["www-authenticate"] == "Bearer"
+        assert _refusal(server.complete(prompt="x"), 401)["type"] == "authentication_error"
+        assert server.http.patch("/v1/engine/policy", json={}).status_code == 401
+        wrong = {"authorization": "Bearer s3cre"}
+        assert server.http.get("/v1/models", headers=wrong).status_code == 401
+        right = {"authorization": "Bearer s3cret"}
+        assert server.http.get("/v1/models", headers=right).status_code == 200
+        assert server.http.get("/health").status_code == 200
+        assert server.http.get("/metrics").status_code == 200
+
+
+def test_a_closed_engine_is_unhealthy_and_serves_nothing(tiny_dir: Path) -> None:
+    engine = simulated_engine(tiny_dir, step_s=0.001)
+    engine.start()
+    with serving(engine, tiny_dir) as server:
+        engine.close()
+        assert server.complete(prompt="x").status_code == 503
+
+
+def test_an_unknown_path_speaks_the_form_of_its_plane(server: Server) -> None:
+    assert _refusal(server.http.get("/v1/embeddings"), 404)["code"] == "not_found"
+    reply = server.http.get("/v1/engine/nothing")
+    assert reply.status_code == 404
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert reply.json()["code"] == "not_found"

@@ -1,0 +1,165 @@
+"""The knob plane: ETags, merge patches, knob classes, dry runs, and changes under load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.engine.server.conftest import MODEL, Server, serving, simulated_engine
+
+
+@pytest.fixture
+def knobs(tiny_dir: Path) -> Iterator[Server]:
+    with (
+        simulated_engine(tiny_dir, step_s=0.005) as engine,
+        serving(engine, tiny_dir) as running,
+    ):
+        yield running
+
+
+def _patch(server: Server, patch: dict[str, Any], **params: Any) -> httpx.Response:
+    etag = server.http.get("/v1/engine/policy").headers["etag"]
+    return server.http.patch(
+        "/v1/engine/policy", json=patch, headers={"If-Match": etag}, params=params
+    )
+
+
+def _problem(reply: httpx.Response, status: int) -> dict[str, Any]:
+    assert reply.status_code == status, reply.text
+    assert reply.headers["content-type"] == "application/problem+json"
+    found: dict[str, Any] = reply.json()
+    assert found["status"] == status
+    assert found["trace_id"]
+    return found
+
+
+def test_the_policy_has_a_strong_etag_that_changes_with_it(knobs: Server) -> None:
+    first = knobs.http.get("/v1/engine/policy")
+    assert first.json()["schema"] == "policy/v1"
+    assert first.json()["plan"] == {"dp": 1, "pp": 1, "sp": 2, "tp": 2}
+    assert first.headers["etag"].startswith('"')
+    assert knobs.http.get("/v1/engine/policy").headers["etag"] == first.headers["etag"]
+    changed = _patch(knobs, {"shift": {"threshold_tokens": 32}})
+    assert changed.headers["etag"] != first.headers["etag"]
+    assert knobs.http.get("/v1/engine/policy").headers["etag"] == changed.headers["etag"]
+
+
+def test_a_hot_change_is_in_force_when_the_answer_comes(knobs: Server) -> None:
+    reply = _patch(knobs, {"shift": {"threshold_tokens": 17}, "caps": {"max_num_seqs": 3}})
+    answer = reply.json()
+    assert reply.status_code == 200
+    assert answer["changes"] == {"shift.threshold_tokens": "hot", "caps.max_num_seqs": "drain"}
+    assert answer["class"] == "drain"
+    assert answer["effective"]["version"] == 1
+    assert knobs.engine.policy.threshold_tokens == 17
+    assert knobs.engine.policy.caps.max_num_seqs == 3
+    assert knobs.engine.stats().policy_version == 1
+
+
+def test_a_null_takes_a_cap_away(knobs: Server) -> None:
+    assert _patch(knobs, {"caps": {"max_queue": 5}}).json()["effective"]["caps"]["max_queue"] == 5
+    assert _patch(knobs, {"caps": {"max_queue": None}}).status_code == 200
+    assert knobs.engine.policy.caps.max_queue is None
+
+
+def test_a_document_that_was_read_can_be_edited_and_sent_back(knobs: Server) -> None:
+    document = knobs.http.get("/v1/engine/policy").json()
+    document["mode"] = "base"
+    reply = _patch(knobs, document)
+    assert reply.json()["changes"] == {"mode": "hot"}
+
+
+def test_nothing_changes_without_a_change(knobs: Server) -> None:
+    etag = knobs.http.get("/v1/engine/policy").headers["etag"]
+    reply = _patch(knobs, {})
+    assert reply.json()["changes"] == {}
+    assert reply.headers["etag"] == etag
+
+
+def test_a_patch_without_if_match_is_428_and_with_a_stale_one_412(knobs: Server) -> None:
+    stale = knobs.http.get("/v1/engine/policy").headers["etag"]
+    assert _patch(knobs, {"mode": "base"}).status_code == 200
+    missing = knobs.http.patch("/v1/engine/policy", json={"mode": "auto"})
+    assert _problem(missing, 428)["code"] == "precondition_required"
+    late = knobs.http.patch("/v1/engine/policy", json={"mode": "auto"}, headers={"If-Match": stale})
+    assert _problem(late, 412)["code"] == "stale_policy"
+    assert knobs.engine.policy.mode == "base"
+
+
+def test_a_dry_run_names_the_class_of_each_change_and_changes_nothing(knobs: Server) -> None:
+    patch = {"plan": {"sp": 4, "tp": 1}, "shift": {"threshold_tokens": 8}}
+    answer = _patch(knobs, patch, dry_run=True).json()
+    assert answer["dry_run"] is True
+    assert answer["class"] == "reshape"
+    assert {d["knob"]: d["class"] for d in answer["diff"]} == {
+        "plan": "reshape",
+        "shift.threshold_tokens": "hot",
+    }
+    assert answer["diff"][0]["to"]["plan"]["sp"] == 4
+    assert "below max_num_seqs" in answer["warnings"][0]
+    assert knobs.engine.policy.plan.sp == 2
+    assert knobs.engine.policy.version == 0
+
+
+@pytest.mark.parametrize(
+    ("patch", "said"),
+    [
+        ({"turbo": True}, "/turbo: unknown knob"),
+        ({"caps": {"max_num_seq": 4}}, "/caps/max_num_seq: unknown knob"),
+        ({"caps": {"max_num_seqs": "many"}}, "/caps/max_num_seqs"),
+        ({"plan": {"sp": 3}}, "8 query heads do not divide"),
+        ({"mode": "sideways"}, "sideways"),
+        ({"engine": "another"}, "/engine"),
+        ({"shift": {"threshold_tokens": -1}}, "threshold_tokens=-1"),
+        ({"plan": {"sp": 4, "tp": 2}}, "8 devices"),
+    ],
+)
+def test_an_impossible_policy_is_422_with_the_reason(
+    knobs: Server, patch: dict[str, Any], said: str
+) -> None:
+    assert said in _problem(_patch(knobs, patch), 422)["detail"]
+    assert knobs.engine.policy.version == 0
+
+
+def test_a_cap_above_the_envelope_is_409_with_the_class_it_would_need(knobs: Server) -> None:
+    limit = knobs.engine.envelope.max_num_seqs
+    found = _problem(_patch(knobs, {"caps": {"max_num_seqs": limit + 1}}), 409)
+    assert found["needs"] == "restart"
+    assert str(limit) in found["detail"]
+
+
+def test_a_body_that_is_no_object_is_422(knobs: Server) -> None:
+    for content in (b"{", b"[]"):
+        reply = knobs.http.patch("/v1/engine/policy", content=content, headers={"If-Match": "*"})
+        _problem(reply, 422)
+
+
+def test_capabilities_name_every_knob_with_class_and_range(knobs: Server) -> None:
+    answer = knobs.http.get("/v1/engine/capabilities").json()
+    by_name = {knob["name"]: knob for knob in answer["knobs"]}
+    assert by_name["plan"]["class"] == "reshape"
+    assert by_name["shift.threshold_tokens"]["class"] == "hot"
+    assert by_name["caps.max_num_seqs"]["maximum"] == knobs.engine.envelope.max_num_seqs
+    assert by_name["shift.threshold_tokens"]["measured_cost_s"] is None
+    _patch(knobs, {"shift": {"threshold_tokens": 32}})
+    answer = knobs.http.get("/v1/engine/capabilities").json()
+    by_name = {knob["name"]: knob for knob in answer["knobs"]}
+    assert by_name["shift.threshold_tokens"]["measured_cost_s"] > 0
+
+
+def test_a_reshape_under_load_keeps_a_stream_going(knobs: Server) -> None:
+    body = {"model": MODEL, "prompt": "x", "max_tokens": 60, "ignore_eos": True, "stream": True}
+    with knobs.http.stream("POST", "/v1/completions", json=body) as reply:
+        lines = reply.iter_lines()
+        next(lines)
+        answer = _patch(knobs, {"plan": {"sp": 1, "tp": 4}, "shift": {"enabled": False}})
+        assert answer.json()["class"] == "reshape"
+        events = [line for line in lines if line.startswith("data: {")]
+    assert str(knobs.engine.policy.plan) == "tp=4"
+    assert json.loads(events[-1][len("data: ") :])["choices"][0]["finish_reason"] == "length"
+    assert len(events) == 59

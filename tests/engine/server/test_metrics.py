@@ -1,0 +1,110 @@
+"""Prometheus text: every name the ecosystem scrapes, and values that follow the traffic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.engine.server.conftest import MODEL, Server, serving, simulated_engine
+
+GAUGES_AND_COUNTERS = (
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    "vllm:kv_cache_usage_perc",
+    "vllm:prompt_tokens_total",
+    "vllm:generation_tokens_total",
+    "vllm:num_preemptions_total",
+    "vllm:prefix_cache_queries_total",
+    "vllm:prefix_cache_hits_total",
+    "vllm:request_success_total",
+    "gearshift_steps_total",
+    "gearshift_step_seconds_total",
+    "gearshift_decode_tokens_in_base_total",
+    "gearshift_mode_switches_total",
+    "gearshift_policy_version",
+    "gearshift_time_share_ratio",
+)
+HISTOGRAMS = (
+    "vllm:time_to_first_token_seconds",
+    "vllm:inter_token_latency_seconds",
+    "vllm:request_time_per_output_token_seconds",
+    "vllm:e2e_request_latency_seconds",
+    "vllm:request_queue_time_seconds",
+    "vllm:request_prefill_time_seconds",
+    "vllm:request_decode_time_seconds",
+    "vllm:request_prompt_tokens",
+    "vllm:request_generation_tokens",
+    "vllm:iteration_tokens_total",
+)
+
+
+def _scrape(server: Server) -> dict[tuple[str, ...], float]:
+    """Values by sample name and the labels other than model and engine."""
+    reply = server.http.get("/metrics")
+    assert reply.headers["content-type"].startswith("text/plain")
+    found = {}
+    for family in text_string_to_metric_families(reply.text):
+        for sample in family.samples:
+            assert sample.labels.pop("model_name") == MODEL
+            assert sample.labels.pop("engine") == "0"
+            found[(sample.name, *sample.labels.values())] = sample.value
+    return found
+
+
+@pytest.fixture(scope="module")
+def scraped(tiny_dir: Path) -> dict[tuple[str, ...], float]:
+    """The metrics after three requests of 3 prompt and 5 output tokens, one after another."""
+    with (
+        simulated_engine(tiny_dir, step_s=0.01) as engine,
+        serving(engine, tiny_dir) as server,
+    ):
+        for _ in range(3):
+            server.complete(prompt=[5, 6, 7], max_tokens=5)
+        return _scrape(server)
+
+
+def test_every_name_is_there(scraped: dict[tuple[str, ...], float]) -> None:
+    names = {key[0] for key in scraped}
+    assert not set(GAUGES_AND_COUNTERS) - names
+    for name in HISTOGRAMS:
+        assert {f"{name}_bucket", f"{name}_sum", f"{name}_count"} <= names
+
+
+def test_counters_follow_the_traffic(scraped: dict[tuple[str, ...], float]) -> None:
+    assert scraped["vllm:prompt_tokens_total",] == 9
+    assert scraped["vllm:generation_tokens_total",] == 15
+    assert scraped["vllm:request_success_total", "length"] == 3
+    assert scraped["vllm:num_requests_running",] == 0
+    assert scraped["vllm:iteration_tokens_total_count",] == 15
+    assert scraped["vllm:iteration_tokens_total_sum",] == 3 * (3 + 4)
+    assert scraped["vllm:iteration_tokens_total_bucket", "1.0"] == 12
+    assert scraped["gearshift_steps_total", "shift"] == 15
+
+
+def test_latencies_are_observed_once_per_request_or_gap(
+    scraped: dict[tuple[str, ...], float],
+) -> None:
+    assert scraped["vllm:time_to_first_token_seconds_count",] == 3
+    assert scraped["vllm:inter_token_latency_seconds_count",] == 12
+    for name in ("e2e_request_latency", "request_queue_time", "request_prefill_time"):
+        assert scraped[f"vllm:{name}_seconds_count",] == 3
+    ttft = scraped["vllm:time_to_first_token_seconds_sum",]
+    parts = ("request_queue_time_seconds", "request_prefill_time_seconds")
+    assert ttft == pytest.approx(sum(scraped[f"vllm:{part}_sum",] for part in parts))
+    e2e = scraped["vllm:e2e_request_latency_seconds_sum",]
+    assert e2e == pytest.approx(ttft + scraped["vllm:inter_token_latency_seconds_sum",])
+    # Steps sleep at least 10 ms each, so four gaps take at least 40 ms.
+    assert scraped["vllm:request_decode_time_seconds_sum",] >= 3 * 4 * 0.01
+
+
+def test_two_servers_in_one_process_do_not_share_metrics(tiny_dir: Path) -> None:
+    with (
+        simulated_engine(tiny_dir, step_s=0.001) as engine,
+        serving(engine, tiny_dir) as one,
+        serving(engine, tiny_dir) as other,
+    ):
+        one.complete(prompt="x", max_tokens=2)
+        assert _scrape(one)["vllm:time_to_first_token_seconds_count",] == 1
+        assert _scrape(other)["vllm:time_to_first_token_seconds_count",] == 0

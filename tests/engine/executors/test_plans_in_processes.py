@@ -1,0 +1,130 @@
+"""Every kind of plan, in real processes, computes what one rank computes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.config import Collectives, DType, EngineConfig, LinkEmulation, ModelConfig
+from engine.executors.inline import InlineExecutor
+from engine.executors.process import ProcessExecutor
+from engine.parallel.shm_build import NO_COMPILER_VARIABLE
+from engine.plan import ParallelPlan, parse_plan
+from tests.engine.rank_pools import RankPools
+from tests.engine.scheduler_driver import Generated, generate
+
+MAX_TOKENS = 6
+TOLERANCE = 1e-9
+
+
+def list_prompts() -> list[list[int]]:
+    """Prompts of one token, of fewer tokens than ranks, and longer than a step."""
+    rng = np.random.default_rng(11)
+    return [rng.integers(3, 515, n).tolist() for n in (1, 2, 5, 31, 9)]
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model_dir: Path) -> EngineConfig:
+    return EngineConfig(
+        model_dir=tiny_model_dir, dtype=DType.FLOAT64, block_size=4, num_kv_blocks=64
+    )
+
+
+@pytest.fixture(scope="module")
+def single(config: EngineConfig) -> list[Generated]:
+    """What one rank, in this process, computes."""
+    model, plan = ModelConfig.from_dir(config.model_dir), ParallelPlan()
+    return generate(
+        InlineExecutor(config, model, plan),
+        config=config,
+        model=model,
+        plan=plan,
+        prompts=list_prompts(),
+        max_tokens=MAX_TOKENS,
+    )
+
+
+def in_processes(
+    config: EngineConfig, plan: ParallelPlan, pools: RankPools, pin: str = "auto"
+) -> list[Generated]:
+    model = ModelConfig.from_dir(config.model_dir)
+    return generate(
+        ProcessExecutor(config, model, plan, ranks=pools.get(plan.replica_size)),
+        config=config,
+        model=model,
+        plan=plan,
+        prompts=list_prompts(),
+        max_tokens=MAX_TOKENS,
+        pin=pin,
+    )
+
+
+def assert_equal(got: list[Generated], want: list[Generated]) -> None:
+    for mine, reference in zip(got, want, strict=True):
+        assert mine.token_ids == reference.token_ids
+        largest = np.abs(reference.logits).max()
+        assert np.abs(np.array(mine.logits) - reference.logits).max() <= TOLERANCE * largest
+
+
+def test_greedy_output_of_the_reference_varies(single: list[Generated]) -> None:
+    assert len({token for result in single for token in result.token_ids}) > 10
+
+
+@pytest.mark.parametrize(
+    ("text", "pin"),
+    [
+        ("tp=2", "auto"),
+        ("sp=2,shift", "auto"),
+        ("pp=2", "auto"),
+        ("sp=2,tp=2,shift", "random:3"),
+        ("pp=2,sp=2,shift", "random:4"),
+        ("sp=4,shift", "auto"),
+        ("pp=2,sp=2,tp=2,shift", "random:5"),
+        ("sp=4,tp=2,shift", "random:6"),
+        ("sp=2,tp=4,shift", "shift"),
+    ],
+)
+def test_ranks_in_processes_equal_a_single_rank(
+    config: EngineConfig, single: list[Generated], rank_pools: RankPools, text: str, pin: str
+) -> None:
+    assert_equal(in_processes(config, parse_plan(text).plan, rank_pools, pin), single)
+
+
+def test_gloo_computes_the_same(
+    config: EngineConfig, single: list[Generated], rank_pools: RankPools
+) -> None:
+    plan = parse_plan("sp=2,tp=2,shift").plan
+    over_gloo = replace(config, collectives=Collectives.GLOO)
+    assert_equal(in_processes(over_gloo, plan, rank_pools, "random:7"), single)
+
+
+def test_a_host_without_a_compiler_computes_the_same(
+    config: EngineConfig,
+    single: list[Generated],
+    rank_pools: RankPools,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(NO_COMPILER_VARIABLE, "1")
+    plan = parse_plan("pp=2,sp=2,shift").plan
+    assert_equal(in_processes(config, plan, rank_pools, "random:8"), single)
+
+
+def test_an_emulated_link_changes_no_result(
+    config: EngineConfig, single: list[Generated], rank_pools: RankPools
+) -> None:
+    linked = replace(config, link=LinkEmulation(latency_us=20, gbps=10))
+    assert_equal(in_processes(linked, parse_plan("sp=2,shift").plan, rank_pools), single)
+
+
+def test_weights_lie_once_on_every_rank(config: EngineConfig, rank_pools: RankPools) -> None:
+    model = ModelConfig.from_dir(config.model_dir)
+    held = []
+    for text in ("sp=2,tp=2", "sp=2,tp=2,shift"):
+        plan = parse_plan(text).plan
+        executor = ProcessExecutor(config, model, plan, ranks=rank_pools.get(4))
+        held.append(executor.start().weight_bytes)
+        executor.close()
+    assert held[0] == held[1]

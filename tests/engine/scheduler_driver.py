@@ -1,0 +1,74 @@
+"""Drives an executor with the engine's own scheduler, step by step, and keeps the logits."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.config import Caps, EngineConfig, ModelConfig
+from engine.executors.protocol import Executor
+from engine.inputs import step_plan
+from engine.plan import ParallelPlan
+from engine.request import Request, SamplingParams
+from engine.scheduled import ScheduledStep
+from engine.scheduler import Scheduler
+from engine.shift import ModeChooser
+from engine.steps import int32
+
+CAPS = Caps(max_num_seqs=8, max_num_batched_tokens=24)
+
+
+@dataclass
+class Generated:
+    """Tokens of one request and the logits ``f8[vocab_size]`` each was chosen from."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logits: list[npt.NDArray[np.float64]] = field(default_factory=list)
+
+
+def generate(
+    executor: Executor,
+    *,
+    config: EngineConfig,
+    model: ModelConfig,
+    plan: ParallelPlan,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    pin: str = "auto",
+) -> list[Generated]:
+    """Start, run every prompt to its last token, close. Long prompts come in chunks."""
+    info = executor.start()
+    scheduler = Scheduler(
+        caps=CAPS,
+        envelope=CAPS,
+        chooser=ModeChooser(plan=plan, threshold_tokens=8, pin=pin),
+        num_blocks=info.num_kv_blocks,
+        block_size=config.block_size,
+        max_model_len=128,
+        depth=info.depth,
+    )
+    for index, prompt in enumerate(prompts):
+        sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+        scheduler.add(Request(request_id=str(index), prompt_ids=tuple(prompt), sampling=sampling))
+    results = [Generated() for _ in prompts]
+    in_flight: deque[ScheduledStep] = deque()
+    while True:
+        while (step := scheduler.schedule()) is not None:
+            executor.submit(step_plan(step, scheduler.table, with_inputs=True, return_logits=True))
+            in_flight.append(step)
+        if not in_flight:
+            break
+        answer = executor.collect()
+        outcome = scheduler.commit(in_flight.popleft(), int32(answer.token_ids))
+        if not outcome.sampled:
+            continue
+        rows = np.frombuffer(answer.logits or b"").reshape(len(outcome.sampled), model.vocab_size)
+        for (sequence, token_id), row in zip(outcome.sampled, rows, strict=True):
+            results[int(sequence.request_id)].token_ids.append(token_id)
+            results[int(sequence.request_id)].logits.append(row)
+    executor.close()
+    return results

@@ -1,0 +1,136 @@
+"""The engine on real ranks: what a caller gets does not depend on plans, reshapes or faults."""
+
+from __future__ import annotations
+
+import queue
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from engine.config import Caps, DType, EngineConfig
+from engine.engine import Engine
+from engine.plan import Mode, ParallelPlan
+from engine.request import FinishReason, Request, RequestOutput, SamplingParams
+
+Outputs = dict[str, tuple[int, ...]]
+NUM_REQUESTS = 10
+NUM_TOKENS = 40
+
+
+def make_requests() -> list[Request]:
+    """Prompts of mixed lengths; every third request samples with its own seed."""
+    rng = random.Random(3)
+    return [
+        Request(
+            request_id=str(i),
+            prompt_ids=tuple(rng.randrange(3, 500) for _ in range(rng.choice((1, 7, 40, 90)))),
+            sampling=SamplingParams(
+                max_tokens=NUM_TOKENS,
+                ignore_eos=True,
+                temperature=0.8 if i % 3 == 2 else 0.0,
+                top_p=0.9,
+                seed=i,
+            ),
+            arrival_s=time.monotonic(),
+        )
+        for i in range(NUM_REQUESTS)
+    ]
+
+
+def run(engine: Engine, disturb: Callable[[int], None] = lambda tokens: None) -> Outputs:
+    """Serve all requests; ``disturb`` is called with the tokens produced so far."""
+    outputs: queue.Queue[RequestOutput] = queue.Queue()
+    for request in make_requests():
+        engine.submit(request, outputs.put)
+    answers: dict[str, list[int]] = {str(i): [] for i in range(NUM_REQUESTS)}
+    left, produced = NUM_REQUESTS, 0
+    while left:
+        output = outputs.get(timeout=60)
+        assert output.error is None
+        answers[output.request_id] += output.token_ids
+        produced += len(output.token_ids)
+        if output.is_finished:
+            assert output.finish_reason is FinishReason.LENGTH
+            left -= 1
+        disturb(produced)
+    engine.check_integrity()
+    return {name: tuple(ids) for name, ids in answers.items()}
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model_dir: Path) -> EngineConfig:
+    return EngineConfig(
+        model_dir=tiny_model_dir,
+        dtype=DType.FLOAT64,
+        caps=Caps(max_num_seqs=6, max_num_batched_tokens=48),
+        num_kv_blocks=16,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: EngineConfig) -> Outputs:
+    """What one rank answers when nothing happens (with preemptions: the cache is small)."""
+    with Engine(config) as engine:
+        answers = run(engine)
+        assert engine.stats().preemptions > 0
+    assert len(set(answers.values())) == NUM_REQUESTS
+    return answers
+
+
+def test_a_reshape_under_load_changes_no_output_and_loses_no_request(
+    config: EngineConfig, undisturbed: Outputs
+) -> None:
+    reshapes = {
+        60: ParallelPlan(sp=2),
+        150: ParallelPlan(sp=2, shift=True),
+        250: ParallelPlan(dp=2),
+    }
+    with Engine(replace(config, plan=ParallelPlan(tp=2))) as engine:
+
+        def disturb(produced: int) -> None:
+            due = [at for at in reshapes if produced >= at]
+            for at in due:
+                plan = reshapes.pop(at)
+                engine.apply(replace(engine.policy, plan=plan, threshold_tokens=4))
+
+        assert run(engine, disturb) == undisturbed
+        assert not reshapes
+        assert engine.policy.plan == ParallelPlan(dp=2)
+        modes = {(sample.plan, sample.shape.mode) for sample in engine.drain_samples()}
+        assert {("tp=2", Mode.BASE), ("sp=2", Mode.BASE), ("sp=2,shift", Mode.BASE)} <= modes
+        assert ("sp=2,shift", Mode.SHIFT) in modes
+
+
+def test_modes_that_flip_at_every_step_change_no_output(
+    config: EngineConfig, undisturbed: Outputs
+) -> None:
+    plan = ParallelPlan(pp=2, sp=2, shift=True)
+    with Engine(replace(config, plan=plan, mode="random:1")) as engine:
+        assert run(engine) == undisturbed
+        assert engine.stats().mode_switches > 10
+
+
+def test_a_killed_rank_is_replaced_and_no_request_is_lost(
+    config: EngineConfig, undisturbed: Outputs
+) -> None:
+    with Engine(replace(config, plan=ParallelPlan(tp=2))) as engine:
+        ranks = [
+            child
+            for child in psutil.Process().children(recursive=True)
+            if "engine.worker" in " ".join(child.cmdline())
+        ]
+        kills = [100]
+
+        def disturb(produced: int) -> None:
+            if kills and produced >= kills[0]:
+                kills.pop()
+                ranks[-1].kill()
+
+        assert run(engine, disturb) == undisturbed
+        assert engine.stats().restarts == 1
+        assert engine.stats().is_healthy

@@ -36,6 +36,9 @@ class JobRepository:
             raise NotFoundError("tuning job", job_id)
         return job
 
+    def find(self, job_id: str) -> TuningJob | None:
+        return self._session.get(TuningJob, job_id)
+
     def list_page(self, page: PageRequest, *, state: JobState | None = None) -> Page[TuningJob]:
         """Jobs, newest first."""
         query = sa.select(TuningJob)

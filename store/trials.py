@@ -69,6 +69,11 @@ class TrialRepository:
         metrics = self._metrics(trial.id for trial in trials)
         return [{**trial.record, "metrics": metrics.get(trial.id)} for trial in trials]
 
+    def count(self, job_id: str) -> int:
+        """Finished trials of a job."""
+        query = sa.select(sa.func.count()).select_from(Trial).where(Trial.job_id == job_id)
+        return self._session.scalar(query) or 0
+
     def count_by_state(self) -> dict[str, int]:
         query = sa.select(Trial.state, sa.func.count()).group_by(Trial.state)
         return dict(self._session.execute(query).all())

@@ -223,6 +223,7 @@ def upgrade() -> None:
         sa.Column("recommendation_id", sa.String(length=40), nullable=True),
         sa.Column("schedule", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("sla", sa.Text(), nullable=True),
+        sa.Column("control_memory", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("registered_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("last_heartbeat_at", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(

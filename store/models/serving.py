@@ -23,7 +23,7 @@ class EngineRow(Base):
     """A registered engine. It keeps its identity by ``name`` over restarts of either side.
 
     ``schedule`` and ``sla`` come from the recommendation last applied; the controller works on
-    engines that have them.
+    engines that have them and keeps between decisions what it needs in ``control_memory``.
     """
 
     __tablename__ = "engines"
@@ -45,6 +45,7 @@ class EngineRow(Base):
     )
     schedule: Mapped[Json | None]
     sla: Mapped[str | None] = mapped_column(sa.Text)
+    control_memory: Mapped[Json | None]
     registered_at: Mapped[datetime] = mapped_column(default=utc_now)
     last_heartbeat_at: Mapped[datetime | None]
 

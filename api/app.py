@@ -1,0 +1,85 @@
+"""The FastAPI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+import structlog
+from fastapi import FastAPI
+
+from api.auth import ensure_first_key
+from api.context import AppContext
+from api.controller import Controller
+from api.errors import install_error_handlers
+from api.metrics import ServiceMetrics
+from api.middleware import RequestContext
+from api.routes import (
+    api_keys,
+    control,
+    cost_models,
+    engines,
+    health,
+    policies,
+    recommendations,
+    tuning_jobs,
+)
+from api.settings import Settings
+from store import Database
+
+ROUTERS = (
+    tuning_jobs.router,
+    recommendations.router,
+    engines.router,
+    policies.router,
+    cost_models.router,
+    control.router,
+    api_keys.router,
+    health.router,
+)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service over the database that ``settings`` name; its schema must be the newest.
+
+    The controller runs while the application does; the worker of tuning jobs is a process of its
+    own (``api.jobs``).
+    """
+    context = AppContext(
+        settings=settings,
+        database=Database(settings.effective_database_url),
+        metrics=ServiceMetrics(),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        secret = settings.admin_key.get_secret_value() if settings.admin_key else None
+        ensure_first_key(context.database, secret, _announce_key)
+        controller = Controller(context)
+        controller.start()
+        try:
+            yield
+        finally:
+            controller.stop()
+            context.database.close()
+
+    app = FastAPI(
+        title="Gearshift",
+        summary="Tunes the parallelism of LLM engines and keeps them inside their SLA.",
+        version=version("gearshift"),
+        lifespan=lifespan,
+    )
+    app.state.context = context
+    install_error_handlers(app)
+    app.add_middleware(RequestContext)
+    for router in ROUTERS:
+        app.include_router(router)
+    return app
+
+
+def _announce_key(secret: str) -> None:
+    """Say the first key once; only its hash is kept."""
+    structlog.get_logger("api.auth").warning(
+        "made the first admin key; it is shown only now", key=secret
+    )

@@ -1,0 +1,26 @@
+"""What the endpoints share: settings, database, metrics. Made once per application."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from api.metrics import ServiceMetrics
+from api.settings import Settings
+from store import Database
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppContext:
+    """The parts of one running application."""
+
+    settings: Settings
+    database: Database
+    metrics: ServiceMetrics
+
+
+def get_context(request: Request) -> AppContext:
+    """The context of the application that serves ``request``."""
+    context: AppContext = request.app.state.context
+    return context

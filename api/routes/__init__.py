@@ -1,0 +1,1 @@
+"""Endpoints: parse, one call, return."""

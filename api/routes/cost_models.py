@@ -1,0 +1,72 @@
+"""``/v1/cost-models``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+
+from api.auth import Caller, Scope, require
+from api.context import AppContext, get_context
+from api.errors import ApiError, FieldError
+from api.idempotency import Answer, IdempotencyHeader, answer_once
+from api.paging import Paging, link_next
+from api.schemas.tuning import CostModelCreate, CostModelSummary, CostModelView
+from store import UnitOfWork
+
+router = APIRouter(prefix="/v1/cost-models", tags=["cost models"])
+Context = Annotated[AppContext, Depends(get_context)]
+Reader = Annotated[Caller, require(Scope.READ)]
+Tuner = Annotated[Caller, require(Scope.TUNE)]
+
+
+@router.post("", status_code=201, operation_id="create_cost_model", response_model=CostModelView)
+def create(
+    body: CostModelCreate,
+    request: Request,
+    context: Context,
+    caller: Tuner,
+    key: IdempotencyHeader = None,
+) -> JSONResponse:
+    """Keep a step model that was fitted elsewhere."""
+    fingerprint = _fingerprint(body)
+
+    def run(uow: UnitOfWork) -> Answer:
+        row = uow.cost_models.add(
+            fingerprint=fingerprint, document=body.document, created_by=caller.actor
+        )
+        headers = {"Location": f"/v1/cost-models/{row.id}"}
+        return Answer(status=201, body=CostModelView.model_validate(row).to_json(), headers=headers)
+
+    return answer_once(context, caller, request, key=key, body=body.document, create=run)
+
+
+@router.get("", operation_id="list_cost_models")
+def list_page(
+    page: Paging, request: Request, response: Response, context: Context, _: Reader
+) -> list[CostModelSummary]:
+    """Cost models, newest first."""
+    with context.database.read() as uow:
+        found = uow.cost_models.list_page(page)
+    link_next(request, response, found)
+    return [CostModelSummary.model_validate(row) for row in found.items]
+
+
+@router.get("/{cost_model_id}", operation_id="get_cost_model")
+def get(cost_model_id: str, context: Context, _: Reader) -> CostModelView:
+    """A cost model with its document."""
+    with context.database.read() as uow:
+        return CostModelView.model_validate(uow.cost_models.get(cost_model_id))
+
+
+def _fingerprint(body: CostModelCreate) -> str:
+    fingerprint = body.document.get("fingerprint")
+    if not isinstance(fingerprint, str) or not fingerprint:
+        raise ApiError(
+            422,
+            "invalid_request",
+            "this is no step model",
+            errors=[FieldError(pointer="/document/fingerprint", detail="a text is required")],
+        )
+    return fingerprint

@@ -1,0 +1,70 @@
+"""``/v1/engines``: what engines call, and what people ask about them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+
+from api.auth import Caller, Scope, require
+from api.context import AppContext, get_context
+from api.paging import Paging, link_next
+from api.schemas.base import Json
+from api.schemas.serving import EngineRegister, EngineView, HeartbeatIn, HeartbeatOut
+from api.services import engines
+
+router = APIRouter(prefix="/v1/engines", tags=["engines"])
+Context = Annotated[AppContext, Depends(get_context)]
+Reader = Annotated[Caller, require(Scope.READ)]
+Applier = Annotated[Caller, require(Scope.APPLY)]
+
+
+@router.post("", status_code=201, operation_id="register_engine", response_model=EngineView)
+def register(body: EngineRegister, context: Context, caller: Applier) -> JSONResponse:
+    """Register an engine; the same name is the same engine, so this may be repeated."""
+    with context.database.begin() as uow:
+        row = engines.register(uow, body, context.settings, caller=caller)
+        engine = engines.view(row, context.settings)
+    headers = {"Location": f"/v1/engines/{engine.id}"}
+    return JSONResponse(engine.to_json(), 201, headers=headers)
+
+
+@router.get("", operation_id="list_engines")
+def list_page(
+    page: Paging, request: Request, response: Response, context: Context, _: Reader
+) -> list[EngineView]:
+    """Engines in order of registration."""
+    with context.database.read() as uow:
+        found = uow.engines.list_page(page)
+    link_next(request, response, found)
+    return [engines.view(row, context.settings) for row in found.items]
+
+
+@router.get("/{engine_id}", operation_id="get_engine")
+def get(engine_id: str, context: Context, _: Reader) -> EngineView:
+    """An engine."""
+    with context.database.read() as uow:
+        return engines.view(uow.engines.get(engine_id), context.settings)
+
+
+@router.get("/{engine_id}/capabilities", operation_id="get_engine_capabilities")
+def capabilities(engine_id: str, context: Context, _: Reader) -> list[Json]:
+    """Each knob with its class, range and measured cost, as the engine reported it."""
+    with context.database.read() as uow:
+        return uow.engines.get(engine_id).capabilities
+
+
+@router.post("/{engine_id}/heartbeats", status_code=202, operation_id="send_heartbeat")
+def heartbeat(engine_id: str, body: HeartbeatIn, context: Context, _: Applier) -> HeartbeatOut:
+    """Exact samples of one window of an engine's traffic."""
+    with context.database.begin() as uow:
+        row = engines.heartbeat(uow, engine_id, body, context.settings)
+        return HeartbeatOut(desired_version=row.desired_version)
+
+
+@router.post("/{engine_id}:deregister", status_code=204, operation_id="deregister_engine")
+def deregister(engine_id: str, context: Context, caller: Applier) -> None:
+    """The engine ends: free its devices; its history stays."""
+    with context.database.begin() as uow:
+        engines.deregister(uow, engine_id, caller=caller)

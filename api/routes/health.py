@@ -1,0 +1,37 @@
+"""Health and metrics, outside authentication."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from api.context import AppContext, get_context
+from api.errors import ApiError
+from migrations import runner
+
+router = APIRouter(tags=["health"])
+Context = Annotated[AppContext, Depends(get_context)]
+
+
+@router.get("/healthz", operation_id="is_alive")
+def healthz() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", operation_id="is_ready")
+def readyz(context: Context) -> dict[str, str]:
+    """The database answers and has this version's schema."""
+    try:
+        runner.require_current(context.database.engine)
+    except Exception as error:
+        raise ApiError(503, "not_ready", str(error)) from error
+    return {"status": "ready"}
+
+
+@router.get("/metrics", operation_id="get_metrics", response_class=Response)
+def metrics(context: Context) -> Response:
+    """Prometheus exposition."""
+    return Response(context.metrics.render(context.database), media_type=CONTENT_TYPE_LATEST)

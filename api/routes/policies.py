@@ -1,0 +1,141 @@
+"""``/v1/engines/{id}/policy``: read, wait for, patch, acknowledge, roll back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from api.auth import Caller, Scope, require
+from api.context import AppContext, get_context
+from api.paging import Paging, link_next
+from api.schemas.base import Json
+from api.schemas.serving import (
+    Acknowledge,
+    ChangeSet,
+    PolicyVersionView,
+    PolicyView,
+    RollbackRequest,
+)
+from api.services import policies
+
+router = APIRouter(prefix="/v1/engines/{engine_id}", tags=["policies"])
+Context = Annotated[AppContext, Depends(get_context)]
+Reader = Annotated[Caller, require(Scope.READ)]
+Applier = Annotated[Caller, require(Scope.APPLY)]
+MAX_WAIT_S = 60
+
+
+@router.get(
+    "/policy",
+    operation_id="get_engine_policy",
+    response_model=PolicyView,
+    responses={204: {"description": "No newer version came within wait_s"}},
+)
+async def get(
+    engine_id: str,
+    response: Response,
+    context: Context,
+    _: Reader,
+    wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0.0,
+    after_version: Annotated[int | None, Query(ge=0)] = None,
+) -> PolicyView | Response:
+    """The policy asked for and in force; with ``after_version`` wait for another version."""
+    found = await _wait_for(context, engine_id, after_version, time.monotonic() + wait_s)
+    if found is None:
+        return Response(status_code=204)
+    response.headers["ETag"] = policies.etag_of(found)
+    return found
+
+
+@router.patch("/policy", operation_id="patch_engine_policy")
+def patch(
+    engine_id: str,
+    response: Response,
+    context: Context,
+    caller: Applier,
+    body: Annotated[
+        Json,
+        Body(
+            media_type="application/merge-patch+json",
+            examples=[{"caps": {"max_num_seqs": 96}, "shift": {"threshold_tokens": 128}}],
+        ),
+    ],
+    if_match: Annotated[str | None, Header()] = None,
+    dry_run: bool = False,
+    reason: Annotated[str, Query(max_length=500)] = "changed by hand",
+) -> ChangeSet:
+    """JSON Merge Patch; ``dry_run`` only says what would change and what it costs."""
+    with context.database.begin() as uow:
+        answer = policies.patch(
+            uow,
+            engine_id,
+            body,
+            if_match=if_match,
+            is_dry_run=dry_run,
+            caller=caller,
+            reason=reason,
+        )
+    response.headers["ETag"] = policies.etag_of(answer.policy)
+    return answer
+
+
+@router.get("/policy/versions", operation_id="list_policy_versions")
+def versions(
+    engine_id: str,
+    page: Paging,
+    request: Request,
+    response: Response,
+    context: Context,
+    _: Reader,
+) -> list[PolicyVersionView]:
+    """Versions, newest first."""
+    with context.database.read() as uow:
+        found = uow.policies.list_page(uow.engines.get(engine_id).id, page)
+    link_next(request, response, found)
+    return [PolicyVersionView.model_validate(row) for row in found.items]
+
+
+@router.post("/policy/versions/{version}:acknowledge", operation_id="acknowledge_policy_version")
+def acknowledge(
+    engine_id: str, version: int, body: Acknowledge, context: Context, caller: Applier
+) -> PolicyView:
+    """What the engine did about a version."""
+    with context.database.begin() as uow:
+        answer = policies.acknowledge(uow, engine_id, version, body, caller=caller)
+    context.metrics.count_acknowledgement(body.result, body.changes, body.seconds)
+    return answer
+
+
+@router.post(":rollback", operation_id="roll_back_engine_policy")
+def rollback(
+    engine_id: str, body: RollbackRequest, response: Response, context: Context, caller: Applier
+) -> ChangeSet:
+    """Write an earlier version's document as the next version."""
+    with context.database.begin() as uow:
+        answer = policies.rollback(uow, engine_id, body.version, caller=caller, reason=body.reason)
+    context.metrics.rollbacks.labels(reason="operator").inc()
+    response.headers["ETag"] = policies.etag_of(answer.policy)
+    return answer
+
+
+async def _wait_for(
+    context: AppContext, engine_id: str, after_version: int | None, until_s: float
+) -> PolicyView | None:
+    """The policy once its version differs from ``after_version``, None when none came in time."""
+    while True:
+        found = await run_in_threadpool(_read, context, engine_id)
+        if after_version is None or found.version != after_version:
+            return found
+        if time.monotonic() >= until_s:
+            return None
+        await asyncio.sleep(context.settings.poll_interval_s)
+
+
+def _read(context: AppContext, engine_id: str) -> PolicyView:
+    with context.database.read() as uow:
+        engine = uow.engines.get(engine_id)
+        return policies.view(engine, policies.current(uow, engine))

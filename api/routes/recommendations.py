@@ -1,0 +1,54 @@
+"""``/v1/recommendations``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from api.auth import Caller, Scope, require
+from api.context import AppContext, get_context
+from api.paging import Paging, link_next
+from api.schemas.serving import ChangeSet
+from api.schemas.tuning import ApplyRequest, RecommendationView
+from api.services import policies, recommendations
+
+router = APIRouter(prefix="/v1/recommendations", tags=["recommendations"])
+Context = Annotated[AppContext, Depends(get_context)]
+Reader = Annotated[Caller, require(Scope.READ)]
+Applier = Annotated[Caller, require(Scope.APPLY)]
+
+
+@router.get("", operation_id="list_recommendations")
+def list_page(
+    page: Paging, request: Request, response: Response, context: Context, _: Reader
+) -> list[RecommendationView]:
+    """Recommendations, newest first."""
+    with context.database.read() as uow:
+        found = uow.recommendations.list_page(page)
+        link_next(request, response, found)
+        return [RecommendationView.model_validate(row) for row in found.items]
+
+
+@router.get("/{recommendation_id}", operation_id="get_recommendation")
+def get(recommendation_id: str, context: Context, _: Reader) -> RecommendationView:
+    """A recommendation with its schedule."""
+    with context.database.read() as uow:
+        return RecommendationView.model_validate(uow.recommendations.get(recommendation_id))
+
+
+@router.post("/{recommendation_id}:apply", operation_id="apply_recommendation")
+def apply(
+    recommendation_id: str,
+    body: ApplyRequest,
+    response: Response,
+    context: Context,
+    caller: Applier,
+) -> ChangeSet:
+    """Make it the engine's next policy version and hand its schedule to the controller."""
+    with context.database.begin() as uow:
+        answer = recommendations.apply(
+            uow, recommendation_id, body.engine_id, caller=caller, reason=body.reason
+        )
+    response.headers["ETag"] = policies.etag_of(answer.policy)
+    return answer

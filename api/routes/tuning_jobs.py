@@ -1,0 +1,135 @@
+"""``/v1/tuning-jobs``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from api import sse
+from api.auth import Caller, Scope, require
+from api.context import AppContext, get_context
+from api.idempotency import Answer, IdempotencyHeader, answer_once
+from api.paging import Paging, link_next
+from api.schemas.base import Json
+from api.schemas.tuning import TrialView, TuningJobCreate, TuningJobView
+from api.services import jobs
+from store import UnitOfWork
+from store.models import JobState
+
+router = APIRouter(prefix="/v1/tuning-jobs", tags=["tuning jobs"])
+Context = Annotated[AppContext, Depends(get_context)]
+Reader = Annotated[Caller, require(Scope.READ)]
+Tuner = Annotated[Caller, require(Scope.TUNE)]
+RETRY_AFTER_S = "2"
+
+
+@router.post("", status_code=202, operation_id="create_tuning_job", response_model=TuningJobView)
+def create(
+    body: TuningJobCreate,
+    request: Request,
+    context: Context,
+    caller: Tuner,
+    key: IdempotencyHeader = None,
+) -> JSONResponse:
+    """Queue a tuning job; follow it by its Location or its events."""
+
+    def run(uow: UnitOfWork) -> Answer:
+        job = jobs.view(uow, jobs.create(uow, body, caller=caller))
+        headers = {"Location": f"/v1/tuning-jobs/{job.id}", "Retry-After": RETRY_AFTER_S}
+        return Answer(status=202, body=job.to_json(), headers=headers)
+
+    return answer_once(
+        context, caller, request, key=key, body=body.model_dump(mode="json"), create=run
+    )
+
+
+@router.get("", operation_id="list_tuning_jobs")
+def list_page(
+    page: Paging,
+    request: Request,
+    response: Response,
+    context: Context,
+    _: Reader,
+    state: JobState | None = None,
+) -> list[TuningJobView]:
+    """Jobs, newest first."""
+    with context.database.read() as uow:
+        found = uow.jobs.list_page(page, state=state)
+        link_next(request, response, found)
+        return [jobs.view(uow, job) for job in found.items]
+
+
+@router.get("/{job_id}", operation_id="get_tuning_job")
+def get(job_id: str, response: Response, context: Context, _: Reader) -> TuningJobView:
+    """A job as it stands."""
+    with context.database.read() as uow:
+        job = jobs.view(uow, uow.jobs.get(job_id))
+    if not job.state.is_final:
+        response.headers["Retry-After"] = RETRY_AFTER_S
+    return job
+
+
+@router.post("/{job_id}:cancel", status_code=202, operation_id="cancel_tuning_job")
+def cancel(job_id: str, context: Context, caller: Tuner) -> TuningJobView:
+    """Stop after the running trial; finished trials stay."""
+    with context.database.begin() as uow:
+        return jobs.view(uow, jobs.cancel(uow, job_id, caller=caller))
+
+
+@router.delete("/{job_id}", status_code=204, operation_id="delete_tuning_job")
+def delete(job_id: str, context: Context, caller: Tuner) -> None:
+    """Remove a finished job with its trials and events."""
+    with context.database.begin() as uow:
+        jobs.delete(uow, job_id, caller=caller)
+
+
+@router.get("/{job_id}/trials", operation_id="list_trials")
+def list_trials(
+    job_id: str, page: Paging, request: Request, response: Response, context: Context, _: Reader
+) -> list[TrialView]:
+    """Finished trials in order of number."""
+    with context.database.read() as uow:
+        found = uow.trials.list_page(uow.jobs.get(job_id).id, page)
+        link_next(request, response, found)
+        records = uow.trials.records(found.items)
+    pairs = zip(found.items, records, strict=True)
+    return [
+        TrialView(
+            id=trial.id,
+            job_id=trial.job_id,
+            number=trial.number,
+            state=trial.state,
+            record=record,
+            created_at=trial.created_at,
+        )
+        for trial, record in pairs
+    ]
+
+
+@router.get(
+    "/{job_id}/events",
+    operation_id="follow_tuning_job",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {}}}},
+)
+def events(
+    job_id: str,
+    context: Context,
+    _: Reader,
+    last_event_id: Annotated[int, Header(ge=0, description="Resume after this event")] = 0,
+) -> StreamingResponse:
+    """Progress as server-sent events."""
+    with context.database.read() as uow:
+        uow.jobs.get(job_id)
+    stream = sse.job_events(context, job_id, after=last_event_id)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+
+@router.get("/{job_id}/report", operation_id="get_tuning_report")
+def report(job_id: str, context: Context, _: Reader) -> Json:
+    """The tuner's whole answer; 409 while there is none."""
+    with context.database.read() as uow:
+        return jobs.report(uow, job_id)

@@ -1,0 +1,1 @@
+"""What REST reads and writes, as pydantic models."""

@@ -1,0 +1,163 @@
+"""Engines, heartbeats, policies, decisions."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from api.schemas.base import Body, Json, View
+from engine.measurement import Outcome
+from engine.plan import Mode
+from engine.policy import KnobClass
+from store.models import AckState
+
+# One heartbeat holds a few seconds of traffic; more is split by the agent.
+MAX_REQUESTS = 5_000
+
+
+class EngineRegister(Body):
+    """What an engine says about itself; the same name is the same engine."""
+
+    name: str = Field(min_length=1, max_length=120)
+    model_name: str = Field(max_length=200)
+    public_url: str | None = Field(default=None, max_length=300)
+    host: str = Field(max_length=200)
+    devices: list[int] | None = Field(
+        default=None, description="Devices it holds, by index; null: any free ones"
+    )
+    model: Json = Field(description="Shape of the model (engine ModelConfig)")
+    envelope: Json = Field(description="Caps it was started with, the most they may be raised to")
+    capabilities: list[Json]
+    policy: Json = Field(description="The engine's part of the policy in force")
+
+
+class RequestTimingIn(Body):
+    """One finished request, exact: milliseconds since it was scheduled."""
+
+    age_ms: float = Field(ge=0, description="How long before this heartbeat it was scheduled")
+    token_ms: list[float] = Field(description="When each output token was produced")
+    input_tokens: int = Field(ge=0)
+    outcome: Outcome = Outcome.COMPLETED
+
+
+class StepAggregate(Body):
+    """Steps of one mode and token-count class in the window."""
+
+    mode: Mode
+    tokens_up_to: int = Field(ge=1, description="Batched tokens per step, power-of-two class")
+    steps: int = Field(ge=1)
+    seconds: float = Field(ge=0)
+    tokens: int = Field(ge=0)
+
+
+class HeartbeatIn(Body):
+    """What an engine saw since its last heartbeat."""
+
+    window_s: float = Field(gt=0)
+    arrived: int = Field(ge=0, description="Requests that arrived in the window")
+    policy_version: int = Field(ge=0)
+    policy: Json = Field(description="The engine's part of the policy in force")
+    stats: Json
+    requests: Annotated[list[RequestTimingIn], Field(max_length=MAX_REQUESTS)]
+    steps: list[StepAggregate]
+
+
+class HeartbeatOut(View):
+    """What the service wants from the engine."""
+
+    desired_version: int
+
+
+class Acknowledge(Body):
+    """What an engine did about a policy version."""
+
+    result: Literal["applied", "refused"]
+    message: str = Field(default="", max_length=4000)
+    changes: dict[str, KnobClass] = Field(default_factory=dict, description="Knob class per change")
+    seconds: float | None = Field(default=None, ge=0)
+    policy: Json = Field(description="The engine's part of the policy now in force")
+
+
+class EngineView(View):
+    """A registered engine."""
+
+    model_config = ConfigDict(from_attributes=True, frozen=True, protected_namespaces=())
+
+    id: str
+    name: str
+    model_name: str
+    public_url: str | None
+    host: str
+    model: Json
+    envelope: Json
+    effective_policy: Json
+    desired_version: int
+    applied_version: int
+    recommendation_id: str | None
+    sla: str | None
+    is_alive: bool
+    registered_at: datetime
+    last_heartbeat_at: datetime | None
+
+
+class PolicyView(View):
+    """The policy of an engine: what is asked for and what is in force."""
+
+    engine_id: str
+    version: int
+    requested: Json
+    effective: Json
+    applied_version: int
+    ack_state: AckState
+    ack_message: str | None
+
+
+class ChangeSet(View):
+    """What a patch changes (or would change, with ``dry_run``)."""
+
+    is_dry_run: bool
+    changes: list[Json]
+    predicted: Json | None
+    warnings: list[str]
+    policy: PolicyView
+
+
+class PolicyVersionView(View):
+    """One version of an engine's policy."""
+
+    engine_id: str
+    version: int
+    document: Json
+    origin: str
+    reason: str
+    created_by: str
+    created_at: datetime
+    ack_state: AckState
+    ack_message: str | None
+    ack_changes: Json | None
+    ack_seconds: float | None
+    acknowledged_at: datetime | None
+
+
+class RollbackRequest(Body):
+    """Go back to an earlier version; without ``version`` to the one applied before this."""
+
+    version: int | None = Field(default=None, ge=1)
+    reason: str = Field(default="rollback", max_length=500)
+
+
+class DecisionView(View):
+    """One decision of the controller."""
+
+    id: int
+    engine_id: str
+    action: str
+    reason: str
+    band_index: int | None
+    settings: Json | None
+    rejected: list[Any]
+    observed: Json
+    policy_version: int | None
+    created_at: datetime

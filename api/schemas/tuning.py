@@ -1,0 +1,122 @@
+"""Tuning jobs, trials, cost models, recommendations."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from api.schemas.base import Body, Json, View
+from store.models import JobState
+
+
+class OnBusy(StrEnum):
+    """What a job does while serving engines hold the devices its live trials need."""
+
+    WAIT = "wait"
+    SIMULATE = "simulate"
+
+
+class TuningJobCreate(Body):
+    """A tuning job: the tuner's specification and how to behave beside serving engines."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model_dir": "/models/llama-3-8b",
+                    "num_devices": 8,
+                    "workload": "poisson:rate=4,input=512,output=64,seconds=60",
+                    "sla": "p95_ttft_ms<=500,p95_tpot_ms<=50",
+                    "trials": 20,
+                    "seed": 0,
+                    "hardware": "8xh200",
+                }
+            ]
+        }
+    )
+
+    model_dir: str = Field(description="Model folder, as the worker sees it")
+    num_devices: int = Field(ge=1, description="Most devices a plan may use")
+    workload: str = Field(description="Workload SPEC, as on the command line")
+    sla: str = Field(description="p95_ttft_ms<=500,... in any accepted spelling")
+    trials: int = Field(default=20, ge=1, le=1000)
+    seed: int = Field(default=0, ge=0)
+    hardware: str = Field(default="local", description="'local', or simulated hardware by name")
+    dtype: str | None = Field(default=None, description="Number format, else the checkpoint's")
+    cost_model_id: str | None = Field(default=None, description="Use this step model")
+    on_busy: OnBusy = Field(
+        default=OnBusy.SIMULATE, description="When no device is free for live trials"
+    )
+    options: Json = Field(default_factory=dict, description="Further fields of the tuner's spec")
+
+
+class TuningJobView(View):
+    """A tuning job as it stands."""
+
+    id: str
+    state: JobState
+    reason: str
+    spec: Json
+    num_trials: int
+    trials_done: int
+    recommendation_id: str | None
+    cost_model_id: str | None
+    created_by: str
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class TrialView(View):
+    """A finished trial."""
+
+    id: str
+    job_id: str
+    number: int
+    state: str
+    record: Json = Field(description="The tuner's trial record")
+    created_at: datetime
+
+
+class CostModelCreate(Body):
+    """A step model fitted elsewhere (``gearshift profile``)."""
+
+    document: Json = Field(description="The step model's JSON; its fingerprint names hardware")
+
+
+class CostModelSummary(View):
+    """A cost model without its document."""
+
+    id: str
+    fingerprint: str
+    created_by: str
+    created_at: datetime
+
+
+class CostModelView(CostModelSummary):
+    """A cost model."""
+
+    document: Json
+
+
+class RecommendationView(View):
+    """What a job recommends. ``recommendation`` is null when nothing meets the SLA."""
+
+    id: str
+    job_id: str | None
+    cost_model_id: str | None
+    sla: str
+    recommendation: Json | None = Field(validation_alias="document")
+    schedule: Json | None
+    warnings: list[Any]
+    created_at: datetime
+
+
+class ApplyRequest(Body):
+    """Apply a recommendation to a running engine."""
+
+    engine_id: str
+    reason: str = Field(default="apply recommendation", max_length=500)

@@ -1,0 +1,34 @@
+"""One line for the audit, from whoever caused it."""
+
+from __future__ import annotations
+
+from api.auth import Caller, Scope
+from store import UnitOfWork
+from store.base import Json
+
+
+def record(
+    uow: UnitOfWork,
+    caller: Caller,
+    action: str,
+    resource: str,
+    *,
+    reason: str,
+    before: Json | None = None,
+    after: Json | None = None,
+) -> None:
+    """Append an audit entry for ``caller``."""
+    uow.audit.append(
+        actor=caller.actor,
+        action=action,
+        resource=resource,
+        before=before,
+        after=after,
+        reason=reason,
+        request_id=caller.trace_id or None,
+    )
+
+
+def service_caller(actor: str) -> Caller:
+    """The caller for what a part of the service itself does (controller, worker)."""
+    return Caller(actor=actor, scopes=frozenset(Scope), trace_id="")

@@ -1,0 +1,135 @@
+"""Engines: registration, heartbeats, device leases."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from api.auth import Caller
+from api.errors import ApiError, FieldError
+from api.policy_document import engine_policy, model_from_json
+from api.schemas.serving import EngineRegister, EngineView, HeartbeatIn
+from api.services import policies
+from api.services.audit import record
+from api.settings import Settings, num_devices
+from engine.config import Caps
+from store import UnitOfWork
+from store.base import utc_now
+from store.models import EngineRow
+
+
+def view(row: EngineRow, settings: Settings) -> EngineView:
+    """An engine; alive while its heartbeats are younger than a control window."""
+    seen = row.last_heartbeat_at
+    is_alive = seen is not None and utc_now() - seen < timedelta(seconds=settings.control_window_s)
+    fields = {name: getattr(row, name) for name in EngineView.model_fields if name != "is_alive"}
+    return EngineView(**fields, is_alive=is_alive)
+
+
+def register(
+    uow: UnitOfWork, body: EngineRegister, settings: Settings, *, caller: Caller
+) -> EngineRow:
+    """Make the engine known, or known again under its name.
+
+    A new engine's policy is adopted as version 1. One that comes back is asked to run the policy
+    it had; what it cannot run it refuses, and then its own is adopted.
+
+    Raises:
+        ApiError: 422, a model, envelope or policy that cannot be read.
+    """
+    policy = engine_policy(body.policy)
+    _check_readable(body)
+    row = uow.engines.find_by_name(body.name)
+    is_new = row is None
+    if row is None:
+        row = EngineRow(name=body.name)
+    row.model_name, row.public_url, row.host = body.model_name, body.public_url, body.host
+    row.model, row.envelope = body.model, body.envelope
+    row.capabilities, row.effective_policy = body.capabilities, body.policy
+    row.last_heartbeat_at = utc_now()
+    if is_new:
+        uow.engines.add(row)
+        policies.adopt(uow, row, body.policy, caller, reason="registration")
+    else:
+        row.registered_at = utc_now()
+        # A restarted process runs its command line's policy, whatever it ran before.
+        row.applied_version = 0
+    record(uow, caller, "engine.register", f"engines/{row.id}", reason=str(policy.plan))
+    _lease(uow, row, policy.plan.world_size, body.devices, settings)
+    return row
+
+
+def heartbeat(
+    uow: UnitOfWork,
+    engine_id: str,
+    body: HeartbeatIn,
+    settings: Settings,
+) -> EngineRow:
+    """Keep one window of exact samples."""
+    row = uow.engines.get(engine_id)
+    row.effective_policy = body.policy
+    uow.engines.add_heartbeat(
+        engine_id,
+        window_s=body.window_s,
+        arrived=body.arrived,
+        stats=body.stats,
+        requests=[request.model_dump(mode="json") for request in body.requests],
+        steps=[step.model_dump(mode="json") for step in body.steps],
+    )
+    _lease(uow, row, engine_policy(body.policy).plan.world_size, None, settings)
+    return row
+
+
+def deregister(uow: UnitOfWork, engine_id: str, *, caller: Caller) -> None:
+    """The engine ends: its devices are free again; its history stays."""
+    row = uow.engines.get(engine_id)
+    uow.devices.release(_holder(row))
+    row.last_heartbeat_at = None
+    record(uow, caller, "engine.deregister", f"engines/{row.id}", reason="the engine ended")
+
+
+def _check_readable(body: EngineRegister) -> None:
+    for pointer, read in (
+        ("/envelope", lambda: Caps(**body.envelope)),
+        ("/model", lambda: model_from_json(body.model) if body.model else None),
+    ):
+        try:
+            read()
+        except (TypeError, ValueError) as error:
+            raise ApiError(
+                422,
+                "invalid_request",
+                f"{pointer} cannot be read",
+                errors=[FieldError(pointer=pointer, detail=str(error))],
+            ) from error
+
+
+def _holder(row: EngineRow) -> str:
+    return f"engine:{row.id}"
+
+
+def _lease(
+    uow: UnitOfWork,
+    row: EngineRow,
+    world_size: int,
+    devices: list[int] | None,
+    settings: Settings,
+) -> None:
+    """Hold the engine's devices for as long as it beats; named ones, else the first free ones.
+
+    An engine that already serves is a fact: when its devices are taken, it holds what is left.
+    """
+    holder = _holder(row)
+    until = utc_now() + timedelta(seconds=settings.lease_s)
+    leases = uow.devices.list_leases(row.host)
+    own = [lease for lease in leases if lease.holder == holder]
+    if len(own) == world_size:
+        for lease in own:
+            lease.expires_at = until
+        return
+    uow.devices.release(holder)
+    taken = {lease.device for lease in leases if lease.holder != holder}
+    # Only this machine's size is known; another's engines count from 0.
+    size = num_devices(settings) if row.host == settings.node else len(taken) + world_size
+    wanted = devices if devices is not None else range(size)
+    free = [device for device in wanted if device not in taken][:world_size]
+    uow.devices.try_lease(host=row.host, devices=free, holder=holder, expires_at=until)

@@ -1,0 +1,120 @@
+"""Tuning jobs: create, cancel, remove, and the moves of their state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from api.auth import Caller
+from api.errors import ApiError, FieldError
+from api.schemas.tuning import TuningJobCreate, TuningJobView
+from api.services.audit import record
+from engine.config import ModelConfig
+from engine.errors import EngineError
+from policies.errors import PolicyInputError
+from policies.sla import Sla
+from store import ConflictError, UnitOfWork
+from store.base import Json, utc_now
+from store.models import JobState, TuningJob
+
+
+def create(uow: UnitOfWork, body: TuningJobCreate, *, caller: Caller) -> TuningJob:
+    """Queue a job.
+
+    Raises:
+        ApiError: 422 naming the field: an SLA that does not parse, a folder that is no model.
+        NotFoundError: no such cost model.
+    """
+    _check(body)
+    if body.cost_model_id is not None:
+        uow.cost_models.get(body.cost_model_id)
+    job = uow.jobs.add(
+        spec=body.model_dump(mode="json"), num_trials=body.trials, created_by=caller.actor
+    )
+    job.cost_model_id = body.cost_model_id
+    uow.jobs.append_event(job.id, "state", {"state": JobState.QUEUED, "reason": job.reason})
+    record(uow, caller, "job.create", f"tuning-jobs/{job.id}", reason=body.sla, after=job.spec)
+    return job
+
+
+def view(uow: UnitOfWork, job: TuningJob) -> TuningJobView:
+    """A job with how far it is and what it led to."""
+    recommendation = uow.recommendations.find_for_job(job.id)
+    own = ("trials_done", "recommendation_id")
+    fields = {name: getattr(job, name) for name in TuningJobView.model_fields if name not in own}
+    return TuningJobView(
+        **fields,
+        trials_done=uow.trials.count(job.id),
+        recommendation_id=None if recommendation is None else recommendation.id,
+    )
+
+
+def cancel(uow: UnitOfWork, job_id: str, *, caller: Caller) -> TuningJob:
+    """Ask a job to stop after its running trial; what is finished stays.
+
+    A job that has not begun is cancelled at once; cancelling twice is the same as once.
+
+    Raises:
+        ConflictError: the job is finished.
+    """
+    job = uow.jobs.get(job_id, for_update=True)
+    match job.state:
+        case JobState.CANCELLING | JobState.CANCELLED:
+            return job
+        case JobState.QUEUED:
+            move(uow, job, JobState.CANCELLED, "cancelled before it began")
+        case JobState.RUNNING:
+            move(uow, job, JobState.CANCELLING, "stops after the running trial")
+        case _:
+            raise ConflictError(f"tuning job {job.id} is {job.state}; only a running one can stop")
+    record(uow, caller, "job.cancel", f"tuning-jobs/{job.id}", reason=job.reason)
+    return job
+
+
+def delete(uow: UnitOfWork, job_id: str, *, caller: Caller) -> None:
+    """Remove a finished job with its trials and events.
+
+    Raises:
+        ConflictError: the job is not finished.
+    """
+    job = uow.jobs.get(job_id, for_update=True)
+    if not job.state.is_final:
+        raise ConflictError(f"tuning job {job.id} is {job.state}; cancel it first")
+    uow.jobs.delete(job)
+    record(uow, caller, "job.delete", f"tuning-jobs/{job.id}", reason="", before=job.spec)
+
+
+def move(uow: UnitOfWork, job: TuningJob, state: JobState, reason: str, **data: object) -> None:
+    """Put a job in another state, stamp its times and tell its followers."""
+    job.state, job.reason = state, reason
+    if state is JobState.RUNNING and job.started_at is None:
+        job.started_at = utc_now()
+    if state.is_final:
+        job.finished_at = utc_now()
+    uow.jobs.append_event(job.id, "state", {"state": state, "reason": reason, **data})
+
+
+def report(uow: UnitOfWork, job_id: str) -> Json:
+    """The tuner's answer.
+
+    Raises:
+        ConflictError: the job has none (yet).
+    """
+    job = uow.jobs.get(job_id)
+    if job.report is None:
+        raise ConflictError(f"tuning job {job.id} is {job.state} and has no report")
+    return job.report
+
+
+def _check(body: TuningJobCreate) -> None:
+    """Find what would make the job fail at once, while the caller still listens."""
+    errors = []
+    try:
+        Sla.parse(body.sla)
+    except PolicyInputError as error:
+        errors.append(FieldError(pointer="/sla", detail=str(error)))
+    try:
+        ModelConfig.from_dir(Path(body.model_dir))
+    except EngineError as error:
+        errors.append(FieldError(pointer="/model_dir", detail=str(error)))
+    if errors:
+        raise ApiError(422, "invalid_request", "the job could not run", errors=errors)

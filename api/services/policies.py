@@ -1,0 +1,234 @@
+"""Policies of engines: read, patch, roll back, acknowledge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from api.auth import Caller
+from api.errors import ApiError
+from api.policy_document import (
+    Change,
+    check_applicable,
+    differences,
+    engine_policy,
+    etag,
+    new_document,
+    patched,
+)
+from api.recommendation_document import predicted_for
+from api.schemas.serving import Acknowledge, ChangeSet, PolicyView
+from api.services.audit import record
+from engine.config import Caps
+from engine.plan import shift_warning
+from store import ConflictError, UnitOfWork
+from store.base import Json, utc_now
+from store.models import AckState, EngineRow, PolicyVersion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Authorship:
+    """Why a version is written and by which path."""
+
+    caller: Caller
+    origin: str
+    reason: str
+
+
+def current(uow: UnitOfWork, engine: EngineRow) -> PolicyVersion:
+    """The version the engine is asked to run."""
+    return uow.policies.get(engine.id, engine.desired_version)
+
+
+def view(engine: EngineRow, version: PolicyVersion) -> PolicyView:
+    """A version with what is in force beside it."""
+    return PolicyView(
+        engine_id=engine.id,
+        version=version.version,
+        requested=version.document,
+        effective=engine.effective_policy,
+        applied_version=engine.applied_version,
+        ack_state=version.ack_state,
+        ack_message=version.ack_message,
+    )
+
+
+def etag_of(policy: PolicyView) -> str:
+    """The strong ETag of the requested policy."""
+    return etag(policy.version, policy.requested)
+
+
+def require_match(if_match: str | None, policy: PolicyView) -> None:
+    """Refuse a write that was not made against the current version.
+
+    Raises:
+        ApiError: 428 without If-Match, 412 when it is stale.
+    """
+    now = etag_of(policy)
+    if if_match is None:
+        raise ApiError(
+            428, "if_match_required", "send If-Match with the ETag of the policy you read"
+        )
+    given = [part.strip() for part in if_match.split(",")]
+    if now not in given and "*" not in given:
+        raise ApiError(
+            412,
+            "stale_policy",
+            f"the policy is now version {policy.version}; read it and patch again",
+            headers={"ETag": now},
+        )
+
+
+def patch(
+    uow: UnitOfWork,
+    engine_id: str,
+    body: Json,
+    *,
+    if_match: str | None,
+    is_dry_run: bool,
+    caller: Caller,
+    reason: str,
+) -> ChangeSet:
+    """Merge ``body`` into the engine's policy as a new version, or say what that would do.
+
+    Raises:
+        ApiError: 428 or 412 for If-Match.
+        PolicyError: an unknown knob, a wrong value, or one outside the envelope.
+    """
+    engine = uow.engines.get(engine_id, for_update=True)
+    before = current(uow, engine)
+    require_match(if_match, view(engine, before))
+    document = patched(before.document, body)
+    by = Authorship(caller=caller, origin="operator", reason=reason)
+    return write(uow, engine, document, by, is_dry_run=is_dry_run)
+
+
+def write(
+    uow: UnitOfWork,
+    engine: EngineRow,
+    document: Json,
+    by: Authorship,
+    *,
+    is_dry_run: bool = False,
+) -> ChangeSet:
+    """Check ``document`` and make it the engine's next version; no change writes nothing.
+
+    The caller holds the engine's row.
+    """
+    envelope = Caps(**engine.envelope)
+    check_applicable(document, envelope=envelope, model=engine.model)
+    version = current(uow, engine)
+    before = version.document
+    changes = differences(before, document, envelope)
+    if not is_dry_run and document != before:
+        version = uow.policies.add(
+            engine,
+            document=document,
+            origin=by.origin,
+            reason=by.reason,
+            created_by=by.caller.actor,
+        )
+        engine.sla = document["sla"]
+        record(
+            uow,
+            by.caller,
+            f"policy.{by.origin}",
+            f"engines/{engine.id}/policy",
+            reason=by.reason,
+            before=before,
+            after=document,
+        )
+    return ChangeSet(
+        is_dry_run=is_dry_run,
+        changes=[change.to_json() for change in changes],
+        predicted=_predicted(uow, engine, document),
+        warnings=_warnings(document, changes),
+        policy=view(engine, version),
+    )
+
+
+def rollback(
+    uow: UnitOfWork, engine_id: str, version: int | None, *, caller: Caller, reason: str
+) -> ChangeSet:
+    """Write an earlier version's document as a new version.
+
+    Raises:
+        ConflictError: no version was applied before the current one.
+        NotFoundError: no such engine or version.
+    """
+    engine = uow.engines.get(engine_id, for_update=True)
+    target = uow.policies.get(engine_id, version) if version else _applied_before(uow, engine)
+    by = Authorship(
+        caller=caller, origin="rollback", reason=f"{reason} (to version {target.version})"
+    )
+    return write(uow, engine, target.document, by)
+
+
+def acknowledge(
+    uow: UnitOfWork, engine_id: str, version: int, body: Acknowledge, *, caller: Caller
+) -> PolicyView:
+    """Keep what the engine did. A refused version is replaced by what the engine really runs.
+
+    The same acknowledgement may come twice (the engine retries); the second changes nothing.
+    """
+    engine = uow.engines.get(engine_id, for_update=True)
+    row = uow.policies.get(engine_id, version)
+    engine.effective_policy = body.policy
+    if row.ack_state is AckState.PENDING or body.result == "refused":
+        row.ack_state = AckState(body.result)
+        row.ack_message = body.message or None
+        row.ack_changes = dict(body.changes)
+        row.ack_seconds = body.seconds
+        row.acknowledged_at = utc_now()
+    if body.result == "applied":
+        engine.applied_version = version
+    elif version == engine.desired_version:
+        adopt(uow, engine, body.policy, caller, reason=f"version {version} was refused")
+    return view(engine, current(uow, engine))
+
+
+def adopt(
+    uow: UnitOfWork, engine: EngineRow, effective: Json, caller: Caller, *, reason: str
+) -> PolicyVersion:
+    """Make what the engine runs the requested policy, as a version already applied."""
+    before = current(uow, engine).document if engine.desired_version else None
+    kept = before or {}
+    document = new_document(
+        engine_id=engine.id,
+        policy=engine_policy(effective),
+        sla=kept.get("sla"),
+        guards=kept.get("guards") or {},
+        provenance=kept.get("provenance") or {},
+    )
+    row = uow.policies.add(
+        engine, document=document, origin="adopted", reason=reason, created_by=caller.actor
+    )
+    row.ack_state = AckState.APPLIED
+    row.acknowledged_at = utc_now()
+    engine.applied_version = row.version
+    engine.effective_policy = effective
+    resource = f"engines/{engine.id}/policy"
+    record(uow, caller, "policy.adopted", resource, reason=reason, before=before, after=document)
+    return row
+
+
+def _applied_before(uow: UnitOfWork, engine: EngineRow) -> PolicyVersion:
+    for number in range(engine.desired_version - 1, 0, -1):
+        row = uow.policies.get(engine.id, number)
+        if row.ack_state is AckState.APPLIED:
+            return row
+    raise ConflictError(
+        f"engine {engine.id} has no version applied before {engine.desired_version}"
+    )
+
+
+def _predicted(uow: UnitOfWork, engine: EngineRow, document: Json) -> Json | None:
+    """The recommendation's prediction, when ``document`` is what it recommends."""
+    if engine.recommendation_id is None:
+        return None
+    return predicted_for(uow.recommendations.get(engine.recommendation_id).document, document)
+
+
+def _warnings(document: Json, changes: list[Change]) -> list[str]:
+    policy = engine_policy(document)
+    warning = shift_warning(policy.plan, policy.threshold_tokens, policy.caps.max_num_seqs)
+    return [warning] if warning and changes else []

@@ -1,0 +1,45 @@
+"""Recommendations: keep the tuner's answer, apply it to an engine."""
+
+from __future__ import annotations
+
+from api.auth import Caller
+from api.errors import ApiError
+from api.policy_document import new_document
+from api.recommendation_document import recommended_policy
+from api.schemas.serving import ChangeSet
+from api.services import policies
+from api.services.policies import Authorship
+from store import UnitOfWork
+
+
+def apply(
+    uow: UnitOfWork, recommendation_id: str, engine_id: str, *, caller: Caller, reason: str
+) -> ChangeSet:
+    """Write the recommendation as the engine's next policy and give the controller its schedule.
+
+    Raises:
+        ApiError: 409, the job found nothing to recommend.
+        PolicyError: caps above the engine's envelope, with the class the change would need.
+    """
+    recommendation = uow.recommendations.get(recommendation_id)
+    if not recommendation.document:
+        raise ApiError(409, "nothing_recommended", "no plan met the SLA; see the job's report")
+    engine = uow.engines.get(engine_id, for_update=True)
+    before = policies.current(uow, engine).document
+    document = new_document(
+        engine_id=engine.id,
+        policy=recommended_policy(recommendation.document),
+        sla=recommendation.sla,
+        guards=before["guards"],
+        provenance={
+            "recommendation": recommendation.id,
+            "cost_model": recommendation.cost_model_id,
+        },
+    )
+    engine.recommendation_id = recommendation.id
+    by = Authorship(caller=caller, origin="recommendation", reason=reason)
+    answer = policies.write(uow, engine, document, by)
+    engine.schedule = recommendation.schedule
+    # A new schedule starts the controller afresh.
+    engine.control_memory = None
+    return answer

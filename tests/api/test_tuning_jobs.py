@@ -1,0 +1,208 @@
+"""Tuning jobs over REST, before any worker touches them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from starlette.testclient import TestClient
+
+from api.services import jobs
+from store import Database
+from store.models import JobState
+
+Json = dict[str, Any]
+
+
+def _create(client: TestClient, body: Json, **headers: str) -> Any:
+    return client.post("/v1/tuning-jobs", json=body, headers=headers)
+
+
+def _trial(number: int) -> Json:
+    return {
+        "number": number,
+        "state": "complete",
+        "fidelity": "simulated",
+        "metrics": {"p95_ttft_ms": 10.0 + number},
+    }
+
+
+def test_a_job_is_accepted_with_its_location_and_when_to_look_again(
+    client: TestClient, job_body: Json
+) -> None:
+    answer = _create(client, job_body)
+    assert answer.status_code == 202
+    assert answer.headers["location"] == f"/v1/tuning-jobs/{answer.json()['id']}"
+    assert int(answer.headers["retry-after"]) >= 1
+    found = client.get(answer.headers["location"])
+    assert found.json()["state"] == "queued"
+    assert "retry-after" in found.headers
+
+
+def test_an_sla_and_a_folder_that_cannot_be_read_are_named_together(
+    client: TestClient, job_body: Json
+) -> None:
+    answer = _create(client, {**job_body, "sla": "p95_speed<=1", "model_dir": "/nowhere"})
+    assert answer.status_code == 422
+    assert {e["pointer"] for e in answer.json()["errors"]} == {"/sla", "/model_dir"}
+    assert client.get("/v1/tuning-jobs").json() == []
+
+
+def test_the_same_key_and_body_give_the_first_answer_again(
+    client: TestClient, job_body: Json
+) -> None:
+    first = _create(client, job_body, **{"Idempotency-Key": "k1"})
+    again = _create(client, job_body, **{"Idempotency-Key": "k1"})
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert first.json() == again.json()
+    assert again.headers["location"] == first.headers["location"]
+    assert len(client.get("/v1/tuning-jobs").json()) == 1
+
+
+def test_the_same_key_with_another_body_is_422(client: TestClient, job_body: Json) -> None:
+    _create(client, job_body, **{"Idempotency-Key": "k1"})
+    answer = _create(client, {**job_body, "seed": 7}, **{"Idempotency-Key": "k1"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "idempotency_key_reused")
+
+
+def test_a_refused_request_does_not_use_up_its_key(client: TestClient, job_body: Json) -> None:
+    key = {"Idempotency-Key": "k1"}
+    assert _create(client, {**job_body, "sla": "nonsense"}, **key).status_code == 422
+    assert _create(client, job_body, **key).status_code == 202
+
+
+def test_one_key_from_many_threads_makes_one_job(client: TestClient, job_body: Json) -> None:
+    ids: list[str] = []
+
+    def post() -> None:
+        ids.append(_create(client, job_body, **{"Idempotency-Key": "k1"}).json()["id"])
+
+    threads = [threading.Thread(target=post) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(ids)) == 1
+
+
+def test_pages_follow_the_link_header_to_the_end(client: TestClient, job_body: Json) -> None:
+    made = {_create(client, job_body).json()["id"] for _ in range(5)}
+    seen: list[str] = []
+    answer = client.get("/v1/tuning-jobs", params={"limit": 2})
+    seen += [job["id"] for job in answer.json()]
+    while "next" in answer.links:
+        answer = client.get(answer.links["next"]["url"])
+        seen += [job["id"] for job in answer.json()]
+    assert seen == sorted(made, reverse=True)
+
+
+def test_a_foreign_cursor_is_refused(client: TestClient) -> None:
+    answer = client.get("/v1/tuning-jobs", params={"cursor": "%%%"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_cursor")
+
+
+def test_a_queued_job_is_cancelled_at_once_and_twice_is_as_once(
+    client: TestClient, job_body: Json
+) -> None:
+    url = f"/v1/tuning-jobs/{_create(client, job_body).json()['id']}"
+    assert client.post(f"{url}:cancel").json()["state"] == "cancelled"
+    assert client.post(f"{url}:cancel").json()["state"] == "cancelled"
+
+
+def test_a_running_job_goes_to_cancelling_and_keeps_its_trials(
+    client: TestClient, job_body: Json, database: Database
+) -> None:
+    job_id = _create(client, job_body).json()["id"]
+    with database.begin() as uow:
+        jobs.move(uow, uow.jobs.get(job_id), JobState.RUNNING, "trials")
+        uow.trials.add(job_id, _trial(0))
+    answer = client.post(f"/v1/tuning-jobs/{job_id}:cancel").json()
+    assert (answer["state"], answer["trials_done"]) == ("cancelling", 1)
+
+
+def test_only_a_finished_job_can_be_deleted_and_none_can_be_cancelled_after(
+    client: TestClient, job_body: Json, database: Database
+) -> None:
+    job_id = _create(client, job_body).json()["id"]
+    url = f"/v1/tuning-jobs/{job_id}"
+    assert client.delete(url).status_code == 409
+    with database.begin() as uow:
+        jobs.move(uow, uow.jobs.get(job_id), JobState.SUCCEEDED, "done")
+    assert client.post(f"{url}:cancel").status_code == 409
+    assert client.delete(url).status_code == 204
+    assert client.get(url).status_code == 404
+
+
+def test_trials_come_in_order_with_their_metrics(
+    client: TestClient, job_body: Json, database: Database
+) -> None:
+    job_id = _create(client, job_body).json()["id"]
+    with database.begin() as uow:
+        for number in (2, 0, 1):
+            uow.trials.add(job_id, _trial(number))
+    answer = client.get(f"/v1/tuning-jobs/{job_id}/trials", params={"limit": 2})
+    assert [t["record"] for t in answer.json()] == [_trial(0), _trial(1)]
+    rest = client.get(answer.links["next"]["url"]).json()
+    assert [t["number"] for t in rest] == [2]
+
+
+def test_a_job_without_a_report_says_so(client: TestClient, job_body: Json) -> None:
+    job_id = _create(client, job_body).json()["id"]
+    answer = client.get(f"/v1/tuning-jobs/{job_id}/report")
+    assert answer.status_code == 409
+    assert "queued" in answer.json()["detail"]
+
+
+def _events(text: str) -> list[tuple[int, str]]:
+    blocks = [block for block in text.split("\n\n") if block.startswith("id: ")]
+    lines = [dict(line.split(": ", 1) for line in block.splitlines()) for block in blocks]
+    return [(int(line["id"]), line["event"]) for line in lines]
+
+
+def test_the_event_stream_resumes_after_the_last_id_and_ends_with_the_job(
+    client: TestClient, job_body: Json, database: Database
+) -> None:
+    job_id = _create(client, job_body).json()["id"]
+    with database.begin() as uow:
+        for number in range(3):
+            uow.jobs.append_event(job_id, "trial", {"number": number})
+        jobs.move(uow, uow.jobs.get(job_id), JobState.SUCCEEDED, "done")
+    url = f"/v1/tuning-jobs/{job_id}/events"
+    whole = client.get(url)
+    assert whole.headers["content-type"].startswith("text/event-stream")
+    names = ["state", "trial", "trial", "trial", "state"]
+    assert _events(whole.text) == list(enumerate(names, start=1))
+    rest = client.get(url, headers={"Last-Event-ID": "3"})
+    assert [seq for seq, _ in _events(rest.text)] == [4, 5]
+
+
+def test_a_quiet_stream_sends_comments_and_then_the_late_events(
+    client: TestClient, job_body: Json, database: Database
+) -> None:
+    job_id = _create(client, job_body).json()["id"]
+
+    def finish_later() -> None:
+        time.sleep(0.4)
+        with database.begin() as uow:
+            jobs.move(uow, uow.jobs.get(job_id), JobState.SUCCEEDED, "done")
+
+    thread = threading.Thread(target=finish_later)
+    thread.start()
+    text = client.get(f"/v1/tuning-jobs/{job_id}/events").text
+    thread.join()
+    assert ": keep-alive" in text
+    assert _events(text) == [(1, "state"), (2, "state")]
+
+
+def test_every_change_is_in_the_audit_chain(
+    client: TestClient, job_body: Json, database: Database
+) -> None:
+    job_id = _create(client, job_body, **{"X-Request-Id": "req-1"}).json()["id"]
+    client.post(f"/v1/tuning-jobs/{job_id}:cancel")
+    client.delete(f"/v1/tuning-jobs/{job_id}")
+    entries = client.get("/v1/audit", params={"resource": f"tuning-jobs/{job_id}"}).json()
+    assert [e["action"] for e in entries] == ["job.delete", "job.cancel", "job.create"]
+    assert entries[-1]["request_id"] == "req-1"
+    with database.read() as uow:
+        assert uow.audit.find_break() is None

@@ -1,0 +1,140 @@
+"""What several API tests build: a registered engine, a recommendation, heartbeats."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from starlette.testclient import TestClient
+
+from api.policy_document import model_to_json
+from engine.config import Caps, ModelConfig
+from engine.plan import ParallelPlan
+from engine.policy import EnginePolicy
+from policies.schedule import HotSettings, LoadBand, Schedule
+from store import Database
+
+Json = dict[str, Any]
+MODEL = ModelConfig(
+    model_type="llama",
+    num_layers=2,
+    hidden_size=64,
+    ffn_size=128,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    vocab_size=512,
+    max_positions=4096,
+)
+PLAN = ParallelPlan(sp=2, shift=True)
+CALM = HotSettings(threshold_tokens=256, caps=Caps(max_num_seqs=64, max_num_batched_tokens=2048))
+BUSY = HotSettings(threshold_tokens=512, caps=Caps(max_num_seqs=128, max_num_batched_tokens=512))
+
+
+def engine_body(name: str = "chat", **changes: Any) -> Json:
+    """A registration of a two-rank engine."""
+    return {
+        "name": name,
+        "model_name": "tiny",
+        "public_url": "http://127.0.0.1:9000",
+        "host": "node-1",
+        "model": model_to_json(MODEL),
+        "envelope": asdict(Caps(max_num_seqs=256, max_num_batched_tokens=8192)),
+        "capabilities": [{"name": "mode", "knob_class": "hot"}],
+        "policy": EnginePolicy(plan=PLAN).to_json(),
+        **changes,
+    }
+
+
+def register(client: TestClient, name: str = "chat", **changes: Any) -> str:
+    """Register an engine and return its id."""
+    answer = client.post("/v1/engines", json=engine_body(name, **changes))
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+def heartbeat_body(*, arrived: int, policy: Json, ttft_ms: float = 40.0, **changes: Any) -> Json:
+    """One second in which ``arrived`` requests came, and as many finished with this TTFT."""
+    request = {
+        "age_ms": 900.0,
+        "token_ms": [ttft_ms, ttft_ms + 20, ttft_ms + 40],
+        "input_tokens": 64,
+        "outcome": "completed",
+    }
+    return {
+        "window_s": 1.0,
+        "arrived": arrived,
+        "policy_version": 1,
+        "policy": policy,
+        "stats": {"running": 1},
+        "requests": [request] * arrived,
+        "steps": [
+            {"mode": "shift", "tokens_up_to": 64, "steps": 10, "seconds": 0.1, "tokens": 300}
+        ],
+        **changes,
+    }
+
+
+def schedule() -> Schedule:
+    """Two bands: below and above 10 requests per second."""
+    return Schedule(
+        plan=PLAN,
+        bands=(
+            LoadBand(
+                rate_rps_low=0,
+                rate_rps_high=10,
+                mean_input_tokens=64,
+                mean_output_tokens=3,
+                settings=CALM,
+                headroom=0.5,
+            ),
+            LoadBand(
+                rate_rps_low=10,
+                rate_rps_high=100,
+                mean_input_tokens=64,
+                mean_output_tokens=3,
+                settings=BUSY,
+                headroom=0.2,
+            ),
+        ),
+    )
+
+
+def recommendation_document() -> Json:
+    """What the tuner writes under ``recommendation``."""
+    return {
+        "plan": str(PLAN),
+        "shift_threshold": CALM.threshold_tokens,
+        "caps": asdict(CALM.caps),
+        "fidelity": "simulated",
+        "predicted": {"p95_ttft_ms": 120.0},
+        "measured": None,
+        "reason": "cheapest",
+    }
+
+
+def add_recommendation(database: Database) -> str:
+    """Keep a recommendation as a finished job would."""
+    with database.begin() as uow:
+        job = uow.jobs.add(spec={}, num_trials=1, created_by="key_test")
+        return uow.recommendations.add(
+            job_id=job.id,
+            cost_model_id=None,
+            sla="p95_ttft_ms<=500",
+            document=recommendation_document(),
+            schedule=schedule().to_json(),
+            warnings=[],
+        ).id
+
+
+def acknowledge(client: TestClient, engine_id: str, **changes: Any) -> Json:
+    """Act as the engine: read the policy asked for and say it is in force."""
+    policy = client.get(f"/v1/engines/{engine_id}/policy").json()
+    requested = policy["requested"]
+    engine_part = {k: requested[k] for k in ("plan", "shift", "caps", "scheduler", "mode")}
+    answer = client.post(
+        f"/v1/engines/{engine_id}/policy/versions/{policy['version']}:acknowledge",
+        json={"result": "applied", "policy": engine_part, "seconds": 0.01, **changes},
+    )
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())

@@ -15,7 +15,7 @@ def _rms_norm_kernel(  # type: ignore[no-untyped-def]
     out_ptr,
     width,
     num_weights,
-    eps,
+    eps: tl.constexpr,
     block: tl.constexpr,
     accumulate: tl.constexpr,
 ):
@@ -42,7 +42,7 @@ def rms_norm_triton(x: Tensor, weight: Tensor, eps: float) -> Tensor:
             out,
             width,
             weight.numel() // width,
-            eps,
+            eps=eps,
             block=triton.next_power_of_2(width),
             accumulate=tl.float64 if x.dtype == torch.float64 else tl.float32,
         )

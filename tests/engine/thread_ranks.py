@@ -50,7 +50,7 @@ class ThreadCommunicator:
         self.rank = rank
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        return self._exchanged(x, lambda parts: sum(parts[1:], parts[0].clone()))
+        return self._exchanged(x, _ordered_sum)
 
     def all_gather(self, x: Tensor) -> Tensor:
         return self._exchanged(x, torch.stack)
@@ -87,6 +87,15 @@ class ThreadCommunicator:
         result = combine(parts)
         self.barrier()
         return result
+
+
+def _ordered_sum(parts: list[Tensor]) -> Tensor:
+    """The sum in group order, in float32 where the dtype is narrower."""
+    is_narrow = parts[0].dtype in (torch.float16, torch.bfloat16)
+    total = parts[0].to(torch.float32 if is_narrow else parts[0].dtype, copy=True)
+    for part in parts[1:]:
+        total += part
+    return total.to(parts[0].dtype)
 
 
 class ThreadWorld:

@@ -1,0 +1,112 @@
+"""Checkpoints: single and sharded files, and clear words for each thing that can be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.config import ModelConfig
+from engine.errors import CheckpointError
+from engine.models.loader import INDEX_FILE, SINGLE_FILE, Checkpoint, expected_shapes
+from tests.engine.checkpoints import FAMILIES, family_config, write_checkpoint
+
+Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path, family_config("llama", num_hidden_layers=2))
+
+
+def opened(folder: Path) -> Checkpoint:
+    return Checkpoint(folder, ModelConfig.from_dir(folder), dtype=torch.float32)
+
+
+def change(folder: Path, name: str, tensor: torch.Tensor | None) -> None:
+    tensors = load_file(folder / SINGLE_FILE)
+    tensors.pop(name, None)
+    if tensor is not None:
+        tensors[name] = tensor
+    save_file(tensors, folder / SINGLE_FILE)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_expected_names_and_shapes_are_those_transformers_writes(
+    tmp_path: Path, family: str, tied: bool
+) -> None:
+    write_checkpoint(tmp_path, family_config(family, tie_word_embeddings=tied))
+    written = {name: tuple(x.shape) for name, x in load_file(tmp_path / SINGLE_FILE).items()}
+    assert expected_shapes(ModelConfig.from_dir(tmp_path)) == written
+
+
+def test_a_sharded_checkpoint_reads_as_the_single_file_does(folder: Path, tmp_path: Path) -> None:
+    sharded = tmp_path / "sharded"
+    write_checkpoint(sharded, family_config("llama", num_hidden_layers=2), shard_size="100KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    rows, columns = range(8, 24), range(3, 40)
+    for name in (Q_PROJ, "lm_head.weight"):
+        assert torch.equal(
+            opened(sharded).read(name, rows, columns), opened(folder).read(name, rows, columns)
+        )
+
+
+def test_a_slice_is_read_in_the_dtype_asked_for(folder: Path) -> None:
+    whole = load_file(folder / SINGLE_FILE)[Q_PROJ]
+    checkpoint = Checkpoint(folder, ModelConfig.from_dir(folder), dtype=torch.bfloat16)
+    assert torch.equal(checkpoint.read(Q_PROJ, range(4, 9)), whole[4:9].bfloat16())
+
+
+def test_a_missing_tensor_is_named(folder: Path) -> None:
+    change(folder, Q_PROJ, None)
+    with pytest.raises(CheckpointError, match=f"tensor {Q_PROJ} is missing"):
+        opened(folder)
+
+
+def test_a_misshaped_tensor_is_named_with_both_shapes(folder: Path) -> None:
+    change(folder, Q_PROJ, torch.zeros(64, 63))
+    with pytest.raises(CheckpointError, match=r"has shape \[64, 63\].* asks for \[64, 64\]"):
+        opened(folder)
+
+
+def test_a_tensor_the_model_would_ignore_is_refused(folder: Path) -> None:
+    change(folder, "model.layers.0.self_attn.o_proj.bias", torch.zeros(64))
+    with pytest.raises(CheckpointError, match=r"o_proj\.bias is not part of a llama model"):
+        opened(folder)
+
+
+def test_a_head_beside_a_tied_embedding_is_left_alone(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, family_config("llama", tie_word_embeddings=True))
+    change(tmp_path, "lm_head.weight", torch.zeros(259, 64))
+    opened(tmp_path)
+
+
+def test_a_missing_file_is_named(folder: Path) -> None:
+    (folder / SINGLE_FILE).unlink()
+    with pytest.raises(CheckpointError, match=f"{SINGLE_FILE}: weight file is missing"):
+        opened(folder)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, family_config("llama"), shard_size="100KB")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=f"{shard.name}: weight file is missing"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"weights": {}})])
+def test_an_index_that_makes_no_sense_is_named(folder: Path, content: str) -> None:
+    (folder / INDEX_FILE).write_text(content)
+    with pytest.raises(CheckpointError, match="cannot be read as a weight index"):
+        opened(folder)
+
+
+def test_a_damaged_file_is_named(folder: Path) -> None:
+    (folder / SINGLE_FILE).write_bytes(b"\xff" * 64)
+    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+        opened(folder)

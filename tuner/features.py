@@ -123,7 +123,7 @@ class WorkCounter:
         }
 
     @cached_property
-    def _head(self) -> GemmShape:
+    def head(self) -> GemmShape:
         """The head's shift view: vocabulary over all ranks of the stage, in both modes."""
         rows = -(-self.model.vocab_size // self.plan.stage_size)
         return GemmShape(n=rows, k=self.model.hidden_size)
@@ -146,7 +146,7 @@ class WorkCounter:
             tokens=shape.num_tokens,
             num_seqs=shape.num_seqs,
             layer=self._shapes[shape.mode],
-            head=self._head if is_last else None,
+            head=self.head if is_last else None,
             sampled=shape.num_sampled if is_last else 0,
             prefill_pairs=shape.prefill_attention_pairs,
             decode_pairs=shape.decode_context_tokens,
@@ -218,28 +218,22 @@ class WorkCounter:
         return found
 
     def _tail_collectives(self, shape: StepShape, row_bytes: int) -> list[Collective]:
-        """Rows that need logits reach every rank; logits go row-wise; ids come back."""
+        """Rows that need logits reach every slice, and each rank's share of logits all ranks."""
         plan, sampled = self.plan, shape.num_sampled
         found = []
         if plan.sp > 1 and shape.mode is Mode.BASE:
             found.append(
                 Collective(
-                    kind=CollectiveKind.ALL_REDUCE, ranks=plan.sp, num_bytes=sampled * row_bytes
+                    kind=CollectiveKind.ALL_GATHER,
+                    ranks=plan.sp,
+                    num_bytes=-(-sampled // plan.sp) * row_bytes,
                 )
             )
-        padded = -(-sampled // plan.stage_size) * plan.stage_size
-        found.append(
-            Collective(
-                kind=CollectiveKind.ALL_TO_ALL,
-                ranks=plan.stage_size,
-                num_bytes=padded * self._head.n * self.dtype.num_bytes,
-            )
-        )
         found.append(
             Collective(
                 kind=CollectiveKind.ALL_GATHER,
                 ranks=plan.stage_size,
-                num_bytes=padded * 8 / plan.stage_size,
+                num_bytes=sampled * self.head.n * self.dtype.num_bytes,
             )
         )
         return found

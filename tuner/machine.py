@@ -1,0 +1,69 @@
+"""Which machine a number was measured on, and where its cost models are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+DATA_DIR_VARIABLE = "GEARSHIFT_DATA_DIR"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """What step times depend on besides the model: processor, cores, torch build, device."""
+
+    cpu_model: str
+    num_cores: int
+    torch_version: str
+    device: str = "cpu"
+
+    @property
+    def id(self) -> str:
+        """A short hash that names the machine."""
+        raw = json.dumps(asdict(self), sort_keys=True).encode()
+        return hashlib.sha256(raw).hexdigest()[:12]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cpu_model}, {self.num_cores} cores, torch {self.torch_version}, {self.device}"
+        )
+
+
+def this_machine(device: str = "cpu") -> Fingerprint:
+    """The fingerprint of the machine we run on (imports no torch)."""
+    return Fingerprint(
+        cpu_model=_cpu_model(),
+        num_cores=num_cores(),
+        torch_version=version("torch"),
+        device=device.partition(":")[0],
+    )
+
+
+def num_cores() -> int:
+    """Cores this process may use; more ranks than that are never timed."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cost_model_dir() -> Path:
+    """``$GEARSHIFT_DATA_DIR/cost-models``, else under the XDG data folder."""
+    if configured := os.environ.get(DATA_DIR_VARIABLE):
+        return Path(configured) / "cost-models"
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "gearshift" / "cost-models"
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    family = [line.partition(":")[2].strip() for line in lines if line.startswith("cpu family")]
+    name = names[0] if names else platform.machine()
+    # Some hypervisors hide the name; the family tells generations apart.
+    return f"{name} family {family[0]}" if family else name

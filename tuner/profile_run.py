@@ -1,0 +1,171 @@
+"""Measures this machine: operators, collectives, pieces of passes, and a short one-rank run."""
+
+from __future__ import annotations
+
+import queue
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from engine.config import Caps, DType, EngineConfig, ExecutorKind, LinkEmulation, ModelConfig
+from engine.engine import Engine
+from engine.plan import ParallelPlan
+from engine.request import Request, RequestOutput, SamplingParams
+from engine.steps import StepSample
+from tuner.cost_model import model_sizes
+from tuner.machine import num_cores, this_machine
+from tuner.profile import Profile
+from tuner.profile_messages import OperatorReport
+from tuner.profile_operators import profile_operators
+from tuner.profile_pieces import profile_pieces
+
+OnEvent = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileSpec:
+    """What to profile. ``seconds`` is about how long measuring takes (starts come on top).
+
+    ``num_ranks`` is never more than the machine's cores (or CUDA devices): ranks that wait for
+    each other's core would be timed waiting.
+    """
+
+    model_dir: Path
+    num_ranks: int = 2
+    dtype: DType = DType.FLOAT32
+    device: str = "cpu"
+    link: LinkEmulation | None = None
+    seconds: float = 30.0
+    max_tokens: int = 1024
+    max_context: int = 2048
+    seed: int = 0
+
+
+def run_profile(spec: ProfileSpec, *, on_event: OnEvent = lambda _: None) -> Profile:
+    """Measure everything ``spec`` asks for.
+
+    Raises:
+        TunerError: a measuring rank failed.
+        EngineError: the checkpoint is at fault, or a rank of the engine failed.
+    """
+    model = ModelConfig.from_dir(spec.model_dir)
+    most = min(spec.num_ranks, max_active_ranks(spec.device))
+    on_event(f"operators with 1 of {most} ranks at work")
+    reports = [_operators(spec, model, 1, most)]
+    for active in range(2, most + 1):
+        on_event(f"operators and collectives with {active} ranks at work")
+        reports.append(_operators(spec, model, active, most))
+    config = EngineConfig(
+        model_dir=spec.model_dir,
+        dtype=spec.dtype,
+        device=spec.device,
+        link=spec.link,
+        executor=ExecutorKind.PROCESS,
+        kv_cache_bytes=128 * 2**20,
+    )
+    on_event("passes of a model cut to a few layers")
+    pieces = profile_pieces(
+        config,
+        num_ranks=most,
+        max_tokens=spec.max_tokens,
+        max_context=min(spec.max_context, model.max_positions),
+        seconds=0.5 * spec.seconds,
+    )
+    on_event("a short serving run on one rank")
+    samples = serve_samples(config, model, seed=spec.seed, seconds=0.2 * spec.seconds)
+    return Profile(
+        fingerprint=this_machine(spec.device),
+        model=model_sizes(model),
+        dtype=spec.dtype.value,
+        link=asdict(spec.link) if spec.link else None,
+        gemms=tuple(row for report in reports for row in report.gemms),
+        attentions=tuple(row for report in reports for row in report.attentions),
+        elementwise=tuple(row for report in reports for row in report.elementwise),
+        collectives=tuple(row for report in reports for row in report.collectives),
+        pieces=tuple(pieces),
+        samples=samples,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def max_active_ranks(device: str) -> int:
+    """Ranks that have a core (or device) each."""
+    if not device.startswith("cuda"):
+        return num_cores()
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _operators(spec: ProfileSpec, model: ModelConfig, active: int, most: int) -> OperatorReport:
+    degrees = [d for d in range(1, most + 1) if _divides(model, d)]
+    return profile_operators(
+        model_dir=spec.model_dir,
+        dtype=spec.dtype,
+        device=spec.device,
+        num_ranks=active,
+        degrees=degrees,
+        max_tokens=spec.max_tokens,
+        max_context=min(spec.max_context, model.max_positions),
+        seconds=0.3 * spec.seconds / most,
+    )
+
+
+def _divides(model: ModelConfig, degree: int) -> bool:
+    return model.num_heads % degree == 0 and model.ffn_size % degree == 0
+
+
+def serve_samples(
+    config: EngineConfig, model: ModelConfig, *, seed: int, seconds: float
+) -> tuple[StepSample, ...]:
+    """Step samples of a live engine on one rank: waves of requests of many lengths."""
+    served = replace(
+        config,
+        plan=ParallelPlan(),
+        caps=Caps(max_num_seqs=32, max_num_batched_tokens=512),
+        max_model_len=min(1024, model.max_positions),
+    )
+    rng = np.random.default_rng(seed)
+    samples: list[StepSample] = []
+    with Engine(served) as engine:
+        run_wave(engine, rng, num_requests=2, wave=0)  # warms caches and branch history
+        engine.drain_samples()
+        wave = 1
+        while sum(s.step_s for s in samples) < seconds:
+            run_wave(engine, rng, num_requests=(1, 4, 12, 32)[wave % 4], wave=wave)
+            samples += engine.drain_samples()
+            wave += 1
+    return tuple(samples)
+
+
+def run_wave(engine: Engine, rng: np.random.Generator, *, num_requests: int, wave: int) -> None:
+    """Submit requests at once and wait for all of them."""
+    longest = min(400, engine.max_model_len // 2)
+    outputs: queue.Queue[RequestOutput] = queue.Queue()
+    for number in range(num_requests):
+        length = int(np.exp(rng.uniform(np.log(8), np.log(longest))))
+        request = Request(
+            request_id=f"{wave}-{number}",
+            prompt_ids=tuple(rng.integers(3, engine.model.vocab_size, length).tolist()),
+            sampling=SamplingParams(max_tokens=int(rng.integers(8, 48)), ignore_eos=True),
+        )
+        engine.submit(request, outputs.put)
+    finished = 0
+    while finished < num_requests:
+        finished += outputs.get().is_finished
+
+
+@contextmanager
+def reference_model(preset: str = "small") -> Iterator[Path]:
+    """A temporary random checkpoint, for profiling without a model of one's own."""
+    from engine.models.create import create_model
+
+    with tempfile.TemporaryDirectory(prefix="gearshift-model-") as folder:
+        target = Path(folder) / preset
+        create_model(target, preset=preset, seed=0)
+        yield target

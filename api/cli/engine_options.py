@@ -1,0 +1,69 @@
+"""Options that `generate` and `engine serve` share, read and checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from api.cli.common import fail
+
+if TYPE_CHECKING:
+    from engine.config import DType
+    from engine.tokenizer import Tokenizer
+
+ModelOption = Annotated[
+    Path, typer.Option("--model", metavar="DIR", help="Model folder in Hugging Face format.")
+]
+PlanOption = Annotated[
+    str,
+    typer.Option(metavar="PLAN", help="As in 'sp=2,tp=2,shift=256': dp, pp, sp, tp and shift."),
+]
+ModeOption = Annotated[
+    str, typer.Option(help="auto, base, shift or random:SEED: how steps of a Shift plan run.")
+]
+DTypeOption = Annotated[
+    str,
+    typer.Option(help="float64, float32, bfloat16, float16, or auto: as the checkpoint says."),
+]
+DeviceOption = Annotated[str, typer.Option(help="cpu or cuda. Nothing is guessed.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def read_dtype(word: str, model_dir: Path) -> DType:
+    """The number format that ``word`` names; ``auto`` asks the checkpoint."""
+    from engine.config import DType, ModelConfig
+
+    if word == "auto":
+        return ModelConfig.from_dir(model_dir).dtype
+    if word not in set(DType):
+        fail(f"--dtype {word!r}: known are auto, {', '.join(DType)}")
+    return DType(word)
+
+
+def read_threshold(shift_threshold: int | None) -> int:
+    """The threshold in tokens of a plan that may not name one."""
+    from engine.plan import DEFAULT_SHIFT_THRESHOLD
+
+    return DEFAULT_SHIFT_THRESHOLD if shift_threshold is None else shift_threshold
+
+
+def check_device(word: str) -> str:
+    """``cpu`` or ``cuda``, and the latter only where torch can use it."""
+    if word not in ("cpu", "cuda"):
+        fail(f"--device {word!r}: known are cpu and cuda")
+    if word == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            fail("--device cuda: this installation of torch finds no CUDA device")
+    return word
+
+
+def find_tokenizer(model_dir: Path) -> Tokenizer | None:
+    """The folder's tokenizer, or None where it brings none."""
+    from engine.tokenizer import Tokenizer
+
+    has_one = (model_dir / "tokenizer.json").exists()
+    return Tokenizer.from_dir(model_dir) if has_one else None

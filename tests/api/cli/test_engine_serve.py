@@ -1,0 +1,90 @@
+"""`gearshift engine serve` as a process: the address, the end, and paced hardware."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.api.cli.conftest import Run
+
+
+@contextmanager
+def _serving(*words: object) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """A server process and what it printed when it was ready."""
+    command = [sys.executable, "-m", "api.cli.main", "engine", "serve", "--port", "0", "--json"]
+    with subprocess.Popen(
+        [*command, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            yield process, json.loads(line)
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def test_sigterm_lets_a_stream_finish_and_ends_with_code_0(tiny_dir: Path) -> None:
+    words = ("--model", tiny_dir, "--plan", "sp=2,tp=2,shift", "--paced", "4xh200")
+    with _serving(*words, "--dtype", "bfloat16") as (process, ready):
+        body = {"model": "tiny", "prompt": "x", "max_tokens": 300, "stream": True}
+        with httpx.stream("POST", ready["url"] + "/v1/completions", json=body) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert len(rest) == 300
+        assert process.wait(timeout=30) == 0
+
+
+def test_a_paced_engine_knows_the_devices_of_its_hardware(tiny_dir: Path) -> None:
+    words = ("--model", tiny_dir, "--plan", "tp=2", "--paced", "2xh200", "--dtype", "bfloat16")
+    with _serving(*words, "--name", "eng_7", "--served-model-name", "m") as (process, ready):
+        assert (ready["model"], ready["plan"]) == ("m", "tp=2")
+        with httpx.Client(base_url=ready["url"]) as http:
+            found = http.get("/v1/engine/capabilities").json()
+            assert found["engine"] == "eng_7"
+            assert {knob["name"]: knob["maximum"] for knob in found["knobs"]}["plan"] == 2
+            etag = http.get("/v1/engine/policy").headers["etag"]
+            too_many = http.patch(
+                "/v1/engine/policy", json={"plan": {"tp": 4}}, headers={"If-Match": etag}
+            )
+            assert too_many.status_code == 422
+            assert "needs 4 devices" in too_many.json()["detail"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+
+
+def test_a_port_in_use_is_a_mistake_before_any_rank_starts(run: Run, tiny_dir: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = run("engine", "serve", "--model", tiny_dir, "--port", port)
+    assert result.exit_code == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
+
+
+def test_unknown_hardware_and_an_unreadable_link_are_mistakes(run: Run, tiny_dir: Path) -> None:
+    base = ("engine", "serve", "--model", tiny_dir, "--port", 0)
+    unknown = run(*base, "--paced", "8xabacus")
+    assert unknown.exit_code == 2
+    assert "abacus" in unknown.stderr
+    link = run(*base, "--link", "latency=3")
+    assert link.exit_code == 2
+    assert "unknown word 'latency'" in link.stderr

@@ -1,0 +1,183 @@
+"""Ranks that die, hang, raise or cannot start end in a clear error and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from engine.config import Collectives, DType, EngineConfig, ModelConfig
+from engine.errors import CheckpointError, PlanError, RankError
+from engine.executors.process import ProcessExecutor
+from engine.executors.ranks import RankProcesses
+from engine.models.create import create_model
+from engine.plan import ParallelPlan
+from tests.contracts.executor import prompt_step
+from tests.engine.rank_pools import RankPools
+
+PLAN = ParallelPlan(tp=2)
+# Far above what a death takes to be noticed, far below the step timeout.
+NOTICED_S = 10.0
+
+
+@pytest.fixture
+def config(tiny_model_dir: Path) -> EngineConfig:
+    return EngineConfig(
+        model_dir=tiny_model_dir, dtype=DType.FLOAT64, block_size=4, num_kv_blocks=64
+    )
+
+
+def executor_of(config: EngineConfig, pools: RankPools) -> ProcessExecutor:
+    model = ModelConfig.from_dir(config.model_dir)
+    return ProcessExecutor(config, model, PLAN, ranks=pools.get(2))
+
+
+@pytest.fixture(params=[Collectives.SHM, Collectives.GLOO])
+def started(
+    request: pytest.FixtureRequest, config: EngineConfig, rank_pools: RankPools
+) -> Iterator[ProcessExecutor]:
+    executor = executor_of(replace(config, collectives=request.param), rank_pools)
+    executor.start()
+    yield executor
+    executor.close()
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def wait_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + NOTICED_S
+    while not all(map(is_gone, pids)):
+        assert time.monotonic() < deadline, f"{pids} still run"
+        time.sleep(0.01)
+
+
+def test_a_rank_killed_within_a_step_is_named_with_its_signal(started: ProcessExecutor) -> None:
+    pids = started.pids
+    os.kill(pids[1], signal.SIGSTOP)  # so that rank 0 waits for it inside a collective
+    started.submit(prompt_step(0))
+    os.kill(pids[1], signal.SIGKILL)
+    began_s = time.monotonic()
+    with pytest.raises(RankError, match=rf"rank 1 \(pid {pids[1]}\) was killed by SIGKILL"):
+        started.collect()
+    assert time.monotonic() - began_s < NOTICED_S
+    started.close()
+    wait_gone(pids)
+
+
+def test_a_rank_killed_between_steps_is_noticed_by_the_next(started: ProcessExecutor) -> None:
+    started.submit(prompt_step(0))
+    started.collect()
+    pids = started.pids
+    os.kill(pids[0], signal.SIGKILL)
+    wait_gone([pids[0]])
+    with pytest.raises(RankError, match=r"rank 0 .* SIGKILL"):  # noqa: PT012
+        started.submit(prompt_step(1))  # raises at once where the death is already known
+        started.collect()
+    with pytest.raises(RankError, match="SIGKILL"):
+        started.submit(prompt_step(2))
+    started.close()
+    wait_gone(pids)
+
+
+def test_a_rank_that_hangs_passes_the_step_timeout(
+    config: EngineConfig, rank_pools: RankPools
+) -> None:
+    executor = executor_of(replace(config, step_timeout_s=0.5), rank_pools)
+    executor.start()
+    pids = executor.pids
+    os.kill(pids[1], signal.SIGSTOP)
+    executor.submit(prompt_step(7))
+    with pytest.raises(RankError, match=r"step 7: no rank answered within 0.5 s|rank 1 did not"):
+        executor.collect()
+    executor.close()
+    wait_gone(pids)
+
+
+def test_what_a_rank_raises_comes_with_its_own_words(started: ProcessExecutor) -> None:
+    step = prompt_step(4)
+    step.query_lens = b"odd"
+    started.submit(step)
+    with pytest.raises(RankError, match=r"(?s)rank \d failed in step 4.*Traceback.*buffer size"):
+        started.collect()
+    with pytest.raises(RankError):
+        started.submit(prompt_step(5))
+
+
+def test_a_broken_checkpoint_is_a_checkpoint_error_without_a_traceback(
+    config: EngineConfig, rank_pools: RankPools, tmp_path: Path
+) -> None:
+    create_model(tmp_path / "model", preset="tiny", seed=2)
+    (weights,) = (tmp_path / "model").glob("*.safetensors")
+    tensors = load_file(weights)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, weights)
+    executor = executor_of(replace(config, model_dir=tmp_path / "model"), rank_pools)
+    with pytest.raises(CheckpointError, match=re.escape("layers.1.mlp.up_proj")) as caught:
+        executor.start()
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_plan_the_model_cannot_run_starts_no_process(config: EngineConfig) -> None:
+    model = ModelConfig.from_dir(config.model_dir)
+    executor = ProcessExecutor(config, model, ParallelPlan(tp=3))
+    with pytest.raises(PlanError, match="8 query heads"):
+        executor.start()
+    assert executor.pids == []
+
+
+def test_a_process_that_cannot_begin_is_named_with_its_words() -> None:
+    ranks = RankProcesses(1, module="engine.no_such_worker")
+    with pytest.raises(RankError, match=r"(?s)rank 0 .*exited with code 1.*no_such_worker"):
+        ranks.receive(NOTICED_S)
+    ranks.close()
+
+
+def test_own_ranks_end_with_their_executor(config: EngineConfig) -> None:
+    executor = ProcessExecutor(config, ModelConfig.from_dir(config.model_dir), PLAN)
+    executor.start()
+    pids = executor.pids
+    assert len(pids) == 2
+    executor.close()
+    wait_gone(pids)
+
+
+PARENT = """
+import sys, time
+from engine.parallel.shm_layout import Segment
+from tests.contracts.communicator_worker import Group, Operation, Program
+from tests.engine.rank_pools import RankPools, process_world
+import msgspec
+with process_world(RankPools(), "shm", num_ranks=2, groups=[(0, 1)], timeout_s=60.0) as world:
+    group = world.groups[0, 1]
+    # Rank 0 now waits in a collective for rank 1, which nobody asks to come.
+    message = Program(group=group, operations=[Operation(kind="all_reduce")])
+    world.ranks.send(0, msgspec.msgpack.encode(message))
+    print(*world.ranks.pids, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_ranks_end_when_their_parent_is_killed() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pids = [int(word) for word in parent.stdout.readline().split()]
+    assert len(pids) == 2
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    wait_gone(pids)

@@ -59,7 +59,7 @@ def decide(state: ControlState) -> Decision:
     if state.memory.load_band is None:
         return _move(state, target, Reason.FIRST_OBSERVATION)
     if target != state.memory.load_band:
-        return _follow_load(state, smoothed, target)
+        return _follow_load(state, load, smoothed, target)
     return _correct(state, load)
 
 
@@ -120,8 +120,13 @@ def _equivalent_rate(load: SmoothedLoad, mix: tuple[float, float]) -> float:
     return load.rate_rps * (load.mean_input_tokens + load.mean_output_tokens) / sum(mix)
 
 
-def _follow_load(state: ControlState, load: SmoothedLoad, target: int) -> Decision:
-    """The load belongs to another band; go there unless dead band or cool-down forbid it."""
+def _follow_load(
+    state: ControlState, window: LoadWindow, load: SmoothedLoad, target: int
+) -> Decision:
+    """The load belongs to another band; go there unless dead band or cool-down forbid it.
+
+    Settings for less load are never chosen on a window that missed the SLA.
+    """
     limits, memory, bands = state.limits, state.memory, state.schedule.bands
     assert memory.load_band is not None, "the first observation sets the load band"
     current = bands[memory.load_band]
@@ -132,6 +137,8 @@ def _follow_load(state: ControlState, load: SmoothedLoad, target: int) -> Decisi
     elif bands[target].rate_rps_low >= current.rate_rps_high:
         reason, wait_s = Reason.LOAD_UP, limits.cool_down_up_s
         is_dead = rate < current.rate_rps_high * (1 + limits.dead_band)
+    elif _judged(window, limits) is False:
+        return _correct(state, window)
     else:
         reason, wait_s = Reason.LOAD_DOWN, limits.cool_down_down_s
         is_dead = rate > current.rate_rps_low * (1 - limits.dead_band)
@@ -158,8 +165,9 @@ def _correct(state: ControlState, load: LoadWindow) -> Decision:
     """The load is where it was: hold, or answer windows that missed the SLA."""
     memory, limits = state.memory, state.limits
     misses = memory.misses
-    if load.is_sla_met is not None and load.num_requests >= limits.min_requests:
-        misses = 0 if load.is_sla_met else misses + 1
+    is_met = _judged(load, limits)
+    if is_met is not None:
+        misses = 0 if is_met else misses + 1
     state = replace(state, memory=replace(memory, misses=misses))
     if misses < limits.misses_to_correct:
         return _hold_in_band(state)
@@ -170,6 +178,11 @@ def _correct(state: ControlState, load: LoadWindow) -> Decision:
         return _raise(state, Reason.SLA_MISSED_AT_TOP)
     assert memory.load_band is not None, "the first observation sets the load band"
     return _move(state, higher, Reason.SLA_MISSED, load_band=memory.load_band)
+
+
+def _judged(load: LoadWindow, limits: ControlLimits) -> bool | None:
+    """Whether the window met the SLA; None when too few requests say anything."""
+    return load.is_sla_met if load.num_requests >= limits.min_requests else None
 
 
 def _hold_in_band(state: ControlState) -> Decision:

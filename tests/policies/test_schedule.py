@@ -1,0 +1,100 @@
+"""Load bands: which one a load belongs to, and the document that carries them."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from engine.config import Caps
+from engine.plan import ParallelPlan
+from policies.errors import PolicyInputError
+from policies.schedule import HotSettings, LoadBand, Schedule
+
+PLAN = ParallelPlan(sp=2, shift=True)
+
+
+def band(
+    low: float, high: float, *, mix: tuple[float, float] = (500, 50), seqs: int = 8
+) -> LoadBand:
+    return LoadBand(
+        rate_rps_low=low,
+        rate_rps_high=high,
+        mean_input_tokens=mix[0],
+        mean_output_tokens=mix[1],
+        settings=HotSettings(threshold_tokens=256, caps=Caps(max_num_seqs=seqs, max_step_ms=40)),
+        headroom=0.2,
+    )
+
+
+SCHEDULE = Schedule(
+    plan=PLAN,
+    bands=(band(0, 2), band(2, 6, seqs=16), band(6, math.inf, seqs=32), band(0, 9, mix=(20, 900))),
+)
+
+
+def test_a_rate_belongs_to_the_band_that_holds_it_and_its_low_end_counts() -> None:
+    rates = (0.0, 1.99, 2.0, 5.0, 6.0, 1e6)
+    assert [SCHEDULE.find_band(rate, 500, 50) for rate in rates] == [0, 0, 1, 1, 2, 2]
+
+
+def test_the_length_mix_closest_by_ratio_is_chosen_first() -> None:
+    assert SCHEDULE.find_band(1.0, 40, 600) == 3
+    assert SCHEDULE.find_band(100.0, 40, 600) == 3
+    assert SCHEDULE.find_band(1.0, 300, 60) == 0
+
+
+def test_the_document_reads_back_the_same_and_is_plain_json() -> None:
+    text = json.dumps(SCHEDULE.to_json(), allow_nan=False)
+    assert Schedule.from_json(json.loads(text)) == SCHEDULE
+
+
+def test_settings_become_a_merge_patch_of_an_engines_policy() -> None:
+    from engine.policy import EnginePolicy
+
+    settings = SCHEDULE.bands[1].settings
+    policy = EnginePolicy(plan=PLAN, threshold_tokens=1).merged(settings.to_patch())
+    assert policy.threshold_tokens == 256
+    assert policy.caps == settings.caps
+
+
+@pytest.mark.parametrize(
+    ("bands", "message"),
+    [
+        ((), "at least one"),
+        ((band(0, 2), band(3, 4)), "must meet"),
+        ((band(0, 2), band(1, 4)), "must meet"),
+    ],
+)
+def test_gaps_overlaps_and_emptiness_are_refused(bands: tuple[LoadBand, ...], message: str) -> None:
+    with pytest.raises(PolicyInputError, match=message):
+        Schedule(plan=PLAN, bands=bands)
+
+
+def test_settings_the_plan_cannot_take_are_refused() -> None:
+    pinned = replace(
+        band(0, 2), settings=HotSettings(threshold_tokens=1, caps=Caps(), mode="shift")
+    )
+    with pytest.raises(PolicyInputError, match="Shift"):
+        Schedule(plan=ParallelPlan(tp=2), bands=(pinned,))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": "schedule/v9"}, "schedule/v9"),
+        ({"bands": [{}]}, "missing"),
+        ({"plan": {"tp": 0}}, "tp=0"),
+        ({"plan": {"ep": 2}}, "ep"),
+    ],
+)
+def test_a_document_that_cannot_be_read_says_why(change: dict[str, object], message: str) -> None:
+    with pytest.raises(PolicyInputError, match=message):
+        Schedule.from_json(SCHEDULE.to_json() | change)
+
+
+def test_a_band_with_its_ends_swapped_is_refused() -> None:
+    with pytest.raises(PolicyInputError, match=r"5\.\.2"):
+        band(5, 2)

@@ -1,0 +1,80 @@
+"""The shift rule: where base becomes the faster mode, robust to a noisy pair."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.errors import PolicyInputError
+from policies.threshold import ShiftReason, ShiftRule, StepPair
+
+SIZES = (1, 16, 64, 128, 256, 512, 1024, 2048)
+
+
+def pairs(crossing: float, *, sizes: tuple[int, ...] = SIZES) -> list[StepPair]:
+    """Two straight lines that cross at ``crossing`` tokens."""
+    return [
+        StepPair(num_tokens=n, base_ms=10 + 0.01 * n, shift_ms=10 + 0.02 * n - 0.01 * crossing)
+        for n in sizes
+    ]
+
+
+def test_the_threshold_is_where_the_lines_cross() -> None:
+    advice = ShiftRule().advise(pairs(300))
+    assert advice.reason is ShiftReason.CROSSOVER
+    assert advice.threshold_tokens == pytest.approx(300, abs=1)
+    assert advice.low_tokens <= 300 <= advice.high_tokens * 2
+    assert advice.saved_share > 0
+
+
+def test_one_noisy_pair_does_not_move_the_threshold_to_it() -> None:
+    noisy = pairs(300)
+    noisy[1] = StepPair(num_tokens=16, base_ms=7.9, shift_ms=8.0)
+    assert ShiftRule().advise(noisy).threshold_tokens == pytest.approx(300, abs=1)
+
+
+def test_a_mode_that_is_always_faster_is_called_that() -> None:
+    shift_wins = ShiftRule().advise(pairs(900)[:4])
+    assert shift_wins.reason is ShiftReason.SHIFT_ALWAYS_FASTER
+    assert shift_wins.threshold_tokens == 128
+    base_wins = ShiftRule().advise(pairs(0))
+    assert base_wins.reason is ShiftReason.BASE_ALWAYS_FASTER
+    assert base_wins.threshold_tokens == 0
+    assert base_wins.saved_share == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        [],
+        [StepPair(num_tokens=0, base_ms=1, shift_ms=1)],
+        [StepPair(num_tokens=1, base_ms=0, shift_ms=1)],
+    ],
+)
+def test_step_times_that_cannot_be_are_refused(bad: list[StepPair]) -> None:
+    with pytest.raises(PolicyInputError, match="shift rule"):
+        ShiftRule().advise(bad)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.builds(
+            StepPair,
+            num_tokens=st.integers(min_value=1, max_value=4096),
+            base_ms=st.floats(min_value=0.1, max_value=100),
+            shift_ms=st.floats(min_value=0.1, max_value=100),
+        ),
+        min_size=1,
+        max_size=20,
+    )
+)
+def test_no_other_threshold_costs_less(given_pairs: list[StepPair]) -> None:
+    def cost(threshold: int) -> float:
+        return sum(p.base_ms if p.num_tokens > threshold else p.shift_ms for p in given_pairs)
+
+    advice = ShiftRule().advise(given_pairs)
+    others = [0, *(p.num_tokens for p in given_pairs)]
+    assert cost(advice.threshold_tokens) <= min(map(cost, others)) * (1 + 1e-9)
+    assert 0 <= advice.saved_share < 1

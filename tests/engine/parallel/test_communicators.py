@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from engine.errors import RankError
 from engine.parallel.shm_build import find_library
 from tests.contracts.communicator import CommunicatorContract, World
-from tests.contracts.communicator_worker import Operation
+from tests.contracts.communicator_worker import Operation, run_operation, to_bytes
 from tests.engine.rank_pools import ProcessWorld, RankPools, process_world
+from tests.engine.thread_ranks import ThreadCommunicator, ThreadGroup
 
 GROUPS = ((0, 1), (1, 0), (2, 3), (0, 2), (1, 3), (3, 1), (0, 2, 1, 3), (0, 1, 2, 3))
 SUM = Operation(kind="all_reduce", shape=(8,))
@@ -41,6 +43,30 @@ class TestGloo(CommunicatorContract):
     def world(cls, rank_pools: RankPools) -> Iterator[World]:
         with process_world(rank_pools, "gloo", num_ranks=4, groups=GROUPS) as world:
             yield world
+
+
+class ThreadsWorld:
+    """Four threads of this process, as the plans' tests use them."""
+
+    size = 4
+
+    def run(self, members: Sequence[int], program: Sequence[Operation]) -> list[list[bytes]]:
+        group = ThreadGroup(len(members), timeout_s=30.0)
+
+        def run_member(position: int) -> list[bytes]:
+            mine = ThreadCommunicator(group, position)
+            rank = members[position]
+            return [to_bytes(run_operation(mine, operation, rank)) for operation in program]
+
+        with ThreadPoolExecutor(len(members)) as threads:
+            return list(threads.map(run_member, range(len(members))))
+
+
+class TestThreads(CommunicatorContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def world(cls) -> World:
+        return ThreadsWorld()
 
 
 @pytest.fixture(params=["compiled", "python", "gloo"])

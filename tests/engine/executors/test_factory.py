@@ -1,0 +1,57 @@
+"""The factory picks the executor a config asks for and imports no other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engine.config import EngineConfig, ExecutorKind, ModelConfig
+from engine.errors import EngineError
+from engine.executors.factory import make_executor
+from engine.executors.inline import InlineExecutor
+from engine.executors.process import ProcessExecutor
+from engine.plan import ParallelPlan
+
+
+@pytest.fixture
+def config(tiny_model_dir: Path) -> EngineConfig:
+    return EngineConfig(model_dir=tiny_model_dir)
+
+
+@pytest.fixture
+def model(config: EngineConfig) -> ModelConfig:
+    return ModelConfig.from_dir(config.model_dir)
+
+
+def test_one_rank_runs_inline_and_more_run_as_processes(
+    config: EngineConfig, model: ModelConfig
+) -> None:
+    assert isinstance(make_executor(config, model, ParallelPlan()), InlineExecutor)
+    assert isinstance(make_executor(config, model, ParallelPlan(tp=2)), ProcessExecutor)
+
+
+def test_one_rank_can_be_a_process(config: EngineConfig, model: ModelConfig) -> None:
+    config = replace(config, executor=ExecutorKind.PROCESS)
+    assert isinstance(make_executor(config, model, ParallelPlan()), ProcessExecutor)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [(ExecutorKind.INLINE, "2 ranks"), (ExecutorKind.SIMULATED, "step timer")]
+)
+def test_what_cannot_be_built_is_refused_with_the_reason(
+    config: EngineConfig, model: ModelConfig, kind: ExecutorKind, words: str
+) -> None:
+    with pytest.raises(EngineError, match=words):
+        make_executor(replace(config, executor=kind), model, ParallelPlan(tp=2))
+
+
+def test_a_front_end_over_processes_needs_no_torch() -> None:
+    code = (
+        "import sys, engine.executors.process, engine.executors.factory\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,8 +13,8 @@ from engine.plan import Mode
 from engine.policy import KnobClass
 from store.models import AckState
 
-# One heartbeat holds a few seconds of traffic; more is split by the agent.
-MAX_REQUESTS = 5_000
+# One heartbeat holds about a second of traffic.
+MAX_REQUESTS = 20_000
 
 
 class EngineRegister(Body):

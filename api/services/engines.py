@@ -12,6 +12,7 @@ from api.services import policies
 from api.services.audit import record
 from api.settings import Settings, num_devices
 from engine.config import Caps
+from engine.policy import policy_from_json
 from store import UnitOfWork
 from store.base import utc_now
 from store.models import EngineRow
@@ -36,7 +37,7 @@ def register(
     Raises:
         ApiError: 422, a model, envelope or policy that cannot be read.
     """
-    policy = engine_policy(body.policy)
+    policy = policy_from_json(body.policy)
     _check_readable(body)
     row = uow.engines.find_by_name(body.name)
     is_new = row is None

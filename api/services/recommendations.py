@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from api.auth import Caller
+from api.control_state import hot_settings, memory_to_json
 from api.errors import ApiError
 from api.policy_document import new_document
 from api.recommendation_document import recommended_policy
 from api.schemas.serving import ChangeSet
 from api.services import policies
 from api.services.policies import Authorship
+from policies.controller import ControlMemory
 from store import UnitOfWork
+from store.base import utc_now
 
 
 def apply(
@@ -40,6 +43,8 @@ def apply(
     by = Authorship(caller=caller, origin="recommendation", reason=reason)
     answer = policies.write(uow, engine, document, by)
     engine.schedule = recommendation.schedule
-    # A new schedule starts the controller afresh.
-    engine.control_memory = None
+    # A new schedule starts the controller afresh, from the settings just asked for.
+    engine.control_memory = memory_to_json(
+        ControlMemory(commanded=hot_settings(document), changed_s=utc_now().timestamp())
+    )
     return answer

@@ -58,8 +58,8 @@ def run_load(
 
     A request without its last token ``timeout_s`` after its scheduled time is timed out. The run
     ends when every request has ended, ``drain_s`` after the last one was sent, or when
-    ``should_stop`` says so: requests unfinished (or unsent) then are cut. ``on_progress`` is
-    called on this thread after each ending.
+    ``should_stop`` says so: requests unfinished then (in an open loop also unsent) are cut.
+    ``on_progress`` is called on this thread after each ending.
 
     Raises:
         LoadError: a timeout or vocabulary that cannot be.
@@ -264,11 +264,15 @@ class _Driver:
         )
 
     def measurement(self, fidelity: Fidelity) -> Measurement:
-        """Timings in seconds from the start of the run; unsent requests count as cut."""
+        """Timings in seconds from the start of the run.
+
+        Unsent requests of an open loop had their time and count as cut; those of a closed loop
+        never had one.
+        """
+        rest = () if self._workload.closed else self._workload.arrivals[len(self._lives) :]
         unsent = tuple(
             _Life(arrival=arrival, scheduled_s=self._start_s + arrival.arrival_s)
-            for index, arrival in enumerate(self._workload.arrivals)
-            if index not in self._lives
+            for arrival in rest
         )
         sent = tuple(self._lives.values())
         lags_ms = [(x.sent_s - x.scheduled_s) * 1e3 for x in sent if x.sent_s is not None]

@@ -86,7 +86,7 @@ class StepModel:
     samples. Predictions for other plans rest on the operators alone.
     """
 
-    fingerprint: Fingerprint
+    machine: Fingerprint
     model: dict[str, Any]
     dtype: DType
     operators: OperatorTable
@@ -106,6 +106,11 @@ class StepModel:
         """A short hash of the content."""
         raw = json.dumps(self.to_json(), sort_keys=True, default=str).encode()
         return f"cm_{hashlib.sha256(raw).hexdigest()[:12]}"
+
+    @property
+    def max_ranks(self) -> int:
+        """Most ranks that were timed at work at once."""
+        return max(curve.active_ranks for curve in self.operators.gemms)
 
     def timer(
         self, plan: ParallelPlan, model: ModelConfig, *, link: LinkEmulation | None = None
@@ -136,7 +141,8 @@ class StepModel:
         return f"the cost model was profiled on another model ({sizes}): its numbers extrapolate"
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """The document; ``fingerprint`` is the short id of ``machine``."""
+        return asdict(self) | {"fingerprint": self.machine.id}
 
     @classmethod
     def from_json(cls, raw: dict[str, Any], *, where: str = "cost model") -> StepModel:
@@ -148,7 +154,7 @@ class StepModel:
         if raw.get("schema") != SCHEMA:
             raise TunerError(f"{where}: schema {raw.get('schema')!r} is not {SCHEMA!r}")
         try:
-            return msgspec.convert(raw, cls)
+            return msgspec.convert({k: v for k, v in raw.items() if k != "fingerprint"}, cls)
         except msgspec.ValidationError as error:
             raise TunerError(f"{where}: {error}") from error
 

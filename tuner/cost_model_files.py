@@ -66,7 +66,7 @@ def _newest(machine: Fingerprint, model: ModelConfig, dtype: DType | None) -> St
     found = []
     for path in sorted(cost_model_dir().glob("cm_*.json")):
         step_model = StepModel.from_json(read_json(path), where=str(path))
-        if step_model.fingerprint == machine and dtype in (None, step_model.dtype):
+        if step_model.machine == machine and dtype in (None, step_model.dtype):
             is_same = step_model.model == model_sizes(model)
             found.append((is_same, step_model.created, path.name, step_model))
     if not found:

@@ -82,7 +82,7 @@ def fit_step_model(
     everything = _joined(pieces, serving)
     report, residual = _fit_residual(everything, coefficients, factor, seed)
     return StepModel(
-        fingerprint=profile.fingerprint,
+        machine=profile.fingerprint,
         model=profile.model,
         dtype=DType(profile.dtype),
         operators=table,

@@ -19,13 +19,20 @@ WAIT_S = 30.0
 class Call:
     """One request to a target: its stamps and its ending."""
 
-    def __init__(self, target: LoadTarget, index: int, *, prompt: int = 8, tokens: int = 5) -> None:
+    def __init__(
+        self,
+        target: LoadTarget,
+        index: int,
+        *,
+        prompt: int = 8,
+        tokens: int = 5,
+        first_id: int = 3,
+    ) -> None:
         self.stamps: list[float] = []
         self.endings: list[Ending] = []
         self.done = threading.Event()
         self.called_s = time.monotonic()
-        ids = tuple(range(3, 3 + prompt % 200)) or (3,)
-        ids = (ids * (prompt // len(ids) + 1))[:prompt]
+        ids = (first_id, *(3 + i % 200 for i in range(prompt - 1)))
         target.send(index, ids, tokens, self.stamps.append, self._end)
 
     def _end(self, ending: Ending) -> None:

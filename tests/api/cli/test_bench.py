@@ -1,0 +1,82 @@
+"""``gearshift bench`` against a real server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from api.cli.main import create_app
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.models.create import create_model
+from engine.server import create_server
+from engine.tokenizer import Tokenizer
+from tests.api.servers import serve
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server over one real rank."""
+    folder: Path = tmp_path_factory.mktemp("bench") / "model"
+    create_model(folder, preset="tiny", seed=0)
+    tokenizer = Tokenizer.from_dir(folder)
+    with (
+        Engine(EngineConfig(model_dir=folder, num_kv_blocks=256), tokenizer=tokenizer) as engine,
+        serve(create_server(engine, tokenizer, model_name="tiny")) as address,
+    ):
+        yield address
+
+
+def bench(*arguments: str):  # type: ignore[no-untyped-def]
+    return CliRunner().invoke(create_app(), ["bench", *arguments])
+
+
+def test_bench_prints_the_document_other_programs_rely_on(url: str) -> None:
+    spec = "poisson:rate=30,input=40,output=6,seconds=1,max_input=16"
+    done = bench("--url", url, "--workload", spec, "--sla", "p95_ttft_ms<=60000", "--json")
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert document["fidelity"] == "measured"
+    assert document["metrics"]["attainment"] == 1.0
+    assert document["requests"]["errored"] == 0
+    assert document["requests"]["completed"] > 10
+    assert document["driver_lag_ms"] >= 0
+    assert "max_input=16 shortened" in done.stderr
+
+
+def test_bench_prints_a_table_and_the_verdict_without_json(url: str) -> None:
+    spec = "closed:concurrency=2,input=8,output=4,requests=6"
+    done = bench("--url", url, "--workload", spec, "--sla", "p95_e2e_ms<=0.001")
+    assert done.exit_code == 0, done.output
+    assert "completed 6" in done.stdout
+    assert "missed: p95_e2e_ms<=0.001" in done.stdout
+
+
+def test_requests_beyond_the_context_are_foretold_and_counted_as_errors(url: str) -> None:
+    spec = "closed:concurrency=2,input=90000,output=4,requests=2"
+    done = bench("--url", url, "--workload", spec, "--json")
+    assert json.loads(done.stdout)["requests"]["errored"] == 2
+    assert "2 of 2 requests are longer" in done.stderr
+    assert "latest failure: HTTP 400" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--workload", "nonsense"], "unknown kind"),
+        (["--workload", "poisson:rate=1,input=1,output=1", "--sla", "fast"], "'fast'"),
+        (
+            ["--workload", "poisson:rate=1,input=1,output=1", "--url", "http://127.0.0.1:9"],
+            "no answer",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(url: str, arguments: list[str], words: str) -> None:
+    done = bench("--url", url, *arguments)
+    assert done.exit_code == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1

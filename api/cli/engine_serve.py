@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from engine.engine import Engine, TimerFactory
 
 MIB = 2**20
+# The label vLLM gives its first engine.
+DEFAULT_ENGINE_NAME = "0"
 
 
 def serve(
@@ -66,8 +68,12 @@ def serve(
         str | None, typer.Option(help="Name in the API; by default the folder's.")
     ] = None,
     name: Annotated[
-        str, typer.Option(help="Name of this engine in metrics and at the control plane.")
-    ] = "engine",
+        str | None,
+        typer.Option(
+            help="This engine's identity in metrics and, over restarts, at the control plane; "
+            "there by default MODEL@HOST."
+        ),
+    ] = None,
     api_key: Annotated[
         str | None, typer.Option(envvar="GEARSHIFT_ENGINE_KEY", help="Required under /v1.")
     ] = None,
@@ -126,7 +132,7 @@ class _House:
     host: str
     port: int
     model_name: str
-    engine_name: str
+    engine_name: str | None
     api_key: str | None
     control_url: str | None
     control_key: str | None
@@ -157,7 +163,7 @@ def _run(config: EngineConfig, paced: str | None, house: _House) -> None:
             tokenizer,
             model_name=house.model_name,
             api_key=house.api_key,
-            engine_name=house.engine_name,
+            engine_name=house.engine_name or DEFAULT_ENGINE_NAME,
         )
         announce_and_run(
             app,

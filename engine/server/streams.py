@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -90,12 +90,21 @@ class OutputStream:
             raise
 
     async def outputs(self) -> AsyncIterator[ChoiceOutput]:
-        """Outputs until every choice has finished."""
+        """Outputs until every choice has finished.
+
+        What piled up meanwhile is merged per choice, so that a server that cannot keep up sends
+        fewer and larger events instead of falling further behind.
+        """
         while self._unfinished:
-            item = await self._queue.get()
-            if item.output.is_finished:
-                self._unfinished.discard(item.index)
-            yield item
+            merged = _by_choice([await self._queue.get(), *self._waiting_items()])
+            for item in merged:
+                if item.output.is_finished:
+                    self._unfinished.discard(item.index)
+                yield item
+
+    def _waiting_items(self) -> Iterator[ChoiceOutput]:
+        while not self._queue.empty():
+            yield self._queue.get_nowait()
 
     def close(self) -> None:
         """Abort the choices still running, which frees their sequences. Safe to call twice."""
@@ -110,6 +119,24 @@ class OutputStream:
     def _put(self, index: int, output: RequestOutput) -> None:
         self._observe(self._requests[index], output)
         self._queue.put_nowait(ChoiceOutput(index=index, output=output))
+
+
+def _by_choice(items: Sequence[ChoiceOutput]) -> list[ChoiceOutput]:
+    """The items with all outputs of one choice joined into one, in order of first appearance."""
+    if len(items) == 1:
+        return [*items]
+    parts: dict[int, list[RequestOutput]] = {}
+    for item in items:
+        parts.setdefault(item.index, []).append(item.output)
+    return [ChoiceOutput(index=index, output=_join(found)) for index, found in parts.items()]
+
+
+def _join(outputs: Sequence[RequestOutput]) -> RequestOutput:
+    return replace(
+        outputs[-1],
+        token_ids=tuple(token for output in outputs for token in output.token_ids),
+        text="".join(output.text for output in outputs),
+    )
 
 
 async def until_disconnect(receive: Receive) -> None:

@@ -38,17 +38,23 @@ def _serving(*words: object) -> Iterator[tuple[subprocess.Popen[str], dict[str, 
                 process.kill()
 
 
+def _token_ids(line: str) -> list[int]:
+    found: list[int] = json.loads(line.removeprefix("data: "))["choices"][0]["token_ids"]
+    return found
+
+
 def test_sigterm_lets_a_stream_finish_and_ends_with_code_0(tiny_dir: Path) -> None:
     words = ("--model", tiny_dir, "--plan", "sp=2,tp=2,shift", "--paced", "4xh200")
     with _serving(*words, "--dtype", "bfloat16") as (process, ready):
         body = {"model": "tiny", "prompt": "x", "max_tokens": 300, "stream": True}
+        body["return_token_ids"] = True
         with httpx.stream("POST", ready["url"] + "/v1/completions", json=body) as reply:
             lines = reply.iter_lines()
-            next(lines)
+            first = next(lines)
             process.send_signal(signal.SIGTERM)
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
-        assert len(rest) == 300
+        assert sum(len(_token_ids(line)) for line in [first, *rest[:-1]]) == 300
         assert process.wait(timeout=30) == 0
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import structlog
 from typer.testing import CliRunner
 
-from api.cli.common import domain_errors, print_json
+from api.cli.common import domain_errors, print_json, send_logs_to_stderr
 from api.cli.main import COMMANDS, create_app
 from engine.errors import PlanError
 
@@ -55,3 +58,22 @@ def test_an_error_of_ours_is_not_dressed_up_as_a_mistake_of_the_user() -> None:
 def test_json_answers_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"text": "a\nb"})
     assert capsys.readouterr().out == '{"text": "a\\nb"}\n'
+
+
+def test_structured_logs_go_to_stderr_even_after_a_redirection(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = structlog.get_config()
+    try:
+        send_logs_to_stderr()
+        with contextlib.redirect_stderr(io.StringIO()) as redirected:
+            logger = structlog.get_logger("test").bind(a=1)
+            logger.info("inside")
+        redirected.close()
+        logger.info("outside")
+    finally:
+        structlog.configure(**before)
+    captured = capsys.readouterr()
+    assert "outside" in captured.err
+    assert "inside" not in captured.err
+    assert captured.out == ""

@@ -1,0 +1,55 @@
+"""Outputs on their way from the engine's thread to a client."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from engine.request import FinishReason, Request, SamplingParams
+from engine.server.streams import ChoiceOutput, LoopBridge, OutputStream
+from tests.engine.server.conftest import simulated_engine
+
+SAMPLING = SamplingParams(max_tokens=20, ignore_eos=True)
+
+
+def _request(number: int) -> Request:
+    return Request(
+        request_id=f"r{number}", prompt_ids=(5, 6), sampling=SAMPLING, arrival_s=time.monotonic()
+    )
+
+
+def test_outputs_that_piled_up_are_merged_per_choice_and_none_is_lost(tiny_dir: Path) -> None:
+    async def read_late() -> list[ChoiceOutput]:
+        seen = []
+        stream = OutputStream(
+            engine, LoopBridge(), [_request(0), _request(1)], lambda _, output: seen.append(output)
+        )
+        stream.open()
+        while sum(output.is_finished for output in seen) < 2:
+            await asyncio.sleep(0.001)
+        items = [item async for item in stream.outputs()]
+        assert sum(len(output.token_ids) for output in seen) == 40
+        return items
+
+    with simulated_engine(tiny_dir, step_s=0.0005) as engine:
+        items = asyncio.run(read_late())
+    assert [item.index for item in items] == [0, 1]
+    assert all(len(item.output.token_ids) == 20 for item in items)
+    assert all(item.output.finish_reason is FinishReason.LENGTH for item in items)
+
+
+def test_a_bridge_wakes_a_second_loop_after_the_first_has_closed() -> None:
+    bridge = LoopBridge()
+    seen: list[int] = []
+
+    async def post(number: int) -> None:
+        bridge.bind()
+        await asyncio.to_thread(bridge.post, lambda: seen.append(number))
+        while number not in seen:
+            await asyncio.sleep(0)
+
+    asyncio.run(post(1))
+    bridge.post(lambda: seen.append(2))  # nobody listens
+    asyncio.run(post(3))
+    assert seen == [1, 2, 3]

@@ -18,6 +18,8 @@ from engine.errors import EngineError, PolicyError, QueueFullError, RequestError
 KNOB_PREFIX = "/v1/engine"
 RETRY_AFTER_S = "1"
 CLIENT_CLOSED_REQUEST = 499
+# A long list of wrong items has one fault per item and allowed form.
+MAX_FAULTS = 5
 
 
 class ApiError(Exception):
@@ -153,7 +155,7 @@ def _render_invalid(error: RequestValidationError, request: Request) -> JSONResp
             pointer="/" + "/".join(str(part) for part in fault["loc"] if part != "body"),
             detail=str(fault["msg"]),
         )
-        for fault in error.errors()
+        for fault in error.errors()[:MAX_FAULTS]
     ]
     message = "; ".join(f"{f.pointer.lstrip('/') or 'body'}: {f.detail}" for f in faults)
     is_knob = request.url.path.startswith(KNOB_PREFIX)

@@ -127,6 +127,11 @@ def test_a_bad_value_is_a_400_that_names_it(
         assert error["param"] == param
 
 
+def test_a_long_wrong_prompt_gets_a_short_answer(server: Server) -> None:
+    error = _refusal(server.complete(prompt=[1, "a"] * 5000))
+    assert len(error["message"]) < 1000
+
+
 def test_a_body_that_is_no_json_is_a_400(server: Server) -> None:
     headers = {"content-type": "application/json"}
     reply = server.http.post("/v1/completions", content=b"{", headers=headers)

@@ -88,7 +88,7 @@ class OperatingPoint:
 
     def headroom(self, sla: Sla) -> float:
         """The smallest margin of all constraints of ``sla``."""
-        return min(self.margin(c) for c in sla.constraints)
+        return min(self.margin(c) for c in sla.per_run)
 
     def probability(self, sla: Sla) -> float:
         """P(SLA met), a lower bound: the product over constraints.
@@ -96,7 +96,7 @@ class OperatingPoint:
         Errors of one model's latencies move together, and for such (associated) errors the
         joint chance is at least the product.
         """
-        estimates = [(c, self.metrics.get(c.key)) for c in sla.constraints]
+        estimates = [(c, self.metrics.get(c.key)) for c in sla.per_run]
         return math.prod(0.0 if e is None else e.probability(c) for c, e in estimates)
 
     @property
@@ -107,9 +107,9 @@ class OperatingPoint:
     def latency_score(self, sla: Sla) -> float:
         """How slow the point is: mean log of each latency over its bound (lower is faster).
 
-        Without a latency in the SLA: the mean log of all latencies that are known.
+        Where the SLA bounds no latency of a run: the mean log of all latencies that are known.
         """
-        bounds = {c.key: c.bound for c in sla.constraints if c.metric.is_latency}
+        bounds = {c.key: c.bound for c in sla.per_run if c.metric.is_latency}
         if not bounds:
             bounds = {key: 1.0 for key in self.metrics if key.endswith("_ms")}
         known = [(self.metrics[k].value, b) for k, b in bounds.items() if k in self.metrics]

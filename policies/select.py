@@ -114,7 +114,7 @@ def select(points: Sequence[OperatingPoint], sla: Sla) -> Selection:
     eligible = [p for p in points if id(p) not in out]
     if not eligible:
         return Selection(reason=Reason.ONLY_LOW_THRESHOLDS, rejected=tuple(excluded))
-    feasible = [p for p in eligible if all(p.is_met(c) for c in sla.constraints)]
+    feasible = [p for p in eligible if all(p.is_met(c) for c in sla.per_run)]
     if not feasible:
         return _infeasible(eligible, sla, excluded)
     best = min(feasible, key=lambda p: (p.cost_devices, -_rounded_chance(p, sla), _speed(p, sla)))
@@ -188,10 +188,10 @@ def _reason(best: OperatingPoint, feasible: Sequence[OperatingPoint], sla: Sla) 
 
 
 def _rejection(point: OperatingPoint, best: OperatingPoint, sla: Sla) -> Rejected:
-    unseen = [c for c in sla.constraints if point.actual(c) is None]
+    unseen = [c for c in sla.per_run if point.actual(c) is None]
     if unseen:
         why, detail = Rejection.NOT_OBSERVED, ", ".join(c.key for c in unseen)
-    elif missed := [c for c in sla.constraints if not point.is_met(c)]:
+    elif missed := [c for c in sla.per_run if not point.is_met(c)]:
         why = Rejection.VIOLATES_SLA
         detail = ", ".join(f"{c} but {point.actual(c):.4g}" for c in missed)
     elif point.cost_devices > best.cost_devices:
@@ -213,14 +213,14 @@ def _infeasible(
     return Selection(
         reason=Reason.SLA_INFEASIBLE,
         closest=closest,
-        binding=min(sla.constraints, key=closest.margin),
-        relaxations=tuple(_relaxation(c, points, sla) for c in sla.constraints),
+        binding=min(sla.per_run, key=closest.margin),
+        relaxations=tuple(_relaxation(c, points, sla) for c in sla.per_run),
         rejected=(*excluded, *(_rejection(p, closest, sla) for p in points)),
     )
 
 
 def _relaxation(constraint: Constraint, points: Sequence[OperatingPoint], sla: Sla) -> Relaxation:
-    others = [c for c in sla.constraints if c is not constraint]
+    others = [c for c in sla.per_run if c is not constraint]
     passing = [
         (actual, p)
         for p in points

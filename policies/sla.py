@@ -72,6 +72,18 @@ class Sla:
         return tuple(c for c in self.constraints if c.is_per_request)
 
     @property
+    def per_run(self) -> tuple[Constraint, ...]:
+        """The constraints a whole run is held to.
+
+        That is all but bounds on every request where the SLA says what share must pass.
+        """
+        if self.attainment_bound is None:
+            return self.constraints
+        return tuple(
+            c for c in self.constraints if not (c.metric.is_latency and c.percentile is None)
+        )
+
+    @property
     def attainment_bound(self) -> float | None:
         """The share of requests that must meet theirs, where the SLA names one."""
         return next((c.bound for c in self.constraints if c.metric is Metric.ATTAINMENT), None)

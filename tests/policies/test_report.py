@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+
+import pytest
 
 from engine.measurement import METRIC_IDS
-from policies.report import flat_metrics, measurement_json, sla_json
+from policies.report import finite, flat_metrics, measurement_json, sla_json
 from policies.sla import Sla, judge
 from tests.policies.runs import failed, run, timing
 
@@ -53,6 +56,13 @@ def test_flat_metrics_use_the_words_of_the_sla_and_leave_out_what_is_missing() -
     assert flat["p95_ttft_ms"] == flat["mean_ttft_ms"]
     assert flat["attainment"] == 1.0
     assert not any(key.endswith("_tpot_ms") for key in flat)
+
+
+def test_a_percentile_among_failed_requests_is_infinite_and_not_the_survivors() -> None:
+    broken = run([timing()] * 5 + [failed()] * 5)
+    assert flat_metrics(broken)["p95_ttft_ms"] == pytest.approx(100)
+    assert flat_metrics(broken, SLA)["p95_ttft_ms"] == math.inf
+    assert finite(math.inf) is finite(math.nan) is finite(None) is None
 
 
 def test_an_sla_report_says_what_failed_in_valid_json() -> None:

@@ -135,6 +135,12 @@ def test_an_infeasible_sla_names_the_binding_constraint_and_each_price() -> None
     assert by_key["p95_tpot_ms"].price is None
 
 
+def test_bounds_on_every_request_bind_through_attainment() -> None:
+    selection = select([point(attainment=0.95)], Sla.parse("ttft:50,tpot:5,attainment>=0.9"))
+    assert selection.best is not None
+    assert select([point()], Sla.parse("ttft:50")).rejected[0].why is Rejection.NOT_OBSERVED
+
+
 def test_a_number_that_was_not_observed_never_passes() -> None:
     unseen = replace(point(devices=1), metrics={"p95_ttft_ms": Estimate.exact(1.0)})
     selection = select([unseen, point()], SLA)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, TextIO, cast
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -39,22 +38,6 @@ def log(message: str) -> None:
     typer.echo(message, err=True)
 
 
-def send_logs_to_stderr() -> None:
-    """Structured logs leave stdout to the answer (structlog's own default is stdout)."""
-    import structlog
-
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _CurrentStderr())),
-    )
-
-
 def progress_console() -> Console:
     """A rich console on stderr, for progress bars and tables that are not the answer."""
     return Console(stderr=True)
@@ -69,16 +52,6 @@ def domain_errors() -> Iterator[None]:
         if isinstance(error, _domain_error_types()):
             fail(str(error))
         raise
-
-
-class _CurrentStderr:
-    """Whatever ``sys.stderr`` is now: a logger outlives a redirection (tests, progress bars)."""
-
-    def write(self, text: str) -> int:
-        return sys.stderr.write(text)
-
-    def flush(self) -> None:
-        sys.stderr.flush()
 
 
 def _domain_error_types() -> tuple[type[Exception], ...]:

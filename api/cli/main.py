@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from api.cli.common import domain_errors, send_logs_to_stderr
+from api.cli.common import domain_errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,9 @@ def _register(parent: typer.Typer, name: str, ref: CommandRef) -> None:
 
 def _run(ref: CommandRef, ctx: typer.Context) -> None:
     """Import the command and run it with the stub's arguments."""
-    send_logs_to_stderr()
+    from api.logs import configure_logs
+
+    configure_logs("info")
     function = getattr(import_module(f"api.cli.{ref.module}"), ref.function)
     command = typer.Typer(add_completion=False)
     command.command(help=ref.help if not function.__doc__ else None)(function)

@@ -12,8 +12,9 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-from api.cli.common import domain_errors, print_json, send_logs_to_stderr
+from api.cli.common import domain_errors, print_json
 from api.cli.main import COMMANDS, create_app
+from api.logs import configure_logs
 from engine.errors import PlanError
 
 ROOT = Path(__file__).parents[3]
@@ -65,7 +66,7 @@ def test_structured_logs_go_to_stderr_even_after_a_redirection(
 ) -> None:
     before = structlog.get_config()
     try:
-        send_logs_to_stderr()
+        configure_logs("info")
         with contextlib.redirect_stderr(io.StringIO()) as redirected:
             logger = structlog.get_logger("test").bind(a=1)
             logger.info("inside")

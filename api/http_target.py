@@ -121,9 +121,14 @@ class HttpTarget:
     def __init__(self, url: str, model: str, *, api_key: str | None = None) -> None:
         self._url = f"{base_url(url)}/completions"
         self._model = model
-        self._api_key = api_key
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._client: httpx.AsyncClient | None = None
+        # Made before the first request: loading certificates takes tens of milliseconds. How long
+        # to wait for an answer is the driver's decision; it cancels.
+        self._client = httpx.AsyncClient(
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            limits=httpx.Limits(max_connections=None),
+            headers={"Content-Type": "application/json", **_headers(api_key)},
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="http-load")
         self._thread.start()
@@ -191,8 +196,7 @@ class HttpTarget:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._client is not None:
-            await self._client.aclose()
+        await self._client.aclose()
 
     async def _run(self, body: bytes, on_token: OnToken, on_done: OnDone) -> None:
         received = _Received()
@@ -209,13 +213,6 @@ class HttpTarget:
         on_done(Ending(outcome=outcome, sent_s=sent_s, error=received.error))
 
     async def _stream(self, body: bytes, received: _Received) -> None:
-        if self._client is None:
-            # How long to wait is the driver's decision; it cancels.
-            self._client = httpx.AsyncClient(
-                timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-                limits=httpx.Limits(max_connections=None),
-                headers={"Content-Type": "application/json", **_headers(self._api_key)},
-            )
         async with self._client.stream("POST", self._url, content=body) as answer:
             if answer.status_code != httpx.codes.OK:
                 text = (await answer.aread()).decode(errors="replace")

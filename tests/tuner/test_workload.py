@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -236,3 +238,13 @@ def test_length_cuts_account_for_every_token(max_input: int, max_output: int) ->
     assert cut.input_tokens.max() <= max_input
     assert plain.input_tokens.sum() - cut.input_tokens.sum() == by_kind[CutKind.MAX_INPUT].tokens
     assert plain.output_tokens.sum() - cut.output_tokens.sum() == by_kind[CutKind.MAX_OUTPUT].tokens
+
+
+def test_synthetic_workloads_need_neither_pandas_nor_torch() -> None:
+    code = (
+        "import sys; from tuner.workload import parse_workload; "
+        "parse_workload('azure-like:seconds=60', seed=0); "
+        "sys.exit(','.join(m for m in ('pandas', 'torch', 'sklearn') if m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

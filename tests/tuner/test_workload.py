@@ -244,7 +244,7 @@ def test_synthetic_workloads_need_neither_pandas_nor_torch() -> None:
     code = (
         "import sys; from tuner.workload import parse_workload; "
         "parse_workload('azure-like:seconds=60', seed=0); "
-        "sys.exit(','.join(m for m in ('pandas', 'torch', 'sklearn') if m in sys.modules))"
+        "sys.exit(','.join(m for m in ('pandas', 'torch', 'sklearn') if m in sys.modules) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

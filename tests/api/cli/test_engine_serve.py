@@ -94,3 +94,18 @@ def test_unknown_hardware_and_an_unreadable_link_are_mistakes(run: Run, tiny_dir
     link = run(*base, "--link", "latency=3")
     assert link.exit_code == 2
     assert "unknown word 'latency'" in link.stderr
+
+
+def test_an_engine_serves_whatever_its_control_plane_does(tiny_dir: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        control = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        words = ("--model", tiny_dir, "--paced", "1xh200", "--dtype", "bfloat16")
+        with _serving(*words, "--control", control, "--name", "e1") as (process, ready):
+            body = {"model": "tiny", "prompt": "x", "max_tokens": 4}
+            reply = httpx.post(ready["url"] + "/v1/completions", json=body)
+            assert reply.json()["usage"]["completion_tokens"] == 4
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=30) == 0
+            assert process.stdout is not None
+            assert process.stdout.read() == ""

@@ -7,6 +7,7 @@ from typing import assert_never
 from engine.config import EngineConfig, ExecutorKind, ModelConfig, num_kv_blocks
 from engine.errors import EngineError
 from engine.executors.protocol import Clock, Executor, StepTimer
+from engine.executors.ranks import RankProcesses
 from engine.plan import ParallelPlan
 
 
@@ -17,10 +18,12 @@ def make_executor(
     *,
     timer: StepTimer | None = None,
     clock: Clock | None = None,
+    ranks: RankProcesses | None = None,
 ) -> Executor:
     """The executor ``config`` asks for, not yet started. ``auto``: in process for one rank.
 
-    ``timer`` and ``clock`` are the simulated executor's; real time by default.
+    ``timer`` and ``clock`` are the simulated executor's; real time by default. ``ranks`` lends
+    the process executor ranks that run already.
 
     Raises:
         EngineError: inline with several ranks, or simulated without a timer.
@@ -41,7 +44,7 @@ def make_executor(
         case ExecutorKind.PROCESS:
             from engine.executors.process import ProcessExecutor
 
-            return ProcessExecutor(config, model, plan)
+            return ProcessExecutor(config, model, plan, ranks=ranks)
         case ExecutorKind.SIMULATED:
             return _simulated(config, model, plan, timer, clock)
         case ExecutorKind.AUTO:

@@ -78,6 +78,7 @@ class ProcessExecutor:
         started_s = time.monotonic()
         try:
             if self._ranks is None:
+                self._owns_ranks = True
                 self._ranks = RankProcesses(
                     self._plan.replica_size, send_timeout_s=self._config.step_timeout_s
                 )
@@ -172,7 +173,7 @@ class ProcessExecutor:
             plan=asdict(self._plan),
             rank=rank,
             dtype=str(config.dtype),
-            device=f"cuda:{rank}" if is_cuda else config.device,
+            device=device_of(config.device, rank),
             block_size=config.block_size,
             num_kv_blocks=num_kv_blocks(config, self._model, self._plan),
             max_batched_tokens=config.start_envelope.max_num_batched_tokens,
@@ -243,3 +244,9 @@ class ProcessExecutor:
         if self._segment is not None:
             self._segment.abort(rank or 0)
         return RankError(message, rank=rank)
+
+
+def device_of(device: str, rank: int) -> str:
+    """The device of a rank: ``cuda`` counts up from 0, ``cuda:4`` from 4; else the same for all."""
+    kind, _, first = device.partition(":")
+    return f"cuda:{int(first or 0) + rank}" if kind == "cuda" else device

@@ -143,7 +143,7 @@ class _Rank:
         self.number = number
         ours, theirs = socket.socketpair()
         self._words_fd = os.memfd_create(f"gearshift-rank-{number}", os.MFD_CLOEXEC)
-        command = [sys.executable, "-m", module]
+        command = [sys.executable, "-P", "-m", module]
         command += ["--socket-fd", str(theirs.fileno()), "--parent", str(os.getpid())]
         try:
             self.process = subprocess.Popen(
@@ -152,7 +152,7 @@ class _Rank:
                 stdin=subprocess.DEVNULL,
                 stdout=self._words_fd,
                 stderr=self._words_fd,
-                env={**os.environ, **ONE_THREAD},
+                env=_environment(),
             )
         except OSError:
             ours.close()
@@ -186,6 +186,12 @@ class _Rank:
             self.process.kill()
             self.process.wait()
         os.close(self._words_fd)
+
+
+def _environment() -> dict[str, str]:
+    """One thread per rank, and modules from where this process has them, not from the cwd."""
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    return {**os.environ, **ONE_THREAD, "PYTHONPATH": path}
 
 
 def _signal_name(number: int) -> str:

@@ -23,7 +23,7 @@ Bytes = npt.NDArray[np.uint8]
 
 YIELD_S = 300e-6
 SLEEP_S = 50e-6
-SPIN_SHARE = 20  # one poll from Python takes about as long as this many from C++
+SPIN_SHARE = 4  # one poll from Python takes about as long as this many from C++
 MESSAGE_HEADER_BYTES = 16
 ALL_REDUCE, ALL_GATHER, ALL_TO_ALL, BARRIER = (op << 56 for op in (1, 2, 3, 4))
 

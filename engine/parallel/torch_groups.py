@@ -36,13 +36,16 @@ class TorchTransport:
         groups: Sequence[GroupSpec],
         rank: int,
         num_ranks: int,
+        device: str,
         timeout_s: float,
     ) -> None:
         host, _, port = address.removeprefix("tcp://").rpartition(":")
         timeout = timedelta(seconds=timeout_s)
         self._timeout_s = timeout_s
         self._rank = rank
-        self._device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
+        self._is_nccl = backend == "nccl"
+        if self._is_nccl:  # NCCL works on the current device
+            torch.cuda.set_device(torch.device(device))
         with _as_rank_error("torch.distributed", timeout_s):
             store = TCPStore(
                 host,
@@ -78,7 +81,7 @@ class TorchTransport:
             size=len(members),
             rank=position,
             timeout_s=self._timeout_s,
-            is_nccl=self._device.type == "cuda",
+            is_nccl=self._is_nccl,
         )
 
     def close(self) -> None:

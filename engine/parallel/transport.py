@@ -63,6 +63,7 @@ def open_transport(
                 groups=groups,
                 rank=setup.rank,
                 num_ranks=num_ranks,
+                device=setup.device,
                 timeout_s=setup.timeout_s,
             )
         case unknown:

@@ -13,7 +13,7 @@ from engine.config import EngineConfig, ExecutorKind, ModelConfig
 from engine.errors import EngineError
 from engine.executors.factory import make_executor
 from engine.executors.inline import InlineExecutor
-from engine.executors.process import ProcessExecutor
+from engine.executors.process import ProcessExecutor, device_of
 from engine.plan import ParallelPlan
 
 
@@ -47,6 +47,14 @@ def test_what_cannot_be_built_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(EngineError, match=words):
         make_executor(replace(config, executor=kind), model, ParallelPlan(tp=2))
+
+
+@pytest.mark.parametrize(
+    ("device", "devices"),
+    [("cpu", ["cpu", "cpu"]), ("cuda", ["cuda:0", "cuda:1"]), ("cuda:4", ["cuda:4", "cuda:5"])],
+)
+def test_ranks_take_devices_from_the_first_one_named(device: str, devices: list[str]) -> None:
+    assert [device_of(device, rank) for rank in range(2)] == devices
 
 
 def test_a_front_end_over_processes_needs_no_torch() -> None:

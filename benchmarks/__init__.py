@@ -1,0 +1,1 @@
+"""One script and its dated reports per question."""

@@ -60,13 +60,27 @@ class ProcessExecutor:
 
     @property
     def backend(self) -> Collectives:
-        """What carries the collectives."""
-        if self._config.collectives is not Collectives.AUTO:
-            return Collectives(self._config.collectives)
-        if self._config.device.startswith("cuda"):
-            return Collectives.NCCL
-        has_shm = find_library() is not None or can_use_python_version()
-        return Collectives.SHM if has_shm else Collectives.GLOO
+        """What carries the collectives.
+
+        Raises:
+            EngineError: the one asked for does not work on this device or processor.
+        """
+        is_cuda = self._config.device.startswith("cuda")
+        has_shm = not is_cuda and (find_library() is not None or can_use_python_version())
+        wanted = Collectives(self._config.collectives)
+        if wanted is Collectives.AUTO:
+            fallback = Collectives.NCCL if is_cuda else Collectives.GLOO
+            return Collectives.SHM if has_shm else fallback
+        if (wanted is Collectives.NCCL) is not is_cuda:
+            raise EngineError(
+                f"collectives {wanted.value!r} do not work on device {self._config.device!r}; "
+                "use 'auto'"
+            )
+        if wanted is Collectives.SHM and not has_shm:
+            raise EngineError(
+                "shared memory needs a C++ compiler on this processor; install one or use 'gloo'"
+            )
+        return wanted
 
     @property
     def pids(self) -> list[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import EngineConfig, ExecutorKind, ModelConfig
+from engine.config import Collectives, EngineConfig, ExecutorKind, ModelConfig
 from engine.errors import EngineError
 from engine.executors.factory import make_executor
 from engine.executors.inline import InlineExecutor
@@ -47,6 +47,37 @@ def test_what_cannot_be_built_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(EngineError, match=words):
         make_executor(replace(config, executor=kind), model, ParallelPlan(tp=2))
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "backend"),
+    [
+        ("cpu", Collectives.AUTO, Collectives.SHM),
+        ("cpu", Collectives.GLOO, Collectives.GLOO),
+        ("cuda", Collectives.AUTO, Collectives.NCCL),
+    ],
+)
+def test_ranks_are_joined_by_what_suits_the_device(
+    config: EngineConfig,
+    model: ModelConfig,
+    device: str,
+    wanted: Collectives,
+    backend: Collectives,
+) -> None:
+    config = replace(config, device=device, collectives=wanted)
+    assert ProcessExecutor(config, model, ParallelPlan(tp=2)).backend is backend
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted"),
+    [("cpu", Collectives.NCCL), ("cuda", Collectives.SHM), ("cuda", Collectives.GLOO)],
+)
+def test_collectives_of_another_device_are_refused(
+    config: EngineConfig, model: ModelConfig, device: str, wanted: Collectives
+) -> None:
+    config = replace(config, device=device, collectives=wanted)
+    with pytest.raises(EngineError, match=f"'{wanted.value}'.*'{device}'"):
+        _ = ProcessExecutor(config, model, ParallelPlan(tp=2)).backend
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,17 @@ def test_a_rank_that_hangs_passes_the_step_timeout(
     wait_gone(pids)
 
 
+def test_ranks_that_are_not_ready_in_time_are_named(
+    config: EngineConfig, rank_pools: RankPools
+) -> None:
+    executor = executor_of(replace(config, start_timeout_s=0.2), rank_pools)
+    pids = rank_pools.get(2).pids
+    os.kill(pids[1], signal.SIGSTOP)
+    with pytest.raises(RankError, match=r"ranks \[.*1\] were not ready in 0.2 s"):
+        executor.start()
+    wait_gone(pids)
+
+
 def test_what_a_rank_raises_comes_with_its_own_words(started: ProcessExecutor) -> None:
     step = prompt_step(4)
     step.query_lens = b"odd"

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from engine.errors import EngineError, PolicyError
 from policies.errors import PolicyInputError
 from store import ConflictError, NotFoundError, StoreError
+from tuner.errors import TunerError
 
 PROBLEM_TYPE = "application/problem+json"
 
@@ -54,7 +55,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
-    for kind in (EngineError, PolicyInputError, StoreError):
+    for kind in (EngineError, PolicyInputError, TunerError, StoreError):
         app.add_exception_handler(kind, _on_domain_error)
 
 
@@ -71,7 +72,7 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(409, "outside_envelope", str(error), needs=needs, errors=_point(error))
         case PolicyError():
             return ApiError(422, "invalid_policy", str(error), errors=_point(error))
-        case EngineError() | PolicyInputError():
+        case EngineError() | PolicyInputError() | TunerError():
             return ApiError(422, "invalid_value", str(error))
         case _:
             return ApiError(500, "internal_error", "the service failed; see its log")

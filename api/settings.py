@@ -120,8 +120,10 @@ def describe_settings() -> str:
     """One line per environment variable with its default, for ``serve --help``."""
     lines = []
     for name, field in Settings.model_fields.items():
-        default = "" if field.default_factory or field.default is None else f" [{field.default}]"
-        lines.append(f"{PREFIX}{name.upper()}{default}: {field.description}")
+        text = (field.description or "").rstrip(".")
+        if field.default_factory is None and field.default is not None:
+            text += f" (default {field.default})"
+        lines.append(f"{PREFIX}{name.upper()}: {text}.")
     return "\n\n".join(lines)
 
 

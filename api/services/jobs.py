@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from api.auth import Caller
 from api.errors import ApiError, FieldError
 from api.schemas.tuning import TuningJobCreate, TuningJobView
 from api.services.audit import record
+from api.tuning_spec import tuning_spec
 from engine.config import ModelConfig
 from engine.errors import EngineError
 from policies.errors import PolicyInputError
@@ -15,13 +17,16 @@ from policies.sla import Sla
 from store import ConflictError, UnitOfWork
 from store.base import Json, utc_now
 from store.models import JobState, TuningJob
+from tuner.errors import TunerError
+from tuner.workload import parse_workload
 
 
 def create(uow: UnitOfWork, body: TuningJobCreate, *, caller: Caller) -> TuningJob:
     """Queue a job.
 
     Raises:
-        ApiError: 422 naming the field: an SLA that does not parse, a folder that is no model.
+        ApiError: 422 naming each field: an SLA that does not parse, a folder that is no model, a
+            workload that cannot be read.
         NotFoundError: no such cost model.
     """
     _check(body)
@@ -107,14 +112,25 @@ def report(uow: UnitOfWork, job_id: str) -> Json:
 
 def _check(body: TuningJobCreate) -> None:
     """Find what would make the job fail at once, while the caller still listens."""
-    errors = []
-    try:
-        Sla.parse(body.sla)
-    except PolicyInputError as error:
-        errors.append(FieldError(pointer="/sla", detail=str(error)))
-    try:
-        ModelConfig.from_dir(Path(body.model_dir))
-    except EngineError as error:
-        errors.append(FieldError(pointer="/model_dir", detail=str(error)))
+    checks: list[tuple[str, Callable[[], object]]] = [
+        ("/sla", lambda: Sla.parse(body.sla)),
+        ("/model_dir", lambda: ModelConfig.from_dir(Path(body.model_dir))),
+        ("/workload", lambda: parse_workload(body.workload, seed=body.seed)),
+    ]
+    errors = [found for pointer, check in checks if (found := _find_error(pointer, check))]
+    if not errors and (found := _find_error("/options", lambda: _read_spec(body))):
+        errors.append(found)
     if errors:
         raise ApiError(422, "invalid_request", "the job could not run", errors=errors)
+
+
+def _read_spec(body: TuningJobCreate) -> object:
+    return tuning_spec(body.model_dump(mode="json"))
+
+
+def _find_error(pointer: str, check: Callable[[], object]) -> FieldError | None:
+    try:
+        check()
+    except (EngineError, PolicyInputError, TunerError) as error:
+        return FieldError(pointer=pointer, detail=str(error))
+    return None

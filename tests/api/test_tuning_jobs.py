@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from starlette.testclient import TestClient
@@ -40,13 +41,32 @@ def test_a_job_is_accepted_with_its_location_and_when_to_look_again(
     assert "retry-after" in found.headers
 
 
-def test_an_sla_and_a_folder_that_cannot_be_read_are_named_together(
+def test_everything_that_cannot_be_read_is_named_at_once(
     client: TestClient, job_body: Json
 ) -> None:
-    answer = _create(client, {**job_body, "sla": "p95_speed<=1", "model_dir": "/nowhere"})
+    wrong = {"sla": "p95_speed<=1", "model_dir": "/nowhere", "workload": "poisson:rate=fast"}
+    answer = _create(client, {**job_body, **wrong})
     assert answer.status_code == 422
-    assert {e["pointer"] for e in answer.json()["errors"]} == {"/sla", "/model_dir"}
+    assert {e["pointer"] for e in answer.json()["errors"]} == {"/sla", "/model_dir", "/workload"}
     assert client.get("/v1/tuning-jobs").json() == []
+
+
+def test_an_unreadable_trace_row_is_refused_with_its_line(
+    client: TestClient, job_body: Json, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,input_tokens,output_tokens\n0.0,10,5\n0.5,ten,5\n")
+    answer = _create(client, {**job_body, "workload": f"csv:{trace}"})
+    assert answer.status_code == 422
+    assert "3" in answer.json()["errors"][0]["detail"]
+
+
+def test_an_unknown_option_of_the_tuner_is_refused_by_name(
+    client: TestClient, job_body: Json
+) -> None:
+    answer = _create(client, {**job_body, "options": {"magic": 1}})
+    assert answer.status_code == 422
+    assert "magic" in answer.json()["errors"][0]["detail"]
 
 
 def test_the_same_key_and_body_give_the_first_answer_again(

@@ -1,0 +1,106 @@
+"""``gearshift serve``: the control plane with its worker of tuning jobs."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from typing import Annotated
+
+import typer
+import uvicorn
+
+from api.app import create_app
+from api.auth import ensure_first_key
+from api.cli.common import fail, print_json
+from api.jobs.supervisor import WorkerSupervisor
+from api.logs import configure_logs
+from api.settings import Settings, describe_settings
+from migrations import runner
+from store import Database
+
+# Long polls and event streams are cut after this; their clients come back by themselves.
+DRAIN_S = 3
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address, else GEARSHIFT_HOST.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port, 0 = any free one, else GEARSHIFT_PORT.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the address and a first key as one object.")
+    ] = False,
+) -> None:
+    given = {"host": host, "port": port}
+    settings = Settings(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+    configure_logs(settings.log_level)
+    first_key = _prepare_database(settings)
+    listener = _listen(settings)
+    url = f"http://{settings.host}:{listener.getsockname()[1]}"
+    config = uvicorn.Config(
+        create_app(settings),
+        log_config=None,
+        access_log=False,
+        ws="none",
+        timeout_graceful_shutdown=DRAIN_S,
+    )
+    worker = WorkerSupervisor(settings) if settings.run_worker else None
+    # uvicorn raises a caught signal again when it is done; the worker must still be ended.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    _announce(url, first_key, as_json=as_json)
+    if worker is not None:
+        worker.start()
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        if worker is not None:
+            worker.stop()
+
+
+serve.__doc__ = f"""Run the control plane: REST, the controller and a worker of tuning jobs.
+
+Settings come from the environment:
+
+{describe_settings()}
+"""
+
+
+def _prepare_database(settings: Settings) -> str | None:
+    """Bring SQLite up to date, check PostgreSQL; returns the first key when one was made.
+
+    Raises:
+        SchemaError: a PostgreSQL schema that is not the newest.
+    """
+    database = Database(settings.effective_database_url)
+    made: list[str] = []
+    try:
+        if settings.is_sqlite:
+            runner.upgrade(database.engine)
+        runner.require_current(database.engine)
+        secret = settings.admin_key.get_secret_value() if settings.admin_key else None
+        ensure_first_key(database, secret, made.append)
+    finally:
+        database.close()
+    return made[0] if made else None
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        fail(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}")
+    return listener
+
+
+def _announce(url: str, first_key: str | None, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"url": url, "admin_key": first_key})
+        return
+    if first_key is not None:
+        typer.echo(f"admin key, shown only now: {first_key}")
+    typer.echo(f"serving on {url} (API description at {url}/docs)")

@@ -1,0 +1,213 @@
+"""A small client of the service, for programs and the demo."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+Json = dict[str, Any]
+FINAL_STATES = ("succeeded", "failed", "cancelled", "infeasible")
+
+
+class ClientError(Exception):
+    """The service refused; the message is its own, ``problem`` the whole document."""
+
+    def __init__(self, status: int, problem: Json) -> None:
+        details = [f"{e['pointer']}: {e['detail']}" for e in problem.get("errors", [])]
+        message = "; ".join([str(problem.get("detail", "no detail")), *details])
+        super().__init__(f"{status} {problem.get('code', '')}: {message}")
+        self.status = status
+        self.problem = problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEvent:
+    """One event of a job's stream."""
+
+    seq: int
+    type: str
+    data: Json
+
+
+class GearshiftClient:
+    """Calls the service at ``url`` with a key. Use as a context manager, from one thread.
+
+    Every method raises :class:`ClientError` for a refusal and ``httpx.TransportError`` when the
+    service cannot be reached.
+    """
+
+    def __init__(self, url: str, api_key: str, *, timeout_s: float = 30.0) -> None:
+        self._http = httpx.Client(
+            base_url=url.rstrip("/"),
+            headers={"Authorization": f"Bearer {api_key}"},
+            timeout=timeout_s,
+        )
+
+    def __enter__(self) -> GearshiftClient:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # -- tuning --------------------------------------------------------------------------------
+
+    def create_job(self, spec: Json, *, idempotency_key: str | None = None) -> Json:
+        """Queue a tuning job (``TuningJobCreate``); returns it."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return self._object("POST", "/v1/tuning-jobs", json=spec, headers=headers)
+
+    def get_job(self, job_id: str) -> Json:
+        return self._object("GET", f"/v1/tuning-jobs/{job_id}")
+
+    def cancel_job(self, job_id: str) -> Json:
+        return self._object("POST", f"/v1/tuning-jobs/{job_id}:cancel")
+
+    def list_trials(self, job_id: str) -> list[Json]:
+        return self._all(f"/v1/tuning-jobs/{job_id}/trials")
+
+    def get_report(self, job_id: str) -> Json:
+        return self._object("GET", f"/v1/tuning-jobs/{job_id}/report")
+
+    def follow_job(self, job_id: str, *, after: int = 0) -> Iterator[JobEvent]:
+        """Every event from ``after`` on until the job is finished, over reconnects."""
+        while True:
+            try:
+                for event in self._events(job_id, after):
+                    after = event.seq
+                    yield event
+            except httpx.TransportError:
+                time.sleep(0.5)  # the service restarts; go on after the last event seen
+                continue
+            if self.get_job(job_id)["state"] in FINAL_STATES:
+                yield from self._events(job_id, after)
+                return
+
+    # -- recommendations and engines -----------------------------------------------------------
+
+    def get_recommendation(self, recommendation_id: str) -> Json:
+        return self._object("GET", f"/v1/recommendations/{recommendation_id}")
+
+    def apply_recommendation(self, recommendation_id: str, engine_id: str) -> Json:
+        """Make it the engine's next policy; returns the change set."""
+        path = f"/v1/recommendations/{recommendation_id}:apply"
+        return self._object("POST", path, json={"engine_id": engine_id})
+
+    def list_engines(self) -> list[Json]:
+        return self._all("/v1/engines")
+
+    def get_engine(self, engine_id: str) -> Json:
+        return self._object("GET", f"/v1/engines/{engine_id}")
+
+    def get_policy(self, engine_id: str) -> Json:
+        return self._object("GET", f"/v1/engines/{engine_id}/policy")
+
+    def patch_policy(self, engine_id: str, patch: Json, *, is_dry_run: bool = False) -> Json:
+        """Merge-patch the policy as it is now; returns the change set."""
+        path = f"/v1/engines/{engine_id}/policy"
+        etag = self._send("GET", path).headers["etag"]
+        headers = {"If-Match": etag, "Content-Type": "application/merge-patch+json"}
+        params = {"dry_run": str(is_dry_run).lower()}
+        return self._object(
+            "PATCH", path, content=json.dumps(patch), headers=headers, params=params
+        )
+
+    def wait_applied(self, engine_id: str, version: int, *, timeout_s: float = 60.0) -> Json:
+        """The engine once it runs ``version`` or a later one.
+
+        Raises:
+            TimeoutError: it did not within the time, or refused.
+        """
+        end_s = time.monotonic() + timeout_s
+        while time.monotonic() < end_s:
+            engine = self.get_engine(engine_id)
+            if engine["applied_version"] >= version:
+                return engine
+            time.sleep(0.2)
+        raise TimeoutError(f"engine {engine_id} does not run version {version}")
+
+    def list_policy_versions(self, engine_id: str) -> list[Json]:
+        """Versions, newest first."""
+        return self._all(f"/v1/engines/{engine_id}/policy/versions")
+
+    def list_decisions(self, engine_id: str) -> list[Json]:
+        """Decisions of the controller, newest first."""
+        return self._all("/v1/decisions", engine_id=engine_id)
+
+    def metrics(self) -> str:
+        """The service's Prometheus text."""
+        return self._send("GET", "/metrics").text
+
+    # -- sending -------------------------------------------------------------------------------
+
+    def _events(self, job_id: str, after: int) -> Iterator[JobEvent]:
+        request = self._http.build_request(
+            "GET",
+            f"/v1/tuning-jobs/{job_id}/events",
+            headers={"Last-Event-ID": str(after)},
+            timeout=httpx.Timeout(30.0, read=60.0),
+        )
+        response = self._http.send(request, stream=True)
+        try:
+            if response.is_error:
+                response.read()
+                raise _refusal(response)
+            yield from _parse_events(response.iter_lines())
+        finally:
+            response.close()
+
+    def _all(self, path: str, **params: str) -> list[Json]:
+        """Every page of a list."""
+        response = self._send("GET", path, params={"limit": 200, **params})
+        rows: list[Json] = response.json()
+        while "next" in response.links:
+            response = self._send("GET", response.links["next"]["url"])
+            rows += response.json()
+        return rows
+
+    def _object(self, method: str, path: str, **options: Any) -> Json:
+        found: Json = self._send(method, path, **options).json()
+        return found
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        response = self._http.request(method, path, **options)
+        if response.is_error:
+            raise _refusal(response)
+        return response
+
+
+def _refusal(response: httpx.Response) -> ClientError:
+    try:
+        problem = response.json()
+    except ValueError:
+        problem = {"detail": response.text[:200]}
+    return ClientError(response.status_code, problem)
+
+
+def _parse_events(lines: Iterator[str]) -> Iterator[JobEvent]:
+    """Server-sent events; comments and half an event at the end are dropped."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        if line.startswith(":"):
+            continue
+        if line:
+            name, _, value = line.partition(": ")
+            fields[name] = value
+        elif fields:
+            yield JobEvent(
+                seq=int(fields["id"]), type=fields["event"], data=json.loads(fields["data"])
+            )
+            fields = {}

@@ -1,0 +1,1 @@
+"""Tuning jobs: durable workflows in a worker process of their own."""

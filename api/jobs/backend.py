@@ -1,0 +1,93 @@
+"""What a job runner needs from a tuner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Json = dict[str, Any]
+OnEvent = Callable[[str, Json], None]
+IsCancelled = Callable[[], bool]
+
+
+class JobInputError(Exception):
+    """What the job asks for cannot be done; the message goes to the user as it is."""
+
+
+class JobStoppedError(Exception):
+    """The job was cancelled while a step waited or ran."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The tuner's answer. ``recommendation`` None: nothing met the SLA, for this ``reason``.
+
+    ``report`` is the whole document (``tune --out``).
+    """
+
+    report: Json
+    recommendation: Json | None
+    schedule: Json | None
+    sla: str
+    reason: str
+    warnings: list[str] = field(default_factory=list)
+
+
+class PreparedJob(Protocol):
+    """A job ready for its trials, in the memory of one process. Used by one thread.
+
+    Every method but ``close`` raises JobInputError for what the job's inputs are at fault for.
+    """
+
+    @property
+    def cost_model(self) -> Json | None:
+        """The step model the job works with, to be kept; preparing again from it is quick."""
+        ...
+
+    def run_trial(self, number: int, done: Sequence[Json], is_cancelled: IsCancelled) -> Json:
+        """Run trial ``number`` after ``done`` and return its record.
+
+        The same number and ``done`` give the same suggestion, in whatever process. A trial under
+        way when ``is_cancelled`` turns true may return early; its record is thrown away.
+        """
+        ...
+
+    def recommend(self, trials: Sequence[Json], is_cancelled: IsCancelled) -> Verdict:
+        """Decide from the finished trials."""
+        ...
+
+    def close(self) -> None:
+        """Free what the job holds (ranks of a live engine). Safe to call twice."""
+        ...
+
+
+class TuningBackend(Protocol):
+    """Prepares jobs; ``api.jobs.tuner_backend`` binds the tuner, tests their own."""
+
+    def devices_needed(self, spec: Json) -> int:
+        """Devices that live trials of this job use at once; 0 when all is simulated."""
+        ...
+
+    def without_devices(self, spec: Json) -> Json:
+        """The same job answered from simulation alone."""
+        ...
+
+    def fingerprint(self, spec: Json) -> str:
+        """Names the hardware whose cost model would do for this job."""
+        ...
+
+    def prepare(
+        self,
+        spec: Json,
+        *,
+        cost_model: Json | None,
+        devices: Sequence[int],
+        on_event: OnEvent,
+    ) -> PreparedJob:
+        """Read the inputs and, where no cost model is given, measure one on ``devices``.
+
+        Raises:
+            JobInputError: an input that cannot be read, named.
+        """
+        ...

@@ -1,0 +1,80 @@
+"""Devices for live trials: leased by the job, never those of a serving engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from api.jobs.backend import JobInputError, JobStoppedError
+from api.settings import Settings, num_devices
+from store import Database
+from store.base import utc_now
+
+LOOK_EVERY_S = 0.5
+# Renewed at each trial. A worker that dies leaves its lease behind; its job takes it back when it
+# resumes.
+TRIAL_LEASE = timedelta(hours=1)
+
+
+class DeviceLeases:
+    """Leases devices of this machine to jobs, from the job's first live step to its end."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database = database
+        self._settings = settings
+        self._held: dict[str, tuple[int, ...]] = {}
+
+    def find(
+        self, job_id: str, needed: int, *, is_cancelled: Callable[[], bool], may_give_up: bool
+    ) -> tuple[int, ...] | None:
+        """The devices the job holds, leased now if need be; at most the machine's.
+
+        With ``may_give_up`` None at once when too few are free, else wait for them.
+
+        Raises:
+            JobStoppedError: the job was cancelled meanwhile.
+            JobInputError: too few were free within the waiting time.
+        """
+        size = num_devices(self._settings)
+        wanted = min(needed, size)
+        if not wanted:
+            raise JobInputError("this machine has no devices (GEARSHIFT_DEVICES=0)")
+        until_s = time.monotonic() + self._settings.device_wait_s
+        while (devices := self._try(job_id, wanted, size)) is None:
+            if may_give_up:
+                return None
+            if is_cancelled():
+                raise JobStoppedError
+            if time.monotonic() >= until_s:
+                raise JobInputError(
+                    f"{wanted} of {size} devices were not free within "
+                    f"{self._settings.device_wait_s:g} s; serving engines keep theirs"
+                )
+            time.sleep(LOOK_EVERY_S)
+        self._held[job_id] = devices
+        return devices
+
+    def release(self, job_id: str) -> None:
+        """Give back what the job holds."""
+        self._held.pop(job_id, None)
+        with self._database.begin() as uow:
+            uow.devices.release(_holder(job_id))
+
+    def _try(self, job_id: str, wanted: int, size: int) -> tuple[int, ...] | None:
+        """Take the job's own devices again, else the first free ones."""
+        node, holder = self._settings.node, _holder(job_id)
+        with self._database.begin() as uow:
+            uow.devices.release(holder)
+            taken = {lease.device for lease in uow.devices.list_leases(node)}
+            own = self._held.get(job_id, ())
+            free = [device for device in range(size) if device not in taken]
+            devices = own if own and not taken & set(own) else tuple(free[:wanted])
+            is_leased = len(devices) == wanted and uow.devices.try_lease(
+                host=node, devices=devices, holder=holder, expires_at=utc_now() + TRIAL_LEASE
+            )
+        return devices if is_leased else None
+
+
+def _holder(job_id: str) -> str:
+    return f"job:{job_id}"

@@ -1,0 +1,242 @@
+"""The steps of a tuning job. Each may be run again after a crash and does nothing twice."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from enum import StrEnum
+
+import structlog
+
+from api.jobs.backend import (
+    JobInputError,
+    JobStoppedError,
+    Json,
+    OnEvent,
+    PreparedJob,
+    TuningBackend,
+    Verdict,
+)
+from api.jobs.leases import DeviceLeases
+from api.schemas.tuning import OnBusy
+from api.services.jobs import move
+from store import ConflictError, Database, UnitOfWork
+from store.models import JobState, TuningJob
+
+WORKER = "worker"
+SIMULATED_NOTE = (
+    "no device was free (held by serving engines or other jobs): every number comes from simulation"
+)
+
+
+class StepResult(StrEnum):
+    """What a step tells the workflow. The workflow keeps it, so it must stay true."""
+
+    GO_ON = "go_on"
+    STOP = "stop"
+
+
+class JobRunner:
+    """Runs the steps of jobs against the database; knows nothing of the workflow engine.
+
+    Prepared jobs are kept in memory only: after a restart a step prepares again, from the cost
+    model that the first preparation kept.
+    """
+
+    def __init__(self, database: Database, backend: TuningBackend, leases: DeviceLeases) -> None:
+        self._database = database
+        self._backend = backend
+        self._leases = leases
+        self._prepared: dict[str, PreparedJob] = {}
+        # Jobs that found no device free and are answered from simulation.
+        self._waived: set[str] = set()
+        self._log = structlog.get_logger("api.jobs")
+
+    def begin(self, job_id: str) -> StepResult:
+        """Take the job up and prepare it."""
+        with self._database.begin() as uow:
+            job = uow.jobs.find(job_id)
+            if job is None or job.state not in (JobState.QUEUED, JobState.RUNNING):
+                return StepResult.STOP
+            if job.state is JobState.QUEUED:
+                move(uow, job, JobState.RUNNING, "a worker took it up")
+        return self._guarded(job_id, lambda: self._begin(job_id))
+
+    def trial(self, job_id: str, number: int) -> StepResult:
+        """Run trial ``number`` unless it is there already; a cancelled job stops here."""
+        with self._database.read() as uow:
+            job = uow.jobs.find(job_id)
+            if job is None or job.state is not JobState.RUNNING:
+                return StepResult.STOP
+            if uow.trials.find(job_id, number) is not None:
+                return StepResult.GO_ON
+        return self._guarded(job_id, lambda: self._trial(job_id, number))
+
+    def finish(self, job_id: str) -> StepResult:
+        """Recommend, or close a cancelled job; either way the job is finished afterwards."""
+        try:
+            with self._database.begin() as uow:
+                job = uow.jobs.find(job_id)
+                if job is None or job.state.is_final:
+                    return StepResult.STOP
+                if job.state is JobState.CANCELLING:
+                    self._close_cancelled(uow, job)
+                    return StepResult.STOP
+            return self._guarded(job_id, lambda: self._finish(job_id))
+        finally:
+            self._forget(job_id)
+
+    def fail(self, job_id: str, reason: str) -> None:
+        """Close a job that cannot go on; finished trials stay."""
+        self._forget(job_id)
+        with self._database.begin() as uow:
+            job = uow.jobs.find(job_id)
+            if job is not None and not job.state.is_final:
+                move(uow, job, JobState.FAILED, reason)
+
+    def _guarded(self, job_id: str, step: Callable[[], StepResult]) -> StepResult:
+        """Turn whatever goes wrong into a failed job with a reason a person can read."""
+        try:
+            return step()
+        except JobStoppedError:
+            self._log.info("job stopped while it waited", job=job_id)
+        except JobInputError as error:
+            self.fail(job_id, str(error))
+        except Exception as error:
+            self._log.exception("job failed", job=job_id)
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            self.fail(job_id, f"internal error: {type(error).__name__}: {error} ({last.name})")
+        return StepResult.STOP
+
+    def _begin(self, job_id: str) -> StepResult:
+        self._prepare(job_id)
+        return StepResult.GO_ON
+
+    def _trial(self, job_id: str, number: int) -> StepResult:
+        prepared = self._prepare(job_id)
+        with self._database.read() as uow:
+            done = uow.trials.list_records(job_id)
+        record = prepared.run_trial(number, done, self._is_cancelled(job_id))
+        if self._is_cancelled(job_id)():
+            return StepResult.STOP  # it may have been cut short: only finished trials count
+        try:
+            with self._database.begin() as uow:
+                uow.trials.add(job_id, record)
+                line = {name: value for name, value in record.items() if name != "document"}
+                uow.jobs.append_event(job_id, "trial", line)
+        except ConflictError:
+            # Another process ran the same trial; its row came first and is the truth.
+            self._log.warning("trial was there already", job=job_id, number=number)
+        return StepResult.GO_ON
+
+    def _finish(self, job_id: str) -> StepResult:
+        prepared = self._prepare(job_id)
+        with self._database.read() as uow:
+            trials = uow.trials.list_records(job_id)
+        verdict = prepared.recommend(trials, self._is_cancelled(job_id))
+        with self._database.begin() as uow:
+            job = uow.jobs.get(job_id, for_update=True)
+            if job.state is JobState.CANCELLING:
+                self._close_cancelled(uow, job)
+            elif not job.state.is_final:
+                self._close(uow, job, verdict)
+        return StepResult.STOP
+
+    def _close(self, uow: UnitOfWork, job: TuningJob, verdict: Verdict) -> None:
+        warnings = [*verdict.warnings, *([SIMULATED_NOTE] if job.id in self._waived else [])]
+        job.report = {**verdict.report, "warnings": warnings} if warnings else verdict.report
+        row = uow.recommendations.add(
+            job_id=job.id,
+            cost_model_id=job.cost_model_id,
+            sla=verdict.sla,
+            document=verdict.recommendation or {},
+            schedule=verdict.schedule,
+            warnings=warnings,
+        )
+        is_feasible = verdict.recommendation is not None
+        state = JobState.SUCCEEDED if is_feasible else JobState.INFEASIBLE
+        move(uow, job, state, verdict.reason, recommendation_id=row.id)
+
+    def _close_cancelled(self, uow: UnitOfWork, job: TuningJob) -> None:
+        done = uow.trials.count(job.id)
+        move(uow, job, JobState.CANCELLED, f"cancelled; {done} of {job.num_trials} trials kept")
+
+    def _prepare(self, job_id: str) -> PreparedJob:
+        """The job in memory, with its devices leased and what it measured on the way kept."""
+        with self._database.read() as uow:
+            job = uow.jobs.get(job_id)
+        devices = self._devices(job)
+        if job_id in self._prepared:
+            return self._prepared[job_id]
+        cost_model = self._cost_model(job)
+        prepared = self._backend.prepare(
+            self._backend.without_devices(job.spec) if job_id in self._waived else job.spec,
+            cost_model=cost_model,
+            devices=devices,
+            on_event=self._on_event(job_id),
+        )
+        if cost_model is None and prepared.cost_model is not None:
+            self._keep_cost_model(job_id, prepared.cost_model)
+        self._prepared[job_id] = prepared
+        return prepared
+
+    def _devices(self, job: TuningJob) -> tuple[int, ...]:
+        """Lease what live trials need. A job that may do without is simulated from then on."""
+        needed = self._backend.devices_needed(job.spec)
+        if not needed or job.id in self._waived:
+            return ()
+        may_give_up = (
+            job.spec.get("on_busy") == OnBusy.SIMULATE
+            and job.id not in self._prepared
+            and self._cost_model(job, or_newest=True) is not None
+        )
+        devices = self._leases.find(
+            job.id, needed, is_cancelled=self._is_cancelled(job.id), may_give_up=may_give_up
+        )
+        if devices is None:
+            self._waived.add(job.id)
+            self._on_event(job.id)("simulating", {"message": SIMULATED_NOTE})
+            return ()
+        return devices
+
+    def _cost_model(self, job: TuningJob, *, or_newest: bool = False) -> Json | None:
+        """The job's cost model; a job without devices takes the newest of this hardware."""
+        with self._database.read() as uow:
+            if job.cost_model_id is not None:
+                return uow.cost_models.get(job.cost_model_id).document
+            if not or_newest and job.id not in self._waived:
+                return None
+            newest = uow.cost_models.find_newest(self._backend.fingerprint(job.spec))
+            return None if newest is None else newest.document
+
+    def _keep_cost_model(self, job_id: str, document: Json) -> None:
+        with self._database.begin() as uow:
+            row = uow.cost_models.add(
+                fingerprint=str(document.get("fingerprint") or "unknown"),
+                document=document,
+                created_by=WORKER,
+            )
+            uow.jobs.get(job_id, for_update=True).cost_model_id = row.id
+            uow.jobs.append_event(job_id, "cost_model", {"cost_model_id": row.id})
+
+    def _forget(self, job_id: str) -> None:
+        """Free what the job holds here."""
+        if (prepared := self._prepared.pop(job_id, None)) is not None:
+            prepared.close()
+        self._waived.discard(job_id)
+        self._leases.release(job_id)
+
+    def _is_cancelled(self, job_id: str) -> Callable[[], bool]:
+        def look() -> bool:
+            with self._database.read() as uow:
+                job = uow.jobs.find(job_id)
+                return job is None or job.state is not JobState.RUNNING
+
+        return look
+
+    def _on_event(self, job_id: str) -> OnEvent:
+        def keep(event_type: str, data: Json) -> None:
+            with self._database.begin() as uow:
+                uow.jobs.append_event(job_id, event_type, data)
+
+        return keep

@@ -1,0 +1,91 @@
+"""The worker as a child of the service: started, watched, restarted, ended with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import structlog
+
+from api.settings import Settings
+
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
+STOP_TIMEOUT_S = 5.0
+# One thread per rank: more threads than cores that spin for each other stall everything.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+COMMAND = (sys.executable, "-m", "api.jobs.worker")
+
+
+class WorkerSupervisor:
+    """Keeps one worker process alive. A worker that dies is noticed at once by its exit code."""
+
+    def __init__(self, settings: Settings, command: tuple[str, ...] = COMMAND) -> None:
+        self._settings = settings
+        self._command = command
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._thread = threading.Thread(target=self._watch, name="worker", daemon=True)
+        self._log = structlog.get_logger("api.worker")
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the running worker."""
+        with self._lock:
+            child = self._child
+        return child.pid if child is not None and child.poll() is None else None
+
+    def start(self) -> None:
+        """Start the worker and watch it."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the worker; a running trial is lost and runs again after the next start."""
+        self._stop.set()
+        with self._lock:
+            child = self._child
+        if child is not None:
+            _end(child)
+        self._thread.join()
+
+    def _watch(self) -> None:
+        pause_s = FIRST_PAUSE_S
+        while not self._stop.is_set():
+            child = self._spawn()
+            code = child.wait()
+            _end(child)  # ranks of a live trial may have outlived it
+            if self._stop.is_set():
+                return
+            self._log.error("worker ended; starting another", code=code, pause_s=pause_s)
+            self._stop.wait(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        # A session of its own, so that the ranks it starts can be ended with it.
+        with self._lock:
+            self._child = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                env={**ONE_THREAD, **os.environ, **self._settings.environment()},
+                start_new_session=True,
+            )
+            return self._child
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Close its input, then end its session: the worker first by request, then by force."""
+    if child.stdin is not None:
+        with contextlib.suppress(OSError):
+            child.stdin.close()
+    try:
+        child.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)

@@ -1,0 +1,104 @@
+"""The tuner as a backend of jobs. Only the worker imports this: the tuner brings torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from api.jobs.backend import IsCancelled, JobInputError, Json, OnEvent, Verdict
+from api.tuning_spec import tuning_spec
+from engine.errors import EngineError
+from policies.errors import PolicyInputError
+from tuner import tune
+from tuner.errors import TunerError
+from tuner.machine import this_machine
+
+VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
+# The runner tells of finished trials itself, in the transaction that keeps them.
+OWN_EVENTS = ("trial",)
+
+
+class TunerBackend:
+    """Binds :mod:`tuner.tune`."""
+
+    def devices_needed(self, spec: Json) -> int:
+        wanted = tuning_spec(spec)
+        return wanted.num_devices if wanted.is_local and wanted.is_live else 0
+
+    def without_devices(self, spec: Json) -> Json:
+        return {**spec, "options": {**spec["options"], "is_live": False}}
+
+    def fingerprint(self, spec: Json) -> str:
+        return this_machine(tuning_spec(spec).device).id
+
+    def prepare(
+        self,
+        spec: Json,
+        *,
+        cost_model: Json | None,
+        devices: Sequence[int],
+        on_event: OnEvent,
+    ) -> TunerJob:
+        """Raises JobInputError for an input that cannot be read, named."""
+
+        def relay(event: tune.TuningEvent) -> None:
+            if event.kind not in OWN_EVENTS:
+                on_event(event.kind, _plain({"message": event.message, **event.data}))
+
+        with _input_errors():
+            wanted = tuning_spec(spec)
+            if devices and wanted.device.startswith("cuda"):
+                # Ranks count visible devices from 0, and inherit this when they are started.
+                os.environ[VISIBLE_DEVICES] = ",".join(map(str, devices))
+            return TunerJob(tune.prepare(wanted, cost_model=cost_model, on_event=relay))
+
+
+class TunerJob:
+    """A prepared tuning context."""
+
+    def __init__(self, context: tune.TuningContext) -> None:
+        self._context = context
+
+    @property
+    def cost_model(self) -> Json | None:
+        model = self._context.cost_model
+        return None if model is None else _plain(model.to_json())
+
+    def run_trial(self, number: int, done: Sequence[Json], is_cancelled: IsCancelled) -> Json:
+        with _input_errors():
+            records = [tune.TrialRecord.from_json(record) for record in done]
+            trial = tune.run_trial(self._context, number, records, is_cancelled=is_cancelled)
+        return _plain(trial.to_json())
+
+    def recommend(self, trials: Sequence[Json], is_cancelled: IsCancelled) -> Verdict:
+        with _input_errors():
+            records = [tune.TrialRecord.from_json(record) for record in trials]
+            report = tune.recommend(self._context, records, is_cancelled=is_cancelled)
+        document = _plain(report.to_json())
+        return Verdict(
+            report=document,
+            recommendation=document["recommendation"],
+            schedule=document["schedule"],
+            sla=document["sla"],
+            reason=report.headline,
+            warnings=list(document["warnings"]),
+        )
+
+    def close(self) -> None:
+        self._context.close()
+
+
+@contextmanager
+def _input_errors() -> Iterator[None]:
+    try:
+        yield
+    except (EngineError, PolicyInputError, TunerError) as error:
+        raise JobInputError(str(error)) from error
+
+
+def _plain(document: Json) -> Json:
+    """The document as it reads back from JSON: no enums, no tuples."""
+    plain: Json = json.loads(json.dumps(document))
+    return plain

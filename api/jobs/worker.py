@@ -1,0 +1,70 @@
+"""The worker process: ``python -m api.jobs.worker``, settings from the environment.
+
+It ends when its standard input closes, which happens however its parent ends.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+import structlog
+from dbos import DBOS
+
+from api.jobs.backend import TuningBackend
+from api.jobs.leases import DeviceLeases
+from api.jobs.runner import JobRunner
+from api.jobs.workflow import POLL_S, QUEUE, Dispatcher, configure, define_workflow
+from api.logs import configure_logs
+from api.settings import Settings
+from migrations.runner import require_current
+from store import Database
+
+
+def run_worker(settings: Settings, backend: TuningBackend, stop: threading.Event) -> None:
+    """Run jobs until ``stop``; jobs a former worker of the same identity began go on first.
+
+    Raises:
+        SchemaError: the database has not this version's schema.
+    """
+    database = Database(settings.effective_database_url)
+    require_current(database.engine)
+    runner = JobRunner(database, backend, DeviceLeases(database, settings))
+    DBOS(config=configure(settings))
+    workflow = define_workflow(runner)
+    DBOS.launch()
+    DBOS.register_queue(
+        QUEUE, worker_concurrency=settings.job_concurrency, polling_interval_sec=POLL_S
+    )
+    dispatcher = Dispatcher(database, runner, workflow)
+    log = structlog.get_logger("api.jobs")
+    log.info("worker ready", worker=settings.worker_id)
+    while not stop.wait(POLL_S):
+        try:
+            dispatcher.look()
+        except Exception:
+            log.exception("cannot look for jobs")  # the database may be back at the next look
+    DBOS.destroy()
+    database.close()
+
+
+def main() -> None:
+    """Run with the tuner until the parent is gone."""
+    from api.jobs.tuner_backend import TunerBackend
+
+    settings = Settings()
+    configure_logs(settings.log_level)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    run_worker(settings, TunerBackend(), threading.Event())
+
+
+def _end_with_parent() -> None:
+    """Leave at once when standard input closes: what is finished is in the database."""
+    while sys.stdin.buffer.read(4096):
+        pass
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The durable workflow around the job runner's steps.
+
+DBOS keeps which steps are done in tables of its own: a SQLite file beside ours, or the schema
+``dbos`` of the same PostgreSQL database (docs/decisions/0010-durable-jobs.md). What a job found
+lives only in our tables; a step that ran but was not recorded runs again and finds its rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
+
+from api.jobs.runner import JobRunner, StepResult
+from api.settings import Settings
+from store import Database
+
+# Workflows resume only under the version they began with; raise it when the steps' order changes.
+WORKFLOW_VERSION = "tuning-1"
+QUEUE = "tuning-jobs"
+# A job whose trial kills the worker each time must end some day.
+MAX_RECOVERIES = 10
+POLL_S = 0.5
+# A workflow may end a moment before its job's row says so.
+GRACE_S = 10.0
+ENDED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
+
+# Job id and number of trials in, the last step's result out.
+Workflow = Callable[[str, int], str]
+
+
+def define_workflow(runner: JobRunner) -> Workflow:
+    """Declare the workflow and its steps to DBOS; call once per process, before launch."""
+
+    @DBOS.step(name="begin")
+    def begin(job_id: str) -> str:
+        return runner.begin(job_id)
+
+    @DBOS.step(name="trial")
+    def trial(job_id: str, number: int) -> str:
+        return runner.trial(job_id, number)
+
+    @DBOS.step(name="finish")
+    def finish(job_id: str) -> str:
+        return runner.finish(job_id)
+
+    @DBOS.workflow(name="tune", max_recovery_attempts=MAX_RECOVERIES)
+    def tune(job_id: str, num_trials: int) -> str:
+        if begin(job_id) == StepResult.STOP:
+            return finish(job_id)
+        for number in range(num_trials):
+            if trial(job_id, number) == StepResult.STOP:
+                break
+        return finish(job_id)
+
+    return tune
+
+
+def configure(settings: Settings) -> DBOSConfig:
+    """The workflow engine's configuration: JSON instead of pickle, a version of our own."""
+    return DBOSConfig(
+        name="gearshift",
+        system_database_url=settings.effective_jobs_database_url,
+        application_version=WORKFLOW_VERSION,
+        executor_id=settings.worker_id,
+        serializer=DBOSPortableJSONSerializer(),
+        console_log_level="WARNING",
+        log_level="WARNING",
+        notification_listener_polling_interval_sec=0.2,
+    )
+
+
+class Dispatcher:
+    """Hands open jobs of the database to the workflow engine; a job's id is its workflow's."""
+
+    def __init__(self, database: Database, runner: JobRunner, workflow: Workflow) -> None:
+        self._database = database
+        self._runner = runner
+        self._workflow = workflow
+        self._handed: dict[str, float] = {}
+
+    def look(self) -> None:
+        """Hand over new jobs, and close those whose workflow ended without closing them."""
+        with self._database.read() as uow:
+            open_jobs = {job.id: job.num_trials for job in uow.jobs.list_open()}
+        for job_id, num_trials in open_jobs.items():
+            if job_id not in self._handed:
+                with SetWorkflowID(job_id):
+                    DBOS.enqueue_workflow(QUEUE, self._workflow, job_id, num_trials)
+                self._handed[job_id] = time.monotonic()
+            elif time.monotonic() - self._handed[job_id] > GRACE_S:
+                self._close_if_ended(job_id)
+        for job_id in [job_id for job_id in self._handed if job_id not in open_jobs]:
+            del self._handed[job_id]
+
+    def _close_if_ended(self, job_id: str) -> None:
+        status = DBOS.get_workflow_status(job_id)
+        if status is not None and status.status in ENDED:
+            self._runner.fail(job_id, f"the job's workflow ended as {status.status}")

@@ -1,0 +1,137 @@
+"""``gearshift serve`` and ``gearshift db`` as real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from api.settings import Settings
+from tests.api.live import wait_until
+from tests.postgres import PostgresCluster
+
+ROOT = Path(__file__).parents[3]
+Json = dict[str, Any]
+
+
+def _environment(tmp_path: Path, **changes: str) -> dict[str, str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("GEARSHIFT_")}
+    return {**clean, "GEARSHIFT_DATA_DIR": str(tmp_path), "GEARSHIFT_PORT": "0", **changes}
+
+
+def _gearshift(tmp_path: Path, *words: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "api.cli.main", *words],
+        env={**_environment(tmp_path, **changes), "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@contextmanager
+def _serving(tmp_path: Path, **changes: str) -> Iterator[tuple[subprocess.Popen[str], Json]]:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "api.cli.main", "serve", "--json"],
+        env=_environment(tmp_path, **changes),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert child.stdout is not None
+        announced = json.loads(child.stdout.readline())
+        wait_until(lambda: _is_up(announced["url"]))
+        yield child, announced
+    finally:
+        child.terminate()
+        assert child.wait(30) == 0
+        assert child.stdout is not None
+        child.stdout.close()
+
+
+def _is_up(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz").is_success
+    except httpx.TransportError:
+        return False
+
+
+def test_a_first_key_is_made_and_printed_once_and_works(tmp_path: Path) -> None:
+    quiet = {"GEARSHIFT_RUN_WORKER": "false"}
+    with _serving(tmp_path, **quiet) as (_, announced):
+        headers = {"Authorization": f"Bearer {announced['admin_key']}"}
+        assert httpx.get(f"{announced['url']}/v1/api-keys", headers=headers).status_code == 200
+    with _serving(tmp_path, **quiet) as (_, again):
+        assert again["admin_key"] is None
+        assert httpx.get(f"{again['url']}/v1/api-keys", headers=headers).status_code == 200
+
+
+def test_the_worker_is_a_child_that_ends_with_its_parent_even_when_that_is_killed(
+    tmp_path: Path,
+) -> None:
+    with _serving(tmp_path) as (parent, _):
+        wait_until(lambda: _children(parent.pid))
+        (worker,) = _children(parent.pid)
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait()
+        parent.returncode = 0  # the kill is the point of this test
+        wait_until(lambda: not Path(f"/proc/{worker}").exists() or _is_zombie(worker))
+
+
+def test_every_setting_is_listed_by_help(tmp_path: Path) -> None:
+    shown = _gearshift(tmp_path, "serve", "--help", COLUMNS="200").stdout
+    for name in Settings.model_fields:
+        assert f"GEARSHIFT_{name.upper()}" in shown
+
+
+def test_db_check_refuses_an_empty_database_until_it_is_upgraded(tmp_path: Path) -> None:
+    before = _gearshift(tmp_path, "db", "check")
+    assert before.returncode == 2
+    assert "gearshift db upgrade" in before.stderr
+    assert _gearshift(tmp_path, "db", "upgrade").returncode == 0
+    after = _gearshift(tmp_path, "db", "check", "--json")
+    assert (after.returncode, json.loads(after.stdout)["is_current"]) == (0, True)
+
+
+def test_serve_refuses_a_stale_postgresql_schema_with_the_command_that_mends_it(
+    tmp_path: Path, postgres_cluster: PostgresCluster
+) -> None:
+    url = postgres_cluster.create_database()
+    done = _gearshift(tmp_path, "serve", GEARSHIFT_DATABASE_URL=url)
+    assert done.returncode == 2
+    assert "gearshift db upgrade" in done.stderr
+    assert "Traceback" not in done.stderr
+    postgres_cluster.drop_database(url)
+
+
+@pytest.mark.parametrize("url", ["mysql://h/d", "nonsense"])
+def test_a_database_url_that_cannot_serve_is_one_line(tmp_path: Path, url: str) -> None:
+    done = _gearshift(tmp_path, "serve", GEARSHIFT_DATABASE_URL=url)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def _children(pid: int) -> list[int]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children")
+    # The watcher thread starts the worker, so it is listed under that thread.
+    found = [path.read_text().split() for path in listed.parent.parent.glob("*/children")]
+    return [int(child) for children in found for child in children]
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True

@@ -90,12 +90,16 @@ def _decode(queries: Tensor, cache: LayerCache, batch: DecodeBatch) -> Tensor:
     keys = keys.view(-1, batch.context_len, head_dim)
     values = values.view(-1, batch.context_len, head_dim)
     if _has_wide_scores(queries):
-        scores = torch.bmm(grouped, keys.transpose(1, 2)).mul_(head_dim**-0.5)
-        if batch.mask is not None:
-            scores.add_(batch.mask)
+        scale, columns = head_dim**-0.5, keys.transpose(1, 2)
+        if batch.mask is None:
+            scores = torch.bmm(grouped, columns).mul_(scale)
+        else:
+            scores = torch.baddbmm(batch.mask, grouped, columns, alpha=scale)
         return torch.bmm(torch.softmax(scores, dim=-1), values).view_as(queries)
-    mask = None if batch.mask is None else batch.mask.expand(-1, grouped.shape[1], -1)
-    return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).view_as(queries)
+    mask = None if batch.mask is None else batch.mask.expand(-1, grouped.shape[1], -1)[None]
+    return F.scaled_dot_product_attention(
+        grouped[None], keys[None], values[None], attn_mask=mask
+    ).view_as(queries)
 
 
 def _has_wide_scores(queries: Tensor) -> bool:
@@ -110,19 +114,20 @@ def _prefill(
 ) -> Tensor:
     """One sequence's new tokens ``[stop - start, q_heads, hd]``, causal."""
     rows = slice(chunk.start, chunk.stop)
-    new = queries[rows].transpose(0, 1).unsqueeze(0)
+    new = queries[rows].transpose(0, 1)
     if chunk.cache_rows is None:
-        context_keys, context_values = keys[rows].transpose(0, 1), values[rows].transpose(0, 1)
-    else:
-        num_kv, head_dim = cache.keys.shape[2:]
-        gathered = cache.gather(chunk.cache_rows)
-        context_keys, context_values = (x.view(num_kv, -1, head_dim) for x in gathered)
-    attended = F.scaled_dot_product_attention(
-        new,
-        context_keys.unsqueeze(0),
-        context_values.unsqueeze(0),
-        attn_mask=chunk.mask,
-        is_causal=chunk.mask is None,
-        enable_gqa=True,
-    )
-    return attended.squeeze(0).transpose(0, 1)
+        attended = F.scaled_dot_product_attention(
+            new[None],
+            keys[rows].transpose(0, 1)[None],
+            values[rows].transpose(0, 1)[None],
+            is_causal=True,
+            enable_gqa=True,
+        )
+        return attended.squeeze(0).transpose(0, 1)
+    num_kv, head_dim = cache.keys.shape[2:]
+    context = [x.view(num_kv, 1, -1, head_dim) for x in cache.gather(chunk.cache_rows)]
+    grouped = new.view(num_kv, -1, *new.shape[1:])
+    # The fused kernels that take a mask know no shared KV heads; views of stride 0 do instead.
+    keys, values = (x.expand(-1, grouped.shape[1], -1, -1) for x in context)
+    attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=chunk.mask)
+    return attended.flatten(0, 1).transpose(0, 1)

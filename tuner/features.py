@@ -116,6 +116,28 @@ class WorkCounter:
         return tuple(len(layers) for layers in stage_layers(self.model.num_layers, self.plan.pp))
 
     @cached_property
+    def alike(self) -> tuple[int, ...]:
+        """For each stage the first stage that does equal work: inner stages often do."""
+        last = self.plan.pp - 1
+        kinds = [(n, p == 0, p == last) for p, n in enumerate(self.layers_of_stage)]
+        return tuple(kinds.index(kind) for kind in kinds)
+
+    @cached_property
+    def _num_bytes(self) -> int:
+        return self.dtype.num_bytes
+
+    @cached_property
+    def attention_width(self) -> int:
+        """Query heads times head size on a rank."""
+        return self.model.q_size // self.plan.stage_size
+
+    @cached_property
+    def kv_width(self) -> int:
+        """Bytes of keys and values per token and layer on a rank."""
+        heads = self.model.kv_heads_per_rank(self.plan)
+        return 2 * heads * self.model.head_dim * self._num_bytes
+
+    @cached_property
     def _shapes(self) -> dict[Mode, LayerShapes]:
         return {
             Mode.BASE: layer_shapes(self.model, self.plan.tp),
@@ -136,10 +158,9 @@ class WorkCounter:
 
     def stage(self, shape: StepShape, stage: int) -> StageWork:
         """Work of one rank of pipeline stage ``stage``."""
-        model, plan = self.model, self.plan
+        plan = self.plan
         is_last = stage == plan.pp - 1
         layers = self.layers_of_stage[stage]
-        kv_width = 2 * model.kv_heads_per_rank(plan) * model.head_dim * self.dtype.num_bytes
         return StageWork(
             layers=layers,
             rows=self.rows(shape),
@@ -152,9 +173,9 @@ class WorkCounter:
             decode_pairs=shape.decode_context_tokens,
             num_prefills=shape.num_seqs - shape.num_decode_tokens,
             kv_bytes=float(layers)
-            * kv_width
+            * self.kv_width
             * (shape.prefill_context_tokens + shape.decode_context_tokens),
-            attention_width=model.q_size // plan.stage_size,
+            attention_width=self.attention_width,
             collectives=(
                 *self._layer_collectives(shape, layers),
                 *self._edge_collectives(shape, stage),
@@ -163,7 +184,7 @@ class WorkCounter:
 
     def _layer_collectives(self, shape: StepShape, layers: int) -> list[Collective]:
         """All-reduces and all-to-alls of the layers of one stage."""
-        model, plan, size = self.model, self.plan, self.dtype.num_bytes
+        model, plan, size = self.model, self.plan, self._num_bytes
         rows = self.rows(shape)
         group = plan.stage_size if shape.mode is Mode.SHIFT else plan.tp
         found = []
@@ -193,7 +214,7 @@ class WorkCounter:
 
     def _edge_collectives(self, shape: StepShape, stage: int) -> list[Collective]:
         """The embedding's reduction, the hand-over between stages, and the tail."""
-        model, plan, size = self.model, self.plan, self.dtype.num_bytes
+        model, plan, size = self.model, self.plan, self._num_bytes
         row_bytes = model.hidden_size * size
         rows, found = self.rows(shape), []
         group = plan.stage_size if shape.mode is Mode.SHIFT else plan.tp
@@ -233,7 +254,7 @@ class WorkCounter:
             Collective(
                 kind=CollectiveKind.ALL_GATHER,
                 ranks=plan.stage_size,
-                num_bytes=sampled * self.head.n * self.dtype.num_bytes,
+                num_bytes=sampled * self.head.n * self._num_bytes,
             )
         )
         return found

@@ -45,6 +45,14 @@ TERM_NAMES = tuple(f.name for f in fields(StepTerms) if f.name != "link_s")
 OPERATOR_TERMS = tuple(name for name in TERM_NAMES if name.endswith("_s"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class AttentionSeconds:
+    """One layer's attention, by kind of row."""
+
+    prefill_s: float
+    decode_s: float
+
+
 class TermCounter:
     """Terms of the steps of one model under one plan, with ``active_ranks`` ranks at work."""
 
@@ -78,8 +86,9 @@ class TermCounter:
         self._head_curve = table.gemm_curve(head, active_ranks)
 
     @property
-    def num_stages(self) -> int:
-        return self._plan.pp
+    def alike(self) -> tuple[int, ...]:
+        """For each stage the first one that does equal work."""
+        return self._work.alike
 
     def step(self, shape: StepShape) -> StepTerms:
         """Terms of a step that passes all stages one after the other."""
@@ -92,16 +101,13 @@ class TermCounter:
         """Terms of one pipeline stage."""
         work = self._work.stage(shape, stage)
         layers = work.layers
+        attention = self.attention(shape)
         is_first = stage == 0
         return StepTerms(
             gemm_s=layers * sum(curve.at(work.rows) for curve in self._layer_curves[shape.mode]),
             head_s=self._head_curve.at(work.sampled) if work.sampled else 0.0,
-            prefill_attention_s=layers
-            * self._prefill.seconds(work.num_prefills, work.prefill_pairs, work.attention_width),
-            decode_attention_s=layers
-            * self._decode.seconds(
-                shape.num_decode_tokens, work.decode_pairs, work.attention_width
-            ),
+            prefill_attention_s=layers * attention.prefill_s,
+            decode_attention_s=layers * attention.decode_s,
             elementwise_s=layers * self._elementwise_s(work),
             communication_s=sum(self._law(c).seconds(c) for c in work.collectives),
             layers=layers,
@@ -111,6 +117,21 @@ class TermCounter:
             steps=float(is_first),
             link_s=sum(self._link_s(c) for c in work.collectives) if self._link else 0.0,
         )
+
+    def attention(self, shape: StepShape) -> AttentionSeconds:
+        """Attention of one layer: the only terms that change while a batch only decodes."""
+        width = self._work.attention_width
+        num_prefills = shape.num_seqs - shape.num_decode_tokens
+        return AttentionSeconds(
+            prefill_s=self._prefill.seconds(num_prefills, shape.prefill_attention_pairs, width),
+            decode_s=self._decode.seconds(
+                shape.num_decode_tokens, shape.decode_context_tokens, width
+            ),
+        )
+
+    @property
+    def layers_of_stage(self) -> tuple[int, ...]:
+        return self._work.layers_of_stage
 
     def _elementwise_s(self, work: StageWork) -> float:
         law = self._elementwise

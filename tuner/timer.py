@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from engine.config import DType, LinkEmulation, ModelConfig
 from engine.executors.protocol import StepTimer
-from engine.plan import ParallelPlan
+from engine.plan import Mode, ParallelPlan
 from engine.steps import StepShape
 from tuner.operators import OperatorTable
 from tuner.residual import Residual, residual_row
 from tuner.terms import TERM_NAMES, StepTerms, TermCounter
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StagePart:
+    """A stage's time without attention, and its declared link delay."""
+
+    roofline_s: float
+    link_s: float
 
 
 class StepModelTimer:
@@ -38,6 +47,9 @@ class StepModelTimer:
             link=link,
         )
         self._coefficients = tuple(coefficients[name] for name in TERM_NAMES)
+        self._prefill = coefficients["prefill_attention_s"]
+        self._decode = coefficients["decode_attention_s"]
+        self._seen: dict[tuple[Mode, int, int, int], tuple[_StagePart, ...]] = {}
         self._factor = factor
         self._residual = residual
         self._host = host
@@ -45,13 +57,35 @@ class StepModelTimer:
         self._num_layers = model.num_layers
 
     def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:
-        stages = [self._terms.stage(shape, stage) for stage in range(self._plan.pp)]
-        rooflines = [self._roofline_s(terms) for terms in stages]
+        key = (shape.mode, shape.num_tokens, shape.num_seqs, shape.num_sampled)
+        fixed = self._seen.get(key)
+        if fixed is None:
+            fixed = self._seen[key] = self._without_attention(shape)
+        attention = self._terms.attention(shape)
+        per_layer = self._prefill * attention.prefill_s + self._decode * attention.decode_s
+        rooflines = [
+            part.roofline_s + layers * per_layer
+            for part, layers in zip(fixed, self._terms.layers_of_stage, strict=True)
+        ]
         factor = self._factor * self._residual_factor(shape, sum(rooflines))
         return tuple(
-            factor * roofline + terms.link_s
-            for roofline, terms in zip(rooflines, stages, strict=True)
+            factor * roofline + part.link_s for roofline, part in zip(rooflines, fixed, strict=True)
         )
+
+    def _without_attention(self, shape: StepShape) -> tuple[_StagePart, ...]:
+        """What depends on sizes and mode only; asked anew for every new size."""
+        alike = self._terms.alike
+        terms = {stage: self._terms.stage(shape, stage) for stage in dict.fromkeys(alike)}
+        parts = {
+            stage: _StagePart(
+                roofline_s=self._roofline_s(
+                    replace(term, prefill_attention_s=0.0, decode_attention_s=0.0)
+                ),
+                link_s=term.link_s,
+            )
+            for stage, term in terms.items()
+        }
+        return tuple(parts[stage] for stage in alike)
 
     def host_seconds(self, shape: StepShape) -> float:
         return self._host(shape)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.config import DType, ModelConfig
-from engine.plan import ParallelPlan, check_plan
+from engine.plan import Mode, ParallelPlan, check_plan
 from engine.steps import StepShape
 from tuner.errors import TunerError
 from tuner.features import Collective, CollectiveKind, GemmShape, StageWork, WorkCounter
@@ -44,15 +44,28 @@ class RooflineTimer:
 
     def __init__(self, device: DeviceSpec, model: ModelConfig, plan: ParallelPlan, dtype: DType):
         self._device = device
-        self._dtype = dtype
+        self._num_bytes = dtype.num_bytes
         self._hidden = model.hidden_size
         self._counter = WorkCounter(model, plan.replica, dtype)
-        self._num_stages = plan.pp
         self._compute = device.flops_per_s(dtype)
         self._memory = device.achievable_bytes_per_s
+        self._seen: dict[tuple[Mode, int, int], tuple[float, ...]] = {}
+        peak = self._compute / device.efficiency.gemm * device.efficiency.attention
+        self._s_per_pair = 4.0 * self._counter.attention_width / peak
+        self._s_per_context_token = self._counter.kv_width / self._memory
 
     def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:
-        return tuple(self.breakdown(shape, stage).total_s for stage in range(self._num_stages))
+        key = (shape.mode, shape.num_tokens, shape.num_sampled)
+        without_attention = self._seen.get(key)
+        if without_attention is None:
+            without_attention = self._seen[key] = self._without_attention(shape)
+        attention_s = self._attention_s(shape)
+        return tuple(
+            seconds + layers * attention_s
+            for seconds, layers in zip(
+                without_attention, self._counter.layers_of_stage, strict=True
+            )
+        )
 
     def host_seconds(self, shape: StepShape) -> float:
         return self._device.host_per_step_s + self._device.host_per_seq_s * shape.num_seqs
@@ -60,23 +73,30 @@ class RooflineTimer:
     def breakdown(self, shape: StepShape, stage: int) -> StageSeconds:
         """The parts of one stage's time."""
         work = self._counter.stage(shape, stage)
-        attention_peak = self._device.flops_per_s(self._dtype) / self._device.efficiency.gemm
-        attention_s = max(
-            work.attention_flops / (attention_peak * self._device.efficiency.attention),
-            work.kv_bytes / self._memory,
-        )
         kernels = self._device.kernels_per_layer * work.layers
         return StageSeconds(
             gemm_s=work.layers * sum(self._gemm_s(g, work.rows) for g in work.layer.all),
-            attention_s=attention_s,
+            attention_s=work.layers * self._attention_s(shape),
             elementwise_s=self._elementwise_s(work),
             head_s=self._gemm_s(work.head, work.sampled) if work.head else 0.0,
             launch_s=kernels * self._device.kernel_launch_s,
             communication_s=sum(self._collective_s(c) for c in work.collectives),
         )
 
+    def _without_attention(self, shape: StepShape) -> tuple[float, ...]:
+        """What depends on tokens and mode only; asked anew for every new size."""
+        alike = self._counter.alike
+        parts = {stage: self.breakdown(shape, stage) for stage in dict.fromkeys(alike)}
+        return tuple(parts[stage].total_s - parts[stage].attention_s for stage in alike)
+
+    def _attention_s(self, shape: StepShape) -> float:
+        """One layer's attention: two products per pair and channel, or the cache's way in."""
+        pairs = shape.prefill_attention_pairs + shape.decode_context_tokens
+        context = shape.prefill_context_tokens + shape.decode_context_tokens
+        return max(pairs * self._s_per_pair, context * self._s_per_context_token)
+
     def _gemm_s(self, gemm: GemmShape, rows: int) -> float:
-        size = self._dtype.num_bytes
+        size = self._num_bytes
         traffic = (gemm.n * gemm.k + rows * (gemm.n + gemm.k)) * size
         return max(2.0 * rows * gemm.n * gemm.k / self._compute, traffic / self._memory)
 
@@ -84,7 +104,7 @@ class RooflineTimer:
         """Norms, residuals, rotary angles and the gate: about 10 passes over the hidden rows
         and 3 over the FFN's."""
         ffn = work.layer.down.k
-        per_row = (10 * self._hidden + 3 * ffn) * self._dtype.num_bytes
+        per_row = (10 * self._hidden + 3 * ffn) * self._num_bytes
         return work.layers * work.rows * per_row / self._memory
 
     def _collective_s(self, collective: Collective) -> float:

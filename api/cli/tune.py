@@ -1,0 +1,175 @@
+"""``gearshift tune``: search the plan, threshold and caps that meet an SLA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from api.cli.common import log, print_json, progress_console
+from api.cli.engine_options import DeviceOption, JsonOption, ModelOption, check_device
+
+if TYPE_CHECKING:
+    from tuner.context import TuningEvent
+    from tuner.tuning_spec import TuningSpec
+
+SHOWN_TRIALS = 30
+
+
+def tune(
+    model: ModelOption,
+    workload: Annotated[
+        str, typer.Option(help="Workload SPEC, as in azure:PATH,seconds=120,max_input=2048.")
+    ],
+    sla: Annotated[str, typer.Option(help="SLA, as in p95_ttft_ms<=500,p95_tpot_ms<=50.")],
+    devices: Annotated[int, typer.Option(min=1, help="Most devices (ranks) a plan may use.")] = 2,
+    trials: Annotated[int, typer.Option(min=1, help="Trials, the baseline included.")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the report is written as JSON.")
+    ] = None,
+    hardware: Annotated[
+        str, typer.Option(help="'local', or described hardware to simulate, as in 8xh200.")
+    ] = "local",
+    cost_model: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|ID", help="Cost model; without one this machine is profiled."),
+    ] = None,
+    live: Annotated[bool, typer.Option(help="Run trials on the live engine.")] = True,
+    probe_requests: Annotated[int, typer.Option(min=1, help="Requests of a live trial.")] = 64,
+    probe_paced: Annotated[
+        bool, typer.Option(help="Run the winner on the real engine, paced as described hardware.")
+    ] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, ...; by default the checkpoint's.")
+    ] = None,
+    device: DeviceOption = "cpu",
+    link: Annotated[
+        str | None, typer.Option(help="Emulated link, as in latency_us=20,gbps=100.")
+    ] = None,
+    timeout_s: Annotated[float, typer.Option(help="A request is timed out after this.")] = 120.0,
+    kv_cache_mib: Annotated[int, typer.Option(min=1, help="KV cache per rank (CPU).")] = 256,
+    profile_seconds: Annotated[
+        float, typer.Option(min=1, help="About how long to profile without a cost model.")
+    ] = 20.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Search plan, shift threshold and caps together, and recommend the cheapest that will do.
+
+    Every feasible plan is simulated; promising ones run on the live engine; the winner is
+    measured again with a fresh seed.
+    """
+    import json
+
+    from tuner.tune import TuningSpec, tune
+
+    spec = TuningSpec(
+        model_dir=str(model),
+        num_devices=devices,
+        workload=workload,
+        sla=sla,
+        trials=trials,
+        seed=seed,
+        hardware=hardware,
+        dtype=dtype,
+        device=check_device(device),
+        link=link,
+        is_live=live,
+        probe_requests=probe_requests,
+        probe_paced=probe_paced,
+        timeout_s=timeout_s,
+        kv_cache_mib=kv_cache_mib,
+        profile_seconds=profile_seconds,
+    )
+    with _Progress(trials) as show:
+        report = tune(spec, cost_model=_cost_model(spec, cost_model), on_event=show)
+    document = report.to_json()
+    if out is not None:
+        out.write_text(json.dumps(document, indent=1, allow_nan=False))
+    if as_json:
+        print_json(document)
+    else:
+        _print(document, out)
+
+
+def _cost_model(spec: TuningSpec, source: str | None) -> dict[str, Any] | None:
+    if source is None or not spec.is_local:
+        return None
+    from engine.config import ModelConfig
+    from tuner.cost_model_files import load_cost_model
+
+    return load_cost_model(source, ModelConfig.from_dir(spec.model_path)).to_json()
+
+
+class _Progress:
+    """A bar over the trials on stderr, and a line for everything else."""
+
+    def __init__(self, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=progress_console(), transient=True)
+        self._task = self._bar.add_task("tune", total=total)
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, event: TuningEvent) -> None:
+        if event.kind == "trial":
+            self._bar.update(self._task, advance=1)
+        self._bar.console.print(f"{event.kind}: {event.message}", highlight=False)
+
+
+def _print(document: dict[str, Any], out: Path | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("trial", "settings", "fidelity", "p95 TTFT", "p95 TPOT", "verdict")
+    table.title = f"SLA {document['sla']}"
+    for trial in document["trials"][:SHOWN_TRIALS]:
+        metrics = trial["metrics"]
+        table.add_row(
+            str(trial["number"]),
+            _settings(trial),
+            trial["fidelity"],
+            _text(metrics, "p95_ttft_ms"),
+            _text(metrics, "p95_tpot_ms"),
+            trial["reason"],
+        )
+    console.print(table)
+    found = document["recommendation"]
+    if found is None:
+        infeasible = document["infeasible"]
+        console.print(f"nothing meets the SLA ({infeasible['reason']}): {infeasible['binding']}")
+        for relaxation in infeasible["relaxations"]:
+            if relaxation["bound"] is not None:
+                console.print(
+                    f"  {relaxation['constraint']} would have to be {relaxation['bound']:.4g}"
+                )
+    else:
+        console.print(f"recommended ({found['fidelity']}, {found['reason']}): {found['plan']}")
+        console.print(found["explanation"])
+    for warning in document["warnings"]:
+        log(f"warning: {warning}")
+    if out is not None:
+        console.print(f"report: {out}")
+
+
+def _settings(trial: dict[str, Any]) -> str:
+    threshold = f"={trial['threshold_tokens']}" if trial["plan"].endswith("shift") else ""
+    caps = trial["caps"]
+    return (
+        f"{trial['plan']}{threshold} seqs={caps['max_num_seqs']} "
+        f"tokens={caps['max_num_batched_tokens']}"
+    )
+
+
+def _text(metrics: dict[str, Any], key: str) -> str:
+    parts = metrics.get(key)
+    return "-" if parts is None or parts["value"] is None else f"{parts['value']:.4g}"

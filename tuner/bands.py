@@ -1,0 +1,111 @@
+"""The schedule: hot settings with the most SLA headroom per load band, found by simulation."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+from engine.config import Caps
+from policies.points import OperatingPoint
+from policies.schedule import HotSettings, LoadBand, Schedule
+from policies.select import low_threshold_warning
+from policies.sla import Sla
+from tuner.arrivals import Workload
+from tuner.design import advised_threshold
+from tuner.predict import Simulator
+from tuner.slices import at_rate, head
+from tuner.space import Settings, Space
+
+RATE_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+BAND_REQUESTS = 80
+# Other settings than the recommended ones must be worth the change.
+MIN_GAIN = 0.02
+
+
+def build_schedule(
+    simulator: Simulator, space: Space, best: Settings, workload: Workload, sla: Sla
+) -> Schedule:
+    """Bands of the recommended plan around the workload's own rate, lowest first."""
+    sample = head(workload, BAND_REQUESTS)
+    choices = _choices(simulator, space, best)
+    found: list[tuple[float, Settings, float]] = []
+    for factor in RATE_FACTORS:
+        scaled = at_rate(sample, factor)
+        points = {s: simulator.quick_point(s, scaled) for s in choices}
+        settings = _most_headroom(points, best, sla)
+        rate = _rate_rps(simulator, settings, scaled)
+        if rate > (found[-1][0] if found else 0.0):
+            found.append((rate, settings, points[settings].headroom(sla)))
+    return Schedule(plan=best.plan, bands=_merged(found, workload))
+
+
+def _choices(simulator: Simulator, space: Space, best: Settings) -> list[Settings]:
+    """Caps one notch around the recommended ones; thresholds advised and above the decodes."""
+    seqs = _around(space.num_seqs, best.caps.max_num_seqs)
+    tokens = _around(space.batched_tokens, best.caps.max_num_batched_tokens)
+    choices = [best]
+    for max_num_seqs in seqs:
+        for max_tokens in tokens:
+            caps = Caps(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_tokens)
+            thresholds = [best.threshold_tokens]
+            if best.plan.shift:
+                advised = max(1, advised_threshold(simulator.timer(best.plan), max_num_seqs))
+                thresholds += [advised, max(advised, max_num_seqs)]
+            choices += [
+                Settings(plan=best.plan, threshold_tokens=t, caps=caps)
+                for t in dict.fromkeys(thresholds)
+            ]
+    return list(dict.fromkeys(choices))
+
+
+def _around(grid: tuple[int, ...], value: int) -> list[int]:
+    """The grid's values next to ``value``, and itself."""
+    below = [v for v in grid if v < value][-1:]
+    above = [v for v in grid if v > value][:1]
+    return [*below, value, *above]
+
+
+def _most_headroom(points: dict[Settings, OperatingPoint], best: Settings, sla: Sla) -> Settings:
+    every = list(points.values())
+    allowed = {
+        settings: point.headroom(sla)
+        for settings, point in points.items()
+        if settings == best or low_threshold_warning(point, every) is None
+    }
+    top = max(allowed, key=lambda settings: allowed[settings])
+    return top if allowed[top] > allowed[best] + MIN_GAIN else best
+
+
+def _rate_rps(simulator: Simulator, settings: Settings, workload: Workload) -> float:
+    """Requests per second of the load; for a closed loop what it reaches."""
+    if workload.closed is None:
+        return workload.rate_rps or 1.0
+    measurement = simulator.run(settings, workload)
+    return len(measurement.completed) / measurement.window_s if measurement.window_s else 0.0
+
+
+def _merged(found: list[tuple[float, Settings, float]], workload: Workload) -> tuple[LoadBand, ...]:
+    """Neighbouring rates with the same settings become one band; borders lie between rates."""
+    groups: list[list[tuple[float, Settings, float]]] = []
+    for entry in found:
+        if groups and groups[-1][-1][1] == entry[1]:
+            groups[-1].append(entry)
+        else:
+            groups.append([entry])
+    borders = [math.sqrt(below[-1][0] * above[0][0]) for below, above in pairwise(groups)]
+    lows, highs = [0.0, *borders], [*borders, math.inf]
+    return tuple(
+        LoadBand(
+            rate_rps_low=low,
+            rate_rps_high=high,
+            mean_input_tokens=float(workload.input_tokens.mean()),
+            mean_output_tokens=float(workload.output_tokens.mean()),
+            settings=HotSettings(
+                threshold_tokens=group[0][1].threshold_tokens,
+                caps=group[0][1].caps,
+                mode=group[0][1].mode,
+            ),
+            headroom=min(headroom for _, _, headroom in group),
+        )
+        for low, high, group in zip(lows, highs, groups, strict=True)
+    )

@@ -1,0 +1,261 @@
+"""The answer of a tuning job: which settings, how sure, why, and what stands in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from engine.errors import EngineError
+from engine.measurement import Fidelity
+from engine.plan import shift_warning
+from policies.points import OperatingPoint
+from policies.report import measurement_json
+from policies.select import Selection, select
+from tuner.bands import build_schedule
+from tuner.context import TuningContext
+from tuner.live import LiveEngine
+from tuner.predict import measured_estimates
+from tuner.report import (
+    Confirmation,
+    Recommendation,
+    TuningReport,
+    infeasible_json,
+    point_json,
+    settings_of,
+)
+from tuner.slices import head
+from tuner.space import Settings
+from tuner.trials import TrialRecord, operating_point
+from tuner.workload import parse_workload
+
+MAX_CONFIRMATIONS = 3
+FRESH_SEED_OFFSET = 7919
+PREDICTED_REQUESTS = 4000
+MAX_WITH_INTERVAL = 10
+
+
+@dataclass(kw_only=True)
+class _Pool:
+    """Operating points to choose from, at most one per settings: the most trustworthy."""
+
+    points: dict[Settings, OperatingPoint]
+
+    def put(self, settings: Settings, point: OperatingPoint) -> None:
+        """Keep the higher fidelity; between equals the later one."""
+        order = list(Fidelity)
+        old = self.points.get(settings)
+        if old is None or order.index(point.fidelity) >= order.index(old.fidelity):
+            self.points[settings] = point
+
+    def demote(self, settings: Settings, point: OperatingPoint | None) -> None:
+        """Let what was measured again decide; without a measurement it is out."""
+        del self.points[settings]
+        if point is not None:
+            self.points[settings] = point
+
+
+def recommend(
+    context: TuningContext,
+    trials: Sequence[TrialRecord],
+    *,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> TuningReport:
+    """Choose among all trials and all simulated points; measure the winner again.
+
+    A winner that can run here is measured on the whole workload with a fresh seed; one that then
+    misses the SLA is demoted and the next one is measured.
+    """
+    pool = _pool(context, trials)
+    confirmations: list[Confirmation] = []
+    while True:
+        selection = select(list(pool.points.values()), context.sla)
+        best = selection.best
+        if best is None or not context.can_run(best.plan) or is_cancelled():
+            return _report(context, trials, selection, confirmations)
+        if len(confirmations) == MAX_CONFIRMATIONS:
+            context.warnings.append(
+                f"{MAX_CONFIRMATIONS} winners missed the SLA when measured again; the one "
+                f"recommended has not been ({best.fidelity})"
+            )
+            return _report(context, trials, selection, confirmations)
+        settings = settings_of(best)
+        again = _confirm(context, settings, len(confirmations), is_cancelled)
+        confirmations.append(again)
+        if again.is_met and again.point is not None:
+            # What it was chosen for stays; what it is now known to do replaces the numbers.
+            chance = again.point.probability(context.sla)
+            selection = replace(selection, best=again.point, probability=chance)
+            return _report(context, trials, selection, confirmations)
+        pool.demote(settings, again.point)
+        context.emit("demoted", f"{settings}: {again.reason}")
+
+
+def _pool(context: TuningContext, trials: Sequence[TrialRecord]) -> _Pool:
+    pool = _Pool(points=dict(context.design))
+    for trial in trials:
+        if (point := trial.point) is not None:
+            pool.put(trial.settings, point)
+    # Exact simulated numbers would look surer than measured ones: the best get intervals.
+    ranked = sorted(
+        (s for s, p in pool.points.items() if p.fidelity is Fidelity.SIMULATED),
+        key=lambda s: -pool.points[s].headroom(context.sla),
+    )
+    for settings in ranked[:MAX_WITH_INTERVAL]:
+        pool.points[settings] = context.simulator.point(settings, context.trial_workload)
+    return pool
+
+
+def _confirm(
+    context: TuningContext, settings: Settings, nth: int, is_cancelled: Callable[[], bool]
+) -> Confirmation:
+    """Measure ``settings`` on the whole workload with another seed."""
+    seed = context.spec.seed + FRESH_SEED_OFFSET + nth
+    workload = parse_workload(context.spec.workload, seed=seed)
+    context.emit("measuring", f"{settings}: {len(workload)} requests with a fresh seed")
+    try:
+        measurement = context.live.measure(
+            settings,
+            workload,
+            seed=seed,
+            timeout_s=context.spec.timeout_s,
+            fidelity=Fidelity.MEASURED,
+            should_stop=is_cancelled,
+        )
+    except EngineError as error:
+        context.close()
+        return Confirmation(settings=settings, seed=seed, point=None, reason=str(error))
+    estimates = measured_estimates(measurement, context.sla, seed=seed)
+    point = operating_point(settings, Fidelity.MEASURED, estimates)
+    missed = [c for c in context.sla.constraints if not point.is_met(c)]
+    return Confirmation(
+        settings=settings,
+        seed=seed,
+        point=point,
+        is_met=not missed,
+        reason="; ".join(f"{c} but {point.actual(c)}" for c in missed) or "meets the SLA again",
+        document=measurement_json(measurement, context.sla),
+    )
+
+
+def _report(
+    context: TuningContext,
+    trials: Sequence[TrialRecord],
+    selection: Selection,
+    confirmations: list[Confirmation],
+) -> TuningReport:
+    warnings = list(context.warnings)
+    recommendation = None
+    if (best := selection.best) is not None:
+        settings = settings_of(best)
+        document = next((c.document for c in confirmations if c.point is best), None)
+        recommendation = _recommendation(context, selection, best, document)
+        caps = settings.caps
+        warning = shift_warning(settings.plan, settings.threshold_tokens, caps.max_num_seqs)
+        warnings += [warning] if warning else []
+        if not context.can_run(best.plan):
+            warnings.append("the recommended plan was simulated, not run: measure it before use")
+    report = TuningReport(
+        recommendation=recommendation,
+        trials=tuple(trials),
+        pruned=context.space.pruned,
+        confirmations=tuple(confirmations),
+        alternatives={
+            name: point_json(point, context.sla)
+            for name, point in (("fastest", selection.fastest), ("balanced", selection.balanced))
+            if point is not None
+        },
+        simulated=tuple(point_json(p, context.sla) for p in context.design.values()),
+        infeasible=infeasible_json(selection, context.sla) if selection.best is None else None,
+        workload=context.workload.describe(),
+        spec=context.spec,
+        cost_model=_cost_model_json(context),
+        warnings=tuple(warnings),
+    )
+    context.emit("done", report.headline)
+    return report
+
+
+def _recommendation(
+    context: TuningContext,
+    selection: Selection,
+    best: OperatingPoint,
+    measured: dict[str, Any] | None,
+) -> Recommendation:
+    settings = settings_of(best)
+    workload = head(context.workload, PREDICTED_REQUESTS)
+    predicted = context.simulator.point(settings, workload)
+    simulated = context.simulator.run(settings, workload)
+    schedule = build_schedule(
+        context.simulator, context.space, settings, context.workload, context.sla
+    )
+    paced = _paced_document(context, settings) if context.spec.probe_paced else None
+    return Recommendation(
+        settings=settings,
+        fidelity=best.fidelity,
+        predicted=measurement_json(simulated, context.sla)["metrics"],
+        predicted_point=predicted,
+        measured=measured,
+        point=best,
+        paced=paced,
+        reason=selection.reason,
+        explanation=_explain(context, selection, best),
+        probability=selection.probability,
+        schedule=schedule,
+    )
+
+
+def _explain(context: TuningContext, selection: Selection, best: OperatingPoint) -> str:
+    parts = [f"{best.plan} uses {best.cost_devices} of {context.spec.num_devices} devices"]
+    for constraint in context.sla.constraints:
+        estimate = best.metrics.get(constraint.key)
+        if estimate is not None:
+            parts.append(
+                f"{constraint.key} {estimate.value:.4g} "
+                f"({estimate.low:.4g}..{estimate.high:.4g}, {best.fidelity}) "
+                f"against {constraint.op}{constraint.bound:g}"
+            )
+    if selection.rejected:
+        cheaper = [r for r in selection.rejected if r.point.cost_devices < best.cost_devices]
+        rejected = (cheaper or list(selection.rejected))[0]
+        parts.append(f"{settings_of(rejected.point)} was not chosen: {rejected.detail}")
+    return "; ".join(parts)
+
+
+def _paced_document(context: TuningContext, settings: Settings) -> dict[str, Any] | None:
+    """The winner once more on the real engine, its steps paced by the wall clock.
+
+    Still ``simulated``: the front end, the scheduler and the load are real, the step times not.
+    """
+    if context.hardware is None:
+        return None
+    workload = head(context.workload, context.spec.probe_requests)
+    context.emit("paced", f"{settings}: {len(workload)} requests in real time")
+    with LiveEngine(context.config, timer_factory=context.simulator.timer) as live:
+        measurement = live.measure(
+            settings,
+            workload,
+            seed=context.spec.seed,
+            timeout_s=context.spec.timeout_s,
+            fidelity=Fidelity.SIMULATED,
+        )
+    return measurement_json(measurement, context.sla)
+
+
+def _cost_model_json(context: TuningContext) -> dict[str, Any]:
+    model = context.cost_model
+    if model is None:
+        assert context.hardware is not None, "a local job has a cost model"
+        device = context.hardware.device
+        return {
+            "kind": "roofline",
+            "hardware": str(context.hardware),
+            "calibration": device.calibration,
+            "source": device.source,
+        }
+    return {
+        "kind": "step-model",
+        "id": model.id,
+        "machine": str(model.machine),
+        "error": asdict(model.error),
+    }

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import CheckpointError, EngineError, PlanError
-from engine.plan import DEFAULT_SHIFT_THRESHOLD, ParallelPlan, stage_layers
+from engine.plan import (
+    DEFAULT_SHIFT_THRESHOLD,
+    ParallelPlan,
+    padded_vocab_size,
+    stage_layers,
+)
 
 SUPPORTED_MODEL_TYPES = ("llama", "qwen2", "qwen3")
 
@@ -84,6 +89,7 @@ class ModelConfig:
                 f"{where}: model_type {model_type!r} is not supported; "
                 f"supported are {', '.join(SUPPORTED_MODEL_TYPES)}"
             )
+        _refuse_unknown_math(raw, where)
         try:
             num_heads = int(raw["num_attention_heads"])
             hidden = int(raw["hidden_size"])
@@ -146,10 +152,22 @@ class ModelConfig:
         return 2 * layers * self.kv_heads_per_rank(plan) * self.head_dim * dtype.num_bytes
 
     def weight_bytes_per_rank(self, plan: ParallelPlan, dtype: DType) -> int:
-        """Bytes of the matrices on the fullest rank (base shards; Shift adds none)."""
+        """Bytes of the matrices on the fullest rank: base shards; Shift adds none.
+
+        KV heads are repeated where tp exceeds them. Both modes share the head, cut over sp*tp;
+        a tied one is the embedding, cut over tp.
+        """
         layers = max(len(r) for r in stage_layers(self.num_layers, plan.pp))
-        sharded = layers * self.layer_params + self.embedding_params
-        return sharded * dtype.num_bytes // plan.tp
+        q_and_o = 2 * self.hidden_size * self.q_size // plan.tp
+        kv_heads = max(1, self.num_kv_heads // plan.tp)
+        kv = 2 * self.hidden_size * kv_heads * self.head_dim
+        ffn = 3 * self.hidden_size * self.ffn_size // plan.tp
+        vocab = padded_vocab_size(self.vocab_size, plan.stage_size) * self.hidden_size
+        ends = [vocab // plan.tp]
+        if not self.tie_embeddings:
+            head = vocab // plan.stage_size
+            ends = [ends[0] + head] if plan.pp == 1 else [ends[0], head]
+        return (layers * (q_and_o + kv + ffn) + max(ends)) * dtype.num_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,6 +340,15 @@ def _read_rope(raw: dict[str, Any], where: str) -> tuple[float, RopeScaling | No
         high_freq_factor=float(parameters["high_freq_factor"]),
         original_max_positions=int(parameters["original_max_position_embeddings"]),
     )
+
+
+def _refuse_unknown_math(raw: dict[str, Any], where: str) -> None:
+    """Refuse what would load and then answer wrongly."""
+    activation = raw.get("hidden_act", "silu")
+    if activation != "silu":
+        raise CheckpointError(f"{where}: hidden_act {activation!r} is not supported (silu)")
+    if raw.get("use_sliding_window"):
+        raise CheckpointError(f"{where}: sliding-window attention is not supported")
 
 
 def _read_dtype(raw: dict[str, Any]) -> DType:

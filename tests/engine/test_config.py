@@ -69,6 +69,8 @@ def test_newer_files_keep_rope_under_one_key() -> None:
         ({"model_type": "mixtral"}, "model_type 'mixtral' is not supported"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope type 'yarn' is not supported"),
         ({"hidden_size": None}, "hidden_size"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+        ({"use_sliding_window": True}, "sliding-window attention is not supported"),
     ],
 )
 def test_an_unsupported_config_is_refused_with_its_value(

@@ -1,0 +1,69 @@
+"""What the demo plays: two engines, each with its workload, its SLA and a change of load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+# Where the Azure code trace stays busy for more than a minute.
+BUSY_S = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """One engine's story. ``guess`` is the plan an operator might start with.
+
+    ``job`` are the fields of the tuning job beside model, workload and SLA; ``rush`` is the
+    workload after the load has changed.
+    """
+
+    title: str
+    preset: str
+    guess: str
+    workload: str
+    rush: str
+    sla: str
+    vocab_size: int
+    job: dict[str, Any]
+    engine_options: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def live_scene(trace: str | None) -> Scene:
+    """Two real ranks on this machine's cores, at sizes that two cores can serve."""
+    sizes = "input_scale=0.02,max_input=256,max_output=32"
+    return Scene(
+        title="Two real ranks on this machine",
+        preset="small",
+        guess="sp=2",
+        workload=_spec(trace, f"seconds=30,requests=80,{sizes}"),
+        rush=_spec(trace, f"seconds=60,scale=3,requests=180,{sizes}"),
+        sla="p95_ttft_ms<=1500,p95_tpot_ms<=60,attainment>=0.9",
+        vocab_size=4096,
+        job={"num_devices": 2, "trials": 4, "hardware": "local"},
+        options={"probe_requests": 24, "profile_seconds": 12.0, "timeout_s": 60.0},
+    )
+
+
+def paced_scene(trace: str | None) -> Scene:
+    """Eight H200 that are not here: real scheduler, server and control, steps paced by a model."""
+    sizes = "max_input=8000,max_output=200"
+    return Scene(
+        title="Eight H200, paced by the wall clock (uncalibrated roofline, no GPU here)",
+        preset="llama-3.1-70b",
+        guess="tp=8",
+        workload=_spec(trace, f"seconds=40,requests=130,{sizes}"),
+        rush=_spec(trace, f"seconds=80,scale=2,requests=260,{sizes}"),
+        sla="p95_ttft_ms<=1500,p95_tpot_ms<=80,attainment>=0.9",
+        vocab_size=128_000,
+        job={"num_devices": 8, "trials": 10, "hardware": "8xh200", "dtype": "bfloat16"},
+        engine_options=(
+            *("--paced", "8xh200", "--dtype", "bfloat16"),
+            *("--max-num-batched-tokens", "8192"),
+        ),
+    )
+
+
+def _spec(trace: str | None, options: str) -> str:
+    """A busy stretch of the trace where it is given, else arrivals of its published statistics."""
+    return f"azure:{trace},start={BUSY_S},{options}" if trace else f"azure-like:{options}"

@@ -1,0 +1,245 @@
+"""How one scene is played against a running control plane."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.table import Table
+
+from api.client import GearshiftClient, JobEvent
+from api.demo.processes import Children, DemoError
+from api.demo.scenes import Scene
+from api.http_target import HttpTarget, get_served_model
+from policies.attainment import SlaReport, judge
+from policies.sla import Sla
+from tuner.load import run_load
+from tuner.workload import parse_workload
+
+SHOWN = ("p95_ttft_ms", "p95_tpot_ms", "throughput_tokens_per_s", "attainment")
+REGISTER_S = 30.0
+SETTLE_S = 6.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Act:
+    """SLA attainment under one load, before or after the recommendation."""
+
+    name: str
+    settings: str
+    report: SlaReport
+
+
+class Story:
+    """Plays scenes: an engine joins, a job tunes it, the answer is applied, the load changes."""
+
+    def __init__(
+        self,
+        console: Console,
+        client: GearshiftClient,
+        children: Children,
+        *,
+        control_url: str,
+        control_key: str,
+        folder: Path,
+    ) -> None:
+        self._console = console
+        self._client = client
+        self._children = children
+        self._control = ("--control", control_url, "--control-key", control_key)
+        self._folder = folder
+
+    def play(self, scene: Scene, *, seed: int) -> str:
+        """One whole scene; returns the engine's address (it is still running)."""
+        self._console.rule(f"[bold]{scene.title}")
+        model_dir = self._folder / scene.preset
+        self._children.run(
+            "model", "create", str(model_dir), "--preset", scene.preset, "--seed", str(seed)
+        )
+        engine_id, url = self._start_engine(scene, model_dir)
+        self._console.print(f"engine {engine_id} at {url}, an operator's guess: {scene.guess}")
+        acts = [self._load(scene, scene.workload, url, engine_id, "before", seed)]
+        recommendation = self._tune(scene, model_dir, seed)
+        if recommendation is None:
+            return url
+        self._apply(recommendation, engine_id)
+        acts.append(self._load(scene, scene.workload, url, engine_id, "after", seed))
+        acts.append(self._rush(scene, url, engine_id, seed))
+        self._print_acts(acts, scene)
+        return url
+
+    # -- the engine ----------------------------------------------------------------------------
+
+    def _start_engine(self, scene: Scene, model_dir: Path) -> tuple[str, str]:
+        name = f"demo-{scene.preset}"
+        _, ready = self._children.start(
+            name,
+            *("engine", "serve", "--model", str(model_dir), "--plan", scene.guess),
+            *("--port", "0", "--name", name, *scene.engine_options, *self._control),
+        )
+        end_s = time.monotonic() + REGISTER_S
+        while time.monotonic() < end_s:
+            for engine in self._client.list_engines():
+                if engine["name"] == name:
+                    return engine["id"], ready["url"]
+            time.sleep(0.2)
+        raise DemoError(f"engine {name} did not register within {REGISTER_S:.0f} s")
+
+    def _settings(self, engine_id: str) -> str:
+        policy = self._client.get_engine(engine_id)["effective_policy"]
+        plan = ",".join(f"{axis}={n}" for axis, n in policy["plan"].items() if n > 1) or "tp=1"
+        if policy["shift"]["enabled"]:
+            plan += f",shift={policy['shift']['threshold_tokens']}"
+        caps = policy["caps"]
+        return f"{plan} seqs={caps['max_num_seqs']} tokens={caps['max_num_batched_tokens']}"
+
+    # -- load ----------------------------------------------------------------------------------
+
+    def _load(self, scene: Scene, spec: str, url: str, engine_id: str, name: str, seed: int) -> Act:
+        """Replay a workload against the engine over HTTP and judge it."""
+        workload = parse_workload(spec, seed=seed)
+        served = get_served_model(url)
+        with (
+            HttpTarget(url, served.name) as target,
+            _bar(self._console, f"load ({name})", len(workload)) as advance,
+        ):
+            measurement = run_load(
+                workload,
+                target,
+                seed=seed,
+                timeout_s=60.0,
+                vocab_size=scene.vocab_size,
+                on_progress=lambda progress: advance(progress.completed),
+            )
+        report = judge(Sla.parse(scene.sla), measurement)
+        return Act(name=name, settings=self._settings(engine_id), report=report)
+
+    def _rush(self, scene: Scene, url: str, engine_id: str, seed: int) -> Act:
+        """Change the load and show what the controller did about it."""
+        seen = {decision["id"] for decision in self._client.list_decisions(engine_id)}
+        act = self._load(scene, scene.rush, url, engine_id, "after, load changed", seed)
+        time.sleep(SETTLE_S)
+        fresh = [d for d in self._client.list_decisions(engine_id) if d["id"] not in seen]
+        moves = [d for d in reversed(fresh) if d["action"] != "hold"]
+        self._console.print(f"the controller looked {len(fresh)} times and acted {len(moves)}:")
+        for decision in moves:
+            self._console.print(
+                f"  {decision['action']} because {decision['reason']}: {_moved(decision)}",
+                highlight=False,
+            )
+        return act
+
+    # -- tuning --------------------------------------------------------------------------------
+
+    def _tune(self, scene: Scene, model_dir: Path, seed: int) -> dict[str, Any] | None:
+        """Submit a job through REST, show its progress, print what it recommends."""
+        job = self._client.create_job(
+            {
+                **scene.job,
+                "model_dir": str(model_dir),
+                "workload": scene.workload,
+                "sla": scene.sla,
+                "seed": seed,
+                "options": scene.options,
+            }
+        )
+        with _bar(self._console, "tuning trials", scene.job["trials"]) as advance:
+            done = 0
+            for event in self._client.follow_job(job["id"]):
+                done += event.type == "trial"
+                advance(done)
+                self._console.print(f"  {event.type}: {_told(event)}", highlight=False)
+        job = self._client.get_job(job["id"])
+        if job["state"] != "succeeded":
+            self._console.print(f"job {job['state']}: {job['reason']}")
+            return None
+        found = self._client.get_recommendation(job["recommendation_id"])
+        self._print_recommendation(found["recommendation"], scene)
+        return found
+
+    def _apply(self, recommendation: dict[str, Any], engine_id: str) -> None:
+        started_s = time.monotonic()
+        changed = self._client.apply_recommendation(recommendation["id"], engine_id)
+        version = changed["policy"]["version"]
+        self._client.wait_applied(engine_id, version, timeout_s=90)
+        self._console.print(
+            f"applied as policy version {version} in {time.monotonic() - started_s:.1f} s: "
+            f"{self._settings(engine_id)}"
+        )
+
+    # -- tables --------------------------------------------------------------------------------
+
+    def _print_recommendation(self, found: dict[str, Any], scene: Scene) -> None:
+        table = Table(
+            "metric",
+            "simulated (90% interval)",
+            found["fidelity"],
+            title=(
+                f"recommended: {found['plan']} threshold={found['shift_threshold']} "
+                f"seqs={found['caps']['max_num_seqs']} "
+                f"tokens={found['caps']['max_num_batched_tokens']}  for {scene.sla}"
+            ),
+        )
+        interval = found["interval"]
+        for name in SHOWN:
+            table.add_row(
+                name,
+                _estimate(interval["simulated"].get(name)),
+                _estimate(interval[found["fidelity"]].get(name)),
+            )
+        self._console.print(table)
+        self._console.print(f"why: {found['explanation']}", highlight=False)
+
+    def _print_acts(self, acts: list[Act], scene: Scene) -> None:
+        table = Table(
+            "when",
+            "settings at the end",
+            "attainment",
+            "goodput req/s",
+            "SLA",
+            title=f"SLA attainment, {scene.sla}",
+        )
+        for act in acts:
+            report = act.report
+            attainment = "-" if report.attainment is None else f"{report.attainment:.3f}"
+            verdict = "met" if report.is_met else "missed"
+            table.add_row(act.name, act.settings, attainment, f"{report.goodput_rps:.2f}", verdict)
+        self._console.print(table)
+
+
+@contextmanager
+def _bar(console: Console, text: str, total: int) -> Iterator[Any]:
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(text, total=total)
+        yield lambda completed: progress.update(task, completed=completed)
+
+
+def _estimate(parts: dict[str, float | None] | None) -> str:
+    if parts is None or parts["value"] is None:
+        return "-"
+    return f"{parts['value']:.4g} ({parts['low']:.3g}..{parts['high']:.3g})"
+
+
+def _told(event: JobEvent) -> str:
+    """One line for an event."""
+    data = event.data
+    if event.type == "trial":
+        caps = data["caps"]
+        return (
+            f"{data['number']} {data['plan']} threshold={data['threshold_tokens']} "
+            f"seqs={caps['max_num_seqs']} tokens={caps['max_num_batched_tokens']} "
+            f"{data['fidelity']}: {data['reason']}"
+        )
+    return str(data.get("message") or data.get("reason") or data.get("state") or "")
+
+
+def _moved(decision: dict[str, Any]) -> str:
+    settings = decision.get("settings")
+    return str(settings) if settings else str(decision.get("detail", ""))

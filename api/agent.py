@@ -18,8 +18,10 @@ import structlog
 
 from api.agent_window import heartbeat, knob_json
 from api.policy_document import engine_policy, model_to_json
+from engine.config import ExecutorKind
 from engine.engine import Engine
 from engine.errors import EngineError
+from engine.request import FinishReason
 
 HEARTBEAT_S = 1.0
 LONG_POLL_S = 20.0
@@ -54,6 +56,9 @@ class EngineAgent:
         self._model_name = engine.config.model_dir.resolve().name
         self._name = name or f"{self._model_name}@{socket.gethostname()}"
         self._heartbeat_s = heartbeat_s
+        # Steps paced by a clock use no device; otherwise the service picks for the inventory.
+        is_paced = engine.config.executor is ExecutorKind.SIMULATED
+        self._devices: list[int] | None = [] if is_paced else None
         self._engine_id: str | None = None
         self._handled_version = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -122,6 +127,7 @@ class EngineAgent:
             "model_name": self._model_name,
             "public_url": self._public_url,
             "host": socket.gethostname(),
+            "devices": self._devices,
             "model": model_to_json(engine.model),
             "envelope": asdict(engine.envelope),
             "capabilities": [knob_json(knob) for knob in engine.capabilities()],
@@ -150,6 +156,7 @@ class EngineAgent:
                 before=before,
                 stats=stats,
                 policy=self._engine.policy,
+                devices=self._devices,
                 timings=self._engine.drain_timings(),
                 samples=self._engine.drain_samples(),
             )
@@ -200,6 +207,7 @@ class EngineAgent:
 
     def _apply(self, version: int, document: Json) -> Json:
         """Put a version in force, or say why it cannot be."""
+        errored = self._engine.stats().finished[FinishReason.ERROR]
         try:
             done = self._engine.apply(engine_policy(document, version=version))
         except EngineError as error:
@@ -207,6 +215,9 @@ class EngineAgent:
             return {
                 "result": "refused",
                 "message": str(error),
+                "lost_requests": max(
+                    0, self._engine.stats().finished[FinishReason.ERROR] - errored
+                ),
                 "policy": self._engine.policy.to_json(),
             }
         self._log.info("policy applied", version=version, changes=list(done.changes))
@@ -215,6 +226,7 @@ class EngineAgent:
             "message": "; ".join(done.warnings),
             "changes": {knob: kind.value for knob, kind in done.changes.items()},
             "seconds": done.seconds,
+            "lost_requests": max(0, self._engine.stats().finished[FinishReason.ERROR] - errored),
             "policy": done.policy.to_json(),
         }
 

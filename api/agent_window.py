@@ -28,6 +28,7 @@ def heartbeat(
     before: EngineStats,
     stats: EngineStats,
     policy: EnginePolicy,
+    devices: list[int] | None,
     timings: Sequence[RequestTiming],
     samples: Sequence[StepSample],
 ) -> Json:
@@ -38,6 +39,7 @@ def heartbeat(
         "arrived": max(0, arrived_total(stats) - arrived_total(before)),
         "policy_version": policy.version,
         "policy": policy.to_json(),
+        "devices": devices,
         "stats": asdict(stats),
         "requests": [timing_json(timing, now_s) for timing in timings],
         "steps": aggregate_steps(samples),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 
 from fastapi import Request
 
@@ -18,6 +19,8 @@ class AppContext:
     settings: Settings
     database: Database
     metrics: ServiceMetrics
+    # Set when the service is asked to end, so that waiting requests answer at once.
+    stopping: threading.Event = field(default_factory=threading.Event)
 
 
 def get_context(request: Request) -> AppContext:

@@ -109,7 +109,7 @@ class Controller:
         )
         decision = decide(state)
         engine.control_memory = memory_to_json(decision.memory)
-        self._count(engine, decision, seen)
+        self._count(uow, engine, decision, seen)
         version = self._act(uow, engine, decision)
         self._keep(uow, engine, decision, seen, version)
 
@@ -168,7 +168,9 @@ class Controller:
                 )
             )
 
-    def _count(self, engine: EngineRow, decision: Decision, seen: Observation | None) -> None:
+    def _count(
+        self, uow: UnitOfWork, engine: EngineRow, decision: Decision, seen: Observation | None
+    ) -> None:
         metrics = self._context.metrics
         metrics.decisions.labels(action=decision.action, reason=decision.reason).inc()
         if seen is None:
@@ -176,6 +178,9 @@ class Controller:
         if seen.report is not None and seen.report.attainment is not None:
             metrics.attainment.labels(engine=engine.name).set(seen.report.attainment)
         metrics.set_observed(engine.name, seen.metrics)
+        if engine.recommendation_id is not None:
+            document = uow.recommendations.get(engine.recommendation_id).document
+            metrics.set_predicted(engine.name, document.get("predicted") or {}, seen.metrics)
 
     def _prune(self) -> None:
         before = utc_now() - timedelta(seconds=self._context.settings.retention_s)

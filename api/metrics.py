@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from engine.policy import KnobClass
+from api.schemas.serving import Acknowledge
 from store import Database
 from store.models import JobState
 
@@ -71,15 +72,29 @@ class ServiceMetrics:
             "gearshift_trials_total", "Trials by state", ["state"], registry=self.registry
         )
 
-    def count_acknowledgement(
-        self, result: str, changes: Mapping[str, str], seconds: float | None
-    ) -> None:
+    def count_acknowledgement(self, receipt: Acknowledge) -> None:
         """Count what an engine did about a policy version."""
-        if result == "refused":
+        self.lost_requests.inc(receipt.lost_requests)
+        if receipt.result == "refused":
             self.rollbacks.labels(reason="refused").inc()
-        elif changes and seconds is not None:
-            worst = max((KnobClass(kind) for kind in changes.values()), key=lambda k: k.rank)
-            self.reconfig_s.labels(worst.value).observe(seconds)
+        elif receipt.changes and receipt.seconds is not None:
+            worst = max(receipt.changes.values(), key=lambda kind: kind.rank)
+            self.reconfig_s.labels(worst.value).observe(receipt.seconds)
+
+    def set_predicted(
+        self, engine: str, predicted: Mapping[str, Any], observed: Mapping[str, float]
+    ) -> None:
+        """Show what the applied recommendation predicts, and how far the observed is from it."""
+        for metric, values in predicted.items():
+            if not metric.endswith("_ms") or not isinstance(values, Mapping):
+                continue
+            for percentile, value in values.items():
+                if not value:
+                    continue
+                labels = (engine, metric.removesuffix("_ms"), percentile)
+                self.predicted_s.labels(*labels).set(value / 1e3)
+                if (seen := observed.get(f"{percentile}_{metric}")) is not None:
+                    self.prediction_error.labels(*labels).set((seen - value) / value)
 
     def set_observed(self, engine: str, metrics: Mapping[str, float]) -> None:
         """Show the latencies of a control window, ``p95_ttft_ms`` and the like."""

@@ -15,7 +15,8 @@ from api.errors import as_api_error, problem_response
 TRACE_HEADER = "x-request-id"
 # A caller's id is echoed and stored, so it must be short and plain.
 PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-QUIET_PATHS = ("/healthz", "/readyz", "/metrics")
+# Asked for every second or so by machines.
+QUIET_PATHS = ("/healthz", "/readyz", "/metrics", "/heartbeats")
 
 
 class RequestContext:
@@ -51,7 +52,7 @@ class RequestContext:
             )
             await response(scope, receive, send_traced)
         finally:
-            log = self._log.debug if scope["path"] in QUIET_PATHS else self._log.info
+            log = self._log.debug if scope["path"].endswith(QUIET_PATHS) else self._log.info
             log(
                 "request",
                 method=scope["method"],

@@ -7,19 +7,16 @@ import socket
 from typing import Annotated
 
 import typer
-import uvicorn
 
 from api.app import create_app
 from api.auth import ensure_first_key
 from api.cli.common import fail, print_json
 from api.jobs.supervisor import WorkerSupervisor
 from api.logs import configure_logs
+from api.server import Server
 from api.settings import Settings, describe_settings
 from migrations import runner
 from store import Database
-
-# Long polls and event streams are cut after this; their clients come back by themselves.
-DRAIN_S = 3
 
 
 def serve(
@@ -37,22 +34,17 @@ def serve(
     first_key = _prepare_database(settings)
     listener = _listen(settings)
     url = f"http://{settings.host}:{listener.getsockname()[1]}"
-    config = uvicorn.Config(
-        create_app(settings),
-        log_config=None,
-        access_log=False,
-        ws="none",
-        timeout_graceful_shutdown=DRAIN_S,
-    )
+    server = Server(create_app(settings))
     worker = WorkerSupervisor(settings) if settings.run_worker else None
-    # uvicorn raises a caught signal again when it is done; the worker must still be ended.
+    # uvicorn raises a caught signal again when it is done, but the worker must still be ended;
+    # and a signal may come before uvicorn listens for it.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda *_: server.stop())
     _announce(url, first_key, as_json=as_json)
     if worker is not None:
         worker.start()
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
     finally:
         if worker is not None:
             worker.stop()

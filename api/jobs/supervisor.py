@@ -46,8 +46,8 @@ class WorkerSupervisor:
 
     def stop(self) -> None:
         """End the worker; a running trial is lost and runs again after the next start."""
-        self._stop.set()
         with self._lock:
+            self._stop.set()
             child = self._child
         if child is not None:
             _end(child)
@@ -57,6 +57,8 @@ class WorkerSupervisor:
         pause_s = FIRST_PAUSE_S
         while not self._stop.is_set():
             child = self._spawn()
+            if child is None:
+                return
             code = child.wait()
             _end(child)  # ranks of a live trial may have outlived it
             if self._stop.is_set():
@@ -65,9 +67,12 @@ class WorkerSupervisor:
             self._stop.wait(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
+    def _spawn(self) -> subprocess.Popen[bytes] | None:
+        """A new worker; None when it was asked to stop meanwhile."""
         # A session of its own, so that the ranks it starts can be ended with it.
         with self._lock:
+            if self._stop.is_set():
+                return None
             self._child = subprocess.Popen(
                 self._command,
                 stdin=subprocess.PIPE,

@@ -106,7 +106,7 @@ def acknowledge(
     """What the engine did about a version."""
     with context.database.begin() as uow:
         answer = policies.acknowledge(uow, engine_id, version, body, caller=caller)
-    context.metrics.count_acknowledgement(body.result, body.changes, body.seconds)
+    context.metrics.count_acknowledgement(body)
     return answer
 
 
@@ -130,7 +130,7 @@ async def _wait_for(
         found = await run_in_threadpool(_read, context, engine_id)
         if after_version is None or found.version != after_version:
             return found
-        if time.monotonic() >= until_s:
+        if time.monotonic() >= until_s or context.stopping.is_set():
             return None
         await asyncio.sleep(context.settings.poll_interval_s)
 

@@ -17,6 +17,12 @@ from store.models import AckState
 MAX_REQUESTS = 20_000
 
 
+DEVICES = Field(
+    default=None,
+    description="Devices it holds, by index; null: as many as its ranks; empty: none (paced)",
+)
+
+
 class EngineRegister(Body):
     """What an engine says about itself; the same name is the same engine."""
 
@@ -24,9 +30,7 @@ class EngineRegister(Body):
     model_name: str = Field(max_length=200)
     public_url: str | None = Field(default=None, max_length=300)
     host: str = Field(max_length=200)
-    devices: list[int] | None = Field(
-        default=None, description="Devices it holds, by index; null: any free ones"
-    )
+    devices: list[int] | None = DEVICES
     model: Json = Field(description="Shape of the model (engine ModelConfig)")
     envelope: Json = Field(description="Caps it was started with, the most they may be raised to")
     capabilities: list[Json]
@@ -59,6 +63,7 @@ class HeartbeatIn(Body):
     arrived: int = Field(ge=0, description="Requests that arrived in the window")
     policy_version: int = Field(ge=0)
     policy: Json = Field(description="The engine's part of the policy in force")
+    devices: list[int] | None = DEVICES
     stats: Json
     requests: Annotated[list[RequestTimingIn], Field(max_length=MAX_REQUESTS)]
     steps: list[StepAggregate]
@@ -77,6 +82,7 @@ class Acknowledge(Body):
     message: str = Field(default="", max_length=4000)
     changes: dict[str, KnobClass] = Field(default_factory=dict, description="Knob class per change")
     seconds: float | None = Field(default=None, ge=0)
+    lost_requests: int = Field(default=0, ge=0, description="Requests the change ended in error")
     policy: Json = Field(description="The engine's part of the policy now in force")
 
 

@@ -76,7 +76,7 @@ def heartbeat(
         requests=[request.model_dump(mode="json") for request in body.requests],
         steps=[step.model_dump(mode="json") for step in body.steps],
     )
-    _lease(uow, row, engine_policy(body.policy).plan.world_size, None, settings)
+    _lease(uow, row, engine_policy(body.policy).plan.world_size, body.devices, settings)
     return row
 
 
@@ -123,7 +123,7 @@ def _lease(
     until = utc_now() + timedelta(seconds=settings.lease_s)
     leases = uow.devices.list_leases(row.host)
     own = [lease for lease in leases if lease.holder == holder]
-    if len(own) == world_size:
+    if len(own) == (world_size if devices is None else min(world_size, len(devices))):
         for lease in own:
             lease.expires_at = until
         return

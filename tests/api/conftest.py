@@ -29,11 +29,17 @@ MODEL_CONFIG = {
 
 
 @pytest.fixture
-def settings(tmp_path: Path, sqlite_url: str) -> Settings:
+def service_url(sqlite_url: str) -> str:
+    """The service's database; modules whose locks matter take ``database_url`` instead."""
+    return sqlite_url
+
+
+@pytest.fixture
+def settings(tmp_path: Path, service_url: str) -> Settings:
     """Settings of a quick service that never acts on its own."""
     return Settings(
         data_dir=tmp_path,
-        database_url=sqlite_url,
+        database_url=service_url,
         admin_key=ADMIN,
         node="node-1",
         devices=4,

@@ -8,9 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import uvicorn
-
 from api.app import create_app
+from api.server import Server
 from api.settings import Settings
 
 
@@ -24,21 +23,14 @@ def free_port() -> int:
 @contextmanager
 def running_service(settings: Settings, port: int) -> Iterator[str]:
     """Serve on loopback until the block ends; yields the URL."""
-    config = uvicorn.Config(
-        create_app(settings),
-        port=port,
-        log_level="error",
-        ws="none",
-        timeout_graceful_shutdown=1,
-    )
-    server = uvicorn.Server(config)
+    server = Server(create_app(settings), port=port)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         wait_until(lambda: server.started)
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.should_exit = True
+        server.stop()
         thread.join()
 
 

@@ -154,8 +154,10 @@ def test_attainment_and_latency_are_shown_as_metrics(
     controller.tick()
     text = client.get("/metrics").text
     assert 'gearshift_slo_attainment_ratio{engine="chat"} 0.0' in text
-    line = 'gearshift_observed_seconds{engine="chat",metric="ttft",percentile="p95"} 0.9'
-    assert line in text
+    labels = '{engine="chat",metric="ttft",percentile="p95"}'
+    assert f"gearshift_observed_seconds{labels} 0.9" in text
+    assert f"gearshift_predicted_seconds{labels} 0.12" in text
+    assert f"gearshift_prediction_error_ratio{labels} 6.5" in text
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,16 @@ def test_an_engine_holds_as_many_devices_as_its_plan_has_ranks(
     assert holders[0] == holders[1]
 
 
+def test_a_paced_engine_holds_no_device(
+    client: TestClient, database: Database, settings: Settings
+) -> None:
+    engine_id = register(client, devices=[])
+    body = heartbeat_body(arrived=0, policy=engine_body()["policy"], devices=[])
+    assert client.post(f"/v1/engines/{engine_id}/heartbeats", json=body).status_code == 202
+    with database.read() as uow:
+        assert uow.devices.list_leases(settings.node) == []
+
+
 def test_a_reshape_to_fewer_ranks_frees_devices(
     client: TestClient, database: Database, settings: Settings
 ) -> None:

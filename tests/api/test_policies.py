@@ -17,6 +17,12 @@ from tests.api.worlds import BUSY, acknowledge, add_recommendation, engine_body,
 Json = dict[str, Any]
 
 
+@pytest.fixture
+def service_url(database_url: str) -> str:
+    """Both databases: row locks decide what happens here."""
+    return database_url
+
+
 def _etag(client: TestClient, engine_id: str) -> str:
     return str(client.get(f"/v1/engines/{engine_id}/policy").headers["etag"])
 
@@ -151,12 +157,12 @@ def test_requested_and_effective_differ_until_the_engine_acknowledges(client: Te
     assert answer["policy"]["requested"]["mode"] == "base"
     assert answer["policy"]["effective"]["mode"] == "auto"
     assert answer["policy"]["ack_state"] == "pending"
-    acknowledged = acknowledge(client, engine_id, changes={"mode": "hot"})
+    acknowledged = acknowledge(client, engine_id, changes={"mode": "hot"}, lost_requests=2)
     assert acknowledged["effective"]["mode"] == "base"
     assert (acknowledged["ack_state"], acknowledged["applied_version"]) == ("applied", 2)
-    assert 'gearshift_reconfig_duration_seconds_count{class="hot"} 1.0' in (
-        client.get("/metrics").text
-    )
+    metrics = client.get("/metrics").text
+    assert 'gearshift_reconfig_duration_seconds_count{class="hot"} 1.0' in metrics
+    assert "gearshift_reconfig_lost_requests_total 2.0" in metrics
 
 
 def test_a_refused_version_is_replaced_by_what_the_engine_runs(client: TestClient) -> None:
@@ -238,7 +244,7 @@ def test_applying_a_recommendation_writes_its_policy_sla_and_schedule(
     requested = answer.json()["policy"]["requested"]
     assert requested["sla"] == "p95_ttft_ms<=500"
     assert requested["provenance"]["recommendation"] == recommendation_id
-    assert answer.json()["predicted"]["metrics"] == {"p95_ttft_ms": 120.0}
+    assert answer.json()["predicted"]["metrics"]["ttft_ms"] == {"p95": 120.0}
     with database.read() as uow:
         assert [row.id for row in uow.engines.list_scheduled()] == [engine_id]
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from starlette.testclient import TestClient
 
 from api.services import jobs
@@ -14,6 +15,12 @@ from store import Database
 from store.models import JobState
 
 Json = dict[str, Any]
+
+
+@pytest.fixture
+def service_url(database_url: str) -> str:
+    """Both databases: row locks decide what happens here."""
+    return database_url
 
 
 def _create(client: TestClient, body: Json, **headers: str) -> Any:

@@ -107,7 +107,7 @@ def recommendation_document() -> Json:
         "shift_threshold": CALM.threshold_tokens,
         "caps": asdict(CALM.caps),
         "fidelity": "simulated",
-        "predicted": {"p95_ttft_ms": 120.0},
+        "predicted": {"ttft_ms": {"p95": 120.0}, "attainment": 1.0},
         "measured": None,
         "reason": "cheapest",
     }

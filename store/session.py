@@ -104,6 +104,19 @@ class Database:
         with Session(self._reader, expire_on_commit=False, autoflush=False) as session:
             yield UnitOfWork(session)
 
+    def require_reachable(self) -> None:
+        """Open one connection.
+
+        Raises:
+            StoreError: the database cannot be opened, with its own words and no password.
+        """
+        try:
+            with self.engine.connect():
+                pass
+        except sa.exc.DBAPIError as error:
+            shown = self.engine.url.render_as_string(hide_password=True)
+            raise StoreError(f"database {shown} cannot be opened: {error.orig}") from error
+
     def close(self) -> None:
         self.engine.dispose()
 

@@ -58,4 +58,6 @@ def check(database_url: DatabaseUrl = None, as_json: AsJson = False) -> None:
 
 def _open(database_url: str | None) -> Database:
     settings = Settings() if database_url is None else Settings(database_url=database_url)
-    return Database(settings.effective_database_url)
+    database = Database(settings.effective_database_url)
+    database.require_reachable()
+    return database

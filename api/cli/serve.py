@@ -67,6 +67,7 @@ def _prepare_database(settings: Settings) -> str | None:
     database = Database(settings.effective_database_url)
     made: list[str] = []
     try:
+        database.require_reachable()
         if settings.is_sqlite:
             runner.upgrade(database.engine)
         runner.require_current(database.engine)

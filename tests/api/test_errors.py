@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from starlette.testclient import TestClient
 
@@ -86,3 +89,13 @@ def test_a_service_over_an_old_schema_is_alive_but_not_ready(settings: Settings)
     _is_problem(client.get("/readyz"), 503, "not_ready")
     assert ADMIN not in client.get("/readyz").text
     app.state.context.database.close()
+
+
+def test_the_service_imports_neither_torch_nor_the_workflow_engine() -> None:
+    code = (
+        "import api.app, sys; "
+        "found = [m for m in ('torch', 'sklearn', 'optuna', 'dbos') if m in sys.modules]; "
+        "sys.exit(', '.join(found) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -94,3 +94,11 @@ def test_sqlite_connections_use_a_log_foreign_keys_and_a_busy_timeout(sqlite_url
 def test_a_url_that_cannot_serve_is_refused_with_the_way_out(url: str) -> None:
     with pytest.raises(StoreError, match=r"sqlite|cannot be read|SQLite"):
         Database(url)
+
+
+def test_a_database_that_cannot_be_opened_is_named_without_its_password() -> None:
+    database = Database("postgresql+psycopg://me:hunter2@127.0.0.1:1/x")
+    with pytest.raises(StoreError, match="cannot be opened") as caught:
+        database.require_reachable()
+    database.close()
+    assert "hunter2" not in str(caught.value)

@@ -116,7 +116,7 @@ def test_serve_refuses_a_stale_postgresql_schema_with_the_command_that_mends_it(
     postgres_cluster.drop_database(url)
 
 
-@pytest.mark.parametrize("url", ["mysql://h/d", "nonsense"])
+@pytest.mark.parametrize("url", ["mysql://h/d", "nonsense", "sqlite:////no/such/folder/g.db"])
 def test_a_database_url_that_cannot_serve_is_one_line(tmp_path: Path, url: str) -> None:
     done = _gearshift(tmp_path, "serve", GEARSHIFT_DATABASE_URL=url)
     assert done.returncode == 2

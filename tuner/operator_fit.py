@@ -137,5 +137,9 @@ def _collective_curves(profile: Profile) -> tuple[CollectiveCurve, ...]:
 
 
 def _curve(points: Sequence[tuple[float, float]]) -> Curve:
-    ordered = sorted(points)
-    return Curve(x=tuple(float(x) for x, _ in ordered), y=tuple(float(y) for _, y in ordered))
+    """Points in order of x; what was measured several times is averaged."""
+    at: dict[float, list[float]] = defaultdict(list)
+    for x, y in points:
+        at[float(x)].append(y)
+    ordered = sorted(at)
+    return Curve(x=tuple(ordered), y=tuple(float(np.mean(at[x])) for x in ordered))

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.api.cli.conftest import Run
+
+
+def test_tune_writes_its_report_and_prints_a_table(
+    run: Run, tiny_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "report.json"
+    done = run(
+        "tune", "--model", tiny_dir, "--devices", 2, "--hardware", "2xh200",
+        "--workload", "poisson:rate=50,input=64,output=8,requests=20",
+        "--sla", "p95_ttft_ms<=1000", "--trials", 2, "--seed", 1, "--out", out,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    document = json.loads(out.read_text())
+    assert document["recommendation"]["plan"] == "tp=1"
+    assert len(document["trials"]) == 2
+    assert "recommended (simulated" in done.stdout
+    assert "trial 1" in done.stderr
+
+
+def test_a_job_that_cannot_be_is_one_line_and_exit_code_2(run: Run, tiny_dir: Path) -> None:
+    done = run(
+        "tune", "--model", tiny_dir, "--devices", 9, "--hardware", "8xh200",
+        "--workload", "poisson:rate=50,input=64,output=8,requests=20", "--sla", "p95_ttft_ms<=1000",
+    )  # fmt: skip
+    assert done.exit_code == 2
+    assert "9 devices asked for" in done.stderr

@@ -7,22 +7,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from engine.config import EngineConfig, ExecutorKind, ModelConfig, num_kv_blocks
+from engine.config import EngineConfig, ModelConfig, num_kv_blocks
 from engine.executors.protocol import StepTimer
 from engine.plan import ParallelPlan
 from policies.points import OperatingPoint
 from policies.sla import Sla
 from tuner.arrivals import Workload
 from tuner.cost_model import StepModel
-from tuner.design import design_settings
+from tuner.design import design_settings, refined_settings
 from tuner.errors import TunerError
+from tuner.feasibility import check_memory, engine_config
 from tuner.hardware import Hardware, paced_timer, parse_hardware
 from tuner.live import LiveEngine
 from tuner.predict import Simulator
 from tuner.slices import at_rate, head
 from tuner.space import Settings, Space, build_space
 from tuner.surrogate import Example, Load, features
-from tuner.tuning_spec import MIB, TuningSpec
+from tuner.tuning_spec import TuningSpec
 from tuner.workload import parse_workload
 
 # Uncalibrated hardware: what a roofline from data sheets is commonly off by, as a log ratio.
@@ -114,12 +115,12 @@ def prepare(
     hardware = None if spec.is_local else parse_hardware(spec.hardware)
     if hardware is not None and spec.num_devices > hardware.count:
         raise TunerError(f"{spec.num_devices} devices asked for, {hardware} has {hardware.count}")
-    config = _engine_config(spec, model, hardware)
+    config = engine_config(spec, model, hardware)
     max_model_len = min(config.max_model_len or model.max_positions, model.max_positions)
     space = build_space(
         model,
         spec.num_devices,
-        check_memory=lambda plan: _check_memory(config, model, plan, workload),
+        check_memory=lambda plan: check_memory(config, model, plan, workload),
         max_model_len=max_model_len,
     )
     step_model = None if hardware else _step_model(spec, model, cost_model, on_event)
@@ -151,56 +152,6 @@ def prepare(
     )
     _simulate_design(context)
     return context
-
-
-def _engine_config(spec: TuningSpec, model: ModelConfig, hardware: Hardware | None) -> EngineConfig:
-    config = EngineConfig(
-        model_dir=spec.model_path,
-        dtype=spec.compute_dtype(model),
-        device=spec.device,
-        block_size=spec.block_size,
-        kv_cache_bytes=spec.kv_cache_mib * MIB,
-        max_model_len=spec.max_model_len,
-        max_devices=spec.num_devices,
-        link=spec.parsed_link,
-        # One rank in a process of its own, too: it then computes beside the step loop, not in it,
-        # and all plans are compared on the same footing.
-        executor=ExecutorKind.PROCESS,
-    )
-    if hardware is None:
-        return config
-    return replace(
-        config,
-        executor=ExecutorKind.SIMULATED,
-        device_memory_bytes=int(hardware.device.memory_bytes),
-        memory_utilization=hardware.device.efficiency.usable_memory,
-    )
-
-
-def _check_memory(
-    config: EngineConfig, model: ModelConfig, plan: ParallelPlan, workload: Workload
-) -> None:
-    """Refuse a plan whose weights and KV do not fit, or that cannot hold the longest request."""
-    capacity = num_kv_blocks(config, model, plan) * config.block_size
-    longest = max(a.input_tokens + a.output_tokens for a in workload.arrivals)
-    if longest > capacity:
-        raise TunerError(
-            f"the longest request has {longest} tokens, the KV cache of a rank holds {capacity}"
-        )
-    if config.device_memory_bytes is None and not config.device.startswith("cuda"):
-        _check_host_memory(config, model, plan)
-
-
-def _check_host_memory(config: EngineConfig, model: ModelConfig, plan: ParallelPlan) -> None:
-    import psutil
-
-    per_rank = model.weight_bytes_per_rank(plan, config.dtype) + config.kv_cache_bytes
-    available = psutil.virtual_memory().available
-    if per_rank * plan.world_size > available:
-        raise TunerError(
-            f"{plan.world_size} ranks need {per_rank * plan.world_size / 1e9:.3g} GB for weights "
-            f"and KV, {available / 1e9:.3g} GB of memory are free"
-        )
 
 
 def _step_model(
@@ -281,11 +232,16 @@ def _simulate_design(context: TuningContext) -> None:
     sample = head(context.trial_workload, DESIGN_REQUESTS)
     load = Load.of(sample)
     timers = {plan: simulator.timer(plan) for plan in space.plans}
-    for settings in design_settings(space, timers):
-        point = simulator.quick_point(settings, sample)
-        context.design[settings] = point
-        row = features(settings, load, timers[settings.plan])
-        context.examples.append(Example(point=point, row=row))
+
+    def simulate_all(every: list[Settings]) -> None:
+        for settings in every:
+            point = simulator.quick_point(settings, sample)
+            context.design[settings] = point
+            row = features(settings, load, timers[settings.plan])
+            context.examples.append(Example(point=point, row=row))
+
+    simulate_all(design_settings(space, timers))
+    simulate_all(refined_settings(space, context.sla, context.design))
     for factor in DESIGN_RATES:
         scaled = at_rate(sample, factor)
         for plan in space.plans[:: max(1, len(space.plans) // 8)]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from engine.config import Caps
 from engine.executors.protocol import StepTimer
 from engine.plan import Mode, ParallelPlan
 from engine.steps import StepShape
+from policies.points import OperatingPoint
+from policies.sla import Sla
 from policies.threshold import ShiftRule, StepPair
 from tuner.space import Settings, Space
 
 MAX_DESIGN = 120
+MAX_REFINED_PLANS = 4
 STEP_TOKENS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
 CONTEXT_TOKENS = 512
 
@@ -37,6 +43,37 @@ def design_settings(space: Space, timers: dict[ParallelPlan, StepTimer]) -> list
         ]
         settings += list(dict.fromkeys(options))[:per_plan]
     return settings
+
+
+def refined_settings(
+    space: Space,
+    sla: Sla,
+    design: Mapping[Settings, OperatingPoint],
+) -> list[Settings]:
+    """Every token budget for the plans that came closest to the SLA with the design's few."""
+    best: dict[ParallelPlan, tuple[float, ...]] = {}
+    for settings, point in design.items():
+        rank = rank_point(point, sla)
+        best[settings.plan] = min(best.get(settings.plan, rank), rank)
+    closest = sorted(best, key=lambda plan: best[plan])[:MAX_REFINED_PLANS]
+    found = [
+        replace(settings, caps=replace(settings.caps, max_num_batched_tokens=tokens))
+        for settings in design
+        if settings.plan in closest
+        and settings.caps.max_num_seqs == space.default_caps.max_num_seqs
+        for tokens in space.batched_tokens
+    ]
+    return [settings for settings in dict.fromkeys(found) if settings not in design]
+
+
+def rank_point(point: OperatingPoint, sla: Sla) -> tuple[float, ...]:
+    """Sort key, best first: least missed constraint, then fewest devices, then fastest.
+
+    Constraints the point says nothing about (the surrogate knows no attainment) are left out.
+    """
+    margins = [point.margin(c) for c in sla.constraints if point.actual(c) is not None]
+    missed = max(0.0, -min(margins)) if margins else 0.0
+    return (round(missed, 6), float(point.cost_devices), point.latency_score(sla))
 
 
 def _caps(space: Space) -> list[Caps]:

@@ -16,6 +16,7 @@ from tuner.bands import build_schedule
 from tuner.context import TuningContext
 from tuner.live import LiveEngine
 from tuner.predict import measured_estimates
+from tuner.ranking import described_load, trained_surrogate
 from tuner.report import (
     Confirmation,
     Recommendation,
@@ -32,14 +33,23 @@ from tuner.workload import parse_workload
 MAX_CONFIRMATIONS = 3
 FRESH_SEED_OFFSET = 7919
 PREDICTED_REQUESTS = 4000
-MAX_WITH_INTERVAL = 10
 
 
 @dataclass(kw_only=True)
 class _Pool:
-    """Operating points to choose from, at most one per settings: the most trustworthy."""
+    """Operating points to choose from, at most one per settings: the most trustworthy.
+
+    ``exact`` are those simulated once, without an interval.
+    """
 
     points: dict[Settings, OperatingPoint]
+    exact: set[Settings]
+
+    @property
+    def live(self) -> list[OperatingPoint]:
+        """Points that were run here."""
+        fidelities = (Fidelity.PROBED, Fidelity.MEASURED)
+        return [point for point in self.points.values() if point.fidelity in fidelities]
 
     def put(self, settings: Settings, point: OperatingPoint) -> None:
         """Keep the higher fidelity; between equals the later one."""
@@ -47,6 +57,7 @@ class _Pool:
         old = self.points.get(settings)
         if old is None or order.index(point.fidelity) >= order.index(old.fidelity):
             self.points[settings] = point
+            self.exact.discard(settings)
 
     def demote(self, settings: Settings, point: OperatingPoint | None) -> None:
         """Let what was measured again decide; without a measurement it is out."""
@@ -69,16 +80,12 @@ def recommend(
     pool = _pool(context, trials)
     confirmations: list[Confirmation] = []
     while True:
-        selection = select(list(pool.points.values()), context.sla)
+        selection = _select(context, pool)
         best = selection.best
         if best is None or not context.can_run(best.plan) or is_cancelled():
             return _report(context, trials, selection, confirmations)
         if len(confirmations) == MAX_CONFIRMATIONS:
-            context.warnings.append(
-                f"{MAX_CONFIRMATIONS} winners missed the SLA when measured again; the one "
-                f"recommended has not been ({best.fidelity})"
-            )
-            return _report(context, trials, selection, confirmations)
+            return _report(context, trials, _select_run(context, pool), confirmations)
         settings = settings_of(best)
         again = _confirm(context, settings, len(confirmations), is_cancelled)
         confirmations.append(again)
@@ -91,18 +98,32 @@ def recommend(
         context.emit("demoted", f"{settings}: {again.reason}")
 
 
+def _select(context: TuningContext, pool: _Pool) -> Selection:
+    """The choice among all points. A winner simulated once is simulated with its interval first:
+    exact numbers would look surer than measured ones.
+    """
+    while True:
+        selection = select(list(pool.points.values()), context.sla)
+        if selection.best is None or settings_of(selection.best) not in pool.exact:
+            return selection
+        settings = settings_of(selection.best)
+        pool.put(settings, context.simulator.point(settings, context.trial_workload))
+
+
+def _select_run(context: TuningContext, pool: _Pool) -> Selection:
+    """The choice among what was run here: simulation has been wrong too often to be believed."""
+    context.warnings.append(
+        f"{MAX_CONFIRMATIONS} winners missed the SLA when measured again; only settings that were "
+        "run here were considered after that"
+    )
+    return select(pool.live, context.sla)
+
+
 def _pool(context: TuningContext, trials: Sequence[TrialRecord]) -> _Pool:
-    pool = _Pool(points=dict(context.design))
+    pool = _Pool(points=dict(context.design), exact=set(context.design))
     for trial in trials:
         if (point := trial.point) is not None:
             pool.put(trial.settings, point)
-    # Exact simulated numbers would look surer than measured ones: the best get intervals.
-    ranked = sorted(
-        (s for s, p in pool.points.items() if p.fidelity is Fidelity.SIMULATED),
-        key=lambda s: -pool.points[s].headroom(context.sla),
-    )
-    for settings in ranked[:MAX_WITH_INTERVAL]:
-        pool.points[settings] = context.simulator.point(settings, context.trial_workload)
     return pool
 
 
@@ -125,6 +146,8 @@ def _confirm(
     except EngineError as error:
         context.close()
         return Confirmation(settings=settings, seed=seed, point=None, reason=str(error))
+    if is_cancelled():
+        return Confirmation(settings=settings, seed=seed, point=None, reason="cancelled half-way")
     estimates = measured_estimates(measurement, context.sla, seed=seed)
     point = operating_point(settings, Fidelity.MEASURED, estimates)
     missed = [c for c in context.sla.constraints if not point.is_met(c)]
@@ -149,7 +172,7 @@ def _report(
     if (best := selection.best) is not None:
         settings = settings_of(best)
         document = next((c.document for c in confirmations if c.point is best), None)
-        recommendation = _recommendation(context, selection, best, document)
+        recommendation = _recommendation(context, trials, selection, best, document)
         caps = settings.caps
         warning = shift_warning(settings.plan, settings.threshold_tokens, caps.max_num_seqs)
         warnings += [warning] if warning else []
@@ -178,6 +201,7 @@ def _report(
 
 def _recommendation(
     context: TuningContext,
+    trials: Sequence[TrialRecord],
     selection: Selection,
     best: OperatingPoint,
     measured: dict[str, Any] | None,
@@ -195,6 +219,7 @@ def _recommendation(
         fidelity=best.fidelity,
         predicted=measurement_json(simulated, context.sla)["metrics"],
         predicted_point=predicted,
+        surrogate_point=_surrogate_point(context, settings, trials),
         measured=measured,
         point=best,
         paced=paced,
@@ -203,6 +228,17 @@ def _recommendation(
         probability=selection.probability,
         schedule=schedule,
     )
+
+
+def _surrogate_point(
+    context: TuningContext, settings: Settings, trials: Sequence[TrialRecord]
+) -> OperatingPoint | None:
+    """What the surrogate alone would have said of the settings under the trials' workload."""
+    surrogate = trained_surrogate(context, trials)
+    if surrogate is None:
+        return None
+    timer = context.simulator.timer(settings.plan)
+    return surrogate.predict(settings, described_load(context), timer)
 
 
 def _explain(context: TuningContext, selection: Selection, best: OperatingPoint) -> str:

@@ -12,7 +12,7 @@ from policies.schedule import Schedule
 from policies.select import Reason, Selection
 from policies.sla import Sla
 from tuner.space import PrunedPlan, Settings
-from tuner.trials import TrialRecord, estimates_to_json
+from tuner.trials import EstimateJson, TrialRecord, estimates_to_json
 from tuner.tuning_spec import TuningSpec
 
 SCHEMA = "tuning-report/v1"
@@ -51,6 +51,7 @@ class Recommendation:
     fidelity: Fidelity
     predicted: dict[str, Any]
     predicted_point: OperatingPoint
+    surrogate_point: OperatingPoint | None
     measured: dict[str, Any] | None
     point: OperatingPoint
     paced: dict[str, Any] | None
@@ -72,14 +73,16 @@ class Recommendation:
             "measured": self.measured["metrics"] if self.measured else None,
             "measured_requests": self.measured["requests"] if self.measured else None,
             "paced": self.paced,
-            "interval": {
-                self.fidelity.value: estimates_to_json(self.point.metrics),
-                Fidelity.SIMULATED.value: estimates_to_json(self.predicted_point.metrics),
-            },
+            "interval": self._intervals(),
             "sla_probability": self.probability,
             "reason": self.reason.value,
             "explanation": self.explanation,
         }
+
+    def _intervals(self) -> dict[str, EstimateJson]:
+        """What each fidelity says of the settings; one number per fidelity and metric."""
+        points = [self.surrogate_point, self.predicted_point, self.point]
+        return {p.fidelity.value: estimates_to_json(p.metrics) for p in points if p is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -181,9 +181,10 @@ class _Run:
         done = replica.commit()
         for request_id in done.request_ids:
             self._lives[request_id].token_s.extend(done.token_s)
+        self._admit_until(now_s)
+        # A client reads its answer before it asks again: it misses the step that starts now.
         for _ in done.finished:
             self._follow_up(now_s)
-        self._admit_until(now_s)
         self._launch(now_s, replica)
 
     def _launch(self, now_s: float, committed: Replica | None) -> None:

@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from engine.errors import EngineError
 from engine.measurement import Fidelity, Measurement
 from policies.points import OperatingPoint
@@ -20,12 +18,11 @@ from policies.report import measurement_json
 from policies.sla import Sla
 from tuner.context import OnEvent, TuningContext, TuningEvent, prepare
 from tuner.predict import measured_estimates
+from tuner.ranking import ranked_by_surrogate, shortlist
 from tuner.recommend import recommend
 from tuner.report import TuningReport
 from tuner.search import suggest
-from tuner.slices import head
 from tuner.space import Settings
-from tuner.surrogate import Example, Load, Surrogate, features, fit_surrogate
 from tuner.trials import (
     TrialRecord,
     TrialState,
@@ -46,7 +43,6 @@ __all__ = [
 ]
 
 NUM_SUGGESTIONS = 8
-SURROGATE_REQUESTS = 200
 
 
 def tune(
@@ -180,6 +176,8 @@ def _run_live(
     except EngineError as error:
         context.close()
         return record.failed(str(error))
+    if is_cancelled():
+        return record.failed("cancelled half-way")
     return record.measured(measurement, fidelity)
 
 
@@ -190,7 +188,7 @@ def _settings_of(context: TuningContext, number: int, done: Sequence[TrialRecord
     """Baseline, then the best of simulation one per plan, then Optuna's suggestions."""
     if number == 0:
         return context.space.baseline
-    first = [s for s in _shortlist(context) if s != context.space.baseline]
+    first = [s for s in shortlist(context) if s != context.space.baseline]
     num_first = min(len(first), max(1, context.spec.trials // 2))
     if number <= num_first:
         return first[number - 1]
@@ -204,59 +202,7 @@ def _settings_of(context: TuningContext, number: int, done: Sequence[TrialRecord
     )
     tried = {trial.settings for trial in done}
     fresh = [s for s in suggestions if s not in tried] or suggestions
-    return _ranked_by_surrogate(context, fresh, done)[0]
-
-
-def _shortlist(context: TuningContext) -> list[Settings]:
-    """The best simulated settings of each plan, best plans first; plans that can run lead."""
-    sla = context.sla
-    best: dict[str, tuple[tuple[float, ...], Settings]] = {}
-    for settings, point in context.design.items():
-        rank = _rank(point, sla)
-        plan = str(settings.plan)
-        if plan not in best or rank < best[plan][0]:
-            best[plan] = (rank, settings)
-    ordered = sorted(
-        best.values(), key=lambda entry: (not context.can_run(entry[1].plan), entry[0])
-    )
-    return [settings for _, settings in ordered]
-
-
-def _ranked_by_surrogate(
-    context: TuningContext, settings: list[Settings], done: Sequence[TrialRecord]
-) -> list[Settings]:
-    surrogate = trained_surrogate(context, done)
-    if surrogate is None:
-        return settings
-    load = Load.of(head(context.trial_workload, SURROGATE_REQUESTS))
-
-    def rank(candidate: Settings) -> tuple[float, ...]:
-        timer = context.simulator.timer(candidate.plan)
-        return _rank(surrogate.predict(candidate, load, timer), context.sla)
-
-    return sorted(settings, key=rank)
-
-
-def trained_surrogate(context: TuningContext, done: Sequence[TrialRecord]) -> Surrogate | None:
-    """The surrogate over all simulated points and the trials so far."""
-    load = Load.of(head(context.trial_workload, SURROGATE_REQUESTS))
-    examples = list(context.examples)
-    for trial in done:
-        if (point := trial.point) is not None:
-            settings = trial.settings
-            row = features(settings, load, context.simulator.timer(settings.plan))
-            examples.append(Example(point=point, row=row))
-    return fit_surrogate(examples, seed=context.spec.seed)
-
-
-def _rank(point: OperatingPoint, sla: Sla) -> tuple[float, ...]:
-    """Least missed constraint first, then fewest devices, then fastest.
-
-    Constraints the point says nothing about (the surrogate knows no attainment) are left out.
-    """
-    margins = [point.margin(c) for c in sla.constraints if point.actual(c) is not None]
-    missed = max(0.0, -min(margins)) if margins else 0.0
-    return (float(np.round(missed, 6)), float(point.cost_devices), point.latency_score(sla))
+    return ranked_by_surrogate(context, fresh, done)[0]
 
 
 # -- judging -------------------------------------------------------------------------------------

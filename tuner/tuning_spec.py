@@ -44,7 +44,7 @@ class TuningSpec:
     is_live: bool = True
     probe_requests: int = 64
     probe_paced: bool = False
-    timeout_s: float = 120.0
+    timeout_s: float = 60.0
     kv_cache_mib: int = 256
     block_size: int = 16
     max_model_len: int | None = None

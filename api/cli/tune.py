@@ -48,7 +48,7 @@ def tune(
     link: Annotated[
         str | None, typer.Option(help="Emulated link, as in latency_us=20,gbps=100.")
     ] = None,
-    timeout_s: Annotated[float, typer.Option(help="A request is timed out after this.")] = 120.0,
+    timeout_s: Annotated[float, typer.Option(help="A request is timed out after this.")] = 60.0,
     kv_cache_mib: Annotated[int, typer.Option(min=1, help="KV cache per rank (CPU).")] = 256,
     profile_seconds: Annotated[
         float, typer.Option(min=1, help="About how long to profile without a cost model.")

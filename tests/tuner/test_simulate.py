@@ -144,6 +144,15 @@ def test_a_closed_loop_never_runs_more_than_its_concurrency() -> None:
     assert most == 4
 
 
+def test_a_client_in_a_closed_loop_misses_the_step_that_starts_with_its_answer() -> None:
+    timings = run(closed_loop(requests=4, concurrency=1, output_tokens=2)).measurement.timings
+    alone = [t.token_s[0] - t.scheduled_s for t in timings]
+    assert alone == pytest.approx([0.021, 0.0217, 0.0224, 0.0231], abs=1e-4)
+    crowded = run(closed_loop(requests=12, concurrency=2, output_tokens=6)).measurement.timings
+    # With another request running, a step passes before the new prompt's own.
+    assert min(t.token_s[0] - t.scheduled_s for t in crowded[4:]) > 0.030
+
+
 def test_a_request_that_cannot_run_is_an_error_and_the_rest_goes_on() -> None:
     workload = open_loop(requests=10, gap_s=0.1, input_tokens=1010)
     measurement = run(workload).measurement

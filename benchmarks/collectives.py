@@ -210,7 +210,7 @@ def _report(times: Times, rounds: int, load_before: float) -> str:
         "What does one all-reduce (float32 sum) cost by each way of joining two ranks of a host?",
         "",
         f"* Date: {datetime.datetime.now(tz=datetime.UTC).date()}",
-        f"* Machine: {_cpu()}, {_num_cores()} cores, {platform.system()} {platform.release()}",
+        f"* Machine: {_cpu()}, {_num_cores()} cores, {platform.system()}",
         f"* Versions: Python {platform.python_version()}, torch {version('torch')}",
         f"* Command: `python -m benchmarks.collectives --rounds {rounds}` (`--out` keeps it)",
         f"* Load average before {load_before:.1f}, after {os.getloadavg()[0]:.1f}; the run itself "

@@ -225,7 +225,7 @@ def _setup(options: argparse.Namespace) -> list[str]:
         f"`OMP_NUM_THREADS=1 python -m benchmarks.simulated_vs_measured --preset {options.preset} "
         f"--repeats {options.repeats} --seconds {options.seconds:g} --seed {options.seed}`",
         "",
-        f"Machine: {this_machine()}; {platform.system()} {platform.release()}; "
+        f"Machine: {this_machine()}; {platform.system()}; "
         f"Python {platform.python_version()}; {packages}. float32, one thread per rank, process "
         f"executor for every plan, caps {CAPS.max_num_seqs} sequences and "
         f"{CAPS.max_num_batched_tokens} tokens.",

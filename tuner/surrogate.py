@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from engine.config import Caps
 from engine.executors.protocol import StepTimer
@@ -138,11 +139,27 @@ class Surrogate:
 
 
 def fit_surrogate(
-    examples: Sequence[Example], *, keys: Sequence[str] = TARGETS, seed: int = 0
+    examples: Sequence[Example],
+    *,
+    keys: Sequence[str] = TARGETS,
+    has_intervals: bool = True,
+    seed: int = 0,
 ) -> Surrogate | None:
-    """Fit every metric that enough examples observed; None with too few examples."""
+    """Fit every metric of ``keys`` that enough examples observed; None with too few examples.
+
+    Intervals cost ``NUM_FOLDS`` more fits per metric; without them they are zero wide, which is
+    enough to rank.
+    """
     if len(examples) < MIN_POINTS:
         return None
+    # Hundreds of rows: several threads would mostly wait for each other.
+    with threadpool_limits(1):
+        return _fit(examples, keys, has_intervals, seed)
+
+
+def _fit(
+    examples: Sequence[Example], keys: Sequence[str], has_intervals: bool, seed: int
+) -> Surrogate:
     trees, half_widths = {}, {}
     for key in keys:
         known = [e for e in examples if _is_usable(e.point, key)]
@@ -151,7 +168,7 @@ def fit_surrogate(
         x = np.array([e.row for e in known])
         y = np.log([e.point.metrics[key].value for e in known])
         trees[key] = export_trees(boosted(monotone=None, seed=seed).fit(x, y))
-        half_widths[key] = _half_width(x, y, seed)
+        half_widths[key] = _half_width(x, y, seed) if has_intervals else 0.0
     return Surrogate(trees=trees, half_widths=half_widths, num_points=len(examples))
 
 

@@ -54,7 +54,7 @@ def test_value_types_and_simulation_import_neither_torch_nor_sklearn_nor_pandas(
     heavy = ("torch", "sklearn", "pandas") if module.startswith("tuner") else ("torch",)
     code = (
         f"import {module}, sys; "
-        f"found = [m for m in {heavy} if m in sys.modules]; sys.exit(', '.join(found))"
+        f"found = [m for m in {heavy} if m in sys.modules]; sys.exit(', '.join(found) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

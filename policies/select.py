@@ -23,12 +23,16 @@ __all__ = [
     "select",
 ]
 
+# A point that meets the SLA by a hair in one run will miss it in the next.
+MIN_CHANCE = 0.8
+
 
 class Reason(StrEnum):
     """Why a selection came out as it did."""
 
     ONLY_FEASIBLE = "only_feasible"
     FEWEST_DEVICES = "fewest_devices"
+    FEWEST_DEVICES_WITH_CERTAINTY = "fewest_devices_with_certainty"
     MOST_LIKELY_OF_THE_CHEAPEST = "most_likely_of_the_cheapest"
     FASTEST_OF_THE_CHEAPEST = "fastest_of_the_cheapest"
     SLA_INFEASIBLE = "sla_infeasible"
@@ -102,7 +106,8 @@ class Selection:
 def select(points: Sequence[OperatingPoint], sla: Sla) -> Selection:
     """The cheapest, fastest and balanced points that meet ``sla``, or what stands in the way.
 
-    Cheapest = fewest devices; among equals the likelier one to meet the SLA, then the faster.
+    Only points that meet it with at least ``MIN_CHANCE`` compete, unless there is none: then the
+    likeliest wins. Cheapest = fewest devices; among equals the likelier one, then the faster.
     Balanced = the least product of devices and latency. A point whose threshold lies below
     ``max_num_seqs`` takes part only where it beats every twin with a higher one.
     """
@@ -117,13 +122,14 @@ def select(points: Sequence[OperatingPoint], sla: Sla) -> Selection:
     feasible = [p for p in eligible if all(p.is_met(c) for c in sla.per_run)]
     if not feasible:
         return _infeasible(eligible, sla, excluded)
-    best = min(feasible, key=lambda p: (p.cost_devices, -_rounded_chance(p, sla), _speed(p, sla)))
+    dependable = _dependable(feasible, sla)
+    best = min(dependable, key=lambda p: (p.cost_devices, -_rounded_chance(p, sla), _speed(p, sla)))
     others = [p for p in points if p is not best and id(p) not in out]
     return Selection(
         reason=_reason(best, feasible, sla),
         best=best,
-        fastest=min(feasible, key=lambda p: (_speed(p, sla), p.cost_devices)),
-        balanced=min(feasible, key=lambda p: (_balance(p, sla), p.cost_devices)),
+        fastest=min(dependable, key=lambda p: (_speed(p, sla), p.cost_devices)),
+        balanced=min(dependable, key=lambda p: (_balance(p, sla), p.cost_devices)),
         probability=best.probability(sla),
         rejected=(*excluded, *(_rejection(p, best, sla) for p in others)),
     )
@@ -176,9 +182,20 @@ def _rounded_chance(point: OperatingPoint, sla: Sla) -> float:
     return round(point.probability(sla) * 20) / 20
 
 
+def _dependable(feasible: Sequence[OperatingPoint], sla: Sla) -> list[OperatingPoint]:
+    """Points that meet the SLA with enough certainty; without any, the likeliest ones."""
+    sure = [p for p in feasible if p.probability(sla) >= MIN_CHANCE]
+    if sure:
+        return sure
+    most = max(_rounded_chance(p, sla) for p in feasible)
+    return [p for p in feasible if _rounded_chance(p, sla) == most]
+
+
 def _reason(best: OperatingPoint, feasible: Sequence[OperatingPoint], sla: Sla) -> Reason:
     if len(feasible) == 1:
         return Reason.ONLY_FEASIBLE
+    if any(p.cost_devices < best.cost_devices for p in feasible):
+        return Reason.FEWEST_DEVICES_WITH_CERTAINTY
     rivals = [p for p in feasible if p is not best and p.cost_devices == best.cost_devices]
     if not rivals:
         return Reason.FEWEST_DEVICES
@@ -194,6 +211,9 @@ def _rejection(point: OperatingPoint, best: OperatingPoint, sla: Sla) -> Rejecte
     elif missed := [c for c in sla.per_run if not point.is_met(c)]:
         why = Rejection.VIOLATES_SLA
         detail = ", ".join(f"{c} but {point.actual(c):.4g}" for c in missed)
+    elif point.probability(sla) < MIN_CHANCE <= best.probability(sla):
+        why = Rejection.LESS_LIKELY
+        detail = f"P(SLA met) {point.probability(sla):.2f} < {MIN_CHANCE}"
     elif point.cost_devices > best.cost_devices:
         why, detail = Rejection.MORE_DEVICES, f"{point.cost_devices} > {best.cost_devices}"
     elif _rounded_chance(point, sla) < _rounded_chance(best, sla):

@@ -16,26 +16,31 @@ from tuner.predict import Simulator
 from tuner.slices import at_rate, head
 from tuner.space import Settings, Space
 
-RATE_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+RATE_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 BAND_REQUESTS = 80
 # Other settings than the recommended ones must be worth the change.
-MIN_GAIN = 0.02
+MIN_GAIN = 0.05
 
 
 def build_schedule(
     simulator: Simulator, space: Space, best: Settings, workload: Workload, sla: Sla
 ) -> Schedule:
-    """Bands of the recommended plan around the workload's own rate, lowest first."""
+    """Bands of the recommended plan around the workload's own rate, lowest first.
+
+    A controller sees a new load only after it has come, so settings are judged by the worse of
+    their headroom at the band's own rate and at the next higher one: a burst that arrives on a
+    quiet band's settings must not break the SLA before they change.
+    """
     sample = head(workload, BAND_REQUESTS)
     choices = _choices(simulator, space, best)
+    scaled = [at_rate(sample, factor) for factor in RATE_FACTORS]
+    points = [{s: simulator.quick_point(s, load) for s in choices} for load in scaled]
     found: list[tuple[float, Settings, float]] = []
-    for factor in RATE_FACTORS:
-        scaled = at_rate(sample, factor)
-        points = {s: simulator.quick_point(s, scaled) for s in choices}
-        settings = _most_headroom(points, best, sla)
-        rate = _rate_rps(simulator, settings, scaled)
+    for nth, load in enumerate(scaled[:-1]):
+        settings = _most_headroom(points[nth], points[nth + 1], best, sla)
+        rate = _rate_rps(simulator, settings, load)
         if rate > (found[-1][0] if found else 0.0):
-            found.append((rate, settings, points[settings].headroom(sla)))
+            found.append((rate, settings, points[nth][settings].headroom(sla)))
     return Schedule(plan=best.plan, bands=_merged(found, workload))
 
 
@@ -65,10 +70,15 @@ def _around(grid: tuple[int, ...], value: int) -> list[int]:
     return [*below, value, *above]
 
 
-def _most_headroom(points: dict[Settings, OperatingPoint], best: Settings, sla: Sla) -> Settings:
+def _most_headroom(
+    points: dict[Settings, OperatingPoint],
+    at_next_rate: dict[Settings, OperatingPoint],
+    best: Settings,
+    sla: Sla,
+) -> Settings:
     every = list(points.values())
     allowed = {
-        settings: point.headroom(sla)
+        settings: min(point.headroom(sla), at_next_rate[settings].headroom(sla))
         for settings, point in points.items()
         if settings == best or low_threshold_warning(point, every) is None
     }

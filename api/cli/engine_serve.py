@@ -89,7 +89,7 @@ def serve(
     as_json: JsonOption = False,
 ) -> None:
     """Serve a model until SIGTERM or SIGINT; one line on stdout tells the address when ready."""
-    from engine.config import Caps, EngineConfig, LinkEmulation
+    from engine.config import Caps, EngineConfig, ExecutorKind, LinkEmulation
     from engine.plan import parse_plan
 
     spec = parse_plan(plan)
@@ -110,6 +110,8 @@ def serve(
         max_model_len=max_model_len,
         max_devices=max_devices,
         link=LinkEmulation.parse(link) if link else None,
+        # One rank, too, in a process of its own: it computes beside the server, not in its turns.
+        executor=ExecutorKind.PROCESS,
     )
     house = _House(
         host=host,

@@ -35,13 +35,13 @@ def live_scene(trace: str | None) -> Scene:
     return Scene(
         title="Two real ranks on this machine",
         preset="small",
-        guess="sp=2",
-        workload=_spec(trace, f"seconds=30,requests=80,{sizes}"),
-        rush=_spec(trace, f"seconds=60,scale=3,requests=180,{sizes}"),
-        sla="p95_ttft_ms<=1500,p95_tpot_ms<=60,attainment>=0.9",
+        guess="pp=2",
+        workload=_spec(trace, f"seconds=40,scale=2,requests=70,{sizes}"),
+        rush=_spec(trace, f"seconds=120,scale=6,requests=180,{sizes}"),
+        sla="p95_ttft_ms<=500,p95_tpot_ms<=40,attainment>=0.9",
         vocab_size=4096,
         job={"num_devices": 2, "trials": 4, "hardware": "local"},
-        options={"probe_requests": 24, "profile_seconds": 12.0, "timeout_s": 60.0},
+        options={"probe_requests": 40, "profile_seconds": 12.0, "timeout_s": 60.0},
     )
 
 
@@ -52,8 +52,8 @@ def paced_scene(trace: str | None) -> Scene:
         title="Eight H200, paced by the wall clock (uncalibrated roofline, no GPU here)",
         preset="llama-3.1-70b",
         guess="tp=8",
-        workload=_spec(trace, f"seconds=40,requests=130,{sizes}"),
-        rush=_spec(trace, f"seconds=80,scale=2,requests=260,{sizes}"),
+        workload=_spec(trace, f"seconds=30,requests=100,{sizes}"),
+        rush=_spec(trace, f"seconds=60,scale=2,requests=200,{sizes}"),
         sla="p95_ttft_ms<=1500,p95_tpot_ms<=80,attainment>=0.9",
         vocab_size=128_000,
         job={"num_devices": 8, "trials": 10, "hardware": "8xh200", "dtype": "bfloat16"},

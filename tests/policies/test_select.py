@@ -113,8 +113,21 @@ def test_a_single_feasible_point_is_called_that() -> None:
     assert selection.probability == selection.best.probability(SLA)  # type: ignore[union-attr]
 
 
+def test_a_cheaper_point_that_meets_the_sla_by_a_hair_loses_to_a_dependable_one() -> None:
+    marginal, dependable = point(199, 20, devices=1), point(100, 20, devices=2)
+    selection = select([marginal, dependable], SLA)
+    assert selection.best is dependable
+    assert selection.reason is Reason.FEWEST_DEVICES_WITH_CERTAINTY
+    assert selection.rejected[0].why is Rejection.LESS_LIKELY
+
+
+def test_without_a_dependable_point_the_likeliest_wins() -> None:
+    unlikely, likelier = point(199, 20, devices=1), point(190, 20, devices=2)
+    assert select([unlikely, likelier], SLA).best is likelier
+
+
 def test_the_balanced_point_trades_devices_against_latency() -> None:
-    cheap, balanced, fast = point(180, 45, devices=2), point(60, 15, devices=3), point(55, 14)
+    cheap, balanced, fast = point(150, 40, devices=2), point(60, 15, devices=3), point(55, 14)
     selection = select([cheap, balanced, replace(fast, cost_devices=8)], SLA)
     assert selection.best is cheap
     assert selection.balanced is balanced

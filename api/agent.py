@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import asdict
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import structlog
@@ -54,7 +55,7 @@ class EngineAgent:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._public_url = public_url
         self._model_name = engine.config.model_dir.resolve().name
-        self._name = name or f"{self._model_name}@{socket.gethostname()}"
+        self._name = name or _default_name(self._model_name, public_url)
         self._heartbeat_s = heartbeat_s
         # Steps paced by a clock use no device; otherwise the service picks for the inventory.
         is_paced = engine.config.executor is ExecutorKind.SIMULATED
@@ -247,3 +248,10 @@ class EngineAgent:
                 return found
             self._log.error("control plane refuses", status=answer.status_code, body=answer.text)
             await asyncio.sleep(RETRY_REFUSED_S)
+
+
+def _default_name(model_name: str, public_url: str | None) -> str:
+    """MODEL@HOST:PORT, so that two engines of one model on one host are two engines."""
+    port = urlsplit(public_url).port if public_url else None
+    host = socket.gethostname()
+    return f"{model_name}@{host}:{port}" if port else f"{model_name}@{host}"

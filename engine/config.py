@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -187,8 +188,10 @@ class Caps:
         for name in ("max_num_seqs", "max_num_batched_tokens"):
             if getattr(self, name) < 1:
                 raise EngineError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.max_step_ms is not None and self.max_step_ms <= 0:
-            raise EngineError(f"max_step_ms={self.max_step_ms}: must be above 0, or left out")
+        if self.max_step_ms is not None and not 0 < self.max_step_ms < math.inf:
+            raise EngineError(
+                f"max_step_ms={self.max_step_ms}: must be above 0 and finite, or left out"
+            )
         if self.max_queue is not None and self.max_queue < 0:
             raise EngineError(f"max_queue={self.max_queue}: must be at least 0, or left out")
 

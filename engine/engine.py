@@ -16,7 +16,14 @@ import numpy.typing as npt
 from engine.clock import WallClock
 from engine.config import Caps, EngineConfig, ModelConfig, num_kv_blocks
 from engine.devices import for_replica, with_device_memory
-from engine.errors import EngineError, PlanError, PolicyError, RankError, RequestError
+from engine.errors import (
+    EngineError,
+    PlanError,
+    PolicyError,
+    QueueFullError,
+    RankError,
+    RequestError,
+)
 from engine.executors.factory import make_executor
 from engine.executors.protocol import Executor, ExecutorInfo, StepTimer
 from engine.knobs import AppliedPolicy, Knob, list_knobs
@@ -76,6 +83,11 @@ class Engine:
         # Requests that arrive while no replica serves (before start, during a reshape).
         self._held: dict[str, RequestStream] | None = {}
         self._max_held_len = self.max_model_len
+        # Requests of stopped replicas, on their way to new ones, and those aborted meanwhile.
+        self._num_in_transit = 0
+        self._aborted_in_transit: set[str] = set()
+        self._failure: str | None = None
+        self._is_closed = False
         self._lock = threading.Lock()
         self._apply_lock = threading.Lock()
         self._cost_s: dict[KnobClass, float] = {}
@@ -118,11 +130,12 @@ class Engine:
         """Gauges and counters of all replicas, since start."""
         with self._lock:
             replicas, held = list(self._replicas), len(self._held or ())
-            is_healthy = all(replica.failure is None for replica in replicas)
+            is_healthy = self._failure is None and all(r.failure is None for r in replicas)
+            in_transit = self._num_in_transit
         return summarise(
             self._telemetry,
             running=sum(r.scheduler.num_running for r in replicas),
-            waiting=held + sum(r.num_waiting for r in replicas),
+            waiting=held + in_transit + sum(r.num_waiting for r in replicas),
             kv_usage=max((r.scheduler.kv_usage for r in replicas), default=0.0),
             is_healthy=is_healthy,
             policy_version=self._policy.version,
@@ -158,11 +171,13 @@ class Engine:
 
     def close(self) -> None:
         """End all ranks; requests still in progress end with reason ``abort``."""
-        with self._lock:
-            replicas, self._replicas = self._replicas, []
-            streams, self._held = self._held or {}, None
-        for replica in replicas:
-            streams |= replica.stop()[1]
+        with self._apply_lock:
+            self._is_closed = True
+            with self._lock:
+                replicas, self._replicas = self._replicas, []
+                streams, self._held = self._held or {}, None
+            for replica in replicas:
+                streams |= replica.stop()[1]
         for stream in streams.values():
             stream.end(FinishReason.ABORT, time.monotonic())
 
@@ -178,14 +193,15 @@ class Engine:
 
     def abort(self, request_id: str) -> None:
         """End a request at the next step boundary with reason ``abort``; unknown ids do nothing."""
+        # Posted under the lock, so that it reaches a replica before a reshape empties it.
         with self._lock:
             stream = self._held.pop(request_id, None) if self._held else None
-            replicas = list(self._replicas)
+            if self._num_in_transit:
+                self._aborted_in_transit.add(request_id)
+            for replica in self._replicas:
+                replica.abort(request_id)
         if stream is not None:
             stream.end(FinishReason.ABORT, time.monotonic())
-            return
-        for replica in replicas:
-            replica.abort(request_id)
 
     def apply(self, policy: EnginePolicy) -> AppliedPolicy:
         """Put ``policy`` in force: hot knobs at the next step, a new plan by a reshape.
@@ -198,6 +214,8 @@ class Engine:
             RankError: ranks failed to start under the plan; the old plan is running again.
         """
         with self._apply_lock:
+            if self._is_closed or self._failure is not None:
+                raise RankError(f"the engine cannot change: {self._failure or 'it is closed'}")
             self._check(policy)
             changes = classify(self._policy, policy, self.envelope)
             started_s = time.monotonic()
@@ -271,6 +289,7 @@ class Engine:
                 raise RequestError(f"request id {request_id!r} is in use")
             if self._held is not None:
                 self._check_length(stream.request)
+                self._check_queue(len(self._held))
                 self._held[request_id] = stream
             else:
                 self._route().submit(stream)
@@ -279,13 +298,19 @@ class Engine:
         """The healthy replica with the fewest tokens to do."""
         healthy = [r for r in self._replicas if r.failure is None]
         if not healthy:
-            failures = "; ".join(sorted({str(r.failure) for r in self._replicas}))
+            reasons = {str(r.failure) for r in self._replicas} | {self._failure or ""}
+            failures = "; ".join(sorted(reasons - {""}))
             raise RankError(f"the engine is unhealthy: {failures or 'it is closed'}")
         return min(healthy, key=lambda r: r.load_tokens)
 
     def _max_model_len(self, plan: ParallelPlan) -> int:
         capacity = num_kv_blocks(self.config, self.model, plan) * self.config.block_size
         return min(self.config.max_model_len or self.model.max_positions, capacity)
+
+    def _check_queue(self, num_waiting: int) -> None:
+        limit = self._policy.caps.max_queue
+        if limit is not None and num_waiting >= limit:
+            raise QueueFullError(f"{num_waiting} requests wait, max_queue is {limit}")
 
     def _check_length(self, request: Request) -> None:
         """Refuse what would not fit before or after the reshape under way."""
@@ -322,12 +347,31 @@ class Engine:
             streams |= ways
         try:
             replicas = self._launch(policy, first_step_id=step_id)
-        except EngineError:
-            self._open(self._launch(old, first_step_id=step_id), sequences, streams)
+        except BaseException as error:
+            self._fall_back(old, step_id, sequences, streams, error)
             raise
         self._policy = policy
         self._open(replicas, sequences, streams)
         return step_id
+
+    def _fall_back(
+        self,
+        old: EnginePolicy,
+        step_id: int,
+        sequences: list[Sequence],
+        streams: dict[str, RequestStream],
+        error: BaseException,
+    ) -> None:
+        """Run the old policy again; if that fails too, end every request and say so."""
+        try:
+            self._open(self._launch(old, first_step_id=step_id), sequences, streams)
+        except BaseException as again:
+            with self._lock:
+                self._failure = f"a reshape failed ({error}), and so did the way back ({again})"
+                streams |= self._held or {}
+                self._held, self._num_in_transit = None, 0
+            for stream in streams.values():
+                stream.end(FinishReason.ERROR, time.monotonic(), self._failure)
 
     def _launch(self, policy: EnginePolicy, *, first_step_id: int = 0) -> list[Replica]:
         """Start the replicas of a policy side by side; on a failure none is left running."""
@@ -381,6 +425,7 @@ class Engine:
                         self._check_length(request)
                     except RequestError as error:
                         raise PolicyError(f"plan {next_plan}: in progress, {error}") from error
+            self._num_in_transit = sum(len(r.list_requests()) for r in self._replicas)
             replicas, self._replicas = self._replicas, []
             self._held = self._held or {}
         return replicas
@@ -397,10 +442,14 @@ class Engine:
             replica.adopt(mine, {s.request_id: streams[s.request_id] for s in mine})
         with self._lock:
             self._replicas = replicas
-            held, self._held = self._held or {}, None
+            held, self._held, self._num_in_transit = self._held or {}, None, 0
+            for request_id in self._aborted_in_transit:
+                for replica in replicas:
+                    replica.abort(request_id)
+            self._aborted_in_transit.clear()
             for stream in held.values():
                 try:
-                    self._route().submit(stream)
+                    self._route().submit(stream, is_admitted=True)
                 except EngineError as error:
                     stream.end(FinishReason.ERROR, time.monotonic(), str(error))
 

@@ -8,6 +8,8 @@ from engine.plan import Mode
 
 _DECAY = 0.98
 _MIN_SAMPLES = 4
+# More tokens than any step holds.
+MAX_STEP_TOKENS = 2**31
 
 
 @dataclass
@@ -63,4 +65,4 @@ class StepPace:
         fixed_s, per_token_s = line.fit()
         if per_token_s <= 0.0:
             return None
-        return int((max_step_ms * 1e-3 - fixed_s) / per_token_s)
+        return int(min((max_step_ms * 1e-3 - fixed_s) / per_token_s, MAX_STEP_TOKENS))

@@ -89,19 +89,20 @@ def policy_from_json(document: dict[str, Any], *, version: int = 0) -> EnginePol
     _numbers({k: v for k, v in shift.items() if k != "enabled"}, "/shift", int)
     _numbers({k: v for k, v in caps.items() if k != "max_step_ms"}, "/caps", int)
     _numbers({k: v for k, v in caps.items() if k == "max_step_ms"}, "/caps", float)
-    if scheduler.get("order", "fcfs") not in set(Order):
-        raise PolicyError(f"/scheduler/order: {scheduler['order']!r}; known: {', '.join(Order)}")
+    order = scheduler.get("order", Order.FCFS)
+    if not isinstance(order, str) or order not in set(Order):
+        raise PolicyError(f"/scheduler/order: {order!r}; known: {', '.join(Order)}")
     enabled = shift.get("enabled", False)
     if not isinstance(enabled, bool):
         raise PolicyError(f"/shift/enabled: {enabled!r} is not true or false")
     threshold = shift.get("threshold_tokens")
     try:
         policy = EnginePolicy(
-            plan=ParallelPlan(**plan, shift=enabled),
+            plan=ParallelPlan(**_without_nulls(plan), shift=enabled),
             threshold_tokens=DEFAULT_SHIFT_THRESHOLD if threshold is None else threshold,
-            caps=Caps(**{k: v for k, v in caps.items() if v is not None or k != "max_num_seqs"}),
+            caps=Caps(**_without_nulls(caps)),
             mode=str(document.get("mode") or "auto"),
-            order=Order(scheduler.get("order", "fcfs")),
+            order=Order(order),
             version=version,
         )
         _ = policy.chooser
@@ -175,10 +176,17 @@ def _cap_class(name: str, before: Any, after: Any, envelope: Caps) -> KnobClass:
 
 
 def _section(document: dict[str, Any], name: str) -> dict[str, Any]:
-    value = document.get(name) or {}
+    value = document.get(name)
+    if value is None:
+        return {}
     if not isinstance(value, dict):
         raise PolicyError(f"/{name}: {value!r} is not an object")
     return value
+
+
+def _without_nulls(found: dict[str, Any]) -> dict[str, Any]:
+    """null means the default, as in RFC 7396."""
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _only(found: dict[str, Any], known: tuple[str, ...], pointer: str) -> None:

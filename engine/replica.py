@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -29,6 +29,8 @@ from engine.telemetry import Telemetry
 T = TypeVar("T")
 ExecutorFactory = Callable[[], Executor]
 MAX_RESTARTS_WITHOUT_PROGRESS = 3
+# How soon a caller notices that the loop it waits for has ended.
+CALL_POLL_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +108,8 @@ class Replica:
         """Wait for the executor. Raises what its start raised."""
         return self._started.result()
 
-    def submit(self, stream: RequestStream) -> None:
-        """Accept one request.
+    def submit(self, stream: RequestStream, *, is_admitted: bool = False) -> None:
+        """Accept one request; ``is_admitted``: it was accepted before and only waited.
 
         Raises:
             RequestError: it could never run here.
@@ -115,7 +117,7 @@ class Replica:
         """
         self.scheduler.check_request(stream.request)
         limit = self._policy.caps.max_queue
-        if limit is not None and self.num_waiting >= limit:
+        if not is_admitted and limit is not None and self.num_waiting >= limit:
             raise QueueFullError(f"{self.num_waiting} requests wait, max_queue is {limit}")
         self._queued += 1
         self._streams[stream.request.request_id] = stream
@@ -131,7 +133,11 @@ class Replica:
         self._post(lambda: self._abort(request_id))
 
     def call(self, command: Callable[[], T]) -> T:
-        """Run ``command`` on the loop thread between two steps and return its result."""
+        """Run ``command`` on the loop thread between two steps and return its result.
+
+        Raises:
+            RankError: the loop has ended.
+        """
         future: Future[T] = Future()
 
         def run() -> None:
@@ -141,6 +147,10 @@ class Replica:
                 future.set_exception(error)
 
         self._post(run)
+        while not future.done():
+            wait([future], timeout=CALL_POLL_S)
+            if not future.done() and not self._thread.is_alive():
+                raise RankError(f"replica {self.index} has ended: {self.failure or 'closed'}")
         return future.result()
 
     def set_hot(self, policy: EnginePolicy) -> int:
@@ -159,6 +169,7 @@ class Replica:
         self._thread.join()
         while self._commands:  # posted between the last step and the end of the thread
             self._commands.popleft()()
+        self.scheduler.discard_outstanding()  # left over only by a loop that failed
         streams, self._streams = self._streams, {}
         return self.scheduler.release(), streams
 
@@ -193,7 +204,7 @@ class Replica:
             self._recover(error)
             return True
         outcome = self.scheduler.commit(flight.step, int32(result.token_ids))
-        self._emit(outcome, result, ended_s)
+        self._emit(flight.step, outcome, result, ended_s)
         self._record(flight, result, ended_s)
         return True
 
@@ -227,10 +238,12 @@ class Replica:
         result = self._executor.collect()
         return self._in_flight.popleft(), result, time.monotonic()
 
-    def _emit(self, outcome: StepOutcome, result: StepResult, now_s: float) -> None:
+    def _emit(
+        self, step: ScheduledStep, outcome: StepOutcome, result: StepResult, now_s: float
+    ) -> None:
         reasons = {seq.request_id: reason for seq, reason in outcome.finished}
         if result.logits is not None:
-            self._keep_logits(outcome, result.logits)
+            self._keep_logits(step, result.logits)
         self.telemetry.generation_tokens += len(outcome.sampled)
         for sequence, token_id in outcome.sampled:
             stream = self._streams.get(sequence.request_id)
@@ -243,9 +256,11 @@ class Replica:
             if is_stopped or reason:
                 self._forget(sequence.request_id, is_stopped or reason or FinishReason.STOP)
 
-    def _keep_logits(self, outcome: StepOutcome, raw: bytes) -> None:
-        rows = np.frombuffer(raw, np.float64).reshape(len(outcome.sampled), -1)
-        for (sequence, _), row in zip(outcome.sampled, rows, strict=True):
+    def _keep_logits(self, step: ScheduledStep, raw: bytes) -> None:
+        sampled = np.flatnonzero(step.is_sampled).tolist()
+        rows = np.frombuffer(raw, np.float64).reshape(len(sampled), -1)
+        for nth, row in zip(sampled, rows, strict=True):
+            sequence = step.sequences[nth]
             if stream := self._streams.get(sequence.request_id):
                 stream.logits.append(row)
 
@@ -299,7 +314,7 @@ class Replica:
             self._end(stream.request.request_id, FinishReason.ERROR, self.failure)
             return
         try:
-            self.scheduler.add(stream.request)
+            self.scheduler.add(stream.request, is_admitted=True)
         except EngineError as error:
             self._end(stream.request.request_id, FinishReason.ERROR, str(error))
 
@@ -309,8 +324,9 @@ class Replica:
             self._end(request_id, FinishReason.ABORT)
 
     def _end(self, request_id: str, reason: FinishReason, error: str | None = None) -> None:
-        self._streams[request_id].end(reason, time.monotonic(), error)
-        self._forget(request_id, reason)
+        if request_id in self._streams:  # ended already when the replica gave up
+            self._streams[request_id].end(reason, time.monotonic(), error)
+            self._forget(request_id, reason)
 
     def _forget(self, request_id: str, reason: FinishReason) -> None:
         stream = self._streams.pop(request_id)
@@ -353,7 +369,7 @@ class Replica:
                 self.scheduler.discard_outstanding()
                 return
             outcome = self.scheduler.commit(flight.step, int32(result.token_ids))
-            self._emit(outcome, result, ended_s)
+            self._emit(flight.step, outcome, result, ended_s)
 
     def _recover(self, error: RankError) -> None:
         """Replace failed ranks; sequences are recomputed from their tokens so far."""

@@ -8,6 +8,7 @@ from enum import StrEnum
 from engine.errors import RequestError
 
 MAX_SEED = 2**64 - 1
+MAX_TOP_K = 2**31 - 1
 
 
 class FinishReason(StrEnum):
@@ -43,7 +44,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         checks = (
             (self.temperature >= 0, f"temperature={self.temperature}: must be at least 0"),
-            (self.top_k >= 0, f"top_k={self.top_k}: must be at least 0 (0 = all tokens)"),
+            (0 <= self.top_k <= MAX_TOP_K, f"top_k={self.top_k}: must be in 0..2**31-1 (0 = all)"),
             (0 < self.top_p <= 1, f"top_p={self.top_p}: must be above 0 and at most 1"),
             (0 <= self.seed <= MAX_SEED, f"seed={self.seed}: must be in 0..2**64-1"),
             (self.max_tokens >= 1, f"max_tokens={self.max_tokens}: must be at least 1"),

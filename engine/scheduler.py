@@ -127,8 +127,8 @@ class Scheduler:
 
     # -- commands ----------------------------------------------------------------------------
 
-    def add(self, request: Request) -> Sequence:
-        """Queue a request.
+    def add(self, request: Request, *, is_admitted: bool = False) -> Sequence:
+        """Queue a request; ``is_admitted``: the front door has held it to the limit already.
 
         Raises:
             RequestError: it could never run.
@@ -136,7 +136,7 @@ class Scheduler:
         """
         self.check_request(request)
         limit = self.caps.max_queue
-        if limit is not None and len(self._waiting) >= limit:
+        if not is_admitted and limit is not None and len(self._waiting) >= limit:
             raise QueueFullError(f"{len(self._waiting)} requests wait, max_queue is {limit}")
         sequence = Sequence.of(request)
         self._waiting.append(sequence)

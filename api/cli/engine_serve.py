@@ -71,7 +71,7 @@ def serve(
         str | None,
         typer.Option(
             help="This engine's identity in metrics and, over restarts, at the control plane; "
-            "there by default MODEL@HOST."
+            "there by default MODEL@HOST:PORT."
         ),
     ] = None,
     api_key: Annotated[

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 from api.auth import Caller
 from api.control_state import hot_settings, memory_to_json
 from api.errors import ApiError
 from api.policy_document import new_document
 from api.recommendation_document import recommended_policy
+from api.schemas.base import Json
 from api.schemas.serving import ChangeSet
 from api.services import policies
 from api.services.policies import Authorship
@@ -42,9 +45,21 @@ def apply(
     engine.recommendation_id = recommendation.id
     by = Authorship(caller=caller, origin="recommendation", reason=reason)
     answer = policies.write(uow, engine, document, by)
-    engine.schedule = recommendation.schedule
+    engine.schedule = _within_envelope(recommendation.schedule, engine.envelope)
     # A new schedule starts the controller afresh, from the settings just asked for.
     engine.control_memory = memory_to_json(
         ControlMemory(commanded=hot_settings(document), changed_s=utc_now().timestamp())
     )
     return answer
+
+
+def _within_envelope(schedule: Json | None, envelope: Json) -> Json | None:
+    """The schedule with every band's caps cut to what the engine was started with."""
+    if schedule is None:
+        return None
+    cut = copy.deepcopy(schedule)
+    for band in cut["bands"]:
+        caps = band["settings"]["caps"]
+        for name in ("max_num_seqs", "max_num_batched_tokens"):
+            caps[name] = min(caps[name], envelope[name])
+    return cut

@@ -14,6 +14,7 @@ import pytest
 from engine.config import Caps, EngineConfig, ExecutorKind
 from engine.engine import Engine
 from engine.errors import PlanError, PolicyError, QueueFullError, RankError, RequestError
+from engine.executors.protocol import ExecutorInfo
 from engine.executors.simulated import SimulatedExecutor
 from engine.plan import Mode, ParallelPlan
 from engine.policy import KnobClass
@@ -258,6 +259,69 @@ def test_caps_above_the_envelope_are_refused(engine: Engine) -> None:
         engine.apply(replace(engine.policy, caps=Caps(max_num_batched_tokens=100_000)))
 
 
+def test_an_absurd_top_k_is_refused_before_it_reaches_the_loop() -> None:
+    with pytest.raises(RequestError, match="top_k=3000000000"):
+        SamplingParams(top_k=3_000_000_000)
+
+
+def test_a_reshape_keeps_what_was_accepted_whatever_the_admission_limit(engine: Engine) -> None:
+    collectors = [submit(engine, str(i), tokens=60) for i in range(8)]
+    wait_until(lambda: all(collector.outputs for collector in collectors))
+    caps = Caps(max_num_seqs=8, max_num_batched_tokens=64, max_queue=1)
+    engine.apply(replace(engine.policy, caps=caps))
+    engine.apply(replace(engine.policy, plan=ParallelPlan(tp=2)))
+    for collector in collectors:
+        assert collector.wait().reason is FinishReason.LENGTH
+
+
+class SlowStart(SimulatedExecutor):
+    """Ranks that take a moment to start, or that cannot."""
+
+    is_broken = False
+
+    def start(self) -> ExecutorInfo:
+        time.sleep(0.2)
+        if SlowStart.is_broken:
+            raise RankError("no memory")
+        return super().start()
+
+
+@pytest.fixture
+def slow_engine(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    SlowStart.is_broken = False
+    monkeypatch.setattr("engine.executors.simulated.SimulatedExecutor", SlowStart)
+    with Engine(config, timer_factory=ConstantTimer) as running:
+        yield running
+
+
+def test_an_abort_during_a_reshape_is_not_lost(slow_engine: Engine) -> None:
+    collectors = [submit(slow_engine, str(i), tokens=400) for i in range(3)]
+    wait_until(lambda: all(collector.outputs for collector in collectors))
+    policy = replace(slow_engine.policy, plan=ParallelPlan(tp=2))
+    thread = threading.Thread(target=slow_engine.apply, args=(policy,))
+    thread.start()
+    time.sleep(0.1)
+    assert slow_engine.stats().waiting == 3, "carried-over requests are counted while they wait"
+    slow_engine.abort("1")
+    thread.join()
+    assert collectors[1].wait().reason is FinishReason.ABORT
+    assert collectors[0].wait().reason is FinishReason.LENGTH
+
+
+def test_a_reshape_whose_way_back_fails_too_ends_every_request_and_is_unhealthy(
+    slow_engine: Engine,
+) -> None:
+    collector = submit(slow_engine, "a", tokens=400)
+    wait_until(lambda: collector.outputs)
+    SlowStart.is_broken = True
+    with pytest.raises(RankError, match="no memory"):
+        slow_engine.apply(replace(slow_engine.policy, plan=ParallelPlan(tp=2)))
+    assert collector.wait().reason is FinishReason.ERROR
+    assert not slow_engine.stats().is_healthy
+    with pytest.raises(RankError, match="so did the way back"):
+        submit(slow_engine, "b")
+
+
 class FaultyExecutor(SimulatedExecutor):
     """A paced executor whose ranks die at chosen steps; a new one continues the count."""
 
@@ -302,6 +366,8 @@ def test_ranks_that_keep_dying_without_progress_make_the_engine_unhealthy(
         assert not engine.stats().is_healthy
         with pytest.raises(RankError, match="unhealthy"):
             submit(engine, "b")
+        # The loop still takes commands, so nobody waits for ever.
+        engine.apply(replace(engine.policy, threshold_tokens=7))
 
 
 def test_closing_ends_what_is_left_with_reason_abort(config: EngineConfig) -> None:

@@ -66,6 +66,10 @@ def test_a_merge_patch_changes_only_what_it_names_and_null_removes() -> None:
         ({"scheduler": {"order": "lifo"}}, "/scheduler/order: 'lifo'"),
         ({"plan": {"tp": 0}}, "tp=0"),
         ({"plan": 3}, "/plan: 3 is not an object"),
+        ({"plan": []}, r"/plan: \[\] is not an object"),
+        ({"caps": False}, "/caps: False is not an object"),
+        ({"caps": {"max_step_ms": float("inf")}}, "max_step_ms=inf"),
+        ({"scheduler": {"order": []}}, r"/scheduler/order: \[\]"),
     ],
 )
 def test_a_bad_patch_is_refused_with_its_place_and_value(

@@ -23,6 +23,7 @@ from engine.errors import (
     QueueFullError,
     RankError,
     RequestError,
+    StalePolicyError,
 )
 from engine.executors.factory import make_executor
 from engine.executors.protocol import Executor, ExecutorInfo, StepTimer
@@ -203,26 +204,33 @@ class Engine:
         if stream is not None:
             stream.end(FinishReason.ABORT, time.monotonic())
 
-    def apply(self, policy: EnginePolicy) -> AppliedPolicy:
+    def apply(self, policy: EnginePolicy, *, expected: EnginePolicy | None = None) -> AppliedPolicy:
         """Put ``policy`` in force: hot knobs at the next step, a new plan by a reshape.
 
         A reshape restarts the ranks; accepted requests wait and go on from their tokens so far.
+        With ``expected``, nothing is changed unless that policy is still in force.
 
         Raises:
             PolicyError: outside the envelope, or requests in progress would not fit the plan.
+            StalePolicyError: another policy than ``expected`` is in force.
             PlanError: this model or these devices cannot run the plan.
             RankError: ranks failed to start under the plan; the old plan is running again.
         """
         with self._apply_lock:
             if self._is_closed or self._failure is not None:
                 raise RankError(f"the engine cannot change: {self._failure or 'it is closed'}")
+            if expected is not None and expected != self._policy:
+                raise StalePolicyError(
+                    f"policy version {expected.version} is not in force any more: it is "
+                    f"{self._policy.version}; read it again"
+                )
             self._check(policy)
             changes = classify(self._policy, policy, self.envelope)
             started_s = time.monotonic()
             if "plan" in changes:
                 step, kind = self._reshape(policy), KnobClass.RESHAPE
             else:
-                calls = [r.call(lambda r=r: r.set_hot(policy)) for r in self._replicas]  # type: ignore[misc]
+                calls = [r.call(partial(r.set_hot, policy)) for r in self._replicas]
                 step, kind = max(calls, default=0), KnobClass.HOT
                 self._policy = policy
             seconds = time.monotonic() - started_s

@@ -35,6 +35,10 @@ class PolicyError(EngineError):
         self.needs = needs
 
 
+class StalePolicyError(PolicyError):
+    """The policy was changed by someone else since the caller read it; read it again."""
+
+
 class RankError(EngineError):
     """A rank raised, died or stopped answering; the message holds its own words.
 

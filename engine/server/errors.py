@@ -13,7 +13,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from engine.errors import EngineError, PolicyError, QueueFullError, RequestError
+from engine.errors import (
+    EngineError,
+    PolicyError,
+    QueueFullError,
+    RequestError,
+    StalePolicyError,
+)
 
 KNOB_PREFIX = "/v1/engine"
 RETRY_AFTER_S = "1"
@@ -68,6 +74,8 @@ def from_engine_error(error: EngineError) -> ApiError:
             return ApiError(429, str(error), code="queue_full", headers=retry)
         case RequestError():
             return ApiError(400, str(error), code="invalid_value")
+        case StalePolicyError():
+            return ApiError(412, str(error), code="stale_policy")
         case PolicyError() if error.needs is not None:
             return ApiError(
                 409, str(error), code="outside_envelope", extra={"needs": str(error.needs)}

@@ -13,7 +13,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from engine.engine import Engine
-from engine.errors import EngineError, PlanError, PolicyError
+from engine.errors import EngineError, PlanError, PolicyError, StalePolicyError
+from engine.knobs import AppliedPolicy
 from engine.plan import check_plan, shift_warning
 from engine.policy import (
     EnginePolicy,
@@ -77,7 +78,7 @@ class KnobPlane:
             old = self._engine.policy
             new = self._merged(patch)
             changes = classify(old, new, self._engine.envelope)
-            answer = {
+            answer: dict[str, Any] = {
                 "requested": patch,
                 "effective": self.document(old if is_dry_run else new),
                 "changes": changes,
@@ -88,7 +89,7 @@ class KnobPlane:
             }
             if changes and not is_dry_run:
                 new = with_version(new, old.version + 1)
-                applied = await run_in_threadpool(self._apply, new)
+                applied = await run_in_threadpool(self._apply, new, old)
                 answer |= {
                     "effective": self.document(new),
                     "effective_step": applied.effective_step,
@@ -131,9 +132,12 @@ class KnobPlane:
         check_envelope(policy, self._engine.envelope)
         return policy
 
-    def _apply(self, policy: EnginePolicy) -> Any:
+    def _apply(self, policy: EnginePolicy, old: EnginePolicy) -> AppliedPolicy:
+        """Apply unless a control plane was quicker: its change is never undone unseen."""
         try:
-            return self._engine.apply(policy)
+            return self._engine.apply(policy, expected=old)
+        except StalePolicyError:
+            raise
         except (PolicyError, PlanError) as error:
             needs = getattr(error, "needs", None)
             raise PolicyError(str(error), needs=needs) from error

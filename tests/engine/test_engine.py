@@ -13,7 +13,14 @@ import pytest
 
 from engine.config import Caps, EngineConfig, ExecutorKind
 from engine.engine import Engine
-from engine.errors import PlanError, PolicyError, QueueFullError, RankError, RequestError
+from engine.errors import (
+    PlanError,
+    PolicyError,
+    QueueFullError,
+    RankError,
+    RequestError,
+    StalePolicyError,
+)
 from engine.executors.protocol import ExecutorInfo
 from engine.executors.simulated import SimulatedExecutor
 from engine.plan import Mode, ParallelPlan
@@ -320,6 +327,14 @@ def test_a_reshape_whose_way_back_fails_too_ends_every_request_and_is_unhealthy(
     assert not slow_engine.stats().is_healthy
     with pytest.raises(RankError, match="so did the way back"):
         submit(slow_engine, "b")
+
+
+def test_a_change_of_a_policy_that_someone_else_has_replaced_is_refused(engine: Engine) -> None:
+    read = engine.policy
+    engine.apply(replace(read, threshold_tokens=9, version=1))
+    with pytest.raises(StalePolicyError, match="version 0 is not in force any more"):
+        engine.apply(replace(read, threshold_tokens=11), expected=read)
+    assert engine.policy.threshold_tokens == 9
 
 
 class FaultyExecutor(SimulatedExecutor):

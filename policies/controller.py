@@ -67,8 +67,13 @@ def _has_drifted(state: ControlState) -> bool:
     memory = state.memory
     if state.in_force is None or memory.commanded is None:
         return False
-    is_settled = memory.changed_s is None or state.now_s - memory.changed_s >= state.limits.settle_s
-    return is_settled and state.in_force != memory.commanded
+    return _has_settled(state) and state.in_force != memory.commanded
+
+
+def _has_settled(state: ControlState) -> bool:
+    """Whether the last change has had time to show."""
+    changed_s = state.memory.changed_s
+    return changed_s is None or state.now_s - changed_s >= state.limits.settle_s
 
 
 def _on_drift(state: ControlState) -> Decision:
@@ -166,7 +171,8 @@ def _correct(state: ControlState, load: LoadWindow) -> Decision:
     memory, limits = state.memory, state.limits
     misses = memory.misses
     is_met = _judged(load, limits)
-    if is_met is not None:
+    # Until the window holds only requests served under these settings, it does not judge them.
+    if is_met is not None and _has_settled(state):
         misses = 0 if is_met else misses + 1
     state = replace(state, memory=replace(memory, misses=misses))
     if misses < limits.misses_to_correct:

@@ -65,8 +65,8 @@ class ControlLimits:
 
     ``dead_band`` is the share by which the load must pass a band's edge; the cool-downs count
     from the last change. ``misses_to_correct`` windows in a row that miss the SLA, each with at
-    least ``min_requests``, move to the settings of a higher load. Drift is looked for only
-    ``settle_s`` after a change, when the engine has had time to report it.
+    least ``min_requests``, move to the settings of a higher load. Drift is looked for, and
+    misses are counted, only ``settle_s`` after a change, when it has had time to show.
 
     Raises:
         PolicyInputError: a limit outside its range.

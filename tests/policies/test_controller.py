@@ -160,18 +160,24 @@ def test_another_length_mix_moves_to_its_own_bands() -> None:
 
 
 def test_misses_in_a_row_move_to_the_settings_of_a_higher_load_and_stay_there() -> None:
-    decisions = play([window(1)] + [window(1, is_met=False)] * 3 + [window(1, is_met=True)] * 100)
-    corrected = decisions[3]
+    decisions = play([window(1)] + [window(1, is_met=False)] * 5 + [window(1, is_met=True)] * 100)
+    corrected = decisions[5]
     assert (corrected.action, corrected.reason) == (Action.MOVE, Reason.SLA_MISSED)
     assert corrected.band_index == 1
     assert (0, Rejection.SLA_MISSED) in {(r.band_index, r.why) for r in corrected.rejected}
     assert decisions[-1].band_index == 1
-    assert all(d.action is Action.HOLD for d in decisions[4:])
+    assert all(d.action is Action.HOLD for d in decisions[6:])
+
+
+def test_new_settings_are_not_judged_by_requests_served_before_them() -> None:
+    decisions = play([window(1)] + [window(1, is_met=False)] * 8)
+    moves = [nth for nth, d in enumerate(decisions) if d.reason is Reason.SLA_MISSED]
+    assert moves == [5], "windows of 5 s; the settings of step 5 are judged from step 8 on"
 
 
 def test_a_falling_load_does_not_take_settings_away_from_a_run_that_misses() -> None:
-    decisions = play([window(3)] + [window(0.1, is_met=False)] * 3, limits=eager)
-    assert [d.band_index for d in decisions] == [1, 1, 1, 2]
+    decisions = play([window(3)] + [window(0.1, is_met=False)] * 5, limits=eager)
+    assert [d.band_index for d in decisions] == [1, 1, 1, 1, 1, 2]
     relieved = play([window(3)] + [window(0.1, is_met=True)] * 30, limits=eager)
     assert relieved[-1].band_index == 0
 

@@ -85,7 +85,8 @@ class Replica:
 
     @property
     def num_waiting(self) -> int:
-        return self.scheduler.num_waiting + self._queued
+        with self._wake:
+            return self.scheduler.num_waiting + self._queued
 
     @property
     def load_tokens(self) -> int:
@@ -119,7 +120,8 @@ class Replica:
         limit = self._policy.caps.max_queue
         if not is_admitted and limit is not None and self.num_waiting >= limit:
             raise QueueFullError(f"{self.num_waiting} requests wait, max_queue is {limit}")
-        self._queued += 1
+        with self._wake:
+            self._queued += 1
         self._streams[stream.request.request_id] = stream
         self._post(lambda: self._add(stream))
 
@@ -308,13 +310,15 @@ class Replica:
                 self._wake.wait()
 
     def _add(self, stream: RequestStream) -> None:
-        self._queued -= 1
         self.telemetry.prompt_tokens += len(stream.request.prompt_ids)
         if self.failure is not None:
+            self._queued -= 1
             self._end(stream.request.request_id, FinishReason.ERROR, self.failure)
             return
         try:
-            self.scheduler.add(stream.request, is_admitted=True)
+            with self._wake:  # nobody may count it twice or not at all on its way
+                self._queued -= 1
+                self.scheduler.add(stream.request, is_admitted=True)
         except EngineError as error:
             self._end(stream.request.request_id, FinishReason.ERROR, str(error))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-# Where the Azure code trace stays busy for more than a minute.
+# Where the Azure code trace, and arrivals of its statistics, stay busy for more than a minute.
 BUSY_S = 2000
+SYNTHETIC_BUSY_S = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,4 +67,8 @@ def paced_scene(trace: str | None) -> Scene:
 
 def _spec(trace: str | None, options: str) -> str:
     """A busy stretch of the trace where it is given, else arrivals of its published statistics."""
-    return f"azure:{trace},start={BUSY_S},{options}" if trace else f"azure-like:{options}"
+    return (
+        f"azure:{trace},start={BUSY_S},{options}"
+        if trace
+        else f"azure-like:start={SYNTHETIC_BUSY_S},{options}"
+    )

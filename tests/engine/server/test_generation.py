@@ -187,7 +187,8 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(tiny_dir: Path) -> No
             server.http.stream("POST", "/v1/completions", json=body) as running,
             server.http.stream("POST", "/v1/completions", json=body),
         ):
-            next(running.iter_lines())
+            lines = running.iter_lines()  # dropped, it would close the connection
+            next(lines)
             wait_until(lambda: engine.stats().waiting == 1)
             reply = server.complete(prompt="x")
             assert _refusal(reply, 429)["code"] == "queue_full"

@@ -15,6 +15,7 @@ from pathlib import Path
 REPORTS = Path(__file__).parent / "reports"
 # Name of the module and of its report, quickest first.
 BENCHMARKS = (
+    "scheduler_cost",
     "host_overhead",
     "sampling",
     "kill_campaign",

@@ -347,10 +347,10 @@ class Scheduler:
         ids = [UNKNOWN_TOKEN] * len(nths) if token_ids is None else token_ids[nths].tolist()
         may_end = table.num_known[slots] >= table.max_len[slots]
         if token_ids is not None:
-            for nth, (sequence, token_id) in enumerate(zip(sequences, ids, strict=True)):
+            for sequence, token_id in zip(sequences, ids, strict=True):
                 sequence.output_ids.append(token_id)
-                if token_id in self._ending_ids:
-                    may_end[nth] = True
+            if not self._ending_ids.isdisjoint(ids):
+                may_end |= np.array([token_id in self._ending_ids for token_id in ids])
         finished: list[tuple[Sequence, FinishReason]] = []
         for nth in np.flatnonzero(may_end).tolist():
             length = int(table.num_known[slots[nth]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 
@@ -14,6 +15,8 @@ from engine.scheduler import Scheduler
 from engine.step_loop import FinishedStep
 from engine.steps import StepResult, StepSample, float32, int32
 from engine.telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
 
 
 class StepEmitter:
@@ -64,14 +67,18 @@ class StepEmitter:
         for row, (sequence, token_id) in zip(outcome.sampled_rows, outcome.sampled, strict=True):
             request_id = sequence.request_id
             stream = self._streams.get(request_id)
-            if stream is None:
+            if stream is None or stream.request is not sequence.request:
                 continue
             if logits is not None:
                 stream.logits.append(logits[row])
             wanted = sequence.request.sampling.logprobs
             found = None if wanted is None else token_logprobs(result, row, wanted)
             reason = reasons.get(request_id)
-            reason = stream.push(token_id, reason, finished.ended_s, found) or reason
+            try:
+                reason = stream.push(token_id, reason, finished.ended_s, found) or reason
+            except Exception:  # a caller's fault must not end the others' requests
+                logger.exception("request %s: its output could not be handed out", request_id)
+                reason = FinishReason.ABORT
             if reason is not None:
                 ended.append((request_id, reason))
         return ended
@@ -106,6 +113,7 @@ class StepEmitter:
             bubble_s=finished.bubble_s,
             other_mode_s=table.seconds(other, shape.num_tokens) if table else None,
             regret_s=table.regret_s(shape.mode, shape.num_tokens) if table else 0.0,
+            busy_s=finished.busy_s,
         )
 
 

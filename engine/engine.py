@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +40,8 @@ from engine.sequences import Sequence
 from engine.steps import StepSample
 from engine.telemetry import EngineStats, drain, summarise
 from engine.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +85,7 @@ class Engine:
         self._held: dict[str, RequestStream] | None = {}
         self._max_held_len = self.max_model_len
         # Requests of stopped replicas, on their way to new ones, and those aborted meanwhile.
-        self._num_in_transit = 0
+        self._in_transit: set[str] = set()
         self._aborted_in_transit: dict[str, FinishReason] = {}
         self._failure: str | None = None
         self._is_closed = False
@@ -137,7 +141,7 @@ class Engine:
         """Gauges and counters of all replicas, since start."""
         with self._lock:
             replicas, held = list(self._replicas), len(self._held or ())
-            in_transit = self._num_in_transit
+            in_transit = len(self._in_transit)
         return summarise(
             self._fleet.telemetry,
             running=sum(r.scheduler.num_running for r in replicas),
@@ -178,7 +182,10 @@ class Engine:
 
     def start(self) -> None:
         """Start all ranks. Raises CheckpointError, PlanError or RankError."""
-        self._open(self._fleet.launch(self._policy), [], {})
+        with self._apply_lock:
+            if self._is_closed:
+                raise RankError("the engine cannot start: it is closed")
+            self._open(self._fleet.launch(self._policy), [], {})
 
     def close(self) -> None:
         """End all ranks; requests still in progress end with reason ``abort``."""
@@ -190,8 +197,7 @@ class Engine:
             for replica in replicas:
                 streams |= replica.stop()[1]
             self._fleet.close()
-        for stream in streams.values():
-            stream.end(FinishReason.ABORT, time.monotonic())
+        _end_all(streams.values(), FinishReason.ABORT)
 
     def submit(self, request: Request, on_output: OnOutput) -> None:
         """Accept a request; ``on_output`` is called on a loop thread and must not block.
@@ -211,12 +217,12 @@ class Engine:
         # Posted under the lock, so that it reaches a replica before a reshape empties it.
         with self._lock:
             stream = self._held.pop(request_id, None) if self._held else None
-            if self._num_in_transit:
+            if stream is None and request_id in self._in_transit:
                 self._aborted_in_transit[request_id] = reason
             for replica in self._replicas:
                 replica.abort(request_id, reason)
         if stream is not None:
-            stream.end(reason, time.monotonic())
+            _end_all([stream], reason)
 
     def apply(self, policy: EnginePolicy, *, expected: EnginePolicy | None = None) -> AppliedPolicy:
         """Put ``policy`` in force: hot knobs at the next step, a new plan by a reshape.
@@ -244,9 +250,7 @@ class Engine:
             if "plan" in changes:
                 step, kind = self._reshape(policy), KnobClass.RESHAPE
             else:
-                calls = [r.call(partial(r.set_hot, policy)) for r in self._replicas]
-                step, kind = max(calls, default=0), KnobClass.HOT
-                self._policy = policy
+                step, kind = self._set_hot(policy), KnobClass.HOT
             seconds = time.monotonic() - started_s
             self._cost_s[kind] = seconds
             return AppliedPolicy(
@@ -310,13 +314,26 @@ class Engine:
                 f"request {request.request_id}: token id {wrong[0]} is outside the vocabulary of "
                 f"{self.model.vocab_size}"
             )
+        sampling = request.sampling
+        named = {
+            "stop_token_ids": sampling.stop_token_ids,
+            "logit_bias": [token_id for token_id, _ in sampling.logit_bias],
+        }
+        for field, ids in named.items():
+            for token_id in ids:
+                if not 0 <= token_id < self.model.vocab_size:
+                    raise RequestError(
+                        f"request {request.request_id}: {field}: token id {token_id} is outside "
+                        f"the vocabulary of {self.model.vocab_size}"
+                    )
         text = self._tokenizer.stream() if self._tokenizer is not None else None
         return RequestStream(request, on_output, text)
 
     def _accept(self, stream: RequestStream) -> None:
         request_id = stream.request.request_id
         with self._lock:
-            if any(r.has(request_id) for r in self._replicas) or request_id in (self._held or ()):
+            is_held = request_id in (self._held or ()) or request_id in self._in_transit
+            if is_held or any(r.has(request_id) for r in self._replicas):
                 raise RequestError(f"request id {request_id!r} is in use")
             if self._held is not None:
                 self._check_length(stream.request)
@@ -365,6 +382,17 @@ class Engine:
         check_envelope(policy, self.envelope)
         _ = policy.chooser
 
+    def _set_hot(self, policy: EnginePolicy) -> int:
+        """Put hot settings in force on every replica that serves; the first step to obey them."""
+        self._policy = policy
+        steps = [0]
+        for replica in self._replicas:
+            try:
+                steps.append(replica.call(partial(replica.set_hot, policy)))
+            except RankError:  # its loop has ended: nothing there obeys anything
+                continue
+        return max(steps)
+
     def _reshape(self, policy: EnginePolicy) -> int:
         """Stop all replicas, start those of the new plan, and carry every sequence over."""
         old = self._policy
@@ -400,9 +428,9 @@ class Engine:
             with self._lock:
                 self._failure = f"a reshape failed ({error}), and so did the way back ({again})"
                 streams |= self._held or {}
-                self._held, self._num_in_transit = None, 0
-            for stream in streams.values():
-                stream.end(FinishReason.ERROR, time.monotonic(), self._failure)
+                self._held = None
+                self._in_transit.clear()
+            _end_all(streams.values(), FinishReason.ERROR, self._failure)
 
     def _close_door(self, next_plan: ParallelPlan) -> list[Replica]:
         """Hold new requests back and take the replicas out of service.
@@ -418,7 +446,9 @@ class Engine:
                         self._check_length(request)
                     except RequestError as error:
                         raise PolicyError(f"plan {next_plan}: in progress, {error}") from error
-            self._num_in_transit = sum(len(r.list_requests()) for r in self._replicas)
+            self._in_transit = {
+                request.request_id for r in self._replicas for request in r.list_requests()
+            }
             replicas, self._replicas = self._replicas, []
             self._held = self._held or {}
         return replicas
@@ -435,7 +465,8 @@ class Engine:
             replica.adopt(mine, {s.request_id: streams[s.request_id] for s in mine})
         with self._lock:
             self._replicas = replicas
-            held, self._held, self._num_in_transit = self._held or {}, None, 0
+            held, self._held = self._held or {}, None
+            self._in_transit.clear()
             for request_id, reason in self._aborted_in_transit.items():
                 for replica in replicas:
                     replica.abort(request_id, reason)
@@ -444,4 +475,15 @@ class Engine:
                 try:
                     self._route().submit(stream, is_admitted=True)
                 except EngineError as error:
-                    stream.end(FinishReason.ERROR, time.monotonic(), str(error))
+                    _end_all([stream], FinishReason.ERROR, str(error))
+
+
+def _end_all(
+    streams: Iterable[RequestStream], reason: FinishReason, error: str | None = None
+) -> None:
+    """End requests that no replica holds; one caller's fault does not keep the others waiting."""
+    for stream in streams:
+        try:
+            stream.end(reason, time.monotonic(), error)
+        except Exception:
+            logger.exception("request %s: its end went astray", stream.request.request_id)

@@ -59,19 +59,13 @@ class Fleet:
         ]
         for replica in replicas:
             replica.launch()
-        started, infos, failure = [], [], None
-        for replica in replicas:
-            try:
-                infos.append(replica.wait_started())
-                started.append(replica)
-            except BaseException as error:
-                failure = failure or error
-        if failure is not None:
-            for replica in started:
+        try:
+            self.infos = [replica.wait_started() for replica in replicas]
+        except BaseException:
+            for replica in replicas:
                 replica.stop()
             self.close()
-            raise failure
-        self.infos = infos
+            raise
         return replicas
 
     def close(self) -> None:

@@ -54,14 +54,36 @@ class StepPace:
 
     def __init__(self) -> None:
         self._lines: dict[Mode, _Line] = {mode: _Line() for mode in Mode}
+        # By mode and number of bits of the step's tokens; lines forget, these do not.
+        self._slowest_s: dict[tuple[Mode, int], float] = {}
 
     def observe(self, mode: Mode, num_tokens: int, step_s: float) -> None:
         """Learn from one finished step."""
         self._lines[mode].observe(num_tokens, step_s)
+        size = (mode, num_tokens.bit_length())
+        self._slowest_s[size] = max(step_s, self._slowest_s.get(size, 0.0))
 
     def learn_from(self, other: StepPace) -> None:
         """Take over what another one has seen."""
         self._lines = other._lines
+        self._slowest_s = other._slowest_s
+
+    def slowest_seconds(self, mode: Mode, num_tokens: int) -> float | None:
+        """What a step of ``num_tokens`` may well take: the slowest one of about its size, else
+        the slowest of the next smaller size seen, taken to grow with the tokens. None while too
+        little was seen.
+
+        Unlike :meth:`seconds` it remembers: thousands of decode steps say nothing of a prompt.
+        """
+        usual_s = self.seconds(mode, num_tokens)
+        if usual_s is None:
+            return None
+        bits = num_tokens.bit_length()
+        seen = next((b for b in range(bits, -1, -1) if (mode, b) in self._slowest_s), None)
+        if seen is None:
+            return None
+        growth = 1.0 if seen == bits else num_tokens / max(1, 1 << (seen - 1))
+        return max(usual_s, self._slowest_s[mode, seen] * growth)
 
     def seconds(self, mode: Mode, num_tokens: int) -> float | None:
         """About how long a step of ``num_tokens`` takes; None while too little was seen.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -13,7 +14,7 @@ from typing import TypeVar
 from engine.config import EngineConfig, ModelConfig
 from engine.deadlines import Deadlines
 from engine.emission import StepEmitter
-from engine.errors import EngineError, QueueFullError, RankError
+from engine.errors import EngineError, RankError
 from engine.executors.protocol import Executor, ExecutorInfo
 from engine.mode_table import ModeTable
 from engine.mode_timing import mode_table_for
@@ -27,6 +28,7 @@ from engine.shift import ModeChooser
 from engine.step_loop import FinishedStep, StepLoop
 from engine.telemetry import Telemetry
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 ExecutorFactory = Callable[[], Executor]
 MAX_RESTARTS_WITHOUT_PROGRESS = 3
@@ -65,6 +67,7 @@ class Replica:
         self._make_executor = make_executor
         self._first_step_id = first_step_id
         self._streams: dict[str, RequestStream] = {}
+        self._load_tokens = 0
         self._queued = 0
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
@@ -89,8 +92,8 @@ class Replica:
 
     @property
     def load_tokens(self) -> int:
-        """Tokens its accepted requests may still grow to."""
-        return sum(request.max_len for request in self.list_requests())
+        """Tokens its accepted requests may still grow to; what the front door balances."""
+        return self._load_tokens
 
     def has(self, request_id: str) -> bool:
         """Whether the request is in progress here."""
@@ -116,17 +119,20 @@ class Replica:
             QueueFullError: the admission limit is reached.
         """
         self.scheduler.check_request(stream.request)
-        limit = self._policy.caps.max_queue
-        if not is_admitted and limit is not None and self.num_waiting >= limit:
-            raise QueueFullError(f"{self.num_waiting} requests wait, max_queue is {limit}")
         with self._wake:
+            if not is_admitted:
+                self.scheduler.check_queue(self._queued)
             self._queued += 1
-        self._streams[stream.request.request_id] = stream
+            self._enter(stream)
         self._post(lambda: self._add(stream))
+        if not self._thread.is_alive():  # its loop has failed meanwhile, and takes no commands
+            self._end(stream.request.request_id, FinishReason.ERROR, self.failure)
 
     def adopt(self, sequences: list[Sequence], streams: dict[str, RequestStream]) -> None:
         """Take over sequences of replicas that were stopped, with their way back to callers."""
-        self._streams.update(streams)
+        with self._wake:
+            for stream in streams.values():
+                self._enter(stream)
         self._post(lambda: self._adopt(sequences))
 
     def abort(self, request_id: str, reason: FinishReason) -> None:
@@ -166,11 +172,13 @@ class Replica:
             self._is_stopping = True
             self._wake.notify()
         self._thread.join()
+        if self._started.exception() is not None:
+            return [], {}
         while self._commands:  # posted between the last step and the end of the thread
             self._commands.popleft()()
         streams = dict(self._streams)
         self._streams.clear()
-        return self.scheduler.release(), streams
+        return [s for s in self.scheduler.release() if s.request_id in streams], streams
 
     # -- the loop thread -----------------------------------------------------------------------
 
@@ -224,8 +232,7 @@ class Replica:
         if finished is None:
             return
         for request_id, reason in self._emitter.emit(finished):
-            if reason is FinishReason.STOP:
-                self.scheduler.abort(request_id)  # a stop string, which the scheduler cannot see
+            self.scheduler.abort(request_id)  # it knows of all ends but those by a stop string
             self._forget(request_id, reason)
 
     def _take_commands(self) -> None:
@@ -245,7 +252,7 @@ class Replica:
 
     def _wait_for_work(self) -> None:
         """Sleep until a command comes, looking after the ranks meanwhile."""
-        while True:
+        while self.scheduler.is_idle:
             with self._wake:
                 if self._commands or self._is_stopping or self._wake.wait(IDLE_POLL_S):
                     return
@@ -284,12 +291,22 @@ class Replica:
             self._end(request_id, reason)
 
     def _end(self, request_id: str, reason: FinishReason, error: str | None = None) -> None:
-        if request_id in self._streams:  # ended already when the replica gave up
+        if request_id not in self._streams:  # ended already when the replica gave up
+            return
+        try:
             self._streams[request_id].end(reason, time.monotonic(), error)
-            self._forget(request_id, reason)
+        except Exception:  # a caller's fault must not end the others' requests
+            logger.exception("request %s: its end could not be handed out", request_id)
+        self._forget(request_id, reason)
+
+    def _enter(self, stream: RequestStream) -> None:
+        self._streams[stream.request.request_id] = stream
+        self._load_tokens += stream.request.max_len
 
     def _forget(self, request_id: str, reason: FinishReason) -> None:
-        stream = self._streams.pop(request_id)
+        with self._wake:
+            stream = self._streams.pop(request_id)
+            self._load_tokens -= stream.request.max_len
         self._deadlines.discard(request_id)
         self.telemetry.record_finish(reason, stream.timing(reason))
 
@@ -299,7 +316,9 @@ class Replica:
         self._executor = self._make_executor()
         try:
             info = self._executor.start()
-            if self.mode_table is None and self._plan.shift and self._policy.mode == "table":
+            # Not when ranks are replaced: requests wait then.
+            is_first = not self._started.done()
+            if is_first and self._plan.shift and self._policy.mode == "table":
                 self.mode_table = mode_table_for(
                     self._executor, info, self._config, self._model, self._plan
                 )
@@ -348,7 +367,7 @@ class Replica:
             self._unsaid = finished
             self._say()
 
-    def _recover(self, error: RankError) -> None:
+    def _recover(self, error: EngineError | OSError) -> None:
         """Replace failed ranks; sequences are recomputed from their tokens so far."""
         self._say()
         self._loop.forget()
@@ -356,7 +375,7 @@ class Replica:
         sequences = self.scheduler.release()
         self._first_step_id = self.scheduler.next_step_id
         self._executor.close()
-        while True:
+        while not self._is_stopping:
             self._restarts_without_progress += 1
             if self._restarts_without_progress > MAX_RESTARTS_WITHOUT_PROGRESS:
                 self._give_up(f"ranks failed {MAX_RESTARTS_WITHOUT_PROGRESS} times: {error}")
@@ -364,16 +383,20 @@ class Replica:
             self.telemetry.restarts += 1
             try:
                 self._start_executor()
-            except RankError as again:
+            except (EngineError, OSError) as again:
                 error = again
                 continue
+            if not sequences:  # nobody could have shown progress
+                self._restarts_without_progress = 0
             self.scheduler.adopt(sequences)
             self.scheduler.pace.learn_from(pace)
             # A step that only took longer than expected must not look hung for ever.
             self._loop.patience = 2.0**self._restarts_without_progress
             return
+        self.scheduler.adopt(sequences)  # for whoever stops this replica
 
     def _give_up(self, why: str) -> None:
         self.failure = why
         for request_id in list(self._streams):
             self._end(request_id, FinishReason.ERROR, why)
+        self.scheduler.release()

@@ -74,6 +74,8 @@ class Scheduler:
         self._outstanding: deque[ScheduledStep] = deque()
         self._alive: dict[str, Sequence] = {}
         self._load_tokens = 0
+        # Whether the last step left a request waiting.
+        self._is_blocked = False
 
     # -- questions ---------------------------------------------------------------------------
 
@@ -159,6 +161,21 @@ class Scheduler:
                 f"blocks, this engine has {held}; raise the KV cache size"
             )
 
+    def check_queue(self, num_coming: int = 0) -> None:
+        """Refuse one more request where as many wait as may; ``num_coming`` are on their way here.
+
+        Requests for which there is a free row do not wait, unless the one in front was refused it.
+
+        Raises:
+            QueueFullError: ``caps.max_queue`` requests wait already.
+        """
+        limit, num_waiting = self.caps.max_queue, len(self._waiting) + num_coming
+        if limit is None:
+            return
+        num_free = 0 if self._is_blocked else max(0, self.caps.max_num_seqs - len(self._running))
+        if num_waiting - num_free >= limit:
+            raise QueueFullError(f"{num_waiting} requests wait, max_queue is {limit}")
+
     # -- commands ----------------------------------------------------------------------------
 
     def add(self, request: Request, *, is_admitted: bool = False) -> Sequence:
@@ -169,9 +186,8 @@ class Scheduler:
             QueueFullError: ``caps.max_queue`` requests wait already.
         """
         self.check_request(request)
-        limit = self.caps.max_queue
-        if not is_admitted and limit is not None and len(self._waiting) >= limit:
-            raise QueueFullError(f"{len(self._waiting)} requests wait, max_queue is {limit}")
+        if not is_admitted:
+            self.check_queue()
         sequence = Sequence.of(request)
         self._waiting.push(sequence)
         self._welcome(sequence)
@@ -190,7 +206,7 @@ class Scheduler:
         """
         self._outstanding.clear()
         running = self._running.drop_all()
-        everyone = [s for s in running if s.request_id in self._alive] + self._waiting.clear()
+        everyone = [s for s in running if self._is_alive(s)] + self._waiting.clear()
         self._alive.clear()
         self._load_tokens = 0
         return everyone
@@ -218,8 +234,12 @@ class Scheduler:
         if len(self._outstanding) >= self.depth or self.is_idle:
             return None
         self._running.grown.clear()
-        is_free = self.table.in_flight[self._running.slots] == 0
-        return self._launch(self._packer.pack(self.next_step_id, is_free))
+        while True:
+            is_free = self.table.in_flight[self._running.slots] == 0
+            packed = self._packer.pack(self.next_step_id, is_free)
+            # Rows of this step's share may all have gone to make room, and others then fit.
+            if packed.slots or not packed.has_preempted or self._outstanding:
+                return self._launch(packed)
 
     def schedule_ahead(self) -> ScheduledStep | None:
         """The step after those that run, before the oldest of them has ended (arXiv 2606.01927,
@@ -250,7 +270,7 @@ class Scheduler:
         outcome = self._outcome(step, token_ids)
         for row in step.chunk_rows.tolist():
             sequence = step.sequences[row]
-            if sequence.request_id in self._alive and sequence.slot != NO_SLOT:
+            if self._is_alive(sequence) and sequence.slot != NO_SLOT:
                 written = step.context_lens[row] + step.query_lens[row]
                 self._running.publish(sequence, int(written))
         for sequence, _ in outcome.finished:
@@ -301,6 +321,7 @@ class Scheduler:
 
     def _launch(self, packed: PackedRows) -> ScheduledStep | None:
         """Put the packed rows in flight, as if their results were known."""
+        self._is_blocked = len(self._waiting) > 0
         if not packed.slots:
             return None
         step = self._step_of(packed)
@@ -384,3 +405,9 @@ class Scheduler:
     def _bid_farewell(self, sequence: Sequence) -> None:
         del self._alive[sequence.request_id]
         self._load_tokens -= sequence.request.max_len
+        if not self._alive:
+            self._ending_ids = set(self._eos)
+
+    def _is_alive(self, sequence: Sequence) -> bool:
+        """Whether it has neither ended nor been aborted; its id may be another's by now."""
+        return self._alive.get(sequence.request_id) is sequence

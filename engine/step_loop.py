@@ -18,6 +18,8 @@ MIN_HANG_S = 2.0
 # The next step is scheduled so much before the running one is expected to end: this share of it,
 # some times what scheduling took lately, and what a sleeping thread needs to wake up.
 LEAD_SHARE = 0.1
+# New ranks start libraries in their first steps, so these say nothing of a hang.
+NUM_FIRST_STEPS = 4
 LEAD_HOST_FACTOR = 4.0
 MIN_LEAD_S = 0.0015
 _HOST_DECAY = 0.9
@@ -27,7 +29,8 @@ _HOST_DECAY = 0.9
 class Flight:
     """A step on its way: what the host spent on it, and since when the ranks are at it.
 
-    ``started_s`` is None while it waits behind others. ``is_after_pause``: there was nothing to
+    ``is_queued``: it was sent behind steps that filled the ranks, and ``started_s`` is None while
+    it waits for them. ``is_after_pause``: there was nothing to
     do before it, so that nobody waited for the host.
     """
 
@@ -36,18 +39,22 @@ class Flight:
     schedule_s: float
     message_s: float
     is_after_pause: bool
+    is_queued: bool
     started_s: float | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FinishedStep:
-    """A step whose result is committed. ``step_s`` is how long the ranks were at it."""
+    """A step whose result is committed. ``step_s`` is how long the ranks were at it, ``busy_s``
+    the part of that in which no step before it ran (less with several stages).
+    """
 
     flight: Flight
     result: StepResult
     outcome: StepOutcome
     ended_s: float
     step_s: float
+    busy_s: float
 
     @property
     def step(self) -> ScheduledStep:
@@ -81,6 +88,8 @@ class StepLoop:
         self._flights: deque[Flight] = deque()
         self._has_paused = True
         self._host_s = 0.0
+        self._num_collected = 0
+        self._last_end_s = 0.0
 
     @property
     def is_busy(self) -> bool:
@@ -128,15 +137,25 @@ class StepLoop:
         result = self._executor.collect(self._timeout_s(flight, started_s))
         now_s = time.monotonic()
         # A result that was there before we looked ended earlier, when the ranks say.
-        ended_s = min(now_s, started_s + _busy_s(result)) if is_late else now_s
+        # What a step sent to idle ranks waited for lies before it was sent.
+        waited_s = result.idle_s if flight.is_queued else 0.0
+        ended_s = min(now_s, started_s + waited_s + _spent_s(result)) if is_late else now_s
         self._flights.popleft()
         self._begin_next(ended_s)
         step_s = max(ended_s - started_s, 0.0)
+        busy_s = max(ended_s - max(started_s, self._last_end_s), 0.0)
+        self._last_end_s = ended_s
+        self._num_collected += 1
         shape = flight.step.shape
         self._scheduler.pace.observe(shape.mode, shape.num_tokens, step_s)
         outcome = self._scheduler.commit(flight.step, int32(result.token_ids))
         return FinishedStep(
-            flight=flight, result=result, outcome=outcome, ended_s=now_s, step_s=step_s
+            flight=flight,
+            result=result,
+            outcome=outcome,
+            ended_s=now_s,
+            step_s=step_s,
+            busy_s=busy_s,
         )
 
     def forget(self) -> None:
@@ -158,6 +177,7 @@ class StepLoop:
             schedule_s=scheduled_s - begun_s,
             message_s=0.0,
             is_after_pause=self._has_paused,
+            is_queued=is_queued,
             started_s=None,
         )
         self._flights.append(flight)
@@ -187,10 +207,11 @@ class StepLoop:
 
     def _timeout_s(self, flight: Flight, started_s: float) -> float:
         """How much longer the oldest step may take."""
-        expected_s = self._expected_s(flight)
-        if expected_s is None:
+        shape = flight.step.shape
+        slow_s = self._scheduler.pace.slowest_seconds(shape.mode, shape.num_tokens)
+        if slow_s is None or self._num_collected < NUM_FIRST_STEPS:
             return self._step_timeout_s * self.patience
-        limit_s = max(MIN_HANG_S, HANG_FACTOR * expected_s) * self.patience
+        limit_s = max(MIN_HANG_S, HANG_FACTOR * slow_s) * self.patience
         return max(started_s + limit_s - time.monotonic(), 0.0)
 
     def _expected_s(self, flight: Flight) -> float | None:
@@ -198,7 +219,6 @@ class StepLoop:
         return self._scheduler.pace.seconds(shape.mode, shape.num_tokens)
 
 
-def _busy_s(result: StepResult) -> float:
-    """Seconds from when the ranks were free for this step to its end."""
-    parts = (result.input_exposed_s, result.forward_s, result.communication_s, result.sample_s)
-    return result.idle_s + sum(parts)
+def _spent_s(result: StepResult) -> float:
+    """Seconds from when the ranks had this step to its end."""
+    return result.input_exposed_s + result.forward_s + result.communication_s + result.sample_s

@@ -149,7 +149,8 @@ class StepSample(msgspec.Struct, frozen=True, kw_only=True):
     """Telemetry of one step, always on; feeds metrics and the cost model.
 
     ``start_s`` is on the engine's clock; ``step_s`` is how long the ranks were at it (from the
-    result before it, or from its submission if they stood idle, to its own result). A part's
+    result before it, or from its submission if they stood idle, to its own result); with several
+    stages steps overlap, and ``busy_s`` leaves out what lay behind the step before. A part's
     ``*_exposed_s`` is what of it no step in flight covered; forward, communication and sampling
     are the step itself. ``bubble_s`` is how long the ranks waited for the host before it, while
     there was work. ``other_mode_s`` is the mode table's time for the mode not chosen, and
@@ -176,6 +177,7 @@ class StepSample(msgspec.Struct, frozen=True, kw_only=True):
     bubble_s: float = 0.0
     other_mode_s: float | None = None
     regret_s: float = 0.0
+    busy_s: float = 0.0
 
 
 class RankSetup(msgspec.Struct, tag="setup", kw_only=True):

@@ -48,6 +48,7 @@ class EngineStats:
     step_tokens: dict[int, int] = field(default_factory=dict)
     step_tokens_sum: int = 0
     exposed_seconds: dict[str, float] = field(default_factory=dict)
+    busy_seconds: float = 0.0
     bubble_seconds: float = 0.0
     regret_seconds: float = 0.0
     prefix_queries: int = 0
@@ -56,7 +57,7 @@ class EngineStats:
     @property
     def bubble_ratio(self) -> float:
         """Time that ranks waited for the host while there was work, over step time and that."""
-        whole = sum(self.step_seconds.values()) + self.bubble_seconds
+        whole = self.busy_seconds + self.bubble_seconds
         return self.bubble_seconds / whole if whole else 0.0
 
 
@@ -77,6 +78,7 @@ class Telemetry:
     step_seconds: dict[Mode, float] = field(default_factory=lambda: dict.fromkeys(Mode, 0.0))
     part_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     exposed_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    busy_seconds: float = 0.0
     bubble_seconds: float = 0.0
     regret_seconds: float = 0.0
     prefix_queries: int = 0
@@ -101,6 +103,7 @@ class Telemetry:
             self.part_seconds[part] += getattr(sample, f"{part}_s")
             exposed = f"{part}_exposed_s" if part in HOST_PARTS else f"{part}_s"
             self.exposed_seconds[part] += getattr(sample, exposed)
+        self.busy_seconds += sample.busy_s
         self.bubble_seconds += sample.bubble_s
         self.regret_seconds += sample.regret_s
         self.samples.append(sample)
@@ -149,6 +152,7 @@ def summarise(
         step_tokens=dict(sum((t.step_tokens.copy() for t in parts), Counter())),
         step_tokens_sum=sum(t.step_tokens_sum for t in parts),
         exposed_seconds={name: sum(t.exposed_seconds[name] for t in parts) for name in PARTS},
+        busy_seconds=sum(t.busy_seconds for t in parts),
         bubble_seconds=sum(t.bubble_seconds for t in parts),
         regret_seconds=sum(t.regret_seconds for t in parts),
         prefix_queries=sum(t.prefix_queries for t in parts),

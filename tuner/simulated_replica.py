@@ -105,7 +105,6 @@ class Replica:
         self._flights: deque[_Flight] = deque()
         self._last_mode: Mode | None = None
         self._quiet_ids: list[str] = []
-        self._load_tokens = 0
 
     @property
     def next_event_s(self) -> float:
@@ -114,12 +113,11 @@ class Replica:
     @property
     def load_tokens(self) -> int:
         """Tokens its requests may still grow to: the load that routing balances."""
-        return self._load_tokens
+        return self._scheduler.load_tokens
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises RequestError or QueueFullError like the live scheduler."""
         self._scheduler.add(request)
-        self._load_tokens += request.max_len
 
     @property
     def is_in_flight(self) -> bool:
@@ -155,7 +153,6 @@ class Replica:
         self.counts.preemptions = self._scheduler.counts.preemptions
         is_everyone = shape.num_seqs == self._scheduler.num_running and not outcome.finished
         self._quiet_ids = step.request_ids if is_everyone else []
-        self._load_tokens -= sum(sequence.request.max_len for sequence, _ in outcome.finished)
         return Committed(
             request_ids=outcome.tokens,
             token_s=(flight.finish_s,),

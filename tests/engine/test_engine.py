@@ -23,6 +23,7 @@ from engine.errors import (
 )
 from engine.executors.protocol import ExecutorInfo
 from engine.executors.simulated import SimulatedExecutor
+from engine.pace import StepPace
 from engine.plan import Mode, ParallelPlan
 from engine.policy import KnobClass, Order
 from engine.request import FinishReason, Request, RequestOutput, SamplingParams
@@ -508,6 +509,91 @@ def test_ranks_that_die_while_nothing_runs_are_replaced_before_the_next_request(
         DyingWhileIdle.is_dead = True
         wait_until(lambda: engine.stats().restarts == 1)
         assert len(submit(engine, "a").wait().token_ids) == 10
+
+
+def test_ranks_may_die_any_number_of_times_while_nothing_runs(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.executors.simulated.SimulatedExecutor", DyingWhileIdle)
+    with Engine(config, timer_factory=ConstantTimer) as engine:
+        for count in range(1, 6):
+            DyingWhileIdle.is_dead = True
+            wait_until(lambda count=count: engine.stats().restarts == count)
+        assert engine.is_healthy
+        assert len(submit(engine, "a").wait().token_ids) == 10
+
+
+def test_a_slow_prompt_after_thousands_of_quick_decodes_is_not_taken_for_hung() -> None:
+    pace = StepPace()
+    for _ in range(4):
+        pace.observe(Mode.BASE, 2000, 20.0)
+    for _ in range(5000):
+        pace.observe(Mode.BASE, 4, 0.01)
+    slow_s = pace.slowest_seconds(Mode.BASE, 2047)
+    assert slow_s is not None
+    assert slow_s >= 20.0
+    unseen_s = pace.slowest_seconds(Mode.BASE, 8000)
+    assert unseen_s is not None
+    assert unseen_s >= 60.0
+    decode_s = pace.slowest_seconds(Mode.BASE, 5)
+    assert decode_s is not None
+    assert decode_s < 1.0
+
+
+def test_a_caller_whose_callback_fails_loses_its_own_request_only(engine: Engine) -> None:
+    def fail(output: RequestOutput) -> None:
+        raise RuntimeError("the loop of this caller is closed")
+
+    request = Request(
+        request_id="bad", prompt_ids=(1, 2, 3), sampling=SamplingParams(max_tokens=50)
+    )
+    other = submit(engine, "good", tokens=30)
+    engine.submit(request, fail)
+    assert len(other.wait().token_ids) == 30
+    wait_until(lambda: engine.stats().kv_usage == 0.0)
+    assert engine.is_healthy
+
+
+def test_ids_that_no_rank_could_look_up_are_refused(engine: Engine) -> None:
+    for sampling in (
+        SamplingParams(stop_token_ids=(500,), min_tokens=1),
+        SamplingParams(logit_bias=((500, 1.0),)),
+    ):
+        request = Request(request_id="a", prompt_ids=(3,), sampling=sampling)
+        with pytest.raises(RequestError, match="token id 500 is outside the vocabulary of 500"):
+            engine.submit(request, Collector())
+
+
+def test_an_id_that_is_carried_over_a_reshape_is_in_use(slow_engine: Engine) -> None:
+    first = submit(slow_engine, "a", tokens=300)
+    wait_until(lambda: first.outputs)
+    policy = replace(slow_engine.policy, plan=ParallelPlan(tp=2))
+    thread = threading.Thread(target=slow_engine.apply, args=(policy,))
+    thread.start()
+    time.sleep(0.1)
+    with pytest.raises(RequestError, match="'a' is in use"):
+        submit(slow_engine, "a")
+    thread.join()
+    assert len(first.wait().token_ids) == 300
+
+
+def test_an_engine_that_was_closed_does_not_start(config: EngineConfig) -> None:
+    engine = Engine(config, timer_factory=ConstantTimer)
+    engine.close()
+    with pytest.raises(RankError, match="it is closed"):
+        engine.start()
+
+
+def test_an_idle_engine_takes_as_many_requests_as_it_has_rows_whatever_the_admission_limit(
+    engine: Engine,
+) -> None:
+    caps = Caps(max_num_seqs=8, max_num_batched_tokens=64, max_queue=0)
+    engine.apply(replace(engine.policy, caps=caps))
+    collectors = [submit(engine, str(i), tokens=200) for i in range(8)]
+    with pytest.raises(QueueFullError):
+        submit(engine, "one too many")
+    for collector in collectors:
+        assert len(collector.wait().token_ids) == 200
 
 
 def test_closing_ends_what_is_left_with_reason_abort(config: EngineConfig) -> None:

@@ -249,11 +249,31 @@ def test_a_request_larger_than_the_whole_cache_is_refused_with_the_numbers() -> 
         scheduler.add(make_request("a", 10, 10))
 
 
-def test_the_admission_limit_refuses_with_the_queue_length() -> None:
-    scheduler = make_scheduler(max_queue=1)
-    scheduler.add(make_request("a", 3, 1))
-    with pytest.raises(QueueFullError, match="1 requests wait, max_queue is 1"):
-        scheduler.add(make_request("b", 3, 1))
+def test_the_admission_limit_counts_those_for_whom_there_is_no_row() -> None:
+    scheduler = make_scheduler(max_queue=1, max_num_seqs=2)
+    for name in ("a", "b", "waits"):
+        scheduler.add(make_request(name, 3, 1))
+    with pytest.raises(QueueFullError, match="3 requests wait, max_queue is 1"):
+        scheduler.add(make_request("refused", 3, 1))
+
+
+def test_rows_that_all_make_room_for_others_do_not_leave_the_ranks_idle() -> None:
+    """With a budget of one token, the row whose turn it is may be the one that is preempted."""
+    scheduler = make_scheduler(num_blocks=12, max_num_seqs=4, max_num_batched_tokens=64)
+    for name in "abcd":
+        scheduler.add(make_request(name, 9, 30))
+    for _ in range(3):
+        step = scheduler.schedule()
+        assert step is not None
+        scheduler.commit(step, None)
+    narrow = Caps(max_num_seqs=4, max_num_batched_tokens=1)
+    scheduler.set_hot(caps=narrow, chooser=scheduler.chooser, order=scheduler.order)
+    while not scheduler.is_idle:
+        step = scheduler.schedule()
+        assert step is not None, "work is left and nothing runs"
+        scheduler.commit(step, None)
+        scheduler.check_integrity()
+    assert scheduler.counts.preemptions
 
 
 def test_a_tight_step_time_cuts_prefill_chunks_but_never_to_nothing() -> None:

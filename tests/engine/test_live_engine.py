@@ -125,15 +125,18 @@ def test_modes_that_flip_at_every_step_change_no_output(
         assert engine.stats().mode_switches > 10
 
 
+def workers() -> set[psutil.Process]:
+    """Rank processes of this one, other tests' included."""
+    children = psutil.Process().children(recursive=True)
+    return {child for child in children if "engine.worker" in " ".join(child.cmdline())}
+
+
 def test_a_killed_rank_is_replaced_and_no_request_is_lost(
     config: EngineConfig, undisturbed: Outputs
 ) -> None:
+    before = workers()
     with Engine(replace(config, plan=ParallelPlan(tp=2))) as engine:
-        ranks = [
-            child
-            for child in psutil.Process().children(recursive=True)
-            if "engine.worker" in " ".join(child.cmdline())
-        ]
+        ranks = sorted(workers() - before, key=lambda process: process.pid)
         kills = [100]
 
         def disturb(produced: int) -> None:

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -276,18 +275,20 @@ def test_nothing_is_left_when_the_parent_is_killed(
         env={**os.environ, "TMPDIR": str(tmp_path)},
     )
     assert parent.stdout is not None
-    pids = [int(word) for word in parent.stdout.readline().split()]
-    assert len(pids) == num_processes
-    assert not files_of(pids), "ranks share memory that has a name"
-    parent.send_signal(sign)
-    parent.wait()
-    parent.stdout.close()
+    try:
+        pids = [int(word) for word in parent.stdout.readline().split()]
+        assert len(pids) == num_processes
+        assert not files_of(pids, tmp_path), "ranks share memory that has a name"
+    finally:
+        parent.send_signal(sign)
+        parent.wait()
+        parent.stdout.close()
     wait_gone(pids)
     assert list(tmp_path.iterdir()) == []
 
 
-def files_of(pids: list[int]) -> set[str]:
-    """Files in shared memory or temporary folders that the processes have open or mapped."""
+def files_of(pids: list[int], temporary: Path) -> set[str]:
+    """Files in shared memory or ``temporary`` that the processes have open or mapped."""
     found: set[str] = set()
     for pid in pids:
         lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
@@ -295,4 +296,4 @@ def files_of(pids: list[int]) -> set[str]:
         for fd in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(FileNotFoundError):  # closed meanwhile
                 found.add(os.readlink(fd))
-    return {name for name in found if name.startswith(("/dev/shm", tempfile.gettempdir()))}
+    return {name for name in found if name.startswith(("/dev/shm", str(temporary)))}

@@ -22,6 +22,7 @@ IntArray = npt.NDArray[np.int64]
 SCHEMA = "curves/v1"
 LEAF = -1
 LEAF_UNIT = 1e-4  # leaves are whole multiples of it, in log seconds
+TABLE_STEP = 0.25  # between log sizes
 FADE_PER_LOG = 2.0  # the correction halves with every factor 1.4 outside its data
 
 
@@ -143,23 +144,36 @@ class OperatorCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class SizeCurve:
-    """A line in log-log space through knots; flat below them, in proportion to size above."""
+    """``(call_s + bytes / bytes_per_s) * exp(correction)``, made never to fall.
 
+    The correction is straight between knots over the log of bytes, and constant beyond them.
+    """
+
+    call_s: float
+    bytes_per_s: float
     log_size: tuple[float, ...]
-    log_s: tuple[float, ...]
+    correction: tuple[float, ...]
 
     def seconds(self, size: float) -> float:
-        xs, ys = self.log_size, self.log_s
-        x = log(max(size, 1.0))
-        if x <= xs[0]:
-            return exp(ys[0])
-        if x >= xs[-1]:
-            return exp(ys[-1] + x - xs[-1])
-        right = 1
-        while xs[right] < x:
-            right += 1
-        share = (x - xs[right - 1]) / (xs[right] - xs[right - 1])
-        return exp(ys[right - 1] + share * (ys[right] - ys[right - 1]))
+        """Straight between the logs of a fine table; in proportion to size beyond it."""
+        first, values = self._table
+        place = (log(max(size, 1.0)) - first) / TABLE_STEP
+        if place <= 0:
+            return exp(values[0])
+        left = int(place)
+        last = len(values) - 1
+        if left >= last:
+            return exp(values[last] + (place - last) * TABLE_STEP)
+        return exp(values[left] + (place - left) * (values[left + 1] - values[left]))
+
+    @cached_property
+    def _table(self) -> tuple[float, list[float]]:
+        """The log of the first size, and log seconds at equal steps from there."""
+        first, last = self.log_size[0], self.log_size[-1]
+        x = np.arange(first, last + TABLE_STEP, TABLE_STEP)
+        law = np.log(self.call_s + np.exp(x) / self.bytes_per_s)
+        y = law + np.interp(x, self.log_size, self.correction)
+        return first, np.maximum.accumulate(y).tolist()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,8 @@ from tuner.hardware.precision import Precision
 
 FOLDER = Path(__file__).parent / "devices"
 SCHEMA = "device/v2"
+# What a roofline from data sheets is commonly off by, as a log ratio.
+UNCALIBRATED_INTERVAL = 0.25
 CURVES_SUFFIX = ".curves.json"
 # How the members of a collective are joined.
 IN_NODE = "node"
@@ -52,7 +54,8 @@ class DeviceSpec:
     """One device: data-sheet peaks, explicit efficiencies, and where both come from.
 
     ``curves`` are fitted to measurements where there are any; else the efficiencies stand in.
-    ``interval`` is the 90 % half width of log(true / predicted) of a step.
+    ``interval`` is the 90 % half width of log(true / predicted) of a step: the held-out error of
+    whole layers (``benchmarks/reports``), widened by what was not measured.
     """
 
     name: str
@@ -99,6 +102,12 @@ class DeviceSpec:
             return None
         return self.curves
 
+    def interval_for(self, precision: Precision) -> float:
+        """The 90 % half width of log(true / predicted) of a step in ``precision``."""
+        if self.curves_for(precision) is not None:
+            return self.interval
+        return max(self.interval, UNCALIBRATED_INTERVAL)
+
     @property
     def calibration(self) -> str:
         """How far the numbers can be trusted, in words."""
@@ -135,7 +144,21 @@ def list_devices() -> list[str]:
 
 
 def load_device(name: str) -> DeviceSpec:
-    """The description of ``name``.
+    """The description of ``name``, with its curves where they were fitted.
+
+    Raises:
+        TunerError: no such device, with the known ones.
+    """
+    spec = load_data_sheet(name)
+    fitted = FOLDER / f"{name}{CURVES_SUFFIX}"
+    if not fitted.exists():
+        return spec
+    curves = Curves.from_json(json.loads(fitted.read_text()), where=fitted.name)
+    return replace(spec, curves=curves)
+
+
+def load_data_sheet(name: str) -> DeviceSpec:
+    """The description of ``name`` without fitted curves.
 
     Raises:
         TunerError: no such device, with the known ones.
@@ -143,12 +166,7 @@ def load_device(name: str) -> DeviceSpec:
     if name not in list_devices():
         raise TunerError(f"device {name!r} is not known; known are {', '.join(list_devices())}")
     path = FOLDER / f"{name}.json"
-    spec = DeviceSpec.from_json(json.loads(path.read_text()), where=path.name)
-    fitted = FOLDER / f"{name}{CURVES_SUFFIX}"
-    if not fitted.exists():
-        return spec
-    curves = Curves.from_json(json.loads(fitted.read_text()), where=fitted.name)
-    return replace(spec, curves=curves)
+    return DeviceSpec.from_json(json.loads(path.read_text()), where=path.name)
 
 
 def parse_hardware(text: str) -> Hardware:

@@ -15,6 +15,8 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 ACTIVATION_BYTES = 2
 QUERY_TILE = 128
+ROW_TILE = 256
+ALIGNED_ROWS = 16  # kernels for narrow operands are picked by how rows divide
 US = 1e-6
 
 
@@ -67,7 +69,12 @@ def gemm_work(
         flop_s,
         byte_s,
         sizes=(np.log(m), np.log(n), np.log(k)),
-        others=(np.log(waves[0]), *(np.log(np.ceil(w) / w) for w in waves)),
+        others=(
+            np.log(waves[0]),
+            *(np.log(np.ceil(w) / w) for w in waves),
+            np.log(_up(m, ROW_TILE) * ROW_TILE / m),
+            np.gcd(m.astype(np.int64), ALIGNED_ROWS).astype(np.float64),
+        ),
     )
 
 
@@ -118,11 +125,13 @@ def decode_work(
     return _work(
         flop_s,
         byte_s,
-        sizes=(np.log(seqs), np.log(context)),
+        # Long caches of few sequences are like shorter ones of more: bytes bound trust, not
+        # length.
+        sizes=(np.log(seqs), np.log(waves), np.log(byte_s / US)),
         others=(
+            np.log(context),
             np.log(heads),
             np.log(heads / kv_heads),
-            np.log(waves),
             np.log(np.ceil(waves) / waves),
         ),
     )

@@ -24,21 +24,29 @@ from tuner.trees import LEAF, Tree, Trees
 
 COVERAGE = 0.9
 NUM_FOLDS = 5
+# Few large trees: as good as many small ones, in half the space.
+NUM_LEAVES = 31
+NUM_BINS = 64
+LEARNING_RATE = 0.2
 # Log sizes of neighbouring knots of a collective's curve, and how stiff the curve is.
 KNOT_STEP = 2 * np.log(2.0)
-STIFFNESS = 0.05
-# Rows that are mostly fixed cost say nothing about the shares of the peaks.
-OUTLIER_LOG = 0.1
+STIFFNESS = 0.15
+OUTLIER_LOG = 0.1  # errors beyond it count linearly
 
 
 def fit_operator(
-    work: Work, seconds: FloatArray, *, num_trees: int, num_leaves: int = 16, seed: int = 0
+    work: Work, seconds: FloatArray, *, num_trees: int, seed: int = 0
 ) -> OperatorCurve:
     """Roofline and correction of one kind of operator."""
     roofline = fit_roofline(work, seconds)
     left = np.log(seconds / roofline.seconds(work))
     model = boosted(
-        monotone=None, seed=seed, num_trees=num_trees, num_leaves=num_leaves, num_bins=64
+        monotone=None,
+        seed=seed,
+        num_trees=num_trees,
+        num_leaves=NUM_LEAVES,
+        num_bins=NUM_BINS,
+        learning_rate=LEARNING_RATE,
     )
     trees = export_trees(model.fit(work.variables, left))
     sizes = work.variables[:, : work.num_sizes]
@@ -145,23 +153,35 @@ def held_out(logs: FloatArray, num_groups: int) -> HeldOut:
 
 
 def fit_size_curve(size: FloatArray, seconds: FloatArray) -> SizeCurve:
-    """A stiff broken line in log-log space that outliers (repeats of a noisy run) do not bend."""
+    """Latency and bandwidth first, then a stiff broken line through what they leave, that outliers
+    (repeats of a noisy run) do not bend."""
     x, y = np.log(size), np.log(seconds)
+    call_s, bytes_per_s = _latency_and_bandwidth(size, y)
+    left = y - np.log(call_s + size / bytes_per_s)
     knots = np.linspace(x.min(), x.max(), max(2, round((x.max() - x.min()) / KNOT_STEP) + 1))
     design = np.column_stack([np.interp(x, knots, unit) for unit in np.eye(len(knots))])
     bend = np.diff(np.eye(len(knots)), n=2, axis=0) * STIFFNESS
 
     def errors(heights: FloatArray) -> FloatArray:
-        return np.asarray(design @ heights - y)
+        return np.concatenate([_robust(design @ heights - left), bend @ heights])
 
-    def all_errors(heights: FloatArray) -> FloatArray:
-        return np.concatenate([_robust(errors(heights)), bend @ heights])
+    heights = least_squares(errors, np.interp(knots, x, left)).x
+    return SizeCurve(
+        call_s=call_s,
+        bytes_per_s=bytes_per_s,
+        log_size=_rounded(knots),
+        correction=_rounded(heights),
+    )
 
-    start = np.interp(knots, x, y)
-    heights = least_squares(all_errors, start).x
-    # Time never falls with size.
-    heights = np.maximum.accumulate(heights)
-    return SizeCurve(log_size=_rounded(knots), log_s=_rounded(heights))
+
+def _latency_and_bandwidth(size: FloatArray, log_s: FloatArray) -> tuple[float, float]:
+    start = np.array([log_s.min(), np.log(size.max()) - log_s.max()])
+
+    def errors(logs: FloatArray) -> FloatArray:
+        return np.asarray(np.log(np.exp(logs[0]) + size / np.exp(logs[1])) - log_s)
+
+    found = least_squares(errors, start, loss="soft_l1", f_scale=OUTLIER_LOG).x
+    return _short(np.exp(found[0])), _short(np.exp(found[1]))
 
 
 def _robust(errors: FloatArray) -> FloatArray:
@@ -174,7 +194,7 @@ def _robust(errors: FloatArray) -> FloatArray:
 def fit_small(num_bytes: FloatArray, seconds: FloatArray) -> SmallLaw:
     """Fixed cost, bandwidth and the sharpness of the knee between them."""
     call_s = float(np.quantile(seconds, 0.05))
-    bandwidth = float(np.median(num_bytes[-20:] / seconds[-20:]))
+    bandwidth = float(np.quantile(num_bytes / seconds, 0.95))
 
     def law(logs: FloatArray) -> SmallLaw:
         a, b, c = map(float, np.exp(logs))

@@ -14,14 +14,13 @@ from pathlib import Path
 
 from tuner.errors import TunerError
 from tuner.hardware.curves import Curves, HeldOut, OperatorCurve, Provenance
-from tuner.hardware.device import CURVES_SUFFIX, load_device
+from tuner.hardware.device import CURVES_SUFFIX, load_data_sheet
 from tuner.silicon.curve_fit import fit_operator, held_out, held_out_logs
 from tuner.silicon.links import collective_error, read_series, read_small_series
 from tuner.silicon.readers import Columns
 from tuner.silicon.systems import LICENCE, SYSTEMS, Measured, System, measured_operators
 
-NUM_TREES = {"gemm": 120, "prefill": 80, "decode": 80}
-NUM_LEAVES = 16
+NUM_TREES = {"gemm": 80, "prefill": 60, "decode": 60}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def fit_system(data: Path, system: System, *, seed: int, command: str = "") -> Curves:
     """All curves of one device, with their held-out error."""
-    device = load_device(system.device)
+    device = load_data_sheet(system.device)
     operators = measured_operators(data, system, device)
     fitted = {m.name: fit_kind(m.name)(m.work, m.seconds, seed=seed) for m in operators}
     series, files = read_series(data, system)
@@ -78,7 +77,7 @@ def fit_system(data: Path, system: System, *, seed: int, command: str = "") -> C
 def fit_kind(name: str) -> partial[OperatorCurve]:
     """The fit of operators called ``name``, as large as their number of rows deserves."""
     kind = name.partition(".")[0]
-    return partial(fit_operator, num_trees=NUM_TREES[kind], num_leaves=NUM_LEAVES)
+    return partial(fit_operator, num_trees=NUM_TREES[kind])
 
 
 def operator_error(measured: Measured, *, seed: int) -> HeldOut:

@@ -174,6 +174,17 @@ class SmallSeries:
     def fit(self) -> SmallLaw:
         return fit_small(self.num_bytes, self.seconds)
 
+    def held_out(self) -> HeldOut:
+        """Error on each tensor-parallel degree by a law fitted on the others."""
+        logs = np.zeros(len(self.seconds))
+        degrees = np.unique(self.ranks)
+        for degree in degrees:
+            held = self.ranks == degree
+            law = fit_small(self.num_bytes[~held], self.seconds[~held])
+            predicted = [law.seconds(size) for size in self.num_bytes[held]]
+            logs[held] = np.log(predicted / self.seconds[held])
+        return held_out(logs, len(degrees))
+
 
 def read_small_series(data: Path, system: System) -> tuple[list[SmallSeries], list[Columns]]:
     """Norm, rotary angles, activation and embedding of one device, and their files."""

@@ -101,7 +101,9 @@ def prefill_work(
         sizes=(np.log(seqs * heads), np.log(keys), np.log(queries)),
         others=(
             np.log(heads),
+            np.log(kv_heads),
             np.log(heads / kv_heads),
+            (heads > kv_heads).astype(np.float64),
             np.log(waves),
             np.log(np.ceil(waves) / waves),
         ),
@@ -131,7 +133,9 @@ def decode_work(
         others=(
             np.log(context),
             np.log(heads),
+            np.log(kv_heads),
             np.log(heads / kv_heads),
+            (heads > kv_heads).astype(np.float64),
             np.log(np.ceil(waves) / waves),
         ),
     )

@@ -66,17 +66,17 @@ class PackedTrees:
         """f8[R] of variables f8[R, V]."""
         walk = self._walk
         total = np.full(len(rows), self.baseline)
-        index = np.arange(len(rows))
+        values, width = rows.ravel(), rows.shape[1]
         for root in walk.roots:
+            # Rows leave the walk at their leaf: most trees have one deep branch.
+            row = np.arange(len(rows))
             node = np.full(len(rows), root)
-            while True:
-                feature = walk.feature[node]
-                is_leaf = feature == LEAF
-                if is_leaf.all():
-                    break
-                is_left = rows[index, feature] <= walk.cut[node]
-                node = np.where(is_leaf, node, np.where(is_left, node + 1, walk.right[node]))
-            total += walk.cut[node]
+            while len(row):
+                is_leaf = walk.feature[node] == LEAF
+                total[row[is_leaf]] += walk.cut[node[is_leaf]]
+                row, node = row[~is_leaf], node[~is_leaf]
+                is_left = values[row * width + walk.feature[node]] <= walk.cut[node]
+                node = np.where(is_left, node + 1, walk.right[node])
         return total
 
 

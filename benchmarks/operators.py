@@ -20,7 +20,8 @@ import numpy as np
 
 from tuner.hardware.curves import HeldOut
 from tuner.hardware.device import IN_NODE, load_data_sheet
-from tuner.hardware.physics import FloatArray, prefill_work
+from tuner.hardware.physics import FloatArray, Peaks, gemm_work, prefill_work
+from tuner.hardware.tables import ROW_GRID, RowTable
 from tuner.silicon.fit import fit_kind, operator_error
 from tuner.silicon.layer_errors import (
     DeviceData,
@@ -34,7 +35,9 @@ from tuner.silicon.layers import DECODE, PREFILL, is_all_reduce
 from tuner.silicon.links import collective_error, read_series, read_small_series
 from tuner.silicon.readers import read_chunked_prefill
 from tuner.silicon.systems import (
+    PRECISIONS,
     SYSTEMS,
+    Measured,
     System,
     measured_decode,
     measured_gemm,
@@ -67,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
             *_operators(options.data),
             *_layers(options.data),
             *_prefixes(options.data),
+            *_tables(options.data),
             *_limits(),
         ]
     )
@@ -283,6 +287,53 @@ def _without_prefix(queries: FloatArray, prefix: FloatArray, seconds: FloatArray
     """The time of each row's chunk without a prefix; NaN where that was not measured."""
     known = {q: s for q, p, s in zip(queries, prefix, seconds, strict=True) if p == 0}
     return np.array([known.get(q, np.nan) for q in queries])
+
+
+# -- tables --------------------------------------------------------------------------------------
+
+
+def _tables(data: Path) -> list[str]:
+    """What the rising tables of a run add to the error of the curves they are made from."""
+    lines = [
+        "## Tables of a run",
+        "",
+        "A run looks products up in tables over rows that never fall. In sample, rows above 256:",
+        "",
+        "| device | format | rows divide by 16 | curve median | table median | table bias |",
+        "|---|---|---|---:|---:|---:|",
+    ]
+    for system in SYSTEMS:
+        device = load_data_sheet(system.device)
+        for precision in system.precisions:
+            measured = measured_gemm(data, system, device, precision)
+            curve, table = _curve_and_table(measured, peaks(device, PRECISIONS[precision][0]))
+            rows = measured.columns.column("m")
+            for is_aligned in (True, False):
+                chosen = (rows > 256) & ((rows % 16 == 0) == is_aligned)
+                if not chosen.any():
+                    continue
+                medians = [np.median(np.abs(np.expm1(logs[chosen]))) for logs in (curve, table)]
+                lines.append(
+                    f"| {system.device} | {precision} | {'yes' if is_aligned else 'no'} | "
+                    f"{medians[0]:.1%} | {medians[1]:.1%} | {np.median(table[chosen]):+.1%} |"
+                )
+    return [*lines, ""]
+
+
+def _curve_and_table(measured: Measured, device: Peaks) -> tuple[FloatArray, FloatArray]:
+    """log(predicted / measured) of every product by the curve, and by its tables."""
+    curve = fit_kind("gemm")(measured.work, measured.seconds)
+    operand_bytes = 1 if measured.name.endswith("float8") else 2
+    tabulated = np.zeros(len(measured.seconds))
+    for group in np.unique(measured.groups):
+        mine = np.flatnonzero(measured.groups == group)
+        n, k = measured.columns.values[mine[0], 1:]
+        same = np.ones_like(ROW_GRID)
+        work = gemm_work(device, ROW_GRID, n * same, k * same, operand_bytes=operand_bytes)
+        table = RowTable(curve.seconds(work))
+        tabulated[mine] = [table.at(int(m)) for m in measured.columns.values[mine, 0]]
+    predicted = curve.seconds(measured.work)
+    return np.log(predicted / measured.seconds), np.log(tabulated / measured.seconds)
 
 
 def _limits() -> list[str]:

@@ -5,20 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels.attention import AttentionPlan
 from engine.kernels.attention_plan import CacheShape, StepTables, plan_attention
 from engine.kernels.rotary import RotaryAngles
+from engine.kernels.transfer import to_device
 from engine.models.rope import RopeTable
 from engine.parallel.communicator import Communicator
 from engine.parallel.mesh import RankGroups
 from engine.parallel.sequence import RowExchange, row_exchange
 from engine.plan import Mode
-from engine.steps import StepPlan, int32
+from engine.rank_table import Int64Array, StepRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,57 +37,87 @@ class SampledRows:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Placeholders:
+    """Which of the tokens this rank embeds are samples of earlier steps.
+
+    Row ``rows`` i8[P] gets the last token of slot ``slots`` i8[P].
+    """
+
+    rows: Tensor
+    slots: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepBatch:
     """``num_tokens`` real tokens in the step, ``num_rows`` rows of the residual stream here.
 
-    ``token_ids`` i8[num_rows]: the tokens this rank embeds, padding as token 0.
+    ``token_ids`` i8[num_rows]: the tokens this rank embeds, padding as token 0; on the first
+    stage only. ``sample_slots`` i8[R] are the slots of the sampled rows.
     """
 
     mode: Mode
     num_tokens: int
     num_rows: int
     token_ids: Tensor
+    placeholders: Placeholders | None
     angles: RotaryAngles
     attention: AttentionPlan
     sampled: SampledRows
+    sample_slots: Tensor
+
+    def fill_placeholders(self, last_tokens: Tensor) -> None:
+        """Complete ``token_ids`` with the tokens sampled last, i8[num_slots]."""
+        if self.placeholders is not None:
+            tokens = last_tokens.index_select(0, self.placeholders.slots)
+            self.token_ids.index_copy_(0, self.placeholders.rows, tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchBuilder:
-    """Turns step plans into batches for one rank."""
+    """Turns the rows of steps into batches for one rank."""
 
     shape: CacheShape
     rope: RopeTable
     groups: RankGroups
 
-    def build(self, step: StepPlan) -> StepBatch:
-        """The batch of ``step``, on the rank's device."""
-        tables = step_tables(step)
-        num_tokens = int(tables.query_lens.sum())
-        slices = self.groups.sp.size if step.mode is Mode.BASE else 1
+    def build(self, rows: StepRows, mode: Mode) -> StepBatch:
+        """The batch of ``rows``, on the rank's device but for its placeholders."""
+        tables = step_tables(rows, self.shape.block_size)
+        num_tokens = len(rows.token_ids)
+        slices = self.groups.sp.size if mode is Mode.BASE else 1
         num_rows = -(-num_tokens // slices)
-        sample_seqs = int32(step.sample_seqs)
-        last_rows = (tables.starts + tables.query_lens - 1)[sample_seqs]
+        first = self.groups.sp.rank * num_rows if slices > 1 else 0
+        is_first_stage = self.groups.stage == 0
+        last_rows = (tables.starts + tables.query_lens - 1)[rows.sample_rows]
         return StepBatch(
-            mode=step.mode,
+            mode=mode,
             num_tokens=num_tokens,
             num_rows=num_rows,
-            token_ids=self._token_ids(step, num_rows, slices),
+            token_ids=self._token_ids(rows, first, num_rows if is_first_stage else 0),
+            placeholders=self._placeholders(rows, first, num_rows) if is_first_stage else None,
             angles=self.rope.angles(self._on_device(tables.positions)),
             attention=plan_attention(tables, self.shape),
             sampled=self._sampled(last_rows, num_tokens, num_rows, slices),
+            sample_slots=self._on_device(rows.sample_slots.astype(np.int64)),
         )
 
-    def _token_ids(self, step: StepPlan, num_rows: int, slices: int) -> Tensor:
-        ids = self._on_device(int32(step.token_ids).astype(np.int64))
-        if slices == 1:
-            return ids
-        first = self.groups.sp.rank * num_rows
-        mine = ids[first : first + num_rows]
-        return F.pad(mine, (0, num_rows - len(mine)))
+    def _token_ids(self, rows: StepRows, first: int, num_rows: int) -> Tensor:
+        ids = np.zeros(num_rows, np.int64)
+        mine = rows.token_ids[first : first + num_rows]
+        ids[: len(mine)] = mine
+        return self._on_device(ids)
+
+    def _placeholders(self, rows: StepRows, first: int, num_rows: int) -> Placeholders | None:
+        begin, end = np.searchsorted(rows.placeholder_at, (first, first + num_rows))
+        if begin == end:
+            return None
+        return Placeholders(
+            rows=self._on_device(rows.placeholder_at[begin:end] - first),
+            slots=self._on_device(rows.placeholder_slots[begin:end]),
+        )
 
     def _sampled(
-        self, rows: npt.NDArray[np.int64], num_tokens: int, num_rows: int, slices: int
+        self, rows: Int64Array, num_tokens: int, num_rows: int, slices: int
     ) -> SampledRows:
         count, exchange, picked = len(rows), None, None
         if count and slices > 1:
@@ -100,19 +128,27 @@ class BatchBuilder:
                 size=slices,
                 device=self.shape.device,
             )
-        elif not np.array_equal(rows, np.arange(num_tokens)):
+        elif count != num_tokens:  # every row once, in order
             picked = self._on_device(rows)
         return SampledRows(count=count, rows=picked, exchange=exchange)
 
-    def _on_device(self, array: npt.NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(array).to(self.shape.device, non_blocking=True)
+    def _on_device(self, array: Int64Array) -> Tensor:
+        return to_device(array, self.shape.device)
 
 
-def step_tables(step: StepPlan) -> StepTables:
-    """The arrays of ``step``, widened for index arithmetic."""
-    query_lens = int32(step.query_lens).astype(np.int64)
-    return StepTables(
-        query_lens=query_lens,
-        context_lens=int32(step.context_lens).astype(np.int64),
-        block_tables=int32(step.block_tables).reshape(len(query_lens), -1),
+def step_tables(rows: StepRows, block_size: int) -> StepTables:
+    """The arrays of ``rows``, widened for index arithmetic."""
+    tables = StepTables(
+        query_lens=rows.query_lens.astype(np.int64),
+        context_lens=rows.context_lens.astype(np.int64),
+        block_tables=rows.block_tables,
     )
+    num_seqs, width = rows.block_tables.shape
+    wanted = -(-tables.totals // block_size)
+    last_blocks = rows.block_tables[np.arange(num_seqs), np.minimum(wanted, width) - 1]
+    is_fine = (wanted <= width) & (last_blocks >= 0)
+    assert is_fine.all(), (
+        f"slot {rows.slots[~is_fine][0]} has too few blocks for {tables.totals[~is_fine][0]} "
+        f"tokens; {wanted[~is_fine][0]} are needed"
+    )
+    return tables

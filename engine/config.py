@@ -259,6 +259,12 @@ class EngineConfig:
     restart (KV and sequence tables are sized by it). KV memory per rank is ``num_kv_blocks``
     blocks if given; else what ``memory_utilization`` of ``device_memory_bytes`` leaves beside
     the weights; else ``kv_cache_bytes``.
+
+    ``overlap`` schedules one step ahead of the ranks, ``parallel_sampling`` spreads the sampled
+    rows over the ranks, ``prefix_cache`` reuses KV blocks of equal beginnings; outputs are the
+    same without them. ``spare_ranks`` processes wait, warmed up, to take a dead rank's place.
+    ``mode_table_path`` keeps the measured mode table between starts. ``step_timeout_s`` bounds
+    steps of which nothing is known yet.
     """
 
     model_dir: Path
@@ -282,6 +288,11 @@ class EngineConfig:
     start_timeout_s: float = 120.0
     step_timeout_s: float = 60.0
     return_logits: bool = False
+    overlap: bool = True
+    parallel_sampling: bool = True
+    prefix_cache: bool = True
+    spare_ranks: int = 0
+    mode_table_path: Path | None = None
 
     @property
     def start_envelope(self) -> Caps:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.clock import WallClock
 from engine.config import Caps, EngineConfig, ModelConfig, num_kv_blocks
-from engine.devices import for_replica, with_device_memory
+from engine.devices import with_device_memory
 from engine.errors import (
     EngineError,
     PlanError,
@@ -25,21 +24,20 @@ from engine.errors import (
     RequestError,
     StalePolicyError,
 )
-from engine.executors.factory import make_executor
-from engine.executors.protocol import Executor, ExecutorInfo, StepTimer
+from engine.executors.protocol import ExecutorInfo
+from engine.fleet import Fleet, TimerFactory
 from engine.knobs import AppliedPolicy, Knob, list_knobs
 from engine.measurement import RequestTiming
+from engine.mode_table import ModeTable
 from engine.output import OnOutput, RequestStream
-from engine.plan import ParallelPlan, check_plan, shift_warning
+from engine.plan import ParallelPlan, check_plan
 from engine.policy import EnginePolicy, KnobClass, check_envelope, classify
 from engine.replica import Replica
 from engine.request import FinishReason, Request, RequestOutput, SamplingParams
 from engine.sequences import Sequence
 from engine.steps import StepSample
-from engine.telemetry import EngineStats, Telemetry, drain, summarise
+from engine.telemetry import EngineStats, drain, summarise
 from engine.tokenizer import Tokenizer
-
-TimerFactory = Callable[[ParallelPlan], StepTimer]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +68,6 @@ class Engine:
         self.config = config = with_device_memory(config)
         self.model = ModelConfig.from_dir(config.model_dir)
         self._tokenizer = tokenizer
-        self._timer_factory = timer_factory
         self._policy = EnginePolicy(
             plan=config.plan,
             threshold_tokens=config.threshold_tokens,
@@ -79,14 +76,13 @@ class Engine:
         )
         self._check(self._policy)
         self._replicas: list[Replica] = []
-        self._telemetry: list[Telemetry] = []
-        self._infos: list[ExecutorInfo] = []
+        self._fleet = Fleet(config, self.model, timer_factory=timer_factory)
         # Requests that arrive while no replica serves (before start, during a reshape).
         self._held: dict[str, RequestStream] | None = {}
         self._max_held_len = self.max_model_len
         # Requests of stopped replicas, on their way to new ones, and those aborted meanwhile.
         self._num_in_transit = 0
-        self._aborted_in_transit: set[str] = set()
+        self._aborted_in_transit: dict[str, FinishReason] = {}
         self._failure: str | None = None
         self._is_closed = False
         self._lock = threading.Lock()
@@ -108,6 +104,16 @@ class Engine:
     # -- questions -----------------------------------------------------------------------------
 
     @property
+    def model_dir(self) -> Path:
+        return self.config.model_dir
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether every replica serves."""
+        with self._lock:
+            return self._failure is None and all(r.failure is None for r in self._replicas)
+
+    @property
     def policy(self) -> EnginePolicy:
         """The policy in force."""
         return self._policy
@@ -125,30 +131,34 @@ class Engine:
     @property
     def executor_infos(self) -> list[ExecutorInfo]:
         """What each replica's ranks hold (KV blocks, resident bytes)."""
-        return list(self._infos)
+        return list(self._fleet.infos)
 
     def stats(self) -> EngineStats:
         """Gauges and counters of all replicas, since start."""
         with self._lock:
             replicas, held = list(self._replicas), len(self._held or ())
-            is_healthy = self._failure is None and all(r.failure is None for r in replicas)
             in_transit = self._num_in_transit
         return summarise(
-            self._telemetry,
+            self._fleet.telemetry,
             running=sum(r.scheduler.num_running for r in replicas),
             waiting=held + in_transit + sum(r.num_waiting for r in replicas),
             kv_usage=max((r.scheduler.kv_usage for r in replicas), default=0.0),
-            is_healthy=is_healthy,
+            is_healthy=self.is_healthy,
             policy_version=self._policy.version,
         )
 
+    def mode_tables(self) -> list[ModeTable | None]:
+        """Each replica's measured step times of both modes; None where none were taken."""
+        with self._lock:
+            return [replica.mode_table for replica in self._replicas]
+
     def drain_samples(self) -> list[StepSample]:
         """Step samples since the last call (at most 100,000 per replica are kept)."""
-        return [sample for t in self._telemetry for sample in drain(t.samples)]
+        return [sample for t in self._fleet.telemetry for sample in drain(t.samples)]
 
     def drain_timings(self) -> list[RequestTiming]:
         """Timings of requests that ended since the last call, on ``time.monotonic``."""
-        return [timing for t in self._telemetry for timing in drain(t.timings)]
+        return [timing for t in self._fleet.telemetry for timing in drain(t.timings)]
 
     def capabilities(self) -> list[Knob]:
         """Every knob with its class, range, current value and measured cost."""
@@ -168,7 +178,7 @@ class Engine:
 
     def start(self) -> None:
         """Start all ranks. Raises CheckpointError, PlanError or RankError."""
-        self._open(self._launch(self._policy), [], {})
+        self._open(self._fleet.launch(self._policy), [], {})
 
     def close(self) -> None:
         """End all ranks; requests still in progress end with reason ``abort``."""
@@ -179,6 +189,7 @@ class Engine:
                 streams, self._held = self._held or {}, None
             for replica in replicas:
                 streams |= replica.stop()[1]
+            self._fleet.close()
         for stream in streams.values():
             stream.end(FinishReason.ABORT, time.monotonic())
 
@@ -192,17 +203,20 @@ class Engine:
         """
         self._accept(self._stream(request, on_output))
 
-    def abort(self, request_id: str) -> None:
-        """End a request at the next step boundary with reason ``abort``; unknown ids do nothing."""
+    def abort(self, request_id: str, *, reason: FinishReason = FinishReason.ABORT) -> None:
+        """End a request at the next step boundary; unknown ids do nothing.
+
+        ``reason`` is ``stop`` when whoever makes the text found a stop string in it.
+        """
         # Posted under the lock, so that it reaches a replica before a reshape empties it.
         with self._lock:
             stream = self._held.pop(request_id, None) if self._held else None
             if self._num_in_transit:
-                self._aborted_in_transit.add(request_id)
+                self._aborted_in_transit[request_id] = reason
             for replica in self._replicas:
-                replica.abort(request_id)
+                replica.abort(request_id, reason)
         if stream is not None:
-            stream.end(FinishReason.ABORT, time.monotonic())
+            stream.end(reason, time.monotonic())
 
     def apply(self, policy: EnginePolicy, *, expected: EnginePolicy | None = None) -> AppliedPolicy:
         """Put ``policy`` in force: hot knobs at the next step, a new plan by a reshape.
@@ -240,7 +254,7 @@ class Engine:
                 changes=changes,
                 effective_step=step,
                 seconds=seconds,
-                warnings=_warnings(policy),
+                warnings=self._warnings(policy),
             )
 
     def generate(
@@ -277,6 +291,15 @@ class Engine:
             finish_reason=output.finish_reason,
             logits=np.stack(stream.logits) if stream.logits else None,
         )
+
+    def _warnings(self, policy: EnginePolicy) -> list[str]:
+        found = [policy.threshold_warning] if policy.threshold_warning else []
+        if policy.mode == "table" and policy.plan.shift and not all(self.mode_tables()):
+            found.append(
+                "no mode table was measured when the ranks started: the threshold "
+                f"{policy.threshold_tokens} decides until they start again"
+            )
+        return found
 
     # -- accepting -----------------------------------------------------------------------------
 
@@ -354,7 +377,7 @@ class Engine:
             sequences += more
             streams |= ways
         try:
-            replicas = self._launch(policy, first_step_id=step_id)
+            replicas = self._fleet.launch(policy, first_step_id=step_id)
         except BaseException as error:
             self._fall_back(old, step_id, sequences, streams, error)
             raise
@@ -372,7 +395,7 @@ class Engine:
     ) -> None:
         """Run the old policy again; if that fails too, end every request and say so."""
         try:
-            self._open(self._launch(old, first_step_id=step_id), sequences, streams)
+            self._open(self._fleet.launch(old, first_step_id=step_id), sequences, streams)
         except BaseException as again:
             with self._lock:
                 self._failure = f"a reshape failed ({error}), and so did the way back ({again})"
@@ -380,44 +403,6 @@ class Engine:
                 self._held, self._num_in_transit = None, 0
             for stream in streams.values():
                 stream.end(FinishReason.ERROR, time.monotonic(), self._failure)
-
-    def _launch(self, policy: EnginePolicy, *, first_step_id: int = 0) -> list[Replica]:
-        """Start the replicas of a policy side by side; on a failure none is left running."""
-        count = policy.plan.dp
-        while len(self._telemetry) < count:
-            self._telemetry.append(Telemetry())
-        replicas = [
-            Replica(
-                index=index,
-                config=self.config,
-                model=self.model,
-                policy=policy,
-                make_executor=partial(self._make_executor, policy.plan.replica, index),
-                telemetry=self._telemetry[index],
-                first_step_id=first_step_id,
-            )
-            for index in range(count)
-        ]
-        for replica in replicas:
-            replica.launch()
-        started, infos, failure = [], [], None
-        for replica in replicas:
-            try:
-                infos.append(replica.wait_started())
-                started.append(replica)
-            except BaseException as error:
-                failure = failure or error
-        if failure is not None:
-            for replica in started:
-                replica.stop()
-            raise failure
-        self._infos = infos
-        return replicas
-
-    def _make_executor(self, plan: ParallelPlan, index: int) -> Executor:
-        config = for_replica(self.config, index=index, replica_size=plan.replica_size)
-        timer = self._timer_factory(plan) if self._timer_factory is not None else None
-        return make_executor(config, self.model, plan, timer=timer, clock=WallClock())
 
     def _close_door(self, next_plan: ParallelPlan) -> list[Replica]:
         """Hold new requests back and take the replicas out of service.
@@ -451,17 +436,12 @@ class Engine:
         with self._lock:
             self._replicas = replicas
             held, self._held, self._num_in_transit = self._held or {}, None, 0
-            for request_id in self._aborted_in_transit:
+            for request_id, reason in self._aborted_in_transit.items():
                 for replica in replicas:
-                    replica.abort(request_id)
+                    replica.abort(request_id, reason)
             self._aborted_in_transit.clear()
             for stream in held.values():
                 try:
                     self._route().submit(stream, is_admitted=True)
                 except EngineError as error:
                     stream.end(FinishReason.ERROR, time.monotonic(), str(error))
-
-
-def _warnings(policy: EnginePolicy) -> list[str]:
-    warning = shift_warning(policy.plan, policy.threshold_tokens, policy.caps.max_num_seqs)
-    return [warning] if warning else []

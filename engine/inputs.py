@@ -1,51 +1,72 @@
-"""From a scheduled step to the message that ranks run: ids, tables and sampling rows as arrays."""
+"""From a scheduled step to the message that ranks run: only what changed since the step before."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from engine.scheduled import ScheduledStep
-from engine.sequences import SequenceTable
-from engine.steps import Int32Array, StepPlan
+from engine.request import SamplingParams
+from engine.scheduled import PlacedSequence, ScheduledStep
+from engine.steps import SlotSampling, SlotStart, StepPlan
 
 
 def step_plan(
-    step: ScheduledStep, table: SequenceTable, *, with_inputs: bool, return_logits: bool
+    step: ScheduledStep,
+    *,
+    with_inputs: bool = True,
+    return_logits: bool = False,
+    eos_token_ids: frozenset[int] = frozenset(),
 ) -> StepPlan:
     """The wire form of ``step``; without inputs it carries the shape only (simulated ranks)."""
     if not with_inputs:
         return StepPlan(step_id=step.step_id, shape=step.shape)
-    slots = step.slots
-    width = int(table.num_blocks[slots].max())
-    sampled = np.flatnonzero(step.is_sampled).astype(np.int32)
-    rows = slots[sampled]
+    is_decode_only = step.shape.num_tokens == len(step.slots)
     return StepPlan(
         step_id=step.step_id,
         shape=step.shape,
-        query_lens=step.query_lens.tobytes(),
-        context_lens=step.context_lens.tobytes(),
-        block_tables=table.blocks[slots, :width].tobytes(),
-        token_ids=_token_ids(step, table).tobytes(),
-        sample_seqs=sampled.tobytes(),
-        temperatures=table.temperature[rows].tobytes(),
-        top_ks=table.top_k[rows].tobytes(),
-        top_ps=table.top_p[rows].tobytes(),
-        seeds=table.seed[rows].tobytes(),
-        positions=(table.num_tokens[rows] - table.prompt_len[rows]).tobytes(),
+        starts=[slot_start(placed, eos_token_ids) for placed in step.placed],
+        grown_slots=step.grown_slots.tobytes(),
+        grown_blocks=step.grown_blocks.tobytes(),
+        slots=step.slots.astype(np.int32).tobytes(),
+        query_lens=b"" if is_decode_only else step.query_lens.tobytes(),
         return_logits=return_logits,
     )
 
 
-def _token_ids(step: ScheduledStep, table: SequenceTable) -> Int32Array:
-    """Flattened new tokens; decode rows come from the array, only chunks touch their lists."""
-    is_decode = (step.query_lens == 1) & step.is_sampled
-    if is_decode.all():
-        return table.last_token[step.slots]
-    ids = np.empty(int(step.query_lens.sum()), np.int32)
-    starts = np.cumsum(step.query_lens) - step.query_lens
-    ids[starts[is_decode]] = table.last_token[step.slots[is_decode]]
-    for row in np.flatnonzero(~is_decode).tolist():
-        begin, count = int(step.context_lens[row]), int(step.query_lens[row])
-        start = int(starts[row])
-        ids[start : start + count] = step.sequences[row].token_slice(begin, begin + count)
-    return ids
+def slot_start(placed: PlacedSequence, eos_token_ids: frozenset[int]) -> SlotStart:
+    """What ranks must know of a sequence that takes a slot."""
+    sequence, num_cached = placed.sequence, placed.num_cached
+    sampling = slot_sampling(sequence.request.sampling, eos_token_ids)
+    past = sequence.token_slice(0, num_cached) if sampling.has_penalties else []
+    known = sequence.token_slice(num_cached, placed.num_tokens)
+    return SlotStart(
+        slot=placed.slot,
+        prompt_len=sequence.prompt_len,
+        token_ids=np.array(known, np.int32).tobytes(),
+        num_computed=num_cached,
+        past_ids=np.array(past, np.int32).tobytes(),
+        blocks=placed.blocks.astype(np.int32).tobytes(),
+        sampling=sampling,
+    )
+
+
+def slot_sampling(sampling: SamplingParams, eos_token_ids: frozenset[int]) -> SlotSampling:
+    """The values of ``sampling`` that ranks need."""
+    banned: set[int] = set()
+    if sampling.min_tokens:
+        banned = set(sampling.stop_token_ids)
+        banned |= set() if sampling.ignore_eos else eos_token_ids
+    return SlotSampling(
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=dict(sampling.logit_bias),
+        min_tokens=sampling.min_tokens,
+        banned_ids=tuple(sorted(banned)),
+        seed=sampling.seed,
+        choice=sampling.choice,
+        num_logprobs=-1 if sampling.logprobs is None else sampling.logprobs,
+    )

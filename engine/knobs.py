@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.config import Caps
 from engine.policy import EnginePolicy, KnobClass, Order
+from engine.shift import MODE_PINS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ def list_knobs(
         ("caps.max_queue", caps.max_queue, 0, None),
     ]
     choices = [
-        ("mode", policy.mode, ("auto", "base", "shift", "random:SEED")),
+        ("mode", policy.mode, (*MODE_PINS, "random:SEED")),
         ("scheduler.order", policy.order.value, tuple(Order)),
     ]
     hot_s = cost_s.get(KnobClass.HOT)

@@ -3,90 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.measurement import Outcome, RequestTiming
-from engine.request import FinishReason, Request, RequestOutput
+from engine.request import FinishReason, Request, RequestOutput, TokenLogprobs
+from engine.text import OutputText, TextStream
 
 OnOutput = Callable[[RequestOutput], None]
 
 
-class TextStream(Protocol):
-    """Incremental detokenisation of one sequence."""
-
-    def push(self, token_id: int) -> str:
-        """Text that became printable with this token ("" while a character is incomplete)."""
-        ...
-
-    def flush(self) -> str:
-        """Text still held back, at the end of the sequence."""
-        ...
-
-
-class StopFinder:
-    """Finds stop strings across token borders; text that may begin one is held back."""
-
-    def __init__(self, stops: tuple[str, ...]) -> None:
-        self._stops = stops
-        self._held = ""
-
-    def push(self, text: str) -> tuple[str, bool]:
-        """Text that is safe to show, and whether a stop string was completed."""
-        self._held += text
-        hits = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if hits:
-            shown, self._held = self._held[: min(hits)], ""
-            return shown, True
-        keep = max((self._overlap(stop) for stop in self._stops), default=0)
-        cut = len(self._held) - keep
-        shown, self._held = self._held[:cut], self._held[cut:]
-        return shown, False
-
-    def flush(self) -> str:
-        """Text still held back, when the sequence ends without its stop string."""
-        shown, self._held = self._held, ""
-        return shown
-
-    def _overlap(self, stop: str) -> int:
-        longest = min(len(stop) - 1, len(self._held))
-        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
-
-
 class RequestStream:
-    """One accepted request's way back to its caller."""
+    """One accepted request's way back to its caller.
+
+    Without ``text`` its outputs hold tokens only; whoever detokenises them looks for stop strings.
+    """
 
     def __init__(self, request: Request, on_output: OnOutput, text: TextStream | None) -> None:
         self.request = request
         self.logits: list[npt.NDArray[np.float64]] = []
         self.scheduled_s: float | None = None
         self._on_output = on_output
-        self._text = text
-        self._stops = StopFinder(request.sampling.stop)
+        self._text = OutputText(text, request.sampling.stop) if text is not None else None
         self._token_s: list[float] = []
 
-    def push(self, token_id: int, reason: FinishReason | None, now_s: float) -> FinishReason | None:
+    def push(
+        self,
+        token_id: int,
+        reason: FinishReason | None,
+        now_s: float,
+        logprobs: TokenLogprobs | None = None,
+    ) -> FinishReason | None:
         """Hand one token to the caller; returns STOP when it completed a stop string.
 
-        The token that ends a sequence by its id (EOS, stop id) is counted but not shown.
+        The token that ends a sequence by its id (EOS, stop id) is counted but not shown. Runs
+        once per sequence and step on the step loop's thread: about a microsecond without text.
         """
         self._token_s.append(now_s)
-        is_hidden = reason is FinishReason.STOP
         text, is_stopped = "", False
-        if self._text is not None and not is_hidden:
-            text, is_stopped = self._stops.push(self._text.push(token_id))
-        if is_stopped:
-            reason = FinishReason.STOP
-        elif reason is not None:
-            text += self._rest()
-        self._emit((token_id,), text, reason, now_s)
+        if self._text is not None:
+            text, is_stopped = shown_text(self._text, token_id, reason)
+        self._on_output(
+            RequestOutput(
+                request_id=self.request.request_id,
+                token_ids=(token_id,),
+                text=text,
+                finish_reason=FinishReason.STOP if is_stopped else reason,
+                token_s=now_s,
+                scheduled_s=self.scheduled_s,
+                logprobs=() if logprobs is None else (logprobs,),
+            )
+        )
         return FinishReason.STOP if is_stopped else None
 
     def end(self, reason: FinishReason, now_s: float, error: str | None = None) -> None:
-        """End without a token: aborted, or failed with ``error``."""
-        self._emit((), self._rest(), reason, now_s, error)
+        """End without a token: aborted, past its deadline, or failed with ``error``."""
+        self._on_output(
+            RequestOutput(
+                request_id=self.request.request_id,
+                token_ids=(),
+                text="" if self._text is None else self._text.flush(),
+                finish_reason=reason,
+                token_s=now_s,
+                error=error,
+                scheduled_s=self.scheduled_s,
+            )
+        )
 
     def timing(self, reason: FinishReason) -> RequestTiming:
         """Its stamps, for the engine's own record (ttft.server.v1 counts from arrival)."""
@@ -102,29 +85,15 @@ class RequestStream:
             outcome=outcome,
         )
 
-    def _rest(self) -> str:
-        """Text held back for an incomplete character or a stop string that never came."""
-        if self._text is None:
-            return ""
-        shown, is_stopped = self._stops.push(self._text.flush())
-        return shown if is_stopped else shown + self._stops.flush()
 
-    def _emit(
-        self,
-        token_ids: tuple[int, ...],
-        text: str,
-        reason: FinishReason | None,
-        now_s: float,
-        error: str | None = None,
-    ) -> None:
-        self._on_output(
-            RequestOutput(
-                request_id=self.request.request_id,
-                token_ids=token_ids,
-                text=text,
-                finish_reason=reason,
-                token_s=now_s,
-                error=error,
-                scheduled_s=self.scheduled_s,
-            )
-        )
+def shown_text(text: OutputText, token_id: int, reason: FinishReason | None) -> tuple[str, bool]:
+    """Text to show with a token that ends its output for ``reason``, if any; whether it stopped.
+
+    The second is True when the token completed a stop string, which the engine cannot see.
+    """
+    shown, is_stopped = "", False
+    if reason is not FinishReason.STOP:
+        shown, is_stopped = text.push(token_id)
+    if reason is not None and not is_stopped:
+        shown += text.flush()
+    return shown, is_stopped

@@ -22,6 +22,7 @@ class _Line:
     tokens_sq: float = 0.0
     cross: float = 0.0
     count: int = 0
+    most_tokens: int = 0
 
     def observe(self, num_tokens: int, step_s: float) -> None:
         self.weight = self.weight * _DECAY + 1.0
@@ -30,6 +31,7 @@ class _Line:
         self.tokens_sq = self.tokens_sq * _DECAY + num_tokens * num_tokens
         self.cross = self.cross * _DECAY + num_tokens * step_s
         self.count += 1
+        self.most_tokens = max(self.most_tokens, num_tokens)
 
     def fit(self) -> tuple[float, float]:
         """(seconds at zero tokens, seconds per token), both at least 0."""
@@ -56,6 +58,26 @@ class StepPace:
     def observe(self, mode: Mode, num_tokens: int, step_s: float) -> None:
         """Learn from one finished step."""
         self._lines[mode].observe(num_tokens, step_s)
+
+    def learn_from(self, other: StepPace) -> None:
+        """Take over what another one has seen."""
+        self._lines = other._lines
+
+    def seconds(self, mode: Mode, num_tokens: int) -> float | None:
+        """About how long a step of ``num_tokens`` takes; None while too little was seen.
+
+        Beyond the largest step seen so far, time is taken to grow at least with the tokens: a
+        flat line through small decode steps says nothing of a long prompt.
+        """
+        line = self._lines[mode]
+        if line.count < _MIN_SAMPLES:
+            return None
+        fixed_s, per_token_s = line.fit()
+        seconds = fixed_s + per_token_s * num_tokens
+        if num_tokens > line.most_tokens:
+            largest_s = fixed_s + per_token_s * line.most_tokens
+            seconds = max(seconds, largest_s * num_tokens / line.most_tokens)
+        return seconds
 
     def max_tokens(self, mode: Mode, max_step_ms: float) -> int | None:
         """Most tokens of a step that fits ``max_step_ms``; None while too little was seen."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.config import Caps
 from engine.errors import EngineError, PolicyError
-from engine.plan import DEFAULT_SHIFT_THRESHOLD, ParallelPlan
+from engine.plan import DEFAULT_SHIFT_THRESHOLD, ParallelPlan, shift_warning
 from engine.shift import ModeChooser
 
 
@@ -29,6 +29,7 @@ class Order(StrEnum):
     """Order in which waiting requests are admitted."""
 
     FCFS = "fcfs"
+    PRIORITY = "priority"
     SHORTEST_PROMPT = "shortest_prompt"
 
 
@@ -47,6 +48,13 @@ class EnginePolicy:
     def chooser(self) -> ModeChooser:
         """The mode rule of this policy; building it validates threshold and pin."""
         return ModeChooser(plan=self.plan, threshold_tokens=self.threshold_tokens, pin=self.mode)
+
+    @property
+    def threshold_warning(self) -> str | None:
+        """What is doubtful about the threshold, while it is what decides."""
+        if self.mode == "table":
+            return None
+        return shift_warning(self.plan, self.threshold_tokens, self.caps.max_num_seqs)
 
     def to_json(self) -> dict[str, Any]:
         """The ``policy/v1`` fields an engine obeys (plan, shift, caps, scheduler, mode)."""

@@ -7,23 +7,24 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TypeVar
 
-import numpy as np
-
 from engine.config import EngineConfig, ModelConfig
+from engine.deadlines import Deadlines
+from engine.emission import StepEmitter
 from engine.errors import EngineError, QueueFullError, RankError
 from engine.executors.protocol import Executor, ExecutorInfo
-from engine.inputs import step_plan
+from engine.mode_table import ModeTable
+from engine.mode_timing import mode_table_for
 from engine.output import RequestStream
-from engine.plan import Mode, ParallelPlan
+from engine.plan import ParallelPlan
 from engine.policy import EnginePolicy
 from engine.request import FinishReason, Request
-from engine.scheduled import ScheduledStep, StepOutcome
 from engine.scheduler import Scheduler
 from engine.sequences import Sequence
-from engine.steps import StepResult, StepSample, int32
+from engine.shift import ModeChooser
+from engine.step_loop import FinishedStep, StepLoop
 from engine.telemetry import Telemetry
 
 T = TypeVar("T")
@@ -31,13 +32,8 @@ ExecutorFactory = Callable[[], Executor]
 MAX_RESTARTS_WITHOUT_PROGRESS = 3
 # How soon a caller notices that the loop it waits for has ended.
 CALL_POLL_S = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class _InFlight:
-    step: ScheduledStep
-    started_s: float
-    schedule_s: float
+# How soon an idle loop notices that a rank is gone.
+IDLE_POLL_S = 0.25
 
 
 class Replica:
@@ -73,13 +69,16 @@ class Replica:
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._is_stopping = False
-        self._in_flight: deque[_InFlight] = deque()
+        self._deadlines = Deadlines()
+        self._unsaid: FinishedStep | None = None
         self._restarts_without_progress = 0
-        self._seen_preemptions = 0
         self._started: Future[ExecutorInfo] = Future()
         self._thread = threading.Thread(target=self._run, name=f"replica-{index}", daemon=True)
+        self.mode_table: ModeTable | None = None
         self.scheduler: Scheduler
         self._executor: Executor
+        self._loop: StepLoop
+        self._emitter: StepEmitter
 
     # -- called from other threads -------------------------------------------------------------
 
@@ -128,11 +127,11 @@ class Replica:
     def adopt(self, sequences: list[Sequence], streams: dict[str, RequestStream]) -> None:
         """Take over sequences of replicas that were stopped, with their way back to callers."""
         self._streams.update(streams)
-        self._post(lambda: self.scheduler.adopt(sequences))
+        self._post(lambda: self._adopt(sequences))
 
-    def abort(self, request_id: str) -> None:
+    def abort(self, request_id: str, reason: FinishReason) -> None:
         """End a request at the next step boundary; unknown ids are ignored."""
-        self._post(lambda: self._abort(request_id))
+        self._post(lambda: self._abort(request_id, reason))
 
     def call(self, command: Callable[[], T]) -> T:
         """Run ``command`` on the loop thread between two steps and return its result.
@@ -158,9 +157,7 @@ class Replica:
     def set_hot(self, policy: EnginePolicy) -> int:
         """Obey new hot settings from the next step on, whose number is returned (loop thread)."""
         self._policy = policy
-        self.scheduler.caps = policy.caps
-        self.scheduler.chooser = policy.chooser
-        self.scheduler.order = policy.order
+        self.scheduler.set_hot(caps=policy.caps, chooser=self._chooser(), order=policy.order)
         return self.scheduler.next_step_id
 
     def stop(self) -> tuple[list[Sequence], dict[str, RequestStream]]:
@@ -171,8 +168,8 @@ class Replica:
         self._thread.join()
         while self._commands:  # posted between the last step and the end of the thread
             self._commands.popleft()()
-        self.scheduler.discard_outstanding()  # left over only by a loop that failed
-        streams, self._streams = self._streams, {}
+        streams = dict(self._streams)
+        self._streams.clear()
         return self.scheduler.release(), streams
 
     # -- the loop thread -----------------------------------------------------------------------
@@ -185,8 +182,7 @@ class Replica:
             return
         try:
             while not self._is_stopping:
-                self._run_commands()
-                if not self._step():
+                if not self._turn():
                     self._wait_for_work()
             self._finish_in_flight()
         except BaseException as error:  # a bug of ours must not leave callers waiting for ever
@@ -195,103 +191,50 @@ class Replica:
         finally:
             self._executor.close()
 
-    def _step(self) -> bool:
-        """One turn: schedule, submit, collect, commit, emit. False when there was nothing."""
+    def _turn(self) -> bool:
+        """Give idle ranks a step, say what the last one did, queue the next, collect the oldest.
+
+        False when there was nothing to do. With overlap off, outputs are said before the next
+        step is scheduled, and none is scheduled while one runs.
+        """
+        self._take_commands()
         try:
-            self._fill()
-            if not self._in_flight:
+            self._loop.fill()
+            self._say()
+            if not self._loop.is_busy:
                 return False
-            flight, result, ended_s = self._collect()
+            if self._config.overlap and not self._loop.wait_for_end():
+                self._take_commands()
+                self._loop.queue_next()
+            self._take_in(self._loop.collect())
         except RankError as error:
             self._recover(error)
-            return True
-        outcome = self.scheduler.commit(flight.step, int32(result.token_ids))
-        self._emit(flight.step, outcome, result, ended_s)
-        self._record(flight, result, ended_s)
         return True
 
-    def _fill(self) -> None:
-        """Submit steps until the pipeline is full or nothing can run."""
-        while True:
-            started_s = time.monotonic()
-            step = self.scheduler.schedule()
-            if step is None:
-                return
-            plan = step_plan(
-                step,
-                self.scheduler.table,
-                with_inputs=self._executor.needs_inputs,
-                return_logits=self._config.return_logits,
-            )
-            submitted_s = time.monotonic()
-            flight = _InFlight(step=step, started_s=submitted_s, schedule_s=submitted_s - started_s)
-            self._in_flight.append(flight)
-            self._stamp_first_steps(step, submitted_s)
-            self._executor.submit(plan)
-
-    def _stamp_first_steps(self, step: ScheduledStep, now_s: float) -> None:
-        """Note when requests entered their first step (the end of their queue time)."""
-        for row in np.flatnonzero(step.context_lens == 0).tolist():
-            stream = self._streams.get(step.sequences[row].request_id)
-            if stream is not None and stream.scheduled_s is None:
-                stream.scheduled_s = now_s
-
-    def _collect(self) -> tuple[_InFlight, StepResult, float]:
-        result = self._executor.collect()
-        return self._in_flight.popleft(), result, time.monotonic()
-
-    def _emit(
-        self, step: ScheduledStep, outcome: StepOutcome, result: StepResult, now_s: float
-    ) -> None:
-        reasons = {seq.request_id: reason for seq, reason in outcome.finished}
-        if result.logits is not None:
-            self._keep_logits(step, result.logits)
-        self.telemetry.generation_tokens += len(outcome.sampled)
-        for sequence, token_id in outcome.sampled:
-            stream = self._streams.get(sequence.request_id)
-            if stream is None:
-                continue
-            reason = reasons.get(sequence.request_id)
-            is_stopped = stream.push(token_id, reason, now_s)
-            if is_stopped and reason is None:
-                self.scheduler.abort(sequence.request_id)
-            if is_stopped or reason:
-                self._forget(sequence.request_id, is_stopped or reason or FinishReason.STOP)
-
-    def _keep_logits(self, step: ScheduledStep, raw: bytes) -> None:
-        sampled = np.flatnonzero(step.is_sampled).tolist()
-        rows = np.frombuffer(raw, np.float64).reshape(len(sampled), -1)
-        for nth, row in zip(sampled, rows, strict=True):
-            sequence = step.sequences[nth]
-            if stream := self._streams.get(sequence.request_id):
-                stream.logits.append(row)
-
-    def _record(self, flight: _InFlight, result: StepResult, ended_s: float) -> None:
-        shape = flight.step.shape
-        step_s = ended_s - flight.started_s
+    def _take_in(self, finished: FinishedStep) -> None:
         self._restarts_without_progress = 0
-        self.scheduler.pace.observe(shape.mode, shape.num_tokens, step_s)
-        self.telemetry.preemptions += self.scheduler.num_preemptions - self._seen_preemptions
-        self._seen_preemptions = self.scheduler.num_preemptions
-        multiple = self._plan.sp if shape.mode is Mode.BASE else 1
-        self.telemetry.record_step(
-            StepSample(
-                step_id=flight.step.step_id,
-                plan=str(self._plan),
-                replica=self.index,
-                shape=shape,
-                padded_tokens=-(-shape.num_tokens // multiple) * multiple,
-                start_s=flight.started_s,
-                step_s=step_s,
-                schedule_s=flight.schedule_s,
-                input_s=result.input_s,
-                forward_s=result.forward_s,
-                communication_s=result.communication_s,
-                sample_s=result.sample_s,
-                output_s=time.monotonic() - ended_s,
-                kv_usage=self.scheduler.kv_usage,
-            )
-        )
+        self._loop.patience = 1.0
+        self._unsaid = finished
+        if not self._config.overlap:
+            self._say()
+
+    def _say(self) -> None:
+        """Hand the tokens of the last committed step to their callers."""
+        finished, self._unsaid = self._unsaid, None
+        if finished is None:
+            return
+        for request_id, reason in self._emitter.emit(finished):
+            if reason is FinishReason.STOP:
+                self.scheduler.abort(request_id)  # a stop string, which the scheduler cannot see
+            self._forget(request_id, reason)
+
+    def _take_commands(self) -> None:
+        """Run what other threads asked for, and end requests whose deadline has passed."""
+        while self._commands:
+            self._commands.popleft()()
+        for request_id in self._deadlines.pop_expired(time.monotonic()):
+            self.scheduler.abort(request_id)
+            self._end(request_id, FinishReason.DEADLINE, "its deadline passed")
 
     # -- commands ------------------------------------------------------------------------------
 
@@ -300,14 +243,17 @@ class Replica:
             self._commands.append(command)
             self._wake.notify()
 
-    def _run_commands(self) -> None:
-        while self._commands:
-            self._commands.popleft()()
-
     def _wait_for_work(self) -> None:
-        with self._wake:
-            while not self._commands and not self._is_stopping:
-                self._wake.wait()
+        """Sleep until a command comes, looking after the ranks meanwhile."""
+        while True:
+            with self._wake:
+                if self._commands or self._is_stopping or self._wake.wait(IDLE_POLL_S):
+                    return
+            if self.failure is None:
+                try:
+                    self._executor.check()
+                except RankError as error:
+                    self._recover(error)
 
     def _add(self, stream: RequestStream) -> None:
         self.telemetry.prompt_tokens += len(stream.request.prompt_ids)
@@ -319,13 +265,23 @@ class Replica:
             with self._wake:  # nobody may count it twice or not at all on its way
                 self._queued -= 1
                 self.scheduler.add(stream.request, is_admitted=True)
+            self._watch(stream.request)
         except EngineError as error:
             self._end(stream.request.request_id, FinishReason.ERROR, str(error))
 
-    def _abort(self, request_id: str) -> None:
+    def _adopt(self, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
+            self._watch(sequence.request)
+        self.scheduler.adopt(sequences)
+
+    def _watch(self, request: Request) -> None:
+        if request.deadline_s is not None:
+            self._deadlines.add(request.request_id, request.deadline_s)
+
+    def _abort(self, request_id: str, reason: FinishReason) -> None:
         if request_id in self._streams:
             self.scheduler.abort(request_id)
-            self._end(request_id, FinishReason.ABORT)
+            self._end(request_id, reason)
 
     def _end(self, request_id: str, reason: FinishReason, error: str | None = None) -> None:
         if request_id in self._streams:  # ended already when the replica gave up
@@ -334,6 +290,7 @@ class Replica:
 
     def _forget(self, request_id: str, reason: FinishReason) -> None:
         stream = self._streams.pop(request_id)
+        self._deadlines.discard(request_id)
         self.telemetry.record_finish(reason, stream.timing(reason))
 
     # -- start, end and failure ----------------------------------------------------------------
@@ -342,6 +299,10 @@ class Replica:
         self._executor = self._make_executor()
         try:
             info = self._executor.start()
+            if self.mode_table is None and self._plan.shift and self._policy.mode == "table":
+                self.mode_table = mode_table_for(
+                    self._executor, info, self._config, self._model, self._plan
+                )
         except BaseException:
             self._executor.close()
             raise
@@ -350,35 +311,48 @@ class Replica:
         self.scheduler = Scheduler(
             caps=self._policy.caps,
             envelope=self._config.start_envelope,
-            chooser=self._policy.chooser,
+            chooser=self._chooser(),
             num_blocks=info.num_kv_blocks,
             block_size=self._config.block_size,
             max_model_len=min(context, capacity),
             depth=info.depth,
             order=self._policy.order,
             eos_token_ids=self._model.eos_token_ids,
+            keeps_prefixes=self._config.prefix_cache and self._executor.needs_inputs,
         )
         self.scheduler.next_step_id = self._first_step_id
-        self._seen_preemptions = 0
+        self._loop = StepLoop(
+            self.scheduler,
+            self._executor,
+            step_timeout_s=self._config.step_timeout_s,
+            return_logits=self._config.return_logits,
+        )
+        self._emitter = StepEmitter(
+            self._streams, self.telemetry, self.scheduler, replica=self.index, plan=self._plan
+        )
         if not self._started.done():
             self._started.set_result(info)
 
+    def _chooser(self) -> ModeChooser:
+        return replace(self._policy.chooser, table=self.mode_table)
+
     def _finish_in_flight(self) -> None:
         """Commit what the ranks are still computing, so that no token is computed twice."""
-        while self._in_flight:
+        self._say()
+        while self._loop.is_busy:
             try:
-                flight, result, ended_s = self._collect()
+                finished = self._loop.collect()
             except RankError:
-                self._in_flight.clear()
-                self.scheduler.discard_outstanding()
+                self._loop.forget()
                 return
-            outcome = self.scheduler.commit(flight.step, int32(result.token_ids))
-            self._emit(flight.step, outcome, result, ended_s)
+            self._unsaid = finished
+            self._say()
 
     def _recover(self, error: RankError) -> None:
         """Replace failed ranks; sequences are recomputed from their tokens so far."""
-        self._in_flight.clear()
-        self.scheduler.discard_outstanding()
+        self._say()
+        self._loop.forget()
+        pace = self.scheduler.pace
         sequences = self.scheduler.release()
         self._first_step_id = self.scheduler.next_step_id
         self._executor.close()
@@ -394,6 +368,9 @@ class Replica:
                 error = again
                 continue
             self.scheduler.adopt(sequences)
+            self.scheduler.pace.learn_from(pace)
+            # A step that only took longer than expected must not look hung for ever.
+            self._loop.patience = 2.0**self._restarts_without_progress
             return
 
     def _give_up(self, why: str) -> None:

@@ -1,25 +1,31 @@
-"""One rank's half of a step: load a shard, run step plans on it, answer from the last stage."""
+"""One rank's half of a step: load a shard, prepare and run steps, answer from the last stage."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from engine.answers import HostAnswer, PendingAnswer
 from engine.batch import BatchBuilder, StepBatch
 from engine.config import DType, ModelConfig
 from engine.kernels.attention_plan import CacheShape
 from engine.kernels.kv_cache import LayerCache, allocate_cache
+from engine.kernels.transfer import InputStream
 from engine.models.llama import LlamaStage
 from engine.models.rope import RopeTable
 from engine.models.weights import StageWeights, load_stage
-from engine.parallel.mesh import RankGroups, TimedCommunicator
-from engine.parallel.pipeline import recv_stage, send_stage
+from engine.parallel.mesh import RankGroups, TimedCommunicator, TimeReading
+from engine.parallel.pipeline import TokenFeedback, recv_stage, send_stage
 from engine.plan import ParallelPlan, check_plan
-from engine.sampling import SamplingRows, sample
-from engine.steps import StepPlan, StepResult
+from engine.rank_table import RankTable, StepRows
+from engine.sampler import Sampler
+from engine.step_times import StepTimes, mark
+from engine.steps import StepPlan
 
 TORCH_DTYPES = {
     DType.FLOAT64: torch.float64,
@@ -29,10 +35,23 @@ TORCH_DTYPES = {
 }
 
 
-class ModelRunner:
-    """The model of one rank. Owned and called by one thread.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedStep:
+    """A step ready to run: ``seconds`` is what preparing took, ``arrival`` when all is there."""
 
-    ``plan`` is a replica's (dp=1) and ``rank`` lies in it. Loads only this rank's shard.
+    step_id: int
+    rows: StepRows
+    batch: StepBatch
+    return_logits: bool
+    seconds: float
+    arrival: torch.cuda.Event | None
+
+
+class ModelRunner:
+    """The model of one rank, and what it remembers of its slots between steps.
+
+    ``plan`` is a replica's (dp=1) and ``rank`` lies in it. Loads only this rank's shard. One
+    thread prepares steps and one executes them (it may be the same).
 
     Raises:
         CheckpointError: the model folder is at fault.
@@ -49,6 +68,9 @@ class ModelRunner:
         device: str,
         block_size: int,
         num_kv_blocks: int,
+        num_slots: int,
+        max_blocks_per_seq: int,
+        has_parallel_sampling: bool,
         groups: RankGroups,
     ) -> None:
         self._model = ModelConfig.from_dir(model_dir)
@@ -89,6 +111,20 @@ class ModelRunner:
             ),
             groups=self._groups,
         )
+        self._new_table = partial(RankTable, num_slots=num_slots, max_blocks=max_blocks_per_seq)
+        self._table = self._new_table()
+        self._last_tokens = torch.zeros(num_slots, dtype=torch.int64, device=self._device)
+        self._feedback = TokenFeedback(self._last_tokens, groups)
+        self._sampler: Sampler | None = None
+        if self._weights.head is not None:
+            self._sampler = Sampler(
+                groups=groups,
+                vocab_size=self._model.vocab_size,
+                num_slots=num_slots,
+                is_parallel=has_parallel_sampling,
+                device=self._device,
+            )
+        self._inputs = InputStream(self._device)
 
     @property
     def weight_bytes(self) -> int:
@@ -100,34 +136,114 @@ class ModelRunner:
         """Bytes of this rank's KV cache."""
         return sum(cache.num_bytes for cache in self._caches)
 
-    def execute(self, step: StepPlan) -> StepResult | None:
-        """Run one step; every rank of the replica runs the same one.
+    def forget(self) -> None:
+        """Begin anew with all slots empty, also in the middle of a step that failed.
+
+        Weights and cache memory stay. No step may be between :meth:`prepare` and its end.
+        """
+        self._table = self._new_table()
+        self._feedback.forget()
+        self._take_waits()
+
+    def prepare(self, step: StepPlan) -> PreparedStep:
+        """The step's inputs, copied to the device; every step in order, before it is executed.
+
+        May run on another thread than :meth:`execute`, while that is at the steps before.
+        """
+        begun_s = time.perf_counter()
+        with torch.inference_mode(), self._inputs.filling():
+            rows = self._table.apply(step)
+            batch = self._batches.build(rows, step.mode)
+            arrival = self._inputs.arrival()
+        return PreparedStep(
+            step_id=step.step_id,
+            rows=rows,
+            batch=batch,
+            return_logits=step.return_logits,
+            seconds=time.perf_counter() - begun_s,
+            arrival=arrival,
+        )
+
+    def execute(self, prepared: PreparedStep) -> PendingAnswer | None:
+        """Run one step; every rank of the replica runs the same ones in the same order.
+
+        On CUDA the step is only queued, and nothing waits for the device.
 
         Returns:
-            The result on the last stage's first rank (s=0, t=0), None elsewhere.
+            The answer on the last stage's first rank (s=0, t=0), None elsewhere.
 
         Raises:
             RankError: a peer did not come to a collective.
         """
-        with torch.inference_mode():
-            start_s, waited_s = self._now(), self._waited()
-            batch = self._batches.build(step)
-            ready_s = self._now()
-            x = self._stage.forward(self._first_rows(batch), batch)
-            if self._weights.head is None:
-                send_stage(x, batch.mode, self._groups)
-                return None
-            logits = self._stage.logits(x, batch) if batch.sampled.count else None
-            if self._groups.shift.rank != 0:
-                return None
-            done_s = self._now()
-            communication_s = self._waited() - waited_s
-            result = _sampled(step, logits)
-            result.input_s = ready_s - start_s
-            result.forward_s = max(0.0, done_s - ready_s - communication_s)
-            result.communication_s = communication_s
-            result.sample_s = self._now() - done_s
-            return result
+        with torch.inference_mode(), self._inputs.computing():
+            answer = self._run(prepared)
+            self._inputs.keep(prepared)
+            return answer
+
+    def _run(self, prepared: PreparedStep) -> PendingAnswer | None:
+        batch, begun = prepared.batch, mark(self._device)
+        self._await_inputs(prepared)
+        ready = mark(self._device)
+        x = self._stage.forward(self._first_rows(batch), batch)
+        if self._sampler is None:
+            self._hand_on(x, prepared)
+            return None
+        shard = self._stage.logit_shard(x, batch) if batch.sampled.count else None
+        passed, waits = mark(self._device), self._take_waits()
+        answer = self._sample(self._sampler, prepared, shard)
+        self._take_waits()
+        if answer is None:
+            return None
+        sampled = mark(self._device)
+        times = StepTimes(
+            prepare_s=prepared.seconds,
+            begun=begun,
+            ready=ready,
+            passed=passed,
+            sampled=sampled,
+            waits=waits,
+        )
+        done = sampled if isinstance(sampled, torch.cuda.Event) else None
+        return PendingAnswer(prepared.step_id, answer=answer, times=times, done=done)
+
+    def _await_inputs(self, prepared: PreparedStep) -> None:
+        """Have all that the step reads: its copies, earlier samples, sampling values."""
+        self._inputs.await_arrival(prepared.arrival)
+        if self._groups.stage == 0:
+            if self._groups.num_stages > 1:
+                rows = prepared.rows
+                # Steps further back have been answered; reading theirs keeps the way short.
+                oldest = rows.number - self._groups.num_stages - 1
+                self._feedback.receive_until(max(rows.newest_sample, oldest))
+            prepared.batch.fill_placeholders(self._last_tokens)
+        if self._sampler is not None:
+            for start in prepared.rows.starts:
+                self._sampler.start(start)
+
+    def _hand_on(self, x: Tensor, prepared: PreparedStep) -> None:
+        """To the next stage, of whose samples the first stage will hear."""
+        send_stage(x, prepared.batch.mode, self._groups)
+        if self._groups.stage == 0 and prepared.batch.sampled.count:
+            self._feedback.expect(prepared.rows.number, prepared.batch.sample_slots)
+        self._take_waits()
+
+    def _sample(
+        self, sampler: Sampler, prepared: PreparedStep, shard: Tensor | None
+    ) -> HostAnswer | None:
+        """Choose tokens and remember them where they are embedded next; answer from one rank."""
+        answers = self._groups.shift.rank == 0
+        if shard is None:
+            return HostAnswer(token_ids=torch.empty(0, dtype=torch.int32)) if answers else None
+        logits = None
+        if prepared.return_logits:  # before the sampler, which edits what it is given
+            logits = self._stage.gather_logits(shard).to(torch.float64, copy=True)
+        rows = prepared.rows
+        tokens = sampler.sample(shard, slots=rows.sample_slots, positions=rows.positions)
+        if self._groups.num_stages > 1:
+            self._feedback.send(tokens.ids)
+        else:
+            self._last_tokens.index_copy_(0, prepared.batch.sample_slots, tokens.ids)
+        return HostAnswer.of(tokens, logits) if answers else None
 
     def _first_rows(self, batch: StepBatch) -> Tensor:
         if self._groups.stage == 0:
@@ -141,14 +257,8 @@ class ModelRunner:
             device=self._device,
         )
 
-    def _now(self) -> float:
-        """Seconds; on CUDA, of the work queued so far."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
-
-    def _waited(self) -> float:
-        return sum(timer.seconds for timer in self._timers)
+    def _take_waits(self) -> list[TimeReading]:
+        return [timer.take() for timer in self._timers]
 
 
 def _timed(groups: RankGroups) -> tuple[RankGroups, list[TimedCommunicator]]:
@@ -177,16 +287,4 @@ def _allocate(
             device=shape.device,
         )
         for _ in weights.layers
-    )
-
-
-def _sampled(step: StepPlan, logits: Tensor | None) -> StepResult:
-    """The result's ids and, when asked for, logits; times are still to be filled in."""
-    if logits is None:
-        return StepResult(step_id=step.step_id)
-    ids = sample(logits, SamplingRows.of_step(step))
-    return StepResult(
-        step_id=step.step_id,
-        token_ids=ids.int().cpu().numpy().tobytes(),
-        logits=logits.double().cpu().numpy().tobytes() if step.return_logits else None,
     )

@@ -6,26 +6,35 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.kv import BlockPool
+from engine.prefix import PrefixChain, PrefixHasher
+from engine.scheduled import PlacedSequence, SlotArray
 from engine.sequences import Sequence, SequenceTable
 from engine.steps import Int32Array
-
-SlotArray = npt.NDArray[np.intp]
 
 
 class RunningSet:
     """Sequences in the order they were admitted, their array rows and their KV blocks.
 
     Questions and growth are vectorised over rows, so hundreds of decodes cost one array pass.
+    ``grown`` lists the blocks given to rows since it was last emptied: the delta ranks are told.
     """
 
     def __init__(
-        self, *, num_slots: int, num_blocks: int, block_size: int, max_blocks: int
+        self,
+        *,
+        num_slots: int,
+        num_blocks: int,
+        block_size: int,
+        max_blocks: int,
+        keeps_prefixes: bool = False,
     ) -> None:
         self.block_size = block_size
-        self.pool = BlockPool(num_blocks)
+        self.pool = BlockPool(num_blocks, keeps_prefixes=keeps_prefixes)
         self.table = SequenceTable(num_slots=num_slots, max_blocks=max_blocks)
         self.sequences: list[Sequence] = []
         self.slots: SlotArray = np.empty(0, np.intp)
+        self.grown: list[tuple[SlotArray, Int32Array]] = []
+        self._hasher = PrefixHasher(block_size) if keeps_prefixes else None
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -36,8 +45,12 @@ class RunningSet:
         return self.table.num_tokens[self.slots] - self.table.num_computed[self.slots]
 
     @property
-    def in_flight(self) -> npt.NDArray[np.bool_]:
-        return self.table.in_flight[self.slots]
+    def can_run(self) -> npt.NDArray[np.bool_]:
+        """Rows with something left to compute, as far as is known."""
+        table, slots = self.table, self.slots
+        is_short = table.num_tokens[slots] < table.max_len[slots]
+        wanted: npt.NDArray[np.bool_] = is_short & ~table.is_ended[slots]
+        return wanted
 
     @property
     def promised_blocks(self) -> int:
@@ -81,21 +94,81 @@ class RunningSet:
         assert table.num_free_slots + len(self) == table.num_slots, "a slot is lost"
         self.pool.check_integrity(table.held_blocks(int(slot)) for slot in slots)
         assert np.all(table.num_computed[slots] <= table.num_tokens[slots]), "beyond known tokens"
+        assert np.all(table.num_known[slots] <= table.num_tokens[slots]), "known beyond expected"
+        assert np.all(table.in_flight[slots] >= 0), "a row left more steps than it entered"
+        assert np.all(table.in_flight[slots] > 0, where=table.is_ended[slots]), "an ended row stays"
         capacity = table.num_blocks[slots] * self.block_size
         assert np.all(table.num_computed[slots] <= capacity), "KV tokens without a block"
 
-    def place(self, sequence: Sequence) -> int:
-        """Give a waiting sequence a row; nothing of it is in the KV cache yet."""
-        slot = self.table.place(sequence)
+    def find_cached(self, sequence: Sequence) -> Int32Array:
+        """Blocks that hold the beginning of a waiting sequence already, at least one token short
+        of all of it: the last token must be computed to know the next.
+        """
+        if self._hasher is None:
+            return np.empty(0, np.int32)
+        self._extend_chain(sequence, sequence.num_tokens)
+        assert sequence.chain is not None, "the line above made it"
+        most = (sequence.num_tokens - 1) // self.block_size
+        return self.pool.find_prefix(sequence.chain.digests[:most])
+
+    def num_free_beside(self, cached: Int32Array) -> int:
+        """Free blocks left for others once ``cached`` are in use and prefills have theirs."""
+        return self.pool.free_after_sharing(cached) - self.promised_blocks
+
+    def place(self, sequence: Sequence) -> PlacedSequence:
+        """Give a waiting sequence a row, with what the cache holds of its beginning."""
+        cached = self.find_cached(sequence)
+        self.pool.share(cached)
+        num_cached = len(cached) * self.block_size
+        slot = self.table.place(sequence, cached, num_cached)
+        sequence.num_published = len(cached)
         self.sequences.append(sequence)
         self.slots = np.append(self.slots, slot)
-        return slot
+        return PlacedSequence(
+            sequence=sequence,
+            slot=slot,
+            num_tokens=sequence.num_tokens,
+            num_cached=num_cached,
+            blocks=cached,
+        )
 
     def drop(self, sequence: Sequence) -> None:
-        """Free the row and the blocks of a sequence."""
+        """Free the row and the blocks of a sequence; what they hold stays findable."""
+        slot = sequence.slot
+        # The last known token was sampled, and at best computed in a step that guessed wrong.
+        written = min(self.table.num_computed[slot], self.table.num_known[slot] - 1)
+        self.publish(sequence, int(written))
         self.sequences.remove(sequence)
-        self.slots = self.slots[self.slots != sequence.slot]
+        self.slots = self.slots[self.slots != slot]
         self.pool.free(self.table.remove(sequence))
+
+    def drop_all(self) -> list[Sequence]:
+        """Free every row and block at once, for when the KV content is gone; the sequences."""
+        everyone, self.sequences = self.sequences, []
+        self.slots = np.empty(0, np.intp)
+        for sequence in everyone:
+            self.pool.free(self.table.remove(sequence))
+        self.pool.forget_prefixes()
+        return everyone
+
+    def publish(self, sequence: Sequence, num_written: int) -> None:
+        """Let others find the full blocks among the first ``num_written`` computed tokens."""
+        if self._hasher is None:
+            return
+        first, last = sequence.num_published, num_written // self.block_size
+        if last <= first:
+            return
+        self._extend_chain(sequence, last * self.block_size)
+        assert sequence.chain is not None, "the line above made it"
+        held = self.table.held_blocks(sequence.slot)
+        self.pool.publish(held[first:last].tolist(), sequence.chain.digests[first:last])
+        sequence.num_published = last
+
+    def _extend_chain(self, sequence: Sequence, num_tokens: int) -> None:
+        assert self._hasher is not None, "only with prefix reuse"
+        if sequence.chain is None:
+            sequence.chain = PrefixChain(self._hasher)
+        sequence.chain.extend_to(num_tokens, sequence.token_slice)
 
     def grow(self, slots: SlotArray, num_new: int) -> None:
         """Give rows the blocks for ``num_new`` more tokens each; the caller has made room.
@@ -117,9 +190,19 @@ class RunningSet:
         blocks[np.lexsort((rows, needed_at))] = self.pool.allocate(total)
         table.blocks[slots[rows], held[rows] + nth] = blocks
         table.num_blocks[slots] += wanted
+        self.grown.append((slots[rows], blocks))
+
+    def take_grown(self) -> tuple[Int32Array, Int32Array]:
+        """Rows and the block each was given, in order, since this was last asked; i4[K] both."""
+        grown, self.grown = self.grown, []
+        if not grown:
+            return np.empty(0, np.int32), np.empty(0, np.int32)
+        slots, blocks = (np.concatenate(part) for part in zip(*grown, strict=True))
+        return slots.astype(np.int32), blocks
 
     def advance(self, num_steps: int) -> None:
         """One more token per row and step, for all rows; the caller knows the blocks are free."""
         self.grow(self.slots, num_steps)
-        self.table.num_computed[self.slots] += np.int32(num_steps)
-        self.table.num_tokens[self.slots] += np.int32(num_steps)
+        self.grown.clear()
+        for lengths in (self.table.num_computed, self.table.num_tokens, self.table.num_known):
+            lengths[self.slots] += np.int32(num_steps)

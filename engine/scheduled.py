@@ -9,12 +9,25 @@ import numpy.typing as npt
 
 from engine.plan import Mode
 from engine.request import FinishReason
-from engine.running import SlotArray
 from engine.sequences import Sequence
 from engine.steps import Int32Array, StepShape
 
+SlotArray = npt.NDArray[np.intp]
 # Stands for a token whose content nobody computes (simulation).
 UNKNOWN_TOKEN = -1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlacedSequence:
+    """A sequence that took row ``slot``: its first ``num_cached`` of ``num_tokens`` known tokens
+    lie in ``blocks`` i4 already.
+    """
+
+    sequence: Sequence
+    slot: int
+    num_tokens: int
+    num_cached: int
+    blocks: Int32Array
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,7 +35,8 @@ class ScheduledStep:
     """One step as scheduled: S rows, each a slot of the table with its new tokens.
 
     ``context_lens`` i4[S] are tokens already in the cache, ``query_lens`` i4[S] the new ones,
-    ``is_sampled`` bool[S] marks rows whose last known token is in this step.
+    ``is_sampled`` bool[S] marks rows whose last known token is in this step. ``placed`` took
+    their rows in this step, and block ``grown_blocks`` i4[K] was given to row ``grown_slots``.
     """
 
     step_id: int
@@ -32,6 +46,21 @@ class ScheduledStep:
     context_lens: Int32Array
     is_sampled: npt.NDArray[np.bool_]
     sequences: list[Sequence]
+    placed: list[PlacedSequence]
+    grown_slots: Int32Array
+    grown_blocks: Int32Array
+
+    @property
+    def num_sampled(self) -> int:
+        return self.shape.num_sampled
+
+    @property
+    def chunk_rows(self) -> SlotArray:
+        """Rows that compute a part of a prompt, or one that was found in part."""
+        if self.shape.num_prefill_tokens == 0 and not self.placed:
+            return np.empty(0, np.intp)
+        placed = [p.slot for p in self.placed]
+        return np.flatnonzero((self.query_lens > 1) | np.isin(self.slots, placed))
 
     @property
     def request_ids(self) -> list[str]:
@@ -40,9 +69,14 @@ class ScheduledStep:
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutcome:
-    """What one step did: sequences that got a token (with its id), and those that ended."""
+    """What one step did: sequences that got a token (with its id), and those that ended.
+
+    ``sampled_rows`` says which of the step's sampled rows each of ``sampled`` was; rows of
+    sequences that had ended meanwhile are left out.
+    """
 
     sampled: list[tuple[Sequence, int]] = field(default_factory=list)
+    sampled_rows: list[int] = field(default_factory=list)
     finished: list[tuple[Sequence, FinishReason]] = field(default_factory=list)
 
     @property
@@ -51,30 +85,20 @@ class StepOutcome:
         return [sequence.request_id for sequence, _ in self.sampled]
 
 
-@dataclass
-class StepBudget:
-    """What one step may still hold, and what it holds already."""
+@dataclass(frozen=True, kw_only=True)
+class SchedulerCounts:
+    """What a scheduler has counted since it began; prefix counts are tokens."""
 
-    tokens: int
-    used: int = 0
-    prefill_tokens: int = 0
-    has_preempted: bool = False
-    slots: list[int] = field(default_factory=list)
-    query_lens: list[int] = field(default_factory=list)
+    preemptions: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
 
-    def take(self, slot: int, num_tokens: int) -> None:
-        self.slots.append(slot)
-        self.query_lens.append(num_tokens)
-        self.tokens -= num_tokens
-        self.used += num_tokens
-        self.prefill_tokens += num_tokens
-
-    def take_many(self, slots: SlotArray) -> None:
-        """One decode token for each row."""
-        self.slots.extend(slots.tolist())
-        self.query_lens.extend([1] * len(slots))
-        self.tokens -= len(slots)
-        self.used += len(slots)
+    def __sub__(self, earlier: SchedulerCounts) -> SchedulerCounts:
+        return SchedulerCounts(
+            preemptions=self.preemptions - earlier.preemptions,
+            prefix_queries=self.prefix_queries - earlier.prefix_queries,
+            prefix_hits=self.prefix_hits - earlier.prefix_hits,
+        )
 
 
 def step_shape(

@@ -1,8 +1,7 @@
 """The scheduler: waiting and running sequences become steps. The simulator runs this same code.
 
-One step holds the decodes first, then chunks of running prefills, then newly admitted prompts,
-under a token budget (continuous batching with chunked prefill). When KV blocks run out, the
-sequence admitted last is preempted and later recomputed from its tokens.
+``engine.packing`` chooses a step's rows; this file keeps what steps in flight will have done, and
+takes their results in.
 """
 
 from __future__ import annotations
@@ -14,27 +13,28 @@ import numpy as np
 from engine.config import Caps
 from engine.errors import QueueFullError, RequestError
 from engine.pace import StepPace
-from engine.plan import Mode
+from engine.packing import PackedRows, StepPacker
 from engine.policy import Order
 from engine.request import FinishReason, Request
-from engine.running import RunningSet, SlotArray
+from engine.running import RunningSet
 from engine.scheduled import (
     UNKNOWN_TOKEN,
     ScheduledStep,
-    StepBudget,
+    SchedulerCounts,
     StepOutcome,
     step_shape,
 )
 from engine.sequences import NO_SLOT, Sequence, SequenceTable
 from engine.shift import ModeChooser
 from engine.steps import Int32Array, StepShape
+from engine.waiting import WaitingQueue
 
 
 class Scheduler:
     """Turns requests into steps and results into sequence state. Not thread safe.
 
-    Up to ``depth`` steps may be outstanding (one per pipeline stage); they are committed in
-    order, and a sequence is never in two of them.
+    Up to ``depth`` steps run at once (one per pipeline stage), and one more may be scheduled
+    ahead of them, on the assumption that no sequence stops. Steps are committed in order.
     """
 
     def __init__(
@@ -49,33 +49,67 @@ class Scheduler:
         depth: int = 1,
         order: Order = Order.FCFS,
         eos_token_ids: tuple[int, ...] = (),
+        keeps_prefixes: bool = False,
     ) -> None:
-        self.caps = caps
-        self.chooser = chooser
-        self.order = order
         self.block_size = block_size
         self.max_model_len = max_model_len
         self.depth = depth
-        self.pace = StepPace()
-        self.num_preemptions = 0
         self.next_step_id = 0
+        self._num_prefix_queries = 0
+        self._num_prefix_hits = 0
         self._eos = frozenset(eos_token_ids)
+        # Ids that may end some sequence; all others need no second look.
+        self._ending_ids = set(eos_token_ids)
         self._running = RunningSet(
             num_slots=envelope.max_num_seqs,
             num_blocks=num_blocks,
             block_size=block_size,
             max_blocks=-(-max_model_len // block_size),
+            keeps_prefixes=keeps_prefixes,
         )
-        self._waiting: deque[Sequence] = deque()
+        self._waiting = WaitingQueue(order)
+        self._packer = StepPacker(
+            self._running, self._waiting, caps=caps, chooser=chooser, depth=depth
+        )
         self._outstanding: deque[ScheduledStep] = deque()
-        self._rotation = 0
+        self._alive: dict[str, Sequence] = {}
         self._load_tokens = 0
 
     # -- questions ---------------------------------------------------------------------------
 
     @property
+    def caps(self) -> Caps:
+        return self._packer.caps
+
+    @property
+    def chooser(self) -> ModeChooser:
+        return self._packer.chooser
+
+    @property
+    def order(self) -> Order:
+        return self._waiting.order
+
+    @property
+    def pace(self) -> StepPace:
+        """How long steps take here, as far as it was told."""
+        return self._packer.pace
+
+    @property
     def table(self) -> SequenceTable:
         return self._running.table
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        return self._eos
+
+    @property
+    def counts(self) -> SchedulerCounts:
+        """Preemptions and use of the prefix cache so far."""
+        return SchedulerCounts(
+            preemptions=self._packer.num_preemptions,
+            prefix_queries=self._num_prefix_queries,
+            prefix_hits=self._num_prefix_hits,
+        )
 
     @property
     def load_tokens(self) -> int:
@@ -96,7 +130,7 @@ class Scheduler:
 
     @property
     def is_idle(self) -> bool:
-        return not len(self._running) and not self._waiting
+        return not len(self._running) and not len(self._waiting)
 
     @property
     def kv_usage(self) -> float:
@@ -139,63 +173,70 @@ class Scheduler:
         if not is_admitted and limit is not None and len(self._waiting) >= limit:
             raise QueueFullError(f"{len(self._waiting)} requests wait, max_queue is {limit}")
         sequence = Sequence.of(request)
-        self._waiting.append(sequence)
-        self._load_tokens += request.max_len
+        self._waiting.push(sequence)
+        self._welcome(sequence)
         return sequence
 
     def adopt(self, sequences: list[Sequence]) -> None:
         """Queue sequences of another scheduler with their tokens so far, ahead of others."""
-        self._waiting.extendleft(reversed(sequences))
-        self._load_tokens += sum(s.request.max_len for s in sequences)
+        self._waiting.push_carried(sequences)
+        for sequence in sequences:
+            self._welcome(sequence)
 
     def release(self) -> list[Sequence]:
-        """Take every sequence out (running first, in order), for another scheduler to adopt."""
-        assert not self._outstanding, "steps are in flight"
-        everyone = [*self._running.sequences, *self._waiting]
-        for sequence in list(self._running.sequences):
-            self._running.drop(sequence)
-        self._waiting.clear()
+        """Take every sequence out (running first, in order), for another scheduler to adopt.
+
+        Steps in flight are forgotten: their tokens will be computed again.
+        """
+        self._outstanding.clear()
+        running = self._running.drop_all()
+        everyone = [s for s in running if s.request_id in self._alive] + self._waiting.clear()
+        self._alive.clear()
         self._load_tokens = 0
         return everyone
 
-    def discard_outstanding(self) -> None:
-        """Forget steps in flight whose ranks are gone; their tokens are computed again."""
-        for step in self._outstanding:
-            self.table.in_flight[step.slots] = False
-            self._drop_aborted(step)
-        self._outstanding.clear()
+    def set_hot(self, *, caps: Caps, chooser: ModeChooser, order: Order) -> None:
+        """Obey other settings from the next step on."""
+        self._packer.caps = caps
+        self._packer.chooser = chooser
+        self._waiting.order = order
 
     def abort(self, request_id: str) -> Sequence | None:
-        """Drop a request. In flight, it is dropped when its step is committed."""
-        everyone = (*self._waiting, *self._running.sequences)
-        sequence = next((s for s in everyone if s.request_id == request_id), None)
+        """Drop a request. In flight, it is dropped when its last step is committed."""
+        sequence = self._alive.get(request_id)
         if sequence is None:
             return None
         if sequence.slot == NO_SLOT:
-            self._waiting.remove(sequence)
-            self._load_tokens -= sequence.request.max_len
-        elif self.table.in_flight[sequence.slot]:
-            sequence.is_aborted = True
+            self._waiting.remove(request_id)
+            self._bid_farewell(sequence)
         else:
             self._end(sequence)
         return sequence
 
     def schedule(self) -> ScheduledStep | None:
-        """The next step, or None while nothing can run (idle, or all sequences in flight)."""
+        """The next step for ranks that have room, or None while nothing can run."""
         if len(self._outstanding) >= self.depth or self.is_idle:
             return None
-        budget = StepBudget(tokens=self.caps.max_num_batched_tokens)
-        self._schedule_decodes(budget)
-        self._schedule_prefills(budget)
-        if not budget.has_preempted:
-            self._admit(budget)
-        if not budget.slots:
+        self._running.grown.clear()
+        is_free = self.table.in_flight[self._running.slots] == 0
+        return self._launch(self._packer.pack(self.next_step_id, is_free))
+
+    def schedule_ahead(self) -> ScheduledStep | None:
+        """The step after those that run, before the oldest of them has ended (arXiv 2606.01927,
+        "optimistic asynchronous scheduling"); its rows may be that step's rows.
+
+        None where nothing can run ahead, or KV blocks are so short that a sequence must go.
+        """
+        if len(self._outstanding) != self.depth:
             return None
-        step = self._build_step(budget)
-        self.table.in_flight[step.slots] = True
-        self._outstanding.append(step)
-        self.next_step_id += 1
-        return step
+        self._running.grown.clear()
+        slots = self._running.slots
+        in_flight = self.table.in_flight[slots]
+        in_oldest = np.zeros(self.table.num_slots, np.int8)
+        in_oldest[self._outstanding[0].slots] = 1
+        is_eligible = in_flight == np.minimum(in_flight, in_oldest[slots])
+        packed = self._packer.pack_ahead(self.next_step_id, is_eligible)
+        return None if packed is None else self._launch(packed)
 
     def commit(self, step: ScheduledStep, token_ids: Int32Array | None) -> StepOutcome:
         """Take in the result of the oldest outstanding step.
@@ -205,16 +246,16 @@ class Scheduler:
         """
         oldest = self._outstanding.popleft() if self._outstanding else None
         assert oldest is step, "steps commit in order"
-        table, slots = self.table, step.slots
-        table.in_flight[slots] = False
-        table.num_computed[slots] += step.query_lens
-        sampled_slots = slots[step.is_sampled]
-        table.num_tokens[sampled_slots] += 1
-        if token_ids is not None:
-            table.last_token[sampled_slots] = token_ids
-        outcome = StepOutcome()
-        self._collect_outcome(step, token_ids, outcome)
-        self._drop_aborted(step)
+        self.table.in_flight[step.slots] -= 1
+        outcome = self._outcome(step, token_ids)
+        for row in step.chunk_rows.tolist():
+            sequence = step.sequences[row]
+            if sequence.request_id in self._alive and sequence.slot != NO_SLOT:
+                written = step.context_lens[row] + step.query_lens[row]
+                self._running.publish(sequence, int(written))
+        for sequence, _ in outcome.finished:
+            self._end(sequence)
+        self._drop_ended(step)
         return outcome
 
     # -- time skipping -----------------------------------------------------------------------
@@ -233,7 +274,7 @@ class Scheduler:
             and not self.chooser.pin.startswith("random")
             and len(running) <= self.caps.max_num_batched_tokens
         )
-        if not is_steady or self._can_admit_next() or np.any(running.pending != 1):
+        if not is_steady or self._packer.can_admit() or np.any(running.pending != 1):
             return 0
         left = running.table.max_len[running.slots] - running.table.num_tokens[running.slots]
         return running.steps_within_blocks(int(left.min()) - 1)
@@ -258,160 +299,88 @@ class Scheduler:
 
     # -- one step ----------------------------------------------------------------------------
 
-    def _schedule_decodes(self, budget: StepBudget) -> None:
-        """Rows with exactly one token to compute; every one unless the budget is smaller."""
-        running = self._running
-        ready = running.slots[(running.pending == 1) & ~running.in_flight]
-        limit = min(budget.tokens, self._share_of_running())
-        if len(ready) > limit:
-            # Rotate, so that a budget below the running count starves nobody.
-            ready = np.roll(ready, -(self._rotation % len(ready)))[:limit]
-            self._rotation += limit
-        ready = self._make_room_for_decodes(ready, budget)
-        running.grow(ready, 1)
-        budget.take_many(ready)
-
-    def _share_of_running(self) -> int:
-        """With several steps in flight, each takes its share of the running set."""
-        return max(1, -(-len(self._running) // self.depth))
-
-    def _make_room_for_decodes(self, ready: SlotArray, budget: StepBudget) -> SlotArray:
-        """Preempt from the back until every remaining row can hold one more token."""
-        while len(ready):
-            missing = self._running.missing_blocks(ready, 1)
-            if self._running.pool.can_allocate(int(missing.sum())):
-                break
-            victim = self._preempt_last(budget, keep=None)
-            if victim is None:
-                # Only sequences in flight are left to preempt: run those that fit.
-                return ready[np.cumsum(missing) <= self._running.pool.num_free]
-            ready = ready[ready != victim]
-        return ready
-
-    def _schedule_prefills(self, budget: StepBudget) -> None:
-        running = self._running
-        is_ready = (running.pending > 1) & ~running.in_flight
-        for slot, left in zip(running.slots[is_ready], running.pending[is_ready], strict=True):
-            chunk = min(int(left), self._prefill_room(budget))
-            if chunk < 1:
-                return
-            if self.table.sequences[slot] is None:  # preempted for an earlier one in this loop
-                continue
-            rows = np.array([slot], np.intp)
-            if self._make_room(rows, chunk, budget):
-                running.grow(rows, chunk)
-                budget.take(int(slot), chunk)
-
-    def _make_room(self, rows: SlotArray, num_tokens: int, budget: StepBudget) -> bool:
-        """Free blocks for a running prefill by preempting sequences admitted after it."""
-        while not self._running.can_grow(rows, num_tokens):
-            if self._preempt_last(budget, keep=int(rows[0])) is None:
-                return False
-        return True
-
-    def _admit(self, budget: StepBudget) -> None:
-        """Start waiting requests while tokens, sequences and KV blocks allow."""
-        while self._can_admit_next():
-            sequence = self._next_waiting()
-            chunk = min(sequence.num_tokens, self._prefill_room(budget))
-            if chunk < 1:
-                return
-            self._waiting.remove(sequence)
-            slot = self._running.place(sequence)
-            self._running.grow(np.array([slot], np.intp), chunk)
-            budget.take(slot, chunk)
-
-    def _can_admit_next(self) -> bool:
-        if not self._waiting or len(self._running) >= self.caps.max_num_seqs:
-            return False
-        need = self._running.blocks_for(self._next_waiting().num_tokens)
-        return need <= self._running.pool.num_free - self._running.promised_blocks
-
-    def _next_waiting(self) -> Sequence:
-        first = self._waiting[0]
-        if self.order is Order.FCFS or first.num_preemptions:
-            return first
-        return min(self._waiting, key=lambda s: (-s.num_preemptions, s.num_tokens))
-
-    def _prefill_room(self, budget: StepBudget) -> int:
-        """Tokens that prefill chunks may still add to this step."""
-        room = budget.tokens
-        if self.caps.max_step_ms is not None:
-            mode = self.chooser.choose(budget.used + room, self.next_step_id)
-            fitting = self.pace.max_tokens(mode, self.caps.max_step_ms)
-            if fitting is not None:
-                # One block of prompt always moves on, else a tight cap would starve prefills.
-                floor = self.block_size if not budget.prefill_tokens else 0
-                room = min(room, max(fitting - budget.used, floor))
-        return room
-
-    def _build_step(self, budget: StepBudget) -> ScheduledStep:
+    def _launch(self, packed: PackedRows) -> ScheduledStep | None:
+        """Put the packed rows in flight, as if their results were known."""
+        if not packed.slots:
+            return None
+        step = self._step_of(packed)
         table = self.table
-        slots = np.array(budget.slots, np.intp)
-        query_lens = np.array(budget.query_lens, np.int32)
+        table.in_flight[step.slots] += 1
+        table.num_computed[step.slots] += step.query_lens
+        table.num_tokens[step.slots[step.is_sampled]] += 1
+        for placed in packed.placed:
+            self._num_prefix_queries += placed.num_tokens
+            self._num_prefix_hits += placed.num_cached
+        self._outstanding.append(step)
+        self.next_step_id += 1
+        return step
+
+    def _step_of(self, packed: PackedRows) -> ScheduledStep:
+        table = self.table
+        slots = np.array(packed.slots, np.intp)
+        query_lens = np.array(packed.query_lens, np.int32)
         context_lens = table.num_computed[slots]
         is_sampled = context_lens + query_lens == table.num_tokens[slots]
-        shape = step_shape(query_lens, context_lens, int(is_sampled.sum()), self._mode(budget))
-        sequences = [s for slot in budget.slots if (s := table.sequences[slot]) is not None]
+        mode = self.chooser.choose(packed.used, self.next_step_id)
+        grown_slots, grown_blocks = self._running.take_grown()
         return ScheduledStep(
             step_id=self.next_step_id,
-            shape=shape,
+            shape=step_shape(query_lens, context_lens, int(is_sampled.sum()), mode),
             slots=slots,
             query_lens=query_lens,
             context_lens=context_lens,
             is_sampled=is_sampled,
-            sequences=sequences,
+            sequences=[s for slot in packed.slots if (s := table.sequences[slot]) is not None],
+            placed=packed.placed,
+            grown_slots=grown_slots,
+            grown_blocks=grown_blocks,
         )
 
-    def _mode(self, budget: StepBudget) -> Mode:
-        return self.chooser.choose(budget.used, self.next_step_id)
-
-    def _preempt_last(self, budget: StepBudget, keep: int | None) -> int | None:
-        """Preempt the sequence admitted last that is not in flight or in this step already.
-
-        With ``keep``, only sequences admitted after that slot may go. Returns the slot freed.
-        """
-        for sequence in reversed(self._running.sequences):
-            slot = sequence.slot
-            if slot == keep:
-                return None
-            if not self.table.in_flight[slot] and slot not in budget.slots:
-                self._running.drop(sequence)
-                sequence.num_preemptions += 1
-                self.num_preemptions += 1
-                budget.has_preempted = True
-                self._waiting.appendleft(sequence)
-                return slot
-        return None
-
-    def _collect_outcome(
-        self, step: ScheduledStep, token_ids: Int32Array | None, outcome: StepOutcome
-    ) -> None:
-        lengths = self.table.num_tokens[step.slots]
-        is_full = lengths >= self.table.max_len[step.slots]
+    def _outcome(self, step: ScheduledStep, token_ids: Int32Array | None) -> StepOutcome:
+        """Give each sampled row its token, unless its sequence has ended meanwhile."""
+        table = self.table
         rows = np.flatnonzero(step.is_sampled)
-        ids = token_ids.tolist() if token_ids is not None else None
-        for nth, row in enumerate(rows.tolist()):
-            sequence = step.sequences[row]
-            if sequence.is_aborted:
-                continue
-            token_id, reason = UNKNOWN_TOKEN, None
-            if ids is not None:
-                token_id = ids[nth]
+        nths = np.flatnonzero(~table.is_ended[step.slots[rows]])
+        slots = step.slots[rows[nths]]
+        table.num_known[slots] += 1
+        sequences = [step.sequences[row] for row in rows[nths].tolist()]
+        ids = [UNKNOWN_TOKEN] * len(nths) if token_ids is None else token_ids[nths].tolist()
+        may_end = table.num_known[slots] >= table.max_len[slots]
+        if token_ids is not None:
+            for sequence, token_id in zip(sequences, ids, strict=True):
                 sequence.output_ids.append(token_id)
-                reason = sequence.finish_reason(token_id, int(lengths[row]), self._eos)
-            if reason is None and is_full[row]:
-                reason = FinishReason.LENGTH
-            outcome.sampled.append((sequence, token_id))
-            if reason is not None:
-                outcome.finished.append((sequence, reason))
-                self._end(sequence)
-
-    def _drop_aborted(self, step: ScheduledStep) -> None:
-        for sequence in step.sequences:
-            if sequence.is_aborted and sequence.slot != NO_SLOT:
-                self._end(sequence)
+            if not self._ending_ids.isdisjoint(ids):
+                may_end |= np.array([token_id in self._ending_ids for token_id in ids])
+        finished: list[tuple[Sequence, FinishReason]] = []
+        for nth in np.flatnonzero(may_end).tolist():
+            length = int(table.num_known[slots[nth]])
+            if reason := sequences[nth].finish_reason(ids[nth], length, self._eos):
+                finished.append((sequences[nth], reason))
+        return StepOutcome(
+            sampled=list(zip(sequences, ids, strict=True)),
+            sampled_rows=nths.tolist(),
+            finished=finished,
+        )
 
     def _end(self, sequence: Sequence) -> None:
-        self._running.drop(sequence)
+        """The sequence is over; its row goes when no step in flight holds it."""
+        self._bid_farewell(sequence)
+        if self.table.in_flight[sequence.slot]:
+            self.table.is_ended[sequence.slot] = True
+        else:
+            self._running.drop(sequence)
+
+    def _drop_ended(self, step: ScheduledStep) -> None:
+        table = self.table
+        is_over = table.is_ended[step.slots] & (table.in_flight[step.slots] == 0)
+        for row in np.flatnonzero(is_over).tolist():
+            self._running.drop(step.sequences[row])
+
+    def _welcome(self, sequence: Sequence) -> None:
+        self._alive[sequence.request_id] = sequence
+        self._load_tokens += sequence.request.max_len
+        self._ending_ids.update(sequence.request.sampling.stop_token_ids)
+
+    def _bid_farewell(self, sequence: Sequence) -> None:
+        del self._alive[sequence.request_id]
         self._load_tokens -= sequence.request.max_len

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from engine.prefix import PrefixChain
 from engine.request import FinishReason, Request
-from engine.steps import Float32Array, Int32Array, UInt64Array
+from engine.steps import Int32Array
 
 NO_SLOT = -1
 
@@ -19,15 +20,18 @@ class Sequence:
 
     While it runs, its lengths are in the :class:`SequenceTable` row ``slot``; while it waits
     (``slot`` = -1), ``num_tokens`` here says how far it had come. ``output_ids`` holds the
-    generated ids wherever content is known (not in simulation).
+    generated ids wherever content is known (not in simulation). ``chain`` has the digests of its
+    full blocks where prefixes are reused.
     """
 
     request: Request
     num_tokens: int
     output_ids: list[int] = field(default_factory=list)
     slot: int = NO_SLOT
-    is_aborted: bool = False
     num_preemptions: int = 0
+    arrival_number: int = -1
+    chain: PrefixChain | None = None
+    num_published: int = 0
 
     @classmethod
     def of(cls, request: Request) -> Sequence:
@@ -54,30 +58,32 @@ class Sequence:
     ) -> FinishReason | None:
         """Why the sequence ends with ``token_id`` as its ``num_tokens``-th token, if it does."""
         sampling = self.request.sampling
-        if num_tokens - self.prompt_len > sampling.min_tokens - 1:
+        if num_tokens - self.prompt_len >= sampling.min_tokens:
             is_eos = token_id in eos and not sampling.ignore_eos
             if is_eos or token_id in sampling.stop_token_ids:
                 return FinishReason.STOP
-        return None
+        return FinishReason.LENGTH if num_tokens >= self.request.max_len else None
 
 
 class SequenceTable:
-    """Arrays over the slots of running sequences (C slots, W blocks per sequence at most)."""
+    """Arrays over the slots of running sequences (C slots, W blocks per sequence at most).
+
+    ``num_tokens`` and ``num_computed`` run ahead: they count what the steps in flight will have
+    done, on the assumption that no sequence stops (arXiv 2606.01927, "optimistic"). ``num_known``
+    counts tokens whose steps are committed. ``in_flight`` counts the steps in flight that hold
+    the row; a row that ``is_ended`` only waits for those.
+    """
 
     def __init__(self, *, num_slots: int, max_blocks: int) -> None:
         self.num_slots = num_slots
         self.num_tokens: Int32Array = np.zeros(num_slots, np.int32)
+        self.num_known: Int32Array = np.zeros(num_slots, np.int32)
         self.num_computed: Int32Array = np.zeros(num_slots, np.int32)
         self.max_len: Int32Array = np.zeros(num_slots, np.int32)
-        self.prompt_len: Int32Array = np.zeros(num_slots, np.int32)
         self.num_blocks: Int32Array = np.zeros(num_slots, np.int32)
         self.blocks: Int32Array = np.full((num_slots, max_blocks), -1, np.int32)
-        self.last_token: Int32Array = np.zeros(num_slots, np.int32)
-        self.in_flight: npt.NDArray[np.bool_] = np.zeros(num_slots, np.bool_)
-        self.temperature: Float32Array = np.zeros(num_slots, np.float32)
-        self.top_k: Int32Array = np.zeros(num_slots, np.int32)
-        self.top_p: Float32Array = np.ones(num_slots, np.float32)
-        self.seed: UInt64Array = np.zeros(num_slots, np.uint64)
+        self.in_flight: npt.NDArray[np.int8] = np.zeros(num_slots, np.int8)
+        self.is_ended: npt.NDArray[np.bool_] = np.zeros(num_slots, np.bool_)
         self.sequences: list[Sequence | None] = [None] * num_slots
         self._free_slots = list(range(num_slots - 1, -1, -1))
 
@@ -85,34 +91,28 @@ class SequenceTable:
     def num_free_slots(self) -> int:
         return len(self._free_slots)
 
-    def place(self, sequence: Sequence) -> int:
-        """Give a waiting sequence a row; nothing of it is in the KV cache yet."""
+    def place(self, sequence: Sequence, cached_blocks: Int32Array, num_cached: int) -> int:
+        """Give a waiting sequence a row; ``num_cached`` of its tokens are in the KV cache."""
         slot = self._free_slots.pop()
-        sampling = sequence.request.sampling
         sequence.slot = slot
         self.sequences[slot] = sequence
-        self.num_tokens[slot] = sequence.num_tokens
-        self.num_computed[slot] = 0
+        self.num_tokens[slot] = self.num_known[slot] = sequence.num_tokens
+        self.num_computed[slot] = num_cached
         self.max_len[slot] = sequence.request.max_len
-        self.prompt_len[slot] = sequence.prompt_len
-        self.num_blocks[slot] = 0
-        known = sequence.prompt_len + len(sequence.output_ids)
-        self.last_token[slot] = sequence.token_slice(known - 1, known)[0]
-        self.temperature[slot] = sampling.temperature
-        self.top_k[slot] = sampling.top_k
-        self.top_p[slot] = sampling.top_p
-        self.seed[slot] = sampling.seed
+        self.blocks[slot, : len(cached_blocks)] = cached_blocks
+        self.num_blocks[slot] = len(cached_blocks)
         return slot
 
     def remove(self, sequence: Sequence) -> Int32Array:
         """Take a sequence off its row; returns the KV blocks it held."""
         slot = sequence.slot
         held = self.held_blocks(slot).copy()
-        sequence.num_tokens = int(self.num_tokens[slot])
+        sequence.num_tokens = int(self.num_known[slot])
         sequence.slot = NO_SLOT
         self.blocks[slot, : len(held)] = -1
         self.num_blocks[slot] = 0
-        self.in_flight[slot] = False
+        self.in_flight[slot] = 0
+        self.is_ended[slot] = False
         self.sequences[slot] = None
         self._free_slots.append(slot)
         return held

@@ -10,10 +10,13 @@ from typing import TypeVar
 from engine.measurement import RequestTiming
 from engine.plan import Mode
 from engine.request import FinishReason
+from engine.scheduled import SchedulerCounts
 from engine.steps import StepSample
 
 T = TypeVar("T")
 MAX_SAMPLES = 100_000
+# What the host does may hide behind a step in flight; the other parts are the step itself.
+HOST_PARTS = ("schedule", "input", "output")
 PARTS = ("schedule", "input", "forward", "communication", "sample", "output")
 
 
@@ -23,6 +26,8 @@ class EngineStats:
 
     ``time_share`` gives each part's seconds over all parts' seconds, 0..1. ``step_tokens`` counts
     steps by their tokens, rounded up to a power of two; ``step_tokens_sum`` adds the exact ones.
+    ``exposed_seconds`` is what of a part no step in flight covered. ``prefix_queries`` counts
+    tokens looked up in the prefix cache, ``prefix_hits`` those found.
     """
 
     running: int
@@ -42,6 +47,17 @@ class EngineStats:
     policy_version: int
     step_tokens: dict[int, int] = field(default_factory=dict)
     step_tokens_sum: int = 0
+    exposed_seconds: dict[str, float] = field(default_factory=dict)
+    bubble_seconds: float = 0.0
+    regret_seconds: float = 0.0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+
+    @property
+    def bubble_ratio(self) -> float:
+        """Time that ranks waited for the host while there was work, over step time and that."""
+        whole = sum(self.step_seconds.values()) + self.bubble_seconds
+        return self.bubble_seconds / whole if whole else 0.0
 
 
 @dataclass
@@ -60,6 +76,11 @@ class Telemetry:
     step_tokens_sum: int = 0
     step_seconds: dict[Mode, float] = field(default_factory=lambda: dict.fromkeys(Mode, 0.0))
     part_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    exposed_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    bubble_seconds: float = 0.0
+    regret_seconds: float = 0.0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
     samples: deque[StepSample] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
     timings: deque[RequestTiming] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
     _last_mode: Mode | None = None
@@ -78,7 +99,17 @@ class Telemetry:
         self._last_mode = mode
         for part in PARTS:
             self.part_seconds[part] += getattr(sample, f"{part}_s")
+            exposed = f"{part}_exposed_s" if part in HOST_PARTS else f"{part}_s"
+            self.exposed_seconds[part] += getattr(sample, exposed)
+        self.bubble_seconds += sample.bubble_s
+        self.regret_seconds += sample.regret_s
         self.samples.append(sample)
+
+    def record_counts(self, new: SchedulerCounts) -> None:
+        """Add what the scheduler counted since the last call."""
+        self.preemptions += new.preemptions
+        self.prefix_queries += new.prefix_queries
+        self.prefix_hits += new.prefix_hits
 
     def record_finish(self, reason: FinishReason, timing: RequestTiming) -> None:
         """Count one request that ended."""
@@ -117,6 +148,11 @@ def summarise(
         policy_version=policy_version,
         step_tokens=dict(sum((t.step_tokens.copy() for t in parts), Counter())),
         step_tokens_sum=sum(t.step_tokens_sum for t in parts),
+        exposed_seconds={name: sum(t.exposed_seconds[name] for t in parts) for name in PARTS},
+        bubble_seconds=sum(t.bubble_seconds for t in parts),
+        regret_seconds=sum(t.regret_seconds for t in parts),
+        prefix_queries=sum(t.prefix_queries for t in parts),
+        prefix_hits=sum(t.prefix_hits for t in parts),
     )
 
 

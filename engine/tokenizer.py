@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +27,8 @@ REPLACEMENT = "\ufffd"
 MAX_HELD_BACK = 3
 # Output that never settles is garbage bytes: the window stops growing here.
 MAX_WINDOW_TOKENS = 256
+# How vocabularies with byte fallback write a byte that is no character of theirs.
+LONE_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class DetokenizerStream:
@@ -34,8 +38,8 @@ class DetokenizerStream:
     ids. Owned by one thread.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+        self._decode = partial(tokenizer.decode, skip_special_tokens=skip_special_tokens)
         self._window: list[int] = []
         self._num_context = 0
         self._num_emitted_chars = 0
@@ -43,7 +47,7 @@ class DetokenizerStream:
     def push(self, token_id: int) -> str:
         """Add one id; the newly printable text, "" while a character is incomplete."""
         self._window.append(token_id)
-        text = self._tokenizer.decode(self._window)
+        text = self._decode(self._window)
         is_full = len(self._window) >= MAX_WINDOW_TOKENS
         stable = len(text) if is_full else _stable_length(text)
         piece = text[self._num_emitted_chars : stable]
@@ -54,7 +58,7 @@ class DetokenizerStream:
 
     def flush(self) -> str:
         """The text still held back; call it once, at the end of the output."""
-        text = self._tokenizer.decode(self._window)
+        text = self._decode(self._window)
         piece = text[self._num_emitted_chars :]
         self._num_emitted_chars = len(text)
         return piece
@@ -63,7 +67,7 @@ class DetokenizerStream:
         """Keep the newest settled tokens as context: some decoders treat a first token apart."""
         self._window = self._window[self._num_context :]
         self._num_context = len(self._window)
-        self._num_emitted_chars = len(self._tokenizer.decode(self._window))
+        self._num_emitted_chars = len(self._decode(self._window))
 
 
 class Tokenizer:
@@ -81,6 +85,13 @@ class Tokenizer:
         special_tokens: Mapping[str, str] | None = None,
     ) -> None:
         self._backend = backend
+        added = backend.get_added_tokens_decoder()
+        self._added = {token_id: token.content for token_id, token in added.items()}
+        self._special_ids = frozenset(i for i, token in added.items() if token.special)
+        # A byte-level vocabulary writes each byte of UTF-8 as one letter.
+        self._is_byte_level = "\u00c3" in "".join(
+            backend.encode("\u00e9", add_special_tokens=False).tokens
+        )
         self._special_tokens = dict(special_tokens or {})
         try:
             self._template = _chat_environment().from_string(chat_template or PLAIN_TEMPLATE)
@@ -116,13 +127,31 @@ class Tokenizer:
         """Token ids of ``text``; special tokens (such as a first BOS) as the file asks for."""
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ``ids`` without special tokens; unknown ids add nothing."""
-        return self._backend.decode(list(ids), skip_special_tokens=True)
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of ``ids``, by default without special tokens; unknown ids add nothing."""
+        return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
-    def stream(self) -> DetokenizerStream:
+    def stream(self, *, skip_special_tokens: bool = True) -> DetokenizerStream:
         """A new incremental decoder for one output."""
-        return DetokenizerStream(self)
+        return DetokenizerStream(self, skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The UTF-8 bytes one token stands for, maybe a part of a character; b"" if unknown."""
+        token = self._added.get(token_id) or self._backend.id_to_token(token_id)
+        if token is None or token_id in self._added:
+            return (token or "").encode()
+        if self._is_byte_level:
+            return b"".join(_BYTE_OF_LETTER.get(letter, letter.encode()) for letter in token)
+        if lone := LONE_BYTE.fullmatch(token):
+            return bytes([int(lone[1], 16)])
+        # Some decoders drop the space before a first token: decode it behind another one.
+        before = self._backend.encode("a", add_special_tokens=False).ids
+        text, start = self.decode([*before, token_id]), self.decode(before)
+        return (text[len(start) :] if text.startswith(start) else self.decode([token_id])).encode()
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether plain text leaves this token out."""
+        return token_id in self._special_ids
 
     def chat_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The prompt text of a conversation, ending where the assistant is to speak.
@@ -140,6 +169,17 @@ class Tokenizer:
     def apply_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation; the template itself writes the special tokens."""
         return self.encode(self.chat_text(messages), add_special_tokens=False)
+
+
+def _letters_of_bytes() -> dict[str, bytes]:
+    """How byte-level vocabularies write bytes: printable ones as themselves, others from 256."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {chr(byte): bytes([byte]) for byte in printable}
+    return letters | {chr(256 + place): bytes([byte]) for place, byte in enumerate(others)}
+
+
+_BYTE_OF_LETTER = _letters_of_bytes()
 
 
 def _stable_length(text: str) -> int:

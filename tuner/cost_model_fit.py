@@ -92,8 +92,10 @@ def _serving_factor(serving: Rows, coefficients: FloatArray) -> float:
 
 
 def _fit_host(samples: list[StepSample]) -> HostCost:
-    """Seconds between the end of a step and the submission of the next, by sequences in it."""
-    rows = [(s.shape.num_seqs, s.schedule_s + s.output_s) for s in samples]
+    """Seconds that ranks wait for the host before a step, by sequences in it: what the engine
+    hides behind the step before costs nothing.
+    """
+    rows = [(s.shape.num_seqs, s.bubble_s) for s in samples]
     if not rows:
         return HostCost(per_step_s=0.0, per_seq_s=0.0)
     x = np.array([[1.0, n] for n, _ in rows], dtype=np.float64)

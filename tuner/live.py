@@ -7,7 +7,8 @@ from dataclasses import replace
 from types import TracebackType
 
 from engine.config import EngineConfig
-from engine.engine import Engine, TimerFactory
+from engine.engine import Engine
+from engine.fleet import TimerFactory
 from engine.measurement import Fidelity, Measurement
 from engine.policy import EnginePolicy
 from engine.steps import StepSample
@@ -95,6 +96,8 @@ class LiveEngine:
         if self._engine is None:
             config = replace(
                 self._config,
+                # Trials repeat prompts, which would find themselves in the cache.
+                prefix_cache=False,
                 plan=settings.plan,
                 threshold_tokens=settings.threshold_tokens,
                 caps=settings.caps,

@@ -152,7 +152,7 @@ class Replica:
         if self._paces_chunks:
             self._scheduler.pace.observe(shape.mode, shape.num_tokens, flight.busy_s)
         self.counts.scheduled_steps += 1
-        self.counts.preemptions = self._scheduler.num_preemptions
+        self.counts.preemptions = self._scheduler.counts.preemptions
         is_everyone = shape.num_seqs == self._scheduler.num_running and not outcome.finished
         self._quiet_ids = step.request_ids if is_everyone else []
         self._load_tokens -= sum(sequence.request.max_len for sequence, _ in outcome.finished)

@@ -1,4 +1,4 @@
-"""Steps made up for timing: any batch of decodes and chunks, with all the arrays ranks read."""
+"""Steps made up for timing: any batch of decodes and chunks, told to ranks from scratch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.plan import Mode
 from engine.scheduled import step_shape
-from engine.steps import StepPlan
+from engine.steps import SlotStart, StepPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,10 @@ class StepRecipe:
 def synthetic_step(
     recipe: StepRecipe, *, step_id: int, mode: Mode, block_size: int, vocab_size: int
 ) -> StepPlan:
-    """A step of ``recipe`` in which every sequence samples greedily."""
+    """A step of ``recipe`` in which every sequence samples greedily.
+
+    Every row starts its slot, so that steps can be repeated and mixed in any order.
+    """
     query_lens = np.array([1] * recipe.decodes + [recipe.prefill] * recipe.chunks, dtype=np.int32)
     context_lens = np.array(
         [recipe.decode_context] * recipe.decodes + [recipe.prefill_context] * recipe.chunks,
@@ -49,19 +52,21 @@ def synthetic_step(
     width = -(-recipe.longest // block_size)
     tables = np.arange(num_seqs * width, dtype=np.int32).reshape(num_seqs, width)
     ids = np.random.default_rng(step_id).integers(3, vocab_size, recipe.num_tokens, dtype=np.int32)
-    rows = np.arange(num_seqs, dtype=np.int32)
-    zeros = np.zeros(num_seqs, dtype=np.int32)
+    ends = np.cumsum(query_lens)
+    starts = [
+        SlotStart(
+            slot=row,
+            prompt_len=int(context_lens[row] + query_lens[row]),
+            token_ids=ids[end - query_lens[row] : end].tobytes(),
+            num_computed=int(context_lens[row]),
+            blocks=tables[row].tobytes(),
+        )
+        for row, end in enumerate(ends.tolist())
+    ]
     return StepPlan(
         step_id=step_id,
         shape=step_shape(query_lens, context_lens, num_seqs, mode),
+        starts=starts,
+        slots=np.arange(num_seqs, dtype=np.int32).tobytes(),
         query_lens=query_lens.tobytes(),
-        context_lens=context_lens.tobytes(),
-        block_tables=tables.tobytes(),
-        token_ids=ids.tobytes(),
-        sample_seqs=rows.tobytes(),
-        temperatures=zeros.astype(np.float32).tobytes(),
-        top_ks=zeros.tobytes(),
-        top_ps=np.ones(num_seqs, dtype=np.float32).tobytes(),
-        seeds=zeros.astype(np.uint64).tobytes(),
-        positions=zeros.tobytes(),
     )

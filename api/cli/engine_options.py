@@ -11,6 +11,7 @@ from api.cli.common import fail
 
 if TYPE_CHECKING:
     from engine.config import DType
+    from engine.plan import PlanSpec
     from engine.tokenizer import Tokenizer
 
 ModelOption = Annotated[
@@ -22,6 +23,33 @@ PlanOption = Annotated[
 ]
 ModeOption = Annotated[
     str, typer.Option(help="auto, base, shift or random:SEED: how steps of a Shift plan run.")
+]
+ServeModeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="table (measured), auto (threshold), base, shift or random:SEED; by default table "
+        "for a Shift plan that names no threshold, else auto."
+    ),
+]
+ModeTableOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--mode-table",
+        metavar="PATH",
+        help="File or folder that keeps the measured mode table for the next start.",
+    ),
+]
+NoOverlapOption = Annotated[
+    bool, typer.Option("--no-overlap", help="Schedule a step only when the one before has ended.")
+]
+NoParallelSamplingOption = Annotated[
+    bool, typer.Option("--no-parallel-sampling", help="Every rank samples all rows.")
+]
+NoPrefixCacheOption = Annotated[
+    bool, typer.Option("--no-prefix-cache", help="Compute equal beginnings of prompts again.")
+]
+SpareRanksOption = Annotated[
+    int, typer.Option(min=0, help="Warm processes that wait to take a dead rank's place.")
 ]
 DTypeOption = Annotated[
     str,
@@ -47,6 +75,13 @@ def read_threshold(shift_threshold: int | None) -> int:
     from engine.plan import DEFAULT_SHIFT_THRESHOLD
 
     return DEFAULT_SHIFT_THRESHOLD if shift_threshold is None else shift_threshold
+
+
+def read_mode(mode: str | None, spec: PlanSpec) -> str:
+    """The mode rule of a new engine: an operator who names a threshold wants it obeyed."""
+    if mode is not None:
+        return mode
+    return "table" if spec.plan.shift and spec.threshold_tokens is None else "auto"
 
 
 def check_device(word: str) -> str:

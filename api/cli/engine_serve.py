@@ -15,17 +15,23 @@ from api.cli.engine_options import (
     DTypeOption,
     JsonOption,
     ModelOption,
-    ModeOption,
+    ModeTableOption,
+    NoOverlapOption,
+    NoParallelSamplingOption,
+    NoPrefixCacheOption,
     PlanOption,
+    ServeModeOption,
+    SpareRanksOption,
     check_device,
-    find_tokenizer,
     read_dtype,
+    read_mode,
     read_threshold,
 )
 
 if TYPE_CHECKING:
     from engine.config import Caps, EngineConfig
-    from engine.engine import Engine, TimerFactory
+    from engine.engine import Engine
+    from engine.fleet import TimerFactory
 
 MIB = 2**20
 # The label vLLM gives its first engine.
@@ -37,7 +43,8 @@ def serve(
     plan: PlanOption = "tp=1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    mode: ModeOption = "auto",
+    mode: ServeModeOption = None,
+    mode_table: ModeTableOption = None,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = 64,
     max_num_batched_tokens: Annotated[int, typer.Option(min=1, help="Tokens per step.")] = 2048,
     max_queue: Annotated[
@@ -57,6 +64,10 @@ def serve(
         str | None,
         typer.Option(help="Emulated link between CPU ranks, as in latency_us=20,gbps=100."),
     ] = None,
+    no_overlap: NoOverlapOption = False,
+    no_parallel_sampling: NoParallelSamplingOption = False,
+    no_prefix_cache: NoPrefixCacheOption = False,
+    spare_ranks: SpareRanksOption = 0,
     paced: Annotated[
         str | None,
         typer.Option(
@@ -86,6 +97,14 @@ def serve(
     drain_s: Annotated[
         int, typer.Option(min=0, help="At the end, seconds for requests in progress to finish.")
     ] = 30,
+    frontends: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Processes for HTTP and text, beside the one that steps; 0: all in one process.",
+        ),
+    ] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Serve a model until SIGTERM or SIGINT; one line on stdout tells the address when ready."""
@@ -97,7 +116,7 @@ def serve(
         model_dir=model,
         plan=spec.plan,
         threshold_tokens=read_threshold(spec.threshold_tokens),
-        mode=mode,
+        mode=read_mode(mode, spec),
         caps=Caps(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
@@ -110,6 +129,11 @@ def serve(
         max_model_len=max_model_len,
         max_devices=max_devices,
         link=LinkEmulation.parse(link) if link else None,
+        overlap=not no_overlap,
+        parallel_sampling=not no_parallel_sampling,
+        prefix_cache=not no_prefix_cache,
+        spare_ranks=spare_ranks,
+        mode_table_path=mode_table,
         # One rank, too, in a process of its own: it computes beside the server, not in its turns.
         executor=ExecutorKind.PROCESS,
     )
@@ -122,6 +146,7 @@ def serve(
         control_url=control,
         control_key=control_key,
         drain_s=drain_s,
+        has_front=frontends > 0,
         as_json=as_json,
     )
     _run(config, paced, house)
@@ -139,16 +164,12 @@ class _House:
     control_url: str | None
     control_key: str | None
     drain_s: int
+    has_front: bool
     as_json: bool
 
 
 def _run(config: EngineConfig, paced: str | None, house: _House) -> None:
-    from api.serving import announce_and_run
-    from engine.engine import Engine
-    from engine.server import create_server
-
-    tokenizer = find_tokenizer(config.model_dir)
-    if tokenizer is None:
+    if not (config.model_dir / "tokenizer.json").exists():
         fail(f"{config.model_dir}: no tokenizer.json; a server needs one")
     timer_factory: TimerFactory | None = None
     if paced is not None:
@@ -156,23 +177,69 @@ def _run(config: EngineConfig, paced: str | None, house: _House) -> None:
     _warn(config, house)
     with ExitStack() as stack:
         listener = stack.enter_context(_listen(house))
-        url = _url(listener, house.host)
-        engine = stack.enter_context(
-            Engine(config, tokenizer=tokenizer, timer_factory=timer_factory)
-        )
-        app = create_server(
-            engine,
-            tokenizer,
-            model_name=house.model_name,
-            api_key=house.api_key,
-            engine_name=house.engine_name or DEFAULT_ENGINE_NAME,
-        )
-        announce_and_run(
-            app,
-            listener,
-            drain_s=house.drain_s,
-            on_ready=lambda: _ready(engine, house, url, stack),
-        )
+        serve_it = _serve_with_front if house.has_front else _serve_in_process
+        serve_it(config, timer_factory, house, listener, stack)
+
+
+def _serve_with_front(
+    config: EngineConfig,
+    timer_factory: TimerFactory | None,
+    house: _House,
+    listener: socket.socket,
+    stack: ExitStack,
+) -> None:
+    """Step here; HTTP and text in a process of their own, which starts while the ranks do."""
+    from api.front_house import FrontHouse
+    from engine.engine import Engine
+    from engine.server.messages import FrontSetup
+
+    url = _url(listener, house.host)
+    engine = Engine(config, timer_factory=timer_factory)
+    setup = FrontSetup(
+        model_dir=str(config.model_dir),
+        model_name=house.model_name,
+        engine_name=house.engine_name or DEFAULT_ENGINE_NAME,
+        api_key=house.api_key,
+        drain_s=house.drain_s,
+        model=engine.model,
+        envelope=engine.envelope,
+    )
+    front = stack.enter_context(FrontHouse(engine, setup, listener))
+    stack.enter_context(engine)
+    front.run(
+        on_ready=lambda: _ready(engine, house, url, stack),
+        on_restart=lambda why: log(f"warning: the HTTP front end {why}; starting another"),
+    )
+
+
+def _serve_in_process(
+    config: EngineConfig,
+    timer_factory: TimerFactory | None,
+    house: _House,
+    listener: socket.socket,
+    stack: ExitStack,
+) -> None:
+    from api.serving import announce_and_run
+    from engine.engine import Engine
+    from engine.server import create_server
+    from engine.tokenizer import Tokenizer
+
+    url = _url(listener, house.host)
+    tokenizer = Tokenizer.from_dir(config.model_dir)
+    engine = stack.enter_context(Engine(config, tokenizer=tokenizer, timer_factory=timer_factory))
+    app = create_server(
+        engine,
+        tokenizer,
+        model_name=house.model_name,
+        api_key=house.api_key,
+        engine_name=house.engine_name or DEFAULT_ENGINE_NAME,
+    )
+    announce_and_run(
+        app,
+        listener,
+        drain_s=house.drain_s,
+        on_ready=lambda: _ready(engine, house, url, stack),
+    )
 
 
 def _pace(config: EngineConfig, paced: str) -> tuple[EngineConfig, TimerFactory]:
@@ -197,7 +264,7 @@ def _warn(config: EngineConfig, house: _House) -> None:
 
     seqs: Caps = config.caps
     warning = shift_warning(config.plan, config.threshold_tokens, seqs.max_num_seqs)
-    if warning:
+    if warning and config.mode != "table":
         log(f"warning: {warning}")
     if house.api_key is None and house.host not in ("127.0.0.1", "::1", "localhost"):
         log(f"warning: listening on {house.host} without --api-key: anyone may change this engine")

@@ -19,7 +19,6 @@ from api.recommendation_document import predicted_for
 from api.schemas.serving import Acknowledge, ChangeSet, PolicyView
 from api.services.audit import record
 from engine.config import Caps
-from engine.plan import shift_warning
 from store import ConflictError, UnitOfWork
 from store.base import Json, utc_now
 from store.models import AckState, EngineRow, PolicyVersion
@@ -230,5 +229,5 @@ def _predicted(uow: UnitOfWork, engine: EngineRow, document: Json) -> Json | Non
 
 def _warnings(document: Json, changes: list[Change]) -> list[str]:
     policy = engine_policy(document)
-    warning = shift_warning(policy.plan, policy.threshold_tokens, policy.caps.max_num_seqs)
+    warning = policy.threshold_warning
     return [warning] if warning and changes else []

@@ -6,6 +6,7 @@ from typing import assert_never
 
 from engine.config import EngineConfig, ExecutorKind, ModelConfig, num_kv_blocks
 from engine.errors import EngineError
+from engine.executors.pool import RankSource
 from engine.executors.protocol import Clock, Executor, StepTimer
 from engine.executors.ranks import RankProcesses
 from engine.plan import ParallelPlan
@@ -18,12 +19,12 @@ def make_executor(
     *,
     timer: StepTimer | None = None,
     clock: Clock | None = None,
-    ranks: RankProcesses | None = None,
+    ranks: RankSource | RankProcesses | None = None,
 ) -> Executor:
     """The executor ``config`` asks for, not yet started. ``auto``: in process for one rank.
 
     ``timer`` and ``clock`` are the simulated executor's; real time by default. ``ranks`` lends
-    the process executor ranks that run already.
+    the process executor its ranks (a pool keeps them across executors); others do without.
 
     Raises:
         EngineError: inline with several ranks, or simulated without a timer.

@@ -1,7 +1,8 @@
 """Length-prefixed messages over a stream socket between two processes; no torch.
 
-A frame is a little-endian u32 length and that many bytes. File descriptors may travel with a
-frame (``SCM_RIGHTS``); they arrive before its last byte.
+A frame is a little-endian u32 length, a u32 tag, and that many bytes. The tag tells the answers
+of one use of a rank from those of the use before: a rank answers with the tag it was asked with.
+File descriptors may travel with a frame (``SCM_RIGHTS``); they arrive before its last byte.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ import socket
 import struct
 from collections.abc import Sequence
 
-HEADER = struct.Struct("<I")
+HEADER = struct.Struct("<II")
 READ_BYTES = 1 << 20
 MAX_FDS = 8
 
 
 class FrameChannel:
-    """One end of the socket. Not safe for several threads."""
+    """One end of the socket. One thread may read while another one writes.
+
+    ``tag`` is that of the frame returned last, and the one frames are sent with unless told.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
+        self.tag = 0
         self._socket = sock
         self._buffer = bytearray()
         self._fds: list[int] = []
@@ -26,13 +31,13 @@ class FrameChannel:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def send(self, payload: bytes, fds: Sequence[int] = ()) -> None:
+    def send(self, payload: bytes, fds: Sequence[int] = (), *, tag: int | None = None) -> None:
         """Write one frame, waiting for room.
 
         Raises:
             OSError: the other end is gone, or took longer than the socket's timeout.
         """
-        data = HEADER.pack(len(payload)) + payload
+        data = HEADER.pack(len(payload), self.tag if tag is None else tag) + payload
         if fds:
             sent = socket.send_fds(self._socket, [data], list(fds))
             data = data[sent:]
@@ -59,10 +64,11 @@ class FrameChannel:
         """The next frame among what was read, or None when none is whole."""
         if len(self._buffer) < HEADER.size:
             return None
-        (length,) = HEADER.unpack_from(self._buffer)
+        length, tag = HEADER.unpack_from(self._buffer)
         end = HEADER.size + length
         if len(self._buffer) < end:
             return None
+        self.tag = tag
         frame = bytes(self._buffer[HEADER.size : end])
         del self._buffer[:end]
         return frame

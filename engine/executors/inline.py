@@ -1,9 +1,13 @@
-"""The executor of one rank in the caller's own process."""
+"""The executor of one rank in the caller's own process, on a thread of its own."""
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import deque
+from dataclasses import dataclass
 
+from engine.answers import PendingAnswer
 from engine.config import EngineConfig, ModelConfig, num_kv_blocks
 from engine.errors import EngineError, PlanError, RankError
 from engine.executors.protocol import ExecutorInfo
@@ -12,9 +16,92 @@ from engine.plan import ParallelPlan
 from engine.runner import ModelRunner
 from engine.steps import StepPlan, StepResult
 
+NOT_RUNNING = "this executor cannot run steps: it is closed or was not started"
+DEVICE_POLL_S = 50e-6
+
+
+@dataclass(eq=False)
+class _Flight:
+    """A step in flight; ``outcome`` is set once its thread is done with it."""
+
+    step: StepPlan
+    submitted_s: float
+    outcome: PendingAnswer | EngineError | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its result, or its error, is there."""
+        if isinstance(self.outcome, PendingAnswer):
+            return self.outcome.is_ready
+        return self.outcome is not None
+
+
+class _RankThread:
+    """Runs steps in order on ``runner`` until closed. What follows a step that failed fails too.
+
+    The thread is a daemon, so that a step that hangs does not keep the program from ending.
+    """
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner = runner
+        self._waiting: deque[_Flight] = deque()
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._failure: EngineError | None = None
+        self._thread = threading.Thread(target=self._run, name="inline-rank", daemon=True)
+        self._thread.start()
+
+    def submit(self, flight: _Flight) -> None:
+        """Queue a step."""
+        with self._changed:
+            self._waiting.append(flight)
+            self._changed.notify_all()
+
+    def wait_until_run(self, flight: _Flight, timeout_s: float) -> None:
+        """Return when ``flight`` has an outcome, or after ``timeout_s``."""
+        with self._changed:
+            self._changed.wait_for(lambda: flight.outcome is not None, timeout_s)
+
+    def close(self, timeout_s: float) -> None:
+        """Drop what has not begun; wait ``timeout_s`` at most for the step that has."""
+        with self._changed:
+            self._is_closed = True
+            self._waiting.clear()
+            self._changed.notify_all()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while (flight := self._next()) is not None:
+            outcome = self._outcome(flight.step)
+            with self._changed:
+                flight.outcome = outcome
+                self._changed.notify_all()
+
+    def _next(self) -> _Flight | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_closed)
+            return None if self._is_closed else self._waiting.popleft()
+
+    def _outcome(self, step: StepPlan) -> PendingAnswer | EngineError:
+        if self._failure is not None:
+            return RankError(f"step {step.step_id} was not run: {self._failure}")
+        try:
+            prepared = self._runner.prepare(step)
+            answer = self._runner.execute(prepared)
+        except EngineError as error:
+            self._failure = error
+            return error
+        except Exception as error:
+            self._failure = RankError(f"step {step.step_id} failed: {error!r}")
+            self._failure.__cause__ = error
+            return self._failure
+        assert answer is not None, "a world of one rank is its own last stage"
+        answer.prepare_wait_s = prepared.seconds
+        return answer
+
 
 class InlineExecutor:
-    """Runs each step when it is collected; see ``engine.executors.protocol.Executor``.
+    """Runs steps on one thread; see ``engine.executors.protocol.Executor``.
 
     Raises:
         PlanError: the plan has more than one rank.
@@ -31,13 +118,15 @@ class InlineExecutor:
         self._config = config
         self._model = model
         self._plan = plan.replica
-        self._waiting: deque[StepPlan] = deque()
-        self._runner: ModelRunner | None = None
+        self._in_flight: deque[_Flight] = deque()
+        self._rank: _RankThread | None = None
+        self._finished_s: float | None = None
 
     def start(self) -> ExecutorInfo:
         config = self._config
         blocks = num_kv_blocks(config, self._model, self._plan)
-        self._runner = ModelRunner(
+        max_len = config.max_model_len or self._model.max_positions
+        runner = ModelRunner(
             model_dir=config.model_dir,
             plan=self._plan,
             rank=0,
@@ -45,33 +134,69 @@ class InlineExecutor:
             device=config.device,
             block_size=config.block_size,
             num_kv_blocks=blocks,
+            num_slots=config.start_envelope.max_num_seqs,
+            max_blocks_per_seq=min(blocks, -(-max_len // config.block_size)),
+            has_parallel_sampling=config.parallel_sampling,
             groups=solo_groups(),
         )
+        self._rank = _RankThread(runner)
+        self._finished_s = None
         return ExecutorInfo(
             num_kv_blocks=blocks,
-            weight_bytes=(self._runner.weight_bytes,),
-            kv_bytes=(self._runner.kv_bytes,),
+            weight_bytes=(runner.weight_bytes,),
+            kv_bytes=(runner.kv_bytes,),
             depth=1,
         )
 
     def submit(self, step: StepPlan) -> None:
-        if self._runner is None:
-            raise RankError(f"step {step.step_id}: the executor is not running; start it first")
-        self._waiting.append(step)
+        rank = self._running()
+        assert len(self._in_flight) < 2, "one step runs and one waits, no more"
+        flight = _Flight(step, time.perf_counter())
+        self._in_flight.append(flight)
+        rank.submit(flight)
 
-    def collect(self) -> StepResult:
-        if self._runner is None or not self._waiting:
+    def is_ready(self, timeout_s: float) -> bool:
+        if self._rank is None or not self._in_flight:
+            return True
+        deadline_s = time.monotonic() + timeout_s
+        flight = self._in_flight[0]
+        if flight.outcome is None:
+            self._rank.wait_until_run(flight, timeout_s)
+        while not flight.is_done and flight.outcome is not None and time.monotonic() < deadline_s:
+            time.sleep(DEVICE_POLL_S)
+        return flight.is_done
+
+    def collect(self, timeout_s: float | None = None) -> StepResult:
+        self._running()
+        if not self._in_flight:
             raise RankError("no step is in flight; submit one before collecting")
-        step = self._waiting.popleft()
-        try:
-            result = self._runner.execute(step)
-        except EngineError:
-            raise
-        except Exception as error:
-            raise RankError(f"step {step.step_id} failed: {error!r}") from error
-        assert result is not None, "a world of one rank is its own last stage"
-        return result
+        limit_s = self._config.step_timeout_s if timeout_s is None else timeout_s
+        is_ready = self.is_ready(limit_s)
+        flight = self._in_flight.popleft()
+        if not is_ready:
+            raise RankError(f"step {flight.step.step_id} was not done within {limit_s:g} s", rank=0)
+        if isinstance(flight.outcome, EngineError):
+            raise flight.outcome
+        assert flight.outcome is not None, "a step that is ready has an outcome"
+        return self._result(flight, flight.outcome)
+
+    def check(self) -> None:
+        self._running()
 
     def close(self) -> None:
-        self._runner = None
-        self._waiting.clear()
+        rank, self._rank = self._rank, None
+        self._in_flight.clear()
+        if rank is not None:
+            rank.close(self._config.step_timeout_s)
+
+    def _running(self) -> _RankThread:
+        if self._rank is None:
+            raise RankError(NOT_RUNNING)
+        return self._rank
+
+    def _result(self, flight: _Flight, answer: PendingAnswer) -> StepResult:
+        if self._finished_s is not None:
+            answer.idle_s = max(0.0, flight.submitted_s - self._finished_s)
+        result = answer.wait()
+        self._finished_s = answer.finished_s
+        return result

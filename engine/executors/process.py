@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections import deque
 from dataclasses import asdict
@@ -12,10 +11,10 @@ import msgspec
 import engine.errors
 from engine.config import Collectives, EngineConfig, ModelConfig, num_kv_blocks
 from engine.errors import EngineError, RankError
+from engine.executors.meeting import MeetingPlace, collectives_for
+from engine.executors.pool import Condition, GivenRanks, OwnRanks, RankSource
 from engine.executors.protocol import ExecutorInfo
-from engine.executors.ranks import RankFrame, RankProcesses
-from engine.parallel.shm_build import can_use_python_version, find_library
-from engine.parallel.shm_layout import Segment
+from engine.executors.ranks import RankProcesses
 from engine.plan import ParallelPlan, check_plan
 from engine.steps import FromRank, RankFailure, RankReady, RankSetup, StepPlan, StepResult
 
@@ -27,9 +26,10 @@ DIAGNOSIS_S = 0.1
 class ProcessExecutor:
     """Spawned ranks; shared memory or gloo between them on CPU, NCCL on CUDA.
 
-    ``ranks`` lends processes that are already running (as many as the replica has); they are
-    then left running by :meth:`close`, ready for the next executor. Without it the executor
-    starts its own and ends them. Ranks that failed are ended in any case.
+    ``ranks`` lends the processes: a pool keeps them across executors and replaces failed ones;
+    running :class:`RankProcesses` are left running by :meth:`close` unless one of them failed.
+    Without it the executor starts its own and ends them. After a failure with gloo or NCCL all
+    ranks are ended, for these cannot be left safely.
     See ``engine.executors.protocol.Executor``.
     """
 
@@ -41,17 +41,20 @@ class ProcessExecutor:
         model: ModelConfig,
         plan: ParallelPlan,
         *,
-        ranks: RankProcesses | None = None,
+        ranks: RankSource | RankProcesses | None = None,
     ) -> None:
         assert plan.dp == 1, "an executor runs one replica"
         self._config = config
         self._model = model
         self._plan = plan
-        self._ranks = ranks
-        self._owns_ranks = ranks is None
-        self._segment: Segment | None = None
-        self._listener: socket.socket | None = None
+        self._source: RankSource = OwnRanks()
+        if ranks is not None:
+            self._source = GivenRanks(ranks) if isinstance(ranks, RankProcesses) else ranks
+        self._ranks: RankProcesses | None = None
+        self._meeting: MeetingPlace | None = None
         self._pending: deque[int] = deque()
+        self._arrived: deque[StepResult] = deque()
+        self._error: EngineError | None = None
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromRank)
         self._failure: str | None = "it has not been started"
@@ -60,27 +63,8 @@ class ProcessExecutor:
 
     @property
     def backend(self) -> Collectives:
-        """What carries the collectives.
-
-        Raises:
-            EngineError: the one asked for does not work on this device or processor.
-        """
-        is_cuda = self._config.device.startswith("cuda")
-        has_shm = not is_cuda and (find_library() is not None or can_use_python_version())
-        wanted = Collectives(self._config.collectives)
-        if wanted is Collectives.AUTO:
-            fallback = Collectives.NCCL if is_cuda else Collectives.GLOO
-            return Collectives.SHM if has_shm else fallback
-        if (wanted is Collectives.NCCL) is not is_cuda:
-            raise EngineError(
-                f"collectives {wanted.value!r} do not work on device {self._config.device!r}; "
-                "use 'auto'"
-            )
-        if wanted is Collectives.SHM and not has_shm:
-            raise EngineError(
-                "shared memory needs a C++ compiler on this processor; install one or use 'gloo'"
-            )
-        return wanted
+        """What carries the collectives. Raises EngineError like :func:`collectives_for`."""
+        return collectives_for(self._config)
 
     @property
     def pids(self) -> list[int]:
@@ -91,17 +75,15 @@ class ProcessExecutor:
         check_plan(self._plan, self._model)
         started_s = time.monotonic()
         try:
-            if self._ranks is None:
-                self._owns_ranks = True
-                self._ranks = RankProcesses(
-                    self._plan.replica_size, send_timeout_s=self._config.step_timeout_s
-                )
-            self._send_setups(self._ranks)
+            self._meeting = MeetingPlace(self.backend)
+            self._ranks = self._source.lend(self._plan.replica_size)
             self._failure = None
+            self._send_setups(self._ranks, self._meeting)
             ready = self._wait_ready(self._ranks, started_s + self._config.start_timeout_s)
         except BaseException:
             self.close()
             raise
+        self._source.replenish()
         self.start_seconds = time.monotonic() - started_s
         return ExecutorInfo(
             num_kv_blocks=num_kv_blocks(self._config, self._model, self._plan),
@@ -112,9 +94,8 @@ class ProcessExecutor:
 
     def submit(self, step: StepPlan) -> None:
         ranks = self._running()
-        assert len(self._pending) < self._plan.pp, "more steps in flight than stages"
-        if dead := ranks.dead_ranks():
-            raise self._failed(ranks.last_words(dead[0]), dead[0])
+        assert len(self._pending) <= self._plan.pp, "one step may wait behind one per stage"
+        self._raise_if_dead(ranks)
         payload = self._encoder.encode(step)
         try:
             ranks.send_all(payload)
@@ -122,66 +103,86 @@ class ProcessExecutor:
             raise self._failed(str(error), error.rank) from error
         self._pending.append(step.step_id)
 
-    def collect(self) -> StepResult:
-        ranks = self._running()
+    def is_ready(self, timeout_s: float) -> bool:
+        deadline_s = time.monotonic() + timeout_s
+        while not self._is_settled:
+            left_s = deadline_s - time.monotonic()
+            self._take_in(self._running(), left_s)
+            if left_s <= 0.0:
+                break
+        return self._is_settled
+
+    def collect(self, timeout_s: float | None = None) -> StepResult:
         if not self._pending:
+            self._running()
             raise RankError("no step is in flight; submit one before collecting")
+        limit_s = self._config.step_timeout_s if timeout_s is None else timeout_s
+        is_ready = self.is_ready(limit_s)
         step_id = self._pending.popleft()
-        deadline = time.monotonic() + self._config.step_timeout_s
-        while frame := self._receive(ranks, deadline - time.monotonic()):
-            match self._decoder.decode(frame.payload):
-                case StepResult() as result:
-                    assert result.step_id == step_id, "results come in the order of their steps"
-                    return result
-                case RankFailure() as failure:
-                    raise self._reported(ranks, failure)
-                case RankReady():
-                    continue
-        timeout_s = self._config.step_timeout_s
-        raise self._failed(f"step {step_id}: no rank answered within {timeout_s:g} s")
+        if self._arrived:  # also what came before a failure
+            result = self._arrived.popleft()
+            assert result.step_id == step_id, "results come in the order of their steps"
+            return result
+        if self._error is not None:
+            raise self._error
+        assert not is_ready, "a step that is settled has a result or an error"
+        raise self._failed(f"step {step_id}: no rank answered within {limit_s:g} s")
+
+    def check(self) -> None:
+        ranks = self._running()
+        self._raise_if_dead(ranks)
+        self._take_in(ranks, 0.0)
+        if self._error is not None:
+            raise self._error
 
     def close(self) -> None:
         self._failure = self._failure or "it has been closed"
         self._pending.clear()
+        self._arrived.clear()
         ranks, self._ranks = self._ranks, None
-        if ranks is not None and (self._owns_ranks or self._is_broken):
-            ranks.close()
-        if self._segment is not None:
-            self._segment.close()
-            self._segment = None
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        if ranks is not None:
+            self._source.give_back(ranks, self._condition)
+        if self._meeting is not None:
+            self._meeting.close()
+            self._meeting = None
+
+    @property
+    def _condition(self) -> Condition:
+        """What has become of the ranks."""
+        if not self._is_broken:
+            return Condition.WHOLE
+        can_heal = self._meeting is not None and self._meeting.can_be_left
+        return Condition.HEALABLE if can_heal else Condition.LOST
+
+    @property
+    def _is_settled(self) -> bool:
+        """Whether the oldest step has a result, or nothing more will come."""
+        return bool(self._arrived) or self._error is not None or not self._pending
 
     def _running(self) -> RankProcesses:
+        """The ranks. Raises RankError when none run, or one has failed before."""
         if self._failure is not None or self._ranks is None:
             raise RankError(f"this executor cannot run steps: {self._failure}")
         return self._ranks
 
-    def _send_setups(self, ranks: RankProcesses) -> None:
+    def _raise_if_dead(self, ranks: RankProcesses) -> None:
+        if dead := ranks.dead_ranks():
+            raise self._failed(ranks.last_words(dead[0]), dead[0])
+
+    def _send_setups(self, ranks: RankProcesses, meeting: MeetingPlace) -> None:
         """Tell every rank who it is, with the descriptors it needs."""
-        backend = self.backend
-        address, fds = self._open_transport(backend)
         for rank in range(self._plan.replica_size):
-            setup = self._setup(rank, backend, address)
-            ranks.send(rank, self._encoder.encode(setup), fds if self._gets_fds(rank) else ())
+            payload = self._encoder.encode(self._setup(rank, meeting))
+            try:
+                ranks.send(rank, payload, meeting.fds_for(rank))
+            except RankError as error:
+                raise self._failed(str(error), error.rank) from error
 
-    def _gets_fds(self, rank: int) -> bool:
-        return self._segment is not None or rank == 0
-
-    def _open_transport(self, backend: Collectives) -> tuple[str, list[int]]:
-        """What ``RankSetup.init_method`` says, and the descriptors that go with it."""
-        if backend is Collectives.SHM:
-            self._segment = Segment.create()
-            return str(find_library() or ""), [self._segment.fd]
-        # Bound here and handed to rank 0, so that no other program can take the port.
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        port = self._listener.getsockname()[1]
-        return f"tcp://127.0.0.1:{port}", [self._listener.fileno()]
-
-    def _setup(self, rank: int, backend: Collectives, address: str) -> RankSetup:
+    def _setup(self, rank: int, meeting: MeetingPlace) -> RankSetup:
         config = self._config
         is_cuda = config.device.startswith("cuda")
+        blocks = num_kv_blocks(config, self._model, self._plan)
+        max_len = config.max_model_len or self._model.max_positions
         return RankSetup(
             model_dir=str(config.model_dir),
             plan=asdict(self._plan),
@@ -189,10 +190,13 @@ class ProcessExecutor:
             dtype=str(config.dtype),
             device=device_of(config.device, rank),
             block_size=config.block_size,
-            num_kv_blocks=num_kv_blocks(config, self._model, self._plan),
+            num_kv_blocks=blocks,
+            num_slots=config.start_envelope.max_num_seqs,
+            max_blocks_per_seq=min(blocks, -(-max_len // config.block_size)),
             max_batched_tokens=config.start_envelope.max_num_batched_tokens,
-            backend=str(backend),
-            init_method=address,
+            has_parallel_sampling=config.parallel_sampling,
+            backend=str(meeting.backend),
+            init_method=meeting.address,
             link=None if config.link is None or is_cuda else asdict(config.link),
             timeout_s=config.step_timeout_s,
         )
@@ -200,7 +204,10 @@ class ProcessExecutor:
     def _wait_ready(self, ranks: RankProcesses, deadline_s: float) -> list[RankReady]:
         ready: dict[int, RankReady] = {}
         while len(ready) < self._plan.replica_size:
-            frame = self._receive(ranks, deadline_s - time.monotonic())
+            try:
+                frame = ranks.receive(max(0.0, deadline_s - time.monotonic()))
+            except RankError as error:
+                raise self._failed(str(error), error.rank) from error
             if frame is None:
                 missing = sorted(set(range(self._plan.replica_size)) - set(ready))
                 timeout_s = self._config.start_timeout_s
@@ -210,15 +217,24 @@ class ProcessExecutor:
                     ready[frame.rank] = message
                 case RankFailure() as failure:
                     raise self._reported(ranks, failure)
-                case StepResult():  # of an executor that used these processes before
-                    continue
+                case StepResult():
+                    raise AssertionError("no step was sent before all ranks were ready")
         return [ready[rank] for rank in sorted(ready)]
 
-    def _receive(self, ranks: RankProcesses, timeout_s: float) -> RankFrame | None:
+    def _take_in(self, ranks: RankProcesses, timeout_s: float) -> None:
+        """Read one message, or find out that a rank is gone; waits ``timeout_s`` at most."""
         try:
-            return ranks.receive(max(0.0, timeout_s))
+            frame = ranks.receive(max(0.0, timeout_s))
         except RankError as error:
-            raise self._failed(str(error), error.rank) from error
+            self._failed(str(error), error.rank)
+            return
+        match self._decoder.decode(frame.payload) if frame is not None else None:
+            case StepResult() as result:
+                self._arrived.append(result)
+            case RankFailure() as failure:
+                self._error = self._reported(ranks, failure)
+            case RankReady() | None:
+                return
 
     def _reported(self, ranks: RankProcesses, failure: RankFailure) -> EngineError:
         """The error a rank reported, or the one that made it fail."""
@@ -255,9 +271,11 @@ class ProcessExecutor:
         """Run nothing any more, free ranks that wait for the one that failed; what to raise."""
         self._failure = message
         self._is_broken = True
-        if self._segment is not None:
-            self._segment.abort(rank or 0)
-        return RankError(message, rank=rank)
+        if self._meeting is not None:
+            self._meeting.abort(rank or 0)
+        error = RankError(message, rank=rank)
+        self._error = error
+        return error
 
 
 def device_of(device: str, rank: int) -> str:

@@ -12,7 +12,8 @@ from engine.steps import StepPlan, StepResult, StepShape
 class ExecutorInfo:
     """What a started executor offers: KV blocks per rank, resident bytes per rank, depth.
 
-    ``depth`` is the number of steps that may be in flight at once (one per pipeline stage).
+    ``depth`` is the number of steps that run at once (one per pipeline stage); one more may be
+    queued behind them.
     """
 
     num_kv_blocks: int
@@ -25,8 +26,9 @@ class Executor(Protocol):
     """Runs the steps of one replica, first in, first out.
 
     Owned and called by one thread. ``submit`` does not wait for the step; ``collect`` waits for
-    the oldest submitted one. At most ``info.depth`` steps are in flight. Every implementation
-    passes ``tests/contracts/executor.py``.
+    the oldest submitted one. At most ``info.depth`` + 1 steps are in flight: the last of them is
+    queued, and begins without the host's help. Every implementation passes
+    ``tests/contracts/executor.py``.
     """
 
     @property
@@ -47,11 +49,23 @@ class Executor(Protocol):
         """Hand over one step. Raises RankError when a rank is already known to be gone."""
         ...
 
-    def collect(self) -> StepResult:
-        """The result of the oldest step in flight, waiting for it.
+    def is_ready(self, timeout_s: float) -> bool:
+        """Whether :meth:`collect` would return or raise at once; waits ``timeout_s`` for that."""
+        ...
+
+    def collect(self, timeout_s: float | None = None) -> StepResult:
+        """The result of the oldest step in flight, waiting for it (None: the step timeout).
 
         Raises:
-            RankError: a rank died, raised, or passed the step timeout.
+            RankError: a rank died, raised, or did not answer in time.
+        """
+        ...
+
+    def check(self) -> None:
+        """Look after the ranks while no step is in flight.
+
+        Raises:
+            RankError: a rank is gone.
         """
         ...
 

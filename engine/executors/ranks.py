@@ -21,8 +21,13 @@ from engine.errors import RankError
 from engine.executors.frames import FrameChannel
 
 END_TIMEOUT_S = 2.0
+# A rank's receiving thread takes frames in at once; one that does not is stopped or gone.
+SEND_TIMEOUT_S = 5.0
 WORDS_BYTES = 4000
+WORDS_TIMEOUT_S = 1.0
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+# Asks a rank whether it is there and idle; it answers with the same.
+PING = b""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,37 +38,151 @@ class RankFrame:
     payload: bytes
 
 
-class RankProcesses:
-    """``num_ranks`` processes running ``python -m module``; this object's owner ends them.
+class RankProcess:
+    """One process, its socket, and the anonymous file its output goes to.
 
-    They also end by themselves when this process does, however it ends: each watches its
-    parent's process and socket. Owned and called by one thread.
+    ``number`` is its rank in whatever it is used for now. Answers to an earlier use (see
+    :meth:`begin_use`) are dropped.
     """
 
     def __init__(
-        self, num_ranks: int, *, module: str = "engine.worker", send_timeout_s: float = 60.0
+        self, *, module: str = "engine.worker", send_timeout_s: float = SEND_TIMEOUT_S
+    ) -> None:
+        self.number = 0
+        self._tag = 0
+        ours, theirs = socket.socketpair()
+        self._words_fd = os.memfd_create("gearshift-rank-words", os.MFD_CLOEXEC)
+        command = [sys.executable, "-P", "-m", module]
+        command += ["--socket-fd", str(theirs.fileno()), "--parent", str(os.getpid())]
+        try:
+            self.process = subprocess.Popen(
+                command,
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=self._words_fd,
+                stderr=self._words_fd,
+                env=_environment(),
+            )
+        except OSError as error:
+            ours.close()
+            os.close(self._words_fd)
+            raise RankError(f"a rank did not start: {error}") from error
+        finally:
+            theirs.close()
+        ours.settimeout(send_timeout_s)
+        self.channel = FrameChannel(ours)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def begin_use(self, number: int) -> None:
+        """Be rank ``number`` from now on; what it says of before will not be heard."""
+        self.number = number
+        self._tag += 1
+
+    def send(self, payload: bytes, fds: Sequence[int] = ()) -> None:
+        """Write one frame.
+
+        Raises:
+            RankError: it is gone, or does not read.
+        """
+        try:
+            self.channel.send(payload, fds, tag=self._tag)
+        except OSError as error:
+            raise RankError(f"{self.last_words()} ({error})", rank=self.number) from error
+
+    def take_frames(self) -> list[bytes]:
+        """Frames of the present use among what was read."""
+        frames = []
+        while (payload := self.channel.next_frame()) is not None:
+            if self.channel.tag == self._tag:
+                frames.append(payload)
+        return frames
+
+    def last_words(self) -> str:
+        """For an error message: number, pid, how it ended, and the end of its output."""
+        try:
+            code = self.process.wait(timeout=WORDS_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            state = "no longer answers"
+        else:
+            state = (
+                f"was killed by {_signal_name(-code)}" if code < 0 else f"exited with code {code}"
+            )
+        size = os.fstat(self._words_fd).st_size
+        text = os.pread(self._words_fd, WORDS_BYTES, max(0, size - WORDS_BYTES))
+        words = text.decode(errors="replace").strip()
+        message = f"rank {self.number} (pid {self.pid}) {state}"
+        return f"{message}; its last words:\n{words}" if words else message
+
+    def end(self, deadline_s: float) -> None:
+        """Wait until ``deadline_s`` for the process to end, kill it then, and free the rest."""
+        self.channel.close()
+        try:
+            self.process.wait(timeout=max(0.0, deadline_s - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self._words_fd >= 0:
+            os.close(self._words_fd)
+            self._words_fd = -1
+
+
+class RankProcesses:
+    """The processes of the ranks 0, 1, ... of one replica; this object's owner ends them.
+
+    Starts ``num_ranks`` of them running ``python -m module``, or takes over ``processes``. They
+    also end by themselves when this process does, however it ends: each watches its parent's
+    process and socket. Owned and called by one thread.
+
+    Raises:
+        RankError: a process could not be started.
+    """
+
+    def __init__(
+        self,
+        num_ranks: int,
+        *,
+        module: str = "engine.worker",
+        send_timeout_s: float = SEND_TIMEOUT_S,
+        processes: Sequence[RankProcess] = (),
     ) -> None:
         self.num_ranks = num_ranks
         self._selector = selectors.DefaultSelector()
         self._frames: deque[RankFrame] = deque()
         self._unreported: deque[int] = deque()  # ranks that are gone, not yet raised
-        self._ranks: list[_Rank] = []
+        self._ranks = list(processes)
         try:
-            for rank in range(num_ranks):
-                self._ranks.append(_Rank(rank, module, send_timeout_s))
-                self._selector.register(self._ranks[-1].channel, selectors.EVENT_READ, rank)
-        except OSError as error:
-            self.close()
-            raise RankError(f"rank {len(self._ranks)} did not start: {error}") from error
+            while len(self._ranks) < num_ranks:
+                self._ranks.append(RankProcess(module=module, send_timeout_s=send_timeout_s))
+        except RankError:
+            end_processes(self._ranks)
+            raise
+        assert len(self._ranks) == num_ranks, "one process for each rank"
+        for rank in self._ranks:
+            self._selector.register(rank.channel, selectors.EVENT_READ, rank)
+        self.begin_use()
 
     @property
     def pids(self) -> list[int]:
-        return [rank.process.pid for rank in self._ranks]
+        """Process ids by rank."""
+        return [rank.pid for rank in self._ranks]
 
     @property
     def is_alive(self) -> bool:
         """Whether no rank is known to be gone."""
-        return bool(self._ranks) and all(rank.process.poll() is None for rank in self._ranks)
+        return bool(self._ranks) and all(rank.is_alive for rank in self._ranks)
+
+    def begin_use(self) -> None:
+        """Forget what ranks said until now, also what is still on its way."""
+        self._frames.clear()
+        for number, rank in enumerate(self._ranks):
+            rank.begin_use(number)
 
     def send(self, rank: int, payload: bytes, fds: Sequence[int] = ()) -> None:
         """Write one frame to a rank.
@@ -71,19 +190,12 @@ class RankProcesses:
         Raises:
             RankError: it is gone, or does not read.
         """
-        if not self._ranks:
-            raise RankError("the ranks have been closed")
-        try:
-            self._ranks[rank].channel.send(payload, fds)
-        except OSError as error:
-            raise RankError(f"{self._ranks[rank].last_words()} ({error})", rank=rank) from error
+        self._running()[rank].send(payload, fds)
 
     def send_all(self, payload: bytes) -> None:
         """Write one frame to every rank. Raises RankError like :meth:`send`."""
-        if not self._ranks:
-            raise RankError("the ranks have been closed")
-        for rank in range(self.num_ranks):
-            self.send(rank, payload)
+        for rank in self._running():
+            rank.send(payload)
 
     def receive(self, timeout_s: float) -> RankFrame | None:
         """The next frame of any rank in order of arrival, or None after ``timeout_s``.
@@ -101,33 +213,36 @@ class RankProcesses:
 
     def dead_ranks(self) -> list[int]:
         """Ranks whose process has ended."""
-        return [rank.number for rank in self._ranks if rank.process.poll() is not None]
+        return [rank.number for rank in self._ranks if not rank.is_alive]
 
     def last_words(self, rank: int) -> str:
         """How a rank ended and what it wrote to its error stream."""
         return self._ranks[rank].last_words()
 
-    def close(self) -> None:
-        """End every rank: terminate, then kill by pid. Safe to call twice."""
-        for rank in self._ranks:
-            rank.channel.close()
-            if rank.process.poll() is None:
-                rank.process.terminate()
-        deadline = time.monotonic() + END_TIMEOUT_S
-        for rank in self._ranks:
-            rank.end(deadline)
-        self._ranks = []
+    def release(self) -> list[RankProcess]:
+        """Hand the processes over to the caller; nothing can be done with this object then."""
+        ranks, self._ranks = self._ranks, []
+        self._frames.clear()
         self._selector.close()
+        return ranks
 
-    def _read(self, timeout_s: float) -> None:
+    def close(self, *, is_kill: bool = False) -> None:
+        """End every rank: terminate, then kill by pid; ``is_kill`` at once. Safe to call twice."""
+        end_processes(self.release(), is_kill=is_kill)
+
+    def _running(self) -> list[RankProcess]:
         if not self._ranks:
             raise RankError("the ranks have been closed")
-        ready = self._selector.select(timeout_s)
-        for key, _ in ready:
-            rank = self._ranks[key.data]
+        return self._ranks
+
+    def _read(self, timeout_s: float) -> None:
+        self._running()
+        for key, _ in self._selector.select(timeout_s):
+            rank: RankProcess = key.data
             is_open = rank.channel.read()
-            while (payload := rank.channel.next_frame()) is not None:
-                self._frames.append(RankFrame(rank=rank.number, payload=payload))
+            self._frames += [
+                RankFrame(rank=rank.number, payload=payload) for payload in rank.take_frames()
+            ]
             if not is_open:
                 self._selector.unregister(rank.channel)
                 self._unreported.append(rank.number)
@@ -136,56 +251,15 @@ class RankProcesses:
             raise RankError(self._ranks[gone].last_words(), rank=gone)
 
 
-class _Rank:
-    """One process, its socket, and the anonymous file its error stream goes to."""
-
-    def __init__(self, number: int, module: str, send_timeout_s: float) -> None:
-        self.number = number
-        ours, theirs = socket.socketpair()
-        self._words_fd = os.memfd_create(f"gearshift-rank-{number}", os.MFD_CLOEXEC)
-        command = [sys.executable, "-P", "-m", module]
-        command += ["--socket-fd", str(theirs.fileno()), "--parent", str(os.getpid())]
-        try:
-            self.process = subprocess.Popen(
-                command,
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=self._words_fd,
-                stderr=self._words_fd,
-                env=_environment(),
-            )
-        except OSError:
-            ours.close()
-            os.close(self._words_fd)
-            raise
-        finally:
-            theirs.close()
-        ours.settimeout(send_timeout_s)
-        self.channel = FrameChannel(ours)
-
-    def last_words(self) -> str:
-        """For an error message: number, pid, how it ended, and the end of its error stream."""
-        try:
-            code = self.process.wait(timeout=1.0)
-        except subprocess.TimeoutExpired:
-            state = "no longer answers"
-        else:
-            state = (
-                f"was killed by {_signal_name(-code)}" if code < 0 else f"exited with code {code}"
-            )
-        size = os.fstat(self._words_fd).st_size
-        text = os.pread(self._words_fd, WORDS_BYTES, max(0, size - WORDS_BYTES))
-        words = text.decode(errors="replace").strip()
-        message = f"rank {self.number} (pid {self.process.pid}) {state}"
-        return f"{message}; its last words:\n{words}" if words else message
-
-    def end(self, deadline: float) -> None:
-        try:
-            self.process.wait(timeout=max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        os.close(self._words_fd)
+def end_processes(processes: Sequence[RankProcess], *, is_kill: bool = False) -> None:
+    """End processes and wait for them: terminate, then kill by pid; ``is_kill`` at once."""
+    for rank in processes:
+        rank.channel.close()
+        if rank.is_alive:
+            rank.process.kill() if is_kill else rank.process.terminate()
+    deadline = time.monotonic() + END_TIMEOUT_S
+    for rank in processes:
+        rank.end(deadline)
 
 
 def _environment() -> dict[str, str]:

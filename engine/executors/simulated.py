@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from engine.errors import RankError
 from engine.executors.protocol import Clock, ExecutorInfo, StepTimer
 from engine.plan import ParallelPlan
-from engine.steps import Int32Array, StepPlan, StepResult
+from engine.rank_table import RankTable
+from engine.steps import Int32Array, StepPlan, StepResult, ToRank
 
 FIRST_TOKEN_ID = 3  # below lie the usual begin, end and padding ids
 
@@ -20,18 +22,21 @@ class _Running:
     step: StepPlan
     finish_s: float
     busy_s: float
+    idle_s: float
 
 
 class SimulatedExecutor:
     """Paces steps by ``timer``'s stage times; see ``engine.executors.protocol.Executor``.
 
     A stage begins a step when its input is there and its previous step is done, so up to ``pp``
-    steps overlap. Host time between steps passes by itself on a real clock and is the caller's
-    on a virtual one. Token ids follow from step and row alone and are at least 3, so that no
-    usual end-of-text id appears.
-    """
+    steps overlap and one more waits. Host time between steps passes by itself on a real clock
+    and is the caller's on a virtual one. Token ids follow from step and row alone and are at
+    least 3, so that no usual end-of-text id appears.
 
-    needs_inputs = False
+    With ``applies_inputs`` it does a rank's host work too, in :meth:`submit`: the message is
+    encoded, decoded and applied to a table of ``num_slots`` slots, and placeholders are filled.
+    A step cannot begin before that is done.
+    """
 
     def __init__(
         self,
@@ -41,18 +46,30 @@ class SimulatedExecutor:
         num_kv_blocks: int,
         timer: StepTimer,
         clock: Clock,
+        applies_inputs: bool = False,
+        num_slots: int = 1024,
+        max_blocks_per_seq: int = 2048,
     ) -> None:
         self._plan = plan
         self._vocab_size = model_vocab_size
         self._num_kv_blocks = num_kv_blocks
         self._timer = timer
         self._clock = clock
+        self._inputs: _InputWork | None = None
+        if applies_inputs:
+            self._inputs = _InputWork(num_slots, min(num_kv_blocks, max_blocks_per_seq))
         self._stage_free_s = [0.0] * plan.pp
         self._running: deque[_Running] = deque()
         self._is_open = False
+        self._has_run = False
+
+    @property
+    def needs_inputs(self) -> bool:
+        return self._inputs is not None
 
     def start(self) -> ExecutorInfo:
         self._is_open = True
+        self._has_run = False
         self._stage_free_s = [self._clock.now()] * self._plan.pp
         nothing = (0,) * self._plan.replica_size
         return ExecutorInfo(
@@ -64,30 +81,77 @@ class SimulatedExecutor:
 
     def submit(self, step: StepPlan) -> None:
         self._check_open()
-        assert len(self._running) < self._plan.pp, "more steps in flight than stages"
+        assert len(self._running) <= self._plan.pp, "more steps in flight than stages and one"
+        if self._inputs is not None:
+            self._inputs.run(step, self._token_ids(step))
         stages = self._timer.stage_seconds(step.shape)
         ready_s = self._clock.now()
+        idle_s = max(0.0, ready_s - self._stage_free_s[0]) if self._has_run else 0.0
         for stage, seconds in enumerate(stages):
             ready_s = max(ready_s, self._stage_free_s[stage]) + seconds
             self._stage_free_s[stage] = ready_s
-        self._running.append(_Running(step=step, finish_s=ready_s, busy_s=sum(stages)))
+        self._has_run = True
+        self._running.append(
+            _Running(step=step, finish_s=ready_s, busy_s=sum(stages), idle_s=idle_s)
+        )
 
-    def collect(self) -> StepResult:
+    def is_ready(self, timeout_s: float) -> bool:
+        if not self._is_open or not self._running:
+            return True
+        finish_s = self._running[0].finish_s
+        self._clock.sleep_until(min(finish_s, self._clock.now() + timeout_s))
+        return self._clock.now() >= finish_s
+
+    def collect(self, timeout_s: float | None = None) -> StepResult:
         self._check_open()
         if not self._running:
             raise RankError("no step is in flight; submit one before collecting")
         done = self._running.popleft()
-        self._clock.sleep_until(done.finish_s)
-        ids = token_ids(done.step.step_id, done.step.shape.num_sampled, self._vocab_size)
-        return StepResult(step_id=done.step.step_id, token_ids=ids.tobytes(), forward_s=done.busy_s)
+        step_id, until_s = done.step.step_id, done.finish_s
+        if timeout_s is not None:
+            until_s = min(until_s, self._clock.now() + timeout_s)
+        self._clock.sleep_until(until_s)
+        if until_s < done.finish_s:
+            raise RankError(f"step {step_id} was not done within {timeout_s:g} s")
+        return StepResult(
+            step_id=step_id,
+            token_ids=self._token_ids(done.step).tobytes(),
+            idle_s=done.idle_s,
+            forward_s=done.busy_s,
+        )
+
+    def check(self) -> None:
+        self._check_open()
 
     def close(self) -> None:
         self._is_open = False
         self._running.clear()
 
+    def _token_ids(self, step: StepPlan) -> Int32Array:
+        return token_ids(step.step_id, step.shape.num_sampled, self._vocab_size)
+
     def _check_open(self) -> None:
         if not self._is_open:
             raise RankError("this executor cannot run steps: it is closed or was not started")
+
+
+class _InputWork:
+    """What a rank's host does with a message before the forward pass, and the tokens it keeps."""
+
+    def __init__(self, num_slots: int, max_blocks: int) -> None:
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(ToRank)
+        self._table = RankTable(num_slots=num_slots, max_blocks=max_blocks)
+        self._last_tokens = np.zeros(num_slots, np.int64)
+
+    def run(self, step: StepPlan, sampled_ids: Int32Array) -> None:
+        """Apply ``step``, whose sampled rows will get ``sampled_ids`` i4[R]."""
+        message = self._decoder.decode(self._encoder.encode(step))
+        assert isinstance(message, StepPlan), "a step stays a step on its way"
+        rows = self._table.apply(message)
+        ids = rows.token_ids.astype(np.int64)
+        ids[rows.placeholder_at] = self._last_tokens[rows.placeholder_slots]
+        self._last_tokens[rows.sample_slots] = sampled_ids
 
 
 def token_ids(step_id: int, num_rows: int, vocab_size: int) -> Int32Array:

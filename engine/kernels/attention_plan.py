@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.kernels.attention import AttentionPlan, DecodeBatch, PrefillChunk
+from engine.kernels.transfer import to_device
 from engine.steps import Int32Array
 
 Int64Array = npt.NDArray[np.int64]
@@ -163,10 +164,10 @@ def _rows_or_slice(rows: Int64Array, shape: CacheShape) -> slice | Tensor:
 
 
 def _additive(is_visible: npt.NDArray[np.bool_], shape: CacheShape) -> Tensor:
-    mask = torch.zeros(is_visible.shape, dtype=shape.dtype)
-    mask.masked_fill_(torch.from_numpy(~is_visible), -torch.inf)
-    return mask.to(shape.device, non_blocking=True)
+    hidden = to_device(~is_visible, shape.device)
+    mask = torch.zeros(is_visible.shape, dtype=shape.dtype, device=shape.device)
+    return mask.masked_fill_(hidden, -torch.inf)
 
 
 def _to(array: Int64Array, shape: CacheShape) -> Tensor:
-    return torch.from_numpy(array).to(shape.device, non_blocking=True)
+    return to_device(array, shape.device)

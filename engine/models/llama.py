@@ -60,8 +60,9 @@ class LlamaStage:
             x += self._feed(rms_norm(x, layer.post_norm, self._model.rms_eps), layer, batch.mode)
         return x
 
-    def logits(self, x: Tensor, batch: StepBatch) -> Tensor:
-        """Logits ``[R, vocab_size]`` of the sampled rows, on every rank; last stage only.
+    def logit_shard(self, x: Tensor, batch: StepBatch) -> Tensor:
+        """This rank's logits of the sampled rows, ``[R, padded vocabulary / (sp*tp)]``; last
+        stage only.
 
         One tail for both modes: the rows reach every rank, then the norm and this rank's share
         of the vocabulary out of sp*tp.
@@ -69,7 +70,13 @@ class LlamaStage:
         assert self._weights.head is not None, "only the last stage has the head"
         assert self._weights.final_norm is not None, "only the last stage has the final norm"
         rows = batch.sampled.collect(x, self._groups.sp)
-        return self._weights.head(rms_norm(rows, self._weights.final_norm, self._model.rms_eps))
+        normed = rms_norm(rows, self._weights.final_norm, self._model.rms_eps)
+        return self._weights.head.shard(normed)
+
+    def gather_logits(self, shard: Tensor) -> Tensor:
+        """All ranks' :meth:`logit_shard` -> ``[R, vocab_size]`` on each of them."""
+        assert self._weights.head is not None, "only the last stage has the head"
+        return self._weights.head.gather(shard)
 
     def _attend(
         self, x: Tensor, layer: LayerWeights, cache: LayerCache, batch: StepBatch

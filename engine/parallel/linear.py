@@ -103,11 +103,15 @@ class VocabParallelHead:
         self._vocab_size = vocab_size
         self._group = groups.shift
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """``x[rows, d]`` -> logits ``[rows, vocab_size]`` on every rank of the stage."""
+    def shard(self, x: Tensor) -> Tensor:
+        """``x[rows, d]`` -> this rank's logits ``[rows, padded vocabulary / (sp*tp)]``."""
         shard = F.linear(x, self._weight)
         if self._num_valid < shard.shape[1]:
             shard[:, self._num_valid :] = -torch.inf
+        return shard
+
+    def gather(self, shard: Tensor) -> Tensor:
+        """Every rank's logits -> ``[rows, vocab_size]`` on every rank of the stage."""
         if self._group.size == 1:
             return shard[:, : self._vocab_size]
         gathered = self._group.all_gather(shard)

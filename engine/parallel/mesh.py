@@ -54,11 +54,27 @@ class SoloCommunicator:
         return
 
 
-class TimedCommunicator:
-    """Passes every call on and adds the seconds it took to ``seconds``.
+@dataclass(frozen=True, kw_only=True)
+class TimeReading:
+    """Time inside collectives: ``host_s``, and between pairs of events on the device."""
 
-    On CUDA a collective only queues work, so device events around it are read instead;
-    ``seconds`` then waits for the device.
+    host_s: float
+    events: list[tuple[torch.cuda.Event, torch.cuda.Event]]
+
+    @property
+    def seconds(self) -> float:
+        """All of it; waits for the device to be done with them."""
+        total_s = self.host_s
+        for start, end in self.events:
+            end.synchronize()
+            total_s += start.elapsed_time(end) * 1e-3
+        return total_s
+
+
+class TimedCommunicator:
+    """Passes every call on and keeps the time it took until :meth:`take`.
+
+    On CUDA a collective only queues work, so device events stand around it instead.
     """
 
     def __init__(self, inner: Communicator) -> None:
@@ -68,14 +84,11 @@ class TimedCommunicator:
         self._host_s = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
-    @property
-    def seconds(self) -> float:
-        """Seconds inside collectives so far."""
-        for start, end in self._events:
-            end.synchronize()
-            self._host_s += start.elapsed_time(end) * 1e-3
-        self._events.clear()
-        return self._host_s
+    def take(self) -> TimeReading:
+        """The time since the last call of this; waits for nothing."""
+        reading = TimeReading(host_s=self._host_s, events=self._events)
+        self._host_s, self._events = 0.0, []
+        return reading
 
     def all_reduce(self, x: Tensor) -> Tensor:
         return self._timed(x.is_cuda, self.inner.all_reduce, x)

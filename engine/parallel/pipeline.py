@@ -1,10 +1,14 @@
-"""What crosses from one pipeline stage to the next: the residual stream, once per step.
+"""What crosses between pipeline stages: the residual stream forward, sampled tokens back.
 
 Base: rank (p, s, t) hands its slice of tokens to (p+1, s, t). Shift: every rank of a stage holds
-all rows, so each sends 1/(sp*tp) of them and the next stage gathers.
+all rows, so each sends 1/(sp*tp) of them and the next stage gathers. Every rank of the last stage
+knows all sampled tokens: (pp-1, s, t) tells them to (0, s, t), which embeds them in a later step.
 """
 
 from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -45,3 +49,69 @@ def _my_part(x: Tensor, groups: RankGroups) -> Tensor:
     length = -(-x.shape[0] // size)
     part = x[rank * length : (rank + 1) * length]
     return F.pad(part, (0, 0, 0, length - part.shape[0]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Expected:
+    """Ids of step ``number``, for ``slots`` i8[R]; on CUDA they are on their way into ``ids``."""
+
+    number: int
+    slots: Tensor
+    ids: Tensor | None = None
+    arrived: torch.cuda.Event | None = None
+
+
+class TokenFeedback:
+    """Brings sampled ids into ``last_tokens`` i8[num_slots] of the first stage, step by step.
+
+    Both ends know the rows of every step, so that messages are the bare ids i8[R]. The last
+    stage never waits: on CPU a send is buffered until the first stage reads it, and up to pp+1
+    steps may lie there unread, as long as the engine idles. On CUDA the first stage posts each
+    receive at once, on a stream of its own: a send that waited for its receive would hold up
+    the activations behind it, and NCCL's watchdog would end it after a while.
+    """
+
+    def __init__(self, last_tokens: Tensor, groups: RankGroups) -> None:
+        self._last_tokens = last_tokens
+        self._pipeline = groups.pipeline
+        self._expected: deque[_Expected] = deque()
+        is_receiver = last_tokens.is_cuda and groups.stage == 0
+        self._stream: torch.cuda.Stream | None = None
+        if is_receiver:
+            self._stream = torch.cuda.Stream(last_tokens.device)  # type: ignore[no-untyped-call]
+
+    def send(self, ids: Tensor) -> None:
+        """Tell the first stage the ids i8[R] of a step; called on the last stage."""
+        self._pipeline.send(ids.contiguous(), 0)
+
+    def expect(self, number: int, slots: Tensor) -> None:
+        """Step ``number`` samples rows in ``slots`` i8[R]; called on the first stage, in order."""
+        if self._stream is None:
+            self._expected.append(_Expected(number=number, slots=slots))
+            return
+        with torch.cuda.stream(self._stream):
+            ids = self._receive(slots)
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record()
+        expected = _Expected(number=number, slots=slots, ids=ids, arrived=arrived)
+        self._expected.append(expected)
+
+    def receive_until(self, number: int) -> None:
+        """Take in the ids of all expected steps up to ``number``, waiting for them."""
+        while self._expected and self._expected[0].number <= number:
+            step = self._expected.popleft()
+            ids = step.ids
+            if ids is None:
+                ids = self._receive(step.slots)
+            elif step.arrived is not None:
+                stream = torch.cuda.current_stream(ids.device)
+                stream.wait_event(step.arrived)
+                ids.record_stream(stream)
+            self._last_tokens.index_copy_(0, step.slots, ids)
+
+    def forget(self) -> None:
+        """Expect nothing any more: the groups that would bring it are gone."""
+        self._expected.clear()
+
+    def _receive(self, slots: Tensor) -> Tensor:
+        return self._pipeline.recv(torch.empty_like(slots), self._pipeline.size - 1)

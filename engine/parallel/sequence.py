@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from engine.kernels.transfer import to_device
 from engine.parallel.communicator import Communicator
 from engine.parallel.heads import HeadLayout
 
@@ -101,6 +102,6 @@ def row_exchange(
     mine = np.zeros(most, dtype=np.int64)
     mine[: counts[rank]] = rows[owner == rank] - rank * rows_per_rank
     return RowExchange(
-        mine=torch.from_numpy(mine).to(device),
-        order=torch.from_numpy(owner * most + place).to(device),
+        mine=to_device(mine, device),
+        order=to_device(owner * most + place, device),
     )

@@ -154,7 +154,8 @@ class TorchCommunicator:
             work = dist.isend(data, group=self._group, group_dst=dst)
             assert work is not None, "a member sends on its own group"
             self._sends.append((work, data))
-            while len(self._sends) > MAX_SENDS_IN_FLIGHT:
+            # A pipeline's last stage has sent one message per stage, and one, that nobody has read.
+            while len(self._sends) > max(MAX_SENDS_IN_FLIGHT, self._size + 2):
                 self._sends.popleft()[0].wait()
 
     def recv(self, like: Tensor, src: int) -> Tensor:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 from engine.request import FinishReason
+from engine.server.logprobs import WordedPosition, chat_logprobs, completion_logprobs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +19,15 @@ class Choice:
     text: str
     finish_reason: FinishReason | None
     token_ids: list[int] | None = None
+    logprobs: list[WordedPosition] | None = None
 
-    @property
-    def common(self) -> dict[str, Any]:
-        reason = None if self.finish_reason is None else self.finish_reason.value
-        fields: dict[str, Any] = {"index": self.index, "logprobs": None, "finish_reason": reason}
+    def common(self, word: Callable[[Sequence[WordedPosition]], dict[str, Any]]) -> dict[str, Any]:
+        """The fields both endpoints have, log probabilities as ``word`` puts them."""
+        fields: dict[str, Any] = {
+            "index": self.index,
+            "logprobs": None if self.logprobs is None else word(self.logprobs),
+            "finish_reason": None if self.finish_reason is None else self.finish_reason.value,
+        }
         return fields if self.token_ids is None else {**fields, "token_ids": self.token_ids}
 
 
@@ -55,8 +60,8 @@ class AnswerForm(Protocol):
         """The whole answer."""
         ...
 
-    def chunk(self, choice: Choice, *, is_first: bool) -> dict[str, Any]:
-        """One piece of a stream."""
+    def chunk(self, choice: Choice, usage: Usage, *, is_first: bool) -> dict[str, Any]:
+        """One piece of a stream; ``usage`` is what has been used up to it."""
         ...
 
     def usage_chunk(self, usage: Usage) -> dict[str, Any]:
@@ -69,6 +74,7 @@ class _Head:
     """What every document and chunk of one answer starts with."""
 
     wants_usage: bool = False
+    wants_usage_always: bool = False
     response_id: str = ""
     model_name: str = ""
     created: int = 0
@@ -87,8 +93,10 @@ class _Head:
             "choices": choices,
         }
 
-    def _chunk(self, kind: str, choice: dict[str, Any]) -> dict[str, Any]:
+    def _chunk(self, kind: str, choice: dict[str, Any], usage: Usage) -> dict[str, Any]:
         chunk = self._with_head(kind, [choice])
+        if self.wants_usage_always:
+            return {**chunk, "usage": usage.to_json()}
         # The specification has a null usage in every chunk before the one that holds it.
         return {**chunk, "usage": None} if self.wants_usage else chunk
 
@@ -100,11 +108,17 @@ class CompletionForm(_Head):
     id_prefix: str = "cmpl"
 
     def document(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
-        found = [{"text": choice.text, **choice.common} for choice in choices]
+        found = [_completion_choice(choice) for choice in choices]
         return {**self._with_head("text_completion", found), "usage": usage.to_json()}
 
-    def chunk(self, choice: Choice, *, is_first: bool) -> dict[str, Any]:  # noqa: ARG002
-        return self._chunk("text_completion", {"text": choice.text, **choice.common})
+    def chunk(
+        self,
+        choice: Choice,
+        usage: Usage,
+        *,
+        is_first: bool,  # noqa: ARG002
+    ) -> dict[str, Any]:
+        return self._chunk("text_completion", _completion_choice(choice), usage)
 
     def usage_chunk(self, usage: Usage) -> dict[str, Any]:
         return {**self._with_head("text_completion", []), "usage": usage.to_json()}
@@ -118,16 +132,23 @@ class ChatForm(_Head):
 
     def document(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
         found = [
-            {"message": {"role": "assistant", "content": choice.text}, **choice.common}
+            {
+                "message": {"role": "assistant", "content": choice.text},
+                **choice.common(chat_logprobs),
+            }
             for choice in choices
         ]
         return {**self._with_head("chat.completion", found), "usage": usage.to_json()}
 
-    def chunk(self, choice: Choice, *, is_first: bool) -> dict[str, Any]:
+    def chunk(self, choice: Choice, usage: Usage, *, is_first: bool) -> dict[str, Any]:
         # The role comes with the first token, so that a first chunk is a first token.
         role = {"role": "assistant"} if is_first else {}
-        delta = {"delta": {**role, "content": choice.text}, **choice.common}
-        return self._chunk("chat.completion.chunk", delta)
+        delta = {"delta": {**role, "content": choice.text}, **choice.common(chat_logprobs)}
+        return self._chunk("chat.completion.chunk", delta, usage)
 
     def usage_chunk(self, usage: Usage) -> dict[str, Any]:
         return {**self._with_head("chat.completion.chunk", []), "usage": usage.to_json()}
+
+
+def _completion_choice(choice: Choice) -> dict[str, Any]:
+    return {"text": choice.text, **choice.common(completion_logprobs)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Awaitable, Callable
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -12,9 +13,16 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from engine.engine import Engine
+from engine.policy import Order
 from engine.server.answers import ChatForm, CompletionForm
-from engine.server.errors import ApiError, install_error_handlers, invalid
+from engine.server.errors import (
+    UNHEALTHY_RETRY_S,
+    ApiError,
+    check_model,
+    install_error_handlers,
+    invalid,
+    unavailable,
+)
 from engine.server.generation import GenerationService, Prompt
 from engine.server.knobs import KnobPlane, knob_router
 from engine.server.metrics import ServerMetrics
@@ -24,11 +32,13 @@ from engine.server.schema import (
     CompletionBody,
     GenerationBody,
 )
+from engine.server.served import ServedEngine
+from engine.server.tokens import token_router
 from engine.tokenizer import Tokenizer
 
 
 def create_server(
-    engine: Engine,
+    engine: ServedEngine,
     tokenizer: Tokenizer,
     *,
     model_name: str,
@@ -37,8 +47,9 @@ def create_server(
 ) -> FastAPI:
     """The ASGI application in front of a started ``engine``.
 
-    With ``api_key`` everything under ``/v1`` needs it as a bearer token; ``/health`` and
-    ``/metrics`` never do. The engine is neither started nor closed here.
+    With ``api_key`` everything under ``/v1`` needs it as a bearer token, and so do ``/tokenize``
+    and ``/detokenize``; ``/health``, ``/ping``, ``/version`` and ``/metrics`` never do. The
+    engine is neither started nor closed here.
     """
     app = FastAPI(title="Gearshift engine", docs_url=None, redoc_url=None)
     install_error_handlers(app)
@@ -46,13 +57,14 @@ def create_server(
     service = GenerationService(engine, tokenizer, metrics, model_name=model_name)
     guard = [Depends(_key_check(api_key))]
     app.include_router(_openai_router(engine, service, tokenizer, model_name), dependencies=guard)
+    app.include_router(token_router(engine, service, tokenizer, model_name), dependencies=guard)
     app.include_router(knob_router(KnobPlane(engine, engine_name=engine_name)), dependencies=guard)
     app.include_router(_health_router(engine, metrics))
     return app
 
 
 def _openai_router(
-    engine: Engine, service: GenerationService, tokenizer: Tokenizer, model_name: str
+    engine: ServedEngine, service: GenerationService, tokenizer: Tokenizer, model_name: str
 ) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["openai"])
     card = {
@@ -60,7 +72,7 @@ def _openai_router(
         "object": "model",
         "created": int(time.time()),
         "owned_by": "gearshift",
-        "root": str(engine.config.model_dir),
+        "root": str(engine.model_dir),
     }
 
     @router.get("/models", operation_id="listModels")
@@ -69,7 +81,7 @@ def _openai_router(
 
     @router.get("/models/{model:path}", operation_id="getModel")
     async def get_model(model: str) -> dict[str, Any]:
-        _check_model(model, model_name)
+        check_model(model, model_name)
         return {**card, "max_model_len": engine.max_model_len}
 
     @router.post("/completions", operation_id="createCompletion")
@@ -78,7 +90,9 @@ def _openai_router(
         prompts = [await _prompt(service, tokenizer, body, p) for p in body.prompts]
         if not prompts:
             raise invalid("prompt: an empty list asks for nothing", param="prompt")
-        form = CompletionForm(wants_usage=body.wants_usage)
+        form = CompletionForm(
+            wants_usage=body.wants_usage, wants_usage_always=body.wants_usage_always
+        )
         return await service.answer(
             http, body, prompts, form, default_tokens=DEFAULT_COMPLETION_TOKENS
         )
@@ -88,20 +102,28 @@ def _openai_router(
         _check_body(engine, body, model_name)
         text = tokenizer.chat_text([message.for_template() for message in body.messages])
         ids = await service.encode(text, add_special_tokens=False)
-        form = ChatForm(wants_usage=body.wants_usage)
+        form = ChatForm(wants_usage=body.wants_usage, wants_usage_always=body.wants_usage_always)
         return await service.answer(http, body, [Prompt(ids=ids)], form, default_tokens=None)
 
     return router
 
 
-def _health_router(engine: Engine, metrics: ServerMetrics) -> APIRouter:
+def _health_router(engine: ServedEngine, metrics: ServerMetrics) -> APIRouter:
     router = APIRouter(tags=["operation"])
 
+    @router.get("/ping", operation_id="ping")
     @router.get("/health", operation_id="getHealth")
     async def health() -> JSONResponse:
-        is_healthy = engine.stats().is_healthy
+        is_healthy = engine.is_healthy
         word = "ok" if is_healthy else "unhealthy"
-        return JSONResponse({"status": word}, status_code=200 if is_healthy else 503)
+        headers = {} if is_healthy else {"Retry-After": str(UNHEALTHY_RETRY_S)}
+        return JSONResponse(
+            {"status": word}, status_code=200 if is_healthy else 503, headers=headers
+        )
+
+    @router.get("/version", operation_id="getVersion")
+    async def get_version() -> dict[str, str]:
+        return {"version": version("gearshift")}
 
     @router.get("/metrics", operation_id="getMetrics")
     async def get_metrics() -> Response:
@@ -129,22 +151,19 @@ def _key_check(api_key: str | None) -> Callable[[Request], Awaitable[None]]:
     return check
 
 
-def _check_model(asked: str, served: str) -> None:
-    if asked != served:
-        raise ApiError(
-            404,
-            f"model {asked!r} is not served here; this is {served!r}",
-            code="model_not_found",
-            param="model",
-        )
-
-
-def _check_body(engine: Engine, body: GenerationBody, model_name: str) -> None:
+def _check_body(engine: ServedEngine, body: GenerationBody, model_name: str) -> None:
     """Refuse another model, a field that would be ignored, and work no rank could do."""
-    _check_model(body.model, model_name)
+    check_model(body.model, model_name)
     body.refuse_unsupported()
-    if not engine.stats().is_healthy:
-        raise ApiError(503, "the engine is unhealthy", code="engine_unhealthy")
+    if body.priority and engine.policy.order is not Order.PRIORITY:
+        raise invalid(
+            "priority: requests are served in another order here; the policy's scheduler.order "
+            f"is {engine.policy.order.value!r}, not 'priority'",
+            param="priority",
+            code="unsupported_field",
+        )
+    if not engine.is_healthy:
+        raise unavailable("the engine is unhealthy", code="engine_unhealthy")
 
 
 async def _prompt(
@@ -154,7 +173,10 @@ async def _prompt(
     prompt: str | list[int],
 ) -> Prompt:
     """Tokenise one prompt; with ``echo`` its text goes before the output."""
-    ids = await service.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
+    if isinstance(prompt, str):
+        ids = await service.encode(prompt, add_special_tokens=body.add_special_tokens)
+    else:
+        ids = tuple(prompt)
     if not ids:
         raise invalid("prompt: it has no tokens", param="prompt")
     if not body.echo:

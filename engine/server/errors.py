@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +23,15 @@ from engine.errors import (
 )
 
 KNOB_PREFIX = "/v1/engine"
-RETRY_AFTER_S = "1"
+# When a queue has room again is guessed where nothing has finished yet; an unhealthy engine
+# needs an operator.
+QUEUE_RETRY_S = 1
+UNHEALTHY_RETRY_S = 10
 CLIENT_CLOSED_REQUEST = 499
 # A long list of wrong items has one fault per item and allowed form.
 MAX_FAULTS = 5
+# Messages about a value start with the name of its field.
+FIELD_AT_FAULT = re.compile(r"(\w+)[=:]")
 
 
 class ApiError(Exception):
@@ -66,14 +72,43 @@ def invalid(message: str, *, param: str | None, code: str = "invalid_value") -> 
     return ApiError(400, message, code=code, param=param)
 
 
-def from_engine_error(error: EngineError) -> ApiError:
+def check_model(asked: str, served: str) -> None:
+    """Refuse a call for another model than the one served.
+
+    Raises:
+        ApiError: 404.
+    """
+    if asked != served:
+        raise ApiError(
+            404,
+            f"model {asked!r} is not served here; this is {served!r}",
+            code="model_not_found",
+            param="model",
+        )
+
+
+def unavailable(message: str, *, code: str) -> ApiError:
+    """A 503 that says when to look again."""
+    headers = {"Retry-After": str(UNHEALTHY_RETRY_S)}
+    return ApiError(503, message, code=code, headers=headers)
+
+
+def deadline_exceeded(message: str) -> ApiError:
+    """A 408. Clients that repeat such answers by themselves are asked not to."""
+    headers = {"x-should-retry": "false"}
+    return ApiError(408, message, code="deadline_exceeded", param="timeout_ms", headers=headers)
+
+
+def from_engine_error(error: EngineError, *, queue_retry_s: int = QUEUE_RETRY_S) -> ApiError:
     """The one place where the engine's errors become HTTP statuses."""
     match error:
         case QueueFullError():
-            retry = {"Retry-After": RETRY_AFTER_S}
+            retry = {"Retry-After": str(queue_retry_s)}
             return ApiError(429, str(error), code="queue_full", headers=retry)
         case RequestError():
-            return ApiError(400, str(error), code="invalid_value")
+            field = FIELD_AT_FAULT.match(str(error))
+            param = field[1] if field is not None else None
+            return ApiError(400, str(error), code="invalid_value", param=param)
         case StalePolicyError():
             return ApiError(412, str(error), code="stale_policy")
         case PolicyError() if error.needs is not None:
@@ -83,7 +118,7 @@ def from_engine_error(error: EngineError) -> ApiError:
         case PolicyError():
             return ApiError(422, str(error), code="invalid_policy")
         case _:
-            return ApiError(503, str(error), code="engine_failed")
+            return unavailable(str(error), code="engine_failed")
 
 
 def openai_error(error: ApiError) -> dict[str, Any]:
@@ -158,18 +193,21 @@ def render(error: ApiError, request: Request, faults: Sequence[FieldFault] = ())
 
 
 def _render_invalid(error: RequestValidationError, request: Request) -> JSONResponse:
-    faults = [
-        FieldFault(
-            pointer="/" + "/".join(str(part) for part in fault["loc"] if part != "body"),
-            detail=str(fault["msg"]),
-        )
-        for fault in error.errors()[:MAX_FAULTS]
-    ]
+    faults = [_fault(found) for found in error.errors()[:MAX_FAULTS]]
     message = "; ".join(f"{f.pointer.lstrip('/') or 'body'}: {f.detail}" for f in faults)
     is_knob = request.url.path.startswith(KNOB_PREFIX)
     param = faults[0].pointer.lstrip("/").split("/")[0] or None
     status = 422 if is_knob else 400
     return render(ApiError(status, message, code="invalid_request", param=param), request, faults)
+
+
+def _fault(found: dict[str, Any]) -> FieldFault:
+    path = [str(part) for part in found["loc"] if part != "body"]
+    detail = str(found["msg"]).removeprefix("Value error, ")
+    # A rule over several fields has no place of its own; its message names one.
+    if not path and (field := FIELD_AT_FAULT.match(detail)) is not None:
+        path, detail = [field[1]], detail[field.end() :].strip()
+    return FieldFault(pointer="/" + "/".join(path), detail=detail)
 
 
 def _openai_type(status: int) -> str:
@@ -178,6 +216,8 @@ def _openai_type(status: int) -> str:
             return "authentication_error"
         case 404:
             return "not_found_error"
+        case 408:
+            return "timeout_error"
         case 429:
             return "rate_limit_error"
         case _ if status >= 500:

@@ -12,10 +12,9 @@ from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
-from engine.engine import Engine
 from engine.errors import EngineError, PlanError, PolicyError, StalePolicyError
 from engine.knobs import AppliedPolicy
-from engine.plan import check_plan, shift_warning
+from engine.plan import check_plan
 from engine.policy import (
     EnginePolicy,
     KnobClass,
@@ -24,6 +23,7 @@ from engine.policy import (
     with_version,
 )
 from engine.server.errors import ApiError
+from engine.server.served import ServedEngine
 
 SCHEMA = "policy/v1"
 LABEL_KEYS = ("schema", "engine", "version")
@@ -32,7 +32,7 @@ LABEL_KEYS = ("schema", "engine", "version")
 class KnobPlane:
     """Reads and changes the policy of one engine; one change at a time."""
 
-    def __init__(self, engine: Engine, *, engine_name: str) -> None:
+    def __init__(self, engine: ServedEngine, *, engine_name: str) -> None:
         self._engine = engine
         self._engine_name = engine_name
         self._lock = asyncio.Lock()
@@ -62,6 +62,17 @@ class KnobPlane:
             "max_model_len": engine.max_model_len,
             "envelope": asdict(engine.envelope),
             "knobs": [_knob_json(asdict(knob)) for knob in engine.capabilities()],
+        }
+
+    def mode_table(self) -> dict[str, Any]:
+        """The rule that chooses modes, and the step times it was measured on, per replica."""
+        policy = self._engine.policy
+        tables = self._engine.mode_tables()
+        return {
+            "engine": self._engine_name,
+            "mode": policy.mode,
+            "threshold_tokens": policy.threshold_tokens,
+            "tables": [None if table is None else table.to_json() for table in tables],
         }
 
     async def patch(
@@ -94,6 +105,7 @@ class KnobPlane:
                     "effective": self.document(new),
                     "effective_step": applied.effective_step,
                     "seconds": applied.seconds,
+                    "warnings": applied.warnings,
                 }
             return JSONResponse(answer, headers={"ETag": self.etag()})
 
@@ -150,12 +162,12 @@ class KnobPlane:
 
 
 def knob_router(plane: KnobPlane) -> APIRouter:
-    """``/v1/engine``: capabilities and policy."""
+    """``/v1/engine``: capabilities, policy and mode table."""
     router = APIRouter(prefix="/v1/engine", tags=["engine"])
 
     @router.get("/capabilities", operation_id="getCapabilities")
     async def capabilities() -> dict[str, Any]:
-        return plane.capabilities()
+        return await run_in_threadpool(plane.capabilities)
 
     @router.get("/policy", operation_id="getPolicy")
     async def get_policy() -> JSONResponse:
@@ -166,6 +178,10 @@ def knob_router(plane: KnobPlane) -> APIRouter:
         patch = await _read_patch(request)
         if_match = request.headers.get("if-match")
         return await plane.patch(patch, if_match=if_match, is_dry_run=dry_run)
+
+    @router.get("/mode-table", operation_id="getModeTable")
+    async def mode_table() -> dict[str, Any]:
+        return await run_in_threadpool(plane.mode_table)
 
     return router
 
@@ -206,7 +222,7 @@ def _value_at(document: dict[str, Any], knob: str) -> Any:
 
 
 def _warnings(policy: EnginePolicy) -> list[str]:
-    warning = shift_warning(policy.plan, policy.threshold_tokens, policy.caps.max_num_seqs)
+    warning = policy.threshold_warning
     return [warning] if warning else []
 
 

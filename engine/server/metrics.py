@@ -10,8 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from engine.engine import Engine
 from engine.request import Request, RequestOutput
+from engine.server.served import ServedEngine
 from engine.telemetry import EngineStats
 
 LABELS = ("model_name", "engine")
@@ -22,7 +22,7 @@ TOKENS = tuple(2**e for e in range(18))
 class ServerMetrics:
     """The registry of one server: histograms it fills itself, the rest read from the engine."""
 
-    def __init__(self, engine: Engine, *, model_name: str, engine_name: str) -> None:
+    def __init__(self, engine: ServedEngine, *, model_name: str, engine_name: str) -> None:
         self.registry = CollectorRegistry()
         self._labels = (model_name, engine_name)
         self._progress: dict[str, _Progress] = {}
@@ -106,7 +106,7 @@ class _Progress:
 class _EngineCollector(Collector):
     """Gauges and counters read from the engine at every scrape."""
 
-    def __init__(self, engine: Engine, labels: tuple[str, str]) -> None:
+    def __init__(self, engine: ServedEngine, labels: tuple[str, str]) -> None:
         self._engine = engine
         self._labels = labels
 
@@ -122,9 +122,12 @@ class _EngineCollector(Collector):
         yield self._counter("vllm:prompt_tokens", "Prompt tokens accepted", stats.prompt_tokens)
         yield self._counter("vllm:generation_tokens", "Tokens generated", stats.generation_tokens)
         yield self._counter("vllm:num_preemptions", "Preemptions", stats.preemptions)
-        # This engine has no prefix cache: nothing is ever asked of one.
-        yield self._counter("vllm:prefix_cache_queries", "Prefix cache queries, tokens", 0)
-        yield self._counter("vllm:prefix_cache_hits", "Prefix cache hits, tokens", 0)
+        yield self._counter(
+            "vllm:prefix_cache_queries", "Prefix cache queries, tokens", stats.prefix_queries
+        )
+        yield self._counter(
+            "vllm:prefix_cache_hits", "Prefix cache hits, tokens", stats.prefix_hits
+        )
         success = CounterMetricFamily(
             "vllm:request_success", "Finished requests", labels=(*LABELS, "finished_reason")
         )
@@ -157,6 +160,27 @@ class _EngineCollector(Collector):
         for part, ratio in stats.time_share.items():
             share.add_metric((*self._labels, part), ratio)
         yield share
+        exposed = CounterMetricFamily(
+            "gearshift_exposed_seconds",
+            "Seconds of each part that no step in flight covered",
+            labels=(*LABELS, "part"),
+        )
+        for part, seconds_exposed in stats.exposed_seconds.items():
+            exposed.add_metric((*self._labels, part), seconds_exposed)
+        yield exposed
+        yield self._counter(
+            "gearshift_bubble_seconds",
+            "Seconds in which ranks waited for the host while there was work",
+            stats.bubble_seconds,
+        )
+        yield self._gauge(
+            "gearshift_bubble_ratio", "Share of those in step time, 0..1", stats.bubble_ratio
+        )
+        yield self._counter(
+            "gearshift_mode_regret_seconds",
+            "Seconds that the mode not chosen would have saved, by the mode table",
+            stats.regret_seconds,
+        )
 
     def _iteration_tokens(self, stats: EngineStats) -> Metric:
         family = HistogramMetricFamily(

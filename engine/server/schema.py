@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from engine.request import SamplingParams
+from engine.request import MAX_LOGPROBS, MAX_PENALTY, SamplingParams
 from engine.server.errors import invalid
+from engine.server.shown import TextWish
 
 MAX_CHOICES = 128
 MAX_SEED = 2**63 - 1
+MAX_PRIORITY = 2**31 - 1
+MAX_TIMEOUT_MS = 86_400_000
 DEFAULT_COMPLETION_TOKENS = 16
 # Fields of the API that change nothing here whatever they hold.
 LABELS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
 # Fields whose neutral values ask for what this server does anyway; any other value is refused.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "logprobs": (None, False),
     "top_logprobs": (None, 0),
-    "best_of": (None, 1),
+    "prompt_logprobs": (None,),
     "suffix": (None, ""),
-    "logit_bias": (None, {}),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
-    "repetition_penalty": (None, 1),
-    "min_p": (None, 0),
     "use_beam_search": (None, False),
+    "length_penalty": (None, 1),
+    "allowed_token_ids": (None,),
+    "bad_words": (None, []),
     "response_format": (None, {"type": "text"}),
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
@@ -39,9 +38,18 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "reasoning_effort": (None,),
     "store": (None, False),
     "service_tier": (None, "auto", "default"),
-    "skip_special_tokens": (None, True),
+    "spaces_between_special_tokens": (None, True),
+    "truncate_prompt_tokens": (None,),
+    "add_special_tokens": (None, False),
     "add_generation_prompt": (None, True),
+    "continue_final_message": (None, False),
+    "chat_template_kwargs": (None, {}),
+    "echo": (None, False),
 }
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+# JSON has only texts as keys.
+TokenKey = Annotated[int, Field(ge=0)]
+NumLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS, strict=True)]
 
 
 class StreamOptions(BaseModel):
@@ -49,7 +57,14 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     include_usage: bool = False
+    continuous_usage_stats: bool = False
     include_obfuscation: bool = False
+
+    @model_validator(mode="after")
+    def _usage_is_asked_for(self) -> Self:
+        if self.continuous_usage_stats and not self.include_usage:
+            raise ValueError("continuous_usage_stats: only with include_usage=true")
+        return self
 
 
 class GenerationBody(BaseModel):
@@ -61,29 +76,68 @@ class GenerationBody(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=MAX_PENALTY)] | None = None
+    logit_bias: dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    best_of: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] = 0
     ignore_eos: bool = False
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
+    timeout_ms: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_MS)] | None = None
 
     @property
     def num_choices(self) -> int:
         return self.n or 1
 
     @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def text_wish(self) -> TextWish:
+        """What is to be shown beside plain text."""
+        return TextWish(
+            shows_special=not self.skip_special_tokens, shows_stop=self.include_stop_str_in_output
+        )
+
+    @property
     def wants_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def wants_usage_always(self) -> bool:
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
     @property
     def asked_tokens(self) -> int | None:
         """The output limit the caller named, or None."""
         return self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many best tokens to give with each chosen one; None: no log probabilities."""
+        return None
+
+    @model_validator(mode="after")
+    def _best_of_chooses_nothing(self) -> Self:
+        if self.best_of not in (None, self.num_choices):
+            raise ValueError(
+                f"best_of: {self.best_of} with n={self.num_choices}: outputs are not ranked here; "
+                "ask for n of them with logprobs and choose"
+            )
+        return self
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> Self:
@@ -103,8 +157,8 @@ class GenerationBody(BaseModel):
             verb = "not supported with this value" if name in NEUTRAL else "not supported"
             raise invalid(f"{name}: {verb} by this server", param=name, code="unsupported_field")
 
-    def sampling(self, *, max_tokens: int, choice: int) -> SamplingParams:
-        """Sampling of one choice. An unseeded random one gets a seed of its own.
+    def sampling(self, *, max_tokens: int, choice: int, seed: int) -> SamplingParams:
+        """Sampling of one choice of a prompt. ``seed`` is what to use where the body has none.
 
         Raises:
             RequestError: values that contradict each other.
@@ -113,10 +167,17 @@ class GenerationBody(BaseModel):
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
             top_k=max(self.top_k or 0, 0),
-            seed=_choice_seed(self.seed, choice),
+            min_p=self.min_p or 0.0,
+            repetition_penalty=self.repetition_penalty or 1.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias=tuple(sorted((self.logit_bias or {}).items())),
+            logprobs=self.num_logprobs,
+            choice=choice,
+            seed=seed if self.seed is None else self.seed % 2**64,
             max_tokens=max_tokens,
             min_tokens=self.min_tokens,
-            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            stop=self.stops,
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=self.ignore_eos,
         )
@@ -127,6 +188,21 @@ class CompletionBody(GenerationBody):
 
     prompt: str | list[int] | list[str] | list[list[int]]
     echo: bool | None = None
+    logprobs: NumLogprobs | None = None
+    add_special_tokens: bool = True
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @model_validator(mode="after")
+    def _prompts_have_no_logprobs(self) -> Self:
+        if self.echo and self.logprobs is not None:
+            raise ValueError(
+                "logprobs: those of the prompt are not computed; leave out echo (the output's "
+                "come without it) or logprobs"
+            )
+        return self
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -160,22 +236,27 @@ class ChatBody(GenerationBody):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: NumLogprobs | None = None
 
     @property
     def asked_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.top_logprobs or 0 if self.logprobs else None
+
+    @model_validator(mode="after")
+    def _top_needs_logprobs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs: only with logprobs=true")
+        return self
+
 
 def _is_same(value: Any, neutral: Any) -> bool:
     # False == 0 and True == 1 in Python, but not in JSON.
     return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)
-
-
-def _choice_seed(seed: int | None, choice: int) -> int:
-    """Choice 0 keeps the caller's seed; further ones are spread over the 64-bit space."""
-    if seed is None:
-        return secrets.randbits(64)
-    return (seed + choice * 0x9E3779B97F4A7C15) % 2**64
 
 
 def _text_of(content: str | list[dict[str, Any]] | None) -> str:

@@ -6,17 +6,18 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+import msgspec
 from fastapi import Request as HttpRequest
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from engine.engine import Engine
 from engine.request import Request, RequestOutput
 from engine.server.errors import CLIENT_CLOSED_REQUEST, ApiError
+from engine.server.served import ServedEngine
 
 T = TypeVar("T")
 
@@ -66,7 +67,7 @@ class OutputStream:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: ServedEngine,
         bridge: LoopBridge,
         requests: Sequence[Request],
         observe: Callable[[Request, RequestOutput], None],
@@ -78,13 +79,17 @@ class OutputStream:
         self._queue: asyncio.Queue[ChoiceOutput] = asyncio.Queue()
         self._unfinished: set[int] = set()
 
-    def open(self) -> None:
+    async def open(self) -> None:
         """Submit every request. Raises what the engine raises, with none left running."""
         self._bridge.bind()
+        answers = []
         try:
             for index, request in enumerate(self._requests):
                 self._unfinished.add(index)
-                self._engine.submit(request, partial(self._receive, index))
+                answers.append(self._engine.submit(request, partial(self._receive, index)))
+            for answer in answers:
+                if answer is not None:
+                    await asyncio.wrap_future(answer)
         except BaseException:
             self.close()
             raise
@@ -132,10 +137,11 @@ def _by_choice(items: Sequence[ChoiceOutput]) -> list[ChoiceOutput]:
 
 
 def _join(outputs: Sequence[RequestOutput]) -> RequestOutput:
-    return replace(
+    return msgspec.structs.replace(
         outputs[-1],
         token_ids=tuple(token for output in outputs for token in output.token_ids),
         text="".join(output.text for output in outputs),
+        logprobs=tuple(entry for output in outputs for entry in output.logprobs),
     )
 
 

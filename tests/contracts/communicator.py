@@ -115,6 +115,13 @@ class CommunicatorContract:
         ]
         check(world, (1, 0), program)
 
+    @pytest.mark.parametrize("members", orders)
+    def test_a_sender_does_not_wait_for_those_who_have_not_read_its_messages(
+        self, world: World, members: tuple[int, ...]
+    ) -> None:
+        program = [Operation(kind="backlog", dtype="int64", shape=(n,)) for n in (1, 256, 4096)]
+        check(world, members, program)
+
     def test_groups_that_share_ranks_do_not_disturb_each_other(self, world: World) -> None:
         step = [Operation(kind="all_reduce", shape=(11,), seed=seed) for seed in range(5)]
         for members in ((0, 1), (2, 3), (0, 2, 1, 3), (1, 3), (0, 2), (0, 1)):

@@ -35,7 +35,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
     Kinds: all_reduce, all_gather, all_to_all, barrier; ``relay`` hands member 0's tensor from
     member to member; ``queue`` sends three tensors to the next member (overwriting each after
-    its send) before it receives three from the one before.
+    its send) before it receives three from the one before; ``backlog`` sends two tensors more
+    than there are members from the last to the first, which reads them after all have met.
     """
 
     kind: str
@@ -84,6 +85,8 @@ def make_input(operation: Operation, rank: int, size: int) -> Tensor:
         shape = (size, *shape)
     elif operation.kind == "queue":
         shape = (3, *shape)
+    elif operation.kind == "backlog":
+        shape = (size + 2, *shape)
     generator = torch.Generator().manual_seed(operation.seed * 1000 + rank)
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
@@ -104,6 +107,8 @@ def run_operation(group: Communicator, operation: Operation, rank: int) -> Tenso
             return _relay(group, x)
         case "queue":
             return _queue(group, x)
+        case "backlog":
+            return _backlog(group, x)
         case "barrier":
             group.barrier()
             return torch.empty(0)
@@ -127,6 +132,16 @@ def _queue(group: Communicator, x: Tensor) -> Tensor:
     return torch.stack([group.recv(like, (group.rank - 1) % group.size) for _ in range(3)])
 
 
+def _backlog(group: Communicator, x: Tensor) -> Tensor:
+    if group.rank == group.size - 1:
+        for part in x:
+            group.send(part, 0)
+    group.barrier()
+    if group.rank > 0:
+        return torch.empty(0)
+    return torch.stack([group.recv(torch.empty_like(x[0]), group.size - 1) for _ in x])
+
+
 def expected(operation: Operation, members: Sequence[int]) -> list[Tensor]:
     """What each member must get, in group order, to the bit."""
     size = len(members)
@@ -142,6 +157,8 @@ def expected(operation: Operation, members: Sequence[int]) -> list[Tensor]:
             return [inputs[0]] * size
         case "queue":
             return [inputs[j - 1] for j in range(size)]
+        case "backlog":
+            return [inputs[-1], *[torch.empty(0)] * (size - 1)]
         case _:
             return [torch.empty(0)] * size
 
@@ -168,7 +185,10 @@ def _open(message: Open, fds: list[int]) -> Transport:
         device="cpu",
         block_size=1,
         num_kv_blocks=1,
+        num_slots=1,
+        max_blocks_per_seq=1,
         max_batched_tokens=1,
+        has_parallel_sampling=True,
         backend=message.backend,
         init_method=message.init_method,
         link=None,

@@ -13,7 +13,7 @@ import pytest
 from engine.errors import RankError
 from engine.executors.protocol import Executor
 from engine.plan import Mode, ParallelPlan
-from engine.steps import StepPlan, StepShape, int32
+from engine.steps import SlotStart, StepPlan, StepShape, int32
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 64
@@ -25,9 +25,12 @@ MakeExecutor = Callable[[], Executor]
 def prompt_step(
     step_id: int, *, lens: tuple[int, ...] = (5, 3), mode: Mode = Mode.BASE, seed: int = 0
 ) -> StepPlan:
-    """A step that prefills one prompt per length, each in its own blocks, and samples all."""
+    """A step that prefills one prompt per length, each in its own blocks, and samples all.
+
+    Blocks have room for one more token.
+    """
     count = len(lens)
-    width = -(-max(lens) // BLOCK_SIZE)
+    width = -(-(max(lens) + 1) // BLOCK_SIZE)
     rng = np.random.default_rng(seed)
     first = (step_id * count * width) % (NUM_BLOCKS - count * width)
     tables = first + np.arange(count * width, dtype=np.int32).reshape(count, width)
@@ -39,19 +42,30 @@ def prompt_step(
         prefill_attention_pairs=sum(n * (n + 1) // 2 for n in lens),
         num_sampled=count,
     )
+    starts = [
+        SlotStart(
+            slot=row,
+            prompt_len=length,
+            token_ids=rng.integers(3, VOCAB_SIZE, length).astype(np.int32).tobytes(),
+            blocks=tables[row].tobytes(),
+        )
+        for row, length in enumerate(lens)
+    ]
     return StepPlan(
         step_id=step_id,
         shape=shape,
+        starts=starts,
+        slots=np.arange(count, dtype=np.int32).tobytes(),
         query_lens=np.array(lens, np.int32).tobytes(),
-        context_lens=np.zeros(count, np.int32).tobytes(),
-        block_tables=tables.tobytes(),
-        token_ids=rng.integers(3, VOCAB_SIZE, sum(lens)).astype(np.int32).tobytes(),
-        sample_seqs=np.arange(count, dtype=np.int32).tobytes(),
-        temperatures=np.zeros(count, np.float32).tobytes(),
-        top_ks=np.zeros(count, np.int32).tobytes(),
-        top_ps=np.ones(count, np.float32).tobytes(),
-        seeds=np.zeros(count, np.uint64).tobytes(),
-        positions=np.zeros(count, np.int32).tobytes(),
+    )
+
+
+def next_step(step_id: int, *, count: int = 2, mode: Mode = Mode.BASE) -> StepPlan:
+    """The step after :func:`prompt_step`: each row goes on with the token it sampled."""
+    return StepPlan(
+        step_id=step_id,
+        shape=StepShape(mode=mode, num_seqs=count, num_decode_tokens=count, num_sampled=count),
+        slots=np.arange(count, dtype=np.int32).tobytes(),
     )
 
 
@@ -85,6 +99,62 @@ class ExecutorContract:
             started.submit(prompt_step(step_id))
         assert [started.collect().step_id for _ in range(plan.pp)] == list(range(6 - plan.pp, 6))
 
+    def test_one_step_more_than_the_depth_waits_in_line(
+        self, started: Executor, plan: ParallelPlan
+    ) -> None:
+        for step_id in range(plan.pp + 1):
+            started.submit(prompt_step(step_id))
+        for step_id in range(plan.pp + 1, 8):
+            assert started.collect().step_id == step_id - plan.pp - 1
+            started.submit(prompt_step(step_id))
+        assert [started.collect().step_id for _ in range(plan.pp + 1)] == list(
+            range(7 - plan.pp, 8)
+        )
+
+    def test_a_step_queued_behind_the_one_it_continues_gets_its_tokens(
+        self, started: Executor, plan: ParallelPlan
+    ) -> None:
+        modes = [plan.modes[step_id % len(plan.modes)] for step_id in range(4)]
+        alone = [self._run(started, prompt_step(0))]
+        alone += [self._run(started, next_step(n, mode=modes[n])) for n in (1, 2, 3)]
+        ahead = []
+        started.submit(prompt_step(0))
+        for step_id in (1, 2, 3):
+            started.submit(next_step(step_id, mode=modes[step_id]))
+            ahead.append(started.collect().token_ids)
+        ahead.append(started.collect().token_ids)
+        assert ahead == alone
+
+    def test_a_step_is_ready_once_waiting_for_it_takes_no_time(self, started: Executor) -> None:
+        started.submit(prompt_step(0))
+        started.submit(prompt_step(1))
+        assert started.is_ready(30.0)
+        assert started.collect(0.0).step_id == 0
+        assert started.is_ready(30.0)
+        assert started.is_ready(0.0)
+        assert started.collect(0.0).step_id == 1
+
+    def test_an_error_is_ready_at_once(self, make: MakeExecutor) -> None:
+        executor = make()
+        executor.start()
+        assert executor.is_ready(30.0), "nothing is in flight: collecting says so"
+        executor.submit(prompt_step(0))
+        executor.close()
+        assert executor.is_ready(30.0), "it is closed: collecting says so"
+
+    def test_ranks_that_are_well_pass_the_check(self, started: Executor) -> None:
+        started.check()
+        started.submit(prompt_step(0))
+        started.collect()
+        started.check()
+
+    def test_a_closed_executor_does_not_pass_the_check(self, make: MakeExecutor) -> None:
+        executor = make()
+        executor.start()
+        executor.close()
+        with pytest.raises(RankError):
+            executor.check()
+
     def test_every_sampled_row_gets_a_token_of_the_vocabulary(self, started: Executor) -> None:
         started.submit(prompt_step(0, lens=(1, 7, 2)))
         token_ids = int32(started.collect().token_ids)
@@ -103,7 +173,7 @@ class ExecutorContract:
         started.submit(prompt_step(0))
         result = started.collect()
         parts = (result.input_s, result.forward_s, result.communication_s, result.sample_s)
-        assert min(parts) >= 0
+        assert min(*parts, result.idle_s, result.input_exposed_s) >= 0
 
     def test_collecting_with_nothing_in_flight_is_an_error(self, started: Executor) -> None:
         with pytest.raises(RankError):
@@ -130,7 +200,7 @@ class ExecutorContract:
     ) -> None:
         executor = make()
         executor.start()
-        for step_id in range(plan.pp):
+        for step_id in range(plan.pp + 1):
             executor.submit(prompt_step(step_id))
         executor.close()
 

@@ -1,4 +1,4 @@
-"""Drives an executor with the engine's own scheduler, step by step, and keeps the logits."""
+"""Drives an executor with the engine's own scheduler, one step ahead, and keeps the logits."""
 
 from __future__ import annotations
 
@@ -58,7 +58,10 @@ def generate(
     in_flight: deque[ScheduledStep] = deque()
     while True:
         while (step := scheduler.schedule()) is not None:
-            executor.submit(step_plan(step, scheduler.table, with_inputs=True, return_logits=True))
+            executor.submit(step_plan(step, return_logits=True))
+            in_flight.append(step)
+        if (step := scheduler.schedule_ahead()) is not None:
+            executor.submit(step_plan(step, return_logits=True))
             in_flight.append(step)
         if not in_flight:
             break
@@ -66,9 +69,9 @@ def generate(
         outcome = scheduler.commit(in_flight.popleft(), int32(answer.token_ids))
         if not outcome.sampled:
             continue
-        rows = np.frombuffer(answer.logits or b"").reshape(len(outcome.sampled), model.vocab_size)
-        for (sequence, token_id), row in zip(outcome.sampled, rows, strict=True):
+        logits = np.frombuffer(answer.logits or b"").reshape(-1, model.vocab_size)
+        for row, (sequence, token_id) in zip(outcome.sampled_rows, outcome.sampled, strict=True):
             results[int(sequence.request_id)].token_ids.append(token_id)
-            results[int(sequence.request_id)].logits.append(row)
+            results[int(sequence.request_id)].logits.append(logits[row])
     executor.close()
     return results

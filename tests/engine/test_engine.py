@@ -24,9 +24,10 @@ from engine.errors import (
 from engine.executors.protocol import ExecutorInfo
 from engine.executors.simulated import SimulatedExecutor
 from engine.plan import Mode, ParallelPlan
-from engine.policy import KnobClass
+from engine.policy import KnobClass, Order
 from engine.request import FinishReason, Request, RequestOutput, SamplingParams
 from engine.steps import StepResult, StepShape
+from engine.telemetry import PARTS
 
 STEP_S = 0.002
 
@@ -104,13 +105,24 @@ def engine(config: EngineConfig) -> Iterator[Engine]:
         running.check_integrity()
 
 
-def submit(engine: Engine, name: str, *, prompt: int = 20, tokens: int = 10) -> Collector:
+def submit(
+    engine: Engine,
+    name: str,
+    *,
+    prompt: int = 20,
+    tokens: int = 10,
+    priority: int = 0,
+    within_s: float | None = None,
+) -> Collector:
     collector = Collector()
+    now_s = time.monotonic()
     request = Request(
         request_id=name,
         prompt_ids=tuple(range(1, prompt + 1)),
         sampling=SamplingParams(max_tokens=tokens),
-        arrival_s=time.monotonic(),
+        arrival_s=now_s,
+        priority=priority,
+        deadline_s=None if within_s is None else now_s + within_s,
     )
     engine.submit(request, collector)
     return collector
@@ -166,6 +178,59 @@ def test_an_aborted_request_ends_and_frees_its_place(engine: Engine) -> None:
     assert collector.wait().reason is FinishReason.ABORT
     wait_until(lambda: engine.stats().kv_usage == 0.0)
     engine.abort("never seen")
+
+
+def test_a_request_that_has_not_ended_at_its_deadline_ends_there_with_its_tokens_so_far(
+    engine: Engine,
+) -> None:
+    late = submit(engine, "late", tokens=480, within_s=0.1)
+    other = submit(engine, "other", tokens=60, within_s=60)
+    assert late.wait().reason is FinishReason.DEADLINE
+    assert 0 < len(late.token_ids) < 480
+    assert late.outputs[-1].error == "its deadline passed"
+    assert len(other.wait().token_ids) == 60
+    wait_until(lambda: engine.stats().kv_usage == 0.0)
+    assert engine.stats().finished[FinishReason.DEADLINE] == 1
+
+
+def test_a_deadline_also_ends_a_request_that_still_waits(config: EngineConfig) -> None:
+    caps = Caps(max_num_seqs=1, max_num_batched_tokens=64)
+    with Engine(replace(config, caps=caps), timer_factory=ConstantTimer) as engine:
+        running = submit(engine, "running", tokens=200)
+        waiting = submit(engine, "waiting", within_s=0.05)
+        assert waiting.wait().reason is FinishReason.DEADLINE
+        assert waiting.token_ids == []
+        assert len(running.wait().token_ids) == 200
+        engine.check_integrity()
+
+
+def test_under_priority_an_urgent_request_overtakes_those_that_wait(config: EngineConfig) -> None:
+    caps = Caps(max_num_seqs=1, max_num_batched_tokens=64)
+    with Engine(replace(config, caps=caps), timer_factory=ConstantTimer) as engine:
+        engine.apply(replace(engine.policy, order=Order.PRIORITY))
+        running = submit(engine, "running", tokens=100)
+        wait_until(lambda: running.outputs)
+        patient = submit(engine, "patient", priority=5)
+        urgent = submit(engine, "urgent", priority=-1)
+        assert urgent.wait().outputs[-1].token_s < patient.wait().outputs[0].token_s
+
+
+@pytest.mark.parametrize("plan", [ParallelPlan(), ParallelPlan(pp=3)])
+def test_what_a_request_gets_is_the_same_with_overlap_off(
+    config: EngineConfig, plan: ParallelPlan
+) -> None:
+    lengths: list[list[int]] = []
+    for overlap in (True, False):
+        settings = replace(config, plan=plan, overlap=overlap)
+        with Engine(settings, timer_factory=ConstantTimer) as engine:
+            collectors = [submit(engine, str(i), tokens=5 + 3 * i) for i in range(12)]
+            lengths.append([len(c.wait().token_ids) for c in collectors])
+            stats = engine.stats()
+            engine.check_integrity()
+        assert stats.generation_tokens == sum(lengths[-1])
+        assert 0 <= stats.bubble_ratio < 1
+        assert set(stats.exposed_seconds) == set(PARTS)
+    assert lengths[0] == lengths[1] == [5 + 3 * i for i in range(12)]
 
 
 def test_an_id_in_use_a_foreign_token_and_a_long_prompt_are_refused(engine: Engine) -> None:
@@ -343,11 +408,11 @@ class FaultyExecutor(SimulatedExecutor):
     deaths: list[int]
     collected = 0
 
-    def collect(self) -> StepResult:
+    def collect(self, timeout_s: float | None = None) -> StepResult:
         FaultyExecutor.collected += 1
         if FaultyExecutor.collected in FaultyExecutor.deaths:
             raise RankError("rank 1 died (exit code -9)")
-        return super().collect()
+        return super().collect(timeout_s)
 
 
 def faulty_engine(
@@ -383,6 +448,66 @@ def test_ranks_that_keep_dying_without_progress_make_the_engine_unhealthy(
             submit(engine, "b")
         # The loop still takes commands, so nobody waits for ever.
         engine.apply(replace(engine.policy, threshold_tokens=7))
+
+
+class HangingExecutor(SimulatedExecutor):
+    """A paced executor of which one step never ends."""
+
+    hung_step: int | None = None
+
+    def is_ready(self, timeout_s: float) -> bool:
+        if self._hangs():
+            time.sleep(timeout_s)
+            return False
+        return super().is_ready(timeout_s)
+
+    def collect(self, timeout_s: float | None = None) -> StepResult:
+        if self._hangs():
+            assert timeout_s is not None
+            HangingExecutor.hung_step = None
+            time.sleep(timeout_s)
+            raise RankError(f"no rank answered within {timeout_s:g} s")
+        return super().collect(timeout_s)
+
+    def _hangs(self) -> bool:
+        return bool(self._running) and self._running[0].step.step_id == HangingExecutor.hung_step
+
+
+def test_a_step_that_hangs_is_given_up_after_its_deadline_and_its_work_done_again(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    HangingExecutor.hung_step = 12
+    monkeypatch.setattr("engine.executors.simulated.SimulatedExecutor", HangingExecutor)
+    with Engine(config, timer_factory=ConstantTimer) as engine:
+        started_s = time.monotonic()
+        collectors = [submit(engine, str(i), tokens=30) for i in range(3)]
+        for collector in collectors:
+            assert len(collector.wait().token_ids) == 30
+        # The timeout of steps of which nothing is known is a minute.
+        assert 2 <= time.monotonic() - started_s < 30
+        assert engine.stats().restarts == 1
+        engine.check_integrity()
+
+
+class DyingWhileIdle(SimulatedExecutor):
+    """Ranks that are found gone when nobody asks them for anything."""
+
+    is_dead = False
+
+    def check(self) -> None:
+        if DyingWhileIdle.is_dead:
+            DyingWhileIdle.is_dead = False
+            raise RankError("rank 0 was killed")
+
+
+def test_ranks_that_die_while_nothing_runs_are_replaced_before_the_next_request(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.executors.simulated.SimulatedExecutor", DyingWhileIdle)
+    with Engine(config, timer_factory=ConstantTimer) as engine:
+        DyingWhileIdle.is_dead = True
+        wait_until(lambda: engine.stats().restarts == 1)
+        assert len(submit(engine, "a").wait().token_ids) == 10
 
 
 def test_closing_ends_what_is_left_with_reason_abort(config: EngineConfig) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -80,6 +81,15 @@ def undisturbed(config: EngineConfig) -> Outputs:
         assert engine.stats().preemptions > 0
     assert len(set(answers.values())) == NUM_REQUESTS
     return answers
+
+
+@pytest.mark.parametrize("switch", ["overlap", "parallel_sampling", "prefix_cache"])
+def test_every_mechanism_turned_off_changes_no_output(
+    config: EngineConfig, undisturbed: Outputs, switch: str
+) -> None:
+    settings: dict[str, Any] = {switch: False, "plan": ParallelPlan(sp=2, shift=True)}
+    with Engine(replace(config, **settings, mode="random:2")) as engine:
+        assert run(engine) == undisturbed
 
 
 def test_a_reshape_under_load_changes_no_output_and_loses_no_request(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.output import RequestStream, StopFinder
-from engine.request import FinishReason, Request, RequestOutput, SamplingParams
+from engine.measurement import Outcome
+from engine.output import RequestStream
+from engine.request import FinishReason, Request, RequestOutput, SamplingParams, TokenLogprobs
+from engine.text import StopFinder
 
 pieces = st.lists(st.text(alphabet="abc", max_size=3), max_size=12)
 stops = st.lists(st.text(alphabet="abc", min_size=1, max_size=4), min_size=1, max_size=3)
@@ -67,3 +69,20 @@ def test_the_token_that_ends_a_request_by_its_id_is_counted_but_not_shown() -> N
     way.push(1, FinishReason.STOP, 1.0)
     assert [output.text for output in outputs] == ["a", ""]
     assert way.timing(FinishReason.STOP).output_tokens == 2
+
+
+def test_log_probabilities_come_with_the_token_they_belong_to() -> None:
+    way, outputs = stream()
+    found = TokenLogprobs(token_id=0, logprob=-0.5, rank=1, top=((0, -0.5), (3, -1.0)))
+    way.push(0, None, 0.0, found)
+    way.push(1, FinishReason.LENGTH, 1.0)
+    assert [output.logprobs for output in outputs] == [(found,), ()]
+
+
+def test_a_request_past_its_deadline_counts_as_an_error() -> None:
+    way, outputs = stream()
+    way.push(0, None, 0.0)
+    way.end(FinishReason.DEADLINE, 1.0, "its deadline passed")
+    assert outputs[-1].finish_reason is FinishReason.DEADLINE
+    assert way.timing(FinishReason.DEADLINE).outcome is Outcome.ERRORED
+    assert way.timing(FinishReason.ABORT).outcome is Outcome.CUT

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.philox import philox4x32, uniform
+from engine.philox import DrawKeys, philox4x32, uniform
 
 # kat_vectors of Random123 1.14: counter, key, answer.
 KNOWN_ANSWERS = [
@@ -24,6 +24,14 @@ KNOWN_ANSWERS = [
         [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
     ),
 ]
+
+
+def keys_of(seeds: list[int], choices: list[int], positions: list[int]) -> DrawKeys:
+    return DrawKeys(
+        seeds=np.array(seeds, dtype=np.uint64),
+        choices=np.array(choices, dtype=np.int32),
+        positions=np.array(positions, dtype=np.int32),
+    )
 
 
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN_ANSWERS)
@@ -42,23 +50,18 @@ def test_philox_gives_the_published_answers_in_numpy_and_torch(
 
 @given(
     seed=st.integers(0, 2**64 - 1),
+    choice=st.integers(0, 2**31 - 1),
     position=st.integers(0, 2**31 - 1),
     num_lanes=st.integers(1, 11),
     row=st.integers(0, 4),
 )
 def test_a_draw_does_not_depend_on_its_row_or_its_neighbours(
-    seed: int, position: int, num_lanes: int, row: int
+    seed: int, choice: int, position: int, num_lanes: int, row: int
 ) -> None:
-    alone = uniform(
-        seeds=np.array([seed], dtype=np.uint64),
-        positions=np.array([position], dtype=np.int32),
-        num_lanes=num_lanes,
-    )
-    seeds = np.arange(5, dtype=np.uint64)
-    positions = np.arange(5, dtype=np.int32)
-    seeds[row], positions[row] = seed, position
-    among = uniform(seeds=seeds, positions=positions, num_lanes=num_lanes + 3)
-    assert np.array_equal(among[row, :num_lanes], alone[0])
+    alone = uniform(keys_of([seed], [choice], [position]), num_lanes=num_lanes)
+    among = keys_of([0, 1, 2, 3, 4], [0, 0, 1, 1, 2], [0, 1, 2, 3, 4])
+    among.seeds[row], among.choices[row], among.positions[row] = seed, choice, position
+    assert np.array_equal(uniform(among, num_lanes=num_lanes + 3)[row, :num_lanes], alone[0])
     assert ((alone >= 0) & (alone < 1)).all()
 
 
@@ -66,11 +69,17 @@ def test_seeds_positions_choices_and_lanes_give_different_and_even_draws() -> No
     seeds = np.repeat(np.arange(40, dtype=np.uint64), 50)
     positions = np.tile(np.arange(50, dtype=np.int32), 40)
     draws = np.concatenate(
-        [uniform(seeds=seeds, positions=positions, choice=c, num_lanes=5).ravel() for c in (0, 1)]
+        [
+            uniform(
+                DrawKeys(
+                    seeds=seeds, choices=np.full(2000, choice, dtype=np.int32), positions=positions
+                ),
+                num_lanes=5,
+            ).ravel()
+            for choice in (0, 1)
+        ]
     )
     assert len(np.unique(draws)) == len(draws)
     counts, _ = np.histogram(draws, bins=20, range=(0, 1))
     assert abs(counts - len(draws) / 20).max() < 5 * np.sqrt(len(draws) / 20)
-    assert uniform(
-        seeds=np.array([2**63 + 5], dtype=np.uint64), positions=np.array([0], dtype=np.int32)
-    ) != uniform(seeds=np.array([5], dtype=np.uint64), positions=np.array([0], dtype=np.int32))
+    assert uniform(keys_of([2**63 + 5], [0], [0])) != uniform(keys_of([5], [0], [0]))

@@ -31,7 +31,7 @@ ENVELOPE = Caps(max_num_seqs=256, max_num_batched_tokens=8192)
     seqs=st.integers(1, 512),
     step_ms=st.none() | st.floats(1, 100),
     order=st.sampled_from(Order),
-    mode=st.sampled_from(["auto", "base", "shift", "random:3"]),
+    mode=st.sampled_from(["table", "auto", "base", "shift", "random:3"]),
 )
 def test_a_policy_reads_back_what_it_writes(
     threshold: int, seqs: int, step_ms: float | None, order: Order, mode: str
@@ -117,3 +117,9 @@ def test_the_mode_rule_and_its_pins() -> None:
     flips = [replace(POLICY, mode="random:5").chooser.choose(1, step) for step in range(400)]
     assert 120 < flips.count(Mode.BASE) < 280
     assert flips != [replace(POLICY, mode="random:6").chooser.choose(1, s) for s in range(400)]
+
+
+def test_a_threshold_is_doubted_only_while_it_decides() -> None:
+    policy = replace(POLICY, threshold_tokens=8, caps=Caps(max_num_seqs=64))
+    assert "below max_num_seqs 64" in (policy.threshold_warning or "")
+    assert replace(policy, mode="table").threshold_warning is None

@@ -17,7 +17,7 @@ from engine.parallel.mesh import solo_groups
 from engine.plan import Mode, ParallelPlan, list_plans, parse_plan
 from engine.runner import ModelRunner
 from engine.shift import ModeChooser
-from engine.steps import StepPlan, StepShape
+from engine.steps import SlotSampling, SlotStart, StepPlan, StepShape, float32, int32
 from tests.engine.checkpoints import (
     FAMILIES,
     Reference,
@@ -58,11 +58,24 @@ class World:
         mode: ChooseMode,
         dtype: DType = DType.FLOAT64,
         budget: int = BUDGET,
+        num_ahead: int = 0,
+        restarts: int | None = None,
+        has_parallel_sampling: bool = True,
         **sampling: float,
     ) -> list[DrivenSequence]:
-        with ThreadReplica(model_dir=self.folder, plan=plan, dtype=dtype) as replica:
+        with ThreadReplica(
+            model_dir=self.folder,
+            plan=plan,
+            dtype=dtype,
+            has_parallel_sampling=has_parallel_sampling,
+        ) as replica:
             driver = StepDriver(
-                replica.execute, vocab_size=self.model.vocab_size, budget=budget, mode=mode
+                replica,
+                vocab_size=self.model.vocab_size,
+                budget=budget,
+                num_ahead=num_ahead,
+                restarts=restarts,
+                mode=mode,
             )
             return driver.run(PROMPTS, max_tokens=MAX_TOKENS, **sampling)
 
@@ -126,6 +139,28 @@ def test_every_feasible_plan_up_to_8_ranks_equals_the_single_rank_with_the_mode_
     assert {str(plan) for plan in plans} > set(NAMED_PLANS)
     for plan in plans:
         got = world.run(plan, mode=coin(plan))
+        assert outputs(got) == outputs(single), plan
+        assert difference(got, single) < 1e-9, plan
+
+
+@pytest.mark.parametrize(
+    ("family", "has_parallel_sampling"), [(FAMILIES[0], True), (FAMILIES[-1], False)]
+)
+def test_steps_submitted_before_the_ones_they_continue_are_done_give_the_same_on_every_plan(
+    worlds: dict[tuple[str, bool], World], family: str, has_parallel_sampling: bool
+) -> None:
+    world = worlds[(family, False)]
+    sampling = {"temperature": 0.9, "top_k": 60, "top_p": 0.95}
+    single = world.run(ParallelPlan(), mode=pinned(Mode.BASE), **sampling)
+    plans = [plan for plan in list_plans(world.model, 8) if plan.dp == 1]
+    for plan in plans:
+        got = world.run(
+            plan,
+            mode=coin(plan),
+            num_ahead=plan.pp,
+            has_parallel_sampling=has_parallel_sampling,
+            **sampling,
+        )
         assert outputs(got) == outputs(single), plan
         assert difference(got, single) < 1e-9, plan
 
@@ -227,15 +262,28 @@ def test_seeded_sampling_is_the_same_on_every_plan_in_every_mode_and_chunking(
         assert outputs(world.run(plan, mode=coin(plan), budget=budget, **sampling)) == wanted
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(seed=st.integers(0, 10_000), budget=st.integers(1, 30), text=st.sampled_from(NAMED_PLANS))
-def test_any_order_of_modes_over_any_chunking_gives_the_same_output(
-    worlds: dict[tuple[str, bool], World], seed: int, budget: int, text: str
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 10_000),
+    budget=st.integers(1, 30),
+    num_ahead=st.integers(0, 3),
+    restarts=st.none() | st.integers(0, 10_000),
+    text=st.sampled_from(NAMED_PLANS),
+)
+def test_any_order_of_modes_over_any_chunking_and_any_restarts_gives_the_same_output(
+    worlds: dict[tuple[str, bool], World],
+    seed: int,
+    budget: int,
+    num_ahead: int,
+    restarts: int | None,
+    text: str,
 ) -> None:
     world = worlds[("qwen3", True)]
     wanted = world.reference(torch.float64)
     plan = parse_plan(f"{text},shift").plan
-    got = world.run(plan, mode=coin(plan, seed), budget=budget)
+    got = world.run(
+        plan, mode=coin(plan, seed), budget=budget, num_ahead=num_ahead, restarts=restarts
+    )
     assert outputs(got) == outputs(wanted)
     assert difference(got, wanted) < 1e-5
 
@@ -280,21 +328,92 @@ def test_a_step_that_samples_nothing_answers_with_no_ids(
 ) -> None:
     plan = ParallelPlan(sp=2, tp=2)
     with ThreadReplica(model_dir=worlds[("llama", False)].folder, plan=plan) as replica:
-        table = np.arange(2, dtype=np.int32)
+        start = SlotStart(
+            slot=3,
+            prompt_len=7,
+            token_ids=np.arange(7, dtype=np.int32).tobytes(),
+            blocks=np.arange(2, dtype=np.int32).tobytes(),
+        )
         result = replica.execute(
             StepPlan(
                 step_id=4,
                 shape=StepShape(mode=Mode.BASE, num_seqs=1, num_prefill_tokens=5),
+                starts=[start],
+                slots=np.array([3], np.int32).tobytes(),
                 query_lens=np.array([5], np.int32).tobytes(),
-                context_lens=np.array([0], np.int32).tobytes(),
-                block_tables=table.tobytes(),
-                token_ids=np.arange(5, dtype=np.int32).tobytes(),
             )
         )
     assert result.step_id == 4
     assert result.token_ids == b""
     assert min(result.input_s, result.forward_s, result.communication_s, result.sample_s) >= 0
     assert result.communication_s > 0
+
+
+def prompt_plan(*samplings: SlotSampling) -> StepPlan:
+    """A prompt of 5 tokens for each, sampled at once."""
+    starts = [
+        SlotStart(
+            slot=slot,
+            prompt_len=5,
+            token_ids=np.arange(10 * slot, 10 * slot + 5, dtype=np.int32).tobytes(),
+            blocks=np.array([2 * slot, 2 * slot + 1], np.int32).tobytes(),
+            sampling=sampling,
+        )
+        for slot, sampling in enumerate(samplings)
+    ]
+    count = len(starts)
+    return StepPlan(
+        step_id=0,
+        shape=StepShape(num_seqs=count, num_prefill_tokens=5 * count, num_sampled=count),
+        starts=starts,
+        slots=np.arange(count, dtype=np.int32).tobytes(),
+        query_lens=np.full(count, 5, np.int32).tobytes(),
+        return_logits=True,
+    )
+
+
+@pytest.mark.parametrize("text", ["tp=1", "sp=2,tp=2", "pp=2,tp=2"])
+def test_the_answer_holds_log_probabilities_of_the_models_own_logits(
+    worlds: dict[tuple[str, bool], World], text: str
+) -> None:
+    step = prompt_plan(
+        SlotSampling(num_logprobs=3),
+        SlotSampling(temperature=1.0, seed=4, logit_bias={17: 50.0}, num_logprobs=2),
+        SlotSampling(),
+    )
+    plan = parse_plan(text).plan
+    with ThreadReplica(model_dir=worlds[("llama", False)].folder, plan=plan) as replica:
+        result = replica.execute(step)
+    assert result.num_logprobs == 3
+    chosen = int32(result.token_ids)
+    assert chosen[1] == 17
+    told_ids = int32(result.logprob_ids).reshape(3, 4)
+    told = float32(result.logprobs).reshape(3, 4)
+    logits = torch.from_numpy(np.frombuffer(result.logits or b"").reshape(3, -1).copy())
+    wanted = logits.log_softmax(dim=-1).numpy()
+    for row, num_best in ((0, 3), (1, 2)):
+        best = np.argsort(-wanted[row], kind="stable")[:num_best]
+        assert told_ids[row, : 1 + num_best].tolist() == [chosen[row], *best.tolist()]
+        ids = told_ids[row, : 1 + num_best]
+        assert np.allclose(told[row, : 1 + num_best], wanted[row, ids], atol=1e-5)
+        is_better = wanted[row] > wanted[row, chosen[row]]
+        assert int32(result.logprob_ranks)[row] == 1 + is_better.sum()
+
+
+def test_what_the_rank_waited_for_is_told_with_the_answer(
+    worlds: dict[tuple[str, bool], World],
+) -> None:
+    with ThreadReplica(model_dir=worlds[("llama", False)].folder, plan=ParallelPlan()) as replica:
+        (runner,) = replica.runners
+        answer = runner.execute(runner.prepare(prompt_plan(SlotSampling())))
+        assert answer is not None
+        assert answer.is_ready
+        assert not answer.is_deferred
+        answer.idle_s, answer.prepare_wait_s = 7.0, 5.0
+        result = answer.wait()
+    assert result.idle_s == 7.0
+    assert 5.0 < result.input_exposed_s < 6.0
+    assert 0.0 < result.input_s < 5.0
 
 
 def test_a_plan_the_model_cannot_run_is_refused_with_the_numbers(
@@ -309,5 +428,8 @@ def test_a_plan_the_model_cannot_run_is_refused_with_the_numbers(
             device="cpu",
             block_size=4,
             num_kv_blocks=4,
+            num_slots=2,
+            max_blocks_per_seq=4,
+            has_parallel_sampling=True,
             groups=solo_groups(),
         )

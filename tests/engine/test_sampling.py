@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from engine import sampling
-from engine.philox import gumbel_at, gumbel_rows, uniform
+from engine.philox import (
+    DrawKeys,
+    fill_gumbel,
+    gumbel_at,
+    gumbel_lanes,
+    gumbel_rows,
+    uniform,
+)
+from engine.row_sampling import RowSampler
 from engine.sampling import SamplingRows, sample
-from engine.steps import StepPlan, StepShape
 
 CPU = torch.device("cpu")
 
@@ -20,29 +36,39 @@ def rows_of(
     count: int,
     *,
     temperature: float = 1.0,
+    min_p: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
     first_seed: int = 0,
+    choice: int = 0,
 ) -> SamplingRows:
     return SamplingRows(
         temperatures=np.full(count, temperature, dtype=np.float32),
+        min_ps=np.full(count, min_p, dtype=np.float32),
         top_ks=np.full(count, top_k, dtype=np.int32),
         top_ps=np.full(count, top_p, dtype=np.float32),
-        seeds=np.arange(first_seed, first_seed + count, dtype=np.uint64),
-        positions=np.zeros(count, dtype=np.int32),
+        keys=DrawKeys(
+            seeds=np.arange(first_seed, first_seed + count, dtype=np.uint64),
+            choices=np.full(count, choice, dtype=np.int32),
+            positions=np.zeros(count, dtype=np.int32),
+        ),
     )
 
 
 def joined(parts: list[SamplingRows]) -> SamplingRows:
     def column(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts])
+        return np.concatenate([attrgetter(name)(part) for part in parts])
 
     return SamplingRows(
         temperatures=column("temperatures"),
+        min_ps=column("min_ps"),
         top_ks=column("top_ks"),
         top_ps=column("top_ps"),
-        seeds=column("seeds"),
-        positions=column("positions"),
+        keys=DrawKeys(
+            seeds=column("keys.seeds"),
+            choices=column("keys.choices"),
+            positions=column("keys.positions"),
+        ),
     )
 
 
@@ -73,6 +99,9 @@ def test_tokens_come_as_often_as_softmax_says(temperature: float) -> None:
         ({"top_p": 1e-6}, {2}),
         ({"top_k": 4, "top_p": 0.97}, {2, 4, 5, 0}),
         ({"top_k": 100}, {0, 1, 2, 3, 4, 5, 6}),
+        ({"min_p": 0.3}, {2, 4, 5}),
+        ({"min_p": 0.1, "top_p": 0.95}, {2, 4, 5, 0}),
+        ({"min_p": 1.0}, {2}),
     ],
 )
 def test_top_k_and_top_p_keep_the_likeliest_tokens_in_their_proportions(
@@ -85,6 +114,107 @@ def test_top_k_and_top_p_keep_the_likeliest_tokens_in_their_proportions(
     assert abs(shares - want / want.sum()).max() < 0.015
 
 
+def kept_by_rule(
+    logits: np.ndarray, *, temperature: float, min_p: float, top_k: int, top_p: float
+) -> set[int]:
+    """The tokens that may come out, one limit after the other, as the definition has it."""
+    order = np.argsort(-logits, kind="stable")
+    scores = (logits.astype(np.float64) - logits.max()) / temperature
+    shares = np.exp(scores)
+    kept = [token for token in order if min_p == 0 or shares[token] >= min_p * (1 - 1e-6)]
+    kept = kept[: top_k or None]
+    total = sum(shares[kept])
+    reached, nucleus = 0.0, []
+    for token in kept:
+        if top_p == 1 or reached < top_p * total or not nucleus:
+            nucleus.append(token)
+        reached += shares[token]
+    return {token for token in range(len(logits)) if logits[token] >= logits[nucleus[-1]]}
+
+
+def distinct_logits(size: int, seed: int, spread: float) -> np.ndarray:
+    logits = np.random.default_rng(seed).standard_normal(size) * spread
+    return logits.astype(np.float32)
+
+
+LIMITS = {
+    "temperature": st.sampled_from([0.3, 1.0, 2.5]),
+    "min_p": st.sampled_from([0.0, 0.05, 0.5]),
+    "top_k": st.sampled_from([0, 1, 7, 60, 5000]),
+    "top_p": st.sampled_from([1.0, 0.95, 0.6, 0.05]),
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    size=st.sampled_from([40, 300, 2500]),
+    seed=st.integers(0, 10_000),
+    spread=st.sampled_from([0.05, 1.0, 6.0]),
+    is_coarse=st.booleans(),
+    limits=st.fixed_dictionaries(LIMITS),
+)
+def test_the_limits_keep_what_their_definition_says_on_every_device(
+    size: int, seed: int, spread: float, is_coarse: bool, limits: dict[str, Any]
+) -> None:
+    logits = distinct_logits(size, seed, spread)
+    if is_coarse:  # many equal ones
+        logits = np.round(logits * 2) / 2
+    want = kept_by_rule(logits, **limits)
+    border = RowSampler(size).border(logits, **limits)
+    assert set(np.flatnonzero(logits >= border).tolist()) == want
+    scores = torch.from_numpy(logits).double()[None]
+    scores = (scores - scores.max()) / limits["temperature"]
+    kept = sampling._limited(scores, rows_of(1, **limits))[0]
+    assert set(np.flatnonzero(kept.isfinite().numpy()).tolist()) == want
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), limits=st.fixed_dictionaries(LIMITS))
+def test_the_limits_keep_what_transformers_keeps(seed: int, limits: dict[str, Any]) -> None:
+    logits = distinct_logits(200, seed, 2.0)
+    theirs = TemperatureLogitsWarper(limits["temperature"])(None, torch.from_numpy(logits)[None])
+    if limits["min_p"] > 0:
+        theirs = MinPLogitsWarper(limits["min_p"])(None, theirs)
+    if limits["top_k"] > 0:
+        theirs = TopKLogitsWarper(limits["top_k"])(None, theirs)
+    if limits["top_p"] < 1:
+        theirs = TopPLogitsWarper(limits["top_p"])(None, theirs)
+    border = RowSampler(200).border(logits, **limits)
+    assert np.array_equal(logits >= border, theirs[0].isfinite().numpy())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**64 - 9),
+    size=st.sampled_from([30, 601]),
+    limits=st.lists(st.fixed_dictionaries(LIMITS), min_size=4, max_size=4),
+)
+def test_rows_one_by_one_in_numpy_and_all_at_once_in_torch_draw_the_same(
+    seed: int, size: int, limits: list[dict[str, Any]]
+) -> None:
+    logits = torch.from_numpy(distinct_logits(4 * size, seed % 1000, 3.0).reshape(4, size))
+    values = joined([rows_of(1, first_seed=seed + i, **limits[i]) for i in range(4)])
+    assert torch.equal(sample(logits, values), sampling.draw(logits, values))
+
+
+def test_a_row_of_equal_logits_and_a_row_with_one_token_left_can_be_sampled() -> None:
+    equal = torch.zeros(1, 50)
+    lonely = torch.full((1, 50), -torch.inf)
+    lonely[0, 17] = -3.0
+    limits = {"min_p": 0.2, "top_k": 5, "top_p": 0.5}
+    for seed in range(20):
+        assert 0 <= int(sample(equal, rows_of(1, first_seed=seed, **limits))) < 50
+        assert int(sample(lonely, rows_of(1, first_seed=seed, **limits))) == 17
+        assert int(sample(lonely, rows_of(1, first_seed=seed, temperature=1e-30))) == 17
+
+
+def test_the_choices_of_one_request_draw_their_own_numbers() -> None:
+    logits = torch.zeros(40, 1000)
+    firsts = [sample(logits, rows_of(40, choice=choice)) for choice in range(3)]
+    assert (firsts[0] == firsts[1]).sum() <= 2
+    assert (firsts[1] == firsts[2]).sum() <= 2
+
+
 @pytest.mark.parametrize(
     ("top_k", "top_p"), [(0, 0.3), (0, 0.9), (0, 0.9999), (40, 0.8), (60, 0.99), (2000, 0.9)]
 )
@@ -93,10 +223,11 @@ def test_borders_beyond_the_first_ranked_tokens_are_found_too(
 ) -> None:
     logits = torch.randn(6, 3000, generator=torch.Generator().manual_seed(4))
     values = rows_of(6, top_k=top_k, top_p=top_p)
+    scores = logits.double() - logits.double().amax(dim=-1, keepdim=True)
     kept = []
     for first_ranked in (50, 3000):
         monkeypatch.setattr(sampling, "FIRST_RANKED", first_ranked)
-        kept.append(sampling._limited(logits.double(), values).isfinite())
+        kept.append(sampling._limited(scores, values).isfinite())
     assert torch.equal(kept[0], kept[1])
     best = logits.topk(top_k or 3000).indices
     wanted = torch.softmax(logits.double().gather(1, best), -1)
@@ -107,8 +238,8 @@ def test_borders_beyond_the_first_ranked_tokens_are_found_too(
 def test_temperature_zero_is_the_largest_logit() -> None:
     logits = torch.randn(5, 40)
     assert torch.equal(sample(logits, rows_of(5, temperature=0.0)), logits.argmax(-1))
-    step = StepPlan(step_id=0, shape=StepShape())
-    assert torch.equal(sample(logits, SamplingRows.of_step(step)), logits.argmax(-1))
+    narrow = logits.bfloat16()
+    assert torch.equal(sample(narrow, rows_of(5, temperature=0.0)), narrow.argmax(-1))
 
 
 @settings(max_examples=40, deadline=None)
@@ -150,12 +281,21 @@ def test_differences_in_the_last_bits_change_almost_no_outcome() -> None:
 
 
 def test_noise_by_lane_is_the_same_as_noise_by_row_and_agrees_with_the_uniform_numbers() -> None:
-    seeds = np.array([3, 2**63 + 1], dtype=np.uint64)
-    positions = np.array([0, 9], dtype=np.int32)
-    rows = gumbel_rows(seeds=seeds, positions=positions, num_lanes=11, device=CPU)
+    keys = DrawKeys(
+        seeds=np.array([3, 2**63 + 1], dtype=np.uint64),
+        choices=np.array([0, 7], dtype=np.int32),
+        positions=np.array([0, 9], dtype=np.int32),
+    )
+    rows = gumbel_rows(keys, num_lanes=11, device=CPU)
     lanes = torch.tensor([[10, 0, 3], [5, 5, 2]])
-    some = gumbel_at(seeds=seeds, positions=positions, lanes=lanes)
-    assert torch.equal(some, rows.gather(1, lanes))
-    draws = uniform(seeds=seeds, positions=positions, num_lanes=11) + 2.0**-33
+    assert torch.equal(gumbel_at(keys, lanes=lanes), rows.gather(1, lanes))
+    in_numpy = gumbel_lanes(keys, lanes=lanes.numpy())
+    np.testing.assert_allclose(in_numpy, rows.gather(1, lanes).numpy(), rtol=1e-13)
+    filled, work = np.empty((3, 4)), np.empty((6, 3), dtype=np.uint64)
+    for row in range(2):
+        fill_gumbel(filled, keys.take(slice(row, row + 1)), work)
+        np.testing.assert_allclose(filled.reshape(-1)[:11], rows[row].numpy(), rtol=1e-13)
+        assert np.array_equal(filled.reshape(-1)[lanes[row]], in_numpy[row])
+    draws = uniform(keys, num_lanes=11) + 2.0**-33
     torch.testing.assert_close(rows, torch.from_numpy(-np.log(-np.log(draws))))
     assert rows.isfinite().all()

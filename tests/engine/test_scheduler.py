@@ -217,7 +217,7 @@ def test_when_memory_runs_out_the_last_admitted_is_preempted_and_still_completes
     scheduler.add(make_request("first", 14, 20))
     scheduler.add(make_request("second", 14, 20))
     assert run_to_end(scheduler) == {"first": 20, "second": 20}
-    assert scheduler.num_preemptions >= 1
+    assert scheduler.counts.preemptions >= 1
 
 
 def test_an_end_of_sequence_token_stops_unless_ignored_or_too_early() -> None:
@@ -260,13 +260,15 @@ def test_a_tight_step_time_cuts_prefill_chunks_but_never_to_nothing() -> None:
     scheduler = make_scheduler(max_num_batched_tokens=32)
     for tokens in (1, 8, 16, 32):
         scheduler.pace.observe(Mode.BASE, tokens, 1e-3 + tokens * 1e-3)
-    scheduler.caps = Caps(max_num_seqs=8, max_num_batched_tokens=32, max_step_ms=17.0)
+    tight = Caps(max_num_seqs=8, max_num_batched_tokens=32, max_step_ms=17.0)
+    scheduler.set_hot(caps=tight, chooser=scheduler.chooser, order=scheduler.order)
     scheduler.add(make_request("a", 60, 1))
     step = scheduler.schedule()
     assert step is not None
     assert 14 <= step.shape.num_tokens <= 17
     scheduler.commit(step, None)
-    scheduler.caps = Caps(max_num_seqs=8, max_num_batched_tokens=32, max_step_ms=0.1)
+    tight = Caps(max_num_seqs=8, max_num_batched_tokens=32, max_step_ms=0.1)
+    scheduler.set_hot(caps=tight, chooser=scheduler.chooser, order=scheduler.order)
     step = scheduler.schedule()
     assert step is not None
     assert step.shape.num_tokens == scheduler.block_size

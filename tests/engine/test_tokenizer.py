@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,6 +50,44 @@ def test_endless_garbage_bytes_are_not_held_back_for_ever() -> None:
 def test_ids_beyond_the_vocabulary_decode_to_nothing() -> None:
     hello = TOKENIZER.encode("hello")
     assert TOKENIZER.decode([*hello, TOKENIZER.vocab_size, 128_255]) == "hello"
+
+
+@given(st.text())
+def test_bytes_of_single_tokens_join_to_the_text(text: str) -> None:
+    ids = TOKENIZER.encode(text, add_special_tokens=False)
+    assert b"".join(TOKENIZER.token_bytes(i) for i in ids).decode() == text
+
+
+def test_a_vocabulary_with_byte_fallback_gives_bytes_and_spaces_too() -> None:
+    words = ["<unk>", "\u2581", "a", "b", *(f"<0x{byte:02X}>" for byte in range(256))]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True)
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    backend.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.Replace("\u2581", " "),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+            tokenizers.decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer = Tokenizer(backend)
+    ids = tokenizer.encode("a b\u65e5")
+    assert tokenizer.decode(ids) == "a b\u65e5"
+    assert b"".join(tokenizer.token_bytes(i) for i in ids).decode() == " a b\u65e5"
+    assert tokenizer.token_bytes(99_999) == b""
+
+
+def test_special_tokens_are_left_out_unless_asked_for() -> None:
+    ids = TOKENIZER.encode("<|role|>hello", add_special_tokens=False)
+    assert TOKENIZER.decode(ids) == "hello"
+    assert TOKENIZER.decode(ids, skip_special_tokens=False) == "<|role|>hello"
+    stream = TOKENIZER.stream(skip_special_tokens=False)
+    pieces = [stream.push(i) for i in ids]
+    assert "".join(pieces) + stream.flush() == "<|role|>hello"
+    assert [TOKENIZER.is_special(i) for i in ids] == [True] + [False] * (len(ids) - 1)
 
 
 def test_without_a_template_roles_are_plain_words() -> None:

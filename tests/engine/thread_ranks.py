@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -22,10 +23,8 @@ from engine.errors import RankError
 from engine.parallel.communicator import Communicator
 from engine.parallel.mesh import RankGroups, build_groups
 from engine.plan import ParallelPlan
-from engine.runner import ModelRunner
+from engine.runner import ModelRunner, PreparedStep
 from engine.steps import StepPlan, StepResult
-
-Answer = TypeVar("Answer")
 
 
 class ThreadGroup:
@@ -116,6 +115,26 @@ class ThreadWorld:
         return build_groups(self.plan, rank, make)
 
 
+class ThreadRank:
+    """A rank with the two threads of a rank's process: one prepares steps, one executes them."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self.runner = runner
+        self._preparing, self.computing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+
+    def submit(self, step: StepPlan) -> Future[StepResult | None]:
+        prepared = self._preparing.submit(self.runner.prepare, step)
+        return self.computing.submit(self._execute, prepared)
+
+    def close(self) -> None:
+        for threads in (self._preparing, self.computing):
+            threads.shutdown(cancel_futures=True)
+
+    def _execute(self, prepared: Future[PreparedStep]) -> StepResult | None:
+        answer = self.runner.execute(prepared.result())
+        return None if answer is None else answer.wait()
+
+
 class ThreadReplica:
     """A replica whose ranks are threads; ``execute`` runs one step on all of them."""
 
@@ -127,35 +146,51 @@ class ThreadReplica:
         dtype: DType = DType.FLOAT64,
         block_size: int = 4,
         num_kv_blocks: int = 64,
+        num_slots: int = 8,
+        has_parallel_sampling: bool = True,
     ) -> None:
         self.plan = plan
         world = ThreadWorld(plan)
-        self._threads = ThreadPoolExecutor(plan.replica_size)
-        self.runners = [
-            ModelRunner(
-                model_dir=model_dir,
-                plan=plan,
-                rank=rank,
-                dtype=dtype,
-                device="cpu",
-                block_size=block_size,
-                num_kv_blocks=num_kv_blocks,
-                groups=world.groups(rank),
+        self.ranks = [
+            ThreadRank(
+                ModelRunner(
+                    model_dir=model_dir,
+                    plan=plan,
+                    rank=rank,
+                    dtype=dtype,
+                    device="cpu",
+                    block_size=block_size,
+                    num_kv_blocks=num_kv_blocks,
+                    num_slots=num_slots,
+                    max_blocks_per_seq=num_kv_blocks,
+                    has_parallel_sampling=has_parallel_sampling,
+                    groups=world.groups(rank),
+                )
             )
             for rank in range(plan.replica_size)
         ]
+        self._in_flight: deque[list[Future[StepResult | None]]] = deque()
 
-    def execute(self, step: StepPlan) -> StepResult:
-        results = self.on_all(lambda runner: runner.execute(step))
+    @property
+    def runners(self) -> list[ModelRunner]:
+        return [rank.runner for rank in self.ranks]
+
+    def submit(self, step: StepPlan) -> None:
+        """Hand ``step`` to all ranks, behind those in flight."""
+        self._in_flight.append([rank.submit(step) for rank in self.ranks])
+
+    def collect(self) -> StepResult:
+        """The result of the oldest step in flight."""
+        results = [future.result() for future in self._in_flight.popleft()]
         answers = [result for result in results if result is not None]
         assert len(answers) == 1, f"{len(answers)} ranks answered"
         first_of_last_stage = self.plan.replica_size - self.plan.stage_size
         assert results[first_of_last_stage] is answers[0]
         return answers[0]
 
-    def on_all(self, call: Callable[[ModelRunner], Answer]) -> list[Answer]:
-        """``call`` of every rank at once, in rank order."""
-        return list(self._threads.map(call, self.runners))
+    def execute(self, step: StepPlan) -> StepResult:
+        self.submit(step)
+        return self.collect()
 
     def __enter__(self) -> Self:
         return self
@@ -166,4 +201,5 @@ class ThreadReplica:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._threads.shutdown(cancel_futures=True)
+        for rank in self.ranks:
+            rank.close()

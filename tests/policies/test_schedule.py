@@ -51,6 +51,13 @@ def test_the_document_reads_back_the_same_and_is_plain_json() -> None:
     assert Schedule.from_json(json.loads(text)) == SCHEDULE
 
 
+def test_settings_that_leave_the_mode_to_the_measured_table_are_carried() -> None:
+    measured = replace(SCHEDULE.bands[0].settings, mode="table")
+    schedule = Schedule(plan=PLAN, bands=(replace(SCHEDULE.bands[0], settings=measured),))
+    assert Schedule.from_json(json.loads(json.dumps(schedule.to_json()))) == schedule
+    assert measured.to_patch()["mode"] == "table"
+
+
 def test_settings_become_a_merge_patch_of_an_engines_policy() -> None:
     from engine.policy import EnginePolicy
 

@@ -150,6 +150,7 @@ def _sample(number: int, shape: StepShape, step_s: float) -> StepSample:
         step_id=number, plan="tp=1", replica=0, shape=shape, padded_tokens=shape.num_tokens,
         start_s=float(number), step_s=step_s, schedule_s=1e-4, input_s=0.0, forward_s=step_s,
         communication_s=0.0, sample_s=0.0, output_s=1e-4, kv_usage=0.5,
+        bubble_s=2e-4,
     )  # fmt: skip
 
 

@@ -109,3 +109,23 @@ def test_an_engine_serves_whatever_its_control_plane_does(tiny_dir: Path) -> Non
             assert process.wait(timeout=30) == 0
             assert process.stdout is not None
             assert process.stdout.read() == ""
+
+
+def test_a_shift_plan_without_a_threshold_is_measured_and_one_with_it_is_obeyed(
+    tiny_dir: Path, tmp_path: Path
+) -> None:
+    paced = ("--model", tiny_dir, "--paced", "4xh200", "--dtype", "bfloat16")
+    words = (*paced, "--plan", "sp=2,tp=2,shift", "--mode-table", tmp_path / "tables")
+    with _serving(*words, "--no-overlap", "--no-prefix-cache") as (process, ready):
+        found = httpx.get(ready["url"] + "/v1/engine/mode-table").json()
+        assert found["mode"] == "table"
+        stored = [json.loads(path.read_text()) for path in (tmp_path / "tables").iterdir()]
+        assert found["tables"] == stored
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+    with _serving(*paced, "--plan", "sp=2,tp=2,shift=64") as (process, ready):
+        found = httpx.get(ready["url"] + "/v1/engine/mode-table").json()
+        assert (found["mode"], found["threshold_tokens"]) == ("auto", 64)
+        assert found["tables"] == [None]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0

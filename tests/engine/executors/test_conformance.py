@@ -65,6 +65,20 @@ class TestSimulated(ExecutorContract):
         )
 
 
+@pytest.mark.parametrize("plan", [ParallelPlan(), ParallelPlan(pp=2)], ids=str)
+class TestSimulatedWithInputs(ExecutorContract):
+    @pytest.fixture
+    def make(self, plan: ParallelPlan) -> MakeExecutor:
+        return lambda: SimulatedExecutor(
+            plan=plan,
+            model_vocab_size=VOCAB_SIZE,
+            num_kv_blocks=NUM_BLOCKS,
+            timer=ConstantTimer(plan),
+            clock=WallClock(),
+            applies_inputs=True,
+        )
+
+
 @pytest.mark.parametrize("plan", [ParallelPlan()], ids=str)
 class TestInline(ExecutorContract):
     @pytest.fixture

@@ -27,7 +27,7 @@ def test_frames_survive_any_cutting_of_the_stream(payloads: list[bytes], cut: in
     left, right = socket.socketpair()
     with left:
         channel = FrameChannel(right)
-        stream = b"".join(HEADER.pack(len(payload)) + payload for payload in payloads)
+        stream = b"".join(HEADER.pack(len(payload), 0) + payload for payload in payloads)
         received = []
         for start in range(0, len(stream), cut):
             left.sendall(stream[start : start + cut])
@@ -54,7 +54,22 @@ def test_the_end_of_the_stream_is_none_even_within_a_frame(
     ends: tuple[FrameChannel, FrameChannel],
 ) -> None:
     ends[0].send(b"whole")
-    ends[0]._socket.sendall(HEADER.pack(100) + b"half")
+    ends[0]._socket.sendall(HEADER.pack(100, 0) + b"half")
     ends[0].close()
     assert ends[1].receive() == b"whole"
     assert ends[1].receive() is None
+
+
+def test_an_answer_carries_the_tag_of_what_it_answers(
+    ends: tuple[FrameChannel, FrameChannel],
+) -> None:
+    host, rank = ends
+    host.send(b"first", tag=7)
+    host.send(b"second", tag=8)
+    for expected in (7, 8):
+        rank.receive()
+        rank.send(b"answer")
+        host.receive()
+        assert host.tag == expected
+    rank.send(b"late", tag=7)
+    assert (host.receive(), host.tag) == (b"late", 7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -17,6 +18,7 @@ from tests.contracts.executor import (
     NUM_BLOCKS,
     ExecutorContract,
     MakeExecutor,
+    next_step,
     prompt_step,
 )
 
@@ -60,8 +62,33 @@ def test_a_step_that_cannot_run_is_a_rank_error_with_its_number(tiny_model_dir: 
     executor = inline(tiny_model_dir)
     executor.start()
     step = prompt_step(12)
-    step.block_tables = b""
+    step.slots = np.array([7, 1], np.int32).tobytes()
     executor.submit(step)
-    with pytest.raises(RankError, match="step 12 failed"):
+    executor.submit(prompt_step(13))
+    with pytest.raises(RankError, match=r"step 12 failed.*slot 7 was never started"):
         executor.collect()
+    with pytest.raises(RankError, match="step 13 was not run: step 12 failed"):
+        executor.collect()
+    executor.close()
+
+
+def test_a_row_without_the_blocks_for_its_tokens_is_refused(tiny_model_dir: Path) -> None:
+    executor = inline(tiny_model_dir)
+    executor.start()
+    executor.submit(prompt_step(0, lens=(7,)))
+    executor.submit(next_step(1, count=1))
+    executor.collect()
+    executor.submit(next_step(2, count=1))
+    executor.collect()
+    with pytest.raises(RankError, match="slot 0 has too few blocks for 9 tokens; 3 are needed"):
+        executor.collect()
+    executor.close()
+
+
+def test_a_step_that_takes_too_long_is_a_rank_error_with_the_limit(tiny_model_dir: Path) -> None:
+    executor = inline(tiny_model_dir)
+    executor.start()
+    executor.submit(prompt_step(4, lens=(200,)))
+    with pytest.raises(RankError, match=r"step 4 was not done within 0 s"):
+        executor.collect(0.0)
     executor.close()

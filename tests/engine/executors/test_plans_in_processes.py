@@ -11,10 +11,13 @@ import pytest
 from engine.config import Collectives, DType, EngineConfig, LinkEmulation, ModelConfig
 from engine.executors.inline import InlineExecutor
 from engine.executors.process import ProcessExecutor
+from engine.executors.protocol import Executor
 from engine.parallel.shm_build import NO_COMPILER_VARIABLE
 from engine.plan import ParallelPlan, parse_plan
+from engine.shift import ModeChooser
 from tests.engine.rank_pools import RankPools
 from tests.engine.scheduler_driver import Generated, generate
+from tests.engine.step_driver import DrivenSequence, StepDriver
 
 MAX_TOKENS = 6
 TOLERANCE = 1e-9
@@ -91,6 +94,41 @@ def test_ranks_in_processes_equal_a_single_rank(
     config: EngineConfig, single: list[Generated], rank_pools: RankPools, text: str, pin: str
 ) -> None:
     assert_equal(in_processes(config, parse_plan(text).plan, rank_pools, pin), single)
+
+
+@pytest.mark.parametrize("backend", [Collectives.AUTO, Collectives.GLOO])
+@pytest.mark.parametrize("text", ["tp=2", "pp=2", "sp=2,shift", "pp=2,sp=2,shift"])
+def test_steps_submitted_ahead_get_their_tokens_from_the_ranks(
+    config: EngineConfig, rank_pools: RankPools, text: str, backend: Collectives
+) -> None:
+    plan = parse_plan(text).plan
+    model = ModelConfig.from_dir(config.model_dir)
+    inline = InlineExecutor(config, model, ParallelPlan())
+    wanted = driven(inline, ParallelPlan(), num_ahead=0)
+    ranks = rank_pools.get(plan.replica_size)
+    executor = ProcessExecutor(replace(config, collectives=backend), model, plan, ranks=ranks)
+    for mine, reference in zip(driven(executor, plan, num_ahead=plan.pp), wanted, strict=True):
+        assert mine.output == reference.output
+        largest = np.abs(reference.logits).max()
+        assert np.abs(np.array(mine.logits) - reference.logits).max() <= TOLERANCE * largest
+
+
+def driven(executor: Executor, plan: ParallelPlan, *, num_ahead: int) -> list[DrivenSequence]:
+    """Run the prompts with the modes mixed; the host never tells a token the ranks sampled."""
+    chooser = ModeChooser(plan=plan, threshold_tokens=0, pin="random:9")
+    executor.start()
+    driver = StepDriver(
+        executor,
+        vocab_size=515,
+        budget=17,
+        num_ahead=num_ahead,
+        mode=lambda step_id: chooser.choose(1, step_id),
+    )
+    sequences = driver.run(
+        list_prompts(), max_tokens=MAX_TOKENS, temperature=0.8, top_p=0.9, min_p=0.01
+    )
+    executor.close()
+    return sequences
 
 
 def test_gloo_computes_the_same(

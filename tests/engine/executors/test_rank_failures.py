@@ -7,12 +7,13 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -22,7 +23,8 @@ from engine.executors.process import ProcessExecutor
 from engine.executors.ranks import RankProcesses
 from engine.models.create import create_model
 from engine.plan import ParallelPlan
-from tests.contracts.executor import prompt_step
+from tests.contracts.executor import next_step, prompt_step
+from tests.engine.processes import wait_gone
 from tests.engine.rank_pools import RankPools
 
 PLAN = ParallelPlan(tp=2)
@@ -50,20 +52,6 @@ def started(
     executor.start()
     yield executor
     executor.close()
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def wait_gone(pids: list[int]) -> None:
-    deadline = time.monotonic() + NOTICED_S
-    while not all(map(is_gone, pids)):
-        assert time.monotonic() < deadline, f"{pids} still run"
-        time.sleep(0.01)
 
 
 def test_a_rank_killed_within_a_step_is_named_with_its_signal(started: ProcessExecutor) -> None:
@@ -106,6 +94,70 @@ def test_a_rank_that_hangs_passes_the_step_timeout(
         executor.collect()
     executor.close()
     wait_gone(pids)
+
+
+def test_a_hung_step_is_over_at_the_deadline_its_caller_sets(started: ProcessExecutor) -> None:
+    pids = started.pids
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    started.submit(prompt_step(3))
+    assert not started.is_ready(0.0)
+    with pytest.raises(RankError, match=r"step 3: no rank answered within 0.05 s"):
+        started.collect(0.05)
+    with pytest.raises(RankError, match="no rank answered"):
+        started.check()
+    started.close()  # kills them at once: stopped processes end by nothing else
+    wait_gone(pids)
+
+
+def check_until_noticed(executor: ProcessExecutor) -> None:
+    deadline_s = time.monotonic() + NOTICED_S
+    while time.monotonic() < deadline_s:
+        executor.check()
+
+
+def test_a_rank_killed_while_nothing_runs_is_found_by_looking(started: ProcessExecutor) -> None:
+    started.check()
+    os.kill(started.pids[1], signal.SIGKILL)
+    with pytest.raises(RankError, match=r"rank 1 .* SIGKILL"):
+        check_until_noticed(started)
+
+
+def test_a_result_that_came_before_the_failure_can_still_be_collected(
+    started: ProcessExecutor,
+) -> None:
+    started.submit(prompt_step(0))
+    assert started.is_ready(NOTICED_S)
+    os.kill(started.pids[0], signal.SIGKILL)
+    wait_gone([started.pids[0]])
+    with pytest.raises(RankError):
+        check_until_noticed(started)
+    assert started.collect().step_id == 0
+    with pytest.raises(RankError):
+        started.collect()
+
+
+def test_a_death_makes_the_steps_in_flight_ready_to_raise(started: ProcessExecutor) -> None:
+    os.kill(started.pids[1], signal.SIGSTOP)
+    started.submit(prompt_step(0))
+    started.submit(next_step(1))
+    os.kill(started.pids[1], signal.SIGKILL)
+    assert started.is_ready(NOTICED_S)
+    with pytest.raises(RankError, match="SIGKILL"):
+        started.collect(0.0)
+
+
+def test_ranks_tell_how_long_they_waited_for_the_host(started: ProcessExecutor) -> None:
+    pause_s = 0.02
+    started.submit(prompt_step(0))
+    first = started.collect()
+    time.sleep(pause_s)
+    started.submit(next_step(1))
+    started.submit(next_step(2))
+    second, third = started.collect(), started.collect()
+    assert first.idle_s == 0.0
+    assert second.idle_s >= pause_s
+    assert all(0.0 <= r.input_exposed_s <= r.input_s for r in (first, second, third))
 
 
 def test_ranks_that_are_not_ready_in_time_are_named(
@@ -167,12 +219,11 @@ def test_own_ranks_end_with_their_executor(config: EngineConfig) -> None:
     wait_gone(pids)
 
 
-PARENT = """
-import sys, time
-from engine.parallel.shm_layout import Segment
+IN_A_COLLECTIVE = """
+import time
+import msgspec
 from tests.contracts.communicator_worker import Group, Operation, Program
 from tests.engine.rank_pools import RankPools, process_world
-import msgspec
 with process_world(RankPools(), "shm", num_ranks=2, groups=[(0, 1)], timeout_s=60.0) as world:
     group = world.groups[0, 1]
     # Rank 0 now waits in a collective for rank 1, which nobody asks to come.
@@ -181,14 +232,67 @@ with process_world(RankPools(), "shm", num_ranks=2, groups=[(0, 1)], timeout_s=6
     print(*world.ranks.pids, flush=True)
     time.sleep(60)
 """
+COMPUTING_WITH_SPARES = """
+import sys
+from pathlib import Path
+from engine.config import EngineConfig, ModelConfig
+from engine.executors.pool import RankPool
+from engine.executors.process import ProcessExecutor
+from engine.plan import ParallelPlan
+from tests.contracts.executor import prompt_step
+config = EngineConfig(model_dir=Path(sys.argv[1]), block_size=4, num_kv_blocks=64)
+pool = RankPool(num_spares=2)
+model = ModelConfig.from_dir(config.model_dir)
+executor = ProcessExecutor(config, model, ParallelPlan(tp=2), ranks=pool)
+executor.start()
+print(*executor.pids, *pool.spare_pids, flush=True)  # the spares have only just begun
+step = 0
+while True:
+    executor.submit(prompt_step(step))
+    executor.collect()
+    step += 1
+"""
+STARTING = """
+from engine.executors.pool import RankPool
+ranks = RankPool().lend(2)
+print(*ranks.pids, flush=True)
+ranks.receive(60.0)
+"""
 
 
-def test_ranks_end_when_their_parent_is_killed() -> None:
-    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("program", "num_processes"),
+    [(IN_A_COLLECTIVE, 2), (COMPUTING_WITH_SPARES, 4), (STARTING, 2)],
+    ids=["in a collective", "computing, with spares that warm up", "starting"],
+)
+def test_nothing_is_left_when_the_parent_is_killed(
+    program: str, num_processes: int, sign: signal.Signals, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, str(tiny_model_dir)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
     assert parent.stdout is not None
     pids = [int(word) for word in parent.stdout.readline().split()]
-    assert len(pids) == 2
-    parent.kill()
+    assert len(pids) == num_processes
+    assert not files_of(pids), "ranks share memory that has a name"
+    parent.send_signal(sign)
     parent.wait()
     parent.stdout.close()
     wait_gone(pids)
+    assert list(tmp_path.iterdir()) == []
+
+
+def files_of(pids: list[int]) -> set[str]:
+    """Files in shared memory or temporary folders that the processes have open or mapped."""
+    found: set[str] = set()
+    for pid in pids:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        found |= {line.split(maxsplit=5)[-1] for line in lines}
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                found.add(os.readlink(fd))
+    return {name for name in found if name.startswith(("/dev/shm", tempfile.gettempdir()))}

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.clock import VirtualClock, WallClock
+from engine.errors import RankError
 from engine.executors.protocol import Clock
 from engine.executors.simulated import FIRST_TOKEN_ID, SimulatedExecutor, token_ids
 from engine.plan import ParallelPlan
-from engine.steps import StepPlan, StepShape
+from engine.steps import StepPlan, StepShape, int32
+from tests.contracts.executor import NUM_BLOCKS, VOCAB_SIZE, next_step, prompt_step
 
 
 class TokenTimer:
@@ -67,6 +70,64 @@ def test_stages_overlap_and_the_slowest_sets_the_pace() -> None:
     assert np.isclose(clock.now(), 0.050)  # stage 1 took step 1 at once
     executor.collect()
     assert np.isclose(clock.now(), 0.070)
+
+
+def test_a_queued_step_begins_when_its_stage_is_free_and_a_late_one_tells_the_gap() -> None:
+    clock = VirtualClock()
+    executor = started(1, clock)
+    executor.submit(step(0, 5))
+    executor.submit(step(1, 5))
+    executor.collect()
+    clock.sleep_until(0.015)  # the host is busy while step 1 runs
+    assert executor.collect().idle_s == 0
+    assert np.isclose(clock.now(), 0.020)
+    clock.sleep_until(0.027)
+    executor.submit(step(2, 5))
+    assert np.isclose(executor.collect().idle_s, 0.007)
+    assert np.isclose(clock.now(), 0.037)
+
+
+def test_the_first_step_waited_for_nobody() -> None:
+    clock = VirtualClock()
+    executor = started(1, clock)
+    clock.sleep_until(5.0)
+    executor.submit(step(0, 5))
+    assert executor.collect().idle_s == 0
+
+
+def test_waiting_for_a_step_moves_a_virtual_clock_no_further_than_asked() -> None:
+    clock = VirtualClock()
+    executor = started(1, clock)
+    executor.submit(step(0, 5))
+    assert not executor.is_ready(0.004)
+    assert clock.now() == 0.004
+    assert executor.is_ready(1.0)
+    assert clock.now() == 0.010
+
+
+def test_a_step_that_takes_longer_than_allowed_is_a_rank_error() -> None:
+    executor = started(1, VirtualClock())
+    executor.submit(step(7, 5))
+    with pytest.raises(RankError, match=r"step 7 was not done within 0.004 s"):
+        executor.collect(0.004)
+
+
+def test_ranks_work_on_inputs_reads_real_messages_and_refuses_wrong_ones() -> None:
+    executor = SimulatedExecutor(
+        plan=ParallelPlan(),
+        model_vocab_size=VOCAB_SIZE,
+        num_kv_blocks=NUM_BLOCKS,
+        timer=TokenTimer(1),
+        clock=VirtualClock(),
+        applies_inputs=True,
+    )
+    executor.start()
+    assert executor.needs_inputs
+    executor.submit(prompt_step(0))
+    executor.submit(next_step(1))
+    assert [len(int32(executor.collect().token_ids)) for _ in range(2)] == [2, 2]
+    with pytest.raises(AssertionError, match="slot 2 was never started"):
+        executor.submit(next_step(2, count=3))
 
 
 def test_a_wall_clock_is_waited_for() -> None:

@@ -83,7 +83,9 @@ def wait_until(is_true: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
         time.sleep(0.005)
 
 
-def simulated_engine(model_dir: Path, *, step_s: float, caps: Caps | None = None) -> Engine:
+def simulated_engine(
+    model_dir: Path, *, step_s: float, caps: Caps | None = None, mode: str = "auto"
+) -> Engine:
     """An engine whose steps only take time: slow enough to look at requests in progress."""
     tokenizer = Tokenizer.from_dir(model_dir)
     return Engine(
@@ -92,6 +94,7 @@ def simulated_engine(model_dir: Path, *, step_s: float, caps: Caps | None = None
             plan=ParallelPlan(sp=2, tp=2, shift=True),
             executor=ExecutorKind.SIMULATED,
             caps=caps or Caps(),
+            mode=mode,
             num_kv_blocks=1024,
             max_devices=4,
         ),

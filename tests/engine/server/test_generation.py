@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -71,12 +72,12 @@ def test_top_k_of_one_is_greedy_at_any_temperature(server: Server) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("logprobs", 1),
         ("best_of", 2),
         ("suffix", "end"),
-        ("presence_penalty", 0.5),
-        ("logit_bias", {"5": 1}),
+        ("prompt_logprobs", 1),
         ("guided_json", {}),
+        ("bad_words", ["x"]),
+        ("priority", -1),
         ("made_up", None),
     ],
 )
@@ -90,7 +91,7 @@ def test_a_field_that_would_be_ignored_is_refused_by_name(
 
 
 def test_fields_that_ask_for_what_happens_anyway_are_fine(server: Server) -> None:
-    fine = {"best_of": 1, "logit_bias": {}, "presence_penalty": 0.0, "user": "u1", "logprobs": None}
+    fine = {"best_of": 1, "logit_bias": {}, "top_logprobs": 0, "user": "u1", "logprobs": None}
     assert server.complete(prompt="x", max_tokens=1, **fine).status_code == 200
 
 
@@ -109,9 +110,19 @@ def test_fields_that_ask_for_what_happens_anyway_are_fine(server: Server) -> Non
         ({"prompt": [1, -1]}, None),
         ({"prompt": {"a": 1}}, "prompt"),
         ({}, "prompt"),
-        ({"prompt": "x", "min_tokens": 9, "max_tokens": 3}, None),
-        ({"prompt": "x", "stop": [""]}, None),
-        ({"prompt": "x", "stream_options": {"include_usage": True}}, None),
+        ({"prompt": "x", "min_tokens": 9, "max_tokens": 3}, "min_tokens"),
+        ({"prompt": "x", "stop": [""]}, "stop"),
+        ({"prompt": "x", "stream_options": {"include_usage": True}}, "stream_options"),
+        ({"prompt": "x", "logprobs": 21}, "logprobs"),
+        ({"prompt": "x", "logprobs": True}, "logprobs"),
+        ({"prompt": "x", "logprobs": 1, "echo": True}, "logprobs"),
+        ({"prompt": "x", "presence_penalty": 2.5}, "presence_penalty"),
+        ({"prompt": "x", "repetition_penalty": 0}, "repetition_penalty"),
+        ({"prompt": "x", "min_p": 1.5}, "min_p"),
+        ({"prompt": "x", "logit_bias": {"five": 1}}, "logit_bias"),
+        ({"prompt": "x", "logit_bias": {"5": 101}}, "logit_bias"),
+        ({"prompt": "x", "timeout_ms": 0}, "timeout_ms"),
+        ({"prompt": "x", "n": 3, "best_of": 2}, "best_of"),
         ({"prompt": "x", "stream": True, "stream_options": {"typo": 1}}, "stream_options"),
     ],
 )
@@ -192,7 +203,7 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(tiny_dir: Path) -> No
             wait_until(lambda: engine.stats().waiting == 1)
             reply = server.complete(prompt="x")
             assert _refusal(reply, 429)["code"] == "queue_full"
-            assert reply.headers["retry-after"] == "1"
+            assert int(reply.headers["retry-after"]) >= 1
             # Several choices are all accepted or none.
             assert server.complete(prompt="x", n=2).status_code == 429
             assert engine.stats().waiting == 1
@@ -222,7 +233,9 @@ def test_a_closed_engine_is_unhealthy_and_serves_nothing(tiny_dir: Path) -> None
     engine.start()
     with serving(engine, tiny_dir) as server:
         engine.close()
-        assert server.complete(prompt="x").status_code == 503
+        reply = server.complete(prompt="x")
+        assert _refusal(reply, 503)["type"] == "server_error"
+        assert int(reply.headers["retry-after"]) >= 1
 
 
 def test_an_unknown_path_speaks_the_form_of_its_plane(server: Server) -> None:
@@ -231,3 +244,141 @@ def test_an_unknown_path_speaks_the_form_of_its_plane(server: Server) -> None:
     assert reply.status_code == 404
     assert reply.headers["content-type"] == "application/problem+json"
     assert reply.json()["code"] == "not_found"
+
+
+def test_a_chat_refuses_best_tokens_without_log_probabilities(server: Server) -> None:
+    messages = [{"role": "user", "content": "x"}]
+    assert _refusal(server.chat(messages=messages, top_logprobs=2))["param"] == "top_logprobs"
+
+
+def test_a_stop_string_is_shown_where_asked_for(server: Server) -> None:
+    asked = {"prompt": "The engine", "max_tokens": 24, "temperature": 0, "ignore_eos": True}
+    text = server.complete(**asked).json()["choices"][0]["text"]
+    stop = text[9:12]
+    asked |= {"stop": ["never", stop], "include_stop_str_in_output": True}
+    choice = server.complete(**asked).json()["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    assert choice["text"] == text[: text.index(stop) + len(stop)]
+    streamed = [chunk["choices"][0] for chunk in _chunks(server.complete(**asked, stream=True))]
+    assert "".join(piece["text"] for piece in streamed) == choice["text"]
+    assert streamed[-1]["finish_reason"] == "stop"
+
+
+def test_special_tokens_are_shown_where_asked_for(server: Server) -> None:
+    word = "<|role|>"
+    (special,) = server.tokenizer.encode(word, add_special_tokens=False)
+    asked = {"prompt": "A", "temperature": 0, "max_tokens": 3, "logit_bias": {str(special): 100}}
+    assert server.complete(**asked).json()["choices"][0]["text"] == ""
+    shown = server.complete(**asked, skip_special_tokens=False).json()["choices"][0]
+    assert shown["text"] == word * 3
+
+
+def test_a_stop_string_inside_shown_special_tokens_ends_the_choice(server: Server) -> None:
+    word = "<|role|>"
+    (special,) = server.tokenizer.encode(word, add_special_tokens=False)
+    asked = {"prompt": "A", "temperature": 0, "max_tokens": 2000, "ignore_eos": True}
+    asked |= {"logit_bias": {str(special): 100}, "skip_special_tokens": False, "stop": word[2:]}
+    choice = server.complete(**asked).json()["choices"][0]
+    assert choice["text"] == word[:2]
+    assert choice["finish_reason"] == "stop"
+    wait_until(lambda: server.engine.stats().running == 0)
+
+
+def test_an_end_token_is_shown_only_with_special_tokens_and_its_stop(server: Server) -> None:
+    end = min(server.engine.model.eos_token_ids)
+    word = server.tokenizer.decode([end], skip_special_tokens=False)
+    asked = {"prompt": "A", "temperature": 0, "max_tokens": 9, "logit_bias": {str(end): 100}}
+    hidden = server.complete(**asked, skip_special_tokens=False).json()["choices"][0]
+    shown = server.complete(
+        **asked, skip_special_tokens=False, include_stop_str_in_output=True
+    ).json()["choices"][0]
+    assert (hidden["text"], hidden["finish_reason"]) == ("", "stop")
+    assert (shown["text"], shown["finish_reason"]) == (word, "stop")
+
+
+def test_a_bias_decides_and_a_penalty_forbids_repeats(server: Server) -> None:
+    asked = {"prompt": "A", "temperature": 0, "max_tokens": 6, "return_token_ids": True}
+    biased = server.complete(**asked, ignore_eos=True, logit_bias={"40": 100}).json()
+    assert biased["choices"][0]["token_ids"] == [40] * 6
+    two = {"40": 60.5, "41": 60}
+    varied = server.complete(**asked, ignore_eos=True, logit_bias=two, presence_penalty=2).json()
+    assert {40, 41} == set(varied["choices"][0]["token_ids"])
+
+
+def test_min_p_of_one_is_greedy_at_any_temperature(server: Server) -> None:
+    asked = {"prompt": "A long prompt", "max_tokens": 12, "return_token_ids": True}
+    greedy = server.complete(**asked, temperature=0).json()["choices"][0]
+    narrow = server.complete(**asked, temperature=2, min_p=1).json()["choices"][0]
+    assert narrow["token_ids"] == greedy["token_ids"]
+
+
+def test_choices_without_a_seed_differ_from_call_to_call_and_among_themselves(
+    server: Server,
+) -> None:
+    asked = {"prompt": "A", "n": 3, "best_of": 3, "max_tokens": 12, "temperature": 1}
+    texts = [
+        choice["text"] for _ in range(2) for choice in server.complete(**asked).json()["choices"]
+    ]
+    assert len(set(texts)) == 6
+
+
+def test_every_chunk_has_the_usage_so_far_where_asked_for(server: Server) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    asked = {"prompt": "The engine", "max_tokens": 5, "ignore_eos": True, "stream": True}
+    chunks = _chunks(server.complete(**asked, stream_options=options))
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[-1] == 5
+    assert all(
+        c["usage"]["total_tokens"] == c["usage"]["prompt_tokens"] + n
+        for c, n in zip(chunks, counts, strict=True)
+    )
+    lone = {"continuous_usage_stats": True}
+    refused = _refusal(server.complete(**asked, stream_options=lone))
+    assert refused["param"] == "stream_options"
+
+
+def test_a_request_past_its_deadline_is_a_408_that_is_not_to_be_repeated(
+    slow_server: Server,
+) -> None:
+    asked = {"prompt": "A", "max_tokens": 2000, "ignore_eos": True, "timeout_ms": 150}
+    reply = slow_server.complete(**asked)
+    assert _refusal(reply, 408)["code"] == "deadline_exceeded"
+    assert reply.headers["x-should-retry"] == "false"
+    wait_until(lambda: slow_server.engine.stats().running == 0)
+
+
+def test_a_stream_past_its_deadline_ends_with_an_error_after_its_tokens(
+    slow_server: Server,
+) -> None:
+    asked = {"prompt": "A", "max_tokens": 2000, "ignore_eos": True, "timeout_ms": 150, "n": 2}
+    lines = slow_server.complete(**asked, stream=True).text.split("\n\n")
+    assert lines[-2] == "data: [DONE]"
+    error = json.loads(lines[-3].removeprefix("data: "))["error"]
+    assert (error["code"], error["param"]) == ("deadline_exceeded", "timeout_ms")
+    pieces = [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines[:-3]]
+    assert {piece["index"] for piece in pieces} == {0, 1}
+    assert all(piece["finish_reason"] is None for piece in pieces)
+
+
+def test_a_priority_counts_where_the_policy_orders_by_it(tiny_dir: Path) -> None:
+    with (
+        simulated_engine(tiny_dir, step_s=0.001) as engine,
+        serving(engine, tiny_dir) as server,
+    ):
+        assert "scheduler.order" in _refusal(server.complete(prompt="x", priority=3))["message"]
+        etag = server.http.get("/v1/engine/policy").headers["etag"]
+        reply = server.http.patch(
+            "/v1/engine/policy",
+            json={"scheduler": {"order": "priority"}},
+            headers={"if-match": etag},
+        )
+        assert reply.status_code == 200, reply.text
+        assert server.complete(prompt="x", max_tokens=1, priority=3).status_code == 200
+
+
+def _chunks(reply: httpx.Response) -> list[dict[str, Any]]:
+    """The documents of a stream that ended well."""
+    lines = [line.removeprefix("data: ") for line in reply.text.splitlines() if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]

@@ -152,6 +152,32 @@ def test_capabilities_name_every_knob_with_class_and_range(knobs: Server) -> Non
     assert by_name["shift.threshold_tokens"]["measured_cost_s"] > 0
 
 
+def test_an_engine_that_was_not_timed_shows_no_table_and_warns_who_asks_for_one(
+    knobs: Server,
+) -> None:
+    answer = knobs.http.get("/v1/engine/mode-table").json()
+    assert (answer["mode"], answer["threshold_tokens"]) == ("auto", 256)
+    assert answer["tables"] == [None]
+    changed = _patch(knobs, {"mode": "table"}).json()
+    assert changed["changes"] == {"mode": "hot"}
+    assert "no mode table was measured" in changed["warnings"][0]
+
+
+def test_a_measured_table_is_shown_and_a_threshold_can_be_pinned_over_it(tiny_dir: Path) -> None:
+    with (
+        simulated_engine(tiny_dir, step_s=0.0005, mode="table") as engine,
+        serving(engine, tiny_dir) as server,
+    ):
+        (table,) = server.http.get("/v1/engine/mode-table").json()["tables"]
+        assert table["plan"] == "sp=2,tp=2,shift"
+        assert {bucket["mode"] for bucket in table["buckets"]} == {"shift"}
+        assert _patch(server, {"mode": "auto"}).json()["warnings"] == []
+        assert server.http.get("/v1/engine/mode-table").json()["mode"] == "auto"
+        assert _patch(server, {"mode": "table"}).json()["warnings"] == []
+        assert server.complete(prompt="x", max_tokens=3).status_code == 200
+        assert {sample.shape.mode for sample in engine.drain_samples()} == {"shift"}
+
+
 def test_a_reshape_under_load_keeps_a_stream_going(knobs: Server) -> None:
     body = {"model": MODEL, "prompt": "x", "max_tokens": 60, "ignore_eos": True, "stream": True}
     body["return_token_ids"] = True

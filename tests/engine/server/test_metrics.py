@@ -95,8 +95,8 @@ def test_latencies_are_observed_once_per_request_or_gap(
     assert ttft == pytest.approx(sum(scraped[f"vllm:{part}_sum",] for part in parts))
     e2e = scraped["vllm:e2e_request_latency_seconds_sum",]
     assert e2e == pytest.approx(ttft + scraped["vllm:inter_token_latency_seconds_sum",])
-    # Steps sleep at least 10 ms each, so four gaps take at least 40 ms.
-    assert scraped["vllm:request_decode_time_seconds_sum",] >= 3 * 4 * 0.01
+    # Steps take at least 10 ms each; the first token's stamp may be late by less than one.
+    assert scraped["vllm:request_decode_time_seconds_sum",] >= 3 * 3 * 0.01
 
 
 def test_two_servers_in_one_process_do_not_share_metrics(tiny_dir: Path) -> None:

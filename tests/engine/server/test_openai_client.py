@@ -110,7 +110,82 @@ def test_choices_of_one_prompt_differ_and_stand_in_order(client: openai.OpenAI) 
 
 def test_an_error_is_the_clients_own_exception_and_names_the_field(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        client.completions.create(model=MODEL, prompt="x", logprobs=3)
-    assert caught.value.param == "logprobs"
+        client.completions.create(model=MODEL, prompt="x", suffix="end")
+    assert caught.value.param == "suffix"
     with pytest.raises(openai.NotFoundError):
         client.completions.create(model="another", prompt="x")
+
+
+def test_log_probabilities_of_a_completion_stand_beside_its_tokens(client: openai.OpenAI) -> None:
+    answer = client.completions.create(
+        model=MODEL, prompt="The engine", max_tokens=8, temperature=0, logprobs=3
+    )
+    found = answer.choices[0].logprobs
+    assert found is not None
+    assert answer.usage is not None
+    lengths = {
+        len(found.tokens or ()),
+        len(found.token_logprobs or ()),
+        len(found.top_logprobs or ()),
+        len(found.text_offset or ()),
+    }
+    assert lengths == {answer.usage.completion_tokens}
+    for token, logprob, best in zip(
+        found.tokens or (), found.token_logprobs or (), found.top_logprobs or (), strict=True
+    ):
+        assert len(best) == 3
+        assert best[token] == logprob == max(best.values())
+
+
+def test_streamed_log_probabilities_join_to_the_whole_ones(client: openai.OpenAI) -> None:
+    def ask(**extra: object) -> object:
+        return client.completions.create(
+            model=MODEL,
+            prompt="The engine",
+            max_tokens=12,
+            seed=3,
+            logprobs=2,
+            **extra,  # type: ignore[call-overload]
+        )
+
+    whole = ask().choices[0].logprobs  # type: ignore[attr-defined]
+    pieces = [chunk.choices[0].logprobs for chunk in ask(stream=True)]  # type: ignore[attr-defined]
+    for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        assert [x for piece in pieces for x in getattr(piece, field)] == getattr(whole, field)
+
+
+def test_a_chats_log_probabilities_hold_bytes_that_join_to_its_text(client: openai.OpenAI) -> None:
+    def ask(**extra: object) -> object:
+        return client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "Hello"}],
+            max_tokens=12,
+            temperature=0,
+            logprobs=True,
+            top_logprobs=2,
+            **extra,  # type: ignore[call-overload]
+        )
+
+    choice = ask().choices[0]  # type: ignore[attr-defined]
+    content = choice.logprobs.content
+    assert all(len(token.top_logprobs) == 2 for token in content)
+    assert all(token.logprob == token.top_logprobs[0].logprob for token in content)
+    plain = [token for token in content if not token.token.startswith("<|")]
+    text = b"".join(bytes(token.bytes) for token in plain).decode(errors="replace")
+    assert text == choice.message.content
+    pieces = [chunk.choices[0].logprobs for chunk in ask(stream=True)]  # type: ignore[attr-defined]
+    assert [token for piece in pieces for token in piece.content] == content
+
+
+def test_a_deadline_reaches_the_client_once(slow_server: Server) -> None:
+    with openai.OpenAI(base_url=f"{slow_server.url}/v1", api_key="unused") as retrying:
+        before = slow_server.engine.stats().prompt_tokens
+        with pytest.raises(openai.APIStatusError) as caught:
+            retrying.completions.create(
+                model=MODEL,
+                prompt=[5],
+                max_tokens=2000,
+                extra_body={"ignore_eos": True, "timeout_ms": 100},
+            )
+    assert caught.value.status_code == 408
+    assert slow_server.engine.stats().prompt_tokens == before + 1

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 
+from engine.config import EngineConfig
+from engine.engine import Engine
 from engine.request import FinishReason, Request, SamplingParams
 from engine.server.streams import ChoiceOutput, LoopBridge, OutputStream
 from tests.engine.server.conftest import simulated_engine
@@ -25,7 +28,7 @@ def test_outputs_that_piled_up_are_merged_per_choice_and_none_is_lost(tiny_dir: 
         stream = OutputStream(
             engine, LoopBridge(), [_request(0), _request(1)], lambda _, output: seen.append(output)
         )
-        stream.open()
+        await stream.open()
         while sum(output.is_finished for output in seen) < 2:
             await asyncio.sleep(0.001)
         items = [item async for item in stream.outputs()]
@@ -37,6 +40,25 @@ def test_outputs_that_piled_up_are_merged_per_choice_and_none_is_lost(tiny_dir: 
     assert [item.index for item in items] == [0, 1]
     assert all(len(item.output.token_ids) == 20 for item in items)
     assert all(item.output.finish_reason is FinishReason.LENGTH for item in items)
+
+
+def test_log_probabilities_that_piled_up_stay_beside_their_tokens(tiny_dir: Path) -> None:
+    request = replace(_request(0), sampling=replace(SAMPLING, logprobs=1))
+
+    async def read_late() -> list[ChoiceOutput]:
+        seen = []
+        stream = OutputStream(
+            engine, LoopBridge(), [request], lambda _, output: seen.append(output)
+        )
+        await stream.open()
+        while not any(output.is_finished for output in seen):
+            await asyncio.sleep(0.001)
+        return [item async for item in stream.outputs()]
+
+    with Engine(EngineConfig(model_dir=tiny_dir, num_kv_blocks=64)) as engine:
+        (item,) = asyncio.run(read_late())
+    assert [entry.token_id for entry in item.output.logprobs] == list(item.output.token_ids)
+    assert len(item.output.token_ids) == 20
 
 
 def test_a_bridge_wakes_a_second_loop_after_the_first_has_closed() -> None:

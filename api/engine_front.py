@@ -1,0 +1,57 @@
+"""The HTTP front end of one engine: ``python -m api.engine_front``, started by its process.
+
+HTTP, tokenising, detokenising and stop strings happen here, beside the step loop and not in its
+turns. It ends when told to (SIGTERM, after draining) and when the engine's process is gone.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+import msgspec
+
+from api.serving import announce_and_run
+from engine.errors import EngineError
+from engine.executors.frames import FrameChannel
+from engine.server import create_server
+from engine.server.messages import FrontFailed, FrontSetup, WireError
+from engine.server.remote import RemoteEngine
+from engine.tokenizer import Tokenizer
+from engine.worker import begin
+
+
+def main() -> int:
+    channel = begin(sys.argv[1:])
+    frame = channel.receive()
+    if frame is None:
+        return 0
+    setup = msgspec.msgpack.decode(frame, type=FrontSetup)
+    (listener_fd,) = channel.take_fds()
+    try:
+        tokenizer = Tokenizer.from_dir(setup.model_dir)
+    except EngineError as error:
+        failed = FrontFailed(error=WireError.of(error))
+        channel.send(msgspec.msgpack.encode(failed))
+        return 1
+    _serve(channel, setup, tokenizer, socket.socket(fileno=listener_fd))
+    return 0
+
+
+def _serve(
+    channel: FrameChannel, setup: FrontSetup, tokenizer: Tokenizer, listener: socket.socket
+) -> None:
+    engine = RemoteEngine(channel, setup, tokenizer)
+    engine.start()
+    app = create_server(
+        engine,
+        tokenizer,
+        model_name=setup.model_name,
+        api_key=setup.api_key,
+        engine_name=setup.engine_name,
+    )
+    announce_and_run(app, listener, drain_s=setup.drain_s, on_ready=engine.say_ready)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Where the ranks of one executor meet: shared memory, or a socket for torch.distributed."""
+
+from __future__ import annotations
+
+import socket
+
+from engine.config import Collectives, EngineConfig
+from engine.errors import EngineError
+from engine.parallel.shm_build import can_use_python_version, find_library
+from engine.parallel.shm_layout import Segment
+
+
+def collectives_for(config: EngineConfig) -> Collectives:
+    """What carries the collectives.
+
+    Raises:
+        EngineError: the one asked for does not work on this device or processor.
+    """
+    is_cuda = config.device.startswith("cuda")
+    has_shm = not is_cuda and (find_library() is not None or can_use_python_version())
+    wanted = Collectives(config.collectives)
+    if wanted is Collectives.AUTO:
+        fallback = Collectives.NCCL if is_cuda else Collectives.GLOO
+        return Collectives.SHM if has_shm else fallback
+    if (wanted is Collectives.NCCL) is not is_cuda:
+        raise EngineError(
+            f"collectives {wanted.value!r} do not work on device {config.device!r}; use 'auto'"
+        )
+    if wanted is Collectives.SHM and not has_shm:
+        raise EngineError(
+            "shared memory needs a C++ compiler on this processor; install one or use 'gloo'"
+        )
+    return wanted
+
+
+class MeetingPlace:
+    """Opened by the executor, which owns it; ranks get its address and descriptors.
+
+    ``address`` is what ``RankSetup.init_method`` says.
+    """
+
+    def __init__(self, backend: Collectives) -> None:
+        self.backend = backend
+        self._segment: Segment | None = None
+        self._listener: socket.socket | None = None
+        if backend is Collectives.SHM:
+            self._segment = Segment.create()
+            self.address = str(find_library() or "")
+        else:
+            # Bound here and handed to rank 0, so that no other program can take the port.
+            self._listener = socket.create_server(("127.0.0.1", 0))
+            self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    @property
+    def can_be_left(self) -> bool:
+        """Whether ranks get out of a collective whose peer is gone, and can meet again elsewhere.
+
+        NCCL's and gloo's may wait for ever, and what is left of them inside a process after a
+        failure is unknown; such ranks are ended.
+        """
+        return self.backend is Collectives.SHM
+
+    def fds_for(self, rank: int) -> list[int]:
+        """Descriptors that go with the rank's setup."""
+        if self._segment is not None:
+            return [self._segment.fd]
+        return [self._listener.fileno()] if self._listener is not None and rank == 0 else []
+
+    def abort(self, blamed_rank: int) -> None:
+        """Make collectives in progress fail where they can."""
+        if self._segment is not None:
+            self._segment.abort(blamed_rank)
+
+    def close(self) -> None:
+        """Let go of it; ranks keep their own descriptors. Safe to call twice."""
+        if self._segment is not None:
+            self._segment.close()
+            self._segment = None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None

@@ -1,0 +1,99 @@
+"""Starts the replicas of a policy, and keeps what outlives them: counters and rank processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from engine.clock import WallClock
+from engine.config import EngineConfig, ExecutorKind, ModelConfig
+from engine.devices import for_replica
+from engine.executors.factory import make_executor
+from engine.executors.pool import RankPool
+from engine.executors.protocol import Executor, ExecutorInfo, StepTimer
+from engine.plan import ParallelPlan
+from engine.policy import EnginePolicy
+from engine.replica import Replica
+from engine.telemetry import Telemetry
+
+TimerFactory = Callable[[ParallelPlan], StepTimer]
+
+
+class Fleet:
+    """Every replica of one engine, whatever its plan. Calls come one at a time.
+
+    Rank processes are kept from one plan to the next where it can use them.
+    """
+
+    def __init__(
+        self, config: EngineConfig, model: ModelConfig, *, timer_factory: TimerFactory | None
+    ) -> None:
+        self.telemetry: list[Telemetry] = []
+        self.infos: list[ExecutorInfo] = []
+        self._config = config
+        self._model = model
+        self._timer_factory = timer_factory
+        self._pools: list[RankPool] = []
+
+    def launch(self, policy: EnginePolicy, *, first_step_id: int = 0) -> list[Replica]:
+        """Start the replicas of a policy side by side; on a failure none is left running.
+
+        Raises:
+            CheckpointError, PlanError, RankError: what the first of them could not do.
+        """
+        count = policy.plan.dp
+        self._prepare_pools(policy.plan)
+        while len(self.telemetry) < count:
+            self.telemetry.append(Telemetry())
+        replicas = [
+            Replica(
+                index=index,
+                config=self._config,
+                model=self._model,
+                policy=policy,
+                make_executor=partial(self._make_executor, policy.plan.replica, index),
+                telemetry=self.telemetry[index],
+                first_step_id=first_step_id,
+            )
+            for index in range(count)
+        ]
+        for replica in replicas:
+            replica.launch()
+        started, infos, failure = [], [], None
+        for replica in replicas:
+            try:
+                infos.append(replica.wait_started())
+                started.append(replica)
+            except BaseException as error:
+                failure = failure or error
+        if failure is not None:
+            for replica in started:
+                replica.stop()
+            self.close()
+            raise failure
+        self.infos = infos
+        return replicas
+
+    def close(self) -> None:
+        """End the rank processes that are left, once every replica has been stopped."""
+        self._keep_pools(0)
+
+    def _prepare_pools(self, plan: ParallelPlan) -> None:
+        """One pool per replica that runs on processes; those of no use now are ended."""
+        kind = self._config.executor
+        is_auto = kind is ExecutorKind.AUTO and plan.replica_size > 1
+        count = plan.dp if is_auto or kind is ExecutorKind.PROCESS else 0
+        self._keep_pools(count)
+        while len(self._pools) < count:
+            self._pools.append(RankPool(num_spares=self._config.spare_ranks))
+
+    def _keep_pools(self, count: int) -> None:
+        for pool in self._pools[count:]:
+            pool.close()
+        del self._pools[count:]
+
+    def _make_executor(self, plan: ParallelPlan, index: int) -> Executor:
+        config = for_replica(self._config, index=index, replica_size=plan.replica_size)
+        timer = self._timer_factory(plan) if self._timer_factory is not None else None
+        pool = self._pools[index] if self._pools else None
+        return make_executor(config, self._model, plan, timer=timer, clock=WallClock(), ranks=pool)

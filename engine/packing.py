@@ -1,0 +1,208 @@
+"""Which rows the next step holds: decodes first, then chunks of prompts, then new requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.chunks import prefill_room
+from engine.config import Caps
+from engine.pace import StepPace
+from engine.policy import Order
+from engine.running import RunningSet
+from engine.scheduled import PlacedSequence, SlotArray
+from engine.sequences import Sequence
+from engine.shift import ModeChooser
+from engine.steps import Int32Array
+from engine.waiting import WaitingQueue
+
+
+@dataclass
+class PackedRows:
+    """The rows of a step in the making, and what it may still hold."""
+
+    tokens: int
+    step_id: int
+    used: int = 0
+    prefill_tokens: int = 0
+    has_preempted: bool = False
+    slots: list[int] = field(default_factory=list)
+    query_lens: list[int] = field(default_factory=list)
+    placed: list[PlacedSequence] = field(default_factory=list)
+
+    def take(self, slot: int, num_tokens: int) -> None:
+        """A chunk of one row's prompt."""
+        self.slots.append(slot)
+        self.query_lens.append(num_tokens)
+        self.tokens -= num_tokens
+        self.used += num_tokens
+        self.prefill_tokens += num_tokens
+
+    def take_many(self, slots: SlotArray) -> None:
+        """One decode token for each row."""
+        self.slots.extend(slots.tolist())
+        self.query_lens.extend([1] * len(slots))
+        self.tokens -= len(slots)
+        self.used += len(slots)
+
+
+class StepPacker:
+    """Packs steps under a token budget (continuous batching with chunked prefill).
+
+    When KV blocks run out, the sequence that is last in the order is preempted and later
+    recomputed from its tokens. ``depth`` steps share the running set, one per pipeline stage.
+    """
+
+    def __init__(
+        self,
+        running: RunningSet,
+        waiting: WaitingQueue,
+        *,
+        caps: Caps,
+        chooser: ModeChooser,
+        depth: int,
+    ) -> None:
+        self.caps = caps
+        self.chooser = chooser
+        self.pace = StepPace()
+        self.num_preemptions = 0
+        self._running = running
+        self._waiting = waiting
+        self._depth = depth
+        self._rotation = 0
+
+    def pack(self, step_id: int, is_eligible: npt.NDArray[np.bool_]) -> PackedRows:
+        """The next step's rows, out of the running ones that ``is_eligible`` marks and of the
+        waiting requests. Blocks are given, victims preempted.
+        """
+        packed = PackedRows(tokens=self.caps.max_num_batched_tokens, step_id=step_id)
+        rows, pending = self._ready(is_eligible)
+        self._take_decodes(packed, rows[pending == 1])
+        self._take_prefills(packed, rows[pending > 1])
+        if not packed.has_preempted:
+            self._admit(packed)
+        return packed
+
+    def pack_ahead(self, step_id: int, is_eligible: npt.NDArray[np.bool_]) -> PackedRows | None:
+        """Like :meth:`pack` while the step before still runs; None where KV blocks are short.
+
+        Rows that run cannot be preempted, and some may end with that step and free theirs.
+        """
+        rows, pending = self._ready(is_eligible)
+        missing = self._running.missing_blocks(rows[pending == 1], 1)
+        if not self._running.pool.can_allocate(int(missing.sum())):
+            return None
+        return self.pack(step_id, is_eligible)
+
+    def can_admit(self) -> bool:
+        """Whether the next waiting request has a row and KV blocks."""
+        sequence = self._waiting.peek()
+        if sequence is None or len(self._running) >= self.caps.max_num_seqs:
+            return False
+        cached = self._running.find_cached(sequence)
+        need = self._running.blocks_for(sequence.num_tokens) - len(cached)
+        return need <= self._running.num_free_beside(cached)
+
+    def _ready(self, is_eligible: npt.NDArray[np.bool_]) -> tuple[SlotArray, Int32Array]:
+        """Eligible rows with something to compute, and how many known tokens each lacks."""
+        running = self._running
+        is_ready = is_eligible & running.can_run
+        return running.slots[is_ready], running.pending[is_ready]
+
+    def _take_decodes(self, packed: PackedRows, ready: SlotArray) -> None:
+        """Rows with exactly one token to compute; every one unless the budget is smaller."""
+        limit = min(packed.tokens, self._share_of_running())
+        if len(ready) > limit:
+            # Rotate, so that a budget below the running count starves nobody.
+            ready = np.roll(ready, -(self._rotation % len(ready)))[:limit]
+            self._rotation += limit
+        ready = self._make_room_for_decodes(packed, ready)
+        self._running.grow(ready, 1)
+        packed.take_many(ready)
+
+    def _share_of_running(self) -> int:
+        """With several steps in flight, each takes its share of the running set."""
+        return max(1, -(-len(self._running) // self._depth))
+
+    def _make_room_for_decodes(self, packed: PackedRows, ready: SlotArray) -> SlotArray:
+        """Preempt from the back until every remaining row can hold one more token."""
+        while len(ready):
+            missing = self._running.missing_blocks(ready, 1)
+            if self._running.pool.can_allocate(int(missing.sum())):
+                break
+            victim = self._preempt_last(packed, keep=None)
+            if victim is None:
+                # Only sequences in flight are left to preempt: run those that fit.
+                return ready[np.cumsum(missing) <= self._running.pool.num_free]
+            ready = ready[ready != victim]
+        return ready
+
+    def _take_prefills(self, packed: PackedRows, ready: SlotArray) -> None:
+        running, table = self._running, self._running.table
+        for slot in ready.tolist():
+            left = int(table.num_tokens[slot] - table.num_computed[slot])
+            chunk = min(left, self._prefill_room(packed))
+            if chunk < 1:
+                return
+            if table.sequences[slot] is None:  # preempted for an earlier one in this loop
+                continue
+            rows = np.array([slot], np.intp)
+            if self._make_room(packed, rows, chunk):
+                running.grow(rows, chunk)
+                packed.take(slot, chunk)
+
+    def _make_room(self, packed: PackedRows, rows: SlotArray, num_tokens: int) -> bool:
+        """Free blocks for a running prefill by preempting sequences behind it in the order."""
+        while not self._running.can_grow(rows, num_tokens):
+            if self._preempt_last(packed, keep=int(rows[0])) is None:
+                return False
+        return True
+
+    def _admit(self, packed: PackedRows) -> None:
+        """Start waiting requests while tokens, sequences and KV blocks allow."""
+        while self._prefill_room(packed) >= 1 and self.can_admit():
+            placed = self._running.place(self._waiting.pop())
+            chunk = min(placed.num_tokens - placed.num_cached, self._prefill_room(packed))
+            self._running.grow(np.array([placed.slot], np.intp), chunk)
+            packed.placed.append(placed)
+            packed.take(placed.slot, chunk)
+
+    def _prefill_room(self, packed: PackedRows) -> int:
+        """Tokens that prefill chunks may still add to this step."""
+        return prefill_room(
+            used=packed.used,
+            prefill_tokens=packed.prefill_tokens,
+            budget=packed.tokens,
+            max_step_ms=self.caps.max_step_ms,
+            block_size=self._running.block_size,
+            chooser=self.chooser,
+            pace=self.pace,
+            step_id=packed.step_id,
+        )
+
+    def _preempt_last(self, packed: PackedRows, keep: int | None) -> int | None:
+        """Preempt the last sequence in the order that is not in flight or in this step already.
+
+        With ``keep``, only sequences behind that slot may go. Returns the slot freed.
+        """
+        for sequence in self._from_the_back():
+            slot = sequence.slot
+            if slot == keep:
+                return None
+            if not self._running.table.in_flight[slot] and slot not in packed.slots:
+                self._running.drop(sequence)
+                sequence.num_preemptions += 1
+                self.num_preemptions += 1
+                packed.has_preempted = True
+                self._waiting.push_carried([sequence])
+                return slot
+        return None
+
+    def _from_the_back(self) -> list[Sequence]:
+        """Running sequences, the one to be preempted first in front."""
+        last_first = self._running.sequences[::-1]
+        if self._waiting.order is Order.PRIORITY:
+            return sorted(last_first, key=lambda s: -s.request.priority)
+        return last_first

@@ -1,0 +1,83 @@
+"""What the HTTP server needs of an engine, wherever that engine runs."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Protocol
+
+from engine.config import Caps, ModelConfig
+from engine.knobs import AppliedPolicy, Knob
+from engine.mode_table import ModeTable
+from engine.output import OnOutput
+from engine.policy import EnginePolicy
+from engine.request import Request
+from engine.telemetry import EngineStats
+
+
+class ServedEngine(Protocol):
+    """One running engine, in this process (``Engine``) or in another (``RemoteEngine``).
+
+    Properties and ``abort`` answer at once and may be used on an event loop; a remote engine's
+    properties may be a twentieth of a second old, except after an ``apply`` of its own.
+    ``stats`` and what follows it may wait for the engine: call them from a thread.
+    Every member may be used from any thread and raises :class:`EngineError` kinds only.
+    """
+
+    @property
+    def model_dir(self) -> Path: ...
+
+    @property
+    def model(self) -> ModelConfig: ...
+
+    @property
+    def policy(self) -> EnginePolicy:
+        """The policy in force."""
+        ...
+
+    @property
+    def envelope(self) -> Caps:
+        """The most that caps may be raised to without a restart."""
+        ...
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest sequence (prompt plus output) in tokens."""
+        ...
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether requests can be served."""
+        ...
+
+    def submit(self, request: Request, on_output: OnOutput) -> Future[None] | None:
+        """Hand a request in; None when it is accepted already, else what will tell.
+
+        ``on_output`` is called on a thread of the engine's and must not block.
+
+        Raises (or the future does):
+            RequestError: it could never run.
+            QueueFullError: the admission limit is reached.
+            RankError: the engine is unhealthy.
+        """
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """End a request with reason ``abort``; unknown ids do nothing."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """Gauges and counters since start."""
+        ...
+
+    def capabilities(self) -> list[Knob]:
+        """Every knob with its class, range, current value and measured cost."""
+        ...
+
+    def mode_tables(self) -> list[ModeTable | None]:
+        """Each replica's measured step times of both modes; None where none were taken."""
+        ...
+
+    def apply(self, policy: EnginePolicy, *, expected: EnginePolicy | None = None) -> AppliedPolicy:
+        """Put ``policy`` in force, if ``expected`` (when given) still is. Raises as Engine does."""
+        ...

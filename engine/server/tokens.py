@@ -1,0 +1,78 @@
+"""Texts to token ids and back, under the names vLLM gave these endpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from engine.server.errors import check_model
+from engine.server.generation import GenerationService
+from engine.server.schema import ChatMessage
+from engine.server.served import ServedEngine
+from engine.tokenizer import Tokenizer
+
+
+class TokenizeBody(BaseModel):
+    """``POST /tokenize``: a text, or a conversation as the chat template words it."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool = False
+
+    @property
+    def adds_special(self) -> bool:
+        """Whether a begin token is added; chat templates write their own."""
+        if self.add_special_tokens is None:
+            return self.messages is None
+        return self.add_special_tokens
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("prompt: give it or messages, and not both")
+        return self
+
+
+class DetokenizeBody(BaseModel):
+    """``POST /detokenize``."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str | None = None
+    tokens: list[Annotated[int, Field(ge=0, le=2**31 - 1)]]
+
+
+def token_router(
+    engine: ServedEngine, service: GenerationService, tokenizer: Tokenizer, model_name: str
+) -> APIRouter:
+    """``POST /tokenize`` and ``POST /detokenize``."""
+    router = APIRouter(tags=["tokens"])
+
+    @router.post("/tokenize", operation_id="tokenize")
+    async def tokenize(body: TokenizeBody) -> dict[str, Any]:
+        check_model(body.model or model_name, model_name)
+        ids = await service.encode(_text(body, tokenizer), add_special_tokens=body.adds_special)
+        texts = [tokenizer.decode([i], skip_special_tokens=False) for i in ids]
+        return {
+            "count": len(ids),
+            "max_model_len": engine.max_model_len,
+            "tokens": list(ids),
+            "token_strs": texts if body.return_token_strs else None,
+        }
+
+    @router.post("/detokenize", operation_id="detokenize")
+    async def detokenize(body: DetokenizeBody) -> dict[str, str]:
+        check_model(body.model or model_name, model_name)
+        return {"prompt": tokenizer.decode(body.tokens, skip_special_tokens=False)}
+
+    return router
+
+
+def _text(body: TokenizeBody, tokenizer: Tokenizer) -> str:
+    if body.messages is None:
+        return body.prompt or ""
+    return tokenizer.chat_text([message.for_template() for message in body.messages])

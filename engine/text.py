@@ -1,0 +1,65 @@
+"""The text of an output: detokenised as it comes, cut at stop strings, held back meanwhile."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class TextStream(Protocol):
+    """Incremental detokenisation of one sequence."""
+
+    def push(self, token_id: int) -> str:
+        """Text that became printable with this token ("" while a character is incomplete)."""
+        ...
+
+    def flush(self) -> str:
+        """Text still held back, at the end of the sequence."""
+        ...
+
+
+class StopFinder:
+    """Finds stop strings across token borders; text that may begin one is held back."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops = stops
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Text that is safe to show, and whether a stop string was completed."""
+        if not self._stops:
+            return text, False
+        self._held += text
+        hits = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if hits:
+            shown, self._held = self._held[: min(hits)], ""
+            return shown, True
+        keep = max(self._overlap(stop) for stop in self._stops)
+        cut = len(self._held) - keep
+        shown, self._held = self._held[:cut], self._held[cut:]
+        return shown, False
+
+    def flush(self) -> str:
+        """Text still held back, when the sequence ends without its stop string."""
+        shown, self._held = self._held, ""
+        return shown
+
+    def _overlap(self, stop: str) -> int:
+        longest = min(len(stop) - 1, len(self._held))
+        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
+
+
+class OutputText:
+    """One output's text: detokeniser and stop strings together. Owned by one thread."""
+
+    def __init__(self, text: TextStream, stops: tuple[str, ...]) -> None:
+        self._text = text
+        self._stops = StopFinder(stops)
+
+    def push(self, token_id: int) -> tuple[str, bool]:
+        """Text to show with this token, and whether it completed a stop string."""
+        return self._stops.push(self._text.push(token_id))
+
+    def flush(self) -> str:
+        """Text held back for an incomplete character or a stop string that never came."""
+        shown, is_stopped = self._stops.push(self._text.flush())
+        return shown if is_stopped else shown + self._stops.flush()

@@ -1,0 +1,289 @@
+"""`gearshift engine serve` in two processes: same answers, and what happens when one ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+FRONT_MODULE = "api.engine_front"
+PACED = ("--paced", "1xh200", "--dtype", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A running `engine serve` and a client of it."""
+
+    process: subprocess.Popen[str]
+    http: httpx.Client
+
+    @property
+    def front(self) -> psutil.Process:
+        """The front process now."""
+        children = psutil.Process(self.process.pid).children()
+        (found,) = [child for child in children if FRONT_MODULE in child.cmdline()]
+        return found
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples."""
+        lines = self.http.get("/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + "{"))
+
+
+@contextmanager
+def serving(*words: object) -> Iterator[Served]:
+    command = [sys.executable, "-m", "api.cli.main", "engine", "serve", "--port", "0", "--json"]
+    with subprocess.Popen(
+        [*command, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            with httpx.Client(base_url=json.loads(line)["url"], timeout=60) as http:
+                yield Served(process=process, http=http)
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    give_up_s = time.monotonic() + 60
+    while not is_true():
+        assert time.monotonic() < give_up_s, "the condition never became true"
+        time.sleep(0.02)
+
+
+def is_gone(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _answers(http: httpx.Client) -> list[Any]:
+    """What clients get, without the parts that differ from call to call."""
+    base = {"model": "tiny", "temperature": 1.0, "seed": 5, "max_tokens": 40}
+    usage = {"stream": True, "stream_options": {"include_usage": True}}
+    bodies = [
+        {**base, "prompt": "The engine"},
+        {**base, "prompt": ["one", "two"], "n": 2, "return_token_ids": True},
+        {**base, "prompt": "x", "stop": ["a", "e", "o"]},
+        {**base, "prompt": "x", "stop": ["a", "e", "o"], **usage, "return_token_ids": True},
+        {**base, "prompt": "x", **usage, "return_token_ids": True},
+    ]
+    found = []
+    for body in bodies:
+        reply = http.post("/v1/completions", json=body)
+        assert reply.status_code == 200, reply.text
+        found.append(_streamed(reply.text) if body.get("stream") else _whole(reply.json()))
+    return found
+
+
+def _whole(answer: dict[str, Any]) -> Any:
+    return answer["choices"], answer["usage"]
+
+
+def _streamed(text: str) -> Any:
+    """The joined text and ids, the reason and the usage: pieces may be cut in other places."""
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if line]
+    assert lines[-1] == "[DONE]"
+    chunks = [json.loads(line) for line in lines[:-1]]
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    return (
+        "".join(choice["text"] for choice in choices),
+        [token for choice in choices for token in choice["token_ids"]],
+        choices[-1]["finish_reason"],
+        chunks[-1]["usage"],
+    )
+
+
+def test_answers_are_the_same_with_and_without_a_front_process(tiny_dir: Path) -> None:
+    with serving("--model", tiny_dir, "--frontends", 0) as one:
+        assert not psutil.Process(one.process.pid).children()[1:]
+        expected = _answers(one.http)
+    with serving("--model", tiny_dir) as two:
+        assert two.front.is_running()
+        assert _answers(two.http) == expected
+        assert two.metric("vllm:time_to_first_token_seconds_count") == 8  # one per choice
+        assert two.metric("vllm:prompt_tokens_total") > 0
+
+
+def _long(max_tokens: int = 30_000) -> dict[str, Any]:
+    return {"model": "tiny", "prompt": "x", "max_tokens": max_tokens, "ignore_eos": True}
+
+
+@pytest.fixture
+def long_dir(tiny_dir: Path, tmp_path: Path) -> Path:
+    """The tiny model with a context so long that a request does not end by itself meanwhile."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    for path in tiny_dir.iterdir():
+        (folder / path.name).symlink_to(path)
+    config = json.loads((tiny_dir / "config.json").read_text())
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 10**6}))
+    return folder
+
+
+def test_a_client_that_leaves_frees_its_sequence(long_dir: Path) -> None:
+    with serving("--model", long_dir, *PACED) as served:
+        with served.http.stream(
+            "POST", "/v1/completions", json={**_long(), "stream": True}
+        ) as reply:
+            lines = reply.iter_lines()  # kept: one that is dropped closes the connection
+            next(lines)
+            assert served.metric("vllm:num_requests_running") == 1
+        wait_until(lambda: served.metric("vllm:num_requests_running") == 0)
+        assert served.metric("vllm:request_success_total") == 1
+
+
+def test_a_front_that_is_killed_is_replaced_and_the_engine_goes_on(long_dir: Path) -> None:
+    with serving("--model", long_dir, *PACED) as served:
+        body = {**_long(10), "stream": False}
+        assert served.http.post("/v1/completions", json=body).status_code == 200
+        first = served.front
+        stream = served.http.stream("POST", "/v1/completions", json={**_long(), "stream": True})
+        with stream as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            first.kill()
+            with pytest.raises(httpx.HTTPError):
+                list(lines)
+        after = served.http.post("/v1/completions", json=body)  # waits for the new one
+        assert after.json()["usage"]["completion_tokens"] == 10
+        assert served.front.pid != first.pid
+        wait_until(lambda: served.metric("vllm:num_requests_running") == 0)
+        assert served.metric("vllm:request_success_total") == 3  # the engine's own count stays
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(timeout=60) == 0
+        assert served.process.stderr is not None
+        assert "was killed by signal 9; starting another" in served.process.stderr.read()
+
+
+def test_a_front_that_keeps_dying_ends_the_engine_with_a_reason(long_dir: Path) -> None:
+    with serving("--model", long_dir, *PACED) as served:
+
+        def has_ended() -> bool:
+            with suppress(psutil.Error):  # it may end between being listed and looked at
+                for child in psutil.Process(served.process.pid).children():
+                    if FRONT_MODULE in child.cmdline():
+                        child.kill()
+            return served.process.poll() is not None
+
+        wait_until(has_ended)
+        assert served.process.returncode == 2
+        assert served.process.stderr is not None
+        assert "the HTTP front end ended 4 times" in served.process.stderr.read()
+
+
+def test_nothing_is_left_when_the_engine_process_is_killed(tiny_dir: Path) -> None:
+    with serving("--model", tiny_dir, "--plan", "tp=2") as served:
+        children = psutil.Process(served.process.pid).children(recursive=True)
+        assert len(children) >= 3  # a front and two ranks
+        served.process.kill()
+        wait_until(lambda: all(is_gone(child) for child in children))
+
+
+def test_a_second_signal_cuts_what_would_have_been_drained(long_dir: Path) -> None:
+    with serving("--model", long_dir, *PACED) as served:
+        front = served.front
+        stream = served.http.stream("POST", "/v1/completions", json={**_long(), "stream": True})
+        with stream as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            served.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: _is_refused(str(served.http.base_url)))
+            assert not is_gone(front)
+            next(lines)  # it is being drained
+            served.process.send_signal(signal.SIGTERM)
+            with pytest.raises(httpx.HTTPError):
+                list(lines)
+        assert served.process.wait(timeout=60) == 0
+        assert is_gone(front)
+
+
+def _is_refused(url: str) -> bool:
+    try:
+        httpx.get(url + "/health", timeout=5)
+    except httpx.ConnectError:
+        return True
+    except httpx.HTTPError:
+        return False
+    return False
+
+
+def test_the_policy_is_read_and_changed_through_the_front(long_dir: Path) -> None:
+    with serving("--model", long_dir, *PACED, "--max-queue", 0) as served:
+        http = served.http
+        first = http.get("/v1/engine/policy")
+        match = {"If-Match": first.headers["etag"]}
+        change = {"shift": {"threshold_tokens": 77}}
+        changed = http.patch("/v1/engine/policy", json=change, headers=match)
+        assert (changed.status_code, changed.json()["effective"]["version"]) == (200, 1)
+        second = http.get("/v1/engine/policy")
+        assert second.json()["shift"]["threshold_tokens"] == 77
+        assert second.headers["etag"] == changed.headers["etag"] != first.headers["etag"]
+        assert http.patch("/v1/engine/policy", json=change).status_code == 428
+        assert http.patch("/v1/engine/policy", json=change, headers=match).status_code == 412
+        match = {"If-Match": second.headers["etag"]}
+        beyond = http.patch(
+            "/v1/engine/policy", json={"caps": {"max_num_seqs": 10**6}}, headers=match
+        )
+        assert (beyond.status_code, beyond.json()["needs"]) == (409, "restart")
+        plan = http.patch("/v1/engine/policy", json={"plan": {"tp": 2}}, headers=match)
+        assert plan.status_code == 422
+        full = http.post("/v1/completions", json=_long(4))
+        assert (full.status_code, full.headers["retry-after"]) == (429, "1")
+        assert full.json()["error"]["code"] == "queue_full"
+
+
+def test_an_engine_whose_ranks_cannot_be_replaced_answers_503(tiny_dir: Path) -> None:
+    with serving("--model", tiny_dir) as served, ThreadPoolExecutor(1) as elsewhere:
+        front = served.front.pid
+        reply = elsewhere.submit(served.http.post, "/v1/completions", json=_long(2000))
+
+        def is_unhealthy() -> bool:
+            for child in psutil.Process(served.process.pid).children():
+                if child.pid != front:
+                    child.kill()
+            return served.http.get("/health").status_code == 503
+
+        wait_until(is_unhealthy)
+        assert reply.result(timeout=60).status_code == 503
+        refused = served.http.post("/v1/completions", json=_long(4))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unhealthy")
+
+
+def test_a_tokenizer_that_cannot_be_read_is_a_mistake(tiny_dir: Path, tmp_path: Path) -> None:
+    for path in tiny_dir.iterdir():
+        if path.name != "tokenizer.json":
+            (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    command = [sys.executable, "-m", "api.cli.main", "engine", "serve", "--port", "0"]
+    done = subprocess.run(
+        [*command, "--model", str(tmp_path), *PACED],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ),
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "tokenizer.json: cannot be read" in done.stderr

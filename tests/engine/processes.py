@@ -1,0 +1,26 @@
+"""Whether processes are gone."""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+
+# Far above what anything here takes, so that no test is decided by it.
+SOON_S = 30.0
+
+
+def is_gone(pid: int) -> bool:
+    """Whether the process has ended, waited for or not."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def wait_gone(pids: list[int]) -> None:
+    """Return once all of ``pids`` have ended."""
+    deadline_s = time.monotonic() + SOON_S
+    while not all(map(is_gone, pids)):
+        assert time.monotonic() < deadline_s, f"{pids} still run"
+        time.sleep(0.01)

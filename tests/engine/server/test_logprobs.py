@@ -1,0 +1,54 @@
+"""Log probabilities in the words of both endpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.request import TokenLogprobs
+from engine.server.logprobs import (
+    LogprobWriter,
+    TokenWords,
+    chat_logprobs,
+    completion_logprobs,
+)
+from engine.tokenizer import Tokenizer
+
+
+def _positions(ids: list[int]) -> list[TokenLogprobs]:
+    return [TokenLogprobs(token_id=i, logprob=-0.5, rank=1, top=((i, -0.5),)) for i in ids]
+
+
+@given(text=st.text(max_size=30))
+def test_offsets_point_at_each_token_in_the_text(tiny_dir: Path, text: str) -> None:
+    tokenizer = Tokenizer.from_dir(tiny_dir)
+    ids = tokenizer.encode(text)
+    writer = LogprobWriter(TokenWords(tokenizer), shows_special=False)
+    found = completion_logprobs(writer.word(_positions(ids)))
+    shown = tokenizer.decode(ids)
+    for token_id, token, offset in zip(ids, found["tokens"], found["text_offset"], strict=True):
+        if not token.startswith("bytes:") and not tokenizer.is_special(token_id):
+            assert shown[offset : offset + len(token)] == token
+
+
+def test_a_part_of_a_character_is_shown_as_its_bytes(tiny_dir: Path) -> None:
+    tokenizer = Tokenizer.from_dir(tiny_dir)
+    ids = tokenizer.encode("\u4e2d", add_special_tokens=False)
+    assert len(ids) > 1, "the tiny vocabulary has no such character"
+    writer = LogprobWriter(TokenWords(tokenizer), shows_special=False)
+    content = chat_logprobs(writer.word(_positions(ids)))["content"]
+    assert all(token["token"].startswith("bytes:\\x") for token in content)
+    assert bytes(byte for token in content for byte in token["bytes"]) == "\u4e2d".encode()
+
+
+def test_a_token_that_cannot_come_has_a_number_all_the_same(tiny_dir: Path) -> None:
+    writer = LogprobWriter(TokenWords(Tokenizer.from_dir(tiny_dir)), shows_special=False)
+    impossible = TokenLogprobs(token_id=5, logprob=-math.inf, rank=9, top=((6, -0.1),))
+    found = completion_logprobs(writer.word([impossible]))
+    assert found["token_logprobs"] == [-9999.0]
+    assert len(found["top_logprobs"][0]) == 2, "the chosen token stands among the best"
+    json.dumps(found, allow_nan=False)

@@ -23,6 +23,7 @@ TORCH_FREE = (
     "engine.executors.simulated",
     "policies",
     "tuner.simulate",
+    "tuner.hardware",
 )
 
 

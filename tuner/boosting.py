@@ -13,13 +13,22 @@ from tuner.trees import LEAF, Tree, Trees
 FloatArray = npt.NDArray[np.float64]
 
 
-def boosted(*, monotone: tuple[int, ...] | None, seed: int) -> HistGradientBoostingRegressor:
-    """A small regressor: few leaves and strong shrinkage, for hundreds of rows, not millions."""
+def boosted(
+    *,
+    monotone: tuple[int, ...] | None,
+    seed: int,
+    num_trees: int = 80,
+    num_leaves: int = 8,
+    num_bins: int = 255,
+    learning_rate: float = 0.1,
+) -> HistGradientBoostingRegressor:
+    """A small regressor: few leaves and strong shrinkage; the defaults are for hundreds of rows."""
     return HistGradientBoostingRegressor(
-        max_iter=80,
-        max_leaf_nodes=8,
+        max_iter=num_trees,
+        max_leaf_nodes=num_leaves,
+        max_bins=num_bins,
         min_samples_leaf=8,
-        learning_rate=0.1,
+        learning_rate=learning_rate,
         l2_regularization=1.0,
         monotonic_cst=monotone,
         early_stopping=False,

@@ -17,7 +17,7 @@ from tuner.cost_model import StepModel
 from tuner.design import design_settings, refined_settings
 from tuner.errors import TunerError
 from tuner.feasibility import check_memory, engine_config
-from tuner.hardware import Hardware, paced_timer, parse_hardware
+from tuner.hardware import Hardware, Precision, paced_timer, parse_hardware
 from tuner.live import LiveEngine
 from tuner.predict import Simulator
 from tuner.slices import at_rate, head
@@ -26,8 +26,6 @@ from tuner.surrogate import Example, Load, features
 from tuner.tuning_spec import TuningSpec
 from tuner.workload import parse_workload
 
-# Uncalibrated hardware: what a roofline from data sheets is commonly off by, as a log ratio.
-UNCALIBRATED_INTERVAL = 0.25
 DESIGN_REQUESTS = 120
 DESIGN_RATES = (0.5, 2.0)
 
@@ -131,7 +129,7 @@ def prepare(
         blocks_of=lambda plan: num_kv_blocks(config, model, plan),
         block_size=config.block_size,
         max_model_len=max_model_len,
-        interval=step_model.error.plan_interval if step_model else UNCALIBRATED_INTERVAL,
+        interval=_interval(spec, model, hardware, step_model),
         seed=spec.seed,
     )
     is_live = spec.is_local and spec.is_live
@@ -194,6 +192,15 @@ def _timers(
         return lambda plan: paced_timer(hardware, model, plan, spec.compute_dtype(model))
     assert step_model is not None, "a local job has a step model"
     return lambda plan: step_model.timer(plan, model, link=spec.parsed_link)
+
+
+def _interval(
+    spec: TuningSpec, model: ModelConfig, hardware: Hardware | None, step_model: StepModel | None
+) -> float:
+    if hardware is not None:
+        return hardware.device.interval_for(Precision.of(spec.compute_dtype(model)))
+    assert step_model is not None, "a local job has a step model"
+    return step_model.error.plan_interval
 
 
 def _max_live_ranks(spec: TuningSpec) -> int:

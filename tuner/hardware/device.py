@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.config import DType
 from tuner.errors import TunerError
+from tuner.hardware.curves import Curves
+from tuner.hardware.precision import Precision
 
 FOLDER = Path(__file__).parent / "devices"
-SCHEMA = "device/v1"
+SCHEMA = "device/v2"
+# What a roofline from data sheets is commonly off by, as a log ratio.
+UNCALIBRATED_INTERVAL = 0.25
+CURVES_SUFFIX = ".curves.json"
+# How the members of a collective are joined.
+IN_NODE = "node"
+ACROSS_NODES = "nodes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +51,16 @@ class Efficiency:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceSpec:
-    """One device: data-sheet peaks, explicit efficiencies, and where both come from."""
+    """One device: data-sheet peaks, explicit efficiencies, and where both come from.
+
+    ``curves`` are fitted to measurements where there are any; else the efficiencies stand in.
+    ``interval`` is the 90 % half width of log(true / predicted) of a step: the held-out error of
+    whole layers (``benchmarks/reports``), widened by what was not measured.
+    """
 
     name: str
     title: str
     version: int
-    calibration: str
     source: str
     memory_bytes: float
     memory_bytes_per_s: float
@@ -60,6 +71,9 @@ class DeviceSpec:
     kernels_per_layer: int
     host_per_step_s: float
     host_per_seq_s: float
+    num_sms: int
+    interval: float
+    curves: Curves | None = None
 
     @classmethod
     def from_json(cls, raw: dict[str, Any], *, where: str) -> DeviceSpec:
@@ -70,7 +84,7 @@ class DeviceSpec:
         """
         if raw.get("schema") != SCHEMA:
             raise TunerError(f"{where}: schema {raw.get('schema')!r} is not {SCHEMA!r}")
-        values = {key: value for key, value in raw.items() if key != "schema"}
+        values = {key: value for key, value in raw.items() if key not in ("schema", "curves")}
         try:
             values["link"] = LinkSpec(**values["link"])
             values["efficiency"] = Efficiency(**values["efficiency"])
@@ -78,9 +92,29 @@ class DeviceSpec:
         except (KeyError, TypeError) as error:
             raise TunerError(f"{where}: {error}") from error
 
-    def flops_per_s(self, dtype: DType) -> float:
-        """Achievable dense FLOP/s of large matrix products in ``dtype``."""
-        return self.dense_flops_per_s[dtype.value] * self.efficiency.gemm
+    def flops_per_s(self, precision: Precision) -> float:
+        """Achievable dense FLOP/s of large matrix products in ``precision``."""
+        return self.dense_flops_per_s[precision.peak] * self.efficiency.gemm
+
+    def curves_for(self, precision: Precision) -> Curves | None:
+        """The fitted curves, where they cover products in ``precision``."""
+        if self.curves is None or precision.curve not in self.curves.gemm:
+            return None
+        return self.curves
+
+    def interval_for(self, precision: Precision) -> float:
+        """The 90 % half width of log(true / predicted) of a step in ``precision``."""
+        if self.curves_for(precision) is not None:
+            return self.interval
+        return max(self.interval, UNCALIBRATED_INTERVAL)
+
+    @property
+    def calibration(self) -> str:
+        """How far the numbers can be trusted, in words."""
+        if self.curves is None:
+            return "uncalibrated"
+        formats = ", ".join(p.value for p in Precision if self.curves_for(p))
+        return f"calibrated for {formats}"
 
     @property
     def achievable_bytes_per_s(self) -> float:
@@ -105,11 +139,26 @@ class Hardware:
 
 def list_devices() -> list[str]:
     """Names of the devices that have a description."""
-    return sorted(path.stem for path in FOLDER.glob("*.json"))
+    files = FOLDER.glob("*.json")
+    return sorted(file.stem for file in files if not file.name.endswith(CURVES_SUFFIX))
 
 
 def load_device(name: str) -> DeviceSpec:
-    """The description of ``name``.
+    """The description of ``name``, with its curves where they were fitted.
+
+    Raises:
+        TunerError: no such device, with the known ones.
+    """
+    spec = load_data_sheet(name)
+    fitted = FOLDER / f"{name}{CURVES_SUFFIX}"
+    if not fitted.exists():
+        return spec
+    curves = Curves.from_json(json.loads(fitted.read_text()), where=fitted.name)
+    return replace(spec, curves=curves)
+
+
+def load_data_sheet(name: str) -> DeviceSpec:
+    """The description of ``name`` without fitted curves.
 
     Raises:
         TunerError: no such device, with the known ones.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.config import DType, ModelConfig
-from engine.plan import ParallelPlan
+from engine.plan import ParallelPlan, list_plans
 from tuner.errors import TunerError
-from tuner.hardware.device import DeviceSpec
+from tuner.hardware.device import DeviceSpec, Hardware
+from tuner.hardware.precision import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,22 +46,45 @@ def estimate_memory(
     device: DeviceSpec,
     model: ModelConfig,
     plan: ParallelPlan,
-    dtype: DType,
+    dtype: DType | Precision,
     *,
     needed_kv_tokens: int = 1,
 ) -> MemoryEstimate:
     """Weights and KV of the fullest rank against the device's usable memory."""
+    precision = Precision.of(dtype)
     return MemoryEstimate(
         plan=plan,
         usable_bytes=device.usable_bytes,
-        weight_bytes=model.weight_bytes_per_rank(plan, dtype),
-        kv_bytes_per_token=model.kv_bytes_per_token(plan, dtype),
+        weight_bytes=weight_bytes_per_rank(model, plan, precision),
+        kv_bytes_per_token=model.kv_bytes_per_token(plan, precision.dtype),
         needed_kv_tokens=needed_kv_tokens,
     )
 
 
+def weight_bytes_per_rank(model: ModelConfig, plan: ParallelPlan, precision: Precision) -> int:
+    """Bytes of the matrices on the fullest rank; fp8 leaves embedding and head in two bytes."""
+    in_dtype = model.weight_bytes_per_rank(plan, precision.dtype)
+    layers = replace(model, vocab_size=0).weight_bytes_per_rank(plan, precision.dtype)
+    narrow = layers * precision.weight_bytes // precision.dtype.num_bytes
+    return in_dtype - layers + narrow
+
+
+def list_memory(
+    hardware: Hardware, model: ModelConfig, dtype: DType | Precision, *, needed_kv_tokens: int = 1
+) -> list[MemoryEstimate]:
+    """Memory of every plan the model can run on the hardware, whether it fits or not."""
+    return [
+        estimate_memory(hardware.device, model, plan, dtype, needed_kv_tokens=needed_kv_tokens)
+        for plan in list_plans(model, hardware.count)
+    ]
+
+
 def num_device_kv_blocks(
-    device: DeviceSpec, model: ModelConfig, plan: ParallelPlan, dtype: DType, block_size: int
+    device: DeviceSpec,
+    model: ModelConfig,
+    plan: ParallelPlan,
+    dtype: DType | Precision,
+    block_size: int,
 ) -> int:
     """KV blocks each rank has room for.
 

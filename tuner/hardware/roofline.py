@@ -1,7 +1,5 @@
-"""A roofline timer: how long steps take on described hardware, from peaks and efficiencies.
-
-Used to pace simulated engines of machines that are not here. Uncalibrated: read its numbers as
-the right order of size and the right direction, not as a promise.
+"""Step times on described hardware: fitted operator curves where the device has them for the
+number format, else an estimate from peaks that gives the order of size and the direction.
 """
 
 from __future__ import annotations
@@ -12,8 +10,11 @@ from engine.config import DType, ModelConfig
 from engine.plan import Mode, ParallelPlan, check_plan
 from engine.steps import StepShape
 from tuner.errors import TunerError
-from tuner.features import Collective, CollectiveKind, GemmShape, StageWork, WorkCounter
+from tuner.features import WorkCounter
+from tuner.hardware.curve_operators import CurveOperators, Launch
 from tuner.hardware.device import DeviceSpec, Hardware
+from tuner.hardware.operators import Operators, PeakOperators
+from tuner.hardware.precision import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,104 +41,123 @@ class StageSeconds:
 
 
 class RooflineTimer:
-    """A :class:`engine.executors.protocol.StepTimer` for ``plan`` on ``device``."""
+    """A :class:`engine.executors.protocol.StepTimer` for ``plan`` on ``device``.
 
-    def __init__(self, device: DeviceSpec, model: ModelConfig, plan: ParallelPlan, dtype: DType):
+    ``launch`` says how kernels start; it matters on calibrated devices only.
+    """
+
+    def __init__(
+        self,
+        device: DeviceSpec,
+        model: ModelConfig,
+        plan: ParallelPlan,
+        dtype: DType | Precision,
+        launch: Launch = Launch.GRAPH,
+    ) -> None:
+        precision = Precision.of(dtype)
         self._device = device
-        self._num_bytes = dtype.num_bytes
-        self._hidden = model.hidden_size
-        self._counter = WorkCounter(model, plan.replica, dtype)
-        self._compute = device.flops_per_s(dtype)
-        self._memory = device.achievable_bytes_per_s
-        self._seen: dict[tuple[Mode, int, int], tuple[float, ...]] = {}
-        peak = self._compute / device.efficiency.gemm * device.efficiency.attention
-        self._s_per_pair = 4.0 * self._counter.attention_width / peak
-        self._s_per_context_token = self._counter.kv_width / self._memory
+        self._counter = WorkCounter(model, plan.replica, precision.dtype)
+        self._operators = _operators(device, model, self._counter, precision, launch)
+        self._seen: dict[tuple[Mode, int, int], tuple[_FixedSeconds, ...]] = {}
 
     def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:
         key = (shape.mode, shape.num_tokens, shape.num_sampled)
-        without_attention = self._seen.get(key)
-        if without_attention is None:
-            without_attention = self._seen[key] = self._without_attention(shape)
-        attention_s = self._attention_s(shape)
+        parts = self._seen.get(key)
+        if parts is None:
+            parts = self._seen[key] = self._all_fixed(shape)
+        attention_s = self._operators.attention_s(shape)
         return tuple(
-            seconds + layers * attention_s
-            for seconds, layers in zip(
-                without_attention, self._counter.layers_of_stage, strict=True
-            )
+            part.seconds(layers * attention_s)
+            for part, layers in zip(parts, self._counter.layers_of_stage, strict=True)
         )
 
     def host_seconds(self, shape: StepShape) -> float:
         return self._device.host_per_step_s + self._device.host_per_seq_s * shape.num_seqs
 
     def breakdown(self, shape: StepShape, stage: int) -> StageSeconds:
-        """The parts of one stage's time."""
+        """The parts of one stage's time; ``launch_s`` is what launching adds to the others."""
         work = self._counter.stage(shape, stage)
-        kernels = self._device.kernels_per_layer * work.layers
+        operators = self._operators
+        parts = self._fixed(shape, stage)
+        attention_s = work.layers * operators.attention_s(shape)
+        added_s = parts.seconds(attention_s) - attention_s - parts.device_s
         return StageSeconds(
-            gemm_s=work.layers * sum(self._gemm_s(g, work.rows) for g in work.layer.all),
-            attention_s=work.layers * self._attention_s(shape),
-            elementwise_s=self._elementwise_s(work),
-            head_s=self._gemm_s(work.head, work.sampled) if work.head else 0.0,
-            launch_s=kernels * self._device.kernel_launch_s,
-            communication_s=sum(self._collective_s(c) for c in work.collectives),
+            gemm_s=work.layers * operators.gemms_s(shape.mode, work.rows),
+            attention_s=attention_s,
+            elementwise_s=operators.elementwise_s(work, is_first=stage == 0),
+            head_s=operators.head_s(work.sampled) if work.head else 0.0,
+            launch_s=added_s,
+            communication_s=sum(operators.collective_s(c) for c in work.collectives),
         )
 
-    def _without_attention(self, shape: StepShape) -> tuple[float, ...]:
-        """What depends on tokens and mode only; asked anew for every new size."""
+    def _fixed(self, shape: StepShape, stage: int) -> _FixedSeconds:
+        """What depends on tokens and mode only."""
+        work = self._counter.stage(shape, stage)
+        operators = self._operators
+        return _FixedSeconds(
+            device_s=work.layers * operators.gemms_s(shape.mode, work.rows)
+            + operators.elementwise_s(work, is_first=stage == 0)
+            + (operators.head_s(work.sampled) if work.head else 0.0)
+            + sum(operators.collective_s(c) for c in work.collectives),
+            launch_s=operators.launch_s(work),
+            floor_s=operators.floor_s(work),
+        )
+
+    def _all_fixed(self, shape: StepShape) -> tuple[_FixedSeconds, ...]:
+        """Of all stages; those that do equal work are asked once."""
         alike = self._counter.alike
-        parts = {stage: self.breakdown(shape, stage) for stage in dict.fromkeys(alike)}
-        return tuple(parts[stage].total_s - parts[stage].attention_s for stage in alike)
+        parts = {stage: self._fixed(shape, stage) for stage in dict.fromkeys(alike)}
+        return tuple(parts[stage] for stage in alike)
 
-    def _attention_s(self, shape: StepShape) -> float:
-        """One layer's attention: two products per pair and channel, or the cache's way in."""
-        pairs = shape.prefill_attention_pairs + shape.decode_context_tokens
-        context = shape.prefill_context_tokens + shape.decode_context_tokens
-        return max(pairs * self._s_per_pair, context * self._s_per_context_token)
 
-    def _gemm_s(self, gemm: GemmShape, rows: int) -> float:
-        size = self._num_bytes
-        traffic = (gemm.n * gemm.k + rows * (gemm.n + gemm.k)) * size
-        return max(2.0 * rows * gemm.n * gemm.k / self._compute, traffic / self._memory)
+@dataclass(frozen=True, kw_only=True)
+class _FixedSeconds:
+    """A stage without its attention. ``launch_s`` is always added; ``floor_s`` is how long the
+    launches of the whole stage take beside the device."""
 
-    def _elementwise_s(self, work: StageWork) -> float:
-        """Norms, residuals, rotary angles and the gate: about 10 passes over the hidden rows
-        and 3 over the FFN's."""
-        ffn = work.layer.down.k
-        per_row = (10 * self._hidden + 3 * ffn) * self._num_bytes
-        return work.layers * work.rows * per_row / self._memory
+    device_s: float
+    launch_s: float
+    floor_s: float
 
-    def _collective_s(self, collective: Collective) -> float:
-        link, ranks = self._device.link, collective.ranks
-        share = (ranks - 1) / ranks
-        match collective.kind:
-            case CollectiveKind.ALL_REDUCE:
-                latency_s, factor = link.all_reduce_latency_s, 2 * share
-            case CollectiveKind.ALL_TO_ALL:
-                latency_s, factor = link.all_to_all_latency_s, share
-            case CollectiveKind.ALL_GATHER:
-                latency_s, factor = link.all_to_all_latency_s, float(ranks - 1)
-            case CollectiveKind.SEND:
-                latency_s, factor = link.send_latency_s, 1.0
-        transfer_s = collective.num_bytes * factor / link.bytes_per_s
-        return collective.count * (latency_s + transfer_s)
+    def seconds(self, attention_s: float) -> float:
+        """The stage with ``attention_s`` of attention."""
+        return max(self.floor_s, self.device_s + attention_s + self.launch_s)
+
+
+def _operators(
+    device: DeviceSpec,
+    model: ModelConfig,
+    counter: WorkCounter,
+    precision: Precision,
+    launch: Launch,
+) -> Operators:
+    curves = device.curves_for(precision)
+    if curves is None:
+        return PeakOperators(device, model, counter, precision)
+    return CurveOperators(device, curves, model, counter, precision, launch)
 
 
 def paced_timer(
-    hardware: Hardware, model: ModelConfig, plan: ParallelPlan, dtype: DType
+    hardware: Hardware,
+    model: ModelConfig,
+    plan: ParallelPlan,
+    dtype: DType | Precision,
+    *,
+    launch: Launch = Launch.GRAPH,
 ) -> RooflineTimer:
     """Step times of one replica of ``plan`` on ``hardware``.
 
     Raises:
         PlanError: the model cannot run under the plan.
-        TunerError: more devices than there are, or no peak for ``dtype``.
+        TunerError: more devices than there are, or the device cannot compute in ``dtype``.
     """
     check_plan(plan, model)
     if plan.world_size > hardware.count:
         raise TunerError(
             f"plan {plan} needs {plan.world_size} devices, {hardware} has {hardware.count}"
         )
-    if dtype.value not in hardware.device.dense_flops_per_s:
-        known = ", ".join(hardware.device.dense_flops_per_s)
-        raise TunerError(f"{hardware.device.name} has no peak for {dtype.value}; known: {known}")
-    return RooflineTimer(hardware.device, model, plan, dtype)
+    device, precision = hardware.device, Precision.of(dtype)
+    if precision.peak not in device.dense_flops_per_s:
+        known = ", ".join(device.dense_flops_per_s)
+        raise TunerError(f"{device.name} has no peak for {precision.peak}; known: {known}")
+    return RooflineTimer(device, model, plan, precision, launch)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tuner.errors import TunerError
-from tuner.hardware import list_devices, parse_hardware
+from tuner.hardware import Precision, list_devices, parse_hardware
 from tuner.hardware.device import DeviceSpec
 
 
@@ -11,12 +11,25 @@ def test_a_count_and_a_name_make_hardware() -> None:
     hardware = parse_hardware("8xh200")
     assert str(hardware) == "8xh200"
     assert hardware.device.memory_bytes == 141e9
-    assert hardware.device.calibration == "uncalibrated"
+    assert hardware.device.calibration == "calibrated for bf16, fp16, fp8"
 
 
 def test_every_description_can_be_read() -> None:
-    assert list_devices() == ["a100", "h100", "h200"]
-    assert [parse_hardware(name).count for name in list_devices()] == [1, 1, 1]
+    assert list_devices() == ["a100", "h100", "h200", "mi325x"]
+    assert [parse_hardware(name).count for name in list_devices()] == [1, 1, 1, 1]
+
+
+def test_a_device_known_from_its_data_sheet_only_says_so_and_is_trusted_less() -> None:
+    guessed, fitted = (parse_hardware(name).device for name in ("mi325x", "h200"))
+    assert guessed.calibration == "uncalibrated"
+    assert guessed.interval > fitted.interval
+
+
+def test_formats_nobody_measured_are_not_called_calibrated() -> None:
+    a100, h100 = (parse_hardware(name).device for name in ("a100", "h100"))
+    assert a100.curves_for(Precision.FP8) is None
+    assert h100.curves_for(Precision.FP8) is not None
+    assert h100.curves_for(Precision.FP32) is None
 
 
 @pytest.mark.parametrize("text", ["8xb999", "0xh200", "h200x8!", "", "8 h200"])
@@ -32,4 +45,4 @@ def test_a_description_of_another_schema_is_refused() -> None:
 
 def test_a_description_with_a_missing_key_is_refused_by_name() -> None:
     with pytest.raises(TunerError, match="link"):
-        DeviceSpec.from_json({"schema": "device/v1"}, where="x.json")
+        DeviceSpec.from_json({"schema": "device/v2"}, where="x.json")

@@ -1,0 +1,224 @@
+"""Operators from fitted curves, tabulated for one plan before a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from engine.config import ModelConfig
+from engine.plan import Mode
+from engine.steps import StepShape
+from tuner.features import (
+    Collective,
+    CollectiveKind,
+    GemmShape,
+    StageWork,
+    WorkCounter,
+    layer_shapes,
+)
+from tuner.hardware.curves import Curves, SizeCurve
+from tuner.hardware.device import ACROSS_NODES, IN_NODE, DeviceSpec
+from tuner.hardware.physics import ACTIVATION_BYTES, Peaks, decode_work, gemm_work, prefill_work
+from tuner.hardware.precision import Precision
+from tuner.hardware.tables import (
+    DECODE_CONTEXT,
+    DECODE_SEQS,
+    PREFILL_QUERIES,
+    PREFILL_SEQS,
+    PREFIX,
+    ROW_GRID,
+    Grid2,
+    Grid3,
+    RowTable,
+)
+
+NODE_SIZE = 8  # devices that share one fast link
+MEASURED_HEAD_DIM = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """A curve, paid ``times`` times for ``size`` times the collective's bytes."""
+
+    curve: SizeCurve
+    size: float = 1.0
+    times: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CollectiveLaw:
+    """A collective as a sum of measured ones."""
+
+    parts: tuple[_Part, ...]
+
+    def seconds(self, num_bytes: float) -> float:
+        return sum(part.times * part.curve.seconds(part.size * num_bytes) for part in self.parts)
+
+
+class Launch(StrEnum):
+    """How kernels are launched: replayed from captured graphs, or one by one."""
+
+    GRAPH = "graph"
+    EAGER = "eager"
+
+
+class CurveOperators:
+    """Operators of one rank of ``counter.plan`` on a calibrated device.
+
+    Two norms per layer are counted; the residual's addition is fused into them, as served
+    engines do.
+    """
+
+    def __init__(
+        self,
+        device: DeviceSpec,
+        curves: Curves,
+        model: ModelConfig,
+        counter: WorkCounter,
+        precision: Precision,
+        launch: Launch,
+    ) -> None:
+        self._device, self._curves, self._launch = device, curves, launch
+        self._model, self._counter = model, counter
+        self._plan = counter.plan
+        self._precision = precision
+        self._layers: dict[Mode, RowTable] = {}
+        self._head = self._gemm_table((counter.head,), precision.of_ends)
+        self._heads = counter.attention_width / MEASURED_HEAD_DIM
+        kv_channels = counter.kv_width / 2 / precision.dtype.num_bytes
+        self._kv_heads = kv_channels / MEASURED_HEAD_DIM
+        self._decode = self._decode_table()
+        self._prefill = self._prefill_table()
+        self._laws: dict[tuple[CollectiveKind, int], _CollectiveLaw] = {}
+
+    def gemms_s(self, mode: Mode, rows: int) -> float:
+        table = self._layers.get(mode)
+        if table is None:
+            degree = self._plan.stage_size if mode is Mode.SHIFT else self._plan.tp
+            shapes = layer_shapes(self._model, degree).all
+            table = self._layers[mode] = self._gemm_table(shapes, self._precision)
+        return table.at(rows)
+
+    def head_s(self, sampled: int) -> float:
+        return self._head.at(sampled)
+
+    def attention_s(self, shape: StepShape) -> float:
+        """Prefill chunks and decode rows share one call: its fixed cost is counted once."""
+        decodes = shape.num_decode_tokens
+        prefills = shape.num_seqs - decodes
+        decode_s = self._decode.at(decodes, shape.decode_context_tokens / decodes) if decodes else 0
+        if prefills <= 0 or shape.num_prefill_tokens <= 0:
+            return decode_s
+        queries = shape.num_prefill_tokens / prefills
+        keys = shape.prefill_attention_pairs / shape.num_prefill_tokens
+        prefix = max(0.0, keys - (queries + 1) / 2)
+        prefill_s = self._prefill.at(prefills, queries, prefix)
+        shared_s = self._curves.decode.roofline.call_s
+        return prefill_s + max(0.0, decode_s - shared_s)
+
+    def elementwise_s(self, work: StageWork, *, is_first: bool) -> float:
+        """Rotary angles after the heads were exchanged, norms and activation on the rank's rows."""
+        small = self._curves.small
+        hidden = self._model.hidden_size
+        row = work.rows * ACTIVATION_BYTES
+        rope = 2 * MEASURED_HEAD_DIM * (self._heads + self._kv_heads) * ACTIVATION_BYTES
+        layer_s = (
+            2 * small["norm"].seconds(2 * hidden * row)
+            + small["rope"].seconds(rope * work.tokens)
+            + small["activation"].seconds(3 * work.layer.down.k * row)
+        )
+        embedding_s = small["embedding"].seconds(2 * hidden * row) if is_first else 0.0
+        return work.layers * layer_s + embedding_s
+
+    def collective_s(self, collective: Collective) -> float:
+        key = (collective.kind, collective.ranks)
+        law = self._laws.get(key)
+        if law is None:
+            law = self._laws[key] = self._law(*key)
+        return collective.count * law.seconds(collective.num_bytes)
+
+    def launch_s(self, work: StageWork) -> float:  # noqa: ARG002
+        """None: measured calls hold their own."""
+        return 0.0
+
+    def floor_s(self, work: StageWork) -> float:
+        if self._launch is Launch.GRAPH:
+            return 0.0
+        return self._device.kernels_per_layer * work.layers * self._device.kernel_launch_s
+
+    # -- tables ----------------------------------------------------------------------------------
+
+    def _gemm_table(self, gemms: tuple[GemmShape, ...], precision: Precision) -> RowTable:
+        """The sum of several products over rows."""
+        shapes = len(gemms)
+        m = np.tile(ROW_GRID, shapes)
+        n = np.repeat([float(g.n) for g in gemms], len(ROW_GRID))
+        k = np.repeat([float(g.k) for g in gemms], len(ROW_GRID))
+        work = gemm_work(self._peaks(precision), m, n, k, operand_bytes=precision.weight_bytes)
+        seconds = self._curves.gemm[precision.curve].seconds(work)
+        return RowTable(seconds.reshape(shapes, -1).sum(axis=0))
+
+    def _decode_table(self) -> Grid2:
+        seqs, context = np.meshgrid(DECODE_SEQS.points, DECODE_CONTEXT.points, indexing="ij")
+        work = decode_work(
+            self._peaks(Precision.BF16),
+            seqs=seqs.ravel(),
+            context=context.ravel(),
+            heads=np.full(seqs.size, self._heads),
+            kv_heads=np.full(seqs.size, self._kv_heads),
+        )
+        seconds = self._curves.decode.seconds(work).reshape(seqs.shape)
+        return Grid2(DECODE_SEQS, DECODE_CONTEXT, seconds)
+
+    def _prefill_table(self) -> Grid3:
+        axes = (PREFILL_SEQS, PREFILL_QUERIES, PREFIX)
+        seqs, queries, prefix = np.meshgrid(*(axis.points for axis in axes), indexing="ij")
+        work = prefill_work(
+            self._peaks(Precision.BF16),
+            seqs=seqs.ravel(),
+            queries=queries.ravel(),
+            prefix=prefix.ravel(),
+            heads=np.full(seqs.size, self._heads),
+            kv_heads=np.full(seqs.size, self._kv_heads),
+        )
+        seconds = self._curves.prefill.seconds(work).reshape(seqs.shape)
+        return Grid3(*axes, seconds)
+
+    def _peaks(self, precision: Precision) -> Peaks:
+        return Peaks(
+            flops_per_s=self._device.dense_flops_per_s[precision.peak],
+            bytes_per_s=self._device.memory_bytes_per_s,
+            num_sms=self._device.num_sms,
+        )
+
+    # -- collectives -----------------------------------------------------------------------------
+
+    def _law(self, kind: CollectiveKind, ranks: int) -> _CollectiveLaw:
+        """In one node as measured. Across nodes: the node's own collective, then a ring of the
+        nodes in which every device sends its part; an estimate, no measurement."""
+        # A gather's curve counts the gathered tensor, the collective the part of one rank.
+        size = float(ranks) if kind is CollectiveKind.ALL_GATHER else 1.0
+        if kind is CollectiveKind.SEND:
+            is_far = self._plan.replica_size > NODE_SIZE
+            return _CollectiveLaw(parts=(_Part(curve=self._send(is_far=is_far)),))
+        inside = self._in_node(kind, min(ranks, NODE_SIZE))
+        if ranks <= NODE_SIZE:
+            return _CollectiveLaw(parts=(_Part(curve=inside, size=size),))
+        nodes = -(-ranks // NODE_SIZE)
+        rounds = (2.0 if kind is CollectiveKind.ALL_REDUCE else 1.0) * (nodes - 1)
+        return _CollectiveLaw(
+            parts=(
+                _Part(curve=inside, size=size),
+                _Part(curve=self._send(is_far=True), size=size / ranks, times=rounds),
+            )
+        )
+
+    def _in_node(self, kind: CollectiveKind, ranks: int) -> SizeCurve:
+        via = self._launch.value if kind is CollectiveKind.ALL_REDUCE else "nccl"
+        return self._curves.collective(kind.value, via, ranks, IN_NODE)
+
+    def _send(self, *, is_far: bool) -> SizeCurve:
+        topology = ACROSS_NODES if is_far else IN_NODE
+        return self._curves.collective(CollectiveKind.SEND.value, "nccl", 2, topology)

@@ -1,0 +1,118 @@
+"""What the operators of a step cost on a device: the protocol, and the estimate from peaks."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from engine.config import ModelConfig
+from engine.plan import Mode
+from engine.steps import StepShape
+from tuner.features import (
+    Collective,
+    CollectiveKind,
+    GemmShape,
+    StageWork,
+    WorkCounter,
+    layer_shapes,
+)
+from tuner.hardware.device import DeviceSpec
+from tuner.hardware.precision import Precision
+
+
+class Operators(Protocol):
+    """Seconds of the operators of one rank of one plan. Same question, same answer; no I/O."""
+
+    def gemms_s(self, mode: Mode, rows: int) -> float:
+        """The four products of one layer with ``rows`` rows each."""
+        ...
+
+    def head_s(self, sampled: int) -> float:
+        """The product of ``sampled`` rows with the rank's part of the head."""
+        ...
+
+    def attention_s(self, shape: StepShape) -> float:
+        """Attention of one layer over all sequences of the step."""
+        ...
+
+    def elementwise_s(self, work: StageWork, *, is_first: bool) -> float:
+        """Norms, rotary angles and activations of a stage, and the embedding on the first."""
+        ...
+
+    def collective_s(self, collective: Collective) -> float:
+        """All ``count`` equal collectives."""
+        ...
+
+    def launch_s(self, work: StageWork) -> float:
+        """What launching kernels adds to a stage."""
+        ...
+
+    def floor_s(self, work: StageWork) -> float:
+        """How long the launches of a stage take where they run ahead of the device: the least
+        time it can take."""
+        ...
+
+
+class PeakOperators:
+    """Operators from data-sheet peaks times typical efficiencies."""
+
+    def __init__(
+        self, device: DeviceSpec, model: ModelConfig, counter: WorkCounter, precision: Precision
+    ) -> None:
+        self._device = device
+        self._hidden = model.hidden_size
+        self._counter = counter
+        degrees = {Mode.BASE: counter.plan.tp, Mode.SHIFT: counter.plan.stage_size}
+        self._shapes = {mode: layer_shapes(model, degree) for mode, degree in degrees.items()}
+        self._precision = precision
+        self._bytes = precision.dtype.num_bytes
+        efficiency = device.efficiency
+        self._memory = device.achievable_bytes_per_s
+        attention_peak = device.dense_flops_per_s[precision.dtype.value] * efficiency.attention
+        self._s_per_pair = 4.0 * counter.attention_width / attention_peak
+        self._s_per_context_token = counter.kv_width / self._memory
+
+    def gemms_s(self, mode: Mode, rows: int) -> float:
+        return sum(self._gemm_s(gemm, rows, self._precision) for gemm in self._shapes[mode].all)
+
+    def head_s(self, sampled: int) -> float:
+        return self._gemm_s(self._counter.head, sampled, self._precision.of_ends)
+
+    def attention_s(self, shape: StepShape) -> float:
+        """Two products per pair and channel, or the cache's way in."""
+        pairs = shape.prefill_attention_pairs + shape.decode_context_tokens
+        context = shape.prefill_context_tokens + shape.decode_context_tokens
+        return max(pairs * self._s_per_pair, context * self._s_per_context_token)
+
+    def elementwise_s(self, work: StageWork, *, is_first: bool) -> float:  # noqa: ARG002
+        """About 10 passes over the hidden rows and 3 over the FFN's."""
+        ffn = work.layer.down.k
+        per_row = (10 * self._hidden + 3 * ffn) * self._bytes
+        return work.layers * work.rows * per_row / self._memory
+
+    def collective_s(self, collective: Collective) -> float:
+        link, ranks = self._device.link, collective.ranks
+        share = (ranks - 1) / ranks
+        match collective.kind:
+            case CollectiveKind.ALL_REDUCE:
+                latency_s, factor = link.all_reduce_latency_s, 2 * share
+            case CollectiveKind.ALL_TO_ALL:
+                latency_s, factor = link.all_to_all_latency_s, share
+            case CollectiveKind.ALL_GATHER:
+                latency_s, factor = link.all_to_all_latency_s, float(ranks - 1)
+            case CollectiveKind.SEND:
+                latency_s, factor = link.send_latency_s, 1.0
+        transfer_s = collective.num_bytes * factor / link.bytes_per_s
+        return collective.count * (latency_s + transfer_s)
+
+    def launch_s(self, work: StageWork) -> float:
+        """Every kernel's, since efficiencies do not hold it."""
+        return self._device.kernels_per_layer * work.layers * self._device.kernel_launch_s
+
+    def floor_s(self, work: StageWork) -> float:  # noqa: ARG002
+        return 0.0
+
+    def _gemm_s(self, gemm: GemmShape, rows: int, precision: Precision) -> float:
+        weights = gemm.n * gemm.k
+        traffic = weights * precision.weight_bytes + rows * (gemm.n + gemm.k) * self._bytes
+        compute_s = 2.0 * rows * weights / self._device.flops_per_s(precision)
+        return max(compute_s, traffic / self._memory)

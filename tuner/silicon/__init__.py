@@ -1,0 +1,1 @@
+"""Readers of published silicon measurements, and the fit of operator curves to them."""

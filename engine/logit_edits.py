@@ -151,8 +151,8 @@ class LogitEdits:
         at = self._at(lengths, banned)
         nothing = logits.new_full((), -torch.inf)
         left = logits.index_put(at, nothing)
-        is_empty = left.amax(dim=-1, keepdim=True) == -torch.inf
-        return torch.where(is_empty, logits, left)
+        has_some = (left > -torch.inf).any(dim=-1, keepdim=True)  # NaN counts as -inf
+        return torch.where(has_some, left, logits)
 
     def _at(self, lengths: list[int], ids: list[Int32Array]) -> tuple[Tensor, Tensor]:
         """Row and column of each of ``ids``, of which row i has ``lengths[i]``."""

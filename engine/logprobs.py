@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.sampling import ordinary_rows
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowLogprobs:
@@ -35,6 +37,15 @@ class RowLogprobs:
             ranks=torch.zeros(num_rows, dtype=torch.int32, device=device),
         )
 
+    @classmethod
+    def joined(cls, parts: list[RowLogprobs]) -> RowLogprobs:
+        """The rows of all ``parts``, in order."""
+        return cls(
+            ids=torch.cat([part.ids for part in parts]),
+            logprobs=torch.cat([part.logprobs for part in parts]),
+            ranks=torch.cat([part.ranks for part in parts]),
+        )
+
     def put(self, rows: Tensor, found: RowLogprobs) -> None:
         """Write ``found`` into ``rows`` i8 of these."""
         self.ids[rows] = found.ids
@@ -60,9 +71,10 @@ class RowLogprobs:
 def row_logprobs(logits: Tensor, ids: Tensor, num_best: int) -> RowLogprobs:
     """Log probabilities of each row of ``logits[R, V]``: of ``ids`` i8[R] and the K best.
 
-    K is at most V. Of equal logits the lower id counts as the better one.
+    K is at most V. Of equal logits the lower id counts as the better one. Rows are read as they
+    are sampled (:func:`engine.sampling.ordinary_rows`), so no number is NaN.
     """
-    chosen = ids[:, None]
+    chosen, logits = ids[:, None], ordinary_rows(logits)
     logprobs = logits.double().log_softmax(dim=-1)
     told = torch.cat([chosen, _best_ids(logits, num_best)], dim=1)
     mine = logits.gather(1, chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -12,7 +13,10 @@ from engine.errors import RequestError
 MAX_SEED = 2**64 - 1
 MAX_TOP_K = 2**31 - 1
 MAX_CHOICE = 2**31 - 1
+MAX_TEMPERATURE = 100.0
+MIN_PENALTY = 0.01
 MAX_PENALTY = 100.0
+MAX_TOKEN_ID = 2**31 - 1
 MAX_LOGPROBS = 20
 
 
@@ -65,13 +69,16 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         checks = (
-            (self.temperature >= 0, f"temperature={self.temperature}: must be at least 0"),
+            (
+                0 <= self.temperature <= MAX_TEMPERATURE,
+                f"temperature={self.temperature}: must be in 0..100",
+            ),
             (0 <= self.top_k <= MAX_TOP_K, f"top_k={self.top_k}: must be in 0..2**31-1 (0 = all)"),
             (0 < self.top_p <= 1, f"top_p={self.top_p}: must be above 0 and at most 1"),
             (0 <= self.min_p <= 1, f"min_p={self.min_p}: must be in 0..1"),
             (
-                0 < self.repetition_penalty <= MAX_PENALTY,
-                f"repetition_penalty={self.repetition_penalty}: must be above 0, at most 100",
+                MIN_PENALTY <= self.repetition_penalty <= MAX_PENALTY,
+                f"repetition_penalty={self.repetition_penalty}: must be in 0.01..100",
             ),
             (
                 -2 <= self.presence_penalty <= 2,
@@ -101,6 +108,14 @@ class SamplingParams:
         for is_fine, message in checks:
             if not is_fine:
                 raise RequestError(message)
+        _check_token_ids("logit_bias", (token for token, _ in self.logit_bias))
+        _check_token_ids("stop_token_ids", self.stop_token_ids)
+
+
+def _check_token_ids(name: str, token_ids: Iterable[int]) -> None:
+    for token in token_ids:
+        if not 0 <= token <= MAX_TOKEN_ID:
+            raise RequestError(f"{name}: token id {token} is outside 0..2**31-1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,8 +25,25 @@ SUMMED_AT_ONCE = 256
 
 
 def best_of_rows(logits: Logits) -> npt.NDArray[np.int64]:
-    """The largest of each row of ``logits`` [R, V] (the first of equals) -> i8[R]."""
-    return np.asarray(logits.argmax(axis=-1), dtype=np.int64)
+    """The largest of each row of ``logits`` [R, V] (the first of equals; NaN as -inf) -> i8[R]."""
+    ids = np.asarray(logits.argmax(axis=-1), dtype=np.int64)
+    # To argmax NaN is the largest: a row that holds one is seen by its answer.
+    has_nan = np.isnan(logits[np.arange(len(ids)), ids])
+    if has_nan.any():
+        rows = logits[has_nan]
+        ids[has_nan] = np.where(np.isnan(rows), -np.inf, rows).argmax(axis=-1)
+    return ids
+
+
+def ordinary_row(logits: Logits) -> Logits:
+    """``logits`` [V] as :func:`engine.sampling.ordinary_rows` has them."""
+    row: Logits = np.where(np.isnan(logits), -np.inf, logits)
+    best = row.max()
+    if best == np.inf:
+        return np.where(row == np.inf, row.dtype.type(0), -np.inf)
+    if best == -np.inf:
+        row[0] = 0
+    return row
 
 
 class RowSampler:
@@ -57,8 +74,12 @@ class RowSampler:
 
         ``key`` is one row's; ``temperature`` > 0.
         """
+        best = logits.max()
+        if not np.isfinite(best):
+            logits = ordinary_row(logits)
+            best = logits.max()
         border = self.border(logits, temperature=temperature, min_p=min_p, top_k=top_k, top_p=top_p)
-        best, is_kept = logits.max(), logits >= border
+        is_kept = logits >= border
         if np.count_nonzero(is_kept) <= len(logits) * FEW_KEPT_SHARE:
             kept = np.flatnonzero(is_kept)
             scores = _scores(logits[kept], best, temperature, self._scores)
@@ -74,23 +95,27 @@ class RowSampler:
     def border(
         self, logits: Logits, *, temperature: float, min_p: float, top_k: int, top_p: float
     ) -> float:
-        """The smallest of ``logits`` [V] that min-p, top-k and then top-p keep."""
-        border = -math.inf
-        if min_p > 0:
-            border = float(logits.max()) + temperature * math.log(min_p)
+        """The smallest of ``logits`` [V], of which the best is finite, that min-p, top-k and then
+        top-p keep.
+        """
+        border, left = -math.inf, logits
         if 0 < top_k < len(logits):
-            ranked = self._copied(logits)
-            ranked.partition(len(logits) - top_k)
-            border = max(border, float(ranked[-top_k]))
+            left = self._top_k(logits, top_k)
+            border = float(left[0])
+        if min_p > 0:
+            border = max(border, float(logits.max()) + temperature * math.log(min_p))
         if top_p >= 1:
             return border
         if border == -math.inf:
             return self._top_p_border(logits, temperature, top_p)
-        few = logits[logits >= border]
-        if 0 < top_k < len(few):  # ties beyond the top-k count nothing
-            few.partition(len(few) - top_k)
-            few = few[-top_k:]
-        return self._top_p_border_of_few(few, temperature, top_p)
+        return self._top_p_border_of_few(left[left >= border], temperature, top_p)
+
+    def _top_k(self, logits: Logits, top_k: int) -> Logits:
+        """The ``top_k`` best of ``logits``, of ties no more than that, the smallest first."""
+        ranked: Logits = self._ranked.view(logits.dtype)[: len(logits)]
+        ranked[:] = logits
+        ranked.partition(len(logits) - top_k)
+        return ranked[-top_k:]
 
     def _top_p_border(self, logits: Logits, temperature: float, top_p: float) -> float:
         """Top-p over the whole vocabulary."""
@@ -119,11 +144,6 @@ class RowSampler:
         weights = _weights(_scores(ranked[::-1], best, temperature, self._weights))
         return float(ranked[::-1][max(1, _num_before(weights, wanted)) - 1])
 
-    def _copied(self, logits: Logits) -> Logits:
-        copy: Logits = self._ranked.view(logits.dtype)[: len(logits)]
-        copy[:] = logits
-        return copy
-
 
 def _num_before(weights: Float64Array, wanted: float) -> int:
     """How many of ``weights`` have less than ``wanted`` before them.
@@ -147,8 +167,8 @@ def _scores(
     """``(logits - best) / temperature`` in ``out``."""
     scores = out[: len(logits)]
     scores[:] = logits
-    scores -= best
     with np.errstate(over="ignore"):
+        scores -= best
         scores /= temperature
     return scores
 

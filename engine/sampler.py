@@ -12,7 +12,6 @@ Both give the same ids, to the bit: a row's answer depends on its own logits and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +24,7 @@ from engine.logit_edits import LogitEdits
 from engine.logprobs import RowLogprobs, row_logprobs
 from engine.parallel.mesh import RankGroups
 from engine.row_sampling import RowSampler
-from engine.sampling import SamplingRows, largest_ids, sample
+from engine.sampling import SamplingRows, largest_ids, sample, without_nan
 from engine.sampling_table import SamplingTable
 from engine.steps import Int32Array, SlotStart
 
@@ -87,6 +86,15 @@ class _Answers:
 
     ids: Tensor
     told: RowLogprobs | None
+
+    @classmethod
+    def joined(cls, parts: list[_Answers]) -> _Answers:
+        """The rows of all ``parts``, in order."""
+        told = [part.told for part in parts if part.told is not None]
+        return cls(
+            ids=torch.cat([part.ids for part in parts]),
+            told=RowLogprobs.joined(told) if told else None,
+        )
 
 
 class Sampler:
@@ -182,7 +190,7 @@ class Sampler:
     def _largest(self, shard: Tensor) -> Tensor:
         """The largest logit's id of each row (the lowest of equals), i8[R], on every rank."""
         ids = largest_ids(shard)
-        values = shard.gather(1, ids[:, None]).squeeze(1)
+        values = without_nan(shard.gather(1, ids[:, None]).squeeze(1))
         mine = torch.stack([values.double(), (ids + self._group.rank * shard.shape[1]).double()])
         found = self._group.all_gather(mine)
         best = found[:, 0].argmax(dim=0, keepdim=True)
@@ -220,14 +228,14 @@ class Sampler:
 
     def _answers_of_blocks(self, blocks: Tensor, rows: _Rows) -> _Answers:
         """Sample rows of ``blocks[t, >= R, v/t]``, whose block j is shard j of the vocabulary."""
-        parts = [
-            self._answers(
-                blocks[:, part[0] : part[-1] + 1].transpose(0, 1).flatten(1)[:, : self._vocab_size],
-                rows.take(part),
-            )
-            for part in self._parts(len(rows))
-        ]
-        return self._joined(parts, rows)
+        num_rows = max(1, len(rows))  # no rows are one empty part
+        at_once = CPU_ROWS_AT_ONCE if self._device.type == "cpu" else num_rows
+        parts = []
+        for first in range(0, num_rows, at_once):
+            part = np.arange(first, min(first + at_once, len(rows)), dtype=np.int32)
+            whole = blocks[:, first : first + len(part)].transpose(0, 1).flatten(1)
+            parts.append(self._answers(whole[:, : self._vocab_size], rows.take(part)))
+        return _Answers.joined(parts)
 
     def _answers(self, logits: Tensor, rows: _Rows) -> _Answers:
         """Sample rows of whole-vocabulary ``logits[R, V]``."""
@@ -257,21 +265,6 @@ class Sampler:
             at = self._here(asking.astype(np.int32))
             told.put(at, row_logprobs(logits[at], ids[at], rows.num_best))
         return told
-
-    def _parts(self, num_rows: int) -> Iterator[Int32Array]:
-        at_once = CPU_ROWS_AT_ONCE if self._device.type == "cpu" else max(1, num_rows)
-        for first in range(0, num_rows, at_once):
-            yield np.arange(first, min(first + at_once, num_rows), dtype=np.int32)
-
-    def _joined(self, parts: list[_Answers], rows: _Rows) -> _Answers:
-        told = None
-        if rows.num_best >= 0:
-            told = RowLogprobs.empty(len(rows), rows.num_best, self._device)
-            for part, at in zip(parts, self._parts(len(rows)), strict=True):
-                if part.told is not None:
-                    told.put(self._here(at), part.told)
-        none = torch.empty(0, dtype=torch.int64, device=self._device)
-        return _Answers(ids=torch.cat([none, *(part.ids for part in parts)]), told=told)
 
     def _here(self, rows: Int32Array) -> Tensor:
         return to_device(rows, self._device)

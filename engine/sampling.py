@@ -11,6 +11,9 @@ does it need the softmax of the whole row.
 Ties at the border of top-k or top-p stay in, so the kept set does not depend on their order.
 Probability is summed in fixed point (:data:`WEIGHT_SCALE`), which gives the same sum in any
 order: a row is answered alike, to the bit, alone and among others.
+
+Every row has an answer. NaN counts as -inf; of a row with +inf only those tokens count, as equals;
+a row that has nothing but -inf takes token 0.
 """
 
 from __future__ import annotations
@@ -59,7 +62,8 @@ class SamplingRows:
 
 
 def sample(logits: Tensor, values: SamplingRows, *, on_cpu: RowSampler | None = None) -> Tensor:
-    """The next token of each row of ``logits[R, V]`` (-inf never chosen) -> ids i8[R].
+    """The next token of each row of ``logits[R, V]`` (-inf is chosen only where nothing else is,
+    by the rule above) -> ids i8[R].
 
     A row's answer depends on its logits and its own sampling values only. ``on_cpu`` (made for
     V tokens) saves making one on every call.
@@ -97,10 +101,31 @@ def _sample_on_cpu(logits: Tensor, values: SamplingRows, sampler: RowSampler | N
 
 
 def largest_ids(logits: Tensor) -> Tensor:
-    """The largest of each row of ``logits[R, V]`` (the first of equals), i8[R]."""
+    """The largest of each row of ``logits[R, V]`` (the first of equals; NaN as -inf), i8[R]."""
     if logits.device.type == "cpu":
         return torch.from_numpy(best_of_rows(_as_numpy(logits)))
-    return logits.argmax(dim=-1)
+    return without_nan(logits).argmax(dim=-1)
+
+
+def without_nan(logits: Tensor) -> Tensor:
+    """``logits`` with -inf for NaN, a new tensor."""
+    return logits.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+
+
+def ordinary_rows(logits: Tensor) -> Tensor:
+    """``logits[R, V]`` as the rule above reads them: the best of each row is finite, none is NaN.
+
+    Rows that are so already stay as they are.
+    """
+    on_cpu = logits.device.type == "cpu"  # elsewhere looking would wait for the device
+    if on_cpu and bool(logits.amax(dim=-1).isfinite().all()):
+        return logits
+    rows = without_nan(logits)
+    best = rows.amax(dim=-1, keepdim=True)
+    only_infinite = torch.zeros_like(rows).masked_fill_(rows != torch.inf, -torch.inf)
+    rows = torch.where(best == torch.inf, only_infinite, rows)
+    rows[:, :1].masked_fill_(best == -torch.inf, 0.0)
+    return rows
 
 
 def draw(logits: Tensor, values: SamplingRows) -> Tensor:
@@ -109,7 +134,7 @@ def draw(logits: Tensor, values: SamplingRows) -> Tensor:
     The same rule as :func:`engine.row_sampling.draw_row`, for all rows at once on any device.
     """
     device, vocab_size = logits.device, logits.shape[1]
-    scores = logits.double()
+    scores = ordinary_rows(logits).double()
     scores -= scores.amax(dim=-1, keepdim=True)
     scores /= to_device(values.temperatures.astype(np.float64), device)[:, None]
     is_limited = (values.top_ks > 0) | (values.top_ps < 1) | (values.min_ps > 0)

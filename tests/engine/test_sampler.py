@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -234,19 +235,91 @@ def test_every_number_of_ranks_samples_alike_in_both_ways(
         # bfloat16 logits are often equal, which must not matter either.
         logits = logits_of(len(some), seed + step)
         logits = logits.bfloat16() if is_narrow else logits.float()
-        answers = [ranks.sample(logits, some) for ranks in groups]
-        for answer in answers[1:]:
-            assert torch.equal(answer.ids, answers[0].ids)
-            assert answer.num_logprobs == answers[0].num_logprobs
-            for name in ("logprob_ids", "logprobs", "logprob_ranks"):
-                mine, first = getattr(answer, name), getattr(answers[0], name)
-                assert (mine is None) == (first is None)
-                if first is not None:
-                    torch.testing.assert_close(mine, first, rtol=0, atol=0, equal_nan=True)
-        for sequence, token in zip(some, answers[0].ids.tolist(), strict=True):
+        answer = same_answer(groups, logits, some)
+        for sequence, token in zip(some, answer.ids.tolist(), strict=True):
             sequence.output.append(token)
     for ranks in groups:
         ranks.close()
+
+
+def same_answer(
+    groups: list[Ranks], logits: torch.Tensor, sequences: list[Sequence]
+) -> SampledTokens:
+    """What all of ``groups`` answer, alike to the bit."""
+    answers = [ranks.sample(logits, sequences) for ranks in groups]
+    for answer in answers[1:]:
+        assert torch.equal(answer.ids, answers[0].ids)
+        assert answer.num_logprobs == answers[0].num_logprobs
+        for name in ("logprob_ids", "logprobs", "logprob_ranks"):
+            mine, first = getattr(answer, name), getattr(answers[0], name)
+            assert (mine is None) == (first is None)
+            if first is not None:
+                torch.testing.assert_close(mine, first, rtol=0, atol=0, equal_nan=True)
+    return answers[0]
+
+
+def spoiled(logits: torch.Tensor, seed: int) -> torch.Tensor:
+    """``logits`` with odd numbers in none, a few or all places of a row, of one kind or several."""
+    rng = np.random.default_rng(seed)
+    kinds = np.array([math.nan, math.inf, -math.inf, 3.3e38, -3.3e38])
+    odd = torch.from_numpy(kinds[rng.integers(0, len(kinds), logits.shape)])
+    one_kind = torch.from_numpy(kinds[rng.integers(0, len(kinds), (len(logits), 1))])
+    odd = torch.where(torch.from_numpy(rng.random((len(logits), 1)) < 0.5), one_kind, odd)
+    share = torch.from_numpy(rng.choice([0.0, 0.02, 0.5, 1.0], (len(logits), 1)))
+    return torch.where(torch.from_numpy(rng.random(logits.shape)) < share, odd.to(logits), logits)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+@settings(max_examples=40, deadline=None)
+@given(
+    sequences=sequence_lists,
+    penalty=st.sampled_from([0.01, 1.0, 100.0]),
+    seed=st.integers(0, 10_000),
+    is_narrow=st.booleans(),
+)
+def test_rows_of_odd_numbers_are_sampled_alike_too_and_tell_no_nan(
+    plan: ParallelPlan, sequences: list[Sequence], penalty: float, seed: int, is_narrow: bool
+) -> None:
+    for sequence in sequences[::2]:
+        sequence.sampling = msgspec.structs.replace(sequence.sampling, repetition_penalty=penalty)
+    groups = [Ranks(None), Ranks(plan), Ranks(plan, is_parallel=False)]
+    for ranks in groups:
+        ranks.start(*sequences)
+    logits = spoiled(logits_of(len(sequences), seed).float(), seed)
+    answer = same_answer(groups, logits.bfloat16() if is_narrow else logits, sequences)
+    assert ((answer.ids >= 0) & (answer.ids < VOCAB)).all()
+    for row, sequence in enumerate(sequences):
+        width = sequence.sampling.num_logprobs + 1
+        if width and answer.logprobs is not None and answer.logprob_ranks is not None:
+            assert (answer.logprobs[row, :width] <= 0).all()  # NaN is not, nor +inf
+            assert 1 <= answer.logprob_ranks[row] <= VOCAB
+    for ranks in groups:
+        ranks.close()
+
+
+@pytest.mark.parametrize("plan", [None, *PLANS], ids=str)
+def test_greedy_tokens_of_odd_rows_follow_the_rule(plan: ParallelPlan | None) -> None:
+    logits = torch.full((5, VOCAB), math.nan)
+    logits[1] = -math.inf
+    logits[2, 40] = -3.0
+    logits[3, [30, 51]] = math.inf
+    logits[4] = 0.0
+    logits[4, [0, 13, 52]] = math.nan
+    sequences = [Sequence(slot=slot, sampling=SlotSampling(), prompt=[1]) for slot in range(5)]
+    ranks = Ranks(plan)
+    ranks.start(*sequences)
+    assert ranks.sample(logits, sequences).ids.tolist() == [0, 0, 40, 30, 1]
+    ranks.close()
+
+
+def test_a_ban_is_not_applied_where_it_would_leave_nothing_but_nan() -> None:
+    logits = torch.full((1, VOCAB), math.nan)
+    logits[0, 6] = 1.0
+    sampling = SlotSampling(banned_ids=(6,), min_tokens=3, temperature=1.0)
+    sequence = Sequence(slot=0, sampling=sampling, prompt=[0])
+    ranks = Ranks(None)
+    ranks.start(sequence)
+    assert ranks.sample(logits, [sequence]).ids.tolist() == [6]
 
 
 @settings(max_examples=40, deadline=None)
@@ -442,7 +515,6 @@ def test_cuda_samples_what_the_cpu_samples_and_greedy_steps_do_not_wait_for_it()
         for slot in range(6)
     ]
     on_cpu = Ranks(None)
-    on_cpu.start(*sequences)
     sampler = Sampler(
         groups=solo_groups(),
         vocab_size=VOCAB,
@@ -451,10 +523,12 @@ def test_cuda_samples_what_the_cpu_samples_and_greedy_steps_do_not_wait_for_it()
         device=device,
     )
     slots, logits = np.arange(6, dtype=np.int32), logits_of(6, 0).float()
-    for sequence in sequences:
-        sampler.start(sequence.start())
-    there = sampler.sample(logits.to(device), slots=slots, positions=slots * 0)
-    assert torch.equal(there.ids.cpu(), on_cpu.sample(logits, sequences).ids)
+    for numbers in (logits, spoiled(logits, 1), spoiled(logits, 2)):
+        for sequence in sequences:
+            sampler.start(sequence.start())
+        on_cpu.start(*sequences)
+        there = sampler.sample(numbers.to(device), slots=slots, positions=slots * 0)
+        assert torch.equal(there.ids.cpu(), on_cpu.sample(numbers, sequences).ids)
     shard = logits.to(device)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")

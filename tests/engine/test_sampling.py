@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from operator import attrgetter
 from typing import Any
 
@@ -206,6 +207,62 @@ def test_a_row_of_equal_logits_and_a_row_with_one_token_left_can_be_sampled() ->
         assert 0 <= int(sample(equal, rows_of(1, first_seed=seed, **limits))) < 50
         assert int(sample(lonely, rows_of(1, first_seed=seed, **limits))) == 17
         assert int(sample(lonely, rows_of(1, first_seed=seed, temperature=1e-30))) == 17
+
+
+ODD_NUMBERS = [math.nan, math.inf, -math.inf, 3.4e38, -3.4e38, 1e-45, 0.0, -1.0, 2.5]
+EXTREMES = {
+    "temperature": st.sampled_from([0.0, 1e-45, 1e-30, 0.7, 100.0]),
+    "min_p": st.sampled_from([0.0, 1e-45, 0.1, 1.0]),
+    "top_k": st.sampled_from([0, 1, 3, 2**31 - 1]),
+    "top_p": st.sampled_from([1.0, 0.9, 1e-45]),
+}
+
+
+def possible_tokens(row: list[float]) -> set[int]:
+    """What may come of a row by the rule of odd numbers, whatever the limits."""
+    for kind in (lambda number: number == math.inf, math.isfinite):
+        found = {token for token, number in enumerate(row) if kind(number)}
+        if found:
+            return found
+    return {0}
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    row=st.lists(st.sampled_from(ODD_NUMBERS), min_size=1, max_size=40),
+    repeats=st.sampled_from([1, 30]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    limits=st.fixed_dictionaries(EXTREMES),
+    seed=st.integers(0, 1000),
+)
+def test_any_row_of_numbers_whatever_has_a_token_and_the_same_one_on_every_device(
+    row: list[float], repeats: int, dtype: torch.dtype, limits: dict[str, Any], seed: int
+) -> None:
+    logits = torch.tensor([row * repeats], dtype=dtype)
+    mine = rows_of(1, first_seed=seed, **limits)
+    token = int(sample(logits, mine))
+    assert token in possible_tokens(logits[0].tolist())
+    if limits["temperature"] == 0:
+        # What accelerators run.
+        assert int(sampling.without_nan(logits).argmax(-1)) == token
+    else:
+        assert int(sampling.draw(logits, mine)) == token
+    others = torch.cat([torch.full_like(logits, math.nan), logits, torch.zeros_like(logits)])
+    plain = rows_of(1, temperature=0.6)
+    assert int(sample(others, joined([plain, mine, plain]))[1]) == token
+
+
+def test_of_a_row_with_infinite_logits_each_of_those_tokens_comes_equally_often() -> None:
+    logits = torch.tensor([5.0, math.inf, math.nan, math.inf, -math.inf])
+    shares = shares_of(logits, temperature=3.0)
+    assert abs(shares - [0, 0.5, 0, 0.5, 0]).max() < 0.015
+
+
+def test_a_row_without_odd_numbers_stays_as_it_is_beside_one_with() -> None:
+    logits = torch.tensor([[1.0, -math.inf, 3.4e38], [math.nan, 2.0, math.nan]])
+    kept = sampling.ordinary_rows(logits)
+    assert kept.tolist() == [logits[0].tolist(), [-math.inf, 2.0, -math.inf]]
+    assert logits[1, 0].isnan()  # the rows handed in are not written to
 
 
 def test_the_choices_of_one_request_draw_their_own_numbers() -> None:

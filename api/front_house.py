@@ -26,6 +26,11 @@ START_TIMEOUT_S = 60.0
 # A front that lived this long was sound; one that keeps dying sooner is not started for ever.
 SOUND_AFTER_S = 60.0
 MAX_RESTARTS = 3
+HUNG = "did not answer any more and was killed"
+# A front whose event loop has not turned for so long is replaced.
+HANG_TIMEOUT_S = 10.0
+# This process, too, may have been stopped meanwhile: a longer gap between two looks is no silence.
+MAX_LOOK_GAP_S = 1.0
 # Beyond the drain time, for the front to say goodbye to those it cut off.
 END_GRACE_S = 5.0
 
@@ -85,13 +90,14 @@ class FrontHouse:
         """Replace the front whenever it ends, until a signal comes."""
         num_restarts, started_s = 0, time.monotonic()
         while not self._num_signals:
-            if not self._front.gateway.has_ended.wait(POLL_S):
+            has_ended = self._front.gateway.has_ended.wait(POLL_S)
+            if not has_ended and not self._front.seems_hung():
                 continue
             if self._num_signals:
                 return
             is_sound = time.monotonic() - started_s > SOUND_AFTER_S
             num_restarts = 1 if is_sound else num_restarts + 1
-            why = self._front.last_words()
+            why = self._front.last_words() if has_ended else HUNG
             if num_restarts > MAX_RESTARTS:
                 raise RankError(f"the HTTP front end ended {num_restarts} times; lastly it {why}")
             on_restart(why)
@@ -139,6 +145,18 @@ class _Front:
                 process_group=0,  # Ctrl-C is for this process, which drains the front
             )
         self.gateway = FrontGateway(engine, ours)
+        self._looked_s = time.monotonic()
+        self._num_pongs = 0
+        self._silent_s = 0.0
+
+    def seems_hung(self) -> bool:
+        """Whether it has been silent for too long; call it often, for only then time counts."""
+        now_s = time.monotonic()
+        gap_s, self._looked_s = min(now_s - self._looked_s, MAX_LOOK_GAP_S), now_s
+        is_heard = self.gateway.num_pongs != self._num_pongs
+        self._silent_s = 0.0 if is_heard else self._silent_s + gap_s
+        self._num_pongs = self.gateway.num_pongs
+        return self._silent_s > HANG_TIMEOUT_S
 
     def last_words(self) -> str:
         """How it ended; what it had to say is on the error stream already."""

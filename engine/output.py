@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.measurement import Outcome, RequestTiming
-from engine.request import FinishReason, Request, RequestOutput, TokenLogprobs
+from engine.request import FinishReason, Request, RequestOutput, SamplingParams, TokenLogprobs
 from engine.text import OutputText, TextStream
 
 OnOutput = Callable[[RequestOutput], None]
@@ -25,7 +25,7 @@ class RequestStream:
         self.logits: list[npt.NDArray[np.float64]] = []
         self.scheduled_s: float | None = None
         self._on_output = on_output
-        self._text = OutputText(text, request.sampling.stop) if text is not None else None
+        self._text = output_text(text, request.sampling) if text is not None else None
         self._token_s: list[float] = []
 
     def push(
@@ -59,11 +59,12 @@ class RequestStream:
 
     def end(self, reason: FinishReason, now_s: float, error: str | None = None) -> None:
         """End without a token: aborted, past its deadline, or failed with ``error``."""
+        text = "" if self._text is None else self._text.flush()[0]
         self._on_output(
             RequestOutput(
                 request_id=self.request.request_id,
                 token_ids=(),
-                text="" if self._text is None else self._text.flush(),
+                text=text,
                 finish_reason=reason,
                 token_s=now_s,
                 error=error,
@@ -86,6 +87,11 @@ class RequestStream:
         )
 
 
+def output_text(text: TextStream, sampling: SamplingParams) -> OutputText:
+    """The text of one output under its request's stop strings."""
+    return OutputText(text, sampling.stop, min_tokens=sampling.min_tokens)
+
+
 def shown_text(text: OutputText, token_id: int, reason: FinishReason | None) -> tuple[str, bool]:
     """Text to show with a token that ends its output for ``reason``, if any; whether it stopped.
 
@@ -95,5 +101,6 @@ def shown_text(text: OutputText, token_id: int, reason: FinishReason | None) -> 
     if reason is not FinishReason.STOP:
         shown, is_stopped = text.push(token_id)
     if reason is not None and not is_stopped:
-        shown += text.flush()
+        rest, is_stopped = text.flush()
+        shown += rest
     return shown, is_stopped

@@ -49,17 +49,28 @@ class StopFinder:
 
 
 class OutputText:
-    """One output's text: detokeniser and stop strings together. Owned by one thread."""
+    """One output's text: detokeniser and stop strings together. Owned by one thread.
 
-    def __init__(self, text: TextStream, stops: tuple[str, ...]) -> None:
+    Text of the first ``min_tokens`` tokens is shown without looking for stop strings in it.
+    """
+
+    def __init__(self, text: TextStream, stops: tuple[str, ...], *, min_tokens: int = 0) -> None:
         self._text = text
         self._stops = StopFinder(stops)
+        self._min_tokens = min_tokens
+        self._num_tokens = 0
 
     def push(self, token_id: int) -> tuple[str, bool]:
         """Text to show with this token, and whether it completed a stop string."""
-        return self._stops.push(self._text.push(token_id))
+        self._num_tokens += 1
+        return self._search(self._text.push(token_id))
 
-    def flush(self) -> str:
-        """Text held back for an incomplete character or a stop string that never came."""
-        shown, is_stopped = self._stops.push(self._text.flush())
-        return shown if is_stopped else shown + self._stops.flush()
+    def flush(self) -> tuple[str, bool]:
+        """Text held back to the end, and whether it completed a stop string."""
+        shown, is_stopped = self._search(self._text.flush())
+        return (shown, True) if is_stopped else (shown + self._stops.flush(), False)
+
+    def _search(self, piece: str) -> tuple[str, bool]:
+        if self._num_tokens <= self._min_tokens:
+            return piece, False
+        return self._stops.push(piece)

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -122,6 +122,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of ids the tokenizer knows, special tokens included."""
         return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def longest_token_chars(self) -> int:
+        """Characters of the longest token as the vocabulary writes it, at least one."""
+        return max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=1)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of ``text``; special tokens (such as a first BOS) as the file asks for."""

@@ -13,11 +13,15 @@ from engine.server.logprobs import WordedPosition, chat_logprobs, completion_log
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One alternative output: all of it in a document, its newest piece in a chunk."""
+    """One alternative output: all of it in a document, its newest piece in a chunk.
+
+    ``num_tokens`` counts towards usage.
+    """
 
     index: int
     text: str
     finish_reason: FinishReason | None
+    num_tokens: int
     token_ids: list[int] | None = None
     logprobs: list[WordedPosition] | None = None
 

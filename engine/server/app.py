@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -28,6 +28,7 @@ from engine.server.knobs import KnobPlane, knob_router
 from engine.server.metrics import ServerMetrics
 from engine.server.schema import (
     DEFAULT_COMPLETION_TOKENS,
+    MAX_CALL_CHOICES,
     ChatBody,
     CompletionBody,
     GenerationBody,
@@ -56,16 +57,14 @@ def create_server(
     metrics = ServerMetrics(engine, model_name=model_name, engine_name=engine_name)
     service = GenerationService(engine, tokenizer, metrics, model_name=model_name)
     guard = [Depends(_key_check(api_key))]
-    app.include_router(_openai_router(engine, service, tokenizer, model_name), dependencies=guard)
-    app.include_router(token_router(engine, service, tokenizer, model_name), dependencies=guard)
+    app.include_router(_openai_router(engine, service, model_name), dependencies=guard)
+    app.include_router(token_router(engine, service, model_name), dependencies=guard)
     app.include_router(knob_router(KnobPlane(engine, engine_name=engine_name)), dependencies=guard)
     app.include_router(_health_router(engine, metrics))
     return app
 
 
-def _openai_router(
-    engine: ServedEngine, service: GenerationService, tokenizer: Tokenizer, model_name: str
-) -> APIRouter:
+def _openai_router(engine: ServedEngine, service: GenerationService, model_name: str) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["openai"])
     card = {
         "id": model_name,
@@ -86,24 +85,31 @@ def _openai_router(
 
     @router.post("/completions", operation_id="createCompletion")
     async def completions(http: Request, body: CompletionBody) -> Response:
+        arrival_s = time.monotonic()
         _check_body(engine, body, model_name)
-        prompts = [await _prompt(service, tokenizer, body, p) for p in body.prompts]
-        if not prompts:
-            raise invalid("prompt: an empty list asks for nothing", param="prompt")
+        prompts = await _prompts(engine, service, body)
         form = CompletionForm(
             wants_usage=body.wants_usage, wants_usage_always=body.wants_usage_always
         )
         return await service.answer(
-            http, body, prompts, form, default_tokens=DEFAULT_COMPLETION_TOKENS
+            http,
+            body,
+            prompts,
+            form,
+            default_tokens=DEFAULT_COMPLETION_TOKENS,
+            arrival_s=arrival_s,
         )
 
     @router.post("/chat/completions", operation_id="createChatCompletion")
     async def chat(http: Request, body: ChatBody) -> Response:
+        arrival_s = time.monotonic()
         _check_body(engine, body, model_name)
-        text = tokenizer.chat_text([message.for_template() for message in body.messages])
-        ids = await service.encode(text, add_special_tokens=False)
+        ids = await service.encode_chat(body.messages)
+        _check_ids(ids, engine, "messages")
         form = ChatForm(wants_usage=body.wants_usage, wants_usage_always=body.wants_usage_always)
-        return await service.answer(http, body, [Prompt(ids=ids)], form, default_tokens=None)
+        return await service.answer(
+            http, body, [Prompt(ids=ids)], form, default_tokens=None, arrival_s=arrival_s
+        )
 
     return router
 
@@ -162,23 +168,41 @@ def _check_body(engine: ServedEngine, body: GenerationBody, model_name: str) -> 
             param="priority",
             code="unsupported_field",
         )
+    _check_ids([token_id for token_id, _ in body.biases], engine, "logit_bias")
+    _check_ids(body.stop_token_ids or (), engine, "stop_token_ids")
     if not engine.is_healthy:
         raise unavailable("the engine is unhealthy", code="engine_unhealthy")
 
 
-async def _prompt(
-    service: GenerationService,
-    tokenizer: Tokenizer,
-    body: CompletionBody,
-    prompt: str | list[int],
-) -> Prompt:
-    """Tokenise one prompt; with ``echo`` its text goes before the output."""
-    if isinstance(prompt, str):
-        ids = await service.encode(prompt, add_special_tokens=body.add_special_tokens)
-    else:
-        ids = tuple(prompt)
-    if not ids:
-        raise invalid("prompt: it has no tokens", param="prompt")
+def _check_ids(ids: Sequence[int], engine: ServedEngine, param: str) -> None:
+    largest, vocab_size = max(ids, default=0), engine.model.vocab_size
+    if largest >= vocab_size:
+        raise invalid(
+            f"{param}: token id {largest} is outside the vocabulary of {vocab_size}", param=param
+        )
+
+
+async def _prompts(
+    engine: ServedEngine, service: GenerationService, body: CompletionBody
+) -> list[Prompt]:
+    """Tokenise the prompts; with ``echo`` their texts go before the outputs."""
+    given = body.prompts
+    if not given:
+        raise invalid("prompt: an empty list asks for nothing", param="prompt")
+    if len(given) * body.num_choices > MAX_CALL_CHOICES:
+        raise invalid(
+            f"prompt: {len(given)} prompts with n={body.num_choices} are more than "
+            f"{MAX_CALL_CHOICES} outputs in one call",
+            param="prompt",
+        )
+    texts = [prompt for prompt in given if isinstance(prompt, str)]
+    ids = await service.encode(texts, add_special_tokens=body.add_special_tokens)
+    ids += [tuple(prompt) for prompt in given if not isinstance(prompt, str)]
+    for found in ids:
+        if not found:
+            raise invalid("prompt: it has no tokens", param="prompt")
+        _check_ids(found, engine, "prompt")
     if not body.echo:
-        return Prompt(ids=ids)
-    return Prompt(ids=ids, shown_text=prompt if isinstance(prompt, str) else tokenizer.decode(ids))
+        return [Prompt(ids=found) for found in ids]
+    shown = texts or await service.decode(ids)
+    return [Prompt(ids=i, shown_text=text) for i, text in zip(ids, shown, strict=True)]

@@ -34,14 +34,18 @@ class ChoiceMaker:
         reason = output.finish_reason if output.finish_reason not in FAILURES else None
         if self.shown is not None and self.shown.is_stopped:
             reason = FinishReason.STOP
+        num_tokens = len(output.token_ids) if self.shown is None else self.shown.num_used
         opening = "" if self.is_begun else self.opening
         self.is_begun, self.is_over = True, reason is not None
         return Choice(
             index=self.index,
             text=opening + text,
             finish_reason=reason,
-            token_ids=list(output.token_ids) if self.has_token_ids else None,
-            logprobs=None if self.writer is None else self.writer.word(output.logprobs),
+            num_tokens=num_tokens,
+            token_ids=list(output.token_ids[:num_tokens]) if self.has_token_ids else None,
+            logprobs=None
+            if self.writer is None
+            else self.writer.word(output.logprobs[:num_tokens]),
         )
 
 
@@ -50,12 +54,14 @@ class CollectedChoice:
     """All pieces of one choice so far."""
 
     texts: list[str] = field(default_factory=list)
+    num_tokens: int = 0
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[WordedPosition] = field(default_factory=list)
     last: Choice | None = None
 
     def add(self, piece: Choice) -> None:
         self.texts.append(piece.text)
+        self.num_tokens += piece.num_tokens
         self.token_ids += piece.token_ids or ()
         self.logprobs += piece.logprobs or ()
         self.last = piece
@@ -68,6 +74,7 @@ class CollectedChoice:
             index=last.index,
             text="".join(self.texts),
             finish_reason=last.finish_reason,
+            num_tokens=self.num_tokens,
             token_ids=None if last.token_ids is None else self.token_ids,
             logprobs=None if last.logprobs is None else self.logprobs,
         )

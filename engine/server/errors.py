@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import uuid
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from engine.errors import (
     RequestError,
     StalePolicyError,
 )
+
+logger = logging.getLogger(__name__)
 
 KNOB_PREFIX = "/v1/engine"
 # When a queue has room again is guessed where nothing has finished yet; an unhealthy engine
@@ -118,7 +121,9 @@ def from_engine_error(error: EngineError, *, queue_retry_s: int = QUEUE_RETRY_S)
         case PolicyError():
             return ApiError(422, str(error), code="invalid_policy")
         case _:
-            return unavailable(str(error), code="engine_failed")
+            # A rank's words hold tracebacks and paths, which are not for callers.
+            logger.error("answered with 503: %s", error)
+            return unavailable("the engine failed; its log says why", code="engine_failed")
 
 
 def openai_error(error: ApiError) -> dict[str, Any]:

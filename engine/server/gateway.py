@@ -36,12 +36,16 @@ from engine.server.messages import (
     ModeTables,
     OutputRow,
     Outputs,
+    Ping,
+    Pong,
     Stats,
     Submit,
     ToFront,
     WireError,
 )
 
+# How often the front is asked whether it still serves.
+PING_S = 1.0
 # How old the front's copy of the engine's state may get.
 STATE_POLL_S = 0.05
 # A change of policy may take as long as ranks take to start; readings go on beside it.
@@ -54,11 +58,13 @@ class FrontGateway:
 
     All a step loop does per token is to append to a queue and to look at an event. When the
     front goes, its requests are aborted. Give it one end of a socket pair, and call
-    :meth:`open` once the engine runs.
+    :meth:`open` once the engine runs. ``num_pongs`` grows about once a second while the event
+    loop of a ready front turns.
     """
 
     def __init__(self, engine: Engine, sock: socket.socket) -> None:
         self.is_ready = False
+        self.num_pongs = 0
         self.has_answered = threading.Event()
         self.has_ended = threading.Event()
         self.failure: WireError | None = None
@@ -126,6 +132,8 @@ class FrontGateway:
             case FrontReady():
                 self.is_ready = True
                 self.has_answered.set()
+            case Pong():
+                self.num_pongs += 1
             case FrontFailed():
                 self.failure = message.error
                 self.has_answered.set()
@@ -192,7 +200,7 @@ class FrontGateway:
                 self._post(state)
 
     def _write(self) -> None:
-        looked_s = time.monotonic()
+        looked_s = pinged_s = time.monotonic()
         while not self.has_ended.is_set():
             self._has_mail.wait(STATE_POLL_S)
             # Before the queue is read: what is appended after that must wake this thread again.
@@ -200,6 +208,9 @@ class FrontGateway:
             if time.monotonic() - looked_s >= STATE_POLL_S:
                 self._post_state()
                 looked_s = time.monotonic()
+            if self.is_ready and time.monotonic() - pinged_s >= PING_S:
+                self._post(Ping())
+                pinged_s = time.monotonic()
             try:
                 self._send_mail()
             except OSError:  # it is gone, which the reader notices too

@@ -5,8 +5,10 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import msgspec
 from fastapi import Request as HttpRequest
@@ -27,14 +29,20 @@ from engine.server.errors import (
 from engine.server.logprobs import LogprobWriter, TokenWords
 from engine.server.metrics import ServerMetrics
 from engine.server.retry import FinishRate
-from engine.server.schema import GenerationBody
+from engine.server.schema import ChatMessage, GenerationBody
 from engine.server.served import ServedEngine
 from engine.server.shown import ShownText, TextWish
 from engine.server.streams import EventStream, LoopBridge, OutputStream, run_while_connected
 from engine.tokenizer import Tokenizer
 
-# Longer texts are tokenised on a thread: 4,096 characters take about a millisecond.
-LONG_TEXT_CHARS = 4096
+T = TypeVar("T")
+
+# Longer work is done on a thread: to tokenise 4,096 characters takes about a millisecond.
+LONG_WORK_CHARS = 4096
+# What each text of a list costs beside its characters.
+TEXT_CHARS = 64
+# Characters per token beyond which a text cannot fit the context, whatever its tokens are.
+MIN_REFUSED_TOKEN_CHARS = 64
 STREAM_END = b"data: [DONE]\n\n"
 
 
@@ -44,14 +52,6 @@ class Prompt:
 
     ids: tuple[int, ...]
     shown_text: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """What one output added to one choice."""
-
-    choice: Choice
-    num_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,11 @@ class _Call:
         return None
 
 
+async def off_loop(num_chars: int, work: Callable[[], T]) -> T:
+    """The result of ``work``, done on a thread where it is about many characters."""
+    return await run_in_threadpool(work) if num_chars > LONG_WORK_CHARS else work()
+
+
 class GenerationService:
     """Runs the generation endpoints of one server."""
 
@@ -89,17 +94,58 @@ class GenerationService:
         self._model_name = model_name
         self._bridge = LoopBridge()
         self._words = TokenWords(tokenizer)
+        self._max_token_chars = max(tokenizer.longest_token_chars, MIN_REFUSED_TOKEN_CHARS)
         self._finish_rate = FinishRate()
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
-        """Token ids of ``text``, computed off the event loop when it is long."""
-        if len(text) > LONG_TEXT_CHARS:
-            ids = await run_in_threadpool(
-                self._tokenizer.encode, text, add_special_tokens=add_special_tokens
+    async def encode(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True, param: str = "prompt"
+    ) -> list[tuple[int, ...]]:
+        """Token ids of each text, computed off the event loop when they are long together.
+
+        Raises:
+            ApiError: 400 naming ``param`` for a text that is none, or far beyond the context.
+        """
+        for text in texts:
+            self._check_text(text, param)
+        encode = partial(self._tokenizer.encode, add_special_tokens=add_special_tokens)
+        num_chars = sum(len(text) + TEXT_CHARS for text in texts)
+        return await off_loop(num_chars, lambda: [tuple(encode(text)) for text in texts])
+
+    async def encode_chat(
+        self, messages: Sequence[ChatMessage], *, add_special_tokens: bool = False
+    ) -> tuple[int, ...]:
+        """Token ids of a conversation as the chat template words it. Raises as ``encode``."""
+        num_chars = sum(message.num_chars + TEXT_CHARS for message in messages)
+        text = await off_loop(
+            num_chars,
+            lambda: self._tokenizer.chat_text([message.for_template() for message in messages]),
+        )
+        (ids,) = await self.encode([text], add_special_tokens=add_special_tokens, param="messages")
+        return ids
+
+    async def decode(
+        self, ids: Sequence[Sequence[int]], *, skip_special_tokens: bool = True
+    ) -> list[str]:
+        """The text of each list of ids."""
+        decode = partial(self._tokenizer.decode, skip_special_tokens=skip_special_tokens)
+        num_ids = sum(len(found) + TEXT_CHARS for found in ids)
+        return await off_loop(num_ids, lambda: [decode(found) for found in ids])
+
+    def _check_text(self, text: str, param: str) -> None:
+        limit = self._engine.max_model_len * self._max_token_chars
+        if len(text) > limit:
+            raise invalid(
+                f"{param}: {len(text)} characters cannot fit a context of "
+                f"{self._engine.max_model_len} tokens",
+                param=param,
+                code="context_length_exceeded",
             )
-        else:
-            ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return tuple(ids)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise invalid(
+                f"{param}: half a surrogate pair at character {error.start}", param=param
+            ) from error
 
     async def answer(
         self,
@@ -109,6 +155,7 @@ class GenerationService:
         form: AnswerForm,
         *,
         default_tokens: int | None,
+        arrival_s: float,
     ) -> Response:
         """Generate for every prompt and choice; one JSON document, or events when streaming.
 
@@ -117,7 +164,11 @@ class GenerationService:
         """
         response_id = f"{form.id_prefix}-{uuid.uuid4().hex}"
         form = form.begin(response_id=response_id, model_name=self._model_name)
-        requests = self._requests(response_id, body, prompts, default_tokens)
+        num_values = 1 + len(body.biases) + len(body.stop_token_ids or ())
+        requests = await off_loop(
+            len(prompts) * body.num_choices * num_values,
+            lambda: self._requests(response_id, body, prompts, default_tokens, arrival_s),
+        )
         call = _Call(
             stream=OutputStream(self._engine, self._bridge, requests, self._observe),
             requests=requests,
@@ -153,18 +204,18 @@ class GenerationService:
         body: GenerationBody,
         prompts: Sequence[Prompt],
         default_tokens: int | None,
+        arrival_s: float,
     ) -> list[Request]:
-        arrival_s = time.monotonic()
         requests: list[Request] = []
         for prompt in prompts:
             max_tokens = self._max_tokens(prompt, body, default_tokens)
-            seed = secrets.randbits(64)
+            sampling = body.sampling(max_tokens=max_tokens, seed=secrets.randbits(64))
             for choice in range(body.num_choices):
                 requests.append(
                     Request(
                         request_id=f"{response_id}-{len(requests)}",
                         prompt_ids=prompt.ids,
-                        sampling=body.sampling(max_tokens=max_tokens, choice=choice, seed=seed),
+                        sampling=replace(sampling, choice=choice) if choice else sampling,
                         arrival_s=arrival_s,
                         priority=body.priority,
                         deadline_s=(
@@ -202,6 +253,7 @@ class GenerationService:
             sampling.stop,
             frozenset(sampling.stop_token_ids) | frozenset(ends),
             wish,
+            min_tokens=sampling.min_tokens,
         )
 
     def _max_tokens(self, prompt: Prompt, body: GenerationBody, default_tokens: int | None) -> int:
@@ -220,7 +272,7 @@ class GenerationService:
             return asked
         return left if default_tokens is None else min(default_tokens, left)
 
-    async def _pieces(self, call: _Call) -> AsyncIterator[Piece]:
+    async def _pieces(self, call: _Call) -> AsyncIterator[Choice]:
         """The pieces of all choices as they come.
 
         Raises:
@@ -232,10 +284,10 @@ class GenerationService:
             output, maker = item.output, call.makers[item.index]
             failure = call.find_failure(output)
             if not maker.is_over and (output.token_ids or output.text or failure is None):
-                choice = maker.piece(output)
-                yield Piece(choice=choice, num_tokens=len(output.token_ids))
+                yield maker.piece(output)
                 if maker.is_over and not output.is_finished:
-                    self._engine.abort(call.requests[item.index].request_id)
+                    request_id = call.requests[item.index].request_id
+                    self._engine.abort(request_id, reason=FinishReason.STOP)
             if output.finish_reason is FinishReason.ERROR and failure is not None:
                 raise failure
             late = late or failure
@@ -244,12 +296,11 @@ class GenerationService:
 
     async def _document(self, call: _Call) -> Response:
         collected = [CollectedChoice() for _ in call.requests]
-        completion_tokens = 0
         async for piece in self._pieces(call):
-            collected[piece.choice.index].add(piece.choice)
-            completion_tokens += piece.num_tokens
+            collected[piece.index].add(piece)
         choices = [choice.whole() for choice in collected]
-        content = msgspec.json.encode(call.form.document(choices, call.usage(completion_tokens)))
+        usage = call.usage(sum(choice.num_tokens for choice in choices))
+        content = msgspec.json.encode(call.form.document(choices, usage))
         return Response(content, media_type="application/json")
 
     async def _events(self, call: _Call) -> AsyncIterator[bytes]:
@@ -259,10 +310,10 @@ class GenerationService:
         try:
             async for piece in self._pieces(call):
                 completion_tokens += piece.num_tokens
-                index = piece.choice.index
                 usage = call.usage(completion_tokens)
-                yield _event(call.form.chunk(piece.choice, usage, is_first=index not in begun))
-                begun.add(index)
+                is_first = piece.index not in begun
+                yield _event(call.form.chunk(piece, usage, is_first=is_first))
+                begun.add(piece.index)
             if call.body.wants_usage:
                 yield _event(call.form.usage_chunk(call.usage(completion_tokens)))
         except ApiError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 from dataclasses import asdict
 from typing import Any
 
@@ -24,6 +25,8 @@ from engine.policy import (
 )
 from engine.server.errors import ApiError
 from engine.server.served import ServedEngine
+
+logger = logging.getLogger(__name__)
 
 SCHEMA = "policy/v1"
 LABEL_KEYS = ("schema", "engine", "version")
@@ -154,9 +157,10 @@ class KnobPlane:
             needs = getattr(error, "needs", None)
             raise PolicyError(str(error), needs=needs) from error
         except EngineError as error:
+            logger.error("the policy was not applied: %s", error)
             raise ApiError(
                 503,
-                f"the change failed and the old policy is in force: {error}",
+                "the change failed and the old policy is in force; the engine's log says why",
                 code="apply_failed",
             ) from error
 

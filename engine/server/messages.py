@@ -97,6 +97,10 @@ class FrontReady(msgspec.Struct, tag="front_ready"):
     """The front accepts connections."""
 
 
+class Pong(msgspec.Struct, tag="pong"):
+    """The answer to ``Ping``, from the front's event loop."""
+
+
 class FrontFailed(msgspec.Struct, tag="front_failed", kw_only=True):
     """The front cannot start; it ends."""
 
@@ -104,10 +108,16 @@ class FrontFailed(msgspec.Struct, tag="front_failed", kw_only=True):
 
 
 Ask = Apply | AskStats | AskKnobs | AskModeTables
-FromFront = Submit | Abort | Apply | AskStats | AskKnobs | AskModeTables | FrontReady | FrontFailed
+FromFront = (
+    Submit | Abort | Apply | AskStats | AskKnobs | AskModeTables | FrontReady | Pong | FrontFailed
+)
 
 
 # -- to the front ------------------------------------------------------------------------------
+
+
+class Ping(msgspec.Struct, tag="ping"):
+    """Asks a front that is ready whether its event loop still turns."""
 
 
 class EngineState(msgspec.Struct, tag="state", frozen=True, kw_only=True):
@@ -183,6 +193,7 @@ Answer = Accepted | Applied | Stats | Knobs | ModeTables | CallFailed
 ToFront = (
     FrontSetup
     | EngineState
+    | Ping
     | Outputs
     | Accepted
     | Applied

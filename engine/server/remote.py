@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import threading
 import time
@@ -13,11 +15,11 @@ from typing import assert_never
 import msgspec
 
 from engine.config import Caps, ModelConfig
-from engine.errors import RankError
+from engine.errors import RankError, RequestError
 from engine.executors.frames import FrameChannel
 from engine.knobs import AppliedPolicy, Knob
 from engine.mode_table import ModeTable
-from engine.output import OnOutput, shown_text
+from engine.output import OnOutput, output_text, shown_text
 from engine.policy import EnginePolicy
 from engine.request import FinishReason, Request, RequestOutput
 from engine.server.messages import (
@@ -39,6 +41,8 @@ from engine.server.messages import (
     ModeTables,
     OutputRow,
     Outputs,
+    Ping,
+    Pong,
     Stats,
     Submit,
     ToFront,
@@ -67,7 +71,7 @@ class RemoteEngine:
         self._by_id: dict[str, int] = {}
         self._pending: dict[int, Future[Answer]] = {}
         self._decoder = msgspec.msgpack.Decoder(ToFront)
-        self._encoder = msgspec.msgpack.Encoder()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._send_lock = threading.Lock()
         self._thread = threading.Thread(target=self._read, name="engine-reader", daemon=True)
 
@@ -126,8 +130,10 @@ class RemoteEngine:
     def submit(self, request: Request, on_output: OnOutput) -> Future[None]:
         """Send a request; the future tells whether it was accepted. Outputs may come before."""
         number, accepted = next(self._numbers), Future[None]()
+        # Before anything is remembered: a value that cannot be sent must leave nothing behind.
+        frame = _encode_request(Submit(number=number, request=request))
         accepted.set_running_or_notify_cancel()  # it cannot be cancelled; ``abort`` can
-        text = OutputText(self._tokenizer.stream(), request.sampling.stop)
+        text = output_text(self._tokenizer.stream(), request.sampling)
         self._streams[number] = _TextStream(request.request_id, on_output, text)
         self._by_id[request.request_id] = number
 
@@ -139,14 +145,13 @@ class RemoteEngine:
                 self._forget(number)
                 accepted.set_exception(error)
 
-        self._send_call(Submit(number=number, request=request)).add_done_callback(on_answer)
+        self._send_call(number, frame).add_done_callback(on_answer)
         return accepted
 
-    def abort(self, request_id: str) -> None:
-        """End a request with reason ``abort``; unknown ids do nothing."""
+    def abort(self, request_id: str, *, reason: FinishReason = FinishReason.ABORT) -> None:
         number = self._by_id.get(request_id)
         if number is not None:
-            self._send(Abort(number=number))
+            self._send(Abort(number=number, reason=reason))
 
     def apply(self, policy: EnginePolicy, *, expected: EnginePolicy | None = None) -> AppliedPolicy:
         number = next(self._numbers)
@@ -155,26 +160,33 @@ class RemoteEngine:
         return answer.applied
 
     def say_ready(self) -> None:
-        """Tell the engine's process that connections are accepted."""
+        """Tell the engine's process that connections are accepted, on the loop that does so.
+
+        That loop is what answers from now on when the engine asks for a sign of life.
+        """
+        self._loop = asyncio.get_running_loop()
         self._send(FrontReady())
 
     # -- sending -------------------------------------------------------------------------------
 
     def _call(self, ask: Ask) -> Answer:
-        return self._send_call(ask).result()
+        return self._send_call(ask.number, msgspec.msgpack.encode(ask)).result()
 
-    def _send_call(self, ask: Ask | Submit) -> Future[Answer]:
+    def _send_call(self, number: int, frame: bytes) -> Future[Answer]:
         answer: Future[Answer] = Future()
-        self._pending[ask.number] = answer
-        self._send(ask)
+        self._pending[number] = answer
+        self._send_frame(frame)
         if not self._is_connected:
             self._fail_pending()
         return answer
 
     def _send(self, message: FromFront) -> None:
+        self._send_frame(msgspec.msgpack.encode(message))
+
+    def _send_frame(self, frame: bytes) -> None:
         with self._send_lock:
             try:
-                self._channel.send(self._encoder.encode(message))
+                self._channel.send(frame)
             except OSError:  # the reader notices, and fails what waits
                 self._is_connected = False
 
@@ -188,8 +200,9 @@ class RemoteEngine:
             self._is_connected = False
             self._fail_pending()
             for number in list(self._streams):
-                self._streams[number].fail(ENGINE_GONE)
-                self._forget(number)
+                stream = self._forget(number)
+                if stream is not None:  # its submission may have failed meanwhile
+                    stream.fail(ENGINE_GONE)
 
     def _take(self, message: ToFront) -> None:
         match message:
@@ -202,10 +215,18 @@ class RemoteEngine:
                 self._pending.pop(message.number).set_result(message)
             case CallFailed():
                 self._pending.pop(message.number).set_exception(message.error.to_error())
+            case Ping():
+                self._answer_ping()
             case FrontSetup():
                 raise AssertionError("a front is set up once")
             case _:
                 assert_never(message)
+
+    def _answer_ping(self) -> None:
+        # By the event loop: this thread would also answer for one that hangs.
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the front is ending
+                self._loop.call_soon_threadsafe(self._send, Pong())
 
     def _take_output(self, row: OutputRow) -> None:
         stream = self._streams.get(row.number)
@@ -216,16 +237,24 @@ class RemoteEngine:
             if row.finish_reason is None:
                 self._send(Abort(number=row.number, reason=FinishReason.STOP))
 
-    def _forget(self, number: int) -> None:
+    def _forget(self, number: int) -> _TextStream | None:
         stream = self._streams.pop(number, None)
         if stream is not None:
             self._by_id.pop(stream.request_id, None)
+        return stream
 
     def _fail_pending(self) -> None:
         for number in list(self._pending):
             future = self._pending.pop(number, None)
             if future is not None:
                 future.set_exception(RankError(ENGINE_GONE))
+
+
+def _encode_request(message: Submit) -> bytes:
+    try:
+        return msgspec.msgpack.encode(message)
+    except (OverflowError, UnicodeEncodeError) as error:
+        raise RequestError(f"a value of the request cannot be sent: {error}") from error
 
 
 def _first_state(channel: FrameChannel) -> EngineState:
@@ -250,7 +279,7 @@ class _TextStream:
             (token_id,) = row.token_ids
             text, is_stopped = shown_text(self._text, token_id, reason)
         elif reason is not None:
-            text = self._text.flush()
+            text, _ = self._text.flush()
         reason = FinishReason.STOP if is_stopped else reason
         self._on_output(
             RequestOutput(
@@ -272,7 +301,7 @@ class _TextStream:
             RequestOutput(
                 request_id=self.request_id,
                 token_ids=(),
-                text=self._text.flush(),
+                text=self._text.flush()[0],
                 finish_reason=FinishReason.ERROR,
                 token_s=time.monotonic(),
                 error=why,

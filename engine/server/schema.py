@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,6 +12,13 @@ from engine.server.errors import invalid
 from engine.server.shown import TextWish
 
 MAX_CHOICES = 128
+# Of one call, all its prompts together.
+MAX_CALL_CHOICES = 1024
+MAX_LOGIT_BIAS = 1024
+MAX_STOPS = 64
+MAX_STOP_CHARS = 1024
+MAX_STOP_IDS = 1024
+MAX_TOKEN_ID = 2**31 - 1
 MAX_SEED = 2**63 - 1
 MAX_PRIORITY = 2**31 - 1
 MAX_TIMEOUT_MS = 86_400_000
@@ -47,8 +55,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "echo": (None, False),
 }
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-# JSON has only texts as keys.
-TokenKey = Annotated[int, Field(ge=0)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+LogitBias = dict[TokenId, Annotated[float, Field(ge=-100, le=100)]]
+Stop = Annotated[str, Field(max_length=MAX_STOP_CHARS)]
 NumLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS, strict=True)]
 
 
@@ -80,12 +89,12 @@ class GenerationBody(BaseModel):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=MAX_PENALTY)] | None = None
-    logit_bias: dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[LogitBias, Field(max_length=MAX_LOGIT_BIAS)] | None = None
     seed: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     best_of: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_IDS)] | None = None
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -104,6 +113,11 @@ class GenerationBody(BaseModel):
     @property
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @cached_property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """``logit_bias`` as pairs, by token id."""
+        return tuple(sorted((self.logit_bias or {}).items()))
 
     @property
     def text_wish(self) -> TextWish:
@@ -157,8 +171,8 @@ class GenerationBody(BaseModel):
             verb = "not supported with this value" if name in NEUTRAL else "not supported"
             raise invalid(f"{name}: {verb} by this server", param=name, code="unsupported_field")
 
-    def sampling(self, *, max_tokens: int, choice: int, seed: int) -> SamplingParams:
-        """Sampling of one choice of a prompt. ``seed`` is what to use where the body has none.
+    def sampling(self, *, max_tokens: int, seed: int) -> SamplingParams:
+        """Sampling of the first choice of a prompt. ``seed`` is used where the body has none.
 
         Raises:
             RequestError: values that contradict each other.
@@ -171,9 +185,8 @@ class GenerationBody(BaseModel):
             repetition_penalty=self.repetition_penalty or 1.0,
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
-            logit_bias=tuple(sorted((self.logit_bias or {}).items())),
+            logit_bias=self.biases,
             logprobs=self.num_logprobs,
-            choice=choice,
             seed=seed if self.seed is None else self.seed % 2**64,
             max_tokens=max_tokens,
             min_tokens=self.min_tokens,
@@ -186,7 +199,7 @@ class GenerationBody(BaseModel):
 class CompletionBody(GenerationBody):
     """``POST /v1/completions``: text or token ids, one prompt or a list of them."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
     echo: bool | None = None
     logprobs: NumLogprobs | None = None
     add_special_tokens: bool = True
@@ -221,6 +234,13 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
     role: str
     content: str | list[dict[str, Any]] | None = None
+
+    @property
+    def num_chars(self) -> int:
+        """About how much a template has to read."""
+        if isinstance(self.content, str) and not self.model_extra:
+            return len(self.content)
+        return len(str(self.content)) + len(str(self.model_extra))
 
     def for_template(self) -> dict[str, Any]:
         """The message with its content as one text.

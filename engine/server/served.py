@@ -11,7 +11,7 @@ from engine.knobs import AppliedPolicy, Knob
 from engine.mode_table import ModeTable
 from engine.output import OnOutput
 from engine.policy import EnginePolicy
-from engine.request import Request
+from engine.request import FinishReason, Request
 from engine.telemetry import EngineStats
 
 
@@ -62,8 +62,11 @@ class ServedEngine(Protocol):
         """
         ...
 
-    def abort(self, request_id: str) -> None:
-        """End a request with reason ``abort``; unknown ids do nothing."""
+    def abort(self, request_id: str, *, reason: FinishReason = FinishReason.ABORT) -> None:
+        """End a request with ``reason``; unknown ids do nothing.
+
+        It is ``stop`` when whoever makes the text found a stop string in it.
+        """
         ...
 
     def stats(self) -> EngineStats:

@@ -25,11 +25,19 @@ class ShownText:
 
     What the engine ended the choice with, a stop string or an ``end_ids`` token, is found here
     again, to show it or not. With special tokens shown, a stop string may also be completed
-    where the engine sees none: ``is_stopped`` tells, and there is no text from then on.
+    where the engine sees none: ``is_stopped`` tells, there is no text from then on, and
+    ``num_used`` tells how many tokens of the last output belong to the choice. Text of the first
+    ``min_tokens`` tokens is not searched.
     """
 
     def __init__(
-        self, text: TextStream, stops: tuple[str, ...], end_ids: Container[int], wish: TextWish
+        self,
+        text: TextStream,
+        stops: tuple[str, ...],
+        end_ids: Container[int],
+        wish: TextWish,
+        *,
+        min_tokens: int = 0,
     ) -> None:
         self._text = text
         self._stops = stops
@@ -38,13 +46,25 @@ class ShownText:
         self._wish = wish
         self._decoded = ""
         self._num_shown = 0
+        self._min_tokens = min_tokens
+        self._num_tokens = 0
+        self.num_used = 0
         self.is_stopped = False
 
     def of(self, output: RequestOutput) -> str:
         """The text to show with ``output``, which is the next one of this choice."""
         ids = output.token_ids
         is_hidden = self._ended_by_id(output) and not self._wish.shows_stop
-        pieces = [self._push(self._text.push(i)) for i in (ids[:-1] if is_hidden else ids)]
+        pieces: list[str] = []
+        self.num_used = 0
+        for token_id in ids[:-1] if is_hidden else ids:
+            if self.is_stopped:
+                return "".join(pieces)
+            self._num_tokens += 1
+            self.num_used += 1
+            pieces.append(self._push(self._text.push(token_id)))
+        if is_hidden and not self.is_stopped:
+            self.num_used = len(ids)
         if output.is_finished:
             pieces.append(self._push(self._text.flush()))
             if not self.is_stopped:
@@ -59,7 +79,9 @@ class ShownText:
         if self.is_stopped:
             return ""
         self._decoded += piece
-        shown, self.is_stopped = self._finder.push(piece)
+        shown = piece
+        if self._num_tokens > self._min_tokens:
+            shown, self.is_stopped = self._finder.push(piece)
         self._num_shown += len(shown)
         if self.is_stopped and self._wish.shows_stop:
             starts = self._decoded.startswith

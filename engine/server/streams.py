@@ -21,6 +21,9 @@ from engine.server.served import ServedEngine
 
 T = TypeVar("T")
 
+# Others get their turn on the event loop after so many submissions of one call.
+SUBMITTED_AT_ONCE = 32
+
 
 class LoopBridge:
     """Hands calls from other threads to one event loop, waking it once for many."""
@@ -87,6 +90,8 @@ class OutputStream:
             for index, request in enumerate(self._requests):
                 self._unfinished.add(index)
                 answers.append(self._engine.submit(request, partial(self._receive, index)))
+                if index % SUBMITTED_AT_ONCE == SUBMITTED_AT_ONCE - 1:
+                    await asyncio.sleep(0)
             for answer in answers:
                 if answer is not None:
                     await asyncio.wrap_future(answer)

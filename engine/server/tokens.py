@@ -9,9 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engine.server.errors import check_model
 from engine.server.generation import GenerationService
-from engine.server.schema import ChatMessage
+from engine.server.schema import ChatMessage, TokenId
 from engine.server.served import ServedEngine
-from engine.tokenizer import Tokenizer
 
 
 class TokenizeBody(BaseModel):
@@ -43,36 +42,38 @@ class DetokenizeBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     model: str | None = None
-    tokens: list[Annotated[int, Field(ge=0, le=2**31 - 1)]]
+    tokens: list[TokenId]
 
 
-def token_router(
-    engine: ServedEngine, service: GenerationService, tokenizer: Tokenizer, model_name: str
-) -> APIRouter:
+def token_router(engine: ServedEngine, service: GenerationService, model_name: str) -> APIRouter:
     """``POST /tokenize`` and ``POST /detokenize``."""
     router = APIRouter(tags=["tokens"])
 
     @router.post("/tokenize", operation_id="tokenize")
     async def tokenize(body: TokenizeBody) -> dict[str, Any]:
         check_model(body.model or model_name, model_name)
-        ids = await service.encode(_text(body, tokenizer), add_special_tokens=body.adds_special)
-        texts = [tokenizer.decode([i], skip_special_tokens=False) for i in ids]
+        ids = await _encode(service, body)
+        texts: list[str] | None = None
+        if body.return_token_strs:
+            texts = await service.decode([[i] for i in ids], skip_special_tokens=False)
         return {
             "count": len(ids),
             "max_model_len": engine.max_model_len,
             "tokens": list(ids),
-            "token_strs": texts if body.return_token_strs else None,
+            "token_strs": texts,
         }
 
     @router.post("/detokenize", operation_id="detokenize")
     async def detokenize(body: DetokenizeBody) -> dict[str, str]:
         check_model(body.model or model_name, model_name)
-        return {"prompt": tokenizer.decode(body.tokens, skip_special_tokens=False)}
+        (text,) = await service.decode([body.tokens], skip_special_tokens=False)
+        return {"prompt": text}
 
     return router
 
 
-def _text(body: TokenizeBody, tokenizer: Tokenizer) -> str:
-    if body.messages is None:
-        return body.prompt or ""
-    return tokenizer.chat_text([message.for_template() for message in body.messages])
+async def _encode(service: GenerationService, body: TokenizeBody) -> tuple[int, ...]:
+    if body.messages is not None:
+        return await service.encode_chat(body.messages, add_special_tokens=body.adds_special)
+    (ids,) = await service.encode([body.prompt or ""], add_special_tokens=body.adds_special)
+    return ids

@@ -103,6 +103,17 @@ class ServedEngineContract:
         eventually(lambda: served.stats().finished[FinishReason.ABORT] == before + 1)
         eventually(lambda: served.stats().running == 0)
 
+    def test_a_stop_found_by_whoever_makes_the_text_counts_as_one(
+        self, served: ServedEngine
+    ) -> None:
+        before = served.stats().finished
+        request_id, outputs = submit(served, max_tokens=served.max_model_len - len(PROMPT))
+        outputs.get(timeout=30)
+        served.abort(request_id, reason=FinishReason.STOP)
+        assert read(outputs)[-1].finish_reason is FinishReason.STOP
+        ended = {**before, FinishReason.STOP: before[FinishReason.STOP] + 1}
+        eventually(lambda: served.stats().finished == ended)
+
     def test_requests_side_by_side_keep_their_own_outputs(self, served: ServedEngine) -> None:
         alone = [text_of(read(submit(served, temperature=1.0, seed=s)[1])) for s in range(4)]
         together = [submit(served, temperature=1.0, seed=s)[1] for s in range(4)]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from engine.measurement import Outcome
 from engine.output import RequestStream
 from engine.request import FinishReason, Request, RequestOutput, SamplingParams, TokenLogprobs
-from engine.text import StopFinder
+from engine.text import StopFinder, TextStream
 
 pieces = st.lists(st.text(alphabet="abc", max_size=3), max_size=12)
 stops = st.lists(st.text(alphabet="abc", min_size=1, max_size=4), min_size=1, max_size=3)
@@ -32,6 +32,20 @@ def test_shown_text_ends_exactly_before_the_first_stop_string(
     assert shown + finder.flush() == seen
 
 
+class Late:
+    """Shows every letter only at the end, as an unfinished character is shown."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def push(self, token_id: int) -> str:
+        self._held += chr(ord("a") + token_id)
+        return ""
+
+    def flush(self) -> str:
+        return self._held
+
+
 class Letters:
     """Token i is the letter i; nothing is ever incomplete."""
 
@@ -42,12 +56,13 @@ class Letters:
         return ""
 
 
-def stream(*, stop: tuple[str, ...] = ()) -> tuple[RequestStream, list[RequestOutput]]:
+def stream(
+    *, stop: tuple[str, ...] = (), min_tokens: int = 0, text: TextStream | None = None
+) -> tuple[RequestStream, list[RequestOutput]]:
     outputs: list[RequestOutput] = []
-    request = Request(
-        request_id="r", prompt_ids=(1,), sampling=SamplingParams(max_tokens=9, stop=stop)
-    )
-    return RequestStream(request, outputs.append, Letters()), outputs
+    sampling = SamplingParams(max_tokens=9, stop=stop, min_tokens=min_tokens)
+    request = Request(request_id="r", prompt_ids=(1,), sampling=sampling)
+    return RequestStream(request, outputs.append, text or Letters()), outputs
 
 
 def test_a_stop_string_ends_the_request_and_is_not_shown() -> None:
@@ -55,6 +70,20 @@ def test_a_stop_string_ends_the_request_and_is_not_shown() -> None:
     assert [way.push(i, None, float(i)) for i in range(4)] == [None, None, None, FinishReason.STOP]
     assert "".join(output.text for output in outputs) == "ab"
     assert outputs[-1].finish_reason is FinishReason.STOP
+
+
+def test_a_stop_string_counts_only_in_text_after_min_tokens() -> None:
+    way, outputs = stream(stop=("ab",), min_tokens=3)
+    ends = [way.push(i, None, 0.0) for i in (0, 1, 0, 1, 0, 1)]
+    assert ends == [None, None, None, None, None, FinishReason.STOP]
+    assert "".join(output.text for output in outputs) == "abab"
+
+
+def test_a_stop_string_that_only_the_end_completes_is_the_reason_of_the_end() -> None:
+    way, outputs = stream(stop=("bc",), text=Late())
+    assert [way.push(i, None, 0.0) for i in (0, 1)] == [None, None]
+    assert way.push(2, FinishReason.LENGTH, 0.0) is FinishReason.STOP
+    assert (outputs[-1].text, outputs[-1].finish_reason) == ("a", FinishReason.STOP)
 
 
 def test_text_held_for_a_stop_string_is_shown_when_the_length_limit_comes_first() -> None:

@@ -178,6 +178,20 @@ def test_a_front_that_is_killed_is_replaced_and_the_engine_goes_on(long_dir: Pat
         assert "was killed by signal 9; starting another" in served.process.stderr.read()
 
 
+def test_a_front_that_hangs_is_replaced(long_dir: Path) -> None:
+    with serving("--model", long_dir, *PACED) as served:
+        first = served.front
+        first.suspend()
+        wait_until(lambda: is_gone(first))
+        body = {**_long(10), "stream": False}
+        assert served.http.post("/v1/completions", json=body).status_code == 200
+        assert served.front.pid != first.pid
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(timeout=60) == 0
+        assert served.process.stderr is not None
+        assert "did not answer any more and was killed" in served.process.stderr.read()
+
+
 def test_a_front_that_keeps_dying_ends_the_engine_with_a_reason(long_dir: Path) -> None:
     with serving("--model", long_dir, *PACED) as served:
 
@@ -231,7 +245,7 @@ def _is_refused(url: str) -> bool:
 
 
 def test_the_policy_is_read_and_changed_through_the_front(long_dir: Path) -> None:
-    with serving("--model", long_dir, *PACED, "--max-queue", 0) as served:
+    with serving("--model", long_dir, *PACED, "--max-num-seqs", 1, "--max-queue", 0) as served:
         http = served.http
         first = http.get("/v1/engine/policy")
         match = {"If-Match": first.headers["etag"]}
@@ -250,7 +264,11 @@ def test_the_policy_is_read_and_changed_through_the_front(long_dir: Path) -> Non
         assert (beyond.status_code, beyond.json()["needs"]) == (409, "restart")
         plan = http.patch("/v1/engine/policy", json={"plan": {"tp": 2}}, headers=match)
         assert plan.status_code == 422
-        full = http.post("/v1/completions", json=_long(4))
+        running = http.stream("POST", "/v1/completions", json={**_long(), "stream": True})
+        with running as reply:
+            lines = reply.iter_lines()  # kept: one that is dropped closes the connection
+            next(lines)
+            full = http.post("/v1/completions", json=_long(4))
         assert (full.status_code, full.headers["retry-after"]) == (429, "1")
         assert full.json()["error"]["code"] == "queue_full"
 

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from engine.config import Caps
+from engine.request import FinishReason
 from tests.engine.server.conftest import MODEL, Server, serving, simulated_engine, wait_until
 
 
@@ -106,10 +107,25 @@ def test_fields_that_ask_for_what_happens_anyway_are_fine(server: Server) -> Non
         ({"prompt": ""}, None),
         ({"prompt": []}, "prompt"),
         ({"prompt": [[]]}, "prompt"),
-        ({"prompt": [1, 99_999]}, None),
+        ({"prompt": [1, 99_999]}, "prompt"),
         ({"prompt": [1, -1]}, None),
         ({"prompt": {"a": 1}}, "prompt"),
         ({}, "prompt"),
+        ({"prompt": [1, 2**31]}, "prompt"),
+        ({"prompt": [1, 2**70]}, "prompt"),
+        ({"prompt": [[1], [2**40]], "echo": True}, "prompt"),
+        ({"prompt": [99_999], "echo": True}, "prompt"),
+        ({"prompt": "x", "logit_bias": {"99999": 1}}, "logit_bias"),
+        ({"prompt": "x", "logit_bias": {str(2**64): 1}}, "logit_bias"),
+        ({"prompt": "x", "logit_bias": {str(i): 0 for i in range(1025)}}, "logit_bias"),
+        ({"prompt": "x", "stop_token_ids": [99_999]}, "stop_token_ids"),
+        ({"prompt": "x", "stop_token_ids": [2**64]}, "stop_token_ids"),
+        ({"prompt": "x", "stop_token_ids": [1] * 1025}, "stop_token_ids"),
+        ({"prompt": "x", "stop": ["a"] * 65}, "stop"),
+        ({"prompt": "x", "stop": "a" * 1025}, "stop"),
+        ({"prompt": ["x"] * 9, "n": 128}, "prompt"),
+        ({"prompt": [[1]] * 1025}, "prompt"),
+        ({"prompt": "x" * 1_000_000}, "prompt"),
         ({"prompt": "x", "min_tokens": 9, "max_tokens": 3}, "min_tokens"),
         ({"prompt": "x", "stop": [""]}, "stop"),
         ({"prompt": "x", "stream_options": {"include_usage": True}}, "stream_options"),
@@ -136,6 +152,31 @@ def test_a_bad_value_is_a_400_that_names_it(
     error = _refusal(server.complete(**body))
     if param is not None:
         assert error["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"prompt": "\ud800"}, "prompt"),
+        ("/v1/completions", {"prompt": ["a", "b\ud800"], "echo": True}, "prompt"),
+        ("/v1/completions", {"prompt": "x", "stop": ["\ud800"]}, "stop"),
+        ("/v1/chat/completions", {"messages": [{"role": "r", "content": "\ud800"}]}, "messages"),
+        ("/v1/chat/completions", {"messages": [{"role": "\ud800", "content": "x"}]}, "messages"),
+        ("/tokenize", {"prompt": "\ud800"}, "prompt"),
+    ],
+)
+def test_half_a_surrogate_pair_is_a_400_that_names_its_field(
+    server: Server, path: str, body: dict[str, object], param: str
+) -> None:
+    content = json.dumps({"model": MODEL, **body})  # escaped, as JSON can hold it
+    headers = {"content-type": "application/json"}
+    assert _refusal(server.http.post(path, content=content, headers=headers))["param"] == param
+
+
+def test_as_many_outputs_as_one_call_may_have_share_what_they_ask_for(slow_server: Server) -> None:
+    bias = {str(token): -1.0 for token in range(500)}
+    body = {"prompt": ["a"] * 8, "n": 16, "max_tokens": 1, "logit_bias": bias}
+    assert len(slow_server.complete(**body).json()["choices"]) == 128
 
 
 def test_a_long_wrong_prompt_gets_a_short_answer(server: Server) -> None:
@@ -278,10 +319,16 @@ def test_a_stop_string_inside_shown_special_tokens_ends_the_choice(server: Serve
     (special,) = server.tokenizer.encode(word, add_special_tokens=False)
     asked = {"prompt": "A", "temperature": 0, "max_tokens": 2000, "ignore_eos": True}
     asked |= {"logit_bias": {str(special): 100}, "skip_special_tokens": False, "stop": word[2:]}
-    choice = server.complete(**asked).json()["choices"][0]
+    before = server.engine.stats().finished
+    answer = server.complete(**asked, return_token_ids=True, logprobs=0).json()
+    (choice,) = answer["choices"]
     assert choice["text"] == word[:2]
     assert choice["finish_reason"] == "stop"
-    wait_until(lambda: server.engine.stats().running == 0)
+    assert choice["token_ids"] == [special]
+    assert len(choice["logprobs"]["tokens"]) == 1
+    assert answer["usage"]["completion_tokens"] == 1
+    ended = {**before, FinishReason.STOP: before[FinishReason.STOP] + 1}
+    wait_until(lambda: server.engine.stats().finished == ended)
 
 
 def test_an_end_token_is_shown_only_with_special_tokens_and_its_stop(server: Server) -> None:

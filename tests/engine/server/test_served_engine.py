@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,7 +22,13 @@ from engine.errors import (
     RankError,
     RequestError,
 )
-from engine.request import FinishReason, Request, SamplingParams, TokenLogprobs
+from engine.request import (
+    FinishReason,
+    Request,
+    RequestOutput,
+    SamplingParams,
+    TokenLogprobs,
+)
 from engine.server.messages import FromFront, OutputRow, Outputs, Submit, ToFront, WireError
 from engine.server.served import ServedEngine
 from engine.tokenizer import Tokenizer
@@ -132,6 +139,29 @@ def test_a_request_to_a_closed_engine_is_refused_as_unhealthy(tiny_dir: Path) ->
         engine.close()
         with pytest.raises(RankError, match="it is closed"):
             submit(pair.remote)
+
+
+def test_a_request_that_cannot_be_sent_is_refused_and_leaves_nothing_behind(
+    tiny_dir: Path,
+) -> None:
+    heard: list[RequestOutput] = []
+    sampling = SamplingParams(stop=("\ud800",))
+    request = Request(request_id="r", prompt_ids=(5,), sampling=sampling)
+    tokenizer = Tokenizer.from_dir(tiny_dir)
+    with _engine(tiny_dir, None) as engine, remote_pair(engine, tokenizer) as pair:
+        with pytest.raises(RequestError, match="cannot be sent"):
+            pair.remote.submit(request, heard.append)
+        pair.gateway.close()
+    assert not heard
+
+
+def test_a_loop_that_turns_answers_the_engines_pings(pair: RemotePair) -> None:
+    async def serve() -> None:
+        pair.remote.say_ready()
+        while not pair.gateway.num_pongs:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(serve(), 30))
 
 
 @pytest.mark.parametrize(

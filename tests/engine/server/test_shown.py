@@ -77,6 +77,22 @@ def test_text_ends_before_or_after_the_first_stop_however_it_is_cut(
         assert shown in {whole[:start] + stop for stop in found if whole.startswith(stop, start)}
 
 
+def test_tokens_after_the_stop_do_not_belong_to_the_choice() -> None:
+    wish = TextWish(shows_special=True)
+    text = ShownText(Letters(), ("bc",), {END}, wish)
+    first, second = _outputs([1, 2, 3, 1, 1], {4}, FinishReason.LENGTH)
+    assert (text.of(first), text.num_used, text.is_stopped) == ("a", 3, True)
+    assert (text.of(second), text.num_used) == ("", 0)
+
+
+def test_a_stop_string_counts_only_after_min_tokens() -> None:
+    wish = TextWish(shows_stop=True)
+    text = ShownText(Letters(), ("ab",), {END}, wish, min_tokens=2)
+    (output,) = _outputs([1, 2, 1, 2, 3], set(), FinishReason.LENGTH)
+    assert text.of(output) == "abab"
+    assert text.num_used == 4
+
+
 def test_a_token_that_ends_the_output_is_shown_only_where_asked_for() -> None:
     ends = {"stops": (), "reason": FinishReason.STOP, "cuts": {1}}
     assert _shown([1, 2, END], shows_stop=False, **ends) == "ab"  # type: ignore[arg-type]

@@ -16,6 +16,11 @@ def test_a_text_comes_back_from_its_tokens(server: Server) -> None:
     assert server.http.post("/detokenize", json={"tokens": ids}).json() == {"prompt": "The engine"}
 
 
+def test_token_texts_come_only_where_asked_for(server: Server) -> None:
+    body = server.http.post("/tokenize", json={"prompt": "The engine"}).json()
+    assert body["token_strs"] is None
+
+
 def test_a_conversation_is_tokenised_as_a_chat_would_be(server: Server) -> None:
     messages = [{"role": "user", "content": "Hello"}]
     tokens = server.http.post("/tokenize", json={"messages": messages}).json()["tokens"]

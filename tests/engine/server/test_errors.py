@@ -1,0 +1,21 @@
+"""What callers are told when the engine fails."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from engine.errors import RankError
+from engine.server.errors import from_engine_error
+
+
+def test_the_words_of_a_rank_go_to_the_log_and_not_to_the_caller(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    words = 'rank 3: Traceback\n  File "/srv/engine/worker.py", line 9'
+    with caplog.at_level(logging.ERROR):
+        error = from_engine_error(RankError(words))
+    assert (error.status, error.code) == (503, "engine_failed")
+    assert "/srv" not in error.message
+    assert words in caplog.text

@@ -1,0 +1,87 @@
+"""What is done beside the event loop, and what counts as waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from engine.server import create_server
+from engine.tokenizer import Tokenizer
+from tests.engine.server.conftest import MODEL, simulated_engine
+
+ENCODE_S = 0.02
+
+
+class WatchedTokenizer(Tokenizer):
+    """Notes on which threads it works, and takes a while to encode."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.threads: set[int] = set()
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        self.threads.add(threading.get_ident())
+        time.sleep(ENCODE_S)
+        return super().encode(text, add_special_tokens=add_special_tokens)
+
+    def chat_text(self, messages: Sequence[Any]) -> str:
+        self.threads.add(threading.get_ident())
+        return super().chat_text(messages)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        if len(ids) == 1:  # not a detokeniser's window
+            self.threads.add(threading.get_ident())
+        return super().decode(ids, skip_special_tokens=skip_special_tokens)
+
+
+def _post(tiny_dir: Path, tokenizer: Tokenizer, path: str, body: dict[str, Any]) -> str:
+    """The metrics after one successful call, made on this thread's event loop."""
+
+    async def call() -> str:
+        transport = httpx.ASGITransport(create_server(engine, tokenizer, model_name=MODEL))
+        async with httpx.AsyncClient(transport=transport, base_url="http://engine") as http:
+            reply = await http.post(path, json={"model": MODEL, **body})
+            assert reply.status_code == 200, reply.text
+            return (await http.get("/metrics")).text
+
+    with simulated_engine(tiny_dir, step_s=0.001) as engine:
+        return asyncio.run(call())
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": ["x" * 40] * 50, "max_tokens": 1}),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "r", "content": "x" * 30}] * 100, "max_tokens": 1},
+        ),
+        ("/tokenize", {"prompt": "x" * 5000, "return_token_strs": True}),
+    ],
+)
+def test_many_short_texts_are_as_much_work_as_a_long_one_and_done_beside_the_loop(
+    tiny_dir: Path, path: str, body: dict[str, Any]
+) -> None:
+    tokenizer = WatchedTokenizer.from_dir(tiny_dir)
+    assert isinstance(tokenizer, WatchedTokenizer)
+    _post(tiny_dir, tokenizer, path, body)
+    assert tokenizer.threads
+    assert threading.get_ident() not in tokenizer.threads
+
+
+def test_the_time_to_the_first_token_counts_from_before_tokenising(tiny_dir: Path) -> None:
+    tokenizer = WatchedTokenizer.from_dir(tiny_dir)
+    metrics = _post(tiny_dir, tokenizer, "/v1/completions", {"prompt": "x", "max_tokens": 1})
+    (line,) = [
+        line
+        for line in metrics.splitlines()
+        if line.startswith("vllm:time_to_first_token_seconds_sum")
+    ]
+    assert float(line.rpartition(" ")[2]) >= ENCODE_S

@@ -40,7 +40,7 @@ def simulate(
         typer.Option(metavar="FILE|ID", help="Cost model; by default this machine's newest."),
     ] = None,
     hardware: Annotated[
-        str | None, typer.Option(help="Described hardware instead, as in 8xh200 (uncalibrated).")
+        str | None, typer.Option(help="Described hardware instead, as in 8xh200.")
     ] = None,
     mode: ModeOption = "auto",
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = 64,

@@ -252,10 +252,12 @@ class Replica:
 
     def _wait_for_work(self) -> None:
         """Sleep until a command comes, looking after the ranks meanwhile."""
-        while self.scheduler.is_idle:
+        while True:
             with self._wake:
                 if self._commands or self._is_stopping or self._wake.wait(IDLE_POLL_S):
                     return
+            if not self.scheduler.is_idle:  # nothing could run; look again now and then
+                return
             if self.failure is None:
                 try:
                     self._executor.check()

@@ -74,8 +74,8 @@ def joined(parts: list[SamplingRows]) -> SamplingRows:
 
 
 def shares_of(logits: torch.Tensor, **limits: float) -> np.ndarray:
-    """How often each token comes out of 20,000 seeds."""
-    count = 20_000
+    """How often each token comes out of 6,000 seeds."""
+    count = 6_000
     ids = sample(logits.expand(count, -1), rows_of(count, **limits))  # type: ignore[arg-type]
     return np.bincount(ids.numpy(), minlength=len(logits)) / count
 
@@ -86,7 +86,7 @@ LOGITS = torch.tensor([1.0, 0.5, 3.0, -1.0, 2.0, 2.0, 0.0, -torch.inf])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_tokens_come_as_often_as_softmax_says(temperature: float) -> None:
     want = torch.softmax(LOGITS.double() / temperature, dim=0).numpy()
-    assert abs(shares_of(LOGITS, temperature=temperature) - want).max() < 0.015
+    assert abs(shares_of(LOGITS, temperature=temperature) - want).max() < 0.02
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_top_k_and_top_p_keep_the_likeliest_tokens_in_their_proportions(
     assert set(np.flatnonzero(shares).tolist()) == kept
     want = torch.softmax(LOGITS.double(), dim=0).numpy()
     want[[token for token in range(len(want)) if token not in kept]] = 0
-    assert abs(shares - want / want.sum()).max() < 0.015
+    assert abs(shares - want / want.sum()).max() < 0.02
 
 
 def kept_by_rule(
@@ -255,7 +255,7 @@ def test_any_row_of_numbers_whatever_has_a_token_and_the_same_one_on_every_devic
 def test_of_a_row_with_infinite_logits_each_of_those_tokens_comes_equally_often() -> None:
     logits = torch.tensor([5.0, math.inf, math.nan, math.inf, -math.inf])
     shares = shares_of(logits, temperature=3.0)
-    assert abs(shares - [0, 0.5, 0, 0.5, 0]).max() < 0.015
+    assert abs(shares - [0, 0.5, 0, 0.5, 0]).max() < 0.02
 
 
 def test_a_row_without_odd_numbers_stays_as_it_is_beside_one_with() -> None:

@@ -178,6 +178,7 @@ def test_a_front_that_is_killed_is_replaced_and_the_engine_goes_on(long_dir: Pat
         assert "was killed by signal 9; starting another" in served.process.stderr.read()
 
 
+@pytest.mark.slow
 def test_a_front_that_hangs_is_replaced(long_dir: Path) -> None:
     with serving("--model", long_dir, *PACED) as served:
         first = served.front

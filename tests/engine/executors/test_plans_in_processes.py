@@ -85,9 +85,9 @@ def test_greedy_output_of_the_reference_varies(single: list[Generated]) -> None:
         ("sp=2,tp=2,shift", "random:3"),
         ("pp=2,sp=2,shift", "random:4"),
         ("sp=4,shift", "auto"),
-        ("pp=2,sp=2,tp=2,shift", "random:5"),
         ("sp=4,tp=2,shift", "random:6"),
-        ("sp=2,tp=4,shift", "shift"),
+        pytest.param("pp=2,sp=2,tp=2,shift", "random:5", marks=pytest.mark.slow),
+        pytest.param("sp=2,tp=4,shift", "shift", marks=pytest.mark.slow),
     ],
 )
 def test_ranks_in_processes_equal_a_single_rank(
@@ -96,8 +96,17 @@ def test_ranks_in_processes_equal_a_single_rank(
     assert_equal(in_processes(config, parse_plan(text).plan, rank_pools, pin), single)
 
 
-@pytest.mark.parametrize("backend", [Collectives.AUTO, Collectives.GLOO])
-@pytest.mark.parametrize("text", ["tp=2", "pp=2", "sp=2,shift", "pp=2,sp=2,shift"])
+@pytest.mark.parametrize(
+    ("text", "backend"),
+    [
+        ("tp=2", Collectives.AUTO),
+        ("sp=2,shift", Collectives.AUTO),
+        ("pp=2,sp=2,shift", Collectives.AUTO),
+        ("pp=2", Collectives.GLOO),
+        pytest.param("pp=2", Collectives.AUTO, marks=pytest.mark.slow),
+        pytest.param("pp=2,sp=2,shift", Collectives.GLOO, marks=pytest.mark.slow),
+    ],
+)
 def test_steps_submitted_ahead_get_their_tokens_from_the_ranks(
     config: EngineConfig, rank_pools: RankPools, text: str, backend: Collectives
 ) -> None:

@@ -108,15 +108,15 @@ def kill_while_idle(executor: ProcessExecutor, pid: int) -> None:
         executor.check()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(
-    ("plan", "strike"),
+    ("plan", "strike", "rank"),
     [
-        (TP2, kill_before_a_step),
-        (TP2, kill_in_a_step),
-        (TP2, kill_while_idle),
-        (SP2, kill_in_a_step),
-        (PP2, kill_in_a_step),
+        (TP2, kill_before_a_step, 0),
+        (TP2, kill_in_a_step, 1),
+        (TP2, kill_while_idle, 0),
+        (SP2, kill_in_a_step, 0),
+        (PP2, kill_in_a_step, 0),
+        (PP2, kill_in_a_step, 1),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )

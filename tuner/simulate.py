@@ -8,6 +8,7 @@ committed in bulk.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engine.config import Caps, ModelConfig
@@ -19,7 +20,16 @@ from engine.policy import Order
 from engine.request import Request, SamplingParams
 from engine.shift import ModeChooser
 from tuner.arrivals import Arrival, ClosedLoop, Workload
+from tuner.front_end import NO_FRONT_END, FrontEnd
 from tuner.simulated_replica import Replica, RunCounts
+
+
+# Called now and then with the virtual seconds so far, requests ended, and requests in all.
+OnProgress = Callable[[float, int, int], None]
+
+
+def no_progress(now_s: float, num_ended: int, num_requests: int) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +74,9 @@ def simulate(
     mode: str = "auto",
     order: Order = Order.FCFS,
     seed: int = 0,
+    front_end: FrontEnd = NO_FRONT_END,
+    keeps_prefixes: bool = False,
+    on_progress: OnProgress = no_progress,
 ) -> SimulationResult:
     """Run ``workload`` on a simulated engine; same arguments, same answer.
 

@@ -1,0 +1,6 @@
+"""Serving systems as host profiles: what they spend beside the device, and their defaults."""
+
+from tuner.backends.backend import Backend, HostTimes, list_backends, load_backend
+from tuner.backends.timer import ServedTimer
+
+__all__ = ["Backend", "HostTimes", "ServedTimer", "list_backends", "load_backend"]

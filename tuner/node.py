@@ -1,0 +1,100 @@
+"""A served model on described hardware: everything a simulation of it needs, in one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from engine.config import ModelConfig
+from engine.plan import ParallelPlan
+from tuner.arrivals import Workload
+from tuner.backends import Backend, ServedTimer
+from tuner.errors import TunerError
+from tuner.hardware import Hardware, MemoryEstimate, Precision, estimate_memory
+from tuner.hardware.memory import weight_bytes_per_rank
+from tuner.simulate import OnProgress, SimulationResult, no_progress, simulate
+from tuner.space import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """``model`` in ``precision`` on ``hardware``, served by ``backend``. Makes a timer per plan
+    once."""
+
+    hardware: Hardware
+    model: ModelConfig
+    precision: Precision
+    backend: Backend
+    block_size: int = 16
+    max_model_len: int | None = None
+    _timers: dict[ParallelPlan, ServedTimer] = field(default_factory=dict, repr=False)
+
+    def timer(self, plan: ParallelPlan) -> ServedTimer:
+        """Step times of one replica of ``plan``.
+
+        Raises:
+            PlanError: the model cannot run under the plan.
+            TunerError: more devices than there are, or no peak for the precision.
+        """
+        if plan not in self._timers:
+            self._timers[plan] = ServedTimer(
+                self.hardware, self.model, plan, self.precision, self.backend
+            )
+        return self._timers[plan]
+
+    def memory(self, plan: ParallelPlan, *, needed_kv_tokens: int = 1) -> MemoryEstimate:
+        """Weights (of both modes where the backend holds them twice) and KV of a rank."""
+        estimate = estimate_memory(
+            self.hardware.device,
+            self.model,
+            plan,
+            self.precision,
+            needed_kv_tokens=needed_kv_tokens,
+        )
+        if not (plan.shift and self.backend.has_second_weights):
+            return estimate
+        shift_plan = replace(plan, sp=1, tp=plan.stage_size, shift=False)
+        second = weight_bytes_per_rank(self.model, shift_plan, self.precision)
+        return replace(estimate, weight_bytes=estimate.weight_bytes + second)
+
+    def num_kv_blocks(self, plan: ParallelPlan) -> int:
+        """KV blocks each rank has room for.
+
+        Raises:
+            TunerError: not one block fits, with the numbers.
+        """
+        estimate = self.memory(plan, needed_kv_tokens=self.block_size)
+        if estimate.reason is not None:
+            raise TunerError(f"plan {plan} on {self.hardware.device.name}: {estimate.reason}")
+        return estimate.kv_tokens // self.block_size
+
+    def simulate(
+        self,
+        settings: Settings,
+        workload: Workload,
+        *,
+        seed: int = 0,
+        keeps_prefixes: bool = False,
+        on_progress: OnProgress = no_progress,
+    ) -> SimulationResult:
+        """One run of ``workload`` on ``settings.plan``; fewer ranks than devices leave the rest
+        of the devices idle.
+
+        Raises:
+            PlanError, PolicyError, TunerError: as :meth:`timer` and :meth:`num_kv_blocks`.
+        """
+        return simulate(
+            model=self.model,
+            plan=settings.plan,
+            threshold_tokens=settings.threshold_tokens,
+            caps=settings.caps,
+            mode=settings.mode,
+            workload=workload,
+            timer=self.timer(settings.plan),
+            num_kv_blocks=self.num_kv_blocks(settings.plan),
+            block_size=self.block_size,
+            max_model_len=self.max_model_len,
+            seed=seed,
+            front_end=self.backend.front_end,
+            keeps_prefixes=keeps_prefixes,
+            on_progress=on_progress,
+        )

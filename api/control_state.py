@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-import numpy as np
-
 from api.policy_document import engine_policy
 from engine.config import Caps
-from engine.measurement import Distribution, Fidelity, Measurement, Outcome, RequestTiming
-from policies.attainment import SlaReport
-from policies.controller import ControlMemory, LoadWindow
+from engine.measurement import Fidelity, Outcome, RequestTiming
+from policies.controller import ControlMemory
 from policies.decision import SmoothedLoad
-from policies.report import flat_metrics
+from policies.observation import Observation, TrafficWindow, join_windows
 from policies.schedule import HotSettings
-from policies.sla import Sla, judge
+from policies.sla import Sla
 from store.base import Json
 from store.models import Heartbeat
-
-
-@dataclass(frozen=True, kw_only=True)
-class Observation:
-    """One window of an engine's traffic, judged by its SLA."""
-
-    load: LoadWindow
-    measurement: Measurement
-    report: SlaReport | None
-    metrics: dict[str, float]
-
-    def to_json(self) -> Json:
-        """The window as decisions keep it."""
-        return {**asdict(self.load), "metrics": self.metrics}
 
 
 def observe(
@@ -42,25 +25,14 @@ def observe(
     """Join the windows that came; None when none did. A gap between them counts as unknown."""
     if not heartbeats:
         return None
-    timings = tuple(timing for beat in heartbeats for timing in _timings(beat))
-    measurement = Measurement(
-        fidelity=Fidelity.MEASURED, timings=timings, driver_lag_ms=Distribution.of(())
-    )
-    report = judge(sla, measurement) if sla is not None and timings else None
-    load = LoadWindow(
-        rate_rps=sum(beat.arrived for beat in heartbeats) / sum(b.window_s for b in heartbeats),
-        mean_input_tokens=_mean([t.prompt_tokens for t in timings]),
-        mean_output_tokens=_mean([t.output_tokens for t in timings]),
-        num_requests=sum(t.outcome is not Outcome.CUT for t in timings),
-        is_sla_met=None if report is None else report.is_met,
-        age_s=max(0.0, (now - heartbeats[-1].received_at).total_seconds()),
-    )
-    return Observation(
-        load=load,
-        measurement=measurement,
-        report=report,
-        metrics=flat_metrics(measurement, sla if report is not None else None),
-    )
+    windows = [
+        TrafficWindow(
+            window_s=beat.window_s, num_arrived=beat.arrived, timings=tuple(_timings(beat))
+        )
+        for beat in heartbeats
+    ]
+    age_s = max(0.0, (now - heartbeats[-1].received_at).total_seconds())
+    return join_windows(windows, sla, age_s=age_s, fidelity=Fidelity.MEASURED)
 
 
 def hot_settings(effective_policy: Json) -> HotSettings:
@@ -106,7 +78,3 @@ def _timings(beat: Heartbeat) -> list[RequestTiming]:
             )
         )
     return timings
-
-
-def _mean(values: Sequence[int]) -> float | None:
-    return float(np.mean(values)) if values else None

@@ -9,7 +9,6 @@ import structlog
 
 from api.context import AppContext
 from api.control_state import (
-    Observation,
     hot_settings,
     memory_from_json,
     memory_to_json,
@@ -23,6 +22,7 @@ from engine.errors import EngineError
 from engine.measurement import METRIC_IDS, Fidelity
 from policies.controller import Action, ControlLimits, ControlState, Decision, decide
 from policies.errors import PolicyInputError
+from policies.observation import Observation
 from policies.schedule import Schedule
 from policies.sla import Sla
 from store import UnitOfWork

@@ -1,0 +1,80 @@
+"""What a reshape costs: processes, weights, warm-up, graphs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from engine.plan import ParallelPlan
+from tuner.backends import load_backend
+from tuner.errors import TunerError
+from tuner.hardware import Launch, Precision, parse_hardware
+from tuner.models import load_model
+from tuner.node import Node
+from tuner.reshape_cost import CPU_RANKS, ReshapeTimes, reshape_cost, reshape_seconds, reshape_times
+
+TIMES = ReshapeTimes(
+    source="test",
+    is_measured=False,
+    process_s=2.0,
+    rank_bytes_per_s=10e9,
+    node_bytes_per_s=40e9,
+    warm_up_s=1.0,
+    capture_s=5.0,
+)
+
+
+def node(backend: str = "gearshift") -> Node:
+    return Node(
+        hardware=parse_hardware("8xh200"),
+        model=load_model("llama-3.1-70b"),
+        precision=Precision.parse("fp8"),
+        backend=load_backend(backend),
+    )
+
+
+def test_parts_follow_each_other_and_ranks_share_the_nodes_bandwidth() -> None:
+    alone = TIMES.cost(weight_bytes_per_rank=20e9, num_ranks=1, num_captures=1)
+    assert (alone.process_s, alone.load_s, alone.warm_up_s, alone.capture_s) == (2, 2, 1, 5)
+    assert alone.seconds == 10
+    crowded = TIMES.cost(weight_bytes_per_rank=20e9, num_ranks=8, num_captures=1)
+    assert crowded.load_s == pytest.approx(4.0)
+
+
+def test_a_shift_plan_captures_graphs_of_both_modes() -> None:
+    served = node()
+    plain = reshape_cost(served, ParallelPlan(sp=8), TIMES)
+    shift = reshape_cost(served, ParallelPlan(sp=8, shift=True), TIMES)
+    assert shift.capture_s == 2 * plain.capture_s
+    assert shift.load_s == plain.load_s
+    eager = replace(served, backend=replace(served.backend, shift_launch=Launch.EAGER))
+    assert reshape_cost(eager, ParallelPlan(sp=8, shift=True), TIMES).capture_s == plain.capture_s
+
+
+def test_a_second_copy_of_the_weights_is_loaded_too() -> None:
+    plan = ParallelPlan(sp=8, shift=True)
+    assert (
+        reshape_cost(node("arctic"), plan, TIMES).load_s > reshape_cost(node(), plan, TIMES).load_s
+    )
+
+
+def test_more_ranks_hold_less_each_and_load_no_slower() -> None:
+    cost = reshape_seconds(node())
+    assert cost(ParallelPlan(tp=8)) <= cost(ParallelPlan(tp=2))
+    assert cost(ParallelPlan(dp=4, tp=2)) > cost(ParallelPlan(tp=8))
+
+
+def test_every_figure_says_where_it_comes_from() -> None:
+    assert CPU_RANKS.is_measured
+    for name in ("gearshift", "vllm"):
+        times = reshape_times(name)
+        assert not times.is_measured
+        assert times.source.startswith("guess")
+
+
+def test_impossible_figures_are_refused() -> None:
+    with pytest.raises(TunerError, match="below 0"):
+        replace(TIMES, process_s=-1.0)
+    with pytest.raises(TunerError, match="above 0"):
+        replace(TIMES, node_bytes_per_s=0.0)

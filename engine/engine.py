@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-
-import numpy as np
-import numpy.typing as npt
 
 from engine.config import Caps, EngineConfig, ModelConfig, num_kv_blocks
 from engine.devices import with_device_memory
@@ -21,37 +15,32 @@ from engine.errors import (
     EngineError,
     PlanError,
     PolicyError,
-    QueueFullError,
     RankError,
     RequestError,
     StalePolicyError,
 )
 from engine.executors.protocol import ExecutorInfo
 from engine.fleet import Fleet, TimerFactory
+from engine.generation import Generation, gather
+from engine.handover import Handover
 from engine.knobs import AppliedPolicy, Knob, list_knobs
+from engine.lobby import Lobby, end_all
 from engine.measurement import RequestTiming
 from engine.mode_table import ModeTable
 from engine.output import OnOutput, RequestStream
 from engine.plan import ParallelPlan, check_plan
 from engine.policy import EnginePolicy, KnobClass, check_envelope, classify
 from engine.replica import Replica
-from engine.request import FinishReason, Request, RequestOutput, SamplingParams
-from engine.sequences import Sequence
+from engine.request import (
+    FinishReason,
+    Request,
+    RequestOutput,
+    SamplingParams,
+    check_vocabulary,
+)
 from engine.steps import StepSample
 from engine.telemetry import EngineStats, drain, summarise
 from engine.tokenizer import Tokenizer
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generation:
-    """One finished output. ``logits`` f8[output tokens, vocabulary] when asked for."""
-
-    token_ids: tuple[int, ...]
-    text: str
-    finish_reason: FinishReason
-    logits: npt.NDArray[np.float64] | None
 
 
 class Engine:
@@ -81,12 +70,7 @@ class Engine:
         self._check(self._policy)
         self._replicas: list[Replica] = []
         self._fleet = Fleet(config, self.model, timer_factory=timer_factory)
-        # Requests that arrive while no replica serves (before start, during a reshape).
-        self._held: dict[str, RequestStream] | None = {}
-        self._max_held_len = self.max_model_len
-        # Requests of stopped replicas, on their way to new ones, and those aborted meanwhile.
-        self._in_transit: set[str] = set()
-        self._aborted_in_transit: dict[str, FinishReason] = {}
+        self._lobby = Lobby(max_len=self.max_model_len)
         self._failure: str | None = None
         self._is_closed = False
         self._lock = threading.Lock()
@@ -140,12 +124,11 @@ class Engine:
     def stats(self) -> EngineStats:
         """Gauges and counters of all replicas, since start."""
         with self._lock:
-            replicas, held = list(self._replicas), len(self._held or ())
-            in_transit = len(self._in_transit)
+            replicas, waiting = list(self._replicas), len(self._lobby)
         return summarise(
             self._fleet.telemetry,
             running=sum(r.scheduler.num_running for r in replicas),
-            waiting=held + in_transit + sum(r.num_waiting for r in replicas),
+            waiting=waiting + sum(r.num_waiting for r in replicas),
             kv_usage=max((r.scheduler.kv_usage for r in replicas), default=0.0),
             is_healthy=self.is_healthy,
             policy_version=self._policy.version,
@@ -185,7 +168,7 @@ class Engine:
         with self._apply_lock:
             if self._is_closed:
                 raise RankError("the engine cannot start: it is closed")
-            self._open(self._fleet.launch(self._policy), [], {})
+            self._open(self._fleet.launch(self._policy), Handover())
 
     def close(self) -> None:
         """End all ranks; requests still in progress end with reason ``abort``."""
@@ -193,11 +176,10 @@ class Engine:
             self._is_closed = True
             with self._lock:
                 replicas, self._replicas = self._replicas, []
-                streams, self._held = self._held or {}, None
-            for replica in replicas:
-                streams |= replica.stop()[1]
+                held = self._lobby.close()
+            left = Handover.join([replica.stop() for replica in replicas])
             self._fleet.close()
-        _end_all(streams.values(), FinishReason.ABORT)
+        end_all([*held, *left.streams.values()], FinishReason.ABORT)
 
     def submit(self, request: Request, on_output: OnOutput) -> None:
         """Accept a request; ``on_output`` is called on a loop thread and must not block.
@@ -216,13 +198,11 @@ class Engine:
         """
         # Posted under the lock, so that it reaches a replica before a reshape empties it.
         with self._lock:
-            stream = self._held.pop(request_id, None) if self._held else None
-            if stream is None and request_id in self._in_transit:
-                self._aborted_in_transit[request_id] = reason
+            held = self._lobby.abort(request_id, reason)
             for replica in self._replicas:
                 replica.abort(request_id, reason)
-        if stream is not None:
-            _end_all([stream], reason)
+        if held is not None:
+            end_all([held], reason)
 
     def apply(self, policy: EnginePolicy, *, expected: EnginePolicy | None = None) -> AppliedPolicy:
         """Put ``policy`` in force: hot knobs at the next step, a new plan by a reshape.
@@ -279,22 +259,7 @@ class Engine:
         )
         stream = self._stream(request, outputs.put)
         self._accept(stream)
-        token_ids: list[int] = []
-        text = ""
-        while True:
-            output = outputs.get()
-            token_ids += output.token_ids
-            text += output.text
-            if output.error is not None:
-                raise RankError(output.error)
-            if output.finish_reason is not None:
-                break
-        return Generation(
-            token_ids=tuple(token_ids),
-            text=text,
-            finish_reason=output.finish_reason,
-            logits=np.stack(stream.logits) if stream.logits else None,
-        )
+        return gather(stream, outputs)
 
     def _warnings(self, policy: EnginePolicy) -> list[str]:
         found = [policy.threshold_warning] if policy.threshold_warning else []
@@ -308,37 +273,17 @@ class Engine:
     # -- accepting -----------------------------------------------------------------------------
 
     def _stream(self, request: Request, on_output: OnOutput) -> RequestStream:
-        wrong = [i for i in request.prompt_ids if not 0 <= i < self.model.vocab_size]
-        if wrong:
-            raise RequestError(
-                f"request {request.request_id}: token id {wrong[0]} is outside the vocabulary of "
-                f"{self.model.vocab_size}"
-            )
-        sampling = request.sampling
-        named = {
-            "stop_token_ids": sampling.stop_token_ids,
-            "logit_bias": [token_id for token_id, _ in sampling.logit_bias],
-        }
-        for field, ids in named.items():
-            for token_id in ids:
-                if not 0 <= token_id < self.model.vocab_size:
-                    raise RequestError(
-                        f"request {request.request_id}: {field}: token id {token_id} is outside "
-                        f"the vocabulary of {self.model.vocab_size}"
-                    )
+        check_vocabulary(request, self.model.vocab_size)
         text = self._tokenizer.stream() if self._tokenizer is not None else None
         return RequestStream(request, on_output, text)
 
     def _accept(self, stream: RequestStream) -> None:
         request_id = stream.request.request_id
         with self._lock:
-            is_held = request_id in (self._held or ()) or request_id in self._in_transit
-            if is_held or any(r.has(request_id) for r in self._replicas):
+            if request_id in self._lobby or any(r.has(request_id) for r in self._replicas):
                 raise RequestError(f"request id {request_id!r} is in use")
-            if self._held is not None:
-                self._check_length(stream.request)
-                self._check_queue(len(self._held))
-                self._held[request_id] = stream
+            if self._lobby.is_open:
+                self._lobby.hold(stream, max_queue=self._policy.caps.max_queue)
             else:
                 self._route().submit(stream)
 
@@ -354,19 +299,6 @@ class Engine:
     def _max_model_len(self, plan: ParallelPlan) -> int:
         capacity = num_kv_blocks(self.config, self.model, plan) * self.config.block_size
         return min(self.config.max_model_len or self.model.max_positions, capacity)
-
-    def _check_queue(self, num_waiting: int) -> None:
-        limit = self._policy.caps.max_queue
-        if limit is not None and num_waiting >= limit:
-            raise QueueFullError(f"{num_waiting} requests wait, max_queue is {limit}")
-
-    def _check_length(self, request: Request) -> None:
-        """Refuse what would not fit before or after the reshape under way."""
-        if request.max_len > self._max_held_len:
-            raise RequestError(
-                f"request {request.request_id}: {len(request.prompt_ids)} prompt tokens plus "
-                f"max_tokens {request.sampling.max_tokens} is more than {self._max_held_len}"
-            )
 
     # -- plans and policies --------------------------------------------------------------------
 
@@ -396,41 +328,33 @@ class Engine:
     def _reshape(self, policy: EnginePolicy) -> int:
         """Stop all replicas, start those of the new plan, and carry every sequence over."""
         old = self._policy
-        sequences: list[Sequence] = []
-        streams: dict[str, RequestStream] = {}
+        replicas = self._close_door(policy.plan)
         step_id = 0
-        for replica in self._close_door(policy.plan):
+        parts = []
+        for replica in replicas:
+            parts.append(replica.stop())
             step_id = max(step_id, replica.scheduler.next_step_id)
-            more, ways = replica.stop()
-            sequences += more
-            streams |= ways
+        left = Handover.join(parts)
         try:
             replicas = self._fleet.launch(policy, first_step_id=step_id)
         except BaseException as error:
-            self._fall_back(old, step_id, sequences, streams, error)
+            self._fall_back(old, step_id, left, error)
             raise
         self._policy = policy
-        self._open(replicas, sequences, streams)
+        self._open(replicas, left)
         return step_id
 
     def _fall_back(
-        self,
-        old: EnginePolicy,
-        step_id: int,
-        sequences: list[Sequence],
-        streams: dict[str, RequestStream],
-        error: BaseException,
+        self, old: EnginePolicy, step_id: int, left: Handover, error: BaseException
     ) -> None:
         """Run the old policy again; if that fails too, end every request and say so."""
         try:
-            self._open(self._fleet.launch(old, first_step_id=step_id), sequences, streams)
+            self._open(self._fleet.launch(old, first_step_id=step_id), left)
         except BaseException as again:
             with self._lock:
                 self._failure = f"a reshape failed ({error}), and so did the way back ({again})"
-                streams |= self._held or {}
-                self._held = None
-                self._in_transit.clear()
-            _end_all(streams.values(), FinishReason.ERROR, self._failure)
+                held = self._lobby.close()
+            end_all([*left.streams.values(), *held], FinishReason.ERROR, self._failure)
 
     def _close_door(self, next_plan: ParallelPlan) -> list[Replica]:
         """Hold new requests back and take the replicas out of service.
@@ -439,51 +363,28 @@ class Engine:
             PolicyError: a request in progress would not fit ``next_plan``; nothing has changed.
         """
         with self._lock:
-            self._max_held_len = min(self.max_model_len, self._max_model_len(next_plan))
-            for replica in self._replicas:
-                for request in replica.list_requests():
-                    try:
-                        self._check_length(request)
-                    except RequestError as error:
-                        raise PolicyError(f"plan {next_plan}: in progress, {error}") from error
-            self._in_transit = {
-                request.request_id for r in self._replicas for request in r.list_requests()
-            }
+            leaving = [request for r in self._replicas for request in r.list_requests()]
+            try:
+                self._lobby.open(
+                    leaving, max_len=min(self.max_model_len, self._max_model_len(next_plan))
+                )
+            except RequestError as error:
+                raise PolicyError(f"plan {next_plan}: in progress, {error}") from error
             replicas, self._replicas = self._replicas, []
-            self._held = self._held or {}
         return replicas
 
-    def _open(
-        self,
-        replicas: list[Replica],
-        sequences: list[Sequence],
-        streams: dict[str, RequestStream],
-    ) -> None:
+    def _open(self, replicas: list[Replica], left: Handover) -> None:
         """Deal carried-over sequences to the replicas and let held requests in, in order."""
-        for index, replica in enumerate(replicas):
-            mine = sequences[index :: len(replicas)]
-            replica.adopt(mine, {s.request_id: streams[s.request_id] for s in mine})
+        for replica, share in zip(replicas, left.deal(len(replicas)), strict=True):
+            replica.adopt(share)
         with self._lock:
             self._replicas = replicas
-            held, self._held = self._held or {}, None
-            self._in_transit.clear()
-            for request_id, reason in self._aborted_in_transit.items():
+            held = self._lobby.close()
+            for request_id, reason in self._lobby.take_aborted().items():
                 for replica in replicas:
                     replica.abort(request_id, reason)
-            self._aborted_in_transit.clear()
-            for stream in held.values():
+            for stream in held:
                 try:
                     self._route().submit(stream, is_admitted=True)
                 except EngineError as error:
-                    _end_all([stream], FinishReason.ERROR, str(error))
-
-
-def _end_all(
-    streams: Iterable[RequestStream], reason: FinishReason, error: str | None = None
-) -> None:
-    """End requests that no replica holds; one caller's fault does not keep the others waiting."""
-    for stream in streams:
-        try:
-            stream.end(reason, time.monotonic(), error)
-        except Exception:
-            logger.exception("request %s: its end went astray", stream.request.request_id)
+                    end_all([stream], FinishReason.ERROR, str(error))

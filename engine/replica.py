@@ -16,11 +16,13 @@ from engine.deadlines import Deadlines
 from engine.emission import StepEmitter
 from engine.errors import EngineError, RankError
 from engine.executors.protocol import Executor, ExecutorInfo
+from engine.handover import Handover
 from engine.mode_table import ModeTable
 from engine.mode_timing import mode_table_for
 from engine.output import RequestStream
 from engine.plan import ParallelPlan
 from engine.policy import EnginePolicy
+from engine.recovery import Recovery
 from engine.request import FinishReason, Request
 from engine.scheduler import Scheduler
 from engine.sequences import Sequence
@@ -31,7 +33,6 @@ from engine.telemetry import Telemetry
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 ExecutorFactory = Callable[[], Executor]
-MAX_RESTARTS_WITHOUT_PROGRESS = 3
 # How soon a caller notices that the loop it waits for has ended.
 CALL_POLL_S = 0.5
 # How soon an idle loop notices that a rank is gone.
@@ -42,8 +43,8 @@ class Replica:
     """Runs one replica's steps on its own thread; other threads only post commands.
 
     A rank that fails is replaced: ranks restart and sequences go on from their tokens so far.
-    After ``MAX_RESTARTS_WITHOUT_PROGRESS`` restarts without one finished step the replica gives
-    up, ends its requests with an error and is unhealthy.
+    Where that fails too often (see ``Recovery``) the replica gives up, ends its requests with an
+    error and is unhealthy.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Replica:
         self._is_stopping = False
         self._deadlines = Deadlines()
         self._unsaid: FinishedStep | None = None
-        self._restarts_without_progress = 0
+        self._recovery = Recovery(telemetry, self._start_ranks)
         self._started: Future[ExecutorInfo] = Future()
         self._thread = threading.Thread(target=self._run, name=f"replica-{index}", daemon=True)
         self.mode_table: ModeTable | None = None
@@ -128,12 +129,12 @@ class Replica:
         if not self._thread.is_alive():  # its loop has failed meanwhile, and takes no commands
             self._end(stream.request.request_id, FinishReason.ERROR, self.failure)
 
-    def adopt(self, sequences: list[Sequence], streams: dict[str, RequestStream]) -> None:
-        """Take over sequences of replicas that were stopped, with their way back to callers."""
+    def adopt(self, left: Handover) -> None:
+        """Take over what replicas that were stopped have left."""
         with self._wake:
-            for stream in streams.values():
+            for stream in left.streams.values():
                 self._enter(stream)
-        self._post(lambda: self._adopt(sequences))
+        self._post(lambda: self._adopt(left.sequences))
 
     def abort(self, request_id: str, reason: FinishReason) -> None:
         """End a request at the next step boundary; unknown ids are ignored."""
@@ -166,25 +167,26 @@ class Replica:
         self.scheduler.set_hot(caps=policy.caps, chooser=self._chooser(), order=policy.order)
         return self.scheduler.next_step_id
 
-    def stop(self) -> tuple[list[Sequence], dict[str, RequestStream]]:
+    def stop(self) -> Handover:
         """Finish the steps in flight, end the ranks, and hand over all unfinished sequences."""
         with self._wake:
             self._is_stopping = True
             self._wake.notify()
         self._thread.join()
         if self._started.exception() is not None:
-            return [], {}
+            return Handover()
         while self._commands:  # posted between the last step and the end of the thread
             self._commands.popleft()()
         streams = dict(self._streams)
         self._streams.clear()
-        return [s for s in self.scheduler.release() if s.request_id in streams], streams
+        sequences = [s for s in self.scheduler.release() if s.request_id in streams]
+        return Handover(sequences=sequences, streams=streams)
 
     # -- the loop thread -----------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
-            self._start_executor()
+            self._start_ranks(self._first_step_id)
         except BaseException as error:
             self._started.set_exception(error)
             return
@@ -220,7 +222,7 @@ class Replica:
         return True
 
     def _take_in(self, finished: FinishedStep) -> None:
-        self._restarts_without_progress = 0
+        self._recovery.note_progress()
         self._loop.patience = 1.0
         self._unsaid = finished
         if not self._config.overlap:
@@ -314,7 +316,8 @@ class Replica:
 
     # -- start, end and failure ----------------------------------------------------------------
 
-    def _start_executor(self) -> None:
+    def _start_ranks(self, first_step_id: int) -> Scheduler:
+        """Start an executor and make what works on it; returns its scheduler, which is empty."""
         self._executor = self._make_executor()
         try:
             info = self._executor.start()
@@ -327,9 +330,25 @@ class Replica:
         except BaseException:
             self._executor.close()
             raise
+        self.scheduler = self._new_scheduler(info)
+        self.scheduler.next_step_id = first_step_id
+        self._loop = StepLoop(
+            self.scheduler,
+            self._executor,
+            step_timeout_s=self._config.step_timeout_s,
+            return_logits=self._config.return_logits,
+        )
+        self._emitter = StepEmitter(
+            self._streams, self.telemetry, self.scheduler, replica=self.index, plan=self._plan
+        )
+        if is_first:
+            self._started.set_result(info)
+        return self.scheduler
+
+    def _new_scheduler(self, info: ExecutorInfo) -> Scheduler:
         capacity = info.num_kv_blocks * self._config.block_size
         context = self._config.max_model_len or self._model.max_positions
-        self.scheduler = Scheduler(
+        return Scheduler(
             caps=self._policy.caps,
             envelope=self._config.start_envelope,
             chooser=self._chooser(),
@@ -341,18 +360,6 @@ class Replica:
             eos_token_ids=self._model.eos_token_ids,
             keeps_prefixes=self._config.prefix_cache and self._executor.needs_inputs,
         )
-        self.scheduler.next_step_id = self._first_step_id
-        self._loop = StepLoop(
-            self.scheduler,
-            self._executor,
-            step_timeout_s=self._config.step_timeout_s,
-            return_logits=self._config.return_logits,
-        )
-        self._emitter = StepEmitter(
-            self._streams, self.telemetry, self.scheduler, replica=self.index, plan=self._plan
-        )
-        if not self._started.done():
-            self._started.set_result(info)
 
     def _chooser(self) -> ModeChooser:
         return replace(self._policy.chooser, table=self.mode_table)
@@ -370,32 +377,18 @@ class Replica:
             self._say()
 
     def _recover(self, error: EngineError | OSError) -> None:
-        """Replace failed ranks; sequences are recomputed from their tokens so far."""
+        """Replace failed ranks, or give up."""
         self._say()
         self._loop.forget()
-        pace = self.scheduler.pace
-        sequences = self.scheduler.release()
-        self._first_step_id = self.scheduler.next_step_id
         self._executor.close()
-        while not self._is_stopping:
-            self._restarts_without_progress += 1
-            if self._restarts_without_progress > MAX_RESTARTS_WITHOUT_PROGRESS:
-                self._give_up(f"ranks failed {MAX_RESTARTS_WITHOUT_PROGRESS} times: {error}")
-                return
-            self.telemetry.restarts += 1
-            try:
-                self._start_executor()
-            except (EngineError, OSError) as again:
-                error = again
-                continue
-            if not sequences:  # nobody could have shown progress
-                self._restarts_without_progress = 0
-            self.scheduler.adopt(sequences)
-            self.scheduler.pace.learn_from(pace)
-            # A step that only took longer than expected must not look hung for ever.
-            self._loop.patience = 2.0**self._restarts_without_progress
-            return
-        self.scheduler.adopt(sequences)  # for whoever stops this replica
+        try:
+            self._recovery.replace_ranks(
+                self.scheduler, error, is_stopping=lambda: self._is_stopping
+            )
+        except RankError as hopeless:
+            self._give_up(str(hopeless))
+        else:
+            self._loop.patience = self._recovery.patience
 
     def _give_up(self, why: str) -> None:
         self.failure = why

@@ -143,6 +143,27 @@ class Request:
         return len(self.prompt_ids) + self.sampling.max_tokens
 
 
+def check_vocabulary(request: Request, vocab_size: int) -> None:
+    """Refuse token ids that the model does not have.
+
+    Raises:
+        RequestError: naming the first such id and where it stands.
+    """
+    sampling = request.sampling
+    named = {
+        "": request.prompt_ids,
+        "stop_token_ids: ": sampling.stop_token_ids,
+        "logit_bias: ": [token_id for token_id, _ in sampling.logit_bias],
+    }
+    for field_name, ids in named.items():
+        wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
+        if wrong is not None:
+            raise RequestError(
+                f"request {request.request_id}: {field_name}token id {wrong} is outside the "
+                f"vocabulary of {vocab_size}"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenLogprobs:
     """Log probabilities at one output position, under the model's own logits.

@@ -24,7 +24,8 @@ from api.cli.engine_options import (
 
 if TYPE_CHECKING:
     from engine.config import EngineConfig
-    from engine.engine import Engine, Generation
+    from engine.engine import Engine
+    from engine.generation import Generation
     from engine.request import SamplingParams
     from engine.tokenizer import Tokenizer
 

@@ -1,0 +1,47 @@
+"""One request from its first token to its last, for callers that wait for the whole."""
+
+from __future__ import annotations
+
+import queue
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import RankError
+from engine.output import RequestStream
+from engine.request import FinishReason, RequestOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One finished output. ``logits`` f8[output tokens, vocabulary] when asked for."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    logits: npt.NDArray[np.float64] | None
+
+
+def gather(stream: RequestStream, outputs: queue.Queue[RequestOutput]) -> Generation:
+    """Wait for the end of ``stream``, whose outputs arrive in ``outputs``.
+
+    Raises:
+        RankError: it ended with an error.
+    """
+    token_ids: list[int] = []
+    text = ""
+    while True:
+        output = outputs.get()
+        token_ids += output.token_ids
+        text += output.text
+        if output.error is not None:
+            raise RankError(output.error)
+        if output.finish_reason is not None:
+            break
+    return Generation(
+        token_ids=tuple(token_ids),
+        text=text,
+        finish_reason=output.finish_reason,
+        logits=np.stack(stream.logits) if stream.logits else None,
+    )

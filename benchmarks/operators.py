@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tuner.hardware.curves import HeldOut
-from tuner.hardware.device import IN_NODE, load_data_sheet
+from tuner.hardware.curves import IN_NODE, HeldOut
+from tuner.hardware.device import load_data_sheet
 from tuner.hardware.physics import FloatArray, Peaks, gemm_work, prefill_work
 from tuner.hardware.tables import ROW_GRID, RowTable
 from tuner.silicon.fit import fit_kind, operator_error

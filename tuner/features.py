@@ -24,6 +24,15 @@ class CollectiveKind(StrEnum):
     SEND = "send"
 
 
+class LogitsExchange(StrEnum):
+    """What travels before a step's rows are sampled on several ranks: all logits to all ranks,
+    every row to the rank that samples it, or the largest of each shard."""
+
+    GATHER = "gather"
+    ROWS = "rows"
+    LARGEST = "largest"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Collective:
     """``count`` equal collectives over ``ranks`` members.
@@ -110,6 +119,7 @@ class WorkCounter:
     model: ModelConfig
     plan: ParallelPlan
     dtype: DType
+    exchange: LogitsExchange = LogitsExchange.GATHER
 
     @cached_property
     def layers_of_stage(self) -> tuple[int, ...]:
@@ -239,7 +249,8 @@ class WorkCounter:
         return found
 
     def _tail_collectives(self, shape: StepShape, row_bytes: int) -> list[Collective]:
-        """Rows that need logits reach every slice, and each rank's share of logits all ranks."""
+        """Rows that need logits reach every slice, and each rank's share of logits those that
+        sample."""
         plan, sampled = self.plan, shape.num_sampled
         found = []
         if plan.sp > 1 and shape.mode is Mode.BASE:
@@ -250,14 +261,24 @@ class WorkCounter:
                     num_bytes=-(-sampled // plan.sp) * row_bytes,
                 )
             )
-        found.append(
-            Collective(
-                kind=CollectiveKind.ALL_GATHER,
-                ranks=plan.stage_size,
-                num_bytes=sampled * self.head.n * self._num_bytes,
-            )
-        )
-        return found
+        return [*found, *self._logits_collectives(sampled)]
+
+    def _logits_collectives(self, sampled: int) -> list[Collective]:
+        """Logits to where rows are sampled, and their ids back where that is not everywhere."""
+        ranks, gather = self.plan.stage_size, CollectiveKind.ALL_GATHER
+        logits_bytes = float(sampled * self.head.n * self._num_bytes)
+        match self.exchange:
+            case LogitsExchange.GATHER:
+                return [Collective(kind=gather, ranks=ranks, num_bytes=logits_bytes)]
+            case LogitsExchange.LARGEST:
+                return [Collective(kind=gather, ranks=ranks, num_bytes=16.0 * sampled)]
+            case LogitsExchange.ROWS:
+                rows = -(-sampled // ranks)
+                padded_bytes = logits_bytes * rows * ranks / max(1, sampled)
+                return [
+                    Collective(kind=CollectiveKind.ALL_TO_ALL, ranks=ranks, num_bytes=padded_bytes),
+                    Collective(kind=gather, ranks=ranks, num_bytes=8.0 * rows),
+                ]
 
 
 def layer_shapes(model: ModelConfig, degree: int) -> LayerShapes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
@@ -12,14 +11,14 @@ from engine.plan import Mode
 from engine.steps import StepShape
 from tuner.features import (
     Collective,
-    CollectiveKind,
     GemmShape,
     StageWork,
     WorkCounter,
     layer_shapes,
 )
-from tuner.hardware.curves import Curves, SizeCurve
-from tuner.hardware.device import ACROSS_NODES, IN_NODE, DeviceSpec
+from tuner.hardware.collectives import CollectiveTimes
+from tuner.hardware.curves import Curves
+from tuner.hardware.device import DeviceSpec
 from tuner.hardware.physics import ACTIVATION_BYTES, Peaks, decode_work, gemm_work, prefill_work
 from tuner.hardware.precision import Precision
 from tuner.hardware.tables import (
@@ -34,27 +33,7 @@ from tuner.hardware.tables import (
     RowTable,
 )
 
-NODE_SIZE = 8  # devices that share one fast link
 MEASURED_HEAD_DIM = 128
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """A curve, paid ``times`` times for ``size`` times the collective's bytes."""
-
-    curve: SizeCurve
-    size: float = 1.0
-    times: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class _CollectiveLaw:
-    """A collective as a sum of measured ones."""
-
-    parts: tuple[_Part, ...]
-
-    def seconds(self, num_bytes: float) -> float:
-        return sum(part.times * part.curve.seconds(part.size * num_bytes) for part in self.parts)
 
 
 class Launch(StrEnum):
@@ -91,7 +70,7 @@ class CurveOperators:
         self._kv_heads = kv_channels / MEASURED_HEAD_DIM
         self._decode = self._decode_table()
         self._prefill = self._prefill_table()
-        self._laws: dict[tuple[CollectiveKind, int], _CollectiveLaw] = {}
+        self._collectives = CollectiveTimes(device, curves, self._plan, launch.value)
 
     def gemms_s(self, mode: Mode, rows: int) -> float:
         table = self._layers.get(mode)
@@ -132,12 +111,8 @@ class CurveOperators:
         embedding_s = small["embedding"].seconds(2 * hidden * row) if is_first else 0.0
         return work.layers * layer_s + embedding_s
 
-    def collective_s(self, collective: Collective) -> float:
-        key = (collective.kind, collective.ranks)
-        law = self._laws.get(key)
-        if law is None:
-            law = self._laws[key] = self._law(*key)
-        return collective.count * law.seconds(collective.num_bytes)
+    def collective_s(self, collective: Collective, *, is_far: bool = False) -> float:
+        return self._collectives.seconds(collective, is_far=is_far)
 
     def launch_s(self, work: StageWork) -> float:  # noqa: ARG002
         """None: measured calls hold their own."""
@@ -192,33 +167,3 @@ class CurveOperators:
             bytes_per_s=self._device.memory_bytes_per_s,
             num_sms=self._device.num_sms,
         )
-
-    # -- collectives -----------------------------------------------------------------------------
-
-    def _law(self, kind: CollectiveKind, ranks: int) -> _CollectiveLaw:
-        """In one node as measured. Across nodes: the node's own collective, then a ring of the
-        nodes in which every device sends its part; an estimate, no measurement."""
-        # A gather's curve counts the gathered tensor, the collective the part of one rank.
-        size = float(ranks) if kind is CollectiveKind.ALL_GATHER else 1.0
-        if kind is CollectiveKind.SEND:
-            is_far = self._plan.replica_size > NODE_SIZE
-            return _CollectiveLaw(parts=(_Part(curve=self._send(is_far=is_far)),))
-        inside = self._in_node(kind, min(ranks, NODE_SIZE))
-        if ranks <= NODE_SIZE:
-            return _CollectiveLaw(parts=(_Part(curve=inside, size=size),))
-        nodes = -(-ranks // NODE_SIZE)
-        rounds = (2.0 if kind is CollectiveKind.ALL_REDUCE else 1.0) * (nodes - 1)
-        return _CollectiveLaw(
-            parts=(
-                _Part(curve=inside, size=size),
-                _Part(curve=self._send(is_far=True), size=size / ranks, times=rounds),
-            )
-        )
-
-    def _in_node(self, kind: CollectiveKind, ranks: int) -> SizeCurve:
-        via = self._launch.value if kind is CollectiveKind.ALL_REDUCE else "nccl"
-        return self._curves.collective(kind.value, via, ranks, IN_NODE)
-
-    def _send(self, *, is_far: bool) -> SizeCurve:
-        topology = ACROSS_NODES if is_far else IN_NODE
-        return self._curves.collective(CollectiveKind.SEND.value, "nccl", 2, topology)

@@ -6,7 +6,7 @@ Coefficients only, saved as versioned JSON with their provenance by ``python -m 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from math import exp, log
 from typing import Any
@@ -23,6 +23,9 @@ SCHEMA = "curves/v1"
 LEAF = -1
 LEAF_UNIT = 1e-4  # leaves are whole multiples of it, in log seconds
 TABLE_STEP = 0.25  # between log sizes
+# How the members of a collective are joined.
+IN_NODE = "node"
+ACROSS_NODES = "nodes"
 FADE_PER_LOG = 2.0  # the correction halves with every factor 1.4 outside its data
 
 
@@ -166,6 +169,11 @@ class SizeCurve:
             return exp(values[last] + (place - last) * TABLE_STEP)
         return exp(values[left] + (place - left) * (values[left + 1] - values[left]))
 
+    def slowed(self, ratio: float) -> SizeCurve:
+        """The curve of ``ratio`` times as many bytes: of a link that much slower."""
+        shifted = tuple(x - log(ratio) for x in self.log_size)
+        return replace(self, bytes_per_s=self.bytes_per_s / ratio, log_size=shifted)
+
     @cached_property
     def _table(self) -> tuple[float, list[float]]:
         """The log of the first size, and log seconds at equal steps from there."""
@@ -272,12 +280,45 @@ class Curves:
         Raises:
             TunerError: this kind was not measured.
         """
+        found = self.find_collective(kind, via, ranks, topology)
+        if found is None:
+            raise TunerError(f"{self.device}: no curve of {kind} via {via} over {topology}")
+        return found
+
+    def find_collective(self, kind: str, via: str, ranks: int, topology: str) -> SizeCurve | None:
+        """As :meth:`collective`; None where this kind was not measured."""
         known = {
             c.ranks: c.curve
             for c in self.collectives
             if (c.kind, c.via, c.topology) == (kind, via, topology)
         }
         if not known:
-            raise TunerError(f"{self.device}: no curve of {kind} via {via} over {topology}")
+            return None
         fitting = [measured for measured in known if measured >= ranks]
         return known[min(fitting) if fitting else max(known)]
+
+    def is_measured(self, topology: str) -> bool:
+        """Whether there are collectives over ``topology``."""
+        return any(c.topology == topology for c in self.collectives)
+
+    def without(self, topology: str) -> Curves:
+        """The same curves without the collectives over ``topology``."""
+        kept = tuple(c for c in self.collectives if c.topology != topology)
+        return replace(self, collectives=kept)
+
+    def joined(self, other: Curves, topology: str) -> Curves:
+        """The same curves with the collectives of ``other`` over ``topology`` too."""
+        theirs = tuple(c for c in other.collectives if c.topology == topology)
+        return replace(
+            self,
+            collectives=self.collectives + theirs,
+            borrowed=(*self.borrowed, f"collectives of {other.device}"),
+        )
+
+    def slowed(self, topology: str, ratio: float) -> Curves:
+        """The same curves where links of ``topology`` are ``ratio`` times slower."""
+        changed = tuple(
+            replace(c, curve=c.curve.slowed(ratio)) if c.topology == topology else c
+            for c in self.collectives
+        )
+        return replace(self, collectives=changed)

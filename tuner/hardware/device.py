@@ -9,34 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from tuner.errors import TunerError
-from tuner.hardware.curves import Curves
+from tuner.hardware.curves import IN_NODE, Curves
+from tuner.hardware.links import LinkSpec, find_speed, list_links, load_link
+from tuner.hardware.power import PowerSpec
 from tuner.hardware.precision import Precision
 
 FOLDER = Path(__file__).parent / "devices"
-SCHEMA = "device/v2"
+SCHEMA = "device/v3"
 # What a roofline from data sheets is commonly off by, as a log ratio.
 UNCALIBRATED_INTERVAL = 0.25
 CURVES_SUFFIX = ".curves.json"
-# How the members of a collective are joined.
-IN_NODE = "node"
-ACROSS_NODES = "nodes"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinkSpec:
-    """The link between devices of one node: peak per direction, and what is reached of it."""
-
-    name: str
-    bytes_per_s_per_direction: float
-    efficiency: float
-    all_reduce_latency_s: float
-    all_to_all_latency_s: float
-    send_latency_s: float
-
-    @property
-    def bytes_per_s(self) -> float:
-        """Achievable bytes per second and direction."""
-        return self.bytes_per_s_per_direction * self.efficiency
+LINK_MARK = "@"  # 8xh200@pcie5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +38,8 @@ class DeviceSpec:
 
     ``curves`` are fitted to measurements where there are any; else the efficiencies stand in.
     ``interval`` is the 90 % half width of log(true / predicted) of a step: the held-out error of
-    whole layers (``benchmarks/reports``), widened by what was not measured.
+    whole layers (``benchmarks/reports``), widened by what was not measured. ``link`` joins the
+    ``devices_per_node`` devices of a node, ``between_nodes`` each device to those of other nodes.
     """
 
     name: str
@@ -66,6 +50,9 @@ class DeviceSpec:
     memory_bytes_per_s: float
     dense_flops_per_s: dict[str, float]
     link: LinkSpec
+    between_nodes: LinkSpec
+    devices_per_node: int
+    power: PowerSpec
     efficiency: Efficiency
     kernel_launch_s: float
     kernels_per_layer: int
@@ -86,7 +73,9 @@ class DeviceSpec:
             raise TunerError(f"{where}: schema {raw.get('schema')!r} is not {SCHEMA!r}")
         values = {key: value for key, value in raw.items() if key not in ("schema", "curves")}
         try:
-            values["link"] = LinkSpec(**values["link"])
+            values["link"] = load_link(values["link"])
+            values["between_nodes"] = load_link(values["between_nodes"])
+            values["power"] = PowerSpec(**values["power"])
             values["efficiency"] = Efficiency(**values["efficiency"])
             return cls(**values)
         except (KeyError, TypeError) as error:
@@ -114,7 +103,43 @@ class DeviceSpec:
         if self.curves is None:
             return "uncalibrated"
         formats = ", ".join(p.value for p in Precision if self.curves_for(p))
+        if not self.has_measured_link:
+            return f"calibrated for {formats}; link {self.link.name} uncalibrated"
         return f"calibrated for {formats}"
+
+    @property
+    def has_measured_link(self) -> bool:
+        """Whether collectives inside a node are timed by curves."""
+        return self.curves is not None and self.curves.is_measured(IN_NODE)
+
+    def with_link(self, link: LinkSpec) -> DeviceSpec:
+        """The same device in a node joined by ``link``: with the collectives measured over that
+        link on another device, else by the link's law."""
+        if link == self.link:
+            return self
+        changed = replace(self, name=f"{self.name}{LINK_MARK}{link.name}", link=link)
+        if self.curves is None:
+            return changed
+        if link.measured_on is None:
+            curves = self.curves.without(IN_NODE)
+            interval = max(self.interval, UNCALIBRATED_INTERVAL)
+            return replace(changed, curves=curves, interval=interval)
+        theirs = load_device(link.measured_on).curves
+        assert theirs is not None, "a device whose link was measured has curves"
+        return replace(changed, curves=self.curves.without(IN_NODE).joined(theirs, IN_NODE))
+
+    def at_link_speed(self, bytes_per_s_per_direction: float) -> DeviceSpec:
+        """The same device over its own link with another bandwidth: latencies stay, a collective
+        takes as long as one of as many times the bytes as the link is slower."""
+        ratio = self.link.bytes_per_s_per_direction / bytes_per_s_per_direction
+        link = self.link.at_speed(bytes_per_s_per_direction)
+        return replace(
+            self,
+            name=f"{self.name}{LINK_MARK}{link.name}",
+            link=link,
+            interval=max(self.interval, UNCALIBRATED_INTERVAL),
+            curves=self.curves and self.curves.slowed(IN_NODE, ratio),
+        )
 
     @property
     def achievable_bytes_per_s(self) -> float:
@@ -128,7 +153,7 @@ class DeviceSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """``count`` equal devices in one node."""
+    """``count`` equal devices, ``devices_per_node`` of them in a node."""
 
     device: DeviceSpec
     count: int
@@ -170,15 +195,25 @@ def load_data_sheet(name: str) -> DeviceSpec:
 
 
 def parse_hardware(text: str) -> Hardware:
-    """Read ``8xh200`` (or ``h200`` for one device).
+    """Read ``8xh200``, or ``h200`` for one device.
+
+    ``8xh200@pcie5`` is the same device over another link, ``8xh200@64gb/s`` over its own link
+    with that bandwidth per device and direction.
 
     Raises:
-        TunerError: another form, a count of 0, or an unknown device.
+        TunerError: another form, a count of 0, an unknown device or link.
     """
-    match = re.fullmatch(r"(?:(\d+)x)?([a-z][a-z0-9_-]*)", text.strip().lower())
+    match = re.fullmatch(
+        rf"(?:(\d+)x)?([a-z][a-z0-9_-]*)(?:{LINK_MARK}([a-z0-9_./-]+))?", text.strip().lower()
+    )
     if match is None or match[1] == "0":
         raise TunerError(
-            f"hardware {text!r}: write COUNTxDEVICE, as in '8xh200'; "
-            f"known devices are {', '.join(list_devices())}"
+            f"hardware {text!r}: write COUNTxDEVICE or COUNTxDEVICE@LINK, as in '8xh200' or "
+            f"'8xh200@pcie5'; known devices are {', '.join(list_devices())}, known links "
+            f"{', '.join(list_links())}"
         )
-    return Hardware(device=load_device(match[2]), count=int(match[1] or 1))
+    device = load_device(match[2])
+    if match[3]:
+        speed = find_speed(match[3])
+        device = device.at_link_speed(speed) if speed else device.with_link(load_link(match[3]))
+    return Hardware(device=device, count=int(match[1] or 1))

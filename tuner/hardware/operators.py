@@ -9,12 +9,12 @@ from engine.plan import Mode
 from engine.steps import StepShape
 from tuner.features import (
     Collective,
-    CollectiveKind,
     GemmShape,
     StageWork,
     WorkCounter,
     layer_shapes,
 )
+from tuner.hardware.collectives import CollectiveTimes
 from tuner.hardware.device import DeviceSpec
 from tuner.hardware.precision import Precision
 
@@ -38,8 +38,8 @@ class Operators(Protocol):
         """Norms, rotary angles and activations of a stage, and the embedding on the first."""
         ...
 
-    def collective_s(self, collective: Collective) -> float:
-        """All ``count`` equal collectives."""
+    def collective_s(self, collective: Collective, *, is_far: bool = False) -> float:
+        """All ``count`` equal collectives; ``is_far`` is about sends: to another node."""
         ...
 
     def launch_s(self, work: StageWork) -> float:
@@ -70,6 +70,7 @@ class PeakOperators:
         attention_peak = device.dense_flops_per_s[precision.dtype.value] * efficiency.attention
         self._s_per_pair = 4.0 * counter.attention_width / attention_peak
         self._s_per_context_token = counter.kv_width / self._memory
+        self._collectives = CollectiveTimes(device, None, counter.plan, launch="graph")
 
     def gemms_s(self, mode: Mode, rows: int) -> float:
         return sum(self._gemm_s(gemm, rows, self._precision) for gemm in self._shapes[mode].all)
@@ -89,20 +90,8 @@ class PeakOperators:
         per_row = (10 * self._hidden + 3 * ffn) * self._bytes
         return work.layers * work.rows * per_row / self._memory
 
-    def collective_s(self, collective: Collective) -> float:
-        link, ranks = self._device.link, collective.ranks
-        share = (ranks - 1) / ranks
-        match collective.kind:
-            case CollectiveKind.ALL_REDUCE:
-                latency_s, factor = link.all_reduce_latency_s, 2 * share
-            case CollectiveKind.ALL_TO_ALL:
-                latency_s, factor = link.all_to_all_latency_s, share
-            case CollectiveKind.ALL_GATHER:
-                latency_s, factor = link.all_to_all_latency_s, float(ranks - 1)
-            case CollectiveKind.SEND:
-                latency_s, factor = link.send_latency_s, 1.0
-        transfer_s = collective.num_bytes * factor / link.bytes_per_s
-        return collective.count * (latency_s + transfer_s)
+    def collective_s(self, collective: Collective, *, is_far: bool = False) -> float:
+        return self._collectives.seconds(collective, is_far=is_far)
 
     def launch_s(self, work: StageWork) -> float:
         """Every kernel's, since efficiencies do not hold it."""

@@ -10,11 +10,13 @@ from engine.config import DType, ModelConfig
 from engine.plan import Mode, ParallelPlan, check_plan
 from engine.steps import StepShape
 from tuner.errors import TunerError
-from tuner.features import WorkCounter
+from tuner.features import LogitsExchange, StageWork, WorkCounter
+from tuner.hardware.collectives import Placement
 from tuner.hardware.curve_operators import CurveOperators, Launch
 from tuner.hardware.device import DeviceSpec, Hardware
 from tuner.hardware.operators import Operators, PeakOperators
 from tuner.hardware.precision import Precision
+from tuner.hardware.sampling import SamplerSpec, sample_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,7 @@ class StageSeconds:
     attention_s: float
     elementwise_s: float
     head_s: float
+    sampling_s: float
     launch_s: float
     communication_s: float
 
@@ -35,6 +38,7 @@ class StageSeconds:
             + self.attention_s
             + self.elementwise_s
             + self.head_s
+            + self.sampling_s
             + self.launch_s
             + self.communication_s
         )
@@ -43,7 +47,8 @@ class StageSeconds:
 class RooflineTimer:
     """A :class:`engine.executors.protocol.StepTimer` for ``plan`` on ``device``.
 
-    ``launch`` says how kernels start; it matters on calibrated devices only.
+    ``launch`` says how kernels start; it matters on calibrated devices only. ``sampler`` adds the
+    time of sampling on the last stage; without one a step ends with gathered logits.
     """
 
     def __init__(
@@ -53,10 +58,14 @@ class RooflineTimer:
         plan: ParallelPlan,
         dtype: DType | Precision,
         launch: Launch = Launch.GRAPH,
+        sampler: SamplerSpec | None = None,
     ) -> None:
         precision = Precision.of(dtype)
-        self._device = device
-        self._counter = WorkCounter(model, plan.replica, precision.dtype)
+        self._device, self._sampler = device, sampler
+        exchange = sampler.exchange if sampler else LogitsExchange.GATHER
+        self._counter = WorkCounter(model, plan.replica, precision.dtype, exchange)
+        self._placement = Placement(plan.replica, device.devices_per_node)
+        self._alike = _alike(self._counter, self._placement)
         self._operators = _operators(device, model, self._counter, precision, launch)
         self._seen: dict[tuple[Mode, int, int], tuple[_FixedSeconds, ...]] = {}
 
@@ -86,9 +95,21 @@ class RooflineTimer:
             attention_s=attention_s,
             elementwise_s=operators.elementwise_s(work, is_first=stage == 0),
             head_s=operators.head_s(work.sampled) if work.head else 0.0,
+            sampling_s=self._sampling_s(work),
             launch_s=added_s,
-            communication_s=sum(operators.collective_s(c) for c in work.collectives),
+            communication_s=self._communication_s(work, stage),
         )
+
+    def _communication_s(self, work: StageWork, stage: int) -> float:
+        is_far = self._placement.is_far(stage)
+        return sum(self._operators.collective_s(c, is_far=is_far) for c in work.collectives)
+
+    def _sampling_s(self, work: StageWork) -> float:
+        if self._sampler is None or not work.sampled:
+            return 0.0
+        rows = self._sampler.rows(work.sampled, self._counter.plan.stage_size)
+        vocab_size = self._counter.model.vocab_size
+        return sample_s(self._device, rows, vocab_size, self._sampler.kind)
 
     def _fixed(self, shape: StepShape, stage: int) -> _FixedSeconds:
         """What depends on tokens and mode only."""
@@ -98,16 +119,16 @@ class RooflineTimer:
             device_s=work.layers * operators.gemms_s(shape.mode, work.rows)
             + operators.elementwise_s(work, is_first=stage == 0)
             + (operators.head_s(work.sampled) if work.head else 0.0)
-            + sum(operators.collective_s(c) for c in work.collectives),
+            + self._sampling_s(work)
+            + self._communication_s(work, stage),
             launch_s=operators.launch_s(work),
             floor_s=operators.floor_s(work),
         )
 
     def _all_fixed(self, shape: StepShape) -> tuple[_FixedSeconds, ...]:
         """Of all stages; those that do equal work are asked once."""
-        alike = self._counter.alike
-        parts = {stage: self._fixed(shape, stage) for stage in dict.fromkeys(alike)}
-        return tuple(parts[stage] for stage in alike)
+        parts = {stage: self._fixed(shape, stage) for stage in dict.fromkeys(self._alike)}
+        return tuple(parts[stage] for stage in self._alike)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +143,12 @@ class _FixedSeconds:
     def seconds(self, attention_s: float) -> float:
         """The stage with ``attention_s`` of attention."""
         return max(self.floor_s, self.device_s + attention_s + self.launch_s)
+
+
+def _alike(counter: WorkCounter, placement: Placement) -> tuple[int, ...]:
+    """For each stage the first that does equal work and is reached over an equal link."""
+    kinds = [(same, placement.is_far(stage)) for stage, same in enumerate(counter.alike)]
+    return tuple(kinds.index(kind) for kind in kinds)
 
 
 def _operators(
@@ -144,8 +171,10 @@ def paced_timer(
     dtype: DType | Precision,
     *,
     launch: Launch = Launch.GRAPH,
+    sampler: SamplerSpec | None = None,
 ) -> RooflineTimer:
-    """Step times of one replica of ``plan`` on ``hardware``.
+    """Step times of one replica of ``plan`` on ``hardware``; with ``sampler`` those of sampling
+    too.
 
     Raises:
         PlanError: the model cannot run under the plan.
@@ -160,4 +189,4 @@ def paced_timer(
     if precision.peak not in device.dense_flops_per_s:
         known = ", ".join(device.dense_flops_per_s)
         raise TunerError(f"{device.name} has no peak for {precision.peak}; known: {known}")
-    return RooflineTimer(device, model, plan, precision, launch)
+    return RooflineTimer(device, model, plan, precision, launch, sampler)

@@ -9,8 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tuner.features import CollectiveKind
-from tuner.hardware.curves import CollectiveCurve, HeldOut, SizeCurve, SmallLaw
-from tuner.hardware.device import ACROSS_NODES, IN_NODE
+from tuner.hardware.curves import (
+    ACROSS_NODES,
+    IN_NODE,
+    CollectiveCurve,
+    HeldOut,
+    SizeCurve,
+    SmallLaw,
+)
 from tuner.hardware.physics import ACTIVATION_BYTES, FloatArray
 from tuner.silicon.curve_fit import NUM_FOLDS, fit_size_curve, fit_small, held_out
 from tuner.silicon.readers import (

@@ -45,4 +45,4 @@ def test_a_description_of_another_schema_is_refused() -> None:
 
 def test_a_description_with_a_missing_key_is_refused_by_name() -> None:
     with pytest.raises(TunerError, match="link"):
-        DeviceSpec.from_json({"schema": "device/v2"}, where="x.json")
+        DeviceSpec.from_json({"schema": "device/v3"}, where="x.json")

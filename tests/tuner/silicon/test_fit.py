@@ -14,8 +14,8 @@ from tests.tuner.silicon.worlds import LATENCY_MS, LINK_BYTES_PER_MS, SYSTEM, wr
 from tests.tuner.worlds import LLAMA_70B
 from tuner.features import CollectiveKind
 from tuner.hardware import Precision, RooflineTimer
-from tuner.hardware.curves import Curves
-from tuner.hardware.device import IN_NODE, load_data_sheet
+from tuner.hardware.curves import IN_NODE, Curves
+from tuner.hardware.device import load_data_sheet
 from tuner.silicon.fit import fit_system, main
 from tuner.silicon.layer_errors import DeviceData, interpolating, unseen_degree
 from tuner.silicon.layers import LayerShape, find_layer_calls, is_all_reduce

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from tuner.errors import TunerError
+from tuner.hardware import Activity, PowerSpec, energy_j, list_devices, parse_hardware, power_w
+from tuner.hardware.power import compute_share
+
+
+@pytest.mark.parametrize("name", list_devices())
+def test_busier_devices_draw_more_and_the_estimate_names_its_source(name: str) -> None:
+    device = parse_hardware(name).device
+    watts = [power_w(device, activity) for activity in Activity]
+    assert watts == sorted(watts)
+    assert device.power.source.startswith("estimate")
+
+
+def test_energy_is_watts_times_seconds() -> None:
+    device = parse_hardware("h100").device
+    assert energy_j(device, idle_s=2.0, memory_bound_s=0.0, compute_bound_s=0.0) == (
+        2.0 * device.power.idle_w
+    )
+
+
+def test_a_step_lies_between_decode_and_prefill_by_its_tokens() -> None:
+    power = parse_hardware("h100").device.power
+    assert power.busy_watts(compute_share(0, 64)) == power.memory_bound_w
+    assert power.busy_watts(compute_share(4096, 0)) == power.compute_bound_w
+    assert power.memory_bound_w < power.busy_watts(compute_share(64, 64)) < power.compute_bound_w
+    assert compute_share(0, 0) == 0.0
+
+
+def test_less_power_for_more_work_is_refused() -> None:
+    with pytest.raises(TunerError, match="memory_bound_w=50"):
+        PowerSpec(idle_w=60, memory_bound_w=50, compute_bound_w=100, source="x")

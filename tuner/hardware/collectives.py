@@ -1,0 +1,150 @@
+"""Collectives of one plan: which devices of which nodes take part, and how long that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from engine.plan import ParallelPlan
+from tuner.features import Collective, CollectiveKind
+from tuner.hardware.curves import ACROSS_NODES, IN_NODE, Curves, SizeCurve
+from tuner.hardware.device import DeviceSpec
+from tuner.hardware.links import LinkSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A group of ``per_node`` devices on each of ``nodes`` nodes."""
+
+    per_node: int
+    nodes: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the ranks of one replica lie: one after the other, the first at the start of a node."""
+
+    plan: ParallelPlan
+    devices_per_node: int
+
+    def spread(self, collective: Collective) -> Spread:
+        """Tensor groups are neighbours; sequence groups take every tp-th rank of a stage."""
+        ranks, size = collective.ranks, self.devices_per_node
+        is_sequence = ranks == self.plan.sp and collective.kind is not CollectiveKind.ALL_REDUCE
+        stride = self.plan.tp if is_sequence and ranks < self.plan.stage_size else 1
+        per_node = min(ranks, max(1, size // stride))
+        return Spread(per_node=per_node, nodes=-(-ranks // per_node))
+
+    def is_far(self, stage: int) -> bool:
+        """Whether a rank of ``stage`` gets its rows from another node."""
+        size, node = self.plan.stage_size, self.devices_per_node
+        ranks = range(stage * size, (stage + 1) * size)
+        return stage > 0 and any(rank // node != (rank - size) // node for rank in ranks)
+
+
+Seconds = Callable[[float], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Seconds over bytes, paid ``times`` times for ``size`` times the collective's bytes."""
+
+    seconds: Seconds
+    size: float = 1.0
+    times: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Law:
+    """A collective as a sum of simpler ones."""
+
+    parts: tuple[_Part, ...]
+
+    def seconds(self, num_bytes: float) -> float:
+        return sum(part.times * part.seconds(part.size * num_bytes) for part in self.parts)
+
+
+class CollectiveTimes:
+    """Seconds of collectives of one replica of ``plan`` on nodes of ``device``.
+
+    ``curves`` where the device's links were measured, the links' laws else; ``launch`` is graph
+    or eager.
+    """
+
+    def __init__(
+        self, device: DeviceSpec, curves: Curves | None, plan: ParallelPlan, launch: str
+    ) -> None:
+        self._device, self._curves, self._launch = device, curves, launch
+        self._placement = Placement(plan, device.devices_per_node)
+        self._laws: dict[tuple[CollectiveKind, int, bool], _Law] = {}
+
+    def is_far(self, stage: int) -> bool:
+        """Whether what enters ``stage`` comes from another node."""
+        return self._placement.is_far(stage)
+
+    def seconds(self, collective: Collective, *, is_far: bool = False) -> float:
+        """All ``count`` equal collectives; ``is_far`` is about sends."""
+        key = (collective.kind, collective.ranks, is_far)
+        law = self._laws.get(key)
+        if law is None:
+            law = self._laws[key] = self._law(collective, is_far=is_far)
+        return collective.count * law.seconds(collective.num_bytes)
+
+    def _law(self, collective: Collective, *, is_far: bool) -> _Law:
+        """In one node as measured. Across nodes every device reduces (or gathers) a part inside
+        its node and passes it round a ring of the nodes: hierarchical, as NCCL's rings are laid.
+        """
+        kind, ranks = collective.kind, collective.ranks
+        if kind is CollectiveKind.SEND:
+            return _Law(parts=(_Part(seconds=self._far() if is_far else self._near(kind, 2)),))
+        spread = self._placement.spread(collective)
+        parts = [_Part(seconds=self._near(kind, spread.per_node), size=1.0)]
+        if spread.per_node == 1:
+            parts.clear()
+        if spread.nodes > 1:
+            parts.append(self._between(kind, ranks, spread))
+        return _Law(parts=tuple(parts))
+
+    def _between(self, kind: CollectiveKind, ranks: int, spread: Spread) -> _Part:
+        """What one device sends to other nodes: every round a part of the tensor."""
+        others, far = spread.nodes - 1, self._far()
+        match kind:
+            case CollectiveKind.ALL_REDUCE:
+                return _Part(seconds=far, size=1.0 / ranks, times=2.0 * others)
+            case CollectiveKind.ALL_GATHER:
+                # Own parts travel, and are passed on inside the other node.
+                return _Part(seconds=far, size=1.0, times=float(others))
+            case _:
+                # To each other node what its devices shall have.
+                return _Part(seconds=far, size=spread.per_node / ranks, times=float(others))
+
+    def _near(self, kind: CollectiveKind, ranks: int) -> Seconds:
+        """Inside one node, by its curve or by the link's law."""
+        link = self._device.link
+        if self._curves is not None:
+            via = self._launch if kind is CollectiveKind.ALL_REDUCE else "nccl"
+            curve = self._curves.find_collective(kind.value, via, ranks, IN_NODE)
+            if curve is not None:
+                return _of_whole(curve, ranks if kind is CollectiveKind.ALL_GATHER else 1)
+        return lambda num_bytes: link.seconds(kind, ranks, num_bytes)
+
+    def _far(self) -> Seconds:
+        """One device's send to another node."""
+        link = self._device.between_nodes
+        curve = self._measured_far(link)
+        if curve is not None:
+            return curve.seconds
+        return lambda num_bytes: link.seconds(CollectiveKind.SEND, 2, num_bytes)
+
+    def _measured_far(self, link: LinkSpec) -> SizeCurve | None:
+        if self._curves is None or link.measured_on is None:
+            return None
+        kind = CollectiveKind.SEND.value
+        return self._curves.find_collective(kind, "nccl", 2, ACROSS_NODES)
+
+
+def _of_whole(curve: SizeCurve, ranks: int) -> Seconds:
+    """A gather's curve counts the gathered tensor, the collective one rank's part."""
+    if ranks == 1:
+        return curve.seconds
+    return lambda num_bytes: curve.seconds(ranks * num_bytes)

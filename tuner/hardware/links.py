@@ -1,0 +1,121 @@
+"""Links between devices: small versioned files beside this module, and the law of collectives over
+a link that nobody measured.
+
+A device's own link is timed by curves where they were fitted; any other by :class:`LinkSpec`'s law
+of latency and bandwidth.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, assert_never
+
+from tuner.errors import TunerError
+from tuner.features import CollectiveKind
+
+FOLDER = Path(__file__).parent / "links"
+SCHEMA = "link/v1"
+GB = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkSpec:
+    """One kind of link: peak per device and direction, and what is reached of it.
+
+    ``call_s`` is what any collective costs (start, and waiting for the others), ``hop_s`` each
+    round of it, ``send_s`` a send. ``is_switched``: every device reaches every other in one round
+    at full speed; else data goes round a ring. ``measured_on`` names the device whose curves hold
+    collectives over this link, if any.
+    """
+
+    name: str
+    title: str
+    version: int
+    source: str
+    bytes_per_s_per_direction: float
+    efficiency: float
+    call_s: float
+    hop_s: float
+    send_s: float
+    is_switched: bool
+    measured_on: str | None = None
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any], *, where: str) -> LinkSpec:
+        """Read one description.
+
+        Raises:
+            TunerError: another schema, or a missing or unknown key, with its name.
+        """
+        if raw.get("schema") != SCHEMA:
+            raise TunerError(f"{where}: schema {raw.get('schema')!r} is not {SCHEMA!r}")
+        try:
+            return cls(**{key: value for key, value in raw.items() if key != "schema"})
+        except TypeError as error:
+            raise TunerError(f"{where}: {error}") from error
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Achievable bytes per second and direction."""
+        return self.bytes_per_s_per_direction * self.efficiency
+
+    def at_speed(self, bytes_per_s_per_direction: float) -> LinkSpec:
+        """The same link with another bandwidth; latencies stay."""
+        name = f"{bytes_per_s_per_direction / GB:g}gb/s"
+        return replace(self, name=name, bytes_per_s_per_direction=bytes_per_s_per_direction)
+
+    def seconds(self, kind: CollectiveKind, ranks: int, num_bytes: float) -> float:
+        """One collective by latency and bandwidth.
+
+        ``num_bytes`` is what a rank hands in: its whole tensor for a reduction or all-to-all, its
+        own part for a gather or a send. A reduction over a switch takes the better of reading
+        everybody's tensor in one round and of scattering and gathering in two; over a ring
+        2(n-1) rounds (Thakur, Rabenseifner, Gropp 2005).
+        """
+        share, others = (ranks - 1) / ranks, ranks - 1
+        match kind:
+            case CollectiveKind.SEND:
+                return self.send_s + num_bytes / self.bytes_per_s
+            case CollectiveKind.ALL_TO_ALL:
+                return self._rounds_s(1 if self.is_switched else others, share * num_bytes)
+            case CollectiveKind.ALL_GATHER:
+                return self._rounds_s(1 if self.is_switched else others, others * num_bytes)
+            case CollectiveKind.ALL_REDUCE:
+                if not self.is_switched:
+                    return self._rounds_s(2 * others, 2 * share * num_bytes)
+                at_once_s = self._rounds_s(1, others * num_bytes)
+                return min(at_once_s, self._rounds_s(2, 2 * share * num_bytes))
+            case _:
+                assert_never(kind)
+
+    def _rounds_s(self, rounds: int, sent_bytes: float) -> float:
+        return self.call_s + rounds * self.hop_s + sent_bytes / self.bytes_per_s
+
+
+def list_links() -> list[str]:
+    """Names of the links that have a description."""
+    return sorted(file.stem for file in FOLDER.glob("*.json"))
+
+
+def load_link(name: str) -> LinkSpec:
+    """The description of ``name``.
+
+    Raises:
+        TunerError: no such link, with the known ones.
+    """
+    if name not in list_links():
+        raise TunerError(
+            f"link {name!r} is not known; known are {', '.join(list_links())}, or a bandwidth per "
+            "device and direction as in '64gb/s'"
+        )
+    path = FOLDER / f"{name}.json"
+    return LinkSpec.from_json(json.loads(path.read_text()), where=path.name)
+
+
+def find_speed(text: str) -> float | None:
+    """Bytes per second of ``64gb/s``; None where the text is no bandwidth."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)gb/s", text)
+    return float(match[1]) * GB if match and float(match[1]) > 0 else None

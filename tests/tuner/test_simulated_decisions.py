@@ -1,0 +1,131 @@
+"""The simulator and the live engine schedule the same steps when steps take the same time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.config import Caps, ModelConfig
+from engine.measurement import Outcome
+from engine.models.create import create_model
+from engine.plan import ParallelPlan
+from engine.policy import Order
+from engine.steps import StepShape
+from tests.tuner.virtual_engine import Served, World, recorded_decisions, serve
+from tuner.arrivals import Arrival, Workload, WorkloadSource
+from tuner.simulate import simulate
+
+PLANS = (
+    ParallelPlan(),
+    ParallelPlan(pp=2),
+    ParallelPlan(pp=3),
+    ParallelPlan(sp=2, shift=True),
+    ParallelPlan(pp=2, sp=2, shift=True),
+)
+
+
+@dataclass(frozen=True)
+class ArbitraryTimer:
+    """Step times that follow from the step's size and mode in no orderly way."""
+
+    seed: int
+    stages: int
+    host_s: float = 0.0
+
+    def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:
+        size = (self.seed, str(shape.mode), shape.num_tokens, shape.num_seqs)
+        rng = Random(repr(size))
+        return tuple(rng.uniform(0.002, 0.050) for _ in range(self.stages))
+
+    def host_seconds(self, shape: StepShape) -> float:
+        return self.host_s
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    create_model(folder, preset="tiny", seed=0)
+    return folder
+
+
+arrivals = st.lists(
+    st.tuples(st.floats(0.0, 0.2), st.integers(1, 60), st.integers(1, 20)), min_size=1, max_size=16
+)
+
+
+@st.composite
+def worlds(draw: st.DrawFn, *, overlap: bool, has_step_limit: bool = False) -> World:
+    plan = draw(st.sampled_from(PLANS))
+    at_s, found = 0.0, []
+    for gap_s, given_tokens, wanted in draw(arrivals):
+        at_s += gap_s
+        found.append(Arrival(arrival_s=at_s, input_tokens=given_tokens, output_tokens=wanted))
+    return World(
+        plan=plan,
+        caps=Caps(
+            max_num_seqs=draw(st.integers(1, 6)),
+            max_num_batched_tokens=draw(st.integers(2, 64)),
+            max_step_ms=draw(st.floats(5.0, 60.0)) if has_step_limit else None,
+            max_queue=draw(st.none() | st.integers(1, 4)),
+        ),
+        timer=ArbitraryTimer(
+            seed=draw(st.integers(0, 1000)),
+            stages=plan.pp,
+            host_s=0.0 if overlap else draw(st.sampled_from((0.0, 0.0013))),
+        ),
+        arrivals=tuple(found),
+        threshold_tokens=draw(st.integers(1, 32)),
+        order=draw(st.sampled_from((Order.FCFS, Order.SHORTEST_PROMPT))),
+        overlap=overlap,
+        num_kv_blocks=draw(st.integers(20, 60)),
+        block_size=4,
+        max_model_len=80,
+    )
+
+
+def simulated(world: World, model_dir: Path) -> Served:
+    """The same world, simulated."""
+    source = WorkloadSource(
+        spec="test", seed=0, sha256="0" * 64, rows=len(world.arrivals), span_s=1.0
+    )
+    with recorded_decisions() as decisions:
+        result = simulate(
+            model=ModelConfig.from_dir(model_dir),
+            plan=world.plan,
+            threshold_tokens=world.threshold_tokens,
+            caps=world.caps,
+            workload=Workload(arrivals=world.arrivals, source=source),
+            timer=world.timer,
+            num_kv_blocks=world.num_kv_blocks,
+            block_size=world.block_size,
+            max_model_len=world.max_model_len,
+            order=world.order,
+        )
+    timings = result.measurement.timings
+    return Served(
+        decisions=decisions,
+        token_s={str(n): list(timing.token_s) for n, timing in enumerate(timings)},
+        refused={str(n) for n, t in enumerate(timings) if t.outcome is Outcome.ERRORED},
+    )
+
+
+def assert_same(live: Served, simulated: Served) -> None:
+    for nth, (a, b) in enumerate(zip(live.decisions, simulated.decisions, strict=False)):
+        assert a == b, f"step {nth}: the engine's {a}, the simulator's {b}"
+    assert len(live.decisions) == len(simulated.decisions)
+    assert live.refused == simulated.refused
+    for name, token_s in live.token_s.items():
+        assert token_s == pytest.approx(simulated.token_s[name], abs=1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(world=worlds(overlap=False))
+def test_an_engine_without_overlap_and_the_simulator_schedule_the_same_steps(
+    world: World, model_dir: Path
+) -> None:
+    assert_same(serve(world, model_dir), simulated(world, model_dir))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -257,8 +258,9 @@ class EngineConfig:
 
     ``caps`` is the first policy's; ``envelope`` the most it may ever be raised to without a
     restart (KV and sequence tables are sized by it). KV memory per rank is ``num_kv_blocks``
-    blocks if given; else what ``memory_utilization`` of ``device_memory_bytes`` leaves beside
-    the weights; else ``kv_cache_bytes``.
+    blocks if given; else what ``kv_blocks_of`` says of the plan (devices that are not here);
+    else what ``memory_utilization`` of ``device_memory_bytes`` leaves beside the weights; else
+    ``kv_cache_bytes``.
 
     ``overlap`` schedules one step ahead of the ranks, ``parallel_sampling`` spreads the sampled
     rows over the ranks, ``prefix_cache`` reuses KV blocks of equal beginnings; outputs are the
@@ -278,6 +280,7 @@ class EngineConfig:
     block_size: int = 16
     kv_cache_bytes: int = 256 * 2**20
     num_kv_blocks: int | None = None
+    kv_blocks_of: Callable[[ParallelPlan], int] | None = None
     device_memory_bytes: int | None = None
     memory_utilization: float = 0.9
     max_model_len: int | None = None
@@ -311,6 +314,8 @@ def num_kv_blocks(config: EngineConfig, model: ModelConfig, plan: ParallelPlan) 
     """
     if config.num_kv_blocks is not None:
         return config.num_kv_blocks
+    if config.kv_blocks_of is not None:
+        return config.kv_blocks_of(plan)
     block_bytes = model.kv_bytes_per_token(plan, config.dtype) * config.block_size
     if config.device_memory_bytes is None:
         kv_bytes, beside = config.kv_cache_bytes, "the KV cache size"

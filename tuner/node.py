@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from engine.config import ModelConfig
+from engine.executors.protocol import StepTimer
 from engine.plan import ParallelPlan
 from tuner.arrivals import Workload
 from tuner.backends import Backend, ServedTimer
@@ -13,6 +14,7 @@ from tuner.hardware import Hardware, MemoryEstimate, Precision, estimate_memory
 from tuner.hardware.memory import weight_bytes_per_rank
 from tuner.simulate import OnProgress, SimulationResult, no_progress, simulate
 from tuner.space import Settings
+from tuner.timer import ScaledTimer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +76,11 @@ class Node:
         *,
         seed: int = 0,
         keeps_prefixes: bool = False,
+        step_scale: float = 1.0,
         on_progress: OnProgress = no_progress,
     ) -> SimulationResult:
         """One run of ``workload`` on ``settings.plan``; fewer ranks than devices leave the rest
-        of the devices idle.
+        of the devices idle. ``step_scale`` multiplies all step times: the ends of an interval.
 
         Raises:
             PlanError, PolicyError, TunerError: as :meth:`timer` and :meth:`num_kv_blocks`.
@@ -89,7 +92,7 @@ class Node:
             caps=settings.caps,
             mode=settings.mode,
             workload=workload,
-            timer=self.timer(settings.plan),
+            timer=self._scaled(settings.plan, step_scale),
             num_kv_blocks=self.num_kv_blocks(settings.plan),
             block_size=self.block_size,
             max_model_len=self.max_model_len,
@@ -98,3 +101,7 @@ class Node:
             keeps_prefixes=keeps_prefixes,
             on_progress=on_progress,
         )
+
+    def _scaled(self, plan: ParallelPlan, factor: float) -> StepTimer:
+        timer = self.timer(plan)
+        return timer if factor == 1.0 else ScaledTimer(timer, factor)

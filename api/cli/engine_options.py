@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 ModelOption = Annotated[
     Path, typer.Option("--model", metavar="DIR", help="Model folder in Hugging Face format.")
 ]
+ModelNameOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="NAME|DIR",
+        help="Model by name, as in llama-3.1-70b, or a folder in Hugging Face format.",
+    ),
+]
 PlanOption = Annotated[
     str,
     typer.Option(metavar="PLAN", help="As in 'sp=2,tp=2,shift=256': dp, pp, sp, tp and shift."),
@@ -55,19 +63,30 @@ DTypeOption = Annotated[
     str,
     typer.Option(help="float64, float32, bfloat16, float16, or auto: as the checkpoint says."),
 ]
+WideDTypeOption = Annotated[
+    str,
+    typer.Option(
+        help="bf16, fp16, fp32, fp64 (or spelled out), fp8 on described hardware, or auto: as the "
+        "model says."
+    ),
+]
+BackendOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Serving system whose host times and defaults apply to described hardware: "
+        "gearshift, vllm, arctic, ...; by default gearshift."
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda. Nothing is guessed.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def read_dtype(word: str, model_dir: Path) -> DType:
-    """The number format that ``word`` names; ``auto`` asks the checkpoint."""
-    from engine.config import DType, ModelConfig
+    """The number format of ranks that ``word`` names; ``auto`` asks the checkpoint."""
+    from engine.config import ModelConfig
+    from tuner.described import read_rank_dtype
 
-    if word == "auto":
-        return ModelConfig.from_dir(model_dir).dtype
-    if word not in set(DType):
-        fail(f"--dtype {word!r}: known are auto, {', '.join(DType)}")
-    return DType(word)
+    return read_rank_dtype(word, ModelConfig.from_dir(model_dir))
 
 
 def read_threshold(shift_threshold: int | None) -> int:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +61,108 @@ def test_without_a_cost_model_the_command_to_run_is_named(
     done = run("simulate", "--model", tiny_dir, "--workload", WORKLOAD)
     assert done.exit_code == 2
     assert "gearshift profile" in done.stderr
+
+
+NODE = ("--hardware", "8xh200", "--dtype", "fp8", "--model", "llama-3.1-70b")
+CLOSED = "closed:concurrency=4,input=256,output=16,requests=12"
+
+
+def test_a_model_by_name_in_fp8_on_hardware_that_is_not_here(run: Run) -> None:
+    words = ("--plan", "sp=8,shift=512", "--workload", CLOSED, "--backend", "vllm")
+    done = run("simulate", *NODE, *words, "--max-num-seqs", 8, "--json")
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert document["requests"]["completed"] == 12
+    assert document["dtype"] == "fp8"
+    assert document["backend"]["name"] == "vllm"
+    assert document["settings"]["threshold_tokens"] == 512
+    assert document["settings"]["caps"]["max_num_seqs"] == 8
+    # 70 billion weights of a byte each on every rank of an SP group, and its ends in bfloat16.
+    assert 68e9 < document["memory"]["weight_bytes_per_rank"] < 75e9
+    assert document["memory"]["kv_tokens"] // 16 == document["memory"]["num_kv_blocks"]
+    ends = document["intervals"]["p95_ttft_ms"]
+    assert ends["low"] < ends["value"] == document["metrics"]["ttft_ms"]["p95"] < ends["high"]
+
+
+def test_arctic_holds_the_weights_twice(run: Run) -> None:
+    words = ("simulate", *NODE, "--plan", "sp=8,shift=512", "--workload", CLOSED, "--json")
+    one, two = (
+        json.loads(run(*words, "--no-intervals", "--backend", name).stdout)["memory"]
+        for name in ("vllm", "arctic")
+    )
+    assert two["weight_bytes_per_rank"] > 1.1 * one["weight_bytes_per_rank"]
+    assert two["kv_tokens"] < one["kv_tokens"]
+
+
+def test_devices_that_stand_idle_are_named_and_replicas_not_added(run: Run) -> None:
+    done = run("simulate", *NODE, "--plan", "tp=2", "--workload", CLOSED, "--json")
+    document = json.loads(done.stdout)
+    assert document["settings"]["plan"] == "tp=2"
+    (warning,) = [text for text in document["warnings"] if "idle" in text]
+    assert "uses 2 of 8 devices" in warning
+    assert "dp=4 would use 8" in warning
+    assert warning in done.stderr
+
+
+def test_a_threshold_that_is_not_named_is_advised_by_the_step_times(run: Run) -> None:
+    words = ("simulate", *NODE, "--workload", CLOSED, "--no-intervals", "--json")
+    advised = json.loads(run(*words, "--plan", "sp=8,shift").stdout)["settings"]
+    named = json.loads(run(*words, "--plan", "sp=8,shift=100").stdout)["settings"]
+    assert named["threshold_tokens"] == 100
+    assert advised["threshold_tokens"] > 256
+
+
+def test_the_same_seed_gives_the_same_bytes_in_another_process(tmp_path: Path) -> None:
+    words = ("simulate", *NODE, "--plan", "dp=2,sp=4,shift", "--seed", "3", "--json",
+             "--workload", "gamma:rate=8,cv=2,input=512,output=32,requests=40",
+             "--sla", "p95_ttft_ms<=900,attainment>=0.9")  # fmt: skip
+    outputs = []
+    for hash_seed in ("1", "2"):
+        file = tmp_path / f"{hash_seed}.json"
+        done = subprocess.run(
+            [sys.executable, "-m", "api.cli.main", *words, "--out", str(file)],
+            capture_output=True,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            check=True,
+        )
+        outputs.append((done.stdout, file.read_bytes()))
+    assert outputs[0] == outputs[1]
+    assert json.loads(outputs[0][0]) == json.loads(outputs[0][1])
+
+
+def test_a_run_can_be_drawn(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "run.svg"
+    done = run("simulate", *NODE, "--plan", "tp=8", "--workload", CLOSED, "--plot", file)
+    assert done.exit_code == 0, done.output
+    assert "waiting for a first token" in file.read_text()
+
+
+def test_drawing_without_matplotlib_names_what_to_install(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = run("simulate", *NODE, "--workload", CLOSED, "--plot", tmp_path / "run.svg")
+    assert done.exit_code == 2
+    assert "pip install 'gearshift[plots]'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--hardware", "8xh200", "--dtype", "fp7"), "'fp7' is not known"),
+        (("--hardware", "8xh200", "--backend", "x"), "known are"),
+        (("--hardware", "8xh200", "--link", "gbps=1"), "--hardware"),
+        (("--backend", "vllm"), "add --hardware"),
+        (("--dtype", "fp8"), "described hardware"),
+        (("--hardware", "8xh200", "--plot", "x.pdf"), ".svg"),
+        (("--hardware", "8xh200", "--out", "/nowhere/x.json"), "cannot write"),
+    ],
+)
+def test_mistakes_about_described_hardware(run: Run, words: tuple[str, ...], message: str) -> None:
+    done = run("simulate", "--model", "llama-3.1-8b", "--workload", CLOSED, *words)
+    assert done.exit_code == 2
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize(

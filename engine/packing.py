@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from engine.chunks import prefill_room
 from engine.config import Caps
@@ -18,32 +17,40 @@ from engine.shift import ModeChooser
 from engine.steps import Int32Array
 from engine.waiting import WaitingQueue
 
+NO_SLOTS: SlotArray = np.empty(0, np.intp)
+
 
 @dataclass
 class PackedRows:
-    """The rows of a step in the making, and what it may still hold."""
+    """The rows of a step in the making: decodes first, one token each, then chunks of prompts
+    (slot and tokens each); and what it may still hold."""
 
     tokens: int
     step_id: int
     used: int = 0
     prefill_tokens: int = 0
     has_preempted: bool = False
-    slots: list[int] = field(default_factory=list)
-    query_lens: list[int] = field(default_factory=list)
+    decodes: SlotArray = field(default_factory=lambda: NO_SLOTS)
+    chunks: list[tuple[int, int]] = field(default_factory=list)
     placed: list[PlacedSequence] = field(default_factory=list)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.decodes) + len(self.chunks)
+
+    def holds(self, slot: int) -> bool:
+        return slot in self.decodes or any(slot == chunk for chunk, _ in self.chunks)
 
     def take(self, slot: int, num_tokens: int) -> None:
         """A chunk of one row's prompt."""
-        self.slots.append(slot)
-        self.query_lens.append(num_tokens)
+        self.chunks.append((slot, num_tokens))
         self.tokens -= num_tokens
         self.used += num_tokens
         self.prefill_tokens += num_tokens
 
-    def take_many(self, slots: SlotArray) -> None:
+    def take_decodes(self, slots: SlotArray) -> None:
         """One decode token for each row."""
-        self.slots.extend(slots.tolist())
-        self.query_lens.extend([1] * len(slots))
+        self.decodes = slots
         self.tokens -= len(slots)
         self.used += len(slots)
 
@@ -73,28 +80,28 @@ class StepPacker:
         self._depth = depth
         self._rotation = 0
 
-    def pack(self, step_id: int, is_eligible: npt.NDArray[np.bool_]) -> PackedRows:
-        """The next step's rows, out of the running ones that ``is_eligible`` marks and of the
-        waiting requests. Blocks are given, victims preempted.
+    def pack(self, step_id: int, eligible: SlotArray) -> PackedRows:
+        """The next step's rows, out of the running ones in ``eligible`` and of the waiting
+        requests. Blocks are given, victims preempted.
         """
         packed = PackedRows(tokens=self.caps.max_num_batched_tokens, step_id=step_id)
-        rows, pending = self._ready(is_eligible)
-        self._take_decodes(packed, rows[pending == 1])
-        self._take_prefills(packed, rows[pending > 1])
+        decodes, prefills = self._split(eligible)
+        self._take_decodes(packed, decodes)
+        self._take_prefills(packed, prefills)
         if not packed.has_preempted:
             self._admit(packed)
         return packed
 
-    def pack_ahead(self, step_id: int, is_eligible: npt.NDArray[np.bool_]) -> PackedRows | None:
+    def pack_ahead(self, step_id: int, eligible: SlotArray) -> PackedRows | None:
         """Like :meth:`pack` while the step before still runs; None where KV blocks are short.
 
         Rows that run cannot be preempted, and some may end with that step and free theirs.
         """
-        rows, pending = self._ready(is_eligible)
-        missing = self._running.missing_blocks(rows[pending == 1], 1)
+        decodes, _ = self._split(eligible)
+        missing = self._running.missing_blocks(decodes, 1)
         if not self._running.pool.can_allocate(int(missing.sum())):
             return None
-        return self.pack(step_id, is_eligible)
+        return self.pack(step_id, eligible)
 
     def can_admit(self) -> bool:
         """Whether the next waiting request has a row and KV blocks."""
@@ -105,11 +112,13 @@ class StepPacker:
         need = self._running.blocks_for(sequence.num_tokens) - len(cached)
         return need <= self._running.num_free_beside(cached)
 
-    def _ready(self, is_eligible: npt.NDArray[np.bool_]) -> tuple[SlotArray, Int32Array]:
-        """Eligible rows with something to compute, and how many known tokens each lacks."""
-        running = self._running
-        is_ready = is_eligible & running.can_run
-        return running.slots[is_ready], running.pending[is_ready]
+    def _split(self, eligible: SlotArray) -> tuple[SlotArray, list[int]]:
+        """Rows that lack one token only, and those with more of their prompt to compute."""
+        prefilling = self._running.prefilling
+        if not prefilling:
+            return eligible, []
+        is_prefill = np.isin(eligible, list(prefilling))
+        return eligible[~is_prefill], eligible[is_prefill].tolist()
 
     def _take_decodes(self, packed: PackedRows, ready: SlotArray) -> None:
         """Rows with exactly one token to compute; every one unless the budget is smaller."""
@@ -118,30 +127,36 @@ class StepPacker:
             # Rotate, so that a budget below the running count starves nobody.
             ready = np.roll(ready, -(self._rotation % len(ready)))[:limit]
             self._rotation += limit
-        ready = self._make_room_for_decodes(packed, ready)
-        self._running.grow(ready, 1)
-        packed.take_many(ready)
+        if len(ready):
+            ready, missing = self._make_room_for_decodes(packed, ready)
+            self._running.grow(ready, 1, missing)
+            packed.take_decodes(ready)
 
     def _share_of_running(self) -> int:
         """With several steps in flight, each takes its share of the running set."""
         return max(1, -(-len(self._running) // self._depth))
 
-    def _make_room_for_decodes(self, packed: PackedRows, ready: SlotArray) -> SlotArray:
-        """Preempt from the back until every remaining row can hold one more token."""
-        while len(ready):
+    def _make_room_for_decodes(
+        self, packed: PackedRows, ready: SlotArray
+    ) -> tuple[SlotArray, Int32Array]:
+        """Preempt from the back until every remaining row can hold one more token; these rows,
+        and the blocks each lacks for it."""
+        pool = self._running.pool
+        while True:
             missing = self._running.missing_blocks(ready, 1)
-            if self._running.pool.can_allocate(int(missing.sum())):
-                break
+            # Asked of the rows first: no row lacks more than one block for one token.
+            if pool.can_allocate(len(ready)) or pool.can_allocate(int(missing.sum())):
+                return ready, missing
             victim = self._preempt_last(packed, keep=None)
             if victim is None:
                 # Only sequences in flight are left to preempt: run those that fit.
-                return ready[np.cumsum(missing) <= self._running.pool.num_free]
+                fits = np.cumsum(missing) <= pool.num_free
+                return ready[fits], missing[fits]
             ready = ready[ready != victim]
-        return ready
 
-    def _take_prefills(self, packed: PackedRows, ready: SlotArray) -> None:
+    def _take_prefills(self, packed: PackedRows, ready: list[int]) -> None:
         running, table = self._running, self._running.table
-        for slot in ready.tolist():
+        for slot in ready:
             left = int(table.num_tokens[slot] - table.num_computed[slot])
             chunk = min(left, self._prefill_room(packed))
             if chunk < 1:
@@ -191,7 +206,7 @@ class StepPacker:
             slot = sequence.slot
             if slot == keep:
                 return None
-            if not self._running.table.in_flight[slot] and slot not in packed.slots:
+            if not self._running.table.in_flight[slot] and not packed.holds(slot):
                 self._running.drop(sequence)
                 sequence.num_preemptions += 1
                 self.num_preemptions += 1

@@ -17,6 +17,7 @@ class RunningSet:
 
     Questions and growth are vectorised over rows, so hundreds of decodes cost one array pass.
     ``grown`` lists the blocks given to rows since it was last emptied: the delta ranks are told.
+    ``prefilling`` are the rows that lack more than their next token; all others decode.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class RunningSet:
         self.sequences: list[Sequence] = []
         self.slots: SlotArray = np.empty(0, np.intp)
         self.grown: list[tuple[SlotArray, Int32Array]] = []
+        self.prefilling: set[int] = set()
         self._hasher = PrefixHasher(block_size) if keeps_prefixes else None
 
     def __len__(self) -> int:
@@ -81,6 +83,9 @@ class RunningSet:
     def steps_within_blocks(self, limit: int) -> int:
         """Most decode steps of all rows, up to ``limit``, whose new blocks are free."""
         low, high = 0, max(limit, 0)
+        # At most this many blocks: mostly there are plenty, and nothing need be counted.
+        if self.pool.can_allocate(len(self) * (self.blocks_for(high) + 1)):
+            return high
         while low < high:
             middle = (low + high + 1) // 2
             fits = self.can_grow(self.slots, middle)
@@ -94,6 +99,8 @@ class RunningSet:
         assert table.num_free_slots + len(self) == table.num_slots, "a slot is lost"
         self.pool.check_integrity(table.held_blocks(int(slot)) for slot in slots)
         assert np.all(table.num_computed[slots] <= table.num_tokens[slots]), "beyond known tokens"
+        prefilling = set(slots[self.pending > 1].tolist())
+        assert prefilling == self.prefilling, "the books of prefilling rows are wrong"
         assert np.all(table.num_known[slots] <= table.num_tokens[slots]), "known beyond expected"
         assert np.all(table.in_flight[slots] >= 0), "a row left more steps than it entered"
         assert np.all(table.in_flight[slots] > 0, where=table.is_ended[slots]), "an ended row stays"
@@ -122,6 +129,8 @@ class RunningSet:
         num_cached = len(cached) * self.block_size
         slot = self.table.place(sequence, cached, num_cached)
         sequence.num_published = len(cached)
+        if sequence.num_tokens - num_cached > 1:
+            self.prefilling.add(slot)
         self.sequences.append(sequence)
         self.slots = np.append(self.slots, slot)
         return PlacedSequence(
@@ -135,17 +144,20 @@ class RunningSet:
     def drop(self, sequence: Sequence) -> None:
         """Free the row and the blocks of a sequence; what they hold stays findable."""
         slot = sequence.slot
-        # The last known token was sampled, and at best computed in a step that guessed wrong.
-        written = min(self.table.num_computed[slot], self.table.num_known[slot] - 1)
-        self.publish(sequence, int(written))
+        if self._hasher is not None:
+            # The last known token was sampled, and at best computed in a step that guessed wrong.
+            written = min(self.table.num_computed[slot], self.table.num_known[slot] - 1)
+            self.publish(sequence, int(written))
         self.sequences.remove(sequence)
         self.slots = self.slots[self.slots != slot]
+        self.prefilling.discard(slot)
         self.pool.free(self.table.remove(sequence))
 
     def drop_all(self) -> list[Sequence]:
         """Free every row and block at once, for when the KV content is gone; the sequences."""
         everyone, self.sequences = self.sequences, []
         self.slots = np.empty(0, np.intp)
+        self.prefilling.clear()
         for sequence in everyone:
             self.pool.free(self.table.remove(sequence))
         self.pool.forget_prefixes()
@@ -170,27 +182,37 @@ class RunningSet:
             sequence.chain = PrefixChain(self._hasher)
         sequence.chain.extend_to(num_tokens, sequence.token_slice)
 
-    def grow(self, slots: SlotArray, num_new: int) -> None:
+    def grow(self, slots: SlotArray, num_new: int, missing: Int32Array | None = None) -> None:
         """Give rows the blocks for ``num_new`` more tokens each; the caller has made room.
 
-        Blocks are taken in the order that single decode steps would take them, so that many
-        steps at once leave the same state as one after the other.
+        ``missing`` are the blocks each row lacks, where the caller has counted them. Blocks are
+        taken in the order that single decode steps would take them, so that many steps at once
+        leave the same state as one after the other.
         """
         table = self.table
-        held, computed = table.num_blocks[slots], table.num_computed[slots]
-        wanted = self.missing_blocks(slots, num_new)
-        total = int(wanted.sum())
-        if not total:
+        wanted = self.missing_blocks(slots, num_new) if missing is None else missing
+        growing = np.flatnonzero(wanted)
+        if not len(growing):
             return
-        rows = np.repeat(np.arange(len(slots)), wanted)
-        nth = np.arange(total) - np.repeat(np.cumsum(wanted) - wanted, wanted)
+        grown, counts = slots[growing], wanted[growing]
+        held = table.num_blocks[grown]
+        most = int(counts.max())
         # The nth extra block of a row is needed at the step that writes its first token.
-        needed_at = (held[rows] + nth) * self.block_size - computed[rows]
-        blocks = np.empty(total, np.int32)
-        blocks[np.lexsort((rows, needed_at))] = self.pool.allocate(total)
-        table.blocks[slots[rows], held[rows] + nth] = blocks
-        table.num_blocks[slots] += wanted
-        self.grown.append((slots[rows], blocks))
+        first_at = held * self.block_size - table.num_computed[grown]
+        if most == 1:
+            order = np.argsort(first_at, kind="stable")
+            rows, places = grown[order], held[order]
+        else:
+            nth = np.arange(most)
+            needed_at = first_at[:, None] + nth * self.block_size
+            row_of, nth_of = np.nonzero(nth < counts[:, None])
+            order = np.argsort(needed_at[row_of, nth_of], kind="stable")
+            row_of, nth_of = row_of[order], nth_of[order]
+            rows, places = grown[row_of], held[row_of] + nth_of
+        blocks = self.pool.allocate(len(rows))
+        table.blocks[rows, places] = blocks
+        table.num_blocks[grown] = held + counts
+        self.grown.append((rows, blocks))
 
     def take_grown(self) -> tuple[Int32Array, Int32Array]:
         """Rows and the block each was given, in order, since this was last asked; i4[K] both."""

@@ -13,8 +13,6 @@ from engine.sequences import Sequence
 from engine.steps import Int32Array, StepShape
 
 SlotArray = npt.NDArray[np.intp]
-# Stands for a token whose content nobody computes (simulation).
-UNKNOWN_TOKEN = -1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +35,7 @@ class ScheduledStep:
     ``context_lens`` i4[S] are tokens already in the cache, ``query_lens`` i4[S] the new ones,
     ``is_sampled`` bool[S] marks rows whose last known token is in this step. ``placed`` took
     their rows in this step, and block ``grown_blocks`` i4[K] was given to row ``grown_slots``.
+    Rows from ``first_chunk`` on compute a part of a prompt, those before it decode.
     """
 
     step_id: int
@@ -45,6 +44,7 @@ class ScheduledStep:
     query_lens: Int32Array
     context_lens: Int32Array
     is_sampled: npt.NDArray[np.bool_]
+    first_chunk: int
     sequences: list[Sequence]
     placed: list[PlacedSequence]
     grown_slots: Int32Array
@@ -55,12 +55,11 @@ class ScheduledStep:
         return self.shape.num_sampled
 
     @property
-    def chunk_rows(self) -> SlotArray:
-        """Rows that compute a part of a prompt, or one that was found in part."""
-        if self.shape.num_prefill_tokens == 0 and not self.placed:
-            return np.empty(0, np.intp)
-        placed = [p.slot for p in self.placed]
-        return np.flatnonzero((self.query_lens > 1) | np.isin(self.slots, placed))
+    def sampled_slots(self) -> SlotArray:
+        """Rows of the table that get a token."""
+        if self.first_chunk == len(self.slots):
+            return self.slots
+        return self.slots[self.is_sampled]
 
     @property
     def request_ids(self) -> list[str]:
@@ -105,17 +104,32 @@ def step_shape(
     query_lens: Int32Array, context_lens: Int32Array, num_sampled: int, mode: Mode
 ) -> StepShape:
     """Shape of a step from its rows; one-token rows count as decodes."""
-    is_decode = query_lens == 1
-    decode_context = int(context_lens[is_decode].sum()) + int(is_decode.sum())
-    q = query_lens[~is_decode].astype(np.int64)
-    c = context_lens[~is_decode].astype(np.int64)
+    chunks = list(zip(query_lens.tolist(), context_lens.tolist(), strict=True))
+    return shape_of(num_decodes=0, cached=0, chunks=chunks, num_sampled=num_sampled, mode=mode)
+
+
+def shape_of(
+    *, num_decodes: int, cached: int, chunks: list[tuple[int, int]], num_sampled: int, mode: Mode
+) -> StepShape:
+    """Shape of a step of ``num_decodes`` rows with ``cached`` tokens in all, and of ``chunks`` of
+    (new, cached) tokens; a chunk of one token is a decode."""
+    prefill_tokens = prefill_context = pairs = num_prefills = 0
+    for new, before in chunks:
+        if new == 1:
+            num_decodes += 1
+            cached += before
+        else:
+            num_prefills += 1
+            prefill_tokens += new
+            prefill_context += new + before
+            pairs += new * before + new * (new + 1) // 2
     return StepShape(
         mode=mode,
-        num_seqs=len(query_lens),
-        num_decode_tokens=int(is_decode.sum()),
-        num_prefill_tokens=int(q.sum()),
-        decode_context_tokens=decode_context,
-        prefill_context_tokens=int((q + c).sum()),
-        prefill_attention_pairs=int((q * c + q * (q + 1) // 2).sum()),
+        num_seqs=num_decodes + num_prefills,
+        num_decode_tokens=num_decodes,
+        num_prefill_tokens=prefill_tokens,
+        decode_context_tokens=cached + num_decodes,
+        prefill_context_tokens=prefill_context,
+        prefill_attention_pairs=pairs,
         num_sampled=num_sampled,
     )

@@ -18,11 +18,11 @@ from engine.policy import Order
 from engine.request import FinishReason, Request
 from engine.running import RunningSet
 from engine.scheduled import (
-    UNKNOWN_TOKEN,
     ScheduledStep,
     SchedulerCounts,
+    SlotArray,
     StepOutcome,
-    step_shape,
+    shape_of,
 )
 from engine.sequences import NO_SLOT, Sequence, SequenceTable
 from engine.shift import ModeChooser
@@ -76,6 +76,8 @@ class Scheduler:
         self._load_tokens = 0
         # Whether the last step left a request waiting.
         self._is_blocked = False
+        # Rows that have ended and wait for the steps in flight that hold them.
+        self._num_ending = 0
 
     # -- questions ---------------------------------------------------------------------------
 
@@ -121,6 +123,11 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         return len(self._running)
+
+    @property
+    def running_slots(self) -> SlotArray:
+        """Rows of :attr:`table` that run, in the order they were admitted."""
+        return self._running.slots
 
     @property
     def num_waiting(self) -> int:
@@ -205,6 +212,7 @@ class Scheduler:
         Steps in flight are forgotten: their tokens will be computed again.
         """
         self._outstanding.clear()
+        self._num_ending = 0
         running = self._running.drop_all()
         everyone = [s for s in running if self._is_alive(s)] + self._waiting.clear()
         self._alive.clear()
@@ -235,10 +243,9 @@ class Scheduler:
             return None
         self._running.grown.clear()
         while True:
-            is_free = self.table.in_flight[self._running.slots] == 0
-            packed = self._packer.pack(self.next_step_id, is_free)
+            packed = self._packer.pack(self.next_step_id, self._free_rows())
             # Rows of this step's share may all have gone to make room, and others then fit.
-            if packed.slots or not packed.has_preempted or self._outstanding:
+            if packed.num_rows or not packed.has_preempted or self._outstanding:
                 return self._launch(packed)
 
     def schedule_ahead(self) -> ScheduledStep | None:
@@ -255,49 +262,57 @@ class Scheduler:
         in_oldest = np.zeros(self.table.num_slots, np.int8)
         in_oldest[self._outstanding[0].slots] = 1
         is_eligible = in_flight == np.minimum(in_flight, in_oldest[slots])
-        packed = self._packer.pack_ahead(self.next_step_id, is_eligible)
+        eligible = slots[is_eligible & self._running.can_run]
+        packed = self._packer.pack_ahead(self.next_step_id, eligible)
         return None if packed is None else self._launch(packed)
 
-    def commit(self, step: ScheduledStep, token_ids: Int32Array | None) -> StepOutcome:
-        """Take in the result of the oldest outstanding step.
-
-        ``token_ids`` i4[R] in row order of the sampled rows; None in simulation, where only
-        length limits end a sequence.
-        """
-        oldest = self._outstanding.popleft() if self._outstanding else None
-        assert oldest is step, "steps commit in order"
-        self.table.in_flight[step.slots] -= 1
+    def commit(self, step: ScheduledStep, token_ids: Int32Array) -> StepOutcome:
+        """Take in the result of the oldest outstanding step: ``token_ids`` i4[R] in row order of
+        the sampled rows."""
+        self._leave(step)
         outcome = self._outcome(step, token_ids)
-        for row in step.chunk_rows.tolist():
-            sequence = step.sequences[row]
-            if self._is_alive(sequence) and sequence.slot != NO_SLOT:
-                written = step.context_lens[row] + step.query_lens[row]
-                self._running.publish(sequence, int(written))
+        self._publish(step)
         for sequence, _ in outcome.finished:
             self._end(sequence)
         self._drop_ended(step)
         return outcome
+
+    def commit_lengths(self, step: ScheduledStep) -> list[Sequence]:
+        """Take in the oldest outstanding step where nobody computes content (simulation): only
+        length limits end a sequence. Those that ended."""
+        self._leave(step)
+        slots = step.sampled_slots
+        if self._num_ending:
+            slots = slots[~self.table.is_ended[slots]]
+        self.table.num_known[slots] += 1
+        self._publish(step)
+        finished = self._full_rows(slots)
+        for sequence in finished:
+            self._end(sequence)
+        self._drop_ended(step)
+        return finished
 
     # -- time skipping -----------------------------------------------------------------------
 
     def quiet_steps(self) -> int:
         """Decode steps that will pass before anything but lengths changes; 0 = none.
 
-        Within them no sequence is admitted, finished or preempted and the mode stays, so each
-        is the step before with one more token per sequence.
+        Within them no sequence is admitted or preempted and the mode stays, so each is the step
+        before with one more token per sequence; sequences may end with the last one.
         """
         running = self._running
         is_steady = (
             len(running) > 0
             and self.depth == 1
             and not self._outstanding
+            and not running.prefilling
             and not self.chooser.pin.startswith("random")
             and len(running) <= self.caps.max_num_batched_tokens
         )
-        if not is_steady or self._packer.can_admit() or np.any(running.pending != 1):
+        if not is_steady or self._packer.can_admit():
             return 0
         left = running.table.max_len[running.slots] - running.table.num_tokens[running.slots]
-        return running.steps_within_blocks(int(left.min()) - 1)
+        return running.steps_within_blocks(int(left.min()))
 
     def quiet_shape(self) -> StepShape:
         """Shape of the next quiet step; each later one adds ``num_seqs`` context tokens."""
@@ -311,24 +326,40 @@ class Scheduler:
             num_sampled=len(slots),
         )
 
-    def advance(self, num_steps: int) -> None:
-        """Commit ``num_steps`` quiet decode steps in bulk: one token per sequence and step."""
-        assert 0 <= num_steps <= self.quiet_steps(), f"{num_steps} steps are not all quiet"
+    def advance(self, num_steps: int) -> list[Sequence]:
+        """Commit ``num_steps`` quiet decode steps in bulk: one token per sequence and step. The
+        sequences that ended with the last one."""
         self._running.advance(num_steps)
         self.next_step_id += num_steps
+        finished = self._full_rows(self._running.slots)
+        for sequence in finished:
+            self._end(sequence)
+        return finished
 
     # -- one step ----------------------------------------------------------------------------
+
+    def _free_rows(self) -> SlotArray:
+        """Rows that no step in flight holds and that have something to compute."""
+        slots = self._running.slots
+        if not self._outstanding:
+            return slots
+        is_free = (self.table.in_flight[slots] == 0) & self._running.can_run
+        free: SlotArray = slots[is_free]
+        return free
 
     def _launch(self, packed: PackedRows) -> ScheduledStep | None:
         """Put the packed rows in flight, as if their results were known."""
         self._is_blocked = len(self._waiting) > 0
-        if not packed.slots:
+        if not packed.num_rows:
             return None
         step = self._step_of(packed)
         table = self.table
         table.in_flight[step.slots] += 1
         table.num_computed[step.slots] += step.query_lens
-        table.num_tokens[step.slots[step.is_sampled]] += 1
+        table.num_tokens[step.sampled_slots] += 1
+        for slot, _ in packed.chunks:
+            if table.num_tokens[slot] - table.num_computed[slot] <= 1:
+                self._running.prefilling.discard(slot)
         for placed in packed.placed:
             self._num_prefix_queries += placed.num_tokens
             self._num_prefix_hits += placed.num_cached
@@ -337,27 +368,66 @@ class Scheduler:
         return step
 
     def _step_of(self, packed: PackedRows) -> ScheduledStep:
-        table = self.table
-        slots = np.array(packed.slots, np.intp)
-        query_lens = np.array(packed.query_lens, np.int32)
+        table, first_chunk = self.table, len(packed.decodes)
+        slots, query_lens = packed.decodes, np.ones(packed.num_rows, np.int32)
+        is_sampled = np.ones(packed.num_rows, np.bool_)
+        if packed.chunks:
+            slots = np.concatenate([slots, np.array([slot for slot, _ in packed.chunks], np.intp)])
+            query_lens[first_chunk:] = [new for _, new in packed.chunks]
         context_lens = table.num_computed[slots]
-        is_sampled = context_lens + query_lens == table.num_tokens[slots]
-        mode = self.chooser.choose(packed.used, self.next_step_id)
+        if packed.chunks:
+            is_sampled[first_chunk:] = (
+                context_lens[first_chunk:] + query_lens[first_chunk:]
+                == table.num_tokens[slots[first_chunk:]]
+            )
+        chunks = list(
+            zip((n for _, n in packed.chunks), context_lens[first_chunk:].tolist(), strict=True)
+        )
+        shape = shape_of(
+            num_decodes=first_chunk,
+            cached=int(context_lens[:first_chunk].sum()),
+            chunks=chunks,
+            num_sampled=first_chunk + int(is_sampled[first_chunk:].sum()),
+            mode=self.chooser.choose(packed.used, self.next_step_id),
+        )
         grown_slots, grown_blocks = self._running.take_grown()
         return ScheduledStep(
             step_id=self.next_step_id,
-            shape=step_shape(query_lens, context_lens, int(is_sampled.sum()), mode),
+            shape=shape,
             slots=slots,
             query_lens=query_lens,
             context_lens=context_lens,
             is_sampled=is_sampled,
-            sequences=[s for slot in packed.slots if (s := table.sequences[slot]) is not None],
+            first_chunk=first_chunk,
+            sequences=[s for slot in slots.tolist() if (s := table.sequences[slot]) is not None],
             placed=packed.placed,
             grown_slots=grown_slots,
             grown_blocks=grown_blocks,
         )
 
-    def _outcome(self, step: ScheduledStep, token_ids: Int32Array | None) -> StepOutcome:
+    def _leave(self, step: ScheduledStep) -> None:
+        """The oldest step is out of flight."""
+        oldest = self._outstanding.popleft() if self._outstanding else None
+        assert oldest is step, "steps commit in order"
+        self.table.in_flight[step.slots] -= 1
+
+    def _publish(self, step: ScheduledStep) -> None:
+        """Let others find the blocks that the step's chunks of prompts have filled."""
+        if not self._running.pool.keeps_prefixes:
+            return
+        for row in range(step.first_chunk, len(step.slots)):
+            sequence = step.sequences[row]
+            if self._is_alive(sequence) and sequence.slot != NO_SLOT:
+                written = step.context_lens[row] + step.query_lens[row]
+                self._running.publish(sequence, int(written))
+
+    def _full_rows(self, slots: SlotArray) -> list[Sequence]:
+        """Sequences of these rows that have all their tokens."""
+        table = self.table
+        full = slots[table.num_known[slots] >= table.max_len[slots]]
+        return [s for slot in full.tolist() if (s := table.sequences[slot]) is not None]
+
+    def _outcome(self, step: ScheduledStep, token_ids: Int32Array) -> StepOutcome:
         """Give each sampled row its token, unless its sequence has ended meanwhile."""
         table = self.table
         rows = np.flatnonzero(step.is_sampled)
@@ -365,13 +435,12 @@ class Scheduler:
         slots = step.slots[rows[nths]]
         table.num_known[slots] += 1
         sequences = [step.sequences[row] for row in rows[nths].tolist()]
-        ids = [UNKNOWN_TOKEN] * len(nths) if token_ids is None else token_ids[nths].tolist()
+        ids = token_ids[nths].tolist()
+        for sequence, token_id in zip(sequences, ids, strict=True):
+            sequence.output_ids.append(token_id)
         may_end = table.num_known[slots] >= table.max_len[slots]
-        if token_ids is not None:
-            for sequence, token_id in zip(sequences, ids, strict=True):
-                sequence.output_ids.append(token_id)
-            if not self._ending_ids.isdisjoint(ids):
-                may_end |= np.array([token_id in self._ending_ids for token_id in ids])
+        if not self._ending_ids.isdisjoint(ids):
+            may_end |= np.array([token_id in self._ending_ids for token_id in ids])
         finished: list[tuple[Sequence, FinishReason]] = []
         for nth in np.flatnonzero(may_end).tolist():
             length = int(table.num_known[slots[nth]])
@@ -388,13 +457,17 @@ class Scheduler:
         self._bid_farewell(sequence)
         if self.table.in_flight[sequence.slot]:
             self.table.is_ended[sequence.slot] = True
+            self._num_ending += 1
         else:
             self._running.drop(sequence)
 
     def _drop_ended(self, step: ScheduledStep) -> None:
+        if not self._num_ending:
+            return
         table = self.table
         is_over = table.is_ended[step.slots] & (table.in_flight[step.slots] == 0)
         for row in np.flatnonzero(is_over).tolist():
+            self._num_ending -= 1
             self._running.drop(step.sequences[row])
 
     def _welcome(self, sequence: Sequence) -> None:

@@ -7,9 +7,8 @@ committed in bulk.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from engine.config import Caps, ModelConfig
 from engine.errors import QueueFullError, RequestError
@@ -17,15 +16,16 @@ from engine.executors.protocol import StepTimer
 from engine.measurement import Distribution, Fidelity, Measurement, Outcome, RequestTiming
 from engine.plan import ParallelPlan, check_plan
 from engine.policy import Order
-from engine.request import Request, SamplingParams
 from engine.shift import ModeChooser
-from tuner.arrivals import Arrival, ClosedLoop, Workload
+from tuner.arrivals import Workload
 from tuner.front_end import NO_FRONT_END, FrontEnd
-from tuner.simulated_replica import Replica, RunCounts
-
+from tuner.run_log import RunCounts, Segment, TokenLog
+from tuner.simulated_replica import Replica, ReplicaSetup
+from tuner.simulated_requests import NEVER_S, RequestSource, Sent
 
 # Called now and then with the virtual seconds so far, requests ended, and requests in all.
 OnProgress = Callable[[float, int, int], None]
+PROGRESS_REQUESTS = 50
 
 
 def no_progress(now_s: float, num_ended: int, num_requests: int) -> None:
@@ -38,26 +38,7 @@ class SimulationResult:
 
     measurement: Measurement
     counts: RunCounts
-
-
-@dataclass
-class _Life:
-    """One request while it is simulated."""
-
-    scheduled_s: float
-    prompt_tokens: int
-    token_s: list[float] = field(default_factory=list)
-    outcome: Outcome = Outcome.COMPLETED
-
-    @property
-    def timing(self) -> RequestTiming:
-        return RequestTiming(
-            scheduled_s=self.scheduled_s,
-            sent_s=self.scheduled_s,
-            token_s=tuple(self.token_s),
-            prompt_tokens=self.prompt_tokens,
-            outcome=self.outcome,
-        )
+    segments: tuple[Segment, ...]
 
 
 def simulate(
@@ -80,60 +61,69 @@ def simulate(
 ) -> SimulationResult:
     """Run ``workload`` on a simulated engine; same arguments, same answer.
 
-    ``timer`` gives the step times of one replica; ``num_kv_blocks`` is per rank. ``seed`` stands
-    for content, which has no effect on time here: lengths are the workload's.
+    ``timer`` gives the step times of one replica; ``num_kv_blocks`` is per rank. With
+    ``keeps_prefixes`` the engine's prefix cache is on, and prompts are those the load driver
+    sends with ``seed``; else only their lengths count.
 
     Raises:
         PlanError: the model cannot run under the plan.
         PolicyError: a mode or threshold the plan does not have.
     """
     check_plan(plan, model)
-    replicas = [
-        Replica(
-            caps=caps,
-            chooser=ModeChooser(plan=plan, threshold_tokens=threshold_tokens, pin=mode),
-            timer=timer,
-            num_kv_blocks=num_kv_blocks,
-            block_size=block_size,
-            max_model_len=max_model_len or model.max_positions,
-            depth=plan.pp,
-            order=order,
-        )
-        for _ in range(plan.dp)
-    ]
-    run = _Run(replicas, workload, seed)
-    run.to_the_end()
-    return SimulationResult(
-        measurement=run.measurement(), counts=RunCounts.total(r.counts for r in replicas)
+    setup = ReplicaSetup(
+        caps=caps,
+        envelope=caps,
+        chooser=ModeChooser(plan=plan, threshold_tokens=threshold_tokens, pin=mode),
+        timer=timer,
+        num_kv_blocks=num_kv_blocks,
+        block_size=block_size,
+        max_model_len=max_model_len or model.max_positions,
+        depth=plan.pp,
+        order=order,
+        keeps_prefixes=keeps_prefixes,
+        stops_at_ends=plan.dp > 1 or workload.closed is not None or caps.max_queue is not None,
     )
+    source = RequestSource(
+        workload,
+        front_end=front_end,
+        seed=seed,
+        has_content=keeps_prefixes,
+        vocab_size=model.vocab_size,
+    )
+    run = _Run(workload, source, [setup] * plan.dp, on_progress)
+    run.to_the_end()
+    return run.result(front_end.answer_s)
 
 
 class _Run:
     """One pass of a workload over the replicas, in order of virtual time."""
 
-    def __init__(self, replicas: list[Replica], workload: Workload, seed: int) -> None:
-        self._replicas = replicas
-        self._lives: dict[str, _Life] = {}
-        self._arrivals: list[tuple[float, int, Arrival]] = []
-        self._backlog: list[Arrival] = []
-        self._closed: ClosedLoop | None = workload.closed
-        self._sampling_seed = seed
-        self._prompts: dict[int, tuple[int, ...]] = {}
-        if self._closed is None:
-            for arrival in workload.arrivals:
-                self._push(arrival.arrival_s, arrival)
-        else:
-            first, rest = _split(workload.arrivals, self._closed.concurrency)
-            self._backlog = rest[::-1]
-            for arrival in first:
-                self._push(0.0, arrival)
+    def __init__(
+        self,
+        workload: Workload,
+        source: RequestSource,
+        setups: list[ReplicaSetup],
+        on_progress: OnProgress,
+    ) -> None:
+        self._workload = workload
+        self._source = source
+        self._is_closed = workload.closed is not None
+        self._log = TokenLog(workload.output_tokens)
+        self._segments: list[Segment] = []
+        self._replicas = [
+            Replica(setup, number=number, log=self._log, segments=self._segments)
+            for number, setup in enumerate(setups)
+        ]
+        self._refused: set[int] = set()
+        self._num_ended = 0
+        self._on_progress = on_progress
 
     def to_the_end(self) -> None:
         """Handle events until no request waits, runs or is still to come."""
         while True:
-            replica = min(self._replicas, key=lambda r: r.next_event_s)
-            arrival_s = self._next_arrival_s
-            if arrival_s == replica.next_event_s == float("inf"):
+            replica = self._next_replica()
+            arrival_s = self._source.next_s
+            if arrival_s == replica.next_event_s == NEVER_S:
                 return
             if arrival_s <= replica.next_event_s:
                 self._admit_until(arrival_s)
@@ -141,63 +131,63 @@ class _Run:
             else:
                 self._finish_step(replica)
 
-    def measurement(self) -> Measurement:
-        return Measurement(
-            fidelity=Fidelity.SIMULATED,
-            timings=tuple(life.timing for life in self._lives.values()),
-            driver_lag_ms=Distribution.of([0.0]),
+    def result(self, answer_s: float) -> SimulationResult:
+        """What was measured; clients hold tokens ``answer_s`` after their steps."""
+        token_s = self._log.token_s(answer_s)
+        sent_s = self._source.sent_s
+        timings = tuple(
+            RequestTiming(
+                scheduled_s=sent_s[number],
+                sent_s=sent_s[number],
+                token_s=token_s[number],
+                prompt_tokens=self._workload.arrivals[number].input_tokens,
+                outcome=Outcome.ERRORED if number in self._refused else Outcome.COMPLETED,
+            )
+            for number in range(self._source.num_sent)
+        )
+        return SimulationResult(
+            measurement=Measurement(
+                fidelity=Fidelity.SIMULATED,
+                timings=timings,
+                driver_lag_ms=Distribution.of([0.0]),
+            ),
+            counts=RunCounts.total(r.finish_counts() for r in self._replicas),
+            segments=tuple(self._segments),
         )
 
-    @property
-    def _next_arrival_s(self) -> float:
-        return self._arrivals[0][0] if self._arrivals else float("inf")
-
-    def _push(self, when_s: float, arrival: Arrival) -> None:
-        heapq.heappush(self._arrivals, (when_s, len(self._lives) + len(self._arrivals), arrival))
+    def _next_replica(self) -> Replica:
+        """The replica whose oldest step ends first."""
+        replicas = self._replicas
+        return replicas[0] if len(replicas) == 1 else min(replicas, key=_event_s)
 
     def _admit_until(self, now_s: float) -> None:
-        """Route every request that has arrived by ``now_s`` to the least loaded replica."""
-        while self._arrivals and self._arrivals[0][0] <= now_s:
-            arrived_s, number, arrival = heapq.heappop(self._arrivals)
-            self._route(arrived_s, number, arrival)
+        """Route every request that is seen by ``now_s`` to the least loaded replica."""
+        while self._source.next_s <= now_s:
+            self._route(self._source.take())
 
-    def _route(self, arrived_s: float, number: int, arrival: Arrival) -> None:
-        request_id = str(number)
-        life = _Life(scheduled_s=arrived_s, prompt_tokens=arrival.input_tokens)
-        self._lives[request_id] = life
-        replica = min(self._replicas, key=lambda r: r.load_tokens)
+    def _route(self, sent: Sent) -> None:
+        replica = min(self._replicas, key=_load)
         try:
-            replica.add(self._request(request_id, arrived_s, arrival))
+            replica.add(self._source.request(sent))
         except (RequestError, QueueFullError):
-            life.outcome = Outcome.ERRORED
-            self._follow_up(arrived_s)
+            self._refused.add(sent.number)
+            self._end(sent.seen_s)
 
-    def _request(self, request_id: str, arrived_s: float, arrival: Arrival) -> Request:
-        length = arrival.input_tokens
-        prompt = self._prompts.setdefault(length, (0,) * length)
-        sampling = SamplingParams(
-            max_tokens=arrival.output_tokens, ignore_eos=True, seed=self._sampling_seed
-        )
-        return Request(
-            request_id=request_id, prompt_ids=prompt, sampling=sampling, arrival_s=arrived_s
-        )
-
-    def _follow_up(self, now_s: float) -> None:
-        """In a closed loop, the end of a request sends the next one."""
-        limit_s = self._closed.limit_s if self._closed else None
-        if self._backlog and (limit_s is None or now_s < limit_s):
-            self._push(now_s, self._backlog.pop())
+    def _end(self, now_s: float) -> None:
+        """A request is over."""
+        self._num_ended += 1
+        self._source.follow_up(now_s)
+        if self._num_ended % PROGRESS_REQUESTS == 0:
+            self._on_progress(now_s, self._num_ended, len(self._workload))
 
     def _finish_step(self, replica: Replica) -> None:
-        """Commit the oldest step of ``replica``, stamp its tokens and go on."""
+        """Commit the oldest step of ``replica`` and go on."""
         now_s = replica.next_event_s
-        done = replica.commit()
-        for request_id in done.request_ids:
-            self._lives[request_id].token_s.extend(done.token_s)
+        ended = replica.commit()
         self._admit_until(now_s)
         # A client reads its answer before it asks again: it misses the step that starts now.
-        for _ in done.finished:
-            self._follow_up(now_s)
+        for _ in ended:
+            self._end(now_s)
         self._launch(now_s, replica)
 
     def _launch(self, now_s: float, committed: Replica | None) -> None:
@@ -211,11 +201,16 @@ class _Run:
 
     def _horizon_s(self, replica: Replica) -> float:
         """Until when nothing outside ``replica`` can reach it."""
-        if self._closed is None:
-            return self._next_arrival_s
+        next_s = self._source.next_s
+        if not self._is_closed:
+            return next_s
         others = (r.next_event_s for r in self._replicas if r is not replica)
-        return min(self._next_arrival_s, *others, float("inf"))
+        return min(next_s, *others, NEVER_S)
 
 
-def _split(arrivals: tuple[Arrival, ...], count: int) -> tuple[list[Arrival], list[Arrival]]:
-    return list(arrivals[:count]), list(arrivals[count:])
+def _event_s(replica: Replica) -> float:
+    return replica.next_event_s
+
+
+def _load(replica: Replica) -> int:
+    return replica.load_tokens

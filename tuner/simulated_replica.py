@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from engine.config import Caps
 from engine.executors.protocol import StepTimer
@@ -16,112 +14,133 @@ from engine.policy import Order
 from engine.request import Request
 from engine.scheduled import ScheduledStep
 from engine.scheduler import Scheduler
+from engine.sequences import Sequence
 from engine.shift import ModeChooser
 from engine.steps import StepShape
+from tuner.run_log import FloatArray, RunCounts, Segment, TokenLog
 
 # Bulk stretches are timed at both ends and taken as straight between them.
 MAX_BULK_STEPS = 64
-
-
-@dataclass(kw_only=True)
-class RunCounts:
-    """Steps and busy seconds by mode, and what the scheduler had to do."""
-
-    steps: dict[Mode, int] = field(default_factory=lambda: dict.fromkeys(Mode, 0))
-    step_seconds: dict[Mode, float] = field(default_factory=lambda: dict.fromkeys(Mode, 0.0))
-    mode_switches: int = 0
-    decode_tokens_in_base: int = 0
-    preemptions: int = 0
-    scheduled_steps: int = 0
-
-    @classmethod
-    def total(cls, parts: Iterable[RunCounts]) -> RunCounts:
-        """Counts of all replicas together."""
-        total = cls()
-        for part in parts:
-            for mode in Mode:
-                total.steps[mode] += part.steps[mode]
-                total.step_seconds[mode] += part.step_seconds[mode]
-            total.mode_switches += part.mode_switches
-            total.decode_tokens_in_base += part.decode_tokens_in_base
-            total.preemptions += part.preemptions
-            total.scheduled_steps += part.scheduled_steps
-        return total
-
-    @property
-    def num_steps(self) -> int:
-        return sum(self.steps.values())
+# After step i (from 0) of a stretch: steps taken, and times the growth per step has added up.
+_TAKEN = np.arange(1, MAX_BULK_STEPS + 1, dtype=np.float64)
+_GROWN = _TAKEN * (_TAKEN - 1) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Committed:
-    """Requests that got a token at each of ``token_s``, and those that ended at the last."""
+class ReplicaSetup:
+    """What a replica runs with; ``num_kv_blocks`` is per rank, ``depth`` the pipeline's stages.
 
-    request_ids: list[str]
-    token_s: tuple[float, ...]
-    finished: list[str] = field(default_factory=list)
+    ``stops_at_ends``: somebody outside looks at the replica when a request ends (a client who
+    then sends the next one, a router, an admission limit), so no stretch goes past that.
+    """
+
+    caps: Caps
+    envelope: Caps
+    chooser: ModeChooser
+    timer: StepTimer
+    num_kv_blocks: int
+    block_size: int
+    max_model_len: int
+    depth: int
+    order: Order
+    keeps_prefixes: bool
+    stops_at_ends: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Flight:
-    """A step in flight, or a stretch of quiet steps that is committed already."""
+    """A step in flight, or a stretch of quiet steps that is committed already.
+
+    ``ended`` are the numbers of the requests that the stretch ended.
+    """
 
     finish_s: float
-    busy_s: float
+    segment: Segment | None = None
     step: ScheduledStep | None = None
-    stretch: Committed | None = None
+    ended: list[int] = field(default_factory=list)
 
 
 class Replica:
-    """Runs steps in virtual time. ``next_event_s`` is when its oldest step in flight ends."""
+    """Runs steps in virtual time. ``next_event_s`` is when its oldest step in flight ends.
+
+    Requests are named by their numbers, the rows of ``log``; ``segments`` gets what ran.
+    Nothing starts before ``ready_s``.
+    """
 
     def __init__(
         self,
+        setup: ReplicaSetup,
         *,
-        caps: Caps,
-        chooser: ModeChooser,
-        timer: StepTimer,
-        num_kv_blocks: int,
-        block_size: int,
-        max_model_len: int,
-        depth: int,
-        order: Order,
+        number: int,
+        log: TokenLog,
+        segments: list[Segment],
+        ready_s: float = 0.0,
     ) -> None:
         self.counts = RunCounts()
+        self.ready_s = ready_s
+        self.next_event_s = float("inf")
+        self._number = number
+        self._log, self._segments = log, segments
         self._scheduler = Scheduler(
-            caps=caps,
-            envelope=caps,
-            chooser=chooser,
-            num_blocks=num_kv_blocks,
-            block_size=block_size,
-            max_model_len=min(max_model_len, num_kv_blocks * block_size),
-            depth=depth,
-            order=order,
+            caps=setup.caps,
+            envelope=setup.envelope,
+            chooser=setup.chooser,
+            num_blocks=setup.num_kv_blocks,
+            block_size=setup.block_size,
+            max_model_len=min(setup.max_model_len, setup.num_kv_blocks * setup.block_size),
+            depth=setup.depth,
+            order=setup.order,
+            keeps_prefixes=setup.keeps_prefixes,
         )
-        self._timer = timer
-        self._paces_chunks = caps.max_step_ms is not None
-        self._stage_free_s = [0.0] * depth
-        self._host_free_s = 0.0
+        self._timer = setup.timer
+        self._stops_at_ends = setup.stops_at_ends
+        self._stage_free_s = [ready_s] * setup.depth
+        self._host_free_s = ready_s
         self._flights: deque[_Flight] = deque()
         self._last_mode: Mode | None = None
-        self._quiet_ids: list[str] = []
+        self._request_of_slot = np.zeros(setup.envelope.max_num_seqs, dtype=np.int64)
 
-    @property
-    def next_event_s(self) -> float:
-        return self._flights[0].finish_s if self._flights else float("inf")
+    # -- questions ---------------------------------------------------------------------------
 
     @property
     def load_tokens(self) -> int:
         """Tokens its requests may still grow to: the load that routing balances."""
         return self._scheduler.load_tokens
 
-    def add(self, request: Request) -> None:
-        """Queue a request. Raises RequestError or QueueFullError like the live scheduler."""
-        self._scheduler.add(request)
+    @property
+    def num_running(self) -> int:
+        return self._scheduler.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        return self._scheduler.num_waiting
+
+    @property
+    def kv_usage(self) -> float:
+        return self._scheduler.kv_usage
 
     @property
     def is_in_flight(self) -> bool:
         return bool(self._flights)
+
+    # -- commands ----------------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises RequestError or QueueFullError like the live scheduler."""
+        self._scheduler.add(request)
+
+    def adopt(self, sequences: list[Sequence]) -> None:
+        """Queue sequences of another replica with their tokens so far."""
+        self._scheduler.adopt(sequences)
+
+    def release(self) -> list[Sequence]:
+        """Take every sequence out, for other replicas to adopt; nothing may be in flight."""
+        assert not self._flights, "steps in flight end first"
+        return self._scheduler.release()
+
+    def set_hot(self, *, caps: Caps, chooser: ModeChooser, order: Order) -> None:
+        """Obey other settings from the next step on."""
+        self._scheduler.set_hot(caps=caps, chooser=chooser, order=order)
 
     def launch(self, now_s: float, horizon_s: float) -> None:
         """Fill the pipeline with steps that can start now.
@@ -129,81 +148,127 @@ class Replica:
         Before ``horizon_s`` nothing reaches this replica from outside, so decode steps up to
         there may be taken in one stretch.
         """
-        if self._quiet_ids and self._skip(now_s, horizon_s):
+        if now_s < self.ready_s:
             return
-        while (step := self._scheduler.schedule()) is not None:
-            shape = step.shape
-            self._host_free_s = max(now_s, self._host_free_s) + self._timer.host_seconds(shape)
-            stages = self._timer.stage_seconds(shape)
-            finish_s = self._through_stages(self._host_free_s, stages)
-            self._flights.append(_Flight(step=step, finish_s=finish_s, busy_s=sum(stages)))
+        if not self._flights and self._skip(now_s, horizon_s):
+            return
+        scheduler, timer = self._scheduler, self._timer
+        while (step := scheduler.schedule()) is not None:
+            for placed in step.placed:
+                self._request_of_slot[placed.slot] = int(placed.sequence.request_id)
+            self._host_free_s = max(now_s, self._host_free_s) + timer.host_seconds(step.shape)
+            stages = timer.stage_seconds(step.shape)
+            started_s = self._host_free_s
+            finish_s = self._through_stages(started_s, stages)
+            segment = self._segment(step.shape, started_s, (finish_s,), sum(stages))
+            self._fly(_Flight(step=step, finish_s=finish_s, segment=segment))
 
-    def commit(self) -> Committed:
-        """Take in the oldest step (or stretch) in flight."""
+    def commit(self) -> list[int]:
+        """Take in the oldest step (or stretch) in flight; the requests that ended with it."""
         flight = self._flights.popleft()
+        self.next_event_s = self._flights[0].finish_s if self._flights else float("inf")
         if flight.step is None:
-            assert flight.stretch is not None, "a flight is a step or a stretch"
-            return flight.stretch
+            return flight.ended
+        assert flight.segment is not None, "a step has its segment"
         step, shape = flight.step, flight.step.shape
-        outcome = self._scheduler.commit(step, None)
-        self._count(shape, 1, flight.busy_s)
-        if self._paces_chunks:
-            self._scheduler.pace.observe(shape.mode, shape.num_tokens, flight.busy_s)
+        requests = self._request_of_slot[step.sampled_slots]
+        ended = self._scheduler.commit_lengths(step)
+        self._log.stamp(requests, flight.finish_s)
+        self._record(flight.segment)
+        if self._scheduler.caps.max_step_ms is not None:
+            self._scheduler.pace.observe(shape.mode, shape.num_tokens, flight.segment.busy_s)
         self.counts.scheduled_steps += 1
-        self.counts.preemptions = self._scheduler.counts.preemptions
-        is_everyone = shape.num_seqs == self._scheduler.num_running and not outcome.finished
-        self._quiet_ids = step.request_ids if is_everyone else []
-        return Committed(
-            request_ids=outcome.tokens,
-            token_s=(flight.finish_s,),
-            finished=[sequence.request_id for sequence, _ in outcome.finished],
-        )
+        return [int(sequence.request_id) for sequence in ended]
+
+    def finish_counts(self) -> RunCounts:
+        """The counts, with what the scheduler has counted."""
+        counted = self._scheduler.counts
+        self.counts.preemptions = counted.preemptions
+        self.counts.prefix_queries = counted.prefix_queries
+        self.counts.prefix_hits = counted.prefix_hits
+        return self.counts
+
+    # -- parts -------------------------------------------------------------------------------
 
     def _skip(self, now_s: float, horizon_s: float) -> bool:
         """Put the quiet steps that start before ``horizon_s`` in flight as one stretch."""
-        ends_s: list[float] = []
-        end_s, busy_s = now_s, 0.0
-        while end_s < horizon_s and (quiet := self._scheduler.quiet_steps()):
-            shape = self._scheduler.quiet_shape()
-            durations = self._durations(shape, min(quiet, MAX_BULK_STEPS))
-            ends = end_s + np.cumsum(durations)
-            # The step during which someone arrives is the last of the stretch.
-            count = min(len(ends), int(np.searchsorted(ends, horizon_s)) + 1)
-            self._scheduler.advance(count)
-            stretch_s = float(durations[:count].sum()) - count * self._timer.host_seconds(shape)
-            self._count(shape, count, stretch_s)
-            busy_s += stretch_s
-            ends_s.extend(ends[:count].tolist())
-            end_s = ends_s[-1]
-        if not ends_s:
+        scheduler, end_s = self._scheduler, now_s
+        ended: list[Sequence] = []
+        while end_s < horizon_s and (quiet := scheduler.quiet_steps()):
+            shape = scheduler.quiet_shape()
+            ends_s, busy_s = self._stretch(shape, end_s, min(quiet, MAX_BULK_STEPS), horizon_s)
+            count = len(ends_s)
+            if count == quiet and self._stops_at_ends and ends_s[-1] > horizon_s:
+                # Someone arrives in the step that ends a request, and must find it running.
+                count -= 1
+                if not count:
+                    break
+                ends_s, busy_s = self._stretch(shape, end_s, count, horizon_s)
+            requests = self._request_of_slot[scheduler.running_slots]
+            segment = self._segment(shape, end_s, tuple(ends_s.tolist()), busy_s)
+            ended += scheduler.advance(count)
+            self._log.stamp_each(requests, ends_s)
+            self._record(segment)
+            end_s = segment.end_s[-1]
+            if ended and self._stops_at_ends:
+                break
+        if end_s == now_s:
             return False
         self._host_free_s = end_s
         self._stage_free_s = [end_s]
-        stretch = Committed(request_ids=self._quiet_ids, token_s=tuple(ends_s))
-        self._flights.append(_Flight(finish_s=end_s, busy_s=busy_s, stretch=stretch))
+        self._fly(_Flight(finish_s=end_s, ended=[int(s.request_id) for s in ended]))
         return True
 
-    def _durations(self, first: StepShape, count: int) -> npt.NDArray[np.float64]:
-        """Seconds of each of ``count`` quiet steps: timed at both ends, straight between."""
-        last = with_more_context(first, (count - 1) * first.num_seqs)
-        return np.linspace(self._step_seconds(first), self._step_seconds(last), count)
+    def _stretch(
+        self, shape: StepShape, start_s: float, count: int, horizon_s: float
+    ) -> tuple[FloatArray, float]:
+        """Ends of up to ``count`` quiet steps, the last of which is the one during which someone
+        arrives; and the ranks' seconds. Timed at both ends, straight between."""
+        host_s = self._timer.host_seconds(shape)
+        first_s = host_s + self._timer.stage_seconds(shape)[0]
+        growth_s = 0.0
+        if count > 1:
+            last = with_more_context(shape, (count - 1) * shape.num_seqs)
+            last_s = self._timer.host_seconds(last) + self._timer.stage_seconds(last)[0]
+            growth_s = (last_s - first_s) / (count - 1)
+        ends_s = start_s + first_s * _TAKEN[:count] + growth_s * _GROWN[:count]
+        if ends_s[-1] > horizon_s:
+            ends_s = ends_s[: int(np.searchsorted(ends_s, horizon_s)) + 1]
+        return ends_s, float(ends_s[-1]) - start_s - len(ends_s) * host_s
 
-    def _step_seconds(self, shape: StepShape) -> float:
-        return self._timer.host_seconds(shape) + sum(self._timer.stage_seconds(shape))
+    def _segment(
+        self, shape: StepShape, start_s: float, end_s: tuple[float, ...], busy_s: float
+    ) -> Segment:
+        return Segment(
+            replica=self._number,
+            shape=shape,
+            start_s=start_s,
+            end_s=end_s,
+            busy_s=busy_s,
+            num_waiting=self._scheduler.num_waiting,
+            kv_usage=self._scheduler.kv_usage,
+        )
+
+    def _fly(self, flight: _Flight) -> None:
+        self._flights.append(flight)
+        self.next_event_s = self._flights[0].finish_s
 
     def _through_stages(self, ready_s: float, stages: tuple[float, ...]) -> float:
         """When a step that is ready now leaves the last stage; each stage holds one at a time."""
+        free_s = self._stage_free_s
         for stage, seconds in enumerate(stages):
-            ready_s = max(ready_s, self._stage_free_s[stage]) + seconds
-            self._stage_free_s[stage] = ready_s
+            ready_s = max(ready_s, free_s[stage]) + seconds
+            free_s[stage] = ready_s
         return ready_s
 
-    def _count(self, shape: StepShape, num_steps: int, busy_s: float) -> None:
-        counts = self.counts
-        counts.steps[shape.mode] += num_steps
-        counts.step_seconds[shape.mode] += busy_s
+    def _record(self, segment: Segment) -> None:
+        """Keep a segment and count its steps."""
+        counts, shape = self.counts, segment.shape
+        self._segments.append(segment)
+        counts.steps[shape.mode] += segment.num_steps
+        counts.step_seconds[shape.mode] += segment.busy_s
         if shape.mode is Mode.BASE:
-            counts.decode_tokens_in_base += shape.num_decode_tokens * num_steps
+            counts.decode_tokens_in_base += shape.num_decode_tokens * segment.num_steps
         if self._last_mode not in (None, shape.mode):
             counts.mode_switches += 1
         self._last_mode = shape.mode

@@ -127,23 +127,25 @@ def test_advance_leaves_the_same_state_as_single_steps(
         assert quiet == single.quiet_steps()
         if quiet:
             count = data.draw(st.integers(1, quiet))
-            shapes = [bulk.quiet_shape()]
-            bulk.advance(count)
-            shapes.append(bulk.quiet_shape())
+            first = bulk.quiet_shape()
+            ended = bulk.advance(count)
             seen = []
-            for _ in range(count):
+            for nth in range(count):
                 step = single.schedule()
                 assert step is not None
                 seen.append(step.shape)
-                assert not single.commit(step, None).finished, "a quiet step ended a sequence"
-            assert seen[0] == shapes[0]
-            growth = shapes[1].decode_context_tokens - shapes[0].decode_context_tokens
-            assert growth == count * shapes[0].num_seqs
+                finished = single.commit_lengths(step)
+                is_last = nth == count - 1
+                assert is_last or not finished, "a quiet step before the last ended a sequence"
+            assert seen[0] == first
+            growth = seen[-1].decode_context_tokens - first.decode_context_tokens
+            assert growth == (count - 1) * first.num_seqs
+            assert [s.request_id for s in finished] == [s.request_id for s in ended]
         else:
             for scheduler in (bulk, single):
                 step = scheduler.schedule()
                 assert step is not None
-                scheduler.commit(step, None)
+                scheduler.commit_lengths(step)
         bulk.check_integrity()
         for name in ("num_tokens", "num_computed", "num_blocks", "blocks"):
             assert np.array_equal(getattr(bulk.table, name), getattr(single.table, name)), name
@@ -168,7 +170,8 @@ def test_an_abort_at_any_point_frees_everything_it_held(
             alive.discard(name)
             assert scheduler.abort(name) is not None
         if outstanding:
-            outcome = scheduler.commit(outstanding.pop(0), None)
+            step = outstanding.pop(0)
+            outcome = scheduler.commit(step, np.full(step.num_sampled, 7, np.int32))
             assert set(outcome.tokens) <= alive, "an aborted request got a token"
             alive -= {sequence.request_id for sequence, _ in outcome.finished}
         scheduler.check_integrity()
@@ -184,7 +187,7 @@ def test_a_prompt_longer_than_the_budget_is_cut_into_chunks_and_samples_once() -
     while (step := scheduler.schedule()) is not None:
         chunks.append(step.shape.num_tokens)
         sampled.append(step.shape.num_sampled)
-        scheduler.commit(step, None)
+        scheduler.commit_lengths(step)
     assert chunks == [10, 10, 5, 1]
     assert sampled == [0, 0, 1, 1]
 
@@ -194,7 +197,7 @@ def test_decodes_are_never_held_back_by_a_long_prompt() -> None:
     scheduler.add(make_request("decode", 1, 20))
     first = scheduler.schedule()
     assert first is not None
-    scheduler.commit(first, None)
+    scheduler.commit_lengths(first)
     scheduler.add(make_request("long", 60, 1))
     step = scheduler.schedule()
     assert step is not None
@@ -208,7 +211,7 @@ def test_the_mode_follows_the_tokens_of_the_step_and_the_boundary_is_shift() -> 
     modes = []
     while (step := scheduler.schedule()) is not None:
         modes.append((step.shape.num_tokens, step.shape.mode))
-        scheduler.commit(step, None)
+        scheduler.commit_lengths(step)
     assert modes == [(9, Mode.BASE), (8, Mode.SHIFT), (1, Mode.SHIFT)]
 
 
@@ -265,13 +268,13 @@ def test_rows_that_all_make_room_for_others_do_not_leave_the_ranks_idle() -> Non
     for _ in range(3):
         step = scheduler.schedule()
         assert step is not None
-        scheduler.commit(step, None)
+        scheduler.commit_lengths(step)
     narrow = Caps(max_num_seqs=4, max_num_batched_tokens=1)
     scheduler.set_hot(caps=narrow, chooser=scheduler.chooser, order=scheduler.order)
     while not scheduler.is_idle:
         step = scheduler.schedule()
         assert step is not None, "work is left and nothing runs"
-        scheduler.commit(step, None)
+        scheduler.commit_lengths(step)
         scheduler.check_integrity()
     assert scheduler.counts.preemptions
 
@@ -286,7 +289,7 @@ def test_a_tight_step_time_cuts_prefill_chunks_but_never_to_nothing() -> None:
     step = scheduler.schedule()
     assert step is not None
     assert 14 <= step.shape.num_tokens <= 17
-    scheduler.commit(step, None)
+    scheduler.commit_lengths(step)
     tight = Caps(max_num_seqs=8, max_num_batched_tokens=32, max_step_ms=0.1)
     scheduler.set_hot(caps=tight, chooser=scheduler.chooser, order=scheduler.order)
     step = scheduler.schedule()

@@ -1,0 +1,101 @@
+"""What a simulated run leaves behind: when each token came out, and each stretch of equal steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.plan import Mode
+from engine.steps import StepShape
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+class TokenLog:
+    """Stamps of the output tokens of R requests, whose output lengths are known beforehand.
+
+    One flat array with a cursor per request, so that a step of hundreds of rows is one write.
+    """
+
+    def __init__(self, output_tokens: IntArray) -> None:
+        self._first = np.concatenate([[0], np.cumsum(output_tokens)])
+        self._next = self._first[:-1].copy()
+        self._stamps = np.empty(int(self._first[-1]), dtype=np.float64)
+
+    def stamp(self, rows: IntArray, when_s: float) -> None:
+        """One token for each of ``rows``."""
+        at = self._next[rows]
+        self._stamps[at] = when_s
+        self._next[rows] = at + 1
+
+    def stamp_each(self, rows: IntArray, ends_s: FloatArray) -> None:
+        """One token for each of ``rows`` at each of ``ends_s`` f8[K]."""
+        at = self._next[rows]
+        self._stamps[at[:, None] + np.arange(len(ends_s))] = ends_s
+        self._next[rows] = at + len(ends_s)
+
+    def token_s(self, delay_s: float) -> list[tuple[float, ...]]:
+        """Stamps of every request so far, ``delay_s`` later."""
+        stamps = (self._stamps + delay_s).tolist() if delay_s else self._stamps.tolist()
+        bounds = zip(self._first[:-1].tolist(), self._next.tolist(), strict=True)
+        return [tuple(stamps[first:end]) for first, end in bounds]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """``num_steps`` steps of one replica, one after the other, that differ in context only.
+
+    ``shape`` is the first one's; each later one has ``shape.num_seqs`` more tokens of context.
+    ``busy_s`` are seconds of the ranks in all (of every stage, with pipelines), ``end_s`` the end
+    of each step; ``num_waiting`` and ``kv_usage`` are as the segment was scheduled.
+    """
+
+    replica: int
+    shape: StepShape
+    start_s: float
+    end_s: tuple[float, ...]
+    busy_s: float
+    num_waiting: int
+    kv_usage: float
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.end_s)
+
+
+@dataclass(kw_only=True)
+class RunCounts:
+    """Steps and busy seconds by mode, and what the schedulers had to do."""
+
+    steps: dict[Mode, int] = field(default_factory=lambda: dict.fromkeys(Mode, 0))
+    step_seconds: dict[Mode, float] = field(default_factory=lambda: dict.fromkeys(Mode, 0.0))
+    mode_switches: int = 0
+    decode_tokens_in_base: int = 0
+    preemptions: int = 0
+    scheduled_steps: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+
+    @classmethod
+    def total(cls, parts: Iterable[RunCounts]) -> RunCounts:
+        """Counts of all replicas together."""
+        total = cls()
+        for part in parts:
+            for mode in Mode:
+                total.steps[mode] += part.steps[mode]
+                total.step_seconds[mode] += part.step_seconds[mode]
+            total.mode_switches += part.mode_switches
+            total.decode_tokens_in_base += part.decode_tokens_in_base
+            total.preemptions += part.preemptions
+            total.scheduled_steps += part.scheduled_steps
+            total.prefix_queries += part.prefix_queries
+            total.prefix_hits += part.prefix_hits
+        return total
+
+    @property
+    def num_steps(self) -> int:
+        return sum(self.steps.values())

@@ -23,6 +23,7 @@ from engine.request import SamplingParams
         ("temperature", 1e300),
         ("temperature", math.inf),
         ("temperature", math.nan),
+        ("top_k", 3_000_000_000),
         ("repetition_penalty", 0.0),
         ("repetition_penalty", 1e-300),
         ("repetition_penalty", 1e-40),

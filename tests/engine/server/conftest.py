@@ -127,3 +127,11 @@ def slow_server(tiny_dir: Path) -> Iterator[Server]:
         serving(engine, tiny_dir) as running,
     ):
         yield running
+
+
+def refusal(reply: httpx.Response, status: int = 400) -> dict[str, str]:
+    """The error object of a reply that refuses with ``status``."""
+    assert reply.status_code == status, reply.text
+    assert reply.headers["content-type"] == "application/json"
+    error: dict[str, str] = reply.json()["error"]
+    return error

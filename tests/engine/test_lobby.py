@@ -1,0 +1,147 @@
+"""Requests that no replica has: while the engine's ranks change from plan to plan."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from engine.config import Caps, EngineConfig
+from engine.engine import Engine
+from engine.errors import (
+    PlanError,
+    RankError,
+    RequestError,
+)
+from engine.executors.protocol import ExecutorInfo
+from engine.executors.simulated import SimulatedExecutor
+from engine.plan import ParallelPlan
+from engine.policy import KnobClass
+from engine.request import FinishReason
+from tests.engine.paced import ConstantTimer, submit, wait_until
+
+
+def test_a_reshape_under_load_loses_no_request_and_no_token(engine: Engine) -> None:
+    collectors = [submit(engine, str(i), tokens=60) for i in range(12)]
+    wait_until(lambda: all(c.outputs for c in collectors[:6]))
+    for plan in (ParallelPlan(sp=2, shift=True), ParallelPlan(dp=2, pp=2), ParallelPlan()):
+        applied = engine.apply(replace(engine.policy, plan=plan))
+        assert applied.changes == {"plan": KnobClass.RESHAPE}
+        assert engine.policy.plan == plan
+        submit(engine, f"late {plan}", tokens=3).wait()
+    for collector in collectors:
+        assert len(collector.wait().token_ids) == 60
+        assert collector.reason is FinishReason.LENGTH
+    cost = {knob.name: knob.measured_cost_s for knob in engine.capabilities()}
+    assert cost["plan"] is not None
+
+
+def test_requests_that_arrive_during_a_reshape_wait_and_are_served(engine: Engine) -> None:
+    first = submit(engine, "first", tokens=200)
+    done = threading.Event()
+
+    def reshape() -> None:
+        engine.apply(replace(engine.policy, plan=ParallelPlan(tp=2)))
+        done.set()
+
+    thread = threading.Thread(target=reshape)
+    thread.start()
+    late = []
+    while not done.is_set():
+        late.append(submit(engine, f"late{len(late)}", prompt=4, tokens=2))
+        time.sleep(0.0005)
+    thread.join()
+    for collector in [first, *late]:
+        assert collector.wait().reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (ParallelPlan(sp=3), "8 query heads do not divide"),
+        (ParallelPlan(dp=16), "needs 16 devices, this engine has 8"),
+    ],
+)
+def test_a_plan_that_cannot_run_is_refused_and_nothing_changes(
+    engine: Engine, plan: ParallelPlan, message: str
+) -> None:
+    before = engine.policy
+    collector = submit(engine, "a", tokens=30)
+    with pytest.raises(PlanError, match=message):
+        engine.apply(replace(before, plan=plan))
+    assert engine.policy == before
+    assert len(collector.wait().token_ids) == 30
+
+
+def test_a_reshape_keeps_what_was_accepted_whatever_the_admission_limit(engine: Engine) -> None:
+    collectors = [submit(engine, str(i), tokens=60) for i in range(8)]
+    wait_until(lambda: all(collector.outputs for collector in collectors))
+    caps = Caps(max_num_seqs=8, max_num_batched_tokens=64, max_queue=1)
+    engine.apply(replace(engine.policy, caps=caps))
+    engine.apply(replace(engine.policy, plan=ParallelPlan(tp=2)))
+    for collector in collectors:
+        assert collector.wait().reason is FinishReason.LENGTH
+
+
+class SlowStart(SimulatedExecutor):
+    """Ranks that take a moment to start, or that cannot."""
+
+    is_broken = False
+
+    def start(self) -> ExecutorInfo:
+        time.sleep(0.2)
+        if SlowStart.is_broken:
+            raise RankError("no memory")
+        return super().start()
+
+
+@pytest.fixture
+def slow_engine(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    SlowStart.is_broken = False
+    monkeypatch.setattr("engine.executors.simulated.SimulatedExecutor", SlowStart)
+    with Engine(config, timer_factory=ConstantTimer) as running:
+        yield running
+
+
+def test_an_abort_during_a_reshape_is_not_lost(slow_engine: Engine) -> None:
+    collectors = [submit(slow_engine, str(i), tokens=400) for i in range(3)]
+    wait_until(lambda: all(collector.outputs for collector in collectors))
+    policy = replace(slow_engine.policy, plan=ParallelPlan(tp=2))
+    thread = threading.Thread(target=slow_engine.apply, args=(policy,))
+    thread.start()
+    time.sleep(0.1)
+    assert slow_engine.stats().waiting == 3, "carried-over requests are counted while they wait"
+    slow_engine.abort("1")
+    thread.join()
+    assert collectors[1].wait().reason is FinishReason.ABORT
+    assert collectors[0].wait().reason is FinishReason.LENGTH
+
+
+def test_a_reshape_whose_way_back_fails_too_ends_every_request_and_is_unhealthy(
+    slow_engine: Engine,
+) -> None:
+    collector = submit(slow_engine, "a", tokens=400)
+    wait_until(lambda: collector.outputs)
+    SlowStart.is_broken = True
+    with pytest.raises(RankError, match="no memory"):
+        slow_engine.apply(replace(slow_engine.policy, plan=ParallelPlan(tp=2)))
+    assert collector.wait().reason is FinishReason.ERROR
+    assert not slow_engine.stats().is_healthy
+    with pytest.raises(RankError, match="so did the way back"):
+        submit(slow_engine, "b")
+
+
+def test_an_id_that_is_carried_over_a_reshape_is_in_use(slow_engine: Engine) -> None:
+    first = submit(slow_engine, "a", tokens=300)
+    wait_until(lambda: first.outputs)
+    policy = replace(slow_engine.policy, plan=ParallelPlan(tp=2))
+    thread = threading.Thread(target=slow_engine.apply, args=(policy,))
+    thread.start()
+    time.sleep(0.1)
+    with pytest.raises(RequestError, match="'a' is in use"):
+        submit(slow_engine, "a")
+    thread.join()
+    assert len(first.wait().token_ids) == 300

@@ -1,0 +1,290 @@
+"""Every plan answers what ``transformers`` answers, from one copy of the weights."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine.config import DType, ModelConfig
+from engine.plan import Mode, ParallelPlan, list_plans, parse_plan
+from engine.shift import ModeChooser
+from tests.engine.checkpoints import (
+    FAMILIES,
+    Reference,
+    family_config,
+    reference,
+    write_checkpoint,
+)
+from tests.engine.step_driver import ChooseMode, DrivenSequence, StepDriver
+from tests.engine.thread_ranks import ThreadReplica
+
+# One token, a few, more than a step's budget (so that it is prefilled in chunks), a block's worth.
+PROMPTS = [[5, 9, 200, 31, 77, 8, 100], [3], [*range(250, 230, -1), 4, 5, 6], [1, 2, 3, 258]]
+MAX_TOKENS = 8
+BUDGET = 11
+VOCAB_SIZE = 259
+NAMED_PLANS = ("sp=2,tp=2", "sp=4,tp=2", "sp=2,tp=4", "pp=2,sp=2", "pp=2,sp=2,tp=2")
+
+
+class World:
+    """A checkpoint, what ``transformers`` makes of it, and runs of any plan over it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model = ModelConfig.from_dir(folder)
+        self._references: dict[torch.dtype, list[Reference]] = {}
+
+    def reference(self, dtype: torch.dtype) -> list[Reference]:
+        if dtype not in self._references:
+            self._references[dtype] = reference(
+                self.folder, PROMPTS, max_tokens=MAX_TOKENS, dtype=dtype
+            )
+        return self._references[dtype]
+
+    def run(
+        self,
+        plan: ParallelPlan,
+        *,
+        mode: ChooseMode,
+        dtype: DType = DType.FLOAT64,
+        budget: int = BUDGET,
+        num_ahead: int = 0,
+        restarts: int | None = None,
+        has_parallel_sampling: bool = True,
+        **sampling: float,
+    ) -> list[DrivenSequence]:
+        with ThreadReplica(
+            model_dir=self.folder,
+            plan=plan,
+            dtype=dtype,
+            has_parallel_sampling=has_parallel_sampling,
+        ) as replica:
+            driver = StepDriver(
+                replica,
+                vocab_size=self.model.vocab_size,
+                budget=budget,
+                num_ahead=num_ahead,
+                restarts=restarts,
+                mode=mode,
+            )
+            return driver.run(PROMPTS, max_tokens=MAX_TOKENS, **sampling)
+
+
+def coin(plan: ParallelPlan, seed: int = 3) -> ChooseMode:
+    """The mode flipped at random every step (base where the plan has no Shift)."""
+    chooser = ModeChooser(plan=plan, threshold_tokens=0, pin=f"random:{seed}")
+    return lambda step_id: chooser.choose(1, step_id)
+
+
+def pinned(mode: Mode) -> ChooseMode:
+    return lambda step_id: mode
+
+
+def difference(got: list[DrivenSequence], wanted: list[DrivenSequence] | list[Reference]) -> float:
+    """Largest difference of any logit, relative to the largest logit of its row."""
+    rows = [
+        (a, b)
+        for g, w in zip(got, wanted, strict=True)
+        for a, b in zip(g.logits, w.logits, strict=True)
+    ]
+    return max(float(abs(a - b).max() / abs(b).max()) for a, b in rows)
+
+
+def outputs(sequences: list[DrivenSequence] | list[Reference]) -> list[list[int]]:
+    return [sequence.output for sequence in sequences]
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], World]:
+    """A checkpoint per family, tied and untied: 8 query heads, 2 KV heads, vocabulary 259."""
+    made = {}
+    for family, tied in itertools.product(FAMILIES, (False, True)):
+        folder = tmp_path_factory.mktemp(f"{family}-{tied}")
+        write_checkpoint(folder, family_config(family, tie_word_embeddings=tied))
+        made[(family, tied)] = World(folder)
+    return made
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_rank_in_float64_answers_exactly_as_transformers(
+    worlds: dict[tuple[str, bool], World], family: str, tied: bool
+) -> None:
+    world = worlds[(family, tied)]
+    wanted = world.reference(torch.float64)
+    got = world.run(ParallelPlan(), mode=pinned(Mode.BASE))
+    assert outputs(got) == outputs(wanted)
+    assert difference(got, wanted) < 1e-5
+    assert len({token for output in outputs(got) for token in output}) > 12, "output collapsed"
+
+
+@pytest.mark.parametrize(
+    ("family", "tied"),
+    [
+        pytest.param(family, tied, marks=() if tied is bool(n % 2) else pytest.mark.slow)
+        for n, family in enumerate(FAMILIES)
+        for tied in (False, True)
+    ],
+)
+def test_every_feasible_plan_up_to_8_ranks_equals_the_single_rank_with_the_mode_flipped(
+    worlds: dict[tuple[str, bool], World], family: str, tied: bool
+) -> None:
+    world = worlds[(family, tied)]
+    single = world.run(ParallelPlan(), mode=pinned(Mode.BASE))
+    plans = [plan for plan in list_plans(world.model, 8) if plan.dp == 1]
+    assert {str(plan) for plan in plans} > set(NAMED_PLANS)
+    for plan in plans:
+        got = world.run(plan, mode=coin(plan))
+        assert outputs(got) == outputs(single), plan
+        assert difference(got, single) < 1e-9, plan
+
+
+@pytest.mark.parametrize(
+    ("family", "has_parallel_sampling"), [(FAMILIES[0], True), (FAMILIES[-1], False)]
+)
+def test_steps_submitted_before_the_ones_they_continue_are_done_give_the_same_on_every_plan(
+    worlds: dict[tuple[str, bool], World], family: str, has_parallel_sampling: bool
+) -> None:
+    world = worlds[(family, False)]
+    sampling = {"temperature": 0.9, "top_k": 60, "top_p": 0.95}
+    single = world.run(ParallelPlan(), mode=pinned(Mode.BASE), **sampling)
+    plans = [plan for plan in list_plans(world.model, 8) if plan.dp == 1]
+    for plan in plans:
+        got = world.run(
+            plan,
+            mode=coin(plan),
+            num_ahead=plan.pp,
+            has_parallel_sampling=has_parallel_sampling,
+            **sampling,
+        )
+        assert outputs(got) == outputs(single), plan
+        assert difference(got, single) < 1e-9, plan
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("text", [f"{plan},shift" for plan in NAMED_PLANS])
+def test_a_pinned_mode_equals_the_single_rank(
+    worlds: dict[tuple[str, bool], World], text: str, mode: Mode
+) -> None:
+    world = worlds[("qwen2", False)]
+    single = world.run(ParallelPlan(), mode=pinned(Mode.BASE))
+    got = world.run(parse_plan(text).plan, mode=pinned(mode))
+    assert outputs(got) == outputs(single)
+    assert difference(got, single) < 1e-9
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float32_stays_near_transformers_and_picks_the_same_tokens_unless_they_tie(
+    worlds: dict[tuple[str, bool], World], family: str
+) -> None:
+    world = worlds[(family, False)]
+    wanted = world.reference(torch.float32)
+    for text in ("tp=1", "sp=2,tp=2,shift", "pp=2,sp=2,tp=2,shift"):
+        plan = parse_plan(text).plan
+        for got, want in zip(
+            world.run(plan, mode=coin(plan), dtype=DType.FLOAT32), wanted, strict=True
+        ):
+            _same_unless_tied(got, want)
+
+
+def _same_unless_tied(got: DrivenSequence, want: Reference) -> None:
+    """Equal until the reference's two best logits are closer than the tolerance."""
+    for step, (a, b) in enumerate(zip(got.logits, want.logits, strict=True)):
+        tolerance = 1e-4 * abs(b).max()
+        assert abs(a - b).max() < tolerance
+        second, best = np.sort(b)[-2:]
+        if got.output[step] != want.output[step]:
+            assert best - second < tolerance
+            return
+
+
+@pytest.mark.parametrize("dtype", [DType.BFLOAT16, DType.FLOAT16])
+def test_half_precision_runs_in_both_modes_near_the_float64_logits(
+    worlds: dict[tuple[str, bool], World], dtype: DType
+) -> None:
+    world = worlds[("llama", True)]
+    exact = world.run(ParallelPlan(), mode=pinned(Mode.BASE))
+    plan = ParallelPlan(sp=2, tp=2, shift=True)
+    for got, want in zip(world.run(plan, mode=coin(plan), dtype=dtype), exact, strict=True):
+        first, wanted = got.logits[0], want.logits[0]
+        assert abs(first - wanted).max() < 0.2 * abs(wanted).max()
+
+
+@pytest.mark.parametrize("text", ["sp=8,shift", "sp=4,tp=2,shift", "pp=2,sp=4,shift"])
+def test_steps_shorter_than_sp_leave_some_ranks_padding_only(
+    worlds: dict[tuple[str, bool], World], text: str
+) -> None:
+    world = worlds[("qwen3", False)]
+    plan = parse_plan(text).plan
+    single = world.run(ParallelPlan(), mode=pinned(Mode.BASE), budget=3)
+    for mode in (pinned(Mode.BASE), coin(plan)):
+        got = world.run(plan, mode=mode, budget=3)
+        assert outputs(got) == outputs(single)
+        assert difference(got, single) < 1e-9
+
+
+@pytest.mark.parametrize("kv_heads", [6, 3, 1])
+def test_degrees_that_are_no_powers_of_two_keep_the_order_of_heads_and_vocabulary(
+    tmp_path: Path, kv_heads: int
+) -> None:
+    config = family_config(
+        "llama",
+        num_attention_heads=12,
+        num_key_value_heads=kv_heads,
+        hidden_size=96,
+        num_hidden_layers=3,
+    )
+    world = World(write_checkpoint(tmp_path, config))
+    single = world.run(ParallelPlan(), mode=pinned(Mode.BASE))
+    plans = [p for p in list_plans(world.model, 6) if p.dp == 1 and p.stage_size % 3 == 0]
+    assert {"sp=2,tp=3,shift", "pp=2,sp=3,shift"} <= {str(plan) for plan in plans}
+    assert kv_heads == 3 or "sp=3,tp=2,shift" in {str(plan) for plan in plans}
+    for plan in plans:
+        got = world.run(plan, mode=coin(plan))
+        assert outputs(got) == outputs(single), plan
+        assert difference(got, single) < 1e-9, plan
+
+
+def test_seeded_sampling_is_the_same_on_every_plan_in_every_mode_and_chunking(
+    worlds: dict[tuple[str, bool], World],
+) -> None:
+    world = worlds[("llama", False)]
+    sampling = {"temperature": 0.9, "top_k": 60, "top_p": 0.95}
+    wanted = outputs(world.run(ParallelPlan(), mode=pinned(Mode.BASE), **sampling))
+    greedy = outputs(world.run(ParallelPlan(), mode=pinned(Mode.BASE)))
+    assert wanted != greedy
+    for text, budget in itertools.product(("tp=1", "sp=2,tp=2,shift", "pp=2,tp=2"), (5, 40)):
+        plan = parse_plan(text).plan
+        assert outputs(world.run(plan, mode=coin(plan), budget=budget, **sampling)) == wanted
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 10_000),
+    budget=st.integers(1, 30),
+    num_ahead=st.integers(0, 3),
+    restarts=st.none() | st.integers(0, 10_000),
+    text=st.sampled_from(NAMED_PLANS),
+)
+def test_any_order_of_modes_over_any_chunking_and_any_restarts_gives_the_same_output(
+    worlds: dict[tuple[str, bool], World],
+    seed: int,
+    budget: int,
+    num_ahead: int,
+    restarts: int | None,
+    text: str,
+) -> None:
+    world = worlds[("qwen3", True)]
+    wanted = world.reference(torch.float64)
+    plan = parse_plan(f"{text},shift").plan
+    got = world.run(
+        plan, mode=coin(plan, seed), budget=budget, num_ahead=num_ahead, restarts=restarts
+    )
+    assert outputs(got) == outputs(wanted)
+    assert difference(got, wanted) < 1e-5

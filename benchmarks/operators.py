@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+from tuner.hardware.chunks import chunk_seconds
 from tuner.hardware.curves import IN_NODE, HeldOut
 from tuner.hardware.device import load_data_sheet
-from tuner.hardware.physics import FloatArray, Peaks, gemm_work, prefill_work
+from tuner.hardware.physics import FloatArray, Peaks, gemm_work
 from tuner.hardware.tables import ROW_GRID, RowTable
 from tuner.silicon.fit import fit_kind, operator_error
 from tuner.silicon.layer_errors import (
@@ -246,15 +247,16 @@ def _prefixes(data: Path) -> list[str]:
     seqs, queries, prefix, heads, kv_heads, ranks = columns.values.T
 
     def predicted(cached: FloatArray) -> FloatArray:
-        work = prefill_work(
+        return chunk_seconds(
+            curve,
             peaks(device, "bfloat16"),
+            kernel_s=device.kernel_launch_s,
             seqs=seqs,
             queries=queries,
             prefix=cached,
             heads=heads / ranks,
             kv_heads=kv_heads / ranks,
         )
-        return curve.seconds(work)
 
     without = _without_prefix(queries, prefix, columns.seconds)
     added = columns.seconds - without
@@ -264,6 +266,8 @@ def _prefixes(data: Path) -> list[str]:
         "",
         "Vidur's kernel does not skip masked keys inside a chunk, vLLM's does: whole times differ",
         "by up to 2.6 times, so what a prefix *adds* is compared, relative to the whole time.",
+        "No number is fitted to these rows; the rule of splits, its tile of 128 queries and the",
+        "second kernel (`tuner/hardware/chunks.py`) were chosen among a few with them in view.",
         "",
         "| prefix | chunk | rows | median error | p90 | bias |",
         "|---|---|---:|---:|---:|---:|",

@@ -16,10 +16,11 @@ from tuner.features import (
     WorkCounter,
     layer_shapes,
 )
+from tuner.hardware.chunks import chunk_seconds
 from tuner.hardware.collectives import CollectiveTimes
 from tuner.hardware.curves import Curves
 from tuner.hardware.device import DeviceSpec
-from tuner.hardware.physics import ACTIVATION_BYTES, Peaks, decode_work, gemm_work, prefill_work
+from tuner.hardware.physics import ACTIVATION_BYTES, Peaks, decode_work, gemm_work
 from tuner.hardware.precision import Precision
 from tuner.hardware.tables import (
     DECODE_CONTEXT,
@@ -150,16 +151,17 @@ class CurveOperators:
     def _prefill_table(self) -> Grid3:
         axes = (PREFILL_SEQS, PREFILL_QUERIES, PREFIX)
         seqs, queries, prefix = np.meshgrid(*(axis.points for axis in axes), indexing="ij")
-        work = prefill_work(
+        seconds = chunk_seconds(
+            self._curves.prefill,
             self._peaks(Precision.BF16),
+            kernel_s=self._device.kernel_launch_s,
             seqs=seqs.ravel(),
             queries=queries.ravel(),
             prefix=prefix.ravel(),
             heads=np.full(seqs.size, self._heads),
             kv_heads=np.full(seqs.size, self._kv_heads),
         )
-        seconds = self._curves.prefill.seconds(work).reshape(seqs.shape)
-        return Grid3(*axes, seconds)
+        return Grid3(*axes, seconds.reshape(seqs.shape))
 
     def _peaks(self, precision: Precision) -> Peaks:
         return Peaks(

@@ -163,24 +163,27 @@ class StepPacker:
                 return
             if table.sequences[slot] is None:  # preempted for an earlier one in this loop
                 continue
-            rows = np.array([slot], np.intp)
-            if self._make_room(packed, rows, chunk):
-                running.grow(rows, chunk)
+            blocks = self._make_room(packed, slot, chunk)
+            if blocks is not None:
+                running.grow_row(slot, blocks)
                 packed.take(slot, chunk)
 
-    def _make_room(self, packed: PackedRows, rows: SlotArray, num_tokens: int) -> bool:
-        """Free blocks for a running prefill by preempting sequences behind it in the order."""
-        while not self._running.can_grow(rows, num_tokens):
-            if self._preempt_last(packed, keep=int(rows[0])) is None:
-                return False
-        return True
+    def _make_room(self, packed: PackedRows, slot: int, num_tokens: int) -> int | None:
+        """Free blocks for a running prefill by preempting sequences behind it in the order; the
+        blocks it lacks, None where there is no room."""
+        while (missing := self._running.find_room(slot, num_tokens)) is None:
+            if self._preempt_last(packed, keep=slot) is None:
+                return None
+        return missing
 
     def _admit(self, packed: PackedRows) -> None:
         """Start waiting requests while tokens, sequences and KV blocks allow."""
-        while self._prefill_room(packed) >= 1 and self.can_admit():
+        while (room := self._prefill_room(packed)) >= 1 and self.can_admit():
             placed = self._running.place(self._waiting.pop())
-            chunk = min(placed.num_tokens - placed.num_cached, self._prefill_room(packed))
-            self._running.grow(np.array([placed.slot], np.intp), chunk)
+            chunk = min(placed.num_tokens - placed.num_cached, room)
+            missing = self._running.find_room(placed.slot, chunk)
+            assert missing is not None, "admission has counted its blocks"
+            self._running.grow_row(placed.slot, missing)
             packed.placed.append(placed)
             packed.take(placed.slot, chunk)
 

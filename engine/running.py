@@ -57,28 +57,23 @@ class RunningSet:
     @property
     def promised_blocks(self) -> int:
         """Blocks that running prefills will still claim for tokens already known."""
-        table, slots = self.table, self.slots
-        missing = self.blocks_for_each(table.num_tokens[slots]) - table.num_blocks[slots]
-        return int(np.maximum(missing, 0).sum())
+        table = self.table
+        missing = (
+            self.blocks_for(int(table.num_tokens[slot])) - int(table.num_blocks[slot])
+            for slot in self.prefilling
+        )
+        return sum(max(count, 0) for count in missing)
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold ``num_tokens`` tokens."""
         return -(-num_tokens // self.block_size)
 
-    def blocks_for_each(self, num_tokens: Int32Array) -> Int32Array:
-        """Blocks that hold each count of tokens."""
-        return (num_tokens + (self.block_size - 1)) // self.block_size
-
     def missing_blocks(self, slots: SlotArray, num_new: int) -> Int32Array:
         """Blocks each row lacks to hold ``num_new`` more tokens."""
-        table = self.table
-        wanted = self.blocks_for_each(table.num_computed[slots] + np.int32(num_new))
-        missing: Int32Array = np.maximum(wanted - table.num_blocks[slots], 0)
+        beyond = np.int32(num_new) - self.table.room[slots]
+        missing: Int32Array = np.maximum(beyond + np.int32(self.block_size - 1), 0)
+        missing //= self.block_size
         return missing
-
-    def can_grow(self, slots: SlotArray, num_new: int) -> bool:
-        """Whether the pool holds what :meth:`grow` would take."""
-        return self.pool.can_allocate(int(self.missing_blocks(slots, num_new).sum()))
 
     def steps_within_blocks(self, limit: int) -> int:
         """Most decode steps of all rows, up to ``limit``, whose new blocks are free."""
@@ -88,7 +83,8 @@ class RunningSet:
             return high
         while low < high:
             middle = (low + high + 1) // 2
-            fits = self.can_grow(self.slots, middle)
+            missing = self.missing_blocks(self.slots, middle)
+            fits = self.pool.can_allocate(int(missing.sum()))
             low, high = (middle, high) if fits else (low, middle - 1)
         return low
 
@@ -105,7 +101,9 @@ class RunningSet:
         assert np.all(table.in_flight[slots] >= 0), "a row left more steps than it entered"
         assert np.all(table.in_flight[slots] > 0, where=table.is_ended[slots]), "an ended row stays"
         capacity = table.num_blocks[slots] * self.block_size
-        assert np.all(table.num_computed[slots] <= capacity), "KV tokens without a block"
+        room = capacity - table.num_computed[slots]
+        assert np.all(room >= 0), "KV tokens without a block"
+        assert np.array_equal(room, table.room[slots]), "the books of room in blocks are wrong"
 
     def find_cached(self, sequence: Sequence) -> Int32Array:
         """Blocks that hold the beginning of a waiting sequence already, at least one token short
@@ -182,6 +180,23 @@ class RunningSet:
             sequence.chain = PrefixChain(self._hasher)
         sequence.chain.extend_to(num_tokens, sequence.token_slice)
 
+    def find_room(self, slot: int, num_new: int) -> int | None:
+        """Blocks that one row lacks to hold ``num_new`` more tokens; None: they are not free."""
+        beyond = num_new - int(self.table.room[slot])
+        missing = self.blocks_for(beyond) if beyond > 0 else 0
+        return missing if self.pool.can_allocate(missing) else None
+
+    def grow_row(self, slot: int, num_blocks: int) -> None:
+        """Give one row ``num_blocks`` more blocks; the caller has made room."""
+        if not num_blocks:
+            return
+        held = int(self.table.num_blocks[slot])
+        blocks = self.pool.allocate(num_blocks)
+        self.table.blocks[slot, held : held + num_blocks] = blocks
+        self.table.num_blocks[slot] = held + num_blocks
+        self.table.room[slot] += num_blocks * self.block_size
+        self.grown.append((np.full(num_blocks, slot, np.intp), blocks))
+
     def grow(self, slots: SlotArray, num_new: int, missing: Int32Array | None = None) -> None:
         """Give rows the blocks for ``num_new`` more tokens each; the caller has made room.
 
@@ -195,24 +210,31 @@ class RunningSet:
         if not len(growing):
             return
         grown, counts = slots[growing], wanted[growing]
-        held = table.num_blocks[grown]
-        most = int(counts.max())
-        # The nth extra block of a row is needed at the step that writes its first token.
-        first_at = held * self.block_size - table.num_computed[grown]
-        if most == 1:
-            order = np.argsort(first_at, kind="stable")
-            rows, places = grown[order], held[order]
-        else:
-            nth = np.arange(most)
-            needed_at = first_at[:, None] + nth * self.block_size
-            row_of, nth_of = np.nonzero(nth < counts[:, None])
-            order = np.argsort(needed_at[row_of, nth_of], kind="stable")
-            row_of, nth_of = row_of[order], nth_of[order]
-            rows, places = grown[row_of], held[row_of] + nth_of
-        blocks = self.pool.allocate(len(rows))
-        table.blocks[rows, places] = blocks
+        held, room = table.num_blocks[grown], table.room[grown]
         table.num_blocks[grown] = held + counts
-        self.grown.append((rows, blocks))
+        table.room[grown] = room + counts * np.int32(self.block_size)
+        if num_new == 1 or int(counts.max()) == 1:
+            # The row with the least room needs its block first.
+            if num_new > 1 and len(grown) > 1:
+                order = np.argsort(room, kind="stable")
+                grown, held = grown[order], held[order]
+        else:
+            grown, held = self._in_order(grown, held, room, counts)
+        blocks = self.pool.allocate(len(grown))
+        table.blocks[grown, held] = blocks
+        self.grown.append((grown, blocks))
+
+    def _in_order(
+        self, rows: SlotArray, held: Int32Array, room: Int32Array, counts: Int32Array
+    ) -> tuple[SlotArray, Int32Array]:
+        """Row and place of each block of several per row, in the order in which single steps
+        need them: the nth extra block of a row at the step that writes its first token."""
+        nth = np.arange(int(counts.max()), dtype=np.int32)
+        needed_at = room[:, None] + nth * np.int32(self.block_size)
+        row_of, nth_of = np.nonzero(nth < counts[:, None])
+        order = np.argsort(needed_at[row_of, nth_of], kind="stable")
+        row_of, nth_of = row_of[order], nth_of[order]
+        return rows[row_of], held[row_of] + nth[nth_of]
 
     def take_grown(self) -> tuple[Int32Array, Int32Array]:
         """Rows and the block each was given, in order, since this was last asked; i4[K] both."""
@@ -228,3 +250,4 @@ class RunningSet:
         self.grown.clear()
         for lengths in (self.table.num_computed, self.table.num_tokens, self.table.num_known):
             lengths[self.slots] += np.int32(num_steps)
+        self.table.room[self.slots] -= np.int32(num_steps)

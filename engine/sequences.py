@@ -71,7 +71,8 @@ class SequenceTable:
     ``num_tokens`` and ``num_computed`` run ahead: they count what the steps in flight will have
     done, on the assumption that no sequence stops (arXiv 2606.01927, "optimistic"). ``num_known``
     counts tokens whose steps are committed. ``in_flight`` counts the steps in flight that hold
-    the row; a row that ``is_ended`` only waits for those.
+    the row; a row that ``is_ended`` only waits for those. ``room`` is how many more tokens the
+    row's blocks hold beyond ``num_computed``.
     """
 
     def __init__(self, *, num_slots: int, max_blocks: int) -> None:
@@ -81,6 +82,7 @@ class SequenceTable:
         self.num_computed: Int32Array = np.zeros(num_slots, np.int32)
         self.max_len: Int32Array = np.zeros(num_slots, np.int32)
         self.num_blocks: Int32Array = np.zeros(num_slots, np.int32)
+        self.room: Int32Array = np.zeros(num_slots, np.int32)
         self.blocks: Int32Array = np.full((num_slots, max_blocks), -1, np.int32)
         self.in_flight: npt.NDArray[np.int8] = np.zeros(num_slots, np.int8)
         self.is_ended: npt.NDArray[np.bool_] = np.zeros(num_slots, np.bool_)
@@ -111,6 +113,7 @@ class SequenceTable:
         sequence.slot = NO_SLOT
         self.blocks[slot, : len(held)] = -1
         self.num_blocks[slot] = 0
+        self.room[slot] = 0
         self.in_flight[slot] = 0
         self.is_ended[slot] = False
         self.sequences[slot] = None

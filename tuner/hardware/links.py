@@ -27,8 +27,9 @@ class LinkSpec:
 
     ``call_s`` is what any collective costs (start, and waiting for the others), ``hop_s`` each
     round of it, ``send_s`` a send. ``is_switched``: every device reaches every other in one round
-    at full speed; else data goes round a ring. ``measured_on`` names the device whose curves hold
-    collectives over this link, if any.
+    at full speed; else data goes round a ring. ``has_multicast``: the switch itself adds and
+    spreads (NVLS) where all its devices take part. ``measured_on`` names the device whose curves
+    hold collectives over this link, if any.
     """
 
     name: str
@@ -41,6 +42,7 @@ class LinkSpec:
     hop_s: float
     send_s: float
     is_switched: bool
+    has_multicast: bool = False
     measured_on: str | None = None
 
     @classmethod

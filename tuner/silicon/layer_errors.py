@@ -13,6 +13,7 @@ from tuner.hardware.device import DeviceSpec
 from tuner.hardware.physics import FloatArray
 from tuner.silicon.curve_fit import NUM_FOLDS
 from tuner.silicon.fit import fit_kind
+from tuner.silicon.groups import carried_over
 from tuner.silicon.layers import (
     DEGREES,
     LAYERS,
@@ -103,9 +104,7 @@ def unseen_degree(data: DeviceData, *, is_group_seen: bool = True) -> LayerError
             decode_s=_without(data.decode, ~np.isin(data.decode.groups, list(heads))),
             all_reduce_s=np.concatenate(
                 [
-                    _at(s.fit().curve, s.num_bytes)
-                    if is_group_seen
-                    else _other_ranks(s, data.all_reduces)
+                    _at(s.fit().curve, s.num_bytes) if is_group_seen else _other_ranks(s, data)
                     for s in data.all_reduces
                 ]
             ),
@@ -166,13 +165,11 @@ def _fitted_on_all(data: DeviceData) -> Calls:
     )
 
 
-def _other_ranks(series: Series, every: list[Series]) -> FloatArray:
-    """A collective by the two other numbers of ranks, straight in logs of ranks and time."""
-    others = [s for s in every if s.ranks != series.ranks]
-    x = np.log([s.ranks for s in others])
-    y = np.log([_at(s.fit().curve, series.num_bytes) for s in others])
-    slope = (y[1] - y[0]) / (x[1] - x[0])
-    return np.asarray(np.exp(y[0] + slope * (np.log(series.ranks) - x[0])))
+def _other_ranks(series: Series, data: DeviceData) -> FloatArray:
+    """A collective by those of the other numbers of ranks."""
+    others = [s for s in data.all_reduces if s.ranks != series.ranks]
+    has_multicast = data.device.link.has_multicast
+    return carried_over(series.ranks, series.num_bytes, others, has_multicast=has_multicast)
 
 
 def _at(curve: SizeCurve, num_bytes: FloatArray) -> FloatArray:

@@ -61,10 +61,10 @@ class FixedTimer:
 
     step_s: float
 
-    def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:  # noqa: ARG002
+    def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:  # noqa: ARG002 - a StepTimer
         return (self.step_s,)
 
-    def host_seconds(self, shape: StepShape) -> float:  # noqa: ARG002
+    def host_seconds(self, shape: StepShape) -> float:  # noqa: ARG002 - a StepTimer
         return 0.0
 
 

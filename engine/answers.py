@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.cuda import is_reached
 from engine.sampler import SampledTokens
 from engine.step_times import StepTimes
 from engine.steps import StepResult
@@ -72,7 +73,7 @@ class PendingAnswer:
     @property
     def is_ready(self) -> bool:
         """Whether :meth:`wait` returns at once."""
-        return self._done is None or bool(self._done.query())  # type: ignore[no-untyped-call]
+        return self._done is None or is_reached(self._done)
 
     @property
     def finished_s(self) -> float:

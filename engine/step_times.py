@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.cuda import new_event
 from engine.parallel.mesh import TimeReading
 from engine.steps import StepResult
 
@@ -17,7 +18,7 @@ def mark(device: torch.device) -> Mark:
     """Now, or on CUDA the moment the device comes to here."""
     if device.type != "cuda":
         return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event = new_event(is_timed=True)
     event.record(torch.cuda.current_stream(device))
     return event
 

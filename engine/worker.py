@@ -290,7 +290,7 @@ def warm_up() -> None:
     import torch
 
     import engine.parallel.transport
-    import engine.runner  # noqa: F401
+    import engine.runner  # noqa: F401 - for what importing it costs, not for its names
 
     torch.set_num_threads(1)
     gc.freeze()

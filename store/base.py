@@ -36,7 +36,7 @@ class UtcDateTime(TypeDecorator[datetime]):
     def process_bind_param(
         self,
         value: datetime | None,
-        dialect: sa.Dialect,  # noqa: ARG002
+        dialect: sa.Dialect,  # noqa: ARG002 - SQLAlchemy hands it in
     ) -> datetime | None:
         if value is None:
             return None
@@ -47,7 +47,7 @@ class UtcDateTime(TypeDecorator[datetime]):
     def process_result_value(
         self,
         value: datetime | None,
-        dialect: sa.Dialect,  # noqa: ARG002
+        dialect: sa.Dialect,  # noqa: ARG002 - SQLAlchemy hands it in
     ) -> datetime | None:
         if value is None:
             return None

@@ -211,15 +211,15 @@ class WorkCounter:
             # KV heads are repeated in the send buffer where there are fewer than ranks.
             kv_heads = model.kv_heads_per_rank(plan) * plan.sp
             q_width = model.q_size // plan.tp
-            for width in (q_width + 2 * kv_heads * model.head_dim, q_width):
-                found.append(  # noqa: PERF401
-                    Collective(
-                        kind=CollectiveKind.ALL_TO_ALL,
-                        ranks=plan.sp,
-                        num_bytes=rows * width * size,
-                        count=float(layers),
-                    )
+            found += [
+                Collective(
+                    kind=CollectiveKind.ALL_TO_ALL,
+                    ranks=plan.sp,
+                    num_bytes=rows * width * size,
+                    count=float(layers),
                 )
+                for width in (q_width + 2 * kv_heads * model.head_dim, q_width)
+            ]
         return found
 
     def _edge_collectives(self, shape: StepShape, stage: int) -> list[Collective]:

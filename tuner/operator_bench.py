@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from engine.kernels.attention import attention
 from engine.kernels.attention_plan import CacheShape, StepTables, plan_attention
 from engine.kernels.kv_cache import LayerCache, allocate_cache
 from engine.kernels.rms_norm import rms_norm
-from engine.kernels.rotary import rotary
+from engine.kernels.rotary import RotaryAngles, rotary
 from engine.kernels.silu_mul import silu_mul
 from engine.models.rope import RopeTable
 from engine.parallel.communicator import Communicator
@@ -114,7 +115,7 @@ class _Operators:
             weight = self._weight(head, 1)[0]
             for m in SAMPLED_ROWS:
                 x = self._tensor(m, head.k)
-                seconds = self._bench.seconds(lambda x=x, w=weight: F.linear(x, w))  # type: ignore[misc]
+                seconds = self._bench.seconds(partial(F.linear, x, weight))
                 found[m, head.n, head.k] = self._gemm_time(m, head, seconds)
         return list(found.values())
 
@@ -142,12 +143,7 @@ class _Operators:
                 queries = self._tensor(tokens, heads, model.head_dim)
                 angles = table.angles(torch.arange(tokens, device=self._device))
 
-                def call() -> None:
-                    for _ in range(2):
-                        x.add_(rms_norm(x, norm, model.rms_eps), alpha=1e-6)  # noqa: B023
-                    rotary(queries, angles)  # noqa: B023
-                    silu_mul(gated, 1)  # noqa: B023
-
+                call = partial(_elementwise, x, gated, queries, norm, angles, model.rms_eps)
                 rows.append(
                     ElementwiseTime(
                         tokens=tokens,
@@ -177,9 +173,9 @@ class _Operators:
                     group.recv(x, 0)
 
             calls: dict[CollectiveKind, Callable[[], object]] = {
-                CollectiveKind.ALL_REDUCE: lambda x=x: group.all_reduce(x),  # type: ignore[misc]
-                CollectiveKind.ALL_GATHER: lambda x=x: group.all_gather(x),  # type: ignore[misc]
-                CollectiveKind.ALL_TO_ALL: lambda b=blocks: group.all_to_all(b),  # type: ignore[misc]
+                CollectiveKind.ALL_REDUCE: partial(group.all_reduce, x),
+                CollectiveKind.ALL_GATHER: partial(group.all_gather, x),
+                CollectiveKind.ALL_TO_ALL: partial(group.all_to_all, blocks),
                 CollectiveKind.SEND: hand_over,
             }
             for kind, call in calls.items():
@@ -273,3 +269,13 @@ class _Operators:
     def _tensor(self, *shape: int) -> Tensor:
         drawn = torch.randn(*shape, generator=self._random, device=self._device)
         return drawn.to(self._dtype)
+
+
+def _elementwise(
+    x: Tensor, gated: Tensor, queries: Tensor, norm: Tensor, angles: RotaryAngles, eps: float
+) -> None:
+    """What a layer does to every row besides its products and its attention."""
+    for _ in range(2):
+        x.add_(rms_norm(x, norm, eps), alpha=1e-6)
+    rotary(queries, angles)
+    silu_mul(gated, 1)

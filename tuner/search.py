@@ -102,5 +102,6 @@ def _params(
     for name, (value, grid) in values.items():
         if value in grid:
             params[name] = value
+            # Optuna takes any sequence of its choices, and says one of a union of them.
             distributions[name] = CategoricalDistribution(tuple(grid))  # type: ignore[arg-type]
     return params, distributions

@@ -209,12 +209,18 @@ class _JsonLine:
         return value
 
     def time(self, name: str) -> float:
-        fine = lambda v: isinstance(v, int | float) and math.isfinite(v) and v >= 0  # noqa: E731
-        return float(self.read(name, fine, "a number of at least 0"))
+        return float(self.read(name, _is_time, "a number of at least 0"))
 
     def tokens(self, name: str) -> int:
-        fine = lambda v: isinstance(v, int) and v >= 1  # noqa: E731
-        return int(self.read(name, fine, "a whole number of at least 1"))
+        return int(self.read(name, _is_count, "a whole number of at least 1"))
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value >= 0
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value >= 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ def serve(
     ] = False,
 ) -> None:
     given = {"host": host, "port": port}
+    # Only what was given: the rest is the environment's, so no names can be spelled out here.
     settings = Settings(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
     configure_logs(settings.log_level)
     first_key = _prepare_database(settings)

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 
+# Triton has no types, and reads annotations as its own.
 @triton.jit  # type: ignore[untyped-decorator]
 def _rms_norm_kernel(  # type: ignore[no-untyped-def]
     x_ptr,

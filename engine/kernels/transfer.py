@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from engine.cuda import is_reached, new_event, new_stream
+
 
 def to_device(array: npt.NDArray[np.generic[Any]], device: torch.device) -> Tensor:
     """``array`` on ``device``; on CPU the same memory.
@@ -36,7 +38,7 @@ class InputStream:
         self._stream: torch.cuda.Stream | None = None
         self._in_use: deque[tuple[object, torch.cuda.Event]] = deque()
         if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._stream = new_stream(device)
             # Tables made on the stream that computes are read on this one.
             self._stream.wait_stream(torch.cuda.current_stream(device))
 
@@ -52,7 +54,7 @@ class InputStream:
         """When what was queued so far has arrived; None: it has."""
         if self._stream is None:
             return None
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event = new_event()
         event.record(self._stream)
         return event
 
@@ -68,8 +70,8 @@ class InputStream:
         """
         if self._stream is None:
             return
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done = new_event()
         done.record(torch.cuda.current_stream(self._device))
         self._in_use.append((inputs, done))
-        while self._in_use[0][1].query() and len(self._in_use) > 1:  # type: ignore[no-untyped-call]
+        while len(self._in_use) > 1 and is_reached(self._in_use[0][1]):
             self._in_use.popleft()

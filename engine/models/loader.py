@@ -83,6 +83,7 @@ class Checkpoint:
     def __init__(self, model_dir: Path, model: ModelConfig, *, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._files = _open_files(model_dir)
+        # A safetensors file is no mapping: it has keys() and cannot be iterated.
         self._file_of = {name: file for file in self._files.values() for name in file.keys()}  # noqa: SIM118
         self._check(model_dir, model)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
 
+from engine.cuda import new_event
 from engine.plan import Mode, ParallelPlan, RankCoords, rank_coords, rank_of
 
 if TYPE_CHECKING:
@@ -121,16 +122,12 @@ class TimedCommunicator:
     def _timed_on_device(
         self, call: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs
     ) -> Result:
-        start, end = _event(), _event()
+        start, end = new_event(is_timed=True), new_event(is_timed=True)
         start.record()
         result = call(*args, **kwargs)
         end.record()
         self._events.append((start, end))
         return result
-
-
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, kw_only=True)

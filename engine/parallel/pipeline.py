@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.cuda import new_event, new_stream
 from engine.parallel.mesh import RankGroups
 from engine.plan import Mode
 
@@ -78,7 +79,7 @@ class TokenFeedback:
         is_receiver = last_tokens.is_cuda and groups.stage == 0
         self._stream: torch.cuda.Stream | None = None
         if is_receiver:
-            self._stream = torch.cuda.Stream(last_tokens.device)  # type: ignore[no-untyped-call]
+            self._stream = new_stream(last_tokens.device)
 
     def send(self, ids: Tensor) -> None:
         """Tell the first stage the ids i8[R] of a step; called on the last stage."""
@@ -91,7 +92,7 @@ class TokenFeedback:
             return
         with torch.cuda.stream(self._stream):
             ids = self._receive(slots)
-            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived = new_event()
             arrived.record()
         expected = _Expected(number=number, slots=slots, ids=ids, arrived=arrived)
         self._expected.append(expected)

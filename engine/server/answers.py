@@ -120,7 +120,7 @@ class CompletionForm(_Head):
         choice: Choice,
         usage: Usage,
         *,
-        is_first: bool,  # noqa: ARG002
+        is_first: bool,  # noqa: ARG002 - a chat's first chunk differs
     ) -> dict[str, Any]:
         return self._chunk("text_completion", _completion_choice(choice), usage)
 

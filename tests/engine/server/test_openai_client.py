@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -58,10 +59,13 @@ def test_a_streamed_completion_has_the_same_text_as_a_whole_one(client: openai.O
 
 
 def test_a_chat_answers_as_the_assistant(client: openai.OpenAI, server: Server) -> None:
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    messages: list[Any] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+    ]
     answer = client.chat.completions.create(
         model=MODEL,
-        messages=messages,  # type: ignore[arg-type]
+        messages=messages,
         max_completion_tokens=10,
         temperature=0,
     )
@@ -72,21 +76,21 @@ def test_a_chat_answers_as_the_assistant(client: openai.OpenAI, server: Server) 
 
 
 def test_a_streamed_chat_joins_to_the_whole_one(client: openai.OpenAI) -> None:
-    def ask(**extra: object) -> object:
+    def ask(**extra: Any) -> Any:
         return client.chat.completions.create(
             model=MODEL,
             messages=[{"role": "user", "content": "Hello"}],
             max_tokens=20,
             temperature=0.8,
             seed=7,
-            **extra,  # type: ignore[call-overload]
+            **extra,
         )
 
     whole = ask()
-    chunks = list(ask(stream=True))  # type: ignore[call-overload]
+    chunks = list(ask(stream=True))
     assert chunks[0].choices[0].delta.role == "assistant"
     text = "".join(chunk.choices[0].delta.content for chunk in chunks)
-    assert text == whole.choices[0].message.content  # type: ignore[attr-defined]
+    assert text == whole.choices[0].message.content
 
 
 def test_a_seed_repeats_a_random_answer_and_no_seed_does_not(client: openai.OpenAI) -> None:
@@ -138,24 +142,24 @@ def test_log_probabilities_of_a_completion_stand_beside_its_tokens(client: opena
 
 
 def test_streamed_log_probabilities_join_to_the_whole_ones(client: openai.OpenAI) -> None:
-    def ask(**extra: object) -> object:
+    def ask(**extra: Any) -> Any:
         return client.completions.create(
             model=MODEL,
             prompt="The engine",
             max_tokens=12,
             seed=3,
             logprobs=2,
-            **extra,  # type: ignore[call-overload]
+            **extra,
         )
 
-    whole = ask().choices[0].logprobs  # type: ignore[attr-defined]
-    pieces = [chunk.choices[0].logprobs for chunk in ask(stream=True)]  # type: ignore[attr-defined]
+    whole = ask().choices[0].logprobs
+    pieces = [chunk.choices[0].logprobs for chunk in ask(stream=True)]
     for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
         assert [x for piece in pieces for x in getattr(piece, field)] == getattr(whole, field)
 
 
 def test_a_chats_log_probabilities_hold_bytes_that_join_to_its_text(client: openai.OpenAI) -> None:
-    def ask(**extra: object) -> object:
+    def ask(**extra: Any) -> Any:
         return client.chat.completions.create(
             model=MODEL,
             messages=[{"role": "user", "content": "Hello"}],
@@ -163,17 +167,17 @@ def test_a_chats_log_probabilities_hold_bytes_that_join_to_its_text(client: open
             temperature=0,
             logprobs=True,
             top_logprobs=2,
-            **extra,  # type: ignore[call-overload]
+            **extra,
         )
 
-    choice = ask().choices[0]  # type: ignore[attr-defined]
+    choice = ask().choices[0]
     content = choice.logprobs.content
     assert all(len(token.top_logprobs) == 2 for token in content)
     assert all(token.logprob == token.top_logprobs[0].logprob for token in content)
     plain = [token for token in content if not token.token.startswith("<|")]
     text = b"".join(bytes(token.bytes) for token in plain).decode(errors="replace")
     assert text == choice.message.content
-    pieces = [chunk.choices[0].logprobs for chunk in ask(stream=True)]  # type: ignore[attr-defined]
+    pieces = [chunk.choices[0].logprobs for chunk in ask(stream=True)]
     assert [token for piece in pieces for token in piece.content] == content
 
 

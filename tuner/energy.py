@@ -2,16 +2,20 @@
 
 An estimate, not a measurement: a device draws one of three powers, whatever the step; links,
 processors, fans and power supplies are left out. Good for comparing runs on one kind of device.
+arXiv 2606.01927 reports such a comparison: up to 54 % less energy with the host overlapped.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from engine.plan import ParallelPlan
 from tuner.errors import TunerError
+from tuner.hardware.power import compute_share
+from tuner.simulate import SimulationResult
 
 
 class Power(Protocol):
@@ -29,8 +33,8 @@ class Power(Protocol):
 class BusyTime:
     """What the ranks of ``plan`` did in ``wall_s`` seconds of a run.
 
-    ``prefill_s`` sums the seconds of every pipeline stage of every replica in steps with more
-    prefill than decode tokens, ``decode_s`` in all others; all ranks of a stage are busy then.
+    ``prefill_s`` and ``decode_s`` sum the seconds of every pipeline stage of every replica, each
+    step divided by the kinds of its tokens; all ranks of a stage are busy together.
 
     Raises:
         TunerError: a negative time, or more busy time than the ranks had.
@@ -97,6 +101,27 @@ class EnergyEstimate:
             "mean_w": self.mean_w,
             **parts,
         }
+
+
+def busy_times(result: SimulationResult) -> list[BusyTime]:
+    """What the ranks of a simulated run did, one entry per plan it had."""
+    starts = [spell.from_s for spell in result.spells]
+    prefill_s, decode_s = [0.0] * len(starts), [0.0] * len(starts)
+    for segment in result.segments:
+        spell = bisect_right(starts, segment.start_s) - 1
+        shape = segment.shape
+        share = compute_share(shape.num_prefill_tokens, shape.num_decode_tokens)
+        prefill_s[spell] += share * segment.busy_s
+        decode_s[spell] += (1 - share) * segment.busy_s
+    return [
+        BusyTime(
+            plan=spell.plan,
+            wall_s=spell.to_s - spell.from_s,
+            prefill_s=prefill_s[nth],
+            decode_s=decode_s[nth],
+        )
+        for nth, spell in enumerate(result.spells)
+    ]
 
 
 def estimate_energy(

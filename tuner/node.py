@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from engine.config import ModelConfig
+from engine.config import Caps, ModelConfig
 from engine.executors.protocol import StepTimer
 from engine.plan import ParallelPlan
 from tuner.arrivals import Workload
@@ -12,8 +12,9 @@ from tuner.backends import Backend, ServedTimer
 from tuner.errors import TunerError
 from tuner.hardware import Hardware, MemoryEstimate, Precision, estimate_memory
 from tuner.hardware.memory import weight_bytes_per_rank
-from tuner.simulate import OnProgress, SimulationResult, no_progress, simulate
+from tuner.simulate import OnProgress, Ranks, SimulationResult, no_progress, simulate
 from tuner.space import Settings
+from tuner.steering import Steering
 from tuner.timer import ScaledTimer
 
 
@@ -78,9 +79,12 @@ class Node:
         keeps_prefixes: bool = False,
         step_scale: float = 1.0,
         on_progress: OnProgress = no_progress,
+        steering: Steering | None = None,
+        envelope: Caps | None = None,
     ) -> SimulationResult:
         """One run of ``workload`` on ``settings.plan``; fewer ranks than devices leave the rest
         of the devices idle. ``step_scale`` multiplies all step times: the ends of an interval.
+        ``steering`` may change the settings on the way, within ``envelope``.
 
         Raises:
             PlanError, PolicyError, TunerError: as :meth:`timer` and :meth:`num_kv_blocks`.
@@ -100,6 +104,11 @@ class Node:
             front_end=self.backend.front_end,
             keeps_prefixes=keeps_prefixes,
             on_progress=on_progress,
+            steering=steering,
+            envelope=envelope,
+            ranks_of=lambda plan: Ranks(
+                timer=self._scaled(plan, step_scale), num_kv_blocks=self.num_kv_blocks(plan)
+            ),
         )
 
     def _scaled(self, plan: ParallelPlan, factor: float) -> StepTimer:

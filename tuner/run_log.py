@@ -8,11 +8,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from engine.plan import Mode
+from engine.plan import Mode, ParallelPlan
 from engine.steps import StepShape
+from tuner.steering import SettingsChange
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+
+
+# Most tokens per request that one write may hold.
+MAX_STAMPS = 64
+_COUNT = np.arange(MAX_STAMPS)
 
 
 class TokenLog:
@@ -33,10 +39,14 @@ class TokenLog:
         self._next[rows] = at + 1
 
     def stamp_each(self, rows: IntArray, ends_s: FloatArray) -> None:
-        """One token for each of ``rows`` at each of ``ends_s`` f8[K]."""
+        """One token for each of ``rows`` at each of ``ends_s`` f8[K], K up to MAX_STAMPS."""
         at = self._next[rows]
-        self._stamps[at[:, None] + np.arange(len(ends_s))] = ends_s
+        self._stamps[at[:, None] + _COUNT[: len(ends_s)]] = ends_s
         self._next[rows] = at + len(ends_s)
+
+    def stamps(self, row: int) -> tuple[float, ...]:
+        """Stamps of one request so far."""
+        return tuple(self._stamps[self._first[row] : self._next[row]].tolist())
 
     def token_s(self, delay_s: float) -> list[tuple[float, ...]]:
         """Stamps of every request so far, ``delay_s`` later."""
@@ -65,6 +75,30 @@ class Segment:
     @property
     def num_steps(self) -> int:
         return len(self.end_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppliedChange:
+    """A change that a run saw: decided at ``at_s``, in force at ``in_force_s``.
+
+    A hot change is obeyed by the first step that starts from then on. A reshape stopped the ranks
+    at ``stopped_s`` and carried ``num_carried`` unfinished requests over.
+    """
+
+    at_s: float
+    stopped_s: float
+    in_force_s: float
+    change: SettingsChange
+    num_carried: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSpell:
+    """Seconds of a run that belong to one plan; a restart belongs to the plan it leads to."""
+
+    plan: ParallelPlan
+    from_s: float
+    to_s: float
 
 
 @dataclass(kw_only=True)

@@ -9,36 +9,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from engine.config import Caps, ModelConfig
-from engine.errors import QueueFullError, RequestError
+from engine.config import Caps, EngineConfig, ModelConfig
 from engine.executors.protocol import StepTimer
-from engine.measurement import Distribution, Fidelity, Measurement, Outcome, RequestTiming
 from engine.plan import ParallelPlan, check_plan
 from engine.policy import Order
 from engine.shift import ModeChooser
 from tuner.arrivals import Workload
+from tuner.errors import TunerError
 from tuner.front_end import NO_FRONT_END, FrontEnd
-from tuner.run_log import RunCounts, Segment, TokenLog
-from tuner.simulated_replica import Replica, ReplicaSetup
-from tuner.simulated_requests import NEVER_S, RequestSource, Sent
+from tuner.run_log import RunCounts
+from tuner.simulated_replica import ReplicaSetup
+from tuner.simulated_requests import RequestSource
+from tuner.simulated_run import OnProgress, Run, SimulationResult, no_progress
+from tuner.space import Settings
+from tuner.steered_run import SteeredRun
+from tuner.steering import Steering
 
-# Called now and then with the virtual seconds so far, requests ended, and requests in all.
-OnProgress = Callable[[float, int, int], None]
-PROGRESS_REQUESTS = 50
-
-
-def no_progress(now_s: float, num_ended: int, num_requests: int) -> None:
-    """Tell nobody."""
+__all__ = [
+    "OnProgress",
+    "Ranks",
+    "RunCounts",
+    "SimulationResult",
+    "no_progress",
+    "simulate",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulationResult:
-    """What a simulated run yields: a measurement like a live one's, and where steps went."""
+class Ranks:
+    """What one replica of a plan runs on: its step times, and KV blocks per rank."""
 
-    measurement: Measurement
-    counts: RunCounts
-    segments: tuple[Segment, ...]
+    timer: StepTimer
+    num_kv_blocks: int
+
+
+RanksOf = Callable[[ParallelPlan], Ranks]
 
 
 def simulate(
@@ -58,6 +65,9 @@ def simulate(
     front_end: FrontEnd = NO_FRONT_END,
     keeps_prefixes: bool = False,
     on_progress: OnProgress = no_progress,
+    steering: Steering | None = None,
+    envelope: Caps | None = None,
+    ranks_of: RanksOf | None = None,
 ) -> SimulationResult:
     """Run ``workload`` on a simulated engine; same arguments, same answer.
 
@@ -65,23 +75,27 @@ def simulate(
     ``keeps_prefixes`` the engine's prefix cache is on, and prompts are those the load driver
     sends with ``seed``; else only their lengths count.
 
+    ``steering`` changes settings on the way, within ``envelope`` (by default a live engine's);
+    ``ranks_of`` tells what a plan it changes to runs on.
+
     Raises:
         PlanError: the model cannot run under the plan.
-        PolicyError: a mode or threshold the plan does not have.
+        PolicyError: a mode or threshold the plan does not have, or a change that a live engine
+            would refuse.
+        TunerError: a change of plan without ``ranks_of``.
     """
-    check_plan(plan, model)
-    setup = ReplicaSetup(
-        caps=caps,
-        envelope=caps,
-        chooser=ModeChooser(plan=plan, threshold_tokens=threshold_tokens, pin=mode),
-        timer=timer,
-        num_kv_blocks=num_kv_blocks,
+    settings = Settings(plan=plan, threshold_tokens=threshold_tokens, caps=caps, mode=mode)
+    setups = _Setups(
+        model=model,
+        plan=plan,
+        ranks=Ranks(timer=timer, num_kv_blocks=num_kv_blocks),
+        ranks_of=ranks_of,
+        envelope=caps if steering is None else envelope or _envelope(caps),
         block_size=block_size,
         max_model_len=max_model_len or model.max_positions,
-        depth=plan.pp,
         order=order,
         keeps_prefixes=keeps_prefixes,
-        stops_at_ends=plan.dp > 1 or workload.closed is not None or caps.max_queue is not None,
+        is_watched=steering is not None or workload.closed is not None,
     )
     source = RequestSource(
         workload,
@@ -90,127 +104,59 @@ def simulate(
         has_content=keeps_prefixes,
         vocab_size=model.vocab_size,
     )
-    run = _Run(workload, source, [setup] * plan.dp, on_progress)
+    if steering is None:
+        run = Run(workload, source, plan, setups.of(settings), on_progress)
+    else:
+        run = SteeredRun(workload, source, settings, setups, on_progress, steering)
     run.to_the_end()
     return run.result(front_end.answer_s)
 
 
-class _Run:
-    """One pass of a workload over the replicas, in order of virtual time."""
+@dataclass(frozen=True, kw_only=True)
+class _Setups:
+    """What replicas run with in one simulation; only settings change. ``is_watched``: somebody
+    outside looks whenever a request ends, whatever the settings."""
 
-    def __init__(
-        self,
-        workload: Workload,
-        source: RequestSource,
-        setups: list[ReplicaSetup],
-        on_progress: OnProgress,
-    ) -> None:
-        self._workload = workload
-        self._source = source
-        self._is_closed = workload.closed is not None
-        self._log = TokenLog(workload.output_tokens)
-        self._segments: list[Segment] = []
-        self._replicas = [
-            Replica(setup, number=number, log=self._log, segments=self._segments)
-            for number, setup in enumerate(setups)
-        ]
-        self._refused: set[int] = set()
-        self._num_ended = 0
-        self._on_progress = on_progress
+    model: ModelConfig
+    plan: ParallelPlan
+    ranks: Ranks
+    ranks_of: RanksOf | None
+    envelope: Caps
+    block_size: int
+    max_model_len: int
+    order: Order
+    keeps_prefixes: bool
+    is_watched: bool
 
-    def to_the_end(self) -> None:
-        """Handle events until no request waits, runs or is still to come."""
-        while True:
-            replica = self._next_replica()
-            arrival_s = self._source.next_s
-            if arrival_s == replica.next_event_s == NEVER_S:
-                return
-            if arrival_s <= replica.next_event_s:
-                self._admit_until(arrival_s)
-                self._launch(arrival_s, None)
-            else:
-                self._finish_step(replica)
-
-    def result(self, answer_s: float) -> SimulationResult:
-        """What was measured; clients hold tokens ``answer_s`` after their steps."""
-        token_s = self._log.token_s(answer_s)
-        sent_s = self._source.sent_s
-        timings = tuple(
-            RequestTiming(
-                scheduled_s=sent_s[number],
-                sent_s=sent_s[number],
-                token_s=token_s[number],
-                prompt_tokens=self._workload.arrivals[number].input_tokens,
-                outcome=Outcome.ERRORED if number in self._refused else Outcome.COMPLETED,
-            )
-            for number in range(self._source.num_sent)
-        )
-        return SimulationResult(
-            measurement=Measurement(
-                fidelity=Fidelity.SIMULATED,
-                timings=timings,
-                driver_lag_ms=Distribution.of([0.0]),
+    def of(self, settings: Settings) -> ReplicaSetup:
+        """Raises PlanError, PolicyError or TunerError as :func:`simulate`."""
+        plan, caps = settings.plan, settings.caps
+        check_plan(plan, self.model)
+        ranks = self._ranks(plan)
+        return ReplicaSetup(
+            caps=caps,
+            envelope=self.envelope,
+            chooser=ModeChooser(
+                plan=plan, threshold_tokens=settings.threshold_tokens, pin=settings.mode
             ),
-            counts=RunCounts.total(r.finish_counts() for r in self._replicas),
-            segments=tuple(self._segments),
+            timer=ranks.timer,
+            num_kv_blocks=ranks.num_kv_blocks,
+            block_size=self.block_size,
+            max_model_len=self.max_model_len,
+            depth=plan.pp,
+            order=self.order,
+            keeps_prefixes=self.keeps_prefixes,
+            stops_at_ends=self.is_watched or plan.dp > 1 or caps.max_queue is not None,
         )
 
-    def _next_replica(self) -> Replica:
-        """The replica whose oldest step ends first."""
-        replicas = self._replicas
-        return replicas[0] if len(replicas) == 1 else min(replicas, key=_event_s)
-
-    def _admit_until(self, now_s: float) -> None:
-        """Route every request that is seen by ``now_s`` to the least loaded replica."""
-        while self._source.next_s <= now_s:
-            self._route(self._source.take())
-
-    def _route(self, sent: Sent) -> None:
-        replica = min(self._replicas, key=_load)
-        try:
-            replica.add(self._source.request(sent))
-        except (RequestError, QueueFullError):
-            self._refused.add(sent.number)
-            self._end(sent.seen_s)
-
-    def _end(self, now_s: float) -> None:
-        """A request is over."""
-        self._num_ended += 1
-        self._source.follow_up(now_s)
-        if self._num_ended % PROGRESS_REQUESTS == 0:
-            self._on_progress(now_s, self._num_ended, len(self._workload))
-
-    def _finish_step(self, replica: Replica) -> None:
-        """Commit the oldest step of ``replica`` and go on."""
-        now_s = replica.next_event_s
-        ended = replica.commit()
-        self._admit_until(now_s)
-        # A client reads its answer before it asks again: it misses the step that starts now.
-        for _ in ended:
-            self._end(now_s)
-        self._launch(now_s, replica)
-
-    def _launch(self, now_s: float, committed: Replica | None) -> None:
-        """Start steps on ``committed`` and on replicas that were idle.
-
-        A live loop that waits for a step looks at its queue again when the step ends.
-        """
-        for replica in self._replicas:
-            if replica is committed or not replica.is_in_flight:
-                replica.launch(now_s, self._horizon_s(replica))
-
-    def _horizon_s(self, replica: Replica) -> float:
-        """Until when nothing outside ``replica`` can reach it."""
-        next_s = self._source.next_s
-        if not self._is_closed:
-            return next_s
-        others = (r.next_event_s for r in self._replicas if r is not replica)
-        return min(next_s, *others, NEVER_S)
+    def _ranks(self, plan: ParallelPlan) -> Ranks:
+        if plan == self.plan:
+            return self.ranks
+        if self.ranks_of is None:
+            raise TunerError(f"a change to plan {plan}: give ranks_of, which tells its step times")
+        return self.ranks_of(plan)
 
 
-def _event_s(replica: Replica) -> float:
-    return replica.next_event_s
-
-
-def _load(replica: Replica) -> int:
-    return replica.load_tokens
+def _envelope(caps: Caps) -> Caps:
+    """What a live engine that starts with ``caps`` may be raised to."""
+    return EngineConfig(model_dir=Path(), caps=caps).start_envelope

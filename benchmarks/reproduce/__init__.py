@@ -1,0 +1,1 @@
+"""The tables and figures of three papers from simulation, predicted beside published."""

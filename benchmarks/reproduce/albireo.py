@@ -1,0 +1,376 @@
+"""Albireo (arXiv 2606.01927): where a step's time goes, and how far tensor parallelism pays.
+
+Qwen2.5 in bfloat16 on H100, vLLM 0.11.2. *Removed* means as the paper's mechanisms do: host work
+hidden behind the step before, each rank samples its share of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from benchmarks.reproduce.nodes import (
+    SEED,
+    Load,
+    decode_step,
+    device_seconds,
+    get_node,
+    get_settings,
+    p50,
+)
+from benchmarks.reproduce.sampled import (
+    SampledNode,
+    SampleSeconds,
+    predicted_sampling,
+)
+from benchmarks.reproduce.tables import Claim, claim_table, number, table, yes
+from engine.errors import PlanError
+from engine.measurement import Measurement
+from engine.plan import ParallelPlan
+from tuner.errors import TunerError
+from tuner.hardware.sampling import SampleKind, SamplerSpec
+from tuner.node import Node
+from tuner.scaling import (
+    Amdahl,
+    StepParts,
+    find_optimal_degree,
+    fit_amdahl,
+    rule_of_thumb_degree,
+)
+
+HARDWARE, MODEL, PRECISION, BACKEND = "8xh100", "qwen2.5-32b", "bf16", "vllm"
+DEVICES = 8
+DEGREES = (1, 2, 4, 8)
+BATCH, DEGREE = 128, 4
+PUBLISHED = StepParts(
+    scheduling_s=4e-3, input_s=4e-3, forward_s=21e-3, sampling_s=6e-3, output_s=0.5e-3
+)
+SHARE_POINTS = 0.05
+CONTEXTS = (1024, 2048, 4096)
+CONTEXT = 2048
+MODELS = ("qwen2.5-7b", "qwen2.5-14b", "qwen2.5-32b", "qwen2.5-72b")
+ALL_ROWS = SamplerSpec(kind=SampleKind.FULL)
+SHARED_ROWS = replace(ALL_ROWS, is_parallel=True)
+PUBLISHED_GAIN, PUBLISHED_LATENCY_CUT = 1.9, 0.48
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much is simulated; smaller for a smoke test."""
+
+    requests: int = 1500
+    lengths: tuple[tuple[int, int], ...] = ((1155, 211), (512, 1024))
+    max_num_seqs: int = 1024
+    loads: tuple[int, ...] = (8, 32, 128, 512)
+    models: tuple[str, ...] = MODELS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overheads:
+    """What a step costs beside the forward pass: the host's part, and the sampler's."""
+
+    name: str
+    host_step_s: float
+    host_seq_s: float
+    sampling: SampleSeconds
+    shared_sampling: SampleSeconds
+
+    def served(self, node: Node, *, is_removed: bool) -> SampledNode:
+        """``node`` with these overheads exposed, or hidden and shared out."""
+        host = replace(
+            node.backend.host,
+            step_s=self.host_step_s,
+            seq_s=self.host_seq_s,
+            is_overlapped=is_removed,
+            exposed_s=0.0,
+        )
+        return SampledNode(
+            hardware=node.hardware,
+            model=node.model,
+            precision=node.precision,
+            backend=replace(node.backend, host=host),
+            sampling=self.shared_sampling if is_removed else self.sampling,
+        )
+
+
+def sections(size: Size) -> Iterator[str]:
+    """The report's lines."""
+    yield from _breakdown()
+    yield from _shares_at_one()
+    yield from _against_degree(size)
+    yield from _against_load(size)
+    yield from _rule(size)
+    yield from _notes()
+
+
+def fitted_overheads(model: str) -> Overheads:
+    """The ``vllm`` profile's host times, and the estimate of a sort-based sampler."""
+    node = get_node(HARDWARE, model, PRECISION, BACKEND)
+    host = node.backend.host
+    return Overheads(
+        name="profile `vllm`",
+        host_step_s=host.step_s + host.exposed_s,
+        host_seq_s=host.seq_s,
+        sampling=predicted_sampling(node, ALL_ROWS),
+        shared_sampling=predicted_sampling(node, SHARED_ROWS),
+    )
+
+
+def published_overheads() -> Overheads:
+    """The paper's own times at batch 128, in proportion to the sequences of a step."""
+    host_s = PUBLISHED.scheduling_s + PUBLISHED.input_s + PUBLISHED.output_s
+    row_s = PUBLISHED.sampling_s / BATCH
+    return Overheads(
+        name="the paper's own",
+        host_step_s=0.0,
+        host_seq_s=host_s / BATCH,
+        sampling=lambda plan, rows: rows * row_s,  # noqa: ARG005  one of SampleSeconds
+        shared_sampling=lambda plan, rows: rows * row_s / plan.stage_size,
+    )
+
+
+# -- one step ------------------------------------------------------------------------------------
+
+
+def predicted_parts(degree: int, context: int, model: str = MODEL) -> StepParts:
+    """One decode step of the paper's batch. The profile has one host time for scheduling, input
+    and output together: it stands under scheduling."""
+    node, plan = get_node(HARDWARE, model, PRECISION, BACKEND), ParallelPlan(tp=degree)
+    shape = decode_step(BATCH, context)
+    overheads = fitted_overheads(model)
+    return StepParts(
+        scheduling_s=overheads.host_step_s + BATCH * overheads.host_seq_s,
+        input_s=0.0,
+        forward_s=device_seconds(node, plan, shape),
+        sampling_s=overheads.sampling(plan, BATCH),
+        output_s=0.0,
+    )
+
+
+def _breakdown() -> Iterator[str]:
+    yield f"## One step at TP={DEGREE}, batch {BATCH}, {MODEL}"
+    yield ""
+    yield "The paper does not give its context length. Host: scheduling, input and output, which"
+    yield "the profile holds as one number (published 4 + 4 + 0.5 ms). Sampling: top-p by sorting,"
+    yield "estimated from its memory traffic."
+    yield ""
+    rows = []
+    for context in CONTEXTS:
+        parts = predicted_parts(DEGREE, context)
+        rows.append((f"predicted, context {context:,}", *_parts_row(parts)))
+    rows.append(("published", *_parts_row(PUBLISHED)))
+    yield from table(
+        ("", "host ms", "forward ms", "sampling ms", "step ms", "non-scalable share"), rows
+    )
+    share = PUBLISHED.non_scalable_share
+    for context in CONTEXTS:
+        found = predicted_parts(DEGREE, context).non_scalable_share
+        yield (
+            f"* Context {context:,}: {found:.0%} non-scalable, {100 * (found - share):+.0f} points "
+            f"from the published {share:.0%}; within {100 * SHARE_POINTS:.0f} points: "
+            f"{yes(abs(found - share) <= SHARE_POINTS)}"
+        )
+    yield ""
+
+
+def _parts_row(parts: StepParts) -> Iterator[str]:
+    host_s = parts.scheduling_s + parts.input_s + parts.output_s
+    for seconds in (host_s, parts.forward_s, parts.sampling_s, parts.total_s):
+        yield f"{1e3 * seconds:.1f}"
+    yield f"{parts.non_scalable_share:.0%}"
+
+
+def _shares_at_one() -> Iterator[str]:
+    yield "## Amdahl by task"
+    yield ""
+    yield f"`A = 1/(P1 + P2 + P4 + P5 + P3/t)`, batch {BATCH}, context {CONTEXT:,}. *Law*: from"
+    yield "the shares at t = 1; *simulated*: the step at t itself, where collectives and small"
+    yield "operations keep the forward pass from scaling; *fitted*: the law nearest to all of them."
+    yield ""
+    at_one = predicted_parts(1, CONTEXT)
+    law = Amdahl.of_step(at_one, 1)
+    published = Amdahl.of_step(PUBLISHED, DEGREE)
+    simulated = {t: predicted_parts(t, CONTEXT).total_s for t in DEGREES}
+    fitted = fit_amdahl(simulated)
+    yield from table(
+        ("t", "step ms", "simulated A", "law", "fitted", "law from the published step"),
+        [
+            (
+                str(t),
+                f"{1e3 * seconds:.1f}",
+                *(f"{simulated[1] / seconds:.2f}",),
+                *(f"{one.speedup(t):.2f}" for one in (law, fitted, published)),
+            )
+            for t, seconds in simulated.items()
+        ],
+    )
+    yield f"Share that does not scale, at t = 1: {law.serial_share:.0%} by parts, "
+    yield f"{fitted.serial_share:.0%} by the fit, {published.serial_share:.0%} published (if its"
+    yield f"forward pass scaled perfectly to t = {DEGREE})."
+    yield ""
+
+
+# -- throughput ----------------------------------------------------------------------------------
+
+
+def measure_degrees(
+    model: str,
+    overheads: Overheads,
+    size: Size,
+    lengths: tuple[int, int],
+    *,
+    is_removed: bool,
+) -> dict[int, float]:
+    """Degree -> tokens/s of one instance with everything sent at once; 0 where it does not fit."""
+    flood = _load(lengths, concurrency=size.requests, requests=size.requests)
+    node = overheads.served(get_node(HARDWARE, model, PRECISION, BACKEND), is_removed=is_removed)
+    found = {}
+    for degree in DEGREES:
+        try:
+            found[degree] = _measure(node, degree, flood, size).throughput_total_tokens_per_s
+        except (PlanError, TunerError):  # heads do not divide, or no room is left for KV
+            found[degree] = 0.0
+    return found
+
+
+def _measure(node: Node, degree: int, load: Load, size: Size) -> Measurement:
+    settings = get_settings(
+        f"tp={degree}", max_num_seqs=size.max_num_seqs, max_num_batched_tokens=8192
+    )
+    return node.simulate(settings, load.workload, seed=SEED).measurement
+
+
+def _load(lengths: tuple[int, int], *, concurrency: int, requests: int) -> Load:
+    return Load(
+        concurrency=concurrency,
+        input_tokens=lengths[0],
+        output_tokens=lengths[1],
+        requests=requests,
+    )
+
+
+def _against_degree(size: Size) -> Iterator[str]:
+    yield "## Throughput against t, and t_e"
+    yield ""
+    yield f"{size.requests:,} requests at once, at most {size.max_num_seqs:,} running: input and"
+    yield f"output tokens/s of one instance, and of the node with {DEVICES}/t instances. The"
+    yield "paper's lengths are not known here: one load of long prompts, one of long answers."
+    yield ""
+    rows, degrees = [], {}
+    for lengths in size.lengths:
+        for overheads in (fitted_overheads(MODEL), published_overheads()):
+            for is_removed in (False, True):
+                found = measure_degrees(MODEL, overheads, size, lengths, is_removed=is_removed)
+                name = f"{lengths[0]:,}/{lengths[1]:,}, {overheads.name}"
+                t_e = find_optimal_degree(found, DEVICES)
+                degrees[name, is_removed] = t_e
+                cells = [f"{number(v)} ({number(v * DEVICES / t)})" for t, v in found.items()]
+                state = "removed" if is_removed else "exposed"
+                rows.append((f"{name}, {state}", *cells, str(t_e or "none")))
+    yield from table(("overheads", *(f"t={t} (node)" for t in DEGREES), "t_e"), rows)
+    yield from claim_table(_direction(degrees))
+
+
+def _direction(degrees: Mapping[tuple[str, bool], int | None]) -> Iterator[Claim]:
+    for name in dict.fromkeys(name for name, _ in degrees):
+        low, high = degrees[name, False], degrees[name, True]
+        yield Claim(
+            what=f"t_e rises when overheads are removed ({name})",
+            found=f"{low} exposed, {high} removed",
+            holds=low is not None and high is not None and high > low,
+        )
+
+
+def _against_load(size: Size) -> Iterator[str]:
+    yield "## What removing overheads gives, against load"
+    yield ""
+    long_in, long_out = size.lengths[-1]
+    yield f"{MODEL} at TP={DEGREE}, closed loop, {long_in:,} in / {long_out:,} out."
+    yield ""
+    rows, gains = [], {}
+    for overheads in (fitted_overheads(MODEL), published_overheads()):
+        for concurrency in size.loads:
+            before, after = (
+                _at_load(overheads, concurrency, size, is_removed=is_removed)
+                for is_removed in (False, True)
+            )
+            gain = after.throughput_total_tokens_per_s / before.throughput_total_tokens_per_s
+            gains[overheads.name, concurrency] = gain
+            cut = 1 - p50(after.e2e_ms.mean) / p50(before.e2e_ms.mean)
+            rows.append(
+                (
+                    f"{overheads.name}, {concurrency} at a time",
+                    number(before.throughput_total_tokens_per_s),
+                    number(after.throughput_total_tokens_per_s),
+                    f"{gain:.2f}x",
+                    f"{cut:.0%}",
+                )
+            )
+    yield from table(("", "tokens/s exposed", "removed", "gain", "latency cut"), rows)
+    yield from claim_table(_gain_claims(gains, size))
+
+
+def _at_load(
+    overheads: Overheads, concurrency: int, size: Size, *, is_removed: bool
+) -> Measurement:
+    node = overheads.served(get_node(HARDWARE, MODEL, PRECISION, BACKEND), is_removed=is_removed)
+    requests = min(size.requests, 4 * concurrency)
+    load = _load(size.lengths[-1], concurrency=concurrency, requests=requests)
+    return _measure(node, DEGREE, load, size)
+
+
+def _gain_claims(gains: Mapping[tuple[str, int], float], size: Size) -> Iterator[Claim]:
+    most = max(gains, key=lambda key: gains[key])
+    yield Claim(
+        what=f"up to {PUBLISHED_GAIN}x throughput",
+        found=f"{gains[most]:.2f}x with {most[0]} at {most[1]} requests",
+        holds=abs(gains[most] / PUBLISHED_GAIN - 1) <= 0.25,
+    )
+    for name in dict.fromkeys(name for name, _ in gains):
+        first, last = gains[name, size.loads[0]], gains[name, size.loads[-1]]
+        yield Claim(
+            what=f"the gain grows with load ({name})",
+            found=f"{first:.2f}x at {size.loads[0]}, {last:.2f}x at {size.loads[-1]}",
+            holds=last > first,
+        )
+
+
+def _rule(size: Size) -> Iterator[str]:
+    yield "## The rule of thumb: t_e = 4M/C once overheads are removed"
+    yield ""
+    overheads = published_overheads()
+    rows = []
+    for model in size.models:
+        node = get_node(HARDWARE, model, PRECISION, BACKEND)
+        weight_bytes = node.memory(ParallelPlan()).weight_bytes
+        rule = rule_of_thumb_degree(weight_bytes, node.hardware.device.memory_bytes)
+        found = [
+            find_optimal_degree(
+                measure_degrees(model, overheads, size, size.lengths[-1], is_removed=is_removed),
+                DEVICES,
+            )
+            for is_removed in (False, True)
+        ]
+        rows.append(
+            (
+                model,
+                f"{weight_bytes / 1e9:.0f} GB",
+                str(rule),
+                *(str(degree or "none") for degree in found),
+                yes(found[1] == rule),
+            )
+        )
+    yield from table(("model", "weights", "4M/C", "t_e exposed", "t_e removed", "rule holds"), rows)
+    yield "Overheads: the paper's own at batch 128, in proportion to sequences."
+    yield ""
+
+
+def _notes() -> Iterator[str]:
+    yield "## How this was set up"
+    yield ""
+    yield "* Forward times: operator curves of H100. Host times: the `vllm` profile, fitted to"
+    yield "  served runs of other models, never to this paper."
+    yield "* *The paper's own* takes its measured host and sampling times as given, in proportion"
+    yield "  to the sequences of a step, and asks only what follows from them."
+    yield "* None: no degree is both superlinear up to itself and best for the node."
+    yield ""

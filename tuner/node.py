@@ -103,6 +103,7 @@ class Node:
             seed=seed,
             front_end=self.backend.front_end,
             keeps_prefixes=keeps_prefixes,
+            schedules_ahead=self.backend.schedules_ahead,
             on_progress=on_progress,
             steering=steering,
             envelope=envelope,

@@ -64,6 +64,7 @@ def simulate(
     seed: int = 0,
     front_end: FrontEnd = NO_FRONT_END,
     keeps_prefixes: bool = False,
+    schedules_ahead: bool = False,
     on_progress: OnProgress = no_progress,
     steering: Steering | None = None,
     envelope: Caps | None = None,
@@ -73,7 +74,8 @@ def simulate(
 
     ``timer`` gives the step times of one replica; ``num_kv_blocks`` is per rank. With
     ``keeps_prefixes`` the engine's prefix cache is on, and prompts are those the load driver
-    sends with ``seed``; else only their lengths count.
+    sends with ``seed``; else only their lengths count. ``schedules_ahead``: the engine schedules
+    each step while the one before runs.
 
     ``steering`` changes settings on the way, within ``envelope`` (by default a live engine's);
     ``ranks_of`` tells what a plan it changes to runs on.
@@ -95,6 +97,7 @@ def simulate(
         max_model_len=max_model_len or model.max_positions,
         order=order,
         keeps_prefixes=keeps_prefixes,
+        schedules_ahead=schedules_ahead,
         is_watched=steering is not None or workload.closed is not None,
     )
     source = RequestSource(
@@ -126,6 +129,7 @@ class _Setups:
     max_model_len: int
     order: Order
     keeps_prefixes: bool
+    schedules_ahead: bool
     is_watched: bool
 
     def of(self, settings: Settings) -> ReplicaSetup:
@@ -146,6 +150,7 @@ class _Setups:
             depth=plan.pp,
             order=self.order,
             keeps_prefixes=self.keeps_prefixes,
+            schedules_ahead=self.schedules_ahead,
             stops_at_ends=self.is_watched or plan.dp > 1 or caps.max_queue is not None,
         )
 

@@ -32,6 +32,8 @@ class ReplicaSetup:
 
     ``stops_at_ends``: somebody outside looks at the replica when a request ends (a client who
     then sends the next one, a router, an admission limit), so no stretch goes past that.
+    ``schedules_ahead``: a step is scheduled when the one before starts, so that a request which
+    is seen during a step misses the next one too.
     """
 
     caps: Caps
@@ -45,6 +47,7 @@ class ReplicaSetup:
     order: Order
     keeps_prefixes: bool
     stops_at_ends: bool
+    schedules_ahead: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +97,10 @@ class Replica:
         )
         self._timer = setup.timer
         self._stops_at_ends = setup.stops_at_ends
+        self._schedules_ahead = setup.schedules_ahead
+        # Requests seen while steps were in flight, and when the next step was scheduled.
+        self._lobby: list[Request] = []
+        self._scheduled_s = ready_s
         self._stage_free_s = [ready_s] * setup.depth
         self._host_free_s = ready_s
         self._flights: deque[_Flight] = deque()
@@ -105,7 +112,7 @@ class Replica:
     @property
     def load_tokens(self) -> int:
         """Tokens its requests may still grow to: the load that routing balances."""
-        return self._scheduler.load_tokens
+        return self._scheduler.load_tokens + sum(request.max_len for request in self._lobby)
 
     @property
     def num_running(self) -> int:
@@ -113,7 +120,7 @@ class Replica:
 
     @property
     def num_waiting(self) -> int:
-        return self._scheduler.num_waiting
+        return self._scheduler.num_waiting + len(self._lobby)
 
     @property
     def kv_usage(self) -> float:
@@ -127,7 +134,12 @@ class Replica:
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises RequestError or QueueFullError like the live scheduler."""
-        self._scheduler.add(request)
+        if not (self._schedules_ahead and self._flights):
+            self._scheduler.add(request)
+            return
+        self._scheduler.check_request(request)
+        self._scheduler.check_queue(len(self._lobby))
+        self._lobby.append(request)
 
     def adopt(self, sequences: list[Sequence]) -> None:
         """Queue sequences of another replica with their tokens so far."""
@@ -136,6 +148,7 @@ class Replica:
     def release(self) -> list[Sequence]:
         """Take every sequence out, for other replicas to adopt; nothing may be in flight."""
         assert not self._flights, "steps in flight end first"
+        self._let_in(float("inf"))
         return self._scheduler.release()
 
     def set_hot(self, *, caps: Caps, chooser: ModeChooser, order: Order) -> None:
@@ -150,7 +163,10 @@ class Replica:
         """
         if now_s < self.ready_s:
             return
-        if not self._flights and self._skip(now_s, horizon_s):
+        if self._lobby:
+            self._let_in(now_s if self._scheduler.is_idle else self._scheduled_s)
+        self._scheduled_s = now_s
+        if not self._flights and not self._lobby and self._skip(now_s, horizon_s):
             return
         scheduler, timer = self._scheduler, self._timer
         while (step := scheduler.schedule()) is not None:
@@ -190,6 +206,15 @@ class Replica:
 
     # -- parts -------------------------------------------------------------------------------
 
+    def _let_in(self, seen_by_s: float) -> None:
+        """Queue the requests that were seen in time for the step that is now put in flight."""
+        waiting, self._lobby = self._lobby, []
+        for request in waiting:
+            if request.arrival_s <= seen_by_s:
+                self._scheduler.add(request, is_admitted=True)
+            else:
+                self._lobby.append(request)
+
     def _skip(self, now_s: float, horizon_s: float) -> bool:
         """Put the quiet steps that start before ``horizon_s`` in flight as one stretch."""
         scheduler, end_s = self._scheduler, now_s
@@ -209,7 +234,8 @@ class Replica:
             ended += scheduler.advance(count)
             self._log.stamp_each(requests, ends_s)
             self._record(segment)
-            end_s = segment.end_s[-1]
+            starts_s = (end_s, *segment.end_s)
+            self._scheduled_s, end_s = starts_s[-2], starts_s[-1]
             if ended and self._stops_at_ends:
                 break
         if end_s == now_s:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,33 @@ from tuner.front_end import FrontEnd
 from tuner.hardware import Launch
 
 FOLDER = Path(__file__).parent
-SCHEMA = "backend/v1"
+SCHEMA = "backend/v2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostShares:
+    """How the host's work of a step divides: each part's share of :class:`HostTimes`' work.
+
+    A serving run shows the sum only, so shares come from elsewhere; the profile says from where.
+    """
+
+    schedule: float
+    input: float
+    sample: float
+    output: float
+
+    def __post_init__(self) -> None:
+        parts = [getattr(self, f.name) for f in fields(self)]
+        if min(parts) < 0 or abs(sum(parts) - 1.0) > 1e-6:
+            raise TunerError(f"host shares {parts}: must be at least 0 and add up to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostTimes:
-    """Host work of one step: ``step_s`` plus ``seq_s`` per sequence.
+    """Host work of one step: ``step_s``, plus ``seq_s`` per sequence, plus ``request_s`` per
+    sequence that computes a part of its prompt and ``prompt_token_s`` per token of it.
 
-    ``is_overlapped``: it runs beside the step before, and only what is longer than that is
+    ``is_overlapped``: it runs beside the ranks' work, and only what is longer than that is
     waited for; ``exposed_s`` is what no step covers either way.
     """
 
@@ -28,6 +47,65 @@ class HostTimes:
     seq_s: float
     is_overlapped: bool
     exposed_s: float = 0.0
+    request_s: float = 0.0
+    prompt_token_s: float = 0.0
+    shares: HostShares = field(
+        default_factory=lambda: HostShares(schedule=1.0, input=0.0, sample=0.0, output=0.0)
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("step_s", "seq_s", "exposed_s", "request_s", "prompt_token_s"):
+            if getattr(self, name) < 0:
+                raise TunerError(f"host {name}={getattr(self, name)}: must be at least 0")
+
+    def work_s(self, num_seqs: int, num_prompts: int, prompt_tokens: int) -> float:
+        """Seconds of the host's work, hidden or not."""
+        return (
+            self.step_s
+            + self.seq_s * num_seqs
+            + self.request_s * num_prompts
+            + self.prompt_token_s * prompt_tokens
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelTimes:
+    """Times of this system's kernels over those that the device's curves were measured with
+    (vLLM's); below 1 they are quicker. ``fp8_gemm`` is for products in fp8, ``gemm`` for others.
+    """
+
+    gemm: float = 1.0
+    fp8_gemm: float = 1.0
+    attention: float = 1.0
+    communication: float = 1.0
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if not getattr(self, f.name) > 0:
+                raise TunerError(f"kernel times {f.name}={getattr(self, f.name)}: must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutError:
+    """Median |error| of served runs of a group that the fit never saw."""
+
+    group: str
+    rows: int
+    ttft: float
+    tpot: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """Where fitted figures come from: the data, the command, the parameters and how they fare."""
+
+    file: str
+    sha256: str
+    rows: int
+    command: str
+    created: str
+    parameters: tuple[str, ...]
+    held_out: tuple[HeldOutError, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +113,9 @@ class Backend:
     """One serving system, as far as time depends on it.
 
     ``shift_launch`` is how kernels start in shift mode, ``has_second_weights`` whether a Shift
-    plan holds the shift mode's weights beside the base mode's.
+    plan holds the shift mode's weights beside the base mode's. ``schedules_ahead``: a step is
+    made while the one before runs, so a request joins the step after next. ``fitted`` is None
+    where nothing was fitted; ``source`` then says where the figures come from.
     """
 
     name: str
@@ -48,25 +128,34 @@ class Backend:
     shift_launch: Launch
     has_second_weights: bool
     default_caps: Caps
+    schedules_ahead: bool = False
+    kernels: KernelTimes = field(default_factory=KernelTimes)
+    fitted: Fitted | None = None
 
     @classmethod
     def from_json(cls, raw: dict[str, Any], *, where: str) -> Backend:
         """Read one profile.
 
         Raises:
-            TunerError: another schema, or a missing or unknown key, with its name.
+            TunerError: another schema, or a missing, unknown or impossible value, with its name.
         """
         if raw.get("schema") != SCHEMA:
             raise TunerError(f"{where}: schema {raw.get('schema')!r} is not {SCHEMA!r}")
         values = {key: value for key, value in raw.items() if key != "schema"}
         try:
-            values["host"] = HostTimes(**values["host"])
+            host = dict(values["host"])
+            if "shares" in host:
+                host["shares"] = HostShares(**host["shares"])
+            values["host"] = HostTimes(**host)
             values["front_end"] = FrontEnd(**values["front_end"])
             values["launch"] = Launch(values["launch"])
             values["shift_launch"] = Launch(values["shift_launch"])
             values["default_caps"] = Caps(**values["default_caps"])
+            values["kernels"] = KernelTimes(**values.get("kernels", {}))
+            if values.get("fitted") is not None:
+                values["fitted"] = _fitted(values["fitted"])
             return cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, TunerError) as error:
             raise TunerError(f"{where}: {error}") from error
 
 
@@ -85,3 +174,8 @@ def load_backend(name: str) -> Backend:
         raise TunerError(f"backend {name!r} is not known; known are {', '.join(list_backends())}")
     path = FOLDER / f"{name}.json"
     return Backend.from_json(json.loads(path.read_text()), where=path.name)
+
+
+def _fitted(raw: dict[str, Any]) -> Fitted:
+    held_out = tuple(HeldOutError(**error) for error in raw["held_out"])
+    return Fitted(**{**raw, "held_out": held_out, "parameters": tuple(raw["parameters"])})

@@ -2,11 +2,59 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from engine.config import ModelConfig
 from engine.plan import Mode, ParallelPlan
 from engine.steps import StepShape
-from tuner.backends.backend import Backend
+from tuner.backends.backend import Backend, KernelTimes
 from tuner.hardware import Hardware, Precision, paced_timer
+from tuner.hardware.roofline import RooflineTimer, StageSeconds
+
+SAME_KERNELS = KernelTimes()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedSeconds:
+    """Where the time of one step goes, all stages added up; parts named as in arXiv 2606.01927.
+
+    ``launch_s`` is what launching adds to the kernels. The four parts of the host are whole;
+    ``exposed_s`` is how much of them no rank's work covers.
+    """
+
+    gemm_s: float
+    attention_s: float
+    elementwise_s: float
+    head_s: float
+    communication_s: float
+    launch_s: float
+    schedule_s: float
+    input_s: float
+    sample_s: float
+    output_s: float
+    exposed_s: float
+
+    @property
+    def forward_s(self) -> float:
+        """The ranks' part of the step."""
+        return (
+            self.gemm_s
+            + self.attention_s
+            + self.elementwise_s
+            + self.head_s
+            + self.communication_s
+            + self.launch_s
+        )
+
+    @property
+    def host_s(self) -> float:
+        """The host's work, hidden or not."""
+        return self.schedule_s + self.input_s + self.sample_s + self.output_s
+
+    @property
+    def step_s(self) -> float:
+        """How long the step takes."""
+        return self.forward_s + self.exposed_s
 
 
 class ServedTimer:
@@ -30,18 +78,100 @@ class ServedTimer:
         if not plan.shift:
             launches[Mode.SHIFT] = backend.launch
         timers = {
-            launch: paced_timer(hardware, model, plan, precision, launch=launch)
+            launch: _ScaledKernels(
+                paced_timer(hardware, model, plan, precision, launch=launch),
+                backend.kernels,
+                is_fp8=precision is Precision.FP8,
+                num_stages=plan.pp,
+            )
             for launch in set(launches.values())
         }
         self._timers = {mode: timers[launch] for mode, launch in launches.items()}
         self._host = backend.host
+        self._last: tuple[StepShape, tuple[float, ...]] | None = None
 
     def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:
-        return self._timers[shape.mode].stage_seconds(shape)
+        # A simulator asks for the host's and the ranks' seconds of the same step in turn.
+        if self._last is not None and self._last[0] is shape:
+            return self._last[1]
+        seconds = self._timers[shape.mode].stage_seconds(shape)
+        self._last = shape, seconds
+        return seconds
 
     def host_seconds(self, shape: StepShape) -> float:
+        """What of the host's work the ranks wait for."""
         host = self._host
-        work_s = host.step_s + host.seq_s * shape.num_seqs
+        work_s = self._work_s(shape)
         if host.is_overlapped:
             work_s = max(0.0, work_s - sum(self.stage_seconds(shape)))
         return host.exposed_s + work_s
+
+    def breakdown(self, shape: StepShape) -> ServedSeconds:
+        """Where the time of one step goes."""
+        stages = self._timers[shape.mode].breakdown(shape)
+        shares, work_s = self._host.shares, self._work_s(shape) + self._host.exposed_s
+        return ServedSeconds(
+            gemm_s=sum(stage.gemm_s for stage in stages),
+            attention_s=sum(stage.attention_s for stage in stages),
+            elementwise_s=sum(stage.elementwise_s for stage in stages),
+            head_s=sum(stage.head_s for stage in stages),
+            communication_s=sum(stage.communication_s for stage in stages),
+            launch_s=sum(stage.launch_s for stage in stages),
+            schedule_s=shares.schedule * work_s,
+            input_s=shares.input * work_s,
+            sample_s=shares.sample * work_s,
+            output_s=shares.output * work_s,
+            exposed_s=self.host_seconds(shape),
+        )
+
+    def _work_s(self, shape: StepShape) -> float:
+        num_prompts = shape.num_seqs - shape.num_decode_tokens
+        return self._host.work_s(shape.num_seqs, num_prompts, shape.num_prefill_tokens)
+
+
+class _ScaledKernels:
+    """A device's step times with kinds of kernels sped up or slowed down."""
+
+    def __init__(
+        self, timer: RooflineTimer, kernels: KernelTimes, *, is_fp8: bool, num_stages: int
+    ) -> None:
+        self._timer, self._kernels = timer, kernels
+        self._gemm = kernels.fp8_gemm if is_fp8 else kernels.gemm
+        self._is_same = kernels == SAME_KERNELS
+        self._stages = range(num_stages)
+        # Of sizes seen: each stage's seconds without attention, as measured and scaled.
+        self._seen: dict[tuple[Mode, int, int], tuple[tuple[float, float], ...]] = {}
+
+    def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:
+        seconds = self._timer.stage_seconds(shape)
+        if self._is_same:
+            return seconds
+        key = (shape.mode, shape.num_tokens, shape.num_sampled)
+        fixed = self._seen.get(key)
+        if fixed is None:
+            fixed = self._seen[key] = self._without_attention(shape)
+        factor = self._kernels.attention
+        return tuple(
+            scaled + factor * max(0.0, stage - measured)
+            for stage, (measured, scaled) in zip(seconds, fixed, strict=True)
+        )
+
+    def breakdown(self, shape: StepShape) -> list[StageSeconds]:
+        return [self._scaled(self._timer.breakdown(shape, stage)) for stage in self._stages]
+
+    def _without_attention(self, shape: StepShape) -> tuple[tuple[float, float], ...]:
+        parts = [self._timer.breakdown(shape, stage) for stage in self._stages]
+        scaled = [self._scaled(part) for part in parts]
+        return tuple(
+            (part.total_s - part.attention_s, better.total_s - better.attention_s)
+            for part, better in zip(parts, scaled, strict=True)
+        )
+
+    def _scaled(self, stage: StageSeconds) -> StageSeconds:
+        return replace(
+            stage,
+            gemm_s=self._gemm * stage.gemm_s,
+            attention_s=self._kernels.attention * stage.attention_s,
+            head_s=self._kernels.gemm * stage.head_s,
+            communication_s=self._kernels.communication * stage.communication_s,
+        )

@@ -122,7 +122,7 @@ class StepPacker:
 
     def _take_decodes(self, packed: PackedRows, ready: SlotArray) -> None:
         """Rows with exactly one token to compute; every one unless the budget is smaller."""
-        limit = min(packed.tokens, self._share_of_running())
+        limit = min(packed.tokens, self.share_of_running)
         if len(ready) > limit:
             # Rotate, so that a budget below the running count starves nobody.
             ready = np.roll(ready, -(self._rotation % len(ready)))[:limit]
@@ -132,7 +132,8 @@ class StepPacker:
             self._running.grow(ready, 1, missing)
             packed.take_decodes(ready)
 
-    def _share_of_running(self) -> int:
+    @property
+    def share_of_running(self) -> int:
         """With several steps in flight, each takes its share of the running set."""
         return max(1, -(-len(self._running) // self._depth))
 

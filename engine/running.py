@@ -11,6 +11,8 @@ from engine.scheduled import PlacedSequence, SlotArray
 from engine.sequences import Sequence, SequenceTable
 from engine.steps import Int32Array
 
+NO_BLOCKS: Int32Array = np.empty(0, np.int32)
+
 
 class RunningSet:
     """Sequences in the order they were admitted, their array rows and their KV blocks.
@@ -110,7 +112,7 @@ class RunningSet:
         of all of it: the last token must be computed to know the next.
         """
         if self._hasher is None:
-            return np.empty(0, np.int32)
+            return NO_BLOCKS
         self._extend_chain(sequence, sequence.num_tokens)
         assert sequence.chain is not None, "the line above made it"
         most = (sequence.num_tokens - 1) // self.block_size
@@ -130,7 +132,7 @@ class RunningSet:
         if sequence.num_tokens - num_cached > 1:
             self.prefilling.add(slot)
         self.sequences.append(sequence)
-        self.slots = np.append(self.slots, slot)
+        self.slots = np.concatenate((self.slots, (slot,)))
         return PlacedSequence(
             sequence=sequence,
             slot=slot,
@@ -240,8 +242,11 @@ class RunningSet:
         """Rows and the block each was given, in order, since this was last asked; i4[K] both."""
         grown, self.grown = self.grown, []
         if not grown:
-            return np.empty(0, np.int32), np.empty(0, np.int32)
-        slots, blocks = (np.concatenate(part) for part in zip(*grown, strict=True))
+            return NO_BLOCKS, NO_BLOCKS
+        if len(grown) == 1:
+            slots, blocks = grown[0]
+        else:
+            slots, blocks = (np.concatenate(part) for part in zip(*grown, strict=True))
         return slots.astype(np.int32), blocks
 
     def advance(self, num_steps: int) -> None:

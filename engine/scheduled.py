@@ -50,6 +50,32 @@ class ScheduledStep:
     grown_slots: Int32Array
     grown_blocks: Int32Array
 
+    @classmethod
+    def of_decodes(
+        cls,
+        *,
+        step_id: int,
+        shape: StepShape,
+        slots: SlotArray,
+        context_lens: Int32Array,
+        sequences: list[Sequence],
+    ) -> ScheduledStep:
+        """A step of decodes that was scheduled in bulk; blocks were given elsewhere."""
+        none = np.empty(0, np.int32)
+        return cls(
+            step_id=step_id,
+            shape=shape,
+            slots=slots,
+            query_lens=np.ones(len(slots), np.int32),
+            context_lens=context_lens,
+            is_sampled=np.ones(len(slots), np.bool_),
+            first_chunk=len(slots),
+            sequences=sequences,
+            placed=[],
+            grown_slots=none,
+            grown_blocks=none,
+        )
+
     @property
     def num_sampled(self) -> int:
         return self.shape.num_sampled

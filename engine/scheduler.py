@@ -15,6 +15,7 @@ from engine.errors import QueueFullError, RequestError
 from engine.pace import StepPace
 from engine.packing import PackedRows, StepPacker
 from engine.policy import Order
+from engine.quiet import QuietRounds, QuietSteps, with_more_context
 from engine.request import FinishReason, Request
 from engine.running import RunningSet
 from engine.scheduled import (
@@ -72,6 +73,7 @@ class Scheduler:
             self._running, self._waiting, caps=caps, chooser=chooser, depth=depth
         )
         self._outstanding: deque[ScheduledStep] = deque()
+        self._quiet = QuietSteps(self._running, self._packer, self._outstanding, depth=depth)
         self._alive: dict[str, Sequence] = {}
         self._load_tokens = 0
         # Whether the last step left a request waiting.
@@ -298,33 +300,14 @@ class Scheduler:
         """Decode steps that will pass before anything but lengths changes; 0 = none.
 
         Within them no sequence is admitted or preempted and the mode stays, so each is the step
-        before with one more token per sequence; sequences may end with the last one.
+        before with one more token per sequence; sequences may end with the last one. With a
+        pipeline see :meth:`quiet_rounds`.
         """
-        running = self._running
-        is_steady = (
-            len(running) > 0
-            and self.depth == 1
-            and not self._outstanding
-            and not running.prefilling
-            and not self.chooser.pin.startswith("random")
-            and len(running) <= self.caps.max_num_batched_tokens
-        )
-        if not is_steady or self._packer.can_admit():
-            return 0
-        left = running.table.max_len[running.slots] - running.table.num_tokens[running.slots]
-        return running.steps_within_blocks(int(left.min()))
+        return self._quiet.count()
 
     def quiet_shape(self) -> StepShape:
         """Shape of the next quiet step; each later one adds ``num_seqs`` context tokens."""
-        slots = self._running.slots
-        context = int(self.table.num_computed[slots].sum()) + len(slots)
-        return StepShape(
-            mode=self.chooser.choose(len(slots), self.next_step_id),
-            num_seqs=len(slots),
-            num_decode_tokens=len(slots),
-            decode_context_tokens=context,
-            num_sampled=len(slots),
-        )
+        return self._quiet.shape(self.next_step_id)
 
     def advance(self, num_steps: int) -> list[Sequence]:
         """Commit ``num_steps`` quiet decode steps in bulk: one token per sequence and step. The
@@ -335,6 +318,36 @@ class Scheduler:
         for sequence in finished:
             self._end(sequence)
         return finished
+
+    def quiet_rounds(self) -> QuietRounds | None:
+        """With a pipeline whose stages all but one have a step: rounds that will pass before
+        anything but lengths changes.
+
+        A round launches ``depth`` decode steps in turn, first of the rows that no step in flight
+        holds, then of those of each step in flight, oldest first; after each launch the oldest
+        step is committed. No sequence ends in it.
+        """
+        return self._quiet.rounds(self._free_rows(), self.next_step_id)
+
+    def advance_rounds(self, rounds: QuietRounds, count: int) -> list[ScheduledStep]:
+        """Launch and commit ``count`` of :meth:`quiet_rounds` in bulk; the steps then in flight,
+        which take the places of those before."""
+        held = [self.table.num_computed[slots] for slots in rounds.groups]
+        self._running.advance(count)
+        self.next_step_id += count * self.depth
+        self._outstanding.clear()
+        for nth in range(1, self.depth):
+            slots, shape = rounds.groups[nth], rounds.shapes[nth]
+            self._outstanding.append(
+                ScheduledStep.of_decodes(
+                    step_id=self.next_step_id - self.depth + nth,
+                    shape=with_more_context(shape, (count - 1) * shape.num_seqs),
+                    slots=slots,
+                    context_lens=held[nth] + np.int32(count - 1),
+                    sequences=self._sequences_of(slots),
+                )
+            )
+        return list(self._outstanding)
 
     # -- one step ----------------------------------------------------------------------------
 
@@ -371,24 +384,22 @@ class Scheduler:
     def _step_of(self, packed: PackedRows) -> ScheduledStep:
         table, first_chunk = self.table, len(packed.decodes)
         slots, query_lens = packed.decodes, np.ones(packed.num_rows, np.int32)
+        # Decodes end with a row's last known token, chunks where they reach it.
         is_sampled = np.ones(packed.num_rows, np.bool_)
-        if packed.chunks:
-            slots = np.concatenate([slots, np.array([slot for slot, _ in packed.chunks], np.intp)])
-            query_lens[first_chunk:] = [new for _, new in packed.chunks]
+        chunks: list[tuple[int, int]] = []
+        for row, (slot, new) in enumerate(packed.chunks, first_chunk):
+            before = int(table.num_computed[slot])
+            chunks.append((new, before))
+            query_lens[row] = new
+            is_sampled[row] = before + new == table.num_tokens[slot]
+        if chunks:
+            slots = np.concatenate((slots, [slot for slot, _ in packed.chunks]))
         context_lens = table.num_computed[slots]
-        if packed.chunks:
-            is_sampled[first_chunk:] = (
-                context_lens[first_chunk:] + query_lens[first_chunk:]
-                == table.num_tokens[slots[first_chunk:]]
-            )
-        chunks = list(
-            zip((n for _, n in packed.chunks), context_lens[first_chunk:].tolist(), strict=True)
-        )
         shape = shape_of(
             num_decodes=first_chunk,
             cached=int(context_lens[:first_chunk].sum()),
             chunks=chunks,
-            num_sampled=first_chunk + int(is_sampled[first_chunk:].sum()),
+            num_sampled=int(np.count_nonzero(is_sampled)),
             mode=self.chooser.choose(packed.used, self.next_step_id),
         )
         grown_slots, grown_blocks = self._running.take_grown()
@@ -400,7 +411,7 @@ class Scheduler:
             context_lens=context_lens,
             is_sampled=is_sampled,
             first_chunk=first_chunk,
-            sequences=[s for slot in slots.tolist() if (s := table.sequences[slot]) is not None],
+            sequences=self._sequences_of(slots),
             placed=packed.placed,
             grown_slots=grown_slots,
             grown_blocks=grown_blocks,
@@ -425,8 +436,11 @@ class Scheduler:
     def _full_rows(self, slots: SlotArray) -> list[Sequence]:
         """Sequences of these rows that have all their tokens."""
         table = self.table
-        full = slots[table.num_known[slots] >= table.max_len[slots]]
-        return [s for slot in full.tolist() if (s := table.sequences[slot]) is not None]
+        return self._sequences_of(slots[table.num_known[slots] >= table.max_len[slots]])
+
+    def _sequences_of(self, slots: SlotArray) -> list[Sequence]:
+        held = self.table.sequences
+        return [s for slot in slots.tolist() if (s := held[slot]) is not None]
 
     def _outcome(self, step: ScheduledStep, token_ids: Int32Array) -> StepOutcome:
         """Give each sampled row its token, unless its sequence has ended meanwhile."""

@@ -101,8 +101,9 @@ class SequenceTable:
         self.num_tokens[slot] = self.num_known[slot] = sequence.num_tokens
         self.num_computed[slot] = num_cached
         self.max_len[slot] = sequence.request.max_len
-        self.blocks[slot, : len(cached_blocks)] = cached_blocks
-        self.num_blocks[slot] = len(cached_blocks)
+        if len(cached_blocks):
+            self.blocks[slot, : len(cached_blocks)] = cached_blocks
+            self.num_blocks[slot] = len(cached_blocks)
         return slot
 
     def remove(self, sequence: Sequence) -> Int32Array:

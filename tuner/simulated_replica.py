@@ -11,16 +11,18 @@ from engine.config import Caps
 from engine.executors.protocol import StepTimer
 from engine.plan import Mode
 from engine.policy import Order
+from engine.quiet import with_more_context
 from engine.request import Request
 from engine.scheduled import ScheduledStep
 from engine.scheduler import Scheduler
 from engine.sequences import Sequence
 from engine.shift import ModeChooser
 from engine.steps import StepShape
-from tuner.run_log import FloatArray, RunCounts, Segment, TokenLog
+from tuner.piped_rounds import GroupSteps, PipeState, run_rounds
+from tuner.run_log import MAX_STAMPS, FloatArray, RunCounts, Segment, TokenLog
 
 # Bulk stretches are timed at both ends and taken as straight between them.
-MAX_BULK_STEPS = 64
+MAX_BULK_STEPS = MAX_STAMPS
 # After step i (from 0) of a stretch: steps taken, and times the growth per step has added up.
 _TAKEN = np.arange(1, MAX_BULK_STEPS + 1, dtype=np.float64)
 _GROWN = _TAKEN * (_TAKEN - 1) / 2
@@ -98,7 +100,7 @@ class Replica:
         self._timer = setup.timer
         self._stops_at_ends = setup.stops_at_ends
         self._schedules_ahead = setup.schedules_ahead
-        # Requests seen while steps were in flight, and when the next step was scheduled.
+        # Requests that were seen while steps were in flight, and since when steps are known.
         self._lobby: list[Request] = []
         self._scheduled_s = ready_s
         self._stage_free_s = [ready_s] * setup.depth
@@ -166,7 +168,7 @@ class Replica:
         if self._lobby:
             self._let_in(now_s if self._scheduler.is_idle else self._scheduled_s)
         self._scheduled_s = now_s
-        if not self._flights and not self._lobby and self._skip(now_s, horizon_s):
+        if not self._lobby and self._skip_quiet(now_s, horizon_s):
             return
         scheduler, timer = self._scheduler, self._timer
         while (step := scheduler.schedule()) is not None:
@@ -215,6 +217,12 @@ class Replica:
             else:
                 self._lobby.append(request)
 
+    def _skip_quiet(self, now_s: float, horizon_s: float) -> bool:
+        """Take steps in which only lengths change in one stretch, if there are any."""
+        if self._flights:
+            return self._skip_rounds(now_s, horizon_s)
+        return self._skip(now_s, horizon_s)
+
     def _skip(self, now_s: float, horizon_s: float) -> bool:
         """Put the quiet steps that start before ``horizon_s`` in flight as one stretch."""
         scheduler, end_s = self._scheduler, now_s
@@ -262,6 +270,48 @@ class Replica:
             ends_s = ends_s[: int(np.searchsorted(ends_s, horizon_s)) + 1]
         return ends_s, float(ends_s[-1]) - start_s - len(ends_s) * host_s
 
+    def _skip_rounds(self, now_s: float, horizon_s: float) -> bool:
+        """Take the quiet rounds of a pipeline that are launched before ``horizon_s``; the steps
+        that were in flight end in them, and their followers are in flight afterwards."""
+        rounds = self._scheduler.quiet_rounds()
+        if rounds is None:
+            return False
+        state = PipeState(
+            now_s=now_s,
+            host_free_s=self._host_free_s,
+            stage_free_s=self._stage_free_s.copy(),
+            finish_s=deque(flight.finish_s for flight in self._flights),
+        )
+        groups, state = run_rounds(
+            rounds, self._timer, state, most=MAX_BULK_STEPS, horizon_s=horizon_s
+        )
+        count = len(groups[0].ends_s)
+        if not count:
+            return False
+        for flight in self._flights:
+            assert flight.segment is not None, "steps of a pipeline have segments"
+            self._record(flight.segment)
+        for slots, group in zip(rounds.groups, groups, strict=True):
+            self._log.stamp_each(self._request_of_slot[slots], np.array(group.token_s))
+        steps = self._scheduler.advance_rounds(rounds, count)
+        self._host_free_s, self._stage_free_s = state.host_free_s, state.stage_free_s
+        self._record_group(groups[0], count)
+        for group in groups[1:]:
+            self._record_group(group, count - 1)
+        self._flights.clear()
+        self._fly(_Flight(finish_s=state.now_s))
+        for step, group in zip(steps, groups[1:], strict=True):
+            ends_s = (group.ends_s[-1],)
+            segment = self._segment(step.shape, group.starts_s[-1], ends_s, group.busy_s[-1])
+            self._fly(_Flight(step=step, finish_s=ends_s[0], segment=segment))
+        return True
+
+    def _record_group(self, group: GroupSteps, count: int) -> None:
+        """Keep the first ``count`` steps of a group as one segment."""
+        if count:
+            ends_s, busy_s = tuple(group.ends_s[:count]), sum(group.busy_s[:count])
+            self._record(self._segment(group.shape, group.starts_s[0], ends_s, busy_s))
+
     def _segment(
         self, shape: StepShape, start_s: float, end_s: tuple[float, ...], busy_s: float
     ) -> Segment:
@@ -298,14 +348,3 @@ class Replica:
         if self._last_mode not in (None, shape.mode):
             counts.mode_switches += 1
         self._last_mode = shape.mode
-
-
-def with_more_context(shape: StepShape, num_tokens: int) -> StepShape:
-    """The same decode step with ``num_tokens`` more tokens of context."""
-    return StepShape(
-        mode=shape.mode,
-        num_seqs=shape.num_seqs,
-        num_decode_tokens=shape.num_decode_tokens,
-        decode_context_tokens=shape.decode_context_tokens + num_tokens,
-        num_sampled=shape.num_sampled,
-    )

@@ -12,6 +12,7 @@ from engine.errors import QueueFullError, RequestError
 from engine.plan import Mode, ParallelPlan
 from engine.policy import Order
 from engine.request import FinishReason, Request, SamplingParams
+from engine.scheduled import ScheduledStep
 from engine.scheduler import Scheduler
 from engine.shift import ModeChooser
 
@@ -149,6 +150,45 @@ def test_advance_leaves_the_same_state_as_single_steps(
         bulk.check_integrity()
         for name in ("num_tokens", "num_computed", "num_blocks", "blocks"):
             assert np.array_equal(getattr(bulk.table, name), getattr(single.table, name)), name
+        assert bulk.next_step_id == single.next_step_id
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    lengths=requests,
+    depth=st.integers(2, 4),
+    num_blocks=st.integers(23, 200),
+    data=st.data(),
+)
+def test_advancing_rounds_of_a_pipeline_leaves_the_same_state_as_single_steps(
+    lengths: list[tuple[int, int]], depth: int, num_blocks: int, data: st.DataObject
+) -> None:
+    bulk, single = (make_scheduler(num_blocks=num_blocks, depth=depth) for _ in range(2))
+    for scheduler in (bulk, single):
+        for i, (prompt_len, max_tokens) in enumerate(lengths):
+            scheduler.add(make_request(str(i), prompt_len, max_tokens))
+    flights: list[list[ScheduledStep]] = [[], []]
+    while not bulk.is_idle:
+        rounds = bulk.quiet_rounds()
+        if rounds is not None:
+            count = data.draw(st.integers(1, rounds.count))
+            flights[0] = bulk.advance_rounds(rounds, count)
+            for _ in range(count * depth):
+                launched = single.schedule()
+                assert launched is not None
+                flights[1].append(launched)
+                ended = single.commit_lengths(flights[1].pop(0))
+                assert not ended, "a sequence ended in a quiet round"
+        else:
+            for scheduler, flying in zip((bulk, single), flights, strict=True):
+                while (step := scheduler.schedule()) is not None:
+                    flying.append(step)
+                scheduler.commit_lengths(flying.pop(0))
+        bulk.check_integrity()
+        for name in ("num_tokens", "num_computed", "num_known", "num_blocks", "in_flight"):
+            assert np.array_equal(getattr(bulk.table, name), getattr(single.table, name)), name
+        assert [s.shape for s in flights[0]] == [s.shape for s in flights[1]]
+        assert [s.step_id for s in flights[0]] == [s.step_id for s in flights[1]]
         assert bulk.next_step_id == single.next_step_id
 
 

@@ -44,6 +44,7 @@ def run(
 def without_skipping() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Scheduler, "quiet_steps", lambda self: 0)
+        patch.setattr(Scheduler, "quiet_rounds", lambda self: None)
         yield
 
 
@@ -81,9 +82,16 @@ def test_every_request_gets_exactly_its_output_tokens() -> None:
     max_num_seqs=st.integers(1, 12),
     concurrency=st.integers(0, 6),
     dp=st.integers(1, 2),
+    pp=st.integers(1, 4),
 )
 def test_skipping_quiet_steps_equals_taking_each(
-    requests: int, gap_s: float, output_tokens: int, max_num_seqs: int, concurrency: int, dp: int
+    requests: int,
+    gap_s: float,
+    output_tokens: int,
+    max_num_seqs: int,
+    concurrency: int,
+    dp: int,
+    pp: int,
 ) -> None:
     if concurrency:
         workload = closed_loop(
@@ -92,7 +100,7 @@ def test_skipping_quiet_steps_equals_taking_each(
     else:
         workload = open_loop(requests=requests, gap_s=gap_s, output_tokens=output_tokens)
     caps = Caps(max_num_seqs=max_num_seqs, max_num_batched_tokens=256)
-    plan = ParallelPlan(dp=dp)
+    plan = ParallelPlan(dp=dp, pp=pp)
     skipped = run(workload, caps=caps, plan=plan, num_kv_blocks=60)
     with without_skipping():
         single = run(workload, caps=caps, plan=plan, num_kv_blocks=60)
@@ -104,6 +112,13 @@ def test_skipping_schedules_far_fewer_steps() -> None:
     counts = run(open_loop(requests=4, gap_s=5.0, output_tokens=200)).counts
     assert counts.num_steps >= 800
     assert counts.scheduled_steps < 40
+
+
+def test_skipping_schedules_far_fewer_steps_of_a_pipeline_too() -> None:
+    plan = ParallelPlan(pp=2)
+    counts = run(closed_loop(requests=8, concurrency=8, output_tokens=200), plan=plan).counts
+    assert counts.num_steps >= 400
+    assert counts.scheduled_steps < 60
 
 
 def test_a_pipeline_overlaps_its_stages() -> None:

@@ -27,13 +27,13 @@ from engine.executors.protocol import StepTimer
 from engine.executors.simulated import SimulatedExecutor
 from engine.plan import ParallelPlan
 from engine.policy import EnginePolicy, Order
+from engine.quiet import with_more_context
 from engine.replica import Replica
 from engine.request import Request, RequestOutput, SamplingParams
 from engine.scheduled import ScheduledStep
 from engine.scheduler import Scheduler
 from engine.steps import StepPlan, StepShape
 from tuner.arrivals import Arrival
-from tuner.simulated_replica import with_more_context
 
 TIMEOUT_S = 60.0
 

@@ -1,0 +1,121 @@
+"""Stretches of steps in which nothing but lengths changes: how long they are, and their shape.
+
+The simulator commits such a stretch at once (:meth:`engine.scheduler.Scheduler.advance`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.packing import StepPacker
+from engine.plan import Mode
+from engine.running import RunningSet
+from engine.scheduled import ScheduledStep, SlotArray
+from engine.shift import ModeChooser
+from engine.steps import StepShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuietRounds:
+    """``count`` rounds of steps, one for each group of rows, in turn; each has the group's shape
+    here and one token of context per row and round more."""
+
+    count: int
+    groups: tuple[SlotArray, ...]
+    shapes: tuple[StepShape, ...]
+
+
+class QuietSteps:
+    """Answers for one scheduler: its rows, its packer and its steps in flight."""
+
+    def __init__(
+        self,
+        running: RunningSet,
+        packer: StepPacker,
+        outstanding: Sequence[ScheduledStep],
+        *,
+        depth: int,
+    ) -> None:
+        self._running, self._packer = running, packer
+        self._outstanding = outstanding
+        self._depth = depth
+
+    def count(self) -> int:
+        """See :meth:`engine.scheduler.Scheduler.quiet_steps`."""
+        if self._depth > 1 or self._outstanding or not self._is_steady():
+            return 0
+        running, table = self._running, self._running.table
+        if len(running) > self._packer.caps.max_num_batched_tokens:
+            return 0
+        left = table.max_len[running.slots] - table.num_tokens[running.slots]
+        return running.steps_within_blocks(int(left.min()))
+
+    def shape(self, step_id: int) -> StepShape:
+        """Shape of the next quiet step; each later one adds ``num_seqs`` context tokens."""
+        slots = self._running.slots
+        return decode_shape(self._running, slots, self._packer.chooser, step_id)
+
+    def rounds(self, free: SlotArray, step_id: int) -> QuietRounds | None:
+        """See :meth:`engine.scheduler.Scheduler.quiet_rounds`; ``free`` are the rows that no step
+        in flight holds."""
+        if self._depth == 1 or len(self._outstanding) != self._depth - 1:
+            return None
+        running, table = self._running, self._running.table
+        groups = [free, *(step.slots for step in self._outstanding)]
+        sizes = [len(slots) for slots in groups]
+        # A larger group would be cut, and the rest of it join the next one.
+        most = min(self._packer.share_of_running, self._packer.caps.max_num_batched_tokens)
+        is_whole = sum(sizes) == len(running) and min(sizes) >= 1 and max(sizes) <= most
+        # A chunk that ends one token before its prompt does gives its row no token.
+        are_sampled = all(step.num_sampled == len(step.slots) for step in self._outstanding)
+        if not is_whole or not are_sampled or not self._is_steady():
+            return None
+        left = table.max_len[running.slots] - table.num_tokens[running.slots]
+        # Rows in flight have been counted one token ahead.
+        left -= table.in_flight[running.slots] == 0
+        count = running.steps_within_blocks(int(left.min()))
+        chooser = self._packer.chooser
+        shapes = tuple(
+            decode_shape(running, slots, chooser, step_id + nth) for nth, slots in enumerate(groups)
+        )
+        return QuietRounds(count=count, groups=tuple(groups), shapes=shapes) if count else None
+
+    def _is_steady(self) -> bool:
+        """Whether every row decodes, none ends or comes, and sizes alone decide the mode."""
+        running, packer = self._running, self._packer
+        return (
+            len(running) > 0
+            and not running.prefilling
+            and not packer.chooser.pin.startswith("random")
+            and not packer.can_admit()
+        )
+
+
+def decode_shape(
+    running: RunningSet, slots: SlotArray, chooser: ModeChooser, step_id: int
+) -> StepShape:
+    """Shape of a step that decodes one token of each of ``slots``."""
+    count = len(slots)
+    context = int(np.add.reduce(running.table.num_computed[slots])) + count
+    mode: Mode = chooser.choose(count, step_id)
+    return StepShape(
+        mode=mode,
+        num_seqs=count,
+        num_decode_tokens=count,
+        decode_context_tokens=context,
+        num_sampled=count,
+    )
+
+
+def with_more_context(shape: StepShape, num_tokens: int) -> StepShape:
+    """The same decode step with ``num_tokens`` more tokens of context."""
+    return StepShape(
+        mode=shape.mode,
+        num_seqs=shape.num_seqs,
+        num_decode_tokens=shape.num_decode_tokens,
+        decode_context_tokens=shape.decode_context_tokens + num_tokens,
+        num_sampled=shape.num_sampled,
+    )

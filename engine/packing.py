@@ -14,7 +14,6 @@ from engine.running import RunningSet
 from engine.scheduled import PlacedSequence, SlotArray
 from engine.sequences import Sequence
 from engine.shift import ModeChooser
-from engine.steps import Int32Array
 from engine.waiting import WaitingQueue
 
 NO_SLOTS: SlotArray = np.empty(0, np.intp)
@@ -128,8 +127,8 @@ class StepPacker:
             ready = np.roll(ready, -(self._rotation % len(ready)))[:limit]
             self._rotation += limit
         if len(ready):
-            ready, missing = self._make_room_for_decodes(packed, ready)
-            self._running.grow(ready, 1, missing)
+            ready = self._make_room_for_decodes(packed, ready)
+            self._running.grow_by_one(ready)
             packed.take_decodes(ready)
 
     @property
@@ -137,23 +136,20 @@ class StepPacker:
         """With several steps in flight, each takes its share of the running set."""
         return max(1, -(-len(self._running) // self._depth))
 
-    def _make_room_for_decodes(
-        self, packed: PackedRows, ready: SlotArray
-    ) -> tuple[SlotArray, Int32Array]:
-        """Preempt from the back until every remaining row can hold one more token; these rows,
-        and the blocks each lacks for it."""
+    def _make_room_for_decodes(self, packed: PackedRows, ready: SlotArray) -> SlotArray:
+        """Preempt from the back until every remaining row can hold one more token."""
         pool = self._running.pool
-        while True:
+        # No row lacks more than one block for one token: mostly nothing need be counted.
+        while not pool.can_allocate(len(ready)):
             missing = self._running.missing_blocks(ready, 1)
-            # Asked of the rows first: no row lacks more than one block for one token.
-            if pool.can_allocate(len(ready)) or pool.can_allocate(int(missing.sum())):
-                return ready, missing
+            if pool.can_allocate(int(missing.sum())):
+                break
             victim = self._preempt_last(packed, keep=None)
             if victim is None:
                 # Only sequences in flight are left to preempt: run those that fit.
-                fits = np.cumsum(missing) <= pool.num_free
-                return ready[fits], missing[fits]
+                return ready[np.cumsum(missing) <= pool.num_free]
             ready = ready[ready != victim]
+        return ready
 
     def _take_prefills(self, packed: PackedRows, ready: list[int]) -> None:
         running, table = self._running, self._running.table

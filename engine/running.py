@@ -72,9 +72,8 @@ class RunningSet:
 
     def missing_blocks(self, slots: SlotArray, num_new: int) -> Int32Array:
         """Blocks each row lacks to hold ``num_new`` more tokens."""
-        beyond = np.int32(num_new) - self.table.room[slots]
-        missing: Int32Array = np.maximum(beyond + np.int32(self.block_size - 1), 0)
-        missing //= self.block_size
+        lacking = self.table.overhang[slots] + np.int32(num_new + self.block_size - 1)
+        missing: Int32Array = np.maximum(lacking // np.int32(self.block_size), 0)
         return missing
 
     def steps_within_blocks(self, limit: int) -> int:
@@ -103,9 +102,9 @@ class RunningSet:
         assert np.all(table.in_flight[slots] >= 0), "a row left more steps than it entered"
         assert np.all(table.in_flight[slots] > 0, where=table.is_ended[slots]), "an ended row stays"
         capacity = table.num_blocks[slots] * self.block_size
-        room = capacity - table.num_computed[slots]
-        assert np.all(room >= 0), "KV tokens without a block"
-        assert np.array_equal(room, table.room[slots]), "the books of room in blocks are wrong"
+        overhang = table.num_computed[slots] - capacity
+        assert np.all(overhang <= 0), "KV tokens without a block"
+        assert np.array_equal(overhang, table.overhang[slots]), "the books of room are wrong"
 
     def find_cached(self, sequence: Sequence) -> Int32Array:
         """Blocks that hold the beginning of a waiting sequence already, at least one token short
@@ -184,7 +183,7 @@ class RunningSet:
 
     def find_room(self, slot: int, num_new: int) -> int | None:
         """Blocks that one row lacks to hold ``num_new`` more tokens; None: they are not free."""
-        beyond = num_new - int(self.table.room[slot])
+        beyond = num_new + int(self.table.overhang[slot])
         missing = self.blocks_for(beyond) if beyond > 0 else 0
         return missing if self.pool.can_allocate(missing) else None
 
@@ -196,43 +195,54 @@ class RunningSet:
         blocks = self.pool.allocate(num_blocks)
         self.table.blocks[slot, held : held + num_blocks] = blocks
         self.table.num_blocks[slot] = held + num_blocks
-        self.table.room[slot] += num_blocks * self.block_size
+        self.table.overhang[slot] -= num_blocks * self.block_size
         self.grown.append((np.full(num_blocks, slot, np.intp), blocks))
 
-    def grow(self, slots: SlotArray, num_new: int, missing: Int32Array | None = None) -> None:
+    def grow_by_one(self, slots: SlotArray) -> None:
+        """Give each row a block that has none for its next token; the caller has made room."""
+        table = self.table
+        full = slots[table.overhang[slots] == 0]
+        if not len(full):
+            return
+        held = table.num_blocks[full]
+        blocks = self.pool.allocate(len(full))
+        table.blocks[full, held] = blocks
+        table.num_blocks[full] = held + 1
+        table.overhang[full] = -self.block_size
+        self.grown.append((full, blocks))
+
+    def grow(self, slots: SlotArray, num_new: int) -> None:
         """Give rows the blocks for ``num_new`` more tokens each; the caller has made room.
 
-        ``missing`` are the blocks each row lacks, where the caller has counted them. Blocks are
-        taken in the order that single decode steps would take them, so that many steps at once
-        leave the same state as one after the other.
+        Blocks are taken in the order that single decode steps would take them, so that many
+        steps at once leave the same state as one after the other.
         """
         table = self.table
-        wanted = self.missing_blocks(slots, num_new) if missing is None else missing
-        growing = np.flatnonzero(wanted)
+        missing = self.missing_blocks(slots, num_new)
+        growing = np.flatnonzero(missing)
         if not len(growing):
             return
-        grown, counts = slots[growing], wanted[growing]
-        held, room = table.num_blocks[grown], table.room[grown]
-        table.num_blocks[grown] = held + counts
-        table.room[grown] = room + counts * np.int32(self.block_size)
-        if num_new == 1 or int(counts.max()) == 1:
+        rows, counts = slots[growing], missing[growing]
+        held, overhang = table.num_blocks[rows], table.overhang[rows]
+        table.num_blocks[rows] = held + counts
+        table.overhang[rows] = overhang - counts * np.int32(self.block_size)
+        if int(counts.max()) == 1:
             # The row with the least room needs its block first.
-            if num_new > 1 and len(grown) > 1:
-                order = np.argsort(room, kind="stable")
-                grown, held = grown[order], held[order]
+            order = np.argsort(-overhang, kind="stable")
+            rows, held = rows[order], held[order]
         else:
-            grown, held = self._in_order(grown, held, room, counts)
-        blocks = self.pool.allocate(len(grown))
-        table.blocks[grown, held] = blocks
-        self.grown.append((grown, blocks))
+            rows, held = self._in_order(rows, held, overhang, counts)
+        blocks = self.pool.allocate(len(rows))
+        table.blocks[rows, held] = blocks
+        self.grown.append((rows, blocks))
 
     def _in_order(
-        self, rows: SlotArray, held: Int32Array, room: Int32Array, counts: Int32Array
+        self, rows: SlotArray, held: Int32Array, overhang: Int32Array, counts: Int32Array
     ) -> tuple[SlotArray, Int32Array]:
         """Row and place of each block of several per row, in the order in which single steps
         need them: the nth extra block of a row at the step that writes its first token."""
         nth = np.arange(int(counts.max()), dtype=np.int32)
-        needed_at = room[:, None] + nth * np.int32(self.block_size)
+        needed_at = nth * np.int32(self.block_size) - overhang[:, None]
         row_of, nth_of = np.nonzero(nth < counts[:, None])
         order = np.argsort(needed_at[row_of, nth_of], kind="stable")
         row_of, nth_of = row_of[order], nth_of[order]
@@ -253,6 +263,4 @@ class RunningSet:
         """One more token per row and step, for all rows; the caller knows the blocks are free."""
         self.grow(self.slots, num_steps)
         self.grown.clear()
-        for lengths in (self.table.num_computed, self.table.num_tokens, self.table.num_known):
-            lengths[self.slots] += np.int32(num_steps)
-        self.table.room[self.slots] -= np.int32(num_steps)
+        self.table.counts[:, self.slots] += np.int32(num_steps)

@@ -369,7 +369,7 @@ class Scheduler:
         table = self.table
         table.in_flight[step.slots] += 1
         table.num_computed[step.slots] += step.query_lens
-        table.room[step.slots] -= step.query_lens
+        table.overhang[step.slots] += step.query_lens
         table.num_tokens[step.sampled_slots] += 1
         for slot, _ in packed.chunks:
             if table.num_tokens[slot] - table.num_computed[slot] <= 1:

@@ -71,18 +71,22 @@ class SequenceTable:
     ``num_tokens`` and ``num_computed`` run ahead: they count what the steps in flight will have
     done, on the assumption that no sequence stops (arXiv 2606.01927, "optimistic"). ``num_known``
     counts tokens whose steps are committed. ``in_flight`` counts the steps in flight that hold
-    the row; a row that ``is_ended`` only waits for those. ``room`` is how many more tokens the
-    row's blocks hold beyond ``num_computed``.
+    the row; a row that ``is_ended`` only waits for those. ``overhang`` is ``num_computed``
+    minus the tokens that the row's blocks hold: 0 = full, never above.
+
+    The four counts that a decode step moves by one are rows of ``counts`` i4[4, C], so that one
+    operation moves them all.
     """
 
     def __init__(self, *, num_slots: int, max_blocks: int) -> None:
         self.num_slots = num_slots
-        self.num_tokens: Int32Array = np.zeros(num_slots, np.int32)
-        self.num_known: Int32Array = np.zeros(num_slots, np.int32)
-        self.num_computed: Int32Array = np.zeros(num_slots, np.int32)
+        self.counts: Int32Array = np.zeros((4, num_slots), np.int32)
+        self.num_computed: Int32Array = self.counts[0]
+        self.overhang: Int32Array = self.counts[1]
+        self.num_tokens: Int32Array = self.counts[2]
+        self.num_known: Int32Array = self.counts[3]
         self.max_len: Int32Array = np.zeros(num_slots, np.int32)
         self.num_blocks: Int32Array = np.zeros(num_slots, np.int32)
-        self.room: Int32Array = np.zeros(num_slots, np.int32)
         self.blocks: Int32Array = np.full((num_slots, max_blocks), -1, np.int32)
         self.in_flight: npt.NDArray[np.int8] = np.zeros(num_slots, np.int8)
         self.is_ended: npt.NDArray[np.bool_] = np.zeros(num_slots, np.bool_)
@@ -114,7 +118,7 @@ class SequenceTable:
         sequence.slot = NO_SLOT
         self.blocks[slot, : len(held)] = -1
         self.num_blocks[slot] = 0
-        self.room[slot] = 0
+        self.overhang[slot] = 0
         self.in_flight[slot] = 0
         self.is_ended[slot] = False
         self.sequences[slot] = None

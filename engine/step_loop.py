@@ -139,7 +139,7 @@ class StepLoop:
         # A result that was there before we looked ended earlier, when the ranks say.
         # What a step sent to idle ranks waited for lies before it was sent.
         waited_s = result.idle_s if flight.is_queued else 0.0
-        ended_s = min(now_s, started_s + waited_s + _spent_s(result)) if is_late else now_s
+        ended_s = min(now_s, started_s + waited_s + result.rank_s) if is_late else now_s
         self._flights.popleft()
         self._begin_next(ended_s)
         step_s = max(ended_s - started_s, 0.0)
@@ -217,8 +217,3 @@ class StepLoop:
     def _expected_s(self, flight: Flight) -> float | None:
         shape = flight.step.shape
         return self._scheduler.pace.seconds(shape.mode, shape.num_tokens)
-
-
-def _spent_s(result: StepResult) -> float:
-    """Seconds from when the ranks had this step to its end."""
-    return result.input_exposed_s + result.forward_s + result.communication_s + result.sample_s

@@ -144,6 +144,11 @@ class StepResult(msgspec.Struct, tag="result", kw_only=True, omit_defaults=True)
     communication_s: float = 0.0
     sample_s: float = 0.0
 
+    @property
+    def rank_s(self) -> float:
+        """Seconds from when the answering rank had this step to its end."""
+        return self.input_exposed_s + self.forward_s + self.communication_s + self.sample_s
+
 
 class StepSample(msgspec.Struct, frozen=True, kw_only=True):
     """Telemetry of one step, always on; feeds metrics and the cost model.

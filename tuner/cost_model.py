@@ -1,8 +1,9 @@
 """The step model: seconds of a step from operator times, fitted coefficients and a residual.
 
 ``seconds = serving_factor * exp(w * residual) * sum(coefficient * term)`` per stage, plus the
-delay of a declared link. ``w`` falls from 1 to 0 as a step leaves the data the residual was
-fitted on. Saved as versioned JSON; evaluated without scikit-learn, pandas or torch.
+delay of a declared link and what a full machine adds (:class:`ServingCost`). ``w`` falls from 1
+to 0 as a step leaves the data the residual was fitted on. Saved as versioned JSON; evaluated
+without scikit-learn, pandas or torch.
 """
 
 from __future__ import annotations
@@ -44,6 +45,35 @@ class HostCost:
 
     def seconds(self, shape: StepShape) -> float:
         return self.per_step_s + self.per_seq_s * shape.num_seqs
+
+
+NO_COST = HostCost(per_step_s=0.0, per_seq_s=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingCost:
+    """What steps that follow one another cost beyond a step alone on idle ranks, in seconds.
+
+    ``prepare``: a rank's inputs. In a step alone all stages prepare at once; in a full pipeline
+    each stage does so between two steps. ``host_cpu`` and ``message_cpu``: CPU time of the
+    engine's process and of a rank's receiving threads per step. They hide on a core of their own;
+    where ranks have all of them, host time is taken from one rank of one stage, message time from
+    every rank.
+    """
+
+    prepare: HostCost = NO_COST
+    host_cpu: HostCost = NO_COST
+    message_cpu: HostCost = NO_COST
+
+    def stage_seconds(
+        self, shape: StepShape, plan: ParallelPlan, *, num_free_cores: int | None
+    ) -> tuple[float, ...]:
+        """Seconds added to each stage of a step; ``num_free_cores`` None: ranks are no cores."""
+        shared_s = 0.0
+        if num_free_cores is not None and num_free_cores < 1:
+            shared_s = self.message_cpu.seconds(shape) + self.host_cpu.seconds(shape) / plan.pp
+        later_s = self.prepare.seconds(shape) + shared_s
+        return (shared_s, *(later_s for _ in range(1, plan.pp)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +125,7 @@ class StepModel:
     host: HostCost
     error: ErrorReport
     residual: Residual | None = None
+    serving: ServingCost = ServingCost()
     link: LinkEmulation | None = None
     fitted_plans: tuple[str, ...] = ()
     served_plans: tuple[str, ...] = ()
@@ -125,11 +156,17 @@ class StepModel:
             factor=self.serving_factor,
             residual=self.residual,
             host=self.host.seconds,
+            added=lambda shape: self._added_seconds(shape, plan),
             model=model,
             plan=plan,
             dtype=self.dtype,
             link=link if link is not None else self.link,
         )
+
+    def _added_seconds(self, shape: StepShape, plan: ParallelPlan) -> tuple[float, ...]:
+        is_cpu = self.machine.device == "cpu"
+        num_free = self.machine.num_cores - plan.world_size if is_cpu else None
+        return self.serving.stage_seconds(shape, plan.replica, num_free_cores=num_free)
 
     def check_model(self, model: ModelConfig) -> str | None:
         """A warning when the profile was taken of a model of other sizes, else None."""

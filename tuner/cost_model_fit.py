@@ -3,7 +3,8 @@
 1. Coefficients of the terms on the profile's pieces (non-negative, relative error, pulled
    towards "operators add up": 1 for operator seconds, 0 for fixed costs).
 2. One serving factor from the one-rank serving run: what a live step costs over the same step
-   in the profile (cold caches, the loop's own thread). It is applied to every plan.
+   in the profile (cold caches, the loop's own thread). It is applied to every plan. And what that
+   run took beside its steps: inputs on the rank, CPU time of engine and messages.
 3. A monotone boosted residual in log space, active only where it beats step 1 and 2 on plans
    that neither has seen.
 4. Split-conformal intervals from the same out-of-fold errors.
@@ -19,7 +20,7 @@ import numpy as np
 from engine.config import DType, LinkEmulation, ModelConfig
 from engine.steps import StepSample
 from tuner.boosting import boosted, export_trees
-from tuner.cost_model import ErrorReport, GroupError, HostCost, StepModel
+from tuner.cost_model import NO_COST, ErrorReport, GroupError, HostCost, ServingCost, StepModel
 from tuner.errors import TunerError
 from tuner.operator_fit import FloatArray, non_negative_fit, operator_table
 from tuner.profile import Profile
@@ -63,6 +64,7 @@ def fit_step_model(
         coefficients=dict(zip(TERM_NAMES, map(float, coefficients), strict=True)),
         serving_factor=factor,
         host=_fit_host(served),
+        serving=_fit_serving(profile, served),
         residual=residual,
         error=replace(report, num_pieces=len(pieces), num_samples=len(serving)),
         link=LinkEmulation(**profile.link) if profile.link else None,
@@ -95,11 +97,25 @@ def _fit_host(samples: list[StepSample]) -> HostCost:
     """Seconds that ranks wait for the host before a step, by sequences in it: what the engine
     hides behind the step before costs nothing.
     """
-    rows = [(s.shape.num_seqs, s.bubble_s) for s in samples]
+    return _fit_cost([(1, s.shape.num_seqs, s.bubble_s) for s in samples])
+
+
+def _fit_serving(profile: Profile, samples: list[StepSample]) -> ServingCost:
+    """From the one-rank run: inputs by the rank's own clock, the rest by CPU clocks."""
+    work = [w for w in profile.host_work if w.num_steps]
+    return ServingCost(
+        prepare=_fit_cost([(1, s.shape.num_seqs, s.input_exposed_s) for s in samples]),
+        host_cpu=_fit_cost([(w.num_steps, w.num_rows, w.host_s) for w in work]),
+        message_cpu=_fit_cost([(w.num_steps, w.num_rows, w.rank_s) for w in work]),
+    )
+
+
+def _fit_cost(rows: list[tuple[int, int, float]]) -> HostCost:
+    """Seconds per step and per sequence, from (steps, sequences in them, seconds)."""
     if not rows:
-        return HostCost(per_step_s=0.0, per_seq_s=0.0)
-    x = np.array([[1.0, n] for n, _ in rows], dtype=np.float64)
-    per_step, per_seq = non_negative_fit(x, np.array([max(s, 1e-7) for _, s in rows]))
+        return NO_COST
+    x = np.array([[steps, seqs] for steps, seqs, _ in rows], dtype=np.float64)
+    per_step, per_seq = non_negative_fit(x, np.array([max(s, 1e-7) for _, _, s in rows]))
     return HostCost(per_step_s=float(per_step), per_seq_s=float(per_seq))
 
 

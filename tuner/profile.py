@@ -13,6 +13,7 @@ import msgspec
 from engine.steps import StepSample, StepShape
 from tuner.errors import TunerError
 from tuner.features import CollectiveKind
+from tuner.host_work import HostWork
 from tuner.machine import Fingerprint
 
 SCHEMA = "profile/v1"
@@ -70,6 +71,8 @@ class PieceTime:
     """A step of a model cut to ``num_layers`` layers, from submit to result, under ``plan``.
 
     Mean over the faster half of the repeats; ``spread`` is (p90 - p10) / p50 of them.
+    ``dispatch_s`` of ``step_s`` lay outside the ranks: the message's way to them and the result's
+    way back. A live engine hides it behind the step before.
     """
 
     plan: str
@@ -78,6 +81,7 @@ class PieceTime:
     step_s: float
     communication_s: float
     spread: float
+    dispatch_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +89,7 @@ class Profile:
     """Everything ``gearshift profile`` measured.
 
     ``model`` holds the sizes of the profiled model (see ``model_sizes``). ``samples`` are the
-    step samples of a short serving run on one rank.
+    step samples of a short serving run on one rank, ``host_work`` what it took beside its steps.
     """
 
     fingerprint: Fingerprint
@@ -98,6 +102,7 @@ class Profile:
     collectives: tuple[CollectiveTime, ...] = ()
     pieces: tuple[PieceTime, ...] = ()
     samples: tuple[StepSample, ...] = field(default=(), repr=False)
+    host_work: tuple[HostWork, ...] = ()
     created: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -114,6 +119,7 @@ class Profile:
             "collectives": [asdict(row) for row in self.collectives],
             "pieces": [msgspec.to_builtins(row) for row in self.pieces],
             "samples": [msgspec.to_builtins(row) for row in self.samples],
+            "host_work": [asdict(row) for row in self.host_work],
         }
 
     @classmethod

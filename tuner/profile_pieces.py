@@ -119,6 +119,7 @@ def _time_recipe(
 ) -> PieceTime:
     taken: list[float] = []
     waited: list[float] = []
+    outside: list[float] = []
     started_s = time.perf_counter()
     step_id = 0
 
@@ -139,6 +140,7 @@ def _time_recipe(
         result = executor.collect()
         taken.append(time.perf_counter() - submitted_s)
         waited.append(result.communication_s)
+        outside.append(taken[-1] - result.rank_s)
         step_id += 1
     p10, p50, p90 = np.percentile(taken[1:], (10, 50, 90))
     return PieceTime(
@@ -148,6 +150,7 @@ def _time_recipe(
         step_s=trimmed_mean(taken[1:]),
         communication_s=float(np.median(waited[1:])),
         spread=float((p90 - p10) / p50),
+        dispatch_s=trimmed_mean([max(0.0, seconds) for seconds in outside[1:]]),
     )
 
 

@@ -18,6 +18,7 @@ from engine.plan import ParallelPlan
 from engine.request import Request, RequestOutput, SamplingParams
 from engine.steps import StepSample
 from tuner.cost_model import model_sizes
+from tuner.host_work import HostWork, HostWorkMeter
 from tuner.machine import num_cores, this_machine
 from tuner.profile import Profile
 from tuner.profile_messages import OperatorReport
@@ -77,7 +78,7 @@ def run_profile(spec: ProfileSpec, *, on_event: OnEvent = lambda _: None) -> Pro
         seconds=0.5 * spec.seconds,
     )
     on_event("a short serving run on one rank")
-    samples = serve_samples(config, model, seed=spec.seed, seconds=0.2 * spec.seconds)
+    samples, host_work = serve_samples(config, model, seed=spec.seed, seconds=0.2 * spec.seconds)
     return Profile(
         fingerprint=this_machine(spec.device),
         model=model_sizes(model),
@@ -89,6 +90,7 @@ def run_profile(spec: ProfileSpec, *, on_event: OnEvent = lambda _: None) -> Pro
         collectives=tuple(row for report in reports for row in report.collectives),
         pieces=tuple(pieces),
         samples=samples,
+        host_work=host_work,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -122,8 +124,9 @@ def _divides(model: ModelConfig, degree: int) -> bool:
 
 def serve_samples(
     config: EngineConfig, model: ModelConfig, *, seed: int, seconds: float
-) -> tuple[StepSample, ...]:
-    """Step samples of a live engine on one rank: waves of requests of many lengths."""
+) -> tuple[tuple[StepSample, ...], tuple[HostWork, ...]]:
+    """A live engine on one rank under waves of requests of many lengths: its step samples, and
+    what each wave took beside its steps."""
     served = replace(
         config,
         plan=ParallelPlan(),
@@ -132,21 +135,33 @@ def serve_samples(
     )
     rng = np.random.default_rng(seed)
     samples: list[StepSample] = []
+    work: list[HostWork] = []
     with Engine(served) as engine:
+        meter = HostWorkMeter()
         run_wave(engine, rng, num_requests=2, wave=0)  # warms caches and branch history
         engine.drain_samples()
         wave = 1
         while sum(s.step_s for s in samples) < seconds:
+            meter.begin()
             run_wave(engine, rng, num_requests=(1, 4, 12, 32)[wave % 4], wave=wave)
-            samples += engine.drain_samples()
+            new = engine.drain_samples()
+            num_rows = sum(sample.shape.num_seqs for sample in new)
+            work.append(meter.end(num_steps=len(new), num_rows=num_rows))
+            samples += new
             wave += 1
-    return tuple(samples)
+    return tuple(samples), tuple(work)
 
 
 def run_wave(engine: Engine, rng: np.random.Generator, *, num_requests: int, wave: int) -> None:
     """Submit requests at once and wait for all of them."""
     longest = min(400, engine.max_model_len // 2)
     outputs: queue.Queue[RequestOutput] = queue.Queue()
+
+    def keep_last(output: RequestOutput) -> None:
+        # Waking the caller for every token would cost the loop more than the token.
+        if output.is_finished:
+            outputs.put(output)
+
     for number in range(num_requests):
         length = int(np.exp(rng.uniform(np.log(8), np.log(longest))))
         request = Request(
@@ -154,10 +169,9 @@ def run_wave(engine: Engine, rng: np.random.Generator, *, num_requests: int, wav
             prompt_ids=tuple(rng.integers(3, engine.model.vocab_size, length).tolist()),
             sampling=SamplingParams(max_tokens=int(rng.integers(8, 48)), ignore_eos=True),
         )
-        engine.submit(request, outputs.put)
-    finished = 0
-    while finished < num_requests:
-        finished += outputs.get().is_finished
+        engine.submit(request, keep_last)
+    for _ in range(num_requests):
+        outputs.get()
 
 
 @contextmanager

@@ -16,10 +16,10 @@ from tuner.terms import TERM_NAMES, StepTerms, TermCounter
 
 @dataclass(frozen=True, kw_only=True)
 class _StagePart:
-    """A stage's time without attention, and its declared link delay."""
+    """A stage's time without attention; and what is exact or added: link delay, serving."""
 
     roofline_s: float
-    link_s: float
+    added_s: float
 
 
 class StepModelTimer:
@@ -33,6 +33,7 @@ class StepModelTimer:
         factor: float,
         residual: Residual | None,
         host: Callable[[StepShape], float],
+        added: Callable[[StepShape], tuple[float, ...]],
         model: ModelConfig,
         plan: ParallelPlan,
         dtype: DType,
@@ -53,6 +54,7 @@ class StepModelTimer:
         self._factor = factor
         self._residual = residual
         self._host = host
+        self._added = added
         self._plan = plan.replica
         self._num_layers = model.num_layers
 
@@ -69,23 +71,22 @@ class StepModelTimer:
         ]
         factor = self._factor * self._residual_factor(shape, sum(rooflines))
         return tuple(
-            factor * roofline + part.link_s for roofline, part in zip(rooflines, fixed, strict=True)
+            factor * roofline + part.added_s
+            for roofline, part in zip(rooflines, fixed, strict=True)
         )
 
     def _without_attention(self, shape: StepShape) -> tuple[_StagePart, ...]:
         """What depends on sizes and mode only; asked anew for every new size."""
         alike = self._terms.alike
         terms = {stage: self._terms.stage(shape, stage) for stage in dict.fromkeys(alike)}
-        parts = {
-            stage: _StagePart(
-                roofline_s=self._roofline_s(
-                    replace(term, prefill_attention_s=0.0, decode_attention_s=0.0)
-                ),
-                link_s=term.link_s,
-            )
+        roofline_s = {
+            stage: self._roofline_s(replace(term, prefill_attention_s=0.0, decode_attention_s=0.0))
             for stage, term in terms.items()
         }
-        return tuple(parts[stage] for stage in alike)
+        return tuple(
+            _StagePart(roofline_s=roofline_s[stage], added_s=terms[stage].link_s + added_s)
+            for stage, added_s in zip(alike, self._added(shape), strict=True)
+        )
 
     def host_seconds(self, shape: StepShape) -> float:
         return self._host(shape)

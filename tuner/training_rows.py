@@ -47,7 +47,9 @@ def piece_rows(profile: Profile, model: ModelConfig, table: OperatorTable) -> Ro
     """Rows of the profile's pieces, grouped by plan."""
     builder = _RowBuilder(profile, model, table)
     for piece in profile.pieces:
-        builder.add(piece.plan, piece.num_layers, piece.shape, piece.step_s, group=piece.plan)
+        # What lay outside the ranks hides behind the step before when steps follow one another.
+        on_ranks_s = piece.step_s - piece.dispatch_s
+        builder.add(piece.plan, piece.num_layers, piece.shape, on_ranks_s, group=piece.plan)
     return builder.rows()
 
 

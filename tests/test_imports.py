@@ -24,6 +24,8 @@ TORCH_FREE = (
     "policies",
     "tuner.simulate",
     "tuner.hardware",
+    "tuner.node",
+    "tuner.workload",
 )
 
 

@@ -1,31 +1,26 @@
-"""Readers of request traces. A row that cannot be read is an error with file and line number.
-
-pandas is imported inside the functions: the simulator imports this package without it.
-"""
+"""Readers of request traces. A row that cannot be read is an error with file and line number."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
-import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from tuner.arrivals import FloatArray, IntArray
 from tuner.errors import TraceError
 from tuner.rows import Rows
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 OWN_COLUMNS = ("arrival_s", "input_tokens", "output_tokens")
-_AZURE_STAMP = r"\d{4}-\d{2}-\d{2} \d{2}:\d{2}:\d{2}(?:\.\d{1,9})?"
+_AZURE_STAMP = re.compile(r"(\d{4}-\d{2}-\d{2} \d{2}:\d{2}:\d{2})(\.\d{1,9})?")
 # Stamps count as quantised when more than this share of rows repeats the stamp before.
 _QUANTISED_SHARE = 0.5
 
@@ -36,18 +31,15 @@ def read_azure(path: Path) -> Rows:
     Raises:
         TraceError: the file or a row cannot be read.
     """
-    import pandas as pd
-
-    raw, frame = _read_csv(path, AZURE_COLUMNS)
-    text = frame["TIMESTAMP"]
-    stamps = pd.to_datetime(text.where(text.str.fullmatch(_AZURE_STAMP)), errors="coerce")
-    _refuse(path, text, stamps.isna(), "TIMESTAMP", "a time like 2023-11-16 18:15:46.6805900")
-    arrival_s = np.asarray((stamps - stamps.min()).dt.total_seconds(), dtype=np.float64)
+    raw = _read_bytes(path)
+    lines = list(_csv_lines(path, raw, AZURE_COLUMNS))
+    stamps = [line.stamp("TIMESTAMP") for line in lines]
+    first_s = min(whole for whole, _ in stamps)
     return _sorted(
         Rows(
-            arrival_s=arrival_s,
-            input_tokens=_token_column(path, frame, "ContextTokens"),
-            output_tokens=_token_column(path, frame, "GeneratedTokens"),
+            arrival_s=np.array([whole - first_s + part for whole, part in stamps]),
+            input_tokens=np.array([ln.tokens("ContextTokens") for ln in lines], dtype=np.int64),
+            output_tokens=np.array([ln.tokens("GeneratedTokens") for ln in lines], dtype=np.int64),
             sha256=_sha256(raw),
         )
     )
@@ -59,18 +51,16 @@ def read_own(path: Path) -> Rows:
     Raises:
         TraceError: the file or a row cannot be read.
     """
-    if path.suffix in (".jsonl", ".json", ".ndjson"):
-        return _read_own_jsonl(path)
-    raw, frame = _read_csv(path, OWN_COLUMNS)
-    prefixes: tuple[str | None, ...] = ()
-    if "prefix_id" in frame:
-        prefixes = tuple(p if isinstance(p, str) and p else None for p in frame["prefix_id"])
+    raw = _read_bytes(path)
+    is_json = path.suffix in (".jsonl", ".json", ".ndjson")
+    lines = list(_json_lines(path, raw) if is_json else _csv_lines(path, raw, OWN_COLUMNS))
+    prefixes = tuple(line.prefix for line in lines)
     return _sorted(
         Rows(
-            arrival_s=_time_column(path, frame, "arrival_s"),
-            input_tokens=_token_column(path, frame, "input_tokens"),
-            output_tokens=_token_column(path, frame, "output_tokens"),
-            prefix_ids=prefixes,
+            arrival_s=np.array([ln.time("arrival_s") for ln in lines], dtype=np.float64),
+            input_tokens=np.array([ln.tokens("input_tokens") for ln in lines], dtype=np.int64),
+            output_tokens=np.array([ln.tokens("output_tokens") for ln in lines], dtype=np.int64),
+            prefix_ids=prefixes if any(prefixes) else (),
             sha256=_sha256(raw),
         )
     )
@@ -128,58 +118,6 @@ def _sha256(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
-def _read_csv(path: Path, columns: tuple[str, ...]) -> tuple[bytes, pd.DataFrame]:
-    """All columns as text, so that what cannot be converted can be shown with its line."""
-    import pandas as pd
-
-    raw = _read_bytes(path)
-    try:
-        frame = pd.read_csv(
-            io.BytesIO(raw),
-            dtype=str,
-            keep_default_na=False,
-            skip_blank_lines=False,
-            index_col=False,
-            encoding="utf-8-sig",
-        )
-    except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
-        # pandas names the line of a row with too many fields itself.
-        raise TraceError(f"{path}: cannot be read as CSV ({str(error).strip()})") from error
-    missing = [c for c in columns if c not in frame.columns]
-    if missing:
-        raise TraceError(
-            f"{path}: line 1: column {missing[0]!r} is missing; needed are {', '.join(columns)}"
-        )
-    if frame.empty:
-        raise TraceError(f"{path}: has a header but no rows")
-    return raw, frame.fillna("")
-
-
-def _refuse(
-    path: Path, text: pd.Series[str], is_bad: pd.Series[bool], name: str, what: str
-) -> None:
-    if is_bad.any():
-        row = int(np.argmax(is_bad.to_numpy()))
-        # Line 1 is the header; a row with too few fields shows as an empty value.
-        raise TraceError(f"{path}: line {row + 2}: {name} {text.iloc[row]!r} is not {what}")
-
-
-def _token_column(path: Path, frame: pd.DataFrame, name: str) -> IntArray:
-    text = frame[name].str.strip()
-    is_bad = ~text.str.fullmatch(r"\d{1,9}") | text.str.fullmatch(r"0+")
-    _refuse(path, frame[name], is_bad, name, "a whole number of at least 1")
-    return np.asarray(text.astype(np.int64), dtype=np.int64)
-
-
-def _time_column(path: Path, frame: pd.DataFrame, name: str) -> FloatArray:
-    import pandas as pd
-
-    values = pd.to_numeric(frame[name], errors="coerce")
-    is_bad = ~np.isfinite(values) | (values < 0)
-    _refuse(path, frame[name], is_bad, name, "a number of seconds of at least 0")
-    return np.asarray(values, dtype=np.float64)
-
-
 def _sorted(rows: Rows) -> Rows:
     """In order of arrival (rows of equal time keep the file's order), the first at time 0."""
     order = np.argsort(rows.arrival_s, kind="stable")
@@ -194,8 +132,8 @@ def _sorted(rows: Rows) -> Rows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _JsonLine:
-    """One parsed line and where it stands."""
+class _Line:
+    """One row's fields by name, and where it stands."""
 
     where: str
     fields: dict[str, Any]
@@ -214,13 +152,45 @@ class _JsonLine:
     def tokens(self, name: str) -> int:
         return int(self.read(name, _is_count, "a whole number of at least 1"))
 
+    def stamp(self, name: str) -> tuple[float, float]:
+        """Whole seconds since an epoch, and the fraction beyond them."""
+        text = self.read(name, _is_stamp, "a time like 2023-11-16 18:15:46.6805900")
+        match = _AZURE_STAMP.fullmatch(text.strip())
+        assert match is not None, "the line above has checked it"
+        whole = datetime.fromisoformat(f"{match[1]}+00:00").timestamp()
+        return whole, float(match[2] or 0.0)
+
+    @property
+    def prefix(self) -> str | None:
+        """The row's ``prefix_id``; an empty one is none."""
+        prefix = self.fields.get("prefix_id")
+        return None if prefix is None or prefix == "" else str(prefix)
+
 
 def _is_time(value: object) -> bool:
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return False
     return isinstance(value, int | float) and math.isfinite(value) and value >= 0
 
 
 def _is_count(value: object) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(r"\s*0*[1-9]\d{0,8}\s*", value, re.ASCII) is not None
     return isinstance(value, int) and value >= 1
+
+
+def _is_stamp(value: object) -> bool:
+    match = _AZURE_STAMP.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        return False
+    try:
+        datetime.fromisoformat(match[1])
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,11 +198,41 @@ class _JsonRow:
     arrival_s: float
     input_tokens: int
     output_tokens: int
-    prefix_id: str | None = None
     hash_ids: tuple[int, ...] = ()
 
 
-def _json_lines(path: Path, raw: bytes) -> Iterator[_JsonLine]:
+def _csv_lines(path: Path, raw: bytes, columns: tuple[str, ...]) -> Iterator[_Line]:
+    """Every row as text fields by column, so that what cannot be converted is shown as it is."""
+    reader = csv.reader(raw.decode("utf-8-sig", errors="replace").splitlines(), strict=True)
+    header: list[str] | None = None
+    try:
+        for fields in reader:
+            where = f"{path}: line {reader.line_num}"
+            if header is None:
+                header = [name.strip() for name in fields]
+                missing = [name for name in columns if name not in header]
+                if missing:
+                    raise TraceError(
+                        f"{where}: column {missing[0]!r} is missing; needed are "
+                        f"{', '.join(columns)}"
+                    )
+                continue
+            if len(fields) > len(header):
+                raise TraceError(f"{where}: {len(fields)} fields, the header has {len(header)}")
+            # A row with too few fields shows as an empty value.
+            yield _Line(
+                where=where,
+                fields=dict(zip(header, fields + [""] * (len(header) - len(fields)), strict=True)),
+            )
+    except csv.Error as error:
+        raise TraceError(
+            f"{path}: line {reader.line_num}: not readable as CSV ({error})"
+        ) from error
+    if reader.line_num < 2:
+        raise TraceError(f"{path}: has a header but no rows" if header else f"{path}: is empty")
+
+
+def _json_lines(path: Path, raw: bytes) -> Iterator[_Line]:
     lines = raw.decode("utf-8-sig", errors="replace").splitlines()
     if not lines:
         raise TraceError(f"{path}: is empty")
@@ -244,10 +244,10 @@ def _json_lines(path: Path, raw: bytes) -> Iterator[_JsonLine]:
             raise TraceError(f"{where}: not readable as JSON ({error})") from error
         if not isinstance(fields, dict):
             raise TraceError(f"{where}: {text[:40]!r} is not an object")
-        yield _JsonLine(where=where, fields=fields)
+        yield _Line(where=where, fields=fields)
 
 
-def _mooncake_row(line: _JsonLine) -> _JsonRow:
+def _mooncake_row(line: _Line) -> _JsonRow:
     def are_ids(value: Any) -> bool:
         return isinstance(value, list) and all(isinstance(v, int) for v in value)
 
@@ -257,19 +257,4 @@ def _mooncake_row(line: _JsonLine) -> _JsonRow:
         input_tokens=line.tokens("input_length"),
         output_tokens=line.tokens("output_length"),
         hash_ids=tuple(hash_ids),
-    )
-
-
-def _read_own_jsonl(path: Path) -> Rows:
-    raw = _read_bytes(path)
-    lines = list(_json_lines(path, raw))
-    prefixes = tuple(None if (p := ln.fields.get("prefix_id")) is None else str(p) for ln in lines)
-    return _sorted(
-        Rows(
-            arrival_s=np.array([ln.time("arrival_s") for ln in lines], dtype=np.float64),
-            input_tokens=np.array([ln.tokens("input_tokens") for ln in lines], dtype=np.int64),
-            output_tokens=np.array([ln.tokens("output_tokens") for ln in lines], dtype=np.int64),
-            prefix_ids=prefixes if any(prefixes) else (),
-            sha256=_sha256(raw),
-        )
     )

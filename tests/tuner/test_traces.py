@@ -148,7 +148,7 @@ def test_an_unreadable_mooncake_row_names_the_file_and_its_line(
         ("arrival_s,input_tokens,output_tokens\n", "no rows"),
         ("arrival_s,input_tokens,output_tokens\n0,1,1\nnan,1,1\n", "line 3: arrival_s 'nan'"),
         ("arrival_s,input_tokens,output_tokens\n-1,1,1\n", "line 2: arrival_s '-1'"),
-        ("", "cannot be read as CSV"),
+        ("", "is empty"),
     ],
 )
 def test_an_unreadable_own_trace_says_what_is_wrong(

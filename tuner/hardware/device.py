@@ -40,6 +40,7 @@ class DeviceSpec:
     ``interval`` is the 90 % half width of log(true / predicted) of a step: the held-out error of
     whole layers (``benchmarks/reports``), widened by what was not measured. ``link`` joins the
     ``devices_per_node`` devices of a node, ``between_nodes`` each device to those of other nodes.
+    ``clock_hz`` is the clock at which the data sheet gives the peaks.
     """
 
     name: str
@@ -59,6 +60,7 @@ class DeviceSpec:
     host_per_step_s: float
     host_per_seq_s: float
     num_sms: int
+    clock_hz: float
     interval: float
     curves: Curves | None = None
 

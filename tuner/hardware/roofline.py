@@ -27,9 +27,9 @@ class StageSeconds:
     attention_s: float
     elementwise_s: float
     head_s: float
-    sampling_s: float
     launch_s: float
     communication_s: float
+    sampling_s: float = 0.0
 
     @property
     def total_s(self) -> float:

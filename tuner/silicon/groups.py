@@ -17,12 +17,8 @@ from scipy.optimize import least_squares
 
 from tuner.hardware.physics import FloatArray
 from tuner.silicon.curve_fit import OUTLIER_LOG
-from tuner.silicon.links import Series
+from tuner.silicon.links import LIBRARY_BYTES, ONE_SHOT_BYTES, Series
 
-KIB = 1024
-# Below it n devices read all tensors at once; two of them always do.
-ONE_SHOT_BYTES = {4: 512 * KIB, 8: 256 * KIB}
-LIBRARY_BYTES = 8 * KIB * KIB
 MULTICAST_RANKS = 8
 MULTICAST_EFFICIENCY = 0.85
 PRIOR = 0.05  # how much a log of a parameter is held to its start

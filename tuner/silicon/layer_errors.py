@@ -23,6 +23,7 @@ from tuner.silicon.layers import (
 )
 from tuner.silicon.links import Series
 from tuner.silicon.systems import Measured
+from tuner.silicon.transfer import by_data_sheet, calibrated, collective_by_data_sheet
 
 BoolArray = npt.NDArray[np.bool_]
 LONGEST_SEEN = 4096  # tokens of a prompt or a cache, where longer ones are held out
@@ -41,6 +42,15 @@ class DeviceData:
     @cached_property
     def calls(self) -> list[LayerCall]:
         return find_layer_calls(self.gemm, self.prefill, self.decode, self.all_reduces)
+
+    @cached_property
+    def fitted(self) -> dict[str, OperatorCurve]:
+        """Curves of all calls, by operator."""
+        return {measured.name: _fit(measured) for measured in self.operators}
+
+    @property
+    def operators(self) -> tuple[Measured, ...]:
+        return self.gemm, self.prefill, self.decode
 
     @cached_property
     def measured(self) -> Calls:
@@ -127,16 +137,30 @@ def longer_sequences(data: DeviceData) -> LayerErrors:
     return _errors(data, predicted, [c for c in data.calls if c.length > LONGEST_SEEN])
 
 
-def unseen_device(data: DeviceData, known: DeviceData) -> LayerErrors:
-    """By the curves of another device and the data sheets of both."""
-    ratio = known.device.link.bytes_per_s_per_direction / data.device.link.bytes_per_s_per_direction
+def unseen_device(
+    data: DeviceData, known: DeviceData, *, num_calls: int = 0, seed: int = 0
+) -> LayerErrors:
+    """By the curves of another device and the data sheets of both; with ``num_calls`` also by so
+    many timed calls of prefill and of decode attention, and twice as many products, drawn at
+    random."""
+
+    def carried(ours: Measured) -> FloatArray:
+        curve = by_data_sheet(known.fitted[ours.name], known.device, data.device)
+        if not num_calls:
+            return curve.seconds(ours.work)
+        count = 2 * num_calls if ours is data.gemm else num_calls
+        return calibrated(curve, ours, num_calls=count, seed=seed).seconds(ours.work)
+
     predicted = Calls(
-        gemm_s=_fit(known.gemm).seconds(data.gemm.work),
-        prefill_s=_fit(known.prefill).seconds(data.prefill.work),
-        decode_s=_fit(known.decode).seconds(data.decode.work),
+        gemm_s=carried(data.gemm),
+        prefill_s=carried(data.prefill),
+        decode_s=carried(data.decode),
         all_reduce_s=np.concatenate(
             [
-                _at(theirs.fit().curve, ours.num_bytes * ratio)
+                _at(
+                    collective_by_data_sheet(theirs.fit().curve, known.device, data.device),
+                    ours.num_bytes,
+                )
                 for ours, theirs in zip(data.all_reduces, known.all_reduces, strict=True)
             ]
         ),
@@ -158,9 +182,9 @@ def _without(measured: Measured, is_seen: BoolArray) -> FloatArray:
 
 def _fitted_on_all(data: DeviceData) -> Calls:
     return Calls(
-        gemm_s=_fit(data.gemm).seconds(data.gemm.work),
-        prefill_s=_fit(data.prefill).seconds(data.prefill.work),
-        decode_s=_fit(data.decode).seconds(data.decode.work),
+        gemm_s=data.fitted[data.gemm.name].seconds(data.gemm.work),
+        prefill_s=data.fitted[data.prefill.name].seconds(data.prefill.work),
+        decode_s=data.fitted[data.decode.name].seconds(data.decode.work),
         all_reduce_s=np.concatenate([_at(s.fit().curve, s.num_bytes) for s in data.all_reduces]),
     )
 

@@ -33,8 +33,14 @@ NCCL_NAMES = {
     CollectiveKind.ALL_GATHER: "all_gather",
     CollectiveKind.ALL_TO_ALL: "alltoall",
 }
-LAUNCHES = ("graph", "eager")
+GRAPH = "graph"
+LAUNCHES = (GRAPH, "eager")
 CLEAN_BYTES = 65_536  # the published all-reduce across nodes is dirty below
+KIB = 1024
+# vLLM's all-reduce (csrc/custom_all_reduce.cuh): below these bytes so many devices read all
+# tensors at once (two always do); tensors of LIBRARY_BYTES and more go to NCCL.
+ONE_SHOT_BYTES = {4: 512 * KIB, 8: 256 * KIB}
+LIBRARY_BYTES = 8 * KIB * KIB
 HEAD_DIM = 128
 SMALL = {
     "norm": "input_layernorm",
@@ -82,7 +88,17 @@ class Series:
 
     def fit_curve(self, mask: npt.NDArray[np.bool_]) -> SizeCurve:
         """A curve through the rows of ``mask``."""
-        return fit_size_curve(self.num_bytes[mask], self.seconds[mask])
+        return fit_size_curve(self.num_bytes[mask], self.seconds[mask], self.breaks)
+
+    @property
+    def breaks(self) -> tuple[float, ...]:
+        """Bytes at which another algorithm begins, as the sources say: vLLM's all-reduce turns
+        from one round to two, then leaves large tensors to NCCL. Eager calls hide it behind
+        their launches."""
+        if self.via != GRAPH:
+            return ()
+        rounds = (ONE_SHOT_BYTES[self.ranks],) if self.ranks in ONE_SHOT_BYTES else ()
+        return (*rounds, LIBRARY_BYTES)
 
 
 def read_series(data: Path, system: System) -> tuple[list[Series], list[Columns]]:

@@ -27,11 +27,12 @@ from engine.executors.protocol import StepTimer
 from engine.executors.simulated import SimulatedExecutor
 from engine.plan import ParallelPlan
 from engine.policy import EnginePolicy, Order
-from engine.quiet import with_more_context
+from engine.quiet import QuietRounds, with_more_context
 from engine.replica import Replica
 from engine.request import Request, RequestOutput, SamplingParams
 from engine.scheduled import ScheduledStep
 from engine.scheduler import Scheduler
+from engine.sequences import Sequence
 from engine.steps import StepPlan, StepShape
 from tuner.arrivals import Arrival
 
@@ -51,7 +52,7 @@ def recorded_decisions() -> Iterator[list[Decision]]:
     """Every step any scheduler schedules inside the block, in order; bulk steps one by one."""
     found: list[Decision] = []
     whole: dict[str, Any] = {n: getattr(Scheduler, n) for n in ("schedule", "schedule_ahead")}
-    advance = Scheduler.advance
+    advance, advance_rounds = Scheduler.advance, Scheduler.advance_rounds
 
     def recorder(name: str) -> Callable[[Scheduler], ScheduledStep | None]:
         def record(scheduler: Scheduler) -> ScheduledStep | None:
@@ -64,18 +65,31 @@ def recorded_decisions() -> Iterator[list[Decision]]:
 
         return record
 
-    def record_advance(scheduler: Scheduler, num_steps: int) -> None:
+    def record_advance(scheduler: Scheduler, num_steps: int) -> list[Sequence]:
         shape = scheduler.quiet_shape()
         rows = tuple(sorted((s.request_id, 1) for s in scheduler.table.sequences if s is not None))
         for nth in range(num_steps):
             more = with_more_context(shape, nth * shape.num_seqs)
             found.append(Decision(shape=more, rows=rows))
-        advance(scheduler, num_steps)
+        return advance(scheduler, num_steps)
+
+    def record_rounds(scheduler: Scheduler, rounds: QuietRounds, count: int) -> list[ScheduledStep]:
+        sequences = scheduler.table.sequences
+        rows = [
+            tuple(sorted((s.request_id, 1) for slot in slots if (s := sequences[slot]) is not None))
+            for slots in rounds.groups
+        ]
+        for nth in range(count):
+            for shape, group in zip(rounds.shapes, rows, strict=True):
+                more = with_more_context(shape, nth * shape.num_seqs)
+                found.append(Decision(shape=more, rows=group))
+        return advance_rounds(scheduler, rounds, count)
 
     with pytest.MonkeyPatch.context() as patch:
         for name in whole:
             patch.setattr(Scheduler, name, recorder(name))
         patch.setattr(Scheduler, "advance", record_advance)
+        patch.setattr(Scheduler, "advance_rounds", record_rounds)
         yield found
 
 

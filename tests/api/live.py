@@ -34,7 +34,7 @@ def running_service(settings: Settings, port: int) -> Iterator[str]:
         thread.join()
 
 
-def wait_until(is_true: Callable[[], object], timeout_s: float = 30.0) -> None:
+def wait_until(is_true: Callable[[], object], timeout_s: float = 60.0) -> None:
     """Look until it is so; fails the test after the time limit."""
     end_s = time.monotonic() + timeout_s
     while not is_true():

@@ -6,12 +6,8 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,56 +15,8 @@ import httpx
 import psutil
 import pytest
 
-FRONT_MODULE = "api.engine_front"
-PACED = ("--paced", "1xh200", "--dtype", "bfloat16")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Served:
-    """A running `engine serve` and a client of it."""
-
-    process: subprocess.Popen[str]
-    http: httpx.Client
-
-    @property
-    def front(self) -> psutil.Process:
-        """The front process now."""
-        children = psutil.Process(self.process.pid).children()
-        (found,) = [child for child in children if FRONT_MODULE in child.cmdline()]
-        return found
-
-    def metric(self, name: str) -> float:
-        """The sum of a metric's samples."""
-        lines = self.http.get("/metrics").text.splitlines()
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + "{"))
-
-
-@contextmanager
-def serving(*words: object) -> Iterator[Served]:
-    command = [sys.executable, "-m", "api.cli.main", "engine", "serve", "--port", "0", "--json"]
-    with subprocess.Popen(
-        [*command, *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        try:
-            line = process.stdout.readline()
-            assert line, process.stderr.read()
-            with httpx.Client(base_url=json.loads(line)["url"], timeout=60) as http:
-                yield Served(process=process, http=http)
-        finally:
-            if process.poll() is None:
-                process.kill()
-
-
-def wait_until(is_true: Callable[[], bool]) -> None:
-    give_up_s = time.monotonic() + 60
-    while not is_true():
-        assert time.monotonic() < give_up_s, "the condition never became true"
-        time.sleep(0.02)
+from tests.api.cli.served import COMMAND, FRONT_MODULE, PACED, serving
+from tests.api.live import wait_until
 
 
 def is_gone(process: psutil.Process) -> bool:
@@ -296,9 +244,8 @@ def test_a_tokenizer_that_cannot_be_read_is_a_mistake(tiny_dir: Path, tmp_path: 
         if path.name != "tokenizer.json":
             (tmp_path / path.name).symlink_to(path)
     (tmp_path / "tokenizer.json").write_text("{")
-    command = [sys.executable, "-m", "api.cli.main", "engine", "serve", "--port", "0"]
     done = subprocess.run(
-        [*command, "--model", str(tmp_path), *PACED],
+        [*COMMAND, "--model", str(tmp_path), *PACED],
         capture_output=True,
         text=True,
         env=dict(os.environ),

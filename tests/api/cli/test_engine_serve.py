@@ -5,37 +5,10 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import httpx
 
 from tests.api.cli.conftest import Run
-
-
-@contextmanager
-def _serving(*words: object) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    """A server process and what it printed when it was ready."""
-    command = [sys.executable, "-m", "api.cli.main", "engine", "serve", "--port", "0", "--json"]
-    with subprocess.Popen(
-        [*command, *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        try:
-            line = process.stdout.readline()
-            assert line, process.stderr.read()
-            yield process, json.loads(line)
-        finally:
-            if process.poll() is None:
-                process.kill()
+from tests.api.cli.served import serving
 
 
 def _token_ids(line: str) -> list[int]:
@@ -45,35 +18,34 @@ def _token_ids(line: str) -> list[int]:
 
 def test_sigterm_lets_a_stream_finish_and_ends_with_code_0(tiny_dir: Path) -> None:
     words = ("--model", tiny_dir, "--plan", "sp=2,tp=2,shift", "--paced", "4xh200")
-    with _serving(*words, "--dtype", "bfloat16") as (process, ready):
+    with serving(*words, "--dtype", "bfloat16") as served:
         body = {"model": "tiny", "prompt": "x", "max_tokens": 300, "stream": True}
         body["return_token_ids"] = True
-        with httpx.stream("POST", ready["url"] + "/v1/completions", json=body) as reply:
+        with served.http.stream("POST", "/v1/completions", json=body) as reply:
             lines = reply.iter_lines()
             first = next(lines)
-            process.send_signal(signal.SIGTERM)
+            served.process.send_signal(signal.SIGTERM)
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         assert sum(len(_token_ids(line)) for line in [first, *rest[:-1]]) == 300
-        assert process.wait(timeout=30) == 0
+        assert served.process.wait(timeout=30) == 0
 
 
 def test_a_paced_engine_knows_the_devices_of_its_hardware(tiny_dir: Path) -> None:
     words = ("--model", tiny_dir, "--plan", "tp=2", "--paced", "2xh200", "--dtype", "bfloat16")
-    with _serving(*words, "--name", "eng_7", "--served-model-name", "m") as (process, ready):
-        assert (ready["model"], ready["plan"]) == ("m", "tp=2")
-        with httpx.Client(base_url=ready["url"]) as http:
-            found = http.get("/v1/engine/capabilities").json()
-            assert found["engine"] == "eng_7"
-            assert {knob["name"]: knob["maximum"] for knob in found["knobs"]}["plan"] == 2
-            etag = http.get("/v1/engine/policy").headers["etag"]
-            too_many = http.patch(
-                "/v1/engine/policy", json={"plan": {"tp": 4}}, headers={"If-Match": etag}
-            )
-            assert too_many.status_code == 422
-            assert "needs 4 devices" in too_many.json()["detail"]
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 0
+    with serving(*words, "--name", "eng_7", "--served-model-name", "m") as served:
+        assert (served.ready["model"], served.ready["plan"]) == ("m", "tp=2")
+        found = served.http.get("/v1/engine/capabilities").json()
+        assert found["engine"] == "eng_7"
+        assert {knob["name"]: knob["maximum"] for knob in found["knobs"]}["plan"] == 2
+        etag = served.http.get("/v1/engine/policy").headers["etag"]
+        too_many = served.http.patch(
+            "/v1/engine/policy", json={"plan": {"tp": 4}}, headers={"If-Match": etag}
+        )
+        assert too_many.status_code == 422
+        assert "needs 4 devices" in too_many.json()["detail"]
+        served.process.send_signal(signal.SIGINT)
+        assert served.process.wait(timeout=30) == 0
 
 
 def test_a_port_in_use_is_a_mistake_before_any_rank_starts(run: Run, tiny_dir: Path) -> None:
@@ -101,14 +73,14 @@ def test_an_engine_serves_whatever_its_control_plane_does(tiny_dir: Path) -> Non
         nobody.bind(("127.0.0.1", 0))
         control = f"http://127.0.0.1:{nobody.getsockname()[1]}"
         words = ("--model", tiny_dir, "--paced", "1xh200", "--dtype", "bfloat16")
-        with _serving(*words, "--control", control, "--name", "e1") as (process, ready):
+        with serving(*words, "--control", control, "--name", "e1") as served:
             body = {"model": "tiny", "prompt": "x", "max_tokens": 4}
-            reply = httpx.post(ready["url"] + "/v1/completions", json=body)
+            reply = served.http.post("/v1/completions", json=body)
             assert reply.json()["usage"]["completion_tokens"] == 4
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=30) == 0
-            assert process.stdout is not None
-            assert process.stdout.read() == ""
+            served.process.send_signal(signal.SIGTERM)
+            assert served.process.wait(timeout=30) == 0
+            assert served.process.stdout is not None
+            assert served.process.stdout.read() == ""
 
 
 def test_a_shift_plan_without_a_threshold_is_measured_and_one_with_it_is_obeyed(
@@ -116,16 +88,16 @@ def test_a_shift_plan_without_a_threshold_is_measured_and_one_with_it_is_obeyed(
 ) -> None:
     paced = ("--model", tiny_dir, "--paced", "4xh200", "--dtype", "bfloat16")
     words = (*paced, "--plan", "sp=2,tp=2,shift", "--mode-table", tmp_path / "tables")
-    with _serving(*words, "--no-overlap", "--no-prefix-cache") as (process, ready):
-        found = httpx.get(ready["url"] + "/v1/engine/mode-table").json()
+    with serving(*words, "--no-overlap", "--no-prefix-cache") as served:
+        found = served.http.get("/v1/engine/mode-table").json()
         assert found["mode"] == "table"
         stored = [json.loads(path.read_text()) for path in (tmp_path / "tables").iterdir()]
         assert found["tables"] == stored
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0
-    with _serving(*paced, "--plan", "sp=2,tp=2,shift=64") as (process, ready):
-        found = httpx.get(ready["url"] + "/v1/engine/mode-table").json()
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(timeout=30) == 0
+    with serving(*paced, "--plan", "sp=2,tp=2,shift=64") as served:
+        found = served.http.get("/v1/engine/mode-table").json()
         assert (found["mode"], found["threshold_tokens"]) == ("auto", 64)
         assert found["tables"] == [None]
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(timeout=30) == 0

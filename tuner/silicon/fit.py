@@ -1,6 +1,8 @@
 """``python -m tuner.silicon.fit --data FOLDER --out FOLDER``: curves of every measured device.
 
-Reads published measurements and writes one ``DEVICE.curves.json`` of coefficients each.
+Reads published measurements and writes one ``DEVICE.curves.json`` of coefficients each. With
+``--source aiconfigurator`` the operators are those of an installed aiconfigurator; ``--data`` still
+names the folder whose ``vidur`` holds small operations and sends.
 """
 
 from __future__ import annotations
@@ -8,18 +10,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tuner.errors import TunerError
 from tuner.hardware.curves import Curves, HeldOut, OperatorCurve, Provenance
 from tuner.hardware.device import CURVES_SUFFIX, load_data_sheet
+from tuner.silicon.aiconfigurator import write_operators
 from tuner.silicon.curve_fit import fit_operator, held_out, held_out_logs
 from tuner.silicon.links import collective_error, read_series, read_small_series
 from tuner.silicon.readers import Columns
 from tuner.silicon.systems import LICENCE, SYSTEMS, Measured, System, measured_operators
 
+FILES = "files"
+SOURCES = (FILES, "aiconfigurator")
 NUM_TREES = {"gemm": 80, "prefill": 60, "decode": 60}
 
 
@@ -28,20 +36,39 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="the folder of measurements")
     parser.add_argument("--out", type=Path, required=True, help="where curves are written")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--source", choices=SOURCES, default=FILES, help="where operators are from")
     options = parser.parse_args(arguments)
-    command = f"python -m tuner.silicon.fit --seed {options.seed}"
+    command = f"python -m tuner.silicon.fit --seed {options.seed} --source {options.source}"
     try:
-        for system in SYSTEMS:
-            curves = fit_system(options.data, system, seed=options.seed, command=command)
-            path = options.out / f"{system.device}{CURVES_SUFFIX}"
-            path.write_text(json.dumps(curves.to_json(), separators=(",", ":")) + "\n")
-            print(f"{path}: {path.stat().st_size / 1024:.0f} KiB")
-            for name, error in curves.held_out.items():
-                print(f"  {name}: held out median {error.median:.1%}, p90 {error.p90:.1%}")
+        with _data_of(options.source, options.data) as data:
+            for system in SYSTEMS:
+                curves = fit_system(data, system, seed=options.seed, command=command)
+                _save(curves, options.out / f"{system.device}{CURVES_SUFFIX}")
     except TunerError as error:
         print(error, file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def _data_of(source: str, data: Path) -> Iterator[Path]:
+    """The folder of measurements to read from."""
+    if source == FILES:
+        yield data
+        return
+    with TemporaryDirectory(prefix="gearshift-silicon-") as name:
+        folder = Path(name)
+        for path in write_operators(folder):
+            print(f"read {path}")
+        (folder / "vidur").symlink_to((data / "vidur").resolve())
+        yield folder
+
+
+def _save(curves: Curves, path: Path) -> None:
+    path.write_text(json.dumps(curves.to_json(), separators=(",", ":")) + "\n")
+    print(f"{path}: {path.stat().st_size / 1024:.0f} KiB")
+    for name, error in curves.held_out.items():
+        print(f"  {name}: held out median {error.median:.1%}, p90 {error.p90:.1%}")
 
 
 def fit_system(data: Path, system: System, *, seed: int, command: str = "") -> Curves:

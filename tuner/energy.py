@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from engine.plan import ParallelPlan
 from tuner.errors import TunerError
 from tuner.hardware.power import compute_share
+from tuner.node import Node
 from tuner.simulate import SimulationResult
 
 
@@ -122,6 +123,16 @@ def busy_times(result: SimulationResult) -> list[BusyTime]:
         )
         for nth, spell in enumerate(result.spells)
     ]
+
+
+def energy_of(node: Node, result: SimulationResult) -> EnergyEstimate:
+    """Energy of a run that :meth:`tuner.node.Node.simulate` returned."""
+    return estimate_energy(
+        busy_times(result),
+        power=node.hardware.device.power,
+        num_devices=node.hardware.count,
+        output_tokens=sum(t.output_tokens for t in result.measurement.timings),
+    )
 
 
 def estimate_energy(

@@ -6,13 +6,18 @@ from dataclasses import replace
 
 import pytest
 
+from engine.config import Caps
 from engine.plan import ParallelPlan
 from tuner.backends import load_backend
+from tuner.energy import energy_of
 from tuner.errors import TunerError
 from tuner.hardware import Launch, Precision, parse_hardware
 from tuner.models import load_model
 from tuner.node import Node
 from tuner.reshape_cost import CPU_RANKS, ReshapeTimes, reshape_cost, reshape_seconds, reshape_times
+from tuner.space import Settings
+from tuner.steering import PlannedChanges
+from tuner.workload import parse_workload
 
 TIMES = ReshapeTimes(
     source="test",
@@ -78,3 +83,23 @@ def test_impossible_figures_are_refused() -> None:
         replace(TIMES, process_s=-1.0)
     with pytest.raises(TunerError, match="above 0"):
         replace(TIMES, node_bytes_per_s=0.0)
+
+
+def test_a_node_reshapes_in_the_middle_of_a_run_and_its_energy_is_told() -> None:
+    served = node()
+    small = Settings(plan=ParallelPlan(tp=4), caps=Caps(max_num_batched_tokens=2048))
+    large = replace(small, plan=ParallelPlan(sp=8, shift=True))
+    workload = parse_workload("poisson:rate=3,seconds=40,input=1000,output=100", seed=0)
+    steering = PlannedChanges([(10.0, large)], reshape_s=reshape_seconds(served, TIMES))
+    result = served.simulate(small, workload, steering=steering)
+    (change,) = result.changes
+    assert change.in_force_s - change.stopped_s == pytest.approx(
+        reshape_cost(served, large.plan, TIMES).seconds
+    )
+    timings = result.measurement.timings
+    assert [t.output_tokens for t in timings] == [a.output_tokens for a in workload.arrivals]
+    energy = energy_of(served, result)
+    power = served.hardware.device.power
+    assert 8 * power.idle_w < energy.mean_w < 8 * power.compute_bound_w
+    # Four devices were nobody's until the ranks of the larger plan took them.
+    assert energy.unused_joules == pytest.approx(4 * change.stopped_s * power.idle_w)

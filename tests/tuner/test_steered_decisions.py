@@ -99,7 +99,11 @@ def live(steered: SteeredWorld, model_dir: Path) -> Served:
             policy = EnginePolicy(
                 plan=wanted.plan, threshold_tokens=wanted.threshold_tokens, caps=wanted.caps
             )
-            replicas[-1]._post(lambda: replicas[-1].set_hot(policy))
+
+            def obey() -> None:
+                replicas[-1].set_hot(policy)
+
+            replicas[-1]._post(obey)
         submit(engine, request, on_output)
 
     def launch_known(replica: Replica) -> None:

@@ -6,8 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.postgres import PostgresCluster, missing_reason, running_cluster
+
+# How long a case takes says nothing where other work runs beside it: timings never decide a test.
+settings.register_profile("gearshift", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("gearshift")
 
 
 @pytest.fixture(scope="session")

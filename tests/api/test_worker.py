@@ -53,7 +53,10 @@ def _worker(
     finally:
         assert child.stdin is not None
         child.stdin.close()
-        child.wait(30)
+        try:
+            child.wait(60)
+        finally:
+            child.kill()  # where it did not end in time, nothing is left all the same
 
 
 def _job(database: Database, tmp_path: Path, **options: Any) -> str:
@@ -101,6 +104,7 @@ def test_a_killed_worker_resumes_without_losing_or_repeating_a_finished_trial(
     assert _runs(tmp_path) == [0, 1, 2, 2, 3]
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_job_cancelled_half_way_keeps_its_finished_trials(
     database: Database, settings: Settings, tmp_path: Path
 ) -> None:

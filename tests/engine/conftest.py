@@ -12,7 +12,7 @@ from engine.config import Caps, EngineConfig, ExecutorKind
 from engine.engine import Engine
 from engine.models.create import create_model
 from tests.engine.paced import ConstantTimer
-from tests.engine.rank_pools import RankPools
+from tests.engine.rank_pools import LastingPool, RankPools
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +21,20 @@ def rank_pools() -> Iterator[RankPools]:
     pools = RankPools()
     yield pools
     pools.close()
+
+
+@pytest.fixture(scope="session")
+def lasting_pool() -> Iterator[LastingPool]:
+    """Rank processes that one engine after the other may use; starting them takes seconds."""
+    pool = LastingPool()
+    yield pool
+    pool.end()
+
+
+@pytest.fixture
+def lasting_ranks(lasting_pool: LastingPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines of this test, whose replicas have processes one at a time, use the lasting pool."""
+    monkeypatch.setattr("engine.fleet.RankPool", lambda *, num_spares: lasting_pool)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from engine.errors import RankError
+from engine.executors.pool import RankPool
 from engine.executors.ranks import RankProcesses
 from engine.parallel.shm_layout import Segment
 from tests.contracts.communicator_worker import Die, Group, Open, Operation, Outcome, Program
@@ -35,6 +36,17 @@ class RankPools:
     def close(self) -> None:
         for pool in self._pools.values():
             pool.close()
+
+
+class LastingPool(RankPool):
+    """A pool that engines take for their own, and that keeps its ranks when they close it."""
+
+    def close(self) -> None:
+        return
+
+    def end(self) -> None:
+        """End the ranks at last."""
+        super().close()
 
 
 class ProcessWorld:

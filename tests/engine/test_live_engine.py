@@ -83,6 +83,7 @@ def undisturbed(config: EngineConfig) -> Outputs:
     return answers
 
 
+@pytest.mark.usefixtures("lasting_ranks")
 @pytest.mark.parametrize("switch", ["overlap", "parallel_sampling", "prefix_cache"])
 def test_every_mechanism_turned_off_changes_no_output(
     config: EngineConfig, undisturbed: Outputs, switch: str
@@ -92,6 +93,7 @@ def test_every_mechanism_turned_off_changes_no_output(
         assert run(engine) == undisturbed
 
 
+@pytest.mark.usefixtures("lasting_ranks")
 def test_a_reshape_under_load_changes_no_output_and_loses_no_request(
     config: EngineConfig, undisturbed: Outputs
 ) -> None:
@@ -116,6 +118,7 @@ def test_a_reshape_under_load_changes_no_output_and_loses_no_request(
         assert ("sp=2,shift", Mode.SHIFT) in modes
 
 
+@pytest.mark.usefixtures("lasting_ranks")
 def test_modes_that_flip_at_every_step_change_no_output(
     config: EngineConfig, undisturbed: Outputs
 ) -> None:

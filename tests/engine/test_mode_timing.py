@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.clock import VirtualClock
@@ -225,6 +225,7 @@ def test_sizes_ascend_in_multiples_of_sp_up_to_the_largest_step(max_tokens: int,
     assert max_tokens <= sizes[-1] < max_tokens + sp
 
 
+@settings(max_examples=50)
 @given(
     max_num_seqs=st.integers(1, 40),
     longest=st.integers(1, 700),
@@ -285,6 +286,7 @@ def test_timing_leaves_nothing_behind_on_the_ranks(
     assert outputs(is_timed=True) == outputs(is_timed=False)
 
 
+@pytest.mark.usefixtures("lasting_ranks")
 def test_real_ranks_are_timed_and_answer_the_same_afterwards(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:

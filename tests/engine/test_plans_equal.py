@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,10 @@ MAX_TOKENS = 8
 BUDGET = 11
 VOCAB_SIZE = 259
 NAMED_PLANS = ("sp=2,tp=2", "sp=4,tp=2", "sp=2,tp=4", "pp=2,sp=2", "pp=2,sp=2,tp=2")
+
+
+# The family, tied or not, whose every plan runs by default; of the others it is the named ones.
+EVERY_PLAN = ("llama", False)
 
 
 class World:
@@ -127,8 +132,8 @@ def test_one_rank_in_float64_answers_exactly_as_transformers(
 @pytest.mark.parametrize(
     ("family", "tied"),
     [
-        pytest.param(family, tied, marks=() if tied is bool(n % 2) else pytest.mark.slow)
-        for n, family in enumerate(FAMILIES)
+        pytest.param(family, tied, marks=() if (family, tied) == EVERY_PLAN else pytest.mark.slow)
+        for family in FAMILIES
         for tied in (False, True)
     ],
 )
@@ -139,14 +144,31 @@ def test_every_feasible_plan_up_to_8_ranks_equals_the_single_rank_with_the_mode_
     single = world.run(ParallelPlan(), mode=pinned(Mode.BASE))
     plans = [plan for plan in list_plans(world.model, 8) if plan.dp == 1]
     assert {str(plan) for plan in plans} > set(NAMED_PLANS)
+    assert_equal(world, plans, single)
+
+
+@pytest.mark.parametrize(("family", "tied"), [("qwen2", True), ("qwen3", False)])
+def test_the_other_families_equal_the_single_rank_with_the_mode_flipped(
+    worlds: dict[tuple[str, bool], World], family: str, tied: bool
+) -> None:
+    world = worlds[(family, tied)]
+    single = world.run(ParallelPlan(), mode=pinned(Mode.BASE))
+    assert_equal(world, [parse_plan(f"{text},shift").plan for text in NAMED_PLANS], single)
+
+
+def assert_equal(
+    world: World, plans: list[ParallelPlan], single: list[DrivenSequence], **options: Any
+) -> None:
+    """Every plan, its mode flipped, answers what ``single`` has."""
     for plan in plans:
-        got = world.run(plan, mode=coin(plan))
+        got = world.run(plan, mode=coin(plan), **options)
         assert outputs(got) == outputs(single), plan
         assert difference(got, single) < 1e-9, plan
 
 
 @pytest.mark.parametrize(
-    ("family", "has_parallel_sampling"), [(FAMILIES[0], True), (FAMILIES[-1], False)]
+    ("family", "has_parallel_sampling"),
+    [("llama", True), pytest.param("qwen3", False, marks=pytest.mark.slow)],
 )
 def test_steps_submitted_before_the_ones_they_continue_are_done_give_the_same_on_every_plan(
     worlds: dict[tuple[str, bool], World], family: str, has_parallel_sampling: bool
@@ -154,17 +176,19 @@ def test_steps_submitted_before_the_ones_they_continue_are_done_give_the_same_on
     world = worlds[(family, False)]
     sampling = {"temperature": 0.9, "top_k": 60, "top_p": 0.95}
     single = world.run(ParallelPlan(), mode=pinned(Mode.BASE), **sampling)
-    plans = [plan for plan in list_plans(world.model, 8) if plan.dp == 1]
-    for plan in plans:
-        got = world.run(
-            plan,
-            mode=coin(plan),
-            num_ahead=plan.pp,
-            has_parallel_sampling=has_parallel_sampling,
-            **sampling,
-        )
-        assert outputs(got) == outputs(single), plan
-        assert difference(got, single) < 1e-9, plan
+    for plan in [plan for plan in list_plans(world.model, 8) if plan.dp == 1]:
+        options = {"num_ahead": plan.pp, "has_parallel_sampling": has_parallel_sampling}
+        assert_equal(world, [plan], single, **options, **sampling)
+
+
+def test_ranks_that_sample_each_row_alone_answer_the_same_when_steps_are_submitted_ahead(
+    worlds: dict[tuple[str, bool], World],
+) -> None:
+    world = worlds[("qwen3", False)]
+    sampling = {"temperature": 0.9, "top_k": 60, "top_p": 0.95}
+    single = world.run(ParallelPlan(), mode=pinned(Mode.BASE), **sampling)
+    plans = [parse_plan(f"{text},shift").plan for text in NAMED_PLANS]
+    assert_equal(world, plans, single, num_ahead=2, has_parallel_sampling=False, **sampling)
 
 
 @pytest.mark.parametrize("mode", list(Mode))

@@ -51,7 +51,7 @@ def test_sampled_tokens_are_those_of_the_definition_whatever_the_slots_held_befo
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     sequences=sequence_lists,
     seed=st.integers(0, 10_000),
@@ -104,7 +104,7 @@ def spoiled(logits: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     sequences=sequence_lists,
     penalty=st.sampled_from([0.01, 1.0, 100.0]),
@@ -146,7 +146,7 @@ def test_greedy_tokens_of_odd_rows_follow_the_rule(plan: ParallelPlan | None) ->
     ranks.close()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(sequences=sequence_lists, seed=st.integers(0, 10_000), place=st.integers(0, 6))
 def test_a_row_is_sampled_alike_alone_and_with_others(
     sequences: list[Sequence], seed: int, place: int

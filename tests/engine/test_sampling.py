@@ -74,8 +74,8 @@ def joined(parts: list[SamplingRows]) -> SamplingRows:
 
 
 def shares_of(logits: torch.Tensor, **limits: float) -> np.ndarray:
-    """How often each token comes out of 6,000 seeds."""
-    count = 6_000
+    """How often each token comes out of 3,000 seeds: a share's spread is 0.009 at the most."""
+    count = 3_000
     ids = sample(logits.expand(count, -1), rows_of(count, **limits))  # type: ignore[arg-type]
     return np.bincount(ids.numpy(), minlength=len(logits)) / count
 
@@ -86,7 +86,7 @@ LOGITS = torch.tensor([1.0, 0.5, 3.0, -1.0, 2.0, 2.0, 0.0, -torch.inf])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_tokens_come_as_often_as_softmax_says(temperature: float) -> None:
     want = torch.softmax(LOGITS.double() / temperature, dim=0).numpy()
-    assert abs(shares_of(LOGITS, temperature=temperature) - want).max() < 0.02
+    assert abs(shares_of(LOGITS, temperature=temperature) - want).max() < 0.028
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_top_k_and_top_p_keep_the_likeliest_tokens_in_their_proportions(
     assert set(np.flatnonzero(shares).tolist()) == kept
     want = torch.softmax(LOGITS.double(), dim=0).numpy()
     want[[token for token in range(len(want)) if token not in kept]] = 0
-    assert abs(shares - want / want.sum()).max() < 0.02
+    assert abs(shares - want / want.sum()).max() < 0.028
 
 
 def kept_by_rule(

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from api.settings import Settings
+from tests.api.cli.conftest import Run
 from tests.api.live import wait_until
 from tests.postgres import PostgresCluster
 
@@ -56,9 +57,12 @@ def _serving(tmp_path: Path, **changes: str) -> Iterator[tuple[subprocess.Popen[
         yield child, announced
     finally:
         child.terminate()
-        assert child.wait(30) == 0
-        assert child.stdout is not None
-        child.stdout.close()
+        try:
+            assert child.wait(60) == 0
+        finally:
+            child.kill()  # where it did not end in time, nothing is left all the same
+            assert child.stdout is not None
+            child.stdout.close()
 
 
 def _is_up(url: str) -> bool:
@@ -90,19 +94,23 @@ def test_the_worker_is_a_child_that_ends_with_its_parent_even_when_that_is_kille
         wait_until(lambda: not Path(f"/proc/{worker}").exists() or _is_zombie(worker))
 
 
-def test_every_setting_is_listed_by_help(tmp_path: Path) -> None:
-    shown = _gearshift(tmp_path, "serve", "--help", COLUMNS="200").stdout
+def test_every_setting_is_listed_by_help(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = run("serve", "--help").stdout
     for name in Settings.model_fields:
         assert f"GEARSHIFT_{name.upper()}" in shown
 
 
-def test_db_check_refuses_an_empty_database_until_it_is_upgraded(tmp_path: Path) -> None:
-    before = _gearshift(tmp_path, "db", "check")
-    assert before.returncode == 2
+def test_db_check_refuses_an_empty_database_until_it_is_upgraded(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEARSHIFT_DATA_DIR", str(tmp_path))
+    before = run("db", "check")
+    assert before.exit_code == 2
     assert "gearshift db upgrade" in before.stderr
     assert _gearshift(tmp_path, "db", "upgrade").returncode == 0
-    after = _gearshift(tmp_path, "db", "check", "--json")
-    assert (after.returncode, json.loads(after.stdout)["is_current"]) == (0, True)
+    after = run("db", "check", "--json")
+    assert (after.exit_code, json.loads(after.stdout)["is_current"]) == (0, True)
 
 
 def test_serve_refuses_a_stale_postgresql_schema_with_the_command_that_mends_it(

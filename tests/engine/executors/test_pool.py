@@ -53,9 +53,7 @@ def lasting_pool() -> Iterator[RankPool]:
     pool.close()
 
 
-def started(
-    config: EngineConfig, pool: RankPool | None, plan: ParallelPlan = TP2
-) -> ProcessExecutor:
+def started(config: EngineConfig, pool: RankPool, plan: ParallelPlan = TP2) -> ProcessExecutor:
     model = ModelConfig.from_dir(config.model_dir)
     executor = ProcessExecutor(config, model, plan, ranks=pool)
     executor.start()
@@ -72,8 +70,8 @@ def outputs(executor: ProcessExecutor) -> list[bytes]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(config: EngineConfig) -> list[bytes]:
-    executor = started(config, None)
+def undisturbed(config: EngineConfig, lasting_pool: RankPool) -> list[bytes]:
+    executor = started(config, lasting_pool)
     found = outputs(executor)
     executor.close()
     return found
@@ -115,7 +113,7 @@ def kill_while_idle(executor: ProcessExecutor, pid: int) -> None:
         (TP2, kill_in_a_step, 1),
         (TP2, kill_while_idle, 0),
         (SP2, kill_in_a_step, 0),
-        (PP2, kill_in_a_step, 0),
+        pytest.param(PP2, kill_in_a_step, 0, marks=pytest.mark.slow),
         (PP2, kill_in_a_step, 1),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
@@ -145,7 +143,7 @@ def test_a_rank_is_replaced_again_and_again_and_the_other_keeps_no_old_memory(
 ) -> None:
     executor = started(config, lasting_pool)
     survivor = executor.pids[0]
-    for _ in range(3):
+    for _ in range(2):
         with pytest.raises(RankError):
             kill_in_a_step(executor, executor.pids[1])
         executor.close()
@@ -265,7 +263,7 @@ def test_answers_to_the_executor_before_are_not_heard(
 
 
 def test_processes_that_a_smaller_plan_does_not_need_are_ended(pool: RankPool) -> None:
-    ranks = pool.lend(3)
+    ranks = pool.lend(2)
     pids = ranks.pids
     pool.give_back(ranks, Condition.WHOLE)
     ranks = pool.lend(1)
@@ -305,7 +303,7 @@ def test_a_warm_spare_takes_the_place_and_another_one_is_started(
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize("is_warm", [True, False])
+@pytest.mark.parametrize("is_warm", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_spare_that_failed_meanwhile_is_not_used(
     config: EngineConfig, undisturbed: list[bytes], sign: signal.Signals, is_warm: bool
 ) -> None:

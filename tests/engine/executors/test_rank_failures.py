@@ -43,16 +43,22 @@ def executor_of(config: EngineConfig, pools: RankPools) -> ProcessExecutor:
     return ProcessExecutor(config, model, PLAN, ranks=pools.get(2))
 
 
-@pytest.fixture(params=[Collectives.SHM, Collectives.GLOO])
+ON_GLOO_TOO = pytest.mark.parametrize("started", [Collectives.SHM, Collectives.GLOO], indirect=True)
+
+
+@pytest.fixture
 def started(
     request: pytest.FixtureRequest, config: EngineConfig, rank_pools: RankPools
 ) -> Iterator[ProcessExecutor]:
-    executor = executor_of(replace(config, collectives=request.param), rank_pools)
+    """Two ranks on shared memory, or the collectives that the test names."""
+    collectives = getattr(request, "param", Collectives.SHM)
+    executor = executor_of(replace(config, collectives=collectives), rank_pools)
     executor.start()
     yield executor
     executor.close()
 
 
+@ON_GLOO_TOO
 def test_a_rank_killed_within_a_step_is_named_with_its_signal(started: ProcessExecutor) -> None:
     pids = started.pids
     os.kill(pids[1], signal.SIGSTOP)  # so that rank 0 waits for it inside a collective
@@ -95,6 +101,7 @@ def test_a_rank_that_hangs_passes_the_step_timeout(
     wait_gone(pids)
 
 
+@ON_GLOO_TOO
 def test_a_hung_step_is_over_at_the_deadline_its_caller_sets(started: ProcessExecutor) -> None:
     pids = started.pids
     for pid in pids:
@@ -136,6 +143,7 @@ def test_a_result_that_came_before_the_failure_can_still_be_collected(
         started.collect()
 
 
+@ON_GLOO_TOO
 def test_a_death_makes_the_steps_in_flight_ready_to_raise(started: ProcessExecutor) -> None:
     os.kill(started.pids[1], signal.SIGSTOP)
     started.submit(prompt_step(0))
@@ -259,7 +267,9 @@ ranks.receive(60.0)
 """
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "sign", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     ("program", "num_processes"),
     [(IN_A_COLLECTIVE, 2), (COMPUTING_WITH_SPARES, 4), (STARTING, 2)],

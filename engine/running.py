@@ -114,7 +114,7 @@ class RunningSet:
             return NO_BLOCKS
         self._extend_chain(sequence, sequence.num_tokens)
         assert sequence.chain is not None, "the line above made it"
-        most = (sequence.num_tokens - 1) // self.block_size
+        most = min(sequence.num_tokens - 1, sequence.num_ids) // self.block_size
         return self.pool.find_prefix(sequence.chain.digests[:most])
 
     def num_free_beside(self, cached: Int32Array) -> int:
@@ -166,7 +166,9 @@ class RunningSet:
         """Let others find the full blocks among the first ``num_written`` computed tokens."""
         if self._hasher is None:
             return
-        first, last = sequence.num_published, num_written // self.block_size
+        # Blocks of unknown content (simulated outputs) have no name to be found by.
+        num_named = min(num_written, sequence.num_ids)
+        first, last = sequence.num_published, num_named // self.block_size
         if last <= first:
             return
         self._extend_chain(sequence, last * self.block_size)
@@ -179,7 +181,7 @@ class RunningSet:
         assert self._hasher is not None, "only with prefix reuse"
         if sequence.chain is None:
             sequence.chain = PrefixChain(self._hasher)
-        sequence.chain.extend_to(num_tokens, sequence.token_slice)
+        sequence.chain.extend_to(min(num_tokens, sequence.num_ids), sequence.token_slice)
 
     def find_room(self, slot: int, num_new: int) -> int | None:
         """Blocks that one row lacks to hold ``num_new`` more tokens; None: they are not free."""

@@ -45,6 +45,11 @@ class Sequence:
     def prompt_len(self) -> int:
         return len(self.request.prompt_ids)
 
+    @property
+    def num_ids(self) -> int:
+        """Tokens whose ids are known; in simulation those of the prompt only."""
+        return self.prompt_len + len(self.output_ids)
+
     def token_slice(self, start: int, stop: int) -> list[int]:
         """Known token ids ``start..stop-1`` of prompt and output."""
         prompt = self.request.prompt_ids

@@ -37,4 +37,5 @@ class PromptMaker:
 
     def _ids(self, kind: int, key: int, count: int) -> list[int]:
         rng = np.random.default_rng([self._seed, kind, key])
-        return [int(i) for i in rng.integers(0, self._vocab_size, size=count).tolist()]
+        ids: list[int] = rng.integers(0, self._vocab_size, size=count).tolist()
+        return ids

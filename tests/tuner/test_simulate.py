@@ -14,6 +14,7 @@ from engine.plan import Mode, ParallelPlan
 from engine.scheduler import Scheduler
 from tests.tuner.worlds import SMALL, LinearTimer, closed_loop, open_loop
 from tuner.arrivals import Workload
+from tuner.front_end import NO_FRONT_END, FrontEnd
 from tuner.simulate import SimulationResult, simulate
 
 
@@ -25,6 +26,8 @@ def run(
     timer: LinearTimer | None = None,
     num_kv_blocks: int = 2000,
     threshold_tokens: int = 64,
+    keeps_prefixes: bool = False,
+    front_end: FrontEnd = NO_FRONT_END,
 ) -> SimulationResult:
     plan = plan or ParallelPlan()
     return simulate(
@@ -37,6 +40,8 @@ def run(
         num_kv_blocks=num_kv_blocks,
         max_model_len=1024,
         seed=3,
+        keeps_prefixes=keeps_prefixes,
+        front_end=front_end,
     )
 
 
@@ -188,3 +193,32 @@ def test_a_step_time_cap_bounds_mixed_steps() -> None:
     workload = open_loop(requests=40, gap_s=0.1)
     loose, tight = run(workload), run(workload, caps=caps)
     assert (tight.measurement.itl_ms.p99 or 0) < (loose.measurement.itl_ms.p99 or 0)
+
+
+def test_shared_beginnings_are_found_in_the_prefix_cache_and_shorten_prefill() -> None:
+    base = open_loop(requests=12, gap_s=0.5, input_tokens=900)
+    shared = tuple(replace(a, prefix_id="system") for a in base.arrivals)
+    workload = replace(base, arrivals=shared)
+    without = run(workload)
+    with_cache = run(workload, keeps_prefixes=True)
+    assert without.counts.prefix_hits == 0
+    assert with_cache.counts.prefix_hits > 11 * 800
+    assert (with_cache.measurement.ttft_ms.p50 or 0) < 0.6 * (without.measurement.ttft_ms.p50 or 0)
+    assert run(workload, keeps_prefixes=True) == with_cache
+
+
+def test_a_preempted_request_computes_its_outputs_again_with_the_prefix_cache_on() -> None:
+    workload = open_loop(requests=8, gap_s=0.0, input_tokens=100, output_tokens=200)
+    result = run(workload, keeps_prefixes=True, num_kv_blocks=60)
+    assert result.counts.preemptions > 0
+    assert result.measurement.count(Outcome.COMPLETED) == 8
+
+
+def test_the_front_end_delays_what_clients_see_and_not_the_steps() -> None:
+    workload = open_loop(requests=1, gap_s=0.0, input_tokens=100, output_tokens=3)
+    front_end = FrontEnd(request_s=0.005, prompt_token_s=1e-5, answer_s=0.002)
+    direct, served = run(workload), run(workload, front_end=front_end)
+    (before,), (after,) = direct.measurement.timings, served.measurement.timings
+    assert (after.ttft_ms or 0) == pytest.approx((before.ttft_ms or 0) + 5 + 1 + 2)
+    assert after.tpot_ms == pytest.approx(before.tpot_ms)
+    assert served.counts.steps == direct.counts.steps

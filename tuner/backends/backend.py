@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from engine.config import Caps
+from engine.errors import EngineError
 from tuner.errors import TunerError
 from tuner.front_end import FrontEnd
 from tuner.hardware import Launch
@@ -86,26 +87,33 @@ class KernelTimes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOutError:
-    """Median |error| of served runs of a group that the fit never saw."""
+class HeldOutGroup:
+    """Served runs that a fit never saw: its parameters ``values``, and the median |error|."""
 
     group: str
     rows: int
     ttft: float
     tpot: float
+    values: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """Where fitted figures come from: the data, the command, the parameters and how they fare."""
+    """Where fitted figures come from: the data, the command, the parameters and how they fare.
+
+    ``starts`` are where the fit began and what it was drawn to, as far as ``spreads``.
+    """
 
     file: str
     sha256: str
     rows: int
+    licence: str
     command: str
     created: str
     parameters: tuple[str, ...]
-    held_out: tuple[HeldOutError, ...]
+    starts: tuple[float, ...]
+    spreads: tuple[float, ...]
+    held_out: tuple[HeldOutGroup, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +140,10 @@ class Backend:
     kernels: KernelTimes = field(default_factory=KernelTimes)
     fitted: Fitted | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """What :meth:`from_json` reads."""
+        return {"schema": SCHEMA, **asdict(self)}
+
     @classmethod
     def from_json(cls, raw: dict[str, Any], *, where: str) -> Backend:
         """Read one profile.
@@ -155,7 +167,7 @@ class Backend:
             if values.get("fitted") is not None:
                 values["fitted"] = _fitted(values["fitted"])
             return cls(**values)
-        except (KeyError, TypeError, ValueError, TunerError) as error:
+        except (KeyError, TypeError, ValueError, EngineError, TunerError) as error:
             raise TunerError(f"{where}: {error}") from error
 
 
@@ -177,5 +189,8 @@ def load_backend(name: str) -> Backend:
 
 
 def _fitted(raw: dict[str, Any]) -> Fitted:
-    held_out = tuple(HeldOutError(**error) for error in raw["held_out"])
-    return Fitted(**{**raw, "held_out": held_out, "parameters": tuple(raw["parameters"])})
+    held_out = tuple(
+        HeldOutGroup(**{**group, "values": tuple(group["values"])}) for group in raw["held_out"]
+    )
+    lists = {name: tuple(raw[name]) for name in ("parameters", "starts", "spreads")}
+    return Fitted(**{**raw, **lists, "held_out": held_out})

@@ -1,0 +1,269 @@
+"""Question: how well does simulation foresee published closed-loop runs of serving systems?
+
+Every row of the data is simulated by itself, with the engine's own scheduler and a profile fitted
+without the row's group (system, model, backend). The folds' parameters are those of the shipped
+profiles; ``--refit`` fits them again (about half an hour on one core).
+
+    python -m benchmarks.end_to_end --data ../shared/silicon --out FILE.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tuner.backends import Backend, load_backend
+from tuner.backends.backend import Fitted
+from tuner.silicon.served import SOURCES, fit_backend, parameters_of
+from tuner.silicon.served_fit import relative_errors, simulate_rows, with_values
+from tuner.silicon.served_rows import FILE, ServedRow, Simulated, Tool, read_served_rows
+
+FloatArray = npt.NDArray[np.float64]
+TARGETS = {"vLLM": (0.20, 0.05), "all": (0.30, 0.12)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Rows with their held-out simulations; ``errors`` f8[rows, 2] of TTFT and TPOT."""
+
+    rows: tuple[ServedRow, ...]
+    simulated: tuple[Simulated, ...]
+
+    @property
+    def errors(self) -> FloatArray:
+        return relative_errors(self.rows, self.simulated)
+
+    def where(self, keeps: Callable[[ServedRow], bool]) -> Judged:
+        """The rows that ``keeps`` says yes to."""
+        kept = [(row, s) for row, s in zip(self.rows, self.simulated, strict=True) if keeps(row)]
+        return Judged(rows=tuple(row for row, _ in kept), simulated=tuple(s for _, s in kept))
+
+    def having(self, name: str, value: object) -> Judged:
+        """The rows whose ``name`` is ``value``."""
+        return self.where(lambda row: getattr(row, name) == value)
+
+    @property
+    def cells(self) -> str:
+        """Median and 90th percentile of |error| and the median error, TTFT then TPOT."""
+        errors = self.errors
+        sizes = np.abs(errors)
+        middle, high = np.nanmedian(sizes, axis=0), np.nanquantile(sizes, 0.9, axis=0)
+        bias = np.nanmedian(errors, axis=0)
+        return " | ".join(f"{middle[i]:.1%} | {high[i]:.1%} | {bias[i]:+.1%}" for i in range(2))
+
+
+HEAD = (
+    "| {} | rows | TTFT median | p90 | bias | TPOT median | p90 | bias |",
+    "|---|---:|---:|---:|---:|---:|---:|---:|",
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="the folder of measurements")
+    parser.add_argument("--out", type=Path, help="write the report here too")
+    parser.add_argument("--refit", action="store_true", help="fit every fold again")
+    parser.add_argument("--processes", type=int, default=1)
+    options = parser.parse_args(arguments)
+    profiles = [
+        fit_backend(name, options.data, processes=options.processes)
+        if options.refit
+        else load_backend(name)
+        for name in SOURCES
+    ]
+    rows = read_served_rows(options.data)
+    judged = judge(rows, profiles, options.data, processes=options.processes)
+    report = "\n".join(
+        [
+            *_introduction(options.processes),
+            *_targets(judged),
+            *_groups(judged),
+            *_by_concurrency(judged),
+            *_by_length(judged),
+            *_parameters(profiles),
+            *_limits(judged),
+        ]
+    )
+    print(report)
+    if options.out:
+        options.out.write_text(report + "\n")
+    return 0
+
+
+def judge(rows: list[ServedRow], profiles: list[Backend], data: Path, *, processes: int) -> Judged:
+    """Every row simulated with the parameters of the fold that never saw its group; a group that
+    no fold knows with the shipped profile, which never saw it either."""
+    found: list[tuple[ServedRow, Simulated]] = []
+    for profile in profiles:
+        parameters = parameters_of(profile.name, data)
+        values = {fold.group: fold.values for fold in _fitted(profile).held_out}
+        mine = [row for row in rows if row.backend == profile.name]
+        for group in sorted({row.group for row in mine}):
+            known = values.get(group)
+            served = with_values(profile, parameters, known) if known else profile
+            held_out = [row for row in mine if row.group == group]
+            simulated = simulate_rows(held_out, served, processes=processes)
+            found += zip(held_out, simulated, strict=True)
+    return Judged(rows=tuple(row for row, _ in found), simulated=tuple(s for _, s in found))
+
+
+def _introduction(processes: int) -> Iterator[str]:
+    option = f" --processes {processes}" if processes > 1 else ""
+    yield "# Closed-loop runs of serving systems, simulated one by one"
+    yield ""
+    yield f"* Date: {datetime.datetime.now(tz=datetime.UTC).date()}; seed 0"
+    yield f"* Versions: Python {platform.python_version()}, numpy {version('numpy')}"
+    yield (
+        f"* Command: `python -m benchmarks.end_to_end --data ../shared/silicon{option} "
+        "--out FILE.md`"
+    )
+    yield f"* Data: `{FILE}`, published with NVIDIA AIConfigurator; nothing was timed here."
+    yield "* Errors are (simulated - measured) / measured; medians and p90 are of their size."
+    yield "* Leave one (system, model, backend) group out: the profile that a row is simulated with"
+    yield "  was fitted without its group. What only that group could tell stays at its start."
+    yield "* The ways of the load tools (next section but two) were found on all groups together:"
+    yield "  no fold of an outer loop was kept apart for them."
+    yield ""
+
+
+def _targets(judged: Judged) -> Iterator[str]:
+    yield "| rows | number | TTFT median | target | TPOT median | target |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    kept = {"vLLM": judged.having("backend", "vllm"), "all": judged}
+    for name, (ttft, tpot) in TARGETS.items():
+        middle = np.nanmedian(np.abs(kept[name].errors), axis=0)
+        count = len(kept[name].rows)
+        yield f"| {name} | {count} | {middle[0]:.1%} | {ttft:.0%} | {middle[1]:.1%} | {tpot:.0%} |"
+    yield ""
+
+
+def _groups(judged: Judged) -> Iterator[str]:
+    yield "## Groups, each held out"
+    yield ""
+    yield from (line.format("group") for line in HEAD)
+    for group in sorted({row.group for row in judged.rows}):
+        yield _line(group, judged.having("group", group))
+    yield _line("all", judged)
+    yield ""
+
+
+def _by_concurrency(judged: Judged) -> Iterator[str]:
+    yield "## Bias against concurrency"
+    yield ""
+    yield from (line.format("concurrency") for line in HEAD)
+    for clients in sorted({row.concurrency for row in judged.rows}):
+        part = judged.having("concurrency", clients)
+        if len(part.rows) > 1:
+            yield _line(str(clients), part)
+    yield ""
+    yield "Median error of TTFT / TPOT per group:"
+    yield ""
+    columns = [4, 8, 16, 32, 64, 128]
+    yield "| group | " + " | ".join(map(str, columns)) + " |"
+    yield "|---|" + "---:|" * len(columns)
+    for group in sorted({row.group for row in judged.rows}):
+        cells = []
+        for clients in columns:
+            part = judged.having("group", group).having("concurrency", clients)
+            bias = np.nanmedian(part.errors, axis=0) if part.rows else None
+            cells.append("" if bias is None else f"{bias[0]:+.0%} / {bias[1]:+.0%}")
+        yield f"| {group} | " + " | ".join(cells) + " |"
+    yield ""
+
+
+def _by_length(judged: Judged) -> Iterator[str]:
+    yield "## Tools and prompt lengths"
+    yield ""
+    yield "Two tools measured these rows. Rows without a version are InferenceMAX's, whose public"
+    yield "scripts draw lengths between 0.8 of the nominal one and all of it, send ten requests per"
+    yield "client, and set vLLM 0.10.2 to a budget of 8,192 tokens and asynchronous scheduling. The"
+    yield "others have fixed lengths and servers set in ways nobody wrote down: a budget of one"
+    yield "prompt beside the running sequences fits both systems, all lengths and degrees. Each"
+    yield "row's first burst counts as one round of ten; three rounds are simulated."
+    yield ""
+    yield from (line.format("tool, prompt tokens") for line in HEAD)
+    for tool in Tool:
+        for length in sorted({row.input_tokens for row in judged.rows if row.tool is tool}):
+            part = judged.having("tool", tool).having("input_tokens", length)
+            yield _line(f"{tool}, {length:,}", part)
+    yield ""
+
+
+def _parameters(profiles: list[Backend]) -> Iterator[str]:
+    yield "## Parameters of every fold"
+    yield ""
+    yield "Host times of a step and a sequence start from a 2023 engine's (Vidur's measurement, two"
+    yield "ranks, without Ray's messages), kernel factors from 1: vLLM's own kernels."
+    for profile in profiles:
+        fitted = _fitted(profile)
+        columns = [group.group.removesuffix(f" {profile.name}") for group in fitted.held_out]
+        shipped = [
+            getattr(getattr(profile, part), field)
+            for part, _, field in (name.partition(".") for name in fitted.parameters)
+        ]
+        yield ""
+        yield f"| {profile.name} | start | without {' | without '.join(columns)} | shipped |"
+        yield "|---|---:|" + "---:|" * len(columns) + "---:|"
+        for i, name in enumerate(fitted.parameters):
+            folds = " | ".join(f"{group.values[i]:.3g}" for group in fitted.held_out)
+            start = f"{fitted.starts[i]:.3g} ± {fitted.spreads[i]:.2g}"
+            yield f"| `{name}` | {start} | {folds} | {shipped[i]:.3g} |"
+    yield ""
+
+
+def _limits(judged: Judged) -> Iterator[str]:
+    missing = sum(np.isnan(s.ttft_s) for s in judged.simulated)
+    shared = judged.having("input_tokens", 4000).having("output_tokens", 1000)
+    waiting = judged.where(_waits_for_a_batch)
+    small = judged.having("model", "llama-3.1-8b").having("backend", "trtllm")
+    yield "## What this does not say"
+    yield ""
+    yield f"* {missing} rows did not fit the described device and have no error."
+    yield f"* The {len(shared.rows)} rows of 4,000/1,000 are off by {_bias(shared)}. Their clients"
+    yield "  are in proportion to a whole node's replicas, which the data do not state: they are"
+    yield "  simulated as they stand, on one replica."
+    yield f"* {len(waiting.rows)} rows of InferenceMAX's TensorRT-LLM (1,024/1,024, below TP 8)"
+    yield "  held requests back for up to 20 steps to fill a batch. That option is not simulated;"
+    yield f"  they are off by {_bias(waiting)}."
+    yield f"* Llama-3.1-8B on TensorRT-LLM is off by {_bias(small)}. With few clients, a request"
+    yield "  there waited about a whole request's time over the number of clients, as if the server"
+    yield "  had one seat less than clients. With many at TP 4 and 8, tokens reached the clients at"
+    yield "  about 12,000 a second however fast the device was, and TTFT grew with the output's"
+    yield "  length: answers queued in the server's front end. Neither is modelled."
+    yield "* KV caches are taken as bfloat16; InferenceMAX's are fp8. Rows without a precision are"
+    yield "  taken as bf16. The data hold means only, no percentiles."
+    yield "* These runs cannot tell the host's parts (scheduling, input, sampling, output) apart;"
+    yield "  the profiles divide their sum as the 2023 engine did."
+
+
+def _bias(judged: Judged) -> str:
+    ttft, tpot = np.nanmedian(judged.errors, axis=0)
+    return f"{ttft:+.0%} (TTFT) and {tpot:+.0%} (TPOT)"
+
+
+def _waits_for_a_batch(row: ServedRow) -> bool:
+    lengths = (row.input_tokens, row.output_tokens)
+    is_tool = row.tool is Tool.INFERENCEMAX and row.backend == "trtllm"
+    return is_tool and lengths == (1024, 1024) and row.tp < 8
+
+
+def _line(name: str, judged: Judged) -> str:
+    return f"| {name} | {len(judged.rows)} | {judged.cells} |"
+
+
+def _fitted(profile: Backend) -> Fitted:
+    assert profile.fitted is not None, f"{profile.name} is a fitted profile"
+    return profile.fitted
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -40,7 +40,7 @@ def test_every_cell_of_the_table_is_predicted(tmp_path: Path) -> None:
 
 def test_one_step_and_the_optimal_degrees_are_told() -> None:
     text = "\n".join(albireo.sections(SMALL_ALBIREO))
-    assert "| published | 8.5 | 21.0 | 6.0 | 35.5 | 41% |" in text
+    assert "| published | 4.0 | 4.0 | 21.0 | 6.0 | 0.5 | 35.5 | 41% | +0 |" in text
     assert "t_e rises when overheads are removed" in text
     assert "| qwen2.5-7b | 15 GB | 1 |" in text
 

@@ -96,29 +96,26 @@ class CollectiveTimes:
         """In one node as measured. Across nodes every device reduces (or gathers) a part inside
         its node and passes it round a ring of the nodes: hierarchical, as NCCL's rings are laid.
         """
-        kind, ranks = collective.kind, collective.ranks
+        kind = collective.kind
         if kind is CollectiveKind.SEND:
-            return _Law(parts=(_Part(seconds=self._far() if is_far else self._near(kind, 2)),))
+            far = _Part(seconds=self._far(), size=self._crowd)
+            return _Law(parts=(far if is_far else _Part(seconds=self._near(kind, 2)),))
         spread = self._placement.spread(collective)
-        parts = [_Part(seconds=self._near(kind, spread.per_node), size=1.0)]
-        if spread.per_node == 1:
-            parts.clear()
+        parts = []
+        if spread.per_node > 1:
+            near = self._near(kind, spread.per_node)
+            parts.append(_Part(seconds=near, size=_near_share(kind, spread)))
         if spread.nodes > 1:
-            parts.append(self._between(kind, ranks, spread))
+            size = self._crowd * _far_share(kind, collective.ranks, spread)
+            rounds = (2.0 if kind is CollectiveKind.ALL_REDUCE else 1.0) * (spread.nodes - 1)
+            parts.append(_Part(seconds=self._far(), size=size, times=rounds))
         return _Law(parts=tuple(parts))
 
-    def _between(self, kind: CollectiveKind, ranks: int, spread: Spread) -> _Part:
-        """What one device sends to other nodes: every round a part of the tensor."""
-        others, far = spread.nodes - 1, self._far()
-        match kind:
-            case CollectiveKind.ALL_REDUCE:
-                return _Part(seconds=far, size=1.0 / ranks, times=2.0 * others)
-            case CollectiveKind.ALL_GATHER:
-                # Own parts travel, and are passed on inside the other node.
-                return _Part(seconds=far, size=1.0, times=float(others))
-            case _:
-                # To each other node what its devices shall have.
-                return _Part(seconds=far, size=spread.per_node / ranks, times=float(others))
+    @property
+    def _crowd(self) -> float:
+        """How many devices of a stage share one way out of their node."""
+        busy = min(self._placement.plan.stage_size, self._device.devices_per_node)
+        return max(1.0, busy / self._device.adapters_per_node)
 
     def _near(self, kind: CollectiveKind, ranks: int) -> Seconds:
         """Inside one node, by its curve or by the link's law."""
@@ -159,6 +156,28 @@ class CollectiveTimes:
             return None
         kind = CollectiveKind.SEND.value
         return self._curves.find_collective(kind, "nccl", 2, ACROSS_NODES)
+
+
+def _near_share(kind: CollectiveKind, spread: Spread) -> float:
+    """Share of the collective's bytes that its part inside a node handles."""
+    match kind:
+        case CollectiveKind.ALL_GATHER:
+            return float(spread.nodes)  # parts from other nodes are passed on
+        case CollectiveKind.ALL_TO_ALL:
+            return 1.0 / spread.nodes  # neighbours get theirs directly
+        case _:
+            return 1.0
+
+
+def _far_share(kind: CollectiveKind, ranks: int, spread: Spread) -> float:
+    """Share of the collective's bytes that one device sends to another node in a round."""
+    match kind:
+        case CollectiveKind.ALL_REDUCE:
+            return 1.0 / ranks  # of what its node has added up
+        case CollectiveKind.ALL_TO_ALL:
+            return spread.per_node / ranks  # what the other node's devices shall have
+        case _:
+            return 1.0
 
 
 def _of_whole(curve: SizeCurve, ranks: int, issue_s: float) -> Seconds:

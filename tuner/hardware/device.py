@@ -39,7 +39,8 @@ class DeviceSpec:
     ``curves`` are fitted to measurements where there are any; else the efficiencies stand in.
     ``interval`` is the 90 % half width of log(true / predicted) of a step: the held-out error of
     whole layers (``benchmarks/reports``), widened by what was not measured. ``link`` joins the
-    ``devices_per_node`` devices of a node, ``between_nodes`` each device to those of other nodes.
+    ``devices_per_node`` devices of a node, ``between_nodes`` each device to those of other nodes
+    through one of the node's ``adapters_per_node``.
     ``clock_hz`` is the clock at which the data sheet gives the peaks.
     """
 
@@ -53,6 +54,7 @@ class DeviceSpec:
     link: LinkSpec
     between_nodes: LinkSpec
     devices_per_node: int
+    adapters_per_node: int
     power: PowerSpec
     efficiency: Efficiency
     kernel_launch_s: float

@@ -25,11 +25,11 @@ GB = 1e9
 class LinkSpec:
     """One kind of link: peak per device and direction, and what is reached of it.
 
-    ``call_s`` is what any collective costs (start, and waiting for the others), ``hop_s`` each
-    round of it, ``send_s`` a send. ``is_switched``: every device reaches every other in one round
-    at full speed; else data goes round a ring. ``has_multicast``: the switch itself adds and
-    spreads (NVLS) where all its devices take part. ``measured_on`` names the device whose curves
-    hold collectives over this link, if any.
+    ``call_s`` is what a reduction costs (start, and waiting for the others), ``exchange_s`` a
+    gather or an all-to-all, ``hop_s`` each round of them, ``send_s`` a send. ``is_switched``:
+    every device reaches every other in one round at full speed; else data goes round a ring.
+    ``has_multicast``: the switch itself adds and spreads (NVLS) where all its devices take part.
+    ``measured_on`` names the device whose curves hold collectives over this link, if any.
     """
 
     name: str
@@ -39,6 +39,7 @@ class LinkSpec:
     bytes_per_s_per_direction: float
     efficiency: float
     call_s: float
+    exchange_s: float
     hop_s: float
     send_s: float
     is_switched: bool
@@ -82,9 +83,9 @@ class LinkSpec:
             case CollectiveKind.SEND:
                 return self.send_s + num_bytes / self.bytes_per_s
             case CollectiveKind.ALL_TO_ALL:
-                return self._rounds_s(1 if self.is_switched else others, share * num_bytes)
+                return self._exchange_s(others, share * num_bytes)
             case CollectiveKind.ALL_GATHER:
-                return self._rounds_s(1 if self.is_switched else others, others * num_bytes)
+                return self._exchange_s(others, others * num_bytes)
             case CollectiveKind.ALL_REDUCE:
                 if not self.is_switched:
                     return self._rounds_s(2 * others, 2 * share * num_bytes)
@@ -92,6 +93,10 @@ class LinkSpec:
                 return min(at_once_s, self._rounds_s(2, 2 * share * num_bytes))
             case _:
                 assert_never(kind)
+
+    def _exchange_s(self, others: int, sent_bytes: float) -> float:
+        rounds = 1 if self.is_switched else others
+        return self.exchange_s + rounds * self.hop_s + sent_bytes / self.bytes_per_s
 
     def _rounds_s(self, rounds: int, sent_bytes: float) -> float:
         return self.call_s + rounds * self.hop_s + sent_bytes / self.bytes_per_s

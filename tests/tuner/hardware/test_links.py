@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from engine.plan import Mode, ParallelPlan
@@ -8,7 +10,7 @@ from tests.tuner.worlds import LLAMA_70B
 from tuner.errors import TunerError
 from tuner.features import Collective, CollectiveKind
 from tuner.hardware import Precision, list_links, load_link, paced_timer, parse_hardware
-from tuner.hardware.collectives import Placement, Spread
+from tuner.hardware.collectives import CollectiveTimes, Placement, Spread
 from tuner.hardware.links import LinkSpec
 
 REDUCE, GATHER = CollectiveKind.ALL_REDUCE, CollectiveKind.ALL_GATHER
@@ -120,6 +122,31 @@ def test_only_stages_that_begin_a_node_are_reached_over_the_network() -> None:
     far = [Placement(ParallelPlan(pp=4, tp=4), 8).is_far(stage) for stage in range(4)]
     assert far == [False, False, True, False]
     assert Placement(ParallelPlan(pp=2, tp=8), 8).is_far(1)
+
+
+@pytest.mark.parametrize("kind", [REDUCE, GATHER, TO_ALL])
+def test_devices_that_share_a_way_out_of_their_node_wait_for_each_other(
+    kind: CollectiveKind,
+) -> None:
+    device = parse_hardware("h100").device
+    shared = replace(device, adapters_per_node=1)
+    collective = Collective(kind=kind, ranks=16, num_bytes=64e6)
+    own_s, shared_s = (
+        CollectiveTimes(d, d.curves, ParallelPlan(tp=16), "graph").seconds(collective)
+        for d in (device, shared)
+    )
+    assert shared_s > 3 * own_s
+
+
+def test_a_gather_across_nodes_passes_the_other_nodes_parts_on() -> None:
+    device = parse_hardware("h100").device
+
+    def seconds(ranks: int) -> float:
+        collective = Collective(kind=GATHER, ranks=ranks, num_bytes=64e6)
+        times = CollectiveTimes(device, device.curves, ParallelPlan(tp=ranks), "graph")
+        return times.seconds(collective)
+
+    assert seconds(16) > 2 * seconds(8)
 
 
 def test_a_stage_reached_over_the_network_waits_longer_for_its_rows() -> None:

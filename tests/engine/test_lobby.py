@@ -1,4 +1,4 @@
-"""Requests that no replica has: while the engine's ranks change from plan to plan."""
+"""Requests that no replica has: before the start, and while ranks change from plan to plan."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ import pytest
 
 from engine.config import Caps, EngineConfig
 from engine.engine import Engine
-from engine.errors import (
-    PlanError,
-    RankError,
-    RequestError,
-)
+from engine.errors import PlanError, PolicyError, QueueFullError, RankError, RequestError
 from engine.executors.protocol import ExecutorInfo
 from engine.executors.simulated import SimulatedExecutor
 from engine.plan import ParallelPlan
@@ -145,3 +141,46 @@ def test_an_id_that_is_carried_over_a_reshape_is_in_use(slow_engine: Engine) -> 
         submit(slow_engine, "a")
     thread.join()
     assert len(first.wait().token_ids) == 300
+
+
+def test_requests_before_the_start_are_held_in_order_up_to_the_admission_limit(
+    config: EngineConfig,
+) -> None:
+    caps = Caps(max_num_seqs=1, max_num_batched_tokens=64, max_queue=2)
+    engine = Engine(replace(config, caps=caps), timer_factory=ConstantTimer)
+    first, second = submit(engine, "first"), submit(engine, "second")
+    assert engine.stats().waiting == 2
+    with pytest.raises(QueueFullError, match="2 requests wait, max_queue is 2"):
+        submit(engine, "third")
+    with pytest.raises(RequestError, match="'first' is in use"):
+        submit(engine, "first")
+    with engine:
+        assert first.wait().reason is FinishReason.LENGTH
+        assert second.wait().reason is FinishReason.LENGTH
+        assert first.outputs[-1].token_s < second.outputs[-1].token_s
+
+
+def test_a_held_request_can_be_aborted_and_ends_when_the_engine_closes(
+    config: EngineConfig,
+) -> None:
+    engine = Engine(config, timer_factory=ConstantTimer)
+    aborted, left = submit(engine, "a"), submit(engine, "b")
+    engine.abort("a")
+    assert aborted.wait().reason is FinishReason.ABORT
+    assert engine.stats().waiting == 1
+    engine.close()
+    assert left.wait().reason is FinishReason.ABORT
+
+
+def test_a_request_that_would_not_fit_the_next_plan_keeps_the_one_in_force(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = submit(engine, "long", prompt=200, tokens=200)
+    wait_until(lambda: collector.outputs)
+    before = engine.policy
+    room = {"tp=1": 64, "tp=2": 18}  # blocks of 16 tokens
+    monkeypatch.setattr("engine.engine.num_kv_blocks", lambda config, model, plan: room[str(plan)])
+    with pytest.raises(PolicyError, match=r"plan tp=2: in progress, request long: 200 .* 288"):
+        engine.apply(replace(before, plan=ParallelPlan(tp=2)))
+    assert engine.policy == before
+    assert collector.wait().reason is FinishReason.LENGTH

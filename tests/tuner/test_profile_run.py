@@ -34,7 +34,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def profile(tiny: Path) -> Profile:
-    return run_profile(ProfileSpec(model_dir=tiny, seconds=1.0, max_tokens=128, max_context=512))
+    return run_profile(ProfileSpec(model_dir=tiny, seconds=0.3, max_tokens=128, max_context=512))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tuner.hardware.chunks import chunk_seconds
+from benchmarks.operator_checks import node_lines, prefix_lines
 from tuner.hardware.curves import IN_NODE, HeldOut
 from tuner.hardware.device import load_data_sheet
 from tuner.hardware.physics import FloatArray, Peaks, gemm_work
@@ -34,7 +34,6 @@ from tuner.silicon.layer_errors import (
 )
 from tuner.silicon.layers import DECODE, PREFILL, is_all_reduce
 from tuner.silicon.links import collective_error, read_series, read_small_series
-from tuner.silicon.readers import read_chunked_prefill
 from tuner.silicon.systems import (
     PRECISIONS,
     SYSTEMS,
@@ -58,7 +57,6 @@ LAYER_TARGETS = {
 # The device to predict, and the one whose curves are carried over.
 CARRIED = (("h200", "h100"), ("h100", "h200"), ("a100", "h100"))
 NUM_CALLS, NUM_DRAWS = 12, 5  # calls per kind of attention, twice as many products
-PREFIXES = ((1, 512), (512, 1536), (1536, 4096))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,7 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
             *_head(),
             *_operators(options.data),
             *_layers(options.data),
-            *_prefixes(options.data),
+            *prefix_lines(options.data),
+            *node_lines(options.data),
             *_tables(options.data),
             *_limits(),
         ]
@@ -94,7 +93,9 @@ def _head() -> list[str]:
         "  Vidur; no time here was measured on this machine, so its load does not matter.",
         "* Errors are |predicted - measured| / measured. Five folds; a whole group is held out.",
         "* Chosen with an eye on held-out errors of these data: number and size of trees, the",
-        "  curve's stiffness, and the variables. Folds of an outer loop were not kept apart.",
+        "  curve's stiffness, and the variables. Folds of an outer loop were not kept apart. That",
+        "  all-reduces change algorithm at the sizes in vLLM's source was tried on held-out sizes,",
+        "  and kept for captured graphs only.",
         "",
     ]
 
@@ -253,65 +254,6 @@ def _layer_rows(device: str, precision: str, case: str, errors: LayerErrors) -> 
     return rows
 
 
-# -- prefill over a prefix -----------------------------------------------------------------------
-
-
-def _prefixes(data: Path) -> list[str]:
-    """What a cached prefix adds to a chunk, on the one device where that was measured."""
-    system = next(s for s in SYSTEMS if s.device == "a100")
-    device = load_data_sheet(system.device)
-    measured = measured_prefill(data, system, device)
-    curve = fit_kind("prefill")(measured.work, measured.seconds)
-    columns = read_chunked_prefill(data, "a100_llama-2-70b_tp2")
-    seqs, queries, prefix, heads, kv_heads, ranks = columns.values.T
-
-    def predicted(cached: FloatArray) -> FloatArray:
-        return chunk_seconds(
-            curve,
-            peaks(device, "bfloat16"),
-            kernel_s=device.kernel_launch_s,
-            seqs=seqs,
-            queries=queries,
-            prefix=cached,
-            heads=heads / ranks,
-            kv_heads=kv_heads / ranks,
-        )
-
-    without = _without_prefix(queries, prefix, columns.seconds)
-    added = columns.seconds - without
-    error = predicted(prefix) - predicted(np.zeros_like(prefix)) - added
-    lines = [
-        "## Prefill over a prefix (A100, Vidur's profile, never fitted)",
-        "",
-        "Vidur's kernel does not skip masked keys inside a chunk, vLLM's does: whole times differ",
-        "by up to 2.6 times, so what a prefix *adds* is compared, relative to the whole time.",
-        "No number is fitted to these rows; the rule of splits, its tile of 128 queries and the",
-        "second kernel (`tuner/hardware/chunks.py`) were chosen among a few with them in view.",
-        "",
-        "| prefix | chunk | rows | median error | p90 | bias |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    for low, high in PREFIXES:
-        for smallest, largest in ((64, 256), (256, 1024), (1024, 4096)):
-            chosen = (prefix >= low) & (prefix < high) & (queries >= smallest) & (queries < largest)
-            chosen &= np.isfinite(without)
-            if not chosen.any():
-                continue
-            relative = error[chosen] / columns.seconds[chosen]
-            median, p90 = np.quantile(np.abs(relative), (0.5, 0.9))
-            lines.append(
-                f"| {low}-{high} | {smallest}-{largest} | {chosen.sum()} | {median:.1%} | "
-                f"{p90:.1%} | {np.median(relative):+.1%} |"
-            )
-    return [*lines, ""]
-
-
-def _without_prefix(queries: FloatArray, prefix: FloatArray, seconds: FloatArray) -> FloatArray:
-    """The time of each row's chunk without a prefix; NaN where that was not measured."""
-    known = {q: s for q, p, s in zip(queries, prefix, seconds, strict=True) if p == 0}
-    return np.array([known.get(q, np.nan) for q in queries])
-
-
 # -- tables --------------------------------------------------------------------------------------
 
 
@@ -364,7 +306,8 @@ def _limits() -> list[str]:
         "## What this does not say",
         "",
         "* Calls were timed back to back on warm caches: weights and KV that fit L2 stay there.",
-        "* Collectives are of one NVLink node; across nodes there is one A100 pair of machines.",
+        "* Collectives are of one NVLink node; across nodes there is one A100 pair of machines,",
+        "  far slower than its adapters' data sheet, which described A100 nodes follow instead.",
         "* Small operations of H200 and its sends are H100's. Host time is not in these data.",
         "* Layers have sizes of the measured grid; only Llama-3.1-8B at TP4 is a served model's.",
     ]

@@ -91,7 +91,7 @@ def node_lines(data: Path) -> list[str]:
         "The law: NCCL's all-reduce inside a node as fitted, then a ring of the nodes in which",
         "each device sends its part, for as long as sends between those machines take; devices may",
         "share the ways out of a node. That cluster sends 7.8 GB/s from node to node, a third of",
-        "an HDR adapter. No single number of ways out fits: two do for 4 devices a node, one for 8.",
+        "an HDR adapter. No single number of ways out fits: 2 do for 4 devices a node, 1 for 8.",
         "",
         "| devices x nodes | ways out of a node | rows | median error | bias |",
         "|---|---:|---:|---:|---:|",

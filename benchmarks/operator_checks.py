@@ -41,8 +41,8 @@ def prefix_lines(data: Path) -> list[str]:
             seqs=seqs,
             queries=queries,
             prefix=cached,
-            heads=heads / ranks,
-            kv_heads=kv_heads / ranks,
+            heads=float(heads[0] / ranks[0]),
+            kv_heads=float(kv_heads[0] / ranks[0]),
         )
 
     without = _without_prefix(queries, prefix, columns.seconds)

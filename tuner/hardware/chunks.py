@@ -14,6 +14,7 @@ from tuner.hardware.curves import OperatorCurve
 from tuner.hardware.physics import ACTIVATION_BYTES, QUERY_TILE, FloatArray, Peaks, prefill_work
 
 LONG_QUERIES = 16_384.0  # the longest prompts measured
+HEAD_DIM = 128
 PARTIAL_BYTES = 4  # parts of split tiles are kept in fp32
 BYTE_SHARE = 0.8  # of the memory's bandwidth, in long reads
 
@@ -26,49 +27,80 @@ def chunk_seconds(
     seqs: FloatArray,
     queries: FloatArray,
     prefix: FloatArray,
-    heads: FloatArray,
-    kv_heads: FloatArray,
-    head_dim: int = 128,
+    heads: float,
+    kv_heads: float,
 ) -> FloatArray:
-    """f8[R]: causal attention of ``queries`` new tokens of each of ``seqs`` sequences over
-    ``prefix`` cached tokens each; ``kernel_s`` is what a second kernel costs."""
-    work = prefill_work(
+    """Causal attention of ``queries`` new tokens of each of ``seqs`` sequences over ``prefix``
+    cached tokens each; ``kernel_s`` is what a second kernel costs. Shapes broadcast.
+
+    The curve is asked once per number of sequences and queries, however many prefixes there are.
+    """
+    without_s = _prompt_seconds(curve, peaks, seqs, queries, heads, kv_heads)
+    added_s = _prefix_seconds(
         peaks,
+        share=_long_share(curve, peaks, heads, kv_heads),
+        kernel_s=kernel_s,
         seqs=seqs,
         queries=queries,
-        prefix=np.zeros_like(prefix),
+        prefix=prefix,
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=head_dim,
     )
+    return np.asarray(without_s + added_s)
+
+
+def _prefix_seconds(
+    peaks: Peaks,
+    *,
+    share: float,
+    kernel_s: float,
+    seqs: FloatArray,
+    queries: FloatArray,
+    prefix: FloatArray,
+    heads: float,
+    kv_heads: float,
+) -> FloatArray:
+    """What the prefix adds, where long prompts reach ``share`` of the peak."""
     tiles = seqs * heads * np.ceil(queries / QUERY_TILE)
     splits = np.maximum(1.0, np.floor(peaks.num_sms / tiles))
     splits = np.minimum(splits, np.maximum(1.0, np.floor((prefix + queries) / QUERY_TILE)))
     waves = tiles * splits / peaks.num_sms
     fill = waves / np.ceil(waves)
-    flop_s = 4.0 * seqs * queries * prefix * head_dim * heads / peaks.flops_per_s
-    compute_s = flop_s / (fill * _long_share(curve, peaks, heads, kv_heads))
+    flop_s = 4.0 * seqs * queries * prefix * HEAD_DIM * heads / peaks.flops_per_s
     bytes_per_s = peaks.bytes_per_s * BYTE_SHARE
-    keys_and_values = 2 * seqs * kv_heads * prefix * head_dim
-    memory_s = ACTIVATION_BYTES * keys_and_values / bytes_per_s
-    partial = splits * seqs * queries * heads * (head_dim + 1)
+    memory_s = ACTIVATION_BYTES * 2 * seqs * kv_heads * prefix * HEAD_DIM / bytes_per_s
+    partial = splits * seqs * queries * heads * (HEAD_DIM + 1)
     combine_s = kernel_s + 2 * PARTIAL_BYTES * partial / bytes_per_s
     is_split = (splits > 1) & (prefix > 0)
-    added_s = np.maximum(compute_s, memory_s) + np.where(is_split, combine_s, 0.0)
-    return np.asarray(curve.seconds(work) + added_s)
+    added_s = np.maximum(flop_s / (fill * share), memory_s)
+    return np.asarray(added_s + np.where(is_split, combine_s, 0.0))
 
 
-def _long_share(
-    curve: OperatorCurve, peaks: Peaks, heads: FloatArray, kv_heads: FloatArray
+def _prompt_seconds(
+    curve: OperatorCurve,
+    peaks: Peaks,
+    seqs: FloatArray,
+    queries: FloatArray,
+    heads: float,
+    kv_heads: float,
 ) -> FloatArray:
-    """Share of the peak that one long prompt with these heads reaches."""
-    same = np.ones_like(heads)
+    """Whole prompts, by the fit; of the shape that ``seqs`` and ``queries`` broadcast to."""
+    seqs, queries = np.broadcast_arrays(seqs, queries)
+    ones = np.ones(seqs.size)
     work = prefill_work(
         peaks,
-        seqs=same,
-        queries=LONG_QUERIES * same,
-        prefix=0.0 * same,
-        heads=heads,
-        kv_heads=kv_heads,
+        seqs=seqs.ravel(),
+        queries=queries.ravel(),
+        prefix=0.0 * ones,
+        heads=heads * ones,
+        kv_heads=kv_heads * ones,
     )
-    return np.asarray(work.flop_s / curve.seconds(work))
+    return curve.seconds(work).reshape(seqs.shape)
+
+
+def _long_share(curve: OperatorCurve, peaks: Peaks, heads: float, kv_heads: float) -> float:
+    """Share of the peak that one long prompt with these heads reaches."""
+    one, queries = np.ones(1), np.full(1, LONG_QUERIES)
+    seconds = _prompt_seconds(curve, peaks, one, queries, heads, kv_heads)
+    flops = 4.0 * LONG_QUERIES * (LONG_QUERIES + 1) / 2 * HEAD_DIM * heads
+    return float(flops / peaks.flops_per_s / seconds[0])

@@ -150,18 +150,18 @@ class CurveOperators:
 
     def _prefill_table(self) -> Grid3:
         axes = (PREFILL_SEQS, PREFILL_QUERIES, PREFIX)
-        seqs, queries, prefix = np.meshgrid(*(axis.points for axis in axes), indexing="ij")
+        seqs, queries, prefix = np.ix_(*(np.array(axis.points, dtype=float) for axis in axes))
         seconds = chunk_seconds(
             self._curves.prefill,
             self._peaks(Precision.BF16),
             kernel_s=self._device.kernel_launch_s,
-            seqs=seqs.ravel(),
-            queries=queries.ravel(),
-            prefix=prefix.ravel(),
-            heads=np.full(seqs.size, self._heads),
-            kv_heads=np.full(seqs.size, self._kv_heads),
+            seqs=seqs,
+            queries=queries,
+            prefix=prefix,
+            heads=self._heads,
+            kv_heads=self._kv_heads,
         )
-        return Grid3(*axes, seconds.reshape(seqs.shape))
+        return Grid3(*axes, seconds)
 
     def _peaks(self, precision: Precision) -> Peaks:
         return Peaks(

@@ -21,8 +21,8 @@ def seconds(queries: list[float], prefix: list[float], *, seqs: float = 1.0) -> 
         seqs=seqs * same,
         queries=np.array(queries),
         prefix=np.array(prefix),
-        heads=32 * same,
-        kv_heads=4 * same,
+        heads=32.0,
+        kv_heads=4.0,
     )
 
 

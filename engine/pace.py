@@ -10,6 +10,17 @@ _DECAY = 0.98
 _MIN_SAMPLES = 4
 # More tokens than any step holds.
 MAX_STEP_TOKENS = 2**31
+# The next step is scheduled so much before the running one is expected to end: this share of it,
+# some times what scheduling took lately, and what a sleeping thread needs to wake up.
+LEAD_SHARE = 0.1
+LEAD_HOST_FACTOR = 4.0
+MIN_LEAD_S = 0.0015
+
+
+def ahead_lead_s(expected_s: float, host_s: float) -> float:
+    """How long before the end of a step that takes ``expected_s`` the next one is scheduled, where
+    the host takes ``host_s`` for that."""
+    return max(MIN_LEAD_S, LEAD_HOST_FACTOR * host_s) + LEAD_SHARE * expected_s
 
 
 @dataclass

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from engine.executors.protocol import Executor
 from engine.inputs import step_plan
+from engine.pace import ahead_lead_s
 from engine.scheduled import ScheduledStep, StepOutcome
 from engine.scheduler import Scheduler
 from engine.steps import StepResult, int32
@@ -15,14 +16,10 @@ from engine.steps import StepResult, int32
 # A rank that takes so much longer than steps like this one took is taken for hung.
 HANG_FACTOR = 10.0
 MIN_HANG_S = 2.0
-# The next step is scheduled so much before the running one is expected to end: this share of it,
-# some times what scheduling took lately, and what a sleeping thread needs to wake up.
-LEAD_SHARE = 0.1
 # New ranks start libraries in their first steps, so these say nothing of a hang.
 NUM_FIRST_STEPS = 4
-LEAD_HOST_FACTOR = 4.0
-MIN_LEAD_S = 0.0015
-_HOST_DECAY = 0.9
+# How much of the longest host time lately a step keeps in mind.
+HOST_DECAY = 0.9
 
 
 @dataclass(kw_only=True, eq=False)
@@ -187,7 +184,7 @@ class StepLoop:
         flight.started_s = None if is_queued else flight.submitted_s
         self._has_paused = False
         spent_s = flight.schedule_s + flight.message_s
-        self._host_s = max(spent_s, self._host_s * _HOST_DECAY)
+        self._host_s = max(spent_s, self._host_s * HOST_DECAY)
 
     def _begin_next(self, now_s: float) -> None:
         """The queued step has room now, if there is one."""
@@ -202,8 +199,7 @@ class StepLoop:
         expected_s = self._expected_s(flight)
         if expected_s is None or flight.started_s is None:
             return 0.0
-        lead_s = max(MIN_LEAD_S, LEAD_HOST_FACTOR * self._host_s) + LEAD_SHARE * expected_s
-        return flight.started_s + expected_s - lead_s
+        return flight.started_s + expected_s - ahead_lead_s(expected_s, self._host_s)
 
     def _timeout_s(self, flight: Flight, started_s: float) -> float:
         """How much longer the oldest step may take."""

@@ -46,6 +46,12 @@ class HostCost:
     def seconds(self, shape: StepShape) -> float:
         return self.per_step_s + self.per_seq_s * shape.num_seqs
 
+    def __add__(self, other: HostCost) -> HostCost:
+        return HostCost(
+            per_step_s=self.per_step_s + other.per_step_s,
+            per_seq_s=self.per_seq_s + other.per_seq_s,
+        )
+
 
 NO_COST = HostCost(per_step_s=0.0, per_seq_s=0.0)
 
@@ -58,12 +64,14 @@ class ServingCost:
     each stage does so between two steps. ``host_cpu`` and ``message_cpu``: CPU time of the
     engine's process and of a rank's receiving threads per step. They hide on a core of their own;
     where ranks have all of them, host time is taken from one rank of one stage, message time from
-    every rank.
+    every rank. ``launch``: from the decision to schedule a step until ranks begin it, and from
+    their answer back; it hides behind the step before, where there is one.
     """
 
     prepare: HostCost = NO_COST
     host_cpu: HostCost = NO_COST
     message_cpu: HostCost = NO_COST
+    launch: HostCost = NO_COST
 
     def stage_seconds(
         self, shape: StepShape, plan: ParallelPlan, *, num_free_cores: int | None
@@ -144,18 +152,25 @@ class StepModel:
         return max(curve.active_ranks for curve in self.operators.gemms)
 
     def timer(
-        self, plan: ParallelPlan, model: ModelConfig, *, link: LinkEmulation | None = None
+        self,
+        plan: ParallelPlan,
+        model: ModelConfig,
+        *,
+        link: LinkEmulation | None = None,
+        hides_host: bool = False,
     ) -> StepModelTimer:
         """Step times of one replica of ``plan`` while all its replicas work.
 
         ``link`` stands for the emulated link of the engine to predict (default: the profile's).
+        ``hides_host``: for a simulation that queues steps ahead, and so hides host time by
+        itself; else host seconds are what was still exposed in service.
         """
         return StepModelTimer(
             operators=self.operators,
             coefficients=self.coefficients,
             factor=self.serving_factor,
             residual=self.residual,
-            host=self.host.seconds,
+            host=self.serving.launch.seconds if hides_host else self.host.seconds,
             added=lambda shape: self._added_seconds(shape, plan),
             model=model,
             plan=plan,

@@ -101,12 +101,15 @@ def _fit_host(samples: list[StepSample]) -> HostCost:
 
 
 def _fit_serving(profile: Profile, samples: list[StepSample]) -> ServingCost:
-    """From the one-rank run: inputs by the rank's own clock, the rest by CPU clocks."""
+    """From the one-rank run: inputs by the rank's own clock, CPU time by CPU clocks; and what a
+    step alone took outside the ranks, by the pieces."""
     work = [w for w in profile.host_work if w.num_steps]
+    dispatch = _fit_cost([(1, p.shape.num_seqs, p.dispatch_s) for p in profile.pieces])
     return ServingCost(
         prepare=_fit_cost([(1, s.shape.num_seqs, s.input_exposed_s) for s in samples]),
         host_cpu=_fit_cost([(w.num_steps, w.num_rows, w.host_s) for w in work]),
         message_cpu=_fit_cost([(w.num_steps, w.num_rows, w.rank_s) for w in work]),
+        launch=dispatch + _fit_cost([(1, s.shape.num_seqs, s.schedule_s) for s in samples]),
     )
 
 

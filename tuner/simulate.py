@@ -65,6 +65,7 @@ def simulate(
     front_end: FrontEnd = NO_FRONT_END,
     keeps_prefixes: bool = False,
     schedules_ahead: bool = False,
+    queues_ahead: bool = False,
     on_progress: OnProgress = no_progress,
     steering: Steering | None = None,
     envelope: Caps | None = None,
@@ -75,7 +76,9 @@ def simulate(
     ``timer`` gives the step times of one replica; ``num_kv_blocks`` is per rank. With
     ``keeps_prefixes`` the engine's prefix cache is on, and prompts are those the load driver
     sends with ``seed``; else only their lengths count. ``schedules_ahead``: the engine schedules
-    each step while the one before runs.
+    each step while the one before runs. ``queues_ahead``: shortly before that ends, as this
+    project's engine does with overlap; ``timer.host_seconds`` then hide behind the ranks, except
+    before steps that nothing ran ahead of.
 
     ``steering`` changes settings on the way, within ``envelope`` (by default a live engine's);
     ``ranks_of`` tells what a plan it changes to runs on.
@@ -98,6 +101,7 @@ def simulate(
         order=order,
         keeps_prefixes=keeps_prefixes,
         schedules_ahead=schedules_ahead,
+        queues_ahead=queues_ahead,
         is_watched=steering is not None or workload.closed is not None,
     )
     source = RequestSource(
@@ -130,6 +134,7 @@ class _Setups:
     order: Order
     keeps_prefixes: bool
     schedules_ahead: bool
+    queues_ahead: bool
     is_watched: bool
 
     def of(self, settings: Settings) -> ReplicaSetup:
@@ -151,6 +156,7 @@ class _Setups:
             order=self.order,
             keeps_prefixes=self.keeps_prefixes,
             schedules_ahead=self.schedules_ahead,
+            queues_ahead=self.queues_ahead,
             stops_at_ends=self.is_watched or plan.dp > 1 or caps.max_queue is not None,
         )
 

@@ -35,7 +35,8 @@ class ReplicaSetup:
     ``stops_at_ends``: somebody outside looks at the replica when a request ends (a client who
     then sends the next one, a router, an admission limit), so no stretch goes past that.
     ``schedules_ahead``: a step is scheduled when the one before starts, so that a request which
-    is seen during a step misses the next one too.
+    is seen during a step misses the next one too. ``queues_ahead``: as this project's engine does
+    with overlap, shortly before the one before ends (see ``tuner.queued_replica``).
     """
 
     caps: Caps
@@ -50,6 +51,7 @@ class ReplicaSetup:
     keeps_prefixes: bool
     stops_at_ends: bool
     schedules_ahead: bool = False
+    queues_ahead: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,10 +136,11 @@ class Replica:
 
     # -- commands ----------------------------------------------------------------------------
 
-    def add(self, request: Request) -> None:
-        """Queue a request. Raises RequestError or QueueFullError like the live scheduler."""
+    def add(self, request: Request, *, is_admitted: bool = False) -> None:
+        """Queue a request; ``is_admitted``: it was held to the limit before. Raises RequestError
+        or QueueFullError like the live scheduler."""
         if not (self._schedules_ahead and self._flights):
-            self._scheduler.add(request)
+            self._scheduler.add(request, is_admitted=is_admitted)
             return
         self._scheduler.check_request(request)
         self._scheduler.check_queue(len(self._lobby))
@@ -168,18 +171,10 @@ class Replica:
         if self._lobby:
             self._let_in(now_s if self._scheduler.is_idle else self._scheduled_s)
         self._scheduled_s = now_s
-        if not self._lobby and self._skip_quiet(now_s, horizon_s):
+        if self._skip_quiet(now_s, horizon_s):
             return
-        scheduler, timer = self._scheduler, self._timer
-        while (step := scheduler.schedule()) is not None:
-            for placed in step.placed:
-                self._request_of_slot[placed.slot] = int(placed.sequence.request_id)
-            self._host_free_s = max(now_s, self._host_free_s) + timer.host_seconds(step.shape)
-            stages = timer.stage_seconds(step.shape)
-            started_s = self._host_free_s
-            finish_s = self._through_stages(started_s, stages)
-            segment = self._segment(step.shape, started_s, (finish_s,), sum(stages))
-            self._fly(_Flight(step=step, finish_s=finish_s, segment=segment))
+        while (step := self._scheduler.schedule()) is not None:
+            self._start(step, now_s)
 
     def commit(self) -> list[int]:
         """Take in the oldest step (or stretch) in flight; the requests that ended with it."""
@@ -193,8 +188,7 @@ class Replica:
         ended = self._scheduler.commit_lengths(step)
         self._log.stamp(requests, flight.finish_s)
         self._record(flight.segment)
-        if self._scheduler.caps.max_step_ms is not None:
-            self._scheduler.pace.observe(shape.mode, shape.num_tokens, flight.segment.busy_s)
+        self._learn(shape, flight.segment.busy_s)
         self.counts.scheduled_steps += 1
         return [int(sequence.request_id) for sequence in ended]
 
@@ -208,6 +202,22 @@ class Replica:
 
     # -- parts -------------------------------------------------------------------------------
 
+    def _start(self, step: ScheduledStep, now_s: float) -> None:
+        """Put a scheduled step in flight."""
+        for placed in step.placed:
+            self._request_of_slot[placed.slot] = int(placed.sequence.request_id)
+        host_s = self._timer.host_seconds(step.shape)
+        started_s = self._host_free_s = max(now_s, self._host_free_s) + host_s
+        stages = self._timer.stage_seconds(step.shape)
+        finish_s = self._through_stages(started_s, stages)
+        segment = self._segment(step.shape, started_s, (finish_s,), sum(stages))
+        self._fly(_Flight(step=step, finish_s=finish_s, segment=segment))
+
+    def _learn(self, shape: StepShape, busy_s: float) -> None:
+        """Let the scheduler know how long a step took, where it sizes chunks by that."""
+        if self._scheduler.caps.max_step_ms is not None:
+            self._scheduler.pace.observe(shape.mode, shape.num_tokens, busy_s)
+
     def _let_in(self, seen_by_s: float) -> None:
         """Queue the requests that were seen in time for the step that is now put in flight."""
         waiting, self._lobby = self._lobby, []
@@ -220,16 +230,18 @@ class Replica:
     def _skip_quiet(self, now_s: float, horizon_s: float) -> bool:
         """Take steps in which only lengths change in one stretch, if there are any."""
         if self._flights:
-            return self._skip_rounds(now_s, horizon_s)
-        return self._skip(now_s, horizon_s)
+            return not self._lobby and self._skip_rounds(now_s, horizon_s)
+        # Whoever waits in the lobby is let in after one more step.
+        return self._skip(now_s, horizon_s, 1 if self._lobby else MAX_BULK_STEPS)
 
-    def _skip(self, now_s: float, horizon_s: float) -> bool:
-        """Put the quiet steps that start before ``horizon_s`` in flight as one stretch."""
+    def _skip(self, now_s: float, horizon_s: float, most: int) -> bool:
+        """Put the quiet steps that start before ``horizon_s`` in flight as one stretch, in parts
+        of at most ``most`` steps; 1 is all there are then."""
         scheduler, end_s = self._scheduler, now_s
         ended: list[Sequence] = []
         while end_s < horizon_s and (quiet := scheduler.quiet_steps()):
             shape = scheduler.quiet_shape()
-            ends_s, busy_s = self._stretch(shape, end_s, min(quiet, MAX_BULK_STEPS), horizon_s)
+            ends_s, busy_s = self._stretch(shape, end_s, min(quiet, most), horizon_s)
             count = len(ends_s)
             if count == quiet and self._stops_at_ends and ends_s[-1] > horizon_s:
                 # Someone arrives in the step that ends a request, and must find it running.
@@ -244,7 +256,7 @@ class Replica:
             self._record(segment)
             starts_s = (end_s, *segment.end_s)
             self._scheduled_s, end_s = starts_s[-2], starts_s[-1]
-            if ended and self._stops_at_ends:
+            if most == 1 or (ended and self._stops_at_ends):
                 break
         if end_s == now_s:
             return False

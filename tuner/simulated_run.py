@@ -9,6 +9,7 @@ from engine.errors import QueueFullError, RequestError
 from engine.measurement import Distribution, Fidelity, Measurement, Outcome, RequestTiming
 from engine.plan import ParallelPlan
 from tuner.arrivals import Workload
+from tuner.queued_replica import QueuedReplica
 from tuner.run_log import AppliedChange, PlanSpell, RunCounts, Segment, TokenLog
 from tuner.simulated_replica import Replica, ReplicaSetup
 from tuner.simulated_requests import NEVER_S, RequestSource, Sent
@@ -110,11 +111,11 @@ class Run:
 
     def _route(self, sent: Sent) -> None:
         """Give a request to the least loaded replica."""
-        replica = min(self._replicas, key=_load)
+        replica = min(self._replicas, key=load_tokens)
         try:
             replica.add(self._source.request(sent))
         except (RequestError, QueueFullError):
-            self._refuse(sent)
+            self._refuse(sent, sent.seen_s)
 
     def _launch(self, now_s: float, committed: Replica | None) -> None:
         """Start steps on ``committed`` and on replicas that were idle.
@@ -155,8 +156,9 @@ class Run:
     def _make_replicas(
         self, setup: ReplicaSetup, count: int, *, ready_s: float = 0.0
     ) -> list[Replica]:
+        kind = QueuedReplica if setup.queues_ahead else Replica
         return [
-            Replica(setup, number=number, log=self._log, segments=self._segments, ready_s=ready_s)
+            kind(setup, number=number, log=self._log, segments=self._segments, ready_s=ready_s)
             for number in range(count)
         ]
 
@@ -170,9 +172,9 @@ class Run:
         while self._source.next_s <= now_s:
             self._route(self._source.take())
 
-    def _refuse(self, sent: Sent) -> None:
+    def _refuse(self, sent: Sent, now_s: float) -> None:
         self._refused.add(sent.number)
-        self._end(sent.seen_s)
+        self._end(now_s)
 
     def _finish_step(self, replica: Replica) -> None:
         """Commit the oldest step of ``replica`` and go on."""
@@ -188,5 +190,5 @@ def _event_s(replica: Replica) -> float:
     return replica.next_event_s
 
 
-def _load(replica: Replica) -> int:
+def load_tokens(replica: Replica) -> int:
     return replica.load_tokens

@@ -128,3 +128,14 @@ def _burn(seconds: float, stop: threading.Event) -> None:
         pass
     stop.set()
     time.sleep(0.02)
+
+
+def test_a_simulation_that_hides_host_time_is_told_all_of_it() -> None:
+    profile = made_up_profile()
+    pieces = tuple(replace(p, step_s=p.step_s + 4e-4, dispatch_s=4e-4) for p in profile.pieces)
+    model = fit_step_model(replace(profile, pieces=pieces), SMALL)
+    plan = parse_plan("tp=1").plan
+    whole = model.timer(plan, SMALL, hides_host=True).host_seconds(DECODE)
+    assert whole == pytest.approx(4e-4 + 1e-4, rel=0.05)  # dispatch, and the samples' scheduling
+    exposed = model.timer(plan, SMALL).host_seconds(DECODE)
+    assert exposed == pytest.approx(2e-4, rel=0.05)  # the samples' bubbles

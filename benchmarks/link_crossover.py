@@ -1,0 +1,252 @@
+"""Question: on an emulated link, does simulation find the step size at which base overtakes shift?
+
+Real ranks run steps of 1, 2, 4, ... tokens in both modes of ``sp=2,shift``, in turn, behind links
+that delay every collective by a declared time. The step model is fitted on a profile without any
+link; only the link's declaration is added to it. A crossover is the smallest size from which base
+is the faster mode, by the split of sizes that loses least.
+
+    python -m benchmarks.link_crossover --out FILE.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from statistics import median
+
+from benchmarks.quiet import OtherPrograms
+from engine.config import Caps, EngineConfig, ExecutorKind, LinkEmulation, ModelConfig
+from engine.executors.process import ProcessExecutor
+from engine.mode_timing import SyntheticSteps
+from engine.models.create import create_model
+from engine.plan import Mode, ParallelPlan
+from engine.steps import StepShape
+from policies.threshold import ShiftRule, StepPair
+from tuner.cost_model import StepModel
+from tuner.cost_model_fit import fit_step_model
+from tuner.machine import this_machine
+from tuner.profile import Profile, read_json
+from tuner.profile_run import ProfileSpec, run_profile
+
+PLAN = ParallelPlan(sp=2, shift=True)
+LINKS = ("latency_us=20,gbps=0.5", "latency_us=20,gbps=4")
+MAX_NUM_SEQS = 32
+NUM_KV_BLOCKS = 1024
+Seconds = dict[Mode, list[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeTimes:
+    """Seconds of steps of one size in both modes: medians on real ranks, and simulated."""
+
+    num_tokens: int
+    measured: dict[Mode, float]
+    simulated: dict[Mode, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkResult:
+    """All sizes behind one link, and the share of the cores that other programs took."""
+
+    link: str
+    sizes: tuple[SizeTimes, ...]
+    rounds: int
+    others: float
+
+    @property
+    def measured_bucket(self) -> int:
+        return crossover([(s.num_tokens, s.measured) for s in self.sizes])
+
+    @property
+    def simulated_bucket(self) -> int:
+        return crossover([(s.num_tokens, s.simulated) for s in self.sizes])
+
+    @property
+    def passes(self) -> bool:
+        """Within one size bucket: a factor of two."""
+        measured, simulated = self.measured_bucket, self.simulated_bucket
+        return max(measured, simulated) <= 2 * min(measured, simulated)
+
+
+def main() -> None:
+    """Profile without a link (or read a profile), then time and simulate both modes per link."""
+    options = _options()
+    with tempfile.TemporaryDirectory(prefix="gearshift-bench-") as folder:
+        model_dir = Path(folder) / "model"
+        create_model(model_dir, preset=options.preset, seed=options.seed)
+        model = ModelConfig.from_dir(model_dir)
+        step_model = fit_step_model(_profile(options, model_dir), model, seed=options.seed)
+        results = [
+            run_link(model_dir, model, step_model, text, options)
+            for text in options.links.split(";")
+        ]
+    text = report(results, options)
+    if options.out is not None:
+        options.out.write_text(text)
+    print(text)
+
+
+def run_link(
+    model_dir: Path,
+    model: ModelConfig,
+    step_model: StepModel,
+    text: str,
+    options: argparse.Namespace,
+) -> LinkResult:
+    """Every size in both modes on ranks behind ``text``, and by the step model."""
+    link = LinkEmulation.parse(text)
+    sizes = [2**n for n in range(options.max_tokens.bit_length()) if 2**n <= options.max_tokens]
+    with OtherPrograms() as others:
+        shapes, seconds = time_sizes(model_dir, model, link, sizes, options.rounds)
+    timer = step_model.timer(PLAN, model, link=link)
+    found = []
+    for size in sizes:
+        simulated = {mode: timer.stage_seconds(shapes[size, mode])[0] for mode in Mode}
+        measured = {mode: median(seconds[size][mode]) for mode in Mode}
+        found.append(SizeTimes(num_tokens=size, measured=measured, simulated=simulated))
+        print(text, found[-1], flush=True)
+    return LinkResult(link=text, sizes=tuple(found), rounds=options.rounds, others=others.share)
+
+
+def time_sizes(
+    model_dir: Path, model: ModelConfig, link: LinkEmulation, sizes: Sequence[int], rounds: int
+) -> tuple[dict[tuple[int, Mode], StepShape], dict[int, Seconds]]:
+    """Seconds on the ranks of steps of each size; in each round every size in both modes, so
+    that a slow moment hits both. The first round only warms up.
+    """
+    config = EngineConfig(
+        model_dir=model_dir,
+        plan=PLAN,
+        executor=ExecutorKind.PROCESS,
+        link=link,
+        num_kv_blocks=NUM_KV_BLOCKS,
+        envelope=Caps(max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=max(sizes)),
+    )
+    steps = SyntheticSteps(
+        max_num_seqs=MAX_NUM_SEQS,
+        longest=min(model.max_positions, NUM_KV_BLOCKS * config.block_size),
+        block_size=config.block_size,
+        num_kv_blocks=NUM_KV_BLOCKS,
+        vocab_size=model.vocab_size,
+    )
+    shapes: dict[tuple[int, Mode], StepShape] = {}
+    seconds: dict[int, Seconds] = {size: {mode: [] for mode in Mode} for size in sizes}
+    executor = ProcessExecutor(config, model, PLAN)
+    step_id = 0
+    try:
+        executor.start()
+        for number in range(rounds + 1):
+            for size in sizes:
+                for mode in Mode:
+                    step = steps.build(size, mode, step_id=step_id, num_before=0)
+                    executor.submit(step)
+                    rank_s = executor.collect().rank_s
+                    step_id += 1
+                    shapes[size, mode] = step.shape
+                    if number:
+                        seconds[size][mode].append(rank_s)
+    finally:
+        executor.close()
+    return shapes, seconds
+
+
+def crossover(times: Sequence[tuple[int, dict[Mode, float]]]) -> int:
+    """The size from which base is the faster mode; twice the largest where it never is."""
+    pairs = [
+        # In shares of the step's own time: a large step must not outweigh all small ones.
+        StepPair(
+            num_tokens=size,
+            base_ms=1e3 * seconds[Mode.BASE],
+            shift_ms=1e3 * seconds[Mode.SHIFT],
+            weight=1.0 / (1e3 * min(seconds.values())),
+        )
+        for size, seconds in times
+    ]
+    threshold = ShiftRule().advise(pairs).threshold_tokens
+    above = [size for size, _ in times if size > threshold]
+    return above[0] if above else 2 * times[-1][0]
+
+
+def report(results: Sequence[LinkResult], options: argparse.Namespace) -> str:
+    """The dated report: a table per link, the crossovers, and how to repeat it."""
+    lines = [
+        f"# Crossover of base and shift behind emulated links, {date.today()}",
+        "",
+        f"Plan `{PLAN}` on two CPU ranks, preset {options.preset}, float32. Links are "
+        "**emulated**: each collective is delayed by the declared latency and bytes over "
+        "bandwidth. The step model was fitted on a profile without a link; nothing measured "
+        f"here was used. Measured: medians of {options.rounds} rounds in which every size runs in "
+        "both modes, milliseconds on the ranks. `base - shift` is relative to shift: below 0 base "
+        "is faster.",
+        "",
+        "| link | crossover measured | simulated | within one size bucket |",
+        "| --- | --- | --- | --- |",
+    ]
+    for r in results:
+        verdict = "pass" if r.passes else "**fail**"
+        lines.append(
+            f"| `{r.link}` | {r.measured_bucket} | {r.simulated_bucket} tokens | {verdict} |"
+        )
+    for result in results:
+        lines += ["", f"## `{result.link}`", "", *_table(result)]
+    lines += ["", "## How to repeat", "", *_setup(options), ""]
+    return "\n".join(lines)
+
+
+def _table(result: LinkResult) -> list[str]:
+    lines = [
+        f"Other programs took {result.others:.1%} of the cores.",
+        "",
+        "| tokens | base: measured | simulated | shift: measured | simulated "
+        "| base - shift: measured | simulated |",
+        "|" + " --- |" * 7,
+    ]
+    for size in result.sizes:
+        cells = [str(size.num_tokens)]
+        for mode in Mode:
+            cells += [f"{1e3 * size.measured[mode]:.2f}", f"{1e3 * size.simulated[mode]:.2f}"]
+        for times in (size.measured, size.simulated):
+            cells.append(f"{times[Mode.BASE] / times[Mode.SHIFT] - 1:+.1%}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _setup(options: argparse.Namespace) -> list[str]:
+    return [
+        f"`OMP_NUM_THREADS=1 python -m benchmarks.link_crossover --preset {options.preset} "
+        f'--links "{options.links}" --rounds {options.rounds} --max-tokens {options.max_tokens} '
+        f"--seconds {options.seconds:g} --seed {options.seed}`",
+        "",
+        f"Machine: {this_machine()}; {platform.system()}; Python {platform.python_version()}.",
+    ]
+
+
+def _profile(options: argparse.Namespace, model_dir: Path) -> Profile:
+    if options.profile is not None:
+        return Profile.from_json(read_json(options.profile), where=str(options.profile))
+    spec = ProfileSpec(
+        model_dir=model_dir, num_ranks=2, seconds=options.seconds, seed=options.seed + 1
+    )
+    return run_profile(spec, on_event=lambda text: print(text, flush=True))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="small")
+    parser.add_argument("--profile", type=Path, help="use this profile instead of measuring")
+    parser.add_argument("--links", default=";".join(LINKS), help="links, with ; between them")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--max-tokens", type=int, default=1024)
+    parser.add_argument("--seconds", type=float, default=30.0, help="about how long to profile")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -167,7 +167,10 @@ class Hardware:
 
 
 def list_devices() -> list[str]:
-    """Names of the devices that have a description."""
+    """Names of the devices that have a description.
+
+    The machine at hand has none: `gearshift profile` measures it, and its file is a cost model.
+    """
     files = FOLDER.glob("*.json")
     return sorted(file.stem for file in files if not file.name.endswith(CURVES_SUFFIX))
 
@@ -193,7 +196,10 @@ def load_data_sheet(name: str) -> DeviceSpec:
         TunerError: no such device, with the known ones.
     """
     if name not in list_devices():
-        raise TunerError(f"device {name!r} is not known; known are {', '.join(list_devices())}")
+        raise TunerError(
+            f"device {name!r} is not known; known are {', '.join(list_devices())}; this machine is "
+            "described by what `gearshift profile` measures, given as --cost-model"
+        )
     path = FOLDER / f"{name}.json"
     return DeviceSpec.from_json(json.loads(path.read_text()), where=path.name)
 

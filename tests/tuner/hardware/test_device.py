@@ -38,6 +38,11 @@ def test_unknown_hardware_is_refused_with_the_known_names(text: str) -> None:
         parse_hardware(text)
 
 
+def test_someone_who_wants_this_machine_is_told_how() -> None:
+    with pytest.raises(TunerError, match="gearshift profile.*--cost-model"):
+        parse_hardware("local")
+
+
 def test_a_description_of_another_schema_is_refused() -> None:
     with pytest.raises(TunerError, match=r"x\.json: schema 'device/v9'"):
         DeviceSpec.from_json({"schema": "device/v9"}, where="x.json")

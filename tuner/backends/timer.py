@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from engine.config import ModelConfig
 from engine.plan import Mode, ParallelPlan
 from engine.steps import StepShape
 from tuner.backends.backend import Backend, KernelTimes
 from tuner.hardware import Hardware, Precision, paced_timer
-from tuner.hardware.roofline import RooflineTimer, StageSeconds
-
-SAME_KERNELS = KernelTimes()
+from tuner.hardware.roofline import KernelFactors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +76,19 @@ class ServedTimer:
         if not plan.shift:
             launches[Mode.SHIFT] = backend.launch
         timers = {
-            launch: _ScaledKernels(
-                paced_timer(hardware, model, plan, precision, launch=launch),
-                backend.kernels,
-                is_fp8=precision is Precision.FP8,
-                num_stages=plan.pp,
+            launch: paced_timer(
+                hardware,
+                model,
+                plan,
+                precision,
+                launch=launch,
+                factors=_factors(backend.kernels, precision),
             )
             for launch in set(launches.values())
         }
         self._timers = {mode: timers[launch] for mode, launch in launches.items()}
         self._host = backend.host
+        self._num_stages = plan.pp
         self._last: tuple[StepShape, tuple[float, ...]] | None = None
 
     def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:
@@ -108,7 +109,8 @@ class ServedTimer:
 
     def breakdown(self, shape: StepShape) -> ServedSeconds:
         """Where the time of one step goes."""
-        stages = self._timers[shape.mode].breakdown(shape)
+        timer = self._timers[shape.mode]
+        stages = [timer.breakdown(shape, stage) for stage in range(self._num_stages)]
         shares, work_s = self._host.shares, self._work_s(shape) + self._host.exposed_s
         return ServedSeconds(
             gemm_s=sum(stage.gemm_s for stage in stages),
@@ -129,49 +131,11 @@ class ServedTimer:
         return self._host.work_s(shape.num_seqs, num_prompts, shape.num_prefill_tokens)
 
 
-class _ScaledKernels:
-    """A device's step times with kinds of kernels sped up or slowed down."""
-
-    def __init__(
-        self, timer: RooflineTimer, kernels: KernelTimes, *, is_fp8: bool, num_stages: int
-    ) -> None:
-        self._timer, self._kernels = timer, kernels
-        self._gemm = kernels.fp8_gemm if is_fp8 else kernels.gemm
-        self._is_same = kernels == SAME_KERNELS
-        self._stages = range(num_stages)
-        # Of sizes seen: each stage's seconds without attention, as measured and scaled.
-        self._seen: dict[tuple[Mode, int, int], tuple[tuple[float, float], ...]] = {}
-
-    def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:
-        seconds = self._timer.stage_seconds(shape)
-        if self._is_same:
-            return seconds
-        key = (shape.mode, shape.num_tokens, shape.num_sampled)
-        fixed = self._seen.get(key)
-        if fixed is None:
-            fixed = self._seen[key] = self._without_attention(shape)
-        factor = self._kernels.attention
-        return tuple(
-            scaled + factor * max(0.0, stage - measured)
-            for stage, (measured, scaled) in zip(seconds, fixed, strict=True)
-        )
-
-    def breakdown(self, shape: StepShape) -> list[StageSeconds]:
-        return [self._scaled(self._timer.breakdown(shape, stage)) for stage in self._stages]
-
-    def _without_attention(self, shape: StepShape) -> tuple[tuple[float, float], ...]:
-        parts = [self._timer.breakdown(shape, stage) for stage in self._stages]
-        scaled = [self._scaled(part) for part in parts]
-        return tuple(
-            (part.total_s - part.attention_s, better.total_s - better.attention_s)
-            for part, better in zip(parts, scaled, strict=True)
-        )
-
-    def _scaled(self, stage: StageSeconds) -> StageSeconds:
-        return replace(
-            stage,
-            gemm_s=self._gemm * stage.gemm_s,
-            attention_s=self._kernels.attention * stage.attention_s,
-            head_s=self._kernels.gemm * stage.head_s,
-            communication_s=self._kernels.communication * stage.communication_s,
-        )
+def _factors(kernels: KernelTimes, precision: Precision) -> KernelFactors:
+    """A backend's kernels for products in ``precision``; the head is in two bytes."""
+    return KernelFactors(
+        gemm=kernels.fp8_gemm if precision is Precision.FP8 else kernels.gemm,
+        head=kernels.gemm,
+        attention=kernels.attention,
+        communication=kernels.communication,
+    )

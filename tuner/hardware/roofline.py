@@ -4,7 +4,7 @@ number format, else an estimate from peaks that gives the order of size and the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.config import DType, ModelConfig
 from engine.plan import Mode, ParallelPlan, check_plan
@@ -14,6 +14,7 @@ from tuner.features import LogitsExchange, StageWork, WorkCounter
 from tuner.hardware.collectives import Placement
 from tuner.hardware.curve_operators import CurveOperators, Launch
 from tuner.hardware.device import DeviceSpec, Hardware
+from tuner.hardware.fixed import FixedTable
 from tuner.hardware.operators import Operators, PeakOperators
 from tuner.hardware.precision import Precision
 from tuner.hardware.sampling import SamplerSpec, sample_s
@@ -44,6 +45,19 @@ class StageSeconds:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class KernelFactors:
+    """What kinds of kernels take of the time they were measured to take: other kernels' speed."""
+
+    gemm: float = 1.0
+    head: float = 1.0
+    attention: float = 1.0
+    communication: float = 1.0
+
+
+MEASURED_KERNELS = KernelFactors()
+
+
 class RooflineTimer:
     """A :class:`engine.executors.protocol.StepTimer` for ``plan`` on ``device``.
 
@@ -59,6 +73,7 @@ class RooflineTimer:
         dtype: DType | Precision,
         launch: Launch = Launch.GRAPH,
         sampler: SamplerSpec | None = None,
+        factors: KernelFactors = MEASURED_KERNELS,
     ) -> None:
         precision = Precision.of(dtype)
         self._device, self._sampler = device, sampler
@@ -67,17 +82,21 @@ class RooflineTimer:
         self._placement = Placement(plan.replica, device.devices_per_node)
         self._alike = _alike(self._counter, self._placement)
         self._operators = _operators(device, model, self._counter, precision, launch)
-        self._seen: dict[tuple[Mode, int, int], tuple[_FixedSeconds, ...]] = {}
+        self._factors = factors
+        self._fixed = FixedTable(self._without_attention, num_slices=plan.sp)
+        stages = [self._counter.stage(StepShape(), stage) for stage in range(plan.pp)]
+        self._floors = [self._operators.floor_s(work) for work in stages]
+        layers = self._counter.layers_of_stage
+        self._attention_factors = [factors.attention * count for count in layers]
 
     def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:
-        key = (shape.mode, shape.num_tokens, shape.num_sampled)
-        parts = self._seen.get(key)
-        if parts is None:
-            parts = self._seen[key] = self._all_fixed(shape)
+        fixed = self._fixed.at(shape.mode, shape.num_tokens, shape.num_sampled)
         attention_s = self._operators.attention_s(shape)
         return tuple(
-            part.seconds(layers * attention_s)
-            for part, layers in zip(parts, self._counter.layers_of_stage, strict=True)
+            max(floor_s, fixed_s + factor * attention_s)
+            for floor_s, fixed_s, factor in zip(
+                self._floors, fixed, self._attention_factors, strict=True
+            )
         )
 
     def host_seconds(self, shape: StepShape) -> float:
@@ -85,19 +104,22 @@ class RooflineTimer:
 
     def breakdown(self, shape: StepShape, stage: int) -> StageSeconds:
         """The parts of one stage's time; ``launch_s`` is what launching adds to the others."""
+        parts = self._parts(shape, stage)
+        waiting_s = max(0.0, self._floors[stage] - parts.total_s)
+        return replace(parts, launch_s=parts.launch_s + waiting_s)
+
+    def _parts(self, shape: StepShape, stage: int) -> StageSeconds:
+        """The parts of one stage's time where launches run far enough ahead."""
         work = self._counter.stage(shape, stage)
-        operators = self._operators
-        parts = self._fixed(shape, stage)
-        attention_s = work.layers * operators.attention_s(shape)
-        added_s = parts.seconds(attention_s) - attention_s - parts.device_s
+        operators, factors = self._operators, self._factors
         return StageSeconds(
-            gemm_s=work.layers * operators.gemms_s(shape.mode, work.rows),
-            attention_s=attention_s,
+            gemm_s=factors.gemm * work.layers * operators.gemms_s(shape.mode, work.rows),
+            attention_s=factors.attention * work.layers * operators.attention_s(shape),
             elementwise_s=operators.elementwise_s(work, is_first=stage == 0),
-            head_s=operators.head_s(work.sampled) if work.head else 0.0,
+            head_s=factors.head * operators.head_s(work.sampled) if work.head else 0.0,
             sampling_s=self._sampling_s(work),
-            launch_s=added_s,
-            communication_s=self._communication_s(work, stage),
+            launch_s=operators.launch_s(work),
+            communication_s=factors.communication * self._communication_s(work, stage),
         )
 
     def _communication_s(self, work: StageWork, stage: int) -> float:
@@ -111,38 +133,11 @@ class RooflineTimer:
         vocab_size = self._counter.model.vocab_size
         return sample_s(self._device, rows, vocab_size, self._sampler.kind)
 
-    def _fixed(self, shape: StepShape, stage: int) -> _FixedSeconds:
-        """What depends on tokens and mode only."""
-        work = self._counter.stage(shape, stage)
-        operators = self._operators
-        return _FixedSeconds(
-            device_s=work.layers * operators.gemms_s(shape.mode, work.rows)
-            + operators.elementwise_s(work, is_first=stage == 0)
-            + (operators.head_s(work.sampled) if work.head else 0.0)
-            + self._sampling_s(work)
-            + self._communication_s(work, stage),
-            launch_s=operators.launch_s(work),
-            floor_s=operators.floor_s(work),
-        )
-
-    def _all_fixed(self, shape: StepShape) -> tuple[_FixedSeconds, ...]:
-        """Of all stages; those that do equal work are asked once."""
-        parts = {stage: self._fixed(shape, stage) for stage in dict.fromkeys(self._alike)}
-        return tuple(parts[stage] for stage in self._alike)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _FixedSeconds:
-    """A stage without its attention. ``launch_s`` is always added; ``floor_s`` is how long the
-    launches of the whole stage take beside the device."""
-
-    device_s: float
-    launch_s: float
-    floor_s: float
-
-    def seconds(self, attention_s: float) -> float:
-        """The stage with ``attention_s`` of attention."""
-        return max(self.floor_s, self.device_s + attention_s + self.launch_s)
+    def _without_attention(self, mode: Mode, tokens: int, sampled: int) -> tuple[float, ...]:
+        """Each stage of a step of these sizes; those that do equal work are asked once."""
+        shape = StepShape(mode=mode, num_seqs=tokens, num_decode_tokens=tokens, num_sampled=sampled)
+        parts = {stage: self._parts(shape, stage) for stage in dict.fromkeys(self._alike)}
+        return tuple(parts[stage].total_s - parts[stage].attention_s for stage in self._alike)
 
 
 def _alike(counter: WorkCounter, placement: Placement) -> tuple[int, ...]:
@@ -172,6 +167,7 @@ def paced_timer(
     *,
     launch: Launch = Launch.GRAPH,
     sampler: SamplerSpec | None = None,
+    factors: KernelFactors = MEASURED_KERNELS,
 ) -> RooflineTimer:
     """Step times of one replica of ``plan`` on ``hardware``; with ``sampler`` those of sampling
     too.
@@ -189,4 +185,4 @@ def paced_timer(
     if precision.peak not in device.dense_flops_per_s:
         known = ", ".join(device.dense_flops_per_s)
         raise TunerError(f"{device.name} has no peak for {precision.peak}; known: {known}")
-    return RooflineTimer(device, model, plan, precision, launch, sampler)
+    return RooflineTimer(device, model, plan, precision, launch, sampler, factors)

@@ -1,0 +1,63 @@
+"""The seconds of a step that do not depend on attention: computed once per size, then looked up."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+
+from engine.plan import Mode
+from tuner.hardware.tables import FINE_ROWS, ROW_GRID
+
+Seconds = tuple[float, ...]
+# Seconds of each stage by mode, tokens and sampled rows.
+Compute = Callable[[Mode, int, int], Seconds]
+
+_ROWS = [int(rows) for rows in ROW_GRID]
+
+
+class FixedTable:
+    """Seconds of each stage, as ``compute`` gives them for a mode, tokens and sampled rows.
+
+    Exact up to :data:`FINE_ROWS` rows per slice; between the grid points of larger steps
+    straight, as the products are tabulated themselves. ``num_slices``: of how many slices the
+    rows of a base step are one. Tokens and sampled rows add up: layers never see the latter.
+    """
+
+    def __init__(self, compute: Compute, *, num_slices: int) -> None:
+        self._compute = compute
+        self._num_slices = num_slices
+        self._bodies: dict[tuple[Mode, int], Seconds] = {}
+        self._tails: dict[tuple[Mode, int], Seconds] = {}
+
+    def at(self, mode: Mode, tokens: int, sampled: int) -> Seconds:
+        """Seconds of each stage."""
+        body = self._bodies.get((mode, tokens))
+        if body is None:
+            body = self._between(mode, tokens)
+        tail = self._tails.get((mode, sampled))
+        if tail is None:
+            tail = self._tails[mode, sampled] = self._tail(mode, sampled)
+        # Only the last stage has a tail.
+        return (*body[:-1], body[-1] + tail[-1])
+
+    def _between(self, mode: Mode, tokens: int) -> Seconds:
+        slices = self._num_slices if mode is Mode.BASE else 1
+        if tokens <= FINE_ROWS * slices or tokens > _ROWS[-1] * slices:
+            return self._body(mode, tokens)
+        right = bisect_left(_ROWS, -(-tokens // slices))
+        low, high = _ROWS[right - 1] * slices, _ROWS[right] * slices
+        share = (tokens - low) / (high - low)
+        return tuple(
+            a + share * (b - a)
+            for a, b in zip(self._body(mode, low), self._body(mode, high), strict=True)
+        )
+
+    def _body(self, mode: Mode, tokens: int) -> Seconds:
+        found = self._bodies.get((mode, tokens))
+        if found is None:
+            found = self._bodies[mode, tokens] = self._compute(mode, tokens, 0)
+        return found
+
+    def _tail(self, mode: Mode, sampled: int) -> Seconds:
+        with_tail, without = self._compute(mode, 1, sampled), self._compute(mode, 1, 0)
+        return tuple(a - b for a, b in zip(with_tail, without, strict=True))

@@ -95,7 +95,8 @@ def test_a_breakdown_adds_up_to_the_step(name: str, plan: ParallelPlan, shape: S
     served = timer(load_backend(name), plan)
     parts = served.breakdown(shape)
     assert parts.step_s == pytest.approx(
-        sum(served.stage_seconds(shape)) + served.host_seconds(shape)
+        sum(served.stage_seconds(shape)) + served.host_seconds(shape),
+        rel=1e-3,  # steps are looked up in tables, parts are not
     )
     assert parts.exposed_s <= parts.host_s + 1e-12
     assert all(getattr(parts, f.name) >= 0 for f in fields(parts))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from engine.config import Caps
-from engine.errors import PolicyError
+from engine.errors import PolicyError, RequestError
 from engine.measurement import RequestTiming
 from engine.policy import KnobClass
 from engine.sequences import Sequence
@@ -20,7 +20,7 @@ from tuner.arrivals import Workload
 from tuner.run_log import AppliedChange, PlanSpell, RunCounts
 from tuner.simulated_replica import Replica, ReplicaSetup
 from tuner.simulated_requests import NEVER_S, RequestSource, Sent
-from tuner.simulated_run import OnProgress, Run
+from tuner.simulated_run import OnProgress, Run, load_tokens
 from tuner.space import Settings
 from tuner.steering import SettingsChange, Steering
 
@@ -151,13 +151,13 @@ class SteeredRun(Run):
             return
         limit, held = self.settings.caps.max_queue, self._reshape.held
         if limit is not None and len(held) >= limit:
-            self._refuse(sent)
+            self._refuse(sent, sent.seen_s)
         else:
             held.append(sent)
 
-    def _refuse(self, sent: Sent) -> None:
+    def _refuse(self, sent: Sent, now_s: float) -> None:
         del self._seen_s[sent.number]
-        super()._refuse(sent)
+        super()._refuse(sent, now_s)
 
     def _end_all(self, numbers: list[int], now_s: float) -> None:
         self._ended += [(now_s, number) for number in numbers]
@@ -226,7 +226,7 @@ class SteeredRun(Run):
             replica.adopt(reshape.carried[nth::count])
         self._reshape = None
         for sent in reshape.held:
-            super()._route(sent)
+            self._let_in(sent, now_s)
         self._applied.append(
             AppliedChange(
                 at_s=reshape.at_s,
@@ -237,6 +237,14 @@ class SteeredRun(Run):
             )
         )
         self._launch(now_s, None)
+
+    def _let_in(self, sent: Sent, now_s: float) -> None:
+        """Route a request that was held, and so was held to the queue's limit already."""
+        replica = min(self._replicas, key=load_tokens)
+        try:
+            replica.add(self._source.request(sent), is_admitted=True)
+        except RequestError:
+            self._refuse(sent, now_s)
 
     def _timing(self, number: int) -> RequestTiming:
         return RequestTiming(

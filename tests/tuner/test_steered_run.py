@@ -167,7 +167,14 @@ def test_a_full_door_refuses() -> None:
     start = replace(START, caps=caps)
     workload = open_loop(requests=60, gap_s=0.1)
     result = run(workload, planned((1.0, replace(start, plan=OTHER_PLAN.plan))), start=start)
-    assert result.measurement.count(Outcome.ERRORED) >= 15
+    (change,) = result.changes
+    met = [
+        t.outcome
+        for t in result.measurement.timings
+        if change.at_s <= t.scheduled_s < change.in_force_s
+    ]
+    assert met == [Outcome.COMPLETED] * 5 + [Outcome.ERRORED] * (len(met) - 5)
+    assert len(met) >= 25
     assert run(workload, None, start=start).measurement.count(Outcome.ERRORED) == 0
 
 
@@ -195,6 +202,30 @@ def test_a_request_in_progress_that_the_next_plan_cannot_hold_refuses_the_reshap
             steering=steering,
             ranks_of=lambda plan: Ranks(timer=LinearTimer(), num_kv_blocks=20),
         )
+
+
+def test_held_requests_that_do_not_fit_the_new_plan_are_refused_and_the_rest_goes_on() -> None:
+    """In a closed loop each refusal sends the next request."""
+    arrivals = closed_loop(requests=40, concurrency=4, input_tokens=50).arrivals
+    long = [
+        replace(a, input_tokens=700 if i % 5 == 3 else a.input_tokens)
+        for i, a in enumerate(arrivals)
+    ]
+    workload = replace(closed_loop(requests=40, concurrency=4), arrivals=tuple(long))
+    result = simulate(
+        model=SMALL,
+        plan=START.plan,
+        threshold_tokens=64,
+        caps=START.caps,
+        workload=workload,
+        timer=LinearTimer(),
+        num_kv_blocks=40,
+        max_model_len=640,
+        steering=planned((0.0, OTHER_PLAN)),
+        ranks_of=lambda plan: Ranks(timer=LinearTimer(), num_kv_blocks=40),
+    )
+    outcomes = [t.outcome for t in result.measurement.timings]
+    assert outcomes == [Outcome.ERRORED if i % 5 == 3 else Outcome.COMPLETED for i in range(40)]
 
 
 def test_another_plan_needs_its_step_times() -> None:

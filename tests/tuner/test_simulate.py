@@ -16,6 +16,7 @@ from tests.tuner.worlds import SMALL, LinearTimer, closed_loop, open_loop
 from tuner.arrivals import Workload
 from tuner.front_end import NO_FRONT_END, FrontEnd
 from tuner.simulate import SimulationResult, simulate
+from tuner.step_samples import step_samples
 
 
 def run(
@@ -222,3 +223,20 @@ def test_the_front_end_delays_what_clients_see_and_not_the_steps() -> None:
     assert (after.ttft_ms or 0) == pytest.approx((before.ttft_ms or 0) + 5 + 1 + 2)
     assert after.tpot_ms == pytest.approx(before.tpot_ms)
     assert served.counts.steps == direct.counts.steps
+
+
+@pytest.mark.parametrize("plan", [ParallelPlan(), ParallelPlan(pp=2), ParallelPlan(dp=2)], ids=str)
+def test_a_run_leaves_one_sample_per_step_as_a_live_engine_does(plan: ParallelPlan) -> None:
+    result = run(open_loop(requests=20, gap_s=0.02), plan=plan)
+    samples = list(step_samples(result.segments, result.spells))
+    assert len(samples) == result.counts.num_steps
+    assert [s.step_id for s in samples] == list(range(len(samples)))
+    assert {s.plan for s in samples} == {str(plan)}
+    assert {s.replica for s in samples} == set(range(plan.dp))
+    tokens = sum(s.shape.num_sampled for s in samples)
+    assert tokens == sum(t.output_tokens for t in result.measurement.timings)
+    ends = [s.start_s + s.step_s for s in samples]
+    assert ends == sorted(ends)
+    last_token_s = max(t.token_s[-1] for t in result.measurement.timings)
+    assert ends[-1] == pytest.approx(last_token_s)
+    assert all(0 < s.busy_s <= s.step_s + 1e-12 for s in samples)

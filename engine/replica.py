@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import TypeVar
 
+from engine.accepted import AcceptedRequests
 from engine.config import EngineConfig, ModelConfig
-from engine.deadlines import Deadlines
 from engine.emission import StepEmitter
 from engine.errors import EngineError, RankError
 from engine.executors.protocol import Executor, ExecutorInfo
@@ -30,7 +28,6 @@ from engine.shift import ModeChooser
 from engine.step_loop import FinishedStep, StepLoop
 from engine.telemetry import Telemetry
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 ExecutorFactory = Callable[[], Executor]
 # How soon a caller notices that the loop it waits for has ended.
@@ -67,13 +64,11 @@ class Replica:
         self._plan: ParallelPlan = policy.plan.replica
         self._make_executor = make_executor
         self._first_step_id = first_step_id
-        self._streams: dict[str, RequestStream] = {}
-        self._load_tokens = 0
+        self._accepted = AcceptedRequests(telemetry)
         self._queued = 0
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._is_stopping = False
-        self._deadlines = Deadlines()
         self._unsaid: FinishedStep | None = None
         self._recovery = Recovery(telemetry, self._start_ranks)
         self._started: Future[ExecutorInfo] = Future()
@@ -94,15 +89,15 @@ class Replica:
     @property
     def load_tokens(self) -> int:
         """Tokens its accepted requests may still grow to; what the front door balances."""
-        return self._load_tokens
+        return self._accepted.load_tokens
 
     def has(self, request_id: str) -> bool:
         """Whether the request is in progress here."""
-        return request_id in self._streams
+        return request_id in self._accepted
 
     def list_requests(self) -> list[Request]:
         """Requests in progress."""
-        return [stream.request for stream in list(self._streams.values())]
+        return self._accepted.list_requests()
 
     def launch(self) -> None:
         """Begin to start; :meth:`wait_started` tells the result."""
@@ -124,16 +119,15 @@ class Replica:
             if not is_admitted:
                 self.scheduler.check_queue(self._queued)
             self._queued += 1
-            self._enter(stream)
+        self._accepted.enter(stream)
         self._post(lambda: self._add(stream))
         if not self._thread.is_alive():  # its loop has failed meanwhile, and takes no commands
-            self._end(stream.request.request_id, FinishReason.ERROR, self.failure)
+            self._accepted.end(stream.request.request_id, FinishReason.ERROR, self.failure)
 
     def adopt(self, left: Handover) -> None:
         """Take over what replicas that were stopped have left."""
-        with self._wake:
-            for stream in left.streams.values():
-                self._enter(stream)
+        for stream in left.streams.values():
+            self._accepted.enter(stream)
         self._post(lambda: self._adopt(left.sequences))
 
     def abort(self, request_id: str, reason: FinishReason) -> None:
@@ -177,8 +171,7 @@ class Replica:
             return Handover()
         while self._commands:  # posted between the last step and the end of the thread
             self._commands.popleft()()
-        streams = dict(self._streams)
-        self._streams.clear()
+        streams = self._accepted.take_streams()
         sequences = [s for s in self.scheduler.release() if s.request_id in streams]
         return Handover(sequences=sequences, streams=streams)
 
@@ -235,15 +228,15 @@ class Replica:
             return
         for request_id, reason in self._emitter.emit(finished):
             self.scheduler.abort(request_id)  # it knows of all ends but those by a stop string
-            self._forget(request_id, reason)
+            self._accepted.forget(request_id, reason)
 
     def _take_commands(self) -> None:
         """Run what other threads asked for, and end requests whose deadline has passed."""
         while self._commands:
             self._commands.popleft()()
-        for request_id in self._deadlines.pop_expired(time.monotonic()):
+        for request_id in self._accepted.pop_expired():
             self.scheduler.abort(request_id)
-            self._end(request_id, FinishReason.DEADLINE, "its deadline passed")
+            self._accepted.end(request_id, FinishReason.DEADLINE, "its deadline passed")
 
     # -- commands ------------------------------------------------------------------------------
 
@@ -270,49 +263,25 @@ class Replica:
         self.telemetry.prompt_tokens += len(stream.request.prompt_ids)
         if self.failure is not None:
             self._queued -= 1
-            self._end(stream.request.request_id, FinishReason.ERROR, self.failure)
+            self._accepted.end(stream.request.request_id, FinishReason.ERROR, self.failure)
             return
         try:
             with self._wake:  # nobody may count it twice or not at all on its way
                 self._queued -= 1
                 self.scheduler.add(stream.request, is_admitted=True)
-            self._watch(stream.request)
+            self._accepted.watch(stream.request)
         except EngineError as error:
-            self._end(stream.request.request_id, FinishReason.ERROR, str(error))
+            self._accepted.end(stream.request.request_id, FinishReason.ERROR, str(error))
 
     def _adopt(self, sequences: list[Sequence]) -> None:
         for sequence in sequences:
-            self._watch(sequence.request)
+            self._accepted.watch(sequence.request)
         self.scheduler.adopt(sequences)
 
-    def _watch(self, request: Request) -> None:
-        if request.deadline_s is not None:
-            self._deadlines.add(request.request_id, request.deadline_s)
-
     def _abort(self, request_id: str, reason: FinishReason) -> None:
-        if request_id in self._streams:
+        if request_id in self._accepted:
             self.scheduler.abort(request_id)
-            self._end(request_id, reason)
-
-    def _end(self, request_id: str, reason: FinishReason, error: str | None = None) -> None:
-        if request_id not in self._streams:  # ended already when the replica gave up
-            return
-        try:
-            self._streams[request_id].end(reason, time.monotonic(), error)
-        except Exception:  # a caller's fault must not end the others' requests
-            logger.exception("request %s: its end could not be handed out", request_id)
-        self._forget(request_id, reason)
-
-    def _enter(self, stream: RequestStream) -> None:
-        self._streams[stream.request.request_id] = stream
-        self._load_tokens += stream.request.max_len
-
-    def _forget(self, request_id: str, reason: FinishReason) -> None:
-        with self._wake:
-            stream = self._streams.pop(request_id)
-            self._load_tokens -= stream.request.max_len
-        self._deadlines.discard(request_id)
-        self.telemetry.record_finish(reason, stream.timing(reason))
+            self._accepted.end(request_id, reason)
 
     # -- start, end and failure ----------------------------------------------------------------
 
@@ -339,7 +308,11 @@ class Replica:
             return_logits=self._config.return_logits,
         )
         self._emitter = StepEmitter(
-            self._streams, self.telemetry, self.scheduler, replica=self.index, plan=self._plan
+            self._accepted.streams,
+            self.telemetry,
+            self.scheduler,
+            replica=self.index,
+            plan=self._plan,
         )
         if is_first:
             self._started.set_result(info)
@@ -392,6 +365,6 @@ class Replica:
 
     def _give_up(self, why: str) -> None:
         self.failure = why
-        for request_id in list(self._streams):
-            self._end(request_id, FinishReason.ERROR, why)
+        for request_id in list(self._accepted.streams):
+            self._accepted.end(request_id, FinishReason.ERROR, why)
         self.scheduler.release()

@@ -67,6 +67,12 @@ class QueuedReplica(Replica):
             # A result that comes while the host is at work waits for it.
             self.next_event_s = max(self._flights[0].finish_s, self._host_free_s)
 
+    def wind_down(self) -> None:
+        """Do not look ahead any more."""
+        self._look_s, self._is_looking = None, False
+        if self._flights:
+            self.next_event_s = max(self._flights[0].finish_s, self._host_free_s)
+
     def commit(self) -> list[int]:
         """Take in the oldest step, or begin to look ahead; the requests that ended."""
         if self._look_s is not None:

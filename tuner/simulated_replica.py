@@ -176,6 +176,9 @@ class Replica:
         while (step := self._scheduler.schedule()) is not None:
             self._start(step, now_s)
 
+    def wind_down(self) -> None:
+        """Start nothing more: what is in flight ends, and nothing follows it."""
+
     def commit(self) -> list[int]:
         """Take in the oldest step (or stretch) in flight; the requests that ended with it."""
         flight = self._flights.popleft()

@@ -167,8 +167,11 @@ class SteeredRun(Run):
         """Start steps, or stop the replicas when the last step before a reshape has ended."""
         if self._reshape is None:
             super()._launch(now_s, committed)
-        elif self._reshape.stopped_s is None and not any(r.is_in_flight for r in self._replicas):
-            self._stop(self._reshape, now_s)
+        elif self._reshape.stopped_s is None:
+            for replica in self._replicas:
+                replica.wind_down()
+            if not any(replica.is_in_flight for replica in self._replicas):
+                self._stop(self._reshape, now_s)
 
     def _horizon_s(self, replica: Replica) -> float:
         return min(super()._horizon_s(replica), self._ask_s)

@@ -47,6 +47,8 @@ def run(
     num_kv_blocks: int = 2000,
     timer: LinearTimer | None = None,
     max_model_len: int = 1024,
+    schedules_ahead: bool = False,
+    queues_ahead: bool = False,
 ) -> SimulationResult:
     timer = timer or LinearTimer()
     return simulate(
@@ -64,6 +66,8 @@ def run(
         ranks_of=lambda plan: Ranks(
             timer=replace(timer, stages=plan.pp), num_kv_blocks=num_kv_blocks
         ),
+        schedules_ahead=schedules_ahead,
+        queues_ahead=queues_ahead,
     )
 
 
@@ -131,9 +135,17 @@ def test_lower_caps_drain_as_requests_finish() -> None:
     assert 4 in sizes
 
 
-def test_a_reshape_costs_its_seconds_loses_nothing_and_computes_again() -> None:
+@pytest.mark.parametrize(
+    ("schedules_ahead", "queues_ahead"), [(False, False), (True, False), (False, True)]
+)
+def test_a_reshape_costs_its_seconds_loses_nothing_and_computes_again(
+    schedules_ahead: bool, queues_ahead: bool
+) -> None:
     workload = open_loop(requests=40, gap_s=0.05, output_tokens=60)
-    result, alone = run(workload, planned((1.0, OTHER_PLAN))), run(workload, None)
+    result, alone = (
+        run(workload, steering, schedules_ahead=schedules_ahead, queues_ahead=queues_ahead)
+        for steering in (planned((1.0, OTHER_PLAN)), None)
+    )
     assert_complete(result, workload)
     (change,) = result.changes
     assert change.change.knob_class is KnobClass.RESHAPE
@@ -256,9 +268,17 @@ changes = st.lists(
 
 
 @hypothesis_settings(max_examples=40, deadline=None)
-@given(found=changes, away_s=st.floats(0.0, 2.0), concurrency=st.integers(0, 8))
+@given(
+    found=changes,
+    away_s=st.floats(0.0, 2.0),
+    concurrency=st.integers(0, 8),
+    queues_ahead=st.booleans(),
+)
 def test_whatever_changes_no_request_is_lost_and_the_same_comes_out_again(
-    found: list[tuple[float, ParallelPlan, int, int]], away_s: float, concurrency: int
+    found: list[tuple[float, ParallelPlan, int, int]],
+    away_s: float,
+    concurrency: int,
+    queues_ahead: bool,
 ) -> None:
     steering = planned(
         *(
@@ -271,9 +291,9 @@ def test_whatever_changes_no_request_is_lost_and_the_same_comes_out_again(
         workload = closed_loop(requests=40, concurrency=concurrency)
     else:
         workload = open_loop(requests=40, gap_s=0.1, output_tokens=30)
-    result = run(workload, steering, num_kv_blocks=90)
+    result = run(workload, steering, num_kv_blocks=90, queues_ahead=queues_ahead)
     assert_complete(result, workload)
-    assert run(workload, steering, num_kv_blocks=90) == result
+    assert run(workload, steering, num_kv_blocks=90, queues_ahead=queues_ahead) == result
     spells = result.spells
     assert all(a.to_s == b.from_s for a, b in pairwise(spells))
     assert all(time.busy_rank_s >= 0 for time in busy_times(result))

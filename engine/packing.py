@@ -11,7 +11,7 @@ from engine.config import Caps
 from engine.pace import StepPace
 from engine.policy import Order
 from engine.running import RunningSet
-from engine.scheduled import PlacedSequence, SlotArray
+from engine.scheduled import PlacedSequence, ScheduledStep, SlotArray, shape_of
 from engine.sequences import Sequence
 from engine.shift import ModeChooser
 from engine.waiting import WaitingQueue
@@ -101,6 +101,43 @@ class StepPacker:
         if not self._running.pool.can_allocate(int(missing.sum())):
             return None
         return self.pack(step_id, eligible)
+
+    def build(self, packed: PackedRows) -> ScheduledStep:
+        """The packed rows, with their lengths and blocks, as a step."""
+        table, first_chunk = self._running.table, len(packed.decodes)
+        slots, query_lens = packed.decodes, np.ones(packed.num_rows, np.int32)
+        # Decodes end with a row's last known token, chunks where they reach it.
+        is_sampled = np.ones(packed.num_rows, np.bool_)
+        chunks: list[tuple[int, int]] = []
+        for row, (slot, new) in enumerate(packed.chunks, first_chunk):
+            before = int(table.num_computed[slot])
+            chunks.append((new, before))
+            query_lens[row] = new
+            is_sampled[row] = before + new == table.num_tokens[slot]
+        if chunks:
+            slots = np.concatenate((slots, [slot for slot, _ in packed.chunks]))
+        context_lens = table.num_computed[slots]
+        shape = shape_of(
+            num_decodes=first_chunk,
+            cached=int(context_lens[:first_chunk].sum()),
+            chunks=chunks,
+            num_sampled=int(np.count_nonzero(is_sampled)),
+            mode=self.chooser.choose(packed.used, packed.step_id),
+        )
+        grown_slots, grown_blocks = self._running.take_grown()
+        return ScheduledStep(
+            step_id=packed.step_id,
+            shape=shape,
+            slots=slots,
+            query_lens=query_lens,
+            context_lens=context_lens,
+            is_sampled=is_sampled,
+            first_chunk=first_chunk,
+            sequences=table.list_sequences(slots),
+            placed=packed.placed,
+            grown_slots=grown_slots,
+            grown_blocks=grown_blocks,
+        )
 
     def can_admit(self) -> bool:
         """Whether the next waiting request has a row and KV blocks."""

@@ -10,8 +10,8 @@ from collections import deque
 
 import numpy as np
 
+from engine.admission import Admission
 from engine.config import Caps
-from engine.errors import QueueFullError, RequestError
 from engine.pace import StepPace
 from engine.packing import PackedRows, StepPacker
 from engine.policy import Order
@@ -23,7 +23,6 @@ from engine.scheduled import (
     SchedulerCounts,
     SlotArray,
     StepOutcome,
-    shape_of,
 )
 from engine.sequences import NO_SLOT, Sequence, SequenceTable
 from engine.shift import ModeChooser
@@ -76,8 +75,7 @@ class Scheduler:
         self._quiet = QuietSteps(self._running, self._packer, self._outstanding, depth=depth)
         self._alive: dict[str, Sequence] = {}
         self._load_tokens = 0
-        # Whether the last step left a request waiting.
-        self._is_blocked = False
+        self._admission = Admission(self._running, self._waiting, max_model_len=max_model_len)
         # Rows that have ended and wait for the steps in flight that hold them.
         self._num_ending = 0
 
@@ -157,33 +155,15 @@ class Scheduler:
         Raises:
             RequestError: longer than the context or the whole KV cache, with the numbers.
         """
-        if request.max_len > self.max_model_len:
-            raise RequestError(
-                f"request {request.request_id}: {len(request.prompt_ids)} prompt tokens plus "
-                f"max_tokens {request.sampling.max_tokens} is more than the context of "
-                f"{self.max_model_len}; shorten the prompt or lower max_tokens"
-            )
-        blocks, held = self._running.blocks_for(request.max_len), self._running.pool.num_blocks
-        if blocks > held:
-            raise RequestError(
-                f"request {request.request_id}: up to {request.max_len} tokens need {blocks} KV "
-                f"blocks, this engine has {held}; raise the KV cache size"
-            )
+        self._admission.check_request(request)
 
     def check_queue(self, num_coming: int = 0) -> None:
         """Refuse one more request where as many wait as may; ``num_coming`` are on their way here.
 
-        Requests for which there is a free row do not wait, unless the one in front was refused it.
-
         Raises:
             QueueFullError: ``caps.max_queue`` requests wait already.
         """
-        limit, num_waiting = self.caps.max_queue, len(self._waiting) + num_coming
-        if limit is None:
-            return
-        num_free = 0 if self._is_blocked else max(0, self.caps.max_num_seqs - len(self._running))
-        if num_waiting - num_free >= limit:
-            raise QueueFullError(f"{num_waiting} requests wait, max_queue is {limit}")
+        self._admission.check_queue(self.caps, num_coming)
 
     # -- commands ----------------------------------------------------------------------------
 
@@ -344,7 +324,7 @@ class Scheduler:
                     shape=with_more_context(shape, (count - 1) * shape.num_seqs),
                     slots=slots,
                     context_lens=held[nth] + np.int32(count - 1),
-                    sequences=self._sequences_of(slots),
+                    sequences=self.table.list_sequences(slots),
                 )
             )
         return list(self._outstanding)
@@ -362,10 +342,10 @@ class Scheduler:
 
     def _launch(self, packed: PackedRows) -> ScheduledStep | None:
         """Put the packed rows in flight, as if their results were known."""
-        self._is_blocked = len(self._waiting) > 0
+        self._admission.is_blocked = len(self._waiting) > 0
         if not packed.num_rows:
             return None
-        step = self._step_of(packed)
+        step = self._packer.build(packed)
         table = self.table
         table.in_flight[step.slots] += 1
         table.num_computed[step.slots] += step.query_lens
@@ -380,42 +360,6 @@ class Scheduler:
         self._outstanding.append(step)
         self.next_step_id += 1
         return step
-
-    def _step_of(self, packed: PackedRows) -> ScheduledStep:
-        table, first_chunk = self.table, len(packed.decodes)
-        slots, query_lens = packed.decodes, np.ones(packed.num_rows, np.int32)
-        # Decodes end with a row's last known token, chunks where they reach it.
-        is_sampled = np.ones(packed.num_rows, np.bool_)
-        chunks: list[tuple[int, int]] = []
-        for row, (slot, new) in enumerate(packed.chunks, first_chunk):
-            before = int(table.num_computed[slot])
-            chunks.append((new, before))
-            query_lens[row] = new
-            is_sampled[row] = before + new == table.num_tokens[slot]
-        if chunks:
-            slots = np.concatenate((slots, [slot for slot, _ in packed.chunks]))
-        context_lens = table.num_computed[slots]
-        shape = shape_of(
-            num_decodes=first_chunk,
-            cached=int(context_lens[:first_chunk].sum()),
-            chunks=chunks,
-            num_sampled=int(np.count_nonzero(is_sampled)),
-            mode=self.chooser.choose(packed.used, self.next_step_id),
-        )
-        grown_slots, grown_blocks = self._running.take_grown()
-        return ScheduledStep(
-            step_id=self.next_step_id,
-            shape=shape,
-            slots=slots,
-            query_lens=query_lens,
-            context_lens=context_lens,
-            is_sampled=is_sampled,
-            first_chunk=first_chunk,
-            sequences=self._sequences_of(slots),
-            placed=packed.placed,
-            grown_slots=grown_slots,
-            grown_blocks=grown_blocks,
-        )
 
     def _leave(self, step: ScheduledStep) -> None:
         """The oldest step is out of flight."""
@@ -436,11 +380,7 @@ class Scheduler:
     def _full_rows(self, slots: SlotArray) -> list[Sequence]:
         """Sequences of these rows that have all their tokens."""
         table = self.table
-        return self._sequences_of(slots[table.num_known[slots] >= table.max_len[slots]])
-
-    def _sequences_of(self, slots: SlotArray) -> list[Sequence]:
-        held = self.table.sequences
-        return [s for slot in slots.tolist() if (s := held[slot]) is not None]
+        return self.table.list_sequences(slots[table.num_known[slots] >= table.max_len[slots]])
 
     def _outcome(self, step: ScheduledStep, token_ids: Int32Array) -> StepOutcome:
         """Give each sampled row its token, unless its sequence has ended meanwhile."""

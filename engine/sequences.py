@@ -130,6 +130,11 @@ class SequenceTable:
         self._free_slots.append(slot)
         return held
 
+    def list_sequences(self, slots: npt.NDArray[np.intp]) -> list[Sequence]:
+        """The sequences in these rows."""
+        held = self.sequences
+        return [s for slot in slots.tolist() if (s := held[slot]) is not None]
+
     def held_blocks(self, slot: int) -> Int32Array:
         """View of the KV blocks of one row."""
         return self.blocks[slot, : self.num_blocks[slot]]

@@ -39,7 +39,7 @@ def design_settings(space: Space, timers: dict[ParallelPlan, StepTimer]) -> list
         options = [
             Settings(plan=plan, threshold_tokens=threshold, caps=caps)
             for caps in _caps(space)
-            for threshold in _thresholds(plan, timers[plan], caps)
+            for threshold in twin_thresholds(plan, timers[plan], caps)
         ]
         settings += list(dict.fromkeys(options))[:per_plan]
     return settings
@@ -91,7 +91,7 @@ def _caps(space: Space) -> list[Caps]:
     ]
 
 
-def _thresholds(plan: ParallelPlan, timer: StepTimer, caps: Caps) -> list[int]:
+def twin_thresholds(plan: ParallelPlan, timer: StepTimer, caps: Caps) -> list[int]:
     """The advised threshold and, as its twin, one that keeps full decode steps in shift."""
     if not plan.shift:
         return [Settings(plan=plan).threshold_tokens]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.errors import TunerError
-from tuner.timeline import Timeline
+from tuner.timeline import StepLine, Timeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,9 +31,7 @@ def check_plot(path: Path) -> None:
         raise TunerError("plots need matplotlib: pip install 'gearshift[plots]'") from error
 
 
-def plot_timeline(
-    path: Path, timeline: Timeline, *, title: str, mode_seconds: dict[str, float]
-) -> None:
+def plot_timeline(path: Path, timeline: Timeline, steps: StepLine, *, title: str) -> None:
     """Draw load, running and waiting requests, latencies and the modes' shares into ``path``.
 
     The same timeline gives the same bytes of SVG and HTML.
@@ -42,7 +40,7 @@ def plot_timeline(
         TunerError: as :func:`check_plot`.
     """
     check_plot(path)
-    figure = _figure(timeline, title, mode_seconds)
+    figure = _figure(timeline, steps, title)
     match path.suffix.lower():
         case ".png":
             figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
@@ -52,12 +50,12 @@ def plot_timeline(
             path.write_text(_html(title, _svg(figure)))
 
 
-def _figure(timeline: Timeline, title: str, mode_seconds: dict[str, float]) -> Figure:
+def _figure(timeline: Timeline, steps: StepLine, title: str) -> Figure:
     # The object interface: no pyplot, so no display, no global state.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 9), layout="constrained")
-    load, active, ttft, tpot, modes = figure.subplots(5, 1, height_ratios=[1, 1.2, 1.2, 1.2, 0.35])
+    figure = Figure(figsize=(9, 10), layout="constrained")
+    load, active, modes, ttft, tpot = figure.subplots(5, 1, sharex=True)
     starts = list(timeline.starts_s)
     _steps(load, starts, [n / timeline.bin_s for n in timeline.arrived], "arrived")
     _steps(load, starts, [n / timeline.bin_s for n in timeline.finished], "finished")
@@ -68,11 +66,11 @@ def _figure(timeline: Timeline, title: str, mode_seconds: dict[str, float]) -> F
     _latency(ttft, starts, timeline.ttft_p50_ms, timeline.ttft_p95_ms, "TTFT, ms")
     _latency(tpot, starts, timeline.tpot_p50_ms, timeline.tpot_p95_ms, "TPOT, ms")
     tpot.set_xlabel("seconds since the first arrival (latencies: by arrival)")
-    for axes in (load, active, ttft, tpot):
+    _shares(modes, starts, steps)
+    for axes in (load, active, modes, ttft, tpot):
         axes.set_xlim(0, max(starts[-1] + timeline.bin_s, timeline.bin_s))
         axes.grid(visible=True, alpha=0.3)
         axes.legend(loc="upper right", fontsize="small")
-    _shares(modes, mode_seconds)
     figure.suptitle(title)
     return figure
 
@@ -95,17 +93,18 @@ def _latency(
     axes.set_ylim(0, 1.1 * max((v for v in (*p50, *p95) if v is not None), default=1.0))
 
 
-def _shares(axes: Axes, mode_seconds: dict[str, float]) -> None:
-    """How the whole run's step time divides between the modes."""
-    total, left = sum(mode_seconds.values()), 0.0
-    for name, seconds in mode_seconds.items():
-        share = seconds / total if total else 0.0
-        axes.barh([0], [share], left=[left], label=f"{name} {100 * share:.1f} %")
-        left += share
-    axes.set_xlim(0, 1)
-    axes.set_yticks([])
-    axes.set_xlabel("share of step time by mode, whole run")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+def _shares(axes: Axes, starts: list[float], steps: StepLine) -> None:
+    """Share of step time by mode and KV cache in use; the legend has the whole run's shares."""
+    total = sum(map(sum, steps.busy_s.values()))
+    modes = [mode for mode, busy_s in steps.busy_s.items() if sum(busy_s) > 0]
+    labels = [f"{mode} {100 * sum(steps.busy_s[mode]) / total:.1f} %" for mode in modes]
+    shares = [[share or 0.0 for share in steps.share(mode)] for mode in modes]
+    if modes:
+        axes.stackplot(starts, shares, labels=labels, step="post", alpha=0.5)
+    usage = [math.nan if value is None else value for value in steps.kv_usage]
+    axes.plot(starts, usage, ".-", color="black", label="KV in use", linewidth=0.9, markersize=3)
+    axes.set_ylim(0, 1.05)
+    axes.set_ylabel("share of step time")
 
 
 def _svg(figure: Figure) -> str:

@@ -18,7 +18,13 @@ from tuner.hardware import MemoryEstimate
 from tuner.node import Node
 from tuner.simulate import OnProgress, SimulationResult, no_progress
 from tuner.space import Settings
-from tuner.timeline import build_timeline, peak_active
+from tuner.timeline import (
+    StepLine,
+    Timeline,
+    build_step_line,
+    build_timeline,
+    peak_active,
+)
 from tuner.trials import estimates_to_json
 
 SCHEMA = "simulation/v1"
@@ -120,8 +126,16 @@ def counts_json(result: SimulationResult) -> dict[str, Any]:
 
 
 def timeline_json(result: SimulationResult) -> dict[str, Any]:
-    """Load and latencies over time."""
-    return build_timeline(result.measurement).to_json()
+    """Load, latencies and the modes of steps over time."""
+    line, steps = timelines(result)
+    return {**line.to_json(), **steps.to_json()}
+
+
+def timelines(result: SimulationResult) -> tuple[Timeline, StepLine]:
+    """What requests saw and what steps did, in the same bins."""
+    line = build_timeline(result.measurement)
+    start_s = min((t.scheduled_s for t in result.measurement.timings), default=0.0)
+    return line, build_step_line(result.segments, line, start_s=start_s)
 
 
 def node_warnings(node: Node, settings: Settings, workload: Workload) -> tuple[str, ...]:

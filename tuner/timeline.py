@@ -1,6 +1,7 @@
 """How a run went over time, in equal bins: load, progress and latencies, from its timings.
 
-Made from request timings alone, so it says the same of a live and a simulated run.
+:class:`Timeline` is made from request timings alone, so it says the same of a live and a simulated
+run; :class:`StepLine` from the steps of a simulated one.
 """
 
 from __future__ import annotations
@@ -8,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.measurement import Measurement, RequestTiming
+from engine.plan import Mode
+
+if TYPE_CHECKING:
+    from tuner.run_log import Segment
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -89,6 +94,42 @@ def build_timeline(measurement: Measurement) -> Timeline:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepLine:
+    """What the steps of a run did in each bin of its :class:`Timeline`, all replicas together.
+
+    ``busy_s`` are the ranks' seconds by mode, a stretch of equal steps spread evenly over its
+    time; ``kv_usage`` the most (0..1) of any replica among stretches that start in the bin, None
+    where none does.
+    """
+
+    busy_s: dict[Mode, tuple[float, ...]]
+    kv_usage: tuple[float | None, ...]
+
+    def share(self, mode: Mode) -> tuple[float | None, ...]:
+        """Share of step time in ``mode``, per bin; None where no step ran."""
+        totals = [sum(parts) for parts in zip(*self.busy_s.values(), strict=True)]
+        own = zip(self.busy_s[mode], totals, strict=True)
+        return tuple(busy / total if total > 0 else None for busy, total in own)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "busy_s": {mode.value: list(values) for mode, values in self.busy_s.items()},
+            "kv_usage": list(self.kv_usage),
+        }
+
+
+def build_step_line(segments: Sequence[Segment], timeline: Timeline, *, start_s: float) -> StepLine:
+    """The steps of a run in the bins of ``timeline``, whose first starts at ``start_s``."""
+    bins = _Bins(start_s=start_s, bin_s=timeline.bin_s, count=len(timeline.arrived))
+    busy_s = {mode: bins.spread([s for s in segments if s.shape.mode is mode]) for mode in Mode}
+    usage: list[float | None] = [None] * bins.count
+    starts = bins.index(np.array([s.start_s for s in segments], dtype=np.float64))
+    for at, segment in zip(starts, segments, strict=True):
+        usage[at] = max(usage[at] or 0.0, segment.kv_usage)
+    return StepLine(busy_s=busy_s, kv_usage=tuple(usage))
+
+
 def peak_active(measurement: Measurement) -> int:
     """The most requests that had arrived and not finished at any one time."""
     done = [t for t in measurement.timings if t.token_s]
@@ -104,7 +145,7 @@ class _Bins:
     count: int
 
     def counts(self, times_s: Sequence[float] | FloatArray) -> tuple[int, ...]:
-        index = self._index(np.asarray(times_s, dtype=np.float64))
+        index = self.index(np.asarray(times_s, dtype=np.float64))
         return tuple(int(n) for n in np.bincount(index, minlength=self.count))
 
     def mean_active(self, from_s: Sequence[float], to_s: Sequence[float]) -> tuple[float, ...]:
@@ -114,17 +155,32 @@ class _Bins:
         covered = np.diff(before[0] - before[1])
         return tuple(round(float(max(0.0, c)) / self.bin_s, 6) for c in covered)
 
+    def spread(self, segments: Sequence[Segment]) -> tuple[float, ...]:
+        """Busy seconds of each bin, a segment's spread evenly from its start to its end."""
+        total = np.zeros(self.count)
+        starts = self.index(np.array([s.start_s for s in segments], dtype=np.float64))
+        ends = self.index(np.array([s.end_s[-1] for s in segments], dtype=np.float64))
+        for first, last, segment in zip(starts, ends, segments, strict=True):
+            if first == last:
+                total[first] += segment.busy_s
+                continue
+            edges = self.start_s + self.bin_s * np.arange(first, last + 2, dtype=np.float64)
+            inside = np.diff(np.clip(edges, segment.start_s, segment.end_s[-1]))
+            total[first : last + 1] += segment.busy_s * inside / inside.sum()
+        return tuple(round(float(busy_s), 9) for busy_s in total)
+
     def percentiles(
         self, timings: Sequence[RequestTiming], values: Sequence[float | None], percent: float
     ) -> tuple[float | None, ...]:
-        index = self._index(np.array([t.scheduled_s for t in timings], dtype=np.float64))
+        index = self.index(np.array([t.scheduled_s for t in timings], dtype=np.float64))
         found: list[list[float]] = [[] for _ in range(self.count)]
         for at, value in zip(index, values, strict=True):
             if value is not None:
                 found[at].append(value)
         return tuple(float(np.percentile(v, percent)) if v else None for v in found)
 
-    def _index(self, times_s: FloatArray) -> npt.NDArray[np.int64]:
+    def index(self, times_s: FloatArray) -> npt.NDArray[np.int64]:
+        """The bin of each time."""
         # A time on an edge belongs to the bin it starts, whatever rounding makes of it.
         index = np.floor((times_s - self.start_s) / self.bin_s + 1e-9).astype(np.int64)
         return np.clip(index, 0, self.count - 1)

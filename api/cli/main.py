@@ -65,6 +65,12 @@ COMMANDS = (
         help="Predict a plan's latencies on a workload.",
     ),
     CommandRef(
+        path="plan",
+        module="plan",
+        function="plan",
+        help="Find the plans that meet an SLA on described hardware.",
+    ),
+    CommandRef(
         path="tune",
         module="tune",
         function="tune",

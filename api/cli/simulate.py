@@ -339,14 +339,10 @@ def _write(
             out.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
         if plot is not None:
             from tuner.plots import plot_timeline
-            from tuner.timeline import build_timeline
+            from tuner.simulation_document import timelines
 
-            plot_timeline(
-                plot,
-                build_timeline(result.measurement),
-                title=f"{document['model']['name']}, {settings}",
-                mode_seconds=document["counts"]["step_seconds"],
-            )
+            title = f"{document['model']['name']}, {settings}"
+            plot_timeline(plot, *timelines(result), title=title)
     except OSError as error:
         fail(f"cannot write {error.filename}: {error.strerror}")
 

@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 
 from engine.measurement import Distribution, Fidelity, Measurement, Outcome, RequestTiming
+from engine.plan import Mode
+from engine.steps import StepShape
 from tuner.errors import TunerError
 from tuner.plots import plot_timeline
-from tuner.timeline import MAX_BINS, build_timeline, peak_active
+from tuner.run_log import Segment
+from tuner.timeline import MAX_BINS, build_step_line, build_timeline, peak_active
 
 
 def run_of(*timings: RequestTiming) -> Measurement:
@@ -25,6 +28,28 @@ def request(arrived_s: float, *token_s: float) -> RequestTiming:
         prompt_tokens=8,
         outcome=outcome,
     )
+
+
+def segment(mode: Mode, start_s: float, end_s: float, *, kv_usage: float = 0.5) -> Segment:
+    return Segment(
+        replica=0,
+        shape=StepShape(mode=mode, num_seqs=1, num_decode_tokens=1),
+        start_s=start_s,
+        end_s=(end_s,),
+        busy_s=end_s - start_s,
+        num_waiting=0,
+        kv_usage=kv_usage,
+    )
+
+
+def test_step_time_by_mode_is_spread_over_the_bins_it_ran_in() -> None:
+    line = build_timeline(run_of(request(0.0, 2.0, 10.0)))
+    parts = [segment(Mode.BASE, 0.0, 0.25, kv_usage=0.2), segment(Mode.SHIFT, 0.25, 10.0)]
+    steps = build_step_line(parts, line, start_s=0.0)
+    assert sum(steps.busy_s[Mode.BASE]) == pytest.approx(0.25)
+    assert sum(steps.busy_s[Mode.SHIFT]) == pytest.approx(9.75)
+    assert steps.share(Mode.BASE)[:4] == pytest.approx((1.0, 1.0, 0.5, 0.0))
+    assert steps.kv_usage[:4] == (0.2, None, 0.5, None)
 
 
 def test_waiting_and_running_requests_are_counted_by_the_time_they_spend() -> None:
@@ -70,8 +95,11 @@ def test_the_same_timeline_draws_the_same_bytes(tmp_path: Path, suffix: str) -> 
     pytest.importorskip("matplotlib")
     line = build_timeline(run_of(request(0.0, 2.0, 10.0), request(5.0, 6.0, 10.0)))
     files = [tmp_path / f"{name}.{suffix}" for name in "ab"]
+    steps = build_step_line(
+        [segment(Mode.BASE, 0.0, 2.5), segment(Mode.SHIFT, 2.5, 10.0)], line, start_s=0.0
+    )
     for file in files:
-        plot_timeline(file, line, title="a & b", mode_seconds={"base": 1.0, "shift": 3.0})
+        plot_timeline(file, line, steps, title="a & b")
     first, second = (file.read_bytes() for file in files)
     assert first == second
     assert b"shift 75.0 %" in first
@@ -79,5 +107,6 @@ def test_the_same_timeline_draws_the_same_bytes(tmp_path: Path, suffix: str) -> 
 
 def test_another_kind_of_file_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     line = build_timeline(run_of(request(0.0, 1.0)))
+    steps = build_step_line([], line, start_s=0.0)
     with pytest.raises(TunerError, match=r"\.svg, \.png, \.html"):
-        plot_timeline(tmp_path / "x.gif", line, title="", mode_seconds={})
+        plot_timeline(tmp_path / "x.gif", line, steps, title="")

@@ -1,0 +1,222 @@
+"""``gearshift plan``: which plans meet an SLA on hardware that is not here, and why others fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from api.cli.common import fail, log, print_json, progress_console
+from api.cli.engine_options import BackendOption, JsonOption, ModelNameOption, WideDTypeOption
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from policies.points import OperatingPoint
+    from tuner.planner import OnPlanning, PlanReport
+    from tuner.planner_document import Choice
+
+SHOWN_FEASIBLE = 12
+SHOWN_FAILING = 24
+
+
+def plan(
+    model: ModelNameOption,
+    hardware: Annotated[str, typer.Option(help="Described hardware, as in 8xh200.")],
+    workload: Annotated[str, typer.Option(help="Workload SPEC, as in azure:PATH,seconds=900.")],
+    sla: Annotated[str, typer.Option(help="SLA, as in p95_ttft_ms<=500,p95_tpot_ms<=50.")],
+    dtype: WideDTypeOption = "auto",
+    backend: BackendOption = None,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Most devices a plan may use; by default all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of a synthetic workload.")] = 0,
+    max_model_len: Annotated[int | None, typer.Option(min=1, help="Context in tokens.")] = None,
+    block_size: Annotated[int, typer.Option(min=1, help="Tokens per KV block.")] = 16,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes to simulate on; by default one per core.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Write the JSON document here.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge every plan by simulation, and name the cheapest, the fastest and a balanced one.
+
+    Every dp, pp, sp, tp up to the hardware's devices, Shift on and off with the threshold that
+    the modes' step times advise, each with a few caps.
+    """
+    import json
+
+    from policies.sla import Sla
+    from tuner.described import DEFAULT_BACKEND, describe_node
+    from tuner.planner import make_plan
+    from tuner.planner_document import plan_json, warnings
+    from tuner.workload import parse_workload
+
+    constraints = Sla.parse(sla)
+    node = describe_node(
+        model=model,
+        hardware=hardware,
+        dtype=dtype,
+        backend=backend or DEFAULT_BACKEND,
+        block_size=block_size,
+        max_model_len=max_model_len,
+    )
+    load = parse_workload(workload, seed=seed)
+    with _progress() as show:
+        report = make_plan(
+            node,
+            load,
+            constraints,
+            seed=seed,
+            num_devices=devices,
+            jobs=jobs,
+            on_progress=show,
+        )
+    document = plan_json(report, model=model)
+    for warning in warnings(report):
+        log(f"warning: {warning}")
+    if out is not None:
+        try:
+            out.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+        except OSError as error:
+            fail(f"cannot write {error.filename}: {error.strerror}")
+    if as_json:
+        print_json(document)
+    else:
+        _print(report, document)
+
+
+@contextmanager
+def _progress() -> Iterator[OnPlanning]:
+    """A bar per stage on stderr; on a file or pipe a line now and then."""
+    console = progress_console()
+    if not console.is_terminal:
+        yield _log_progress
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("plan", total=None)
+
+        def show(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=f"plan: {stage}", completed=done, total=total)
+
+        yield show
+
+
+def _log_progress(stage: str, done: int, total: int) -> None:
+    if done == total or done % 10 == 0:
+        log(f"plan: {stage} {done}/{total}")
+
+
+def _print(report: PlanReport, document: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from tuner.planner_document import choices
+
+    console = Console(soft_wrap=True)
+    found = choices(report)
+    for choice in found:
+        _print_choice(console, report, choice)
+    if not found:
+        _print_infeasible(console, document["infeasible"])
+    _print_feasible(console, report)
+    _print_failing(console, report)
+    judged = ", ".join(f"{count} on {kind}" for kind, count in document["judged"].items())
+    console.print(f"judged: {judged}", highlight=False)
+
+
+def _print_choice(console: Console, report: PlanReport, choice: Choice) -> None:
+    from tuner.planner_document import commands
+    from tuner.report import settings_of
+
+    point, sla = choice.point, report.question.sla
+    console.print(f"[bold]{choice.role}[/]: {settings_of(point)}", highlight=False)
+    console.print(
+        f"  {point.cost_devices} devices, P(SLA met) {point.probability(sla):.2f}: {choice.reason}",
+        highlight=False,
+    )
+    for constraint in sla.per_run:
+        estimate = point.metrics.get(constraint.key)
+        if estimate is not None:
+            console.print(
+                f"  {constraint}: {estimate.value:.4g} ({estimate.low:.4g} .. {estimate.high:.4g})",
+                highlight=False,
+            )
+    for command in commands(report, point):
+        text = command.command or f"cannot: {command.note}"
+        note = f"   # {command.note}" if command.command and command.note else ""
+        console.print(f"  {command.system.value}: {text}{note}", highlight=False, markup=False)
+
+
+def _print_infeasible(console: Console, infeasible: dict[str, Any]) -> None:
+    console.print(f"no plan meets the SLA; binding is {infeasible['binding']}", highlight=False)
+    if infeasible["is_from_single_requests"]:
+        console.print("  not even with one request at a time", highlight=False)
+    if (closest := infeasible["closest"]) is not None:
+        headroom = closest["headroom"]
+        missed = "" if headroom is None else f", misses by {-100 * headroom:.0f} % of the bound"
+        caps = closest["caps"]
+        console.print(
+            f"  nearest: {closest['plan']} seqs={caps['max_num_seqs']} "
+            f"tokens={caps['max_num_batched_tokens']}{missed}",
+            highlight=False,
+        )
+    for relaxation in infeasible["relaxations"]:
+        if relaxation["bound"] is not None:
+            console.print(
+                f"  {relaxation['constraint']} would have to be {relaxation['bound']:.4g}",
+                highlight=False,
+            )
+
+
+def _print_feasible(console: Console, report: PlanReport) -> None:
+    from rich.table import Table
+
+    from tuner.report import settings_of
+
+    if not report.feasible:
+        return
+    sla = report.question.sla
+    table = Table("devices", "settings", *(c.key for c in sla.per_run), "KV tokens")
+    table.title = f"{len(report.feasible)} settings meet {sla}"
+    for point in report.feasible[:SHOWN_FEASIBLE]:
+        kv_tokens = report.question.node.memory(point.plan).kv_tokens
+        cells = [_cell(point, c.key) for c in sla.per_run]
+        table.add_row(str(point.cost_devices), str(settings_of(point)), *cells, str(kv_tokens))
+    console.print(table)
+    if (more := len(report.feasible) - SHOWN_FEASIBLE) > 0:
+        console.print(f"and {more} more (--json has all)", highlight=False)
+
+
+def _cell(point: OperatingPoint, key: str) -> str:
+    estimate = point.metrics.get(key)
+    return "-" if estimate is None else f"{estimate.value:.4g}"
+
+
+def _print_failing(console: Console, report: PlanReport) -> None:
+    from rich.table import Table
+
+    from tuner.planner import Why
+
+    shown = [f for f in report.failures if f.why is not Why.SHAPE]
+    shapes = len(report.failures) - len(shown)
+    if shown:
+        table = Table("plan", "fails by", "judged on", "detail", title="plans that fail")
+        for failure in shown[:SHOWN_FAILING]:
+            judged_on = failure.judged_on.value if failure.judged_on else "-"
+            table.add_row(failure.plan, failure.why.value, judged_on, failure.detail)
+        console.print(table)
+    more = len(shown) - SHOWN_FAILING
+    if more > 0:
+        console.print(f"and {more} more plans (--json has all)", highlight=False)
+    if shapes:
+        console.print(
+            f"{shapes} plans cannot split the model's heads or FFN evenly", highlight=False
+        )

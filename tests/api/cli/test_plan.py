@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.api.cli.conftest import Run
+
+WORDS = ("plan", "--model", "llama-3.1-8b", "--hardware", "2xh200", "--dtype", "fp8")
+WORKLOAD = "gamma:rate=10,cv=2,input=600,output=16,requests=40"
+SLA = "p95_ttft_ms<=800,p95_tpot_ms<=60"
+
+
+def test_plan_prints_the_best_three_what_else_is_feasible_and_how_to_start_them(run: Run) -> None:
+    done = run(*WORDS, "--workload", WORKLOAD, "--sla", SLA, "--jobs", 1)
+    assert done.exit_code == 0, done.output
+    for text in ("cheapest", "fastest", "balanced", "vllm serve MODEL", "P(SLA met)"):
+        assert text in done.stdout
+    assert "90 % interval" in done.stderr
+
+
+def test_the_document_is_the_same_bytes_in_another_process(tmp_path: Path) -> None:
+    outputs = []
+    for hash_seed in ("1", "2"):
+        file = tmp_path / f"{hash_seed}.json"
+        done = subprocess.run(
+            [sys.executable, "-m", "api.cli.main", *WORDS, "--workload", WORKLOAD, "--sla", SLA,
+             "--jobs", hash_seed, "--json", "--out", str(file)],
+            capture_output=True,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            check=True,
+        )  # fmt: skip
+        outputs.append((done.stdout, file.read_bytes()))
+    assert outputs[0] == outputs[1]
+    document = json.loads(outputs[0][0])
+    assert document["schema"] == "plan/v1"
+    assert document["dtype"] == "fp8"
+    assert set(document["best"]) == {"cheapest", "fastest", "balanced"}
+    cheapest = document["best"]["cheapest"]
+    assert cheapest["memory"]["kv_tokens"] > 0
+    assert {entry["system"] for entry in cheapest["launch"]} >= {"gearshift", "vllm", "arctic"}
+    assert document["hardware"]["version"] >= 1
+    assert document["backend"]["name"] == "gearshift"
+
+
+def test_nothing_feasible_is_an_answer_not_a_mistake(run: Run) -> None:
+    words = ("--workload", WORKLOAD, "--sla", "p95_tpot_ms<=0.01", "--jobs", 1)
+    done = run(*WORDS, *words)
+    assert done.exit_code == 0, done.output
+    assert "no plan meets the SLA; binding is p95_tpot_ms<=0.01" in done.stdout
+    assert "nearest" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--sla", "soon"), "soon"),
+        (("--sla", SLA, "--devices", 4), "2xh200 has 2"),
+        (("--sla", SLA, "--backend", "x"), "known are"),
+    ],
+)
+def test_mistakes_are_one_line(run: Run, words: tuple[object, ...], message: str) -> None:
+    done = run(*WORDS, "--workload", WORKLOAD, *words)
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+def test_a_model_that_fits_nowhere_says_what_it_needs(run: Run) -> None:
+    done = run("plan", "--model", "llama-3.1-405b", "--hardware", "2xh200", "--sla", SLA,
+               "--workload", WORKLOAD)  # fmt: skip
+    assert done.exit_code == 2
+    assert "GB of weights per rank" in done.stderr

@@ -1,0 +1,63 @@
+"""Runs independent questions on several processes, or here; the answers are the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from types import TracebackType
+from typing import TypeVar
+
+Task = TypeVar("Task")
+Answer = TypeVar("Answer")
+
+
+def default_jobs() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Workers:
+    """``jobs`` processes that answer tasks; with one, this process does. Use ``with``."""
+
+    def __init__(self, jobs: int) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+        if jobs > 1:
+            # Spawned, not forked: the parent may hold threads.
+            self._pool = ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn"))
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def map(
+        self,
+        answer: Callable[[Task], Answer],
+        tasks: Sequence[Task],
+        on_done: Callable[[Task], None] = lambda _: None,
+    ) -> list[Answer]:
+        """``answer`` of every task, in the order of ``tasks``; ``on_done`` as each is there.
+
+        ``answer`` must be importable by name, tasks and answers plain values.
+        """
+        if self._pool is None:
+            return [_tell(answer(task), task, on_done) for task in tasks]
+        futures = {self._pool.submit(answer, task): task for task in tasks}
+        for future in as_completed(futures):
+            future.result()
+            on_done(futures[future])
+        return [future.result() for future in futures]
+
+
+def _tell(answer: Answer, task: Task, on_done: Callable[[Task], None]) -> Answer:
+    on_done(task)
+    return answer

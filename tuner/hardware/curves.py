@@ -22,7 +22,7 @@ IntArray = npt.NDArray[np.int64]
 SCHEMA = "curves/v1"
 LEAF = -1
 LEAF_UNIT = 1e-4  # leaves are whole multiples of it, in log seconds
-TABLE_STEP = 0.25  # between log sizes
+TABLE_STEP = 0.05  # between log sizes
 # How the members of a collective are joined.
 IN_NODE = "node"
 ACROSS_NODES = "nodes"

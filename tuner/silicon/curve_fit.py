@@ -11,6 +11,7 @@ from scipy.optimize import least_squares
 from tuner.boosting import boosted, export_trees
 from tuner.hardware.curves import (
     LEAF_UNIT,
+    TABLE_STEP,
     Correction,
     HeldOut,
     OperatorCurve,
@@ -34,7 +35,6 @@ STIFFNESS = 0.15
 PULL = 0.05  # how much the line is drawn to the law it corrects
 MIN_POINTS = 3  # of a side between two algorithms
 DENSE_STEP = np.log(2.0)  # between knots where two sides are joined
-JUMP_LOG = 0.01  # the width of a jump between them
 OUTLIER_LOG = 0.1  # errors beyond it count linearly
 
 
@@ -202,9 +202,10 @@ def _joined(sides: list[tuple[float, float, SizeCurve]]) -> SizeCurve:
     places: list[float] = []
     heights: list[float] = []
     for low, high, curve in sides:
-        is_last = high == sides[-1][1]
-        end = np.log(high) - (0.0 if is_last else JUMP_LOG)
-        x = np.linspace(np.log(low), end, max(2, round((end - np.log(low)) / DENSE_STEP) + 1))
+        # Where it is looked up, time is straight over a step: the jump ends a step before.
+        start = np.log(low) - (TABLE_STEP if places else 0.0)
+        end = np.log(high) - (0.0 if high == sides[-1][1] else 2 * TABLE_STEP)
+        x = np.linspace(start, end, max(2, round((end - start) / DENSE_STEP) + 1))
         y = np.log(curve.call_s + np.exp(x) / curve.bytes_per_s)
         y += np.interp(x, curve.log_size, curve.correction)
         places += list(x)

@@ -39,7 +39,7 @@ def test_unknown_hardware_is_refused_with_the_known_names(text: str) -> None:
 
 
 def test_someone_who_wants_this_machine_is_told_how() -> None:
-    with pytest.raises(TunerError, match="gearshift profile.*--cost-model"):
+    with pytest.raises(TunerError, match=r"gearshift profile.*--cost-model"):
         parse_hardware("local")
 
 

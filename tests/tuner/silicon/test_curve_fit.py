@@ -93,6 +93,27 @@ def test_a_size_curve_never_falls_and_ignores_an_outlier() -> None:
     assert curve.seconds(size[-1] * 4) == pytest.approx(4 * seconds[-1], rel=0.1)
 
 
+def test_where_another_algorithm_begins_time_jumps_and_both_sides_are_met() -> None:
+    size = 2.0 ** np.arange(8, 31)
+    limit = 2.0**23
+    seconds = np.where(size < limit, 4e-6 + size / 2e11, 6e-5 + size / 2e11)
+    broken, smooth = (fit_size_curve(size, seconds, breaks) for breaks in ((limit,), ()))
+    misses = [
+        np.abs([np.log(curve.seconds(b) / s) for b, s in zip(size, seconds, strict=True)]).max()
+        for curve in (broken, smooth)
+    ]
+    assert misses[0] < 0.06
+    assert misses[1] > 3 * misses[0]
+    asked = [broken.seconds(s) for s in np.geomspace(1, 1e11, 400)]
+    assert asked == sorted(asked)
+
+
+def test_a_break_beyond_the_sizes_changes_nothing() -> None:
+    size = 2.0 ** np.arange(8, 20)
+    seconds = 4e-6 + size / 2e11
+    assert fit_size_curve(size, seconds, (2.0**30,)) == fit_size_curve(size, seconds)
+
+
 def test_a_small_operation_has_a_fixed_cost_and_a_bandwidth() -> None:
     num_bytes = 2.0 ** np.arange(10, 28)
     law = fit_small(num_bytes, 6e-6 + num_bytes / 1e12)

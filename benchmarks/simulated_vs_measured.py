@@ -43,8 +43,8 @@ from tuner.workload import parse_workload
 
 PLANS = ("tp=1", "tp=2", "sp=2", "sp=2,shift", "pp=2", "dp=2")
 WORKLOADS = (
-    "closed:concurrency=8,input=256,output=48,requests=40,input_cv=0.5,output_cv=0.5",
-    "poisson:rate=2.5,input=192,output=32,requests=30,input_cv=0.8,output_cv=0.5",
+    "closed:concurrency=8,input=256,output=48,requests=32,input_cv=0.5,output_cv=0.5",
+    "poisson:rate=2,input=192,output=32,requests=20,input_cv=0.8,output_cv=0.5",
 )
 PAUSE_S = 10.0
 CAPS = Caps(max_num_seqs=32, max_num_batched_tokens=512)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -17,7 +17,7 @@ from engine.plan import ParallelPlan
 from engine.policy import Order
 from engine.steps import StepShape
 from tests.tuner.virtual_engine import Served, World, recorded_decisions, serve
-from tuner.arrivals import Arrival, Workload, WorkloadSource
+from tuner.arrivals import Arrival, ClosedLoop, Workload, WorkloadSource
 from tuner.simulate import simulate
 
 PLANS = (
@@ -94,13 +94,14 @@ def simulated(world: World, model_dir: Path) -> Served:
     source = WorkloadSource(
         spec="test", seed=0, sha256="0" * 64, rows=len(world.arrivals), span_s=1.0
     )
+    closed = ClosedLoop(concurrency=world.concurrency) if world.concurrency else None
     with recorded_decisions() as decisions:
         result = simulate(
             model=ModelConfig.from_dir(model_dir),
             plan=world.plan,
             threshold_tokens=world.threshold_tokens,
             caps=world.caps,
-            workload=Workload(arrivals=world.arrivals, source=source),
+            workload=Workload(arrivals=world.arrivals, source=source, closed=closed),
             timer=world.timer,
             num_kv_blocks=world.num_kv_blocks,
             block_size=world.block_size,
@@ -145,3 +146,14 @@ def test_an_engine_that_queues_steps_ahead_and_the_simulator_schedule_the_same_s
 @given(world=worlds(overlap=True, has_step_limit=True))
 def test_chunks_sized_by_the_pace_of_steps_are_the_same(world: World, model_dir: Path) -> None:
     assert_same(serve(world, model_dir), simulated(world, model_dir))
+
+
+@settings(max_examples=100, deadline=None)
+@given(world=worlds(overlap=True), concurrency=st.integers(1, 6))
+def test_clients_that_wait_for_their_answers_are_served_the_same(
+    world: World, concurrency: int, model_dir: Path
+) -> None:
+    at_once = tuple(replace(arrival, arrival_s=0.0) for arrival in world.arrivals)
+    caps = replace(world.caps, max_queue=None)
+    closed = replace(world, arrivals=at_once, caps=caps, concurrency=concurrency)
+    assert_same(serve(closed, model_dir), simulated(closed, model_dir))

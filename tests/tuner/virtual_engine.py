@@ -95,7 +95,9 @@ def recorded_decisions() -> Iterator[list[Decision]]:
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """What both the engine and the simulator are told."""
+    """What both the engine and the simulator are told. With ``concurrency`` so many clients send
+    the arrivals one after the other, each when it has its last answer.
+    """
 
     plan: ParallelPlan
     caps: Caps
@@ -107,6 +109,7 @@ class World:
     num_kv_blocks: int
     block_size: int
     max_model_len: int
+    concurrency: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -162,9 +165,13 @@ def serve(world: World, model_dir: Path) -> Served:
     errors: list[str] = []
     left = {str(n) for n in range(len(world.arrivals))}
     is_over = threading.Event()
+    first = world.arrivals[: world.concurrency]
+    backlog = deque(list(enumerate(world.arrivals))[len(first) :])
 
     def end(request_id: str) -> None:
         left.discard(request_id)
+        if backlog:
+            send(*backlog.popleft())
         if not left:
             is_over.set()
 
@@ -184,7 +191,7 @@ def serve(world: World, model_dir: Path) -> Served:
             refused.add(name)
             end(name)
 
-    clock = _ArrivalClock(world.arrivals, send)
+    clock = _ArrivalClock(first, send)
     with _virtual_time(clock, world.timer), recorded_decisions() as decisions:
         live = Engine(_config(world, model_dir), timer_factory=lambda plan: world.timer)
         with live:

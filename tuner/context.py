@@ -17,8 +17,10 @@ from tuner.cost_model import StepModel
 from tuner.design import design_settings, refined_settings
 from tuner.errors import TunerError
 from tuner.feasibility import check_memory, engine_config
-from tuner.hardware import Hardware, Precision, paced_timer, parse_hardware
+from tuner.hardware import Hardware
+from tuner.launch import why_not
 from tuner.live import LiveEngine
+from tuner.node import Node
 from tuner.predict import Simulator
 from tuner.slices import at_rate, head
 from tuner.space import Settings, Space, build_space
@@ -108,29 +110,31 @@ def prepare(
         TunerError, PolicyInputError, EngineError: whatever in the spec is at fault.
     """
     sla = spec.parsed_sla
-    model = ModelConfig.from_dir(spec.model_path)
     workload = parse_workload(spec.workload, seed=spec.seed)
-    hardware = None if spec.is_local else parse_hardware(spec.hardware)
+    node = None if spec.is_local else spec.node()
+    hardware = None if node is None else node.hardware
     if hardware is not None and spec.num_devices > hardware.count:
         raise TunerError(f"{spec.num_devices} devices asked for, {hardware} has {hardware.count}")
-    config = engine_config(spec, model, hardware)
+    model = ModelConfig.from_dir(spec.model_path) if node is None else node.model
+    config = engine_config(spec, model, node)
     max_model_len = min(config.max_model_len or model.max_positions, model.max_positions)
     space = build_space(
         model,
         spec.num_devices,
-        check_memory=lambda plan: check_memory(config, model, plan, workload),
+        check_memory=lambda plan: _check_plan(node, config, plan, model, workload),
         max_model_len=max_model_len,
     )
-    step_model = None if hardware else _step_model(spec, model, cost_model, on_event)
+    step_model = None if node else _step_model(spec, model, cost_model, on_event)
     simulator = Simulator(
         model=model,
         sla=sla,
-        timer_of=_timers(spec, model, hardware, step_model),
+        timer_of=_timers(spec, model, node, step_model),
         blocks_of=lambda plan: num_kv_blocks(config, model, plan),
         block_size=config.block_size,
         max_model_len=max_model_len,
-        interval=_interval(spec, model, hardware, step_model),
+        interval=_interval(node, step_model),
         seed=spec.seed,
+        node=node,
     )
     is_live = spec.is_local and spec.is_live
     context = TuningContext(
@@ -152,6 +156,19 @@ def prepare(
     return context
 
 
+def _check_plan(
+    node: Node | None,
+    config: EngineConfig,
+    plan: ParallelPlan,
+    model: ModelConfig,
+    workload: Workload,
+) -> None:
+    """Raises EngineError or TunerError where the plan does not fit, or the backend lacks it."""
+    if node is not None and (reason := why_not(node.backend.name, plan)) is not None:
+        raise TunerError(reason)
+    check_memory(config, model, plan, workload)
+
+
 def _step_model(
     spec: TuningSpec, model: ModelConfig, document: dict[str, Any] | None, on_event: OnEvent
 ) -> StepModel:
@@ -168,7 +185,7 @@ def _step_model(
         ProfileSpec(
             model_dir=spec.model_path,
             num_ranks=spec.num_devices,
-            dtype=spec.compute_dtype(model),
+            dtype=spec.rank_dtype(model),
             device=spec.device,
             link=spec.parsed_link,
             seconds=spec.profile_seconds,
@@ -185,20 +202,18 @@ def _step_model(
 def _timers(
     spec: TuningSpec,
     model: ModelConfig,
-    hardware: Hardware | None,
+    node: Node | None,
     step_model: StepModel | None,
 ) -> Callable[[ParallelPlan], StepTimer]:
-    if hardware is not None:
-        return lambda plan: paced_timer(hardware, model, plan, spec.compute_dtype(model))
+    if node is not None:
+        return node.timer
     assert step_model is not None, "a local job has a step model"
     return lambda plan: step_model.timer(plan, model, link=spec.parsed_link)
 
 
-def _interval(
-    spec: TuningSpec, model: ModelConfig, hardware: Hardware | None, step_model: StepModel | None
-) -> float:
-    if hardware is not None:
-        return hardware.device.interval_for(Precision.of(spec.compute_dtype(model)))
+def _interval(node: Node | None, step_model: StepModel | None) -> float:
+    if node is not None:
+        return node.hardware.device.interval_for(node.precision)
     assert step_model is not None, "a local job has a step model"
     return step_model.error.plan_interval
 

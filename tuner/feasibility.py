@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from engine.config import EngineConfig, ExecutorKind, ModelConfig, num_kv_blocks
 from engine.plan import ParallelPlan
 from tuner.arrivals import Workload
+from tuner.described import paced_config
 from tuner.errors import TunerError
-from tuner.hardware import Hardware
+from tuner.node import Node
 from tuner.tuning_spec import MIB, TuningSpec
 
 
-def engine_config(spec: TuningSpec, model: ModelConfig, hardware: Hardware | None) -> EngineConfig:
+def engine_config(spec: TuningSpec, model: ModelConfig, node: Node | None) -> EngineConfig:
     """The engine every trial starts from: ranks here, or paced as described hardware."""
     config = EngineConfig(
         model_dir=spec.model_path,
-        dtype=spec.compute_dtype(model),
+        dtype=spec.rank_dtype(model) if node is None else node.precision.dtype,
         device=spec.device,
         block_size=spec.block_size,
         kv_cache_bytes=spec.kv_cache_mib * MIB,
@@ -27,14 +26,7 @@ def engine_config(spec: TuningSpec, model: ModelConfig, hardware: Hardware | Non
         # and all plans are compared on the same footing.
         executor=ExecutorKind.PROCESS,
     )
-    if hardware is None:
-        return config
-    return replace(
-        config,
-        executor=ExecutorKind.SIMULATED,
-        device_memory_bytes=int(hardware.device.memory_bytes),
-        memory_utilization=hardware.device.efficiency.usable_memory,
-    )
+    return config if node is None else paced_config(config, node)
 
 
 def check_memory(
@@ -51,7 +43,8 @@ def check_memory(
         raise TunerError(
             f"the longest request has {longest} tokens, the KV cache of a rank holds {capacity}"
         )
-    if config.device_memory_bytes is None and not config.device.startswith("cuda"):
+    is_here = config.kv_blocks_of is None and config.device_memory_bytes is None
+    if is_here and not config.device.startswith("cuda"):
         _check_host_memory(config, model, plan)
 
 

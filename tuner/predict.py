@@ -16,6 +16,7 @@ from policies.points import Estimate, OperatingPoint
 from policies.report import flat_metrics
 from policies.sla import Sla
 from tuner.arrivals import Workload
+from tuner.node import Node
 from tuner.simulate import simulate
 from tuner.space import Settings
 from tuner.timer import ScaledTimer
@@ -29,7 +30,8 @@ class Simulator:
     """Simulates settings of one model under one SLA; remembers what it has simulated.
 
     ``interval`` is how far whole-plan step times may be off, as a log ratio: points carry the
-    metrics of a run with all steps that much slower, and faster.
+    metrics of a run with all steps that much slower, and faster. A ``node`` knows what lies
+    around its steps too (a backend's front end), and simulates for itself.
     """
 
     model: ModelConfig
@@ -40,6 +42,7 @@ class Simulator:
     max_model_len: int
     interval: float
     seed: int = 0
+    node: Node | None = None
     _timers: dict[ParallelPlan, StepTimer] = field(default_factory=dict)
     _seen: dict[tuple[Settings, Workload, float], dict[str, float]] = field(default_factory=dict)
 
@@ -51,6 +54,10 @@ class Simulator:
 
     def run(self, settings: Settings, workload: Workload, log_scale: float = 0.0) -> Measurement:
         """One simulated run, with step times multiplied by ``exp(log_scale)``."""
+        if self.node is not None:
+            scale = math.exp(log_scale)
+            result = self.node.simulate(settings, workload, seed=self.seed, step_scale=scale)
+            return result.measurement
         timer = self.timer(settings.plan)
         if log_scale:
             timer = ScaledTimer(timer, math.exp(log_scale))

@@ -10,7 +10,10 @@ import msgspec
 
 from engine.config import DType, LinkEmulation, ModelConfig
 from policies.sla import Sla
+from tuner.described import DEFAULT_BACKEND, describe_node, has_checkpoint, read_rank_dtype
 from tuner.errors import TunerError
+from tuner.hardware import Precision
+from tuner.node import Node
 
 LOCAL = "local"
 MIB = 2**20
@@ -20,7 +23,8 @@ MIB = 2**20
 class TuningSpec:
     """One tuning job.
 
-    ``hardware``: ``local``, or described hardware (``8xh200``), which is simulated. ``is_live``
+    ``hardware``: ``local``, or described hardware (``8xh200``), which is simulated as served by
+    ``backend``; there ``model_dir`` may be a model's name and ``dtype`` may be fp8. ``is_live``
     False keeps a local job to simulation. ``dtype`` None: as the checkpoint says. ``link`` is an
     emulated link (``latency_us=..,gbps=..``). A live trial sends the first ``probe_requests`` of
     the workload; the winner all of it. ``probe_paced`` runs the winner on described hardware
@@ -39,6 +43,7 @@ class TuningSpec:
     seed: int = 0
     hardware: str = LOCAL
     dtype: str | None = None
+    backend: str = DEFAULT_BACKEND
     device: str = "cpu"
     link: str | None = None
     is_live: bool = True
@@ -56,8 +61,10 @@ class TuningSpec:
                 raise TunerError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.timeout_s <= 0 or self.profile_seconds <= 0 or self.seed < 0:
             raise TunerError("timeout_s and profile_seconds must be above 0, seed at least 0")
-        if self.dtype is not None and self.dtype not in set(DType):
-            raise TunerError(f"dtype {self.dtype!r}: known are {', '.join(DType)}")
+        if self.dtype is not None:
+            Precision.parse(self.dtype)
+        if self.probe_paced and not has_checkpoint(self.model_dir):
+            raise TunerError(f"probe_paced starts an engine: {self.model_dir!r} is no model folder")
         Sla.parse(self.sla)
 
     @property
@@ -72,9 +79,28 @@ class TuningSpec:
     def parsed_link(self) -> LinkEmulation | None:
         return LinkEmulation.parse(self.link) if self.link else None
 
-    def compute_dtype(self, model: ModelConfig) -> DType:
-        """The number format to run in."""
-        return DType(self.dtype) if self.dtype else model.dtype
+    def rank_dtype(self, model: ModelConfig) -> DType:
+        """The number format of ranks here.
+
+        Raises:
+            TunerError: one that exists on described hardware only.
+        """
+        return read_rank_dtype(self.dtype, model)
+
+    def node(self) -> Node:
+        """The described hardware with the model on it.
+
+        Raises:
+            TunerError: an unknown model, hardware, backend or number format.
+        """
+        return describe_node(
+            model=self.model_dir,
+            hardware=self.hardware,
+            dtype=self.dtype,
+            backend=self.backend,
+            block_size=self.block_size,
+            max_model_len=self.max_model_len,
+        )
 
     @property
     def model_path(self) -> Path:

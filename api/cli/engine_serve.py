@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +13,6 @@ import typer
 from api.cli.common import fail, log, print_json
 from api.cli.engine_options import (
     DeviceOption,
-    DTypeOption,
     JsonOption,
     ModelOption,
     ModeTableOption,
@@ -22,6 +22,7 @@ from api.cli.engine_options import (
     PlanOption,
     ServeModeOption,
     SpareRanksOption,
+    WideDTypeOption,
     check_device,
     read_dtype,
     read_mode,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from engine.config import Caps, EngineConfig
     from engine.engine import Engine
     from engine.fleet import TimerFactory
+    from tuner.node import Node
 
 MIB = 2**20
 # The label vLLM gives its first engine.
@@ -53,7 +55,7 @@ def serve(
     max_model_len: Annotated[
         int | None, typer.Option(min=1, help="Context in tokens; by default the model's.")
     ] = None,
-    dtype: DTypeOption = "auto",
+    dtype: WideDTypeOption = "auto",
     device: DeviceOption = "cpu",
     max_devices: Annotated[
         int | None, typer.Option(min=1, help="Devices a reshape may use.")
@@ -112,6 +114,7 @@ def serve(
     from engine.plan import parse_plan
 
     spec = parse_plan(plan)
+    node = None if paced is None else _node(model, paced, dtype, block_size, max_model_len)
     config = EngineConfig(
         model_dir=model,
         plan=spec.plan,
@@ -122,7 +125,7 @@ def serve(
             max_num_batched_tokens=max_num_batched_tokens,
             max_queue=max_queue,
         ),
-        dtype=read_dtype(dtype, model),
+        dtype=read_dtype(dtype, model) if node is None else node.precision.dtype,
         device=check_device(device),
         kv_cache_bytes=kv_cache_mib * MIB,
         block_size=block_size,
@@ -149,7 +152,24 @@ def serve(
         has_front=frontends > 0,
         as_json=as_json,
     )
-    _run(config, paced, house)
+    if node is None:
+        _run(config, None, house)
+    else:
+        _run(*_pace(config, node), house)
+
+
+def _node(
+    model: Path, hardware: str, dtype: str, block_size: int, max_model_len: int | None
+) -> Node:
+    from tuner.described import describe_node
+
+    return describe_node(
+        model=str(model),
+        hardware=hardware,
+        dtype=dtype,
+        block_size=block_size,
+        max_model_len=max_model_len,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,95 +188,97 @@ class _House:
     as_json: bool
 
 
-def _run(config: EngineConfig, paced: str | None, house: _House) -> None:
+def _run(config: EngineConfig, timer_factory: TimerFactory | None, house: _House) -> None:
     if not (config.model_dir / "tokenizer.json").exists():
         fail(f"{config.model_dir}: no tokenizer.json; a server needs one")
-    timer_factory: TimerFactory | None = None
-    if paced is not None:
-        config, timer_factory = _pace(config, paced)
     _warn(config, house)
     with ExitStack() as stack:
         listener = stack.enter_context(_listen(house))
-        serve_it = _serve_with_front if house.has_front else _serve_in_process
-        serve_it(config, timer_factory, house, listener, stack)
+        serving = _Serving(
+            config=config,
+            timer_factory=timer_factory,
+            house=house,
+            listener=listener,
+            stack=stack,
+        )
+        if house.has_front:
+            serving.with_front()
+        else:
+            serving.in_process()
 
 
-def _serve_with_front(
-    config: EngineConfig,
-    timer_factory: TimerFactory | None,
-    house: _House,
-    listener: socket.socket,
-    stack: ExitStack,
-) -> None:
-    """Step here; HTTP and text in a process of their own, which starts while the ranks do."""
-    from api.front_house import FrontHouse
-    from engine.engine import Engine
-    from engine.server.messages import FrontSetup
+@dataclass(frozen=True, kw_only=True)
+class _Serving:
+    """One engine behind one listener, until it is told to end; ``stack`` then ends its parts."""
 
-    url = _url(listener, house.host)
-    engine = Engine(config, timer_factory=timer_factory)
-    setup = FrontSetup(
-        model_dir=str(config.model_dir),
-        model_name=house.model_name,
-        engine_name=house.engine_name or DEFAULT_ENGINE_NAME,
-        api_key=house.api_key,
-        drain_s=house.drain_s,
-        model=engine.model,
-        envelope=engine.envelope,
-    )
-    front = stack.enter_context(FrontHouse(engine, setup, listener))
-    stack.enter_context(engine)
-    front.run(
-        on_ready=lambda: _ready(engine, house, url, stack),
-        on_restart=lambda why: log(f"warning: the HTTP front end {why}; starting another"),
-    )
+    config: EngineConfig
+    timer_factory: TimerFactory | None
+    house: _House
+    listener: socket.socket
+    stack: ExitStack
+
+    def with_front(self) -> None:
+        """Step here; HTTP and text in a process of their own, which starts while the ranks do."""
+        from api.front_house import FrontHouse
+        from engine.engine import Engine
+        from engine.server.messages import FrontSetup
+
+        engine = Engine(self.config, timer_factory=self.timer_factory)
+        setup = FrontSetup(
+            model_dir=str(self.config.model_dir),
+            model_name=self.house.model_name,
+            engine_name=self._engine_name,
+            api_key=self.house.api_key,
+            drain_s=self.house.drain_s,
+            model=engine.model,
+            envelope=engine.envelope,
+        )
+        front = self.stack.enter_context(FrontHouse(engine, setup, self.listener))
+        self.stack.enter_context(engine)
+        front.run(
+            on_ready=lambda: self._ready(engine),
+            on_restart=lambda why: log(f"warning: the HTTP front end {why}; starting another"),
+        )
+
+    def in_process(self) -> None:
+        """Everything in this process."""
+        from api.serving import announce_and_run
+        from engine.engine import Engine
+        from engine.server import create_server
+        from engine.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer.from_dir(self.config.model_dir)
+        engine = self.stack.enter_context(
+            Engine(self.config, tokenizer=tokenizer, timer_factory=self.timer_factory)
+        )
+        app = create_server(
+            engine,
+            tokenizer,
+            model_name=self.house.model_name,
+            api_key=self.house.api_key,
+            engine_name=self._engine_name,
+        )
+        announce_and_run(
+            app,
+            self.listener,
+            drain_s=self.house.drain_s,
+            on_ready=lambda: self._ready(engine),
+        )
+
+    @property
+    def _engine_name(self) -> str:
+        return self.house.engine_name or DEFAULT_ENGINE_NAME
+
+    def _ready(self, engine: Engine) -> None:
+        _ready(engine, self.house, _url(self.listener, self.house.host), self.stack)
 
 
-def _serve_in_process(
-    config: EngineConfig,
-    timer_factory: TimerFactory | None,
-    house: _House,
-    listener: socket.socket,
-    stack: ExitStack,
-) -> None:
-    from api.serving import announce_and_run
-    from engine.engine import Engine
-    from engine.server import create_server
-    from engine.tokenizer import Tokenizer
-
-    url = _url(listener, house.host)
-    tokenizer = Tokenizer.from_dir(config.model_dir)
-    engine = stack.enter_context(Engine(config, tokenizer=tokenizer, timer_factory=timer_factory))
-    app = create_server(
-        engine,
-        tokenizer,
-        model_name=house.model_name,
-        api_key=house.api_key,
-        engine_name=house.engine_name or DEFAULT_ENGINE_NAME,
-    )
-    announce_and_run(
-        app,
-        listener,
-        drain_s=house.drain_s,
-        on_ready=lambda: _ready(engine, house, url, stack),
-    )
-
-
-def _pace(config: EngineConfig, paced: str) -> tuple[EngineConfig, TimerFactory]:
+def _pace(config: EngineConfig, node: Node) -> tuple[EngineConfig, TimerFactory]:
     """The same engine on hardware that is not here: its memory, its devices, its step times."""
-    from engine.config import ExecutorKind, ModelConfig
-    from tuner.hardware import paced_timer, parse_hardware
+    from tuner.described import paced_config
 
-    hardware = parse_hardware(paced)
-    model = ModelConfig.from_dir(config.model_dir)
-    paced_config = replace(
-        config,
-        executor=ExecutorKind.SIMULATED,
-        device_memory_bytes=int(hardware.device.memory_bytes),
-        memory_utilization=hardware.device.efficiency.usable_memory,
-        max_devices=hardware.count,
-    )
-    return paced_config, lambda plan: paced_timer(hardware, model, plan, config.dtype)
+    there = replace(paced_config(config, node), max_devices=node.hardware.count)
+    return there, node.timer
 
 
 def _warn(config: EngineConfig, house: _House) -> None:

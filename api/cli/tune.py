@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.common import log, print_json, progress_console
-from api.cli.engine_options import DeviceOption, JsonOption, ModelOption, check_device
+from api.cli.engine_options import (
+    BackendOption,
+    DeviceOption,
+    JsonOption,
+    ModelNameOption,
+    WideDTypeOption,
+    check_device,
+)
 
 if TYPE_CHECKING:
     from tuner.context import TuningEvent
@@ -18,7 +25,7 @@ SHOWN_TRIALS = 30
 
 
 def tune(
-    model: ModelOption,
+    model: ModelNameOption,
     workload: Annotated[
         str, typer.Option(help="Workload SPEC, as in azure:PATH,seconds=120,max_input=2048.")
     ],
@@ -41,9 +48,8 @@ def tune(
     probe_paced: Annotated[
         bool, typer.Option(help="Run the winner on the real engine, paced as described hardware.")
     ] = False,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, ...; by default the checkpoint's.")
-    ] = None,
+    dtype: WideDTypeOption = "auto",
+    backend: BackendOption = None,
     device: DeviceOption = "cpu",
     link: Annotated[
         str | None, typer.Option(help="Emulated link, as in latency_us=20,gbps=100.")
@@ -62,17 +68,19 @@ def tune(
     """
     import json
 
+    from tuner.described import DEFAULT_BACKEND
     from tuner.tune import TuningSpec, tune
 
     spec = TuningSpec(
-        model_dir=str(model),
+        model_dir=model,
         num_devices=devices,
         workload=workload,
         sla=sla,
         trials=trials,
         seed=seed,
         hardware=hardware,
-        dtype=dtype,
+        dtype=None if dtype == "auto" else dtype,
+        backend=backend or DEFAULT_BACKEND,
         device=check_device(device),
         link=link,
         is_live=live,

@@ -48,6 +48,17 @@ def test_a_paced_engine_knows_the_devices_of_its_hardware(tiny_dir: Path) -> Non
         assert served.process.wait(timeout=30) == 0
 
 
+def test_a_paced_engine_takes_fp8_which_ranks_do_not(run: Run, tiny_dir: Path) -> None:
+    words = ("--model", tiny_dir, "--paced", "1xh200", "--dtype", "fp8")
+    with serving(*words) as served:
+        body = {"model": "tiny", "prompt": "x", "max_tokens": 3}
+        reply = served.http.post("/v1/completions", json=body)
+        assert reply.json()["usage"]["completion_tokens"] == 3
+    done = run("engine", "serve", "--model", tiny_dir, "--dtype", "fp8")
+    assert done.exit_code == 2
+    assert "ranks of this engine do not compute in fp8" in done.stderr
+
+
 def test_a_port_in_use_is_a_mistake_before_any_rank_starts(run: Run, tiny_dir: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

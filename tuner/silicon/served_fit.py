@@ -1,4 +1,4 @@
-"""Host times and kernel factors of serving systems, fitted on published closed-loop runs.
+"""Figures of serving systems fitted on published closed-loop runs.
 
 Every row is simulated at the start values and with each parameter moved a little; the
 parameters then follow from weighted least squares on logs, drawn towards their start values as

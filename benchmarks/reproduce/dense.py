@@ -30,6 +30,7 @@ DATA_SETS = {
     "BBH+GSM8K+HumanEval": (106, 26),
     "MLPerf long": (9428, 684),
 }
+SHORT = "BBH+GSM8K+HumanEval"
 # (phase, slower degree) -> how many times faster TP8 is.
 PUBLISHED_RATIOS = {
     ("prefill", 4): 1.87,
@@ -58,6 +59,7 @@ class Size:
 
     requests: int = 512
     big_requests: int = 256
+    short_requests: int = 4096
     batches: tuple[int, ...] = (1, 4, 16, 64, 256, 1024)
     ratio_nodes: tuple[tuple[str, str], ...] = RATIO_NODES
     link_speeds_gb: tuple[int, ...] = SLOW_LINKS_GB
@@ -231,23 +233,28 @@ def _capacity() -> Iterator[str]:
 def _hybrids(size: Size) -> Iterator[str]:
     yield "## Hybrids of TP and PP, 70B on 8xh100"
     yield ""
-    yield f"Simulated, {LONG.input_tokens:,} in / {LONG.output_tokens} out, bf16: one request"
-    yield f"alone, and {size.requests:,} at once (input and output tokens/s; by the formula: the"
-    yield "same for a static batch as large as fits)."
+    yield f"Simulated, bf16: one request of {LONG.input_tokens:,} in / {LONG.output_tokens} out"
+    yield f"alone, and input and output tokens/s of {size.requests:,} of them at once and of"
+    yield f"{size.short_requests:,} short ones; in brackets by the paper's formula, for a static"
+    yield "batch as large as fits."
     yield ""
     node = get_node("8xh100", MODEL, "bf16", BACKEND)
-    hybrids = measure_hybrids(node, 8, _flood(size.requests))
-    yield from hybrid_table(hybrids)
+    yield from _hybrids_of(node, size, size.requests)
+
+
+def _hybrids_of(node: Node, size: Size, requests: int) -> Iterator[str]:
+    floods = (_flood(requests, "LongAlpaca"), _flood(size.short_requests, SHORT))
+    hybrids = measure_hybrids(node, node.hardware.count, floods)
+    yield from hybrid_table(hybrids, floods)
+    feasible = [str(h.plan) for h in hybrids if h.reason is None]
+    yield f"Feasible: {'; '.join(feasible) or 'none'}."
+    yield ""
     yield from claim_table(hybrid_claims(node, hybrids))
 
 
-def _flood(requests: int) -> Load:
-    return Load(
-        concurrency=requests,
-        input_tokens=LONG.input_tokens,
-        output_tokens=LONG.output_tokens,
-        requests=requests,
-    )
+def _flood(requests: int, data_set: str) -> Load:
+    inputs, outputs = DATA_SETS[data_set]
+    return Load(concurrency=requests, input_tokens=inputs, output_tokens=outputs, requests=requests)
 
 
 def hybrid_claims(node: Node, hybrids: list[Hybrid]) -> Iterator[Claim]:
@@ -258,11 +265,13 @@ def hybrid_claims(node: Node, hybrids: list[Hybrid]) -> Iterator[Claim]:
     if len(able) < 2:
         yield Claim(what="several hybrids fit", found=f"{len(able)}", holds=False)
         return
+    said = "throughput follows the depth of the pipeline"
     for what, values in (
         ("latency follows TP: TTFT grows as TP falls", [h.ttft_ms for h in able]),
         ("latency follows TP: TPOT grows as TP falls", [h.tpot_ms for h in able]),
-        ("throughput follows the depth of the pipeline", [h.tokens_per_s for h in able]),
-        ("the same by its formula", [h.static_tokens_per_s for h in able]),
+        (f"{said}, long requests", [h.throughput[0].simulated for h in able]),
+        (f"{said}, short requests", [h.throughput[1].simulated for h in able]),
+        (f"{said}, short requests, by its formula", [h.throughput[1].by_formula for h in able]),
     ):
         found = ", ".join(f"{h.plan}: {number(v)}" for h, v in zip(able, values, strict=True))
         yield Claim(what=what, found=found, holds=_rises(values))
@@ -342,15 +351,9 @@ def _big_model(size: Size) -> Iterator[str]:
     yield ""
     for hardware, precision in size.big_nodes:
         node = get_node(hardware, BIG_MODEL, precision, BACKEND)
-        devices = node.hardware.count
         yield f"### {hardware}, {precision}"
         yield ""
-        hybrids = measure_hybrids(node, devices, _flood(size.big_requests))
-        yield from hybrid_table(hybrids)
-        feasible = [str(h.plan) for h in hybrids if h.reason is None]
-        yield f"Feasible: {'; '.join(feasible) or 'none'}."
-        yield ""
-        yield from claim_table(hybrid_claims(node, hybrids))
+        yield from _hybrids_of(node, size, size.big_requests)
 
 
 def _notes() -> Iterator[str]:
@@ -362,8 +365,8 @@ def _notes() -> Iterator[str]:
     yield "  of TP2 and TP4 alone would not fit, it is only timed."
     yield "* 16xh100 is two nodes of eight; a tensor group of 16 lies across both and is left out"
     yield "  of what is said about TP."
-    yield "* Throughput rises with the depth only while the batch does: every stage reads its"
-    yield "  weights once for each part of the batch, and KV bounds the batch. So the deepest"
-    yield "  pipeline, whose parts are smallest, comes out below the second deepest, in simulation"
-    yield "  as by the formula."
+    yield "* Throughput follows the depth while the batch may grow: every stage reads its weights"
+    yield "  once for each part of the batch, and room for KV bounds the batch. With short requests"
+    yield "  it does up to the deepest pipelines; with long ones, or in bf16 with little room, the"
+    yield "  parts become too small and a shallower hybrid is best."
     yield ""

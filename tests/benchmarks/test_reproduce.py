@@ -23,6 +23,7 @@ SMALL_ALBIREO = albireo.Size(
 SMALL_DENSE = dense.Size(
     requests=4,
     big_requests=2,
+    short_requests=8,
     batches=(1,),
     ratio_nodes=(("8xh200", "bf16"),),
     link_speeds_gb=(450, 8),

@@ -1,0 +1,94 @@
+"""Profiles of serving systems: what their files must hold, and what a wrong one says."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tuner.backends import Backend, list_backends, load_backend
+from tuner.backends.backend import HostShares, HostTimes, KernelTimes
+from tuner.errors import TunerError
+from tuner.hardware import Launch
+
+
+def test_four_systems_have_a_profile_that_names_itself_and_its_source() -> None:
+    assert list_backends() == ["arctic", "gearshift", "trtllm", "vllm"]
+    for name in list_backends():
+        profile = load_backend(name)
+        assert profile.name == name
+        assert profile.version >= 2
+        assert len(profile.source) > 20
+
+
+def test_an_unknown_system_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(TunerError, match="'sglang' is not known; known are arctic, gearshift"):
+        load_backend("sglang")
+
+
+@pytest.mark.parametrize("name", ["vllm", "trtllm"])
+def test_a_fitted_profile_says_on_what_and_how_it_fares_on_groups_it_never_saw(name: str) -> None:
+    fitted = load_backend(name).fitted
+    assert fitted is not None
+    assert len(fitted.sha256) == 64
+    assert fitted.command.startswith("python -m tuner.silicon.served")
+    assert len(fitted.held_out) >= 2
+    for group in fitted.held_out:
+        assert len(group.values) == len(fitted.parameters)
+        assert 0 < group.tpot < 0.5
+        assert 0 < group.ttft < 1.0
+
+
+def test_arctic_is_vllm_with_a_second_copy_of_the_weights_and_eager_steps_in_shift() -> None:
+    arctic, vllm = load_backend("arctic"), load_backend("vllm")
+    assert arctic.host == vllm.host
+    assert arctic.front_end == vllm.front_end
+    assert (arctic.has_second_weights, vllm.has_second_weights) == (True, False)
+    assert (arctic.launch, arctic.shift_launch) == (Launch.GRAPH, Launch.EAGER)
+
+
+def test_a_profile_written_out_reads_back_the_same() -> None:
+    for name in list_backends():
+        profile = load_backend(name)
+        assert Backend.from_json(profile.to_json(), where="a file") == profile
+
+
+def _raw(**changes: Any) -> dict[str, Any]:
+    raw = copy.deepcopy(load_backend("gearshift").to_json())
+    raw.update(changes)
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema": "backend/v1"}, "schema 'backend/v1' is not"),
+        ({"launch": "lazy"}, "lazy"),
+        ({"front_end": {"requests_s": 1.0}}, "requests_s"),
+        ({"kernels": {"gemm": 0.0}}, "gemm=0.0: must be above 0"),
+        ({"host": {"step_s": -1.0, "seq_s": 0.0, "is_overlapped": True}}, "step_s=-1.0"),
+        ({"default_caps": {"max_num_seqs": 0}}, "max_num_seqs=0"),
+    ],
+)
+def test_a_wrong_profile_is_refused_by_file_and_value(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TunerError, match=message) as caught:
+        Backend.from_json(_raw(**changes), where="mine.json")
+    assert "mine.json" in str(caught.value)
+
+
+def test_shares_of_the_host_add_up() -> None:
+    with pytest.raises(TunerError, match="add up to 1"):
+        HostShares(schedule=0.5, input=0.2, sample=0.2, output=0.2)
+
+
+def test_host_work_counts_steps_sequences_prompts_and_their_tokens() -> None:
+    host = HostTimes(step_s=1.0, seq_s=0.1, request_s=0.5, prompt_token_s=0.01, is_overlapped=False)
+    assert host.work_s(num_seqs=10, num_prompts=2, prompt_tokens=100) == pytest.approx(4.0)
+
+
+def test_kernel_times_start_as_the_devices_own() -> None:
+    assert KernelTimes() == replace(KernelTimes(), gemm=1.0)

@@ -289,14 +289,14 @@ def _failure(each: Explored, sla: Sla) -> Failure:
         # Nothing came to its end: a slice or a part showed that the SLA is missed.
         shown = [t for t in each.tried if t.note is not None]
         best = max(shown, key=lambda t: t.point.headroom(sla) if t.metrics else -math.inf)
-        missed = [c for c in sla.per_run if not best.point.is_met(c)] if best.metrics else []
         detail = best.note or "overloaded"
-    worst = min(missed, key=best.point.margin) if missed else None
+        missed = []
+    worst = min(missed, key=best.point.margin).metric if missed else best.cause
     others = len({t.settings for t in each.tried}) - 1
     more = f" (best of {others + 1} settings)" if others else ""
     return Failure(
         plan=text,
-        why=Why.of(worst.metric) if worst else Why.LOAD,
+        why=Why.of(worst) if worst else Why.LOAD,
         detail=f"{detail}{more}",
         judged_on=best.judged_on,
         settings=best.settings,

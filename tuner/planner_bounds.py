@@ -85,20 +85,33 @@ def _value_ms(timing: RequestTiming, metric: Metric) -> float | None:
             return timing.e2e_ms
 
 
-def certain_miss(timings: Sequence[RequestTiming], sla: Sla, num_requests: int) -> str | None:
+@dataclass(frozen=True, kw_only=True)
+class CertainMiss:
+    """The bound that a whole run must miss, and how that is known."""
+
+    constraint: Constraint
+    reason: str
+
+
+def certain_miss(
+    timings: Sequence[RequestTiming], sla: Sla, num_requests: int
+) -> CertainMiss | None:
     """Why a whole run of ``num_requests`` must miss the SLA, from a run of some of them alone.
 
     Requests before, after and between those only add load: who is late without them is late
-    with them. None where that decides nothing.
+    with them. Of several bounds, the one most requests are over; None where that decides nothing.
     """
-    for limit in late_limits(sla, num_requests):
-        over = limit.num_over(timings)
-        if over > limit.num_allowed:
-            return (
-                f"{over} of the busiest {len(timings)} requests alone miss {limit.constraint}, "
-                f"of all {num_requests} at most {limit.num_allowed} may"
-            )
-    return None
+    limits = late_limits(sla, num_requests)
+    counts = [(limit.num_over(timings), limit) for limit in limits]
+    over = [(count, limit) for count, limit in counts if count > limit.num_allowed]
+    if not over:
+        return None
+    count, limit = max(over, key=lambda pair: pair[0])
+    reason = (
+        f"{count} of the busiest {len(timings)} requests alone miss {limit.constraint}, "
+        f"of all {num_requests} at most {limit.num_allowed} may"
+    )
+    return CertainMiss(constraint=limit.constraint, reason=reason)
 
 
 def _num_allowed(constraint: Constraint, num_requests: int) -> int | None:

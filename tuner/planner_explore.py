@@ -67,12 +67,13 @@ class JudgedOn(StrEnum):
 @dataclass(frozen=True, kw_only=True)
 class Tried:
     """Settings and what came of them. ``metrics`` is empty where none were simulated to the end,
-    and ``note`` says why."""
+    and ``note`` says why; ``cause`` is the metric of the bound that is certainly missed."""
 
     settings: Settings
     judged_on: JudgedOn
     metrics: Mapping[str, float] = field(default_factory=dict)
     note: str | None = None
+    cause: Metric | None = None
 
     @property
     def point(self) -> OperatingPoint:
@@ -216,11 +217,13 @@ def _slice_requests(question: Question) -> int:
 
 def _on_slice(question: Question, node: Node, piece: Workload, settings: Settings) -> Tried:
     measurement = node.simulate(settings, piece, seed=question.seed).measurement
+    miss = certain_miss(measurement.timings, question.sla, len(question.workload))
     return Tried(
         settings=settings,
         judged_on=JudgedOn.SLICE,
         metrics=flat_metrics(measurement, question.sla),
-        note=certain_miss(measurement.timings, question.sla, len(question.workload)),
+        note=miss.reason if miss else None,
+        cause=miss.constraint.metric if miss else None,
     )
 
 

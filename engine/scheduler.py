@@ -293,6 +293,7 @@ class Scheduler:
         """Commit ``num_steps`` quiet decode steps in bulk: one token per sequence and step. The
         sequences that ended with the last one."""
         self._running.advance(num_steps)
+        self._admission.is_blocked = len(self._waiting) > 0
         self.next_step_id += num_steps
         finished = self._full_rows(self._running.slots)
         for sequence in finished:
@@ -314,6 +315,7 @@ class Scheduler:
         which take the places of those before."""
         held = [self.table.num_computed[slots] for slots in rounds.groups]
         self._running.advance(count)
+        self._admission.is_blocked = len(self._waiting) > 0
         self.next_step_id += count * self.depth
         self._outstanding.clear()
         for nth in range(1, self.depth):

@@ -134,6 +134,30 @@ def test_an_engine_without_overlap_and_the_simulator_schedule_the_same_steps(
     assert_same(serve(world, model_dir), simulated(world, model_dir))
 
 
+def test_a_queue_that_was_refused_during_quiet_steps_is_full_for_the_next_request(
+    model_dir: Path,
+) -> None:
+    lengths = ((0.0, 54, 7), (0.125, 21, 1), (0.25, 57, 1))
+    world = World(
+        plan=ParallelPlan(),
+        caps=Caps(max_num_seqs=2, max_num_batched_tokens=23, max_queue=1),
+        timer=ArbitraryTimer(seed=0, stages=1),
+        arrivals=tuple(
+            Arrival(arrival_s=at_s, input_tokens=given_tokens, output_tokens=wanted)
+            for at_s, given_tokens, wanted in lengths
+        ),
+        threshold_tokens=1,
+        order=Order.FCFS,
+        overlap=False,
+        num_kv_blocks=20,
+        block_size=4,
+        max_model_len=80,
+    )
+    live = serve(world, model_dir)
+    assert live.refused == {"2"}
+    assert_same(live, simulated(world, model_dir))
+
+
 @settings(max_examples=150, deadline=None)
 @given(world=worlds(overlap=True))
 def test_an_engine_that_queues_steps_ahead_and_the_simulator_schedule_the_same_steps(

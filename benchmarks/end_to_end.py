@@ -130,8 +130,9 @@ def _introduction(processes: int) -> Iterator[str]:
     yield "* Errors are (simulated - measured) / measured; medians and p90 are of their size."
     yield "* Leave one (system, model, backend) group out: the profile that a row is simulated with"
     yield "  was fitted without its group. What only that group could tell stays at its start."
-    yield "* The ways of the load tools (next section but two) were found on all groups together:"
-    yield "  no fold of an outer loop was kept apart for them."
+    yield "* How the load tools and their servers were set (*Tools and prompt lengths*), that a"
+    yield "  request joins the step after next, and that kernel factors stay out were found on all"
+    yield "  groups together: no fold of an outer loop was kept apart for them."
     yield ""
 
 

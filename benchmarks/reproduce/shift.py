@@ -197,7 +197,10 @@ def _traces(data: Path, size: Size) -> Iterator[str]:
             yield f"most {step_tokens:,} tokens a step:"
             yield ""
             yield from _trace_table(workload, step_tokens, is_published=True)
-        yield "A burst of this trace fills steps of 131,072 tokens, and running answers wait for whole"
+        yield (
+            "A burst of this trace fills steps of 131,072 tokens, and running answers wait for "
+            "whole"
+        )
         yield "ones, two seconds on all eight devices at once; under DP=8 each waits for its own"
         yield "replica only. Smaller steps favour Shift. The paper's slice starts elsewhere in the"
         yield "trace, and its step size in this experiment is not known here."

@@ -32,9 +32,7 @@ LEARNING_RATE = 0.2
 # Log sizes of neighbouring knots of a collective's curve, and how stiff the curve is.
 KNOT_STEP = 2 * np.log(2.0)
 STIFFNESS = 0.15
-PULL = 0.05  # how much the line is drawn to the law it corrects
-MIN_POINTS = 3  # of a side between two algorithms
-DENSE_STEP = np.log(2.0)  # between knots where two sides are joined
+PULL = 0.05  # how much a jump is drawn to none
 OUTLIER_LOG = 0.1  # errors beyond it count linearly
 
 
@@ -160,61 +158,32 @@ def fit_size_curve(
     size: FloatArray, seconds: FloatArray, breaks: tuple[float, ...] = ()
 ) -> SizeCurve:
     """Latency and bandwidth first, then a stiff broken line through what they leave, that outliers
-    (repeats of a noisy run) do not bend. At ``breaks`` (bytes) another algorithm begins: the two
-    sides are fitted apart, and time may jump."""
-    edges = [float(size.min()), *sorted(b for b in breaks if size.min() < b <= size.max())]
-    sides = [
-        (low, high, _fit_side(size[mask], seconds[mask], low, high))
-        for low, high in zip(edges, [*edges[1:], float(size.max())], strict=True)
-        if (mask := (size >= low) & ((size < high) | (high == size.max()))).sum() >= MIN_POINTS
-    ]
-    if not sides:
-        sides = [(edges[0], float(size.max()), _fit_side(size, seconds, edges[0], size.max()))]
-    return sides[0][2] if len(sides) == 1 else _joined(sides)
-
-
-def _fit_side(size: FloatArray, seconds: FloatArray, low: float, high: float) -> SizeCurve:
-    """A curve from ``low`` to ``high`` bytes through sizes among them."""
+    (repeats of a noisy run) do not bend. At ``breaks`` (bytes) another algorithm begins, and the
+    line may jump."""
     x, y = np.log(size), np.log(seconds)
     call_s, bytes_per_s = _latency_and_bandwidth(size, y)
     left = y - np.log(call_s + size / bytes_per_s)
-    first, last = np.log(low), np.log(high)
-    knots = np.linspace(first, last, max(2, round((last - first) / KNOT_STEP) + 1))
-    design = np.column_stack([np.interp(x, knots, unit) for unit in np.eye(len(knots))])
+    knots = np.linspace(x.min(), x.max(), max(2, round((x.max() - x.min()) / KNOT_STEP) + 1))
+    jumps = np.log([b for b in breaks if size.min() < b <= size.max()])
+    line = np.column_stack([np.interp(x, knots, unit) for unit in np.eye(len(knots))])
+    design = np.column_stack([line, x[:, None] >= jumps[None] - TABLE_STEP])
     bend = np.diff(np.eye(len(knots)), n=2, axis=0) * STIFFNESS
 
-    def errors(heights: FloatArray) -> FloatArray:
-        parts = [_robust(design @ heights - left), bend @ heights, PULL * heights]
-        return np.concatenate(parts)
+    def errors(found: FloatArray) -> FloatArray:
+        heights, steps = found[: len(knots)], found[len(knots) :]
+        return np.concatenate([_robust(design @ found - left), bend @ heights, PULL * steps])
 
-    heights = least_squares(errors, np.interp(knots, x, left)).x
+    start = np.concatenate([np.interp(knots, x, left), np.zeros(len(jumps))])
+    found = least_squares(errors, start).x
+    # Where it is looked up, time is straight over a step: a jump ends a step before its size.
+    places = np.unique(np.concatenate([knots, jumps - 2 * TABLE_STEP, jumps - TABLE_STEP]))
+    correction = np.interp(places, knots, found[: len(knots)])
+    correction += (places[:, None] >= jumps[None] - TABLE_STEP) @ found[len(knots) :]
     return SizeCurve(
         call_s=call_s,
         bytes_per_s=bytes_per_s,
-        log_size=_rounded(knots),
-        correction=_rounded(heights),
-    )
-
-
-def _joined(sides: list[tuple[float, float, SizeCurve]]) -> SizeCurve:
-    """One curve on the first side's law, with a jump where the next side begins."""
-    law = sides[0][2]
-    places: list[float] = []
-    heights: list[float] = []
-    for low, high, curve in sides:
-        # Where it is looked up, time is straight over a step: the jump ends a step before.
-        start = np.log(low) - (TABLE_STEP if places else 0.0)
-        end = np.log(high) - (0.0 if high == sides[-1][1] else 2 * TABLE_STEP)
-        x = np.linspace(start, end, max(2, round((end - start) / DENSE_STEP) + 1))
-        y = np.log(curve.call_s + np.exp(x) / curve.bytes_per_s)
-        y += np.interp(x, curve.log_size, curve.correction)
-        places += list(x)
-        heights += list(y - np.log(law.call_s + np.exp(x) / law.bytes_per_s))
-    return SizeCurve(
-        call_s=law.call_s,
-        bytes_per_s=law.bytes_per_s,
-        log_size=_rounded(np.array(places)),
-        correction=_rounded(np.array(heights)),
+        log_size=_rounded(places),
+        correction=_rounded(correction),
     )
 
 

@@ -25,6 +25,9 @@ TORCH_FREE = (
     "tuner.simulate",
     "tuner.hardware",
     "tuner.node",
+    "tuner.planner",
+    "tuner.simulation_document",
+    "tuner.steering",
     "tuner.workload",
 )
 

@@ -11,6 +11,7 @@ from tuner.hardware.curves import ACROSS_NODES, IN_NODE, Curves, SizeCurve
 from tuner.hardware.device import DeviceSpec
 from tuner.hardware.links import LinkSpec
 
+GRAPH, EAGER = "graph", "eager"
 SMALL_BYTES = 1024.0  # of no influence on a collective's time
 
 
@@ -92,6 +93,14 @@ class CollectiveTimes:
             law = self._laws[key] = self._law(collective, is_far=is_far)
         return collective.count * law.seconds(collective.num_bytes)
 
+    def issue_s(self, collective: Collective) -> float:
+        """How long the host is at issuing all ``count`` all-reduces, one by one: the time of the
+        smallest, measured in a loop that waits for the host alone."""
+        if self._launch != EAGER or collective.kind is not CollectiveKind.ALL_REDUCE:
+            return 0.0
+        eager = self._measured(collective.kind, EAGER, collective.ranks)
+        return collective.count * eager.seconds(SMALL_BYTES) if eager is not None else 0.0
+
     def _law(self, collective: Collective, *, is_far: bool) -> _Law:
         """In one node as measured. Across nodes every device reduces (or gathers) a part inside
         its node and passes it round a ring of the nodes: hierarchical, as NCCL's rings are laid.
@@ -119,29 +128,44 @@ class CollectiveTimes:
 
     def _near(self, kind: CollectiveKind, ranks: int) -> Seconds:
         """Inside one node, by its curve or by the link's law."""
-        link = self._device.link
-        if self._curves is not None:
-            via = self._launch if kind is CollectiveKind.ALL_REDUCE else "nccl"
-            curve = self._curves.find_collective(kind.value, via, ranks, IN_NODE)
-            if curve is not None:
-                whole = ranks if kind is CollectiveKind.ALL_GATHER else 1
-                return _of_whole(curve, whole, self._issue_s(kind, ranks))
-        return lambda num_bytes: link.seconds(kind, ranks, num_bytes)
-
-    def _issue_s(self, kind: CollectiveKind, ranks: int) -> float:
-        """What a collective of NCCL costs more when Python issues it than when a graph replays
-        it. Its curves come from a loop in C, so this is what small all-reduces, measured both
-        ways, differ by; the all-reduce's own eager curve holds it."""
-        if self._launch != "eager" or kind in (CollectiveKind.ALL_REDUCE, CollectiveKind.SEND):
-            return 0.0
-        assert self._curves is not None, "only measured collectives are told apart by launch"
-        reduce = CollectiveKind.ALL_REDUCE.value
-        eager, replayed = (
-            self._curves.find_collective(reduce, via, ranks, IN_NODE) for via in ("eager", "graph")
+        via = GRAPH if kind is CollectiveKind.ALL_REDUCE else "nccl"
+        curve = self._measured(kind, via, ranks)
+        if curve is None:
+            link = self._device.link
+            return lambda num_bytes: link.seconds(kind, ranks, num_bytes)
+        if self._launch != EAGER or kind is CollectiveKind.SEND:
+            return _of_whole(curve, ranks if kind is CollectiveKind.ALL_GATHER else 1, 0.0)
+        if kind is CollectiveKind.ALL_REDUCE:
+            return self._eager_all_reduce(curve, ranks)
+        # NCCL's curves come from a loop in C. From Python it runs on a stream of its own, which
+        # takes turns with the layers': about what small all-reduces, timed both ways, differ by.
+        return _of_whole(
+            curve, ranks if kind is CollectiveKind.ALL_GATHER else 1, self._eager_extra_s(ranks)
         )
+
+    def _eager_all_reduce(self, replayed: SizeCurve, ranks: int) -> Seconds:
+        """On the device. Small ones were measured waiting for the host, which in a step runs
+        ahead (see :meth:`issue_s`); large ones are copied to where the other ranks can read."""
+        eager = self._measured(CollectiveKind.ALL_REDUCE, EAGER, ranks)
+        if eager is None:
+            return replayed.seconds
+        extra_s = self._eager_extra_s(ranks)
+        return lambda num_bytes: max(
+            replayed.seconds(num_bytes), eager.seconds(num_bytes) - extra_s
+        )
+
+    def _eager_extra_s(self, ranks: int) -> float:
+        """What a small all-reduce takes more when it is issued by itself."""
+        kind = CollectiveKind.ALL_REDUCE
+        eager, replayed = (self._measured(kind, via, ranks) for via in (EAGER, GRAPH))
         if eager is None or replayed is None:
             return 0.0
         return max(0.0, eager.seconds(SMALL_BYTES) - replayed.seconds(SMALL_BYTES))
+
+    def _measured(self, kind: CollectiveKind, via: str, ranks: int) -> SizeCurve | None:
+        if self._curves is None:
+            return None
+        return self._curves.find_collective(kind.value, via, ranks, IN_NODE)
 
     def _far(self) -> Seconds:
         """One device's send to another node."""

@@ -122,7 +122,8 @@ class CurveOperators:
     def floor_s(self, work: StageWork) -> float:
         if self._launch is Launch.GRAPH:
             return 0.0
-        return self._device.kernels_per_layer * work.layers * self._device.kernel_launch_s
+        kernels_s = self._device.kernels_per_layer * work.layers * self._device.kernel_launch_s
+        return kernels_s + sum(self._collectives.issue_s(c) for c in work.collectives)
 
     # -- tables ----------------------------------------------------------------------------------
 

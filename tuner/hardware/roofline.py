@@ -84,8 +84,7 @@ class RooflineTimer:
         self._operators = _operators(device, model, self._counter, precision, launch)
         self._factors = factors
         self._fixed = FixedTable(self._without_attention, num_slices=plan.sp)
-        stages = [self._counter.stage(StepShape(), stage) for stage in range(plan.pp)]
-        self._floors = [self._operators.floor_s(work) for work in stages]
+        self._floors = {mode: self._floors_of(mode) for mode in Mode}
         layers = self._counter.layers_of_stage
         self._attention_factors = [factors.attention * count for count in layers]
 
@@ -95,7 +94,7 @@ class RooflineTimer:
         return tuple(
             max(floor_s, fixed_s + factor * attention_s)
             for floor_s, fixed_s, factor in zip(
-                self._floors, fixed, self._attention_factors, strict=True
+                self._floors[shape.mode], fixed, self._attention_factors, strict=True
             )
         )
 
@@ -105,7 +104,7 @@ class RooflineTimer:
     def breakdown(self, shape: StepShape, stage: int) -> StageSeconds:
         """The parts of one stage's time; ``launch_s`` is what launching adds to the others."""
         parts = self._parts(shape, stage)
-        waiting_s = max(0.0, self._floors[stage] - parts.total_s)
+        waiting_s = max(0.0, self._floors[shape.mode][stage] - parts.total_s)
         return replace(parts, launch_s=parts.launch_s + waiting_s)
 
     def _parts(self, shape: StepShape, stage: int) -> StageSeconds:
@@ -132,6 +131,12 @@ class RooflineTimer:
         rows = self._sampler.rows(work.sampled, self._counter.plan.stage_size)
         vocab_size = self._counter.model.vocab_size
         return sample_s(self._device, rows, vocab_size, self._sampler.kind)
+
+    def _floors_of(self, mode: Mode) -> list[float]:
+        """The least time of each stage, whatever a step holds."""
+        shape = StepShape(mode=mode, num_seqs=1, num_decode_tokens=1, num_sampled=1)
+        stages = range(self._counter.plan.pp)
+        return [self._operators.floor_s(self._counter.stage(shape, s)) for s in stages]
 
     def _without_attention(self, mode: Mode, tokens: int, sampled: int) -> tuple[float, ...]:
         """Each stage of a step of these sizes; those that do equal work are asked once."""

@@ -41,12 +41,12 @@ def test_a_fitted_profile_says_on_what_and_how_it_fares_on_groups_it_never_saw(n
         assert 0 < group.ttft < 1.0
 
 
-def test_arctic_is_vllm_with_a_second_copy_of_the_weights_and_eager_steps_in_shift() -> None:
+def test_arctic_is_vllm_with_a_second_copy_of_the_weights_and_eager_collectives() -> None:
     arctic, vllm = load_backend("arctic"), load_backend("vllm")
     assert arctic.host == vllm.host
     assert arctic.front_end == vllm.front_end
     assert (arctic.has_second_weights, vllm.has_second_weights) == (True, False)
-    assert (arctic.launch, arctic.shift_launch) == (Launch.GRAPH, Launch.EAGER)
+    assert (arctic.launch, arctic.shift_launch) == (Launch.EAGER, Launch.EAGER)
 
 
 def test_a_profile_written_out_reads_back_the_same() -> None:

@@ -132,8 +132,9 @@ def test_a_second_copy_of_the_weights_leaves_less_room_for_kv_in_a_shift_plan_on
     assert arctic.num_kv_blocks(plain) == vllm.num_kv_blocks(plain)
 
 
-def test_eager_collectives_slow_shift_steps_only() -> None:
+def test_collectives_issued_from_python_slow_small_base_steps() -> None:
     graphs, eager = timer(load_backend("vllm"), SHIFT), timer(load_backend("arctic"), SHIFT)
-    assert sum(eager.stage_seconds(decode(8))) > sum(graphs.stage_seconds(decode(8)))
     base = decode(512, mode=Mode.BASE)
-    assert eager.stage_seconds(base) == pytest.approx(graphs.stage_seconds(base))
+    assert sum(eager.stage_seconds(base)) > sum(graphs.stage_seconds(base))
+    # In shift mode their issue hides behind layers of this size.
+    assert sum(eager.stage_seconds(decode(8))) >= sum(graphs.stage_seconds(decode(8)))

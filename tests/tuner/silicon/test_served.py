@@ -22,7 +22,7 @@ from tuner.silicon.served_rows import FILE, ServedRow, Tool, read_served_rows
 SHARED = Path(__file__).parents[3].parent / "shared" / "silicon"
 PARAMETERS = (
     Parameter(part="host", name="step_s", start=1e-3, spread=1e-3),
-    Parameter(part="kernels", name="gemm", start=1.0, spread=0.2, lowest=0.1),
+    Parameter(part="front_end", name="request_s", start=4e-3, spread=4e-2),
 )
 
 
@@ -53,7 +53,7 @@ def measured(rows: list[ServedRow], backend: Backend) -> list[ServedRow]:
 def test_a_fit_finds_again_what_made_the_runs_and_judges_a_group_without_it() -> None:
     backend = load_backend("trtllm")
     backend = replace(backend, host=replace(backend.host, is_overlapped=False))
-    truth = (2e-3, 1.2)
+    truth = (1.3e-3, 6e-3)
     rows = [
         row(device=device, concurrency=clients, tp=tp)
         for device in ("h100", "h200")
@@ -64,13 +64,14 @@ def test_a_fit_finds_again_what_made_the_runs_and_judges_a_group_without_it() ->
     whole, *held_out = fit_folds(
         rows, backend, PARAMETERS, processes=1, on_progress=lambda *done: told.append(done)
     )
-    assert whole.values == pytest.approx(truth, rel=0.06)
+    assert whole.values == pytest.approx(truth, rel=0.1)
     assert told == [(i, 5) for i in range(1, 6)]
     assert [fold.group for fold in held_out] == [
         f"{d} llama-3.1-8b trtllm" for d in ("h100", "h200")
     ]
     for fold in held_out:
-        assert fold.values == pytest.approx(truth, rel=0.1)
+        # Two runs hardly tell the way in from queueing: what counts is what they predict.
+        assert fold.values[0] == pytest.approx(truth[0], rel=0.1)
         assert np.abs(relative_errors(fold.rows, fold.simulated)).max() < 0.05
 
 

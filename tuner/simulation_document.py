@@ -28,7 +28,6 @@ from tuner.timeline import (
 from tuner.trials import estimates_to_json
 
 SCHEMA = "simulation/v1"
-PREFIX_CACHE = "prompts share nothing: the prefix cache is off"
 
 
 def simulation_json(
@@ -40,6 +39,8 @@ def simulation_json(
     seed: int,
     origin: dict[str, Any],
     intervals: Mapping[str, Estimate] | None = None,
+    energy: dict[str, Any] | None = None,
+    has_prefix_cache: bool = False,
     warnings: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """One run as a JSON value without wall times: equal inputs give equal bytes.
@@ -53,6 +54,12 @@ def simulation_json(
         "sla": sla_json(sla, judge(sla, result.measurement)) if sla else None,
         "intervals": estimates_to_json(intervals) if intervals else None,
         "counts": counts_json(result),
+        "prefix_cache": {
+            "enabled": has_prefix_cache,
+            "query_tokens": result.counts.prefix_queries,
+            "hit_tokens": result.counts.prefix_hits,
+        },
+        "energy": energy,
         "peak_requests": peak_active(result.measurement),
         "timeline": timeline_json(result),
         "settings": settings.to_json(),
@@ -177,6 +184,7 @@ def with_interval(
     sla: Sla | None,
     *,
     seed: int,
+    keeps_prefixes: bool = False,
     on_progress: OnProgress = no_progress,
 ) -> dict[str, Estimate]:
     """Metrics of ``result`` with those of runs whose steps all take as much longer, and shorter,
@@ -185,7 +193,12 @@ def with_interval(
     runs = [flat_metrics(result.measurement, sla)]
     for scale in (math.exp(log_scale), math.exp(-log_scale)):
         again = node.simulate(
-            settings, workload, seed=seed, step_scale=scale, on_progress=on_progress
+            settings,
+            workload,
+            seed=seed,
+            keeps_prefixes=keeps_prefixes,
+            step_scale=scale,
+            on_progress=on_progress,
         )
         runs.append(flat_metrics(again.measurement, sla))
     return estimates_of(runs)

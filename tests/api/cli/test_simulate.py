@@ -130,6 +130,30 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(tmp_path: Path) -
     assert json.loads(outputs[0][0]) == json.loads(outputs[0][1])
 
 
+def test_a_trace_with_shared_beginnings_finds_them_in_the_prefix_cache(
+    run: Run, tmp_path: Path
+) -> None:
+    rows = [
+        {"timestamp": 4000 * i, "input_length": 1100, "output_length": 9, "hash_ids": [1, 2, 3 + i]}
+        for i in range(6)
+    ]
+    trace, samples = tmp_path / "trace.jsonl", tmp_path / "steps.jsonl"
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run(
+        "simulate", "--model", "llama-3.1-8b", "--hardware", "h100", "--plan", "tp=1",
+        "--workload", f"mooncake:{trace}", "--prefix-cache", "--samples", samples, "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert document["prefix_cache"]["hit_tokens"] == 5 * 1024
+    assert document["energy"]["is_estimate"]
+    assert document["energy"]["joules"] > 0
+    steps = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert len(steps) == sum(document["counts"]["steps"].values())
+    prefilled = sum(step["shape"]["num_prefill_tokens"] for step in steps)
+    assert prefilled == 6 * 1100 - 5 * 1024
+
+
 def test_a_run_can_be_drawn(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file = tmp_path / "run.svg"

@@ -1,0 +1,217 @@
+"""What ``gearshift simulate`` is asked, and how it is run: on described hardware, or as this
+machine's cost model says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from api.cli.common import log
+
+if TYPE_CHECKING:
+    from engine.config import Caps, EngineConfig, ModelConfig
+    from engine.executors.protocol import StepTimer
+    from engine.plan import ParallelPlan, PlanSpec
+    from policies.points import Estimate
+    from policies.sla import Sla
+    from tuner.arrivals import Workload
+    from tuner.simulate import OnProgress, SimulationResult
+    from tuner.space import Settings
+
+MIB = 2**20
+LOCAL_NUM_SEQS = 64
+LOCAL_BATCHED_TOKENS = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What was asked, whatever the step times come from."""
+
+    model: str
+    spec: PlanSpec
+    workload: Workload
+    sla: Sla | None
+    seed: int
+    mode: str
+    dtype: str
+    max_num_seqs: int | None
+    max_num_batched_tokens: int | None
+    max_step_ms: float | None
+    max_model_len: int | None
+    block_size: int
+    prefix_cache: bool
+
+    def settings(self, timer: StepTimer, default: Caps) -> Settings:
+        """With the caps named, else ``default``'s; a threshold not named is advised."""
+        from dataclasses import replace
+
+        from engine.plan import DEFAULT_SHIFT_THRESHOLD
+        from tuner.design import advised_threshold
+        from tuner.space import Settings
+
+        caps = replace(
+            default,
+            max_num_seqs=self.max_num_seqs or default.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens or default.max_num_batched_tokens,
+            max_step_ms=self.max_step_ms,
+        )
+        threshold = self.spec.threshold_tokens
+        if threshold is None and self.spec.plan.shift:
+            threshold = advised_threshold(timer, caps.max_num_seqs)
+            log(f"simulate: threshold {threshold} tokens, as the two modes' step times advise")
+        return Settings(
+            plan=self.spec.plan,
+            threshold_tokens=DEFAULT_SHIFT_THRESHOLD if threshold is None else threshold,
+            caps=caps,
+            mode=self.mode,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Settings and how to run them; ``origin`` is where step times and memory come from."""
+
+    settings: Settings
+    run: Callable[[OnProgress], SimulationResult]
+    origin: dict[str, Any]
+    warnings: tuple[str, ...]
+    interval: Callable[[SimulationResult, OnProgress], dict[str, Estimate]] | None = None
+    energy: Callable[[SimulationResult], dict[str, Any]] | None = None
+
+
+def described(
+    question: Question, hardware: str, backend: str | None, *, has_intervals: bool
+) -> Case:
+    """On hardware that is not here, served by a backend."""
+    from tuner.described import DEFAULT_BACKEND, describe_node
+    from tuner.energy import energy_of
+    from tuner.simulation_document import node_json, node_warnings, with_interval
+
+    node = describe_node(
+        model=question.model,
+        hardware=hardware,
+        dtype=question.dtype,
+        backend=backend or DEFAULT_BACKEND,
+        block_size=question.block_size,
+        max_model_len=question.max_model_len,
+    )
+    settings = question.settings(node.timer(question.spec.plan), node.backend.default_caps)
+    workload, seed = question.workload, question.seed
+    device = node.hardware.device
+    log(f"simulate: {device.title} is {device.calibration}: {device.source}")
+
+    def run(on_progress: OnProgress) -> SimulationResult:
+        return node.simulate(
+            settings,
+            workload,
+            seed=seed,
+            keeps_prefixes=question.prefix_cache,
+            on_progress=on_progress,
+        )
+
+    def interval(result: SimulationResult, on_progress: OnProgress) -> dict[str, Estimate]:
+        return with_interval(
+            node,
+            settings,
+            workload,
+            result,
+            question.sla,
+            seed=seed,
+            keeps_prefixes=question.prefix_cache,
+            on_progress=on_progress,
+        )
+
+    return Case(
+        settings=settings,
+        run=run,
+        origin=node_json(node, settings, question.model),
+        warnings=node_warnings(node, settings, workload),
+        interval=interval if has_intervals else None,
+        energy=lambda result: energy_of(node, result).to_json(),
+    )
+
+
+def on_this_machine(
+    question: Question, cost_model: str | None, kv_cache_mib: int, link: str | None
+) -> Case:
+    """On this machine, as its cost model knows it."""
+    from engine.config import Caps, EngineConfig, LinkEmulation, num_kv_blocks
+    from engine.plan import check_plan
+    from tuner.cost_model_files import load_cost_model
+    from tuner.described import read_rank_dtype
+    from tuner.models import load_model
+    from tuner.simulate import simulate as run_simulation
+    from tuner.simulation_document import model_json
+
+    model, plan = load_model(question.model), question.spec.plan
+    check_plan(plan, model)
+    config = EngineConfig(
+        model_dir=Path(question.model),
+        plan=plan,
+        dtype=read_rank_dtype(question.dtype, model),
+        block_size=question.block_size,
+        kv_cache_bytes=kv_cache_mib * MIB,
+        link=LinkEmulation.parse(link) if link else None,
+    )
+    step_model = load_cost_model(cost_model, model, dtype=config.dtype)
+    timer = step_model.timer(plan, model, link=config.link)
+    default = Caps(max_num_seqs=LOCAL_NUM_SEQS, max_num_batched_tokens=LOCAL_BATCHED_TOKENS)
+    settings = question.settings(timer, default)
+    log(f"simulate: cost model {step_model.id} of {step_model.machine}")
+
+    def run(on_progress: OnProgress) -> SimulationResult:
+        return run_simulation(
+            model=model,
+            plan=plan,
+            threshold_tokens=settings.threshold_tokens,
+            caps=settings.caps,
+            workload=question.workload,
+            timer=timer,
+            num_kv_blocks=num_kv_blocks(config, model, plan),
+            block_size=question.block_size,
+            max_model_len=question.max_model_len,
+            mode=settings.mode,
+            seed=question.seed,
+            keeps_prefixes=question.prefix_cache,
+            on_progress=on_progress,
+        )
+
+    cuts = [f"workload: {cut}" for cut in question.workload.source.cuts]
+    doubts = _doubts(step_model.check_model(model), plan, step_model.max_ranks)
+    return Case(
+        settings=settings,
+        run=run,
+        origin={
+            "model": {"name": question.model, **model_json(model)},
+            "dtype": config.dtype.value,
+            "cost_model": {"id": step_model.id, "machine": str(step_model.machine)},
+            "memory": _local_memory(config, model, plan),
+        },
+        warnings=(*cuts, *doubts),
+    )
+
+
+def _local_memory(config: EngineConfig, model: ModelConfig, plan: ParallelPlan) -> dict[str, Any]:
+    from engine.config import num_kv_blocks
+
+    blocks = num_kv_blocks(config, model, plan)
+    return {
+        "weight_bytes_per_rank": model.weight_bytes_per_rank(plan, config.dtype),
+        "kv_bytes_per_rank": config.kv_cache_bytes,
+        "kv_bytes_per_token": model.kv_bytes_per_token(plan, config.dtype),
+        "kv_tokens": blocks * config.block_size,
+        "block_size": config.block_size,
+        "num_kv_blocks": blocks,
+    }
+
+
+def _doubts(other_model: str | None, plan: ParallelPlan, max_ranks: int) -> list[str]:
+    found = [other_model] if other_model else []
+    if plan.world_size > max_ranks:
+        found.append(
+            f"plan {plan} has {plan.world_size} ranks; at most {max_ranks} were timed at once on "
+            "this machine, so its numbers extrapolate as if each rank had a core"
+        )
+    return found

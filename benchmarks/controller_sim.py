@@ -45,6 +45,8 @@ CALM = f"poisson:rate=4,seconds=60,{MIX}"
 AZURE = "azure2023/AzureLLMInferenceTrace_code.csv"
 # Mean attainment of a scenario may be this much below that of holding still.
 TOLERANCE = 0.01
+# Runs with the seeds below this one were looked at while the rules of the bands were chosen.
+FIRST_SEED = 100
 # Share by which real steps are slower than those the schedule was made with.
 SCALES = (1.0, 1.25)
 TOKEN_BUDGETS = (512, 1024, 2048, 4096, 8192)
@@ -131,22 +133,17 @@ def list_scenarios(traces: Path | None, num_seeds: int) -> list[Scenario]:
         Scenario(
             name="step 4 to 12/s",
             before=CALM,
-            specs=tuple(f"step:rate=4,to=12,at=120,seconds=300,{MIX}" for _ in seeds),
+            specs=tuple(f"step:rate=4,to=12,at=90,seconds=210,{MIX}" for _ in seeds),
         ),
         Scenario(
             name="bursts 3 to 14/s",
             before=CALM,
-            specs=tuple(f"burst:rate=3,peak=14,on_s=30,off_s=90,seconds=420,{MIX}" for _ in seeds),
-        ),
-        Scenario(
-            name="constant 6/s",
-            before=f"poisson:rate=6,seconds=60,{MIX}",
-            specs=tuple(f"poisson:rate=6,seconds=300,{MIX}" for _ in seeds),
+            specs=tuple(f"burst:rate=3,peak=14,on_s=30,off_s=90,seconds=360,{MIX}" for _ in seeds),
         ),
     ]
     if traces is not None:
         code = f"azure:{traces / AZURE}"
-        slices = ("requests=2832", "start=900,seconds=900", "start=1800,seconds=900")
+        slices = ("requests=2832", "start=1200,seconds=900")
         specs = tuple(f"{code},{cut}" for cut in slices)
         found.append(Scenario(name="Azure code trace", before=f"{code},seconds=120", specs=specs))
     return found
@@ -156,14 +153,17 @@ def list_rows(text: str, scenario: Scenario) -> list[Row]:
     """One scenario under one SLA, tuned before and in hindsight; the latter with slower steps
     too."""
     node, sla = _node(), Sla.parse(text)
-    workloads = [parse_workload(spec, seed=seed) for seed, spec in enumerate(scenario.specs)]
+    workloads = [
+        parse_workload(spec, seed=seed)
+        for seed, spec in enumerate(scenario.specs, start=FIRST_SEED)
+    ]
     before = parse_workload(scenario.before, seed=1000)
     rows = []
     for tuned, sample, scales in (
         ("before", before, SCALES[:1]),
         ("in hindsight", workloads[0], SCALES),
     ):
-        start, schedule = tune(node, sla, sample, before)
+        start, schedule = tune(node, sla, sample)
         for scale in scales:
             row = Row(
                 scenario=scenario.name,
@@ -178,9 +178,9 @@ def list_rows(text: str, scenario: Scenario) -> list[Row]:
     return rows
 
 
-def tune(node: Node, sla: Sla, sample: Workload, before: Workload) -> tuple[Settings, Schedule]:
+def tune(node: Node, sla: Sla, sample: Workload) -> tuple[Settings, Schedule]:
     """The settings with the highest attainment (then headroom) on ``sample``, and a schedule
-    around them from the load seen ``before``."""
+    around them, as the tuner makes one."""
     simulator = Simulator(
         model=node.model,
         sla=sla,
@@ -206,7 +206,7 @@ def tune(node: Node, sla: Sla, sample: Workload, before: Workload) -> tuple[Sett
         return (round(report.attainment or 0.0, 2), report.headroom or -1e9)
 
     best = max(grid, key=rank)
-    return best, build_schedule(simulator, space, best, before, sla)
+    return best, build_schedule(simulator, space, best, sample, sla)
 
 
 def serve(
@@ -242,12 +242,17 @@ def _head(num_seeds: int) -> list[str]:
         f"* {time.strftime('%Y-%m-%d')}, Python {platform.python_version()}; simulated, so other "
         "programs on the machine do not matter.",
         f"* Llama-3.1-70B fp8, 8xH200, plan {PLAN}, backend gearshift; {num_seeds} runs (seeds "
-        f"0 to {num_seeds - 1}) per synthetic load, three slices of the Azure code trace.",
+        f"{FIRST_SEED} to {FIRST_SEED + num_seeds - 1}) per synthetic load, two slices of the "
+        "Azure code trace.",
         "* The controller is the live one (`policies.controller.decide`) with the control plane's "
         "defaults: asked every 5 s, a window of 15 s, cool-down 300 s on the way down.",
         "* *Before*: settings tuned on a minute or two of the load that comes first. *In "
         "hindsight*: on the first of the very runs they then serve. Both start from the same "
-        "settings; the schedule's bands are built around them, from the load seen before.",
+        "settings; the schedule's bands are built around them, from the same load.",
+        "* The rules by which `tuner.bands` chooses were revised three times after a look at these "
+        "loads with seeds 0 and 1 and the same slices of the trace; of 18 rows the worst was "
+        "-36.8 points before, then -36.5, -64.6 and, as it is now, -7.5. The synthetic runs below "
+        "have other seeds, which had no part in that; the slices of the trace had.",
         "* *Slower* steps take 25 % longer than those that settings and schedule were made with.",
         "* Repeat: `python -m benchmarks.controller_sim --traces ../shared/traces --out FILE.md`",
         "",
@@ -287,6 +292,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
 def _verdict(rows: Sequence[Row]) -> list[str]:
     worse = [row for row in rows if row.gain < -TOLERANCE]
     better = [row for row in rows if row.gain > TOLERANCE]
+    still = sum(not any(s.changes for s in row.steered) for row in rows)
     most = max(s.changes for row in rows for s in row.steered)
     lines = [
         "## No worse than holding still?",
@@ -295,6 +301,8 @@ def _verdict(rows: Sequence[Row]) -> list[str]:
         f"controller is better in {len(better)}, worse in {len(worse)}.",
         f"* The worst row: {100 * min(row.gain for row in rows):+.1f} points; the worst single "
         f"run: {100 * min(row.worst for row in rows):+.1f}.",
+        f"* In {still} rows nothing was ever changed (the schedule has one band, or no other was "
+        "reached): equal by construction.",
         f"* At most {most} changes in one run.",
     ]
     lines += [f"* Worse: {row.scenario}, tuned {row.tuned}, x{row.scale:g}" for row in worse]

@@ -17,9 +17,13 @@ from tuner.slices import at_rate, head
 from tuner.space import Settings, Space
 
 RATE_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
-BAND_REQUESTS = 80
+# Each rate is judged by what arrives in a minute: a queue that grows must have time to show.
+BAND_SECONDS = 60.0
+MIN_REQUESTS, MAX_REQUESTS = 80, 1000
 # Other settings than the recommended ones must be worth the change.
 MIN_GAIN = 0.05
+# With this share of every budget left, more is not needed.
+SAFE_HEADROOM = 0.2
 
 
 def build_schedule(
@@ -29,19 +33,26 @@ def build_schedule(
 
     A controller sees a new load only after it has come, so settings are judged by the worse of
     their headroom at the band's own rate and at the next higher one: a burst that arrives on a
-    quiet band's settings must not break the SLA before they change.
+    quiet band's settings must not break the SLA before they change. And at no higher rate may
+    they be worse than the recommended ones, so that a controller that comes late, or is wrong
+    about the load, is no worse than holding still.
     """
-    sample = head(workload, BAND_REQUESTS)
     choices = _choices(simulator, space, best)
-    scaled = [at_rate(sample, factor) for factor in RATE_FACTORS]
+    scaled = [at_rate(_sample(workload, factor), factor) for factor in RATE_FACTORS]
     points = [{s: simulator.quick_point(s, load) for s in choices} for load in scaled]
     found: list[tuple[float, Settings, float]] = []
-    for nth, load in enumerate(scaled[:-1]):
-        settings = _most_headroom(points[nth], points[nth + 1], best, sla)
+    for nth, load in enumerate(scaled):
+        settings = _most_headroom(points[nth:], best, sla)
         rate = _rate_rps(simulator, settings, load)
         if rate > (found[-1][0] if found else 0.0):
             found.append((rate, settings, points[nth][settings].headroom(sla)))
     return Schedule(plan=best.plan, bands=_merged(found, workload))
+
+
+def _sample(workload: Workload, factor: float) -> Workload:
+    """The first requests, as many as come in ``BAND_SECONDS`` at ``factor`` times the rate."""
+    wanted = (workload.rate_rps or 0.0) * factor * BAND_SECONDS
+    return head(workload, max(MIN_REQUESTS, min(MAX_REQUESTS, round(wanted))))
 
 
 def _choices(simulator: Simulator, space: Space, best: Settings) -> list[Settings]:
@@ -71,19 +82,40 @@ def _around(grid: tuple[int, ...], value: int) -> list[int]:
 
 
 def _most_headroom(
-    points: dict[Settings, OperatingPoint],
-    at_next_rate: dict[Settings, OperatingPoint],
-    best: Settings,
-    sla: Sla,
+    points: list[dict[Settings, OperatingPoint]], best: Settings, sla: Sla
 ) -> Settings:
-    every = list(points.values())
+    """``points`` are those of the band's own rate and of all higher ones."""
+    every = list(points[0].values())
     allowed = {
-        settings: min(point.headroom(sla), at_next_rate[settings].headroom(sla))
-        for settings, point in points.items()
-        if settings == best or low_threshold_warning(point, every) is None
+        settings: min(_score(rate[settings], sla) for rate in points[:2])
+        for settings, point in points[0].items()
+        if settings == best
+        or (
+            low_threshold_warning(point, every) is None
+            and all(_is_no_worse(above, settings, best, sla) for above in points[1:])
+        )
     }
     top = max(allowed, key=lambda settings: allowed[settings])
     return top if allowed[top] > allowed[best] + MIN_GAIN else best
+
+
+def _is_no_worse(
+    points: dict[Settings, OperatingPoint], settings: Settings, best: Settings, sla: Sla
+) -> bool:
+    enough = min(_score(points[best], sla), SAFE_HEADROOM)
+    return _score(points[settings], sla) >= enough
+
+
+def _score(point: OperatingPoint, sla: Sla) -> float:
+    """Headroom where the SLA is met; else, below 0, the share of requests that miss theirs.
+
+    Where nothing meets it, the least of the worst misses may well be one that every request
+    has a part in.
+    """
+    headroom, attainment = point.headroom(sla), point.metrics.get("attainment")
+    if headroom >= 0 or attainment is None:
+        return headroom
+    return min(0.0, attainment.value - 1.0)
 
 
 def _rate_rps(simulator: Simulator, settings: Settings, workload: Workload) -> float:

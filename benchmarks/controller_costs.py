@@ -125,6 +125,6 @@ def _settings(node: Node, plan: ParallelPlan) -> Settings:
 
 def _saturated(backend: Backend) -> EnergyEstimate:
     node = describe_node(model="qwen2.5-32b", hardware="4xh100", dtype="bfloat16")
-    node = replace(node, backend=backend, _timers={})
+    node = replace(node, backend=backend)
     settings = Settings(plan=ParallelPlan(tp=4), caps=backend.default_caps)
     return energy_of(node, node.simulate(settings, parse_workload(BATCH, seed=0)))

@@ -48,6 +48,8 @@ class Admission:
         limit, num_waiting = caps.max_queue, len(self._waiting) + num_coming
         if limit is None:
             return
-        num_free = 0 if self.is_blocked else max(0, caps.max_num_seqs - len(self._running))
+        # Who was refused a row may be gone: an empty queue blocks nobody.
+        is_blocked = self.is_blocked and len(self._waiting) > 0
+        num_free = 0 if is_blocked else max(0, caps.max_num_seqs - len(self._running))
         if num_waiting - num_free >= limit:
             raise QueueFullError(f"{num_waiting} requests wait, max_queue is {limit}")

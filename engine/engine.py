@@ -383,8 +383,17 @@ class Engine:
             for request_id, reason in self._lobby.take_aborted().items():
                 for replica in replicas:
                     replica.abort(request_id, reason)
-            for stream in held:
-                try:
-                    self._route().submit(stream, is_admitted=True)
-                except EngineError as error:
-                    end_all([stream], FinishReason.ERROR, str(error))
+            refused = self._let_in(held)
+        # Callbacks may call the engine back.
+        for stream, why in refused:
+            end_all([stream], FinishReason.ERROR, why)
+
+    def _let_in(self, held: list[RequestStream]) -> list[tuple[RequestStream, str]]:
+        """Hand requests that were held to the replicas; those they refuse, and why."""
+        refused = []
+        for stream in held:
+            try:
+                self._route().submit(stream, is_admitted=True)
+            except EngineError as error:
+                refused.append((stream, str(error)))
+        return refused

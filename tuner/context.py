@@ -208,12 +208,12 @@ def _timers(
     if node is not None:
         return node.timer
     assert step_model is not None, "a local job has a step model"
-    return lambda plan: step_model.timer(plan, model, link=spec.parsed_link)
+    return lambda plan: step_model.timer(plan, model, link=spec.parsed_link, hides_host=True)
 
 
 def _interval(node: Node | None, step_model: StepModel | None) -> float:
     if node is not None:
-        return node.hardware.device.interval_for(node.precision)
+        return node.interval
     assert step_model is not None, "a local job has a step model"
     return step_model.error.plan_interval
 

@@ -73,6 +73,7 @@ class Simulator:
             block_size=self.block_size,
             max_model_len=self.max_model_len,
             seed=self.seed,
+            queues_ahead=True,  # as the engine at hand does
         ).measurement
 
     def quick_point(self, settings: Settings, workload: Workload) -> OperatingPoint:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from engine.pace import ahead_lead_s
 from engine.scheduled import ScheduledStep
 from engine.step_loop import HOST_DECAY
-from engine.steps import StepShape
 from tuner.run_log import Segment, TokenLog
 from tuner.simulated_replica import Replica, ReplicaSetup
 
@@ -86,17 +85,17 @@ class QueuedReplica(Replica):
             self._flights[0] = replace(first, finish_s=self._ended_s)
         return super().commit()
 
-    def _learn(self, shape: StepShape, busy_s: float) -> None:
+    def _learn(self, step: Segment, span_s: float) -> None:  # noqa: ARG002 - includes waiting
         """Every step, as the loop sees it: from when the ranks were free for it."""
         place, ended_s = self._places.popleft(), self._ended_s
         assert place.started_s is not None, "the oldest step runs"
         if self._is_late:
-            ended_s = min(ended_s, place.started_s + place.waited_s + busy_s)
+            ended_s = min(ended_s, place.started_s + place.waited_s + step.busy_s)
         behind = self._scheduler.depth - 1
         if len(self._places) > behind and self._places[behind].started_s is None:
             self._places[behind].started_s = max(ended_s, self._places[behind].submitted_s)
         step_s = max(ended_s - place.started_s, 0.0)
-        self._scheduler.pace.observe(shape.mode, shape.num_tokens, step_s)
+        self._scheduler.pace.observe(step.shape.mode, step.shape.num_tokens, step_s)
 
     def _plan_look(self, now_s: float) -> None:
         """When to look ahead behind the oldest step: now, later, or not before it ends."""

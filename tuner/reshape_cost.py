@@ -45,7 +45,7 @@ class ReshapeTimes:
     def cost(
         self, *, weight_bytes_per_rank: float, num_ranks: int, num_captures: int
     ) -> ReshapeCost:
-        """The parts of one reshape to ``num_ranks`` ranks that start side by side."""
+        """The parts of one reshape to ``num_ranks`` ranks that start side by side on a node."""
         per_rank_s = weight_bytes_per_rank / self.rank_bytes_per_s
         together_s = weight_bytes_per_rank * num_ranks / self.node_bytes_per_s
         return ReshapeCost(
@@ -120,7 +120,7 @@ def reshape_cost(node: Node, plan: ParallelPlan, times: ReshapeTimes | None = No
     launches = [backend.launch, backend.shift_launch] if plan.shift else [backend.launch]
     return (times or reshape_times(backend.name)).cost(
         weight_bytes_per_rank=node.memory(plan).weight_bytes,
-        num_ranks=plan.world_size,
+        num_ranks=min(plan.world_size, node.hardware.device.devices_per_node),
         num_captures=launches.count(Launch.GRAPH),
     )
 

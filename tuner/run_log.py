@@ -60,8 +60,9 @@ class Segment:
     """``num_steps`` steps of one replica, one after the other, that differ in context only.
 
     ``shape`` is the first one's; each later one has ``shape.num_seqs`` more tokens of context.
-    ``busy_s`` are seconds of the ranks in all (of every stage, with pipelines), ``end_s`` the end
-    of each step; ``num_waiting`` and ``kv_usage`` are as the segment was scheduled.
+    ``start_s`` is when the host began with the first one, ``end_s`` the end of each; ``busy_s`` are
+    seconds of the ranks in all (of every stage, with pipelines). ``num_waiting`` and ``kv_usage``
+    are as the segment was scheduled.
     """
 
     replica: int
@@ -82,7 +83,8 @@ class AppliedChange:
     """A change that a run saw: decided at ``at_s``, in force at ``in_force_s``.
 
     A hot change is obeyed by the first step that starts from then on. A reshape stopped the ranks
-    at ``stopped_s`` and carried ``num_carried`` unfinished requests over.
+    at ``stopped_s`` and carried ``num_carried`` unfinished requests over; ``is_refused``: one of
+    those would not have fitted, and nothing changed.
     """
 
     at_s: float
@@ -90,6 +92,12 @@ class AppliedChange:
     in_force_s: float
     change: SettingsChange
     num_carried: int = 0
+    is_refused: bool = False
+
+    @classmethod
+    def refused(cls, change: SettingsChange, at_s: float) -> AppliedChange:
+        """A change that a live engine would not make."""
+        return cls(at_s=at_s, stopped_s=at_s, in_force_s=at_s, change=change, is_refused=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,8 +87,14 @@ def simulate(
         PlanError: the model cannot run under the plan.
         PolicyError: a mode or threshold the plan does not have, or a change that a live engine
             would refuse.
-        TunerError: a change of plan without ``ranks_of``.
+        TunerError: a change of plan without ``ranks_of``, both ways to look ahead, no KV blocks.
     """
+    if schedules_ahead and queues_ahead:
+        raise TunerError("schedules_ahead and queues_ahead: an engine does one or the other")
+    if num_kv_blocks < 1 or block_size < 1:
+        raise TunerError(
+            f"num_kv_blocks={num_kv_blocks}, block_size={block_size}: both must be at least 1"
+        )
     settings = Settings(plan=plan, threshold_tokens=threshold_tokens, caps=caps, mode=mode)
     setups = _Setups(
         model=model,

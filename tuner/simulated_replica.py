@@ -58,10 +58,12 @@ class ReplicaSetup:
 class _Flight:
     """A step in flight, or a stretch of quiet steps that is committed already.
 
-    ``ended`` are the numbers of the requests that the stretch ended.
+    ``span_s`` is how long the step takes from its start on the ranks; ``ended`` are the numbers of
+    the requests that the stretch ended.
     """
 
     finish_s: float
+    span_s: float = 0.0
     segment: Segment | None = None
     step: ScheduledStep | None = None
     ended: list[int] = field(default_factory=list)
@@ -143,7 +145,8 @@ class Replica:
             self._scheduler.add(request, is_admitted=is_admitted)
             return
         self._scheduler.check_request(request)
-        self._scheduler.check_queue(len(self._lobby))
+        if not is_admitted:
+            self._scheduler.check_queue(len(self._lobby))
         self._lobby.append(request)
 
     def adopt(self, sequences: list[Sequence]) -> None:
@@ -186,12 +189,12 @@ class Replica:
         if flight.step is None:
             return flight.ended
         assert flight.segment is not None, "a step has its segment"
-        step, shape = flight.step, flight.step.shape
+        step = flight.step
         requests = self._request_of_slot[step.sampled_slots]
         ended = self._scheduler.commit_lengths(step)
         self._log.stamp(requests, flight.finish_s)
         self._record(flight.segment)
-        self._learn(shape, flight.segment.busy_s)
+        self._learn(flight.segment, flight.span_s)
         self.counts.scheduled_steps += 1
         return [int(sequence.request_id) for sequence in ended]
 
@@ -209,17 +212,18 @@ class Replica:
         """Put a scheduled step in flight."""
         for placed in step.placed:
             self._request_of_slot[placed.slot] = int(placed.sequence.request_id)
-        host_s = self._timer.host_seconds(step.shape)
-        started_s = self._host_free_s = max(now_s, self._host_free_s) + host_s
+        begun_s = max(now_s, self._host_free_s)
+        started_s = self._host_free_s = begun_s + self._timer.host_seconds(step.shape)
         stages = self._timer.stage_seconds(step.shape)
         finish_s = self._through_stages(started_s, stages)
-        segment = self._segment(step.shape, started_s, (finish_s,), sum(stages))
-        self._fly(_Flight(step=step, finish_s=finish_s, segment=segment))
+        segment = self._segment(step.shape, begun_s, (finish_s,), sum(stages))
+        span_s = finish_s - started_s
+        self._fly(_Flight(step=step, finish_s=finish_s, span_s=span_s, segment=segment))
 
-    def _learn(self, shape: StepShape, busy_s: float) -> None:
+    def _learn(self, step: Segment, span_s: float) -> None:
         """Let the scheduler know how long a step took, where it sizes chunks by that."""
         if self._scheduler.caps.max_step_ms is not None:
-            self._scheduler.pace.observe(shape.mode, shape.num_tokens, busy_s)
+            self._scheduler.pace.observe(step.shape.mode, step.shape.num_tokens, span_s)
 
     def _let_in(self, seen_by_s: float) -> None:
         """Queue the requests that were seen in time for the step that is now put in flight."""
@@ -232,6 +236,8 @@ class Replica:
 
     def _skip_quiet(self, now_s: float, horizon_s: float) -> bool:
         """Take steps in which only lengths change in one stretch, if there are any."""
+        if self._scheduler.caps.max_step_ms is not None:
+            return False  # the scheduler learns from every single step
         if self._flights:
             return not self._lobby and self._skip_rounds(now_s, horizon_s)
         # Whoever waits in the lobby is let in after one more step.
@@ -273,17 +279,20 @@ class Replica:
     ) -> tuple[FloatArray, float]:
         """Ends of up to ``count`` quiet steps, the last of which is the one during which someone
         arrives; and the ranks' seconds. Timed at both ends, straight between."""
-        host_s = self._timer.host_seconds(shape)
-        first_s = host_s + self._timer.stage_seconds(shape)[0]
+        timer = self._timer
+        host_s = last_host_s = timer.host_seconds(shape)
+        first_s = host_s + timer.stage_seconds(shape)[0]
         growth_s = 0.0
         if count > 1:
             last = with_more_context(shape, (count - 1) * shape.num_seqs)
-            last_s = self._timer.host_seconds(last) + self._timer.stage_seconds(last)[0]
+            last_host_s = timer.host_seconds(last)
+            last_s = last_host_s + timer.stage_seconds(last)[0]
             growth_s = (last_s - first_s) / (count - 1)
         ends_s = start_s + first_s * _TAKEN[:count] + growth_s * _GROWN[:count]
         if ends_s[-1] > horizon_s:
             ends_s = ends_s[: int(np.searchsorted(ends_s, horizon_s)) + 1]
-        return ends_s, float(ends_s[-1]) - start_s - len(ends_s) * host_s
+        hosts_s = len(ends_s) * (host_s + last_host_s) / 2
+        return ends_s, float(ends_s[-1]) - start_s - hosts_s
 
     def _skip_rounds(self, now_s: float, horizon_s: float) -> bool:
         """Take the quiet rounds of a pipeline that are launched before ``horizon_s``; the steps
@@ -317,8 +326,10 @@ class Replica:
         self._fly(_Flight(finish_s=state.now_s))
         for step, group in zip(steps, groups[1:], strict=True):
             ends_s = (group.ends_s[-1],)
-            segment = self._segment(step.shape, group.starts_s[-1], ends_s, group.busy_s[-1])
-            self._fly(_Flight(step=step, finish_s=ends_s[0], segment=segment))
+            started_s = group.starts_s[-1]
+            segment = self._segment(step.shape, started_s, ends_s, group.busy_s[-1])
+            span_s = ends_s[0] - started_s
+            self._fly(_Flight(step=step, finish_s=ends_s[0], span_s=span_s, segment=segment))
         return True
 
     def _record_group(self, group: GroupSteps, count: int) -> None:

@@ -74,6 +74,8 @@ class Run:
 
     def result(self, answer_s: float) -> SimulationResult:
         """What was measured; clients hold tokens ``answer_s`` after their steps."""
+        sent, ended = self._source.num_sent, self._num_ended
+        assert ended == sent, f"{sent - ended} of {sent} requests never ended"
         token_s = self._log.token_s(answer_s)
         sent_s = self._source.sent_s
         timings = tuple(

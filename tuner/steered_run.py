@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from engine.config import Caps
-from engine.errors import PolicyError, RequestError
+from engine.errors import RequestError
 from engine.measurement import RequestTiming
 from engine.policy import KnobClass
 from engine.sequences import Sequence
@@ -99,10 +99,10 @@ class SteeredRun(Run):
         return tuple(replica.kv_usage for replica in self._replicas)
 
     def timings_since(self, since_s: float) -> Listed[RequestTiming]:
-        """Accepted requests that ended after ``since_s``, in the order of their ends; their times
-        are the engine's own, as heartbeats have them."""
+        """Accepted requests that ended at ``since_s`` or later, in the order of their ends; their
+        times are the engine's own, as heartbeats have them."""
         first = len(self._ended)
-        while first and self._ended[first - 1][0] > since_s:
+        while first and self._ended[first - 1][0] >= since_s:
             first -= 1
         return [self._timing(number) for _, number in self._ended[first:]]
 
@@ -134,7 +134,11 @@ class SteeredRun(Run):
         return self._applied
 
     def _spells(self) -> tuple[PlanSpell, ...]:
-        reshapes = [a for a in self._applied if a.change.knob_class is KnobClass.RESHAPE]
+        reshapes = [
+            a
+            for a in self._applied
+            if a.change.knob_class is KnobClass.RESHAPE and not a.is_refused
+        ]
         plans = [self._plan, *(a.change.settings.plan for a in reshapes)]
         end_s = max([self._end_s, *(a.in_force_s for a in reshapes)])
         edges = [0.0, *(a.stopped_s for a in reshapes), end_s]
@@ -186,7 +190,11 @@ class SteeredRun(Run):
             return
         assert self._reshape is None, "no change is begun while ranks are away"
         if turn.change.knob_class is KnobClass.RESHAPE:
-            self._reshape = _Reshape(change=turn.change, at_s=now_s)
+            if self._fits(turn.change):
+                self._reshape = _Reshape(change=turn.change, at_s=now_s)
+            else:
+                self._applied.append(AppliedChange.refused(turn.change, now_s))
+                return
         else:
             self._set_hot(turn.change, now_s)
         self._launch(now_s, None)
@@ -204,17 +212,20 @@ class SteeredRun(Run):
     def _stop(self, reshape: _Reshape, now_s: float) -> None:
         """Steps in flight have ended: take every sequence out; the ranks are away from now on."""
         reshape.stopped_s = now_s
-        setup = self._setups.of(reshape.change.settings)
-        most = min(setup.max_model_len, setup.num_kv_blocks * setup.block_size)
         for replica in self._replicas:
             reshape.carried += replica.release()
-        for sequence in reshape.carried:
-            if sequence.request.max_len > most:
-                raise PolicyError(
-                    f"plan {reshape.change.settings.plan} at {reshape.at_s:g} s: request "
-                    f"{sequence.request_id} in progress may grow to {sequence.request.max_len} "
-                    f"tokens, more than its {most}"
-                )
+
+    def _fits(self, change: SettingsChange) -> bool:
+        """Whether every request in progress may go on under the new plan: a live engine refuses
+        the change otherwise, and goes on."""
+        setup = self._setups.of(change.settings)
+        most = min(setup.max_model_len, setup.num_kv_blocks * setup.block_size)
+        in_progress = self._seen_s.keys() - {number for _, number in self._ended}
+        return all(self._max_len(number) <= most for number in in_progress)
+
+    def _max_len(self, number: int) -> int:
+        arrival = self._workload.arrivals[number]
+        return arrival.input_tokens + arrival.output_tokens
 
     def _open(self, now_s: float) -> None:
         """The new ranks are ready: deal the sequences, let held requests in."""

@@ -50,7 +50,8 @@ class RunView(Protocol):
     def kv_usage(self) -> tuple[float, ...]: ...
 
     def timings_since(self, since_s: float) -> Sequence[RequestTiming]:
-        """Accepted requests that ended after ``since_s``, in the order of their ends."""
+        """Accepted requests that ended at ``since_s`` or later, in the order of their ends: what
+        ends at the time of a question is seen by the next one."""
         ...
 
 

@@ -22,8 +22,11 @@ def step_samples(segments: Sequence[Segment], spells: Sequence[PlanSpell]) -> It
     for step_id, (segment, end_s, start_s, shape) in enumerate(steps):
         plan = next(s.plan for s in reversed(spells) if s.from_s <= start_s)
         busy_s = segment.busy_s / segment.num_steps
+        # A step that was queued behind another one starts when that ends.
         before_s = last_end_s.get(segment.replica, start_s)
         last_end_s[segment.replica] = end_s
+        if spells[0].plan.pp == 1:
+            start_s = max(start_s, before_s)
         yield StepSample(
             step_id=step_id,
             plan=str(plan),

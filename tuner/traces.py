@@ -19,6 +19,7 @@ from tuner.errors import TraceError
 from tuner.rows import Rows
 
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+MAX_TOKENS = 999_999_999
 OWN_COLUMNS = ("arrival_s", "input_tokens", "output_tokens")
 _AZURE_STAMP = re.compile(r"(\d{4}-\d{2}-\d{2} \d{2}:\d{2}:\d{2})(\.\d{1,9})?")
 # Stamps count as quantised when more than this share of rows repeats the stamp before.
@@ -179,7 +180,7 @@ def _is_time(value: object) -> bool:
 def _is_count(value: object) -> bool:
     if isinstance(value, str):
         return re.fullmatch(r"\s*0*[1-9]\d{0,8}\s*", value, re.ASCII) is not None
-    return isinstance(value, int) and value >= 1
+    return isinstance(value, int) and 1 <= value <= MAX_TOKENS
 
 
 def _is_stamp(value: object) -> bool:
@@ -205,6 +206,7 @@ def _csv_lines(path: Path, raw: bytes, columns: tuple[str, ...]) -> Iterator[_Li
     """Every row as text fields by column, so that what cannot be converted is shown as it is."""
     reader = csv.reader(raw.decode("utf-8-sig", errors="replace").splitlines(), strict=True)
     header: list[str] | None = None
+    num_rows = 0
     try:
         for fields in reader:
             where = f"{path}: line {reader.line_num}"
@@ -219,6 +221,7 @@ def _csv_lines(path: Path, raw: bytes, columns: tuple[str, ...]) -> Iterator[_Li
                 continue
             if len(fields) > len(header):
                 raise TraceError(f"{where}: {len(fields)} fields, the header has {len(header)}")
+            num_rows += 1
             # A row with too few fields shows as an empty value.
             yield _Line(
                 where=where,
@@ -228,7 +231,7 @@ def _csv_lines(path: Path, raw: bytes, columns: tuple[str, ...]) -> Iterator[_Li
         raise TraceError(
             f"{path}: line {reader.line_num}: not readable as CSV ({error})"
         ) from error
-    if reader.line_num < 2:
+    if not num_rows:
         raise TraceError(f"{path}: has a header but no rows" if header else f"{path}: is empty")
 
 
@@ -249,9 +252,15 @@ def _json_lines(path: Path, raw: bytes) -> Iterator[_Line]:
 
 def _mooncake_row(line: _Line) -> _JsonRow:
     def are_ids(value: Any) -> bool:
-        return isinstance(value, list) and all(isinstance(v, int) for v in value)
+        return isinstance(value, list) and all(
+            isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in value
+        )
 
-    hash_ids = line.read("hash_ids", are_ids, "a list of ids") if "hash_ids" in line.fields else ()
+    hash_ids = (
+        line.read("hash_ids", are_ids, "a list of ids of at least 0")
+        if "hash_ids" in line.fields
+        else ()
+    )
     return _JsonRow(
         arrival_s=line.time("timestamp") / 1e3,
         input_tokens=line.tokens("input_length"),

@@ -156,7 +156,7 @@ def on_this_machine(
         link=LinkEmulation.parse(link) if link else None,
     )
     step_model = load_cost_model(cost_model, model, dtype=config.dtype)
-    timer = step_model.timer(plan, model, link=config.link)
+    timer = step_model.timer(plan, model, link=config.link, hides_host=True)
     default = Caps(max_num_seqs=LOCAL_NUM_SEQS, max_num_batched_tokens=LOCAL_BATCHED_TOKENS)
     settings = question.settings(timer, default)
     log(f"simulate: cost model {step_model.id} of {step_model.machine}")
@@ -175,6 +175,7 @@ def on_this_machine(
             mode=settings.mode,
             seed=question.seed,
             keeps_prefixes=question.prefix_cache,
+            queues_ahead=True,  # as the engine at hand does
             on_progress=on_progress,
         )
 

@@ -27,7 +27,7 @@ class Launches:
     def applied(self, node: Node) -> Node:
         """``node`` with these launches."""
         backend = replace(node.backend, launch=self.base, shift_launch=self.shift)
-        return replace(node, backend=backend, _timers={})
+        return replace(node, backend=backend)
 
 
 def launch_sections(

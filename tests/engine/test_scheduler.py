@@ -30,6 +30,7 @@ def make_scheduler(
     max_queue: int | None = None,
     threshold: int = 8,
     eos: tuple[int, ...] = (),
+    keeps_prefixes: bool = False,
 ) -> Scheduler:
     caps = Caps(
         max_num_seqs=max_num_seqs,
@@ -46,6 +47,7 @@ def make_scheduler(
         depth=depth,
         order=order,
         eos_token_ids=eos,
+        keeps_prefixes=keeps_prefixes,
     )
 
 
@@ -163,7 +165,9 @@ def test_advance_leaves_the_same_state_as_single_steps(
 def test_advancing_rounds_of_a_pipeline_leaves_the_same_state_as_single_steps(
     lengths: list[tuple[int, int]], depth: int, num_blocks: int, data: st.DataObject
 ) -> None:
-    bulk, single = (make_scheduler(num_blocks=num_blocks, depth=depth) for _ in range(2))
+    bulk, single = (
+        make_scheduler(num_blocks=num_blocks, depth=depth, keeps_prefixes=True) for _ in range(2)
+    )
     for scheduler in (bulk, single):
         for i, (prompt_len, max_tokens) in enumerate(lengths):
             scheduler.add(make_request(str(i), prompt_len, max_tokens))
@@ -187,6 +191,7 @@ def test_advancing_rounds_of_a_pipeline_leaves_the_same_state_as_single_steps(
         bulk.check_integrity()
         for name in ("num_tokens", "num_computed", "num_known", "num_blocks", "in_flight"):
             assert np.array_equal(getattr(bulk.table, name), getattr(single.table, name)), name
+        assert bulk._running.pool.num_cached == single._running.pool.num_cached
         assert [s.shape for s in flights[0]] == [s.shape for s in flights[1]]
         assert [s.step_id for s in flights[0]] == [s.step_id for s in flights[1]]
         assert bulk.next_step_id == single.next_step_id
@@ -349,3 +354,19 @@ def test_released_sequences_keep_their_tokens_and_finish_in_another_scheduler() 
     new.adopt(old.release())
     old.check_integrity()
     assert run_to_end(new) == {"a": 3, "b": 3}
+
+
+def test_an_empty_queue_blocks_nobody_though_the_last_step_left_someone_waiting() -> None:
+    scheduler = make_scheduler(num_blocks=6, block_size=4, max_queue=0)
+    scheduler.add(make_request("runs", 16, 4))
+    first = scheduler.schedule()
+    assert first is not None
+    scheduler.add(make_request("waits", 12, 4))
+    scheduler.commit_lengths(first)
+    second = scheduler.schedule()
+    assert second is not None
+    for name in ("runs", "waits"):
+        scheduler.abort(name)
+    scheduler.commit_lengths(second)
+    assert scheduler.is_idle
+    scheduler.add(make_request("comes", 8, 4))

@@ -14,6 +14,7 @@ from engine.plan import Mode, ParallelPlan
 from engine.scheduler import Scheduler
 from tests.tuner.worlds import SMALL, LinearTimer, closed_loop, open_loop
 from tuner.arrivals import Workload
+from tuner.errors import TunerError
 from tuner.front_end import NO_FRONT_END, FrontEnd
 from tuner.simulate import SimulationResult, simulate
 from tuner.step_samples import step_samples
@@ -189,6 +190,22 @@ def test_a_full_queue_refuses() -> None:
     assert measurement.count(Outcome.ERRORED) == 17  # one runs, two wait
 
 
+def test_a_step_time_cap_sizes_chunks_alike_whether_quiet_steps_are_skipped_or_not() -> None:
+    caps = Caps(max_num_seqs=16, max_num_batched_tokens=256, max_step_ms=12.0)
+    arrivals = (
+        *open_loop(requests=4, gap_s=0.0, input_tokens=20, output_tokens=60).arrivals,
+        *(
+            replace(a, arrival_s=0.4, input_tokens=200)
+            for a in open_loop(requests=2, gap_s=0).arrivals
+        ),
+    )
+    workload = replace(open_loop(requests=1, gap_s=0.0), arrivals=arrivals)
+    skipped = run(workload, caps=caps)
+    with without_skipping():
+        single = run(workload, caps=caps)
+    assert_equal(skipped.measurement, single.measurement)
+
+
 def test_a_step_time_cap_bounds_mixed_steps() -> None:
     caps = Caps(max_num_seqs=16, max_num_batched_tokens=256, max_step_ms=20.0)
     workload = open_loop(requests=40, gap_s=0.1)
@@ -223,6 +240,42 @@ def test_the_front_end_delays_what_clients_see_and_not_the_steps() -> None:
     assert (after.ttft_ms or 0) == pytest.approx((before.ttft_ms or 0) + 5 + 1 + 2)
     assert after.tpot_ms == pytest.approx(before.tpot_ms)
     assert served.counts.steps == direct.counts.steps
+
+
+def test_an_engine_looks_ahead_in_one_way_only() -> None:
+    with pytest.raises(TunerError, match="one or the other"):
+        simulate(
+            model=SMALL,
+            plan=ParallelPlan(),
+            threshold_tokens=64,
+            caps=Caps(),
+            workload=open_loop(requests=1, gap_s=0.0),
+            timer=LinearTimer(),
+            num_kv_blocks=100,
+            schedules_ahead=True,
+            queues_ahead=True,
+        )
+
+
+@pytest.mark.parametrize("queues_ahead", [False, True])
+def test_samples_tell_the_ranks_seconds_from_those_they_waited_for_the_host(
+    queues_ahead: bool,
+) -> None:
+    result = simulate(
+        model=SMALL,
+        plan=ParallelPlan(),
+        threshold_tokens=64,
+        caps=Caps(max_num_seqs=4),
+        workload=open_loop(requests=3, gap_s=0.0, output_tokens=30),
+        timer=LinearTimer(per_token_s=0.0, per_context_s=0.0, host_s=0.002),
+        num_kv_blocks=200,
+        queues_ahead=queues_ahead,
+    )
+    samples = list(step_samples(result.segments, result.spells))[2:-2]
+    assert [s.forward_s for s in samples] == pytest.approx([0.010] * len(samples))
+    waited = 0.0 if queues_ahead else 0.002
+    assert [s.bubble_s for s in samples] == pytest.approx([waited] * len(samples), abs=1e-9)
+    assert [s.step_s for s in samples] == pytest.approx([0.010 + waited] * len(samples))
 
 
 @pytest.mark.parametrize("plan", [ParallelPlan(), ParallelPlan(pp=2), ParallelPlan(dp=2)], ids=str)

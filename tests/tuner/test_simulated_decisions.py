@@ -167,7 +167,7 @@ def test_an_engine_that_queues_steps_ahead_and_the_simulator_schedule_the_same_s
 
 
 @settings(max_examples=100, deadline=None)
-@given(world=worlds(overlap=True, has_step_limit=True))
+@given(world=st.booleans().flatmap(lambda on: worlds(overlap=on, has_step_limit=True)))
 def test_chunks_sized_by_the_pace_of_steps_are_the_same(world: World, model_dir: Path) -> None:
     assert_same(serve(world, model_dir), simulated(world, model_dir))
 

@@ -12,7 +12,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from engine.config import Caps
-from engine.errors import PolicyError
 from engine.measurement import Outcome
 from engine.plan import Mode, ParallelPlan
 from engine.policy import KnobClass
@@ -199,21 +198,23 @@ def test_a_reshape_may_change_the_number_of_replicas_and_stages() -> None:
         assert after == set(range(plan.dp))
 
 
-def test_a_request_in_progress_that_the_next_plan_cannot_hold_refuses_the_reshape() -> None:
+def test_a_plan_that_cannot_hold_a_request_in_progress_is_refused_and_the_run_goes_on() -> None:
     workload = open_loop(requests=4, gap_s=0.0, input_tokens=600, output_tokens=100)
-    steering = planned((0.5, OTHER_PLAN))
-    with pytest.raises(PolicyError, match="in progress may grow to"):
-        simulate(
-            model=SMALL,
-            plan=START.plan,
-            threshold_tokens=64,
-            caps=START.caps,
-            workload=workload,
-            timer=LinearTimer(),
-            num_kv_blocks=2000,
-            steering=steering,
-            ranks_of=lambda plan: Ranks(timer=LinearTimer(), num_kv_blocks=20),
-        )
+    result = simulate(
+        model=SMALL,
+        plan=START.plan,
+        threshold_tokens=64,
+        caps=START.caps,
+        workload=workload,
+        timer=LinearTimer(),
+        num_kv_blocks=2000,
+        steering=planned((0.5, OTHER_PLAN)),
+        ranks_of=lambda plan: Ranks(timer=LinearTimer(), num_kv_blocks=20),
+    )
+    (change,) = result.changes
+    assert change.is_refused
+    assert [spell.plan for spell in result.spells] == [START.plan]
+    assert result.measurement.count(Outcome.COMPLETED) == 4
 
 
 def test_held_requests_that_do_not_fit_the_new_plan_are_refused_and_the_rest_goes_on() -> None:

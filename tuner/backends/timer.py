@@ -104,7 +104,11 @@ class ServedTimer:
         host = self._host
         work_s = self._work_s(shape)
         if host.is_overlapped:
-            work_s = max(0.0, work_s - sum(self.stage_seconds(shape)))
+            # A full pipeline starts a step whenever its slowest stage is free, and one host works
+            # for each of them: longer work than that sets the pace, shorter work is hidden.
+            slowest_s = max(self.stage_seconds(shape))
+            hidden_s = slowest_s if self._num_stages == 1 else 0.0
+            work_s = work_s - hidden_s if work_s > slowest_s else 0.0
         return host.exposed_s + work_s
 
     def breakdown(self, shape: StepShape) -> ServedSeconds:

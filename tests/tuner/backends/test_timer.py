@@ -13,6 +13,8 @@ from tuner.backends.backend import HostTimes, KernelTimes
 from tuner.hardware import Precision, parse_hardware
 from tuner.models import load_model
 from tuner.node import Node
+from tuner.space import Settings
+from tuner.workload import parse_workload
 
 TP8 = ParallelPlan(tp=8)
 SHIFT = ParallelPlan(sp=8, shift=True)
@@ -138,3 +140,15 @@ def test_collectives_issued_from_python_slow_small_base_steps() -> None:
     assert sum(eager.stage_seconds(base)) > sum(graphs.stage_seconds(base))
     # In shift mode their issue hides behind layers of this size.
     assert sum(eager.stage_seconds(decode(8))) >= sum(graphs.stage_seconds(decode(8)))
+
+
+def test_a_pipeline_never_starts_steps_faster_than_its_overlapped_host_makes_them() -> None:
+    backend = replace(
+        PLAIN, host=HostTimes(step_s=5e-3, seq_s=0.0, is_overlapped=True), schedules_ahead=False
+    )
+    pipeline = node(backend)
+    plan = ParallelPlan(pp=8)
+    workload = parse_workload("closed:concurrency=64,input=64,output=40,requests=64", seed=0)
+    result = pipeline.simulate(Settings(plan=plan, caps=backend.default_caps), workload)
+    ends = sorted(end for segment in result.segments for end in segment.end_s)
+    assert len(ends) / (ends[-1] - ends[0]) < 1 / 5e-3 * 1.05

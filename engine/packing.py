@@ -141,9 +141,10 @@ class StepPacker:
 
     def can_admit(self) -> bool:
         """Whether the next waiting request has a row and KV blocks."""
-        sequence = self._waiting.peek()
-        if sequence is None or len(self._running) >= self.caps.max_num_seqs:
+        if not self._waiting or len(self._running) >= self.caps.max_num_seqs:
             return False
+        sequence = self._waiting.peek()
+        assert sequence is not None, "somebody waits"
         cached = self._running.find_cached(sequence)
         need = self._running.blocks_for(sequence.num_tokens) - len(cached)
         return need <= self._running.num_free_beside(cached)

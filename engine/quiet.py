@@ -71,7 +71,10 @@ class QuietSteps:
         is_whole = sum(sizes) == len(running) and min(sizes) >= 1 and max(sizes) <= most
         # A chunk that ends one token before its prompt does gives its row no token.
         are_sampled = all(step.num_sampled == len(step.slots) for step in self._outstanding)
-        if not is_whole or not are_sampled or not self._is_steady():
+        # A prompt that ends in flight will let others find its blocks, and so come in sooner.
+        keeps_prefixes = running.pool.keeps_prefixes
+        has_news = keeps_prefixes and any(s.first_chunk < len(s.slots) for s in self._outstanding)
+        if not is_whole or not are_sampled or has_news or not self._is_steady():
             return None
         left = table.max_len[running.slots] - table.num_tokens[running.slots]
         # Rows in flight have been counted one token ahead.

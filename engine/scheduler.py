@@ -313,8 +313,6 @@ class Scheduler:
     def advance_rounds(self, rounds: QuietRounds, count: int) -> list[ScheduledStep]:
         """Launch and commit ``count`` of :meth:`quiet_rounds` in bulk; the steps then in flight,
         which take the places of those before."""
-        for step in self._outstanding:
-            self._publish(step)
         held = [self.table.num_computed[slots] for slots in rounds.groups]
         self._running.advance(count)
         self._admission.is_blocked = len(self._waiting) > 0

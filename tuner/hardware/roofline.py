@@ -91,11 +91,12 @@ class RooflineTimer:
     def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:
         fixed = self._fixed.at(shape.mode, shape.num_tokens, shape.num_sampled)
         attention_s = self._operators.attention_s(shape)
+        floors, factors = self._floors[shape.mode], self._attention_factors
+        if len(fixed) == 1:
+            return (max(floors[0], fixed[0] + factors[0] * attention_s),)
         return tuple(
             max(floor_s, fixed_s + factor * attention_s)
-            for floor_s, fixed_s, factor in zip(
-                self._floors[shape.mode], fixed, self._attention_factors, strict=True
-            )
+            for floor_s, fixed_s, factor in zip(floors, fixed, factors, strict=True)
         )
 
     def host_seconds(self, shape: StepShape) -> float:

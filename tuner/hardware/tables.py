@@ -12,6 +12,7 @@ import numpy as np
 
 from tuner.hardware.physics import FloatArray
 
+MAX_PLACES = 8192  # remembered per axis: counts of sequences come again and again
 FINE_ROWS = 256  # every number of rows up to here has its own entry
 
 
@@ -67,9 +68,19 @@ class Axis:
         assert all(a < b for a, b in pairwise(self.points)), "an axis rises"
         scale: Callable[[float], float] = (lambda x: log(1.0 + x)) if self.is_log else float
         object.__setattr__(self, "_scaled", [scale(x) for x in self.points])
+        object.__setattr__(self, "_found", {})
 
     def find(self, x: float) -> tuple[int, float]:
         """The grid point on the left, and how far x is on the way to the next (may exceed 1)."""
+        found: dict[float, tuple[int, float]] = self.__dict__["_found"]
+        if (known := found.get(x)) is not None:
+            return known
+        place = self._place(x)
+        if len(found) < MAX_PLACES:
+            found[x] = place
+        return place
+
+    def _place(self, x: float) -> tuple[int, float]:
         scaled: Sequence[float] = self.__dict__["_scaled"]
         value = log(1.0 + x) if self.is_log else x
         left = min(max(bisect_left(scaled, value) - 1, 0), len(scaled) - 2)

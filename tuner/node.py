@@ -29,7 +29,15 @@ class Node:
     backend: Backend
     block_size: int = 16
     max_model_len: int | None = None
-    _timers: dict[ParallelPlan, ServedTimer] = field(default_factory=dict, repr=False)
+    _timers: dict[ParallelPlan, ServedTimer] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+
+    @property
+    def interval(self) -> float:
+        """The 90 % half width of log(true / simulated) of step times: the device's of a step or
+        the backend's of served runs, whichever is wider."""
+        return max(self.hardware.device.interval_for(self.precision), self.backend.interval)
 
     def timer(self, plan: ParallelPlan) -> ServedTimer:
         """Step times of one replica of ``plan``.

@@ -127,7 +127,7 @@ def make_plan(
         TunerError: no plan can run the model there, with the reasons of the first ones.
     """
     # Timers may hold what cannot go to another process; each makes its own.
-    question = Question(node=replace(node, _timers={}), workload=workload, sla=sla, seed=seed)
+    question = Question(node=replace(node), workload=workload, sla=sla, seed=seed)
     devices = node.hardware.count if num_devices is None else num_devices
     if devices > node.hardware.count:
         raise TunerError(f"{devices} devices asked for, {node.hardware} has {node.hardware.count}")
@@ -254,8 +254,7 @@ def _with_intervals(
 ) -> dict[Settings, OperatingPoint]:
     """The points with the metrics of runs whose steps are all slower, and faster."""
     node = question.node
-    log_scale = node.hardware.device.interval_for(node.precision)
-    scales = (math.exp(log_scale), math.exp(-log_scale))
+    scales = (math.exp(node.interval), math.exp(-node.interval))
     settings = [settings_of(p) for p in points]
     tasks = [(s, scale) for s in settings for scale in scales]
     flats = iter(workers.map(partial(_ends, question), tasks))

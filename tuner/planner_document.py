@@ -12,7 +12,13 @@ from tuner.launch import LaunchCommand, launch_commands
 from tuner.planner import Failure, PlanReport
 from tuner.planner_explore import JudgedOn, Tried
 from tuner.report import infeasible_json, point_json, settings_of
-from tuner.simulation_document import finite_metrics, memory_json, node_json, percent
+from tuner.simulation_document import (
+    finite_metrics,
+    memory_json,
+    node_json,
+    percent,
+    unmeasured_warning,
+)
 
 SCHEMA = "plan/v1"
 REASONS = {
@@ -132,8 +138,10 @@ def warnings(report: PlanReport) -> tuple[str, ...]:
     found = [f"workload: {cut}" for cut in workload.source.cuts]
     found.append(
         f"simulated, not measured: {device.title} is {device.calibration}; a step may be off by "
-        f"{percent(device.interval_for(node.precision))} (90 % interval)"
+        f"{percent(node.interval)} (90 % interval)"
     )
+    if not node.backend.is_measured:
+        found.append(unmeasured_warning(node))
     if any(t.judged_on is JudgedOn.SLICE for e in report.explored for t in e.tried):
         found.append(
             "caps were compared on the busiest stretch of the workload; only the best of each "

@@ -130,7 +130,7 @@ def explore(question: Question, plan: ParallelPlan) -> Explored:
     The settings are compared on the workload's busiest stretch, and the best of those that it
     does not condemn runs on the whole workload.
     """
-    node = replace(question.node, _timers={})
+    node = replace(question.node)
     timer = node.timer(plan)
     options = plan_settings(plan, timer, node.backend.default_caps)
     lone = _alone(question, node, options)
@@ -152,7 +152,7 @@ def simulate_flat(
     question: Question, settings: Settings, step_scale: float, on_progress: OnProgress = no_progress
 ) -> dict[str, float]:
     """The whole workload with all step times multiplied: one end of an interval."""
-    node = replace(question.node, _timers={})
+    node = replace(question.node)
     result = node.simulate(
         settings,
         question.workload,

@@ -88,7 +88,9 @@ def node_json(node: Node, settings: Settings, model: str) -> dict[str, Any]:
             "name": backend.name,
             "version": backend.version,
             "source": backend.source,
+            "interval": backend.interval,
         },
+        "step_interval": node.interval,
         "memory": memory_json(node.memory(settings.plan), node.block_size),
     }
 
@@ -154,6 +156,8 @@ def node_warnings(node: Node, settings: Settings, workload: Workload) -> tuple[s
             f"{device.title} is {device.calibration}, so {node.precision} step times are from "
             f"data-sheet peaks; a step may be off by {percent(device.interval_for(node.precision))}"
         )
+    if not node.backend.is_measured:
+        found.append(unmeasured_warning(node))
     idle = node.hardware.count - plan.world_size
     if idle > 0:
         times = node.hardware.count // plan.replica_size
@@ -188,8 +192,8 @@ def with_interval(
     on_progress: OnProgress = no_progress,
 ) -> dict[str, Estimate]:
     """Metrics of ``result`` with those of runs whose steps all take as much longer, and shorter,
-    as the device's interval says (90 % of whole steps lie inside)."""
-    log_scale = node.hardware.device.interval_for(node.precision)
+    as the node's interval says (90 % of the truth lie inside)."""
+    log_scale = node.interval
     runs = [flat_metrics(result.measurement, sla)]
     for scale in (math.exp(log_scale), math.exp(-log_scale)):
         again = node.simulate(
@@ -216,6 +220,15 @@ def estimates_of(runs: list[dict[str, float]]) -> dict[str, Estimate]:
         for key in value
         if all(key in run for run in others)
     }
+
+
+def unmeasured_warning(node: Node) -> str:
+    """That no served run stands behind a backend's figures, and what does."""
+    backend = node.backend
+    return (
+        f"{backend.title} was never measured on a GPU, so a step may be off by "
+        f"{percent(node.interval)}; its host times: {backend.source}"
+    )
 
 
 def percent(log_ratio: float) -> str:

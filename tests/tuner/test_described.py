@@ -10,10 +10,12 @@ from engine.config import DType, EngineConfig, ExecutorKind, num_kv_blocks
 from engine.errors import PlanError
 from engine.plan import Mode, parse_plan
 from engine.steps import StepShape
+from tuner.backends import load_backend
 from tuner.context import prepare
 from tuner.described import describe_node, has_checkpoint, paced_config, read_rank_dtype
 from tuner.errors import TunerError
 from tuner.hardware import Precision
+from tuner.hardware.device import load_device
 from tuner.tuning_spec import TuningSpec
 
 SPEC = TuningSpec(
@@ -75,6 +77,15 @@ def test_ranks_take_every_spelling_of_what_they_compute_in_and_refuse_fp8() -> N
 def test_without_a_dtype_the_model_says_it() -> None:
     assert describe_node(model="qwen3-8b", hardware="h100").precision is Precision.BF16
     assert not has_checkpoint("qwen3-8b")
+
+
+def test_a_node_is_as_uncertain_as_the_less_certain_of_device_and_backend() -> None:
+    def interval(hardware: str, backend: str) -> float:
+        return describe_node(model="qwen3-8b", hardware=hardware, backend=backend).interval
+
+    for backend in ("trtllm", "gearshift"):
+        assert interval("h200", backend) == load_backend(backend).interval
+    assert interval("mi325x", "trtllm") == load_device("mi325x").interval
 
 
 def test_a_paced_probe_needs_a_folder_to_start_an_engine_from() -> None:

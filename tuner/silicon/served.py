@@ -12,6 +12,7 @@ import csv
 import gzip
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from tuner.backends import Backend, load_backend
-from tuner.backends.backend import Fitted, HeldOutGroup, HostShares, KernelTimes
+from tuner.backends.backend import (
+    UNMEASURED_INTERVAL,
+    Fitted,
+    HeldOutGroup,
+    HostShares,
+    KernelTimes,
+)
 from tuner.errors import TunerError
 from tuner.hardware import Launch
 from tuner.silicon.served_fit import (
@@ -121,7 +128,14 @@ def fit_backend(name: str, data: Path, *, processes: int) -> Backend:
     )
     profile = with_values(start, parameters, [_rounded(value) for value in whole.values])
     host = replace(profile.host, shares=measured_host(data).shares)
-    return replace(profile, version=VERSION, source=SOURCES[name], host=host, fitted=fitted)
+    return replace(
+        profile,
+        version=VERSION,
+        source=SOURCES[name],
+        host=host,
+        interval=held_out_interval(held_out),
+        fitted=fitted,
+    )
 
 
 def arctic_of(vllm: Backend) -> Backend:
@@ -138,6 +152,7 @@ def arctic_of(vllm: Backend) -> Backend:
         launch=Launch.EAGER,
         shift_launch=Launch.EAGER,
         has_second_weights=True,
+        interval=UNMEASURED_INTERVAL,
         fitted=None,
     )
 
@@ -186,6 +201,12 @@ def held_out_group(fold: Fold) -> HeldOutGroup:
         tpot=round(float(tpot), 4),
         values=tuple(_rounded(value) for value in fold.values),
     )
+
+
+def held_out_interval(folds: Sequence[Fold]) -> float:
+    """The 90th percentile of |log(simulated / measured)| TPOT over all held-out rows."""
+    tpot = np.concatenate([relative_errors(fold.rows, fold.simulated)[:, 1] for fold in folds])
+    return round(float(np.nanquantile(np.abs(np.log1p(tpot)), 0.9)), 3)
 
 
 def _rounded(value: float) -> float:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from tuner.backends import Backend, list_backends, load_backend
-from tuner.backends.backend import HostShares, HostTimes, KernelTimes
+from tuner.backends.backend import UNMEASURED_INTERVAL, HostShares, HostTimes, KernelTimes
 from tuner.errors import TunerError
 from tuner.hardware import Launch
+from tuner.silicon.served import arctic_of
 
 
 def test_four_systems_have_a_profile_that_names_itself_and_its_source() -> None:
@@ -49,6 +50,22 @@ def test_arctic_is_vllm_with_a_second_copy_of_the_weights_and_eager_collectives(
     assert (arctic.launch, arctic.shift_launch) == (Launch.EAGER, Launch.EAGER)
 
 
+def test_arctics_file_is_what_is_made_of_vllms() -> None:
+    assert arctic_of(load_backend("vllm")) == load_backend("arctic")
+
+
+def test_a_profile_knows_how_far_off_it_is_and_whether_that_was_measured() -> None:
+    for name in ("vllm", "trtllm"):
+        profile = load_backend(name)
+        assert profile.is_measured
+        assert profile.fitted is not None
+        # What nine runs of ten are within is more than what half of the best group's are.
+        assert min(group.tpot for group in profile.fitted.held_out) < profile.interval < 0.5
+    for name in ("gearshift", "arctic"):
+        assert not load_backend(name).is_measured
+        assert load_backend(name).interval == UNMEASURED_INTERVAL
+
+
 def test_a_profile_written_out_reads_back_the_same() -> None:
     for name in list_backends():
         profile = load_backend(name)
@@ -67,6 +84,7 @@ def _raw(**changes: Any) -> dict[str, Any]:
         ({"schema": "backend/v1"}, "schema 'backend/v1' is not"),
         ({"launch": "lazy"}, "lazy"),
         ({"front_end": {"requests_s": 1.0}}, "requests_s"),
+        ({"interval": -0.1}, "interval=-0.1: must be at least 0"),
         ({"kernels": {"gemm": 0.0}}, "gemm=0.0: must be above 0"),
         ({"host": {"step_s": -1.0, "seq_s": 0.0, "is_overlapped": True}}, "step_s=-1.0"),
         ({"default_caps": {"max_num_seqs": 0}}, "max_num_seqs=0"),

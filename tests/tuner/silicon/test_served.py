@@ -10,14 +10,16 @@ import pytest
 
 from tuner.backends import Backend, load_backend
 from tuner.errors import TunerError
+from tuner.silicon.served import held_out_interval
 from tuner.silicon.served_fit import (
+    Fold,
     Parameter,
     fit_folds,
     relative_errors,
     simulate_rows,
     with_values,
 )
-from tuner.silicon.served_rows import FILE, ServedRow, Tool, read_served_rows
+from tuner.silicon.served_rows import FILE, ServedRow, Simulated, Tool, read_served_rows
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "silicon"
 PARAMETERS = (
@@ -75,6 +77,24 @@ def test_a_fit_finds_again_what_made_the_runs_and_judges_a_group_without_it() ->
         assert fold.values[0] == pytest.approx(truth[0], rel=0.1)
         tpot_errors = relative_errors(fold.rows, fold.simulated)[:, 1]
         assert np.abs(tpot_errors).max() < 0.05
+
+
+def test_a_profile_is_as_far_off_as_nine_of_ten_runs_that_it_never_saw() -> None:
+    ratios = [1.02] * 8 + [1.2, 3.0, float("nan")]
+    rows = tuple(row() for _ in ratios)
+    served = tuple(Simulated(ttft_s=1.0, tpot_s=ratio) for ratio in ratios)
+    folds = [
+        Fold(group=name, values=(), rows=rows[part], simulated=served[part])
+        for name, part in (("a", slice(6)), ("b", slice(6, None)))
+    ]
+    interval = held_out_interval(folds)
+    assert np.log(1.2) < interval < np.log(3.0)
+    shrunk = [replace(fold, simulated=tuple(_inverse(s) for s in fold.simulated)) for fold in folds]
+    assert held_out_interval(shrunk) == interval
+
+
+def _inverse(served: Simulated) -> Simulated:
+    return replace(served, tpot_s=1 / served.tpot_s)
 
 
 def test_a_parameter_on_which_the_runs_are_silent_stays_at_its_start() -> None:

@@ -23,6 +23,7 @@ from tuner.design import rank_point
 from tuner.errors import TunerError
 from tuner.launch import why_not
 from tuner.node import Node
+from tuner.planner_alone import bounded_alone
 from tuner.planner_explore import (
     Explored,
     JudgedOn,
@@ -135,7 +136,8 @@ def make_plan(
     with Workers(default_jobs() if jobs is None else jobs) as workers:
         explored = _explore_all(workers, question, plans, on_progress)
         points, is_from_alone = _points(workers, question, explored, on_progress)
-        points, selection = _select(workers, question, points, on_progress)
+        asked = _known_alone(question, points) if is_from_alone else question
+        points, selection = _select(workers, asked, points, on_progress)
     return PlanReport(
         question=question,
         num_devices=devices,
@@ -209,9 +211,17 @@ def _points(
     ], False
 
 
+def _known_alone(question: Question, points: Sequence[OperatingPoint]) -> Question:
+    """The question less the constraints that single requests say nothing of: not they condemned
+    the plans."""
+    seen = {key for point in points for key in point.metrics}
+    known = tuple(c for c in question.sla.per_run if c.key in seen)
+    return replace(question, sla=Sla(constraints=known))
+
+
 def _nearest(explored: list[Explored], sla: Sla) -> list[Settings]:
     """Of plans whose slices, stopped runs or backlogs condemned all: those to run to the end, to
-    tell how far they miss. None where not one plan gives single requests their latency."""
+    tell how far they miss. None where no plan gives single requests their latency."""
     under_load = [t for e in explored for t in e.tried if t.judged_on is not JudgedOn.ALONE]
     if under_load:
         ranked = sorted(under_load, key=lambda t: rank_point(t.point, sla))
@@ -305,7 +315,7 @@ def _failure(each: Explored, sla: Sla) -> Failure:
 def _ruled_out(each: Explored, reason: str, sla: Sla) -> Failure:
     """A plan that a bound condemned before any of its settings ran under load."""
     lone = each.tried[0].point
-    missed = [c for c in sla.per_run if c.metric.is_latency and not lone.is_met(c)]
+    missed = [c for c in bounded_alone(sla) if c.key in lone.metrics and not lone.is_met(c)]
     is_alone = each.is_from_alone and bool(missed)
     return Failure(
         plan=str(each.plan),

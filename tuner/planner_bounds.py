@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,20 +18,21 @@ from engine.plan import ParallelPlan
 from engine.steps import StepShape
 from policies.constraint import Constraint, Metric
 from policies.sla import Sla
-from tuner.arrivals import ClosedLoop, Workload
+from tuner.arrivals import Workload
 
 FloatArray = npt.NDArray[np.float64]
 
-ALONE_REQUESTS = 24
-# A sample of so few requests may be that much off the percentile of all.
-ALONE_SLACK = 0.1
 # Prefill steps whose speed per token is tried; short prompts in them, so attention costs little.
 _STEP_TOKENS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768)
 _SHORT_PROMPT = 128
 
 
 class CertainMissError(Exception):
-    """A simulation was stopped: so many requests are late that the SLA is missed already."""
+    """A simulation was stopped: so many requests are late that ``constraint`` is missed already."""
+
+    def __init__(self, message: str, constraint: Constraint) -> None:
+        super().__init__(message)
+        self.constraint = constraint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +145,8 @@ class LateWatch:
             if late > limit.num_allowed:
                 raise CertainMissError(
                     f"stopped {now_s:.0f} s in: more than {limit.num_allowed} of {num_requests} "
-                    f"requests miss {limit.constraint}"
+                    f"requests miss {limit.constraint}",
+                    limit.constraint,
                 )
 
 
@@ -200,27 +202,3 @@ def _waits(arrival_s: FloatArray, work_s: FloatArray) -> FloatArray:
         gap_s = arrival_s[i] - arrival_s[i - 1]
         waits[i] = max(0.0, waits[i - 1] + work_s[i - 1] - gap_s)
     return waits
-
-
-def alone(workload: Workload) -> Workload:
-    """A few requests, evenly spread over the input lengths, one at a time: load towards zero."""
-    order = np.argsort(workload.input_tokens, kind="stable")
-    count = min(ALONE_REQUESTS, len(order))
-    picked = order[np.linspace(0, len(order) - 1, count).round().astype(np.int64)]
-    return replace(
-        workload,
-        arrivals=tuple(workload.arrivals[int(i)] for i in picked),
-        closed=ClosedLoop(concurrency=1),
-    )
-
-
-def alone_reason(flat: dict[str, float], sla: Sla) -> str | None:
-    """Which latency bound is missed even with the engine to oneself; None where none is."""
-    missed = [
-        f"{c} but {flat[c.key]:.4g}"
-        for c in sla.per_run
-        if c.metric.is_latency
-        and c.key in flat
-        and not c.is_met_by(flat[c.key] / (1 + ALONE_SLACK))
-    ]
-    return f"with the engine to itself: {'; '.join(missed)}" if missed else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -20,11 +19,10 @@ from policies.sla import Sla
 from tuner.arrivals import Workload
 from tuner.design import rank_point, twin_thresholds
 from tuner.node import Node
+from tuner.planner_alone import alone_metrics, alone_reason
 from tuner.planner_bounds import (
     CertainMissError,
     LateWatch,
-    alone,
-    alone_reason,
     backlog_reason,
     certain_miss,
     late_limits,
@@ -34,7 +32,8 @@ from tuner.slices import head
 from tuner.space import Settings
 from tuner.trials import operating_point
 
-MAX_SETTINGS = 8
+# A Shift plan's thresholds come on top.
+MAX_CAPS = 8
 SLICE_REQUESTS = 300
 # Shorter workloads are simulated whole at every setting: a slice would save nothing.
 MIN_REQUESTS_TO_SLICE = 2 * SLICE_REQUESTS
@@ -56,11 +55,13 @@ _CAPS = (
 
 
 class JudgedOn(StrEnum):
-    """How much of the workload a verdict on some settings saw."""
+    """How much of the workload a verdict on some settings saw; ``part``: the run was stopped once
+    the SLA was certain to be missed."""
 
     BOUND = "bound"
     ALONE = "alone"
     SLICE = "slice"
+    PART = "part"
     WHOLE = "whole"
 
 
@@ -105,23 +106,28 @@ class Explored:
     @property
     def whole(self) -> tuple[Tried, ...]:
         """What was simulated on the whole workload to the end."""
-        return tuple(t for t in self.tried if t.judged_on is JudgedOn.WHOLE and t.metrics)
+        return tuple(t for t in self.tried if t.judged_on is JudgedOn.WHOLE)
 
 
 def plan_settings(plan: ParallelPlan, timer: StepTimer, default: Caps) -> list[Settings]:
-    """At most ``MAX_SETTINGS`` of a plan: the backend's caps first, then others around them.
+    """A plan under at most ``MAX_CAPS`` caps: the backend's own first, then others around them.
 
     The threshold is the one the two modes' step times advise; where it lies below
-    ``max_num_seqs`` a twin keeps full decode steps in shift.
+    ``max_num_seqs`` a twin keeps full decode steps in shift. No caps allow more sequences than
+    tokens: a step could not hold them, and vLLM and Arctic Inference refuse to start.
     """
     own = (default.max_num_seqs, default.max_num_batched_tokens)
     wanted = [own, *((seqs or own[0], tokens or own[1]) for seqs, tokens in _CAPS)]
+    held = dict.fromkeys((min(seqs, tokens), tokens) for seqs, tokens in wanted)
+    every = [
+        replace(default, max_num_seqs=seqs, max_num_batched_tokens=tokens) for seqs, tokens in held
+    ]
     settings = [
         Settings(plan=plan, threshold_tokens=threshold, caps=caps)
-        for caps in (replace(default, max_num_seqs=s, max_num_batched_tokens=t) for s, t in wanted)
+        for caps in every[:MAX_CAPS]
         for threshold in twin_thresholds(plan, timer, caps)
     ]
-    return list(dict.fromkeys(settings))[:MAX_SETTINGS]
+    return list(dict.fromkeys(settings))
 
 
 def explore(question: Question, plan: ParallelPlan) -> Explored:
@@ -174,18 +180,9 @@ def busiest(workload: Workload, num_requests: int) -> Workload:
 
 
 def _alone(question: Question, node: Node, options: list[Settings]) -> Tried:
-    """The best of every latency over the options' token budgets, one request at a time."""
-    budgets = sorted({s.caps.max_num_batched_tokens for s in options})
-    picked = [budgets[0], budgets[len(budgets) // 2], budgets[-1]]
-    lone = alone(question.workload)
-    best: dict[str, float] = {}
-    for tokens in dict.fromkeys(picked):
-        settings = next(s for s in options if s.caps.max_num_batched_tokens == tokens)
-        result = node.simulate(settings, lone, seed=question.seed)
-        for key, value in flat_metrics(result.measurement, question.sla).items():
-            if key.endswith("_ms"):
-                best[key] = min(best.get(key, math.inf), value)
-    return Tried(settings=options[0], judged_on=JudgedOn.ALONE, metrics=best)
+    """What is certain from single requests, whichever of the options is taken."""
+    found = alone_metrics(node, options, question.workload, question.sla, seed=question.seed)
+    return Tried(settings=options[0], judged_on=JudgedOn.ALONE, metrics=found)
 
 
 def _whole(question: Question, node: Node, settings: Settings) -> Tried:
@@ -194,7 +191,8 @@ def _whole(question: Question, node: Node, settings: Settings) -> Tried:
     try:
         result = node.simulate(settings, question.workload, seed=question.seed, on_progress=watch)
     except CertainMissError as miss:
-        return Tried(settings=settings, judged_on=JudgedOn.WHOLE, note=str(miss))
+        cause = miss.constraint.metric
+        return Tried(settings=settings, judged_on=JudgedOn.PART, note=str(miss), cause=cause)
     flat = flat_metrics(result.measurement, question.sla)
     return Tried(settings=settings, judged_on=JudgedOn.WHOLE, metrics=flat)
 

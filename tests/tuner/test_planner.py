@@ -12,6 +12,7 @@ from policies.select import Reason
 from policies.sla import Sla
 from tests.tuner.worlds import LinearTimer
 from tuner.arrivals import Workload
+from tuner.backends import list_backends, load_backend
 from tuner.described import describe_node
 from tuner.errors import TunerError
 from tuner.node import Node
@@ -19,14 +20,13 @@ from tuner.planner import PlanReport, Why, make_plan
 from tuner.planner_bounds import (
     CertainMissError,
     LateWatch,
-    alone,
     backlog_reason,
     certain_miss,
     late_limits,
 )
 from tuner.planner_document import choices, plan_json
 from tuner.planner_explore import (
-    MAX_SETTINGS,
+    MAX_CAPS,
     JudgedOn,
     Question,
     busiest,
@@ -89,12 +89,27 @@ def test_shift_plans_take_the_threshold_of_the_step_times(report: PlanReport) ->
         )
 
 
-def test_no_plan_has_more_than_eight_settings(node: Node) -> None:
+@pytest.mark.parametrize("backend", ["gearshift", "arctic"])
+def test_no_plan_has_more_than_eight_caps_and_thresholds_cost_none(
+    node: Node, backend: str
+) -> None:
+    default = load_backend(backend).default_caps
+    tried = {}
     for text in ("tp=4", "sp=4,shift", "pp=2,sp=2,shift"):
         plan = parse_plan(text).plan
-        settings = plan_settings(plan, node.timer(plan), node.backend.default_caps)
-        assert settings[0].caps == node.backend.default_caps
-        assert len(settings) == len(set(settings)) <= MAX_SETTINGS
+        settings = plan_settings(plan, node.timer(plan), default)
+        assert settings[0].caps == default
+        assert len(settings) == len(set(settings))
+        tried[text] = list(dict.fromkeys(s.caps for s in settings))
+        assert len(tried[text]) <= MAX_CAPS
+    assert tried["tp=4"] == tried["sp=4,shift"] == tried["pp=2,sp=2,shift"]
+
+
+@pytest.mark.parametrize("backend", list_backends())
+def test_no_caps_hold_more_sequences_than_a_step_has_tokens(node: Node, backend: str) -> None:
+    plan = parse_plan("tp=4").plan
+    for settings in plan_settings(plan, node.timer(plan), load_backend(backend).default_caps):
+        assert settings.caps.max_num_seqs <= settings.caps.max_num_batched_tokens
 
 
 def test_the_number_of_processes_changes_nothing(
@@ -127,6 +142,24 @@ def test_an_sla_nobody_can_meet_names_what_binds_and_the_nearest_plan(
     judged = [f for f in report.failures if f.judged_on is JudgedOn.ALONE]
     assert judged
     assert all(f.why is Why.TTFT and "to itself" in f.detail for f in judged)
+
+
+def test_what_single_requests_do_not_tell_does_not_bind(node: Node, workload: Workload) -> None:
+    sla = Sla.parse("mean_e2e_ms<=100000,p95_ttft_ms<=1,attainment>=0.5")
+    report = make_plan(node, workload, sla, jobs=1, num_devices=2)
+    assert report.is_from_alone
+    assert plan_json(report, model="m")["infeasible"]["binding"] == "p95_ttft_ms<=1"
+
+
+def test_a_run_stopped_early_is_not_whole_and_names_the_bound_that_was_missed(node: Node) -> None:
+    load = parse_workload("poisson:rate=40,input=200,output=64,requests=120", seed=1)
+    report = make_plan(node, load, Sla.parse("p95_e2e_ms<=500"), jobs=1, num_devices=2)
+    stopped = [f for f in report.failures if f.judged_on is JudgedOn.PART]
+    assert "tp=2" in [failure.plan for failure in stopped]
+    assert all(f.why is Why.E2E and "stopped" in f.detail for f in stopped)
+    document = plan_json(report, model="m")
+    assert document["judged"]["part"] > 0
+    assert "whole" not in document["judged"]
 
 
 def test_when_all_are_overloaded_the_nearest_still_has_numbers(node: Node) -> None:
@@ -217,16 +250,6 @@ def test_an_overloaded_simulation_is_stopped_with_the_count(node: Node) -> None:
         node.simulate(settings, load, on_progress=LateWatch(load, sla, max_running=32))
     generous = Sla.parse("p95_ttft_ms<=9000000")
     node.simulate(settings, load, on_progress=LateWatch(load, generous, max_running=32))
-
-
-def test_single_requests_cover_the_lengths_and_come_one_at_a_time() -> None:
-    load = parse_workload("poisson:rate=9,input=900,input_cv=1,output=8,requests=200", seed=1)
-    lone = alone(load)
-    assert lone.closed is not None
-    assert lone.closed.concurrency == 1
-    lengths = [a.input_tokens for a in lone.arrivals]
-    assert min(lengths) == load.input_tokens.min()
-    assert max(lengths) == load.input_tokens.max()
 
 
 def test_the_busiest_stretch_is_the_densest_one() -> None:

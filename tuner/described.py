@@ -8,9 +8,10 @@ from pathlib import Path
 from engine.config import DType, EngineConfig, ExecutorKind, ModelConfig
 from engine.errors import PlanError
 from engine.plan import ParallelPlan
-from tuner.backends import load_backend
+from tuner.backends import list_backends, load_backend
 from tuner.errors import TunerError
 from tuner.hardware import Precision, parse_hardware
+from tuner.launch import why_not
 from tuner.models import CONFIG, load_model
 from tuner.node import Node
 
@@ -43,6 +44,15 @@ def describe_node(
         block_size=block_size,
         max_model_len=max_model_len,
     )
+
+
+def check_served(node: Node, plan: ParallelPlan) -> None:
+    """Raises TunerError where the node's backend cannot run ``plan``, with the way out."""
+    if (reason := why_not(node.backend.name, plan)) is not None:
+        others = [name for name in list_backends() if why_not(name, plan) is None]
+        raise TunerError(
+            f"plan {plan}: {reason}; take another plan, or a backend that can: {', '.join(others)}"
+        )
 
 
 def read_precision(word: str | None, model: ModelConfig) -> Precision:

@@ -7,11 +7,13 @@ reason instead of a command that would do something else.
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, assert_never
 
+from engine.config import Caps
 from engine.plan import ParallelPlan
+from tuner.backends import list_backends
 from tuner.hardware import Precision
 from tuner.space import Settings
 
@@ -21,6 +23,8 @@ MODEL = "MODEL"
 
 NO_SEQUENCE_PARALLELISM = ("vllm", "sglang", "trtllm")
 NO_PIPELINES = ("arctic",)
+# These refuse to start with more sequences than tokens per step.
+TOKENS_FOR_ALL = ("vllm", "arctic")
 
 
 class System(StrEnum):
@@ -48,17 +52,49 @@ def launch_commands(
     settings: Settings,
     precision: Precision,
     *,
+    backend: str = System.GEARSHIFT.value,
     hardware: str | None = None,
     max_model_len: int | None = None,
 ) -> tuple[LaunchCommand, ...]:
     """A command or a reason for every system, in the order of :class:`System`.
 
+    ``backend``: what the settings were simulated as; commands of other systems say so.
     ``hardware``: what an engine of this project is paced as where its ranks cannot compute in
     ``precision``.
     """
+    paced = None if hardware is None else _Paced(hardware=hardware, backend=backend)
     return tuple(
-        _command(system, settings, precision, hardware, max_model_len) for system in System
+        _with_origin(_command(system, settings, precision, paced, max_model_len), backend)
+        for system in System
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Paced:
+    """What an engine without ranks takes its steps' times from."""
+
+    hardware: str
+    backend: str
+
+    @property
+    def words(self) -> list[str]:
+        words = ["--paced", self.hardware]
+        is_own = self.backend == System.GEARSHIFT
+        return words if is_own else [*words, "--backend", self.backend]
+
+
+def _with_origin(found: LaunchCommand, backend: str) -> LaunchCommand:
+    """Under numbers of another system a command says whose they are."""
+    system = found.system.value
+    if found.command is None or system == backend:
+        return found
+    own = (
+        f"simulate with --backend {system} to see its own"
+        if system in list_backends()
+        else f"{system} is not simulated"
+    )
+    notes = [] if found.note is None else [found.note]
+    return replace(found, note="; ".join([*notes, f"numbers above are of {backend}", own]))
 
 
 def why_not(system: str, plan: ParallelPlan) -> str | None:
@@ -72,18 +108,28 @@ def why_not(system: str, plan: ParallelPlan) -> str | None:
     return None
 
 
+def _why_not_caps(system: System, caps: Caps) -> str | None:
+    if system in TOKENS_FOR_ALL and caps.max_num_batched_tokens < caps.max_num_seqs:
+        return (
+            f"{system} does not start with max_num_batched_tokens={caps.max_num_batched_tokens} "
+            f"below max_num_seqs={caps.max_num_seqs}"
+        )
+    return None
+
+
 def _command(
     system: System,
     settings: Settings,
     precision: Precision,
-    hardware: str | None,
+    paced: _Paced | None,
     max_model_len: int | None,
 ) -> LaunchCommand:
-    if (reason := why_not(system, settings.plan)) is not None:
+    reason = why_not(system, settings.plan) or _why_not_caps(system, settings.caps)
+    if reason is not None:
         return LaunchCommand(system=system, note=reason)
     match system:
         case System.GEARSHIFT:
-            return _gearshift(settings, precision, hardware, max_model_len)
+            return _gearshift(settings, precision, paced, max_model_len)
         case System.VLLM:
             words = ["vllm", "serve", MODEL, *_vllm(settings, precision, max_model_len)]
             return LaunchCommand(system=system, command=shlex.join(words))
@@ -96,7 +142,7 @@ def _command(
 
 
 def _gearshift(
-    settings: Settings, precision: Precision, hardware: str | None, max_model_len: int | None
+    settings: Settings, precision: Precision, paced: _Paced | None, max_model_len: int | None
 ) -> LaunchCommand:
     plan, caps = settings.plan, settings.caps
     text = str(plan).removesuffix(",shift")
@@ -112,11 +158,11 @@ def _gearshift(
     if precision is not Precision.FP8:
         words += ["--dtype", precision.dtype.value, "--device", "cuda"]
         return LaunchCommand(system=System.GEARSHIFT, command=shlex.join(words))
-    if hardware is None:
+    if paced is None:
         return LaunchCommand(system=System.GEARSHIFT, note="its ranks do not compute in fp8")
     return LaunchCommand(
         system=System.GEARSHIFT,
-        command=shlex.join([*words, "--dtype", "fp8", "--paced", hardware]),
+        command=shlex.join([*words, "--dtype", "fp8", *paced.words]),
         note="paced in real time, without ranks: they do not compute in fp8",
     )
 
@@ -130,7 +176,7 @@ def _arctic(settings: Settings, precision: Precision, max_model_len: int | None)
     if plan.shift:
         threshold = settings.threshold_tokens
         words += ["--enable-shift-parallel", "--shift-parallel-threshold", str(threshold)]
-        note = "holds the weights of both modes: simulate with --backend arctic before use"
+        note = "holds the weights of both modes"
     command = f"ARCTIC_INFERENCE_ENABLED=1 {shlex.join(words)}"
     return LaunchCommand(system=System.ARCTIC, command=command, note=note)
 

@@ -64,6 +64,7 @@ def commands(report: PlanReport, point: OperatingPoint) -> tuple[LaunchCommand, 
     return launch_commands(
         settings_of(point),
         node.precision,
+        backend=node.backend.name,
         hardware=str(node.hardware),
         max_model_len=node.max_model_len,
     )

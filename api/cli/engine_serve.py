@@ -12,6 +12,7 @@ import typer
 
 from api.cli.common import fail, log, print_json
 from api.cli.engine_options import (
+    BackendOption,
     DeviceOption,
     JsonOption,
     ModelOption,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from engine.config import Caps, EngineConfig
     from engine.engine import Engine
     from engine.fleet import TimerFactory
+    from engine.plan import ParallelPlan
     from tuner.node import Node
 
 MIB = 2**20
@@ -77,6 +79,7 @@ def serve(
             help="No ranks: steps take the time they would on this hardware, as in 8xh200.",
         ),
     ] = None,
+    backend: BackendOption = None,
     served_model_name: Annotated[
         str | None, typer.Option(help="Name in the API; by default the folder's.")
     ] = None,
@@ -114,7 +117,11 @@ def serve(
     from engine.plan import parse_plan
 
     spec = parse_plan(plan)
-    node = None if paced is None else _node(model, paced, dtype, block_size, max_model_len)
+    if backend is not None and paced is None:
+        fail(f"--backend {backend} is for described hardware: add --paced, as in 8xh200")
+    node = None
+    if paced is not None:
+        node = _node(model, paced, spec.plan, dtype, backend, block_size, max_model_len)
     config = EngineConfig(
         model_dir=model,
         plan=spec.plan,
@@ -159,17 +166,26 @@ def serve(
 
 
 def _node(
-    model: Path, hardware: str, dtype: str, block_size: int, max_model_len: int | None
+    model: Path,
+    hardware: str,
+    plan: ParallelPlan,
+    dtype: str,
+    backend: str | None,
+    block_size: int,
+    max_model_len: int | None,
 ) -> Node:
-    from tuner.described import describe_node
+    from tuner.described import DEFAULT_BACKEND, check_served, describe_node
 
-    return describe_node(
+    node = describe_node(
         model=str(model),
         hardware=hardware,
         dtype=dtype,
+        backend=backend or DEFAULT_BACKEND,
         block_size=block_size,
         max_model_len=max_model_len,
     )
+    check_served(node, plan)
+    return node
 
 
 @dataclass(frozen=True, kw_only=True)

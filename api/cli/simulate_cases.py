@@ -85,7 +85,7 @@ def described(
     question: Question, hardware: str, backend: str | None, *, has_intervals: bool
 ) -> Case:
     """On hardware that is not here, served by a backend."""
-    from tuner.described import DEFAULT_BACKEND, describe_node
+    from tuner.described import DEFAULT_BACKEND, check_served, describe_node
     from tuner.energy import energy_of
     from tuner.simulation_document import node_json, node_warnings, with_interval
 
@@ -97,6 +97,7 @@ def described(
         block_size=question.block_size,
         max_model_len=question.max_model_len,
     )
+    check_served(node, question.spec.plan)
     settings = question.settings(node.timer(question.spec.plan), node.backend.default_caps)
     workload, seed = question.workload, question.seed
     device = node.hardware.device

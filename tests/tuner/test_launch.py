@@ -8,15 +8,21 @@ from tuner.hardware import Precision
 from tuner.launch import LaunchCommand, System, launch_commands
 from tuner.space import Settings
 
+CAPS = Caps(max_num_seqs=128, max_num_batched_tokens=4096)
 
-def commands(plan: str, precision: Precision = Precision.BF16) -> dict[System, LaunchCommand]:
+
+def commands(
+    plan: str,
+    precision: Precision = Precision.BF16,
+    *,
+    backend: str = "gearshift",
+    caps: Caps = CAPS,
+) -> dict[System, LaunchCommand]:
     spec = parse_plan(plan)
-    settings = Settings(
-        plan=spec.plan,
-        threshold_tokens=spec.threshold_tokens or 256,
-        caps=Caps(max_num_seqs=128, max_num_batched_tokens=4096),
+    settings = Settings(plan=spec.plan, threshold_tokens=spec.threshold_tokens or 256, caps=caps)
+    found = launch_commands(
+        settings, precision, backend=backend, hardware="8xh200", max_model_len=8192
     )
-    found = launch_commands(settings, precision, hardware="8xh200", max_model_len=8192)
     return {command.system: command for command in found}
 
 
@@ -74,3 +80,28 @@ def test_fp8_is_a_quantization_elsewhere_and_paced_here() -> None:
 
 def test_shift_here_names_its_threshold() -> None:
     assert "--plan sp=8,shift=512 " in str(commands("sp=8,shift=512")[System.GEARSHIFT].command)
+
+
+def test_a_command_under_numbers_of_another_system_says_whose_they_are() -> None:
+    found = commands("tp=8", backend="vllm")
+    assert found[System.VLLM].note is None
+    arctic, sglang = found[System.ARCTIC].note, found[System.SGLANG].note
+    assert arctic == "numbers above are of vllm; simulate with --backend arctic to see its own"
+    assert sglang == "numbers above are of vllm; sglang is not simulated"
+    assert "--backend gearshift" in str(found[System.GEARSHIFT].note)
+    assert commands("tp=8")[System.GEARSHIFT].note is None
+    shift = commands("sp=8,shift=512")[System.ARCTIC].note
+    assert "weights of both modes; numbers above are of gearshift" in str(shift)
+
+
+def test_a_paced_engine_is_paced_as_the_backend_that_the_numbers_are_of() -> None:
+    found = commands("tp=8", Precision.FP8, backend="vllm")
+    assert str(found[System.GEARSHIFT].command).endswith("--paced 8xh200 --backend vllm")
+
+
+def test_caps_that_a_system_refuses_to_start_with_get_no_command() -> None:
+    found = commands("tp=8", caps=Caps(max_num_seqs=512, max_num_batched_tokens=256))
+    for system in (System.VLLM, System.ARCTIC):
+        assert found[system].command is None
+        assert "max_num_batched_tokens=256 below max_num_seqs=512" in str(found[system].note)
+    assert found[System.GEARSHIFT].command is not None

@@ -74,6 +74,12 @@ def test_unknown_hardware_and_an_unreadable_link_are_mistakes(run: Run, tiny_dir
     unknown = run(*base, "--paced", "8xabacus")
     assert unknown.exit_code == 2
     assert "abacus" in unknown.stderr
+    alone = run(*base, "--backend", "vllm")
+    assert alone.exit_code == 2
+    assert "--backend vllm is for described hardware: add --paced" in alone.stderr
+    lacking = run(*base, "--paced", "4xh200", "--backend", "vllm", "--plan", "sp=2,tp=2")
+    assert lacking.exit_code == 2
+    assert "no sequence parallelism" in lacking.stderr
     link = run(*base, "--link", "latency=3")
     assert link.exit_code == 2
     assert "unknown word 'latency'" in link.stderr

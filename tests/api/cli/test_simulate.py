@@ -68,17 +68,20 @@ CLOSED = "closed:concurrency=4,input=256,output=16,requests=12"
 
 
 def test_a_model_by_name_in_fp8_on_hardware_that_is_not_here(run: Run) -> None:
-    words = ("--plan", "sp=8,shift=512", "--workload", CLOSED, "--backend", "vllm")
+    words = ("--plan", "sp=8,shift=512", "--workload", CLOSED, "--backend", "arctic")
     done = run("simulate", *NODE, *words, "--max-num-seqs", 8, "--json")
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
     assert document["requests"]["completed"] == 12
     assert document["dtype"] == "fp8"
-    assert document["backend"]["name"] == "vllm"
+    assert document["backend"]["name"] == "arctic"
+    assert document["step_interval"] == document["backend"]["interval"]
+    assert "never measured on a GPU" in done.stderr
     assert document["settings"]["threshold_tokens"] == 512
     assert document["settings"]["caps"]["max_num_seqs"] == 8
-    # 70 billion weights of a byte each on every rank of an SP group, and its ends in bfloat16.
-    assert 68e9 < document["memory"]["weight_bytes_per_rank"] < 75e9
+    # 70 billion weights of a byte each on every rank of an SP group, its ends in bfloat16, and an
+    # eighth of all again for shift mode.
+    assert 68e9 < document["memory"]["weight_bytes_per_rank"] < 85e9
     assert document["memory"]["kv_tokens"] // 16 == document["memory"]["num_kv_blocks"]
     ends = document["intervals"]["p95_ttft_ms"]
     assert ends["low"] < ends["value"] == document["metrics"]["ttft_ms"]["p95"] < ends["high"]
@@ -88,7 +91,7 @@ def test_arctic_holds_the_weights_twice(run: Run) -> None:
     words = ("simulate", *NODE, "--plan", "sp=8,shift=512", "--workload", CLOSED, "--json")
     one, two = (
         json.loads(run(*words, "--no-intervals", "--backend", name).stdout)["memory"]
-        for name in ("vllm", "arctic")
+        for name in ("gearshift", "arctic")
     )
     assert two["weight_bytes_per_rank"] > 1.1 * one["weight_bytes_per_rank"]
     assert two["kv_tokens"] < one["kv_tokens"]
@@ -177,6 +180,14 @@ def test_drawing_without_matplotlib_names_what_to_install(
         (("--hardware", "8xh200", "--dtype", "fp7"), "'fp7' is not known"),
         (("--hardware", "8xh200", "--backend", "x"), "known are"),
         (("--hardware", "8xh200", "--link", "gbps=1"), "--hardware"),
+        (
+            ("--hardware", "8xh200", "--backend", "vllm", "--plan", "sp=2,tp=2"),
+            "no sequence parallelism for inference (sp=2); take another plan, or a backend",
+        ),
+        (
+            ("--hardware", "8xh200", "--backend", "arctic", "--plan", "pp=2"),
+            "no pipeline parallelism",
+        ),
         (("--backend", "vllm"), "add --hardware"),
         (("--dtype", "fp8"), "described hardware"),
         (("--hardware", "8xh200", "--plot", "x.pdf"), ".svg"),

@@ -157,6 +157,13 @@ class Workload:
         """Requests per second over the span; None for a closed loop or a single request."""
         return len(self) / self.span_s if self.span_s > 0 else None
 
+    @property
+    def shares_beginnings(self) -> bool:
+        """Whether two prompts start with the same tokens, as far as the source tells."""
+        ids = [a.prefix_id for a in self.arrivals if a.prefix_id is not None]
+        firsts = [a.hash_ids[0] for a in self.arrivals if a.hash_ids]
+        return len(set(ids)) < len(ids) or len(set(firsts)) < len(firsts)
+
     def describe(self) -> dict[str, Any]:
         """The facts kept beside every result: shape, lengths, source and cuts, JSON-able."""
         source = self.source

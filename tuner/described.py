@@ -33,9 +33,11 @@ def describe_node(
     ``dtype`` None or ``auto``: as the model's ``config.json`` says.
 
     Raises:
-        TunerError: an unknown model, hardware, backend or number format.
+        TunerError: an unknown model, hardware, backend or number format, or a context that the
+            model does not have.
     """
     shape = load_model(model)
+    check_context(max_model_len, shape, model)
     return Node(
         hardware=parse_hardware(hardware),
         model=shape,
@@ -44,6 +46,15 @@ def describe_node(
         block_size=block_size,
         max_model_len=max_model_len,
     )
+
+
+def check_context(max_model_len: int | None, shape: ModelConfig, model: str) -> None:
+    """Raises TunerError where ``max_model_len`` is more than the model was made for."""
+    if max_model_len is not None and max_model_len > shape.max_positions:
+        raise TunerError(
+            f"max_model_len={max_model_len}: {model} has a context of {shape.max_positions} "
+            "tokens; take at most that many"
+        )
 
 
 def check_served(node: Node, plan: ParallelPlan) -> None:

@@ -148,7 +148,7 @@ def warnings(report: PlanReport) -> tuple[str, ...]:
             "caps were compared on the busiest stretch of the workload; only the best of each "
             "plan ran on all of it"
         )
-    if any(a.prefix_id is not None or a.hash_ids for a in workload.arrivals):
+    if workload.shares_beginnings:
         found.append("prompts share prefixes, which these simulations do not make use of")
     return tuple(found)
 

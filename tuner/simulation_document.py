@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -28,6 +28,8 @@ from tuner.timeline import (
 from tuner.trials import estimates_to_json
 
 SCHEMA = "simulation/v1"
+# The same run with all step times multiplied by a number.
+ScaledRun = Callable[[float, OnProgress], SimulationResult]
 
 
 def simulation_json(
@@ -181,31 +183,18 @@ def node_warnings(node: Node, settings: Settings, workload: Workload) -> tuple[s
 
 
 def with_interval(
-    node: Node,
-    settings: Settings,
-    workload: Workload,
     result: SimulationResult,
+    run: ScaledRun,
     sla: Sla | None,
     *,
-    seed: int,
-    keeps_prefixes: bool = False,
+    interval: float,
     on_progress: OnProgress = no_progress,
 ) -> dict[str, Estimate]:
     """Metrics of ``result`` with those of runs whose steps all take as much longer, and shorter,
-    as the node's interval says (90 % of the truth lie inside)."""
-    log_scale = node.interval
-    runs = [flat_metrics(result.measurement, sla)]
-    for scale in (math.exp(log_scale), math.exp(-log_scale)):
-        again = node.simulate(
-            settings,
-            workload,
-            seed=seed,
-            keeps_prefixes=keeps_prefixes,
-            step_scale=scale,
-            on_progress=on_progress,
-        )
-        runs.append(flat_metrics(again.measurement, sla))
-    return estimates_of(runs)
+    as ``interval`` says (a log ratio; 90 % of the truth lie inside)."""
+    scales = (math.exp(interval), math.exp(-interval))
+    others = [run(scale, on_progress) for scale in scales]
+    return estimates_of([flat_metrics(r.measurement, sla) for r in (result, *others)])
 
 
 def estimates_of(runs: list[dict[str, float]]) -> dict[str, Estimate]:

@@ -17,6 +17,7 @@ from tuner.node import Node
 
 LOCAL = "local"
 MIB = 2**20
+DEFAULT_KV_CACHE_MIB = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class TuningSpec:
     probe_requests: int = 64
     probe_paced: bool = False
     timeout_s: float = 60.0
-    kv_cache_mib: int = 256
+    kv_cache_mib: int = DEFAULT_KV_CACHE_MIB
     block_size: int = 16
     max_model_len: int | None = None
     profile_seconds: float = 20.0
@@ -63,6 +64,11 @@ class TuningSpec:
             raise TunerError("timeout_s and profile_seconds must be above 0, seed at least 0")
         if self.dtype is not None:
             Precision.parse(self.dtype)
+        if self.link is not None and not self.is_local:
+            raise TunerError(
+                f"link {self.link!r}: emulated between ranks here only; described hardware brings "
+                "its own, as in 8xh200@pcie5"
+            )
         if self.probe_paced and not has_checkpoint(self.model_dir):
             raise TunerError(f"probe_paced starts an engine: {self.model_dir!r} is no model folder")
         Sla.parse(self.sla)

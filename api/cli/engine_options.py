@@ -115,6 +115,13 @@ def check_device(word: str) -> str:
     return word
 
 
+def refuse_of_this_machine(**options: object) -> None:
+    """End where one of ``options`` is named beside described hardware, which ignores them."""
+    named = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    if named:
+        fail(f"{', '.join(named)}: of this machine only; leave out --hardware, or that")
+
+
 def find_tokenizer(model_dir: Path) -> Tokenizer | None:
     """The folder's tokenizer, or None where it brings none."""
     from engine.tokenizer import Tokenizer

@@ -15,6 +15,7 @@ from api.cli.engine_options import (
     ModeOption,
     PlanOption,
     WideDTypeOption,
+    refuse_of_this_machine,
 )
 from api.cli.simulate_cases import Case, Question, described, on_this_machine
 
@@ -56,8 +57,8 @@ def simulate(
     max_model_len: Annotated[int | None, typer.Option(min=1, help="Context in tokens.")] = None,
     dtype: WideDTypeOption = "auto",
     kv_cache_mib: Annotated[
-        int, typer.Option(min=1, help="KV cache per rank of this machine.")
-    ] = 256,
+        int | None, typer.Option(min=1, help="KV cache per rank of this machine; by default 256.")
+    ] = None,
     block_size: Annotated[int, typer.Option(min=1, help="Tokens per KV block.")] = 16,
     link: Annotated[
         str | None, typer.Option(help="Emulated link, as in latency_us=20,gbps=100.")
@@ -70,7 +71,7 @@ def simulate(
         ),
     ] = False,
     intervals: Annotated[
-        bool, typer.Option(help="Also run with steps slower and faster by the device's interval.")
+        bool, typer.Option(help="Also run with steps slower and faster by what they may be off.")
     ] = True,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Write the JSON document here.")
@@ -111,10 +112,9 @@ def simulate(
     if hardware is None:
         if backend is not None:
             fail(f"--backend {backend} is for described hardware: add --hardware, as in 8xh200")
-        case = on_this_machine(question, cost_model, kv_cache_mib, link)
+        case = on_this_machine(question, cost_model, kv_cache_mib, link, has_intervals=intervals)
     else:
-        if cost_model is not None or link is not None:
-            fail("--cost-model and --link are of this machine: leave out --hardware, or them")
+        refuse_of_this_machine(cost_model=cost_model, link=link, kv_cache_mib=kv_cache_mib)
         case = described(question, hardware, backend, has_intervals=intervals)
     _answer(question, case, out=out, plot=plot, samples=samples, as_json=as_json)
 
@@ -130,16 +130,18 @@ def _answer(
 ) -> None:
     """Run the case and hand out what came of it."""
     from api.cli.progress import request_progress
-    from tuner.simulation_document import simulation_json
+    from tuner.simulation_document import simulation_json, with_interval
 
     for warning in case.warnings:
         log(f"warning: {warning}")
     with request_progress("simulate") as show:
-        result = case.run(show)
+        result = case.run(1.0, show)
     estimates = None
     if case.interval is not None:
         with request_progress("interval") as show:
-            estimates = case.interval(result, show)
+            estimates = with_interval(
+                result, case.run, question.sla, interval=case.interval, on_progress=show
+            )
     document = simulation_json(
         result,
         sla=question.sla,

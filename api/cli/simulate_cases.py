@@ -14,15 +14,16 @@ if TYPE_CHECKING:
     from engine.config import Caps, EngineConfig, ModelConfig
     from engine.executors.protocol import StepTimer
     from engine.plan import ParallelPlan, PlanSpec
-    from policies.points import Estimate
     from policies.sla import Sla
     from tuner.arrivals import Workload
     from tuner.simulate import OnProgress, SimulationResult
+    from tuner.simulation_document import ScaledRun
     from tuner.space import Settings
 
 MIB = 2**20
 LOCAL_NUM_SEQS = 64
 LOCAL_BATCHED_TOKENS = 2048
+LOCAL_KV_CACHE_MIB = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,16 @@ class Question:
     max_model_len: int | None
     block_size: int
     prefix_cache: bool
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the question leaves out, whatever the step times come from."""
+        if self.workload.shares_beginnings and not self.prefix_cache:
+            return (
+                "prompts share beginnings, and every one is computed again: add --prefix-cache "
+                "to find them",
+            )
+        return ()
 
     def settings(self, timer: StepTimer, default: Caps) -> Settings:
         """With the caps named, else ``default``'s; a threshold not named is advised."""
@@ -71,13 +82,17 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Settings and how to run them; ``origin`` is where step times and memory come from."""
+    """Settings and how to run them; ``origin`` is where step times and memory come from.
+
+    ``interval`` is the 90 % half width of log(true / simulated) step times, None where it is not
+    asked for.
+    """
 
     settings: Settings
-    run: Callable[[OnProgress], SimulationResult]
+    run: ScaledRun
     origin: dict[str, Any]
     warnings: tuple[str, ...]
-    interval: Callable[[SimulationResult, OnProgress], dict[str, Estimate]] | None = None
+    interval: float | None = None
     energy: Callable[[SimulationResult], dict[str, Any]] | None = None
 
 
@@ -87,7 +102,7 @@ def described(
     """On hardware that is not here, served by a backend."""
     from tuner.described import DEFAULT_BACKEND, check_served, describe_node
     from tuner.energy import energy_of
-    from tuner.simulation_document import node_json, node_warnings, with_interval
+    from tuner.simulation_document import node_json, node_warnings
 
     node = describe_node(
         model=question.model,
@@ -99,28 +114,16 @@ def described(
     )
     check_served(node, question.spec.plan)
     settings = question.settings(node.timer(question.spec.plan), node.backend.default_caps)
-    workload, seed = question.workload, question.seed
     device = node.hardware.device
     log(f"simulate: {device.title} is {device.calibration}: {device.source}")
 
-    def run(on_progress: OnProgress) -> SimulationResult:
+    def run(step_scale: float, on_progress: OnProgress) -> SimulationResult:
         return node.simulate(
             settings,
-            workload,
-            seed=seed,
+            question.workload,
+            seed=question.seed,
             keeps_prefixes=question.prefix_cache,
-            on_progress=on_progress,
-        )
-
-    def interval(result: SimulationResult, on_progress: OnProgress) -> dict[str, Estimate]:
-        return with_interval(
-            node,
-            settings,
-            workload,
-            result,
-            question.sla,
-            seed=seed,
-            keeps_prefixes=question.prefix_cache,
+            step_scale=step_scale,
             on_progress=on_progress,
         )
 
@@ -128,32 +131,39 @@ def described(
         settings=settings,
         run=run,
         origin=node_json(node, settings, question.model),
-        warnings=node_warnings(node, settings, workload),
-        interval=interval if has_intervals else None,
+        warnings=(*node_warnings(node, settings, question.workload), *question.warnings),
+        interval=node.interval if has_intervals else None,
         energy=lambda result: energy_of(node, result).to_json(),
     )
 
 
 def on_this_machine(
-    question: Question, cost_model: str | None, kv_cache_mib: int, link: str | None
+    question: Question,
+    cost_model: str | None,
+    kv_cache_mib: int | None,
+    link: str | None,
+    *,
+    has_intervals: bool,
 ) -> Case:
     """On this machine, as its cost model knows it."""
     from engine.config import Caps, EngineConfig, LinkEmulation, num_kv_blocks
     from engine.plan import check_plan
     from tuner.cost_model_files import load_cost_model
-    from tuner.described import read_rank_dtype
+    from tuner.described import check_context, read_rank_dtype
     from tuner.models import load_model
     from tuner.simulate import simulate as run_simulation
     from tuner.simulation_document import model_json
+    from tuner.timer import ScaledTimer
 
     model, plan = load_model(question.model), question.spec.plan
     check_plan(plan, model)
+    check_context(question.max_model_len, model, question.model)
     config = EngineConfig(
         model_dir=Path(question.model),
         plan=plan,
         dtype=read_rank_dtype(question.dtype, model),
         block_size=question.block_size,
-        kv_cache_bytes=kv_cache_mib * MIB,
+        kv_cache_bytes=(LOCAL_KV_CACHE_MIB if kv_cache_mib is None else kv_cache_mib) * MIB,
         link=LinkEmulation.parse(link) if link else None,
     )
     step_model = load_cost_model(cost_model, model, dtype=config.dtype)
@@ -162,14 +172,14 @@ def on_this_machine(
     settings = question.settings(timer, default)
     log(f"simulate: cost model {step_model.id} of {step_model.machine}")
 
-    def run(on_progress: OnProgress) -> SimulationResult:
+    def run(step_scale: float, on_progress: OnProgress) -> SimulationResult:
         return run_simulation(
             model=model,
             plan=plan,
             threshold_tokens=settings.threshold_tokens,
             caps=settings.caps,
             workload=question.workload,
-            timer=timer,
+            timer=ScaledTimer(timer, step_scale),
             num_kv_blocks=num_kv_blocks(config, model, plan),
             block_size=question.block_size,
             max_model_len=question.max_model_len,
@@ -188,10 +198,15 @@ def on_this_machine(
         origin={
             "model": {"name": question.model, **model_json(model)},
             "dtype": config.dtype.value,
-            "cost_model": {"id": step_model.id, "machine": str(step_model.machine)},
+            "cost_model": {
+                "id": step_model.id,
+                "machine": str(step_model.machine),
+                "interval": step_model.error.plan_interval,
+            },
             "memory": _local_memory(config, model, plan),
         },
-        warnings=(*cuts, *doubts),
+        warnings=(*cuts, *doubts, *question.warnings),
+        interval=step_model.error.plan_interval if has_intervals else None,
     )
 
 

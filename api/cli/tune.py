@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import log, print_json, progress_console
+from api.cli.common import fail, log, print_json, progress_console
 from api.cli.engine_options import (
     BackendOption,
     DeviceOption,
@@ -15,6 +15,7 @@ from api.cli.engine_options import (
     ModelNameOption,
     WideDTypeOption,
     check_device,
+    refuse_of_this_machine,
 )
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ def tune(
         str | None, typer.Option(help="Emulated link, as in latency_us=20,gbps=100.")
     ] = None,
     timeout_s: Annotated[float, typer.Option(help="A request is timed out after this.")] = 60.0,
-    kv_cache_mib: Annotated[int, typer.Option(min=1, help="KV cache per rank (CPU).")] = 256,
+    kv_cache_mib: Annotated[
+        int | None, typer.Option(min=1, help="KV cache per rank (CPU); by default 256.")
+    ] = None,
     profile_seconds: Annotated[
         float, typer.Option(min=1, help="About how long to profile without a cost model.")
     ] = 20.0,
@@ -70,7 +73,12 @@ def tune(
 
     from tuner.described import DEFAULT_BACKEND
     from tuner.tune import TuningSpec, tune
+    from tuner.tuning_spec import DEFAULT_KV_CACHE_MIB, LOCAL
 
+    if hardware != LOCAL:
+        refuse_of_this_machine(cost_model=cost_model, link=link, kv_cache_mib=kv_cache_mib)
+    elif backend is not None:
+        fail(f"--backend {backend} is for described hardware: add --hardware, as in 8xh200")
     spec = TuningSpec(
         model_dir=model,
         num_devices=devices,
@@ -87,7 +95,7 @@ def tune(
         probe_requests=probe_requests,
         probe_paced=probe_paced,
         timeout_s=timeout_s,
-        kv_cache_mib=kv_cache_mib,
+        kv_cache_mib=DEFAULT_KV_CACHE_MIB if kv_cache_mib is None else kv_cache_mib,
         profile_seconds=profile_seconds,
     )
     with _Progress(trials) as show:

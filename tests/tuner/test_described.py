@@ -88,6 +88,16 @@ def test_a_node_is_as_uncertain_as_the_less_certain_of_device_and_backend() -> N
     assert interval("mi325x", "trtllm") == load_device("mi325x").interval
 
 
+def test_a_context_that_the_model_does_not_have_is_refused_with_the_one_it_has() -> None:
+    with pytest.raises(TunerError, match="has a context of 131072 tokens"):
+        describe_node(model="llama-3.1-8b", hardware="h100", max_model_len=131_073)
+
+
+def test_an_emulated_link_is_for_ranks_here() -> None:
+    with pytest.raises(TunerError, match="described hardware brings its own"):
+        TuningSpec.from_json({**SPEC.to_json(), "link": "gbps=1"})
+
+
 def test_a_paced_probe_needs_a_folder_to_start_an_engine_from() -> None:
     with pytest.raises(TunerError, match="no model folder"):
         TuningSpec.from_json({**SPEC.to_json(), "probe_paced": True})

@@ -39,6 +39,9 @@ def test_simulate_prints_the_document_other_programs_rely_on(
     assert document["metrics"]["attainment"] == 1.0
     assert set(document["metrics"]["ttft_ms"]) == {"mean", "p50", "p90", "p95", "p99"}
     assert document["driver_lag_ms"] == 0
+    ends = document["intervals"]["p95_ttft_ms"]
+    assert ends["low"] < ends["value"] == document["metrics"]["ttft_ms"]["p95"] < ends["high"]
+    assert document["cost_model"]["interval"] > 0
 
 
 def test_the_same_seed_prints_the_same_numbers(run: Run, tiny_dir: Path) -> None:
@@ -142,11 +145,14 @@ def test_a_trace_with_shared_beginnings_finds_them_in_the_prefix_cache(
     ]
     trace, samples = tmp_path / "trace.jsonl", tmp_path / "steps.jsonl"
     trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = run(
-        "simulate", "--model", "llama-3.1-8b", "--hardware", "h100", "--plan", "tp=1",
-        "--workload", f"mooncake:{trace}", "--prefix-cache", "--samples", samples, "--json",
-    )  # fmt: skip
+    words = ("simulate", "--model", "llama-3.1-8b", "--hardware", "h100", "--plan", "tp=1",
+             "--workload", f"mooncake:{trace}", "--json")  # fmt: skip
+    without = run(*words, "--no-intervals")
+    assert "warning: prompts share beginnings" in without.stderr
+    assert "add --prefix-cache" in without.stderr
+    done = run(*words, "--prefix-cache", "--samples", samples)
     assert done.exit_code == 0, done.output
+    assert "share beginnings" not in done.stderr
     document = json.loads(done.stdout)
     assert document["prefix_cache"]["hit_tokens"] == 5 * 1024
     assert document["energy"]["is_estimate"]
@@ -180,6 +186,9 @@ def test_drawing_without_matplotlib_names_what_to_install(
         (("--hardware", "8xh200", "--dtype", "fp7"), "'fp7' is not known"),
         (("--hardware", "8xh200", "--backend", "x"), "known are"),
         (("--hardware", "8xh200", "--link", "gbps=1"), "--hardware"),
+        (("--hardware", "8xh200", "--cost-model", "x"), "--cost-model: of this machine only"),
+        (("--hardware", "8xh200", "--kv-cache-mib", "64"), "--kv-cache-mib: of this machine only"),
+        (("--hardware", "8xh200", "--max-model-len", "200000"), "a context of 131072 tokens"),
         (
             ("--hardware", "8xh200", "--backend", "vllm", "--plan", "sp=2,tp=2"),
             "no sequence parallelism for inference (sp=2); take another plan, or a backend",

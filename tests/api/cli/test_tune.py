@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.api.cli.conftest import Run
 
 
@@ -30,3 +32,21 @@ def test_a_job_that_cannot_be_is_one_line_and_exit_code_2(run: Run, tiny_dir: Pa
     )  # fmt: skip
     assert done.exit_code == 2
     assert "9 devices asked for" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--hardware", "2xh200", "--cost-model", "x"), "--cost-model: of this machine only"),
+        (("--hardware", "2xh200", "--link", "gbps=1"), "--link: of this machine only"),
+        (("--hardware", "2xh200", "--kv-cache-mib", 9), "--kv-cache-mib: of this machine only"),
+        (("--backend", "vllm"), "add --hardware, as in 8xh200"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(
+    run: Run, tiny_dir: Path, words: tuple[object, ...], message: str
+) -> None:
+    load = ("--workload", "poisson:rate=50,input=64,output=8,requests=20")
+    done = run("tune", "--model", tiny_dir, *load, "--sla", "p95_ttft_ms<=1000", *words)
+    assert done.exit_code == 2
+    assert message in done.stderr

@@ -22,6 +22,9 @@ BENCHMARKS = (
     "guidellm_sweep",
     "collectives",
     "simulated_vs_measured",
+    "link_crossover",
+    "simulation_speed",
+    "plan_speed",
 )
 
 

@@ -109,7 +109,7 @@ def _run(case: Case, options: argparse.Namespace) -> Row:
         hardware=parse_hardware(case.hardware),
         model=load_model(case.model),
         precision=Precision.parse(case.precision),
-        backend=load_backend("vllm"),
+        backend=load_backend("gearshift"),
     )
     spec = parse_plan(case.plan)
     settings = Settings(

@@ -154,8 +154,10 @@ class StepPacker:
         prefilling = self._running.prefilling
         if not prefilling:
             return eligible, []
-        is_prefill = np.isin(eligible, list(prefilling))
-        return eligible[~is_prefill], eligible[is_prefill].tolist()
+        is_decode = np.ones(len(eligible), np.bool_)
+        for slot in prefilling:  # few at a time
+            is_decode &= eligible != slot
+        return eligible[is_decode], eligible[~is_decode].tolist()
 
     def _take_decodes(self, packed: PackedRows, ready: SlotArray) -> None:
         """Rows with exactly one token to compute; every one unless the budget is smaller."""

@@ -45,12 +45,10 @@ FAR_SHARE = 0.25
 # Changes to the backend's own caps: None keeps what it has.
 _CAPS = (
     (None, 2048),
-    (None, 512),
-    (64, None),
-    (None, 32_768),
     (None, 1024),
+    (None, 512),
     (64, 2048),
-    (16, 512),
+    (None, 32_768),
 )
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Sequence
+from collections import deque
 from dataclasses import dataclass, replace
 
 from engine.measurement import Fidelity
@@ -13,7 +12,6 @@ from policies.controller import (
     ControlMemory,
     ControlState,
     Decision,
-    Reason,
     decide,
 )
 from policies.observation import Observation, TrafficWindow, join_windows
@@ -77,10 +75,6 @@ class ControllerSteering:
         """The decisions that changed the settings in force."""
         return [d for d in self.decisions if d.decision.action is Action.MOVE]
 
-    def count_reasons(self) -> dict[Reason, int]:
-        """How often each reason was given, most frequent first."""
-        return dict(Counter(d.decision.reason for d in self.decisions).most_common())
-
     def first_s(self) -> float:
         """Forget the run before; the first window is full ``interval_s`` in."""
         self.decisions = []
@@ -125,20 +119,6 @@ class ControllerSteering:
             )
         )
         self._asked_s, self._num_inside = now_s, inside
-
-
-def list_settings(schedule: Schedule) -> Sequence[Settings]:
-    """Every settings the schedule may put in force, once, quietest band first."""
-    found = [
-        Settings(
-            plan=schedule.plan,
-            threshold_tokens=band.settings.threshold_tokens,
-            caps=band.settings.caps,
-            mode=band.settings.mode,
-        )
-        for band in schedule.bands
-    ]
-    return list(dict.fromkeys(found))
 
 
 def _hot(settings: Settings) -> HotSettings:

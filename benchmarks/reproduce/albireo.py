@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from benchmarks.reproduce.nodes import (
     SEED,
@@ -18,9 +18,19 @@ from benchmarks.reproduce.nodes import (
     get_settings,
     p50,
 )
+from benchmarks.reproduce.overheads import (
+    ALL_ROWS,
+    BACKEND,
+    BATCH,
+    HARDWARE,
+    MODEL,
+    PRECISION,
+    PUBLISHED,
+    Overheads,
+    fitted_overheads,
+    published_overheads,
+)
 from benchmarks.reproduce.sampled import (
-    SampledNode,
-    SampleSeconds,
     predicted_sampling,
 )
 from benchmarks.reproduce.tables import Claim, claim_table, number, table, yes
@@ -28,7 +38,6 @@ from engine.errors import PlanError
 from engine.measurement import Measurement
 from engine.plan import ParallelPlan
 from tuner.errors import TunerError
-from tuner.hardware.sampling import SampleKind, SamplerSpec
 from tuner.node import Node
 from tuner.scaling import (
     Amdahl,
@@ -38,20 +47,14 @@ from tuner.scaling import (
     rule_of_thumb_degree,
 )
 
-HARDWARE, MODEL, PRECISION, BACKEND = "8xh100", "qwen2.5-32b", "bf16", "vllm"
 DEVICES = 8
 DEGREES = (1, 2, 4, 8)
-BATCH, DEGREE = 128, 4
-PUBLISHED = StepParts(
-    scheduling_s=4e-3, input_s=4e-3, forward_s=21e-3, sampling_s=6e-3, output_s=0.5e-3
-)
+DEGREE = 4
 SHARE_POINTS = 0.05
 CONTEXTS = (1024, 2048, 4096)
 CONTEXT = 2048
 MODELS = ("qwen2.5-7b", "qwen2.5-14b", "qwen2.5-32b", "qwen2.5-72b")
-ALL_ROWS = SamplerSpec(kind=SampleKind.FULL)
-SHARED_ROWS = replace(ALL_ROWS, is_parallel=True)
-PUBLISHED_GAIN, PUBLISHED_LATENCY_CUT = 1.9, 0.48
+PUBLISHED_GAIN = 1.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,34 +68,6 @@ class Size:
     models: tuple[str, ...] = MODELS
 
 
-@dataclass(frozen=True, kw_only=True)
-class Overheads:
-    """What a step costs beside the forward pass: the host's part, and the sampler's."""
-
-    name: str
-    host_step_s: float
-    host_seq_s: float
-    sampling: SampleSeconds
-    shared_sampling: SampleSeconds
-
-    def served(self, node: Node, *, is_removed: bool) -> SampledNode:
-        """``node`` with these overheads exposed, or hidden and shared out."""
-        host = replace(
-            node.backend.host,
-            step_s=self.host_step_s,
-            seq_s=self.host_seq_s,
-            is_overlapped=is_removed,
-            exposed_s=0.0,
-        )
-        return SampledNode(
-            hardware=node.hardware,
-            model=node.model,
-            precision=node.precision,
-            backend=replace(node.backend, host=host),
-            sampling=self.shared_sampling if is_removed else self.sampling,
-        )
-
-
 def sections(size: Size) -> Iterator[str]:
     """The report's lines."""
     yield from _breakdown()
@@ -101,32 +76,6 @@ def sections(size: Size) -> Iterator[str]:
     yield from _against_load(size)
     yield from _rule(size)
     yield from _notes()
-
-
-def fitted_overheads(model: str) -> Overheads:
-    """The ``vllm`` profile's host times, and the estimate of a sort-based sampler."""
-    node = get_node(HARDWARE, model, PRECISION, BACKEND)
-    host = node.backend.host
-    return Overheads(
-        name="profile `vllm`, top-p",
-        host_step_s=host.step_s + host.exposed_s,
-        host_seq_s=host.seq_s,
-        sampling=predicted_sampling(node, ALL_ROWS),
-        shared_sampling=predicted_sampling(node, SHARED_ROWS),
-    )
-
-
-def published_overheads() -> Overheads:
-    """The paper's own times at batch 128, in proportion to the sequences of a step."""
-    host_s = PUBLISHED.scheduling_s + PUBLISHED.input_s + PUBLISHED.output_s
-    row_s = PUBLISHED.sampling_s / BATCH
-    return Overheads(
-        name="the paper's own",
-        host_step_s=0.0,
-        host_seq_s=host_s / BATCH,
-        sampling=lambda plan, rows: rows * row_s,  # noqa: ARG005  one of SampleSeconds
-        shared_sampling=lambda plan, rows: rows * row_s / plan.stage_size,
-    )
 
 
 # -- one step ------------------------------------------------------------------------------------

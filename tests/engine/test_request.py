@@ -34,7 +34,7 @@ from engine.request import SamplingParams
 )
 def test_a_value_that_sampling_could_not_bear_is_refused_and_named(name: str, value: float) -> None:
     with pytest.raises(RequestError, match=re.escape(f"{name}={value}: must be in")):
-        SamplingParams(**{name: value})  # type: ignore[arg-type]
+        SamplingParams(**{name: value})
 
 
 @pytest.mark.parametrize("token", [-1, 2**31, 2**40])

@@ -55,7 +55,7 @@ def make_request(name: str, prompt_len: int, max_tokens: int, **sampling: object
     return Request(
         request_id=name,
         prompt_ids=tuple(range(1, prompt_len + 1)),
-        sampling=SamplingParams(max_tokens=max_tokens, **sampling),  # type: ignore[arg-type]
+        sampling=SamplingParams(max_tokens=max_tokens, **sampling),
     )
 
 

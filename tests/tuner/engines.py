@@ -7,23 +7,7 @@ from pathlib import Path
 
 from engine.config import Caps, EngineConfig, ExecutorKind
 from engine.engine import Engine
-from engine.plan import ParallelPlan
-from engine.steps import StepShape
-
-STEP_S = 0.002
-
-
-class ConstantTimer:
-    """Every stage of every step takes the same time."""
-
-    def __init__(self, plan: ParallelPlan) -> None:
-        self._stages = (STEP_S,) * plan.pp
-
-    def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:
-        return self._stages
-
-    def host_seconds(self, shape: StepShape) -> float:
-        return 0.0
+from tests.engine.paced import ConstantTimer
 
 
 def paced_engine(folder: Path, *, max_queue: int | None = None) -> Engine:

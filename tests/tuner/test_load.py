@@ -10,7 +10,8 @@ import pytest
 
 from engine.measurement import Fidelity, Outcome
 from policies.report import measurement_json
-from tests.tuner.engines import STEP_S, paced_engine
+from tests.engine.paced import STEP_S
+from tests.tuner.engines import paced_engine
 from tuner.arrivals import Arrival
 from tuner.errors import LoadError
 from tuner.load import LoadProgress, run_load

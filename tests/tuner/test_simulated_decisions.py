@@ -10,15 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import Caps, ModelConfig
-from engine.measurement import Outcome
+from engine.config import Caps
 from engine.models.create import create_model
 from engine.plan import ParallelPlan
 from engine.policy import Order
 from engine.steps import StepShape
-from tests.tuner.virtual_engine import Served, World, recorded_decisions, serve
-from tuner.arrivals import Arrival, ClosedLoop, Workload, WorkloadSource
-from tuner.simulate import simulate
+from tests.tuner.virtual_engine import Served, World, serve, simulated
+from tuner.arrivals import Arrival
 
 PLANS = (
     ParallelPlan(),
@@ -86,34 +84,6 @@ def worlds(draw: st.DrawFn, *, overlap: bool, has_step_limit: bool = False) -> W
         num_kv_blocks=draw(st.integers(20, 60)),
         block_size=4,
         max_model_len=80,
-    )
-
-
-def simulated(world: World, model_dir: Path) -> Served:
-    """The same world, simulated."""
-    source = WorkloadSource(
-        spec="test", seed=0, sha256="0" * 64, rows=len(world.arrivals), span_s=1.0
-    )
-    closed = ClosedLoop(concurrency=world.concurrency) if world.concurrency else None
-    with recorded_decisions() as decisions:
-        result = simulate(
-            model=ModelConfig.from_dir(model_dir),
-            plan=world.plan,
-            threshold_tokens=world.threshold_tokens,
-            caps=world.caps,
-            workload=Workload(arrivals=world.arrivals, source=source, closed=closed),
-            timer=world.timer,
-            num_kv_blocks=world.num_kv_blocks,
-            block_size=world.block_size,
-            max_model_len=world.max_model_len,
-            order=world.order,
-            queues_ahead=world.overlap,
-        )
-    timings = result.measurement.timings
-    return Served(
-        decisions=decisions,
-        token_s={str(n): list(timing.token_s) for n, timing in enumerate(timings)},
-        refused={str(n) for n, t in enumerate(timings) if t.outcome is Outcome.ERRORED},
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,18 +10,16 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from engine.config import Caps, ModelConfig
+from engine.config import Caps
 from engine.engine import Engine
-from engine.measurement import Outcome
 from engine.models.create import create_model
 from engine.output import OnOutput
 from engine.policy import EnginePolicy, Order
 from engine.replica import Replica
 from engine.request import Request
 from tests.tuner.test_simulated_decisions import PLANS, ArbitraryTimer, arrivals, assert_same
-from tests.tuner.virtual_engine import Served, World, recorded_decisions, serve
-from tuner.arrivals import Arrival, Workload, WorkloadSource
-from tuner.simulate import simulate
+from tests.tuner.virtual_engine import Served, World, serve, simulated
+from tuner.arrivals import Arrival
 from tuner.space import Settings
 from tuner.steering import PlannedChanges
 
@@ -116,39 +114,12 @@ def live(steered: SteeredWorld, model_dir: Path) -> Served:
         return serve(steered.world, model_dir)
 
 
-def simulated(steered: SteeredWorld, model_dir: Path) -> Served:
-    world = steered.world
-    source = WorkloadSource(
-        spec="test", seed=0, sha256="0" * 64, rows=len(world.arrivals), span_s=1.0
-    )
-    with recorded_decisions() as decisions:
-        result = simulate(
-            model=ModelConfig.from_dir(model_dir),
-            plan=world.plan,
-            threshold_tokens=world.threshold_tokens,
-            caps=world.caps,
-            workload=Workload(arrivals=world.arrivals, source=source),
-            timer=world.timer,
-            num_kv_blocks=world.num_kv_blocks,
-            block_size=world.block_size,
-            max_model_len=world.max_model_len,
-            steering=steered.planned,
-            envelope=world.caps,
-        )
-    timings = result.measurement.timings
-    return Served(
-        decisions=decisions,
-        token_s={str(n): list(timing.token_s) for n, timing in enumerate(timings)},
-        refused={str(n) for n, t in enumerate(timings) if t.outcome is Outcome.ERRORED},
-    )
-
-
 @hypothesis_settings(max_examples=60, deadline=None)
 @given(steered=steered_worlds())
 def test_hot_changes_on_the_way_are_obeyed_at_the_same_step(
     steered: SteeredWorld, model_dir: Path
 ) -> None:
-    assert_same(live(steered, model_dir), simulated(steered, model_dir))
+    assert_same(live(steered, model_dir), simulated(steered.world, model_dir, steered.planned))
 
 
 def test_the_changes_of_these_worlds_matter(model_dir: Path) -> None:
@@ -172,6 +143,6 @@ def test_the_changes_of_these_worlds_matter(model_dir: Path) -> None:
     changed = SteeredWorld(
         world=world, changes={"3": Settings(plan=plan, threshold_tokens=16, caps=caps)}
     )
-    assert_same(live(changed, model_dir), simulated(changed, model_dir))
-    still = replace(changed, changes={})
-    assert simulated(still, model_dir).decisions != simulated(changed, model_dir).decisions
+    found = simulated(world, model_dir, changed.planned)
+    assert_same(live(changed, model_dir), found)
+    assert simulated(world, model_dir, PlannedChanges([])).decisions != found.decisions

@@ -16,8 +16,8 @@ from policies.sla import Sla
 from tests.tuner.steered import BUSY, CALM, ENVELOPE, FakeRun, schedule
 from tuner.errors import TunerError
 from tuner.space import Settings
-from tuner.steering import PlannedChanges, SettingsChange, free_reshapes
-from tuner.steering_controller import ControllerSteering, list_settings
+from tuner.steering import PlannedChanges, SettingsChange
+from tuner.steering_controller import ControllerSteering
 
 SLA = Sla.parse("p95_ttft_ms<=200,attainment>=0.9")
 TWO_BANDS = schedule((0.0, 10.0, CALM), (10.0, math.inf, BUSY))
@@ -167,8 +167,3 @@ def test_the_observed_rate_counts_requests_that_arrived_and_have_not_ended() -> 
 def test_a_window_shorter_than_the_interval_is_refused() -> None:
     with pytest.raises(TunerError, match="no longer than the window"):
         ControllerSteering(schedule=TWO_BANDS, sla=SLA, interval_s=10.0, window_s=5.0)
-
-
-def test_a_schedule_tells_the_settings_it_may_choose() -> None:
-    assert list_settings(TWO_BANDS) == [CALM, BUSY]
-    assert free_reshapes(CALM.plan) == 0.0

@@ -20,11 +20,12 @@ import pytest
 
 import engine.fleet
 from engine.clock import VirtualClock
-from engine.config import Caps, EngineConfig, ExecutorKind
+from engine.config import Caps, EngineConfig, ExecutorKind, ModelConfig
 from engine.engine import Engine
 from engine.errors import QueueFullError, RequestError
 from engine.executors.protocol import StepTimer
 from engine.executors.simulated import SimulatedExecutor
+from engine.measurement import Outcome
 from engine.plan import ParallelPlan
 from engine.policy import EnginePolicy, Order
 from engine.quiet import QuietRounds, with_more_context
@@ -34,7 +35,9 @@ from engine.scheduled import ScheduledStep
 from engine.scheduler import Scheduler
 from engine.sequences import Sequence
 from engine.steps import StepPlan, StepShape
-from tuner.arrivals import Arrival
+from tuner.arrivals import Arrival, ClosedLoop, Workload, WorkloadSource
+from tuner.simulate import simulate
+from tuner.steering import Steering
 
 TIMEOUT_S = 60.0
 
@@ -267,4 +270,34 @@ def _request(name: str, arrival: Arrival) -> Request:
         prompt_ids=(1,) * arrival.input_tokens,
         sampling=SamplingParams(max_tokens=arrival.output_tokens, ignore_eos=True),
         arrival_s=arrival.arrival_s,
+    )
+
+
+def simulated(world: World, model_dir: Path, steering: Steering | None = None) -> Served:
+    """The same world, simulated."""
+    source = WorkloadSource(
+        spec="test", seed=0, sha256="0" * 64, rows=len(world.arrivals), span_s=1.0
+    )
+    closed = ClosedLoop(concurrency=world.concurrency) if world.concurrency else None
+    with recorded_decisions() as decisions:
+        result = simulate(
+            model=ModelConfig.from_dir(model_dir),
+            plan=world.plan,
+            threshold_tokens=world.threshold_tokens,
+            caps=world.caps,
+            workload=Workload(arrivals=world.arrivals, source=source, closed=closed),
+            timer=world.timer,
+            num_kv_blocks=world.num_kv_blocks,
+            block_size=world.block_size,
+            max_model_len=world.max_model_len,
+            order=world.order,
+            queues_ahead=world.overlap,
+            steering=steering,
+            envelope=world.caps if steering is not None else None,
+        )
+    timings = result.measurement.timings
+    return Served(
+        decisions=decisions,
+        token_s={str(n): list(timing.token_s) for n, timing in enumerate(timings)},
+        refused={str(n) for n, t in enumerate(timings) if t.outcome is Outcome.ERRORED},
     )

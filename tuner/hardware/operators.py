@@ -84,7 +84,7 @@ class PeakOperators:
         context = shape.prefill_context_tokens + shape.decode_context_tokens
         return max(pairs * self._s_per_pair, context * self._s_per_context_token)
 
-    def elementwise_s(self, work: StageWork, *, is_first: bool) -> float:  # noqa: ARG002
+    def elementwise_s(self, work: StageWork, *, is_first: bool) -> float:  # noqa: ARG002 - Operators
         """About 10 passes over the hidden rows and 3 over the FFN's."""
         ffn = work.layer.down.k
         per_row = (10 * self._hidden + 3 * ffn) * self._bytes
@@ -97,7 +97,7 @@ class PeakOperators:
         """Every kernel's, since efficiencies do not hold it."""
         return self._device.kernels_per_layer * work.layers * self._device.kernel_launch_s
 
-    def floor_s(self, work: StageWork) -> float:  # noqa: ARG002
+    def floor_s(self, work: StageWork) -> float:  # noqa: ARG002 - one of Operators
         return 0.0
 
     def _gemm_s(self, gemm: GemmShape, rows: int, precision: Precision) -> float:

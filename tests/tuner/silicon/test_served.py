@@ -42,7 +42,7 @@ def row(**changes: object) -> ServedRow:
         "ttft_s": 1.0,
         "tpot_s": 1.0,
     }
-    return ServedRow(**(values | changes))  # type: ignore[arg-type]  # a dict of mixed values
+    return ServedRow(**(values | changes))
 
 
 def measured(rows: list[ServedRow], backend: Backend) -> list[ServedRow]:

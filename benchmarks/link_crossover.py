@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 from benchmarks.quiet import OtherPrograms
 from engine.config import Caps, EngineConfig, ExecutorKind, LinkEmulation, ModelConfig
@@ -30,7 +30,7 @@ from policies.threshold import ShiftRule, StepPair
 from tuner.cost_model import StepModel
 from tuner.cost_model_fit import fit_step_model
 from tuner.machine import this_machine
-from tuner.profile import Profile, read_json
+from tuner.profile import Profile, merged, read_json
 from tuner.profile_run import ProfileSpec, run_profile
 
 PLAN = ParallelPlan(sp=2, shift=True)
@@ -50,12 +50,20 @@ class SizeTimes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Timed:
+    """The shapes that one turn ran, their seconds, and the share that other programs took."""
+
+    shapes: dict[tuple[int, Mode], StepShape]
+    seconds: dict[int, Seconds]
+    others: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class LinkResult:
     """All sizes behind one link, and the share of the cores that other programs took."""
 
     link: str
     sizes: tuple[SizeTimes, ...]
-    rounds: int
     others: float
 
     @property
@@ -74,43 +82,54 @@ class LinkResult:
 
 
 def main() -> None:
-    """Profile without a link (or read a profile), then time and simulate both modes per link."""
+    """Profile without a link and time both modes behind each link, in turn; then simulate."""
     options = _options()
+    links = options.links.split(";")
     with tempfile.TemporaryDirectory(prefix="gearshift-bench-") as folder:
         model_dir = Path(folder) / "model"
         create_model(model_dir, preset=options.preset, seed=options.seed)
         model = ModelConfig.from_dir(model_dir)
-        step_model = fit_step_model(_profile(options, model_dir), model, seed=options.seed)
-        results = [
-            run_link(model_dir, model, step_model, text, options)
-            for text in options.links.split(";")
-        ]
+        profiles = []
+        timed: dict[str, list[Timed]] = {link: [] for link in links}
+        for turn in range(options.turns):
+            if turn == 0 or options.profile is None:
+                profiles.append(_profile(options, model_dir, turn))
+            for link in links:
+                timed[link].append(_timed(model_dir, model, link, options))
+    step_model = fit_step_model(merged(profiles), model, seed=options.seed)
+    results = [compare(model, step_model, link, timed[link]) for link in links]
     text = report(results, options)
     if options.out is not None:
         options.out.write_text(text)
     print(text)
 
 
-def run_link(
-    model_dir: Path,
-    model: ModelConfig,
-    step_model: StepModel,
-    text: str,
-    options: argparse.Namespace,
-) -> LinkResult:
-    """Every size in both modes on ranks behind ``text``, and by the step model."""
-    link = LinkEmulation.parse(text)
+def _timed(model_dir: Path, model: ModelConfig, text: str, options: argparse.Namespace) -> Timed:
+    """Every size in both modes on ranks behind ``text``, in one turn's share of the rounds."""
     sizes = [2**n for n in range(options.max_tokens.bit_length()) if 2**n <= options.max_tokens]
+    rounds = -(-options.rounds // options.turns)
     with OtherPrograms() as others:
-        shapes, seconds = time_sizes(model_dir, model, link, sizes, options.rounds)
-    timer = step_model.timer(PLAN, model, link=link)
+        shapes, seconds = time_sizes(model_dir, model, LinkEmulation.parse(text), sizes, rounds)
+    print(f"{text}: timed while other programs took {others.share:.1%} of the cores", flush=True)
+    return Timed(shapes=shapes, seconds=seconds, others=others.share)
+
+
+def compare(
+    model: ModelConfig, step_model: StepModel, text: str, turns: Sequence[Timed]
+) -> LinkResult:
+    """Medians over all turns beside what the step model says."""
+    timer = step_model.timer(PLAN, model, link=LinkEmulation.parse(text))
     found = []
-    for size in sizes:
-        simulated = {mode: timer.stage_seconds(shapes[size, mode])[0] for mode in Mode}
-        measured = {mode: median(seconds[size][mode]) for mode in Mode}
-        found.append(SizeTimes(num_tokens=size, measured=measured, simulated=simulated))
-        print(text, found[-1], flush=True)
-    return LinkResult(link=text, sizes=tuple(found), rounds=options.rounds, others=others.share)
+    for size in turns[0].seconds:
+        shapes = {mode: turns[0].shapes[size, mode] for mode in Mode}
+        found.append(
+            SizeTimes(
+                num_tokens=size,
+                measured={m: median(s for t in turns for s in t.seconds[size][m]) for m in Mode},
+                simulated={mode: timer.stage_seconds(shapes[mode])[0] for mode in Mode},
+            )
+        )
+    return LinkResult(link=text, sizes=tuple(found), others=fmean(t.others for t in turns))
 
 
 def time_sizes(
@@ -181,8 +200,9 @@ def report(results: Sequence[LinkResult], options: argparse.Namespace) -> str:
         "**emulated**: each collective is delayed by the declared latency and bytes over "
         "bandwidth. The step model was fitted on a profile without a link; nothing measured "
         f"here was used. Measured: medians of {options.rounds} rounds in which every size runs in "
-        "both modes, milliseconds on the ranks. `base - shift` is relative to shift: below 0 base "
-        "is faster.",
+        f"both modes, milliseconds on the ranks; in {options.turns} turns, a part of the profile "
+        "before each, because a shared machine's speed drifts. `base - shift` is relative to "
+        "shift: below 0 base is faster.",
         "",
         "| link | crossover measured | simulated | within one size bucket |",
         "| --- | --- | --- | --- |",
@@ -219,18 +239,23 @@ def _table(result: LinkResult) -> list[str]:
 def _setup(options: argparse.Namespace) -> list[str]:
     return [
         f"`OMP_NUM_THREADS=1 python -m benchmarks.link_crossover --preset {options.preset} "
-        f'--links "{options.links}" --rounds {options.rounds} --max-tokens {options.max_tokens} '
-        f"--seconds {options.seconds:g} --seed {options.seed}`",
+        f'--links "{options.links}" --rounds {options.rounds} --turns {options.turns} '
+        f"--max-tokens {options.max_tokens} --seconds {options.seconds:g} "
+        f"--seed {options.seed}`",
         "",
         f"Machine: {this_machine()}; {platform.system()}; Python {platform.python_version()}.",
     ]
 
 
-def _profile(options: argparse.Namespace, model_dir: Path) -> Profile:
+def _profile(options: argparse.Namespace, model_dir: Path, turn: int) -> Profile:
+    """The profile that was asked for, or one of ``options.turns`` parts of a new one."""
     if options.profile is not None:
         return Profile.from_json(read_json(options.profile), where=str(options.profile))
     spec = ProfileSpec(
-        model_dir=model_dir, num_ranks=2, seconds=options.seconds, seed=options.seed + 1
+        model_dir=model_dir,
+        num_ranks=2,
+        seconds=options.seconds / options.turns,
+        seed=options.seed + 1 + turn,
     )
     return run_profile(spec, on_event=lambda text: print(text, flush=True))
 
@@ -241,8 +266,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--profile", type=Path, help="use this profile instead of measuring")
     parser.add_argument("--links", default=";".join(LINKS), help="links, with ; between them")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--turns", type=int, default=3, help="profile and timing, in turn")
     parser.add_argument("--max-tokens", type=int, default=1024)
-    parser.add_argument("--seconds", type=float, default=30.0, help="about how long to profile")
+    parser.add_argument("--seconds", type=float, default=45.0, help="about how long to profile")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     return parser.parse_args()

@@ -1,9 +1,11 @@
 """Question: how close is a simulated run to a live one, on plans whose runs fitted nothing?
 
 The step model is fitted on a profile (operators, collectives, passes of a model cut to a few
-layers) and on a short one-rank serving run of other lengths. Then every plan is simulated once
-and run live several times, plans interleaved, so that a slow minute of the machine hits all. It
-takes about 8 minutes; ``--limit-s`` bounds it: no repeat begins that would not end in time.
+layers) and on a short one-rank serving run of other lengths. Every plan is run live several times,
+plans interleaved, and before each such repeat a part of the profile is measured: a machine that
+other guests share changes its speed by tens of percent within minutes, and so that hits all. The
+simulation sees the profile only. It takes about 10 minutes; ``--limit-s`` bounds it: no repeat
+begins that would not end in time.
 
     python -m benchmarks.simulated_vs_measured --out FILE.md
 """
@@ -16,14 +18,14 @@ import platform
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from time import monotonic
 
 from benchmarks.quiet import OtherPrograms
 from benchmarks.simulated_vs_measured_report import MAX_OTHERS, MAX_TRIES, Row, Run, report
-from engine.config import Caps, EngineConfig, ExecutorKind, ModelConfig, num_kv_blocks
+from engine.config import Caps, DType, EngineConfig, ExecutorKind, ModelConfig, num_kv_blocks
 from engine.executors.protocol import StepTimer
 from engine.measurement import Fidelity, Measurement
 from engine.models.create import create_model
@@ -35,7 +37,7 @@ from tuner.cost_model_fit import fit_step_model
 from tuner.design import advised_threshold
 from tuner.live import LiveEngine
 from tuner.machine import num_cores, this_machine
-from tuner.profile import Profile, read_json
+from tuner.profile import Profile, merged, read_json
 from tuner.profile_run import ProfileSpec, run_profile
 from tuner.simulate import simulate
 from tuner.space import Settings
@@ -50,84 +52,80 @@ PAUSE_S = 10.0
 CAPS = Caps(max_num_seqs=32, max_num_batched_tokens=512)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LiveRun:
+    """One live run as it was measured, with its steps."""
+
+    measurement: Measurement
+    samples: tuple[StepSample, ...]
+    others: float
+    discarded: int
+
+
+LiveRuns = dict[tuple[str, Settings], list[LiveRun]]
+
+
 def main() -> None:
-    """Profile (or read a profile), simulate, measure, write the report."""
+    """Profile (or read a profile) and measure in turn, simulate, write the report."""
     options = _options()
     until_s = monotonic() + options.limit_s
     with tempfile.TemporaryDirectory(prefix="gearshift-bench-") as folder:
         model_dir = options.model or Path(folder) / "model"
         if options.model is None:
             create_model(model_dir, preset=options.preset, seed=options.seed)
-        profile = _profile(options, model_dir, until_s)
         model = ModelConfig.from_dir(model_dir)
+        profile, measured = profile_and_measure(model_dir, model, options, until_s)
+        if options.keep_profile is not None:
+            options.keep_profile.write_text(json.dumps(profile.to_json()))
         step_model = fit_step_model(profile, model, seed=options.seed)
-        rows = compare(
-            model_dir, step_model, repeats=options.repeats, seed=options.seed, until_s=until_s
-        )
-    text = report(rows, step_model, _setup(options))
+        config = _config(model_dir, step_model.dtype)
+        rows = [
+            _row(config, model, step_model, text, settings, runs, options.seed)
+            for (text, settings), runs in measured.items()
+        ]
+    text = report(rows, step_model, _setup(options, num_rounds=len(rows[0].measured)))
     if options.out is not None:
         options.out.write_text(text)
     print(text)
 
 
-def compare(
-    model_dir: Path, step_model: StepModel, *, repeats: int, seed: int, until_s: float
-) -> list[Row]:
-    """Simulate every plan under every workload, then run all of it live, interleaved.
+def profile_and_measure(
+    model_dir: Path, model: ModelConfig, options: argparse.Namespace, until_s: float
+) -> tuple[Profile, LiveRuns]:
+    """A part of the profile, then every plan under every workload, in turn.
 
     Repeats after the first begin only where one like the longest so far ends by ``until_s``.
     """
-    model = ModelConfig.from_dir(model_dir)
-    config = EngineConfig(
-        model_dir=model_dir,
-        dtype=step_model.dtype,
-        executor=ExecutorKind.PROCESS,
-        envelope=CAPS,
-        max_devices=num_cores(),
-    )
-    every = [_settings(text, step_model, model) for text in PLANS]
-    workloads = {text: parse_workload(text, seed=seed) for text in WORKLOADS}
-    cases = [(text, settings) for text in WORKLOADS for settings in every]
-    simulated = {
-        (text, s): _numbers(_simulate(config, model, step_model, s, workloads[text]))
-        for text, s in cases
-    }
-    measured: dict[tuple[str, Settings], list[Run]] = {case: [] for case in cases}
+    rounds = [_profile_round(options, model_dir, 0, until_s)]
+    first = fit_step_model(rounds[0], model, seed=options.seed)
+    every = [_settings(text, first, model) for text in PLANS]
+    workloads = {text: parse_workload(text, seed=options.seed) for text in WORKLOADS}
+    measured: LiveRuns = {(text, settings): [] for text in WORKLOADS for settings in every}
     longest_s = 0.0
-    with LiveEngine(config) as live:
-        for repeat in range(repeats):
-            begun_s = monotonic()
-            if repeat and begun_s + longest_s > until_s:
-                break
-            turn = repeat % len(every)
+    for repeat in range(options.repeats):
+        begun_s = monotonic()
+        if repeat and begun_s + longest_s > until_s:
+            break
+        if repeat and options.profile is None:
+            rounds.append(_profile_round(options, model_dir, repeat, until_s))
+        turn = repeat % len(every)
+        with LiveEngine(_config(model_dir, first.dtype)) as live:
             for settings in every[turn:] + every[:turn]:
-                timer = step_model.timer(settings.plan, model)
                 for text, workload in workloads.items():
-                    run = _measure(live, settings, workload, timer, seed + 100 * repeat, until_s)
+                    seed = options.seed + 100 * repeat
+                    run = _measure(live, settings, workload, seed, until_s)
                     measured[text, settings].append(run)
-                    print(f"repeat {repeat}: {settings.plan}: {text}: {run}", flush=True)
-            longest_s = max(longest_s, monotonic() - begun_s)
-    return [
-        Row(
-            workload=text,
-            settings=s,
-            simulated=simulated[text, s],
-            measured=tuple(measured[text, s]),
-        )
-        for text, s in cases
-    ]
+                    numbers = _numbers(run.measurement)
+                    print(f"repeat {repeat}: {settings.plan}: {text}: {numbers}", flush=True)
+        longest_s = max(longest_s, monotonic() - begun_s)
+    return merged(rounds), measured
 
 
 def _measure(
-    live: LiveEngine,
-    settings: Settings,
-    workload: Workload,
-    timer: StepTimer,
-    seed: int,
-    until_s: float,
-) -> Run:
+    live: LiveEngine, settings: Settings, workload: Workload, seed: int, until_s: float
+) -> LiveRun:
     """One live run; while other programs take too much of the cores, it is repeated."""
-    runs: list[Run] = []
+    runs: list[LiveRun] = []
     while not runs or (runs[-1].others > MAX_OTHERS and len(runs) < MAX_TRIES):
         if runs:
             if monotonic() > until_s:
@@ -137,17 +135,47 @@ def _measure(
             measurement = live.measure(
                 settings, workload, seed=seed, timeout_s=600.0, fidelity=Fidelity.MEASURED
             )
-        step_error, host_share = _parts(live.drain_samples(), settings.plan, timer)
         runs.append(
-            Run(
-                numbers=_numbers(measurement),
+            LiveRun(
+                measurement=measurement,
+                samples=tuple(live.drain_samples()),
                 others=others.share,
                 discarded=len(runs),
+            )
+        )
+    return min(runs, key=lambda run: run.others)
+
+
+def _row(
+    config: EngineConfig,
+    model: ModelConfig,
+    step_model: StepModel,
+    text: str,
+    settings: Settings,
+    runs: Sequence[LiveRun],
+    seed: int,
+) -> Row:
+    """What simulation says of a plan under a workload, beside what was measured."""
+    workload = parse_workload(text, seed=seed)
+    timer = step_model.timer(settings.plan, model)
+    measured = []
+    for run in runs:
+        step_error, host_share = _parts(run.samples, settings.plan, timer)
+        measured.append(
+            Run(
+                numbers=_numbers(run.measurement),
+                others=run.others,
+                discarded=run.discarded,
                 step_error=step_error,
                 host_share=host_share,
             )
         )
-    return min(runs, key=lambda run: run.others)
+    return Row(
+        workload=text,
+        settings=settings,
+        simulated=_numbers(_simulate(config, model, step_model, settings, workload)),
+        measured=tuple(measured),
+    )
 
 
 def _parts(
@@ -168,11 +196,22 @@ def _parts(
     return said_s / took_s - 1, sum(s.bubble_s for s in samples) / busy_s
 
 
-def _setup(options: argparse.Namespace) -> list[str]:
+def _config(model_dir: Path, dtype: DType) -> EngineConfig:
+    return EngineConfig(
+        model_dir=model_dir,
+        dtype=dtype,
+        executor=ExecutorKind.PROCESS,
+        envelope=CAPS,
+        max_devices=num_cores(),
+    )
+
+
+def _setup(options: argparse.Namespace, *, num_rounds: int) -> list[str]:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "scikit-learn"))
     return [
         f"`OMP_NUM_THREADS=1 python -m benchmarks.simulated_vs_measured --preset {options.preset} "
-        f"--repeats {options.repeats} --seconds {options.seconds:g} --seed {options.seed}`",
+        f"--repeats {options.repeats} --seconds {options.seconds:g} --seed {options.seed}` "
+        f"({num_rounds} repeats were made)",
         "",
         f"Machine: {this_machine()}; {platform.system()}; "
         f"Python {platform.python_version()}; {packages}. float32, one thread per rank, process "
@@ -216,11 +255,17 @@ def _numbers(run: Measurement) -> tuple[float, ...]:
     return (run.throughput_tokens_per_s, ttft_ms, tpot_ms)
 
 
-def _profile(options: argparse.Namespace, model_dir: Path, until_s: float) -> Profile:
+def _profile_round(
+    options: argparse.Namespace, model_dir: Path, number: int, until_s: float
+) -> Profile:
+    """The profile that was asked for, or one of ``options.repeats`` parts of a new one."""
     if options.profile is not None:
         return Profile.from_json(read_json(options.profile), where=str(options.profile))
     spec = ProfileSpec(
-        model_dir=model_dir, num_ranks=2, seconds=options.seconds, seed=options.seed + 1
+        model_dir=model_dir,
+        num_ranks=2,
+        seconds=options.seconds / options.repeats,
+        seed=options.seed + 1 + number,
     )
     for _ in range(MAX_TRIES):
         with OtherPrograms() as others:
@@ -228,8 +273,6 @@ def _profile(options: argparse.Namespace, model_dir: Path, until_s: float) -> Pr
         print(f"profiled while other programs took {others.share:.1%} of the cores", flush=True)
         if others.share <= MAX_OTHERS or monotonic() > until_s:
             break
-    if options.keep_profile is not None:
-        options.keep_profile.write_text(json.dumps(profile.to_json()))
     return profile
 
 
@@ -239,9 +282,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--preset", default="small")
     parser.add_argument("--profile", type=Path, help="use this profile instead of measuring")
     parser.add_argument("--keep-profile", type=Path)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=30.0, help="about how long to profile")
-    parser.add_argument("--limit-s", type=float, default=520.0)
+    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=60.0, help="about how long to profile")
+    parser.add_argument("--limit-s", type=float, default=900.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     return parser.parse_args()

@@ -89,7 +89,8 @@ def report(rows: Sequence[Row], step_model: StepModel, setup: Sequence[str]) -> 
         f"# Simulated against measured, {date.today()}",
         "",
         "Each plan was simulated with a step model and run live "
-        f"{len(rows[0].measured)} times, plans interleaved. Fitted on a profile (operators, "
+        f"{len(rows[0].measured)} times, plans interleaved, a part of the profile before each "
+        "time. The model was fitted on that profile alone (operators, "
         "collectives, passes of the model cut to a few layers under "
         f"{'; '.join(step_model.fitted_plans)}) and on a short serving run of other lengths on "
         f"{', '.join(step_model.served_plans)}. No serving run of two ranks was used.",

@@ -50,7 +50,7 @@ class _Bench:
     seconds_per_point: float
 
     def seconds(self, call: Callable[[], object]) -> float:
-        """Mean seconds of one call over the faster half of the repeats."""
+        """Mean seconds of one call over the middle half of the repeats."""
         call()
         repeats = self._agree_on_repeats(self._timed(call))
         self.group.barrier()

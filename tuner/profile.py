@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from tuner.host_work import HostWork
 from tuner.machine import Fingerprint
 
 SCHEMA = "profile/v1"
-# Other programs only ever add time; the faster half is what this machine does by itself.
-KEPT_SHARE = 0.5
+# A served step meets the machine's usual disturbance, so the fastest are cut off like the slowest.
+CUT_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class CollectiveTime:
 class PieceTime:
     """A step of a model cut to ``num_layers`` layers, from submit to result, under ``plan``.
 
-    Mean over the faster half of the repeats; ``spread`` is (p90 - p10) / p50 of them.
+    Mean over the middle half of the repeats; ``spread`` is (p90 - p10) / p50 of them.
     ``dispatch_s`` of ``step_s`` lay outside the ranks: the message's way to them and the result's
     way back. A live engine hides it behind the step before.
     """
@@ -138,6 +138,36 @@ class Profile:
             raise TunerError(f"{where}: {error}") from error
 
 
+def merged(rounds: Sequence[Profile]) -> Profile:
+    """One profile of several of the same machine, model, dtype and link.
+
+    Rows stand beside one another and fits average them, so a minute in which the machine was slow
+    (a neighbour of a virtual one, say) weighs as one round of several.
+
+    Raises:
+        TunerError: no round, or one that differs in what was profiled, named.
+    """
+    if not rounds:
+        raise TunerError("no profile to merge")
+    first = rounds[0]
+    for other in rounds[1:]:
+        for name in ("fingerprint", "model", "dtype", "link"):
+            mine, theirs = getattr(first, name), getattr(other, name)
+            if mine != theirs:
+                raise TunerError(f"profiles of different {name} cannot be merged: {mine}, {theirs}")
+    return replace(
+        first,
+        gemms=tuple(row for r in rounds for row in r.gemms),
+        attentions=tuple(row for r in rounds for row in r.attentions),
+        elementwise=tuple(row for r in rounds for row in r.elementwise),
+        collectives=tuple(row for r in rounds for row in r.collectives),
+        pieces=tuple(row for r in rounds for row in r.pieces),
+        samples=tuple(row for r in rounds for row in r.samples),
+        host_work=tuple(row for r in rounds for row in r.host_work),
+        created=max(r.created for r in rounds),
+    )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """One JSON object of a file.
 
@@ -154,6 +184,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def trimmed_mean(seconds: Sequence[float]) -> float:
-    """Mean of the faster half."""
-    kept = sorted(seconds)[: max(1, int(len(seconds) * KEPT_SHARE))]
+    """Mean of the middle half."""
+    cut = int(len(seconds) * CUT_SHARE)
+    kept = sorted(seconds)[cut : len(seconds) - cut]
     return sum(kept) / len(kept)

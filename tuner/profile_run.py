@@ -20,7 +20,7 @@ from engine.steps import StepSample
 from tuner.cost_model import model_sizes
 from tuner.host_work import HostWork, HostWorkMeter
 from tuner.machine import num_cores, this_machine
-from tuner.profile import Profile
+from tuner.profile import Profile, merged
 from tuner.profile_messages import OperatorReport
 from tuner.profile_operators import profile_operators
 from tuner.profile_pieces import profile_pieces
@@ -33,7 +33,8 @@ class ProfileSpec:
     """What to profile. ``seconds`` is about how long measuring takes (starts come on top).
 
     ``num_ranks`` is never more than the machine's cores (or CUDA devices): ranks that wait for
-    each other's core would be timed waiting.
+    each other's core would be timed waiting. Everything is measured ``rounds`` times over, in a
+    share of the seconds each: worth it where the machine's speed drifts, as a virtual one's does.
     """
 
     model_dir: Path
@@ -45,6 +46,7 @@ class ProfileSpec:
     max_tokens: int = 1024
     max_context: int = 2048
     seed: int = 0
+    rounds: int = 1
 
 
 def run_profile(spec: ProfileSpec, *, on_event: OnEvent = lambda _: None) -> Profile:
@@ -54,6 +56,17 @@ def run_profile(spec: ProfileSpec, *, on_event: OnEvent = lambda _: None) -> Pro
         TunerError: a measuring rank failed.
         EngineError: the checkpoint is at fault, or a rank of the engine failed.
     """
+    found = []
+    for number in range(spec.rounds):
+        if spec.rounds > 1:
+            on_event(f"round {number + 1} of {spec.rounds}")
+        share = replace(spec, seconds=spec.seconds / spec.rounds, seed=spec.seed + number)
+        found.append(_run_round(share, on_event))
+    return merged(found)
+
+
+def _run_round(spec: ProfileSpec, on_event: OnEvent) -> Profile:
+    """Everything once."""
     model = ModelConfig.from_dir(spec.model_dir)
     most = min(spec.num_ranks, max_active_ranks(spec.device))
     on_event(f"operators with 1 of {most} ranks at work")

@@ -32,6 +32,10 @@ def profile(
         str | None, typer.Option(help="Emulated link, as in latency_us=20,gbps=100.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=1, help="About how long to measure.")] = 40.0,
+    rounds: Annotated[
+        int,
+        typer.Option(min=1, help="Measure everything so often, where the machine's speed drifts."),
+    ] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Measure operators, collectives and passes on this machine and fit its cost model.
@@ -55,6 +59,7 @@ def profile(
             device=check_device(device),
             link=LinkEmulation.parse(link) if link else None,
             seconds=seconds,
+            rounds=rounds,
         )
         measured = run_profile(spec, on_event=lambda text: log(f"profile: {text}"))
         out.write_text(json.dumps(measured.to_json()))

@@ -25,7 +25,7 @@ def result(measured: tuple[float, float], simulated: tuple[float, float]) -> Lin
         SizeTimes(num_tokens=n, measured=m, simulated=s)
         for (n, m), (_, s) in zip(times(*measured), times(*simulated), strict=True)
     ]
-    return LinkResult(link="gbps=1", sizes=tuple(sizes), rounds=1, others=0.0)
+    return LinkResult(link="gbps=1", sizes=tuple(sizes), others=0.0)
 
 
 def test_a_crossover_is_the_first_size_at_which_base_is_faster() -> None:

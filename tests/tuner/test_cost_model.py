@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tuner.cost_model import StepModel
 from tuner.cost_model_files import load_cost_model, read_cost_model, save_cost_model
 from tuner.cost_model_fit import conformal, fit_step_model
 from tuner.errors import TunerError
-from tuner.profile import Profile
+from tuner.profile import Profile, merged
 from tuner.residual import Residual
 from tuner.terms import StepTerms
 from tuner.timer import ScaledTimer
@@ -34,6 +35,20 @@ def test_a_machine_whose_operators_add_up_is_fitted_closely() -> None:
     assert model.error.roofline_mape < 0.05
     assert model.error.plan_interval < 0.1
     assert model.serving_factor == pytest.approx(1.1, rel=0.03)
+
+
+def test_a_slow_round_of_a_profile_weighs_as_one_of_several() -> None:
+    """Not as the one that happened to be measured last, or as all that was measured."""
+    slow = made_up_profile(seconds=lambda terms, shape: 1.3 * true_seconds(terms, shape))
+    quick, mixed = made_up_profile(), merged([made_up_profile(), slow, made_up_profile()])
+    for shape in shapes():
+        usual = seconds(fit_step_model(quick, SMALL), "tp=2", shape)
+        assert 1.04 < seconds(fit_step_model(mixed, SMALL), "tp=2", shape) / usual < 1.16
+
+
+def test_profiles_of_different_things_are_never_merged() -> None:
+    with pytest.raises(TunerError, match=r"different dtype.*float32, bfloat16"):
+        merged([made_up_profile(), replace(made_up_profile(), dtype="bfloat16")])
 
 
 def test_plans_that_never_ran_are_predicted_from_their_operators() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -17,8 +18,19 @@ from tuner.errors import TunerError
 from tuner.features import CollectiveKind
 
 FOLDER = Path(__file__).parent / "links"
-SCHEMA = "link/v1"
+SCHEMA = "link/v2"
 GB = 1e9
+
+
+class Topology(StrEnum):
+    """How the devices of a node are joined, and so what a group of some of them has to itself."""
+
+    SWITCH = "switch"
+    """Any device reaches any other in one round at full speed: a group has all of it."""
+    MESH = "mesh"
+    """A wire of its own between every two devices: a group has only those among its members."""
+    RING = "ring"
+    """Data goes round from neighbour to neighbour."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +38,8 @@ class LinkSpec:
     """One kind of link: peak per device and direction, and what is reached of it.
 
     ``call_s`` is what a reduction costs (start, and waiting for the others), ``exchange_s`` a
-    gather or an all-to-all, ``hop_s`` each round of them, ``send_s`` a send. ``is_switched``:
-    every device reaches every other in one round at full speed; else data goes round a ring.
+    gather or an all-to-all, ``hop_s`` each round of them, ``send_s`` a send. ``wires`` is how many
+    of them a device's peak is made of: in a mesh one to each other device.
     ``has_multicast``: the switch itself adds and spreads (NVLS) where all its devices take part.
     ``measured_on`` names the device whose curves hold collectives over this link, if any.
     """
@@ -42,7 +54,8 @@ class LinkSpec:
     exchange_s: float
     hop_s: float
     send_s: float
-    is_switched: bool
+    topology: Topology
+    wires: int = 1
     has_multicast: bool = False
     measured_on: str | None = None
 
@@ -56,14 +69,21 @@ class LinkSpec:
         if raw.get("schema") != SCHEMA:
             raise TunerError(f"{where}: schema {raw.get('schema')!r} is not {SCHEMA!r}")
         try:
-            return cls(**{key: value for key, value in raw.items() if key != "schema"})
-        except TypeError as error:
+            values = {key: value for key, value in raw.items() if key != "schema"}
+            return cls(**values | {"topology": Topology(raw.get("topology", ""))})
+        except (TypeError, ValueError) as error:
             raise TunerError(f"{where}: {error}") from error
 
     @property
     def bytes_per_s(self) -> float:
-        """Achievable bytes per second and direction."""
+        """Achievable bytes per second and direction, all of a device's wires together."""
         return self.bytes_per_s_per_direction * self.efficiency
+
+    def bytes_per_s_among(self, ranks: int) -> float:
+        """Achievable bytes per second and direction of a device within a group of ``ranks``."""
+        if self.topology is not Topology.MESH:
+            return self.bytes_per_s
+        return self.bytes_per_s * min(1.0, (ranks - 1) / self.wires)
 
     def at_speed(self, bytes_per_s_per_direction: float) -> LinkSpec:
         """The same link with another bandwidth; latencies stay."""
@@ -74,32 +94,34 @@ class LinkSpec:
         """One collective by latency and bandwidth.
 
         ``num_bytes`` is what a rank hands in: its whole tensor for a reduction or all-to-all, its
-        own part for a gather or a send. A reduction over a switch takes the better of reading
-        everybody's tensor in one round and of scattering and gathering in two; over a ring
-        2(n-1) rounds (Thakur, Rabenseifner, Gropp 2005).
+        own part for a gather or a send. A reduction over a switch or a mesh takes the better of
+        reading everybody's tensor in one round and of scattering and gathering in two; over a
+        ring 2(n-1) rounds (Thakur, Rabenseifner, Gropp 2005).
         """
         share, others = (ranks - 1) / ranks, ranks - 1
+        bytes_per_s = self.bytes_per_s_among(ranks)
         match kind:
             case CollectiveKind.SEND:
-                return self.send_s + num_bytes / self.bytes_per_s
+                return self.send_s + num_bytes / self.bytes_per_s_among(2)
             case CollectiveKind.ALL_TO_ALL:
-                return self._exchange_s(others, share * num_bytes)
+                return self._exchange_s(others, share * num_bytes / bytes_per_s)
             case CollectiveKind.ALL_GATHER:
-                return self._exchange_s(others, others * num_bytes)
+                return self._exchange_s(others, others * num_bytes / bytes_per_s)
             case CollectiveKind.ALL_REDUCE:
-                if not self.is_switched:
-                    return self._rounds_s(2 * others, 2 * share * num_bytes)
-                at_once_s = self._rounds_s(1, others * num_bytes)
-                return min(at_once_s, self._rounds_s(2, 2 * share * num_bytes))
+                in_two_s = 2 * share * num_bytes / bytes_per_s
+                if self.topology is Topology.RING:
+                    return self._rounds_s(2 * others, in_two_s)
+                at_once_s = self._rounds_s(1, others * num_bytes / bytes_per_s)
+                return min(at_once_s, self._rounds_s(2, in_two_s))
             case _:
                 assert_never(kind)
 
-    def _exchange_s(self, others: int, sent_bytes: float) -> float:
-        rounds = 1 if self.is_switched else others
-        return self.exchange_s + rounds * self.hop_s + sent_bytes / self.bytes_per_s
+    def _exchange_s(self, others: int, sending_s: float) -> float:
+        rounds = others if self.topology is Topology.RING else 1
+        return self.exchange_s + rounds * self.hop_s + sending_s
 
-    def _rounds_s(self, rounds: int, sent_bytes: float) -> float:
-        return self.call_s + rounds * self.hop_s + sent_bytes / self.bytes_per_s
+    def _rounds_s(self, rounds: int, sending_s: float) -> float:
+        return self.call_s + rounds * self.hop_s + sending_s
 
 
 def list_links() -> list[str]:

@@ -11,7 +11,7 @@ from tuner.errors import TunerError
 from tuner.features import Collective, CollectiveKind
 from tuner.hardware import Precision, list_links, load_link, paced_timer, parse_hardware
 from tuner.hardware.collectives import CollectiveTimes, Placement, Spread
-from tuner.hardware.links import LinkSpec
+from tuner.hardware.links import LinkSpec, Topology
 
 REDUCE, GATHER = CollectiveKind.ALL_REDUCE, CollectiveKind.ALL_GATHER
 TO_ALL = CollectiveKind.ALL_TO_ALL
@@ -105,7 +105,31 @@ def test_a_link_of_another_schema_or_without_a_key_is_refused() -> None:
     with pytest.raises(TunerError, match=r"x\.json: schema 'link/v9'"):
         LinkSpec.from_json({"schema": "link/v9"}, where="x.json")
     with pytest.raises(TunerError, match="title"):
-        LinkSpec.from_json({"schema": "link/v1", "name": "x"}, where="x.json")
+        LinkSpec.from_json(
+            {"schema": "link/v2", "name": "x", "topology": "mesh", "wires": 7}, where="x.json"
+        )
+    with pytest.raises(TunerError, match=r"x\.json: 'star'"):
+        LinkSpec.from_json({"schema": "link/v2", "topology": "star"}, where="x.json")
+
+
+def test_a_group_in_a_mesh_has_only_the_wires_among_its_members() -> None:
+    """Each of eight devices has a wire to each other one, so two of them share one of seven."""
+    link, size = load_link("infinity-fabric"), 1e9
+    wire_s = size / (link.bytes_per_s / 7)
+    for ranks in (2, 4, 8):
+        assert link.seconds(REDUCE, ranks, size) == pytest.approx(2 / ranks * wire_s, rel=0.01)
+        assert link.seconds(TO_ALL, ranks, size) == pytest.approx(wire_s / ranks, rel=0.01)
+        assert link.seconds(GATHER, ranks, size) == pytest.approx(wire_s, rel=0.01)
+    assert link.seconds(CollectiveKind.SEND, 2, size) == pytest.approx(wire_s, rel=0.01)
+
+
+def test_a_mesh_of_all_devices_is_as_fast_as_a_switch_and_a_part_of_it_is_not() -> None:
+    mesh = load_link("infinity-fabric")
+    switch = replace(mesh, topology=Topology.SWITCH)
+    assert mesh.seconds(REDUCE, 8, 1e9) == switch.seconds(REDUCE, 8, 1e9)
+    assert mesh.seconds(REDUCE, 2, 1e9) == pytest.approx(
+        7 * switch.seconds(REDUCE, 2, 1e9), rel=0.01
+    )
 
 
 def test_groups_take_whole_nodes_and_sequence_groups_every_tp_th_rank() -> None:

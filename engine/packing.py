@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,15 +15,26 @@ from engine.running import RunningSet
 from engine.scheduled import PlacedSequence, ScheduledStep, SlotArray, shape_of
 from engine.sequences import Sequence
 from engine.shift import ModeChooser
+from engine.steps import StepShape
 from engine.waiting import WaitingQueue
 
 NO_SLOTS: SlotArray = np.empty(0, np.intp)
 
 
+class PackedChunk(NamedTuple):
+    """``num_tokens`` of the prompt in row ``slot``, after ``num_before`` that are computed;
+    ``is_whole``: they reach its last known token, and so it is sampled."""
+
+    slot: int
+    num_tokens: int
+    num_before: int
+    is_whole: bool
+
+
 @dataclass
 class PackedRows:
-    """The rows of a step in the making: decodes first, one token each, then chunks of prompts
-    (slot and tokens each); and what it may still hold."""
+    """The rows of a step in the making: decodes first, one token each, then chunks of prompts;
+    and what it may still hold."""
 
     tokens: int
     step_id: int
@@ -30,7 +42,7 @@ class PackedRows:
     prefill_tokens: int = 0
     has_preempted: bool = False
     decodes: SlotArray = field(default_factory=lambda: NO_SLOTS)
-    chunks: list[tuple[int, int]] = field(default_factory=list)
+    chunks: list[PackedChunk] = field(default_factory=list)
     placed: list[PlacedSequence] = field(default_factory=list)
 
     @property
@@ -38,14 +50,14 @@ class PackedRows:
         return len(self.decodes) + len(self.chunks)
 
     def holds(self, slot: int) -> bool:
-        return slot in self.decodes or any(slot == chunk for chunk, _ in self.chunks)
+        return slot in self.decodes or any(slot == chunk.slot for chunk in self.chunks)
 
-    def take(self, slot: int, num_tokens: int) -> None:
+    def take(self, chunk: PackedChunk) -> None:
         """A chunk of one row's prompt."""
-        self.chunks.append((slot, num_tokens))
-        self.tokens -= num_tokens
-        self.used += num_tokens
-        self.prefill_tokens += num_tokens
+        self.chunks.append(chunk)
+        self.tokens -= chunk.num_tokens
+        self.used += chunk.num_tokens
+        self.prefill_tokens += chunk.num_tokens
 
     def take_decodes(self, slots: SlotArray) -> None:
         """One decode token for each row."""
@@ -108,29 +120,17 @@ class StepPacker:
         slots, query_lens = packed.decodes, np.ones(packed.num_rows, np.int32)
         # Decodes end with a row's last known token, chunks where they reach it.
         is_sampled = np.ones(packed.num_rows, np.bool_)
-        chunks: list[tuple[int, int]] = []
-        for row, (slot, new) in enumerate(packed.chunks, first_chunk):
-            before = int(table.num_computed[slot])
-            chunks.append((new, before))
-            query_lens[row] = new
-            is_sampled[row] = before + new == table.num_tokens[slot]
-        if chunks:
-            slots = np.concatenate((slots, [slot for slot, _ in packed.chunks]))
-        context_lens = table.num_computed[slots]
-        shape = shape_of(
-            num_decodes=first_chunk,
-            cached=int(context_lens[:first_chunk].sum()),
-            chunks=chunks,
-            num_sampled=int(np.count_nonzero(is_sampled)),
-            mode=self.chooser.choose(packed.used, packed.step_id),
-        )
+        if packed.chunks:
+            slots = np.concatenate((slots, [chunk.slot for chunk in packed.chunks]))
+            query_lens[first_chunk:] = [chunk.num_tokens for chunk in packed.chunks]
+            is_sampled[first_chunk:] = [chunk.is_whole for chunk in packed.chunks]
         grown_slots, grown_blocks = self._running.take_grown()
         return ScheduledStep(
             step_id=packed.step_id,
-            shape=shape,
+            shape=self.shape(packed),
             slots=slots,
             query_lens=query_lens,
-            context_lens=context_lens,
+            context_lens=table.num_computed[slots],
             is_sampled=is_sampled,
             first_chunk=first_chunk,
             sequences=table.list_sequences(slots),
@@ -138,6 +138,21 @@ class StepPacker:
             grown_slots=grown_slots,
             grown_blocks=grown_blocks,
         )
+
+    def shape(self, packed: PackedRows) -> StepShape:
+        """The size of the packed rows, and the mode they will run in."""
+        num_decodes = len(packed.decodes)
+        return shape_of(
+            num_decodes=num_decodes,
+            cached=int(np.add.reduce(self._running.table.num_computed[packed.decodes])),
+            chunks=[(chunk.num_tokens, chunk.num_before) for chunk in packed.chunks],
+            num_sampled=num_decodes + sum(chunk.is_whole for chunk in packed.chunks),
+            mode=self.chooser.choose(packed.used, packed.step_id),
+        )
+
+    @property
+    def has_waiting(self) -> bool:
+        return len(self._waiting) > 0
 
     def can_admit(self) -> bool:
         """Whether the next waiting request has a row and KV blocks."""
@@ -194,16 +209,17 @@ class StepPacker:
     def _take_prefills(self, packed: PackedRows, ready: list[int]) -> None:
         running, table = self._running, self._running.table
         for slot in ready:
-            left = int(table.num_tokens[slot] - table.num_computed[slot])
-            chunk = min(left, self._prefill_room(packed))
-            if chunk < 1:
+            before = int(table.num_computed[slot])
+            left = int(table.num_tokens[slot]) - before
+            num_tokens = min(left, self._prefill_room(packed))
+            if num_tokens < 1:
                 return
             if table.sequences[slot] is None:  # preempted for an earlier one in this loop
                 continue
-            blocks = self._make_room(packed, slot, chunk)
+            blocks = self._make_room(packed, slot, num_tokens)
             if blocks is not None:
                 running.grow_row(slot, blocks)
-                packed.take(slot, chunk)
+                packed.take(PackedChunk(slot, num_tokens, before, num_tokens == left))
 
     def _make_room(self, packed: PackedRows, slot: int, num_tokens: int) -> int | None:
         """Free blocks for a running prefill by preempting sequences behind it in the order; the
@@ -217,12 +233,13 @@ class StepPacker:
         """Start waiting requests while tokens, sequences and KV blocks allow."""
         while (room := self._prefill_room(packed)) >= 1 and self.can_admit():
             placed = self._running.place(self._waiting.pop())
-            chunk = min(placed.num_tokens - placed.num_cached, room)
-            missing = self._running.find_room(placed.slot, chunk)
+            slot, left = placed.slot, placed.num_tokens - placed.num_cached
+            num_tokens = min(left, room)
+            missing = self._running.find_room(slot, num_tokens)
             assert missing is not None, "admission has counted its blocks"
-            self._running.grow_row(placed.slot, missing)
+            self._running.grow_row(slot, missing)
             packed.placed.append(placed)
-            packed.take(placed.slot, chunk)
+            packed.take(PackedChunk(slot, num_tokens, placed.num_cached, num_tokens == left))
 
     def _prefill_room(self, packed: PackedRows) -> int:
         """Tokens that prefill chunks may still add to this step."""

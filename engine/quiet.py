@@ -1,13 +1,14 @@
-"""Stretches of steps in which nothing but lengths changes: how long they are, and their shape.
+"""Stretches of steps in which nothing but lengths changes: how long they are, and their shapes.
 
 The simulator commits such a stretch at once (:meth:`engine.scheduler.Scheduler.advance`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from engine.packing import StepPacker
@@ -16,6 +17,15 @@ from engine.running import RunningSet
 from engine.scheduled import ScheduledStep, SlotArray
 from engine.shift import ModeChooser
 from engine.steps import StepShape
+
+
+class QuietRun(msgspec.Struct, frozen=True, kw_only=True):
+    """``count`` decode steps of the same rows, one after the other. ``shape`` is the first one's;
+    each later one has one token of context per row more. ``has_end``: rows end with the last."""
+
+    shape: StepShape
+    count: int
+    has_end: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +53,38 @@ class QuietSteps:
         self._outstanding = outstanding
         self._depth = depth
 
-    def count(self) -> int:
-        """See :meth:`engine.scheduler.Scheduler.quiet_steps`."""
-        if self._depth > 1 or self._outstanding or not self._is_steady():
-            return 0
+    def runs(self, step_id: int, most: int) -> Iterator[QuietRun]:
+        """See :meth:`engine.scheduler.Scheduler.quiet_runs`; for as long as nothing changes."""
         running, table = self._running, self._running.table
-        if len(running) > self._packer.caps.max_num_batched_tokens:
-            return 0
-        left = table.max_len[running.slots] - table.num_tokens[running.slots]
-        return running.steps_within_blocks(int(left.min()))
-
-    def shape(self, step_id: int) -> StepShape:
-        """Shape of the next quiet step; each later one adds ``num_seqs`` context tokens."""
-        slots = self._running.slots
-        return decode_shape(self._running, slots, self._packer.chooser, step_id)
+        if self._depth > 1 or self._outstanding or not self._is_steady():
+            return
+        slots = running.slots
+        if len(slots) > self._packer.caps.max_num_batched_tokens:
+            return
+        left = table.max_len[slots] - table.num_tokens[slots]
+        frees_what_counts = self._packer.has_waiting or running.pool.keeps_prefixes
+        if frees_what_counts or not running.has_blocks_for(most):
+            # At the end of a row somebody may come in, or its blocks be taken for cached ones.
+            until_end = int(left.min())
+            count = running.steps_within_blocks(min(until_end, most))
+            if count:
+                shape = decode_shape(running, slots, self._packer.chooser, step_id)
+                yield QuietRun(shape=shape, count=count, has_end=count == until_end)
+            return
+        order = left.argsort()
+        lefts = left[order].tolist()
+        # Context of the rows that are left when the first of this order have ended.
+        contexts = table.num_computed[slots[order[::-1]]].cumsum()[::-1].tolist()
+        done = first = 0
+        while first < len(lefts) and done < most:
+            num_rows, until_end = len(lefts) - first, lefts[first]
+            mode = self._packer.chooser.choose(num_rows, step_id + done)
+            shape = _decodes(mode, num_rows, contexts[first] + num_rows * (done + 1))
+            count = min(until_end, most) - done
+            yield QuietRun(shape=shape, count=count, has_end=until_end <= most)
+            done += count
+            while first < len(lefts) and lefts[first] <= done:
+                first += 1
 
     def rounds(self, free: SlotArray, step_id: int) -> QuietRounds | None:
         """See :meth:`engine.scheduler.Scheduler.quiet_rounds`; ``free`` are the rows that no step
@@ -103,22 +131,19 @@ def decode_shape(
     """Shape of a step that decodes one token of each of ``slots``."""
     count = len(slots)
     context = int(np.add.reduce(running.table.num_computed[slots])) + count
-    mode: Mode = chooser.choose(count, step_id)
-    return StepShape(
-        mode=mode,
-        num_seqs=count,
-        num_decode_tokens=count,
-        decode_context_tokens=context,
-        num_sampled=count,
-    )
+    return _decodes(chooser.choose(count, step_id), count, context)
 
 
 def with_more_context(shape: StepShape, num_tokens: int) -> StepShape:
     """The same decode step with ``num_tokens`` more tokens of context."""
+    return _decodes(shape.mode, shape.num_seqs, shape.decode_context_tokens + num_tokens)
+
+
+def _decodes(mode: Mode, num_rows: int, context_tokens: int) -> StepShape:
     return StepShape(
-        mode=shape.mode,
-        num_seqs=shape.num_seqs,
-        num_decode_tokens=shape.num_decode_tokens,
-        decode_context_tokens=shape.decode_context_tokens + num_tokens,
-        num_sampled=shape.num_sampled,
+        mode=mode,
+        num_seqs=num_rows,
+        num_decode_tokens=num_rows,
+        decode_context_tokens=context_tokens,
+        num_sampled=num_rows,
     )

@@ -18,7 +18,8 @@ class RunningSet:
     """Sequences in the order they were admitted, their array rows and their KV blocks.
 
     Questions and growth are vectorised over rows, so hundreds of decodes cost one array pass.
-    ``grown`` lists the blocks given to rows since it was last emptied: the delta ranks are told.
+    ``grown`` lists the blocks given to rows (one each, or all to one row) since it was last
+    emptied: the delta ranks are told.
     ``prefilling`` are the rows that lack more than their next token; all others decode.
     """
 
@@ -36,7 +37,7 @@ class RunningSet:
         self.table = SequenceTable(num_slots=num_slots, max_blocks=max_blocks)
         self.sequences: list[Sequence] = []
         self.slots: SlotArray = np.empty(0, np.intp)
-        self.grown: list[tuple[SlotArray, Int32Array]] = []
+        self.grown: list[tuple[SlotArray | int, Int32Array]] = []
         self.prefilling: set[int] = set()
         self._hasher = PrefixHasher(block_size) if keeps_prefixes else None
 
@@ -59,6 +60,8 @@ class RunningSet:
     @property
     def promised_blocks(self) -> int:
         """Blocks that running prefills will still claim for tokens already known."""
+        if not self.prefilling:
+            return 0
         table = self.table
         missing = (
             self.blocks_for(int(table.num_tokens[slot])) - int(table.num_blocks[slot])
@@ -70,17 +73,21 @@ class RunningSet:
         """Blocks that hold ``num_tokens`` tokens."""
         return -(-num_tokens // self.block_size)
 
-    def missing_blocks(self, slots: SlotArray, num_new: int) -> Int32Array:
-        """Blocks each row lacks to hold ``num_new`` more tokens."""
+    def missing_blocks(self, slots: SlotArray, num_new: int | Int32Array) -> Int32Array:
+        """Blocks each row lacks to hold ``num_new`` more tokens (of all rows, or of each)."""
         lacking = self.table.overhang[slots] + np.int32(num_new + self.block_size - 1)
         missing: Int32Array = np.maximum(lacking // np.int32(self.block_size), 0)
         return missing
 
+    def has_blocks_for(self, num_steps: int) -> bool:
+        """Whether there are plenty: so many for ``num_steps`` of all rows that nothing need be
+        counted."""
+        return self.pool.can_allocate(len(self) * (self.blocks_for(num_steps) + 1))
+
     def steps_within_blocks(self, limit: int) -> int:
         """Most decode steps of all rows, up to ``limit``, whose new blocks are free."""
         low, high = 0, max(limit, 0)
-        # At most this many blocks: mostly there are plenty, and nothing need be counted.
-        if self.pool.can_allocate(len(self) * (self.blocks_for(high) + 1)):
+        if self.has_blocks_for(high):
             return high
         while low < high:
             middle = (low + high + 1) // 2
@@ -198,7 +205,7 @@ class RunningSet:
         self.table.blocks[slot, held : held + num_blocks] = blocks
         self.table.num_blocks[slot] = held + num_blocks
         self.table.overhang[slot] -= num_blocks * self.block_size
-        self.grown.append((np.full(num_blocks, slot, np.intp), blocks))
+        self.grown.append((slot, blocks))
 
     def grow_by_one(self, slots: SlotArray) -> None:
         """Give each row a block that has none for its next token; the caller has made room."""
@@ -213,8 +220,9 @@ class RunningSet:
         table.overhang[full] = -self.block_size
         self.grown.append((full, blocks))
 
-    def grow(self, slots: SlotArray, num_new: int) -> None:
-        """Give rows the blocks for ``num_new`` more tokens each; the caller has made room.
+    def grow(self, slots: SlotArray, num_new: int | Int32Array) -> None:
+        """Give rows the blocks for ``num_new`` more tokens (each, or one number per row); the
+        caller has made room.
 
         Blocks are taken in the order that single decode steps would take them, so that many
         steps at once leave the same state as one after the other.
@@ -255,14 +263,12 @@ class RunningSet:
         grown, self.grown = self.grown, []
         if not grown:
             return NO_BLOCKS, NO_BLOCKS
-        if len(grown) == 1:
-            slots, blocks = grown[0]
-        else:
-            slots, blocks = (np.concatenate(part) for part in zip(*grown, strict=True))
-        return slots.astype(np.int32), blocks
+        slots = [np.broadcast_to(slot, len(blocks)) for slot, blocks in grown]
+        return np.concatenate(slots, dtype=np.int32), np.concatenate([b for _, b in grown])
 
-    def advance(self, num_steps: int) -> None:
-        """One more token per row and step, for all rows; the caller knows the blocks are free."""
+    def advance(self, num_steps: int | Int32Array) -> None:
+        """One more token per row and step, for all rows (or for so many steps of each); the
+        caller knows the blocks are free."""
         self.grow(self.slots, num_steps)
         self.grown.clear()
         self.table.counts[:, self.slots] += np.int32(num_steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -90,6 +91,20 @@ class ScheduledStep:
     @property
     def request_ids(self) -> list[str]:
         return [sequence.request_id for sequence in self.sequences]
+
+
+class TakenStep(msgspec.Struct, frozen=True, kw_only=True):
+    """A step that was scheduled and committed at once, where nobody computes content.
+
+    Rows ``sampled_slots`` got a token, ``ended`` have all of theirs by that, and ``kv_usage`` is
+    that of the step while it ran.
+    """
+
+    shape: StepShape
+    placed: list[PlacedSequence]
+    sampled_slots: SlotArray
+    ended: list[Sequence]
+    kv_usage: float
 
 
 @dataclass(frozen=True, kw_only=True)

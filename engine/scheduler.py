@@ -7,15 +7,16 @@ takes their results in.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 
 import numpy as np
 
 from engine.admission import Admission
 from engine.config import Caps
 from engine.pace import StepPace
-from engine.packing import PackedRows, StepPacker
+from engine.packing import PackedChunk, PackedRows, StepPacker
 from engine.policy import Order
-from engine.quiet import QuietRounds, QuietSteps, with_more_context
+from engine.quiet import QuietRounds, QuietRun, QuietSteps, with_more_context
 from engine.request import FinishReason, Request
 from engine.running import RunningSet
 from engine.scheduled import (
@@ -23,10 +24,11 @@ from engine.scheduled import (
     SchedulerCounts,
     SlotArray,
     StepOutcome,
+    TakenStep,
 )
 from engine.sequences import NO_SLOT, Sequence, SequenceTable
 from engine.shift import ModeChooser
-from engine.steps import Int32Array, StepShape
+from engine.steps import Int32Array
 from engine.waiting import WaitingQueue
 
 
@@ -223,12 +225,7 @@ class Scheduler:
         """The next step for ranks that have room, or None while nothing can run."""
         if len(self._outstanding) >= self.depth or self.is_idle:
             return None
-        self._running.grown.clear()
-        while True:
-            packed = self._packer.pack(self.next_step_id, self._free_rows())
-            # Rows of this step's share may all have gone to make room, and others then fit.
-            if packed.num_rows or not packed.has_preempted or self._outstanding:
-                return self._launch(packed)
+        return self._launch(self._pack())
 
     def schedule_ahead(self) -> ScheduledStep | None:
         """The step after those that run, before the oldest of them has ended (arXiv 2606.01927,
@@ -276,26 +273,56 @@ class Scheduler:
 
     # -- time skipping -----------------------------------------------------------------------
 
-    def quiet_steps(self) -> int:
-        """Decode steps that will pass before anything but lengths changes; 0 = none.
-
-        Within them no sequence is admitted or preempted and the mode stays, so each is the step
-        before with one more token per sequence; sequences may end with the last one. With a
-        pipeline see :meth:`quiet_rounds`.
+    def take_step(self) -> TakenStep | None:
+        """The next step, scheduled and committed at once: :meth:`schedule` and
+        :meth:`commit_lengths` for whoever knows that nobody looks in between. Without a pipeline
+        only. None while nothing can run.
         """
-        return self._quiet.count()
+        assert self.depth == 1, "a pipeline has steps in flight"
+        assert not self._outstanding, "steps in flight are committed first"
+        if self.is_idle:
+            return None
+        packed = self._pack()
+        self._admission.is_blocked = len(self._waiting) > 0
+        if not packed.num_rows:
+            return None
+        shape, sampled = self._packer.shape(packed), packed.decodes
+        usage = self._running.pool.usage
+        self.table.counts[:, sampled] += 1
+        for chunk in packed.chunks:
+            self._compute(chunk)
+        if whole := [chunk.slot for chunk in packed.chunks if chunk.is_whole]:
+            sampled = np.concatenate((sampled, np.array(whole, np.intp)))
+        self._count_placed(packed)
+        self.next_step_id += 1
+        ended = self._full_rows(sampled)
+        for sequence in ended:
+            self._end(sequence)
+        return TakenStep(
+            shape=shape, placed=packed.placed, sampled_slots=sampled, ended=ended, kv_usage=usage
+        )
 
-    def quiet_shape(self) -> StepShape:
-        """Shape of the next quiet step; each later one adds ``num_seqs`` context tokens."""
-        return self._quiet.shape(self.next_step_id)
+    def quiet_runs(self, most: int) -> Iterator[QuietRun]:
+        """The decode steps, up to ``most``, that will pass before anything but lengths changes,
+        in runs of the same rows.
+
+        Within them no sequence is admitted or preempted; sequences may end, which begins the
+        next run. With a pipeline see :meth:`quiet_rounds`.
+        """
+        return self._quiet.runs(self.next_step_id, most)
 
     def advance(self, num_steps: int) -> list[Sequence]:
-        """Commit ``num_steps`` quiet decode steps in bulk: one token per sequence and step. The
-        sequences that ended with the last one."""
-        self._running.advance(num_steps)
+        """Commit the first ``num_steps`` of :meth:`quiet_runs` in bulk: one token per sequence
+        and step. The sequences that ended with them, in the order of their ends."""
+        table, slots = self.table, self._running.slots
+        left = table.max_len[slots] - table.num_tokens[slots]
+        self._running.advance(np.minimum(left, np.int32(num_steps)))
         self._admission.is_blocked = len(self._waiting) > 0
         self.next_step_id += num_steps
-        finished = self._full_rows(self._running.slots)
+        rows = (left <= num_steps).nonzero()[0]
+        if not len(rows):
+            return []
+        finished = table.list_sequences(slots[rows[left[rows].argsort(kind="stable")]])
         for sequence in finished:
             self._end(sequence)
         return finished
@@ -342,6 +369,15 @@ class Scheduler:
         free: SlotArray = slots[is_free]
         return free
 
+    def _pack(self) -> PackedRows:
+        """The rows of the next step; requests that were preempted for them wait again."""
+        self._running.grown.clear()
+        while True:
+            packed = self._packer.pack(self.next_step_id, self._free_rows())
+            # Rows of this step's share may all have gone to make room, and others then fit.
+            if packed.num_rows or not packed.has_preempted or self._outstanding:
+                return packed
+
     def _launch(self, packed: PackedRows) -> ScheduledStep | None:
         """Put the packed rows in flight, as if their results were known."""
         self._admission.is_blocked = len(self._waiting) > 0
@@ -353,15 +389,33 @@ class Scheduler:
         table.num_computed[step.slots] += step.query_lens
         table.overhang[step.slots] += step.query_lens
         table.num_tokens[step.sampled_slots] += 1
-        for slot, _ in packed.chunks:
-            if table.num_tokens[slot] - table.num_computed[slot] <= 1:
-                self._running.prefilling.discard(slot)
-        for placed in packed.placed:
-            self._num_prefix_queries += placed.num_tokens
-            self._num_prefix_hits += placed.num_cached
+        for chunk in packed.chunks:
+            if table.num_tokens[chunk.slot] - table.num_computed[chunk.slot] <= 1:
+                self._running.prefilling.discard(chunk.slot)
+        self._count_placed(packed)
         self._outstanding.append(step)
         self.next_step_id += 1
         return step
+
+    def _compute(self, chunk: PackedChunk) -> None:
+        """A chunk of a prompt is in the cache, where others may find it; a whole one also has its
+        row's next token."""
+        table, slot = self.table, chunk.slot
+        table.num_computed[slot] += chunk.num_tokens
+        table.overhang[slot] += chunk.num_tokens
+        table.num_tokens[slot] += chunk.is_whole
+        table.num_known[slot] += chunk.is_whole
+        computed = chunk.num_before + chunk.num_tokens
+        if table.num_tokens[slot] - computed <= 1:
+            self._running.prefilling.discard(slot)
+        sequence = table.sequences[slot]
+        assert sequence is not None, "the row of a chunk is held"
+        self._running.publish(sequence, computed)
+
+    def _count_placed(self, packed: PackedRows) -> None:
+        for placed in packed.placed:
+            self._num_prefix_queries += placed.num_tokens
+            self._num_prefix_hits += placed.num_cached
 
     def _leave(self, step: ScheduledStep) -> None:
         """The oldest step is out of flight."""

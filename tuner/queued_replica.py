@@ -9,7 +9,9 @@ the running step frees are still taken, and the host's work hides behind the ran
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import msgspec
 
 from engine.pace import ahead_lead_s
 from engine.scheduled import ScheduledStep
@@ -82,7 +84,7 @@ class QueuedReplica(Replica):
         self._ended_s = max(first.finish_s, self._host_free_s)
         if self._ended_s > first.finish_s:
             self._is_late = True
-            self._flights[0] = replace(first, finish_s=self._ended_s)
+            self._flights[0] = msgspec.structs.replace(first, finish_s=self._ended_s)
         return super().commit()
 
     def _learn(self, step: Segment, span_s: float) -> None:  # noqa: ARG002 - includes waiting

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -39,10 +40,17 @@ class TokenLog:
         self._next[rows] = at + 1
 
     def stamp_each(self, rows: IntArray, ends_s: FloatArray) -> None:
-        """One token for each of ``rows`` at each of ``ends_s`` f8[K], K up to MAX_STAMPS."""
+        """One token for each of ``rows`` at each of ``ends_s`` f8[K], K up to MAX_STAMPS; a
+        request that has all its tokens gets no more."""
         at = self._next[rows]
-        self._stamps[at[:, None] + _COUNT[: len(ends_s)]] = ends_s
-        self._next[rows] = at + len(ends_s)
+        until = np.minimum(at + len(ends_s), self._first[rows + 1])
+        places = at[:, None] + _COUNT[: len(ends_s)]
+        is_due = places < until[:, None]
+        if is_due.all():
+            self._stamps[places] = ends_s
+        else:
+            self._stamps[places[is_due]] = np.broadcast_to(ends_s, places.shape)[is_due]
+        self._next[rows] = until
 
     def stamps(self, row: int) -> tuple[float, ...]:
         """Stamps of one request so far."""
@@ -55,8 +63,7 @@ class TokenLog:
         return [tuple(stamps[first:end]) for first, end in bounds]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Segment:
+class Segment(msgspec.Struct, frozen=True, kw_only=True):
     """``num_steps`` steps of one replica, one after the other, that differ in context only.
 
     ``shape`` is the first one's; each later one has ``shape.num_seqs`` more tokens of context.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from engine.config import Caps
@@ -13,7 +14,7 @@ from engine.plan import Mode
 from engine.policy import Order
 from engine.quiet import with_more_context
 from engine.request import Request
-from engine.scheduled import ScheduledStep
+from engine.scheduled import ScheduledStep, TakenStep
 from engine.scheduler import Scheduler
 from engine.sequences import Sequence
 from engine.shift import ModeChooser
@@ -26,6 +27,7 @@ MAX_BULK_STEPS = MAX_STAMPS
 # After step i (from 0) of a stretch: steps taken, and times the growth per step has added up.
 _TAKEN = np.arange(1, MAX_BULK_STEPS + 1, dtype=np.float64)
 _GROWN = _TAKEN * (_TAKEN - 1) / 2
+_NO_ENDS = _TAKEN[:0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +56,7 @@ class ReplicaSetup:
     queues_ahead: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Flight:
+class _Flight(msgspec.Struct, frozen=True, kw_only=True):
     """A step in flight, or a stretch of quiet steps that is committed already.
 
     ``span_s`` is how long the step takes from its start on the ranks; ``ended`` are the numbers of
@@ -66,7 +67,7 @@ class _Flight:
     span_s: float = 0.0
     segment: Segment | None = None
     step: ScheduledStep | None = None
-    ended: list[int] = field(default_factory=list)
+    ended: list[int] = []
 
 
 class Replica:
@@ -103,6 +104,8 @@ class Replica:
         )
         self._timer = setup.timer
         self._stops_at_ends = setup.stops_at_ends
+        # Where nobody looks in between, a step may be committed when it starts.
+        self._takes_steps = setup.depth == 1 and not (setup.stops_at_ends or setup.schedules_ahead)
         self._schedules_ahead = setup.schedules_ahead
         # Requests that were seen while steps were in flight, and since when steps are known.
         self._lobby: list[Request] = []
@@ -246,25 +249,21 @@ class Replica:
     def _skip(self, now_s: float, horizon_s: float, most: int) -> bool:
         """Put the quiet steps that start before ``horizon_s`` in flight as one stretch, in parts
         of at most ``most`` steps; 1 is all there are then."""
-        scheduler, end_s = self._scheduler, now_s
+        end_s = now_s
         ended: list[Sequence] = []
-        while end_s < horizon_s and (quiet := scheduler.quiet_steps()):
-            shape = scheduler.quiet_shape()
-            ends_s, busy_s = self._stretch(shape, end_s, min(quiet, most), horizon_s)
-            count = len(ends_s)
-            if count == quiet and self._stops_at_ends and ends_s[-1] > horizon_s:
-                # Someone arrives in the step that ends a request, and must find it running.
-                count -= 1
-                if not count:
-                    break
-                ends_s, busy_s = self._stretch(shape, end_s, count, horizon_s)
-            requests = self._request_of_slot[scheduler.running_slots]
-            segment = self._segment(shape, end_s, tuple(ends_s.tolist()), busy_s)
-            ended += scheduler.advance(count)
-            self._log.stamp_each(requests, ends_s)
-            self._record(segment)
-            starts_s = (end_s, *segment.end_s)
-            self._scheduled_s, end_s = starts_s[-2], starts_s[-1]
+        while end_s < horizon_s:
+            ends_s = self._quiet_ends(end_s, horizon_s, most)
+            if len(ends_s):
+                requests = self._request_of_slot[self._scheduler.running_slots]
+                ended += self._scheduler.advance(len(ends_s))
+                self._log.stamp_each(requests, ends_s)
+            elif self._takes_steps and (step := self._scheduler.take_step()) is not None:
+                ends_s = self._take(step, end_s)
+                ended += step.ended
+            else:
+                break
+            self._scheduled_s = float(ends_s[-2]) if len(ends_s) > 1 else end_s
+            end_s = float(ends_s[-1])
             if most == 1 or (ended and self._stops_at_ends):
                 break
         if end_s == now_s:
@@ -273,6 +272,48 @@ class Replica:
         self._stage_free_s = [end_s]
         self._fly(_Flight(finish_s=end_s, ended=[int(s.request_id) for s in ended]))
         return True
+
+    def _take(self, step: TakenStep, now_s: float) -> FloatArray:
+        """Time and record a step that starts now; its end, f8[1]."""
+        for placed in step.placed:
+            self._request_of_slot[placed.slot] = int(placed.sequence.request_id)
+        host_s = self._timer.host_seconds(step.shape)
+        busy_s = self._timer.stage_seconds(step.shape)[0]
+        end_s = now_s + host_s + busy_s
+        self._log.stamp(self._request_of_slot[step.sampled_slots], end_s)
+        self._record(
+            Segment(
+                replica=self._number,
+                shape=step.shape,
+                start_s=now_s,
+                end_s=(end_s,),
+                busy_s=busy_s,
+                num_waiting=self._scheduler.num_waiting,
+                kv_usage=step.kv_usage,
+            )
+        )
+        self.counts.scheduled_steps += 1
+        return np.array([end_s])
+
+    def _quiet_ends(self, start_s: float, horizon_s: float, most: int) -> FloatArray:
+        """Ends of the next quiet steps, up to ``most`` and to the first that ends at
+        ``horizon_s`` or later; each run of them is recorded."""
+        found: list[FloatArray] = []
+        for run in self._scheduler.quiet_runs(most):
+            ends_s, busy_s = self._stretch(run.shape, start_s, run.count, horizon_s)
+            count = len(ends_s)
+            has_end = run.has_end and count == run.count
+            if has_end and self._stops_at_ends and ends_s[-1] > horizon_s:
+                # Someone arrives in the step that ends a request, and must find it running.
+                if count == 1:
+                    break
+                ends_s, busy_s = self._stretch(run.shape, start_s, count - 1, horizon_s)
+            found.append(ends_s)
+            self._record(self._segment(run.shape, start_s, tuple(ends_s.tolist()), busy_s))
+            start_s = float(ends_s[-1])
+            if len(ends_s) < run.count or start_s >= horizon_s or (has_end and self._stops_at_ends):
+                break
+        return found[0] if len(found) == 1 else np.concatenate([_NO_ENDS, *found])
 
     def _stretch(
         self, shape: StepShape, start_s: float, count: int, horizon_s: float

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+
+import msgspec
 
 from engine.request import Request, SamplingParams
 from tuner.arrivals import Workload
@@ -13,8 +14,7 @@ from tuner.prompts import PromptMaker
 NEVER_S = float("inf")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sent:
+class Sent(msgspec.Struct, frozen=True, kw_only=True):
     """Request ``number`` was sent at ``sent_s`` and is seen by the scheduler at ``seen_s``."""
 
     number: int

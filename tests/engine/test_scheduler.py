@@ -11,9 +11,11 @@ from engine.config import Caps
 from engine.errors import QueueFullError, RequestError
 from engine.plan import Mode, ParallelPlan
 from engine.policy import Order
+from engine.quiet import with_more_context
 from engine.request import FinishReason, Request, SamplingParams
 from engine.scheduled import ScheduledStep
 from engine.scheduler import Scheduler
+from engine.sequences import Sequence
 from engine.shift import ModeChooser
 
 SP4 = ParallelPlan(sp=4, shift=True)
@@ -117,41 +119,57 @@ def test_every_request_gets_all_its_tokens_within_the_caps_whatever_the_load(
 
 
 @settings(max_examples=150, deadline=None)
-@given(lengths=requests, num_blocks=st.integers(23, 200), data=st.data())
-def test_advance_leaves_the_same_state_as_single_steps(
-    lengths: list[tuple[int, int]], num_blocks: int, data: st.DataObject
+@given(
+    lengths=requests,
+    num_blocks=st.integers(23, 200),
+    keeps_prefixes=st.booleans(),
+    data=st.data(),
+)
+def test_steps_in_bulk_and_at_once_leave_the_same_state_as_single_ones(
+    lengths: list[tuple[int, int]], num_blocks: int, keeps_prefixes: bool, data: st.DataObject
 ) -> None:
-    bulk, single = (make_scheduler(num_blocks=num_blocks) for _ in range(2))
+    bulk, single = (
+        make_scheduler(num_blocks=num_blocks, keeps_prefixes=keeps_prefixes) for _ in range(2)
+    )
     for scheduler in (bulk, single):
         for i, (prompt_len, max_tokens) in enumerate(lengths):
             scheduler.add(make_request(str(i), prompt_len, max_tokens))
     while not bulk.is_idle:
-        quiet = bulk.quiet_steps()
-        assert quiet == single.quiet_steps()
-        if quiet:
-            count = data.draw(st.integers(1, quiet))
-            first = bulk.quiet_shape()
+        most = data.draw(st.integers(1, 40))
+        runs = list(bulk.quiet_runs(most))
+        assert runs == list(single.quiet_runs(most))
+        if runs:
+            expected = [
+                with_more_context(run.shape, nth * run.shape.num_seqs)
+                for run in runs
+                for nth in range(run.count)
+            ]
+            assert len(expected) <= most
+            ends_at = set(np.cumsum([run.count for run in runs]).tolist())
+            count = data.draw(st.integers(1, len(expected)))
             ended = bulk.advance(count)
-            seen = []
+            finished: list[Sequence] = []
             for nth in range(count):
                 step = single.schedule()
                 assert step is not None
-                seen.append(step.shape)
-                finished = single.commit_lengths(step)
-                is_last = nth == count - 1
-                assert is_last or not finished, "a quiet step before the last ended a sequence"
-            assert seen[0] == first
-            growth = seen[-1].decode_context_tokens - first.decode_context_tokens
-            assert growth == (count - 1) * first.num_seqs
+                assert step.shape == expected[nth]
+                finished += (now := single.commit_lengths(step))
+                assert not now or nth + 1 in ends_at, "a step within a run ended a sequence"
             assert [s.request_id for s in finished] == [s.request_id for s in ended]
         else:
-            for scheduler in (bulk, single):
-                step = scheduler.schedule()
-                assert step is not None
-                scheduler.commit_lengths(step)
+            taken, step = bulk.take_step(), single.schedule()
+            assert taken is not None
+            assert step is not None
+            assert taken.shape == step.shape
+            assert [p.slot for p in taken.placed] == [p.slot for p in step.placed]
+            assert taken.sampled_slots.tolist() == step.sampled_slots.tolist()
+            assert taken.kv_usage == single.kv_usage
+            ended = single.commit_lengths(step)
+            assert [s.request_id for s in taken.ended] == [s.request_id for s in ended]
         bulk.check_integrity()
-        for name in ("num_tokens", "num_computed", "num_blocks", "blocks"):
+        for name in ("num_tokens", "num_computed", "num_blocks"):
             assert np.array_equal(getattr(bulk.table, name), getattr(single.table, name)), name
+        assert (bulk.kv_usage, bulk.counts) == (single.kv_usage, single.counts)
         assert bulk.next_step_id == single.next_step_id
 
 

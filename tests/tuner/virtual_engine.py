@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import engine.fleet
@@ -26,6 +27,7 @@ from engine.errors import QueueFullError, RequestError
 from engine.executors.protocol import StepTimer
 from engine.executors.simulated import SimulatedExecutor
 from engine.measurement import Outcome
+from engine.packing import PackedRows, StepPacker
 from engine.plan import ParallelPlan
 from engine.policy import EnginePolicy, Order
 from engine.quiet import QuietRounds, with_more_context
@@ -54,26 +56,36 @@ class Decision:
 def recorded_decisions() -> Iterator[list[Decision]]:
     """Every step any scheduler schedules inside the block, in order; bulk steps one by one."""
     found: list[Decision] = []
-    whole: dict[str, Any] = {n: getattr(Scheduler, n) for n in ("schedule", "schedule_ahead")}
-    advance, advance_rounds = Scheduler.advance, Scheduler.advance_rounds
+    advance, advance_rounds, shape_of = (
+        Scheduler.advance,
+        Scheduler.advance_rounds,
+        StepPacker.shape,
+    )
 
-    def recorder(name: str) -> Callable[[Scheduler], ScheduledStep | None]:
-        def record(scheduler: Scheduler) -> ScheduledStep | None:
-            step: ScheduledStep | None = whole[name](scheduler)
-            if step is not None:
-                lens = step.query_lens.tolist()
-                rows = tuple(sorted(zip(step.request_ids, lens, strict=True)))
-                found.append(Decision(shape=step.shape, rows=rows))
-            return step
-
-        return record
+    def record(packer: StepPacker, packed: PackedRows) -> StepShape:
+        shape = shape_of(packer, packed)
+        new = dict.fromkeys(packed.decodes.tolist(), 1)
+        new |= {chunk.slot: chunk.num_tokens for chunk in packed.chunks}
+        sequences = packer._running.table.list_sequences(np.array([*new]))
+        names = [sequence.request_id for sequence in sequences]
+        rows = tuple(sorted(zip(names, new.values(), strict=True)))
+        found.append(Decision(shape=shape, rows=rows))
+        return shape
 
     def record_advance(scheduler: Scheduler, num_steps: int) -> list[Sequence]:
-        shape = scheduler.quiet_shape()
-        rows = tuple(sorted((s.request_id, 1) for s in scheduler.table.sequences if s is not None))
-        for nth in range(num_steps):
-            more = with_more_context(shape, nth * shape.num_seqs)
-            found.append(Decision(shape=more, rows=rows))
+        runs = scheduler.quiet_runs(num_steps)
+        shapes = [
+            with_more_context(r.shape, n * r.shape.num_seqs) for r in runs for n in range(r.count)
+        ]
+        table = scheduler.table
+        left = [
+            (s.request_id, int(table.max_len[s.slot] - table.num_tokens[s.slot]))
+            for s in table.sequences
+            if s is not None
+        ]
+        for nth, shape in enumerate(shapes):
+            rows = tuple(sorted((name, 1) for name, tokens in left if tokens > nth))
+            found.append(Decision(shape=shape, rows=rows))
         return advance(scheduler, num_steps)
 
     def record_rounds(scheduler: Scheduler, rounds: QuietRounds, count: int) -> list[ScheduledStep]:
@@ -89,8 +101,7 @@ def recorded_decisions() -> Iterator[list[Decision]]:
         return advance_rounds(scheduler, rounds, count)
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in whole:
-            patch.setattr(Scheduler, name, recorder(name))
+        patch.setattr(StepPacker, "shape", record)
         patch.setattr(Scheduler, "advance", record_advance)
         patch.setattr(Scheduler, "advance_rounds", record_rounds)
         yield found

@@ -31,7 +31,7 @@ class PackedChunk(NamedTuple):
     is_whole: bool
 
 
-@dataclass
+@dataclass(slots=True)
 class PackedRows:
     """The rows of a step in the making: decodes first, one token each, then chunks of prompts;
     and what it may still hold."""

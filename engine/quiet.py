@@ -19,7 +19,7 @@ from engine.shift import ModeChooser
 from engine.steps import StepShape
 
 
-class QuietRun(msgspec.Struct, frozen=True, kw_only=True):
+class QuietRun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """``count`` decode steps of the same rows, one after the other. ``shape`` is the first one's;
     each later one has one token of context per row more. ``has_end``: rows end with the last."""
 

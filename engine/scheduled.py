@@ -16,8 +16,7 @@ from engine.steps import Int32Array, StepShape
 SlotArray = npt.NDArray[np.intp]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PlacedSequence:
+class PlacedSequence(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     """A sequence that took row ``slot``: its first ``num_cached`` of ``num_tokens`` known tokens
     lie in ``blocks`` i4 already.
     """
@@ -93,7 +92,7 @@ class ScheduledStep:
         return [sequence.request_id for sequence in self.sequences]
 
 
-class TakenStep(msgspec.Struct, frozen=True, kw_only=True):
+class TakenStep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A step that was scheduled and committed at once, where nobody computes content.
 
     Rows ``sampled_slots`` got a token, ``ended`` have all of theirs by that, and ``kv_usage`` is

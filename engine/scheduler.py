@@ -436,7 +436,8 @@ class Scheduler:
     def _full_rows(self, slots: SlotArray) -> list[Sequence]:
         """Sequences of these rows that have all their tokens."""
         table = self.table
-        return self.table.list_sequences(slots[table.num_known[slots] >= table.max_len[slots]])
+        rows = (table.num_known[slots] >= table.max_len[slots]).nonzero()[0]
+        return table.list_sequences(slots[rows]) if len(rows) else []
 
     def _outcome(self, step: ScheduledStep, token_ids: Int32Array) -> StepOutcome:
         """Give each sampled row its token, unless its sequence has ended meanwhile."""

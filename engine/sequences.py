@@ -14,7 +14,7 @@ from engine.steps import Int32Array
 NO_SLOT = -1
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Sequence:
     """A request in progress.
 

@@ -39,17 +39,20 @@ class TokenLog:
         self._stamps[at] = when_s
         self._next[rows] = at + 1
 
-    def stamp_each(self, rows: IntArray, ends_s: FloatArray) -> None:
-        """One token for each of ``rows`` at each of ``ends_s`` f8[K], K up to MAX_STAMPS; a
-        request that has all its tokens gets no more."""
+    def stamp_each(self, rows: IntArray, ends_s: FloatArray, *, has_ended: bool = False) -> None:
+        """One token for each of ``rows`` at each of ``ends_s`` f8[K], K up to MAX_STAMPS.
+
+        ``has_ended``: some have all their tokens before the last, and get no more.
+        """
         at = self._next[rows]
-        until = np.minimum(at + len(ends_s), self._first[rows + 1])
+        until = at + len(ends_s)
         places = at[:, None] + _COUNT[: len(ends_s)]
-        is_due = places < until[:, None]
-        if is_due.all():
-            self._stamps[places] = ends_s
-        else:
+        if has_ended:
+            until = np.minimum(until, self._first[rows + 1])
+            is_due = places < until[:, None]
             self._stamps[places[is_due]] = np.broadcast_to(ends_s, places.shape)[is_due]
+        else:
+            self._stamps[places] = ends_s
         self._next[rows] = until
 
     def stamps(self, row: int) -> tuple[float, ...]:
@@ -63,7 +66,7 @@ class TokenLog:
         return [tuple(stamps[first:end]) for first, end in bounds]
 
 
-class Segment(msgspec.Struct, frozen=True, kw_only=True):
+class Segment(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """``num_steps`` steps of one replica, one after the other, that differ in context only.
 
     ``shape`` is the first one's; each later one has ``shape.num_seqs`` more tokens of context.

@@ -56,7 +56,7 @@ class ReplicaSetup:
     queues_ahead: bool = False
 
 
-class _Flight(msgspec.Struct, frozen=True, kw_only=True):
+class _Flight(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A step in flight, or a stretch of quiet steps that is committed already.
 
     ``span_s`` is how long the step takes from its start on the ranks; ``ended`` are the numbers of
@@ -255,8 +255,8 @@ class Replica:
             ends_s = self._quiet_ends(end_s, horizon_s, most)
             if len(ends_s):
                 requests = self._request_of_slot[self._scheduler.running_slots]
-                ended += self._scheduler.advance(len(ends_s))
-                self._log.stamp_each(requests, ends_s)
+                ended += (just_ended := self._scheduler.advance(len(ends_s)))
+                self._log.stamp_each(requests, ends_s, has_ended=len(just_ended) > 0)
             elif self._takes_steps and (step := self._scheduler.take_step()) is not None:
                 ends_s = self._take(step, end_s)
                 ended += step.ended

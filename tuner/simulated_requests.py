@@ -14,7 +14,7 @@ from tuner.prompts import PromptMaker
 NEVER_S = float("inf")
 
 
-class Sent(msgspec.Struct, frozen=True, kw_only=True):
+class Sent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Request ``number`` was sent at ``sent_s`` and is seen by the scheduler at ``seen_s``."""
 
     number: int

@@ -113,7 +113,8 @@ class Run:
 
     def _route(self, sent: Sent) -> None:
         """Give a request to the least loaded replica."""
-        replica = min(self._replicas, key=load_tokens)
+        replicas = self._replicas
+        replica = replicas[0] if len(replicas) == 1 else min(replicas, key=load_tokens)
         try:
             replica.add(self._source.request(sent))
         except (RequestError, QueueFullError):

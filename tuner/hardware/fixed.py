@@ -33,7 +33,7 @@ class FixedTable:
         """Seconds of each stage."""
         body = self._bodies.get((mode, tokens))
         if body is None:
-            body = self._between(mode, tokens)
+            body = self._bodies[mode, tokens] = self._between(mode, tokens)
         tail = self._tails.get((mode, sampled))
         if tail is None:
             tail = self._tails[mode, sampled] = self._tail(mode, sampled)

@@ -127,7 +127,10 @@ class Story:
         time.sleep(SETTLE_S)
         fresh = [d for d in self._client.list_decisions(engine_id) if d["id"] not in seen]
         moves = [d for d in reversed(fresh) if d["action"] != "hold"]
-        self._console.print(f"the controller looked {len(fresh)} times and acted {len(moves)}:")
+        # Decisions like the one before are counted, not kept.
+        self._console.print(
+            f"the controller changed its mind {len(fresh)} times and acted {len(moves)} times"
+        )
         for decision in moves:
             self._console.print(
                 f"  {decision['action']} because {decision['reason']}: {_moved(decision)}",

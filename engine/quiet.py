@@ -54,7 +54,7 @@ class QuietSteps:
         self._depth = depth
 
     def runs(self, step_id: int, most: int) -> Iterator[QuietRun]:
-        """See :meth:`engine.scheduler.Scheduler.quiet_runs`; for as long as nothing changes."""
+        """See :meth:`engine.scheduler.Scheduler.quiet_steps`; for as long as nothing changes."""
         running, table = self._running, self._running.table
         if self._depth > 1 or self._outstanding or not self._is_steady():
             return

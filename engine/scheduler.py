@@ -18,6 +18,7 @@ from engine.packing import PackedChunk, PackedRows, StepPacker
 from engine.policy import Order
 from engine.quiet import QuietRounds, QuietRun, QuietSteps, with_more_context
 from engine.request import FinishReason, Request
+from engine.roster import Roster
 from engine.running import RunningSet
 from engine.scheduled import (
     ScheduledStep,
@@ -59,9 +60,7 @@ class Scheduler:
         self.next_step_id = 0
         self._num_prefix_queries = 0
         self._num_prefix_hits = 0
-        self._eos = frozenset(eos_token_ids)
-        # Ids that may end some sequence; all others need no second look.
-        self._ending_ids = set(eos_token_ids)
+        self._roster = Roster(eos_token_ids)
         self._running = RunningSet(
             num_slots=envelope.max_num_seqs,
             num_blocks=num_blocks,
@@ -75,8 +74,6 @@ class Scheduler:
         )
         self._outstanding: deque[ScheduledStep] = deque()
         self._quiet = QuietSteps(self._running, self._packer, self._outstanding, depth=depth)
-        self._alive: dict[str, Sequence] = {}
-        self._load_tokens = 0
         self._admission = Admission(self._running, self._waiting, max_model_len=max_model_len)
         # Rows that have ended and wait for the steps in flight that hold them.
         self._num_ending = 0
@@ -106,7 +103,7 @@ class Scheduler:
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
-        return self._eos
+        return self._roster.eos_token_ids
 
     @property
     def counts(self) -> SchedulerCounts:
@@ -120,7 +117,7 @@ class Scheduler:
     @property
     def load_tokens(self) -> int:
         """Tokens that accepted requests may still grow to; what a router balances."""
-        return self._load_tokens
+        return self._roster.load_tokens
 
     @property
     def num_running(self) -> int:
@@ -181,14 +178,14 @@ class Scheduler:
             self.check_queue()
         sequence = Sequence.of(request)
         self._waiting.push(sequence)
-        self._welcome(sequence)
+        self._roster.welcome(sequence)
         return sequence
 
     def adopt(self, sequences: list[Sequence]) -> None:
         """Queue sequences of another scheduler with their tokens so far, ahead of others."""
         self._waiting.push_carried(sequences)
         for sequence in sequences:
-            self._welcome(sequence)
+            self._roster.welcome(sequence)
 
     def release(self) -> list[Sequence]:
         """Take every sequence out (running first, in order), for another scheduler to adopt.
@@ -198,9 +195,8 @@ class Scheduler:
         self._outstanding.clear()
         self._num_ending = 0
         running = self._running.drop_all()
-        everyone = [s for s in running if self._is_alive(s)] + self._waiting.clear()
-        self._alive.clear()
-        self._load_tokens = 0
+        everyone = [s for s in running if self._roster.is_alive(s)] + self._waiting.clear()
+        self._roster.clear()
         return everyone
 
     def set_hot(self, *, caps: Caps, chooser: ModeChooser, order: Order) -> None:
@@ -211,12 +207,12 @@ class Scheduler:
 
     def abort(self, request_id: str) -> Sequence | None:
         """Drop a request. In flight, it is dropped when its last step is committed."""
-        sequence = self._alive.get(request_id)
+        sequence = self._roster.find(request_id)
         if sequence is None:
             return None
         if sequence.slot == NO_SLOT:
             self._waiting.remove(request_id)
-            self._bid_farewell(sequence)
+            self._roster.bid_farewell(sequence)
         else:
             self._end(sequence)
         return sequence
@@ -302,7 +298,7 @@ class Scheduler:
             shape=shape, placed=packed.placed, sampled_slots=sampled, ended=ended, kv_usage=usage
         )
 
-    def quiet_runs(self, most: int) -> Iterator[QuietRun]:
+    def quiet_steps(self, most: int) -> Iterator[QuietRun]:
         """The decode steps, up to ``most``, that will pass before anything but lengths changes,
         in runs of the same rows.
 
@@ -312,7 +308,7 @@ class Scheduler:
         return self._quiet.runs(self.next_step_id, most)
 
     def advance(self, num_steps: int) -> list[Sequence]:
-        """Commit the first ``num_steps`` of :meth:`quiet_runs` in bulk: one token per sequence
+        """Commit the first ``num_steps`` of :meth:`quiet_steps` in bulk: one token per sequence
         and step. The sequences that ended with them, in the order of their ends."""
         table, slots = self.table, self._running.slots
         left = table.max_len[slots] - table.num_tokens[slots]
@@ -429,7 +425,7 @@ class Scheduler:
             return
         for row in range(step.first_chunk, len(step.slots)):
             sequence = step.sequences[row]
-            if self._is_alive(sequence) and sequence.slot != NO_SLOT:
+            if self._roster.is_alive(sequence) and sequence.slot != NO_SLOT:
                 written = step.context_lens[row] + step.query_lens[row]
                 self._running.publish(sequence, int(written))
 
@@ -451,12 +447,12 @@ class Scheduler:
         for sequence, token_id in zip(sequences, ids, strict=True):
             sequence.output_ids.append(token_id)
         may_end = table.num_known[slots] >= table.max_len[slots]
-        if not self._ending_ids.isdisjoint(ids):
-            may_end |= np.array([token_id in self._ending_ids for token_id in ids])
+        if not self._roster.ending_ids.isdisjoint(ids):
+            may_end |= np.array([token_id in self._roster.ending_ids for token_id in ids])
         finished: list[tuple[Sequence, FinishReason]] = []
         for nth in np.flatnonzero(may_end).tolist():
             length = int(table.num_known[slots[nth]])
-            if reason := sequences[nth].finish_reason(ids[nth], length, self._eos):
+            if reason := sequences[nth].finish_reason(ids[nth], length, self.eos_token_ids):
                 finished.append((sequences[nth], reason))
         return StepOutcome(
             sampled=list(zip(sequences, ids, strict=True)),
@@ -466,7 +462,7 @@ class Scheduler:
 
     def _end(self, sequence: Sequence) -> None:
         """The sequence is over; its row goes when no step in flight holds it."""
-        self._bid_farewell(sequence)
+        self._roster.bid_farewell(sequence)
         if self.table.in_flight[sequence.slot]:
             self.table.is_ended[sequence.slot] = True
             self._num_ending += 1
@@ -481,18 +477,3 @@ class Scheduler:
         for row in np.flatnonzero(is_over).tolist():
             self._num_ending -= 1
             self._running.drop(step.sequences[row])
-
-    def _welcome(self, sequence: Sequence) -> None:
-        self._alive[sequence.request_id] = sequence
-        self._load_tokens += sequence.request.max_len
-        self._ending_ids.update(sequence.request.sampling.stop_token_ids)
-
-    def _bid_farewell(self, sequence: Sequence) -> None:
-        del self._alive[sequence.request_id]
-        self._load_tokens -= sequence.request.max_len
-        if not self._alive:
-            self._ending_ids = set(self._eos)
-
-    def _is_alive(self, sequence: Sequence) -> bool:
-        """Whether it has neither ended nor been aborted; its id may be another's by now."""
-        return self._alive.get(sequence.request_id) is sequence

@@ -24,6 +24,8 @@ from tuner.run_log import MAX_STAMPS, FloatArray, RunCounts, Segment, TokenLog
 
 # Bulk stretches are timed at both ends and taken as straight between them.
 MAX_BULK_STEPS = MAX_STAMPS
+# Whoever watches a run sees it move: no stretch goes on after so many ends of requests.
+MAX_ENDED = 50
 # After step i (from 0) of a stretch: steps taken, and times the growth per step has added up.
 _TAKEN = np.arange(1, MAX_BULK_STEPS + 1, dtype=np.float64)
 _GROWN = _TAKEN * (_TAKEN - 1) / 2
@@ -177,7 +179,7 @@ class Replica:
         if self._lobby:
             self._let_in(now_s if self._scheduler.is_idle else self._scheduled_s)
         self._scheduled_s = now_s
-        if self._skip_quiet(now_s, horizon_s):
+        if self._take_ahead(now_s, horizon_s):
             return
         while (step := self._scheduler.schedule()) is not None:
             self._start(step, now_s)
@@ -237,18 +239,19 @@ class Replica:
             else:
                 self._lobby.append(request)
 
-    def _skip_quiet(self, now_s: float, horizon_s: float) -> bool:
-        """Take steps in which only lengths change in one stretch, if there are any."""
+    def _take_ahead(self, now_s: float, horizon_s: float) -> bool:
+        """Take the steps that need no look from outside in one stretch, if there are any."""
         if self._scheduler.caps.max_step_ms is not None:
             return False  # the scheduler learns from every single step
         if self._flights:
-            return not self._lobby and self._skip_rounds(now_s, horizon_s)
+            return not self._lobby and self._take_rounds(now_s, horizon_s)
         # Whoever waits in the lobby is let in after one more step.
-        return self._skip(now_s, horizon_s, 1 if self._lobby else MAX_BULK_STEPS)
+        return self._take_stretch(now_s, horizon_s, 1 if self._lobby else MAX_BULK_STEPS)
 
-    def _skip(self, now_s: float, horizon_s: float, most: int) -> bool:
-        """Put the quiet steps that start before ``horizon_s`` in flight as one stretch, in parts
-        of at most ``most`` steps; 1 is all there are then."""
+    def _take_stretch(self, now_s: float, horizon_s: float, most: int) -> bool:
+        """Put steps that start before ``horizon_s`` in flight as one stretch: quiet ones in parts
+        of at most ``most`` (1 is all there are then), and others where nobody looks in between.
+        """
         end_s = now_s
         ended: list[Sequence] = []
         while end_s < horizon_s:
@@ -264,7 +267,7 @@ class Replica:
                 break
             self._scheduled_s = float(ends_s[-2]) if len(ends_s) > 1 else end_s
             end_s = float(ends_s[-1])
-            if most == 1 or (ended and self._stops_at_ends):
+            if most == 1 or len(ended) >= (1 if self._stops_at_ends else MAX_ENDED):
                 break
         if end_s == now_s:
             return False
@@ -299,7 +302,7 @@ class Replica:
         """Ends of the next quiet steps, up to ``most`` and to the first that ends at
         ``horizon_s`` or later; each run of them is recorded."""
         found: list[FloatArray] = []
-        for run in self._scheduler.quiet_runs(most):
+        for run in self._scheduler.quiet_steps(most):
             ends_s, busy_s = self._stretch(run.shape, start_s, run.count, horizon_s)
             count = len(ends_s)
             has_end = run.has_end and count == run.count
@@ -335,7 +338,7 @@ class Replica:
         hosts_s = len(ends_s) * (host_s + last_host_s) / 2
         return ends_s, float(ends_s[-1]) - start_s - hosts_s
 
-    def _skip_rounds(self, now_s: float, horizon_s: float) -> bool:
+    def _take_rounds(self, now_s: float, horizon_s: float) -> bool:
         """Take the quiet rounds of a pipeline that are launched before ``horizon_s``; the steps
         that were in flight end in them, and their followers are in flight afterwards."""
         rounds = self._scheduler.quiet_rounds()

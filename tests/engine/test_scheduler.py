@@ -136,8 +136,8 @@ def test_steps_in_bulk_and_at_once_leave_the_same_state_as_single_ones(
             scheduler.add(make_request(str(i), prompt_len, max_tokens))
     while not bulk.is_idle:
         most = data.draw(st.integers(1, 40))
-        runs = list(bulk.quiet_runs(most))
-        assert runs == list(single.quiet_runs(most))
+        runs = list(bulk.quiet_steps(most))
+        assert runs == list(single.quiet_steps(most))
         if runs:
             expected = [
                 with_more_context(run.shape, nth * run.shape.num_seqs)

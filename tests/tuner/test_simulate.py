@@ -50,7 +50,7 @@ def run(
 @contextmanager
 def without_skipping() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Scheduler, "quiet_runs", lambda self, most: iter(()))
+        patch.setattr(Scheduler, "quiet_steps", lambda self, most: iter(()))
         patch.setattr(Scheduler, "quiet_rounds", lambda self: None)
         yield
 

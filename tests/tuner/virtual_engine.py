@@ -73,7 +73,7 @@ def recorded_decisions() -> Iterator[list[Decision]]:
         return shape
 
     def record_advance(scheduler: Scheduler, num_steps: int) -> list[Sequence]:
-        runs = scheduler.quiet_runs(num_steps)
+        runs = scheduler.quiet_steps(num_steps)
         shapes = [
             with_more_context(r.shape, n * r.shape.num_seqs) for r in runs for n in range(r.count)
         ]

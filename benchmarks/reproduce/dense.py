@@ -10,43 +10,27 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from benchmarks.reproduce.dense_hybrids import Hybrid, hybrid_table, measure_hybrids
-from benchmarks.reproduce.nodes import Load, device_seconds, get_node, prefill_step
-from benchmarks.reproduce.static_batch import (
-    StaticLoad,
-    communication_share,
-    send_share,
-    static_latency,
+from benchmarks.reproduce.dense_ratios import (
+    BACKEND,
+    BIG_MODEL,
+    CASES,
+    LONG,
+    MODEL,
+    RatioCase,
+    ratio_sections,
 )
-from benchmarks.reproduce.tables import Cell, Claim, claim_table, number, table
+from benchmarks.reproduce.nodes import Load, device_seconds, get_node, prefill_step
+from benchmarks.reproduce.static_batch import StaticLoad, send_share, static_latency
+from benchmarks.reproduce.tables import Claim, claim_table, number, table
 from engine.plan import ParallelPlan
 from tuner.node import Node
 
-MODEL, BIG_MODEL = "llama-3.1-70b", "llama-3.1-405b"
-LIMIT = 0.10
-BACKEND = "vllm"
-LONG = StaticLoad(batch=256, input_tokens=9092, output_tokens=208)
 DATA_SETS = {
     "LongAlpaca": (9092, 208),
     "BBH+GSM8K+HumanEval": (106, 26),
     "MLPerf long": (9428, 684),
 }
 SHORT = "BBH+GSM8K+HumanEval"
-# (phase, slower degree) -> how many times faster TP8 is.
-PUBLISHED_RATIOS = {
-    ("prefill", 4): 1.87,
-    ("decode", 4): 1.67,
-    ("prefill", 2): 3.61,
-    ("decode", 2): 3.01,
-}
-RATIO_NODES = (
-    ("8xh200", "bf16"),
-    ("8xh200", "fp8"),
-    ("8xh100", "bf16"),
-    ("8xh100", "fp8"),
-    ("8xa100", "bf16"),
-    ("8xmi325x", "bf16"),
-    ("8xmi325x", "fp8"),
-)
 PUBLISHED_SEND_SHARE = 0.005
 CAPACITY_NODES = (("8xh100", "bf16"), ("8xh200", "bf16"), ("8xh200", "fp8"))
 BIG_NODES = (("8xh200", "fp8"), ("8xh200", "bf16"), ("16xh100", "fp8"), ("16xh100", "bf16"))
@@ -61,14 +45,14 @@ class Size:
     big_requests: int = 256
     short_requests: int = 4096
     batches: tuple[int, ...] = (1, 4, 16, 64, 256, 1024)
-    ratio_nodes: tuple[tuple[str, str], ...] = RATIO_NODES
+    ratio_cases: tuple[RatioCase, ...] = CASES
     link_speeds_gb: tuple[int, ...] = SLOW_LINKS_GB
     big_nodes: tuple[tuple[str, str], ...] = BIG_NODES
 
 
 def sections(size: Size) -> Iterator[str]:
     """The report's lines."""
-    yield from _ratios(size)
+    yield from ratio_sections(size.ratio_cases)
     yield from _formula()
     yield from _pipelines()
     yield from _capacity()
@@ -79,63 +63,7 @@ def sections(size: Size) -> Iterator[str]:
     yield from _notes()
 
 
-# -- ratios of a static batch --------------------------------------------------------------------
-
-
-def predict_ratios(hardware: str, precision: str, *, is_prefill_hidden: bool) -> list[Cell]:
-    """The four published ratios on one node."""
-    node = get_node(hardware, MODEL, precision, BACKEND)
-    latency = {
-        degree: static_latency(
-            node, ParallelPlan(tp=degree), LONG, is_prefill_hidden=is_prefill_hidden
-        )
-        for degree in (2, 4, 8)
-    }
-    seconds = {
-        (phase, t): one.prefill_s if phase == "prefill" else one.decode_s
-        for t, one in latency.items()
-        for phase in ("prefill", "decode")
-    }
-    return [
-        Cell(
-            what=f"{phase} TP8 over TP{t}",
-            published=published,
-            predicted=seconds[phase, t] / seconds[phase, 8],
-        )
-        for (phase, t), published in PUBLISHED_RATIOS.items()
-    ]
-
-
-def _ratios(size: Size) -> Iterator[str]:
-    yield "## How much faster TP8 is: batch 256, 9,092 in / 208 out"
-    yield ""
-    yield "Device and number format of the paper's node are not stated beside these ratios, so all"
-    yield "described devices stand here (MI325X from its data sheet only). *Exposed*: collectives"
-    yield "are waited for, as in the engines timed here. *Hidden*: those of prefill run beside the"
-    yield "computation of another part of the batch, and only what is longer is waited for."
-    yield ""
-    rows = []
-    for is_hidden in (False, True):
-        for hardware, precision in size.ratio_nodes:
-            cells = predict_ratios(hardware, precision, is_prefill_hidden=is_hidden)
-            node = get_node(hardware, MODEL, precision, BACKEND)
-            share = communication_share(node, ParallelPlan(tp=8), LONG.input_tokens)
-            rows.append(
-                (
-                    f"{hardware} {precision}, {'hidden' if is_hidden else 'exposed'}",
-                    *(f"{cell.predicted:.2f} ({cell.error:+.0%})" for cell in cells),
-                    f"{sum(abs(cell.error) <= LIMIT for cell in cells)} of {len(cells)}",
-                    "" if is_hidden else f"{share:.0%}",
-                )
-            )
-    head = [f"{phase} TP8/TP{t}" for phase, t in PUBLISHED_RATIOS]
-    rows.append(("published", *(f"{v:.2f}" for v in PUBLISHED_RATIOS.values()), "", ""))
-    yield from table(("", *head, f"within {LIMIT:.0%}", "collectives of TP8 prefill"), rows)
-    yield "The published prefill ratios are those of a node on which about"
-    yield f"{2 - PUBLISHED_RATIOS['prefill', 4]:.0%} of TP8's time does not shrink with the degree."
-    yield "All-reduces as measured on NVLink take more than that by themselves: with them exposed"
-    yield "the prefill ratios stay out of reach on every device here, with them hidden they fit."
-    yield ""
+# -- throughput of a static batch ----------------------------------------------------------------
 
 
 def _formula() -> Iterator[str]:
@@ -250,6 +178,19 @@ def _hybrids_of(node: Node, size: Size, requests: int) -> Iterator[str]:
     yield f"Feasible: {'; '.join(feasible) or 'none'}."
     yield ""
     yield from claim_table(hybrid_claims(node, hybrids))
+    yield from _best_hybrids(hybrids, floods)
+
+
+def _best_hybrids(hybrids: list[Hybrid], floods: tuple[Load, ...]) -> Iterator[str]:
+    able = [h for h in hybrids if h.reason is None]
+    if not able:
+        return
+    found = []
+    for flood, rates in zip(floods, zip(*(h.throughput for h in able), strict=True), strict=True):
+        _, best = max((rate.simulated, str(h.plan)) for rate, h in zip(rates, able, strict=True))
+        found.append(f"{flood.input_tokens:,}/{flood.output_tokens}: {best}")
+    yield f"Most tokens/s, simulated: {'; '.join(found)}."
+    yield ""
 
 
 def _flood(requests: int, data_set: str) -> Load:
@@ -361,12 +302,11 @@ def _notes() -> Iterator[str]:
     yield ""
     yield "* Ratios, formula and sweeps are device times; hybrids run the scheduler with the `vllm`"
     yield "  profile, 8,192 tokens a step."
-    yield "* The ratios compare equal batches on every degree, as published: at batch 256 the KV"
-    yield "  of TP2 and TP4 alone would not fit, it is only timed."
+    yield "* The ratios compare equal batches on every degree, as published; whether their KV fits"
+    yield "  TP2 and TP4 is not asked, they are only timed."
     yield "* 16xh100 is two nodes of eight; a tensor group of 16 lies across both and is left out"
     yield "  of what is said about TP."
     yield "* Throughput follows the depth while the batch may grow: every stage reads its weights"
-    yield "  once for each part of the batch, and room for KV bounds the batch. With short requests"
-    yield "  it does up to the deepest pipelines; with long ones, or in bf16 with little room, the"
-    yield "  parts become too small and a shallower hybrid is best."
+    yield "  once for each part of the batch, and room for KV bounds the batch; where parts become"
+    yield "  too small, a shallower hybrid is best."
     yield ""

@@ -8,6 +8,7 @@ from benchmarks.reproduce.nodes import decode_step, prefill_step
 from engine.plan import ParallelPlan
 from engine.steps import StepShape
 from tuner.hardware import paced_timer
+from tuner.hardware.physics import ACTIVATION_BYTES
 from tuner.hardware.roofline import StageSeconds
 from tuner.node import Node
 
@@ -17,11 +18,12 @@ PREFILL_SEQS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class StaticLoad:
-    """``batch`` equal requests per replica."""
+    """``batch`` equal requests per replica; ``kv_bytes`` of each number in the KV cache."""
 
     batch: int
     input_tokens: int
     output_tokens: int
+    kv_bytes: int = ACTIVATION_BYTES
 
     @property
     def kv_tokens(self) -> int:
@@ -41,21 +43,18 @@ class StaticLatency:
         return load.batch * load.output_tokens * num_replicas / total_s
 
 
-def static_latency(
-    node: Node, plan: ParallelPlan, load: StaticLoad, *, is_prefill_hidden: bool = False
-) -> StaticLatency:
+def static_latency(node: Node, plan: ParallelPlan, load: StaticLoad) -> StaticLatency:
     """Device times of ``load`` on one replica of ``plan``; whether its KV fits is not asked.
 
     With several stages prefill passes follow each other, and the decoding batch is split into one
-    part per stage. ``is_prefill_hidden``: collectives of prefill run beside the computation of
-    another pass, and only what is longer than that is waited for.
+    part per stage.
     """
     seqs = min(PREFILL_SEQS, load.batch)
     passes = load.batch / seqs
-    stages = _stages(node, plan, prefill_step(seqs, load.input_tokens), is_hidden=is_prefill_hidden)
+    stages = node.timer(plan).stage_seconds(prefill_step(seqs, load.input_tokens))
     part = -(-load.batch // plan.pp)
     context = load.input_tokens + load.output_tokens // 2
-    decode = _stages(node, plan, decode_step(part, context), is_hidden=False)
+    decode = _decode_stages(node, plan, decode_step(part, context), load.kv_bytes)
     return StaticLatency(
         prefill_s=sum(stages) + (passes - 1) * max(stages),
         decode_s=max(sum(decode), plan.pp * max(decode)),
@@ -63,7 +62,7 @@ def static_latency(
 
 
 def communication_share(node: Node, plan: ParallelPlan, input_tokens: int) -> float:
-    """What collectives take of one prefill pass, none of them hidden."""
+    """What collectives take of one prefill pass."""
     shape = prefill_step(PREFILL_SEQS, input_tokens)
     parts = _breakdowns(node, plan, shape)
     return sum(p.communication_s for p in parts) / sum(p.total_s for p in parts)
@@ -76,11 +75,14 @@ def send_share(node: Node, plan: ParallelPlan, input_tokens: int) -> float:
     return sum(s.communication_s for s in stages) / sum(s.total_s for s in stages)
 
 
-def _stages(node: Node, plan: ParallelPlan, shape: StepShape, *, is_hidden: bool) -> list[float]:
-    if not is_hidden:
-        return list(node.timer(plan).stage_seconds(shape))
+def _decode_stages(node: Node, plan: ParallelPlan, shape: StepShape, kv_bytes: int) -> list[float]:
+    """Attention of a large decoding batch is reading its KV: so many bytes, so much time."""
+    stages = node.timer(plan).stage_seconds(shape)
+    if kv_bytes == ACTIVATION_BYTES:
+        return list(stages)
+    spared = 1 - kv_bytes / ACTIVATION_BYTES
     parts = _breakdowns(node, plan, shape)
-    return [max(p.communication_s, p.total_s - p.communication_s) for p in parts]
+    return [s - spared * part.attention_s for s, part in zip(stages, parts, strict=True)]
 
 
 def _breakdowns(node: Node, plan: ParallelPlan, shape: StepShape) -> list[StageSeconds]:

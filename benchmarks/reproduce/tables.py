@@ -53,10 +53,10 @@ def cell_table(cells: Sequence[Cell], limit: float) -> list[str]:
     ]
 
 
-def claim_table(claims: Iterable[Claim]) -> list[str]:
+def claim_table(claims: Iterable[Claim], who: str = "the paper says") -> list[str]:
     """Markdown: what a paper says, what was found, and whether it holds."""
     return table(
-        ("the paper says", "simulated", "holds"),
+        (who, "simulated", "holds"),
         [(claim.what, claim.found, yes(claim.holds)) for claim in claims],
     )
 

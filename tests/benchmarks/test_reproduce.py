@@ -9,6 +9,7 @@ import pytest
 from benchmarks.reproduce import __main__ as reproduce
 from benchmarks.reproduce import albireo, dense, shift
 from benchmarks.reproduce.crossover import find_crossover
+from benchmarks.reproduce.dense_ratios import LIMIT, PAPER, SWITCHED, RatioCase, predict_ratios
 from benchmarks.reproduce.nodes import get_node
 from benchmarks.reproduce.static_batch import StaticLoad, static_latency
 from benchmarks.reproduce.tables import Cell, cell_table, wrong_orders
@@ -25,7 +26,7 @@ SMALL_DENSE = dense.Size(
     big_requests=2,
     short_requests=8,
     batches=(1,),
-    ratio_nodes=(("8xh200", "bf16"),),
+    ratio_cases=(RatioCase(hardware="8xh200", precision="bf16"),),
     link_speeds_gb=(450, 8),
     big_nodes=(("8xh200", "fp8"), ("8xh100", "bf16")),
 )
@@ -51,6 +52,12 @@ def test_hybrids_that_do_not_fit_say_why() -> None:
     assert "Feasible: tp=8; pp=2,tp=4; pp=4,tp=2; pp=8." in text
     assert "Feasible: none." in text
     assert "GB of weights per rank" in text
+
+
+def test_the_dense_papers_node_scales_as_it_says_and_a_switch_would_not() -> None:
+    assert all(abs(cell.error) <= LIMIT for cell in predict_ratios(PAPER))
+    prefill = [cell for cell in predict_ratios(SWITCHED) if cell.what.startswith("prefill")]
+    assert all(cell.error < -LIMIT for cell in prefill)
 
 
 def test_removing_overheads_never_costs_throughput() -> None:

@@ -12,6 +12,7 @@ from engine.config import ModelConfig
 from engine.executors.protocol import StepTimer
 from engine.measurement import Fidelity, Measurement
 from engine.plan import ParallelPlan
+from policies.constraint import Metric
 from policies.points import Estimate, OperatingPoint
 from policies.report import flat_metrics
 from policies.sla import Sla
@@ -23,6 +24,7 @@ from tuner.timer import ScaledTimer
 from tuner.trials import operating_point
 
 NUM_RESAMPLES = 60
+ATTAINMENT = Metric.ATTAINMENT.value
 
 
 @dataclass(kw_only=True)
@@ -31,7 +33,8 @@ class Simulator:
 
     ``interval`` is how far whole-plan step times may be off, as a log ratio: points carry the
     metrics of a run with all steps that much slower, and faster. A ``node`` knows what lies
-    around its steps too (a backend's front end), and simulates for itself.
+    around its steps too (a backend's front end), and simulates for itself. ``slower`` is how much
+    slower than its step model a plan has turned out to be, as a log ratio.
     """
 
     model: ModelConfig
@@ -43,6 +46,7 @@ class Simulator:
     interval: float
     seed: int = 0
     node: Node | None = None
+    slower: dict[ParallelPlan, float] = field(default_factory=dict)
     _timers: dict[ParallelPlan, StepTimer] = field(default_factory=dict)
     _seen: dict[tuple[Settings, Workload, float], dict[str, float]] = field(default_factory=dict)
 
@@ -54,6 +58,7 @@ class Simulator:
 
     def run(self, settings: Settings, workload: Workload, log_scale: float = 0.0) -> Measurement:
         """One simulated run, with step times multiplied by ``exp(log_scale)``."""
+        log_scale += self.slower.get(settings.plan, 0.0)
         if self.node is not None:
             scale = math.exp(log_scale)
             result = self.node.simulate(settings, workload, seed=self.seed, step_scale=scale)
@@ -75,6 +80,10 @@ class Simulator:
             seed=self.seed,
             queues_ahead=True,  # as the engine at hand does
         ).measurement
+
+    def slow_down(self, plan: ParallelPlan, log_ratio: float) -> None:
+        """From now on, take steps of ``plan`` for so much slower than they were taken for."""
+        self.slower[plan] = self.slower.get(plan, 0.0) + log_ratio
 
     def quick_point(self, settings: Settings, workload: Workload) -> OperatingPoint:
         """The simulated point without an interval: one run instead of three."""
@@ -99,7 +108,7 @@ class Simulator:
         return operating_point(settings, Fidelity.SIMULATED, metrics)
 
     def _flat(self, settings: Settings, workload: Workload, scale: float) -> dict[str, float]:
-        key = (settings, workload, scale)
+        key = (settings, workload, scale + self.slower.get(settings.plan, 0.0))
         if key not in self._seen:
             self._seen[key] = flat_metrics(self.run(settings, workload, scale), self.sla)
         return self._seen[key]
@@ -109,7 +118,8 @@ def measured_estimates(measurement: Measurement, sla: Sla, *, seed: int) -> dict
     """Metrics of a live run with 90 % intervals from resampling its requests.
 
     It says how sure these requests make us, not how much another minute on a busy machine
-    would differ.
+    would differ. Attainment is a share of requests and has Wilson's interval: resampling three
+    requests that all met the SLA would be sure of the next thousand.
     """
     flat = flat_metrics(measurement, sla)
     rng = np.random.default_rng([seed, 0xB007])
@@ -119,7 +129,19 @@ def measured_estimates(measurement: Measurement, sla: Sla, *, seed: int) -> dict
         picked = rng.integers(0, len(timings), len(timings))
         sample = replace(measurement, timings=tuple(timings[i] for i in picked))
         draws.append(flat_metrics(sample, sla))
-    return {key: _interval(key, value, draws) for key, value in flat.items()}
+    found = {key: _interval(key, value, draws) for key, value in flat.items()}
+    if (attainment := flat.get(ATTAINMENT)) is not None:
+        found[ATTAINMENT] = _share(attainment, len(timings))
+    return found
+
+
+def _share(share: float, count: int) -> Estimate:
+    """The share that ``count`` requests showed, with Wilson's interval."""
+    from scipy.stats import binomtest
+
+    test = binomtest(round(share * count), count)
+    interval = test.proportion_ci(confidence_level=0.9, method="wilson")
+    return Estimate(value=share, low=min(share, interval.low), high=max(share, interval.high))
 
 
 def _interval(key: str, value: float, draws: list[Mapping[str, float]]) -> Estimate:

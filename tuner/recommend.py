@@ -6,16 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from engine.errors import EngineError
 from engine.measurement import Fidelity
 from engine.plan import shift_warning
 from policies.points import OperatingPoint
 from policies.report import measurement_json
 from policies.select import Selection, select
 from tuner.bands import build_schedule
+from tuner.confirm import confirm
 from tuner.context import TuningContext
 from tuner.live import LiveEngine
-from tuner.predict import measured_estimates
 from tuner.ranking import described_load, trained_surrogate
 from tuner.report import (
     Confirmation,
@@ -27,11 +26,9 @@ from tuner.report import (
 )
 from tuner.slices import head
 from tuner.space import Settings
-from tuner.trials import TrialRecord, operating_point
-from tuner.workload import parse_workload
+from tuner.trials import TrialRecord
 
 MAX_CONFIRMATIONS = 3
-FRESH_SEED_OFFSET = 7919
 PREDICTED_REQUESTS = 4000
 
 
@@ -87,7 +84,7 @@ def recommend(
         if len(confirmations) == MAX_CONFIRMATIONS:
             return _report(context, trials, _select_run(context, pool), confirmations)
         settings = settings_of(best)
-        again = _confirm(context, settings, len(confirmations), is_cancelled)
+        again = confirm(context, settings, len(confirmations), is_cancelled)
         confirmations.append(again)
         if again.is_met and again.point is not None:
             # What it was chosen for stays; what it is now known to do replaces the numbers.
@@ -96,6 +93,20 @@ def recommend(
             return _report(context, trials, selection, confirmations)
         pool.demote(settings, again.point)
         context.emit("demoted", f"{settings}: {again.reason}")
+        _learn(context, pool, again)
+
+
+def _learn(context: TuningContext, pool: _Pool, again: Confirmation) -> None:
+    """A winner whose steps were slower than simulated: so are those of its plan's other settings,
+    which would else win next and fail alike."""
+    if again.log_slower <= 0.0:
+        return
+    plan = again.settings.plan
+    context.simulator.slow_down(plan, again.log_slower)
+    for settings, point in list(pool.points.items()):
+        if settings.plan == plan and point.fidelity is Fidelity.SIMULATED:
+            pool.points[settings] = context.simulator.quick_point(settings, context.trial_workload)
+            pool.exact.add(settings)
 
 
 def _select(context: TuningContext, pool: _Pool) -> Selection:
@@ -125,40 +136,6 @@ def _pool(context: TuningContext, trials: Sequence[TrialRecord]) -> _Pool:
         if (point := trial.point) is not None:
             pool.put(trial.settings, point)
     return pool
-
-
-def _confirm(
-    context: TuningContext, settings: Settings, nth: int, is_cancelled: Callable[[], bool]
-) -> Confirmation:
-    """Measure ``settings`` on the whole workload with another seed."""
-    seed = context.spec.seed + FRESH_SEED_OFFSET + nth
-    workload = parse_workload(context.spec.workload, seed=seed)
-    context.emit("measuring", f"{settings}: {len(workload)} requests with a fresh seed")
-    try:
-        measurement = context.live.measure(
-            settings,
-            workload,
-            seed=seed,
-            timeout_s=context.spec.timeout_s,
-            fidelity=Fidelity.MEASURED,
-            should_stop=is_cancelled,
-        )
-    except EngineError as error:
-        context.close()
-        return Confirmation(settings=settings, seed=seed, point=None, reason=str(error))
-    if is_cancelled():
-        return Confirmation(settings=settings, seed=seed, point=None, reason="cancelled half-way")
-    estimates = measured_estimates(measurement, context.sla, seed=seed)
-    point = operating_point(settings, Fidelity.MEASURED, estimates)
-    missed = [c for c in context.sla.constraints if not point.is_met(c)]
-    return Confirmation(
-        settings=settings,
-        seed=seed,
-        point=point,
-        is_met=not missed,
-        reason="; ".join(f"{c} but {point.actual(c)}" for c in missed) or "meets the SLA again",
-        document=measurement_json(measurement, context.sla),
-    )
 
 
 def _report(

@@ -20,7 +20,8 @@ SCHEMA = "tuning-report/v1"
 
 @dataclass(frozen=True, kw_only=True)
 class Confirmation:
-    """A winner measured again; ``point`` None where it could not run."""
+    """A winner measured again; ``point`` None where it could not run. ``log_slower`` is how much
+    slower than simulated its tokens came (p50), as a log ratio."""
 
     settings: Settings
     seed: int
@@ -28,11 +29,13 @@ class Confirmation:
     reason: str
     is_met: bool = False
     document: dict[str, Any] | None = None
+    log_slower: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         return {
             **self.settings.to_json(),
             "seed": self.seed,
+            "log_slower": self.log_slower,
             "is_met": self.is_met,
             "reason": self.reason,
             "measured": self.document,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from engine.config import ModelConfig
 from engine.models.create import create_model
 from engine.plan import parse_plan
+from tuner.cost_model import NO_COST, ServingCost
 from tuner.cost_model_fit import fit_step_model
 from tuner.features import CollectiveKind
 from tuner.machine import num_cores
@@ -116,3 +118,25 @@ def test_live_trials_start_at_the_baseline_and_keep_what_was_predicted(
     assert first["document"]["requests"]["completed"] == 12
     assert first["predicted"]["p95_ttft_ms"]["value"] > 0
     assert {trial["fidelity"] for trial in tuned["trials"]} <= {"probed", "simulated"}
+
+
+def test_a_plan_that_was_slower_than_simulated_is_not_tried_again_with_other_caps(
+    tiny: Path, profile: Profile
+) -> None:
+    """Its other settings would win next and fail alike."""
+    model = fit_step_model(profile, ModelConfig.from_dir(tiny))
+    hopeful = replace(model, serving_factor=1e-9, serving=ServingCost(), host=NO_COST)
+    spec = TuningSpec(
+        model_dir=str(tiny),
+        num_devices=2,
+        workload="poisson:rate=20,input=48,output=8,requests=8",
+        sla="p95_tpot_ms<=0.001",  # no machine does this
+        trials=1,
+        probe_requests=8,
+        seed=1,
+    )
+    report = tune(spec, cost_model=json.loads(json.dumps(hopeful.to_json()))).to_json()
+    plans = [confirmation["plan"] for confirmation in report["confirmations"]]
+    assert len(plans) > 1
+    assert len(plans) == len({json.dumps(plan, sort_keys=True) for plan in plans})
+    assert all(confirmation["log_slower"] > 0 for confirmation in report["confirmations"])

@@ -1,0 +1,92 @@
+"""Winners measured again: on requests nobody has seen, as many as those they were chosen for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from engine.errors import EngineError
+from engine.measurement import Fidelity, Measurement
+from policies.report import measurement_json
+from tuner.arrivals import Workload
+from tuner.context import TuningContext
+from tuner.errors import WorkloadError
+from tuner.predict import measured_estimates
+from tuner.report import Confirmation
+from tuner.space import Settings
+from tuner.trials import operating_point
+from tuner.workload import parse_workload
+
+FRESH_SEED_OFFSET = 7919
+MAX_DRAWS = 20
+# A draw of a bursty process may hold a tenth of the requests, and then says nothing.
+ALIKE = 0.25
+
+
+def confirm(
+    context: TuningContext, settings: Settings, nth: int, is_cancelled: Callable[[], bool]
+) -> Confirmation:
+    """Measure ``settings`` on the whole workload with another seed."""
+    seed = context.spec.seed + FRESH_SEED_OFFSET + nth
+    workload = fresh_workload(context.spec.workload, context.workload, seed=seed)
+    context.emit("measuring", f"{settings}: {len(workload)} requests with a fresh seed")
+    failed = Confirmation(settings=settings, seed=seed, point=None, reason="cancelled half-way")
+    try:
+        measurement = context.live.measure(
+            settings,
+            workload,
+            seed=seed,
+            timeout_s=context.spec.timeout_s,
+            fidelity=Fidelity.MEASURED,
+            should_stop=is_cancelled,
+        )
+    except EngineError as error:
+        context.close()
+        return replace(failed, reason=str(error))
+    if is_cancelled():
+        return failed
+    estimates = measured_estimates(measurement, context.sla, seed=seed)
+    point = operating_point(settings, Fidelity.MEASURED, estimates)
+    missed = [c for c in context.sla.constraints if not point.is_met(c)]
+    return Confirmation(
+        settings=settings,
+        seed=seed,
+        point=point,
+        is_met=not missed,
+        reason="; ".join(f"{c} but {point.actual(c)}" for c in missed) or "meets the SLA again",
+        document=measurement_json(measurement, context.sla),
+        log_slower=_log_slower(measurement, context.simulator.run(settings, workload)),
+    )
+
+
+def fresh_workload(spec: str, like: Workload, *, seed: int) -> Workload:
+    """Another draw of ``spec`` with about as many requests and tokens as ``like``.
+
+    Draws of a bursty process differ by an order of magnitude, and what few requests meet says
+    nothing of many. Where no draw comes near, the requests are those of ``like`` (run with other
+    prompts all the same).
+    """
+    for draw in range(MAX_DRAWS):
+        try:
+            workload = parse_workload(spec, seed=seed + draw * FRESH_SEED_OFFSET)
+        except WorkloadError:  # this draw has no request in the window
+            continue
+        sizes = zip(_sizes(workload), _sizes(like), strict=True)
+        if all(abs(mine / theirs - 1) <= ALIKE for mine, theirs in sizes):
+            return workload
+    return like
+
+
+def _sizes(workload: Workload) -> tuple[float, float, float]:
+    """Requests, prompt tokens and output tokens."""
+    inputs, outputs = workload.input_tokens, workload.output_tokens
+    return float(len(workload)), float(inputs.sum()), float(outputs.sum())
+
+
+def _log_slower(measured: Measurement, simulated: Measurement) -> float:
+    """How much slower the run's tokens came than simulation says, as a log ratio."""
+    mine, theirs = measured.tpot_ms.p50, simulated.tpot_ms.p50
+    if mine is None or theirs is None:  # no request had two tokens
+        mine, theirs = measured.ttft_ms.p50, simulated.ttft_ms.p50
+    return math.log(mine / theirs) if mine and theirs else 0.0

@@ -102,11 +102,13 @@ def has_checkpoint(model: str) -> bool:
 
 
 def paced_config(config: EngineConfig, node: Node) -> EngineConfig:
-    """``config`` for an engine without ranks, paced as ``node``: its memory and number format."""
+    """``config`` for an engine without ranks, paced as ``node``: its memory and number format.
+    KV is what steps within the engine's envelope leave room for."""
+    envelope = config.start_envelope
 
     def blocks(plan: ParallelPlan) -> int:
         try:
-            return node.num_kv_blocks(plan)
+            return node.num_kv_blocks(plan, envelope)
         except TunerError as error:
             raise PlanError(str(error)) from error
 

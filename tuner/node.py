@@ -52,13 +52,18 @@ class Node:
             )
         return self._timers[plan]
 
-    def memory(self, plan: ParallelPlan, *, needed_kv_tokens: int = 1) -> MemoryEstimate:
-        """Weights (of both modes where the backend holds them twice) and KV of a rank."""
+    def memory(
+        self, plan: ParallelPlan, *, caps: Caps | None = None, needed_kv_tokens: int = 1
+    ) -> MemoryEstimate:
+        """Weights (of both modes where the backend holds them twice), activations of steps within
+        ``caps`` (None: the backend's own) and KV of a rank."""
         estimate = estimate_memory(
             self.hardware.device,
             self.model,
             plan,
             self.precision,
+            caps=caps or self.backend.default_caps,
+            samples_in_parallel=self.backend.samples_in_parallel,
             needed_kv_tokens=needed_kv_tokens,
         )
         if not (plan.shift and self.backend.has_second_weights):
@@ -67,13 +72,13 @@ class Node:
         second = weight_bytes_per_rank(self.model, shift_plan, self.precision)
         return replace(estimate, weight_bytes=estimate.weight_bytes + second)
 
-    def num_kv_blocks(self, plan: ParallelPlan) -> int:
-        """KV blocks each rank has room for.
+    def num_kv_blocks(self, plan: ParallelPlan, caps: Caps | None = None) -> int:
+        """KV blocks each rank has room for beside steps within ``caps`` (None: the backend's own).
 
         Raises:
             TunerError: not one block fits, with the numbers.
         """
-        estimate = self.memory(plan, needed_kv_tokens=self.block_size)
+        estimate = self.memory(plan, caps=caps, needed_kv_tokens=self.block_size)
         if estimate.reason is not None:
             raise TunerError(f"plan {plan} on {self.hardware.device.name}: {estimate.reason}")
         return estimate.kv_tokens // self.block_size
@@ -92,11 +97,13 @@ class Node:
     ) -> SimulationResult:
         """One run of ``workload`` on ``settings.plan``; fewer ranks than devices leave the rest
         of the devices idle. ``step_scale`` multiplies all step times: the ends of an interval.
-        ``steering`` may change the settings on the way, within ``envelope``.
+        ``steering`` may change the settings on the way, within ``envelope``; KV is what the widest
+        steps of the two leave room for.
 
         Raises:
             PlanError, PolicyError, TunerError: as :meth:`timer` and :meth:`num_kv_blocks`.
         """
+        widest = envelope or settings.caps
         return simulate(
             model=self.model,
             plan=settings.plan,
@@ -105,7 +112,7 @@ class Node:
             mode=settings.mode,
             workload=workload,
             timer=self._scaled(settings.plan, step_scale),
-            num_kv_blocks=self.num_kv_blocks(settings.plan),
+            num_kv_blocks=self.num_kv_blocks(settings.plan, widest),
             block_size=self.block_size,
             max_model_len=self.max_model_len,
             seed=seed,
@@ -116,7 +123,8 @@ class Node:
             steering=steering,
             envelope=envelope,
             ranks_of=lambda plan: Ranks(
-                timer=self._scaled(plan, step_scale), num_kv_blocks=self.num_kv_blocks(plan)
+                timer=self._scaled(plan, step_scale),
+                num_kv_blocks=self.num_kv_blocks(plan, widest),
             ),
         )
 

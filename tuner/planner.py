@@ -30,6 +30,7 @@ from tuner.planner_explore import (
     Question,
     Tried,
     explore,
+    memory_reason,
     simulate_flat,
 )
 from tuner.planner_pool import Workers, default_jobs
@@ -153,19 +154,16 @@ def _split_plans(
     node: Node, workload: Workload, num_devices: int
 ) -> tuple[list[Failure], list[ParallelPlan]]:
     """Plans that cannot run at all, and the others."""
-    longest = int((workload.input_tokens + workload.output_tokens).max())
     context = min(node.max_model_len or node.model.max_positions, node.model.max_positions)
-    needed = min(longest, context)
     out: dict[str, Why] = {}
 
     def check(plan: ParallelPlan) -> None:
         if (reason := why_not(node.backend.name, plan)) is not None:
             out[str(plan)] = Why.BACKEND
             raise TunerError(reason)
-        estimate = node.memory(plan, needed_kv_tokens=max(needed, node.block_size))
-        if estimate.reason is not None:
+        if (reason := memory_reason(node, plan, workload)) is not None:
             out[str(plan)] = Why.MEMORY
-            raise TunerError(estimate.reason)
+            raise TunerError(reason)
 
     space = build_space(node.model, num_devices, check_memory=check, max_model_len=context)
     pruned: Sequence[PrunedPlan] = space.pruned

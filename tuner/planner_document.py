@@ -161,7 +161,9 @@ def _point_json(report: PlanReport, point: OperatingPoint) -> dict[str, Any]:
         "has_interval": has_interval,
         # Without an interval, certainty is not known.
         "sla_probability": point.probability(report.question.sla) if has_interval else None,
-        "memory": memory_json(node.memory(point.plan), node.block_size),
+        "memory": memory_json(
+            node.memory(point.plan, caps=settings_of(point).caps), node.block_size
+        ),
     }
 
 

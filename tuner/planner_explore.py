@@ -114,18 +114,50 @@ def plan_settings(plan: ParallelPlan, timer: StepTimer, default: Caps) -> list[S
     ``max_num_seqs`` a twin keeps full decode steps in shift. No caps allow more sequences than
     tokens: a step could not hold them, and vLLM and Arctic Inference refuse to start.
     """
+    settings = [
+        Settings(plan=plan, threshold_tokens=threshold, caps=caps)
+        for caps in _every_caps(default)
+        for threshold in twin_thresholds(plan, timer, caps)
+    ]
+    return list(dict.fromkeys(settings))
+
+
+def _every_caps(default: Caps) -> list[Caps]:
     own = (default.max_num_seqs, default.max_num_batched_tokens)
     wanted = [own, *((seqs or own[0], tokens or own[1]) for seqs, tokens in _CAPS)]
     held = dict.fromkeys((min(seqs, tokens), tokens) for seqs, tokens in wanted)
     every = [
         replace(default, max_num_seqs=seqs, max_num_batched_tokens=tokens) for seqs, tokens in held
     ]
-    settings = [
-        Settings(plan=plan, threshold_tokens=threshold, caps=caps)
-        for caps in every[:MAX_CAPS]
-        for threshold in twin_thresholds(plan, timer, caps)
+    return every[:MAX_CAPS]
+
+
+def memory_reason(node: Node, plan: ParallelPlan, workload: Workload) -> str | None:
+    """Why ``plan`` does not fit under any of the caps that would be tried; None where it does."""
+    estimates = [
+        node.memory(plan, caps=caps, needed_kv_tokens=needed_kv_tokens(node, workload))
+        for caps in _every_caps(node.backend.default_caps)
     ]
-    return list(dict.fromkeys(settings))
+    if any(estimate.reason is None for estimate in estimates):
+        return None
+    return max(estimates, key=lambda estimate: estimate.kv_bytes).reason
+
+
+def needed_kv_tokens(node: Node, workload: Workload) -> int:
+    """What the longest request that the context allows may hold, a block at least."""
+    longest = int((workload.input_tokens + workload.output_tokens).max())
+    context = min(node.max_model_len or node.model.max_positions, node.model.max_positions)
+    return max(min(longest, context), node.block_size)
+
+
+def _that_fit(question: Question, node: Node, options: list[Settings]) -> list[Settings]:
+    """Larger steps need more activations, so some caps may leave too little room for KV."""
+    needed = needed_kv_tokens(node, question.workload)
+    return [
+        settings
+        for settings in options
+        if node.memory(settings.plan, caps=settings.caps, needed_kv_tokens=needed).reason is None
+    ]
 
 
 def explore(question: Question, plan: ParallelPlan) -> Explored:
@@ -137,6 +169,7 @@ def explore(question: Question, plan: ParallelPlan) -> Explored:
     node = replace(question.node)
     timer = node.timer(plan)
     options = plan_settings(plan, timer, node.backend.default_caps)
+    options = _that_fit(question, node, options)
     lone = _alone(question, node, options)
     if (reason := alone_reason(dict(lone.metrics), question.sla)) is not None:
         return Explored(plan=plan, tried=(lone,), reason=reason, is_from_alone=True)

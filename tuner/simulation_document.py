@@ -93,7 +93,7 @@ def node_json(node: Node, settings: Settings, model: str) -> dict[str, Any]:
             "interval": backend.interval,
         },
         "step_interval": node.interval,
-        "memory": memory_json(node.memory(settings.plan), node.block_size),
+        "memory": memory_json(node.memory(settings.plan, caps=settings.caps), node.block_size),
     }
 
 
@@ -116,6 +116,8 @@ def memory_json(memory: MemoryEstimate, block_size: int) -> dict[str, Any]:
     return {
         "usable_bytes": int(memory.usable_bytes),
         "weight_bytes_per_rank": memory.weight_bytes,
+        "activation_bytes_per_rank": memory.activation_bytes,
+        "runtime_bytes_per_rank": memory.runtime_bytes,
         "kv_bytes_per_rank": max(0, int(memory.kv_bytes)),
         "kv_bytes_per_token": memory.kv_bytes_per_token,
         "kv_tokens": memory.kv_tokens,
@@ -172,7 +174,7 @@ def node_warnings(node: Node, settings: Settings, workload: Workload) -> tuple[s
     if (low := shift_warning(plan, settings.threshold_tokens, caps.max_num_seqs)) is not None:
         found.append(low)
     limit = min(node.max_model_len or node.model.max_positions, node.model.max_positions)
-    room = min(limit, node.num_kv_blocks(plan) * node.block_size)
+    room = min(limit, node.num_kv_blocks(plan, settings.caps) * node.block_size)
     too_long = int((workload.input_tokens + workload.output_tokens > room).sum())
     if too_long:
         found.append(

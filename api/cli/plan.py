@@ -187,9 +187,10 @@ def _print_feasible(console: Console, report: PlanReport) -> None:
     table = Table("devices", "settings", *(c.key for c in sla.per_run), "KV tokens")
     table.title = f"{len(report.feasible)} settings meet {sla}"
     for point in report.feasible[:SHOWN_FEASIBLE]:
-        kv_tokens = report.question.node.memory(point.plan).kv_tokens
+        settings = settings_of(point)
+        kv_tokens = report.question.node.memory(point.plan, caps=settings.caps).kv_tokens
         cells = [_cell(point, c.key) for c in sla.per_run]
-        table.add_row(str(point.cost_devices), str(settings_of(point)), *cells, str(kv_tokens))
+        table.add_row(str(point.cost_devices), str(settings), *cells, str(kv_tokens))
     console.print(table)
     if (more := len(report.feasible) - SHOWN_FEASIBLE) > 0:
         console.print(f"and {more} more (--json has all)", highlight=False)

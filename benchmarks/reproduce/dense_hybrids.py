@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from benchmarks.reproduce.nodes import Load, get_settings, p50, run
+from benchmarks.reproduce.nodes import Load, p50, run
 from benchmarks.reproduce.static_batch import StaticLoad, static_latency
 from benchmarks.reproduce.tables import number, table
+from engine.config import Caps
 from engine.plan import ParallelPlan, infeasible_reasons
 from tuner.node import Node
+from tuner.space import Settings
 
-MAX_NUM_SEQS = 4096  # so that KV, not the cap, bounds the batch
-MAX_NUM_BATCHED_TOKENS = 8192
+STEP_TOKENS = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +27,8 @@ class Throughput:
 
 @dataclass(frozen=True, kw_only=True)
 class Hybrid:
-    """One split, or why it cannot be. Latency of one request of the first load alone;
-    throughput of every load, in its order."""
+    """One split, or why it cannot be. KV tokens beside steps of the first load, and latency of
+    one of its requests alone; throughput of every load, in its order."""
 
     plan: ParallelPlan
     weight_bytes: int
@@ -45,41 +46,52 @@ def measure_hybrids(node: Node, devices: int, floods: tuple[Load, ...]) -> list[
     return [_measure(node, plan, floods) for plan in plans]
 
 
+def flood_caps(flood: Load) -> Caps:
+    """As many sequences as are sent: KV bounds the batch, and no logits are held for others."""
+    return Caps(max_num_seqs=flood.concurrency, max_num_batched_tokens=STEP_TOKENS)
+
+
 def _measure(node: Node, plan: ParallelPlan, floods: tuple[Load, ...]) -> Hybrid:
     if reasons := infeasible_reasons(plan, node.model):
         return Hybrid(plan=plan, weight_bytes=0, kv_tokens=0, reason=reasons[0])
-    longest = max(flood.input_tokens + flood.output_tokens for flood in floods)
-    memory = node.memory(plan, needed_kv_tokens=longest)
+    memories = [
+        node.memory(
+            plan,
+            caps=flood_caps(flood),
+            needed_kv_tokens=flood.input_tokens + flood.output_tokens,
+        )
+        for flood in floods
+    ]
     hybrid = Hybrid(
         plan=plan,
-        weight_bytes=memory.weight_bytes,
-        kv_tokens=memory.kv_tokens,
-        reason=memory.reason,
+        weight_bytes=memories[0].weight_bytes,
+        kv_tokens=memories[0].kv_tokens,
+        reason=next((m.reason for m in memories if m.reason is not None), None),
     )
     if hybrid.reason is not None:
         return hybrid
-    settings = get_settings(
-        str(plan), max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=MAX_NUM_BATCHED_TOKENS
-    )
-    alone = run(node, settings, replace(floods[0], concurrency=1, requests=2).workload)
+    settings = [Settings(plan=plan, caps=flood_caps(flood)) for flood in floods]
+    alone = run(node, settings[0], replace(floods[0], concurrency=1, requests=2).workload)
     return replace(
         hybrid,
         ttft_ms=p50(alone.ttft_ms.p50),
         tpot_ms=p50(alone.tpot_ms.p50),
         throughput=tuple(
             Throughput(
-                simulated=run(node, settings, flood.workload).throughput_total_tokens_per_s,
+                simulated=run(node, one, flood.workload).throughput_total_tokens_per_s,
                 by_formula=_static_tokens_per_s(node, plan, flood),
             )
-            for flood in floods
+            for flood, one in zip(floods, settings, strict=True)
         ),
     )
 
 
 def _static_tokens_per_s(node: Node, plan: ParallelPlan, flood: Load) -> float:
     request_tokens = flood.input_tokens + flood.output_tokens
+    caps = flood_caps(flood)
+    room = node.memory(plan, caps=caps).kv_tokens // request_tokens
     load = StaticLoad(
-        batch=min(MAX_NUM_SEQS, node.memory(plan).kv_tokens // request_tokens),
+        batch=min(caps.max_num_seqs, room),
         input_tokens=flood.input_tokens,
         output_tokens=flood.output_tokens,
     )

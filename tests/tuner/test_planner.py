@@ -31,6 +31,7 @@ from tuner.planner_explore import (
     Question,
     busiest,
     explore,
+    memory_reason,
     plan_settings,
 )
 from tuner.planner_pool import Workers
@@ -77,6 +78,22 @@ def test_every_plan_is_feasible_or_fails_by_something_with_numbers(report: PlanR
     assert "141 GB of weights per rank" in failing["tp=1"].detail
     assert failing["tp=3"].why is Why.SHAPE
     assert all(any(c.isdigit() for c in failure.detail) for failure in report.failures)
+
+
+def test_a_plan_that_fits_under_smaller_caps_only_is_tried_under_those(workload: Workload) -> None:
+    crowded = describe_node(
+        model="llama-3.1-70b", hardware="1xh100", dtype="fp8", backend="vllm", max_model_len=2048
+    )
+    plan = parse_plan("tp=1").plan
+    assert crowded.memory(plan).reason is not None
+    assert memory_reason(crowded, plan, workload) is None
+    sla = Sla.parse("p95_ttft_ms<=60000")
+    explored = explore(Question(node=crowded, workload=workload, sla=sla, seed=0), plan)
+    caps = {
+        (t.settings.caps.max_num_seqs, t.settings.caps.max_num_batched_tokens)
+        for t in explored.tried
+    }
+    assert caps == {(512, 512), (64, 2048)}
 
 
 def test_shift_plans_take_the_threshold_of_the_step_times(report: PlanReport) -> None:

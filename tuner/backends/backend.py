@@ -124,7 +124,8 @@ class Backend:
     """One serving system, as far as time depends on it.
 
     ``shift_launch`` is how kernels start in shift mode, ``has_second_weights`` whether a Shift
-    plan holds the shift mode's weights beside the base mode's. ``schedules_ahead``: a step is
+    plan holds the shift mode's weights beside the base mode's. ``samples_in_parallel``: a rank
+    samples its share of a step's rows, not all of them. ``schedules_ahead``: a step is
     made while the one before runs, so a request joins the step after next. ``fitted`` is None
     where nothing was fitted; ``source`` then says where the figures come from. ``interval`` is
     the 90 % half width of log(true / simulated) TPOT: of a fitted profile over the runs it never
@@ -146,6 +147,7 @@ class Backend:
     default_caps: Caps
     interval: float
     schedules_ahead: bool = False
+    samples_in_parallel: bool = False
     kernels: KernelTimes = field(default_factory=KernelTimes)
     fitted: Fitted | None = None
 

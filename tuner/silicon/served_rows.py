@@ -160,7 +160,7 @@ class RowSimulator:
         """The run of ``row``: the first burst counts as one round of ten."""
         node, plan = self._node(row), ParallelPlan(tp=row.tp)
         needed = row.input_tokens + row.output_tokens
-        if node.memory(plan, needed_kv_tokens=needed).reason is not None:
+        if node.memory(plan, caps=row.caps, needed_kv_tokens=needed).reason is not None:
             return NOT_SERVED
         settings = Settings(plan=plan, caps=row.caps)
         workload = row.workload(SIMULATED_ROUNDS, seed)

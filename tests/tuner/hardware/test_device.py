@@ -10,7 +10,7 @@ from tuner.hardware.device import DeviceSpec
 def test_a_count_and_a_name_make_hardware() -> None:
     hardware = parse_hardware("8xh200")
     assert str(hardware) == "8xh200"
-    assert hardware.device.memory_bytes == 141e9
+    assert hardware.device.memory_bytes == pytest.approx(139.81 * 2**30, rel=1e-3)
     assert hardware.device.calibration == "calibrated for bf16, fp16, fp8"
 
 

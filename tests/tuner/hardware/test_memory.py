@@ -80,7 +80,8 @@ def test_every_plan_of_a_node_says_how_many_kv_tokens_it_holds_or_why_none() -> 
 def test_room_for_kv_is_what_vllm_logs_when_it_starts_on_h100(
     model: str, precision: Precision, tp: int, kv_gib: float
 ) -> None:
-    """vLLM 0.11 with its default caps: llm-d/llm-d-benchmark, config_explorer (2025)."""
+    """vLLM 0.11 with its default caps: llm-d/llm-d-benchmark, config_explorer (2025). Bytes per
+    sampled logit and of the runtime are from these logs, the rest is not."""
     device, plan = parse_hardware("h100").device, ParallelPlan(tp=tp)
     estimate = estimate_memory(device, load_model(model), plan, precision, caps=CAPS)
     assert estimate.kv_bytes / GIB == pytest.approx(kv_gib, abs=0.1)

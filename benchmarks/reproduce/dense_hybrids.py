@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -46,21 +47,27 @@ def measure_hybrids(node: Node, devices: int, floods: tuple[Load, ...]) -> list[
     return [_measure(node, plan, floods) for plan in plans]
 
 
-def flood_caps(flood: Load) -> Caps:
-    """As many sequences as are sent: KV bounds the batch, and no logits are held for others."""
-    return Caps(max_num_seqs=flood.concurrency, max_num_batched_tokens=STEP_TOKENS)
+def flood_caps(node: Node, plan: ParallelPlan, flood: Load) -> Caps:
+    """As many sequences as are sent and find room for KV: it bounds the batch, and no logits are
+    held for sequences that cannot run."""
+
+    def caps(sequences: int) -> Caps:
+        return Caps(max_num_seqs=sequences, max_num_batched_tokens=STEP_TOKENS)
+
+    def has_no_room(sequences: int) -> bool:
+        needed = sequences * (flood.input_tokens + flood.output_tokens)
+        return node.memory(plan, caps=caps(sequences)).kv_tokens < needed
+
+    return caps(max(1, bisect_left(range(1, flood.concurrency + 1), True, key=has_no_room)))
 
 
 def _measure(node: Node, plan: ParallelPlan, floods: tuple[Load, ...]) -> Hybrid:
     if reasons := infeasible_reasons(plan, node.model):
         return Hybrid(plan=plan, weight_bytes=0, kv_tokens=0, reason=reasons[0])
+    caps = [flood_caps(node, plan, flood) for flood in floods]
     memories = [
-        node.memory(
-            plan,
-            caps=flood_caps(flood),
-            needed_kv_tokens=flood.input_tokens + flood.output_tokens,
-        )
-        for flood in floods
+        node.memory(plan, caps=one, needed_kv_tokens=flood.input_tokens + flood.output_tokens)
+        for flood, one in zip(floods, caps, strict=True)
     ]
     hybrid = Hybrid(
         plan=plan,
@@ -70,7 +77,7 @@ def _measure(node: Node, plan: ParallelPlan, floods: tuple[Load, ...]) -> Hybrid
     )
     if hybrid.reason is not None:
         return hybrid
-    settings = [Settings(plan=plan, caps=flood_caps(flood)) for flood in floods]
+    settings = [Settings(plan=plan, caps=one) for one in caps]
     alone = run(node, settings[0], replace(floods[0], concurrency=1, requests=2).workload)
     return replace(
         hybrid,
@@ -79,22 +86,18 @@ def _measure(node: Node, plan: ParallelPlan, floods: tuple[Load, ...]) -> Hybrid
         throughput=tuple(
             Throughput(
                 simulated=run(node, one, flood.workload).throughput_total_tokens_per_s,
-                by_formula=_static_tokens_per_s(node, plan, flood),
+                by_formula=_static_tokens_per_s(node, plan, flood, one.caps.max_num_seqs),
             )
             for flood, one in zip(floods, settings, strict=True)
         ),
     )
 
 
-def _static_tokens_per_s(node: Node, plan: ParallelPlan, flood: Load) -> float:
-    request_tokens = flood.input_tokens + flood.output_tokens
-    caps = flood_caps(flood)
-    room = node.memory(plan, caps=caps).kv_tokens // request_tokens
+def _static_tokens_per_s(node: Node, plan: ParallelPlan, flood: Load, batch: int) -> float:
     load = StaticLoad(
-        batch=min(caps.max_num_seqs, room),
-        input_tokens=flood.input_tokens,
-        output_tokens=flood.output_tokens,
+        batch=batch, input_tokens=flood.input_tokens, output_tokens=flood.output_tokens
     )
+    request_tokens = flood.input_tokens + flood.output_tokens
     output_tokens_per_s = static_latency(node, plan, load).tokens_per_s(load, 1)
     return output_tokens_per_s * request_tokens / flood.output_tokens
 

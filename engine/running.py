@@ -222,41 +222,23 @@ class RunningSet:
 
     def grow(self, slots: SlotArray, num_new: int | Int32Array) -> None:
         """Give rows the blocks for ``num_new`` more tokens (each, or one number per row); the
-        caller has made room.
-
-        Blocks are taken in the order that single decode steps would take them, so that many
-        steps at once leave the same state as one after the other.
-        """
+        caller has made room, and ranks are not told."""
         table = self.table
         missing = self.missing_blocks(slots, num_new)
-        growing = np.flatnonzero(missing)
+        growing = missing.nonzero()[0]
         if not len(growing):
             return
         rows, counts = slots[growing], missing[growing]
-        held, overhang = table.num_blocks[rows], table.overhang[rows]
-        table.num_blocks[rows] = held + counts
-        table.overhang[rows] = overhang - counts * np.int32(self.block_size)
-        if int(counts.max()) == 1:
-            # The row with the least room needs its block first.
-            order = np.argsort(-overhang, kind="stable")
-            rows, held = rows[order], held[order]
-        else:
-            rows, held = self._in_order(rows, held, overhang, counts)
-        blocks = self.pool.allocate(len(rows))
-        table.blocks[rows, held] = blocks
-        self.grown.append((rows, blocks))
-
-    def _in_order(
-        self, rows: SlotArray, held: Int32Array, overhang: Int32Array, counts: Int32Array
-    ) -> tuple[SlotArray, Int32Array]:
-        """Row and place of each block of several per row, in the order in which single steps
-        need them: the nth extra block of a row at the step that writes its first token."""
-        nth = np.arange(int(counts.max()), dtype=np.int32)
-        needed_at = nth * np.int32(self.block_size) - overhang[:, None]
-        row_of, nth_of = np.nonzero(nth < counts[:, None])
-        order = np.argsort(needed_at[row_of, nth_of], kind="stable")
-        row_of, nth_of = row_of[order], nth_of[order]
-        return rows[row_of], held[row_of] + nth[nth_of]
+        places = table.num_blocks[rows]
+        table.num_blocks[rows] = places + counts
+        table.overhang[rows] -= counts * np.int32(self.block_size)
+        blocks = self.pool.allocate(int(counts.sum()))
+        if len(blocks) > len(rows):
+            # Several per row: each in the place after the one before.
+            begins = counts.cumsum() - counts
+            places = np.arange(len(blocks)) + (places - begins).repeat(counts)
+            rows = rows.repeat(counts)
+        table.blocks[rows, places] = blocks
 
     def take_grown(self) -> tuple[Int32Array, Int32Array]:
         """Rows and the block each was given, in order, since this was last asked; i4[K] both."""
@@ -270,5 +252,4 @@ class RunningSet:
         """One more token per row and step, for all rows (or for so many steps of each); the
         caller knows the blocks are free."""
         self.grow(self.slots, num_steps)
-        self.grown.clear()
         self.table.counts[:, self.slots] += np.int32(num_steps)

@@ -260,13 +260,13 @@ class Replica:
                 requests = self._request_of_slot[self._scheduler.running_slots]
                 ended += (just_ended := self._scheduler.advance(len(ends_s)))
                 self._log.stamp_each(requests, ends_s, has_ended=len(just_ended) > 0)
+                self._scheduled_s = float(ends_s[-2]) if len(ends_s) > 1 else end_s
+                end_s = float(ends_s[-1])
             elif self._takes_steps and (step := self._scheduler.take_step()) is not None:
-                ends_s = self._take(step, end_s)
+                end_s = self._take(step, end_s)
                 ended += step.ended
             else:
                 break
-            self._scheduled_s = float(ends_s[-2]) if len(ends_s) > 1 else end_s
-            end_s = float(ends_s[-1])
             if most == 1 or len(ended) >= (1 if self._stops_at_ends else MAX_ENDED):
                 break
         if end_s == now_s:
@@ -276,8 +276,8 @@ class Replica:
         self._fly(_Flight(finish_s=end_s, ended=[int(s.request_id) for s in ended]))
         return True
 
-    def _take(self, step: TakenStep, now_s: float) -> FloatArray:
-        """Time and record a step that starts now; its end, f8[1]."""
+    def _take(self, step: TakenStep, now_s: float) -> float:
+        """Time and record a step that starts now; its end."""
         for placed in step.placed:
             self._request_of_slot[placed.slot] = int(placed.sequence.request_id)
         host_s = self._timer.host_seconds(step.shape)
@@ -296,7 +296,7 @@ class Replica:
             )
         )
         self.counts.scheduled_steps += 1
-        return np.array([end_s])
+        return end_s
 
     def _quiet_ends(self, start_s: float, horizon_s: float, most: int) -> FloatArray:
         """Ends of the next quiet steps, up to ``most`` and to the first that ends at

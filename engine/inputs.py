@@ -20,12 +20,13 @@ def step_plan(
     if not with_inputs:
         return StepPlan(step_id=step.step_id, shape=step.shape)
     is_decode_only = step.shape.num_tokens == len(step.slots)
+    grown_slots, grown_blocks = step.list_grown()
     return StepPlan(
         step_id=step.step_id,
         shape=step.shape,
         starts=[slot_start(placed, eos_token_ids) for placed in step.placed],
-        grown_slots=step.grown_slots.tobytes(),
-        grown_blocks=step.grown_blocks.tobytes(),
+        grown_slots=grown_slots.tobytes(),
+        grown_blocks=grown_blocks.tobytes(),
         slots=step.slots.astype(np.int32).tobytes(),
         query_lens=b"" if is_decode_only else step.query_lens.tobytes(),
         return_logits=return_logits,

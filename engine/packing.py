@@ -19,6 +19,7 @@ from engine.steps import StepShape
 from engine.waiting import WaitingQueue
 
 NO_SLOTS: SlotArray = np.empty(0, np.intp)
+NO_SHAPE = StepShape()
 
 
 class PackedChunk(NamedTuple):
@@ -34,13 +35,14 @@ class PackedChunk(NamedTuple):
 @dataclass(slots=True)
 class PackedRows:
     """The rows of a step in the making: decodes first, one token each, then chunks of prompts;
-    and what it may still hold."""
+    and what it may still hold. ``shape`` is known once all rows are."""
 
     tokens: int
     step_id: int
     used: int = 0
     prefill_tokens: int = 0
     has_preempted: bool = False
+    shape: StepShape = NO_SHAPE
     decodes: SlotArray = field(default_factory=lambda: NO_SLOTS)
     chunks: list[PackedChunk] = field(default_factory=list)
     placed: list[PlacedSequence] = field(default_factory=list)
@@ -101,6 +103,8 @@ class StepPacker:
         self._take_prefills(packed, prefills)
         if not packed.has_preempted:
             self._admit(packed)
+        if packed.num_rows:
+            packed.shape = self.shape(packed)
         return packed
 
     def pack_ahead(self, step_id: int, eligible: SlotArray) -> PackedRows | None:
@@ -124,10 +128,9 @@ class StepPacker:
             slots = np.concatenate((slots, [chunk.slot for chunk in packed.chunks]))
             query_lens[first_chunk:] = [chunk.num_tokens for chunk in packed.chunks]
             is_sampled[first_chunk:] = [chunk.is_whole for chunk in packed.chunks]
-        grown_slots, grown_blocks = self._running.take_grown()
         return ScheduledStep(
             step_id=packed.step_id,
-            shape=self.shape(packed),
+            shape=packed.shape,
             slots=slots,
             query_lens=query_lens,
             context_lens=table.num_computed[slots],
@@ -135,8 +138,7 @@ class StepPacker:
             first_chunk=first_chunk,
             sequences=table.list_sequences(slots),
             placed=packed.placed,
-            grown_slots=grown_slots,
-            grown_blocks=grown_blocks,
+            grown=self._running.take_grown(),
         )
 
     def shape(self, packed: PackedRows) -> StepShape:

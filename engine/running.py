@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from engine.kv import BlockPool
 from engine.prefix import PrefixChain, PrefixHasher
-from engine.scheduled import PlacedSequence, SlotArray
+from engine.scheduled import GrownBlocks, PlacedSequence, SlotArray
 from engine.sequences import Sequence, SequenceTable
 from engine.steps import Int32Array
 
@@ -18,8 +18,7 @@ class RunningSet:
     """Sequences in the order they were admitted, their array rows and their KV blocks.
 
     Questions and growth are vectorised over rows, so hundreds of decodes cost one array pass.
-    ``grown`` lists the blocks given to rows (one each, or all to one row) since it was last
-    emptied: the delta ranks are told.
+    ``grown`` lists the blocks given to rows since it was last emptied: the delta ranks are told.
     ``prefilling`` are the rows that lack more than their next token; all others decode.
     """
 
@@ -37,7 +36,7 @@ class RunningSet:
         self.table = SequenceTable(num_slots=num_slots, max_blocks=max_blocks)
         self.sequences: list[Sequence] = []
         self.slots: SlotArray = np.empty(0, np.intp)
-        self.grown: list[tuple[SlotArray | int, Int32Array]] = []
+        self.grown: list[GrownBlocks] = []
         self.prefilling: set[int] = set()
         self._hasher = PrefixHasher(block_size) if keeps_prefixes else None
 
@@ -240,13 +239,10 @@ class RunningSet:
             rows = rows.repeat(counts)
         table.blocks[rows, places] = blocks
 
-    def take_grown(self) -> tuple[Int32Array, Int32Array]:
-        """Rows and the block each was given, in order, since this was last asked; i4[K] both."""
+    def take_grown(self) -> list[GrownBlocks]:
+        """Rows and the blocks they were given, in order, since this was last asked."""
         grown, self.grown = self.grown, []
-        if not grown:
-            return NO_BLOCKS, NO_BLOCKS
-        slots = [np.broadcast_to(slot, len(blocks)) for slot, blocks in grown]
-        return np.concatenate(slots, dtype=np.int32), np.concatenate([b for _, b in grown])
+        return grown
 
     def advance(self, num_steps: int | Int32Array) -> None:
         """One more token per row and step, for all rows (or for so many steps of each); the

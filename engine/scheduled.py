@@ -14,6 +14,9 @@ from engine.sequences import Sequence
 from engine.steps import Int32Array, StepShape
 
 SlotArray = npt.NDArray[np.intp]
+# Rows and the block that each was given, or one row and all its new blocks i4.
+GrownBlocks = tuple[SlotArray | int, Int32Array]
+NO_BLOCKS: Int32Array = np.empty(0, np.int32)
 
 
 class PlacedSequence(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
@@ -34,7 +37,7 @@ class ScheduledStep:
 
     ``context_lens`` i4[S] are tokens already in the cache, ``query_lens`` i4[S] the new ones,
     ``is_sampled`` bool[S] marks rows whose last known token is in this step. ``placed`` took
-    their rows in this step, and block ``grown_blocks`` i4[K] was given to row ``grown_slots``.
+    their rows in this step, and ``grown`` are the blocks that rows were given for it.
     Rows from ``first_chunk`` on compute a part of a prompt, those before it decode.
     """
 
@@ -47,8 +50,7 @@ class ScheduledStep:
     first_chunk: int
     sequences: list[Sequence]
     placed: list[PlacedSequence]
-    grown_slots: Int32Array
-    grown_blocks: Int32Array
+    grown: list[GrownBlocks]
 
     @classmethod
     def of_decodes(
@@ -61,7 +63,6 @@ class ScheduledStep:
         sequences: list[Sequence],
     ) -> ScheduledStep:
         """A step of decodes that was scheduled in bulk; blocks were given elsewhere."""
-        none = np.empty(0, np.int32)
         return cls(
             step_id=step_id,
             shape=shape,
@@ -72,8 +73,7 @@ class ScheduledStep:
             first_chunk=len(slots),
             sequences=sequences,
             placed=[],
-            grown_slots=none,
-            grown_blocks=none,
+            grown=[],
         )
 
     @property
@@ -87,23 +87,27 @@ class ScheduledStep:
             return self.slots
         return self.slots[self.is_sampled]
 
+    def list_grown(self) -> tuple[Int32Array, Int32Array]:
+        """Rows i4[K] and the block i4[K] that each was given, in order."""
+        if not self.grown:
+            return NO_BLOCKS, NO_BLOCKS
+        slots = [
+            np.full(len(blocks), slot, np.int32) if isinstance(slot, int) else slot
+            for slot, blocks in self.grown
+        ]
+        return np.concatenate(slots, dtype=np.int32), np.concatenate([b for _, b in self.grown])
+
     @property
     def request_ids(self) -> list[str]:
         return [sequence.request_id for sequence in self.sequences]
 
 
 class TakenStep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A step that was scheduled and committed at once, where nobody computes content.
+    """A step that was committed as soon as it was packed, where nobody computes content: rows
+    ``sampled_slots`` got a token, and ``ended`` have all of theirs by that."""
 
-    Rows ``sampled_slots`` got a token, ``ended`` have all of theirs by that, and ``kv_usage`` is
-    that of the step while it ran.
-    """
-
-    shape: StepShape
-    placed: list[PlacedSequence]
     sampled_slots: SlotArray
     ended: list[Sequence]
-    kv_usage: float
 
 
 @dataclass(frozen=True, kw_only=True)

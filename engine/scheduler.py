@@ -219,9 +219,38 @@ class Scheduler:
 
     def schedule(self) -> ScheduledStep | None:
         """The next step for ranks that have room, or None while nothing can run."""
+        packed = self.pack()
+        return None if packed is None else self.launch(packed)
+
+    def pack(self) -> PackedRows | None:
+        """The rows of the next step, which hold their blocks for it; :meth:`launch` or
+        :meth:`take` them, before anything else. None while nothing can run."""
         if len(self._outstanding) >= self.depth or self.is_idle:
             return None
-        return self._launch(self._pack())
+        self._running.grown.clear()
+        while True:
+            packed = self._packer.pack(self.next_step_id, self._free_rows())
+            # Rows of this step's share may all have gone to make room, and others then fit.
+            if packed.num_rows or not packed.has_preempted or self._outstanding:
+                break
+        self._admission.is_blocked = len(self._waiting) > 0
+        return packed if packed.num_rows else None
+
+    def launch(self, packed: PackedRows) -> ScheduledStep:
+        """Put packed rows in flight, as if their results were known."""
+        step = self._packer.build(packed)
+        table = self.table
+        table.in_flight[step.slots] += 1
+        table.num_computed[step.slots] += step.query_lens
+        table.overhang[step.slots] += step.query_lens
+        table.num_tokens[step.sampled_slots] += 1
+        for chunk in packed.chunks:
+            if table.num_tokens[chunk.slot] - table.num_computed[chunk.slot] <= 1:
+                self._running.prefilling.discard(chunk.slot)
+        self._count_placed(packed)
+        self._outstanding.append(step)
+        self.next_step_id += 1
+        return step
 
     def schedule_ahead(self) -> ScheduledStep | None:
         """The step after those that run, before the oldest of them has ended (arXiv 2606.01927,
@@ -239,7 +268,10 @@ class Scheduler:
         is_eligible = in_flight == np.minimum(in_flight, in_oldest[slots])
         eligible = slots[is_eligible & self._running.can_run]
         packed = self._packer.pack_ahead(self.next_step_id, eligible)
-        return None if packed is None else self._launch(packed)
+        if packed is None:
+            return None
+        self._admission.is_blocked = len(self._waiting) > 0
+        return self.launch(packed) if packed.num_rows else None
 
     def commit(self, step: ScheduledStep, token_ids: Int32Array) -> StepOutcome:
         """Take in the result of the oldest outstanding step: ``token_ids`` i4[R] in row order of
@@ -269,21 +301,11 @@ class Scheduler:
 
     # -- time skipping -----------------------------------------------------------------------
 
-    def take_step(self) -> TakenStep | None:
-        """The next step, scheduled and committed at once: :meth:`schedule` and
-        :meth:`commit_lengths` for whoever knows that nobody looks in between. Without a pipeline
-        only. None while nothing can run.
-        """
+    def take(self, packed: PackedRows) -> TakenStep:
+        """Commit packed rows at once: :meth:`launch` and :meth:`commit_lengths` for whoever knows
+        that nobody looks while the step runs. Not with a pipeline."""
         assert self.depth == 1, "a pipeline has steps in flight"
-        assert not self._outstanding, "steps in flight are committed first"
-        if self.is_idle:
-            return None
-        packed = self._pack()
-        self._admission.is_blocked = len(self._waiting) > 0
-        if not packed.num_rows:
-            return None
-        shape, sampled = self._packer.shape(packed), packed.decodes
-        usage = self._running.pool.usage
+        sampled = packed.decodes
         self.table.counts[:, sampled] += 1
         for chunk in packed.chunks:
             self._compute(chunk)
@@ -294,9 +316,7 @@ class Scheduler:
         ended = self._full_rows(sampled)
         for sequence in ended:
             self._end(sequence)
-        return TakenStep(
-            shape=shape, placed=packed.placed, sampled_slots=sampled, ended=ended, kv_usage=usage
-        )
+        return TakenStep(sampled_slots=sampled, ended=ended)
 
     def quiet_steps(self, most: int) -> Iterator[QuietRun]:
         """The decode steps, up to ``most``, that will pass before anything but lengths changes,
@@ -364,34 +384,6 @@ class Scheduler:
         is_free = (self.table.in_flight[slots] == 0) & self._running.can_run
         free: SlotArray = slots[is_free]
         return free
-
-    def _pack(self) -> PackedRows:
-        """The rows of the next step; requests that were preempted for them wait again."""
-        self._running.grown.clear()
-        while True:
-            packed = self._packer.pack(self.next_step_id, self._free_rows())
-            # Rows of this step's share may all have gone to make room, and others then fit.
-            if packed.num_rows or not packed.has_preempted or self._outstanding:
-                return packed
-
-    def _launch(self, packed: PackedRows) -> ScheduledStep | None:
-        """Put the packed rows in flight, as if their results were known."""
-        self._admission.is_blocked = len(self._waiting) > 0
-        if not packed.num_rows:
-            return None
-        step = self._packer.build(packed)
-        table = self.table
-        table.in_flight[step.slots] += 1
-        table.num_computed[step.slots] += step.query_lens
-        table.overhang[step.slots] += step.query_lens
-        table.num_tokens[step.sampled_slots] += 1
-        for chunk in packed.chunks:
-            if table.num_tokens[chunk.slot] - table.num_computed[chunk.slot] <= 1:
-                self._running.prefilling.discard(chunk.slot)
-        self._count_placed(packed)
-        self._outstanding.append(step)
-        self.next_step_id += 1
-        return step
 
     def _compute(self, chunk: PackedChunk) -> None:
         """A chunk of a prompt is in the cache, where others may find it; a whole one also has its

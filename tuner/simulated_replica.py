@@ -10,11 +10,12 @@ import numpy as np
 
 from engine.config import Caps
 from engine.executors.protocol import StepTimer
+from engine.packing import PackedRows
 from engine.plan import Mode
 from engine.policy import Order
 from engine.quiet import with_more_context
 from engine.request import Request
-from engine.scheduled import ScheduledStep, TakenStep
+from engine.scheduled import ScheduledStep
 from engine.scheduler import Scheduler
 from engine.sequences import Sequence
 from engine.shift import ModeChooser
@@ -106,8 +107,6 @@ class Replica:
         )
         self._timer = setup.timer
         self._stops_at_ends = setup.stops_at_ends
-        # Where nobody looks in between, a step may be committed when it starts.
-        self._takes_steps = setup.depth == 1 and not (setup.stops_at_ends or setup.schedules_ahead)
         self._schedules_ahead = setup.schedules_ahead
         # Requests that were seen while steps were in flight, and since when steps are known.
         self._lobby: list[Request] = []
@@ -243,7 +242,7 @@ class Replica:
         """Take the steps that need no look from outside in one stretch, if there are any."""
         if self._scheduler.caps.max_step_ms is not None:
             return False  # the scheduler learns from every single step
-        if self._flights:
+        if self._flights or self._scheduler.depth > 1:
             return not self._lobby and self._take_rounds(now_s, horizon_s)
         # Whoever waits in the lobby is let in after one more step.
         return self._take_stretch(now_s, horizon_s, 1 if self._lobby else MAX_BULK_STEPS)
@@ -262,9 +261,17 @@ class Replica:
                 self._log.stamp_each(requests, ends_s, has_ended=len(just_ended) > 0)
                 self._scheduled_s = float(ends_s[-2]) if len(ends_s) > 1 else end_s
                 end_s = float(ends_s[-1])
-            elif self._takes_steps and (step := self._scheduler.take_step()) is not None:
-                end_s = self._take(step, end_s)
-                ended += step.ended
+            elif (packed := self._scheduler.pack()) is not None:
+                host_s = self._timer.host_seconds(packed.shape)
+                busy_s = self._timer.stage_seconds(packed.shape)[0]
+                segment = self._segment(packed.shape, end_s, (end_s + host_s + busy_s,), busy_s)
+                self._scheduled_s = end_s
+                if self._stops_at_ends and segment.end_s[0] > horizon_s:
+                    # Whoever comes while it runs must find it running. Nobody has ended so far.
+                    self._start(self._scheduler.launch(packed), end_s)
+                    return True
+                ended += self._take(packed, segment)
+                end_s = segment.end_s[0]
             else:
                 break
             if most == 1 or len(ended) >= (1 if self._stops_at_ends else MAX_ENDED):
@@ -276,27 +283,16 @@ class Replica:
         self._fly(_Flight(finish_s=end_s, ended=[int(s.request_id) for s in ended]))
         return True
 
-    def _take(self, step: TakenStep, now_s: float) -> float:
-        """Time and record a step that starts now; its end."""
-        for placed in step.placed:
+    def _take(self, packed: PackedRows, segment: Segment) -> list[Sequence]:
+        """Commit a step as it begins, since nobody looks while it runs; the sequences that ended
+        with it."""
+        for placed in packed.placed:
             self._request_of_slot[placed.slot] = int(placed.sequence.request_id)
-        host_s = self._timer.host_seconds(step.shape)
-        busy_s = self._timer.stage_seconds(step.shape)[0]
-        end_s = now_s + host_s + busy_s
-        self._log.stamp(self._request_of_slot[step.sampled_slots], end_s)
-        self._record(
-            Segment(
-                replica=self._number,
-                shape=step.shape,
-                start_s=now_s,
-                end_s=(end_s,),
-                busy_s=busy_s,
-                num_waiting=self._scheduler.num_waiting,
-                kv_usage=step.kv_usage,
-            )
-        )
+        taken = self._scheduler.take(packed)
+        self._log.stamp(self._request_of_slot[taken.sampled_slots], segment.end_s[0])
+        self._record(segment)
         self.counts.scheduled_steps += 1
-        return end_s
+        return taken.ended
 
     def _quiet_ends(self, start_s: float, horizon_s: float, most: int) -> FloatArray:
         """Ends of the next quiet steps, up to ``most`` and to the first that ends at

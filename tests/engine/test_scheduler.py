@@ -157,13 +157,14 @@ def test_steps_in_bulk_and_at_once_leave_the_same_state_as_single_ones(
                 assert not now or nth + 1 in ends_at, "a step within a run ended a sequence"
             assert [s.request_id for s in finished] == [s.request_id for s in ended]
         else:
-            taken, step = bulk.take_step(), single.schedule()
-            assert taken is not None
+            packed, step = bulk.pack(), single.schedule()
+            assert packed is not None
             assert step is not None
-            assert taken.shape == step.shape
-            assert [p.slot for p in taken.placed] == [p.slot for p in step.placed]
+            assert packed.shape == step.shape
+            assert [p.slot for p in packed.placed] == [p.slot for p in step.placed]
+            assert bulk.kv_usage == single.kv_usage
+            taken = bulk.take(packed)
             assert taken.sampled_slots.tolist() == step.sampled_slots.tolist()
-            assert taken.kv_usage == single.kv_usage
             ended = single.commit_lengths(step)
             assert [s.request_id for s in taken.ended] == [s.request_id for s in ended]
         bulk.check_integrity()

@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 # A CUDA machine names its own build, for example TORCH="torch --index-url URL-of-the-CUDA-wheels".
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
+TEST_JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -18,8 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(STAMP)
 
+# Files share two workers: most tests wait for a process of theirs to start.
 test: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(TEST_JOBS) --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow --timeout=1200

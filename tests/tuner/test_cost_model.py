@@ -40,10 +40,11 @@ def test_a_machine_whose_operators_add_up_is_fitted_closely() -> None:
 def test_a_slow_round_of_a_profile_weighs_as_one_of_several() -> None:
     """Not as the one that happened to be measured last, or as all that was measured."""
     slow = made_up_profile(seconds=lambda terms, shape: 1.3 * true_seconds(terms, shape))
-    quick, mixed = made_up_profile(), merged([made_up_profile(), slow, made_up_profile()])
+    usual = fit_step_model(made_up_profile(), SMALL)
+    mixed = fit_step_model(merged([made_up_profile(), slow, made_up_profile()]), SMALL)
     for shape in shapes():
-        usual = seconds(fit_step_model(quick, SMALL), "tp=2", shape)
-        assert 1.04 < seconds(fit_step_model(mixed, SMALL), "tp=2", shape) / usual < 1.16
+        ratio = seconds(mixed, "tp=2", shape) / seconds(usual, "tp=2", shape)
+        assert 1.04 < ratio < 1.16
 
 
 def test_profiles_of_different_things_are_never_merged() -> None:

@@ -351,5 +351,5 @@ def _notes() -> Iterator[str]:
     yield "  served runs of other models, never to this paper."
     yield "* *The paper's own* takes its measured host and sampling times as given, in proportion"
     yield "  to the sequences of a step, and asks only what follows from them."
-    yield "* None: no degree is both superlinear up to itself and best for the node."
+    yield "* t_e reads none where no degree is superlinear up to itself and best for the node."
     yield ""

@@ -19,8 +19,8 @@ from tuner.trials import operating_point
 from tuner.workload import parse_workload
 
 FRESH_SEED_OFFSET = 7919
-MAX_DRAWS = 20
-# A draw of a bursty process may hold a tenth of the requests, and then says nothing.
+MAX_DRAWS = 50
+# A draw of a bursty process may hold a tenth of the requests, or all in a tenth of the time.
 ALIKE = 0.25
 
 
@@ -61,11 +61,11 @@ def confirm(
 
 
 def fresh_workload(spec: str, like: Workload, *, seed: int) -> Workload:
-    """Another draw of ``spec`` with about as many requests and tokens as ``like``.
+    """Another draw of ``spec`` with about as many requests and tokens as ``like``, in as much time.
 
-    Draws of a bursty process differ by an order of magnitude, and what few requests meet says
-    nothing of many. Where no draw comes near, the requests are those of ``like`` (run with other
-    prompts all the same).
+    Draws of a bursty process differ by an order of magnitude: what few requests meet says nothing
+    of many, and what a flood misses nothing of a stream. Where no draw comes near, the requests
+    are those of ``like`` (run with other prompts all the same).
     """
     for draw in range(MAX_DRAWS):
         try:
@@ -73,15 +73,15 @@ def fresh_workload(spec: str, like: Workload, *, seed: int) -> Workload:
         except WorkloadError:  # this draw has no request in the window
             continue
         sizes = zip(_sizes(workload), _sizes(like), strict=True)
-        if all(abs(mine / theirs - 1) <= ALIKE for mine, theirs in sizes):
+        if all(abs(mine - theirs) <= ALIKE * theirs for mine, theirs in sizes):
             return workload
     return like
 
 
-def _sizes(workload: Workload) -> tuple[float, float, float]:
-    """Requests, prompt tokens and output tokens."""
+def _sizes(workload: Workload) -> tuple[float, ...]:
+    """Requests, prompt tokens, output tokens and seconds."""
     inputs, outputs = workload.input_tokens, workload.output_tokens
-    return float(len(workload)), float(inputs.sum()), float(outputs.sum())
+    return float(len(workload)), float(inputs.sum()), float(outputs.sum()), workload.span_s
 
 
 def _log_slower(measured: Measurement, simulated: Measurement) -> float:

@@ -22,12 +22,13 @@ BURSTY = "azure-like:start=1000,seconds=40,scale=2,requests=70,input_scale=0.02,
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_a_fresh_draw_of_a_bursty_process_asks_about_as_much(seed: int) -> None:
-    """Its draws hold between none and all of the 70 requests."""
+    """Its draws hold between none and all of the 70 requests, in a few seconds or in forty."""
     like = parse_workload(BURSTY, seed=1)
     fresh = fresh_workload(BURSTY, like, seed=seed)
     assert len(fresh) == pytest.approx(len(like), rel=0.25)
     assert fresh.input_tokens.sum() == pytest.approx(like.input_tokens.sum(), rel=0.25)
     assert fresh.output_tokens.sum() == pytest.approx(like.output_tokens.sum(), rel=0.25)
+    assert fresh.span_s == pytest.approx(like.span_s, rel=0.25)
 
 
 def test_a_fresh_draw_of_a_steady_process_is_another_one() -> None:
@@ -35,6 +36,14 @@ def test_a_fresh_draw_of_a_steady_process_is_another_one() -> None:
     like = parse_workload(spec, seed=1)
     fresh = fresh_workload(spec, like, seed=2)
     assert len(fresh) == 40
+    assert fresh.arrivals != like.arrivals
+
+
+def test_a_fresh_draw_of_a_closed_loop_has_other_lengths() -> None:
+    spec = "closed:concurrency=4,input=64,output=16,requests=40,input_cv=0.5"
+    like = parse_workload(spec, seed=1)
+    fresh = fresh_workload(spec, like, seed=2)
+    assert fresh.closed == like.closed
     assert fresh.arrivals != like.arrivals
 
 

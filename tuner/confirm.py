@@ -86,7 +86,7 @@ def _sizes(workload: Workload) -> tuple[float, ...]:
 
 def _log_slower(measured: Measurement, simulated: Measurement) -> float:
     """How much slower the run's tokens came than simulation says, as a log ratio."""
-    mine, theirs = measured.tpot_ms.p50, simulated.tpot_ms.p50
+    mine, theirs = measured.tpot_ms.mean, simulated.tpot_ms.mean
     if mine is None or theirs is None:  # no request had two tokens
-        mine, theirs = measured.ttft_ms.p50, simulated.ttft_ms.p50
+        mine, theirs = measured.ttft_ms.mean, simulated.ttft_ms.mean
     return math.log(mine / theirs) if mine and theirs else 0.0

@@ -21,7 +21,7 @@ SCHEMA = "tuning-report/v1"
 @dataclass(frozen=True, kw_only=True)
 class Confirmation:
     """A winner measured again; ``point`` None where it could not run. ``log_slower`` is how much
-    slower than simulated its tokens came (p50), as a log ratio."""
+    slower than simulated its tokens came (mean TPOT), as a log ratio."""
 
     settings: Settings
     seed: int

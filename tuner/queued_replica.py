@@ -16,8 +16,9 @@ import msgspec
 from engine.pace import ahead_lead_s
 from engine.scheduled import ScheduledStep
 from engine.step_loop import HOST_DECAY
+from tuner.replica_setup import ReplicaSetup
 from tuner.run_log import Segment, TokenLog
-from tuner.simulated_replica import Replica, ReplicaSetup
+from tuner.simulated_replica import Replica
 
 
 @dataclass(kw_only=True)

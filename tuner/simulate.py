@@ -21,8 +21,8 @@ from engine.shift import ModeChooser
 from tuner.arrivals import Workload
 from tuner.errors import TunerError
 from tuner.front_end import NO_FRONT_END, FrontEnd
+from tuner.replica_setup import ReplicaSetup
 from tuner.run_log import RunCounts
-from tuner.simulated_replica import ReplicaSetup
 from tuner.simulated_requests import RequestSource
 from tuner.simulated_run import OnProgress, Run, SimulationResult, no_progress
 from tuner.space import Settings

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
 from engine.config import Caps
-from engine.executors.protocol import StepTimer
 from engine.packing import PackedRows
 from engine.plan import Mode
 from engine.policy import Order
@@ -21,6 +19,7 @@ from engine.sequences import Sequence
 from engine.shift import ModeChooser
 from engine.steps import StepShape
 from tuner.piped_rounds import GroupSteps, PipeState, run_rounds
+from tuner.replica_setup import ReplicaSetup
 from tuner.run_log import MAX_STAMPS, FloatArray, RunCounts, Segment, TokenLog
 
 # Bulk stretches are timed at both ends and taken as straight between them.
@@ -31,32 +30,6 @@ MAX_ENDED = 50
 _TAKEN = np.arange(1, MAX_BULK_STEPS + 1, dtype=np.float64)
 _GROWN = _TAKEN * (_TAKEN - 1) / 2
 _NO_ENDS = _TAKEN[:0]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReplicaSetup:
-    """What a replica runs with; ``num_kv_blocks`` is per rank, ``depth`` the pipeline's stages.
-
-    ``stops_at_ends``: somebody outside looks at the replica when a request ends (a client who
-    then sends the next one, a router, an admission limit), so no stretch goes past that.
-    ``schedules_ahead``: a step is scheduled when the one before starts, so that a request which
-    is seen during a step misses the next one too. ``queues_ahead``: as this project's engine does
-    with overlap, shortly before the one before ends (see ``tuner.queued_replica``).
-    """
-
-    caps: Caps
-    envelope: Caps
-    chooser: ModeChooser
-    timer: StepTimer
-    num_kv_blocks: int
-    block_size: int
-    max_model_len: int
-    depth: int
-    order: Order
-    keeps_prefixes: bool
-    stops_at_ends: bool
-    schedules_ahead: bool = False
-    queues_ahead: bool = False
 
 
 class _Flight(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -10,8 +10,9 @@ from engine.measurement import Distribution, Fidelity, Measurement, Outcome, Req
 from engine.plan import ParallelPlan
 from tuner.arrivals import Workload
 from tuner.queued_replica import QueuedReplica
+from tuner.replica_setup import ReplicaSetup
 from tuner.run_log import AppliedChange, PlanSpell, RunCounts, Segment, TokenLog
-from tuner.simulated_replica import Replica, ReplicaSetup
+from tuner.simulated_replica import Replica
 from tuner.simulated_requests import NEVER_S, RequestSource, Sent
 
 # Called now and then with the virtual seconds so far, requests ended, and requests in all.

@@ -17,8 +17,9 @@ from engine.measurement import RequestTiming
 from engine.policy import KnobClass
 from engine.sequences import Sequence
 from tuner.arrivals import Workload
+from tuner.replica_setup import ReplicaSetup
 from tuner.run_log import AppliedChange, PlanSpell, RunCounts
-from tuner.simulated_replica import Replica, ReplicaSetup
+from tuner.simulated_replica import Replica
 from tuner.simulated_requests import NEVER_S, RequestSource, Sent
 from tuner.simulated_run import OnProgress, Run, load_tokens
 from tuner.space import Settings

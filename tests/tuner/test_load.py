@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from engine.measurement import Fidelity, Outcome
+from engine.measurement import Fidelity, Measurement, Outcome
 from policies.report import measurement_json
 from tests.engine.paced import STEP_S
 from tests.tuner.engines import paced_engine
@@ -78,10 +79,10 @@ def steady(count: int, *, gap_s: float = 0.01) -> Workload:
     return Workload(arrivals=arrivals, source=base.source)
 
 
-def drive(workload: Workload, target: EchoTarget, **options: object):  # type: ignore[no-untyped-def]
-    arguments: dict[str, object] = {"seed": 0, "timeout_s": 20.0, "vocab_size": 300, **options}
+def drive(workload: Workload, target: EchoTarget, **options: Any) -> Measurement:
+    arguments: dict[str, Any] = {"seed": 0, "timeout_s": 20.0, "vocab_size": 300, **options}
     try:
-        return run_load(workload, target, **arguments)  # type: ignore[arg-type]
+        return run_load(workload, target, **arguments)
     finally:
         target.join()
 
@@ -122,9 +123,9 @@ def test_the_drivers_own_lag_is_part_of_the_measurement() -> None:
 
 def test_a_blocking_target_shows_up_as_lag() -> None:
     class Blocking(EchoTarget):
-        def send(self, *arguments: object) -> None:
+        def send(self, *arguments: Any) -> None:
             time.sleep(0.05)
-            super().send(*arguments)  # type: ignore[arg-type]
+            super().send(*arguments)
 
     lag = drive(steady(8, gap_s=0.001), Blocking()).driver_lag_ms
     assert lag.p99 is not None

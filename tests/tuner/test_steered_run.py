@@ -46,9 +46,11 @@ def run(
     num_kv_blocks: int = 2000,
     timer: LinearTimer | None = None,
     max_model_len: int = 1024,
+    later_kv_blocks: int | None = None,
     schedules_ahead: bool = False,
     queues_ahead: bool = False,
 ) -> SimulationResult:
+    """``later_kv_blocks``: what any other plan has; by default as many."""
     timer = timer or LinearTimer()
     return simulate(
         model=SMALL,
@@ -63,7 +65,7 @@ def run(
         seed=3,
         steering=steering,
         ranks_of=lambda plan: Ranks(
-            timer=replace(timer, stages=plan.pp), num_kv_blocks=num_kv_blocks
+            timer=replace(timer, stages=plan.pp), num_kv_blocks=later_kv_blocks or num_kv_blocks
         ),
         schedules_ahead=schedules_ahead,
         queues_ahead=queues_ahead,
@@ -200,17 +202,7 @@ def test_a_reshape_may_change_the_number_of_replicas_and_stages() -> None:
 
 def test_a_plan_that_cannot_hold_a_request_in_progress_is_refused_and_the_run_goes_on() -> None:
     workload = open_loop(requests=4, gap_s=0.0, input_tokens=600, output_tokens=100)
-    result = simulate(
-        model=SMALL,
-        plan=START.plan,
-        threshold_tokens=64,
-        caps=START.caps,
-        workload=workload,
-        timer=LinearTimer(),
-        num_kv_blocks=2000,
-        steering=planned((0.5, OTHER_PLAN)),
-        ranks_of=lambda plan: Ranks(timer=LinearTimer(), num_kv_blocks=20),
-    )
+    result = run(workload, planned((0.5, OTHER_PLAN)), later_kv_blocks=20)
     (change,) = result.changes
     assert change.is_refused
     assert [spell.plan for spell in result.spells] == [START.plan]
@@ -225,18 +217,7 @@ def test_held_requests_that_do_not_fit_the_new_plan_are_refused_and_the_rest_goe
         for i, a in enumerate(arrivals)
     ]
     workload = replace(closed_loop(requests=40, concurrency=4), arrivals=tuple(long))
-    result = simulate(
-        model=SMALL,
-        plan=START.plan,
-        threshold_tokens=64,
-        caps=START.caps,
-        workload=workload,
-        timer=LinearTimer(),
-        num_kv_blocks=40,
-        max_model_len=640,
-        steering=planned((0.0, OTHER_PLAN)),
-        ranks_of=lambda plan: Ranks(timer=LinearTimer(), num_kv_blocks=40),
-    )
+    result = run(workload, planned((0.0, OTHER_PLAN)), num_kv_blocks=40, max_model_len=640)
     outcomes = [t.outcome for t in result.measurement.timings]
     assert outcomes == [Outcome.ERRORED if i % 5 == 3 else Outcome.COMPLETED for i in range(40)]
 

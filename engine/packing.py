@@ -88,6 +88,8 @@ class StepPacker:
         self.chooser = chooser
         self.pace = StepPace()
         self.num_preemptions = 0
+        self.num_prefix_queries = 0
+        self.num_prefix_hits = 0
         self._running = running
         self._waiting = waiting
         self._depth = depth
@@ -241,6 +243,8 @@ class StepPacker:
             assert missing is not None, "admission has counted its blocks"
             self._running.grow_row(slot, missing)
             packed.placed.append(placed)
+            self.num_prefix_queries += placed.num_tokens
+            self.num_prefix_hits += placed.num_cached
             packed.take(PackedChunk(slot, num_tokens, placed.num_cached, num_tokens == left))
 
     def _prefill_room(self, packed: PackedRows) -> int:

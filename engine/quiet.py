@@ -15,6 +15,7 @@ from engine.packing import StepPacker
 from engine.plan import Mode
 from engine.running import RunningSet
 from engine.scheduled import ScheduledStep, SlotArray
+from engine.sequences import SequenceTable
 from engine.shift import ModeChooser
 from engine.steps import StepShape
 
@@ -36,6 +37,23 @@ class QuietRounds:
     count: int
     groups: tuple[SlotArray, ...]
     shapes: tuple[StepShape, ...]
+
+    def last_steps(self, count: int, table: SequenceTable, *, step_id: int) -> list[ScheduledStep]:
+        """The steps in flight after ``count`` rounds: the last ones of all groups but the first.
+
+        ``table`` is as before the rounds; ``step_id`` is that of the last step of the first group.
+        """
+        return [
+            ScheduledStep.of_decodes(
+                step_id=step_id + nth,
+                shape=with_more_context(shape, (count - 1) * shape.num_seqs),
+                slots=slots,
+                context_lens=table.num_computed[slots] + np.int32(count - 1),
+                sequences=table.list_sequences(slots),
+            )
+            for nth, (slots, shape) in enumerate(zip(self.groups, self.shapes, strict=True))
+            if nth
+        ]
 
 
 class QuietSteps:
@@ -108,6 +126,8 @@ class QuietSteps:
         # Rows in flight have been counted one token ahead.
         left -= table.in_flight[running.slots] == 0
         count = running.steps_within_blocks(int(left.min()))
+        # A step's followers are packed in the order in which its rows run, whatever its own was.
+        groups[1:] = [running.in_order(slots) for slots in groups[1:]]
         chooser = self._packer.chooser
         shapes = tuple(
             decode_shape(running, slots, chooser, step_id + nth) for nth, slots in enumerate(groups)

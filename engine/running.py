@@ -56,6 +56,13 @@ class RunningSet:
         wanted: npt.NDArray[np.bool_] = is_short & ~table.is_ended[slots]
         return wanted
 
+    def in_order(self, some: SlotArray) -> SlotArray:
+        """Some of the rows, in the order in which they were admitted."""
+        is_one = np.zeros(self.table.num_slots, np.bool_)
+        is_one[some] = True
+        ordered: SlotArray = self.slots[is_one[self.slots]]
+        return ordered
+
     @property
     def promised_blocks(self) -> int:
         """Blocks that running prefills will still claim for tokens already known."""
@@ -182,6 +189,24 @@ class RunningSet:
         held = self.table.held_blocks(sequence.slot)
         self.pool.publish(held[first:last].tolist(), sequence.chain.digests[first:last])
         sequence.num_published = last
+
+    def end_prefill(self, slot: int) -> None:
+        """The row decodes from here on, if it lacks no more than its next token."""
+        if self.table.num_tokens[slot] - self.table.num_computed[slot] <= 1:
+            self.prefilling.discard(slot)
+
+    def compute(self, slot: int, num_tokens: int, *, is_whole: bool) -> None:
+        """So many tokens more of a row's prompt are in the cache, where others may find them;
+        ``is_whole``: its next token is known then, too."""
+        table = self.table
+        table.num_computed[slot] += num_tokens
+        table.overhang[slot] += num_tokens
+        table.num_tokens[slot] += is_whole
+        table.num_known[slot] += is_whole
+        self.end_prefill(slot)
+        sequence = table.sequences[slot]
+        assert sequence is not None, "the row of a chunk is held"
+        self.publish(sequence, int(table.num_computed[slot]))
 
     def _extend_chain(self, sequence: Sequence, num_tokens: int) -> None:
         assert self._hasher is not None, "only with prefix reuse"

@@ -13,11 +13,12 @@ import numpy as np
 
 from engine.admission import Admission
 from engine.config import Caps
+from engine.outcome import outcome_of
 from engine.pace import StepPace
-from engine.packing import PackedChunk, PackedRows, StepPacker
+from engine.packing import PackedRows, StepPacker
 from engine.policy import Order
-from engine.quiet import QuietRounds, QuietRun, QuietSteps, with_more_context
-from engine.request import FinishReason, Request
+from engine.quiet import QuietRounds, QuietRun, QuietSteps
+from engine.request import Request
 from engine.roster import Roster
 from engine.running import RunningSet
 from engine.scheduled import (
@@ -58,8 +59,6 @@ class Scheduler:
         self.max_model_len = max_model_len
         self.depth = depth
         self.next_step_id = 0
-        self._num_prefix_queries = 0
-        self._num_prefix_hits = 0
         self._roster = Roster(eos_token_ids)
         self._running = RunningSet(
             num_slots=envelope.max_num_seqs,
@@ -110,8 +109,8 @@ class Scheduler:
         """Preemptions and use of the prefix cache so far."""
         return SchedulerCounts(
             preemptions=self._packer.num_preemptions,
-            prefix_queries=self._num_prefix_queries,
-            prefix_hits=self._num_prefix_hits,
+            prefix_queries=self._packer.num_prefix_queries,
+            prefix_hits=self._packer.num_prefix_hits,
         )
 
     @property
@@ -245,9 +244,7 @@ class Scheduler:
         table.overhang[step.slots] += step.query_lens
         table.num_tokens[step.sampled_slots] += 1
         for chunk in packed.chunks:
-            if table.num_tokens[chunk.slot] - table.num_computed[chunk.slot] <= 1:
-                self._running.prefilling.discard(chunk.slot)
-        self._count_placed(packed)
+            self._running.end_prefill(chunk.slot)
         self._outstanding.append(step)
         self.next_step_id += 1
         return step
@@ -277,7 +274,7 @@ class Scheduler:
         """Take in the result of the oldest outstanding step: ``token_ids`` i4[R] in row order of
         the sampled rows."""
         self._leave(step)
-        outcome = self._outcome(step, token_ids)
+        outcome = outcome_of(step, token_ids, self.table, self._roster)
         self._publish(step)
         for sequence, _ in outcome.finished:
             self._end(sequence)
@@ -308,10 +305,9 @@ class Scheduler:
         sampled = packed.decodes
         self.table.counts[:, sampled] += 1
         for chunk in packed.chunks:
-            self._compute(chunk)
+            self._running.compute(chunk.slot, chunk.num_tokens, is_whole=chunk.is_whole)
         if whole := [chunk.slot for chunk in packed.chunks if chunk.is_whole]:
             sampled = np.concatenate((sampled, np.array(whole, np.intp)))
-        self._count_placed(packed)
         self.next_step_id += 1
         ended = self._full_rows(sampled)
         for sequence in ended:
@@ -356,23 +352,15 @@ class Scheduler:
     def advance_rounds(self, rounds: QuietRounds, count: int) -> list[ScheduledStep]:
         """Launch and commit ``count`` of :meth:`quiet_rounds` in bulk; the steps then in flight,
         which take the places of those before."""
-        held = [self.table.num_computed[slots] for slots in rounds.groups]
+        # Before the rows move on: the steps are told from where the rounds began.
+        first_id = self.next_step_id + (count - 1) * self.depth
+        steps = rounds.last_steps(count, self.table, step_id=first_id)
         self._running.advance(count)
         self._admission.is_blocked = len(self._waiting) > 0
         self.next_step_id += count * self.depth
         self._outstanding.clear()
-        for nth in range(1, self.depth):
-            slots, shape = rounds.groups[nth], rounds.shapes[nth]
-            self._outstanding.append(
-                ScheduledStep.of_decodes(
-                    step_id=self.next_step_id - self.depth + nth,
-                    shape=with_more_context(shape, (count - 1) * shape.num_seqs),
-                    slots=slots,
-                    context_lens=held[nth] + np.int32(count - 1),
-                    sequences=self.table.list_sequences(slots),
-                )
-            )
-        return list(self._outstanding)
+        self._outstanding.extend(steps)
+        return steps
 
     # -- one step ----------------------------------------------------------------------------
 
@@ -384,26 +372,6 @@ class Scheduler:
         is_free = (self.table.in_flight[slots] == 0) & self._running.can_run
         free: SlotArray = slots[is_free]
         return free
-
-    def _compute(self, chunk: PackedChunk) -> None:
-        """A chunk of a prompt is in the cache, where others may find it; a whole one also has its
-        row's next token."""
-        table, slot = self.table, chunk.slot
-        table.num_computed[slot] += chunk.num_tokens
-        table.overhang[slot] += chunk.num_tokens
-        table.num_tokens[slot] += chunk.is_whole
-        table.num_known[slot] += chunk.is_whole
-        computed = chunk.num_before + chunk.num_tokens
-        if table.num_tokens[slot] - computed <= 1:
-            self._running.prefilling.discard(slot)
-        sequence = table.sequences[slot]
-        assert sequence is not None, "the row of a chunk is held"
-        self._running.publish(sequence, computed)
-
-    def _count_placed(self, packed: PackedRows) -> None:
-        for placed in packed.placed:
-            self._num_prefix_queries += placed.num_tokens
-            self._num_prefix_hits += placed.num_cached
 
     def _leave(self, step: ScheduledStep) -> None:
         """The oldest step is out of flight."""
@@ -426,31 +394,6 @@ class Scheduler:
         table = self.table
         rows = (table.num_known[slots] >= table.max_len[slots]).nonzero()[0]
         return table.list_sequences(slots[rows]) if len(rows) else []
-
-    def _outcome(self, step: ScheduledStep, token_ids: Int32Array) -> StepOutcome:
-        """Give each sampled row its token, unless its sequence has ended meanwhile."""
-        table = self.table
-        rows = np.flatnonzero(step.is_sampled)
-        nths = np.flatnonzero(~table.is_ended[step.slots[rows]])
-        slots = step.slots[rows[nths]]
-        table.num_known[slots] += 1
-        sequences = [step.sequences[row] for row in rows[nths].tolist()]
-        ids = token_ids[nths].tolist()
-        for sequence, token_id in zip(sequences, ids, strict=True):
-            sequence.output_ids.append(token_id)
-        may_end = table.num_known[slots] >= table.max_len[slots]
-        if not self._roster.ending_ids.isdisjoint(ids):
-            may_end |= np.array([token_id in self._roster.ending_ids for token_id in ids])
-        finished: list[tuple[Sequence, FinishReason]] = []
-        for nth in np.flatnonzero(may_end).tolist():
-            length = int(table.num_known[slots[nth]])
-            if reason := sequences[nth].finish_reason(ids[nth], length, self.eos_token_ids):
-                finished.append((sequences[nth], reason))
-        return StepOutcome(
-            sampled=list(zip(sequences, ids, strict=True)),
-            sampled_rows=nths.tolist(),
-            finished=finished,
-        )
 
     def _end(self, sequence: Sequence) -> None:
         """The sequence is over; its row goes when no step in flight holds it."""

@@ -213,6 +213,7 @@ def test_advancing_rounds_of_a_pipeline_leaves_the_same_state_as_single_steps(
         assert bulk._running.pool.num_cached == single._running.pool.num_cached
         assert [s.shape for s in flights[0]] == [s.shape for s in flights[1]]
         assert [s.step_id for s in flights[0]] == [s.step_id for s in flights[1]]
+        assert [s.request_ids for s in flights[0]] == [s.request_ids for s in flights[1]]
         assert bulk.next_step_id == single.next_step_id
 
 

@@ -56,6 +56,23 @@ class RunningSet:
         wanted: npt.NDArray[np.bool_] = is_short & ~table.is_ended[slots]
         return wanted
 
+    @property
+    def free(self) -> SlotArray:
+        """Rows that no step in flight holds and that have something to compute."""
+        is_free = (self.table.in_flight[self.slots] == 0) & self.can_run
+        free: SlotArray = self.slots[is_free]
+        return free
+
+    def free_behind(self, ending: SlotArray) -> SlotArray:
+        """Rows with something to compute that will be free when a step with the rows ``ending``
+        is over."""
+        in_flight = self.table.in_flight[self.slots]
+        in_step = np.zeros(self.table.num_slots, np.int8)
+        in_step[ending] = 1
+        is_free = in_flight == np.minimum(in_flight, in_step[self.slots])
+        free: SlotArray = self.slots[is_free & self.can_run]
+        return free
+
     def in_order(self, some: SlotArray) -> SlotArray:
         """Some of the rows, in the order in which they were admitted."""
         is_one = np.zeros(self.table.num_slots, np.bool_)

@@ -21,13 +21,7 @@ from engine.quiet import QuietRounds, QuietRun, QuietSteps
 from engine.request import Request
 from engine.roster import Roster
 from engine.running import RunningSet
-from engine.scheduled import (
-    ScheduledStep,
-    SchedulerCounts,
-    SlotArray,
-    StepOutcome,
-    TakenStep,
-)
+from engine.scheduled import ScheduledStep, SchedulerCounts, SlotArray, StepOutcome, TakenStep
 from engine.sequences import NO_SLOT, Sequence, SequenceTable
 from engine.shift import ModeChooser
 from engine.steps import Int32Array
@@ -258,12 +252,7 @@ class Scheduler:
         if len(self._outstanding) != self.depth:
             return None
         self._running.grown.clear()
-        slots = self._running.slots
-        in_flight = self.table.in_flight[slots]
-        in_oldest = np.zeros(self.table.num_slots, np.int8)
-        in_oldest[self._outstanding[0].slots] = 1
-        is_eligible = in_flight == np.minimum(in_flight, in_oldest[slots])
-        eligible = slots[is_eligible & self._running.can_run]
+        eligible = self._running.free_behind(self._outstanding[0].slots)
         packed = self._packer.pack_ahead(self.next_step_id, eligible)
         if packed is None:
             return None
@@ -365,13 +354,8 @@ class Scheduler:
     # -- one step ----------------------------------------------------------------------------
 
     def _free_rows(self) -> SlotArray:
-        """Rows that no step in flight holds and that have something to compute."""
-        slots = self._running.slots
-        if not self._outstanding:
-            return slots
-        is_free = (self.table.in_flight[slots] == 0) & self._running.can_run
-        free: SlotArray = slots[is_free]
-        return free
+        """Rows that the next step may hold."""
+        return self._running.free if self._outstanding else self._running.slots
 
     def _leave(self, step: ScheduledStep) -> None:
         """The oldest step is out of flight."""

@@ -124,8 +124,9 @@ def _table(rows: Sequence[Row]) -> list[str]:
 
 def _summary(rows: Sequence[Row]) -> list[str]:
     lines = [
-        "| metric | target | passed | mean absolute error | worst | mean error | mean spread |",
-        "|" + " --- |" * 7,
+        "| metric | target | passed | within the target itself | mean absolute error | worst "
+        "| mean error | mean spread |",
+        "|" + " --- |" * 8,
     ]
     for nth, name in enumerate(METRICS):
         found = [row.compare()[nth] for row in rows]
@@ -134,6 +135,7 @@ def _summary(rows: Sequence[Row]) -> list[str]:
             name,
             f"{TARGETS[nth]:.0%}",
             f"{sum(c.passes for c in found)} of {len(found)}",
+            f"{sum(abs(c.error) <= c.target for c in found)}",
             f"{fmean(map(abs, errors)):.1%}",
             f"{max(map(abs, errors)):.1%}",
             f"{fmean(errors):+.1%}",

@@ -126,10 +126,6 @@ class Scheduler:
         return len(self._waiting)
 
     @property
-    def num_outstanding(self) -> int:
-        return len(self._outstanding)
-
-    @property
     def is_idle(self) -> bool:
         return not len(self._running) and not len(self._waiting)
 

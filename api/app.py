@@ -9,12 +9,7 @@ from importlib.metadata import version
 import structlog
 from fastapi import FastAPI
 
-from api.auth import ensure_first_key
-from api.context import AppContext
-from api.controller import Controller
-from api.errors import install_error_handlers
-from api.metrics import ServiceMetrics
-from api.middleware import RequestContext
+from api.control.controller import Controller
 from api.routes import (
     api_keys,
     control,
@@ -25,7 +20,12 @@ from api.routes import (
     recommendations,
     tuning_jobs,
 )
-from api.settings import Settings
+from api.web.auth import ensure_first_key
+from api.web.context import AppContext
+from api.web.errors import install_error_handlers
+from api.web.metrics import ServiceMetrics
+from api.web.middleware import RequestContext
+from api.web.settings import Settings
 from store import Database
 
 ROUTERS = (
@@ -80,6 +80,6 @@ def create_app(settings: Settings) -> FastAPI:
 
 def _announce_key(secret: str) -> None:
     """Say the first key once; only its hash is kept."""
-    structlog.get_logger("api.auth").warning(
+    structlog.get_logger("api.web.auth").warning(
         "made the first admin key; it is shown only now", key=secret
     )

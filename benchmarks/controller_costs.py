@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from engine.config import Caps
-from engine.plan import ParallelPlan
+from engine.spec.config import Caps
+from engine.spec.plan import ParallelPlan
 from policies.sla import Sla, judge
 from tuner.backends import Backend, HostTimes, load_backend
-from tuner.described import describe_node
-from tuner.design import advised_threshold
-from tuner.energy import EnergyEstimate, energy_of
-from tuner.node import Node
-from tuner.reshape_cost import reshape_cost, reshape_times
-from tuner.space import Settings
-from tuner.steering import PlannedChanges, Steering, free_reshapes
-from tuner.workload import parse_workload
+from tuner.described.energy import EnergyEstimate, energy_of
+from tuner.described.node import Node
+from tuner.described.parse import describe_node
+from tuner.described.reshape_cost import reshape_cost, reshape_times
+from tuner.search.design import advised_threshold
+from tuner.simulation.steering import PlannedChanges, Steering, free_reshapes
+from tuner.spec.space import Settings
+from tuner.workload.parse import parse_workload
 
 FROM, TO = ParallelPlan(tp=4), ParallelPlan(sp=8, shift=True)
 AT_S = 120.0

@@ -20,20 +20,20 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.controller_costs import energy_lines, reshape_lines
-from engine.config import Caps
-from engine.plan import ParallelPlan
+from engine.spec.config import Caps
+from engine.spec.plan import ParallelPlan
 from policies.schedule import Schedule
 from policies.sla import Sla, judge
-from tuner.arrivals import Workload
-from tuner.bands import build_schedule
-from tuner.described import describe_node
-from tuner.design import advised_threshold
-from tuner.energy import energy_of
-from tuner.node import Node
-from tuner.predict import Simulator
-from tuner.space import Settings, Space
-from tuner.steering_controller import ControllerSteering
-from tuner.workload import parse_workload
+from tuner.described.energy import energy_of
+from tuner.described.node import Node
+from tuner.described.parse import describe_node
+from tuner.search.design import advised_threshold
+from tuner.search.schedule import build_schedule
+from tuner.search.simulator import Simulator
+from tuner.simulation.steering_controller import ControllerSteering
+from tuner.spec.space import Settings, Space
+from tuner.workload.parse import parse_workload
+from tuner.workload.workload import Workload
 
 PLAN = ParallelPlan(sp=8, shift=True)
 SLAS = (
@@ -249,10 +249,10 @@ def _head(num_seeds: int) -> list[str]:
         "* *Before*: settings tuned on a minute or two of the load that comes first. *In "
         "hindsight*: on the first of the very runs they then serve. Both start from the same "
         "settings; the schedule's bands are built around them, from the same load.",
-        "* The rules by which `tuner.bands` chooses were revised three times after a look at these "
-        "loads with seeds 0 and 1 and the same slices of the trace; of 18 rows the worst was "
-        "-36.8 points before, then -36.5, -64.6 and, as it is now, -7.5. The synthetic runs below "
-        "have other seeds, which had no part in that; the slices of the trace had.",
+        "* The rules by which `tuner.search.schedule` chooses were revised three times after a look "
+        "at these loads with seeds 0 and 1 and the same slices of the trace; of 18 rows the worst "
+        "was -36.8 points before, then -36.5, -64.6 and, as it is now, -7.5. The synthetic runs "
+        "below have other seeds, which had no part in that; the slices of the trace had.",
         "* *Slower* steps take 25 % longer than those that settings and schedule were made with.",
         "* Repeat: `python -m benchmarks.controller_sim --traces ../shared/traces --out FILE.md`",
         "",

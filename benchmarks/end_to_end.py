@@ -23,9 +23,9 @@ import numpy.typing as npt
 
 from tuner.backends import Backend, load_backend
 from tuner.backends.backend import Fitted
-from tuner.silicon.served import SOURCES, fit_backend, parameters_of
-from tuner.silicon.served_fit import relative_errors, simulate_rows, with_values
-from tuner.silicon.served_rows import FILE, ServedRow, Simulated, Tool, read_served_rows
+from tuner.calibration.served import SOURCES, fit_backend, parameters_of
+from tuner.calibration.served_fit import relative_errors, simulate_rows, with_values
+from tuner.calibration.served_rows import FILE, ServedRow, Simulated, Tool, read_served_rows
 
 FloatArray = npt.NDArray[np.float64]
 TARGETS = {"vLLM": (0.20, 0.05), "all": (0.30, 0.12)}

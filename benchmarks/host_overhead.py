@@ -26,19 +26,19 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.quiet import OtherPrograms
-from engine.clock import WallClock
-from engine.config import Caps, EngineConfig, ExecutorKind, ModelConfig
 from engine.engine import Engine
+from engine.executors.clock import WallClock
 from engine.executors.simulated import SimulatedExecutor
 from engine.models.create import create_model
-from engine.output import RequestStream
-from engine.plan import ParallelPlan
-from engine.policy import EnginePolicy
-from engine.replica import Replica
-from engine.request import Request, RequestOutput, SamplingParams
-from engine.steps import StepSample, StepShape
-from engine.telemetry import Telemetry, drain
-from engine.tokenizer import Tokenizer
+from engine.policy.document import EnginePolicy
+from engine.replica.replica import Replica
+from engine.replica.stream import RequestStream
+from engine.replica.telemetry import Telemetry, drain
+from engine.spec.config import Caps, EngineConfig, ExecutorKind, ModelConfig
+from engine.spec.plan import ParallelPlan
+from engine.spec.request import Request, RequestOutput, SamplingParams
+from engine.spec.steps import StepSample, StepShape
+from engine.text.tokenizer import Tokenizer
 
 NUM_KV_BLOCKS = 20_000
 WARM_STEPS = 30

@@ -28,11 +28,11 @@ from pathlib import Path
 import psutil
 
 from benchmarks.quiet import OtherPrograms
-from engine.config import Caps, DType, EngineConfig, ModelConfig
 from engine.engine import Engine
 from engine.models.create import create_model
-from engine.plan import ParallelPlan, parse_plan
-from engine.request import FinishReason, Request, RequestOutput, SamplingParams
+from engine.spec.config import Caps, DType, EngineConfig, ModelConfig
+from engine.spec.plan import ParallelPlan, parse_plan
+from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
 
 MAX_PROMPT = 48
 FIRST_TOKEN_ID = 3

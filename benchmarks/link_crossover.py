@@ -20,18 +20,18 @@ from pathlib import Path
 from statistics import fmean, median
 
 from benchmarks.quiet import OtherPrograms
-from engine.config import Caps, EngineConfig, ExecutorKind, LinkEmulation, ModelConfig
 from engine.executors.process import ProcessExecutor
-from engine.mode_timing import SyntheticSteps
 from engine.models.create import create_model
-from engine.plan import Mode, ParallelPlan
-from engine.steps import StepShape
+from engine.replica.mode_timing import SyntheticSteps
+from engine.spec.config import Caps, EngineConfig, ExecutorKind, LinkEmulation, ModelConfig
+from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.steps import StepShape
 from policies.threshold import ShiftRule, StepPair
-from tuner.cost_model import StepModel
-from tuner.cost_model_fit import fit_step_model
-from tuner.machine import this_machine
-from tuner.profile import Profile, merged, read_json
-from tuner.profile_run import ProfileSpec, run_profile
+from tuner.profiling.profile import Profile, merged, read_json
+from tuner.profiling.run import ProfileSpec, run_profile
+from tuner.spec.machine import this_machine
+from tuner.step_model.fit import fit_step_model
+from tuner.step_model.model import StepModel
 
 PLAN = ParallelPlan(sp=2, shift=True)
 LINKS = ("latency_us=20,gbps=0.5", "latency_us=20,gbps=4")

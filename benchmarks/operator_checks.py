@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.plan import ParallelPlan
-from tuner.features import Collective, CollectiveKind
+from engine.spec.plan import ParallelPlan
+from tuner.calibration.fit import fit_kind
+from tuner.calibration.links import CLEAN_BYTES
+from tuner.calibration.readers import read_chunked_prefill, read_links
+from tuner.calibration.systems import SYSTEMS, measured_prefill, peaks
 from tuner.hardware.chunks import chunk_seconds
 from tuner.hardware.collectives import CollectiveTimes
 from tuner.hardware.device import load_data_sheet, load_device
 from tuner.hardware.physics import FloatArray
-from tuner.silicon.fit import fit_kind
-from tuner.silicon.links import CLEAN_BYTES
-from tuner.silicon.readers import read_chunked_prefill, read_links
-from tuner.silicon.systems import SYSTEMS, measured_prefill, peaks
+from tuner.work.counts import Collective, CollectiveKind
 
 PREFIXES = ((1, 512), (512, 1536), (1536, 4096))
 

@@ -19,12 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.operator_checks import node_lines, prefix_lines
-from tuner.hardware.curves import IN_NODE, HeldOut
-from tuner.hardware.device import load_data_sheet
-from tuner.hardware.physics import FloatArray, Peaks, gemm_work
-from tuner.hardware.tables import ROW_GRID, RowTable
-from tuner.silicon.fit import fit_kind, operator_error
-from tuner.silicon.layer_errors import (
+from tuner.calibration.fit import fit_kind, operator_error
+from tuner.calibration.layer_errors import (
     DeviceData,
     LayerErrors,
     interpolating,
@@ -32,9 +28,9 @@ from tuner.silicon.layer_errors import (
     unseen_degree,
     unseen_device,
 )
-from tuner.silicon.layers import DECODE, PREFILL, is_all_reduce
-from tuner.silicon.links import collective_error, read_series, read_small_series
-from tuner.silicon.systems import (
+from tuner.calibration.layers import DECODE, PREFILL, is_all_reduce
+from tuner.calibration.links import collective_error, read_series, read_small_series
+from tuner.calibration.systems import (
     PRECISIONS,
     SYSTEMS,
     Measured,
@@ -45,6 +41,10 @@ from tuner.silicon.systems import (
     measured_prefill,
     peaks,
 )
+from tuner.hardware.curves import IN_NODE, HeldOut
+from tuner.hardware.device import load_data_sheet
+from tuner.hardware.physics import FloatArray, Peaks, gemm_work
+from tuner.hardware.tables import ROW_GRID, RowTable
 
 TARGETS = {"gemm": 0.06, "prefill": 0.08, "decode": 0.08, "collectives": 0.10}
 LAYER_TARGETS = {

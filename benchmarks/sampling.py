@@ -27,7 +27,7 @@ from benchmarks.quiet import OtherPrograms
 from engine.executors.ranks import RankProcesses
 from engine.parallel.shm_build import find_library
 from engine.parallel.shm_layout import GroupSpec, Segment
-from engine.steps import SlotSampling, SlotStart
+from engine.spec.steps import SlotSampling, SlotStart
 
 VOCAB_SIZE = 128_256
 RANK_COUNTS = (2, 4)
@@ -80,7 +80,7 @@ class Measured(msgspec.Struct, kw_only=True):
 
 
 def rank_main() -> int:
-    from engine.worker import begin
+    from engine.rank.worker import begin
 
     channel = begin(sys.argv[1:])
     decoder = msgspec.msgpack.Decoder(Join | Measure)
@@ -105,7 +105,7 @@ class RankSampling:
 
         from engine.parallel.mesh import RankGroups, SoloCommunicator
         from engine.parallel.shm import ShmTransport
-        from engine.sampler import Sampler
+        from engine.sampling.sampler import Sampler
 
         torch.set_num_threads(1)
         members = tuple(range(join.num_ranks))

@@ -25,13 +25,13 @@ import msgspec
 import numpy as np
 
 from benchmarks.quiet import OtherPrograms
-from engine.config import Caps
-from engine.inputs import step_plan
-from engine.plan import ParallelPlan
-from engine.request import Request, SamplingParams
-from engine.scheduled import ScheduledStep
-from engine.scheduler import Scheduler
-from engine.shift import ModeChooser
+from engine.modes.chooser import ModeChooser
+from engine.replica.messages_out import step_plan
+from engine.scheduler.scheduler import Scheduler
+from engine.scheduler.step import ScheduledStep
+from engine.spec.config import Caps
+from engine.spec.plan import ParallelPlan
+from engine.spec.request import Request, SamplingParams
 
 NUM_BLOCKS = 20_000
 EOS = 2

@@ -25,23 +25,23 @@ from time import monotonic
 
 from benchmarks.quiet import OtherPrograms
 from benchmarks.simulated_vs_measured_report import MAX_OTHERS, MAX_TRIES, Row, Run, report
-from engine.config import Caps, DType, EngineConfig, ExecutorKind, ModelConfig, num_kv_blocks
 from engine.executors.protocol import StepTimer
-from engine.measurement import Fidelity, Measurement
 from engine.models.create import create_model
-from engine.plan import ParallelPlan, parse_plan
-from engine.steps import StepSample
-from tuner.arrivals import Workload
-from tuner.cost_model import StepModel
-from tuner.cost_model_fit import fit_step_model
-from tuner.design import advised_threshold
-from tuner.live import LiveEngine
-from tuner.machine import num_cores, this_machine
-from tuner.profile import Profile, merged, read_json
-from tuner.profile_run import ProfileSpec, run_profile
-from tuner.simulate import simulate
-from tuner.space import Settings
-from tuner.workload import parse_workload
+from engine.spec.config import Caps, DType, EngineConfig, ExecutorKind, ModelConfig, num_kv_blocks
+from engine.spec.measurement import Fidelity, Measurement
+from engine.spec.plan import ParallelPlan, parse_plan
+from engine.spec.steps import StepSample
+from tuner.load.live import LiveEngine
+from tuner.profiling.profile import Profile, merged, read_json
+from tuner.profiling.run import ProfileSpec, run_profile
+from tuner.search.design import advised_threshold
+from tuner.simulation.simulate import simulate
+from tuner.spec.machine import num_cores, this_machine
+from tuner.spec.space import Settings
+from tuner.step_model.fit import fit_step_model
+from tuner.step_model.model import StepModel
+from tuner.workload.parse import parse_workload
+from tuner.workload.workload import Workload
 
 PLANS = ("tp=1", "tp=2", "sp=2", "sp=2,shift", "pp=2", "dp=2")
 WORKLOADS = (

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import date
 from statistics import fmean
 
-from engine.steps import StepShape
-from tuner.cost_model import HostCost, StepModel
-from tuner.space import Settings
+from engine.spec.steps import StepShape
+from tuner.spec.space import Settings
+from tuner.step_model.model import HostCost, StepModel
 
 METRICS = ("output tokens/s", "TTFT p50 ms", "TPOT p50 ms")
 TARGETS = (0.07, 0.15, 0.10)

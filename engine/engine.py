@@ -9,9 +9,20 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from engine.config import Caps, EngineConfig, ModelConfig, num_kv_blocks
-from engine.devices import with_device_memory
-from engine.errors import (
+from engine.executors.protocol import ExecutorInfo
+from engine.fleet import Fleet, TimerFactory
+from engine.generation import Generation, gather
+from engine.lobby import Lobby, end_all
+from engine.modes.table import ModeTable
+from engine.policy.document import EnginePolicy, KnobClass, check_envelope, classify
+from engine.policy.knobs import AppliedPolicy, Knob, list_knobs
+from engine.replica.devices import with_device_memory
+from engine.replica.handover import Handover
+from engine.replica.replica import Replica
+from engine.replica.stream import OnOutput, RequestStream
+from engine.replica.telemetry import EngineStats, drain, summarise
+from engine.spec.config import Caps, EngineConfig, ModelConfig, num_kv_blocks
+from engine.spec.errors import (
     EngineError,
     PlanError,
     PolicyError,
@@ -19,28 +30,17 @@ from engine.errors import (
     RequestError,
     StalePolicyError,
 )
-from engine.executors.protocol import ExecutorInfo
-from engine.fleet import Fleet, TimerFactory
-from engine.generation import Generation, gather
-from engine.handover import Handover
-from engine.knobs import AppliedPolicy, Knob, list_knobs
-from engine.lobby import Lobby, end_all
-from engine.measurement import RequestTiming
-from engine.mode_table import ModeTable
-from engine.output import OnOutput, RequestStream
-from engine.plan import ParallelPlan, check_plan
-from engine.policy import EnginePolicy, KnobClass, check_envelope, classify
-from engine.replica import Replica
-from engine.request import (
+from engine.spec.measurement import RequestTiming
+from engine.spec.plan import ParallelPlan, check_plan
+from engine.spec.request import (
     FinishReason,
     Request,
     RequestOutput,
     SamplingParams,
     check_vocabulary,
 )
-from engine.steps import StepSample
-from engine.telemetry import EngineStats, drain, summarise
-from engine.tokenizer import Tokenizer
+from engine.spec.steps import StepSample
+from engine.text.tokenizer import Tokenizer
 
 
 class Engine:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from engine.clock import WallClock
-from engine.config import EngineConfig, ExecutorKind, ModelConfig
-from engine.devices import for_replica
+from engine.executors.clock import WallClock
 from engine.executors.factory import make_executor
 from engine.executors.pool import RankPool
 from engine.executors.protocol import Executor, ExecutorInfo, StepTimer
-from engine.plan import ParallelPlan
-from engine.policy import EnginePolicy
-from engine.replica import Replica
-from engine.telemetry import Telemetry
+from engine.policy.document import EnginePolicy
+from engine.replica.devices import for_replica
+from engine.replica.replica import Replica
+from engine.replica.telemetry import Telemetry
+from engine.spec.config import EngineConfig, ExecutorKind, ModelConfig
+from engine.spec.plan import ParallelPlan
 
 TimerFactory = Callable[[ParallelPlan], StepTimer]
 

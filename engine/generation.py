@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from engine.errors import RankError
-from engine.output import RequestStream
-from engine.request import FinishReason, RequestOutput
+from engine.replica.stream import RequestStream
+from engine.spec.errors import RankError
+from engine.spec.request import FinishReason, RequestOutput
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ import logging
 import time
 from collections.abc import Iterable
 
-from engine.errors import QueueFullError, RequestError
-from engine.output import RequestStream
-from engine.request import FinishReason, Request
+from engine.replica.stream import RequestStream
+from engine.spec.errors import QueueFullError, RequestError
+from engine.spec.request import FinishReason, Request
 
 logger = logging.getLogger(__name__)
 

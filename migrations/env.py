@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from alembic import context
 
-from store.base import UtcDateTime
 from store.models import Base
+from store.models.base import UtcDateTime
 
 
 def _render(kind: str, item: Any, _autogen: Any) -> str | Literal[False]:

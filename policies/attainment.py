@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.measurement import Measurement, Outcome, RequestTiming
+from engine.spec.measurement import Measurement, Outcome, RequestTiming
 from policies.constraint import Constraint, Metric, Percentile
 
 if TYPE_CHECKING:

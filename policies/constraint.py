@@ -10,7 +10,7 @@ from policies.errors import PolicyInputError
 
 
 class Metric(StrEnum):
-    """What an SLA may constrain; definitions are those of ``engine.measurement.METRIC_IDS``."""
+    """What an SLA may constrain; defined as ``engine.spec.measurement.METRIC_IDS`` says."""
 
     TTFT_MS = "ttft_ms"
     TPOT_MS = "tpot_ms"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.measurement import Distribution, Fidelity, Measurement, Outcome, RequestTiming
+from engine.spec.measurement import Distribution, Fidelity, Measurement, Outcome, RequestTiming
 from policies.attainment import SlaReport
 from policies.decision import LoadWindow
 from policies.report import flat_metrics

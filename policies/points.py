@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from engine.config import Caps
-from engine.measurement import Fidelity
-from engine.plan import ParallelPlan
+from engine.spec.config import Caps
+from engine.spec.measurement import Fidelity
+from engine.spec.plan import ParallelPlan
 from policies.constraint import Constraint, Op
 from policies.errors import PolicyInputError
 from policies.sla import Sla

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from engine.measurement import METRIC_IDS, Distribution, Measurement, Outcome
+from engine.spec.measurement import METRIC_IDS, Distribution, Measurement, Outcome
 from policies.attainment import SlaReport, judge
 from policies.sla import Sla
 

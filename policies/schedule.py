@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from engine.config import Caps
-from engine.errors import EngineError
-from engine.plan import AXES, ParallelPlan
-from engine.shift import ModeChooser
+from engine.modes.chooser import ModeChooser
+from engine.spec.config import Caps
+from engine.spec.errors import EngineError
+from engine.spec.plan import AXES, ParallelPlan
 from policies.errors import PolicyInputError
 
 SCHEMA = "schedule/v1"

@@ -9,8 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from store.base import Json, utc_now
 from store.models import AuditEntry
+from store.models.base import Json, utc_now
 from store.paging import Page, PageRequest, fetch_page
 
 GENESIS = "0" * 64

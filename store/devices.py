@@ -8,8 +8,8 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from store.base import utc_now
 from store.models import DeviceLease
+from store.models.base import utc_now
 
 
 class DeviceRepository:

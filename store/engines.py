@@ -8,9 +8,9 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from store.base import Json, JsonList, utc_now
 from store.errors import NotFoundError
 from store.models import EngineRow, Heartbeat
+from store.models.base import Json, JsonList, utc_now
 from store.paging import Page, PageRequest, fetch_page
 
 

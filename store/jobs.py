@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from store.base import Json
 from store.errors import NotFoundError
 from store.models import JobEvent, JobState, TuningJob
+from store.models.base import Json
 from store.paging import Page, PageRequest, fetch_page
 
 

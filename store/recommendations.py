@@ -5,9 +5,9 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from store.base import Json
 from store.errors import NotFoundError
 from store.models import Recommendation
+from store.models.base import Json
 from store.paging import Page, PageRequest, fetch_page
 
 

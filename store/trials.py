@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from engine.measurement import METRIC_IDS
-from store.base import Json
+from engine.spec.measurement import METRIC_IDS
 from store.errors import ConflictError
 from store.models import MeasurementRow, Trial
+from store.models.base import Json
 from store.paging import Page, PageRequest, fetch_page
 
 

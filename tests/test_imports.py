@@ -14,21 +14,21 @@ ROOT = Path(__file__).parent.parent
 ORDER = ("engine", "policies", "tuner", "store", "api")
 TORCH_FREE = (
     "engine",
-    "engine.plan",
-    "engine.config",
-    "engine.policy",
-    "engine.scheduler",
-    "engine.kv",
-    "engine.measurement",
+    "engine.spec.plan",
+    "engine.spec.config",
+    "engine.policy.document",
+    "engine.scheduler.scheduler",
+    "engine.scheduler.blocks",
+    "engine.spec.measurement",
     "engine.executors.simulated",
     "policies",
-    "tuner.simulate",
+    "tuner.simulation.simulate",
     "tuner.hardware",
-    "tuner.node",
-    "tuner.planner",
-    "tuner.simulation_document",
-    "tuner.steering",
-    "tuner.workload",
+    "tuner.described.node",
+    "tuner.planner.planner",
+    "tuner.described.document",
+    "tuner.simulation.steering",
+    "tuner.workload.parse",
 )
 
 

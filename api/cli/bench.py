@@ -10,10 +10,10 @@ import typer
 from api.cli.common import log, print_json, progress_console
 
 if TYPE_CHECKING:
-    from engine.measurement import Measurement
+    from engine.spec.measurement import Measurement
     from policies.sla import Sla
-    from tuner.arrivals import Workload
-    from tuner.load import LoadProgress
+    from tuner.load.driver import LoadProgress
+    from tuner.workload.workload import Workload
 
 LAG_WARNING_MS = 20.0
 
@@ -46,11 +46,11 @@ def bench(
     A workload is a trace or a process with options, among them seconds=, scale=, max_input= and
     max_output=; what they cut is printed on stderr.
     """
-    from api.http_target import HttpTarget, get_served_model
+    from api.clients.http_target import HttpTarget, get_served_model
     from policies.report import measurement_json
     from policies.sla import Sla
-    from tuner.load import run_load
-    from tuner.workload import parse_workload
+    from tuner.load.driver import run_load
+    from tuner.workload.parse import parse_workload
 
     constraints = Sla.parse(sla) if sla else None
     load = parse_workload(workload, seed=seed)

@@ -14,9 +14,9 @@ from rich.console import Console
 EXIT_MISTAKE = 2
 # The root of each package's error tree (STYLE rule 14).
 ERROR_ROOTS = (
-    ("engine.errors", "EngineError"),
+    ("engine.spec.errors", "EngineError"),
     ("policies.errors", "PolicyInputError"),
-    ("tuner.errors", "TunerError"),
+    ("tuner.spec.errors", "TunerError"),
     ("store.errors", "StoreError"),
 )
 

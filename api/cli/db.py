@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from api.cli.common import fail, log, print_json
-from api.settings import Settings
+from api.web.settings import Settings
 from migrations import runner
 from store import Database
 

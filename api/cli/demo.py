@@ -30,7 +30,7 @@ def demo(
     """Make a checkpoint, serve it, tune it through REST, apply the answer, change the load."""
     from rich.console import Console
 
-    from api.client import GearshiftClient
+    from api.clients.client import GearshiftClient
     from api.demo.processes import Children, DemoError
     from api.demo.scenes import live_scene, paced_scene
     from api.demo.story import Story

@@ -10,9 +10,9 @@ import typer
 from api.cli.common import fail
 
 if TYPE_CHECKING:
-    from engine.config import DType
-    from engine.plan import PlanSpec
-    from engine.tokenizer import Tokenizer
+    from engine.spec.config import DType
+    from engine.spec.plan import PlanSpec
+    from engine.text.tokenizer import Tokenizer
 
 ModelOption = Annotated[
     Path, typer.Option("--model", metavar="DIR", help="Model folder in Hugging Face format.")
@@ -83,15 +83,15 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.
 
 def read_dtype(word: str, model_dir: Path) -> DType:
     """The number format of ranks that ``word`` names; ``auto`` asks the checkpoint."""
-    from engine.config import ModelConfig
-    from tuner.described import read_rank_dtype
+    from engine.spec.config import ModelConfig
+    from tuner.described.parse import read_rank_dtype
 
     return read_rank_dtype(word, ModelConfig.from_dir(model_dir))
 
 
 def read_threshold(shift_threshold: int | None) -> int:
     """The threshold in tokens of a plan that may not name one."""
-    from engine.plan import DEFAULT_SHIFT_THRESHOLD
+    from engine.spec.plan import DEFAULT_SHIFT_THRESHOLD
 
     return DEFAULT_SHIFT_THRESHOLD if shift_threshold is None else shift_threshold
 
@@ -124,7 +124,7 @@ def refuse_of_this_machine(**options: object) -> None:
 
 def find_tokenizer(model_dir: Path) -> Tokenizer | None:
     """The folder's tokenizer, or None where it brings none."""
-    from engine.tokenizer import Tokenizer
+    from engine.text.tokenizer import Tokenizer
 
     has_one = (model_dir / "tokenizer.json").exists()
     return Tokenizer.from_dir(model_dir) if has_one else None

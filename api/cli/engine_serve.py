@@ -31,11 +31,11 @@ from api.cli.engine_options import (
 )
 
 if TYPE_CHECKING:
-    from engine.config import Caps, EngineConfig
     from engine.engine import Engine
     from engine.fleet import TimerFactory
-    from engine.plan import ParallelPlan
-    from tuner.node import Node
+    from engine.spec.config import Caps, EngineConfig
+    from engine.spec.plan import ParallelPlan
+    from tuner.described.node import Node
 
 MIB = 2**20
 # The label vLLM gives its first engine.
@@ -113,8 +113,8 @@ def serve(
     as_json: JsonOption = False,
 ) -> None:
     """Serve a model until SIGTERM or SIGINT; one line on stdout tells the address when ready."""
-    from engine.config import Caps, EngineConfig, ExecutorKind, LinkEmulation
-    from engine.plan import parse_plan
+    from engine.spec.config import Caps, EngineConfig, ExecutorKind, LinkEmulation
+    from engine.spec.plan import parse_plan
 
     spec = parse_plan(plan)
     if backend is not None and paced is None:
@@ -174,7 +174,7 @@ def _node(
     block_size: int,
     max_model_len: int | None,
 ) -> Node:
-    from tuner.described import DEFAULT_BACKEND, check_served, describe_node
+    from tuner.described.parse import DEFAULT_BACKEND, check_served, describe_node
 
     node = describe_node(
         model=str(model),
@@ -235,9 +235,9 @@ class _Serving:
 
     def with_front(self) -> None:
         """Step here; HTTP and text in a process of their own, which starts while the ranks do."""
-        from api.front_house import FrontHouse
         from engine.engine import Engine
-        from engine.server.messages import FrontSetup
+        from engine.server.front.house import FrontHouse
+        from engine.server.front.messages import FrontSetup
 
         engine = Engine(self.config, timer_factory=self.timer_factory)
         setup = FrontSetup(
@@ -258,10 +258,10 @@ class _Serving:
 
     def in_process(self) -> None:
         """Everything in this process."""
-        from api.serving import announce_and_run
         from engine.engine import Engine
         from engine.server import create_server
-        from engine.tokenizer import Tokenizer
+        from engine.server.front.serving import announce_and_run
+        from engine.text.tokenizer import Tokenizer
 
         tokenizer = Tokenizer.from_dir(self.config.model_dir)
         engine = self.stack.enter_context(
@@ -291,14 +291,14 @@ class _Serving:
 
 def _pace(config: EngineConfig, node: Node) -> tuple[EngineConfig, TimerFactory]:
     """The same engine on hardware that is not here: its memory, its devices, its step times."""
-    from tuner.described import paced_config
+    from tuner.described.parse import paced_config
 
     there = replace(paced_config(config, node), max_devices=node.hardware.count)
     return there, node.timer
 
 
 def _warn(config: EngineConfig, house: _House) -> None:
-    from engine.plan import shift_warning
+    from engine.spec.plan import shift_warning
 
     seqs: Caps = config.caps
     warning = shift_warning(config.plan, config.threshold_tokens, seqs.max_num_seqs)
@@ -334,7 +334,7 @@ def _ready(engine: Engine, house: _House, url: str, stack: ExitStack) -> None:
         typer.echo(f"ready: {url} serves {house.model_name} with plan {plan}")
     if house.control_url is None:
         return
-    from api.agent import EngineAgent
+    from api.agent.agent import EngineAgent
 
     agent = EngineAgent(
         engine=engine,

@@ -23,11 +23,11 @@ from api.cli.engine_options import (
 )
 
 if TYPE_CHECKING:
-    from engine.config import EngineConfig
     from engine.engine import Engine
     from engine.generation import Generation
-    from engine.request import SamplingParams
-    from engine.tokenizer import Tokenizer
+    from engine.spec.config import EngineConfig
+    from engine.spec.request import SamplingParams
+    from engine.text.tokenizer import Tokenizer
 
 # Blocks beyond what the sequence fills: none of its steps then waits for one.
 SPARE_BLOCKS = 4
@@ -61,7 +61,7 @@ def generate(
 ) -> None:
     """Continue one prompt; the answer does not depend on the plan or the mode."""
     from engine.engine import Engine
-    from engine.request import SamplingParams
+    from engine.spec.request import SamplingParams
 
     tokenizer = find_tokenizer(model)
     ids = _read_prompt(prompt, prompt_ids, tokenizer)
@@ -110,8 +110,8 @@ class _Setting:
 
 def _config(setting: _Setting) -> EngineConfig:
     """An engine just large enough for one sequence."""
-    from engine.config import Caps, EngineConfig
-    from engine.plan import parse_plan
+    from engine.spec.config import Caps, EngineConfig
+    from engine.spec.plan import parse_plan
 
     spec = parse_plan(setting.plan)
     caps = Caps(max_num_seqs=1, max_num_batched_tokens=setting.max_num_batched_tokens)

@@ -142,7 +142,7 @@ def _register(parent: typer.Typer, name: str, ref: CommandRef) -> None:
 
 def _run(ref: CommandRef, ctx: typer.Context) -> None:
     """Import the command and run it with the stub's arguments."""
-    from api.logs import configure_logs
+    from api.web.logs import configure_logs
 
     configure_logs("info")
     function = getattr(import_module(f"api.cli.{ref.module}"), ref.function)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from policies.points import OperatingPoint
-    from tuner.planner import OnPlanning, PlanReport
-    from tuner.planner_document import Choice
+    from tuner.planner.document import Choice
+    from tuner.planner.planner import OnPlanning, PlanReport
 
 SHOWN_FEASIBLE = 12
 SHOWN_FAILING = 24
@@ -52,10 +52,10 @@ def plan(
     import json
 
     from policies.sla import Sla
-    from tuner.described import DEFAULT_BACKEND, describe_node
-    from tuner.planner import make_plan
-    from tuner.planner_document import plan_json, warnings
-    from tuner.workload import parse_workload
+    from tuner.described.parse import DEFAULT_BACKEND, describe_node
+    from tuner.planner.document import plan_json, warnings
+    from tuner.planner.planner import make_plan
+    from tuner.workload.parse import parse_workload
 
     constraints = Sla.parse(sla)
     node = describe_node(
@@ -118,7 +118,7 @@ def _log_progress(stage: str, done: int, total: int) -> None:
 def _print(report: PlanReport, document: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from tuner.planner_document import choices
+    from tuner.planner.document import choices
 
     console = Console(soft_wrap=True)
     found = choices(report)
@@ -133,8 +133,8 @@ def _print(report: PlanReport, document: dict[str, Any]) -> None:
 
 
 def _print_choice(console: Console, report: PlanReport, choice: Choice) -> None:
-    from tuner.planner_document import commands
-    from tuner.report import settings_of
+    from tuner.planner.document import commands
+    from tuner.search.report import settings_of
 
     point, sla = choice.point, report.question.sla
     console.print(f"[bold]{choice.role}[/]: {settings_of(point)}", highlight=False)
@@ -179,7 +179,7 @@ def _print_infeasible(console: Console, infeasible: dict[str, Any]) -> None:
 def _print_feasible(console: Console, report: PlanReport) -> None:
     from rich.table import Table
 
-    from tuner.report import settings_of
+    from tuner.search.report import settings_of
 
     if not report.feasible:
         return
@@ -204,7 +204,7 @@ def _cell(point: OperatingPoint, key: str) -> str:
 def _print_failing(console: Console, report: PlanReport) -> None:
     from rich.table import Table
 
-    from tuner.planner import Why
+    from tuner.planner.planner import Why
 
     shown = [f for f in report.failures if f.why is not Why.SHAPE]
     shapes = len(report.failures) - len(shown)

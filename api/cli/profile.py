@@ -12,7 +12,7 @@ from api.cli.common import log, print_json
 from api.cli.engine_options import DeviceOption, JsonOption, check_device, read_dtype
 
 if TYPE_CHECKING:
-    from tuner.cost_model import StepModel
+    from tuner.step_model.model import StepModel
 
 
 def profile(
@@ -45,10 +45,10 @@ def profile(
     """
     import json
 
-    from engine.config import LinkEmulation, ModelConfig
-    from tuner.cost_model_files import save_cost_model
-    from tuner.cost_model_fit import fit_step_model
-    from tuner.profile_run import ProfileSpec, reference_model, run_profile
+    from engine.spec.config import LinkEmulation, ModelConfig
+    from tuner.profiling.run import ProfileSpec, reference_model, run_profile
+    from tuner.step_model.files import save_cost_model
+    from tuner.step_model.fit import fit_step_model
 
     with ExitStack() as stack:
         folder = model or stack.enter_context(reference_model())

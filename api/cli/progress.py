@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from api.cli.common import progress_console
-from tuner.simulate import OnProgress, no_progress
+from tuner.simulation.simulate import OnProgress, no_progress
 
 
 @contextmanager

@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from api.app import create_app
-from api.auth import ensure_first_key
 from api.cli.common import fail, print_json
 from api.jobs.supervisor import WorkerSupervisor
-from api.logs import configure_logs
-from api.server import Server
-from api.settings import Settings, describe_settings
+from api.web.auth import ensure_first_key
+from api.web.logs import configure_logs
+from api.web.server import Server
+from api.web.settings import Settings, describe_settings
 from migrations import runner
 from store import Database
 

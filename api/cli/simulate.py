@@ -20,8 +20,8 @@ from api.cli.engine_options import (
 from api.cli.simulate_cases import Case, Question, described, on_this_machine
 
 if TYPE_CHECKING:
-    from tuner.simulate import SimulationResult
-    from tuner.space import Settings
+    from tuner.simulation.simulate import SimulationResult
+    from tuner.spec.space import Settings
 
 
 def simulate(
@@ -86,9 +86,9 @@ def simulate(
     as_json: JsonOption = False,
 ) -> None:
     """Simulate a plan under a workload with the engine's own scheduler and a cost model."""
-    from engine.plan import parse_plan
+    from engine.spec.plan import parse_plan
     from policies.sla import Sla
-    from tuner.workload import parse_workload
+    from tuner.workload.parse import parse_workload
 
     question = Question(
         model=model,
@@ -106,7 +106,7 @@ def simulate(
         prefix_cache=prefix_cache,
     )
     if plot is not None:
-        from tuner.plots import check_plot
+        from tuner.described.plots import check_plot
 
         check_plot(plot)
     if hardware is None:
@@ -130,7 +130,7 @@ def _answer(
 ) -> None:
     """Run the case and hand out what came of it."""
     from api.cli.progress import request_progress
-    from tuner.simulation_document import simulation_json, with_interval
+    from tuner.described.document import simulation_json, with_interval
 
     for warning in case.warnings:
         log(f"warning: {warning}")
@@ -174,14 +174,14 @@ def _write(
 
     import msgspec
 
-    from tuner.step_samples import step_samples
+    from tuner.simulation.step_samples import step_samples
 
     try:
         if out is not None:
             out.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
         if plot is not None:
-            from tuner.plots import plot_timeline
-            from tuner.simulation_document import timelines
+            from tuner.described.document import timelines
+            from tuner.described.plots import plot_timeline
 
             title = f"{document['model']['name']}, {settings}"
             plot_timeline(plot, *timelines(result), title=title)

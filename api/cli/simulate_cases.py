@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from api.cli.common import log
 
 if TYPE_CHECKING:
-    from engine.config import Caps, EngineConfig, ModelConfig
     from engine.executors.protocol import StepTimer
-    from engine.plan import ParallelPlan, PlanSpec
+    from engine.spec.config import Caps, EngineConfig, ModelConfig
+    from engine.spec.plan import ParallelPlan, PlanSpec
     from policies.sla import Sla
-    from tuner.arrivals import Workload
-    from tuner.simulate import OnProgress, SimulationResult
-    from tuner.simulation_document import ScaledRun
-    from tuner.space import Settings
+    from tuner.described.document import ScaledRun
+    from tuner.simulation.simulate import OnProgress, SimulationResult
+    from tuner.spec.space import Settings
+    from tuner.workload.workload import Workload
 
 MIB = 2**20
 LOCAL_NUM_SEQS = 64
@@ -58,9 +58,9 @@ class Question:
         """With the caps named, else ``default``'s; a threshold not named is advised."""
         from dataclasses import replace
 
-        from engine.plan import DEFAULT_SHIFT_THRESHOLD
-        from tuner.design import advised_threshold
-        from tuner.space import Settings
+        from engine.spec.plan import DEFAULT_SHIFT_THRESHOLD
+        from tuner.search.design import advised_threshold
+        from tuner.spec.space import Settings
 
         caps = replace(
             default,
@@ -100,9 +100,9 @@ def described(
     question: Question, hardware: str, backend: str | None, *, has_intervals: bool
 ) -> Case:
     """On hardware that is not here, served by a backend."""
-    from tuner.described import DEFAULT_BACKEND, check_served, describe_node
-    from tuner.energy import energy_of
-    from tuner.simulation_document import node_json, node_warnings
+    from tuner.described.document import node_json, node_warnings
+    from tuner.described.energy import energy_of
+    from tuner.described.parse import DEFAULT_BACKEND, check_served, describe_node
 
     node = describe_node(
         model=question.model,
@@ -146,14 +146,14 @@ def on_this_machine(
     has_intervals: bool,
 ) -> Case:
     """On this machine, as its cost model knows it."""
-    from engine.config import Caps, EngineConfig, LinkEmulation, num_kv_blocks
-    from engine.plan import check_plan
-    from tuner.cost_model_files import load_cost_model
-    from tuner.described import check_context, read_rank_dtype
-    from tuner.models import load_model
-    from tuner.simulate import simulate as run_simulation
-    from tuner.simulation_document import model_json
-    from tuner.timer import ScaledTimer
+    from engine.spec.config import Caps, EngineConfig, LinkEmulation, num_kv_blocks
+    from engine.spec.plan import check_plan
+    from tuner.described.document import model_json
+    from tuner.described.parse import check_context, read_rank_dtype
+    from tuner.simulation.simulate import simulate as run_simulation
+    from tuner.step_model.files import load_cost_model
+    from tuner.step_model.timer import ScaledTimer
+    from tuner.work.models import load_model
 
     model, plan = load_model(question.model), question.spec.plan
     check_plan(plan, model)
@@ -211,7 +211,7 @@ def on_this_machine(
 
 
 def _local_memory(config: EngineConfig, model: ModelConfig, plan: ParallelPlan) -> dict[str, Any]:
-    from engine.config import num_kv_blocks
+    from engine.spec.config import num_kv_blocks
 
     blocks = num_kv_blocks(config, model, plan)
     return {

@@ -19,8 +19,8 @@ from api.cli.engine_options import (
 )
 
 if TYPE_CHECKING:
-    from tuner.context import TuningEvent
-    from tuner.tuning_spec import TuningSpec
+    from tuner.search.context import TuningEvent
+    from tuner.search.spec import TuningSpec
 
 SHOWN_TRIALS = 30
 
@@ -71,9 +71,9 @@ def tune(
     """
     import json
 
-    from tuner.described import DEFAULT_BACKEND
-    from tuner.tune import TuningSpec, tune
-    from tuner.tuning_spec import DEFAULT_KV_CACHE_MIB, LOCAL
+    from tuner.described.parse import DEFAULT_BACKEND
+    from tuner.search.spec import DEFAULT_KV_CACHE_MIB, LOCAL
+    from tuner.search.tune import TuningSpec, tune
 
     if hardware != LOCAL:
         refuse_of_this_machine(cost_model=cost_model, link=link, kv_cache_mib=kv_cache_mib)
@@ -112,8 +112,8 @@ def tune(
 def _cost_model(spec: TuningSpec, source: str | None) -> dict[str, Any] | None:
     if source is None or not spec.is_local:
         return None
-    from engine.config import ModelConfig
-    from tuner.cost_model_files import load_cost_model
+    from engine.spec.config import ModelConfig
+    from tuner.step_model.files import load_cost_model
 
     return load_cost_model(source, ModelConfig.from_dir(spec.model_path)).to_json()
 

@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
-from api.client import GearshiftClient, JobEvent
+from api.clients.client import GearshiftClient, JobEvent
+from api.clients.http_target import HttpTarget, get_served_model
 from api.demo.processes import Children, DemoError
 from api.demo.scenes import Scene
-from api.http_target import HttpTarget, get_served_model
 from policies.attainment import SlaReport, judge
 from policies.sla import Sla
-from tuner.load import run_load
-from tuner.workload import parse_workload
+from tuner.load.driver import run_load
+from tuner.workload.parse import parse_workload
 
 SHOWN = ("p95_ttft_ms", "p95_tpot_ms", "throughput_tokens_per_s", "attainment")
 REGISTER_S = 30.0

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from api.jobs.backend import JobInputError, JobStoppedError
-from api.settings import Settings, num_devices
+from api.web.settings import Settings, num_devices
 from store import Database
-from store.base import utc_now
+from store.models.base import utc_now
 
 LOOK_EVERY_S = 0.5
 # Renewed at each trial. A worker that dies leaves its lease behind; its job takes it back when it

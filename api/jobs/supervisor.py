@@ -11,7 +11,7 @@ import threading
 
 import structlog
 
-from api.settings import Settings
+from api.web.settings import Settings
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0

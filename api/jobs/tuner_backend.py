@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from api.documents.tuning_spec import tuning_spec
 from api.jobs.backend import IsCancelled, JobInputError, Json, OnEvent, Verdict
-from api.tuning_spec import tuning_spec
-from engine.errors import EngineError
+from engine.spec.errors import EngineError
 from policies.errors import PolicyInputError
-from tuner import tune
-from tuner.errors import TunerError
-from tuner.machine import this_machine
+from tuner.search import tune
+from tuner.spec.errors import TunerError
+from tuner.spec.machine import this_machine
 
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 # The runner tells of finished trials itself, in the transaction that keeps them.
@@ -21,7 +21,7 @@ OWN_EVENTS = ("trial",)
 
 
 class TunerBackend:
-    """Binds :mod:`tuner.tune`."""
+    """Binds :mod:`tuner.search.tune`."""
 
     def devices_needed(self, spec: Json) -> int:
         wanted = tuning_spec(spec)

@@ -16,8 +16,8 @@ from api.jobs.backend import TuningBackend
 from api.jobs.leases import DeviceLeases
 from api.jobs.runner import JobRunner
 from api.jobs.workflow import POLL_S, QUEUE, Dispatcher, configure, define_workflow
-from api.logs import configure_logs
-from api.settings import Settings
+from api.web.logs import configure_logs
+from api.web.settings import Settings
 from migrations.runner import require_current
 from store import Database
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
 
 from api.jobs.runner import JobRunner, StepResult
-from api.settings import Settings
+from api.web.settings import Settings
 from store import Database
 
 # Workflows resume only under the version they began with; raise it when the steps' order changes.

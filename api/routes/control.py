@@ -6,11 +6,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from api.auth import Caller, Scope, require
-from api.context import AppContext, get_context
-from api.paging import Paging, link_next
 from api.schemas.access import AuditView
 from api.schemas.serving import DecisionView
+from api.web.auth import Caller, Scope, require
+from api.web.context import AppContext, get_context
+from api.web.paging import Paging, link_next
 
 router = APIRouter(prefix="/v1", tags=["control"])
 Context = Annotated[AppContext, Depends(get_context)]

@@ -7,12 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
-from api.auth import Caller, Scope, require
-from api.context import AppContext, get_context
-from api.errors import ApiError, FieldError
-from api.idempotency import Answer, IdempotencyHeader, answer_once
-from api.paging import Paging, link_next
 from api.schemas.tuning import CostModelCreate, CostModelSummary, CostModelView
+from api.web.auth import Caller, Scope, require
+from api.web.context import AppContext, get_context
+from api.web.errors import ApiError, FieldError
+from api.web.idempotency import Answer, IdempotencyHeader, answer_once
+from api.web.paging import Paging, link_next
 from store import UnitOfWork
 
 router = APIRouter(prefix="/v1/cost-models", tags=["cost models"])

@@ -7,12 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
-from api.auth import Caller, Scope, require
-from api.context import AppContext, get_context
-from api.paging import Paging, link_next
 from api.schemas.base import Json
 from api.schemas.serving import EngineRegister, EngineView, HeartbeatIn, HeartbeatOut
 from api.services import engines
+from api.web.auth import Caller, Scope, require
+from api.web.context import AppContext, get_context
+from api.web.paging import Paging, link_next
 
 router = APIRouter(prefix="/v1/engines", tags=["engines"])
 Context = Annotated[AppContext, Depends(get_context)]

@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from api.context import AppContext, get_context
-from api.errors import ApiError
+from api.web.context import AppContext, get_context
+from api.web.errors import ApiError
 from migrations import runner
 
 router = APIRouter(tags=["health"])

@@ -9,9 +9,6 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from api.auth import Caller, Scope, require
-from api.context import AppContext, get_context
-from api.paging import Paging, link_next
 from api.schemas.base import Json
 from api.schemas.serving import (
     Acknowledge,
@@ -21,6 +18,9 @@ from api.schemas.serving import (
     RollbackRequest,
 )
 from api.services import policies
+from api.web.auth import Caller, Scope, require
+from api.web.context import AppContext, get_context
+from api.web.paging import Paging, link_next
 
 router = APIRouter(prefix="/v1/engines/{engine_id}", tags=["policies"])
 Context = Annotated[AppContext, Depends(get_context)]

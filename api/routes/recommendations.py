@@ -6,12 +6,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from api.auth import Caller, Scope, require
-from api.context import AppContext, get_context
-from api.paging import Paging, link_next
 from api.schemas.serving import ChangeSet
 from api.schemas.tuning import ApplyRequest, RecommendationView
 from api.services import policies, recommendations
+from api.web.auth import Caller, Scope, require
+from api.web.context import AppContext, get_context
+from api.web.paging import Paging, link_next
 
 router = APIRouter(prefix="/v1/recommendations", tags=["recommendations"])
 Context = Annotated[AppContext, Depends(get_context)]

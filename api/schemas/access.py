@@ -6,8 +6,8 @@ from datetime import datetime
 
 from pydantic import AwareDatetime, Field
 
-from api.auth import Scope
 from api.schemas.base import Body, View
+from api.web.auth import Scope
 
 
 class ApiKeyCreate(Body):

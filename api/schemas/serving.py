@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from api.schemas.base import Body, Json, View
-from engine.measurement import Outcome
-from engine.plan import Mode
-from engine.policy import KnobClass
+from engine.policy.document import KnobClass
+from engine.spec.measurement import Outcome
+from engine.spec.plan import Mode
 from store.models import AckState
 
 # One heartbeat holds about a second of traffic.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from api.auth import Caller, Scope
+from api.web.auth import Caller, Scope
 from store import UnitOfWork
-from store.base import Json
+from store.models.base import Json
 
 
 def record(

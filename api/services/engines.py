@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from api.auth import Caller
-from api.errors import ApiError, FieldError
-from api.policy_document import engine_policy, model_from_json
+from api.documents.policy import engine_policy, model_from_json
 from api.schemas.serving import EngineRegister, EngineView, HeartbeatIn
 from api.services import policies
 from api.services.audit import record
-from api.settings import Settings, num_devices
-from engine.config import Caps
-from engine.policy import policy_from_json
+from api.web.auth import Caller
+from api.web.errors import ApiError, FieldError
+from api.web.settings import Settings, num_devices
+from engine.policy.document import policy_from_json
+from engine.spec.config import Caps
 from store import UnitOfWork
-from store.base import utc_now
 from store.models import EngineRow
+from store.models.base import utc_now
 
 
 def view(row: EngineRow, settings: Settings) -> EngineView:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from api.auth import Caller
-from api.errors import ApiError, FieldError
+from api.documents.tuning_spec import tuning_spec
 from api.schemas.tuning import TuningJobCreate, TuningJobView
 from api.services.audit import record
-from api.tuning_spec import tuning_spec
-from engine.config import ModelConfig
-from engine.errors import EngineError
+from api.web.auth import Caller
+from api.web.errors import ApiError, FieldError
+from engine.spec.config import ModelConfig
+from engine.spec.errors import EngineError
 from policies.errors import PolicyInputError
 from policies.sla import Sla
 from store import ConflictError, UnitOfWork
-from store.base import Json, utc_now
 from store.models import JobState, TuningJob
-from tuner.errors import TunerError
-from tuner.workload import parse_workload
+from store.models.base import Json, utc_now
+from tuner.spec.errors import TunerError
+from tuner.workload.parse import parse_workload
 
 
 def create(uow: UnitOfWork, body: TuningJobCreate, *, caller: Caller) -> TuningJob:

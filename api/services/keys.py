@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from api.auth import Caller, new_secret
 from api.schemas.access import ApiKeyCreate
 from api.services.audit import record
+from api.web.auth import Caller, new_secret
 from store import UnitOfWork
-from store.base import Json, utc_now
 from store.models import ApiKey
+from store.models.base import Json, utc_now
 
 
 def create(uow: UnitOfWork, body: ApiKeyCreate, *, caller: Caller) -> tuple[ApiKey, str]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from api.auth import Caller
-from api.errors import ApiError
-from api.policy_document import (
+from api.documents.policy import (
     Change,
     check_applicable,
     differences,
@@ -15,13 +13,15 @@ from api.policy_document import (
     new_document,
     patched,
 )
-from api.recommendation_document import predicted_for
+from api.documents.recommendation import predicted_for
 from api.schemas.serving import Acknowledge, ChangeSet, PolicyView
 from api.services.audit import record
-from engine.config import Caps
+from api.web.auth import Caller
+from api.web.errors import ApiError
+from engine.spec.config import Caps
 from store import ConflictError, UnitOfWork
-from store.base import Json, utc_now
 from store.models import AckState, EngineRow, PolicyVersion
+from store.models.base import Json, utc_now
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 
-from api.auth import Caller
-from api.control_state import hot_settings, memory_to_json
-from api.errors import ApiError
-from api.policy_document import new_document
-from api.recommendation_document import recommended_policy
+from api.documents.control_state import hot_settings, memory_to_json
+from api.documents.policy import new_document
+from api.documents.recommendation import recommended_policy
 from api.schemas.base import Json
 from api.schemas.serving import ChangeSet
 from api.services import policies
 from api.services.policies import Authorship
+from api.web.auth import Caller
+from api.web.errors import ApiError
 from policies.controller import ControlMemory
 from store import UnitOfWork
-from store.base import utc_now
+from store.models.base import utc_now
 
 
 def apply(

@@ -34,12 +34,12 @@ from benchmarks.reproduce.sampled import (
     predicted_sampling,
 )
 from benchmarks.reproduce.tables import Claim, claim_table, number, table, yes
-from engine.errors import PlanError
-from engine.measurement import Measurement
-from engine.plan import ParallelPlan
-from tuner.errors import TunerError
-from tuner.node import Node
-from tuner.scaling import (
+from engine.spec.errors import PlanError
+from engine.spec.measurement import Measurement
+from engine.spec.plan import ParallelPlan
+from tuner.described.node import Node
+from tuner.spec.errors import TunerError
+from tuner.work.scaling import (
     Amdahl,
     StepParts,
     find_optimal_degree,

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from benchmarks.reproduce.nodes import decode_step, device_seconds, get_node, prefill_step
 from benchmarks.reproduce.tables import number, table
-from engine.plan import Mode, ParallelPlan
-from tuner.errors import TunerError
-from tuner.node import Node
+from engine.spec.plan import Mode, ParallelPlan
+from tuner.described.node import Node
+from tuner.spec.errors import TunerError
 
 MODEL, PRECISION = "llama-3.3-70b", "fp8"
 CONTEXT_TOKENS = 4096

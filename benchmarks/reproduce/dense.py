@@ -22,8 +22,8 @@ from benchmarks.reproduce.dense_ratios import (
 from benchmarks.reproduce.nodes import Load, device_seconds, get_node, prefill_step
 from benchmarks.reproduce.static_batch import StaticLoad, send_share, static_latency
 from benchmarks.reproduce.tables import Claim, claim_table, number, table
-from engine.plan import ParallelPlan
-from tuner.node import Node
+from engine.spec.plan import ParallelPlan
+from tuner.described.node import Node
 
 DATA_SETS = {
     "LongAlpaca": (9092, 208),

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from benchmarks.reproduce.nodes import Load, p50, run
 from benchmarks.reproduce.static_batch import StaticLoad, static_latency
 from benchmarks.reproduce.tables import number, table
-from engine.config import Caps
-from engine.plan import ParallelPlan, infeasible_reasons
-from tuner.node import Node
-from tuner.space import Settings
+from engine.spec.config import Caps
+from engine.spec.plan import ParallelPlan, infeasible_reasons
+from tuner.described.node import Node
+from tuner.spec.space import Settings
 
 STEP_TOKENS = 8192
 

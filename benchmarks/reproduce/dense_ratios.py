@@ -14,14 +14,14 @@ from functools import cache
 from benchmarks.reproduce.nodes import device_seconds, get_node, prefill_step
 from benchmarks.reproduce.static_batch import StaticLoad, communication_share, static_latency
 from benchmarks.reproduce.tables import Cell, Claim, claim_table, number, table
-from engine.config import DType
-from engine.plan import ParallelPlan
-from tuner.features import Collective, CollectiveKind
+from engine.spec.config import DType
+from engine.spec.plan import ParallelPlan
+from tuner.described.node import Node
 from tuner.hardware.collectives import CollectiveTimes
 from tuner.hardware.device import load_device
 from tuner.hardware.links import Topology
-from tuner.models import load_model
-from tuner.node import Node
+from tuner.work.counts import Collective, CollectiveKind
+from tuner.work.models import load_model
 
 MODEL, BIG_MODEL = "llama-3.1-70b", "llama-3.1-405b"
 BACKEND = "vllm"

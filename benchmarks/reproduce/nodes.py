@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from engine.config import Caps
-from engine.measurement import Measurement
-from engine.plan import Mode, ParallelPlan, parse_plan
-from engine.steps import StepShape
-from tuner.arrivals import Workload
+from engine.spec.config import Caps
+from engine.spec.measurement import Measurement
+from engine.spec.plan import Mode, ParallelPlan, parse_plan
+from engine.spec.steps import StepShape
 from tuner.backends import load_backend
+from tuner.described.node import Node
 from tuner.hardware import Precision, parse_hardware
-from tuner.models import load_model
-from tuner.node import Node
-from tuner.space import Settings
-from tuner.workload import parse_workload
+from tuner.spec.space import Settings
+from tuner.work.models import load_model
+from tuner.workload.parse import parse_workload
+from tuner.workload.workload import Workload
 
 SEED = 0
 

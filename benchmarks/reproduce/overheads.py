@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from benchmarks.reproduce.nodes import get_node
 from benchmarks.reproduce.sampled import SampledNode, SampleSeconds, predicted_sampling
+from tuner.described.node import Node
 from tuner.hardware.sampling import SampleKind, SamplerSpec
-from tuner.node import Node
-from tuner.scaling import StepParts
+from tuner.work.scaling import StepParts
 
 HARDWARE, MODEL, PRECISION, BACKEND = "8xh100", "qwen2.5-32b", "bf16", "vllm"
 BATCH = 128

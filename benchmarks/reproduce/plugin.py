@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from benchmarks.reproduce.nodes import Load, decode_step, get_settings, p50, run
 from benchmarks.reproduce.tables import table
-from engine.plan import ParallelPlan
+from engine.spec.plan import ParallelPlan
+from tuner.described.node import Node
 from tuner.hardware import Launch, paced_timer
-from tuner.node import Node
 
 
 @dataclass(frozen=True, kw_only=True)

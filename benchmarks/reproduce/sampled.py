@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.plan import ParallelPlan
-from engine.steps import StepShape
+from engine.spec.plan import ParallelPlan
+from engine.spec.steps import StepShape
 from tuner.backends import ServedTimer
+from tuner.described.node import Node
 from tuner.hardware.sampling import SamplerSpec, sample_s
-from tuner.node import Node
 
 # Seconds of sampling on a plan's last stage, by rows.
 SampleSeconds = Callable[[ParallelPlan, int], float]

@@ -22,12 +22,12 @@ from benchmarks.reproduce.tables import (
     table,
     wrong_orders,
 )
-from engine.config import Caps
-from engine.measurement import Measurement
-from engine.plan import parse_plan
-from tuner.arrivals import Workload
-from tuner.node import Node
-from tuner.workload import parse_workload
+from engine.spec.config import Caps
+from engine.spec.measurement import Measurement
+from engine.spec.plan import parse_plan
+from tuner.described.node import Node
+from tuner.workload.parse import parse_workload
+from tuner.workload.workload import Workload
 
 HARDWARE, MODEL, PRECISION = "8xh200", "llama-3.3-70b", "fp8"
 INPUT, OUTPUT = 4096, 250

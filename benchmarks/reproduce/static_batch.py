@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.reproduce.nodes import decode_step, prefill_step
-from engine.plan import ParallelPlan
-from engine.steps import StepShape
+from engine.spec.plan import ParallelPlan
+from engine.spec.steps import StepShape
+from tuner.described.node import Node
 from tuner.hardware import paced_timer
 from tuner.hardware.physics import ACTIVATION_BYTES
 from tuner.hardware.roofline import StageSeconds
-from tuner.node import Node
 
 # Sequences prefilled in one pass; more passes follow each other through the stages.
 PREFILL_SEQS = 8

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from engine.config import EngineConfig, ExecutorKind, ModelConfig, num_kv_blocks
-from engine.errors import EngineError
 from engine.executors.pool import RankSource
 from engine.executors.protocol import Clock, Executor, StepTimer
 from engine.executors.ranks import RankProcesses
-from engine.plan import ParallelPlan
+from engine.spec.config import EngineConfig, ExecutorKind, ModelConfig, num_kv_blocks
+from engine.spec.errors import EngineError
+from engine.spec.plan import ParallelPlan
 
 
 def make_executor(
@@ -61,7 +61,7 @@ def _simulated(
     timer: StepTimer | None,
     clock: Clock | None,
 ) -> Executor:
-    from engine.clock import WallClock
+    from engine.executors.clock import WallClock
     from engine.executors.simulated import SimulatedExecutor
 
     if timer is None:

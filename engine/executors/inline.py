@@ -7,14 +7,14 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from engine.answers import PendingAnswer
-from engine.config import EngineConfig, ModelConfig, num_kv_blocks
-from engine.errors import EngineError, PlanError, RankError
 from engine.executors.protocol import ExecutorInfo
 from engine.parallel.mesh import solo_groups
-from engine.plan import ParallelPlan
-from engine.runner import ModelRunner
-from engine.steps import StepPlan, StepResult
+from engine.rank.answers import PendingAnswer
+from engine.rank.runner import ModelRunner
+from engine.spec.config import EngineConfig, ModelConfig, num_kv_blocks
+from engine.spec.errors import EngineError, PlanError, RankError
+from engine.spec.plan import ParallelPlan
+from engine.spec.steps import StepPlan, StepResult
 
 NOT_RUNNING = "this executor cannot run steps: it is closed or was not started"
 DEVICE_POLL_S = 50e-6

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import socket
 
-from engine.config import Collectives, EngineConfig
-from engine.errors import EngineError
 from engine.parallel.shm_build import can_use_python_version, find_library
 from engine.parallel.shm_layout import Segment
+from engine.spec.config import Collectives, EngineConfig
+from engine.spec.errors import EngineError
 
 
 def collectives_for(config: EngineConfig) -> Collectives:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Protocol, assert_never
 
-from engine.errors import RankError
 from engine.executors.ranks import PING, RankProcess, RankProcesses, end_processes
+from engine.spec.errors import RankError
 
 # How long a rank that lost a peer may take to come out of its step before it is taken for hung.
 PATIENCE_S = 1.0
@@ -99,7 +99,11 @@ class RankPool:
     """
 
     def __init__(
-        self, *, num_spares: int = 0, module: str = "engine.worker", patience_s: float = PATIENCE_S
+        self,
+        *,
+        num_spares: int = 0,
+        module: str = "engine.rank.worker",
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._num_spares = num_spares
         self._module = module

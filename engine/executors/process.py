@@ -8,15 +8,15 @@ from dataclasses import asdict
 
 import msgspec
 
-import engine.errors
-from engine.config import Collectives, EngineConfig, ModelConfig, num_kv_blocks
-from engine.errors import EngineError, RankError
 from engine.executors.meeting import MeetingPlace, collectives_for
 from engine.executors.pool import Condition, GivenRanks, OwnRanks, RankSource
 from engine.executors.protocol import ExecutorInfo
 from engine.executors.ranks import RankProcesses
-from engine.plan import ParallelPlan, check_plan
-from engine.steps import FromRank, RankFailure, RankReady, RankSetup, StepPlan, StepResult
+from engine.spec import errors
+from engine.spec.config import Collectives, EngineConfig, ModelConfig, num_kv_blocks
+from engine.spec.errors import EngineError, RankError
+from engine.spec.plan import ParallelPlan, check_plan
+from engine.spec.steps import FromRank, RankFailure, RankReady, RankSetup, StepPlan, StepResult
 
 # How long to look for the first cause once something failed: a rank whose peer died may
 # speak before the death itself is seen.
@@ -243,7 +243,7 @@ class ProcessExecutor:
             return self._failed(str(cause), cause.rank)
         if cause.kind:
             self._failed(cause.detail, cause.rank)
-            kind: type[EngineError] = getattr(engine.errors, cause.kind)
+            kind: type[EngineError] = getattr(errors, cause.kind)
             return kind(cause.detail)
         where = "" if cause.step_id is None else f" in step {cause.step_id}"
         words = f"rank {cause.rank} failed{where}; its last words:\n{cause.detail}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine.steps import StepPlan, StepResult, StepShape
+from engine.spec.steps import StepPlan, StepResult, StepShape
 
 
 @dataclass(frozen=True, kw_only=True)

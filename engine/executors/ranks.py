@@ -17,8 +17,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.errors import RankError
-from engine.executors.frames import FrameChannel
+from engine.spec.errors import RankError
+from engine.wire.frames import FrameChannel
 
 END_TIMEOUT_S = 2.0
 # A rank's receiving thread takes frames in at once; one that does not is stopped or gone.
@@ -46,7 +46,7 @@ class RankProcess:
     """
 
     def __init__(
-        self, *, module: str = "engine.worker", send_timeout_s: float = SEND_TIMEOUT_S
+        self, *, module: str = "engine.rank.worker", send_timeout_s: float = SEND_TIMEOUT_S
     ) -> None:
         self.number = 0
         self._tag = 0
@@ -148,7 +148,7 @@ class RankProcesses:
         self,
         num_ranks: int,
         *,
-        module: str = "engine.worker",
+        module: str = "engine.rank.worker",
         send_timeout_s: float = SEND_TIMEOUT_S,
         processes: Sequence[RankProcess] = (),
     ) -> None:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from engine.errors import RankError
 from engine.executors.protocol import Clock, ExecutorInfo, StepTimer
-from engine.plan import ParallelPlan
-from engine.rank_table import RankTable
-from engine.steps import Int32Array, StepPlan, StepResult, ToRank
+from engine.spec.errors import RankError
+from engine.spec.plan import ParallelPlan
+from engine.spec.steps import Int32Array, StepPlan, StepResult, ToRank
+from engine.wire.rank_table import RankTable
 
 FIRST_TOKEN_ID = 3  # below lie the usual begin, end and padding ids
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.kernels.attention import AttentionPlan, DecodeBatch, PrefillChunk
 from engine.kernels.transfer import to_device
-from engine.steps import Int32Array
+from engine.spec.steps import Int32Array
 
 Int64Array = npt.NDArray[np.int64]
 

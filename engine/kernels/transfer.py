@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.cuda import is_reached, new_event, new_stream
+from engine.kernels.cuda import is_reached, new_event, new_stream
 
 
 def to_device(array: npt.NDArray[np.generic[Any]], device: torch.device) -> Tensor:

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from engine.errors import CheckpointError
 from engine.models.corpus import (
     BOS_TOKEN,
     CHAT_TEMPLATE,
@@ -23,6 +22,7 @@ from engine.models.corpus import (
     train_tokenizer,
 )
 from engine.models.presets import PRESETS, Preset
+from engine.spec.errors import CheckpointError
 
 Float32Array = npt.NDArray[np.float32]
 # With the usual 0.02 greedy output collapses to one token, which would hide a broken cache.

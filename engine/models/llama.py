@@ -9,17 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.batch import StepBatch
-from engine.config import ModelConfig
 from engine.kernels.attention import attention
 from engine.kernels.kv_cache import LayerCache
 from engine.kernels.rms_norm import rms_norm
 from engine.kernels.rotary import rotary
 from engine.kernels.silu_mul import silu_mul
+from engine.models.batch import StepBatch
 from engine.models.weights import LayerWeights, StageWeights
 from engine.parallel.mesh import RankGroups
 from engine.parallel.sequence import HeadExchange
-from engine.plan import Mode, ParallelPlan
+from engine.spec.config import ModelConfig
+from engine.spec.plan import Mode, ParallelPlan
 
 
 class LlamaStage:

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from engine.config import ModelConfig, RopeScaling
 from engine.kernels.rotary import RotaryAngles
+from engine.spec.config import ModelConfig, RopeScaling
 
 
 def inverse_frequencies(model: ModelConfig) -> Tensor:

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.config import ModelConfig
 from engine.models.loader import EMBEDDING, FINAL_NORM, HEAD, Checkpoint, layer_prefix
 from engine.parallel.heads import HeadLayout, head_layout
 from engine.parallel.linear import (
@@ -18,7 +17,8 @@ from engine.parallel.linear import (
     VocabParallelHead,
 )
 from engine.parallel.mesh import RankGroups
-from engine.plan import (
+from engine.spec.config import ModelConfig
+from engine.spec.plan import (
     ParallelPlan,
     RankCoords,
     padded_vocab_size,

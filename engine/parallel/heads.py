@@ -20,8 +20,8 @@ import itertools
 from dataclasses import dataclass
 from enum import StrEnum
 
-from engine.config import ModelConfig
-from engine.plan import ParallelPlan, RankCoords
+from engine.spec.config import ModelConfig
+from engine.spec.plan import ParallelPlan, RankCoords
 
 
 class Part(StrEnum):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.parallel.communicator import Communicator
 from engine.parallel.mesh import RankGroups
-from engine.plan import Mode
+from engine.spec.plan import Mode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

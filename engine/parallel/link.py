@@ -6,8 +6,8 @@ import time
 
 from torch import Tensor
 
-from engine.config import LinkEmulation
 from engine.parallel.communicator import Communicator
+from engine.spec.config import LinkEmulation
 
 # time.sleep wakes up to this much late; the rest is spun.
 SPIN_S = 100e-6

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
 
-from engine.cuda import new_event
-from engine.plan import Mode, ParallelPlan, RankCoords, rank_coords, rank_of
+from engine.kernels.cuda import new_event
+from engine.spec.plan import Mode, ParallelPlan, RankCoords, rank_coords, rank_of
 
 if TYPE_CHECKING:
     from torch import Tensor

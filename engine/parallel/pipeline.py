@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.cuda import new_event, new_stream
+from engine.kernels.cuda import new_event, new_stream
 from engine.parallel.mesh import RankGroups
-from engine.plan import Mode
+from engine.spec.plan import Mode
 
 
 def send_stage(x: Tensor, mode: Mode, groups: RankGroups) -> None:

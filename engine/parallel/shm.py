@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.errors import EngineError
 from engine.parallel.communicator import Communicator
 from engine.parallel.shm_layout import GroupSpec, Segment, lay_out
 from engine.parallel.shm_native import NativeShmCommunicator, load_library
 from engine.parallel.shm_python import PythonShmCommunicator
+from engine.spec.errors import EngineError
 
 
 class ShmTransport:

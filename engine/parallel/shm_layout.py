@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.errors import EngineError
+from engine.spec.errors import EngineError
 
 LINE_BYTES = 64
 HEADER_BYTES = 4096

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from enum import IntEnum
 
-from engine.errors import RankError
 from engine.parallel.shm_layout import GroupSpec, Segment
+from engine.spec.errors import RankError
 
 # About 5 us of spinning where every rank has a core of its own. Yielding an idle core costs less
 # than a microsecond, while a longer spin keeps a busy one from the very peer it waits for: on a

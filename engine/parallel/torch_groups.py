@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
-from engine.errors import EngineError, RankError
 from engine.parallel.communicator import Communicator
 from engine.parallel.shm_layout import GroupSpec
+from engine.spec.errors import EngineError, RankError
 
 MAX_SENDS_IN_FLIGHT = 8
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from engine.config import LinkEmulation
-from engine.errors import EngineError
 from engine.parallel.communicator import Communicator
 from engine.parallel.link import LinkedCommunicator
 from engine.parallel.shm import ShmTransport
 from engine.parallel.shm_layout import GroupSpec
-from engine.steps import RankSetup
+from engine.spec.config import LinkEmulation
+from engine.spec.errors import EngineError
+from engine.spec.steps import RankSetup
 
 Make = Callable[[str, Sequence[int]], Communicator]
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
-from engine.request import FinishReason
 from engine.server.logprobs import WordedPosition, chat_logprobs, completion_logprobs
+from engine.spec.request import FinishReason
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engine.request import FinishReason, RequestOutput
 from engine.server.answers import Choice
 from engine.server.logprobs import LogprobWriter, WordedPosition
 from engine.server.shown import ShownText
+from engine.spec.request import FinishReason, RequestOutput
 
 FAILURES = (FinishReason.ERROR, FinishReason.DEADLINE)
 

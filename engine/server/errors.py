@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from engine.errors import (
+from engine.spec.errors import (
     EngineError,
     PolicyError,
     QueueFullError,

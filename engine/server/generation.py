@@ -15,8 +15,6 @@ from fastapi import Request as HttpRequest
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
-from engine.errors import EngineError, QueueFullError
-from engine.request import FinishReason, Request, RequestOutput
 from engine.server.answers import AnswerForm, Choice, Usage
 from engine.server.choices import ChoiceMaker, CollectedChoice
 from engine.server.errors import (
@@ -33,7 +31,9 @@ from engine.server.schema import ChatMessage, GenerationBody
 from engine.server.served import ServedEngine
 from engine.server.shown import ShownText, TextWish
 from engine.server.streams import EventStream, LoopBridge, OutputStream, run_while_connected
-from engine.tokenizer import Tokenizer
+from engine.spec.errors import EngineError, QueueFullError
+from engine.spec.request import FinishReason, Request, RequestOutput
+from engine.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 

@@ -13,18 +13,18 @@ from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
-from engine.errors import EngineError, PlanError, PolicyError, StalePolicyError
-from engine.knobs import AppliedPolicy
-from engine.plan import check_plan
-from engine.policy import (
+from engine.policy.document import (
     EnginePolicy,
     KnobClass,
     check_envelope,
     classify,
     with_version,
 )
+from engine.policy.knobs import AppliedPolicy
 from engine.server.errors import ApiError
 from engine.server.served import ServedEngine
+from engine.spec.errors import EngineError, PlanError, PolicyError, StalePolicyError
+from engine.spec.plan import check_plan
 
 logger = logging.getLogger(__name__)
 

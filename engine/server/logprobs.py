@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from engine.request import TokenLogprobs
-from engine.tokenizer import Tokenizer
+from engine.spec.request import TokenLogprobs
+from engine.text.tokenizer import Tokenizer
 
 # JSON has no minus infinity; this is what OpenAI's own answers hold for it.
 LOWEST_LOGPROB = -9999.0

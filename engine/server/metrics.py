@@ -10,9 +10,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from engine.request import Request, RequestOutput
+from engine.replica.telemetry import EngineStats
 from engine.server.served import ServedEngine
-from engine.telemetry import EngineStats
+from engine.spec.request import Request, RequestOutput
 
 LABELS = ("model_name", "engine")
 SECONDS = tuple(m * 10.0**e for e in range(-4, 3) for m in (1, 2, 5))

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from engine.request import MAX_LOGPROBS, MAX_PENALTY, SamplingParams
 from engine.server.errors import invalid
 from engine.server.shown import TextWish
+from engine.spec.request import MAX_LOGPROBS, MAX_PENALTY, SamplingParams
 
 MAX_CHOICES = 128
 # Of one call, all its prompts together.

@@ -6,13 +6,13 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol
 
-from engine.config import Caps, ModelConfig
-from engine.knobs import AppliedPolicy, Knob
-from engine.mode_table import ModeTable
-from engine.output import OnOutput
-from engine.policy import EnginePolicy
-from engine.request import FinishReason, Request
-from engine.telemetry import EngineStats
+from engine.modes.table import ModeTable
+from engine.policy.document import EnginePolicy
+from engine.policy.knobs import AppliedPolicy, Knob
+from engine.replica.stream import OnOutput
+from engine.replica.telemetry import EngineStats
+from engine.spec.config import Caps, ModelConfig
+from engine.spec.request import FinishReason, Request
 
 
 class ServedEngine(Protocol):

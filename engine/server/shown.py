@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass
 
-from engine.request import FinishReason, RequestOutput
-from engine.text import StopFinder, TextStream
+from engine.spec.request import FinishReason, RequestOutput
+from engine.text.detokenizer import StopFinder, TextStream
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from engine.request import Request, RequestOutput
 from engine.server.errors import CLIENT_CLOSED_REQUEST, ApiError
 from engine.server.served import ServedEngine
+from engine.spec.request import Request, RequestOutput
 
 T = TypeVar("T")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from store.base import Base
 from store.models.access import ApiKey, AuditEntry, IdempotencyKey
+from store.models.base import Base
 from store.models.serving import (
     AckState,
     DecisionRow,

@@ -7,7 +7,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from store.base import Base, Json, JsonList, id_column, utc_now
+from store.models.base import Base, Json, JsonList, id_column, utc_now
 
 
 class ApiKey(Base):

@@ -8,7 +8,7 @@ from enum import StrEnum
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from store.base import Base, Json, JsonList, id_column, utc_now
+from store.models.base import Base, Json, JsonList, id_column, utc_now
 
 
 class AckState(StrEnum):

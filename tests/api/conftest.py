@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.app import create_app
-from api.settings import Settings
+from api.web.settings import Settings
 from migrations.runner import upgrade
 from store import Database
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from api.app import create_app
-from api.server import Server
-from api.settings import Settings
+from api.web.server import Server
+from api.web.settings import Settings
 
 
 def free_port() -> int:

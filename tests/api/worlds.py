@@ -7,10 +7,10 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from api.policy_document import model_to_json
-from engine.config import Caps, ModelConfig
-from engine.plan import ParallelPlan
-from engine.policy import EnginePolicy
+from api.documents.policy import model_to_json
+from engine.policy.document import EnginePolicy
+from engine.spec.config import Caps, ModelConfig
+from engine.spec.plan import ParallelPlan
 from policies.schedule import HotSettings, LoadBand, Schedule
 from store import Database
 

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.kill_campaign import Campaign, report, run
 from engine.models.create import create_model
-from engine.plan import ParallelPlan
+from engine.spec.plan import ParallelPlan
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from benchmarks.reproduce.dense_ratios import LIMIT, PAPER, SWITCHED, RatioCase,
 from benchmarks.reproduce.nodes import get_node
 from benchmarks.reproduce.static_batch import StaticLoad, static_latency
 from benchmarks.reproduce.tables import Cell, cell_table, wrong_orders
-from engine.plan import ParallelPlan
+from engine.spec.plan import ParallelPlan
 
 SMALL_SHIFT = shift.Size(
     at_once=40, burst_s=20.0, sweep_s=4.0, rates=(2,), lengths=(2048,), thresholds=(0, 512)

@@ -10,12 +10,12 @@ import msgspec
 import torch
 from torch import Tensor
 
-from engine.errors import RankError
 from engine.parallel.communicator import Communicator
 from engine.parallel.shm_layout import GroupSpec
 from engine.parallel.transport import Transport, open_transport
-from engine.steps import RankSetup
-from engine.worker import begin
+from engine.rank.worker import begin
+from engine.spec.errors import RankError
+from engine.spec.steps import RankSetup
 
 DTYPES = {
     "float64": torch.float64,

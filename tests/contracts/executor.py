@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from engine.errors import RankError
 from engine.executors.protocol import Executor
-from engine.plan import Mode, ParallelPlan
-from engine.steps import SlotStart, StepPlan, StepShape, int32
+from engine.spec.errors import RankError
+from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.steps import SlotStart, StepPlan, StepShape, int32
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 64

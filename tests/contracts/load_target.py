@@ -1,4 +1,4 @@
-"""The conformance suite of ``tuner.targets.LoadTarget``.
+"""The conformance suite of ``tuner.load.targets.LoadTarget``.
 
 A test module subclasses :class:`LoadTargetContract` and provides ``target``: one that serves
 prompts of up to 100 ids below 256 with up to 400 output tokens, a few milliseconds each.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import threading
 import time
 
-from engine.measurement import Outcome
-from tuner.targets import Ending, LoadTarget
+from engine.spec.measurement import Outcome
+from tuner.load.targets import Ending, LoadTarget
 
 TOO_LONG = 100_000
 WAIT_S = 30.0

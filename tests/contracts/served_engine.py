@@ -14,9 +14,15 @@ from dataclasses import replace
 
 import pytest
 
-from engine.errors import PlanError, PolicyError, QueueFullError, RequestError, StalePolicyError
-from engine.request import FinishReason, Request, RequestOutput, SamplingParams
 from engine.server.served import ServedEngine
+from engine.spec.errors import (
+    PlanError,
+    PolicyError,
+    QueueFullError,
+    RequestError,
+    StalePolicyError,
+)
+from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
 
 MAX_QUEUE = 4
 MAX_NUM_SEQS = 2

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import Caps, EngineConfig, ExecutorKind
 from engine.engine import Engine
 from engine.models.create import create_model
+from engine.spec.config import Caps, EngineConfig, ExecutorKind
 from tests.engine.paced import ConstantTimer
 from tests.engine.rank_pools import LastingPool, RankPools
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 
 from engine.engine import Engine
-from engine.plan import ParallelPlan
-from engine.request import FinishReason, Request, RequestOutput, SamplingParams
-from engine.steps import StepShape
+from engine.spec.plan import ParallelPlan
+from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
+from engine.spec.steps import StepShape
 
 STEP_S = 0.002
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import msgspec
 
-from engine.errors import RankError
 from engine.executors.pool import RankPool
 from engine.executors.ranks import RankProcesses
 from engine.parallel.shm_layout import Segment
+from engine.spec.errors import RankError
 from tests.contracts.communicator_worker import Die, Group, Open, Operation, Outcome, Program
 
 ANSWER_TIMEOUT_S = 60.0
@@ -24,7 +24,7 @@ class RankPools:
     def __init__(self) -> None:
         self._pools: dict[tuple[int, str], RankProcesses] = {}
 
-    def get(self, num_ranks: int, module: str = "engine.worker") -> RankProcesses:
+    def get(self, num_ranks: int, module: str = "engine.rank.worker") -> RankProcesses:
         """Running ranks, whatever they were set up for before."""
         pool = self._pools.get((num_ranks, module))
         if pool is None or not pool.is_alive:

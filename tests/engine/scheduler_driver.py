@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import Caps, EngineConfig, ModelConfig
 from engine.executors.protocol import Executor
-from engine.inputs import step_plan
-from engine.plan import ParallelPlan
-from engine.request import Request, SamplingParams
-from engine.scheduled import ScheduledStep
-from engine.scheduler import Scheduler
-from engine.shift import ModeChooser
-from engine.steps import int32
+from engine.modes.chooser import ModeChooser
+from engine.replica.messages_out import step_plan
+from engine.scheduler.scheduler import Scheduler
+from engine.scheduler.step import ScheduledStep
+from engine.spec.config import Caps, EngineConfig, ModelConfig
+from engine.spec.plan import ParallelPlan
+from engine.spec.request import Request, SamplingParams
+from engine.spec.steps import int32
 
 CAPS = Caps(max_num_seqs=8, max_num_batched_tokens=24)
 

@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from engine.plan import Mode
-from engine.steps import SlotSampling, SlotStart, StepPlan, StepResult, StepShape, int32
+from engine.spec.plan import Mode
+from engine.spec.steps import SlotSampling, SlotStart, StepPlan, StepResult, StepShape, int32
 
 Logits = npt.NDArray[np.float64]
 ChooseMode = Callable[[int], Mode]

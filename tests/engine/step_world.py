@@ -9,15 +9,15 @@ from typing import Protocol
 
 import msgspec
 
-from engine.config import Caps
-from engine.inputs import step_plan
-from engine.plan import ParallelPlan
-from engine.policy import Order
-from engine.request import FinishReason, Request
-from engine.scheduled import ScheduledStep
-from engine.scheduler import Scheduler
-from engine.shift import ModeChooser
-from engine.steps import StepPlan, StepResult, int32
+from engine.modes.chooser import ModeChooser
+from engine.policy.document import Order
+from engine.replica.messages_out import step_plan
+from engine.scheduler.scheduler import Scheduler
+from engine.scheduler.step import ScheduledStep
+from engine.spec.config import Caps
+from engine.spec.plan import ParallelPlan
+from engine.spec.request import FinishReason, Request
+from engine.spec.steps import StepPlan, StepResult, int32
 
 BLOCK_SIZE = 4
 MAX_MODEL_LEN = 80

@@ -7,19 +7,19 @@ from dataclasses import replace
 
 import pytest
 
-from engine.config import Caps, EngineConfig
 from engine.engine import Engine
-from engine.errors import (
+from engine.policy.document import KnobClass, Order
+from engine.replica.telemetry import PARTS
+from engine.spec.config import Caps, EngineConfig
+from engine.spec.errors import (
     PolicyError,
     QueueFullError,
     RankError,
     RequestError,
     StalePolicyError,
 )
-from engine.plan import Mode, ParallelPlan
-from engine.policy import KnobClass, Order
-from engine.request import FinishReason, Request, RequestOutput, SamplingParams
-from engine.telemetry import PARTS
+from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
 from tests.engine.paced import STEP_S, Collector, ConstantTimer, submit, wait_until
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
-from engine.config import Caps, DType, EngineConfig
 from engine.engine import Engine
-from engine.plan import Mode, ParallelPlan
-from engine.request import FinishReason, Request, RequestOutput, SamplingParams
+from engine.spec.config import Caps, DType, EngineConfig
+from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
 
 Outputs = dict[str, tuple[int, ...]]
 NUM_REQUESTS = 10
@@ -131,7 +131,7 @@ def test_modes_that_flip_at_every_step_change_no_output(
 def workers() -> set[psutil.Process]:
     """Rank processes of this one, other tests' included."""
     children = psutil.Process().children(recursive=True)
-    return {child for child in children if "engine.worker" in " ".join(child.cmdline())}
+    return {child for child in children if "engine.rank.worker" in " ".join(child.cmdline())}
 
 
 def test_a_killed_rank_is_replaced_and_no_request_is_lost(

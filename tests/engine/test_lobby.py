@@ -9,14 +9,14 @@ from dataclasses import replace
 
 import pytest
 
-from engine.config import Caps, EngineConfig
 from engine.engine import Engine
-from engine.errors import PlanError, PolicyError, QueueFullError, RankError, RequestError
 from engine.executors.protocol import ExecutorInfo
 from engine.executors.simulated import SimulatedExecutor
-from engine.plan import ParallelPlan
-from engine.policy import KnobClass
-from engine.request import FinishReason
+from engine.policy.document import KnobClass
+from engine.spec.config import Caps, EngineConfig
+from engine.spec.errors import PlanError, PolicyError, QueueFullError, RankError, RequestError
+from engine.spec.plan import ParallelPlan
+from engine.spec.request import FinishReason
 from tests.engine.paced import ConstantTimer, submit, wait_until
 
 

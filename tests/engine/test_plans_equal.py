@@ -12,9 +12,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.config import DType, ModelConfig
-from engine.plan import Mode, ParallelPlan, list_plans, parse_plan
-from engine.shift import ModeChooser
+from engine.modes.chooser import ModeChooser
+from engine.spec.config import DType, ModelConfig
+from engine.spec.plan import Mode, ParallelPlan, list_plans, parse_plan
 from tests.engine.checkpoints import (
     FAMILIES,
     Reference,

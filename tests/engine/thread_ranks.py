@@ -18,13 +18,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from engine.config import DType
-from engine.errors import RankError
 from engine.parallel.communicator import Communicator
 from engine.parallel.mesh import RankGroups, build_groups
-from engine.plan import ParallelPlan
-from engine.runner import ModelRunner, PreparedStep
-from engine.steps import StepPlan, StepResult
+from engine.rank.runner import ModelRunner, PreparedStep
+from engine.spec.config import DType
+from engine.spec.errors import RankError
+from engine.spec.plan import ParallelPlan
+from engine.spec.steps import StepPlan, StepResult
 
 
 class ThreadGroup:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.measurement import Distribution, Fidelity, Measurement, Outcome, RequestTiming
+from engine.spec.measurement import Distribution, Fidelity, Measurement, Outcome, RequestTiming
 
 
 def timing(

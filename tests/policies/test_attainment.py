@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.measurement import Outcome, RequestTiming
+from engine.spec.measurement import Outcome, RequestTiming
 from policies.sla import Sla, judge
 from tests.policies.runs import failed, run, timing
 

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from engine.measurement import METRIC_IDS
+from engine.spec.measurement import METRIC_IDS
 from policies.report import finite, flat_metrics, measurement_json, sla_json
 from policies.sla import Sla, judge
 from tests.policies.runs import failed, run, timing

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from engine.config import Caps
-from engine.plan import ParallelPlan
+from engine.spec.config import Caps
+from engine.spec.plan import ParallelPlan
 from policies.errors import PolicyInputError
 from policies.schedule import HotSettings, LoadBand, Schedule
 
@@ -59,7 +59,7 @@ def test_settings_that_leave_the_mode_to_the_measured_table_are_carried() -> Non
 
 
 def test_settings_become_a_merge_patch_of_an_engines_policy() -> None:
-    from engine.policy import EnginePolicy
+    from engine.policy.document import EnginePolicy
 
     settings = SCHEDULE.bands[1].settings
     policy = EnginePolicy(plan=PLAN, threshold_tokens=1).merged(settings.to_patch())

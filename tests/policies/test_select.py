@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import Caps
-from engine.measurement import Fidelity
-from engine.plan import ParallelPlan
+from engine.spec.config import Caps
+from engine.spec.measurement import Fidelity
+from engine.spec.plan import ParallelPlan
 from policies.errors import PolicyInputError
 from policies.select import (
     Estimate,

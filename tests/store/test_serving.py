@@ -8,8 +8,8 @@ import pytest
 import sqlalchemy as sa
 
 from store import Database, NotFoundError, PageRequest
-from store.base import utc_now
 from store.models import DecisionRow, EngineRow
+from store.models.base import utc_now
 
 
 def _engine(database: Database, name: str = "chat") -> str:

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from store import Database, PageRequest, StoreError
-from store.base import utc_now
+from store.models.base import utc_now
 
 
 def test_leaving_the_block_commits(database: Database) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from store import ConflictError, Database, NotFoundError, PageRequest
-from store.base import Json
 from store.models import JobState
+from store.models.base import Json
 
 
 def _record(number: int, **changes: object) -> Json:

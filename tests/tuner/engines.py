@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from engine.config import Caps, EngineConfig, ExecutorKind
 from engine.engine import Engine
+from engine.spec.config import Caps, EngineConfig, ExecutorKind
 from tests.engine.paced import ConstantTimer
 
 

@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from engine.config import DType, ModelConfig
-from engine.plan import Mode, parse_plan
-from engine.steps import StepSample, StepShape
+from engine.spec.config import DType, ModelConfig
+from engine.spec.plan import Mode, parse_plan
+from engine.spec.steps import StepSample, StepShape
 from tests.tuner.worlds import SMALL
-from tuner.cost_model import model_sizes
-from tuner.features import CollectiveKind, layer_shapes
-from tuner.machine import Fingerprint
-from tuner.operator_fit import operator_table, pairs
-from tuner.operators import OperatorTable
-from tuner.profile import (
+from tuner.profiling.profile import (
     AttentionTime,
     CollectiveTime,
     ElementwiseTime,
@@ -22,7 +17,12 @@ from tuner.profile import (
     PieceTime,
     Profile,
 )
-from tuner.terms import StepTerms, TermCounter
+from tuner.spec.machine import Fingerprint
+from tuner.step_model.model import model_sizes
+from tuner.step_model.operator_fit import operator_table, pairs
+from tuner.step_model.operators import OperatorTable
+from tuner.step_model.terms import StepTerms, TermCounter
+from tuner.work.counts import CollectiveKind, layer_shapes
 
 MACHINE = Fingerprint(cpu_model="made up", num_cores=2, torch_version="0", device="cpu")
 PER_STEP_S = 3e-4

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.config import ModelConfig
-from engine.steps import StepShape
-from tuner.arrivals import Arrival, ClosedLoop, Workload, WorkloadSource
+from engine.spec.config import ModelConfig
+from engine.spec.steps import StepShape
+from tuner.workload.workload import Arrival, ClosedLoop, Workload, WorkloadSource
 
 SMALL = ModelConfig(
     model_type="llama",

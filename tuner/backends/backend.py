@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from engine.config import Caps
-from engine.errors import EngineError
-from tuner.errors import TunerError
-from tuner.front_end import FrontEnd
+from engine.spec.config import Caps
+from engine.spec.errors import EngineError
 from tuner.hardware import Launch
+from tuner.spec.errors import TunerError
+from tuner.spec.front_end import FrontEnd
 
 FOLDER = Path(__file__).parent
 SCHEMA = "backend/v3"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.config import ModelConfig
-from engine.plan import Mode, ParallelPlan
-from engine.steps import StepShape
+from engine.spec.config import ModelConfig
+from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.steps import StepShape
 from tuner.backends.backend import Backend, KernelTimes
 from tuner.hardware import Hardware, Precision, paced_timer
 from tuner.hardware.roofline import KernelFactors

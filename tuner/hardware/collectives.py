@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.plan import ParallelPlan
-from tuner.features import Collective, CollectiveKind
+from engine.spec.plan import ParallelPlan
 from tuner.hardware.curves import ACROSS_NODES, IN_NODE, Curves, SizeCurve
 from tuner.hardware.device import DeviceSpec
 from tuner.hardware.links import LinkSpec
+from tuner.work.counts import Collective, CollectiveKind
 
 GRAPH, EAGER = "graph", "eager"
 SMALL_BYTES = 1024.0  # of no influence on a collective's time

@@ -6,16 +6,9 @@ from enum import StrEnum
 
 import numpy as np
 
-from engine.config import ModelConfig
-from engine.plan import Mode
-from engine.steps import StepShape
-from tuner.features import (
-    Collective,
-    GemmShape,
-    StageWork,
-    WorkCounter,
-    layer_shapes,
-)
+from engine.spec.config import ModelConfig
+from engine.spec.plan import Mode
+from engine.spec.steps import StepShape
 from tuner.hardware.chunks import chunk_seconds
 from tuner.hardware.collectives import CollectiveTimes
 from tuner.hardware.curves import Curves
@@ -32,6 +25,13 @@ from tuner.hardware.tables import (
     Grid2,
     Grid3,
     RowTable,
+)
+from tuner.work.counts import (
+    Collective,
+    GemmShape,
+    StageWork,
+    WorkCounter,
+    layer_shapes,
 )
 
 MEASURED_HEAD_DIM = 128

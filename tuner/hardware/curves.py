@@ -1,7 +1,8 @@
 """Operator times of one device: rooflines with fitted shares of the peaks, a boosted correction in
 log space that fades outside its data, and curves of collectives over size.
 
-Coefficients only, saved as versioned JSON with their provenance by ``python -m tuner.silicon.fit``.
+Coefficients only, saved as versioned JSON with their provenance by ``python -m
+tuner.calibration.fit``.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from tuner.errors import TunerError
 from tuner.hardware.physics import FloatArray, Work
+from tuner.spec.errors import TunerError
 
 IntArray = npt.NDArray[np.int64]
 SCHEMA = "curves/v1"

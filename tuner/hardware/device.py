@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tuner.errors import TunerError
 from tuner.hardware.curves import IN_NODE, Curves
 from tuner.hardware.links import LinkSpec, find_speed, list_links, load_link
 from tuner.hardware.power import PowerSpec
 from tuner.hardware.precision import Precision
+from tuner.spec.errors import TunerError
 
 FOLDER = Path(__file__).parent / "devices"
 SCHEMA = "device/v3"

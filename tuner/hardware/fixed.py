@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 
-from engine.plan import Mode
+from engine.spec.plan import Mode
 from tuner.hardware.tables import FINE_ROWS, ROW_GRID
 
 Seconds = tuple[float, ...]

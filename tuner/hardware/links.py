@@ -14,8 +14,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, assert_never
 
-from tuner.errors import TunerError
-from tuner.features import CollectiveKind
+from tuner.spec.errors import TunerError
+from tuner.work.counts import CollectiveKind
 
 FOLDER = Path(__file__).parent / "links"
 SCHEMA = "link/v2"

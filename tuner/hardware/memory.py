@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from engine.config import Caps, DType, ModelConfig
-from engine.plan import ParallelPlan, list_plans
-from tuner.errors import TunerError
+from engine.spec.config import Caps, DType, ModelConfig
+from engine.spec.plan import ParallelPlan, list_plans
 from tuner.hardware.activations import activation_bytes
 from tuner.hardware.device import DeviceSpec, Hardware
 from tuner.hardware.precision import Precision
+from tuner.spec.errors import TunerError
 
 GIB = 2**30
 # What grows outside the tensors of a rank while it starts: alone, and with others to talk to.

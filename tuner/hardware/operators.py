@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from engine.config import ModelConfig
-from engine.plan import Mode
-from engine.steps import StepShape
-from tuner.features import (
+from engine.spec.config import ModelConfig
+from engine.spec.plan import Mode
+from engine.spec.steps import StepShape
+from tuner.hardware.collectives import CollectiveTimes
+from tuner.hardware.device import DeviceSpec
+from tuner.hardware.precision import Precision
+from tuner.work.counts import (
     Collective,
     GemmShape,
     StageWork,
     WorkCounter,
     layer_shapes,
 )
-from tuner.hardware.collectives import CollectiveTimes
-from tuner.hardware.device import DeviceSpec
-from tuner.hardware.precision import Precision
 
 
 class Operators(Protocol):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from tuner.errors import TunerError
+from tuner.spec.errors import TunerError
 
 if TYPE_CHECKING:
     from tuner.hardware.device import DeviceSpec

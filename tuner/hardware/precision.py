@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from engine.config import DType
-from tuner.errors import TunerError
+from engine.spec.config import DType
+from tuner.spec.errors import TunerError
 
 
 class Precision(StrEnum):

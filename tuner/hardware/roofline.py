@@ -6,11 +6,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from engine.config import DType, ModelConfig
-from engine.plan import Mode, ParallelPlan, check_plan
-from engine.steps import StepShape
-from tuner.errors import TunerError
-from tuner.features import LogitsExchange, StageWork, WorkCounter
+from engine.spec.config import DType, ModelConfig
+from engine.spec.plan import Mode, ParallelPlan, check_plan
+from engine.spec.steps import StepShape
 from tuner.hardware.collectives import Placement
 from tuner.hardware.curve_operators import CurveOperators, Launch
 from tuner.hardware.device import DeviceSpec, Hardware
@@ -18,6 +16,8 @@ from tuner.hardware.fixed import FixedTable
 from tuner.hardware.operators import Operators, PeakOperators
 from tuner.hardware.precision import Precision
 from tuner.hardware.sampling import SamplerSpec, sample_s
+from tuner.spec.errors import TunerError
+from tuner.work.counts import LogitsExchange, StageWork, WorkCounter
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from tuner.features import LogitsExchange
+from tuner.work.counts import LogitsExchange
 
 if TYPE_CHECKING:
     from tuner.hardware.device import DeviceSpec

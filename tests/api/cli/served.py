@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import psutil
 
-FRONT_MODULE = "api.engine_front"
+FRONT_MODULE = "engine.server.front.process"
 COMMAND = (sys.executable, "-m", "api.cli.main", "engine", "serve", "--port", "0")
 PACED = ("--paced", "1xh200", "--dtype", "bfloat16")
 

@@ -10,11 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from api.cli.main import create_app
-from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.models.create import create_model
 from engine.server import create_server
-from engine.tokenizer import Tokenizer
+from engine.spec.config import EngineConfig
+from engine.text.tokenizer import Tokenizer
 from tests.api.servers import serve
 
 

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from api.cli.common import domain_errors, print_json
 from api.cli.main import COMMANDS, create_app
-from api.logs import configure_logs
-from engine.errors import PlanError
+from api.web.logs import configure_logs
+from engine.spec.errors import PlanError
 
 ROOT = Path(__file__).parents[3]
 

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.settings import Settings
+from api.web.settings import Settings
 from tests.api.cli.conftest import Run
 from tests.api.live import wait_until
 from tests.postgres import PostgresCluster

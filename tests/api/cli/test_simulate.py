@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import ModelConfig
+from engine.spec.config import ModelConfig
 from tests.api.cli.conftest import Run
 from tests.tuner.profiles import made_up_profile
-from tuner.cost_model_fit import fit_step_model
+from tuner.step_model.fit import fit_step_model
 
 WORKLOAD = "poisson:rate=10,input=64,output=8,requests=20"
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from engine.clock import VirtualClock, WallClock
-from engine.config import DType, EngineConfig, ModelConfig
+from engine.executors.clock import VirtualClock, WallClock
 from engine.executors.inline import InlineExecutor
 from engine.executors.process import ProcessExecutor
 from engine.executors.protocol import Clock
 from engine.executors.simulated import SimulatedExecutor
-from engine.plan import ParallelPlan
-from engine.steps import StepShape
+from engine.spec.config import DType, EngineConfig, ModelConfig
+from engine.spec.plan import ParallelPlan
+from engine.spec.steps import StepShape
 from tests.contracts.executor import (
     BLOCK_SIZE,
     NUM_BLOCKS,

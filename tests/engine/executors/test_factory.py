@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import Collectives, EngineConfig, ExecutorKind, ModelConfig
-from engine.errors import EngineError
 from engine.executors.factory import make_executor
 from engine.executors.inline import InlineExecutor
 from engine.executors.process import ProcessExecutor, device_of
-from engine.plan import ParallelPlan
+from engine.spec.config import Collectives, EngineConfig, ExecutorKind, ModelConfig
+from engine.spec.errors import EngineError
+from engine.spec.plan import ParallelPlan
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from engine.config import EngineConfig, ModelConfig
-from engine.errors import CheckpointError, PlanError, RankError
 from engine.executors.inline import InlineExecutor
-from engine.plan import ParallelPlan
+from engine.spec.config import EngineConfig, ModelConfig
+from engine.spec.errors import CheckpointError, PlanError, RankError
+from engine.spec.plan import ParallelPlan
 from tests.contracts.executor import (
     BLOCK_SIZE,
     NUM_BLOCKS,

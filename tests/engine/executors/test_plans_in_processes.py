@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.config import Collectives, DType, EngineConfig, LinkEmulation, ModelConfig
 from engine.executors.inline import InlineExecutor
 from engine.executors.process import ProcessExecutor
 from engine.executors.protocol import Executor
+from engine.modes.chooser import ModeChooser
 from engine.parallel.shm_build import NO_COMPILER_VARIABLE
-from engine.plan import ParallelPlan, parse_plan
-from engine.shift import ModeChooser
+from engine.spec.config import Collectives, DType, EngineConfig, LinkEmulation, ModelConfig
+from engine.spec.plan import ParallelPlan, parse_plan
 from tests.engine.rank_pools import RankPools
 from tests.engine.scheduler_driver import Generated, generate
 from tests.engine.step_driver import DrivenSequence, StepDriver

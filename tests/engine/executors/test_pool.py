@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import Collectives, DType, EngineConfig, ModelConfig
-from engine.errors import CheckpointError, RankError
 from engine.executors.pool import Condition, RankPool
 from engine.executors.process import ProcessExecutor
-from engine.plan import Mode, ParallelPlan
+from engine.spec.config import Collectives, DType, EngineConfig, ModelConfig
+from engine.spec.errors import CheckpointError, RankError
+from engine.spec.plan import Mode, ParallelPlan
 from tests.contracts.executor import next_step, prompt_step
-from tests.engine.processes import SOON_S, wait_gone
+from tests.engine.executors.processes import SOON_S, wait_gone
 
 TP2 = ParallelPlan(tp=2)
 SP2 = ParallelPlan(sp=2, shift=True)

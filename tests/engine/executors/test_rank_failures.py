@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from engine.config import Collectives, DType, EngineConfig, ModelConfig
-from engine.errors import CheckpointError, PlanError, RankError
 from engine.executors.process import ProcessExecutor
 from engine.executors.ranks import RankProcesses
 from engine.models.create import create_model
-from engine.plan import ParallelPlan
+from engine.spec.config import Collectives, DType, EngineConfig, ModelConfig
+from engine.spec.errors import CheckpointError, PlanError, RankError
+from engine.spec.plan import ParallelPlan
 from tests.contracts.executor import next_step, prompt_step
-from tests.engine.processes import wait_gone
+from tests.engine.executors.processes import wait_gone
 from tests.engine.rank_pools import RankPools
 
 PLAN = ParallelPlan(tp=2)
@@ -242,10 +242,10 @@ with process_world(RankPools(), "shm", num_ranks=2, groups=[(0, 1)], timeout_s=6
 COMPUTING_WITH_SPARES = """
 import sys
 from pathlib import Path
-from engine.config import EngineConfig, ModelConfig
+from engine.spec.config import EngineConfig, ModelConfig
 from engine.executors.pool import RankPool
 from engine.executors.process import ProcessExecutor
-from engine.plan import ParallelPlan
+from engine.spec.plan import ParallelPlan
 from tests.contracts.executor import prompt_step
 config = EngineConfig(model_dir=Path(sys.argv[1]), block_size=4, num_kv_blocks=64)
 pool = RankPool(num_spares=2)

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.clock import VirtualClock, WallClock
-from engine.errors import RankError
+from engine.executors.clock import VirtualClock, WallClock
 from engine.executors.protocol import Clock
 from engine.executors.simulated import FIRST_TOKEN_ID, SimulatedExecutor, token_ids
-from engine.plan import ParallelPlan
-from engine.steps import StepPlan, StepShape, int32
+from engine.spec.errors import RankError
+from engine.spec.plan import ParallelPlan
+from engine.spec.steps import StepPlan, StepShape, int32
 from tests.contracts.executor import NUM_BLOCKS, VOCAB_SIZE, next_step, prompt_step
 
 

@@ -67,7 +67,8 @@ def test_the_reference_is_the_formula(
 
 def test_the_cpu_path_does_not_import_triton() -> None:
     code = (
-        "import sys, torch; from engine.kernels.rms_norm import rms_norm; import engine.runner; "
+        "import sys, torch; from engine.kernels.rms_norm import rms_norm; "
+        "import engine.rank.runner; "
         "rms_norm(torch.ones(2, 4), torch.ones(4), 1e-5); sys.exit('triton' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT)

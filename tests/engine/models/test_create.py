@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.config import ModelConfig
-from engine.errors import CheckpointError
 from engine.models.create import create_model
 from engine.models.presets import PRESETS
-from engine.plan import ParallelPlan, infeasible_reasons
-from engine.tokenizer import Tokenizer
+from engine.spec.config import ModelConfig
+from engine.spec.errors import CheckpointError
+from engine.spec.plan import ParallelPlan, infeasible_reasons
+from engine.text.tokenizer import Tokenizer
 
 PROMPT = "The engine keeps a small answer."
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.config import ModelConfig
-from engine.errors import CheckpointError
 from engine.models.loader import INDEX_FILE, SINGLE_FILE, Checkpoint, expected_shapes
+from engine.spec.config import ModelConfig
+from engine.spec.errors import CheckpointError
 from tests.engine.checkpoints import FAMILIES, family_config, write_checkpoint
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from engine.config import ModelConfig
 from engine.models.rope import RopeTable, inverse_frequencies
+from engine.spec.config import ModelConfig
 from tests.engine.checkpoints import family_config
 
 LLAMA_31 = {

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from engine.errors import RankError
 from engine.parallel.shm_build import find_library
+from engine.spec.errors import RankError
 from tests.contracts.communicator import CommunicatorContract, World
 from tests.contracts.communicator_worker import Operation, run_operation, to_bytes
 from tests.engine.rank_pools import ProcessWorld, RankPools, process_world

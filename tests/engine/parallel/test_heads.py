@@ -7,9 +7,9 @@ from dataclasses import replace
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from engine.config import ModelConfig
 from engine.parallel.heads import Head, Part, head_layout
-from engine.plan import ParallelPlan, infeasible_reasons, rank_coords
+from engine.spec.config import ModelConfig
+from engine.spec.plan import ParallelPlan, infeasible_reasons, rank_coords
 
 MODEL = ModelConfig(
     model_type="llama",

@@ -11,7 +11,7 @@ from engine.parallel.linear import (
     VocabParallelHead,
 )
 from engine.parallel.mesh import solo_groups
-from engine.plan import Mode
+from engine.spec.plan import Mode
 
 GROUPS = solo_groups()
 

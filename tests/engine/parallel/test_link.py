@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.config import LinkEmulation
 from engine.parallel.communicator import Communicator
 from engine.parallel.link import LinkedCommunicator, pause
+from engine.spec.config import LinkEmulation
 
 KIB = torch.ones(2, 128)  # 1,024 bytes
 

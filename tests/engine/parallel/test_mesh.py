@@ -18,7 +18,7 @@ from engine.parallel.mesh import (
     group_members,
     solo_groups,
 )
-from engine.plan import ParallelPlan, rank_coords
+from engine.spec.plan import ParallelPlan, rank_coords
 
 plans = st.builds(ParallelPlan, pp=st.integers(1, 3), sp=st.integers(1, 4), tp=st.integers(1, 4))
 

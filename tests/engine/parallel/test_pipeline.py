@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from engine.parallel.pipeline import TokenFeedback
-from engine.plan import ParallelPlan
+from engine.spec.plan import ParallelPlan
 from tests.engine.thread_ranks import ThreadWorld
 
 NUM_SLOTS = 5

@@ -16,7 +16,7 @@ from engine.parallel.communicator import Communicator
 from engine.parallel.mesh import RankGroups
 from engine.parallel.pipeline import recv_stage, send_stage
 from engine.parallel.sequence import row_exchange
-from engine.plan import Mode, ParallelPlan
+from engine.spec.plan import Mode, ParallelPlan
 from tests.engine.thread_ranks import ThreadCommunicator, ThreadGroup, ThreadWorld
 
 CPU = torch.device("cpu")

@@ -14,13 +14,13 @@ import httpx
 import pytest
 import uvicorn
 
-from engine.config import Caps, EngineConfig, ExecutorKind
 from engine.engine import Engine
 from engine.models.create import create_model
-from engine.plan import ParallelPlan
 from engine.server import create_server
-from engine.steps import StepShape
-from engine.tokenizer import Tokenizer
+from engine.spec.config import Caps, EngineConfig, ExecutorKind
+from engine.spec.plan import ParallelPlan
+from engine.spec.steps import StepShape
+from engine.text.tokenizer import Tokenizer
 
 MODEL = "tiny"
 

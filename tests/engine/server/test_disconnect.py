@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from engine.request import FinishReason
+from engine.spec.request import FinishReason
 from tests.engine.server.conftest import MODEL, Server, wait_until
 
 LONG = {"model": MODEL, "prompt": "The engine", "max_tokens": 2000, "ignore_eos": True}

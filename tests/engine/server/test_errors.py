@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from engine.errors import RankError
 from engine.server.errors import from_engine_error
+from engine.spec.errors import RankError
 
 
 def test_the_words_of_a_rank_go_to_the_log_and_not_to_the_caller(

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from engine.server import create_server
-from engine.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer
 from tests.engine.server.conftest import MODEL, simulated_engine
 
 ENCODE_S = 0.02

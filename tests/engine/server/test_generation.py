@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from engine.request import FinishReason
+from engine.spec.request import FinishReason
 from tests.engine.server.conftest import Server, refusal, serving, simulated_engine, wait_until
 
 

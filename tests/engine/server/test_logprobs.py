@@ -9,14 +9,14 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.request import TokenLogprobs
 from engine.server.logprobs import (
     LogprobWriter,
     TokenWords,
     chat_logprobs,
     completion_logprobs,
 )
-from engine.tokenizer import Tokenizer
+from engine.spec.request import TokenLogprobs
+from engine.text.tokenizer import Tokenizer
 
 
 def _positions(ids: list[int]) -> list[TokenLogprobs]:

@@ -13,25 +13,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config import Caps, EngineConfig
 from engine.engine import Engine
-from engine.errors import (
+from engine.server.front.messages import FromFront, OutputRow, Outputs, Submit, ToFront, WireError
+from engine.server.served import ServedEngine
+from engine.spec.config import Caps, EngineConfig
+from engine.spec.errors import (
     EngineError,
     PolicyError,
     QueueFullError,
     RankError,
     RequestError,
 )
-from engine.request import (
+from engine.spec.request import (
     FinishReason,
     Request,
     RequestOutput,
     SamplingParams,
     TokenLogprobs,
 )
-from engine.server.messages import FromFront, OutputRow, Outputs, Submit, ToFront, WireError
-from engine.server.served import ServedEngine
-from engine.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer
 from tests.contracts.served_engine import (
     MAX_NUM_SEQS,
     MAX_QUEUE,
@@ -41,7 +41,7 @@ from tests.contracts.served_engine import (
     submit,
     text_of,
 )
-from tests.engine.server.remote_pair import RemotePair, remote_pair
+from tests.engine.server.front.remote_pair import RemotePair, remote_pair
 
 
 def _engine(tiny_dir: Path, tokenizer: Tokenizer | None) -> Engine:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.request import FinishReason, RequestOutput
 from engine.server.shown import ShownText, TextWish
+from engine.spec.request import FinishReason, RequestOutput
 
 END = 0
 

@@ -7,10 +7,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.request import FinishReason, Request, SamplingParams
 from engine.server.streams import ChoiceOutput, LoopBridge, OutputStream
+from engine.spec.config import EngineConfig
+from engine.spec.request import FinishReason, Request, SamplingParams
 from tests.engine.server.conftest import simulated_engine
 
 SAMPLING = SamplingParams(max_tokens=20, ignore_eos=True)

@@ -10,9 +10,9 @@ import pytest
 
 from tuner.backends import Backend, list_backends, load_backend
 from tuner.backends.backend import UNMEASURED_INTERVAL, HostShares, HostTimes, KernelTimes
-from tuner.errors import TunerError
+from tuner.calibration.served import arctic_of
 from tuner.hardware import Launch
-from tuner.silicon.served import arctic_of
+from tuner.spec.errors import TunerError
 
 
 def test_four_systems_have_a_profile_that_names_itself_and_its_source() -> None:
@@ -34,7 +34,7 @@ def test_a_fitted_profile_says_on_what_and_how_it_fares_on_groups_it_never_saw(n
     fitted = load_backend(name).fitted
     assert fitted is not None
     assert len(fitted.sha256) == 64
-    assert fitted.command.startswith("python -m tuner.silicon.served")
+    assert fitted.command.startswith("python -m tuner.calibration.served")
     assert len(fitted.held_out) >= 2
     for group in fitted.held_out:
         assert len(group.values) == len(fitted.parameters)

@@ -6,15 +6,15 @@ from dataclasses import fields, replace
 
 import pytest
 
-from engine.plan import Mode, ParallelPlan
-from engine.steps import StepShape
+from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.steps import StepShape
 from tuner.backends import Backend, ServedTimer, load_backend
 from tuner.backends.backend import HostTimes, KernelTimes
+from tuner.described.node import Node
 from tuner.hardware import Precision, parse_hardware
-from tuner.models import load_model
-from tuner.node import Node
-from tuner.space import Settings
-from tuner.workload import parse_workload
+from tuner.spec.space import Settings
+from tuner.work.models import load_model
+from tuner.workload.parse import parse_workload
 
 TP8 = ParallelPlan(tp=8)
 SHIFT = ParallelPlan(sp=8, shift=True)

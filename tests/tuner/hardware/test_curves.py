@@ -6,15 +6,15 @@ import json
 
 import pytest
 
-from engine.config import DType
-from engine.plan import Mode, ParallelPlan
-from engine.steps import StepShape
+from engine.spec.config import DType
+from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.steps import StepShape
 from tests.tuner.worlds import LLAMA_70B
-from tuner.errors import TunerError
 from tuner.hardware import Launch, Precision, paced_timer, parse_hardware
 from tuner.hardware.curves import Curves
 from tuner.hardware.device import CURVES_SUFFIX, FOLDER
-from tuner.models import load_model
+from tuner.spec.errors import TunerError
+from tuner.work.models import load_model
 
 CALIBRATED = ("a100", "h100", "h200")
 MAX_BYTES = 128 * 1024

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from tuner.errors import TunerError
 from tuner.hardware import Precision, list_devices, parse_hardware
 from tuner.hardware.device import DeviceSpec
+from tuner.spec.errors import TunerError
 
 
 def test_a_count_and_a_name_make_hardware() -> None:

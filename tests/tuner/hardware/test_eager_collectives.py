@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from engine.plan import Mode, ParallelPlan
-from engine.steps import StepShape
+from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.steps import StepShape
 from tuner.hardware import Launch, Precision, paced_timer, parse_hardware
-from tuner.models import load_model
+from tuner.work.models import load_model
 
 
 def step_seconds(plan: ParallelPlan, launch: Launch, tokens: int) -> float:

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from engine.plan import Mode, ParallelPlan
-from engine.steps import StepShape
+from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.steps import StepShape
 from tests.tuner.worlds import LLAMA_70B
-from tuner.errors import TunerError
-from tuner.features import Collective, CollectiveKind
 from tuner.hardware import Precision, list_links, load_link, paced_timer, parse_hardware
 from tuner.hardware.collectives import CollectiveTimes, Placement, Spread
 from tuner.hardware.links import LinkSpec, Topology
+from tuner.spec.errors import TunerError
+from tuner.work.counts import Collective, CollectiveKind
 
 REDUCE, GATHER = CollectiveKind.ALL_REDUCE, CollectiveKind.ALL_GATHER
 TO_ALL = CollectiveKind.ALL_TO_ALL

@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from engine.config import Caps, DType, ModelConfig
-from engine.plan import ParallelPlan, parse_plan
+from engine.spec.config import Caps, DType, ModelConfig
+from engine.spec.plan import ParallelPlan, parse_plan
 from tests.tuner.worlds import LLAMA_70B
-from tuner.errors import TunerError
 from tuner.hardware import (
     Precision,
     estimate_memory,
@@ -16,7 +15,8 @@ from tuner.hardware import (
     parse_hardware,
 )
 from tuner.hardware.activations import activation_bytes
-from tuner.models import load_model
+from tuner.spec.errors import TunerError
+from tuner.work.models import load_model
 
 H200 = parse_hardware("h200").device
 GIB = 2**30

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from tuner.errors import TunerError
 from tuner.hardware import Activity, PowerSpec, energy_j, list_devices, parse_hardware, power_w
 from tuner.hardware.power import compute_share
+from tuner.spec.errors import TunerError
 
 
 @pytest.mark.parametrize("name", list_devices())

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from engine.config import DType
-from engine.errors import PlanError
-from engine.plan import Mode, ParallelPlan
-from engine.steps import StepShape
+from engine.spec.config import DType
+from engine.spec.errors import PlanError
+from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.steps import StepShape
 from tests.tuner.worlds import LLAMA_70B
-from tuner.errors import TunerError
 from tuner.hardware import paced_timer, parse_hardware
+from tuner.spec.errors import TunerError
 
 NODE = parse_hardware("8xh200")
 

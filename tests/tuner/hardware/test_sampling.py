@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.plan import ParallelPlan
-from engine.steps import StepShape
+from engine.spec.plan import ParallelPlan
+from engine.spec.steps import StepShape
 from tests.tuner.worlds import LLAMA_70B
 from tuner.hardware import Precision, SampleKind, SamplerSpec, paced_timer, parse_hardware, sample_s
 from tuner.hardware.roofline import StageSeconds

@@ -1,0 +1,77 @@
+"""What an engine's agent tells the control plane, as plain JSON. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from engine.policy.document import EnginePolicy
+from engine.policy.knobs import Knob
+from engine.replica.telemetry import EngineStats
+from engine.spec.measurement import RequestTiming
+from engine.spec.plan import Mode
+from engine.spec.steps import StepSample
+
+Json = dict[str, Any]
+
+
+def arrived_total(stats: EngineStats) -> int:
+    """Requests accepted since start: those that ended and those still in the engine."""
+    return sum(stats.finished.values()) + stats.running + stats.waiting
+
+
+def heartbeat(
+    *,
+    window_s: float,
+    now_s: float,
+    before: EngineStats,
+    stats: EngineStats,
+    policy: EnginePolicy,
+    devices: list[int] | None,
+    timings: Sequence[RequestTiming],
+    samples: Sequence[StepSample],
+) -> Json:
+    """One window. Times are on the engine's clock; ages replace them, since clocks differ."""
+    return {
+        "window_s": window_s,
+        # A reshape may reset a counter; a window never un-receives a request.
+        "arrived": max(0, arrived_total(stats) - arrived_total(before)),
+        "policy_version": policy.version,
+        "policy": policy.to_json(),
+        "devices": devices,
+        "stats": asdict(stats),
+        "requests": [timing_json(timing, now_s) for timing in timings],
+        "steps": aggregate_steps(samples),
+    }
+
+
+def timing_json(timing: RequestTiming, now_s: float) -> Json:
+    """One finished request to a hundredth of a millisecond."""
+    return {
+        "age_ms": round(max(0.0, now_s - timing.scheduled_s) * 1e3, 2),
+        "token_ms": [round((s - timing.scheduled_s) * 1e3, 2) for s in timing.token_s],
+        "input_tokens": timing.prompt_tokens,
+        "outcome": timing.outcome.value,
+    }
+
+
+def aggregate_steps(samples: Iterable[StepSample]) -> list[Json]:
+    """Count, seconds and tokens of the steps per mode and power-of-two size class."""
+    totals: dict[tuple[Mode, int], Json] = {}
+    for sample in samples:
+        size = 1 << max(0, sample.shape.num_tokens - 1).bit_length()
+        key = (sample.shape.mode, size)
+        total = totals.setdefault(
+            key,
+            {"mode": key[0].value, "tokens_up_to": size, "steps": 0, "seconds": 0.0, "tokens": 0},
+        )
+        total["steps"] += 1
+        total["seconds"] += sample.step_s
+        total["tokens"] += sample.shape.num_tokens
+    return [totals[key] for key in sorted(totals)]
+
+
+def knob_json(knob: Knob) -> Json:
+    """One capability as it travels."""
+    return asdict(knob)

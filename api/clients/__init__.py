@@ -1,0 +1,1 @@
+"""Talking to servers over HTTP: the control plane's client, and a load target."""

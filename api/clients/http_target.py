@@ -1,0 +1,249 @@
+"""A load target behind HTTP: any server with the OpenAI ``/v1/completions`` stream."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import httpx
+import msgspec
+
+from engine.spec.measurement import Outcome
+from tuner.load.targets import Ending, OnDone, OnToken, spread_stamps
+from tuner.spec.errors import LoadError
+
+CONNECT_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """What ``/v1/models`` lists first; ``max_model_len`` where the server tells it."""
+
+    name: str
+    max_model_len: int | None
+
+
+def get_served_model(url: str, *, api_key: str | None = None) -> ServedModel:
+    """The model that the server at ``url`` serves.
+
+    Raises:
+        LoadError: nothing answers there, or not as an OpenAI-compatible server.
+    """
+    try:
+        answer = httpx.get(
+            f"{base_url(url)}/models", headers=_headers(api_key), timeout=CONNECT_TIMEOUT_S
+        )
+        answer.raise_for_status()
+        card = answer.json()["data"][0]
+        return ServedModel(name=str(card["id"]), max_model_len=card.get("max_model_len"))
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise LoadError(f"{url}: no answer to GET /v1/models ({error})") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise LoadError(f"{url}: GET /v1/models lists no model; is it the right server?") from error
+
+
+def base_url(url: str) -> str:
+    """``url`` ending in ``/v1``, with or without it at first."""
+    return url.rstrip("/").removesuffix("/v1") + "/v1"
+
+
+class _Choice(msgspec.Struct):
+    text: str = ""
+    token_ids: list[int] | None = None
+    finish_reason: str | None = None
+
+
+class _Usage(msgspec.Struct):
+    completion_tokens: int = 0
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: Any = None
+
+
+@dataclass(kw_only=True)
+class _Received:
+    """What has come of one stream: per network read its time and its tokens."""
+
+    at_s: list[float] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    usage_tokens: int | None = None
+    is_finished: bool = False
+    error: str | None = None
+
+    def take(self, chunks: list[_Chunk], now_s: float) -> None:
+        tokens = 0
+        for chunk in chunks:
+            if chunk.error is not None:
+                self.error = _error_text(chunk.error)
+            if chunk.usage is not None:
+                self.usage_tokens = chunk.usage.completion_tokens
+            for choice in chunk.choices:
+                tokens += _num_tokens(choice)
+                self.is_finished |= choice.finish_reason is not None
+        if tokens:
+            self.at_s.append(now_s)
+            self.counts.append(tokens)
+
+    def stamps(self) -> Iterator[float]:
+        """One stamp per token: a read's gap is divided among its tokens."""
+        last_s: float | None = None
+        for at_s, count in zip(self.at_s, self._true_counts(), strict=True):
+            for stamp in spread_stamps(last_s, at_s, count):
+                yield stamp
+                last_s = stamp
+
+    def _true_counts(self) -> list[int]:
+        """Counts that add up to the usage the server reports, where it reports one."""
+        total, seen = self.usage_tokens, sum(self.counts)
+        if total is None or total == seen or not seen:
+            return self.counts
+        # A server without token ids in its chunks: share its total out evenly over them.
+        reads = len(self.counts)
+        ends = [round(total * (i + 1) / reads) for i in range(reads)]
+        return [b - a for a, b in zip([0, *ends], ends, strict=False)]
+
+
+class HttpTarget:
+    """Streams completions of token-id prompts; one thread runs all connections.
+
+    Stamps are the times at which bytes arrive here. Use as a context manager or call
+    :meth:`close`. Implements ``tuner.load.targets.LoadTarget``.
+    """
+
+    def __init__(self, url: str, model: str, *, api_key: str | None = None) -> None:
+        self._url = f"{base_url(url)}/completions"
+        self._model = model
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        # Made before the first request: loading certificates takes tens of milliseconds. How long
+        # to wait for an answer is the driver's decision; it cancels.
+        self._client = httpx.AsyncClient(
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            limits=httpx.Limits(max_connections=None),
+            headers={"Content-Type": "application/json", **_headers(api_key)},
+        )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="http-load")
+        self._thread.start()
+
+    def __enter__(self) -> HttpTarget:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop every connection and end the thread. Safe to call twice."""
+        if self._loop.is_closed():
+            return
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def send(
+        self,
+        index: int,
+        prompt_ids: tuple[int, ...],
+        output_tokens: int,
+        on_token: OnToken,
+        on_done: OnDone,
+    ) -> None:
+        """See ``tuner.load.targets.LoadTarget``; tokens are reported when the stream has ended."""
+        body = msgspec.json.encode(
+            {
+                "model": self._model,
+                "prompt": prompt_ids,
+                "max_tokens": output_tokens,
+                "temperature": 0,
+                "ignore_eos": True,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+                "return_token_ids": True,
+            }
+        )
+        self._loop.call_soon_threadsafe(self._start, index, body, on_token, on_done)
+
+    def cancel(self, index: int) -> None:
+        """Close the connection, which frees the sequence; see ``tuner.load.targets.LoadTarget``."""
+        self._loop.call_soon_threadsafe(self._cancel, index)
+
+    # -- on the loop's thread --------------------------------------------------------------------
+
+    def _start(self, index: int, body: bytes, on_token: OnToken, on_done: OnDone) -> None:
+        task = self._loop.create_task(self._run(body, on_token, on_done))
+        self._tasks[index] = task
+        task.add_done_callback(lambda _: self._tasks.pop(index, None))
+
+    def _cancel(self, index: int) -> None:
+        if task := self._tasks.get(index):
+            task.cancel()
+
+    async def _close(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._client.aclose()
+
+    async def _run(self, body: bytes, on_token: OnToken, on_done: OnDone) -> None:
+        received = _Received()
+        sent_s = time.monotonic()
+        try:
+            await self._stream(body, received)
+        except (httpx.HTTPError, msgspec.DecodeError) as error:
+            received.error = received.error or f"{type(error).__name__}: {error}"
+        if received.error is None and not received.is_finished:
+            received.error = "the stream ended without a finish_reason"
+        for stamp in received.stamps():
+            on_token(stamp)
+        outcome = Outcome.COMPLETED if received.error is None else Outcome.ERRORED
+        on_done(Ending(outcome=outcome, sent_s=sent_s, error=received.error))
+
+    async def _stream(self, body: bytes, received: _Received) -> None:
+        async with self._client.stream("POST", self._url, content=body) as answer:
+            if answer.status_code != httpx.codes.OK:
+                text = (await answer.aread()).decode(errors="replace")
+                received.error = f"HTTP {answer.status_code}: {text[:300]}"
+                return
+            decoder = msgspec.json.Decoder(_Chunk)
+            pending = b""
+            async for data in answer.aiter_bytes():
+                now_s = time.monotonic()
+                *events, pending = (pending + data).replace(b"\r\n", b"\n").split(b"\n\n")
+                payloads = (payload for event in events for payload in _payloads(event))
+                received.take([decoder.decode(p) for p in payloads if p != b"[DONE]"], now_s)
+
+
+def _payloads(event: bytes) -> Iterator[bytes]:
+    """The ``data:`` of one server-sent event; comments and other fields are skipped."""
+    for line in event.split(b"\n"):
+        if line.startswith(b"data:"):
+            yield line[5:].strip()
+
+
+def _num_tokens(choice: _Choice) -> int:
+    """Tokens of one chunk: its ids where the server sends them, else one unless it only ends."""
+    if choice.token_ids is not None:
+        return len(choice.token_ids)
+    return int(bool(choice.text) or choice.finish_reason is None)
+
+
+def _error_text(error: Any) -> str:
+    return str(error.get("message", error)) if isinstance(error, dict) else str(error)
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {api_key}"} if api_key else {}

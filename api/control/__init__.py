@@ -1,0 +1,1 @@
+"""The live controller: heartbeats in, policies out."""

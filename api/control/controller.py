@@ -1,0 +1,189 @@
+"""The live loop: every few seconds, for each engine with a schedule, decide and act."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+
+import structlog
+
+from api.documents.control_state import (
+    hot_settings,
+    memory_from_json,
+    memory_to_json,
+    observe,
+)
+from api.documents.policy import engine_policy, patched
+from api.services import policies
+from api.services.audit import service_caller
+from api.services.policies import Authorship
+from api.web.context import AppContext
+from engine.spec.errors import EngineError
+from engine.spec.measurement import METRIC_IDS, Fidelity
+from policies.controller import Action, ControlLimits, ControlState, Decision, decide
+from policies.errors import PolicyInputError
+from policies.observation import Observation
+from policies.schedule import Schedule
+from policies.sla import Sla
+from store import UnitOfWork
+from store.models import DecisionRow, EngineRow, MeasurementRow
+from store.models.base import utc_now
+
+ACTOR = "controller"
+PRUNE_EVERY_TICKS = 60
+
+
+class Controller:
+    """Picks the load band of each engine's schedule and moves its hot settings.
+
+    Its memory lives in the engine's row, so a restarted service goes on where it was. One
+    controller per database: two would fight over cool-downs.
+    """
+
+    def __init__(self, context: AppContext, limits: ControlLimits | None = None) -> None:
+        settings = context.settings
+        self._context = context
+        self._limits = limits or ControlLimits(
+            max_data_age_s=settings.control_window_s,
+            settle_s=settings.control_window_s,
+            cool_down_down_s=settings.cool_down_down_s,
+        )
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._log = structlog.get_logger("api.control.controller")
+
+    def start(self) -> None:
+        """Tick on a thread until :meth:`stop`."""
+        self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; a tick under way finishes first."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def tick(self) -> None:
+        """Look once at every engine with a schedule. One engine's trouble stays its own."""
+        with self._context.database.read() as uow:
+            engine_ids = [row.id for row in uow.engines.list_scheduled()]
+        for engine_id in engine_ids:
+            try:
+                with self._context.database.begin() as uow:
+                    self._control(uow, uow.engines.get(engine_id, for_update=True))
+            except (EngineError, PolicyInputError) as error:
+                self._log.warning("engine not controlled", engine=engine_id, error=str(error))
+
+    def _run(self) -> None:
+        ticks = 0
+        while not self._stop.wait(self._context.settings.control_interval_s):
+            try:
+                self.tick()
+                ticks += 1
+                if ticks % PRUNE_EVERY_TICKS == 0:
+                    self._prune()
+            except Exception:
+                # The loop outlives a database that is away for a while.
+                self._log.exception("controller tick failed")
+
+    def _control(self, uow: UnitOfWork, engine: EngineRow) -> None:
+        if engine.schedule is None or engine.applied_version != engine.desired_version:
+            return  # a change is still on its way
+        schedule = Schedule.from_json(engine.schedule)
+        if engine_policy(engine.effective_policy).plan != schedule.plan:
+            return  # the schedule speaks of another plan
+        now = utc_now()
+        since = now - timedelta(seconds=self._context.settings.control_window_s)
+        seen = observe(
+            uow.engines.list_heartbeats(engine.id, since=since),
+            Sla.parse(engine.sla) if engine.sla else None,
+            now=now,
+        )
+        state = ControlState(
+            schedule=schedule,
+            now_s=now.timestamp(),
+            load=None if seen is None else seen.load,
+            in_force=hot_settings(engine.effective_policy),
+            memory=memory_from_json(engine.control_memory),
+            limits=self._limits,
+        )
+        decision = decide(state)
+        engine.control_memory = memory_to_json(decision.memory)
+        self._count(uow, engine, decision, seen)
+        version = self._act(uow, engine, decision)
+        self._keep(uow, engine, decision, seen, version)
+
+    def _act(self, uow: UnitOfWork, engine: EngineRow, decision: Decision) -> int | None:
+        """Write the decided settings as the next policy version; returns it when there is one."""
+        if decision.action is not Action.MOVE or decision.settings is None:
+            return None
+        document = policies.current(uow, engine).document
+        by = Authorship(
+            caller=service_caller(ACTOR),
+            origin=ACTOR,
+            reason=f"{decision.reason} (load band {decision.band_index})",
+        )
+        before = engine.desired_version
+        policies.write(uow, engine, patched(document, decision.settings.to_patch()), by)
+        return engine.desired_version if engine.desired_version != before else None
+
+    def _keep(
+        self,
+        uow: UnitOfWork,
+        engine: EngineRow,
+        decision: Decision,
+        seen: Observation | None,
+        version: int | None,
+    ) -> None:
+        """Keep each decision that differs from the last one; repeats are only counted."""
+        last = uow.decisions.find_last(engine.id)
+        if (
+            version is None
+            and last is not None
+            and (last.action, last.reason, last.band_index)
+            == (decision.action, decision.reason, decision.band_index)
+        ):
+            return
+        uow.decisions.add(
+            DecisionRow(
+                engine_id=engine.id,
+                action=decision.action,
+                reason=decision.reason,
+                band_index=decision.band_index,
+                settings=None if decision.settings is None else decision.settings.to_json(),
+                rejected=[
+                    {"band_index": r.band_index, "why": r.why.value} for r in decision.rejected
+                ],
+                observed={} if seen is None else seen.to_json(),
+                policy_version=version,
+            )
+        )
+        if seen is not None and seen.metrics:
+            uow.decisions.add_measurement(
+                MeasurementRow(
+                    engine_id=engine.id,
+                    fidelity=Fidelity.MEASURED,
+                    metrics=seen.metrics,
+                    metric_ids=METRIC_IDS,
+                )
+            )
+
+    def _count(
+        self, uow: UnitOfWork, engine: EngineRow, decision: Decision, seen: Observation | None
+    ) -> None:
+        metrics = self._context.metrics
+        metrics.decisions.labels(action=decision.action, reason=decision.reason).inc()
+        if seen is None:
+            return
+        if seen.report is not None and seen.report.attainment is not None:
+            metrics.attainment.labels(engine=engine.name).set(seen.report.attainment)
+        metrics.set_observed(engine.name, seen.metrics)
+        if engine.recommendation_id is not None:
+            document = uow.recommendations.get(engine.recommendation_id).document
+            metrics.set_predicted(engine.name, document.get("predicted") or {}, seen.metrics)
+
+    def _prune(self) -> None:
+        before = utc_now() - timedelta(seconds=self._context.settings.retention_s)
+        with self._context.database.begin() as uow:
+            uow.engines.prune_heartbeats(before=before)
+            uow.idempotency.prune(before=utc_now() - timedelta(days=1))

@@ -1,0 +1,80 @@
+"""What the controller sees and remembers, read from heartbeats and kept as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from api.documents.policy import engine_policy
+from engine.spec.config import Caps
+from engine.spec.measurement import Fidelity, Outcome, RequestTiming
+from policies.controller import ControlMemory
+from policies.decision import SmoothedLoad
+from policies.observation import Observation, TrafficWindow, join_windows
+from policies.schedule import HotSettings
+from policies.sla import Sla
+from store.models import Heartbeat
+from store.models.base import Json
+
+
+def observe(
+    heartbeats: Sequence[Heartbeat], sla: Sla | None, *, now: datetime
+) -> Observation | None:
+    """Join the windows that came; None when none did. A gap between them counts as unknown."""
+    if not heartbeats:
+        return None
+    windows = [
+        TrafficWindow(
+            window_s=beat.window_s, num_arrived=beat.arrived, timings=tuple(_timings(beat))
+        )
+        for beat in heartbeats
+    ]
+    age_s = max(0.0, (now - heartbeats[-1].received_at).total_seconds())
+    return join_windows(windows, sla, age_s=age_s, fidelity=Fidelity.MEASURED)
+
+
+def hot_settings(effective_policy: Json) -> HotSettings:
+    """The hot settings an engine reports."""
+    policy = engine_policy(effective_policy)
+    return HotSettings(threshold_tokens=policy.threshold_tokens, caps=policy.caps, mode=policy.mode)
+
+
+def memory_to_json(memory: ControlMemory) -> Json:
+    """The controller's memory as JSON."""
+    return asdict(memory)
+
+
+def memory_from_json(document: Mapping[str, Any] | None) -> ControlMemory:
+    """Read what :func:`memory_to_json` wrote; nothing kept is an empty memory."""
+    if not document:
+        return ControlMemory()
+    commanded, smoothed = document["commanded"], document["smoothed"]
+    return ControlMemory(
+        load_band=document["load_band"],
+        band_index=document["band_index"],
+        commanded=None
+        if commanded is None
+        else HotSettings(**{**commanded, "caps": Caps(**commanded["caps"])}),
+        smoothed=None if smoothed is None else SmoothedLoad(**smoothed),
+        changed_s=document["changed_s"],
+        misses=document["misses"],
+    )
+
+
+def _timings(beat: Heartbeat) -> list[RequestTiming]:
+    received_s = beat.received_at.timestamp()
+    timings = []
+    for raw in beat.requests:
+        scheduled_s = received_s - raw["age_ms"] / 1e3
+        timings.append(
+            RequestTiming(
+                scheduled_s=scheduled_s,
+                sent_s=scheduled_s,
+                token_s=tuple(scheduled_s + ms / 1e3 for ms in raw["token_ms"]),
+                prompt_tokens=raw["input_tokens"],
+                outcome=Outcome(raw["outcome"]),
+            )
+        )
+    return timings

@@ -1,0 +1,1 @@
+"""What every endpoint shares: keys, errors, paging, idempotency, events, settings, metrics."""

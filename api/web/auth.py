@@ -1,0 +1,121 @@
+"""Bearer keys and their scopes."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated, Any
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from api.web.context import AppContext, get_context
+from api.web.errors import ApiError
+from store import Database
+from store.models import ApiKey
+from store.models.base import utc_now
+
+# A write per request would make every read wait for the write lock.
+LAST_USE_RESOLUTION = timedelta(minutes=1)
+BEARER = HTTPBearer(auto_error=False, description="A key made by POST /v1/api-keys")
+
+
+class Scope(StrEnum):
+    """What a key may do. ``tune`` and ``apply`` include ``read``; ``admin`` includes all."""
+
+    READ = "read"
+    TUNE = "tune"
+    APPLY = "apply"
+    ADMIN = "admin"
+
+    @property
+    def granted(self) -> frozenset[Scope]:
+        """Every scope a key with this one has."""
+        if self is Scope.ADMIN:
+            return frozenset(Scope)
+        return frozenset({self, Scope.READ})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """Who asks, as the audit names them, and the trace id of the request."""
+
+    actor: str
+    scopes: frozenset[Scope]
+    trace_id: str
+
+
+def require(scope: Scope) -> Any:
+    """A dependency that yields the :class:`Caller` and refuses one without ``scope``.
+
+    Raises:
+        ApiError: 401 without a valid key, 403 naming the missing scope.
+    """
+
+    def find_caller(
+        request: Request,
+        context: Annotated[AppContext, Depends(get_context)],
+        credentials: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],
+    ) -> Caller:
+        key = _authenticate(context.database, credentials)
+        scopes = frozenset(s for name in key.scopes for s in Scope(name).granted)
+        if scope not in scopes:
+            raise ApiError(
+                403,
+                "missing_scope",
+                f"this needs a key with scope '{scope}'; key {key.prefix}... has "
+                f"{', '.join(key.scopes)}",
+                required_scope=scope,
+            )
+        return Caller(actor=key.id, scopes=scopes, trace_id=request.state.trace_id)
+
+    return Depends(find_caller)
+
+
+def new_secret() -> str:
+    """A fresh key secret of 256 random bits."""
+    return f"gs_{secrets.token_urlsafe(32)}"
+
+
+def ensure_first_key(
+    database: Database, admin_secret: str | None, announce: Callable[[str], None]
+) -> None:
+    """See that an admin key exists: the configured one, else a new one, announced once."""
+    with database.begin() as uow:
+        if admin_secret is not None:
+            if uow.keys.find_by_secret(admin_secret) is None:
+                uow.keys.add(name="admin (from settings)", secret=admin_secret, scopes=["admin"])
+            return
+        if uow.keys.count():
+            return
+        secret = new_secret()
+        uow.keys.add(name="admin (first start)", secret=secret, scopes=["admin"])
+    announce(secret)
+
+
+def _authenticate(database: Database, credentials: HTTPAuthorizationCredentials | None) -> ApiKey:
+    if credentials is None:
+        raise _unauthorized("missing_key", "send 'Authorization: Bearer KEY'", None)
+    with database.read() as uow:
+        key = uow.keys.find_by_secret(credentials.credentials)
+    now = utc_now()
+    if key is None:
+        raise _unauthorized("unknown_key", "this key is not known", "invalid_token")
+    if key.revoked_at is not None:
+        raise _unauthorized("revoked_key", f"key {key.prefix}... was revoked", "invalid_token")
+    if key.expires_at is not None and key.expires_at <= now:
+        raise _unauthorized(
+            "expired_key", f"key {key.prefix}... expired at {key.expires_at}", "invalid_token"
+        )
+    if key.last_used_at is None or now - key.last_used_at > LAST_USE_RESOLUTION:
+        with database.begin() as uow:
+            uow.keys.get(key.id).last_used_at = now
+    return key
+
+
+def _unauthorized(code: str, detail: str, error: str | None) -> ApiError:
+    challenge = 'Bearer realm="gearshift"' + (f', error="{error}"' if error else "")
+    return ApiError(401, code, detail, headers={"WWW-Authenticate": challenge})

@@ -1,0 +1,29 @@
+"""What the endpoints share: settings, database, metrics. Made once per application."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from fastapi import Request
+
+from api.web.metrics import ServiceMetrics
+from api.web.settings import Settings
+from store import Database
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppContext:
+    """The parts of one running application."""
+
+    settings: Settings
+    database: Database
+    metrics: ServiceMetrics
+    # Set when the service is asked to end, so that waiting requests answer at once.
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+
+def get_context(request: Request) -> AppContext:
+    """The context of the application that serves ``request``."""
+    context: AppContext = request.app.state.context
+    return context

@@ -1,0 +1,141 @@
+"""Errors as RFC 9457 problem documents; every domain error is converted here, once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from engine.spec.errors import EngineError, PolicyError
+from policies.errors import PolicyInputError
+from store import ConflictError, NotFoundError, StoreError
+from tuner.spec.errors import TunerError
+
+PROBLEM_TYPE = "application/problem+json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldError:
+    """One wrong field, by JSON pointer."""
+
+    pointer: str
+    detail: str
+
+
+class ApiError(Exception):
+    """A request the service refuses, with everything the problem document says."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+        **extra: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.errors = tuple(errors)
+        self.headers = dict(headers or {})
+        self.extra = extra
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Make every refusal of ``app`` a problem document."""
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    for kind in (EngineError, PolicyInputError, TunerError, StoreError):
+        app.add_exception_handler(kind, _on_domain_error)
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """The refusal a domain error stands for."""
+    match error:
+        case ApiError():
+            return error
+        case NotFoundError():
+            return ApiError(404, "not_found", str(error))
+        case ConflictError():
+            return ApiError(409, "conflict", str(error))
+        case PolicyError(needs=str(needs)):
+            return ApiError(409, "outside_envelope", str(error), needs=needs, errors=_point(error))
+        case PolicyError():
+            return ApiError(422, "invalid_policy", str(error), errors=_point(error))
+        case EngineError() | PolicyInputError() | TunerError():
+            return ApiError(422, "invalid_value", str(error))
+        case _:
+            return ApiError(500, "internal_error", "the service failed; see its log")
+
+
+def problem_response(error: ApiError, *, trace_id: str, instance: str) -> JSONResponse:
+    """The problem document of ``error`` as an HTTP response."""
+    body = {
+        "type": "about:blank",
+        "title": HTTPStatus(error.status).phrase,
+        "status": error.status,
+        "detail": error.detail,
+        "instance": instance,
+        "code": error.code,
+        "errors": [{"pointer": e.pointer, "detail": e.detail} for e in error.errors],
+        "trace_id": trace_id,
+        **error.extra,
+    }
+    return JSONResponse(body, error.status, headers=error.headers, media_type=PROBLEM_TYPE)
+
+
+def _respond(request: Request, error: ApiError) -> JSONResponse:
+    return problem_response(error, trace_id=request.state.trace_id, instance=request.url.path)
+
+
+def _on_api_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError), "registered for ApiError only"
+    return _respond(request, error)
+
+
+def _on_domain_error(request: Request, error: Exception) -> JSONResponse:
+    return _respond(request, as_api_error(error))
+
+
+def _on_http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException), "registered for HTTPException only"
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    refusal = ApiError(
+        error.status_code, code, f"{request.method} {request.url.path}: {error.detail}"
+    )
+    refusal.headers = dict(error.headers or {})
+    return _respond(request, refusal)
+
+
+def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError), "registered for RequestValidationError only"
+    errors = [
+        FieldError(pointer=_pointer(found["loc"]), detail=found["msg"]) for found in error.errors()
+    ]
+    return _respond(
+        request,
+        ApiError(422, "invalid_request", f"{len(errors)} value(s) are not valid", errors=errors),
+    )
+
+
+def _pointer(location: Sequence[str | int]) -> str:
+    """A JSON pointer into the body; a parameter is named by where it stands."""
+    where, *path = location
+    return "/" + "/".join(str(part) for part in (path if where == "body" else location))
+
+
+def _point(error: PolicyError) -> list[FieldError]:
+    """Policy errors start with the JSON pointer of the knob they are about."""
+    pointer, colon, detail = str(error).partition(": ")
+    is_pointer = bool(colon) and pointer.startswith("/")
+    return [FieldError(pointer=pointer, detail=detail)] if is_pointer else []

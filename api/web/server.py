@@ -1,0 +1,38 @@
+"""uvicorn around the application: waiting requests end with the service."""
+
+from __future__ import annotations
+
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from api.web.context import AppContext
+
+# What is still open after this is cut; its clients come back by themselves.
+DRAIN_S = 3
+
+
+class Server(uvicorn.Server):
+    """Serves ``app`` until a signal or :meth:`stop`."""
+
+    def __init__(self, app: FastAPI, *, port: int | None = None) -> None:
+        self._context: AppContext = app.state.context
+        config = uvicorn.Config(
+            app,
+            port=port or 0,
+            log_config=None,
+            access_log=False,
+            ws="none",
+            timeout_graceful_shutdown=DRAIN_S,
+        )
+        super().__init__(config)
+
+    def stop(self) -> None:
+        """Ask the service to end; long polls and event streams answer at once."""
+        self._context.stopping.set()
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._context.stopping.set()
+        super().handle_exit(sig, frame)

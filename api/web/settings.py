@@ -1,0 +1,136 @@
+"""Settings of the service, from GEARSHIFT_* environment variables."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "GEARSHIFT_"
+
+
+def _default_data_dir() -> Path:
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "gearshift"
+
+
+class Settings(BaseSettings):
+    """Every setting has a default that works on one machine."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
+
+    data_dir: Path = Field(
+        default_factory=_default_data_dir,
+        description="Folder of the default database and of cost models.",
+    )
+    database_url: str | None = Field(
+        default=None,
+        description="sqlite:///FILE or postgresql+psycopg://...; default: a file in DATA_DIR.",
+    )
+    jobs_database_url: str | None = Field(
+        default=None,
+        description=(
+            "Where the workflow engine keeps its own tables; default: a file beside the SQLite "
+            "database, or the schema 'dbos' of the PostgreSQL database."
+        ),
+    )
+    admin_key: SecretStr | None = Field(
+        default=None,
+        description="First key, scope admin; without it one is made and printed once.",
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8700, ge=0, le=65535, description="Port; 0 = any free one.")
+    node: str = Field(
+        default_factory=socket.gethostname,
+        description="Name of this machine in the device inventory.",
+    )
+    devices: int | None = Field(
+        default=None,
+        ge=0,
+        description="Devices of this machine; default: its GPUs, else its cores.",
+    )
+    device_wait_s: float = Field(
+        default=600.0,
+        ge=0,
+        description="How long a job waits for free devices before it fails.",
+    )
+    lease_s: float = Field(
+        default=300.0,
+        gt=0,
+        description="A silent engine keeps its devices this long; a trial renews its own.",
+    )
+    run_worker: bool = Field(default=True, description="Start a worker process for tuning jobs.")
+    worker_id: str = Field(
+        default="local", description="Identity of the worker; it resumes what it began."
+    )
+    job_concurrency: int = Field(default=1, ge=1, description="Jobs one worker runs at a time.")
+    control_interval_s: float = Field(
+        default=5.0, gt=0, description="Seconds between two looks of the controller."
+    )
+    control_window_s: float = Field(
+        default=15.0, gt=0, description="Seconds of traffic the controller judges by."
+    )
+    cool_down_down_s: float = Field(
+        default=300.0, ge=0, description="Least seconds before settings follow a falling load."
+    )
+    retention_s: float = Field(
+        default=3600.0, gt=0, description="Engine heartbeats older than this are dropped."
+    )
+    sse_heartbeat_s: float = Field(
+        default=15.0, gt=0, description="Comment line on a quiet event stream after this long."
+    )
+    poll_interval_s: float = Field(
+        default=0.2, gt=0, description="How often waiting requests look at the database."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Lines less serious than this are not logged."
+    )
+
+    @property
+    def effective_database_url(self) -> str:
+        """The database to use; makes the data folder when the default is taken."""
+        if self.database_url is not None:
+            return self.database_url
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{self.data_dir / 'gearshift.db'}"
+
+    @property
+    def effective_jobs_database_url(self) -> str:
+        """Where DBOS keeps its tables: its own SQLite file, or the same PostgreSQL database."""
+        if self.jobs_database_url is not None:
+            return self.jobs_database_url
+        url = self.effective_database_url
+        return f"{url.removesuffix('.db')}.jobs.db" if url.startswith("sqlite") else url
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.effective_database_url.startswith("sqlite")
+
+    def environment(self) -> dict[str, str]:
+        """These settings as environment variables, for a child process."""
+        dumped = self.model_dump(mode="json", exclude={"admin_key"}, exclude_none=True)
+        return {f"{PREFIX}{name.upper()}": str(value) for name, value in dumped.items()}
+
+
+def describe_settings() -> str:
+    """One line per environment variable with its default, for ``serve --help``."""
+    lines = []
+    for name, field in Settings.model_fields.items():
+        text = (field.description or "").rstrip(".")
+        if field.default_factory is None and field.default is not None:
+            text += f" (default {field.default})"
+        lines.append(f"{PREFIX}{name.upper()}: {text}.")
+    return "\n\n".join(lines)
+
+
+def num_devices(settings: Settings) -> int:
+    """Devices of this machine: as set, else its GPUs, else its cores."""
+    if settings.devices is not None:
+        return settings.devices
+    from tuner.spec.inventory import list_devices
+
+    return len(list_devices()) or os.cpu_count() or 1

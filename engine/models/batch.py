@@ -1,0 +1,154 @@
+"""A step as one rank sees it: everything the layers share, computed once per step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from engine.kernels.attention import AttentionPlan
+from engine.kernels.attention_plan import CacheShape, StepTables, plan_attention
+from engine.kernels.rotary import RotaryAngles
+from engine.kernels.transfer import to_device
+from engine.models.rope import RopeTable
+from engine.parallel.communicator import Communicator
+from engine.parallel.mesh import RankGroups
+from engine.parallel.sequence import RowExchange, row_exchange
+from engine.spec.plan import Mode
+from engine.wire.rank_table import Int64Array, StepRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledRows:
+    """The rows that need logits. ``rows`` picks them where this rank holds all tokens (None:
+    all of them, in order); ``exchange`` brings them from every slice in base mode with SP.
+    """
+
+    count: int
+    rows: Tensor | None
+    exchange: RowExchange | None
+
+    def collect(self, x: Tensor, sp_group: Communicator) -> Tensor:
+        """``x[rows, d]`` -> ``[count, d]`` on every rank."""
+        if self.exchange is not None:
+            return self.exchange.run(x, sp_group)
+        return x if self.rows is None else x.index_select(0, self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placeholders:
+    """Which of the tokens this rank embeds are samples of earlier steps.
+
+    Row ``rows`` i8[P] gets the last token of slot ``slots`` i8[P].
+    """
+
+    rows: Tensor
+    slots: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBatch:
+    """``num_tokens`` real tokens in the step, ``num_rows`` rows of the residual stream here.
+
+    ``token_ids`` i8[num_rows]: the tokens this rank embeds, padding as token 0; on the first
+    stage only. ``sample_slots`` i8[R] are the slots of the sampled rows.
+    """
+
+    mode: Mode
+    num_tokens: int
+    num_rows: int
+    token_ids: Tensor
+    placeholders: Placeholders | None
+    angles: RotaryAngles
+    attention: AttentionPlan
+    sampled: SampledRows
+    sample_slots: Tensor
+
+    def fill_placeholders(self, last_tokens: Tensor) -> None:
+        """Complete ``token_ids`` with the tokens sampled last, i8[num_slots]."""
+        if self.placeholders is not None:
+            tokens = last_tokens.index_select(0, self.placeholders.slots)
+            self.token_ids.index_copy_(0, self.placeholders.rows, tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchBuilder:
+    """Turns the rows of steps into batches for one rank."""
+
+    shape: CacheShape
+    rope: RopeTable
+    groups: RankGroups
+
+    def build(self, rows: StepRows, mode: Mode) -> StepBatch:
+        """The batch of ``rows``, on the rank's device but for its placeholders."""
+        tables = step_tables(rows, self.shape.block_size)
+        num_tokens = len(rows.token_ids)
+        slices = self.groups.sp.size if mode is Mode.BASE else 1
+        num_rows = -(-num_tokens // slices)
+        first = self.groups.sp.rank * num_rows if slices > 1 else 0
+        is_first_stage = self.groups.stage == 0
+        last_rows = (tables.starts + tables.query_lens - 1)[rows.sample_rows]
+        return StepBatch(
+            mode=mode,
+            num_tokens=num_tokens,
+            num_rows=num_rows,
+            token_ids=self._token_ids(rows, first, num_rows if is_first_stage else 0),
+            placeholders=self._placeholders(rows, first, num_rows) if is_first_stage else None,
+            angles=self.rope.angles(self._on_device(tables.positions)),
+            attention=plan_attention(tables, self.shape),
+            sampled=self._sampled(last_rows, num_tokens, num_rows, slices),
+            sample_slots=self._on_device(rows.sample_slots.astype(np.int64)),
+        )
+
+    def _token_ids(self, rows: StepRows, first: int, num_rows: int) -> Tensor:
+        ids = np.zeros(num_rows, np.int64)
+        mine = rows.token_ids[first : first + num_rows]
+        ids[: len(mine)] = mine
+        return self._on_device(ids)
+
+    def _placeholders(self, rows: StepRows, first: int, num_rows: int) -> Placeholders | None:
+        begin, end = np.searchsorted(rows.placeholder_at, (first, first + num_rows))
+        if begin == end:
+            return None
+        return Placeholders(
+            rows=self._on_device(rows.placeholder_at[begin:end] - first),
+            slots=self._on_device(rows.placeholder_slots[begin:end]),
+        )
+
+    def _sampled(
+        self, rows: Int64Array, num_tokens: int, num_rows: int, slices: int
+    ) -> SampledRows:
+        count, exchange, picked = len(rows), None, None
+        if count and slices > 1:
+            exchange = row_exchange(
+                rows,
+                rows_per_rank=num_rows,
+                rank=self.groups.sp.rank,
+                size=slices,
+                device=self.shape.device,
+            )
+        elif count != num_tokens:  # every row once, in order
+            picked = self._on_device(rows)
+        return SampledRows(count=count, rows=picked, exchange=exchange)
+
+    def _on_device(self, array: Int64Array) -> Tensor:
+        return to_device(array, self.shape.device)
+
+
+def step_tables(rows: StepRows, block_size: int) -> StepTables:
+    """The arrays of ``rows``, widened for index arithmetic."""
+    tables = StepTables(
+        query_lens=rows.query_lens.astype(np.int64),
+        context_lens=rows.context_lens.astype(np.int64),
+        block_tables=rows.block_tables,
+    )
+    num_seqs, width = rows.block_tables.shape
+    wanted = -(-tables.totals // block_size)
+    last_blocks = rows.block_tables[np.arange(num_seqs), np.minimum(wanted, width) - 1]
+    is_fine = (wanted <= width) & (last_blocks >= 0)
+    assert is_fine.all(), (
+        f"slot {rows.slots[~is_fine][0]} has too few blocks for {tables.totals[~is_fine][0]} "
+        f"tokens; {wanted[~is_fine][0]} are needed"
+    )
+    return tables

@@ -1,0 +1,1 @@
+"""Which mode one step runs in: threshold, table of measured times, pace."""

@@ -1,0 +1,241 @@
+"""The mode table: how long steps of each size take in both modes, and which mode that favours."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import tempfile
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from engine.spec.errors import EngineError
+from engine.spec.plan import Mode
+
+SCHEMA = "mode-table/v1"
+# Base must win by this share of its time. Changing mode costs nothing, so this is no hysteresis:
+# it keeps timing noise where both are alike from making a ragged table.
+DEAD_BAND = 0.03
+WAY_OUT = "delete it to have both modes timed again, or name another one with --mode-table"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModeTable:
+    """Seconds of a step in base and in shift mode at each padded size, and the choice they make.
+
+    ``sizes`` [B] ascending tokens; a step belongs to the bucket of the smallest size that holds
+    it. ``base_s`` and ``shift_s`` [B] are seconds. The first ``num_timed`` buckets were measured,
+    the others follow in a straight line from the last two of those. ``fingerprint`` names model,
+    plan and machine; a table is good for nothing else. ``plan`` and ``device`` say so in words.
+
+    Raises:
+        EngineError: columns of unlike length, sizes that do not ascend, times that are no times.
+    """
+
+    sizes: tuple[int, ...]
+    base_s: tuple[float, ...]
+    shift_s: tuple[float, ...]
+    num_timed: int
+    fingerprint: str
+    plan: str
+    device: str
+
+    def __post_init__(self) -> None:
+        if not self.sizes or not len(self.sizes) == len(self.base_s) == len(self.shift_s):
+            raise EngineError(
+                f"a mode table of {len(self.sizes)} sizes has {len(self.base_s)} base and "
+                f"{len(self.shift_s)} shift times; it needs one of each per size"
+            )
+        if self.sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(self.sizes)):
+            raise EngineError(f"sizes {list(self.sizes)}: must be at least 1 and ascend")
+        for seconds in (*self.base_s, *self.shift_s):
+            if not 0.0 < seconds < math.inf:
+                raise EngineError(f"{seconds} s for a step: must be above 0 and finite")
+        if not 1 <= self.num_timed <= len(self.sizes):
+            raise EngineError(f"num_timed={self.num_timed}: must be 1 to {len(self.sizes)}")
+
+    @cached_property
+    def modes(self) -> tuple[Mode, ...]:
+        """The mode of each bucket: the faster one, shift where they are alike."""
+        pairs = zip(self.base_s, self.shift_s, strict=True)
+        is_base = (shift_s > base_s * (1.0 + DEAD_BAND) for base_s, shift_s in pairs)
+        return tuple(Mode.BASE if base else Mode.SHIFT for base in is_base)
+
+    def faster(self, num_tokens: int) -> Mode:
+        """The mode for a step of ``num_tokens``; beyond the largest size, that of the largest."""
+        return self.modes[min(bisect_left(self.sizes, num_tokens), len(self.sizes) - 1)]
+
+    def seconds(self, mode: Mode, num_tokens: int) -> float:
+        """Seconds of a step of ``num_tokens`` in ``mode``."""
+        column = self._column(mode)
+        bucket = bisect_left(self.sizes, num_tokens)
+        if bucket < len(self.sizes):
+            return column[bucket]
+        return line_through_last(self.sizes, column, num_tokens)
+
+    def regret_s(self, chosen: Mode, num_tokens: int) -> float:
+        """Seconds a step loses in the mode ``chosen``; 0 when it is the table's own choice."""
+        other = self.faster(num_tokens)
+        if chosen is other:
+            return 0.0
+        lost_s = self.seconds(chosen, num_tokens) - self.seconds(other, num_tokens)
+        return max(lost_s, 0.0)
+
+    def largest_tokens(self, mode: Mode, at_most: int) -> int:
+        """The largest step of at most ``at_most`` tokens that runs in ``mode``; 0 for none."""
+        if at_most > self.sizes[-1] and self.modes[-1] is mode:
+            return at_most
+        last = min(bisect_left(self.sizes, at_most), len(self.sizes) - 1)
+        buckets = (i for i in range(last, -1, -1) if self.modes[i] is mode)
+        return next((min(at_most, self.sizes[i]) for i in buckets), 0)
+
+    def max_tokens(self, mode: Mode, max_step_ms: float) -> int | None:
+        """Largest size up to which every step fits ``max_step_ms``; None when all sizes do."""
+        column = self._column(mode)
+        too_long = (i for i, seconds in enumerate(column) if seconds * 1e3 > max_step_ms)
+        first = next(too_long, None)
+        if first is None:
+            return None
+        return self.sizes[first - 1] if first else 0
+
+    @property
+    def largest_shift_tokens(self) -> int:
+        """The largest size of the table that runs in shift; 0 when none does."""
+        return self.largest_tokens(Mode.SHIFT, self.sizes[-1])
+
+    @property
+    def threshold_tokens(self) -> int:
+        """The single threshold that loses least, as a share of each bucket's time, summed up.
+
+        Where several lose the same it is the largest, which runs most in shift.
+        """
+        cuts = range(len(self.sizes), -1, -1)
+        best = min(cuts, key=self._loss)
+        return self.sizes[best - 1] if best else 0
+
+    def _loss(self, cut: int) -> float:
+        """Time lost when the first ``cut`` buckets run in shift and all others in base."""
+        total = 0.0
+        for i, size in enumerate(self.sizes):
+            chosen = Mode.SHIFT if i < cut else Mode.BASE
+            total += self.regret_s(chosen, size) / self.seconds(self.modes[i], size)
+        return total
+
+    def _column(self, mode: Mode) -> tuple[float, ...]:
+        return self.base_s if mode is Mode.BASE else self.shift_s
+
+    def to_json(self) -> dict[str, Any]:
+        """A ``mode-table/v1`` document; what follows from the times is in it for readers."""
+        rows = zip(self.sizes, self.base_s, self.shift_s, self.modes, strict=True)
+        return {
+            "schema": SCHEMA,
+            "fingerprint": self.fingerprint,
+            "plan": self.plan,
+            "device": self.device,
+            "num_timed": self.num_timed,
+            "threshold_tokens": self.threshold_tokens,
+            "largest_shift_tokens": self.largest_shift_tokens,
+            "buckets": [
+                {
+                    "tokens": size,
+                    "base_s": base_s,
+                    "shift_s": shift_s,
+                    "mode": mode.value,
+                    "is_measured": i < self.num_timed,
+                }
+                for i, (size, base_s, shift_s, mode) in enumerate(rows)
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, document: Any, *, where: str) -> ModeTable:
+        """Read a ``mode-table/v1`` document; ``where`` names its file in errors.
+
+        Raises:
+            EngineError: another schema, or parts that are missing or make no table.
+        """
+        schema = document.get("schema") if isinstance(document, dict) else None
+        if schema != SCHEMA:
+            raise EngineError(f"{where}: schema {schema!r} is not {SCHEMA!r}; {WAY_OUT}")
+        try:
+            buckets = document["buckets"]
+            return cls(
+                sizes=tuple(int(bucket["tokens"]) for bucket in buckets),
+                base_s=tuple(float(bucket["base_s"]) for bucket in buckets),
+                shift_s=tuple(float(bucket["shift_s"]) for bucket in buckets),
+                num_timed=int(document["num_timed"]),
+                fingerprint=str(document["fingerprint"]),
+                plan=str(document["plan"]),
+                device=str(document["device"]),
+            )
+        except KeyError as missing:
+            raise EngineError(f"{where}: {missing} is missing; {WAY_OUT}") from missing
+        except (TypeError, ValueError, EngineError) as error:
+            raise EngineError(f"{where}: not a mode table ({error}); {WAY_OUT}") from error
+
+
+def extended(table: ModeTable, sizes: Sequence[int]) -> ModeTable:
+    """``table`` with those of ``sizes`` that lie beyond it, extrapolated."""
+    more = tuple(size for size in sizes if size > table.sizes[-1])
+    return replace(
+        table,
+        sizes=table.sizes + more,
+        base_s=table.base_s + tuple(table.seconds(Mode.BASE, size) for size in more),
+        shift_s=table.shift_s + tuple(table.seconds(Mode.SHIFT, size) for size in more),
+    )
+
+
+def line_through_last(sizes: Sequence[int], column: Sequence[float], num_tokens: int) -> float:
+    """Seconds beyond the largest size: on from the last two, and never less than the last.
+
+    With one size only, time grows with the tokens.
+    """
+    if len(sizes) == 1:
+        return column[0] * num_tokens / sizes[0]
+    per_token_s = (column[-1] - column[-2]) / (sizes[-1] - sizes[-2])
+    return column[-1] + max(per_token_s, 0.0) * (num_tokens - sizes[-1])
+
+
+def find_table(path: Path, fingerprint: str) -> ModeTable | None:
+    """The table stored at ``path``, or None: no such file, or it is of something else.
+
+    Raises:
+        EngineError: a file that is no mode table; it says what to do.
+    """
+    try:
+        document = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise EngineError(f"{path}: cannot be read as a mode table ({error}); {WAY_OUT}") from error
+    table = ModeTable.from_json(document, where=str(path))
+    return table if table.fingerprint == fingerprint else None
+
+
+def store_table(table: ModeTable, path: Path) -> None:
+    """Write ``table`` to ``path`` in one go: a reader sees the old file or the new one.
+
+    Raises:
+        EngineError: the folder cannot be written to.
+    """
+    text = json.dumps(table.to_json(), indent=2) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(text)
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as error:
+        raise EngineError(
+            f"{path}: the mode table cannot be stored ({error.strerror or error}); make the "
+            "folder writable, name another one with --mode-table, or leave the option out"
+        ) from error

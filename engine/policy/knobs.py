@@ -1,0 +1,92 @@
+"""The knobs of an engine, what changing each costs, and the receipt of a change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.modes.chooser import MODE_PINS
+from engine.policy.document import EnginePolicy, KnobClass, Order
+from engine.spec.config import Caps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knob:
+    """One thing an operator may change, what class of change it is, and its range."""
+
+    name: str
+    knob_class: KnobClass
+    current: Any
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] | None = None
+    measured_cost_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppliedPolicy:
+    """A policy in force: what changed, from which step on, and how long the change took."""
+
+    policy: EnginePolicy
+    changes: dict[str, KnobClass]
+    effective_step: int
+    seconds: float
+    warnings: list[str] = field(default_factory=list)
+
+
+def list_knobs(
+    policy: EnginePolicy,
+    envelope: Caps,
+    *,
+    max_devices: int | None,
+    cost_s: dict[KnobClass, float],
+) -> list[Knob]:
+    """Every knob with its current value, range and, once measured, its cost in seconds."""
+    caps = policy.caps
+    ranges: list[tuple[str, float | None, float, float | None]] = [
+        ("shift.threshold_tokens", policy.threshold_tokens, 0, None),
+        ("caps.max_num_seqs", caps.max_num_seqs, 1, envelope.max_num_seqs),
+        (
+            "caps.max_num_batched_tokens",
+            caps.max_num_batched_tokens,
+            1,
+            envelope.max_num_batched_tokens,
+        ),
+        ("caps.max_step_ms", caps.max_step_ms, 0, None),
+        ("caps.max_queue", caps.max_queue, 0, None),
+    ]
+    choices = [
+        ("mode", policy.mode, (*MODE_PINS, "random:SEED")),
+        ("scheduler.order", policy.order.value, tuple(Order)),
+    ]
+    hot_s = cost_s.get(KnobClass.HOT)
+    return [
+        Knob(
+            name="plan",
+            knob_class=KnobClass.RESHAPE,
+            current=str(policy.plan),
+            maximum=max_devices,
+            measured_cost_s=cost_s.get(KnobClass.RESHAPE),
+        ),
+        *(
+            Knob(
+                name=name,
+                knob_class=KnobClass.HOT,
+                current=current,
+                minimum=low,
+                maximum=high,
+                measured_cost_s=hot_s,
+            )
+            for name, current, low, high in ranges
+        ),
+        *(
+            Knob(
+                name=name,
+                knob_class=KnobClass.HOT,
+                current=current,
+                choices=values,
+                measured_cost_s=hot_s,
+            )
+            for name, current, values in choices
+        ),
+    ]

@@ -1,0 +1,1 @@
+"""One device's half of a step: receive, prepare, run, answer."""

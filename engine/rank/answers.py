@@ -1,0 +1,109 @@
+"""A step's answer while the device may still be at it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.kernels.cuda import is_reached
+from engine.rank.step_times import StepTimes
+from engine.sampling.sampler import SampledTokens
+from engine.spec.steps import StepResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostAnswer:
+    """What a step sampled, on its way to this host: ``token_ids`` i4[R], logits if asked for."""
+
+    token_ids: Tensor
+    num_logprobs: int = -1
+    logprob_ids: Tensor | None = None
+    logprobs: Tensor | None = None
+    logprob_ranks: Tensor | None = None
+    logits: Tensor | None = None
+
+    @classmethod
+    def of(cls, tokens: SampledTokens, logits: Tensor | None) -> HostAnswer:
+        """Queue the copies of ``tokens`` and ``logits`` f[R, vocab_size]."""
+        return cls(
+            token_ids=to_host(tokens.ids.int()),
+            num_logprobs=tokens.num_logprobs,
+            logprob_ids=_optional(tokens.logprob_ids),
+            logprobs=_optional(tokens.logprobs),
+            logprob_ranks=_optional(tokens.logprob_ranks),
+            logits=_optional(logits),
+        )
+
+    def fill_in(self, result: StepResult) -> None:
+        """Write it into ``result``; the copies must have arrived."""
+        result.token_ids = _raw(self.token_ids)
+        result.logits = None if self.logits is None else _raw(self.logits)
+        result.num_logprobs = self.num_logprobs
+        result.logprob_ids = _raw(self.logprob_ids)
+        result.logprobs = _raw(self.logprobs)
+        result.logprob_ranks = _raw(self.logprob_ranks)
+
+
+class PendingAnswer:
+    """A step that has been queued on the device, or is done already (on CPU).
+
+    Whoever runs the steps sets ``idle_s`` (see ``StepResult``) and ``prepare_wait_s``, how long
+    the computing thread waited for the step's inputs, before :meth:`wait`.
+    """
+
+    def __init__(
+        self, step_id: int, *, answer: HostAnswer, times: StepTimes, done: torch.cuda.Event | None
+    ) -> None:
+        self.step_id = step_id
+        self.idle_s = 0.0
+        self.prepare_wait_s = 0.0
+        self._answer = answer
+        self._times = times
+        self._done = done
+        self._finished_s = time.perf_counter()
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether :meth:`wait` may block for the device; False on CPU."""
+        return self._done is not None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether :meth:`wait` returns at once."""
+        return self._done is None or is_reached(self._done)
+
+    @property
+    def finished_s(self) -> float:
+        """When the step ended, on ``time.perf_counter``; when deferred, when it was waited for."""
+        return self._finished_s
+
+    def wait(self) -> StepResult:
+        """The result, as soon as the device is done with the step."""
+        if self._done is not None:
+            self._done.synchronize()
+            self._finished_s = time.perf_counter()
+        result = StepResult(step_id=self.step_id)
+        self._answer.fill_in(result)
+        self._times.fill_in(result)
+        result.idle_s = self.idle_s
+        result.input_exposed_s += self.prepare_wait_s
+        return result
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """``tensor`` in host memory, on CUDA once the device has come to here."""
+    if not tensor.is_cuda:
+        return tensor
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return copy.copy_(tensor, non_blocking=True)
+
+
+def _optional(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else to_host(tensor)
+
+
+def _raw(tensor: Tensor | None) -> bytes:
+    return b"" if tensor is None else tensor.contiguous().numpy().tobytes()

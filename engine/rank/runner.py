@@ -1,0 +1,290 @@
+"""One rank's half of a step: load a shard, prepare and run steps, answer from the last stage."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.kernels.attention_plan import CacheShape
+from engine.kernels.kv_cache import LayerCache, allocate_cache
+from engine.kernels.transfer import InputStream
+from engine.models.batch import BatchBuilder, StepBatch
+from engine.models.llama import LlamaStage
+from engine.models.rope import RopeTable
+from engine.models.weights import StageWeights, load_stage
+from engine.parallel.mesh import RankGroups, TimedCommunicator, TimeReading
+from engine.parallel.pipeline import TokenFeedback, recv_stage, send_stage
+from engine.rank.answers import HostAnswer, PendingAnswer
+from engine.rank.step_times import StepTimes, mark
+from engine.sampling.sampler import Sampler
+from engine.spec.config import DType, ModelConfig
+from engine.spec.plan import ParallelPlan, check_plan
+from engine.spec.steps import StepPlan
+from engine.wire.rank_table import RankTable, StepRows
+
+TORCH_DTYPES = {
+    DType.FLOAT64: torch.float64,
+    DType.FLOAT32: torch.float32,
+    DType.BFLOAT16: torch.bfloat16,
+    DType.FLOAT16: torch.float16,
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedStep:
+    """A step ready to run: ``seconds`` is what preparing took, ``arrival`` when all is there."""
+
+    step_id: int
+    rows: StepRows
+    batch: StepBatch
+    return_logits: bool
+    seconds: float
+    arrival: torch.cuda.Event | None
+
+
+class ModelRunner:
+    """The model of one rank, and what it remembers of its slots between steps.
+
+    ``plan`` is a replica's (dp=1) and ``rank`` lies in it. Loads only this rank's shard. One
+    thread prepares steps and one executes them (it may be the same).
+
+    Raises:
+        CheckpointError: the model folder is at fault.
+        PlanError: this model cannot run under ``plan``.
+    """
+
+    def __init__(
+        self,
+        *,
+        model_dir: Path,
+        plan: ParallelPlan,
+        rank: int,
+        dtype: DType,
+        device: str,
+        block_size: int,
+        num_kv_blocks: int,
+        num_slots: int,
+        max_blocks_per_seq: int,
+        has_parallel_sampling: bool,
+        groups: RankGroups,
+    ) -> None:
+        self._model = ModelConfig.from_dir(model_dir)
+        check_plan(plan, self._model)
+        self._device = torch.device(device)
+        self._dtype = TORCH_DTYPES[dtype]
+        self._groups, self._timers = _timed(groups)
+        self._weights = load_stage(
+            model_dir=Path(model_dir),
+            model=self._model,
+            plan=plan,
+            rank=rank,
+            dtype=self._dtype,
+            device=self._device,
+            groups=self._groups,
+        )
+        shape = CacheShape(
+            block_size=block_size,
+            num_kv_heads=self._weights.layout.num_kv,
+            head_dim=self._model.head_dim,
+            dtype=self._dtype,
+            device=self._device,
+        )
+        self._caches = _allocate(self._weights, shape, num_kv_blocks)
+        self._stage = LlamaStage(
+            model=self._model,
+            plan=plan,
+            weights=self._weights,
+            caches=self._caches,
+            groups=self._groups,
+            device=self._device,
+        )
+        num_positions = min(self._model.max_positions, num_kv_blocks * block_size)
+        self._batches = BatchBuilder(
+            shape=shape,
+            rope=RopeTable(
+                self._model, num_positions=num_positions, dtype=self._dtype, device=self._device
+            ),
+            groups=self._groups,
+        )
+        self._new_table = partial(RankTable, num_slots=num_slots, max_blocks=max_blocks_per_seq)
+        self._table = self._new_table()
+        self._last_tokens = torch.zeros(num_slots, dtype=torch.int64, device=self._device)
+        self._feedback = TokenFeedback(self._last_tokens, groups)
+        self._sampler: Sampler | None = None
+        if self._weights.head is not None:
+            self._sampler = Sampler(
+                groups=groups,
+                vocab_size=self._model.vocab_size,
+                num_slots=num_slots,
+                is_parallel=has_parallel_sampling,
+                device=self._device,
+            )
+        self._inputs = InputStream(self._device)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Resident bytes of weights on this rank, each storage once."""
+        return self._weights.num_bytes
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of this rank's KV cache."""
+        return sum(cache.num_bytes for cache in self._caches)
+
+    def forget(self) -> None:
+        """Begin anew with all slots empty, also in the middle of a step that failed.
+
+        Weights and cache memory stay. No step may be between :meth:`prepare` and its end.
+        """
+        self._table = self._new_table()
+        self._feedback.forget()
+        self._take_waits()
+
+    def prepare(self, step: StepPlan) -> PreparedStep:
+        """The step's inputs, copied to the device; every step in order, before it is executed.
+
+        May run on another thread than :meth:`execute`, while that is at the steps before.
+        """
+        begun_s = time.perf_counter()
+        with torch.inference_mode(), self._inputs.filling():
+            rows = self._table.apply(step)
+            batch = self._batches.build(rows, step.mode)
+            arrival = self._inputs.arrival()
+        return PreparedStep(
+            step_id=step.step_id,
+            rows=rows,
+            batch=batch,
+            return_logits=step.return_logits,
+            seconds=time.perf_counter() - begun_s,
+            arrival=arrival,
+        )
+
+    def execute(self, prepared: PreparedStep) -> PendingAnswer | None:
+        """Run one step; every rank of the replica runs the same ones in the same order.
+
+        On CUDA the step is only queued, and nothing waits for the device.
+
+        Returns:
+            The answer on the last stage's first rank (s=0, t=0), None elsewhere.
+
+        Raises:
+            RankError: a peer did not come to a collective.
+        """
+        with torch.inference_mode(), self._inputs.computing():
+            answer = self._run(prepared)
+            self._inputs.keep(prepared)
+            return answer
+
+    def _run(self, prepared: PreparedStep) -> PendingAnswer | None:
+        batch, begun = prepared.batch, mark(self._device)
+        self._await_inputs(prepared)
+        ready = mark(self._device)
+        x = self._stage.forward(self._first_rows(batch), batch)
+        if self._sampler is None:
+            self._hand_on(x, prepared)
+            return None
+        shard = self._stage.logit_shard(x, batch) if batch.sampled.count else None
+        passed, waits = mark(self._device), self._take_waits()
+        answer = self._sample(self._sampler, prepared, shard)
+        self._take_waits()
+        if answer is None:
+            return None
+        sampled = mark(self._device)
+        times = StepTimes(
+            prepare_s=prepared.seconds,
+            begun=begun,
+            ready=ready,
+            passed=passed,
+            sampled=sampled,
+            waits=waits,
+        )
+        done = sampled if isinstance(sampled, torch.cuda.Event) else None
+        return PendingAnswer(prepared.step_id, answer=answer, times=times, done=done)
+
+    def _await_inputs(self, prepared: PreparedStep) -> None:
+        """Have all that the step reads: its copies, earlier samples, sampling values."""
+        self._inputs.await_arrival(prepared.arrival)
+        if self._groups.stage == 0:
+            if self._groups.num_stages > 1:
+                rows = prepared.rows
+                # Steps further back have been answered; reading theirs keeps the way short.
+                oldest = rows.number - self._groups.num_stages - 1
+                self._feedback.receive_until(max(rows.newest_sample, oldest))
+            prepared.batch.fill_placeholders(self._last_tokens)
+        if self._sampler is not None:
+            for start in prepared.rows.starts:
+                self._sampler.start(start)
+
+    def _hand_on(self, x: Tensor, prepared: PreparedStep) -> None:
+        """To the next stage, of whose samples the first stage will hear."""
+        send_stage(x, prepared.batch.mode, self._groups)
+        if self._groups.stage == 0 and prepared.batch.sampled.count:
+            self._feedback.expect(prepared.rows.number, prepared.batch.sample_slots)
+        self._take_waits()
+
+    def _sample(
+        self, sampler: Sampler, prepared: PreparedStep, shard: Tensor | None
+    ) -> HostAnswer | None:
+        """Choose tokens and remember them where they are embedded next; answer from one rank."""
+        answers = self._groups.shift.rank == 0
+        if shard is None:
+            return HostAnswer(token_ids=torch.empty(0, dtype=torch.int32)) if answers else None
+        logits = None
+        if prepared.return_logits:  # before the sampler, which edits what it is given
+            logits = self._stage.gather_logits(shard).to(torch.float64, copy=True)
+        rows = prepared.rows
+        tokens = sampler.sample(shard, slots=rows.sample_slots, positions=rows.positions)
+        if self._groups.num_stages > 1:
+            self._feedback.send(tokens.ids)
+        else:
+            self._last_tokens.index_copy_(0, prepared.batch.sample_slots, tokens.ids)
+        return HostAnswer.of(tokens, logits) if answers else None
+
+    def _first_rows(self, batch: StepBatch) -> Tensor:
+        if self._groups.stage == 0:
+            return self._stage.embed(batch)
+        return recv_stage(
+            num_rows=batch.num_rows,
+            hidden_size=self._model.hidden_size,
+            mode=batch.mode,
+            groups=self._groups,
+            dtype=self._dtype,
+            device=self._device,
+        )
+
+    def _take_waits(self) -> list[TimeReading]:
+        return [timer.take() for timer in self._timers]
+
+
+def _timed(groups: RankGroups) -> tuple[RankGroups, list[TimedCommunicator]]:
+    """The same groups, those of more than one rank timed."""
+    timers = {
+        name: TimedCommunicator(getattr(groups, name))
+        for name in ("tp", "sp", "shift", "pipeline")
+        if getattr(groups, name).size > 1
+    }
+    members = {
+        name: timers.get(name, getattr(groups, name)) for name in ("tp", "sp", "shift", "pipeline")
+    }
+    return RankGroups(**members), list(timers.values())
+
+
+def _allocate(
+    weights: StageWeights, shape: CacheShape, num_kv_blocks: int
+) -> tuple[LayerCache, ...]:
+    return tuple(
+        allocate_cache(
+            num_blocks=num_kv_blocks,
+            block_size=shape.block_size,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            dtype=shape.dtype,
+            device=shape.device,
+        )
+        for _ in weights.layers
+    )

@@ -1,0 +1,307 @@
+"""One rank: ``python -m engine.rank.worker``. Receives typed messages, runs steps, replies.
+
+It ends when told to, when its socket closes, and when its parent's process is gone, however that
+happened: a thread waits for either while the rank computes or waits in a collective.
+(``PR_SET_PDEATHSIG`` would end it with the *thread* that started it, which may end earlier.)
+
+When a peer is gone a rank on CPU says so and waits to be set up again; a rank that failed by
+itself says so and exits, as does any rank on CUDA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from engine.executors.ranks import PING
+from engine.rank.threads import FAILED_EXIT_CODE, Arrival, Inbox, Outbox, Ping
+from engine.spec.config import DType
+from engine.spec.errors import EngineError
+from engine.spec.plan import ParallelPlan
+from engine.spec.steps import (
+    FromRank,
+    RankFailure,
+    RankReady,
+    RankSetup,
+    Shutdown,
+    StepPlan,
+)
+from engine.wire.frames import FrameChannel
+
+if TYPE_CHECKING:
+    from engine.parallel.communicator import Communicator
+    from engine.parallel.rejoin import RejoinableCommunicator
+    from engine.parallel.transport import Transport
+    from engine.rank.runner import ModelRunner, PreparedStep
+
+PARENT_GONE_EXIT_CODE = 3
+PARENT_POLL_MS = 500
+# On CUDA steps are prepared on a second thread. Each kernel that is queued lets go of the
+# interpreter's lock, and without this the other thread could keep it for 5 ms.
+SWITCH_INTERVAL_S = 0.0002
+
+Groups = dict[tuple[str, tuple[int, ...]], "RejoinableCommunicator"]
+
+
+class Rank:
+    """A rank that has been set up: its transport and its share of the model."""
+
+    def __init__(
+        self, setup: RankSetup, transport: Transport, groups: Groups, runner: ModelRunner
+    ) -> None:
+        self._setup = setup
+        self._transport = transport
+        self._groups = groups
+        self.runner = runner
+
+    @classmethod
+    def open(cls, setup: RankSetup, fds: list[int]) -> Rank:
+        """Join the groups and load the shard.
+
+        Raises:
+            EngineError: the checkpoint, the plan or the transport is at fault.
+        """
+        from engine.parallel.mesh import build_groups
+        from engine.parallel.rejoin import RejoinableCommunicator
+        from engine.rank.runner import ModelRunner
+
+        plan = ParallelPlan(**setup.plan)
+        transport = _open_transport(setup, plan, fds)
+        groups: Groups = {}
+        make = _maker(setup, transport)
+
+        def make_rejoinable(name: str, members: Sequence[int]) -> Communicator:
+            group = RejoinableCommunicator(make(name, members))
+            groups[name, tuple(members)] = group
+            return group
+
+        try:
+            runner = ModelRunner(
+                model_dir=Path(setup.model_dir),
+                plan=plan,
+                rank=setup.rank,
+                dtype=DType(setup.dtype),
+                device=setup.device,
+                block_size=setup.block_size,
+                num_kv_blocks=setup.num_kv_blocks,
+                num_slots=setup.num_slots,
+                max_blocks_per_seq=setup.max_blocks_per_seq,
+                has_parallel_sampling=setup.has_parallel_sampling,
+                groups=build_groups(plan, setup.rank, make_rejoinable),
+            )
+        except BaseException:
+            transport.close()
+            raise
+        return cls(setup, transport, groups, runner)
+
+    def can_rejoin(self, setup: RankSetup) -> bool:
+        """Whether ``setup`` asks for what is loaded here, only over another shared memory."""
+        same = msgspec.structs.replace(setup, init_method=self._setup.init_method)
+        return setup.backend == "shm" and same == self._setup
+
+    def rejoin(self, setup: RankSetup, fds: list[int]) -> None:
+        """Keep weights and cache memory, forget all sequences, and join the new groups."""
+        self._transport.close()
+        self._transport = _open_transport(setup, ParallelPlan(**setup.plan), fds)
+        make = _maker(setup, self._transport)
+        for (name, members), group in self._groups.items():
+            group.rejoin(make(name, members))
+        self.runner.forget()
+
+    def close(self) -> None:
+        """Free the weights and leave the groups."""
+        del self.runner
+        self._groups.clear()
+        gc.collect()
+        self._transport.close()
+
+
+def _open_transport(setup: RankSetup, plan: ParallelPlan, fds: list[int]) -> Transport:
+    from engine.parallel.mesh import all_groups
+    from engine.parallel.shm_layout import GroupSpec
+    from engine.parallel.transport import open_transport
+
+    groups = [GroupSpec(name=name, members=tuple(m)) for name, m in all_groups(plan)]
+    return open_transport(setup, groups=groups, num_ranks=plan.replica_size, fds=fds)
+
+
+def _maker(setup: RankSetup, transport: Transport) -> Callable[[str, Sequence[int]], Communicator]:
+    from engine.parallel.transport import with_link
+
+    return with_link(transport.make, setup.link)
+
+
+class RankLoop:
+    """Runs what comes in until told to end or its parent is gone."""
+
+    def __init__(self, channel: FrameChannel) -> None:
+        self._channel = channel
+        self._inbox = Inbox(channel)
+        self._outbox = Outbox(self._reply, self._fail)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._sending = threading.Lock()
+        self._rank: Rank | None = None
+        self._number = -1
+        self._step_id: int | None = None
+        self._is_on_cuda = False
+        self._has_failed = False
+
+    def run(self) -> int:
+        """Until the end; the process's exit code."""
+        free_s = time.perf_counter()
+        while (arrival := self._inbox.next()) is not None:
+            try:
+                match arrival.message:
+                    case StepPlan() as step:
+                        self._execute(step, arrival, free_s)
+                    case RankSetup() as setup:
+                        self._set_up(setup, arrival)
+                    case Ping():
+                        self._outbox.drain()
+                        self._send(PING, arrival.tag)
+                    case Shutdown():
+                        self._outbox.drain()
+                        return 0
+            except Exception as error:
+                self._fail(error, arrival.tag)
+                if self._is_on_cuda or not isinstance(error, EngineError):
+                    return FAILED_EXIT_CODE
+                self._has_failed = True
+            free_s = time.perf_counter()
+        return 0
+
+    def _set_up(self, setup: RankSetup, arrival: Arrival) -> None:
+        self._outbox.drain()
+        self._number, self._step_id = setup.rank, None
+        self._is_on_cuda = setup.device.startswith("cuda")
+        self._rank = self._open(setup, arrival.fds)
+        runner = self._rank.runner
+        if self._is_on_cuda:
+            sys.setswitchinterval(SWITCH_INTERVAL_S)
+            # On CPU ranks keep the cores busy: there, preparing on a second thread made decode
+            # steps of a tiny model 7 to 9 % slower (two ranks on two shared cores).
+            self._inbox.prepares_for = runner
+        self._has_failed = False
+        self._reply(
+            RankReady(rank=setup.rank, weight_bytes=runner.weight_bytes, kv_bytes=runner.kv_bytes),
+            arrival.tag,
+        )
+
+    def _open(self, setup: RankSetup, fds: list[int]) -> Rank:
+        rank, self._rank = self._rank, None
+        if rank is not None and rank.can_rejoin(setup):
+            rank.rejoin(setup, fds)
+            return rank
+        self._inbox.prepares_for = None
+        if rank is not None:
+            rank.close()
+        return Rank.open(setup, fds)
+
+    def _execute(self, step: StepPlan, arrival: Arrival, free_s: float) -> None:
+        if self._has_failed:
+            return  # sent before the host knew
+        assert self._rank is not None, "a step came before the setup"
+        self._step_id = step.step_id
+        prepared, waited_s = self._prepared(step, arrival, free_s)
+        answer = self._rank.runner.execute(prepared)
+        if answer is not None:
+            answer.prepare_wait_s = waited_s
+            self._outbox.put(answer, arrival.arrived_s, arrival.tag)
+
+    def _prepared(
+        self, step: StepPlan, arrival: Arrival, free_s: float
+    ) -> tuple[PreparedStep, float]:
+        """The step's inputs, and how long this thread, free since ``free_s``, waited for them."""
+        if arrival.error is not None:
+            raise arrival.error
+        if arrival.prepared is not None:
+            waited_s = arrival.prepared_s - max(arrival.arrived_s, free_s)
+            return arrival.prepared, max(0.0, waited_s)
+        assert self._rank is not None, "a step came before the setup"
+        prepared = self._rank.runner.prepare(step)
+        return prepared, prepared.seconds
+
+    def _reply(self, message: FromRank, tag: int) -> None:
+        self._send(self._encoder.encode(message), tag)
+
+    def _send(self, payload: bytes, tag: int) -> None:
+        with self._sending:
+            self._channel.send(payload, tag=tag)
+
+    def _fail(self, error: Exception, tag: int) -> None:
+        is_domain = isinstance(error, EngineError)
+        detail = str(error) if is_domain else "".join(traceback.format_exception(error))
+        kind = type(error).__name__ if is_domain else ""
+        failure = RankFailure(rank=self._number, step_id=self._step_id, detail=detail, kind=kind)
+        self._reply(failure, tag)
+
+
+def begin(arguments: list[str]) -> FrameChannel:
+    """Open the socket named on the command line and tie this process's life to its parent's."""
+    parser = argparse.ArgumentParser(description="one rank of an engine; started by its executor")
+    parser.add_argument("--socket-fd", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True, help="process id")
+    options = parser.parse_args(arguments)
+    faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    sock = socket.socket(fileno=options.socket_fd)
+    watcher = threading.Thread(
+        target=_end_with_parent, args=(sock.fileno(), options.parent), daemon=True
+    )
+    watcher.start()
+    return FrameChannel(sock)
+
+
+def _end_with_parent(socket_fd: int, parent: int) -> None:
+    """Wait until the socket is hung up or the parent is gone, then end this process at once."""
+    poller = select.poll()
+    poller.register(socket_fd, select.POLLRDHUP)
+    timeout_ms: int | None = None
+    try:
+        poller.register(os.pidfd_open(parent), select.POLLIN)
+    except OSError:  # an old kernel, or the parent is gone already
+        timeout_ms = PARENT_POLL_MS
+    while os.getppid() == parent and not poller.poll(timeout_ms):
+        pass
+    os._exit(PARENT_GONE_EXIT_CODE)
+
+
+def warm_up() -> None:
+    """Import torch and the model, about a second, before the first message asks for them.
+
+    Without the garbage collector's rounds that is a tenth quicker; what was imported stays, so
+    later rounds need not look at it.
+    """
+    gc.disable()
+    import torch
+
+    import engine.parallel.transport
+    import engine.rank.runner  # noqa: F401 - for what importing it costs, not for its names
+
+    torch.set_num_threads(1)
+    gc.freeze()
+    gc.enable()
+
+
+def main() -> int:
+    channel = begin(sys.argv[1:])
+    warm_up()
+    return RankLoop(channel).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

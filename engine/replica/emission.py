@@ -1,0 +1,143 @@
+"""From a committed step to its callers and its telemetry; runs behind the next step."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from engine.replica.step_loop import FinishedStep
+from engine.replica.stream import RequestStream
+from engine.replica.telemetry import Telemetry
+from engine.scheduler.scheduler import Scheduler
+from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.request import FinishReason, TokenLogprobs
+from engine.spec.steps import StepResult, StepSample, float32, int32
+
+logger = logging.getLogger(__name__)
+
+
+class StepEmitter:
+    """Hands the tokens of each step of one replica to their streams, and counts the step."""
+
+    def __init__(
+        self,
+        streams: Mapping[str, RequestStream],
+        telemetry: Telemetry,
+        scheduler: Scheduler,
+        *,
+        replica: int,
+        plan: ParallelPlan,
+    ) -> None:
+        self._streams = streams
+        self._telemetry = telemetry
+        self._scheduler = scheduler
+        self._replica = replica
+        self._plan = plan
+        self._counted = scheduler.counts
+        self._last_output_s = 0.0
+
+    def emit(self, finished: FinishedStep) -> list[tuple[str, FinishReason]]:
+        """Push every token of the step to its stream; the requests that ended with it, and why."""
+        begun_s = time.monotonic()
+        self._stamp_first_steps(finished)
+        ended = self._push(finished)
+        output_s = time.monotonic() - begun_s
+        self._telemetry.generation_tokens += len(finished.outcome.sampled)
+        self._telemetry.record_step(self._sample(finished, output_s))
+        counts, self._counted = self._scheduler.counts - self._counted, self._scheduler.counts
+        self._telemetry.record_counts(counts)
+        self._last_output_s = output_s
+        return ended
+
+    def _stamp_first_steps(self, finished: FinishedStep) -> None:
+        """Note when requests entered their first step (the end of their queue time)."""
+        for placed in finished.step.placed:
+            stream = self._streams.get(placed.sequence.request_id)
+            if stream is not None and stream.scheduled_s is None:
+                stream.scheduled_s = finished.flight.submitted_s
+
+    def _push(self, finished: FinishedStep) -> list[tuple[str, FinishReason]]:
+        outcome, result = finished.outcome, finished.result
+        reasons = {sequence.request_id: reason for sequence, reason in outcome.finished}
+        logits = None if result.logits is None else _rows(result.logits, finished.step.num_sampled)
+        ended: list[tuple[str, FinishReason]] = []
+        for row, (sequence, token_id) in zip(outcome.sampled_rows, outcome.sampled, strict=True):
+            request_id = sequence.request_id
+            stream = self._streams.get(request_id)
+            if stream is None or stream.request is not sequence.request:
+                continue
+            if logits is not None:
+                stream.logits.append(logits[row])
+            wanted = sequence.request.sampling.logprobs
+            found = None if wanted is None else token_logprobs(result, row, wanted)
+            reason = reasons.get(request_id)
+            try:
+                reason = stream.push(token_id, reason, finished.ended_s, found) or reason
+            except Exception:  # a caller's fault must not end the others' requests
+                logger.exception("request %s: its output could not be handed out", request_id)
+                reason = FinishReason.ABORT
+            if reason is not None:
+                ended.append((request_id, reason))
+        return ended
+
+    def _sample(self, finished: FinishedStep, output_s: float) -> StepSample:
+        flight, result, shape = finished.flight, finished.result, finished.step.shape
+        multiple = self._plan.sp if shape.mode is Mode.BASE else 1
+        # The host's last work before a step is what held the ranks up, so it fills the bubble
+        # from its end.
+        parts = (flight.message_s, flight.schedule_s, self._last_output_s)
+        message_s, schedule_s, exposed_output_s = _fill(finished.bubble_s, parts)
+        table = self._scheduler.chooser.table
+        other = Mode.SHIFT if shape.mode is Mode.BASE else Mode.BASE
+        return StepSample(
+            step_id=finished.step.step_id,
+            plan=str(self._plan),
+            replica=self._replica,
+            shape=shape,
+            padded_tokens=-(-shape.num_tokens // multiple) * multiple,
+            start_s=finished.ended_s - finished.step_s,
+            step_s=finished.step_s,
+            schedule_s=flight.schedule_s,
+            input_s=flight.message_s + result.input_s,
+            forward_s=result.forward_s,
+            communication_s=result.communication_s,
+            sample_s=result.sample_s,
+            output_s=output_s,
+            kv_usage=self._scheduler.kv_usage,
+            schedule_exposed_s=schedule_s,
+            input_exposed_s=message_s + result.input_exposed_s,
+            output_exposed_s=exposed_output_s,
+            bubble_s=finished.bubble_s,
+            other_mode_s=table.seconds(other, shape.num_tokens) if table else None,
+            regret_s=table.regret_s(shape.mode, shape.num_tokens) if table else 0.0,
+            busy_s=finished.busy_s,
+        )
+
+
+def token_logprobs(result: StepResult, row: int, num_best: int) -> TokenLogprobs:
+    """Log probabilities of one sampled row of ``result``, with its ``num_best`` best tokens."""
+    width = 1 + result.num_logprobs
+    ids = int32(result.logprob_ids)[row * width : (row + 1) * width].tolist()
+    values = float32(result.logprobs)[row * width : (row + 1) * width].tolist()
+    best = zip(ids[1 : num_best + 1], values[1 : num_best + 1], strict=True)
+    return TokenLogprobs(
+        token_id=ids[0],
+        logprob=values[0],
+        rank=int(int32(result.logprob_ranks)[row]),
+        top=tuple(best),
+    )
+
+
+def _rows(raw: bytes, count: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    return np.frombuffer(raw, np.float64).reshape(count, -1)
+
+
+def _fill(total_s: float, parts: tuple[float, ...]) -> Iterator[float]:
+    """How much of each part lies in the last ``total_s`` seconds, the last one first."""
+    for part_s in parts:
+        covered_s = min(part_s, total_s)
+        total_s -= covered_s
+        yield covered_s

@@ -1,0 +1,38 @@
+"""What replicas that stop leave to those that come after them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from engine.replica.stream import RequestStream
+from engine.scheduler.table import Sequence
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Handover:
+    """Unfinished ``sequences`` with their tokens so far, and ``streams``, by request id, which
+    are their ways back to their callers.
+    """
+
+    sequences: list[Sequence] = field(default_factory=list)
+    streams: dict[str, RequestStream] = field(default_factory=dict)
+
+    @classmethod
+    def join(cls, parts: Iterable[Handover]) -> Handover:
+        """What several replicas leave, as one."""
+        whole = cls()
+        for part in parts:
+            whole.sequences.extend(part.sequences)
+            whole.streams.update(part.streams)
+        return whole
+
+    def deal(self, count: int) -> list[Handover]:
+        """The same for ``count`` replicas, in turns."""
+        hands = [self.sequences[index::count] for index in range(count)]
+        return [
+            Handover(
+                sequences=mine, streams={s.request_id: self.streams[s.request_id] for s in mine}
+            )
+            for mine in hands
+        ]

@@ -1,0 +1,63 @@
+"""What a replica does when its ranks fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engine.replica.telemetry import Telemetry
+from engine.scheduler.scheduler import Scheduler
+from engine.spec.errors import EngineError, RankError
+
+MAX_RESTARTS_WITHOUT_PROGRESS = 3
+
+
+class Recovery:
+    """Carries the sequences of failed ranks to new ones, unless ranks fail again and again.
+
+    ``start`` starts new ranks, numbers their steps from the one it is given, and returns their
+    scheduler, which is empty. Owned by the replica's thread.
+    """
+
+    def __init__(self, telemetry: Telemetry, start: Callable[[int], Scheduler]) -> None:
+        self._telemetry = telemetry
+        self._start = start
+        self._num_in_vain = 0
+
+    @property
+    def patience(self) -> float:
+        """How many times longer than usual a step may take: one that only took longer than
+        expected must not look hung for ever.
+        """
+        return 2.0**self._num_in_vain
+
+    def note_progress(self) -> None:
+        """A step was finished: what failed before it does not count any more."""
+        self._num_in_vain = 0
+
+    def replace_ranks(
+        self, scheduler: Scheduler, error: EngineError | OSError, *, is_stopping: Callable[[], bool]
+    ) -> None:
+        """Start new ranks, on which what ``scheduler`` had goes on from its tokens so far.
+
+        Ranks that cannot start count as failed. Once ``is_stopping``, ``scheduler`` keeps it all.
+
+        Raises:
+            RankError: ranks failed too often without one finished step; the sequences are gone.
+        """
+        sequences = scheduler.release()
+        while not is_stopping():
+            self._num_in_vain += 1
+            if self._num_in_vain > MAX_RESTARTS_WITHOUT_PROGRESS:
+                raise RankError(f"ranks failed {MAX_RESTARTS_WITHOUT_PROGRESS} times: {error}")
+            self._telemetry.restarts += 1
+            try:
+                fresh = self._start(scheduler.next_step_id)
+            except (EngineError, OSError) as again:
+                error = again
+                continue
+            if not sequences:  # nobody could have shown progress
+                self._num_in_vain = 0
+            fresh.adopt(sequences)
+            fresh.pace.learn_from(scheduler.pace)
+            return
+        scheduler.adopt(sequences)  # for whoever stops this replica

@@ -1,0 +1,106 @@
+"""What a caller sees of one request: tokens, printable text, stop strings, time stamps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.spec.measurement import Outcome, RequestTiming
+from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams, TokenLogprobs
+from engine.text.detokenizer import OutputText, TextStream
+
+OnOutput = Callable[[RequestOutput], None]
+
+
+class RequestStream:
+    """One accepted request's way back to its caller.
+
+    Without ``text`` its outputs hold tokens only; whoever detokenises them looks for stop strings.
+    """
+
+    def __init__(self, request: Request, on_output: OnOutput, text: TextStream | None) -> None:
+        self.request = request
+        self.logits: list[npt.NDArray[np.float64]] = []
+        self.scheduled_s: float | None = None
+        self._on_output = on_output
+        self._text = output_text(text, request.sampling) if text is not None else None
+        self._token_s: list[float] = []
+
+    def push(
+        self,
+        token_id: int,
+        reason: FinishReason | None,
+        now_s: float,
+        logprobs: TokenLogprobs | None = None,
+    ) -> FinishReason | None:
+        """Hand one token to the caller; returns STOP when it completed a stop string.
+
+        The token that ends a sequence by its id (EOS, stop id) is counted but not shown. Runs
+        once per sequence and step on the step loop's thread: about a microsecond without text.
+        """
+        self._token_s.append(now_s)
+        text, is_stopped = "", False
+        if self._text is not None:
+            text, is_stopped = shown_text(self._text, token_id, reason)
+        self._on_output(
+            RequestOutput(
+                request_id=self.request.request_id,
+                token_ids=(token_id,),
+                text=text,
+                finish_reason=FinishReason.STOP if is_stopped else reason,
+                token_s=now_s,
+                scheduled_s=self.scheduled_s,
+                logprobs=() if logprobs is None else (logprobs,),
+            )
+        )
+        return FinishReason.STOP if is_stopped else None
+
+    def end(self, reason: FinishReason, now_s: float, error: str | None = None) -> None:
+        """End without a token: aborted, past its deadline, or failed with ``error``."""
+        text = "" if self._text is None else self._text.flush()[0]
+        self._on_output(
+            RequestOutput(
+                request_id=self.request.request_id,
+                token_ids=(),
+                text=text,
+                finish_reason=reason,
+                token_s=now_s,
+                error=error,
+                scheduled_s=self.scheduled_s,
+            )
+        )
+
+    def timing(self, reason: FinishReason) -> RequestTiming:
+        """Its stamps, for the engine's own record (ttft.server.v1 counts from arrival)."""
+        is_good = reason in (FinishReason.STOP, FinishReason.LENGTH)
+        outcome = Outcome.COMPLETED if is_good else Outcome.ERRORED
+        if reason is FinishReason.ABORT:
+            outcome = Outcome.CUT
+        return RequestTiming(
+            scheduled_s=self.request.arrival_s,
+            sent_s=self.request.arrival_s,
+            token_s=tuple(self._token_s),
+            prompt_tokens=len(self.request.prompt_ids),
+            outcome=outcome,
+        )
+
+
+def output_text(text: TextStream, sampling: SamplingParams) -> OutputText:
+    """The text of one output under its request's stop strings."""
+    return OutputText(text, sampling.stop, min_tokens=sampling.min_tokens)
+
+
+def shown_text(text: OutputText, token_id: int, reason: FinishReason | None) -> tuple[str, bool]:
+    """Text to show with a token that ends its output for ``reason``, if any; whether it stopped.
+
+    The second is True when the token completed a stop string, which the engine cannot see.
+    """
+    shown, is_stopped = "", False
+    if reason is not FinishReason.STOP:
+        shown, is_stopped = text.push(token_id)
+    if reason is not None and not is_stopped:
+        rest, is_stopped = text.flush()
+        shown += rest
+    return shown, is_stopped

@@ -1,0 +1,165 @@
+"""What an engine counts about itself: always on, cheap, read by metrics and the cost model."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from engine.scheduler.step import SchedulerCounts
+from engine.spec.measurement import RequestTiming
+from engine.spec.plan import Mode
+from engine.spec.request import FinishReason
+from engine.spec.steps import StepSample
+
+T = TypeVar("T")
+MAX_SAMPLES = 100_000
+# What the host does may hide behind a step in flight; the other parts are the step itself.
+HOST_PARTS = ("schedule", "input", "output")
+PARTS = ("schedule", "input", "forward", "communication", "sample", "output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStats:
+    """One reading of the engine's gauges and counters (counters since start).
+
+    ``time_share`` gives each part's seconds over all parts' seconds, 0..1. ``step_tokens`` counts
+    steps by their tokens, rounded up to a power of two; ``step_tokens_sum`` adds the exact ones.
+    ``exposed_seconds`` is what of a part no step in flight covered. ``prefix_queries`` counts
+    tokens looked up in the prefix cache, ``prefix_hits`` those found.
+    """
+
+    running: int
+    waiting: int
+    kv_usage: float
+    prompt_tokens: int
+    generation_tokens: int
+    preemptions: int
+    finished: dict[FinishReason, int]
+    steps: dict[Mode, int]
+    step_seconds: dict[Mode, float]
+    mode_switches: int
+    decode_tokens_in_base: int
+    time_share: dict[str, float]
+    restarts: int
+    is_healthy: bool
+    policy_version: int
+    step_tokens: dict[int, int] = field(default_factory=dict)
+    step_tokens_sum: int = 0
+    exposed_seconds: dict[str, float] = field(default_factory=dict)
+    busy_seconds: float = 0.0
+    bubble_seconds: float = 0.0
+    regret_seconds: float = 0.0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+
+    @property
+    def bubble_ratio(self) -> float:
+        """Time that ranks waited for the host while there was work, over step time and that."""
+        whole = self.busy_seconds + self.bubble_seconds
+        return self.bubble_seconds / whole if whole else 0.0
+
+
+@dataclass
+class Telemetry:
+    """Counters of one replica, written by its loop thread only."""
+
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    preemptions: int = 0
+    restarts: int = 0
+    mode_switches: int = 0
+    decode_tokens_in_base: int = 0
+    finished: Counter[FinishReason] = field(default_factory=Counter)
+    steps: Counter[Mode] = field(default_factory=Counter)
+    step_tokens: Counter[int] = field(default_factory=Counter)
+    step_tokens_sum: int = 0
+    step_seconds: dict[Mode, float] = field(default_factory=lambda: dict.fromkeys(Mode, 0.0))
+    part_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    exposed_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    busy_seconds: float = 0.0
+    bubble_seconds: float = 0.0
+    regret_seconds: float = 0.0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    samples: deque[StepSample] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
+    timings: deque[RequestTiming] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
+    _last_mode: Mode | None = None
+
+    def record_step(self, sample: StepSample) -> None:
+        """Count one finished step."""
+        mode = sample.shape.mode
+        self.steps[mode] += 1
+        self.step_tokens[1 << (sample.shape.num_tokens - 1).bit_length()] += 1
+        self.step_tokens_sum += sample.shape.num_tokens
+        self.step_seconds[mode] += sample.step_s
+        if mode is Mode.BASE:
+            self.decode_tokens_in_base += sample.shape.num_decode_tokens
+        if self._last_mode not in (None, mode):
+            self.mode_switches += 1
+        self._last_mode = mode
+        for part in PARTS:
+            self.part_seconds[part] += getattr(sample, f"{part}_s")
+            exposed = f"{part}_exposed_s" if part in HOST_PARTS else f"{part}_s"
+            self.exposed_seconds[part] += getattr(sample, exposed)
+        self.busy_seconds += sample.busy_s
+        self.bubble_seconds += sample.bubble_s
+        self.regret_seconds += sample.regret_s
+        self.samples.append(sample)
+
+    def record_counts(self, new: SchedulerCounts) -> None:
+        """Add what the scheduler counted since the last call."""
+        self.preemptions += new.preemptions
+        self.prefix_queries += new.prefix_queries
+        self.prefix_hits += new.prefix_hits
+
+    def record_finish(self, reason: FinishReason, timing: RequestTiming) -> None:
+        """Count one request that ended."""
+        self.finished[reason] += 1
+        self.timings.append(timing)
+
+
+def summarise(
+    readings: Iterable[Telemetry],
+    *,
+    running: int,
+    waiting: int,
+    kv_usage: float,
+    is_healthy: bool,
+    policy_version: int,
+) -> EngineStats:
+    """Add up the replicas' counters."""
+    parts = list(readings)
+    part_seconds = {name: sum(t.part_seconds[name] for t in parts) for name in PARTS}
+    whole = sum(part_seconds.values())
+    return EngineStats(
+        running=running,
+        waiting=waiting,
+        kv_usage=kv_usage,
+        prompt_tokens=sum(t.prompt_tokens for t in parts),
+        generation_tokens=sum(t.generation_tokens for t in parts),
+        preemptions=sum(t.preemptions for t in parts),
+        finished={reason: sum(t.finished[reason] for t in parts) for reason in FinishReason},
+        steps={mode: sum(t.steps[mode] for t in parts) for mode in Mode},
+        step_seconds={mode: sum(t.step_seconds[mode] for t in parts) for mode in Mode},
+        mode_switches=sum(t.mode_switches for t in parts),
+        decode_tokens_in_base=sum(t.decode_tokens_in_base for t in parts),
+        time_share={name: s / whole if whole else 0.0 for name, s in part_seconds.items()},
+        restarts=sum(t.restarts for t in parts),
+        is_healthy=is_healthy,
+        policy_version=policy_version,
+        step_tokens=dict(sum((t.step_tokens.copy() for t in parts), Counter())),
+        step_tokens_sum=sum(t.step_tokens_sum for t in parts),
+        exposed_seconds={name: sum(t.exposed_seconds[name] for t in parts) for name in PARTS},
+        busy_seconds=sum(t.busy_seconds for t in parts),
+        bubble_seconds=sum(t.bubble_seconds for t in parts),
+        regret_seconds=sum(t.regret_seconds for t in parts),
+        prefix_queries=sum(t.prefix_queries for t in parts),
+        prefix_hits=sum(t.prefix_hits for t in parts),
+    )
+
+
+def drain(queue: deque[T]) -> list[T]:
+    """Everything in ``queue``, emptied without losing what another thread appends meanwhile."""
+    return [queue.popleft() for _ in range(len(queue))]

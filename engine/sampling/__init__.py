@@ -1,0 +1,1 @@
+"""Logits to token ids: rules, edits, log probabilities, and the exchange over ranks."""

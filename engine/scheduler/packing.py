@@ -1,0 +1,286 @@
+"""Which rows the next step holds: decodes first, then chunks of prompts, then new requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from engine.modes.chooser import ModeChooser
+from engine.modes.pace import StepPace
+from engine.policy.document import Order
+from engine.scheduler.chunks import prefill_room
+from engine.scheduler.queue import WaitingQueue
+from engine.scheduler.rows import RunningSet
+from engine.scheduler.step import PlacedSequence, ScheduledStep, SlotArray, shape_of
+from engine.scheduler.table import Sequence
+from engine.spec.config import Caps
+from engine.spec.steps import StepShape
+
+NO_SLOTS: SlotArray = np.empty(0, np.intp)
+NO_SHAPE = StepShape()
+
+
+class PackedChunk(NamedTuple):
+    """``num_tokens`` of the prompt in row ``slot``, after ``num_before`` that are computed;
+    ``is_whole``: they reach its last known token, and so it is sampled."""
+
+    slot: int
+    num_tokens: int
+    num_before: int
+    is_whole: bool
+
+
+@dataclass(slots=True)
+class PackedRows:
+    """The rows of a step in the making: decodes first, one token each, then chunks of prompts;
+    and what it may still hold. ``shape`` is known once all rows are."""
+
+    tokens: int
+    step_id: int
+    used: int = 0
+    prefill_tokens: int = 0
+    has_preempted: bool = False
+    shape: StepShape = NO_SHAPE
+    decodes: SlotArray = field(default_factory=lambda: NO_SLOTS)
+    chunks: list[PackedChunk] = field(default_factory=list)
+    placed: list[PlacedSequence] = field(default_factory=list)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.decodes) + len(self.chunks)
+
+    def holds(self, slot: int) -> bool:
+        return slot in self.decodes or any(slot == chunk.slot for chunk in self.chunks)
+
+    def take(self, chunk: PackedChunk) -> None:
+        """A chunk of one row's prompt."""
+        self.chunks.append(chunk)
+        self.tokens -= chunk.num_tokens
+        self.used += chunk.num_tokens
+        self.prefill_tokens += chunk.num_tokens
+
+    def take_decodes(self, slots: SlotArray) -> None:
+        """One decode token for each row."""
+        self.decodes = slots
+        self.tokens -= len(slots)
+        self.used += len(slots)
+
+
+class StepPacker:
+    """Packs steps under a token budget (continuous batching with chunked prefill).
+
+    When KV blocks run out, the sequence that is last in the order is preempted and later
+    recomputed from its tokens. ``depth`` steps share the running set, one per pipeline stage.
+    """
+
+    def __init__(
+        self,
+        running: RunningSet,
+        waiting: WaitingQueue,
+        *,
+        caps: Caps,
+        chooser: ModeChooser,
+        depth: int,
+    ) -> None:
+        self.caps = caps
+        self.chooser = chooser
+        self.pace = StepPace()
+        self.num_preemptions = 0
+        self.num_prefix_queries = 0
+        self.num_prefix_hits = 0
+        self._running = running
+        self._waiting = waiting
+        self._depth = depth
+        self._rotation = 0
+
+    def pack(self, step_id: int, eligible: SlotArray) -> PackedRows:
+        """The next step's rows, out of the running ones in ``eligible`` and of the waiting
+        requests. Blocks are given, victims preempted.
+        """
+        packed = PackedRows(tokens=self.caps.max_num_batched_tokens, step_id=step_id)
+        decodes, prefills = self._split(eligible)
+        self._take_decodes(packed, decodes)
+        self._take_prefills(packed, prefills)
+        if not packed.has_preempted:
+            self._admit(packed)
+        if packed.num_rows:
+            packed.shape = self.shape(packed)
+        return packed
+
+    def pack_ahead(self, step_id: int, eligible: SlotArray) -> PackedRows | None:
+        """Like :meth:`pack` while the step before still runs; None where KV blocks are short.
+
+        Rows that run cannot be preempted, and some may end with that step and free theirs.
+        """
+        decodes, _ = self._split(eligible)
+        missing = self._running.missing_blocks(decodes, 1)
+        if not self._running.pool.can_allocate(int(missing.sum())):
+            return None
+        return self.pack(step_id, eligible)
+
+    def build(self, packed: PackedRows) -> ScheduledStep:
+        """The packed rows, with their lengths and blocks, as a step."""
+        table, first_chunk = self._running.table, len(packed.decodes)
+        slots, query_lens = packed.decodes, np.ones(packed.num_rows, np.int32)
+        # Decodes end with a row's last known token, chunks where they reach it.
+        is_sampled = np.ones(packed.num_rows, np.bool_)
+        if packed.chunks:
+            slots = np.concatenate((slots, [chunk.slot for chunk in packed.chunks]))
+            query_lens[first_chunk:] = [chunk.num_tokens for chunk in packed.chunks]
+            is_sampled[first_chunk:] = [chunk.is_whole for chunk in packed.chunks]
+        return ScheduledStep(
+            step_id=packed.step_id,
+            shape=packed.shape,
+            slots=slots,
+            query_lens=query_lens,
+            context_lens=table.num_computed[slots],
+            is_sampled=is_sampled,
+            first_chunk=first_chunk,
+            sequences=table.list_sequences(slots),
+            placed=packed.placed,
+            grown=self._running.take_grown(),
+        )
+
+    def shape(self, packed: PackedRows) -> StepShape:
+        """The size of the packed rows, and the mode they will run in."""
+        num_decodes = len(packed.decodes)
+        return shape_of(
+            num_decodes=num_decodes,
+            cached=int(np.add.reduce(self._running.table.num_computed[packed.decodes])),
+            chunks=[(chunk.num_tokens, chunk.num_before) for chunk in packed.chunks],
+            num_sampled=num_decodes + sum(chunk.is_whole for chunk in packed.chunks),
+            mode=self.chooser.choose(packed.used, packed.step_id),
+        )
+
+    @property
+    def has_waiting(self) -> bool:
+        return len(self._waiting) > 0
+
+    def can_admit(self) -> bool:
+        """Whether the next waiting request has a row and KV blocks."""
+        if not self._waiting or len(self._running) >= self.caps.max_num_seqs:
+            return False
+        sequence = self._waiting.peek()
+        assert sequence is not None, "somebody waits"
+        cached = self._running.find_cached(sequence)
+        need = self._running.blocks_for(sequence.num_tokens) - len(cached)
+        return need <= self._running.num_free_beside(cached)
+
+    def _split(self, eligible: SlotArray) -> tuple[SlotArray, list[int]]:
+        """Rows that lack one token only, and those with more of their prompt to compute."""
+        prefilling = self._running.prefilling
+        if not prefilling:
+            return eligible, []
+        is_decode = np.ones(len(eligible), np.bool_)
+        for slot in prefilling:  # few at a time
+            is_decode &= eligible != slot
+        return eligible[is_decode], eligible[~is_decode].tolist()
+
+    def _take_decodes(self, packed: PackedRows, ready: SlotArray) -> None:
+        """Rows with exactly one token to compute; every one unless the budget is smaller."""
+        limit = min(packed.tokens, self.share_of_running)
+        if len(ready) > limit:
+            # Rotate, so that a budget below the running count starves nobody.
+            ready = np.roll(ready, -(self._rotation % len(ready)))[:limit]
+            self._rotation += limit
+        if len(ready):
+            ready = self._make_room_for_decodes(packed, ready)
+            self._running.grow_by_one(ready)
+            packed.take_decodes(ready)
+
+    @property
+    def share_of_running(self) -> int:
+        """With several steps in flight, each takes its share of the running set."""
+        return max(1, -(-len(self._running) // self._depth))
+
+    def _make_room_for_decodes(self, packed: PackedRows, ready: SlotArray) -> SlotArray:
+        """Preempt from the back until every remaining row can hold one more token."""
+        pool = self._running.pool
+        # No row lacks more than one block for one token: mostly nothing need be counted.
+        while not pool.can_allocate(len(ready)):
+            missing = self._running.missing_blocks(ready, 1)
+            if pool.can_allocate(int(missing.sum())):
+                break
+            victim = self._preempt_last(packed, keep=None)
+            if victim is None:
+                # Only sequences in flight are left to preempt: run those that fit.
+                return ready[np.cumsum(missing) <= pool.num_free]
+            ready = ready[ready != victim]
+        return ready
+
+    def _take_prefills(self, packed: PackedRows, ready: list[int]) -> None:
+        running, table = self._running, self._running.table
+        for slot in ready:
+            before = int(table.num_computed[slot])
+            left = int(table.num_tokens[slot]) - before
+            num_tokens = min(left, self._prefill_room(packed))
+            if num_tokens < 1:
+                return
+            if table.sequences[slot] is None:  # preempted for an earlier one in this loop
+                continue
+            blocks = self._make_room(packed, slot, num_tokens)
+            if blocks is not None:
+                running.grow_row(slot, blocks)
+                packed.take(PackedChunk(slot, num_tokens, before, num_tokens == left))
+
+    def _make_room(self, packed: PackedRows, slot: int, num_tokens: int) -> int | None:
+        """Free blocks for a running prefill by preempting sequences behind it in the order; the
+        blocks it lacks, None where there is no room."""
+        while (missing := self._running.find_room(slot, num_tokens)) is None:
+            if self._preempt_last(packed, keep=slot) is None:
+                return None
+        return missing
+
+    def _admit(self, packed: PackedRows) -> None:
+        """Start waiting requests while tokens, sequences and KV blocks allow."""
+        while (room := self._prefill_room(packed)) >= 1 and self.can_admit():
+            placed = self._running.place(self._waiting.pop())
+            slot, left = placed.slot, placed.num_tokens - placed.num_cached
+            num_tokens = min(left, room)
+            missing = self._running.find_room(slot, num_tokens)
+            assert missing is not None, "admission has counted its blocks"
+            self._running.grow_row(slot, missing)
+            packed.placed.append(placed)
+            self.num_prefix_queries += placed.num_tokens
+            self.num_prefix_hits += placed.num_cached
+            packed.take(PackedChunk(slot, num_tokens, placed.num_cached, num_tokens == left))
+
+    def _prefill_room(self, packed: PackedRows) -> int:
+        """Tokens that prefill chunks may still add to this step."""
+        return prefill_room(
+            used=packed.used,
+            prefill_tokens=packed.prefill_tokens,
+            budget=packed.tokens,
+            max_step_ms=self.caps.max_step_ms,
+            block_size=self._running.block_size,
+            chooser=self.chooser,
+            pace=self.pace,
+            step_id=packed.step_id,
+        )
+
+    def _preempt_last(self, packed: PackedRows, keep: int | None) -> int | None:
+        """Preempt the last sequence in the order that is not in flight or in this step already.
+
+        With ``keep``, only sequences behind that slot may go. Returns the slot freed.
+        """
+        for sequence in self._from_the_back():
+            slot = sequence.slot
+            if slot == keep:
+                return None
+            if not self._running.table.in_flight[slot] and not packed.holds(slot):
+                self._running.drop(sequence)
+                sequence.num_preemptions += 1
+                self.num_preemptions += 1
+                packed.has_preempted = True
+                self._waiting.push_carried([sequence])
+                return slot
+        return None
+
+    def _from_the_back(self) -> list[Sequence]:
+        """Running sequences, the one to be preempted first in front."""
+        last_first = self._running.sequences[::-1]
+        if self._waiting.order is Order.PRIORITY:
+            return sorted(last_first, key=lambda s: -s.request.priority)
+        return last_first

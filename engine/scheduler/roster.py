@@ -1,0 +1,44 @@
+"""Who is with one scheduler: every request that was accepted and has not ended."""
+
+from __future__ import annotations
+
+from engine.scheduler.table import Sequence
+
+
+class Roster:
+    """The living sequences by request id, and what is known of all of them together.
+
+    ``load_tokens`` are the tokens they may still grow to. ``ending_ids`` may end some of them; any
+    other id needs no second look.
+    """
+
+    def __init__(self, eos_token_ids: tuple[int, ...]) -> None:
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.ending_ids = set(eos_token_ids)
+        self.load_tokens = 0
+        self._alive: dict[str, Sequence] = {}
+
+    def find(self, request_id: str) -> Sequence | None:
+        return self._alive.get(request_id)
+
+    def is_alive(self, sequence: Sequence) -> bool:
+        """Whether it has neither ended nor been aborted; its id may be another's by now."""
+        return self._alive.get(sequence.request_id) is sequence
+
+    def welcome(self, sequence: Sequence) -> None:
+        """A sequence comes in."""
+        self._alive[sequence.request_id] = sequence
+        self.load_tokens += sequence.request.max_len
+        self.ending_ids.update(sequence.request.sampling.stop_token_ids)
+
+    def bid_farewell(self, sequence: Sequence) -> None:
+        """A sequence has ended, or leaves."""
+        del self._alive[sequence.request_id]
+        self.load_tokens -= sequence.request.max_len
+        if not self._alive:
+            self.ending_ids = set(self.eos_token_ids)
+
+    def clear(self) -> None:
+        """Everyone leaves at once."""
+        self._alive.clear()
+        self.load_tokens = 0

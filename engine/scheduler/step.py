@@ -1,0 +1,179 @@
+"""One step as the scheduler builds it, and what its result did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from engine.scheduler.table import Sequence
+from engine.spec.plan import Mode
+from engine.spec.request import FinishReason
+from engine.spec.steps import Int32Array, StepShape
+
+SlotArray = npt.NDArray[np.intp]
+# Rows and the block that each was given, or one row and all its new blocks i4.
+GrownBlocks = tuple[SlotArray | int, Int32Array]
+NO_BLOCKS: Int32Array = np.empty(0, np.int32)
+
+
+class PlacedSequence(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
+    """A sequence that took row ``slot``: its first ``num_cached`` of ``num_tokens`` known tokens
+    lie in ``blocks`` i4 already.
+    """
+
+    sequence: Sequence
+    slot: int
+    num_tokens: int
+    num_cached: int
+    blocks: Int32Array
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScheduledStep:
+    """One step as scheduled: S rows, each a slot of the table with its new tokens.
+
+    ``context_lens`` i4[S] are tokens already in the cache, ``query_lens`` i4[S] the new ones,
+    ``is_sampled`` bool[S] marks rows whose last known token is in this step. ``placed`` took
+    their rows in this step, and ``grown`` are the blocks that rows were given for it.
+    Rows from ``first_chunk`` on compute a part of a prompt, those before it decode.
+    """
+
+    step_id: int
+    shape: StepShape
+    slots: SlotArray
+    query_lens: Int32Array
+    context_lens: Int32Array
+    is_sampled: npt.NDArray[np.bool_]
+    first_chunk: int
+    sequences: list[Sequence]
+    placed: list[PlacedSequence]
+    grown: list[GrownBlocks]
+
+    @classmethod
+    def of_decodes(
+        cls,
+        *,
+        step_id: int,
+        shape: StepShape,
+        slots: SlotArray,
+        context_lens: Int32Array,
+        sequences: list[Sequence],
+    ) -> ScheduledStep:
+        """A step of decodes that was scheduled in bulk; blocks were given elsewhere."""
+        return cls(
+            step_id=step_id,
+            shape=shape,
+            slots=slots,
+            query_lens=np.ones(len(slots), np.int32),
+            context_lens=context_lens,
+            is_sampled=np.ones(len(slots), np.bool_),
+            first_chunk=len(slots),
+            sequences=sequences,
+            placed=[],
+            grown=[],
+        )
+
+    @property
+    def num_sampled(self) -> int:
+        return self.shape.num_sampled
+
+    @property
+    def sampled_slots(self) -> SlotArray:
+        """Rows of the table that get a token."""
+        if self.first_chunk == len(self.slots):
+            return self.slots
+        return self.slots[self.is_sampled]
+
+    def list_grown(self) -> tuple[Int32Array, Int32Array]:
+        """Rows i4[K] and the block i4[K] that each was given, in order."""
+        if not self.grown:
+            return NO_BLOCKS, NO_BLOCKS
+        slots = [
+            np.full(len(blocks), slot, np.int32) if isinstance(slot, int) else slot
+            for slot, blocks in self.grown
+        ]
+        return np.concatenate(slots, dtype=np.int32), np.concatenate([b for _, b in self.grown])
+
+    @property
+    def request_ids(self) -> list[str]:
+        return [sequence.request_id for sequence in self.sequences]
+
+
+class TakenStep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A step that was committed as soon as it was packed, where nobody computes content: rows
+    ``sampled_slots`` got a token, and ``ended`` have all of theirs by that."""
+
+    sampled_slots: SlotArray
+    ended: list[Sequence]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutcome:
+    """What one step did: sequences that got a token (with its id), and those that ended.
+
+    ``sampled_rows`` says which of the step's sampled rows each of ``sampled`` was; rows of
+    sequences that had ended meanwhile are left out.
+    """
+
+    sampled: list[tuple[Sequence, int]] = field(default_factory=list)
+    sampled_rows: list[int] = field(default_factory=list)
+    finished: list[tuple[Sequence, FinishReason]] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> list[str]:
+        """Ids of the requests that got one token, in row order."""
+        return [sequence.request_id for sequence, _ in self.sampled]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerCounts:
+    """What a scheduler has counted since it began; prefix counts are tokens."""
+
+    preemptions: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+
+    def __sub__(self, earlier: SchedulerCounts) -> SchedulerCounts:
+        return SchedulerCounts(
+            preemptions=self.preemptions - earlier.preemptions,
+            prefix_queries=self.prefix_queries - earlier.prefix_queries,
+            prefix_hits=self.prefix_hits - earlier.prefix_hits,
+        )
+
+
+def step_shape(
+    query_lens: Int32Array, context_lens: Int32Array, num_sampled: int, mode: Mode
+) -> StepShape:
+    """Shape of a step from its rows; one-token rows count as decodes."""
+    chunks = list(zip(query_lens.tolist(), context_lens.tolist(), strict=True))
+    return shape_of(num_decodes=0, cached=0, chunks=chunks, num_sampled=num_sampled, mode=mode)
+
+
+def shape_of(
+    *, num_decodes: int, cached: int, chunks: list[tuple[int, int]], num_sampled: int, mode: Mode
+) -> StepShape:
+    """Shape of a step of ``num_decodes`` rows with ``cached`` tokens in all, and of ``chunks`` of
+    (new, cached) tokens; a chunk of one token is a decode."""
+    prefill_tokens = prefill_context = pairs = num_prefills = 0
+    for new, before in chunks:
+        if new == 1:
+            num_decodes += 1
+            cached += before
+        else:
+            num_prefills += 1
+            prefill_tokens += new
+            prefill_context += new + before
+            pairs += new * before + new * (new + 1) // 2
+    return StepShape(
+        mode=mode,
+        num_seqs=num_decodes + num_prefills,
+        num_decode_tokens=num_decodes,
+        num_prefill_tokens=prefill_tokens,
+        decode_context_tokens=cached + num_decodes,
+        prefill_context_tokens=prefill_context,
+        prefill_attention_pairs=pairs,
+        num_sampled=num_sampled,
+    )

@@ -1,0 +1,57 @@
+"""The HTTP front end of one engine: ``python -m engine.server.front.process``, which it starts.
+
+HTTP, tokenising, detokenising and stop strings happen here, beside the step loop and not in its
+turns. It ends when told to (SIGTERM, after draining) and when the engine's process is gone.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+import msgspec
+
+from engine.rank.worker import begin
+from engine.server import create_server
+from engine.server.front.messages import FrontFailed, FrontSetup, WireError
+from engine.server.front.remote import RemoteEngine
+from engine.server.front.serving import announce_and_run
+from engine.spec.errors import EngineError
+from engine.text.tokenizer import Tokenizer
+from engine.wire.frames import FrameChannel
+
+
+def main() -> int:
+    channel = begin(sys.argv[1:])
+    frame = channel.receive()
+    if frame is None:
+        return 0
+    setup = msgspec.msgpack.decode(frame, type=FrontSetup)
+    (listener_fd,) = channel.take_fds()
+    try:
+        tokenizer = Tokenizer.from_dir(setup.model_dir)
+    except EngineError as error:
+        failed = FrontFailed(error=WireError.of(error))
+        channel.send(msgspec.msgpack.encode(failed))
+        return 1
+    _serve(channel, setup, tokenizer, socket.socket(fileno=listener_fd))
+    return 0
+
+
+def _serve(
+    channel: FrameChannel, setup: FrontSetup, tokenizer: Tokenizer, listener: socket.socket
+) -> None:
+    engine = RemoteEngine(channel, setup, tokenizer)
+    engine.start()
+    app = create_server(
+        engine,
+        tokenizer,
+        model_name=setup.model_name,
+        api_key=setup.api_key,
+        engine_name=setup.engine_name,
+    )
+    announce_and_run(app, listener, drain_s=setup.drain_s, on_ready=engine.say_ready)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

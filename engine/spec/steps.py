@@ -1,0 +1,249 @@
+"""Steps: what the scheduler sends to ranks, what comes back, and the sample each step leaves.
+
+Every message between processes is a struct of this file, encoded by msgspec (never pickle).
+Arrays travel as raw little-endian bytes beside their dtype's fixed name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from engine.spec.plan import Mode
+
+Int32Array = npt.NDArray[np.int32]
+Float32Array = npt.NDArray[np.float32]
+UInt64Array = npt.NDArray[np.uint64]
+
+
+class StepShape(msgspec.Struct, frozen=True, kw_only=True):
+    """The size of one step: everything its time depends on.
+
+    ``decode_context_tokens`` sums the KV length each decode token attends to;
+    ``prefill_attention_pairs`` sums query-key pairs of prefill chunks,
+    ``q*context + q*(q+1)/2`` per chunk; ``prefill_context_tokens`` sums the KV length read.
+    """
+
+    mode: Mode = Mode.BASE
+    num_seqs: int = 0
+    num_decode_tokens: int = 0
+    num_prefill_tokens: int = 0
+    decode_context_tokens: int = 0
+    prefill_context_tokens: int = 0
+    prefill_attention_pairs: int = 0
+    num_sampled: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the step, n of the shift rule."""
+        return self.num_decode_tokens + self.num_prefill_tokens
+
+
+class SlotSampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the sequence in a slot is sampled; the fields are those of ``SamplingParams``.
+
+    ``num_logprobs``: how many of the best tokens' log probabilities to tell beside the chosen
+    one's; -1 tells none at all. ``banned_ids`` get no probability before ``min_tokens`` outputs.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    min_tokens: int = 0
+    banned_ids: tuple[int, ...] = ()
+    seed: int = 0
+    choice: int = 0
+    num_logprobs: int = -1
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the tokens so far change the next one's scores."""
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
+
+class SlotStart(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A sequence takes a slot of every rank's table; whatever the slot held is forgotten.
+
+    ``num_computed`` tokens are in the KV cache already, in ``blocks`` i4 (prefix reuse).
+    ``token_ids`` i4 are the known tokens from there on; tokens after them are the rank's own
+    samples. ``past_ids`` i4 are those before ``num_computed``, sent only with penalties. The
+    first ``prompt_len`` tokens of all are the prompt.
+    """
+
+    slot: int
+    prompt_len: int
+    token_ids: bytes
+    num_computed: int = 0
+    past_ids: bytes = b""
+    blocks: bytes = b""
+    sampling: SlotSampling = SlotSampling()
+
+
+class StepPlan(msgspec.Struct, tag="step", kw_only=True, omit_defaults=True):
+    """One step for every rank of a replica: what changed since the step before.
+
+    Ranks keep block tables, lengths, last tokens and sampling values by slot (see
+    ``engine.wire.rank_table``) and decide nothing. In this order: ``starts`` fill slots, then block
+    ``grown_blocks`` i4[K] is appended to slot ``grown_slots`` i4[K], then the S rows run:
+    ``slots`` i4[S] with ``query_lens`` i4[S] new tokens each (empty: one each). A row whose new
+    tokens reach the end of its known ones is sampled. Simulated steps carry the shape only.
+    """
+
+    step_id: int
+    shape: StepShape
+    starts: list[SlotStart] = []
+    grown_slots: bytes = b""
+    grown_blocks: bytes = b""
+    slots: bytes = b""
+    query_lens: bytes = b""
+    return_logits: bool = False
+
+    @property
+    def mode(self) -> Mode:
+        return self.shape.mode
+
+
+class StepResult(msgspec.Struct, tag="result", kw_only=True, omit_defaults=True):
+    """What the last stage's first rank answers: ``token_ids`` i4[R] of the sampled rows in order.
+
+    ``logits`` (f8[R, vocab_size], only when asked for) are the model's own. With
+    ``num_logprobs`` = K >= 0, ``logprob_ids`` i4[R, 1+K] hold the chosen token and the K best,
+    ``logprobs`` f4[R, 1+K] their log probabilities under the model's own logits, and
+    ``logprob_ranks`` i4[R] the chosen one's place (1 = most likely); K is the most any row of
+    the step asked for.
+
+    Times are seconds on that rank: ``idle_s`` between the end of its step before and this
+    plan's coming (the first step has none), ``input_s`` reading and copying the plan, of which
+    ``input_exposed_s`` held the forward pass up, ``forward_s`` the pass without the collectives'
+    waiting, ``communication_s`` inside collectives, ``sample_s`` the sampler.
+    """
+
+    step_id: int
+    token_ids: bytes = b""
+    logits: bytes | None = None
+    num_logprobs: int = -1
+    logprob_ids: bytes = b""
+    logprobs: bytes = b""
+    logprob_ranks: bytes = b""
+    idle_s: float = 0.0
+    input_s: float = 0.0
+    input_exposed_s: float = 0.0
+    forward_s: float = 0.0
+    communication_s: float = 0.0
+    sample_s: float = 0.0
+
+    @property
+    def rank_s(self) -> float:
+        """Seconds from when the answering rank had this step to its end."""
+        return self.input_exposed_s + self.forward_s + self.communication_s + self.sample_s
+
+
+class StepSample(msgspec.Struct, frozen=True, kw_only=True):
+    """Telemetry of one step, always on; feeds metrics and the cost model.
+
+    ``start_s`` is on the engine's clock; ``step_s`` is how long the ranks were at it (from the
+    result before it, or from its submission if they stood idle, to its own result); with several
+    stages steps overlap, and ``busy_s`` leaves out what lay behind the step before. A part's
+    ``*_exposed_s`` is what of it no step in flight covered; forward, communication and sampling
+    are the step itself. ``bubble_s`` is how long the ranks waited for the host before it, while
+    there was work. ``other_mode_s`` is the mode table's time for the mode not chosen, and
+    ``regret_s`` by how much that would have been quicker (0 when the choice was right).
+    """
+
+    step_id: int
+    plan: str
+    replica: int
+    shape: StepShape
+    padded_tokens: int
+    start_s: float
+    step_s: float
+    schedule_s: float
+    input_s: float
+    forward_s: float
+    communication_s: float
+    sample_s: float
+    output_s: float
+    kv_usage: float
+    schedule_exposed_s: float = 0.0
+    input_exposed_s: float = 0.0
+    output_exposed_s: float = 0.0
+    bubble_s: float = 0.0
+    other_mode_s: float | None = None
+    regret_s: float = 0.0
+    busy_s: float = 0.0
+
+
+class RankSetup(msgspec.Struct, tag="setup", kw_only=True):
+    """First message to a rank: who it is and what it loads. Paths and enums as strings."""
+
+    model_dir: str
+    plan: dict[str, Any]
+    rank: int
+    dtype: str
+    device: str
+    block_size: int
+    num_kv_blocks: int
+    num_slots: int
+    max_blocks_per_seq: int
+    max_batched_tokens: int
+    has_parallel_sampling: bool
+    backend: str
+    init_method: str
+    link: dict[str, float] | None
+    timeout_s: float
+
+
+class RankReady(msgspec.Struct, tag="ready", kw_only=True):
+    """A rank has loaded its shard. ``weight_bytes`` counts resident parameter storage once."""
+
+    rank: int
+    weight_bytes: int
+    kv_bytes: int
+
+
+class RankFailure(msgspec.Struct, tag="failure", kw_only=True):
+    """A rank raised; ``detail`` is its traceback's text.
+
+    ``kind`` names the class when it was one of ``engine.spec.errors``; ``detail`` is then its
+    message.
+    """
+
+    rank: int
+    step_id: int | None
+    detail: str
+    kind: str = ""
+
+
+class Shutdown(msgspec.Struct, tag="shutdown"):
+    """Ranks finish what was sent before and exit."""
+
+
+ToRank = RankSetup | StepPlan | Shutdown
+FromRank = RankReady | StepResult | RankFailure
+
+
+def int32(raw: bytes) -> Int32Array:
+    """View bytes of the wire as i4."""
+    return np.frombuffer(raw, dtype=np.int32)
+
+
+def float32(raw: bytes) -> Float32Array:
+    """View bytes of the wire as f4."""
+    return np.frombuffer(raw, dtype=np.float32)
+
+
+def uint64(raw: bytes) -> UInt64Array:
+    """View bytes of the wire as u8."""
+    return np.frombuffer(raw, dtype=np.uint64)

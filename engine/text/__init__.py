@@ -1,0 +1,1 @@
+"""Characters and token ids: tokenizer, chat templates, pieces of text as tokens come."""

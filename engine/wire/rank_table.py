@@ -1,0 +1,176 @@
+"""What a rank remembers between steps: every slot's tokens, length and blocks; no torch.
+
+The host sends what changed (``engine.spec.steps.StepPlan``); this table turns it into the rows of
+the step. A slot's tokens, told and sampled::
+
+    position   0 .. num_computed-1 | .. start_len-1 | start_len ..
+    told       in the KV cache     | token_ids      | nothing: the rank's own samples, one a step
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.spec.steps import Int32Array, SlotStart, StepPlan, int32
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepRows:
+    """The rows of one step, in full: S rows with N new tokens, R of the rows sampled.
+
+    ``number`` counts the steps of a table from 0. ``slots``, ``query_lens``, ``context_lens``
+    i4[S]; ``block_tables`` i4[S, W], -1 beyond a row's blocks. ``token_ids`` i4[N] are 0 where
+    the token is a placeholder: at ``placeholder_at`` i8[P] stands the last token sampled in
+    ``placeholder_slots`` i8[P], the latest of which step ``newest_sample`` chose (-1: none).
+    ``sample_rows`` i8[R] are sampled, in slots ``sample_slots`` i4[R], for the output positions
+    ``positions`` i4[R]. ``starts`` took their slots in this step.
+    """
+
+    number: int
+    slots: Int32Array
+    query_lens: Int32Array
+    context_lens: Int32Array
+    block_tables: Int32Array
+    token_ids: Int32Array
+    placeholder_at: Int64Array
+    placeholder_slots: Int64Array
+    newest_sample: int
+    sample_rows: Int64Array
+    sample_slots: Int32Array
+    positions: Int32Array
+    starts: list[SlotStart]
+
+
+class RankTable:
+    """State of ``num_slots`` slots, each of at most ``max_blocks`` KV blocks."""
+
+    def __init__(self, *, num_slots: int, max_blocks: int) -> None:
+        self._num_computed = np.full(num_slots, -1, np.int32)
+        self._start_len = np.zeros(num_slots, np.int32)
+        self._prompt_len = np.zeros(num_slots, np.int32)
+        self._num_blocks = np.zeros(num_slots, np.int64)
+        self._blocks = np.full((num_slots, max_blocks), -1, np.int32)
+        self._sampled_in = np.full(num_slots, -1, np.int64)
+        self._known: list[Int32Array] = [np.empty(0, np.int32)] * num_slots
+        self._known_from = np.zeros(num_slots, np.int32)
+        self._num_steps = 0
+
+    @property
+    def num_slots(self) -> int:
+        return len(self._num_computed)
+
+    def apply(self, step: StepPlan) -> StepRows:
+        """Take in what changed and advance by the step's tokens; the rows to run."""
+        for start in step.starts:
+            self._start(start)
+        if step.grown_slots:
+            self._grow(int32(step.grown_slots), int32(step.grown_blocks))
+        slots = int32(step.slots)
+        query_lens = int32(step.query_lens) if step.query_lens else np.ones(len(slots), np.int32)
+        self._check_rows(slots, query_lens)
+        rows = self._rows(slots, query_lens, step.starts)
+        self._num_computed[slots] += query_lens
+        self._sampled_in[rows.sample_slots] = rows.number
+        self._num_steps += 1
+        return rows
+
+    def _start(self, start: SlotStart) -> None:
+        slot, known, blocks = start.slot, int32(start.token_ids), int32(start.blocks)
+        assert 0 <= slot < self.num_slots, f"slot {slot} is not below {self.num_slots}"
+        assert len(known), f"slot {slot} starts without a token to compute"
+        self._num_computed[slot] = self._known_from[slot] = start.num_computed
+        self._start_len[slot] = start.num_computed + len(known)
+        self._prompt_len[slot] = start.prompt_len
+        self._known[slot] = known
+        self._blocks[slot, : self._num_blocks[slot]] = -1
+        self._num_blocks[slot] = 0
+        self._append(slot, blocks)
+
+    def _append(self, slot: int, blocks: Int32Array) -> None:
+        first = int(self._num_blocks[slot])
+        end = first + len(blocks)
+        self._check_width(slot, end)
+        self._blocks[slot, first:end] = blocks
+        self._num_blocks[slot] = end
+
+    def _grow(self, slots: Int32Array, blocks: Int32Array) -> None:
+        """Append one block per entry; a slot named several times gets them in that order."""
+        assert len(slots) == len(blocks), f"{len(slots)} slots grow by {len(blocks)} blocks"
+        self._check_range(slots)
+        order = np.argsort(slots, kind="stable")
+        grouped = slots[order]
+        places = self._num_blocks[grouped] + np.arange(len(slots))
+        places -= np.searchsorted(grouped, grouped)
+        self._check_width(int(grouped[places.argmax()]), int(places.max()) + 1)
+        self._blocks[grouped, places] = blocks[order]
+        self._num_blocks += np.bincount(slots, minlength=self.num_slots)
+
+    def _rows(self, slots: Int32Array, query_lens: Int32Array, starts: list[SlotStart]) -> StepRows:
+        context_lens, start_lens = self._num_computed[slots], self._start_len[slots]
+        ends = context_lens + query_lens
+        is_own = context_lens >= start_lens
+        is_fine = ends <= np.maximum(start_lens, context_lens + 1)
+        assert is_fine.all(), (
+            f"slot {slots[~is_fine][0]}: {query_lens[~is_fine][0]} new tokens after "
+            f"{context_lens[~is_fine][0]} reach beyond the {start_lens[~is_fine][0]} known ones"
+        )
+        firsts = np.cumsum(query_lens, dtype=np.int64) - query_lens
+        own_slots = slots[is_own].astype(np.int64)
+        sampled = np.flatnonzero(ends >= start_lens)
+        sample_slots = slots[sampled]
+        width = int(self._num_blocks[slots].max())
+        return StepRows(
+            number=self._num_steps,
+            slots=slots,
+            query_lens=query_lens,
+            context_lens=context_lens,
+            block_tables=self._blocks[:, :width].take(slots, axis=0),
+            token_ids=self._token_ids(slots, query_lens, context_lens, firsts, is_own),
+            placeholder_at=firsts[is_own],
+            placeholder_slots=own_slots,
+            newest_sample=int(self._sampled_in[own_slots].max(initial=-1)),
+            sample_rows=sampled,
+            sample_slots=sample_slots,
+            positions=ends[sampled] - self._prompt_len[sample_slots],
+            starts=starts,
+        )
+
+    def _token_ids(
+        self,
+        slots: Int32Array,
+        query_lens: Int32Array,
+        context_lens: Int32Array,
+        firsts: Int64Array,
+        is_own: npt.NDArray[np.bool_],
+    ) -> Int32Array:
+        ids = np.zeros(int(query_lens.sum()), np.int32)
+        for row in np.flatnonzero(~is_own).tolist():
+            slot, count, first = slots[row], query_lens[row], firsts[row]
+            begin = context_lens[row] - self._known_from[slot]
+            ids[first : first + count] = self._known[slot][begin : begin + count]
+        return ids
+
+    def _check_rows(self, slots: Int32Array, query_lens: Int32Array) -> None:
+        assert len(slots) == len(query_lens), f"{len(slots)} rows, {len(query_lens)} lengths"
+        assert len(slots), "a step has rows"
+        self._check_range(slots)
+        assert query_lens.min() >= 1, "every row has new tokens"
+        assert (np.bincount(slots) <= 1).all(), f"a slot has two rows: {sorted(slots.tolist())}"
+        is_idle = self._num_computed[slots] < 0
+        assert not is_idle.any(), f"slot {slots[is_idle][0]} was never started"
+        is_bare = self._num_blocks[slots] == 0
+        assert not is_bare.any(), f"slot {slots[is_bare][0]} has no block"
+
+    def _check_range(self, slots: Int32Array) -> None:
+        low, high = int(slots.min()), int(slots.max())
+        is_fine = low >= 0 and high < self.num_slots
+        assert is_fine, f"slots {low}..{high} are not in 0..{self.num_slots - 1}"
+
+    def _check_width(self, slot: int, num_blocks: int) -> None:
+        most = self._blocks.shape[1]
+        assert num_blocks <= most, f"slot {slot} has {num_blocks} blocks; {most} are its most"

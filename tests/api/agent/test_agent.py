@@ -1,0 +1,191 @@
+"""A real engine with its agent against the service on a real port."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from api.agent.agent import EngineAgent
+from api.web.settings import Settings
+from engine.engine import Engine
+from engine.spec.config import EngineConfig, ExecutorKind
+from engine.spec.plan import ParallelPlan
+from engine.spec.request import Request, SamplingParams
+from engine.spec.steps import StepShape
+from store import Database
+from tests.api.conftest import ADMIN
+from tests.api.live import free_port, running_service, wait_until
+
+Json = dict[str, Any]
+
+
+class ConstantTimer:
+    """Every step takes a millisecond on each stage."""
+
+    def __init__(self, plan: ParallelPlan) -> None:
+        self._pp = plan.pp
+
+    def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:
+        return (1e-3,) * self._pp
+
+    def host_seconds(self, shape: StepShape) -> float:
+        return 0.0
+
+
+@pytest.fixture
+def engine(model_dir: Path) -> Iterator[Engine]:
+    """A wall-paced engine of two simulated ranks."""
+    config = EngineConfig(
+        model_dir=model_dir,
+        plan=ParallelPlan(sp=2, shift=True),
+        executor=ExecutorKind.SIMULATED,
+        max_devices=4,
+    )
+    with Engine(config, timer_factory=ConstantTimer) as engine:
+        yield engine
+
+
+def _agent(engine: Engine, url: str) -> EngineAgent:
+    return EngineAgent(
+        engine=engine,
+        control_url=url,
+        api_key=ADMIN,
+        public_url="http://127.0.0.1:1",
+        name="chat",
+        heartbeat_s=0.05,
+    )
+
+
+def _client(url: str) -> httpx.Client:
+    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {ADMIN}"})
+
+
+def _generate(engine: Engine, request_id: str, max_tokens: int = 4) -> None:
+    done = threading.Event()
+    engine.submit(
+        Request(
+            request_id=request_id,
+            prompt_ids=(5, 6, 7),
+            sampling=SamplingParams(max_tokens=max_tokens),
+            arrival_s=0.0,
+        ),
+        lambda output: done.set() if output.is_finished else None,
+    )
+    assert done.wait(30)
+
+
+def _patch(client: httpx.Client, engine_id: str, body: Json) -> Json:
+    url = f"/v1/engines/{engine_id}/policy"
+    etag = client.get(url).headers["etag"]
+    answer = client.patch(url, json=body, headers={"If-Match": etag})
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def test_an_engine_registers_reports_exact_timings_and_follows_its_policy(
+    engine: Engine, settings: Settings, database: Database
+) -> None:
+    with running_service(settings, free_port()) as url, _client(url) as client:
+        agent = _agent(engine, url)
+        agent.start()
+        wait_until(lambda: agent.engine_id is not None)
+        engine_id = str(agent.engine_id)
+        wait_until(lambda: client.get(f"/v1/engines/{engine_id}").json()["applied_version"] == 1)
+
+        _patch(client, engine_id, {"shift": {"threshold_tokens": 17}, "mode": "shift"})
+        wait_until(lambda: engine.policy.version == 2)
+        assert (engine.policy.threshold_tokens, engine.policy.mode) == (17, "shift")
+
+        _generate(engine, "r1")
+        wait_until(lambda: _finished(database, engine_id))
+        (request,) = _finished(database, engine_id)
+        assert request["input_tokens"] == 3
+        assert len(request["token_ms"]) == 4
+        assert request["token_ms"] == sorted(request["token_ms"])
+
+        agent.stop()
+        assert client.get(f"/v1/engines/{engine_id}").json()["last_heartbeat_at"] is None
+
+
+def test_a_new_plan_is_applied_by_a_reshape_and_its_class_is_kept(
+    engine: Engine, settings: Settings, database: Database
+) -> None:
+    with running_service(settings, free_port()) as url, _client(url) as client:
+        agent = _agent(engine, url)
+        agent.start()
+        wait_until(lambda: agent.engine_id is not None)
+        engine_id = str(agent.engine_id)
+        _patch(client, engine_id, {"plan": {"sp": 1, "tp": 2}, "shift": {"enabled": False}})
+        versions = f"/v1/engines/{engine_id}/policy/versions"
+        wait_until(lambda: client.get(versions).json()[0]["ack_state"] == "applied")
+        assert engine.policy.plan == ParallelPlan(tp=2)
+        newest = client.get(versions).json()[0]
+        assert newest["ack_changes"] == {"plan": "reshape"}
+        assert newest["ack_seconds"] > 0
+        agent.stop()
+
+
+def test_what_the_engine_refuses_is_replaced_by_what_it_runs(
+    engine: Engine, settings: Settings, database: Database
+) -> None:
+    engine.config = replace(engine.config, max_devices=2)
+    with running_service(settings, free_port()) as url, _client(url) as client:
+        agent = _agent(engine, url)
+        agent.start()
+        wait_until(lambda: agent.engine_id is not None)
+        engine_id = str(agent.engine_id)
+        _patch(client, engine_id, {"plan": {"sp": 4}})
+        versions = f"/v1/engines/{engine_id}/policy/versions"
+        wait_until(lambda: len(client.get(versions).json()) == 3)
+        adopted, refused, _ = client.get(versions).json()
+        assert refused["ack_state"] == "refused"
+        assert "needs 4 devices" in refused["ack_message"]
+        assert adopted["origin"] == "adopted"
+        assert adopted["document"]["plan"]["sp"] == 2
+        agent.stop()
+
+
+def test_the_engine_serves_through_an_outage_and_catches_up_after_it(
+    engine: Engine, settings: Settings, database: Database
+) -> None:
+    port = free_port()
+    with running_service(settings, port) as url:
+        agent = _agent(engine, url)
+        agent.start()
+        wait_until(lambda: agent.engine_id is not None)
+        engine_id = str(agent.engine_id)
+    _generate(engine, "during")
+    with running_service(settings, port) as url, _client(url) as client:
+        _patch(client, engine_id, {"mode": "base"})
+        wait_until(lambda: engine.policy.mode == "base")
+        assert str(agent.engine_id) == engine_id
+        assert len(client.get("/v1/engines").json()) == 1
+        agent.stop()
+
+
+def test_an_agent_waits_for_a_control_plane_that_comes_later(
+    engine: Engine, settings: Settings, database: Database
+) -> None:
+    port = free_port()
+    agent = _agent(engine, f"http://127.0.0.1:{port}")
+    agent.start()
+    _generate(engine, "alone")
+    with running_service(settings, port):
+        wait_until(lambda: agent.engine_id is not None)
+        agent.stop()
+
+
+def _finished(database: Database, engine_id: str) -> list[Json]:
+    from datetime import timedelta
+
+    from store.models.base import utc_now
+
+    with database.read() as uow:
+        beats = uow.engines.list_heartbeats(engine_id, since=utc_now() - timedelta(minutes=1))
+    return [request for beat in beats for request in beat.requests]

@@ -1,0 +1,91 @@
+"""The client against the service on a real port."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from api.clients.client import ClientError, GearshiftClient
+from api.services import jobs
+from api.web.settings import Settings
+from store import Database
+from store.models import JobState
+from tests.api.conftest import ADMIN
+from tests.api.live import free_port, running_service
+from tests.api.worlds import add_recommendation, engine_body
+
+Json = dict[str, Any]
+
+
+@pytest.fixture
+def remote(settings: Settings, database: Database) -> Iterator[GearshiftClient]:
+    with running_service(settings, free_port()) as url, GearshiftClient(url, ADMIN) as client:
+        yield client
+
+
+def test_a_job_is_followed_to_its_end(
+    remote: GearshiftClient, database: Database, job_body: Json
+) -> None:
+    job_id = remote.create_job(job_body, idempotency_key="once")["id"]
+    assert remote.create_job(job_body, idempotency_key="once")["id"] == job_id
+
+    def work() -> None:
+        for number in range(3):
+            with database.begin() as uow:
+                uow.jobs.append_event(job_id, "trial", {"number": number})
+        with database.begin() as uow:
+            jobs.move(uow, uow.jobs.get(job_id), JobState.SUCCEEDED, "done")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    events = list(remote.follow_job(job_id))
+    thread.join()
+    assert [event.seq for event in events] == [1, 2, 3, 4, 5]
+    assert [event.type for event in events] == ["state", "trial", "trial", "trial", "state"]
+    assert events[-1].data["state"] == "succeeded"
+
+
+def test_lists_come_whole_over_their_pages(
+    remote: GearshiftClient, database: Database, job_body: Json
+) -> None:
+    job_id = remote.create_job(job_body)["id"]
+    with database.begin() as uow:
+        for number in range(250):
+            uow.trials.add(job_id, {"number": number, "state": "complete"})
+    assert [t["number"] for t in remote.list_trials(job_id)] == list(range(250))
+
+
+def test_a_policy_is_patched_without_the_caller_handling_etags(
+    remote: GearshiftClient, settings: Settings, database: Database
+) -> None:
+    engine_id = _register(remote)
+    tried = remote.patch_policy(engine_id, {"mode": "base"}, is_dry_run=True)
+    assert (tried["is_dry_run"], remote.get_policy(engine_id)["version"]) == (True, 1)
+    done = remote.patch_policy(engine_id, {"mode": "base"})
+    assert done["changes"][0]["class"] == "hot"
+    assert [v["version"] for v in remote.list_policy_versions(engine_id)] == [2, 1]
+    assert remote.wait_applied(engine_id, 1)["id"] == engine_id
+
+
+def test_a_recommendation_is_applied(remote: GearshiftClient, database: Database) -> None:
+    engine_id = _register(remote)
+    recommendation_id = add_recommendation(database)
+    assert remote.get_recommendation(recommendation_id)["schedule"]["bands"]
+    answer = remote.apply_recommendation(recommendation_id, engine_id)
+    assert answer["policy"]["requested"]["provenance"]["recommendation"] == recommendation_id
+    assert remote.list_decisions(engine_id) == []
+
+
+def test_a_refusal_is_raised_with_the_services_own_words(
+    remote: GearshiftClient, job_body: Json
+) -> None:
+    with pytest.raises(ClientError, match="p95_speed") as caught:
+        remote.create_job({**job_body, "sla": "p95_speed<=1"})
+    assert (caught.value.status, caught.value.problem["code"]) == (422, "invalid_request")
+
+
+def _register(remote: GearshiftClient) -> str:
+    return str(remote._object("POST", "/v1/engines", json=engine_body())["id"])

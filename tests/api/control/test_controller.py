@@ -1,0 +1,178 @@
+"""The live loop over real heartbeats in a real database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from api.control.controller import Controller
+from api.documents.control_state import memory_from_json, memory_to_json
+from api.web.context import AppContext
+from policies.controller import ControlLimits, ControlMemory
+from policies.decision import SmoothedLoad
+from store import Database
+from tests.api.worlds import BUSY, CALM, acknowledge, add_recommendation, heartbeat_body, register
+
+Json = dict[str, Any]
+
+
+@pytest.fixture
+def controller(client: TestClient) -> Iterator[Controller]:
+    """A controller that acts at once on what it sees."""
+    context: AppContext = client.app.state.context  # type: ignore[attr-defined]
+    limits = ControlLimits(ema_alpha=1.0, cool_down_down_s=0.0, settle_s=0.0, min_requests=5)
+    yield Controller(context, limits)
+    assert "controller tick failed" not in client.get("/metrics").text
+
+
+@pytest.fixture
+def engine_id(client: TestClient, database: Database) -> str:
+    """An engine that runs a recommendation with a schedule."""
+    engine_id = register(client)
+    url = f"/v1/recommendations/{add_recommendation(database)}:apply"
+    assert client.post(url, json={"engine_id": engine_id}).status_code == 200
+    acknowledge(client, engine_id)
+    return engine_id
+
+
+def _beat(client: TestClient, engine_id: str, arrived: int, **changes: Any) -> None:
+    policy = client.get(f"/v1/engines/{engine_id}").json()["effective_policy"]
+    body = heartbeat_body(arrived=arrived, policy=policy, **changes)
+    answer = client.post(f"/v1/engines/{engine_id}/heartbeats", json=body)
+    assert answer.status_code == 202, answer.text
+
+
+def _decisions(client: TestClient, engine_id: str) -> list[tuple[str, str]]:
+    found = client.get("/v1/decisions", params={"engine_id": engine_id}).json()
+    return [(d["action"], d["reason"]) for d in found]
+
+
+def _caps(client: TestClient, engine_id: str) -> Json:
+    policy = client.get(f"/v1/engines/{engine_id}/policy").json()
+    return dict(policy["requested"]["caps"])
+
+
+def test_an_engine_without_a_schedule_is_left_alone(
+    client: TestClient, controller: Controller
+) -> None:
+    engine_id = register(client)
+    _beat(client, engine_id, 50)
+    controller.tick()
+    assert _decisions(client, engine_id) == []
+
+
+def test_missing_heartbeats_are_missing_data_and_never_zero_load(
+    client: TestClient, controller: Controller, engine_id: str
+) -> None:
+    controller.tick()
+    assert _decisions(client, engine_id) == [("hold", "no_data")]
+    assert client.get(f"/v1/engines/{engine_id}/policy").json()["version"] == 2
+
+
+def test_a_rising_load_moves_the_hot_settings_as_a_new_audited_version(
+    client: TestClient, controller: Controller, engine_id: str
+) -> None:
+    _beat(client, engine_id, 5)
+    controller.tick()
+    assert _caps(client, engine_id)["max_num_seqs"] == CALM.caps.max_num_seqs
+    _beat(client, engine_id, 60)
+    controller.tick()
+    assert _decisions(client, engine_id)[0] == ("move", "load_up")
+    assert _caps(client, engine_id)["max_num_seqs"] == BUSY.caps.max_num_seqs
+    newest = client.get(f"/v1/engines/{engine_id}/policy/versions").json()[0]
+    assert (newest["origin"], newest["created_by"]) == ("controller", "controller")
+    assert "load_up" in newest["reason"]
+    audit = client.get("/v1/audit", params={"resource": f"engines/{engine_id}/policy"}).json()
+    assert audit[0]["action"] == "policy.controller"
+
+
+def test_a_decision_holds_what_was_seen_and_what_was_rejected(
+    client: TestClient, controller: Controller, engine_id: str
+) -> None:
+    _beat(client, engine_id, 5)
+    controller.tick()
+    decision = client.get("/v1/decisions").json()[0]
+    assert decision["observed"]["rate_rps"] == 5.0
+    assert decision["observed"]["metrics"]["p95_ttft_ms"] == pytest.approx(40.0)
+    assert decision["observed"]["metrics"]["attainment"] == 1.0
+    assert decision["rejected"] == [{"band_index": 1, "why": "load_is_lower"}]
+
+
+def test_while_a_change_is_on_its_way_nothing_is_decided(
+    client: TestClient, controller: Controller, engine_id: str
+) -> None:
+    for arrived in (5, 60, 5):
+        _beat(client, engine_id, arrived)
+        controller.tick()
+    before = len(_decisions(client, engine_id))
+    controller.tick()
+    assert len(_decisions(client, engine_id)) == before
+
+
+def test_the_same_decision_again_is_counted_but_not_kept(
+    client: TestClient, controller: Controller, engine_id: str
+) -> None:
+    for _ in range(3):
+        _beat(client, engine_id, 5)
+        controller.tick()
+    assert _decisions(client, engine_id) == [("hold", "in_band"), ("hold", "first_observation")]
+    counted = 'gearshift_decisions_total{action="hold",reason="in_band"} 2.0'
+    assert counted in client.get("/metrics").text
+
+
+def test_a_change_made_on_the_engine_itself_pauses_the_controller(
+    client: TestClient, controller: Controller, engine_id: str
+) -> None:
+    _beat(client, engine_id, 5)
+    controller.tick()
+    policy = client.get(f"/v1/engines/{engine_id}").json()["effective_policy"]
+    changed = {**policy, "caps": {**policy["caps"], "max_num_seqs": 7}}
+    body = heartbeat_body(arrived=5, policy=changed)
+    client.post(f"/v1/engines/{engine_id}/heartbeats", json=body)
+    controller.tick()
+    assert _decisions(client, engine_id)[0] == ("hold", "drift_paused")
+
+
+def test_a_new_controller_goes_on_from_what_the_last_one_remembered(
+    client: TestClient, controller: Controller, engine_id: str
+) -> None:
+    _beat(client, engine_id, 5)
+    controller.tick()
+    context: AppContext = client.app.state.context  # type: ignore[attr-defined]
+    _beat(client, engine_id, 5)
+    Controller(context).tick()
+    assert _decisions(client, engine_id)[0] == ("hold", "in_band")
+
+
+def test_attainment_and_latency_are_shown_as_metrics(
+    client: TestClient, controller: Controller, engine_id: str
+) -> None:
+    _beat(client, engine_id, 6, ttft_ms=900.0)
+    controller.tick()
+    text = client.get("/metrics").text
+    assert 'gearshift_slo_attainment_ratio{engine="chat"} 0.0' in text
+    labels = '{engine="chat",metric="ttft",percentile="p95"}'
+    assert f"gearshift_observed_seconds{labels} 0.9" in text
+    assert f"gearshift_predicted_seconds{labels} 0.12" in text
+    assert f"gearshift_prediction_error_ratio{labels} 6.5" in text
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        ControlMemory(),
+        ControlMemory(
+            load_band=1,
+            band_index=0,
+            commanded=BUSY,
+            smoothed=SmoothedLoad(rate_rps=2, mean_input_tokens=None, mean_output_tokens=3),
+            changed_s=1.5,
+            misses=2,
+        ),
+    ],
+)
+def test_memory_survives_the_database(memory: ControlMemory) -> None:
+    assert memory_from_json(memory_to_json(memory)) == memory

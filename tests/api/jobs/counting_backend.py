@@ -1,0 +1,98 @@
+"""A tuner of its own for worker tests: trials that count, wait and can be watched from outside.
+
+Each trial appends one line to the file named in the job's options, so that a test sees exactly
+how often it ran, in whatever process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from api.jobs.backend import IsCancelled, JobInputError, Json, OnEvent, Verdict
+from api.jobs.worker import run_worker
+from api.web.settings import Settings
+
+
+class CountingJob:
+    """Trial n scores n; every trial takes ``seconds``."""
+
+    def __init__(self, spec: Json, cost_model: Json, on_event: OnEvent) -> None:
+        self._options = spec["options"]
+        self._sla = spec["sla"]
+        self._on_event = on_event
+        self.cost_model: Json | None = cost_model
+
+    def run_trial(self, number: int, done: Sequence[Json], is_cancelled: IsCancelled) -> Json:
+        log = Path(self._options["log"])
+        with log.open("a") as lines:
+            lines.write(f"{number} {os.getpid()} {[d['number'] for d in done]}\n")
+        self._on_event("progress", {"number": number})
+        time.sleep(self._options.get("seconds", 0.0))
+        if number == self._options.get("explode_at"):
+            raise JobInputError("the trace has no rows")
+        return {
+            "number": number,
+            "plan": "tp=1",
+            "state": "complete",
+            "fidelity": "measured",
+            "metrics": {"p95_ttft_ms": {"value": float(number), "low": 0.0, "high": 9.0}},
+        }
+
+    def close(self) -> None:
+        pass
+
+    def recommend(self, trials: Sequence[Json], is_cancelled: IsCancelled) -> Verdict:
+        report = {"trials": list(trials), "recommendation": None}
+        if self._options.get("infeasible"):
+            return Verdict(
+                report=report,
+                recommendation=None,
+                schedule=None,
+                sla=self._sla,
+                reason="TTFT binds",
+            )
+        best = {"plan": "tp=1", "shift_threshold": 256, "caps": {}, "fidelity": "measured"}
+        return Verdict(
+            report={**report, "recommendation": best},
+            recommendation=best,
+            schedule=None,
+            sla=self._sla,
+            reason="cheapest",
+        )
+
+
+class CountingBackend:
+    """Counts its preparations the same way."""
+
+    def devices_needed(self, spec: Json) -> int:
+        return int(spec["options"].get("devices", 0))
+
+    def without_devices(self, spec: Json) -> Json:
+        return {**spec, "options": {**spec["options"], "devices": 0}}
+
+    def fingerprint(self, spec: Json) -> str:
+        return "test"
+
+    def prepare(
+        self,
+        spec: Json,
+        *,
+        cost_model: Json | None,
+        devices: Sequence[int],
+        on_event: OnEvent,
+    ) -> CountingJob:
+        kind = "again" if cost_model else "measured"
+        with Path(spec["options"]["log"]).open("a") as lines:
+            lines.write(f"prepare {kind}\n")
+        return CountingJob(spec, cost_model or {"fingerprint": "test", "v": 1}, on_event)
+
+
+if __name__ == "__main__":
+    stop = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+    run_worker(Settings(), CountingBackend(), stop)

@@ -1,0 +1,240 @@
+"""The steps of a job, without a workflow engine: each may run twice and nothing happens twice."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.jobs.leases import DeviceLeases
+from api.jobs.runner import JobRunner, StepResult
+from api.services.audit import service_caller
+from api.services.jobs import cancel, move
+from api.web.settings import Settings
+from migrations.runner import upgrade
+from store import Database
+from store.models import JobState
+from tests.api.jobs.counting_backend import CountingBackend
+from tests.api.live import wait_until
+
+Json = dict[str, Any]
+
+
+@pytest.fixture
+def database(database_url: str) -> Any:
+    database = Database(database_url)
+    upgrade(database.engine)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def runner(database: Database, settings: Settings) -> JobRunner:
+    return _runner(database, settings)
+
+
+def _runner(database: Database, settings: Settings) -> JobRunner:
+    backend = CountingBackend()
+    fast = settings.model_copy(update={"device_wait_s": 0.0})
+    return JobRunner(database, backend, DeviceLeases(database, fast))
+
+
+def _job(database: Database, tmp_path: Path, **options: Any) -> str:
+    on_busy = options.pop("on_busy", "simulate")
+    spec = {
+        "sla": "p95_ttft_ms<=500",
+        "on_busy": on_busy,
+        "options": {"log": str(tmp_path / "log"), **options},
+    }
+    with database.begin() as uow:
+        return uow.jobs.add(spec=spec, num_trials=3, created_by="key_test").id
+
+
+def _log(tmp_path: Path) -> list[str]:
+    return (tmp_path / "log").read_text().splitlines()
+
+
+def _state(database: Database, job_id: str) -> tuple[JobState, str]:
+    with database.read() as uow:
+        job = uow.jobs.get(job_id)
+    return job.state, job.reason
+
+
+def test_a_job_runs_from_queued_to_a_recommendation(
+    runner: JobRunner, database: Database, tmp_path: Path
+) -> None:
+    job_id = _job(database, tmp_path)
+    assert runner.begin(job_id) is StepResult.GO_ON
+    assert [runner.trial(job_id, n) for n in range(3)] == [StepResult.GO_ON] * 3
+    runner.finish(job_id)
+    assert _state(database, job_id) == (JobState.SUCCEEDED, "cheapest")
+    with database.read() as uow:
+        found = uow.recommendations.find_for_job(job_id)
+        events = [event.type for event in uow.jobs.list_events(job_id, after=0)]
+    assert found is not None
+    assert found.cost_model_id is not None
+    assert events == ["state", "cost_model", *["progress", "trial"] * 3, "state"]
+
+
+def test_a_step_that_runs_again_finds_its_row_and_does_nothing(
+    runner: JobRunner, database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    job_id = _job(database, tmp_path)
+    runner.begin(job_id)
+    runner.trial(job_id, 0)
+    restarted = _runner(database, settings)
+    assert restarted.begin(job_id) is StepResult.GO_ON
+    assert restarted.trial(job_id, 0) is StepResult.GO_ON
+    restarted.trial(job_id, 1)
+    assert [line.split()[0] for line in _log(tmp_path)] == ["prepare", "0", "prepare", "1"]
+    assert _log(tmp_path)[2] == "prepare again", "the kept cost model spares the measuring"
+    assert _log(tmp_path)[3].endswith("[0]"), "the second trial knows the first"
+
+
+def test_a_cancelled_job_stops_before_its_next_trial_and_keeps_the_finished(
+    runner: JobRunner, database: Database, tmp_path: Path
+) -> None:
+    job_id = _job(database, tmp_path)
+    runner.begin(job_id)
+    runner.trial(job_id, 0)
+    with database.begin() as uow:
+        cancel(uow, job_id, caller=service_caller("test"))
+    assert runner.trial(job_id, 1) is StepResult.STOP
+    runner.finish(job_id)
+    assert _state(database, job_id) == (JobState.CANCELLED, "cancelled; 1 of 3 trials kept")
+    with database.read() as uow:
+        assert [r["number"] for r in uow.trials.list_records(job_id)] == [0]
+
+
+def test_a_job_that_meets_no_sla_is_infeasible_with_the_reason(
+    runner: JobRunner, database: Database, tmp_path: Path
+) -> None:
+    job_id = _job(database, tmp_path, infeasible=True)
+    runner.begin(job_id)
+    runner.finish(job_id)
+    assert _state(database, job_id) == (JobState.INFEASIBLE, "TTFT binds")
+
+
+def test_an_input_that_cannot_be_used_fails_the_job_with_its_message(
+    runner: JobRunner, database: Database, tmp_path: Path
+) -> None:
+    job_id = _job(database, tmp_path, explode_at=1)
+    runner.begin(job_id)
+    runner.trial(job_id, 0)
+    assert runner.trial(job_id, 1) is StepResult.STOP
+    assert _state(database, job_id) == (JobState.FAILED, "the trace has no rows")
+
+
+def _hold_all(database: Database, settings: Settings) -> None:
+    with database.begin() as uow:
+        assert uow.devices.try_lease(
+            host=settings.node, devices=range(4), holder="engine:eng_1", expires_at=None
+        )
+
+
+def test_a_finished_job_is_left_as_it_is(
+    runner: JobRunner, database: Database, tmp_path: Path
+) -> None:
+    job_id = _job(database, tmp_path)
+    with database.begin() as uow:
+        move(uow, uow.jobs.get(job_id), JobState.CANCELLED, "by hand")
+    assert runner.begin(job_id) is StepResult.STOP
+    assert runner.finish(job_id) is StepResult.STOP
+    assert _state(database, job_id)[0] is JobState.CANCELLED
+
+
+def _hold_all(database: Database, settings: Settings) -> None:
+    with database.begin() as uow:
+        assert uow.devices.try_lease(
+            host=settings.node, devices=range(4), holder="engine:eng_1", expires_at=None
+        )
+
+
+def _leased(database: Database, settings: Settings) -> dict[int, str]:
+    with database.read() as uow:
+        return {lease.device: lease.holder for lease in uow.devices.list_leases(settings.node)}
+
+
+def test_a_live_job_leases_its_devices_until_it_ends(
+    runner: JobRunner, database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    job_id = _job(database, tmp_path, devices=3)
+    runner.begin(job_id)
+    runner.trial(job_id, 0)
+    assert _leased(database, settings) == dict.fromkeys(range(3), f"job:{job_id}")
+    runner.finish(job_id)
+    assert _leased(database, settings) == {}
+
+
+def test_a_resumed_job_takes_back_the_devices_a_dead_worker_left(
+    runner: JobRunner, database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    job_id = _job(database, tmp_path, devices=4)
+    runner.begin(job_id)
+    restarted = _runner(database, settings)
+    assert restarted.trial(job_id, 0) is StepResult.GO_ON
+    assert len(_leased(database, settings)) == 4
+
+
+def test_a_job_for_more_devices_than_there_are_gets_all_of_them(
+    runner: JobRunner, database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    runner.begin(_job(database, tmp_path, devices=64, on_busy="wait"))
+    assert len(_leased(database, settings)) == 4
+
+
+def test_devices_of_a_serving_engine_are_not_touched_and_the_report_says_simulated(
+    runner: JobRunner, database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    _hold_all(database, settings)
+    with database.begin() as uow:
+        uow.cost_models.add(fingerprint="test", document={"v": 1}, created_by="key_test")
+    job_id = _job(database, tmp_path, devices=1)
+    runner.begin(job_id)
+    runner.trial(job_id, 0)
+    runner.finish(job_id)
+    assert _state(database, job_id)[0] is JobState.SUCCEEDED
+    with database.read() as uow:
+        report = uow.jobs.get(job_id).report
+    assert report is not None
+    assert "comes from simulation" in report["warnings"][0]
+    assert set(_leased(database, settings).values()) == {"engine:eng_1"}
+
+
+def test_without_a_cost_model_a_job_cannot_be_simulated_and_waits_in_vain(
+    runner: JobRunner, database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    _hold_all(database, settings)
+    job_id = _job(database, tmp_path, devices=1)
+    assert runner.begin(job_id) is StepResult.STOP
+    assert _state(database, job_id)[0] is JobState.FAILED
+
+
+def test_a_job_that_must_be_live_waits_and_then_fails_with_the_numbers(
+    runner: JobRunner, database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    _hold_all(database, settings)
+    job_id = _job(database, tmp_path, devices=2, on_busy="wait")
+    assert runner.begin(job_id) is StepResult.STOP
+    state, reason = _state(database, job_id)
+    assert state is JobState.FAILED
+    assert "2 of 4 devices" in reason
+
+
+def test_a_job_cancelled_while_it_waits_for_devices_is_cancelled_not_failed(
+    database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    _hold_all(database, settings)
+    patient = settings.model_copy(update={"device_wait_s": 60.0})
+    runner = JobRunner(database, CountingBackend(), DeviceLeases(database, patient))
+    job_id = _job(database, tmp_path, devices=2, on_busy="wait")
+    thread = threading.Thread(target=runner.begin, args=(job_id,))
+    thread.start()
+    wait_until(lambda: _state(database, job_id)[0] is JobState.RUNNING)
+    with database.begin() as uow:
+        cancel(uow, job_id, caller=service_caller("test"))
+    thread.join()
+    runner.finish(job_id)
+    assert _state(database, job_id)[0] is JobState.CANCELLED

@@ -1,0 +1,50 @@
+"""The worker's supervisor: notices a dead worker by its exit code and starts another."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from api.jobs.supervisor import WorkerSupervisor
+from api.web.settings import Settings
+from tests.api.live import wait_until
+
+# Starts a grandchild, as a live trial starts ranks, and waits for its input to close.
+SCRIPT = """
+import pathlib, subprocess, sys
+rank = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+with pathlib.Path(sys.argv[1]).open("a") as log:
+    log.write(f"{rank.pid}\\n")
+sys.stdin.read()
+"""
+
+
+def _ranks(log: Path) -> list[int]:
+    return [int(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_killed_worker_is_replaced_and_nothing_it_started_outlives_it(
+    settings: Settings, tmp_path: Path
+) -> None:
+    log = tmp_path / "ranks"
+    supervisor = WorkerSupervisor(settings, (sys.executable, "-c", SCRIPT, str(log)))
+    supervisor.start()
+    wait_until(lambda: len(_ranks(log)) == 1)
+    first = supervisor.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: len(_ranks(log)) == 2)
+    assert supervisor.pid not in (None, first)
+    wait_until(lambda: not _is_running(_ranks(log)[0]))
+    supervisor.stop()
+    assert supervisor.pid is None
+    wait_until(lambda: not _is_running(_ranks(log)[1]))

@@ -1,0 +1,173 @@
+"""Real worker processes: killed, restarted, cancelled; no finished trial is lost or repeated."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.jobs.supervisor import COMMAND, ONE_THREAD
+from api.schemas.tuning import TuningJobCreate
+from api.services.audit import service_caller
+from api.services.jobs import cancel
+from api.web.settings import Settings
+from migrations.runner import upgrade
+from store import Database
+from store.models import JobState
+from tests.api.live import wait_until
+
+COUNTING = (sys.executable, "-m", "tests.api.jobs.counting_backend")
+ROOT = Path(__file__).parents[3]
+NUM_TRIALS = 4
+Json = dict[str, Any]
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url)
+    upgrade(database.engine)
+    yield database
+    database.close()
+
+
+@contextmanager
+def _worker(
+    database: Database, settings: Settings, command: tuple[str, ...] = COUNTING
+) -> Iterator[subprocess.Popen[bytes]]:
+    own = settings.model_copy(update={"database_url": database.url})
+    child = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**ONE_THREAD, **os.environ, **own.environment()},
+        stdin=subprocess.PIPE,
+    )
+    try:
+        yield child
+    finally:
+        assert child.stdin is not None
+        child.stdin.close()
+        try:
+            child.wait(60)
+        finally:
+            child.kill()  # where it did not end in time, nothing is left all the same
+
+
+def _job(database: Database, tmp_path: Path, **options: Any) -> str:
+    spec = {
+        "sla": "p95_ttft_ms<=500",
+        "on_busy": "simulate",
+        "options": {"log": str(tmp_path / "log"), **options},
+    }
+    with database.begin() as uow:
+        return uow.jobs.add(spec=spec, num_trials=NUM_TRIALS, created_by="key_test").id
+
+
+def _state(database: Database, job_id: str) -> JobState:
+    with database.read() as uow:
+        return uow.jobs.get(job_id).state
+
+
+def _done(database: Database, job_id: str) -> list[int]:
+    with database.read() as uow:
+        return [record["number"] for record in uow.trials.list_records(job_id)]
+
+
+def _runs(tmp_path: Path) -> list[int]:
+    log = tmp_path / "log"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [int(line.split()[0]) for line in lines if not line.startswith("prepare")]
+
+
+def test_a_killed_worker_resumes_without_losing_or_repeating_a_finished_trial(
+    database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    job_id = _job(database, tmp_path, seconds=0.3)
+    with _worker(database, settings) as child:
+        wait_until(lambda: len(_done(database, job_id)) == 2)
+        wait_until(lambda: len(_runs(tmp_path)) == 3)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert _done(database, job_id) == [0, 1]
+    assert _state(database, job_id) is JobState.RUNNING
+    with _worker(database, settings):
+        wait_until(lambda: _state(database, job_id).is_final, 60)
+    assert _state(database, job_id) is JobState.SUCCEEDED
+    assert _done(database, job_id) == [0, 1, 2, 3]
+    # Only the trial that was cut down ran twice.
+    assert _runs(tmp_path) == [0, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_job_cancelled_half_way_keeps_its_finished_trials(
+    database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    job_id = _job(database, tmp_path, seconds=0.3)
+    with _worker(database, settings):
+        wait_until(lambda: len(_done(database, job_id)) >= 1)
+        with database.begin() as uow:
+            cancel(uow, job_id, caller=service_caller("test"))
+        wait_until(lambda: _state(database, job_id).is_final)
+    assert _state(database, job_id) is JobState.CANCELLED
+    kept = _done(database, job_id)
+    assert 1 <= len(kept) < NUM_TRIALS
+    # The trial under way was cut short and does not count.
+    assert _runs(tmp_path)[: len(kept)] == kept
+    assert len(_runs(tmp_path)) <= len(kept) + 1
+
+
+def _tuning(database: Database, job_body: Json, **changes: Any) -> str:
+    spec = TuningJobCreate(**{**job_body, **changes}).model_dump(mode="json")
+    with database.begin() as uow:
+        return uow.jobs.add(spec=spec, num_trials=spec["trials"], created_by="key_test").id
+
+
+def _document(database: Database, job_id: str) -> Json:
+    with database.read() as uow:
+        report = uow.jobs.get(job_id).report
+    assert report is not None
+    return report
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_the_real_tuner_killed_half_way_ends_with_the_report_of_an_undisturbed_job(
+    database: Database, settings: Settings, job_body: Json
+) -> None:
+    disturbed = _tuning(database, job_body, num_devices=1)
+    with _worker(database, settings, COMMAND) as child:
+        wait_until(lambda: len(_done(database, disturbed)) >= 1, 60)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    undisturbed = _tuning(database, job_body, num_devices=1)
+    with _worker(database, settings, COMMAND):
+        wait_until(lambda: _state(database, undisturbed).is_final, 90)
+        wait_until(lambda: _state(database, disturbed).is_final, 90)
+    documents = [_document(database, job_id) for job_id in (disturbed, undisturbed)]
+    for document in documents:
+        for trial in [*document["trials"], document["baseline"]]:
+            trial.pop("seconds")
+    assert documents[0] == documents[1]
+    with database.read() as uow:
+        found = uow.recommendations.find_for_job(disturbed)
+    assert found is not None
+    assert found.schedule is not None
+    assert found.document["fidelity"] == "simulated"
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_job_whose_inputs_the_tuner_refuses_fails_with_its_words(
+    database: Database, settings: Settings, job_body: Json
+) -> None:
+    job_id = _tuning(database, job_body, hardware="9xabacus")
+    with _worker(database, settings, COMMAND):
+        wait_until(lambda: _state(database, job_id).is_final, 60)
+    with database.read() as uow:
+        job = uow.jobs.get(job_id)
+    assert job.state is JobState.FAILED
+    assert "'abacus' is not known" in job.reason

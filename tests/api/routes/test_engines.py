@@ -1,0 +1,118 @@
+"""Engines over REST: registration, heartbeats, devices."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from starlette.testclient import TestClient
+
+from api.web.settings import Settings
+from engine.policy.document import EnginePolicy
+from engine.spec.plan import ParallelPlan
+from store import Database
+from store.models.base import utc_now
+from tests.api.worlds import acknowledge, engine_body, heartbeat_body, register
+
+
+def test_a_registered_engines_policy_is_version_one_and_in_force(client: TestClient) -> None:
+    engine_id = register(client)
+    engine = client.get(f"/v1/engines/{engine_id}").json()
+    assert (engine["desired_version"], engine["applied_version"]) == (1, 1)
+    assert engine["is_alive"]
+    policy = client.get(f"/v1/engines/{engine_id}/policy").json()
+    assert policy["requested"]["schema"] == "policy/v1"
+    assert policy["requested"]["engine"] == engine_id
+    assert policy["requested"]["plan"] == {"dp": 1, "pp": 1, "sp": 2, "tp": 1}
+    assert policy["effective"] == engine_body()["policy"]
+
+
+def test_the_same_name_is_the_same_engine_and_is_asked_to_run_its_policy_again(
+    client: TestClient,
+) -> None:
+    engine_id = register(client)
+    assert register(client) == engine_id
+    engine = client.get(f"/v1/engines/{engine_id}").json()
+    assert (engine["desired_version"], engine["applied_version"]) == (1, 0)
+    assert len(client.get("/v1/engines").json()) == 1
+
+
+def test_a_policy_that_cannot_be_read_is_422(client: TestClient) -> None:
+    answer = client.post("/v1/engines", json=engine_body(policy={"colour": 1}))
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/colour")
+
+
+def test_an_envelope_that_cannot_be_read_is_422(client: TestClient) -> None:
+    answer = client.post("/v1/engines", json=engine_body(envelope={"max_speed": 1}))
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/envelope")
+
+
+def test_a_heartbeat_is_kept_exactly_and_tells_the_version_asked_for(
+    client: TestClient, database: Database
+) -> None:
+    engine_id = register(client)
+    body = heartbeat_body(arrived=2, policy=engine_body()["policy"])
+    answer = client.post(f"/v1/engines/{engine_id}/heartbeats", json=body)
+    assert (answer.status_code, answer.json()) == (202, {"desired_version": 1})
+    with database.read() as uow:
+        since = utc_now() - timedelta(minutes=1)
+        (kept,) = uow.engines.list_heartbeats(engine_id, since=since)
+    assert kept.requests == body["requests"]
+    assert (kept.window_s, kept.arrived) == (1.0, 2)
+
+
+def test_a_heartbeat_of_an_unknown_engine_is_404_so_that_it_registers_again(
+    client: TestClient,
+) -> None:
+    body = heartbeat_body(arrived=0, policy=engine_body()["policy"])
+    assert client.post("/v1/engines/eng_none/heartbeats", json=body).status_code == 404
+
+
+def test_capabilities_are_those_the_engine_reported(client: TestClient) -> None:
+    engine_id = register(client)
+    answer = client.get(f"/v1/engines/{engine_id}/capabilities").json()
+    assert answer == engine_body()["capabilities"]
+
+
+def test_an_engine_holds_as_many_devices_as_its_plan_has_ranks(
+    client: TestClient, database: Database, settings: Settings
+) -> None:
+    register(client, "a")
+    register(client, "b", policy=EnginePolicy(plan=ParallelPlan(tp=1)).to_json())
+    with database.read() as uow:
+        leases = uow.devices.list_leases(settings.node)
+    holders = [lease.holder for lease in leases]
+    assert [lease.device for lease in leases] == [0, 1, 2]
+    assert len(set(holders)) == 2
+    assert holders[0] == holders[1]
+
+
+def test_a_paced_engine_holds_no_device(
+    client: TestClient, database: Database, settings: Settings
+) -> None:
+    engine_id = register(client, devices=[])
+    body = heartbeat_body(arrived=0, policy=engine_body()["policy"], devices=[])
+    assert client.post(f"/v1/engines/{engine_id}/heartbeats", json=body).status_code == 202
+    with database.read() as uow:
+        assert uow.devices.list_leases(settings.node) == []
+
+
+def test_a_reshape_to_fewer_ranks_frees_devices(
+    client: TestClient, database: Database, settings: Settings
+) -> None:
+    engine_id = register(client)
+    small = EnginePolicy(plan=ParallelPlan(tp=1)).to_json()
+    client.post(f"/v1/engines/{engine_id}/heartbeats", json=heartbeat_body(arrived=0, policy=small))
+    with database.read() as uow:
+        assert len(uow.devices.list_leases(settings.node)) == 1
+
+
+def test_an_engine_that_ends_frees_its_devices_and_keeps_its_history(
+    client: TestClient, database: Database, settings: Settings
+) -> None:
+    engine_id = register(client)
+    assert client.post(f"/v1/engines/{engine_id}:deregister").status_code == 204
+    with database.read() as uow:
+        assert uow.devices.list_leases(settings.node) == []
+    engine = client.get(f"/v1/engines/{engine_id}").json()
+    assert not engine["is_alive"]
+    acknowledge(client, engine_id)

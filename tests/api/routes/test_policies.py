@@ -1,0 +1,273 @@
+"""Policies over REST: ETag and If-Match, merge patch, envelope, rollback, long poll."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from api.documents.policy import patched
+from engine.spec.errors import PolicyError
+from store import Database
+from tests.api.worlds import BUSY, acknowledge, add_recommendation, engine_body, register
+
+Json = dict[str, Any]
+
+
+@pytest.fixture
+def service_url(database_url: str) -> str:
+    """Both databases: row locks decide what happens here."""
+    return database_url
+
+
+def _etag(client: TestClient, engine_id: str) -> str:
+    return str(client.get(f"/v1/engines/{engine_id}/policy").headers["etag"])
+
+
+def _patch(client: TestClient, engine_id: str, body: Json, etag: str | None, **params: Any) -> Any:
+    headers = {} if etag is None else {"If-Match": etag}
+    url = f"/v1/engines/{engine_id}/policy"
+    return client.patch(url, json=body, headers=headers, params=params)
+
+
+def test_a_patch_without_if_match_is_428(client: TestClient) -> None:
+    answer = _patch(client, register(client), {"mode": "base"}, None)
+    assert (answer.status_code, answer.json()["code"]) == (428, "if_match_required")
+
+
+def test_a_stale_if_match_is_412_and_changes_nothing(client: TestClient) -> None:
+    engine_id = register(client)
+    stale = _etag(client, engine_id)
+    assert _patch(client, engine_id, {"mode": "base"}, stale).status_code == 200
+    answer = _patch(client, engine_id, {"mode": "shift"}, stale)
+    assert (answer.status_code, answer.json()["code"]) == (412, "stale_policy")
+    assert answer.headers["etag"] == _etag(client, engine_id)
+    policy = client.get(f"/v1/engines/{engine_id}/policy").json()
+    assert (policy["version"], policy["requested"]["mode"]) == (2, "base")
+
+
+def test_two_patches_at_once_let_one_through(client: TestClient) -> None:
+    engine_id = register(client)
+    etag = _etag(client, engine_id)
+    statuses: list[int] = []
+
+    def write(seats: int) -> None:
+        body = {"caps": {"max_num_seqs": seats}}
+        statuses.append(_patch(client, engine_id, body, etag).status_code)
+
+    threads = [threading.Thread(target=write, args=(seats,)) for seats in (10, 20, 30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(statuses) == [200, 412, 412]
+
+
+def test_a_merge_patch_keeps_what_it_does_not_name_and_null_means_default(
+    client: TestClient,
+) -> None:
+    engine_id = register(client)
+    first = _patch(
+        client,
+        engine_id,
+        {"caps": {"max_num_seqs": 32, "max_step_ms": 45}},
+        _etag(client, engine_id),
+    )
+    assert first.json()["policy"]["requested"]["caps"]["max_step_ms"] == 45
+    second = _patch(client, engine_id, {"caps": {"max_step_ms": None}}, first.headers["etag"])
+    caps = second.json()["policy"]["requested"]["caps"]
+    assert (caps["max_num_seqs"], caps["max_step_ms"]) == (32, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"warp": 9}, "/warp"),
+        ({"caps": {"max_speed": 1}}, "/caps/max_speed"),
+        ({"caps": {"max_num_seqs": "many"}}, "/caps/max_num_seqs"),
+        ({"guards": {"max_cost": 1}}, "/guards/max_cost"),
+        ({"scheduler": {"order": "random"}}, "/scheduler/order"),
+        ({"engine": "eng_other"}, "/engine"),
+    ],
+)
+def test_an_unknown_knob_or_value_is_422_and_named(
+    client: TestClient, body: Json, pointer: str
+) -> None:
+    engine_id = register(client)
+    answer = _patch(client, engine_id, body, _etag(client, engine_id))
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == pointer
+
+
+def test_caps_above_the_envelope_are_409_with_the_class_they_would_need(
+    client: TestClient,
+) -> None:
+    engine_id = register(client)
+    body = {"caps": {"max_num_seqs": 100_000}}
+    answer = _patch(client, engine_id, body, _etag(client, engine_id))
+    assert (answer.status_code, answer.json()["needs"]) == (409, "restart")
+    assert "256" in answer.json()["detail"]
+
+
+def test_a_plan_the_model_cannot_run_is_422_with_the_numbers(client: TestClient) -> None:
+    engine_id = register(client)
+    body = {"plan": {"sp": 1, "tp": 3}, "shift": {"enabled": False}}
+    answer = _patch(client, engine_id, body, _etag(client, engine_id))
+    assert answer.status_code == 422
+    assert "4 query heads" in answer.json()["detail"]
+
+
+def test_a_plan_above_the_device_guard_is_409(client: TestClient) -> None:
+    engine_id = register(client)
+    body = {"guards": {"max_gpus": 2}, "plan": {"tp": 2}}
+    answer = _patch(client, engine_id, body, _etag(client, engine_id))
+    assert answer.status_code == 409
+    assert "needs 4 devices" in answer.json()["detail"]
+
+
+def test_a_dry_run_says_what_would_change_at_what_cost_and_writes_nothing(
+    client: TestClient,
+) -> None:
+    engine_id = register(client)
+    body = {"plan": {"sp": 4}, "shift": {"threshold_tokens": 8}, "caps": {"max_num_seqs": 16}}
+    answer = _patch(client, engine_id, body, _etag(client, engine_id), dry_run="true").json()
+    classes = {change["knob"]: change["class"] for change in answer["changes"]}
+    assert classes == {
+        "plan": "reshape",
+        "shift.threshold_tokens": "hot",
+        "caps.max_num_seqs": "drain",
+    }
+    assert answer["is_dry_run"]
+    assert "below max_num_seqs" in answer["warnings"][0]
+    assert client.get(f"/v1/engines/{engine_id}/policy").json()["version"] == 1
+
+
+def test_an_empty_patch_writes_no_version(client: TestClient) -> None:
+    engine_id = register(client)
+    answer = _patch(client, engine_id, {}, _etag(client, engine_id))
+    assert (answer.status_code, answer.json()["policy"]["version"]) == (200, 1)
+
+
+def test_requested_and_effective_differ_until_the_engine_acknowledges(client: TestClient) -> None:
+    engine_id = register(client)
+    answer = _patch(client, engine_id, {"mode": "base"}, _etag(client, engine_id)).json()
+    assert answer["policy"]["requested"]["mode"] == "base"
+    assert answer["policy"]["effective"]["mode"] == "auto"
+    assert answer["policy"]["ack_state"] == "pending"
+    acknowledged = acknowledge(client, engine_id, changes={"mode": "hot"}, lost_requests=2)
+    assert acknowledged["effective"]["mode"] == "base"
+    assert (acknowledged["ack_state"], acknowledged["applied_version"]) == ("applied", 2)
+    metrics = client.get("/metrics").text
+    assert 'gearshift_reconfig_duration_seconds_count{class="hot"} 1.0' in metrics
+    assert "gearshift_reconfig_lost_requests_total 2.0" in metrics
+
+
+def test_a_refused_version_is_replaced_by_what_the_engine_runs(client: TestClient) -> None:
+    engine_id = register(client)
+    _patch(client, engine_id, {"mode": "base"}, _etag(client, engine_id))
+    running = engine_body()["policy"]
+    answer = acknowledge(
+        client, engine_id, result="refused", message="no such mode here", policy=running
+    )
+    assert (answer["version"], answer["requested"]["mode"]) == (3, "auto")
+    assert (answer["ack_state"], answer["applied_version"]) == ("applied", 3)
+    versions = client.get(f"/v1/engines/{engine_id}/policy/versions").json()
+    assert [(v["version"], v["ack_state"], v["ack_message"]) for v in versions][1] == (
+        2,
+        "refused",
+        "no such mode here",
+    )
+
+
+def test_an_acknowledgement_sent_twice_counts_once(client: TestClient) -> None:
+    engine_id = register(client)
+    _patch(client, engine_id, {"mode": "base"}, _etag(client, engine_id))
+    assert acknowledge(client, engine_id) == acknowledge(client, engine_id)
+
+
+def test_a_rollback_writes_the_version_applied_before_as_a_new_one(client: TestClient) -> None:
+    engine_id = register(client)
+    _patch(client, engine_id, {"mode": "base"}, _etag(client, engine_id))
+    acknowledge(client, engine_id)
+    answer = client.post(f"/v1/engines/{engine_id}:rollback", json={"reason": "worse"})
+    assert answer.status_code == 200
+    policy = answer.json()["policy"]
+    assert (policy["version"], policy["requested"]["mode"]) == (3, "auto")
+    newest = client.get(f"/v1/engines/{engine_id}/policy/versions").json()[0]
+    assert (newest["origin"], newest["reason"]) == ("rollback", "worse (to version 1)")
+
+
+def test_a_rollback_with_nothing_before_is_409_and_to_no_version_404(client: TestClient) -> None:
+    engine_id = register(client)
+    assert client.post(f"/v1/engines/{engine_id}:rollback", json={}).status_code == 409
+    url = f"/v1/engines/{engine_id}:rollback"
+    assert client.post(url, json={"version": 9}).status_code == 404
+
+
+def test_a_long_poll_returns_when_a_new_version_comes(client: TestClient) -> None:
+    engine_id = register(client)
+    etag = _etag(client, engine_id)
+
+    def patch_later() -> None:
+        time.sleep(0.3)
+        _patch(client, engine_id, {"mode": "base"}, etag)
+
+    thread = threading.Thread(target=patch_later)
+    thread.start()
+    answer = client.get(
+        f"/v1/engines/{engine_id}/policy", params={"wait_s": 20, "after_version": 1}
+    )
+    thread.join()
+    assert answer.json()["version"] == 2
+
+
+def test_a_long_poll_without_news_ends_empty(client: TestClient) -> None:
+    engine_id = register(client)
+    answer = client.get(
+        f"/v1/engines/{engine_id}/policy", params={"wait_s": 0.1, "after_version": 1}
+    )
+    assert (answer.status_code, answer.content) == (204, b"")
+
+
+def test_applying_a_recommendation_writes_its_policy_sla_and_schedule(
+    client: TestClient, database: Database
+) -> None:
+    engine_id = register(client)
+    recommendation_id = add_recommendation(database)
+    answer = client.post(
+        f"/v1/recommendations/{recommendation_id}:apply", json={"engine_id": engine_id}
+    )
+    assert answer.status_code == 200, answer.text
+    requested = answer.json()["policy"]["requested"]
+    assert requested["sla"] == "p95_ttft_ms<=500"
+    assert requested["provenance"]["recommendation"] == recommendation_id
+    assert answer.json()["predicted"]["metrics"]["ttft_ms"] == {"p95": 120.0}
+    with database.read() as uow:
+        assert [row.id for row in uow.engines.list_scheduled()] == [engine_id]
+
+
+def test_a_change_away_from_the_recommendation_has_no_prediction(
+    client: TestClient, database: Database
+) -> None:
+    engine_id = register(client)
+    url = f"/v1/recommendations/{add_recommendation(database)}:apply"
+    client.post(url, json={"engine_id": engine_id})
+    answer = _patch(client, engine_id, BUSY.to_patch(), _etag(client, engine_id))
+    assert answer.json()["predicted"] is None
+
+
+def test_patching_nothing_gives_the_same_document() -> None:
+    document = {
+        "schema": "policy/v1",
+        "engine": "eng_1",
+        **engine_body()["policy"],
+        "sla": None,
+        "guards": {"max_gpus": None, "min_interval_s": 60, "max_reshapes_per_h": 4},
+        "provenance": {},
+    }
+    assert patched(document, {}) == document
+    with pytest.raises(PolicyError, match="/provenance"):
+        patched(document, {"provenance": {"recommendation": "rec_forged"}})

@@ -1,0 +1,88 @@
+"""Keys: who may do what, and how a refusal says what is missing."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from api.web.auth import ensure_first_key
+from store import Database
+from store.models.base import utc_now
+
+
+def _key(client: TestClient, *scopes: str, **changes: Any) -> dict[str, str]:
+    answer = client.post("/v1/api-keys", json={"name": "k", "scopes": scopes, **changes})
+    assert answer.status_code == 201, answer.text
+    return {"Authorization": f"Bearer {answer.json()['secret']}"}
+
+
+def test_no_key_is_401_with_a_challenge(anonymous: TestClient) -> None:
+    answer = anonymous.get("/v1/tuning-jobs")
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert answer.json()["code"] == "missing_key"
+
+
+def test_an_unknown_key_is_401(anonymous: TestClient) -> None:
+    answer = anonymous.get("/v1/tuning-jobs", headers={"Authorization": "Bearer gs_wrong"})
+    assert (answer.status_code, answer.json()["code"]) == (401, "unknown_key")
+
+
+def test_a_missing_scope_is_403_and_named(client: TestClient, job_body: dict[str, Any]) -> None:
+    reader = _key(client, "read")
+    answer = client.post("/v1/tuning-jobs", json=job_body, headers=reader)
+    assert (answer.status_code, answer.json()["required_scope"]) == (403, "tune")
+    assert client.get("/v1/tuning-jobs", headers=reader).status_code == 200
+
+
+@pytest.mark.parametrize("scope", ["tune", "apply"])
+def test_tune_and_apply_include_read_but_not_each_other(client: TestClient, scope: str) -> None:
+    headers = _key(client, scope)
+    assert client.get("/v1/tuning-jobs", headers=headers).status_code == 200
+    assert client.get("/v1/api-keys", headers=headers).status_code == 403
+    other = {"tune": "/v1/engines/eng_x:rollback", "apply": "/v1/tuning-jobs/job_x:cancel"}[scope]
+    assert client.post(other, json={}, headers=headers).status_code == 403
+
+
+def test_an_expired_key_is_refused(client: TestClient) -> None:
+    past = (utc_now() - timedelta(seconds=1)).isoformat()
+    answer = client.get("/v1/tuning-jobs", headers=_key(client, "read", expires_at=past))
+    assert (answer.status_code, answer.json()["code"]) == (401, "expired_key")
+
+
+def test_a_revoked_key_is_refused(client: TestClient) -> None:
+    headers = _key(client, "read")
+    newest = client.get("/v1/api-keys").json()[-1]
+    assert client.delete(f"/v1/api-keys/{newest['id']}").status_code == 204
+    answer = client.get("/v1/tuning-jobs", headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (401, "revoked_key")
+
+
+def test_a_secret_is_shown_once_and_never_listed(client: TestClient) -> None:
+    body = {"name": "ci", "scopes": ["read"]}
+    headers = {"Idempotency-Key": "make-ci-key"}
+    first = client.post("/v1/api-keys", json=body, headers=headers).json()
+    again = client.post("/v1/api-keys", json=body, headers=headers).json()
+    assert first["id"] == again["id"]
+    assert "secret" in first
+    assert "secret" not in again
+    assert first["secret"] not in client.get("/v1/api-keys").text
+
+
+def test_the_last_use_of_a_key_is_kept(client: TestClient) -> None:
+    client.get("/v1/tuning-jobs", headers=_key(client, "read"))
+    assert client.get("/v1/api-keys").json()[-1]["last_used_at"] is not None
+
+
+def test_without_a_configured_key_a_first_one_is_made_once(database: Database) -> None:
+    announced: list[str] = []
+    ensure_first_key(database, None, announced.append)
+    ensure_first_key(database, None, announced.append)
+    assert len(announced) == 1
+    with database.read() as uow:
+        key = uow.keys.find_by_secret(announced[0])
+        assert key is not None
+        assert key.scopes == ["admin"]

@@ -1,0 +1,177 @@
+"""The mode table: what it chooses, what a wrong choice costs, and how it is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.modes.table import DEAD_BAND, ModeTable, extended, find_table, store_table
+from engine.spec.errors import EngineError
+from engine.spec.plan import Mode
+
+
+def make_table(*rows: tuple[int, float, float], num_timed: int | None = None) -> ModeTable:
+    """A table of (tokens, base ms, shift ms)."""
+    return ModeTable(
+        sizes=tuple(size for size, _, _ in rows),
+        base_s=tuple(base_ms * 1e-3 for _, base_ms, _ in rows),
+        shift_s=tuple(shift_ms * 1e-3 for _, _, shift_ms in rows),
+        num_timed=num_timed or len(rows),
+        fingerprint="f00d",
+        plan="sp=2,shift",
+        device="cpu",
+    )
+
+
+CROSSING = make_table((8, 10, 5), (16, 10, 7), (32, 11, 11.2), (64, 13, 20), (128, 18, 40))
+
+step_ms = st.floats(0.1, 1000.0)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> ModeTable:
+    sizes = sorted(draw(st.sets(st.integers(1, 5000), min_size=1, max_size=12)))
+    return make_table(*[(size, draw(step_ms), draw(step_ms)) for size in sizes])
+
+
+def test_each_bucket_runs_in_the_faster_mode_and_in_shift_where_both_are_alike() -> None:
+    chosen = [CROSSING.faster(n) for n in (1, 8, 9, 16, 17, 32, 33, 64, 65, 128)]
+    assert chosen == [Mode.SHIFT] * 6 + [Mode.BASE] * 4
+    assert CROSSING.largest_shift_tokens == 32
+    assert CROSSING.threshold_tokens == 32
+
+
+def test_seconds_go_on_in_a_line_beyond_the_largest_size() -> None:
+    assert CROSSING.seconds(Mode.BASE, 17) == pytest.approx(11e-3)
+    assert CROSSING.seconds(Mode.BASE, 256) == pytest.approx((18 + 128 * 5 / 64) * 1e-3)
+    assert CROSSING.faster(256) is Mode.BASE
+    falling = make_table((8, 10, 10), (16, 8, 8))
+    assert falling.seconds(Mode.SHIFT, 64) == pytest.approx(8e-3)
+    assert make_table((8, 10, 12)).seconds(Mode.SHIFT, 16) == pytest.approx(24e-3)
+
+
+def test_regret_is_what_the_other_mode_would_have_saved() -> None:
+    assert CROSSING.regret_s(Mode.BASE, 5) == pytest.approx(5e-3)
+    assert CROSSING.regret_s(Mode.SHIFT, 100) == pytest.approx(22e-3)
+    assert CROSSING.regret_s(Mode.SHIFT, 32) == 0.0
+
+
+@given(table=tables(), tokens=st.integers(1, 10_000))
+def test_the_tables_own_choice_is_never_regretted_and_loses_the_dead_band_at_most(
+    table: ModeTable, tokens: int
+) -> None:
+    chosen = table.faster(tokens)
+    assert table.regret_s(chosen, tokens) == 0.0
+    if tokens <= table.sizes[-1]:
+        best_s = min(table.seconds(mode, tokens) for mode in Mode)
+        assert table.seconds(chosen, tokens) <= best_s * (1 + DEAD_BAND) * (1 + 1e-9)
+
+
+@given(table=tables(), at_most=st.integers(0, 10_000), mode=st.sampled_from(Mode))
+def test_the_largest_step_of_a_mode_is_the_one_that_counting_down_finds(
+    table: ModeTable, at_most: int, mode: Mode
+) -> None:
+    counted = next((n for n in range(at_most, 0, -1) if table.faster(n) is mode), 0)
+    assert table.largest_tokens(mode, at_most) == counted
+
+
+@given(table=tables(), max_step_ms=step_ms, mode=st.sampled_from(Mode))
+def test_every_size_up_to_the_most_that_fit_a_time_takes_no_longer(
+    table: ModeTable, max_step_ms: float, mode: Mode
+) -> None:
+    most = table.max_tokens(mode, max_step_ms)
+    fitting = [size for size in table.sizes if most is None or size <= most]
+    assert all(table.seconds(mode, size) * 1e3 <= max_step_ms for size in fitting)
+    if most is not None:
+        next_size = next(size for size in table.sizes if size > most)
+        assert table.seconds(mode, next_size) * 1e3 > max_step_ms
+
+
+@given(table=tables())
+def test_no_other_threshold_loses_less_than_the_one_told(table: ModeTable) -> None:
+    def loss(threshold: int) -> float:
+        modes = [Mode.BASE if size > threshold else Mode.SHIFT for size in table.sizes]
+        pairs = zip(table.sizes, modes, strict=True)
+        return sum(
+            table.regret_s(mode, size) / table.seconds(table.faster(size), size)
+            for size, mode in pairs
+        )
+
+    least = min(loss(threshold) for threshold in (0, *table.sizes))
+    assert loss(table.threshold_tokens) == pytest.approx(least)
+
+
+@given(table=tables())
+def test_a_table_reads_back_what_it_writes(table: ModeTable) -> None:
+    text = json.dumps(table.to_json())
+    assert ModeTable.from_json(json.loads(text), where="here") == table
+
+
+def test_sizes_that_were_not_timed_are_told_apart() -> None:
+    longer = extended(make_table((8, 10, 5), (16, 12, 9)), [8, 16, 32, 64])
+    assert longer.sizes == (8, 16, 32, 64)
+    assert longer.base_s[3] == pytest.approx(24e-3)
+    told = [bucket["is_measured"] for bucket in longer.to_json()["buckets"]]
+    assert told == [True, True, False, False]
+
+
+def test_a_stored_table_is_found_by_its_fingerprint_only(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "table.json"
+    assert find_table(path, "f00d") is None
+    store_table(CROSSING, path)
+    assert find_table(path, "f00d") == CROSSING
+    assert find_table(path, "beef") is None
+    assert [entry.name for entry in path.parent.iterdir()] == ["table.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("not json", "cannot be read as a mode table"),
+        ("[]", "schema None is not 'mode-table/v1'"),
+        ('{"schema": "mode-table/v9"}', "schema 'mode-table/v9'"),
+        ('{"schema": "mode-table/v1"}', "'buckets' is missing"),
+        ('{"schema": "mode-table/v1", "buckets": 3}', "not a mode table"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused_by_name_with_a_way_out(
+    tmp_path: Path, text: str, why: str
+) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(text)
+    with pytest.raises(EngineError, match=why) as refused:
+        find_table(path, "f00d")
+    assert str(path) in str(refused.value)
+    assert "--mode-table" in str(refused.value)
+
+
+def test_a_table_that_cannot_be_stored_says_where_and_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EngineError, match="cannot be stored"):
+        store_table(CROSSING, tmp_path / "file" / "table.json")
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ([], "0 sizes"),
+        ([(8, 1, 1), (8, 1, 1)], "ascend"),
+        ([(0, 1, 1)], "at least 1"),
+        ([(8, 0, 1)], "above 0"),
+        ([(8, 1, float("nan"))], "above 0"),
+    ],
+)
+def test_times_that_make_no_table_are_refused(
+    rows: list[tuple[int, float, float]], why: str
+) -> None:
+    with pytest.raises(EngineError, match=why):
+        make_table(*rows)
+
+
+def test_a_count_of_timed_sizes_beyond_the_table_is_refused() -> None:
+    with pytest.raises(EngineError, match="num_timed=3"):
+        make_table((8, 1, 1), (16, 1, 1), num_timed=3)

@@ -1,0 +1,152 @@
+"""Plans: what a command line may say, rank order, and what a model can run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.spec.config import ModelConfig
+from engine.spec.errors import PlanError
+from engine.spec.plan import (
+    ParallelPlan,
+    check_plan,
+    infeasible_reasons,
+    list_plans,
+    padded_vocab_size,
+    parse_plan,
+    rank_coords,
+    rank_of,
+    shift_warning,
+    stage_layers,
+)
+
+MODEL = ModelConfig(
+    model_type="llama",
+    num_layers=6,
+    hidden_size=64,
+    ffn_size=96,
+    num_heads=8,
+    num_kv_heads=2,
+    head_dim=8,
+    vocab_size=259,
+    max_positions=128,
+)
+
+degrees = st.integers(1, 6)
+plans = st.builds(
+    lambda dp, pp, sp, tp, shift: ParallelPlan(dp=dp, pp=pp, sp=sp, tp=tp, shift=shift and sp > 1),
+    degrees,
+    degrees,
+    degrees,
+    degrees,
+    st.booleans(),
+)
+
+
+@given(plans)
+def test_a_plan_reads_back_what_it_writes(plan: ParallelPlan) -> None:
+    assert parse_plan(str(plan)).plan == plan
+
+
+@given(plans)
+def test_every_rank_has_its_own_place_and_shift_shards_are_a_permutation(
+    plan: ParallelPlan,
+) -> None:
+    coords = [rank_coords(plan, rank) for rank in range(plan.replica_size)]
+    assert [rank_of(plan, c) for c in coords] == list(range(plan.replica_size))
+    shards = [c.shift_index(plan) for c in coords if c.p == 0]
+    assert sorted(shards) == list(range(plan.stage_size))
+
+
+def test_the_published_mapping_of_six_ranks_holds() -> None:
+    plan = ParallelPlan(sp=3, tp=2, shift=True)
+    by_shard = sorted(range(6), key=lambda rank: rank_coords(plan, rank).shift_index(plan))
+    assert by_shard == [0, 2, 4, 1, 3, 5]
+
+
+def test_the_shift_word_sets_its_threshold() -> None:
+    spec = parse_plan("sp=4,tp=2,shift=256")
+    assert spec.plan == ParallelPlan(sp=4, tp=2, shift=True)
+    assert spec.threshold_tokens == 256
+    assert parse_plan("sp=2,shift").threshold_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sp=2,xp=4", "unknown word 'xp'"),
+        ("tp=two", "tp='two' is not a whole number"),
+        ("tp=2,tp=4", "'tp' stands twice"),
+        ("tp=0", "tp=0: a degree is a whole number of at least 1"),
+        ("tp=2,shift=8", "shift needs sp > 1"),
+        ("", "unknown word ''"),
+    ],
+)
+def test_a_plan_that_cannot_be_read_is_refused_with_the_word(text: str, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        parse_plan(text)
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (ParallelPlan(sp=3), "8 query heads do not divide by sp\\*tp = 3\\*1 = 3"),
+        (ParallelPlan(tp=16), "8 query heads do not divide by sp\\*tp = 1\\*16 = 16"),
+        (ParallelPlan(pp=7), "pp=7 stages for 6 layers"),
+    ],
+)
+def test_a_plan_this_model_cannot_run_is_refused_with_the_numbers(
+    plan: ParallelPlan, message: str
+) -> None:
+    with pytest.raises(PlanError, match=message):
+        check_plan(plan, MODEL)
+
+
+def test_kv_heads_that_do_not_divide_are_refused() -> None:
+    model = replace(MODEL, num_heads=12, num_kv_heads=3, ffn_size=96)
+    assert infeasible_reasons(ParallelPlan(tp=2), model) == [
+        "3 KV heads and tp=2: neither divides the other"
+    ]
+    assert infeasible_reasons(ParallelPlan(sp=2), model) == [
+        "3 KV heads per tensor rank and sp=2: neither divides the other"
+    ]
+
+
+def test_plans_with_fewer_kv_heads_than_ranks_are_feasible() -> None:
+    for plan in (ParallelPlan(tp=8), ParallelPlan(sp=4, tp=2, shift=True), ParallelPlan(sp=8)):
+        assert not infeasible_reasons(plan, MODEL)
+
+
+@given(st.integers(1, 40), st.integers(1, 8))
+def test_uneven_stages_cover_all_layers_in_order_and_differ_by_one(layers: int, pp: int) -> None:
+    stages = stage_layers(layers, pp)
+    assert [layer for stage in stages for layer in stage] == list(range(layers))
+    sizes = [len(stage) for stage in stages]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_the_vocabulary_is_padded_to_the_ranks() -> None:
+    assert padded_vocab_size(259, 4) == 260
+    assert padded_vocab_size(256, 8) == 256
+
+
+def test_the_list_of_plans_is_feasible_complete_and_sorted_by_size() -> None:
+    found = list_plans(MODEL, 4)
+    assert ParallelPlan() in found
+    assert ParallelPlan(sp=2, tp=2, shift=True) in found
+    assert ParallelPlan(sp=3) not in found
+    assert [p.world_size for p in found] == sorted(p.world_size for p in found)
+    assert len(found) == len(set(found))
+
+
+def test_a_threshold_below_the_running_sequences_is_warned_about_with_the_numbers() -> None:
+    plan = ParallelPlan(sp=4, shift=True)
+    warning = shift_warning(plan, 64, 79)
+    assert warning is not None
+    assert "64" in warning
+    assert "79" in warning
+    assert shift_warning(plan, 79, 79) is None
+    assert shift_warning(ParallelPlan(tp=4), 0, 79) is None

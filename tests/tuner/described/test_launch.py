@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import pytest
+
+from engine.spec.config import Caps
+from engine.spec.plan import parse_plan
+from tuner.described.launch import LaunchCommand, System, launch_commands
+from tuner.hardware import Precision
+from tuner.spec.space import Settings
+
+CAPS = Caps(max_num_seqs=128, max_num_batched_tokens=4096)
+
+
+def commands(
+    plan: str,
+    precision: Precision = Precision.BF16,
+    *,
+    backend: str = "gearshift",
+    caps: Caps = CAPS,
+) -> dict[System, LaunchCommand]:
+    spec = parse_plan(plan)
+    settings = Settings(plan=spec.plan, threshold_tokens=spec.threshold_tokens or 256, caps=caps)
+    found = launch_commands(
+        settings, precision, backend=backend, hardware="8xh200", max_model_len=8192
+    )
+    return {command.system: command for command in found}
+
+
+def test_every_system_gets_its_own_words_for_the_same_settings() -> None:
+    found = commands("dp=2,pp=2,tp=2")
+    assert found[System.GEARSHIFT].command == (
+        "gearshift engine serve --model MODEL --plan dp=2,pp=2,tp=2 --max-num-seqs 128 "
+        "--max-num-batched-tokens 4096 --max-model-len 8192 --dtype bfloat16 --device cuda"
+    )
+    assert found[System.VLLM].command == (
+        "vllm serve MODEL --tensor-parallel-size 2 --pipeline-parallel-size 2 "
+        "--data-parallel-size 2 --max-num-seqs 128 --max-num-batched-tokens 4096 "
+        "--max-model-len 8192 --dtype bfloat16"
+    )
+    assert found[System.SGLANG].command == (
+        "python -m sglang.launch_server --model-path MODEL --tp-size 2 --pp-size 2 --dp-size 2 "
+        "--max-running-requests 128 --chunked-prefill-size 4096 --context-length 8192 "
+        "--dtype bfloat16"
+    )
+
+
+def test_shift_is_arctics_with_the_threshold_that_was_found() -> None:
+    command = commands("sp=4,tp=2,shift=640")[System.ARCTIC].command
+    assert command is not None
+    assert command.startswith(
+        "ARCTIC_INFERENCE_ENABLED=1 vllm serve MODEL --tensor-parallel-size 2"
+    )
+    assert command.endswith(
+        "--ulysses-sequence-parallel-size 4 --enable-shift-parallel --shift-parallel-threshold 640"
+    )
+
+
+@pytest.mark.parametrize(
+    ("plan", "system", "reason"),
+    [
+        ("sp=8", System.VLLM, "no sequence parallelism"),
+        ("sp=8,shift=512", System.SGLANG, "no sequence parallelism"),
+        ("pp=2,sp=4", System.ARCTIC, "no pipeline parallelism"),
+    ],
+)
+def test_a_plan_that_a_system_cannot_run_gets_the_reason_not_another_plan(
+    plan: str, system: System, reason: str
+) -> None:
+    found = commands(plan)[system]
+    assert found.command is None
+    assert reason in str(found.note)
+
+
+def test_fp8_is_a_quantization_elsewhere_and_paced_here() -> None:
+    found = commands("tp=8", Precision.FP8)
+    assert "--dtype bfloat16 --quantization fp8" in str(found[System.VLLM].command)
+    assert str(found[System.GEARSHIFT].command).endswith("--dtype fp8 --paced 8xh200")
+    assert "do not compute in fp8" in str(found[System.GEARSHIFT].note)
+
+
+def test_shift_here_names_its_threshold() -> None:
+    assert "--plan sp=8,shift=512 " in str(commands("sp=8,shift=512")[System.GEARSHIFT].command)
+
+
+def test_a_command_under_numbers_of_another_system_says_whose_they_are() -> None:
+    found = commands("tp=8", backend="vllm")
+    assert found[System.VLLM].note is None
+    arctic, sglang = found[System.ARCTIC].note, found[System.SGLANG].note
+    assert arctic == "numbers above are of vllm; simulate with --backend arctic to see its own"
+    assert sglang == "numbers above are of vllm; sglang is not simulated"
+    assert "--backend gearshift" in str(found[System.GEARSHIFT].note)
+    assert commands("tp=8")[System.GEARSHIFT].note is None
+    shift = commands("sp=8,shift=512")[System.ARCTIC].note
+    assert "weights of both modes; numbers above are of gearshift" in str(shift)
+
+
+def test_a_paced_engine_is_paced_as_the_backend_that_the_numbers_are_of() -> None:
+    found = commands("tp=8", Precision.FP8, backend="vllm")
+    assert str(found[System.GEARSHIFT].command).endswith("--paced 8xh200 --backend vllm")
+
+
+def test_caps_that_a_system_refuses_to_start_with_get_no_command() -> None:
+    found = commands("tp=8", caps=Caps(max_num_seqs=512, max_num_batched_tokens=256))
+    for system in (System.VLLM, System.ARCTIC):
+        assert found[system].command is None
+        assert "max_num_batched_tokens=256 below max_num_seqs=512" in str(found[system].note)
+    assert found[System.GEARSHIFT].command is not None

@@ -1,0 +1,68 @@
+"""The schedule: settings per load band that never are a worse place to be caught in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from engine.spec.config import Caps
+from engine.spec.plan import ParallelPlan
+from policies.sla import Sla
+from tests.tuner.worlds import SMALL, LinearTimer
+from tuner.search.schedule import RATE_FACTORS, SAFE_HEADROOM, build_schedule
+from tuner.search.simulator import Simulator
+from tuner.spec.space import Settings, Space
+from tuner.workload.parse import parse_workload
+from tuner.workload.slices import at_rate
+
+SLA = Sla.parse("p95_ttft_ms<=400,p99_itl_ms<=60")
+LOAD = "poisson:rate=16,requests=240,seconds=60,input=110,output=20"
+PLAN = ParallelPlan()
+SPACE = Space(plans=(PLAN,), pruned=(), num_seqs=(32,), batched_tokens=(128, 256, 512, 1024))
+
+
+def simulator() -> Simulator:
+    return Simulator(
+        model=SMALL,
+        sla=SLA,
+        timer_of=lambda plan: LinearTimer(),
+        blocks_of=lambda plan: 2000,
+        block_size=16,
+        max_model_len=1024,
+        interval=0.1,
+    )
+
+
+def settings(tokens: int) -> Settings:
+    return Settings(plan=PLAN, caps=Caps(max_num_seqs=32, max_num_batched_tokens=tokens))
+
+
+@pytest.mark.parametrize("tokens", [128, 512])
+def test_no_band_has_settings_that_are_worse_than_the_recommended_ones_under_more_load(
+    tokens: int,
+) -> None:
+    found, best = simulator(), settings(tokens)
+    workload = parse_workload(LOAD, seed=0)
+    schedule = build_schedule(found, SPACE, best, workload, SLA)
+    rate = workload.rate_rps or 0.0
+    for band in schedule.bands:
+        chosen = replace(best, caps=band.settings.caps)
+        for factor in RATE_FACTORS:
+            if factor * rate > band.rate_rps_high:
+                load = at_rate(workload, factor)
+                mine, theirs = (found.quick_point(s, load) for s in (chosen, best))
+                if mine.headroom(SLA) < min(theirs.headroom(SLA), SAFE_HEADROOM):
+                    assert theirs.headroom(SLA) < 0
+                    shares = [p.metrics["attainment"].value for p in (mine, theirs)]
+                    assert shares[0] >= shares[1]
+
+
+def test_bands_cover_every_rate_and_the_top_one_knows_three_times_the_load() -> None:
+    """128 tokens a step keep gaps short, and cannot carry 48 requests a second."""
+    workload = parse_workload(LOAD, seed=0)
+    schedule = build_schedule(simulator(), SPACE, settings(128), workload, SLA)
+    assert schedule.bands[0].rate_rps_low == 0.0
+    assert schedule.bands[-1].rate_rps_high == math.inf
+    assert schedule.bands[-1].settings.caps.max_num_batched_tokens > 128

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+
+from engine.spec.measurement import Fidelity
+from engine.spec.plan import ParallelPlan
+from policies.points import Estimate
+from policies.sla import Sla
+from tests.tuner.worlds import SMALL
+from tuner.search.suggest import constraint_values, suggest
+from tuner.search.trials import TrialRecord, TrialState, estimates_to_json, operating_point
+from tuner.spec.space import Settings, Space, build_space
+
+SLA = Sla.parse("p95_ttft_ms<=500,p95_tpot_ms<=50")
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    return build_space(SMALL, 8, check_memory=lambda plan: None, max_model_len=4096)
+
+
+def record(number: int, settings: Settings, ttft_ms: float) -> TrialRecord:
+    metrics = {
+        "p95_ttft_ms": Estimate(value=ttft_ms, low=0.9 * ttft_ms, high=1.1 * ttft_ms),
+        "p95_tpot_ms": Estimate.exact(20.0),
+    }
+    return TrialRecord(
+        number=number,
+        plan=str(settings.plan),
+        threshold_tokens=settings.threshold_tokens,
+        caps=settings.to_json()["caps"],
+        fidelity=Fidelity.SIMULATED,
+        state=TrialState.COMPLETE,
+        metrics=estimates_to_json(metrics),
+        is_feasible=ttft_ms <= 500,
+        reason="",
+        seconds=0.0,
+    )
+
+
+def play(space: Space, count: int, start: list[TrialRecord] | None = None) -> list[TrialRecord]:
+    """A search on a made-up landscape: the more tensor ranks, the faster."""
+    trials = list(start or [])
+    while len(trials) < count:
+        settings = suggest(space, SLA, trials, seed=5, number=len(trials), count=1)[0]
+        trials.append(record(len(trials), settings, 4000.0 / settings.plan.stage_size))
+    return trials
+
+
+def test_a_resumed_search_goes_on_as_if_undisturbed(space: Space) -> None:
+    undisturbed = play(space, 14)
+    stored = [TrialRecord.from_json(t.to_json()) for t in play(space, 9)]
+    assert play(space, 14, stored) == undisturbed
+
+
+def test_suggestions_depend_on_seed_and_number(space: Space) -> None:
+    def first(seed: int, number: int) -> list[Settings]:
+        return suggest(space, SLA, [], seed=seed, number=number, count=3)
+
+    assert first(0, 1) == first(0, 1)
+    assert first(0, 1) != first(0, 2)
+    assert first(0, 1) != first(1, 1)
+
+
+def test_later_trials_do_not_change_an_earlier_suggestion(space: Space) -> None:
+    trials = play(space, 10)
+    again = suggest(space, SLA, trials, seed=5, number=4, count=1)[0]
+    assert again == trials[4].settings
+
+
+def test_the_search_learns_which_plans_meet_the_sla(space: Space) -> None:
+    trials = play(space, 40)
+    late = [t.settings.plan.stage_size for t in trials[25:]]
+    every = [plan.stage_size for plan in space.plans]
+    assert sum(late) / len(late) > sum(every) / len(every)
+
+
+def test_failed_trials_and_values_outside_the_grid_do_no_harm(space: Space) -> None:
+    odd = record(0, Settings(plan=ParallelPlan(sp=2, shift=True), threshold_tokens=77), 100.0)
+    failed = TrialRecord.from_json(
+        record(1, Settings(plan=ParallelPlan()), 1.0).to_json() | {"state": "failed", "metrics": {}}
+    )
+    assert failed.point is None
+    assert suggest(space, SLA, [odd, failed], seed=0, number=2, count=1)
+
+
+def test_constraints_are_at_most_zero_just_where_the_sla_is_met() -> None:
+    point = operating_point(
+        Settings(plan=ParallelPlan()),
+        Fidelity.SIMULATED,
+        {"p95_ttft_ms": Estimate.exact(250.0)},
+    )
+    values = constraint_values(point, SLA)
+    assert values["p95_ttft_ms"] == pytest.approx(-0.5)
+    assert values["p95_tpot_ms"] == 10.0  # not observed: it never passes
+
+
+def test_a_record_survives_json() -> None:
+    trial = record(3, Settings(plan=ParallelPlan(sp=2, shift=True)), float("inf"))
+    assert trial.metrics["p95_ttft_ms"]["value"] is None
+    again = TrialRecord.from_json(trial.to_json())
+    assert again == trial
+    assert again.point is not None
+    assert again.point.metrics["p95_ttft_ms"].value == float("inf")

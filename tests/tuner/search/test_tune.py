@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.models.create import create_model
+from policies.errors import PolicyInputError
+from policies.schedule import Schedule
+from tuner.search.trials import TrialRecord, TrialState
+from tuner.search.tune import TuningSpec, prepare, run_trial, tune
+from tuner.spec.errors import TunerError
+
+WORKLOAD = "gamma:rate=6,cv=2,input=1024,output=64,requests=40"
+
+
+@pytest.fixture(scope="module")
+def large_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shape of a 70B model, without its weights."""
+    folder = tmp_path_factory.mktemp("models") / "large"
+    create_model(folder, preset="llama-3.1-70b")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def spec(large_model: Path) -> TuningSpec:
+    return TuningSpec(
+        model_dir=str(large_model),
+        num_devices=4,
+        workload=WORKLOAD,
+        sla="p95_ttft_ms<=4000,p95_tpot_ms<=120",
+        trials=5,
+        seed=3,
+        hardware="4xh200",
+    )
+
+
+@pytest.fixture(scope="module")
+def document(spec: TuningSpec) -> dict[str, Any]:
+    return tune(spec).to_json()
+
+
+def without_seconds(document: Any) -> Any:
+    """Everything but how long it took."""
+    if isinstance(document, dict):
+        return {k: without_seconds(v) for k, v in document.items() if k != "seconds"}
+    if isinstance(document, list):
+        return [without_seconds(v) for v in document]
+    return document
+
+
+def test_the_report_recommends_with_fidelity_interval_and_reason(document: dict[str, Any]) -> None:
+    found = document["recommendation"]
+    assert found["fidelity"] == "simulated"
+    assert found["measured"] is None
+    assert found["reason"]
+    interval = found["interval"]["simulated"]["p95_ttft_ms"]
+    assert interval["low"] < interval["value"] < interval["high"]
+    assert found["predicted"]["ttft_ms"]["p95"] == pytest.approx(interval["value"])
+    assert "devices" in found["explanation"]
+    assert 0 <= found["sla_probability"] <= 1
+
+
+def test_the_report_is_json_and_holds_what_other_programs_read(document: dict[str, Any]) -> None:
+    again = json.loads(json.dumps(document, allow_nan=False))
+    assert again["seed"] == 3
+    assert again["sla"] == "p95_ttft_ms<=4000,p95_tpot_ms<=120"
+    assert again["workload"]["rows"] == 40
+    assert len(again["trials"]) == 5
+    assert set(again["recommendation"]) >= {
+        "plan", "shift_threshold", "caps", "fidelity", "predicted", "measured", "reason",
+    }  # fmt: skip
+    assert Schedule.from_json(again["schedule"]).bands
+    assert any("uncalibrated" in warning for warning in again["warnings"])
+
+
+def test_trial_0_is_the_smallest_plan_that_fits(document: dict[str, Any]) -> None:
+    # 141 GB of bf16 weights do not fit one device of 141 GB.
+    assert document["trials"][0]["plan"] == "tp=2"
+    assert document["baseline"] == document["trials"][0]
+
+
+def test_plans_that_do_not_fit_are_pruned_before_a_trial_with_the_numbers(
+    document: dict[str, Any],
+) -> None:
+    pruned = {entry["plan"]: entry["reasons"][0] for entry in document["pruned"]}
+    assert "GB of weights per rank" in pruned["tp=1"]
+    assert "64 query heads do not divide by sp*tp = 1*3 = 3" in pruned["tp=3"]
+    tried = {trial["plan"] for trial in document["trials"]}
+    assert not tried & set(pruned)
+
+
+def test_the_same_seed_gives_the_same_report(spec: TuningSpec, document: dict[str, Any]) -> None:
+    assert without_seconds(tune(spec).to_json()) == without_seconds(document)
+
+
+def test_a_job_resumed_from_its_trials_ends_as_if_undisturbed(
+    spec: TuningSpec, document: dict[str, Any]
+) -> None:
+    stored = [TrialRecord.from_json(trial) for trial in document["trials"][:2]]
+    assert without_seconds(tune(spec, trials=stored).to_json()) == without_seconds(document)
+
+
+def test_a_cancelled_job_keeps_its_finished_trials(spec: TuningSpec) -> None:
+    finished: list[str] = []
+    report = tune(
+        spec,
+        on_event=lambda event: finished.append(event.kind),
+        is_cancelled=lambda: finished.count("trial") >= 2,
+    )
+    assert len(report.trials) == 2
+    assert report.recommendation is not None
+
+
+def test_an_sla_nobody_can_meet_names_what_binds_and_what_relaxing_would_take(
+    spec: TuningSpec,
+) -> None:
+    document = tune(replace(spec, sla="p95_ttft_ms<=1,p95_tpot_ms<=120", trials=3)).to_json()
+    assert document["recommendation"] is None
+    assert document["infeasible"]["binding"] == "p95_ttft_ms<=1"
+    prices = {r["constraint"]: r["price"] for r in document["infeasible"]["relaxations"]}
+    assert prices["p95_ttft_ms<=1"] > 1
+    pruned = [t for t in document["trials"][1:] if t["state"] == "pruned"]
+    assert pruned
+    assert "at best" in pruned[0]["reason"]
+
+
+def test_a_trial_says_what_it_tried_and_what_simulation_expected(spec: TuningSpec) -> None:
+    with prepare(spec) as context:
+        trial = run_trial(context, 0, [])
+    assert trial.state is TrialState.COMPLETE
+    assert trial.predicted["p95_ttft_ms"] == trial.metrics["p95_ttft_ms"]
+    assert trial.reason == "simulated on 4xh200"
+
+
+def test_the_winner_can_run_once_more_in_real_time(spec: TuningSpec) -> None:
+    short = "poisson:rate=20,input=256,output=8,requests=8"
+    paced = replace(spec, workload=short, trials=1, probe_paced=True)
+    found = tune(paced).to_json()["recommendation"]
+    assert found["fidelity"] == "simulated"
+    assert found["paced"]["fidelity"] == "simulated"
+    assert found["paced"]["requests"]["completed"] == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hardware": "4xb999"}, "h200"),
+        ({"num_devices": 9}, "9 devices asked for"),
+        ({"num_devices": 1}, "no plan on up to 1 devices"),
+        ({"workload": "azure:/no/such/file.csv"}, "/no/such/file.csv"),
+    ],
+)
+def test_what_is_wrong_with_a_spec_is_said_before_any_trial(
+    spec: TuningSpec, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TunerError, match=message):
+        prepare(replace(spec, **change))
+
+
+def test_a_spec_checks_itself(spec: TuningSpec) -> None:
+    with pytest.raises(PolicyInputError):
+        replace(spec, sla="fast please")
+    with pytest.raises(TunerError, match="trials=0"):
+        replace(spec, trials=0)
+    with pytest.raises(TunerError, match="unknown key 'trails'"):
+        TuningSpec.from_json(spec.to_json() | {"trails": 3})
+    assert TuningSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+from engine.spec.config import DType
+from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.steps import StepShape
+from tests.tuner.worlds import LLAMA_70B
+from tuner.work.counts import CollectiveKind, StageWork, WorkCounter
+
+
+def work_of(plan: ParallelPlan, mode: Mode, num_tokens: int, stage: int = 0) -> StageWork:
+    shape = StepShape(mode=mode, num_seqs=1, num_prefill_tokens=num_tokens, num_sampled=1)
+    return WorkCounter(LLAMA_70B, plan, DType.BFLOAT16).stage(shape, stage)
+
+
+def test_one_rank_has_no_collectives_and_all_the_weights() -> None:
+    work = work_of(ParallelPlan(), Mode.BASE, 100)
+    assert work.collectives == ()
+    assert work.layer.weights == LLAMA_70B.layer_params
+
+
+def test_base_and_shift_multiply_equally_much_on_each_rank() -> None:
+    plan = ParallelPlan(sp=4, tp=2, shift=True)
+    base, shift = (work_of(plan, mode, 4096) for mode in (Mode.BASE, Mode.SHIFT))
+    assert base.gemm_flops == pytest.approx(shift.gemm_flops)
+    assert base.layer.weights == 4 * shift.layer.weights
+
+
+def test_padding_counts_as_rows() -> None:
+    plan = ParallelPlan(sp=8)
+    assert work_of(plan, Mode.BASE, 1).rows == 1
+    assert work_of(plan, Mode.BASE, 9).rows == 2
+
+
+def test_a_tensor_layer_reduces_twice_and_a_sequence_layer_exchanges_twice() -> None:
+    shift = work_of(ParallelPlan(sp=8, shift=True), Mode.SHIFT, 64)
+    base = work_of(ParallelPlan(sp=8), Mode.BASE, 64)
+    reductions = [c for c in shift.collectives if c.kind is CollectiveKind.ALL_REDUCE]
+    assert reductions[0].count == 2 * 80
+    exchanges = [c for c in base.collectives if c.kind is CollectiveKind.ALL_TO_ALL and c.count > 1]
+    assert sum(c.count for c in exchanges) == 2 * 80
+    # Per layer, over P ranks: (n/P) * (2 d + 2 d_kv') * b bytes (PAPERS, section B).
+    assert sum(c.num_bytes for c in exchanges) == 8 * (2 * 8192 + 2 * 8 * 128) * 2
+
+
+def test_only_the_last_stage_samples() -> None:
+    plan = ParallelPlan(pp=2)
+    first, last = (work_of(plan, Mode.BASE, 64, stage) for stage in (0, 1))
+    assert (first.sampled, last.sampled) == (0, 1)
+    assert first.layers + last.layers == 80
+    assert [c.kind for c in last.collectives] == [CollectiveKind.SEND]

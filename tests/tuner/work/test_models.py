@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.spec.plan import Mode, ParallelPlan, infeasible_reasons
+from engine.spec.steps import StepShape
+from tuner.spec.errors import TunerError
+from tuner.work.models import find_model, list_models, load_model, rank_flops, rank_layer_params
+
+# Billions of parameters as published (Qwen's small ones tie embedding and head).
+PUBLISHED = {
+    "llama-3.1-8b": 8.03,
+    "llama-3.1-70b": 70.6,
+    "llama-3.1-405b": 405.9,
+    "llama-3.3-70b": 70.6,
+    "llama-2-7b": 6.74,
+    "llama-2-13b": 13.0,
+    "llama-2-70b": 69.0,
+    "qwen2.5-0.5b": 0.49,
+    "qwen2.5-1.5b": 1.54,
+    "qwen2.5-3b": 3.09,
+    "qwen2.5-7b": 7.61,
+    "qwen2.5-14b": 14.8,
+    "qwen2.5-32b": 32.8,
+    "qwen2.5-72b": 72.7,
+    "qwen3-0.6b": 0.6,
+    "qwen3-1.7b": 1.72,
+    "qwen3-4b": 4.02,
+    "qwen3-8b": 8.19,
+    "qwen3-14b": 14.8,
+    "qwen3-32b": 32.8,
+}
+
+
+def test_every_model_has_as_many_parameters_as_published() -> None:
+    assert list_models() == list(PUBLISHED)
+    for name, billions in PUBLISHED.items():
+        assert load_model(name).num_params / 1e9 == pytest.approx(billions, rel=0.01), name
+
+
+def test_405b_is_the_model_the_papers_describe() -> None:
+    model = load_model("llama-3.1-405b")
+    assert (model.num_layers, model.hidden_size, model.ffn_size) == (126, 16_384, 53_248)
+    assert (model.num_heads, model.num_kv_heads, model.vocab_size) == (128, 8, 128_256)
+
+
+@pytest.mark.parametrize(
+    ("published", "short"),
+    [
+        ("meta-llama/Llama-3.1-70B-Instruct", "llama-3.1-70b"),
+        ("meta-llama/Meta-Llama-3.1-8B", "llama-3.1-8b"),
+        ("meta-llama/Llama-2-13b-chat-hf", "llama-2-13b"),
+        ("Qwen/Qwen3-32B-FP8", "qwen3-32b"),
+        ("Qwen/Qwen2.5-7B-Instruct", "qwen2.5-7b"),
+    ],
+)
+def test_published_names_are_known(published: str, short: str) -> None:
+    assert load_model(published) == load_model(short)
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    assert find_model("gpt-9") is None
+    with pytest.raises(TunerError, match=r"'gpt-9'.*qwen3-32b"):
+        load_model("gpt-9")
+
+
+def test_a_folder_and_its_config_file_describe_the_same_model(tmp_path: Path) -> None:
+    raw = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 100,
+    }
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(raw))
+    assert load_model(str(tmp_path)) == load_model(str(config))
+    assert load_model(str(config)).ffn_size == 128
+    config.write_text(json.dumps(raw | {"model_type": "mamba"}))
+    with pytest.raises(TunerError, match="mamba"):
+        load_model(str(config))
+
+
+def prefill(num_tokens: int, mode: Mode) -> StepShape:
+    return StepShape(
+        mode=mode,
+        num_seqs=1,
+        num_prefill_tokens=num_tokens,
+        prefill_context_tokens=num_tokens,
+        prefill_attention_pairs=num_tokens * (num_tokens + 1) // 2,
+        num_sampled=1,
+    )
+
+
+def test_both_modes_compute_the_same_and_base_reads_more() -> None:
+    model, plan = load_model("llama-3.1-70b"), ParallelPlan(sp=4, tp=2, shift=True)
+    base, shift = (rank_flops(model, plan, prefill(4096, mode)) for mode in Mode)
+    assert base.total == pytest.approx(shift.total, rel=0.01)
+    layers = 2.0 * 4096 * model.num_layers * model.layer_params / 8
+    assert shift.gemm == pytest.approx(layers)
+    weights = [rank_layer_params(model, plan, mode) for mode in Mode]
+    assert weights[0] == 4 * weights[1]
+
+
+def test_stages_divide_the_work_of_a_step() -> None:
+    model = load_model("llama-3.1-405b")
+    whole = rank_flops(model, ParallelPlan(tp=8), prefill(1024, Mode.BASE))
+    half = rank_flops(model, ParallelPlan(pp=2, tp=8), prefill(1024, Mode.BASE))
+    assert half.gemm == pytest.approx(whole.gemm / 2)
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "llama-2-70b", "qwen3-8b"])
+def test_common_models_run_on_a_whole_node(name: str) -> None:
+    assert infeasible_reasons(ParallelPlan(tp=8), load_model(name)) == []

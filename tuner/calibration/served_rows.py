@@ -1,0 +1,212 @@
+"""Published closed-loop runs of serving systems, and the same runs simulated."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import random
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+
+from engine.spec.config import Caps
+from engine.spec.plan import ParallelPlan
+from tuner.backends import Backend
+from tuner.described.node import Node
+from tuner.hardware import Precision, parse_hardware
+from tuner.spec.errors import TunerError
+from tuner.spec.space import Settings
+from tuner.work.models import load_model
+from tuner.workload.workload import Arrival, ClosedLoop, Workload, WorkloadSource
+
+FILE = "end_to_end_dense.csv"
+# A run sends this many requests per client, the first ones all at once.
+ROUNDS = 10
+# Of which this many are simulated: after the first burst every round is like the next.
+SIMULATED_ROUNDS = 3
+# More than any row's concurrency: no row names a limit of its own.
+MAX_NUM_SEQS = 1024
+
+
+class Tool(StrEnum):
+    """Who measured a row, and therefore how clients and server were set.
+
+    ``inferencemax``: rows without a version and with lengths of 1,024 or 8,192. Its public
+    scripts say: lengths drawn between 0.8 of the nominal one and all of it, ten requests per
+    client; vLLM 0.10.2 with a budget of 8,192 tokens, asynchronous scheduling; TensorRT-LLM with
+    a budget of the whole context (input + output + 200).
+
+    ``fixed``: the others. Lengths are fixed. Nothing public says how the servers were set; a
+    budget of one prompt beside the running sequences, and requests that join the step after
+    next, fit both systems, all lengths and all degrees.
+    """
+
+    INFERENCEMAX = "inferencemax"
+    FIXED = "fixed"
+
+    @property
+    def shortest(self) -> float:
+        """The shortest length over the nominal one."""
+        return 0.8 if self is Tool.INFERENCEMAX else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedRow:
+    """One measured run: means over its requests. ``precision`` is bf16 where none is stated."""
+
+    backend: str
+    version: str
+    device: str
+    model: str
+    precision: str
+    input_tokens: int
+    output_tokens: int
+    concurrency: int
+    tp: int
+    ttft_s: float
+    tpot_s: float
+
+    @property
+    def group(self) -> str:
+        """What is held out together."""
+        return f"{self.device} {self.model} {self.backend}"
+
+    @property
+    def shortest_output(self) -> int:
+        return int(self.tool.shortest * self.output_tokens)
+
+    @property
+    def tool(self) -> Tool:
+        return Tool.FIXED if self.version else Tool.INFERENCEMAX
+
+    @property
+    def caps(self) -> Caps:
+        """The server's limits, as far as they are known; see :class:`Tool`."""
+        if self.tool is Tool.FIXED:
+            budget = self.input_tokens + self.concurrency
+        elif self.backend == "vllm":
+            budget = 8192
+        else:
+            budget = self.input_tokens + self.output_tokens + 200
+        return Caps(max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=budget)
+
+    def served_by(self, backend: Backend) -> Backend:
+        """The profile under this row's switches: asynchronous scheduling is off in vLLM unless
+        asked for."""
+        if self.backend != "vllm":
+            return backend
+        host = replace(backend.host, is_overlapped=self.tool is Tool.INFERENCEMAX)
+        return replace(backend, host=host)
+
+    def workload(self, rounds: int, seed: int) -> Workload:
+        """``rounds`` requests per client; lengths as the tool draws them."""
+        draw, shortest = random.Random(seed), self.tool.shortest
+        count = rounds * self.concurrency
+
+        def length(nominal: int) -> int:
+            return draw.randint(int(shortest * nominal), nominal) if shortest < 1 else nominal
+
+        arrivals = tuple(
+            Arrival(
+                arrival_s=0.0,
+                input_tokens=length(self.input_tokens),
+                output_tokens=length(self.output_tokens),
+            )
+            for _ in range(count)
+        )
+        source = WorkloadSource(spec=self.group, seed=seed, sha256="", rows=count, span_s=0.0)
+        closed = ClosedLoop(concurrency=self.concurrency)
+        return Workload(arrivals=arrivals, source=source, closed=closed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulated:
+    """A row's means as the simulator has them; NaN where the row does not fit the device."""
+
+    ttft_s: float
+    tpot_s: float
+
+
+NOT_SERVED = Simulated(ttft_s=float("nan"), tpot_s=float("nan"))
+
+
+def read_served_rows(data: Path) -> list[ServedRow]:
+    """Every row of ``data/end_to_end_dense.csv``.
+
+    Raises:
+        TunerError: no such file, or a run over several pipeline stages.
+    """
+    path = data / FILE
+    if not path.exists():
+        raise TunerError(f"{path}: no such file; give the folder that holds {FILE}")
+    with path.open() as file:
+        return [_row(raw) for raw in csv.DictReader(file)]
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class RowSimulator:
+    """Simulates rows served by one backend each; step times are made once per plan."""
+
+    def __init__(self, backends: dict[str, Backend]) -> None:
+        self._backends = backends
+        self._nodes: dict[tuple[object, ...], Node] = {}
+
+    def simulate(self, row: ServedRow, *, seed: int = 0) -> Simulated:
+        """The run of ``row``: the first burst counts as one round of ten."""
+        node, plan = self._node(row), ParallelPlan(tp=row.tp)
+        needed = row.input_tokens + row.output_tokens
+        if node.memory(plan, caps=row.caps, needed_kv_tokens=needed).reason is not None:
+            return NOT_SERVED
+        settings = Settings(plan=plan, caps=row.caps)
+        workload = row.workload(SIMULATED_ROUNDS, seed)
+        timings = node.simulate(settings, workload, seed=seed).measurement.timings
+        if any(len(timing.token_s) < row.shortest_output for timing in timings):
+            return NOT_SERVED
+        ttft_s = np.array([timing.token_s[0] - timing.sent_s for timing in timings])
+        tpot_s = np.array(
+            [
+                (timing.token_s[-1] - timing.token_s[0]) / (len(timing.token_s) - 1)
+                for timing in timings
+            ]
+        )
+        burst = slice(row.concurrency)
+        rest = slice(row.concurrency, None)
+        share = 1 / ROUNDS
+        return Simulated(
+            ttft_s=float(share * ttft_s[burst].mean() + (1 - share) * ttft_s[rest].mean()),
+            tpot_s=float(share * tpot_s[burst].mean() + (1 - share) * tpot_s[rest].mean()),
+        )
+
+    def _node(self, row: ServedRow) -> Node:
+        key = (row.backend, row.device, row.model, row.precision, row.tp, row.tool)
+        if key not in self._nodes:
+            self._nodes[key] = Node(
+                hardware=parse_hardware(f"{row.tp}x{row.device}"),
+                model=load_model(row.model),
+                precision=Precision.parse(row.precision),
+                backend=row.served_by(self._backends[row.backend]),
+            )
+        return self._nodes[key]
+
+
+def _row(raw: dict[str, str]) -> ServedRow:
+    if float(raw["pp_size"] or 1) != 1:
+        raise TunerError(f"row {raw['id']}: pp_size {raw['pp_size']} is not read here, only 1")
+    return ServedRow(
+        backend=raw["backend"],
+        version=raw["backend_version"],
+        device=raw["system"].removesuffix("_sxm"),
+        model=raw["model_path"].rpartition("/")[2].lower().removesuffix("-instruct"),
+        precision=raw["precision"] or "bf16",
+        input_tokens=int(float(raw["isl"])),
+        output_tokens=int(float(raw["osl"])),
+        concurrency=int(float(raw["concurrency"])),
+        tp=int(float(raw["tp_size"])),
+        ttft_s=float(raw["ttft_ms"]) / 1e3,
+        tpot_s=float(raw["tpot_ms"]) / 1e3,
+    )

@@ -1,0 +1,133 @@
+"""A served model on described hardware: everything a simulation of it needs, in one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from engine.executors.protocol import StepTimer
+from engine.spec.config import Caps, ModelConfig
+from engine.spec.plan import ParallelPlan
+from tuner.backends import Backend, ServedTimer
+from tuner.hardware import Hardware, MemoryEstimate, Precision, estimate_memory
+from tuner.hardware.memory import weight_bytes_per_rank
+from tuner.simulation.simulate import OnProgress, Ranks, SimulationResult, no_progress, simulate
+from tuner.simulation.steering import Steering
+from tuner.spec.errors import TunerError
+from tuner.spec.space import Settings
+from tuner.step_model.timer import ScaledTimer
+from tuner.workload.workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """``model`` in ``precision`` on ``hardware``, served by ``backend``. Makes a timer per plan
+    once."""
+
+    hardware: Hardware
+    model: ModelConfig
+    precision: Precision
+    backend: Backend
+    block_size: int = 16
+    max_model_len: int | None = None
+    _timers: dict[ParallelPlan, ServedTimer] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+
+    @property
+    def interval(self) -> float:
+        """The 90 % half width of log(true / simulated) of step times: the device's of a step or
+        the backend's of served runs, whichever is wider."""
+        return max(self.hardware.device.interval_for(self.precision), self.backend.interval)
+
+    def timer(self, plan: ParallelPlan) -> ServedTimer:
+        """Step times of one replica of ``plan``.
+
+        Raises:
+            PlanError: the model cannot run under the plan.
+            TunerError: more devices than there are, or no peak for the precision.
+        """
+        if plan not in self._timers:
+            self._timers[plan] = ServedTimer(
+                self.hardware, self.model, plan, self.precision, self.backend
+            )
+        return self._timers[plan]
+
+    def memory(
+        self, plan: ParallelPlan, *, caps: Caps | None = None, needed_kv_tokens: int = 1
+    ) -> MemoryEstimate:
+        """Weights (of both modes where the backend holds them twice), activations of steps within
+        ``caps`` (None: the backend's own) and KV of a rank."""
+        estimate = estimate_memory(
+            self.hardware.device,
+            self.model,
+            plan,
+            self.precision,
+            caps=caps or self.backend.default_caps,
+            samples_in_parallel=self.backend.samples_in_parallel,
+            needed_kv_tokens=needed_kv_tokens,
+        )
+        if not (plan.shift and self.backend.has_second_weights):
+            return estimate
+        shift_plan = replace(plan, sp=1, tp=plan.stage_size, shift=False)
+        second = weight_bytes_per_rank(self.model, shift_plan, self.precision)
+        return replace(estimate, weight_bytes=estimate.weight_bytes + second)
+
+    def num_kv_blocks(self, plan: ParallelPlan, caps: Caps | None = None) -> int:
+        """KV blocks each rank has room for beside steps within ``caps`` (None: the backend's own).
+
+        Raises:
+            TunerError: not one block fits, with the numbers.
+        """
+        estimate = self.memory(plan, caps=caps, needed_kv_tokens=self.block_size)
+        if estimate.reason is not None:
+            raise TunerError(f"plan {plan} on {self.hardware.device.name}: {estimate.reason}")
+        return estimate.kv_tokens // self.block_size
+
+    def simulate(
+        self,
+        settings: Settings,
+        workload: Workload,
+        *,
+        seed: int = 0,
+        keeps_prefixes: bool = False,
+        step_scale: float = 1.0,
+        on_progress: OnProgress = no_progress,
+        steering: Steering | None = None,
+        envelope: Caps | None = None,
+    ) -> SimulationResult:
+        """One run of ``workload`` on ``settings.plan``; fewer ranks than devices leave the rest
+        of the devices idle. ``step_scale`` multiplies all step times: the ends of an interval.
+        ``steering`` may change the settings on the way, within ``envelope``; KV is what the widest
+        steps of the two leave room for.
+
+        Raises:
+            PlanError, PolicyError, TunerError: as :meth:`timer` and :meth:`num_kv_blocks`.
+        """
+        widest = envelope or settings.caps
+        return simulate(
+            model=self.model,
+            plan=settings.plan,
+            threshold_tokens=settings.threshold_tokens,
+            caps=settings.caps,
+            mode=settings.mode,
+            workload=workload,
+            timer=self._scaled(settings.plan, step_scale),
+            num_kv_blocks=self.num_kv_blocks(settings.plan, widest),
+            block_size=self.block_size,
+            max_model_len=self.max_model_len,
+            seed=seed,
+            front_end=self.backend.front_end,
+            keeps_prefixes=keeps_prefixes,
+            schedules_ahead=self.backend.schedules_ahead,
+            on_progress=on_progress,
+            steering=steering,
+            envelope=envelope,
+            ranks_of=lambda plan: Ranks(
+                timer=self._scaled(plan, step_scale),
+                num_kv_blocks=self.num_kv_blocks(plan, widest),
+            ),
+        )
+
+    def _scaled(self, plan: ParallelPlan, factor: float) -> StepTimer:
+        timer = self.timer(plan)
+        return timer if factor == 1.0 else ScaledTimer(timer, factor)

@@ -1,0 +1,121 @@
+"""What a command line says of a model that need not be here: its name, format, hardware."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from engine.spec.config import DType, EngineConfig, ExecutorKind, ModelConfig
+from engine.spec.errors import PlanError
+from engine.spec.plan import ParallelPlan
+from tuner.backends import list_backends, load_backend
+from tuner.described.launch import why_not
+from tuner.described.node import Node
+from tuner.hardware import Precision, parse_hardware
+from tuner.spec.errors import TunerError
+from tuner.work.models import CONFIG, load_model
+
+AUTO = "auto"
+DEFAULT_BACKEND = "gearshift"
+
+
+def describe_node(
+    *,
+    model: str,
+    hardware: str,
+    dtype: str | None = None,
+    backend: str = DEFAULT_BACKEND,
+    block_size: int = 16,
+    max_model_len: int | None = None,
+) -> Node:
+    """The node of a command line: ``model`` by name or folder, ``hardware`` as in ``8xh200``.
+
+    ``dtype`` None or ``auto``: as the model's ``config.json`` says.
+
+    Raises:
+        TunerError: an unknown model, hardware, backend or number format, or a context that the
+            model does not have.
+    """
+    shape = load_model(model)
+    check_context(max_model_len, shape, model)
+    return Node(
+        hardware=parse_hardware(hardware),
+        model=shape,
+        precision=read_precision(dtype, shape),
+        backend=load_backend(backend),
+        block_size=block_size,
+        max_model_len=max_model_len,
+    )
+
+
+def check_context(max_model_len: int | None, shape: ModelConfig, model: str) -> None:
+    """Raises TunerError where ``max_model_len`` is more than the model was made for."""
+    if max_model_len is not None and max_model_len > shape.max_positions:
+        raise TunerError(
+            f"max_model_len={max_model_len}: {model} has a context of {shape.max_positions} "
+            "tokens; take at most that many"
+        )
+
+
+def check_served(node: Node, plan: ParallelPlan) -> None:
+    """Raises TunerError where the node's backend cannot run ``plan``, with the way out."""
+    if (reason := why_not(node.backend.name, plan)) is not None:
+        others = [name for name in list_backends() if why_not(name, plan) is None]
+        raise TunerError(
+            f"plan {plan}: {reason}; take another plan, or a backend that can: {', '.join(others)}"
+        )
+
+
+def read_precision(word: str | None, model: ModelConfig) -> Precision:
+    """The number format that ``word`` names; None and ``auto`` ask the model.
+
+    Raises:
+        TunerError: another word, with the known ones.
+    """
+    if word in (None, AUTO):
+        return Precision.of(model.dtype)
+    return Precision.parse(str(word))
+
+
+def read_rank_dtype(word: str | None, model: ModelConfig) -> DType:
+    """What real ranks compute in: as :func:`read_precision`, less what they cannot.
+
+    Raises:
+        TunerError: an unknown word, or ``fp8``, which exists on described hardware only.
+    """
+    known = f"known are auto, {', '.join(DType)}"
+    try:
+        precision = read_precision(word, model)
+    except TunerError as error:
+        raise TunerError(f"dtype {word!r}: {known}") from error
+    if precision is Precision.FP8:
+        raise TunerError(
+            f"dtype {word!r}: ranks of this engine do not compute in fp8; {known}; "
+            "described hardware (as in 8xh200) takes fp8"
+        )
+    return precision.dtype
+
+
+def has_checkpoint(model: str) -> bool:
+    """Whether ``model`` is a folder that an engine can be started from, not just a name."""
+    return (Path(model) / CONFIG).exists()
+
+
+def paced_config(config: EngineConfig, node: Node) -> EngineConfig:
+    """``config`` for an engine without ranks, paced as ``node``: its memory and number format.
+    KV is what steps within the engine's envelope leave room for."""
+    envelope = config.start_envelope
+
+    def blocks(plan: ParallelPlan) -> int:
+        try:
+            return node.num_kv_blocks(plan, envelope)
+        except TunerError as error:
+            raise PlanError(str(error)) from error
+
+    return replace(
+        config,
+        executor=ExecutorKind.SIMULATED,
+        dtype=node.precision.dtype,
+        block_size=node.block_size,
+        kv_blocks_of=blocks,
+    )

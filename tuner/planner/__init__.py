@@ -1,0 +1,1 @@
+"""Every plan of a described node judged against an SLA."""

@@ -1,0 +1,134 @@
+"""What single requests say of every load: with the engine to itself, none is served faster.
+
+A request's time to its first token is at least what it is alone, and that rises with its prompt:
+so a percentile of TTFT under load is at least the lone TTFT of the workload's own percentile of
+prompt lengths. A gap between tokens is at least a lone decode step at the shortest prompt. Means
+and E2E also depend on lengths that a few requests do not show: nothing is said of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from engine.spec.plan import ParallelPlan
+from engine.spec.steps import StepShape
+from policies.constraint import Constraint, Metric, Percentile
+from policies.sla import Sla
+from tuner.backends.backend import HostTimes
+from tuner.described.node import Node
+from tuner.spec.space import Settings
+from tuner.workload.workload import Arrival, Workload
+
+# Step times are not quite monotonous: a larger step may be that much quicker than a smaller one.
+SLACK = 0.1
+# Long after any request has ended.
+GAP_S = 1e5
+
+
+def alone_metrics(
+    node: Node, options: Sequence[Settings], workload: Workload, sla: Sla, *, seed: int
+) -> dict[str, float]:
+    """The least that ``sla``'s percentiles of TTFT, TPOT and ITL can be under ``workload``,
+    whichever of ``options`` (all of one plan) is taken."""
+    constraints = bounded_alone(sla)
+    plan = options[0].plan
+    node = _as_if_hidden(node, plan)
+    lengths = {c.key: _length_at(workload, c) for c in constraints if c.metric is Metric.TTFT_MS}
+    ttft_ms = _first_tokens_ms(node, options, workload, set(lengths.values()), seed)
+    found = {key: ttft_ms[length] for key, length in lengths.items() if length in ttft_ms}
+    if workload.output_tokens.max() > 1:
+        gap_ms = _gap_ms(node, plan, int(workload.input_tokens.min()))
+        found |= {c.key: gap_ms for c in constraints if c.key not in lengths}
+    return found
+
+
+def alone_reason(flat: dict[str, float], sla: Sla) -> str | None:
+    """Which bound is missed even with the engine to oneself; None where none is for certain."""
+    missed = [
+        f"{c} but {flat[c.key]:.4g}"
+        for c in bounded_alone(sla)
+        if c.key in flat and not c.is_met_by(flat[c.key] / (1 + SLACK))
+    ]
+    return f"with the engine to itself: {'; '.join(missed)}" if missed else None
+
+
+def bounded_alone(sla: Sla) -> tuple[Constraint, ...]:
+    """The constraints of whole runs that single requests say something of."""
+    return tuple(
+        c
+        for c in sla.per_run
+        if c.metric in (Metric.TTFT_MS, Metric.TPOT_MS, Metric.ITL_MS)
+        and c.percentile is not Percentile.MEAN
+    )
+
+
+def _as_if_hidden(node: Node, plan: ParallelPlan) -> Node:
+    """Of a pipeline without the host's work: what a lone step waits for may be hidden behind the
+    stages of a fuller one."""
+    if plan.pp == 1:
+        return node
+    host = HostTimes(step_s=0.0, seq_s=0.0, is_overlapped=False)
+    return replace(node, backend=replace(node.backend, host=host))
+
+
+def _length_at(workload: Workload, constraint: Constraint) -> int:
+    """The prompt length of the rank at or below ``constraint``'s percentile; without one, every
+    request is held to the bound, and the longest counts."""
+    lengths = np.sort(workload.input_tokens)
+    if workload.closed is not None and workload.closed.limit_s is not None:
+        return int(lengths[0])  # how many, and so which, are sent depends on the run
+    percent = constraint.percentile.percent if constraint.percentile else None
+    share = 1.0 if percent is None else percent / 100
+    return int(lengths[math.floor(share * (len(lengths) - 1))])
+
+
+def _first_tokens_ms(
+    node: Node, options: Sequence[Settings], workload: Workload, lengths: set[int], seed: int
+) -> dict[int, float]:
+    """The least TTFT of a lone prompt of each length; without those that are refused."""
+    if not lengths:
+        return {}
+    arrivals = tuple(
+        Arrival(arrival_s=i * GAP_S, input_tokens=length, output_tokens=1)
+        for i, length in enumerate(sorted(lengths))
+    )
+    lone = replace(workload, arrivals=arrivals, closed=None)
+    found: dict[int, float] = {}
+    for settings in _variants(options, max(lengths)):
+        for timing in node.simulate(settings, lone, seed=seed).measurement.completed:
+            if timing.ttft_ms is not None:
+                known = found.get(timing.prompt_tokens, math.inf)
+                found[timing.prompt_tokens] = min(known, timing.ttft_ms)
+    return found
+
+
+def _variants(options: Sequence[Settings], longest: int) -> list[Settings]:
+    """``options`` as far as a lone prompt of up to ``longest`` tokens can tell them apart; Shift
+    plans in either mode, too: beside others its steps run in the mode that their sum chooses."""
+    found: dict[tuple[int, int, str], Settings] = {}
+    for settings in options:
+        budget = min(settings.caps.max_num_batched_tokens, longest)
+        found.setdefault((budget, settings.threshold_tokens, settings.mode), settings)
+        for mode in settings.plan.modes if settings.plan.shift else ():
+            found.setdefault((budget, 0, mode.value), replace(settings, mode=mode.value))
+    return list(found.values())
+
+
+def _gap_ms(node: Node, plan: ParallelPlan, context_tokens: int) -> float:
+    """A decode step of one sequence, in the quicker mode."""
+    timer = node.timer(plan)
+    shapes = [
+        StepShape(
+            mode=mode,
+            num_seqs=1,
+            num_decode_tokens=1,
+            decode_context_tokens=context_tokens,
+            num_sampled=1,
+        )
+        for mode in plan.modes
+    ]
+    return min(1e3 * (sum(timer.stage_seconds(s)) + timer.host_seconds(s)) for s in shapes)

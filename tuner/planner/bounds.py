@@ -1,0 +1,204 @@
+"""When a plan cannot meet an SLA whatever its caps are, known before or during a simulation.
+
+Each bound is on the safe side: it never condemns settings that a whole simulation would pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.executors.protocol import StepTimer
+from engine.spec.measurement import RequestTiming
+from engine.spec.plan import ParallelPlan
+from engine.spec.steps import StepShape
+from policies.constraint import Constraint, Metric
+from policies.sla import Sla
+from tuner.workload.workload import Workload
+
+FloatArray = npt.NDArray[np.float64]
+
+# Prefill steps whose speed per token is tried; short prompts in them, so attention costs little.
+_STEP_TOKENS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768)
+_SHORT_PROMPT = 128
+
+
+class CertainMissError(Exception):
+    """A simulation was stopped: so many requests are late that ``constraint`` is missed already."""
+
+    def __init__(self, message: str, constraint: Constraint) -> None:
+        super().__init__(message)
+        self.constraint = constraint
+
+
+@dataclass(frozen=True, kw_only=True)
+class LateLimit:
+    """At most ``num_allowed`` requests may be over ``constraint`` by their own value."""
+
+    constraint: Constraint
+    num_allowed: int
+
+    @property
+    def bound_s(self) -> float:
+        return self.constraint.bound / 1e3
+
+    @property
+    def is_ttft(self) -> bool:
+        return self.constraint.metric is Metric.TTFT_MS
+
+    def num_over(self, timings: Iterable[RequestTiming]) -> int:
+        """Requests over the bound; those without a value are not counted."""
+        own = (_value_ms(timing, self.constraint.metric) for timing in timings)
+        return sum(value is not None and not self.constraint.is_met_by(value) for value in own)
+
+
+def late_limits(sla: Sla, num_requests: int) -> tuple[LateLimit, ...]:
+    """How many of ``num_requests`` may be over each bound on TTFT, TPOT or E2E.
+
+    A percentile interpolated between ranks exceeds its bound as soon as the value of the lower
+    rank does. Means, and gaps between tokens, bound nothing here.
+    """
+    found = []
+    share = sla.attainment_bound
+    for constraint in sla.constraints:
+        if constraint.metric not in (Metric.TTFT_MS, Metric.TPOT_MS, Metric.E2E_MS):
+            continue
+        allowed = [_num_allowed(constraint, num_requests)] if constraint in sla.per_run else []
+        if share is not None and constraint.is_per_request:
+            allowed.append(math.floor(num_requests * (1 - share) + 1e-9))
+        known = [n for n in allowed if n is not None]
+        if known:
+            found.append(LateLimit(constraint=constraint, num_allowed=min(known)))
+    return tuple(found)
+
+
+def _value_ms(timing: RequestTiming, metric: Metric) -> float | None:
+    match metric:
+        case Metric.TTFT_MS:
+            return timing.ttft_ms
+        case Metric.TPOT_MS:
+            return timing.tpot_ms
+        case _:
+            return timing.e2e_ms
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertainMiss:
+    """The bound that a whole run must miss, and how that is known."""
+
+    constraint: Constraint
+    reason: str
+
+
+def certain_miss(
+    timings: Sequence[RequestTiming], sla: Sla, num_requests: int
+) -> CertainMiss | None:
+    """Why a whole run of ``num_requests`` must miss the SLA, from a run of some of them alone.
+
+    Requests before, after and between those only add load: who is late without them is late
+    with them. Of several bounds, the one most requests are over; None where that decides nothing.
+    """
+    limits = late_limits(sla, num_requests)
+    counts = [(limit.num_over(timings), limit) for limit in limits]
+    over = [(count, limit) for count, limit in counts if count > limit.num_allowed]
+    if not over:
+        return None
+    count, limit = max(over, key=lambda pair: pair[0])
+    reason = (
+        f"{count} of the busiest {len(timings)} requests alone miss {limit.constraint}, "
+        f"of all {num_requests} at most {limit.num_allowed} may"
+    )
+    return CertainMiss(constraint=limit.constraint, reason=reason)
+
+
+def _num_allowed(constraint: Constraint, num_requests: int) -> int | None:
+    if constraint.percentile is None:
+        return 0
+    percent = constraint.percentile.percent
+    if percent is None:
+        return None
+    return num_requests - math.floor(percent / 100 * (num_requests - 1)) - 1
+
+
+class LateWatch:
+    """Stops a simulation of an open loop once more requests are late than the SLA allows.
+
+    Call it as ``on_progress``. Of the requests that arrived longer ago than a bound and have not
+    ended, all are late in E2E; in TTFT all but those that may be running.
+    """
+
+    def __init__(self, workload: Workload, sla: Sla, *, max_running: int) -> None:
+        self._arrival_s = workload.arrival_s
+        limits = late_limits(sla, len(workload)) if workload.closed is None else ()
+        self._limits = [x for x in limits if x.constraint.metric is not Metric.TPOT_MS]
+        self._max_running = max_running
+
+    def __call__(self, now_s: float, num_ended: int, num_requests: int) -> None:
+        """Raises CertainMissError."""
+        for limit in self._limits:
+            due = int(np.searchsorted(self._arrival_s, now_s - limit.bound_s))
+            late = due - num_ended - (self._max_running if limit.is_ttft else 0)
+            if late > limit.num_allowed:
+                raise CertainMissError(
+                    f"stopped {now_s:.0f} s in: more than {limit.num_allowed} of {num_requests} "
+                    f"requests miss {limit.constraint}",
+                    limit.constraint,
+                )
+
+
+def backlog_reason(
+    timer: StepTimer, plan: ParallelPlan, workload: Workload, sla: Sla
+) -> str | None:
+    """Why prefill alone, at its fastest, is too slow for the arrivals; None where it may do.
+
+    A queue served first come, first served at ``dp`` times one replica's best prefill speed,
+    decodes for free. Replicas share work less evenly than one large queue; that can only make a
+    single request earlier by less than the longest prompt's own time, which is taken off.
+    """
+    limits = [limit for limit in late_limits(sla, len(workload)) if limit.is_ttft]
+    if workload.closed is not None or not limits:
+        return None
+    token_s = best_prefill_token_s(timer, plan)
+    work_s = workload.input_tokens * token_s / plan.dp
+    wait_s = _waits(workload.arrival_s, work_s)
+    longest_s = float(workload.input_tokens.max()) * token_s if plan.dp > 1 else 0.0
+    ttft_s = np.maximum(0.0, wait_s - longest_s) + workload.input_tokens * token_s
+    for limit in limits:
+        late = int((ttft_s > limit.bound_s).sum())
+        if late > limit.num_allowed:
+            rate = plan.dp / token_s
+            return (
+                f"prefill alone, at its best {rate:.0f} tokens/s, leaves {late} of "
+                f"{len(workload)} requests over {limit.constraint}"
+            )
+    return None
+
+
+def best_prefill_token_s(timer: StepTimer, plan: ParallelPlan) -> float:
+    """Seconds per prompt token of one replica's busiest stage, in its best mode and step size."""
+    shapes = [
+        StepShape(
+            mode=mode,
+            num_seqs=num_tokens // _SHORT_PROMPT,
+            num_prefill_tokens=num_tokens,
+            prefill_context_tokens=num_tokens,
+            prefill_attention_pairs=num_tokens * (_SHORT_PROMPT + 1) // 2,
+            num_sampled=1,
+        )
+        for mode in plan.modes
+        for num_tokens in _STEP_TOKENS
+    ]
+    return min(max(timer.stage_seconds(shape)) / shape.num_tokens for shape in shapes)
+
+
+def _waits(arrival_s: FloatArray, work_s: FloatArray) -> FloatArray:
+    """Lindley's recursion: how long each arrival waits for the work before it."""
+    waits = np.zeros(len(arrival_s))
+    for i in range(1, len(waits)):
+        gap_s = arrival_s[i] - arrival_s[i - 1]
+        waits[i] = max(0.0, waits[i - 1] + work_s[i - 1] - gap_s)
+    return waits

@@ -1,0 +1,173 @@
+"""The ``plan --json`` document, and its sentences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from policies.points import OperatingPoint
+from policies.select import Reason
+from tuner.described.document import (
+    finite_metrics,
+    memory_json,
+    node_json,
+    percent,
+    unmeasured_warning,
+)
+from tuner.described.launch import LaunchCommand, launch_commands
+from tuner.planner.explore import JudgedOn, Tried
+from tuner.planner.planner import Failure, PlanReport
+from tuner.search.report import infeasible_json, point_json, settings_of
+
+SCHEMA = "plan/v1"
+REASONS = {
+    Reason.ONLY_FEASIBLE: "the only settings that meet the SLA",
+    Reason.FEWEST_DEVICES: "no plan meets the SLA with fewer devices",
+    Reason.FEWEST_DEVICES_WITH_CERTAINTY: (
+        "fewest devices among those that meet the SLA with enough certainty; smaller ones meet it "
+        "in the run but too narrowly for their interval"
+    ),
+    Reason.MOST_LIKELY_OF_THE_CHEAPEST: (
+        "of the plans with fewest devices, the likeliest to meet the SLA"
+    ),
+    Reason.FASTEST_OF_THE_CHEAPEST: "of the plans with fewest devices, the fastest",
+}
+FASTEST = "lowest latencies against their bounds of all that meet the SLA"
+BALANCED = "least product of devices and latency of all that meet the SLA"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One of the best three: its role (cheapest, fastest, balanced), numbers and reason."""
+
+    role: str
+    point: OperatingPoint
+    reason: str
+
+
+def choices(report: PlanReport) -> tuple[Choice, ...]:
+    """Cheapest, fastest, balanced; nothing where no plan meets the SLA."""
+    selection = report.selection
+    if selection.best is None or selection.fastest is None or selection.balanced is None:
+        return ()
+    return (
+        Choice(role="cheapest", point=selection.best, reason=REASONS[selection.reason]),
+        Choice(role="fastest", point=selection.fastest, reason=FASTEST),
+        Choice(role="balanced", point=selection.balanced, reason=BALANCED),
+    )
+
+
+def commands(report: PlanReport, point: OperatingPoint) -> tuple[LaunchCommand, ...]:
+    """How to start a point's settings on each serving system."""
+    node = report.question.node
+    return launch_commands(
+        settings_of(point),
+        node.precision,
+        backend=node.backend.name,
+        hardware=str(node.hardware),
+        max_model_len=node.max_model_len,
+    )
+
+
+def plan_json(report: PlanReport, *, model: str) -> dict[str, Any]:
+    """The report as a JSON value without wall times: equal inputs give equal bytes."""
+    question = report.question
+    origin = node_json(question.node, settings_of(_any_point(report)), model)
+    del origin["memory"]
+    return {
+        "schema": SCHEMA,
+        "gearshift": version("gearshift"),
+        **origin,
+        "num_devices": report.num_devices,
+        "workload": question.workload.describe(),
+        "sla": str(question.sla),
+        "seed": question.seed,
+        "best": {
+            choice.role: {
+                **_point_json(report, choice.point),
+                "reason": choice.reason,
+                "launch": [command.to_json() for command in commands(report, choice.point)],
+            }
+            for choice in choices(report)
+        },
+        "feasible": [_point_json(report, point) for point in report.feasible],
+        "infeasible": infeasible(report),
+        "failing": [failure_json(failure) for failure in report.failures],
+        "tried": [
+            tried_json(tried)
+            for explored in report.explored
+            for tried in explored.tried
+            if tried.judged_on is not JudgedOn.ALONE
+        ],
+        "judged": {kind.value: report.count(kind) for kind in JudgedOn if report.count(kind)},
+        "warnings": list(warnings(report)),
+    }
+
+
+def infeasible(report: PlanReport) -> dict[str, Any] | None:
+    """What stands in the way where nothing meets the SLA."""
+    if report.selection.best is not None:
+        return None
+    found = infeasible_json(report.selection, report.question.sla)
+    return {**found, "is_from_single_requests": report.is_from_alone}
+
+
+def failure_json(failure: Failure) -> dict[str, Any]:
+    return {
+        "plan": failure.plan,
+        "why": failure.why.value,
+        "detail": failure.detail,
+        "judged_on": failure.judged_on.value if failure.judged_on else None,
+        "settings": failure.settings.to_json() if failure.settings else None,
+    }
+
+
+def tried_json(tried: Tried) -> dict[str, Any]:
+    return {
+        "settings": tried.settings.to_json(),
+        "judged_on": tried.judged_on.value,
+        "metrics": finite_metrics(tried.metrics),
+        "note": tried.note,
+    }
+
+
+def warnings(report: PlanReport) -> tuple[str, ...]:
+    """What a reader has to know before believing the plan."""
+    node, workload = report.question.node, report.question.workload
+    device = node.hardware.device
+    found = [f"workload: {cut}" for cut in workload.source.cuts]
+    found.append(
+        f"simulated, not measured: {device.title} is {device.calibration}; a step may be off by "
+        f"{percent(node.interval)} (90 % interval)"
+    )
+    if not node.backend.is_measured:
+        found.append(unmeasured_warning(node))
+    if any(t.judged_on is JudgedOn.SLICE for e in report.explored for t in e.tried):
+        found.append(
+            "caps were compared on the busiest stretch of the workload; only the best of each "
+            "plan ran on all of it"
+        )
+    if workload.shares_beginnings:
+        found.append("prompts share prefixes, which these simulations do not make use of")
+    return tuple(found)
+
+
+def _point_json(report: PlanReport, point: OperatingPoint) -> dict[str, Any]:
+    node = report.question.node
+    has_interval = any(e.low < e.high for e in point.metrics.values())
+    return {
+        **point_json(point, report.question.sla),
+        "has_interval": has_interval,
+        # Without an interval, certainty is not known.
+        "sla_probability": point.probability(report.question.sla) if has_interval else None,
+        "memory": memory_json(
+            node.memory(point.plan, caps=settings_of(point).caps), node.block_size
+        ),
+    }
+
+
+def _any_point(report: PlanReport) -> OperatingPoint:
+    """Any plan that fits: what is told of the node is the same for all."""
+    tried = next(t for e in report.explored for t in e.tried)
+    return tried.point

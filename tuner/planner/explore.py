@@ -1,0 +1,296 @@
+"""What one plan can do under a workload: bounds first, then a slice, then whole simulations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+import numpy as np
+
+from engine.executors.protocol import StepTimer
+from engine.spec.config import Caps
+from engine.spec.measurement import Fidelity
+from engine.spec.plan import ParallelPlan
+from policies.constraint import Metric
+from policies.points import Estimate, OperatingPoint
+from policies.report import flat_metrics
+from policies.sla import Sla
+from tuner.described.node import Node
+from tuner.planner.alone import alone_metrics, alone_reason
+from tuner.planner.bounds import (
+    CertainMissError,
+    LateWatch,
+    backlog_reason,
+    certain_miss,
+    late_limits,
+)
+from tuner.search.design import rank_point, twin_thresholds
+from tuner.search.trials import operating_point
+from tuner.simulation.simulate import OnProgress, no_progress
+from tuner.spec.space import Settings
+from tuner.workload.slices import head
+from tuner.workload.workload import Workload
+
+# A Shift plan's thresholds come on top.
+MAX_CAPS = 8
+SLICE_REQUESTS = 300
+# Shorter workloads are simulated whole at every setting: a slice would save nothing.
+MIN_REQUESTS_TO_SLICE = 2 * SLICE_REQUESTS
+# Caps do not make up for a TTFT or E2E this many times its bound.
+HOPELESS_RATIO = 3.0
+# The next best caps get a whole run where the best missed by less than this share of a bound.
+MAX_WHOLE_RUNS = 2
+FAR_SHARE = 0.25
+# Changes to the backend's own caps: None keeps what it has.
+_CAPS = (
+    (None, 2048),
+    (None, 1024),
+    (None, 512),
+    (64, 2048),
+    (None, 32_768),
+)
+
+
+class JudgedOn(StrEnum):
+    """How much of the workload a verdict on some settings saw; ``part``: the run was stopped once
+    the SLA was certain to be missed."""
+
+    BOUND = "bound"
+    ALONE = "alone"
+    SLICE = "slice"
+    PART = "part"
+    WHOLE = "whole"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """Settings and what came of them. ``metrics`` is empty where none were simulated to the end,
+    and ``note`` says why; ``cause`` is the metric of the bound that is certainly missed."""
+
+    settings: Settings
+    judged_on: JudgedOn
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    note: str | None = None
+    cause: Metric | None = None
+
+    @property
+    def point(self) -> OperatingPoint:
+        """The numbers as exact estimates."""
+        exact = {key: Estimate.exact(value) for key, value in self.metrics.items()}
+        return operating_point(self.settings, Fidelity.SIMULATED, exact)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked of every plan alike. Goes to worker processes as it is."""
+
+    node: Node
+    workload: Workload
+    sla: Sla
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explored:
+    """Everything tried on one plan. ``reason`` is set where a bound ruled the plan out, from
+    single requests (``is_from_alone``) or the arrivals."""
+
+    plan: ParallelPlan
+    tried: tuple[Tried, ...]
+    reason: str | None = None
+    is_from_alone: bool = False
+
+    @property
+    def whole(self) -> tuple[Tried, ...]:
+        """What was simulated on the whole workload to the end."""
+        return tuple(t for t in self.tried if t.judged_on is JudgedOn.WHOLE)
+
+
+def plan_settings(plan: ParallelPlan, timer: StepTimer, default: Caps) -> list[Settings]:
+    """A plan under at most ``MAX_CAPS`` caps: the backend's own first, then others around them.
+
+    The threshold is the one the two modes' step times advise; where it lies below
+    ``max_num_seqs`` a twin keeps full decode steps in shift. No caps allow more sequences than
+    tokens: a step could not hold them, and vLLM and Arctic Inference refuse to start.
+    """
+    settings = [
+        Settings(plan=plan, threshold_tokens=threshold, caps=caps)
+        for caps in _every_caps(default)
+        for threshold in twin_thresholds(plan, timer, caps)
+    ]
+    return list(dict.fromkeys(settings))
+
+
+def _every_caps(default: Caps) -> list[Caps]:
+    own = (default.max_num_seqs, default.max_num_batched_tokens)
+    wanted = [own, *((seqs or own[0], tokens or own[1]) for seqs, tokens in _CAPS)]
+    held = dict.fromkeys((min(seqs, tokens), tokens) for seqs, tokens in wanted)
+    every = [
+        replace(default, max_num_seqs=seqs, max_num_batched_tokens=tokens) for seqs, tokens in held
+    ]
+    return every[:MAX_CAPS]
+
+
+def memory_reason(node: Node, plan: ParallelPlan, workload: Workload) -> str | None:
+    """Why ``plan`` does not fit under any of the caps that would be tried; None where it does."""
+    estimates = [
+        node.memory(plan, caps=caps, needed_kv_tokens=needed_kv_tokens(node, workload))
+        for caps in _every_caps(node.backend.default_caps)
+    ]
+    if any(estimate.reason is None for estimate in estimates):
+        return None
+    return max(estimates, key=lambda estimate: estimate.kv_bytes).reason
+
+
+def needed_kv_tokens(node: Node, workload: Workload) -> int:
+    """What the longest request that the context allows may hold, a block at least."""
+    longest = int((workload.input_tokens + workload.output_tokens).max())
+    context = min(node.max_model_len or node.model.max_positions, node.model.max_positions)
+    return max(min(longest, context), node.block_size)
+
+
+def _that_fit(question: Question, node: Node, options: list[Settings]) -> list[Settings]:
+    """Larger steps need more activations, so some caps may leave too little room for KV."""
+    needed = needed_kv_tokens(node, question.workload)
+    return [
+        settings
+        for settings in options
+        if node.memory(settings.plan, caps=settings.caps, needed_kv_tokens=needed).reason is None
+    ]
+
+
+def explore(question: Question, plan: ParallelPlan) -> Explored:
+    """Judge ``plan``: rule it out by a bound, or simulate its settings.
+
+    The settings are compared on the workload's busiest stretch, and the best of those that it
+    does not condemn runs on the whole workload.
+    """
+    node = replace(question.node)
+    timer = node.timer(plan)
+    options = plan_settings(plan, timer, node.backend.default_caps)
+    options = _that_fit(question, node, options)
+    lone = _alone(question, node, options)
+    if (reason := alone_reason(dict(lone.metrics), question.sla)) is not None:
+        return Explored(plan=plan, tried=(lone,), reason=reason, is_from_alone=True)
+    if (reason := backlog_reason(timer, plan, question.workload, question.sla)) is not None:
+        return Explored(plan=plan, tried=(lone,), reason=reason)
+    if len(question.workload) < MIN_REQUESTS_TO_SLICE:
+        every = [_whole(question, node, settings) for settings in options]
+        return Explored(plan=plan, tried=(lone, *every))
+    sliced = _compare_on_slice(question, node, options)
+    open_ones = [t for t in sliced if t.note is None]
+    whole = _whole_runs(question, node, open_ones)
+    seen = {t.settings for t in whole}
+    return Explored(plan=plan, tried=(lone, *whole, *(t for t in sliced if t.settings not in seen)))
+
+
+def simulate_flat(
+    question: Question, settings: Settings, step_scale: float, on_progress: OnProgress = no_progress
+) -> dict[str, float]:
+    """The whole workload with all step times multiplied: one end of an interval."""
+    node = replace(question.node)
+    result = node.simulate(
+        settings,
+        question.workload,
+        seed=question.seed,
+        step_scale=step_scale,
+        on_progress=on_progress,
+    )
+    return flat_metrics(result.measurement, question.sla)
+
+
+def busiest(workload: Workload, num_requests: int) -> Workload:
+    """The ``num_requests`` requests in a row that arrive in the shortest time."""
+    if workload.closed is not None or len(workload) <= num_requests:
+        return head(workload, num_requests)
+    times = workload.arrival_s
+    spans = times[num_requests - 1 :] - times[: len(times) - num_requests + 1]
+    first = int(np.argmin(spans))
+    return replace(workload, arrivals=workload.arrivals[first : first + num_requests])
+
+
+def _alone(question: Question, node: Node, options: list[Settings]) -> Tried:
+    """What is certain from single requests, whichever of the options is taken."""
+    found = alone_metrics(node, options, question.workload, question.sla, seed=question.seed)
+    return Tried(settings=options[0], judged_on=JudgedOn.ALONE, metrics=found)
+
+
+def _whole(question: Question, node: Node, settings: Settings) -> Tried:
+    max_running = settings.plan.dp * settings.caps.max_num_seqs
+    watch = LateWatch(question.workload, question.sla, max_running=max_running)
+    try:
+        result = node.simulate(settings, question.workload, seed=question.seed, on_progress=watch)
+    except CertainMissError as miss:
+        cause = miss.constraint.metric
+        return Tried(settings=settings, judged_on=JudgedOn.PART, note=str(miss), cause=cause)
+    flat = flat_metrics(result.measurement, question.sla)
+    return Tried(settings=settings, judged_on=JudgedOn.WHOLE, metrics=flat)
+
+
+def _compare_on_slice(question: Question, node: Node, options: list[Settings]) -> list[Tried]:
+    """The backend's own caps first, and the others unless these show that no caps will do."""
+    piece = busiest(question.workload, _slice_requests(question))
+    first = _on_slice(question, node, piece, options[0])
+    if _is_hopeless(first, question.sla):
+        return [first]
+    return [first, *(_on_slice(question, node, piece, settings) for settings in options[1:])]
+
+
+def _slice_requests(question: Question) -> int:
+    """Enough requests that a slice can show by itself that too many are late."""
+    limits = late_limits(question.sla, len(question.workload))
+    most = max((limit.num_allowed for limit in limits), default=0)
+    return max(SLICE_REQUESTS, min(3 * most, len(question.workload) // 5))
+
+
+def _on_slice(question: Question, node: Node, piece: Workload, settings: Settings) -> Tried:
+    measurement = node.simulate(settings, piece, seed=question.seed).measurement
+    miss = certain_miss(measurement.timings, question.sla, len(question.workload))
+    return Tried(
+        settings=settings,
+        judged_on=JudgedOn.SLICE,
+        metrics=flat_metrics(measurement, question.sla),
+        note=miss.reason if miss else None,
+        cause=miss.constraint.metric if miss else None,
+    )
+
+
+def _whole_runs(question: Question, node: Node, sliced: list[Tried]) -> list[Tried]:
+    """The best on the slice, with its twin where its threshold is low; the next where it fails."""
+    sla = question.sla
+    ranked = sorted(sliced, key=lambda t: rank_point(t.point, sla))
+    found: list[Tried] = []
+    for tried in ranked[:MAX_WHOLE_RUNS]:
+        wanted = [tried]
+        if tried.point.runs_full_decodes_in_base:
+            wanted += [
+                t
+                for t in sliced
+                if t.settings.caps == tried.settings.caps and not t.point.runs_full_decodes_in_base
+            ]
+        seen = {t.settings for t in found}
+        new = [_whole(question, node, t.settings) for t in wanted if t.settings not in seen]
+        found += new
+        if any(t.metrics and _meets(t, sla) for t in new) or _is_far(new, sla):
+            break
+    return found
+
+
+def _meets(tried: Tried, sla: Sla) -> bool:
+    return all(tried.point.is_met(c) for c in sla.per_run)
+
+
+def _is_far(tried: list[Tried], sla: Sla) -> bool:
+    """Whether even the nearest is so far from the SLA that the next best need not be tried."""
+    return all(not t.metrics or t.point.headroom(sla) < -FAR_SHARE for t in tried)
+
+
+def _is_hopeless(tried: Tried, sla: Sla) -> bool:
+    """Whether the SLA is certainly missed and requests wait so long that other caps need not be
+    tried; caps do move TPOT far."""
+    return tried.note is not None and any(
+        tried.metrics.get(c.key, 0.0) > HOPELESS_RATIO * c.bound
+        for c in sla.per_run
+        if c.metric in (Metric.TTFT_MS, Metric.E2E_MS)
+    )

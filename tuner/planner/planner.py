@@ -1,0 +1,328 @@
+"""Planning for described hardware: every plan judged, the best three chosen, the rest explained.
+
+Plans are explored on their own (``planner_explore``), on several processes at once; the answer
+depends on neither their number nor their timing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import partial
+
+from engine.spec.measurement import Fidelity
+from engine.spec.plan import ParallelPlan
+from policies.constraint import Constraint, Metric
+from policies.points import OperatingPoint
+from policies.select import Selection, select
+from policies.sla import Sla
+from tuner.described.document import estimates_of
+from tuner.described.launch import why_not
+from tuner.described.node import Node
+from tuner.planner.alone import bounded_alone
+from tuner.planner.explore import (
+    Explored,
+    JudgedOn,
+    Question,
+    Tried,
+    explore,
+    memory_reason,
+    simulate_flat,
+)
+from tuner.planner.pool import Workers, default_jobs
+from tuner.search.design import rank_point
+from tuner.search.report import settings_of
+from tuner.search.trials import operating_point
+from tuner.spec.errors import TunerError
+from tuner.spec.space import PrunedPlan, Settings, build_space
+from tuner.workload.workload import Workload
+
+# Winners whose intervals are found before the choice is made among those with one.
+MAX_ROUNDS = 6
+
+
+class Why(StrEnum):
+    """What a plan fails by."""
+
+    SHAPE = "shape"
+    BACKEND = "backend"
+    MEMORY = "memory"
+    LOAD = "load"
+    TTFT = "ttft"
+    TPOT = "tpot"
+    ITL = "itl"
+    E2E = "e2e"
+    ATTAINMENT = "attainment"
+    THROUGHPUT = "throughput"
+
+    @classmethod
+    def of(cls, metric: Metric) -> Why:
+        """What a missed bound on ``metric`` is called."""
+        match metric:
+            case Metric.ATTAINMENT:
+                return cls.ATTAINMENT
+            case Metric.THROUGHPUT | Metric.THROUGHPUT_TOTAL:
+                return cls.THROUGHPUT
+            case _:
+                return cls(metric.value.removesuffix("_ms"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a plan is not among the feasible ones; ``judged_on`` None: nothing was simulated."""
+
+    plan: str
+    why: Why
+    detail: str
+    judged_on: JudgedOn | None = None
+    settings: Settings | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanReport:
+    """Everything planning found out.
+
+    ``points`` are all whole simulations, those of winners with intervals. ``selection`` has the
+    best three, or what stands in the way; where nothing ran to its end it is made from runs of
+    single requests (``is_from_alone``), which are at least as good as any plan can be.
+    """
+
+    question: Question
+    num_devices: int
+    selection: Selection
+    points: tuple[OperatingPoint, ...]
+    failures: tuple[Failure, ...]
+    explored: tuple[Explored, ...]
+    is_from_alone: bool = False
+
+    @property
+    def feasible(self) -> tuple[OperatingPoint, ...]:
+        """Points that meet the SLA: fewest devices first, then fastest."""
+        sla = self.question.sla
+        met = [p for p in self.points if all(p.is_met(c) for c in sla.per_run)]
+        return tuple(sorted(met, key=lambda p: (p.cost_devices, p.latency_score(sla))))
+
+    def count(self, judged_on: JudgedOn) -> int:
+        """Settings judged on that much of the workload."""
+        return sum(t.judged_on is judged_on for e in self.explored for t in e.tried)
+
+
+# Called with what is being done, how many of how many parts are.
+OnPlanning = Callable[[str, int, int], None]
+
+
+def make_plan(
+    node: Node,
+    workload: Workload,
+    sla: Sla,
+    *,
+    seed: int = 0,
+    num_devices: int | None = None,
+    jobs: int | None = None,
+    on_progress: OnPlanning = lambda *_: None,
+) -> PlanReport:
+    """Judge every plan on up to ``num_devices`` (all) devices of the node.
+
+    Raises:
+        TunerError: no plan can run the model there, with the reasons of the first ones.
+    """
+    # Timers may hold what cannot go to another process; each makes its own.
+    question = Question(node=replace(node), workload=workload, sla=sla, seed=seed)
+    devices = node.hardware.count if num_devices is None else num_devices
+    if devices > node.hardware.count:
+        raise TunerError(f"{devices} devices asked for, {node.hardware} has {node.hardware.count}")
+    memory_failures, plans = _split_plans(node, workload, devices)
+    with Workers(default_jobs() if jobs is None else jobs) as workers:
+        explored = _explore_all(workers, question, plans, on_progress)
+        points, is_from_alone = _points(workers, question, explored, on_progress)
+        asked = _known_alone(question, points) if is_from_alone else question
+        points, selection = _select(workers, asked, points, on_progress)
+    return PlanReport(
+        question=question,
+        num_devices=devices,
+        selection=selection,
+        points=() if is_from_alone else tuple(points),
+        failures=(*memory_failures, *_failures(explored, sla)),
+        explored=tuple(explored),
+        is_from_alone=is_from_alone,
+    )
+
+
+def _split_plans(
+    node: Node, workload: Workload, num_devices: int
+) -> tuple[list[Failure], list[ParallelPlan]]:
+    """Plans that cannot run at all, and the others."""
+    context = min(node.max_model_len or node.model.max_positions, node.model.max_positions)
+    out: dict[str, Why] = {}
+
+    def check(plan: ParallelPlan) -> None:
+        if (reason := why_not(node.backend.name, plan)) is not None:
+            out[str(plan)] = Why.BACKEND
+            raise TunerError(reason)
+        if (reason := memory_reason(node, plan, workload)) is not None:
+            out[str(plan)] = Why.MEMORY
+            raise TunerError(reason)
+
+    space = build_space(node.model, num_devices, check_memory=check, max_model_len=context)
+    pruned: Sequence[PrunedPlan] = space.pruned
+    failures = [
+        Failure(plan=p.plan, why=out.get(p.plan, Why.SHAPE), detail="; ".join(p.reasons))
+        for p in pruned
+    ]
+    return failures, list(space.plans)
+
+
+def _explore_all(
+    workers: Workers, question: Question, plans: list[ParallelPlan], on_progress: OnPlanning
+) -> list[Explored]:
+    # Many replicas and stages take longest to simulate: first, so that no core idles at the end.
+    order = sorted(plans, key=lambda plan: (-plan.dp * plan.pp, plan))
+    done = 0
+
+    def count(_: ParallelPlan) -> None:
+        nonlocal done
+        done += 1
+        on_progress("plans", done, len(order))
+
+    on_progress("plans", 0, len(order))
+    found = workers.map(partial(explore, question), order, count)
+    return sorted(found, key=lambda e: (e.plan.world_size, e.plan))
+
+
+def _points(
+    workers: Workers, question: Question, explored: list[Explored], on_progress: OnPlanning
+) -> tuple[list[OperatingPoint], bool]:
+    """Whole simulations; where none came to its end, single requests: at best as good."""
+    whole = [tried.point for e in explored for tried in e.whole]
+    if whole:
+        return whole, False
+    settings = _nearest(explored, question.sla)
+    if not settings:
+        return [t.point for e in explored for t in e.tried if t.metrics], True
+    on_progress("overloaded plans to their end", 0, len(settings))
+    flats = workers.map(partial(_ends, question), [(s, 1.0) for s in settings])
+    return [
+        Tried(settings=s, judged_on=JudgedOn.WHOLE, metrics=flat).point
+        for s, flat in zip(settings, flats, strict=True)
+    ], False
+
+
+def _known_alone(question: Question, points: Sequence[OperatingPoint]) -> Question:
+    """The question less the constraints that single requests say nothing of: not they condemned
+    the plans."""
+    seen = {key for point in points for key in point.metrics}
+    known = tuple(c for c in question.sla.per_run if c.key in seen)
+    return replace(question, sla=Sla(constraints=known))
+
+
+def _nearest(explored: list[Explored], sla: Sla) -> list[Settings]:
+    """Of plans whose slices, stopped runs or backlogs condemned all: those to run to the end, to
+    tell how far they miss. None where no plan gives single requests their latency."""
+    under_load = [t for e in explored for t in e.tried if t.judged_on is not JudgedOn.ALONE]
+    if under_load:
+        ranked = sorted(under_load, key=lambda t: rank_point(t.point, sla))
+    else:
+        backlogged = [e.tried[0] for e in explored if not e.is_from_alone]
+        ranked = sorted(backlogged, key=lambda t: -t.settings.plan.world_size)
+    return list(dict.fromkeys(t.settings for t in ranked))[:MAX_ROUNDS]
+
+
+def _ends(question: Question, task: tuple[Settings, float]) -> dict[str, float]:
+    settings, step_scale = task
+    return simulate_flat(question, settings, step_scale)
+
+
+def _select(
+    workers: Workers,
+    question: Question,
+    points: list[OperatingPoint],
+    on_progress: OnPlanning,
+) -> tuple[list[OperatingPoint], Selection]:
+    """The choice, made among points whose interval is known: an exact one would look sure."""
+    current = {settings_of(p): p for p in points}
+    known: set[Settings] = set()
+    for number in range(MAX_ROUNDS):
+        selection = select(list(current.values()), question.sla)
+        winners = (selection.best, selection.fastest, selection.balanced)
+        wanted = {settings_of(p): p for p in winners if p is not None}
+        missing = [s for s in wanted if s not in known]
+        if not missing:
+            return list(current.values()), selection
+        on_progress("intervals", number, MAX_ROUNDS)
+        current |= _with_intervals(workers, question, [current[s] for s in missing])
+        known |= set(missing)
+    selection = select([current[s] for s in current if s in known], question.sla)
+    return list(current.values()), selection
+
+
+def _with_intervals(
+    workers: Workers, question: Question, points: list[OperatingPoint]
+) -> dict[Settings, OperatingPoint]:
+    """The points with the metrics of runs whose steps are all slower, and faster."""
+    node = question.node
+    scales = (math.exp(node.interval), math.exp(-node.interval))
+    settings = [settings_of(p) for p in points]
+    tasks = [(s, scale) for s in settings for scale in scales]
+    flats = iter(workers.map(partial(_ends, question), tasks))
+    found = {}
+    for each, point in zip(settings, points, strict=True):
+        value = {key: estimate.value for key, estimate in point.metrics.items()}
+        metrics = estimates_of([value, next(flats), next(flats)])
+        found[each] = operating_point(each, Fidelity.SIMULATED, metrics)
+    return found
+
+
+def _failures(explored: Sequence[Explored], sla: Sla) -> list[Failure]:
+    """Plans without one setting that meets the SLA, with the numbers of their best."""
+    found = []
+    for each in explored:
+        if any(all(t.point.is_met(c) for c in sla.per_run) for t in each.whole):
+            continue
+        found.append(_failure(each, sla))
+    return found
+
+
+def _failure(each: Explored, sla: Sla) -> Failure:
+    text = str(each.plan)
+    if each.reason is not None:
+        return _ruled_out(each, each.reason, sla)
+    if each.whole:
+        best = max(each.whole, key=lambda t: t.point.headroom(sla))
+        missed = [c for c in sla.per_run if not best.point.is_met(c)]
+        detail = ", ".join(_missed_text(c, best.point) for c in missed)
+    else:
+        # Nothing came to its end: a slice or a part showed that the SLA is missed.
+        shown = [t for t in each.tried if t.note is not None]
+        best = max(shown, key=lambda t: t.point.headroom(sla) if t.metrics else -math.inf)
+        detail = best.note or "overloaded"
+        missed = []
+    worst = min(missed, key=best.point.margin).metric if missed else best.cause
+    others = len({t.settings for t in each.tried}) - 1
+    more = f" (best of {others + 1} settings)" if others else ""
+    return Failure(
+        plan=text,
+        why=Why.of(worst) if worst else Why.LOAD,
+        detail=f"{detail}{more}",
+        judged_on=best.judged_on,
+        settings=best.settings,
+    )
+
+
+def _ruled_out(each: Explored, reason: str, sla: Sla) -> Failure:
+    """A plan that a bound condemned before any of its settings ran under load."""
+    lone = each.tried[0].point
+    missed = [c for c in bounded_alone(sla) if c.key in lone.metrics and not lone.is_met(c)]
+    is_alone = each.is_from_alone and bool(missed)
+    return Failure(
+        plan=str(each.plan),
+        why=Why.of(missed[0].metric) if is_alone else Why.LOAD,
+        detail=reason,
+        judged_on=JudgedOn.ALONE if is_alone else JudgedOn.BOUND,
+    )
+
+
+def _missed_text(constraint: Constraint, point: OperatingPoint) -> str:
+    actual = point.actual(constraint)
+    return f"{constraint} but {'not observed' if actual is None else f'{actual:.4g}'}"

@@ -1,0 +1,1 @@
+"""Measuring this machine: operators, pieces of a model, whole engines."""

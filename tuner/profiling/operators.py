@@ -1,0 +1,125 @@
+"""Starts measuring ranks, one or several at once, and gathers what they measured."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import asdict
+from pathlib import Path
+
+import msgspec
+
+from engine.executors.process import ProcessExecutor
+from engine.executors.ranks import RankProcesses
+from engine.parallel.shm_build import find_library
+from engine.parallel.shm_layout import Segment
+from engine.spec.config import Collectives, DType, EngineConfig, ModelConfig
+from engine.spec.plan import ParallelPlan
+from engine.spec.steps import RankSetup
+from tuner.profiling.messages import (
+    FromProfileRank,
+    OperatorFailure,
+    OperatorJob,
+    OperatorReport,
+)
+from tuner.profiling.profile import CollectiveTime
+from tuner.spec.errors import TunerError
+from tuner.work.counts import CollectiveKind
+
+GRACE_S = 120.0
+
+
+def profile_operators(
+    *,
+    model_dir: Path,
+    dtype: DType,
+    device: str,
+    num_ranks: int,
+    degrees: list[int],
+    max_tokens: int,
+    max_context: int,
+    seconds: float,
+) -> OperatorReport:
+    """Operator times with ``num_ranks`` ranks at work at once.
+
+    Raises:
+        TunerError: a measuring rank raised or did not answer.
+    """
+    model = ModelConfig.from_dir(model_dir)
+    config = EngineConfig(model_dir=model_dir, dtype=dtype, device=device)
+    backend = ProcessExecutor(config, model, ParallelPlan(tp=num_ranks)).backend
+    segment = Segment.create() if backend is Collectives.SHM else None
+    listener = None if segment else socket.create_server(("127.0.0.1", 0))
+    address = str(find_library() or "") if segment else ""
+    if listener is not None:
+        address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+    ranks = RankProcesses(num_ranks, module="tuner.profiling.rank")
+    try:
+        for rank in range(num_ranks):
+            job = OperatorJob(
+                setup=RankSetup(
+                    model_dir=str(model_dir),
+                    plan=asdict(ParallelPlan(tp=num_ranks)),
+                    rank=rank,
+                    dtype=dtype.value,
+                    device=f"cuda:{rank}" if device.startswith("cuda") else device,
+                    block_size=16,
+                    num_kv_blocks=1,
+                    num_slots=1,
+                    max_blocks_per_seq=1,
+                    has_parallel_sampling=True,
+                    max_batched_tokens=max_tokens,
+                    backend=backend.value,
+                    init_method=address,
+                    link=None,
+                    timeout_s=GRACE_S,
+                ),
+                num_ranks=num_ranks,
+                degrees=degrees,
+                max_tokens=max_tokens,
+                max_context=max_context,
+                seconds=seconds,
+            )
+            fds = [segment.fd] if segment else [listener.fileno()] if listener and not rank else []
+            ranks.send(rank, msgspec.msgpack.encode(job), fds)
+        reports = _gather(ranks, num_ranks, seconds + GRACE_S)
+    finally:
+        ranks.close()
+        if segment is not None:
+            segment.close()
+        if listener is not None:
+            listener.close()
+    return _of_all(reports)
+
+
+def _gather(ranks: RankProcesses, num_ranks: int, timeout_s: float) -> list[OperatorReport]:
+    reports: list[OperatorReport] = []
+    while len(reports) < num_ranks:
+        frame = ranks.receive(timeout_s)
+        if frame is None:
+            raise TunerError(f"measuring ranks did not answer within {timeout_s:g} s")
+        match msgspec.msgpack.decode(frame.payload, type=FromProfileRank):
+            case OperatorReport() as report:
+                reports.append(report)
+            case OperatorFailure(rank=rank, detail=detail):
+                raise TunerError(f"measuring rank {rank} failed; its last words:\n{detail}")
+    return sorted(reports, key=lambda report: report.rank)
+
+
+def _of_all(reports: list[OperatorReport]) -> OperatorReport:
+    """The first rank's report; a collective takes as long as its slowest member."""
+    first = reports[0]
+    collectives = []
+    for nth, row in enumerate(first.collectives):
+        seconds = [report.collectives[nth].seconds for report in reports]
+        # A send may return before it has arrived, so the receiver's time is the hand-over's.
+        of_all = max(seconds) if row.kind is CollectiveKind.SEND else sum(seconds) / len(seconds)
+        collectives.append(
+            CollectiveTime(kind=row.kind, ranks=row.ranks, num_bytes=row.num_bytes, seconds=of_all)
+        )
+    return OperatorReport(
+        rank=0,
+        gemms=first.gemms,
+        attentions=first.attentions,
+        elementwise=first.elementwise,
+        collectives=collectives,
+    )

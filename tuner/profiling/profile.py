@@ -1,0 +1,190 @@
+"""A profile: operator times of one machine, as versioned JSON. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.spec.steps import StepSample, StepShape
+from tuner.profiling.host_work import HostWork
+from tuner.spec.errors import TunerError
+from tuner.spec.machine import Fingerprint
+from tuner.work.counts import CollectiveKind
+
+SCHEMA = "profile/v1"
+# A served step meets the machine's usual disturbance, so the fastest are cut off like the slowest.
+CUT_SHARE = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmTime:
+    """``[m, k] @ [k, n]`` on one rank while ``active_ranks`` ranks do the same."""
+
+    m: int
+    n: int
+    k: int
+    active_ranks: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionTime:
+    """Paged attention of ``num_seqs`` sequences of ``query`` new tokens each, with ``context``
+    tokens cached before; ``width`` is query heads times head size on the rank."""
+
+    num_seqs: int
+    query: int
+    context: int
+    width: int
+    active_ranks: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElementwiseTime:
+    """Norms, rotary angles, gate and residuals of one layer for ``tokens`` rows; ``width`` is
+    hidden size plus FFN size on the rank."""
+
+    tokens: int
+    width: int
+    active_ranks: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectiveTime:
+    """One collective over ``ranks`` members; ``num_bytes`` is what one rank hands in."""
+
+    kind: CollectiveKind
+    ranks: int
+    num_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PieceTime:
+    """A step of a model cut to ``num_layers`` layers, from submit to result, under ``plan``.
+
+    Mean over the middle half of the repeats; ``spread`` is (p90 - p10) / p50 of them.
+    ``dispatch_s`` of ``step_s`` lay outside the ranks: the message's way to them and the result's
+    way back. A live engine hides it behind the step before.
+    """
+
+    plan: str
+    num_layers: int
+    shape: StepShape
+    step_s: float
+    communication_s: float
+    spread: float
+    dispatch_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Everything ``gearshift profile`` measured.
+
+    ``model`` holds the sizes of the profiled model (see ``model_sizes``). ``samples`` are the
+    step samples of a short serving run on one rank, ``host_work`` what it took beside its steps.
+    """
+
+    fingerprint: Fingerprint
+    model: dict[str, Any]
+    dtype: str
+    link: dict[str, float] | None = None
+    gemms: tuple[GemmTime, ...] = ()
+    attentions: tuple[AttentionTime, ...] = ()
+    elementwise: tuple[ElementwiseTime, ...] = ()
+    collectives: tuple[CollectiveTime, ...] = ()
+    pieces: tuple[PieceTime, ...] = ()
+    samples: tuple[StepSample, ...] = field(default=(), repr=False)
+    host_work: tuple[HostWork, ...] = ()
+    created: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "fingerprint": asdict(self.fingerprint),
+            "created": self.created,
+            "model": self.model,
+            "dtype": self.dtype,
+            "link": self.link,
+            "gemms": [asdict(row) for row in self.gemms],
+            "attentions": [asdict(row) for row in self.attentions],
+            "elementwise": [asdict(row) for row in self.elementwise],
+            "collectives": [asdict(row) for row in self.collectives],
+            "pieces": [msgspec.to_builtins(row) for row in self.pieces],
+            "samples": [msgspec.to_builtins(row) for row in self.samples],
+            "host_work": [asdict(row) for row in self.host_work],
+        }
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any], *, where: str = "profile") -> Profile:
+        """Read a profile back.
+
+        Raises:
+            TunerError: another schema, or a part that is missing or of the wrong kind, named.
+        """
+        if raw.get("schema") != SCHEMA:
+            raise TunerError(f"{where}: schema {raw.get('schema')!r} is not {SCHEMA!r}")
+        values = {key: value for key, value in raw.items() if key != "schema"}
+        try:
+            return msgspec.convert(values, cls)
+        except msgspec.ValidationError as error:
+            raise TunerError(f"{where}: {error}") from error
+
+
+def merged(rounds: Sequence[Profile]) -> Profile:
+    """One profile of several of the same machine, model, dtype and link.
+
+    Rows stand beside one another and fits average them, so a minute in which the machine was slow
+    (a neighbour of a virtual one, say) weighs as one round of several.
+
+    Raises:
+        TunerError: no round, or one that differs in what was profiled, named.
+    """
+    if not rounds:
+        raise TunerError("no profile to merge")
+    first = rounds[0]
+    for other in rounds[1:]:
+        for name in ("fingerprint", "model", "dtype", "link"):
+            mine, theirs = getattr(first, name), getattr(other, name)
+            if mine != theirs:
+                raise TunerError(f"profiles of different {name} cannot be merged: {mine}, {theirs}")
+    return replace(
+        first,
+        gemms=tuple(row for r in rounds for row in r.gemms),
+        attentions=tuple(row for r in rounds for row in r.attentions),
+        elementwise=tuple(row for r in rounds for row in r.elementwise),
+        collectives=tuple(row for r in rounds for row in r.collectives),
+        pieces=tuple(row for r in rounds for row in r.pieces),
+        samples=tuple(row for r in rounds for row in r.samples),
+        host_work=tuple(row for r in rounds for row in r.host_work),
+        created=max(r.created for r in rounds),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object of a file.
+
+    Raises:
+        TunerError: no such file, or no JSON object.
+    """
+    try:
+        parsed = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise TunerError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(parsed, dict):
+        raise TunerError(f"{path}: holds {type(parsed).__name__}, not an object")
+    return parsed
+
+
+def trimmed_mean(seconds: Sequence[float]) -> float:
+    """Mean of the middle half."""
+    cut = int(len(seconds) * CUT_SHARE)
+    kept = sorted(seconds)[cut : len(seconds) - cut]
+    return sum(kept) / len(kept)

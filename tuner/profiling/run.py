@@ -1,0 +1,198 @@
+"""Measures this machine: operators, collectives, pieces of passes, and a short one-rank run."""
+
+from __future__ import annotations
+
+import queue
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from engine.engine import Engine
+from engine.spec.config import Caps, DType, EngineConfig, ExecutorKind, LinkEmulation, ModelConfig
+from engine.spec.plan import ParallelPlan
+from engine.spec.request import Request, RequestOutput, SamplingParams
+from engine.spec.steps import StepSample
+from tuner.profiling.host_work import HostWork, HostWorkMeter
+from tuner.profiling.messages import OperatorReport
+from tuner.profiling.operators import profile_operators
+from tuner.profiling.pieces import profile_pieces
+from tuner.profiling.profile import Profile, merged
+from tuner.spec.machine import num_cores, this_machine
+from tuner.step_model.model import model_sizes
+
+OnEvent = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileSpec:
+    """What to profile. ``seconds`` is about how long measuring takes (starts come on top).
+
+    ``num_ranks`` is never more than the machine's cores (or CUDA devices): ranks that wait for
+    each other's core would be timed waiting. Everything is measured ``rounds`` times over, in a
+    share of the seconds each: worth it where the machine's speed drifts, as a virtual one's does.
+    """
+
+    model_dir: Path
+    num_ranks: int = 2
+    dtype: DType = DType.FLOAT32
+    device: str = "cpu"
+    link: LinkEmulation | None = None
+    seconds: float = 30.0
+    max_tokens: int = 1024
+    max_context: int = 2048
+    seed: int = 0
+    rounds: int = 1
+
+
+def run_profile(spec: ProfileSpec, *, on_event: OnEvent = lambda _: None) -> Profile:
+    """Measure everything ``spec`` asks for.
+
+    Raises:
+        TunerError: a measuring rank failed.
+        EngineError: the checkpoint is at fault, or a rank of the engine failed.
+    """
+    found = []
+    for number in range(spec.rounds):
+        if spec.rounds > 1:
+            on_event(f"round {number + 1} of {spec.rounds}")
+        share = replace(spec, seconds=spec.seconds / spec.rounds, seed=spec.seed + number)
+        found.append(_run_round(share, on_event))
+    return merged(found)
+
+
+def _run_round(spec: ProfileSpec, on_event: OnEvent) -> Profile:
+    """Everything once."""
+    model = ModelConfig.from_dir(spec.model_dir)
+    most = min(spec.num_ranks, max_active_ranks(spec.device))
+    on_event(f"operators with 1 of {most} ranks at work")
+    reports = [_operators(spec, model, 1, most)]
+    for active in range(2, most + 1):
+        on_event(f"operators and collectives with {active} ranks at work")
+        reports.append(_operators(spec, model, active, most))
+    config = EngineConfig(
+        model_dir=spec.model_dir,
+        dtype=spec.dtype,
+        device=spec.device,
+        link=spec.link,
+        executor=ExecutorKind.PROCESS,
+        kv_cache_bytes=128 * 2**20,
+    )
+    on_event("passes of a model cut to a few layers")
+    pieces = profile_pieces(
+        config,
+        num_ranks=most,
+        max_tokens=spec.max_tokens,
+        max_context=min(spec.max_context, model.max_positions),
+        seconds=0.5 * spec.seconds,
+    )
+    on_event("a short serving run on one rank")
+    samples, host_work = serve_samples(config, model, seed=spec.seed, seconds=0.2 * spec.seconds)
+    return Profile(
+        fingerprint=this_machine(spec.device),
+        model=model_sizes(model),
+        dtype=spec.dtype.value,
+        link=asdict(spec.link) if spec.link else None,
+        gemms=tuple(row for report in reports for row in report.gemms),
+        attentions=tuple(row for report in reports for row in report.attentions),
+        elementwise=tuple(row for report in reports for row in report.elementwise),
+        collectives=tuple(row for report in reports for row in report.collectives),
+        pieces=tuple(pieces),
+        samples=samples,
+        host_work=host_work,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def max_active_ranks(device: str) -> int:
+    """Ranks that have a core (or device) each."""
+    if not device.startswith("cuda"):
+        return num_cores()
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _operators(spec: ProfileSpec, model: ModelConfig, active: int, most: int) -> OperatorReport:
+    degrees = [d for d in range(1, most + 1) if _divides(model, d)]
+    return profile_operators(
+        model_dir=spec.model_dir,
+        dtype=spec.dtype,
+        device=spec.device,
+        num_ranks=active,
+        degrees=degrees,
+        max_tokens=spec.max_tokens,
+        max_context=min(spec.max_context, model.max_positions),
+        seconds=0.3 * spec.seconds / most,
+    )
+
+
+def _divides(model: ModelConfig, degree: int) -> bool:
+    return model.num_heads % degree == 0 and model.ffn_size % degree == 0
+
+
+def serve_samples(
+    config: EngineConfig, model: ModelConfig, *, seed: int, seconds: float
+) -> tuple[tuple[StepSample, ...], tuple[HostWork, ...]]:
+    """A live engine on one rank under waves of requests of many lengths: its step samples, and
+    what each wave took beside its steps."""
+    served = replace(
+        config,
+        plan=ParallelPlan(),
+        caps=Caps(max_num_seqs=32, max_num_batched_tokens=512),
+        max_model_len=min(1024, model.max_positions),
+    )
+    rng = np.random.default_rng(seed)
+    samples: list[StepSample] = []
+    work: list[HostWork] = []
+    with Engine(served) as engine:
+        meter = HostWorkMeter()
+        run_wave(engine, rng, num_requests=2, wave=0)  # warms caches and branch history
+        engine.drain_samples()
+        wave = 1
+        while sum(s.step_s for s in samples) < seconds:
+            meter.begin()
+            run_wave(engine, rng, num_requests=(1, 4, 12, 32)[wave % 4], wave=wave)
+            new = engine.drain_samples()
+            num_rows = sum(sample.shape.num_seqs for sample in new)
+            work.append(meter.end(num_steps=len(new), num_rows=num_rows))
+            samples += new
+            wave += 1
+    return tuple(samples), tuple(work)
+
+
+def run_wave(engine: Engine, rng: np.random.Generator, *, num_requests: int, wave: int) -> None:
+    """Submit requests at once and wait for all of them."""
+    longest = min(400, engine.max_model_len // 2)
+    outputs: queue.Queue[RequestOutput] = queue.Queue()
+
+    def keep_last(output: RequestOutput) -> None:
+        # Waking the caller for every token would cost the loop more than the token.
+        if output.is_finished:
+            outputs.put(output)
+
+    for number in range(num_requests):
+        length = int(np.exp(rng.uniform(np.log(8), np.log(longest))))
+        request = Request(
+            request_id=f"{wave}-{number}",
+            prompt_ids=tuple(rng.integers(3, engine.model.vocab_size, length).tolist()),
+            sampling=SamplingParams(max_tokens=int(rng.integers(8, 48)), ignore_eos=True),
+        )
+        engine.submit(request, keep_last)
+    for _ in range(num_requests):
+        outputs.get()
+
+
+@contextmanager
+def reference_model(preset: str = "small") -> Iterator[Path]:
+    """A temporary random checkpoint, for profiling without a model of one's own."""
+    from engine.models.create import create_model
+
+    with tempfile.TemporaryDirectory(prefix="gearshift-model-") as folder:
+        target = Path(folder) / preset
+        create_model(target, preset=preset, seed=0)
+        yield target

@@ -1,0 +1,1 @@
+"""Trials to a recommendation: space, surrogate, fidelities, confirmation, schedule."""

@@ -1,0 +1,92 @@
+"""Winners measured again: on requests nobody has seen, as many as those they were chosen for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from engine.spec.errors import EngineError
+from engine.spec.measurement import Fidelity, Measurement
+from policies.report import measurement_json
+from tuner.search.context import TuningContext
+from tuner.search.report import Confirmation
+from tuner.search.simulator import measured_estimates
+from tuner.search.trials import operating_point
+from tuner.spec.errors import WorkloadError
+from tuner.spec.space import Settings
+from tuner.workload.parse import parse_workload
+from tuner.workload.workload import Workload
+
+FRESH_SEED_OFFSET = 7919
+MAX_DRAWS = 50
+# A draw of a bursty process may hold a tenth of the requests, or all in a tenth of the time.
+ALIKE = 0.25
+
+
+def confirm(
+    context: TuningContext, settings: Settings, nth: int, is_cancelled: Callable[[], bool]
+) -> Confirmation:
+    """Measure ``settings`` on the whole workload with another seed."""
+    seed = context.spec.seed + FRESH_SEED_OFFSET + nth
+    workload = fresh_workload(context.spec.workload, context.workload, seed=seed)
+    context.emit("measuring", f"{settings}: {len(workload)} requests with a fresh seed")
+    failed = Confirmation(settings=settings, seed=seed, point=None, reason="cancelled half-way")
+    try:
+        measurement = context.live.measure(
+            settings,
+            workload,
+            seed=seed,
+            timeout_s=context.spec.timeout_s,
+            fidelity=Fidelity.MEASURED,
+            should_stop=is_cancelled,
+        )
+    except EngineError as error:
+        context.close()
+        return replace(failed, reason=str(error))
+    if is_cancelled():
+        return failed
+    estimates = measured_estimates(measurement, context.sla, seed=seed)
+    point = operating_point(settings, Fidelity.MEASURED, estimates)
+    missed = [c for c in context.sla.constraints if not point.is_met(c)]
+    return Confirmation(
+        settings=settings,
+        seed=seed,
+        point=point,
+        is_met=not missed,
+        reason="; ".join(f"{c} but {point.actual(c)}" for c in missed) or "meets the SLA again",
+        document=measurement_json(measurement, context.sla),
+        log_slower=_log_slower(measurement, context.simulator.run(settings, workload)),
+    )
+
+
+def fresh_workload(spec: str, like: Workload, *, seed: int) -> Workload:
+    """Another draw of ``spec`` with about as many requests and tokens as ``like``, in as much time.
+
+    Draws of a bursty process differ by an order of magnitude: what few requests meet says nothing
+    of many, and what a flood misses nothing of a stream. Where no draw comes near, the requests
+    are those of ``like`` (run with other prompts all the same).
+    """
+    for draw in range(MAX_DRAWS):
+        try:
+            workload = parse_workload(spec, seed=seed + draw * FRESH_SEED_OFFSET)
+        except WorkloadError:  # this draw has no request in the window
+            continue
+        sizes = zip(_sizes(workload), _sizes(like), strict=True)
+        if all(abs(mine - theirs) <= ALIKE * theirs for mine, theirs in sizes):
+            return workload
+    return like
+
+
+def _sizes(workload: Workload) -> tuple[float, ...]:
+    """Requests, prompt tokens, output tokens and seconds."""
+    inputs, outputs = workload.input_tokens, workload.output_tokens
+    return float(len(workload)), float(inputs.sum()), float(outputs.sum()), workload.span_s
+
+
+def _log_slower(measured: Measurement, simulated: Measurement) -> float:
+    """How much slower the run's tokens came than simulation says, as a log ratio."""
+    mine, theirs = measured.tpot_ms.mean, simulated.tpot_ms.mean
+    if mine is None or theirs is None:  # no request had two tokens
+        mine, theirs = measured.ttft_ms.mean, simulated.ttft_ms.mean
+    return math.log(mine / theirs) if mine and theirs else 0.0

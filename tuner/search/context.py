@@ -1,0 +1,279 @@
+"""Everything the trials of one tuning job share: workload, space, simulator, live engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from engine.executors.protocol import StepTimer
+from engine.spec.config import EngineConfig, ModelConfig, num_kv_blocks
+from engine.spec.plan import ParallelPlan
+from policies.points import OperatingPoint
+from policies.sla import Sla
+from tuner.described.launch import why_not
+from tuner.described.node import Node
+from tuner.hardware import Hardware
+from tuner.load.live import LiveEngine
+from tuner.search.design import design_settings, refined_settings
+from tuner.search.feasibility import check_memory, engine_config
+from tuner.search.simulator import Simulator
+from tuner.search.spec import TuningSpec
+from tuner.search.surrogate import Example, Load, features
+from tuner.spec.errors import TunerError
+from tuner.spec.space import Settings, Space, build_space
+from tuner.step_model.model import StepModel
+from tuner.workload.parse import parse_workload
+from tuner.workload.slices import at_rate, head
+from tuner.workload.workload import Workload
+
+DESIGN_REQUESTS = 120
+DESIGN_RATES = (0.5, 2.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningEvent:
+    """Something that happened, for progress displays and job logs."""
+
+    kind: str
+    message: str
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+OnEvent = Callable[[TuningEvent], None]
+
+
+@dataclass(kw_only=True)
+class TuningContext:
+    """What :func:`prepare` built. Close it, or use ``with``: it may hold a live engine.
+
+    ``trial_workload`` is what a trial runs: the probe's slice where trials are live, else all.
+    ``design`` are simulated points of every feasible plan, never run or not.
+    """
+
+    spec: TuningSpec
+    model: ModelConfig
+    sla: Sla
+    workload: Workload
+    trial_workload: Workload
+    space: Space
+    simulator: Simulator
+    config: EngineConfig
+    max_live_ranks: int
+    cost_model: StepModel | None
+    hardware: Hardware | None
+    on_event: OnEvent
+    warnings: list[str] = field(default_factory=list)
+    design: dict[Settings, OperatingPoint] = field(default_factory=dict)
+    examples: list[Example] = field(default_factory=list)
+    _live: LiveEngine | None = None
+
+    def __enter__(self) -> TuningContext:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the live engine, if one was started."""
+        if self._live is not None:
+            self._live.close()
+            self._live = None
+
+    @property
+    def live(self) -> LiveEngine:
+        """The live engine, made on first use."""
+        if self._live is None:
+            self._live = LiveEngine(self.config)
+        return self._live
+
+    def can_run(self, plan: ParallelPlan) -> bool:
+        """Whether ``plan`` may be timed live: every rank has a core or device of its own."""
+        return plan.world_size <= self.max_live_ranks
+
+    def emit(self, kind: str, message: str, **data: Any) -> None:
+        self.on_event(TuningEvent(kind=kind, message=message, data=data))
+
+
+def prepare(
+    spec: TuningSpec,
+    *,
+    cost_model: dict[str, Any] | None = None,
+    on_event: OnEvent = lambda _: None,
+) -> TuningContext:
+    """Read everything, profile if need be, and simulate every feasible plan.
+
+    ``cost_model`` is a step model's document; a local job without one profiles this machine.
+
+    Raises:
+        TunerError, PolicyInputError, EngineError: whatever in the spec is at fault.
+    """
+    sla = spec.parsed_sla
+    workload = parse_workload(spec.workload, seed=spec.seed)
+    node = None if spec.is_local else spec.node()
+    hardware = None if node is None else node.hardware
+    if hardware is not None and spec.num_devices > hardware.count:
+        raise TunerError(f"{spec.num_devices} devices asked for, {hardware} has {hardware.count}")
+    model = ModelConfig.from_dir(spec.model_path) if node is None else node.model
+    config = engine_config(spec, model, node)
+    max_model_len = min(config.max_model_len or model.max_positions, model.max_positions)
+    space = build_space(
+        model,
+        spec.num_devices,
+        check_memory=lambda plan: _check_plan(node, config, plan, model, workload),
+        max_model_len=max_model_len,
+    )
+    step_model = None if node else _step_model(spec, model, cost_model, on_event)
+    simulator = Simulator(
+        model=model,
+        sla=sla,
+        timer_of=_timers(spec, model, node, step_model),
+        blocks_of=lambda plan: num_kv_blocks(config, model, plan),
+        block_size=config.block_size,
+        max_model_len=max_model_len,
+        interval=_interval(node, step_model),
+        seed=spec.seed,
+        node=node,
+    )
+    is_live = spec.is_local and spec.is_live
+    context = TuningContext(
+        spec=spec,
+        model=model,
+        sla=sla,
+        workload=workload,
+        trial_workload=head(workload, spec.probe_requests) if is_live else workload,
+        space=space,
+        simulator=simulator,
+        config=replace(config, envelope=space.envelope),
+        max_live_ranks=_max_live_ranks(spec) if is_live else 0,
+        cost_model=step_model,
+        hardware=hardware,
+        on_event=on_event,
+        warnings=_warnings(spec, model, hardware, step_model, workload),
+    )
+    _simulate_design(context)
+    return context
+
+
+def _check_plan(
+    node: Node | None,
+    config: EngineConfig,
+    plan: ParallelPlan,
+    model: ModelConfig,
+    workload: Workload,
+) -> None:
+    """Raises EngineError or TunerError where the plan does not fit, or the backend lacks it."""
+    if node is not None and (reason := why_not(node.backend.name, plan)) is not None:
+        raise TunerError(reason)
+    check_memory(config, model, plan, workload)
+
+
+def _step_model(
+    spec: TuningSpec, model: ModelConfig, document: dict[str, Any] | None, on_event: OnEvent
+) -> StepModel:
+    if document is not None:
+        return StepModel.from_json(json.loads(json.dumps(document, default=str)))
+    from tuner.profiling.run import ProfileSpec, run_profile
+    from tuner.step_model.files import save_cost_model
+    from tuner.step_model.fit import fit_step_model
+
+    def say(message: str) -> None:
+        on_event(TuningEvent(kind="profiling", message=message))
+
+    profile = run_profile(
+        ProfileSpec(
+            model_dir=spec.model_path,
+            num_ranks=spec.num_devices,
+            dtype=spec.rank_dtype(model),
+            device=spec.device,
+            link=spec.parsed_link,
+            seconds=spec.profile_seconds,
+            seed=spec.seed,
+        ),
+        on_event=say,
+    )
+    fitted = fit_step_model(profile, model, seed=spec.seed)
+    path = save_cost_model(fitted)
+    on_event(TuningEvent(kind="profiled", message=f"cost model {fitted.id} in {path}"))
+    return fitted
+
+
+def _timers(
+    spec: TuningSpec,
+    model: ModelConfig,
+    node: Node | None,
+    step_model: StepModel | None,
+) -> Callable[[ParallelPlan], StepTimer]:
+    if node is not None:
+        return node.timer
+    assert step_model is not None, "a local job has a step model"
+    return lambda plan: step_model.timer(plan, model, link=spec.parsed_link, hides_host=True)
+
+
+def _interval(node: Node | None, step_model: StepModel | None) -> float:
+    if node is not None:
+        return node.interval
+    assert step_model is not None, "a local job has a step model"
+    return step_model.error.plan_interval
+
+
+def _max_live_ranks(spec: TuningSpec) -> int:
+    from tuner.profiling.run import max_active_ranks
+
+    return min(spec.num_devices, max_active_ranks(spec.device))
+
+
+def _warnings(
+    spec: TuningSpec,
+    model: ModelConfig,
+    hardware: Hardware | None,
+    step_model: StepModel | None,
+    workload: Workload,
+) -> list[str]:
+    found = [f"workload: {cut}" for cut in workload.source.cuts]
+    if hardware is not None:
+        device = hardware.device
+        found.append(f"{device.title} is {device.calibration} ({device.source})")
+    if step_model is not None:
+        if other := step_model.check_model(model):
+            found.append(other)
+        if spec.num_devices > step_model.max_ranks:
+            found.append(
+                f"at most {step_model.max_ranks} ranks were timed at once; plans with more are "
+                "simulated as if every rank had a core, and never run"
+            )
+    if spec.link:
+        found.append(f"an emulated link delays every collective: {spec.link}")
+    return found
+
+
+def _simulate_design(context: TuningContext) -> None:
+    """Simulate a few settings of every feasible plan, also at other rates, for the surrogate."""
+    space, simulator = context.space, context.simulator
+    sample = head(context.trial_workload, DESIGN_REQUESTS)
+    load = Load.of(sample)
+    timers = {plan: simulator.timer(plan) for plan in space.plans}
+
+    def simulate_all(every: list[Settings]) -> None:
+        for settings in every:
+            point = simulator.quick_point(settings, sample)
+            context.design[settings] = point
+            row = features(settings, load, timers[settings.plan])
+            context.examples.append(Example(point=point, row=row))
+
+    simulate_all(design_settings(space, timers))
+    simulate_all(refined_settings(space, context.sla, context.design))
+    for factor in DESIGN_RATES:
+        scaled = at_rate(sample, factor)
+        for plan in space.plans[:: max(1, len(space.plans) // 8)]:
+            settings = next(s for s in context.design if s.plan == plan)
+            row = features(settings, Load.of(scaled), timers[plan])
+            point = simulator.quick_point(settings, scaled)
+            context.examples.append(Example(point=point, row=row))
+    context.emit(
+        "prepared",
+        f"{len(space.plans)} feasible plans ({len(space.pruned)} pruned), "
+        f"{len(context.design)} settings simulated",
+        plans=[str(plan) for plan in space.plans],
+    )

@@ -1,0 +1,60 @@
+"""How a tuning job's engines are set up, and whether a plan fits their memory."""
+
+from __future__ import annotations
+
+from engine.spec.config import EngineConfig, ExecutorKind, ModelConfig, num_kv_blocks
+from engine.spec.plan import ParallelPlan
+from tuner.described.node import Node
+from tuner.described.parse import paced_config
+from tuner.search.spec import MIB, TuningSpec
+from tuner.spec.errors import TunerError
+from tuner.workload.workload import Workload
+
+
+def engine_config(spec: TuningSpec, model: ModelConfig, node: Node | None) -> EngineConfig:
+    """The engine every trial starts from: ranks here, or paced as described hardware."""
+    config = EngineConfig(
+        model_dir=spec.model_path,
+        dtype=spec.rank_dtype(model) if node is None else node.precision.dtype,
+        device=spec.device,
+        block_size=spec.block_size,
+        kv_cache_bytes=spec.kv_cache_mib * MIB,
+        max_model_len=spec.max_model_len,
+        max_devices=spec.num_devices,
+        link=spec.parsed_link,
+        # One rank in a process of its own, too: it then computes beside the step loop, not in it,
+        # and all plans are compared on the same footing.
+        executor=ExecutorKind.PROCESS,
+    )
+    return config if node is None else paced_config(config, node)
+
+
+def check_memory(
+    config: EngineConfig, model: ModelConfig, plan: ParallelPlan, workload: Workload
+) -> None:
+    """Refuse a plan whose weights and KV do not fit, or that cannot hold the longest request.
+
+    Raises:
+        PlanError, TunerError: with the numbers.
+    """
+    capacity = num_kv_blocks(config, model, plan) * config.block_size
+    longest = max(a.input_tokens + a.output_tokens for a in workload.arrivals)
+    if longest > capacity:
+        raise TunerError(
+            f"the longest request has {longest} tokens, the KV cache of a rank holds {capacity}"
+        )
+    is_here = config.kv_blocks_of is None and config.device_memory_bytes is None
+    if is_here and not config.device.startswith("cuda"):
+        _check_host_memory(config, model, plan)
+
+
+def _check_host_memory(config: EngineConfig, model: ModelConfig, plan: ParallelPlan) -> None:
+    import psutil
+
+    per_rank = model.weight_bytes_per_rank(plan, config.dtype) + config.kv_cache_bytes
+    available = psutil.virtual_memory().available
+    if per_rank * plan.world_size > available:
+        raise TunerError(
+            f"{plan.world_size} ranks need {per_rank * plan.world_size / 1e9:.3g} GB for weights "
+            f"and KV, {available / 1e9:.3g} GB of memory are free"
+        )

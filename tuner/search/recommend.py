@@ -1,0 +1,274 @@
+"""The answer of a tuning job: which settings, how sure, why, and what stands in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from engine.spec.measurement import Fidelity
+from engine.spec.plan import shift_warning
+from policies.points import OperatingPoint
+from policies.report import measurement_json
+from policies.select import Selection, select
+from tuner.load.live import LiveEngine
+from tuner.search.confirm import confirm
+from tuner.search.context import TuningContext
+from tuner.search.ranking import described_load, trained_surrogate
+from tuner.search.report import (
+    Confirmation,
+    Recommendation,
+    TuningReport,
+    infeasible_json,
+    point_json,
+    settings_of,
+)
+from tuner.search.schedule import build_schedule
+from tuner.search.trials import TrialRecord
+from tuner.spec.space import Settings
+from tuner.workload.slices import head
+
+MAX_CONFIRMATIONS = 3
+PREDICTED_REQUESTS = 4000
+
+
+@dataclass(kw_only=True)
+class _Pool:
+    """Operating points to choose from, at most one per settings: the most trustworthy.
+
+    ``exact`` are those simulated once, without an interval.
+    """
+
+    points: dict[Settings, OperatingPoint]
+    exact: set[Settings]
+
+    @property
+    def live(self) -> list[OperatingPoint]:
+        """Points that were run here."""
+        fidelities = (Fidelity.PROBED, Fidelity.MEASURED)
+        return [point for point in self.points.values() if point.fidelity in fidelities]
+
+    def put(self, settings: Settings, point: OperatingPoint) -> None:
+        """Keep the higher fidelity; between equals the later one."""
+        order = list(Fidelity)
+        old = self.points.get(settings)
+        if old is None or order.index(point.fidelity) >= order.index(old.fidelity):
+            self.points[settings] = point
+            self.exact.discard(settings)
+
+    def demote(self, settings: Settings, point: OperatingPoint | None) -> None:
+        """Let what was measured again decide; without a measurement it is out."""
+        del self.points[settings]
+        if point is not None:
+            self.points[settings] = point
+
+
+def recommend(
+    context: TuningContext,
+    trials: Sequence[TrialRecord],
+    *,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> TuningReport:
+    """Choose among all trials and all simulated points; measure the winner again.
+
+    A winner that can run here is measured on the whole workload with a fresh seed; one that then
+    misses the SLA is demoted and the next one is measured.
+    """
+    pool = _pool(context, trials)
+    confirmations: list[Confirmation] = []
+    while True:
+        selection = _select(context, pool)
+        best = selection.best
+        if best is None or not context.can_run(best.plan) or is_cancelled():
+            return _report(context, trials, selection, confirmations)
+        if len(confirmations) == MAX_CONFIRMATIONS:
+            return _report(context, trials, _select_run(context, pool), confirmations)
+        settings = settings_of(best)
+        again = confirm(context, settings, len(confirmations), is_cancelled)
+        confirmations.append(again)
+        if again.is_met and again.point is not None:
+            # What it was chosen for stays; what it is now known to do replaces the numbers.
+            chance = again.point.probability(context.sla)
+            selection = replace(selection, best=again.point, probability=chance)
+            return _report(context, trials, selection, confirmations)
+        pool.demote(settings, again.point)
+        context.emit("demoted", f"{settings}: {again.reason}")
+        _learn(context, pool, again)
+
+
+def _learn(context: TuningContext, pool: _Pool, again: Confirmation) -> None:
+    """A winner whose steps were slower than simulated: so are those of its plan's other settings,
+    which would else win next and fail alike."""
+    if again.log_slower <= 0.0:
+        return
+    plan = again.settings.plan
+    context.simulator.slow_down(plan, again.log_slower)
+    for settings, point in list(pool.points.items()):
+        if settings.plan == plan and point.fidelity is Fidelity.SIMULATED:
+            pool.points[settings] = context.simulator.quick_point(settings, context.trial_workload)
+            pool.exact.add(settings)
+
+
+def _select(context: TuningContext, pool: _Pool) -> Selection:
+    """The choice among all points. A winner simulated once is simulated with its interval first:
+    exact numbers would look surer than measured ones.
+    """
+    while True:
+        selection = select(list(pool.points.values()), context.sla)
+        if selection.best is None or settings_of(selection.best) not in pool.exact:
+            return selection
+        settings = settings_of(selection.best)
+        pool.put(settings, context.simulator.point(settings, context.trial_workload))
+
+
+def _select_run(context: TuningContext, pool: _Pool) -> Selection:
+    """The choice among what was run here: simulation has been wrong too often to be believed."""
+    context.warnings.append(
+        f"{MAX_CONFIRMATIONS} winners missed the SLA when measured again; only settings that were "
+        "run here were considered after that"
+    )
+    return select(pool.live, context.sla)
+
+
+def _pool(context: TuningContext, trials: Sequence[TrialRecord]) -> _Pool:
+    pool = _Pool(points=dict(context.design), exact=set(context.design))
+    for trial in trials:
+        if (point := trial.point) is not None:
+            pool.put(trial.settings, point)
+    return pool
+
+
+def _report(
+    context: TuningContext,
+    trials: Sequence[TrialRecord],
+    selection: Selection,
+    confirmations: list[Confirmation],
+) -> TuningReport:
+    warnings = list(context.warnings)
+    recommendation = None
+    if (best := selection.best) is not None:
+        settings = settings_of(best)
+        document = next((c.document for c in confirmations if c.point is best), None)
+        recommendation = _recommendation(context, trials, selection, best, document)
+        caps = settings.caps
+        warning = shift_warning(settings.plan, settings.threshold_tokens, caps.max_num_seqs)
+        warnings += [warning] if warning else []
+        if not context.can_run(best.plan):
+            warnings.append("the recommended plan was simulated, not run: measure it before use")
+    report = TuningReport(
+        recommendation=recommendation,
+        trials=tuple(trials),
+        pruned=context.space.pruned,
+        confirmations=tuple(confirmations),
+        alternatives={
+            name: point_json(point, context.sla)
+            for name, point in (("fastest", selection.fastest), ("balanced", selection.balanced))
+            if point is not None
+        },
+        simulated=tuple(point_json(p, context.sla) for p in context.design.values()),
+        infeasible=infeasible_json(selection, context.sla) if selection.best is None else None,
+        workload=context.workload.describe(),
+        spec=context.spec,
+        cost_model=_cost_model_json(context),
+        warnings=tuple(warnings),
+    )
+    context.emit("done", report.headline)
+    return report
+
+
+def _recommendation(
+    context: TuningContext,
+    trials: Sequence[TrialRecord],
+    selection: Selection,
+    best: OperatingPoint,
+    measured: dict[str, Any] | None,
+) -> Recommendation:
+    settings = settings_of(best)
+    workload = head(context.workload, PREDICTED_REQUESTS)
+    predicted = context.simulator.point(settings, workload)
+    simulated = context.simulator.run(settings, workload)
+    schedule = build_schedule(
+        context.simulator, context.space, settings, context.workload, context.sla
+    )
+    paced = _paced_document(context, settings) if context.spec.probe_paced else None
+    return Recommendation(
+        settings=settings,
+        fidelity=best.fidelity,
+        predicted=measurement_json(simulated, context.sla)["metrics"],
+        predicted_point=predicted,
+        surrogate_point=_surrogate_point(context, settings, trials),
+        measured=measured,
+        point=best,
+        paced=paced,
+        reason=selection.reason,
+        explanation=_explain(context, selection, best),
+        probability=selection.probability,
+        schedule=schedule,
+    )
+
+
+def _surrogate_point(
+    context: TuningContext, settings: Settings, trials: Sequence[TrialRecord]
+) -> OperatingPoint | None:
+    """What the surrogate alone would have said of the settings under the trials' workload."""
+    surrogate = trained_surrogate(context, trials)
+    if surrogate is None:
+        return None
+    timer = context.simulator.timer(settings.plan)
+    return surrogate.predict(settings, described_load(context), timer)
+
+
+def _explain(context: TuningContext, selection: Selection, best: OperatingPoint) -> str:
+    parts = [f"{best.plan} uses {best.cost_devices} of {context.spec.num_devices} devices"]
+    for constraint in context.sla.constraints:
+        estimate = best.metrics.get(constraint.key)
+        if estimate is not None:
+            parts.append(
+                f"{constraint.key} {estimate.value:.4g} "
+                f"({estimate.low:.4g}..{estimate.high:.4g}, {best.fidelity}) "
+                f"against {constraint.op}{constraint.bound:g}"
+            )
+    if selection.rejected:
+        cheaper = [r for r in selection.rejected if r.point.cost_devices < best.cost_devices]
+        rejected = (cheaper or list(selection.rejected))[0]
+        parts.append(f"{settings_of(rejected.point)} was not chosen: {rejected.detail}")
+    return "; ".join(parts)
+
+
+def _paced_document(context: TuningContext, settings: Settings) -> dict[str, Any] | None:
+    """The winner once more on the real engine, its steps paced by the wall clock.
+
+    Still ``simulated``: the front end, the scheduler and the load are real, the step times not.
+    """
+    if context.hardware is None:
+        return None
+    workload = head(context.workload, context.spec.probe_requests)
+    context.emit("paced", f"{settings}: {len(workload)} requests in real time")
+    with LiveEngine(context.config, timer_factory=context.simulator.timer) as live:
+        measurement = live.measure(
+            settings,
+            workload,
+            seed=context.spec.seed,
+            timeout_s=context.spec.timeout_s,
+            fidelity=Fidelity.SIMULATED,
+        )
+    return measurement_json(measurement, context.sla)
+
+
+def _cost_model_json(context: TuningContext) -> dict[str, Any]:
+    model = context.cost_model
+    if model is None:
+        assert context.hardware is not None, "a local job has a cost model"
+        device = context.hardware.device
+        return {
+            "kind": "roofline",
+            "hardware": str(context.hardware),
+            "calibration": device.calibration,
+            "source": device.source,
+        }
+    return {
+        "kind": "step-model",
+        "id": model.id,
+        "machine": str(model.machine),
+        "error": asdict(model.error),
+    }

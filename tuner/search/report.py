@@ -1,0 +1,172 @@
+"""The ``tune --out`` document."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engine.spec.measurement import Fidelity
+from policies.points import OperatingPoint
+from policies.report import finite
+from policies.schedule import Schedule
+from policies.select import Reason, Selection
+from policies.sla import Sla
+from tuner.search.spec import TuningSpec
+from tuner.search.trials import EstimateJson, TrialRecord, estimates_to_json
+from tuner.spec.space import PrunedPlan, Settings
+
+SCHEMA = "tuning-report/v1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmation:
+    """A winner measured again; ``point`` None where it could not run. ``log_slower`` is how much
+    slower than simulated its tokens came (mean TPOT), as a log ratio."""
+
+    settings: Settings
+    seed: int
+    point: OperatingPoint | None
+    reason: str
+    is_met: bool = False
+    document: dict[str, Any] | None = None
+    log_slower: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **self.settings.to_json(),
+            "seed": self.seed,
+            "log_slower": self.log_slower,
+            "is_met": self.is_met,
+            "reason": self.reason,
+            "measured": self.document,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """The settings to run, with everything that speaks for them.
+
+    ``predicted`` are simulated metrics, ``measured`` a whole measurement document or None;
+    ``point`` is what the choice was made on, ``probability`` its P(SLA met).
+    """
+
+    settings: Settings
+    fidelity: Fidelity
+    predicted: dict[str, Any]
+    predicted_point: OperatingPoint
+    surrogate_point: OperatingPoint | None
+    measured: dict[str, Any] | None
+    point: OperatingPoint
+    paced: dict[str, Any] | None
+    reason: Reason
+    explanation: str
+    probability: float | None
+    schedule: Schedule
+
+    def to_json(self) -> dict[str, Any]:
+        settings = self.settings.to_json()
+        return {
+            "plan": settings["plan"],
+            "shift_threshold": self.settings.threshold_tokens,
+            "caps": settings["caps"],
+            "mode": self.settings.mode,
+            "num_devices": self.settings.plan.world_size,
+            "fidelity": self.fidelity.value,
+            "predicted": self.predicted,
+            "measured": self.measured["metrics"] if self.measured else None,
+            "measured_requests": self.measured["requests"] if self.measured else None,
+            "paced": self.paced,
+            "interval": self._intervals(),
+            "sla_probability": self.probability,
+            "reason": self.reason.value,
+            "explanation": self.explanation,
+        }
+
+    def _intervals(self) -> dict[str, EstimateJson]:
+        """What each fidelity says of the settings; one number per fidelity and metric."""
+        points = [self.surrogate_point, self.predicted_point, self.point]
+        return {p.fidelity.value: estimates_to_json(p.metrics) for p in points if p is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningReport:
+    """Everything a tuning job found out. ``recommendation`` None: nothing meets the SLA."""
+
+    recommendation: Recommendation | None
+    trials: tuple[TrialRecord, ...]
+    pruned: tuple[PrunedPlan, ...]
+    confirmations: tuple[Confirmation, ...]
+    alternatives: dict[str, dict[str, Any]]
+    simulated: tuple[dict[str, Any], ...]
+    infeasible: dict[str, Any] | None
+    workload: dict[str, Any]
+    spec: TuningSpec
+    cost_model: dict[str, Any]
+    warnings: tuple[str, ...]
+
+    @property
+    def headline(self) -> str:
+        """One line that says what came out."""
+        if self.recommendation is None:
+            assert self.infeasible is not None, "no recommendation without a reason"
+            return f"nothing meets the SLA; binding is {self.infeasible['binding']}"
+        found = self.recommendation
+        return f"{found.settings} ({found.fidelity}): {found.explanation}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that ``tune --out`` writes."""
+        found = self.recommendation
+        return {
+            "schema": SCHEMA,
+            "recommendation": found.to_json() if found else None,
+            "schedule": found.schedule.to_json() if found else None,
+            "alternatives": self.alternatives,
+            "infeasible": self.infeasible,
+            "baseline": self.trials[0].to_json() if self.trials else None,
+            "trials": [trial.to_json() for trial in self.trials],
+            "confirmations": [confirmation.to_json() for confirmation in self.confirmations],
+            "pruned": [asdict(plan) for plan in self.pruned],
+            "simulated": list(self.simulated),
+            "workload": self.workload,
+            "sla": self.spec.sla,
+            "seed": self.spec.seed,
+            "spec": self.spec.to_json(),
+            "cost_model": self.cost_model,
+            "warnings": list(self.warnings),
+        }
+
+
+def settings_of(point: OperatingPoint) -> Settings:
+    """The settings an operating point stands for."""
+    return Settings(plan=point.plan, threshold_tokens=point.threshold_tokens, caps=point.caps)
+
+
+def point_json(point: OperatingPoint, sla: Sla) -> dict[str, Any]:
+    """An operating point with its standing against the SLA."""
+    return {
+        **settings_of(point).to_json(),
+        "num_devices": point.cost_devices,
+        "fidelity": point.fidelity.value,
+        "metrics": estimates_to_json(point.metrics),
+        "is_feasible": all(point.is_met(c) for c in sla.constraints),
+        "headroom": finite(point.headroom(sla)),
+        "sla_probability": point.probability(sla),
+    }
+
+
+def infeasible_json(selection: Selection, sla: Sla) -> dict[str, Any]:
+    """What stands in the way, and what relaxing each constraint alone would take."""
+    return {
+        "reason": selection.reason.value,
+        "binding": str(selection.binding) if selection.binding else None,
+        "closest": point_json(selection.closest, sla) if selection.closest else None,
+        "relaxations": [
+            {
+                "constraint": str(r.constraint),
+                "bound": r.bound,
+                "price": r.price,
+                "settings": settings_of(r.point).to_json() if r.point else None,
+            }
+            for r in selection.relaxations
+        ],
+    }

@@ -1,0 +1,153 @@
+"""The schedule: hot settings with the most SLA headroom per load band, found by simulation."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+from engine.spec.config import Caps
+from policies.points import OperatingPoint
+from policies.schedule import HotSettings, LoadBand, Schedule
+from policies.select import low_threshold_warning
+from policies.sla import Sla
+from tuner.search.design import advised_threshold
+from tuner.search.simulator import Simulator
+from tuner.spec.space import Settings, Space
+from tuner.workload.slices import at_rate, head
+from tuner.workload.workload import Workload
+
+RATE_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+# Each rate is judged by what arrives in a minute: a queue that grows must have time to show.
+BAND_SECONDS = 60.0
+MIN_REQUESTS, MAX_REQUESTS = 80, 1000
+# Other settings than the recommended ones must be worth the change.
+MIN_GAIN = 0.05
+# With this share of every budget left, more is not needed.
+SAFE_HEADROOM = 0.2
+
+
+def build_schedule(
+    simulator: Simulator, space: Space, best: Settings, workload: Workload, sla: Sla
+) -> Schedule:
+    """Bands of the recommended plan around the workload's own rate, lowest first.
+
+    A controller sees a new load only after it has come, so settings are judged by the worse of
+    their headroom at the band's own rate and at the next higher one: a burst that arrives on a
+    quiet band's settings must not break the SLA before they change. And at no higher rate may
+    they be worse than the recommended ones, so that a controller that comes late, or is wrong
+    about the load, is no worse than holding still.
+    """
+    choices = _choices(simulator, space, best)
+    scaled = [at_rate(_sample(workload, factor), factor) for factor in RATE_FACTORS]
+    points = [{s: simulator.quick_point(s, load) for s in choices} for load in scaled]
+    found: list[tuple[float, Settings, float]] = []
+    for nth, load in enumerate(scaled):
+        settings = _most_headroom(points[nth:], best, sla)
+        rate = _rate_rps(simulator, settings, load)
+        if rate > (found[-1][0] if found else 0.0):
+            found.append((rate, settings, points[nth][settings].headroom(sla)))
+    return Schedule(plan=best.plan, bands=_merged(found, workload))
+
+
+def _sample(workload: Workload, factor: float) -> Workload:
+    """The first requests, as many as come in ``BAND_SECONDS`` at ``factor`` times the rate."""
+    wanted = (workload.rate_rps or 0.0) * factor * BAND_SECONDS
+    return head(workload, max(MIN_REQUESTS, min(MAX_REQUESTS, round(wanted))))
+
+
+def _choices(simulator: Simulator, space: Space, best: Settings) -> list[Settings]:
+    """Caps one notch around the recommended ones; thresholds advised and above the decodes."""
+    seqs = _around(space.num_seqs, best.caps.max_num_seqs)
+    tokens = _around(space.batched_tokens, best.caps.max_num_batched_tokens)
+    choices = [best]
+    for max_num_seqs in seqs:
+        for max_tokens in tokens:
+            caps = Caps(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_tokens)
+            thresholds = [best.threshold_tokens]
+            if best.plan.shift:
+                advised = max(1, advised_threshold(simulator.timer(best.plan), max_num_seqs))
+                thresholds += [advised, max(advised, max_num_seqs)]
+            choices += [
+                Settings(plan=best.plan, threshold_tokens=t, caps=caps)
+                for t in dict.fromkeys(thresholds)
+            ]
+    return list(dict.fromkeys(choices))
+
+
+def _around(grid: tuple[int, ...], value: int) -> list[int]:
+    """The grid's values next to ``value``, and itself."""
+    below = [v for v in grid if v < value][-1:]
+    above = [v for v in grid if v > value][:1]
+    return [*below, value, *above]
+
+
+def _most_headroom(
+    points: list[dict[Settings, OperatingPoint]], best: Settings, sla: Sla
+) -> Settings:
+    """``points`` are those of the band's own rate and of all higher ones."""
+    every = list(points[0].values())
+    allowed = {
+        settings: min(_score(rate[settings], sla) for rate in points[:2])
+        for settings, point in points[0].items()
+        if settings == best
+        or (
+            low_threshold_warning(point, every) is None
+            and all(_is_no_worse(above, settings, best, sla) for above in points[1:])
+        )
+    }
+    top = max(allowed, key=lambda settings: allowed[settings])
+    return top if allowed[top] > allowed[best] + MIN_GAIN else best
+
+
+def _is_no_worse(
+    points: dict[Settings, OperatingPoint], settings: Settings, best: Settings, sla: Sla
+) -> bool:
+    enough = min(_score(points[best], sla), SAFE_HEADROOM)
+    return _score(points[settings], sla) >= enough
+
+
+def _score(point: OperatingPoint, sla: Sla) -> float:
+    """Headroom where the SLA is met; else, below 0, the share of requests that miss theirs.
+
+    Where nothing meets it, the least of the worst misses may well be one that every request
+    has a part in.
+    """
+    headroom, attainment = point.headroom(sla), point.metrics.get("attainment")
+    if headroom >= 0 or attainment is None:
+        return headroom
+    return min(0.0, attainment.value - 1.0)
+
+
+def _rate_rps(simulator: Simulator, settings: Settings, workload: Workload) -> float:
+    """Requests per second of the load; for a closed loop what it reaches."""
+    if workload.closed is None:
+        return workload.rate_rps or 1.0
+    measurement = simulator.run(settings, workload)
+    return len(measurement.completed) / measurement.window_s if measurement.window_s else 0.0
+
+
+def _merged(found: list[tuple[float, Settings, float]], workload: Workload) -> tuple[LoadBand, ...]:
+    """Neighbouring rates with the same settings become one band; borders lie between rates."""
+    groups: list[list[tuple[float, Settings, float]]] = []
+    for entry in found:
+        if groups and groups[-1][-1][1] == entry[1]:
+            groups[-1].append(entry)
+        else:
+            groups.append([entry])
+    borders = [math.sqrt(below[-1][0] * above[0][0]) for below, above in pairwise(groups)]
+    lows, highs = [0.0, *borders], [*borders, math.inf]
+    return tuple(
+        LoadBand(
+            rate_rps_low=low,
+            rate_rps_high=high,
+            mean_input_tokens=float(workload.input_tokens.mean()),
+            mean_output_tokens=float(workload.output_tokens.mean()),
+            settings=HotSettings(
+                threshold_tokens=group[0][1].threshold_tokens,
+                caps=group[0][1].caps,
+                mode=group[0][1].mode,
+            ),
+            headroom=min(headroom for _, _, headroom in group),
+        )
+        for low, high, group in zip(lows, highs, groups, strict=True)
+    )

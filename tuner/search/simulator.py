@@ -1,0 +1,153 @@
+"""Operating points from simulation, with intervals, and from live runs by resampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from engine.executors.protocol import StepTimer
+from engine.spec.config import ModelConfig
+from engine.spec.measurement import Fidelity, Measurement
+from engine.spec.plan import ParallelPlan
+from policies.constraint import Metric
+from policies.points import Estimate, OperatingPoint
+from policies.report import flat_metrics
+from policies.sla import Sla
+from tuner.described.node import Node
+from tuner.search.trials import operating_point
+from tuner.simulation.simulate import simulate
+from tuner.spec.space import Settings
+from tuner.step_model.timer import ScaledTimer
+from tuner.workload.workload import Workload
+
+NUM_RESAMPLES = 60
+ATTAINMENT = Metric.ATTAINMENT.value
+
+
+@dataclass(kw_only=True)
+class Simulator:
+    """Simulates settings of one model under one SLA; remembers what it has simulated.
+
+    ``interval`` is how far whole-plan step times may be off, as a log ratio: points carry the
+    metrics of a run with all steps that much slower, and faster. A ``node`` knows what lies
+    around its steps too (a backend's front end), and simulates for itself. ``slower`` is how much
+    slower than its step model a plan has turned out to be, as a log ratio.
+    """
+
+    model: ModelConfig
+    sla: Sla
+    timer_of: Callable[[ParallelPlan], StepTimer]
+    blocks_of: Callable[[ParallelPlan], int]
+    block_size: int
+    max_model_len: int
+    interval: float
+    seed: int = 0
+    node: Node | None = None
+    slower: dict[ParallelPlan, float] = field(default_factory=dict)
+    _timers: dict[ParallelPlan, StepTimer] = field(default_factory=dict)
+    _seen: dict[tuple[Settings, Workload, float], dict[str, float]] = field(default_factory=dict)
+
+    def timer(self, plan: ParallelPlan) -> StepTimer:
+        """The plan's step timer, made once."""
+        if plan not in self._timers:
+            self._timers[plan] = self.timer_of(plan)
+        return self._timers[plan]
+
+    def run(self, settings: Settings, workload: Workload, log_scale: float = 0.0) -> Measurement:
+        """One simulated run, with step times multiplied by ``exp(log_scale)``."""
+        log_scale += self.slower.get(settings.plan, 0.0)
+        if self.node is not None:
+            scale = math.exp(log_scale)
+            result = self.node.simulate(settings, workload, seed=self.seed, step_scale=scale)
+            return result.measurement
+        timer = self.timer(settings.plan)
+        if log_scale:
+            timer = ScaledTimer(timer, math.exp(log_scale))
+        return simulate(
+            model=self.model,
+            plan=settings.plan,
+            threshold_tokens=settings.threshold_tokens,
+            caps=settings.caps,
+            mode=settings.mode,
+            workload=workload,
+            timer=timer,
+            num_kv_blocks=self.blocks_of(settings.plan),
+            block_size=self.block_size,
+            max_model_len=self.max_model_len,
+            seed=self.seed,
+            queues_ahead=True,  # as the engine at hand does
+        ).measurement
+
+    def slow_down(self, plan: ParallelPlan, log_ratio: float) -> None:
+        """From now on, take steps of ``plan`` for so much slower than they were taken for."""
+        self.slower[plan] = self.slower.get(plan, 0.0) + log_ratio
+
+    def quick_point(self, settings: Settings, workload: Workload) -> OperatingPoint:
+        """The simulated point without an interval: one run instead of three."""
+        flat = self._flat(settings, workload, 0.0)
+        exact = {key: Estimate.exact(value) for key, value in flat.items()}
+        return operating_point(settings, Fidelity.SIMULATED, exact)
+
+    def point(self, settings: Settings, workload: Workload) -> OperatingPoint:
+        """The simulated point with the interval of its step model."""
+        runs = [
+            self._flat(settings, workload, scale) for scale in (0.0, self.interval, -self.interval)
+        ]
+        shared = [key for key in runs[0] if all(key in run for run in runs)]
+        metrics = {
+            key: Estimate(
+                value=runs[0][key],
+                low=min(run[key] for run in runs),
+                high=max(run[key] for run in runs),
+            )
+            for key in shared
+        }
+        return operating_point(settings, Fidelity.SIMULATED, metrics)
+
+    def _flat(self, settings: Settings, workload: Workload, scale: float) -> dict[str, float]:
+        key = (settings, workload, scale + self.slower.get(settings.plan, 0.0))
+        if key not in self._seen:
+            self._seen[key] = flat_metrics(self.run(settings, workload, scale), self.sla)
+        return self._seen[key]
+
+
+def measured_estimates(measurement: Measurement, sla: Sla, *, seed: int) -> dict[str, Estimate]:
+    """Metrics of a live run with 90 % intervals from resampling its requests.
+
+    It says how sure these requests make us, not how much another minute on a busy machine
+    would differ. Attainment is a share of requests and has Wilson's interval: resampling three
+    requests that all met the SLA would be sure of the next thousand.
+    """
+    flat = flat_metrics(measurement, sla)
+    rng = np.random.default_rng([seed, 0xB007])
+    timings = measurement.timings
+    draws: list[Mapping[str, float]] = []
+    for _ in range(NUM_RESAMPLES):
+        picked = rng.integers(0, len(timings), len(timings))
+        sample = replace(measurement, timings=tuple(timings[i] for i in picked))
+        draws.append(flat_metrics(sample, sla))
+    found = {key: _interval(key, value, draws) for key, value in flat.items()}
+    if (attainment := flat.get(ATTAINMENT)) is not None:
+        found[ATTAINMENT] = _share(attainment, len(timings))
+    return found
+
+
+def _share(share: float, count: int) -> Estimate:
+    """The share that ``count`` requests showed, with Wilson's interval."""
+    from scipy.stats import binomtest
+
+    test = binomtest(round(share * count), count)
+    interval = test.proportion_ci(confidence_level=0.9, method="wilson")
+    return Estimate(value=share, low=min(share, interval.low), high=max(share, interval.high))
+
+
+def _interval(key: str, value: float, draws: list[Mapping[str, float]]) -> Estimate:
+    known = sorted(draw[key] for draw in draws if key in draw)
+    if not known:
+        return Estimate.exact(value)
+    low = known[int(0.05 * (len(known) - 1))]
+    high = known[math.ceil(0.95 * (len(known) - 1))]
+    return Estimate(value=value, low=min(low, value), high=max(high, value))

@@ -1,0 +1,127 @@
+"""What a tuning job is asked, as one JSON-able value."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.spec.config import DType, LinkEmulation, ModelConfig
+from policies.sla import Sla
+from tuner.described.node import Node
+from tuner.described.parse import DEFAULT_BACKEND, describe_node, has_checkpoint, read_rank_dtype
+from tuner.hardware import Precision
+from tuner.spec.errors import TunerError
+
+LOCAL = "local"
+MIB = 2**20
+DEFAULT_KV_CACHE_MIB = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningSpec:
+    """One tuning job.
+
+    ``hardware``: ``local``, or described hardware (``8xh200``), which is simulated as served by
+    ``backend``; there ``model_dir`` may be a model's name and ``dtype`` may be fp8. ``is_live``
+    False keeps a local job to simulation. ``dtype`` None: as the checkpoint says. ``link`` is an
+    emulated link (``latency_us=..,gbps=..``). A live trial sends the first ``probe_requests`` of
+    the workload; the winner all of it. ``probe_paced`` runs the winner on described hardware
+    once more on the real engine with steps paced by the wall clock.
+
+    Raises:
+        TunerError: a number outside its range.
+        PolicyInputError: an SLA that cannot be read.
+    """
+
+    model_dir: str
+    num_devices: int
+    workload: str
+    sla: str
+    trials: int = 12
+    seed: int = 0
+    hardware: str = LOCAL
+    dtype: str | None = None
+    backend: str = DEFAULT_BACKEND
+    device: str = "cpu"
+    link: str | None = None
+    is_live: bool = True
+    probe_requests: int = 64
+    probe_paced: bool = False
+    timeout_s: float = 60.0
+    kv_cache_mib: int = DEFAULT_KV_CACHE_MIB
+    block_size: int = 16
+    max_model_len: int | None = None
+    profile_seconds: float = 20.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_devices", "trials", "probe_requests", "kv_cache_mib", "block_size"):
+            if getattr(self, name) < 1:
+                raise TunerError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.timeout_s <= 0 or self.profile_seconds <= 0 or self.seed < 0:
+            raise TunerError("timeout_s and profile_seconds must be above 0, seed at least 0")
+        if self.dtype is not None:
+            Precision.parse(self.dtype)
+        if self.link is not None and not self.is_local:
+            raise TunerError(
+                f"link {self.link!r}: emulated between ranks here only; described hardware brings "
+                "its own, as in 8xh200@pcie5"
+            )
+        if self.probe_paced and not has_checkpoint(self.model_dir):
+            raise TunerError(f"probe_paced starts an engine: {self.model_dir!r} is no model folder")
+        Sla.parse(self.sla)
+
+    @property
+    def is_local(self) -> bool:
+        return self.hardware == LOCAL
+
+    @property
+    def parsed_sla(self) -> Sla:
+        return Sla.parse(self.sla)
+
+    @property
+    def parsed_link(self) -> LinkEmulation | None:
+        return LinkEmulation.parse(self.link) if self.link else None
+
+    def rank_dtype(self, model: ModelConfig) -> DType:
+        """The number format of ranks here.
+
+        Raises:
+            TunerError: one that exists on described hardware only.
+        """
+        return read_rank_dtype(self.dtype, model)
+
+    def node(self) -> Node:
+        """The described hardware with the model on it.
+
+        Raises:
+            TunerError: an unknown model, hardware, backend or number format.
+        """
+        return describe_node(
+            model=self.model_dir,
+            hardware=self.hardware,
+            dtype=self.dtype,
+            backend=self.backend,
+            block_size=self.block_size,
+            max_model_len=self.max_model_len,
+        )
+
+    @property
+    def model_path(self) -> Path:
+        return Path(self.model_dir)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> TuningSpec:
+        """Read a spec back. Raises TunerError for an unknown key or a value of the wrong kind."""
+        known = cls.__dataclass_fields__
+        if unknown := sorted(set(raw) - set(known)):
+            raise TunerError(f"tuning spec: unknown key {unknown[0]!r}; known: {', '.join(known)}")
+        try:
+            return msgspec.convert(raw, cls)
+        except msgspec.ValidationError as error:
+            raise TunerError(f"tuning spec: {error}") from error

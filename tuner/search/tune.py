@@ -1,0 +1,244 @@
+"""Tuning: prepare, run trials, recommend. Each part is deterministic given its arguments.
+
+The ladder of fidelity: the surrogate ranks suggestions (``predicted``), simulation checks the
+best of them (``simulated``), a short live run tries those that could win (``probed``), and the
+winner is measured again with a fresh seed (``measured``) and loses its place if it then fails.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from engine.spec.errors import EngineError
+from engine.spec.measurement import Fidelity, Measurement
+from policies.points import OperatingPoint
+from policies.report import measurement_json
+from policies.sla import Sla
+from tuner.search.context import OnEvent, TuningContext, TuningEvent, prepare
+from tuner.search.ranking import ranked_by_surrogate, shortlist
+from tuner.search.recommend import recommend
+from tuner.search.report import TuningReport
+from tuner.search.simulator import measured_estimates
+from tuner.search.spec import TuningSpec
+from tuner.search.suggest import suggest
+from tuner.search.trials import (
+    TrialRecord,
+    TrialState,
+    estimates_to_json,
+)
+from tuner.spec.space import Settings
+
+__all__ = [
+    "TrialRecord",
+    "TuningContext",
+    "TuningEvent",
+    "TuningReport",
+    "TuningSpec",
+    "prepare",
+    "recommend",
+    "run_trial",
+    "tune",
+]
+
+NUM_SUGGESTIONS = 8
+
+
+def tune(
+    spec: TuningSpec,
+    *,
+    cost_model: dict[str, Any] | None = None,
+    on_event: OnEvent = lambda _: None,
+    is_cancelled: Callable[[], bool] = lambda: False,
+    trials: Sequence[TrialRecord] = (),
+) -> TuningReport:
+    """Run a whole tuning job; ``trials`` are those an earlier, interrupted run finished.
+
+    When cancelled, the finished trials are kept and recommended from.
+
+    Raises:
+        TunerError, PolicyInputError, EngineError: whatever in the spec is at fault.
+    """
+    with prepare(spec, cost_model=cost_model, on_event=on_event) as context:
+        done = list(trials)
+        while len(done) < spec.trials and not is_cancelled():
+            done.append(run_trial(context, len(done), done, is_cancelled=is_cancelled))
+        return recommend(context, done, is_cancelled=is_cancelled)
+
+
+def run_trial(
+    context: TuningContext,
+    number: int,
+    done: Sequence[TrialRecord],
+    *,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> TrialRecord:
+    """Trial ``number``, given the earlier ones; trial 0 is the baseline.
+
+    What it tries follows from (spec, number, done) alone. A setting that the engine cannot run
+    is a failed trial, not an error.
+    """
+    started_s = time.monotonic()
+    settings = _settings_of(context, number, done)
+    predicted = context.simulator.point(settings, context.trial_workload)
+    hopeless = None if number == 0 else _hopeless(predicted, context.sla)
+    record = _Recorder(context, number, settings, predicted, started_s)
+    if hopeless is not None:
+        trial = record.simulated(TrialState.PRUNED, f"not run: {hopeless}")
+    elif not context.can_run(settings.plan):
+        trial = record.simulated(TrialState.COMPLETE, _why_simulated(context, settings))
+    else:
+        trial = _run_live(context, record, settings, number, is_cancelled)
+    context.emit("trial", _line(trial), **trial.to_json())
+    return trial
+
+
+class _Recorder:
+    """Fills in the parts of a record that every ending shares."""
+
+    def __init__(
+        self,
+        context: TuningContext,
+        number: int,
+        settings: Settings,
+        predicted: OperatingPoint,
+        started_s: float,
+    ) -> None:
+        self._context = context
+        self._number = number
+        self._settings = settings
+        self._predicted = predicted
+        self._started_s = started_s
+
+    def simulated(self, state: TrialState, reason: str) -> TrialRecord:
+        return self._record(state, self._predicted, reason, None)
+
+    def measured(self, measurement: Measurement, fidelity: Fidelity) -> TrialRecord:
+        context = self._context
+        estimates = measured_estimates(measurement, context.sla, seed=context.spec.seed)
+        point = OperatingPoint(
+            plan=self._settings.plan,
+            threshold_tokens=self._settings.threshold_tokens,
+            caps=self._settings.caps,
+            fidelity=fidelity,
+            metrics=estimates,
+            cost_devices=self._settings.plan.world_size,
+        )
+        document = measurement_json(measurement, context.sla)
+        return self._record(TrialState.COMPLETE, point, _verdict(point, context.sla), document)
+
+    def failed(self, reason: str) -> TrialRecord:
+        return self._record(TrialState.FAILED, None, reason, None)
+
+    def _record(
+        self,
+        state: TrialState,
+        point: OperatingPoint | None,
+        reason: str,
+        document: dict[str, Any] | None,
+    ) -> TrialRecord:
+        sla, settings = self._context.sla, self._settings
+        return TrialRecord(
+            number=self._number,
+            plan=str(settings.plan),
+            threshold_tokens=settings.threshold_tokens,
+            caps=settings.to_json()["caps"],
+            fidelity=point.fidelity if point else Fidelity.SIMULATED,
+            state=state,
+            metrics=estimates_to_json(point.metrics) if point else {},
+            is_feasible=point is not None and all(point.is_met(c) for c in sla.constraints),
+            reason=reason,
+            seconds=time.monotonic() - self._started_s,
+            predicted=estimates_to_json(self._predicted.metrics),
+            document=document,
+        )
+
+
+def _run_live(
+    context: TuningContext,
+    record: _Recorder,
+    settings: Settings,
+    number: int,
+    is_cancelled: Callable[[], bool],
+) -> TrialRecord:
+    is_whole = len(context.trial_workload) == len(context.workload)
+    fidelity = Fidelity.MEASURED if is_whole else Fidelity.PROBED
+    try:
+        measurement = context.live.measure(
+            settings,
+            context.trial_workload,
+            seed=context.spec.seed + 1000 + number,
+            timeout_s=context.spec.timeout_s,
+            fidelity=fidelity,
+            should_stop=is_cancelled,
+        )
+    except EngineError as error:
+        context.close()
+        return record.failed(str(error))
+    if is_cancelled():
+        return record.failed("cancelled half-way")
+    return record.measured(measurement, fidelity)
+
+
+# -- what to try ---------------------------------------------------------------------------------
+
+
+def _settings_of(context: TuningContext, number: int, done: Sequence[TrialRecord]) -> Settings:
+    """Baseline, then the best of simulation one per plan, then Optuna's suggestions."""
+    if number == 0:
+        return context.space.baseline
+    first = [s for s in shortlist(context) if s != context.space.baseline]
+    num_first = min(len(first), max(1, context.spec.trials // 2))
+    if number <= num_first:
+        return first[number - 1]
+    suggestions = suggest(
+        context.space,
+        context.sla,
+        done,
+        seed=context.spec.seed,
+        number=number,
+        count=NUM_SUGGESTIONS,
+    )
+    tried = {trial.settings for trial in done}
+    fresh = [s for s in suggestions if s not in tried] or suggestions
+    return ranked_by_surrogate(context, fresh, done)[0]
+
+
+# -- judging -------------------------------------------------------------------------------------
+
+
+def _hopeless(point: OperatingPoint, sla: Sla) -> str | None:
+    """Why even the favourable end of the prediction misses the SLA, or None."""
+    for constraint in sla.constraints:
+        estimate = point.metrics.get(constraint.key)
+        if estimate is None:
+            continue
+        at_best = estimate.low if constraint.metric.is_latency else estimate.high
+        if not constraint.is_met_by(at_best):
+            return f"simulated {constraint.key} is {at_best:.4g} at best, the SLA asks {constraint}"
+    return None
+
+
+def _why_simulated(context: TuningContext, settings: Settings) -> str:
+    if context.hardware is not None:
+        return f"simulated on {context.hardware}"
+    if context.max_live_ranks == 0:
+        return "simulated: live trials are off"
+    return (
+        f"simulated: {settings.plan.world_size} ranks on {context.max_live_ranks} cores or devices "
+        "would be timed waiting for each other"
+    )
+
+
+def _verdict(point: OperatingPoint, sla: Sla) -> str:
+    missed = [c for c in sla.constraints if not point.is_met(c)]
+    if not missed:
+        return f"meets the SLA with headroom {point.headroom(sla):.2f}"
+    worst = min(missed, key=point.margin)
+    actual = point.actual(worst)
+    return f"misses {worst}: " + ("not observed" if actual is None else f"{actual:.4g}")
+
+
+def _line(trial: TrialRecord) -> str:
+    return f"trial {trial.number}: {trial.settings} {trial.fidelity} {trial.state}: {trial.reason}"

@@ -1,0 +1,1 @@
+"""A workload under the engine's own scheduler in virtual time."""

@@ -1,0 +1,153 @@
+"""What a simulated run leaves behind: when each token came out, and each stretch of equal steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.steps import StepShape
+from tuner.simulation.steering import SettingsChange
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+# Most tokens per request that one write may hold.
+MAX_STAMPS = 64
+_COUNT = np.arange(MAX_STAMPS)
+
+
+class TokenLog:
+    """Stamps of the output tokens of R requests, whose output lengths are known beforehand.
+
+    One flat array with a cursor per request, so that a step of hundreds of rows is one write.
+    """
+
+    def __init__(self, output_tokens: IntArray) -> None:
+        self._first = np.concatenate([[0], np.cumsum(output_tokens)])
+        self._next = self._first[:-1].copy()
+        self._stamps = np.empty(int(self._first[-1]), dtype=np.float64)
+
+    def stamp(self, rows: IntArray, when_s: float) -> None:
+        """One token for each of ``rows``."""
+        at = self._next[rows]
+        self._stamps[at] = when_s
+        self._next[rows] = at + 1
+
+    def stamp_each(self, rows: IntArray, ends_s: FloatArray, *, has_ended: bool = False) -> None:
+        """One token for each of ``rows`` at each of ``ends_s`` f8[K], K up to MAX_STAMPS.
+
+        ``has_ended``: some have all their tokens before the last, and get no more.
+        """
+        at = self._next[rows]
+        until = at + len(ends_s)
+        places = at[:, None] + _COUNT[: len(ends_s)]
+        if has_ended:
+            until = np.minimum(until, self._first[rows + 1])
+            is_due = places < until[:, None]
+            self._stamps[places[is_due]] = np.broadcast_to(ends_s, places.shape)[is_due]
+        else:
+            self._stamps[places] = ends_s
+        self._next[rows] = until
+
+    def stamps(self, row: int) -> tuple[float, ...]:
+        """Stamps of one request so far."""
+        return tuple(self._stamps[self._first[row] : self._next[row]].tolist())
+
+    def token_s(self, delay_s: float) -> list[tuple[float, ...]]:
+        """Stamps of every request so far, ``delay_s`` later."""
+        stamps = (self._stamps + delay_s).tolist() if delay_s else self._stamps.tolist()
+        bounds = zip(self._first[:-1].tolist(), self._next.tolist(), strict=True)
+        return [tuple(stamps[first:end]) for first, end in bounds]
+
+
+class Segment(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """``num_steps`` steps of one replica, one after the other, that differ in context only.
+
+    ``shape`` is the first one's; each later one has ``shape.num_seqs`` more tokens of context.
+    ``start_s`` is when the host began with the first one, ``end_s`` the end of each; ``busy_s`` are
+    seconds of the ranks in all (of every stage, with pipelines). ``num_waiting`` and ``kv_usage``
+    are as the segment was scheduled.
+    """
+
+    replica: int
+    shape: StepShape
+    start_s: float
+    end_s: tuple[float, ...]
+    busy_s: float
+    num_waiting: int
+    kv_usage: float
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.end_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppliedChange:
+    """A change that a run saw: decided at ``at_s``, in force at ``in_force_s``.
+
+    A hot change is obeyed by the first step that starts from then on. A reshape stopped the ranks
+    at ``stopped_s`` and carried ``num_carried`` unfinished requests over; ``is_refused``: one of
+    those would not have fitted, and nothing changed.
+    """
+
+    at_s: float
+    stopped_s: float
+    in_force_s: float
+    change: SettingsChange
+    num_carried: int = 0
+    is_refused: bool = False
+
+    @classmethod
+    def refused(cls, change: SettingsChange, at_s: float) -> AppliedChange:
+        """A change that a live engine would not make."""
+        return cls(at_s=at_s, stopped_s=at_s, in_force_s=at_s, change=change, is_refused=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSpell:
+    """Seconds of a run that belong to one plan; a restart belongs to the plan it leads to."""
+
+    plan: ParallelPlan
+    from_s: float
+    to_s: float
+
+
+@dataclass(kw_only=True)
+class RunCounts:
+    """Steps and busy seconds by mode, and what the schedulers had to do."""
+
+    steps: dict[Mode, int] = field(default_factory=lambda: dict.fromkeys(Mode, 0))
+    step_seconds: dict[Mode, float] = field(default_factory=lambda: dict.fromkeys(Mode, 0.0))
+    mode_switches: int = 0
+    decode_tokens_in_base: int = 0
+    preemptions: int = 0
+    scheduled_steps: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+
+    @classmethod
+    def total(cls, parts: Iterable[RunCounts]) -> RunCounts:
+        """Counts of all replicas together."""
+        total = cls()
+        for part in parts:
+            for mode in Mode:
+                total.steps[mode] += part.steps[mode]
+                total.step_seconds[mode] += part.step_seconds[mode]
+            total.mode_switches += part.mode_switches
+            total.decode_tokens_in_base += part.decode_tokens_in_base
+            total.preemptions += part.preemptions
+            total.scheduled_steps += part.scheduled_steps
+            total.prefix_queries += part.prefix_queries
+            total.prefix_hits += part.prefix_hits
+        return total
+
+    @property
+    def num_steps(self) -> int:
+        return sum(self.steps.values())

@@ -1,0 +1,123 @@
+"""What a search may choose: plans that fit, and grids of hot settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from typing import Any
+
+from engine.spec.config import Caps, ModelConfig
+from engine.spec.errors import EngineError
+from engine.spec.plan import DEFAULT_SHIFT_THRESHOLD, ParallelPlan, infeasible_reasons
+from tuner.spec.errors import TunerError
+
+THRESHOLDS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+NUM_SEQS = (8, 16, 32, 64, 128, 256)
+BATCHED_TOKENS = (128, 256, 512, 1024, 2048, 4096, 8192)
+DEFAULT_CAPS = Caps()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One thing to try. ``threshold_tokens`` means something on Shift plans only."""
+
+    plan: ParallelPlan
+    threshold_tokens: int = DEFAULT_SHIFT_THRESHOLD
+    caps: Caps = DEFAULT_CAPS
+    mode: str = "auto"
+
+    def __str__(self) -> str:
+        threshold = f"={self.threshold_tokens}" if self.plan.shift else ""
+        caps = self.caps
+        return (
+            f"{self.plan}{threshold} seqs={caps.max_num_seqs} tokens={caps.max_num_batched_tokens}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "plan": str(self.plan),
+            "threshold_tokens": self.threshold_tokens,
+            "caps": asdict(self.caps),
+            "mode": self.mode,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedPlan:
+    """A plan that was never tried, and why, with the numbers."""
+
+    plan: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """Feasible plans, smallest first, and the grids of the hot settings."""
+
+    plans: tuple[ParallelPlan, ...]
+    pruned: tuple[PrunedPlan, ...]
+    thresholds: tuple[int, ...] = THRESHOLDS
+    num_seqs: tuple[int, ...] = NUM_SEQS
+    batched_tokens: tuple[int, ...] = BATCHED_TOKENS
+    default_caps: Caps = field(default=DEFAULT_CAPS)
+
+    @property
+    def baseline(self) -> Settings:
+        """The smallest plan with default settings: what one gets without a tuner."""
+        return Settings(plan=self.plans[0], caps=self.default_caps)
+
+    @property
+    def envelope(self) -> Caps:
+        """The most a live engine must be started with to try everything."""
+        return Caps(
+            max_num_seqs=max(self.num_seqs), max_num_batched_tokens=max(self.batched_tokens)
+        )
+
+
+def build_space(
+    model: ModelConfig,
+    num_devices: int,
+    *,
+    check_memory: Callable[[ParallelPlan], object],
+    max_model_len: int,
+) -> Space:
+    """Every plan on 1..``num_devices`` devices, split into feasible and pruned.
+
+    ``check_memory`` raises EngineError or TunerError where a plan does not fit.
+
+    Raises:
+        TunerError: no plan is feasible, with the reasons of the first ones.
+    """
+    feasible, pruned = [], []
+    for plan in _all_plans(num_devices):
+        reasons = infeasible_reasons(plan, model)
+        if not reasons:
+            try:
+                check_memory(plan)
+            except (EngineError, TunerError) as error:
+                reasons = [str(error)]
+        if reasons:
+            pruned.append(PrunedPlan(plan=str(plan), reasons=tuple(reasons)))
+        else:
+            feasible.append(plan)
+    if not feasible:
+        detail = "; ".join(f"{p.plan}: {p.reasons[0]}" for p in pruned[:4])
+        raise TunerError(f"no plan on up to {num_devices} devices can run this model: {detail}")
+    limit = max(BATCHED_TOKENS[0], min(max_model_len * 4, BATCHED_TOKENS[-1]))
+    return Space(
+        plans=tuple(feasible),
+        pruned=tuple(pruned),
+        batched_tokens=tuple(n for n in BATCHED_TOKENS if n <= limit),
+    )
+
+
+def _all_plans(num_devices: int) -> list[ParallelPlan]:
+    counts = range(1, num_devices + 1)
+    plans = [
+        ParallelPlan(dp=dp, pp=pp, sp=sp, tp=tp, shift=shift)
+        for dp, pp, sp, tp in product(counts, repeat=4)
+        if dp * pp * sp * tp <= num_devices
+        for shift in ((False, True) if sp > 1 else (False,))
+    ]
+    return sorted(plans, key=lambda plan: (plan.world_size, plan))

@@ -1,0 +1,78 @@
+"""Cost models on disk: saved by id, found by file, by id, or as this machine's newest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from engine.spec.config import DType, ModelConfig
+from tuner.profiling.profile import SCHEMA as PROFILE_SCHEMA
+from tuner.profiling.profile import Profile, read_json
+from tuner.spec.errors import TunerError
+from tuner.spec.machine import Fingerprint, cost_model_dir, this_machine
+from tuner.step_model.model import SCHEMA, StepModel, model_sizes
+
+
+def save_cost_model(step_model: StepModel, folder: Path | None = None) -> Path:
+    """Write the model into the data folder under its id; returns the file."""
+    target = folder or cost_model_dir()
+    target.mkdir(parents=True, exist_ok=True)
+    path = target / f"{step_model.id}.json"
+    path.write_text(json.dumps(step_model.to_json()))
+    return path
+
+
+def load_cost_model(
+    source: str | None, model: ModelConfig, *, dtype: DType | None = None, device: str = "cpu"
+) -> StepModel:
+    """The model that ``source`` names: a file, an id, or (None) the newest of this machine.
+
+    A profile's file is fitted on the spot. Without a source, models of the same sizes and dtype
+    come before others.
+
+    Raises:
+        TunerError: nothing found (with the command to run), or a file that is neither.
+    """
+    if source is None:
+        return _newest(this_machine(device), model, dtype)
+    path = Path(source)
+    if not path.exists() and not source.endswith(".json"):
+        path = cost_model_dir() / f"{source}.json"
+    if not path.exists():
+        raise TunerError(
+            f"cost model {source!r}: neither a file nor an id in {cost_model_dir()}; "
+            "'gearshift profile --out FILE' makes one"
+        )
+    return read_cost_model(path, model)
+
+
+def read_cost_model(path: Path, model: ModelConfig) -> StepModel:
+    """A saved step model, or a profile fitted for ``model``."""
+    raw = read_json(path)
+    match raw.get("schema"):
+        case kind if kind == SCHEMA:
+            return StepModel.from_json(raw, where=str(path))
+        case kind if kind == PROFILE_SCHEMA:
+            from tuner.step_model.fit import fit_step_model
+
+            return fit_step_model(Profile.from_json(raw, where=str(path)), model)
+        case unknown:
+            raise TunerError(
+                f"{path}: schema {unknown!r} is neither {SCHEMA!r} nor {PROFILE_SCHEMA!r}"
+            )
+
+
+def _newest(machine: Fingerprint, model: ModelConfig, dtype: DType | None) -> StepModel:
+    found = []
+    for path in sorted(cost_model_dir().glob("cm_*.json")):
+        step_model = StepModel.from_json(read_json(path), where=str(path))
+        if step_model.machine == machine and dtype in (None, step_model.dtype):
+            is_same = step_model.model == model_sizes(model)
+            found.append((is_same, step_model.created, path.name, step_model))
+    if not found:
+        raise TunerError(
+            f"no cost model of this machine ({machine}) in {cost_model_dir()}; run "
+            "'gearshift profile --model DIR --out FILE' first, or name one with --cost-model, "
+            "or describe other hardware with --hardware, as in --hardware 8xh200"
+        )
+    return max(found, key=lambda entry: entry[:3])[3]

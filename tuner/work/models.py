@@ -1,0 +1,172 @@
+"""Models by name or from a ``config.json``, and what one rank of a plan computes of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.spec.config import DType, ModelConfig
+from engine.spec.errors import CheckpointError
+from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.steps import StepShape
+from tuner.spec.errors import TunerError
+from tuner.work.counts import WorkCounter, layer_shapes
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Size:
+    """What differs between the sizes of one family, as their ``config.json`` states it."""
+
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int = 128
+    vocab: int
+    is_tied: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Family:
+    model_type: str
+    max_positions: int
+    rope_theta: float
+    qkv_bias: bool = False
+    qk_norm: bool = False
+
+
+LLAMA_31 = _Family(model_type="llama", max_positions=131_072, rope_theta=500_000.0)
+LLAMA_2 = _Family(model_type="llama", max_positions=4096, rope_theta=10_000.0)
+QWEN_25 = _Family(model_type="qwen2", max_positions=32_768, rope_theta=1_000_000.0, qkv_bias=True)
+QWEN_3 = _Family(model_type="qwen3", max_positions=40_960, rope_theta=1_000_000.0, qk_norm=True)
+
+# fmt: off
+FAMILIES: dict[str, tuple[_Family, dict[str, _Size]]] = {
+    "llama-3.1": (LLAMA_31, {
+        "8b": _Size(layers=32, hidden=4096, ffn=14_336, heads=32, kv_heads=8, vocab=128_256),
+        "70b": _Size(layers=80, hidden=8192, ffn=28_672, heads=64, kv_heads=8, vocab=128_256),
+        "405b": _Size(layers=126, hidden=16_384, ffn=53_248, heads=128, kv_heads=8, vocab=128_256),
+    }),
+    "llama-3.3": (LLAMA_31, {
+        "70b": _Size(layers=80, hidden=8192, ffn=28_672, heads=64, kv_heads=8, vocab=128_256),
+    }),
+    "llama-2": (LLAMA_2, {
+        "7b": _Size(layers=32, hidden=4096, ffn=11_008, heads=32, kv_heads=32, vocab=32_000),
+        "13b": _Size(layers=40, hidden=5120, ffn=13_824, heads=40, kv_heads=40, vocab=32_000),
+        "70b": _Size(layers=80, hidden=8192, ffn=28_672, heads=64, kv_heads=8, vocab=32_000),
+    }),
+    "qwen2.5": (QWEN_25, {
+        "0.5b": _Size(layers=24, hidden=896, ffn=4864, heads=14, kv_heads=2, head_dim=64,
+                      vocab=151_936, is_tied=True),
+        "1.5b": _Size(layers=28, hidden=1536, ffn=8960, heads=12, kv_heads=2, vocab=151_936,
+                      is_tied=True),
+        "3b": _Size(layers=36, hidden=2048, ffn=11_008, heads=16, kv_heads=2, vocab=151_936,
+                    is_tied=True),
+        "7b": _Size(layers=28, hidden=3584, ffn=18_944, heads=28, kv_heads=4, vocab=152_064),
+        "14b": _Size(layers=48, hidden=5120, ffn=13_824, heads=40, kv_heads=8, vocab=152_064),
+        "32b": _Size(layers=64, hidden=5120, ffn=27_648, heads=40, kv_heads=8, vocab=152_064),
+        "72b": _Size(layers=80, hidden=8192, ffn=29_568, heads=64, kv_heads=8, vocab=152_064),
+    }),
+    "qwen3": (QWEN_3, {
+        "0.6b": _Size(layers=28, hidden=1024, ffn=3072, heads=16, kv_heads=8, vocab=151_936,
+                      is_tied=True),
+        "1.7b": _Size(layers=28, hidden=2048, ffn=6144, heads=16, kv_heads=8, vocab=151_936,
+                      is_tied=True),
+        "4b": _Size(layers=36, hidden=2560, ffn=9728, heads=32, kv_heads=8, vocab=151_936,
+                    is_tied=True),
+        "8b": _Size(layers=36, hidden=4096, ffn=12_288, heads=32, kv_heads=8, vocab=151_936),
+        "14b": _Size(layers=40, hidden=5120, ffn=17_408, heads=40, kv_heads=8, vocab=151_936),
+        "32b": _Size(layers=64, hidden=5120, ffn=25_600, heads=64, kv_heads=8, vocab=151_936),
+    }),
+}
+# fmt: on
+# What publishers put around a size's name: of no meaning for shapes.
+_PREFIX = re.compile(r"^(meta-)")
+_SUFFIX = re.compile(r"(-(instruct|chat|hf|base|fp8|dynamic|\d{4}))+$")
+
+
+def list_models() -> list[str]:
+    """Names of all described models."""
+    return [f"{family}-{size}" for family, (_, sizes) in FAMILIES.items() for size in sizes]
+
+
+def find_model(name: str) -> ModelConfig | None:
+    """The described model of ``name``: ``llama-3.1-70b``, or as published, as in
+    ``meta-llama/Llama-3.1-70B-Instruct``; None when there is none."""
+    short = _SUFFIX.sub("", _PREFIX.sub("", name.rpartition("/")[2].lower()))
+    prefix, _, size_name = short.rpartition("-")
+    family, sizes = FAMILIES.get(prefix, (None, {}))
+    size = sizes.get(size_name)
+    if family is None or size is None:
+        return None
+    return ModelConfig(
+        model_type=family.model_type,
+        num_layers=size.layers,
+        hidden_size=size.hidden,
+        ffn_size=size.ffn,
+        num_heads=size.heads,
+        num_kv_heads=size.kv_heads,
+        head_dim=size.head_dim,
+        vocab_size=size.vocab,
+        max_positions=family.max_positions,
+        rope_theta=family.rope_theta,
+        tie_embeddings=size.is_tied,
+        qkv_bias=family.qkv_bias,
+        qk_norm=family.qk_norm,
+        dtype=DType.BFLOAT16,
+    )
+
+
+def load_model(text: str) -> ModelConfig:
+    """A model by name, or from a folder with ``config.json`` or that file itself.
+
+    Raises:
+        TunerError: neither a known name nor a readable description.
+    """
+    path = Path(text)
+    folder = path.parent if path.name == CONFIG else path
+    if (folder / CONFIG).exists():
+        try:
+            return ModelConfig.from_dir(folder)
+        except CheckpointError as error:
+            raise TunerError(str(error)) from error
+    found = find_model(text)
+    if found is None:
+        raise TunerError(
+            f"model {text!r} is no folder with {CONFIG} and no known name; "
+            f"known are {', '.join(list_models())}"
+        )
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankFlops:
+    """Floating point operations of the busiest rank in one step."""
+
+    gemm: float
+    attention: float
+    head: float
+
+    @property
+    def total(self) -> float:
+        return self.gemm + self.attention + self.head
+
+
+def rank_flops(model: ModelConfig, plan: ParallelPlan, shape: StepShape) -> RankFlops:
+    """What the busiest rank computes of a step, in the step's mode: the stage with most work."""
+    counter = WorkCounter(model, plan.replica, DType.BFLOAT16)
+    works = [counter.stage(shape, stage) for stage in range(plan.pp)]
+    stages = [
+        RankFlops(gemm=w.gemm_flops, attention=w.attention_flops, head=w.head_flops) for w in works
+    ]
+    return max(stages, key=lambda flops: flops.total)
+
+
+def rank_layer_params(model: ModelConfig, plan: ParallelPlan, mode: Mode) -> int:
+    """Weights of one layer that a rank reads in one pass: shift reads 1/SP of base."""
+    degree = plan.stage_size if mode is Mode.SHIFT else plan.tp
+    return layer_shapes(model, degree).weights

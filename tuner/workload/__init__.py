@@ -1,0 +1,1 @@
+"""What is asked: traces, synthetic arrivals, prompts that repeat a trace."""

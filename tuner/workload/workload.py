@@ -1,0 +1,243 @@
+"""What a workload is: requests with a time and lengths, where they came from, what was cut.
+
+Value types only: numpy, no pandas, so that the simulator can import them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tuner.spec.errors import WorkloadError
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+MINUTE_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrival:
+    """One request to send: when (seconds from the workload's start) and how long.
+
+    ``prefix_id``: requests with the same one start with the same tokens. ``hash_ids``: one id
+    per 512-token block of the prompt (Mooncake); equal leading ids are a shared prefix.
+    """
+
+    arrival_s: float
+    input_tokens: int
+    output_tokens: int
+    prefix_id: str | None = None
+    hash_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedLoop:
+    """So many clients, each sending its next request when the last one has returned.
+
+    ``limit_s``: no new request is sent after that many seconds; None = until all are sent.
+    """
+
+    concurrency: int
+    limit_s: float | None = None
+
+
+class CutKind(StrEnum):
+    """The ways a workload is made smaller; each one used is reported."""
+
+    START = "start"
+    SECONDS = "seconds"
+    REQUESTS = "requests"
+    KEEP = "keep"
+    MAX_INPUT = "max_input"
+    MAX_OUTPUT = "max_output"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """One explicit cut: its limit, the rows it touched out of how many, and the tokens it took.
+
+    For the window cuts a touched row is left out; for ``max_*`` it is kept, shorter, and
+    ``largest`` is the longest value there was.
+    """
+
+    kind: CutKind
+    limit: float
+    rows: int
+    of_rows: int
+    tokens: int = 0
+    largest: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind.value,
+            "limit": self.limit,
+            "rows": self.rows,
+            "of_rows": self.of_rows,
+            "tokens": self.tokens,
+            "largest": self.largest,
+        }
+
+    def __str__(self) -> str:
+        if self.largest is None:
+            return f"{self.kind}={self.limit:g} left out {self.rows} of {self.of_rows} rows"
+        return (
+            f"{self.kind}={self.limit:g} shortened {self.rows} of {self.of_rows} rows "
+            f"by {self.tokens} tokens in all (the longest was {self.largest})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkloadSource:
+    """Where a workload comes from.
+
+    ``sha256`` is of the source file's bytes, or of the generated rows of a synthetic one.
+    ``rows`` and ``span_s`` describe the source before any cut; ``scale`` divides its times.
+    ``spread_s`` > 0: stamps were quantised by about that much and arrivals spread inside.
+    """
+
+    spec: str
+    seed: int
+    sha256: str
+    rows: int
+    span_s: float
+    scale: float = 1.0
+    input_scale: float = 1.0
+    output_scale: float = 1.0
+    spread_s: float = 0.0
+    cuts: tuple[Cut, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Requests in order of arrival; ``closed`` set = their times are ignored.
+
+    Raises:
+        WorkloadError: no request is left.
+    """
+
+    arrivals: tuple[Arrival, ...]
+    source: WorkloadSource
+    closed: ClosedLoop | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if not self.arrivals:
+            cuts = "; ".join(map(str, self.source.cuts)) or "its source is empty"
+            raise WorkloadError(f"workload {self.source.spec!r}: no request is left ({cuts})")
+
+    def __len__(self) -> int:
+        return len(self.arrivals)
+
+    @property
+    def arrival_s(self) -> FloatArray:
+        """Arrival times in seconds, f8[requests]."""
+        return np.array([a.arrival_s for a in self.arrivals], dtype=np.float64)
+
+    @property
+    def input_tokens(self) -> IntArray:
+        return np.array([a.input_tokens for a in self.arrivals], dtype=np.int64)
+
+    @property
+    def output_tokens(self) -> IntArray:
+        return np.array([a.output_tokens for a in self.arrivals], dtype=np.int64)
+
+    @property
+    def span_s(self) -> float:
+        """First to last arrival, seconds (0 for a closed loop)."""
+        return self.arrivals[-1].arrival_s - self.arrivals[0].arrival_s
+
+    @property
+    def rate_rps(self) -> float | None:
+        """Requests per second over the span; None for a closed loop or a single request."""
+        return len(self) / self.span_s if self.span_s > 0 else None
+
+    @property
+    def shares_beginnings(self) -> bool:
+        """Whether two prompts start with the same tokens, as far as the source tells."""
+        ids = [a.prefix_id for a in self.arrivals if a.prefix_id is not None]
+        firsts = [a.hash_ids[0] for a in self.arrivals if a.hash_ids]
+        return len(set(ids)) < len(ids) or len(set(firsts)) < len(firsts)
+
+    def describe(self) -> dict[str, Any]:
+        """The facts kept beside every result: shape, lengths, source and cuts, JSON-able."""
+        source = self.source
+        return {
+            "spec": source.spec,
+            "seed": source.seed,
+            "sha256": source.sha256,
+            "source_rows": source.rows,
+            "source_span_s": source.span_s,
+            "scale": source.scale,
+            "input_scale": source.input_scale,
+            "output_scale": source.output_scale,
+            "spread_s": source.spread_s,
+            "cuts": [cut.to_json() for cut in source.cuts],
+            "concurrency": self.closed.concurrency if self.closed else None,
+            "rows": len(self),
+            "span_s": self.span_s,
+            "rate_rps": self.rate_rps,
+            "gap_cv": gap_cv(self.arrival_s),
+            "peak_to_mean_per_minute": peak_to_mean(self.arrival_s),
+            "input_tokens": _length_facts(self.input_tokens),
+            "output_tokens": _length_facts(self.output_tokens),
+            "joint_histogram": joint_histogram(self.input_tokens, self.output_tokens),
+        }
+
+
+def gap_cv(arrival_s: FloatArray) -> float | None:
+    """Standard deviation over mean of the gaps between arrivals; None without two gaps."""
+    gaps = np.diff(arrival_s)
+    if gaps.size < 2 or gaps.mean() <= 0:
+        return None
+    return float(gaps.std() / gaps.mean())
+
+
+def peak_to_mean(arrival_s: FloatArray, bin_s: float = MINUTE_S) -> float | None:
+    """Most arrivals in one bin over the mean per bin; None when all fall into one bin."""
+    counts = np.bincount(((arrival_s - arrival_s[0]) // bin_s).astype(np.int64))
+    return float(counts.max() / counts.mean()) if counts.size > 1 else None
+
+
+def joint_histogram(input_tokens: IntArray, output_tokens: IntArray) -> dict[str, Any]:
+    """Counts over powers of two of input (rows) and output (columns) length.
+
+    Averages hide traffic with two peaks, so the joint counts travel with every workload.
+    Edge i is the smallest length of bin i.
+    """
+    rows, columns = _log2_bin(input_tokens), _log2_bin(output_tokens)
+    counts = np.zeros((int(rows.max()) + 1, int(columns.max()) + 1), dtype=np.int64)
+    np.add.at(counts, (rows, columns), 1)
+    return {
+        "input_edges": [2**i for i in range(counts.shape[0])],
+        "output_edges": [2**i for i in range(counts.shape[1])],
+        "counts": counts.tolist(),
+    }
+
+
+def rows_sha256(arrivals: Sequence[Arrival]) -> str:
+    """A hash of generated rows, so that a synthetic workload can be told apart like a file."""
+    digest = hashlib.sha256()
+    for a in arrivals:
+        digest.update(f"{a.arrival_s!r},{a.input_tokens},{a.output_tokens}\n".encode())
+    return digest.hexdigest()
+
+
+def _length_facts(lengths: IntArray) -> dict[str, float]:
+    p50, p95 = np.percentile(lengths, (50, 95))
+    return {
+        "mean": float(lengths.mean()),
+        "p50": float(p50),
+        "p95": float(p95),
+        "max": float(lengths.max()),
+    }
+
+
+def _log2_bin(lengths: IntArray) -> IntArray:
+    # frexp is exact: 2**k falls into bin k, never one below through rounding of a logarithm.
+    return np.frexp(lengths.astype(np.float64))[1].astype(np.int64) - 1

@@ -30,6 +30,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tests.rooms
 	$(BIN)/pytest tests/test_imports.py
 
 format: $(STAMP)

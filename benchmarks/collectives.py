@@ -25,7 +25,7 @@ import msgspec
 from engine.executors.ranks import RankProcesses
 from engine.parallel.shm_build import find_library
 from engine.parallel.shm_layout import GroupSpec, Segment
-from engine.spec.steps import RankSetup
+from engine.wire.messages import RankSetup
 
 NUM_RANKS = 2
 MEMBERS = (0, 1)
@@ -59,7 +59,7 @@ class Seconds(msgspec.Struct, kw_only=True):
 
 
 def rank_main() -> int:
-    from engine.rank.worker import begin
+    from engine.wire.child import begin
 
     channel = begin(sys.argv[1:])
     decoder = msgspec.msgpack.Decoder(Join | Measure)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from engine.spec.config import Caps
 from engine.spec.plan import ParallelPlan
-from policies.sla import Sla, judge
+from engine.spec.settings import Caps
+from policies.attainment import judge
+from policies.sla import Sla
 from tuner.backends import Backend, HostTimes, load_backend
 from tuner.described.energy import EnergyEstimate, energy_of
 from tuner.described.node import Node

@@ -20,10 +20,11 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.controller_costs import energy_lines, reshape_lines
-from engine.spec.config import Caps
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
+from policies.attainment import judge
 from policies.schedule import Schedule
-from policies.sla import Sla, judge
+from policies.sla import Sla
 from tuner.described.energy import energy_of
 from tuner.described.node import Node
 from tuner.described.parse import describe_node
@@ -249,10 +250,10 @@ def _head(num_seeds: int) -> list[str]:
         "* *Before*: settings tuned on a minute or two of the load that comes first. *In "
         "hindsight*: on the first of the very runs they then serve. Both start from the same "
         "settings; the schedule's bands are built around them, from the same load.",
-        "* The rules by which `tuner.search.schedule` chooses were revised three times after a look "
-        "at these loads with seeds 0 and 1 and the same slices of the trace; of 18 rows the worst "
-        "was -36.8 points before, then -36.5, -64.6 and, as it is now, -7.5. The synthetic runs "
-        "below have other seeds, which had no part in that; the slices of the trace had.",
+        "* The rules by which `tuner.search.schedule` chooses were revised three times after a "
+        "look at these loads with seeds 0 and 1 and the same slices of the trace; of 18 rows the "
+        "worst was -36.8 points before, then -36.5, -64.6 and, as it is now, -7.5. The synthetic "
+        "runs below have other seeds, which had no part in that; the slices of the trace had.",
         "* *Slower* steps take 25 % longer than those that settings and schedule were made with.",
         "* Repeat: `python -m benchmarks.controller_sim --traces ../shared/traces --out FILE.md`",
         "",

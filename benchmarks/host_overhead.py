@@ -34,9 +34,11 @@ from engine.policy.document import EnginePolicy
 from engine.replica.replica import Replica
 from engine.replica.stream import RequestStream
 from engine.replica.telemetry import Telemetry, drain
-from engine.spec.config import Caps, EngineConfig, ExecutorKind, ModelConfig
+from engine.spec.config import EngineConfig, ExecutorKind
+from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import Request, RequestOutput, SamplingParams
+from engine.spec.settings import Caps
 from engine.spec.steps import StepSample, StepShape
 from engine.text.tokenizer import Tokenizer
 

@@ -30,9 +30,11 @@ import psutil
 from benchmarks.quiet import OtherPrograms
 from engine.engine import Engine
 from engine.models.create import create_model
-from engine.spec.config import Caps, DType, EngineConfig, ModelConfig
+from engine.spec.config import EngineConfig
+from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan, parse_plan
 from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
+from engine.spec.settings import Caps
 
 MAX_PROMPT = 48
 FIRST_TOKEN_ID = 3

@@ -23,8 +23,10 @@ from benchmarks.quiet import OtherPrograms
 from engine.executors.process import ProcessExecutor
 from engine.models.create import create_model
 from engine.replica.mode_timing import SyntheticSteps
-from engine.spec.config import Caps, EngineConfig, ExecutorKind, LinkEmulation, ModelConfig
+from engine.spec.config import EngineConfig, ExecutorKind, LinkEmulation
+from engine.spec.model import ModelConfig
 from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.settings import Caps
 from engine.spec.steps import StepShape
 from policies.threshold import ShiftRule, StepPair
 from tuner.profiling.profile import Profile, merged, read_json

@@ -80,7 +80,7 @@ class Measured(msgspec.Struct, kw_only=True):
 
 
 def rank_main() -> int:
-    from engine.rank.worker import begin
+    from engine.wire.child import begin
 
     channel = begin(sys.argv[1:])
     decoder = msgspec.msgpack.Decoder(Join | Measure)

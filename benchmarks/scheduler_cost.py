@@ -29,9 +29,9 @@ from engine.modes.chooser import ModeChooser
 from engine.replica.messages_out import step_plan
 from engine.scheduler.scheduler import Scheduler
 from engine.scheduler.step import ScheduledStep
-from engine.spec.config import Caps
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import Request, SamplingParams
+from engine.spec.settings import Caps
 
 NUM_BLOCKS = 20_000
 EOS = 2

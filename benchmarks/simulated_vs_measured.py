@@ -27,9 +27,11 @@ from benchmarks.quiet import OtherPrograms
 from benchmarks.simulated_vs_measured_report import MAX_OTHERS, MAX_TRIES, Row, Run, report
 from engine.executors.protocol import StepTimer
 from engine.models.create import create_model
-from engine.spec.config import Caps, DType, EngineConfig, ExecutorKind, ModelConfig, num_kv_blocks
+from engine.spec.config import EngineConfig, ExecutorKind, num_kv_blocks
 from engine.spec.measurement import Fidelity, Measurement
+from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan, parse_plan
+from engine.spec.settings import Caps
 from engine.spec.steps import StepSample
 from tuner.load.live import LiveEngine
 from tuner.profiling.profile import Profile, merged, read_json

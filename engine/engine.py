@@ -21,7 +21,7 @@ from engine.replica.handover import Handover
 from engine.replica.replica import Replica
 from engine.replica.stream import OnOutput, RequestStream
 from engine.replica.telemetry import EngineStats, drain, summarise
-from engine.spec.config import Caps, EngineConfig, ModelConfig, num_kv_blocks
+from engine.spec.config import EngineConfig, num_kv_blocks
 from engine.spec.errors import (
     EngineError,
     PlanError,
@@ -30,8 +30,10 @@ from engine.spec.errors import (
     RequestError,
     StalePolicyError,
 )
+from engine.spec.feasible import check_plan
 from engine.spec.measurement import RequestTiming
-from engine.spec.plan import ParallelPlan, check_plan
+from engine.spec.model import ModelConfig
+from engine.spec.plan import ParallelPlan
 from engine.spec.request import (
     FinishReason,
     Request,
@@ -39,6 +41,7 @@ from engine.spec.request import (
     SamplingParams,
     check_vocabulary,
 )
+from engine.spec.settings import Caps
 from engine.spec.steps import StepSample
 from engine.text.tokenizer import Tokenizer
 

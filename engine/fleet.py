@@ -13,7 +13,8 @@ from engine.policy.document import EnginePolicy
 from engine.replica.devices import for_replica
 from engine.replica.replica import Replica
 from engine.replica.telemetry import Telemetry
-from engine.spec.config import EngineConfig, ExecutorKind, ModelConfig
+from engine.spec.config import EngineConfig, ExecutorKind
+from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 
 TimerFactory = Callable[[ParallelPlan], StepTimer]

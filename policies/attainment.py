@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engine.spec.measurement import Measurement, Outcome, RequestTiming
 from policies.constraint import Constraint, Metric, Percentile
-
-if TYPE_CHECKING:
-    from policies.sla import Sla
+from policies.sla import Sla
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from engine.spec.measurement import Distribution, Fidelity, Measurement, Outcome, RequestTiming
-from policies.attainment import SlaReport
+from policies.attainment import SlaReport, judge
 from policies.decision import LoadWindow
 from policies.report import flat_metrics
-from policies.sla import Sla, judge
+from policies.sla import Sla
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from engine.spec.config import Caps
 from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
 from policies.constraint import Constraint, Op
 from policies.errors import PolicyInputError
+from policies.report import finite
 from policies.sla import Sla
 
 # An Estimate's low..high holds the truth with this probability.
@@ -126,3 +127,28 @@ def is_faster(point: OperatingPoint, other: OperatingPoint, *, by: float = 0.01)
         for k in shared
     ]
     return bool(ratios) and sum(ratios) / len(ratios) < math.log1p(-by)
+
+
+EstimateJson = dict[str, dict[str, float | None]]
+
+
+def estimates_to_json(metrics: Mapping[str, Estimate]) -> EstimateJson:
+    """Estimates with None where JSON has no number (a share of requests failed: infinite)."""
+    return {
+        key: {name: finite(value) for name, value in estimate.to_json().items()}
+        for key, estimate in metrics.items()
+    }
+
+
+def estimates_from_json(raw: EstimateJson) -> dict[str, Estimate]:
+    """The inverse of :func:`estimates_to_json`."""
+
+    def number(value: float | None) -> float:
+        return float("inf") if value is None else value
+
+    return {
+        key: Estimate(
+            value=number(parts["value"]), low=number(parts["low"]), high=number(parts["high"])
+        )
+        for key, parts in raw.items()
+    }

@@ -9,9 +9,9 @@ from itertools import pairwise
 from typing import Any
 
 from engine.modes.chooser import ModeChooser
-from engine.spec.config import Caps
 from engine.spec.errors import EngineError
 from engine.spec.plan import AXES, ParallelPlan
+from engine.spec.settings import Caps
 from policies.errors import PolicyInputError
 
 SCHEMA = "schedule/v1"

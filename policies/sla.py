@@ -1,4 +1,4 @@
-"""The SLA: what it says, in every accepted spelling, and how a run is judged by it."""
+"""The SLA: what it says, in every accepted spelling."""
 
 from __future__ import annotations
 
@@ -7,21 +7,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from policies.attainment import Check, SlaReport, Violation, judge
-from policies.constraint import Constraint, Metric, Op, Percentile
+from policies.constraint import Constraint, Metric, Percentile
 from policies.errors import PolicyInputError
-
-__all__ = [
-    "Check",
-    "Constraint",
-    "Metric",
-    "Op",
-    "Percentile",
-    "Sla",
-    "SlaReport",
-    "Violation",
-    "judge",
-]
 
 # Other tools' words for our metrics: vLLM's `e2el` and `output_throughput`, GuideLLM's bare names.
 _METRIC_WORDS = {

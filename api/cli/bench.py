@@ -129,8 +129,8 @@ def _print_tables(document: dict[str, Any], measurement: Measurement, sla: Sla |
     from rich.console import Console
     from rich.table import Table
 
+    from policies.attainment import judge
     from policies.report import LATENCIES
-    from policies.sla import judge
 
     console = Console()
     table = Table("metric", "mean", "p50", "p90", "p95", "p99", title="milliseconds")

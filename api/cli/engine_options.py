@@ -10,7 +10,7 @@ import typer
 from api.cli.common import fail
 
 if TYPE_CHECKING:
-    from engine.spec.config import DType
+    from engine.spec.model import DType
     from engine.spec.plan import PlanSpec
     from engine.text.tokenizer import Tokenizer
 
@@ -83,7 +83,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.
 
 def read_dtype(word: str, model_dir: Path) -> DType:
     """The number format of ranks that ``word`` names; ``auto`` asks the checkpoint."""
-    from engine.spec.config import ModelConfig
+    from engine.spec.model import ModelConfig
     from tuner.described.parse import read_rank_dtype
 
     return read_rank_dtype(word, ModelConfig.from_dir(model_dir))

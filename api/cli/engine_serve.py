@@ -33,8 +33,9 @@ from api.cli.engine_options import (
 if TYPE_CHECKING:
     from engine.engine import Engine
     from engine.fleet import TimerFactory
-    from engine.spec.config import Caps, EngineConfig
+    from engine.spec.config import EngineConfig
     from engine.spec.plan import ParallelPlan
+    from engine.spec.settings import Caps
     from tuner.described.node import Node
 
 MIB = 2**20
@@ -113,8 +114,9 @@ def serve(
     as_json: JsonOption = False,
 ) -> None:
     """Serve a model until SIGTERM or SIGINT; one line on stdout tells the address when ready."""
-    from engine.spec.config import Caps, EngineConfig, ExecutorKind, LinkEmulation
+    from engine.spec.config import EngineConfig, ExecutorKind, LinkEmulation
     from engine.spec.plan import parse_plan
+    from engine.spec.settings import Caps
 
     spec = parse_plan(plan)
     if backend is not None and paced is None:

@@ -110,8 +110,9 @@ class _Setting:
 
 def _config(setting: _Setting) -> EngineConfig:
     """An engine just large enough for one sequence."""
-    from engine.spec.config import Caps, EngineConfig
+    from engine.spec.config import EngineConfig
     from engine.spec.plan import parse_plan
+    from engine.spec.settings import Caps
 
     spec = parse_plan(setting.plan)
     caps = Caps(max_num_seqs=1, max_num_batched_tokens=setting.max_num_batched_tokens)

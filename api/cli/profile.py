@@ -45,7 +45,8 @@ def profile(
     """
     import json
 
-    from engine.spec.config import LinkEmulation, ModelConfig
+    from engine.spec.config import LinkEmulation
+    from engine.spec.model import ModelConfig
     from tuner.profiling.run import ProfileSpec, reference_model, run_profile
     from tuner.step_model.files import save_cost_model
     from tuner.step_model.fit import fit_step_model

@@ -12,8 +12,10 @@ from api.cli.common import log
 
 if TYPE_CHECKING:
     from engine.executors.protocol import StepTimer
-    from engine.spec.config import Caps, EngineConfig, ModelConfig
+    from engine.spec.config import EngineConfig
+    from engine.spec.model import ModelConfig
     from engine.spec.plan import ParallelPlan, PlanSpec
+    from engine.spec.settings import Caps
     from policies.sla import Sla
     from tuner.described.document import ScaledRun
     from tuner.simulation.simulate import OnProgress, SimulationResult
@@ -146,8 +148,9 @@ def on_this_machine(
     has_intervals: bool,
 ) -> Case:
     """On this machine, as its cost model knows it."""
-    from engine.spec.config import Caps, EngineConfig, LinkEmulation, num_kv_blocks
-    from engine.spec.plan import check_plan
+    from engine.spec.config import EngineConfig, LinkEmulation, num_kv_blocks
+    from engine.spec.feasible import check_plan
+    from engine.spec.settings import Caps
     from tuner.described.document import model_json
     from tuner.described.parse import check_context, read_rank_dtype
     from tuner.simulation.simulate import simulate as run_simulation

@@ -112,7 +112,7 @@ def tune(
 def _cost_model(spec: TuningSpec, source: str | None) -> dict[str, Any] | None:
     if source is None or not spec.is_local:
         return None
-    from engine.spec.config import ModelConfig
+    from engine.spec.model import ModelConfig
     from tuner.step_model.files import load_cost_model
 
     return load_cost_model(source, ModelConfig.from_dir(spec.model_path)).to_json()

@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from api.documents.policy import engine_policy
-from engine.spec.config import Caps
 from engine.spec.measurement import Fidelity, Outcome, RequestTiming
+from engine.spec.settings import Caps
 from policies.controller import ControlMemory
 from policies.decision import SmoothedLoad
 from policies.observation import Observation, TrafficWindow, join_windows

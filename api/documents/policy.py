@@ -17,9 +17,10 @@ from engine.policy.document import (
     merge_patch,
     policy_from_json,
 )
-from engine.spec.config import Caps, ModelConfig, RopeScaling
 from engine.spec.errors import PolicyError
-from engine.spec.plan import check_plan
+from engine.spec.feasible import check_plan
+from engine.spec.model import ModelConfig, RopeScaling
+from engine.spec.settings import Caps
 from policies.sla import Sla
 from store.audit import hash_document
 from store.models.base import Json

@@ -6,8 +6,8 @@ from typing import Any
 
 from api.documents.policy import engine_policy
 from engine.policy.document import EnginePolicy
-from engine.spec.config import Caps
 from engine.spec.plan import ParallelPlan, parse_plan
+from engine.spec.settings import Caps
 from store.models.base import Json
 
 

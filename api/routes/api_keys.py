@@ -7,9 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
-from api.schemas.access import ApiKeyCreate, ApiKeyCreated, ApiKeyView
+from api.schemas.access import ApiKeyCreate, ApiKeyCreated, ApiKeyView, Scope
 from api.services import keys
-from api.web.auth import Caller, Scope, require
+from api.web.auth import Caller, require
 from api.web.context import AppContext, get_context
 from api.web.idempotency import Answer, IdempotencyHeader, answer_once
 from api.web.paging import Paging, link_next

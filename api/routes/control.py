@@ -6,9 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from api.schemas.access import AuditView
+from api.schemas.access import AuditView, Scope
 from api.schemas.serving import DecisionView
-from api.web.auth import Caller, Scope, require
+from api.web.auth import Caller, require
 from api.web.context import AppContext, get_context
 from api.web.paging import Paging, link_next
 

@@ -7,8 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
+from api.schemas.access import Scope
 from api.schemas.tuning import CostModelCreate, CostModelSummary, CostModelView
-from api.web.auth import Caller, Scope, require
+from api.web.auth import Caller, require
 from api.web.context import AppContext, get_context
 from api.web.errors import ApiError, FieldError
 from api.web.idempotency import Answer, IdempotencyHeader, answer_once

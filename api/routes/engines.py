@@ -7,10 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
+from api.schemas.access import Scope
 from api.schemas.base import Json
 from api.schemas.serving import EngineRegister, EngineView, HeartbeatIn, HeartbeatOut
 from api.services import engines
-from api.web.auth import Caller, Scope, require
+from api.web.auth import Caller, require
 from api.web.context import AppContext, get_context
 from api.web.paging import Paging, link_next
 

@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from api.schemas.access import Scope
 from api.schemas.base import Json
 from api.schemas.serving import (
     Acknowledge,
@@ -18,7 +19,7 @@ from api.schemas.serving import (
     RollbackRequest,
 )
 from api.services import policies
-from api.web.auth import Caller, Scope, require
+from api.web.auth import Caller, require
 from api.web.context import AppContext, get_context
 from api.web.paging import Paging, link_next
 

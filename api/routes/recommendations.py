@@ -6,10 +6,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from api.schemas.access import Scope
 from api.schemas.serving import ChangeSet
 from api.schemas.tuning import ApplyRequest, RecommendationView
 from api.services import policies, recommendations
-from api.web.auth import Caller, Scope, require
+from api.web.auth import Caller, require
 from api.web.context import AppContext, get_context
 from api.web.paging import Paging, link_next
 

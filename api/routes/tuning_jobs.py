@@ -7,11 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from api.schemas.access import Scope
 from api.schemas.base import Json
 from api.schemas.tuning import TrialView, TuningJobCreate, TuningJobView
 from api.services import jobs
 from api.web import sse
-from api.web.auth import Caller, Scope, require
+from api.web.auth import Caller, require
 from api.web.context import AppContext, get_context
 from api.web.idempotency import Answer, IdempotencyHeader, answer_once
 from api.web.paging import Paging, link_next

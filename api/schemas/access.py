@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 
 from pydantic import AwareDatetime, Field
 
 from api.schemas.base import Body, View
-from api.web.auth import Scope
+
+
+class Scope(StrEnum):
+    """What a key may do. ``tune`` and ``apply`` include ``read``; ``admin`` includes all."""
+
+    READ = "read"
+    TUNE = "tune"
+    APPLY = "apply"
+    ADMIN = "admin"
+
+    @property
+    def granted(self) -> frozenset[Scope]:
+        """Every scope a key with this one has."""
+        if self is Scope.ADMIN:
+            return frozenset(Scope)
+        return frozenset({self, Scope.READ})
 
 
 class ApiKeyCreate(Body):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from api.web.auth import Caller, Scope
+from api.schemas.access import Scope
+from api.web.auth import Caller
 from store import UnitOfWork
 from store.models.base import Json
 

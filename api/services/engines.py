@@ -12,7 +12,7 @@ from api.web.auth import Caller
 from api.web.errors import ApiError, FieldError
 from api.web.settings import Settings, num_devices
 from engine.policy.document import policy_from_json
-from engine.spec.config import Caps
+from engine.spec.settings import Caps
 from store import UnitOfWork
 from store.models import EngineRow
 from store.models.base import utc_now

@@ -10,8 +10,8 @@ from api.schemas.tuning import TuningJobCreate, TuningJobView
 from api.services.audit import record
 from api.web.auth import Caller
 from api.web.errors import ApiError, FieldError
-from engine.spec.config import ModelConfig
 from engine.spec.errors import EngineError
+from engine.spec.model import ModelConfig
 from policies.errors import PolicyInputError
 from policies.sla import Sla
 from store import ConflictError, UnitOfWork

@@ -18,7 +18,7 @@ from api.schemas.serving import Acknowledge, ChangeSet, PolicyView
 from api.services.audit import record
 from api.web.auth import Caller
 from api.web.errors import ApiError
-from engine.spec.config import Caps
+from engine.spec.settings import Caps
 from store import ConflictError, UnitOfWork
 from store.models import AckState, EngineRow, PolicyVersion
 from store.models.base import Json, utc_now

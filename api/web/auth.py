@@ -6,12 +6,12 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from enum import StrEnum
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from api.schemas.access import Scope
 from api.web.context import AppContext, get_context
 from api.web.errors import ApiError
 from store import Database
@@ -21,22 +21,6 @@ from store.models.base import utc_now
 # A write per request would make every read wait for the write lock.
 LAST_USE_RESOLUTION = timedelta(minutes=1)
 BEARER = HTTPBearer(auto_error=False, description="A key made by POST /v1/api-keys")
-
-
-class Scope(StrEnum):
-    """What a key may do. ``tune`` and ``apply`` include ``read``; ``admin`` includes all."""
-
-    READ = "read"
-    TUNE = "tune"
-    APPLY = "apply"
-    ADMIN = "admin"
-
-    @property
-    def granted(self) -> frozenset[Scope]:
-        """Every scope a key with this one has."""
-        if self is Scope.ADMIN:
-            return frozenset(Scope)
-        return frozenset({self, Scope.READ})
 
 
 @dataclass(frozen=True, kw_only=True)

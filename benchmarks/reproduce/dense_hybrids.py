@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from benchmarks.reproduce.nodes import Load, p50, run
 from benchmarks.reproduce.static_batch import StaticLoad, static_latency
 from benchmarks.reproduce.tables import number, table
-from engine.spec.config import Caps
-from engine.spec.plan import ParallelPlan, infeasible_reasons
+from engine.spec.feasible import infeasible_reasons
+from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
 from tuner.described.node import Node
 from tuner.spec.space import Settings
 

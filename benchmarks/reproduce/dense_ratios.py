@@ -14,7 +14,7 @@ from functools import cache
 from benchmarks.reproduce.nodes import device_seconds, get_node, prefill_step
 from benchmarks.reproduce.static_batch import StaticLoad, communication_share, static_latency
 from benchmarks.reproduce.tables import Cell, Claim, claim_table, number, table
-from engine.spec.config import DType
+from engine.spec.model import DType
 from engine.spec.plan import ParallelPlan
 from tuner.described.node import Node
 from tuner.hardware.collectives import CollectiveTimes

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from engine.spec.config import Caps
 from engine.spec.measurement import Measurement
 from engine.spec.plan import Mode, ParallelPlan, parse_plan
+from engine.spec.settings import Caps
 from engine.spec.steps import StepShape
 from tuner.backends import load_backend
 from tuner.described.node import Node

@@ -22,9 +22,9 @@ from benchmarks.reproduce.tables import (
     table,
     wrong_orders,
 )
-from engine.spec.config import Caps
 from engine.spec.measurement import Measurement
 from engine.spec.plan import parse_plan
+from engine.spec.settings import Caps
 from tuner.described.node import Node
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload

@@ -7,8 +7,9 @@ from typing import assert_never
 from engine.executors.pool import RankSource
 from engine.executors.protocol import Clock, Executor, StepTimer
 from engine.executors.ranks import RankProcesses
-from engine.spec.config import EngineConfig, ExecutorKind, ModelConfig, num_kv_blocks
+from engine.spec.config import EngineConfig, ExecutorKind, num_kv_blocks
 from engine.spec.errors import EngineError
+from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 
 

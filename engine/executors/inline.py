@@ -11,8 +11,9 @@ from engine.executors.protocol import ExecutorInfo
 from engine.parallel.mesh import solo_groups
 from engine.rank.answers import PendingAnswer
 from engine.rank.runner import ModelRunner
-from engine.spec.config import EngineConfig, ModelConfig, num_kv_blocks
+from engine.spec.config import EngineConfig, num_kv_blocks
 from engine.spec.errors import EngineError, PlanError, RankError
+from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepPlan, StepResult
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Protocol, assert_never
 
-from engine.executors.ranks import PING, RankProcess, RankProcesses, end_processes
+from engine.executors.ranks import RankProcess, RankProcesses, end_processes
 from engine.spec.errors import RankError
+from engine.wire.messages import PING
 
 # How long a rank that lost a peer may take to come out of its step before it is taken for hung.
 PATIENCE_S = 1.0

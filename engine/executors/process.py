@@ -13,10 +13,13 @@ from engine.executors.pool import Condition, GivenRanks, OwnRanks, RankSource
 from engine.executors.protocol import ExecutorInfo
 from engine.executors.ranks import RankProcesses
 from engine.spec import errors
-from engine.spec.config import Collectives, EngineConfig, ModelConfig, num_kv_blocks
+from engine.spec.config import Collectives, EngineConfig, num_kv_blocks
 from engine.spec.errors import EngineError, RankError
-from engine.spec.plan import ParallelPlan, check_plan
-from engine.spec.steps import FromRank, RankFailure, RankReady, RankSetup, StepPlan, StepResult
+from engine.spec.feasible import check_plan
+from engine.spec.model import ModelConfig
+from engine.spec.plan import ParallelPlan
+from engine.spec.steps import StepPlan, StepResult
+from engine.wire.messages import FromRank, RankFailure, RankReady, RankSetup
 
 # How long to look for the first cause once something failed: a rank whose peer died may
 # speak before the death itself is seen.

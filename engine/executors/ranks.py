@@ -26,8 +26,6 @@ SEND_TIMEOUT_S = 5.0
 WORDS_BYTES = 4000
 WORDS_TIMEOUT_S = 1.0
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-# Asks a rank whether it is there and idle; it answers with the same.
-PING = b""
 
 
 @dataclass(frozen=True, kw_only=True)

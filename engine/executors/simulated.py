@@ -11,7 +11,8 @@ import numpy as np
 from engine.executors.protocol import Clock, ExecutorInfo, StepTimer
 from engine.spec.errors import RankError
 from engine.spec.plan import ParallelPlan
-from engine.spec.steps import Int32Array, StepPlan, StepResult, ToRank
+from engine.spec.steps import Int32Array, StepPlan, StepResult
+from engine.wire.messages import ToRank
 from engine.wire.rank_table import RankTable
 
 FIRST_TOKEN_ID = 3  # below lie the usual begin, end and padding ids

@@ -18,7 +18,7 @@ from engine.models.batch import StepBatch
 from engine.models.weights import LayerWeights, StageWeights
 from engine.parallel.mesh import RankGroups
 from engine.parallel.sequence import HeadExchange
-from engine.spec.config import ModelConfig
+from engine.spec.model import ModelConfig
 from engine.spec.plan import Mode, ParallelPlan
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.kernels.rotary import RotaryAngles
-from engine.spec.config import ModelConfig, RopeScaling
+from engine.spec.model import ModelConfig, RopeScaling
 
 
 def inverse_frequencies(model: ModelConfig) -> Tensor:

@@ -17,7 +17,7 @@ from engine.parallel.linear import (
     VocabParallelHead,
 )
 from engine.parallel.mesh import RankGroups
-from engine.spec.config import ModelConfig
+from engine.spec.model import ModelConfig
 from engine.spec.plan import (
     ParallelPlan,
     RankCoords,

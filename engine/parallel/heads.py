@@ -20,7 +20,7 @@ import itertools
 from dataclasses import dataclass
 from enum import StrEnum
 
-from engine.spec.config import ModelConfig
+from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan, RankCoords
 
 

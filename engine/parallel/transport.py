@@ -13,7 +13,7 @@ from engine.parallel.shm import ShmTransport
 from engine.parallel.shm_layout import GroupSpec
 from engine.spec.config import LinkEmulation
 from engine.spec.errors import EngineError
-from engine.spec.steps import RankSetup
+from engine.wire.messages import RankSetup
 
 Make = Callable[[str, Sequence[int]], Communicator]
 

@@ -7,9 +7,9 @@ from enum import StrEnum
 from typing import Any
 
 from engine.modes.chooser import ModeChooser
-from engine.spec.config import Caps
 from engine.spec.errors import EngineError, PolicyError
 from engine.spec.plan import DEFAULT_SHIFT_THRESHOLD, ParallelPlan, shift_warning
+from engine.spec.settings import Caps, Order
 
 
 class KnobClass(StrEnum):
@@ -23,14 +23,6 @@ class KnobClass(StrEnum):
     @property
     def rank(self) -> int:
         return list(KnobClass).index(self)
-
-
-class Order(StrEnum):
-    """Order in which waiting requests are admitted."""
-
-    FCFS = "fcfs"
-    PRIORITY = "priority"
-    SHORTEST_PROMPT = "shortest_prompt"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.modes.chooser import MODE_PINS
-from engine.policy.document import EnginePolicy, KnobClass, Order
-from engine.spec.config import Caps
+from engine.policy.document import EnginePolicy, KnobClass
+from engine.spec.settings import Caps, Order
 
 
 @dataclass(frozen=True, kw_only=True)

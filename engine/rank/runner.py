@@ -22,8 +22,9 @@ from engine.parallel.pipeline import TokenFeedback, recv_stage, send_stage
 from engine.rank.answers import HostAnswer, PendingAnswer
 from engine.rank.step_times import StepTimes, mark
 from engine.sampling.sampler import Sampler
-from engine.spec.config import DType, ModelConfig
-from engine.spec.plan import ParallelPlan, check_plan
+from engine.spec.feasible import check_plan
+from engine.spec.model import DType, ModelConfig
+from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepPlan
 from engine.wire.rank_table import RankTable, StepRows
 

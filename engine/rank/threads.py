@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from engine.executors.ranks import PING
-from engine.spec.steps import RankSetup, Shutdown, StepPlan, StepResult, ToRank
+from engine.spec.steps import StepPlan, StepResult
 from engine.wire.frames import FrameChannel
+from engine.wire.messages import PING, RankSetup, Shutdown, ToRank
 
 if TYPE_CHECKING:
     from engine.rank.answers import PendingAnswer

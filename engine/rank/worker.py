@@ -10,13 +10,7 @@ itself says so and exits, as does any rank on CUDA.
 
 from __future__ import annotations
 
-import argparse
-import faulthandler
 import gc
-import os
-import select
-import signal
-import socket
 import sys
 import threading
 import time
@@ -27,20 +21,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from engine.executors.ranks import PING
 from engine.rank.threads import FAILED_EXIT_CODE, Arrival, Inbox, Outbox, Ping
-from engine.spec.config import DType
 from engine.spec.errors import EngineError
+from engine.spec.model import DType
 from engine.spec.plan import ParallelPlan
-from engine.spec.steps import (
-    FromRank,
-    RankFailure,
-    RankReady,
-    RankSetup,
-    Shutdown,
-    StepPlan,
-)
+from engine.spec.steps import StepPlan
+from engine.wire.child import begin
 from engine.wire.frames import FrameChannel
+from engine.wire.messages import PING, FromRank, RankFailure, RankReady, RankSetup, Shutdown
 
 if TYPE_CHECKING:
     from engine.parallel.communicator import Communicator
@@ -48,8 +36,6 @@ if TYPE_CHECKING:
     from engine.parallel.transport import Transport
     from engine.rank.runner import ModelRunner, PreparedStep
 
-PARENT_GONE_EXIT_CODE = 3
-PARENT_POLL_MS = 500
 # On CUDA steps are prepared on a second thread. Each kernel that is queued lets go of the
 # interpreter's lock, and without this the other thread could keep it for 5 ms.
 SWITCH_INTERVAL_S = 0.0002
@@ -248,36 +234,6 @@ class RankLoop:
         kind = type(error).__name__ if is_domain else ""
         failure = RankFailure(rank=self._number, step_id=self._step_id, detail=detail, kind=kind)
         self._reply(failure, tag)
-
-
-def begin(arguments: list[str]) -> FrameChannel:
-    """Open the socket named on the command line and tie this process's life to its parent's."""
-    parser = argparse.ArgumentParser(description="one rank of an engine; started by its executor")
-    parser.add_argument("--socket-fd", type=int, required=True)
-    parser.add_argument("--parent", type=int, required=True, help="process id")
-    options = parser.parse_args(arguments)
-    faulthandler.enable()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    sock = socket.socket(fileno=options.socket_fd)
-    watcher = threading.Thread(
-        target=_end_with_parent, args=(sock.fileno(), options.parent), daemon=True
-    )
-    watcher.start()
-    return FrameChannel(sock)
-
-
-def _end_with_parent(socket_fd: int, parent: int) -> None:
-    """Wait until the socket is hung up or the parent is gone, then end this process at once."""
-    poller = select.poll()
-    poller.register(socket_fd, select.POLLRDHUP)
-    timeout_ms: int | None = None
-    try:
-        poller.register(os.pidfd_open(parent), select.POLLIN)
-    except OSError:  # an old kernel, or the parent is gone already
-        timeout_ms = PARENT_POLL_MS
-    while os.getppid() == parent and not poller.poll(timeout_ms):
-        pass
-    os._exit(PARENT_GONE_EXIT_CODE)
 
 
 def warm_up() -> None:

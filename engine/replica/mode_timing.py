@@ -17,7 +17,8 @@ from engine.executors.protocol import Executor, ExecutorInfo
 from engine.modes.table import SCHEMA, ModeTable, extended, find_table, store_table
 from engine.replica.devices import is_cuda
 from engine.scheduler.step import step_shape
-from engine.spec.config import Collectives, EngineConfig, ExecutorKind, LinkEmulation, ModelConfig
+from engine.spec.config import Collectives, EngineConfig, ExecutorKind, LinkEmulation
+from engine.spec.model import ModelConfig
 from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.steps import Int32Array, SlotStart, StepPlan
 

@@ -23,8 +23,9 @@ from engine.replica.stream import RequestStream
 from engine.replica.telemetry import Telemetry
 from engine.scheduler.scheduler import Scheduler
 from engine.scheduler.table import Sequence
-from engine.spec.config import EngineConfig, ModelConfig
+from engine.spec.config import EngineConfig
 from engine.spec.errors import EngineError, RankError
+from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason, Request
 

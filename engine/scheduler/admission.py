@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from engine.scheduler.queue import WaitingQueue
 from engine.scheduler.rows import RunningSet
-from engine.spec.config import Caps
 from engine.spec.errors import QueueFullError, RequestError
 from engine.spec.request import Request
+from engine.spec.settings import Caps
 
 
 class Admission:

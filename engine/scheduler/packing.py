@@ -9,13 +9,12 @@ import numpy as np
 
 from engine.modes.chooser import ModeChooser
 from engine.modes.pace import StepPace
-from engine.policy.document import Order
 from engine.scheduler.chunks import prefill_room
 from engine.scheduler.queue import WaitingQueue
 from engine.scheduler.rows import RunningSet
 from engine.scheduler.step import PlacedSequence, ScheduledStep, SlotArray, shape_of
 from engine.scheduler.table import Sequence
-from engine.spec.config import Caps
+from engine.spec.settings import Caps, Order
 from engine.spec.steps import StepShape
 
 NO_SLOTS: SlotArray = np.empty(0, np.intp)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import assert_never
 
-from engine.policy.document import Order
 from engine.scheduler.heap import NamedHeap
 from engine.scheduler.table import Sequence
+from engine.spec.settings import Order
 
 Rank = tuple[int, ...]
 

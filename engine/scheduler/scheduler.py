@@ -13,7 +13,6 @@ import numpy as np
 
 from engine.modes.chooser import ModeChooser
 from engine.modes.pace import StepPace
-from engine.policy.document import Order
 from engine.scheduler.admission import Admission
 from engine.scheduler.outcome import outcome_of
 from engine.scheduler.packing import PackedRows, StepPacker
@@ -23,8 +22,8 @@ from engine.scheduler.rows import RunningSet
 from engine.scheduler.skipping import QuietRounds, QuietRun, QuietSteps
 from engine.scheduler.step import ScheduledStep, SchedulerCounts, SlotArray, StepOutcome, TakenStep
 from engine.scheduler.table import NO_SLOT, Sequence, SequenceTable
-from engine.spec.config import Caps
 from engine.spec.request import Request
+from engine.spec.settings import Caps, Order
 from engine.spec.steps import Int32Array
 
 

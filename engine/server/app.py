@@ -13,7 +13,6 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from engine.policy.document import Order
 from engine.server.answers import ChatForm, CompletionForm
 from engine.server.errors import (
     UNHEALTHY_RETRY_S,
@@ -35,6 +34,7 @@ from engine.server.schema import (
 )
 from engine.server.served import ServedEngine
 from engine.server.tokens import token_router
+from engine.spec.settings import Order
 from engine.text.tokenizer import Tokenizer
 
 

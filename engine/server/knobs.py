@@ -24,7 +24,7 @@ from engine.policy.knobs import AppliedPolicy
 from engine.server.errors import ApiError
 from engine.server.served import ServedEngine
 from engine.spec.errors import EngineError, PlanError, PolicyError, StalePolicyError
-from engine.spec.plan import check_plan
+from engine.spec.feasible import check_plan
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,9 @@ from engine.policy.document import EnginePolicy
 from engine.policy.knobs import AppliedPolicy, Knob
 from engine.replica.stream import OnOutput
 from engine.replica.telemetry import EngineStats
-from engine.spec.config import Caps, ModelConfig
+from engine.spec.model import ModelConfig
 from engine.spec.request import FinishReason, Request
+from engine.spec.settings import Caps
 
 
 class ServedEngine(Protocol):

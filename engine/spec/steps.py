@@ -6,8 +6,6 @@ Arrays travel as raw little-endian bytes beside their dtype's fixed name.
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -183,55 +181,6 @@ class StepSample(msgspec.Struct, frozen=True, kw_only=True):
     other_mode_s: float | None = None
     regret_s: float = 0.0
     busy_s: float = 0.0
-
-
-class RankSetup(msgspec.Struct, tag="setup", kw_only=True):
-    """First message to a rank: who it is and what it loads. Paths and enums as strings."""
-
-    model_dir: str
-    plan: dict[str, Any]
-    rank: int
-    dtype: str
-    device: str
-    block_size: int
-    num_kv_blocks: int
-    num_slots: int
-    max_blocks_per_seq: int
-    max_batched_tokens: int
-    has_parallel_sampling: bool
-    backend: str
-    init_method: str
-    link: dict[str, float] | None
-    timeout_s: float
-
-
-class RankReady(msgspec.Struct, tag="ready", kw_only=True):
-    """A rank has loaded its shard. ``weight_bytes`` counts resident parameter storage once."""
-
-    rank: int
-    weight_bytes: int
-    kv_bytes: int
-
-
-class RankFailure(msgspec.Struct, tag="failure", kw_only=True):
-    """A rank raised; ``detail`` is its traceback's text.
-
-    ``kind`` names the class when it was one of ``engine.spec.errors``; ``detail`` is then its
-    message.
-    """
-
-    rank: int
-    step_id: int | None
-    detail: str
-    kind: str = ""
-
-
-class Shutdown(msgspec.Struct, tag="shutdown"):
-    """Ranks finish what was sent before and exit."""
-
-
-ToRank = RankSetup | StepPlan | Shutdown
-FromRank = RankReady | StepResult | RankFailure
 
 
 def int32(raw: bytes) -> Int32Array:

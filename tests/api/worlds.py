@@ -9,8 +9,9 @@ from starlette.testclient import TestClient
 
 from api.documents.policy import model_to_json
 from engine.policy.document import EnginePolicy
-from engine.spec.config import Caps, ModelConfig
+from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
 from policies.schedule import HotSettings, LoadBand, Schedule
 from store import Database
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from engine.parallel.communicator import Communicator
 from engine.parallel.shm_layout import GroupSpec
 from engine.parallel.transport import Transport, open_transport
-from engine.rank.worker import begin
 from engine.spec.errors import RankError
-from engine.spec.steps import RankSetup
+from engine.wire.child import begin
+from engine.wire.messages import RankSetup
 
 DTYPES = {
     "float64": torch.float64,

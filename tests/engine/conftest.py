@@ -10,7 +10,8 @@ import pytest
 
 from engine.engine import Engine
 from engine.models.create import create_model
-from engine.spec.config import Caps, EngineConfig, ExecutorKind
+from engine.spec.config import EngineConfig, ExecutorKind
+from engine.spec.settings import Caps
 from tests.engine.paced import ConstantTimer
 from tests.engine.rank_pools import LastingPool, RankPools
 

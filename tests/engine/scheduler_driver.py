@@ -14,9 +14,11 @@ from engine.modes.chooser import ModeChooser
 from engine.replica.messages_out import step_plan
 from engine.scheduler.scheduler import Scheduler
 from engine.scheduler.step import ScheduledStep
-from engine.spec.config import Caps, EngineConfig, ModelConfig
+from engine.spec.config import EngineConfig
+from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import Request, SamplingParams
+from engine.spec.settings import Caps
 from engine.spec.steps import int32
 
 CAPS = Caps(max_num_seqs=8, max_num_batched_tokens=24)

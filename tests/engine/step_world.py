@@ -10,13 +10,12 @@ from typing import Protocol
 import msgspec
 
 from engine.modes.chooser import ModeChooser
-from engine.policy.document import Order
 from engine.replica.messages_out import step_plan
 from engine.scheduler.scheduler import Scheduler
 from engine.scheduler.step import ScheduledStep
-from engine.spec.config import Caps
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason, Request
+from engine.spec.settings import Caps, Order
 from engine.spec.steps import StepPlan, StepResult, int32
 
 BLOCK_SIZE = 4

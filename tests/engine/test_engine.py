@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from engine.engine import Engine
-from engine.policy.document import KnobClass, Order
+from engine.policy.document import KnobClass
 from engine.replica.telemetry import PARTS
-from engine.spec.config import Caps, EngineConfig
+from engine.spec.config import EngineConfig
 from engine.spec.errors import (
     PolicyError,
     QueueFullError,
@@ -20,6 +20,7 @@ from engine.spec.errors import (
 )
 from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
+from engine.spec.settings import Caps, Order
 from tests.engine.paced import STEP_S, Collector, ConstantTimer, submit, wait_until
 
 

@@ -14,9 +14,11 @@ import psutil
 import pytest
 
 from engine.engine import Engine
-from engine.spec.config import Caps, DType, EngineConfig
+from engine.spec.config import EngineConfig
+from engine.spec.model import DType
 from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
+from engine.spec.settings import Caps
 
 Outputs = dict[str, tuple[int, ...]]
 NUM_REQUESTS = 10

@@ -13,10 +13,11 @@ from engine.engine import Engine
 from engine.executors.protocol import ExecutorInfo
 from engine.executors.simulated import SimulatedExecutor
 from engine.policy.document import KnobClass
-from engine.spec.config import Caps, EngineConfig
+from engine.spec.config import EngineConfig
 from engine.spec.errors import PlanError, PolicyError, QueueFullError, RankError, RequestError
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason
+from engine.spec.settings import Caps
 from tests.engine.paced import ConstantTimer, submit, wait_until
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.spec.config import Caps
 from engine.spec.request import Request, SamplingParams
+from engine.spec.settings import Caps
 from tests.engine.step_world import BLOCK_SIZE, PLAN, StepWorld
 from tests.engine.thread_ranks import ThreadReplica
 

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.modes.chooser import ModeChooser
-from engine.spec.config import DType, ModelConfig
-from engine.spec.plan import Mode, ParallelPlan, list_plans, parse_plan
+from engine.spec.feasible import list_plans
+from engine.spec.model import DType, ModelConfig
+from engine.spec.plan import Mode, ParallelPlan, parse_plan
 from tests.engine.checkpoints import (
     FAMILIES,
     Reference,

@@ -21,8 +21,8 @@ from torch import Tensor
 from engine.parallel.communicator import Communicator
 from engine.parallel.mesh import RankGroups, build_groups
 from engine.rank.runner import ModelRunner, PreparedStep
-from engine.spec.config import DType
 from engine.spec.errors import RankError
+from engine.spec.model import DType
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepPlan, StepResult
 

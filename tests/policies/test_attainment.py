@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.spec.measurement import Outcome, RequestTiming
-from policies.sla import Sla, judge
+from policies.attainment import judge
+from policies.sla import Sla
 from tests.policies.runs import failed, run, timing
 
 timings = st.lists(

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.spec.config import Caps
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
 from policies.controller import (
     Action,
     ControlLimits,

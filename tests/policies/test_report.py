@@ -8,8 +8,9 @@ import math
 import pytest
 
 from engine.spec.measurement import METRIC_IDS
+from policies.attainment import judge
 from policies.report import finite, flat_metrics, measurement_json, sla_json
-from policies.sla import Sla, judge
+from policies.sla import Sla
 from tests.policies.runs import failed, run, timing
 
 SLA = Sla.parse("p95_ttft_ms<=150,attainment>=0.9")

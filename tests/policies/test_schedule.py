@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from engine.spec.config import Caps
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
 from policies.errors import PolicyInputError
 from policies.schedule import HotSettings, LoadBand, Schedule
 

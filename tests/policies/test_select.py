@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.spec.config import Caps
 from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
+from policies.constraint import Constraint, Op
 from policies.errors import PolicyInputError
 from policies.select import (
     Estimate,
@@ -21,7 +22,7 @@ from policies.select import (
     low_threshold_warning,
     select,
 )
-from policies.sla import Constraint, Op, Sla
+from policies.sla import Sla
 
 SLA = Sla.parse("p95_ttft_ms<=200,p95_tpot_ms<=50,attainment>=0.9")
 SHIFT_PLAN = ParallelPlan(sp=2, tp=2, shift=True)

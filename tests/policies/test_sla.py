@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policies.constraint import Constraint, Metric, Op, Percentile
 from policies.errors import PolicyInputError
-from policies.sla import Constraint, Metric, Op, Percentile, Sla
+from policies.sla import Sla
 
 bounds = st.floats(min_value=1e-3, max_value=1e9, allow_nan=False)
 latencies = st.builds(

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from engine.engine import Engine
-from engine.spec.config import Caps, EngineConfig, ExecutorKind
+from engine.spec.config import EngineConfig, ExecutorKind
+from engine.spec.settings import Caps
 from tests.engine.paced import ConstantTimer
 
 

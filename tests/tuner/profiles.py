@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from engine.spec.config import DType, ModelConfig
+from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import Mode, parse_plan
 from engine.spec.steps import StepSample, StepShape
 from tests.tuner.worlds import SMALL
@@ -18,11 +18,10 @@ from tuner.profiling.profile import (
     Profile,
 )
 from tuner.spec.machine import Fingerprint
-from tuner.step_model.model import model_sizes
 from tuner.step_model.operator_fit import operator_table, pairs
 from tuner.step_model.operators import OperatorTable
 from tuner.step_model.terms import StepTerms, TermCounter
-from tuner.work.counts import CollectiveKind, layer_shapes
+from tuner.work.counts import CollectiveKind, layer_shapes, model_sizes
 
 MACHINE = Fingerprint(cpu_model="made up", num_cores=2, torch_version="0", device="cpu")
 PER_STEP_S = 3e-4

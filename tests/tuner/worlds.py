@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.spec.config import ModelConfig
+from engine.spec.model import ModelConfig
 from engine.spec.steps import StepShape
 from tuner.workload.workload import Arrival, ClosedLoop, Workload, WorkloadSource
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from engine.spec.config import Caps
 from engine.spec.errors import EngineError
+from engine.spec.settings import Caps
 from tuner.hardware import Launch
 from tuner.spec.errors import TunerError
 from tuner.spec.front_end import FrontEnd

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.spec.config import Caps
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
 from tuner.backends import Backend
 from tuner.described.node import Node
 from tuner.hardware import Precision, parse_hardware

@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
-from engine.spec.config import Caps, ModelConfig
+from engine.spec.model import ModelConfig
 from engine.spec.plan import Mode, shift_warning
+from engine.spec.settings import Caps
 from policies.attainment import judge
-from policies.points import Estimate
+from policies.points import Estimate, estimates_to_json
 from policies.report import finite, flat_metrics, measurement_json, sla_json
 from policies.sla import Sla
 from tuner.described.node import Node
 from tuner.hardware import MemoryEstimate
-from tuner.search.trials import estimates_to_json
 from tuner.simulation.simulate import OnProgress, SimulationResult, no_progress
 from tuner.simulation.timeline import (
     StepLine,

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, assert_never
 
-from engine.spec.config import Caps
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
 from tuner.backends import list_backends
 from tuner.hardware import Precision
 from tuner.spec.space import Settings

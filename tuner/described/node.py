@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from engine.executors.protocol import StepTimer
-from engine.spec.config import Caps, ModelConfig
+from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
 from tuner.backends import Backend, ServedTimer
 from tuner.hardware import Hardware, MemoryEstimate, Precision, estimate_memory
 from tuner.hardware.memory import weight_bytes_per_rank

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from engine.spec.config import DType, EngineConfig, ExecutorKind, ModelConfig
+from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.errors import PlanError
+from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
 from tuner.backends import list_backends, load_backend
 from tuner.described.launch import why_not

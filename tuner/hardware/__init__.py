@@ -6,13 +6,12 @@ from tuner.hardware.curve_operators import Launch
 from tuner.hardware.device import DeviceSpec, Hardware, list_devices, parse_hardware
 from tuner.hardware.links import LinkSpec, list_links, load_link
 from tuner.hardware.memory import MemoryEstimate, estimate_memory, list_memory, num_device_kv_blocks
-from tuner.hardware.power import Activity, PowerSpec, energy_j, power_w
+from tuner.hardware.power import PowerSpec
 from tuner.hardware.precision import Precision
 from tuner.hardware.roofline import RooflineTimer, paced_timer
 from tuner.hardware.sampling import SampleKind, SamplerSpec, sample_s
 
 __all__ = [
-    "Activity",
     "DeviceSpec",
     "Hardware",
     "Launch",
@@ -23,7 +22,6 @@ __all__ = [
     "RooflineTimer",
     "SampleKind",
     "SamplerSpec",
-    "energy_j",
     "estimate_memory",
     "list_devices",
     "list_links",
@@ -32,6 +30,5 @@ __all__ = [
     "num_device_kv_blocks",
     "paced_timer",
     "parse_hardware",
-    "power_w",
     "sample_s",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from engine.spec.config import Caps, ModelConfig
+from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan, padded_vocab_size
+from engine.spec.settings import Caps
 from tuner.hardware.precision import Precision
 
 # A threshold is a hot knob, so a Shift plan keeps room for the largest that a search tries.

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from engine.spec.config import ModelConfig
+from engine.spec.model import ModelConfig
 from engine.spec.plan import Mode
 from engine.spec.steps import StepShape
 from tuner.hardware.chunks import chunk_seconds

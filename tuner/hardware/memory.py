@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from engine.spec.config import Caps, DType, ModelConfig
-from engine.spec.plan import ParallelPlan, list_plans
+from engine.spec.feasible import list_plans
+from engine.spec.model import DType, ModelConfig
+from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
 from tuner.hardware.activations import activation_bytes
 from tuner.hardware.device import DeviceSpec, Hardware
 from tuner.hardware.precision import Precision

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from engine.spec.config import ModelConfig
+from engine.spec.model import ModelConfig
 from engine.spec.plan import Mode
 from engine.spec.steps import StepShape
 from tuner.hardware.collectives import CollectiveTimes

@@ -7,21 +7,8 @@ on one kind of device, not for a bill.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from tuner.spec.errors import TunerError
-
-if TYPE_CHECKING:
-    from tuner.hardware.device import DeviceSpec
-
-
-class Activity(StrEnum):
-    """What a device is busy with."""
-
-    IDLE = "idle"
-    MEMORY_BOUND = "memory_bound"
-    COMPUTE_BOUND = "compute_bound"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +28,6 @@ class PowerSpec:
                 f"compute_bound_w={self.compute_bound_w} does not hold"
             )
 
-    def watts(self, activity: Activity) -> float:
-        match activity:
-            case Activity.IDLE:
-                return self.idle_w
-            case Activity.MEMORY_BOUND:
-                return self.memory_bound_w
-            case Activity.COMPUTE_BOUND:
-                return self.compute_bound_w
-
     def busy_watts(self, compute_share: float) -> float:
         """Watts of a step of which ``compute_share`` (0..1) of the time goes to prefill-like work
         and the rest to decode-like work."""
@@ -57,25 +35,8 @@ class PowerSpec:
         return self.memory_bound_w + share * (self.compute_bound_w - self.memory_bound_w)
 
 
-def power_w(device: DeviceSpec, activity: Activity) -> float:
-    """Watts of ``device`` during ``activity``."""
-    return device.power.watts(activity)
-
-
 def compute_share(num_prefill_tokens: int, num_decode_tokens: int) -> float:
     """Share of a step's tokens that are prefill: where its power lies between decode's and
     prefill's. A coarse rule; steps are short against the time in which power settles."""
     tokens = num_prefill_tokens + num_decode_tokens
     return num_prefill_tokens / tokens if tokens else 0.0
-
-
-def energy_j(
-    device: DeviceSpec, *, idle_s: float, memory_bound_s: float, compute_bound_s: float
-) -> float:
-    """Joules of one device over seconds of each activity."""
-    power = device.power
-    return (
-        power.idle_w * idle_s
-        + power.memory_bound_w * memory_bound_s
-        + power.compute_bound_w * compute_bound_s
-    )

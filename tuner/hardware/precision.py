@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from engine.spec.config import DType
+from engine.spec.model import DType
 from tuner.spec.errors import TunerError
 
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from engine.spec.config import DType, ModelConfig
-from engine.spec.plan import Mode, ParallelPlan, check_plan
+from engine.spec.feasible import check_plan
+from engine.spec.model import DType, ModelConfig
+from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.steps import StepShape
 from tuner.hardware.collectives import Placement
 from tuner.hardware.curve_operators import CurveOperators, Launch

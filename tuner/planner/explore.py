@@ -9,9 +9,9 @@ from enum import StrEnum
 import numpy as np
 
 from engine.executors.protocol import StepTimer
-from engine.spec.config import Caps
 from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
 from policies.constraint import Metric
 from policies.points import Estimate, OperatingPoint
 from policies.report import flat_metrics

@@ -22,7 +22,7 @@ from engine.kernels.silu_mul import silu_mul
 from engine.models.rope import RopeTable
 from engine.parallel.communicator import Communicator
 from engine.rank.runner import TORCH_DTYPES
-from engine.spec.config import DType, ModelConfig
+from engine.spec.model import DType, ModelConfig
 from tuner.profiling.messages import OperatorJob, OperatorReport
 from tuner.profiling.profile import (
     AttentionTime,

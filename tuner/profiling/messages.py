@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from engine.spec.steps import RankSetup
+from engine.wire.messages import RankSetup
 from tuner.profiling.profile import AttentionTime, CollectiveTime, ElementwiseTime, GemmTime
 
 

@@ -12,9 +12,10 @@ from engine.executors.process import ProcessExecutor
 from engine.executors.ranks import RankProcesses
 from engine.parallel.shm_build import find_library
 from engine.parallel.shm_layout import Segment
-from engine.spec.config import Collectives, DType, EngineConfig, ModelConfig
+from engine.spec.config import Collectives, EngineConfig
+from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
-from engine.spec.steps import RankSetup
+from engine.wire.messages import RankSetup
 from tuner.profiling.messages import (
     FromProfileRank,
     OperatorFailure,

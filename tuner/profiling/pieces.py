@@ -22,9 +22,11 @@ from torch import Tensor
 from engine.executors.process import ProcessExecutor
 from engine.executors.ranks import RankProcesses
 from engine.models.loader import expected_shapes
-from engine.spec.config import EngineConfig, ExecutorKind, ModelConfig
+from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.errors import CheckpointError
-from engine.spec.plan import Mode, ParallelPlan, infeasible_reasons
+from engine.spec.feasible import infeasible_reasons
+from engine.spec.model import ModelConfig
+from engine.spec.plan import Mode, ParallelPlan
 from tuner.profiling.profile import PieceTime, trimmed_mean
 from tuner.profiling.steps import StepRecipe, synthetic_step
 

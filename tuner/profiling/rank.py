@@ -11,7 +11,7 @@ import traceback
 
 import msgspec
 
-from engine.rank.worker import begin
+from engine.wire.child import begin
 from tuner.profiling.messages import OperatorFailure, OperatorJob, OperatorReport
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from engine.engine import Engine
-from engine.spec.config import Caps, DType, EngineConfig, ExecutorKind, LinkEmulation, ModelConfig
+from engine.spec.config import EngineConfig, ExecutorKind, LinkEmulation
+from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import Request, RequestOutput, SamplingParams
+from engine.spec.settings import Caps
 from engine.spec.steps import StepSample
 from tuner.profiling.host_work import HostWork, HostWorkMeter
 from tuner.profiling.messages import OperatorReport
@@ -23,7 +25,7 @@ from tuner.profiling.operators import profile_operators
 from tuner.profiling.pieces import profile_pieces
 from tuner.profiling.profile import Profile, merged
 from tuner.spec.machine import num_cores, this_machine
-from tuner.step_model.model import model_sizes
+from tuner.work.counts import model_sizes
 
 OnEvent = Callable[[str], None]
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.executors.protocol import StepTimer
-from engine.spec.config import EngineConfig, ModelConfig, num_kv_blocks
+from engine.spec.config import EngineConfig, num_kv_blocks
+from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from policies.points import OperatingPoint
 from policies.sla import Sla

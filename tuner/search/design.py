@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from engine.executors.protocol import StepTimer
-from engine.spec.config import Caps
 from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.settings import Caps
 from engine.spec.steps import StepShape
 from policies.points import OperatingPoint
 from policies.sla import Sla

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from engine.spec.config import EngineConfig, ExecutorKind, ModelConfig, num_kv_blocks
+from engine.spec.config import EngineConfig, ExecutorKind, num_kv_blocks
+from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from tuner.described.node import Node
 from tuner.described.parse import paced_config

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from engine.spec.measurement import Fidelity
-from policies.points import OperatingPoint
+from policies.points import EstimateJson, OperatingPoint, estimates_to_json
 from policies.report import finite
 from policies.schedule import Schedule
 from policies.select import Reason, Selection
 from policies.sla import Sla
 from tuner.search.spec import TuningSpec
-from tuner.search.trials import EstimateJson, TrialRecord, estimates_to_json
+from tuner.search.trials import TrialRecord
 from tuner.spec.space import PrunedPlan, Settings
 
 SCHEMA = "tuning-report/v1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-from engine.spec.config import Caps
+from engine.spec.settings import Caps
 from policies.points import OperatingPoint
 from policies.schedule import HotSettings, LoadBand, Schedule
 from policies.select import low_threshold_warning

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from engine.executors.protocol import StepTimer
-from engine.spec.config import ModelConfig
 from engine.spec.measurement import Fidelity, Measurement
+from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from policies.constraint import Metric
 from policies.points import Estimate, OperatingPoint

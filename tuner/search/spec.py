@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from engine.spec.config import DType, LinkEmulation, ModelConfig
+from engine.spec.config import LinkEmulation
+from engine.spec.model import DType, ModelConfig
 from policies.sla import Sla
 from tuner.described.node import Node
 from tuner.described.parse import DEFAULT_BACKEND, describe_node, has_checkpoint, read_rank_dtype

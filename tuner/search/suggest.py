@@ -13,8 +13,8 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from engine.spec.config import Caps
 from engine.spec.plan import parse_plan
+from engine.spec.settings import Caps
 from policies.points import OperatingPoint
 from policies.sla import Sla
 from tuner.search.trials import TrialRecord, TrialState

@@ -17,9 +17,9 @@ from threadpoolctl import threadpool_limits
 
 from engine.executors.protocol import StepTimer
 from engine.modes.chooser import ModeChooser
-from engine.spec.config import Caps
 from engine.spec.measurement import Fidelity
 from engine.spec.plan import Mode
+from engine.spec.settings import Caps
 from engine.spec.steps import StepShape
 from policies.points import Estimate, OperatingPoint
 from tuner.search.trials import operating_point

@@ -9,15 +9,17 @@ from typing import Any
 
 import msgspec
 
-from engine.spec.config import Caps
 from engine.spec.measurement import Fidelity
 from engine.spec.plan import parse_plan
-from policies.points import Estimate, OperatingPoint
-from policies.report import finite
+from engine.spec.settings import Caps
+from policies.points import (
+    Estimate,
+    EstimateJson,
+    OperatingPoint,
+    estimates_from_json,
+)
 from tuner.spec.errors import TunerError
 from tuner.spec.space import Settings
-
-EstimateJson = dict[str, dict[str, float | None]]
 
 
 class TrialState(StrEnum):
@@ -88,25 +90,3 @@ def operating_point(
         metrics=metrics,
         cost_devices=settings.plan.world_size,
     )
-
-
-def estimates_to_json(metrics: Mapping[str, Estimate]) -> EstimateJson:
-    """Estimates with None where JSON has no number (a share of requests failed: infinite)."""
-    return {
-        key: {name: finite(value) for name, value in estimate.to_json().items()}
-        for key, estimate in metrics.items()
-    }
-
-
-def estimates_from_json(raw: EstimateJson) -> dict[str, Estimate]:
-    """The inverse of :func:`estimates_to_json`."""
-
-    def number(value: float | None) -> float:
-        return float("inf") if value is None else value
-
-    return {
-        key: Estimate(
-            value=number(parts["value"]), low=number(parts["low"]), high=number(parts["high"])
-        )
-        for key, parts in raw.items()
-    }

@@ -13,7 +13,7 @@ from typing import Any
 
 from engine.spec.errors import EngineError
 from engine.spec.measurement import Fidelity, Measurement
-from policies.points import OperatingPoint
+from policies.points import OperatingPoint, estimates_to_json
 from policies.report import measurement_json
 from policies.sla import Sla
 from tuner.search.context import OnEvent, TuningContext, TuningEvent, prepare
@@ -23,11 +23,7 @@ from tuner.search.report import TuningReport
 from tuner.search.simulator import measured_estimates
 from tuner.search.spec import TuningSpec
 from tuner.search.suggest import suggest
-from tuner.search.trials import (
-    TrialRecord,
-    TrialState,
-    estimates_to_json,
-)
+from tuner.search.trials import TrialRecord, TrialState
 from tuner.spec.space import Settings
 
 __all__ = [

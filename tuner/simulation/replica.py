@@ -8,15 +8,14 @@ import msgspec
 import numpy as np
 
 from engine.modes.chooser import ModeChooser
-from engine.policy.document import Order
 from engine.scheduler.packing import PackedRows
 from engine.scheduler.scheduler import Scheduler
 from engine.scheduler.skipping import with_more_context
 from engine.scheduler.step import ScheduledStep
 from engine.scheduler.table import Sequence
-from engine.spec.config import Caps
 from engine.spec.plan import Mode
 from engine.spec.request import Request
+from engine.spec.settings import Caps, Order
 from engine.spec.steps import StepShape
 from tuner.simulation.log import MAX_STAMPS, FloatArray, RunCounts, Segment, TokenLog
 from tuner.simulation.rounds import GroupSteps, PipeState, run_rounds

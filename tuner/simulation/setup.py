@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from engine.executors.protocol import StepTimer
 from engine.modes.chooser import ModeChooser
-from engine.policy.document import Order
-from engine.spec.config import Caps
+from engine.spec.settings import Caps, Order
 
 
 @dataclass(frozen=True, kw_only=True)

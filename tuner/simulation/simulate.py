@@ -15,9 +15,11 @@ from pathlib import Path
 
 from engine.executors.protocol import StepTimer
 from engine.modes.chooser import ModeChooser
-from engine.policy.document import Order
-from engine.spec.config import Caps, EngineConfig, ModelConfig
-from engine.spec.plan import ParallelPlan, check_plan
+from engine.spec.config import EngineConfig
+from engine.spec.feasible import check_plan
+from engine.spec.model import ModelConfig
+from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps, Order
 from tuner.simulation.log import RunCounts
 from tuner.simulation.requests import RequestSource
 from tuner.simulation.run import OnProgress, Run, SimulationResult, no_progress

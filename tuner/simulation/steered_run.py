@@ -13,9 +13,9 @@ from typing import Protocol
 
 from engine.policy.document import KnobClass
 from engine.scheduler.table import Sequence
-from engine.spec.config import Caps
 from engine.spec.errors import RequestError
 from engine.spec.measurement import RequestTiming
+from engine.spec.settings import Caps
 from tuner.simulation.log import AppliedChange, PlanSpell, RunCounts
 from tuner.simulation.replica import Replica
 from tuner.simulation.requests import NEVER_S, RequestSource, Sent

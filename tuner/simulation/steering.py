@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from engine.policy.document import EnginePolicy, KnobClass, check_envelope, classify
-from engine.spec.config import Caps
 from engine.spec.measurement import RequestTiming
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
 from tuner.spec.errors import TunerError
 from tuner.spec.space import Settings
 

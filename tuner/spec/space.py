@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import Any
 
-from engine.spec.config import Caps, ModelConfig
 from engine.spec.errors import EngineError
-from engine.spec.plan import DEFAULT_SHIFT_THRESHOLD, ParallelPlan, infeasible_reasons
+from engine.spec.feasible import infeasible_reasons
+from engine.spec.model import ModelConfig
+from engine.spec.plan import DEFAULT_SHIFT_THRESHOLD, ParallelPlan
+from engine.spec.settings import Caps
 from tuner.spec.errors import TunerError
 
 THRESHOLDS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from engine.spec.config import DType, ModelConfig
+from engine.spec.model import DType, ModelConfig
 from tuner.profiling.profile import SCHEMA as PROFILE_SCHEMA
 from tuner.profiling.profile import Profile, read_json
 from tuner.spec.errors import TunerError
 from tuner.spec.machine import Fingerprint, cost_model_dir, this_machine
-from tuner.step_model.model import SCHEMA, StepModel, model_sizes
+from tuner.step_model.model import SCHEMA, StepModel
+from tuner.work.counts import model_sizes
 
 
 def save_cost_model(step_model: StepModel, folder: Path | None = None) -> Path:

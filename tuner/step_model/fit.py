@@ -17,7 +17,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from engine.spec.config import DType, LinkEmulation, ModelConfig
+from engine.spec.config import LinkEmulation
+from engine.spec.model import DType, ModelConfig
 from engine.spec.steps import StepSample
 from tuner.profiling.profile import Profile
 from tuner.spec.errors import TunerError

@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 
-from engine.spec.config import DType, LinkEmulation, ModelConfig
+from engine.spec.config import LinkEmulation
+from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
 from tuner.spec.errors import TunerError
@@ -23,17 +24,9 @@ from tuner.spec.machine import Fingerprint
 from tuner.step_model.operators import OperatorTable
 from tuner.step_model.residual import Residual
 from tuner.step_model.timer import StepModelTimer
+from tuner.work.counts import MODEL_SIZES, model_sizes
 
 SCHEMA = "step-model/v1"
-MODEL_SIZES = (
-    "num_layers",
-    "hidden_size",
-    "ffn_size",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "vocab_size",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,8 +202,3 @@ class StepModel:
             return msgspec.convert({k: v for k, v in raw.items() if k != "fingerprint"}, cls)
         except msgspec.ValidationError as error:
             raise TunerError(f"{where}: {error}") from error
-
-
-def model_sizes(model: ModelConfig) -> dict[str, Any]:
-    """The sizes of a model that operator shapes depend on."""
-    return {name: getattr(model, name) for name in MODEL_SIZES}

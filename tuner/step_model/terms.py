@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from engine.spec.config import DType, LinkEmulation, ModelConfig
+from engine.spec.config import LinkEmulation
+from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.steps import StepShape
 from tuner.step_model.operators import CollectiveLaw, Curve, OperatorTable

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from engine.executors.protocol import StepTimer
-from engine.spec.config import DType, LinkEmulation, ModelConfig
+from engine.spec.config import LinkEmulation
+from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.steps import StepShape
 from tuner.step_model.operators import OperatorTable

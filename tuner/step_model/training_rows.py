@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.spec.config import DType, LinkEmulation, ModelConfig
+from engine.spec.config import LinkEmulation
+from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import parse_plan
 from engine.spec.steps import StepSample, StepShape
 from tuner.profiling.profile import Profile

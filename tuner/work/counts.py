@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from typing import Any
 
-from engine.spec.config import DType, ModelConfig
+from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import Mode, ParallelPlan, stage_layers
 from engine.spec.steps import StepShape
 
@@ -293,3 +294,19 @@ def layer_shapes(model: ModelConfig, degree: int) -> LayerShapes:
         gate_up=GemmShape(n=2 * ffn, k=hidden),
         down=GemmShape(n=hidden, k=ffn),
     )
+
+
+MODEL_SIZES = (
+    "num_layers",
+    "hidden_size",
+    "ffn_size",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "vocab_size",
+)
+
+
+def model_sizes(model: ModelConfig) -> dict[str, Any]:
+    """The sizes of a model that operator shapes depend on."""
+    return {name: getattr(model, name) for name in MODEL_SIZES}

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.spec.config import DType, ModelConfig
 from engine.spec.errors import CheckpointError
+from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.steps import StepShape
 from tuner.spec.errors import TunerError

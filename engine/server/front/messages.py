@@ -14,9 +14,10 @@ from engine.policy.document import EnginePolicy
 from engine.policy.knobs import AppliedPolicy, Knob
 from engine.replica.telemetry import EngineStats
 from engine.spec import errors
-from engine.spec.config import Caps, ModelConfig
 from engine.spec.errors import EngineError, PolicyError, RankError
+from engine.spec.model import ModelConfig
 from engine.spec.request import FinishReason, Request, TokenLogprobs
+from engine.spec.settings import Caps
 
 
 class WireError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -11,13 +11,13 @@ import sys
 
 import msgspec
 
-from engine.rank.worker import begin
 from engine.server import create_server
 from engine.server.front.messages import FrontFailed, FrontSetup, WireError
 from engine.server.front.remote import RemoteEngine
 from engine.server.front.serving import announce_and_run
 from engine.spec.errors import EngineError
 from engine.text.tokenizer import Tokenizer
+from engine.wire.child import begin
 from engine.wire.frames import FrameChannel
 
 

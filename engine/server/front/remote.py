@@ -44,9 +44,10 @@ from engine.server.front.messages import (
     Submit,
     ToFront,
 )
-from engine.spec.config import Caps, ModelConfig
 from engine.spec.errors import RankError, RequestError
+from engine.spec.model import ModelConfig
 from engine.spec.request import FinishReason, Request, RequestOutput
+from engine.spec.settings import Caps
 from engine.text.detokenizer import OutputText
 from engine.text.tokenizer import Tokenizer
 from engine.wire.frames import FrameChannel

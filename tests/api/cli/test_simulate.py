@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.spec.config import ModelConfig
+from engine.spec.model import ModelConfig
 from tests.api.cli.conftest import Run
 from tests.tuner.profiles import made_up_profile
 from tuner.step_model.fit import fit_step_model

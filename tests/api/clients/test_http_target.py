@@ -16,8 +16,9 @@ from api.clients.http_target import HttpTarget, get_served_model
 from engine.engine import Engine
 from engine.models.create import create_model
 from engine.server import create_server
-from engine.spec.config import Caps, EngineConfig, ExecutorKind
+from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.measurement import Outcome
+from engine.spec.settings import Caps
 from engine.text.tokenizer import Tokenizer
 from tests.api.servers import serve
 from tests.contracts.load_target import Call, LoadTargetContract

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import pytest
 
 from api.documents.recommendation import predicted_for, recommended_policy
-from engine.spec.config import Caps
+from engine.spec.settings import Caps
 
 
 @pytest.mark.parametrize("mode", ["table", "auto", "shift"])

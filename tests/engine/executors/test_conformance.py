@@ -11,7 +11,8 @@ from engine.executors.inline import InlineExecutor
 from engine.executors.process import ProcessExecutor
 from engine.executors.protocol import Clock
 from engine.executors.simulated import SimulatedExecutor
-from engine.spec.config import DType, EngineConfig, ModelConfig
+from engine.spec.config import EngineConfig
+from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
 from tests.contracts.executor import (

@@ -12,8 +12,9 @@ import pytest
 from engine.executors.factory import make_executor
 from engine.executors.inline import InlineExecutor
 from engine.executors.process import ProcessExecutor, device_of
-from engine.spec.config import Collectives, EngineConfig, ExecutorKind, ModelConfig
+from engine.spec.config import Collectives, EngineConfig, ExecutorKind
 from engine.spec.errors import EngineError
+from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 
 

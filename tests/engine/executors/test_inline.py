@@ -10,8 +10,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from engine.executors.inline import InlineExecutor
-from engine.spec.config import EngineConfig, ModelConfig
+from engine.spec.config import EngineConfig
 from engine.spec.errors import CheckpointError, PlanError, RankError
+from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from tests.contracts.executor import (
     BLOCK_SIZE,

@@ -13,7 +13,8 @@ from engine.executors.process import ProcessExecutor
 from engine.executors.protocol import Executor
 from engine.modes.chooser import ModeChooser
 from engine.parallel.shm_build import NO_COMPILER_VARIABLE
-from engine.spec.config import Collectives, DType, EngineConfig, LinkEmulation, ModelConfig
+from engine.spec.config import Collectives, EngineConfig, LinkEmulation
+from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan, parse_plan
 from tests.engine.rank_pools import RankPools
 from tests.engine.scheduler_driver import Generated, generate

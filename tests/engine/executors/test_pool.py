@@ -13,8 +13,9 @@ import pytest
 
 from engine.executors.pool import Condition, RankPool
 from engine.executors.process import ProcessExecutor
-from engine.spec.config import Collectives, DType, EngineConfig, ModelConfig
+from engine.spec.config import Collectives, EngineConfig
 from engine.spec.errors import CheckpointError, RankError
+from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import Mode, ParallelPlan
 from tests.contracts.executor import next_step, prompt_step
 from tests.engine.executors.processes import SOON_S, wait_gone

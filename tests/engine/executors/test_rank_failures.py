@@ -19,8 +19,9 @@ from safetensors.numpy import load_file, save_file
 from engine.executors.process import ProcessExecutor
 from engine.executors.ranks import RankProcesses
 from engine.models.create import create_model
-from engine.spec.config import Collectives, DType, EngineConfig, ModelConfig
+from engine.spec.config import Collectives, EngineConfig
 from engine.spec.errors import CheckpointError, PlanError, RankError
+from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
 from tests.contracts.executor import next_step, prompt_step
 from tests.engine.executors.processes import wait_gone

@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.models.create import create_model
 from engine.models.presets import PRESETS
-from engine.spec.config import ModelConfig
 from engine.spec.errors import CheckpointError
-from engine.spec.plan import ParallelPlan, infeasible_reasons
+from engine.spec.feasible import infeasible_reasons
+from engine.spec.model import ModelConfig
+from engine.spec.plan import ParallelPlan
 from engine.text.tokenizer import Tokenizer
 
 PROMPT = "The engine keeps a small answer."

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.models.loader import INDEX_FILE, SINGLE_FILE, Checkpoint, expected_shapes
-from engine.spec.config import ModelConfig
 from engine.spec.errors import CheckpointError
+from engine.spec.model import ModelConfig
 from tests.engine.checkpoints import FAMILIES, family_config, write_checkpoint
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"

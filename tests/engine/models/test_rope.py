@@ -9,7 +9,7 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from engine.models.rope import RopeTable, inverse_frequencies
-from engine.spec.config import ModelConfig
+from engine.spec.model import ModelConfig
 from tests.engine.checkpoints import family_config
 
 LLAMA_31 = {

@@ -8,8 +8,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from engine.parallel.heads import Head, Part, head_layout
-from engine.spec.config import ModelConfig
-from engine.spec.plan import ParallelPlan, infeasible_reasons, rank_coords
+from engine.spec.feasible import infeasible_reasons
+from engine.spec.model import ModelConfig
+from engine.spec.plan import ParallelPlan, rank_coords
 
 MODEL = ModelConfig(
     model_type="llama",

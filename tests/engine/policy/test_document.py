@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 from engine.policy.document import (
     EnginePolicy,
     KnobClass,
-    Order,
     check_envelope,
     classify,
     merge_patch,
     policy_from_json,
 )
-from engine.spec.config import Caps
 from engine.spec.errors import PolicyError
 from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.settings import Caps, Order
 
 POLICY = EnginePolicy(plan=ParallelPlan(sp=4, tp=2, shift=True), threshold_tokens=128)
 ENVELOPE = Caps(max_num_seqs=256, max_num_batched_tokens=8192)

@@ -10,8 +10,8 @@ import torch
 
 from engine.parallel.mesh import solo_groups
 from engine.rank.runner import ModelRunner
-from engine.spec.config import DType, ModelConfig
 from engine.spec.errors import PlanError
+from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import Mode, ParallelPlan, parse_plan
 from engine.spec.steps import SlotSampling, SlotStart, StepPlan, StepShape, float32, int32
 from tests.engine.checkpoints import family_config, write_checkpoint

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from engine.executors.ranks import PING
 from engine.rank.threads import Inbox, Outbox, Ping
-from engine.spec.steps import Shutdown, StepPlan, StepResult, StepShape
+from engine.spec.steps import StepPlan, StepResult, StepShape
 from engine.wire.frames import FrameChannel
+from engine.wire.messages import PING, Shutdown
 
 
 @pytest.fixture

@@ -25,9 +25,11 @@ from engine.replica.mode_timing import (
     padded_sizes,
     time_modes,
 )
-from engine.spec.config import Caps, DType, EngineConfig, ExecutorKind, LinkEmulation, ModelConfig
+from engine.spec.config import EngineConfig, ExecutorKind, LinkEmulation
+from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.request import SamplingParams
+from engine.spec.settings import Caps
 from engine.spec.steps import StepPlan, StepShape, int32
 from engine.wire.rank_table import RankTable
 from tests.engine.step_driver import StepDriver

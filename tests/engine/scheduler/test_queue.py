@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from engine.policy.document import Order
 from engine.scheduler.queue import WaitingQueue
 from engine.scheduler.table import Sequence
 from engine.spec.request import Request
+from engine.spec.settings import Order
 
 
 def make_sequence(name: str, *, prompt_len: int = 1, priority: int = 0) -> Sequence:

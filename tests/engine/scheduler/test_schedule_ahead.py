@@ -7,9 +7,8 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.policy.document import Order
-from engine.spec.config import Caps
 from engine.spec.request import FinishReason, Request, SamplingParams
+from engine.spec.settings import Caps, Order
 from tests.engine.scheduler.hashed_ranks import HashedRanks, next_token
 from tests.engine.step_world import BLOCK_SIZE, MAX_MODEL_LEN, StepWorld
 

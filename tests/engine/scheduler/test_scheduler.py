@@ -8,15 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.modes.chooser import ModeChooser
-from engine.policy.document import Order
 from engine.scheduler.scheduler import Scheduler
 from engine.scheduler.skipping import with_more_context
 from engine.scheduler.step import ScheduledStep
 from engine.scheduler.table import Sequence
-from engine.spec.config import Caps
 from engine.spec.errors import QueueFullError, RequestError
 from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.request import FinishReason, Request, SamplingParams
+from engine.spec.settings import Caps, Order
 
 SP4 = ParallelPlan(sp=4, shift=True)
 

@@ -17,8 +17,9 @@ import uvicorn
 from engine.engine import Engine
 from engine.models.create import create_model
 from engine.server import create_server
-from engine.spec.config import Caps, EngineConfig, ExecutorKind
+from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
 from engine.spec.steps import StepShape
 from engine.text.tokenizer import Tokenizer
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.spec.config import Caps
+from engine.spec.settings import Caps
 from tests.engine.server.conftest import (
     MODEL,
     Server,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from engine.engine import Engine
 from engine.server.front.messages import FromFront, OutputRow, Outputs, Submit, ToFront, WireError
 from engine.server.served import ServedEngine
-from engine.spec.config import Caps, EngineConfig
+from engine.spec.config import EngineConfig
 from engine.spec.errors import (
     EngineError,
     PolicyError,
@@ -31,6 +31,7 @@ from engine.spec.request import (
     SamplingParams,
     TokenLogprobs,
 )
+from engine.spec.settings import Caps
 from engine.text.tokenizer import Tokenizer
 from tests.contracts.served_engine import (
     MAX_NUM_SEQS,

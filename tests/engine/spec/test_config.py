@@ -7,16 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.spec.config import (
-    Caps,
-    DType,
-    EngineConfig,
-    LinkEmulation,
-    ModelConfig,
-    num_kv_blocks,
-)
+from engine.spec.config import EngineConfig, LinkEmulation, num_kv_blocks
 from engine.spec.errors import CheckpointError, EngineError, PlanError
+from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
 
 LLAMA_70B = {
     "model_type": "llama",

@@ -8,13 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.spec.config import ModelConfig
 from engine.spec.errors import PlanError
+from engine.spec.feasible import check_plan, infeasible_reasons, list_plans
+from engine.spec.model import ModelConfig
 from engine.spec.plan import (
     ParallelPlan,
-    check_plan,
-    infeasible_reasons,
-    list_plans,
     padded_vocab_size,
     parse_plan,
     rank_coords,

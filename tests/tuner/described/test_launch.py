@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.spec.config import Caps
 from engine.spec.plan import parse_plan
+from engine.spec.settings import Caps
 from tuner.described.launch import LaunchCommand, System, launch_commands
 from tuner.hardware import Precision
 from tuner.spec.space import Settings

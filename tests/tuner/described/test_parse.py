@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.spec.config import Caps, DType, EngineConfig, ExecutorKind, num_kv_blocks
+from engine.spec.config import EngineConfig, ExecutorKind, num_kv_blocks
 from engine.spec.errors import PlanError
+from engine.spec.model import DType
 from engine.spec.plan import Mode, parse_plan
+from engine.spec.settings import Caps
 from engine.spec.steps import StepShape
 from tuner.backends import load_backend
 from tuner.described.parse import describe_node, has_checkpoint, paced_config, read_rank_dtype

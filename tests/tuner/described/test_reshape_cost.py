@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from engine.spec.config import Caps
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
 from tuner.backends import load_backend
 from tuner.described.energy import energy_of
 from tuner.described.node import Node

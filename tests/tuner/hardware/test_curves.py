@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from engine.spec.config import DType
+from engine.spec.model import DType
 from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.steps import StepShape
 from tests.tuner.worlds import LLAMA_70B

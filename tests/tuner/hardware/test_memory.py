@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from engine.spec.config import Caps, DType, ModelConfig
+from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan, parse_plan
+from engine.spec.settings import Caps
 from tests.tuner.worlds import LLAMA_70B
 from tuner.hardware import (
     Precision,

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from engine.spec.config import Caps
 from engine.spec.plan import parse_plan
+from engine.spec.settings import Caps
 from policies.report import flat_metrics
 from policies.select import Reason
 from policies.sla import Sla

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engine.models.create import create_model
-from engine.spec.config import ModelConfig
+from engine.spec.model import ModelConfig
 from engine.spec.plan import parse_plan
 from tuner.profiling.pieces import cut_model
 from tuner.profiling.profile import Profile

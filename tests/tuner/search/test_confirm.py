@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.spec.config import Caps
 from engine.spec.measurement import Distribution, Fidelity, Measurement, Outcome, RequestTiming
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
 from policies.sla import Sla
 from tests.tuner.worlds import SMALL, LinearTimer
 from tuner.search.confirm import fresh_workload

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from engine.spec.config import Caps
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
 from policies.sla import Sla
 from tests.tuner.worlds import SMALL, LinearTimer
 from tuner.search.schedule import RATE_FACTORS, SAFE_HEADROOM, build_schedule

@@ -4,11 +4,11 @@ import pytest
 
 from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
-from policies.points import Estimate
+from policies.points import Estimate, estimates_to_json
 from policies.sla import Sla
 from tests.tuner.worlds import SMALL
 from tuner.search.suggest import constraint_values, suggest
-from tuner.search.trials import TrialRecord, TrialState, estimates_to_json, operating_point
+from tuner.search.trials import TrialRecord, TrialState, operating_point
 from tuner.spec.space import Settings, Space, build_space
 
 SLA = Sla.parse("p95_ttft_ms<=500,p95_tpot_ms<=50")

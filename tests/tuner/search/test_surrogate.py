@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from engine.spec.config import Caps
 from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
 from policies.points import Estimate
 from tests.tuner.worlds import LinearTimer, closed_loop, open_loop
 from tuner.search.surrogate import Example, Load, Surrogate, features, fit_surrogate

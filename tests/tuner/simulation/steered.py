@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from engine.spec.config import Caps
 from engine.spec.measurement import RequestTiming
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
 from policies.schedule import HotSettings, LoadBand, Schedule
 from tuner.simulation.steering import SettingsChange, Steering
 from tuner.spec.space import Settings

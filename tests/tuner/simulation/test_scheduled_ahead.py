@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from engine.spec.config import Caps
 from engine.spec.measurement import Outcome, RequestTiming
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
 from tests.tuner.worlds import SMALL, LinearTimer
 from tuner.simulation.simulate import simulate
 from tuner.workload.workload import Arrival, Workload, WorkloadSource

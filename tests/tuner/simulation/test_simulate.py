@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.scheduler.scheduler import Scheduler
-from engine.spec.config import Caps
 from engine.spec.measurement import Measurement, Outcome
 from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.settings import Caps
 from tests.tuner.worlds import SMALL, LinearTimer, closed_loop, open_loop
 from tuner.simulation.simulate import SimulationResult, simulate
 from tuner.simulation.step_samples import step_samples

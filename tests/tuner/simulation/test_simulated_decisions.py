@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.models.create import create_model
-from engine.policy.document import Order
-from engine.spec.config import Caps
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps, Order
 from engine.spec.steps import StepShape
 from tests.tuner.simulation.virtual_engine import Served, World, serve, simulated
 from tuner.workload.workload import Arrival

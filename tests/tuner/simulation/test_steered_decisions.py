@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from engine.engine import Engine
 from engine.models.create import create_model
-from engine.policy.document import EnginePolicy, Order
+from engine.policy.document import EnginePolicy
 from engine.replica.replica import Replica
 from engine.replica.stream import OnOutput
-from engine.spec.config import Caps
 from engine.spec.request import Request
+from engine.spec.settings import Caps, Order
 from tests.tuner.simulation.test_simulated_decisions import (
     PLANS,
     ArbitraryTimer,

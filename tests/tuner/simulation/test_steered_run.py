@@ -12,11 +12,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from engine.policy.document import KnobClass
-from engine.spec.config import Caps
 from engine.spec.measurement import Outcome
 from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.settings import Caps
+from policies.attainment import judge
 from policies.controller import Reason
-from policies.sla import Sla, judge
+from policies.sla import Sla
 from tests.tuner.simulation.steered import schedule
 from tests.tuner.worlds import SMALL, LinearTimer, closed_loop, open_loop
 from tuner.described.energy import busy_times, estimate_energy

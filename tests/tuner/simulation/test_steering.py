@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from engine.policy.document import KnobClass
-from engine.spec.config import Caps
 from engine.spec.errors import PolicyError
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
 from policies.controller import ControlLimits, Reason
 from policies.sla import Sla
 from tests.tuner.simulation.steered import BUSY, CALM, ENVELOPE, FakeRun, schedule

@@ -24,18 +24,20 @@ from engine.engine import Engine
 from engine.executors.clock import VirtualClock
 from engine.executors.protocol import StepTimer
 from engine.executors.simulated import SimulatedExecutor
-from engine.policy.document import EnginePolicy, Order
+from engine.policy.document import EnginePolicy
 from engine.replica.replica import Replica
 from engine.scheduler.packing import PackedRows, StepPacker
 from engine.scheduler.scheduler import Scheduler
 from engine.scheduler.skipping import QuietRounds, with_more_context
 from engine.scheduler.step import ScheduledStep
 from engine.scheduler.table import Sequence
-from engine.spec.config import Caps, EngineConfig, ExecutorKind, ModelConfig
+from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.errors import QueueFullError, RequestError
 from engine.spec.measurement import Outcome
+from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import Request, RequestOutput, SamplingParams
+from engine.spec.settings import Caps, Order
 from engine.spec.steps import StepPlan, StepShape
 from tuner.simulation.simulate import simulate
 from tuner.simulation.steering import Steering

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.spec.plan import ParallelPlan, infeasible_reasons
+from engine.spec.feasible import infeasible_reasons
+from engine.spec.plan import ParallelPlan
 from tests.tuner.worlds import SMALL
 from tuner.spec.errors import TunerError
 from tuner.spec.space import build_space

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.spec.plan import Mode, ParallelPlan, infeasible_reasons
+from engine.spec.feasible import infeasible_reasons
+from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.steps import StepShape
 from tuner.spec.errors import TunerError
 from tuner.work.models import find_model, list_models, load_model, rank_flops, rank_layer_params

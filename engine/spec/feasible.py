@@ -1,0 +1,66 @@
+"""Which plans a model can run, and why it cannot run the others; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+from engine.spec.errors import PlanError
+from engine.spec.model import ModelConfig
+from engine.spec.plan import ParallelPlan
+
+
+def infeasible_reasons(plan: ParallelPlan, model: ModelConfig) -> list[str]:
+    """Why ``model`` cannot run under ``plan``, each with the numbers; empty when it can.
+
+    The divisibility rules are those of ``docs/decisions/0001-one-weight-copy.md``.
+    """
+    stage, tp, sp = plan.stage_size, plan.tp, plan.sp
+    heads, kv_heads, ffn = model.num_heads, model.num_kv_heads, model.ffn_size
+    reasons = []
+    if heads % stage:
+        reasons.append(f"{heads} query heads do not divide by sp*tp = {sp}*{tp} = {stage}")
+    if kv_heads % tp and tp % kv_heads:
+        reasons.append(f"{kv_heads} KV heads and tp={tp}: neither divides the other")
+    else:
+        per_tp = max(1, kv_heads // tp)
+        if per_tp % sp and sp % per_tp:
+            reasons.append(
+                f"{per_tp} KV heads per tensor rank and sp={sp}: neither divides the other"
+            )
+    if ffn % stage:
+        reasons.append(f"FFN size {ffn} does not divide by sp*tp = {sp}*{tp} = {stage}")
+    if plan.pp > model.num_layers:
+        reasons.append(f"pp={plan.pp} stages for {model.num_layers} layers: a stage would be empty")
+    return reasons
+
+
+def check_plan(plan: ParallelPlan, model: ModelConfig) -> None:
+    """Refuse a plan this model cannot run, before any process starts.
+
+    Raises:
+        PlanError: with every reason and its numbers.
+    """
+    if reasons := infeasible_reasons(plan, model):
+        raise PlanError(f"plan {plan} cannot run this model: " + "; ".join(reasons))
+
+
+def list_plans(model: ModelConfig, num_devices: int, *, max_pp: int = 8) -> list[ParallelPlan]:
+    """Every plan this model can run on 1..num_devices devices, Shift on and off, sorted by size."""
+    plans = []
+    for degrees in _degrees(num_devices):
+        for shift in (False, True) if degrees["sp"] > 1 else (False,):
+            plan = ParallelPlan(**degrees, shift=shift)
+            if degrees["pp"] <= max_pp and not infeasible_reasons(plan, model):
+                plans.append(plan)
+    return sorted(plans, key=lambda plan: (plan.world_size, plan))
+
+
+def _degrees(num_devices: int) -> Iterator[dict[str, int]]:
+    counts = range(1, num_devices + 1)
+    for dp in counts:
+        for pp in counts:
+            for sp in counts:
+                for tp in counts:
+                    if prod((dp, pp, sp, tp)) <= num_devices:
+                        yield {"dp": dp, "pp": pp, "sp": sp, "tp": tp}

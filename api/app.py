@@ -25,7 +25,7 @@ from api.web.context import AppContext
 from api.web.errors import install_error_handlers
 from api.web.metrics import ServiceMetrics
 from api.web.middleware import RequestContext
-from api.web.settings import Settings
+from api.web.settings import ServiceSettings
 from store import Database
 
 ROUTERS = (
@@ -40,7 +40,7 @@ ROUTERS = (
 )
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: ServiceSettings) -> FastAPI:
     """The service over the database that ``settings`` name; its schema must be the newest.
 
     The controller runs while the application does; the worker of tuning jobs is a process of its

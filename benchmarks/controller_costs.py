@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from policies.attainment import judge
 from policies.sla import Sla
 from tuner.backends import Backend, HostTimes, load_backend
@@ -16,7 +16,6 @@ from tuner.described.parse import describe_node
 from tuner.described.reshape_cost import reshape_cost, reshape_times
 from tuner.search.design import advised_threshold
 from tuner.simulation.steering import PlannedChanges, Steering, free_reshapes
-from tuner.spec.space import Settings
 from tuner.workload.parse import parse_workload
 
 FROM, TO = ParallelPlan(tp=4), ParallelPlan(sp=8, shift=True)

@@ -21,7 +21,7 @@ from statistics import fmean
 
 from benchmarks.controller_costs import energy_lines, reshape_lines
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from policies.attainment import judge
 from policies.schedule import Schedule
 from policies.sla import Sla
@@ -32,7 +32,7 @@ from tuner.search.design import advised_threshold
 from tuner.search.schedule import build_schedule
 from tuner.search.simulator import Simulator
 from tuner.simulation.steering_controller import ControllerSteering
-from tuner.spec.space import Settings, Space
+from tuner.spec.space import Space
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload
 

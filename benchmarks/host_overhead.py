@@ -30,7 +30,6 @@ from engine.engine import Engine
 from engine.executors.clock import WallClock
 from engine.executors.simulated import SimulatedExecutor
 from engine.models.create import create_model
-from engine.policy.document import EnginePolicy
 from engine.replica.replica import Replica
 from engine.replica.stream import RequestStream
 from engine.replica.telemetry import Telemetry, drain
@@ -38,7 +37,7 @@ from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import Request, RequestOutput, SamplingParams
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepSample, StepShape
 from engine.text.tokenizer import Tokenizer
 
@@ -122,11 +121,11 @@ def _run_rank(overlap: bool, model_dir: Path, options: argparse.Namespace) -> li
     caps = Caps(max_num_seqs=num_seqs, max_num_batched_tokens=2048)
     config = EngineConfig(
         model_dir=model_dir,
-        caps=caps,
         envelope=caps,
         executor=ExecutorKind.PROCESS,
         overlap=overlap,
         prefix_cache=False,
+        settings=Settings(caps=caps),
     )
     done = threading.Semaphore(0)
 
@@ -164,9 +163,11 @@ def _replica(
     )
     replica = Replica(
         index=0,
-        config=EngineConfig(model_dir=model_dir, caps=caps, envelope=caps, overlap=case.overlap),
+        config=EngineConfig(
+            model_dir=model_dir, envelope=caps, overlap=case.overlap, settings=Settings(caps=caps)
+        ),
         model=model,
-        policy=EnginePolicy(plan=plan, caps=caps),
+        settings=Settings(plan=plan, caps=caps),
         make_executor=make_executor,
         telemetry=telemetry,
     )

@@ -34,7 +34,7 @@ from engine.spec.config import EngineConfig
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan, parse_plan
 from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, ModePin, Settings
 
 MAX_PROMPT = 48
 FIRST_TOKEN_ID = 3
@@ -62,11 +62,13 @@ class Campaign:
         tokens = MAX_PROMPT + 2 * self.output_tokens
         return EngineConfig(
             model_dir=model_dir,
-            plan=self.plan,
             dtype=DType.FLOAT64,
-            caps=Caps(max_num_seqs=self.num_requests, max_num_batched_tokens=2048),
             num_kv_blocks=self.num_requests * (tokens // 16 + 1),
             spare_ranks=num_spares,
+            settings=Settings(
+                plan=self.plan,
+                caps=Caps(max_num_seqs=self.num_requests, max_num_batched_tokens=2048),
+            ),
         )
 
     def request(self, number: int, vocab_size: int) -> Request:
@@ -214,8 +216,9 @@ def _flip_modes(engine: Engine, campaign: Campaign, rng: random.Random, pause_s:
     until_s = time.monotonic() + pause_s
     while (left_s := until_s - time.monotonic()) > 0:
         if campaign.plan.shift:
-            mode = rng.choice(["base", "shift", "auto"])
-            engine.apply(replace(engine.policy, mode=mode))
+            pin = rng.choice([ModePin.BASE, ModePin.SHIFT, ModePin.AUTO])
+            settings = replace(engine.settings, pin=pin)
+            engine.apply(replace(engine.policy, settings=settings))
         time.sleep(min(FLIP_S, left_s))
 
 

@@ -26,7 +26,7 @@ from engine.replica.mode_timing import SyntheticSteps
 from engine.spec.config import EngineConfig, ExecutorKind, LinkEmulation
 from engine.spec.model import ModelConfig
 from engine.spec.plan import Mode, ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
 from policies.threshold import ShiftRule, StepPair
 from tuner.profiling.profile import Profile, merged, read_json
@@ -142,11 +142,11 @@ def time_sizes(
     """
     config = EngineConfig(
         model_dir=model_dir,
-        plan=PLAN,
         executor=ExecutorKind.PROCESS,
         link=link,
         num_kv_blocks=NUM_KV_BLOCKS,
         envelope=Caps(max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=max(sizes)),
+        settings=Settings(plan=PLAN),
     )
     steps = SyntheticSteps(
         max_num_seqs=MAX_NUM_SEQS,

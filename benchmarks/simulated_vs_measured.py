@@ -18,7 +18,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from time import monotonic
@@ -31,7 +31,7 @@ from engine.spec.config import EngineConfig, ExecutorKind, num_kv_blocks
 from engine.spec.measurement import Fidelity, Measurement
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan, parse_plan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepSample
 from tuner.load.live import LiveEngine
 from tuner.profiling.profile import Profile, merged, read_json
@@ -39,7 +39,6 @@ from tuner.profiling.run import ProfileSpec, run_profile
 from tuner.search.design import advised_threshold
 from tuner.simulation.simulate import simulate
 from tuner.spec.machine import num_cores, this_machine
-from tuner.spec.space import Settings
 from tuner.step_model.fit import fit_step_model
 from tuner.step_model.model import StepModel
 from tuner.workload.parse import parse_workload
@@ -245,7 +244,7 @@ def _simulate(
         workload=workload,
         timer=step_model.timer(settings.plan, model, hides_host=True),
         queues_ahead=True,
-        num_kv_blocks=num_kv_blocks(replace(config, plan=settings.plan), model, settings.plan),
+        num_kv_blocks=num_kv_blocks(config, model, settings.plan),
         block_size=config.block_size,
     ).measurement
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import date
 from statistics import fmean
 
+from engine.spec.settings import Settings
 from engine.spec.steps import StepShape
-from tuner.spec.space import Settings
 from tuner.step_model.model import HostCost, StepModel
 
 METRICS = ("output tokens/s", "TTFT p50 ms", "TPOT p50 ms")

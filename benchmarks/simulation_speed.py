@@ -98,10 +98,10 @@ def main() -> None:
 def _run(case: Case, options: argparse.Namespace) -> Row:
     """Simulate one case ``--repeats`` times in this process."""
     from engine.spec.plan import parse_plan
+    from engine.spec.settings import Settings
     from tuner.backends import load_backend
     from tuner.described.node import Node
     from tuner.hardware import Precision, parse_hardware
-    from tuner.spec.space import Settings
     from tuner.work.models import load_model
     from tuner.workload.parse import parse_workload
 

@@ -41,7 +41,7 @@ from engine.spec.request import (
     SamplingParams,
     check_vocabulary,
 )
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, ModePin, Settings
 from engine.spec.steps import StepSample
 from engine.text.tokenizer import Tokenizer
 
@@ -64,13 +64,8 @@ class Engine:
         self.config = config = with_device_memory(config)
         self.model = ModelConfig.from_dir(config.model_dir)
         self._tokenizer = tokenizer
-        self._policy = EnginePolicy(
-            plan=config.plan,
-            threshold_tokens=config.threshold_tokens,
-            caps=config.caps,
-            mode=config.mode,
-        )
-        self._check(self._policy)
+        self._policy = EnginePolicy(settings=config.settings)
+        self._check(config.settings)
         self._replicas: list[Replica] = []
         self._fleet = Fleet(config, self.model, timer_factory=timer_factory)
         self._lobby = Lobby(max_len=self.max_model_len)
@@ -110,6 +105,11 @@ class Engine:
         return self._policy
 
     @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._policy.settings
+
+    @property
     def envelope(self) -> Caps:
         """The most that caps may be raised to without a restart."""
         return self.config.start_envelope
@@ -117,7 +117,7 @@ class Engine:
     @property
     def max_model_len(self) -> int:
         """Longest sequence (prompt plus output) in tokens: context or KV capacity."""
-        return self._max_model_len(self._policy.plan)
+        return self._max_model_len(self.settings.plan)
 
     @property
     def executor_infos(self) -> list[ExecutorInfo]:
@@ -153,7 +153,7 @@ class Engine:
     def capabilities(self) -> list[Knob]:
         """Every knob with its class, range, current value and measured cost."""
         return list_knobs(
-            self._policy,
+            self.settings,
             self.envelope,
             max_devices=self.config.max_devices,
             cost_s=self._cost_s,
@@ -171,7 +171,7 @@ class Engine:
         with self._apply_lock:
             if self._is_closed:
                 raise RankError("the engine cannot start: it is closed")
-            self._open(self._fleet.launch(self._policy), Handover())
+            self._open(self._fleet.launch(self.settings), Handover())
 
     def close(self) -> None:
         """End all ranks; requests still in progress end with reason ``abort``."""
@@ -227,8 +227,8 @@ class Engine:
                     f"policy version {expected.version} is not in force any more: it is "
                     f"{self._policy.version}; read it again"
                 )
-            self._check(policy)
-            changes = classify(self._policy, policy, self.envelope)
+            self._check(policy.settings)
+            changes = classify(self.settings, policy.settings, self.envelope)
             started_s = time.monotonic()
             if "plan" in changes:
                 step, kind = self._reshape(policy), KnobClass.RESHAPE
@@ -241,7 +241,7 @@ class Engine:
                 changes=changes,
                 effective_step=step,
                 seconds=seconds,
-                warnings=self._warnings(policy),
+                warnings=self._warnings(policy.settings),
             )
 
     def generate(
@@ -264,12 +264,13 @@ class Engine:
         self._accept(stream)
         return gather(stream, outputs)
 
-    def _warnings(self, policy: EnginePolicy) -> list[str]:
-        found = [policy.threshold_warning] if policy.threshold_warning else []
-        if policy.mode == "table" and policy.plan.shift and not all(self.mode_tables()):
+    def _warnings(self, settings: Settings) -> list[str]:
+        found = [settings.threshold_warning] if settings.threshold_warning else []
+        is_by_table = settings.pin is ModePin.TABLE and settings.plan.shift
+        if is_by_table and not all(self.mode_tables()):
             found.append(
                 "no mode table was measured when the ranks started: the threshold "
-                f"{policy.threshold_tokens} decides until they start again"
+                f"{settings.threshold_tokens} decides until they start again"
             )
         return found
 
@@ -286,7 +287,7 @@ class Engine:
             if request_id in self._lobby or any(r.has(request_id) for r in self._replicas):
                 raise RequestError(f"request id {request_id!r} is in use")
             if self._lobby.is_open:
-                self._lobby.hold(stream, max_queue=self._policy.caps.max_queue)
+                self._lobby.hold(stream, max_queue=self.settings.caps.max_queue)
             else:
                 self._route().submit(stream)
 
@@ -305,17 +306,14 @@ class Engine:
 
     # -- plans and policies --------------------------------------------------------------------
 
-    def _check(self, policy: EnginePolicy) -> None:
-        check_plan(policy.plan, self.model)
+    def _check(self, settings: Settings) -> None:
+        plan = settings.plan
+        check_plan(plan, self.model)
         limit = self.config.max_devices
-        if limit is not None and policy.plan.world_size > limit:
-            raise PlanError(
-                f"plan {policy.plan} needs {policy.plan.world_size} devices, "
-                f"this engine has {limit}"
-            )
-        num_kv_blocks(self.config, self.model, policy.plan)
-        check_envelope(policy, self.envelope)
-        _ = policy.chooser
+        if limit is not None and plan.world_size > limit:
+            raise PlanError(f"plan {plan} needs {plan.world_size} devices, this engine has {limit}")
+        num_kv_blocks(self.config, self.model, plan)
+        check_envelope(settings.caps, self.envelope)
 
     def _set_hot(self, policy: EnginePolicy) -> int:
         """Put hot settings in force on every replica that serves; the first step to obey them."""
@@ -323,7 +321,7 @@ class Engine:
         steps = [0]
         for replica in self._replicas:
             try:
-                steps.append(replica.call(partial(replica.set_hot, policy)))
+                steps.append(replica.call(partial(replica.set_hot, policy.settings)))
             except RankError:  # its loop has ended: nothing there obeys anything
                 continue
         return max(steps)
@@ -331,7 +329,7 @@ class Engine:
     def _reshape(self, policy: EnginePolicy) -> int:
         """Stop all replicas, start those of the new plan, and carry every sequence over."""
         old = self._policy
-        replicas = self._close_door(policy.plan)
+        replicas = self._close_door(policy.settings.plan)
         step_id = 0
         parts = []
         for replica in replicas:
@@ -339,7 +337,7 @@ class Engine:
             step_id = max(step_id, replica.scheduler.next_step_id)
         left = Handover.join(parts)
         try:
-            replicas = self._fleet.launch(policy, first_step_id=step_id)
+            replicas = self._fleet.launch(policy.settings, first_step_id=step_id)
         except BaseException as error:
             self._fall_back(old, step_id, left, error)
             raise
@@ -352,7 +350,7 @@ class Engine:
     ) -> None:
         """Run the old policy again; if that fails too, end every request and say so."""
         try:
-            self._open(self._fleet.launch(old, first_step_id=step_id), left)
+            self._open(self._fleet.launch(old.settings, first_step_id=step_id), left)
         except BaseException as again:
             with self._lock:
                 self._failure = f"a reshape failed ({error}), and so did the way back ({again})"

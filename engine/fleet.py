@@ -9,13 +9,13 @@ from engine.executors.clock import WallClock
 from engine.executors.factory import make_executor
 from engine.executors.pool import RankPool
 from engine.executors.protocol import Executor, ExecutorInfo, StepTimer
-from engine.policy.document import EnginePolicy
 from engine.replica.devices import for_replica
 from engine.replica.replica import Replica
 from engine.replica.telemetry import Telemetry
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Settings
 
 TimerFactory = Callable[[ParallelPlan], StepTimer]
 
@@ -36,14 +36,15 @@ class Fleet:
         self._timer_factory = timer_factory
         self._pools: list[RankPool] = []
 
-    def launch(self, policy: EnginePolicy, *, first_step_id: int = 0) -> list[Replica]:
+    def launch(self, settings: Settings, *, first_step_id: int = 0) -> list[Replica]:
         """Start the replicas of a policy side by side; on a failure none is left running.
 
         Raises:
             CheckpointError, PlanError, RankError: what the first of them could not do.
         """
-        count = policy.plan.dp
-        self._prepare_pools(policy.plan)
+        plan = settings.plan
+        count = plan.dp
+        self._prepare_pools(plan)
         while len(self.telemetry) < count:
             self.telemetry.append(Telemetry())
         replicas = [
@@ -51,8 +52,8 @@ class Fleet:
                 index=index,
                 config=self._config,
                 model=self._model,
-                policy=policy,
-                make_executor=partial(self._make_executor, policy.plan.replica, index),
+                settings=settings,
+                make_executor=partial(self._make_executor, plan.replica, index),
                 telemetry=self.telemetry[index],
                 first_step_id=first_step_id,
             )

@@ -67,7 +67,7 @@ def _has_drifted(state: ControlState) -> bool:
     memory = state.memory
     if state.in_force is None or memory.commanded is None:
         return False
-    return _has_settled(state) and state.in_force != memory.commanded
+    return _has_settled(state) and not memory.commanded.is_hot_as(state.in_force)
 
 
 def _has_settled(state: ControlState) -> bool:
@@ -206,8 +206,10 @@ def _next_higher(state: ControlState) -> int | None:
     index = state.memory.band_index
     assert index is not None, "the first observation sets the band"
     group = state.schedule.group(state.schedule.bands[index].mix)
+    commanded = state.memory.commanded
     for above in group[group.index(index) + 1 :]:
-        if state.schedule.bands[above].settings != state.memory.commanded:
+        settings = state.schedule.bands[above].settings
+        if commanded is None or not settings.is_hot_as(commanded):
             return above
     return None
 
@@ -217,7 +219,8 @@ def _move(
 ) -> Decision:
     """Put band ``index`` in force; a band with the settings already in force is no change."""
     settings = state.schedule.bands[index].settings
-    is_change = settings != state.memory.commanded
+    commanded = state.memory.commanded
+    is_change = commanded is None or not settings.is_hot_as(commanded)
     memory = replace(
         state.memory,
         load_band=index if load_band is None else load_band,

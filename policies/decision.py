@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from engine.spec.settings import Settings
 from policies.errors import PolicyInputError
-from policies.schedule import HotSettings, Schedule
+from policies.schedule import Schedule
 
 
 class Action(StrEnum):
@@ -131,7 +132,7 @@ class ControlMemory:
 
     load_band: int | None = None
     band_index: int | None = None
-    commanded: HotSettings | None = None
+    commanded: Settings | None = None
     smoothed: SmoothedLoad | None = None
     changed_s: float | None = None
     misses: int = 0
@@ -148,7 +149,7 @@ class ControlState:
     schedule: Schedule
     now_s: float
     load: LoadWindow | None
-    in_force: HotSettings | None = None
+    in_force: Settings | None = None
     is_feasible_when_idle: bool | None = None
     memory: ControlMemory = field(default_factory=ControlMemory)
     limits: ControlLimits = field(default_factory=ControlLimits)
@@ -171,7 +172,7 @@ class Decision:
 
     action: Action
     reason: Reason
-    settings: HotSettings | None
+    settings: Settings | None
     band_index: int | None
     rejected: tuple[RejectedBand, ...]
     memory: ControlMemory

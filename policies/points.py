@@ -1,4 +1,4 @@
-"""Operating points: what one (plan, threshold, caps) is predicted or measured to do."""
+"""Operating points: what an engine with some settings is predicted or measured to do."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from engine.spec.measurement import Fidelity
-from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Settings
 from policies.constraint import Constraint, Op
 from policies.errors import PolicyInputError
 from policies.report import finite
@@ -59,19 +58,21 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class OperatingPoint:
-    """One configuration under one workload at one rate.
+    """One engine's settings under one workload at one rate.
 
     ``metrics`` is keyed by the SLA's words (``p95_ttft_ms``, ``attainment``,
     ``throughput_tokens_per_s``; see ``policies.report.flat_metrics``). What is missing there was
     not observed: it never passes.
     """
 
-    plan: ParallelPlan
-    threshold_tokens: int
-    caps: Caps
+    settings: Settings
     fidelity: Fidelity
     metrics: Mapping[str, Estimate]
-    cost_devices: int
+
+    @property
+    def cost_devices(self) -> int:
+        """Devices it takes."""
+        return self.settings.plan.world_size
 
     def actual(self, constraint: Constraint) -> float | None:
         """The number ``constraint`` bounds, None where it was not observed."""
@@ -103,7 +104,8 @@ class OperatingPoint:
     @property
     def runs_full_decodes_in_base(self) -> bool:
         """Whether a step of ``max_num_seqs`` decodes lies above the shift threshold."""
-        return self.plan.shift and self.threshold_tokens < self.caps.max_num_seqs
+        settings = self.settings
+        return settings.plan.shift and settings.threshold_tokens < settings.caps.max_num_seqs
 
     def latency_score(self, sla: Sla) -> float:
         """How slow the point is: mean log of each latency over its bound (lower is faster).

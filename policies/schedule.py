@@ -4,41 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from engine.modes.chooser import ModeChooser
 from engine.spec.errors import EngineError
-from engine.spec.plan import AXES, ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Settings
 from policies.errors import PolicyInputError
 
-SCHEMA = "schedule/v1"
-
-
-@dataclass(frozen=True, kw_only=True)
-class HotSettings:
-    """The knobs that change between two steps: threshold, caps and mode pin."""
-
-    threshold_tokens: int
-    caps: Caps
-    mode: str = "auto"
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "threshold_tokens": self.threshold_tokens,
-            "caps": asdict(self.caps),
-            "mode": self.mode,
-        }
-
-    def to_patch(self) -> dict[str, Any]:
-        """The JSON Merge Patch of an engine's policy that puts these settings in force."""
-        return {
-            "shift": {"threshold_tokens": self.threshold_tokens},
-            "caps": asdict(self.caps),
-            "mode": self.mode,
-        }
+SCHEMA = "schedule/v2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +28,7 @@ class LoadBand:
     rate_rps_high: float
     mean_input_tokens: float
     mean_output_tokens: float
-    settings: HotSettings
+    settings: Settings
     headroom: float
 
     def __post_init__(self) -> None:
@@ -86,10 +61,9 @@ class Schedule:
     """Load bands of one plan. Bands of one mix stand in order of rate without gap or overlap.
 
     Raises:
-        PolicyInputError: no band, a gap or an overlap, or settings the plan cannot take.
+        PolicyInputError: no band, a gap or an overlap, or bands of several plans.
     """
 
-    plan: ParallelPlan
     bands: tuple[LoadBand, ...]
 
     def __post_init__(self) -> None:
@@ -103,8 +77,16 @@ class Schedule:
                         f"schedule: bands of one mix must meet; {low.rate_rps_high} is followed "
                         f"by {high.rate_rps_low} requests/s"
                     )
-        for band in self.bands:
-            _check_settings(self.plan, band.settings)
+        if len(plans := {band.settings.plan for band in self.bands}) > 1:
+            raise PolicyInputError(
+                f"schedule: its bands are of {len(plans)} plans "
+                f"({', '.join(sorted(map(str, plans)))}); they must be of one"
+            )
+
+    @property
+    def plan(self) -> ParallelPlan:
+        """The plan of all its bands."""
+        return self.bands[0].settings.plan
 
     def group(self, mix: tuple[float, float]) -> tuple[int, ...]:
         """Indices of the bands of one mix, lowest rate first."""
@@ -130,12 +112,7 @@ class Schedule:
         return group[-1]
 
     def to_json(self) -> dict[str, Any]:
-        plan = {axis: getattr(self.plan, axis) for axis in AXES}
-        return {
-            "schema": SCHEMA,
-            "plan": plan | {"shift": self.plan.shift},
-            "bands": [band.to_json() for band in self.bands],
-        }
+        return {"schema": SCHEMA, "bands": [band.to_json() for band in self.bands]}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Schedule:
@@ -148,35 +125,20 @@ class Schedule:
         if schema != SCHEMA:
             raise PolicyInputError(f"schedule: schema {schema!r} is not {SCHEMA!r}")
         try:
-            return cls(
-                plan=ParallelPlan(**document["plan"]),
-                bands=tuple(_band(raw) for raw in document["bands"]),
-            )
+            return cls(bands=tuple(_band(raw) for raw in document["bands"]))
         except KeyError as missing:
             raise PolicyInputError(f"schedule: {missing} is missing") from missing
         except (TypeError, EngineError) as error:
             raise PolicyInputError(f"schedule: {error}") from error
 
 
-def _check_settings(plan: ParallelPlan, settings: HotSettings) -> None:
-    try:
-        ModeChooser(plan=plan, threshold_tokens=settings.threshold_tokens, pin=settings.mode)
-    except EngineError as error:
-        raise PolicyInputError(f"schedule for plan {plan}: {error}") from error
-
-
 def _band(raw: Mapping[str, Any]) -> LoadBand:
-    settings = raw["settings"]
     high, headroom = raw["rate_rps_high"], raw["headroom"]
     return LoadBand(
         rate_rps_low=float(raw["rate_rps_low"]),
         rate_rps_high=math.inf if high is None else float(high),
         mean_input_tokens=float(raw["mean_input_tokens"]),
         mean_output_tokens=float(raw["mean_output_tokens"]),
-        settings=HotSettings(
-            threshold_tokens=settings["threshold_tokens"],
-            caps=Caps(**settings["caps"]),
-            mode=settings["mode"],
-        ),
+        settings=Settings.from_json(raw["settings"]),
         headroom=-math.inf if headroom is None else float(headroom),
     )

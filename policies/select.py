@@ -143,20 +143,22 @@ def low_threshold_warning(point: OperatingPoint, points: Sequence[OperatingPoint
     """
     if not point.runs_full_decodes_in_base:
         return None
+    settings = point.settings
     numbers = (
-        f"threshold {point.threshold_tokens} is below max_num_seqs {point.caps.max_num_seqs}, "
-        "so full decode steps run in base"
+        f"threshold {settings.threshold_tokens} is below max_num_seqs "
+        f"{settings.caps.max_num_seqs}, so full decode steps run in base"
     )
     twins = [
         p
         for p in points
-        if p.plan == point.plan and p.caps == point.caps and not p.runs_full_decodes_in_base
+        if (p.settings.plan, p.settings.caps) == (settings.plan, settings.caps)
+        and not p.runs_full_decodes_in_base
     ]
     if not twins:
         return f"{numbers}, and no point with a higher threshold shows whether that gains anything"
     for twin in twins:
         if not is_faster(point, twin):
-            return f"{numbers}, and threshold {twin.threshold_tokens} is as fast or faster"
+            return f"{numbers}, and threshold {twin.settings.threshold_tokens} is as fast or faster"
     return None
 
 

@@ -18,8 +18,9 @@ import httpx
 import structlog
 
 from api.agent.window import heartbeat, knob_json
-from api.documents.policy import engine_policy, model_to_json
+from api.documents.policy import model_to_json, settings_in
 from engine.engine import Engine
+from engine.policy.document import EnginePolicy
 from engine.spec.config import ExecutorKind
 from engine.spec.errors import EngineError
 from engine.spec.request import FinishReason
@@ -132,7 +133,7 @@ class EngineAgent:
             "model": model_to_json(engine.model),
             "envelope": asdict(engine.envelope),
             "capabilities": [knob_json(knob) for knob in engine.capabilities()],
-            "policy": engine.policy.to_json(),
+            "policy": engine.policy.settings.to_json(),
         }
 
     async def _deregister(self, client: httpx.AsyncClient) -> None:
@@ -210,7 +211,7 @@ class EngineAgent:
         """Put a version in force, or say why it cannot be."""
         errored = self._engine.stats().finished[FinishReason.ERROR]
         try:
-            done = self._engine.apply(engine_policy(document, version=version))
+            done = self._engine.apply(EnginePolicy(settings=settings_in(document), version=version))
         except EngineError as error:
             self._log.warning("policy refused", version=version, error=str(error))
             return {
@@ -219,7 +220,7 @@ class EngineAgent:
                 "lost_requests": max(
                     0, self._engine.stats().finished[FinishReason.ERROR] - errored
                 ),
-                "policy": self._engine.policy.to_json(),
+                "policy": self._engine.policy.settings.to_json(),
             }
         self._log.info("policy applied", version=version, changes=list(done.changes))
         return {
@@ -228,7 +229,7 @@ class EngineAgent:
             "changes": {knob: kind.value for knob, kind in done.changes.items()},
             "seconds": done.seconds,
             "lost_requests": max(0, self._engine.stats().finished[FinishReason.ERROR] - errored),
-            "policy": done.policy.to_json(),
+            "policy": done.policy.settings.to_json(),
         }
 
     async def _insist(self, client: httpx.AsyncClient, method: str, path: str, body: Json) -> Json:

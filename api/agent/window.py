@@ -38,7 +38,7 @@ def heartbeat(
         # A reshape may reset a counter; a window never un-receives a request.
         "arrived": max(0, arrived_total(stats) - arrived_total(before)),
         "policy_version": policy.version,
-        "policy": policy.to_json(),
+        "policy": policy.settings.to_json(),
         "devices": devices,
         "stats": asdict(stats),
         "requests": [timing_json(timing, now_s) for timing in timings],

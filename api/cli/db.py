@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from api.cli.common import fail, log, print_json
-from api.web.settings import Settings
+from api.web.settings import ServiceSettings
 from migrations import runner
 from store import Database
 
@@ -57,7 +57,9 @@ def check(database_url: DatabaseUrl = None, as_json: AsJson = False) -> None:
 
 
 def _open(database_url: str | None) -> Database:
-    settings = Settings() if database_url is None else Settings(database_url=database_url)
+    settings = (
+        ServiceSettings() if database_url is None else ServiceSettings(database_url=database_url)
+    )
     database = Database(settings.effective_database_url)
     database.require_reachable()
     return database

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from api.cli.common import fail
+from engine.spec.settings import ModePin
 
 if TYPE_CHECKING:
     from engine.spec.model import DType
     from engine.spec.plan import PlanSpec
+    from engine.spec.settings import Caps, Settings
     from engine.text.tokenizer import Tokenizer
 
 ModelOption = Annotated[
@@ -30,13 +32,16 @@ PlanOption = Annotated[
     typer.Option(metavar="PLAN", help="As in 'sp=2,tp=2,shift=256': dp, pp, sp, tp and shift."),
 ]
 ModeOption = Annotated[
-    str, typer.Option(help="auto, base, shift or random:SEED: how steps of a Shift plan run.")
+    ModePin,
+    typer.Option(
+        help="How steps of a Shift plan run: by the threshold (auto), or all in one mode."
+    ),
 ]
 ServeModeOption = Annotated[
-    str | None,
+    ModePin | None,
     typer.Option(
-        help="table (measured), auto (threshold), base, shift or random:SEED; by default table "
-        "for a Shift plan that names no threshold, else auto."
+        help="How steps of a Shift plan run: by measured times (table), by the threshold (auto), "
+        "or all in one mode; by default table for a plan that names no threshold, else auto."
     ),
 ]
 ModeTableOption = Annotated[
@@ -89,18 +94,21 @@ def read_dtype(word: str, model_dir: Path) -> DType:
     return read_rank_dtype(word, ModelConfig.from_dir(model_dir))
 
 
-def read_threshold(shift_threshold: int | None) -> int:
-    """The threshold in tokens of a plan that may not name one."""
+def read_settings(spec: PlanSpec, caps: Caps, mode: ModePin | None) -> Settings:
+    """Settings of a new engine. Without a mode: an operator who names a threshold wants it
+    obeyed, and a Shift plan without one goes by measured times."""
     from engine.spec.plan import DEFAULT_SHIFT_THRESHOLD
+    from engine.spec.settings import Settings
 
-    return DEFAULT_SHIFT_THRESHOLD if shift_threshold is None else shift_threshold
-
-
-def read_mode(mode: str | None, spec: PlanSpec) -> str:
-    """The mode rule of a new engine: an operator who names a threshold wants it obeyed."""
-    if mode is not None:
-        return mode
-    return "table" if spec.plan.shift and spec.threshold_tokens is None else "auto"
+    threshold = spec.threshold_tokens
+    if mode is None:
+        mode = ModePin.TABLE if spec.plan.shift and threshold is None else ModePin.AUTO
+    return Settings(
+        plan=spec.plan,
+        threshold_tokens=DEFAULT_SHIFT_THRESHOLD if threshold is None else threshold,
+        caps=caps,
+        pin=mode,
+    )
 
 
 def check_device(word: str) -> str:

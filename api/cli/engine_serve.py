@@ -26,8 +26,7 @@ from api.cli.engine_options import (
     WideDTypeOption,
     check_device,
     read_dtype,
-    read_mode,
-    read_threshold,
+    read_settings,
 )
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from engine.fleet import TimerFactory
     from engine.spec.config import EngineConfig
     from engine.spec.plan import ParallelPlan
-    from engine.spec.settings import Caps
     from tuner.described.node import Node
 
 MIB = 2**20
@@ -119,6 +117,11 @@ def serve(
     from engine.spec.settings import Caps
 
     spec = parse_plan(plan)
+    caps = Caps(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_queue=max_queue,
+    )
     if backend is not None and paced is None:
         fail(f"--backend {backend} is for described hardware: add --paced, as in 8xh200")
     node = None
@@ -126,14 +129,7 @@ def serve(
         node = _node(model, paced, spec.plan, dtype, backend, block_size, max_model_len)
     config = EngineConfig(
         model_dir=model,
-        plan=spec.plan,
-        threshold_tokens=read_threshold(spec.threshold_tokens),
-        mode=read_mode(mode, spec),
-        caps=Caps(
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_queue=max_queue,
-        ),
+        settings=read_settings(spec, caps, mode),
         dtype=read_dtype(dtype, model) if node is None else node.precision.dtype,
         device=check_device(device),
         kv_cache_bytes=kv_cache_mib * MIB,
@@ -300,11 +296,7 @@ def _pace(config: EngineConfig, node: Node) -> tuple[EngineConfig, TimerFactory]
 
 
 def _warn(config: EngineConfig, house: _House) -> None:
-    from engine.spec.plan import shift_warning
-
-    seqs: Caps = config.caps
-    warning = shift_warning(config.plan, config.threshold_tokens, seqs.max_num_seqs)
-    if warning and config.mode != "table":
+    if warning := config.settings.threshold_warning:
         log(f"warning: {warning}")
     if house.api_key is None and house.host not in ("127.0.0.1", "::1", "localhost"):
         log(f"warning: listening on {house.host} without --api-key: anyone may change this engine")
@@ -329,7 +321,7 @@ def _url(listener: socket.socket, host: str) -> str:
 
 def _ready(engine: Engine, house: _House, url: str, stack: ExitStack) -> None:
     """Say where the server is, and join the control plane if there is one."""
-    plan = str(engine.policy.plan)
+    plan = str(engine.settings.plan)
     if house.as_json:
         print_json({"url": url, "model": house.model_name, "plan": plan})
     else:

@@ -19,8 +19,9 @@ from api.cli.engine_options import (
     check_device,
     find_tokenizer,
     read_dtype,
-    read_threshold,
+    read_settings,
 )
+from engine.spec.settings import ModePin
 
 if TYPE_CHECKING:
     from engine.engine import Engine
@@ -37,7 +38,7 @@ BLOCK_SIZE = 16
 def generate(
     model: ModelOption,
     plan: PlanOption = "tp=1",
-    mode: ModeOption = "auto",
+    mode: ModeOption = ModePin.AUTO,
     prompt: Annotated[str | None, typer.Option(help="Text to continue.")] = None,
     prompt_ids: Annotated[
         str | None, typer.Option(metavar="1,2,3", help="Token ids to continue.")
@@ -100,7 +101,7 @@ def generate(
 class _Setting:
     model_dir: Path
     plan: str
-    mode: str
+    mode: ModePin
     dtype: str
     device: str
     max_num_batched_tokens: int
@@ -118,10 +119,7 @@ def _config(setting: _Setting) -> EngineConfig:
     caps = Caps(max_num_seqs=1, max_num_batched_tokens=setting.max_num_batched_tokens)
     return EngineConfig(
         model_dir=setting.model_dir,
-        plan=spec.plan,
-        threshold_tokens=read_threshold(spec.threshold_tokens),
-        mode=setting.mode,
-        caps=caps,
+        settings=read_settings(spec, caps, setting.mode),
         envelope=caps,
         dtype=read_dtype(setting.dtype, setting.model_dir),
         device=setting.device,
@@ -156,9 +154,7 @@ def _answer(
         "text": made.text,
         "finish_reason": made.finish_reason.value,
         "prompt_token_ids": list(ids),
-        "plan": str(engine.policy.plan),
-        "shift_threshold": engine.policy.threshold_tokens,
-        "mode": engine.policy.mode,
+        "settings": engine.settings.to_json(),
         "steps_by_mode": steps,
         "dtype": engine.config.dtype.value,
         "seed": sampling.seed,

@@ -11,6 +11,7 @@ import typer
 
 from api.cli.common import fail, log, print_json, progress_console
 from api.cli.engine_options import BackendOption, JsonOption, ModelNameOption, WideDTypeOption
+from engine.spec.settings import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -134,10 +135,9 @@ def _print(report: PlanReport, document: dict[str, Any]) -> None:
 
 def _print_choice(console: Console, report: PlanReport, choice: Choice) -> None:
     from tuner.planner.document import commands
-    from tuner.search.report import settings_of
 
     point, sla = choice.point, report.question.sla
-    console.print(f"[bold]{choice.role}[/]: {settings_of(point)}", highlight=False)
+    console.print(f"[bold]{choice.role}[/]: {point.settings}", highlight=False)
     console.print(
         f"  {point.cost_devices} devices, P(SLA met) {point.probability(sla):.2f}: {choice.reason}",
         highlight=False,
@@ -162,12 +162,8 @@ def _print_infeasible(console: Console, infeasible: dict[str, Any]) -> None:
     if (closest := infeasible["closest"]) is not None:
         headroom = closest["headroom"]
         missed = "" if headroom is None else f", misses by {-100 * headroom:.0f} % of the bound"
-        caps = closest["caps"]
-        console.print(
-            f"  nearest: {closest['plan']} seqs={caps['max_num_seqs']} "
-            f"tokens={caps['max_num_batched_tokens']}{missed}",
-            highlight=False,
-        )
+        settings = Settings.from_json(closest["settings"])
+        console.print(f"  nearest: {settings}{missed}", highlight=False)
     for relaxation in infeasible["relaxations"]:
         if relaxation["bound"] is not None:
             console.print(
@@ -179,16 +175,14 @@ def _print_infeasible(console: Console, infeasible: dict[str, Any]) -> None:
 def _print_feasible(console: Console, report: PlanReport) -> None:
     from rich.table import Table
 
-    from tuner.search.report import settings_of
-
     if not report.feasible:
         return
     sla = report.question.sla
     table = Table("devices", "settings", *(c.key for c in sla.per_run), "KV tokens")
     table.title = f"{len(report.feasible)} settings meet {sla}"
     for point in report.feasible[:SHOWN_FEASIBLE]:
-        settings = settings_of(point)
-        kv_tokens = report.question.node.memory(point.plan, caps=settings.caps).kv_tokens
+        settings = point.settings
+        kv_tokens = report.question.node.memory(settings.plan, caps=settings.caps).kv_tokens
         cells = [_cell(point, c.key) for c in sla.per_run]
         table.add_row(str(point.cost_devices), str(settings), *cells, str(kv_tokens))
     console.print(table)

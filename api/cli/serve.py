@@ -14,7 +14,7 @@ from api.jobs.supervisor import WorkerSupervisor
 from api.web.auth import ensure_first_key
 from api.web.logs import configure_logs
 from api.web.server import Server
-from api.web.settings import Settings, describe_settings
+from api.web.settings import ServiceSettings, describe_settings
 from migrations import runner
 from store import Database
 
@@ -30,7 +30,7 @@ def serve(
 ) -> None:
     given = {"host": host, "port": port}
     # Only what was given: the rest is the environment's, so no names can be spelled out here.
-    settings = Settings(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+    settings = ServiceSettings(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
     configure_logs(settings.log_level)
     first_key = _prepare_database(settings)
     listener = _listen(settings)
@@ -53,13 +53,13 @@ def serve(
 
 serve.__doc__ = f"""Run the control plane: REST, the controller and a worker of tuning jobs.
 
-Settings come from the environment:
+ServiceSettings come from the environment:
 
 {describe_settings()}
 """
 
 
-def _prepare_database(settings: Settings) -> str | None:
+def _prepare_database(settings: ServiceSettings) -> str | None:
     """Bring SQLite up to date, check PostgreSQL; returns the first key when one was made.
 
     Raises:
@@ -79,7 +79,7 @@ def _prepare_database(settings: Settings) -> str | None:
     return made[0] if made else None
 
 
-def _listen(settings: Settings) -> socket.socket:
+def _listen(settings: ServiceSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -18,10 +18,11 @@ from api.cli.engine_options import (
     refuse_of_this_machine,
 )
 from api.cli.simulate_cases import Case, Question, described, on_this_machine
+from engine.spec.settings import ModePin
 
 if TYPE_CHECKING:
+    from engine.spec.settings import Settings
     from tuner.simulation.simulate import SimulationResult
-    from tuner.spec.space import Settings
 
 
 def simulate(
@@ -42,7 +43,7 @@ def simulate(
         str | None, typer.Option(help="Described hardware instead, as in 8xh200.")
     ] = None,
     backend: BackendOption = None,
-    mode: ModeOption = "auto",
+    mode: ModeOption = ModePin.AUTO,
     max_num_seqs: Annotated[
         int | None,
         typer.Option(min=1, help="Sequences per step; by default the backend's (here 64)."),

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from api.cli.common import log
+from engine.spec.settings import ModePin
 
 if TYPE_CHECKING:
     from engine.executors.protocol import StepTimer
     from engine.spec.config import EngineConfig
     from engine.spec.model import ModelConfig
     from engine.spec.plan import ParallelPlan, PlanSpec
-    from engine.spec.settings import Caps
+    from engine.spec.settings import Caps, Settings
     from policies.sla import Sla
     from tuner.described.document import ScaledRun
     from tuner.simulation.simulate import OnProgress, SimulationResult
-    from tuner.spec.space import Settings
     from tuner.workload.workload import Workload
 
 MIB = 2**20
@@ -37,7 +37,7 @@ class Question:
     workload: Workload
     sla: Sla | None
     seed: int
-    mode: str
+    mode: ModePin
     dtype: str
     max_num_seqs: int | None
     max_num_batched_tokens: int | None
@@ -61,8 +61,8 @@ class Question:
         from dataclasses import replace
 
         from engine.spec.plan import DEFAULT_SHIFT_THRESHOLD
+        from engine.spec.settings import Settings
         from tuner.search.design import advised_threshold
-        from tuner.spec.space import Settings
 
         caps = replace(
             default,
@@ -78,7 +78,7 @@ class Question:
             plan=self.spec.plan,
             threshold_tokens=DEFAULT_SHIFT_THRESHOLD if threshold is None else threshold,
             caps=caps,
-            mode=self.mode,
+            pin=self.mode,
         )
 
 
@@ -150,7 +150,7 @@ def on_this_machine(
     """On this machine, as its cost model knows it."""
     from engine.spec.config import EngineConfig, LinkEmulation, num_kv_blocks
     from engine.spec.feasible import check_plan
-    from engine.spec.settings import Caps
+    from engine.spec.settings import Caps, Settings
     from tuner.described.document import model_json
     from tuner.described.parse import check_context, read_rank_dtype
     from tuner.simulation.simulate import simulate as run_simulation
@@ -163,7 +163,7 @@ def on_this_machine(
     check_context(question.max_model_len, model, question.model)
     config = EngineConfig(
         model_dir=Path(question.model),
-        plan=plan,
+        settings=Settings(plan=plan),
         dtype=read_rank_dtype(question.dtype, model),
         block_size=question.block_size,
         kv_cache_bytes=(LOCAL_KV_CACHE_MIB if kv_cache_mib is None else kv_cache_mib) * MIB,
@@ -186,7 +186,7 @@ def on_this_machine(
             num_kv_blocks=num_kv_blocks(config, model, plan),
             block_size=question.block_size,
             max_model_len=question.max_model_len,
-            mode=settings.mode,
+            pin=settings.pin,
             seed=question.seed,
             keeps_prefixes=question.prefix_cache,
             queues_ahead=True,  # as the engine at hand does

@@ -17,6 +17,7 @@ from api.cli.engine_options import (
     check_device,
     refuse_of_this_machine,
 )
+from engine.spec.settings import Settings
 
 if TYPE_CHECKING:
     from tuner.search.context import TuningEvent
@@ -152,7 +153,7 @@ def _print(document: dict[str, Any], out: Path | None) -> None:
         metrics = trial["metrics"]
         table.add_row(
             str(trial["number"]),
-            _settings(trial),
+            str(Settings.from_json(trial["settings"])),
             trial["fidelity"],
             _text(metrics, "p95_ttft_ms"),
             _text(metrics, "p95_tpot_ms"),
@@ -169,21 +170,13 @@ def _print(document: dict[str, Any], out: Path | None) -> None:
                     f"  {relaxation['constraint']} would have to be {relaxation['bound']:.4g}"
                 )
     else:
-        console.print(f"recommended ({found['fidelity']}, {found['reason']}): {found['plan']}")
+        settings = Settings.from_json(found["settings"])
+        console.print(f"recommended ({found['fidelity']}, {found['reason']}): {settings}")
         console.print(found["explanation"])
     for warning in document["warnings"]:
         log(f"warning: {warning}")
     if out is not None:
         console.print(f"report: {out}")
-
-
-def _settings(trial: dict[str, Any]) -> str:
-    threshold = f"={trial['threshold_tokens']}" if trial["plan"].endswith("shift") else ""
-    caps = trial["caps"]
-    return (
-        f"{trial['plan']}{threshold} seqs={caps['max_num_seqs']} "
-        f"tokens={caps['max_num_batched_tokens']}"
-    )
 
 
 def _text(metrics: dict[str, Any], key: str) -> str:

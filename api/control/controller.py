@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from datetime import timedelta
 
 import structlog
 
-from api.documents.control_state import (
-    hot_settings,
-    memory_from_json,
-    memory_to_json,
-    observe,
-)
-from api.documents.policy import engine_policy, patched
+from api.documents.control_state import memory_from_json, memory_to_json, observe
+from api.documents.policy import PolicyDocument, settings_in
 from api.services import policies
 from api.services.audit import service_caller
 from api.services.policies import Authorship
@@ -90,7 +86,8 @@ class Controller:
         if engine.schedule is None or engine.applied_version != engine.desired_version:
             return  # a change is still on its way
         schedule = Schedule.from_json(engine.schedule)
-        if engine_policy(engine.effective_policy).plan != schedule.plan:
+        in_force = settings_in(engine.effective_policy)
+        if in_force.plan != schedule.plan:
             return  # the schedule speaks of another plan
         now = utc_now()
         since = now - timedelta(seconds=self._context.settings.control_window_s)
@@ -103,7 +100,7 @@ class Controller:
             schedule=schedule,
             now_s=now.timestamp(),
             load=None if seen is None else seen.load,
-            in_force=hot_settings(engine.effective_policy),
+            in_force=in_force,
             memory=memory_from_json(engine.control_memory),
             limits=self._limits,
         )
@@ -117,14 +114,15 @@ class Controller:
         """Write the decided settings as the next policy version; returns it when there is one."""
         if decision.action is not Action.MOVE or decision.settings is None:
             return None
-        document = policies.current(uow, engine).document
+        document = PolicyDocument.from_json(policies.current(uow, engine).document)
         by = Authorship(
             caller=service_caller(ACTOR),
             origin=ACTOR,
             reason=f"{decision.reason} (load band {decision.band_index})",
         )
         before = engine.desired_version
-        policies.write(uow, engine, patched(document, decision.settings.to_patch()), by)
+        settings = document.settings.with_hot(decision.settings)
+        policies.write(uow, engine, document, replace(document, settings=settings), by)
         return engine.desired_version if engine.desired_version != before else None
 
     def _keep(

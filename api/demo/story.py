@@ -17,6 +17,7 @@ from api.clients.client import GearshiftClient, JobEvent
 from api.clients.http_target import HttpTarget, get_served_model
 from api.demo.processes import Children, DemoError
 from api.demo.scenes import Scene
+from engine.spec.settings import Settings
 from policies.attainment import SlaReport, judge
 from policies.sla import Sla
 from tuner.load.driver import run_load
@@ -92,12 +93,7 @@ class Story:
         raise DemoError(f"engine {name} did not register within {REGISTER_S:.0f} s")
 
     def _settings(self, engine_id: str) -> str:
-        policy = self._client.get_engine(engine_id)["effective_policy"]
-        plan = ",".join(f"{axis}={n}" for axis, n in policy["plan"].items() if n > 1) or "tp=1"
-        if policy["shift"]["enabled"]:
-            plan += f",shift={policy['shift']['threshold_tokens']}"
-        caps = policy["caps"]
-        return f"{plan} seqs={caps['max_num_seqs']} tokens={caps['max_num_batched_tokens']}"
+        return str(Settings.from_json(self._client.get_engine(engine_id)["effective_policy"]))
 
     # -- load ----------------------------------------------------------------------------------
 
@@ -183,11 +179,7 @@ class Story:
             "metric",
             "simulated (90% interval)",
             found["fidelity"],
-            title=(
-                f"recommended: {found['plan']} threshold={found['shift_threshold']} "
-                f"seqs={found['caps']['max_num_seqs']} "
-                f"tokens={found['caps']['max_num_batched_tokens']}  for {scene.sla}"
-            ),
+            title=(f"recommended: {Settings.from_json(found['settings'])} for {scene.sla}"),
         )
         interval = found["interval"]
         for name in SHOWN:
@@ -234,15 +226,11 @@ def _told(event: JobEvent) -> str:
     """One line for an event."""
     data = event.data
     if event.type == "trial":
-        caps = data["caps"]
-        return (
-            f"{data['number']} {data['plan']} threshold={data['threshold_tokens']} "
-            f"seqs={caps['max_num_seqs']} tokens={caps['max_num_batched_tokens']} "
-            f"{data['fidelity']}: {data['reason']}"
-        )
+        settings = Settings.from_json(data["settings"])
+        return f"{data['number']} {settings} {data['fidelity']}: {data['reason']}"
     return str(data.get("message") or data.get("reason") or data.get("state") or "")
 
 
 def _moved(decision: dict[str, Any]) -> str:
     settings = decision.get("settings")
-    return str(settings) if settings else str(decision.get("detail", ""))
+    return str(Settings.from_json(settings)) if settings else ""

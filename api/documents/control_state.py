@@ -7,13 +7,11 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from api.documents.policy import engine_policy
 from engine.spec.measurement import Fidelity, Outcome, RequestTiming
-from engine.spec.settings import Caps
+from engine.spec.settings import Settings
 from policies.controller import ControlMemory
 from policies.decision import SmoothedLoad
 from policies.observation import Observation, TrafficWindow, join_windows
-from policies.schedule import HotSettings
 from policies.sla import Sla
 from store.models import Heartbeat
 from store.models.base import Json
@@ -35,15 +33,10 @@ def observe(
     return join_windows(windows, sla, age_s=age_s, fidelity=Fidelity.MEASURED)
 
 
-def hot_settings(effective_policy: Json) -> HotSettings:
-    """The hot settings an engine reports."""
-    policy = engine_policy(effective_policy)
-    return HotSettings(threshold_tokens=policy.threshold_tokens, caps=policy.caps, mode=policy.mode)
-
-
 def memory_to_json(memory: ControlMemory) -> Json:
     """The controller's memory as JSON."""
-    return asdict(memory)
+    commanded = memory.commanded
+    return asdict(memory) | {"commanded": None if commanded is None else commanded.to_json()}
 
 
 def memory_from_json(document: Mapping[str, Any] | None) -> ControlMemory:
@@ -54,9 +47,7 @@ def memory_from_json(document: Mapping[str, Any] | None) -> ControlMemory:
     return ControlMemory(
         load_band=document["load_band"],
         band_index=document["band_index"],
-        commanded=None
-        if commanded is None
-        else HotSettings(**{**commanded, "caps": Caps(**commanded["caps"])}),
+        commanded=None if commanded is None else Settings.from_json(commanded),
         smoothed=None if smoothed is None else SmoothedLoad(**smoothed),
         changed_s=document["changed_s"],
         misses=document["misses"],

@@ -1,26 +1,19 @@
-"""The ``policy/v1`` document: reading, patching, comparing. Pure functions, no database.
+"""The ``policy/v1`` document: reading, patching, comparing. No database.
 
-A document is the engine's part (``engine.policy.document``) plus what only the service obeys:
-``sla``, ``guards`` and ``provenance``.
+A document is an engine's settings plus what only the service obeys: ``sla``, ``guards`` and
+``provenance``.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from engine.policy.document import (
-    EnginePolicy,
-    KnobClass,
-    check_envelope,
-    classify,
-    merge_patch,
-    policy_from_json,
-)
+from engine.policy.document import KnobClass, check_envelope, classify, merge_patch
 from engine.spec.errors import PolicyError
 from engine.spec.feasible import check_plan
 from engine.spec.model import ModelConfig, RopeScaling
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from policies.sla import Sla
 from store.audit import hash_document
 from store.models.base import Json
@@ -51,80 +44,99 @@ class Change:
         }
 
 
-def new_document(
-    *, engine_id: str, policy: EnginePolicy, sla: str | None, guards: Json, provenance: Json
-) -> Json:
-    """A complete document around an engine policy."""
-    return {
-        "schema": SCHEMA,
-        "engine": engine_id,
-        **policy.to_json(),
-        "sla": sla,
-        "guards": {**DEFAULT_GUARDS, **guards},
-        "provenance": provenance,
-    }
+@dataclass(frozen=True, kw_only=True)
+class PolicyDocument:
+    """One ``policy/v1`` document, read once: what an engine obeys and what the service adds.
+
+    ``sla`` is as its author wrote it; ``guards`` has a value for every guard.
+    """
+
+    engine: str
+    settings: Settings
+    sla: str | None = None
+    guards: Json = field(default_factory=lambda: dict(DEFAULT_GUARDS))
+    provenance: Json = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, document: Json) -> PolicyDocument:
+        """Read a stored document.
+
+        Raises:
+            PolicyError: an unknown knob or a wrong kind of value.
+        """
+        return cls(
+            engine=document["engine"],
+            settings=settings_in(document),
+            sla=_checked_sla(document.get("sla")),
+            guards={**DEFAULT_GUARDS, **_checked_guards(document.get("guards") or {})},
+            provenance=document.get("provenance") or {},
+        )
+
+    def to_json(self) -> Json:
+        return {
+            "schema": SCHEMA,
+            "engine": self.engine,
+            **self.settings.to_json(),
+            "sla": self.sla,
+            "guards": self.guards,
+            "provenance": self.provenance,
+        }
+
+    def patched(self, patch: Json) -> PolicyDocument:
+        """This document with a JSON Merge Patch applied.
+
+        Raises:
+            PolicyError: an unknown knob, a wrong kind of value, or a change of a fixed part.
+        """
+        own = self.to_json()
+        for name in patch:
+            if name not in (*ENGINE_PART, *FIXED, "sla", "guards"):
+                known = ", ".join((*ENGINE_PART, "sla", "guards"))
+                raise PolicyError(f"/{name}: unknown knob; known here: {known}")
+            if name in FIXED and patch[name] != own[name]:
+                raise PolicyError(f"/{name}: is written by the service and cannot be changed")
+        return self.from_json(merge_patch(own, patch))
 
 
-def engine_policy(document: Json, *, version: int = 0) -> EnginePolicy:
-    """The part of a document that an engine obeys."""
-    return policy_from_json(
-        {name: document[name] for name in ENGINE_PART if name in document}, version=version
-    )
-
-
-def patched(document: Json, patch: Json) -> Json:
-    """The document with a JSON Merge Patch applied and every default filled in.
+def settings_in(document: Json) -> Settings:
+    """The part of a document that an engine obeys.
 
     Raises:
-        PolicyError: an unknown knob, a wrong kind of value, or a change of a fixed part.
+        PolicyError: an unknown knob or a wrong kind of value.
     """
-    for name in patch:
-        if name not in (*ENGINE_PART, *FIXED, "sla", "guards"):
-            known = ", ".join((*ENGINE_PART, "sla", "guards"))
-            raise PolicyError(f"/{name}: unknown knob; known here: {known}")
-        if name in FIXED and patch[name] != document.get(name):
-            raise PolicyError(f"/{name}: is written by the service and cannot be changed")
-    merged: Json = merge_patch(document, patch)
-    return new_document(
-        engine_id=document["engine"],
-        policy=engine_policy(merged),
-        sla=_checked_sla(merged.get("sla")),
-        guards=_checked_guards(merged.get("guards") or {}),
-        provenance=document["provenance"],
-    )
+    return Settings.from_json({name: document[name] for name in ENGINE_PART if name in document})
 
 
-def differences(before: Json, after: Json, envelope: Caps) -> list[Change]:
+def differences(before: PolicyDocument, after: PolicyDocument, envelope: Caps) -> list[Change]:
     """Every knob that differs, with its class; the service's own knobs are hot."""
-    old, new = engine_policy(before), engine_policy(after)
-    classes = classify(old, new, envelope)
+    classes = classify(before.settings, after.settings, envelope)
+    old, new = before.to_json(), after.to_json()
     for name in ("sla", "guards"):
-        if before.get(name) != after.get(name):
+        if old[name] != new[name]:
             classes[name] = KnobClass.HOT
     return [
-        Change(knob=knob, knob_class=kind, before=_value(before, knob), after=_value(after, knob))
+        Change(knob=knob, knob_class=kind, before=_value(old, knob), after=_value(new, knob))
         for knob, kind in classes.items()
     ]
 
 
-def check_applicable(document: Json, *, envelope: Caps, model: Json) -> None:
+def check_applicable(document: PolicyDocument, *, envelope: Caps, model: Json) -> None:
     """Refuse what the engine could not run, before it is asked.
 
     Raises:
         PolicyError: caps above the envelope or more devices than the guard allows (``needs``).
         PlanError: a plan this model cannot run, with the numbers.
     """
-    policy = engine_policy(document)
-    check_envelope(policy, envelope)
-    limit = document["guards"].get("max_gpus")
-    if limit is not None and policy.plan.world_size > limit:
+    plan, limit = document.settings.plan, document.guards["max_gpus"]
+    check_envelope(document.settings.caps, envelope)
+    if limit is not None and plan.world_size > limit:
         raise PolicyError(
-            f"/plan: {policy.plan} needs {policy.plan.world_size} devices, guards.max_gpus is "
+            f"/plan: {plan} needs {plan.world_size} devices, guards.max_gpus is "
             f"{limit}; raise the guard or choose a smaller plan",
             needs=KnobClass.RESTART,
         )
     if model:
-        check_plan(policy.plan, model_from_json(model))
+        check_plan(plan, model_from_json(model))
 
 
 def etag(version: int, document: Json) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from api.jobs.backend import JobInputError, JobStoppedError
-from api.web.settings import Settings, num_devices
+from api.web.settings import ServiceSettings, num_devices
 from store import Database
 from store.models.base import utc_now
 
@@ -20,7 +20,7 @@ TRIAL_LEASE = timedelta(hours=1)
 class DeviceLeases:
     """Leases devices of this machine to jobs, from the job's first live step to its end."""
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database, settings: ServiceSettings) -> None:
         self._database = database
         self._settings = settings
         self._held: dict[str, tuple[int, ...]] = {}

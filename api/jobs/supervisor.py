@@ -11,7 +11,7 @@ import threading
 
 import structlog
 
-from api.web.settings import Settings
+from api.web.settings import ServiceSettings
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
@@ -24,7 +24,7 @@ COMMAND = (sys.executable, "-m", "api.jobs.worker")
 class WorkerSupervisor:
     """Keeps one worker process alive. A worker that dies is noticed at once by its exit code."""
 
-    def __init__(self, settings: Settings, command: tuple[str, ...] = COMMAND) -> None:
+    def __init__(self, settings: ServiceSettings, command: tuple[str, ...] = COMMAND) -> None:
         self._settings = settings
         self._command = command
         self._stop = threading.Event()

@@ -17,12 +17,12 @@ from api.jobs.leases import DeviceLeases
 from api.jobs.runner import JobRunner
 from api.jobs.workflow import POLL_S, QUEUE, Dispatcher, configure, define_workflow
 from api.web.logs import configure_logs
-from api.web.settings import Settings
+from api.web.settings import ServiceSettings
 from migrations.runner import require_current
 from store import Database
 
 
-def run_worker(settings: Settings, backend: TuningBackend, stop: threading.Event) -> None:
+def run_worker(settings: ServiceSettings, backend: TuningBackend, stop: threading.Event) -> None:
     """Run jobs until ``stop``; jobs a former worker of the same identity began go on first.
 
     Raises:
@@ -53,7 +53,7 @@ def main() -> None:
     """Run with the tuner until the parent is gone."""
     from api.jobs.tuner_backend import TunerBackend
 
-    settings = Settings()
+    settings = ServiceSettings()
     configure_logs(settings.log_level)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     run_worker(settings, TunerBackend(), threading.Event())

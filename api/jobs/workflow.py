@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
 
 from api.jobs.runner import JobRunner, StepResult
-from api.web.settings import Settings
+from api.web.settings import ServiceSettings
 from store import Database
 
 # Workflows resume only under the version they began with; raise it when the steps' order changes.
@@ -57,7 +57,7 @@ def define_workflow(runner: JobRunner) -> Workflow:
     return tune
 
 
-def configure(settings: Settings) -> DBOSConfig:
+def configure(settings: ServiceSettings) -> DBOSConfig:
     """The workflow engine's configuration: JSON instead of pickle, a version of our own."""
     return DBOSConfig(
         name="gearshift",

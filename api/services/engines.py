@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from api.documents.policy import engine_policy, model_from_json
+from api.documents.policy import model_from_json, settings_in
 from api.schemas.serving import EngineRegister, EngineView, HeartbeatIn
 from api.services import policies
 from api.services.audit import record
 from api.web.auth import Caller
 from api.web.errors import ApiError, FieldError
-from api.web.settings import Settings, num_devices
-from engine.policy.document import policy_from_json
-from engine.spec.settings import Caps
+from api.web.settings import ServiceSettings, num_devices
+from engine.spec.settings import Caps, Settings
 from store import UnitOfWork
 from store.models import EngineRow
 from store.models.base import utc_now
 
 
-def view(row: EngineRow, settings: Settings) -> EngineView:
+def view(row: EngineRow, settings: ServiceSettings) -> EngineView:
     """An engine; alive while its heartbeats are younger than a control window."""
     seen = row.last_heartbeat_at
     is_alive = seen is not None and utc_now() - seen < timedelta(seconds=settings.control_window_s)
@@ -27,7 +26,7 @@ def view(row: EngineRow, settings: Settings) -> EngineView:
 
 
 def register(
-    uow: UnitOfWork, body: EngineRegister, settings: Settings, *, caller: Caller
+    uow: UnitOfWork, body: EngineRegister, settings: ServiceSettings, *, caller: Caller
 ) -> EngineRow:
     """Make the engine known, or known again under its name.
 
@@ -37,7 +36,7 @@ def register(
     Raises:
         ApiError: 422, a model, envelope or policy that cannot be read.
     """
-    policy = policy_from_json(body.policy)
+    plan = Settings.from_json(body.policy).plan
     _check_readable(body)
     row = uow.engines.find_by_name(body.name)
     is_new = row is None
@@ -54,8 +53,8 @@ def register(
         row.registered_at = utc_now()
         # A restarted process runs its command line's policy, whatever it ran before.
         row.applied_version = 0
-    record(uow, caller, "engine.register", f"engines/{row.id}", reason=str(policy.plan))
-    _lease(uow, row, policy.plan.world_size, body.devices, settings)
+    record(uow, caller, "engine.register", f"engines/{row.id}", reason=str(plan))
+    _lease(uow, row, plan.world_size, body.devices, settings)
     return row
 
 
@@ -63,7 +62,7 @@ def heartbeat(
     uow: UnitOfWork,
     engine_id: str,
     body: HeartbeatIn,
-    settings: Settings,
+    settings: ServiceSettings,
 ) -> EngineRow:
     """Keep one window of exact samples."""
     row = uow.engines.get(engine_id)
@@ -76,7 +75,7 @@ def heartbeat(
         requests=[request.model_dump(mode="json") for request in body.requests],
         steps=[step.model_dump(mode="json") for step in body.steps],
     )
-    _lease(uow, row, engine_policy(body.policy).plan.world_size, body.devices, settings)
+    _lease(uow, row, settings_in(body.policy).plan.world_size, body.devices, settings)
     return row
 
 
@@ -113,7 +112,7 @@ def _lease(
     row: EngineRow,
     world_size: int,
     devices: list[int] | None,
-    settings: Settings,
+    settings: ServiceSettings,
 ) -> None:
     """Hold the engine's devices for as long as it beats; named ones, else the first free ones.
 

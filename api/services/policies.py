@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from api.documents.policy import (
     Change,
+    PolicyDocument,
     check_applicable,
     differences,
-    engine_policy,
     etag,
-    new_document,
-    patched,
+    settings_in,
 )
 from api.documents.recommendation import predicted_for
 from api.schemas.serving import Acknowledge, ChangeSet, PolicyView
 from api.services.audit import record
 from api.web.auth import Caller
 from api.web.errors import ApiError
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from store import ConflictError, UnitOfWork
 from store.models import AckState, EngineRow, PolicyVersion
 from store.models.base import Json, utc_now
@@ -96,51 +95,51 @@ def patch(
     engine = uow.engines.get(engine_id, for_update=True)
     before = current(uow, engine)
     require_match(if_match, view(engine, before))
-    document = patched(before.document, body)
+    document = PolicyDocument.from_json(before.document)
     by = Authorship(caller=caller, origin="operator", reason=reason)
-    return write(uow, engine, document, by, is_dry_run=is_dry_run)
+    return write(uow, engine, document, document.patched(body), by, is_dry_run=is_dry_run)
 
 
 def write(
     uow: UnitOfWork,
     engine: EngineRow,
-    document: Json,
+    before: PolicyDocument,
+    after: PolicyDocument,
     by: Authorship,
     *,
     is_dry_run: bool = False,
 ) -> ChangeSet:
-    """Check ``document`` and make it the engine's next version; no change writes nothing.
+    """Check ``after`` and make it the engine's next version; no change writes nothing.
 
-    The caller holds the engine's row.
+    ``before`` is the current version's document. The caller holds the engine's row.
     """
     envelope = Caps(**engine.envelope)
-    check_applicable(document, envelope=envelope, model=engine.model)
+    check_applicable(after, envelope=envelope, model=engine.model)
     version = current(uow, engine)
-    before = version.document
-    changes = differences(before, document, envelope)
-    if not is_dry_run and document != before:
+    changes = differences(before, after, envelope)
+    if not is_dry_run and after != before:
         version = uow.policies.add(
             engine,
-            document=document,
+            document=after.to_json(),
             origin=by.origin,
             reason=by.reason,
             created_by=by.caller.actor,
         )
-        engine.sla = document["sla"]
+        engine.sla = after.sla
         record(
             uow,
             by.caller,
             f"policy.{by.origin}",
             f"engines/{engine.id}/policy",
             reason=by.reason,
-            before=before,
-            after=document,
+            before=before.to_json(),
+            after=after.to_json(),
         )
     return ChangeSet(
         is_dry_run=is_dry_run,
         changes=[change.to_json() for change in changes],
-        predicted=_predicted(uow, engine, document),
-        warnings=_warnings(document, changes),
+        predicted=_predicted(uow, engine, after.settings),
+        warnings=_warnings(after.settings, changes),
         policy=view(engine, version),
     )
 
@@ -159,7 +158,8 @@ def rollback(
     by = Authorship(
         caller=caller, origin="rollback", reason=f"{reason} (to version {target.version})"
     )
-    return write(uow, engine, target.document, by)
+    before = PolicyDocument.from_json(current(uow, engine).document)
+    return write(uow, engine, before, PolicyDocument.from_json(target.document), by)
 
 
 def acknowledge(
@@ -190,23 +190,21 @@ def adopt(
 ) -> PolicyVersion:
     """Make what the engine runs the requested policy, as a version already applied."""
     before = current(uow, engine).document if engine.desired_version else None
-    kept = before or {}
-    document = new_document(
-        engine_id=engine.id,
-        policy=engine_policy(effective),
-        sla=kept.get("sla"),
-        guards=kept.get("guards") or {},
-        provenance=kept.get("provenance") or {},
-    )
+    settings = settings_in(effective)
+    if before is None:
+        document = PolicyDocument(engine=engine.id, settings=settings)
+    else:
+        document = replace(PolicyDocument.from_json(before), settings=settings)
+    after = document.to_json()
     row = uow.policies.add(
-        engine, document=document, origin="adopted", reason=reason, created_by=caller.actor
+        engine, document=after, origin="adopted", reason=reason, created_by=caller.actor
     )
     row.ack_state = AckState.APPLIED
     row.acknowledged_at = utc_now()
     engine.applied_version = row.version
     engine.effective_policy = effective
     resource = f"engines/{engine.id}/policy"
-    record(uow, caller, "policy.adopted", resource, reason=reason, before=before, after=document)
+    record(uow, caller, "policy.adopted", resource, reason=reason, before=before, after=after)
     return row
 
 
@@ -220,14 +218,13 @@ def _applied_before(uow: UnitOfWork, engine: EngineRow) -> PolicyVersion:
     )
 
 
-def _predicted(uow: UnitOfWork, engine: EngineRow, document: Json) -> Json | None:
-    """The recommendation's prediction, when ``document`` is what it recommends."""
+def _predicted(uow: UnitOfWork, engine: EngineRow, settings: Settings) -> Json | None:
+    """The recommendation's prediction, when ``settings`` are what it recommends."""
     if engine.recommendation_id is None:
         return None
-    return predicted_for(uow.recommendations.get(engine.recommendation_id).document, document)
+    return predicted_for(uow.recommendations.get(engine.recommendation_id).document, settings)
 
 
-def _warnings(document: Json, changes: list[Change]) -> list[str]:
-    policy = engine_policy(document)
-    warning = policy.threshold_warning
+def _warnings(settings: Settings, changes: list[Change]) -> list[str]:
+    warning = settings.threshold_warning
     return [warning] if warning and changes else []

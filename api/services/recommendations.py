@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
-from api.documents.control_state import hot_settings, memory_to_json
-from api.documents.policy import new_document
-from api.documents.recommendation import recommended_policy
+from api.documents.control_state import memory_to_json
+from api.documents.policy import PolicyDocument
+from api.documents.recommendation import recommended_settings
 from api.schemas.base import Json
 from api.schemas.serving import ChangeSet
 from api.services import policies
@@ -31,12 +32,11 @@ def apply(
     if not recommendation.document:
         raise ApiError(409, "nothing_recommended", "no plan met the SLA; see the job's report")
     engine = uow.engines.get(engine_id, for_update=True)
-    before = policies.current(uow, engine).document
-    document = new_document(
-        engine_id=engine.id,
-        policy=recommended_policy(recommendation.document),
+    before = PolicyDocument.from_json(policies.current(uow, engine).document)
+    after = replace(
+        before,
+        settings=recommended_settings(recommendation.document),
         sla=recommendation.sla,
-        guards=before["guards"],
         provenance={
             "recommendation": recommendation.id,
             "cost_model": recommendation.cost_model_id,
@@ -44,11 +44,11 @@ def apply(
     )
     engine.recommendation_id = recommendation.id
     by = Authorship(caller=caller, origin="recommendation", reason=reason)
-    answer = policies.write(uow, engine, document, by)
+    answer = policies.write(uow, engine, before, after, by)
     engine.schedule = _within_envelope(recommendation.schedule, engine.envelope)
     # A new schedule starts the controller afresh, from the settings just asked for.
     engine.control_memory = memory_to_json(
-        ControlMemory(commanded=hot_settings(document), changed_s=utc_now().timestamp())
+        ControlMemory(commanded=after.settings, changed_s=utc_now().timestamp())
     )
     return answer
 

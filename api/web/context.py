@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fastapi import Request
 
 from api.web.metrics import ServiceMetrics
-from api.web.settings import Settings
+from api.web.settings import ServiceSettings
 from store import Database
 
 
@@ -16,7 +16,7 @@ from store import Database
 class AppContext:
     """The parts of one running application."""
 
-    settings: Settings
+    settings: ServiceSettings
     database: Database
     metrics: ServiceMetrics
     # Set when the service is asked to end, so that waiting requests answer at once.

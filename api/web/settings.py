@@ -1,4 +1,4 @@
-"""Settings of the service, from GEARSHIFT_* environment variables."""
+"""ServiceSettings of the service, from GEARSHIFT_* environment variables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _default_data_dir() -> Path:
     return Path(base) / "gearshift"
 
 
-class Settings(BaseSettings):
+class ServiceSettings(BaseSettings):
     """Every setting has a default that works on one machine."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
@@ -119,7 +119,7 @@ class Settings(BaseSettings):
 def describe_settings() -> str:
     """One line per environment variable with its default, for ``serve --help``."""
     lines = []
-    for name, field in Settings.model_fields.items():
+    for name, field in ServiceSettings.model_fields.items():
         text = (field.description or "").rstrip(".")
         if field.default_factory is None and field.default is not None:
             text += f" (default {field.default})"
@@ -127,7 +127,7 @@ def describe_settings() -> str:
     return "\n\n".join(lines)
 
 
-def num_devices(settings: Settings) -> int:
+def num_devices(settings: ServiceSettings) -> int:
     """Devices of this machine: as set, else its GPUs, else its cores."""
     if settings.devices is not None:
         return settings.devices

@@ -11,9 +11,8 @@ from benchmarks.reproduce.static_batch import StaticLoad, static_latency
 from benchmarks.reproduce.tables import number, table
 from engine.spec.feasible import infeasible_reasons
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from tuner.described.node import Node
-from tuner.spec.space import Settings
 
 STEP_TOKENS = 8192
 

@@ -7,12 +7,11 @@ from functools import cache
 
 from engine.spec.measurement import Measurement
 from engine.spec.plan import Mode, ParallelPlan, parse_plan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
 from tuner.backends import load_backend
 from tuner.described.node import Node
 from tuner.hardware import Precision, parse_hardware
-from tuner.spec.space import Settings
 from tuner.work.models import load_model
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload

@@ -6,48 +6,45 @@ from dataclasses import dataclass
 
 from engine.modes.pace import MAX_STEP_TOKENS
 from engine.modes.table import ModeTable
-from engine.spec.errors import PolicyError
 from engine.spec.plan import Mode, ParallelPlan
-
-MODE_PINS = ("table", "auto", "base", "shift")
-MODE_CHOICES = "table, auto, base, shift or random:SEED"
+from engine.spec.settings import ModePin, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModeChooser:
     """Chooses the mode of each step.
 
-    ``table``: the faster mode of the step's size as it was measured here; while there is no
-    table, as ``auto``. ``auto``: more than ``threshold_tokens`` tokens run in base, else in shift
-    (the boundary itself is shift; arXiv 2509.16495, section 3). ``base`` and ``shift`` pin the
-    mode; ``random:SEED`` flips it per step from the step's number, for tests of KV invariance.
-
-    Raises:
-        PolicyError: an unknown pin, a negative threshold, or shift pinned on a plan without it.
+    By ``pin``: ``table``, the faster mode of the step's size as it was measured here, and while
+    there is no table as ``auto``; ``auto``, more than ``threshold_tokens`` tokens run in base, else
+    in shift (the boundary itself is shift; arXiv 2509.16495, section 3); ``base`` and ``shift``
+    hold one mode. ``coin_seed`` overrules all of them: the mode flips per step from the step's
+    number, which is how tests show that any mode may follow any other over one KV cache.
     """
 
     plan: ParallelPlan
     threshold_tokens: int
-    pin: str = "auto"
+    pin: ModePin = ModePin.AUTO
     table: ModeTable | None = None
+    coin_seed: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.threshold_tokens < 0:
-            raise PolicyError(f"threshold_tokens={self.threshold_tokens}: must be at least 0")
-        word, _, seed = self.pin.partition(":")
-        is_known = self.pin in MODE_PINS or (word == "random" and seed.isdecimal())
-        if not is_known:
-            raise PolicyError(f"mode {self.pin!r} is not known; use {MODE_CHOICES}")
-        if self.pin == "shift" and not self.plan.shift:
-            raise PolicyError(
-                f"mode 'shift' needs a plan with Shift on; this one is {self.plan}", needs="reshape"
-            )
+    @classmethod
+    def of(
+        cls, settings: Settings, *, table: ModeTable | None = None, coin_seed: int | None = None
+    ) -> ModeChooser:
+        """The mode rule of an engine with these settings."""
+        return cls(
+            plan=settings.plan,
+            threshold_tokens=settings.threshold_tokens,
+            pin=settings.pin,
+            table=table,
+            coin_seed=coin_seed,
+        )
 
     def choose(self, num_tokens: int, step_id: int) -> Mode:
         """Mode of step ``step_id`` holding ``num_tokens`` tokens."""
         if (fixed := self._mode_of_all_sizes(step_id)) is not None:
             return fixed
-        if self.pin == "table" and self.table is not None:
+        if self.pin is ModePin.TABLE and self.table is not None:
             return self.table.faster(num_tokens)
         return Mode.BASE if num_tokens > self.threshold_tokens else Mode.SHIFT
 
@@ -55,7 +52,7 @@ class ModeChooser:
         """The largest size of step ``step_id``, up to ``at_most``, to run in ``mode``; 0: none."""
         if (fixed := self._mode_of_all_sizes(step_id)) is not None:
             return at_most if fixed is mode else 0
-        if self.pin == "table" and self.table is not None:
+        if self.pin is ModePin.TABLE and self.table is not None:
             return self.table.largest_tokens(mode, at_most)
         if mode is Mode.SHIFT:
             return min(at_most, self.threshold_tokens)
@@ -64,21 +61,23 @@ class ModeChooser:
     @property
     def largest_shift_tokens(self) -> int:
         """The largest step that may run in shift, whatever its number; 0 when none does."""
-        if not self.plan.shift or self.pin == "base":
-            return 0
-        if self.pin == "shift" or self.pin.startswith("random"):
+        if self.coin_seed is not None and self.plan.shift:
             return MAX_STEP_TOKENS
         return self.largest_tokens(Mode.SHIFT, MAX_STEP_TOKENS, 0)
 
     def _mode_of_all_sizes(self, step_id: int) -> Mode | None:
         """The mode of step ``step_id`` where its size does not matter."""
-        if not self.plan.shift or self.pin == "base":
+        if not self.plan.shift:
             return Mode.BASE
-        if self.pin == "shift":
-            return Mode.SHIFT
-        if self.pin.startswith("random"):
-            return _coin(int(self.pin.partition(":")[2]), step_id)
-        return None
+        if self.coin_seed is not None:
+            return _coin(self.coin_seed, step_id)
+        match self.pin:
+            case ModePin.BASE:
+                return Mode.BASE
+            case ModePin.SHIFT:
+                return Mode.SHIFT
+            case ModePin.AUTO | ModePin.TABLE:
+                return None
 
 
 def _coin(seed: int, step_id: int) -> Mode:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.modes.chooser import MODE_PINS
 from engine.policy.document import EnginePolicy, KnobClass
-from engine.spec.settings import Caps, Order
+from engine.spec.settings import Caps, ModePin, Order, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +34,16 @@ class AppliedPolicy:
 
 
 def list_knobs(
-    policy: EnginePolicy,
+    settings: Settings,
     envelope: Caps,
     *,
     max_devices: int | None,
     cost_s: dict[KnobClass, float],
 ) -> list[Knob]:
     """Every knob with its current value, range and, once measured, its cost in seconds."""
-    caps = policy.caps
+    caps = settings.caps
     ranges: list[tuple[str, float | None, float, float | None]] = [
-        ("shift.threshold_tokens", policy.threshold_tokens, 0, None),
+        ("shift.threshold_tokens", settings.threshold_tokens, 0, None),
         ("caps.max_num_seqs", caps.max_num_seqs, 1, envelope.max_num_seqs),
         (
             "caps.max_num_batched_tokens",
@@ -56,15 +55,15 @@ def list_knobs(
         ("caps.max_queue", caps.max_queue, 0, None),
     ]
     choices = [
-        ("mode", policy.mode, (*MODE_PINS, "random:SEED")),
-        ("scheduler.order", policy.order.value, tuple(Order)),
+        ("mode", settings.pin.value, tuple(ModePin)),
+        ("scheduler.order", settings.order.value, tuple(Order)),
     ]
     hot_s = cost_s.get(KnobClass.HOT)
     return [
         Knob(
             name="plan",
             knob_class=KnobClass.RESHAPE,
-            current=str(policy.plan),
+            current=str(settings.plan),
             maximum=max_devices,
             measured_cost_s=cost_s.get(KnobClass.RESHAPE),
         ),

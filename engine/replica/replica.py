@@ -6,13 +6,11 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from dataclasses import replace
 from typing import TypeVar
 
 from engine.executors.protocol import Executor, ExecutorInfo
 from engine.modes.chooser import ModeChooser
 from engine.modes.table import ModeTable
-from engine.policy.document import EnginePolicy
 from engine.replica.emission import StepEmitter
 from engine.replica.handover import Handover
 from engine.replica.mode_timing import mode_table_for
@@ -28,6 +26,7 @@ from engine.spec.errors import EngineError, RankError
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason, Request
+from engine.spec.settings import ModePin, Settings
 
 T = TypeVar("T")
 ExecutorFactory = Callable[[], Executor]
@@ -51,7 +50,7 @@ class Replica:
         index: int,
         config: EngineConfig,
         model: ModelConfig,
-        policy: EnginePolicy,
+        settings: Settings,
         make_executor: ExecutorFactory,
         telemetry: Telemetry,
         first_step_id: int = 0,
@@ -61,8 +60,8 @@ class Replica:
         self.failure: str | None = None
         self._config = config
         self._model = model
-        self._policy = policy
-        self._plan: ParallelPlan = policy.plan.replica
+        self._settings = settings
+        self._plan: ParallelPlan = settings.plan.replica
         self._make_executor = make_executor
         self._first_step_id = first_step_id
         self._accepted = AcceptedRequests(telemetry)
@@ -156,10 +155,10 @@ class Replica:
                 raise RankError(f"replica {self.index} has ended: {self.failure or 'closed'}")
         return future.result()
 
-    def set_hot(self, policy: EnginePolicy) -> int:
+    def set_hot(self, settings: Settings) -> int:
         """Obey new hot settings from the next step on, whose number is returned (loop thread)."""
-        self._policy = policy
-        self.scheduler.set_hot(caps=policy.caps, chooser=self._chooser(), order=policy.order)
+        self._settings = settings
+        self.scheduler.set_hot(caps=settings.caps, chooser=self._chooser(), order=settings.order)
         return self.scheduler.next_step_id
 
     def stop(self) -> Handover:
@@ -293,7 +292,7 @@ class Replica:
             info = self._executor.start()
             # Not when ranks are replaced: requests wait then.
             is_first = not self._started.done()
-            if is_first and self._plan.shift and self._policy.mode == "table":
+            if is_first and self._plan.shift and self._settings.pin is ModePin.TABLE:
                 self.mode_table = mode_table_for(
                     self._executor, info, self._config, self._model, self._plan
                 )
@@ -323,20 +322,22 @@ class Replica:
         capacity = info.num_kv_blocks * self._config.block_size
         context = self._config.max_model_len or self._model.max_positions
         return Scheduler(
-            caps=self._policy.caps,
+            caps=self._settings.caps,
             envelope=self._config.start_envelope,
             chooser=self._chooser(),
             num_blocks=info.num_kv_blocks,
             block_size=self._config.block_size,
             max_model_len=min(context, capacity),
             depth=info.depth,
-            order=self._policy.order,
+            order=self._settings.order,
             eos_token_ids=self._model.eos_token_ids,
             keeps_prefixes=self._config.prefix_cache and self._executor.needs_inputs,
         )
 
     def _chooser(self) -> ModeChooser:
-        return replace(self._policy.chooser, table=self.mode_table)
+        return ModeChooser.of(
+            self._settings, table=self.mode_table, coin_seed=self._config.coin_seed
+        )
 
     def _finish_in_flight(self) -> None:
         """Commit what the ranks are still computing, so that no token is computed twice."""

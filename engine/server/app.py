@@ -161,10 +161,10 @@ def _check_body(engine: ServedEngine, body: GenerationBody, model_name: str) -> 
     """Refuse another model, a field that would be ignored, and work no rank could do."""
     check_model(body.model, model_name)
     body.refuse_unsupported()
-    if body.priority and engine.policy.order is not Order.PRIORITY:
+    if body.priority and engine.policy.settings.order is not Order.PRIORITY:
         raise invalid(
             "priority: requests are served in another order here; the policy's scheduler.order "
-            f"is {engine.policy.order.value!r}, not 'priority'",
+            f"is {engine.policy.settings.order.value!r}, not 'priority'",
             param="priority",
             code="unsupported_field",
         )

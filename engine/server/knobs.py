@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -18,7 +18,6 @@ from engine.policy.document import (
     KnobClass,
     check_envelope,
     classify,
-    with_version,
 )
 from engine.policy.knobs import AppliedPolicy
 from engine.server.errors import ApiError
@@ -47,7 +46,7 @@ class KnobPlane:
             "schema": SCHEMA,
             "engine": self._engine_name,
             "version": policy.version,
-            **policy.to_json(),
+            **policy.settings.to_json(),
         }
 
     def etag(self, policy: EnginePolicy | None = None) -> str:
@@ -61,7 +60,7 @@ class KnobPlane:
         engine = self._engine
         return {
             "engine": self._engine_name,
-            "plan": str(engine.policy.plan),
+            "plan": str(engine.policy.settings.plan),
             "max_model_len": engine.max_model_len,
             "envelope": asdict(engine.envelope),
             "knobs": [_knob_json(asdict(knob)) for knob in engine.capabilities()],
@@ -69,12 +68,12 @@ class KnobPlane:
 
     def mode_table(self) -> dict[str, Any]:
         """The rule that chooses modes, and the step times it was measured on, per replica."""
-        policy = self._engine.policy
+        settings = self._engine.policy.settings
         tables = self._engine.mode_tables()
         return {
             "engine": self._engine_name,
-            "mode": policy.mode,
-            "threshold_tokens": policy.threshold_tokens,
+            "mode": settings.pin,
+            "threshold_tokens": settings.threshold_tokens,
             "tables": [None if table is None else table.to_json() for table in tables],
         }
 
@@ -91,7 +90,7 @@ class KnobPlane:
             self._check_precondition(if_match)
             old = self._engine.policy
             new = self._merged(patch)
-            changes = classify(old, new, self._engine.envelope)
+            changes = classify(old.settings, new.settings, self._engine.envelope)
             answer: dict[str, Any] = {
                 "requested": patch,
                 "effective": self.document(old if is_dry_run else new),
@@ -102,7 +101,7 @@ class KnobPlane:
                 "dry_run": is_dry_run,
             }
             if changes and not is_dry_run:
-                new = with_version(new, old.version + 1)
+                new = replace(new, version=old.version + 1)
                 applied = await run_in_threadpool(self._apply, new, old)
                 answer |= {
                     "effective": self.document(new),
@@ -141,10 +140,10 @@ class KnobPlane:
             {key: value for key, value in patch.items() if key not in LABEL_KEYS}
         )
         try:
-            check_plan(policy.plan, self._engine.model)
+            check_plan(policy.settings.plan, self._engine.model)
         except PlanError as error:
             raise PolicyError(f"/plan: {error}") from error
-        check_envelope(policy, self._engine.envelope)
+        check_envelope(policy.settings.caps, self._engine.envelope)
         return policy
 
     def _apply(self, policy: EnginePolicy, old: EnginePolicy) -> AppliedPolicy:
@@ -204,7 +203,7 @@ def _diff(
     old: EnginePolicy, new: EnginePolicy, changes: dict[str, KnobClass]
 ) -> list[dict[str, Any]]:
     """Each changed knob with its value before and after, and the class of the change."""
-    before, after = old.to_json(), new.to_json()
+    before, after = old.settings.to_json(), new.settings.to_json()
     return [
         {
             "knob": knob,
@@ -226,7 +225,7 @@ def _value_at(document: dict[str, Any], knob: str) -> Any:
 
 
 def _warnings(policy: EnginePolicy) -> list[str]:
-    warning = policy.threshold_warning
+    warning = policy.settings.threshold_warning
     return [warning] if warning else []
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from engine.spec.errors import EngineError, PlanError
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import (
-    DEFAULT_SHIFT_THRESHOLD,
     ParallelPlan,
 )
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,25 +74,23 @@ class Collectives(StrEnum):
 class EngineConfig:
     """Everything an engine is started with.
 
-    ``caps`` is the first policy's; ``envelope`` the most it may ever be raised to without a
-    restart (KV and sequence tables are sized by it). KV memory per rank is ``num_kv_blocks``
-    blocks if given; else what ``kv_blocks_of`` says of the plan (devices that are not here);
-    else what ``memory_utilization`` of ``device_memory_bytes`` leaves beside the weights; else
-    ``kv_cache_bytes``.
+    ``settings`` are the first policy's; ``envelope`` is the most that their caps may ever be
+    raised to without a restart (KV and sequence tables are sized by it). KV memory per rank is
+    ``num_kv_blocks`` blocks if given; else what ``kv_blocks_of`` says of the plan (devices that
+    are not here); else what ``memory_utilization`` of ``device_memory_bytes`` leaves beside
+    the weights; else ``kv_cache_bytes``.
 
     ``overlap`` schedules one step ahead of the ranks, ``parallel_sampling`` spreads the sampled
     rows over the ranks, ``prefix_cache`` reuses KV blocks of equal beginnings; outputs are the
     same without them. ``spare_ranks`` processes wait, warmed up, to take a dead rank's place.
     ``mode_table_path`` keeps the measured mode table between starts. ``step_timeout_s`` bounds
-    steps of which nothing is known yet.
+    steps of which nothing is known yet. ``coin_seed`` is for tests: modes flip by a coin (see
+    ``ModeChooser``).
     """
 
     model_dir: Path
-    plan: ParallelPlan = field(default_factory=ParallelPlan)
-    threshold_tokens: int = DEFAULT_SHIFT_THRESHOLD
-    caps: Caps = field(default_factory=Caps)
+    settings: Settings = field(default_factory=Settings)
     envelope: Caps | None = None
-    mode: str = "auto"
     dtype: DType = DType.FLOAT32
     device: str = "cpu"
     block_size: int = 16
@@ -115,13 +112,14 @@ class EngineConfig:
     prefix_cache: bool = True
     spare_ranks: int = 0
     mode_table_path: Path | None = None
+    coin_seed: int | None = None
 
     @property
     def start_envelope(self) -> Caps:
         """The envelope, by default four times the first caps' sequences and tokens."""
         return self.envelope or Caps(
-            max_num_seqs=max(256, self.caps.max_num_seqs),
-            max_num_batched_tokens=max(8192, self.caps.max_num_batched_tokens),
+            max_num_seqs=max(256, self.settings.caps.max_num_seqs),
+            max_num_batched_tokens=max(8192, self.settings.caps.max_num_batched_tokens),
         )
 
 

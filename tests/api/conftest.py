@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.app import create_app
-from api.web.settings import Settings
+from api.web.settings import ServiceSettings
 from migrations.runner import upgrade
 from store import Database
 
@@ -35,9 +35,9 @@ def service_url(sqlite_url: str) -> str:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, service_url: str) -> Settings:
-    """Settings of a quick service that never acts on its own."""
-    return Settings(
+def settings(tmp_path: Path, service_url: str) -> ServiceSettings:
+    """ServiceSettings of a quick service that never acts on its own."""
+    return ServiceSettings(
         data_dir=tmp_path,
         database_url=service_url,
         admin_key=ADMIN,
@@ -51,7 +51,7 @@ def settings(tmp_path: Path, service_url: str) -> Settings:
 
 
 @pytest.fixture
-def database(settings: Settings) -> Iterator[Database]:
+def database(settings: ServiceSettings) -> Iterator[Database]:
     """The service's database with the newest schema."""
     database = Database(settings.effective_database_url)
     upgrade(database.engine)
@@ -60,7 +60,7 @@ def database(settings: Settings) -> Iterator[Database]:
 
 
 @pytest.fixture
-def anonymous(settings: Settings, database: Database) -> Iterator[TestClient]:
+def anonymous(settings: ServiceSettings, database: Database) -> Iterator[TestClient]:
     """A client without a key."""
     with TestClient(create_app(settings)) as client:
         yield client

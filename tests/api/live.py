@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from api.app import create_app
 from api.web.server import Server
-from api.web.settings import Settings
+from api.web.settings import ServiceSettings
 
 
 def free_port() -> int:
@@ -21,7 +21,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_service(settings: Settings, port: int) -> Iterator[str]:
+def running_service(settings: ServiceSettings, port: int) -> Iterator[str]:
     """Serve on loopback until the block ends; yields the URL."""
     server = Server(create_app(settings), port=port)
     thread = threading.Thread(target=server.run)

@@ -8,11 +8,10 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from api.documents.policy import model_to_json
-from engine.policy.document import EnginePolicy
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
-from policies.schedule import HotSettings, LoadBand, Schedule
+from engine.spec.settings import Caps, Settings
+from policies.schedule import LoadBand, Schedule
 from store import Database
 
 Json = dict[str, Any]
@@ -28,8 +27,16 @@ MODEL = ModelConfig(
     max_positions=4096,
 )
 PLAN = ParallelPlan(sp=2, shift=True)
-CALM = HotSettings(threshold_tokens=256, caps=Caps(max_num_seqs=64, max_num_batched_tokens=2048))
-BUSY = HotSettings(threshold_tokens=512, caps=Caps(max_num_seqs=128, max_num_batched_tokens=512))
+CALM = Settings(
+    plan=PLAN,
+    threshold_tokens=256,
+    caps=Caps(max_num_seqs=64, max_num_batched_tokens=2048),
+)
+BUSY = Settings(
+    plan=PLAN,
+    threshold_tokens=512,
+    caps=Caps(max_num_seqs=128, max_num_batched_tokens=512),
+)
 
 
 def engine_body(name: str = "chat", **changes: Any) -> Json:
@@ -42,7 +49,7 @@ def engine_body(name: str = "chat", **changes: Any) -> Json:
         "model": model_to_json(MODEL),
         "envelope": asdict(Caps(max_num_seqs=256, max_num_batched_tokens=8192)),
         "capabilities": [{"name": "mode", "knob_class": "hot"}],
-        "policy": EnginePolicy(plan=PLAN).to_json(),
+        "policy": Settings(plan=PLAN).to_json(),
         **changes,
     }
 
@@ -79,7 +86,6 @@ def heartbeat_body(*, arrived: int, policy: Json, ttft_ms: float = 40.0, **chang
 def schedule() -> Schedule:
     """Two bands: below and above 10 requests per second."""
     return Schedule(
-        plan=PLAN,
         bands=(
             LoadBand(
                 rate_rps_low=0,
@@ -104,9 +110,7 @@ def schedule() -> Schedule:
 def recommendation_document() -> Json:
     """What the tuner writes under ``recommendation``."""
     return {
-        "plan": str(PLAN),
-        "shift_threshold": CALM.threshold_tokens,
-        "caps": asdict(CALM.caps),
+        "settings": CALM.to_json(),
         "fidelity": "simulated",
         "predicted": {"ttft_ms": {"p95": 120.0}, "attainment": 1.0},
         "measured": None,

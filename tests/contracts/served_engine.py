@@ -23,6 +23,7 @@ from engine.spec.errors import (
     StalePolicyError,
 )
 from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
+from tests.engine.configs import policy_with
 
 MAX_QUEUE = 4
 MAX_NUM_SEQS = 2
@@ -145,13 +146,14 @@ class ServedEngineContract:
 
     def test_a_policy_is_in_force_once_applied(self, served: ServedEngine) -> None:
         old = served.policy
-        new = replace(old, threshold_tokens=old.threshold_tokens + 1, version=old.version + 1)
+        settings = replace(old.settings, threshold_tokens=old.settings.threshold_tokens + 1)
+        new = replace(old, settings=settings, version=old.version + 1)
         applied = served.apply(new, expected=old)
         assert set(applied.changes) == {"shift.threshold_tokens"}
         assert served.policy == new
         assert served.stats().policy_version == new.version
         found = {knob.name: knob.current for knob in served.capabilities()}
-        assert found["shift.threshold_tokens"] == new.threshold_tokens
+        assert found["shift.threshold_tokens"] == settings.threshold_tokens
 
     def test_refused_policies_keep_their_kind_and_what_they_need(
         self, served: ServedEngine
@@ -159,12 +161,12 @@ class ServedEngineContract:
         old = served.policy
         with pytest.raises(StalePolicyError):
             served.apply(old, expected=replace(old, version=old.version + 9))
-        wide = replace(old.caps, max_num_seqs=served.envelope.max_num_seqs + 1)
+        wide = replace(old.settings.caps, max_num_seqs=served.envelope.max_num_seqs + 1)
         with pytest.raises(PolicyError) as refused:
-            served.apply(replace(old, caps=wide))
+            served.apply(policy_with(old, caps=wide))
         assert refused.value.needs == "restart"
         with pytest.raises(PlanError):
-            served.apply(replace(old, plan=replace(old.plan, tp=64)))
+            served.apply(policy_with(old, plan=replace(old.settings.plan, tp=64)))
         assert served.policy == old
 
     def test_it_tells_its_model_and_its_health(self, served: ServedEngine) -> None:

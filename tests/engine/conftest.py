@@ -11,7 +11,7 @@ import pytest
 from engine.engine import Engine
 from engine.models.create import create_model
 from engine.spec.config import EngineConfig, ExecutorKind
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from tests.engine.paced import ConstantTimer
 from tests.engine.rank_pools import LastingPool, RankPools
 
@@ -71,8 +71,8 @@ def config(paced_model_dir: Path) -> EngineConfig:
         model_dir=paced_model_dir,
         executor=ExecutorKind.SIMULATED,
         num_kv_blocks=64,
-        caps=Caps(max_num_seqs=8, max_num_batched_tokens=64),
         max_devices=8,
+        settings=Settings(caps=Caps(max_num_seqs=8, max_num_batched_tokens=64)),
     )
 
 

@@ -18,7 +18,7 @@ from engine.spec.config import EngineConfig
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import Request, SamplingParams
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, ModePin
 from engine.spec.steps import int32
 
 CAPS = Caps(max_num_seqs=8, max_num_batched_tokens=24)
@@ -40,14 +40,15 @@ def generate(
     plan: ParallelPlan,
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
-    pin: str = "auto",
+    pin: ModePin = ModePin.AUTO,
+    coin_seed: int | None = None,
 ) -> list[Generated]:
     """Start, run every prompt to its last token, close. Long prompts come in chunks."""
     info = executor.start()
     scheduler = Scheduler(
         caps=CAPS,
         envelope=CAPS,
-        chooser=ModeChooser(plan=plan, threshold_tokens=8, pin=pin),
+        chooser=ModeChooser(plan=plan, threshold_tokens=8, pin=pin, coin_seed=coin_seed),
         num_blocks=info.num_kv_blocks,
         block_size=config.block_size,
         max_model_len=128,

@@ -44,7 +44,7 @@ class StepWorld:
         keeps_prefixes: bool = False,
         order: Order = Order.FCFS,
         eos: int,
-        pin: str = "auto",
+        coin_seed: int | None = None,
     ) -> None:
         self.outputs: dict[str, list[int]] = {}
         self.reasons: dict[str, FinishReason] = {}
@@ -55,7 +55,7 @@ class StepWorld:
         self.scheduler = Scheduler(
             caps=caps,
             envelope=caps,
-            chooser=ModeChooser(plan=PLAN, threshold_tokens=8, pin=pin),
+            chooser=ModeChooser(plan=PLAN, threshold_tokens=8, coin_seed=coin_seed),
             num_blocks=num_blocks,
             block_size=BLOCK_SIZE,
             max_model_len=MAX_MODEL_LEN,

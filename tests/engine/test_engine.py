@@ -21,6 +21,7 @@ from engine.spec.errors import (
 from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
 from engine.spec.settings import Caps, Order
+from tests.engine.configs import policy_with, with_settings
 from tests.engine.paced import STEP_S, Collector, ConstantTimer, submit, wait_until
 
 
@@ -43,7 +44,9 @@ def test_every_request_gets_its_tokens_with_rising_stamps_and_a_reason(engine: E
 
 
 def test_two_replicas_share_the_requests(config: EngineConfig) -> None:
-    with Engine(replace(config, plan=ParallelPlan(dp=2)), timer_factory=ConstantTimer) as engine:
+    with Engine(
+        with_settings(config, plan=ParallelPlan(dp=2)), timer_factory=ConstantTimer
+    ) as engine:
         for collector in [submit(engine, str(i)) for i in range(8)]:
             collector.wait()
         assert {sample.replica for sample in engine.drain_samples()} == {0, 1}
@@ -51,7 +54,7 @@ def test_two_replicas_share_the_requests(config: EngineConfig) -> None:
 
 def test_pipeline_stages_hold_different_sequences_at_once(config: EngineConfig) -> None:
     plan = ParallelPlan(pp=4)
-    with Engine(replace(config, plan=plan), timer_factory=ConstantTimer) as engine:
+    with Engine(with_settings(config, plan=plan), timer_factory=ConstantTimer) as engine:
         started_s = time.monotonic()
         for collector in [submit(engine, str(i), prompt=16, tokens=40) for i in range(8)]:
             collector.wait()
@@ -84,7 +87,7 @@ def test_a_request_that_has_not_ended_at_its_deadline_ends_there_with_its_tokens
 
 def test_a_deadline_also_ends_a_request_that_still_waits(config: EngineConfig) -> None:
     caps = Caps(max_num_seqs=1, max_num_batched_tokens=64)
-    with Engine(replace(config, caps=caps), timer_factory=ConstantTimer) as engine:
+    with Engine(with_settings(config, caps=caps), timer_factory=ConstantTimer) as engine:
         running = submit(engine, "running", tokens=200)
         waiting = submit(engine, "waiting", within_s=0.05)
         assert waiting.wait().reason is FinishReason.DEADLINE
@@ -95,8 +98,8 @@ def test_a_deadline_also_ends_a_request_that_still_waits(config: EngineConfig) -
 
 def test_under_priority_an_urgent_request_overtakes_those_that_wait(config: EngineConfig) -> None:
     caps = Caps(max_num_seqs=1, max_num_batched_tokens=64)
-    with Engine(replace(config, caps=caps), timer_factory=ConstantTimer) as engine:
-        engine.apply(replace(engine.policy, order=Order.PRIORITY))
+    with Engine(with_settings(config, caps=caps), timer_factory=ConstantTimer) as engine:
+        engine.apply(policy_with(engine.policy, order=Order.PRIORITY))
         running = submit(engine, "running", tokens=100)
         wait_until(lambda: running.outputs)
         patient = submit(engine, "patient", priority=5)
@@ -110,7 +113,7 @@ def test_what_a_request_gets_is_the_same_with_overlap_off(
 ) -> None:
     lengths: list[list[int]] = []
     for overlap in (True, False):
-        settings = replace(config, plan=plan, overlap=overlap)
+        settings = replace(with_settings(config, plan=plan), overlap=overlap)
         with Engine(settings, timer_factory=ConstantTimer) as engine:
             collectors = [submit(engine, str(i), tokens=5 + 3 * i) for i in range(12)]
             lengths.append([len(c.wait().token_ids) for c in collectors])
@@ -136,7 +139,7 @@ def test_an_id_in_use_a_foreign_token_and_a_long_prompt_are_refused(engine: Engi
 
 def test_the_admission_limit_refuses_more(engine: Engine) -> None:
     caps = Caps(max_num_seqs=1, max_num_batched_tokens=64, max_queue=2)
-    engine.apply(replace(engine.policy, caps=caps))
+    engine.apply(policy_with(engine.policy, caps=caps))
     running = submit(engine, "running", tokens=200)
     wait_until(lambda: running.outputs)
     queued = [submit(engine, name) for name in ("first", "second")]
@@ -148,11 +151,11 @@ def test_the_admission_limit_refuses_more(engine: Engine) -> None:
 
 def test_a_hot_change_takes_effect_at_the_next_step(config: EngineConfig) -> None:
     plan = ParallelPlan(sp=2, shift=True)
-    config = replace(config, plan=plan, threshold_tokens=100)
+    config = with_settings(config, plan=plan, threshold_tokens=100)
     with Engine(config, timer_factory=ConstantTimer) as engine:
         collector = submit(engine, "a", tokens=200)
         wait_until(lambda: len(collector.outputs) > 5)
-        applied = engine.apply(replace(engine.policy, threshold_tokens=0))
+        applied = engine.apply(policy_with(engine.policy, threshold_tokens=0))
         wait_until(lambda: len(collector.outputs) > 20)
         collector.wait()
         assert applied.changes == {"shift.threshold_tokens": KnobClass.HOT}
@@ -165,15 +168,15 @@ def test_a_hot_change_takes_effect_at_the_next_step(config: EngineConfig) -> Non
 
 def test_caps_above_the_envelope_are_refused(engine: Engine) -> None:
     with pytest.raises(PolicyError, match="100000 is above the 8192"):
-        engine.apply(replace(engine.policy, caps=Caps(max_num_batched_tokens=100_000)))
+        engine.apply(policy_with(engine.policy, caps=Caps(max_num_batched_tokens=100_000)))
 
 
 def test_a_change_of_a_policy_that_someone_else_has_replaced_is_refused(engine: Engine) -> None:
     read = engine.policy
-    engine.apply(replace(read, threshold_tokens=9, version=1))
+    engine.apply(policy_with(read, threshold_tokens=9, version=1))
     with pytest.raises(StalePolicyError, match="version 0 is not in force any more"):
-        engine.apply(replace(read, threshold_tokens=11), expected=read)
-    assert engine.policy.threshold_tokens == 9
+        engine.apply(policy_with(read, threshold_tokens=11), expected=read)
+    assert engine.settings.threshold_tokens == 9
 
 
 def test_a_caller_whose_callback_fails_loses_its_own_request_only(engine: Engine) -> None:
@@ -211,7 +214,7 @@ def test_an_idle_engine_takes_as_many_requests_as_it_has_rows_whatever_the_admis
     engine: Engine,
 ) -> None:
     caps = Caps(max_num_seqs=8, max_num_batched_tokens=64, max_queue=0)
-    engine.apply(replace(engine.policy, caps=caps))
+    engine.apply(policy_with(engine.policy, caps=caps))
     collectors = [submit(engine, str(i), tokens=200) for i in range(8)]
     with pytest.raises(QueueFullError):
         submit(engine, "one too many")

@@ -18,7 +18,8 @@ from engine.spec.config import EngineConfig
 from engine.spec.model import DType
 from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
+from tests.engine.configs import with_settings
 
 Outputs = dict[str, tuple[int, ...]]
 NUM_REQUESTS = 10
@@ -70,8 +71,8 @@ def config(tiny_model_dir: Path) -> EngineConfig:
     return EngineConfig(
         model_dir=tiny_model_dir,
         dtype=DType.FLOAT64,
-        caps=Caps(max_num_seqs=6, max_num_batched_tokens=48),
         num_kv_blocks=16,
+        settings=Settings(caps=Caps(max_num_seqs=6, max_num_batched_tokens=48)),
     )
 
 
@@ -90,8 +91,9 @@ def undisturbed(config: EngineConfig) -> Outputs:
 def test_every_mechanism_turned_off_changes_no_output(
     config: EngineConfig, undisturbed: Outputs, switch: str
 ) -> None:
-    settings: dict[str, Any] = {switch: False, "plan": ParallelPlan(sp=2, shift=True)}
-    with Engine(replace(config, **settings, mode="random:2")) as engine:
+    off: dict[str, Any] = {switch: False, "coin_seed": 2}
+    sharded = with_settings(config, plan=ParallelPlan(sp=2, shift=True))
+    with Engine(replace(sharded, **off)) as engine:
         assert run(engine) == undisturbed
 
 
@@ -104,17 +106,18 @@ def test_a_reshape_under_load_changes_no_output_and_loses_no_request(
         150: ParallelPlan(sp=2, shift=True),
         250: ParallelPlan(dp=2),
     }
-    with Engine(replace(config, plan=ParallelPlan(tp=2))) as engine:
+    with Engine(with_settings(config, plan=ParallelPlan(tp=2))) as engine:
 
         def disturb(produced: int) -> None:
             due = [at for at in reshapes if produced >= at]
             for at in due:
                 plan = reshapes.pop(at)
-                engine.apply(replace(engine.policy, plan=plan, threshold_tokens=4))
+                wanted = replace(engine.settings, plan=plan, threshold_tokens=4)
+                engine.apply(replace(engine.policy, settings=wanted))
 
         assert run(engine, disturb) == undisturbed
         assert not reshapes
-        assert engine.policy.plan == ParallelPlan(dp=2)
+        assert engine.settings.plan == ParallelPlan(dp=2)
         modes = {(sample.plan, sample.shape.mode) for sample in engine.drain_samples()}
         assert {("tp=2", Mode.BASE), ("sp=2", Mode.BASE), ("sp=2,shift", Mode.BASE)} <= modes
         assert ("sp=2,shift", Mode.SHIFT) in modes
@@ -124,8 +127,8 @@ def test_a_reshape_under_load_changes_no_output_and_loses_no_request(
 def test_modes_that_flip_at_every_step_change_no_output(
     config: EngineConfig, undisturbed: Outputs
 ) -> None:
-    plan = ParallelPlan(pp=2, sp=2, shift=True)
-    with Engine(replace(config, plan=plan, mode="random:1")) as engine:
+    piped = with_settings(config, plan=ParallelPlan(pp=2, sp=2, shift=True))
+    with Engine(replace(piped, coin_seed=1)) as engine:
         assert run(engine) == undisturbed
         assert engine.stats().mode_switches > 10
 
@@ -140,7 +143,7 @@ def test_a_killed_rank_is_replaced_and_no_request_is_lost(
     config: EngineConfig, undisturbed: Outputs
 ) -> None:
     before = workers()
-    with Engine(replace(config, plan=ParallelPlan(tp=2))) as engine:
+    with Engine(with_settings(config, plan=ParallelPlan(tp=2))) as engine:
         ranks = sorted(workers() - before, key=lambda process: process.pid)
         kills = [100]
 

@@ -18,6 +18,7 @@ from engine.spec.errors import PlanError, PolicyError, QueueFullError, RankError
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason
 from engine.spec.settings import Caps
+from tests.engine.configs import policy_with, with_settings
 from tests.engine.paced import ConstantTimer, submit, wait_until
 
 
@@ -25,9 +26,9 @@ def test_a_reshape_under_load_loses_no_request_and_no_token(engine: Engine) -> N
     collectors = [submit(engine, str(i), tokens=60) for i in range(12)]
     wait_until(lambda: all(c.outputs for c in collectors[:6]))
     for plan in (ParallelPlan(sp=2, shift=True), ParallelPlan(dp=2, pp=2), ParallelPlan()):
-        applied = engine.apply(replace(engine.policy, plan=plan))
+        applied = engine.apply(policy_with(engine.policy, plan=plan))
         assert applied.changes == {"plan": KnobClass.RESHAPE}
-        assert engine.policy.plan == plan
+        assert engine.settings.plan == plan
         submit(engine, f"late {plan}", tokens=3).wait()
     for collector in collectors:
         assert len(collector.wait().token_ids) == 60
@@ -41,7 +42,7 @@ def test_requests_that_arrive_during_a_reshape_wait_and_are_served(engine: Engin
     done = threading.Event()
 
     def reshape() -> None:
-        engine.apply(replace(engine.policy, plan=ParallelPlan(tp=2)))
+        engine.apply(policy_with(engine.policy, plan=ParallelPlan(tp=2)))
         done.set()
 
     thread = threading.Thread(target=reshape)
@@ -77,8 +78,8 @@ def test_a_reshape_keeps_what_was_accepted_whatever_the_admission_limit(engine: 
     collectors = [submit(engine, str(i), tokens=60) for i in range(8)]
     wait_until(lambda: all(collector.outputs for collector in collectors))
     caps = Caps(max_num_seqs=8, max_num_batched_tokens=64, max_queue=1)
-    engine.apply(replace(engine.policy, caps=caps))
-    engine.apply(replace(engine.policy, plan=ParallelPlan(tp=2)))
+    engine.apply(policy_with(engine.policy, caps=caps))
+    engine.apply(policy_with(engine.policy, plan=ParallelPlan(tp=2)))
     for collector in collectors:
         assert collector.wait().reason is FinishReason.LENGTH
 
@@ -106,7 +107,7 @@ def slow_engine(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> Iterat
 def test_an_abort_during_a_reshape_is_not_lost(slow_engine: Engine) -> None:
     collectors = [submit(slow_engine, str(i), tokens=400) for i in range(3)]
     wait_until(lambda: all(collector.outputs for collector in collectors))
-    policy = replace(slow_engine.policy, plan=ParallelPlan(tp=2))
+    policy = policy_with(slow_engine.policy, plan=ParallelPlan(tp=2))
     thread = threading.Thread(target=slow_engine.apply, args=(policy,))
     thread.start()
     time.sleep(0.1)
@@ -124,7 +125,7 @@ def test_a_reshape_whose_way_back_fails_too_ends_every_request_and_is_unhealthy(
     wait_until(lambda: collector.outputs)
     SlowStart.is_broken = True
     with pytest.raises(RankError, match="no memory"):
-        slow_engine.apply(replace(slow_engine.policy, plan=ParallelPlan(tp=2)))
+        slow_engine.apply(policy_with(slow_engine.policy, plan=ParallelPlan(tp=2)))
     assert collector.wait().reason is FinishReason.ERROR
     assert not slow_engine.stats().is_healthy
     with pytest.raises(RankError, match="so did the way back"):
@@ -134,7 +135,7 @@ def test_a_reshape_whose_way_back_fails_too_ends_every_request_and_is_unhealthy(
 def test_an_id_that_is_carried_over_a_reshape_is_in_use(slow_engine: Engine) -> None:
     first = submit(slow_engine, "a", tokens=300)
     wait_until(lambda: first.outputs)
-    policy = replace(slow_engine.policy, plan=ParallelPlan(tp=2))
+    policy = policy_with(slow_engine.policy, plan=ParallelPlan(tp=2))
     thread = threading.Thread(target=slow_engine.apply, args=(policy,))
     thread.start()
     time.sleep(0.1)
@@ -148,7 +149,7 @@ def test_requests_before_the_start_are_held_in_order_up_to_the_admission_limit(
     config: EngineConfig,
 ) -> None:
     caps = Caps(max_num_seqs=1, max_num_batched_tokens=64, max_queue=2)
-    engine = Engine(replace(config, caps=caps), timer_factory=ConstantTimer)
+    engine = Engine(with_settings(config, caps=caps), timer_factory=ConstantTimer)
     first, second = submit(engine, "first"), submit(engine, "second")
     assert engine.stats().waiting == 2
     with pytest.raises(QueueFullError, match="2 requests wait, max_queue is 2"):

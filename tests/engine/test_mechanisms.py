@@ -106,7 +106,7 @@ def test_every_mechanism_on_and_off_gives_the_same_tokens(
             num_blocks=num_blocks,
             keeps_prefixes=keeps_prefixes,
             eos=EOS,
-            pin=f"random:{flips + turn}",
+            coin_seed=flips + turn,
         )
         aborted |= world.serve(requests, Random(seed + turn), looks_ahead=looks_ahead)
         answers[looks_ahead, is_parallel, keeps_prefixes] = world

@@ -84,7 +84,7 @@ class World:
 
 def coin(plan: ParallelPlan, seed: int = 3) -> ChooseMode:
     """The mode flipped at random every step (base where the plan has no Shift)."""
-    chooser = ModeChooser(plan=plan, threshold_tokens=0, pin=f"random:{seed}")
+    chooser = ModeChooser(plan=plan, threshold_tokens=0, coin_seed=seed)
     return lambda step_id: chooser.choose(1, step_id)
 
 

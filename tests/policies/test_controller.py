@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from policies.controller import (
     Action,
     ControlLimits,
@@ -25,9 +25,10 @@ from policies.controller import (
     decide,
 )
 from policies.errors import PolicyInputError
-from policies.schedule import HotSettings, LoadBand, Schedule
+from policies.schedule import LoadBand, Schedule
 
 WINDOW_S = 5.0
+PLAN = ParallelPlan(sp=2, shift=True)
 eager = ControlLimits(cool_down_down_s=0.0)
 
 
@@ -39,13 +40,12 @@ def band(
         rate_rps_high=high,
         mean_input_tokens=mix[0],
         mean_output_tokens=mix[1],
-        settings=HotSettings(threshold_tokens=256, caps=Caps(max_num_seqs=seqs)),
+        settings=Settings(plan=PLAN, threshold_tokens=256, caps=Caps(max_num_seqs=seqs)),
         headroom=0.2,
     )
 
 
 SCHEDULE = Schedule(
-    plan=ParallelPlan(sp=2, shift=True),
     bands=(
         band(0, 2),
         band(2, 6, seqs=16),
@@ -222,7 +222,7 @@ def test_a_load_beyond_the_schedule_keeps_the_top_band_and_says_so() -> None:
 def test_a_manual_change_is_noticed_and_answered_as_told(
     on_drift: OnDrift, reason: Reason, action: Action
 ) -> None:
-    manual = HotSettings(threshold_tokens=99, caps=Caps())
+    manual = Settings(threshold_tokens=99, caps=Caps())
     memory = play([window(1)])[0].memory
     state = ControlState(
         schedule=SCHEDULE,
@@ -241,7 +241,7 @@ def test_a_manual_change_is_noticed_and_answered_as_told(
 
 
 def test_bands_with_equal_settings_are_no_change_to_the_engine() -> None:
-    same = Schedule(plan=SCHEDULE.plan, bands=(band(0, 2), band(2, 9)))
+    same = Schedule(bands=(band(0, 2), band(2, 9)))
     first = decide(ControlState(schedule=same, now_s=0, load=window(1)))
     second = decide(
         ControlState(

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, ModePin, Settings
 from policies.errors import PolicyInputError
-from policies.schedule import HotSettings, LoadBand, Schedule
+from policies.schedule import LoadBand, Schedule
 
 PLAN = ParallelPlan(sp=2, shift=True)
 
@@ -24,13 +24,14 @@ def band(
         rate_rps_high=high,
         mean_input_tokens=mix[0],
         mean_output_tokens=mix[1],
-        settings=HotSettings(threshold_tokens=256, caps=Caps(max_num_seqs=seqs, max_step_ms=40)),
+        settings=Settings(
+            plan=PLAN, threshold_tokens=256, caps=Caps(max_num_seqs=seqs, max_step_ms=40)
+        ),
         headroom=0.2,
     )
 
 
 SCHEDULE = Schedule(
-    plan=PLAN,
     bands=(band(0, 2), band(2, 6, seqs=16), band(6, math.inf, seqs=32), band(0, 9, mix=(20, 900))),
 )
 
@@ -52,19 +53,9 @@ def test_the_document_reads_back_the_same_and_is_plain_json() -> None:
 
 
 def test_settings_that_leave_the_mode_to_the_measured_table_are_carried() -> None:
-    measured = replace(SCHEDULE.bands[0].settings, mode="table")
-    schedule = Schedule(plan=PLAN, bands=(replace(SCHEDULE.bands[0], settings=measured),))
+    measured = replace(SCHEDULE.bands[0].settings, pin=ModePin.TABLE)
+    schedule = Schedule(bands=(replace(SCHEDULE.bands[0], settings=measured),))
     assert Schedule.from_json(json.loads(json.dumps(schedule.to_json()))) == schedule
-    assert measured.to_patch()["mode"] == "table"
-
-
-def test_settings_become_a_merge_patch_of_an_engines_policy() -> None:
-    from engine.policy.document import EnginePolicy
-
-    settings = SCHEDULE.bands[1].settings
-    policy = EnginePolicy(plan=PLAN, threshold_tokens=1).merged(settings.to_patch())
-    assert policy.threshold_tokens == 256
-    assert policy.caps == settings.caps
 
 
 @pytest.mark.parametrize(
@@ -77,15 +68,13 @@ def test_settings_become_a_merge_patch_of_an_engines_policy() -> None:
 )
 def test_gaps_overlaps_and_emptiness_are_refused(bands: tuple[LoadBand, ...], message: str) -> None:
     with pytest.raises(PolicyInputError, match=message):
-        Schedule(plan=PLAN, bands=bands)
+        Schedule(bands=bands)
 
 
-def test_settings_the_plan_cannot_take_are_refused() -> None:
-    pinned = replace(
-        band(0, 2), settings=HotSettings(threshold_tokens=1, caps=Caps(), mode="shift")
-    )
-    with pytest.raises(PolicyInputError, match="Shift"):
-        Schedule(plan=ParallelPlan(tp=2), bands=(pinned,))
+def test_bands_of_two_plans_are_refused() -> None:
+    other = replace(band(2, 4), settings=Settings(plan=ParallelPlan(tp=2)))
+    with pytest.raises(PolicyInputError, match=r"2 plans \(sp=2,shift, tp=2\)"):
+        Schedule(bands=(band(0, 2), other))
 
 
 @pytest.mark.parametrize(
@@ -93,13 +82,28 @@ def test_settings_the_plan_cannot_take_are_refused() -> None:
     [
         ({"schema": "schedule/v9"}, "schedule/v9"),
         ({"bands": [{}]}, "missing"),
-        ({"plan": {"tp": 0}}, "tp=0"),
-        ({"plan": {"ep": 2}}, "ep"),
     ],
 )
 def test_a_document_that_cannot_be_read_says_why(change: dict[str, object], message: str) -> None:
     with pytest.raises(PolicyInputError, match=message):
         Schedule.from_json(SCHEDULE.to_json() | change)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"plan": {"tp": 0}}, "tp=0"),
+        ({"plan": {"ep": 2}}, "/plan/ep: unknown knob"),
+        ({"plan": {"tp": 2}, "mode": "shift"}, "needs a plan with Shift on"),
+    ],
+)
+def test_settings_of_a_band_that_cannot_be_are_refused(
+    settings: dict[str, object], message: str
+) -> None:
+    document = SCHEDULE.to_json()
+    document["bands"][0]["settings"] = settings
+    with pytest.raises(PolicyInputError, match=message):
+        Schedule.from_json(document)
 
 
 def test_a_band_with_its_ends_swapped_is_refused() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from policies.constraint import Constraint, Op
 from policies.errors import PolicyInputError
 from policies.select import (
@@ -42,16 +42,17 @@ def point(
         return Estimate(value=value, low=value * (1 - spread), high=value * (1 + spread))
 
     return OperatingPoint(
-        plan=plan or ParallelPlan(tp=devices),
-        threshold_tokens=threshold,
-        caps=Caps(max_num_seqs=128),
+        settings=Settings(
+            plan=plan or ParallelPlan(tp=devices),
+            threshold_tokens=threshold,
+            caps=Caps(max_num_seqs=128),
+        ),
         fidelity=Fidelity.SIMULATED,
         metrics={
             "p95_ttft_ms": estimate(ttft_ms),
             "p95_tpot_ms": estimate(tpot_ms),
             "attainment": estimate(attainment),
         },
-        cost_devices=devices,
     )
 
 
@@ -128,8 +129,12 @@ def test_without_a_dependable_point_the_likeliest_wins() -> None:
 
 
 def test_the_balanced_point_trades_devices_against_latency() -> None:
-    cheap, balanced, fast = point(150, 40, devices=2), point(60, 15, devices=3), point(55, 14)
-    selection = select([cheap, balanced, replace(fast, cost_devices=8)], SLA)
+    cheap, balanced, fast = (
+        point(150, 40, devices=2),
+        point(60, 15, devices=3),
+        point(55, 14, devices=8),
+    )
+    selection = select([cheap, balanced, fast], SLA)
     assert selection.best is cheap
     assert selection.balanced is balanced
     assert selection.fastest is not None

@@ -12,8 +12,7 @@ from store.models.base import Json
 def _record(number: int, **changes: object) -> Json:
     return {
         "number": number,
-        "plan": {"dp": 1, "pp": 1, "sp": 1, "tp": 2},
-        "threshold_tokens": 256,
+        "settings": {"plan": {"dp": 1, "pp": 1, "sp": 1, "tp": 2}},
         "fidelity": "simulated",
         "state": "complete",
         "metrics": {"ttft_ms": {"p95": 120.5}},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engine.engine import Engine
 from engine.spec.config import EngineConfig, ExecutorKind
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from tests.engine.paced import ConstantTimer
 
 
@@ -29,7 +29,9 @@ def paced_engine(folder: Path, *, max_queue: int | None = None) -> Engine:
             model_dir=folder,
             executor=ExecutorKind.SIMULATED,
             num_kv_blocks=512,
-            caps=Caps(max_num_seqs=16, max_num_batched_tokens=256, max_queue=max_queue),
+            settings=Settings(
+                caps=Caps(max_num_seqs=16, max_num_batched_tokens=256, max_queue=max_queue)
+            ),
         ),
         timer_factory=ConstantTimer,
     )

@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from tuner.backends import Backend
 from tuner.described.node import Node
 from tuner.hardware import Precision, parse_hardware
 from tuner.spec.errors import TunerError
-from tuner.spec.space import Settings
 from tuner.work.models import load_model
 from tuner.workload.workload import Arrival, ClosedLoop, Workload, WorkloadSource
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.spec.model import ModelConfig
 from engine.spec.plan import Mode, shift_warning
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from policies.attainment import judge
 from policies.points import Estimate, estimates_to_json
 from policies.report import finite, flat_metrics, measurement_json, sla_json
@@ -24,7 +24,6 @@ from tuner.simulation.timeline import (
     build_timeline,
     peak_active,
 )
-from tuner.spec.space import Settings
 from tuner.workload.workload import Workload
 
 SCHEMA = "simulation/v1"

@@ -12,10 +12,9 @@ from enum import StrEnum
 from typing import Any, assert_never
 
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from tuner.backends import list_backends
 from tuner.hardware import Precision
-from tuner.spec.space import Settings
 
 MODEL = "MODEL"
 """Stands for the operator's own checkpoint."""

@@ -7,14 +7,13 @@ from dataclasses import dataclass, field, replace
 from engine.executors.protocol import StepTimer
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from tuner.backends import Backend, ServedTimer
 from tuner.hardware import Hardware, MemoryEstimate, Precision, estimate_memory
 from tuner.hardware.memory import weight_bytes_per_rank
 from tuner.simulation.simulate import OnProgress, Ranks, SimulationResult, no_progress, simulate
 from tuner.simulation.steering import Steering
 from tuner.spec.errors import TunerError
-from tuner.spec.space import Settings
 from tuner.step_model.timer import ScaledTimer
 from tuner.workload.workload import Workload
 
@@ -110,7 +109,7 @@ class Node:
             plan=settings.plan,
             threshold_tokens=settings.threshold_tokens,
             caps=settings.caps,
-            mode=settings.mode,
+            pin=settings.pin,
             workload=workload,
             timer=self._scaled(settings.plan, step_scale),
             num_kv_blocks=self.num_kv_blocks(settings.plan, widest),

@@ -11,9 +11,9 @@ from engine.fleet import TimerFactory
 from engine.policy.document import EnginePolicy
 from engine.spec.config import EngineConfig
 from engine.spec.measurement import Fidelity, Measurement
+from engine.spec.settings import Settings
 from engine.spec.steps import StepSample
 from tuner.load.driver import EngineTarget, run_load
-from tuner.spec.space import Settings
 from tuner.workload.workload import Arrival, ClosedLoop, Workload
 
 WARM_REQUESTS = 4
@@ -98,22 +98,13 @@ class LiveEngine:
                 self._config,
                 # Trials repeat prompts, which would find themselves in the cache.
                 prefix_cache=False,
-                plan=settings.plan,
-                threshold_tokens=settings.threshold_tokens,
-                caps=settings.caps,
-                mode=settings.mode,
+                settings=settings,
             )
             engine = Engine(config, timer_factory=self._timer_factory)
             engine.start()
             self._engine = engine
         else:
-            policy = EnginePolicy(
-                plan=settings.plan,
-                threshold_tokens=settings.threshold_tokens,
-                caps=settings.caps,
-                mode=settings.mode,
-                version=self._engine.policy.version + 1,
-            )
+            policy = EnginePolicy(settings=settings, version=self._engine.policy.version + 1)
             self._engine.apply(policy)
         return self._engine
 

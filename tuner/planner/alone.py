@@ -15,12 +15,12 @@ from dataclasses import replace
 import numpy as np
 
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import ModePin, Settings
 from engine.spec.steps import StepShape
 from policies.constraint import Constraint, Metric, Percentile
 from policies.sla import Sla
 from tuner.backends.backend import HostTimes
 from tuner.described.node import Node
-from tuner.spec.space import Settings
 from tuner.workload.workload import Arrival, Workload
 
 # Step times are not quite monotonous: a larger step may be that much quicker than a smaller one.
@@ -109,12 +109,12 @@ def _first_tokens_ms(
 def _variants(options: Sequence[Settings], longest: int) -> list[Settings]:
     """``options`` as far as a lone prompt of up to ``longest`` tokens can tell them apart; Shift
     plans in either mode, too: beside others its steps run in the mode that their sum chooses."""
-    found: dict[tuple[int, int, str], Settings] = {}
+    found: dict[tuple[int, int, ModePin], Settings] = {}
     for settings in options:
         budget = min(settings.caps.max_num_batched_tokens, longest)
-        found.setdefault((budget, settings.threshold_tokens, settings.mode), settings)
-        for mode in settings.plan.modes if settings.plan.shift else ():
-            found.setdefault((budget, 0, mode.value), replace(settings, mode=mode.value))
+        found.setdefault((budget, settings.threshold_tokens, settings.pin), settings)
+        for pin in (ModePin.BASE, ModePin.SHIFT) if settings.plan.shift else ():
+            found.setdefault((budget, 0, pin), replace(settings, pin=pin))
     return list(found.values())
 
 

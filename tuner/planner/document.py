@@ -18,7 +18,7 @@ from tuner.described.document import (
 from tuner.described.launch import LaunchCommand, launch_commands
 from tuner.planner.explore import JudgedOn, Tried
 from tuner.planner.planner import Failure, PlanReport
-from tuner.search.report import infeasible_json, point_json, settings_of
+from tuner.search.report import infeasible_json, point_json
 
 SCHEMA = "plan/v1"
 REASONS = {
@@ -62,7 +62,7 @@ def commands(report: PlanReport, point: OperatingPoint) -> tuple[LaunchCommand, 
     """How to start a point's settings on each serving system."""
     node = report.question.node
     return launch_commands(
-        settings_of(point),
+        point.settings,
         node.precision,
         backend=node.backend.name,
         hardware=str(node.hardware),
@@ -73,7 +73,7 @@ def commands(report: PlanReport, point: OperatingPoint) -> tuple[LaunchCommand, 
 def plan_json(report: PlanReport, *, model: str) -> dict[str, Any]:
     """The report as a JSON value without wall times: equal inputs give equal bytes."""
     question = report.question
-    origin = node_json(question.node, settings_of(_any_point(report)), model)
+    origin = node_json(question.node, _any_point(report).settings, model)
     del origin["memory"]
     return {
         "schema": SCHEMA,
@@ -162,7 +162,7 @@ def _point_json(report: PlanReport, point: OperatingPoint) -> dict[str, Any]:
         # Without an interval, certainty is not known.
         "sla_probability": point.probability(report.question.sla) if has_interval else None,
         "memory": memory_json(
-            node.memory(point.plan, caps=settings_of(point).caps), node.block_size
+            node.memory(point.settings.plan, caps=point.settings.caps), node.block_size
         ),
     }
 

@@ -11,7 +11,7 @@ import numpy as np
 from engine.executors.protocol import StepTimer
 from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from policies.constraint import Metric
 from policies.points import Estimate, OperatingPoint
 from policies.report import flat_metrics
@@ -26,9 +26,7 @@ from tuner.planner.bounds import (
     late_limits,
 )
 from tuner.search.design import rank_point, twin_thresholds
-from tuner.search.trials import operating_point
 from tuner.simulation.simulate import OnProgress, no_progress
-from tuner.spec.space import Settings
 from tuner.workload.slices import head
 from tuner.workload.workload import Workload
 
@@ -78,7 +76,7 @@ class Tried:
     def point(self) -> OperatingPoint:
         """The numbers as exact estimates."""
         exact = {key: Estimate.exact(value) for key, value in self.metrics.items()}
-        return operating_point(self.settings, Fidelity.SIMULATED, exact)
+        return OperatingPoint(settings=self.settings, fidelity=Fidelity.SIMULATED, metrics=exact)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from functools import partial
 
 from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Settings
 from policies.constraint import Constraint, Metric
 from policies.points import OperatingPoint
 from policies.select import Selection, select
@@ -33,10 +34,8 @@ from tuner.planner.explore import (
 )
 from tuner.planner.pool import Workers, default_jobs
 from tuner.search.design import rank_point
-from tuner.search.report import settings_of
-from tuner.search.trials import operating_point
 from tuner.spec.errors import TunerError
-from tuner.spec.space import PrunedPlan, Settings, build_space
+from tuner.spec.space import PrunedPlan, build_space
 from tuner.workload.workload import Workload
 
 # Winners whose intervals are found before the choice is made among those with one.
@@ -241,12 +240,12 @@ def _select(
     on_progress: OnPlanning,
 ) -> tuple[list[OperatingPoint], Selection]:
     """The choice, made among points whose interval is known: an exact one would look sure."""
-    current = {settings_of(p): p for p in points}
+    current = {p.settings: p for p in points}
     known: set[Settings] = set()
     for number in range(MAX_ROUNDS):
         selection = select(list(current.values()), question.sla)
         winners = (selection.best, selection.fastest, selection.balanced)
-        wanted = {settings_of(p): p for p in winners if p is not None}
+        wanted = {p.settings: p for p in winners if p is not None}
         missing = [s for s in wanted if s not in known]
         if not missing:
             return list(current.values()), selection
@@ -263,14 +262,14 @@ def _with_intervals(
     """The points with the metrics of runs whose steps are all slower, and faster."""
     node = question.node
     scales = (math.exp(node.interval), math.exp(-node.interval))
-    settings = [settings_of(p) for p in points]
+    settings = [p.settings for p in points]
     tasks = [(s, scale) for s in settings for scale in scales]
     flats = iter(workers.map(partial(_ends, question), tasks))
     found = {}
     for each, point in zip(settings, points, strict=True):
         value = {key: estimate.value for key, estimate in point.metrics.items()}
         metrics = estimates_of([value, next(flats), next(flats)])
-        found[each] = operating_point(each, Fidelity.SIMULATED, metrics)
+        found[each] = OperatingPoint(settings=each, fidelity=Fidelity.SIMULATED, metrics=metrics)
     return found
 
 

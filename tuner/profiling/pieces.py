@@ -27,6 +27,7 @@ from engine.spec.errors import CheckpointError
 from engine.spec.feasible import infeasible_reasons
 from engine.spec.model import ModelConfig
 from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.settings import Settings
 from tuner.profiling.profile import PieceTime, trimmed_mean
 from tuner.profiling.steps import StepRecipe, synthetic_step
 
@@ -79,7 +80,7 @@ def profile_pieces(
                         cut = replace(
                             config,
                             model_dir=folder,
-                            plan=plan,
+                            settings=Settings(plan=plan),
                             executor=ExecutorKind.PROCESS,
                             num_kv_blocks=max(r.num_blocks(config.block_size) for r in recipes),
                         )
@@ -99,12 +100,12 @@ def _time_plan(
     config: EngineConfig, ranks: RankProcesses, recipes: list[StepRecipe], seconds: float
 ) -> list[PieceTime]:
     model = ModelConfig.from_dir(config.model_dir)
-    executor = ProcessExecutor(config, model, config.plan, ranks=ranks)
+    executor = ProcessExecutor(config, model, config.settings.plan, ranks=ranks)
     try:
         executor.start()
         return [
             _time_recipe(config, model, executor, recipe, mode, seconds)
-            for mode in config.plan.modes
+            for mode in config.settings.plan.modes
             for recipe in recipes
         ]
     finally:
@@ -146,7 +147,7 @@ def _time_recipe(
         step_id += 1
     p10, p50, p90 = np.percentile(taken[1:], (10, 50, 90))
     return PieceTime(
-        plan=str(config.plan),
+        plan=str(config.settings.plan),
         num_layers=model.num_layers,
         shape=step.shape,
         step_s=trimmed_mean(taken[1:]),

@@ -15,9 +15,8 @@ import numpy as np
 from engine.engine import Engine
 from engine.spec.config import EngineConfig, ExecutorKind, LinkEmulation
 from engine.spec.model import DType, ModelConfig
-from engine.spec.plan import ParallelPlan
 from engine.spec.request import Request, RequestOutput, SamplingParams
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepSample
 from tuner.profiling.host_work import HostWork, HostWorkMeter
 from tuner.profiling.messages import OperatorReport
@@ -144,8 +143,7 @@ def serve_samples(
     what each wave took beside its steps."""
     served = replace(
         config,
-        plan=ParallelPlan(),
-        caps=Caps(max_num_seqs=32, max_num_batched_tokens=512),
+        settings=Settings(caps=Caps(max_num_seqs=32, max_num_batched_tokens=512)),
         max_model_len=min(1024, model.max_positions),
     )
     rng = np.random.default_rng(seed)

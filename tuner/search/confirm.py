@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from engine.spec.errors import EngineError
 from engine.spec.measurement import Fidelity, Measurement
+from engine.spec.settings import Settings
+from policies.points import OperatingPoint
 from policies.report import measurement_json
 from tuner.search.context import TuningContext
 from tuner.search.report import Confirmation
 from tuner.search.simulator import measured_estimates
-from tuner.search.trials import operating_point
 from tuner.spec.errors import WorkloadError
-from tuner.spec.space import Settings
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload
 
@@ -47,7 +47,7 @@ def confirm(
     if is_cancelled():
         return failed
     estimates = measured_estimates(measurement, context.sla, seed=seed)
-    point = operating_point(settings, Fidelity.MEASURED, estimates)
+    point = OperatingPoint(settings=settings, fidelity=Fidelity.MEASURED, metrics=estimates)
     missed = [c for c in context.sla.constraints if not point.is_met(c)]
     return Confirmation(
         settings=settings,

@@ -11,6 +11,7 @@ from engine.executors.protocol import StepTimer
 from engine.spec.config import EngineConfig, num_kv_blocks
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Settings
 from policies.points import OperatingPoint
 from policies.sla import Sla
 from tuner.described.launch import why_not
@@ -23,7 +24,7 @@ from tuner.search.simulator import Simulator
 from tuner.search.spec import TuningSpec
 from tuner.search.surrogate import Example, Load, features
 from tuner.spec.errors import TunerError
-from tuner.spec.space import Settings, Space, build_space
+from tuner.spec.space import Space, build_space
 from tuner.step_model.model import StepModel
 from tuner.workload.parse import parse_workload
 from tuner.workload.slices import at_rate, head

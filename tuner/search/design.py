@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from engine.executors.protocol import StepTimer
 from engine.spec.plan import Mode, ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
 from policies.points import OperatingPoint
 from policies.sla import Sla
 from policies.threshold import ShiftRule, StepPair
-from tuner.spec.space import Settings, Space
+from tuner.spec.space import Space
 
 MAX_DESIGN = 120
 MAX_REFINED_PLANS = 4

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from engine.spec.settings import Settings
 from tuner.search.context import TuningContext
 from tuner.search.design import rank_point
 from tuner.search.surrogate import TARGETS, Example, Load, Surrogate, features, fit_surrogate
 from tuner.search.trials import TrialRecord
-from tuner.spec.space import Settings
 from tuner.workload.slices import head
 
 SURROGATE_REQUESTS = 200

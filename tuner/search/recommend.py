@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from engine.spec.measurement import Fidelity
-from engine.spec.plan import shift_warning
+from engine.spec.settings import Settings
 from policies.points import OperatingPoint
 from policies.report import measurement_json
 from policies.select import Selection, select
@@ -21,11 +21,9 @@ from tuner.search.report import (
     TuningReport,
     infeasible_json,
     point_json,
-    settings_of,
 )
 from tuner.search.schedule import build_schedule
 from tuner.search.trials import TrialRecord
-from tuner.spec.space import Settings
 from tuner.workload.slices import head
 
 MAX_CONFIRMATIONS = 3
@@ -79,11 +77,11 @@ def recommend(
     while True:
         selection = _select(context, pool)
         best = selection.best
-        if best is None or not context.can_run(best.plan) or is_cancelled():
+        if best is None or not context.can_run(best.settings.plan) or is_cancelled():
             return _report(context, trials, selection, confirmations)
         if len(confirmations) == MAX_CONFIRMATIONS:
             return _report(context, trials, _select_run(context, pool), confirmations)
-        settings = settings_of(best)
+        settings = best.settings
         again = confirm(context, settings, len(confirmations), is_cancelled)
         confirmations.append(again)
         if again.is_met and again.point is not None:
@@ -115,9 +113,9 @@ def _select(context: TuningContext, pool: _Pool) -> Selection:
     """
     while True:
         selection = select(list(pool.points.values()), context.sla)
-        if selection.best is None or settings_of(selection.best) not in pool.exact:
+        if selection.best is None or selection.best.settings not in pool.exact:
             return selection
-        settings = settings_of(selection.best)
+        settings = selection.best.settings
         pool.put(settings, context.simulator.point(settings, context.trial_workload))
 
 
@@ -147,13 +145,12 @@ def _report(
     warnings = list(context.warnings)
     recommendation = None
     if (best := selection.best) is not None:
-        settings = settings_of(best)
+        settings = best.settings
         document = next((c.document for c in confirmations if c.point is best), None)
         recommendation = _recommendation(context, trials, selection, best, document)
-        caps = settings.caps
-        warning = shift_warning(settings.plan, settings.threshold_tokens, caps.max_num_seqs)
+        warning = settings.threshold_warning
         warnings += [warning] if warning else []
-        if not context.can_run(best.plan):
+        if not context.can_run(best.settings.plan):
             warnings.append("the recommended plan was simulated, not run: measure it before use")
     report = TuningReport(
         recommendation=recommendation,
@@ -183,7 +180,7 @@ def _recommendation(
     best: OperatingPoint,
     measured: dict[str, Any] | None,
 ) -> Recommendation:
-    settings = settings_of(best)
+    settings = best.settings
     workload = head(context.workload, PREDICTED_REQUESTS)
     predicted = context.simulator.point(settings, workload)
     simulated = context.simulator.run(settings, workload)
@@ -219,7 +216,7 @@ def _surrogate_point(
 
 
 def _explain(context: TuningContext, selection: Selection, best: OperatingPoint) -> str:
-    parts = [f"{best.plan} uses {best.cost_devices} of {context.spec.num_devices} devices"]
+    parts = [f"{best.settings.plan} uses {best.cost_devices} of {context.spec.num_devices} devices"]
     for constraint in context.sla.constraints:
         estimate = best.metrics.get(constraint.key)
         if estimate is not None:
@@ -231,7 +228,7 @@ def _explain(context: TuningContext, selection: Selection, best: OperatingPoint)
     if selection.rejected:
         cheaper = [r for r in selection.rejected if r.point.cost_devices < best.cost_devices]
         rejected = (cheaper or list(selection.rejected))[0]
-        parts.append(f"{settings_of(rejected.point)} was not chosen: {rejected.detail}")
+        parts.append(f"{rejected.point.settings} was not chosen: {rejected.detail}")
     return "; ".join(parts)
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from engine.spec.measurement import Fidelity
+from engine.spec.settings import Settings
 from policies.points import EstimateJson, OperatingPoint, estimates_to_json
 from policies.report import finite
 from policies.schedule import Schedule
@@ -13,7 +14,7 @@ from policies.select import Reason, Selection
 from policies.sla import Sla
 from tuner.search.spec import TuningSpec
 from tuner.search.trials import TrialRecord
-from tuner.spec.space import PrunedPlan, Settings
+from tuner.spec.space import PrunedPlan
 
 SCHEMA = "tuning-report/v1"
 
@@ -33,7 +34,7 @@ class Confirmation:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            **self.settings.to_json(),
+            "settings": self.settings.to_json(),
             "seed": self.seed,
             "log_slower": self.log_slower,
             "is_met": self.is_met,
@@ -64,12 +65,8 @@ class Recommendation:
     schedule: Schedule
 
     def to_json(self) -> dict[str, Any]:
-        settings = self.settings.to_json()
         return {
-            "plan": settings["plan"],
-            "shift_threshold": self.settings.threshold_tokens,
-            "caps": settings["caps"],
-            "mode": self.settings.mode,
+            "settings": self.settings.to_json(),
             "num_devices": self.settings.plan.world_size,
             "fidelity": self.fidelity.value,
             "predicted": self.predicted,
@@ -136,15 +133,10 @@ class TuningReport:
         }
 
 
-def settings_of(point: OperatingPoint) -> Settings:
-    """The settings an operating point stands for."""
-    return Settings(plan=point.plan, threshold_tokens=point.threshold_tokens, caps=point.caps)
-
-
 def point_json(point: OperatingPoint, sla: Sla) -> dict[str, Any]:
     """An operating point with its standing against the SLA."""
     return {
-        **settings_of(point).to_json(),
+        "settings": point.settings.to_json(),
         "num_devices": point.cost_devices,
         "fidelity": point.fidelity.value,
         "metrics": estimates_to_json(point.metrics),
@@ -165,7 +157,7 @@ def infeasible_json(selection: Selection, sla: Sla) -> dict[str, Any]:
                 "constraint": str(r.constraint),
                 "bound": r.bound,
                 "price": r.price,
-                "settings": settings_of(r.point).to_json() if r.point else None,
+                "settings": r.point.settings.to_json() if r.point else None,
             }
             for r in selection.relaxations
         ],

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from policies.points import OperatingPoint
-from policies.schedule import HotSettings, LoadBand, Schedule
+from policies.schedule import LoadBand, Schedule
 from policies.select import low_threshold_warning
 from policies.sla import Sla
 from tuner.search.design import advised_threshold
 from tuner.search.simulator import Simulator
-from tuner.spec.space import Settings, Space
+from tuner.spec.space import Space
 from tuner.workload.slices import at_rate, head
 from tuner.workload.workload import Workload
 
@@ -46,7 +46,7 @@ def build_schedule(
         rate = _rate_rps(simulator, settings, load)
         if rate > (found[-1][0] if found else 0.0):
             found.append((rate, settings, points[nth][settings].headroom(sla)))
-    return Schedule(plan=best.plan, bands=_merged(found, workload))
+    return Schedule(bands=_merged(found, workload))
 
 
 def _sample(workload: Workload, factor: float) -> Workload:
@@ -142,11 +142,7 @@ def _merged(found: list[tuple[float, Settings, float]], workload: Workload) -> t
             rate_rps_high=high,
             mean_input_tokens=float(workload.input_tokens.mean()),
             mean_output_tokens=float(workload.output_tokens.mean()),
-            settings=HotSettings(
-                threshold_tokens=group[0][1].threshold_tokens,
-                caps=group[0][1].caps,
-                mode=group[0][1].mode,
-            ),
+            settings=group[0][1],
             headroom=min(headroom for _, _, headroom in group),
         )
         for low, high, group in zip(lows, highs, groups, strict=True)

@@ -12,14 +12,13 @@ from engine.executors.protocol import StepTimer
 from engine.spec.measurement import Fidelity, Measurement
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Settings
 from policies.constraint import Metric
 from policies.points import Estimate, OperatingPoint
 from policies.report import flat_metrics
 from policies.sla import Sla
 from tuner.described.node import Node
-from tuner.search.trials import operating_point
 from tuner.simulation.simulate import simulate
-from tuner.spec.space import Settings
 from tuner.step_model.timer import ScaledTimer
 from tuner.workload.workload import Workload
 
@@ -71,7 +70,7 @@ class Simulator:
             plan=settings.plan,
             threshold_tokens=settings.threshold_tokens,
             caps=settings.caps,
-            mode=settings.mode,
+            pin=settings.pin,
             workload=workload,
             timer=timer,
             num_kv_blocks=self.blocks_of(settings.plan),
@@ -89,7 +88,7 @@ class Simulator:
         """The simulated point without an interval: one run instead of three."""
         flat = self._flat(settings, workload, 0.0)
         exact = {key: Estimate.exact(value) for key, value in flat.items()}
-        return operating_point(settings, Fidelity.SIMULATED, exact)
+        return OperatingPoint(settings=settings, fidelity=Fidelity.SIMULATED, metrics=exact)
 
     def point(self, settings: Settings, workload: Workload) -> OperatingPoint:
         """The simulated point with the interval of its step model."""
@@ -105,7 +104,7 @@ class Simulator:
             )
             for key in shared
         }
-        return operating_point(settings, Fidelity.SIMULATED, metrics)
+        return OperatingPoint(settings=settings, fidelity=Fidelity.SIMULATED, metrics=metrics)
 
     def _flat(self, settings: Settings, workload: Workload, scale: float) -> dict[str, float]:
         key = (settings, workload, scale + self.slower.get(settings.plan, 0.0))

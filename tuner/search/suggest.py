@@ -14,11 +14,11 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from engine.spec.plan import parse_plan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from policies.points import OperatingPoint
 from policies.sla import Sla
 from tuner.search.trials import TrialRecord, TrialState
-from tuner.spec.space import Settings, Space
+from tuner.spec.space import Space
 
 # Random suggestions before the model of good and bad settings takes over.
 NUM_STARTUP_TRIALS = 6

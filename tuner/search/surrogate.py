@@ -19,11 +19,9 @@ from engine.executors.protocol import StepTimer
 from engine.modes.chooser import ModeChooser
 from engine.spec.measurement import Fidelity
 from engine.spec.plan import Mode
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
 from policies.points import Estimate, OperatingPoint
-from tuner.search.trials import operating_point
-from tuner.spec.space import Settings
 from tuner.step_model.boosting import FloatArray, boosted, export_trees
 from tuner.step_model.fit import conformal
 from tuner.step_model.trees import Trees
@@ -124,7 +122,7 @@ class Surrogate:
                 low=math.exp(log_value - half),
                 high=math.exp(log_value + half),
             )
-        return operating_point(settings, Fidelity.PREDICTED, metrics)
+        return OperatingPoint(settings=settings, fidelity=Fidelity.PREDICTED, metrics=metrics)
 
     def to_json(self) -> dict[str, Any]:
         return {"schema": SCHEMA, **asdict(self)}
@@ -221,7 +219,4 @@ def _cap(caps: Caps) -> int:
 
 
 def _mode(settings: Settings, num_tokens: int) -> Mode:
-    chooser = ModeChooser(
-        plan=settings.plan, threshold_tokens=settings.threshold_tokens, pin=settings.mode
-    )
-    return chooser.choose(num_tokens, 0)
+    return ModeChooser.of(settings).choose(num_tokens, 0)

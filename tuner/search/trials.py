@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 import msgspec
 
+from engine.spec.errors import EngineError
 from engine.spec.measurement import Fidelity
-from engine.spec.plan import parse_plan
-from engine.spec.settings import Caps
+from engine.spec.settings import Settings
 from policies.points import (
-    Estimate,
     EstimateJson,
     OperatingPoint,
     estimates_from_json,
 )
 from tuner.spec.errors import TunerError
-from tuner.spec.space import Settings
 
 
 class TrialState(StrEnum):
@@ -39,9 +36,7 @@ class TrialRecord:
     """
 
     number: int
-    plan: str
-    threshold_tokens: int
-    caps: dict[str, Any]
+    settings: Settings
     fidelity: Fidelity
     state: TrialState
     metrics: EstimateJson
@@ -52,41 +47,26 @@ class TrialRecord:
     document: dict[str, Any] | None = None
 
     @property
-    def settings(self) -> Settings:
-        return Settings(
-            plan=parse_plan(self.plan).plan,
-            threshold_tokens=self.threshold_tokens,
-            caps=Caps(**self.caps),
-        )
-
-    @property
     def point(self) -> OperatingPoint | None:
         """The operating point it observed; None for a failed trial."""
         if self.state is TrialState.FAILED:
             return None
-        return operating_point(self.settings, self.fidelity, estimates_from_json(self.metrics))
+        return OperatingPoint(
+            settings=self.settings,
+            fidelity=self.fidelity,
+            metrics=estimates_from_json(self.metrics),
+        )
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"settings": self.settings.to_json()}
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> TrialRecord:
         """Read a record back. Raises TunerError for a part of the wrong kind, named."""
         try:
-            return msgspec.convert(raw, cls)
-        except msgspec.ValidationError as error:
+            settings = Settings.from_json(raw["settings"])
+            return replace(msgspec.convert(raw | {"settings": {}}, cls), settings=settings)
+        except KeyError as missing:
+            raise TunerError(f"trial record: {missing} is missing") from missing
+        except (msgspec.ValidationError, EngineError) as error:
             raise TunerError(f"trial record: {error}") from error
-
-
-def operating_point(
-    settings: Settings, fidelity: Fidelity, metrics: Mapping[str, Estimate]
-) -> OperatingPoint:
-    """The point of ``settings`` with these numbers."""
-    return OperatingPoint(
-        plan=settings.plan,
-        threshold_tokens=settings.threshold_tokens,
-        caps=settings.caps,
-        fidelity=fidelity,
-        metrics=metrics,
-        cost_devices=settings.plan.world_size,
-    )

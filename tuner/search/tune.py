@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.spec.errors import EngineError
 from engine.spec.measurement import Fidelity, Measurement
+from engine.spec.settings import Settings
 from policies.points import OperatingPoint, estimates_to_json
 from policies.report import measurement_json
 from policies.sla import Sla
@@ -24,7 +25,6 @@ from tuner.search.simulator import measured_estimates
 from tuner.search.spec import TuningSpec
 from tuner.search.suggest import suggest
 from tuner.search.trials import TrialRecord, TrialState
-from tuner.spec.space import Settings
 
 __all__ = [
     "TrialRecord",
@@ -114,12 +114,9 @@ class _Recorder:
         context = self._context
         estimates = measured_estimates(measurement, context.sla, seed=context.spec.seed)
         point = OperatingPoint(
-            plan=self._settings.plan,
-            threshold_tokens=self._settings.threshold_tokens,
-            caps=self._settings.caps,
+            settings=self._settings,
             fidelity=fidelity,
             metrics=estimates,
-            cost_devices=self._settings.plan.world_size,
         )
         document = measurement_json(measurement, context.sla)
         return self._record(TrialState.COMPLETE, point, _verdict(point, context.sla), document)
@@ -134,12 +131,10 @@ class _Recorder:
         reason: str,
         document: dict[str, Any] | None,
     ) -> TrialRecord:
-        sla, settings = self._context.sla, self._settings
+        sla = self._context.sla
         return TrialRecord(
             number=self._number,
-            plan=str(settings.plan),
-            threshold_tokens=settings.threshold_tokens,
-            caps=settings.to_json()["caps"],
+            settings=self._settings,
             fidelity=point.fidelity if point else Fidelity.SIMULATED,
             state=state,
             metrics=estimates_to_json(point.metrics) if point else {},

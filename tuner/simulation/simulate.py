@@ -19,7 +19,7 @@ from engine.spec.config import EngineConfig
 from engine.spec.feasible import check_plan
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps, Order
+from engine.spec.settings import Caps, ModePin, Order, Settings
 from tuner.simulation.log import RunCounts
 from tuner.simulation.requests import RequestSource
 from tuner.simulation.run import OnProgress, Run, SimulationResult, no_progress
@@ -28,7 +28,6 @@ from tuner.simulation.steered_run import SteeredRun
 from tuner.simulation.steering import Steering
 from tuner.spec.errors import TunerError
 from tuner.spec.front_end import NO_FRONT_END, FrontEnd
-from tuner.spec.space import Settings
 from tuner.workload.workload import Workload
 
 __all__ = [
@@ -63,7 +62,7 @@ def simulate(
     num_kv_blocks: int,
     block_size: int = 16,
     max_model_len: int | None = None,
-    mode: str = "auto",
+    pin: ModePin = ModePin.AUTO,
     order: Order = Order.FCFS,
     seed: int = 0,
     front_end: FrontEnd = NO_FRONT_END,
@@ -99,7 +98,7 @@ def simulate(
         raise TunerError(
             f"num_kv_blocks={num_kv_blocks}, block_size={block_size}: both must be at least 1"
         )
-    settings = Settings(plan=plan, threshold_tokens=threshold_tokens, caps=caps, mode=mode)
+    settings = Settings(plan=plan, threshold_tokens=threshold_tokens, caps=caps, pin=pin)
     setups = _Setups(
         model=model,
         plan=plan,
@@ -169,9 +168,7 @@ class _Setups:
         return ReplicaSetup(
             caps=caps,
             envelope=self.envelope,
-            chooser=ModeChooser(
-                plan=plan, threshold_tokens=settings.threshold_tokens, pin=settings.mode
-            ),
+            chooser=ModeChooser.of(settings),
             timer=ranks.timer,
             num_kv_blocks=ranks.num_kv_blocks,
             block_size=self.block_size,
@@ -194,4 +191,4 @@ class _Setups:
 
 def _envelope(caps: Caps) -> Caps:
     """What a live engine that starts with ``caps`` may be raised to."""
-    return EngineConfig(model_dir=Path(), caps=caps).start_envelope
+    return EngineConfig(model_dir=Path(), settings=Settings(caps=caps)).start_envelope

@@ -15,14 +15,13 @@ from engine.policy.document import KnobClass
 from engine.scheduler.table import Sequence
 from engine.spec.errors import RequestError
 from engine.spec.measurement import RequestTiming
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from tuner.simulation.log import AppliedChange, PlanSpell, RunCounts
 from tuner.simulation.replica import Replica
 from tuner.simulation.requests import NEVER_S, RequestSource, Sent
 from tuner.simulation.run import OnProgress, Run, load_tokens
 from tuner.simulation.setup import ReplicaSetup
 from tuner.simulation.steering import SettingsChange, Steering
-from tuner.spec.space import Settings
 from tuner.workload.workload import Workload
 
 

@@ -13,12 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine.policy.document import EnginePolicy, KnobClass, check_envelope, classify
+from engine.policy.document import KnobClass, check_envelope, classify
 from engine.spec.measurement import RequestTiming
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from tuner.spec.errors import TunerError
-from tuner.spec.space import Settings
 
 # Seconds that a reshape to a plan keeps the ranks away.
 ReshapeSeconds = Callable[[ParallelPlan], float]
@@ -70,13 +69,10 @@ class SettingsChange:
         """What it takes to go from ``old`` to ``new``; None when they are the same.
 
         Raises:
-            PolicyError: caps above the envelope, or a mode the plan does not have: a live engine
-                refuses them too.
+            PolicyError: caps above the envelope: a live engine refuses them too.
         """
-        policy = _policy(new)
-        check_envelope(policy, envelope)
-        _ = policy.chooser
-        classes = classify(_policy(old), policy, envelope)
+        check_envelope(new.caps, envelope)
+        classes = classify(old, new, envelope)
         if not classes:
             return None
         is_reshape = KnobClass.RESHAPE in classes.values()
@@ -150,12 +146,3 @@ class PlannedChanges:
             reshape_s=self._reshape_s,
         )
         return Turn(change=change, next_s=next_s)
-
-
-def _policy(settings: Settings) -> EnginePolicy:
-    return EnginePolicy(
-        plan=settings.plan,
-        threshold_tokens=settings.threshold_tokens,
-        caps=settings.caps,
-        mode=settings.mode,
-    )

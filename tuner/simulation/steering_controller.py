@@ -15,11 +15,10 @@ from policies.controller import (
     decide,
 )
 from policies.observation import Observation, TrafficWindow, join_windows
-from policies.schedule import HotSettings, Schedule
+from policies.schedule import Schedule
 from policies.sla import Sla
 from tuner.simulation.steering import RunView, SettingsChange, Turn, free_reshapes
 from tuner.spec.errors import TunerError
-from tuner.spec.space import Settings
 
 # The control plane's defaults.
 INTERVAL_S = 5.0
@@ -90,7 +89,7 @@ class ControllerSteering:
         if view.is_reshaping or view.settings.plan != self._schedule.plan:
             return Turn(change=None, next_s=next_s)  # as the live loop: not its business now
         seen = join_windows(self._windows, self._sla, age_s=0.0, fidelity=Fidelity.SIMULATED)
-        in_force = _hot(view.settings)
+        in_force = view.settings
         if self._memory.commanded is None:  # what it is started with is what was commanded
             self._memory = replace(self._memory, commanded=in_force, changed_s=0.0)
         decision = decide(
@@ -121,19 +120,10 @@ class ControllerSteering:
         self._asked_s, self._num_inside = now_s, inside
 
 
-def _hot(settings: Settings) -> HotSettings:
-    return HotSettings(
-        threshold_tokens=settings.threshold_tokens, caps=settings.caps, mode=settings.mode
-    )
-
-
 def _change(decision: Decision, view: RunView) -> SettingsChange | None:
     if decision.action is not Action.MOVE or decision.settings is None:
         return None
-    hot = decision.settings
-    wanted = replace(
-        view.settings, threshold_tokens=hot.threshold_tokens, caps=hot.caps, mode=hot.mode
-    )
+    wanted = view.settings.with_hot(decision.settings)
     return SettingsChange.between(
         view.settings, wanted, envelope=view.envelope, reshape_s=free_reshapes
     )

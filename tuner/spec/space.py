@@ -3,46 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
 
 from engine.spec.errors import EngineError
 from engine.spec.feasible import infeasible_reasons
 from engine.spec.model import ModelConfig
-from engine.spec.plan import DEFAULT_SHIFT_THRESHOLD, ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps, Settings
 from tuner.spec.errors import TunerError
 
 THRESHOLDS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 NUM_SEQS = (8, 16, 32, 64, 128, 256)
 BATCHED_TOKENS = (128, 256, 512, 1024, 2048, 4096, 8192)
 DEFAULT_CAPS = Caps()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """One thing to try. ``threshold_tokens`` means something on Shift plans only."""
-
-    plan: ParallelPlan
-    threshold_tokens: int = DEFAULT_SHIFT_THRESHOLD
-    caps: Caps = DEFAULT_CAPS
-    mode: str = "auto"
-
-    def __str__(self) -> str:
-        threshold = f"={self.threshold_tokens}" if self.plan.shift else ""
-        caps = self.caps
-        return (
-            f"{self.plan}{threshold} seqs={caps.max_num_seqs} tokens={caps.max_num_batched_tokens}"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "plan": str(self.plan),
-            "threshold_tokens": self.threshold_tokens,
-            "caps": asdict(self.caps),
-            "mode": self.mode,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)

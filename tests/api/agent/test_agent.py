@@ -12,11 +12,12 @@ import httpx
 import pytest
 
 from api.agent.agent import EngineAgent
-from api.web.settings import Settings
+from api.web.settings import ServiceSettings
 from engine.engine import Engine
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import Request, SamplingParams
+from engine.spec.settings import ModePin, Settings
 from engine.spec.steps import StepShape
 from store import Database
 from tests.api.conftest import ADMIN
@@ -43,9 +44,9 @@ def engine(model_dir: Path) -> Iterator[Engine]:
     """A wall-paced engine of two simulated ranks."""
     config = EngineConfig(
         model_dir=model_dir,
-        plan=ParallelPlan(sp=2, shift=True),
         executor=ExecutorKind.SIMULATED,
         max_devices=4,
+        settings=Settings(plan=ParallelPlan(sp=2, shift=True)),
     )
     with Engine(config, timer_factory=ConstantTimer) as engine:
         yield engine
@@ -89,7 +90,7 @@ def _patch(client: httpx.Client, engine_id: str, body: Json) -> Json:
 
 
 def test_an_engine_registers_reports_exact_timings_and_follows_its_policy(
-    engine: Engine, settings: Settings, database: Database
+    engine: Engine, settings: ServiceSettings, database: Database
 ) -> None:
     with running_service(settings, free_port()) as url, _client(url) as client:
         agent = _agent(engine, url)
@@ -100,7 +101,7 @@ def test_an_engine_registers_reports_exact_timings_and_follows_its_policy(
 
         _patch(client, engine_id, {"shift": {"threshold_tokens": 17}, "mode": "shift"})
         wait_until(lambda: engine.policy.version == 2)
-        assert (engine.policy.threshold_tokens, engine.policy.mode) == (17, "shift")
+        assert (engine.settings.threshold_tokens, engine.settings.pin) == (17, ModePin.SHIFT)
 
         _generate(engine, "r1")
         wait_until(lambda: _finished(database, engine_id))
@@ -114,7 +115,7 @@ def test_an_engine_registers_reports_exact_timings_and_follows_its_policy(
 
 
 def test_a_new_plan_is_applied_by_a_reshape_and_its_class_is_kept(
-    engine: Engine, settings: Settings, database: Database
+    engine: Engine, settings: ServiceSettings, database: Database
 ) -> None:
     with running_service(settings, free_port()) as url, _client(url) as client:
         agent = _agent(engine, url)
@@ -124,7 +125,7 @@ def test_a_new_plan_is_applied_by_a_reshape_and_its_class_is_kept(
         _patch(client, engine_id, {"plan": {"sp": 1, "tp": 2}, "shift": {"enabled": False}})
         versions = f"/v1/engines/{engine_id}/policy/versions"
         wait_until(lambda: client.get(versions).json()[0]["ack_state"] == "applied")
-        assert engine.policy.plan == ParallelPlan(tp=2)
+        assert engine.settings.plan == ParallelPlan(tp=2)
         newest = client.get(versions).json()[0]
         assert newest["ack_changes"] == {"plan": "reshape"}
         assert newest["ack_seconds"] > 0
@@ -132,7 +133,7 @@ def test_a_new_plan_is_applied_by_a_reshape_and_its_class_is_kept(
 
 
 def test_what_the_engine_refuses_is_replaced_by_what_it_runs(
-    engine: Engine, settings: Settings, database: Database
+    engine: Engine, settings: ServiceSettings, database: Database
 ) -> None:
     engine.config = replace(engine.config, max_devices=2)
     with running_service(settings, free_port()) as url, _client(url) as client:
@@ -152,7 +153,7 @@ def test_what_the_engine_refuses_is_replaced_by_what_it_runs(
 
 
 def test_the_engine_serves_through_an_outage_and_catches_up_after_it(
-    engine: Engine, settings: Settings, database: Database
+    engine: Engine, settings: ServiceSettings, database: Database
 ) -> None:
     port = free_port()
     with running_service(settings, port) as url:
@@ -163,14 +164,14 @@ def test_the_engine_serves_through_an_outage_and_catches_up_after_it(
     _generate(engine, "during")
     with running_service(settings, port) as url, _client(url) as client:
         _patch(client, engine_id, {"mode": "base"})
-        wait_until(lambda: engine.policy.mode == "base")
+        wait_until(lambda: engine.settings.pin is ModePin.BASE)
         assert str(agent.engine_id) == engine_id
         assert len(client.get("/v1/engines").json()) == 1
         agent.stop()
 
 
 def test_an_agent_waits_for_a_control_plane_that_comes_later(
-    engine: Engine, settings: Settings, database: Database
+    engine: Engine, settings: ServiceSettings, database: Database
 ) -> None:
     port = free_port()
     agent = _agent(engine, f"http://127.0.0.1:{port}")

@@ -44,17 +44,15 @@ def test_a_prompt_may_be_ids_and_logits_go_to_a_file(
     assert logits.argmax(axis=1).tolist() == answer["token_ids"]
 
 
-def test_a_sharded_plan_with_random_modes_says_the_same_as_one_rank(
-    run: Run, tiny_dir: Path
-) -> None:
+def test_a_sharded_plan_says_the_same_as_one_rank(run: Run, tiny_dir: Path) -> None:
     words = ("--prompt-ids", "0,7,9,11,13", "--max-tokens", 10, "--dtype", "float64")
     words = (*words, "--ignore-eos", "--temperature", 0.9, "--seed", 4)
     alone = _generate(run, tiny_dir, *words)
-    spread = _generate(run, tiny_dir, *words, "--plan", "sp=2,shift=4", "--mode", "random:3")
+    spread = _generate(run, tiny_dir, *words, "--plan", "sp=2,shift=4")
     assert spread["token_ids"] == alone["token_ids"]
     assert set(spread["steps_by_mode"]) == {"base", "shift"}
-    assert spread["plan"] == "sp=2,shift"
-    assert spread["shift_threshold"] == 4
+    assert spread["settings"]["plan"]["sp"] == 2
+    assert spread["settings"]["shift"] == {"enabled": True, "threshold_tokens": 4}
 
 
 def test_a_folder_without_a_tokenizer_still_continues_ids(

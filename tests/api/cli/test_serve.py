@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.web.settings import Settings
+from api.web.settings import ServiceSettings
 from tests.api.cli.conftest import Run
 from tests.api.live import wait_until
 from tests.postgres import PostgresCluster
@@ -97,7 +97,7 @@ def test_the_worker_is_a_child_that_ends_with_its_parent_even_when_that_is_kille
 def test_every_setting_is_listed_by_help(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     shown = run("serve", "--help").stdout
-    for name in Settings.model_fields:
+    for name in ServiceSettings.model_fields:
         assert f"GEARSHIFT_{name.upper()}" in shown
 
 

@@ -80,7 +80,7 @@ def test_a_model_by_name_in_fp8_on_hardware_that_is_not_here(run: Run) -> None:
     assert document["backend"]["name"] == "arctic"
     assert document["step_interval"] == document["backend"]["interval"]
     assert "never measured on a GPU" in done.stderr
-    assert document["settings"]["threshold_tokens"] == 512
+    assert document["settings"]["shift"]["threshold_tokens"] == 512
     assert document["settings"]["caps"]["max_num_seqs"] == 8
     # 70 billion weights of a byte each on every rank of an SP group, its ends in bfloat16, and an
     # eighth of all again for shift mode.
@@ -103,7 +103,7 @@ def test_arctic_holds_the_weights_twice(run: Run) -> None:
 def test_devices_that_stand_idle_are_named_and_replicas_not_added(run: Run) -> None:
     done = run("simulate", *NODE, "--plan", "tp=2", "--workload", CLOSED, "--json")
     document = json.loads(done.stdout)
-    assert document["settings"]["plan"] == "tp=2"
+    assert document["settings"]["plan"]["tp"] == 2
     (warning,) = [text for text in document["warnings"] if "idle" in text]
     assert "uses 2 of 8 devices" in warning
     assert "dp=4 would use 8" in warning
@@ -114,8 +114,8 @@ def test_a_threshold_that_is_not_named_is_advised_by_the_step_times(run: Run) ->
     words = ("simulate", *NODE, "--workload", CLOSED, "--no-intervals", "--json")
     advised = json.loads(run(*words, "--plan", "sp=8,shift").stdout)["settings"]
     named = json.loads(run(*words, "--plan", "sp=8,shift=100").stdout)["settings"]
-    assert named["threshold_tokens"] == 100
-    assert advised["threshold_tokens"] > 256
+    assert named["shift"]["threshold_tokens"] == 100
+    assert advised["shift"]["threshold_tokens"] > 256
 
 
 def test_the_same_seed_gives_the_same_bytes_in_another_process(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def test_tune_writes_its_report_and_prints_a_table(
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     document = json.loads(out.read_text())
-    assert document["recommendation"]["plan"] == "tp=1"
+    assert document["recommendation"]["settings"]["plan"]["tp"] == 1
     assert len(document["trials"]) == 2
     assert "recommended (simulated" in done.stdout
     assert "trial 1" in done.stderr

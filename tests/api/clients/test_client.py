@@ -10,7 +10,7 @@ import pytest
 
 from api.clients.client import ClientError, GearshiftClient
 from api.services import jobs
-from api.web.settings import Settings
+from api.web.settings import ServiceSettings
 from store import Database
 from store.models import JobState
 from tests.api.conftest import ADMIN
@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 
 @pytest.fixture
-def remote(settings: Settings, database: Database) -> Iterator[GearshiftClient]:
+def remote(settings: ServiceSettings, database: Database) -> Iterator[GearshiftClient]:
     with running_service(settings, free_port()) as url, GearshiftClient(url, ADMIN) as client:
         yield client
 
@@ -59,7 +59,7 @@ def test_lists_come_whole_over_their_pages(
 
 
 def test_a_policy_is_patched_without_the_caller_handling_etags(
-    remote: GearshiftClient, settings: Settings, database: Database
+    remote: GearshiftClient, settings: ServiceSettings, database: Database
 ) -> None:
     engine_id = _register(remote)
     tried = remote.patch_policy(engine_id, {"mode": "base"}, is_dry_run=True)

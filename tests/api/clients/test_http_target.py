@@ -18,7 +18,7 @@ from engine.models.create import create_model
 from engine.server import create_server
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.measurement import Outcome
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from engine.text.tokenizer import Tokenizer
 from tests.api.servers import serve
 from tests.contracts.load_target import Call, LoadTargetContract
@@ -39,7 +39,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         model_dir=folder,
         executor=ExecutorKind.SIMULATED,
         num_kv_blocks=512,
-        caps=Caps(max_num_seqs=32, max_num_batched_tokens=256),
+        settings=Settings(caps=Caps(max_num_seqs=32, max_num_batched_tokens=256)),
     )
     tokenizer = Tokenizer.from_dir(folder)
     with Engine(config, tokenizer=tokenizer, timer_factory=ConstantTimer) as running:

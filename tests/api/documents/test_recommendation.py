@@ -1,26 +1,31 @@
-"""Recommendations: the policy each stands for."""
+"""Recommendations: the settings each stands for."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import replace
 
 import pytest
 
-from api.documents.recommendation import predicted_for, recommended_policy
-from engine.spec.settings import Caps
+from api.documents.recommendation import predicted_for, recommended_settings
+from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps, ModePin, Settings
 
 
-@pytest.mark.parametrize("mode", ["table", "auto", "shift"])
-def test_a_recommendation_is_known_again_in_the_policy_it_stands_for(mode: str) -> None:
+@pytest.mark.parametrize("pin", [ModePin.TABLE, ModePin.AUTO, ModePin.SHIFT])
+def test_a_recommendation_is_known_again_in_the_settings_it_stands_for(pin: ModePin) -> None:
+    settings = Settings(
+        plan=ParallelPlan(sp=2, shift=True),
+        threshold_tokens=128,
+        caps=Caps(max_num_seqs=32),
+        pin=pin,
+    )
     document = {
-        "plan": "sp=2,shift",
-        "shift_threshold": 128,
-        "caps": asdict(Caps(max_num_seqs=32)),
-        "mode": mode,
+        "settings": settings.to_json(),
         "fidelity": "measured",
         "predicted": {"p95_ttft_ms": 80.0},
     }
-    policy = recommended_policy(document)
-    assert (policy.mode, policy.threshold_tokens, policy.plan.shift) == (mode, 128, True)
-    found = predicted_for(document, {"schema": "policy/v1", **policy.to_json()})
+    assert recommended_settings(document) == settings
+    found = predicted_for(document, settings)
     assert found == {"fidelity": "measured", "metrics": {"p95_ttft_ms": 80.0}}
+    assert predicted_for(document, replace(settings, threshold_tokens=127)) is None
+    assert predicted_for({}, settings) is None

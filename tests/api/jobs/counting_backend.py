@@ -15,7 +15,8 @@ from pathlib import Path
 
 from api.jobs.backend import IsCancelled, JobInputError, Json, OnEvent, Verdict
 from api.jobs.worker import run_worker
-from api.web.settings import Settings
+from api.web.settings import ServiceSettings
+from engine.spec.settings import Settings
 
 
 class CountingJob:
@@ -56,7 +57,7 @@ class CountingJob:
                 sla=self._sla,
                 reason="TTFT binds",
             )
-        best = {"plan": "tp=1", "shift_threshold": 256, "caps": {}, "fidelity": "measured"}
+        best = {"settings": Settings().to_json(), "fidelity": "measured"}
         return Verdict(
             report={**report, "recommendation": best},
             recommendation=best,
@@ -95,4 +96,4 @@ class CountingBackend:
 if __name__ == "__main__":
     stop = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
-    run_worker(Settings(), CountingBackend(), stop)
+    run_worker(ServiceSettings(), CountingBackend(), stop)

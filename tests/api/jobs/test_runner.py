@@ -12,7 +12,7 @@ from api.jobs.leases import DeviceLeases
 from api.jobs.runner import JobRunner, StepResult
 from api.services.audit import service_caller
 from api.services.jobs import cancel, move
-from api.web.settings import Settings
+from api.web.settings import ServiceSettings
 from migrations.runner import upgrade
 from store import Database
 from store.models import JobState
@@ -31,11 +31,11 @@ def database(database_url: str) -> Any:
 
 
 @pytest.fixture
-def runner(database: Database, settings: Settings) -> JobRunner:
+def runner(database: Database, settings: ServiceSettings) -> JobRunner:
     return _runner(database, settings)
 
 
-def _runner(database: Database, settings: Settings) -> JobRunner:
+def _runner(database: Database, settings: ServiceSettings) -> JobRunner:
     backend = CountingBackend()
     fast = settings.model_copy(update={"device_wait_s": 0.0})
     return JobRunner(database, backend, DeviceLeases(database, fast))
@@ -79,7 +79,7 @@ def test_a_job_runs_from_queued_to_a_recommendation(
 
 
 def test_a_step_that_runs_again_finds_its_row_and_does_nothing(
-    runner: JobRunner, database: Database, settings: Settings, tmp_path: Path
+    runner: JobRunner, database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:
     job_id = _job(database, tmp_path)
     runner.begin(job_id)
@@ -127,7 +127,7 @@ def test_an_input_that_cannot_be_used_fails_the_job_with_its_message(
     assert _state(database, job_id) == (JobState.FAILED, "the trace has no rows")
 
 
-def _hold_all(database: Database, settings: Settings) -> None:
+def _hold_all(database: Database, settings: ServiceSettings) -> None:
     with database.begin() as uow:
         assert uow.devices.try_lease(
             host=settings.node, devices=range(4), holder="engine:eng_1", expires_at=None
@@ -145,20 +145,20 @@ def test_a_finished_job_is_left_as_it_is(
     assert _state(database, job_id)[0] is JobState.CANCELLED
 
 
-def _hold_all(database: Database, settings: Settings) -> None:
+def _hold_all(database: Database, settings: ServiceSettings) -> None:
     with database.begin() as uow:
         assert uow.devices.try_lease(
             host=settings.node, devices=range(4), holder="engine:eng_1", expires_at=None
         )
 
 
-def _leased(database: Database, settings: Settings) -> dict[int, str]:
+def _leased(database: Database, settings: ServiceSettings) -> dict[int, str]:
     with database.read() as uow:
         return {lease.device: lease.holder for lease in uow.devices.list_leases(settings.node)}
 
 
 def test_a_live_job_leases_its_devices_until_it_ends(
-    runner: JobRunner, database: Database, settings: Settings, tmp_path: Path
+    runner: JobRunner, database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:
     job_id = _job(database, tmp_path, devices=3)
     runner.begin(job_id)
@@ -169,7 +169,7 @@ def test_a_live_job_leases_its_devices_until_it_ends(
 
 
 def test_a_resumed_job_takes_back_the_devices_a_dead_worker_left(
-    runner: JobRunner, database: Database, settings: Settings, tmp_path: Path
+    runner: JobRunner, database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:
     job_id = _job(database, tmp_path, devices=4)
     runner.begin(job_id)
@@ -179,14 +179,14 @@ def test_a_resumed_job_takes_back_the_devices_a_dead_worker_left(
 
 
 def test_a_job_for_more_devices_than_there_are_gets_all_of_them(
-    runner: JobRunner, database: Database, settings: Settings, tmp_path: Path
+    runner: JobRunner, database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:
     runner.begin(_job(database, tmp_path, devices=64, on_busy="wait"))
     assert len(_leased(database, settings)) == 4
 
 
 def test_devices_of_a_serving_engine_are_not_touched_and_the_report_says_simulated(
-    runner: JobRunner, database: Database, settings: Settings, tmp_path: Path
+    runner: JobRunner, database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:
     _hold_all(database, settings)
     with database.begin() as uow:
@@ -204,7 +204,7 @@ def test_devices_of_a_serving_engine_are_not_touched_and_the_report_says_simulat
 
 
 def test_without_a_cost_model_a_job_cannot_be_simulated_and_waits_in_vain(
-    runner: JobRunner, database: Database, settings: Settings, tmp_path: Path
+    runner: JobRunner, database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:
     _hold_all(database, settings)
     job_id = _job(database, tmp_path, devices=1)
@@ -213,7 +213,7 @@ def test_without_a_cost_model_a_job_cannot_be_simulated_and_waits_in_vain(
 
 
 def test_a_job_that_must_be_live_waits_and_then_fails_with_the_numbers(
-    runner: JobRunner, database: Database, settings: Settings, tmp_path: Path
+    runner: JobRunner, database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:
     _hold_all(database, settings)
     job_id = _job(database, tmp_path, devices=2, on_busy="wait")
@@ -224,7 +224,7 @@ def test_a_job_that_must_be_live_waits_and_then_fails_with_the_numbers(
 
 
 def test_a_job_cancelled_while_it_waits_for_devices_is_cancelled_not_failed(
-    database: Database, settings: Settings, tmp_path: Path
+    database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:
     _hold_all(database, settings)
     patient = settings.model_copy(update={"device_wait_s": 60.0})

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from api.jobs.supervisor import WorkerSupervisor
-from api.web.settings import Settings
+from api.web.settings import ServiceSettings
 from tests.api.live import wait_until
 
 # Starts a grandchild, as a live trial starts ranks, and waits for its input to close.
@@ -33,7 +33,7 @@ def _is_running(pid: int) -> bool:
 
 
 def test_a_killed_worker_is_replaced_and_nothing_it_started_outlives_it(
-    settings: Settings, tmp_path: Path
+    settings: ServiceSettings, tmp_path: Path
 ) -> None:
     log = tmp_path / "ranks"
     supervisor = WorkerSupervisor(settings, (sys.executable, "-c", SCRIPT, str(log)))

@@ -17,7 +17,7 @@ from api.jobs.supervisor import COMMAND, ONE_THREAD
 from api.schemas.tuning import TuningJobCreate
 from api.services.audit import service_caller
 from api.services.jobs import cancel
-from api.web.settings import Settings
+from api.web.settings import ServiceSettings
 from migrations.runner import upgrade
 from store import Database
 from store.models import JobState
@@ -39,7 +39,7 @@ def database(database_url: str) -> Iterator[Database]:
 
 @contextmanager
 def _worker(
-    database: Database, settings: Settings, command: tuple[str, ...] = COUNTING
+    database: Database, settings: ServiceSettings, command: tuple[str, ...] = COUNTING
 ) -> Iterator[subprocess.Popen[bytes]]:
     own = settings.model_copy(update={"database_url": database.url})
     child = subprocess.Popen(
@@ -86,7 +86,7 @@ def _runs(tmp_path: Path) -> list[int]:
 
 
 def test_a_killed_worker_resumes_without_losing_or_repeating_a_finished_trial(
-    database: Database, settings: Settings, tmp_path: Path
+    database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:
     job_id = _job(database, tmp_path, seconds=0.3)
     with _worker(database, settings) as child:
@@ -106,7 +106,7 @@ def test_a_killed_worker_resumes_without_losing_or_repeating_a_finished_trial(
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_job_cancelled_half_way_keeps_its_finished_trials(
-    database: Database, settings: Settings, tmp_path: Path
+    database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:
     job_id = _job(database, tmp_path, seconds=0.3)
     with _worker(database, settings):
@@ -137,7 +137,7 @@ def _document(database: Database, job_id: str) -> Json:
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_the_real_tuner_killed_half_way_ends_with_the_report_of_an_undisturbed_job(
-    database: Database, settings: Settings, job_body: Json
+    database: Database, settings: ServiceSettings, job_body: Json
 ) -> None:
     disturbed = _tuning(database, job_body, num_devices=1)
     with _worker(database, settings, COMMAND) as child:
@@ -162,7 +162,7 @@ def test_the_real_tuner_killed_half_way_ends_with_the_report_of_an_undisturbed_j
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_job_whose_inputs_the_tuner_refuses_fails_with_its_words(
-    database: Database, settings: Settings, job_body: Json
+    database: Database, settings: ServiceSettings, job_body: Json
 ) -> None:
     job_id = _tuning(database, job_body, hardware="9xabacus")
     with _worker(database, settings, COMMAND):

@@ -6,9 +6,9 @@ from datetime import timedelta
 
 from starlette.testclient import TestClient
 
-from api.web.settings import Settings
-from engine.policy.document import EnginePolicy
+from api.web.settings import ServiceSettings
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Settings
 from store import Database
 from store.models.base import utc_now
 from tests.api.worlds import acknowledge, engine_body, heartbeat_body, register
@@ -74,10 +74,10 @@ def test_capabilities_are_those_the_engine_reported(client: TestClient) -> None:
 
 
 def test_an_engine_holds_as_many_devices_as_its_plan_has_ranks(
-    client: TestClient, database: Database, settings: Settings
+    client: TestClient, database: Database, settings: ServiceSettings
 ) -> None:
     register(client, "a")
-    register(client, "b", policy=EnginePolicy(plan=ParallelPlan(tp=1)).to_json())
+    register(client, "b", policy=Settings(plan=ParallelPlan(tp=1)).to_json())
     with database.read() as uow:
         leases = uow.devices.list_leases(settings.node)
     holders = [lease.holder for lease in leases]
@@ -87,7 +87,7 @@ def test_an_engine_holds_as_many_devices_as_its_plan_has_ranks(
 
 
 def test_a_paced_engine_holds_no_device(
-    client: TestClient, database: Database, settings: Settings
+    client: TestClient, database: Database, settings: ServiceSettings
 ) -> None:
     engine_id = register(client, devices=[])
     body = heartbeat_body(arrived=0, policy=engine_body()["policy"], devices=[])
@@ -97,17 +97,17 @@ def test_a_paced_engine_holds_no_device(
 
 
 def test_a_reshape_to_fewer_ranks_frees_devices(
-    client: TestClient, database: Database, settings: Settings
+    client: TestClient, database: Database, settings: ServiceSettings
 ) -> None:
     engine_id = register(client)
-    small = EnginePolicy(plan=ParallelPlan(tp=1)).to_json()
+    small = Settings(plan=ParallelPlan(tp=1)).to_json()
     client.post(f"/v1/engines/{engine_id}/heartbeats", json=heartbeat_body(arrived=0, policy=small))
     with database.read() as uow:
         assert len(uow.devices.list_leases(settings.node)) == 1
 
 
 def test_an_engine_that_ends_frees_its_devices_and_keeps_its_history(
-    client: TestClient, database: Database, settings: Settings
+    client: TestClient, database: Database, settings: ServiceSettings
 ) -> None:
     engine_id = register(client)
     assert client.post(f"/v1/engines/{engine_id}:deregister").status_code == 204

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from api.documents.policy import patched
+from api.documents.policy import PolicyDocument
 from engine.spec.errors import PolicyError
 from store import Database
 from tests.api.worlds import BUSY, acknowledge, add_recommendation, engine_body, register
@@ -255,7 +255,7 @@ def test_a_change_away_from_the_recommendation_has_no_prediction(
     engine_id = register(client)
     url = f"/v1/recommendations/{add_recommendation(database)}:apply"
     client.post(url, json={"engine_id": engine_id})
-    answer = _patch(client, engine_id, BUSY.to_patch(), _etag(client, engine_id))
+    answer = _patch(client, engine_id, BUSY.to_json(), _etag(client, engine_id))
     assert answer.json()["predicted"] is None
 
 
@@ -268,6 +268,7 @@ def test_patching_nothing_gives_the_same_document() -> None:
         "guards": {"max_gpus": None, "min_interval_s": 60, "max_reshapes_per_h": 4},
         "provenance": {},
     }
-    assert patched(document, {}) == document
+    read = PolicyDocument.from_json(document)
+    assert read.patched({}).to_json() == read.to_json() == document
     with pytest.raises(PolicyError, match="/provenance"):
-        patched(document, {"provenance": {"recommendation": "rec_forged"}})
+        read.patched({"provenance": {"recommendation": "rec_forged"}})

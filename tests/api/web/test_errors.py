@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.app import create_app
-from api.web.settings import Settings
+from api.web.settings import ServiceSettings
 from store import Database
 from tests.api.conftest import ADMIN
 
@@ -44,7 +44,9 @@ def test_a_wrong_body_names_each_field_by_pointer(client: TestClient) -> None:
     assert {"/num_devices", "/color", "/model_dir", "/workload", "/sla"} <= pointers
 
 
-def test_a_crash_is_a_problem_without_its_details(settings: Settings, database: Database) -> None:
+def test_a_crash_is_a_problem_without_its_details(
+    settings: ServiceSettings, database: Database
+) -> None:
     app = create_app(settings)
 
     @app.get("/crash")
@@ -80,7 +82,7 @@ def test_the_description_is_openapi_3_1_with_an_operation_id_for_each_call(
     assert all("_v1_" not in name for name in ids), "generated names are not stable"
 
 
-def test_a_service_over_an_old_schema_is_alive_but_not_ready(settings: Settings) -> None:
+def test_a_service_over_an_old_schema_is_alive_but_not_ready(settings: ServiceSettings) -> None:
     database = Database(settings.effective_database_url)
     database.close()
     app = create_app(settings)

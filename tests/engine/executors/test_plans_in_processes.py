@@ -16,12 +16,16 @@ from engine.parallel.shm_build import NO_COMPILER_VARIABLE
 from engine.spec.config import Collectives, EngineConfig, LinkEmulation
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan, parse_plan
+from engine.spec.settings import ModePin
 from tests.engine.rank_pools import RankPools
 from tests.engine.scheduler_driver import Generated, generate
 from tests.engine.step_driver import DrivenSequence, StepDriver
 
 MAX_TOKENS = 6
 TOLERANCE = 1e-9
+
+# Steps pinned, or the seed of a coin that flips their modes.
+Modes = ModePin | int
 
 
 def list_prompts() -> list[list[int]]:
@@ -52,7 +56,7 @@ def single(config: EngineConfig) -> list[Generated]:
 
 
 def in_processes(
-    config: EngineConfig, plan: ParallelPlan, pools: RankPools, pin: str = "auto"
+    config: EngineConfig, plan: ParallelPlan, pools: RankPools, modes: Modes = ModePin.AUTO
 ) -> list[Generated]:
     model = ModelConfig.from_dir(config.model_dir)
     return generate(
@@ -62,7 +66,8 @@ def in_processes(
         plan=plan,
         prompts=list_prompts(),
         max_tokens=MAX_TOKENS,
-        pin=pin,
+        pin=modes if isinstance(modes, ModePin) else ModePin.AUTO,
+        coin_seed=None if isinstance(modes, ModePin) else modes,
     )
 
 
@@ -78,24 +83,24 @@ def test_greedy_output_of_the_reference_varies(single: list[Generated]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "pin"),
+    ("text", "modes"),
     [
-        ("tp=2", "auto"),
-        ("sp=2,shift", "auto"),
-        ("pp=2", "auto"),
-        ("sp=2,tp=2,shift", "random:3"),
-        ("pp=2,sp=2,shift", "random:4"),
-        ("sp=4,shift", "auto"),
+        ("tp=2", ModePin.AUTO),
+        ("sp=2,shift", ModePin.AUTO),
+        ("pp=2", ModePin.AUTO),
+        ("sp=2,tp=2,shift", 3),
+        ("pp=2,sp=2,shift", 4),
+        ("sp=4,shift", ModePin.AUTO),
         # Eight processes start for ten seconds; eight ranks in threads run by default.
-        pytest.param("sp=4,tp=2,shift", "random:6", marks=pytest.mark.slow),
-        pytest.param("pp=2,sp=2,tp=2,shift", "random:5", marks=pytest.mark.slow),
-        pytest.param("sp=2,tp=4,shift", "shift", marks=pytest.mark.slow),
+        pytest.param("sp=4,tp=2,shift", 6, marks=pytest.mark.slow),
+        pytest.param("pp=2,sp=2,tp=2,shift", 5, marks=pytest.mark.slow),
+        pytest.param("sp=2,tp=4,shift", ModePin.SHIFT, marks=pytest.mark.slow),
     ],
 )
 def test_ranks_in_processes_equal_a_single_rank(
-    config: EngineConfig, single: list[Generated], rank_pools: RankPools, text: str, pin: str
+    config: EngineConfig, single: list[Generated], rank_pools: RankPools, text: str, modes: Modes
 ) -> None:
-    assert_equal(in_processes(config, parse_plan(text).plan, rank_pools, pin), single)
+    assert_equal(in_processes(config, parse_plan(text).plan, rank_pools, modes), single)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +131,7 @@ def test_steps_submitted_ahead_get_their_tokens_from_the_ranks(
 
 def driven(executor: Executor, plan: ParallelPlan, *, num_ahead: int) -> list[DrivenSequence]:
     """Run the prompts with the modes mixed; the host never tells a token the ranks sampled."""
-    chooser = ModeChooser(plan=plan, threshold_tokens=0, pin="random:9")
+    chooser = ModeChooser(plan=plan, threshold_tokens=0, coin_seed=9)
     executor.start()
     driver = StepDriver(
         executor,
@@ -147,7 +152,7 @@ def test_gloo_computes_the_same(
 ) -> None:
     plan = parse_plan("sp=2,tp=2,shift").plan
     over_gloo = replace(config, collectives=Collectives.GLOO)
-    assert_equal(in_processes(over_gloo, plan, rank_pools, "random:7"), single)
+    assert_equal(in_processes(over_gloo, plan, rank_pools, 7), single)
 
 
 def test_a_host_without_a_compiler_computes_the_same(
@@ -158,7 +163,7 @@ def test_a_host_without_a_compiler_computes_the_same(
 ) -> None:
     monkeypatch.setenv(NO_COMPILER_VARIABLE, "1")
     plan = parse_plan("pp=2,sp=2,shift").plan
-    assert_equal(in_processes(config, plan, rank_pools, "random:8"), single)
+    assert_equal(in_processes(config, plan, rank_pools, 8), single)
 
 
 def test_an_emulated_link_changes_no_result(

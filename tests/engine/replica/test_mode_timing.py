@@ -29,9 +29,10 @@ from engine.spec.config import EngineConfig, ExecutorKind, LinkEmulation
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.request import SamplingParams
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, ModePin, Settings
 from engine.spec.steps import StepPlan, StepShape, int32
 from engine.wire.rank_table import RankTable
+from tests.engine.configs import with_settings
 from tests.engine.step_driver import StepDriver
 from tests.engine.thread_ranks import ThreadReplica
 
@@ -83,18 +84,17 @@ class WatchedExecutor(SimulatedExecutor):
 def config(tiny_model_dir: Path, tmp_path: Path) -> EngineConfig:
     return EngineConfig(
         model_dir=tiny_model_dir,
-        plan=PLAN,
-        caps=CAPS,
         envelope=CAPS,
         executor=ExecutorKind.SIMULATED,
         num_kv_blocks=64,
         mode_table_path=tmp_path / "tables",
+        settings=Settings(plan=PLAN, caps=CAPS),
     )
 
 
 def table_of(executor: WatchedExecutor, config: EngineConfig) -> ModeTable:
     model = ModelConfig.from_dir(config.model_dir)
-    return mode_table_for(executor, executor.start(), config, model, config.plan)
+    return mode_table_for(executor, executor.start(), config, model, config.settings.plan)
 
 
 def synthetic_steps(**changes: int) -> SyntheticSteps:
@@ -115,7 +115,7 @@ def test_the_table_switches_where_the_step_times_cross(config: EngineConfig) -> 
 
 def test_with_several_stages_a_steps_time_is_that_of_all_of_them(config: EngineConfig) -> None:
     plan = ParallelPlan(pp=2, sp=2, shift=True)
-    table = table_of(WatchedExecutor(plan=plan), replace(config, plan=plan))
+    table = table_of(WatchedExecutor(plan=plan), with_settings(config, plan=plan))
     assert table.seconds(Mode.BASE, 64) == pytest.approx(11.28e-3)
 
 
@@ -215,7 +215,8 @@ def test_whatever_moves_step_times_moves_the_fingerprint(config: EngineConfig) -
         )
     ]
     assert len(set(found)) == len(found)
-    same = replace(config, threshold_tokens=7, mode="table", mode_table_path=None)
+    settings = replace(config.settings, threshold_tokens=7, pin=ModePin.TABLE)
+    same = replace(config, settings=settings, mode_table_path=None)
     assert mode_fingerprint(same, model, PLAN, device="cpu") == found[0]
 
 
@@ -295,17 +296,19 @@ def test_real_ranks_are_timed_and_answer_the_same_afterwards(
     caps = Caps(max_num_seqs=8, max_num_batched_tokens=32)
     config = EngineConfig(
         model_dir=tiny_model_dir,
-        caps=caps,
         envelope=caps,
         dtype=DType.FLOAT64,
         block_size=4,
         num_kv_blocks=64,
         mode_table_path=tmp_path,
+        settings=Settings(caps=caps),
     )
     prompt, sampling = range(3, 43), SamplingParams(max_tokens=12, ignore_eos=True)
     with Engine(config) as single:
         expected = single.generate(tuple(prompt), sampling).token_ids
-    with Engine(replace(config, plan=PLAN, mode="table")) as engine:
+    with Engine(
+        replace(config, settings=Settings(plan=PLAN, caps=caps, pin=ModePin.TABLE))
+    ) as engine:
         (table,) = engine.mode_tables()
         assert engine.generate(tuple(prompt), sampling).token_ids == expected
         engine.check_integrity()

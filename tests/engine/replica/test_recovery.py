@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import pytest
 
@@ -15,6 +14,7 @@ from engine.spec.errors import (
 )
 from engine.spec.request import FinishReason
 from engine.spec.steps import StepResult
+from tests.engine.configs import policy_with
 from tests.engine.paced import ConstantTimer, submit, wait_until
 
 
@@ -63,7 +63,7 @@ def test_ranks_that_keep_dying_without_progress_make_the_engine_unhealthy(
         with pytest.raises(RankError, match="unhealthy"):
             submit(engine, "b")
         # The loop still takes commands, so nobody waits for ever.
-        engine.apply(replace(engine.policy, threshold_tokens=7))
+        engine.apply(policy_with(engine.policy, threshold_tokens=7))
 
 
 class HangingExecutor(SimulatedExecutor):

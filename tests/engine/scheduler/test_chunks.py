@@ -10,6 +10,7 @@ from engine.modes.pace import StepPace
 from engine.modes.table import ModeTable
 from engine.scheduler.chunks import prefill_room
 from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.settings import ModePin
 from tests.engine.modes.test_table import tables
 
 SHIFT = ParallelPlan(sp=2, shift=True)
@@ -33,7 +34,8 @@ def room(
     budget: int = 2048,
     max_step_ms: float | None,
     pace: StepPace,
-    pin: str = "auto",
+    pin: ModePin = ModePin.AUTO,
+    coin_seed: int | None = None,
     threshold: int = 256,
     table: ModeTable | None = None,
     plan: ParallelPlan = SHIFT,
@@ -44,7 +46,9 @@ def room(
         budget=budget,
         max_step_ms=max_step_ms,
         block_size=BLOCK,
-        chooser=ModeChooser(plan=plan, threshold_tokens=threshold, pin=pin, table=table),
+        chooser=ModeChooser(
+            plan=plan, threshold_tokens=threshold, pin=pin, table=table, coin_seed=coin_seed
+        ),
         pace=pace,
         step_id=0,
     )
@@ -96,7 +100,9 @@ def test_a_table_stands_in_while_too_few_steps_were_seen() -> None:
         device="",
     )
     nothing_seen = StepPace()
-    assert room(used=100, max_step_ms=35.0, pace=nothing_seen, pin="table", table=table) == 156
+    assert (
+        room(used=100, max_step_ms=35.0, pace=nothing_seen, pin=ModePin.TABLE, table=table) == 156
+    )
     assert room(used=100, max_step_ms=35.0, pace=nothing_seen) == 2048
 
 
@@ -113,7 +119,8 @@ worlds = st.fixed_dictionaries(
         "prefill_tokens": st.sampled_from([0, 16]),
         "budget": st.integers(0, 3000),
         "pace": st.builds(seen_pace, lines, lines),
-        "pin": st.sampled_from(["table", "auto", "base", "shift", "random:4"]),
+        "pin": st.sampled_from(ModePin),
+        "coin_seed": st.sampled_from([None, 4]),
         "threshold": st.integers(0, 600),
         "table": st.none() | tables(),
     }
@@ -139,7 +146,7 @@ def test_more_time_never_means_a_smaller_chunk(
     used=st.integers(0, 600),
     budget=st.integers(0, 3000),
     pace=st.builds(seen_pace, seen_lines, seen_lines),
-    pin=st.sampled_from(["table", "auto", "base", "shift", "random:4"]),
+    pin=st.sampled_from(ModePin),
     threshold=st.integers(0, 600),
     table=st.none() | tables(),
     cap=caps,
@@ -148,7 +155,7 @@ def test_a_step_fits_its_time_in_its_mode_and_no_larger_one_does(
     used: int,
     budget: int,
     pace: StepPace,
-    pin: str,
+    pin: ModePin,
     threshold: int,
     table: ModeTable | None,
     cap: float,

@@ -19,7 +19,7 @@ from engine.models.create import create_model
 from engine.server import create_server
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, ModePin, Settings
 from engine.spec.steps import StepShape
 from engine.text.tokenizer import Tokenizer
 
@@ -85,19 +85,19 @@ def wait_until(is_true: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
 
 
 def simulated_engine(
-    model_dir: Path, *, step_s: float, caps: Caps | None = None, mode: str = "auto"
+    model_dir: Path, *, step_s: float, caps: Caps | None = None, pin: ModePin = ModePin.AUTO
 ) -> Engine:
     """An engine whose steps only take time: slow enough to look at requests in progress."""
     tokenizer = Tokenizer.from_dir(model_dir)
     return Engine(
         EngineConfig(
             model_dir=model_dir,
-            plan=ParallelPlan(sp=2, tp=2, shift=True),
             executor=ExecutorKind.SIMULATED,
-            caps=caps or Caps(),
-            mode=mode,
             num_kv_blocks=1024,
             max_devices=4,
+            settings=Settings(
+                plan=ParallelPlan(sp=2, tp=2, shift=True), caps=caps or Caps(), pin=pin
+            ),
         ),
         tokenizer=tokenizer,
         timer_factory=lambda plan: FixedTimer(plan=plan, step_s=step_s),

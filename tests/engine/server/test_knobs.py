@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from engine.spec.settings import ModePin
 from tests.engine.server.conftest import MODEL, Server, serving, simulated_engine
 
 
@@ -56,15 +57,15 @@ def test_a_hot_change_is_in_force_when_the_answer_comes(knobs: Server) -> None:
     assert answer["changes"] == {"shift.threshold_tokens": "hot", "caps.max_num_seqs": "drain"}
     assert answer["class"] == "drain"
     assert answer["effective"]["version"] == 1
-    assert knobs.engine.policy.threshold_tokens == 17
-    assert knobs.engine.policy.caps.max_num_seqs == 3
+    assert knobs.engine.settings.threshold_tokens == 17
+    assert knobs.engine.settings.caps.max_num_seqs == 3
     assert knobs.engine.stats().policy_version == 1
 
 
 def test_a_null_takes_a_cap_away(knobs: Server) -> None:
     assert _patch(knobs, {"caps": {"max_queue": 5}}).json()["effective"]["caps"]["max_queue"] == 5
     assert _patch(knobs, {"caps": {"max_queue": None}}).status_code == 200
-    assert knobs.engine.policy.caps.max_queue is None
+    assert knobs.engine.settings.caps.max_queue is None
 
 
 def test_a_document_that_was_read_can_be_edited_and_sent_back(knobs: Server) -> None:
@@ -88,7 +89,7 @@ def test_a_patch_without_if_match_is_428_and_with_a_stale_one_412(knobs: Server)
     assert _problem(missing, 428)["code"] == "precondition_required"
     late = knobs.http.patch("/v1/engine/policy", json={"mode": "auto"}, headers={"If-Match": stale})
     assert _problem(late, 412)["code"] == "stale_policy"
-    assert knobs.engine.policy.mode == "base"
+    assert knobs.engine.settings.pin is ModePin.BASE
 
 
 def test_a_dry_run_names_the_class_of_each_change_and_changes_nothing(knobs: Server) -> None:
@@ -102,7 +103,7 @@ def test_a_dry_run_names_the_class_of_each_change_and_changes_nothing(knobs: Ser
     }
     assert answer["diff"][0]["to"]["plan"]["sp"] == 4
     assert "below max_num_seqs" in answer["warnings"][0]
-    assert knobs.engine.policy.plan.sp == 2
+    assert knobs.engine.settings.plan.sp == 2
     assert knobs.engine.policy.version == 0
 
 
@@ -165,7 +166,7 @@ def test_an_engine_that_was_not_timed_shows_no_table_and_warns_who_asks_for_one(
 
 def test_a_measured_table_is_shown_and_a_threshold_can_be_pinned_over_it(tiny_dir: Path) -> None:
     with (
-        simulated_engine(tiny_dir, step_s=0.0005, mode="table") as engine,
+        simulated_engine(tiny_dir, step_s=0.0005, pin=ModePin.TABLE) as engine,
         serving(engine, tiny_dir) as server,
     ):
         (table,) = server.http.get("/v1/engine/mode-table").json()["tables"]
@@ -187,7 +188,7 @@ def test_a_reshape_under_load_keeps_a_stream_going(knobs: Server) -> None:
         answer = _patch(knobs, {"plan": {"sp": 1, "tp": 4}, "shift": {"enabled": False}})
         assert answer.json()["class"] == "reshape"
         events = [line for line in lines if line.startswith("data: {")]
-    assert str(knobs.engine.policy.plan) == "tp=4"
+    assert str(knobs.engine.settings.plan) == "tp=4"
     choices = [json.loads(line.removeprefix("data: "))["choices"][0] for line in [first, *events]]
     assert choices[-1]["finish_reason"] == "length"
     assert sum(len(choice["token_ids"]) for choice in choices) == 60

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -31,7 +30,7 @@ from engine.spec.request import (
     SamplingParams,
     TokenLogprobs,
 )
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from engine.text.tokenizer import Tokenizer
 from tests.contracts.served_engine import (
     MAX_NUM_SEQS,
@@ -42,13 +41,15 @@ from tests.contracts.served_engine import (
     submit,
     text_of,
 )
+from tests.engine.configs import policy_with
 from tests.engine.server.front.remote_pair import RemotePair, remote_pair
 
 
 def _engine(tiny_dir: Path, tokenizer: Tokenizer | None) -> Engine:
     caps = Caps(max_num_seqs=MAX_NUM_SEQS, max_queue=MAX_QUEUE)
     return Engine(
-        EngineConfig(model_dir=tiny_dir, num_kv_blocks=512, caps=caps), tokenizer=tokenizer
+        EngineConfig(model_dir=tiny_dir, num_kv_blocks=512, settings=Settings(caps=caps)),
+        tokenizer=tokenizer,
     )
 
 
@@ -92,7 +93,7 @@ def test_a_policy_changed_by_someone_else_is_seen_soon(tiny_dir: Path) -> None:
         remote_pair(engine, tokenizer) as one,
         remote_pair(engine, tokenizer) as other,
     ):
-        policy = replace(engine.policy, threshold_tokens=99, version=1)
+        policy = policy_with(engine.policy, threshold_tokens=99, version=1)
         one.remote.apply(policy)
         eventually(lambda: other.remote.policy == policy)
 

@@ -7,12 +7,12 @@ from dataclasses import fields, replace
 import pytest
 
 from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.settings import Settings
 from engine.spec.steps import StepShape
 from tuner.backends import Backend, ServedTimer, load_backend
 from tuner.backends.backend import HostTimes, KernelTimes
 from tuner.described.node import Node
 from tuner.hardware import Precision, parse_hardware
-from tuner.spec.space import Settings
 from tuner.work.models import load_model
 from tuner.workload.parse import parse_workload
 

@@ -3,10 +3,9 @@ from __future__ import annotations
 import pytest
 
 from engine.spec.plan import parse_plan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from tuner.described.launch import LaunchCommand, System, launch_commands
 from tuner.hardware import Precision
-from tuner.spec.space import Settings
 
 CAPS = Caps(max_num_seqs=128, max_num_batched_tokens=4096)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from tuner.backends import load_backend
 from tuner.described.energy import energy_of
 from tuner.described.node import Node
@@ -21,7 +21,6 @@ from tuner.described.reshape_cost import (
 from tuner.hardware import Launch, Precision, parse_hardware
 from tuner.simulation.steering import PlannedChanges
 from tuner.spec.errors import TunerError
-from tuner.spec.space import Settings
 from tuner.work.models import load_model
 from tuner.workload.parse import parse_workload
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from engine.spec.plan import parse_plan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from policies.report import flat_metrics
 from policies.select import Reason
 from policies.sla import Sla
@@ -34,7 +34,6 @@ from tuner.planner.explore import (
 from tuner.planner.planner import PlanReport, Why, make_plan
 from tuner.planner.pool import Workers
 from tuner.spec.errors import TunerError
-from tuner.spec.space import Settings
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload
 
@@ -70,7 +69,7 @@ def test_the_best_three_meet_the_sla_and_say_why_with_intervals(report: PlanRepo
 
 
 def test_every_plan_is_feasible_or_fails_by_something_with_numbers(report: PlanReport) -> None:
-    feasible = {str(point.plan) for point in report.feasible}
+    feasible = {str(point.settings.plan) for point in report.feasible}
     failing = {failure.plan: failure for failure in report.failures}
     assert not feasible & set(failing)
     assert {"tp=1", "tp=2", "sp=4,shift", "dp=2,tp=2", "pp=4"} <= feasible | set(failing)
@@ -141,7 +140,7 @@ def test_what_is_told_of_a_plan_is_what_simulating_it_says(
     node: Node, report: PlanReport, workload: Workload
 ) -> None:
     point = choices(report)[0].point
-    settings = Settings(plan=point.plan, threshold_tokens=point.threshold_tokens, caps=point.caps)
+    settings = point.settings
     flat = flat_metrics(node.simulate(settings, workload).measurement)
     assert point.metrics["p95_ttft_ms"].value == pytest.approx(flat["p95_ttft_ms"])
 
@@ -155,7 +154,7 @@ def test_an_sla_nobody_can_meet_names_what_binds_and_the_nearest_plan(
     assert document["best"] == {}
     assert document["infeasible"]["binding"] == "p95_ttft_ms<=1"
     assert document["infeasible"]["is_from_single_requests"]
-    assert document["infeasible"]["closest"]["plan"]
+    assert document["infeasible"]["closest"]["settings"]
     judged = [f for f in report.failures if f.judged_on is JudgedOn.ALONE]
     assert judged
     assert all(f.why is Why.TTFT and "to itself" in f.detail for f in judged)
@@ -207,7 +206,7 @@ def test_a_backend_that_lacks_an_axis_excludes_its_plans_with_the_reason(
     why = {failure.plan: failure for failure in report.failures}
     assert why["sp=2"].why is Why.BACKEND
     assert "vllm has no sequence parallelism" in why["sp=2"].detail
-    assert not any(point.plan.sp > 1 for point in report.points)
+    assert not any(point.settings.plan.sp > 1 for point in report.points)
 
 
 def test_more_devices_than_there_are_is_refused(node: Node, workload: Workload) -> None:

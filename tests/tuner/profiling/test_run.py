@@ -12,13 +12,13 @@ import pytest
 from engine.models.create import create_model
 from engine.spec.model import ModelConfig
 from engine.spec.plan import parse_plan
+from engine.spec.settings import Settings
 from tuner.profiling.pieces import cut_model
 from tuner.profiling.profile import Profile
 from tuner.profiling.run import ProfileSpec, run_profile
 from tuner.search.tune import TuningSpec, tune
 from tuner.simulation.simulate import simulate
 from tuner.spec.machine import num_cores
-from tuner.spec.space import Settings
 from tuner.step_model.fit import fit_step_model
 from tuner.step_model.model import NO_COST, ServingCost
 from tuner.work.counts import CollectiveKind
@@ -114,7 +114,7 @@ def test_live_trials_start_at_the_baseline_and_keep_what_was_predicted(
     tuned: dict[str, Any],
 ) -> None:
     first = tuned["trials"][0]
-    assert (first["plan"], first["fidelity"]) == ("tp=1", "probed")
+    assert (first["settings"]["plan"]["tp"], first["fidelity"]) == (1, "probed")
     assert first["document"]["requests"]["completed"] == 12
     assert first["predicted"]["p95_ttft_ms"]["value"] > 0
     assert {trial["fidelity"] for trial in tuned["trials"]} <= {"probed", "simulated"}
@@ -136,7 +136,7 @@ def test_a_plan_that_was_slower_than_simulated_is_not_tried_again_with_other_cap
         seed=1,
     )
     report = tune(spec, cost_model=json.loads(json.dumps(hopeful.to_json()))).to_json()
-    plans = [confirmation["plan"] for confirmation in report["confirmations"]]
+    plans = [confirmation["settings"]["plan"] for confirmation in report["confirmations"]]
     assert len(plans) > 1
     assert len(plans) == len({json.dumps(plan, sort_keys=True) for plan in plans})
     assert all(confirmation["log_slower"] > 0 for confirmation in report["confirmations"])

@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 
 from engine.spec.measurement import Distribution, Fidelity, Measurement, Outcome, RequestTiming
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from policies.sla import Sla
 from tests.tuner.worlds import SMALL, LinearTimer
 from tuner.search.confirm import fresh_workload
 from tuner.search.simulator import Simulator, measured_estimates
-from tuner.spec.space import Settings
 from tuner.workload.parse import parse_workload
 
 BURSTY = "azure-like:start=1000,seconds=40,scale=2,requests=70,input_scale=0.02,max_output=32"

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from policies.sla import Sla
 from tests.tuner.worlds import SMALL, LinearTimer
 from tuner.search.schedule import RATE_FACTORS, SAFE_HEADROOM, build_schedule
 from tuner.search.simulator import Simulator
-from tuner.spec.space import Settings, Space
+from tuner.spec.space import Space
 from tuner.workload.parse import parse_workload
 from tuner.workload.slices import at_rate
 

@@ -4,12 +4,13 @@ import pytest
 
 from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
-from policies.points import Estimate, estimates_to_json
+from engine.spec.settings import Settings
+from policies.points import Estimate, OperatingPoint, estimates_to_json
 from policies.sla import Sla
 from tests.tuner.worlds import SMALL
 from tuner.search.suggest import constraint_values, suggest
-from tuner.search.trials import TrialRecord, TrialState, operating_point
-from tuner.spec.space import Settings, Space, build_space
+from tuner.search.trials import TrialRecord, TrialState
+from tuner.spec.space import Space, build_space
 
 SLA = Sla.parse("p95_ttft_ms<=500,p95_tpot_ms<=50")
 
@@ -26,9 +27,7 @@ def record(number: int, settings: Settings, ttft_ms: float) -> TrialRecord:
     }
     return TrialRecord(
         number=number,
-        plan=str(settings.plan),
-        threshold_tokens=settings.threshold_tokens,
-        caps=settings.to_json()["caps"],
+        settings=settings,
         fidelity=Fidelity.SIMULATED,
         state=TrialState.COMPLETE,
         metrics=estimates_to_json(metrics),
@@ -85,10 +84,10 @@ def test_failed_trials_and_values_outside_the_grid_do_no_harm(space: Space) -> N
 
 
 def test_constraints_are_at_most_zero_just_where_the_sla_is_met() -> None:
-    point = operating_point(
-        Settings(plan=ParallelPlan()),
-        Fidelity.SIMULATED,
-        {"p95_ttft_ms": Estimate.exact(250.0)},
+    point = OperatingPoint(
+        settings=Settings(),
+        fidelity=Fidelity.SIMULATED,
+        metrics={"p95_ttft_ms": Estimate.exact(250.0)},
     )
     values = constraint_values(point, SLA)
     assert values["p95_ttft_ms"] == pytest.approx(-0.5)

@@ -8,12 +8,10 @@ import pytest
 
 from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
-from policies.points import Estimate
+from engine.spec.settings import Caps, Settings
+from policies.points import Estimate, OperatingPoint
 from tests.tuner.worlds import LinearTimer, closed_loop, open_loop
 from tuner.search.surrogate import Example, Load, Surrogate, features, fit_surrogate
-from tuner.search.trials import operating_point
-from tuner.spec.space import Settings
 
 LOAD = Load.of(open_loop(requests=50, gap_s=0.1))
 
@@ -30,7 +28,9 @@ def examples(count: int, seed: int = 0) -> list[Example]:
         tp, seqs = int(rng.choice([1, 2, 4, 8])), int(rng.choice([8, 16, 32, 64, 128]))
         value = 1000.0 / tp + 2.0 * seqs
         metrics = {"p95_ttft_ms": Estimate.exact(value * float(np.exp(rng.normal() * 0.05)))}
-        point = operating_point(settings(tp, seqs), Fidelity.SIMULATED, metrics)
+        point = OperatingPoint(
+            settings=settings(tp, seqs), fidelity=Fidelity.SIMULATED, metrics=metrics
+        )
         row = features(settings(tp, seqs), LOAD, LinearTimer(fixed_s=0.01 / tp))
         found.append(Example(point=point, row=row))
     return found
@@ -48,8 +48,8 @@ def test_it_predicts_operating_points_with_intervals_that_hold(surrogate: Surrog
     fresh = examples(200, seed=1)
     for example in fresh:
         point = example.point
-        timer = LinearTimer(fixed_s=0.01 / point.plan.tp)
-        guess = surrogate.predict(Settings(plan=point.plan, caps=point.caps), LOAD, timer)
+        timer = LinearTimer(fixed_s=0.01 / point.settings.plan.tp)
+        guess = surrogate.predict(point.settings, LOAD, timer)
         assert guess.fidelity is Fidelity.PREDICTED
         truth, estimate = point.metrics["p95_ttft_ms"].value, guess.metrics["p95_ttft_ms"]
         held += estimate.low <= truth <= estimate.high

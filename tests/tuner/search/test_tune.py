@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from engine.models.create import create_model
+from engine.spec.plan import ParallelPlan
 from policies.errors import PolicyInputError
 from policies.schedule import Schedule
 from tuner.search.trials import TrialRecord, TrialState
@@ -71,7 +72,7 @@ def test_the_report_is_json_and_holds_what_other_programs_read(document: dict[st
     assert again["workload"]["rows"] == 40
     assert len(again["trials"]) == 5
     assert set(again["recommendation"]) >= {
-        "plan", "shift_threshold", "caps", "fidelity", "predicted", "measured", "reason",
+        "settings", "fidelity", "predicted", "measured", "reason",
     }  # fmt: skip
     assert Schedule.from_json(again["schedule"]).bands
     assert any("uncalibrated" in warning for warning in again["warnings"])
@@ -79,7 +80,7 @@ def test_the_report_is_json_and_holds_what_other_programs_read(document: dict[st
 
 def test_trial_0_is_the_smallest_plan_that_fits(document: dict[str, Any]) -> None:
     # 141 GB of bf16 weights do not fit one device of 141 GB.
-    assert document["trials"][0]["plan"] == "tp=2"
+    assert TrialRecord.from_json(document["trials"][0]).settings.plan == ParallelPlan(tp=2)
     assert document["baseline"] == document["trials"][0]
 
 
@@ -89,7 +90,7 @@ def test_plans_that_do_not_fit_are_pruned_before_a_trial_with_the_numbers(
     pruned = {entry["plan"]: entry["reasons"][0] for entry in document["pruned"]}
     assert "GB of weights per rank" in pruned["tp=1"]
     assert "64 query heads do not divide by sp*tp = 1*3 = 3" in pruned["tp=3"]
-    tried = {trial["plan"] for trial in document["trials"]}
+    tried = {str(TrialRecord.from_json(trial).settings.plan) for trial in document["trials"]}
     assert not tried & set(pruned)
 
 

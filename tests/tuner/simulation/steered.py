@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from engine.spec.measurement import RequestTiming
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
-from policies.schedule import HotSettings, LoadBand, Schedule
+from engine.spec.settings import Caps, Settings
+from policies.schedule import LoadBand, Schedule
 from tuner.simulation.steering import SettingsChange, Steering
-from tuner.spec.space import Settings
 
 ENVELOPE = Caps(max_num_seqs=256, max_num_batched_tokens=8192)
 CALM = Settings(plan=ParallelPlan(tp=2), caps=Caps(max_num_seqs=8, max_num_batched_tokens=512))
@@ -20,14 +19,13 @@ BUSY = replace(CALM, caps=Caps(max_num_seqs=64, max_num_batched_tokens=2048))
 def schedule(*bands: tuple[float, float, Settings], plan: ParallelPlan | None = None) -> Schedule:
     """Bands (low, high, settings) at one mix of 100 tokens in and 20 out."""
     return Schedule(
-        plan=plan or bands[0][2].plan,
         bands=tuple(
             LoadBand(
                 rate_rps_low=low,
                 rate_rps_high=high,
                 mean_input_tokens=100.0,
                 mean_output_tokens=20.0,
-                settings=HotSettings(threshold_tokens=s.threshold_tokens, caps=s.caps),
+                settings=replace(s, plan=plan or s.plan),
                 headroom=0.5,
             )
             for low, high, s in bands

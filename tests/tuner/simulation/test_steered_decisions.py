@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 
 from engine.engine import Engine
 from engine.models.create import create_model
-from engine.policy.document import EnginePolicy
 from engine.replica.replica import Replica
 from engine.replica.stream import OnOutput
 from engine.spec.request import Request
-from engine.spec.settings import Caps, Order
+from engine.spec.settings import Caps, Order, Settings
 from tests.tuner.simulation.test_simulated_decisions import (
     PLANS,
     ArbitraryTimer,
@@ -25,7 +24,6 @@ from tests.tuner.simulation.test_simulated_decisions import (
 )
 from tests.tuner.simulation.virtual_engine import Served, World, serve, simulated
 from tuner.simulation.steering import PlannedChanges
-from tuner.spec.space import Settings
 from tuner.workload.workload import Arrival
 
 # A request that no engine of these worlds takes marks the time of a change.
@@ -99,12 +97,9 @@ def live(steered: SteeredWorld, model_dir: Path) -> Served:
 
     def submit_or_change(engine: Engine, request: Request, on_output: OnOutput) -> None:
         if (wanted := steered.changes.get(request.request_id)) is not None:
-            policy = EnginePolicy(
-                plan=wanted.plan, threshold_tokens=wanted.threshold_tokens, caps=wanted.caps
-            )
 
             def obey() -> None:
-                replicas[-1].set_hot(policy)
+                replicas[-1].set_hot(wanted)
 
             replicas[-1]._post(obey)
         submit(engine, request, on_output)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from engine.policy.document import KnobClass
 from engine.spec.measurement import Outcome
 from engine.spec.plan import Mode, ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, ModePin, Settings
 from policies.attainment import judge
 from policies.controller import Reason
 from policies.sla import Sla
@@ -26,7 +26,6 @@ from tuner.simulation.simulate import Ranks, SimulationResult, simulate
 from tuner.simulation.steering import PlannedChanges, Steering
 from tuner.simulation.steering_controller import ControllerSteering
 from tuner.spec.errors import TunerError
-from tuner.spec.space import Settings
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload
 
@@ -58,7 +57,7 @@ def run(
         plan=start.plan,
         threshold_tokens=start.threshold_tokens,
         caps=start.caps,
-        mode=start.mode,
+        pin=start.pin,
         workload=workload,
         timer=replace(timer, stages=start.plan.pp),
         num_kv_blocks=num_kv_blocks,
@@ -101,7 +100,7 @@ def test_a_steering_that_changes_nothing_changes_nothing() -> None:
 
 def test_a_hot_change_is_obeyed_by_the_next_step() -> None:
     workload = open_loop(requests=20, gap_s=0.05, output_tokens=60)
-    result = run(workload, planned((1.0, replace(START, mode="base"))))
+    result = run(workload, planned((1.0, replace(START, pin=ModePin.BASE))))
     before = [s for s in result.segments if s.start_s < 1.0 - 0.011]
     after = [s for s in result.segments if s.start_s > 1.0 + 0.011]
     assert {s.shape.mode for s in before} == set(Mode)
@@ -114,7 +113,7 @@ def test_a_hot_change_is_obeyed_by_the_next_step() -> None:
 def test_a_hot_change_reaches_into_a_quiet_stretch() -> None:
     """Nothing happens for minutes but decode steps, and still the change comes in time."""
     workload = open_loop(requests=1, gap_s=0.0, output_tokens=900)
-    result = run(workload, planned((4.0, replace(START, mode="base"))))
+    result = run(workload, planned((4.0, replace(START, pin=ModePin.BASE))))
     first_base = next(
         s.start_s for s in result.segments if s.shape.mode is Mode.BASE and s.start_s > 1.0
     )

@@ -10,14 +10,13 @@ import pytest
 from engine.policy.document import KnobClass
 from engine.spec.errors import PolicyError
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, ModePin, Settings
 from policies.controller import ControlLimits, Reason
 from policies.sla import Sla
 from tests.tuner.simulation.steered import BUSY, CALM, ENVELOPE, FakeRun, schedule
 from tuner.simulation.steering import PlannedChanges, SettingsChange
 from tuner.simulation.steering_controller import ControllerSteering
 from tuner.spec.errors import TunerError
-from tuner.spec.space import Settings
 
 SLA = Sla.parse("p95_ttft_ms<=200,attainment>=0.9")
 TWO_BANDS = schedule((0.0, 10.0, CALM), (10.0, math.inf, BUSY))
@@ -57,7 +56,7 @@ def test_what_a_live_engine_refuses_is_refused_here() -> None:
     with pytest.raises(PolicyError, match="above the 256"):
         change(CALM, replace(CALM, caps=Caps(max_num_seqs=512)))
     with pytest.raises(PolicyError, match="needs a plan with Shift"):
-        change(CALM, replace(CALM, mode="shift"))
+        change(CALM, replace(CALM, pin=ModePin.SHIFT))
 
 
 # -- planned changes -------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from engine.spec.measurement import Outcome
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import Request, RequestOutput, SamplingParams
-from engine.spec.settings import Caps, Order
+from engine.spec.settings import Caps, Order, Settings
 from engine.spec.steps import StepPlan, StepShape
 from tuner.simulation.simulate import simulate
 from tuner.simulation.steering import Steering
@@ -235,9 +235,9 @@ def _virtual_time(clock: _ArrivalClock, timer: StepTimer) -> Iterator[None]:
         if not clock.jump():
             wait_for_work(replica)
 
-    def set_and_open(replica: Replica, policy: EnginePolicy) -> int:
+    def set_and_open(replica: Replica, settings: Settings) -> int:
         clock.is_open = True
-        return set_hot(replica, policy)
+        return set_hot(replica, settings)
 
     modules = [m for name, m in sys.modules.items() if name.startswith("engine.")]
     with pytest.MonkeyPatch.context() as patch:
@@ -254,9 +254,6 @@ def _virtual_time(clock: _ArrivalClock, timer: StepTimer) -> Iterator[None]:
 def _config(world: World, model_dir: Path) -> EngineConfig:
     return EngineConfig(
         model_dir=model_dir,
-        plan=world.plan,
-        threshold_tokens=world.threshold_tokens,
-        caps=world.caps,
         envelope=world.caps,
         executor=ExecutorKind.SIMULATED,
         num_kv_blocks=world.num_kv_blocks,
@@ -264,15 +261,20 @@ def _config(world: World, model_dir: Path) -> EngineConfig:
         max_model_len=world.max_model_len,
         overlap=world.overlap,
         step_timeout_s=1e6,
+        settings=Settings(
+            plan=world.plan, threshold_tokens=world.threshold_tokens, caps=world.caps
+        ),
     )
 
 
 def _policy(world: World) -> EnginePolicy:
     return EnginePolicy(
-        plan=world.plan,
-        threshold_tokens=world.threshold_tokens,
-        caps=world.caps,
-        order=world.order,
+        settings=Settings(
+            plan=world.plan,
+            threshold_tokens=world.threshold_tokens,
+            caps=world.caps,
+            order=world.order,
+        ),
         version=1,
     )
 

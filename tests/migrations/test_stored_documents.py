@@ -1,0 +1,148 @@
+"""What earlier versions kept is read by this one: a whole database of each past schema.
+
+``databases/0001.sql`` was kept by revision 0001: a service that tuned a model for two paced
+devices, applied the answer to an engine, and controlled it while the load changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from api.documents.control_state import memory_from_json
+from api.documents.policy import PolicyDocument, settings_in
+from api.documents.recommendation import recommended_settings
+from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps, ModePin, Settings
+from migrations.runner import check, downgrade, upgrade
+from policies.schedule import Schedule
+from store import Database
+from tuner.search.trials import TrialRecord
+
+DATABASES = Path(__file__).parent / "databases"
+FOUND = Settings(
+    plan=ParallelPlan(tp=1),
+    threshold_tokens=256,
+    caps=Caps(max_num_seqs=64, max_num_batched_tokens=1024),
+)
+# Columns whose documents have settings somewhere inside.
+DOCUMENTS = {
+    "tuning_jobs": ("report",),
+    "job_events": ("data",),
+    "trials": ("record",),
+    "recommendations": ("document", "schedule"),
+    "engines": ("schedule", "control_memory", "effective_policy"),
+    "decisions": ("settings",),
+    "policy_versions": ("document",),
+}
+
+
+@pytest.fixture
+def stored(database_url: str) -> Iterator[Database]:
+    """The database of revision 0001, on either kind of database."""
+    database = Database(database_url)
+    upgrade(database.engine, "0001")
+    with database.engine.begin() as connection:
+        _load(connection, DATABASES / "0001.sql")
+    yield database
+    database.close()
+
+
+def _load(connection: sa.Connection, path: Path) -> None:
+    """Copy the rows of a dump, parents before children, whatever database they go to."""
+    source = sa.create_engine("sqlite://")
+    metadata = sa.MetaData()
+    metadata.reflect(connection)
+    with source.connect() as old:
+        raw = old.connection.dbapi_connection
+        assert raw is not None, "the connection is open"
+        raw.executescript(path.read_text())  # type: ignore[attr-defined]
+        for table in metadata.sorted_tables:
+            if table.name == "alembic_version":
+                continue
+            columns = [sa.column(c.name, c.type) for c in table.columns]
+            rows = old.execute(sa.select(*columns).select_from(sa.table(table.name))).mappings()
+            if values := [dict(row) for row in rows]:
+                connection.execute(table.insert(), values)
+    source.dispose()
+
+
+def _documents(database: Database) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    with database.engine.connect() as connection:
+        for name, columns in DOCUMENTS.items():
+            table = sa.table(name, *(sa.column(c, type_=sa.JSON()) for c in columns))
+            rows = connection.execute(sa.select(table)).all()
+            found[name] = sorted(json.dumps(list(row), sort_keys=True) for row in rows)
+    return found
+
+
+def test_everything_that_was_kept_is_read_after_the_upgrade(stored: Database) -> None:
+    upgrade(stored.engine)
+    assert check(stored.engine).is_current
+    with stored.read() as uow:
+        (engine,) = uow.engines.list_scheduled()
+        recommendation = uow.recommendations.get(engine.recommendation_id or "")
+        versions = [uow.policies.get(engine.id, n) for n in (1, 2)]
+        decision = uow.decisions.find_last(engine.id)
+    assert recommended_settings(recommendation.document) == FOUND
+    assert [band.settings for band in Schedule.from_json(engine.schedule or {}).bands] == [FOUND]
+    assert memory_from_json(engine.control_memory).commanded == FOUND
+    assert settings_in(engine.effective_policy) == FOUND
+    plans = [PolicyDocument.from_json(v.document).settings.plan for v in versions]
+    assert plans == [ParallelPlan(sp=2, shift=True), ParallelPlan()]
+    assert decision is not None
+    assert Settings.from_json(decision.settings or {}) == FOUND
+
+
+def test_trials_events_and_the_report_of_a_job_say_settings_in_the_one_form(
+    stored: Database,
+) -> None:
+    upgrade(stored.engine)
+    with stored.engine.connect() as connection:
+        read = {
+            name: [row[0] for row in connection.execute(sa.text(f"SELECT {column} FROM {name}"))]
+            for name, column in (("trials", "record"), ("job_events", "data"))
+        }
+        report = connection.execute(sa.text("SELECT report FROM tuning_jobs")).scalar_one()
+    records = [json.loads(r) if isinstance(r, str) else r for r in read["trials"]]
+    report = json.loads(report) if isinstance(report, str) else report
+    for record in records:  # the store keeps a trial's metrics apart
+        assert TrialRecord.from_json({**record, "metrics": {}}).settings.plan.world_size <= 2
+    assert [TrialRecord.from_json(trial) for trial in report["trials"]]
+    for name in ("fastest", "balanced"):
+        assert Settings.from_json(report["alternatives"][name]["settings"])
+    assert report["schedule"]["schema"] == "schedule/v2"
+
+
+def test_going_back_gives_what_was_kept(stored: Database) -> None:
+    before = _documents(stored)
+    upgrade(stored.engine)
+    assert _documents(stored) != before
+    downgrade(stored.engine, "0001")
+    assert _documents(stored) == before
+
+
+def test_a_mode_that_flipped_by_a_coin_is_the_threshold_from_now_on(stored: Database) -> None:
+    with stored.engine.begin() as connection:
+        table = sa.table(
+            "policy_versions", sa.column("version"), sa.column("document", type_=sa.JSON())
+        )
+        document = connection.execute(
+            sa.select(table.c.document).where(table.c.version == 2)
+        ).scalar_one()
+        connection.execute(
+            sa.update(table)
+            .where(table.c.version == 2)
+            .values(document={**document, "mode": "random:3"})
+        )
+    upgrade(stored.engine)
+    with stored.read() as uow:
+        (engine,) = uow.engines.list_scheduled()
+        version = uow.policies.get(engine.id, 2)
+    assert PolicyDocument.from_json(version.document).settings.pin is ModePin.AUTO

@@ -88,7 +88,7 @@ def run(looks_ahead: bool, keeps_prefixes: bool, num_seqs: int, output: int) -> 
         step = scheduler.schedule_ahead() if flights else scheduler.schedule()
         scheduled_s = time.perf_counter()
         if step is not None:
-            raw = encoder.encode(step_plan(step, eos_token_ids=scheduler.eos_token_ids))
+            raw = encoder.encode(step_plan(step, eos_token_ids=scheduler.roster.eos_token_ids))
             encoded_s = time.perf_counter()
             flights.append(step)
             if step.shape.num_decode_tokens == num_seqs:

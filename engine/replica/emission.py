@@ -90,7 +90,7 @@ class StepEmitter:
         # from its end.
         parts = (flight.message_s, flight.schedule_s, self._last_output_s)
         message_s, schedule_s, exposed_output_s = _fill(finished.bubble_s, parts)
-        table = self._scheduler.chooser.table
+        table = self._scheduler.packer.chooser.table
         other = Mode.SHIFT if shape.mode is Mode.BASE else Mode.BASE
         return StepSample(
             step_id=finished.step.step_id,

@@ -58,6 +58,6 @@ class Recovery:
             if not sequences:  # nobody could have shown progress
                 self._num_in_vain = 0
             fresh.adopt(sequences)
-            fresh.pace.learn_from(scheduler.pace)
+            fresh.packer.pace.learn_from(scheduler.packer.pace)
             return
         scheduler.adopt(sequences)  # for whoever stops this replica

@@ -79,6 +79,7 @@ class StepLoop:
     ) -> None:
         self.patience = 1.0
         self._scheduler = scheduler
+        self._pace = scheduler.packer.pace
         self._executor = executor
         self._step_timeout_s = step_timeout_s
         self._return_logits = return_logits
@@ -144,7 +145,7 @@ class StepLoop:
         self._last_end_s = ended_s
         self._num_collected += 1
         shape = flight.step.shape
-        self._scheduler.pace.observe(shape.mode, shape.num_tokens, step_s)
+        self._pace.observe(shape.mode, shape.num_tokens, step_s)
         outcome = self._scheduler.commit(flight.step, int32(result.token_ids))
         return FinishedStep(
             flight=flight,
@@ -166,7 +167,7 @@ class StepLoop:
             step,
             with_inputs=self._executor.needs_inputs,
             return_logits=self._return_logits,
-            eos_token_ids=self._scheduler.eos_token_ids,
+            eos_token_ids=self._scheduler.roster.eos_token_ids,
         )
         flight = Flight(
             step=step,
@@ -204,7 +205,7 @@ class StepLoop:
     def _timeout_s(self, flight: Flight, started_s: float) -> float:
         """How much longer the oldest step may take."""
         shape = flight.step.shape
-        slow_s = self._scheduler.pace.slowest_seconds(shape.mode, shape.num_tokens)
+        slow_s = self._pace.slowest_seconds(shape.mode, shape.num_tokens)
         if slow_s is None or self._num_collected < NUM_FIRST_STEPS:
             return self._step_timeout_s * self.patience
         limit_s = max(MIN_HANG_S, HANG_FACTOR * slow_s) * self.patience
@@ -212,4 +213,4 @@ class StepLoop:
 
     def _expected_s(self, flight: Flight) -> float | None:
         shape = flight.step.shape
-        return self._scheduler.pace.seconds(shape.mode, shape.num_tokens)
+        return self._pace.seconds(shape.mode, shape.num_tokens)

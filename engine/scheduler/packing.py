@@ -1,70 +1,21 @@
-"""Which rows the next step holds: decodes first, then chunks of prompts, then new requests."""
+"""Which rows the next step holds: decodes first, then chunks of prompts, then new requests.
+
+And how much of a prompt a step may take, so that it keeps to its time in the mode it will run in.
+"""
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
 from engine.modes.chooser import ModeChooser
-from engine.modes.pace import StepPace
-from engine.scheduler.chunks import prefill_room
+from engine.modes.pace import MAX_STEP_TOKENS, StepPace
 from engine.scheduler.queue import WaitingQueue
 from engine.scheduler.rows import RunningSet
-from engine.scheduler.step import PlacedSequence, ScheduledStep, SlotArray, shape_of
+from engine.scheduler.step import PackedChunk, PackedRows, ScheduledStep, SlotArray, shape_of
 from engine.scheduler.table import Sequence
+from engine.spec.plan import Mode
 from engine.spec.settings import Caps, Order
 from engine.spec.steps import StepShape
-
-NO_SLOTS: SlotArray = np.empty(0, np.intp)
-NO_SHAPE = StepShape()
-
-
-class PackedChunk(NamedTuple):
-    """``num_tokens`` of the prompt in row ``slot``, after ``num_before`` that are computed;
-    ``is_whole``: they reach its last known token, and so it is sampled."""
-
-    slot: int
-    num_tokens: int
-    num_before: int
-    is_whole: bool
-
-
-@dataclass(slots=True)
-class PackedRows:
-    """The rows of a step in the making: decodes first, one token each, then chunks of prompts;
-    and what it may still hold. ``shape`` is known once all rows are."""
-
-    tokens: int
-    step_id: int
-    used: int = 0
-    prefill_tokens: int = 0
-    has_preempted: bool = False
-    shape: StepShape = NO_SHAPE
-    decodes: SlotArray = field(default_factory=lambda: NO_SLOTS)
-    chunks: list[PackedChunk] = field(default_factory=list)
-    placed: list[PlacedSequence] = field(default_factory=list)
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.decodes) + len(self.chunks)
-
-    def holds(self, slot: int) -> bool:
-        return slot in self.decodes or any(slot == chunk.slot for chunk in self.chunks)
-
-    def take(self, chunk: PackedChunk) -> None:
-        """A chunk of one row's prompt."""
-        self.chunks.append(chunk)
-        self.tokens -= chunk.num_tokens
-        self.used += chunk.num_tokens
-        self.prefill_tokens += chunk.num_tokens
-
-    def take_decodes(self, slots: SlotArray) -> None:
-        """One decode token for each row."""
-        self.decodes = slots
-        self.tokens -= len(slots)
-        self.used += len(slots)
 
 
 class StepPacker:
@@ -106,6 +57,7 @@ class StepPacker:
             self._admit(packed)
         if packed.num_rows:
             packed.shape = self.shape(packed)
+        self._waiting.pass_over()
         return packed
 
     def pack_ahead(self, step_id: int, eligible: SlotArray) -> PackedRows | None:
@@ -139,7 +91,7 @@ class StepPacker:
             first_chunk=first_chunk,
             sequences=table.list_sequences(slots),
             placed=packed.placed,
-            grown=self._running.take_grown(),
+            grown=packed.grown,
         )
 
     def shape(self, packed: PackedRows) -> StepShape:
@@ -152,10 +104,6 @@ class StepPacker:
             num_sampled=num_decodes + sum(chunk.is_whole for chunk in packed.chunks),
             mode=self.chooser.choose(packed.used, packed.step_id),
         )
-
-    @property
-    def has_waiting(self) -> bool:
-        return len(self._waiting) > 0
 
     def can_admit(self) -> bool:
         """Whether the next waiting request has a row and KV blocks."""
@@ -173,7 +121,7 @@ class StepPacker:
         if not prefilling:
             return eligible, []
         is_decode = np.ones(len(eligible), np.bool_)
-        for slot in prefilling:  # few at a time
+        for slot in prefilling:  # few at a time, so cheaper than to compare all lengths
             is_decode &= eligible != slot
         return eligible[is_decode], eligible[~is_decode].tolist()
 
@@ -186,8 +134,7 @@ class StepPacker:
             self._rotation += limit
         if len(ready):
             ready = self._make_room_for_decodes(packed, ready)
-            self._running.grow_by_one(ready)
-            packed.take_decodes(ready)
+            packed.take_decodes(ready, self._running.grow_by_one(ready))
 
     @property
     def share_of_running(self) -> int:
@@ -204,7 +151,8 @@ class StepPacker:
                 break
             victim = self._preempt_last(packed, keep=None)
             if victim is None:
-                # Only sequences in flight are left to preempt: run those that fit.
+                # Only sequences in flight are left to preempt: run the first rows, up to the one
+                # with which the blocks they lack, added up, are more than are free.
                 return ready[np.cumsum(missing) <= pool.num_free]
             ready = ready[ready != victim]
         return ready
@@ -219,10 +167,10 @@ class StepPacker:
                 return
             if table.sequences[slot] is None:  # preempted for an earlier one in this loop
                 continue
-            blocks = self._make_room(packed, slot, num_tokens)
-            if blocks is not None:
-                running.grow_row(slot, blocks)
-                packed.take(PackedChunk(slot, num_tokens, before, num_tokens == left))
+            missing = self._make_room(packed, slot, num_tokens)
+            if missing is not None:
+                chunk = PackedChunk(slot, num_tokens, before, num_tokens == left)
+                packed.take_chunk(chunk, running.grow_row(slot, missing))
 
     def _make_room(self, packed: PackedRows, slot: int, num_tokens: int) -> int | None:
         """Free blocks for a running prefill by preempting sequences behind it in the order; the
@@ -240,11 +188,11 @@ class StepPacker:
             num_tokens = min(left, room)
             missing = self._running.find_room(slot, num_tokens)
             assert missing is not None, "admission has counted its blocks"
-            self._running.grow_row(slot, missing)
             packed.placed.append(placed)
             self.num_prefix_queries += placed.num_tokens
             self.num_prefix_hits += placed.num_cached
-            packed.take(PackedChunk(slot, num_tokens, placed.num_cached, num_tokens == left))
+            chunk = PackedChunk(slot, num_tokens, placed.num_cached, num_tokens == left)
+            packed.take_chunk(chunk, self._running.grow_row(slot, missing))
 
     def _prefill_room(self, packed: PackedRows) -> int:
         """Tokens that prefill chunks may still add to this step."""
@@ -279,7 +227,56 @@ class StepPacker:
 
     def _from_the_back(self) -> list[Sequence]:
         """Running sequences, the one to be preempted first in front."""
-        last_first = self._running.sequences[::-1]
+        last_first = self._running.table.list_sequences(self._running.slots[::-1])
         if self._waiting.order is Order.PRIORITY:
             return sorted(last_first, key=lambda s: -s.request.priority)
         return last_first
+
+
+def prefill_room(
+    *,
+    used: int,
+    prefill_tokens: int,
+    budget: int,
+    max_step_ms: float | None,
+    block_size: int,
+    chooser: ModeChooser,
+    pace: StepPace,
+    step_id: int,
+) -> int:
+    """Most tokens that prefill chunks may still add to a step that holds ``used`` already.
+
+    ``prefill_tokens`` of those are of prompts; ``budget`` tokens are left of the step's own cap.
+    The mode is that of the whole step, so one more chunk may turn it over: a step that would take
+    longer than ``max_step_ms`` in base is kept to what runs in shift. One block of prompt moves
+    on in every step, else a tight cap would starve prefills; of a block that would turn a shift
+    step over, what keeps it in shift.
+    """
+    budget = max(budget, 0)
+    if max_step_ms is None:
+        return budget
+    limits = {mode: _limit(mode, max_step_ms, chooser, pace) for mode in chooser.plan.modes}
+    largest = max(
+        chooser.largest_tokens(mode, min(used + budget, limit), step_id)
+        for mode, limit in limits.items()
+    )
+    floor = 0 if prefill_tokens else _floor(used, min(block_size, budget), chooser, step_id)
+    return max(largest - used, floor)
+
+
+def _limit(mode: Mode, max_step_ms: float, chooser: ModeChooser, pace: StepPace) -> int:
+    """Tokens that fit the time in ``mode``: as seen lately, else as timed at the start, else as
+    the other mode was seen to take.
+    """
+    limit = pace.max_tokens(mode, max_step_ms)
+    if limit is None and chooser.table is not None:
+        limit = chooser.table.max_tokens(mode, max_step_ms)
+    if limit is None:
+        seen = (pace.max_tokens(other, max_step_ms) for other in chooser.plan.modes)
+        limit = next((tokens for tokens in seen if tokens is not None), None)
+    return MAX_STEP_TOKENS if limit is None else max(limit, 0)
+
+
+def _floor(used: int, block: int, chooser: ModeChooser, step_id: int) -> int:
+    in_shift = chooser.largest_tokens(Mode.SHIFT, used + block, step_id) - used
+    return in_shift if in_shift > 0 else block

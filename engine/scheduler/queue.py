@@ -37,7 +37,7 @@ class _Waiting:
 
 
 class WaitingQueue:
-    """Waiting sequences by :class:`engine.policy.document.Order`, which may change at any time.
+    """Waiting sequences by :class:`engine.spec.settings.Order`, which may change at any time.
 
     Sequences carried over (preempted here, or adopted from another scheduler) come before those
     that never ran, in the order of their arrival; under ``PRIORITY`` only among equal
@@ -49,6 +49,7 @@ class WaitingQueue:
         self._next_arrival = 0
         self._entries: dict[str, _Waiting] = {}
         self._heap: NamedHeap[Rank] = NamedHeap()
+        self._was_passed_over = False
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -67,6 +68,16 @@ class WaitingQueue:
             return
         self._order = order
         self._heap = NamedHeap((name, w.rank(order)) for name, w in self._entries.items())
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the last step that was scheduled left one of these waiting."""
+        # Who was refused a row may be gone: an empty queue blocks nobody.
+        return self._was_passed_over and len(self._entries) > 0
+
+    def pass_over(self) -> None:
+        """A step has been scheduled, and whoever is still in the queue is not in it."""
+        self._was_passed_over = len(self._entries) > 0
 
     def peek(self) -> Sequence | None:
         """The sequence that :meth:`pop` would take."""

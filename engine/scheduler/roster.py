@@ -25,6 +25,10 @@ class Roster:
         """Whether it has neither ended nor been aborted; its id may be another's by now."""
         return self._alive.get(sequence.request_id) is sequence
 
+    def is_exactly(self, sequences: list[Sequence]) -> bool:
+        """Whether these are all who are here, each once."""
+        return len(sequences) == len(self._alive) and all(map(self.is_alive, sequences))
+
     def welcome(self, sequence: Sequence) -> None:
         """A sequence comes in."""
         self._alive[sequence.request_id] = sequence

@@ -1,23 +1,23 @@
-"""Stretches of steps in which nothing but lengths changes: how long they are, and their shapes.
+"""The scheduler for virtual time, where nobody computes content: many steps are taken at once.
 
-The simulator commits such a stretch at once (:meth:`engine.scheduler.scheduler.Scheduler.advance`).
+A *quiet* stretch is one in which nothing but lengths changes: every row decodes, nobody comes in.
+How long it lasts and the shapes of its steps are known beforehand, so it is committed in bulk.
+Property tests hold the state afterwards equal to that after single steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
-from engine.modes.chooser import ModeChooser
-from engine.scheduler.packing import StepPacker
-from engine.scheduler.rows import RunningSet
-from engine.scheduler.step import ScheduledStep, SlotArray
-from engine.scheduler.table import SequenceTable
+from engine.scheduler.scheduler import Scheduler
+from engine.scheduler.step import PackedRows, ScheduledStep, SlotArray
+from engine.scheduler.table import Sequence, SequenceTable
 from engine.spec.plan import Mode
-from engine.spec.steps import StepShape
+from engine.spec.steps import Int32Array, StepShape
 
 
 class QuietRun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -44,59 +44,115 @@ class QuietRounds:
         ``table`` is as before the rounds; ``step_id`` is that of the last step of the first group.
         """
         return [
-            ScheduledStep.of_decodes(
+            ScheduledStep(
                 step_id=step_id + nth,
                 shape=with_more_context(shape, (count - 1) * shape.num_seqs),
                 slots=slots,
+                query_lens=np.ones(len(slots), np.int32),
                 context_lens=table.num_computed[slots] + np.int32(count - 1),
+                is_sampled=np.ones(len(slots), np.bool_),
+                first_chunk=len(slots),
                 sequences=table.list_sequences(slots),
+                placed=[],
+                grown=[],
             )
             for nth, (slots, shape) in enumerate(zip(self.groups, self.shapes, strict=True))
             if nth
         ]
 
 
-class QuietSteps:
-    """Answers for one scheduler: its rows, its packer and its steps in flight."""
+class TakenStep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A step that was committed as soon as it was packed: rows ``sampled_slots`` got a token, and
+    ``ended`` have all of theirs by that."""
 
-    def __init__(
-        self,
-        running: RunningSet,
-        packer: StepPacker,
-        outstanding: Sequence[ScheduledStep],
-        *,
-        depth: int,
-    ) -> None:
-        self._running, self._packer = running, packer
-        self._outstanding = outstanding
-        self._depth = depth
+    sampled_slots: SlotArray
+    ended: list[Sequence]
 
-    def runs(self, step_id: int, most: int) -> Iterator[QuietRun]:
-        """See :meth:`.Scheduler.quiet_steps`; for as long as nothing changes."""
-        running, table = self._running, self._running.table
-        if self._depth > 1 or self._outstanding or not self._is_steady():
+
+class SkippingScheduler(Scheduler):
+    """The scheduler with verbs that take steps without a look at their content: only length limits
+    end a sequence.
+
+    * One step at a time: :meth:`pack`, then :meth:`launch` and :meth:`commit_lengths`; or
+      :meth:`take`, which is both at once.
+    * Quiet steps: :meth:`quiet_steps` tells them, :meth:`advance` commits them. With a pipeline
+      it is :meth:`quiet_rounds` and :meth:`advance_rounds`.
+    """
+
+    # -- one step ----------------------------------------------------------------------------
+
+    def pack(self) -> PackedRows | None:
+        """The rows of the next step, which hold their blocks for it; :meth:`launch` or
+        :meth:`take` them, before anything else. None while nothing can run."""
+        return self._pack()
+
+    def launch(self, packed: PackedRows) -> ScheduledStep:
+        """Put packed rows in flight, as if their results were known."""
+        return self._launch(packed)
+
+    def commit_lengths(self, step: ScheduledStep) -> list[Sequence]:
+        """Take in the oldest outstanding step; the sequences that ended with it."""
+        self._leave(step)
+        slots, table = step.sampled_slots, self.running.table
+        if self._num_ending:
+            slots = slots[~table.is_ended[slots]]
+        table.num_known[slots] += 1
+        finished = self._full_rows(slots)
+        self._settle(step, finished)
+        return finished
+
+    def take(self, packed: PackedRows) -> TakenStep:
+        """Commit packed rows at once, for whoever knows that nobody looks while the step runs. Not
+        with a pipeline."""
+        assert self.depth == 1, "a pipeline has steps in flight"
+        sampled = packed.decodes
+        self.running.table.counts[:, sampled] += 1
+        for chunk in packed.chunks:
+            self.running.compute(chunk.slot, chunk.num_tokens, is_whole=chunk.is_whole)
+        if whole := [chunk.slot for chunk in packed.chunks if chunk.is_whole]:
+            sampled = np.concatenate((sampled, np.array(whole, np.intp)))
+        self.next_step_id += 1
+        ended = self._full_rows(sampled)
+        for sequence in ended:
+            self._end(sequence)
+        return TakenStep(sampled_slots=sampled, ended=ended)
+
+    # -- quiet steps -------------------------------------------------------------------------
+
+    def quiet_steps(self, most: int) -> Iterator[QuietRun]:
+        """The decode steps, up to ``most``, that will pass before anything but lengths changes,
+        in runs of the same rows; valid as long as nothing is scheduled, added or dropped.
+
+        Within them no sequence is admitted or preempted; sequences may end, which begins the
+        next run. With a pipeline see :meth:`quiet_rounds`.
+        """
+        running, table, slots = self.running, self.running.table, self.running.slots
+        if self.depth > 1 or self._outstanding or not self._is_steady():
             return
-        slots = running.slots
-        if len(slots) > self._packer.caps.max_num_batched_tokens:
+        if len(slots) > self.packer.caps.max_num_batched_tokens:
             return
         left = table.max_len[slots] - table.num_tokens[slots]
-        frees_what_counts = self._packer.has_waiting or running.pool.keeps_prefixes
+        frees_what_counts = len(self.waiting) > 0 or running.pool.keeps_prefixes
         if frees_what_counts or not running.has_blocks_for(most):
             # At the end of a row somebody may come in, or its blocks be taken for cached ones.
             until_end = int(left.min())
             count = running.steps_within_blocks(min(until_end, most))
             if count:
-                shape = decode_shape(running, slots, self._packer.chooser, step_id)
+                shape = self._decode_shape(slots, self.next_step_id)
                 yield QuietRun(shape=shape, count=count, has_end=count == until_end)
             return
+        # Rows in the order of their ends: a run goes on until the first of those left ends.
         order = left.argsort()
         lefts = left[order].tolist()
-        # Context of the rows that are left when the first of this order have ended.
+        # contexts[i] = computed tokens of rows i, i+1, ... of this order, which are left when the
+        # first i have ended. It is a sum from the back, hence reversed before and after.
         contexts = table.num_computed[slots[order[::-1]]].cumsum()[::-1].tolist()
         done = first = 0
         while first < len(lefts) and done < most:
             num_rows, until_end = len(lefts) - first, lefts[first]
-            mode = self._packer.chooser.choose(num_rows, step_id + done)
+            mode = self.packer.chooser.choose(num_rows, self.next_step_id + done)
+            # By the first step of this run each row left has computed ``done`` tokens more, and
+            # the step adds one.
             shape = _decodes(mode, num_rows, contexts[first] + num_rows * (done + 1))
             count = min(until_end, most) - done
             yield QuietRun(shape=shape, count=count, has_end=until_end <= most)
@@ -104,15 +160,37 @@ class QuietSteps:
             while first < len(lefts) and lefts[first] <= done:
                 first += 1
 
-    def rounds(self, free: SlotArray, step_id: int) -> QuietRounds | None:
-        """See :meth:`.Scheduler.quiet_rounds`; ``free`` are the rows no step in flight holds."""
-        if self._depth == 1 or len(self._outstanding) != self._depth - 1:
+    def advance(self, num_steps: int) -> list[Sequence]:
+        """Commit the first ``num_steps`` of :meth:`quiet_steps` in bulk: one token per sequence
+        and step. The sequences that ended with them, in the order of their ends."""
+        table, slots = self.running.table, self.running.slots
+        left = table.max_len[slots] - table.num_tokens[slots]
+        # A row that ends on the way takes no more steps than it has tokens left.
+        self._skip(num_steps, np.minimum(left, np.int32(num_steps)))
+        rows = (left <= num_steps).nonzero()[0]
+        if not len(rows):
+            return []
+        # Stable, because rows that end with the same step end in row order, as in single steps.
+        finished = table.list_sequences(slots[rows[left[rows].argsort(kind="stable")]])
+        for sequence in finished:
+            self._end(sequence)
+        return finished
+
+    def quiet_rounds(self) -> QuietRounds | None:
+        """With a pipeline whose stages all but one have a step: rounds that will pass before
+        anything but lengths changes.
+
+        A round launches ``depth`` decode steps in turn, first of the rows that no step in flight
+        holds, then of those of each step in flight, oldest first; after each launch the oldest
+        step is committed. No sequence ends in it.
+        """
+        if self.depth == 1 or len(self._outstanding) != self.depth - 1:
             return None
-        running, table = self._running, self._running.table
-        groups = [free, *(step.slots for step in self._outstanding)]
+        running, table = self.running, self.running.table
+        groups = [self._free_rows(), *(step.slots for step in self._outstanding)]
         sizes = [len(slots) for slots in groups]
         # A larger group would be cut, and the rest of it join the next one.
-        most = min(self._packer.share_of_running, self._packer.caps.max_num_batched_tokens)
+        most = min(self.packer.share_of_running, self.packer.caps.max_num_batched_tokens)
         is_whole = sum(sizes) == len(running) and min(sizes) >= 1 and max(sizes) <= most
         # A chunk that ends one token before its prompt does gives its row no token.
         are_sampled = all(step.num_sampled == len(step.slots) for step in self._outstanding)
@@ -122,35 +200,55 @@ class QuietSteps:
         if not is_whole or not are_sampled or has_news or not self._is_steady():
             return None
         left = table.max_len[running.slots] - table.num_tokens[running.slots]
-        # Rows in flight have been counted one token ahead.
+        # Rows in flight have been counted one token ahead: the others end one round sooner.
         left -= table.in_flight[running.slots] == 0
         count = running.steps_within_blocks(int(left.min()))
         # A step's followers are packed in the order in which its rows run, whatever its own was.
         groups[1:] = [running.in_order(slots) for slots in groups[1:]]
-        chooser = self._packer.chooser
         shapes = tuple(
-            decode_shape(running, slots, chooser, step_id + nth) for nth, slots in enumerate(groups)
+            self._decode_shape(slots, self.next_step_id + nth) for nth, slots in enumerate(groups)
         )
         return QuietRounds(count=count, groups=tuple(groups), shapes=shapes) if count else None
 
+    def advance_rounds(self, rounds: QuietRounds, count: int) -> list[ScheduledStep]:
+        """Launch and commit ``count`` of :meth:`quiet_rounds` in bulk; the steps then in flight,
+        which take the places of those before."""
+        # Before the rows move on: the steps are told from where the rounds began.
+        first_id = self.next_step_id + (count - 1) * self.depth
+        steps = rounds.last_steps(count, self.running.table, step_id=first_id)
+        self._skip(count * self.depth, count)
+        self._outstanding.clear()
+        self._outstanding.extend(steps)
+        return steps
+
+    # -- parts -------------------------------------------------------------------------------
+
+    def _skip(self, num_steps: int, num_new: int | Int32Array) -> None:
+        """Let ``num_steps`` pass, in which each row gets ``num_new`` tokens."""
+        self.running.advance(num_new)
+        self.waiting.pass_over()
+        self.next_step_id += num_steps
+
     def _is_steady(self) -> bool:
-        """Whether every row decodes, none ends or comes, and sizes alone decide the mode."""
-        running, packer = self._running, self._packer
+        """Whether every row decodes, nobody comes in, and sizes alone decide the mode."""
         return (
-            len(running) > 0
-            and not running.prefilling
-            and not packer.chooser.pin.startswith("random")
-            and not packer.can_admit()
+            len(self.running) > 0
+            and not self.running.prefilling
+            and not self.packer.chooser.pin.startswith("random")
+            and not self.packer.can_admit()
         )
 
+    def _full_rows(self, slots: SlotArray) -> list[Sequence]:
+        """Sequences of these rows that have all their tokens."""
+        table = self.running.table
+        rows = (table.num_known[slots] >= table.max_len[slots]).nonzero()[0]
+        return table.list_sequences(slots[rows]) if len(rows) else []
 
-def decode_shape(
-    running: RunningSet, slots: SlotArray, chooser: ModeChooser, step_id: int
-) -> StepShape:
-    """Shape of a step that decodes one token of each of ``slots``."""
-    count = len(slots)
-    context = int(np.add.reduce(running.table.num_computed[slots])) + count
-    return _decodes(chooser.choose(count, step_id), count, context)
+    def _decode_shape(self, slots: SlotArray, step_id: int) -> StepShape:
+        """Shape of a step that decodes one token of each of ``slots``."""
+        count = len(slots)
+        context = int(np.add.reduce(self.running.table.num_computed[slots])) + count
+        return _decodes(self.packer.chooser.choose(count, step_id), count, context)
 
 
 def with_more_context(shape: StepShape, num_tokens: int) -> StepShape:

@@ -1,8 +1,9 @@
-"""One step as the scheduler builds it, and what its result did."""
+"""One step as it is packed, as it is scheduled, and what its result did."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,6 +18,8 @@ SlotArray = npt.NDArray[np.intp]
 # Rows and the block that each was given, or one row and all its new blocks i4.
 GrownBlocks = tuple[SlotArray | int, Int32Array]
 NO_BLOCKS: Int32Array = np.empty(0, np.int32)
+NO_SLOTS: SlotArray = np.empty(0, np.intp)
+NO_SHAPE = StepShape()
 
 
 class PlacedSequence(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
@@ -29,6 +32,58 @@ class PlacedSequence(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=Fal
     num_tokens: int
     num_cached: int
     blocks: Int32Array
+
+
+class PackedChunk(NamedTuple):
+    """``num_tokens`` of the prompt in row ``slot``, after ``num_before`` that are computed;
+    ``is_whole``: they reach its last known token, and so it is sampled."""
+
+    slot: int
+    num_tokens: int
+    num_before: int
+    is_whole: bool
+
+
+@dataclass(slots=True)
+class PackedRows:
+    """The rows of a step in the making: decodes first, one token each, then chunks of prompts;
+    and how many ``tokens`` it may still hold. ``placed`` took their rows for it, ``grown`` are the
+    blocks that rows were given for it. ``shape`` is known once all rows are."""
+
+    tokens: int
+    step_id: int
+    used: int = 0
+    prefill_tokens: int = 0
+    has_preempted: bool = False
+    shape: StepShape = NO_SHAPE
+    decodes: SlotArray = field(default_factory=lambda: NO_SLOTS)
+    chunks: list[PackedChunk] = field(default_factory=list)
+    placed: list[PlacedSequence] = field(default_factory=list)
+    grown: list[GrownBlocks] = field(default_factory=list)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.decodes) + len(self.chunks)
+
+    def holds(self, slot: int) -> bool:
+        return slot in self.decodes or any(slot == chunk.slot for chunk in self.chunks)
+
+    def take_chunk(self, chunk: PackedChunk, blocks: Int32Array) -> None:
+        """A chunk of one row's prompt; the row was given ``blocks`` i4 for it."""
+        self.chunks.append(chunk)
+        self.tokens -= chunk.num_tokens
+        self.used += chunk.num_tokens
+        self.prefill_tokens += chunk.num_tokens
+        if len(blocks):
+            self.grown.append((chunk.slot, blocks))
+
+    def take_decodes(self, slots: SlotArray, grown: GrownBlocks) -> None:
+        """One decode token for each row; some rows were given a block for it."""
+        self.decodes = slots
+        self.tokens -= len(slots)
+        self.used += len(slots)
+        if len(grown[1]):
+            self.grown.append(grown)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,30 +106,6 @@ class ScheduledStep:
     sequences: list[Sequence]
     placed: list[PlacedSequence]
     grown: list[GrownBlocks]
-
-    @classmethod
-    def of_decodes(
-        cls,
-        *,
-        step_id: int,
-        shape: StepShape,
-        slots: SlotArray,
-        context_lens: Int32Array,
-        sequences: list[Sequence],
-    ) -> ScheduledStep:
-        """A step of decodes that was scheduled in bulk; blocks were given elsewhere."""
-        return cls(
-            step_id=step_id,
-            shape=shape,
-            slots=slots,
-            query_lens=np.ones(len(slots), np.int32),
-            context_lens=context_lens,
-            is_sampled=np.ones(len(slots), np.bool_),
-            first_chunk=len(slots),
-            sequences=sequences,
-            placed=[],
-            grown=[],
-        )
 
     @property
     def num_sampled(self) -> int:
@@ -100,14 +131,6 @@ class ScheduledStep:
     @property
     def request_ids(self) -> list[str]:
         return [sequence.request_id for sequence in self.sequences]
-
-
-class TakenStep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A step that was committed as soon as it was packed, where nobody computes content: rows
-    ``sampled_slots`` got a token, and ``ended`` have all of theirs by that."""
-
-    sampled_slots: SlotArray
-    ended: list[Sequence]
 
 
 @dataclass(frozen=True, kw_only=True)

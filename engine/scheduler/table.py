@@ -79,6 +79,22 @@ class SequenceTable:
     the row; a row that ``is_ended`` only waits for those. ``overhang`` is ``num_computed``
     minus the tokens that the row's blocks hold: 0 = full, never above.
 
+    One row through three steps, each scheduled (``+``) while the one before it runs, and each
+    committed (``-``) when it has ended; a prompt of 6 tokens in chunks of at most 4, blocks of 4.
+    ``#`` is counted as computed, ``.`` is not; in parentheses are tokens that nobody knows yet::
+
+                 tokens      num_known  num_tokens  num_computed  in_flight  num_blocks
+        + step 0  #### ..        6          6            4            1          1
+        + step 1  #### ##(.)     6          7            6            2          2
+        - step 0  #### ##(.)     6          7            6            1          2
+        + step 2  #### ##(#.)    6          8            7            2          2
+        - step 1  #### ###(.)    7          8            7            1          2
+        - step 2  #### ###.      8          8            7            0          2
+
+    Step 0 is a chunk, step 1 reaches the last token and so brings the next one, and step 2, which
+    has only that one left to compute, is a decode. It is scheduled before anybody here knows the
+    token: ranks sample it in step 1 and take it from there.
+
     The four counts that a decode step moves by one are rows of ``counts`` i4[4, C], so that one
     operation moves them all.
     """

@@ -110,7 +110,7 @@ class StepWorld:
 
     def _send(self, step: ScheduledStep) -> None:
         assert step.shape.num_tokens <= self._caps.max_num_batched_tokens
-        plan = step_plan(step, eos_token_ids=self.scheduler.eos_token_ids)
+        plan = step_plan(step, eos_token_ids=self.scheduler.roster.eos_token_ids)
         raw = msgspec.msgpack.encode(plan)
         self.message_bytes.append(len(raw))
         self.flights.append(step)

@@ -98,7 +98,7 @@ class QueuedReplica(Replica):
         if len(self._places) > behind and self._places[behind].started_s is None:
             self._places[behind].started_s = max(ended_s, self._places[behind].submitted_s)
         step_s = max(ended_s - place.started_s, 0.0)
-        self._scheduler.pace.observe(step.shape.mode, step.shape.num_tokens, step_s)
+        self._scheduler.packer.pace.observe(step.shape.mode, step.shape.num_tokens, step_s)
 
     def _plan_look(self, now_s: float) -> None:
         """When to look ahead behind the oldest step: now, later, or not before it ends."""
@@ -119,7 +119,7 @@ class QueuedReplica(Replica):
         """At once while steps like this one are unknown."""
         step, place = self._flights[0].step, self._places[0]
         assert step is not None, "every step is scheduled"
-        expected_s = self._scheduler.pace.seconds(step.shape.mode, step.shape.num_tokens)
+        expected_s = self._scheduler.packer.pace.seconds(step.shape.mode, step.shape.num_tokens)
         if expected_s is None or place.started_s is None:
             return 0.0
         return place.started_s + expected_s - ahead_lead_s(expected_s, self._host_s)

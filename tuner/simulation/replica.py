@@ -8,10 +8,8 @@ import msgspec
 import numpy as np
 
 from engine.modes.chooser import ModeChooser
-from engine.scheduler.packing import PackedRows
-from engine.scheduler.scheduler import Scheduler
-from engine.scheduler.skipping import with_more_context
-from engine.scheduler.step import ScheduledStep
+from engine.scheduler.skipping import SkippingScheduler, with_more_context
+from engine.scheduler.step import PackedRows, ScheduledStep
 from engine.scheduler.table import Sequence
 from engine.spec.plan import Mode
 from engine.spec.request import Request
@@ -66,7 +64,7 @@ class Replica:
         self.next_event_s = float("inf")
         self._number = number
         self._log, self._segments = log, segments
-        self._scheduler = Scheduler(
+        self._scheduler = SkippingScheduler(
             caps=setup.caps,
             envelope=setup.envelope,
             chooser=setup.chooser,
@@ -94,7 +92,7 @@ class Replica:
     @property
     def load_tokens(self) -> int:
         """Tokens its requests may still grow to: the load that routing balances."""
-        return self._scheduler.load_tokens + sum(request.max_len for request in self._lobby)
+        return self._scheduler.roster.load_tokens + sum(request.max_len for request in self._lobby)
 
     @property
     def num_running(self) -> int:
@@ -198,8 +196,8 @@ class Replica:
 
     def _learn(self, step: Segment, span_s: float) -> None:
         """Let the scheduler know how long a step took, where it sizes chunks by that."""
-        if self._scheduler.caps.max_step_ms is not None:
-            self._scheduler.pace.observe(step.shape.mode, step.shape.num_tokens, span_s)
+        if self._scheduler.packer.caps.max_step_ms is not None:
+            self._scheduler.packer.pace.observe(step.shape.mode, step.shape.num_tokens, span_s)
 
     def _let_in(self, seen_by_s: float) -> None:
         """Queue the requests that were seen in time for the step that is now put in flight."""
@@ -212,7 +210,7 @@ class Replica:
 
     def _take_ahead(self, now_s: float, horizon_s: float) -> bool:
         """Take the steps that need no look from outside in one stretch, if there are any."""
-        if self._scheduler.caps.max_step_ms is not None:
+        if self._scheduler.packer.caps.max_step_ms is not None:
             return False  # the scheduler learns from every single step
         if self._flights or self._scheduler.depth > 1:
             return not self._lobby and self._take_rounds(now_s, horizon_s)
@@ -228,7 +226,7 @@ class Replica:
         while end_s < horizon_s:
             ends_s = self._quiet_ends(end_s, horizon_s, most)
             if len(ends_s):
-                requests = self._request_of_slot[self._scheduler.running_slots]
+                requests = self._request_of_slot[self._scheduler.running.slots]
                 ended += (just_ended := self._scheduler.advance(len(ends_s)))
                 self._log.stamp_each(requests, ends_s, has_ended=len(just_ended) > 0)
                 self._scheduled_s = float(ends_s[-2]) if len(ends_s) > 1 else end_s

@@ -24,6 +24,23 @@ def names(queue: WaitingQueue) -> list[str]:
     return [sequence.request_id for sequence in queue]
 
 
+def test_who_is_passed_over_by_a_step_blocks_the_queue_until_the_next_step_or_the_end_of_all() -> (
+    None
+):
+    queue = WaitingQueue()
+    queue.push(make_sequence("early"))
+    assert not queue.is_blocked
+    queue.pass_over()
+    queue.push(make_sequence("late"))
+    assert queue.is_blocked
+    for name in ("early", "late"):
+        queue.remove(name)
+    assert not queue.is_blocked
+    queue.pass_over()
+    queue.push(make_sequence("later"))
+    assert not queue.is_blocked
+
+
 sizes = {"prompt_len": st.integers(1, 3), "priority": st.integers(-1, 1)}
 
 

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.modes.chooser import ModeChooser
-from engine.scheduler.scheduler import Scheduler
-from engine.scheduler.skipping import with_more_context
+from engine.scheduler.skipping import SkippingScheduler, with_more_context
 from engine.scheduler.step import ScheduledStep
 from engine.scheduler.table import Sequence
 from engine.spec.errors import QueueFullError, RequestError
@@ -32,13 +31,13 @@ def make_scheduler(
     threshold: int = 8,
     eos: tuple[int, ...] = (),
     keeps_prefixes: bool = False,
-) -> Scheduler:
+) -> SkippingScheduler:
     caps = Caps(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         max_queue=max_queue,
     )
-    return Scheduler(
+    return SkippingScheduler(
         caps=caps,
         envelope=caps,
         chooser=ModeChooser(plan=SP4, threshold_tokens=threshold),
@@ -60,14 +59,14 @@ def make_request(name: str, prompt_len: int, max_tokens: int, **sampling: object
     )
 
 
-def run_to_end(scheduler: Scheduler, *, token: int = 7) -> dict[str, int]:
+def run_to_end(scheduler: SkippingScheduler, *, token: int = 7) -> dict[str, int]:
     """Drive until idle; returns tokens produced per request."""
     produced: dict[str, int] = {}
     outstanding = []
     for _ in range(10_000):
         while (step := scheduler.schedule()) is not None:
-            assert step.shape.num_tokens <= scheduler.caps.max_num_batched_tokens
-            assert scheduler.num_running <= scheduler.caps.max_num_seqs
+            assert step.shape.num_tokens <= scheduler.packer.caps.max_num_batched_tokens
+            assert scheduler.num_running <= scheduler.packer.caps.max_num_seqs
             outstanding.append(step)
         in_flight = [name for s in outstanding for name in s.request_ids]
         assert len(in_flight) == len(set(in_flight)), "a sequence is in two steps at once"
@@ -114,7 +113,7 @@ def test_every_request_gets_all_its_tokens_within_the_caps_whatever_the_load(
     produced = run_to_end(scheduler)
     assert produced == {str(i): max_tokens for i, (_, max_tokens) in enumerate(lengths)}
     assert scheduler.kv_usage == 0.0
-    assert scheduler.load_tokens == 0
+    assert scheduler.roster.load_tokens == 0
 
 
 @settings(max_examples=150, deadline=None)
@@ -168,7 +167,9 @@ def test_steps_in_bulk_and_at_once_leave_the_same_state_as_single_ones(
             assert [s.request_id for s in taken.ended] == [s.request_id for s in ended]
         bulk.check_integrity()
         for name in ("num_tokens", "num_computed", "num_blocks"):
-            assert np.array_equal(getattr(bulk.table, name), getattr(single.table, name)), name
+            assert np.array_equal(
+                getattr(bulk.running.table, name), getattr(single.running.table, name)
+            ), name
         assert (bulk.kv_usage, bulk.counts) == (single.kv_usage, single.counts)
         assert bulk.next_step_id == single.next_step_id
 
@@ -208,8 +209,10 @@ def test_advancing_rounds_of_a_pipeline_leaves_the_same_state_as_single_steps(
                 scheduler.commit_lengths(flying.pop(0))
         bulk.check_integrity()
         for name in ("num_tokens", "num_computed", "num_known", "num_blocks", "in_flight"):
-            assert np.array_equal(getattr(bulk.table, name), getattr(single.table, name)), name
-        assert bulk._running.pool.num_cached == single._running.pool.num_cached
+            assert np.array_equal(
+                getattr(bulk.running.table, name), getattr(single.running.table, name)
+            ), name
+        assert bulk.running.pool.num_cached == single.running.pool.num_cached
         assert [s.shape for s in flights[0]] == [s.shape for s in flights[1]]
         assert [s.step_id for s in flights[0]] == [s.step_id for s in flights[1]]
         assert [s.request_ids for s in flights[0]] == [s.request_ids for s in flights[1]]
@@ -241,7 +244,7 @@ def test_an_abort_at_any_point_frees_everything_it_held(
         scheduler.check_integrity()
     assert not alive
     assert scheduler.kv_usage == 0.0
-    assert scheduler.load_tokens == 0
+    assert scheduler.roster.load_tokens == 0
 
 
 def test_a_prompt_longer_than_the_budget_is_cut_into_chunks_and_samples_once() -> None:
@@ -334,7 +337,7 @@ def test_rows_that_all_make_room_for_others_do_not_leave_the_ranks_idle() -> Non
         assert step is not None
         scheduler.commit_lengths(step)
     narrow = Caps(max_num_seqs=4, max_num_batched_tokens=1)
-    scheduler.set_hot(caps=narrow, chooser=scheduler.chooser, order=scheduler.order)
+    scheduler.set_hot(caps=narrow, chooser=scheduler.packer.chooser, order=scheduler.waiting.order)
     while not scheduler.is_idle:
         step = scheduler.schedule()
         assert step is not None, "work is left and nothing runs"
@@ -346,19 +349,19 @@ def test_rows_that_all_make_room_for_others_do_not_leave_the_ranks_idle() -> Non
 def test_a_tight_step_time_cuts_prefill_chunks_but_never_to_nothing() -> None:
     scheduler = make_scheduler(max_num_batched_tokens=32)
     for tokens in (1, 8, 16, 32):
-        scheduler.pace.observe(Mode.BASE, tokens, 1e-3 + tokens * 1e-3)
+        scheduler.packer.pace.observe(Mode.BASE, tokens, 1e-3 + tokens * 1e-3)
     tight = Caps(max_num_seqs=8, max_num_batched_tokens=32, max_step_ms=17.0)
-    scheduler.set_hot(caps=tight, chooser=scheduler.chooser, order=scheduler.order)
+    scheduler.set_hot(caps=tight, chooser=scheduler.packer.chooser, order=scheduler.waiting.order)
     scheduler.add(make_request("a", 60, 1))
     step = scheduler.schedule()
     assert step is not None
     assert 14 <= step.shape.num_tokens <= 17
     scheduler.commit_lengths(step)
     tight = Caps(max_num_seqs=8, max_num_batched_tokens=32, max_step_ms=0.1)
-    scheduler.set_hot(caps=tight, chooser=scheduler.chooser, order=scheduler.order)
+    scheduler.set_hot(caps=tight, chooser=scheduler.packer.chooser, order=scheduler.waiting.order)
     step = scheduler.schedule()
     assert step is not None
-    assert step.shape.num_tokens == scheduler.block_size
+    assert step.shape.num_tokens == scheduler.running.block_size
 
 
 def test_released_sequences_keep_their_tokens_and_finish_in_another_scheduler() -> None:

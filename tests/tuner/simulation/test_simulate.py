@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.scheduler.scheduler import Scheduler
+from engine.scheduler.skipping import SkippingScheduler
 from engine.spec.measurement import Measurement, Outcome
 from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.settings import Caps
@@ -50,8 +50,8 @@ def run(
 @contextmanager
 def without_skipping() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Scheduler, "quiet_steps", lambda self, most: iter(()))
-        patch.setattr(Scheduler, "quiet_rounds", lambda self: None)
+        patch.setattr(SkippingScheduler, "quiet_steps", lambda self, most: iter(()))
+        patch.setattr(SkippingScheduler, "quiet_rounds", lambda self: None)
         yield
 
 

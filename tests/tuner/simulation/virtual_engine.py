@@ -26,10 +26,9 @@ from engine.executors.protocol import StepTimer
 from engine.executors.simulated import SimulatedExecutor
 from engine.policy.document import EnginePolicy
 from engine.replica.replica import Replica
-from engine.scheduler.packing import PackedRows, StepPacker
-from engine.scheduler.scheduler import Scheduler
-from engine.scheduler.skipping import QuietRounds, with_more_context
-from engine.scheduler.step import ScheduledStep
+from engine.scheduler.packing import StepPacker
+from engine.scheduler.skipping import QuietRounds, SkippingScheduler, with_more_context
+from engine.scheduler.step import PackedRows, ScheduledStep
 from engine.scheduler.table import Sequence
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.errors import QueueFullError, RequestError
@@ -59,8 +58,8 @@ def recorded_decisions() -> Iterator[list[Decision]]:
     """Every step any scheduler schedules inside the block, in order; bulk steps one by one."""
     found: list[Decision] = []
     advance, advance_rounds, shape_of = (
-        Scheduler.advance,
-        Scheduler.advance_rounds,
+        SkippingScheduler.advance,
+        SkippingScheduler.advance_rounds,
         StepPacker.shape,
     )
 
@@ -74,12 +73,12 @@ def recorded_decisions() -> Iterator[list[Decision]]:
         found.append(Decision(shape=shape, rows=rows))
         return shape
 
-    def record_advance(scheduler: Scheduler, num_steps: int) -> list[Sequence]:
+    def record_advance(scheduler: SkippingScheduler, num_steps: int) -> list[Sequence]:
         runs = scheduler.quiet_steps(num_steps)
         shapes = [
             with_more_context(r.shape, n * r.shape.num_seqs) for r in runs for n in range(r.count)
         ]
-        table = scheduler.table
+        table = scheduler.running.table
         left = [
             (s.request_id, int(table.max_len[s.slot] - table.num_tokens[s.slot]))
             for s in table.sequences
@@ -90,8 +89,10 @@ def recorded_decisions() -> Iterator[list[Decision]]:
             found.append(Decision(shape=shape, rows=rows))
         return advance(scheduler, num_steps)
 
-    def record_rounds(scheduler: Scheduler, rounds: QuietRounds, count: int) -> list[ScheduledStep]:
-        sequences = scheduler.table.sequences
+    def record_rounds(
+        scheduler: SkippingScheduler, rounds: QuietRounds, count: int
+    ) -> list[ScheduledStep]:
+        sequences = scheduler.running.table.sequences
         rows = [
             tuple(sorted((s.request_id, 1) for slot in slots if (s := sequences[slot]) is not None))
             for slots in rounds.groups
@@ -104,8 +105,8 @@ def recorded_decisions() -> Iterator[list[Decision]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StepPacker, "shape", record)
-        patch.setattr(Scheduler, "advance", record_advance)
-        patch.setattr(Scheduler, "advance_rounds", record_rounds)
+        patch.setattr(SkippingScheduler, "advance", record_advance)
+        patch.setattr(SkippingScheduler, "advance_rounds", record_rounds)
         yield found
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from engine.modes.chooser import ModeChooser
 from engine.modes.pace import StepPace
 from engine.modes.table import ModeTable
-from engine.scheduler.chunks import prefill_room
+from engine.scheduler.packing import prefill_room
 from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.settings import ModePin
 from tests.engine.modes.test_table import tables

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
@@ -69,7 +68,7 @@ def test_a_plan_that_cannot_run_is_refused_and_nothing_changes(
     before = engine.policy
     collector = submit(engine, "a", tokens=30)
     with pytest.raises(PlanError, match=message):
-        engine.apply(replace(before, plan=plan))
+        engine.apply(policy_with(before, plan=plan))
     assert engine.policy == before
     assert len(collector.wait().token_ids) == 30
 
@@ -183,6 +182,6 @@ def test_a_request_that_would_not_fit_the_next_plan_keeps_the_one_in_force(
     room = {"tp=1": 64, "tp=2": 18}  # blocks of 16 tokens
     monkeypatch.setattr("engine.engine.num_kv_blocks", lambda config, model, plan: room[str(plan)])
     with pytest.raises(PolicyError, match=r"plan tp=2: in progress, request long: 200 .* 288"):
-        engine.apply(replace(before, plan=ParallelPlan(tp=2)))
+        engine.apply(policy_with(before, plan=ParallelPlan(tp=2)))
     assert engine.policy == before
     assert collector.wait().reason is FinishReason.LENGTH

@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.scheduler.queue import WaitingQueue
 from engine.scheduler.rows import RunningSet
 from engine.spec.errors import QueueFullError, RequestError
-from engine.spec.request import Request
+from engine.spec.request import Request, check_length
 from engine.spec.settings import Caps
 
 
@@ -24,12 +24,7 @@ class Admission:
         Raises:
             RequestError: longer than the context or the whole KV cache, with the numbers.
         """
-        if request.max_len > self._max_model_len:
-            raise RequestError(
-                f"request {request.request_id}: {len(request.prompt_ids)} prompt tokens plus "
-                f"max_tokens {request.sampling.max_tokens} is more than the context of "
-                f"{self._max_model_len}; shorten the prompt or lower max_tokens"
-            )
+        check_length(request, self._max_model_len)
         blocks, held = self._running.blocks_for(request.max_len), self._running.pool.num_blocks
         if blocks > held:
             raise RequestError(

@@ -14,6 +14,7 @@ import numpy as np
 from engine.modes.chooser import ModeChooser
 from engine.modes.pace import StepPace
 from engine.scheduler.admission import Admission
+from engine.scheduler.load import LoadBook
 from engine.scheduler.outcome import outcome_of
 from engine.scheduler.packing import PackedRows, StepPacker
 from engine.scheduler.queue import WaitingQueue
@@ -47,12 +48,13 @@ class Scheduler:
         order: Order = Order.FCFS,
         eos_token_ids: tuple[int, ...] = (),
         keeps_prefixes: bool = False,
+        load: LoadBook | None = None,
     ) -> None:
         self.block_size = block_size
         self.max_model_len = max_model_len
         self.depth = depth
         self.next_step_id = 0
-        self._roster = Roster(eos_token_ids)
+        self._roster = Roster(eos_token_ids, load or LoadBook())
         self._running = RunningSet(
             num_slots=envelope.max_num_seqs,
             num_blocks=num_blocks,
@@ -154,8 +156,19 @@ class Scheduler:
 
     # -- commands ----------------------------------------------------------------------------
 
+    def admit(self, request: Request, *, has_waited: bool = False) -> None:
+        """Enter a request in the load book, to :meth:`add` it when it arrives; ``has_waited``: it
+        was held to the queue's limit elsewhere. Another thread than the scheduler's may call.
+
+        Raises:
+            QueueFullError: ``caps.max_queue`` requests wait already, or are on their way.
+        """
+        if not has_waited:
+            self.check_queue(self._roster.load.num_coming)
+        self._roster.load.enter(request)
+
     def add(self, request: Request, *, is_admitted: bool = False) -> Sequence:
-        """Queue a request; ``is_admitted``: the front door has held it to the limit already.
+        """Queue a request; ``is_admitted``: :meth:`admit` was called for it.
 
         Raises:
             RequestError: it could never run.
@@ -163,22 +176,26 @@ class Scheduler:
         """
         self.check_request(request)
         if not is_admitted:
-            self.check_queue()
+            self.admit(request)
         sequence = Sequence.of(request)
         self._waiting.push(sequence)
         self._roster.welcome(sequence)
         return sequence
 
-    def adopt(self, sequences: list[Sequence]) -> None:
-        """Queue sequences of another scheduler with their tokens so far, ahead of others."""
+    def adopt(self, sequences: list[Sequence], *, is_admitted: bool = False) -> None:
+        """Queue sequences of another scheduler with their tokens so far, ahead of others;
+        ``is_admitted``: the load book has their requests, as those on their way."""
         self._waiting.push_carried(sequences)
         for sequence in sequences:
+            if not is_admitted:
+                self._roster.load.enter(sequence.request)
             self._roster.welcome(sequence)
 
     def release(self) -> list[Sequence]:
         """Take every sequence out (running first, in order), for another scheduler to adopt.
 
-        Steps in flight are forgotten: their tokens will be computed again.
+        Steps in flight are forgotten: their tokens will be computed again. The load book has the
+        sequences until they end elsewhere, as on their way.
         """
         self._outstanding.clear()
         self._num_ending = 0

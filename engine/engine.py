@@ -39,6 +39,7 @@ from engine.spec.request import (
     Request,
     RequestOutput,
     SamplingParams,
+    check_length,
     check_vocabulary,
 )
 from engine.spec.settings import Caps, ModePin, Settings
@@ -179,7 +180,7 @@ class Engine:
             self._is_closed = True
             with self._lock:
                 replicas, self._replicas = self._replicas, []
-                held = self._lobby.close()
+                held, _ = self._lobby.close()
             left = Handover.join([replica.stop() for replica in replicas])
             self._fleet.close()
         end_all([*held, *left.streams.values()], FinishReason.ABORT)
@@ -286,6 +287,7 @@ class Engine:
         with self._lock:
             if request_id in self._lobby or any(r.has(request_id) for r in self._replicas):
                 raise RequestError(f"request id {request_id!r} is in use")
+            check_length(stream.request, self._lobby.max_len)
             if self._lobby.is_open:
                 self._lobby.hold(stream, max_queue=self.settings.caps.max_queue)
             else:
@@ -354,7 +356,7 @@ class Engine:
         except BaseException as again:
             with self._lock:
                 self._failure = f"a reshape failed ({error}), and so did the way back ({again})"
-                held = self._lobby.close()
+                held, _ = self._lobby.close()
             end_all([*left.streams.values(), *held], FinishReason.ERROR, self._failure)
 
     def _close_door(self, next_plan: ParallelPlan) -> list[Replica]:
@@ -380,8 +382,9 @@ class Engine:
             replica.adopt(share)
         with self._lock:
             self._replicas = replicas
-            held = self._lobby.close()
-            for request_id, reason in self._lobby.take_aborted().items():
+            held, aborted = self._lobby.close()
+            self._lobby.max_len = self.max_model_len
+            for request_id, reason in aborted.items():
                 for replica in replicas:
                     replica.abort(request_id, reason)
             refused = self._let_in(held)
@@ -394,7 +397,7 @@ class Engine:
         refused = []
         for stream in held:
             try:
-                self._route().submit(stream, is_admitted=True)
+                self._route().submit(stream, has_waited=True)
             except EngineError as error:
                 refused.append((stream, str(error)))
         return refused

@@ -18,16 +18,16 @@ class Lobby:
 
     While it is open, new requests are held here, and those of stopped replicas are in transit:
     their sequences travel apart (see ``Handover``), the lobby knows their ids. ``max_len`` is the
-    longest request in tokens that fits wherever it may go next. Not thread safe: whoever calls
-    holds the engine's lock.
+    longest request in tokens that fits wherever it may go next, whether the lobby is open or not.
+    Not thread safe: whoever calls holds the engine's lock.
     """
 
     def __init__(self, *, max_len: int) -> None:
         self.is_open = True
-        self._max_len = max_len
+        self.max_len = max_len
         self._held: dict[str, RequestStream] = {}
-        self._in_transit: set[str] = set()
-        self._aborted_in_transit: dict[str, FinishReason] = {}
+        # With the reason for which one was aborted meanwhile.
+        self._in_transit: dict[str, FinishReason | None] = {}
 
     def __len__(self) -> int:
         return len(self._held) + len(self._in_transit)
@@ -43,19 +43,18 @@ class Lobby:
         """
         leaving = list(leaving)
         for request in leaving:
-            _check_len(request, max_len)
+            if request.max_len > max_len:
+                raise RequestError(f"{request.lengths} is more than {max_len}")
         self.is_open = True
-        self._max_len = max_len
-        self._in_transit = {request.request_id for request in leaving}
+        self.max_len = max_len
+        self._in_transit = {request.request_id: None for request in leaving}
 
     def hold(self, stream: RequestStream, *, max_queue: int | None) -> None:
         """Keep a new request until :meth:`close`.
 
         Raises:
-            RequestError: it would not fit where it may go next.
             QueueFullError: ``max_queue`` requests are held already.
         """
-        _check_len(stream.request, self._max_len)
         if max_queue is not None and len(self._held) >= max_queue:
             raise QueueFullError(f"{len(self._held)} requests wait, max_queue is {max_queue}")
         self._held[stream.request.request_id] = stream
@@ -63,23 +62,23 @@ class Lobby:
     def abort(self, request_id: str, reason: FinishReason) -> RequestStream | None:
         """Let a request go; one that was held is the caller's to end, unknown ids do nothing.
 
-        One in transit ends when it arrives, see :meth:`take_aborted`.
+        One in transit ends when it arrives, see :meth:`close`.
         """
         if request_id in self._in_transit:
-            self._aborted_in_transit[request_id] = reason
+            self._in_transit[request_id] = reason
         return self._held.pop(request_id, None)
 
-    def take_aborted(self) -> dict[str, FinishReason]:
-        """Requests that were aborted in transit, for the replicas that have them now; once."""
-        aborted, self._aborted_in_transit = self._aborted_in_transit, {}
-        return aborted
+    def close(self) -> tuple[list[RequestStream], dict[str, FinishReason]]:
+        """Nobody waits here and nobody is in transit any more.
 
-    def close(self) -> list[RequestStream]:
-        """Nobody is in transit any more; hands out the held requests, in order of arrival."""
+        Hands out the requests that were held, in order of arrival, and for those that were
+        aborted in transit, by id, why; the replicas that have them now are to end them.
+        """
         held, self._held = list(self._held.values()), {}
-        self._in_transit.clear()
+        aborted = {name: reason for name, reason in self._in_transit.items() if reason is not None}
+        self._in_transit = {}
         self.is_open = False
-        return held
+        return held, aborted
 
 
 def end_all(
@@ -91,11 +90,3 @@ def end_all(
             stream.end(reason, time.monotonic(), error)
         except Exception:
             logger.exception("request %s: its end went astray", stream.request.request_id)
-
-
-def _check_len(request: Request, max_len: int) -> None:
-    if request.max_len > max_len:
-        raise RequestError(
-            f"request {request.request_id}: {len(request.prompt_ids)} prompt tokens plus "
-            f"max_tokens {request.sampling.max_tokens} is more than {max_len}"
-        )

@@ -42,12 +42,13 @@ class Recovery:
         Ranks that cannot start count as failed. Once ``is_stopping``, ``scheduler`` keeps it all.
 
         Raises:
-            RankError: ranks failed too often without one finished step; the sequences are gone.
+            RankError: ranks failed too often without one finished step; ``scheduler`` keeps it all.
         """
         sequences = scheduler.release()
         while not is_stopping():
             self._num_in_vain += 1
             if self._num_in_vain > MAX_RESTARTS_WITHOUT_PROGRESS:
+                scheduler.adopt(sequences, is_admitted=True)
                 raise RankError(f"ranks failed {MAX_RESTARTS_WITHOUT_PROGRESS} times: {error}")
             self._telemetry.restarts += 1
             try:
@@ -57,7 +58,7 @@ class Recovery:
                 continue
             if not sequences:  # nobody could have shown progress
                 self._num_in_vain = 0
-            fresh.adopt(sequences)
+            fresh.adopt(sequences, is_admitted=True)
             fresh.packer.pace.learn_from(scheduler.packer.pace)
             return
-        scheduler.adopt(sequences)  # for whoever stops this replica
+        scheduler.adopt(sequences, is_admitted=True)  # for whoever stops this replica

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -19,6 +20,7 @@ from engine.replica.requests import AcceptedRequests
 from engine.replica.step_loop import FinishedStep, StepLoop
 from engine.replica.stream import RequestStream
 from engine.replica.telemetry import Telemetry
+from engine.scheduler.load import LoadBook
 from engine.scheduler.scheduler import Scheduler
 from engine.scheduler.table import Sequence
 from engine.spec.config import EngineConfig
@@ -65,7 +67,7 @@ class Replica:
         self._make_executor = make_executor
         self._first_step_id = first_step_id
         self._accepted = AcceptedRequests(telemetry)
-        self._queued = 0
+        self._load = LoadBook()
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._is_stopping = False
@@ -84,12 +86,12 @@ class Replica:
     @property
     def num_waiting(self) -> int:
         with self._wake:
-            return self.scheduler.num_waiting + self._queued
+            return self.scheduler.num_waiting + self._load.num_coming
 
     @property
     def load_tokens(self) -> int:
-        """Tokens its accepted requests may still grow to; what the front door balances."""
-        return self._accepted.load_tokens
+        """Tokens its requests may still grow to: the load that routing balances."""
+        return self._load.tokens
 
     def has(self, request_id: str) -> bool:
         """Whether the request is in progress here."""
@@ -107,18 +109,15 @@ class Replica:
         """Wait for the executor. Raises what its start raised."""
         return self._started.result()
 
-    def submit(self, stream: RequestStream, *, is_admitted: bool = False) -> None:
-        """Accept one request; ``is_admitted``: it was accepted before and only waited.
+    def submit(self, stream: RequestStream, *, has_waited: bool = False) -> None:
+        """Accept one request, whose length and id the door has checked; ``has_waited``: it was
+        held to the admission limit before.
 
         Raises:
-            RequestError: it could never run here.
             QueueFullError: the admission limit is reached.
         """
-        self.scheduler.check_request(stream.request)
         with self._wake:
-            if not is_admitted:
-                self.scheduler.check_queue(self._queued)
-            self._queued += 1
+            self.scheduler.admit(stream.request, has_waited=has_waited)
         self._accepted.enter(stream)
         self._post(lambda: self._add(stream))
         if not self._thread.is_alive():  # its loop has failed meanwhile, and takes no commands
@@ -127,6 +126,7 @@ class Replica:
     def adopt(self, left: Handover) -> None:
         """Take over what replicas that were stopped have left."""
         for stream in left.streams.values():
+            self._load.enter(stream.request)
             self._accepted.enter(stream)
         self._post(lambda: self._adopt(left.sequences))
 
@@ -173,6 +173,7 @@ class Replica:
             self._commands.popleft()()
         streams = self._accepted.take_streams()
         sequences = [s for s in self.scheduler.release() if s.request_id in streams]
+        self._load.clear()
         return Handover(sequences=sequences, streams=streams)
 
     # -- the loop thread -----------------------------------------------------------------------
@@ -234,7 +235,7 @@ class Replica:
         """Run what other threads asked for, and end requests whose deadline has passed."""
         while self._commands:
             self._commands.popleft()()
-        for request_id in self._accepted.pop_expired():
+        for request_id in self._accepted.pop_expired(time.monotonic()):
             self.scheduler.abort(request_id)
             self._accepted.end(request_id, FinishReason.DEADLINE, "its deadline passed")
 
@@ -260,23 +261,30 @@ class Replica:
                     self._recover(error)
 
     def _add(self, stream: RequestStream) -> None:
-        self.telemetry.prompt_tokens += len(stream.request.prompt_ids)
+        request = stream.request
+        self.telemetry.prompt_tokens += len(request.prompt_ids)
         if self.failure is not None:
-            self._queued -= 1
-            self._accepted.end(stream.request.request_id, FinishReason.ERROR, self.failure)
+            self._accepted.end(request.request_id, FinishReason.ERROR, self.failure)
+        if not self._arrives(request):
             return
         try:
             with self._wake:  # nobody may count it twice or not at all on its way
-                self._queued -= 1
-                self.scheduler.add(stream.request, is_admitted=True)
-            self._accepted.watch(stream.request)
+                self.scheduler.add(request, is_admitted=True)
         except EngineError as error:
-            self._accepted.end(stream.request.request_id, FinishReason.ERROR, str(error))
+            self._load.turn_away(request)
+            self._accepted.end(request.request_id, FinishReason.ERROR, str(error))
 
     def _adopt(self, sequences: list[Sequence]) -> None:
-        for sequence in sequences:
-            self._accepted.watch(sequence.request)
-        self.scheduler.adopt(sequences)
+        arrived = [sequence for sequence in sequences if self._arrives(sequence.request)]
+        with self._wake:
+            self.scheduler.adopt(arrived, is_admitted=True)
+
+    def _arrives(self, request: Request) -> bool:
+        """Whether it goes on to the scheduler; one that has ended on its way is struck off."""
+        if not self._accepted.has(request):
+            self._load.turn_away(request)
+            return False
+        return True
 
     def _abort(self, request_id: str, reason: FinishReason) -> None:
         if request_id in self._accepted:
@@ -332,6 +340,7 @@ class Replica:
             order=self._settings.order,
             eos_token_ids=self._model.eos_token_ids,
             keeps_prefixes=self._config.prefix_cache and self._executor.needs_inputs,
+            load=self._load,
         )
 
     def _chooser(self) -> ModeChooser:
@@ -369,4 +378,5 @@ class Replica:
         self.failure = why
         for request_id in list(self._accepted.streams):
             self._accepted.end(request_id, FinishReason.ERROR, why)
-        self.scheduler.release()
+        for sequence in self.scheduler.release():
+            self._load.turn_away(sequence.request)

@@ -6,16 +6,17 @@ import logging
 import threading
 import time
 
-from engine.replica.deadlines import Deadlines
 from engine.replica.stream import RequestStream
 from engine.replica.telemetry import Telemetry
+from engine.scheduler.heap import NamedHeap
 from engine.spec.request import FinishReason, Request
 
 logger = logging.getLogger(__name__)
 
 
 class AcceptedRequests:
-    """Their ways back to callers, their deadlines, and how much they may still ask for.
+    """A replica's register: each request as its stream, which knows its caller, its deadline and
+    its stamps.
 
     Any thread may enter requests and ask; the replica's own ends them. Ended ones are recorded
     in ``telemetry``.
@@ -24,35 +25,36 @@ class AcceptedRequests:
     def __init__(self, telemetry: Telemetry) -> None:
         self.streams: dict[str, RequestStream] = {}
         self._telemetry = telemetry
-        self._deadlines = Deadlines()
-        self._load_tokens = 0
+        # In which order they run out of time.
+        self._deadlines: NamedHeap[float] = NamedHeap()
         self._lock = threading.Lock()
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self.streams
 
-    @property
-    def load_tokens(self) -> int:
-        """Tokens they may still grow to."""
-        return self._load_tokens
+    def has(self, request: Request) -> bool:
+        """Whether it is in progress; its id may be another's by now."""
+        stream = self.streams.get(request.request_id)
+        return stream is not None and stream.request is request
 
     def list_requests(self) -> list[Request]:
         return [stream.request for stream in list(self.streams.values())]
 
     def enter(self, stream: RequestStream) -> None:
-        """Take in one more; its deadline counts from :meth:`watch` on."""
+        """Take in one more, whose id is not in use."""
+        request = stream.request
         with self._lock:
-            self.streams[stream.request.request_id] = stream
-            self._load_tokens += stream.request.max_len
+            self.streams[request.request_id] = stream
+            if request.deadline_s is not None:
+                self._deadlines.push(request.request_id, request.deadline_s)
 
-    def watch(self, request: Request) -> None:
-        """Heed its deadline, if it has one."""
-        if request.deadline_s is not None:
-            self._deadlines.add(request.request_id, request.deadline_s)
-
-    def pop_expired(self) -> list[str]:
-        """Those whose deadline has passed by now; told once."""
-        return self._deadlines.pop_expired(time.monotonic())
+    def pop_expired(self, now_s: float) -> list[str]:
+        """Those whose deadline is ``now_s`` or earlier, earliest first; each is told once."""
+        expired: list[str] = []
+        with self._lock:
+            while (first := self._deadlines.first) is not None and first[1] <= now_s:
+                expired.append(self._deadlines.pop())
+        return expired
 
     def end(self, request_id: str, reason: FinishReason, error: str | None = None) -> None:
         """Tell the caller that it is over, and forget it; unknown ids do nothing."""
@@ -68,8 +70,7 @@ class AcceptedRequests:
         """Its caller knows that it is over."""
         with self._lock:
             stream = self.streams.pop(request_id)
-            self._load_tokens -= stream.request.max_len
-        self._deadlines.discard(request_id)
+            self._deadlines.discard(request_id)
         self._telemetry.record_finish(reason, stream.timing(reason))
 
     def take_streams(self) -> dict[str, RequestStream]:
@@ -77,5 +78,5 @@ class AcceptedRequests:
         with self._lock:
             taken = dict(self.streams)
             self.streams.clear()
-            self._load_tokens = 0
+            self._deadlines = NamedHeap()
         return taken

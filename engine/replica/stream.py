@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.spec.measurement import Outcome, RequestTiming
-from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams, TokenLogprobs
+from engine.spec.request import FinishReason, Request, RequestOutput, TokenLogprobs
 from engine.text.detokenizer import OutputText, TextStream
 
 OnOutput = Callable[[RequestOutput], None]
 
 
 class RequestStream:
-    """One accepted request's way back to its caller.
+    """One accepted request's way back to its caller, and the stamps of what went that way.
 
-    Without ``text`` its outputs hold tokens only; whoever detokenises them looks for stop strings.
+    An engine has one per request, and so has a front process, at its end of the line. Without
+    ``text`` the outputs hold tokens only; whoever detokenises them looks for stop strings. Owned
+    by the thread that pushes.
     """
 
     def __init__(self, request: Request, on_output: OnOutput, text: TextStream | None) -> None:
@@ -25,8 +28,11 @@ class RequestStream:
         self.logits: list[npt.NDArray[np.float64]] = []
         self.scheduled_s: float | None = None
         self._on_output = on_output
-        self._text = output_text(text, request.sampling) if text is not None else None
-        self._token_s: list[float] = []
+        self._text: OutputText | None = None
+        if text is not None:
+            sampling = request.sampling
+            self._text = OutputText(text, sampling.stop, min_tokens=sampling.min_tokens)
+        self._token_s = array("d")
 
     def push(
         self,
@@ -43,7 +49,7 @@ class RequestStream:
         self._token_s.append(now_s)
         text, is_stopped = "", False
         if self._text is not None:
-            text, is_stopped = shown_text(self._text, token_id, reason)
+            text, is_stopped = _shown_text(self._text, token_id, reason)
         self._on_output(
             RequestOutput(
                 request_id=self.request.request_id,
@@ -87,12 +93,7 @@ class RequestStream:
         )
 
 
-def output_text(text: TextStream, sampling: SamplingParams) -> OutputText:
-    """The text of one output under its request's stop strings."""
-    return OutputText(text, sampling.stop, min_tokens=sampling.min_tokens)
-
-
-def shown_text(text: OutputText, token_id: int, reason: FinishReason | None) -> tuple[str, bool]:
+def _shown_text(text: OutputText, token_id: int, reason: FinishReason | None) -> tuple[str, bool]:
     """Text to show with a token that ends its output for ``reason``, if any; whether it stopped.
 
     The second is True when the token completed a stop string, which the engine cannot see.

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from engine.scheduler.load import LoadBook
 from engine.scheduler.table import Sequence
 
 
 class Roster:
     """The living sequences by request id, and what is known of all of them together.
 
-    ``load_tokens`` are the tokens they may still grow to. ``ending_ids`` may end some of them; any
-    other id needs no second look.
+    ``load`` hears of every sequence that comes and goes. ``ending_ids`` may end some of them; any
+    other id needs no second look. Owned by the scheduler's thread, but for ``load``.
     """
 
-    def __init__(self, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(self, eos_token_ids: tuple[int, ...], load: LoadBook) -> None:
         self.eos_token_ids = frozenset(eos_token_ids)
         self.ending_ids = set(eos_token_ids)
-        self.load_tokens = 0
+        self.load = load
         self._alive: dict[str, Sequence] = {}
 
     def find(self, request_id: str) -> Sequence | None:
@@ -30,19 +31,19 @@ class Roster:
         return len(sequences) == len(self._alive) and all(map(self.is_alive, sequences))
 
     def welcome(self, sequence: Sequence) -> None:
-        """A sequence comes in."""
+        """A sequence comes in, whose request is in the load book."""
         self._alive[sequence.request_id] = sequence
-        self.load_tokens += sequence.request.max_len
+        self.load.arrive()
         self.ending_ids.update(sequence.request.sampling.stop_token_ids)
 
     def bid_farewell(self, sequence: Sequence) -> None:
-        """A sequence has ended, or leaves."""
+        """A sequence has ended."""
         del self._alive[sequence.request_id]
-        self.load_tokens -= sequence.request.max_len
+        self.load.leave(sequence.request)
         if not self._alive:
             self.ending_ids = set(self.eos_token_ids)
 
     def clear(self) -> None:
-        """Everyone leaves at once."""
+        """Everyone leaves at once, for another scheduler."""
+        self.load.set_out(len(self._alive))
         self._alive.clear()
-        self.load_tokens = 0

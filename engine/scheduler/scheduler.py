@@ -11,6 +11,7 @@ from collections import deque
 import numpy as np
 
 from engine.modes.chooser import ModeChooser
+from engine.scheduler.load import LoadBook
 from engine.scheduler.packing import StepPacker
 from engine.scheduler.queue import WaitingQueue
 from engine.scheduler.roster import Roster
@@ -24,7 +25,7 @@ from engine.scheduler.step import (
 )
 from engine.scheduler.table import NO_SLOT, Sequence
 from engine.spec.errors import QueueFullError, RequestError
-from engine.spec.request import FinishReason, Request
+from engine.spec.request import FinishReason, Request, check_length
 from engine.spec.settings import Caps, Order
 from engine.spec.steps import Int32Array
 
@@ -57,6 +58,7 @@ class Scheduler:
         order: Order = Order.FCFS,
         eos_token_ids: tuple[int, ...] = (),
         keeps_prefixes: bool = False,
+        load: LoadBook | None = None,
     ) -> None:
         self.depth = depth
         self.next_step_id = 0
@@ -71,7 +73,7 @@ class Scheduler:
         self.packer = StepPacker(
             self.running, self.waiting, caps=caps, chooser=chooser, depth=depth
         )
-        self.roster = Roster(eos_token_ids)
+        self.roster = Roster(eos_token_ids, load or LoadBook())
         self._max_model_len = max_model_len
         self._outstanding: deque[ScheduledStep] = deque()
         # Rows that have ended and wait for the steps in flight that hold them.
@@ -111,12 +113,7 @@ class Scheduler:
         Raises:
             RequestError: longer than the context or the whole KV cache, with the numbers.
         """
-        if request.max_len > self._max_model_len:
-            raise RequestError(
-                f"request {request.request_id}: {len(request.prompt_ids)} prompt tokens plus "
-                f"max_tokens {request.sampling.max_tokens} is more than the context of "
-                f"{self._max_model_len}; shorten the prompt or lower max_tokens"
-            )
+        check_length(request, self._max_model_len)
         blocks, held = self.running.blocks_for(request.max_len), self.running.pool.num_blocks
         if blocks > held:
             raise RequestError(
@@ -149,8 +146,19 @@ class Scheduler:
 
     # -- commands ----------------------------------------------------------------------------
 
+    def admit(self, request: Request, *, has_waited: bool = False) -> None:
+        """Enter a request in the load book, to :meth:`add` it when it arrives; ``has_waited``: it
+        was held to the queue's limit elsewhere. Another thread than the scheduler's may call.
+
+        Raises:
+            QueueFullError: ``caps.max_queue`` requests wait already, or are on their way.
+        """
+        if not has_waited:
+            self.check_queue(self.roster.load.num_coming)
+        self.roster.load.enter(request)
+
     def add(self, request: Request, *, is_admitted: bool = False) -> Sequence:
-        """Queue a request; ``is_admitted``: the front door has held it to the limit already.
+        """Queue a request; ``is_admitted``: :meth:`admit` was called for it.
 
         Raises:
             RequestError: it could never run.
@@ -158,22 +166,26 @@ class Scheduler:
         """
         self.check_request(request)
         if not is_admitted:
-            self.check_queue()
+            self.admit(request)
         sequence = Sequence.of(request)
         self.waiting.push(sequence)
         self.roster.welcome(sequence)
         return sequence
 
-    def adopt(self, sequences: list[Sequence]) -> None:
-        """Queue sequences of another scheduler with their tokens so far, ahead of others."""
+    def adopt(self, sequences: list[Sequence], *, is_admitted: bool = False) -> None:
+        """Queue sequences of another scheduler with their tokens so far, ahead of others;
+        ``is_admitted``: the load book has their requests, as those on their way."""
         self.waiting.push_carried(sequences)
         for sequence in sequences:
+            if not is_admitted:
+                self.roster.load.enter(sequence.request)
             self.roster.welcome(sequence)
 
     def release(self) -> list[Sequence]:
         """Take every sequence out (running first, in order), for another scheduler to adopt.
 
-        Steps in flight are forgotten: their tokens will be computed again.
+        Steps in flight are forgotten: their tokens will be computed again. The load book has the
+        sequences until they end elsewhere, as on their way.
         """
         self._outstanding.clear()
         self._num_ending = 0

@@ -234,7 +234,7 @@ class SkippingScheduler(Scheduler):
         return (
             len(self.running) > 0
             and not self.running.prefilling
-            and not self.packer.chooser.pin.startswith("random")
+            and self.packer.chooser.coin_seed is None
             and not self.packer.can_admit()
         )
 

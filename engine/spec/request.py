@@ -142,6 +142,27 @@ class Request:
         """Most tokens the sequence can reach: prompt plus ``max_tokens``."""
         return len(self.prompt_ids) + self.sampling.max_tokens
 
+    @property
+    def lengths(self) -> str:
+        """Whose length it is and what it is made of, to begin a refusal with."""
+        return (
+            f"request {self.request_id}: {len(self.prompt_ids)} prompt tokens plus "
+            f"max_tokens {self.sampling.max_tokens}"
+        )
+
+
+def check_length(request: Request, max_len: int) -> None:
+    """Refuse a request that may grow longer than ``max_len`` tokens.
+
+    Raises:
+        RequestError: with the numbers.
+    """
+    if request.max_len > max_len:
+        raise RequestError(
+            f"{request.lengths} is more than the context of {max_len}; "
+            f"shorten the prompt or lower max_tokens"
+        )
+
 
 def check_vocabulary(request: Request, vocab_size: int) -> None:
     """Refuse token ids that the model does not have.

@@ -104,6 +104,9 @@ class RankTable:
         self._check_range(slots)
         order = np.argsort(slots, kind="stable")
         grouped = slots[order]
+        # A slot's n-th new block goes n places behind those it has. Entries are grouped by slot,
+        # so n is an entry's place in the whole less that of its group's first entry. One indexed
+        # write then does it for all slots; a loop would cost every rank time in every step.
         places = self._num_blocks[grouped] + np.arange(len(slots))
         places -= np.searchsorted(grouped, grouped)
         self._check_width(int(grouped[places.argmax()]), int(places.max()) + 1)

@@ -32,11 +32,13 @@ PROMPT = (5, 6, 7)
 _numbers = itertools.count()
 
 
-def submit(served: ServedEngine, **sampling: object) -> tuple[str, queue.Queue[RequestOutput]]:
+def submit(
+    served: ServedEngine, *, request_id: str | None = None, **sampling: object
+) -> tuple[str, queue.Queue[RequestOutput]]:
     """Hand one request in, wait until it is accepted, and return its id and its outputs."""
     params = SamplingParams(**{"max_tokens": 12, "ignore_eos": True, **sampling})  # type: ignore[arg-type]
     request = Request(
-        request_id=f"contract-{next(_numbers)}",
+        request_id=request_id or f"contract-{next(_numbers)}",
         prompt_ids=PROMPT,
         sampling=params,
         arrival_s=time.monotonic(),
@@ -129,6 +131,16 @@ class ServedEngineContract:
     def test_a_request_that_cannot_run_is_refused(self, served: ServedEngine) -> None:
         with pytest.raises(RequestError, match="is more than"):
             submit(served, max_tokens=served.max_model_len)
+
+    def test_an_id_in_use_is_refused_and_the_first_request_of_that_id_goes_on(
+        self, served: ServedEngine
+    ) -> None:
+        request_id, outputs = submit(served, max_tokens=served.max_model_len - len(PROMPT))
+        outputs.get(timeout=30)
+        with pytest.raises(RequestError, match="is in use"):
+            submit(served, request_id=request_id)
+        served.abort(request_id)
+        assert read(outputs)[-1].finish_reason is FinishReason.ABORT
 
     def test_a_full_queue_is_refused_and_what_was_accepted_goes_on(
         self, served: ServedEngine

@@ -173,6 +173,24 @@ def test_a_held_request_can_be_aborted_and_ends_when_the_engine_closes(
     assert left.wait().reason is FinishReason.ABORT
 
 
+def test_the_longest_request_is_that_of_the_plan_in_force(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = {"tp=1": 18, "tp=2": 64}  # blocks of 16 tokens
+    monkeypatch.setattr("engine.engine.num_kv_blocks", lambda config, model, plan: room[str(plan)])
+    too_long = r"200 prompt tokens plus max_tokens 100 is more than the context of 288; shorten"
+    engine = Engine(config, timer_factory=ConstantTimer)
+    with pytest.raises(RequestError, match=too_long):
+        submit(engine, "before the start", prompt=200, tokens=100)
+    assert engine.stats().waiting == 0
+    with engine:
+        with pytest.raises(RequestError, match=too_long):
+            submit(engine, "under tp=1", prompt=200, tokens=100)
+        engine.apply(policy_with(engine.policy, plan=ParallelPlan(tp=2)))
+        under_tp = submit(engine, "under tp=2", prompt=200, tokens=100)
+        assert len(under_tp.wait().token_ids) == 100
+
+
 def test_a_request_that_would_not_fit_the_next_plan_keeps_the_one_in_force(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,7 +92,7 @@ class Replica:
     @property
     def load_tokens(self) -> int:
         """Tokens its requests may still grow to: the load that routing balances."""
-        return self._scheduler.roster.load_tokens + sum(request.max_len for request in self._lobby)
+        return self._scheduler.roster.load.tokens
 
     @property
     def num_running(self) -> int:
@@ -115,13 +115,12 @@ class Replica:
     def add(self, request: Request, *, is_admitted: bool = False) -> None:
         """Queue a request; ``is_admitted``: it was held to the limit before. Raises RequestError
         or QueueFullError like the live scheduler."""
-        if not (self._schedules_ahead and self._flights):
-            self._scheduler.add(request, is_admitted=is_admitted)
-            return
         self._scheduler.check_request(request)
-        if not is_admitted:
-            self._scheduler.check_queue(len(self._lobby))
-        self._lobby.append(request)
+        self._scheduler.admit(request, has_waited=is_admitted)
+        if self._schedules_ahead and self._flights:
+            self._lobby.append(request)
+        else:
+            self._scheduler.add(request, is_admitted=True)
 
     def adopt(self, sequences: list[Sequence]) -> None:
         """Queue sequences of another replica with their tokens so far."""

@@ -75,6 +75,7 @@ class FrontGateway:
         self._encoder = msgspec.msgpack.Encoder()
         self._outbox: deque[tuple[int, RequestOutput] | ToFront] = deque()
         self._has_mail = threading.Event()
+        # What is to be aborted when the front goes. The reader enters, the writer strikes off.
         self._request_ids: dict[int, str] = {}
         self._state: EngineState | None = None
         self._state_lock = threading.Lock()
@@ -126,7 +127,7 @@ class FrontGateway:
             case Submit():
                 self._submit(message)
             case Abort():
-                self._abort(message)
+                self._engine.abort(message.request_id, reason=message.reason)
             case Apply() | AskStats() | AskKnobs() | AskModeTables():
                 self._calls.submit(self._answer, message)
             case FrontReady():
@@ -150,11 +151,6 @@ class FrontGateway:
             self._post(CallFailed(number=number, error=WireError.of(error)))
         else:
             self._post(Accepted(number=number))
-
-    def _abort(self, message: Abort) -> None:
-        request_id = self._request_ids.get(message.number)
-        if request_id is not None:  # else it has ended by itself meanwhile
-            self._engine.abort(request_id, reason=message.reason)
 
     # -- the threads for calls -----------------------------------------------------------------
 

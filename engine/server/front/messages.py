@@ -62,9 +62,12 @@ class Submit(msgspec.Struct, tag="submit", kw_only=True):
 
 
 class Abort(msgspec.Struct, tag="abort", kw_only=True):
-    """End a request: its client has gone, or (``stop``) a stop string was found in its text."""
+    """End a request: its client has gone, or (``stop``) a stop string was found in its text.
 
-    number: int
+    An id that is not in progress (any more) does nothing.
+    """
+
+    request_id: str
     reason: FinishReason = FinishReason.ABORT
 
 

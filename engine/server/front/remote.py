@@ -7,8 +7,8 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
 
@@ -17,7 +17,7 @@ import msgspec
 from engine.modes.table import ModeTable
 from engine.policy.document import EnginePolicy
 from engine.policy.knobs import AppliedPolicy, Knob
-from engine.replica.stream import OnOutput, output_text, shown_text
+from engine.replica.stream import OnOutput, RequestStream
 from engine.replica.telemetry import EngineStats
 from engine.server.front.messages import (
     Abort,
@@ -46,9 +46,8 @@ from engine.server.front.messages import (
 )
 from engine.spec.errors import RankError, RequestError
 from engine.spec.model import ModelConfig
-from engine.spec.request import FinishReason, Request, RequestOutput
+from engine.spec.request import FinishReason, Request
 from engine.spec.settings import Caps
-from engine.text.detokenizer import OutputText
 from engine.text.tokenizer import Tokenizer
 from engine.wire.frames import FrameChannel
 
@@ -66,11 +65,11 @@ class RemoteEngine:
         self._setup = setup
         self._state = _first_state(channel)
         self._tokenizer = tokenizer
-        self._is_connected = True
+        self._is_connected = self._is_reading = True
         self._numbers = itertools.count()
-        self._streams: dict[int, _TextStream] = {}
-        self._by_id: dict[str, int] = {}
-        self._pending: dict[int, Future[Answer]] = {}
+        # Calls and requests that the engine owes an answer or an end, by number. Any thread enters
+        # one; the reader takes it out, or the thread whose message did not go out.
+        self._owed: dict[int, Future[Answer] | _RemoteRequest] = {}
         self._decoder = msgspec.msgpack.Decoder(ToFront)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._send_lock = threading.Lock()
@@ -130,29 +129,16 @@ class RemoteEngine:
 
     def submit(self, request: Request, on_output: OnOutput) -> Future[None]:
         """Send a request; the future tells whether it was accepted. Outputs may come before."""
-        number, accepted = next(self._numbers), Future[None]()
+        number = next(self._numbers)
         # Before anything is remembered: a value that cannot be sent must leave nothing behind.
         frame = _encode_request(Submit(number=number, request=request))
-        accepted.set_running_or_notify_cancel()  # it cannot be cancelled; ``abort`` can
-        text = output_text(self._tokenizer.stream(), request.sampling)
-        self._streams[number] = _TextStream(request.request_id, on_output, text)
-        self._by_id[request.request_id] = number
-
-        def on_answer(answer: Future[Answer]) -> None:
-            error = answer.exception()
-            if error is None:
-                accepted.set_result(None)
-            else:
-                self._forget(number)
-                accepted.set_exception(error)
-
-        self._send_call(number, frame).add_done_callback(on_answer)
-        return accepted
+        sent = _RemoteRequest(stream=RequestStream(request, on_output, self._tokenizer.stream()))
+        sent.accepted.set_running_or_notify_cancel()  # it cannot be cancelled; ``abort`` can
+        self._send_owed(number, sent, frame)
+        return sent.accepted
 
     def abort(self, request_id: str, *, reason: FinishReason = FinishReason.ABORT) -> None:
-        number = self._by_id.get(request_id)
-        if number is not None:
-            self._send(Abort(number=number, reason=reason))
+        self._send(Abort(request_id=request_id, reason=reason))
 
     def apply(self, policy: EnginePolicy, *, expected: EnginePolicy | None = None) -> AppliedPolicy:
         number = next(self._numbers)
@@ -171,25 +157,36 @@ class RemoteEngine:
     # -- sending -------------------------------------------------------------------------------
 
     def _call(self, ask: Ask) -> Answer:
-        return self._send_call(ask.number, msgspec.msgpack.encode(ask)).result()
-
-    def _send_call(self, number: int, frame: bytes) -> Future[Answer]:
         answer: Future[Answer] = Future()
-        self._pending[number] = answer
-        self._send_frame(frame)
-        if not self._is_connected:
-            self._fail_pending()
-        return answer
+        self._send_owed(ask.number, answer, msgspec.msgpack.encode(ask))
+        return answer.result()
+
+    def _send_owed(self, number: int, owed: Future[Answer] | _RemoteRequest, frame: bytes) -> None:
+        self._owed[number] = owed
+        # Who ends to read fails what is owed by then; what comes later is failed here.
+        if not self._send_frame(frame) or not self._is_reading:
+            self._fail(number, RankError(ENGINE_GONE))
 
     def _send(self, message: FromFront) -> None:
         self._send_frame(msgspec.msgpack.encode(message))
 
-    def _send_frame(self, frame: bytes) -> None:
+    def _send_frame(self, frame: bytes) -> bool:
+        """Whether it went out."""
         with self._send_lock:
             try:
                 self._channel.send(frame)
             except OSError:  # the reader notices, and fails what waits
                 self._is_connected = False
+                return False
+        return True
+
+    def _fail(self, number: int, error: Exception) -> None:
+        """End what the engine owes under ``number``, unless that is over already."""
+        match self._owed.pop(number, None):
+            case Future() as answer:
+                answer.set_exception(error)
+            case _RemoteRequest() as sent:
+                sent.fail(error)
 
     # -- the reader thread ---------------------------------------------------------------------
 
@@ -198,12 +195,9 @@ class RemoteEngine:
             while (frame := self._channel.receive()) is not None:
                 self._take(self._decoder.decode(frame))
         finally:
-            self._is_connected = False
-            self._fail_pending()
-            for number in list(self._streams):
-                stream = self._forget(number)
-                if stream is not None:  # its submission may have failed meanwhile
-                    stream.fail(ENGINE_GONE)
+            self._is_connected = self._is_reading = False
+            for number in list(self._owed):
+                self._fail(number, RankError(ENGINE_GONE))
 
     def _take(self, message: ToFront) -> None:
         match message:
@@ -212,10 +206,16 @@ class RemoteEngine:
                     self._take_output(row)
             case EngineState():
                 self._state = message
-            case Accepted() | Applied() | Stats() | Knobs() | ModeTables():
-                self._pending.pop(message.number).set_result(message)
+            case Accepted():
+                sent = self._owed.get(message.number)
+                if isinstance(sent, _RemoteRequest):  # else it has ended before this was said
+                    sent.accepted.set_result(None)
+            case Applied() | Stats() | Knobs() | ModeTables():
+                answer = self._owed.pop(message.number)
+                assert isinstance(answer, Future), f"{message} answers a request"
+                answer.set_result(message)
             case CallFailed():
-                self._pending.pop(message.number).set_exception(message.error.to_error())
+                self._fail(message.number, message.error.to_error())
             case Ping():
                 self._answer_ping()
             case FrontSetup():
@@ -230,25 +230,45 @@ class RemoteEngine:
                 self._loop.call_soon_threadsafe(self._send, Pong())
 
     def _take_output(self, row: OutputRow) -> None:
-        stream = self._streams.get(row.number)
-        if stream is None:  # its stop string was found before this token
+        sent, reason = self._owed.get(row.number), row.finish_reason
+        if sent is None:  # its stop string was found before this token
             return
-        if stream.push(row):
-            self._forget(row.number)
-            if row.finish_reason is None:
-                self._send(Abort(number=row.number, reason=FinishReason.STOP))
+        assert isinstance(sent, _RemoteRequest), f"{row} answers a call"
+        is_stopped = sent.push(row)
+        if is_stopped or reason is not None:
+            del self._owed[row.number]
+            if not sent.accepted.done():  # what has an end was accepted; nobody else will say so
+                sent.accepted.set_result(None)
+            if reason is None:
+                request_id = sent.stream.request.request_id
+                self._send(Abort(request_id=request_id, reason=FinishReason.STOP))
 
-    def _forget(self, number: int) -> _TextStream | None:
-        stream = self._streams.pop(number, None)
-        if stream is not None:
-            self._by_id.pop(stream.request_id, None)
-        return stream
 
-    def _fail_pending(self) -> None:
-        for number in list(self._pending):
-            future = self._pending.pop(number, None)
-            if future is not None:
-                future.set_exception(RankError(ENGINE_GONE))
+@dataclass(frozen=True, kw_only=True)
+class _RemoteRequest:
+    """A request that was sent to the engine, and whether it was ``accepted`` there."""
+
+    stream: RequestStream
+    accepted: Future[None] = field(default_factory=Future)
+
+    def push(self, row: OutputRow) -> bool:
+        """Hand one row on with its text; whether its token completed a stop string."""
+        stream = self.stream
+        stream.scheduled_s = row.scheduled_s
+        if row.token_ids:
+            (token_id,) = row.token_ids
+            found = stream.push(token_id, row.finish_reason, row.token_s, *row.logprobs)
+            return found is not None
+        assert row.finish_reason is not None, "a row without a token is the last"
+        stream.end(row.finish_reason, row.token_s, row.error)
+        return False
+
+    def fail(self, error: Exception) -> None:
+        """The engine refuses it, or cannot say anything any more."""
+        if self.accepted.done():
+            self.stream.end(FinishReason.ERROR, time.monotonic(), str(error))
+        else:
+            self.accepted.set_exception(error)
 
 
 def _encode_request(message: Submit) -> bytes:
@@ -263,48 +283,3 @@ def _first_state(channel: FrameChannel) -> EngineState:
     if frame is None:
         raise RankError(ENGINE_GONE)
     return msgspec.msgpack.decode(frame, type=EngineState)
-
-
-class _TextStream:
-    """One request's way from rows of tokens to outputs with text."""
-
-    def __init__(self, request_id: str, on_output: OnOutput, text: OutputText) -> None:
-        self.request_id = request_id
-        self._on_output: Callable[[RequestOutput], None] = on_output
-        self._text = text
-
-    def push(self, row: OutputRow) -> bool:
-        """Hand one row on with its text; whether it was the last."""
-        text, is_stopped, reason = "", False, row.finish_reason
-        if row.token_ids:
-            (token_id,) = row.token_ids
-            text, is_stopped = shown_text(self._text, token_id, reason)
-        elif reason is not None:
-            text, _ = self._text.flush()
-        reason = FinishReason.STOP if is_stopped else reason
-        self._on_output(
-            RequestOutput(
-                request_id=self.request_id,
-                token_ids=row.token_ids,
-                text=text,
-                finish_reason=reason,
-                token_s=row.token_s,
-                error=row.error,
-                scheduled_s=row.scheduled_s,
-                logprobs=row.logprobs,
-            )
-        )
-        return reason is not None
-
-    def fail(self, why: str) -> None:
-        """End without a token because the engine cannot say anything any more."""
-        self._on_output(
-            RequestOutput(
-                request_id=self.request_id,
-                token_ids=(),
-                text=self._text.flush()[0],
-                finish_reason=FinishReason.ERROR,
-                token_s=time.monotonic(),
-                error=why,
-            )
-        )

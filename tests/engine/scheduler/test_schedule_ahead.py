@@ -122,7 +122,7 @@ def test_outputs_do_not_depend_on_overlap_preemption_prefixes_or_aborts_of_other
         else:
             assert output == expected(request)
     assert world.scheduler.kv_usage == 0.0
-    assert world.scheduler.roster.load_tokens == 0
+    assert world.scheduler.roster.load.tokens == 0
     assert world.scheduler.num_running == 0
 
 

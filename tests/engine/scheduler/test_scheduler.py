@@ -113,7 +113,7 @@ def test_every_request_gets_all_its_tokens_within_the_caps_whatever_the_load(
     produced = run_to_end(scheduler)
     assert produced == {str(i): max_tokens for i, (_, max_tokens) in enumerate(lengths)}
     assert scheduler.kv_usage == 0.0
-    assert scheduler.roster.load_tokens == 0
+    assert scheduler.roster.load.tokens == 0
 
 
 @settings(max_examples=150, deadline=None)
@@ -244,7 +244,7 @@ def test_an_abort_at_any_point_frees_everything_it_held(
         scheduler.check_integrity()
     assert not alive
     assert scheduler.kv_usage == 0.0
-    assert scheduler.roster.load_tokens == 0
+    assert scheduler.roster.load.tokens == 0
 
 
 def test_a_prompt_longer_than_the_budget_is_cut_into_chunks_and_samples_once() -> None:

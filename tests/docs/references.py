@@ -1,9 +1,10 @@
 """What pages name of the tree: files, what stands in them, modules, methods and each other.
 
 Read are ``engine/spec/plan.py``, ``engine/spec/plan.py::ParallelPlan.stage_size`` and
-``engine.spec.plan.ParallelPlan`` anywhere in a page, ```Engine.apply``` in backticks (a class of
-the packages and its member), ``python -m module`` and links. A part in capitals, as in
-``engine/spec/families/NAME.py``, stands for something the reader chooses.
+``engine.spec.plan.ParallelPlan`` anywhere in a page, ``Engine.apply`` in backticks or at the
+beginning of a picture's label (a class of the packages and its member), ``python -m module`` and
+links. A part in capitals, as in ``engine/spec/families/NAME.py``, stands for something the reader
+chooses.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ FOLDERS = (*PACKAGES, "migrations", "tests", "benchmarks", "docs")
 _TOP = "|".join(FOLDERS)
 _PATH = re.compile(rf"(?<![\w/.-])((?:{_TOP})/[\w./*-]*)(?:::([\w.]+))?")
 _DOTTED = re.compile(rf"(?<![\w/.-])((?:{_TOP})(?:\.\w+)+)(?![\w/])")
-_METHOD = re.compile(r"`([A-Z][a-z]\w*)\.([a-z_]\w*)(?:\(\))?`")
+_METHOD = re.compile(r"""[`"]([A-Z][a-z]\w*)\.([a-z_]\w*)""")
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[\w-]*)?\)")
 _PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b")
 

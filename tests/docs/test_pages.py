@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.references import list_faults
-from tests.rooms import PACKAGES, ROOT
+from tests.rooms import FRONT, ORDER, PACKAGES, ROOT, Room, read_house
 
 PAGES = sorted([ROOT / "CONTRIBUTING.md", ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 HOW_TO = sorted((ROOT / "docs" / "how-to").glob("*.md"))
@@ -34,6 +34,7 @@ def test_everything_a_page_names_is_there(page: Path) -> None:
             "tuner.calibration.fits: no such module, nor a name in one",
         ),
         ("`Engine.obey`", "Engine.obey: no class of the packages has it"),
+        ('A -- "Engine.obey: now" --> B', "Engine.obey: no class of the packages has it"),
         ("[index](docs/none.md)", "(docs/none.md): leads nowhere"),
     ],
 )
@@ -78,3 +79,17 @@ def test_the_index_of_decisions_lists_each_with_its_title_and_what_replaced_it()
         assert f"| {title} |" in row
         replaced_by = re.findall(r"^\*Replaced .*by decision (\d+)", text, re.MULTILINE)
         assert re.findall(r"replaced .*?by \[(\d+)\]", row) == replaced_by
+
+
+def test_architecture_tells_every_room_in_its_order_with_its_own_sentence() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    told = re.findall(r"^\| `([\w.]+)`(?: itself)? \| (.+) \|$", page, re.MULTILINE)
+    house = read_house()
+    rooms = [Room(package, name) for package in PACKAGES for name in ORDER[package]]
+    listed = [room for room in rooms if room.name != FRONT]
+    assert [name for name, _ in told if "." in name] == [str(room) for room in listed]
+    assert {name: words for name, words in told if "." in name} == {
+        str(room): house.sentences[room] for room in listed
+    }
+    for package in PACKAGES:
+        assert f"**`{package}`**: {house.sentences[Room(package, FRONT)]}" in page

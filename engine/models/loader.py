@@ -15,58 +15,49 @@ from engine.spec.model import ModelConfig
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-EMBEDDING = "model.embed_tokens.weight"
-FINAL_NORM = "model.norm.weight"
-HEAD = "lm_head.weight"
 # Buffers some converters write; they hold nothing that the config does not.
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 
 
-def layer_prefix(layer: int) -> str:
-    """Name prefix of decoder layer ``layer``."""
-    return f"model.layers.{layer}."
-
-
 def expected_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor a checkpoint of this model holds, with its shape."""
-    shapes = {EMBEDDING: (model.vocab_size, model.hidden_size), FINAL_NORM: (model.hidden_size,)}
+    names = model.family.names
+    shapes = {
+        f"{names.embedding}.weight": (model.vocab_size, model.hidden_size),
+        f"{names.final_norm}.weight": (model.hidden_size,),
+    }
     if not model.tie_embeddings:
-        shapes[HEAD] = (model.vocab_size, model.hidden_size)
+        shapes[f"{names.head}.weight"] = (model.vocab_size, model.hidden_size)
+    in_layer = _layer_shapes(model)
     for layer in range(model.num_layers):
-        prefix = layer_prefix(layer)
-        shapes |= {prefix + name: shape for name, shape in _layer_shapes(model).items()}
+        shapes |= {names.in_layer(layer, name): shape for name, shape in in_layer.items()}
     return shapes
 
 
 def _layer_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    names = model.family.names
     hidden, ffn, q_size, kv_size = (
         model.hidden_size,
         model.ffn_size,
         model.q_size,
         model.kv_size,
     )
-    shapes: dict[str, tuple[int, ...]] = {
-        "input_layernorm.weight": (hidden,),
-        "post_attention_layernorm.weight": (hidden,),
-        "self_attn.q_proj.weight": (q_size, hidden),
-        "self_attn.k_proj.weight": (kv_size, hidden),
-        "self_attn.v_proj.weight": (kv_size, hidden),
-        "self_attn.o_proj.weight": (hidden, q_size),
-        "mlp.gate_proj.weight": (ffn, hidden),
-        "mlp.up_proj.weight": (ffn, hidden),
-        "mlp.down_proj.weight": (hidden, ffn),
+    modules: dict[str, tuple[int, ...]] = {
+        names.input_norm: (hidden,),
+        names.post_norm: (hidden,),
+        names.q: (q_size, hidden),
+        names.k: (kv_size, hidden),
+        names.v: (kv_size, hidden),
+        names.o: (hidden, q_size),
+        names.gate: (ffn, hidden),
+        names.up: (ffn, hidden),
+        names.down: (hidden, ffn),
     }
-    if model.qkv_bias:
-        shapes |= {
-            "self_attn.q_proj.bias": (q_size,),
-            "self_attn.k_proj.bias": (kv_size,),
-            "self_attn.v_proj.bias": (kv_size,),
-        }
     if model.qk_norm:
-        shapes |= {
-            "self_attn.q_norm.weight": (model.head_dim,),
-            "self_attn.k_norm.weight": (model.head_dim,),
-        }
+        modules |= {names.q_norm: (model.head_dim,), names.k_norm: (model.head_dim,)}
+    shapes = {f"{name}.weight": shape for name, shape in modules.items()}
+    if model.qkv_bias:
+        shapes |= {f"{name}.bias": modules[name][:1] for name in (names.q, names.k, names.v)}
     return shapes
 
 
@@ -108,7 +99,9 @@ class Checkpoint:
                     f"{model_dir}: tensor {name} has shape {list(found)}, "
                     f"config.json asks for {list(shape)}"
                 )
-        for name in self._file_of.keys() - expected.keys() - {HEAD}:
+        # A tied model's file may hold its head a second time.
+        head = f"{model.family.names.head}.weight"
+        for name in self._file_of.keys() - expected.keys() - {head}:
             if not name.endswith(IGNORED_SUFFIXES):
                 raise CheckpointError(
                     f"{model_dir}: tensor {name} is not part of a {model.model_type} model with "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from engine.models.loader import EMBEDDING, FINAL_NORM, HEAD, Checkpoint, layer_prefix
-from engine.parallel.heads import HeadLayout, head_layout
+from engine.models.loader import Checkpoint
+from engine.parallel.heads import HeadLayout, Part, head_layout
 from engine.parallel.linear import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -117,43 +118,46 @@ class _ShardReader:
         self._device = device
         self._groups = groups
         self._layout = head_layout(model, plan, coords)
+        self._names = model.family.names
 
     def stage(self) -> StageWeights:
         is_first, is_last = self._coords.p == 0, self._coords.p == self._plan.pp - 1
         layers = stage_layers(self._model.num_layers, self._plan.pp)[self._coords.p]
         embedding = self._embedding() if is_first else None
-        hidden = range(self._model.hidden_size)
         return StageWeights(
             layout=self._layout,
             embedding=embedding,
-            layers=tuple(self._layer(layer_prefix(layer)) for layer in layers),
-            final_norm=self._whole(FINAL_NORM, hidden) if is_last else None,
+            layers=tuple(self._layer(layer) for layer in layers),
+            final_norm=self._norm(self._names.final_norm) if is_last else None,
             head=self._head(embedding) if is_last else None,
         )
 
-    def _layer(self, prefix: str) -> LayerWeights:
-        hidden = range(self._model.hidden_size)
+    def _layer(self, layer: int) -> LayerWeights:
+        names = self._names
+        name = partial(names.in_layer, layer)
         return LayerWeights(
-            input_norm=self._whole(prefix + "input_layernorm.weight", hidden),
-            qkv=self._qkv(prefix + "self_attn."),
-            qk_norm=self._qk_norm(prefix + "self_attn.") if self._model.qk_norm else None,
-            o=self._row_parallel(prefix + "self_attn.o_proj.weight", self._model.q_size),
-            post_norm=self._whole(prefix + "post_attention_layernorm.weight", hidden),
-            gate_up=self._gate_up(prefix + "mlp."),
-            down=self._row_parallel(prefix + "mlp.down_proj.weight", self._model.ffn_size),
+            input_norm=self._norm(name(names.input_norm)),
+            qkv=self._qkv(layer),
+            qk_norm=self._qk_norm(layer) if self._model.qk_norm else None,
+            o=self._row_parallel(name(names.o), self._model.q_size),
+            post_norm=self._norm(name(names.post_norm)),
+            gate_up=self._gate_up(layer),
+            down=self._row_parallel(name(names.down), self._model.ffn_size),
         )
 
-    def _whole(self, name: str, rows: range) -> Tensor:
-        return self._checkpoint.read(name, rows).clone().to(self._device)
+    def _norm(self, module: str) -> Tensor:
+        weight = self._checkpoint.read(f"{module}.weight", range(self._model.hidden_size))
+        return weight.clone().to(self._device)
 
-    def _qkv(self, prefix: str) -> ColumnParallelLinear:
+    def _qkv(self, layer: int) -> ColumnParallelLinear:
         layout, head_dim = self._layout, self._model.head_dim
         weight = self._empty(len(layout.stored) * head_dim, self._model.hidden_size)
         bias = self._empty(len(weight)) if self._model.qkv_bias else None
+        module_of = {Part.Q: self._names.q, Part.K: self._names.k, Part.V: self._names.v}
         row = 0
         for run in layout.runs():
             rows = range(run.start * head_dim, run.stop * head_dim)
-            name = f"{prefix}{run.part.value}_proj"
+            name = self._names.in_layer(layer, module_of[run.part])
             target = slice(row, row + len(rows))
             weight[target] = self._checkpoint.read(f"{name}.weight", rows)
             if bias is not None:
@@ -167,10 +171,11 @@ class _ShardReader:
             shift_rows=shift_rows,
         )
 
-    def _qk_norm(self, prefix: str) -> Tensor:
+    def _qk_norm(self, layer: int) -> Tensor:
         dims = range(self._model.head_dim)
         q_norm, k_norm = (
-            self._checkpoint.read(f"{prefix}{part}_norm.weight", dims) for part in ("q", "k")
+            self._checkpoint.read(f"{self._names.in_layer(layer, module)}.weight", dims)
+            for module in (self._names.q_norm, self._names.k_norm)
         )
         heads = (
             q_norm.expand(self._layout.num_q, -1),
@@ -178,25 +183,27 @@ class _ShardReader:
         )
         return torch.cat(heads).to(self._device)
 
-    def _gate_up(self, prefix: str) -> ColumnParallelLinear:
+    def _gate_up(self, layer: int) -> ColumnParallelLinear:
         block = self._model.ffn_size // self._plan.stage_size
         weight = self._empty(2 * self._plan.sp * block, self._model.hidden_size)
         parts = weight.view(self._plan.sp, 2, block, -1)
         for i in range(self._plan.sp):
             first = (self._coords.t * self._plan.sp + i) * block
-            for part, name in enumerate(("gate_proj", "up_proj")):
+            for part, module in enumerate((self._names.gate, self._names.up)):
+                name = self._names.in_layer(layer, module)
                 rows = range(first, first + block)
-                parts[i, part] = self._checkpoint.read(f"{prefix}{name}.weight", rows)
+                parts[i, part] = self._checkpoint.read(f"{name}.weight", rows)
         mine = self._coords.s * 2 * block
         return ColumnParallelLinear(
             weight.to(self._device), None, shift_rows=range(mine, mine + 2 * block)
         )
 
-    def _row_parallel(self, name: str, num_columns: int) -> RowParallelLinear:
+    def _row_parallel(self, module: str, num_columns: int) -> RowParallelLinear:
         base = num_columns // self._plan.tp
         block = base // self._plan.sp
         columns = range(self._coords.t * base, (self._coords.t + 1) * base)
-        part = self._checkpoint.read(name, range(self._model.hidden_size), columns)
+        rows = range(self._model.hidden_size)
+        part = self._checkpoint.read(f"{module}.weight", rows, columns)
         mine = self._coords.s * block
         return RowParallelLinear(
             part.contiguous().clone().to(self._device),
@@ -215,7 +222,7 @@ class _ShardReader:
         start = self._coords.t * sp * block
         mine = self._coords.s * block
         return VocabParallelEmbedding(
-            self._vocab_rows(EMBEDDING, range(start, start + sp * block)),
+            self._vocab_rows(self._names.embedding, range(start, start + sp * block)),
             base_start=start,
             shift_rows=range(mine, mine + block),
             groups=self._groups,
@@ -228,7 +235,8 @@ class _ShardReader:
         if self._model.tie_embeddings and embedding is not None:
             weight = embedding.shift_view
         else:
-            weight = self._vocab_rows(EMBEDDING if self._model.tie_embeddings else HEAD, rows)
+            names, is_tied = self._names, self._model.tie_embeddings
+            weight = self._vocab_rows(names.embedding if is_tied else names.head, rows)
         return VocabParallelHead(
             weight,
             num_valid=len(range(*slice(rows.start, rows.stop).indices(self._model.vocab_size))),
@@ -236,13 +244,14 @@ class _ShardReader:
             groups=self._groups,
         )
 
-    def _vocab_rows(self, name: str, rows: range) -> Tensor:
+    def _vocab_rows(self, module: str, rows: range) -> Tensor:
         """Rows of the padded vocabulary; those past its end are zero."""
         stop = min(rows.stop, self._model.vocab_size)
         weight = self._empty(len(rows), self._model.hidden_size)
         weight.zero_()
         if rows.start < stop:
-            weight[: stop - rows.start] = self._checkpoint.read(name, range(rows.start, stop))
+            found = self._checkpoint.read(f"{module}.weight", range(rows.start, stop))
+            weight[: stop - rows.start] = found
         return weight.to(self._device)
 
     def _empty(self, *shape: int) -> Tensor:

@@ -25,7 +25,7 @@ from engine.spec.plan import ParallelPlan, RankCoords
 
 
 class Part(StrEnum):
-    """A third of the fused projection; the value is the checkpoint's word."""
+    """A third of the fused projection."""
 
     Q = "q"
     K = "k"

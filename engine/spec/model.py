@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.spec.errors import CheckpointError
+from engine.spec.families.family import Family
+from engine.spec.families.registry import get_family
 from engine.spec.plan import ParallelPlan, padded_vocab_size, stage_layers
-
-SUPPORTED_MODEL_TYPES = ("llama", "qwen2", "qwen3")
 
 
 class DType(StrEnum):
@@ -39,7 +39,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape of a dense Llama-family decoder, as its Hugging Face ``config.json`` states it."""
+    """Shape of a dense decoder, as its Hugging Face ``config.json`` states it."""
 
     model_type: str
     num_layers: int
@@ -78,19 +78,17 @@ class ModelConfig:
         cls, raw: dict[str, Any], *, eos_token_id: int | list[int] | None = None, where: str
     ) -> ModelConfig:
         """Build from the parsed ``config.json``; ``where`` names the source in errors."""
-        model_type = raw.get("model_type", "")
-        if model_type not in SUPPORTED_MODEL_TYPES:
-            raise CheckpointError(
-                f"{where}: model_type {model_type!r} is not supported; "
-                f"supported are {', '.join(SUPPORTED_MODEL_TYPES)}"
-            )
-        _refuse_unknown_math(raw, where)
+        try:
+            family = get_family(raw.get("model_type", ""))
+        except CheckpointError as error:
+            raise CheckpointError(f"{where}: {error}") from error
+        _refuse_unknown_math(raw, family, where)
         try:
             num_heads = int(raw["num_attention_heads"])
             hidden = int(raw["hidden_size"])
             rope_theta, rope_scaling = _read_rope(raw, where)
             return cls(
-                model_type=model_type,
+                model_type=family.model_type,
                 num_layers=int(raw["num_hidden_layers"]),
                 hidden_size=hidden,
                 ffn_size=int(raw["intermediate_size"]),
@@ -103,8 +101,8 @@ class ModelConfig:
                 rope_theta=rope_theta,
                 rope_scaling=rope_scaling,
                 tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
-                qkv_bias=bool(raw.get("attention_bias", model_type == "qwen2")),
-                qk_norm=model_type == "qwen3",
+                qkv_bias=bool(raw.get("attention_bias", family.qkv_bias)),
+                qk_norm=family.qk_norm,
                 dtype=_read_dtype(raw),
                 eos_token_ids=_as_ids(
                     eos_token_id if eos_token_id is not None else raw.get("eos_token_id")
@@ -113,6 +111,15 @@ class ModelConfig:
             )
         except KeyError as missing:
             raise CheckpointError(f"{where}: key {missing} is missing") from missing
+
+    @property
+    def family(self) -> Family:
+        """What models of this ``model_type`` have in common.
+
+        Raises:
+            CheckpointError: the engine runs no such family.
+        """
+        return get_family(self.model_type)
 
     @property
     def q_size(self) -> int:
@@ -194,13 +201,14 @@ def _read_rope(raw: dict[str, Any], where: str) -> tuple[float, RopeScaling | No
     )
 
 
-def _refuse_unknown_math(raw: dict[str, Any], where: str) -> None:
+def _refuse_unknown_math(raw: dict[str, Any], family: Family, where: str) -> None:
     """Refuse what would load and then answer wrongly."""
     activation = raw.get("hidden_act", "silu")
     if activation != "silu":
         raise CheckpointError(f"{where}: hidden_act {activation!r} is not supported (silu)")
-    if raw.get("use_sliding_window"):
-        raise CheckpointError(f"{where}: sliding-window attention is not supported")
+    refusal = family.refusal(raw)
+    if refusal is not None:
+        raise CheckpointError(f"{where}: {refusal}")
 
 
 def _read_dtype(raw: dict[str, Any]) -> DType:

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.spec.errors import CheckpointError
+from engine.spec.families.family import Family
+from engine.spec.families.llama import LLAMA
+from engine.spec.families.qwen2 import QWEN2
+from engine.spec.families.qwen3 import QWEN3
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.steps import StepShape
@@ -18,7 +22,7 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True, kw_only=True)
 class _Size:
-    """What differs between the sizes of one family, as their ``config.json`` states it."""
+    """What differs between the sizes of one series, as their ``config.json`` states it."""
 
     layers: int
     hidden: int
@@ -31,21 +35,21 @@ class _Size:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Family:
-    model_type: str
+class _Series:
+    """What all published sizes of one series share."""
+
+    family: Family
     max_positions: int
     rope_theta: float
-    qkv_bias: bool = False
-    qk_norm: bool = False
 
 
-LLAMA_31 = _Family(model_type="llama", max_positions=131_072, rope_theta=500_000.0)
-LLAMA_2 = _Family(model_type="llama", max_positions=4096, rope_theta=10_000.0)
-QWEN_25 = _Family(model_type="qwen2", max_positions=32_768, rope_theta=1_000_000.0, qkv_bias=True)
-QWEN_3 = _Family(model_type="qwen3", max_positions=40_960, rope_theta=1_000_000.0, qk_norm=True)
+LLAMA_31 = _Series(family=LLAMA, max_positions=131_072, rope_theta=500_000.0)
+LLAMA_2 = _Series(family=LLAMA, max_positions=4096, rope_theta=10_000.0)
+QWEN_25 = _Series(family=QWEN2, max_positions=32_768, rope_theta=1_000_000.0)
+QWEN_3 = _Series(family=QWEN3, max_positions=40_960, rope_theta=1_000_000.0)
 
 # fmt: off
-FAMILIES: dict[str, tuple[_Family, dict[str, _Size]]] = {
+SERIES: dict[str, tuple[_Series, dict[str, _Size]]] = {
     "llama-3.1": (LLAMA_31, {
         "8b": _Size(layers=32, hidden=4096, ffn=14_336, heads=32, kv_heads=8, vocab=128_256),
         "70b": _Size(layers=80, hidden=8192, ffn=28_672, heads=64, kv_heads=8, vocab=128_256),
@@ -91,7 +95,7 @@ _SUFFIX = re.compile(r"(-(instruct|chat|hf|base|fp8|dynamic|\d{4}))+$")
 
 def list_models() -> list[str]:
     """Names of all described models."""
-    return [f"{family}-{size}" for family, (_, sizes) in FAMILIES.items() for size in sizes]
+    return [f"{series}-{size}" for series, (_, sizes) in SERIES.items() for size in sizes]
 
 
 def find_model(name: str) -> ModelConfig | None:
@@ -99,12 +103,12 @@ def find_model(name: str) -> ModelConfig | None:
     ``meta-llama/Llama-3.1-70B-Instruct``; None when there is none."""
     short = _SUFFIX.sub("", _PREFIX.sub("", name.rpartition("/")[2].lower()))
     prefix, _, size_name = short.rpartition("-")
-    family, sizes = FAMILIES.get(prefix, (None, {}))
+    series, sizes = SERIES.get(prefix, (None, {}))
     size = sizes.get(size_name)
-    if family is None or size is None:
+    if series is None or size is None:
         return None
     return ModelConfig(
-        model_type=family.model_type,
+        model_type=series.family.model_type,
         num_layers=size.layers,
         hidden_size=size.hidden,
         ffn_size=size.ffn,
@@ -112,11 +116,11 @@ def find_model(name: str) -> ModelConfig | None:
         num_kv_heads=size.kv_heads,
         head_dim=size.head_dim,
         vocab_size=size.vocab,
-        max_positions=family.max_positions,
-        rope_theta=family.rope_theta,
+        max_positions=series.max_positions,
+        rope_theta=series.rope_theta,
         tie_embeddings=size.is_tied,
-        qkv_bias=family.qkv_bias,
-        qk_norm=family.qk_norm,
+        qkv_bias=series.family.qkv_bias,
+        qk_norm=series.family.qk_norm,
         dtype=DType.BFLOAT16,
     )
 

@@ -1,0 +1,7 @@
+"""Qwen 2 and 2.5: biases on q, k and v, of which their ``config.json`` says nothing."""
+
+from __future__ import annotations
+
+from engine.spec.families.family import Family
+
+QWEN2 = Family(model_type="qwen2", qkv_bias=True)

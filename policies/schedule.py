@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +13,7 @@ from engine.spec.errors import EngineError
 from engine.spec.plan import AXES, ParallelPlan
 from engine.spec.settings import Caps
 from policies.errors import PolicyInputError
+from policies.points import Estimate, estimates_from_json, estimates_to_json
 
 SCHEMA = "schedule/v1"
 
@@ -85,12 +86,16 @@ class LoadBand:
 class Schedule:
     """Load bands of one plan. Bands of one mix stand in order of rate without gap or overlap.
 
+    ``alone``: latencies of such requests one at a time, each as low as any band's settings make
+    it, by the SLA's words (``p95_ttft_ms``); empty where nobody has looked.
+
     Raises:
         PolicyInputError: no band, a gap or an overlap, or settings the plan cannot take.
     """
 
     plan: ParallelPlan
     bands: tuple[LoadBand, ...]
+    alone: Mapping[str, Estimate] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.bands:
@@ -135,6 +140,7 @@ class Schedule:
             "schema": SCHEMA,
             "plan": plan | {"shift": self.plan.shift},
             "bands": [band.to_json() for band in self.bands],
+            "alone": estimates_to_json(self.alone),
         }
 
     @classmethod
@@ -151,6 +157,7 @@ class Schedule:
             return cls(
                 plan=ParallelPlan(**document["plan"]),
                 bands=tuple(_band(raw) for raw in document["bands"]),
+                alone=estimates_from_json(document.get("alone") or {}),
             )
         except KeyError as missing:
             raise PolicyInputError(f"schedule: {missing} is missing") from missing

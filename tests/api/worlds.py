@@ -12,6 +12,7 @@ from engine.policy.document import EnginePolicy
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps
+from policies.points import Estimate
 from policies.schedule import HotSettings, LoadBand, Schedule
 from store import Database
 
@@ -77,9 +78,10 @@ def heartbeat_body(*, arrived: int, policy: Json, ttft_ms: float = 40.0, **chang
 
 
 def schedule() -> Schedule:
-    """Two bands: below and above 10 requests per second."""
+    """Two bands: below and above 10 requests per second; alone a first token takes 30 ms."""
     return Schedule(
         plan=PLAN,
+        alone={"p95_ttft_ms": Estimate(value=30.0, low=25.0, high=35.0)},
         bands=(
             LoadBand(
                 rate_rps_low=0,

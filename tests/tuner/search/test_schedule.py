@@ -15,7 +15,7 @@ from tuner.search.schedule import RATE_FACTORS, SAFE_HEADROOM, build_schedule
 from tuner.search.simulator import Simulator
 from tuner.spec.space import Settings, Space
 from tuner.workload.parse import parse_workload
-from tuner.workload.slices import at_rate
+from tuner.workload.slices import at_rate, head
 
 SLA = Sla.parse("p95_ttft_ms<=400,p99_itl_ms<=60")
 LOAD = "poisson:rate=16,requests=240,seconds=60,input=110,output=20"
@@ -66,3 +66,24 @@ def test_bands_cover_every_rate_and_the_top_one_knows_three_times_the_load() -> 
     assert schedule.bands[0].rate_rps_low == 0.0
     assert schedule.bands[-1].rate_rps_high == math.inf
     assert schedule.bands[-1].settings.caps.max_num_batched_tokens > 128
+
+
+def test_the_schedule_knows_what_a_request_alone_takes_at_best() -> None:
+    """With 128 tokens a step a prompt of 110 is one step, and so it is with any more."""
+    workload = parse_workload(LOAD, seed=0)
+    found = simulator()
+    alone = build_schedule(found, SPACE, settings(128), workload, SLA).alone
+    p50 = alone["p50_ttft_ms"]
+    step_ms = 10 + 0.1 * 110 + 1
+    assert p50.value == pytest.approx(step_ms, rel=0.1)
+    assert p50.low < p50.value < p50.high
+    loaded = found.quick_point(settings(512), head(workload, 200)).metrics
+    assert all(alone[key].value <= loaded[key].value for key in alone)
+    assert "p95_itl_ms" in alone
+    assert "attainment" not in alone
+
+
+def test_of_a_closed_loop_too_a_request_alone_shares_no_step() -> None:
+    workload = parse_workload("closed:concurrency=16,input=110,output=20,requests=60", seed=0)
+    alone = build_schedule(simulator(), SPACE, settings(256), workload, SLA).alone
+    assert alone["p99_tpot_ms"].value == pytest.approx(10 + 0.1, rel=0.01)

@@ -10,6 +10,7 @@ from api.documents.policy import (
     differences,
     engine_policy,
     etag,
+    guard_warnings,
     new_document,
     patched,
 )
@@ -140,7 +141,7 @@ def write(
         is_dry_run=is_dry_run,
         changes=[change.to_json() for change in changes],
         predicted=_predicted(uow, engine, document),
-        warnings=_warnings(document, changes),
+        warnings=_warnings(before, document, changes),
         policy=view(engine, version),
     )
 
@@ -227,7 +228,7 @@ def _predicted(uow: UnitOfWork, engine: EngineRow, document: Json) -> Json | Non
     return predicted_for(uow.recommendations.get(engine.recommendation_id).document, document)
 
 
-def _warnings(document: Json, changes: list[Change]) -> list[str]:
+def _warnings(before: Json, document: Json, changes: list[Change]) -> list[str]:
     policy = engine_policy(document)
     warning = policy.threshold_warning
-    return [warning] if warning and changes else []
+    return [*([warning] if warning and changes else []), *guard_warnings(before, document)]

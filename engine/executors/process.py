@@ -196,7 +196,6 @@ class ProcessExecutor:
             num_kv_blocks=blocks,
             num_slots=config.start_envelope.max_num_seqs,
             max_blocks_per_seq=min(blocks, -(-max_len // config.block_size)),
-            max_batched_tokens=config.start_envelope.max_num_batched_tokens,
             has_parallel_sampling=config.parallel_sampling,
             backend=str(meeting.backend),
             init_method=meeting.address,

@@ -21,7 +21,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Files share two workers: most tests wait for a process of theirs to start.
 test: $(STAMP)
-	$(BIN)/pytest -n $(TEST_JOBS) --dist loadfile
+	$(BIN)/pytest -n $(TEST_JOBS) --dist loadfile --cov --cov-report=
+	$(BIN)/python -m tests.coverage_table
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow --timeout=1200
@@ -30,6 +31,8 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/vulture
+	$(BIN)/vulture engine policies tuner store api migrations benchmarks tests
 	$(BIN)/python -m tests.rooms
 	$(BIN)/pytest tests/test_imports.py
 
@@ -47,4 +50,4 @@ reproduce: $(STAMP)
 	$(BIN)/python -m benchmarks.reproduce
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*

@@ -112,7 +112,6 @@ def _setup(rank: int, backend: str, address: str) -> RankSetup:
         num_slots=1,
         max_blocks_per_seq=1,
         has_parallel_sampling=False,
-        max_batched_tokens=1,
         backend=backend,
         init_method=address,
         link=None,

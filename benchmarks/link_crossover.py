@@ -28,7 +28,7 @@ from engine.spec.model import ModelConfig
 from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
-from policies.threshold import ShiftRule, StepPair
+from policies.threshold import StepPair, shift_threshold
 from tuner.profiling.profile import Profile, merged, read_json
 from tuner.profiling.run import ProfileSpec, run_profile
 from tuner.spec.machine import this_machine
@@ -188,7 +188,7 @@ def crossover(times: Sequence[tuple[int, dict[Mode, float]]]) -> int:
         )
         for size, seconds in times
     ]
-    threshold = ShiftRule().advise(pairs).threshold_tokens
+    threshold = shift_threshold(pairs)
     above = [size for size, _ in times if size > threshold]
     return above[0] if above else 2 * times[-1][0]
 

@@ -177,13 +177,26 @@ def _correct(state: ControlState, load: LoadWindow) -> Decision:
     state = replace(state, memory=replace(memory, misses=misses))
     if misses < limits.misses_to_correct:
         return _hold_in_band(state)
-    if state.is_feasible_when_idle is False:
+    if state.is_feasible_when_idle is False and _asks_no_less(state):
         return _raise(state, Reason.SLA_INFEASIBLE)
     higher = _next_higher(state)
     if higher is None:
         return _raise(state, Reason.SLA_MISSED_AT_TOP)
     assert memory.load_band is not None, "the first observation sets the load band"
     return _move(state, higher, Reason.SLA_MISSED, load_band=memory.load_band)
+
+
+def _asks_no_less(state: ControlState) -> bool:
+    """Whether requests are as long as those of the schedule: shorter ones may be fast enough."""
+    smoothed, index = state.memory.smoothed, state.memory.load_band
+    assert smoothed is not None, "the caller has smoothed the load"
+    assert index is not None, "the first observation sets the load band"
+    observed = (smoothed.mean_input_tokens, smoothed.mean_output_tokens)
+    least = 1 - state.limits.dead_band
+    return all(
+        o is not None and o >= m * least
+        for o, m in zip(observed, state.schedule.bands[index].mix, strict=True)
+    )
 
 
 def _judged(load: LoadWindow, limits: ControlLimits) -> bool | None:

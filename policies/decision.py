@@ -143,7 +143,8 @@ class ControlState:
     """Everything a decision depends on.
 
     ``load`` None: no data came. ``in_force``: the settings the engine reports, None if unknown.
-    ``is_feasible_when_idle`` False: one request alone already misses the SLA.
+    ``is_feasible_when_idle`` False: one request alone, as long as those of the schedule, already
+    misses the SLA under any of its settings (``policies.feasibility``).
     """
 
     schedule: Schedule

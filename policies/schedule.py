@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +12,7 @@ from engine.spec.errors import EngineError
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.errors import PolicyInputError
+from policies.points import Estimate, estimates_from_json, estimates_to_json
 
 SCHEMA = "schedule/v2"
 
@@ -60,11 +61,15 @@ class LoadBand:
 class Schedule:
     """Load bands of one plan. Bands of one mix stand in order of rate without gap or overlap.
 
+    ``alone``: latencies of such requests one at a time, each as low as any band's settings make
+    it, by the SLA's words (``p95_ttft_ms``); empty where nobody has looked.
+
     Raises:
         PolicyInputError: no band, a gap or an overlap, or bands of several plans.
     """
 
     bands: tuple[LoadBand, ...]
+    alone: Mapping[str, Estimate] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.bands:
@@ -112,7 +117,11 @@ class Schedule:
         return group[-1]
 
     def to_json(self) -> dict[str, Any]:
-        return {"schema": SCHEMA, "bands": [band.to_json() for band in self.bands]}
+        return {
+            "schema": SCHEMA,
+            "bands": [band.to_json() for band in self.bands],
+            "alone": estimates_to_json(self.alone),
+        }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Schedule:
@@ -125,7 +134,10 @@ class Schedule:
         if schema != SCHEMA:
             raise PolicyInputError(f"schedule: schema {schema!r} is not {SCHEMA!r}")
         try:
-            return cls(bands=tuple(_band(raw) for raw in document["bands"]))
+            return cls(
+                bands=tuple(_band(raw) for raw in document["bands"]),
+                alone=estimates_from_json(document.get("alone") or {}),
+            )
         except KeyError as missing:
             raise PolicyInputError(f"schedule: {missing} is missing") from missing
         except (TypeError, EngineError) as error:

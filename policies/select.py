@@ -81,7 +81,7 @@ class Relaxation:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The answer. ``best`` is the recommendation; it equals ``cheapest``.
+    """The answer. ``best`` is the recommendation: the cheapest point.
 
     ``probability`` is P(SLA met) of ``best`` (see ``OperatingPoint.probability``). When nothing
     is feasible, ``best`` is None, ``closest`` the point that misses by least, ``binding`` the
@@ -97,10 +97,6 @@ class Selection:
     closest: OperatingPoint | None = None
     binding: Constraint | None = None
     relaxations: tuple[Relaxation, ...] = ()
-
-    @property
-    def cheapest(self) -> OperatingPoint | None:
-        return self.best
 
 
 def select(points: Sequence[OperatingPoint], sla: Sla) -> Selection:

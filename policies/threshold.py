@@ -5,20 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
 
 from policies.errors import PolicyInputError
-
-
-class ShiftReason(StrEnum):
-    """What the step times say about the two modes."""
-
-    CROSSOVER = "crossover"
-    SHIFT_ALWAYS_FASTER = "shift_always_faster"
-    BASE_ALWAYS_FASTER = "base_always_faster"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,51 +22,19 @@ class StepPair:
     weight: float = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShiftAdvice:
-    """A threshold in tokens and how sure it is.
+def shift_threshold(pairs: Sequence[StepPair]) -> int:
+    """The best threshold for ``pairs`` (sizes in any order, repeats allowed); 0 = always base.
 
-    Any threshold in ``low_tokens``..``high_tokens`` costs at most the rule's tolerance more than
-    the advised one. ``saved_share`` is the share of step time saved against the better of always
-    base and always shift.
+    Fits the threshold rule (n > threshold -> base, arXiv 2509.16495) to step times. It minimises
+    the total time over all sizes instead of looking for the first crossing, so one noisy pair
+    cannot move it far.
+
+    Raises:
+        PolicyInputError: no pair, or a size, time or weight that is not positive.
     """
-
-    threshold_tokens: int
-    low_tokens: int
-    high_tokens: int
-    reason: ShiftReason
-    saved_share: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShiftRule:
-    """Fits the threshold rule (n > threshold -> base, arXiv 2509.16495) to step times.
-
-    It minimises the total time over all sizes instead of looking for the first crossing, so one
-    noisy pair cannot move it far.
-    """
-
-    tolerance: float = 0.005
-
-    def advise(self, pairs: Sequence[StepPair]) -> ShiftAdvice:
-        """The best threshold for ``pairs`` (sizes in any order, repeats allowed).
-
-        Raises:
-            PolicyInputError: no pair, or a size, time or weight that is not positive.
-        """
-        _check(pairs)
-        sizes = np.unique([p.num_tokens for p in pairs])
-        costs = _cost_by_split(pairs, sizes)
-        best = int(costs.argmin())
-        near = np.flatnonzero(costs <= costs[best] * (1 + self.tolerance))
-        always_base, always_shift = float(costs[0]), float(costs[-1])
-        return ShiftAdvice(
-            threshold_tokens=_threshold(pairs, sizes, best),
-            low_tokens=_size_at(sizes, int(near[0])),
-            high_tokens=_size_at(sizes, int(near[-1])),
-            reason=_reason(best, len(sizes)),
-            saved_share=1 - float(costs[best]) / min(always_base, always_shift),
-        )
+    _check(pairs)
+    sizes = np.unique([p.num_tokens for p in pairs])
+    return _threshold(pairs, sizes, int(_cost_by_split(pairs, sizes).argmin()))
 
 
 def _check(pairs: Sequence[StepPair]) -> None:
@@ -104,12 +63,6 @@ def _cost_by_split(
 def _size_at(sizes: npt.NDArray[np.int64], split: int) -> int:
     """The largest size that runs in shift at this split; 0 = none."""
     return int(sizes[split - 1]) if split else 0
-
-
-def _reason(split: int, num_sizes: int) -> ShiftReason:
-    if split == 0:
-        return ShiftReason.BASE_ALWAYS_FASTER
-    return ShiftReason.SHIFT_ALWAYS_FASTER if split == num_sizes else ShiftReason.CROSSOVER
 
 
 def _threshold(pairs: Sequence[StepPair], sizes: npt.NDArray[np.int64], split: int) -> int:

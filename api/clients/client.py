@@ -65,25 +65,16 @@ class GearshiftClient:
 
     # -- tuning --------------------------------------------------------------------------------
 
-    def create_job(self, spec: Json, *, idempotency_key: str | None = None) -> Json:
+    def create_job(self, spec: Json) -> Json:
         """Queue a tuning job (``TuningJobCreate``); returns it."""
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        return self._object("POST", "/v1/tuning-jobs", json=spec, headers=headers)
+        return self._object("POST", "/v1/tuning-jobs", json=spec)
 
     def get_job(self, job_id: str) -> Json:
         return self._object("GET", f"/v1/tuning-jobs/{job_id}")
 
-    def cancel_job(self, job_id: str) -> Json:
-        return self._object("POST", f"/v1/tuning-jobs/{job_id}:cancel")
-
-    def list_trials(self, job_id: str) -> list[Json]:
-        return self._all(f"/v1/tuning-jobs/{job_id}/trials")
-
-    def get_report(self, job_id: str) -> Json:
-        return self._object("GET", f"/v1/tuning-jobs/{job_id}/report")
-
-    def follow_job(self, job_id: str, *, after: int = 0) -> Iterator[JobEvent]:
-        """Every event from ``after`` on until the job is finished, over reconnects."""
+    def follow_job(self, job_id: str) -> Iterator[JobEvent]:
+        """Every event until the job is finished, over reconnects."""
+        after = 0
         while True:
             try:
                 for event in self._events(job_id, after):
@@ -112,19 +103,6 @@ class GearshiftClient:
     def get_engine(self, engine_id: str) -> Json:
         return self._object("GET", f"/v1/engines/{engine_id}")
 
-    def get_policy(self, engine_id: str) -> Json:
-        return self._object("GET", f"/v1/engines/{engine_id}/policy")
-
-    def patch_policy(self, engine_id: str, patch: Json, *, is_dry_run: bool = False) -> Json:
-        """Merge-patch the policy as it is now; returns the change set."""
-        path = f"/v1/engines/{engine_id}/policy"
-        etag = self._send("GET", path).headers["etag"]
-        headers = {"If-Match": etag, "Content-Type": "application/merge-patch+json"}
-        params = {"dry_run": str(is_dry_run).lower()}
-        return self._object(
-            "PATCH", path, content=json.dumps(patch), headers=headers, params=params
-        )
-
     def wait_applied(self, engine_id: str, version: int, *, timeout_s: float = 60.0) -> Json:
         """The engine once it runs ``version`` or a later one.
 
@@ -139,17 +117,9 @@ class GearshiftClient:
             time.sleep(0.2)
         raise TimeoutError(f"engine {engine_id} does not run version {version}")
 
-    def list_policy_versions(self, engine_id: str) -> list[Json]:
-        """Versions, newest first."""
-        return self._all(f"/v1/engines/{engine_id}/policy/versions")
-
     def list_decisions(self, engine_id: str) -> list[Json]:
         """Decisions of the controller, newest first."""
         return self._all("/v1/decisions", engine_id=engine_id)
-
-    def metrics(self) -> str:
-        """The service's Prometheus text."""
-        return self._send("GET", "/metrics").text
 
     # -- sending -------------------------------------------------------------------------------
 

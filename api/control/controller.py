@@ -18,6 +18,7 @@ from engine.spec.errors import EngineError
 from engine.spec.measurement import METRIC_IDS, Fidelity
 from policies.controller import Action, ControlLimits, ControlState, Decision, decide
 from policies.errors import PolicyInputError
+from policies.feasibility import is_feasible_when_idle
 from policies.observation import Observation
 from policies.schedule import Schedule
 from policies.sla import Sla
@@ -91,16 +92,14 @@ class Controller:
             return  # the schedule speaks of another plan
         now = utc_now()
         since = now - timedelta(seconds=self._context.settings.control_window_s)
-        seen = observe(
-            uow.engines.list_heartbeats(engine.id, since=since),
-            Sla.parse(engine.sla) if engine.sla else None,
-            now=now,
-        )
+        sla = Sla.parse(engine.sla) if engine.sla else None
+        seen = observe(uow.engines.list_heartbeats(engine.id, since=since), sla, now=now)
         state = ControlState(
             schedule=schedule,
             now_s=now.timestamp(),
             load=None if seen is None else seen.load,
             in_force=in_force,
+            is_feasible_when_idle=is_feasible_when_idle(sla, schedule.alone),
             memory=memory_from_json(engine.control_memory),
             limits=self._limits,
         )

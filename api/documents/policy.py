@@ -1,7 +1,9 @@
 """The ``policy/v1`` document: reading, patching, comparing. No database.
 
 A document is an engine's settings plus what only the service obeys: ``sla``, ``guards`` and
-``provenance``.
+``provenance``. Of the guards, ``max_gpus`` is enforced; ``min_interval_s`` and
+``max_reshapes_per_h`` limit automatic reshapes and are enforced once there are any: today every
+reshape is asked for by somebody.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from store.models.base import Json
 
 SCHEMA = "policy/v1"
 ENGINE_PART = ("plan", "shift", "caps", "scheduler", "mode")
-GUARDS = ("max_gpus", "min_interval_s", "max_reshapes_per_h")
+RESHAPE_GUARDS = ("min_interval_s", "max_reshapes_per_h")
+GUARDS = ("max_gpus", *RESHAPE_GUARDS)
 DEFAULT_GUARDS: Json = {"max_gpus": None, "min_interval_s": 60, "max_reshapes_per_h": 4}
 # What the service writes itself; a patch that names one may only repeat it.
 FIXED = ("schema", "engine", "provenance")
@@ -117,6 +120,16 @@ def differences(before: PolicyDocument, after: PolicyDocument, envelope: Caps) -
     return [
         Change(knob=knob, knob_class=kind, before=_value(old, knob), after=_value(new, knob))
         for knob, kind in classes.items()
+    ]
+
+
+def guard_warnings(before: PolicyDocument, after: PolicyDocument) -> list[str]:
+    """Guards that the change sets and that nothing obeys yet."""
+    return [
+        f"guards.{name} is kept and will be enforced once reshapes become automatic; "
+        "a reshape that somebody asks for is not held back by it"
+        for name in RESHAPE_GUARDS
+        if after.guards.get(name) != before.guards.get(name)
     ]
 
 

@@ -62,6 +62,11 @@ def patch(
         Json,
         Body(
             media_type="application/merge-patch+json",
+            description=(
+                "Knobs of the engine, `sla` and `guards`. `guards.max_gpus` is enforced; "
+                "`guards.min_interval_s` and `guards.max_reshapes_per_h` are kept, and enforced "
+                "once reshapes become automatic."
+            ),
             examples=[{"caps": {"max_num_seqs": 96}, "shift": {"threshold_tokens": 128}}],
         ),
     ],

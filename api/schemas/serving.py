@@ -113,8 +113,11 @@ class PolicyView(View):
 
     engine_id: str
     version: int
-    requested: Json
-    effective: Json
+    requested: Json = Field(
+        description="The whole document. Its `guards.min_interval_s` and "
+        "`guards.max_reshapes_per_h` are enforced once reshapes become automatic"
+    )
+    effective: Json = Field(description="The engine's part of the policy in force")
     applied_version: int
     ack_state: AckState
     ack_message: str | None

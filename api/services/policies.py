@@ -10,6 +10,7 @@ from api.documents.policy import (
     check_applicable,
     differences,
     etag,
+    guard_warnings,
     settings_in,
 )
 from api.documents.recommendation import predicted_for
@@ -139,7 +140,7 @@ def write(
         is_dry_run=is_dry_run,
         changes=[change.to_json() for change in changes],
         predicted=_predicted(uow, engine, after.settings),
-        warnings=_warnings(after.settings, changes),
+        warnings=_warnings(before, after, changes),
         policy=view(engine, version),
     )
 
@@ -225,6 +226,6 @@ def _predicted(uow: UnitOfWork, engine: EngineRow, settings: Settings) -> Json |
     return predicted_for(uow.recommendations.get(engine.recommendation_id).document, settings)
 
 
-def _warnings(settings: Settings, changes: list[Change]) -> list[str]:
-    warning = settings.threshold_warning
-    return [warning] if warning and changes else []
+def _warnings(before: PolicyDocument, after: PolicyDocument, changes: list[Change]) -> list[str]:
+    warning = after.settings.threshold_warning
+    return [*([warning] if warning and changes else []), *guard_warnings(before, after)]

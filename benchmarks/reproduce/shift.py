@@ -38,7 +38,6 @@ MAX_NUM_SEQS = 1024
 THRESHOLD = 512
 ALONE = Load(concurrency=1, input_tokens=INPUT, output_tokens=OUTPUT, requests=3)
 LIMIT = 0.15
-LATENCY_ROWS = ("TTFT ms", "TPOT ms")
 PUBLISHED: dict[str, dict[str, float]] = {
     "TTFT ms": {"DP=8": 614, "TP=8": 159, "SP=8": 103, "Shift": 102},
     "TPOT ms": {"DP=8": 22.5, "TP=8": 9.34, "SP=8": 32.5, "Shift": 10.1},

@@ -62,7 +62,6 @@ class ProcessExecutor:
         self._decoder = msgspec.msgpack.Decoder(FromRank)
         self._failure: str | None = "it has not been started"
         self._is_broken = False
-        self.start_seconds = 0.0
 
     @property
     def backend(self) -> Collectives:
@@ -76,18 +75,17 @@ class ProcessExecutor:
 
     def start(self) -> ExecutorInfo:
         check_plan(self._plan, self._model)
-        started_s = time.monotonic()
+        deadline_s = time.monotonic() + self._config.start_timeout_s
         try:
             self._meeting = MeetingPlace(self.backend)
             self._ranks = self._source.lend(self._plan.replica_size)
             self._failure = None
             self._send_setups(self._ranks, self._meeting)
-            ready = self._wait_ready(self._ranks, started_s + self._config.start_timeout_s)
+            ready = self._wait_ready(self._ranks, deadline_s)
         except BaseException:
             self.close()
             raise
         self._source.replenish()
-        self.start_seconds = time.monotonic() - started_s
         return ExecutorInfo(
             num_kv_blocks=num_kv_blocks(self._config, self._model, self._plan),
             weight_bytes=tuple(rank.weight_bytes for rank in ready),
@@ -196,7 +194,6 @@ class ProcessExecutor:
             num_kv_blocks=blocks,
             num_slots=config.start_envelope.max_num_seqs,
             max_blocks_per_seq=min(blocks, -(-max_len // config.block_size)),
-            max_batched_tokens=config.start_envelope.max_num_batched_tokens,
             has_parallel_sampling=config.parallel_sampling,
             backend=str(meeting.backend),
             init_method=meeting.address,

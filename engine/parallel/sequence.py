@@ -32,7 +32,6 @@ class HeadExchange:
         self._group = group
         self._head_dim = head_dim
         self._num_stored = len(layout.stored)
-        self._num_q = layout.num_q
         self._block = layout.block
         self._send: Tensor | None = None
         self._picks = torch.empty(0, dtype=torch.int64, device=device)

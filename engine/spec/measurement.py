@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -165,13 +165,3 @@ class Measurement:
     def _rate(self, counts: Iterable[int]) -> float:
         total, window = sum(counts), self.window_s
         return total / window if window > 0 else 0.0
-
-
-def merge(measurements: Sequence[Measurement]) -> Measurement:
-    """Pool runs of one configuration (repeats); fidelity is the weakest of them."""
-    order = list(Fidelity)
-    return Measurement(
-        fidelity=min((m.fidelity for m in measurements), key=order.index),
-        timings=tuple(t for m in measurements for t in m.timings),
-        driver_lag_ms=max((m.driver_lag_ms for m in measurements), key=lambda lag: lag.p99 or 0.0),
-    )

@@ -171,10 +171,6 @@ class Tokenizer:
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise RequestError(f"messages: the chat template refuses them ({error})") from error
 
-    def apply_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Token ids of a conversation; the template itself writes the special tokens."""
-        return self.encode(self.chat_text(messages), add_special_tokens=False)
-
 
 def _letters_of_bytes() -> dict[str, bytes]:
     """How byte-level vocabularies write bytes: printable ones as themselves, others from 256."""

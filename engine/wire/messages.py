@@ -24,7 +24,6 @@ class RankSetup(msgspec.Struct, tag="setup", kw_only=True):
     num_kv_blocks: int
     num_slots: int
     max_blocks_per_seq: int
-    max_batched_tokens: int
     has_parallel_sampling: bool
     backend: str
     init_method: str

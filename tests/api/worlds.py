@@ -11,6 +11,7 @@ from api.documents.policy import model_to_json
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
+from policies.points import Estimate
 from policies.schedule import LoadBand, Schedule
 from store import Database
 
@@ -84,8 +85,9 @@ def heartbeat_body(*, arrived: int, policy: Json, ttft_ms: float = 40.0, **chang
 
 
 def schedule() -> Schedule:
-    """Two bands: below and above 10 requests per second."""
+    """Two bands: below and above 10 requests per second; alone a first token takes 30 ms."""
     return Schedule(
+        alone={"p95_ttft_ms": Estimate(value=30.0, low=25.0, high=35.0)},
         bands=(
             LoadBand(
                 rate_rps_low=0,

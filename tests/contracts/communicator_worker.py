@@ -187,7 +187,6 @@ def _open(message: Open, fds: list[int]) -> Transport:
         num_kv_blocks=1,
         num_slots=1,
         max_blocks_per_seq=1,
-        max_batched_tokens=1,
         has_parallel_sampling=True,
         backend=message.backend,
         init_method=message.init_method,

@@ -198,6 +198,21 @@ def test_an_sla_no_idle_engine_meets_raises_a_condition_and_adds_nothing() -> No
     )
 
 
+def test_requests_shorter_than_the_schedules_may_meet_what_its_own_cannot() -> None:
+    short = (350.0, 50.0)
+    decisions = play(
+        [window(1, mix=short)] + [window(1, is_met=False, mix=short)] * 5,
+        is_feasible_when_idle=False,
+    )
+    assert decisions[-1].reason is Reason.SLA_MISSED
+    assert decisions[-1].band_index == 1
+
+
+def test_an_sla_that_is_met_is_never_called_infeasible() -> None:
+    decisions = play([window(1)] + [window(1, is_met=True)] * 50, is_feasible_when_idle=False)
+    assert {d.reason for d in decisions[1:]} == {Reason.IN_BAND}
+
+
 def test_misses_in_the_top_band_raise_a_condition() -> None:
     decisions = play([window(10)] + [window(10, is_met=False)] * 5)
     assert decisions[-1].reason is Reason.SLA_MISSED_AT_TOP

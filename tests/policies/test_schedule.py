@@ -11,6 +11,7 @@ import pytest
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, ModePin, Settings
 from policies.errors import PolicyInputError
+from policies.points import Estimate
 from policies.schedule import LoadBand, Schedule
 
 PLAN = ParallelPlan(sp=2, shift=True)
@@ -50,6 +51,15 @@ def test_the_length_mix_closest_by_ratio_is_chosen_first() -> None:
 def test_the_document_reads_back_the_same_and_is_plain_json() -> None:
     text = json.dumps(SCHEDULE.to_json(), allow_nan=False)
     assert Schedule.from_json(json.loads(text)) == SCHEDULE
+
+
+def test_what_a_request_alone_takes_is_carried_and_may_be_missing() -> None:
+    alone = {"p95_ttft_ms": Estimate(value=40.0, low=30.0, high=math.inf)}
+    schedule = replace(SCHEDULE, alone=alone)
+    document = json.loads(json.dumps(schedule.to_json(), allow_nan=False))
+    assert Schedule.from_json(document) == schedule
+    del document["alone"]
+    assert Schedule.from_json(document) == SCHEDULE
 
 
 def test_settings_that_leave_the_mode_to_the_measured_table_are_carried() -> None:

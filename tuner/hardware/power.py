@@ -28,12 +28,6 @@ class PowerSpec:
                 f"compute_bound_w={self.compute_bound_w} does not hold"
             )
 
-    def busy_watts(self, compute_share: float) -> float:
-        """Watts of a step of which ``compute_share`` (0..1) of the time goes to prefill-like work
-        and the rest to decode-like work."""
-        share = min(1.0, max(0.0, compute_share))
-        return self.memory_bound_w + share * (self.compute_bound_w - self.memory_bound_w)
-
 
 def compute_share(num_prefill_tokens: int, num_decode_tokens: int) -> float:
     """Share of a step's tokens that are prefill: where its power lies between decode's and

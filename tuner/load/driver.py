@@ -29,7 +29,6 @@ _POLL_S = 0.2
 class LoadProgress:
     """Where a run stands. ``error`` holds the words of the latest failure."""
 
-    elapsed_s: float
     total: int
     sent: int
     completed: int
@@ -254,7 +253,6 @@ class _Driver:
 
     def _progress(self) -> LoadProgress:
         return LoadProgress(
-            elapsed_s=time.monotonic() - self._start_s,
             total=len(self._workload),
             sent=len(self._lives),
             completed=self._counts[Outcome.COMPLETED],

@@ -68,7 +68,6 @@ def profile_operators(
                     num_slots=1,
                     max_blocks_per_seq=1,
                     has_parallel_sampling=True,
-                    max_batched_tokens=max_tokens,
                     backend=backend.value,
                     init_method=address,
                     link=None,

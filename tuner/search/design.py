@@ -11,7 +11,7 @@ from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
 from policies.points import OperatingPoint
 from policies.sla import Sla
-from policies.threshold import ShiftRule, StepPair
+from policies.threshold import StepPair, shift_threshold
 from tuner.spec.space import Space
 
 MAX_DESIGN = 120
@@ -28,7 +28,7 @@ def advised_threshold(timer: StepTimer, max_num_seqs: int) -> int:
             1e3 * sum(timer.stage_seconds(_shape(num_tokens, max_num_seqs, mode))) for mode in Mode
         )
         pairs.append(StepPair(num_tokens=num_tokens, base_ms=base, shift_ms=shift))
-    return ShiftRule().advise(pairs).threshold_tokens
+    return shift_threshold(pairs)
 
 
 def design_settings(space: Space, timers: dict[ParallelPlan, StepTimer]) -> list[Settings]:

@@ -6,20 +6,23 @@ import math
 from itertools import pairwise
 
 from engine.spec.settings import Caps, Settings
-from policies.points import OperatingPoint
+from policies.points import Estimate, OperatingPoint
+from policies.report import LATENCIES
 from policies.schedule import LoadBand, Schedule
 from policies.select import low_threshold_warning
 from policies.sla import Sla
 from tuner.search.design import advised_threshold
 from tuner.search.simulator import Simulator
 from tuner.spec.space import Space
-from tuner.workload.slices import at_rate, head
+from tuner.workload.slices import at_rate, head, one_at_a_time
 from tuner.workload.workload import Workload
 
 RATE_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 # Each rate is judged by what arrives in a minute: a queue that grows must have time to show.
 BAND_SECONDS = 60.0
 MIN_REQUESTS, MAX_REQUESTS = 80, 1000
+# So many requests, one at a time, tell what an idle engine does.
+ALONE_REQUESTS = 200
 # Other settings than the recommended ones must be worth the change.
 MIN_GAIN = 0.05
 # With this share of every budget left, more is not needed.
@@ -46,13 +49,33 @@ def build_schedule(
         rate = _rate_rps(simulator, settings, load)
         if rate > (found[-1][0] if found else 0.0):
             found.append((rate, settings, points[nth][settings].headroom(sla)))
-    return Schedule(bands=_merged(found, workload))
+    return Schedule(
+        bands=_merged(found, workload),
+        alone=_alone(simulator, [settings for _, settings, _ in found], workload),
+    )
 
 
 def _sample(workload: Workload, factor: float) -> Workload:
     """The first requests, as many as come in ``BAND_SECONDS`` at ``factor`` times the rate."""
     wanted = (workload.rate_rps or 0.0) * factor * BAND_SECONDS
     return head(workload, max(MIN_REQUESTS, min(MAX_REQUESTS, round(wanted))))
+
+
+def _alone(
+    simulator: Simulator, choices: list[Settings], workload: Workload
+) -> dict[str, Estimate]:
+    """Latencies of requests one at a time, each the lowest of all ``choices``."""
+    idle = one_at_a_time(head(workload, ALONE_REQUESTS))
+    points = [simulator.point(settings, idle).metrics for settings in dict.fromkeys(choices)]
+    return {
+        key: Estimate(
+            value=min(metrics[key].value for metrics in points),
+            low=min(metrics[key].low for metrics in points),
+            high=min(metrics[key].high for metrics in points),
+        )
+        for key in points[0]
+        if key.endswith(LATENCIES) and all(key in metrics for metrics in points)
+    }
 
 
 def _choices(simulator: Simulator, space: Space, best: Settings) -> list[Settings]:

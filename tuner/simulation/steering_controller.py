@@ -14,6 +14,7 @@ from policies.controller import (
     Decision,
     decide,
 )
+from policies.feasibility import is_feasible_when_idle
 from policies.observation import Observation, TrafficWindow, join_windows
 from policies.schedule import Schedule
 from policies.sla import Sla
@@ -98,6 +99,7 @@ class ControllerSteering:
                 now_s=now_s,
                 load=None if seen is None else seen.load,
                 in_force=in_force,
+                is_feasible_when_idle=is_feasible_when_idle(self._sla, self._schedule.alone),
                 memory=self._memory,
                 limits=self._limits,
             )

@@ -9,20 +9,20 @@ from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.steps import StepShape
 from tuner.step_model.trees import Trees
 
-FEATURES = (
-    "log_tokens",
-    "log_seqs",
-    "log_decode_context",
-    "log_prefill_pairs",
-    "log_roofline",
-    "layers",
-    "sp",
-    "tp",
-    "pp",
-    "is_shift",
-)
-# A longer or fuller step never takes less time; degrees may do either.
-MONOTONE = (1, 1, 1, 1, 0, 0, 0, 0, 0, 0)
+# Features of a step; 1 = a step with more of it never takes less time, 0 = it may do either.
+FEATURES = {
+    "log_tokens": 1,
+    "log_seqs": 1,
+    "log_decode_context": 1,
+    "log_prefill_pairs": 1,
+    "log_roofline": 0,
+    "layers": 0,
+    "sp": 0,
+    "tp": 0,
+    "pp": 0,
+    "is_shift": 0,
+}
+MONOTONE = tuple(FEATURES.values())
 
 
 def residual_row(

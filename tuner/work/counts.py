@@ -79,38 +79,17 @@ class LayerShapes:
 class StageWork:
     """Work of one rank of one pipeline stage for one step.
 
-    ``rows`` is m of the layer products, ``tokens`` the rows attention sees (all of the step);
-    ``pairs`` query-key pairs; ``kv_bytes`` KV cache read. ``sampled`` is 0 except on the last
-    stage.
+    ``rows`` is m of the layer products, ``tokens`` the rows attention sees (all of the step).
+    ``sampled`` is 0 except on the last stage.
     """
 
     layers: int
     rows: int
     tokens: int
-    num_seqs: int
     layer: LayerShapes
     head: GemmShape | None
     sampled: int
-    prefill_pairs: float
-    decode_pairs: float
-    num_prefills: int
-    kv_bytes: float
-    attention_width: int
     collectives: tuple[Collective, ...]
-
-    @property
-    def gemm_flops(self) -> float:
-        """Floating point operations of the layer products."""
-        return 2.0 * self.layers * self.rows * self.layer.weights
-
-    @property
-    def head_flops(self) -> float:
-        return 2.0 * self.sampled * self.head.n * self.head.k if self.head else 0.0
-
-    @property
-    def attention_flops(self) -> float:
-        """Scores and weighted sums of all layers: 2 products of 2 FLOPs per pair and channel."""
-        return 4.0 * self.layers * self.attention_width * (self.prefill_pairs + self.decode_pairs)
 
 
 @dataclass(frozen=True)
@@ -176,17 +155,9 @@ class WorkCounter:
             layers=layers,
             rows=self.rows(shape),
             tokens=shape.num_tokens,
-            num_seqs=shape.num_seqs,
             layer=self._shapes[shape.mode],
             head=self.head if is_last else None,
             sampled=shape.num_sampled if is_last else 0,
-            prefill_pairs=shape.prefill_attention_pairs,
-            decode_pairs=shape.decode_context_tokens,
-            num_prefills=shape.num_seqs - shape.num_decode_tokens,
-            kv_bytes=float(layers)
-            * self.kv_width
-            * (shape.prefill_context_tokens + shape.decode_context_tokens),
-            attention_width=self.attention_width,
             collectives=(
                 *self._layer_collectives(shape, layers),
                 *self._edge_collectives(shape, stage),

@@ -1,4 +1,4 @@
-"""Models by name or from a ``config.json``, and what one rank of a plan computes of them."""
+"""Models by name or from a ``config.json``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from engine.spec.families.llama import LLAMA
 from engine.spec.families.qwen2 import QWEN2
 from engine.spec.families.qwen3 import QWEN3
 from engine.spec.model import DType, ModelConfig
-from engine.spec.plan import Mode, ParallelPlan
-from engine.spec.steps import StepShape
 from tuner.spec.errors import TunerError
-from tuner.work.counts import WorkCounter, layer_shapes
 
 CONFIG = "config.json"
 
@@ -145,32 +142,3 @@ def load_model(text: str) -> ModelConfig:
             f"known are {', '.join(list_models())}"
         )
     return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankFlops:
-    """Floating point operations of the busiest rank in one step."""
-
-    gemm: float
-    attention: float
-    head: float
-
-    @property
-    def total(self) -> float:
-        return self.gemm + self.attention + self.head
-
-
-def rank_flops(model: ModelConfig, plan: ParallelPlan, shape: StepShape) -> RankFlops:
-    """What the busiest rank computes of a step, in the step's mode: the stage with most work."""
-    counter = WorkCounter(model, plan.replica, DType.BFLOAT16)
-    works = [counter.stage(shape, stage) for stage in range(plan.pp)]
-    stages = [
-        RankFlops(gemm=w.gemm_flops, attention=w.attention_flops, head=w.head_flops) for w in works
-    ]
-    return max(stages, key=lambda flops: flops.total)
-
-
-def rank_layer_params(model: ModelConfig, plan: ParallelPlan, mode: Mode) -> int:
-    """Weights of one layer that a rank reads in one pass: shift reads 1/SP of base."""
-    degree = plan.stage_size if mode is Mode.SHIFT else plan.tp
-    return layer_shapes(model, degree).weights

@@ -14,6 +14,11 @@ def head(workload: Workload, num_requests: int) -> Workload:
     return replace(workload, arrivals=workload.arrivals[:num_requests])
 
 
+def one_at_a_time(workload: Workload) -> Workload:
+    """The same requests, each sent when the one before has returned."""
+    return replace(workload, closed=ClosedLoop(concurrency=1))
+
+
 def at_rate(workload: Workload, factor: float) -> Workload:
     """The same requests ``factor`` times as fast; a closed loop gets as many more clients."""
     if workload.closed is not None:

@@ -12,7 +12,7 @@ from api.clients.client import ClientError, GearshiftClient
 from api.services import jobs
 from api.web.settings import ServiceSettings
 from store import Database
-from store.models import JobState
+from store.models import DecisionRow, JobState
 from tests.api.conftest import ADMIN
 from tests.api.live import free_port, running_service
 from tests.api.worlds import add_recommendation, engine_body
@@ -29,8 +29,7 @@ def remote(settings: ServiceSettings, database: Database) -> Iterator[GearshiftC
 def test_a_job_is_followed_to_its_end(
     remote: GearshiftClient, database: Database, job_body: Json
 ) -> None:
-    job_id = remote.create_job(job_body, idempotency_key="once")["id"]
-    assert remote.create_job(job_body, idempotency_key="once")["id"] == job_id
+    job_id = remote.create_job(job_body)["id"]
 
     def work() -> None:
         for number in range(3):
@@ -48,26 +47,31 @@ def test_a_job_is_followed_to_its_end(
     assert events[-1].data["state"] == "succeeded"
 
 
-def test_lists_come_whole_over_their_pages(
-    remote: GearshiftClient, database: Database, job_body: Json
-) -> None:
-    job_id = remote.create_job(job_body)["id"]
+def test_lists_come_whole_over_their_pages(remote: GearshiftClient, database: Database) -> None:
+    engine_id = _register(remote)
     with database.begin() as uow:
         for number in range(250):
-            uow.trials.add(job_id, {"number": number, "state": "complete"})
-    assert [t["number"] for t in remote.list_trials(job_id)] == list(range(250))
+            uow.decisions.add(
+                DecisionRow(
+                    engine_id=engine_id,
+                    action="hold",
+                    reason="in_band",
+                    band_index=number,
+                    settings=None,
+                    rejected=[],
+                    observed={},
+                    policy_version=None,
+                )
+            )
+    bands = [decision["band_index"] for decision in remote.list_decisions(engine_id)]
+    assert bands == list(range(249, -1, -1))
 
 
-def test_a_policy_is_patched_without_the_caller_handling_etags(
-    remote: GearshiftClient, settings: ServiceSettings, database: Database
-) -> None:
+def test_an_engine_is_waited_for_until_it_runs_a_version(remote: GearshiftClient) -> None:
     engine_id = _register(remote)
-    tried = remote.patch_policy(engine_id, {"mode": "base"}, is_dry_run=True)
-    assert (tried["is_dry_run"], remote.get_policy(engine_id)["version"]) == (True, 1)
-    done = remote.patch_policy(engine_id, {"mode": "base"})
-    assert done["changes"][0]["class"] == "hot"
-    assert [v["version"] for v in remote.list_policy_versions(engine_id)] == [2, 1]
     assert remote.wait_applied(engine_id, 1)["id"] == engine_id
+    with pytest.raises(TimeoutError, match="version 2"):
+        remote.wait_applied(engine_id, 2, timeout_s=0.1)
 
 
 def test_a_recommendation_is_applied(remote: GearshiftClient, database: Database) -> None:

@@ -89,6 +89,33 @@ def test_a_rising_load_moves_the_hot_settings_as_a_new_audited_version(
     assert audit[0]["action"] == "policy.controller"
 
 
+def _miss(client: TestClient, controller: Controller, engine_id: str, sla: str) -> None:
+    """Patch the SLA and let the engine miss it for four windows of a constant load."""
+    url = f"/v1/engines/{engine_id}/policy"
+    headers = {"If-Match": client.get(url).headers["etag"]}
+    assert client.patch(url, json={"sla": sla}, headers=headers).status_code == 200
+    acknowledge(client, engine_id)
+    for _ in range(4):
+        _beat(client, engine_id, 8, ttft_ms=400.0)
+        controller.tick()
+
+
+def test_an_sla_that_one_request_alone_cannot_meet_is_named_and_moves_nothing(
+    client: TestClient, controller: Controller, engine_id: str
+) -> None:
+    _miss(client, controller, engine_id, "p95_ttft_ms<=20")
+    assert _decisions(client, engine_id)[0] == ("raise_condition", "sla_infeasible")
+    assert _caps(client, engine_id)["max_num_seqs"] == CALM.caps.max_num_seqs
+
+
+def test_an_sla_that_is_missed_for_the_load_is_answered_with_other_settings(
+    client: TestClient, controller: Controller, engine_id: str
+) -> None:
+    _miss(client, controller, engine_id, "p95_ttft_ms<=40")
+    assert ("move", "sla_missed") in _decisions(client, engine_id)
+    assert _caps(client, engine_id)["max_num_seqs"] == BUSY.caps.max_num_seqs
+
+
 def test_a_decision_holds_what_was_seen_and_what_was_rejected(
     client: TestClient, controller: Controller, engine_id: str
 ) -> None:

@@ -49,6 +49,11 @@ class Server:
     tokenizer: Tokenizer
     http: httpx.Client
 
+    def chat_tokens(self, messages: list[dict[str, str]]) -> list[int]:
+        """The prompt of a conversation; the template itself writes the special tokens."""
+        text = self.tokenizer.chat_text(messages)
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
     def complete(self, **body: object) -> httpx.Response:
         return self.http.post("/v1/completions", json={"model": MODEL, **body})
 

@@ -71,7 +71,7 @@ def test_a_chat_answers_as_the_assistant(client: openai.OpenAI, server: Server) 
     )
     assert answer.choices[0].message.role == "assistant"
     assert answer.usage is not None
-    assert answer.usage.prompt_tokens == len(server.tokenizer.apply_chat(messages))
+    assert answer.usage.prompt_tokens == len(server.chat_tokens(messages))
     assert 1 <= answer.usage.completion_tokens <= 10
 
 

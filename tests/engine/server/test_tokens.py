@@ -24,7 +24,7 @@ def test_token_texts_come_only_where_asked_for(server: Server) -> None:
 def test_a_conversation_is_tokenised_as_a_chat_would_be(server: Server) -> None:
     messages = [{"role": "user", "content": "Hello"}]
     tokens = server.http.post("/tokenize", json={"messages": messages}).json()["tokens"]
-    assert tokens == server.tokenizer.apply_chat(messages)
+    assert tokens == server.chat_tokens(messages)
 
 
 def test_a_call_for_nothing_for_both_or_for_another_model_is_refused(server: Server) -> None:

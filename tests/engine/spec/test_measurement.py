@@ -10,7 +10,6 @@ from engine.spec.measurement import (
     Measurement,
     Outcome,
     RequestTiming,
-    merge,
 )
 
 
@@ -64,13 +63,3 @@ def test_nothing_observed_is_none_and_never_zero() -> None:
         "p99": None,
     }
     assert empty.throughput_tokens_per_s == 0.0
-
-
-def test_pooled_repeats_keep_the_weakest_fidelity_and_the_worst_lag() -> None:
-    simulated = Measurement(
-        fidelity=Fidelity.SIMULATED, timings=(timing(1.0),), driver_lag_ms=Distribution.of([0.0])
-    )
-    pooled = merge([measurement(timing(2.0), lag_ms=7.0), simulated])
-    assert pooled.fidelity is Fidelity.SIMULATED
-    assert pooled.driver_lag_ms.mean == 7.0
-    assert len(pooled.timings) == 2

@@ -107,7 +107,7 @@ def test_a_template_file_goes_before_the_one_in_the_config(tmp_path: Path) -> No
 def test_a_template_may_refuse_messages() -> None:
     tokenizer = Tokenizer(BACKEND, chat_template="{{ raise_exception('roles must alternate') }}")
     with pytest.raises(RequestError, match="roles must alternate"):
-        tokenizer.apply_chat([{"role": "user", "content": "Hi"}])
+        tokenizer.chat_text([{"role": "user", "content": "Hi"}])
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ import pytest
 
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
+from policies.schedule import Schedule
 from policies.sla import Sla
 from tests.tuner.worlds import SMALL, LinearTimer
 from tuner.search.schedule import RATE_FACTORS, SAFE_HEADROOM, build_schedule
 from tuner.search.simulator import Simulator
 from tuner.spec.space import Space
 from tuner.workload.parse import parse_workload
-from tuner.workload.slices import at_rate
+from tuner.workload.slices import at_rate, head
 
 SLA = Sla.parse("p95_ttft_ms<=400,p99_itl_ms<=60")
 LOAD = "poisson:rate=16,requests=240,seconds=60,input=110,output=20"
@@ -39,6 +40,12 @@ def settings(tokens: int) -> Settings:
     return Settings(plan=PLAN, caps=Caps(max_num_seqs=32, max_num_batched_tokens=tokens))
 
 
+@pytest.fixture(scope="module")
+def cautious() -> Schedule:
+    """Around settings of 128 tokens a step."""
+    return build_schedule(simulator(), SPACE, settings(128), parse_workload(LOAD, seed=0), SLA)
+
+
 @pytest.mark.parametrize("tokens", [128, 512])
 def test_no_band_has_settings_that_are_worse_than_the_recommended_ones_under_more_load(
     tokens: int,
@@ -59,10 +66,31 @@ def test_no_band_has_settings_that_are_worse_than_the_recommended_ones_under_mor
                     assert shares[0] >= shares[1]
 
 
-def test_bands_cover_every_rate_and_the_top_one_knows_three_times_the_load() -> None:
+def test_bands_cover_every_rate_and_the_top_one_knows_three_times_the_load(
+    cautious: Schedule,
+) -> None:
     """128 tokens a step keep gaps short, and cannot carry 48 requests a second."""
-    workload = parse_workload(LOAD, seed=0)
-    schedule = build_schedule(simulator(), SPACE, settings(128), workload, SLA)
-    assert schedule.bands[0].rate_rps_low == 0.0
-    assert schedule.bands[-1].rate_rps_high == math.inf
-    assert schedule.bands[-1].settings.caps.max_num_batched_tokens > 128
+    assert cautious.bands[0].rate_rps_low == 0.0
+    assert cautious.bands[-1].rate_rps_high == math.inf
+    assert cautious.bands[-1].settings.caps.max_num_batched_tokens > 128
+
+
+def test_the_schedule_knows_what_a_request_alone_takes_at_best(cautious: Schedule) -> None:
+    """With 128 tokens a step a prompt of 110 is one step, and so it is with any more."""
+    alone = cautious.alone
+    p50 = alone["p50_ttft_ms"]
+    step_ms = 10 + 0.1 * 110 + 1
+    assert p50.value == pytest.approx(step_ms, rel=0.1)
+    assert p50.low < p50.value < p50.high
+    workload = head(parse_workload(LOAD, seed=0), 200)
+    loaded = simulator().quick_point(settings(512), workload).metrics
+    assert all(alone[key].value <= loaded[key].value for key in alone)
+    assert "p95_itl_ms" in alone
+    assert "attainment" not in alone
+
+
+def test_of_a_closed_loop_too_a_request_alone_shares_no_step() -> None:
+    workload = parse_workload("closed:concurrency=16,input=110,output=20,requests=60", seed=0)
+    space = replace(SPACE, batched_tokens=(256,))
+    alone = build_schedule(simulator(), space, settings(256), workload, SLA).alone
+    assert alone["p99_tpot_ms"].value == pytest.approx(10 + 0.1, rel=0.01)

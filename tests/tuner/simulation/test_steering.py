@@ -11,7 +11,8 @@ from engine.policy.document import KnobClass
 from engine.spec.errors import PolicyError
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, ModePin, Settings
-from policies.controller import ControlLimits, Reason
+from policies.controller import Action, ControlLimits, Reason
+from policies.points import Estimate
 from policies.sla import Sla
 from tests.tuner.simulation.steered import BUSY, CALM, ENVELOPE, FakeRun, schedule
 from tuner.simulation.steering import PlannedChanges, SettingsChange
@@ -126,6 +127,16 @@ def test_windows_that_miss_the_sla_move_to_the_settings_of_more_load() -> None:
     run.steer(steering, 300.0)
     assert [found.settings for _, found in run.changes] == [BUSY]
     assert steering.moves[0].decision.reason is Reason.SLA_MISSED
+
+
+def test_an_sla_that_no_request_alone_meets_is_said_to_be_so_and_nothing_moves() -> None:
+    alone = {"p95_ttft_ms": Estimate(value=300.0, low=250.0, high=350.0)}
+    steering = ControllerSteering(schedule=replace(TWO_BANDS, alone=alone), sla=SLA)
+    run = FakeRun(rate_rps=lambda s: 5.0, latency_s=lambda settings, rate: 6.0)
+    run.steer(steering, 300.0)
+    assert not run.changes
+    last = steering.decisions[-1].decision
+    assert (last.action, last.reason) == (Action.RAISE_CONDITION, Reason.SLA_INFEASIBLE)
 
 
 def test_another_plan_than_the_schedules_is_left_alone() -> None:

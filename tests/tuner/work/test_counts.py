@@ -14,6 +14,11 @@ def work_of(plan: ParallelPlan, mode: Mode, num_tokens: int, stage: int = 0) -> 
     return WorkCounter(LLAMA_70B, plan, DType.BFLOAT16).stage(shape, stage)
 
 
+def products_flops(work: StageWork) -> float:
+    """Floating point operations of the layers' products."""
+    return 2.0 * work.layers * work.rows * work.layer.weights
+
+
 def test_one_rank_has_no_collectives_and_all_the_weights() -> None:
     work = work_of(ParallelPlan(), Mode.BASE, 100)
     assert work.collectives == ()
@@ -23,8 +28,17 @@ def test_one_rank_has_no_collectives_and_all_the_weights() -> None:
 def test_base_and_shift_multiply_equally_much_on_each_rank() -> None:
     plan = ParallelPlan(sp=4, tp=2, shift=True)
     base, shift = (work_of(plan, mode, 4096) for mode in (Mode.BASE, Mode.SHIFT))
-    assert base.gemm_flops == pytest.approx(shift.gemm_flops)
+    assert products_flops(base) == pytest.approx(products_flops(shift))
     assert base.layer.weights == 4 * shift.layer.weights
+    layers = 2.0 * 4096 * LLAMA_70B.num_layers * LLAMA_70B.layer_params / 8
+    assert products_flops(shift) == pytest.approx(layers)
+
+
+def test_stages_divide_the_work_of_a_step() -> None:
+    whole = products_flops(work_of(ParallelPlan(tp=8), Mode.BASE, 1024))
+    for stage in (0, 1):
+        half = products_flops(work_of(ParallelPlan(pp=2, tp=8), Mode.BASE, 1024, stage))
+        assert half == pytest.approx(whole / 2)
 
 
 def test_padding_counts_as_rows() -> None:

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from engine.spec.feasible import infeasible_reasons
-from engine.spec.plan import Mode, ParallelPlan
-from engine.spec.steps import StepShape
+from engine.spec.plan import ParallelPlan
 from tuner.spec.errors import TunerError
-from tuner.work.models import find_model, list_models, load_model, rank_flops, rank_layer_params
+from tuner.work.models import find_model, list_models, load_model
 
 # Billions of parameters as published (Qwen's small ones tie embedding and head).
 PUBLISHED = {
@@ -84,34 +83,6 @@ def test_a_folder_and_its_config_file_describe_the_same_model(tmp_path: Path) ->
     config.write_text(json.dumps(raw | {"model_type": "mamba"}))
     with pytest.raises(TunerError, match="mamba"):
         load_model(str(config))
-
-
-def prefill(num_tokens: int, mode: Mode) -> StepShape:
-    return StepShape(
-        mode=mode,
-        num_seqs=1,
-        num_prefill_tokens=num_tokens,
-        prefill_context_tokens=num_tokens,
-        prefill_attention_pairs=num_tokens * (num_tokens + 1) // 2,
-        num_sampled=1,
-    )
-
-
-def test_both_modes_compute_the_same_and_base_reads_more() -> None:
-    model, plan = load_model("llama-3.1-70b"), ParallelPlan(sp=4, tp=2, shift=True)
-    base, shift = (rank_flops(model, plan, prefill(4096, mode)) for mode in Mode)
-    assert base.total == pytest.approx(shift.total, rel=0.01)
-    layers = 2.0 * 4096 * model.num_layers * model.layer_params / 8
-    assert shift.gemm == pytest.approx(layers)
-    weights = [rank_layer_params(model, plan, mode) for mode in Mode]
-    assert weights[0] == 4 * weights[1]
-
-
-def test_stages_divide_the_work_of_a_step() -> None:
-    model = load_model("llama-3.1-405b")
-    whole = rank_flops(model, ParallelPlan(tp=8), prefill(1024, Mode.BASE))
-    half = rank_flops(model, ParallelPlan(pp=2, tp=8), prefill(1024, Mode.BASE))
-    assert half.gemm == pytest.approx(whole.gemm / 2)
 
 
 @pytest.mark.parametrize("name", ["llama-3.1-8b", "llama-2-70b", "qwen3-8b"])

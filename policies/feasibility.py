@@ -1,0 +1,59 @@
+"""Whether one request alone meets an SLA: where it does not, no settings and no patience help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from policies.constraint import Constraint, Metric, Percentile
+from policies.points import Estimate
+from policies.sla import Sla
+
+
+def is_feasible_when_idle(sla: Sla | None, alone: Mapping[str, Estimate]) -> bool | None:
+    """Whether requests that have the engine for themselves meet the latencies of ``sla``.
+
+    ``alone`` has their latencies by the SLA's words, as in ``p95_ttft_ms``. False only where
+    even the fast end of an interval is over a bound; None where nothing says anything. Floors of
+    throughput are not looked at: an idle engine has none.
+    """
+    if sla is None:
+        return None
+    judged = [
+        constraint.is_met_by(estimate.low)
+        for constraint, estimate in _evidence(sla, alone)
+        if estimate is not None
+    ]
+    return all(judged) if judged else None
+
+
+def _evidence(
+    sla: Sla, alone: Mapping[str, Estimate]
+) -> Iterator[tuple[Constraint, Estimate | None]]:
+    for constraint in sla.per_run:
+        if constraint.percentile is Percentile.MEAN:
+            yield constraint, alone.get(constraint.key)
+        elif constraint.metric.is_latency:
+            percentile = constraint.percentile
+            share = 1.0 if percentile is None else (percentile.percent or 0.0) / 100
+            yield constraint, _find_at(alone, constraint.metric, share)
+    if (share_met := sla.attainment_bound) is None:
+        return
+    for constraint in sla.per_request:
+        # A request is held to a percentile of its own gaps, which pooled gaps say nothing about.
+        if constraint.metric is not Metric.ITL_MS:
+            yield constraint, _find_at(alone, constraint.metric, share_met)
+
+
+def _find_at(alone: Mapping[str, Estimate], metric: Metric, share: float) -> Estimate | None:
+    """The latency at the highest known percentile that ``share`` of the requests includes.
+
+    Where it is over a bound, fewer than ``share`` of the requests meet the bound.
+    """
+    known = [
+        alone[key]
+        for percentile in Percentile
+        if percentile.percent is not None
+        and percentile.percent <= 100 * share
+        and (key := f"{percentile}_{metric}") in alone
+    ]
+    return known[-1] if known else None

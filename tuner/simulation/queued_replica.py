@@ -49,7 +49,6 @@ class QueuedReplica(Replica):
         self._is_looking = False
         # Whether the oldest result is there before anybody waits for it.
         self._is_late = False
-        self._has_run = False
         self._host_s = self._ended_s = 0.0
 
     def launch(self, now_s: float, horizon_s: float) -> None:  # noqa: ARG002 (nothing is skipped)
@@ -67,13 +66,13 @@ class QueuedReplica(Replica):
             self.next_event_s = self._look_s
         elif self._flights:
             # A result that comes while the host is at work waits for it.
-            self.next_event_s = max(self._flights[0].finish_s, self._host_free_s)
+            self.next_event_s = max(self._flights[0].finish_s, self._pipe.host_free_s)
 
     def wind_down(self) -> None:
         """Do not look ahead any more."""
         self._look_s, self._is_looking = None, False
         if self._flights:
-            self.next_event_s = max(self._flights[0].finish_s, self._host_free_s)
+            self.next_event_s = max(self._flights[0].finish_s, self._pipe.host_free_s)
 
     def commit(self) -> list[int]:
         """Take in the oldest step, or begin to look ahead; the requests that ended."""
@@ -82,7 +81,7 @@ class QueuedReplica(Replica):
             self._is_looking = True
             return []
         first = self._flights[0]
-        self._ended_s = max(first.finish_s, self._host_free_s)
+        self._ended_s = max(first.finish_s, self._pipe.host_free_s)
         if self._ended_s > first.finish_s:
             self._is_late = True
             self._flights[0] = msgspec.structs.replace(first, finish_s=self._ended_s)
@@ -105,7 +104,7 @@ class QueuedReplica(Replica):
         self._look_s, self._is_late = None, False
         if not self._flights:
             return
-        now_s = max(now_s, self._host_free_s)
+        now_s = max(now_s, self._pipe.host_free_s)
         finish_s, begin_s = self._flights[0].finish_s, self._ahead_at_s()
         if begin_s <= now_s:
             self._is_late = finish_s <= now_s
@@ -130,11 +129,10 @@ class QueuedReplica(Replica):
             self._submit(step, now_s, is_queued=True)
 
     def _submit(self, step: ScheduledStep, now_s: float, *, is_queued: bool) -> None:
-        free_s, self._has_run = self._stage_free_s[0] if self._has_run else None, True
-        self._start(step, now_s)
-        ready_s = self._host_free_s
+        idle_s = self._start(step, now_s)
+        ready_s = self._pipe.host_free_s
         self._host_s = max(self._timer.host_seconds(step.shape), self._host_s * HOST_DECAY)
         # What a step sent to idle ranks waited for lies before it was sent.
-        waited_s = max(0.0, ready_s - free_s) if is_queued and free_s is not None else 0.0
+        waited_s = idle_s if is_queued else 0.0
         started_s = None if is_queued else ready_s
         self._places.append(_Place(submitted_s=ready_s, started_s=started_s, waited_s=waited_s))

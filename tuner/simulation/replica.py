@@ -18,7 +18,8 @@ from engine.spec.request import Request
 from engine.spec.settings import Caps, Order
 from engine.spec.steps import StepShape
 from tuner.simulation.log import MAX_STAMPS, FloatArray, RunCounts, Segment, TokenLog
-from tuner.simulation.rounds import GroupSteps, PipeState, run_rounds
+from tuner.simulation.pipe import Pipe
+from tuner.simulation.rounds import FullPipe, GroupSteps, run_rounds
 from tuner.simulation.setup import ReplicaSetup
 
 # Bulk stretches are timed at both ends and taken as straight between them.
@@ -83,8 +84,7 @@ class Replica:
         # Requests that were seen while steps were in flight, and since when steps are known.
         self._lobby: list[Request] = []
         self._scheduled_s = ready_s
-        self._stage_free_s = [ready_s] * setup.depth
-        self._host_free_s = ready_s
+        self._pipe = Pipe.ready(setup.depth, ready_s)
         self._flights: deque[_Flight] = deque()
         self._last_mode: Mode | None = None
         self._request_of_slot = np.zeros(setup.envelope.max_num_seqs, dtype=np.int64)
@@ -184,17 +184,19 @@ class Replica:
 
     # -- parts -------------------------------------------------------------------------------
 
-    def _start(self, step: ScheduledStep, now_s: float) -> None:
-        """Put a scheduled step in flight."""
+    def _start(self, step: ScheduledStep, now_s: float) -> float:
+        """Put a scheduled step in flight; how long the ranks have waited for it."""
         for placed in step.placed:
             self._request_of_slot[placed.slot] = int(placed.sequence.request_id)
-        begun_s = max(now_s, self._host_free_s)
-        started_s = self._host_free_s = begun_s + self._timer.host_seconds(step.shape)
-        stages = self._timer.stage_seconds(step.shape)
-        finish_s = self._through_stages(started_s, stages)
-        segment = self._segment(step.shape, begun_s, (finish_s,), sum(stages))
+        begun_s = max(now_s, self._pipe.host_free_s)
+        started_s = self._pipe.prepare(now_s, self._timer.host_seconds(step.shape))
+        stage_s = self._timer.stage_seconds(step.shape)
+        idle_s = self._pipe.stages.idle_s(started_s)
+        finish_s = self._pipe.send(started_s, stage_s)
+        segment = self._segment(step.shape, begun_s, (finish_s,), sum(stage_s))
         span_s = finish_s - started_s
         self._fly(_Flight(step=step, finish_s=finish_s, span_s=span_s, segment=segment))
+        return idle_s
 
     def _learn(self, step: Segment, span_s: float) -> None:
         """Let the scheduler know how long a step took, where it sizes chunks by that."""
@@ -250,8 +252,7 @@ class Replica:
                 break
         if end_s == now_s:
             return False
-        self._host_free_s = end_s
-        self._stage_free_s = [end_s]
+        self._pipe.pass_to(end_s)
         self._fly(_Flight(finish_s=end_s, ended=[int(s.request_id) for s in ended]))
         return True
 
@@ -312,10 +313,9 @@ class Replica:
         rounds = self._scheduler.quiet_rounds()
         if rounds is None:
             return False
-        state = PipeState(
+        state = FullPipe(
             now_s=now_s,
-            host_free_s=self._host_free_s,
-            stage_free_s=self._stage_free_s.copy(),
+            pipe=self._pipe.copy(),
             finish_s=deque(flight.finish_s for flight in self._flights),
         )
         groups, state = run_rounds(
@@ -330,7 +330,7 @@ class Replica:
         for slots, group in zip(rounds.groups, groups, strict=True):
             self._log.stamp_each(self._request_of_slot[slots], np.array(group.token_s))
         steps = self._scheduler.advance_rounds(rounds, count)
-        self._host_free_s, self._stage_free_s = state.host_free_s, state.stage_free_s
+        self._pipe = state.pipe
         self._record_group(groups[0], count)
         for group in groups[1:]:
             self._record_group(group, count - 1)
@@ -366,14 +366,6 @@ class Replica:
     def _fly(self, flight: _Flight) -> None:
         self._flights.append(flight)
         self.next_event_s = self._flights[0].finish_s
-
-    def _through_stages(self, ready_s: float, stages: tuple[float, ...]) -> float:
-        """When a step that is ready now leaves the last stage; each stage holds one at a time."""
-        free_s = self._stage_free_s
-        for stage, seconds in enumerate(stages):
-            ready_s = max(ready_s, free_s[stage]) + seconds
-            free_s[stage] = ready_s
-        return ready_s
 
     def _record(self, segment: Segment) -> None:
         """Keep a segment and count its steps."""

@@ -9,36 +9,28 @@ from dataclasses import dataclass, field
 from engine.executors.protocol import StepTimer
 from engine.scheduler.skipping import QuietRounds, with_more_context
 from engine.spec.steps import StepShape
+from tuner.simulation.pipe import Pipe
 
 StageSeconds = tuple[float, ...]
 
 
 @dataclass(kw_only=True)
-class PipeState:
-    """Since when host and stages are free, and the ends of the steps in flight, oldest first."""
+class FullPipe:
+    """A pipe of steps at ``now_s``; ``finish_s`` are their ends, oldest first."""
 
     now_s: float
-    host_free_s: float
-    stage_free_s: list[float]
+    pipe: Pipe
     finish_s: deque[float]
 
-    def copy(self) -> PipeState:
-        return PipeState(
-            now_s=self.now_s,
-            host_free_s=self.host_free_s,
-            stage_free_s=self.stage_free_s.copy(),
-            finish_s=self.finish_s.copy(),
-        )
+    def copy(self) -> FullPipe:
+        return FullPipe(now_s=self.now_s, pipe=self.pipe.copy(), finish_s=self.finish_s.copy())
 
-    def launch(self, host_s: float, stages: StageSeconds) -> tuple[float, float]:
-        """Put a step in flight now: when it starts and ends. A stage holds one step at a time."""
-        started_s = ready_s = self.host_free_s = max(self.now_s, self.host_free_s) + host_s
-        free_s = self.stage_free_s
-        for stage, seconds in enumerate(stages):
-            ready_s = max(ready_s, free_s[stage]) + seconds
-            free_s[stage] = ready_s
-        self.finish_s.append(ready_s)
-        return started_s, ready_s
+    def launch(self, host_s: float, stage_s: StageSeconds) -> tuple[float, float]:
+        """Put a step in flight now: when it starts on the ranks, and when it ends."""
+        started_s = self.pipe.prepare(self.now_s, host_s)
+        end_s = self.pipe.send(started_s, stage_s)
+        self.finish_s.append(end_s)
+        return started_s, end_s
 
 
 @dataclass(kw_only=True)
@@ -78,8 +70,8 @@ class GroupSteps:
 
 
 def run_rounds(
-    rounds: QuietRounds, timer: StepTimer, state: PipeState, *, most: int, horizon_s: float
-) -> tuple[list[GroupSteps], PipeState]:
+    rounds: QuietRounds, timer: StepTimer, state: FullPipe, *, most: int, horizon_s: float
+) -> tuple[list[GroupSteps], FullPipe]:
     """Up to ``most`` of ``rounds``: all that the last launch of which comes before ``horizon_s``.
 
     The groups, each with as many steps as rounds passed, and the state afterwards.
@@ -97,7 +89,7 @@ def run_rounds(
     return groups, state
 
 
-def _one_round(groups: Sequence[GroupSteps], nth: int, state: PipeState, horizon_s: float) -> bool:
+def _one_round(groups: Sequence[GroupSteps], nth: int, state: FullPipe, horizon_s: float) -> bool:
     """Launch a step of each group, committing the oldest after each; False where someone arrives
     before the last launch."""
     is_undisturbed = True

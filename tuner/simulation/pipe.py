@@ -1,0 +1,39 @@
+"""The host and the pipeline stages of one replica in virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.executors.stages import Stages
+
+
+class Pipe:
+    """``host_free_s`` is since when the host is free, ``stages`` since when each stage is."""
+
+    __slots__ = ("host_free_s", "stages")
+
+    def __init__(self, host_free_s: float, stages: Stages) -> None:
+        self.host_free_s = host_free_s
+        self.stages = stages
+
+    @classmethod
+    def ready(cls, depth: int, ready_s: float) -> Pipe:
+        """A pipe of ``depth`` stages that takes its first step from ``ready_s`` on."""
+        return cls(ready_s, Stages([ready_s] * depth))
+
+    def copy(self) -> Pipe:
+        return Pipe(self.host_free_s, self.stages.copy())
+
+    def prepare(self, now_s: float, host_s: float) -> float:
+        """Let the host work ``host_s`` on a step from ``now_s`` on; when the step is ready."""
+        self.host_free_s = max(now_s, self.host_free_s) + host_s
+        return self.host_free_s
+
+    def send(self, ready_s: float, stage_s: Sequence[float]) -> float:
+        """Send a prepared step through the stages; when it ends."""
+        return self.stages.send(ready_s, stage_s)
+
+    def pass_to(self, end_s: float) -> None:
+        """Host and stages were busy with other steps until ``end_s``."""
+        self.host_free_s = end_s
+        self.stages.free_s = [end_s] * len(self.stages.free_s)

@@ -92,6 +92,7 @@ class BeforeEnd:
             self._submit(step, now_s, is_queued=True)
 
     def _submit(self, step: ScheduledStep, now_s: float, *, is_queued: bool) -> None:
+        stages_before = self._steps.pipe.stages.copy()
         flight = self._steps.start(step, now_s)
         host_s = self._steps.timer.host_seconds(step.shape)
         self._host_s = max(host_s, self._host_s * HOST_DECAY)
@@ -100,7 +101,7 @@ class BeforeEnd:
                 submitted_s=flight.started_s,
                 started_s=None if is_queued else flight.started_s,
                 # What a step sent to idle ranks waited for lies before it was sent.
-                waited_s=flight.idle_s if is_queued else 0.0,
+                waited_s=stages_before.idle_s(flight.started_s) if is_queued else 0.0,
             )
         )
 

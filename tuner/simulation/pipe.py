@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from engine.executors.stages import Stages
 
 
@@ -21,17 +19,10 @@ class Pipe:
         """A pipe of ``depth`` stages that takes its first step from ``ready_s`` on."""
         return cls(ready_s, Stages([ready_s] * depth))
 
-    def copy(self) -> Pipe:
-        return Pipe(self.host_free_s, self.stages.copy())
-
     def prepare(self, now_s: float, host_s: float) -> float:
         """Let the host work ``host_s`` on a step from ``now_s`` on; when the step is ready."""
         self.host_free_s = max(now_s, self.host_free_s) + host_s
         return self.host_free_s
-
-    def send(self, ready_s: float, stage_s: Sequence[float]) -> float:
-        """Send a prepared step through the stages; when it ends."""
-        return self.stages.send(ready_s, stage_s)
 
     def pass_to(self, end_s: float) -> None:
         """Host and stages were busy with other steps until ``end_s``."""

@@ -17,16 +17,13 @@ class Register:
         self.refused: set[int] = set()
         self._arrivals = workload.arrivals
         self._log = log
+        # Requests that have ended or were refused.
+        self.num_over = 0
         # When the scheduler saw each request that was not refused.
         self._seen_s: dict[int, float] = {}
         self._ended: list[tuple[float, int]] = []
 
     # -- questions ---------------------------------------------------------------------------
-
-    @property
-    def num_over(self) -> int:
-        """Requests that have ended or were refused."""
-        return len(self._ended) + len(self.refused)
 
     @property
     def num_inside(self) -> int:
@@ -57,10 +54,12 @@ class Register:
         """Somebody who came is not accepted after all."""
         del self._seen_s[sent.number]
         self.refused.add(sent.number)
+        self.num_over += 1
 
     def end(self, number: int, now_s: float) -> None:
         """A request has all its tokens."""
         self._ended.append((now_s, number))
+        self.num_over += 1
 
     # -- parts -------------------------------------------------------------------------------
 

@@ -21,13 +21,12 @@ from tuner.simulation.setup import ReplicaSetup
 class Flight(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A step in flight, or a stretch of steps that is committed already.
 
-    The ranks begin with a step at ``started_s`` (later where others are before it) and had waited
-    ``idle_s`` for it; ``ended`` are the numbers of the requests that a stretch ended.
+    A step is ready for the ranks at ``started_s``; ``ended`` are the numbers of the requests that a
+    stretch ended.
     """
 
     finish_s: float
     started_s: float = 0.0
-    idle_s: float = 0.0
     segment: Segment | None = None
     step: ScheduledStep | None = None
     ended: list[int] = []
@@ -102,12 +101,9 @@ class Steps:
         begun_s = max(now_s, self.pipe.host_free_s)
         started_s = self.pipe.prepare(now_s, self.timer.host_seconds(step.shape))
         stage_s = self.timer.stage_seconds(step.shape)
-        idle_s = self.pipe.stages.idle_s(started_s)
-        finish_s = self.pipe.send(started_s, stage_s)
+        finish_s = self.pipe.stages.send(started_s, stage_s)
         segment = self.segment(step.shape, begun_s, (finish_s,), sum(stage_s))
-        flight = Flight(
-            step=step, started_s=started_s, finish_s=finish_s, idle_s=idle_s, segment=segment
-        )
+        flight = Flight(step=step, started_s=started_s, finish_s=finish_s, segment=segment)
         self.flights.append(flight)
         return flight
 
@@ -130,15 +126,16 @@ class Steps:
 
     def record(self, segment: Segment) -> None:
         """Keep a segment and count its steps."""
-        counts, shape = self.counts, segment.shape
+        counts, shape, num_steps = self.counts, segment.shape, segment.num_steps
+        mode = shape.mode
         self._segments.append(segment)
-        counts.steps[shape.mode] += segment.num_steps
-        counts.step_seconds[shape.mode] += segment.busy_s
-        if shape.mode is Mode.BASE:
-            counts.decode_tokens_in_base += shape.num_decode_tokens * segment.num_steps
-        if self._last_mode not in (None, shape.mode):
+        counts.steps[mode] += num_steps
+        counts.step_seconds[mode] += segment.busy_s
+        if mode is Mode.BASE:
+            counts.decode_tokens_in_base += shape.num_decode_tokens * num_steps
+        if self._last_mode not in (None, mode):
             counts.mode_switches += 1
-        self._last_mode = shape.mode
+        self._last_mode = mode
 
     def seat(self, placed: list[PlacedSequence]) -> None:
         """Remember which requests took which rows."""

@@ -17,7 +17,7 @@ from engine.scheduler.step import ScheduledStep
 from engine.scheduler.table import Sequence
 from engine.spec.steps import StepShape
 from tuner.simulation.log import MAX_STAMPS, FloatArray, Segment
-from tuner.simulation.rounds import FullPipe, GroupSteps, run_rounds
+from tuner.simulation.rounds import GroupSteps, run_rounds
 from tuner.simulation.steps import Flight, Steps, numbers_of
 
 MAX_BULK_STEPS = MAX_STAMPS
@@ -146,13 +146,14 @@ class Stretches:
         if rounds is None:
             return False
         flights = self._steps.flights
-        state = FullPipe(
+        groups = run_rounds(
+            rounds,
+            self._timer,
+            self._steps.pipe,
+            deque(flight.finish_s for flight in flights),
             now_s=now_s,
-            pipe=self._steps.pipe.copy(),
-            finish_s=deque(flight.finish_s for flight in flights),
-        )
-        groups, state = run_rounds(
-            rounds, self._timer, state, most=MAX_BULK_STEPS, horizon_s=horizon_s
+            most=MAX_BULK_STEPS,
+            horizon_s=horizon_s,
         )
         count = len(groups[0].ends_s)
         if not count:
@@ -163,12 +164,11 @@ class Stretches:
         for slots, group in zip(rounds.groups, groups, strict=True):
             self._log.stamp_each(self._steps.numbers(slots), np.array(group.token_s))
         steps = self._scheduler.advance_rounds(rounds, count)
-        self._steps.pipe = state.pipe
         self._record_group(groups[0], count)
         for group in groups[1:]:
             self._record_group(group, count - 1)
         flights.clear()
-        flights.append(Flight(finish_s=state.now_s))
+        flights.append(Flight(finish_s=groups[0].token_s[-1]))
         for step, group in zip(steps, groups[1:], strict=True):
             flights.append(self._last_of(group, step))
         return True

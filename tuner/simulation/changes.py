@@ -153,7 +153,7 @@ class Changes:
         self.opens_s = NEVER_S
         assert reshape is not None, "only a reshape opens"
         assert reshape.stopped_s is not None, "the old ranks have stopped"
-        self._replicas.reshape(reshape.change.settings, reshape.carried, now_s)
+        self._replicas.reshape(reshape.change.settings, reshape.carried)
         self.applied.append(
             AppliedChange(
                 at_s=reshape.at_s,

@@ -10,14 +10,9 @@ class Pipe:
 
     __slots__ = ("host_free_s", "stages")
 
-    def __init__(self, host_free_s: float, stages: Stages) -> None:
-        self.host_free_s = host_free_s
-        self.stages = stages
-
-    @classmethod
-    def ready(cls, depth: int, ready_s: float) -> Pipe:
-        """A pipe of ``depth`` stages that takes its first step from ``ready_s`` on."""
-        return cls(ready_s, Stages([ready_s] * depth))
+    def __init__(self, depth: int) -> None:
+        self.host_free_s = 0.0
+        self.stages = Stages([0.0] * depth)
 
     def prepare(self, now_s: float, host_s: float) -> float:
         """Let the host work ``host_s`` on a step from ``now_s`` on; when the step is ready."""

@@ -15,7 +15,7 @@ from tuner.spec.look_ahead import LookAhead
 
 
 class Replica:
-    """Runs steps in virtual time, nothing before ``ready_s``.
+    """Runs steps in virtual time.
 
     Requests are named by their numbers, the rows of ``log``; ``segments`` gets what ran.
 
@@ -24,18 +24,11 @@ class Replica:
     """
 
     def __init__(
-        self,
-        setup: ReplicaSetup,
-        *,
-        number: int,
-        log: TokenLog,
-        segments: list[Segment],
-        ready_s: float,
+        self, setup: ReplicaSetup, *, number: int, log: TokenLog, segments: list[Segment]
     ) -> None:
-        self.ready_s = ready_s
-        self._steps = Steps(setup, number=number, log=log, segments=segments, ready_s=ready_s)
+        self._steps = Steps(setup, number=number, log=log, segments=segments)
         self._scheduler, self._flights = self._steps.scheduler, self._steps.flights
-        self._turns = _turns(setup, self._steps, ready_s)
+        self._turns = _turns(setup, self._steps)
 
     # -- questions ---------------------------------------------------------------------------
 
@@ -74,8 +67,7 @@ class Replica:
         Before ``horizon_s`` nothing reaches this replica from outside, so steps up to there may
         be taken in one stretch.
         """
-        if now_s >= self.ready_s:
-            self._turns.launch(now_s, horizon_s)
+        self._turns.launch(now_s, horizon_s)
 
     def commit(self, now_s: float) -> list[int]:
         """Take in the oldest step (or stretch) in flight; the requests that ended with it."""
@@ -110,12 +102,12 @@ class Replica:
         return counts
 
 
-def _turns(setup: ReplicaSetup, steps: Steps, ready_s: float) -> Turns:
+def _turns(setup: ReplicaSetup, steps: Steps) -> Turns:
     match setup.engine.look_ahead:
         case LookAhead.NONE:
-            return AtEnd(steps, stops_at_ends=setup.stops_at_ends, ready_s=ready_s)
+            return AtEnd(steps, stops_at_ends=setup.stops_at_ends)
         case LookAhead.AT_START:
-            return AtStart(steps, stops_at_ends=setup.stops_at_ends, ready_s=ready_s)
+            return AtStart(steps, stops_at_ends=setup.stops_at_ends)
         case LookAhead.BEFORE_END:
             return BeforeEnd(steps)
         case _ as other:

@@ -39,7 +39,7 @@ class Replicas:
         self._is_watched = is_watched
         self._log = log
         self._past_counts: list[RunCounts] = []
-        self.all = self._make(settings, ready_s=0.0)
+        self.all = self._make(settings)
 
     # -- questions ---------------------------------------------------------------------------
 
@@ -86,10 +86,10 @@ class Replicas:
         """Take every sequence out; nothing may be in flight."""
         return [sequence for replica in self.all for sequence in replica.release()]
 
-    def reshape(self, settings: Settings, carried: list[Sequence], ready_s: float) -> None:
+    def reshape(self, settings: Settings, carried: list[Sequence]) -> None:
         """Put replicas of other settings in the place of these, and deal ``carried`` to them."""
         self._past_counts += self._counts()
-        self.all = self._make(settings, ready_s=ready_s)
+        self.all = self._make(settings)
         self.settings = settings
         for nth, replica in enumerate(self.all):
             replica.adopt(carried[nth :: len(self.all)])
@@ -100,10 +100,10 @@ class Replicas:
 
     # -- parts -------------------------------------------------------------------------------
 
-    def _make(self, settings: Settings, *, ready_s: float) -> list[Replica]:
+    def _make(self, settings: Settings) -> list[Replica]:
         setup = self.setup(settings)
         return [
-            Replica(setup, number=number, log=self._log, segments=self.segments, ready_s=ready_s)
+            Replica(setup, number=number, log=self._log, segments=self.segments)
             for number in range(settings.plan.dp)
         ]
 

@@ -39,13 +39,7 @@ class Steps:
     """
 
     def __init__(
-        self,
-        setup: ReplicaSetup,
-        *,
-        number: int,
-        log: TokenLog,
-        segments: list[Segment],
-        ready_s: float,
+        self, setup: ReplicaSetup, *, number: int, log: TokenLog, segments: list[Segment]
     ) -> None:
         settings, engine = setup.settings, setup.engine
         self.scheduler = Scheduler(
@@ -60,7 +54,7 @@ class Steps:
             keeps_prefixes=engine.keeps_prefixes,
         )
         self.timer = setup.ranks.timer
-        self.pipe = Pipe.ready(settings.plan.pp, ready_s)
+        self.pipe = Pipe(settings.plan.pp)
         self.flights: deque[Flight] = deque()
         self.counts = RunCounts()
         self.log = log

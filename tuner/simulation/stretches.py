@@ -35,8 +35,8 @@ class Stretches:
     ``scheduled_s`` is when the newest step was scheduled.
     """
 
-    def __init__(self, steps: Steps, *, stops_at_ends: bool, ready_s: float) -> None:
-        self.scheduled_s = ready_s
+    def __init__(self, steps: Steps, *, stops_at_ends: bool) -> None:
+        self.scheduled_s = 0.0
         self._steps = steps
         self._scheduler = steps.scheduler
         self._timer, self._log = steps.timer, steps.log
@@ -117,7 +117,9 @@ class Stretches:
             start_s = float(ends_s[-1])
             if len(ends_s) < run.count or start_s >= horizon_s or (has_end and self._stops_at_ends):
                 break
-        return found[0] if len(found) == 1 else np.concatenate([_NO_ENDS, *found])
+        if not found:
+            return _NO_ENDS
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def _stretch(
         self, shape: StepShape, start_s: float, count: int, horizon_s: float
@@ -135,7 +137,7 @@ class Stretches:
             growth_s = (last_s - first_s) / (count - 1)
         ends_s = start_s + first_s * _TAKEN[:count] + growth_s * _GROWN[:count]
         if ends_s[-1] > horizon_s:
-            ends_s = ends_s[: int(np.searchsorted(ends_s, horizon_s)) + 1]
+            ends_s = ends_s[: int(ends_s.searchsorted(horizon_s)) + 1]
         hosts_s = len(ends_s) * (host_s + last_host_s) / 2
         return ends_s, float(ends_s[-1]) - start_s - hosts_s
 

@@ -54,12 +54,12 @@ class Turns(Protocol):
 class AtEnd:
     """A step is scheduled when the one before has ended; stretches of steps are skipped."""
 
-    def __init__(self, steps: Steps, *, stops_at_ends: bool, ready_s: float) -> None:
+    def __init__(self, steps: Steps, *, stops_at_ends: bool) -> None:
         self.held: list[Request] = []
         self._steps = steps
         self._flights = steps.flights
         self._scheduler = steps.scheduler
-        self._stretches = Stretches(steps, stops_at_ends=stops_at_ends, ready_s=ready_s)
+        self._stretches = Stretches(steps, stops_at_ends=stops_at_ends)
 
     @property
     def next_event_s(self) -> float:

@@ -37,7 +37,8 @@ from tuner.load.live import LiveEngine
 from tuner.profiling.profile import Profile, merged, read_json
 from tuner.profiling.run import ProfileSpec, run_profile
 from tuner.search.design import advised_threshold
-from tuner.simulation.simulate import simulate
+from tuner.simulation.simulate import Ranks, SimulatedEngine, simulate
+from tuner.spec.look_ahead import LookAhead
 from tuner.spec.machine import num_cores, this_machine
 from tuner.step_model.fit import fit_step_model
 from tuner.step_model.model import StepModel
@@ -236,17 +237,16 @@ def _simulate(
     settings: Settings,
     workload: Workload,
 ) -> Measurement:
-    return simulate(
+    engine = SimulatedEngine(
         model=model,
-        plan=settings.plan,
-        threshold_tokens=settings.threshold_tokens,
-        caps=settings.caps,
-        workload=workload,
-        timer=step_model.timer(settings.plan, model, hides_host=True),
-        queues_ahead=True,
-        num_kv_blocks=num_kv_blocks(config, model, settings.plan),
+        ranks_of=lambda plan: Ranks(
+            timer=step_model.timer(plan, model, hides_host=True),
+            num_kv_blocks=num_kv_blocks(config, model, plan),
+        ),
         block_size=config.block_size,
-    ).measurement
+        look_ahead=LookAhead.BEFORE_END,
+    )
+    return simulate(engine, settings, workload).measurement
 
 
 def _numbers(run: Measurement) -> tuple[float, ...]:

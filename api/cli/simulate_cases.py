@@ -153,7 +153,9 @@ def on_this_machine(
     from engine.spec.settings import Caps, Settings
     from tuner.described.document import model_json
     from tuner.described.parse import check_context, read_rank_dtype
+    from tuner.simulation.simulate import Ranks, SimulatedEngine, ranks_of_one
     from tuner.simulation.simulate import simulate as run_simulation
+    from tuner.spec.look_ahead import LookAhead
     from tuner.step_model.files import load_cost_model
     from tuner.step_model.timer import ScaledTimer
     from tuner.work.models import load_model
@@ -176,21 +178,19 @@ def on_this_machine(
     log(f"simulate: cost model {step_model.id} of {step_model.machine}")
 
     def run(step_scale: float, on_progress: OnProgress) -> SimulationResult:
-        return run_simulation(
+        ranks = Ranks(
+            timer=ScaledTimer(timer, step_scale), num_kv_blocks=num_kv_blocks(config, model, plan)
+        )
+        engine = SimulatedEngine(
             model=model,
-            plan=plan,
-            threshold_tokens=settings.threshold_tokens,
-            caps=settings.caps,
-            workload=question.workload,
-            timer=ScaledTimer(timer, step_scale),
-            num_kv_blocks=num_kv_blocks(config, model, plan),
+            ranks_of=ranks_of_one(plan, ranks),
             block_size=question.block_size,
             max_model_len=question.max_model_len,
-            pin=settings.pin,
-            seed=question.seed,
+            look_ahead=LookAhead.BEFORE_END,  # as the engine at hand does
             keeps_prefixes=question.prefix_cache,
-            queues_ahead=True,  # as the engine at hand does
-            on_progress=on_progress,
+        )
+        return run_simulation(
+            engine, settings, question.workload, seed=question.seed, on_progress=on_progress
         )
 
     cuts = [f"workload: {cut}" for cut in question.workload.source.cuts]

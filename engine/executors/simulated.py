@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from engine.executors.protocol import Clock, ExecutorInfo, StepTimer
+from engine.executors.stages import Stages
 from engine.spec.errors import RankError
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import Int32Array, StepPlan, StepResult
@@ -29,7 +30,7 @@ class _Running:
 class SimulatedExecutor:
     """Paces steps by ``timer``'s stage times; see ``engine.executors.protocol.Executor``.
 
-    A stage begins a step when its input is there and its previous step is done, so up to ``pp``
+    :class:`engine.executors.stages.Stages` says when each stage takes a step, so up to ``pp``
     steps overlap and one more waits. Host time between steps passes by itself on a real clock
     and is the caller's on a virtual one. Token ids follow from step and row alone and are at
     least 3, so that no usual end-of-text id appears.
@@ -59,10 +60,9 @@ class SimulatedExecutor:
         self._inputs: _InputWork | None = None
         if applies_inputs:
             self._inputs = _InputWork(num_slots, min(num_kv_blocks, max_blocks_per_seq))
-        self._stage_free_s = [0.0] * plan.pp
+        self._stages = Stages([0.0] * plan.pp)
         self._running: deque[_Running] = deque()
         self._is_open = False
-        self._has_run = False
 
     @property
     def needs_inputs(self) -> bool:
@@ -70,8 +70,7 @@ class SimulatedExecutor:
 
     def start(self) -> ExecutorInfo:
         self._is_open = True
-        self._has_run = False
-        self._stage_free_s = [self._clock.now()] * self._plan.pp
+        self._stages = Stages([self._clock.now()] * self._plan.pp)
         nothing = (0,) * self._plan.replica_size
         return ExecutorInfo(
             num_kv_blocks=self._num_kv_blocks,
@@ -85,15 +84,12 @@ class SimulatedExecutor:
         assert len(self._running) <= self._plan.pp, "more steps in flight than stages and one"
         if self._inputs is not None:
             self._inputs.run(step, self._token_ids(step))
-        stages = self._timer.stage_seconds(step.shape)
+        stage_s = self._timer.stage_seconds(step.shape)
         ready_s = self._clock.now()
-        idle_s = max(0.0, ready_s - self._stage_free_s[0]) if self._has_run else 0.0
-        for stage, seconds in enumerate(stages):
-            ready_s = max(ready_s, self._stage_free_s[stage]) + seconds
-            self._stage_free_s[stage] = ready_s
-        self._has_run = True
+        idle_s = self._stages.idle_s(ready_s)
+        finish_s = self._stages.send(ready_s, stage_s)
         self._running.append(
-            _Running(step=step, finish_s=ready_s, busy_s=sum(stages), idle_s=idle_s)
+            _Running(step=step, finish_s=finish_s, busy_s=sum(stage_s), idle_s=idle_s)
         )
 
     def is_ready(self, timeout_s: float) -> bool:

@@ -13,6 +13,7 @@ from engine.spec.settings import Caps
 from tuner.hardware import Launch
 from tuner.spec.errors import TunerError
 from tuner.spec.front_end import FrontEnd
+from tuner.spec.look_ahead import LookAhead
 
 FOLDER = Path(__file__).parent
 SCHEMA = "backend/v3"
@@ -154,6 +155,11 @@ class Backend:
     def __post_init__(self) -> None:
         if not 0 <= self.interval < math.inf:
             raise TunerError(f"interval={self.interval}: must be at least 0, as a log ratio")
+
+    @property
+    def look_ahead(self) -> LookAhead:
+        """When it schedules a step, compared with the one before."""
+        return LookAhead.AT_START if self.schedules_ahead else LookAhead.NONE
 
     @property
     def is_measured(self) -> bool:

@@ -11,7 +11,14 @@ from engine.spec.settings import Caps, Settings
 from tuner.backends import Backend, ServedTimer
 from tuner.hardware import Hardware, MemoryEstimate, Precision, estimate_memory
 from tuner.hardware.memory import weight_bytes_per_rank
-from tuner.simulation.simulate import OnProgress, Ranks, SimulationResult, no_progress, simulate
+from tuner.simulation.simulate import (
+    OnProgress,
+    Ranks,
+    SimulatedEngine,
+    SimulationResult,
+    no_progress,
+    simulate,
+)
 from tuner.simulation.steering import Steering
 from tuner.spec.errors import TunerError
 from tuner.step_model.timer import ScaledTimer
@@ -104,28 +111,21 @@ class Node:
             PlanError, PolicyError, TunerError: as :meth:`timer` and :meth:`num_kv_blocks`.
         """
         widest = envelope or settings.caps
-        return simulate(
+        engine = SimulatedEngine(
             model=self.model,
-            plan=settings.plan,
-            threshold_tokens=settings.threshold_tokens,
-            caps=settings.caps,
-            pin=settings.pin,
-            workload=workload,
-            timer=self._scaled(settings.plan, step_scale),
-            num_kv_blocks=self.num_kv_blocks(settings.plan, widest),
-            block_size=self.block_size,
-            max_model_len=self.max_model_len,
-            seed=seed,
-            front_end=self.backend.front_end,
-            keeps_prefixes=keeps_prefixes,
-            schedules_ahead=self.backend.schedules_ahead,
-            on_progress=on_progress,
-            steering=steering,
-            envelope=envelope,
             ranks_of=lambda plan: Ranks(
                 timer=self._scaled(plan, step_scale),
                 num_kv_blocks=self.num_kv_blocks(plan, widest),
             ),
+            block_size=self.block_size,
+            max_model_len=self.max_model_len,
+            front_end=self.backend.front_end,
+            look_ahead=self.backend.look_ahead,
+            keeps_prefixes=keeps_prefixes,
+            envelope=envelope,
+        )
+        return simulate(
+            engine, settings, workload, seed=seed, steering=steering, on_progress=on_progress
         )
 
     def _scaled(self, plan: ParallelPlan, factor: float) -> StepTimer:

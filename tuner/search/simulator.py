@@ -18,7 +18,8 @@ from policies.points import Estimate, OperatingPoint
 from policies.report import flat_metrics
 from policies.sla import Sla
 from tuner.described.node import Node
-from tuner.simulation.simulate import simulate
+from tuner.simulation.simulate import Ranks, SimulatedEngine, simulate
+from tuner.spec.look_ahead import LookAhead
 from tuner.step_model.timer import ScaledTimer
 from tuner.workload.workload import Workload
 
@@ -62,23 +63,16 @@ class Simulator:
             scale = math.exp(log_scale)
             result = self.node.simulate(settings, workload, seed=self.seed, step_scale=scale)
             return result.measurement
-        timer = self.timer(settings.plan)
-        if log_scale:
-            timer = ScaledTimer(timer, math.exp(log_scale))
-        return simulate(
+        engine = SimulatedEngine(
             model=self.model,
-            plan=settings.plan,
-            threshold_tokens=settings.threshold_tokens,
-            caps=settings.caps,
-            pin=settings.pin,
-            workload=workload,
-            timer=timer,
-            num_kv_blocks=self.blocks_of(settings.plan),
+            ranks_of=lambda plan: Ranks(
+                timer=self._scaled(plan, log_scale), num_kv_blocks=self.blocks_of(plan)
+            ),
             block_size=self.block_size,
             max_model_len=self.max_model_len,
-            seed=self.seed,
-            queues_ahead=True,  # as the engine at hand does
-        ).measurement
+            look_ahead=LookAhead.BEFORE_END,  # as the engine at hand does
+        )
+        return simulate(engine, settings, workload, seed=self.seed).measurement
 
     def slow_down(self, plan: ParallelPlan, log_ratio: float) -> None:
         """From now on, take steps of ``plan`` for so much slower than they were taken for."""
@@ -105,6 +99,10 @@ class Simulator:
             for key in shared
         }
         return OperatingPoint(settings=settings, fidelity=Fidelity.SIMULATED, metrics=metrics)
+
+    def _scaled(self, plan: ParallelPlan, log_scale: float) -> StepTimer:
+        timer = self.timer(plan)
+        return ScaledTimer(timer, math.exp(log_scale)) if log_scale else timer
 
     def _flat(self, settings: Settings, workload: Workload, scale: float) -> dict[str, float]:
         key = (settings, workload, scale + self.slower.get(settings.plan, 0.0))

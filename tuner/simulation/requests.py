@@ -78,14 +78,19 @@ class RequestSource:
         if self._maker is not None:
             prompt = self._maker.make(sent.number, arrival)
         else:
-            length = arrival.input_tokens
-            prompt = self._zeros.setdefault(length, (0,) * length)
+            prompt = self._zeros_of(arrival.input_tokens)
         return Request(
             request_id=str(sent.number),
             prompt_ids=prompt,
             sampling=self._sampling_of(arrival.output_tokens),
             arrival_s=sent.seen_s,
         )
+
+    def _zeros_of(self, length: int) -> tuple[int, ...]:
+        zeros = self._zeros.get(length)
+        if zeros is None:
+            zeros = self._zeros[length] = (0,) * length
+        return zeros
 
     def _sampling_of(self, output_tokens: int) -> SamplingParams:
         sampling = self._sampling.get(output_tokens)

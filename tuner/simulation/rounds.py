@@ -3,42 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.executors.protocol import StepTimer
 from engine.scheduler.skipping import QuietRounds, with_more_context
 from engine.spec.steps import StepShape
+from tuner.simulation.pipe import Pipe
 
 StageSeconds = tuple[float, ...]
-
-
-@dataclass(kw_only=True)
-class PipeState:
-    """Since when host and stages are free, and the ends of the steps in flight, oldest first."""
-
-    now_s: float
-    host_free_s: float
-    stage_free_s: list[float]
-    finish_s: deque[float]
-
-    def copy(self) -> PipeState:
-        return PipeState(
-            now_s=self.now_s,
-            host_free_s=self.host_free_s,
-            stage_free_s=self.stage_free_s.copy(),
-            finish_s=self.finish_s.copy(),
-        )
-
-    def launch(self, host_s: float, stages: StageSeconds) -> tuple[float, float]:
-        """Put a step in flight now: when it starts and ends. A stage holds one step at a time."""
-        started_s = ready_s = self.host_free_s = max(self.now_s, self.host_free_s) + host_s
-        free_s = self.stage_free_s
-        for stage, seconds in enumerate(stages):
-            ready_s = max(ready_s, free_s[stage]) + seconds
-            free_s[stage] = ready_s
-        self.finish_s.append(ready_s)
-        return started_s, ready_s
 
 
 @dataclass(kw_only=True)
@@ -71,44 +43,40 @@ class GroupSteps:
             return self.first
         return tuple(a + nth * b for a, b in zip(self.first, self.growth, strict=True))
 
-    def drop_last(self) -> None:
-        """Forget one round."""
-        for column in (self.starts_s, self.ends_s, self.busy_s, self.token_s):
-            del column[-1]
-
 
 def run_rounds(
-    rounds: QuietRounds, timer: StepTimer, state: PipeState, *, most: int, horizon_s: float
-) -> tuple[list[GroupSteps], PipeState]:
-    """Up to ``most`` of ``rounds``: all that the last launch of which comes before ``horizon_s``.
+    rounds: QuietRounds,
+    timer: StepTimer,
+    pipe: Pipe,
+    finish_s: deque[float],
+    *,
+    now_s: float,
+    most: int,
+    horizon_s: float,
+) -> list[GroupSteps]:
+    """Run up to ``most`` of ``rounds``: all that the last launch of which comes before
+    ``horizon_s``.
 
-    The groups, each with as many steps as rounds passed, and the state afterwards.
+    ``finish_s`` are the ends of the steps in flight, oldest first; they and ``pipe`` move on with
+    the rounds. The groups, each with as many steps as rounds passed.
     """
     count = min(rounds.count, most)
     groups = [GroupSteps.of(shape, timer, count) for shape in rounds.shapes]
+    following = [*groups[1:], groups[0]]
+    stages = pipe.stages
     for nth in range(count):
-        if state.now_s >= horizon_s:
+        # The last launch of a round comes when the newest step in flight has ended.
+        if finish_s[-1] >= horizon_s:
             break
-        before = state.copy()
-        if not _one_round(groups, nth, state, horizon_s):
-            for group in groups:
-                group.drop_last()
-            return groups, before
-    return groups, state
-
-
-def _one_round(groups: Sequence[GroupSteps], nth: int, state: PipeState, horizon_s: float) -> bool:
-    """Launch a step of each group, committing the oldest after each; False where someone arrives
-    before the last launch."""
-    is_undisturbed = True
-    last = len(groups) - 1
-    for place, group in enumerate(groups):
-        stages = group.stages(nth)
-        started_s, end_s = state.launch(group.host_s, stages)
-        group.starts_s.append(started_s)
-        group.ends_s.append(end_s)
-        group.busy_s.append(sum(stages))
-        state.now_s = state.finish_s.popleft()
-        groups[place + 1 if place < last else 0].token_s.append(state.now_s)
-        is_undisturbed &= place == last or state.now_s < horizon_s
-    return is_undisturbed
+        for group, next_group in zip(groups, following, strict=True):
+            stage_s = group.stages(nth)
+            started_s = pipe.prepare(now_s, group.host_s)
+            end_s = stages.send(started_s, stage_s)
+            finish_s.append(end_s)
+            group.starts_s.append(started_s)
+            group.ends_s.append(end_s)
+            group.busy_s.append(sum(stage_s))
+            # The oldest step ends, whose rows the next group has.
+            now_s = finish_s.popleft()
+            next_group.token_s.append(now_s)
+    return groups

@@ -1,35 +1,111 @@
-"""What one simulated replica runs with."""
+"""What a simulation is told: of the engine as a whole, and of one replica under its settings."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from engine.executors.protocol import StepTimer
 from engine.modes.chooser import ModeChooser
-from engine.spec.settings import Caps, Order
+from engine.spec.config import EngineConfig
+from engine.spec.model import ModelConfig
+from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps, Settings
+from tuner.spec.errors import TunerError
+from tuner.spec.front_end import NO_FRONT_END, FrontEnd
+from tuner.spec.look_ahead import LookAhead
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """What one replica of a plan runs on: its step times, and KV blocks per rank.
+
+    Raises:
+        TunerError: no KV blocks.
+    """
+
+    timer: StepTimer
+    num_kv_blocks: int
+
+    def __post_init__(self) -> None:
+        if self.num_kv_blocks < 1:
+            raise TunerError(f"num_kv_blocks={self.num_kv_blocks}: must be at least 1")
+
+
+# May raise PlanError or TunerError for a plan that cannot run.
+RanksOf = Callable[[ParallelPlan], Ranks]
+
+
+def ranks_of_one(known: ParallelPlan, ranks: Ranks) -> RanksOf:
+    """The ranks of one plan; any other plan is a TunerError."""
+
+    def ranks_of(plan: ParallelPlan) -> Ranks:
+        if plan != known:
+            raise TunerError(
+                f"step times are known of plan {known} only: give ranks_of, which tells those of "
+                f"plan {plan} too"
+            )
+        return ranks
+
+    return ranks_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedEngine:
+    """An engine to simulate, whatever settings it runs under.
+
+    ``ranks_of`` tells what a plan runs on. ``max_model_len`` is in tokens (None: what the model
+    can do). With ``keeps_prefixes`` the prefix cache is on, and prompts are those the load driver
+    sends; else only their lengths count. Before steps that were scheduled ``BEFORE_END`` the
+    timer's host seconds hide behind the ranks. ``envelope`` is the most that a steering may raise
+    caps to (None: what a live engine started with the first settings allows).
+
+    Raises:
+        TunerError: a block size below 1.
+    """
+
+    model: ModelConfig
+    ranks_of: RanksOf
+    block_size: int = 16
+    max_model_len: int | None = None
+    front_end: FrontEnd = NO_FRONT_END
+    look_ahead: LookAhead = LookAhead.NONE
+    keeps_prefixes: bool = False
+    envelope: Caps | None = None
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1:
+            raise TunerError(f"block_size={self.block_size}: must be at least 1")
+
+    def envelope_above(self, caps: Caps) -> Caps:
+        """The most that caps may be raised to when the engine starts with ``caps``."""
+        return (
+            self.envelope
+            or EngineConfig(model_dir=Path(), settings=Settings(caps=caps)).start_envelope
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaSetup:
-    """What a replica runs with; ``num_kv_blocks`` is per rank, ``depth`` the pipeline's stages.
+    """What one replica runs with: ``settings`` of ``engine``, on ``ranks``.
 
     ``stops_at_ends``: somebody outside looks at the replica when a request ends (a client who
     then sends the next one, a router, an admission limit), so no stretch goes past that.
-    ``schedules_ahead``: a step is scheduled when the one before starts, so that a request which
-    is seen during a step misses the next one too. ``queues_ahead``: as this project's engine does
-    with overlap, shortly before the one before ends (see ``tuner.simulation.queued_replica``).
     """
 
-    caps: Caps
+    engine: SimulatedEngine
+    settings: Settings
+    ranks: Ranks
     envelope: Caps
-    chooser: ModeChooser
-    timer: StepTimer
-    num_kv_blocks: int
-    block_size: int
-    max_model_len: int
-    depth: int
-    order: Order
-    keeps_prefixes: bool
     stops_at_ends: bool
-    schedules_ahead: bool = False
-    queues_ahead: bool = False
+
+    @property
+    def chooser(self) -> ModeChooser:
+        return ModeChooser.of(self.settings)
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of a request: what the engine allows and the KV cache holds."""
+        allowed = self.engine.max_model_len or self.engine.model.max_positions
+        return min(allowed, self.ranks.num_kv_blocks * self.engine.block_size)

@@ -17,7 +17,7 @@ from tuner.profiling.pieces import cut_model
 from tuner.profiling.profile import Profile
 from tuner.profiling.run import ProfileSpec, run_profile
 from tuner.search.tune import TuningSpec, tune
-from tuner.simulation.simulate import simulate
+from tuner.simulation.simulate import Ranks, SimulatedEngine, simulate
 from tuner.spec.machine import num_cores
 from tuner.step_model.fit import fit_step_model
 from tuner.step_model.model import NO_COST, ServingCost
@@ -77,16 +77,12 @@ def test_a_fitted_profile_predicts_plans_with_sane_times(tiny: Path, profile: Pr
     step_model = fit_step_model(profile, model)
     workload = parse_workload("closed:concurrency=4,input=40,output=10,requests=12", seed=0)
     for text in ("tp=1", "tp=2", "sp=2,shift", "pp=2", "dp=2"):
-        settings = Settings(plan=parse_plan(text).plan)
-        result = simulate(
+        settings = Settings(plan=parse_plan(text).plan, threshold_tokens=64)
+        engine = SimulatedEngine(
             model=model,
-            plan=settings.plan,
-            threshold_tokens=64,
-            caps=settings.caps,
-            workload=workload,
-            timer=step_model.timer(settings.plan, model),
-            num_kv_blocks=500,
+            ranks_of=lambda plan: Ranks(timer=step_model.timer(plan, model), num_kv_blocks=500),
         )
+        result = simulate(engine, settings, workload)
         assert len(result.measurement.completed) == 12
         assert 0 < (result.measurement.tpot_ms.p50 or 0) < 1000
 

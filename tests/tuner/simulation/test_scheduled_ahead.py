@@ -6,9 +6,10 @@ import pytest
 
 from engine.spec.measurement import Outcome, RequestTiming
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from tests.tuner.worlds import SMALL, LinearTimer
-from tuner.simulation.simulate import simulate
+from tuner.simulation.simulate import Ranks, SimulatedEngine, simulate
+from tuner.spec.look_ahead import LookAhead
 from tuner.workload.workload import Arrival, Workload, WorkloadSource
 
 
@@ -22,18 +23,18 @@ def timings(
         ),
         source=WorkloadSource(spec="test", seed=0, sha256="", rows=len(arrivals), span_s=1.0),
     )
-    result = simulate(
+    engine = SimulatedEngine(
         model=SMALL,
+        ranks_of=lambda plan: Ranks(timer=LinearTimer(stages=1), num_kv_blocks=2000),
+        max_model_len=1024,
+        look_ahead=LookAhead.AT_START if ahead else LookAhead.NONE,
+    )
+    settings = Settings(
         plan=ParallelPlan(dp=dp),
         threshold_tokens=64,
         caps=Caps(max_num_seqs=16, max_num_batched_tokens=256),
-        workload=workload,
-        timer=LinearTimer(stages=1),
-        num_kv_blocks=2000,
-        max_model_len=1024,
-        schedules_ahead=ahead,
     )
-    return result.measurement.timings
+    return simulate(engine, settings, workload).measurement.timings
 
 
 def test_a_request_to_an_idle_engine_starts_at_once_either_way() -> None:

@@ -11,12 +11,19 @@ from hypothesis import strategies as st
 from engine.scheduler.skipping import SkippingScheduler
 from engine.spec.measurement import Measurement, Outcome
 from engine.spec.plan import Mode, ParallelPlan
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from tests.tuner.worlds import SMALL, LinearTimer, closed_loop, open_loop
-from tuner.simulation.simulate import SimulationResult, simulate
+from tuner.simulation.simulate import (
+    Ranks,
+    SimulatedEngine,
+    SimulationResult,
+    ranks_of_one,
+    simulate,
+)
 from tuner.simulation.step_samples import step_samples
 from tuner.spec.errors import TunerError
 from tuner.spec.front_end import NO_FRONT_END, FrontEnd
+from tuner.spec.look_ahead import LookAhead
 from tuner.workload.workload import Workload
 
 
@@ -32,19 +39,20 @@ def run(
     front_end: FrontEnd = NO_FRONT_END,
 ) -> SimulationResult:
     plan = plan or ParallelPlan()
-    return simulate(
+    ranks = Ranks(timer=timer or LinearTimer(stages=plan.pp), num_kv_blocks=num_kv_blocks)
+    engine = SimulatedEngine(
         model=SMALL,
-        plan=plan,
-        threshold_tokens=threshold_tokens,
-        caps=caps or Caps(max_num_seqs=16, max_num_batched_tokens=256),
-        workload=workload,
-        timer=timer or LinearTimer(stages=plan.pp),
-        num_kv_blocks=num_kv_blocks,
+        ranks_of=ranks_of_one(plan, ranks),
         max_model_len=1024,
-        seed=3,
         keeps_prefixes=keeps_prefixes,
         front_end=front_end,
     )
+    given = Settings(
+        plan=plan,
+        threshold_tokens=threshold_tokens,
+        caps=caps or Caps(max_num_seqs=16, max_num_batched_tokens=256),
+    )
+    return simulate(engine, given, workload, seed=3)
 
 
 @contextmanager
@@ -242,38 +250,29 @@ def test_the_front_end_delays_what_clients_see_and_not_the_steps() -> None:
     assert served.counts.steps == direct.counts.steps
 
 
-def test_an_engine_looks_ahead_in_one_way_only() -> None:
-    with pytest.raises(TunerError, match="one or the other"):
-        simulate(
-            model=SMALL,
-            plan=ParallelPlan(),
-            threshold_tokens=64,
-            caps=Caps(),
-            workload=open_loop(requests=1, gap_s=0.0),
-            timer=LinearTimer(),
-            num_kv_blocks=100,
-            schedules_ahead=True,
-            queues_ahead=True,
-        )
+def test_an_engine_without_room_for_a_block_is_refused() -> None:
+    with pytest.raises(TunerError, match="num_kv_blocks=0"):
+        run(open_loop(requests=1, gap_s=0.0), num_kv_blocks=0)
+    ranks = Ranks(timer=LinearTimer(), num_kv_blocks=1)
+    with pytest.raises(TunerError, match="block_size=0"):
+        SimulatedEngine(model=SMALL, ranks_of=lambda plan: ranks, block_size=0)
 
 
-@pytest.mark.parametrize("queues_ahead", [False, True])
+@pytest.mark.parametrize("look_ahead", [LookAhead.NONE, LookAhead.BEFORE_END])
 def test_samples_tell_the_ranks_seconds_from_those_they_waited_for_the_host(
-    queues_ahead: bool,
+    look_ahead: LookAhead,
 ) -> None:
-    result = simulate(
+    timer = LinearTimer(per_token_s=0.0, per_context_s=0.0, host_s=0.002)
+    engine = SimulatedEngine(
         model=SMALL,
-        plan=ParallelPlan(),
-        threshold_tokens=64,
-        caps=Caps(max_num_seqs=4),
-        workload=open_loop(requests=3, gap_s=0.0, output_tokens=30),
-        timer=LinearTimer(per_token_s=0.0, per_context_s=0.0, host_s=0.002),
-        num_kv_blocks=200,
-        queues_ahead=queues_ahead,
+        ranks_of=lambda plan: Ranks(timer=timer, num_kv_blocks=200),
+        look_ahead=look_ahead,
     )
+    given = Settings(plan=ParallelPlan(), threshold_tokens=64, caps=Caps(max_num_seqs=4))
+    result = simulate(engine, given, open_loop(requests=3, gap_s=0.0, output_tokens=30))
     samples = list(step_samples(result.segments, result.spells))[2:-2]
     assert [s.forward_s for s in samples] == pytest.approx([0.010] * len(samples))
-    waited = 0.0 if queues_ahead else 0.002
+    waited = 0.0 if look_ahead is LookAhead.BEFORE_END else 0.002
     assert [s.bubble_s for s in samples] == pytest.approx([waited] * len(samples), abs=1e-9)
     assert [s.step_s for s in samples] == pytest.approx([0.010 + waited] * len(samples))
 

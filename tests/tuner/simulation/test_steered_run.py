@@ -22,10 +22,17 @@ from tests.tuner.simulation.steered import schedule
 from tests.tuner.worlds import SMALL, LinearTimer, closed_loop, open_loop
 from tuner.described.energy import busy_times, estimate_energy
 from tuner.hardware.power import PowerSpec
-from tuner.simulation.simulate import Ranks, SimulationResult, simulate
+from tuner.simulation.simulate import (
+    Ranks,
+    SimulatedEngine,
+    SimulationResult,
+    ranks_of_one,
+    simulate,
+)
 from tuner.simulation.steering import PlannedChanges, Steering
 from tuner.simulation.steering_controller import ControllerSteering
 from tuner.spec.errors import TunerError
+from tuner.spec.look_ahead import LookAhead
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload
 
@@ -47,29 +54,19 @@ def run(
     timer: LinearTimer | None = None,
     max_model_len: int = 1024,
     later_kv_blocks: int | None = None,
-    schedules_ahead: bool = False,
-    queues_ahead: bool = False,
+    look_ahead: LookAhead = LookAhead.NONE,
 ) -> SimulationResult:
     """``later_kv_blocks``: what any other plan has; by default as many."""
     timer = timer or LinearTimer()
-    return simulate(
-        model=SMALL,
-        plan=start.plan,
-        threshold_tokens=start.threshold_tokens,
-        caps=start.caps,
-        pin=start.pin,
-        workload=workload,
-        timer=replace(timer, stages=start.plan.pp),
-        num_kv_blocks=num_kv_blocks,
-        max_model_len=max_model_len,
-        seed=3,
-        steering=steering,
-        ranks_of=lambda plan: Ranks(
-            timer=replace(timer, stages=plan.pp), num_kv_blocks=later_kv_blocks or num_kv_blocks
-        ),
-        schedules_ahead=schedules_ahead,
-        queues_ahead=queues_ahead,
+
+    def ranks_of(plan: ParallelPlan) -> Ranks:
+        later = num_kv_blocks if plan == start.plan else later_kv_blocks or num_kv_blocks
+        return Ranks(timer=replace(timer, stages=plan.pp), num_kv_blocks=later)
+
+    engine = SimulatedEngine(
+        model=SMALL, ranks_of=ranks_of, max_model_len=max_model_len, look_ahead=look_ahead
     )
+    return simulate(engine, start, workload, seed=3, steering=steering)
 
 
 def planned(*changes: tuple[float, Settings], away_s: float = AWAY_S) -> PlannedChanges:
@@ -136,15 +133,13 @@ def test_lower_caps_drain_as_requests_finish() -> None:
     assert 4 in sizes
 
 
-@pytest.mark.parametrize(
-    ("schedules_ahead", "queues_ahead"), [(False, False), (True, False), (False, True)]
-)
+@pytest.mark.parametrize("look_ahead", list(LookAhead))
 def test_a_reshape_costs_its_seconds_loses_nothing_and_computes_again(
-    schedules_ahead: bool, queues_ahead: bool
+    look_ahead: LookAhead,
 ) -> None:
     workload = open_loop(requests=40, gap_s=0.05, output_tokens=60)
     result, alone = (
-        run(workload, steering, schedules_ahead=schedules_ahead, queues_ahead=queues_ahead)
+        run(workload, steering, look_ahead=look_ahead)
         for steering in (planned((1.0, OTHER_PLAN)), None)
     )
     assert_complete(result, workload)
@@ -223,17 +218,11 @@ def test_held_requests_that_do_not_fit_the_new_plan_are_refused_and_the_rest_goe
 
 
 def test_another_plan_needs_its_step_times() -> None:
+    ranks = Ranks(timer=LinearTimer(), num_kv_blocks=2000)
+    engine = SimulatedEngine(model=SMALL, ranks_of=ranks_of_one(START.plan, ranks))
+    workload = open_loop(requests=20, gap_s=0.1)
     with pytest.raises(TunerError, match="give ranks_of"):
-        simulate(
-            model=SMALL,
-            plan=START.plan,
-            threshold_tokens=64,
-            caps=START.caps,
-            workload=open_loop(requests=20, gap_s=0.1),
-            timer=LinearTimer(),
-            num_kv_blocks=2000,
-            steering=planned((0.5, OTHER_PLAN)),
-        )
+        simulate(engine, START, workload, steering=planned((0.5, OTHER_PLAN)))
 
 
 def test_a_closed_loop_goes_on_after_a_reshape() -> None:
@@ -254,13 +243,13 @@ changes = st.lists(
     found=changes,
     away_s=st.floats(0.0, 2.0),
     concurrency=st.integers(0, 8),
-    queues_ahead=st.booleans(),
+    look_ahead=st.sampled_from(LookAhead),
 )
 def test_whatever_changes_no_request_is_lost_and_the_same_comes_out_again(
     found: list[tuple[float, ParallelPlan, int, int]],
     away_s: float,
     concurrency: int,
-    queues_ahead: bool,
+    look_ahead: LookAhead,
 ) -> None:
     steering = planned(
         *(
@@ -273,9 +262,9 @@ def test_whatever_changes_no_request_is_lost_and_the_same_comes_out_again(
         workload = closed_loop(requests=40, concurrency=concurrency)
     else:
         workload = open_loop(requests=40, gap_s=0.1, output_tokens=30)
-    result = run(workload, steering, num_kv_blocks=90, queues_ahead=queues_ahead)
+    result = run(workload, steering, num_kv_blocks=90, look_ahead=look_ahead)
     assert_complete(result, workload)
-    assert run(workload, steering, num_kv_blocks=90, queues_ahead=queues_ahead) == result
+    assert run(workload, steering, num_kv_blocks=90, look_ahead=look_ahead) == result
     spells = result.spells
     assert all(a.to_s == b.from_s for a, b in pairwise(spells))
     assert all(time.busy_rank_s >= 0 for time in busy_times(result))

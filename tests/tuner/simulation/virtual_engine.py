@@ -38,8 +38,9 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.request import Request, RequestOutput, SamplingParams
 from engine.spec.settings import Caps, Order, Settings
 from engine.spec.steps import StepPlan, StepShape
-from tuner.simulation.simulate import simulate
+from tuner.simulation.simulate import Ranks, SimulatedEngine, ranks_of_one, simulate
 from tuner.simulation.steering import Steering
+from tuner.spec.look_ahead import LookAhead
 from tuner.workload.workload import Arrival, ClosedLoop, Workload, WorkloadSource
 
 TIMEOUT_S = 60.0
@@ -262,21 +263,20 @@ def _config(world: World, model_dir: Path) -> EngineConfig:
         max_model_len=world.max_model_len,
         overlap=world.overlap,
         step_timeout_s=1e6,
-        settings=Settings(
-            plan=world.plan, threshold_tokens=world.threshold_tokens, caps=world.caps
-        ),
+        settings=_settings(world),
     )
 
 
 def _policy(world: World) -> EnginePolicy:
-    return EnginePolicy(
-        settings=Settings(
-            plan=world.plan,
-            threshold_tokens=world.threshold_tokens,
-            caps=world.caps,
-            order=world.order,
-        ),
-        version=1,
+    return EnginePolicy(settings=_settings(world), version=1)
+
+
+def _settings(world: World) -> Settings:
+    return Settings(
+        plan=world.plan,
+        threshold_tokens=world.threshold_tokens,
+        caps=world.caps,
+        order=world.order,
     )
 
 
@@ -289,6 +289,18 @@ def _request(name: str, arrival: Arrival) -> Request:
     )
 
 
+def _simulated_engine(world: World, model_dir: Path) -> SimulatedEngine:
+    ranks = Ranks(timer=world.timer, num_kv_blocks=world.num_kv_blocks)
+    return SimulatedEngine(
+        model=ModelConfig.from_dir(model_dir),
+        ranks_of=ranks_of_one(world.plan, ranks),
+        block_size=world.block_size,
+        max_model_len=world.max_model_len,
+        look_ahead=LookAhead.BEFORE_END if world.overlap else LookAhead.NONE,
+        envelope=world.caps,
+    )
+
+
 def simulated(world: World, model_dir: Path, steering: Steering | None = None) -> Served:
     """The same world, simulated."""
     source = WorkloadSource(
@@ -297,19 +309,10 @@ def simulated(world: World, model_dir: Path, steering: Steering | None = None) -
     closed = ClosedLoop(concurrency=world.concurrency) if world.concurrency else None
     with recorded_decisions() as decisions:
         result = simulate(
-            model=ModelConfig.from_dir(model_dir),
-            plan=world.plan,
-            threshold_tokens=world.threshold_tokens,
-            caps=world.caps,
-            workload=Workload(arrivals=world.arrivals, source=source, closed=closed),
-            timer=world.timer,
-            num_kv_blocks=world.num_kv_blocks,
-            block_size=world.block_size,
-            max_model_len=world.max_model_len,
-            order=world.order,
-            queues_ahead=world.overlap,
+            _simulated_engine(world, model_dir),
+            _settings(world),
+            Workload(arrivals=world.arrivals, source=source, closed=closed),
             steering=steering,
-            envelope=world.caps if steering is not None else None,
         )
     timings = result.measurement.timings
     return Served(

@@ -1,0 +1,37 @@
+"""When the stages of a pipeline take a step, and when it leaves the last one; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class Stages:
+    """Stages of one replica, each of which holds one step at a time.
+
+    A stage begins a step when its input is there and its last step is done. ``free_s`` says since
+    when each stage is free, in seconds of the caller's clock; ``has_run``: a step has come through.
+    """
+
+    __slots__ = ("free_s", "has_run")
+
+    def __init__(self, free_s: Sequence[float], *, has_run: bool = False) -> None:
+        self.free_s = list(free_s)
+        self.has_run = has_run
+
+    def copy(self) -> Stages:
+        return Stages(self.free_s, has_run=self.has_run)
+
+    def idle_s(self, ready_s: float) -> float:
+        """How long the first stage has waited for a step that is ready at ``ready_s``; the first
+        step of all was waited for by nobody."""
+        return max(0.0, ready_s - self.free_s[0]) if self.has_run else 0.0
+
+    def send(self, ready_s: float, stage_s: Sequence[float]) -> float:
+        """Send a step through that is ready at ``ready_s`` and keeps each stage busy for its
+        entry of ``stage_s``; when it leaves the last stage."""
+        free_s = self.free_s
+        for stage, seconds in enumerate(stage_s):
+            ready_s = max(ready_s, free_s[stage]) + seconds
+            free_s[stage] = ready_s
+        self.has_run = True
+        return ready_s

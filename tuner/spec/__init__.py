@@ -1,1 +1,1 @@
-"""Words of the tuner: settings and their space, machines, front ends, look-ahead, errors."""
+"""Words of the tuner: spaces of settings, machines, front ends, look-ahead, errors."""

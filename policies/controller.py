@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from policies.decision import (
     Action,
+    BandRejection,
     ControlLimits,
     ControlMemory,
     ControlState,
@@ -18,7 +19,6 @@ from policies.decision import (
     OnDrift,
     Reason,
     RejectedBand,
-    Rejection,
     SmoothedLoad,
 )
 from policies.schedule import Schedule
@@ -33,7 +33,7 @@ __all__ = [
     "OnDrift",
     "Reason",
     "RejectedBand",
-    "Rejection",
+    "BandRejection",
     "decide",
 ]
 
@@ -48,9 +48,9 @@ def decide(state: ControlState) -> Decision:
     """
     load = state.load
     if load is None:
-        return _hold(state, Reason.NO_DATA, Rejection.NO_FRESH_DATA)
+        return _hold(state, Reason.NO_DATA, BandRejection.NO_FRESH_DATA)
     if load.age_s > state.limits.max_data_age_s:
-        return _hold(state, Reason.STALE_DATA, Rejection.NO_FRESH_DATA)
+        return _hold(state, Reason.STALE_DATA, BandRejection.NO_FRESH_DATA)
     if _has_drifted(state):
         return _on_drift(state)
     smoothed = _smooth(state.memory.smoothed, load, state.limits.ema_alpha)
@@ -79,13 +79,13 @@ def _has_settled(state: ControlState) -> bool:
 def _on_drift(state: ControlState) -> Decision:
     match state.limits.on_drift:
         case OnDrift.PAUSE:
-            decision = _hold(state, Reason.DRIFT_PAUSED, Rejection.DRIFT)
+            decision = _hold(state, Reason.DRIFT_PAUSED, BandRejection.DRIFT)
             return replace(decision, settings=state.in_force)
         case OnDrift.ADOPT:
             memory = replace(state.memory, commanded=state.in_force)
-            return _hold(replace(state, memory=memory), Reason.DRIFT_ADOPTED, Rejection.DRIFT)
+            return _hold(replace(state, memory=memory), Reason.DRIFT_ADOPTED, BandRejection.DRIFT)
         case OnDrift.REVERT:
-            decision = _hold(state, Reason.DRIFT_REVERTED, Rejection.DRIFT)
+            decision = _hold(state, Reason.DRIFT_REVERTED, BandRejection.DRIFT)
             memory = replace(state.memory, changed_s=state.now_s)
             return replace(decision, action=Action.MOVE, memory=memory)
 
@@ -148,9 +148,9 @@ def _follow_load(
         reason, wait_s = Reason.LOAD_DOWN, limits.cool_down_down_s
         is_dead = rate > current.rate_rps_low * (1 - limits.dead_band)
     if is_dead:
-        return _hold(state, Reason.DEAD_BAND, Rejection.DEAD_BAND, target)
+        return _hold(state, Reason.DEAD_BAND, BandRejection.DEAD_BAND, target)
     if memory.changed_s is not None and state.now_s - memory.changed_s < wait_s:
-        return _hold(state, Reason.COOL_DOWN, Rejection.COOL_DOWN, target)
+        return _hold(state, Reason.COOL_DOWN, BandRejection.COOL_DOWN, target)
     return _move(state, target, reason)
 
 
@@ -253,7 +253,7 @@ def _move(
 
 
 def _hold(
-    state: ControlState, reason: Reason, why: Rejection | None = None, target: int | None = None
+    state: ControlState, reason: Reason, why: BandRejection | None = None, target: int | None = None
 ) -> Decision:
     """Stay. ``why`` rejects band ``target``, or every other band when there is no target."""
     memory = state.memory
@@ -287,14 +287,14 @@ def _rejected(
         if index == chosen:
             continue
         if load is None:
-            why = Rejection.NO_FRESH_DATA
+            why = BandRejection.NO_FRESH_DATA
         elif band.mix != _nearest_mix(schedule, load):
-            why = Rejection.OTHER_MIX
+            why = BandRejection.OTHER_MIX
         elif reason is Reason.SLA_MISSED and index == memory.load_band:
-            why = Rejection.SLA_MISSED
+            why = BandRejection.SLA_MISSED
         elif _equivalent_rate(load, band.mix) >= band.rate_rps_high:
-            why = Rejection.LOAD_IS_HIGHER
+            why = BandRejection.LOAD_IS_HIGHER
         else:
-            why = Rejection.LOAD_IS_LOWER
+            why = BandRejection.LOAD_IS_LOWER
         rejected.append(RejectedBand(band_index=index, why=why))
     return tuple(rejected)

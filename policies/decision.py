@@ -39,7 +39,7 @@ class Reason(StrEnum):
     DRIFT_REVERTED = "drift_reverted"
 
 
-class Rejection(StrEnum):
+class BandRejection(StrEnum):
     """Why a band was not chosen."""
 
     LOAD_IS_HIGHER = "load_is_higher"
@@ -161,7 +161,7 @@ class RejectedBand:
     """A band that was not chosen, and why."""
 
     band_index: int
-    why: Rejection
+    why: BandRejection
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ from policies.sla import Sla
 __all__ = [
     "Estimate",
     "OperatingPoint",
-    "Reason",
+    "ChoiceReason",
     "Rejected",
-    "Rejection",
+    "PointRejection",
     "Relaxation",
     "Selection",
     "low_threshold_warning",
@@ -27,7 +27,7 @@ __all__ = [
 MIN_CHANCE = 0.8
 
 
-class Reason(StrEnum):
+class ChoiceReason(StrEnum):
     """Why a selection came out as it did."""
 
     ONLY_FEASIBLE = "only_feasible"
@@ -40,7 +40,7 @@ class Reason(StrEnum):
     NO_POINTS = "no_points"
 
 
-class Rejection(StrEnum):
+class PointRejection(StrEnum):
     """Why a point was not chosen."""
 
     VIOLATES_SLA = "violates_sla"
@@ -56,7 +56,7 @@ class Rejected:
     """A point that was not chosen, why, and the numbers in words."""
 
     point: OperatingPoint
-    why: Rejection
+    why: PointRejection
     detail: str
 
 
@@ -88,7 +88,7 @@ class Selection:
     constraint it misses most, and ``relaxations`` the price of relaxing each alone.
     """
 
-    reason: Reason
+    reason: ChoiceReason
     best: OperatingPoint | None = None
     fastest: OperatingPoint | None = None
     balanced: OperatingPoint | None = None
@@ -108,13 +108,13 @@ def select(points: Sequence[OperatingPoint], sla: Sla) -> Selection:
     ``max_num_seqs`` takes part only where it beats every twin with a higher one.
     """
     if not points:
-        return Selection(reason=Reason.NO_POINTS)
+        return Selection(reason=ChoiceReason.NO_POINTS)
     excluded = [r for p in points if (r := _low_threshold_rejection(p, points)) is not None]
     # By identity: two trials of one configuration may be equal points.
     out = {id(r.point) for r in excluded}
     eligible = [p for p in points if id(p) not in out]
     if not eligible:
-        return Selection(reason=Reason.ONLY_LOW_THRESHOLDS, rejected=tuple(excluded))
+        return Selection(reason=ChoiceReason.ONLY_LOW_THRESHOLDS, rejected=tuple(excluded))
     feasible = [p for p in eligible if all(p.is_met(c) for c in sla.per_run)]
     if not feasible:
         return _infeasible(eligible, sla, excluded)
@@ -164,7 +164,7 @@ def _low_threshold_rejection(
     warning = low_threshold_warning(point, points)
     if warning is None:
         return None
-    return Rejected(point=point, why=Rejection.LOW_THRESHOLD_WITHOUT_GAIN, detail=warning)
+    return Rejected(point=point, why=PointRejection.LOW_THRESHOLD_WITHOUT_GAIN, detail=warning)
 
 
 def _speed(point: OperatingPoint, sla: Sla) -> float:
@@ -189,36 +189,36 @@ def _dependable(feasible: Sequence[OperatingPoint], sla: Sla) -> list[OperatingP
     return [p for p in feasible if _rounded_chance(p, sla) == most]
 
 
-def _reason(best: OperatingPoint, feasible: Sequence[OperatingPoint], sla: Sla) -> Reason:
+def _reason(best: OperatingPoint, feasible: Sequence[OperatingPoint], sla: Sla) -> ChoiceReason:
     if len(feasible) == 1:
-        return Reason.ONLY_FEASIBLE
+        return ChoiceReason.ONLY_FEASIBLE
     if any(p.cost_devices < best.cost_devices for p in feasible):
-        return Reason.FEWEST_DEVICES_WITH_CERTAINTY
+        return ChoiceReason.FEWEST_DEVICES_WITH_CERTAINTY
     rivals = [p for p in feasible if p is not best and p.cost_devices == best.cost_devices]
     if not rivals:
-        return Reason.FEWEST_DEVICES
+        return ChoiceReason.FEWEST_DEVICES
     if all(_rounded_chance(p, sla) < _rounded_chance(best, sla) for p in rivals):
-        return Reason.MOST_LIKELY_OF_THE_CHEAPEST
-    return Reason.FASTEST_OF_THE_CHEAPEST
+        return ChoiceReason.MOST_LIKELY_OF_THE_CHEAPEST
+    return ChoiceReason.FASTEST_OF_THE_CHEAPEST
 
 
 def _rejection(point: OperatingPoint, best: OperatingPoint, sla: Sla) -> Rejected:
     unseen = [c for c in sla.per_run if point.actual(c) is None]
     if unseen:
-        why, detail = Rejection.NOT_OBSERVED, ", ".join(c.key for c in unseen)
+        why, detail = PointRejection.NOT_OBSERVED, ", ".join(c.key for c in unseen)
     elif missed := [c for c in sla.per_run if not point.is_met(c)]:
-        why = Rejection.VIOLATES_SLA
+        why = PointRejection.VIOLATES_SLA
         detail = ", ".join(f"{c} but {point.actual(c):.4g}" for c in missed)
     elif point.probability(sla) < MIN_CHANCE <= best.probability(sla):
-        why = Rejection.LESS_LIKELY
+        why = PointRejection.LESS_LIKELY
         detail = f"P(SLA met) {point.probability(sla):.2f} < {MIN_CHANCE}"
     elif point.cost_devices > best.cost_devices:
-        why, detail = Rejection.MORE_DEVICES, f"{point.cost_devices} > {best.cost_devices}"
+        why, detail = PointRejection.MORE_DEVICES, f"{point.cost_devices} > {best.cost_devices}"
     elif _rounded_chance(point, sla) < _rounded_chance(best, sla):
-        why = Rejection.LESS_LIKELY
+        why = PointRejection.LESS_LIKELY
         detail = f"P(SLA met) {point.probability(sla):.2f} < {best.probability(sla):.2f}"
     else:
-        why = Rejection.SLOWER
+        why = PointRejection.SLOWER
         ratio = math.exp(_speed(point, sla) - _speed(best, sla))
         detail = f"latency x{ratio:.3f} of the chosen one"
     return Rejected(point=point, why=why, detail=detail)
@@ -229,7 +229,7 @@ def _infeasible(
 ) -> Selection:
     closest = max(points, key=lambda p: p.headroom(sla))
     return Selection(
-        reason=Reason.SLA_INFEASIBLE,
+        reason=ChoiceReason.SLA_INFEASIBLE,
         closest=closest,
         binding=min(sla.per_run, key=closest.margin),
         relaxations=tuple(_relaxation(c, points, sla) for c in sla.per_run),

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from store.errors import NotFoundError
-from store.models import JobEvent, JobState, TuningJob
+from store.models import JobEventRow, JobState, TuningJob
 from store.models.base import Json
 from store.paging import Page, PageRequest, fetch_page
 
@@ -73,16 +73,16 @@ class JobRepository:
         seq = self._session.execute(bump).scalar_one_or_none()
         if seq is None:
             raise NotFoundError("tuning job", job_id)
-        self._session.add(JobEvent(job_id=job_id, seq=seq, type=event_type, data=data))
+        self._session.add(JobEventRow(job_id=job_id, seq=seq, type=event_type, data=data))
         self._session.flush()
         return seq
 
-    def list_events(self, job_id: str, *, after: int, limit: int = 500) -> Sequence[JobEvent]:
+    def list_events(self, job_id: str, *, after: int, limit: int = 500) -> Sequence[JobEventRow]:
         """Events after sequence number ``after``, in order."""
         query = (
-            sa.select(JobEvent)
-            .where(JobEvent.job_id == job_id, JobEvent.seq > after)
-            .order_by(JobEvent.seq)
+            sa.select(JobEventRow)
+            .where(JobEventRow.job_id == job_id, JobEventRow.seq > after)
+            .order_by(JobEventRow.seq)
             .limit(limit)
         )
         return self._session.scalars(query).all()

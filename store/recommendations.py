@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from store.errors import NotFoundError
-from store.models import Recommendation
+from store.models import RecommendationRow
 from store.models.base import Json
 from store.paging import Page, PageRequest, fetch_page
 
@@ -26,8 +26,8 @@ class RecommendationRepository:
         document: Json,
         schedule: Json | None,
         warnings: list[str],
-    ) -> Recommendation:
-        row = Recommendation(
+    ) -> RecommendationRow:
+        row = RecommendationRow(
             job_id=job_id,
             cost_model_id=cost_model_id,
             sla=sla,
@@ -39,17 +39,17 @@ class RecommendationRepository:
         self._session.flush()
         return row
 
-    def get(self, recommendation_id: str) -> Recommendation:
+    def get(self, recommendation_id: str) -> RecommendationRow:
         """Raises NotFoundError when there is none."""
-        row = self._session.get(Recommendation, recommendation_id)
+        row = self._session.get(RecommendationRow, recommendation_id)
         if row is None:
             raise NotFoundError("recommendation", recommendation_id)
         return row
 
-    def find_for_job(self, job_id: str) -> Recommendation | None:
-        query = sa.select(Recommendation).where(Recommendation.job_id == job_id)
+    def find_for_job(self, job_id: str) -> RecommendationRow | None:
+        query = sa.select(RecommendationRow).where(RecommendationRow.job_id == job_id)
         return self._session.scalars(query).one_or_none()
 
-    def list_page(self, page: PageRequest) -> Page[Recommendation]:
+    def list_page(self, page: PageRequest) -> Page[RecommendationRow]:
         """Recommendations, newest first."""
-        return fetch_page(self._session, sa.select(Recommendation), Recommendation.id, page)
+        return fetch_page(self._session, sa.select(RecommendationRow), RecommendationRow.id, page)

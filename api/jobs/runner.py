@@ -29,7 +29,7 @@ SIMULATED_NOTE = (
 )
 
 
-class StepResult(StrEnum):
+class JobStep(StrEnum):
     """What a step tells the workflow. The workflow keeps it, so it must stay true."""
 
     GO_ON = "go_on"
@@ -52,36 +52,36 @@ class JobRunner:
         self._waived: set[str] = set()
         self._log = structlog.get_logger("api.jobs")
 
-    def begin(self, job_id: str) -> StepResult:
+    def begin(self, job_id: str) -> JobStep:
         """Take the job up and prepare it."""
         with self._database.begin() as uow:
             job = uow.jobs.find(job_id)
             if job is None or job.state not in (JobState.QUEUED, JobState.RUNNING):
-                return StepResult.STOP
+                return JobStep.STOP
             if job.state is JobState.QUEUED:
                 move(uow, job, JobState.RUNNING, "a worker took it up")
         return self._guarded(job_id, lambda: self._begin(job_id))
 
-    def trial(self, job_id: str, number: int) -> StepResult:
+    def trial(self, job_id: str, number: int) -> JobStep:
         """Run trial ``number`` unless it is there already; a cancelled job stops here."""
         with self._database.read() as uow:
             job = uow.jobs.find(job_id)
             if job is None or job.state is not JobState.RUNNING:
-                return StepResult.STOP
+                return JobStep.STOP
             if uow.trials.find(job_id, number) is not None:
-                return StepResult.GO_ON
+                return JobStep.GO_ON
         return self._guarded(job_id, lambda: self._trial(job_id, number))
 
-    def finish(self, job_id: str) -> StepResult:
+    def finish(self, job_id: str) -> JobStep:
         """Recommend, or close a cancelled job; either way the job is finished afterwards."""
         try:
             with self._database.begin() as uow:
                 job = uow.jobs.find(job_id)
                 if job is None or job.state.is_final:
-                    return StepResult.STOP
+                    return JobStep.STOP
                 if job.state is JobState.CANCELLING:
                     self._close_cancelled(uow, job)
-                    return StepResult.STOP
+                    return JobStep.STOP
             return self._guarded(job_id, lambda: self._finish(job_id))
         finally:
             self._forget(job_id)
@@ -94,7 +94,7 @@ class JobRunner:
             if job is not None and not job.state.is_final:
                 move(uow, job, JobState.FAILED, reason)
 
-    def _guarded(self, job_id: str, step: Callable[[], StepResult]) -> StepResult:
+    def _guarded(self, job_id: str, step: Callable[[], JobStep]) -> JobStep:
         """Turn whatever goes wrong into a failed job with a reason a person can read."""
         try:
             return step()
@@ -106,19 +106,19 @@ class JobRunner:
             self._log.exception("job failed", job=job_id)
             last = traceback.extract_tb(error.__traceback__)[-1]
             self.fail(job_id, f"internal error: {type(error).__name__}: {error} ({last.name})")
-        return StepResult.STOP
+        return JobStep.STOP
 
-    def _begin(self, job_id: str) -> StepResult:
+    def _begin(self, job_id: str) -> JobStep:
         self._prepare(job_id)
-        return StepResult.GO_ON
+        return JobStep.GO_ON
 
-    def _trial(self, job_id: str, number: int) -> StepResult:
+    def _trial(self, job_id: str, number: int) -> JobStep:
         prepared = self._prepare(job_id)
         with self._database.read() as uow:
             done = uow.trials.list_records(job_id)
         record = prepared.run_trial(number, done, self._is_cancelled(job_id))
         if self._is_cancelled(job_id)():
-            return StepResult.STOP  # it may have been cut short: only finished trials count
+            return JobStep.STOP  # it may have been cut short: only finished trials count
         try:
             with self._database.begin() as uow:
                 uow.trials.add(job_id, record)
@@ -127,9 +127,9 @@ class JobRunner:
         except ConflictError:
             # Another process ran the same trial; its row came first and is the truth.
             self._log.warning("trial was there already", job=job_id, number=number)
-        return StepResult.GO_ON
+        return JobStep.GO_ON
 
-    def _finish(self, job_id: str) -> StepResult:
+    def _finish(self, job_id: str) -> JobStep:
         prepared = self._prepare(job_id)
         with self._database.read() as uow:
             trials = uow.trials.list_records(job_id)
@@ -140,7 +140,7 @@ class JobRunner:
                 self._close_cancelled(uow, job)
             elif not job.state.is_final:
                 self._close(uow, job, verdict)
-        return StepResult.STOP
+        return JobStep.STOP
 
     def _close(self, uow: UnitOfWork, job: TuningJob, verdict: Verdict) -> None:
         warnings = [*verdict.warnings, *([SIMULATED_NOTE] if job.id in self._waived else [])]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
 
-from api.jobs.runner import JobRunner, StepResult
+from api.jobs.runner import JobRunner, JobStep
 from api.web.settings import ServiceSettings
 from store import Database
 
@@ -47,10 +47,10 @@ def define_workflow(runner: JobRunner) -> Workflow:
 
     @DBOS.workflow(name="tune", max_recovery_attempts=MAX_RECOVERIES)
     def tune(job_id: str, num_trials: int) -> str:
-        if begin(job_id) == StepResult.STOP:
+        if begin(job_id) == JobStep.STOP:
             return finish(job_id)
         for number in range(num_trials):
-            if trial(job_id, number) == StepResult.STOP:
+            if trial(job_id, number) == JobStep.STOP:
                 break
         return finish(job_id)
 

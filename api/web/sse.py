@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from starlette.concurrency import run_in_threadpool
 
 from api.web.context import AppContext
-from store.models import JobEvent
+from store.models import JobEventRow
 
 
 async def job_events(context: AppContext, job_id: str, *, after: int) -> AsyncIterator[str]:
@@ -36,7 +36,7 @@ async def job_events(context: AppContext, job_id: str, *, after: int) -> AsyncIt
         await asyncio.sleep(settings.poll_interval_s)
 
 
-def _read(context: AppContext, job_id: str, after: int) -> tuple[Sequence[JobEvent], bool]:
+def _read(context: AppContext, job_id: str, after: int) -> tuple[Sequence[JobEventRow], bool]:
     with context.database.read() as uow:
         if uow.jobs.find(job_id) is None:
             return (), True
@@ -45,6 +45,6 @@ def _read(context: AppContext, job_id: str, after: int) -> tuple[Sequence[JobEve
         return uow.jobs.list_events(job_id, after=after), is_final
 
 
-def _format(event: JobEvent) -> str:
+def _format(event: JobEventRow) -> str:
     data = {**event.data, "at": event.created_at.isoformat()}
     return f"id: {event.seq}\nevent: {event.type}\ndata: {json.dumps(data)}\n\n"

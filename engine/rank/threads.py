@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 FAILED_EXIT_CODE = 1
 
 
-class Ping:
+class RankPing:
     """Asks whether this rank is idle; answered when all that came before is done."""
 
 
 @dataclass(eq=False)
-class Arrival:
+class Received:
     """A message, its frame's ``tag``, and when it came, on ``time.perf_counter``.
 
     A step may come prepared, or with what went wrong in preparing it; ``prepared_s`` is when.
     """
 
-    message: StepPlan | RankSetup | Shutdown | Ping
+    message: StepPlan | RankSetup | Shutdown | RankPing
     tag: int
     arrived_s: float
     fds: list[int] = field(default_factory=list)
@@ -55,12 +55,12 @@ class Inbox:
     def __init__(self, channel: FrameChannel) -> None:
         self._channel = channel
         self._decoder = msgspec.msgpack.Decoder(ToRank)
-        self._arrivals: queue.SimpleQueue[Arrival | Exception | None] = queue.SimpleQueue()
+        self._arrivals: queue.SimpleQueue[Received | Exception | None] = queue.SimpleQueue()
         # Set between a setup's arrival and its answer, while no step can come.
         self.prepares_for: ModelRunner | None = None
         threading.Thread(target=self._run, name="inbox", daemon=True).start()
 
-    def next(self) -> Arrival | None:
+    def next(self) -> Received | None:
         """The next message, waiting for it; None once the other end is gone."""
         arrival = self._arrivals.get()
         if isinstance(arrival, Exception):
@@ -75,10 +75,10 @@ class Inbox:
             self._arrivals.put(error)
         self._arrivals.put(None)
 
-    def _arrival(self, frame: bytes) -> Arrival:
+    def _arrival(self, frame: bytes) -> Received:
         arrived_s = time.perf_counter()
-        message = Ping() if frame == PING else self._decoder.decode(frame)
-        arrival = Arrival(message=message, tag=self._channel.tag, arrived_s=arrived_s)
+        message = RankPing() if frame == PING else self._decoder.decode(frame)
+        arrival = Received(message=message, tag=self._channel.tag, arrived_s=arrived_s)
         if isinstance(message, RankSetup):
             arrival.fds = self._channel.take_fds()
         elif isinstance(message, StepPlan) and self.prepares_for is not None:
@@ -86,7 +86,7 @@ class Inbox:
         return arrival
 
 
-def _prepare(arrival: Arrival, step: StepPlan, runner: ModelRunner) -> None:
+def _prepare(arrival: Received, step: StepPlan, runner: ModelRunner) -> None:
     try:
         arrival.prepared = runner.prepare(step)
     except Exception as error:

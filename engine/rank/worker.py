@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from engine.rank.threads import FAILED_EXIT_CODE, Arrival, Inbox, Outbox, Ping
+from engine.rank.threads import FAILED_EXIT_CODE, Inbox, Outbox, RankPing, Received
 from engine.spec.errors import EngineError
 from engine.spec.model import DType
 from engine.spec.plan import ParallelPlan
@@ -156,7 +156,7 @@ class RankLoop:
                         self._execute(step, arrival, free_s)
                     case RankSetup() as setup:
                         self._set_up(setup, arrival)
-                    case Ping():
+                    case RankPing():
                         self._outbox.drain()
                         self._send(PING, arrival.tag)
                     case Shutdown():
@@ -170,7 +170,7 @@ class RankLoop:
             free_s = time.perf_counter()
         return 0
 
-    def _set_up(self, setup: RankSetup, arrival: Arrival) -> None:
+    def _set_up(self, setup: RankSetup, arrival: Received) -> None:
         self._outbox.drain()
         self._number, self._step_id = setup.rank, None
         self._is_on_cuda = setup.device.startswith("cuda")
@@ -197,7 +197,7 @@ class RankLoop:
             rank.close()
         return Rank.open(setup, fds)
 
-    def _execute(self, step: StepPlan, arrival: Arrival, free_s: float) -> None:
+    def _execute(self, step: StepPlan, arrival: Received, free_s: float) -> None:
         if self._has_failed:
             return  # sent before the host knew
         assert self._rank is not None, "a step came before the setup"
@@ -209,7 +209,7 @@ class RankLoop:
             self._outbox.put(answer, arrival.arrived_s, arrival.tag)
 
     def _prepared(
-        self, step: StepPlan, arrival: Arrival, free_s: float
+        self, step: StepPlan, arrival: Received, free_s: float
     ) -> tuple[PreparedStep, float]:
         """The step's inputs, and how long this thread, free since ``free_s``, waited for them."""
         if arrival.error is not None:

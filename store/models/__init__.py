@@ -14,10 +14,10 @@ from store.models.serving import (
 )
 from store.models.tuning import (
     CostModel,
-    JobEvent,
+    JobEventRow,
     JobState,
     MeasurementRow,
-    Recommendation,
+    RecommendationRow,
     Trial,
     TuningJob,
 )
@@ -33,11 +33,11 @@ __all__ = [
     "EngineRow",
     "Heartbeat",
     "IdempotencyKey",
-    "JobEvent",
+    "JobEventRow",
     "JobState",
     "MeasurementRow",
     "PolicyVersion",
-    "Recommendation",
+    "RecommendationRow",
     "Trial",
     "TuningJob",
 ]

@@ -57,7 +57,7 @@ class TuningJob(Base):
     finished_at: Mapped[datetime | None]
 
 
-class JobEvent(Base):
+class JobEventRow(Base):
     """One line of a job's progress; ``seq`` counts from 1 without gaps inside a job."""
 
     __tablename__ = "job_events"
@@ -121,7 +121,7 @@ class CostModel(Base):
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
 
-class Recommendation(Base):
+class RecommendationRow(Base):
     """What a job recommends: hot settings, plan and the schedule of load bands."""
 
     __tablename__ = "recommendations"

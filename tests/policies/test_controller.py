@@ -14,6 +14,7 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from policies.controller import (
     Action,
+    BandRejection,
     ControlLimits,
     ControlMemory,
     ControlState,
@@ -21,7 +22,6 @@ from policies.controller import (
     LoadWindow,
     OnDrift,
     Reason,
-    Rejection,
     decide,
 )
 from policies.errors import PolicyInputError
@@ -97,9 +97,9 @@ def test_the_first_observation_puts_its_band_in_force() -> None:
     assert decision.reason is Reason.FIRST_OBSERVATION
     assert decision.settings == SCHEDULE.bands[1].settings
     assert {(r.band_index, r.why) for r in decision.rejected} == {
-        (0, Rejection.LOAD_IS_HIGHER),
-        (2, Rejection.LOAD_IS_LOWER),
-        (3, Rejection.OTHER_MIX),
+        (0, BandRejection.LOAD_IS_HIGHER),
+        (2, BandRejection.LOAD_IS_LOWER),
+        (3, BandRejection.OTHER_MIX),
     }
 
 
@@ -110,7 +110,7 @@ def test_missing_data_is_a_state_and_never_zero_load() -> None:
         assert (decision.action, decision.reason) == (Action.HOLD, Reason.NO_DATA)
         assert decision.band_index == 2
         assert decision.settings == SCHEDULE.bands[2].settings
-        assert {r.why for r in decision.rejected} == {Rejection.NO_FRESH_DATA}
+        assert {r.why for r in decision.rejected} == {BandRejection.NO_FRESH_DATA}
 
 
 def test_no_data_before_the_first_observation_commands_nothing() -> None:
@@ -145,7 +145,7 @@ def test_a_load_just_over_the_edge_stays_inside_the_dead_band() -> None:
     decision = play([window(1.9)] * 3 + [window(2.1)] * 50)[-1]
     assert (decision.action, decision.reason) == (Action.HOLD, Reason.DEAD_BAND)
     assert decision.band_index == 0
-    assert decision.rejected[0].why is Rejection.DEAD_BAND
+    assert decision.rejected[0].why is BandRejection.DEAD_BAND
 
 
 def test_longer_requests_count_as_more_load() -> None:
@@ -164,7 +164,7 @@ def test_misses_in_a_row_move_to_the_settings_of_a_higher_load_and_stay_there() 
     corrected = decisions[5]
     assert (corrected.action, corrected.reason) == (Action.MOVE, Reason.SLA_MISSED)
     assert corrected.band_index == 1
-    assert (0, Rejection.SLA_MISSED) in {(r.band_index, r.why) for r in corrected.rejected}
+    assert (0, BandRejection.SLA_MISSED) in {(r.band_index, r.why) for r in corrected.rejected}
     assert decisions[-1].band_index == 1
     assert all(d.action is Action.HOLD for d in decisions[6:])
 

@@ -15,10 +15,10 @@ from engine.spec.settings import Caps, Settings
 from policies.constraint import Constraint, Op
 from policies.errors import PolicyInputError
 from policies.select import (
+    ChoiceReason,
     Estimate,
     OperatingPoint,
-    Reason,
-    Rejection,
+    PointRejection,
     low_threshold_warning,
     select,
 )
@@ -90,10 +90,10 @@ def test_the_fewest_devices_that_meet_the_sla_win() -> None:
     selection = select([dear, slow, cheap], SLA)
     assert selection.best is cheap
     assert selection.fastest is dear
-    assert selection.reason is Reason.FEWEST_DEVICES
+    assert selection.reason is ChoiceReason.FEWEST_DEVICES
     assert {(r.point.cost_devices, r.why) for r in selection.rejected} == {
-        (4, Rejection.MORE_DEVICES),
-        (1, Rejection.VIOLATES_SLA),
+        (4, PointRejection.MORE_DEVICES),
+        (1, PointRejection.VIOLATES_SLA),
     }
     assert "p95_ttft_ms<=200 but 900" in next(
         r.detail for r in selection.rejected if r.point is slow
@@ -105,13 +105,13 @@ def test_among_equally_cheap_points_the_likelier_one_wins_over_the_faster() -> N
     unsure, sure = point(120, spread=0.9), point(150, spread=0.05)
     selection = select([unsure, sure], SLA)
     assert selection.best is sure
-    assert selection.reason is Reason.MOST_LIKELY_OF_THE_CHEAPEST
-    assert selection.rejected[0].why is Rejection.LESS_LIKELY
+    assert selection.reason is ChoiceReason.MOST_LIKELY_OF_THE_CHEAPEST
+    assert selection.rejected[0].why is PointRejection.LESS_LIKELY
 
 
 def test_a_single_feasible_point_is_called_that() -> None:
     selection = select([point(), point(999, devices=1)], SLA)
-    assert selection.reason is Reason.ONLY_FEASIBLE
+    assert selection.reason is ChoiceReason.ONLY_FEASIBLE
     assert selection.probability == selection.best.probability(SLA)  # type: ignore[union-attr]
 
 
@@ -119,8 +119,8 @@ def test_a_cheaper_point_that_meets_the_sla_by_a_hair_loses_to_a_dependable_one(
     marginal, dependable = point(199, 20, devices=1), point(100, 20, devices=2)
     selection = select([marginal, dependable], SLA)
     assert selection.best is dependable
-    assert selection.reason is Reason.FEWEST_DEVICES_WITH_CERTAINTY
-    assert selection.rejected[0].why is Rejection.LESS_LIKELY
+    assert selection.reason is ChoiceReason.FEWEST_DEVICES_WITH_CERTAINTY
+    assert selection.rejected[0].why is PointRejection.LESS_LIKELY
 
 
 def test_without_a_dependable_point_the_likeliest_wins() -> None:
@@ -144,7 +144,7 @@ def test_the_balanced_point_trades_devices_against_latency() -> None:
 def test_an_infeasible_sla_names_the_binding_constraint_and_each_price() -> None:
     selection = select([point(300, 40, 0.95), point(900, 10, 0.99)], SLA)
     assert selection.best is None
-    assert selection.reason is Reason.SLA_INFEASIBLE
+    assert selection.reason is ChoiceReason.SLA_INFEASIBLE
     assert str(selection.binding) == "p95_ttft_ms<=200"
     by_key = {r.constraint.key: r for r in selection.relaxations}
     assert by_key["p95_ttft_ms"].bound == 300
@@ -157,32 +157,32 @@ def test_an_infeasible_sla_names_the_binding_constraint_and_each_price() -> None
 def test_bounds_on_every_request_bind_through_attainment() -> None:
     selection = select([point(attainment=0.95)], Sla.parse("ttft:50,tpot:5,attainment>=0.9"))
     assert selection.best is not None
-    assert select([point()], Sla.parse("ttft:50")).rejected[0].why is Rejection.NOT_OBSERVED
+    assert select([point()], Sla.parse("ttft:50")).rejected[0].why is PointRejection.NOT_OBSERVED
 
 
 def test_a_number_that_was_not_observed_never_passes() -> None:
     unseen = replace(point(devices=1), metrics={"p95_ttft_ms": Estimate.exact(1.0)})
     selection = select([unseen, point()], SLA)
     assert selection.best is not unseen
-    assert selection.rejected[0].why is Rejection.NOT_OBSERVED
+    assert selection.rejected[0].why is PointRejection.NOT_OBSERVED
     assert unseen.probability(SLA) == 0
 
 
 def test_no_points_are_said_to_be_no_points() -> None:
-    assert select([], SLA).reason is Reason.NO_POINTS
+    assert select([], SLA).reason is ChoiceReason.NO_POINTS
 
 
 def test_a_threshold_below_max_num_seqs_needs_a_slower_twin() -> None:
     low = point(90, 18, plan=SHIFT_PLAN, devices=4, threshold=64)
     twin = point(100, 20, plan=SHIFT_PLAN, devices=4, threshold=256)
     assert "no point with a higher threshold" in str(low_threshold_warning(low, [low]))
-    assert select([low], SLA).reason is Reason.ONLY_LOW_THRESHOLDS
+    assert select([low], SLA).reason is ChoiceReason.ONLY_LOW_THRESHOLDS
     assert low_threshold_warning(low, [low, twin]) is None
     assert select([low, twin], SLA).best is low
     faster = point(80, 16, plan=SHIFT_PLAN, devices=4, threshold=128)
     selection = select([low, faster], SLA)
     assert selection.best is faster
-    assert selection.rejected[0].why is Rejection.LOW_THRESHOLD_WITHOUT_GAIN
+    assert selection.rejected[0].why is PointRejection.LOW_THRESHOLD_WITHOUT_GAIN
     assert "max_num_seqs 128" in selection.rejected[0].detail
 
 

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from policies.points import OperatingPoint
-from policies.select import Reason
+from policies.select import ChoiceReason
 from tuner.described.document import (
     finite_metrics,
     memory_json,
@@ -22,16 +22,16 @@ from tuner.search.report import infeasible_json, point_json
 
 SCHEMA = "plan/v1"
 REASONS = {
-    Reason.ONLY_FEASIBLE: "the only settings that meet the SLA",
-    Reason.FEWEST_DEVICES: "no plan meets the SLA with fewer devices",
-    Reason.FEWEST_DEVICES_WITH_CERTAINTY: (
+    ChoiceReason.ONLY_FEASIBLE: "the only settings that meet the SLA",
+    ChoiceReason.FEWEST_DEVICES: "no plan meets the SLA with fewer devices",
+    ChoiceReason.FEWEST_DEVICES_WITH_CERTAINTY: (
         "fewest devices among those that meet the SLA with enough certainty; smaller ones meet it "
         "in the run but too narrowly for their interval"
     ),
-    Reason.MOST_LIKELY_OF_THE_CHEAPEST: (
+    ChoiceReason.MOST_LIKELY_OF_THE_CHEAPEST: (
         "of the plans with fewest devices, the likeliest to meet the SLA"
     ),
-    Reason.FASTEST_OF_THE_CHEAPEST: "of the plans with fewest devices, the fastest",
+    ChoiceReason.FASTEST_OF_THE_CHEAPEST: "of the plans with fewest devices, the fastest",
 }
 FASTEST = "lowest latencies against their bounds of all that meet the SLA"
 BALANCED = "least product of devices and latency of all that meet the SLA"

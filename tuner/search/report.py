@@ -10,7 +10,7 @@ from engine.spec.settings import Settings
 from policies.points import EstimateJson, OperatingPoint, estimates_to_json
 from policies.report import finite
 from policies.schedule import Schedule
-from policies.select import Reason, Selection
+from policies.select import ChoiceReason, Selection
 from policies.sla import Sla
 from tuner.search.spec import TuningSpec
 from tuner.search.trials import TrialRecord
@@ -59,7 +59,7 @@ class Recommendation:
     measured: dict[str, Any] | None
     point: OperatingPoint
     paced: dict[str, Any] | None
-    reason: Reason
+    reason: ChoiceReason
     explanation: str
     probability: float | None
     schedule: Schedule

@@ -14,7 +14,7 @@ from tuner.simulation.turns import AtEnd, AtStart, Turns
 from tuner.spec.look_ahead import LookAhead
 
 
-class Replica:
+class SimulatedReplica:
     """Runs steps in virtual time.
 
     Requests are named by their numbers, the rows of ``log``; ``segments`` gets what ran.

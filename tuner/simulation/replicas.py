@@ -6,7 +6,7 @@ from engine.scheduler.table import Sequence
 from engine.spec.feasible import check_plan
 from engine.spec.settings import Caps, Settings
 from tuner.simulation.log import RunCounts, Segment, TokenLog
-from tuner.simulation.replica import Replica
+from tuner.simulation.replica import SimulatedReplica
 from tuner.simulation.setup import ReplicaSetup, SimulatedEngine
 
 
@@ -43,12 +43,12 @@ class Replicas:
     # -- questions ---------------------------------------------------------------------------
 
     @property
-    def next(self) -> Replica:
+    def next(self) -> SimulatedReplica:
         """The replica whose next event comes first."""
         return self.all[0] if len(self.all) == 1 else min(self.all, key=_event_s)
 
     @property
-    def least_loaded(self) -> Replica:
+    def least_loaded(self) -> SimulatedReplica:
         return self.all[0] if len(self.all) == 1 else min(self.all, key=_load_tokens)
 
     @property
@@ -99,10 +99,10 @@ class Replicas:
 
     # -- parts -------------------------------------------------------------------------------
 
-    def _make(self, settings: Settings) -> list[Replica]:
+    def _make(self, settings: Settings) -> list[SimulatedReplica]:
         setup = self.setup(settings)
         return [
-            Replica(setup, number=number, log=self._log, segments=self.segments)
+            SimulatedReplica(setup, number=number, log=self._log, segments=self.segments)
             for number in range(settings.plan.dp)
         ]
 
@@ -110,9 +110,9 @@ class Replicas:
         return [replica.finish_counts() for replica in self.all]
 
 
-def _event_s(replica: Replica) -> float:
+def _event_s(replica: SimulatedReplica) -> float:
     return replica.next_event_s
 
 
-def _load_tokens(replica: Replica) -> int:
+def _load_tokens(replica: SimulatedReplica) -> int:
     return replica.load_tokens

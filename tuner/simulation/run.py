@@ -11,7 +11,7 @@ from engine.spec.settings import Settings
 from tuner.simulation.changes import Changes
 from tuner.simulation.log import AppliedChange, PlanSpell, RunCounts, Segment, TokenLog
 from tuner.simulation.register import Register
-from tuner.simulation.replica import Replica
+from tuner.simulation.replica import SimulatedReplica
 from tuner.simulation.replicas import Replicas
 from tuner.simulation.requests import NEVER_S, RequestSource, Sent
 from tuner.simulation.setup import SimulatedEngine
@@ -142,7 +142,7 @@ class Run:
             else:
                 self._changes.hold(sent)
 
-    def _launch(self, now_s: float, committed: Replica | None) -> None:
+    def _launch(self, now_s: float, committed: SimulatedReplica | None) -> None:
         """Start steps on ``committed`` and on replicas that were idle, unless a reshape has begun.
 
         A live loop that waits for a step looks at its queue again when the step ends.
@@ -154,7 +154,7 @@ class Run:
             if replica is committed or not replica.is_in_flight:
                 replica.launch(now_s, self._horizon_s(replica))
 
-    def _finish_step(self, replica: Replica, now_s: float) -> None:
+    def _finish_step(self, replica: SimulatedReplica, now_s: float) -> None:
         """Commit the oldest step of ``replica`` and go on."""
         ended = replica.commit(now_s)
         self._admit_until(now_s)
@@ -184,7 +184,7 @@ class Run:
         if num_over % PROGRESS_REQUESTS == 0:
             self._on_progress(now_s, num_over, len(self._workload))
 
-    def _horizon_s(self, replica: Replica) -> float:
+    def _horizon_s(self, replica: SimulatedReplica) -> float:
         """Until when nothing outside ``replica`` can reach it."""
         next_s = min(self._source.next_s, self._changes.ask_s)
         if not self._is_closed:

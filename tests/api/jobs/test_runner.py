@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from api.jobs.leases import DeviceLeases
-from api.jobs.runner import JobRunner, StepResult
+from api.jobs.runner import JobRunner, JobStep
 from api.services.audit import service_caller
 from api.services.jobs import cancel, move
 from api.web.settings import ServiceSettings
@@ -66,8 +66,8 @@ def test_a_job_runs_from_queued_to_a_recommendation(
     runner: JobRunner, database: Database, tmp_path: Path
 ) -> None:
     job_id = _job(database, tmp_path)
-    assert runner.begin(job_id) is StepResult.GO_ON
-    assert [runner.trial(job_id, n) for n in range(3)] == [StepResult.GO_ON] * 3
+    assert runner.begin(job_id) is JobStep.GO_ON
+    assert [runner.trial(job_id, n) for n in range(3)] == [JobStep.GO_ON] * 3
     runner.finish(job_id)
     assert _state(database, job_id) == (JobState.SUCCEEDED, "cheapest")
     with database.read() as uow:
@@ -85,8 +85,8 @@ def test_a_step_that_runs_again_finds_its_row_and_does_nothing(
     runner.begin(job_id)
     runner.trial(job_id, 0)
     restarted = _runner(database, settings)
-    assert restarted.begin(job_id) is StepResult.GO_ON
-    assert restarted.trial(job_id, 0) is StepResult.GO_ON
+    assert restarted.begin(job_id) is JobStep.GO_ON
+    assert restarted.trial(job_id, 0) is JobStep.GO_ON
     restarted.trial(job_id, 1)
     assert [line.split()[0] for line in _log(tmp_path)] == ["prepare", "0", "prepare", "1"]
     assert _log(tmp_path)[2] == "prepare again", "the kept cost model spares the measuring"
@@ -101,7 +101,7 @@ def test_a_cancelled_job_stops_before_its_next_trial_and_keeps_the_finished(
     runner.trial(job_id, 0)
     with database.begin() as uow:
         cancel(uow, job_id, caller=service_caller("test"))
-    assert runner.trial(job_id, 1) is StepResult.STOP
+    assert runner.trial(job_id, 1) is JobStep.STOP
     runner.finish(job_id)
     assert _state(database, job_id) == (JobState.CANCELLED, "cancelled; 1 of 3 trials kept")
     with database.read() as uow:
@@ -123,7 +123,7 @@ def test_an_input_that_cannot_be_used_fails_the_job_with_its_message(
     job_id = _job(database, tmp_path, explode_at=1)
     runner.begin(job_id)
     runner.trial(job_id, 0)
-    assert runner.trial(job_id, 1) is StepResult.STOP
+    assert runner.trial(job_id, 1) is JobStep.STOP
     assert _state(database, job_id) == (JobState.FAILED, "the trace has no rows")
 
 
@@ -140,8 +140,8 @@ def test_a_finished_job_is_left_as_it_is(
     job_id = _job(database, tmp_path)
     with database.begin() as uow:
         move(uow, uow.jobs.get(job_id), JobState.CANCELLED, "by hand")
-    assert runner.begin(job_id) is StepResult.STOP
-    assert runner.finish(job_id) is StepResult.STOP
+    assert runner.begin(job_id) is JobStep.STOP
+    assert runner.finish(job_id) is JobStep.STOP
     assert _state(database, job_id)[0] is JobState.CANCELLED
 
 
@@ -174,7 +174,7 @@ def test_a_resumed_job_takes_back_the_devices_a_dead_worker_left(
     job_id = _job(database, tmp_path, devices=4)
     runner.begin(job_id)
     restarted = _runner(database, settings)
-    assert restarted.trial(job_id, 0) is StepResult.GO_ON
+    assert restarted.trial(job_id, 0) is JobStep.GO_ON
     assert len(_leased(database, settings)) == 4
 
 
@@ -208,7 +208,7 @@ def test_without_a_cost_model_a_job_cannot_be_simulated_and_waits_in_vain(
 ) -> None:
     _hold_all(database, settings)
     job_id = _job(database, tmp_path, devices=1)
-    assert runner.begin(job_id) is StepResult.STOP
+    assert runner.begin(job_id) is JobStep.STOP
     assert _state(database, job_id)[0] is JobState.FAILED
 
 
@@ -217,7 +217,7 @@ def test_a_job_that_must_be_live_waits_and_then_fails_with_the_numbers(
 ) -> None:
     _hold_all(database, settings)
     job_id = _job(database, tmp_path, devices=2, on_busy="wait")
-    assert runner.begin(job_id) is StepResult.STOP
+    assert runner.begin(job_id) is JobStep.STOP
     state, reason = _state(database, job_id)
     assert state is JobState.FAILED
     assert "2 of 4 devices" in reason

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from engine.rank.threads import Inbox, Outbox, Ping
+from engine.rank.threads import Inbox, Outbox, RankPing
 from engine.spec.steps import StepPlan, StepResult, StepShape
 from engine.wire.frames import FrameChannel
 from engine.wire.messages import PING, Shutdown
@@ -59,7 +59,7 @@ def test_steps_are_prepared_as_they_come_and_their_errors_come_with_them(
     assert [str(a.error) for a in steps] == ["None", "step 1", "None"]
     assert all(a.tag == 5 and a.prepared_s >= a.arrived_s for a in steps)
     assert arrivals[3] is not None
-    assert isinstance(arrivals[3].message, Ping)
+    assert isinstance(arrivals[3].message, RankPing)
     assert runner.thread_names == ["inbox"] * 3
 
 

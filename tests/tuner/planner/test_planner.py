@@ -8,7 +8,7 @@ import pytest
 from engine.spec.plan import parse_plan
 from engine.spec.settings import Caps, Settings
 from policies.report import flat_metrics
-from policies.select import Reason
+from policies.select import ChoiceReason
 from policies.sla import Sla
 from tests.tuner.worlds import LinearTimer
 from tuner.backends import list_backends, load_backend
@@ -150,7 +150,7 @@ def test_an_sla_nobody_can_meet_names_what_binds_and_the_nearest_plan(
 ) -> None:
     report = make_plan(node, workload, Sla.parse("p95_ttft_ms<=1,p95_tpot_ms<=150"), jobs=1)
     document = plan_json(report, model="m")
-    assert report.selection.reason is Reason.SLA_INFEASIBLE
+    assert report.selection.reason is ChoiceReason.SLA_INFEASIBLE
     assert document["best"] == {}
     assert document["infeasible"]["binding"] == "p95_ttft_ms<=1"
     assert document["infeasible"]["is_from_single_requests"]

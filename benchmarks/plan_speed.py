@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quiet import OtherPrograms
+from engine.spec.settings import Settings
 
 MODEL, DTYPE, HARDWARE = "llama-3.1-70b", "fp8", "8xh200"
 SLA = "p95_ttft_ms<=8000,p95_tpot_ms<=200"
@@ -122,12 +123,11 @@ def _times(runs: list[Run]) -> list[str]:
 
 def _what(run: Run) -> list[str]:
     document = run.document
-    feasible = {point["plan"] for point in document["feasible"]}
+    feasible = {Settings.from_json(p["settings"]).plan for p in document["feasible"]}
     fails = Counter(f"{f['why']} (seen on: {f['judged_on']})" for f in document["failing"])
     judged = document["judged"]
     best = [
-        f"| {role} | {each['plan']} | {each['threshold_tokens']} | {each['caps']['max_num_seqs']} "
-        f"| {each['caps']['max_num_batched_tokens']} | {_interval(each, 'p95_ttft_ms')} "
+        f"| {role} | {Settings.from_json(each['settings'])} | {_interval(each, 'p95_ttft_ms')} "
         f"| {_interval(each, 'p95_tpot_ms')} | {each['sla_probability']:.2f} |"
         for role, each in document["best"].items()
     ]
@@ -144,8 +144,8 @@ def _what(run: Run) -> list[str]:
         "",
         "## What came out",
         "",
-        "| | plan | threshold | seqs | tokens | p95 TTFT ms | p95 TPOT ms | P(SLA met) |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | settings | p95 TTFT ms | p95 TPOT ms | P(SLA met) |",
+        "|---|---|---|---|---|",
         *best,
         "",
         "Simulated on described hardware, not measured; intervals are those of the device's step "

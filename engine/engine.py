@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
+from engine.door import Door
 from engine.executors.protocol import ExecutorInfo
 from engine.fleet import Fleet, TimerFactory
 from engine.generation import Generation, gather
-from engine.lobby import Lobby, end_all
 from engine.modes.table import ModeTable
 from engine.policy.document import EnginePolicy, KnobClass, check_envelope, classify
 from engine.policy.knobs import AppliedPolicy, Knob, list_knobs
@@ -23,7 +23,6 @@ from engine.replica.stream import OnOutput, RequestStream
 from engine.replica.telemetry import EngineStats, drain, summarise
 from engine.spec.config import EngineConfig, num_kv_blocks
 from engine.spec.errors import (
-    EngineError,
     PlanError,
     PolicyError,
     RankError,
@@ -39,7 +38,6 @@ from engine.spec.request import (
     Request,
     RequestOutput,
     SamplingParams,
-    check_length,
     check_vocabulary,
 )
 from engine.spec.settings import Caps, ModePin, Settings
@@ -67,12 +65,9 @@ class Engine:
         self._tokenizer = tokenizer
         self._policy = EnginePolicy(settings=config.settings)
         self._check(config.settings)
-        self._replicas: list[Replica] = []
         self._fleet = Fleet(config, self.model, timer_factory=timer_factory)
-        self._lobby = Lobby(max_len=self.max_model_len)
-        self._failure: str | None = None
+        self._door = Door(max_len=self.max_model_len)
         self._is_closed = False
-        self._lock = threading.Lock()
         self._apply_lock = threading.Lock()
         self._cost_s: dict[KnobClass, float] = {}
 
@@ -97,8 +92,7 @@ class Engine:
     @property
     def is_healthy(self) -> bool:
         """Whether every replica serves."""
-        with self._lock:
-            return self._failure is None and all(r.failure is None for r in self._replicas)
+        return self._door.is_healthy
 
     @property
     def policy(self) -> EnginePolicy:
@@ -127,12 +121,11 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Gauges and counters of all replicas, since start."""
-        with self._lock:
-            replicas, waiting = list(self._replicas), len(self._lobby)
+        replicas, num_held = self._door.look_in()
         return summarise(
             self._fleet.telemetry,
             running=sum(r.scheduler.num_running for r in replicas),
-            waiting=waiting + sum(r.num_waiting for r in replicas),
+            waiting=num_held + sum(r.num_waiting for r in replicas),
             kv_usage=max((r.scheduler.kv_usage for r in replicas), default=0.0),
             is_healthy=self.is_healthy,
             policy_version=self._policy.version,
@@ -140,8 +133,7 @@ class Engine:
 
     def mode_tables(self) -> list[ModeTable | None]:
         """Each replica's measured step times of both modes; None where none were taken."""
-        with self._lock:
-            return [replica.mode_table for replica in self._replicas]
+        return [replica.mode_table for replica in self._door.list_replicas()]
 
     def drain_samples(self) -> list[StepSample]:
         """Step samples since the last call (at most 100,000 per replica are kept)."""
@@ -162,7 +154,7 @@ class Engine:
 
     def check_integrity(self) -> None:
         """Assert on every replica's own thread that KV blocks and slots balance."""
-        for replica in self._replicas:
+        for replica in self._door.list_replicas():
             replica.call(replica.scheduler.check_integrity)
 
     # -- commands ------------------------------------------------------------------------------
@@ -178,12 +170,7 @@ class Engine:
         """End all ranks; requests still in progress end with reason ``abort``."""
         with self._apply_lock:
             self._is_closed = True
-            with self._lock:
-                replicas, self._replicas = self._replicas, []
-                held, _ = self._lobby.close()
-            left = Handover.join([replica.stop() for replica in replicas])
-            self._fleet.close()
-        end_all([*held, *left.streams.values()], FinishReason.ABORT)
+            self._door.close(self._end, FinishReason.ABORT)
 
     def submit(self, request: Request, on_output: OnOutput) -> None:
         """Accept a request; ``on_output`` is called on a loop thread and must not block.
@@ -200,13 +187,7 @@ class Engine:
 
         ``reason`` is ``stop`` when whoever makes the text found a stop string in it.
         """
-        # Posted under the lock, so that it reaches a replica before a reshape empties it.
-        with self._lock:
-            held = self._lobby.abort(request_id, reason)
-            for replica in self._replicas:
-                replica.abort(request_id, reason)
-        if held is not None:
-            end_all([held], reason)
+        self._door.abort(request_id, reason)
 
     def apply(self, policy: EnginePolicy, *, expected: EnginePolicy | None = None) -> AppliedPolicy:
         """Put ``policy`` in force: hot knobs at the next step, a new plan by a reshape.
@@ -221,8 +202,8 @@ class Engine:
             RankError: ranks failed to start under the plan; the old plan is running again.
         """
         with self._apply_lock:
-            if self._is_closed or self._failure is not None:
-                raise RankError(f"the engine cannot change: {self._failure or 'it is closed'}")
+            if self._is_closed or self._door.failure is not None:
+                raise RankError(f"the engine cannot change: {self._door.failure or 'it is closed'}")
             if expected is not None and expected != self._policy:
                 raise StalePolicyError(
                     f"policy version {expected.version} is not in force any more: it is "
@@ -283,24 +264,7 @@ class Engine:
         return RequestStream(request, on_output, text)
 
     def _accept(self, stream: RequestStream) -> None:
-        request_id = stream.request.request_id
-        with self._lock:
-            if request_id in self._lobby or any(r.has(request_id) for r in self._replicas):
-                raise RequestError(f"request id {request_id!r} is in use")
-            check_length(stream.request, self._lobby.max_len)
-            if self._lobby.is_open:
-                self._lobby.hold(stream, max_queue=self.settings.caps.max_queue)
-            else:
-                self._route().submit(stream)
-
-    def _route(self) -> Replica:
-        """The healthy replica with the fewest tokens to do."""
-        healthy = [r for r in self._replicas if r.failure is None]
-        if not healthy:
-            reasons = {str(r.failure) for r in self._replicas} | {self._failure or ""}
-            failures = "; ".join(sorted(reasons - {""}))
-            raise RankError(f"the engine is unhealthy: {failures or 'it is closed'}")
-        return min(healthy, key=lambda r: r.load_tokens)
+        self._door.accept(stream, max_queue=self.settings.caps.max_queue)
 
     def _max_model_len(self, plan: ParallelPlan) -> int:
         capacity = num_kv_blocks(self.config, self.model, plan) * self.config.block_size
@@ -321,7 +285,7 @@ class Engine:
         """Put hot settings in force on every replica that serves; the first step to obey them."""
         self._policy = policy
         steps = [0]
-        for replica in self._replicas:
+        for replica in self._door.list_replicas():
             try:
                 steps.append(replica.call(partial(replica.set_hot, policy.settings)))
             except RankError:  # its loop has ended: nothing there obeys anything
@@ -330,74 +294,35 @@ class Engine:
 
     def _reshape(self, policy: EnginePolicy) -> int:
         """Stop all replicas, start those of the new plan, and carry every sequence over."""
-        old = self._policy
-        replicas = self._close_door(policy.settings.plan)
-        step_id = 0
-        parts = []
-        for replica in replicas:
-            parts.append(replica.stop())
-            step_id = max(step_id, replica.scheduler.next_step_id)
-        left = Handover.join(parts)
+        plan = policy.settings.plan
+        try:
+            replicas = self._door.shut(max_len=self._max_model_len(plan))
+        except RequestError as error:
+            raise PolicyError(f"plan {plan}: in progress, {error}") from error
+        left = Handover.join([replica.stop() for replica in replicas])
+        step_id = max((r.scheduler.next_step_id for r in replicas), default=0)
         try:
             replicas = self._fleet.launch(policy.settings, first_step_id=step_id)
         except BaseException as error:
-            self._fall_back(old, step_id, left, error)
+            self._fall_back(step_id, left, error)
             raise
         self._policy = policy
         self._open(replicas, left)
         return step_id
 
-    def _fall_back(
-        self, old: EnginePolicy, step_id: int, left: Handover, error: BaseException
-    ) -> None:
-        """Run the old policy again; if that fails too, end every request and say so."""
+    def _fall_back(self, step_id: int, left: Handover, error: BaseException) -> None:
+        """Run the policy in force again; if that fails too, end every request and say so."""
         try:
-            self._open(self._fleet.launch(old.settings, first_step_id=step_id), left)
+            self._open(self._fleet.launch(self.settings, first_step_id=step_id), left)
         except BaseException as again:
-            with self._lock:
-                self._failure = f"a reshape failed ({error}), and so did the way back ({again})"
-                held, _ = self._lobby.close()
-            end_all([*left.streams.values(), *held], FinishReason.ERROR, self._failure)
-
-    def _close_door(self, next_plan: ParallelPlan) -> list[Replica]:
-        """Hold new requests back and take the replicas out of service.
-
-        Raises:
-            PolicyError: a request in progress would not fit ``next_plan``; nothing has changed.
-        """
-        with self._lock:
-            leaving = [request for r in self._replicas for request in r.list_requests()]
-            try:
-                self._lobby.open(
-                    leaving, max_len=min(self.max_model_len, self._max_model_len(next_plan))
-                )
-            except RequestError as error:
-                raise PolicyError(f"plan {next_plan}: in progress, {error}") from error
-            replicas, self._replicas = self._replicas, []
-        return replicas
+            why = f"a reshape failed ({error}), and so did the way back ({again})"
+            self._door.close(lambda _: left, FinishReason.ERROR, why)
 
     def _open(self, replicas: list[Replica], left: Handover) -> None:
-        """Deal carried-over sequences to the replicas and let held requests in, in order."""
-        for replica, share in zip(replicas, left.deal(len(replicas)), strict=True):
-            replica.adopt(share)
-        with self._lock:
-            self._replicas = replicas
-            held, aborted = self._lobby.close()
-            self._lobby.max_len = self.max_model_len
-            for request_id, reason in aborted.items():
-                for replica in replicas:
-                    replica.abort(request_id, reason)
-            refused = self._let_in(held)
-        # Callbacks may call the engine back.
-        for stream, why in refused:
-            end_all([stream], FinishReason.ERROR, why)
+        self._door.open(replicas, left, max_len=self.max_model_len)
 
-    def _let_in(self, held: list[RequestStream]) -> list[tuple[RequestStream, str]]:
-        """Hand requests that were held to the replicas; those they refuse, and why."""
-        refused = []
-        for stream in held:
-            try:
-                self._route().submit(stream, has_waited=True)
-            except EngineError as error:
-                refused.append((stream, str(error)))
-        return refused
+    def _end(self, replicas: list[Replica]) -> Handover:
+        """Stop replicas and end all ranks; what they leave."""
+        left = Handover.join([replica.stop() for replica in replicas])
+        self._fleet.close()
+        return left

@@ -16,14 +16,14 @@ logger = logging.getLogger(__name__)
 class Lobby:
     """Where requests are while no replica serves: before the start, and during a reshape.
 
-    While it is open, new requests are held here, and those of stopped replicas are in transit:
+    While it is holding, new requests stay here, and those of stopped replicas are in transit:
     their sequences travel apart (see ``Handover``), the lobby knows their ids. ``max_len`` is the
-    longest request in tokens that fits wherever it may go next, whether the lobby is open or not.
-    Not thread safe: whoever calls holds the engine's lock.
+    longest request in tokens that fits wherever it may go next, whether it is holding or not.
+    Not thread safe: whoever calls holds the door's lock.
     """
 
     def __init__(self, *, max_len: int) -> None:
-        self.is_open = True
+        self.is_holding = True
         self.max_len = max_len
         self._held: dict[str, RequestStream] = {}
         # With the reason for which one was aborted meanwhile.
@@ -35,7 +35,7 @@ class Lobby:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._held or request_id in self._in_transit
 
-    def open(self, leaving: Iterable[Request], *, max_len: int) -> None:
+    def begin_to_hold(self, leaving: Iterable[Request], *, max_len: int) -> None:
         """Hold new requests from now on; ``leaving`` are in transit from replicas that stop.
 
         Raises:
@@ -45,12 +45,12 @@ class Lobby:
         for request in leaving:
             if request.max_len > max_len:
                 raise RequestError(f"{request.lengths} is more than {max_len}")
-        self.is_open = True
+        self.is_holding = True
         self.max_len = max_len
         self._in_transit = {request.request_id: None for request in leaving}
 
     def hold(self, stream: RequestStream, *, max_queue: int | None) -> None:
-        """Keep a new request until :meth:`close`.
+        """Keep a new request until :meth:`empty`.
 
         Raises:
             QueueFullError: ``max_queue`` requests are held already.
@@ -62,13 +62,13 @@ class Lobby:
     def abort(self, request_id: str, reason: FinishReason) -> RequestStream | None:
         """Let a request go; one that was held is the caller's to end, unknown ids do nothing.
 
-        One in transit ends when it arrives, see :meth:`close`.
+        One in transit ends when it arrives, see :meth:`empty`.
         """
         if request_id in self._in_transit:
             self._in_transit[request_id] = reason
         return self._held.pop(request_id, None)
 
-    def close(self) -> tuple[list[RequestStream], dict[str, FinishReason]]:
+    def empty(self) -> tuple[list[RequestStream], dict[str, FinishReason]]:
         """Nobody waits here and nobody is in transit any more.
 
         Hands out the requests that were held, in order of arrival, and for those that were
@@ -77,7 +77,7 @@ class Lobby:
         held, self._held = list(self._held.values()), {}
         aborted = {name: reason for name, reason in self._in_transit.items() if reason is not None}
         self._in_transit = {}
-        self.is_open = False
+        self.is_holding = False
         return held, aborted
 
 

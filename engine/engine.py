@@ -185,7 +185,7 @@ class Engine:
     def abort(self, request_id: str, *, reason: FinishReason = FinishReason.ABORT) -> None:
         """End a request at the next step boundary; unknown ids do nothing.
 
-        ``reason`` is ``stop`` when whoever makes the text found a stop string in it.
+        ``reason`` is ``stop`` when the caller makes the text itself and found a stop string in it.
         """
         self._door.abort(request_id, reason)
 
@@ -282,13 +282,13 @@ class Engine:
         check_envelope(settings.caps, self.envelope)
 
     def _set_hot(self, policy: EnginePolicy) -> int:
-        """Put hot settings in force on every replica that serves; the first step to obey them."""
+        """Put hot settings in force on serving replicas; returns the first step that obeys them."""
         self._policy = policy
         steps = [0]
         for replica in self._door.list_replicas():
             try:
                 steps.append(replica.call(partial(replica.set_hot, policy.settings)))
-            except RankError:  # its loop has ended: nothing there obeys anything
+            except RankError:  # its loop has ended, so no step there needs the settings
                 continue
         return max(steps)
 
@@ -322,7 +322,7 @@ class Engine:
         self._door.open(replicas, left, max_len=self.max_model_len)
 
     def _end(self, replicas: list[Replica]) -> Handover:
-        """Stop replicas and end all ranks; what they leave."""
+        """Stop replicas and end all ranks; returns what the replicas leave."""
         left = Handover.join([replica.stop() for replica in replicas])
         self._fleet.close()
         return left

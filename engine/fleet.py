@@ -23,7 +23,7 @@ TimerFactory = Callable[[ParallelPlan], StepTimer]
 class Fleet:
     """Every replica of one engine, whatever its plan. Calls come one at a time.
 
-    Rank processes are kept from one plan to the next where it can use them.
+    The next plan takes over the rank processes of the one before, as many as it can use.
     """
 
     def __init__(

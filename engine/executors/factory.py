@@ -24,8 +24,8 @@ def make_executor(
 ) -> Executor:
     """The executor ``config`` asks for, not yet started. ``auto``: in process for one rank.
 
-    ``timer`` and ``clock`` are the simulated executor's; real time by default. ``ranks`` lends
-    the process executor its ranks (a pool keeps them across executors); others do without.
+    Only the simulated executor uses ``timer`` and ``clock`` (real time by default). ``ranks`` lends
+    the process executor its ranks (a pool keeps them across executors); other executors ignore it.
 
     Raises:
         EngineError: inline with several ranks, or simulated without a timer.

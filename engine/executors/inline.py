@@ -38,7 +38,7 @@ class _Flight:
 
 
 class _RankThread:
-    """Runs steps in order on ``runner`` until closed. What follows a step that failed fails too.
+    """Runs steps in order on ``runner`` until closed. After a step failed, all later ones fail.
 
     The thread is a daemon, so that a step that hangs does not keep the program from ending.
     """
@@ -64,7 +64,7 @@ class _RankThread:
             self._changed.wait_for(lambda: flight.outcome is not None, timeout_s)
 
     def close(self, timeout_s: float) -> None:
-        """Drop what has not begun; wait ``timeout_s`` at most for the step that has."""
+        """Drop the queued steps; wait at most ``timeout_s`` for the step that runs."""
         with self._changed:
             self._is_closed = True
             self._waiting.clear()

@@ -53,10 +53,10 @@ class MeetingPlace:
 
     @property
     def can_be_left(self) -> bool:
-        """Whether ranks get out of a collective whose peer is gone, and can meet again elsewhere.
+        """Whether ranks can leave a collective whose peer is gone, and meet again elsewhere.
 
-        NCCL's and gloo's may wait for ever, and what is left of them inside a process after a
-        failure is unknown; such ranks are ended.
+        A collective of NCCL or gloo may wait for ever, and nobody knows what state it leaves in the
+        process after a failure; such ranks are ended.
         """
         return self.backend is Collectives.SHM
 
@@ -72,7 +72,7 @@ class MeetingPlace:
             self._segment.abort(blamed_rank)
 
     def close(self) -> None:
-        """Let go of it; ranks keep their own descriptors. Safe to call twice."""
+        """Close this process's descriptors; ranks keep their own. Safe to call twice."""
         if self._segment is not None:
             self._segment.close()
             self._segment = None

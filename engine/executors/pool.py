@@ -67,7 +67,7 @@ class OwnRanks:
 
 
 class GivenRanks:
-    """Processes of somebody else, left running unless one of them failed."""
+    """Processes that the caller owns; they are left running unless one of them failed."""
 
     def __init__(self, ranks: RankProcesses) -> None:
         self._ranks = ranks
@@ -91,9 +91,9 @@ class GivenRanks:
 class RankPool:
     """The processes of one replica, kept across its executors and replaced when they fail.
 
-    A rank that is gone, or does not come out of its last step within ``patience_s`` once its
-    peers are gone, is killed; a spare takes its place, or a new process. Other ranks keep their
-    processes, and their number where they can. ``num_spares`` further processes wait with the
+    A rank that does not answer within ``patience_s`` is killed: it is gone, or its last step hangs
+    although its peers are gone. A spare or a new process takes its place. Other ranks keep their
+    processes, and their numbers where possible. ``num_spares`` further processes wait with the
     model's code imported; used ones are replaced in the background once the ranks work again.
 
     Owned by one thread at a time; :meth:`close` ends everything that is not lent.
@@ -160,7 +160,7 @@ class RankPool:
         self._idle, self._spares, self._cold = [], [], []
 
     def _heal(self) -> None:
-        """Kill what does not answer any more."""
+        """Kill the processes that no longer answer."""
         self._sort_spares(0.0)
         asked = self._idle + self._spares
         for rank in asked:
@@ -186,7 +186,7 @@ class RankPool:
         return chosen
 
     def _replacement(self) -> RankProcess:
-        """A spare, the warm ones first, or a new process; ours until all ranks are there."""
+        """A warm spare, else a cold one, else a new process; the pool owns it for now."""
         source = self._spares or self._cold
         found = source.pop(0) if source else RankProcess(module=self._module)
         self._idle.append(found)

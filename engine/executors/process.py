@@ -21,19 +21,19 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepPlan, StepResult
 from engine.wire.messages import FromRank, RankFailure, RankReady, RankSetup
 
-# How long to look for the first cause once something failed: a rank whose peer died may
-# speak before the death itself is seen.
+# How long to look for the first cause after a failure: a rank may complain of a dead peer before
+# this process sees the death.
 DIAGNOSIS_S = 0.1
 
 
 class ProcessExecutor:
     """Spawned ranks; shared memory or gloo between them on CPU, NCCL on CUDA.
 
-    ``ranks`` lends the processes: a pool keeps them across executors and replaces failed ones;
-    running :class:`RankProcesses` are left running by :meth:`close` unless one of them failed.
-    Without it the executor starts its own and ends them. After a failure with gloo or NCCL all
-    ranks are ended, for these cannot be left safely.
-    See ``engine.executors.protocol.Executor``.
+    ``ranks`` lends the processes. A pool keeps them across executors and replaces failed ones;
+    :meth:`close` leaves running :class:`RankProcesses` alone unless one of them failed. Without
+    ``ranks`` the executor starts its own processes and ends them. After a failure with gloo or NCCL
+    all ranks are ended, because no rank can leave these safely. See
+    ``engine.executors.protocol.Executor``.
     """
 
     needs_inputs = True
@@ -250,7 +250,7 @@ class ProcessExecutor:
         return self._failed(words, cause.rank)
 
     def _first_cause(self, ranks: RankProcesses, failure: RankFailure) -> RankFailure | RankError:
-        """``failure``, unless it only complains of another rank that is heard or dies meanwhile."""
+        """``failure``, unless it only complains of a rank; then that rank's failure or death."""
         deadline = time.monotonic() + DIAGNOSIS_S
         complaining = {failure.rank}
         while failure.kind == RankError.__name__ and time.monotonic() < deadline:
@@ -268,7 +268,7 @@ class ProcessExecutor:
         return failure
 
     def _failed(self, message: str, rank: int | None = None) -> RankError:
-        """Run nothing any more, free ranks that wait for the one that failed; what to raise."""
+        """Run no more steps, free ranks that wait for the failed one; the error to raise."""
         self._failure = message
         self._is_broken = True
         if self._meeting is not None:

@@ -54,7 +54,7 @@ class Executor(Protocol):
         ...
 
     def collect(self, timeout_s: float | None = None) -> StepResult:
-        """The result of the oldest step in flight, waiting for it (None: the step timeout).
+        """Wait for the oldest step in flight and return its result (None: for the step timeout).
 
         Raises:
             RankError: a rank died, raised, or did not answer in time.
@@ -62,7 +62,7 @@ class Executor(Protocol):
         ...
 
     def check(self) -> None:
-        """Look after the ranks while no step is in flight.
+        """Check that the ranks are alive while no step is in flight.
 
         Raises:
             RankError: a rank is gone.

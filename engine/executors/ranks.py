@@ -79,7 +79,7 @@ class RankProcess:
         return self.process.poll() is None
 
     def begin_use(self, number: int) -> None:
-        """Be rank ``number`` from now on; what it says of before will not be heard."""
+        """Be rank ``number`` from now on; frames of an earlier use are dropped."""
         self.number = number
         self._tag += 1
 
@@ -95,7 +95,7 @@ class RankProcess:
             raise RankError(f"{self.last_words()} ({error})", rank=self.number) from error
 
     def take_frames(self) -> list[bytes]:
-        """Frames of the present use among what was read."""
+        """The frames read so far that belong to the present use."""
         frames = []
         while (payload := self.channel.next_frame()) is not None:
             if self.channel.tag == self._tag:
@@ -119,7 +119,7 @@ class RankProcess:
         return f"{message}; its last words:\n{words}" if words else message
 
     def end(self, deadline_s: float) -> None:
-        """Wait until ``deadline_s`` for the process to end, kill it then, and free the rest."""
+        """Close the socket, wait until ``deadline_s`` for the process to end, else kill it."""
         self.channel.close()
         try:
             self.process.wait(timeout=max(0.0, deadline_s - time.monotonic()))
@@ -177,7 +177,7 @@ class RankProcesses:
         return bool(self._ranks) and all(rank.is_alive for rank in self._ranks)
 
     def begin_use(self) -> None:
-        """Forget what ranks said until now, also what is still on its way."""
+        """Drop all frames that ranks have sent until now, also those still on their way."""
         self._frames.clear()
         for number, rank in enumerate(self._ranks):
             rank.begin_use(number)
@@ -218,14 +218,14 @@ class RankProcesses:
         return self._ranks[rank].last_words()
 
     def release(self) -> list[RankProcess]:
-        """Hand the processes over to the caller; nothing can be done with this object then."""
+        """Hand the processes over to the caller; this object is of no use afterwards."""
         ranks, self._ranks = self._ranks, []
         self._frames.clear()
         self._selector.close()
         return ranks
 
     def close(self, *, is_kill: bool = False) -> None:
-        """End every rank: terminate, then kill by pid; ``is_kill`` at once. Safe to call twice."""
+        """End every rank (see :func:`end_processes`). Safe to call twice."""
         end_processes(self.release(), is_kill=is_kill)
 
     def _running(self) -> list[RankProcess]:
@@ -250,7 +250,7 @@ class RankProcesses:
 
 
 def end_processes(processes: Sequence[RankProcess], *, is_kill: bool = False) -> None:
-    """End processes and wait for them: terminate, then kill by pid; ``is_kill`` at once."""
+    """End processes and wait for them: terminate, then kill by pid (at once with ``is_kill``)."""
     for rank in processes:
         rank.channel.close()
         if rank.is_alive:

@@ -31,9 +31,9 @@ class SimulatedExecutor:
     """Paces steps by ``timer``'s stage times; see ``engine.executors.protocol.Executor``.
 
     :class:`engine.executors.stages.Stages` says when each stage takes a step, so up to ``pp``
-    steps overlap and one more waits. Host time between steps passes by itself on a real clock
-    and is the caller's on a virtual one. Token ids follow from step and row alone and are at
-    least 3, so that no usual end-of-text id appears.
+    steps overlap and one more waits. On a real clock the host time between steps passes by itself;
+    on a virtual one the caller adds it. Token ids follow from step and row alone and are at least
+    3, so that no usual end-of-text id appears.
 
     With ``applies_inputs`` it does a rank's host work too, in :meth:`submit`: the message is
     encoded, decoded and applied to a table of ``num_slots`` slots, and placeholders are filled.

@@ -22,13 +22,13 @@ class Stages:
         return Stages(self.free_s, has_run=self.has_run)
 
     def idle_s(self, ready_s: float) -> float:
-        """How long the first stage has waited for a step that is ready at ``ready_s``; the first
-        step of all was waited for by nobody."""
+        """Seconds that stage 0 waited for a step ready at ``ready_s``; 0 for the first one."""
         return max(0.0, ready_s - self.free_s[0]) if self.has_run else 0.0
 
     def send(self, ready_s: float, stage_s: Sequence[float]) -> float:
-        """Send a step through that is ready at ``ready_s`` and keeps each stage busy for its
-        entry of ``stage_s``; when it leaves the last stage."""
+        """Send a step through that is ready at ``ready_s`` and keeps stage i busy for
+        ``stage_s[i]`` seconds; returns when it leaves the last stage.
+        """
         free_s = self.free_s
         for stage, seconds in enumerate(stage_s):
             ready_s = max(ready_s, free_s[stage]) + seconds

@@ -127,7 +127,8 @@ def _prefill(
     num_kv, head_dim = cache.keys.shape[2:]
     context = [x.view(num_kv, 1, -1, head_dim) for x in cache.gather(chunk.cache_rows)]
     grouped = new.view(num_kv, -1, *new.shape[1:])
-    # The fused kernels that take a mask know no shared KV heads; views of stride 0 do instead.
+    # Fused kernels that take a mask cannot share KV heads. Views of stride 0 repeat the heads
+    # without a copy.
     keys, values = (x.expand(-1, grouped.shape[1], -1, -1) for x in context)
     attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=chunk.mask)
     return attended.flatten(0, 1).transpose(0, 1)

@@ -94,6 +94,7 @@ def _batches(seqs: Int64Array, totals: Int64Array, shape: CacheShape) -> list[In
     lengths = totals[seqs].tolist()
     row_elements = shape.num_kv_heads * shape.head_dim
     if not _may_share(max(lengths), sum(lengths), len(lengths)):
+        # Sorted by length, neighbours waste little padding on each other.
         seqs = seqs[np.argsort(-totals[seqs], kind="stable")]
         lengths.sort(reverse=True)
     groups, start, longest, total = [], 0, 0, 0

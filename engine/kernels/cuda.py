@@ -9,7 +9,7 @@ import torch
 
 
 def new_event(*, is_timed: bool = False) -> torch.cuda.Event:
-    """A mark for a stream; a timed one can tell the time to another one."""
+    """An event to record on a stream; only timed ones can measure the time between two of them."""
     return torch.cuda.Event(enable_timing=is_timed)  # type: ignore[no-untyped-call]
 
 

@@ -17,8 +17,8 @@ from engine.kernels.cuda import is_reached, new_event, new_stream
 def to_device(array: npt.NDArray[np.generic[Any]], device: torch.device) -> Tensor:
     """``array`` on ``device``; on CPU the same memory.
 
-    A copy to CUDA is only queued. It goes by way of pinned memory, which torch gives away again
-    no earlier than the copy is done; from pageable memory it would wait for the work before it.
+    A copy to CUDA is only queued. It goes through pinned memory, which torch reuses only once the
+    copy is done. A copy from pageable memory would wait for the work queued before it.
     """
     tensor = torch.from_numpy(array)
     if device.type != "cuda":
@@ -39,15 +39,15 @@ class InputStream:
         self._in_use: deque[tuple[object, torch.cuda.Event]] = deque()
         if device.type == "cuda":
             self._stream = new_stream(device)
-            # Tables made on the stream that computes are read on this one.
+            # This stream reads tables that the computing stream has made.
             self._stream.wait_stream(torch.cuda.current_stream(device))
 
     def filling(self) -> AbstractContextManager[object]:
-        """Within it, copies are queued on this stream."""
+        """A context in which copies are queued on this stream."""
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def computing(self) -> AbstractContextManager[object]:
-        """Within it, this device is the thread's own."""
+        """A context in which this device is the thread's current one."""
         return nullcontext() if self._stream is None else torch.cuda.device(self._device)
 
     def arrival(self) -> torch.cuda.Event | None:
@@ -59,14 +59,15 @@ class InputStream:
         return event
 
     def await_arrival(self, arrival: torch.cuda.Event | None) -> None:
-        """Have the computing stream wait for it, not the host."""
+        """Make the computing stream wait for ``arrival``; the host goes on."""
         if arrival is not None:
             torch.cuda.current_stream(self._device).wait_event(arrival)
 
     def keep(self, inputs: object) -> None:
-        """Hold ``inputs`` until the device has done all that is queued to compute.
+        """Hold ``inputs`` until the device has finished all computation queued so far.
 
-        Their memory is this stream's, which would hand it out again while it is still read.
+        Their memory belongs to this stream, which would reuse it while the computing stream still
+        reads it.
         """
         if self._stream is None:
             return

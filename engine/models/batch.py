@@ -81,7 +81,7 @@ class BatchBuilder:
     groups: RankGroups
 
     def build(self, rows: StepRows, mode: Mode) -> StepBatch:
-        """The batch of ``rows``, on the rank's device but for its placeholders."""
+        """The batch of ``rows`` on the rank's device; its placeholders are filled later."""
         tables = step_tables(rows, self.shape.block_size)
         num_tokens = len(rows.token_ids)
         slices = self.groups.sp.size if mode is Mode.BASE else 1
@@ -108,6 +108,7 @@ class BatchBuilder:
         return self._on_device(ids)
 
     def _placeholders(self, rows: StepRows, first: int, num_rows: int) -> Placeholders | None:
+        # The places ascend, so those in this rank's slice of the tokens are one run.
         begin, end = np.searchsorted(rows.placeholder_at, (first, first + num_rows))
         if begin == end:
             return None
@@ -128,7 +129,7 @@ class BatchBuilder:
                 size=slices,
                 device=self.shape.device,
             )
-        elif count != num_tokens:  # every row once, in order
+        elif count != num_tokens:  # else it is every row once, in order
             picked = self._on_device(rows)
         return SampledRows(count=count, rows=picked, exchange=exchange)
 

@@ -105,7 +105,7 @@ def _tensor(dims: tuple[int, ...], seed: int, index: int) -> Float32Array:
 
 
 def _write_weights(folder: Path, shape: Preset, seed: int, max_shard_bytes: int) -> tuple[str, ...]:
-    """Write the tensors in shards; the names of their files."""
+    """Write the tensors in shards; returns the names of their files."""
     shards = _shard_names(shape, max_shard_bytes)
     dims_of = dict(_shapes(shape))
     index_of = {name: index for index, name in enumerate(dims_of)}

@@ -19,8 +19,8 @@ def inverse_frequencies(model: ModelConfig) -> Tensor:
 
 
 def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    """Llama 3.1's rule: long waves are slowed by ``factor``, short ones kept, those between
-    blended linearly by how many periods fit in the original context.
+    """Llama 3.1's rule: long waves are slowed by ``factor`` and short ones kept. Waves in between
+    are blended linearly, by how many of their periods fit in the original context.
     """
     periods = scaling.original_max_positions * frequencies / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor

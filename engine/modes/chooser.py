@@ -14,11 +14,11 @@ from engine.spec.settings import ModePin, Settings
 class ModeChooser:
     """Chooses the mode of each step.
 
-    By ``pin``: ``table``, the faster mode of the step's size as it was measured here, and while
-    there is no table as ``auto``; ``auto``, more than ``threshold_tokens`` tokens run in base, else
-    in shift (the boundary itself is shift; arXiv 2509.16495, section 3); ``base`` and ``shift``
-    hold one mode. ``coin_seed`` overrules all of them: the mode flips per step from the step's
-    number, which is how tests show that any mode may follow any other over one KV cache.
+    The pin ``table`` takes the mode that was measured faster here for the step's size; without a
+    table it acts as ``auto``. ``auto`` runs steps of more than ``threshold_tokens`` tokens in base
+    and others in shift (the boundary itself is shift; arXiv 2509.16495, section 3). ``base`` and
+    ``shift`` hold one mode. ``coin_seed`` overrules the pin: a coin made from the step's number
+    chooses. With it tests show that any mode may follow any other over one KV cache.
     """
 
     plan: ParallelPlan
@@ -49,7 +49,7 @@ class ModeChooser:
         return Mode.BASE if num_tokens > self.threshold_tokens else Mode.SHIFT
 
     def largest_tokens(self, mode: Mode, at_most: int, step_id: int) -> int:
-        """The largest size of step ``step_id``, up to ``at_most``, to run in ``mode``; 0: none."""
+        """Largest size, up to ``at_most``, at which step ``step_id`` runs in ``mode``; 0: none."""
         if (fixed := self._mode_of_all_sizes(step_id)) is not None:
             return at_most if fixed is mode else 0
         if self.pin is ModePin.TABLE and self.table is not None:

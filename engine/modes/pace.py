@@ -10,16 +10,16 @@ _DECAY = 0.98
 _MIN_SAMPLES = 4
 # More tokens than any step holds.
 MAX_STEP_TOKENS = 2**31
-# The next step is scheduled so much before the running one is expected to end: this share of it,
-# some times what scheduling took lately, and what a sleeping thread needs to wake up.
+# The next step is scheduled this long before the expected end of the running one: a share of that
+# step, plus the larger of a multiple of the recent scheduling time and what a sleeping thread takes
+# to wake up.
 LEAD_SHARE = 0.1
 LEAD_HOST_FACTOR = 4.0
 MIN_LEAD_S = 0.0015
 
 
 def ahead_lead_s(expected_s: float, host_s: float) -> float:
-    """How long before the end of a step that takes ``expected_s`` the next one is scheduled, where
-    the host takes ``host_s`` for that."""
+    """How long before the end of a step of ``expected_s`` to begin the ``host_s`` of scheduling."""
     return max(MIN_LEAD_S, LEAD_HOST_FACTOR * host_s) + LEAD_SHARE * expected_s
 
 
@@ -49,7 +49,7 @@ class _Line:
         mean_n, mean_s = self.tokens / self.weight, self.seconds / self.weight
         variance = self.tokens_sq / self.weight - mean_n**2
         covariance = self.cross / self.weight - mean_n * mean_s
-        # With one size only, the whole time is laid on the tokens: cautious for larger chunks.
+        # With one size only, the tokens get the whole time, which is cautious for larger chunks.
         if variance < 0.25:
             return 0.0, mean_s / max(mean_n, 1.0)
         per_token = min(max(covariance / variance, 0.0), mean_s / max(mean_n, 1e-9))
@@ -65,7 +65,7 @@ class StepPace:
 
     def __init__(self) -> None:
         self._lines: dict[Mode, _Line] = {mode: _Line() for mode in Mode}
-        # By mode and number of bits of the step's tokens; lines forget, these do not.
+        # By mode and bit length of the step's token count. Unlike the lines, these never forget.
         self._slowest_s: dict[tuple[Mode, int], float] = {}
 
     def observe(self, mode: Mode, num_tokens: int, step_s: float) -> None:
@@ -75,16 +75,17 @@ class StepPace:
         self._slowest_s[size] = max(step_s, self._slowest_s.get(size, 0.0))
 
     def learn_from(self, other: StepPace) -> None:
-        """Take over what another one has seen."""
+        """Take over all that ``other`` has seen."""
         self._lines = other._lines
         self._slowest_s = other._slowest_s
 
     def slowest_seconds(self, mode: Mode, num_tokens: int) -> float | None:
-        """What a step of ``num_tokens`` may well take: the slowest one of about its size, else
-        the slowest of the next smaller size seen, taken to grow with the tokens. None while too
-        little was seen.
+        """How long a step of ``num_tokens`` may take at worst: as long as the slowest one of about
+        its size. Where there was none, the slowest of the next smaller size counts, scaled up by
+        the tokens. None while too little was seen.
 
-        Unlike :meth:`seconds` it remembers: thousands of decode steps say nothing of a prompt.
+        Unlike :meth:`seconds` it never forgets: a prompt stays slow after thousands of decode
+        steps.
         """
         usual_s = self.seconds(mode, num_tokens)
         if usual_s is None:
@@ -99,8 +100,8 @@ class StepPace:
     def seconds(self, mode: Mode, num_tokens: int) -> float | None:
         """About how long a step of ``num_tokens`` takes; None while too little was seen.
 
-        Beyond the largest step seen so far, time is taken to grow at least with the tokens: a
-        flat line through small decode steps says nothing of a long prompt.
+        Beyond the largest step seen so far, time grows at least in proportion to the tokens: a flat
+        line through small decode steps says nothing about a long prompt.
         """
         line = self._lines[mode]
         if line.count < _MIN_SAMPLES:

@@ -18,8 +18,8 @@ from engine.spec.errors import EngineError
 from engine.spec.plan import Mode
 
 SCHEMA = "mode-table/v1"
-# Base must win by this share of its time. Changing mode costs nothing, so this is no hysteresis:
-# it keeps timing noise where both are alike from making a ragged table.
+# Base must win by this share of its time. This is no hysteresis, for a change of mode costs
+# nothing. Where both modes are alike, it keeps timing noise from making a ragged table.
 DEAD_BAND = 0.03
 WAY_OUT = "delete it to have both modes timed again, or name another one with --mode-table"
 
@@ -29,9 +29,9 @@ class ModeTable:
     """Seconds of a step in base and in shift mode at each padded size, and the choice they make.
 
     ``sizes`` [B] ascending tokens; a step belongs to the bucket of the smallest size that holds
-    it. ``base_s`` and ``shift_s`` [B] are seconds. The first ``num_timed`` buckets were measured,
-    the others follow in a straight line from the last two of those. ``fingerprint`` names model,
-    plan and machine; a table is good for nothing else. ``plan`` and ``device`` say so in words.
+    it. ``base_s`` and ``shift_s`` [B] are seconds. The first ``num_timed`` buckets were measured; a
+    line through the last two of those gives the others. ``fingerprint`` names the model, plan and
+    machine to which alone the table applies; ``plan`` and ``device`` say it in words.
 
     Raises:
         EngineError: columns of unlike length, sizes that do not ascend, times that are no times.
@@ -110,9 +110,9 @@ class ModeTable:
 
     @property
     def threshold_tokens(self) -> int:
-        """The single threshold that loses least, as a share of each bucket's time, summed up.
+        """The single threshold with the least loss: each bucket's share of time lost, summed up.
 
-        Where several lose the same it is the largest, which runs most in shift.
+        Of equal thresholds it is the largest, which runs most steps in shift.
         """
         cuts = range(len(self.sizes), -1, -1)
         best = min(cuts, key=self._loss)
@@ -130,7 +130,7 @@ class ModeTable:
         return self.base_s if mode is Mode.BASE else self.shift_s
 
     def to_json(self) -> dict[str, Any]:
-        """A ``mode-table/v1`` document; what follows from the times is in it for readers."""
+        """A ``mode-table/v1`` document. It also tells readers what follows from the times."""
         rows = zip(self.sizes, self.base_s, self.shift_s, self.modes, strict=True)
         return {
             "schema": SCHEMA,
@@ -180,7 +180,7 @@ class ModeTable:
 
 
 def extended(table: ModeTable, sizes: Sequence[int]) -> ModeTable:
-    """``table`` with those of ``sizes`` that lie beyond it, extrapolated."""
+    """``table``, extrapolated to those of ``sizes`` that lie beyond its largest one."""
     more = tuple(size for size in sizes if size > table.sizes[-1])
     return replace(
         table,
@@ -191,7 +191,7 @@ def extended(table: ModeTable, sizes: Sequence[int]) -> ModeTable:
 
 
 def line_through_last(sizes: Sequence[int], column: Sequence[float], num_tokens: int) -> float:
-    """Seconds beyond the largest size: on from the last two, and never less than the last.
+    """Seconds beyond the largest size, on the line through the last two but never below the last.
 
     With one size only, time grows with the tokens.
     """
@@ -202,7 +202,7 @@ def line_through_last(sizes: Sequence[int], column: Sequence[float], num_tokens:
 
 
 def find_table(path: Path, fingerprint: str) -> ModeTable | None:
-    """The table stored at ``path``, or None: no such file, or it is of something else.
+    """The table stored at ``path``; None if there is no file, or it has another fingerprint.
 
     Raises:
         EngineError: a file that is no mode table; it says what to do.

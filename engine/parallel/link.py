@@ -16,10 +16,10 @@ SPIN_S = 100e-6
 class LinkedCommunicator:
     """Wraps a communicator and adds the declared link's time to each collective, on CPU only.
 
-    What each rank sends over its link, as the usual algorithms move it, for n members:
-    all-reduce 2(n-1)/n of the tensor (ring), all-gather n-1 times its part, all-to-all (n-1)/n
-    of the tensor, send all of it. A collective ends for nobody before it ends for the slowest,
-    so the delay follows the real exchange; a send is delayed before it is handed over.
+    Each of n members sends over its link what the usual algorithms send: all-reduce 2(n-1)/n of the
+    tensor (ring), all-gather n-1 times its part, all-to-all (n-1)/n of the tensor, send all of it.
+    A collective ends for all members when it ends for the slowest, so the delay follows the real
+    exchange. A send is delayed before it is handed over.
     """
 
     def __init__(self, inner: Communicator, link: LinkEmulation) -> None:

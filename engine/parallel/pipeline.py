@@ -33,7 +33,7 @@ def recv_stage(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """The previous stage's ``[num_rows, hidden_size]``, as its ``send_stage`` was given it."""
+    """The ``[num_rows, hidden_size]`` that the previous stage gave to its ``send_stage``."""
     size = groups.shift.size if mode is Mode.SHIFT else 1
     like = torch.empty(-(-num_rows // size), hidden_size, dtype=dtype, device=device)
     part = groups.pipeline.recv(like, groups.stage - 1)
@@ -67,9 +67,9 @@ class TokenFeedback:
 
     Both ends know the rows of every step, so that messages are the bare ids i8[R]. The last
     stage never waits: on CPU a send is buffered until the first stage reads it, and up to pp+1
-    steps may lie there unread, as long as the engine idles. On CUDA the first stage posts each
-    receive at once, on a stream of its own: a send that waited for its receive would hold up
-    the activations behind it, and NCCL's watchdog would end it after a while.
+    steps may stay unread while the engine idles. On CUDA the first stage posts each receive at
+    once, on a stream of its own: a send that waited for its receive would hold up the activations
+    behind it, and NCCL's watchdog would end it after a while.
     """
 
     def __init__(self, last_tokens: Tensor, groups: RankGroups) -> None:

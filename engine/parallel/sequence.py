@@ -95,6 +95,8 @@ def row_exchange(
     owner = rows // rows_per_rank
     counts = np.bincount(owner, minlength=size)
     most = int(counts.max())
+    # A row's place among its owner's rows is its place in the order by owner, less the number of
+    # rows of the owners before. Stable, so that each owner sends its rows in the order of ``rows``.
     by_owner = np.argsort(owner, kind="stable")
     place = np.empty_like(rows)
     place[by_owner] = np.arange(len(rows)) - (np.cumsum(counts) - counts)[owner[by_owner]]

@@ -9,8 +9,8 @@ from engine.parallel.shm_layout import GroupSpec, Segment
 from engine.spec.errors import RankError
 
 # About 5 us of spinning where every rank has a core of its own. Yielding an idle core costs less
-# than a microsecond, while a longer spin keeps a busy one from the very peer it waits for: on a
-# loaded machine 2,000 polls were slower than 200. With fewer cores than ranks even less.
+# than a microsecond. A longer spin on a busy core holds up the very peer it waits for: on a loaded
+# machine 2,000 polls were slower than 200. With fewer cores than ranks it spins even less.
 SPINS_WITH_OWN_CORE = 200
 SPINS_WITH_SHARED_CORE = 20
 

@@ -22,9 +22,9 @@ MAX_SENDS_IN_FLIGHT = 8
 class TorchTransport:
     """The process group of one rank and all its ordered subgroups.
 
-    ``new_group`` is itself a collective: every rank calls it for every group of the replica, in
-    the same order, also for those it does not belong to. ``sort_ranks=False`` keeps the order of
-    the shift group; the default would sort its members.
+    ``new_group`` is itself a collective: every rank calls it for every group of the replica, in the
+    same order, even for groups it does not belong to. ``sort_ranks=False`` keeps the order of the
+    shift group; the default would sort its members.
     """
 
     def __init__(
@@ -93,9 +93,9 @@ class TorchTransport:
 class TorchCommunicator:
     """One member's end of a group; see ``engine.parallel.communicator.Communicator``.
 
-    Bytes are moved as bytes, so every dtype works on every backend. gloo sums in no fixed order
-    and 16-bit floats in 16 bits; on CPU all parts are gathered and added in group order instead,
-    16-bit floats in fp32. NCCL sums by itself: equal on all members, but in its own order.
+    Bytes are moved as bytes, so every dtype works on every backend. gloo sums in no fixed order,
+    and 16-bit floats in 16 bits. So on CPU all parts are gathered and added in group order, 16-bit
+    floats in fp32. NCCL sums by itself: equal on all members, but in its own order.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class TorchCommunicator:
             work = dist.isend(data, group=self._group, group_dst=dst)
             assert work is not None, "a member sends on its own group"
             self._sends.append((work, data))
-            # A pipeline's last stage has sent one message per stage, and one, that nobody has read.
+            # A pipeline's last stage may have sent pp + 1 messages that nobody has read yet.
             while len(self._sends) > max(MAX_SENDS_IN_FLIGHT, self._size + 2):
                 self._sends.popleft()[0].wait()
 

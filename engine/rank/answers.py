@@ -1,4 +1,4 @@
-"""A step's answer while the device may still be at it."""
+"""A step's answer, which the device may still be computing."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class HostAnswer:
 class PendingAnswer:
     """A step that has been queued on the device, or is done already (on CPU).
 
-    Whoever runs the steps sets ``idle_s`` (see ``StepResult``) and ``prepare_wait_s``, how long
-    the computing thread waited for the step's inputs, before :meth:`wait`.
+    Before :meth:`wait`, whoever runs the steps sets ``idle_s`` (see ``StepResult``) and
+    ``prepare_wait_s``, the time that the computing thread waited for the step's inputs.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class PendingAnswer:
 
     @property
     def finished_s(self) -> float:
-        """When the step ended, on ``time.perf_counter``; when deferred, when it was waited for."""
+        """When the step ended, on ``time.perf_counter``; if deferred, when :meth:`wait` saw it."""
         return self._finished_s
 
     def wait(self) -> StepResult:
@@ -94,7 +94,7 @@ class PendingAnswer:
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """``tensor`` in host memory, on CUDA once the device has come to here."""
+    """``tensor`` in host memory; from CUDA it is there once the device has reached this point."""
     if not tensor.is_cuda:
         return tensor
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

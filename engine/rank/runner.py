@@ -147,9 +147,9 @@ class ModelRunner:
         self._take_waits()
 
     def prepare(self, step: StepPlan) -> PreparedStep:
-        """The step's inputs, copied to the device; every step in order, before it is executed.
+        """Copy a step's inputs to the device. Call it for every step, in order, before ``execute``.
 
-        May run on another thread than :meth:`execute`, while that is at the steps before.
+        It may run on another thread while :meth:`execute` runs earlier steps.
         """
         begun_s = time.perf_counter()
         with torch.inference_mode(), self._inputs.filling():
@@ -208,12 +208,13 @@ class ModelRunner:
         return PendingAnswer(prepared.step_id, answer=answer, times=times, done=done)
 
     def _await_inputs(self, prepared: PreparedStep) -> None:
-        """Have all that the step reads: its copies, earlier samples, sampling values."""
+        """Make the step wait for its copies and earlier samples, and set sampling values."""
         self._inputs.await_arrival(prepared.arrival)
         if self._groups.stage == 0:
             if self._groups.num_stages > 1:
                 rows = prepared.rows
-                # Steps further back have been answered; reading theirs keeps the way short.
+                # Older steps are answered, so their ids were sent: taking them in keeps the queue
+                # short.
                 oldest = rows.number - self._groups.num_stages - 1
                 self._feedback.receive_until(max(rows.newest_sample, oldest))
             prepared.batch.fill_placeholders(self._last_tokens)
@@ -222,7 +223,7 @@ class ModelRunner:
                 self._sampler.start(start)
 
     def _hand_on(self, x: Tensor, prepared: PreparedStep) -> None:
-        """To the next stage, of whose samples the first stage will hear."""
+        """Send ``x`` to the next stage; the first stage notes which sampled ids will come back."""
         send_stage(x, prepared.batch.mode, self._groups)
         if self._groups.stage == 0 and prepared.batch.sampled.count:
             self._feedback.expect(prepared.rows.number, prepared.batch.sample_slots)
@@ -231,7 +232,7 @@ class ModelRunner:
     def _sample(
         self, sampler: Sampler, prepared: PreparedStep, shard: Tensor | None
     ) -> HostAnswer | None:
-        """Choose tokens and remember them where they are embedded next; answer from one rank."""
+        """Choose tokens and bring them to where they are embedded next; one rank answers."""
         answers = self._groups.shift.rank == 0
         if shard is None:
             return HostAnswer(token_ids=torch.empty(0, dtype=torch.int32)) if answers else None

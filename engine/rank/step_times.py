@@ -15,7 +15,7 @@ Mark = float | torch.cuda.Event
 
 
 def mark(device: torch.device) -> Mark:
-    """Now, or on CUDA the moment the device comes to here."""
+    """Now, or on CUDA the moment at which the device reaches this point."""
     if device.type != "cuda":
         return time.perf_counter()
     event = new_event(is_timed=True)

@@ -97,7 +97,7 @@ def _prepare(arrival: Received, step: StepPlan, runner: ModelRunner) -> None:
 class Outbox:
     """Sends answers in the order of their steps.
 
-    Those that wait for the device do so on a thread of their own, started when first needed.
+    A second thread, started when first needed, waits for answers that the device still computes.
     ``send`` is called with a result and its tag; ``fail`` with what went wrong on that thread,
     after which the process ends: the device is at fault.
     """

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from engine.parallel.transport import Transport
     from engine.rank.runner import ModelRunner, PreparedStep
 
-# On CUDA steps are prepared on a second thread. Each kernel that is queued lets go of the
-# interpreter's lock, and without this the other thread could keep it for 5 ms.
+# On CUDA a second thread prepares steps. The computing thread releases the interpreter's lock with
+# each kernel it queues; at the usual interval the other thread could then keep the lock for 5 ms.
 SWITCH_INTERVAL_S = 0.0002
 
 Groups = dict[tuple[str, tuple[int, ...]], "RejoinableCommunicator"]
@@ -95,7 +95,7 @@ class Rank:
         return cls(setup, transport, groups, runner)
 
     def can_rejoin(self, setup: RankSetup) -> bool:
-        """Whether ``setup`` asks for what is loaded here, only over another shared memory."""
+        """Whether ``setup`` differs from what is loaded here in nothing but its shared memory."""
         same = msgspec.structs.replace(setup, init_method=self._setup.init_method)
         return setup.backend == "shm" and same == self._setup
 

@@ -40,7 +40,7 @@ class StepEmitter:
         self._last_output_s = 0.0
 
     def emit(self, finished: FinishedStep) -> list[tuple[str, FinishReason]]:
-        """Push every token of the step to its stream; the requests that ended with it, and why."""
+        """Push every token of the step to its stream; returns the requests that ended, and why."""
         begun_s = time.monotonic()
         self._stamp_first_steps(finished)
         ended = self._push(finished)
@@ -86,8 +86,8 @@ class StepEmitter:
     def _sample(self, finished: FinishedStep, output_s: float) -> StepSample:
         flight, result, shape = finished.flight, finished.result, finished.step.shape
         multiple = self._plan.sp if shape.mode is Mode.BASE else 1
-        # The host's last work before a step is what held the ranks up, so it fills the bubble
-        # from its end.
+        # The host's work just before a step held the ranks up, so the bubble is filled from its
+        # end.
         parts = (flight.message_s, flight.schedule_s, self._last_output_s)
         message_s, schedule_s, exposed_output_s = _fill(finished.bubble_s, parts)
         table = self._scheduler.packer.chooser.table
@@ -136,7 +136,7 @@ def _rows(raw: bytes, count: int) -> np.ndarray[tuple[int, int], np.dtype[np.flo
 
 
 def _fill(total_s: float, parts: tuple[float, ...]) -> Iterator[float]:
-    """How much of each part lies in the last ``total_s`` seconds, the last one first."""
+    """How much of each part lies in the last ``total_s`` seconds; the last part comes first."""
     for part_s in parts:
         covered_s = min(part_s, total_s)
         total_s -= covered_s

@@ -11,8 +11,8 @@ from engine.scheduler.table import Sequence
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Handover:
-    """Unfinished ``sequences`` with their tokens so far, and ``streams``, by request id, which
-    are their ways back to their callers.
+    """Unfinished ``sequences`` with their tokens so far, and their ``streams`` to the callers, by
+    request id.
     """
 
     sequences: list[Sequence] = field(default_factory=list)
@@ -28,7 +28,7 @@ class Handover:
         return whole
 
     def deal(self, count: int) -> list[Handover]:
-        """The same for ``count`` replicas, in turns."""
+        """Deal the sequences, with their streams, to ``count`` replicas in turn."""
         hands = [self.sequences[index::count] for index in range(count)]
         return [
             Handover(

@@ -22,11 +22,11 @@ from engine.spec.model import ModelConfig
 from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.steps import Int32Array, SlotStart, StepPlan
 
-# Raised whenever other steps are timed, or timed otherwise: older tables are then measured anew.
+# Raise this when the timed steps or the way of timing change: older tables are then remeasured.
 METHOD = 1
 BUDGET_S = 10.0
-# Rounds of both modes at each size, the first of which only warms up: no fewer than the least,
-# and on to the most while they have taken less than SIZE_S.
+# Rounds of both modes at each size; the first one only warms up. After the least number, rounds go
+# on until they have taken SIZE_S or the most is reached.
 MIN_ROUNDS = 4
 MAX_ROUNDS = 24
 SIZE_S = 0.3
@@ -61,7 +61,7 @@ def mode_table_for(
         vocab_size=model.vocab_size,
     )
     stopwatch = _Stopwatch(executor)
-    # Nothing else tells which hardware paced ranks imitate, and their times are always the same.
+    # Only their times tell which hardware paced ranks imitate, and those are always the same.
     pace = [] if executor.needs_inputs else _time_ends(stopwatch, steps, plan)
     device = device_name(config)
     fingerprint = mode_fingerprint(config, model, plan, device=device, pace=pace)
@@ -152,8 +152,8 @@ def time_modes(
 ) -> ModeTable:
     """Run steps of each of ``sizes`` in both modes, smallest first, and take the quickest.
 
-    Sizes that ``budget_s`` leaves no time for are extrapolated, all but the first two. Nothing is
-    left behind: requests start their slots anew, and write a KV block before they read it.
+    Sizes that ``budget_s`` leaves no time for are extrapolated, all but the first two. The steps
+    leave nothing behind: requests start their slots anew, and write a KV block before they read it.
     """
     stopwatch = _Stopwatch(executor)
     times: list[dict[Mode, float]] = []
@@ -181,8 +181,8 @@ def _time_size(
 ) -> dict[Mode, float]:
     """Least seconds of each mode. The modes take turns, so that a slow moment hits both.
 
-    What disturbs a step only adds to it: on a busy machine a median says more of its other
-    programs than of the mode.
+    A disturbance only adds time: on a busy machine a median tells more about other programs than
+    about the mode.
     """
     found: dict[Mode, list[float]] = {mode: [] for mode in plan.modes}
     begun_s, num_steps = stopwatch.total_s, 0
@@ -198,7 +198,7 @@ def _time_size(
 
 
 def _time_ends(stopwatch: _Stopwatch, steps: SyntheticSteps, plan: ParallelPlan) -> list[float]:
-    """Seconds of each mode's smallest step and of its step of full decodes."""
+    """Seconds of each mode's smallest decode step and of its largest."""
     ends = [(size, mode) for size in (1, steps.max_num_seqs) for mode in plan.modes]
     return [
         stopwatch.time(steps.build(size, mode, step_id=stopwatch.next_step_id, num_before=0))
@@ -209,8 +209,8 @@ def _time_ends(stopwatch: _Stopwatch, steps: SyntheticSteps, plan: ParallelPlan)
 class _Stopwatch:
     """Runs single steps on idle ranks. ``total_s`` is all the time it has spent.
 
-    ``max_rounds`` steps of each mode and size are worth it: real ranks warm up and vary, paced
-    ones do neither.
+    ``max_rounds`` is how many steps of each mode and size are worth timing: real ranks warm up and
+    vary, paced ones do neither.
     """
 
     def __init__(self, executor: Executor) -> None:
@@ -222,7 +222,7 @@ class _Stopwatch:
     def time(self, step: StepPlan) -> float:
         """Seconds of one step, from its submission to its result.
 
-        Paced ranks say themselves what the step takes: their clock need not be ours.
+        Paced ranks report the time of the step themselves: their clock need not be ours.
         """
         self.next_step_id += 1
         begun_s = time.perf_counter()

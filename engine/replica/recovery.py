@@ -25,24 +25,24 @@ class Recovery:
 
     @property
     def patience(self) -> float:
-        """How many times longer than usual a step may take: one that only took longer than
-        expected must not look hung for ever.
+        """How many times longer than usual a step may take. It doubles with each failure without
+        progress, so that a step that is merely slow does not look hung for ever.
         """
         return 2.0**self._num_in_vain
 
     def note_progress(self) -> None:
-        """A step was finished: what failed before it does not count any more."""
+        """A step has finished, so earlier failures no longer count."""
         self._num_in_vain = 0
 
     def replace_ranks(
         self, scheduler: Scheduler, error: EngineError | OSError, *, is_stopping: Callable[[], bool]
     ) -> None:
-        """Start new ranks, on which what ``scheduler`` had goes on from its tokens so far.
+        """Start new ranks; the sequences of ``scheduler`` go on there from their tokens so far.
 
-        Ranks that cannot start count as failed. Once ``is_stopping``, ``scheduler`` keeps it all.
+        Ranks that cannot start count as failed. Once ``is_stopping``, ``scheduler`` keeps them.
 
         Raises:
-            RankError: ranks failed too often without one finished step; ``scheduler`` keeps it all.
+            RankError: ranks failed too often without one finished step; ``scheduler`` keeps all.
         """
         sequences = scheduler.release()
         while not is_stopping():
@@ -56,7 +56,7 @@ class Recovery:
             except (EngineError, OSError) as again:
                 error = again
                 continue
-            if not sequences:  # nobody could have shown progress
+            if not sequences:  # without work there was no progress to show
                 self._num_in_vain = 0
             fresh.adopt(sequences, is_admitted=True)
             fresh.packer.pace.learn_from(scheduler.packer.pace)

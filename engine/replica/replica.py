@@ -196,10 +196,10 @@ class Replica:
             self._executor.close()
 
     def _turn(self) -> bool:
-        """Give idle ranks a step, say what the last one did, queue the next, collect the oldest.
+        """Submit to idle ranks, hand out the last step's tokens, queue a step, collect the oldest.
 
-        False when there was nothing to do. With overlap off, outputs are said before the next
-        step is scheduled, and none is scheduled while one runs.
+        False when there was nothing to do. With overlap off, a step's outputs are handed out before
+        the next step is scheduled, and no step is scheduled while one runs.
         """
         self._take_commands()
         try:
@@ -228,7 +228,7 @@ class Replica:
         if finished is None:
             return
         for request_id, reason in self._emitter.emit(finished):
-            self.scheduler.abort(request_id)  # it knows of all ends but those by a stop string
+            self.scheduler.abort(request_id)  # it knows every end but one by a stop string
             self._accepted.forget(request_id, reason)
 
     def _take_commands(self) -> None:
@@ -268,7 +268,7 @@ class Replica:
         if not self._arrives(request):
             return
         try:
-            with self._wake:  # nobody may count it twice or not at all on its way
+            with self._wake:  # else a count could see it twice, or not at all
                 self.scheduler.add(request, is_admitted=True)
         except EngineError as error:
             self._load.turn_away(request)
@@ -280,7 +280,7 @@ class Replica:
             self.scheduler.adopt(arrived, is_admitted=True)
 
     def _arrives(self, request: Request) -> bool:
-        """Whether it goes on to the scheduler; one that has ended on its way is struck off."""
+        """Whether the request goes on to the scheduler; one that ended on its way is struck off."""
         if not self._accepted.has(request):
             self._load.turn_away(request)
             return False

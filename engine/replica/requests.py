@@ -25,7 +25,7 @@ class AcceptedRequests:
     def __init__(self, telemetry: Telemetry) -> None:
         self.streams: dict[str, RequestStream] = {}
         self._telemetry = telemetry
-        # In which order they run out of time.
+        # Request ids in the order of their deadlines.
         self._deadlines: NamedHeap[float] = NamedHeap()
         self._lock = threading.Lock()
 
@@ -33,7 +33,7 @@ class AcceptedRequests:
         return request_id in self.streams
 
     def has(self, request: Request) -> bool:
-        """Whether it is in progress; its id may be another's by now."""
+        """Whether this very request is in progress; a later one may have taken its id."""
         stream = self.streams.get(request.request_id)
         return stream is not None and stream.request is request
 
@@ -57,7 +57,7 @@ class AcceptedRequests:
         return expired
 
     def end(self, request_id: str, reason: FinishReason, error: str | None = None) -> None:
-        """Tell the caller that it is over, and forget it; unknown ids do nothing."""
+        """Tell the caller that the request is over, and forget it; unknown ids do nothing."""
         if request_id not in self.streams:  # ended already when the replica gave up
             return
         try:
@@ -67,14 +67,14 @@ class AcceptedRequests:
         self.forget(request_id, reason)
 
     def forget(self, request_id: str, reason: FinishReason) -> None:
-        """Its caller knows that it is over."""
+        """Strike off a request whose caller knows that it is over."""
         with self._lock:
             stream = self.streams.pop(request_id)
             self._deadlines.discard(request_id)
         self._telemetry.record_finish(reason, stream.timing(reason))
 
     def take_streams(self) -> dict[str, RequestStream]:
-        """Hand all of them over; none is ended, and none is left."""
+        """Hand over all streams without ending any; none is left here."""
         with self._lock:
             taken = dict(self.streams)
             self.streams.clear()

@@ -13,22 +13,22 @@ from engine.scheduler.scheduler import Scheduler
 from engine.scheduler.step import ScheduledStep, StepOutcome
 from engine.spec.steps import StepResult, int32
 
-# A rank that takes so much longer than steps like this one took is taken for hung.
+# A rank is taken for hung when a step takes this many times longer than similar ones took.
 HANG_FACTOR = 10.0
 MIN_HANG_S = 2.0
-# New ranks start libraries in their first steps, so these say nothing of a hang.
+# New ranks load libraries in their first steps, so a slow one is no sign of a hang.
 NUM_FIRST_STEPS = 4
-# How much of the longest host time lately a step keeps in mind.
+# With each step the longest recent host time shrinks to this share.
 HOST_DECAY = 0.9
 
 
 @dataclass(kw_only=True, eq=False)
 class Flight:
-    """A step on its way: what the host spent on it, and since when the ranks are at it.
+    """A step in flight: what the host spent on it, and when the ranks began it.
 
-    ``is_queued``: it was sent behind steps that filled the ranks, and ``started_s`` is None while
-    it waits for them. ``is_after_pause``: there was nothing to
-    do before it, so that nobody waited for the host.
+    ``is_queued``: it was sent behind steps that filled the ranks; ``started_s`` is None while it
+    waits for them. ``is_after_pause``: there was nothing to do before it, so no rank waited for the
+    host.
     """
 
     step: ScheduledStep
@@ -42,8 +42,8 @@ class Flight:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FinishedStep:
-    """A step whose result is committed. ``step_s`` is how long the ranks were at it, ``busy_s``
-    the part of that in which no step before it ran (less with several stages).
+    """A step whose result is committed. The ranks worked on it for ``step_s``; ``busy_s`` is the
+    part of that in which no earlier step ran (less with several stages).
     """
 
     flight: Flight
@@ -134,8 +134,9 @@ class StepLoop:
         is_late = self._executor.is_ready(0.0)
         result = self._executor.collect(self._timeout_s(flight, started_s))
         now_s = time.monotonic()
-        # A result that was there before we looked ended earlier, when the ranks say.
-        # What a step sent to idle ranks waited for lies before it was sent.
+        # If the result was there before we looked, the step ended earlier: the ranks' own times say
+        # when. The idle time before it counts only for a queued step: for one sent to idle ranks it
+        # lies before the sending.
         waited_s = result.idle_s if flight.is_queued else 0.0
         ended_s = min(now_s, started_s + waited_s + result.rank_s) if is_late else now_s
         self._flights.popleft()
@@ -188,7 +189,7 @@ class StepLoop:
         self._host_s = max(spent_s, self._host_s * HOST_DECAY)
 
     def _begin_next(self, now_s: float) -> None:
-        """The queued step has room now, if there is one."""
+        """Note that the queued step, if there is one, has begun."""
         depth = self._scheduler.depth
         if len(self._flights) >= depth and self._flights[depth - 1].started_s is None:
             queued = self._flights[depth - 1]

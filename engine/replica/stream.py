@@ -94,9 +94,10 @@ class RequestStream:
 
 
 def _shown_text(text: OutputText, token_id: int, reason: FinishReason | None) -> tuple[str, bool]:
-    """Text to show with a token that ends its output for ``reason``, if any; whether it stopped.
+    """Text to show with a token, and whether the token completed a stop string.
 
-    The second is True when the token completed a stop string, which the engine cannot see.
+    ``reason`` is why the engine ends the output with this token, if it does; it sees no stop
+    strings.
     """
     shown, is_stopped = "", False
     if reason is not FinishReason.STOP:

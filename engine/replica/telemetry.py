@@ -15,7 +15,7 @@ from engine.spec.steps import StepSample
 
 T = TypeVar("T")
 MAX_SAMPLES = 100_000
-# What the host does may hide behind a step in flight; the other parts are the step itself.
+# Work of the host may run behind a step in flight; the other parts are the step itself.
 HOST_PARTS = ("schedule", "input", "output")
 PARTS = ("schedule", "input", "forward", "communication", "sample", "output")
 
@@ -26,8 +26,8 @@ class EngineStats:
 
     ``time_share`` gives each part's seconds over all parts' seconds, 0..1. ``step_tokens`` counts
     steps by their tokens, rounded up to a power of two; ``step_tokens_sum`` adds the exact ones.
-    ``exposed_seconds`` is what of a part no step in flight covered. ``prefix_queries`` counts
-    tokens looked up in the prefix cache, ``prefix_hits`` those found.
+    ``exposed_seconds`` is the time of each part that did not run behind a step in flight.
+    ``prefix_queries`` counts tokens looked up in the prefix cache, ``prefix_hits`` those found.
     """
 
     running: int
@@ -56,7 +56,7 @@ class EngineStats:
 
     @property
     def bubble_ratio(self) -> float:
-        """Time that ranks waited for the host while there was work, over step time and that."""
+        """Share 0..1 of the time with work that the ranks spent waiting for the host."""
         whole = self.busy_seconds + self.bubble_seconds
         return self.bubble_seconds / whole if whole else 0.0
 

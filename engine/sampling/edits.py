@@ -155,7 +155,7 @@ class LogitEdits:
         return torch.where(has_some, left, logits)
 
     def _at(self, lengths: list[int], ids: list[Int32Array]) -> tuple[Tensor, Tensor]:
-        """Row and column of each of ``ids``, of which row i has ``lengths[i]``."""
+        """Row and column of each of ``ids``; row i has ``lengths[i]`` of them."""
         rows = np.repeat(np.arange(len(lengths)), lengths)
         return self._here(rows), self._here(np.concatenate(ids).astype(np.int64))
 

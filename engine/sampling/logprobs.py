@@ -90,13 +90,15 @@ def row_logprobs(logits: Tensor, ids: Tensor, num_best: int) -> RowLogprobs:
 def _best_ids(logits: Tensor, num_best: int) -> Tensor:
     """Ids i8[R, K] of the largest logits, best first.
 
-    Narrow formats often hold equal logits, of which ``topk`` returns any: there the ids join the
-    order, in the low half of a key whose high half orders as the floats do.
+    Narrow formats often hold equal logits, and ``topk`` returns any of them. There a 64-bit key
+    decides: its high half orders as the floats do, its low half puts lower ids first.
     """
     if logits.dtype == torch.float64:
         return logits.topk(num_best, dim=-1).indices
     bits = (logits.float() + 0.0).view(torch.int32)  # minus zero becomes zero
+    # Negative floats ascend while their bits descend: flipping all bits but the sign mends that.
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
     ids = torch.arange(logits.shape[1], device=logits.device)
+    # The complement of the id, because the largest key wins and the lowest id should.
     keys = (ordered << 32) | (0xFFFFFFFF - ids)
     return 0xFFFFFFFF - (keys.topk(num_best, dim=-1).values & 0xFFFFFFFF)

@@ -30,7 +30,7 @@ _SCALE = 2.0**-32
 
 @dataclass(frozen=True, kw_only=True)
 class DrawKeys:
-    """What counts the draws of R rows: request ``seeds`` u8[R], ``choices`` i4[R] (the index
+    """The counters of the draws of R rows: request ``seeds`` u8[R], ``choices`` i4[R] (the index
     among a request's parallel outputs) and output ``positions`` i4[R].
     """
 
@@ -159,9 +159,8 @@ def _key_tensors(keys: DrawKeys, device: torch.device) -> tuple[Tensor, Tensor, 
 def _philox_in_place(
     counter: npt.NDArray[np.uint64], products: npt.NDArray[np.uint64], k0: int, k1: int
 ) -> None:
-    """:func:`philox4x32` of one key in the counter's own storage [4, B], ``products`` [2, B]
-    being scratch: a quarter of the time for a whole vocabulary, which otherwise goes into new
-    arrays.
+    """:func:`philox4x32` of one key in the counter's own storage [4, B], with ``products`` [2, B]
+    as scratch. For a whole vocabulary this takes about a third of the time that new arrays take.
     """
     c0, c1, c2, c3 = counter
     p0, p1 = products

@@ -2,18 +2,18 @@
 
 Random rows use the Gumbel-max rule (Gumbel 1954; Maddison et al., arXiv 1411.0030): the token
 with the largest ``logit / temperature + g``, where g is a Gumbel number of that very token,
-counted by (seed, choice, output position, token id). Against inverting a sorted cumulative sum
-with one uniform number, this is robust to the last bits in which plans, modes and batches differ:
-a difference of e in the logits changes the outcome with probability of about e, while in a sorted
-sum two tokens of nearly equal probability may swap places, and with them everything between. Nor
-does it need the softmax of the whole row.
+counted by (seed, choice, output position, token id). This is robust to the last bits in which
+plans, modes and batches differ: a difference of e in the logits changes the chosen token with a
+probability of about e. Inverting a sorted cumulative sum with one uniform number is not: two tokens
+of nearly equal probability may swap places there, which shifts every token between them. Nor does
+Gumbel-max need the softmax of the whole row.
 
 Ties at the border of top-k or top-p stay in, so the kept set does not depend on their order.
 Probability is summed in fixed point (:data:`WEIGHT_SCALE`), which gives the same sum in any
 order: a row is answered alike, to the bit, alone and among others.
 
-Every row has an answer. NaN counts as -inf; of a row with +inf only those tokens count, as equals;
-a row that has nothing but -inf takes token 0.
+Every row has an answer. NaN counts as -inf. In a row with +inf, only those tokens count, as equals.
+A row of nothing but -inf takes token 0.
 """
 
 from __future__ import annotations
@@ -183,6 +183,7 @@ def _border(scores: Tensor, limits: Tensor, top_ps: Tensor, width: int) -> Tenso
     is_whole = limits >= scores.shape[1]
     whole = _weights(scores).sum(dim=-1, keepdim=True)
     wanted = top_ps * torch.where(is_whole, whole, weights.sum(dim=-1, keepdim=True))
+    # A token is kept while less than the wanted weight lies before it.
     before = weights.cumsum(dim=-1) - weights
     is_open = is_whole & (top_ps >= 1)
     if width < scores.shape[1]:

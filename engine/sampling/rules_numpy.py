@@ -27,7 +27,7 @@ SUMMED_AT_ONCE = 256
 def best_of_rows(logits: Logits) -> npt.NDArray[np.int64]:
     """The largest of each row of ``logits`` [R, V] (the first of equals; NaN as -inf) -> i8[R]."""
     ids = np.asarray(logits.argmax(axis=-1), dtype=np.int64)
-    # To argmax NaN is the largest: a row that holds one is seen by its answer.
+    # argmax takes NaN for the largest number, so its answer shows whether a row holds one.
     has_nan = np.isnan(logits[np.arange(len(ids)), ids])
     if has_nan.any():
         rows = logits[has_nan]
@@ -111,7 +111,7 @@ class RowSampler:
         return self._top_p_border_of_few(left[left >= border], temperature, top_p)
 
     def _top_k(self, logits: Logits, top_k: int) -> Logits:
-        """The ``top_k`` best of ``logits``, of ties no more than that, the smallest first."""
+        """Exactly the ``top_k`` best of ``logits``, whatever the ties; the smallest comes first."""
         ranked: Logits = self._ranked.view(logits.dtype)[: len(logits)]
         ranked[:] = logits
         ranked.partition(len(logits) - top_k)
@@ -122,7 +122,8 @@ class RowSampler:
         best = logits.max()
         weights = _weights(_scores(logits, best, temperature, self._weights))
         total = float(weights.sum())
-        # Less than the mean of what may be dropped: beyond the border in any case.
+        # All tokens below this weight together are less than top-p may drop, so none can be the
+        # border.
         places = np.flatnonzero(weights >= (1 - top_p) * total / len(weights))
         ranked = self._ranked.view(logits.dtype)[: len(places)]
         np.take(logits, places, out=ranked, mode="clip")
@@ -137,8 +138,8 @@ class RowSampler:
     def _least_kept(
         self, ranked: Logits, best: np.floating[Any], temperature: float, wanted: float
     ) -> float:
-        """The last of ``ranked`` (sorted in place), from the best one down, before which less
-        weight than ``wanted`` lies.
+        """Sort ``ranked`` in place; from the best one down, the last one with less weight than
+        ``wanted`` before it.
         """
         ranked.sort()
         weights = _weights(_scores(ranked[::-1], best, temperature, self._weights))
@@ -148,8 +149,10 @@ class RowSampler:
 def _num_before(weights: Float64Array, wanted: float) -> int:
     """How many of ``weights`` have less than ``wanted`` before them.
 
-    Whole numbers, so sums of blocks are as good as sums one by one, and far quicker.
+    The weights are whole numbers, so summing them in blocks is exact, and far quicker than one by
+    one.
     """
+    # First the block in which the sum reaches ``wanted``, then the place inside it.
     starts = np.arange(0, len(weights), SUMMED_AT_ONCE)
     after = np.add.reduceat(weights, starts).cumsum()
     block = int(np.searchsorted(after, wanted, side="left"))

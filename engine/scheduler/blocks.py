@@ -79,11 +79,13 @@ class BlockPool:
     def allocate(self, count: int) -> Int32Array:
         """Take ``count`` blocks; the caller has asked :meth:`can_allocate`.
 
-        Plain blocks go first, then cached ones, least recently used first, which are forgotten.
+        Plain blocks go first. Then cached ones go, least recently used first; their content is
+        forgotten.
         """
         assert count <= self.num_free, f"{count} blocks asked, {self.num_free} free"
         top = self._num_plain
         self._num_plain = max(top - count, 0)
+        # Top of the stack first; a copy, because the stack is written over later.
         taken = self._stack[self._num_plain : top][::-1].copy()
         if self.keeps_prefixes:
             if count > top:

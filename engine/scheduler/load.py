@@ -34,7 +34,7 @@ class LoadBook:
             self.num_coming -= 1
 
     def set_out(self, count: int) -> None:
-        """So many requests are taken out of the scheduler, and on their way again."""
+        """``count`` requests leave the scheduler and are on their way again."""
         with self._lock:
             self.num_coming += count
 
@@ -44,7 +44,7 @@ class LoadBook:
             self.tokens -= request.max_len
 
     def turn_away(self, request: Request) -> None:
-        """A request is over that was on its way."""
+        """A request that was on its way is over."""
         self.arrive()
         self.leave(request)
 

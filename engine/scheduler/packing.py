@@ -1,6 +1,6 @@
 """Which rows the next step holds: decodes first, then chunks of prompts, then new requests.
 
-And how much of a prompt a step may take, so that it keeps to its time in the mode it will run in.
+Also how much of a prompt a step may take to keep within its time in the mode it will run in.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class StepPacker:
         self._rotation = 0
 
     def pack(self, step_id: int, eligible: SlotArray) -> PackedRows:
-        """The next step's rows, out of the running ones in ``eligible`` and of the waiting
-        requests. Blocks are given, victims preempted.
+        """The next step's rows, from the running rows in ``eligible`` and the waiting requests. It
+        gives them their KV blocks, and may preempt others for that.
         """
         packed = PackedRows(tokens=self.caps.max_num_batched_tokens, step_id=step_id)
         decodes, prefills = self._split(eligible)
@@ -63,7 +63,7 @@ class StepPacker:
     def pack_ahead(self, step_id: int, eligible: SlotArray) -> PackedRows | None:
         """Like :meth:`pack` while the step before still runs; None where KV blocks are short.
 
-        Rows that run cannot be preempted, and some may end with that step and free theirs.
+        Running rows cannot be preempted, and some may end with that step and free their blocks.
         """
         decodes, _ = self._split(eligible)
         missing = self._running.missing_blocks(decodes, 1)
@@ -75,7 +75,8 @@ class StepPacker:
         """The packed rows, with their lengths and blocks, as a step."""
         table, first_chunk = self._running.table, len(packed.decodes)
         slots, query_lens = packed.decodes, np.ones(packed.num_rows, np.int32)
-        # Decodes end with a row's last known token, chunks where they reach it.
+        # A row is sampled if its last known token is in the step: always in decodes, in some
+        # chunks.
         is_sampled = np.ones(packed.num_rows, np.bool_)
         if packed.chunks:
             slots = np.concatenate((slots, [chunk.slot for chunk in packed.chunks]))
@@ -121,7 +122,7 @@ class StepPacker:
         if not prefilling:
             return eligible, []
         is_decode = np.ones(len(eligible), np.bool_)
-        for slot in prefilling:  # few at a time, so cheaper than to compare all lengths
+        for slot in prefilling:  # they are few, so this is cheaper than to compare all lengths
             is_decode &= eligible != slot
         return eligible[is_decode], eligible[~is_decode].tolist()
 
@@ -144,15 +145,15 @@ class StepPacker:
     def _make_room_for_decodes(self, packed: PackedRows, ready: SlotArray) -> SlotArray:
         """Preempt from the back until every remaining row can hold one more token."""
         pool = self._running.pool
-        # No row lacks more than one block for one token: mostly nothing need be counted.
+        # No row lacks more than one block for one token, so mostly nothing need be counted.
         while not pool.can_allocate(len(ready)):
             missing = self._running.missing_blocks(ready, 1)
             if pool.can_allocate(int(missing.sum())):
                 break
             victim = self._preempt_last(packed, keep=None)
             if victim is None:
-                # Only sequences in flight are left to preempt: run the first rows, up to the one
-                # with which the blocks they lack, added up, are more than are free.
+                # Only sequences in flight are left, which cannot be preempted: run the first rows,
+                # as many as the running sum of their missing blocks allows.
                 return ready[np.cumsum(missing) <= pool.num_free]
             ready = ready[ready != victim]
         return ready
@@ -173,8 +174,9 @@ class StepPacker:
                 packed.take_chunk(chunk, running.grow_row(slot, missing))
 
     def _make_room(self, packed: PackedRows, slot: int, num_tokens: int) -> int | None:
-        """Free blocks for a running prefill by preempting sequences behind it in the order; the
-        blocks it lacks, None where there is no room."""
+        """Preempt sequences behind a running prefill until its blocks are free. Returns the number
+        of blocks it lacks; None where there is no room.
+        """
         while (missing := self._running.find_room(slot, num_tokens)) is None:
             if self._preempt_last(packed, keep=slot) is None:
                 return None
@@ -226,7 +228,7 @@ class StepPacker:
         return None
 
     def _from_the_back(self) -> list[Sequence]:
-        """Running sequences, the one to be preempted first in front."""
+        """Running sequences in the order in which they would be preempted."""
         last_first = self._running.table.list_sequences(self._running.slots[::-1])
         if self._waiting.order is Order.PRIORITY:
             return sorted(last_first, key=lambda s: -s.request.priority)
@@ -247,10 +249,10 @@ def prefill_room(
     """Most tokens that prefill chunks may still add to a step that holds ``used`` already.
 
     ``prefill_tokens`` of those are of prompts; ``budget`` tokens are left of the step's own cap.
-    The mode is that of the whole step, so one more chunk may turn it over: a step that would take
-    longer than ``max_step_ms`` in base is kept to what runs in shift. One block of prompt moves
-    on in every step, else a tight cap would starve prefills; of a block that would turn a shift
-    step over, what keeps it in shift.
+    One more chunk may change the mode of the whole step. A step that would take longer than
+    ``max_step_ms`` in base is therefore kept to what runs in shift. Every step computes at least
+    one block of a prompt, else a tight cap would starve prefills; where a whole block would turn
+    the step to base, it computes the part that stays in shift.
     """
     budget = max(budget, 0)
     if max_step_ms is None:
@@ -265,8 +267,8 @@ def prefill_room(
 
 
 def _limit(mode: Mode, max_step_ms: float, chooser: ModeChooser, pace: StepPace) -> int:
-    """Tokens that fit the time in ``mode``: as seen lately, else as timed at the start, else as
-    the other mode was seen to take.
+    """Tokens that fit the time in ``mode``, by its recent steps, else by the mode table, else by
+    recent steps of the other mode.
     """
     limit = pace.max_tokens(mode, max_step_ms)
     if limit is None and chooser.table is not None:

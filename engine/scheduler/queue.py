@@ -76,7 +76,7 @@ class WaitingQueue:
         return self._was_passed_over and len(self._entries) > 0
 
     def pass_over(self) -> None:
-        """A step has been scheduled, and whoever is still in the queue is not in it."""
+        """Note that a step has been scheduled without those who are still in the queue."""
         self._was_passed_over = len(self._entries) > 0
 
     def peek(self) -> Sequence | None:
@@ -103,8 +103,9 @@ class WaitingQueue:
         for sequence in sequences:
             if sequence.arrival_number < 0:
                 sequence.arrival_number = self._next_arrival
-            # Numbers of another queue: who arrives here from now on arrived later.
+            # The number may come from another queue; later arrivals here must get larger ones.
             self._next_arrival = max(self._next_arrival, sequence.arrival_number + 1)
+        # From the back, so that each turn is at most that of the sequence behind.
         turns: list[int] = []
         for sequence in reversed(sequences):
             turns.append(min([sequence.arrival_number, *turns[-1:]]))

@@ -9,8 +9,8 @@ from engine.scheduler.table import Sequence
 class Roster:
     """The living sequences by request id, and what is known of all of them together.
 
-    ``load`` hears of every sequence that comes and goes. ``ending_ids`` may end some of them; any
-    other id needs no second look. Owned by the scheduler's thread, but for ``load``.
+    ``load`` hears of every sequence that comes and goes. Only token ids in ``ending_ids`` may end
+    one of them before its length does. Owned by the scheduler's thread, but for ``load``.
     """
 
     def __init__(self, eos_token_ids: tuple[int, ...], load: LoadBook) -> None:
@@ -23,15 +23,15 @@ class Roster:
         return self._alive.get(request_id)
 
     def is_alive(self, sequence: Sequence) -> bool:
-        """Whether it has neither ended nor been aborted; its id may be another's by now."""
+        """Whether this very sequence is still here; a later one may have its id."""
         return self._alive.get(sequence.request_id) is sequence
 
     def is_exactly(self, sequences: list[Sequence]) -> bool:
-        """Whether these are all who are here, each once."""
+        """Whether these are all living sequences, each once."""
         return len(sequences) == len(self._alive) and all(map(self.is_alive, sequences))
 
     def welcome(self, sequence: Sequence) -> None:
-        """A sequence comes in, whose request is in the load book."""
+        """Take in a sequence whose request is in the load book."""
         self._alive[sequence.request_id] = sequence
         self.load.arrive()
         self.ending_ids.update(sequence.request.sampling.stop_token_ids)

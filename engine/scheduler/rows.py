@@ -18,8 +18,8 @@ class RunningSet:
 
     Questions and growth are vectorised over rows, so hundreds of decodes cost one array pass.
     ``prefilling`` are the rows that lack more than their next token; all others decode. They are
-    kept beside the lengths because to look for them at every step made scheduling of 256 rows a
-    tenth slower and simulation a twentieth.
+    kept beside the lengths because looking for them at every step made scheduling of 256 rows a
+    tenth slower, and simulation a twentieth.
     """
 
     def __init__(
@@ -67,13 +67,14 @@ class RunningSet:
         in_flight = self.table.in_flight[self.slots]
         in_step = np.zeros(self.table.num_slots, np.int8)
         in_step[ending] = 1
-        # No step in flight holds them, or none but the one that ends.
+        # A row is free if no step in flight holds it, or only the one that ends.
         is_free = in_flight <= in_step[self.slots]
         free: SlotArray = self.slots[is_free & self.can_run]
         return free
 
     def in_order(self, some: SlotArray) -> SlotArray:
         """Some of the rows, in the order in which they were admitted."""
+        # A mask over all slots keeps the order of ``self.slots`` without a sort.
         is_one = np.zeros(self.table.num_slots, np.bool_)
         is_one[some] = True
         ordered: SlotArray = self.slots[is_one[self.slots]]
@@ -97,17 +98,18 @@ class RunningSet:
 
     def missing_blocks(self, slots: SlotArray, num_new: int | Int32Array) -> Int32Array:
         """Blocks each row lacks to hold ``num_new`` more tokens (of all rows, or of each)."""
+        # ``overhang`` is minus the row's room; adding block_size - 1 makes the division round up.
         lacking = self.table.overhang[slots] + np.int32(num_new + self.block_size - 1)
         missing: Int32Array = np.maximum(lacking // np.int32(self.block_size), 0)
         return missing
 
     def has_blocks_for(self, num_steps: int) -> bool:
-        """Whether there are plenty: so many for ``num_steps`` of all rows that nothing need be
-        counted."""
+        """Whether blocks are so plenty for ``num_steps`` of all rows that none need be counted."""
         return self.pool.can_allocate(len(self) * (self.blocks_for(num_steps) + 1))
 
     def steps_within_blocks(self, limit: int) -> int:
         """Most decode steps of all rows, up to ``limit``, whose new blocks are free."""
+        # More steps never need fewer blocks, so the answer can be found by halving.
         low, high = 0, max(limit, 0)
         if self.has_blocks_for(high):
             return high
@@ -137,8 +139,8 @@ class RunningSet:
         assert np.array_equal(overhang, table.overhang[slots]), "the books of room are wrong"
 
     def find_cached(self, sequence: Sequence) -> Int32Array:
-        """Blocks that hold the beginning of a waiting sequence already, at least one token short
-        of all of it: the last token must be computed to know the next.
+        """Cached blocks with the beginning of a waiting sequence, but never with its last token:
+        that one must be computed to know the next.
         """
         if self._hasher is None:
             return NO_BLOCKS
@@ -148,11 +150,11 @@ class RunningSet:
         return self.pool.find_prefix(sequence.chain.digests[:most])
 
     def num_free_beside(self, cached: Int32Array) -> int:
-        """Free blocks left for others once ``cached`` are in use and prefills have theirs."""
+        """Free blocks left once ``cached`` are in use and running prefills have got theirs."""
         return self.pool.free_after_sharing(cached) - self.promised_blocks
 
     def place(self, sequence: Sequence) -> PlacedSequence:
-        """Give a waiting sequence a row, with what the cache holds of its beginning."""
+        """Give a waiting sequence a row, with the cached blocks of its beginning."""
         cached = self.find_cached(sequence)
         self.pool.share(cached)
         num_cached = len(cached) * self.block_size
@@ -173,7 +175,8 @@ class RunningSet:
         """Free the row and the blocks of a sequence; what they hold stays findable."""
         slot = sequence.slot
         if self._hasher is not None:
-            # The last known token was sampled, and at best computed in a step that guessed wrong.
+            # The last known token was sampled. If it was computed at all, then in a step that
+            # wrongly assumed that the sequence goes on.
             written = min(self.table.num_computed[slot], self.table.num_known[slot] - 1)
             self.publish(sequence, int(written))
         self.slots = self.slots[self.slots != slot]
@@ -181,7 +184,7 @@ class RunningSet:
         self.pool.free(self.table.remove(sequence))
 
     def drop_all(self) -> list[Sequence]:
-        """Free every row and block at once, for when the KV content is gone; the sequences."""
+        """Free every row and block at once, when the KV content is gone; returns the sequences."""
         everyone = self.table.list_sequences(self.slots)
         self.slots = np.empty(0, np.intp)
         self.prefilling.clear()
@@ -206,13 +209,14 @@ class RunningSet:
         sequence.num_published = last
 
     def end_prefill(self, slot: int) -> None:
-        """The row decodes from here on, if it lacks no more than its next token."""
+        """Let the row decode from here on if it lacks no more than its next token."""
         if self.table.num_tokens[slot] - self.table.num_computed[slot] <= 1:
             self.prefilling.discard(slot)
 
     def compute(self, slot: int, num_tokens: int, *, is_whole: bool) -> None:
-        """So many tokens more of a row's prompt are in the cache, where others may find them;
-        ``is_whole``: its next token is known then, too."""
+        """Note that ``num_tokens`` more of a row's prompt are in the cache, where others may find
+        them. ``is_whole``: the row's next token is then known, too.
+        """
         table = self.table
         table.num_computed[slot] += num_tokens
         table.overhang[slot] += num_tokens
@@ -236,7 +240,7 @@ class RunningSet:
         return missing if self.pool.can_allocate(missing) else None
 
     def grow_row(self, slot: int, num_blocks: int) -> Int32Array:
-        """Give one row ``num_blocks`` more blocks; the caller has made room. The blocks i4."""
+        """Give one row ``num_blocks`` more blocks, returned as i4; the caller has made room."""
         if not num_blocks:
             return NO_BLOCKS
         held = int(self.table.num_blocks[slot])
@@ -247,8 +251,9 @@ class RunningSet:
         return blocks
 
     def grow_by_one(self, slots: SlotArray) -> GrownBlocks:
-        """Give each row a block that has none for its next token; the caller has made room. The
-        rows that were given one, and their blocks."""
+        """Give a block to each row that has no room for its next token; the caller has made room.
+        Returns these rows and their new blocks.
+        """
         table = self.table
         full = slots[table.overhang[slots] == 0]
         if not len(full):
@@ -262,7 +267,8 @@ class RunningSet:
 
     def grow(self, slots: SlotArray, num_new: int | Int32Array) -> None:
         """Give rows the blocks for ``num_new`` more tokens (each, or one number per row); the
-        caller has made room. Which blocks they are is of no interest: no rank computes here."""
+        caller has made room. It returns no blocks, because no rank computes here.
+        """
         table = self.table
         missing = self.missing_blocks(slots, num_new)
         growing = missing.nonzero()[0]
@@ -282,7 +288,8 @@ class RunningSet:
         table.blocks[rows, places] = blocks
 
     def advance(self, num_steps: int | Int32Array) -> None:
-        """One more token per row and step, for all rows (or for so many steps of each); the
-        caller knows the blocks are free."""
+        """Add one token per row and step, for ``num_steps`` of all rows or of each; the caller
+        knows that the blocks are free.
+        """
         self.grow(self.slots, num_steps)
         self.table.counts[:, self.slots] += np.int32(num_steps)

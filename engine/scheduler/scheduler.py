@@ -40,9 +40,9 @@ class Scheduler:
     Up to ``depth`` steps run at once (one per pipeline stage), and one more may be scheduled
     ahead of them, on the assumption that no sequence stops. Steps are committed in order.
 
-    Whoever wants to know more asks the parts: ``running`` (rows and KV blocks), ``waiting`` (the
-    queue), ``packer`` (caps, mode, pace of steps), ``roster`` (who is here). Only the scheduler
-    tells them what to do; what steps take is told to ``packer.pace``.
+    To know more, ask the parts: ``running`` (rows and KV blocks), ``waiting`` (the queue),
+    ``packer`` (caps, mode, pace of steps), ``roster`` (who is here). Only the scheduler gives them
+    commands; but step times go to ``packer.pace``.
     """
 
     def __init__(
@@ -122,9 +122,10 @@ class Scheduler:
             )
 
     def check_queue(self, num_coming: int = 0) -> None:
-        """Refuse one more request where as many wait as may; ``num_coming`` are on their way here.
+        """Refuse one more request while the queue is full; ``num_coming`` are on their way here.
 
-        Requests for which there is a free row do not wait, unless the one in front was refused it.
+        Requests for which there are free rows do not count as waiting, unless the first one in the
+        queue was refused a row.
 
         Raises:
             QueueFullError: ``caps.max_queue`` requests wait already.
@@ -147,8 +148,8 @@ class Scheduler:
     # -- commands ----------------------------------------------------------------------------
 
     def admit(self, request: Request, *, has_waited: bool = False) -> None:
-        """Enter a request in the load book, to :meth:`add` it when it arrives; ``has_waited``: it
-        was held to the queue's limit elsewhere. Another thread than the scheduler's may call.
+        """Enter a request in the load book; :meth:`add` it when it arrives. Any thread may call
+        this. ``has_waited``: the queue's limit was applied elsewhere.
 
         Raises:
             QueueFullError: ``caps.max_queue`` requests wait already, or are on their way.
@@ -174,7 +175,7 @@ class Scheduler:
 
     def adopt(self, sequences: list[Sequence], *, is_admitted: bool = False) -> None:
         """Queue sequences of another scheduler with their tokens so far, ahead of others;
-        ``is_admitted``: the load book has their requests, as those on their way."""
+        ``is_admitted``: their requests are in the load book, as on their way."""
         self.waiting.push_carried(sequences)
         for sequence in sequences:
             if not is_admitted:
@@ -184,8 +185,8 @@ class Scheduler:
     def release(self) -> list[Sequence]:
         """Take every sequence out (running first, in order), for another scheduler to adopt.
 
-        Steps in flight are forgotten: their tokens will be computed again. The load book has the
-        sequences until they end elsewhere, as on their way.
+        Steps in flight are forgotten: their tokens will be computed again. Until they end
+        elsewhere, they stay in the load book, as on their way.
         """
         self._outstanding.clear()
         self._num_ending = 0
@@ -249,7 +250,7 @@ class Scheduler:
             return None
         while True:
             packed = self.packer.pack(self.next_step_id, self._free_rows())
-            # Rows of this step's share may all have gone to make room, and others then fit.
+            # All rows of this step's share may have been preempted; then others may fit.
             if packed.num_rows or not packed.has_preempted or self._outstanding:
                 return packed if packed.num_rows else None
 
@@ -277,6 +278,7 @@ class Scheduler:
         meanwhile."""
         table, roster = self.running.table, self.roster
         rows = np.flatnonzero(step.is_sampled)
+        # ``token_ids`` has one entry per sampled row; these are the entries still wanted.
         nths = np.flatnonzero(~table.is_ended[step.slots[rows]])
         slots = step.slots[rows[nths]]
         table.num_known[slots] += 1
@@ -299,7 +301,7 @@ class Scheduler:
         )
 
     def _settle(self, step: ScheduledStep, finished: list[Sequence]) -> None:
-        """What follows from a step that has left: blocks to be found, ends, rows to be freed."""
+        """After a step has left: publish its blocks, end sequences, free rows."""
         if self.running.pool.keeps_prefixes:
             self._publish(step)
         for sequence in finished:
@@ -316,7 +318,7 @@ class Scheduler:
                 self.running.publish(sequence, int(written))
 
     def _end(self, sequence: Sequence) -> None:
-        """The sequence is over; its row goes when no step in flight holds it."""
+        """End a sequence. Its row is freed when no step in flight holds it."""
         table = self.running.table
         self.roster.bid_farewell(sequence)
         if table.in_flight[sequence.slot]:
@@ -326,7 +328,7 @@ class Scheduler:
             self.running.drop(sequence)
 
     def _drop_ended(self, step: ScheduledStep) -> None:
-        """Free the rows of the step that had ended and that no other step in flight holds."""
+        """Free those of the step's rows that have ended and that no other step in flight holds."""
         table = self.running.table
         is_over = table.is_ended[step.slots] & (table.in_flight[step.slots] == 0)
         for row in np.flatnonzero(is_over).tolist():

@@ -21,8 +21,10 @@ from engine.spec.steps import Int32Array, StepShape
 
 
 class QuietRun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """``count`` decode steps of the same rows, one after the other. ``shape`` is the first one's;
-    each later one has one token of context per row more. ``has_end``: rows end with the last."""
+    """``count`` decode steps of the same rows, one after the other. ``shape`` is that of the first
+    step; each later step has one more token of context per row. ``has_end``: rows end with the last
+    step.
+    """
 
     shape: StepShape
     count: int
@@ -31,8 +33,9 @@ class QuietRun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 @dataclass(frozen=True, kw_only=True)
 class QuietRounds:
-    """``count`` rounds of steps, one for each group of rows, in turn; each has the group's shape
-    here and one token of context per row and round more."""
+    """``count`` rounds of steps. A round has one step for each group of rows, in turn. ``shapes``
+    are those of the first round; each later round has one more token of context per row.
+    """
 
     count: int
     groups: tuple[SlotArray, ...]
@@ -62,8 +65,9 @@ class QuietRounds:
 
 
 class TakenStep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A step that was committed as soon as it was packed: rows ``sampled_slots`` got a token, and
-    ``ended`` have all of theirs by that."""
+    """A step that was committed as soon as it was packed: rows ``sampled_slots`` got a token each,
+    and sequences ``ended`` got their last one.
+    """
 
     sampled_slots: SlotArray
     ended: list[Sequence]
@@ -82,8 +86,9 @@ class SkippingScheduler(Scheduler):
     # -- one step ----------------------------------------------------------------------------
 
     def pack(self) -> PackedRows | None:
-        """The rows of the next step, which hold their blocks for it; :meth:`launch` or
-        :meth:`take` them, before anything else. None while nothing can run."""
+        """The rows of the next step, which hold their blocks for it; None while nothing can run.
+        :meth:`launch` or :meth:`take` must follow.
+        """
         return self._pack()
 
     def launch(self, packed: PackedRows) -> ScheduledStep:
@@ -102,8 +107,7 @@ class SkippingScheduler(Scheduler):
         return finished
 
     def take(self, packed: PackedRows) -> TakenStep:
-        """Commit packed rows at once, for whoever knows that nobody looks while the step runs. Not
-        with a pipeline."""
+        """Commit packed rows at once, if nobody looks while the step runs. Not with a pipeline."""
         assert self.depth == 1, "a pipeline has steps in flight"
         sampled = packed.decodes
         self.running.table.counts[:, sampled] += 1
@@ -134,25 +138,25 @@ class SkippingScheduler(Scheduler):
         left = table.max_len[slots] - table.num_tokens[slots]
         frees_what_counts = len(self.waiting) > 0 or running.pool.keeps_prefixes
         if frees_what_counts or not running.has_blocks_for(most):
-            # At the end of a row somebody may come in, or its blocks be taken for cached ones.
+            # When a row ends, a request may come in, or rows may take its blocks instead of cached
+            # ones.
             until_end = int(left.min())
             count = running.steps_within_blocks(min(until_end, most))
             if count:
                 shape = self._decode_shape(slots, self.next_step_id)
                 yield QuietRun(shape=shape, count=count, has_end=count == until_end)
             return
-        # Rows in the order of their ends: a run goes on until the first of those left ends.
+        # Sort rows by their ends: each run ends with the first row that is left.
         order = left.argsort()
         lefts = left[order].tolist()
-        # contexts[i] = computed tokens of rows i, i+1, ... of this order, which are left when the
-        # first i have ended. It is a sum from the back, hence reversed before and after.
+        # contexts[i] = computed tokens of rows i, i+1, ... of this order, those left when the first
+        # i have ended. It is a running sum from the back, so it is reversed before and after.
         contexts = table.num_computed[slots[order[::-1]]].cumsum()[::-1].tolist()
         done = first = 0
         while first < len(lefts) and done < most:
             num_rows, until_end = len(lefts) - first, lefts[first]
             mode = self.packer.chooser.choose(num_rows, self.next_step_id + done)
-            # By the first step of this run each row left has computed ``done`` tokens more, and
-            # the step adds one.
+            # Each row left computes ``done`` tokens before this run, and one in its first step.
             shape = _decodes(mode, num_rows, contexts[first] + num_rows * (done + 1))
             count = min(until_end, most) - done
             yield QuietRun(shape=shape, count=count, has_end=until_end <= most)
@@ -162,10 +166,10 @@ class SkippingScheduler(Scheduler):
 
     def advance(self, num_steps: int) -> list[Sequence]:
         """Commit the first ``num_steps`` of :meth:`quiet_steps` in bulk: one token per sequence
-        and step. The sequences that ended with them, in the order of their ends."""
+        and step. Returns the sequences that ended with them, in the order of their ends."""
         table, slots = self.running.table, self.running.slots
         left = table.max_len[slots] - table.num_tokens[slots]
-        # A row that ends on the way takes no more steps than it has tokens left.
+        # A row that ends within them takes only as many steps as it has tokens left.
         self._skip(num_steps, np.minimum(left, np.int32(num_steps)))
         rows = (left <= num_steps).nonzero()[0]
         if not len(rows):
@@ -177,33 +181,33 @@ class SkippingScheduler(Scheduler):
         return finished
 
     def quiet_rounds(self) -> QuietRounds | None:
-        """With a pipeline whose stages all but one have a step: rounds that will pass before
-        anything but lengths changes.
+        """The rounds that will pass before anything but lengths changes, if all stages of a
+        pipeline but one have a step.
 
-        A round launches ``depth`` decode steps in turn, first of the rows that no step in flight
-        holds, then of those of each step in flight, oldest first; after each launch the oldest
-        step is committed. No sequence ends in it.
+        A round launches ``depth`` decode steps in turn. The first has the rows that no step in
+        flight holds; the others have the rows of each step in flight, oldest first. After each
+        launch the oldest step is committed. No sequence ends in a round.
         """
         if self.depth == 1 or len(self._outstanding) != self.depth - 1:
             return None
         running, table = self.running, self.running.table
         groups = [self._free_rows(), *(step.slots for step in self._outstanding)]
         sizes = [len(slots) for slots in groups]
-        # A larger group would be cut, and the rest of it join the next one.
+        # A larger group would be cut, and its rest would join the next group.
         most = min(self.packer.share_of_running, self.packer.caps.max_num_batched_tokens)
         is_whole = sum(sizes) == len(running) and min(sizes) >= 1 and max(sizes) <= most
         # A chunk that ends one token before its prompt does gives its row no token.
         are_sampled = all(step.num_sampled == len(step.slots) for step in self._outstanding)
-        # A prompt that ends in flight will let others find its blocks, and so come in sooner.
+        # When a prompt ends in flight, others can find its blocks, and so come in sooner.
         keeps_prefixes = running.pool.keeps_prefixes
         has_news = keeps_prefixes and any(s.first_chunk < len(s.slots) for s in self._outstanding)
         if not is_whole or not are_sampled or has_news or not self._is_steady():
             return None
         left = table.max_len[running.slots] - table.num_tokens[running.slots]
-        # Rows in flight have been counted one token ahead: the others end one round sooner.
+        # Rows in flight are counted one token ahead; the others have one round less to go.
         left -= table.in_flight[running.slots] == 0
         count = running.steps_within_blocks(int(left.min()))
-        # A step's followers are packed in the order in which its rows run, whatever its own was.
+        # The next steps of a group have its rows in running order, whatever order this step had.
         groups[1:] = [running.in_order(slots) for slots in groups[1:]]
         shapes = tuple(
             self._decode_shape(slots, self.next_step_id + nth) for nth, slots in enumerate(groups)
@@ -211,9 +215,10 @@ class SkippingScheduler(Scheduler):
         return QuietRounds(count=count, groups=tuple(groups), shapes=shapes) if count else None
 
     def advance_rounds(self, rounds: QuietRounds, count: int) -> list[ScheduledStep]:
-        """Launch and commit ``count`` of :meth:`quiet_rounds` in bulk; the steps then in flight,
-        which take the places of those before."""
-        # Before the rows move on: the steps are told from where the rounds began.
+        """Launch and commit ``count`` of :meth:`quiet_rounds` in bulk. Returns the steps that are
+        then in flight; they replace the earlier ones.
+        """
+        # Done before the rows move on, because ``last_steps`` counts from where the rounds began.
         first_id = self.next_step_id + (count - 1) * self.depth
         steps = rounds.last_steps(count, self.running.table, step_id=first_id)
         self._skip(count * self.depth, count)
@@ -224,7 +229,7 @@ class SkippingScheduler(Scheduler):
     # -- parts -------------------------------------------------------------------------------
 
     def _skip(self, num_steps: int, num_new: int | Int32Array) -> None:
-        """Let ``num_steps`` pass, in which each row gets ``num_new`` tokens."""
+        """Let ``num_steps`` pass and give each row ``num_new`` tokens."""
         self.running.advance(num_new)
         self.waiting.pass_over()
         self.next_step_id += num_steps

@@ -135,10 +135,10 @@ class ScheduledStep:
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutcome:
-    """What one step did: sequences that got a token (with its id), and those that ended.
+    """What one step did: which sequences got a token (with its id), and which ended.
 
-    ``sampled_rows`` says which of the step's sampled rows each of ``sampled`` was; rows of
-    sequences that had ended meanwhile are left out.
+    ``sampled_rows`` numbers, for each of ``sampled``, its row among the step's sampled rows. Rows
+    whose sequences ended meanwhile are left out.
     """
 
     sampled: list[tuple[Sequence, int]] = field(default_factory=list)

@@ -16,8 +16,8 @@ FAILURES = (FinishReason.ERROR, FinishReason.DEADLINE)
 class ChoiceMaker:
     """Turns the outputs of one choice, in order, into pieces of an answer.
 
-    ``opening`` goes before its first text (``echo``). ``shown`` makes the text where the engine's
-    own does not do; it may find the choice's end before the engine does.
+    ``opening`` goes before its first text (``echo``). ``shown`` makes the text where that of the
+    engine is not enough; it may find the choice's end before the engine does.
     """
 
     index: int
@@ -29,7 +29,7 @@ class ChoiceMaker:
     is_over: bool = False
 
     def piece(self, output: RequestOutput) -> Choice:
-        """What ``output`` adds; its reason is None while it goes on, or where it failed."""
+        """What ``output`` adds. Its finish reason is None if the choice goes on or has failed."""
         text = output.text if self.shown is None else self.shown.of(output)
         reason = output.finish_reason if output.finish_reason not in FAILURES else None
         if self.shown is not None and self.shown.is_stopped:

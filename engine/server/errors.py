@@ -26,8 +26,8 @@ from engine.spec.errors import (
 logger = logging.getLogger(__name__)
 
 KNOB_PREFIX = "/v1/engine"
-# When a queue has room again is guessed where nothing has finished yet; an unhealthy engine
-# needs an operator.
+# A guess of when a queue has room again, while nothing has finished; an unhealthy engine needs an
+# operator.
 QUEUE_RETRY_S = 1
 UNHEALTHY_RETRY_S = 10
 CLIENT_CLOSED_REQUEST = 499
@@ -97,7 +97,7 @@ def unavailable(message: str, *, code: str) -> ApiError:
 
 
 def deadline_exceeded(message: str) -> ApiError:
-    """A 408. Clients that repeat such answers by themselves are asked not to."""
+    """A 408 that asks clients not to retry by themselves."""
     headers = {"x-should-retry": "false"}
     return ApiError(408, message, code="deadline_exceeded", param="timeout_ms", headers=headers)
 

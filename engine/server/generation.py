@@ -78,7 +78,7 @@ class _Call:
 
 
 async def off_loop(num_chars: int, work: Callable[[], T]) -> T:
-    """The result of ``work``, done on a thread where it is about many characters."""
+    """The result of ``work``, done on a thread if it handles many characters."""
     return await run_in_threadpool(work) if num_chars > LONG_WORK_CHARS else work()
 
 
@@ -100,10 +100,11 @@ class GenerationService:
     async def encode(
         self, texts: Sequence[str], *, add_special_tokens: bool = True, param: str = "prompt"
     ) -> list[tuple[int, ...]]:
-        """Token ids of each text, computed off the event loop when they are long together.
+        """Token ids of each text, computed off the event loop when the texts are long in all.
 
         Raises:
-            ApiError: 400 naming ``param`` for a text that is none, or far beyond the context.
+            ApiError: 400 naming ``param`` for a text with half a surrogate pair, or far beyond the
+            context.
         """
         for text in texts:
             self._check_text(text, param)
@@ -276,8 +277,8 @@ class GenerationService:
         """The pieces of all choices as they come.
 
         Raises:
-            ApiError: a choice failed. At a deadline, which all have in common, every choice has
-                said what it has by then.
+            ApiError: a choice failed. All choices have one deadline; when it passes, the error
+            comes after the pieces that every choice has by then.
         """
         late: ApiError | None = None
         async for item in call.stream.outputs():

@@ -13,7 +13,7 @@ MAX_FINISHES = 1024
 
 
 class FinishRate:
-    """Requests finished lately, from which the length of a queue in seconds is guessed."""
+    """Requests finished lately; from their rate it guesses how many seconds a queue lasts."""
 
     def __init__(self) -> None:
         self._finished_s: deque[float] = deque(maxlen=MAX_FINISHES)

@@ -94,7 +94,7 @@ class Settings:
 
     @property
     def threshold_warning(self) -> str | None:
-        """What is doubtful about the threshold, while it is what decides."""
+        """A warning about a doubtful threshold, unless the mode table decides."""
         if self.pin is ModePin.TABLE:
             return None
         return shift_warning(self.plan, self.threshold_tokens, self.caps.max_num_seqs)

@@ -122,10 +122,10 @@ class StepResult(msgspec.Struct, tag="result", kw_only=True, omit_defaults=True)
     ``logprob_ranks`` i4[R] the chosen one's place (1 = most likely); K is the most any row of
     the step asked for.
 
-    Times are seconds on that rank: ``idle_s`` between the end of its step before and this
-    plan's coming (the first step has none), ``input_s`` reading and copying the plan, of which
-    ``input_exposed_s`` held the forward pass up, ``forward_s`` the pass without the collectives'
-    waiting, ``communication_s`` inside collectives, ``sample_s`` the sampler.
+    Times are seconds on that rank. ``idle_s`` is from the end of its last step to the arrival of
+    this plan (0 in the first step). ``input_s`` is for reading and copying the plan;
+    ``input_exposed_s`` of that held up the forward pass. ``communication_s`` is inside collectives,
+    ``forward_s`` is the rest of the forward pass, and ``sample_s`` is the sampler.
     """
 
     step_id: int
@@ -151,13 +151,14 @@ class StepResult(msgspec.Struct, tag="result", kw_only=True, omit_defaults=True)
 class StepSample(msgspec.Struct, frozen=True, kw_only=True):
     """Telemetry of one step, always on; feeds metrics and the cost model.
 
-    ``start_s`` is on the engine's clock; ``step_s`` is how long the ranks were at it (from the
-    result before it, or from its submission if they stood idle, to its own result); with several
-    stages steps overlap, and ``busy_s`` leaves out what lay behind the step before. A part's
-    ``*_exposed_s`` is what of it no step in flight covered; forward, communication and sampling
-    are the step itself. ``bubble_s`` is how long the ranks waited for the host before it, while
-    there was work. ``other_mode_s`` is the mode table's time for the mode not chosen, and
-    ``regret_s`` by how much that would have been quicker (0 when the choice was right).
+    ``start_s`` is on the engine's clock. ``step_s`` is how long the ranks worked on it: from the
+    result before it, or from its submission if they stood idle, to its own result. With several
+    stages steps overlap, and ``busy_s`` leaves out the overlap with the step before. A part's
+    ``*_exposed_s`` is the part of it that did not run behind a step in flight; forward,
+    communication and sampling are the step itself. ``bubble_s`` is how long the ranks waited for
+    the host before it, while there was work. ``other_mode_s`` is the mode table's time for the mode
+    not chosen; ``regret_s`` is how much quicker that mode would have been (0 when the choice was
+    right).
     """
 
     step_id: int

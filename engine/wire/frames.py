@@ -19,7 +19,8 @@ MAX_FDS = 8
 class FrameChannel:
     """One end of the socket. One thread may read while another one writes.
 
-    ``tag`` is that of the frame returned last, and the one frames are sent with unless told.
+    ``tag`` is that of the frame returned last; frames are sent with it unless :meth:`send` is given
+    another.
     """
 
     def __init__(self, sock: socket.socket) -> None:

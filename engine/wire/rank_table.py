@@ -25,10 +25,10 @@ class StepRows:
 
     ``number`` counts the steps of a table from 0. ``slots``, ``query_lens``, ``context_lens``
     i4[S]; ``block_tables`` i4[S, W], -1 beyond a row's blocks. ``token_ids`` i4[N] are 0 where
-    the token is a placeholder: at ``placeholder_at`` i8[P] stands the last token sampled in
-    ``placeholder_slots`` i8[P], the latest of which step ``newest_sample`` chose (-1: none).
-    ``sample_rows`` i8[R] are sampled, in slots ``sample_slots`` i4[R], for the output positions
-    ``positions`` i4[R]. ``starts`` took their slots in this step.
+    the token is a placeholder: places ``placeholder_at`` i8[P] get the last token sampled in slots
+    ``placeholder_slots`` i8[P]. The latest of these tokens comes from step ``newest_sample`` (-1:
+    there are none). ``sample_rows`` i8[R] are sampled, in slots ``sample_slots`` i4[R], for the
+    output positions ``positions`` i4[R]. ``starts`` took their slots in this step.
     """
 
     number: int
@@ -65,7 +65,7 @@ class RankTable:
         return len(self._num_computed)
 
     def apply(self, step: StepPlan) -> StepRows:
-        """Take in what changed and advance by the step's tokens; the rows to run."""
+        """Take in what changed and advance by the step's tokens; returns the rows to run."""
         for start in step.starts:
             self._start(start)
         if step.grown_slots:
@@ -116,16 +116,19 @@ class RankTable:
     def _rows(self, slots: Int32Array, query_lens: Int32Array, starts: list[SlotStart]) -> StepRows:
         context_lens, start_lens = self._num_computed[slots], self._start_len[slots]
         ends = context_lens + query_lens
+        # Past its told tokens a row goes on with its own last sample, which the host never sends.
         is_own = context_lens >= start_lens
         is_fine = ends <= np.maximum(start_lens, context_lens + 1)
         assert is_fine.all(), (
             f"slot {slots[~is_fine][0]}: {query_lens[~is_fine][0]} new tokens after "
             f"{context_lens[~is_fine][0]} reach beyond the {start_lens[~is_fine][0]} known ones"
         )
+        # A row's first token stands behind the tokens of all rows before it.
         firsts = np.cumsum(query_lens, dtype=np.int64) - query_lens
         own_slots = slots[is_own].astype(np.int64)
         sampled = np.flatnonzero(ends >= start_lens)
         sample_slots = slots[sampled]
+        # Columns beyond the fullest row would only be copied and gathered for nothing.
         width = int(self._num_blocks[slots].max())
         return StepRows(
             number=self._num_steps,

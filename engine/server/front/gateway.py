@@ -48,7 +48,7 @@ from engine.wire.frames import FrameChannel
 PING_S = 1.0
 # How old the front's copy of the engine's state may get.
 STATE_POLL_S = 0.05
-# A change of policy may take as long as ranks take to start; readings go on beside it.
+# A change of policy may take as long as ranks take to start, so readings have other threads.
 NUM_CALL_THREADS = 4
 END_TIMEOUT_S = 5.0
 

@@ -29,7 +29,8 @@ MAX_RESTARTS = 3
 HUNG = "did not answer any more and was killed"
 # A front whose event loop has not turned for so long is replaced.
 HANG_TIMEOUT_S = 10.0
-# This process, too, may have been stopped meanwhile: a longer gap between two looks is no silence.
+# This process, too, may have been stopped meanwhile, so a longer gap between two looks does not
+# count as silence.
 MAX_LOOK_GAP_S = 1.0
 # Beyond the drain time, for the front to say goodbye to those it cut off.
 END_GRACE_S = 5.0
@@ -56,9 +57,9 @@ class FrontHouse:
         self._front.close()
 
     def run(self, on_ready: Callable[[], None], on_restart: Callable[[str], None]) -> None:
-        """Serve until SIGTERM or SIGINT, then let requests in progress finish; a second one cuts.
+        """Serve until SIGTERM or SIGINT, then let requests in progress finish.
 
-        ``on_restart`` is told why a front had to be replaced.
+        A second signal cuts them off. ``on_restart`` is told why a front had to be replaced.
 
         Raises:
             EngineError: the front cannot start, or has ended too often.
@@ -73,7 +74,7 @@ class FrontHouse:
             self._drain()
 
     def _open(self) -> bool:
-        """Wait until the front accepts connections; False if it, or all, ends before that."""
+        """Wait until the front accepts connections; False if it ends or a signal comes first."""
         gateway = self._front.gateway
         gateway.open(self._setup, self._listener)
         give_up_s = time.monotonic() + START_TIMEOUT_S
@@ -107,7 +108,7 @@ class FrontHouse:
 
     def _drain(self) -> None:
         """Let the front finish what is in progress, and end it."""
-        self._listener.close()  # or clients that come now would wait in its queue
+        self._listener.close()  # else clients that come now would wait in its queue
         process = self._front.process
         process.terminate()
         give_up_s = time.monotonic() + self._setup.drain_s + END_GRACE_S
@@ -150,7 +151,7 @@ class _Front:
         self._silent_s = 0.0
 
     def seems_hung(self) -> bool:
-        """Whether it has been silent for too long; call it often, for only then time counts."""
+        """Whether it has been silent for too long; call it often, for long gaps do not count."""
         now_s = time.monotonic()
         gap_s, self._looked_s = min(now_s - self._looked_s, MAX_LOOK_GAP_S), now_s
         is_heard = self.gateway.num_pongs != self._num_pongs

@@ -163,7 +163,7 @@ class RemoteEngine:
 
     def _send_owed(self, number: int, owed: Future[Answer] | _RemoteRequest, frame: bytes) -> None:
         self._owed[number] = owed
-        # Who ends to read fails what is owed by then; what comes later is failed here.
+        # When the reader ends, it fails what is owed by then; what comes later fails here.
         if not self._send_frame(frame) or not self._is_reading:
             self._fail(number, RankError(ENGINE_GONE))
 
@@ -171,7 +171,7 @@ class RemoteEngine:
         self._send_frame(msgspec.msgpack.encode(message))
 
     def _send_frame(self, frame: bytes) -> bool:
-        """Whether it went out."""
+        """Send a frame; whether it went out."""
         with self._send_lock:
             try:
                 self._channel.send(frame)
@@ -224,7 +224,7 @@ class RemoteEngine:
                 assert_never(message)
 
     def _answer_ping(self) -> None:
-        # By the event loop: this thread would also answer for one that hangs.
+        # The event loop answers: this thread would answer even while the loop hangs.
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the front is ending
                 self._loop.call_soon_threadsafe(self._send, Pong())
@@ -237,7 +237,7 @@ class RemoteEngine:
         is_stopped = sent.push(row)
         if is_stopped or reason is not None:
             del self._owed[row.number]
-            if not sent.accepted.done():  # what has an end was accepted; nobody else will say so
+            if not sent.accepted.done():  # its end implies acceptance; ``Accepted`` comes too late
                 sent.accepted.set_result(None)
             if reason is None:
                 request_id = sent.stream.request.request_id

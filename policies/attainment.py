@@ -15,8 +15,11 @@ from policies.sla import Sla
 
 @dataclass(frozen=True, kw_only=True)
 class Violation:
-    """A constraint that does not hold. ``actual`` None: nothing was observed to judge it by;
-    infinite: so many requests failed that the percentile falls among them."""
+    """A constraint that does not hold.
+
+    ``actual`` is None when nothing was observed to judge it by, and infinite when so many
+    requests failed that the percentile falls among them.
+    """
 
     constraint: Constraint
     actual: float | None
@@ -195,6 +198,6 @@ def _statistic(constraint: Constraint, finite: Sequence[float], num_infinite: in
     position = (total - 1) * (100 if percent is None else percent) / 100
     if math.ceil(position) >= len(finite):
         return math.inf
-    # Only ranks below the failed ones matter here, so any value above the rest stands for them.
+    # The failed ones come last, so any value above the rest can stand for them here.
     padded = [*finite, *[max(finite)] * num_infinite]
     return float(np.percentile(padded, 100 if percent is None else percent))

@@ -41,10 +41,10 @@ __all__ = [
 def decide(state: ControlState) -> Decision:
     """One turn of the fast loop.
 
-    Missing or stale data holds everything as it is. A load beyond its band's edge by the dead
-    band, outside the cool-down, moves to the band it belongs to. Windows that miss the SLA move
-    to the settings of the next higher load; that correction stays until the load changes band,
-    so a constant load cannot make it swing. An SLA that nothing can meet raises a condition.
+    Missing or stale data holds everything as it is. After the cool-down, a load that is beyond its
+    band's edge by the dead band moves to the band it belongs to. Windows that miss the SLA move to
+    the settings of the next higher load; that correction stays until the load changes band, so a
+    constant load cannot make it swing. An SLA that nothing can meet raises a condition.
     """
     load = state.load
     if load is None:
@@ -167,11 +167,11 @@ def _mix_gain(
 
 
 def _correct(state: ControlState, load: LoadWindow) -> Decision:
-    """The load is where it was: hold, or answer windows that missed the SLA."""
+    """The load has not changed band: hold, or answer windows that missed the SLA."""
     memory, limits = state.memory, state.limits
     misses = memory.misses
     is_met = _judged(load, limits)
-    # Until the window holds only requests served under these settings, it does not judge them.
+    # A window judges these settings only once all its requests were served under them.
     if is_met is not None and _has_settled(state):
         misses = 0 if is_met else misses + 1
     state = replace(state, memory=replace(memory, misses=misses))
@@ -200,7 +200,7 @@ def _asks_no_less(state: ControlState) -> bool:
 
 
 def _judged(load: LoadWindow, limits: ControlLimits) -> bool | None:
-    """Whether the window met the SLA; None when too few requests say anything."""
+    """Whether the window met the SLA; None when it has too few requests to tell."""
     return load.is_sla_met if load.num_requests >= limits.min_requests else None
 
 
@@ -230,7 +230,7 @@ def _next_higher(state: ControlState) -> int | None:
 def _move(
     state: ControlState, index: int, reason: Reason, *, load_band: int | None = None
 ) -> Decision:
-    """Put band ``index`` in force; a band with the settings already in force is no change."""
+    """Put band ``index`` in force; that is no change if its settings are in force already."""
     settings = state.schedule.bands[index].settings
     commanded = state.memory.commanded
     is_change = commanded is None or not settings.is_hot_as(commanded)

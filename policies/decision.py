@@ -66,8 +66,8 @@ class ControlLimits:
 
     ``dead_band`` is the share by which the load must pass a band's edge; the cool-downs count
     from the last change. ``misses_to_correct`` windows in a row that miss the SLA, each with at
-    least ``min_requests``, move to the settings of a higher load. Drift is looked for, and
-    misses are counted, only ``settle_s`` after a change, when it has had time to show.
+    least ``min_requests``, move to the settings of a higher load. Drift and misses count only from
+    ``settle_s`` after a change, when it has had time to show.
 
     Raises:
         PolicyInputError: a limit outside its range.
@@ -100,9 +100,8 @@ class ControlLimits:
 class LoadWindow:
     """What was observed in the last window. A rate of 0 is a real, observed silence.
 
-    Mean lengths are None when no request arrived. ``is_sla_met`` is None when nothing finished
-    in the window; ``num_requests`` is how many requests it was judged by. ``age_s`` is how long
-    ago the window ended.
+    Mean lengths are None when no request arrived. ``is_sla_met`` is None when nothing finished in
+    the window; ``num_requests`` requests were judged. ``age_s`` is how long ago the window ended.
     """
 
     rate_rps: float
@@ -126,8 +125,8 @@ class SmoothedLoad:
 class ControlMemory:
     """What one decision hands to the next.
 
-    ``load_band`` is the band the load belongs to, ``band_index`` the one whose settings are
-    commanded: higher when observation corrected it.
+    ``load_band`` is the band the load belongs to. ``band_index`` is the band whose settings are
+    commanded; it is the higher one after a correction by observation.
     """
 
     load_band: int | None = None
@@ -143,8 +142,8 @@ class ControlState:
     """Everything a decision depends on.
 
     ``load`` None: no data came. ``in_force``: the settings the engine reports, None if unknown.
-    ``is_feasible_when_idle`` False: one request alone, as long as those of the schedule, already
-    misses the SLA under any of its settings (``policies.feasibility``).
+    ``is_feasible_when_idle`` False: a single request as long as those of the schedule misses the
+    SLA even alone, under any of its settings (``policies.feasibility``).
     """
 
     schedule: Schedule

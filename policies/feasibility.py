@@ -1,4 +1,4 @@
-"""Whether one request alone meets an SLA: where it does not, no settings and no patience help."""
+"""Whether one request alone meets an SLA. If it does not, no settings and no patience help."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from policies.sla import Sla
 def is_feasible_when_idle(sla: Sla | None, alone: Mapping[str, Estimate]) -> bool | None:
     """Whether requests that have the engine for themselves meet the latencies of ``sla``.
 
-    ``alone`` has their latencies by the SLA's words, as in ``p95_ttft_ms``. False only where
-    even the fast end of an interval is over a bound; None where nothing says anything. Floors of
-    throughput are not looked at: an idle engine has none.
+    ``alone`` has their latencies by the SLA's words, as in ``p95_ttft_ms``. False only where even
+    the fast end of an interval is over a bound; None where no latency is known. Bounds on
+    throughput are ignored, because an idle engine has none.
     """
     if sla is None:
         return None
@@ -39,15 +39,14 @@ def _evidence(
     if (share_met := sla.attainment_bound) is None:
         return
     for constraint in sla.per_request:
-        # A request is held to a percentile of its own gaps, which pooled gaps say nothing about.
+        # Each request is held to a percentile of its own gaps; pooled gaps say nothing about that.
         if constraint.metric is not Metric.ITL_MS:
             yield constraint, _find_at(alone, constraint.metric, share_met)
 
 
 def _find_at(alone: Mapping[str, Estimate], metric: Metric, share: float) -> Estimate | None:
-    """The latency at the highest known percentile that ``share`` of the requests includes.
-
-    Where it is over a bound, fewer than ``share`` of the requests meet the bound.
+    """The latency at the highest known percentile not above ``share``. If it is over a bound, fewer
+    than ``share`` of the requests meet the bound.
     """
     known = [
         alone[key]

@@ -61,8 +61,8 @@ class OperatingPoint:
     """One engine's settings under one workload at one rate.
 
     ``metrics`` is keyed by the SLA's words (``p95_ttft_ms``, ``attainment``,
-    ``throughput_tokens_per_s``; see ``policies.report.flat_metrics``). What is missing there was
-    not observed: it never passes.
+    ``throughput_tokens_per_s``; see ``policies.report.flat_metrics``). A metric that is missing
+    there was not observed, so it passes no bound.
     """
 
     settings: Settings
@@ -95,8 +95,8 @@ class OperatingPoint:
     def probability(self, sla: Sla) -> float:
         """P(SLA met), a lower bound: the product over constraints.
 
-        Errors of one model's latencies move together, and for such (associated) errors the
-        joint chance is at least the product.
+        The errors of one model's latencies move together. For such (associated) errors the joint
+        chance is at least the product.
         """
         estimates = [(c, self.metrics.get(c.key)) for c in sla.per_run]
         return math.prod(0.0 if e is None else e.probability(c) for c, e in estimates)

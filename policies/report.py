@@ -38,8 +38,8 @@ def measurement_json(measurement: Measurement, sla: Sla | None) -> dict[str, Any
 def flat_metrics(measurement: Measurement, sla: Sla | None = None) -> dict[str, float]:
     """Every observed number by the name an SLA gives it: ``p95_ttft_ms``, ``attainment``, ...
 
-    What was not observed is left out: missing is not zero. With an SLA, a percentile it bounds
-    that falls among failed requests is infinite: pass values through :func:`finite` for JSON.
+    What was not observed is left out: missing is not zero. With an SLA, a bounded percentile is
+    infinite if it falls among failed requests; pass values through :func:`finite` for JSON.
     """
     flat: dict[str, float | None] = {}
     for name in LATENCIES:
@@ -51,7 +51,7 @@ def flat_metrics(measurement: Measurement, sla: Sla | None = None) -> dict[str, 
         report = judge(sla, measurement)
         flat |= {"attainment": report.attainment}
         flat |= {"goodput_rps": report.goodput_rps if measurement.window_s > 0 else None}
-        # What the SLA looks at counts failed requests too.
+        # For an SLA, failed requests count too.
         flat |= {c.constraint.key: c.actual for c in report.checks if c.is_applicable}
     return {name: value for name, value in flat.items() if value is not None}
 

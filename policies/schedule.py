@@ -61,8 +61,9 @@ class LoadBand:
 class Schedule:
     """Load bands of one plan. Bands of one mix stand in order of rate without gap or overlap.
 
-    ``alone``: latencies of such requests one at a time, each as low as any band's settings make
-    it, by the SLA's words (``p95_ttft_ms``); empty where nobody has looked.
+    ``alone`` has the latencies of such requests one at a time, by the SLA's words
+    (``p95_ttft_ms``); each is the lowest under any band's settings. It is empty if nobody has
+    measured them.
 
     Raises:
         PolicyInputError: no band, a gap or an overlap, or bands of several plans.

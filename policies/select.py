@@ -62,7 +62,7 @@ class Rejected:
 
 @dataclass(frozen=True, kw_only=True)
 class Relaxation:
-    """What one constraint would have to become for some point to pass, the others kept.
+    """How far one constraint, with the others kept, must give way for some point to pass.
 
     ``bound`` None: no relaxation of this constraint alone is enough.
     """
@@ -102,10 +102,10 @@ class Selection:
 def select(points: Sequence[OperatingPoint], sla: Sla) -> Selection:
     """The cheapest, fastest and balanced points that meet ``sla``, or what stands in the way.
 
-    Only points that meet it with at least ``MIN_CHANCE`` compete, unless there is none: then the
-    likeliest wins. Cheapest = fewest devices; among equals the likelier one, then the faster.
-    Balanced = the least product of devices and latency. A point whose threshold lies below
-    ``max_num_seqs`` takes part only where it beats every twin with a higher one.
+    Only points that meet it with a chance of at least ``MIN_CHANCE`` compete. If there is none, the
+    likeliest point wins. Cheapest = fewest devices; of equals the likelier one wins, then the
+    faster. Balanced = the least product of devices and latency. A point whose threshold is below
+    ``max_num_seqs`` competes only if it beats every twin with a higher threshold.
     """
     if not points:
         return Selection(reason=ChoiceReason.NO_POINTS)
@@ -134,8 +134,8 @@ def select(points: Sequence[OperatingPoint], sla: Sla) -> Selection:
 def low_threshold_warning(point: OperatingPoint, points: Sequence[OperatingPoint]) -> str | None:
     """Why a threshold below ``max_num_seqs`` may not be recommended; None when it may.
 
-    It may where the point beats every twin (same plan and caps, a threshold that keeps full
-    decode steps in shift) and there is at least one to compare with.
+    It may if the point has at least one twin and beats all of them. A twin has the same plan and
+    caps, and a threshold that keeps full decode steps in shift.
     """
     if not point.runs_full_decodes_in_base:
         return None

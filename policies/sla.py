@@ -62,7 +62,8 @@ class Sla:
     def per_run(self) -> tuple[Constraint, ...]:
         """The constraints a whole run is held to.
 
-        That is all but bounds on every request where the SLA says what share must pass.
+        These are all constraints; if the SLA bounds attainment, those on every request are left
+        out.
         """
         if self.attainment_bound is None:
             return self.constraints

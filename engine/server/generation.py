@@ -104,7 +104,7 @@ class GenerationService:
 
         Raises:
             ApiError: 400 naming ``param`` for a text with half a surrogate pair, or far beyond the
-            context.
+                context.
         """
         for text in texts:
             self._check_text(text, param)
@@ -278,7 +278,7 @@ class GenerationService:
 
         Raises:
             ApiError: a choice failed. All choices have one deadline; when it passes, the error
-            comes after the pieces that every choice has by then.
+                comes after the pieces that every choice has by then.
         """
         late: ApiError | None = None
         async for item in call.stream.outputs():

@@ -17,7 +17,7 @@ from tuner.spec.look_ahead import LookAhead
 
 FOLDER = Path(__file__).parent
 SCHEMA = "backend/v3"
-# What a profile is taken to be off by that was never held against served runs, as a log ratio.
+# The assumed error, as a log ratio, of a profile that was never compared with served runs.
 UNMEASURED_INTERVAL = 0.25
 
 
@@ -44,8 +44,8 @@ class HostTimes:
     """Host work of one step: ``step_s``, plus ``seq_s`` per sequence, plus ``request_s`` per
     sequence that computes a part of its prompt and ``prompt_token_s`` per token of it.
 
-    ``is_overlapped``: it runs beside the ranks' work, and only what is longer than that is
-    waited for; ``exposed_s`` is what no step covers either way.
+    ``is_overlapped``: it runs beside the ranks' work, and ranks wait only for what exceeds that.
+    ``exposed_s`` is never hidden behind a step.
     """
 
     step_s: float
@@ -105,7 +105,7 @@ class HeldOutGroup:
 class Fitted:
     """Where fitted figures come from: the data, the command, the parameters and how they fare.
 
-    ``starts`` are where the fit began and what it was drawn to, as far as ``spreads``.
+    The fit began at ``starts`` and was drawn to them; ``spreads`` say how far each may move.
     """
 
     file: str
@@ -129,8 +129,8 @@ class Backend:
     samples its share of a step's rows, not all of them. ``schedules_ahead``: a step is
     made while the one before runs, so a request joins the step after next. ``fitted`` is None
     where nothing was fitted; ``source`` then says where the figures come from. ``interval`` is
-    the 90 % half width of log(true / simulated) TPOT: of a fitted profile over the runs it never
-    saw, of others ``UNMEASURED_INTERVAL``.
+    the 90 % half width of log(true / simulated) TPOT: for a fitted profile over the runs it never
+    saw, else ``UNMEASURED_INTERVAL``.
 
     Raises:
         TunerError: an interval below 0.

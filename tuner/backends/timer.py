@@ -100,12 +100,13 @@ class ServedTimer:
         return seconds
 
     def host_seconds(self, shape: StepShape) -> float:
-        """What of the host's work the ranks wait for."""
+        """Seconds of the host's work that the ranks wait for."""
         host = self._host
         work_s = self._work_s(shape)
         if host.is_overlapped:
-            # A full pipeline starts a step whenever its slowest stage is free, and one host works
-            # for each of them: longer work than that sets the pace, shorter work is hidden.
+            # A full pipeline starts a step whenever its slowest stage is free, and one host
+            # prepares every step. Host work longer than that stage sets the pace; shorter work is
+            # hidden.
             slowest_s = max(self.stage_seconds(shape))
             hidden_s = slowest_s if self._num_stages == 1 else 0.0
             work_s = work_s - hidden_s if work_s > slowest_s else 0.0

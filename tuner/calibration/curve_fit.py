@@ -65,8 +65,8 @@ def fit_operator(
 def fit_roofline(work: Work, seconds: FloatArray) -> Roofline:
     """The four numbers of a roofline by robust least squares of the log error.
 
-    Larger calls count more: the roofline is what remains beyond the data, and beyond the data
-    means larger.
+    Larger calls count more, because only the roofline remains beyond the data, where calls are
+    larger.
     """
     call_s = float(np.quantile(seconds, 0.02))
     start = np.log([call_s, 0.7, 0.8, 2.0])
@@ -157,8 +157,8 @@ def held_out(logs: FloatArray, num_groups: int) -> HeldOut:
 def fit_size_curve(
     size: FloatArray, seconds: FloatArray, breaks: tuple[float, ...] = ()
 ) -> SizeCurve:
-    """Latency and bandwidth first, then a stiff broken line through what they leave, that outliers
-    (repeats of a noisy run) do not bend. At ``breaks`` (bytes) another algorithm begins, and the
+    """Latency and bandwidth first, then a stiff broken line through what they leave. Outliers
+    (repeats of a noisy run) do not bend it. At ``breaks`` (bytes) another algorithm begins, and the
     line may jump."""
     x, y = np.log(size), np.log(seconds)
     call_s, bytes_per_s = _latency_and_bandwidth(size, y)
@@ -175,7 +175,7 @@ def fit_size_curve(
 
     start = np.concatenate([np.interp(knots, x, left), np.zeros(len(jumps))])
     found = least_squares(errors, start).x
-    # Where it is looked up, time is straight over a step: a jump ends a step before its size.
+    # Between two table steps time is interpolated, so the jump ends one step before its size.
     places = np.unique(np.concatenate([knots, jumps - 2 * TABLE_STEP, jumps - TABLE_STEP]))
     correction = np.interp(places, knots, found[: len(knots)])
     correction += (places[:, None] >= jumps[None] - TABLE_STEP) @ found[len(knots) :]

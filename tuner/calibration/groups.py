@@ -81,8 +81,9 @@ def fit_all_reduce_law(series: list[Series], *, has_multicast: bool) -> AllReduc
 def carried_over(
     ranks: int, num_bytes: FloatArray, others: list[Series], *, has_multicast: bool
 ) -> FloatArray:
-    """Seconds f8[R] among ``ranks`` devices, from series of other numbers of devices: their law,
-    times what it misses on them (the nearer number counts more)."""
+    """Seconds f8[R] among ``ranks`` devices, from series of other numbers of devices: by their law,
+    corrected by its error on them (the nearer number counts more).
+    """
     law = fit_all_reduce_law(others, has_multicast=has_multicast)
 
     def missed(series: Series) -> FloatArray:

@@ -102,8 +102,9 @@ def interpolating(data: DeviceData, *, seed: int = 0) -> LayerErrors:
 
 
 def unseen_degree(data: DeviceData, *, is_group_seen: bool = True) -> LayerErrors:
-    """Layers at one TP degree by fits without any weights or head shape of that degree; with
-    ``is_group_seen`` False without all-reduces among that many ranks either."""
+    """Layers at one TP degree by fits that saw no weights or head shape of that degree. With
+    ``is_group_seen`` False they saw no all-reduce among that many ranks either.
+    """
     found: list[LayerErrors] = []
     for tp in DEGREES:
         weights = {n * 1_000_000 + k for shape in LAYERS for n, k in shape.weights(tp)}

@@ -1,7 +1,7 @@
 """Times of whole decoder layers, composed of measured calls and of predictions of the same calls.
 
 A layer is its four products, its attention and two all-reduces, as one rank of a tensor-parallel
-group runs them. Only layers are taken whose every call was measured: Llama-shaped, with sizes of
+group runs them. A layer is taken only if all its calls were measured: Llama-shaped, with sizes of
 the measured grid.
 """
 
@@ -25,7 +25,7 @@ PREFILL, DECODE = "prefill", "decode"
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShape:
-    """A decoder layer. The first is Llama-3.1-8B's; others have FFNs of the measured grid."""
+    """A decoder layer. The first is Llama-3.1-8B's; others have FFN sizes of the measured grid."""
 
     hidden: int
     heads: int

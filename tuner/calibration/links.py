@@ -37,8 +37,8 @@ GRAPH = "graph"
 LAUNCHES = (GRAPH, "eager")
 CLEAN_BYTES = 65_536  # the published all-reduce across nodes is dirty below
 KIB = 1024
-# vLLM's all-reduce (csrc/custom_all_reduce.cuh): below these bytes so many devices read all
-# tensors at once (two always do); tensors of LIBRARY_BYTES and more go to NCCL.
+# vLLM's all-reduce (csrc/custom_all_reduce.cuh): this many devices read all tensors at once below
+# these bytes (two always do). Tensors of LIBRARY_BYTES and more go to NCCL.
 ONE_SHOT_BYTES = {4: 512 * KIB, 8: 256 * KIB}
 LIBRARY_BYTES = 8 * KIB * KIB
 HEAD_DIM = 128

@@ -1,9 +1,9 @@
 """Figures of serving systems fitted on published closed-loop runs.
 
-Every row is simulated at the start values and with each parameter moved a little; the
-parameters then follow from weighted least squares on logs, drawn towards their start values as
-strongly as the runs are silent about them. The folds of leave one group out share those
-simulations; what a fold's parameters say about its held-out group is simulated anew.
+Every row is simulated at the start values and with each parameter moved a little; the parameters
+then follow from weighted least squares on logs. The less the runs say about a parameter, the closer
+it stays to its start value. Each fold leaves one group out; all folds share those simulations. Only
+a fold's held-out group is simulated anew, with the fold's parameters.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from tuner.backends import Backend
 from tuner.calibration.served_rows import NOT_SERVED, RowSimulator, ServedRow, Simulated
 
 FloatArray = npt.NDArray[np.float64]
-# An error beyond this weighs less the larger it is: a few rows were not what they are said to be.
+# Errors beyond this weigh less, the larger they are: a few rows are not what they claim to be.
 ROBUST_LOG = 0.1
 # Errors of one group are alike: it counts as at most this many independent rows.
 ROWS_OF_GROUP = 30
-# What is queued for decides the TTFT more than the times that are fitted.
+# Queueing decides the TTFT more than the fitted times do.
 TTFT_WEIGHT = 0.5
 ROUNDS_OF_WEIGHTS = 20
-# About so many rows of a group are fitted to; all of them are judged.
+# About this many rows of each group enter the fit; all rows are judged.
 FITTED_ROWS = 45
 CHUNK = 8
 
-# Told how many simulations are done, of how many.
+# Called with the number of simulations done and their total.
 OnProgress = Callable[[int, int], None]
 
 
@@ -192,8 +192,9 @@ class _Problem:
 
 
 def _solve_above(normal: FloatArray, right: FloatArray, lowest: FloatArray) -> FloatArray:
-    """The least squares solution with every value at least ``lowest``: those that would go below
-    stay there, and the others are solved for again."""
+    """The least squares solution with every value at least ``lowest``. Values that would go below
+    are set there, and the others are solved for again.
+    """
     is_free = np.ones(len(right), dtype=np.bool_)
     while True:
         moved = lowest.copy()

@@ -1,9 +1,9 @@
 """A device's curves from another device's: by the data sheets of both, and a few calls if there are
 any.
 
-Variables of the fit are ratios to the device's peaks and multiprocessors already. Beside them fixed
-costs (starting, filling and draining a kernel) take as many clocks on both devices; and how much of
-its peaks a device reaches can be told from a few timed calls.
+Variables of the fit are ratios to the device's peaks and multiprocessors already. Fixed costs
+(starting, filling and draining a kernel) take as many clocks on both devices. A few timed calls
+tell how much of its peaks a device reaches.
 """
 
 from __future__ import annotations

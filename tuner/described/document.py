@@ -191,15 +191,16 @@ def with_interval(
     interval: float,
     on_progress: OnProgress = no_progress,
 ) -> dict[str, Estimate]:
-    """Metrics of ``result`` with those of runs whose steps all take as much longer, and shorter,
-    as ``interval`` says (a log ratio; 90 % of the truth lie inside)."""
+    """Metrics of ``result``, with an interval from two more runs in which all steps take longer,
+    and shorter, by ``interval`` (a log ratio; it holds the truth with 90 % probability).
+    """
     scales = (math.exp(interval), math.exp(-interval))
     others = [run(scale, on_progress) for scale in scales]
     return estimates_of([flat_metrics(r.measurement, sla) for r in (result, *others)])
 
 
 def estimates_of(runs: list[dict[str, float]]) -> dict[str, Estimate]:
-    """The first run's numbers, with the least and most of all of them as interval."""
+    """The first run's numbers; the least and most over all runs are their intervals."""
     value, *others = runs
     return {
         key: Estimate(
@@ -213,7 +214,7 @@ def estimates_of(runs: list[dict[str, float]]) -> dict[str, Estimate]:
 
 
 def unmeasured_warning(node: Node) -> str:
-    """That no served run stands behind a backend's figures, and what does."""
+    """A warning that a backend's figures come from no served run, and where they do come from."""
     backend = node.backend
     return (
         f"{backend.title} was never measured on a GPU, so a step may be off by "

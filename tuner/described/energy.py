@@ -1,7 +1,7 @@
 """What a run costs in energy, estimated: busy seconds by kind times a device's watts.
 
 An estimate, not a measurement: a device draws one of three powers, whatever the step; links,
-processors, fans and power supplies are left out. Good for comparing runs on one kind of device.
+processors, fans and power supplies are left out. It serves to compare runs on one kind of device.
 arXiv 2606.01927 reports such a comparison: up to 54 % less energy with the host overlapped.
 """
 

@@ -42,8 +42,9 @@ class Node:
 
     @property
     def interval(self) -> float:
-        """The 90 % half width of log(true / simulated) of step times: the device's of a step or
-        the backend's of served runs, whichever is wider."""
+        """The 90 % half width of log(true / simulated) of step times: the wider one of the device's
+        (for a step) and the backend's (for served runs).
+        """
         return max(self.hardware.device.interval_for(self.precision), self.backend.interval)
 
     def timer(self, plan: ParallelPlan) -> ServedTimer:

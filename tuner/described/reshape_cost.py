@@ -70,8 +70,8 @@ class ReshapeCost:
         return self.process_s + self.load_s + self.warm_up_s + self.capture_s
 
 
-# A tiny checkpoint on two CPU ranks with a spare process: weights weigh nothing there, so that
-# the bandwidths are those of a memory copy, not of the measurement.
+# Measured with a tiny checkpoint on two CPU ranks and a spare process. Loading its weights takes no
+# time, so the bandwidths are not measured: they are those of a memory copy.
 CPU_RANKS = ReshapeTimes(
     source="kill campaign of 2026-11-21: p50 of 0.17 and 0.27 s from a rank's death to the end of "
     "the first step after it (two CPU ranks, one spare process); bandwidths are guesses",
@@ -92,7 +92,7 @@ GEARSHIFT_ON_GPU = ReshapeTimes(
     warm_up_s=3.0,
     capture_s=17.0,
 )
-# Other engines end and start as a whole; that they would keep requests is our assumption.
+# Other engines end and start as a whole. We assume that they would keep their requests.
 OTHERS_ON_GPU = ReshapeTimes(
     source="guess: a whole start; about 25 s for process, imports and communicator, 8 s to read "
     "compiled kernels, 17 s of graphs (start-up log of vLLM 0.9: vllm-project/vllm#20264)",

@@ -30,8 +30,9 @@ def activation_bytes(
     states are still held. The larger of the two counts, as buffers are used again. A rank samples
     whole rows of the padded vocabulary; with ``samples_in_parallel`` its share of them.
 
-    fp8 weights take their inputs in one byte, but pass on two: the narrow copies live only while
-    larger buffers are gone. A mode pinned to shift may take larger steps than are counted here.
+    Products with fp8 weights take one-byte inputs and give two-byte results. The one-byte copies
+    live only while larger buffers are gone, so they are not counted. A mode pinned to shift may
+    take larger steps than are counted here.
     """
     forward = max(
         _forward_elements(model, plan, caps.max_num_batched_tokens),

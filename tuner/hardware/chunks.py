@@ -1,9 +1,9 @@
 """Prefill chunks over cached tokens: the fitted time without a prefix, and what the prefix adds.
 
-The published calls have no prefix, so the fit knows no call of few queries and many keys. What a
-prefix adds is a rectangle of unmasked work, whose tiles are as long as those of long prompts: it
-runs at the share of peak that the fit gives for those, as far as the tiles fill the device. Too
-few tiles are split along the keys and combined by a second kernel (flash decoding).
+The published calls have no prefix, so the fit has seen no call of few queries and many keys. A
+prefix adds a rectangle of unmasked work with tiles as long as those of long prompts. It runs at the
+share of peak that the fit gives for long prompts, as far as the tiles fill the device. Too few
+tiles are split along the keys and combined by a second kernel (flash decoding).
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ def _prefix_seconds(
     kv_heads: float,
 ) -> FloatArray:
     """What the prefix adds, where long prompts reach ``share`` of the peak."""
+    # Tiles run in waves over the multiprocessors; ``fill`` is the share of them that work. Fewer
+    # tiles than multiprocessors are split along the keys.
     tiles = seqs * heads * np.ceil(queries / QUERY_TILE)
     splits = np.maximum(1.0, np.floor(peaks.num_sms / tiles))
     splits = np.minimum(splits, np.maximum(1.0, np.floor((prefix + queries) / QUERY_TILE)))

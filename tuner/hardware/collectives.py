@@ -94,8 +94,9 @@ class CollectiveTimes:
         return collective.count * law.seconds(collective.num_bytes)
 
     def issue_s(self, collective: Collective) -> float:
-        """How long the host is at issuing all ``count`` all-reduces, one by one: the time of the
-        smallest, measured in a loop that waits for the host alone."""
+        """How long the host takes to issue all ``count`` all-reduces one by one: each as long as
+        the smallest one took in a loop, in which only the host is waited for.
+        """
         if self._launch != EAGER or collective.kind is not CollectiveKind.ALL_REDUCE:
             return 0.0
         eager = self._measured(collective.kind, EAGER, collective.ranks)
@@ -137,15 +138,18 @@ class CollectiveTimes:
             return _of_whole(curve, ranks if kind is CollectiveKind.ALL_GATHER else 1, 0.0)
         if kind is CollectiveKind.ALL_REDUCE:
             return self._eager_all_reduce(curve, ranks)
-        # NCCL's curves come from a loop in C. From Python it runs on a stream of its own, which
-        # takes turns with the layers': about what small all-reduces, timed both ways, differ by.
+        # NCCL's curves come from a loop in C. From Python it runs on its own stream, which takes
+        # turns with that of the layers. This costs about as much as small all-reduces differ when
+        # timed both ways.
         return _of_whole(
             curve, ranks if kind is CollectiveKind.ALL_GATHER else 1, self._eager_extra_s(ranks)
         )
 
     def _eager_all_reduce(self, replayed: SizeCurve, ranks: int) -> Seconds:
-        """On the device. Small ones were measured waiting for the host, which in a step runs
-        ahead (see :meth:`issue_s`); large ones are copied to where the other ranks can read."""
+        """Seconds on the device. Measured times of small ones hold a wait for the host; in a step
+        the host runs ahead (see :meth:`issue_s`), so that wait is taken off. Large ones are copied
+        to where the other ranks can read them.
+        """
         eager = self._measured(CollectiveKind.ALL_REDUCE, EAGER, ranks)
         if eager is None:
             return replayed.seconds
@@ -155,7 +159,7 @@ class CollectiveTimes:
         )
 
     def _eager_extra_s(self, ranks: int) -> float:
-        """What a small all-reduce takes more when it is issued by itself."""
+        """How much longer a small all-reduce takes when it is issued by itself."""
         kind = CollectiveKind.ALL_REDUCE
         eager, replayed = (self._measured(kind, via, ranks) for via in (EAGER, GRAPH))
         if eager is None or replayed is None:
@@ -197,7 +201,7 @@ def _far_share(kind: CollectiveKind, ranks: int, spread: Spread) -> float:
     """Share of the collective's bytes that one device sends to another node in a round."""
     match kind:
         case CollectiveKind.ALL_REDUCE:
-            return 1.0 / ranks  # of what its node has added up
+            return 1.0 / ranks  # its part of the sum over its node
         case CollectiveKind.ALL_TO_ALL:
             return spread.per_node / ranks  # what the other node's devices shall have
         case _:

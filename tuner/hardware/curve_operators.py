@@ -130,6 +130,7 @@ class CurveOperators:
     def _gemm_table(self, gemms: tuple[GemmShape, ...], precision: Precision) -> RowTable:
         """The sum of several products over rows."""
         shapes = len(gemms)
+        # Every product at every number of rows, so that the curve is asked once.
         m = np.tile(ROW_GRID, shapes)
         n = np.repeat([float(g.n) for g in gemms], len(ROW_GRID))
         k = np.repeat([float(g.k) for g in gemms], len(ROW_GRID))
@@ -151,6 +152,7 @@ class CurveOperators:
 
     def _prefill_table(self) -> Grid3:
         axes = (PREFILL_SEQS, PREFILL_QUERIES, PREFIX)
+        # Open grids: they broadcast to all combinations only where a formula needs them.
         seqs, queries, prefix = np.ix_(*(np.array(axis.points, dtype=float) for axis in axes))
         seconds = chunk_seconds(
             self._curves.prefill,

@@ -72,13 +72,14 @@ class PackedTrees:
         total = np.full(len(rows), self.baseline)
         values, width = rows.ravel(), rows.shape[1]
         for root in walk.roots:
-            # Rows leave the walk at their leaf: most trees have one deep branch.
+            # Rows that reach a leaf leave the walk, because most trees have only one deep branch.
             row = np.arange(len(rows))
             node = np.full(len(rows), root)
             while len(row):
                 is_leaf = walk.feature[node] == LEAF
                 total[row[is_leaf]] += walk.cut[node[is_leaf]]
                 row, node = row[~is_leaf], node[~is_leaf]
+                # Each row looks at its own variable: one index into the flat array instead of two.
                 is_left = values[row * width + walk.feature[node]] <= walk.cut[node]
                 node = np.where(is_left, node + 1, walk.right[node])
         return total
@@ -95,7 +96,7 @@ class _Walk:
 
     @classmethod
     def of(cls, packed: PackedTrees) -> _Walk:
-        """Right children are found from the end: a split takes the two subtrees that follow it."""
+        """Right children are found from the end: in preorder a split's two subtrees follow it."""
         subtrees: list[int] = []
         right = np.zeros(len(packed.feature), dtype=np.int64)
         for node in reversed(range(len(packed.feature))):
@@ -159,7 +160,7 @@ class SizeCurve:
     correction: tuple[float, ...]
 
     def seconds(self, size: float) -> float:
-        """Straight between the logs of a fine table; in proportion to size beyond it."""
+        """Linear between the logs of a fine table; in proportion to size beyond it."""
         first, values = self._table
         place = (log(max(size, 1.0)) - first) / TABLE_STEP
         if place <= 0:
@@ -190,8 +191,8 @@ class CollectiveCurve:
     """One collective among ``ranks`` devices joined by ``topology``, over bytes.
 
     ``via`` is the way it is done: ``graph`` and ``eager`` are the engine's own all-reduce inside
-    and outside of a captured graph, ``nccl`` the library. Bytes as nccl-tests counts them: of the
-    whole tensor, for a gather of the gathered one.
+    and outside of a captured graph, ``nccl`` the library. Bytes are counted as in nccl-tests: those
+    of the whole tensor, in a gather of the gathered one.
     """
 
     kind: str

@@ -117,8 +117,9 @@ class DeviceSpec:
         return self.curves is not None and self.curves.is_measured(IN_NODE)
 
     def with_link(self, link: LinkSpec) -> DeviceSpec:
-        """The same device in a node joined by ``link``: with the collectives measured over that
-        link on another device, else by the link's law."""
+        """The same device in a node joined by ``link``: with the collectives that another device
+        measured over that link, else by the link's law.
+        """
         if link == self.link:
             return self
         changed = replace(self, name=f"{self.name}{LINK_MARK}{link.name}", link=link)
@@ -133,8 +134,9 @@ class DeviceSpec:
         return replace(changed, curves=self.curves.without(IN_NODE).joined(theirs, IN_NODE))
 
     def at_link_speed(self, bytes_per_s_per_direction: float) -> DeviceSpec:
-        """The same device over its own link with another bandwidth: latencies stay, a collective
-        takes as long as one of as many times the bytes as the link is slower."""
+        """The same device over its own link with another bandwidth: latencies stay. Over a link
+        that is n times slower, a collective takes as long as one with n times the bytes.
+        """
         ratio = self.link.bytes_per_s_per_direction / bytes_per_s_per_direction
         link = self.link.at_speed(bytes_per_s_per_direction)
         return replace(

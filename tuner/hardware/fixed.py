@@ -18,9 +18,9 @@ _ROWS = [int(rows) for rows in ROW_GRID]
 class FixedTable:
     """Seconds of each stage, as ``compute`` gives them for a mode, tokens and sampled rows.
 
-    Exact up to :data:`FINE_ROWS` rows per slice; between the grid points of larger steps
-    straight, as the products are tabulated themselves. ``num_slices``: of how many slices the
-    rows of a base step are one. Tokens and sampled rows add up: layers never see the latter.
+    Exact up to :data:`FINE_ROWS` rows per slice, linear between the grid points of larger steps,
+    like the tables of the products. A base step is cut into ``num_slices`` slices. The times of
+    tokens and of sampled rows add up, because layers never see the sampled rows.
     """
 
     def __init__(self, compute: Compute, *, num_slices: int) -> None:

@@ -56,7 +56,7 @@ def gemm_work(
 ) -> Work:
     """``[m, k] @ [k, n]``; operands of ``operand_bytes`` each, a result of 2.
 
-    Narrow operands are measured with the pass that makes them from activations of 2 bytes.
+    The measured times of narrow operands include the pass that makes them from 2-byte activations.
     """
     flop_s = 2.0 * m * n * k / peaks.flops_per_s
     moved = operand_bytes * (n * k + m * k) + ACTIVATION_BYTES * m * n
@@ -127,8 +127,8 @@ def decode_work(
     return _work(
         flop_s,
         byte_s,
-        # Long caches of few sequences are like shorter ones of more: bytes bound trust, not
-        # length.
+        # A long cache of few sequences costs like a shorter one of more sequences, so the size to
+        # trust is bytes, not length.
         sizes=(np.log(seqs), np.log(waves), np.log(byte_s / US)),
         others=(
             np.log(context),

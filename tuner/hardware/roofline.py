@@ -48,7 +48,7 @@ class StageSeconds:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelFactors:
-    """What kinds of kernels take of the time they were measured to take: other kernels' speed."""
+    """Factors on the measured times of each kind of kernel: a system's own kernels over those."""
 
     gemm: float = 1.0
     head: float = 1.0
@@ -110,7 +110,7 @@ class RooflineTimer:
         return replace(parts, launch_s=parts.launch_s + waiting_s)
 
     def _parts(self, shape: StepShape, stage: int) -> StageSeconds:
-        """The parts of one stage's time where launches run far enough ahead."""
+        """The parts of one stage's time if launches run far enough ahead."""
         work = self._counter.stage(shape, stage)
         operators, factors = self._operators, self._factors
         return StageSeconds(
@@ -141,14 +141,14 @@ class RooflineTimer:
         return [self._operators.floor_s(self._counter.stage(shape, s)) for s in stages]
 
     def _without_attention(self, mode: Mode, tokens: int, sampled: int) -> tuple[float, ...]:
-        """Each stage of a step of these sizes; those that do equal work are asked once."""
+        """Seconds of each stage at these sizes; stages with equal work are computed once."""
         shape = StepShape(mode=mode, num_seqs=tokens, num_decode_tokens=tokens, num_sampled=sampled)
         parts = {stage: self._parts(shape, stage) for stage in dict.fromkeys(self._alike)}
         return tuple(parts[stage].total_s - parts[stage].attention_s for stage in self._alike)
 
 
 def _alike(counter: WorkCounter, placement: Placement) -> tuple[int, ...]:
-    """For each stage the first that does equal work and is reached over an equal link."""
+    """For each stage, the first stage that does equal work and is reached over an equal link."""
     kinds = [(same, placement.is_far(stage)) for stage, same in enumerate(counter.alike)]
     return tuple(kinds.index(kind) for kind in kinds)
 

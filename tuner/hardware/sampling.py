@@ -61,8 +61,9 @@ class SamplerSpec:
         return LogitsExchange.ROWS
 
     def rows(self, sampled: int, ranks: int) -> float:
-        """Whole rows that one rank samples. Greedy ranks scan their shard of every row, which is
-        as much."""
+        """Whole rows that one rank samples. Greedy ranks scan their shard of every row, which is as
+        many numbers.
+        """
         if not self.is_parallel or ranks == 1:
             return float(sampled)
         return sampled / ranks if self.kind is SampleKind.GREEDY else float(-(-sampled // ranks))

@@ -31,7 +31,7 @@ ROW_GRID = row_grid()
 def rising(seconds: FloatArray) -> FloatArray:
     """The nearest curve that never falls: half way between its upper and lower envelope.
 
-    More rows never take less time on average; a measured curve, and a fit to it, dips by some
+    More rows never take less time on average; but a measured curve, and a fit to it, dips by some
     percent where a better kernel begins. f8[..., M] along the last axis.
     """
     above = np.maximum.accumulate(seconds, axis=-1)
@@ -71,7 +71,7 @@ class Axis:
         object.__setattr__(self, "_found", {})
 
     def find(self, x: float) -> tuple[int, float]:
-        """The grid point on the left, and how far x is on the way to the next (may exceed 1)."""
+        """The grid point left of x, and x's share of the way from it to the next (may exceed 1)."""
         found: dict[float, tuple[int, float]] = self.__dict__["_found"]
         if (known := found.get(x)) is not None:
             return known

@@ -264,8 +264,8 @@ class _Driver:
     def measurement(self, fidelity: Fidelity) -> Measurement:
         """Timings in seconds from the start of the run.
 
-        Unsent requests of an open loop had their time and count as cut; those of a closed loop
-        never had one.
+        Unsent requests of an open loop had a scheduled time, so they count as cut; those of a
+        closed loop had none and are left out.
         """
         rest = () if self._workload.closed else self._workload.arrivals[len(self._lives) :]
         unsent = tuple(

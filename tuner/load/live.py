@@ -64,8 +64,8 @@ class LiveEngine:
     ) -> Measurement:
         """Put ``settings`` in force, warm up, and run ``workload`` until every request has ended.
 
-        What is not done ``timeout_s`` after its time is timed out, which counts against the SLA:
-        an overloaded setting does not look good by the requests it did not finish.
+        What is not done ``timeout_s`` after its time is timed out, which counts against the SLA: an
+        overloaded setting must not look good because it left requests unfinished.
 
         Raises:
             EngineError: the plan cannot run here, or a rank failed.
@@ -96,7 +96,7 @@ class LiveEngine:
         if self._engine is None:
             config = replace(
                 self._config,
-                # Trials repeat prompts, which would find themselves in the cache.
+                # Trials repeat prompts, so with a prefix cache they would find their own blocks.
                 prefix_cache=False,
                 settings=settings,
             )

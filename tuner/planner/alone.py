@@ -1,9 +1,9 @@
-"""What single requests say of every load: with the engine to itself, none is served faster.
+"""What single requests tell about every load: no request is served faster than alone.
 
-A request's time to its first token is at least what it is alone, and that rises with its prompt:
-so a percentile of TTFT under load is at least the lone TTFT of the workload's own percentile of
-prompt lengths. A gap between tokens is at least a lone decode step at the shortest prompt. Means
-and E2E also depend on lengths that a few requests do not show: nothing is said of them.
+Under load a request's TTFT is at least its TTFT alone, which rises with its prompt. So a percentile
+of TTFT under load is at least the lone TTFT at the same percentile of prompt lengths. A gap between
+tokens is at least a lone decode step at the shortest prompt. Means and E2E also depend on lengths
+that a few requests do not show, so they are not bounded here.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from tuner.backends.backend import HostTimes
 from tuner.described.node import Node
 from tuner.workload.workload import Arrival, Workload
 
-# Step times are not quite monotonous: a larger step may be that much quicker than a smaller one.
+# Step times are not quite monotonic: a larger step may be quicker than a smaller one by this share.
 SLACK = 0.1
-# Long after any request has ended.
+# So far apart that each request has ended long before the next.
 GAP_S = 1e5
 
 
 def alone_metrics(
     node: Node, options: Sequence[Settings], workload: Workload, sla: Sla, *, seed: int
 ) -> dict[str, float]:
-    """The least that ``sla``'s percentiles of TTFT, TPOT and ITL can be under ``workload``,
-    whichever of ``options`` (all of one plan) is taken."""
+    """Lower bounds of ``sla``'s percentiles of TTFT, TPOT and ITL under ``workload``, for all
+    ``options`` of one plan.
+    """
     constraints = bounded_alone(sla)
     plan = options[0].plan
     node = _as_if_hidden(node, plan)
@@ -47,7 +48,7 @@ def alone_metrics(
 
 
 def alone_reason(flat: dict[str, float], sla: Sla) -> str | None:
-    """Which bound is missed even with the engine to oneself; None where none is for certain."""
+    """Which bounds even requests with the engine to themselves certainly miss, or None."""
     missed = [
         f"{c} but {flat[c.key]:.4g}"
         for c in bounded_alone(sla)
@@ -57,7 +58,7 @@ def alone_reason(flat: dict[str, float], sla: Sla) -> str | None:
 
 
 def bounded_alone(sla: Sla) -> tuple[Constraint, ...]:
-    """The constraints of whole runs that single requests say something of."""
+    """The constraints of whole runs that single requests can bound."""
     return tuple(
         c
         for c in sla.per_run
@@ -67,8 +68,9 @@ def bounded_alone(sla: Sla) -> tuple[Constraint, ...]:
 
 
 def _as_if_hidden(node: Node, plan: ParallelPlan) -> Node:
-    """Of a pipeline without the host's work: what a lone step waits for may be hidden behind the
-    stages of a fuller one."""
+    """The node, for a pipeline without the host's work: a lone step waits for that work, but the
+    stages of a fuller pipeline may hide it.
+    """
     if plan.pp == 1:
         return node
     host = HostTimes(step_s=0.0, seq_s=0.0, is_overlapped=False)
@@ -76,11 +78,12 @@ def _as_if_hidden(node: Node, plan: ParallelPlan) -> Node:
 
 
 def _length_at(workload: Workload, constraint: Constraint) -> int:
-    """The prompt length of the rank at or below ``constraint``'s percentile; without one, every
-    request is held to the bound, and the longest counts."""
+    """The prompt length at the rank at or below ``constraint``'s percentile. Without a percentile
+    the bound holds for every request, so the longest prompt counts.
+    """
     lengths = np.sort(workload.input_tokens)
     if workload.closed is not None and workload.closed.limit_s is not None:
-        return int(lengths[0])  # how many, and so which, are sent depends on the run
+        return int(lengths[0])  # the run decides how many, and so which, are sent
     percent = constraint.percentile.percent if constraint.percentile else None
     share = 1.0 if percent is None else percent / 100
     return int(lengths[math.floor(share * (len(lengths) - 1))])
@@ -89,7 +92,7 @@ def _length_at(workload: Workload, constraint: Constraint) -> int:
 def _first_tokens_ms(
     node: Node, options: Sequence[Settings], workload: Workload, lengths: set[int], seed: int
 ) -> dict[int, float]:
-    """The least TTFT of a lone prompt of each length; without those that are refused."""
+    """The least TTFT of a lone prompt of each length; refused prompts are left out."""
     if not lengths:
         return {}
     arrivals = tuple(
@@ -107,8 +110,10 @@ def _first_tokens_ms(
 
 
 def _variants(options: Sequence[Settings], longest: int) -> list[Settings]:
-    """``options`` as far as a lone prompt of up to ``longest`` tokens can tell them apart; Shift
-    plans in either mode, too: beside others its steps run in the mode that their sum chooses."""
+    """Those of ``options`` that differ for a lone prompt of up to ``longest`` tokens. Shift plans
+    are tried in either mode, too: beside other requests, a prompt's steps run in the mode of the
+    whole step.
+    """
     found: dict[tuple[int, int, ModePin], Settings] = {}
     for settings in options:
         budget = min(settings.caps.max_num_batched_tokens, longest)

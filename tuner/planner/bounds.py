@@ -1,4 +1,4 @@
-"""When a plan cannot meet an SLA whatever its caps are, known before or during a simulation.
+"""Tells, before or during a simulation, that a plan cannot meet an SLA whatever its caps are.
 
 Each bound is on the safe side: it never condemns settings that a whole simulation would pass.
 """
@@ -22,7 +22,8 @@ from tuner.workload.workload import Workload
 
 FloatArray = npt.NDArray[np.float64]
 
-# Prefill steps whose speed per token is tried; short prompts in them, so attention costs little.
+# Prefill step sizes whose speed per token is tried. Their prompts are short, so attention costs
+# little.
 _STEP_TOKENS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768)
 _SHORT_PROMPT = 128
 
@@ -59,8 +60,8 @@ class LateLimit:
 def late_limits(sla: Sla, num_requests: int) -> tuple[LateLimit, ...]:
     """How many of ``num_requests`` may be over each bound on TTFT, TPOT or E2E.
 
-    A percentile interpolated between ranks exceeds its bound as soon as the value of the lower
-    rank does. Means, and gaps between tokens, bound nothing here.
+    A percentile interpolated between two ranks exceeds its bound as soon as the lower rank's value
+    does. Bounds on means and on gaps between tokens limit no count of requests.
     """
     found = []
     share = sla.attainment_bound
@@ -97,10 +98,10 @@ class CertainMiss:
 def certain_miss(
     timings: Sequence[RequestTiming], sla: Sla, num_requests: int
 ) -> CertainMiss | None:
-    """Why a whole run of ``num_requests`` must miss the SLA, from a run of some of them alone.
+    """Why a whole run of ``num_requests`` must miss the SLA, judged by a run of only some of them.
 
-    Requests before, after and between those only add load: who is late without them is late
-    with them. Of several bounds, the one most requests are over; None where that decides nothing.
+    The other requests only add load, so requests that are late without them are late with them. Of
+    several missed bounds it names the one that most requests exceed. None if no miss is certain.
     """
     limits = late_limits(sla, num_requests)
     counts = [(limit.num_over(timings), limit) for limit in limits]
@@ -127,8 +128,9 @@ def _num_allowed(constraint: Constraint, num_requests: int) -> int | None:
 class LateWatch:
     """Stops a simulation of an open loop once more requests are late than the SLA allows.
 
-    Call it as ``on_progress``. Of the requests that arrived longer ago than a bound and have not
-    ended, all are late in E2E; in TTFT all but those that may be running.
+    Call it as ``on_progress``. It counts the requests that arrived longer ago than the bound and
+    have not ended. For E2E all of them are late. For TTFT those that may be running are not
+    counted.
     """
 
     def __init__(self, workload: Workload, sla: Sla, *, max_running: int) -> None:
@@ -140,6 +142,7 @@ class LateWatch:
     def __call__(self, now_s: float, num_ended: int, num_requests: int) -> None:
         """Raises CertainMissError."""
         for limit in self._limits:
+            # Arrivals ascend, so the place of a time among them is how many came before it.
             due = int(np.searchsorted(self._arrival_s, now_s - limit.bound_s))
             late = due - num_ended - (self._max_running if limit.is_ttft else 0)
             if late > limit.num_allowed:
@@ -153,11 +156,12 @@ class LateWatch:
 def backlog_reason(
     timer: StepTimer, plan: ParallelPlan, workload: Workload, sla: Sla
 ) -> str | None:
-    """Why prefill alone, at its fastest, is too slow for the arrivals; None where it may do.
+    """Why prefill alone, at its fastest, is too slow for the arrivals; None if it may be fast
+    enough.
 
-    A queue served first come, first served at ``dp`` times one replica's best prefill speed,
-    decodes for free. Replicas share work less evenly than one large queue; that can only make a
-    single request earlier by less than the longest prompt's own time, which is taken off.
+    It computes one first-come, first-served queue at ``dp`` times the best prefill speed of a
+    replica; decodes cost nothing. Real replicas share work less evenly than one large queue. That
+    can make a request earlier, but by less than the longest prompt's own time, which is taken off.
     """
     limits = [limit for limit in late_limits(sla, len(workload)) if limit.is_ttft]
     if workload.closed is not None or not limits:

@@ -35,9 +35,9 @@ MAX_CAPS = 8
 SLICE_REQUESTS = 300
 # Shorter workloads are simulated whole at every setting: a slice would save nothing.
 MIN_REQUESTS_TO_SLICE = 2 * SLICE_REQUESTS
-# Caps do not make up for a TTFT or E2E this many times its bound.
+# No other caps can mend a TTFT or E2E that is this many times its bound.
 HOPELESS_RATIO = 3.0
-# The next best caps get a whole run where the best missed by less than this share of a bound.
+# The next best caps get a whole run if the best missed by less than this share of a bound.
 MAX_WHOLE_RUNS = 2
 FAR_SHARE = 0.25
 # Changes to the backend's own caps: None keeps what it has.
@@ -51,8 +51,9 @@ _CAPS = (
 
 
 class JudgedOn(StrEnum):
-    """How much of the workload a verdict on some settings saw; ``part``: the run was stopped once
-    the SLA was certain to be missed."""
+    """How much of the workload the verdict on some settings is based on. ``part``: the run was
+    stopped once the SLA was certain to be missed.
+    """
 
     BOUND = "bound"
     ALONE = "alone"
@@ -63,8 +64,9 @@ class JudgedOn(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """Settings and what came of them. ``metrics`` is empty where none were simulated to the end,
-    and ``note`` says why; ``cause`` is the metric of the bound that is certainly missed."""
+    """Settings and their result. ``metrics`` is empty if no simulation came to its end; ``note``
+    says why. ``cause`` is the metric of the bound that is certainly missed.
+    """
 
     settings: Settings
     judged_on: JudgedOn
@@ -142,14 +144,14 @@ def memory_reason(node: Node, plan: ParallelPlan, workload: Workload) -> str | N
 
 
 def needed_kv_tokens(node: Node, workload: Workload) -> int:
-    """What the longest request that the context allows may hold, a block at least."""
+    """KV tokens of the longest request that the context allows, at least one block."""
     longest = int((workload.input_tokens + workload.output_tokens).max())
     context = min(node.max_model_len or node.model.max_positions, node.model.max_positions)
     return max(min(longest, context), node.block_size)
 
 
 def _that_fit(question: Question, node: Node, options: list[Settings]) -> list[Settings]:
-    """Larger steps need more activations, so some caps may leave too little room for KV."""
+    """The fitting ``options``: activations of large steps may leave too little room for KV."""
     needed = needed_kv_tokens(node, question.workload)
     return [
         settings
@@ -161,8 +163,8 @@ def _that_fit(question: Question, node: Node, options: list[Settings]) -> list[S
 def explore(question: Question, plan: ParallelPlan) -> Explored:
     """Judge ``plan``: rule it out by a bound, or simulate its settings.
 
-    The settings are compared on the workload's busiest stretch, and the best of those that it
-    does not condemn runs on the whole workload.
+    The settings are compared on the workload's busiest requests. The best of those that can still
+    meet the SLA runs on the whole workload.
     """
     node = replace(question.node)
     timer = node.timer(plan)
@@ -203,13 +205,14 @@ def busiest(workload: Workload, num_requests: int) -> Workload:
     if workload.closed is not None or len(workload) <= num_requests:
         return head(workload, num_requests)
     times = workload.arrival_s
+    # Seconds from each request to the last one of the run that it begins.
     spans = times[num_requests - 1 :] - times[: len(times) - num_requests + 1]
     first = int(np.argmin(spans))
     return replace(workload, arrivals=workload.arrivals[first : first + num_requests])
 
 
 def _alone(question: Question, node: Node, options: list[Settings]) -> Tried:
-    """What is certain from single requests, whichever of the options is taken."""
+    """The bounds that single requests give for all of the options."""
     found = alone_metrics(node, options, question.workload, question.sla, seed=question.seed)
     return Tried(settings=options[0], judged_on=JudgedOn.ALONE, metrics=found)
 
@@ -227,7 +230,7 @@ def _whole(question: Question, node: Node, settings: Settings) -> Tried:
 
 
 def _compare_on_slice(question: Question, node: Node, options: list[Settings]) -> list[Tried]:
-    """The backend's own caps first, and the others unless these show that no caps will do."""
+    """Try the backend's own caps, then the others, unless the first show that no caps help."""
     piece = busiest(question.workload, _slice_requests(question))
     first = _on_slice(question, node, piece, options[0])
     if _is_hopeless(first, question.sla):
@@ -236,7 +239,7 @@ def _compare_on_slice(question: Question, node: Node, options: list[Settings]) -
 
 
 def _slice_requests(question: Question) -> int:
-    """Enough requests that a slice can show by itself that too many are late."""
+    """Requests of a slice: enough that the slice alone can show that too many are late."""
     limits = late_limits(question.sla, len(question.workload))
     most = max((limit.num_allowed for limit in limits), default=0)
     return max(SLICE_REQUESTS, min(3 * most, len(question.workload) // 5))
@@ -255,7 +258,7 @@ def _on_slice(question: Question, node: Node, piece: Workload, settings: Setting
 
 
 def _whole_runs(question: Question, node: Node, sliced: list[Tried]) -> list[Tried]:
-    """The best on the slice, with its twin where its threshold is low; the next where it fails."""
+    """Run the best of the slice, and its twin if its threshold is low; if it fails, the next."""
     sla = question.sla
     ranked = sorted(sliced, key=lambda t: rank_point(t.point, sla))
     found: list[Tried] = []
@@ -280,13 +283,14 @@ def _meets(tried: Tried, sla: Sla) -> bool:
 
 
 def _is_far(tried: list[Tried], sla: Sla) -> bool:
-    """Whether even the nearest is so far from the SLA that the next best need not be tried."""
+    """Whether even the closest is so far from the SLA that the next best need not be tried."""
     return all(not t.metrics or t.point.headroom(sla) < -FAR_SHARE for t in tried)
 
 
 def _is_hopeless(tried: Tried, sla: Sla) -> bool:
-    """Whether the SLA is certainly missed and requests wait so long that other caps need not be
-    tried; caps do move TPOT far."""
+    """Whether the SLA is certainly missed and requests wait so long that no other caps can help.
+    TPOT does not count, because caps change it a lot.
+    """
     return tried.note is not None and any(
         tried.metrics.get(c.key, 0.0) > HOPELESS_RATIO * c.bound
         for c in sla.per_run

@@ -38,7 +38,7 @@ from tuner.spec.errors import TunerError
 from tuner.spec.space import PrunedPlan, build_space
 from tuner.workload.workload import Workload
 
-# Winners whose intervals are found before the choice is made among those with one.
+# Rounds of finding winners' intervals, after which the choice is among points that have one.
 MAX_ROUNDS = 6
 
 
@@ -84,8 +84,8 @@ class PlanReport:
     """Everything planning found out.
 
     ``points`` are all whole simulations, those of winners with intervals. ``selection`` has the
-    best three, or what stands in the way; where nothing ran to its end it is made from runs of
-    single requests (``is_from_alone``), which are at least as good as any plan can be.
+    best three, or what stands in the way. If nothing ran to its end, it is made from runs of single
+    requests (``is_from_alone``), which are at least as good as any run under load.
     """
 
     question: Question
@@ -108,7 +108,7 @@ class PlanReport:
         return sum(t.judged_on is judged_on for e in self.explored for t in e.tried)
 
 
-# Called with what is being done, how many of how many parts are.
+# Called with what is being done, the number of parts done, and the number of parts.
 OnPlanning = Callable[[str, int, int], None]
 
 
@@ -193,7 +193,7 @@ def _explore_all(
 def _points(
     workers: Workers, question: Question, explored: list[Explored], on_progress: OnPlanning
 ) -> tuple[list[OperatingPoint], bool]:
-    """Whole simulations; where none came to its end, single requests: at best as good."""
+    """Points of whole simulations, else those of single requests, with True for the latter."""
     whole = [tried.point for e in explored for tried in e.whole]
     if whole:
         return whole, False
@@ -209,16 +209,16 @@ def _points(
 
 
 def _known_alone(question: Question, points: Sequence[OperatingPoint]) -> Question:
-    """The question less the constraints that single requests say nothing of: not they condemned
-    the plans."""
+    """The question with only the constraints that single requests bound: these ruled plans out."""
     seen = {key for point in points for key in point.metrics}
     known = tuple(c for c in question.sla.per_run if c.key in seen)
     return replace(question, sla=Sla(constraints=known))
 
 
 def _nearest(explored: list[Explored], sla: Sla) -> list[Settings]:
-    """Of plans whose slices, stopped runs or backlogs condemned all: those to run to the end, to
-    tell how far they miss. None where no plan gives single requests their latency."""
+    """If slices, stopped runs or backlogs ruled out every plan: the settings to run to the end, to
+    tell how far they miss. Empty if no plan meets the latencies even of single requests.
+    """
     under_load = [t for e in explored for t in e.tried if t.judged_on is not JudgedOn.ALONE]
     if under_load:
         ranked = sorted(under_load, key=lambda t: rank_point(t.point, sla))
@@ -239,7 +239,7 @@ def _select(
     points: list[OperatingPoint],
     on_progress: OnPlanning,
 ) -> tuple[list[OperatingPoint], Selection]:
-    """The choice, made among points whose interval is known: an exact one would look sure."""
+    """Choose among points with a known interval, because an exact point would look too certain."""
     current = {p.settings: p for p in points}
     known: set[Settings] = set()
     for number in range(MAX_ROUNDS):
@@ -259,7 +259,7 @@ def _select(
 def _with_intervals(
     workers: Workers, question: Question, points: list[OperatingPoint]
 ) -> dict[Settings, OperatingPoint]:
-    """The points with the metrics of runs whose steps are all slower, and faster."""
+    """The points with intervals from two more runs: all steps slower, and all steps faster."""
     node = question.node
     scales = (math.exp(node.interval), math.exp(-node.interval))
     settings = [p.settings for p in points]

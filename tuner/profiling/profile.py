@@ -17,7 +17,7 @@ from tuner.spec.machine import Fingerprint
 from tuner.work.counts import CollectiveKind
 
 SCHEMA = "profile/v1"
-# A served step meets the machine's usual disturbance, so the fastest are cut off like the slowest.
+# Served steps meet the machine's usual disturbance, so the fastest are cut off like the slowest.
 CUT_SHARE = 0.25
 
 
@@ -141,8 +141,8 @@ class Profile:
 def merged(rounds: Sequence[Profile]) -> Profile:
     """One profile of several of the same machine, model, dtype and link.
 
-    Rows stand beside one another and fits average them, so a minute in which the machine was slow
-    (a neighbour of a virtual one, say) weighs as one round of several.
+    It holds the rows of all rounds, and fits average them. So a minute in which the machine was
+    slow (a virtual one has neighbours) weighs as one round of several.
 
     Raises:
         TunerError: no round, or one that differs in what was profiled, named.

@@ -33,9 +33,10 @@ OnEvent = Callable[[str], None]
 class ProfileSpec:
     """What to profile. ``seconds`` is about how long measuring takes (starts come on top).
 
-    ``num_ranks`` is never more than the machine's cores (or CUDA devices): ranks that wait for
-    each other's core would be timed waiting. Everything is measured ``rounds`` times over, in a
-    share of the seconds each: worth it where the machine's speed drifts, as a virtual one's does.
+    ``num_ranks`` never exceeds the machine's cores (or CUDA devices), because the times of ranks
+    that share a core would hold their waiting. The seconds are shared by ``rounds``, each of which
+    measures everything. Several rounds help where the machine's speed drifts, as a virtual one's
+    does.
     """
 
     model_dir: Path

@@ -20,7 +20,8 @@ from tuner.workload.workload import Workload
 
 FRESH_SEED_OFFSET = 7919
 MAX_DRAWS = 50
-# A draw of a bursty process may hold a tenth of the requests, or all in a tenth of the time.
+# One draw of a bursty process may have a tenth of another's requests, or as many in a tenth of the
+# time.
 ALIKE = 0.25
 
 
@@ -63,9 +64,9 @@ def confirm(
 def fresh_workload(spec: str, like: Workload, *, seed: int) -> Workload:
     """Another draw of ``spec`` with about as many requests and tokens as ``like``, in as much time.
 
-    Draws of a bursty process differ by an order of magnitude: what few requests meet says nothing
-    of many, and what a flood misses nothing of a stream. Where no draw comes near, the requests
-    are those of ``like`` (run with other prompts all the same).
+    Draws of a bursty process differ by an order of magnitude. A light draw that meets the SLA
+    proves nothing for a heavy one, nor a heavy one that misses it for a light one. If no draw is
+    alike, the requests are those of ``like``, with other prompts.
     """
     for draw in range(MAX_DRAWS):
         try:

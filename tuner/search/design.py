@@ -50,7 +50,7 @@ def refined_settings(
     sla: Sla,
     design: Mapping[Settings, OperatingPoint],
 ) -> list[Settings]:
-    """Every token budget for the plans that came closest to the SLA with the design's few."""
+    """Every token budget for the plans closest to the SLA; the design tries only a few."""
     best: dict[ParallelPlan, tuple[float, ...]] = {}
     for settings, point in design.items():
         rank = rank_point(point, sla)

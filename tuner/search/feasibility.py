@@ -23,8 +23,8 @@ def engine_config(spec: TuningSpec, model: ModelConfig, node: Node | None) -> En
         max_model_len=spec.max_model_len,
         max_devices=spec.num_devices,
         link=spec.parsed_link,
-        # One rank in a process of its own, too: it then computes beside the step loop, not in it,
-        # and all plans are compared on the same footing.
+        # Even a single rank gets its own process: like other ranks, it then computes beside the
+        # step loop and not in it, so all plans compare fairly.
         executor=ExecutorKind.PROCESS,
     )
     return config if node is None else paced_config(config, node)

@@ -55,7 +55,7 @@ class _Pool:
             self.exact.discard(settings)
 
     def demote(self, settings: Settings, point: OperatingPoint | None) -> None:
-        """Let what was measured again decide; without a measurement it is out."""
+        """Replace the point by its new measurement; without one, drop it."""
         del self.points[settings]
         if point is not None:
             self.points[settings] = point
@@ -85,7 +85,7 @@ def recommend(
         again = confirm(context, settings, len(confirmations), is_cancelled)
         confirmations.append(again)
         if again.is_met and again.point is not None:
-            # What it was chosen for stays; what it is now known to do replaces the numbers.
+            # The reasons for the choice stay; the new measurement replaces the numbers.
             chance = again.point.probability(context.sla)
             selection = replace(selection, best=again.point, probability=chance)
             return _report(context, trials, selection, confirmations)
@@ -95,8 +95,9 @@ def recommend(
 
 
 def _learn(context: TuningContext, pool: _Pool, again: Confirmation) -> None:
-    """A winner whose steps were slower than simulated: so are those of its plan's other settings,
-    which would else win next and fail alike."""
+    """If a winner's steps were slower than simulated, slow down all settings of its plan. Else they
+    would win next and fail in the same way.
+    """
     if again.log_slower <= 0.0:
         return
     plan = again.settings.plan
@@ -108,8 +109,8 @@ def _learn(context: TuningContext, pool: _Pool, again: Confirmation) -> None:
 
 
 def _select(context: TuningContext, pool: _Pool) -> Selection:
-    """The choice among all points. A winner simulated once is simulated with its interval first:
-    exact numbers would look surer than measured ones.
+    """Choose among all points. A winner without an interval is simulated again with one, because
+    exact numbers would look more certain than measured ones.
     """
     while True:
         selection = select(list(pool.points.values()), context.sla)
@@ -120,7 +121,7 @@ def _select(context: TuningContext, pool: _Pool) -> Selection:
 
 
 def _select_run(context: TuningContext, pool: _Pool) -> Selection:
-    """The choice among what was run here: simulation has been wrong too often to be believed."""
+    """Choose among points that were run here, after simulation has been wrong too often."""
     context.warnings.append(
         f"{MAX_CONFIRMATIONS} winners missed the SLA when measured again; only settings that were "
         "run here were considered after that"

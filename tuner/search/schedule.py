@@ -23,9 +23,9 @@ BAND_SECONDS = 60.0
 MIN_REQUESTS, MAX_REQUESTS = 80, 1000
 # So many requests, one at a time, tell what an idle engine does.
 ALONE_REQUESTS = 200
-# Other settings than the recommended ones must be worth the change.
+# Other settings must win by this much over the recommended ones to be worth the change.
 MIN_GAIN = 0.05
-# With this share of every budget left, more is not needed.
+# With this share of every budget left, a band needs no more headroom.
 SAFE_HEADROOM = 0.2
 
 
@@ -34,11 +34,11 @@ def build_schedule(
 ) -> Schedule:
     """Bands of the recommended plan around the workload's own rate, lowest first.
 
-    A controller sees a new load only after it has come, so settings are judged by the worse of
-    their headroom at the band's own rate and at the next higher one: a burst that arrives on a
-    quiet band's settings must not break the SLA before they change. And at no higher rate may
-    they be worse than the recommended ones, so that a controller that comes late, or is wrong
-    about the load, is no worse than holding still.
+    A controller sees a new load only after it has come, and a burst that meets a quiet band's
+    settings must not break the SLA before they change. So settings are judged by their smaller
+    headroom of two: at the band's own rate and at the next higher one. At no higher rate may they
+    be worse than the recommended ones. So a controller that is late, or wrong about the load, does
+    no harm compared with holding still.
     """
     choices = _choices(simulator, space, best)
     scaled = [at_rate(_sample(workload, factor), factor) for factor in RATE_FACTORS]
@@ -130,10 +130,10 @@ def _is_no_worse(
 
 
 def _score(point: OperatingPoint, sla: Sla) -> float:
-    """Headroom where the SLA is met; else, below 0, the share of requests that miss theirs.
+    """Headroom if the SLA is met; else minus the share of requests that miss theirs.
 
-    Where nothing meets it, the least of the worst misses may well be one that every request
-    has a part in.
+    Without this, the winner among settings that all miss might be one that misses by least but for
+    every request.
     """
     headroom, attainment = point.headroom(sla), point.metrics.get("attainment")
     if headroom >= 0 or attainment is None:

@@ -75,7 +75,7 @@ class Simulator:
         return simulate(engine, settings, workload, seed=self.seed).measurement
 
     def slow_down(self, plan: ParallelPlan, log_ratio: float) -> None:
-        """From now on, take steps of ``plan`` for so much slower than they were taken for."""
+        """From now on, simulate steps of ``plan`` as this much slower than before."""
         self.slower[plan] = self.slower.get(plan, 0.0) + log_ratio
 
     def quick_point(self, settings: Settings, workload: Workload) -> OperatingPoint:
@@ -114,9 +114,9 @@ class Simulator:
 def measured_estimates(measurement: Measurement, sla: Sla, *, seed: int) -> dict[str, Estimate]:
     """Metrics of a live run with 90 % intervals from resampling its requests.
 
-    It says how sure these requests make us, not how much another minute on a busy machine
-    would differ. Attainment is a share of requests and has Wilson's interval: resampling three
-    requests that all met the SLA would be sure of the next thousand.
+    The intervals tell how much these requests prove, not how much another minute on a busy machine
+    would differ. Attainment, a share of requests, gets Wilson's interval: resampling three requests
+    that all met the SLA would promise the same of the next thousand.
     """
     flat = flat_metrics(measurement, sla)
     rng = np.random.default_rng([seed, 0xB007])

@@ -145,8 +145,8 @@ def fit_surrogate(
 ) -> Surrogate | None:
     """Fit every metric of ``keys`` that enough examples observed; None with too few examples.
 
-    Intervals cost ``NUM_FOLDS`` more fits per metric; without them they are zero wide, which is
-    enough to rank.
+    Intervals cost ``NUM_FOLDS`` more fits per metric. Without those fits the intervals have no
+    width, which is enough for ranking.
     """
     if len(examples) < MIN_POINTS:
         return None

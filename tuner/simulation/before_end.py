@@ -1,9 +1,9 @@
 """Steps that are queued one ahead, in virtual time: what the live engine's loop does.
 
 Shortly before a step is expected to end, the next one is scheduled on the assumption that nothing
-stops, and queued behind it. So a request that comes after that misses it, rows and KV blocks that
-the running step frees are still taken, and the host's work hides behind the ranks'. See
-``engine.replica.step_loop``, whose turns this repeats; every step is scheduled, none is skipped.
+stops, and queued behind it. So a request that comes later misses that step, rows and KV blocks that
+the running step will free still count as taken, and the host works while the ranks do. It repeats
+the turns of ``engine.replica.step_loop``: every step is scheduled, none is skipped.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class _Place:
 
 
 class BeforeEnd:
-    """See :class:`tuner.simulation.turns.Turns`. Between the ends of steps lie the looks ahead:
-    :meth:`commit` begins one where it is due, and :meth:`launch` then queues a step.
+    """See :class:`tuner.simulation.turns.Turns`. Between the ends of steps it looks ahead:
+    :meth:`commit` begins a look when it is due, and :meth:`launch` then queues a step.
     """
 
     held: tuple[Request, ...] = ()
@@ -49,7 +49,7 @@ class BeforeEnd:
     def next_event_s(self) -> float:
         if self._look_s is not None:
             return self._look_s
-        # A result that comes while the host is at work waits for it.
+        # A result that comes while the host works is taken in after that work.
         return max(self._steps.next_end_s, self._steps.pipe.host_free_s)
 
     def add(self, request: Request) -> None:
@@ -100,7 +100,7 @@ class BeforeEnd:
             _Place(
                 submitted_s=flight.started_s,
                 started_s=None if is_queued else flight.started_s,
-                # What a step sent to idle ranks waited for lies before it was sent.
+                # A step sent to idle ranks waited for nothing after it was sent.
                 waited_s=stages_before.idle_s(flight.started_s) if is_queued else 0.0,
             )
         )
@@ -130,7 +130,9 @@ class BeforeEnd:
         return place.started_s + expected_s - ahead_lead_s(expected_s, self._host_s)
 
     def _learn(self, oldest: Flight, ended_s: float) -> None:
-        """Every step, as the loop sees it: from when the ranks were free for it."""
+        """Let the pace learn the oldest step as the live loop times it: from when ranks had room
+        for it.
+        """
         place, segment = self._places.popleft(), oldest.segment
         assert place.started_s is not None, "the oldest step runs"
         assert segment is not None, "every step is scheduled"

@@ -66,7 +66,8 @@ class Changes:
 
     @property
     def num_running(self) -> int:
-        # A stretch in flight has taken out already what ends with its last step.
+        # Not the schedulers' count: a stretch in flight has already taken out what ends with its
+        # last step.
         return self._register.num_inside - self.num_waiting
 
     @property
@@ -105,7 +106,7 @@ class Changes:
     # -- commands --------------------------------------------------------------------------------
 
     def ask(self, now_s: float) -> bool:
-        """Let the steering decide; whether something changes.
+        """Let the steering decide; returns whether something changes.
 
         Raises:
             PolicyError: a change that a live engine would refuse.
@@ -147,7 +148,7 @@ class Changes:
             self.opens_s = now_s + reshape.change.cost_s
 
     def open(self, now_s: float) -> list[Sent]:
-        """The new ranks are ready: deal the sequences; the held requests, to be let in now."""
+        """The new ranks are ready: deal the sequences; returns the held requests, to be let in."""
         reshape, self._reshape = self._reshape, None
         self.opens_s = NEVER_S
         assert reshape is not None, "only a reshape opens"

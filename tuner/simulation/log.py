@@ -29,6 +29,7 @@ class TokenLog:
     """
 
     def __init__(self, output_tokens: IntArray) -> None:
+        # The stamps of request i lie from _first[i] up to _first[i + 1].
         self._first = np.concatenate([[0], np.cumsum(output_tokens)])
         self._next = self._first[:-1].copy()
         self._stamps = np.empty(int(self._first[-1]), dtype=np.float64)
@@ -46,6 +47,7 @@ class TokenLog:
         """
         at = self._next[rows]
         until = at + len(ends_s)
+        # One row of places per request, one column per end.
         places = at[:, None] + _COUNT[: len(ends_s)]
         if has_ended:
             until = np.minimum(until, self._first[rows + 1])

@@ -51,7 +51,7 @@ class Register:
         self._seen_s[sent.number] = sent.seen_s
 
     def refuse(self, sent: Sent) -> None:
-        """Somebody who came is not accepted after all."""
+        """Strike off a request that came and is not accepted."""
         del self._seen_s[sent.number]
         self.refused.add(sent.number)
         self.num_over += 1

@@ -54,11 +54,11 @@ def run_rounds(
     most: int,
     horizon_s: float,
 ) -> list[GroupSteps]:
-    """Run up to ``most`` of ``rounds``: all that the last launch of which comes before
+    """Run up to ``most`` of ``rounds``, as long as a round's last launch comes before
     ``horizon_s``.
 
     ``finish_s`` are the ends of the steps in flight, oldest first; they and ``pipe`` move on with
-    the rounds. The groups, each with as many steps as rounds passed.
+    the rounds. Returns the groups, each with as many steps as rounds passed.
     """
     count = min(rounds.count, most)
     groups = [GroupSteps.of(shape, timer, count) for shape in rounds.shapes]
@@ -76,7 +76,7 @@ def run_rounds(
             group.starts_s.append(started_s)
             group.ends_s.append(end_s)
             group.busy_s.append(sum(stage_s))
-            # The oldest step ends, whose rows the next group has.
+            # The oldest step ends; its rows are those of the next group.
             now_s = finish_s.popleft()
             next_group.token_s.append(now_s)
     return groups

@@ -124,8 +124,9 @@ class Run:
             self._launch(now_s, None)
 
     def _open(self, now_s: float) -> None:
-        """The ranks of another plan are ready: those follow who waited at the door, and so were
-        held to the queue's limit already."""
+        """The ranks of another plan are ready: let in the requests that waited at the door, where
+        the queue's limit was applied to them.
+        """
         for sent in self._changes.open(now_s):
             self._route(sent, now_s, is_admitted=True)
         self._launch(now_s, None)
@@ -158,7 +159,7 @@ class Run:
         """Commit the oldest step of ``replica`` and go on."""
         ended = replica.commit(now_s)
         self._admit_until(now_s)
-        # A client reads its answer before it asks again: it misses the step that starts now.
+        # Follow-ups come after admission, because a client reads its answer before it asks again.
         for number in ended:
             self._register.end(number, now_s)
             self._follow_up(now_s)
@@ -178,7 +179,7 @@ class Run:
         self._follow_up(now_s)
 
     def _follow_up(self, now_s: float) -> None:
-        """A request is over: its client may send the next one, and whoever watches is told."""
+        """A request is over: let its client send the next one, and report progress."""
         self._source.follow_up(now_s)
         num_over = self._register.num_over
         if num_over % PROGRESS_REQUESTS == 0:
@@ -193,7 +194,7 @@ class Run:
         return min(next_s, *others, NEVER_S)
 
     def _timings(self) -> tuple[RequestTiming, ...]:
-        """Of every request that was sent; clients hold tokens a while after their steps."""
+        """Timings of every sent request; clients get tokens ``answer_s`` after their steps."""
         token_s, sent_s = self._log.token_s(self._front_end.answer_s), self._source.sent_s
         refused = self._register.refused
         return tuple(

@@ -58,8 +58,9 @@ def simulate(
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without the collector of cycles: a run makes none, and much that lives to its end, which
-    the collector would look through again and again (a fifteenth of the time)."""
+    """Turn the collector of cycles off. A run makes no cycles but many objects that live to its
+    end, and the collector would look through those again and again (a fifteenth of the time).
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:

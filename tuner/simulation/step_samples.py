@@ -13,9 +13,8 @@ from tuner.simulation.log import PlanSpell, Segment
 def step_samples(segments: Sequence[Segment], spells: Sequence[PlanSpell]) -> Iterator[StepSample]:
     """Samples of every step of ``segments``, in the order of their ends; ``spells`` tell the plan.
 
-    Times are on the run's virtual clock. What a sample divides a step into is known as far as
-    the simulation knows it: ``forward_s`` is all of the ranks' time, ``bubble_s`` what they
-    waited for the host.
+    Times are on the run's virtual clock. The simulation knows only two parts of a step:
+    ``forward_s`` is all of the ranks' time, and ``bubble_s`` is how long they waited for the host.
     """
     steps = sorted(_steps(segments), key=lambda step: step[1])
     last_end_s: dict[int, float] = {}

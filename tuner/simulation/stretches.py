@@ -20,9 +20,10 @@ from tuner.simulation.rounds import GroupSteps, run_rounds
 from tuner.simulation.steps import Flight, Steps, numbers_of
 
 MAX_BULK_STEPS = MAX_STAMPS
-# Whoever watches a run sees it move: no stretch goes on after so many ends of requests.
+# A stretch stops after this many ends of requests, so that a watcher of the run sees progress.
 MAX_ENDED = 50
-# After step i (from 0) of a stretch: steps taken, and times the growth per step has added up.
+# By index of a step in a stretch: the steps taken after it, and how often the growth per step was
+# added by then.
 _TAKEN = np.arange(1, MAX_BULK_STEPS + 1, dtype=np.float64)
 _GROWN = _TAKEN * (_TAKEN - 1) / 2
 _NO_ENDS = _TAKEN[:0]
@@ -42,8 +43,10 @@ class Stretches:
         self._stops_at_ends = stops_at_ends
 
     def take(self, now_s: float, horizon_s: float, most: int = MAX_BULK_STEPS) -> bool:
-        """Put the steps in flight that need no look from outside before ``horizon_s``, if there
-        are any; of quiet ones up to ``most`` at a time, and of all just one where that is 1."""
+        """Put in flight the steps that need no look from outside before ``horizon_s``; False if
+        there are none. Up to ``most`` quiet steps are taken at a time; with ``most`` 1 only one
+        step in all.
+        """
         self.scheduled_s = now_s
         if self._scheduler.packer.caps.max_step_ms is not None:
             return False  # the scheduler learns from every single step
@@ -52,7 +55,7 @@ class Stretches:
         return self._take_steps(now_s, horizon_s, most)
 
     def _take_steps(self, now_s: float, horizon_s: float, most: int) -> bool:
-        """One step after the other: quiet ones, and others where nobody looks in between."""
+        """Take one step after the other: quiet ones, and others if nobody looks in between."""
         end_s = now_s
         ended: list[Sequence] = []
         while end_s < horizon_s:
@@ -87,8 +90,7 @@ class Stretches:
         return True
 
     def _take(self, packed: PackedRows, segment: Segment) -> list[Sequence]:
-        """Commit a step as it begins, since nobody looks while it runs; the sequences that ended
-        with it."""
+        """Commit a step as it begins, since nobody looks while it runs; the sequences that end."""
         self._steps.seat(packed.placed)
         taken = self._scheduler.take(packed)
         self._log.stamp(self._steps.numbers(taken.sampled_slots), segment.end_s[0])
@@ -123,8 +125,9 @@ class Stretches:
     def _stretch(
         self, shape: StepShape, start_s: float, count: int, horizon_s: float
     ) -> tuple[FloatArray, float]:
-        """Ends of up to ``count`` quiet steps, the last of which is the one during which someone
-        arrives; and the ranks' seconds. Timed at both ends, straight between."""
+        """Ends of up to ``count`` quiet steps, up to the one during which someone arrives, and the
+        ranks' seconds. Both ends are timed; the times between are interpolated.
+        """
         timer = self._timer
         host_s = last_host_s = timer.host_seconds(shape)
         first_s = host_s + timer.stage_seconds(shape)[0]
@@ -134,6 +137,7 @@ class Stretches:
             last_host_s = timer.host_seconds(last)
             last_s = last_host_s + timer.stage_seconds(last)[0]
             growth_s = (last_s - first_s) / (count - 1)
+        # Step i takes first_s + i * growth_s; the ends are running sums of that.
         ends_s = start_s + first_s * _TAKEN[:count] + growth_s * _GROWN[:count]
         if ends_s[-1] > horizon_s:
             ends_s = ends_s[: int(ends_s.searchsorted(horizon_s)) + 1]

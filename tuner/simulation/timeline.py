@@ -152,6 +152,7 @@ class _Bins:
         """Mean number of intervals that cover each bin: their covered seconds over its width."""
         edges: FloatArray = self.start_s + self.bin_s * np.arange(self.count + 1, dtype=np.float64)
         before = [_seconds_before(np.asarray(side), edges) for side in (from_s, to_s)]
+        # Seconds since all starts less those since all ends: what intervals cover up to each edge.
         covered = np.diff(before[0] - before[1])
         return tuple(round(float(max(0.0, c)) / self.bin_s, 6) for c in covered)
 
@@ -181,7 +182,8 @@ class _Bins:
 
     def index(self, times_s: FloatArray) -> npt.NDArray[np.int64]:
         """The bin of each time."""
-        # A time on an edge belongs to the bin it starts, whatever rounding makes of it.
+        # A time on an edge belongs to the bin that starts there, even if rounding put it just
+        # below.
         index = np.floor((times_s - self.start_s) / self.bin_s + 1e-9).astype(np.int64)
         return np.clip(index, 0, self.count - 1)
 
@@ -190,6 +192,7 @@ def _seconds_before(times_s: FloatArray, edges: FloatArray) -> FloatArray:
     """For each edge, the seconds that have passed by it since each of ``times_s``, summed."""
     ordered = np.sort(times_s.astype(np.float64))
     sums = np.concatenate([[0.0], np.cumsum(ordered)])
+    # The sum of edge - t over all t before an edge, without a loop over pairs.
     count = np.searchsorted(ordered, edges)
     return np.asarray(count * edges - sums[count], dtype=np.float64)
 

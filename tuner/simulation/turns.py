@@ -90,7 +90,7 @@ class AtEnd:
 
 
 class AtStart(AtEnd):
-    """A step is scheduled when the one before starts: who comes later misses it, and is held."""
+    """A step is scheduled when the one before starts; later requests miss it and are held."""
 
     def add(self, request: Request) -> None:
         if self._flights:
@@ -109,7 +109,7 @@ class AtStart(AtEnd):
         self._let_in(float("inf"))
 
     def _let_in(self, seen_by_s: float) -> None:
-        """Let those in who were seen in time for the step that is now put in flight."""
+        """Let in the requests that were seen in time for the step that is now put in flight."""
         held, self.held = self.held, []
         for request in held:
             if request.arrival_s <= seen_by_s:

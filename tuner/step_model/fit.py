@@ -3,8 +3,8 @@
 1. Coefficients of the terms on the profile's pieces (non-negative, relative error, pulled
    towards "operators add up": 1 for operator seconds, 0 for fixed costs).
 2. One serving factor from the one-rank serving run: what a live step costs over the same step
-   in the profile (cold caches, the loop's own thread). It is applied to every plan. And what that
-   run took beside its steps: inputs on the rank, CPU time of engine and messages.
+   in the profile (cold caches, the loop's own thread). It is applied to every plan. The same run
+   gives the costs beside the steps: inputs on the rank, CPU time of engine and messages.
 3. A monotone boosted residual in log space, active only where it beats step 1 and 2 on plans
    that neither has seen.
 4. Split-conformal intervals from the same out-of-fold errors.
@@ -102,15 +102,16 @@ def _serving_factor(serving: Rows, coefficients: FloatArray) -> float:
 
 
 def _fit_host(samples: list[StepSample]) -> HostCost:
-    """Seconds that ranks wait for the host before a step, by sequences in it: what the engine
+    """Seconds that ranks wait for the host before a step, by sequences in it. Work that the engine
     hides behind the step before costs nothing.
     """
     return _fit_cost([(1, s.shape.num_seqs, s.bubble_s) for s in samples])
 
 
 def _fit_serving(profile: Profile, samples: list[StepSample]) -> ServingCost:
-    """From the one-rank run: inputs by the rank's own clock, CPU time by CPU clocks; and what a
-    step alone took outside the ranks, by the pieces."""
+    """From the one-rank run come inputs (by the rank's clock) and CPU time (by CPU clocks); from
+    the pieces comes what a step alone took outside the ranks.
+    """
     work = [w for w in profile.host_work if w.num_steps]
     dispatch = _fit_cost([(1, p.shape.num_seqs, p.dispatch_s) for p in profile.pieces])
     return ServingCost(

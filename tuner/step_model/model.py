@@ -51,14 +51,14 @@ NO_COST = HostCost(per_step_s=0.0, per_seq_s=0.0)
 
 @dataclass(frozen=True, kw_only=True)
 class ServingCost:
-    """What steps that follow one another cost beyond a step alone on idle ranks, in seconds.
+    """Seconds that each step of a series costs beyond a single step on idle ranks.
 
-    ``prepare``: a rank's inputs. In a step alone all stages prepare at once; in a full pipeline
-    each stage does so between two steps. ``host_cpu`` and ``message_cpu``: CPU time of the
-    engine's process and of a rank's receiving threads per step. They hide on a core of their own;
-    where ranks have all of them, host time is taken from one rank of one stage, message time from
-    every rank. ``launch``: from the decision to schedule a step until ranks begin it, and from
-    their answer back; it hides behind the step before, where there is one.
+    ``prepare``: a rank's inputs. For a single step all stages prepare at once; in a full pipeline
+    each stage prepares between two steps. ``host_cpu`` and ``message_cpu``: CPU time per step of
+    the engine's process and of a rank's receiving threads. On a core of their own they cost
+    nothing. If ranks occupy all cores, host time is taken from one rank of one stage and message
+    time from every rank. ``launch``: from the decision to schedule a step until ranks begin it, and
+    from their answer back; it hides behind a step before, if there is one.
     """
 
     prepare: HostCost = NO_COST
@@ -69,7 +69,7 @@ class ServingCost:
     def stage_seconds(
         self, shape: StepShape, plan: ParallelPlan, *, num_free_cores: int | None
     ) -> tuple[float, ...]:
-        """Seconds added to each stage of a step; ``num_free_cores`` None: ranks are no cores."""
+        """Seconds added to each stage of a step; ``num_free_cores`` None: ranks occupy no cores."""
         shared_s = 0.0
         if num_free_cores is not None and num_free_cores < 1:
             shared_s = self.message_cpu.seconds(shape) + self.host_cpu.seconds(shape) / plan.pp

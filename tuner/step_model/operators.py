@@ -121,8 +121,8 @@ LawT = TypeVar("LawT", bound=_Law)
 class OperatorTable:
     """Measured operators, looked up by shape and by how many ranks work at once.
 
-    Where nobody measured as many ranks, the largest number below is taken; collectives over
-    more members than measured pay for the further hops (``(ranks - 1)`` times per hop).
+    Unmeasured numbers of ranks use the largest measured one below; collectives over more members
+    than measured pay for the further hops (``(ranks - 1)`` times per hop).
     """
 
     gemms: tuple[GemmCurve, ...]

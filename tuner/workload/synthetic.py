@@ -83,10 +83,10 @@ class AzureLikeShape:
     """Statistics of the Azure LLM 2023 code trace (CC-BY-4.0) that ``azure-like:`` draws from.
 
     Bursts of requests with gaps of mean ``near_gap_s`` (log-normal from burst to burst, sigma
-    ``near_gap_spread``) are parted by silences of mean ``silence_s``, each request starting one
-    with ``silence_chance``: together 2.57 requests/s with a CV of gaps near 13 and a minute
-    peak/mean near 4.2. Lengths follow quantiles of the trace, interpolated in the logarithm;
-    input and output are uncorrelated in it (r = -0.005).
+    ``near_gap_spread``) are parted by silences of mean ``silence_s``; each request starts one with
+    ``silence_chance``. This gives 2.57 requests/s with a CV of gaps near 13 and a minute peak/mean
+    near 4.2. Lengths follow quantiles of the trace, interpolated in the logarithm; input and output
+    are uncorrelated in it (r = -0.005).
     """
 
     near_gap_s: float = 0.099

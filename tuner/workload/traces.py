@@ -203,7 +203,7 @@ class _JsonRow:
 
 
 def _csv_lines(path: Path, raw: bytes, columns: tuple[str, ...]) -> Iterator[_Line]:
-    """Every row as text fields by column, so that what cannot be converted is shown as it is."""
+    """Every row as text fields by column, so that errors can show a wrong field as it is."""
     reader = csv.reader(raw.decode("utf-8-sig", errors="replace").splitlines(), strict=True)
     header: list[str] | None = None
     num_rows = 0

@@ -14,7 +14,7 @@ from store.models.base import Json, utc_now
 from store.paging import Page, PageRequest, fetch_page
 
 GENESIS = "0" * 64
-# Any fixed number: the name of the PostgreSQL advisory lock that puts appends in one order.
+# Names the PostgreSQL advisory lock that puts appends in one order; any fixed number would do.
 CHAIN_LOCK = 0x6765617273
 
 

@@ -1,4 +1,4 @@
-"""The store's error tree: what a caller can cause by asking for something that is not so."""
+"""The store's error tree: missing rows, forbidden changes, schemas that differ."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class Database:
 
     @contextmanager
     def begin(self) -> Iterator[UnitOfWork]:
-        """A unit of work that commits when its block ends well and else rolls back."""
+        """A unit of work that commits when its block ends without an error, else rolls back."""
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield UnitOfWork(session)
 
@@ -125,8 +125,8 @@ def make_engine(url: str) -> sa.Engine:
     """An engine with the connection settings Gearshift relies on.
 
     SQLite: write-ahead log, foreign keys on, a busy timeout, and writers that take the write lock
-    when they begin (a reader that turns writer half-way fails at once with "database is locked",
-    whatever the timeout).
+    when they begin. (A reader that starts to write half-way fails at once with "database is
+    locked", whatever the timeout.)
 
     Raises:
         StoreError: a URL that cannot be read, or of another kind of database.

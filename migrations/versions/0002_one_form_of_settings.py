@@ -78,7 +78,7 @@ def downgraded(value: Json) -> Json:
     if value.keys() == NEW_FORM:
         return _flat(value, "threshold_tokens")
     settings = value.get("settings")
-    # Where settings were a part of their own, the rest says what takes which.
+    # Settings were a part of their own here; the other keys say which part goes where.
     if not isinstance(settings, dict) or settings.keys() != NEW_FORM or "bound" in value:
         return {key: downgraded(item) for key, item in value.items()}
     rest = downgraded({key: item for key, item in value.items() if key != "settings"})

@@ -22,8 +22,8 @@ class AckState(StrEnum):
 class EngineRow(Base):
     """A registered engine. It keeps its identity by ``name`` over restarts of either side.
 
-    ``schedule`` and ``sla`` come from the recommendation last applied; the controller works on
-    engines that have them and keeps between decisions what it needs in ``control_memory``.
+    ``schedule`` and ``sla`` come from the recommendation last applied. The controller works on
+    engines that have them, and keeps its memory between decisions in ``control_memory``.
     """
 
     __tablename__ = "engines"

@@ -233,9 +233,10 @@ class EngineAgent:
         }
 
     async def _insist(self, client: httpx.AsyncClient, method: str, path: str, body: Json) -> Json:
-        """Send until it is accepted, waiting longer when refused than when unheard.
+        """Send until it is accepted; wait longer after a refusal than after no answer.
 
-        A 404 is taken as an answer: the engine is no longer known, and heartbeats see to that.
+        A 404 counts as an answer: the engine is no longer known, and the next heartbeat registers
+        it.
         """
         while True:
             try:

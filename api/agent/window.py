@@ -32,10 +32,10 @@ def heartbeat(
     timings: Sequence[RequestTiming],
     samples: Sequence[StepSample],
 ) -> Json:
-    """One window. Times are on the engine's clock; ages replace them, since clocks differ."""
+    """One window. Times on the engine's clock are sent as ages, since clocks differ."""
     return {
         "window_s": window_s,
-        # A reshape may reset a counter; a window never un-receives a request.
+        # A reshape may reset a counter, but arrivals are never negative.
         "arrived": max(0, arrived_total(stats) - arrived_total(before)),
         "policy_version": policy.version,
         "policy": policy.settings.to_json(),

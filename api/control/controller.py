@@ -89,7 +89,7 @@ class Controller:
         schedule = Schedule.from_json(engine.schedule)
         in_force = settings_in(engine.effective_policy)
         if in_force.plan != schedule.plan:
-            return  # the schedule speaks of another plan
+            return  # the schedule is for another plan
         now = utc_now()
         since = now - timedelta(seconds=self._context.settings.control_window_s)
         sla = Sla.parse(engine.sla) if engine.sla else None

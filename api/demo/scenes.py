@@ -49,7 +49,7 @@ def live_scene(trace: str | None) -> Scene:
 def paced_scene(trace: str | None) -> Scene:
     """Eight H200 that are not here: real scheduler, server and control, steps paced by a model."""
     sizes = "max_input=8000,max_output=200"
-    # So many times the source's rate that full TP on eight devices is not quite enough.
+    # At this many times the source's rate, full TP on eight devices is not quite enough.
     rate = 1.25 if trace else 3.0
     return Scene(
         title="Eight H200, paced by the wall clock (steps from measured operators, no GPU here)",

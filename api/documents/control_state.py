@@ -20,7 +20,7 @@ from store.models.base import Json
 def observe(
     heartbeats: Sequence[Heartbeat], sla: Sla | None, *, now: datetime
 ) -> Observation | None:
-    """Join the windows that came; None when none did. A gap between them counts as unknown."""
+    """Join the windows that came; None when none came. A gap between them counts as unknown."""
     if not heartbeats:
         return None
     windows = [

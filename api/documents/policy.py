@@ -1,9 +1,9 @@
 """The ``policy/v1`` document: reading, patching, comparing. No database.
 
 A document is an engine's settings plus what only the service obeys: ``sla``, ``guards`` and
-``provenance``. Of the guards, ``max_gpus`` is enforced; ``min_interval_s`` and
-``max_reshapes_per_h`` limit automatic reshapes and are enforced once there are any: today every
-reshape is asked for by somebody.
+``provenance``. Of the guards, ``max_gpus`` is enforced. ``min_interval_s`` and
+``max_reshapes_per_h`` limit automatic reshapes; they will be enforced once there are any. Today
+somebody asks for every reshape.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ENGINE_PART = ("plan", "shift", "caps", "scheduler", "mode")
 RESHAPE_GUARDS = ("min_interval_s", "max_reshapes_per_h")
 GUARDS = ("max_gpus", *RESHAPE_GUARDS)
 DEFAULT_GUARDS: Json = {"max_gpus": None, "min_interval_s": 60, "max_reshapes_per_h": 4}
-# What the service writes itself; a patch that names one may only repeat it.
+# Fields that the service writes itself; a patch may name one only with the value it has.
 FIXED = ("schema", "engine", "provenance")
 
 

@@ -37,7 +37,7 @@ class Verdict:
 class PreparedJob(Protocol):
     """A job ready for its trials, in the memory of one process. Used by one thread.
 
-    Every method but ``close`` raises JobInputError for what the job's inputs are at fault for.
+    Every method but ``close`` raises JobInputError when the job's inputs are at fault.
     """
 
     @property

@@ -28,9 +28,9 @@ class DeviceLeases:
     def find(
         self, job_id: str, needed: int, *, is_cancelled: Callable[[], bool], may_give_up: bool
     ) -> tuple[int, ...] | None:
-        """The devices the job holds, leased now if need be; at most the machine's.
+        """The devices the job holds; leases them if need be, at most all of the machine's.
 
-        With ``may_give_up`` None at once when too few are free, else wait for them.
+        If too few are free, it waits for them; with ``may_give_up`` it returns None at once.
 
         Raises:
             JobStoppedError: the job was cancelled meanwhile.

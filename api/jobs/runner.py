@@ -181,7 +181,7 @@ class JobRunner:
         return prepared
 
     def _devices(self, job: TuningJob) -> tuple[int, ...]:
-        """Lease what live trials need. A job that may do without is simulated from then on."""
+        """Lease what live trials need; if too few are free, simulate jobs that allow it."""
         needed = self._backend.devices_needed(job.spec)
         if not needed or job.id in self._waived:
             return ()

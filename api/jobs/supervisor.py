@@ -16,7 +16,7 @@ from api.web.settings import ServiceSettings
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 STOP_TIMEOUT_S = 5.0
-# One thread per rank: more threads than cores that spin for each other stall everything.
+# One thread per rank: if more threads than cores spin for each other, everything stalls.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 COMMAND = (sys.executable, "-m", "api.jobs.worker")
 

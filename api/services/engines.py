@@ -30,8 +30,8 @@ def register(
 ) -> EngineRow:
     """Make the engine known, or known again under its name.
 
-    A new engine's policy is adopted as version 1. One that comes back is asked to run the policy
-    it had; what it cannot run it refuses, and then its own is adopted.
+    A new engine's policy is adopted as version 1. One that comes back is asked to run the policy it
+    had; if it refuses, its own is adopted.
 
     Raises:
         ApiError: 422, a model, envelope or policy that cannot be read.
@@ -114,9 +114,9 @@ def _lease(
     devices: list[int] | None,
     settings: ServiceSettings,
 ) -> None:
-    """Hold the engine's devices for as long as it beats; named ones, else the first free ones.
+    """Lease devices to an engine while its heartbeats come: named ones, else the first free ones.
 
-    An engine that already serves is a fact: when its devices are taken, it holds what is left.
+    The engine serves already, so if some of its devices are taken, it gets what is left.
     """
     holder = _holder(row)
     until = utc_now() + timedelta(seconds=settings.lease_s)
@@ -128,7 +128,7 @@ def _lease(
         return
     uow.devices.release(holder)
     taken = {lease.device for lease in leases if lease.holder != holder}
-    # Only this machine's size is known; another's engines count from 0.
+    # Only this machine's number of devices is known; on others, devices are counted from 0.
     size = num_devices(settings) if row.host == settings.node else len(taken) + world_size
     wanted = devices if devices is not None else range(size)
     free = [device for device in wanted if device not in taken][:world_size]

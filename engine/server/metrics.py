@@ -162,7 +162,7 @@ class _EngineCollector(Collector):
         yield share
         exposed = CounterMetricFamily(
             "gearshift_exposed_seconds",
-            "Seconds of each part that no step in flight covered",
+            "Seconds of each part that did not run behind a step in flight",
             labels=(*LABELS, "part"),
         )
         for part, seconds_exposed in stats.exposed_seconds.items():
@@ -174,7 +174,9 @@ class _EngineCollector(Collector):
             stats.bubble_seconds,
         )
         yield self._gauge(
-            "gearshift_bubble_ratio", "Share of those in step time, 0..1", stats.bubble_ratio
+            "gearshift_bubble_ratio",
+            "Share of the time with work that ranks waited for the host, 0..1",
+            stats.bubble_ratio,
         )
         yield self._counter(
             "gearshift_mode_regret_seconds",

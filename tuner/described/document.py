@@ -167,7 +167,7 @@ def node_warnings(node: Node, settings: Settings, workload: Workload) -> tuple[s
         more = f"; dp={times} would use {times * plan.replica_size}" if times > plan.dp else ""
         found.append(
             f"plan {plan} uses {plan.world_size} of {node.hardware.count} devices: the other "
-            f"{idle} stand idle, replicas are not added by themselves{more}"
+            f"{idle} stand idle, because replicas are not added automatically{more}"
         )
     caps: Caps = settings.caps
     if (low := shift_warning(plan, settings.threshold_tokens, caps.max_num_seqs)) is not None:

@@ -110,8 +110,8 @@ def certain_miss(
         return None
     count, limit = max(over, key=lambda pair: pair[0])
     reason = (
-        f"{count} of the busiest {len(timings)} requests alone miss {limit.constraint}, "
-        f"of all {num_requests} at most {limit.num_allowed} may"
+        f"{count} of the busiest {len(timings)} requests alone miss {limit.constraint}; "
+        f"at most {limit.num_allowed} of all {num_requests} may"
     )
     return CertainMiss(constraint=limit.constraint, reason=reason)
 

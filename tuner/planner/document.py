@@ -149,7 +149,7 @@ def warnings(report: PlanReport) -> tuple[str, ...]:
             "plan ran on all of it"
         )
     if workload.shares_beginnings:
-        found.append("prompts share prefixes, which these simulations do not make use of")
+        found.append("prompts share prefixes, which these simulations ignore")
     return tuple(found)
 
 

@@ -13,7 +13,7 @@ from api.documents.policy import PolicyDocument
 from engine.spec.errors import PolicyError
 from engine.spec.settings import Settings
 from store import Database
-from tests.api.worlds import BUSY, Json, acknowledge, add_recommendation, engine_body, register
+from tests.api.worlds import BUSY, acknowledge, add_recommendation, engine_body, register
 
 Json = dict[str, Any]
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from api.cli.common import log, print_json, progress_console
+from api.cli.engine_options import JsonOption
+from api.cli.grouped import grouped
+from api.cli.groups import JudgedWorkload
 
 if TYPE_CHECKING:
     from engine.spec.measurement import Measurement
@@ -18,29 +22,34 @@ if TYPE_CHECKING:
 LAG_WARNING_MS = 20.0
 
 
-def bench(
-    url: Annotated[str, typer.Option(help="Server to load, as in http://127.0.0.1:8000.")],
-    workload: Annotated[
-        str, typer.Option(help="Workload SPEC, as in poisson:rate=4,input=512,output=64.")
-    ],
-    sla: Annotated[
-        str | None, typer.Option(help="SLA, as in p95_ttft_ms<=500,attainment>=0.99.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals and prompts.")] = 0,
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The server to load, the model to ask it for, and its key."""
+
+    url: Annotated[str, typer.Option(help="Server to load, as in http://127.0.0.1:8000.")]
     model: Annotated[
         str | None, typer.Option(help="Model name; by default the first the server lists.")
-    ] = None,
-    timeout_s: Annotated[
-        float, typer.Option(help="A request without its last token by then is timed out.")
-    ] = 600.0,
-    vocab_size: Annotated[
-        int, typer.Option(min=1, help="Prompt token ids are drawn below this.")
-    ] = 256,
+    ] = None
     api_key: Annotated[
         str | None, typer.Option(envvar="GEARSHIFT_ENGINE_KEY", help="The server's key.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed(JudgedWorkload):
+    """A workload whose prompts are drawn too, and sent to a server."""
+
+    seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals and prompts.")] = 0
+    timeout_s: Annotated[
+        float, typer.Option(help="A request without its last token by then is timed out.")
+    ] = 600.0
+    vocab_size: Annotated[
+        int, typer.Option(min=1, help="Prompt token ids are drawn below this.")
+    ] = 256
+
+
+@grouped(help_order="url workload sla seed model timeout_s vocab_size api_key")
+def bench(server: Target, replayed: Replayed, as_json: JsonOption = False) -> None:
     """Replay a workload against an OpenAI-compatible server and judge it by an SLA.
 
     A workload is a trace or a process with options, among them seconds=, scale=, max_input= and
@@ -48,26 +57,24 @@ def bench(
     """
     from api.clients.http_target import HttpTarget, get_served_model
     from policies.report import measurement_json
-    from policies.sla import Sla
     from tuner.load.driver import run_load
-    from tuner.workload.parse import parse_workload
 
-    constraints = Sla.parse(sla) if sla else None
-    load = parse_workload(workload, seed=seed)
+    constraints = replayed.read_sla()
+    load = replayed.read_workload()
     for cut in load.source.cuts:
         log(f"workload: {cut}")
-    served = get_served_model(url, api_key=api_key)
+    served = get_served_model(server.url, api_key=server.api_key)
     _warn_about_lengths(load, served.max_model_len)
     with (
-        HttpTarget(url, model or served.name, api_key=api_key) as target,
+        HttpTarget(server.url, server.model or served.name, api_key=server.api_key) as target,
         _Progress(len(load)) as show,
     ):
         measurement = run_load(
             load,
             target,
-            seed=seed,
-            timeout_s=timeout_s,
-            vocab_size=vocab_size,
+            seed=replayed.seed,
+            timeout_s=replayed.timeout_s,
+            vocab_size=replayed.vocab_size,
             on_progress=show,
         )
     _warn_about_lag(measurement)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from api.cli.common import domain_errors
+from api.cli.common import domain_errors, fail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,12 @@ def _run(ref: CommandRef, ctx: typer.Context) -> None:
     command = typer.Typer(add_completion=False)
     command.command(help=ref.help if not function.__doc__ else None)(_with_logs(function))
     with domain_errors():
-        code: Any = command(args=ctx.args, prog_name=ctx.command_path, standalone_mode=False)
+        try:
+            code: Any = command(args=ctx.args, prog_name=ctx.command_path, standalone_mode=False)
+        except typer.TyperException as error:
+            if not hasattr(error, "format_message"):  # an exit, not a mistake
+                raise
+            fail(f"{error.format_message()} See {ctx.command_path} --help")
     if isinstance(code, int) and code:
         raise typer.Exit(code)
 

@@ -36,7 +36,7 @@ def register(
     Raises:
         ApiError: 422, a model, envelope or policy that cannot be read.
     """
-    plan = Settings.from_json(body.policy).plan
+    in_force = Settings.from_json(body.policy)
     _check_readable(body)
     row = uow.engines.find_by_name(body.name)
     is_new = row is None
@@ -44,17 +44,17 @@ def register(
         row = EngineRow(name=body.name)
     row.model_name, row.public_url, row.host = body.model_name, body.public_url, body.host
     row.model, row.envelope = body.model, body.envelope
-    row.capabilities, row.effective_policy = body.capabilities, body.policy
+    row.capabilities, row.effective_policy = body.capabilities, in_force.to_json()
     row.last_heartbeat_at = utc_now()
     if is_new:
         uow.engines.add(row)
-        policies.adopt(uow, row, body.policy, caller, reason="registration")
+        policies.adopt(uow, row, in_force, caller, reason="registration")
     else:
         row.registered_at = utc_now()
         # A restarted process runs its command line's policy, whatever it ran before.
         row.applied_version = 0
-    record(uow, caller, "engine.register", f"engines/{row.id}", reason=str(plan))
-    _lease(uow, row, plan.world_size, body.devices, settings)
+    record(uow, caller, "engine.register", f"engines/{row.id}", reason=str(in_force.plan))
+    _lease(uow, row, in_force.plan.world_size, body.devices, settings)
     return row
 
 
@@ -66,7 +66,8 @@ def heartbeat(
 ) -> EngineRow:
     """Keep one window of exact samples."""
     row = uow.engines.get(engine_id)
-    row.effective_policy = body.policy
+    in_force = settings_in(body.policy)
+    row.effective_policy = in_force.to_json()
     uow.engines.add_heartbeat(
         engine_id,
         window_s=body.window_s,
@@ -75,7 +76,7 @@ def heartbeat(
         requests=[request.model_dump(mode="json") for request in body.requests],
         steps=[step.model_dump(mode="json") for step in body.steps],
     )
-    _lease(uow, row, settings_in(body.policy).plan.world_size, body.devices, settings)
+    _lease(uow, row, in_force.plan.world_size, body.devices, settings)
     return row
 
 

@@ -1,4 +1,4 @@
-"""ServiceSettings of the service, from GEARSHIFT_* environment variables."""
+"""Settings of the service, from GEARSHIFT_* environment variables."""
 
 from __future__ import annotations
 

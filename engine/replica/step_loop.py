@@ -27,8 +27,8 @@ class Flight:
     """A step on its way: what the host spent on it, and since when the ranks are at it.
 
     ``is_queued``: it was sent behind steps that filled the ranks, and ``started_s`` is None while
-    it waits for them. ``is_after_pause``: there was nothing to
-    do before it, so that nobody waited for the host.
+    it waits for them. ``is_after_pause``: there was nothing to do before it, so that nobody waited
+    for the host.
     """
 
     step: ScheduledStep

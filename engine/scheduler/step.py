@@ -145,11 +145,6 @@ class StepOutcome:
     sampled_rows: list[int] = field(default_factory=list)
     finished: list[tuple[Sequence, FinishReason]] = field(default_factory=list)
 
-    @property
-    def tokens(self) -> list[str]:
-        """Ids of the requests that got one token, in row order."""
-        return [sequence.request_id for sequence, _ in self.sampled]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerCounts:

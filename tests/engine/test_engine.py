@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 
@@ -201,6 +202,26 @@ def test_ids_that_no_rank_could_look_up_are_refused(engine: Engine) -> None:
         request = Request(request_id="a", prompt_ids=(3,), sampling=sampling)
         with pytest.raises(RequestError, match="token id 500 is outside the vocabulary of 500"):
             engine.submit(request, Collector())
+
+
+def test_who_hears_of_an_end_at_the_close_may_call_the_engine_back(config: EngineConfig) -> None:
+    refusals: list[str] = []
+    engine = Engine(config, timer_factory=ConstantTimer)
+    engine.start()
+
+    def call_back(output: RequestOutput) -> None:
+        if output.is_finished:
+            with pytest.raises(RankError) as refused:
+                engine.apply(engine.policy)
+            refusals.append(str(refused.value))
+
+    request = Request(request_id="r", prompt_ids=(3,), sampling=SamplingParams(max_tokens=400))
+    engine.submit(request, call_back)
+    closing = threading.Thread(target=engine.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    assert not closing.is_alive()
+    assert refusals == ["the engine cannot change: it is closed"]
 
 
 def test_an_engine_that_was_closed_does_not_start(config: EngineConfig) -> None:

@@ -127,7 +127,7 @@ class Run:
         """The ranks of another plan are ready: those follow who waited at the door, and so were
         held to the queue's limit already."""
         for sent in self._changes.open(now_s):
-            self._route(sent, now_s, is_admitted=True)
+            self._route(sent, now_s, has_waited=True)
         self._launch(now_s, None)
 
     def _admit_until(self, now_s: float) -> None:
@@ -166,10 +166,10 @@ class Run:
 
     # -- parts -----------------------------------------------------------------------------------
 
-    def _route(self, sent: Sent, now_s: float, *, is_admitted: bool = False) -> None:
+    def _route(self, sent: Sent, now_s: float, *, has_waited: bool = False) -> None:
         """Give a request to the least loaded replica."""
         try:
-            self._replicas.least_loaded.add(self._source.request(sent), is_admitted=is_admitted)
+            self._replicas.least_loaded.add(self._source.request(sent), has_waited=has_waited)
         except (RequestError, QueueFullError):
             self._refuse(sent, now_s)
 

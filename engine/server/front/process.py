@@ -1,4 +1,4 @@
-"""The HTTP front end of one engine: ``python -m engine.server.front.process``, which it starts.
+"""The HTTP front end of one engine, which starts it: ``python -m engine.server.front.process``.
 
 HTTP, tokenising, detokenising and stop strings happen here, beside the step loop and not in its
 turns. It ends when told to (SIGTERM, after draining) and when the engine's process is gone.

@@ -1,4 +1,4 @@
-"""Llama 2 and 3.x: the family the others are told apart from."""
+"""Llama 2 and 3.x, whose values are the defaults of a family."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def test_the_document_is_the_same_bytes_in_another_process(tmp_path: Path) -> No
         outputs.append((done.stdout, file.read_bytes()))
     assert outputs[0] == outputs[1]
     document = json.loads(outputs[0][0])
-    assert document["schema"] == "plan/v1"
+    assert document["schema"] == "plan/v2"
     assert document["dtype"] == "fp8"
     assert set(document["best"]) == {"cheapest", "fastest", "balanced"}
     cheapest = document["best"]["cheapest"]

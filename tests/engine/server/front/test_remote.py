@@ -154,3 +154,16 @@ def test_when_the_engine_goes_a_request_is_refused_or_ends_but_not_both(line: Li
     ends = read(line.outputs)
     assert [output.error for output in ends] == ["the engine's process is gone"]
     assert line.outputs.empty()
+
+
+def test_only_what_the_engine_still_owes_is_aborted(line: Line) -> None:
+    refused, number = line.submit()
+    line.say(CallFailed(number=number, error=WireError.of(RequestError("too long"))))
+    with pytest.raises(RequestError):
+        refused.result(5)
+    line.remote.abort("r")
+    accepted, number = line.submit()  # nothing was sent in between
+    line.say(Accepted(number=number))
+    accepted.result(5)
+    line.remote.abort("r")
+    assert line.hear() == Abort(request_id="r", reason=FinishReason.ABORT)

@@ -176,8 +176,8 @@ def _run_live(
 
 
 def propose(context: TuningContext, number: int, done: Sequence[TrialRecord]) -> Settings:
-    """What trial ``number`` tries: the baseline, then the best of simulation one per plan, then what
-    Optuna suggests, ranked by the surrogate."""
+    """What trial ``number`` tries: the baseline, then the best of simulation, then what Optuna
+    suggests, ranked by the surrogate."""
     if number == 0:
         return context.space.baseline
     first = [s for s in shortlist(context) if s != context.space.baseline]

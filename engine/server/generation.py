@@ -22,6 +22,7 @@ from engine.server.errors import (
     deadline_exceeded,
     from_engine_error,
     invalid,
+    no_finite_logit,
     openai_error,
 )
 from engine.server.logprobs import LogprobWriter, TokenWords
@@ -32,7 +33,7 @@ from engine.server.served import ServedEngine
 from engine.server.shown import ShownText, TextWish
 from engine.server.streams import EventStream, LoopBridge, OutputStream, run_while_connected
 from engine.spec.errors import EngineError, QueueFullError
-from engine.spec.request import FinishReason, Request, RequestOutput
+from engine.spec.request import NO_FINITE_LOGIT, FinishReason, Request, RequestOutput
 from engine.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -72,6 +73,8 @@ class _Call:
         """The error that ``output`` ends its choice with."""
         if output.finish_reason is FinishReason.DEADLINE:
             return deadline_exceeded(f"not finished within {self.body.timeout_ms:g} ms")
+        if output.error == NO_FINITE_LOGIT:
+            return no_finite_logit(NO_FINITE_LOGIT)
         if output.finish_reason is FinishReason.ERROR:
             return from_engine_error(EngineError(output.error or "the request failed"))
         return None

@@ -153,6 +153,11 @@ class _EngineCollector(Collector):
         )
         yield self._counter("gearshift_mode_switches", "Mode switches", stats.mode_switches)
         yield self._counter("gearshift_rank_restarts", "Restarts of failed ranks", stats.restarts)
+        yield self._counter(
+            "gearshift_non_finite_logits",
+            "Requests ended because no logit was finite",
+            stats.non_finite_logits,
+        )
         yield self._gauge("gearshift_policy_version", "Policy in force", stats.policy_version)
         share = GaugeMetricFamily(
             "gearshift_time_share_ratio", "Share of step time, 0..1", labels=(*LABELS, "part")

@@ -46,7 +46,6 @@ class StepEmitter:
         ended = self._push(finished)
         ended += self._fail(finished)
         output_s = time.monotonic() - begun_s
-        self._telemetry.generation_tokens += len(finished.outcome.sampled)
         self._telemetry.record_step(self._sample(finished, output_s))
         counts, self._counted = self._scheduler.counts - self._counted, self._scheduler.counts
         self._telemetry.record_counts(counts)
@@ -65,11 +64,13 @@ class StepEmitter:
         reasons = {sequence.request_id: reason for sequence, reason in outcome.finished}
         logits = None if result.logits is None else _rows(result.logits, finished.step.num_sampled)
         ended: list[tuple[str, FinishReason]] = []
+        num_pushed = 0
         for row, (sequence, token_id) in zip(outcome.sampled_rows, outcome.sampled, strict=True):
             request_id = sequence.request_id
             stream = self._streams.get(request_id)
             if stream is None or stream.request is not sequence.request:
-                continue
+                continue  # it was aborted after the step had begun
+            num_pushed += 1
             if logits is not None:
                 stream.logits.append(logits[row])
             wanted = sequence.request.sampling.logprobs
@@ -82,6 +83,7 @@ class StepEmitter:
                 reason = FinishReason.ABORT
             if reason is not None:
                 ended.append((request_id, reason))
+        self._telemetry.generation_tokens += num_pushed
         return ended
 
     def _fail(self, finished: FinishedStep) -> list[tuple[str, FinishReason]]:

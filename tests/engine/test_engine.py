@@ -72,6 +72,18 @@ def test_an_aborted_request_ends_and_frees_its_place(engine: Engine) -> None:
     engine.abort("never seen")
 
 
+def test_tokens_are_counted_when_they_are_handed_out_and_not_for_requests_that_have_gone(
+    engine: Engine,
+) -> None:
+    collectors = [submit(engine, str(i), tokens=400) for i in range(40)]
+    for i, collector in enumerate(collectors):
+        wait_until(lambda: collector.outputs)  # noqa: B023 - called at once
+        engine.abort(str(i))
+    given = sum(len(collector.wait().token_ids) for collector in collectors)
+    wait_until(lambda: engine.stats().running == 0)
+    assert engine.stats().generation_tokens == given
+
+
 def test_a_request_that_has_not_ended_at_its_deadline_ends_there_with_its_tokens_so_far(
     engine: Engine,
 ) -> None:

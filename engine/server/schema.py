@@ -1,8 +1,14 @@
-"""Bodies of the OpenAI endpoints, checked field by field; nothing is ignored silently."""
+"""Bodies of the OpenAI endpoints, checked field by field; nothing is ignored silently.
+
+A field this server does not have is refused by name, as it may change the answer. Exceptions are
+those that hold nothing (null), those whose value asks for what happens anyway (``NEUTRAL``), and
+those that no answer depends on (``IGNORED``), of which the log tells once.
+"""
 
 from __future__ import annotations
 
-from functools import cached_property
+import logging
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -10,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from engine.server.errors import invalid
 from engine.server.shown import TextWish
 from engine.spec.request import MAX_LOGPROBS, MAX_PENALTY, SamplingParams
+
+logger = logging.getLogger(__name__)
 
 MAX_CHOICES = 128
 # Of one call, all its prompts together.
@@ -25,34 +33,59 @@ MAX_TIMEOUT_MS = 86_400_000
 DEFAULT_COMPLETION_TOKENS = 16
 # Fields of the API that change nothing here whatever they hold.
 LABELS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
+# Fields other servers have that say how a call is kept, billed, traced, cached or sent on, and
+# nothing about what is answered.
+IGNORED = frozenset(
+    {
+        "store",
+        "service_tier",
+        "prompt_cache_retention",
+        "parallel_tool_calls",
+        "request_id",
+        "rid",
+        "trace_id",
+        "session_id",
+        "cache_salt",
+        "cache_prompt",
+        "id_slot",
+        "keep_alive",
+        "kv_transfer_params",
+        "provider",
+        "route",
+        "stream_interval",
+        "timeout",
+        "num_retries",
+        "max_retries",
+        "tags",
+    }
+)
 # Fields whose neutral values ask for what this server does anyway; any other value is refused.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "top_logprobs": (None, 0),
-    "prompt_logprobs": (None,),
-    "suffix": (None, ""),
-    "use_beam_search": (None, False),
-    "length_penalty": (None, 1),
-    "allowed_token_ids": (None,),
-    "bad_words": (None, []),
-    "response_format": (None, {"type": "text"}),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "parallel_tool_calls": (None, True, False),
-    "functions": (None, []),
-    "function_call": (None, "none", "auto"),
-    "modalities": (None, ["text"]),
-    "audio": (None,),
-    "prediction": (None,),
-    "reasoning_effort": (None,),
-    "store": (None, False),
-    "service_tier": (None, "auto", "default"),
-    "spaces_between_special_tokens": (None, True),
-    "truncate_prompt_tokens": (None,),
-    "add_special_tokens": (None, False),
-    "add_generation_prompt": (None, True),
-    "continue_final_message": (None, False),
-    "chat_template_kwargs": (None, {}),
-    "echo": (None, False),
+    "top_logprobs": (0,),
+    "prompt_logprobs": (),
+    "suffix": ("",),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "spaces_between_special_tokens": (True,),
+    "include_reasoning": (True,),
+    "return_tokens_as_token_ids": (False,),
+    "prediction": (),
+    "reasoning_effort": (),
+    "truncate_prompt_tokens": (),
+    "add_special_tokens": (False,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "chat_template_kwargs": ({},),
+    "echo": (False,),
 }
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
@@ -68,6 +101,11 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
     continuous_usage_stats: bool = False
     include_obfuscation: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, given: Any) -> Any:
+        return _without_nulls(given)
 
     @model_validator(mode="after")
     def _usage_is_asked_for(self) -> Self:
@@ -98,6 +136,7 @@ class GenerationBody(BaseModel):
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] = 0
     ignore_eos: bool = False
     stream: bool | None = None
@@ -105,6 +144,11 @@ class GenerationBody(BaseModel):
     return_token_ids: bool = False
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
     timeout_ms: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_MS)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, given: Any) -> Any:
+        return _without_nulls(given)
 
     @property
     def num_choices(self) -> int:
@@ -136,8 +180,8 @@ class GenerationBody(BaseModel):
 
     @property
     def asked_tokens(self) -> int | None:
-        """The output limit the caller named, or None."""
-        return self.max_tokens
+        """The output limit the caller named, or None; the newer of its two names goes first."""
+        return self.max_completion_tokens or self.max_tokens
 
     @property
     def num_logprobs(self) -> int | None:
@@ -160,13 +204,16 @@ class GenerationBody(BaseModel):
         return self
 
     def refuse_unsupported(self) -> None:
-        """Refuse a field this server does not have, unless it asks for what happens anyway.
+        """Refuse a field this server does not have, unless no answer depends on it.
 
         Raises:
             ApiError: 400 naming the field.
         """
         for name, value in (self.model_extra or {}).items():
             if name in LABELS or any(_is_same(value, fine) for fine in NEUTRAL.get(name, ())):
+                continue
+            if name in IGNORED:
+                _warn_ignored(name)
                 continue
             verb = "not supported with this value" if name in NEUTRAL else "not supported"
             raise invalid(f"{name}: {verb} by this server", param=name, code="unsupported_field")
@@ -255,13 +302,8 @@ class ChatBody(GenerationBody):
     """``POST /v1/chat/completions``."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: NumLogprobs | None = None
-
-    @property
-    def asked_tokens(self) -> int | None:
-        return self.max_completion_tokens or self.max_tokens
 
     @property
     def num_logprobs(self) -> int | None:
@@ -272,6 +314,23 @@ class ChatBody(GenerationBody):
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs: only with logprobs=true")
         return self
+
+
+def _without_nulls(given: Any) -> Any:
+    """Clients write null for what they do not set."""
+    if not isinstance(given, dict):
+        return given
+    return {name: value for name, value in given.items() if value is not None}
+
+
+@lru_cache
+def _warn_ignored(name: str) -> None:
+    """Say so, once per field and process."""
+    logger.warning(
+        "requests come with %r, which is ignored here: no answer depends on it. This is not said "
+        "again",
+        name,
+    )
 
 
 def _is_same(value: Any, neutral: Any) -> bool:

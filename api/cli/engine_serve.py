@@ -32,6 +32,7 @@ from api.cli.engine_options import (
 if TYPE_CHECKING:
     from engine.engine import Engine
     from engine.fleet import TimerFactory
+    from engine.server.defaults import SamplingDefaults
     from engine.spec.config import EngineConfig
     from engine.spec.plan import ParallelPlan
     from tuner.described.node import Node
@@ -109,9 +110,18 @@ def serve(
             help="Processes for HTTP and text, beside the one that steps; 0: all in one process.",
         ),
     ] = 1,
+    generation_config: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|vllm|PATH",
+            help="Sampling defaults of requests: the model's generation_config.json (auto), none "
+            "(vllm), or those of another such file or its folder.",
+        ),
+    ] = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Serve a model until SIGTERM or SIGINT; one line on stdout tells the address when ready."""
+    from engine.server.defaults import SamplingDefaults
     from engine.spec.config import EngineConfig, ExecutorKind, LinkEmulation
     from engine.spec.plan import parse_plan
     from engine.spec.settings import Caps
@@ -156,6 +166,7 @@ def serve(
         drain_s=drain_s,
         has_front=frontends > 0,
         as_json=as_json,
+        defaults=SamplingDefaults.read(generation_config, model),
     )
     if node is None:
         _run(config, None, house)
@@ -200,6 +211,7 @@ class _House:
     drain_s: int
     has_front: bool
     as_json: bool
+    defaults: SamplingDefaults
 
 
 def _run(config: EngineConfig, timer_factory: TimerFactory | None, house: _House) -> None:
@@ -246,6 +258,7 @@ class _Serving:
             drain_s=self.house.drain_s,
             model=engine.model,
             envelope=engine.envelope,
+            defaults=self.house.defaults,
         )
         front = self.stack.enter_context(FrontHouse(engine, setup, self.listener))
         self.stack.enter_context(engine)
@@ -271,6 +284,7 @@ class _Serving:
             model_name=self.house.model_name,
             api_key=self.house.api_key,
             engine_name=self._engine_name,
+            defaults=self.house.defaults,
         )
         announce_and_run(
             app,
@@ -298,6 +312,8 @@ def _pace(config: EngineConfig, node: Node) -> tuple[EngineConfig, TimerFactory]
 def _warn(config: EngineConfig, house: _House) -> None:
     if warning := config.settings.threshold_warning:
         log(f"warning: {warning}")
+    if notice := house.defaults.notice:
+        log(notice)
     if house.api_key is None and house.host not in ("127.0.0.1", "::1", "localhost"):
         log(f"warning: listening on {house.host} without --api-key: anyone may change this engine")
 

@@ -17,6 +17,7 @@ from fastapi.responses import Response
 
 from engine.server.answers import AnswerForm, Choice, Usage
 from engine.server.choices import ChoiceMaker, CollectedChoice
+from engine.server.defaults import SamplingDefaults
 from engine.server.errors import (
     ApiError,
     deadline_exceeded,
@@ -89,12 +90,19 @@ class GenerationService:
     """Runs the generation endpoints of one server."""
 
     def __init__(
-        self, engine: ServedEngine, tokenizer: Tokenizer, metrics: ServerMetrics, *, model_name: str
+        self,
+        engine: ServedEngine,
+        tokenizer: Tokenizer,
+        metrics: ServerMetrics,
+        *,
+        model_name: str,
+        defaults: SamplingDefaults,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._metrics = metrics
         self._model_name = model_name
+        self._defaults = defaults
         self._bridge = LoopBridge()
         self._words = TokenWords(tokenizer)
         self._max_token_chars = max(tokenizer.longest_token_chars, MIN_REFUSED_TOKEN_CHARS)
@@ -212,7 +220,9 @@ class GenerationService:
         requests: list[Request] = []
         for prompt in prompts:
             max_tokens = self._max_tokens(prompt, body, default_tokens)
-            sampling = body.sampling(max_tokens=max_tokens, seed=secrets.randbits(64))
+            sampling = body.sampling(
+                self._defaults, max_tokens=max_tokens, seed=secrets.randbits(64)
+            )
             for choice in range(body.num_choices):
                 requests.append(
                     Request(
@@ -260,9 +270,12 @@ class GenerationService:
         )
 
     def _max_tokens(self, prompt: Prompt, body: GenerationBody, default_tokens: int | None) -> int:
-        """The output limit of one prompt: what was asked for, or a default that fits."""
+        """The output limit of one prompt: what was asked for, or a default that fits; neither is
+        more than the server's own limit."""
         context, used = self._engine.max_model_len, len(prompt.ids)
-        left, asked = context - used, body.asked_tokens
+        left, asked, most = context - used, body.asked_tokens, self._defaults.max_new_tokens
+        if asked is not None and most is not None:
+            asked = min(asked, most)
         if left < 1 or (asked is not None and asked > left):
             wanted = f" and max_tokens is {asked}" if asked is not None else ""
             raise invalid(
@@ -273,7 +286,7 @@ class GenerationService:
             )
         if asked is not None:
             return asked
-        return left if default_tokens is None else min(default_tokens, left)
+        return min(limit for limit in (left, default_tokens, most) if limit is not None)
 
     async def _pieces(self, call: _Call) -> AsyncIterator[Choice]:
         """The pieces of all choices as they come.

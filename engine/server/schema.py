@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import logging
 from functools import cached_property, lru_cache
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from engine.server.defaults import SamplingDefaults
 from engine.server.errors import invalid
 from engine.server.shown import TextWish
 from engine.spec.request import MAX_LOGPROBS, MAX_PENALTY, SamplingParams
 
 logger = logging.getLogger(__name__)
+
+Number = TypeVar("Number", int, float)
 
 MAX_CHOICES = 128
 # Of one call, all its prompts together.
@@ -218,18 +221,19 @@ class GenerationBody(BaseModel):
             verb = "not supported with this value" if name in NEUTRAL else "not supported"
             raise invalid(f"{name}: {verb} by this server", param=name, code="unsupported_field")
 
-    def sampling(self, *, max_tokens: int, seed: int) -> SamplingParams:
-        """Sampling of the first choice of a prompt. ``seed`` is used where the body has none.
+    def sampling(self, defaults: SamplingDefaults, *, max_tokens: int, seed: int) -> SamplingParams:
+        """Sampling of the first choice of a prompt. ``defaults`` and ``seed`` are used where the
+        body has none.
 
         Raises:
             RequestError: values that contradict each other.
         """
         return SamplingParams(
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=max(self.top_k or 0, 0),
-            min_p=self.min_p or 0.0,
-            repetition_penalty=self.repetition_penalty or 1.0,
+            temperature=_or(self.temperature, defaults.temperature),
+            top_p=_or(self.top_p, defaults.top_p),
+            top_k=max(_or(self.top_k, defaults.top_k), 0),
+            min_p=_or(self.min_p, defaults.min_p),
+            repetition_penalty=_or(self.repetition_penalty, defaults.repetition_penalty),
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
             logit_bias=self.biases,
@@ -314,6 +318,10 @@ class ChatBody(GenerationBody):
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs: only with logprobs=true")
         return self
+
+
+def _or(value: Number | None, default: Number) -> Number:
+    return default if value is None else value
 
 
 def _without_nulls(given: Any) -> Any:

@@ -60,8 +60,10 @@ def test_its_streams_run_to_the_length_asked_for(
             elif line.startswith("data:"):
                 event = json.loads(line[5:])
                 usage = event.get("usage") or usage
-                for choice in event["choices"]:
-                    texts.append(choice.get("text") or choice.get("delta", {}).get("content"))
+                texts += [
+                    choice.get("text") or choice.get("delta", {}).get("content")
+                    for choice in event["choices"]
+                ]
     assert is_ended
     assert usage["completion_tokens"] == OUTPUT
     assert "".join(text for text in texts if text)

@@ -112,7 +112,7 @@ def _openai_router(engine: ServedEngine, service: GenerationService, model_name:
     async def chat(http: Request, body: ChatBody) -> Response:
         arrival_s = time.monotonic()
         _check_body(engine, body, model_name)
-        ids = await service.encode_chat(body.messages)
+        ids = await service.encode_chat(body.messages, body.template_values)
         _check_ids(ids, engine, "messages")
         form = ChatForm(wants_usage=body.wants_usage, wants_usage_always=body.wants_usage_always)
         return await service.answer(

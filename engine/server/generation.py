@@ -5,10 +5,10 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi import Request as HttpRequest
@@ -123,13 +123,22 @@ class GenerationService:
         return await off_loop(num_chars, lambda: [tuple(encode(text)) for text in texts])
 
     async def encode_chat(
-        self, messages: Sequence[ChatMessage], *, add_special_tokens: bool = False
+        self,
+        messages: Sequence[ChatMessage],
+        values: Mapping[str, Any],
+        *,
+        add_special_tokens: bool = False,
     ) -> tuple[int, ...]:
-        """Token ids of a conversation as the chat template words it. Raises as ``encode``."""
-        num_chars = sum(message.num_chars + TEXT_CHARS for message in messages)
+        """Token ids of a conversation as the chat template words it, which is told ``values`` too.
+
+        Raises as ``encode``.
+        """
+        num_chars = sum(message.num_chars + TEXT_CHARS for message in messages) + len(str(values))
         text = await off_loop(
             num_chars,
-            lambda: self._tokenizer.chat_text([message.for_template() for message in messages]),
+            lambda: self._tokenizer.chat_text(
+                [message.for_template() for message in messages], **values
+            ),
         )
         (ids,) = await self.encode([text], add_special_tokens=add_special_tokens, param="messages")
         return ids

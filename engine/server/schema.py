@@ -7,14 +7,15 @@ those that no answer depends on (``IGNORED``), of which the log tells once.
 
 from __future__ import annotations
 
+import json
 import logging
 from functools import cached_property, lru_cache
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from engine.server.defaults import SamplingDefaults
-from engine.server.errors import invalid
+from engine.server.errors import ApiError, invalid
 from engine.server.shown import TextWish
 from engine.spec.request import MAX_LOGPROBS, MAX_PENALTY, SamplingParams
 
@@ -72,8 +73,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "allowed_token_ids": (),
     "bad_words": ([],),
     "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -85,11 +84,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "reasoning_effort": (),
     "truncate_prompt_tokens": (),
     "add_special_tokens": (False,),
-    "add_generation_prompt": (True,),
     "continue_final_message": (False,),
-    "chat_template_kwargs": ({},),
     "echo": (False,),
 }
+# What ``apply_chat_template`` takes beside the values of a template.
+NOT_TEMPLATE_VALUES = frozenset({"messages", "conversation", "chat_template", "tokenize"})
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 LogitBias = dict[TokenId, Annotated[float, Field(ge=-100, le=100)]]
@@ -108,7 +107,7 @@ class StreamOptions(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, given: Any) -> Any:
-        return _without_nulls(given)
+        return without_nulls(given)
 
     @model_validator(mode="after")
     def _usage_is_asked_for(self) -> Self:
@@ -151,7 +150,7 @@ class GenerationBody(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, given: Any) -> Any:
-        return _without_nulls(given)
+        return without_nulls(given)
 
     @property
     def num_choices(self) -> int:
@@ -294,15 +293,81 @@ class ChatMessage(BaseModel):
         return len(str(self.content)) + len(str(self.model_extra))
 
     def for_template(self) -> dict[str, Any]:
-        """The message with its content as one text.
+        """The message with its content as one text, and the arguments of tool calls, which clients
+        send as JSON in a text, as the values that templates write.
 
         Raises:
-            ApiError: 400 for a part that is not text.
+            ApiError: 400 for a part that is not text, or arguments that are no JSON object.
         """
-        return {**self.model_dump(), "content": _text_of(self.content)}
+        extra = without_nulls(self.model_extra or {})
+        if isinstance(calls := extra.get("tool_calls"), list):
+            extra["tool_calls"] = [_with_values(call) for call in calls]
+        return {"role": self.role, "content": _text_of(self.content), **extra}
 
 
-class ChatBody(GenerationBody):
+class ToolName(BaseModel):
+    """Which function."""
+
+    name: str
+
+
+class NamedTool(BaseModel):
+    """A ``tool_choice`` that names one."""
+
+    type: Literal["function"] = "function"
+    function: ToolName
+
+
+class TemplateBody(BaseModel):
+    """What the chat template is told beside the conversation.
+
+    ``tools`` and ``tool_choice`` are for the template only: an answer is neither held to them nor
+    searched for calls.
+    """
+
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    documents: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] = {}
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _only_values(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for name in sorted(given.keys() & NOT_TEMPLATE_VALUES):
+            raise ValueError(f"{name!r} is nothing that a template is told")
+        return given
+
+    @model_validator(mode="after")
+    def _choice_is_of_tools(self) -> Self:
+        choice = self.tool_choice
+        if choice == "required" and not self.tools:
+            raise ValueError("tool_choice: 'required' without tools")
+        if isinstance(choice, NamedTool):
+            names = [tool.get("function", {}).get("name") for tool in self.tools or ()]
+            if choice.function.name not in names:
+                raise ValueError(f"tool_choice: no tool is named {choice.function.name!r}")
+        return self
+
+    @property
+    def template_values(self) -> dict[str, Any]:
+        """By the names that templates know them by; what was left out is left out."""
+        given = {
+            "tools": self.tools or None,
+            "documents": self.documents or None,
+            "tool_choice": self.tool_choice.model_dump()
+            if isinstance(self.tool_choice, NamedTool)
+            else self.tool_choice,
+        }
+        told = {name: value for name, value in given.items() if value is not None}
+        return {
+            "add_generation_prompt": self.add_generation_prompt,
+            **self.chat_template_kwargs,
+            **told,
+        }
+
+
+class ChatBody(TemplateBody, GenerationBody):
     """``POST /v1/chat/completions``."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
@@ -320,11 +385,31 @@ class ChatBody(GenerationBody):
         return self
 
 
+def _with_values(call: Any) -> Any:
+    """A tool call with its arguments as an object."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except (ValueError, RecursionError) as error:
+        raise _bad_arguments(str(error)) from error
+    if not isinstance(arguments, dict):
+        raise _bad_arguments(f"it is {type(arguments).__name__}")
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _bad_arguments(why: str) -> ApiError:
+    return invalid(
+        f"messages: arguments of a tool call are no JSON object ({why})", param="messages"
+    )
+
+
 def _or(value: Number | None, default: Number) -> Number:
     return default if value is None else value
 
 
-def _without_nulls(given: Any) -> Any:
+def without_nulls(given: Any) -> Any:
     """Clients write null for what they do not set."""
     if not isinstance(given, dict):
         return given

@@ -185,13 +185,10 @@ def test_asking_for_more_output_than_the_context_leaves_is_refused(server: Serve
     assert f"{limit - 10} are left" in error["message"]
 
 
-def test_a_chat_refuses_pictures_and_tools_by_name(server: Server) -> None:
+def test_a_chat_refuses_pictures_by_name(server: Server) -> None:
     picture = [{"type": "image_url", "image_url": {"url": "x"}}]
     error = refusal(server.chat(messages=[{"role": "user", "content": picture}]))
     assert error["param"] == "messages"
-    messages = [{"role": "user", "content": "x"}]
-    tools = [{"type": "function", "function": {"name": "f"}}]
-    assert refusal(server.chat(messages=messages, tools=tools))["param"] == "tools"
 
 
 def test_a_full_queue_is_a_429_that_says_when_to_come_back(tiny_dir: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import fail, log, print_json, progress_console
+from api.cli.common import end_not_met, fail, log, print_json, progress_console
 from api.cli.engine_options import BackendOption, JsonOption, ModelNameOption, WideDTypeOption
 from engine.spec.settings import Settings
 
@@ -90,6 +90,8 @@ def plan(
         print_json(document)
     else:
         _print(report, document)
+    if document["infeasible"] is not None:
+        end_not_met()
 
 
 @contextmanager

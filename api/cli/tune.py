@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import fail, log, print_json, progress_console
+from api.cli.common import end_not_met, fail, log, print_json, progress_console
 from api.cli.engine_options import (
     BackendOption,
     DeviceOption,
@@ -108,6 +108,8 @@ def tune(
         print_json(document)
     else:
         _print(document, out)
+    if document["recommendation"] is None:
+        end_not_met()
 
 
 def _cost_model(spec: TuningSpec, source: str | None) -> dict[str, Any] | None:

@@ -90,8 +90,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 # What ``apply_chat_template`` takes beside the values of a template.
 NOT_TEMPLATE_VALUES = frozenset({"messages", "conversation", "chat_template", "tokenize"})
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
-LogitBias = dict[TokenId, Annotated[float, Field(ge=-100, le=100)]]
+# Strict: to Python true is the number 1, and to whoever sends it is not.
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID, strict=True)]
+# Names of JSON are texts.
+NamedId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+LogitBias = dict[NamedId, Annotated[float, Field(ge=-100, le=100, strict=True)]]
 Stop = Annotated[str, Field(max_length=MAX_STOP_CHARS)]
 NumLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS, strict=True)]
 
@@ -151,6 +154,30 @@ class GenerationBody(BaseModel):
     @classmethod
     def _null_is_absent(cls, given: Any) -> Any:
         return without_nulls(given)
+
+    @field_validator(
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+        "seed",
+        "n",
+        "best_of",
+        "max_tokens",
+        "max_completion_tokens",
+        "min_tokens",
+        "priority",
+        "timeout_ms",
+        mode="before",
+    )
+    @classmethod
+    def _is_no_bool(cls, given: Any) -> Any:
+        if isinstance(given, bool):
+            raise ValueError(f"{str(given).lower()} is not a number")
+        return given
 
     @property
     def num_choices(self) -> int:

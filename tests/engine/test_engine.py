@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -41,6 +42,16 @@ def test_every_request_gets_its_tokens_with_rising_stamps_and_a_reason(engine: E
     assert stats.finished[FinishReason.LENGTH] == 12
     assert len(engine.drain_timings()) == 12
     assert len(engine.drain_samples()) == sum(stats.steps.values())
+
+
+def test_threads_may_generate_at_once(engine: Engine) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        futures = [
+            threads.submit(engine.generate, (5, 6, 7), SamplingParams(max_tokens=20 + i))
+            for i in range(8)
+        ]
+        lengths = [len(future.result(timeout=20).token_ids) for future in futures]
+    assert lengths == [20 + i for i in range(8)]
 
 
 def test_two_replicas_share_the_requests(config: EngineConfig) -> None:

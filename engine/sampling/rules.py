@@ -115,11 +115,18 @@ def have_finite(logits: Tensor, ids: Tensor) -> Tensor:
     those are would wait for the device, and all of them are.
     """
     if logits.device.type != "cpu":
-        return logits.nan_to_num(-torch.inf, posinf=-torch.inf).amax(dim=-1) > -torch.inf
+        return finite_rows(logits)
     found = logits.gather(1, ids[:, None]).squeeze(1).isfinite()
     for row in (~found).nonzero().flatten().tolist():
         found[row] = logits[row].isfinite().any()
     return found
+
+
+def finite_rows(logits: Tensor) -> Tensor:
+    """Which rows of ``logits[R, V]`` hold a finite value, bool[R], without waiting for a device."""
+    infinite = -torch.inf
+    known = logits.nan_to_num(nan=infinite, posinf=infinite, neginf=infinite)
+    return known.amax(dim=-1) > infinite
 
 
 def without_nan(logits: Tensor) -> Tensor:

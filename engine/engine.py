@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
@@ -71,6 +72,7 @@ class Engine:
         self._is_closed = False
         self._apply_lock = threading.Lock()
         self._cost_s: dict[KnobClass, float] = {}
+        self._generate_numbers = itertools.count()
 
     def __enter__(self) -> Engine:
         self.start()
@@ -232,9 +234,15 @@ class Engine:
             )
 
     def generate(
-        self, prompt_ids: tuple[int, ...], sampling: SamplingParams, *, request_id: str = "generate"
+        self,
+        prompt_ids: tuple[int, ...],
+        sampling: SamplingParams,
+        *,
+        request_id: str | None = None,
     ) -> Generation:
         """Run one request to its end. Logits are kept if the config has ``return_logits``.
+
+        Without a ``request_id`` it has one of its own, so that threads may call at once.
 
         Raises:
             RequestError: it could never run.
@@ -242,7 +250,7 @@ class Engine:
         """
         outputs: queue.Queue[RequestOutput] = queue.Queue()
         request = Request(
-            request_id=request_id,
+            request_id=request_id or f"generate-{next(self._generate_numbers)}",
             prompt_ids=prompt_ids,
             sampling=sampling,
             arrival_s=time.monotonic(),

@@ -15,6 +15,7 @@ from api.cli.listening import Listening
 
 if TYPE_CHECKING:
     from engine.engine import Engine
+    from engine.server.defaults import SamplingDefaults
     from engine.spec.plan import ParallelPlan
     from engine.spec.settings import Caps
     from tuner.described.node import Node
@@ -184,4 +185,18 @@ class House:
             help="Processes for HTTP and text, beside the one that steps; 0: all in one process.",
         ),
     ] = 1
+    generation_config: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|vllm|PATH",
+            help="Sampling defaults of requests: the model's generation_config.json (auto), none "
+            "(vllm), or those of another such file or its folder.",
+        ),
+    ] = "auto"
     as_json: JsonOption = False
+
+    def read_defaults(self, model: Path) -> SamplingDefaults:
+        """How requests are sampled that do not say. Ends on a mistake."""
+        from engine.server.defaults import SamplingDefaults
+
+        return SamplingDefaults.read(self.generation_config, model)

@@ -19,6 +19,7 @@ from api.cli.listening import listen
 if TYPE_CHECKING:
     from engine.engine import Engine
     from engine.fleet import TimerFactory
+    from engine.server.defaults import SamplingDefaults
     from engine.spec.config import EngineConfig
     from tuner.described.node import Node
 
@@ -91,12 +92,16 @@ def _run(config: EngineConfig, timer_factory: TimerFactory | None, house: House)
     for warning in (config.settings.threshold_warning, house.listening.warning):
         if warning:
             log(f"warning: {warning}")
+    defaults = house.read_defaults(config.model_dir)
+    if defaults.notice:
+        log(defaults.notice)
     with ExitStack() as stack:
         listener = stack.enter_context(listen(house.listening.host, house.listening.port))
         serving = _Serving(
             config=config,
             timer_factory=timer_factory,
             house=house,
+            defaults=defaults,
             listener=listener,
             stack=stack,
         )
@@ -113,6 +118,7 @@ class _Serving:
     config: EngineConfig
     timer_factory: TimerFactory | None
     house: House
+    defaults: SamplingDefaults
     listener: socket.socket
     stack: ExitStack
 
@@ -131,6 +137,7 @@ class _Serving:
             drain_s=self.house.drain_s,
             model=engine.model,
             envelope=engine.envelope,
+            defaults=self.defaults,
         )
         front = self.stack.enter_context(FrontHouse(engine, setup, self.listener))
         self.stack.enter_context(engine)
@@ -156,6 +163,7 @@ class _Serving:
             model_name=self._model_name,
             api_key=self.house.listening.api_key,
             engine_name=self.house.names.engine_label,
+            defaults=self.defaults,
         )
         announce_and_run(
             app,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import log, print_json, progress_console
+from api.cli.common import end_not_met, log, print_json, progress_console
 from api.cli.engine_options import ModelNameOption
 from api.cli.grouped import grouped
 from api.cli.groups import Described, Output, WorkloadOptions
@@ -88,6 +88,8 @@ def plan(
         print_json(document)
     else:
         _print(report, document)
+    if document["infeasible"] is not None:
+        end_not_met()
 
 
 @contextmanager

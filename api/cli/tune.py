@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import log, print_json, progress_console
+from api.cli.common import end_not_met, log, print_json, progress_console
 from api.cli.engine_options import DeviceOption, JsonOption, ModelNameOption, check_device
 from api.cli.grouped import grouped
 from api.cli.groups import LocalMachine, Served
@@ -112,6 +112,8 @@ def tune(
         print_json(document)
     else:
         _print(document, report.out)
+    if document["recommendation"] is None:
+        end_not_met()
 
 
 def _spec(

@@ -73,20 +73,30 @@ class Checkpoint:
 
     def __init__(self, model_dir: Path, model: ModelConfig, *, dtype: torch.dtype) -> None:
         self.dtype = dtype
+        self._model_dir = model_dir
         self._files = _open_files(model_dir)
         # A safetensors file is no mapping: it has keys() and cannot be iterated.
         self._file_of = {name: file for file in self._files.values() for name in file.keys()}  # noqa: SIM118
         self._check(model_dir, model)
 
     def read(self, name: str, rows: range, columns: range | None = None) -> Tensor:
-        """Rows (and columns) of a tensor, converted to the dtype asked for, on the CPU."""
+        """Rows (and columns) of a tensor, converted to the dtype asked for, on the CPU.
+
+        Raises:
+            CheckpointError: one of these values is not finite, or not in that dtype.
+        """
         part = self._file_of[name].get_slice(name)
         if columns is None:
             found = part[rows.start : rows.stop]
         else:
             found = part[rows.start : rows.stop, columns.start : columns.stop]
         assert isinstance(found, Tensor), "safetensors was opened for torch"
-        return found.to(self.dtype)
+        converted = found.to(self.dtype)
+        # One reduction over what is in the cache: a sum of finite values that overflows is rare,
+        # and only then are the values looked at one by one.
+        if not bool(converted.sum().isfinite()) and not bool(converted.isfinite().all()):
+            raise CheckpointError(f"{self._model_dir}: {_not_finite(name, found, self.dtype)}")
+        return converted
 
     def _check(self, model_dir: Path, model: ModelConfig) -> None:
         expected = expected_shapes(model)
@@ -107,6 +117,14 @@ class Checkpoint:
                     f"{model_dir}: tensor {name} is not part of a {model.model_type} model with "
                     "this config.json; leaving it out would change what the model answers"
                 )
+
+
+def _not_finite(name: str, values: Tensor, dtype: torch.dtype) -> str:
+    """What is wrong with a tensor that has a value which is not finite in ``dtype``."""
+    if bool(values.isfinite().all()):
+        word = str(dtype).removeprefix("torch.")
+        return f"tensor {name} has values that {word} cannot hold; serve it in a wider dtype"
+    return f"tensor {name} has values that are not finite numbers; the file is damaged"
 
 
 def _open_files(model_dir: Path) -> dict[str, Any]:

@@ -241,9 +241,9 @@ class ModelRunner:
         rows = prepared.rows
         tokens = sampler.sample(shard, slots=rows.sample_slots, positions=rows.positions)
         if self._groups.num_stages > 1:
-            self._feedback.send(tokens.ids)
+            self._feedback.send(tokens.fed_ids)
         else:
-            self._last_tokens.index_copy_(0, prepared.batch.sample_slots, tokens.ids)
+            self._last_tokens.index_copy_(0, prepared.batch.sample_slots, tokens.fed_ids)
         return HostAnswer.of(tokens, logits) if answers else None
 
     def _first_rows(self, batch: StepBatch) -> Tensor:

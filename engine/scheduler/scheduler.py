@@ -27,7 +27,7 @@ from engine.scheduler.table import NO_SLOT, Sequence
 from engine.spec.errors import QueueFullError, RequestError
 from engine.spec.request import FinishReason, Request, check_length
 from engine.spec.settings import Caps, Order
-from engine.spec.steps import Int32Array
+from engine.spec.steps import NO_TOKEN, Int32Array
 
 
 class Scheduler:
@@ -223,9 +223,11 @@ class Scheduler:
 
     def commit(self, step: ScheduledStep, token_ids: Int32Array) -> StepOutcome:
         """Take in the result of the oldest outstanding step: ``token_ids`` i4[R] in row order of
-        the sampled rows."""
+        the sampled rows, ``NO_TOKEN`` ends a sequence without one."""
         self._leave(step)
         outcome = self._take_tokens(step, token_ids)
+        for sequence in outcome.failed:  # at once: nobody is to find its blocks
+            self._end(sequence)
         self._settle(step, [sequence for sequence, _ in outcome.finished])
         return outcome
 
@@ -269,7 +271,10 @@ class Scheduler:
         meanwhile."""
         table, roster = self.running.table, self.roster
         rows = np.flatnonzero(step.is_sampled)
-        nths = np.flatnonzero(~table.is_ended[step.slots[rows]])
+        is_open = ~table.is_ended[step.slots[rows]]
+        is_token = token_ids != NO_TOKEN
+        failed_rows = rows[is_open & ~is_token]
+        nths = np.flatnonzero(is_open & is_token)
         slots = step.slots[rows[nths]]
         table.num_known[slots] += 1
         sequences = [step.sequences[row] for row in rows[nths].tolist()]
@@ -288,6 +293,7 @@ class Scheduler:
             sampled=list(zip(sequences, ids, strict=True)),
             sampled_rows=nths.tolist(),
             finished=finished,
+            failed=[step.sequences[row] for row in failed_rows.tolist()],
         )
 
     def _settle(self, step: ScheduledStep, finished: list[Sequence]) -> None:

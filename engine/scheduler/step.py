@@ -138,12 +138,14 @@ class StepOutcome:
     """What one step did: sequences that got a token (with its id), and those that ended.
 
     ``sampled_rows`` says which of the step's sampled rows each of ``sampled`` was; rows of
-    sequences that had ended meanwhile are left out.
+    sequences that had ended meanwhile are left out. ``failed`` got none, as their logits held no
+    finite value, and have ended.
     """
 
     sampled: list[tuple[Sequence, int]] = field(default_factory=list)
     sampled_rows: list[int] = field(default_factory=list)
     finished: list[tuple[Sequence, FinishReason]] = field(default_factory=list)
+    failed: list[Sequence] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -158,17 +158,19 @@ class Tokenizer:
         """Whether plain text leaves this token out."""
         return token_id in self._special_ids
 
-    def chat_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def chat_text(self, messages: Sequence[Mapping[str, Any]], **values: Any) -> str:
         """The prompt text of a conversation, ending where the assistant is to speak.
+
+        ``values`` are what else the template is told, such as ``tools`` or ``enable_thinking``;
+        they go before the tokenizer's own.
 
         Raises:
             RequestError: the template refuses these messages.
         """
         try:
-            return self._template.render(
-                messages=list(messages), add_generation_prompt=True, **self._special_tokens
-            )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            told = {"add_generation_prompt": True, **self._special_tokens, **values}
+            return self._template.render(told, messages=list(messages))
+        except Exception as error:  # a template is a program, and fails as programs do
             raise RequestError(f"messages: the chat template refuses them ({error})") from error
 
 

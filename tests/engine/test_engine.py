@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -44,6 +45,16 @@ def test_every_request_gets_its_tokens_with_rising_stamps_and_a_reason(engine: E
     assert len(engine.drain_samples()) == sum(stats.steps.values())
 
 
+def test_threads_may_generate_at_once(engine: Engine) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        futures = [
+            threads.submit(engine.generate, (5, 6, 7), SamplingParams(max_tokens=20 + i))
+            for i in range(8)
+        ]
+        lengths = [len(future.result(timeout=20).token_ids) for future in futures]
+    assert lengths == [20 + i for i in range(8)]
+
+
 def test_two_replicas_share_the_requests(config: EngineConfig) -> None:
     with Engine(
         with_settings(config, plan=ParallelPlan(dp=2)), timer_factory=ConstantTimer
@@ -71,6 +82,18 @@ def test_an_aborted_request_ends_and_frees_its_place(engine: Engine) -> None:
     assert collector.wait().reason is FinishReason.ABORT
     wait_until(lambda: engine.stats().kv_usage == 0.0)
     engine.abort("never seen")
+
+
+def test_tokens_are_counted_when_they_are_handed_out_and_not_for_requests_that_have_gone(
+    engine: Engine,
+) -> None:
+    collectors = [submit(engine, str(i), tokens=400) for i in range(40)]
+    for i, collector in enumerate(collectors):
+        wait_until(lambda: collector.outputs)  # noqa: B023 - called at once
+        engine.abort(str(i))
+    given = sum(len(collector.wait().token_ids) for collector in collectors)
+    wait_until(lambda: engine.stats().running == 0)
+    assert engine.stats().generation_tokens == given
 
 
 def test_a_request_that_has_not_ended_at_its_deadline_ends_there_with_its_tokens_so_far(

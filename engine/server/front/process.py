@@ -49,6 +49,7 @@ def _serve(
         model_name=setup.model_name,
         api_key=setup.api_key,
         engine_name=setup.engine_name,
+        defaults=setup.defaults,
     )
     announce_and_run(app, listener, drain_s=setup.drain_s, on_ready=engine.say_ready)
 

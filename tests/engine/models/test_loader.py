@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,33 @@ def test_a_damaged_file_is_named(folder: Path) -> None:
     (folder / SINGLE_FILE).write_bytes(b"\xff" * 64)
     with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
         opened(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", [Q_PROJ, "model.norm.weight", "lm_head.weight"])
+def test_a_tensor_with_a_number_that_is_none_is_refused_by_name(
+    folder: Path, name: str, value: float
+) -> None:
+    tensor = load_file(folder / SINGLE_FILE)[name]
+    tensor.view(-1)[-1] = value
+    change(folder, name, tensor)
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)} has values that are not finite"):
+        opened(folder).read(name, range(len(tensor)))
+
+
+def test_a_value_too_large_for_the_dtype_asked_for_is_refused_with_the_way_out(
+    folder: Path,
+) -> None:
+    tensor = load_file(folder / SINGLE_FILE)[Q_PROJ]
+    tensor[3, 3] = 70_000.0
+    change(folder, Q_PROJ, tensor)
+    assert opened(folder).read(Q_PROJ, range(8)).isfinite().all()
+    narrow = Checkpoint(folder, ModelConfig.from_dir(folder), dtype=torch.float16)
+    with pytest.raises(CheckpointError, match=r"q_proj.*float16 cannot hold.*wider dtype"):
+        narrow.read(Q_PROJ, range(8))
+
+
+def test_finite_values_whose_sum_is_too_large_are_read(folder: Path) -> None:
+    tensor = torch.full_like(load_file(folder / SINGLE_FILE)[Q_PROJ], 3e38)
+    change(folder, Q_PROJ, tensor)
+    assert torch.equal(opened(folder).read(Q_PROJ, range(8)), tensor[:8])

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from engine.engine import Engine
+from engine.server.defaults import SamplingDefaults
 from engine.server.front.messages import (
     Abort,
     Accepted,
@@ -95,6 +96,7 @@ def line(tiny_dir: Path) -> Iterator[Line]:
         drain_s=1,
         model=engine.model,
         envelope=engine.envelope,
+        defaults=SamplingDefaults(),
     )
     remote = RemoteEngine(FrameChannel(ours), setup, Tokenizer.from_dir(tiny_dir))
     remote.start()

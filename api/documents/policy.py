@@ -24,6 +24,17 @@ SCHEMA = "policy/v1"
 ENGINE_PART = ("plan", "shift", "caps", "scheduler", "mode")
 RESHAPE_GUARDS = ("min_interval_s", "max_reshapes_per_h")
 GUARDS = ("max_gpus", *RESHAPE_GUARDS)
+MODEL_SIZES = (
+    "num_layers",
+    "hidden_size",
+    "ffn_size",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "vocab_size",
+    "max_positions",
+)
+MAX_SIZE = 2**31 - 1
 DEFAULT_GUARDS: Json = {"max_gpus": None, "min_interval_s": 60, "max_reshapes_per_h": 4}
 # What the service writes itself; a patch that names one may only repeat it.
 FIXED = ("schema", "engine", "provenance")
@@ -172,6 +183,15 @@ def model_from_json(document: Json) -> ModelConfig:
             "eos_token_ids": tuple(document.get("eos_token_ids") or ()),
         }
     )
+
+
+def check_model(document: Json) -> None:
+    """Raises ValueError or TypeError for a model's shape that no model has."""
+    model_from_json(document)
+    for name in MODEL_SIZES:
+        value = document.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
+            raise ValueError(f"{name}={value!r}: must be a whole number from 1 to {MAX_SIZE}")
 
 
 def _checked_sla(value: Any) -> str | None:

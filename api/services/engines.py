@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from api.documents.policy import model_from_json, settings_in
+from api.documents.policy import check_model, settings_in
 from api.schemas.serving import EngineRegister, EngineView, HeartbeatIn
 from api.services import policies
 from api.services.audit import record
 from api.web.auth import Caller
 from api.web.errors import ApiError, FieldError
 from api.web.settings import ServiceSettings, num_devices
-from engine.spec.settings import Caps, Settings
+from engine.spec.errors import EngineError, PolicyError
+from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Settings
 from store import UnitOfWork
 from store.models import EngineRow
 from store.models.base import utc_now
+from tuner.hardware.device import MAX_DEVICES
 
 
 def view(row: EngineRow, settings: ServiceSettings) -> EngineView:
@@ -37,6 +40,7 @@ def register(
         ApiError: 422, a model, envelope or policy that cannot be read.
     """
     in_force = Settings.from_json(body.policy)
+    _bounded(in_force.plan)
     _check_readable(body)
     row = uow.engines.find_by_name(body.name)
     is_new = row is None
@@ -67,6 +71,7 @@ def heartbeat(
     """Keep one window of exact samples."""
     row = uow.engines.get(engine_id)
     in_force = settings_in(body.policy)
+    _bounded(in_force.plan)
     row.effective_policy = in_force.to_json()
     uow.engines.add_heartbeat(
         engine_id,
@@ -88,14 +93,21 @@ def deregister(uow: UnitOfWork, engine_id: str, *, caller: Caller) -> None:
     record(uow, caller, "engine.deregister", f"engines/{row.id}", reason="the engine ended")
 
 
+def _bounded(plan: ParallelPlan) -> ParallelPlan:
+    """Raises PolicyError for a plan of more ranks than there are devices anywhere."""
+    if plan.world_size > MAX_DEVICES:
+        raise PolicyError(f"/policy/plan: {plan} has more than {MAX_DEVICES} ranks")
+    return plan
+
+
 def _check_readable(body: EngineRegister) -> None:
     for pointer, read in (
-        ("/envelope", lambda: Caps(**body.envelope)),
-        ("/model", lambda: model_from_json(body.model) if body.model else None),
+        ("/envelope", lambda: Settings.from_json({"caps": body.envelope})),
+        ("/model", lambda: check_model(body.model) if body.model else None),
     ):
         try:
             read()
-        except (TypeError, ValueError) as error:
+        except (EngineError, TypeError, ValueError) as error:
             raise ApiError(
                 422,
                 "invalid_request",

@@ -296,6 +296,12 @@ def _pace(config: EngineConfig, node: Node) -> tuple[EngineConfig, TimerFactory]
 
 
 def _warn(config: EngineConfig, house: _House) -> None:
+    from engine.spec.model import ModelConfig
+    from engine.text.ends import read_end_tokens
+
+    model = ModelConfig.from_dir(config.model_dir)
+    if notice := read_end_tokens(config.model_dir, model).notice:
+        log(notice)
     if warning := config.settings.threshold_warning:
         log(f"warning: {warning}")
     if house.api_key is None and house.host not in ("127.0.0.1", "::1", "localhost"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -69,15 +70,17 @@ class ModelConfig:
         """
         folder = Path(model_dir)
         raw = _read_json(folder / "config.json")
-        generation = folder / "generation_config.json"
-        eos = _read_json(generation).get("eos_token_id") if generation.exists() else None
-        return cls.from_json(raw, eos_token_id=eos, where=str(folder / "config.json"))
+        path = folder / "generation_config.json"
+        generation = _read_json(path) if path.exists() else {}
+        return cls.from_json(raw, generation=generation, where=str(folder / "config.json"))
 
     @classmethod
     def from_json(
-        cls, raw: dict[str, Any], *, eos_token_id: int | list[int] | None = None, where: str
+        cls, raw: dict[str, Any], *, generation: Mapping[str, Any] | None = None, where: str
     ) -> ModelConfig:
-        """Build from the parsed ``config.json``; ``where`` names the source in errors."""
+        """Build from the parsed ``config.json`` and, where there is one, the parsed
+        ``generation_config.json``; ``where`` names the former in errors.
+        """
         try:
             family = get_family(raw.get("model_type", ""))
         except CheckpointError as error:
@@ -104,9 +107,7 @@ class ModelConfig:
                 qkv_bias=bool(raw.get("attention_bias", family.qkv_bias)),
                 qk_norm=family.qk_norm,
                 dtype=_read_dtype(raw),
-                eos_token_ids=_as_ids(
-                    eos_token_id if eos_token_id is not None else raw.get("eos_token_id")
-                ),
+                eos_token_ids=_end_ids(raw, generation),
                 bos_token_id=raw.get("bos_token_id"),
             )
         except KeyError as missing:
@@ -216,7 +217,10 @@ def _read_dtype(raw: dict[str, Any]) -> DType:
     return DType(name) if name in set(DType) else DType.FLOAT32
 
 
-def _as_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list) else (int(value),)
+def _end_ids(raw: Mapping[str, Any], generation: Mapping[str, Any] | None) -> tuple[int, ...]:
+    """Ids that end an output in either file; those outside the vocabulary never come."""
+    found: list[int] = []
+    for source in (raw, generation or {}):
+        value = source.get("eos_token_id")
+        found += value if isinstance(value, list) else [] if value is None else [value]
+    return tuple(i for i in dict.fromkeys(map(int, found)) if 0 <= i < int(raw["vocab_size"]))

@@ -16,6 +16,7 @@ import tokenizers
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from engine.spec.errors import CheckpointError, RequestError
+from engine.text.files import DEFAULT_TEMPLATE, read_tokenizer_files
 
 # Used where a checkpoint brings no template: roles as plain words, as base models see them.
 PLAIN_TEMPLATE = (
@@ -100,22 +101,16 @@ class Tokenizer:
 
     @classmethod
     def from_dir(cls, model_dir: Path | str) -> Tokenizer:
-        """Read ``tokenizer.json`` and, where present, ``tokenizer_config.json``.
+        """Read ``tokenizer.json`` and, where present, the files beside it.
 
         Raises:
             CheckpointError: a missing or unreadable file, or a template that does not parse.
         """
-        folder = Path(model_dir)
-        path = folder / "tokenizer.json"
-        if not path.exists():
-            raise CheckpointError(f"{path}: no such file; a model folder has a tokenizer.json")
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise CheckpointError(f"{path}: cannot be read ({error})") from error
-        config = _read_config(folder / "tokenizer_config.json")
+        files = read_tokenizer_files(Path(model_dir))
         return cls(
-            backend, chat_template=_find_template(folder, config), special_tokens=_specials(config)
+            files.backend,
+            chat_template=_default_template(files.templates),
+            special_tokens=files.special_tokens,
         )
 
     @property
@@ -209,36 +204,5 @@ def _refuse(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        parsed = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(parsed, dict):
-        raise CheckpointError(f"{path}: holds {type(parsed).__name__}, not an object")
-    return parsed
-
-
-def _find_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """``chat_template.jinja`` first, else the config's entry (a text, or a list of named ones)."""
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        return path.read_text()
-    entry = config.get("chat_template")
-    if isinstance(entry, list):
-        named = {item["name"]: item["template"] for item in entry}
-        return named.get("default") or next(iter(named.values()), None)
-    return entry
-
-
-def _specials(config: Mapping[str, Any]) -> dict[str, str]:
-    """``bos_token`` and its like, written as text or as an object with ``content``."""
-    found = {}
-    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
-        value = config.get(name)
-        text = value.get("content") if isinstance(value, dict) else value
-        if isinstance(text, str):
-            found[name] = text
-    return found
+def _default_template(templates: Mapping[str, str]) -> str | None:
+    return templates.get(DEFAULT_TEMPLATE) or next(iter(templates.values()), None)

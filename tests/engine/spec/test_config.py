@@ -84,10 +84,14 @@ def test_a_folder_without_a_config_says_which_file_is_missing(tmp_path: Path) ->
         ModelConfig.from_dir(tmp_path)
 
 
-def test_generation_config_decides_which_tokens_end_a_sequence(tmp_path: Path) -> None:
+def test_an_end_token_of_either_file_ends_a_sequence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_70B))
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 7}))
-    assert ModelConfig.from_dir(tmp_path).eos_token_ids == (7,)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 128001]}))
+    assert ModelConfig.from_dir(tmp_path).eos_token_ids == (128001, 128009, 7)
+
+
+def test_an_end_token_outside_the_vocabulary_is_left_out() -> None:
+    assert read(LLAMA_70B | {"eos_token_id": [-1, 5, 128256]}).eos_token_ids == (5,)
 
 
 def test_kv_blocks_follow_from_device_memory_and_what_does_not_fit_is_refused() -> None:

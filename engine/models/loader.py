@@ -186,9 +186,17 @@ def _open_files(model_dir: Path) -> dict[str, Any]:
 def _indexed_files(index: Path) -> list[str]:
     try:
         weight_map = json.loads(index.read_text())["weight_map"]
-        return sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        names = sorted(set(weight_map.values()))
+        if not all(_is_file_name(name) for name in names):
+            raise ValueError("a value is not the name of a file in this folder")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index}: cannot be read as a weight index ({error!r})") from error
+    return names
+
+
+def _is_file_name(name: object) -> bool:
+    """Whether ``name`` stays in its folder, and can be looked for at all."""
+    return isinstance(name, str) and name.isprintable() and Path(name).name == name
 
 
 def _open(path: Path) -> Any:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from engine.models.loader import INDEX_FILE, SINGLE_FILE, Checkpoint, expected_shapes
@@ -124,7 +126,16 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"weights": {}})])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        json.dumps({"weights": {}}),
+        json.dumps({"weight_map": {"x": 5}}),
+        json.dumps({"weight_map": {"x": "../model.safetensors"}}),
+    ],
+)
 def test_an_index_that_makes_no_sense_is_named(folder: Path, content: str) -> None:
     (folder / INDEX_FILE).write_text(content)
     with pytest.raises(CheckpointError, match="cannot be read as a weight index"):
@@ -135,3 +146,29 @@ def test_a_damaged_file_is_named(folder: Path) -> None:
     (folder / SINGLE_FILE).write_bytes(b"\xff" * 64)
     with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
         opened(folder)
+
+
+JSON = st.recursive(
+    st.none() | st.integers() | st.text(st.characters(exclude_categories=()), max_size=6),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    index=JSON | st.fixed_dictionaries({"weight_map": JSON}),
+    content=st.binary(max_size=40)
+    | st.binary(max_size=40).map(lambda tail: len(tail).to_bytes(8, "little") + tail),
+)
+def test_whatever_weight_files_hold_they_are_refused(
+    folder: Path, index: object, content: bytes
+) -> None:
+    model = ModelConfig.from_dir(folder)
+    (folder / INDEX_FILE).write_text(json.dumps(index))
+    (folder / SINGLE_FILE).write_bytes(content)
+    with pytest.raises(CheckpointError):
+        Checkpoint(folder, model, dtype=torch.float32)
+    (folder / INDEX_FILE).unlink()
+    with pytest.raises(CheckpointError):
+        Checkpoint(folder, model, dtype=torch.float32)

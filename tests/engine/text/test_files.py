@@ -194,3 +194,24 @@ def test_whatever_the_files_hold_they_are_read_or_refused(
         write(folder, "added_tokens.json", added)
         with contextlib.suppress(CheckpointError):
             Tokenizer.from_dir(folder)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    content=st.text(max_size=30) | JSON.map(json.dumps),
+    changes=st.dictionaries(
+        st.sampled_from(["added_tokens", "model", "normalizer", "decoder", "padding", "version"]),
+        JSON,
+        max_size=2,
+    ),
+)
+def test_whatever_tokenizer_json_holds_it_is_read_or_refused(
+    made: Path, content: str, changes: dict[str, Any]
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "tokenizer.json"
+        whole = json.loads((made / "tokenizer.json").read_text())
+        for text in (content, json.dumps(whole | changes)):
+            path.write_text(text)
+            with contextlib.suppress(CheckpointError):
+                Tokenizer.from_dir(name)

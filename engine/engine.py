@@ -33,7 +33,6 @@ from engine.spec.errors import (
 )
 from engine.spec.feasible import check_plan
 from engine.spec.measurement import RequestTiming
-from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import (
     FinishReason,
@@ -44,6 +43,7 @@ from engine.spec.request import (
 )
 from engine.spec.settings import Caps, ModePin, Settings
 from engine.spec.steps import StepSample
+from engine.text.ends import read_served_model
 from engine.text.tokenizer import Tokenizer
 
 
@@ -63,7 +63,7 @@ class Engine:
         timer_factory: TimerFactory | None = None,
     ) -> None:
         self.config = config = with_device_memory(config)
-        self.model = ModelConfig.from_dir(config.model_dir)
+        self.model = read_served_model(config.model_dir)
         self._tokenizer = tokenizer
         self._policy = EnginePolicy(settings=config.settings)
         self._check(config.settings)

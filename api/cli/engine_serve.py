@@ -87,14 +87,19 @@ def _pace(config: EngineConfig, node: Node) -> tuple[EngineConfig, TimerFactory]
 
 
 def _run(config: EngineConfig, timer_factory: TimerFactory | None, house: House) -> None:
+    from engine.spec.model import ModelConfig
+    from engine.text.ends import read_end_tokens
+
     if not (config.model_dir / "tokenizer.json").exists():
         fail(f"{config.model_dir}: no tokenizer.json; a server needs one")
     for warning in (config.settings.threshold_warning, house.listening.warning):
         if warning:
             log(f"warning: {warning}")
     defaults = house.read_defaults(config.model_dir)
-    if defaults.notice:
-        log(defaults.notice)
+    ends = read_end_tokens(config.model_dir, ModelConfig.from_dir(config.model_dir))
+    for notice in (defaults.notice, ends.notice):
+        if notice:
+            log(notice)
     with ExitStack() as stack:
         listener = stack.enter_context(listen(house.listening.host, house.listening.port))
         serving = _Serving(

@@ -14,7 +14,8 @@ from typing import Any
 from engine.policy.document import KnobClass, check_envelope, classify, merge_patch
 from engine.spec.errors import PolicyError
 from engine.spec.feasible import check_plan
-from engine.spec.model import ModelConfig, RopeScaling
+from engine.spec.model import ModelConfig
+from engine.spec.rope import RopeKind, RopeScaling
 from engine.spec.settings import Caps, Settings
 from policies.sla import Sla
 from store.audit import hash_document
@@ -179,7 +180,7 @@ def model_from_json(document: Json) -> ModelConfig:
     return ModelConfig(
         **{
             **document,
-            "rope_scaling": RopeScaling(**scaling) if scaling else None,
+            "rope_scaling": _rope_from_json(scaling) if scaling else None,
             "eos_token_ids": tuple(document.get("eos_token_ids") or ()),
         }
     )
@@ -192,6 +193,17 @@ def check_model(document: Json) -> None:
         value = document.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
             raise ValueError(f"{name}={value!r}: must be a whole number from 1 to {MAX_SIZE}")
+
+
+def _rope_from_json(document: Json) -> RopeScaling:
+    return RopeScaling(
+        **{
+            **document,
+            "kind": RopeKind(document.get("kind", RopeKind.LLAMA3)),
+            "short_factors": tuple(document.get("short_factors") or ()),
+            "long_factors": tuple(document.get("long_factors") or ()),
+        }
+    )
 
 
 def _checked_sla(value: Any) -> str | None:

@@ -108,7 +108,11 @@ class ModelRunner:
         self._batches = BatchBuilder(
             shape=shape,
             rope=RopeTable(
-                self._model, num_positions=num_positions, dtype=self._dtype, device=self._device
+                self._model,
+                num_positions=num_positions,
+                dtype=self._dtype,
+                device=self._device,
+                context=min(self._model.max_positions, max_blocks_per_seq * block_size),
             ),
             groups=self._groups,
         )

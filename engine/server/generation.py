@@ -45,6 +45,8 @@ LONG_WORK_CHARS = 4096
 TEXT_CHARS = 64
 # Characters per token beyond which a text cannot fit the context, whatever its tokens are.
 MIN_REFUSED_TOKEN_CHARS = 64
+# What ``Tokenizer.chat_text`` takes by name; whatever else a template is told are its variables.
+TEMPLATE_ARGUMENTS = ("tools", "documents", "add_generation_prompt")
 STREAM_END = b"data: [DONE]\n\n"
 
 
@@ -134,10 +136,12 @@ class GenerationService:
         Raises as ``encode``.
         """
         num_chars = sum(message.num_chars + TEXT_CHARS for message in messages) + len(str(values))
+        named = {name: values[name] for name in TEMPLATE_ARGUMENTS if name in values}
+        variables = {name: value for name, value in values.items() if name not in named}
         text = await off_loop(
             num_chars,
             lambda: self._tokenizer.chat_text(
-                [message.for_template() for message in messages], **values
+                [message.for_template() for message in messages], variables=variables, **named
             ),
         )
         (ids,) = await self.encode([text], add_special_tokens=add_special_tokens, param="messages")

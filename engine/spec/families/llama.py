@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from engine.spec.families.family import Family
 
-LLAMA = Family(model_type="llama")
+LLAMA = Family(model_type="llama", has_mlp_bias_key=True)

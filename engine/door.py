@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 from engine.lobby import Lobby, end_all
 from engine.replica.handover import Handover
@@ -112,17 +111,17 @@ class Door:
         for stream, why in refused:
             end_all([stream], FinishReason.ERROR, why)
 
-    def close(
-        self, end: Callable[[list[Replica]], Handover], reason: FinishReason, why: str | None = None
-    ) -> None:
-        """Shut for good: ``end`` stops the replicas that serve, and every request ends for
-        ``reason``. ``why`` is what went wrong, where something did."""
+    def close(self, why: str | None = None) -> tuple[list[Replica], list[RequestStream]]:
+        """Shut for good; ``why`` is what went wrong, where something did.
+
+        Hands out the replicas that served, and the requests that were held: both are the caller's
+        to end.
+        """
         with self._lock:
             self._failure = why or self._failure
             replicas, self._replicas = self._replicas, []
             held, _ = self._lobby.empty()
-        left = end(replicas)
-        end_all([*held, *left.streams.values()], reason, why)
+        return replicas, held
 
     # -- parts ---------------------------------------------------------------------------------
 

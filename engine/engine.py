@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
@@ -13,6 +14,7 @@ from engine.door import Door
 from engine.executors.protocol import ExecutorInfo
 from engine.fleet import Fleet, TimerFactory
 from engine.generation import Generation, gather
+from engine.lobby import end_all
 from engine.modes.table import ModeTable
 from engine.policy.document import EnginePolicy, KnobClass, check_envelope, classify
 from engine.policy.knobs import AppliedPolicy, Knob, list_knobs
@@ -31,7 +33,6 @@ from engine.spec.errors import (
 )
 from engine.spec.feasible import check_plan
 from engine.spec.measurement import RequestTiming
-from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import (
     FinishReason,
@@ -42,6 +43,7 @@ from engine.spec.request import (
 )
 from engine.spec.settings import Caps, ModePin, Settings
 from engine.spec.steps import StepSample
+from engine.text.ends import read_served_model
 from engine.text.tokenizer import Tokenizer
 
 
@@ -61,7 +63,7 @@ class Engine:
         timer_factory: TimerFactory | None = None,
     ) -> None:
         self.config = config = with_device_memory(config)
-        self.model = ModelConfig.from_dir(config.model_dir)
+        self.model = read_served_model(config.model_dir)
         self._tokenizer = tokenizer
         self._policy = EnginePolicy(settings=config.settings)
         self._check(config.settings)
@@ -70,6 +72,7 @@ class Engine:
         self._is_closed = False
         self._apply_lock = threading.Lock()
         self._cost_s: dict[KnobClass, float] = {}
+        self._generate_numbers = itertools.count()
 
     def __enter__(self) -> Engine:
         self.start()
@@ -170,7 +173,11 @@ class Engine:
         """End all ranks; requests still in progress end with reason ``abort``."""
         with self._apply_lock:
             self._is_closed = True
-            self._door.close(self._end, FinishReason.ABORT)
+            replicas, held = self._door.close()
+            left = _stop(replicas)
+            self._fleet.close()
+        # Callbacks may call the engine back.
+        end_all([*held, *left.streams.values()], FinishReason.ABORT)
 
     def submit(self, request: Request, on_output: OnOutput) -> None:
         """Accept a request; ``on_output`` is called on a loop thread and must not block.
@@ -227,9 +234,15 @@ class Engine:
             )
 
     def generate(
-        self, prompt_ids: tuple[int, ...], sampling: SamplingParams, *, request_id: str = "generate"
+        self,
+        prompt_ids: tuple[int, ...],
+        sampling: SamplingParams,
+        *,
+        request_id: str | None = None,
     ) -> Generation:
         """Run one request to its end. Logits are kept if the config has ``return_logits``.
+
+        Without a ``request_id`` it has one of its own, so that threads may call at once.
 
         Raises:
             RequestError: it could never run.
@@ -237,7 +250,7 @@ class Engine:
         """
         outputs: queue.Queue[RequestOutput] = queue.Queue()
         request = Request(
-            request_id=request_id,
+            request_id=request_id or f"generate-{next(self._generate_numbers)}",
             prompt_ids=prompt_ids,
             sampling=sampling,
             arrival_s=time.monotonic(),
@@ -296,18 +309,18 @@ class Engine:
         """Stop all replicas, start those of the new plan, and carry every sequence over."""
         plan = policy.settings.plan
         try:
-            replicas = self._door.shut(max_len=self._max_model_len(plan))
+            old = self._door.shut(max_len=self._max_model_len(plan))
         except RequestError as error:
             raise PolicyError(f"plan {plan}: in progress, {error}") from error
-        left = Handover.join([replica.stop() for replica in replicas])
-        step_id = max((r.scheduler.next_step_id for r in replicas), default=0)
+        left = _stop(old)
+        step_id = max((replica.scheduler.next_step_id for replica in old), default=0)
         try:
-            replicas = self._fleet.launch(policy.settings, first_step_id=step_id)
+            fresh = self._fleet.launch(policy.settings, first_step_id=step_id)
         except BaseException as error:
             self._fall_back(step_id, left, error)
             raise
         self._policy = policy
-        self._open(replicas, left)
+        self._open(fresh, left)
         return step_id
 
     def _fall_back(self, step_id: int, left: Handover, error: BaseException) -> None:
@@ -316,13 +329,14 @@ class Engine:
             self._open(self._fleet.launch(self.settings, first_step_id=step_id), left)
         except BaseException as again:
             why = f"a reshape failed ({error}), and so did the way back ({again})"
-            self._door.close(lambda _: left, FinishReason.ERROR, why)
+            replicas, held = self._door.close(why)
+            streams = {**left.streams, **_stop(replicas).streams}
+            end_all([*streams.values(), *held], FinishReason.ERROR, why)
 
     def _open(self, replicas: list[Replica], left: Handover) -> None:
         self._door.open(replicas, left, max_len=self.max_model_len)
 
-    def _end(self, replicas: list[Replica]) -> Handover:
-        """Stop replicas and end all ranks; returns what the replicas leave."""
-        left = Handover.join([replica.stop() for replica in replicas])
-        self._fleet.close()
-        return left
+
+def _stop(replicas: list[Replica]) -> Handover:
+    """Stop replicas; what they leave."""
+    return Handover.join([replica.stop() for replica in replicas])

@@ -37,7 +37,7 @@ class Fleet:
         self._pools: list[RankPool] = []
 
     def launch(self, settings: Settings, *, first_step_id: int = 0) -> list[Replica]:
-        """Start the replicas of a policy side by side; on a failure none is left running.
+        """Start the replicas of a plan side by side; on a failure none is left running.
 
         Raises:
             CheckpointError, PlanError, RankError: what the first of them could not do.

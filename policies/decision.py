@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -100,8 +101,12 @@ class ControlLimits:
 class LoadWindow:
     """What was observed in the last window. A rate of 0 is a real, observed silence.
 
-    Mean lengths are None when no request arrived. ``is_sla_met`` is None when nothing finished in
-    the window; ``num_requests`` requests were judged. ``age_s`` is how long ago the window ended.
+    Mean lengths are None when no request arrived. ``is_sla_met`` is None when nothing finished
+    in the window; ``num_requests`` is how many requests it was judged by. ``age_s`` is how long
+    ago the window ended.
+
+    Raises:
+        PolicyInputError: a number that is not finite.
     """
 
     rate_rps: float
@@ -111,14 +116,24 @@ class LoadWindow:
     is_sla_met: bool | None = None
     age_s: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_finite(self, "rate_rps", "mean_input_tokens", "mean_output_tokens", "age_s")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SmoothedLoad:
-    """Exponential moving averages of the load; lengths None until a request was seen."""
+    """Exponential moving averages of the load; lengths None until a request was seen.
+
+    Raises:
+        PolicyInputError: a number that is not finite.
+    """
 
     rate_rps: float
     mean_input_tokens: float | None
     mean_output_tokens: float | None
+
+    def __post_init__(self) -> None:
+        _check_finite(self, "rate_rps", "mean_input_tokens", "mean_output_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,3 +191,10 @@ class Decision:
     band_index: int | None
     rejected: tuple[RejectedBand, ...]
     memory: ControlMemory
+
+
+def _check_finite(value: object, *names: str) -> None:
+    for name in names:
+        number = getattr(value, name)
+        if number is not None and not math.isfinite(number):
+            raise PolicyInputError(f"{name}={number}: must be finite")

@@ -8,13 +8,17 @@ from policies.constraint import Constraint, Metric, Percentile
 from policies.points import Estimate
 from policies.sla import Sla
 
+MEDIAN = 0.5
+
 
 def is_feasible_when_idle(sla: Sla | None, alone: Mapping[str, Estimate]) -> bool | None:
     """Whether requests that have the engine for themselves meet the latencies of ``sla``.
 
-    ``alone`` has their latencies by the SLA's words, as in ``p95_ttft_ms``. False only where even
-    the fast end of an interval is over a bound; None where no latency is known. Bounds on
-    throughput are ignored, because an idle engine has none.
+    ``alone`` has their latencies by the SLA's words, as in ``p50_ttft_ms``. A mean and any
+    percentile above the median are held against the median: how long the longest requests are,
+    which those depend on, differs from one stretch of traffic to the next. False only where even
+    the fast end of an interval is over a bound; None where nothing says anything. Floors of
+    throughput are not looked at: an idle engine has none.
     """
     if sla is None:
         return None
@@ -30,11 +34,9 @@ def _evidence(
     sla: Sla, alone: Mapping[str, Estimate]
 ) -> Iterator[tuple[Constraint, Estimate | None]]:
     for constraint in sla.per_run:
-        if constraint.percentile is Percentile.MEAN:
-            yield constraint, alone.get(constraint.key)
-        elif constraint.metric.is_latency:
-            percentile = constraint.percentile
-            share = 1.0 if percentile is None else (percentile.percent or 0.0) / 100
+        if constraint.metric.is_latency:
+            percent = constraint.percentile.percent if constraint.percentile else None
+            share = 1.0 if percent is None else percent / 100
             yield constraint, _find_at(alone, constraint.metric, share)
     if (share_met := sla.attainment_bound) is None:
         return
@@ -45,14 +47,14 @@ def _evidence(
 
 
 def _find_at(alone: Mapping[str, Estimate], metric: Metric, share: float) -> Estimate | None:
-    """The latency at the highest known percentile not above ``share``. If it is over a bound, fewer
-    than ``share`` of the requests meet the bound.
+    """The latency at the highest known percentile, up to the median, that ``share`` of the
+    requests includes. Where it is over a bound, fewer than ``share`` of them meet the bound.
     """
     known = [
         alone[key]
         for percentile in Percentile
         if percentile.percent is not None
-        and percentile.percent <= 100 * share
+        and percentile.percent <= 100 * min(share, MEDIAN)
         and (key := f"{percentile}_{metric}") in alone
     ]
     return known[-1] if known else None

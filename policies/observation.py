@@ -17,6 +17,14 @@ from policies.decision import LoadWindow
 from policies.report import flat_metrics
 from policies.sla import Sla
 
+MIN_WINDOW_S = 1e-6
+MAX_WINDOW_S = 1e8
+MAX_COUNT = 10_000_000
+# Farther than any clock here tells; NaN and infinity are beyond it, too.
+MAX_TIME_S = 1e11
+# Times since an epoch, as floats, are no finer than this.
+CLOCK_S = 1e-6
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrafficWindow:
@@ -25,6 +33,15 @@ class TrafficWindow:
     window_s: float
     num_arrived: int
     timings: tuple[RequestTiming, ...]
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it can have happened: a length of time, counts, and times that do not fall."""
+        return (
+            MIN_WINDOW_S <= self.window_s <= MAX_WINDOW_S
+            and 0 <= self.num_arrived <= MAX_COUNT
+            and all(_is_sound(timing) for timing in self.timings)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +63,10 @@ def join_windows(
 ) -> Observation | None:
     """One observation of all ``windows``, the last of which ended ``age_s`` seconds ago.
 
-    None when there is no window: no data is not silence.
+    A window that cannot have happened is refused whole: it would stay in an average. None when
+    there is no other: no data is not silence.
     """
+    windows = [window for window in windows if window.is_sound]
     if not windows:
         return None
     timings = tuple(timing for window in windows for timing in window.timings)
@@ -66,6 +85,15 @@ def join_windows(
         measurement=measurement,
         report=report,
         metrics=flat_metrics(measurement, sla if report is not None else None),
+    )
+
+
+def _is_sound(timing: RequestTiming) -> bool:
+    times = np.array((timing.scheduled_s, *timing.token_s), dtype=np.float64)
+    return (
+        0 <= timing.prompt_tokens <= MAX_COUNT
+        and bool(np.all(np.abs(times) <= MAX_TIME_S))
+        and bool(np.all(np.diff(times) >= -CLOCK_S))
     )
 
 

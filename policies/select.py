@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from policies.constraint import Constraint, Op
@@ -147,7 +147,7 @@ def low_threshold_warning(point: OperatingPoint, points: Sequence[OperatingPoint
     twins = [
         p
         for p in points
-        if (p.settings.plan, p.settings.caps) == (settings.plan, settings.caps)
+        if replace(p.settings, threshold_tokens=settings.threshold_tokens) == settings
         and not p.runs_full_decodes_in_base
     ]
     if not twins:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import log, print_json, progress_console
+from api.cli.common import end_not_met, fail, log, print_json, progress_console
+from api.cli.engine_options import JsonOption
+from api.cli.grouped import grouped
+from api.cli.groups import JudgedWorkload
 
 if TYPE_CHECKING:
     from engine.spec.measurement import Measurement
@@ -18,64 +22,85 @@ if TYPE_CHECKING:
 LAG_WARNING_MS = 20.0
 
 
-def bench(
-    url: Annotated[str, typer.Option(help="Server to load, as in http://127.0.0.1:8000.")],
-    workload: Annotated[
-        str, typer.Option(help="Workload SPEC, as in poisson:rate=4,input=512,output=64.")
-    ],
-    sla: Annotated[
-        str | None, typer.Option(help="SLA, as in p95_ttft_ms<=500,attainment>=0.99.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals and prompts.")] = 0,
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The server to load, the model to ask it for, and its key."""
+
+    url: Annotated[str, typer.Option(help="Server to load, as in http://127.0.0.1:8000.")]
     model: Annotated[
         str | None, typer.Option(help="Model name; by default the first the server lists.")
-    ] = None,
-    timeout_s: Annotated[
-        float, typer.Option(help="A request without its last token by then is timed out.")
-    ] = 600.0,
-    vocab_size: Annotated[
-        int, typer.Option(min=1, help="Prompt token ids are drawn below this.")
-    ] = 256,
+    ] = None
     api_key: Annotated[
         str | None, typer.Option(envvar="GEARSHIFT_ENGINE_KEY", help="The server's key.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed(JudgedWorkload):
+    """A workload whose prompts are drawn too, and sent to a server."""
+
+    seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals and prompts.")] = 0
+    timeout_s: Annotated[
+        float, typer.Option(help="A request without its last token by then is timed out.")
+    ] = 600.0
+    vocab_size: Annotated[
+        int, typer.Option(min=1, help="Prompt token ids are drawn below this.")
+    ] = 256
+    fail_on_miss: Annotated[
+        bool, typer.Option("--fail-on-miss", help="End with exit code 3 if the SLA is missed.")
+    ] = False
+
+    def read_bounds(self) -> Sla | None:
+        """The SLA, which must be there if it may not be missed. Ends on a mistake."""
+        sla = self.read_sla()
+        if self.fail_on_miss and sla is None:
+            fail("--fail-on-miss: there is nothing to miss; add --sla, as in p95_ttft_ms<=500")
+        return sla
+
+
+@grouped(help_order="url workload sla seed model timeout_s vocab_size api_key fail_on_miss")
+def bench(server: Target, replayed: Replayed, as_json: JsonOption = False) -> None:
     """Replay a workload against an OpenAI-compatible server and judge it by an SLA.
 
     A workload is a trace or a process with options, among them seconds=, scale=, max_input= and
-    max_output=; what they cut is printed on stderr.
+    max_output=; what they cut is printed on stderr. Requests that got fewer tokens than they asked
+    for are told, and judged by the SLA as they came.
     """
     from api.clients.http_target import HttpTarget, get_served_model
+    from policies.attainment import judge
     from policies.report import measurement_json
-    from policies.sla import Sla
     from tuner.load.driver import run_load
-    from tuner.workload.parse import parse_workload
 
-    constraints = Sla.parse(sla) if sla else None
-    load = parse_workload(workload, seed=seed)
+    constraints = replayed.read_bounds()
+    load = replayed.read_workload()
     for cut in load.source.cuts:
         log(f"workload: {cut}")
-    served = get_served_model(url, api_key=api_key)
+    served = get_served_model(server.url, api_key=server.api_key)
     _warn_about_lengths(load, served.max_model_len)
     with (
-        HttpTarget(url, model or served.name, api_key=api_key) as target,
+        HttpTarget(server.url, server.model or served.name, api_key=server.api_key) as target,
         _Progress(len(load)) as show,
     ):
         measurement = run_load(
             load,
             target,
-            seed=seed,
-            timeout_s=timeout_s,
-            vocab_size=vocab_size,
+            seed=replayed.seed,
+            timeout_s=replayed.timeout_s,
+            vocab_size=replayed.vocab_size,
             on_progress=show,
         )
+        num_wrong_usages = target.num_wrong_usages
     _warn_about_lag(measurement)
-    document = measurement_json(measurement, constraints)
+    short = _short_outputs(load, measurement)
+    _warn_about_answers(short, num_wrong_usages)
+    document = {**measurement_json(measurement, constraints), "short_outputs": short}
     if as_json:
         print_json(document)
     else:
         _print_tables(document, measurement, constraints)
+    is_missed = constraints is not None and not judge(constraints, measurement).is_met
+    if replayed.fail_on_miss and is_missed:
+        end_not_met()
 
 
 class _Progress:
@@ -122,6 +147,30 @@ def _warn_about_lag(measurement: Measurement) -> None:
         log(
             f"warning: this driver itself sent late (p99 {lag.p99:.1f} ms, mean {lag.mean:.1f} ms);"
             " the load was not quite the one asked for"
+        )
+
+
+def _short_outputs(load: Workload, measurement: Measurement) -> dict[str, float]:
+    """How many completed requests got fewer tokens than they asked for, and their share."""
+    from engine.spec.measurement import Outcome
+
+    pairs = zip(load.arrivals, measurement.timings, strict=False)  # a closed loop may end early
+    done = [(a, t) for a, t in pairs if t.outcome is Outcome.COMPLETED]
+    count = sum(timing.output_tokens < arrival.output_tokens for arrival, timing in done)
+    return {"requests": count, "share": count / len(done) if done else 0.0}
+
+
+def _warn_about_answers(short: dict[str, float], num_wrong_usages: int) -> None:
+    if short["requests"]:
+        log(
+            f"warning: {short['requests']} completed requests ({short['share']:.1%}) got fewer "
+            "tokens than they asked for: does the server know ignore_eos, and has it a limit of "
+            "its own? Their latencies are judged as they came"
+        )
+    if num_wrong_usages:
+        log(
+            f"warning: {num_wrong_usages} answers say that they used 0 tokens while some came; "
+            "those that came are counted, one per chunk"
         )
 
 

@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 
 EXIT_MISTAKE = 2
+# The command did its work, and the answer is that the SLA is not met.
+EXIT_NOT_MET = 3
 # The root of each package's error tree (STYLE rule 14).
 ERROR_ROOTS = (
     ("engine.spec.errors", "EngineError"),
@@ -31,6 +33,11 @@ def fail(message: str) -> NoReturn:
     line = " ".join(message.split())
     typer.echo(f"error: {line}", err=True)
     sys.exit(EXIT_MISTAKE)
+
+
+def end_not_met() -> NoReturn:
+    """Leave with exit code 3, by which a script can tell an SLA that is not met from a mistake."""
+    sys.exit(EXIT_NOT_MET)
 
 
 def log(message: str) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from importlib import import_module
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
 
-from api.cli.common import domain_errors
+from api.cli.common import domain_errors, fail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,20 +143,37 @@ def _register(parent: typer.Typer, name: str, ref: CommandRef) -> None:
 
 def _run(ref: CommandRef, ctx: typer.Context) -> None:
     """Import the command and run it with the stub's arguments."""
-    from api.web.logs import configure_logs
-
-    configure_logs("info")
     function = getattr(import_module(f"api.cli.{ref.module}"), ref.function)
     command = typer.Typer(add_completion=False)
-    command.command(help=ref.help if not function.__doc__ else None)(function)
+    command.command(help=ref.help if not function.__doc__ else None)(_with_logs(function))
     with domain_errors():
-        code: Any = command(args=ctx.args, prog_name=ctx.command_path, standalone_mode=False)
+        try:
+            code: Any = command(args=ctx.args, prog_name=ctx.command_path, standalone_mode=False)
+        except typer.TyperException as error:
+            if not hasattr(error, "format_message"):  # an exit, not a mistake
+                raise
+            fail(f"{error.format_message()} See {ctx.command_path} --help")
     if isinstance(code, int) and code:
         raise typer.Exit(code)
 
 
+def _with_logs(function: Callable[..., None]) -> Callable[..., None]:
+    """The command with logs configured once it runs: its help is quicker without."""
+
+    @wraps(function)
+    def run(**options: Any) -> None:
+        from api.web.logs import configure_logs
+
+        configure_logs("info")
+        function(**options)
+
+    return run
+
+
 def _print_version(is_asked: bool) -> None:
     if is_asked:
+        from importlib.metadata import version
+
         typer.echo(version("gearshift"))
         raise typer.Exit
 

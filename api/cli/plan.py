@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import fail, log, print_json, progress_console
-from api.cli.engine_options import BackendOption, JsonOption, ModelNameOption, WideDTypeOption
+from api.cli.common import end_not_met, log, print_json, progress_console
+from api.cli.engine_options import ModelNameOption
+from api.cli.grouped import grouped
+from api.cli.groups import Described, Output, WorkloadOptions
 from engine.spec.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,72 +26,70 @@ SHOWN_FEASIBLE = 12
 SHOWN_FAILING = 24
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlannedWorkload(WorkloadOptions):
+    """A workload, and the SLA that plans must meet under it."""
+
+    workload: Annotated[str, typer.Option(help="Workload SPEC, as in azure:PATH,seconds=900.")]
+    sla: Annotated[str, typer.Option(help="SLA, as in p95_ttft_ms<=500,p95_tpot_ms<=50.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """Which plans are judged, and on how much of this machine."""
+
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Most devices a plan may use; by default all.")
+    ] = None
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes to simulate on; by default one per core.")
+    ] = None
+
+
+@grouped(
+    help_order="model hardware workload sla dtype backend devices seed max_model_len block_size "
+    "jobs out"
+)
 def plan(
     model: ModelNameOption,
     hardware: Annotated[str, typer.Option(help="Described hardware, as in 8xh200.")],
-    workload: Annotated[str, typer.Option(help="Workload SPEC, as in azure:PATH,seconds=900.")],
-    sla: Annotated[str, typer.Option(help="SLA, as in p95_ttft_ms<=500,p95_tpot_ms<=50.")],
-    dtype: WideDTypeOption = "auto",
-    backend: BackendOption = None,
-    devices: Annotated[
-        int | None, typer.Option(min=1, help="Most devices a plan may use; by default all.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of a synthetic workload.")] = 0,
-    max_model_len: Annotated[int | None, typer.Option(min=1, help="Context in tokens.")] = None,
-    block_size: Annotated[int, typer.Option(min=1, help="Tokens per KV block.")] = 16,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes to simulate on; by default one per core.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Write the JSON document here.")
-    ] = None,
-    as_json: JsonOption = False,
+    planned: PlannedWorkload,
+    described: Described,
+    judging: Judging,
+    output: Output,
 ) -> None:
     """Judge every plan by simulation, and name the cheapest, the fastest and a balanced one.
 
     Every dp, pp, sp, tp up to the hardware's devices, Shift on and off with the threshold that
     the modes' step times advise, each with a few caps.
     """
-    import json
-
     from policies.sla import Sla
-    from tuner.described.parse import DEFAULT_BACKEND, describe_node
     from tuner.planner.document import plan_json, warnings
     from tuner.planner.planner import make_plan
-    from tuner.workload.parse import parse_workload
 
-    constraints = Sla.parse(sla)
-    node = describe_node(
-        model=model,
-        hardware=hardware,
-        dtype=dtype,
-        backend=backend or DEFAULT_BACKEND,
-        block_size=block_size,
-        max_model_len=max_model_len,
-    )
-    load = parse_workload(workload, seed=seed)
+    constraints = Sla.parse(planned.sla)
+    node = described.node(model, hardware)
+    load = planned.read_workload()
     with _progress() as show:
         report = make_plan(
             node,
             load,
             constraints,
-            seed=seed,
-            num_devices=devices,
-            jobs=jobs,
+            seed=planned.seed,
+            num_devices=judging.devices,
+            jobs=judging.jobs,
             on_progress=show,
         )
     document = plan_json(report, model=model)
     for warning in warnings(report):
         log(f"warning: {warning}")
-    if out is not None:
-        try:
-            out.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
-        except OSError as error:
-            fail(f"cannot write {error.filename}: {error.strerror}")
-    if as_json:
+    output.write(document)
+    if output.as_json:
         print_json(document)
     else:
         _print(report, document)
+    if document["infeasible"] is not None:
+        end_not_met()
 
 
 @contextmanager

@@ -3,39 +3,69 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from api.cli.common import log, print_json
-from api.cli.engine_options import DeviceOption, JsonOption, check_device, read_dtype
+from api.cli.engine_options import (
+    DeviceOption,
+    JsonOption,
+    LinkOption,
+    check_device,
+    read_dtype,
+    read_link,
+)
+from api.cli.grouped import grouped
 
 if TYPE_CHECKING:
+    from tuner.profiling.run import ProfileSpec
     from tuner.step_model.model import StepModel
 
 
-def profile(
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the profile is written.")],
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """What is measured, on which ranks, and for how long."""
+
     model: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR", help="Profile this model's shapes; by default a small random one's."
         ),
-    ] = None,
+    ] = None
     devices: Annotated[
         int, typer.Option(min=1, help="Ranks at work at once, up to one per core or device.")
-    ] = 2,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, ..., or auto.")] = "auto",
-    device: DeviceOption = "cpu",
-    link: Annotated[
-        str | None, typer.Option(help="Emulated link, as in latency_us=20,gbps=100.")
-    ] = None,
-    seconds: Annotated[float, typer.Option(min=1, help="About how long to measure.")] = 40.0,
+    ] = 2
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, ..., or auto.")] = "auto"
+    device: DeviceOption = "cpu"
+    link: LinkOption = None
+    seconds: Annotated[float, typer.Option(min=1, help="About how long to measure.")] = 40.0
     rounds: Annotated[
         int,
         typer.Option(min=1, help="Measure everything so often, where the machine's speed drifts."),
-    ] = 1,
+    ] = 1
+
+    def spec(self, folder: Path) -> ProfileSpec:
+        """The same for the model in ``folder``; ends on a mistake."""
+        from tuner.profiling.run import ProfileSpec
+
+        return ProfileSpec(
+            model_dir=folder,
+            num_ranks=self.devices,
+            dtype=read_dtype(self.dtype, folder),
+            device=check_device(self.device),
+            link=read_link(self.link),
+            seconds=self.seconds,
+            rounds=self.rounds,
+        )
+
+
+@grouped()
+def profile(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the profile is written.")],
+    measuring: Measuring,
     as_json: JsonOption = False,
 ) -> None:
     """Measure operators, collectives and passes on this machine and fit its cost model.
@@ -45,23 +75,14 @@ def profile(
     """
     import json
 
-    from engine.spec.config import LinkEmulation
     from engine.spec.model import ModelConfig
-    from tuner.profiling.run import ProfileSpec, reference_model, run_profile
+    from tuner.profiling.run import reference_model, run_profile
     from tuner.step_model.files import save_cost_model
     from tuner.step_model.fit import fit_step_model
 
     with ExitStack() as stack:
-        folder = model or stack.enter_context(reference_model())
-        spec = ProfileSpec(
-            model_dir=folder,
-            num_ranks=devices,
-            dtype=read_dtype(dtype, folder),
-            device=check_device(device),
-            link=LinkEmulation.parse(link) if link else None,
-            seconds=seconds,
-            rounds=rounds,
-        )
+        folder = measuring.model or stack.enter_context(reference_model())
+        spec = measuring.spec(folder)
         measured = run_profile(spec, on_event=lambda text: log(f"profile: {text}"))
         out.write_text(json.dumps(measured.to_json()))
         step_model = fit_step_model(measured, ModelConfig.from_dir(folder))

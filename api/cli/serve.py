@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-import socket
 from typing import Annotated
 
 import typer
 
 from api.app import create_app
-from api.cli.common import fail, print_json
+from api.cli.common import print_json
+from api.cli.listening import listen
 from api.jobs.supervisor import WorkerSupervisor
 from api.web.auth import ensure_first_key
 from api.web.logs import configure_logs
@@ -33,7 +33,7 @@ def serve(
     settings = ServiceSettings(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
     configure_logs(settings.log_level)
     first_key = _prepare_database(settings)
-    listener = _listen(settings)
+    listener = listen(settings.host, settings.port)
     url = f"http://{settings.host}:{listener.getsockname()[1]}"
     server = Server(create_app(settings))
     worker = WorkerSupervisor(settings) if settings.run_worker else None
@@ -77,18 +77,6 @@ def _prepare_database(settings: ServiceSettings) -> str | None:
     finally:
         database.close()
     return made[0] if made else None
-
-
-def _listen(settings: ServiceSettings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.host, settings.port))
-    except OSError as error:
-        listener.close()
-        fail(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}")
-    return listener
 
 
 def _announce(url: str, first_key: str | None, *, as_json: bool) -> None:

@@ -2,68 +2,88 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import fail, log, print_json
-from api.cli.engine_options import (
-    BackendOption,
-    JsonOption,
-    ModelNameOption,
-    ModeOption,
-    PlanOption,
-    WideDTypeOption,
-    refuse_of_this_machine,
-)
-from api.cli.simulate_cases import Case, Question, described, on_this_machine
-from engine.spec.settings import ModePin
+from api.cli.common import log, print_json
+from api.cli.engine_options import ModelNameOption
+from api.cli.grouped import grouped
+from api.cli.groups import Described, JudgedWorkload, LocalMachine, Output, PinnedPlan, writing
+from api.cli.simulate_cases import Case, NamedCaps, Question, described, on_this_machine
 
 if TYPE_CHECKING:
     from engine.spec.settings import Settings
     from tuner.simulation.simulate import SimulationResult
 
 
-def simulate(
-    model: ModelNameOption,
-    workload: Annotated[
-        str, typer.Option(help="Workload SPEC, as in poisson:rate=4,input=512,output=64.")
-    ],
-    plan: PlanOption = "tp=1",
-    sla: Annotated[
-        str | None, typer.Option(help="SLA, as in p95_ttft_ms<=500,attainment>=0.99.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of a synthetic workload.")] = 0,
-    cost_model: Annotated[
-        str | None,
-        typer.Option(metavar="FILE|ID", help="Cost model; by default this machine's newest."),
-    ] = None,
+@dataclass(frozen=True, kw_only=True)
+class Place(Described):
+    """Where the plan would run: on this machine, if no hardware is described."""
+
     hardware: Annotated[
         str | None, typer.Option(help="Described hardware instead, as in 8xh200.")
-    ] = None,
-    backend: BackendOption = None,
-    mode: ModeOption = ModePin.AUTO,
-    max_num_seqs: Annotated[
-        int | None,
-        typer.Option(min=1, help="Sequences per step; by default the backend's (here 64)."),
-    ] = None,
-    max_num_batched_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Tokens per step; by default the backend's (here 2048)."),
-    ] = None,
-    max_step_ms: Annotated[
-        float | None, typer.Option(help="Chunks are sized so that a mixed step fits this.")
-    ] = None,
-    max_model_len: Annotated[int | None, typer.Option(min=1, help="Context in tokens.")] = None,
-    dtype: WideDTypeOption = "auto",
-    kv_cache_mib: Annotated[
-        int | None, typer.Option(min=1, help="KV cache per rank of this machine; by default 256.")
-    ] = None,
-    block_size: Annotated[int, typer.Option(min=1, help="Tokens per KV block.")] = 16,
-    link: Annotated[
-        str | None, typer.Option(help="Emulated link, as in latency_us=20,gbps=100.")
-    ] = None,
+    ] = None
+
+    def case(self, question: Question, machine: LocalMachine, *, has_intervals: bool) -> Case:
+        """The question there; ends on an option of the other kind of place."""
+        if self.hardware is None:
+            self.refuse_backend("--hardware")
+            return on_this_machine(question, machine, has_intervals=has_intervals)
+        machine.refuse()
+        return described(question, self.hardware, has_intervals=has_intervals)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Documents(Output):
+    """Where the document goes, and what else is made of the run."""
+
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the run: .svg, .png or .html.")
+    ] = None
+    samples: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.jsonl", help="Write one line per step, as a live engine does."),
+    ] = None
+
+    def check(self) -> None:
+        """Raises TunerError where the plot could not be drawn in the end."""
+        if self.plot is not None:
+            from tuner.described.plots import check_plot
+
+            check_plot(self.plot)
+
+    def write_all(
+        self, document: dict[str, Any], result: SimulationResult, settings: Settings
+    ) -> None:
+        """Write the files asked for; end where one cannot be written."""
+        self.write(document)
+        with writing():
+            if self.plot is not None:
+                from tuner.described.document import timelines
+                from tuner.described.plots import plot_timeline
+
+                title = f"{document['model']['name']}, {settings}"
+                plot_timeline(self.plot, *timelines(result), title=title)
+            if self.samples is not None:
+                _write_samples(self.samples, result)
+
+
+@grouped(
+    help_order="model workload plan sla seed cost_model hardware backend mode max_num_seqs "
+    "max_num_batched_tokens max_step_ms max_model_len dtype kv_cache_mib block_size link "
+    "prefix_cache intervals out plot samples"
+)
+def simulate(
+    model: ModelNameOption,
+    judged: JudgedWorkload,
+    plan: PinnedPlan,
+    caps: NamedCaps,
+    place: Place,
+    machine: LocalMachine,
+    documents: Documents,
     prefix_cache: Annotated[
         bool,
         typer.Option(
@@ -74,61 +94,24 @@ def simulate(
     intervals: Annotated[
         bool, typer.Option(help="Also run with steps slower and faster by what they may be off.")
     ] = True,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Write the JSON document here.")
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the run: .svg, .png or .html.")
-    ] = None,
-    samples: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.jsonl", help="Write one line per step, as a live engine does."),
-    ] = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Simulate a plan under a workload with the engine's own scheduler and a cost model."""
-    from engine.spec.plan import parse_plan
-    from policies.sla import Sla
-    from tuner.workload.parse import parse_workload
-
     question = Question(
         model=model,
-        spec=parse_plan(plan),
-        workload=parse_workload(workload, seed=seed),
-        sla=Sla.parse(sla) if sla else None,
-        seed=seed,
-        mode=mode,
-        dtype=dtype,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        max_step_ms=max_step_ms,
-        max_model_len=max_model_len,
-        block_size=block_size,
+        spec=plan.spec,
+        workload=judged.read_workload(),
+        sla=judged.read_sla(),
+        seed=judged.seed,
+        mode=plan.mode,
+        caps=caps,
+        served=place,
         prefix_cache=prefix_cache,
     )
-    if plot is not None:
-        from tuner.described.plots import check_plot
-
-        check_plot(plot)
-    if hardware is None:
-        if backend is not None:
-            fail(f"--backend {backend} is for described hardware: add --hardware, as in 8xh200")
-        case = on_this_machine(question, cost_model, kv_cache_mib, link, has_intervals=intervals)
-    else:
-        refuse_of_this_machine(cost_model=cost_model, link=link, kv_cache_mib=kv_cache_mib)
-        case = described(question, hardware, backend, has_intervals=intervals)
-    _answer(question, case, out=out, plot=plot, samples=samples, as_json=as_json)
+    documents.check()
+    _answer(question, place.case(question, machine, has_intervals=intervals), documents)
 
 
-def _answer(
-    question: Question,
-    case: Case,
-    *,
-    out: Path | None,
-    plot: Path | None,
-    samples: Path | None,
-    as_json: bool,
-) -> None:
+def _answer(question: Question, case: Case, documents: Documents) -> None:
     """Run the case and hand out what came of it."""
     from api.cli.progress import request_progress
     from tuner.described.document import simulation_json, with_interval
@@ -155,42 +138,20 @@ def _answer(
         has_prefix_cache=question.prefix_cache,
         warnings=case.warnings,
     )
-    _write(document, result, case.settings, out=out, plot=plot, samples=samples)
-    if as_json:
+    documents.write_all(document, result, case.settings)
+    if documents.as_json:
         print_json(document)
     else:
         _print(case.settings, document)
 
 
-def _write(
-    document: dict[str, Any],
-    result: SimulationResult,
-    settings: Settings,
-    *,
-    out: Path | None,
-    plot: Path | None,
-    samples: Path | None,
-) -> None:
-    import json
-
+def _write_samples(path: Path, result: SimulationResult) -> None:
     import msgspec
 
     from tuner.simulation.step_samples import step_samples
 
-    try:
-        if out is not None:
-            out.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
-        if plot is not None:
-            from tuner.described.document import timelines
-            from tuner.described.plots import plot_timeline
-
-            title = f"{document['model']['name']}, {settings}"
-            plot_timeline(plot, *timelines(result), title=title)
-        if samples is not None:
-            lines = (msgspec.json.encode(s) for s in step_samples(result.segments, result.spells))
-            samples.write_bytes(b"\n".join(lines) + b"\n")
-    except OSError as error:
-        fail(f"cannot write {error.filename}: {error.strerror}")
+    lines = (msgspec.json.encode(s) for s in step_samples(result.segments, result.spells))
+    path.write_bytes(b"\n".join(lines) + b"\n")
 
 
 def _print(settings: Settings, document: dict[str, Any]) -> None:

@@ -4,11 +4,15 @@ machine's cost model says."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from api.cli.common import log
+from api.cli.engine_options import read_link
+from api.cli.groups import Described, LocalMachine
 from engine.spec.settings import ModePin
 
 if TYPE_CHECKING:
@@ -20,12 +24,39 @@ if TYPE_CHECKING:
     from policies.sla import Sla
     from tuner.described.document import ScaledRun
     from tuner.simulation.simulate import OnProgress, SimulationResult
+    from tuner.step_model.model import StepModel
     from tuner.workload.workload import Workload
 
 MIB = 2**20
 LOCAL_NUM_SEQS = 64
 LOCAL_BATCHED_TOKENS = 2048
 LOCAL_KV_CACHE_MIB = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedCaps:
+    """What a step may hold and take."""
+
+    max_num_seqs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Sequences per step; by default the backend's (here 64)."),
+    ] = None
+    max_num_batched_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens per step; by default the backend's (here 2048)."),
+    ] = None
+    max_step_ms: Annotated[
+        float | None, typer.Option(help="Chunks are sized so that a mixed step fits this.")
+    ] = None
+
+    def over(self, default: Caps) -> Caps:
+        """The caps named, and ``default``'s where none is."""
+        return replace(
+            default,
+            max_num_seqs=self.max_num_seqs or default.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens or default.max_num_batched_tokens,
+            max_step_ms=self.max_step_ms,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +69,19 @@ class Question:
     sla: Sla | None
     seed: int
     mode: ModePin
-    dtype: str
-    max_num_seqs: int | None
-    max_num_batched_tokens: int | None
-    max_step_ms: float | None
-    max_model_len: int | None
-    block_size: int
+    caps: NamedCaps
+    served: Described
     prefix_cache: bool
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per KV block."""
+        return self.served.block_size
+
+    @property
+    def max_model_len(self) -> int | None:
+        """Context in tokens, None for the model's."""
+        return self.served.max_model_len
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -58,18 +95,11 @@ class Question:
 
     def settings(self, timer: StepTimer, default: Caps) -> Settings:
         """With the caps named, else ``default``'s; a threshold not named is advised."""
-        from dataclasses import replace
-
         from engine.spec.plan import DEFAULT_SHIFT_THRESHOLD
         from engine.spec.settings import Settings
         from tuner.search.design import advised_threshold
 
-        caps = replace(
-            default,
-            max_num_seqs=self.max_num_seqs or default.max_num_seqs,
-            max_num_batched_tokens=self.max_num_batched_tokens or default.max_num_batched_tokens,
-            max_step_ms=self.max_step_ms,
-        )
+        caps = self.caps.over(default)
         threshold = self.spec.threshold_tokens
         if threshold is None and self.spec.plan.shift:
             threshold = advised_threshold(timer, caps.max_num_seqs)
@@ -98,22 +128,13 @@ class Case:
     energy: Callable[[SimulationResult], dict[str, Any]] | None = None
 
 
-def described(
-    question: Question, hardware: str, backend: str | None, *, has_intervals: bool
-) -> Case:
+def described(question: Question, hardware: str, *, has_intervals: bool) -> Case:
     """On hardware that is not here, served by a backend."""
     from tuner.described.document import node_json, node_warnings
     from tuner.described.energy import energy_of
-    from tuner.described.parse import DEFAULT_BACKEND, check_served, describe_node
+    from tuner.described.parse import check_served
 
-    node = describe_node(
-        model=question.model,
-        hardware=hardware,
-        dtype=question.dtype,
-        backend=backend or DEFAULT_BACKEND,
-        block_size=question.block_size,
-        max_model_len=question.max_model_len,
-    )
+    node = question.served.node(question.model, hardware)
     check_served(node, question.spec.plan)
     settings = question.settings(node.timer(question.spec.plan), node.backend.default_caps)
     device = node.hardware.device
@@ -139,20 +160,10 @@ def described(
     )
 
 
-def on_this_machine(
-    question: Question,
-    cost_model: str | None,
-    kv_cache_mib: int | None,
-    link: str | None,
-    *,
-    has_intervals: bool,
-) -> Case:
+def on_this_machine(question: Question, machine: LocalMachine, *, has_intervals: bool) -> Case:
     """On this machine, as its cost model knows it."""
-    from engine.spec.config import EngineConfig, LinkEmulation, num_kv_blocks
-    from engine.spec.feasible import check_plan
-    from engine.spec.settings import Caps, Settings
-    from tuner.described.document import model_json
-    from tuner.described.parse import check_context, read_rank_dtype
+    from engine.spec.config import num_kv_blocks
+    from engine.spec.settings import Caps
     from tuner.simulation.simulate import Ranks, SimulatedEngine, ranks_of_one
     from tuner.simulation.simulate import simulate as run_simulation
     from tuner.spec.look_ahead import LookAhead
@@ -161,17 +172,8 @@ def on_this_machine(
     from tuner.work.models import load_model
 
     model, plan = load_model(question.model), question.spec.plan
-    check_plan(plan, model)
-    check_context(question.max_model_len, model, question.model)
-    config = EngineConfig(
-        model_dir=Path(question.model),
-        settings=Settings(plan=plan),
-        dtype=read_rank_dtype(question.dtype, model),
-        block_size=question.block_size,
-        kv_cache_bytes=(LOCAL_KV_CACHE_MIB if kv_cache_mib is None else kv_cache_mib) * MIB,
-        link=LinkEmulation.parse(link) if link else None,
-    )
-    step_model = load_cost_model(cost_model, model, dtype=config.dtype)
+    config = _local_config(question, machine, model)
+    step_model = load_cost_model(machine.cost_model, model, dtype=config.dtype)
     timer = step_model.timer(plan, model, link=config.link, hides_host=True)
     default = Caps(max_num_seqs=LOCAL_NUM_SEQS, max_num_batched_tokens=LOCAL_BATCHED_TOKENS)
     settings = question.settings(timer, default)
@@ -198,19 +200,46 @@ def on_this_machine(
     return Case(
         settings=settings,
         run=run,
-        origin={
-            "model": {"name": question.model, **model_json(model)},
-            "dtype": config.dtype.value,
-            "cost_model": {
-                "id": step_model.id,
-                "machine": str(step_model.machine),
-                "interval": step_model.error.plan_interval,
-            },
-            "memory": _local_memory(config, model, plan),
-        },
+        origin=_local_origin(question, config, model, step_model),
         warnings=(*cuts, *doubts, *question.warnings),
         interval=step_model.error.plan_interval if has_intervals else None,
     )
+
+
+def _local_config(question: Question, machine: LocalMachine, model: ModelConfig) -> EngineConfig:
+    from engine.spec.config import EngineConfig
+    from engine.spec.feasible import check_plan
+    from engine.spec.settings import Settings
+    from tuner.described.parse import check_context, read_rank_dtype
+
+    plan, kv_cache_mib = question.spec.plan, machine.kv_cache_mib
+    check_plan(plan, model)
+    check_context(question.max_model_len, model, question.model)
+    return EngineConfig(
+        model_dir=Path(question.model),
+        settings=Settings(plan=plan),
+        dtype=read_rank_dtype(question.served.dtype, model),
+        block_size=question.block_size,
+        kv_cache_bytes=(LOCAL_KV_CACHE_MIB if kv_cache_mib is None else kv_cache_mib) * MIB,
+        link=read_link(machine.link),
+    )
+
+
+def _local_origin(
+    question: Question, config: EngineConfig, model: ModelConfig, step_model: StepModel
+) -> dict[str, Any]:
+    from tuner.described.document import model_json
+
+    return {
+        "model": {"name": question.model, **model_json(model)},
+        "dtype": config.dtype.value,
+        "cost_model": {
+            "id": step_model.id,
+            "machine": str(step_model.machine),
+            "interval": step_model.error.plan_interval,
+        },
+        "memory": _local_memory(config, model, question.spec.plan),
+    }
 
 
 def _local_memory(config: EngineConfig, model: ModelConfig, plan: ParallelPlan) -> dict[str, Any]:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import fail, log, print_json, progress_console
-from api.cli.engine_options import (
-    BackendOption,
-    DeviceOption,
-    JsonOption,
-    ModelNameOption,
-    WideDTypeOption,
-    check_device,
-    refuse_of_this_machine,
-)
+from api.cli.common import end_not_met, log, print_json, progress_console
+from api.cli.engine_options import DeviceOption, JsonOption, ModelNameOption, check_device
+from api.cli.grouped import grouped
+from api.cli.groups import LocalMachine, Served
 from engine.spec.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,44 +21,72 @@ if TYPE_CHECKING:
 SHOWN_TRIALS = 30
 
 
-def tune(
-    model: ModelNameOption,
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What is looked for, and how far."""
+
     workload: Annotated[
         str, typer.Option(help="Workload SPEC, as in azure:PATH,seconds=120,max_input=2048.")
-    ],
-    sla: Annotated[str, typer.Option(help="SLA, as in p95_ttft_ms<=500,p95_tpot_ms<=50.")],
-    devices: Annotated[int, typer.Option(min=1, help="Most devices (ranks) a plan may use.")] = 2,
-    trials: Annotated[int, typer.Option(min=1, help="Trials, the baseline included.")] = 12,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where the report is written as JSON.")
-    ] = None,
-    hardware: Annotated[
-        str, typer.Option(help="'local', or described hardware to simulate, as in 8xh200.")
-    ] = "local",
+    ]
+    sla: Annotated[str, typer.Option(help="SLA, as in p95_ttft_ms<=500,p95_tpot_ms<=50.")]
+    devices: Annotated[int, typer.Option(min=1, help="Most devices (ranks) a plan may use.")] = 2
+    trials: Annotated[int, typer.Option(min=1, help="Trials, the baseline included.")] = 12
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveTrials:
+    """Which trials run on the real engine, and how."""
+
+    live: Annotated[bool, typer.Option(help="Run trials on the live engine.")] = True
+    probe_requests: Annotated[int, typer.Option(min=1, help="Requests of a live trial.")] = 64
+    probe_paced: Annotated[
+        bool, typer.Option(help="Run the winner on the real engine, paced as described hardware.")
+    ] = False
+    timeout_s: Annotated[float, typer.Option(help="A request is timed out after this.")] = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedMachine(LocalMachine):
+    """This machine as a job finds it: profiled, where no cost model is named."""
+
     cost_model: Annotated[
         str | None,
         typer.Option(metavar="FILE|ID", help="Cost model; without one this machine is profiled."),
-    ] = None,
-    live: Annotated[bool, typer.Option(help="Run trials on the live engine.")] = True,
-    probe_requests: Annotated[int, typer.Option(min=1, help="Requests of a live trial.")] = 64,
-    probe_paced: Annotated[
-        bool, typer.Option(help="Run the winner on the real engine, paced as described hardware.")
-    ] = False,
-    dtype: WideDTypeOption = "auto",
-    backend: BackendOption = None,
-    device: DeviceOption = "cpu",
-    link: Annotated[
-        str | None, typer.Option(help="Emulated link, as in latency_us=20,gbps=100.")
-    ] = None,
-    timeout_s: Annotated[float, typer.Option(help="A request is timed out after this.")] = 60.0,
+    ] = None
+    device: DeviceOption = "cpu"
     kv_cache_mib: Annotated[
         int | None, typer.Option(min=1, help="KV cache per rank (CPU); by default 256.")
-    ] = None,
+    ] = None
     profile_seconds: Annotated[
         float, typer.Option(min=1, help="About how long to profile without a cost model.")
-    ] = 20.0,
-    as_json: JsonOption = False,
+    ] = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Where the report goes."""
+
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the report is written as JSON.")
+    ] = None
+    as_json: JsonOption = False
+
+
+@grouped(
+    help_order="model workload sla devices trials seed out hardware cost_model live "
+    "probe_requests probe_paced dtype backend device link timeout_s kv_cache_mib profile_seconds"
+)
+def tune(
+    model: ModelNameOption,
+    search: Search,
+    trials: LiveTrials,
+    machine: TunedMachine,
+    served: Served,
+    report: Report,
+    hardware: Annotated[
+        str, typer.Option(help="'local', or described hardware to simulate, as in 8xh200.")
+    ] = "local",
 ) -> None:
     """Search plan, shift threshold and caps together, and recommend the cheapest that will do.
 
@@ -72,42 +95,57 @@ def tune(
     """
     import json
 
-    from tuner.described.parse import DEFAULT_BACKEND
-    from tuner.search.spec import DEFAULT_KV_CACHE_MIB, LOCAL
-    from tuner.search.tune import TuningSpec, tune
+    from tuner.search.spec import LOCAL
+    from tuner.search.tune import tune
 
     if hardware != LOCAL:
-        refuse_of_this_machine(cost_model=cost_model, link=link, kv_cache_mib=kv_cache_mib)
-    elif backend is not None:
-        fail(f"--backend {backend} is for described hardware: add --hardware, as in 8xh200")
-    spec = TuningSpec(
-        model_dir=model,
-        num_devices=devices,
-        workload=workload,
-        sla=sla,
-        trials=trials,
-        seed=seed,
-        hardware=hardware,
-        dtype=None if dtype == "auto" else dtype,
-        backend=backend or DEFAULT_BACKEND,
-        device=check_device(device),
-        link=link,
-        is_live=live,
-        probe_requests=probe_requests,
-        probe_paced=probe_paced,
-        timeout_s=timeout_s,
-        kv_cache_mib=DEFAULT_KV_CACHE_MIB if kv_cache_mib is None else kv_cache_mib,
-        profile_seconds=profile_seconds,
-    )
-    with _Progress(trials) as show:
-        report = tune(spec, cost_model=_cost_model(spec, cost_model), on_event=show)
-    document = report.to_json()
-    if out is not None:
-        out.write_text(json.dumps(document, indent=1, allow_nan=False))
-    if as_json:
+        machine.refuse()
+    else:
+        served.refuse_backend("--hardware")
+    spec = _spec(model, hardware, search, trials, machine, served)
+    with _Progress(search.trials) as show:
+        found = tune(spec, cost_model=_cost_model(spec, machine.cost_model), on_event=show)
+    document = found.to_json()
+    if report.out is not None:
+        report.out.write_text(json.dumps(document, indent=1, allow_nan=False))
+    if report.as_json:
         print_json(document)
     else:
-        _print(document, out)
+        _print(document, report.out)
+    if document["recommendation"] is None:
+        end_not_met()
+
+
+def _spec(
+    model: str,
+    hardware: str,
+    search: Search,
+    trials: LiveTrials,
+    machine: TunedMachine,
+    served: Served,
+) -> TuningSpec:
+    from tuner.search.spec import DEFAULT_KV_CACHE_MIB, TuningSpec
+
+    kv_cache_mib = machine.kv_cache_mib
+    return TuningSpec(
+        model_dir=model,
+        num_devices=search.devices,
+        workload=search.workload,
+        sla=search.sla,
+        trials=search.trials,
+        seed=search.seed,
+        hardware=hardware,
+        dtype=None if served.dtype == "auto" else served.dtype,
+        backend=served.backend_name,
+        device=check_device(machine.device),
+        link=machine.link,
+        is_live=trials.live,
+        probe_requests=trials.probe_requests,
+        probe_paced=trials.probe_paced,
+        timeout_s=trials.timeout_s,
+        kv_cache_mib=DEFAULT_KV_CACHE_MIB if kv_cache_mib is None else kv_cache_mib,
+        profile_seconds=machine.profile_seconds,
+    )
 
 
 def _cost_model(spec: TuningSpec, source: str | None) -> dict[str, Any] | None:

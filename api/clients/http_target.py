@@ -53,17 +53,17 @@ def base_url(url: str) -> str:
 
 
 class _Choice(msgspec.Struct):
-    text: str = ""
+    text: str | None = ""
     token_ids: list[int] | None = None
     finish_reason: str | None = None
 
 
 class _Usage(msgspec.Struct):
-    completion_tokens: int = 0
+    completion_tokens: int | None = None
 
 
 class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = []
+    choices: list[_Choice] | None = None
     usage: _Usage | None = None
     error: Any = None
 
@@ -85,12 +85,17 @@ class _Received:
                 self.error = _error_text(chunk.error)
             if chunk.usage is not None:
                 self.usage_tokens = chunk.usage.completion_tokens
-            for choice in chunk.choices:
+            for choice in chunk.choices or ():
                 tokens += _num_tokens(choice)
                 self.is_finished |= choice.finish_reason is not None
         if tokens:
             self.at_s.append(now_s)
             self.counts.append(tokens)
+
+    @property
+    def has_wrong_usage(self) -> bool:
+        """Whether the server says that there were no tokens, while some came."""
+        return self.usage_tokens == 0 and sum(self.counts) > 0
 
     def stamps(self) -> Iterator[float]:
         """One stamp per token: a read's gap is divided among its tokens."""
@@ -103,7 +108,7 @@ class _Received:
     def _true_counts(self) -> list[int]:
         """Counts that add up to the usage the server reports, where it reports one."""
         total, seen = self.usage_tokens, sum(self.counts)
-        if total is None or total == seen or not seen:
+        if total is None or total == seen or not seen or self.has_wrong_usage:
             return self.counts
         # A server without token ids in its chunks: share its total out evenly over them.
         reads = len(self.counts)
@@ -114,13 +119,15 @@ class _Received:
 class HttpTarget:
     """Streams completions of token-id prompts; one thread runs all connections.
 
-    Stamps are the times at which bytes arrive here. Use as a context manager or call
-    :meth:`close`. Implements ``tuner.load.targets.LoadTarget``.
+    Stamps are the times at which bytes arrive here. ``num_wrong_usages`` counts the answers whose
+    usage says 0 tokens while some came; those that came are taken for the truth. Use as a context
+    manager or call :meth:`close`. Implements ``tuner.load.targets.LoadTarget``.
     """
 
     def __init__(self, url: str, model: str, *, api_key: str | None = None) -> None:
         self._url = f"{base_url(url)}/completions"
         self._model = model
+        self.num_wrong_usages = 0
         self._tasks: dict[int, asyncio.Task[None]] = {}
         # Made before the first request: loading certificates takes tens of milliseconds. How long
         # to wait for an answer is the driver's decision; it cancels.
@@ -207,6 +214,7 @@ class HttpTarget:
             received.error = received.error or f"{type(error).__name__}: {error}"
         if received.error is None and not received.is_finished:
             received.error = "the stream ended without a finish_reason"
+        self.num_wrong_usages += received.has_wrong_usage
         for stamp in received.stamps():
             on_token(stamp)
         outcome = Outcome.COMPLETED if received.error is None else Outcome.ERRORED
@@ -235,10 +243,11 @@ def _payloads(event: bytes) -> Iterator[bytes]:
 
 
 def _num_tokens(choice: _Choice) -> int:
-    """Tokens of one chunk: its ids where the server sends them, else one unless it only ends."""
+    """Tokens of one chunk: its ids where the server sends them, else one unless it only ends or
+    holds no text at all (null)."""
     if choice.token_ids is not None:
         return len(choice.token_ids)
-    return int(bool(choice.text) or choice.finish_reason is None)
+    return int(choice.text is not None and (bool(choice.text) or choice.finish_reason is None))
 
 
 def _error_text(error: Any) -> str:

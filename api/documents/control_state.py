@@ -11,6 +11,7 @@ from engine.spec.measurement import Fidelity, Outcome, RequestTiming
 from engine.spec.settings import Settings
 from policies.controller import ControlMemory
 from policies.decision import SmoothedLoad
+from policies.errors import PolicyInputError
 from policies.observation import Observation, TrafficWindow, join_windows
 from policies.sla import Sla
 from store.models import Heartbeat
@@ -40,7 +41,10 @@ def memory_to_json(memory: ControlMemory) -> Json:
 
 
 def memory_from_json(document: Mapping[str, Any] | None) -> ControlMemory:
-    """Read what :func:`memory_to_json` wrote; nothing kept is an empty memory."""
+    """Read what :func:`memory_to_json` wrote; nothing kept is an empty memory.
+
+    An average that is not finite is forgotten: no later window would mend it.
+    """
     if not document:
         return ControlMemory()
     commanded, smoothed = document["commanded"], document["smoothed"]
@@ -48,10 +52,19 @@ def memory_from_json(document: Mapping[str, Any] | None) -> ControlMemory:
         load_band=document["load_band"],
         band_index=document["band_index"],
         commanded=None if commanded is None else Settings.from_json(commanded),
-        smoothed=None if smoothed is None else SmoothedLoad(**smoothed),
+        smoothed=_read_smoothed(smoothed),
         changed_s=document["changed_s"],
         misses=document["misses"],
     )
+
+
+def _read_smoothed(document: Mapping[str, Any] | None) -> SmoothedLoad | None:
+    if document is None:
+        return None
+    try:
+        return SmoothedLoad(**document)
+    except PolicyInputError:
+        return None
 
 
 def _timings(beat: Heartbeat) -> list[RequestTiming]:

@@ -14,7 +14,8 @@ from typing import Any
 from engine.policy.document import KnobClass, check_envelope, classify, merge_patch
 from engine.spec.errors import PolicyError
 from engine.spec.feasible import check_plan
-from engine.spec.model import ModelConfig, RopeScaling
+from engine.spec.model import ModelConfig
+from engine.spec.rope import RopeKind, RopeScaling
 from engine.spec.settings import Caps, Settings
 from policies.sla import Sla
 from store.audit import hash_document
@@ -24,6 +25,17 @@ SCHEMA = "policy/v1"
 ENGINE_PART = ("plan", "shift", "caps", "scheduler", "mode")
 RESHAPE_GUARDS = ("min_interval_s", "max_reshapes_per_h")
 GUARDS = ("max_gpus", *RESHAPE_GUARDS)
+MODEL_SIZES = (
+    "num_layers",
+    "hidden_size",
+    "ffn_size",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "vocab_size",
+    "max_positions",
+)
+MAX_SIZE = 2**31 - 1
 DEFAULT_GUARDS: Json = {"max_gpus": None, "min_interval_s": 60, "max_reshapes_per_h": 4}
 # Fields that the service writes itself; a patch may name one only with the value it has.
 FIXED = ("schema", "engine", "provenance")
@@ -168,8 +180,28 @@ def model_from_json(document: Json) -> ModelConfig:
     return ModelConfig(
         **{
             **document,
-            "rope_scaling": RopeScaling(**scaling) if scaling else None,
+            "rope_scaling": _rope_from_json(scaling) if scaling else None,
             "eos_token_ids": tuple(document.get("eos_token_ids") or ()),
+        }
+    )
+
+
+def check_model(document: Json) -> None:
+    """Raises ValueError or TypeError for a model's shape that no model has."""
+    model_from_json(document)
+    for name in MODEL_SIZES:
+        value = document.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
+            raise ValueError(f"{name}={value!r}: must be a whole number from 1 to {MAX_SIZE}")
+
+
+def _rope_from_json(document: Json) -> RopeScaling:
+    return RopeScaling(
+        **{
+            **document,
+            "kind": RopeKind(document.get("kind", RopeKind.LLAMA3)),
+            "short_factors": tuple(document.get("short_factors") or ()),
+            "long_factors": tuple(document.get("long_factors") or ()),
         }
     )
 

@@ -17,7 +17,7 @@ def recommended_settings(document: Json) -> Settings:
 
 def predicted_for(recommendation: Json, settings: Settings) -> Json | None:
     """What a recommendation predicts, where an engine is to run just what it recommends."""
-    if not recommendation or recommended_settings(recommendation) != settings:
+    if recommendation.get("settings") != settings.to_json():
         return None
     return {
         "fidelity": recommendation.get("fidelity"),

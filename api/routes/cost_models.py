@@ -20,6 +20,7 @@ router = APIRouter(prefix="/v1/cost-models", tags=["cost models"])
 Context = Annotated[AppContext, Depends(get_context)]
 Reader = Annotated[Caller, require(Scope.READ)]
 Tuner = Annotated[Caller, require(Scope.TUNE)]
+MAX_FINGERPRINT = 120
 
 
 @router.post("", status_code=201, operation_id="create_cost_model", response_model=CostModelView)
@@ -63,11 +64,12 @@ def get(cost_model_id: str, context: Context, _: Reader) -> CostModelView:
 
 def _fingerprint(body: CostModelCreate) -> str:
     fingerprint = body.document.get("fingerprint")
-    if not isinstance(fingerprint, str) or not fingerprint:
+    if not isinstance(fingerprint, str) or not 0 < len(fingerprint) <= MAX_FINGERPRINT:
+        detail = f"a text of 1 to {MAX_FINGERPRINT} characters is required"
         raise ApiError(
             422,
             "invalid_request",
             "this is no step model",
-            errors=[FieldError(pointer="/document/fingerprint", detail="a text is required")],
+            errors=[FieldError(pointer="/document/fingerprint", detail=detail)],
         )
     return fingerprint

@@ -6,11 +6,11 @@ import asyncio
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from api.schemas.access import Scope
-from api.schemas.base import Json
+from api.schemas.plain import MAX_COLUMN, PlainJson
 from api.schemas.serving import (
     Acknowledge,
     ChangeSet,
@@ -42,7 +42,7 @@ async def get(
     context: Context,
     _: Reader,
     wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0.0,
-    after_version: Annotated[int | None, Query(ge=0)] = None,
+    after_version: Annotated[int | None, Query(ge=0, le=MAX_COLUMN)] = None,
 ) -> PolicyView | Response:
     """The policy asked for and in force; with ``after_version`` wait for another version."""
     found = await _wait_for(context, engine_id, after_version, time.monotonic() + wait_s)
@@ -59,7 +59,7 @@ def patch(
     context: Context,
     caller: Applier,
     body: Annotated[
-        Json,
+        PlainJson,
         Body(
             media_type="application/merge-patch+json",
             description=(
@@ -107,7 +107,11 @@ def versions(
 
 @router.post("/policy/versions/{version}:acknowledge", operation_id="acknowledge_policy_version")
 def acknowledge(
-    engine_id: str, version: int, body: Acknowledge, context: Context, caller: Applier
+    engine_id: str,
+    version: Annotated[int, Path(ge=1, le=MAX_COLUMN)],
+    body: Acknowledge,
+    context: Context,
+    caller: Applier,
 ) -> PolicyView:
     """What the engine did about a version."""
     with context.database.begin() as uow:

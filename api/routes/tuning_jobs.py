@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from api.schemas.access import Scope
 from api.schemas.base import Json
+from api.schemas.plain import MAX_COLUMN
 from api.schemas.tuning import TrialView, TuningJobCreate, TuningJobView
 from api.services import jobs
 from api.web import sse
@@ -119,7 +120,9 @@ def events(
     job_id: str,
     context: Context,
     _: Reader,
-    last_event_id: Annotated[int, Header(ge=0, description="Resume after this event")] = 0,
+    last_event_id: Annotated[
+        int, Header(ge=0, le=MAX_COLUMN, description="Resume after this event")
+    ] = 0,
 ) -> StreamingResponse:
     """Progress as server-sent events."""
     with context.database.read() as uow:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from api.schemas.plain import check_plain
 
 Json = dict[str, Any]
 
 
 class Body(BaseModel):
-    """A request body: an unknown field is an error, never ignored."""
+    """A request body: an unknown field is an error, never ignored, and so is what cannot be kept
+    (:mod:`api.schemas.plain`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _is_plain(cls, value: Any) -> Any:
+        # Numbers in typed lists are bounded by their type, and there may be millions of them.
+        is_typed = isinstance(value, list) and value and isinstance(value[0], int | float | Body)
+        return value if is_typed else check_plain(value)
 
 
 class View(BaseModel):

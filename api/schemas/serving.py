@@ -5,13 +5,28 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from api.schemas.base import Body, Json, View
+from api.schemas.plain import (
+    MAX_ARRIVED,
+    MAX_COLUMN,
+    MAX_JSON_INT,
+    MAX_SECONDS,
+    MIN_WINDOW_S,
+    Count,
+    DeviceIndex,
+    Milliseconds,
+    Seconds,
+    Tokens,
+    Version,
+    check_rising,
+)
 from engine.policy.document import KnobClass
 from engine.spec.measurement import Outcome
 from engine.spec.plan import Mode
 from store.models import AckState
+from tuner.hardware.device import MAX_DEVICES
 
 # One heartbeat holds about a second of traffic.
 MAX_REQUESTS = 20_000
@@ -19,6 +34,7 @@ MAX_REQUESTS = 20_000
 
 DEVICES = Field(
     default=None,
+    max_length=MAX_DEVICES,
     description="Devices it holds, by index; null: as many as its ranks; empty: none (paced)",
 )
 
@@ -30,7 +46,7 @@ class EngineRegister(Body):
     model_name: str = Field(max_length=200)
     public_url: str | None = Field(default=None, max_length=300)
     host: str = Field(max_length=200)
-    devices: list[int] | None = DEVICES
+    devices: list[DeviceIndex] | None = DEVICES
     model: Json = Field(description="Shape of the model (engine ModelConfig)")
     envelope: Json = Field(description="Caps it was started with, the most they may be raised to")
     capabilities: list[Json]
@@ -40,9 +56,11 @@ class EngineRegister(Body):
 class RequestTimingIn(Body):
     """One finished request, exact: milliseconds since it was scheduled."""
 
-    age_ms: float = Field(ge=0, description="How long before this heartbeat it was scheduled")
-    token_ms: list[float] = Field(description="When each output token was produced")
-    input_tokens: int = Field(ge=0)
+    age_ms: Milliseconds = Field(description="How long before this heartbeat it was scheduled")
+    token_ms: Annotated[list[Milliseconds], AfterValidator(check_rising)] = Field(
+        description="When each output token was produced"
+    )
+    input_tokens: Tokens
     outcome: Outcome = Outcome.COMPLETED
 
 
@@ -50,20 +68,22 @@ class StepAggregate(Body):
     """Steps of one mode and token-count class in the window."""
 
     mode: Mode
-    tokens_up_to: int = Field(ge=1, description="Batched tokens per step, power-of-two class")
-    steps: int = Field(ge=1)
-    seconds: float = Field(ge=0)
-    tokens: int = Field(ge=0)
+    tokens_up_to: int = Field(
+        ge=1, le=MAX_JSON_INT, description="Batched tokens per step, power-of-two class"
+    )
+    steps: int = Field(ge=1, le=MAX_JSON_INT)
+    seconds: Seconds
+    tokens: Count
 
 
 class HeartbeatIn(Body):
     """What an engine saw since its last heartbeat."""
 
-    window_s: float = Field(gt=0)
-    arrived: int = Field(ge=0, description="Requests that arrived in the window")
-    policy_version: int = Field(ge=0)
+    window_s: float = Field(ge=MIN_WINDOW_S, le=MAX_SECONDS)
+    arrived: int = Field(ge=0, le=MAX_ARRIVED, description="Requests that arrived in the window")
+    policy_version: Version
     policy: Json = Field(description="The engine's part of the policy in force")
-    devices: list[int] | None = DEVICES
+    devices: list[DeviceIndex] | None = DEVICES
     stats: Json
     requests: Annotated[list[RequestTimingIn], Field(max_length=MAX_REQUESTS)]
     steps: list[StepAggregate]
@@ -81,8 +101,8 @@ class Acknowledge(Body):
     result: Literal["applied", "refused"]
     message: str = Field(default="", max_length=4000)
     changes: dict[str, KnobClass] = Field(default_factory=dict, description="Knob class per change")
-    seconds: float | None = Field(default=None, ge=0)
-    lost_requests: int = Field(default=0, ge=0, description="Requests the change ended in error")
+    seconds: Seconds | None = None
+    lost_requests: Count = Field(default=0, description="Requests the change ended in error")
     policy: Json = Field(description="The engine's part of the policy now in force")
 
 
@@ -153,7 +173,7 @@ class PolicyVersionView(View):
 class RollbackRequest(Body):
     """Go back to an earlier version; without ``version`` to the one applied before this."""
 
-    version: int | None = Field(default=None, ge=1)
+    version: int | None = Field(default=None, ge=1, le=MAX_COLUMN)
     reason: str = Field(default="rollback", max_length=500)
 
 

@@ -10,6 +10,8 @@ from pydantic import ConfigDict, Field
 
 from api.schemas.base import Body, Json, View
 from store.models import JobState
+from tuner.hardware.device import MAX_DEVICES
+from tuner.search.spec import MAX_SEED
 
 
 class OnBusy(StrEnum):
@@ -39,11 +41,11 @@ class TuningJobCreate(Body):
     )
 
     model_dir: str = Field(description="Model folder, as the worker sees it")
-    num_devices: int = Field(ge=1, description="Most devices a plan may use")
+    num_devices: int = Field(ge=1, le=MAX_DEVICES, description="Most devices a plan may use")
     workload: str = Field(description="Workload SPEC, as on the command line")
     sla: str = Field(description="p95_ttft_ms<=500,... in any accepted spelling")
     trials: int = Field(default=20, ge=1, le=1000)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     hardware: str = Field(default="local", description="'local', or simulated hardware by name")
     dtype: str | None = Field(default=None, description="Number format, else the checkpoint's")
     cost_model_id: str | None = Field(default=None, description="Use this step model")

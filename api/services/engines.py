@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from api.documents.policy import model_from_json, settings_in
+from api.documents.policy import check_model, settings_in
 from api.schemas.serving import EngineRegister, EngineView, HeartbeatIn
 from api.services import policies
 from api.services.audit import record
 from api.web.auth import Caller
 from api.web.errors import ApiError, FieldError
 from api.web.settings import ServiceSettings, num_devices
-from engine.spec.settings import Caps, Settings
+from engine.spec.errors import EngineError, PolicyError
+from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Settings
 from store import UnitOfWork
 from store.models import EngineRow
 from store.models.base import utc_now
+from tuner.hardware.device import MAX_DEVICES
 
 
 def view(row: EngineRow, settings: ServiceSettings) -> EngineView:
@@ -36,7 +39,8 @@ def register(
     Raises:
         ApiError: 422, a model, envelope or policy that cannot be read.
     """
-    plan = Settings.from_json(body.policy).plan
+    in_force = Settings.from_json(body.policy)
+    _bounded(in_force.plan)
     _check_readable(body)
     row = uow.engines.find_by_name(body.name)
     is_new = row is None
@@ -44,17 +48,17 @@ def register(
         row = EngineRow(name=body.name)
     row.model_name, row.public_url, row.host = body.model_name, body.public_url, body.host
     row.model, row.envelope = body.model, body.envelope
-    row.capabilities, row.effective_policy = body.capabilities, body.policy
+    row.capabilities, row.effective_policy = body.capabilities, in_force.to_json()
     row.last_heartbeat_at = utc_now()
     if is_new:
         uow.engines.add(row)
-        policies.adopt(uow, row, body.policy, caller, reason="registration")
+        policies.adopt(uow, row, in_force, caller, reason="registration")
     else:
         row.registered_at = utc_now()
         # A restarted process runs its command line's policy, whatever it ran before.
         row.applied_version = 0
-    record(uow, caller, "engine.register", f"engines/{row.id}", reason=str(plan))
-    _lease(uow, row, plan.world_size, body.devices, settings)
+    record(uow, caller, "engine.register", f"engines/{row.id}", reason=str(in_force.plan))
+    _lease(uow, row, in_force.plan.world_size, body.devices, settings)
     return row
 
 
@@ -66,7 +70,9 @@ def heartbeat(
 ) -> EngineRow:
     """Keep one window of exact samples."""
     row = uow.engines.get(engine_id)
-    row.effective_policy = body.policy
+    in_force = settings_in(body.policy)
+    _bounded(in_force.plan)
+    row.effective_policy = in_force.to_json()
     uow.engines.add_heartbeat(
         engine_id,
         window_s=body.window_s,
@@ -75,7 +81,7 @@ def heartbeat(
         requests=[request.model_dump(mode="json") for request in body.requests],
         steps=[step.model_dump(mode="json") for step in body.steps],
     )
-    _lease(uow, row, settings_in(body.policy).plan.world_size, body.devices, settings)
+    _lease(uow, row, in_force.plan.world_size, body.devices, settings)
     return row
 
 
@@ -87,14 +93,21 @@ def deregister(uow: UnitOfWork, engine_id: str, *, caller: Caller) -> None:
     record(uow, caller, "engine.deregister", f"engines/{row.id}", reason="the engine ended")
 
 
+def _bounded(plan: ParallelPlan) -> ParallelPlan:
+    """Raises PolicyError for a plan of more ranks than there are devices anywhere."""
+    if plan.world_size > MAX_DEVICES:
+        raise PolicyError(f"/policy/plan: {plan} has more than {MAX_DEVICES} ranks")
+    return plan
+
+
 def _check_readable(body: EngineRegister) -> None:
     for pointer, read in (
-        ("/envelope", lambda: Caps(**body.envelope)),
-        ("/model", lambda: model_from_json(body.model) if body.model else None),
+        ("/envelope", lambda: Settings.from_json({"caps": body.envelope})),
+        ("/model", lambda: check_model(body.model) if body.model else None),
     ):
         try:
             read()
-        except (TypeError, ValueError) as error:
+        except (EngineError, TypeError, ValueError) as error:
             raise ApiError(
                 422,
                 "invalid_request",

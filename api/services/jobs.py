@@ -17,8 +17,10 @@ from policies.sla import Sla
 from store import ConflictError, UnitOfWork
 from store.models import JobState, TuningJob
 from store.models.base import Json, utc_now
+from tuner.hardware import parse_hardware
+from tuner.search.spec import LOCAL
 from tuner.spec.errors import TunerError
-from tuner.workload.parse import parse_workload
+from tuner.workload.parse import check_workload
 
 
 def create(uow: UnitOfWork, body: TuningJobCreate, *, caller: Caller) -> TuningJob:
@@ -111,21 +113,33 @@ def report(uow: UnitOfWork, job_id: str) -> Json:
 
 
 def _check(body: TuningJobCreate) -> None:
-    """Find what would make the job fail at once, while the caller still listens."""
+    """Find what would make the job fail at once, while the caller still listens.
+
+    Nothing is built here: a workload is drawn or read in the job's own process.
+    """
     checks: list[tuple[str, Callable[[], object]]] = [
         ("/sla", lambda: Sla.parse(body.sla)),
         ("/model_dir", lambda: ModelConfig.from_dir(Path(body.model_dir))),
-        ("/workload", lambda: parse_workload(body.workload, seed=body.seed)),
+        ("/workload", lambda: check_workload(body.workload)),
+        ("/hardware", lambda: _check_hardware(body.hardware)),
     ]
     errors = [found for pointer, check in checks if (found := _find_error(pointer, check))]
-    if not errors and (found := _find_error("/options", lambda: _read_spec(body))):
+    if not errors and (found := _find_error("/options", lambda: _check_options(body))):
         errors.append(found)
     if errors:
         raise ApiError(422, "invalid_request", "the job could not run", errors=errors)
 
 
-def _read_spec(body: TuningJobCreate) -> object:
-    return tuning_spec(body.model_dump(mode="json"))
+def _check_options(body: TuningJobCreate) -> None:
+    """The whole specification: options may name fields that stand beside them, too."""
+    spec = tuning_spec(body.model_dump(mode="json"))
+    check_workload(spec.workload)
+    _check_hardware(spec.hardware)
+
+
+def _check_hardware(hardware: str) -> None:
+    if hardware != LOCAL:
+        parse_hardware(hardware)
 
 
 def _find_error(pointer: str, check: Callable[[], object]) -> FieldError | None:

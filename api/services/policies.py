@@ -172,7 +172,8 @@ def acknowledge(
     """
     engine = uow.engines.get(engine_id, for_update=True)
     row = uow.policies.get(engine_id, version)
-    engine.effective_policy = body.policy
+    in_force = settings_in(body.policy)
+    engine.effective_policy = in_force.to_json()
     if row.ack_state is AckState.PENDING or body.result == "refused":
         row.ack_state = AckState(body.result)
         row.ack_message = body.message or None
@@ -182,20 +183,19 @@ def acknowledge(
     if body.result == "applied":
         engine.applied_version = version
     elif version == engine.desired_version:
-        adopt(uow, engine, body.policy, caller, reason=f"version {version} was refused")
+        adopt(uow, engine, in_force, caller, reason=f"version {version} was refused")
     return view(engine, current(uow, engine))
 
 
 def adopt(
-    uow: UnitOfWork, engine: EngineRow, effective: Json, caller: Caller, *, reason: str
+    uow: UnitOfWork, engine: EngineRow, in_force: Settings, caller: Caller, *, reason: str
 ) -> PolicyVersion:
     """Make what the engine runs the requested policy, as a version already applied."""
     before = current(uow, engine).document if engine.desired_version else None
-    settings = settings_in(effective)
     if before is None:
-        document = PolicyDocument(engine=engine.id, settings=settings)
+        document = PolicyDocument(engine=engine.id, settings=in_force)
     else:
-        document = replace(PolicyDocument.from_json(before), settings=settings)
+        document = replace(PolicyDocument.from_json(before), settings=in_force)
     after = document.to_json()
     row = uow.policies.add(
         engine, document=after, origin="adopted", reason=reason, created_by=caller.actor
@@ -203,7 +203,7 @@ def adopt(
     row.ack_state = AckState.APPLIED
     row.acknowledged_at = utc_now()
     engine.applied_version = row.version
-    engine.effective_policy = effective
+    engine.effective_policy = in_force.to_json()
     resource = f"engines/{engine.id}/policy"
     record(uow, caller, "policy.adopted", resource, reason=reason, before=before, after=after)
     return row

@@ -10,7 +10,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.web.errors import as_api_error, problem_response
+from api.web.errors import ApiError, as_api_error, problem_response
 
 TRACE_HEADER = "x-request-id"
 # A caller's id is echoed and stored, so it must be short and plain.
@@ -42,7 +42,13 @@ class RequestContext:
             await send(message)
 
         try:
+            if _has_null(scope):
+                detail = "a path or query holds a null character"
+                raise ApiError(422, "invalid_request", detail)
             await self._app(scope, receive, send_traced)
+        except ApiError as error:
+            response = problem_response(error, trace_id=trace_id, instance=repr(scope["path"]))
+            await response(scope, receive, send_traced)
         except Exception as error:
             self._log.exception("request failed", trace_id=trace_id, path=scope["path"])
             if status:
@@ -61,6 +67,11 @@ class RequestContext:
                 ms=round((time.monotonic() - begin) * 1e3, 1),
                 trace_id=trace_id,
             )
+
+
+def _has_null(scope: Scope) -> bool:
+    """No database keeps such a text, so nothing has a name like that."""
+    return "\0" in scope["path"] or b"%00" in scope["query_string"]
 
 
 def _trace_id(scope: Scope) -> str:

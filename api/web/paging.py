@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request, Response
 
+from api.schemas.plain import MAX_COLUMN, check_plain
 from api.web.errors import ApiError, FieldError
 from store import Page, PageRequest
 
@@ -43,10 +44,11 @@ def _encode(key: str | int) -> str:
 
 def _decode(cursor: str) -> str | int:
     try:
-        key = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        key = check_plain(json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))))
     except (ValueError, binascii.Error):
         key = None
-    if not isinstance(key, str | int) or isinstance(key, bool):
+    is_beyond = isinstance(key, int) and not 0 <= key <= MAX_COLUMN
+    if not isinstance(key, str | int) or isinstance(key, bool) or is_beyond:
         raise ApiError(
             422,
             "invalid_cursor",

@@ -9,7 +9,7 @@ class Stages:
     """Stages of one replica, each of which holds one step at a time.
 
     A stage begins a step when its input is there and its last step is done. ``free_s`` says since
-    when each stage is free, in seconds of the caller's clock; ``has_run``: a step has come through.
+    when each stage is free, in seconds of the caller's clock; ``has_run``: a step was sent.
     """
 
     __slots__ = ("free_s", "has_run")

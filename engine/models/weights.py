@@ -139,10 +139,12 @@ class _ShardReader:
             input_norm=self._norm(name(names.input_norm)),
             qkv=self._qkv(layer),
             qk_norm=self._qk_norm(layer) if self._model.qk_norm else None,
-            o=self._row_parallel(name(names.o), self._model.q_size),
+            o=self._row_parallel(name(names.o), self._model.q_size, has_bias=self._model.o_bias),
             post_norm=self._norm(name(names.post_norm)),
             gate_up=self._gate_up(layer),
-            down=self._row_parallel(name(names.down), self._model.ffn_size),
+            down=self._row_parallel(
+                name(names.down), self._model.ffn_size, has_bias=self._model.mlp_bias
+            ),
         )
 
     def _norm(self, module: str) -> Tensor:
@@ -187,26 +189,34 @@ class _ShardReader:
         block = self._model.ffn_size // self._plan.stage_size
         weight = self._empty(2 * self._plan.sp * block, self._model.hidden_size)
         parts = weight.view(self._plan.sp, 2, block, -1)
+        bias = self._empty(len(weight)) if self._model.mlp_bias else None
+        bias_parts = None if bias is None else bias.view(self._plan.sp, 2, block)
         for i in range(self._plan.sp):
             first = (self._coords.t * self._plan.sp + i) * block
             for part, module in enumerate((self._names.gate, self._names.up)):
                 name = self._names.in_layer(layer, module)
                 rows = range(first, first + block)
                 parts[i, part] = self._checkpoint.read(f"{name}.weight", rows)
+                if bias_parts is not None:
+                    bias_parts[i, part] = self._checkpoint.read(f"{name}.bias", rows)
         mine = self._coords.s * 2 * block
         return ColumnParallelLinear(
-            weight.to(self._device), None, shift_rows=range(mine, mine + 2 * block)
+            weight.to(self._device),
+            None if bias is None else bias.to(self._device),
+            shift_rows=range(mine, mine + 2 * block),
         )
 
-    def _row_parallel(self, module: str, num_columns: int) -> RowParallelLinear:
+    def _row_parallel(self, module: str, num_columns: int, *, has_bias: bool) -> RowParallelLinear:
         base = num_columns // self._plan.tp
         block = base // self._plan.sp
         columns = range(self._coords.t * base, (self._coords.t + 1) * base)
         rows = range(self._model.hidden_size)
         part = self._checkpoint.read(f"{module}.weight", rows, columns)
         mine = self._coords.s * block
+        bias = self._checkpoint.read(f"{module}.bias", rows) if has_bias else None
         return RowParallelLinear(
             part.contiguous().clone().to(self._device),
+            None if bias is None else bias.clone().to(self._device),
             shift_columns=range(mine, mine + block),
             groups=self._groups,
         )
@@ -232,11 +242,10 @@ class _ShardReader:
         """The head's shard; tied to the embedding of the same stage it is a view of it."""
         start = self._coords.shift_index(self._plan) * self._vocab_block
         rows = range(start, start + self._vocab_block)
-        if self._model.tie_embeddings and embedding is not None:
+        if self._checkpoint.is_tied and embedding is not None:
             weight = embedding.shift_view
         else:
-            names, is_tied = self._names, self._model.tie_embeddings
-            weight = self._vocab_rows(names.embedding if is_tied else names.head, rows)
+            weight = self._vocab_rows(self._names.head, rows)
         return VocabParallelHead(
             weight,
             num_valid=len(range(*slice(rows.start, rows.stop).indices(self._model.vocab_size))),

@@ -42,11 +42,20 @@ class ColumnParallelLinear:
 class RowParallelLinear:
     """Input features split, so products are partial sums. ``weight`` [d, columns of the base
     shard]; the shift shard is columns ``shift_columns`` (strided, which BLAS reads as it is).
+    ``bias`` [d] is whole on every rank, and added once to the whole sum.
     """
 
-    def __init__(self, weight: Tensor, *, shift_columns: range, groups: RankGroups) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        shift_columns: range,
+        groups: RankGroups,
+    ) -> None:
         columns = slice(shift_columns.start, shift_columns.stop)
-        self.tensors = [weight]
+        self.tensors = [weight] if bias is None else [weight, bias]
+        self._bias = bias
         self._views: Mapping[Mode, Tensor] = {
             Mode.BASE: weight,
             Mode.SHIFT: weight[:, columns],
@@ -55,9 +64,11 @@ class RowParallelLinear:
 
     def __call__(self, x: Tensor, mode: Mode) -> Tensor:
         """``x[n, columns of the mode's shard]`` -> the whole sum ``[n, d]`` on every rank."""
-        partial = F.linear(x, self._views[mode])
         group = self._groups[mode]
-        return partial if group.size == 1 else group.all_reduce(partial)
+        if group.size == 1:
+            return F.linear(x, self._views[mode], self._bias)
+        total = group.all_reduce(F.linear(x, self._views[mode]))
+        return total if self._bias is None else total + self._bias
 
 
 class VocabParallelEmbedding:

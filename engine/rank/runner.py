@@ -108,7 +108,11 @@ class ModelRunner:
         self._batches = BatchBuilder(
             shape=shape,
             rope=RopeTable(
-                self._model, num_positions=num_positions, dtype=self._dtype, device=self._device
+                self._model,
+                num_positions=num_positions,
+                dtype=self._dtype,
+                device=self._device,
+                context=min(self._model.max_positions, max_blocks_per_seq * block_size),
             ),
             groups=self._groups,
         )
@@ -242,9 +246,9 @@ class ModelRunner:
         rows = prepared.rows
         tokens = sampler.sample(shard, slots=rows.sample_slots, positions=rows.positions)
         if self._groups.num_stages > 1:
-            self._feedback.send(tokens.ids)
+            self._feedback.send(tokens.fed_ids)
         else:
-            self._last_tokens.index_copy_(0, prepared.batch.sample_slots, tokens.ids)
+            self._last_tokens.index_copy_(0, prepared.batch.sample_slots, tokens.fed_ids)
         return HostAnswer.of(tokens, logits) if answers else None
 
     def _first_rows(self, batch: StepBatch) -> Tensor:

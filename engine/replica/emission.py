@@ -13,7 +13,7 @@ from engine.replica.stream import RequestStream
 from engine.replica.telemetry import Telemetry
 from engine.scheduler.scheduler import Scheduler
 from engine.spec.plan import Mode, ParallelPlan
-from engine.spec.request import FinishReason, TokenLogprobs
+from engine.spec.request import NO_FINITE_LOGIT, FinishReason, TokenLogprobs
 from engine.spec.steps import StepResult, StepSample, float32, int32
 
 logger = logging.getLogger(__name__)
@@ -44,8 +44,8 @@ class StepEmitter:
         begun_s = time.monotonic()
         self._stamp_first_steps(finished)
         ended = self._push(finished)
+        ended += self._fail(finished)
         output_s = time.monotonic() - begun_s
-        self._telemetry.generation_tokens += len(finished.outcome.sampled)
         self._telemetry.record_step(self._sample(finished, output_s))
         counts, self._counted = self._scheduler.counts - self._counted, self._scheduler.counts
         self._telemetry.record_counts(counts)
@@ -64,11 +64,13 @@ class StepEmitter:
         reasons = {sequence.request_id: reason for sequence, reason in outcome.finished}
         logits = None if result.logits is None else _rows(result.logits, finished.step.num_sampled)
         ended: list[tuple[str, FinishReason]] = []
+        num_pushed = 0
         for row, (sequence, token_id) in zip(outcome.sampled_rows, outcome.sampled, strict=True):
             request_id = sequence.request_id
             stream = self._streams.get(request_id)
             if stream is None or stream.request is not sequence.request:
-                continue
+                continue  # it was aborted after the step had begun
+            num_pushed += 1
             if logits is not None:
                 stream.logits.append(logits[row])
             wanted = sequence.request.sampling.logprobs
@@ -81,6 +83,33 @@ class StepEmitter:
                 reason = FinishReason.ABORT
             if reason is not None:
                 ended.append((request_id, reason))
+        self._telemetry.generation_tokens += num_pushed
+        return ended
+
+    def _fail(self, finished: FinishedStep) -> list[tuple[str, FinishReason]]:
+        """Tell the callers of sequences that got no token that theirs has ended."""
+        failed = finished.outcome.failed
+        if not failed:
+            return []
+        if not self._telemetry.non_finite_logits:
+            logger.error(
+                "request %s ended with an error: %s. Likely an overflow of the number format "
+                "(try --dtype bfloat16 or float32), or weights of which some are wrong; the same "
+                "is counted from here on and not logged again",
+                failed[0].request_id,
+                NO_FINITE_LOGIT,
+            )
+        self._telemetry.non_finite_logits += len(failed)
+        ended: list[tuple[str, FinishReason]] = []
+        for sequence in failed:
+            stream = self._streams.get(sequence.request_id)
+            if stream is None or stream.request is not sequence.request:
+                continue
+            try:
+                stream.end(FinishReason.ERROR, finished.ended_s, NO_FINITE_LOGIT)
+            except Exception:  # a caller's fault must not end the others' requests
+                logger.exception("request %s: its end could not be handed out", sequence.request_id)
+            ended.append((sequence.request_id, FinishReason.ERROR))
         return ended
 
     def _sample(self, finished: FinishedStep, output_s: float) -> StepSample:

@@ -42,23 +42,34 @@ class Recovery:
         Ranks that cannot start count as failed. Once ``is_stopping``, ``scheduler`` keeps them.
 
         Raises:
-            RankError: ranks failed too often without one finished step; ``scheduler`` keeps all.
+            RankError: ranks failed too often without one finished step. After this and any other
+                error ``scheduler`` has it all.
         """
         sequences = scheduler.release()
+        try:
+            fresh = self._start_again(scheduler.next_step_id, error, is_stopping)
+        except BaseException:
+            scheduler.adopt(sequences, is_in_book=True)
+            raise
+        if fresh is None:
+            scheduler.adopt(sequences, is_in_book=True)  # for whoever stops this replica
+            return
+        if not sequences:  # nobody could have shown progress
+            self._num_in_vain = 0
+        fresh.adopt(sequences, is_in_book=True)
+        fresh.packer.pace.learn_from(scheduler.packer.pace)
+
+    def _start_again(
+        self, first_step_id: int, error: EngineError | OSError, is_stopping: Callable[[], bool]
+    ) -> Scheduler | None:
+        """The scheduler of new ranks, None once ``is_stopping``; RankError after too many."""
         while not is_stopping():
             self._num_in_vain += 1
             if self._num_in_vain > MAX_RESTARTS_WITHOUT_PROGRESS:
-                scheduler.adopt(sequences, is_admitted=True)
                 raise RankError(f"ranks failed {MAX_RESTARTS_WITHOUT_PROGRESS} times: {error}")
             self._telemetry.restarts += 1
             try:
-                fresh = self._start(scheduler.next_step_id)
+                return self._start(first_step_id)
             except (EngineError, OSError) as again:
                 error = again
-                continue
-            if not sequences:  # without work there was no progress to show
-                self._num_in_vain = 0
-            fresh.adopt(sequences, is_admitted=True)
-            fresh.packer.pace.learn_from(scheduler.packer.pace)
-            return
-        scheduler.adopt(sequences, is_admitted=True)  # for whoever stops this replica
+        return None

@@ -169,8 +169,7 @@ class Replica:
         self._thread.join()
         if self._started.exception() is not None:
             return Handover()
-        while self._commands:  # posted between the last step and the end of the thread
-            self._commands.popleft()()
+        self._run_commands()  # posted between the last step and the end of the thread
         streams = self._accepted.take_streams()
         sequences = [s for s in self.scheduler.release() if s.request_id in streams]
         self._load.clear()
@@ -194,6 +193,9 @@ class Replica:
             raise
         finally:
             self._executor.close()
+            if self.failure is not None:
+                # Handed over while the loop gave up and its ranks were ended.
+                self._run_commands()
 
     def _turn(self) -> bool:
         """Submit to idle ranks, hand out the last step's tokens, queue a step, collect the oldest.
@@ -233,13 +235,16 @@ class Replica:
 
     def _take_commands(self) -> None:
         """Run what other threads asked for, and end requests whose deadline has passed."""
-        while self._commands:
-            self._commands.popleft()()
+        self._run_commands()
         for request_id in self._accepted.pop_expired(time.monotonic()):
             self.scheduler.abort(request_id)
             self._accepted.end(request_id, FinishReason.DEADLINE, "its deadline passed")
 
     # -- commands ------------------------------------------------------------------------------
+
+    def _run_commands(self) -> None:
+        while self._commands:
+            self._commands.popleft()()
 
     def _post(self, command: Callable[[], None]) -> None:
         with self._wake:
@@ -268,8 +273,8 @@ class Replica:
         if not self._arrives(request):
             return
         try:
-            with self._wake:  # else a count could see it twice, or not at all
-                self.scheduler.add(request, is_admitted=True)
+            with self._wake:  # nobody may count it twice or not at all on its way
+                self.scheduler.add(request, is_in_book=True)
         except EngineError as error:
             self._load.turn_away(request)
             self._accepted.end(request.request_id, FinishReason.ERROR, str(error))
@@ -277,7 +282,7 @@ class Replica:
     def _adopt(self, sequences: list[Sequence]) -> None:
         arrived = [sequence for sequence in sequences if self._arrives(sequence.request)]
         with self._wake:
-            self.scheduler.adopt(arrived, is_admitted=True)
+            self.scheduler.adopt(arrived, is_in_book=True)
 
     def _arrives(self, request: Request) -> bool:
         """Whether the request goes on to the scheduler; one that ended on its way is struck off."""

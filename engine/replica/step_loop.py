@@ -26,9 +26,9 @@ HOST_DECAY = 0.9
 class Flight:
     """A step in flight: what the host spent on it, and when the ranks began it.
 
-    ``is_queued``: it was sent behind steps that filled the ranks; ``started_s`` is None while it
-    waits for them. ``is_after_pause``: there was nothing to do before it, so no rank waited for the
-    host.
+    ``is_queued``: it was sent behind steps that filled the ranks, and ``started_s`` is None while
+    it waits for them. ``is_after_pause``: there was nothing to do before it, so that nobody waited
+    for the host.
     """
 
     step: ScheduledStep

@@ -26,8 +26,9 @@ class EngineStats:
 
     ``time_share`` gives each part's seconds over all parts' seconds, 0..1. ``step_tokens`` counts
     steps by their tokens, rounded up to a power of two; ``step_tokens_sum`` adds the exact ones.
-    ``exposed_seconds`` is the time of each part that did not run behind a step in flight.
-    ``prefix_queries`` counts tokens looked up in the prefix cache, ``prefix_hits`` those found.
+    ``exposed_seconds`` is what of a part no step in flight covered. ``prefix_queries`` counts
+    tokens looked up in the prefix cache, ``prefix_hits`` those found. ``non_finite_logits`` counts
+    requests that ended because there was no finite logit to choose a token by.
     """
 
     running: int
@@ -53,6 +54,7 @@ class EngineStats:
     regret_seconds: float = 0.0
     prefix_queries: int = 0
     prefix_hits: int = 0
+    non_finite_logits: int = 0
 
     @property
     def bubble_ratio(self) -> float:
@@ -83,6 +85,7 @@ class Telemetry:
     regret_seconds: float = 0.0
     prefix_queries: int = 0
     prefix_hits: int = 0
+    non_finite_logits: int = 0
     samples: deque[StepSample] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
     timings: deque[RequestTiming] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
     _last_mode: Mode | None = None
@@ -157,6 +160,7 @@ def summarise(
         regret_seconds=sum(t.regret_seconds for t in parts),
         prefix_queries=sum(t.prefix_queries for t in parts),
         prefix_hits=sum(t.prefix_hits for t in parts),
+        non_finite_logits=sum(t.non_finite_logits for t in parts),
     )
 
 

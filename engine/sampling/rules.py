@@ -12,8 +12,9 @@ Ties at the border of top-k or top-p stay in, so the kept set does not depend on
 Probability is summed in fixed point (:data:`WEIGHT_SCALE`), which gives the same sum in any
 order: a row is answered alike, to the bit, alone and among others.
 
-Every row has an answer. NaN counts as -inf. In a row with +inf, only those tokens count, as equals.
-A row of nothing but -inf takes token 0.
+Every row has an answer. NaN counts as -inf; of a row with +inf only those tokens count, as equals;
+a row that has nothing but -inf takes token 0. Whether an answer means anything is another question:
+:func:`have_finite` tells the rows that had something to choose from.
 """
 
 from __future__ import annotations
@@ -105,6 +106,27 @@ def largest_ids(logits: Tensor) -> Tensor:
     if logits.device.type == "cpu":
         return torch.from_numpy(best_of_rows(_as_numpy(logits)))
     return without_nan(logits).argmax(dim=-1)
+
+
+def have_finite(logits: Tensor, ids: Tensor) -> Tensor:
+    """Which rows of ``logits[R, V]`` hold a finite value, bool[R]; ``ids`` i8[R] were chosen there.
+
+    On CPU only rows whose chosen logit is not finite are looked through; elsewhere to know which
+    those are would wait for the device, and all of them are.
+    """
+    if logits.device.type != "cpu":
+        return finite_rows(logits)
+    found = logits.gather(1, ids[:, None]).squeeze(1).isfinite()
+    for row in (~found).nonzero().flatten().tolist():
+        found[row] = logits[row].isfinite().any()
+    return found
+
+
+def finite_rows(logits: Tensor) -> Tensor:
+    """Which rows of ``logits[R, V]`` hold a finite value, bool[R], without waiting for a device."""
+    infinite = -torch.inf
+    known = logits.nan_to_num(nan=infinite, posinf=infinite, neginf=infinite)
+    return known.amax(dim=-1) > infinite
 
 
 def without_nan(logits: Tensor) -> Tensor:

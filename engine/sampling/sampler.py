@@ -23,10 +23,16 @@ from engine.kernels.transfer import to_device
 from engine.parallel.mesh import RankGroups
 from engine.sampling.edits import LogitEdits
 from engine.sampling.logprobs import RowLogprobs, row_logprobs
-from engine.sampling.rules import SamplingRows, largest_ids, sample, without_nan
+from engine.sampling.rules import (
+    SamplingRows,
+    have_finite,
+    largest_ids,
+    sample,
+    without_nan,
+)
 from engine.sampling.rules_numpy import RowSampler
 from engine.sampling.table import SamplingTable
-from engine.spec.steps import Int32Array, SlotStart
+from engine.spec.steps import NO_TOKEN, Int32Array, SlotStart
 
 Flags = npt.NDArray[np.bool_]
 
@@ -36,7 +42,8 @@ CPU_ROWS_AT_ONCE = 2
 
 @dataclass(frozen=True, kw_only=True)
 class SampledTokens:
-    """``ids`` i8[R] on every rank of the stage, on its device.
+    """``ids`` i8[R] on every rank of the stage, on its device; ``NO_TOKEN`` where the model's
+    logits hold no finite value.
 
     ``num_logprobs`` = K is -1 unless a row of the step asked for log probabilities. The arrays,
     then, are on the device of the group's first rank (at least): ``logprob_ids`` i4[R, 1+K] the
@@ -49,6 +56,11 @@ class SampledTokens:
     logprob_ids: Tensor | None = None
     logprobs: Tensor | None = None
     logprob_ranks: Tensor | None = None
+
+    @property
+    def fed_ids(self) -> Tensor:
+        """``ids`` as the next step may embed them: rows without a token have ended by then."""
+        return self.ids.clamp(min=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +159,9 @@ class Sampler:
             answers = self._by_kind(shard, rows)
         else:
             answers = self._gathered(shard, rows)
-        self._edits.count(slots, answers.ids)
-        return _tokens(answers)
+        tokens = _tokens(answers)
+        self._edits.count(slots, tokens.fed_ids)
+        return tokens
 
     def _rows(self, slots: Int32Array, positions: Int32Array) -> _Rows:
         wanted = self._table.num_logprobs(slots)
@@ -188,14 +201,18 @@ class Sampler:
         return _Answers(ids=ids, told=told)
 
     def _largest(self, shard: Tensor) -> Tensor:
-        """The largest logit's id of each row (the lowest of equals), i8[R], on every rank."""
+        """The largest logit's id of each row (the lowest of equals), i8[R], on every rank; NO_TOKEN
+        where no rank's shard holds a finite value."""
         ids = largest_ids(shard)
         values = without_nan(shard.gather(1, ids[:, None]).squeeze(1))
-        mine = torch.stack([values.double(), (ids + self._group.rank * shard.shape[1]).double()])
+        whole_ids = ids + self._group.rank * shard.shape[1]
+        is_fine = have_finite(shard, ids)
+        mine = torch.stack([values.double(), whole_ids.double(), is_fine.double()])
         found = self._group.all_gather(mine)
         # argmax takes the first of equals: the lowest rank, which holds the lowest ids.
         best = found[:, 0].argmax(dim=0, keepdim=True)
-        return found[:, 1].gather(0, best).squeeze(0).long()
+        chosen = found[:, 1].gather(0, best).squeeze(0).long()
+        return chosen.masked_fill(found[:, 2].amax(dim=0) == 0, NO_TOKEN)
 
     def _exchanged(self, shard: Tensor, rows: _Rows) -> _Answers:
         """Every rank samples its part of the rows, the last ones perhaps fewer."""
@@ -242,7 +259,8 @@ class Sampler:
     def _answers(self, logits: Tensor, rows: _Rows) -> _Answers:
         """Sample rows of whole-vocabulary ``logits[R, V]``."""
         ids = sample(self._edited(logits, rows), rows.values, on_cpu=self._on_cpu)
-        return _Answers(ids=ids, told=self._told(logits, ids, rows))
+        told = self._told(logits, ids, rows)
+        return _Answers(ids=ids.masked_fill(~have_finite(logits, ids), NO_TOKEN), told=told)
 
     def _edited(self, logits: Tensor, rows: _Rows) -> Tensor:
         edited = np.flatnonzero(rows.is_edited)

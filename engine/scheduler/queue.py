@@ -84,10 +84,6 @@ class WaitingQueue:
         first = self._heap.first
         return self._entries[first[0]].sequence if first is not None else None
 
-    def find(self, request_id: str) -> Sequence | None:
-        waiting = self._entries.get(request_id)
-        return waiting.sequence if waiting is not None else None
-
     def push(self, sequence: Sequence) -> None:
         """Queue a sequence that arrives now; it gets its arrival number here."""
         sequence.arrival_number = self._next_arrival

@@ -27,7 +27,7 @@ from engine.scheduler.table import NO_SLOT, Sequence
 from engine.spec.errors import QueueFullError, RequestError
 from engine.spec.request import FinishReason, Request, check_length
 from engine.spec.settings import Caps, Order
-from engine.spec.steps import Int32Array
+from engine.spec.steps import NO_TOKEN, Int32Array
 
 
 class Scheduler:
@@ -121,22 +121,6 @@ class Scheduler:
                 f"blocks, this engine has {held}; raise the KV cache size"
             )
 
-    def check_queue(self, num_coming: int = 0) -> None:
-        """Refuse one more request while the queue is full; ``num_coming`` are on their way here.
-
-        Requests for which there are free rows do not count as waiting, unless the first one in the
-        queue was refused a row.
-
-        Raises:
-            QueueFullError: ``caps.max_queue`` requests wait already.
-        """
-        caps, num_waiting = self.packer.caps, len(self.waiting) + num_coming
-        if caps.max_queue is None:
-            return
-        num_free = max(0, caps.max_num_seqs - len(self.running))
-        if num_waiting - (0 if self.waiting.is_blocked else num_free) >= caps.max_queue:
-            raise QueueFullError(f"{num_waiting} requests wait, max_queue is {caps.max_queue}")
-
     def check_integrity(self) -> None:
         """Assert that KV blocks, slots and lengths balance, and that nobody is lost."""
         self.running.check_integrity()
@@ -148,39 +132,46 @@ class Scheduler:
     # -- commands ----------------------------------------------------------------------------
 
     def admit(self, request: Request, *, has_waited: bool = False) -> None:
-        """Enter a request in the load book; :meth:`add` it when it arrives. Any thread may call
-        this. ``has_waited``: the queue's limit was applied elsewhere.
+        """Enter a request in the load book, to :meth:`add` it when it arrives; ``has_waited``: it
+        was held to the queue's limit elsewhere.
+
+        Requests for which there is a free row do not wait, unless the one in front was refused it.
+        Another thread than the scheduler's may call; who may admit at once holds one lock.
 
         Raises:
             QueueFullError: ``caps.max_queue`` requests wait already, or are on their way.
         """
-        if not has_waited:
-            self.check_queue(self.roster.load.num_coming)
+        caps, num_waiting = self.packer.caps, len(self.waiting) + self.roster.load.num_coming
+        if caps.max_queue is not None and not has_waited:
+            num_free = max(0, caps.max_num_seqs - len(self.running))
+            if num_waiting - (0 if self.waiting.is_blocked else num_free) >= caps.max_queue:
+                raise QueueFullError(f"{num_waiting} requests wait, max_queue is {caps.max_queue}")
         self.roster.load.enter(request)
 
-    def add(self, request: Request, *, is_admitted: bool = False) -> Sequence:
-        """Queue a request; ``is_admitted``: :meth:`admit` was called for it.
+    def add(self, request: Request, *, is_in_book: bool = False) -> Sequence:
+        """Queue a request; ``is_in_book``: :meth:`admit` was called for it.
 
         Raises:
             RequestError: it could never run.
             QueueFullError: ``caps.max_queue`` requests wait already.
         """
         self.check_request(request)
-        if not is_admitted:
+        if not is_in_book:
             self.admit(request)
         sequence = Sequence.of(request)
         self.waiting.push(sequence)
         self.roster.welcome(sequence)
         return sequence
 
-    def adopt(self, sequences: list[Sequence], *, is_admitted: bool = False) -> None:
+    def adopt(self, sequences: list[Sequence], *, is_in_book: bool = False) -> None:
         """Queue sequences of another scheduler with their tokens so far, ahead of others;
-        ``is_admitted``: their requests are in the load book, as on their way."""
-        self.waiting.push_carried(sequences)
+        ``is_in_book``: the load book has their requests, as those on their way."""
+        # First who has come, then who waits: at worst somebody is counted too late, never twice.
         for sequence in sequences:
-            if not is_admitted:
+            if not is_in_book:
                 self.roster.load.enter(sequence.request)
             self.roster.welcome(sequence)
+        self.waiting.push_carried(sequences)
 
     def release(self) -> list[Sequence]:
         """Take every sequence out (running first, in order), for another scheduler to adopt.
@@ -232,9 +223,11 @@ class Scheduler:
 
     def commit(self, step: ScheduledStep, token_ids: Int32Array) -> StepOutcome:
         """Take in the result of the oldest outstanding step: ``token_ids`` i4[R] in row order of
-        the sampled rows."""
+        the sampled rows, ``NO_TOKEN`` ends a sequence without one."""
         self._leave(step)
         outcome = self._take_tokens(step, token_ids)
+        for sequence in outcome.failed:  # at once: nobody is to find its blocks
+            self._end(sequence)
         self._settle(step, [sequence for sequence, _ in outcome.finished])
         return outcome
 
@@ -278,8 +271,10 @@ class Scheduler:
         meanwhile."""
         table, roster = self.running.table, self.roster
         rows = np.flatnonzero(step.is_sampled)
-        # ``token_ids`` has one entry per sampled row; these are the entries still wanted.
-        nths = np.flatnonzero(~table.is_ended[step.slots[rows]])
+        is_open = ~table.is_ended[step.slots[rows]]
+        is_token = token_ids != NO_TOKEN
+        failed_rows = rows[is_open & ~is_token]
+        nths = np.flatnonzero(is_open & is_token)
         slots = step.slots[rows[nths]]
         table.num_known[slots] += 1
         sequences = [step.sequences[row] for row in rows[nths].tolist()]
@@ -298,6 +293,7 @@ class Scheduler:
             sampled=list(zip(sequences, ids, strict=True)),
             sampled_rows=nths.tolist(),
             finished=finished,
+            failed=[step.sequences[row] for row in failed_rows.tolist()],
         )
 
     def _settle(self, step: ScheduledStep, finished: list[Sequence]) -> None:

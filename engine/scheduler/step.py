@@ -137,18 +137,15 @@ class ScheduledStep:
 class StepOutcome:
     """What one step did: which sequences got a token (with its id), and which ended.
 
-    ``sampled_rows`` numbers, for each of ``sampled``, its row among the step's sampled rows. Rows
-    whose sequences ended meanwhile are left out.
+    ``sampled_rows`` says which of the step's sampled rows each of ``sampled`` was; rows of
+    sequences that had ended meanwhile are left out. ``failed`` got none, as their logits held no
+    finite value, and have ended.
     """
 
     sampled: list[tuple[Sequence, int]] = field(default_factory=list)
     sampled_rows: list[int] = field(default_factory=list)
     finished: list[tuple[Sequence, FinishReason]] = field(default_factory=list)
-
-    @property
-    def tokens(self) -> list[str]:
-        """Ids of the requests that got one token, in row order."""
-        return [sequence.request_id for sequence, _ in self.sampled]
+    failed: list[Sequence] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

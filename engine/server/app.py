@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from engine.server.answers import ChatForm, CompletionForm
+from engine.server.defaults import SamplingDefaults
 from engine.server.errors import (
     UNHEALTHY_RETRY_S,
     ApiError,
@@ -45,17 +46,24 @@ def create_server(
     model_name: str,
     api_key: str | None = None,
     engine_name: str = "0",
+    defaults: SamplingDefaults | None = None,
 ) -> FastAPI:
     """The ASGI application in front of a started ``engine``.
 
     With ``api_key`` everything under ``/v1`` needs it as a bearer token, and so do ``/tokenize``
     and ``/detokenize``; ``/health``, ``/ping``, ``/version`` and ``/metrics`` never do. The
-    engine is neither started nor closed here.
+    engine is neither started nor closed here. ``defaults`` stand in for what requests leave out.
     """
     app = FastAPI(title="Gearshift engine", docs_url=None, redoc_url=None)
     install_error_handlers(app)
     metrics = ServerMetrics(engine, model_name=model_name, engine_name=engine_name)
-    service = GenerationService(engine, tokenizer, metrics, model_name=model_name)
+    service = GenerationService(
+        engine,
+        tokenizer,
+        metrics,
+        model_name=model_name,
+        defaults=defaults or SamplingDefaults(),
+    )
     guard = [Depends(_key_check(api_key))]
     app.include_router(_openai_router(engine, service, model_name), dependencies=guard)
     app.include_router(token_router(engine, service, model_name), dependencies=guard)
@@ -104,7 +112,7 @@ def _openai_router(engine: ServedEngine, service: GenerationService, model_name:
     async def chat(http: Request, body: ChatBody) -> Response:
         arrival_s = time.monotonic()
         _check_body(engine, body, model_name)
-        ids = await service.encode_chat(body.messages)
+        ids = await service.encode_chat(body.messages, body.template_values)
         _check_ids(ids, engine, "messages")
         form = ChatForm(wants_usage=body.wants_usage, wants_usage_always=body.wants_usage_always)
         return await service.answer(

@@ -102,6 +102,12 @@ def deadline_exceeded(message: str) -> ApiError:
     return ApiError(408, message, code="deadline_exceeded", param="timeout_ms", headers=headers)
 
 
+def no_finite_logit(message: str) -> ApiError:
+    """A 500: the model, not the engine, has no answer to this prompt, and asking again has none."""
+    headers = {"x-should-retry": "false"}
+    return ApiError(500, message, code="non_finite_logits", headers=headers)
+
+
 def from_engine_error(error: EngineError, *, queue_retry_s: int = QUEUE_RETRY_S) -> ApiError:
     """The one place where the engine's errors become HTTP statuses."""
     match error:

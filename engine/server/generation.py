@@ -5,10 +5,10 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi import Request as HttpRequest
@@ -17,11 +17,13 @@ from fastapi.responses import Response
 
 from engine.server.answers import AnswerForm, Choice, Usage
 from engine.server.choices import ChoiceMaker, CollectedChoice
+from engine.server.defaults import SamplingDefaults
 from engine.server.errors import (
     ApiError,
     deadline_exceeded,
     from_engine_error,
     invalid,
+    no_finite_logit,
     openai_error,
 )
 from engine.server.logprobs import LogprobWriter, TokenWords
@@ -32,7 +34,7 @@ from engine.server.served import ServedEngine
 from engine.server.shown import ShownText, TextWish
 from engine.server.streams import EventStream, LoopBridge, OutputStream, run_while_connected
 from engine.spec.errors import EngineError, QueueFullError
-from engine.spec.request import FinishReason, Request, RequestOutput
+from engine.spec.request import NO_FINITE_LOGIT, FinishReason, Request, RequestOutput
 from engine.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -43,6 +45,8 @@ LONG_WORK_CHARS = 4096
 TEXT_CHARS = 64
 # Characters per token beyond which a text cannot fit the context, whatever its tokens are.
 MIN_REFUSED_TOKEN_CHARS = 64
+# What ``Tokenizer.chat_text`` takes by name; whatever else a template is told are its variables.
+TEMPLATE_ARGUMENTS = ("tools", "documents", "add_generation_prompt")
 STREAM_END = b"data: [DONE]\n\n"
 
 
@@ -72,6 +76,8 @@ class _Call:
         """The error that ``output`` ends its choice with."""
         if output.finish_reason is FinishReason.DEADLINE:
             return deadline_exceeded(f"not finished within {self.body.timeout_ms:g} ms")
+        if output.error == NO_FINITE_LOGIT:
+            return no_finite_logit(NO_FINITE_LOGIT)
         if output.finish_reason is FinishReason.ERROR:
             return from_engine_error(EngineError(output.error or "the request failed"))
         return None
@@ -86,12 +92,19 @@ class GenerationService:
     """Runs the generation endpoints of one server."""
 
     def __init__(
-        self, engine: ServedEngine, tokenizer: Tokenizer, metrics: ServerMetrics, *, model_name: str
+        self,
+        engine: ServedEngine,
+        tokenizer: Tokenizer,
+        metrics: ServerMetrics,
+        *,
+        model_name: str,
+        defaults: SamplingDefaults,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._metrics = metrics
         self._model_name = model_name
+        self._defaults = defaults
         self._bridge = LoopBridge()
         self._words = TokenWords(tokenizer)
         self._max_token_chars = max(tokenizer.longest_token_chars, MIN_REFUSED_TOKEN_CHARS)
@@ -113,13 +126,24 @@ class GenerationService:
         return await off_loop(num_chars, lambda: [tuple(encode(text)) for text in texts])
 
     async def encode_chat(
-        self, messages: Sequence[ChatMessage], *, add_special_tokens: bool = False
+        self,
+        messages: Sequence[ChatMessage],
+        values: Mapping[str, Any],
+        *,
+        add_special_tokens: bool = False,
     ) -> tuple[int, ...]:
-        """Token ids of a conversation as the chat template words it. Raises as ``encode``."""
-        num_chars = sum(message.num_chars + TEXT_CHARS for message in messages)
+        """Token ids of a conversation as the chat template words it, which is told ``values`` too.
+
+        Raises as ``encode``.
+        """
+        num_chars = sum(message.num_chars + TEXT_CHARS for message in messages) + len(str(values))
+        named = {name: values[name] for name in TEMPLATE_ARGUMENTS if name in values}
+        variables = {name: value for name, value in values.items() if name not in named}
         text = await off_loop(
             num_chars,
-            lambda: self._tokenizer.chat_text([message.for_template() for message in messages]),
+            lambda: self._tokenizer.chat_text(
+                [message.for_template() for message in messages], variables=variables, **named
+            ),
         )
         (ids,) = await self.encode([text], add_special_tokens=add_special_tokens, param="messages")
         return ids
@@ -210,7 +234,9 @@ class GenerationService:
         requests: list[Request] = []
         for prompt in prompts:
             max_tokens = self._max_tokens(prompt, body, default_tokens)
-            sampling = body.sampling(max_tokens=max_tokens, seed=secrets.randbits(64))
+            sampling = body.sampling(
+                self._defaults, max_tokens=max_tokens, seed=secrets.randbits(64)
+            )
             for choice in range(body.num_choices):
                 requests.append(
                     Request(
@@ -258,9 +284,12 @@ class GenerationService:
         )
 
     def _max_tokens(self, prompt: Prompt, body: GenerationBody, default_tokens: int | None) -> int:
-        """The output limit of one prompt: what was asked for, or a default that fits."""
+        """The output limit of one prompt: what was asked for, or a default that fits; neither is
+        more than the server's own limit."""
         context, used = self._engine.max_model_len, len(prompt.ids)
-        left, asked = context - used, body.asked_tokens
+        left, asked, most = context - used, body.asked_tokens, self._defaults.max_new_tokens
+        if asked is not None and most is not None:
+            asked = min(asked, most)
         if left < 1 or (asked is not None and asked > left):
             wanted = f" and max_tokens is {asked}" if asked is not None else ""
             raise invalid(
@@ -271,7 +300,7 @@ class GenerationService:
             )
         if asked is not None:
             return asked
-        return left if default_tokens is None else min(default_tokens, left)
+        return min(limit for limit in (left, default_tokens, most) if limit is not None)
 
     async def _pieces(self, call: _Call) -> AsyncIterator[Choice]:
         """The pieces of all choices as they come.

@@ -12,10 +12,12 @@ from prometheus_client.registry import Collector
 
 from engine.replica.telemetry import EngineStats
 from engine.server.served import ServedEngine
-from engine.spec.request import Request, RequestOutput
+from engine.spec.request import FinishReason, Request, RequestOutput
 
 LABELS = ("model_name", "engine")
 SECONDS = tuple(m * 10.0**e for e in range(-4, 3) for m in (1, 2, 5))
+# Of requests that ended otherwise, no latency as a whole is told: it was cut.
+WHOLE = (FinishReason.STOP, FinishReason.LENGTH)
 TOKENS = tuple(2**e for e in range(18))
 
 
@@ -49,16 +51,18 @@ class ServerMetrics:
             else:
                 self._itl_s.observe(gap)
         if output.is_finished:
-            self._finish(self._progress.pop(request.request_id))
+            self._finish(self._progress.pop(request.request_id), output.finish_reason)
 
     def text(self) -> bytes:
         """The exposition of all metrics now."""
         return generate_latest(self.registry)
 
-    def _finish(self, progress: _Progress) -> None:
+    def _finish(self, progress: _Progress, reason: FinishReason | None) -> None:
         request = progress.request
         self._prompt_tokens.observe(len(request.prompt_ids))
         self._generation_tokens.observe(progress.num_tokens)
+        if reason not in WHOLE:
+            return
         if progress.scheduled_s is not None:
             self._queue_s.observe(progress.scheduled_s - request.arrival_s)
         if not progress.num_tokens:
@@ -120,7 +124,7 @@ class _EngineCollector(Collector):
         yield self._gauge("vllm:num_requests_waiting", "Requests waiting", stats.waiting)
         yield self._gauge("vllm:kv_cache_usage_perc", "KV blocks in use, 0..1", stats.kv_usage)
         yield self._counter("vllm:prompt_tokens", "Prompt tokens accepted", stats.prompt_tokens)
-        yield self._counter("vllm:generation_tokens", "Tokens generated", stats.generation_tokens)
+        yield self._counter("vllm:generation_tokens", "Tokens handed out", stats.generation_tokens)
         yield self._counter("vllm:num_preemptions", "Preemptions", stats.preemptions)
         yield self._counter(
             "vllm:prefix_cache_queries", "Prefix cache queries, tokens", stats.prefix_queries
@@ -153,6 +157,11 @@ class _EngineCollector(Collector):
         )
         yield self._counter("gearshift_mode_switches", "Mode switches", stats.mode_switches)
         yield self._counter("gearshift_rank_restarts", "Restarts of failed ranks", stats.restarts)
+        yield self._counter(
+            "gearshift_non_finite_logits",
+            "Requests ended because no logit was finite",
+            stats.non_finite_logits,
+        )
         yield self._gauge("gearshift_policy_version", "Policy in force", stats.policy_version)
         share = GaugeMetricFamily(
             "gearshift_time_share_ratio", "Share of step time, 0..1", labels=(*LABELS, "part")

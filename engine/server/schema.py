@@ -1,15 +1,27 @@
-"""Bodies of the OpenAI endpoints, checked field by field; nothing is ignored silently."""
+"""Bodies of the OpenAI endpoints, checked field by field; nothing is ignored silently.
+
+A field this server does not have is refused by name, as it may change the answer. Exceptions are
+those that hold nothing (null), those whose value asks for what happens anyway (``NEUTRAL``), and
+those that no answer depends on (``IGNORED``), of which the log tells once.
+"""
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Annotated, Any, Self
+import json
+import logging
+from functools import cached_property, lru_cache
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from engine.server.errors import invalid
+from engine.server.defaults import SamplingDefaults
+from engine.server.errors import ApiError, invalid
 from engine.server.shown import TextWish
 from engine.spec.request import MAX_LOGPROBS, MAX_PENALTY, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+Number = TypeVar("Number", int, float)
 
 MAX_CHOICES = 128
 # Of one call, all its prompts together.
@@ -25,38 +37,64 @@ MAX_TIMEOUT_MS = 86_400_000
 DEFAULT_COMPLETION_TOKENS = 16
 # Fields of the API that change nothing here whatever they hold.
 LABELS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
+# Fields other servers have that say how a call is kept, billed, traced, cached or sent on, and
+# nothing about what is answered.
+IGNORED = frozenset(
+    {
+        "store",
+        "service_tier",
+        "prompt_cache_retention",
+        "parallel_tool_calls",
+        "request_id",
+        "rid",
+        "trace_id",
+        "session_id",
+        "cache_salt",
+        "cache_prompt",
+        "id_slot",
+        "keep_alive",
+        "kv_transfer_params",
+        "provider",
+        "route",
+        "stream_interval",
+        "timeout",
+        "num_retries",
+        "max_retries",
+        "tags",
+    }
+)
 # Fields whose neutral values ask for what this server does anyway; any other value is refused.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "top_logprobs": (None, 0),
-    "prompt_logprobs": (None,),
-    "suffix": (None, ""),
-    "use_beam_search": (None, False),
-    "length_penalty": (None, 1),
-    "allowed_token_ids": (None,),
-    "bad_words": (None, []),
-    "response_format": (None, {"type": "text"}),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "parallel_tool_calls": (None, True, False),
-    "functions": (None, []),
-    "function_call": (None, "none", "auto"),
-    "modalities": (None, ["text"]),
-    "audio": (None,),
-    "prediction": (None,),
-    "reasoning_effort": (None,),
-    "store": (None, False),
-    "service_tier": (None, "auto", "default"),
-    "spaces_between_special_tokens": (None, True),
-    "truncate_prompt_tokens": (None,),
-    "add_special_tokens": (None, False),
-    "add_generation_prompt": (None, True),
-    "continue_final_message": (None, False),
-    "chat_template_kwargs": (None, {}),
-    "echo": (None, False),
+    "top_logprobs": (0,),
+    "prompt_logprobs": (),
+    "suffix": ("",),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "response_format": ({"type": "text"},),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "spaces_between_special_tokens": (True,),
+    "include_reasoning": (True,),
+    "return_tokens_as_token_ids": (False,),
+    "prediction": (),
+    "reasoning_effort": (),
+    "truncate_prompt_tokens": (),
+    "add_special_tokens": (False,),
+    "continue_final_message": (False,),
+    "echo": (False,),
 }
+# What ``apply_chat_template`` takes beside the values of a template.
+NOT_TEMPLATE_VALUES = frozenset({"messages", "conversation", "chat_template", "tokenize"})
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
-LogitBias = dict[TokenId, Annotated[float, Field(ge=-100, le=100)]]
+# Strict: to Python true is the number 1, and to whoever sends it is not.
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID, strict=True)]
+# Names of JSON are texts.
+NamedId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+LogitBias = dict[NamedId, Annotated[float, Field(ge=-100, le=100, strict=True)]]
 Stop = Annotated[str, Field(max_length=MAX_STOP_CHARS)]
 NumLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS, strict=True)]
 
@@ -68,6 +106,11 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
     continuous_usage_stats: bool = False
     include_obfuscation: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, given: Any) -> Any:
+        return without_nulls(given)
 
     @model_validator(mode="after")
     def _usage_is_asked_for(self) -> Self:
@@ -98,6 +141,7 @@ class GenerationBody(BaseModel):
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] = 0
     ignore_eos: bool = False
     stream: bool | None = None
@@ -105,6 +149,35 @@ class GenerationBody(BaseModel):
     return_token_ids: bool = False
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
     timeout_ms: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_MS)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, given: Any) -> Any:
+        return without_nulls(given)
+
+    @field_validator(
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+        "seed",
+        "n",
+        "best_of",
+        "max_tokens",
+        "max_completion_tokens",
+        "min_tokens",
+        "priority",
+        "timeout_ms",
+        mode="before",
+    )
+    @classmethod
+    def _is_no_bool(cls, given: Any) -> Any:
+        if isinstance(given, bool):
+            raise ValueError(f"{str(given).lower()} is not a number")
+        return given
 
     @property
     def num_choices(self) -> int:
@@ -136,8 +209,8 @@ class GenerationBody(BaseModel):
 
     @property
     def asked_tokens(self) -> int | None:
-        """The output limit the caller named, or None."""
-        return self.max_tokens
+        """The output limit the caller named, or None; the newer of its two names goes first."""
+        return self.max_completion_tokens or self.max_tokens
 
     @property
     def num_logprobs(self) -> int | None:
@@ -160,7 +233,7 @@ class GenerationBody(BaseModel):
         return self
 
     def refuse_unsupported(self) -> None:
-        """Refuse a field this server does not have, unless it asks for what happens anyway.
+        """Refuse a field this server does not have, unless no answer depends on it.
 
         Raises:
             ApiError: 400 naming the field.
@@ -168,21 +241,25 @@ class GenerationBody(BaseModel):
         for name, value in (self.model_extra or {}).items():
             if name in LABELS or any(_is_same(value, fine) for fine in NEUTRAL.get(name, ())):
                 continue
+            if name in IGNORED:
+                _warn_ignored(name)
+                continue
             verb = "not supported with this value" if name in NEUTRAL else "not supported"
             raise invalid(f"{name}: {verb} by this server", param=name, code="unsupported_field")
 
-    def sampling(self, *, max_tokens: int, seed: int) -> SamplingParams:
-        """Sampling of the first choice of a prompt. ``seed`` is used where the body has none.
+    def sampling(self, defaults: SamplingDefaults, *, max_tokens: int, seed: int) -> SamplingParams:
+        """Sampling of the first choice of a prompt. ``defaults`` and ``seed`` are used where the
+        body has none.
 
         Raises:
             RequestError: values that contradict each other.
         """
         return SamplingParams(
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=max(self.top_k or 0, 0),
-            min_p=self.min_p or 0.0,
-            repetition_penalty=self.repetition_penalty or 1.0,
+            temperature=_or(self.temperature, defaults.temperature),
+            top_p=_or(self.top_p, defaults.top_p),
+            top_k=max(_or(self.top_k, defaults.top_k), 0),
+            min_p=_or(self.min_p, defaults.min_p),
+            repetition_penalty=_or(self.repetition_penalty, defaults.repetition_penalty),
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
             logit_bias=self.biases,
@@ -243,25 +320,86 @@ class ChatMessage(BaseModel):
         return len(str(self.content)) + len(str(self.model_extra))
 
     def for_template(self) -> dict[str, Any]:
-        """The message with its content as one text.
+        """The message with its content as one text, and the arguments of tool calls, which clients
+        send as JSON in a text, as the values that templates write.
 
         Raises:
-            ApiError: 400 for a part that is not text.
+            ApiError: 400 for a part that is not text, or arguments that are no JSON object.
         """
-        return {**self.model_dump(), "content": _text_of(self.content)}
+        extra = without_nulls(self.model_extra or {})
+        if isinstance(calls := extra.get("tool_calls"), list):
+            extra["tool_calls"] = [_with_values(call) for call in calls]
+        return {"role": self.role, "content": _text_of(self.content), **extra}
 
 
-class ChatBody(GenerationBody):
+class ToolName(BaseModel):
+    """Which function."""
+
+    name: str
+
+
+class NamedTool(BaseModel):
+    """A ``tool_choice`` that names one."""
+
+    type: Literal["function"] = "function"
+    function: ToolName
+
+
+class TemplateBody(BaseModel):
+    """What the chat template is told beside the conversation.
+
+    ``tools`` and ``tool_choice`` are for the template only: an answer is neither held to them nor
+    searched for calls.
+    """
+
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    documents: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] = {}
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _only_values(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for name in sorted(given.keys() & NOT_TEMPLATE_VALUES):
+            raise ValueError(f"{name!r} is nothing that a template is told")
+        return given
+
+    @model_validator(mode="after")
+    def _choice_is_of_tools(self) -> Self:
+        choice = self.tool_choice
+        if choice == "required" and not self.tools:
+            raise ValueError("tool_choice: 'required' without tools")
+        if isinstance(choice, NamedTool):
+            names = [tool.get("function", {}).get("name") for tool in self.tools or ()]
+            if choice.function.name not in names:
+                raise ValueError(f"tool_choice: no tool is named {choice.function.name!r}")
+        return self
+
+    @property
+    def template_values(self) -> dict[str, Any]:
+        """By the names that templates know them by; what was left out is left out."""
+        given = {
+            "tools": self.tools or None,
+            "documents": self.documents or None,
+            "tool_choice": self.tool_choice.model_dump()
+            if isinstance(self.tool_choice, NamedTool)
+            else self.tool_choice,
+        }
+        told = {name: value for name, value in given.items() if value is not None}
+        return {
+            "add_generation_prompt": self.add_generation_prompt,
+            **self.chat_template_kwargs,
+            **told,
+        }
+
+
+class ChatBody(TemplateBody, GenerationBody):
     """``POST /v1/chat/completions``."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: NumLogprobs | None = None
-
-    @property
-    def asked_tokens(self) -> int | None:
-        return self.max_completion_tokens or self.max_tokens
 
     @property
     def num_logprobs(self) -> int | None:
@@ -272,6 +410,47 @@ class ChatBody(GenerationBody):
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs: only with logprobs=true")
         return self
+
+
+def _with_values(call: Any) -> Any:
+    """A tool call with its arguments as an object."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except (ValueError, RecursionError) as error:
+        raise _bad_arguments(str(error)) from error
+    if not isinstance(arguments, dict):
+        raise _bad_arguments(f"it is {type(arguments).__name__}")
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _bad_arguments(why: str) -> ApiError:
+    return invalid(
+        f"messages: arguments of a tool call are no JSON object ({why})", param="messages"
+    )
+
+
+def _or(value: Number | None, default: Number) -> Number:
+    return default if value is None else value
+
+
+def without_nulls(given: Any) -> Any:
+    """Clients write null for what they do not set."""
+    if not isinstance(given, dict):
+        return given
+    return {name: value for name, value in given.items() if value is not None}
+
+
+@lru_cache
+def _warn_ignored(name: str) -> None:
+    """Say so, once per field and process."""
+    logger.warning(
+        "requests come with %r, which is ignored here: no answer depends on it. This is not said "
+        "again",
+        name,
+    )
 
 
 def _is_same(value: Any, neutral: Any) -> bool:

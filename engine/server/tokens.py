@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engine.server.errors import check_model
 from engine.server.generation import GenerationService
-from engine.server.schema import ChatMessage, TokenId
+from engine.server.schema import ChatMessage, TemplateBody, TokenId, without_nulls
 from engine.server.served import ServedEngine
 
 
-class TokenizeBody(BaseModel):
+class TokenizeBody(TemplateBody):
     """``POST /tokenize``: a text, or a conversation as the chat template words it."""
 
     model_config = ConfigDict(extra="forbid")
@@ -29,6 +29,11 @@ class TokenizeBody(BaseModel):
         if self.add_special_tokens is None:
             return self.messages is None
         return self.add_special_tokens
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, given: Any) -> Any:
+        return without_nulls(given)
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -74,6 +79,8 @@ def token_router(engine: ServedEngine, service: GenerationService, model_name: s
 
 async def _encode(service: GenerationService, body: TokenizeBody) -> tuple[int, ...]:
     if body.messages is not None:
-        return await service.encode_chat(body.messages, add_special_tokens=body.adds_special)
+        return await service.encode_chat(
+            body.messages, body.template_values, add_special_tokens=body.adds_special
+        )
     (ids,) = await service.encode([body.prompt or ""], add_special_tokens=body.adds_special)
     return ids

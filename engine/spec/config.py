@@ -1,4 +1,4 @@
-"""What a model is and how an engine is set up; read from files, checked here, no torch."""
+"""How an engine is set up; no torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from pathlib import Path
 
 from engine.spec.errors import EngineError, PlanError
 from engine.spec.model import DType, ModelConfig
-from engine.spec.plan import (
-    ParallelPlan,
-)
+from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 
 
@@ -116,7 +114,7 @@ class EngineConfig:
 
     @property
     def start_envelope(self) -> Caps:
-        """The envelope, by default four times the first caps' sequences and tokens."""
+        """The envelope; by default 256 sequences and 8,192 tokens, or the first caps if larger."""
         return self.envelope or Caps(
             max_num_seqs=max(256, self.settings.caps.max_num_seqs),
             max_num_batched_tokens=max(8192, self.settings.caps.max_num_batched_tokens),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from engine.spec.config_keys import check_keys
 from engine.spec.errors import CheckpointError
 from engine.spec.families.family import Family
 from engine.spec.families.registry import get_family
 from engine.spec.plan import ParallelPlan, padded_vocab_size, stage_layers
+from engine.spec.reader import ConfigReader, read_json_object
+from engine.spec.rope import DEFAULT_THETA, Rope, RopeScaling, read_rope
+
+MAX_LAYERS = 10_000
 
 
 class DType(StrEnum):
@@ -25,16 +30,6 @@ class DType(StrEnum):
     @property
     def num_bytes(self) -> int:
         return {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}[self.value]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-    """Llama 3 frequency scaling (config key ``rope_scaling`` / ``rope_parameters``)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_positions: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,62 +50,91 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
     tie_embeddings: bool = False
     qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
     qk_norm: bool = False
     dtype: DType = DType.FLOAT32
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
 
     @classmethod
-    def from_dir(cls, model_dir: Path | str) -> ModelConfig:
+    def from_dir(cls, model_dir: Path | str, *, shape_only: bool = False) -> ModelConfig:
         """Read ``config.json`` (and ``generation_config.json`` where present).
 
+        With ``shape_only`` a kind of rope that the engine does not know is let through: for
+        predictions, since it costs the same whatever it is.
+
         Raises:
-            CheckpointError: no such file, no JSON, an unsupported family or rope type.
+            CheckpointError: no such file, no JSON, an unsupported family, a key that is not
+                known, or a value that is wrong.
         """
         folder = Path(model_dir)
-        raw = _read_json(folder / "config.json")
-        generation = folder / "generation_config.json"
-        eos = _read_json(generation).get("eos_token_id") if generation.exists() else None
-        return cls.from_json(raw, eos_token_id=eos, where=str(folder / "config.json"))
+        raw = read_json_object(folder / "config.json")
+        path = folder / "generation_config.json"
+        return cls.from_json(
+            raw,
+            generation=read_json_object(path) if path.exists() else {},
+            where=str(folder / "config.json"),
+            shape_only=shape_only,
+        )
 
     @classmethod
     def from_json(
-        cls, raw: dict[str, Any], *, eos_token_id: int | list[int] | None = None, where: str
+        cls,
+        raw: dict[str, Any],
+        *,
+        generation: Mapping[str, Any] | None = None,
+        where: str,
+        shape_only: bool = False,
     ) -> ModelConfig:
-        """Build from the parsed ``config.json``; ``where`` names the source in errors."""
+        """Build from the parsed ``config.json`` and, where there is one, the parsed
+        ``generation_config.json``; ``where`` names the former in errors.
+        """
+        config = ConfigReader(raw=raw, where=where)
         try:
-            family = get_family(raw.get("model_type", ""))
+            family = get_family(config.word("model_type", ""))
         except CheckpointError as error:
             raise CheckpointError(f"{where}: {error}") from error
-        _refuse_unknown_math(raw, family, where)
+        _refuse_unknown_math(config, family)
+        num_heads = config.integer("num_attention_heads")
+        num_kv_heads = _kv_heads(config, family, num_heads)
+        hidden = config.integer("hidden_size")
+        head_dim = config.integer("head_dim", family.defaults.get("head_dim", hidden // num_heads))
+        if head_dim % 2:
+            raise CheckpointError(f"{where}: a head of {head_dim} dimensions cannot be rotated")
+        vocab_size = config.integer("vocab_size")
+        max_positions = config.integer(
+            "max_position_embeddings", family.defaults.get("max_position_embeddings", 2048)
+        )
+        rope = Rope(theta=DEFAULT_THETA, scaling=None, max_positions=max_positions)
         try:
-            num_heads = int(raw["num_attention_heads"])
-            hidden = int(raw["hidden_size"])
-            rope_theta, rope_scaling = _read_rope(raw, where)
-            return cls(
-                model_type=family.model_type,
-                num_layers=int(raw["num_hidden_layers"]),
-                hidden_size=hidden,
-                ffn_size=int(raw["intermediate_size"]),
-                num_heads=num_heads,
-                num_kv_heads=int(raw.get("num_key_value_heads") or num_heads),
-                head_dim=int(raw.get("head_dim") or hidden // num_heads),
-                vocab_size=int(raw["vocab_size"]),
-                max_positions=int(raw.get("max_position_embeddings", 2048)),
-                rms_eps=float(raw.get("rms_norm_eps", 1e-6)),
-                rope_theta=rope_theta,
-                rope_scaling=rope_scaling,
-                tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
-                qkv_bias=bool(raw.get("attention_bias", family.qkv_bias)),
-                qk_norm=family.qk_norm,
-                dtype=_read_dtype(raw),
-                eos_token_ids=_as_ids(
-                    eos_token_id if eos_token_id is not None else raw.get("eos_token_id")
-                ),
-                bos_token_id=raw.get("bos_token_id"),
-            )
-        except KeyError as missing:
-            raise CheckpointError(f"{where}: key {missing} is missing") from missing
+            rope = read_rope(config, head_dim=head_dim, max_positions=max_positions)
+        except CheckpointError:
+            if not shape_only:
+                raise
+        has_attention_bias = not family.qkv_bias and config.flag("attention_bias")
+        return cls(
+            model_type=family.model_type,
+            num_layers=config.integer("num_hidden_layers", maximum=MAX_LAYERS),
+            hidden_size=hidden,
+            ffn_size=config.integer("intermediate_size"),
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            vocab_size=vocab_size,
+            max_positions=rope.max_positions,
+            rms_eps=config.number("rms_norm_eps", 1e-6, above=0),
+            rope_theta=rope.theta,
+            rope_scaling=rope.scaling,
+            tie_embeddings=config.flag("tie_word_embeddings"),
+            qkv_bias=family.qkv_bias or has_attention_bias,
+            o_bias=has_attention_bias,
+            mlp_bias=family.has_mlp_bias_key and config.flag("mlp_bias"),
+            qk_norm=family.qk_norm,
+            dtype=_read_dtype(config),
+            eos_token_ids=_end_ids(config, generation or {}, vocab_size),
+            bos_token_id=next(iter(config.token_ids("bos_token_id")), None),
+        )
 
     @property
     def family(self) -> Family:
@@ -172,51 +196,47 @@ class ModelConfig:
         return (layers * (q_and_o + kv + ffn) + max(ends)) * dtype.num_bytes
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        parsed = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; a model folder has a {path.name}") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(parsed, dict):
-        raise CheckpointError(f"{path}: holds {type(parsed).__name__}, not an object")
-    return parsed
-
-
-def _read_rope(raw: dict[str, Any], where: str) -> tuple[float, RopeScaling | None]:
-    """Rope base and scaling; newer files keep both under ``rope_parameters``."""
-    parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = float(parameters.get("rope_theta", raw.get("rope_theta", 10_000.0)))
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    if kind != "llama3":
-        raise CheckpointError(f"{where}: rope type {kind!r} is not supported (default, llama3)")
-    return theta, RopeScaling(
-        factor=float(parameters["factor"]),
-        low_freq_factor=float(parameters["low_freq_factor"]),
-        high_freq_factor=float(parameters["high_freq_factor"]),
-        original_max_positions=int(parameters["original_max_position_embeddings"]),
-    )
-
-
-def _refuse_unknown_math(raw: dict[str, Any], family: Family, where: str) -> None:
+def _refuse_unknown_math(config: ConfigReader, family: Family) -> None:
     """Refuse what would load and then answer wrongly."""
-    activation = raw.get("hidden_act", "silu")
+    activation = config.word("hidden_act", "silu")
     if activation != "silu":
-        raise CheckpointError(f"{where}: hidden_act {activation!r} is not supported (silu)")
-    refusal = family.refusal(raw)
+        raise CheckpointError(f"{config.where}: hidden_act {activation!r} is not supported (silu)")
+    if not family.has_mlp_bias_key and config.flag("mlp_bias"):
+        raise CheckpointError(f"{config.where}: {family.model_type} models have no mlp_bias")
+    refusal = family.refusal(config.raw)
     if refusal is not None:
-        raise CheckpointError(f"{where}: {refusal}")
+        raise CheckpointError(f"{config.where}: {refusal}")
+    check_keys(config.raw, family, config.where)
 
 
-def _read_dtype(raw: dict[str, Any]) -> DType:
-    name = str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch.")
-    return DType(name) if name in set(DType) else DType.FLOAT32
+def _kv_heads(config: ConfigReader, family: Family, num_heads: int) -> int:
+    """Null means as many as query heads; a key that is left out, the family's own number."""
+    default = num_heads
+    if "num_key_value_heads" not in config.raw:
+        default = family.defaults.get("num_key_value_heads", num_heads)
+    found = config.integer("num_key_value_heads", default)
+    if num_heads % found:
+        raise CheckpointError(
+            f"{config.where}: {num_heads} query heads do not divide by {found} KV heads"
+        )
+    return found
 
 
-def _as_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list) else (int(value),)
+def _read_dtype(config: ConfigReader) -> DType:
+    key = "torch_dtype" if config.find("dtype") is None else "dtype"
+    name = config.word(key, "float32").removeprefix("torch.")
+    if name not in set(DType):
+        known = ", ".join(DType)
+        raise CheckpointError(
+            f"{config.where}: {key} {name!r} is not supported; supported are {known}"
+        )
+    return DType(name)
+
+
+def _end_ids(
+    config: ConfigReader, generation: Mapping[str, Any], vocab_size: int
+) -> tuple[int, ...]:
+    """Ids that end an output in either file; those outside the vocabulary never come."""
+    other = ConfigReader(raw=generation, where=f"{config.where}: generation_config.json")
+    found = (*config.token_ids("eos_token_id"), *other.token_ids("eos_token_id"))
+    return tuple(token_id for token_id in dict.fromkeys(found) if 0 <= token_id < vocab_size)

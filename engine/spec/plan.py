@@ -1,16 +1,12 @@
-"""Parallel plans: degrees, modes, rank order, and why a plan cannot run a model."""
+"""Parallel plans: degrees, modes, rank order."""
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from engine.spec.errors import PlanError
-
-if TYPE_CHECKING:
-    pass
 
 DEFAULT_SHIFT_THRESHOLD = 256
 AXES = ("dp", "pp", "sp", "tp")

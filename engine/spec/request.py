@@ -18,6 +18,8 @@ MIN_PENALTY = 0.01
 MAX_PENALTY = 100.0
 MAX_TOKEN_ID = 2**31 - 1
 MAX_LOGPROBS = 20
+# The error of a request that ended because there was nothing to choose a token by.
+NO_FINITE_LOGIT = "the model's logits held no finite value"
 
 
 class FinishReason(StrEnum):

@@ -68,7 +68,8 @@ class Settings:
     own; threshold, caps and pin are the *hot* part that follows the load.
 
     Raises:
-        PolicyError: a negative threshold, or shift pinned on a plan without it.
+        PolicyError: a negative threshold, a pin or an order of another type, or shift pinned on a
+            plan without it.
     """
 
     plan: ParallelPlan = field(default_factory=ParallelPlan)
@@ -78,6 +79,10 @@ class Settings:
     order: Order = Order.FCFS
 
     def __post_init__(self) -> None:
+        if not isinstance(self.pin, ModePin):
+            raise PolicyError(f"mode {self.pin!r}: must be a ModePin; known: {', '.join(ModePin)}")
+        if not isinstance(self.order, Order):
+            raise PolicyError(f"order {self.order!r}: must be an Order; known: {', '.join(Order)}")
         if self.threshold_tokens < 0:
             raise PolicyError(f"threshold_tokens={self.threshold_tokens}: must be at least 0")
         if self.pin is ModePin.SHIFT and not self.plan.shift:
@@ -86,16 +91,32 @@ class Settings:
             )
 
     def __str__(self) -> str:
+        """Plan, threshold and caps; what is as by default is left out."""
         threshold = f"={self.threshold_tokens}" if self.plan.shift else ""
         caps = self.caps
-        return (
-            f"{self.plan}{threshold} seqs={caps.max_num_seqs} tokens={caps.max_num_batched_tokens}"
-        )
+        words: dict[str, object] = {
+            "seqs": caps.max_num_seqs,
+            "tokens": caps.max_num_batched_tokens,
+        }
+        if caps.max_step_ms is not None:
+            words["step_ms"] = f"{caps.max_step_ms:g}"
+        if caps.max_queue is not None:
+            words["queue"] = caps.max_queue
+        if self.pin is not ModePin.AUTO:
+            words["mode"] = self.pin
+        if self.order is not Order.FCFS:
+            words["order"] = self.order
+        return " ".join([f"{self.plan}{threshold}", *(f"{k}={v}" for k, v in words.items())])
+
+    @property
+    def is_by_threshold(self) -> bool:
+        """Whether the threshold decides the mode of each step."""
+        return self.plan.shift and self.pin is ModePin.AUTO
 
     @property
     def threshold_warning(self) -> str | None:
-        """A warning about a doubtful threshold, unless the mode table decides."""
-        if self.pin is ModePin.TABLE:
+        """What is doubtful about the threshold, while it is what decides."""
+        if not self.is_by_threshold:
             return None
         return shift_warning(self.plan, self.threshold_tokens, self.caps.max_num_seqs)
 
@@ -107,7 +128,8 @@ class Settings:
 
     def is_hot_as(self, other: Settings) -> bool:
         """Whether threshold, caps and pin are those of ``other``."""
-        return self.with_hot(other) == self
+        mine = (self.threshold_tokens, self.caps, self.pin)
+        return mine == (other.threshold_tokens, other.caps, other.pin)
 
     def to_json(self) -> dict[str, Any]:
         """The fields of ``policy/v1`` that an engine obeys: plan, shift, caps, scheduler, mode."""

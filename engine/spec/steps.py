@@ -16,6 +16,9 @@ Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
 UInt64Array = npt.NDArray[np.uint64]
 
+# Stands for the id of a row whose logits held no finite value: there is nothing to choose from.
+NO_TOKEN = -1
+
 
 class StepShape(msgspec.Struct, frozen=True, kw_only=True):
     """The size of one step: everything its time depends on.
@@ -114,7 +117,8 @@ class StepPlan(msgspec.Struct, tag="step", kw_only=True, omit_defaults=True):
 
 
 class StepResult(msgspec.Struct, tag="result", kw_only=True, omit_defaults=True):
-    """What the last stage's first rank answers: ``token_ids`` i4[R] of the sampled rows in order.
+    """What the last stage's first rank answers: ``token_ids`` i4[R] of the sampled rows in order,
+    ``NO_TOKEN`` where a row's logits held no finite value.
 
     ``logits`` (f8[R, vocab_size], only when asked for) are the model's own. With
     ``num_logprobs`` = K >= 0, ``logprob_ids`` i4[R, 1+K] hold the chosen token and the K best,

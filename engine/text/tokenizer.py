@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2
-import jinja2.ext
 import tokenizers
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from engine.spec.errors import CheckpointError, RequestError
+from engine.text.files import read_tokenizer_files
+from engine.text.templates import DEFAULT, ChatTemplates
 
-# Used where a checkpoint brings no template: roles as plain words, as base models see them.
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
-)
 REPLACEMENT = "\ufffd"
 # An unfinished UTF-8 character has at most three bytes, each shown as one replacement at most.
 MAX_HELD_BACK = 3
@@ -81,7 +72,7 @@ class Tokenizer:
         self,
         backend: tokenizers.Tokenizer,
         *,
-        chat_template: str | None = None,
+        chat_template: str | Mapping[str, str] | None = None,
         special_tokens: Mapping[str, str] | None = None,
     ) -> None:
         self._backend = backend
@@ -92,30 +83,21 @@ class Tokenizer:
         self._is_byte_level = "\u00c3" in "".join(
             backend.encode("\u00e9", add_special_tokens=False).tokens
         )
-        self._special_tokens = dict(special_tokens or {})
-        try:
-            self._template = _chat_environment().from_string(chat_template or PLAIN_TEMPLATE)
-        except jinja2.TemplateError as error:
-            raise CheckpointError(f"chat template: {error}") from error
+        named = {DEFAULT: chat_template} if isinstance(chat_template, str) else chat_template
+        self._templates = ChatTemplates(named or {}, special_tokens or {})
 
     @classmethod
     def from_dir(cls, model_dir: Path | str) -> Tokenizer:
-        """Read ``tokenizer.json`` and, where present, ``tokenizer_config.json``.
+        """Read ``tokenizer.json`` and, where present, the files beside it.
 
         Raises:
             CheckpointError: a missing or unreadable file, or a template that does not parse.
         """
-        folder = Path(model_dir)
-        path = folder / "tokenizer.json"
-        if not path.exists():
-            raise CheckpointError(f"{path}: no such file; a model folder has a tokenizer.json")
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise CheckpointError(f"{path}: cannot be read ({error})") from error
-        config = _read_config(folder / "tokenizer_config.json")
+        files = read_tokenizer_files(Path(model_dir))
         return cls(
-            backend, chat_template=_find_template(folder, config), special_tokens=_specials(config)
+            files.backend,
+            chat_template=files.templates,
+            special_tokens=files.special_tokens,
         )
 
     @property
@@ -158,18 +140,30 @@ class Tokenizer:
         """Whether plain text leaves this token out."""
         return token_id in self._special_ids
 
-    def chat_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt text of a conversation, ending where the assistant is to speak.
+    def chat_text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The prompt text of a conversation, by default ending where the assistant is to speak.
+
+        ``variables`` are what else the template is told, such as ``enable_thinking``; see
+        :meth:`engine.text.templates.ChatTemplates.render`.
 
         Raises:
             RequestError: the template refuses these messages.
         """
-        try:
-            return self._template.render(
-                messages=list(messages), add_generation_prompt=True, **self._special_tokens
-            )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise RequestError(f"messages: the chat template refuses them ({error})") from error
+        return self._templates.render(
+            messages,
+            tools=tools,
+            documents=documents,
+            variables=variables,
+            add_generation_prompt=add_generation_prompt,
+        )
 
 
 def _letters_of_bytes() -> dict[str, bytes]:
@@ -187,58 +181,3 @@ def _stable_length(text: str) -> int:
     """Characters of ``text`` that no later token can change."""
     held = len(text) - len(text.rstrip(REPLACEMENT))
     return len(text) - min(held, MAX_HELD_BACK)
-
-
-def _chat_environment() -> ImmutableSandboxedEnvironment:
-    """Templates come from downloaded files: they run sandboxed, without attribute access to us."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda pattern: datetime.now(UTC).strftime(pattern)
-    return environment
-
-
-def _tojson(value: Any, indent: int | None = None) -> str:
-    # Jinja's own filter escapes for HTML, which prompts must not be.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        parsed = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(parsed, dict):
-        raise CheckpointError(f"{path}: holds {type(parsed).__name__}, not an object")
-    return parsed
-
-
-def _find_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """``chat_template.jinja`` first, else the config's entry (a text, or a list of named ones)."""
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        return path.read_text()
-    entry = config.get("chat_template")
-    if isinstance(entry, list):
-        named = {item["name"]: item["template"] for item in entry}
-        return named.get("default") or next(iter(named.values()), None)
-    return entry
-
-
-def _specials(config: Mapping[str, Any]) -> dict[str, str]:
-    """``bos_token`` and its like, written as text or as an object with ``content``."""
-    found = {}
-    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
-        value = config.get(name)
-        text = value.get("content") if isinstance(value, dict) else value
-        if isinstance(text, str):
-            found[name] = text
-    return found

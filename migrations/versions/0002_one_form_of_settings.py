@@ -23,6 +23,7 @@ depends_on = None
 
 Json = Any
 AXES = ("dp", "pp", "sp", "tp")
+OLD_REPORT, NEW_REPORT = "tuning-report/v1", "tuning-report/v2"
 NEW_FORM = {"plan", "shift", "caps", "scheduler", "mode"}
 # Tables, their keys and the columns whose documents hold settings somewhere inside.
 DOCUMENTS = (
@@ -37,9 +38,15 @@ DOCUMENTS = (
 def upgrade() -> None:
     for table, keys, columns in DOCUMENTS:
         _rewrite(table, keys, columns, lambda row, column: upgraded(row[column]))
-    plans = _plans()
-    _rewrite("engines", ("id",), ("control_memory",), _memory_up(plans))
-    _rewrite("decisions", ("id",), ("settings",), _decision_up(plans), beside=("engine_id",))
+    plans = _Plans()
+    _rewrite("engines", ("id",), ("control_memory",), plans.memory_up)
+    _rewrite(
+        "decisions",
+        ("id",),
+        ("settings",),
+        plans.decision_up,
+        beside=("engine_id", "policy_version"),
+    )
     _rewrite("policy_versions", ("engine_id", "version"), ("document",), _without_coin)
     _rewrite("engines", ("id",), ("effective_policy",), _without_coin)
 
@@ -59,6 +66,8 @@ def upgraded(value: Json) -> Json:
         return value
     if value.get("schema") == "schedule/v1":
         return _schedule_up(value)
+    if value.get("schema") == OLD_REPORT:
+        value = {**value, "schema": NEW_REPORT}
     threshold = next((k for k in ("threshold_tokens", "shift_threshold") if k in value), None)
     if threshold is None or not {"plan", "caps"} <= value.keys():
         return {key: upgraded(item) for key, item in value.items()}
@@ -75,6 +84,8 @@ def downgraded(value: Json) -> Json:
         return value
     if value.get("schema") == "schedule/v2":
         return _schedule_down(value)
+    if value.get("schema") == NEW_REPORT:
+        value = {**value, "schema": OLD_REPORT}
     if value.keys() == NEW_FORM:
         return _flat(value, "threshold_tokens")
     settings = value.get("settings")
@@ -95,7 +106,7 @@ def _settings(plan: Json, threshold: int, caps: Json, mode: str | None) -> Json:
         "shift": {"enabled": has_shift, "threshold_tokens": threshold},
         "caps": caps,
         "scheduler": {"order": "fcfs"},
-        "mode": _pin(mode),
+        "mode": "auto" if mode == "shift" and not has_shift else _pin(mode),
     }
 
 
@@ -152,38 +163,47 @@ def _of_plan(plan: Json, hot: Json) -> Json:
     return _settings(plan, hot["threshold_tokens"], hot["caps"], hot["mode"])
 
 
-def _plans() -> dict[str, Json]:
-    """The plan that each engine runs, by its id."""
-    engines = _table("engines", ("id",), ("effective_policy",))
-    found = {}
-    for row in op.get_bind().execute(sa.select(engines)).mappings():
-        policy = row["effective_policy"] or {}
-        shift = policy.get("shift") or {}
-        found[row["id"]] = {**policy.get("plan", {}), "shift": shift.get("enabled", False)}
-    return found
-
-
 Convert = Callable[[Any, str], Json]
 
 
-def _memory_up(plans: dict[str, Json]) -> Convert:
-    def convert(row: Any, column: str) -> Json:
-        memory = row[column]
-        commanded = memory.get("commanded")
-        if commanded is not None:
-            commanded = _of_plan(plans[row["id"]], commanded)
-        return {**memory, "commanded": commanded}
+class _Plans:
+    """The plans that what had none was meant for: the controller acts under a schedule's plan
+    only, and a decision that wrote a policy did so under that policy's plan."""
 
-    return convert
+    def __init__(self) -> None:
+        connection = op.get_bind()
+        engines = _table("engines", ("id",), ("schedule", "effective_policy"))
+        self._by_engine = {}
+        for row in connection.execute(sa.select(engines)).mappings():
+            bands = (row["schedule"] or {}).get("bands")
+            has = bands[0]["settings"] if bands else row["effective_policy"] or {}
+            self._by_engine[row["id"]] = _plan_in(has)
+        versions = _table("policy_versions", ("engine_id", "version"), ("document",))
+        self._by_version = {
+            (row["engine_id"], row["version"]): _plan_in(row["document"])
+            for row in connection.execute(sa.select(versions)).mappings()
+        }
+
+    def memory_up(self, row: Any, column: str) -> Json:
+        memory = row[column]
+        if not memory.get("commanded"):
+            return memory
+        return {**memory, "commanded": _of_plan(self._by_engine[row["id"]], memory["commanded"])}
+
+    def decision_up(self, row: Any, column: str) -> Json:
+        written = self._by_version.get((row["engine_id"], row["policy_version"]))
+        return _of_plan(written or self._by_engine[row["engine_id"]], row[column])
+
+
+def _plan_in(settings: Json) -> Json:
+    """The plan of settings in the one form, of which any part may be missing."""
+    shift = settings.get("shift") or {}
+    return {**(settings.get("plan") or {}), "shift": shift.get("enabled", False)}
 
 
 def _memory_down(row: Any, column: str) -> Json:
     memory = row[column]
-    return {**memory, "commanded": _hot(memory.get("commanded"))}
-
-
-def _decision_up(plans: dict[str, Json]) -> Convert:
-    return lambda row, column: _of_plan(plans[row["engine_id"]], row[column])
+    return {**memory, "commanded": _hot(memory["commanded"])} if memory else memory
 
 
 def _without_coin(row: Any, column: str) -> Json:

@@ -122,7 +122,7 @@ class CostModel(Base):
 
 
 class RecommendationRow(Base):
-    """What a job recommends: hot settings, plan and the schedule of load bands."""
+    """What a job recommends: settings, and the schedule of load bands."""
 
     __tablename__ = "recommendations"
 

@@ -36,7 +36,7 @@ def service_url(sqlite_url: str) -> str:
 
 @pytest.fixture
 def settings(tmp_path: Path, service_url: str) -> ServiceSettings:
-    """ServiceSettings of a quick service that never acts on its own."""
+    """Settings of a quick service that never acts on its own."""
     return ServiceSettings(
         data_dir=tmp_path,
         database_url=service_url,

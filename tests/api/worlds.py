@@ -87,7 +87,7 @@ def heartbeat_body(*, arrived: int, policy: Json, ttft_ms: float = 40.0, **chang
 def schedule() -> Schedule:
     """Two bands: below and above 10 requests per second; alone a first token takes 30 ms."""
     return Schedule(
-        alone={"p95_ttft_ms": Estimate(value=30.0, low=25.0, high=35.0)},
+        alone={"p50_ttft_ms": Estimate(value=30.0, low=25.0, high=35.0)},
         bands=(
             LoadBand(
                 rate_rps_low=0,

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -20,6 +21,9 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+
+from engine.models.create import create_model
+from engine.models.loader import SINGLE_FILE
 
 Logits = npt.NDArray[np.float64]
 
@@ -92,3 +96,17 @@ def reference(
             ids.append(int(row.argmax()))
         answers.append(Reference(output=ids[len(prompt) :], logits=logits))
     return answers
+
+
+OVERFLOWING_TOKEN = 17
+
+
+def write_overflowing(folder: Path) -> Path:
+    """A checkpoint of finite numbers in which attention to one token overflows, to others not."""
+    create_model(folder, preset="tiny", seed=1)
+    tensors = load_file(folder / SINGLE_FILE)
+    tensors["model.embed_tokens.weight"][:, 0] = 0.0
+    tensors["model.embed_tokens.weight"][OVERFLOWING_TOKEN, 0] = 1.0
+    tensors["model.layers.0.input_layernorm.weight"][0] = 1e30
+    save_file(tensors, folder / SINGLE_FILE)
+    return folder

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -43,6 +45,16 @@ def test_every_request_gets_its_tokens_with_rising_stamps_and_a_reason(engine: E
     assert len(engine.drain_samples()) == sum(stats.steps.values())
 
 
+def test_threads_may_generate_at_once(engine: Engine) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        futures = [
+            threads.submit(engine.generate, (5, 6, 7), SamplingParams(max_tokens=20 + i))
+            for i in range(8)
+        ]
+        lengths = [len(future.result(timeout=20).token_ids) for future in futures]
+    assert lengths == [20 + i for i in range(8)]
+
+
 def test_two_replicas_share_the_requests(config: EngineConfig) -> None:
     with Engine(
         with_settings(config, plan=ParallelPlan(dp=2)), timer_factory=ConstantTimer
@@ -70,6 +82,18 @@ def test_an_aborted_request_ends_and_frees_its_place(engine: Engine) -> None:
     assert collector.wait().reason is FinishReason.ABORT
     wait_until(lambda: engine.stats().kv_usage == 0.0)
     engine.abort("never seen")
+
+
+def test_tokens_are_counted_when_they_are_handed_out_and_not_for_requests_that_have_gone(
+    engine: Engine,
+) -> None:
+    collectors = [submit(engine, str(i), tokens=400) for i in range(40)]
+    for i, collector in enumerate(collectors):
+        wait_until(lambda: collector.outputs)  # noqa: B023 - called at once
+        engine.abort(str(i))
+    given = sum(len(collector.wait().token_ids) for collector in collectors)
+    wait_until(lambda: engine.stats().running == 0)
+    assert engine.stats().generation_tokens == given
 
 
 def test_a_request_that_has_not_ended_at_its_deadline_ends_there_with_its_tokens_so_far(
@@ -201,6 +225,26 @@ def test_ids_that_no_rank_could_look_up_are_refused(engine: Engine) -> None:
         request = Request(request_id="a", prompt_ids=(3,), sampling=sampling)
         with pytest.raises(RequestError, match="token id 500 is outside the vocabulary of 500"):
             engine.submit(request, Collector())
+
+
+def test_who_hears_of_an_end_at_the_close_may_call_the_engine_back(config: EngineConfig) -> None:
+    refusals: list[str] = []
+    engine = Engine(config, timer_factory=ConstantTimer)
+    engine.start()
+
+    def call_back(output: RequestOutput) -> None:
+        if output.is_finished:
+            with pytest.raises(RankError) as refused:
+                engine.apply(engine.policy)
+            refusals.append(str(refused.value))
+
+    request = Request(request_id="r", prompt_ids=(3,), sampling=SamplingParams(max_tokens=400))
+    engine.submit(request, call_back)
+    closing = threading.Thread(target=engine.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    assert not closing.is_alive()
+    assert refusals == ["the engine cannot change: it is closed"]
 
 
 def test_an_engine_that_was_closed_does_not_start(config: EngineConfig) -> None:

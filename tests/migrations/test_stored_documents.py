@@ -146,3 +146,37 @@ def test_a_mode_that_flipped_by_a_coin_is_the_threshold_from_now_on(stored: Data
         (engine,) = uow.engines.list_scheduled()
         version = uow.policies.get(engine.id, 2)
     assert PolicyDocument.from_json(version.document).settings.pin is ModePin.AUTO
+
+
+def test_what_had_no_plan_gets_that_of_its_policy_or_its_schedule(stored: Database) -> None:
+    """The engine has been moved to another plan by hand since the controller's decisions."""
+    with stored.engine.begin() as connection:
+        engines = sa.table("engines", sa.column("effective_policy", type_=sa.JSON()))
+        policy = connection.execute(sa.select(engines)).scalar_one()
+        moved = {**policy, "plan": {**policy["plan"], "tp": 2}}
+        connection.execute(sa.update(engines).values(effective_policy=moved))
+    upgrade(stored.engine)
+    with stored.read() as uow:
+        (engine,) = uow.engines.list_scheduled()
+        decision = uow.decisions.find_last(engine.id)
+    assert settings_in(engine.effective_policy).plan == ParallelPlan(tp=2)
+    assert memory_from_json(engine.control_memory).commanded == FOUND
+    assert decision is not None
+    assert Settings.from_json(decision.settings or {}) == FOUND
+
+
+def test_rows_in_which_next_to_nothing_stands_are_left_as_they_are(stored: Database) -> None:
+    with stored.engine.begin() as connection:
+        engines = sa.table(
+            "engines",
+            *(sa.column(c, type_=sa.JSON()) for c in ("control_memory", "effective_policy")),
+        )
+        connection.execute(
+            sa.update(engines).values(control_memory={}, effective_policy={"plan": None})
+        )
+    upgrade(stored.engine)
+    with stored.read() as uow:
+        (engine,) = uow.engines.list_scheduled()
+    assert engine.control_memory == {}
+    assert memory_from_json(engine.control_memory).commanded is None
+    downgrade(stored.engine, "0001")

@@ -19,6 +19,8 @@ SCHEMA = "device/v3"
 # What a roofline from data sheets is commonly off by, as a log ratio.
 UNCALIBRATED_INTERVAL = 0.25
 CURVES_SUFFIX = ".curves.json"
+# More than any cluster has; each device of a plan is a row and a rank somewhere.
+MAX_DEVICES = 16_384
 LINK_MARK = "@"  # 8xh200@pcie5
 
 
@@ -213,19 +215,23 @@ def parse_hardware(text: str) -> Hardware:
     with that bandwidth per device and direction.
 
     Raises:
-        TunerError: another form, a count of 0, an unknown device or link.
+        TunerError: another form, a count of 0 or above MAX_DEVICES, an unknown device or link.
     """
     match = re.fullmatch(
         rf"(?:(\d+)x)?([a-z][a-z0-9_-]*)(?:{LINK_MARK}([a-z0-9_./-]+))?", text.strip().lower()
     )
-    if match is None or match[1] == "0":
+    if match is None or (match[1] and not match[1].strip("0")):
         raise TunerError(
             f"hardware {text!r}: write COUNTxDEVICE or COUNTxDEVICE@LINK, as in '8xh200' or "
             f"'8xh200@pcie5'; known devices are {', '.join(list_devices())}, known links "
             f"{', '.join(list_links())}"
         )
+    # The number of digits first: a thousand of them are no int.
+    digits = (match[1] or "1").lstrip("0")
+    if len(digits) > len(str(MAX_DEVICES)) or int(digits) > MAX_DEVICES:
+        raise TunerError(f"hardware {text[:60]!r}: at most {MAX_DEVICES} devices")
     device = load_device(match[2])
     if match[3]:
         speed = find_speed(match[3])
         device = device.at_link_speed(speed) if speed else device.with_link(load_link(match[3]))
-    return Hardware(device=device, count=int(match[1] or 1))
+    return Hardware(device=device, count=int(digits))

@@ -20,7 +20,7 @@ from tuner.planner.explore import JudgedOn, Tried
 from tuner.planner.planner import Failure, PlanReport
 from tuner.search.report import infeasible_json, point_json
 
-SCHEMA = "plan/v1"
+SCHEMA = "plan/v2"
 REASONS = {
     ChoiceReason.ONLY_FEASIBLE: "the only settings that meet the SLA",
     ChoiceReason.FEWEST_DEVICES: "no plan meets the SLA with fewer devices",

@@ -16,7 +16,7 @@ from tuner.search.spec import TuningSpec
 from tuner.search.trials import TrialRecord
 from tuner.spec.space import PrunedPlan
 
-SCHEMA = "tuning-report/v1"
+SCHEMA = "tuning-report/v2"
 
 
 @dataclass(frozen=True, kw_only=True)

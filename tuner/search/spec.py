@@ -14,10 +14,26 @@ from policies.sla import Sla
 from tuner.described.node import Node
 from tuner.described.parse import DEFAULT_BACKEND, describe_node, has_checkpoint, read_rank_dtype
 from tuner.hardware import Precision
+from tuner.hardware.device import MAX_DEVICES
 from tuner.spec.errors import TunerError
+from tuner.workload.bounds import MAX_LENGTH_TOKENS, MAX_REQUESTS
 
 LOCAL = "local"
 MIB = 2**20
+# What seeds of every library here may be.
+MAX_SEED = 2**32 - 1
+MAX_SECONDS = 1e8
+_MOST = {
+    "num_devices": MAX_DEVICES,
+    "trials": 100_000,
+    "probe_requests": MAX_REQUESTS,
+    "kv_cache_mib": 2**30,
+    "block_size": 65_536,
+    "max_model_len": MAX_LENGTH_TOKENS,
+    "seed": MAX_SEED,
+    "timeout_s": MAX_SECONDS,
+    "profile_seconds": MAX_SECONDS,
+}
 DEFAULT_KV_CACHE_MIB = 256
 
 
@@ -61,6 +77,10 @@ class TuningSpec:
         for name in ("num_devices", "trials", "probe_requests", "kv_cache_mib", "block_size"):
             if getattr(self, name) < 1:
                 raise TunerError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if value is not None and not value <= most:
+                raise TunerError(f"{name}={value}: must be at most {most:.10g}")
         if self.timeout_s <= 0 or self.profile_seconds <= 0 or self.seed < 0:
             raise TunerError("timeout_s and profile_seconds must be above 0, seed at least 0")
         if self.dtype is not None:

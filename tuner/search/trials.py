@@ -64,8 +64,12 @@ class TrialRecord:
     def from_json(cls, raw: dict[str, Any]) -> TrialRecord:
         """Read a record back. Raises TunerError for a part of the wrong kind, named."""
         try:
-            settings = Settings.from_json(raw["settings"])
-            return replace(msgspec.convert(raw | {"settings": {}}, cls), settings=settings)
+            settings = raw["settings"]
+            if not isinstance(settings, dict):
+                raise TunerError(f"trial record: settings {settings!r} is not an object")
+            # Settings have a form of their own, which msgspec does not know.
+            record = msgspec.convert({**raw, "settings": {}}, cls)
+            return replace(record, settings=Settings.from_json(settings))
         except KeyError as missing:
             raise TunerError(f"trial record: {missing} is missing") from missing
         except (msgspec.ValidationError, EngineError) as error:

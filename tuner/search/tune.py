@@ -76,7 +76,7 @@ def run_trial(
     is a failed trial, not an error.
     """
     started_s = time.monotonic()
-    settings = _settings_of(context, number, done)
+    settings = propose(context, number, done)
     predicted = context.simulator.point(settings, context.trial_workload)
     hopeless = None if number == 0 else _hopeless(predicted, context.sla)
     record = _Recorder(context, number, settings, predicted, started_s)
@@ -175,8 +175,9 @@ def _run_live(
 # -- what to try ---------------------------------------------------------------------------------
 
 
-def _settings_of(context: TuningContext, number: int, done: Sequence[TrialRecord]) -> Settings:
-    """Baseline, then the best of simulation one per plan, then Optuna's suggestions."""
+def propose(context: TuningContext, number: int, done: Sequence[TrialRecord]) -> Settings:
+    """What trial ``number`` tries: the baseline, then the best of simulation, then what Optuna
+    suggests, ranked by the surrogate."""
     if number == 0:
         return context.space.baseline
     first = [s for s in shortlist(context) if s != context.space.baseline]

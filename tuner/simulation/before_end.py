@@ -53,7 +53,7 @@ class BeforeEnd:
         return max(self._steps.next_end_s, self._steps.pipe.host_free_s)
 
     def add(self, request: Request) -> None:
-        self._scheduler.add(request, is_admitted=True)
+        self._scheduler.add(request, is_in_book=True)
 
     def launch(self, now_s: float, horizon_s: float) -> None:  # noqa: ARG002 (nothing is skipped)
         if self._is_looking:

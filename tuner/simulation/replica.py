@@ -56,11 +56,11 @@ class SimulatedReplica:
 
     # -- commands ----------------------------------------------------------------------------
 
-    def add(self, request: Request, *, is_admitted: bool = False) -> None:
-        """Queue a request; ``is_admitted``: it was held to the limit before. Raises RequestError
+    def add(self, request: Request, *, has_waited: bool = False) -> None:
+        """Queue a request; ``has_waited``: it was held to the limit before. Raises RequestError
         or QueueFullError like the live scheduler."""
         self._scheduler.check_request(request)
-        self._scheduler.admit(request, has_waited=is_admitted)
+        self._scheduler.admit(request, has_waited=has_waited)
         self._turns.add(request)
 
     def launch(self, now_s: float, horizon_s: float) -> None:

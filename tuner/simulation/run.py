@@ -128,7 +128,7 @@ class Run:
         the queue's limit was applied to them.
         """
         for sent in self._changes.open(now_s):
-            self._route(sent, now_s, is_admitted=True)
+            self._route(sent, now_s, has_waited=True)
         self._launch(now_s, None)
 
     def _admit_until(self, now_s: float) -> None:
@@ -167,10 +167,10 @@ class Run:
 
     # -- parts -----------------------------------------------------------------------------------
 
-    def _route(self, sent: Sent, now_s: float, *, is_admitted: bool = False) -> None:
+    def _route(self, sent: Sent, now_s: float, *, has_waited: bool = False) -> None:
         """Give a request to the least loaded replica."""
         try:
-            self._replicas.least_loaded.add(self._source.request(sent), is_admitted=is_admitted)
+            self._replicas.least_loaded.add(self._source.request(sent), has_waited=has_waited)
         except (RequestError, QueueFullError):
             self._refuse(sent, now_s)
 

@@ -62,6 +62,7 @@ class ControllerSteering:
         self.decisions: list[SteeringDecision] = []
         self._schedule = schedule
         self._sla = sla
+        self._is_feasible_when_idle = is_feasible_when_idle(sla, schedule.alone)
         self._limits = limits or ControlLimits(max_data_age_s=window_s, settle_s=window_s)
         self._interval_s = interval_s
         self._num_kept = max(1, round(window_s / interval_s))
@@ -99,7 +100,7 @@ class ControllerSteering:
                 now_s=now_s,
                 load=None if seen is None else seen.load,
                 in_force=in_force,
-                is_feasible_when_idle=is_feasible_when_idle(self._sla, self._schedule.alone),
+                is_feasible_when_idle=self._is_feasible_when_idle,
                 memory=self._memory,
                 limits=self._limits,
             )

@@ -66,7 +66,7 @@ class AtEnd:
         return self._flights[0].finish_s if self._flights else NEVER_S
 
     def add(self, request: Request) -> None:
-        self._scheduler.add(request, is_admitted=True)
+        self._scheduler.add(request, is_in_book=True)
 
     def launch(self, now_s: float, horizon_s: float) -> None:
         if not self._stretches.take(now_s, horizon_s):

@@ -11,7 +11,7 @@ class WorkloadError(TunerError):
     """A workload SPEC that cannot be read, or that leaves no request to send."""
 
 
-class TraceError(TunerError):
+class TraceError(WorkloadError):
     """A trace file or row that cannot be read; the message holds the file and line number."""
 
 

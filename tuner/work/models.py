@@ -132,7 +132,7 @@ def load_model(text: str) -> ModelConfig:
     folder = path.parent if path.name == CONFIG else path
     if (folder / CONFIG).exists():
         try:
-            return ModelConfig.from_dir(folder)
+            return ModelConfig.from_dir(folder, shape_only=True)
         except CheckpointError as error:
             raise TunerError(str(error)) from error
     found = find_model(text)

@@ -1,7 +1,8 @@
 """Workload SPECs: ``KIND:PATH-or-words,option=value,...`` -> :class:`Workload`.
 
-Traces: ``azure:PATH``, ``mooncake:PATH``, ``csv:PATH`` (also JSONL). Processes (rates in
-requests per second, lengths in tokens):
+Traces: ``azure:PATH``, ``burstgpt:PATH``, ``mooncake:PATH``, ``servegen:PATH``, ``csv:PATH``
+(also JSON lines), or ``auto:PATH``, which recognises the format by its first rows
+(:mod:`tuner.workload.traces`). Processes (rates in requests per second, lengths in tokens):
 
 * ``poisson:rate=4,input=512,output=64``
 * ``gamma:rate=4,cv=3,input=512,output=64``
@@ -15,21 +16,30 @@ requests per second, lengths in tokens):
 order they act: ``start=``, ``seconds=`` (a window of the source's own time), ``requests=`` (its
 first rows), ``keep=`` (a seeded share), ``input_scale=``, ``output_scale=``, ``max_input=``,
 ``max_output=`` (longer ones are shortened), ``scale=`` (times the rate, or a closed loop's
-concurrency: the same requests, faster). Every cut is reported in ``Workload.source``.
+concurrency: the same requests, faster). Every cut is reported in ``Workload.source``. The range
+of every word, and the most a workload may be, are in :mod:`tuner.workload.bounds`.
 """
 
 from __future__ import annotations
 
 import math
-import re
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from tuner.spec.errors import WorkloadError
-from tuner.workload import synthetic
-from tuner.workload.rows import RowCuts, Rows
+from tuner.workload import synthetic, traces
+from tuner.workload.bounds import (
+    MAX_LENGTH_TOKENS,
+    MAX_SEGMENTS,
+    MAX_SPAN_S,
+    WORD_BOUNDS,
+    check_drawn,
+    check_size,
+)
+from tuner.workload.rows import RowCuts, Rows, Wanted
+from tuner.workload.spec import AZURE_LIKE, CLOSED, WorkloadSpec
 from tuner.workload.workload import (
     Arrival,
     ClosedLoop,
@@ -48,93 +58,118 @@ __all__ = [
     "CutKind",
     "Workload",
     "WorkloadSource",
+    "check_workload",
     "parse_workload",
 ]
 
+
 DEFAULT_SECONDS = 60.0
-TRACE_KINDS = ("azure", "mooncake", "csv")
-_LENGTH_WORDS = ("input", "output", "input_cv", "output_cv")
-# Words of each process, the needed ones and the optional ones.
-_PROCESS_WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "poisson": (("rate", "input", "output"), _LENGTH_WORDS),
-    "gamma": (("rate", "cv", "input", "output"), _LENGTH_WORDS),
-    "step": (("rate", "to", "at", "input", "output"), _LENGTH_WORDS),
-    "ramp": (("rate", "to", "input", "output"), _LENGTH_WORDS),
-    "burst": (("rate", "peak", "on_s", "off_s", "input", "output"), _LENGTH_WORDS),
-    "azure-like": ((), ()),
-    "closed": (("concurrency", "input", "output", "requests"), _LENGTH_WORDS),
-}
-_CUT_WORDS = (
-    "start",
-    "seconds",
-    "requests",
-    "keep",
-    "scale",
-    "input_scale",
-    "output_scale",
-    "max_input",
-    "max_output",
-)
-_WHOLE = ("requests", "max_input", "max_output", "concurrency")
-_MAY_BE_ZERO = ("start", "at", "input_cv", "output_cv")
 
 
 def parse_workload(spec: str, *, seed: int) -> Workload:
     """Build the workload that ``spec`` names; the same spec and seed give the same requests.
 
     Raises:
-        WorkloadError: an unknown kind or word, a value outside its range, or nothing left.
-        TraceError: a trace file or row that cannot be read.
+        WorkloadError: an unknown kind or word, a value outside its range, more than a workload
+            may be, or nothing left; for a trace also a file or row that cannot be read.
     """
-    kind, has_colon, rest = spec.partition(":")
-    kind = kind.strip()
-    if not has_colon or kind not in (*TRACE_KINDS, *_PROCESS_WORDS):
-        known = ", ".join(f"{k}:" for k in (*TRACE_KINDS, *_PROCESS_WORDS))
-        raise WorkloadError(f"workload {spec!r}: unknown kind {kind!r}; known are {known}")
-    if kind in TRACE_KINDS:
-        return _trace(spec, kind, rest, seed)
-    words = _read_words(spec, kind, rest)
-    return _closed(spec, words, seed) if kind == "closed" else _process(spec, kind, words, seed)
+    read = WorkloadSpec.parse(spec)
+    if read.path is not None:
+        return _trace(read, seed)
+    return _closed(read, seed) if read.kind == CLOSED else _process(read, seed)
 
 
-def _trace(spec: str, kind: str, rest: str, seed: int) -> Workload:
-    # A path may hold a comma: options start at the first ",word=".
-    path_text, *options = re.split(r",(?=\s*[a-z_]+\s*=)", rest)
-    if not path_text.strip():
-        raise WorkloadError(f"workload {spec!r}: no path; write it as in {kind}:PATH,seconds=60")
-    words = _numbers(spec, kind, options, _CUT_WORDS)
-    from tuner.workload import traces
+def check_workload(spec: str) -> None:
+    """Find what would make :func:`parse_workload` fail, without building anything.
 
-    path = Path(path_text.strip())
-    if kind == "azure":
-        rows = traces.read_azure(path)
-    elif kind == "mooncake":
-        rows = traces.read_mooncake(path, seed=seed)
+    Of a trace the first rows are read; what a process draws is judged by its mean.
+
+    Raises:
+        WorkloadError: as :func:`parse_workload`.
+    """
+    read = WorkloadSpec.parse(spec)
+    if read.path is not None:
+        traces.check_trace(read.kind, read.path)
+    elif read.kind == CLOSED:
+        _check_mean_size(read, read.words["requests"])
+        _concurrency(read)
     else:
-        rows = traces.read_own(path)
-    return _finish(spec, rows, words, seed)
+        seconds = _lasting_s(read)
+        if read.kind in ("poisson", "gamma"):
+            _check_mean_size(read, read.words["rate"] * seconds)
 
 
-def _process(spec: str, kind: str, words: dict[str, float], seed: int) -> Workload:
+def _trace(spec: WorkloadSpec, seed: int) -> Workload:
+    assert spec.path is not None, "a trace has a path"
+    words = spec.words
+    wanted = Wanted(
+        seed=seed,
+        start_s=words.get("start", 0.0),
+        seconds=words.get("seconds"),
+        requests=_whole(words, "requests"),
+        output_tokens=max(1, round(words["output"])) if "output" in words else None,
+        input_cv=words.get("input_cv"),
+        output_cv=words.get("output_cv"),
+    )
+    return _finish(spec, traces.read_trace(spec.kind, spec.path, wanted), seed)
+
+
+def _process(spec: WorkloadSpec, seed: int) -> Workload:
     """A synthetic process; without ``seconds=`` it lasts as long as needed, else the default."""
-    seconds = words.pop("seconds", None)
-    if seconds is None:
-        seconds = _default_seconds(kind, words)
-    lasting = words.get("start", 0.0) + seconds
+    lasting = _lasting_s(spec)
     rng = np.random.default_rng([seed, 0xA771])
-    times = _times(kind, words, lasting, rng)
-    if kind == "azure-like":
+    times = _times(spec.kind, spec.words, lasting, rng)
+    if spec.kind == AZURE_LIKE:
         shape = synthetic.AzureLikeShape()
         inputs = synthetic.quantile_lengths(rng, shape.levels, shape.inputs, times.size)
         outputs = synthetic.quantile_lengths(rng, shape.levels, shape.outputs, times.size)
         rows = Rows(arrival_s=times, input_tokens=inputs, output_tokens=outputs)
     else:
-        rows = _with_lengths(times, words, rng)
-    return _finish(spec, rows, words, seed)
+        rows = _with_lengths(times, spec.words, rng)
+    # How long it lasts has been drawn; it is not a cut.
+    return _finish(spec.without("seconds"), rows, seed)
 
 
-def _default_seconds(kind: str, words: dict[str, float]) -> float:
-    if kind == "azure-like":
+def _lasting_s(spec: WorkloadSpec) -> float:
+    """How many seconds a process is drawn for.
+
+    Raises:
+        WorkloadError: so long or so fast that too much would be drawn.
+    """
+    words = spec.words
+    seconds = words.get("seconds")
+    if seconds is None:
+        seconds = _default_seconds(spec.kind, words)
+        if seconds > WORD_BOUNDS["seconds"].high:
+            raise WorkloadError(
+                f"workload {spec.text!r}: requests={words['requests']:g} at rate={words['rate']:g} "
+                f"last {seconds:.3g} s; at most {WORD_BOUNDS['seconds'].high:g}"
+            )
+    lasting = words.get("start", 0.0) + seconds
+    rates = [words[word] for word in ("rate", "to", "peak") if word in words]
+    check_drawn(spec.text, max(rates, default=synthetic.AzureLikeShape.mean_rps) * lasting)
+    if spec.kind == "burst":
+        pairs = lasting / (words["on_s"] + words["off_s"])
+        if 2 * pairs > MAX_SEGMENTS:
+            raise WorkloadError(
+                f"workload {spec.text!r}: about {pairs:.3g} bursts; at most {MAX_SEGMENTS // 2}, "
+                "so raise on_s= or off_s=, or take fewer seconds="
+            )
+    return lasting
+
+
+def _check_mean_size(spec: WorkloadSpec, requests: float) -> None:
+    words = spec.words
+    kept = min(requests, words.get("requests", math.inf)) * words.get("keep", 1.0)
+    tokens = 0.0
+    for name in ("input", "output"):
+        mean = words[name] * words.get(f"{name}_scale", 1.0)
+        tokens += kept * min(mean, words.get(f"max_{name}", math.inf))
+    check_size(spec.text, requests=kept, tokens=tokens)
+
+
+def _default_seconds(kind: str, words: Mapping[str, float]) -> float:
+    if kind == AZURE_LIKE:
         return synthetic.AzureLikeShape().span_s
     if "requests" in words and kind in ("poisson", "gamma"):
         # Long enough that the window almost surely holds them; the rest is cut, and reported.
@@ -144,7 +179,7 @@ def _default_seconds(kind: str, words: dict[str, float]) -> float:
 
 
 def _times(
-    kind: str, words: dict[str, float], seconds: float, rng: np.random.Generator
+    kind: str, words: Mapping[str, float], seconds: float, rng: np.random.Generator
 ) -> FloatArray:
     segment = synthetic.RateSegment
     match kind:
@@ -174,7 +209,7 @@ def _times(
     return synthetic.varying_times(rng, parts)
 
 
-def _with_lengths(times: FloatArray, words: dict[str, float], rng: np.random.Generator) -> Rows:
+def _with_lengths(times: FloatArray, words: Mapping[str, float], rng: np.random.Generator) -> Rows:
     inputs = synthetic.lengths(
         rng, mean=words["input"], cv=words.get("input_cv", 0.0), count=times.size
     )
@@ -184,87 +219,79 @@ def _with_lengths(times: FloatArray, words: dict[str, float], rng: np.random.Gen
     return Rows(arrival_s=times, input_tokens=inputs, output_tokens=outputs)
 
 
-def _closed(spec: str, words: dict[str, float], seed: int) -> Workload:
-    count = int(words.pop("requests"))
-    limit_s = words.pop("seconds", None)
+def _closed(spec: WorkloadSpec, seed: int) -> Workload:
+    words = spec.words
+    concurrency = _concurrency(spec)
+    count = int(words["requests"])
     rows = _with_lengths(np.zeros(count), words, np.random.default_rng([seed, 0xC105]))
-    workload = _finish(spec, rows, words, seed)
-    concurrency = max(1, round(words["concurrency"] * words.get("scale", 1.0)))
-    return replace(workload, closed=ClosedLoop(concurrency=concurrency, limit_s=limit_s))
+    workload = _finish(spec.without("requests", "seconds"), rows, seed)
+    return replace(
+        workload, closed=ClosedLoop(concurrency=concurrency, limit_s=words.get("seconds"))
+    )
 
 
-def _finish(spec: str, rows: Rows, words: dict[str, float], seed: int) -> Workload:
-    cuts = _row_cuts(words)
+def _concurrency(spec: WorkloadSpec) -> int:
+    clients = max(1, round(spec.words["concurrency"] * spec.words.get("scale", 1.0)))
+    if clients > WORD_BOUNDS["concurrency"].high:
+        raise WorkloadError(
+            f"workload {spec.text!r}: concurrency times scale is {clients}; at most "
+            f"{WORD_BOUNDS['concurrency'].high:g}"
+        )
+    return clients
+
+
+def _finish(spec: WorkloadSpec, rows: Rows, seed: int) -> Workload:
+    cuts = _row_cuts(spec.words)
     kept, made = cuts.apply(rows, np.random.default_rng([seed, 0x5EED]))
+    _check_built(spec, kept)
     arrivals = kept.arrivals()
     source = WorkloadSource(
-        spec=spec,
+        spec=spec.text,
         seed=seed,
         sha256=rows.sha256 or rows_sha256(rows.arrivals()),
-        rows=len(rows),
+        rows=len(rows) + sum(cut.rows for cut in rows.cuts),
         span_s=rows.span_s,
         scale=cuts.scale,
         input_scale=cuts.input_scale,
         output_scale=cuts.output_scale,
         spread_s=rows.spread_s,
-        cuts=made,
+        cuts=(*rows.cuts, *made),
     )
     return Workload(arrivals=arrivals, source=source)
 
 
-def _row_cuts(words: dict[str, float]) -> RowCuts:
-    def whole(name: str) -> int | None:
-        return int(words[name]) if name in words else None
+def _check_built(spec: WorkloadSpec, rows: Rows) -> None:
+    """Raises WorkloadError where what is left is more than a workload may be."""
+    if not len(rows):
+        return
+    for name, lengths in (("input", rows.input_tokens), ("output", rows.output_tokens)):
+        if lengths.max() > MAX_LENGTH_TOKENS:
+            raise WorkloadError(
+                f"workload {spec.text!r}: one {name} has {lengths.max()} tokens; at most "
+                f"{MAX_LENGTH_TOKENS} may be, so add max_{name}="
+            )
+    if rows.arrival_s[-1] > MAX_SPAN_S:
+        raise WorkloadError(
+            f"workload {spec.text!r}: its last request comes after {rows.arrival_s[-1]:.3g} s; at "
+            f"most {MAX_SPAN_S:g} may be"
+        )
+    tokens = rows.input_tokens.sum() + rows.output_tokens.sum()
+    check_size(spec.text, requests=len(rows), tokens=float(tokens))
 
+
+def _row_cuts(words: Mapping[str, float]) -> RowCuts:
     return RowCuts(
         start_s=words.get("start", 0.0),
         seconds=words.get("seconds"),
-        requests=whole("requests"),
+        requests=_whole(words, "requests"),
         keep=words.get("keep", 1.0),
         scale=words.get("scale", 1.0),
         input_scale=words.get("input_scale", 1.0),
         output_scale=words.get("output_scale", 1.0),
-        max_input=whole("max_input"),
-        max_output=whole("max_output"),
+        max_input=_whole(words, "max_input"),
+        max_output=_whole(words, "max_output"),
     )
 
 
-def _read_words(spec: str, kind: str, rest: str) -> dict[str, float]:
-    needed, optional = _PROCESS_WORDS[kind]
-    parts = rest.split(",") if rest.strip() else []
-    words = _numbers(spec, kind, parts, (*needed, *optional, *_CUT_WORDS))
-    for word in needed:
-        if word not in words:
-            example = ",".join(f"{w}=.." for w in needed)
-            raise WorkloadError(f"workload {spec!r}: {word}= is missing; write {kind}:{example}")
-    if kind == "closed" and "start" in words:
-        raise WorkloadError(f"workload {spec!r}: start= has no meaning in a closed loop")
-    return words
-
-
-def _numbers(spec: str, kind: str, parts: list[str], known: tuple[str, ...]) -> dict[str, float]:
-    words: dict[str, float] = {}
-    for part in parts:
-        word, _, raw = (piece.strip() for piece in part.partition("="))
-        if word not in known:
-            listed = ", ".join(dict.fromkeys(known))
-            raise WorkloadError(f"workload {spec!r}: unknown word {word!r}; {kind}: takes {listed}")
-        if word in words:
-            raise WorkloadError(f"workload {spec!r}: {word}= stands twice")
-        words[word] = _number(spec, word, raw)
-    return words
-
-
-def _number(spec: str, word: str, raw: str) -> float:
-    try:
-        value = float(raw)
-    except ValueError as error:
-        raise WorkloadError(f"workload {spec!r}: {word}={raw!r} is not a number") from error
-    lowest = "at least 0" if word in _MAY_BE_ZERO else "above 0"
-    if not math.isfinite(value) or value < 0 or (value == 0 and word not in _MAY_BE_ZERO):
-        raise WorkloadError(f"workload {spec!r}: {word}={raw} must be {lowest}")
-    if word in _WHOLE and value != int(value):
-        raise WorkloadError(f"workload {spec!r}: {word}={raw} is not a whole number")
-    if word == "keep" and value > 1:
-        raise WorkloadError(f"workload {spec!r}: keep={raw} is a share of at most 1")
-    return value
+def _whole(words: Mapping[str, float], name: str) -> int | None:
+    return int(words[name]) if name in words else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,10 +14,32 @@ HASH_BLOCK_TOKENS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a SPEC asks of the reader of a trace.
+
+    ``start_s``, ``seconds`` and ``requests`` are cut by :class:`RowCuts` afterwards; a reader that
+    draws its rows need not draw others. ``output_tokens`` stands in for lengths a row lacks.
+    """
+
+    seed: int
+    start_s: float = 0.0
+    seconds: float | None = None
+    requests: int | None = None
+    output_tokens: int | None = None
+    input_cv: float | None = None
+    output_cv: float | None = None
+
+    @property
+    def end_s(self) -> float:
+        return math.inf if self.seconds is None else self.start_s + self.seconds
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rows:
     """Columns of one trace or synthetic process, in order of arrival, times from 0.
 
-    ``spread_s`` > 0: the source's stamps were quantised and arrivals were spread.
+    ``spread_s`` > 0: the source's stamps were quantised and arrivals were spread. ``cuts`` are
+    the source's rows that are not here.
     """
 
     arrival_s: FloatArray
@@ -26,6 +49,7 @@ class Rows:
     spread_s: float = 0.0
     prefix_ids: tuple[str | None, ...] = ()
     hash_ids: tuple[tuple[int, ...], ...] = ()
+    cuts: tuple[Cut, ...] = ()
 
     def __len__(self) -> int:
         return int(self.arrival_s.size)

@@ -13,6 +13,9 @@ import numpy as np
 
 from tuner.workload.workload import FloatArray, IntArray
 
+# Lengths drawn are cut here; a workload that still holds one so long is refused by its size.
+MAX_DRAWN_TOKENS = 1e12
+
 
 @dataclass(frozen=True, kw_only=True)
 class RateSegment:
@@ -75,7 +78,7 @@ def lengths(rng: np.random.Generator, *, mean: float, cv: float, count: int) -> 
         return np.full(count, max(1, round(mean)), dtype=np.int64)
     sigma = math.sqrt(math.log1p(cv**2))
     drawn = rng.lognormal(math.log(mean) - sigma**2 / 2, sigma, size=count)
-    return np.maximum(1, np.rint(drawn)).astype(np.int64)
+    return np.clip(np.rint(drawn), 1, MAX_DRAWN_TOKENS).astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,7 @@ class AzureLikeShape:
     silence_s: float = 44.7
     silence_chance: float = 0.0065
     span_s: float = 3436.0
+    mean_rps: float = 2.57
     levels: tuple[float, ...] = (0, 0.05, 0.1, 0.3, 0.5, 0.7, 0.85, 0.95, 0.975, 0.99, 0.999, 1)
     inputs: tuple[int, ...] = (3, 75, 147, 770, 1469, 2433, 3920, 7303, 7435, 7436, 7437, 7437)
     outputs: tuple[int, ...] = (6, 6, 7, 9, 13, 20, 39, 90, 145, 251, 825, 1899)

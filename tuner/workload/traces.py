@@ -1,93 +1,267 @@
-"""Readers of request traces. A row that cannot be read is an error with file and line number."""
+"""Readers of request traces, one per format, and the one place where formats are registered.
+
+A row that cannot be read is an error with file and line number. A row without output is left
+out and counted: there is nothing to generate for it.
+"""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import json
-import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from tuner.spec.errors import TraceError
-from tuner.workload.rows import Rows
+from tuner.workload.bounds import MAX_SPAN_S
+from tuner.workload.rate_table import RateTableReader
+from tuner.workload.rows import Rows, Wanted
+from tuner.workload.trace_file import TraceFile, TraceRow
+from tuner.workload.workload import Cut, CutKind
 
+AUTO = "auto"
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-MAX_TOKENS = 999_999_999
+BURST_COLUMNS = ("Timestamp", "Request tokens", "Response tokens")
 OWN_COLUMNS = ("arrival_s", "input_tokens", "output_tokens")
-_AZURE_STAMP = re.compile(r"(\d{4}-\d{2}-\d{2} \d{2}:\d{2}:\d{2})(\.\d{1,9})?")
+_STAMP = re.compile(
+    r"(\d{4}-\d{2}-\d{2})[ T](\d{2}:\d{2}:\d{2})(\.\d{1,9})? ?(Z|[+-]\d{2}:?\d{2})?", re.ASCII
+)
 # Stamps count as quantised when more than this share of rows repeats the stamp before.
 _QUANTISED_SHARE = 0.5
 
 
-def read_azure(path: Path) -> Rows:
-    """Azure LLM 2023 CSV: ``2023-11-16 18:15:46.6805900,374,44`` (seven fractional digits).
+class TraceReader(Protocol):
+    """One format of traces.
 
-    Raises:
-        TraceError: the file or a row cannot be read.
+    ``word`` stands before the colon of a SPEC; ``form`` says what a file looks like; ``words``
+    are the SPEC's words that only this format takes. A reader keeps nothing between calls.
     """
-    raw = _read_bytes(path)
-    lines = list(_csv_lines(path, raw, AZURE_COLUMNS))
-    stamps = [line.stamp("TIMESTAMP") for line in lines]
-    first_s = min(whole for whole, _ in stamps)
-    return _sorted(
-        Rows(
-            arrival_s=np.array([whole - first_s + part for whole, part in stamps]),
-            input_tokens=np.array([ln.tokens("ContextTokens") for ln in lines], dtype=np.int64),
-            output_tokens=np.array([ln.tokens("GeneratedTokens") for ln in lines], dtype=np.int64),
-            sha256=_sha256(raw),
-        )
-    )
+
+    @property
+    def word(self) -> str: ...
+
+    @property
+    def form(self) -> str: ...
+
+    @property
+    def words(self) -> tuple[str, ...]: ...
+
+    def recognises(self, head: TraceFile) -> bool:
+        """Whether the first rows are of this format. Never raises."""
+        ...
+
+    def check(self, file: TraceFile) -> None:
+        """Read every row, keep none.
+
+        Raises:
+            TraceError: a row that cannot be read.
+        """
+        ...
+
+    def read(self, file: TraceFile, wanted: Wanted) -> Rows:
+        """The requests in order of arrival; the same file and ``wanted`` give the same ones.
+
+        Raises:
+            TraceError: a row that cannot be read.
+        """
+        ...
 
 
-def read_own(path: Path) -> Rows:
-    """Our own ``arrival_s,input_tokens,output_tokens[,prefix_id]``, CSV or (``.jsonl``) JSONL.
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """One row: its time in seconds of the format's own clock, whole and fraction apart."""
 
-    Raises:
-        TraceError: the file or a row cannot be read.
+    at_s: float
+    part_s: float = 0.0
+    input_tokens: int
+    output_tokens: int
+    prefix_id: str | None = None
+    hash_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AzureReader:
+    """Azure LLM 2023 and later: ``2023-11-16 18:15:46.6805900,374,44``.
+
+    Stamps may be ISO with ``T``, ``Z`` or an offset, with up to nine fractional digits or none.
     """
-    raw = _read_bytes(path)
-    is_json = path.suffix in (".jsonl", ".json", ".ndjson")
-    lines = list(_json_lines(path, raw) if is_json else _csv_lines(path, raw, OWN_COLUMNS))
-    prefixes = tuple(line.prefix for line in lines)
-    return _sorted(
-        Rows(
-            arrival_s=np.array([ln.time("arrival_s") for ln in lines], dtype=np.float64),
-            input_tokens=np.array([ln.tokens("input_tokens") for ln in lines], dtype=np.int64),
-            output_tokens=np.array([ln.tokens("output_tokens") for ln in lines], dtype=np.int64),
-            prefix_ids=prefixes if any(prefixes) else (),
-            sha256=_sha256(raw),
-        )
-    )
+
+    word: str = "azure"
+    form: str = "CSV with TIMESTAMP,ContextTokens,GeneratedTokens"
+    words: tuple[str, ...] = ()
+
+    def recognises(self, head: TraceFile) -> bool:
+        return set(AZURE_COLUMNS) <= set(head.columns)
+
+    def check(self, file: TraceFile) -> None:
+        for _ in self._requests(file):
+            pass
+
+    def read(self, file: TraceFile, wanted: Wanted) -> Rows:
+        del wanted  # every row is read; cuts are made afterwards
+        return _rows(file, self._requests(file))
+
+    def _requests(self, file: TraceFile) -> Iterator[_Request]:
+        for row in file.csv_rows(AZURE_COLUMNS):
+            whole, part = _stamp(row, "TIMESTAMP")
+            yield _Request(
+                at_s=whole,
+                part_s=part,
+                input_tokens=row.tokens("ContextTokens"),
+                output_tokens=row.tokens("GeneratedTokens", least=0),
+            )
 
 
-def read_mooncake(path: Path, *, seed: int) -> Rows:
+@dataclass(frozen=True, kw_only=True)
+class BurstGptReader:
+    """BurstGPT CSV: ``Timestamp`` in seconds; failed requests have no response tokens."""
+
+    word: str = "burstgpt"
+    form: str = "CSV with Timestamp,Model,Request tokens,Response tokens,..."
+    words: tuple[str, ...] = ()
+
+    def recognises(self, head: TraceFile) -> bool:
+        return set(BURST_COLUMNS) <= set(head.columns)
+
+    def check(self, file: TraceFile) -> None:
+        for _ in self._requests(file):
+            pass
+
+    def read(self, file: TraceFile, wanted: Wanted) -> Rows:
+        del wanted  # every row is read; cuts are made afterwards
+        return _rows(file, self._requests(file))
+
+    def _requests(self, file: TraceFile) -> Iterator[_Request]:
+        for row in file.csv_rows(BURST_COLUMNS):
+            outputs = row.tokens("Response tokens", least=0)
+            # A failed request may have neither; one that was answered had a prompt.
+            inputs = row.tokens("Request tokens", least=1 if outputs else 0)
+            yield _Request(at_s=row.number("Timestamp"), input_tokens=inputs, output_tokens=outputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MooncakeReader:
     """Mooncake JSONL: ``timestamp`` (ms), ``input_length``, ``output_length``, ``hash_ids``.
 
     Where stamps are quantised (3 s in the public slice), arrivals are spread inside their bin,
-    in file order, by ``seed``; ``spread_s`` of the rows then tells the usual bin width.
+    in file order, by seed; ``spread_s`` of the rows then tells the usual bin width.
+
+    A later turn of a ``session_id`` may have a ``delay`` (ms) instead of a stamp: it arrives that
+    long after the turn before, since the trace does not tell how long the answer took. A row
+    without ``output_length`` has as many as the SPEC's ``output=`` says, else it is left out.
+    """
+
+    word: str = "mooncake"
+    form: str = "JSON lines with timestamp,input_length,output_length"
+    words: tuple[str, ...] = ("output",)
+
+    def recognises(self, head: TraceFile) -> bool:
+        return _has_json_keys(head, ("input_length",))
+
+    def check(self, file: TraceFile) -> None:
+        for _ in self._requests(file, None):
+            pass
+
+    def read(self, file: TraceFile, wanted: Wanted) -> Rows:
+        rows = _rows(file, self._requests(file, wanted.output_tokens))
+        return spread_quantised(rows, np.random.default_rng([wanted.seed, 0x3EC]))
+
+    def _requests(self, file: TraceFile, default: int | None) -> Iterator[_Request]:
+        last_ms: dict[str, float] = {}
+        for row in file.json_rows():
+            session = row.find_text("session_id")
+            at_ms = _turn_ms(row, last_ms.get(session) if session is not None else None)
+            if session is not None:
+                last_ms[session] = at_ms
+            has_output = row.fields.get("output_length") is not None
+            yield _Request(
+                at_s=at_ms / 1e3,
+                input_tokens=row.tokens("input_length"),
+                output_tokens=row.tokens("output_length", least=0) if has_output else default or 0,
+                hash_ids=_hash_ids(row),
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnReader:
+    """Our own ``arrival_s,input_tokens,output_tokens[,prefix_id]``, CSV or JSON lines."""
+
+    word: str = "csv"
+    form: str = "CSV or JSON lines with arrival_s,input_tokens,output_tokens"
+    words: tuple[str, ...] = ()
+
+    def recognises(self, head: TraceFile) -> bool:
+        return set(OWN_COLUMNS) <= set(head.columns) or _has_json_keys(head, OWN_COLUMNS)
+
+    def check(self, file: TraceFile) -> None:
+        for _ in self._requests(file):
+            pass
+
+    def read(self, file: TraceFile, wanted: Wanted) -> Rows:
+        del wanted  # every row is read; cuts are made afterwards
+        return _rows(file, self._requests(file))
+
+    def _requests(self, file: TraceFile) -> Iterator[_Request]:
+        is_json = file.path.suffix in (".jsonl", ".json", ".ndjson") or file.is_json
+        for row in file.json_rows() if is_json else file.csv_rows(OWN_COLUMNS):
+            yield _Request(
+                at_s=row.number("arrival_s"),
+                input_tokens=row.tokens("input_tokens"),
+                output_tokens=row.tokens("output_tokens", least=0),
+                prefix_id=row.find_text("prefix_id"),
+            )
+
+
+# A format is added here and nowhere else; the first that recognises a file reads it.
+READERS: tuple[TraceReader, ...] = (
+    AzureReader(),
+    BurstGptReader(),
+    MooncakeReader(),
+    RateTableReader(),
+    OwnReader(),
+)
+TRACE_WORDS = (*(reader.word for reader in READERS), AUTO)
+
+
+def reader_for(word: str, head: TraceFile) -> TraceReader:
+    """The reader that ``word`` names; for ``auto`` the one that recognises the first rows.
+
+    Raises:
+        TraceError: none does; the message tells every format.
+    """
+    for reader in READERS:
+        if word == reader.word or (word == AUTO and reader.recognises(head)):
+            return reader
+    known = "; ".join(f"{reader.word}: {reader.form}" for reader in READERS)
+    raise TraceError(f"{head.path}: its first rows are of no known format; known are {known}")
+
+
+def words_of(kind: str) -> tuple[str, ...]:
+    """The words of a SPEC that only traces of this kind take; ``auto`` takes those of all."""
+    return tuple(word for r in READERS if kind in (r.word, AUTO) for word in r.words)
+
+
+def read_trace(kind: str, path: Path, wanted: Wanted) -> Rows:
+    """The requests of a trace file.
 
     Raises:
         TraceError: the file or a row cannot be read.
     """
-    raw = _read_bytes(path)
-    read = [_mooncake_row(line) for line in _json_lines(path, raw)]
-    rows = _sorted(
-        Rows(
-            arrival_s=np.array([row.arrival_s for row in read], dtype=np.float64),
-            input_tokens=np.array([row.input_tokens for row in read], dtype=np.int64),
-            output_tokens=np.array([row.output_tokens for row in read], dtype=np.int64),
-            hash_ids=tuple(row.hash_ids for row in read),
-            sha256=_sha256(raw),
-        )
-    )
-    return spread_quantised(rows, np.random.default_rng([seed, 0x3EC]))
+    file = TraceFile.open(path)
+    return reader_for(kind, file.head).read(file, wanted)
+
+
+def check_trace(kind: str, path: Path) -> None:
+    """Read the first rows of a trace file.
+
+    Raises:
+        TraceError: the file or one of those rows cannot be read.
+    """
+    head = TraceFile.open_head(path)
+    reader_for(kind, head).check(head)
 
 
 def spread_quantised(rows: Rows, rng: np.random.Generator) -> Rows:
@@ -108,162 +282,87 @@ def spread_quantised(rows: Rows, rng: np.random.Generator) -> Rows:
     return replace(rows, arrival_s=arrival_s - arrival_s[0], spread_s=usual)
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise TraceError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-
-def _sha256(raw: bytes) -> str:
-    return hashlib.sha256(raw).hexdigest()
-
-
-def _sorted(rows: Rows) -> Rows:
-    """In order of arrival (rows of equal time keep the file's order), the first at time 0."""
-    order = np.argsort(rows.arrival_s, kind="stable")
-    return replace(
-        rows,
-        arrival_s=rows.arrival_s[order] - rows.arrival_s[order[0]],
-        input_tokens=rows.input_tokens[order],
-        output_tokens=rows.output_tokens[order],
-        prefix_ids=tuple(rows.prefix_ids[i] for i in order) if rows.prefix_ids else (),
-        hash_ids=tuple(rows.hash_ids[i] for i in order) if rows.hash_ids else (),
+def _rows(file: TraceFile, requests: Iterator[_Request]) -> Rows:
+    """Columns in order of arrival (rows of equal time keep the file's order), from time 0."""
+    read = list(requests)
+    kept = [request for request in read if request.output_tokens > 0]
+    first_s = min((request.at_s for request in kept), default=0.0)
+    # Whole seconds first: the fraction of an epoch's time would lose its microseconds.
+    times = np.array([r.at_s - first_s + r.part_s for r in kept], dtype=np.float64)
+    order = np.argsort(times, kind="stable")
+    kept = [kept[i] for i in order]
+    times = times[order] - times[order[0]] if kept else times
+    if kept and times[-1] > MAX_SPAN_S:
+        raise TraceError(
+            f"{file.path}: first and last row are {times[-1]:.3g} s apart; at most {MAX_SPAN_S:g}"
+        )
+    return Rows(
+        arrival_s=times,
+        input_tokens=np.array([r.input_tokens for r in kept], dtype=np.int64),
+        output_tokens=np.array([r.output_tokens for r in kept], dtype=np.int64),
+        prefix_ids=_or_none(tuple(r.prefix_id for r in kept)),
+        hash_ids=_or_none(tuple(r.hash_ids for r in kept)),
+        sha256=file.sha256,
+        cuts=_no_output_cut(read),
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Line:
-    """One row's fields by name, and where it stands."""
-
-    where: str
-    fields: dict[str, Any]
-
-    def read(self, name: str, is_fine: Callable[[Any], bool], what: str) -> Any:
-        if name not in self.fields:
-            raise TraceError(f"{self.where}: {name!r} is missing")
-        value = self.fields[name]
-        if isinstance(value, bool) or not is_fine(value):
-            raise TraceError(f"{self.where}: {name} {value!r} is not {what}")
-        return value
-
-    def time(self, name: str) -> float:
-        return float(self.read(name, _is_time, "a number of at least 0"))
-
-    def tokens(self, name: str) -> int:
-        return int(self.read(name, _is_count, "a whole number of at least 1"))
-
-    def stamp(self, name: str) -> tuple[float, float]:
-        """Whole seconds since an epoch, and the fraction beyond them."""
-        text = self.read(name, _is_stamp, "a time like 2023-11-16 18:15:46.6805900")
-        match = _AZURE_STAMP.fullmatch(text.strip())
-        assert match is not None, "the line above has checked it"
-        whole = datetime.fromisoformat(f"{match[1]}+00:00").timestamp()
-        return whole, float(match[2] or 0.0)
-
-    @property
-    def prefix(self) -> str | None:
-        """The row's ``prefix_id``; an empty one is none."""
-        prefix = self.fields.get("prefix_id")
-        return None if prefix is None or prefix == "" else str(prefix)
+def _or_none(column: tuple[Any, ...]) -> tuple[Any, ...]:
+    return column if any(column) else ()
 
 
-def _is_time(value: object) -> bool:
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return False
-    return isinstance(value, int | float) and math.isfinite(value) and value >= 0
+def _no_output_cut(read: list[_Request]) -> tuple[Cut, ...]:
+    silent = [request for request in read if request.output_tokens == 0]
+    if not silent:
+        return ()
+    return (
+        Cut(
+            kind=CutKind.NO_OUTPUT,
+            limit=1,
+            rows=len(silent),
+            of_rows=len(read),
+            tokens=sum(request.input_tokens for request in silent),
+        ),
+    )
 
 
-def _is_count(value: object) -> bool:
-    if isinstance(value, str):
-        return re.fullmatch(r"\s*0*[1-9]\d{0,8}\s*", value, re.ASCII) is not None
-    return isinstance(value, int) and 1 <= value <= MAX_TOKENS
-
-
-def _is_stamp(value: object) -> bool:
-    match = _AZURE_STAMP.fullmatch(value.strip()) if isinstance(value, str) else None
+def _stamp(row: TraceRow, name: str) -> tuple[float, float]:
+    """Whole seconds since the epoch, and the fraction beyond them; UTC unless it says else."""
+    what = "a time like 2023-11-16 18:15:46.6805900"
+    text = row.read(name, lambda value: isinstance(value, str), what)
+    match = _STAMP.fullmatch(text.strip())
     if match is None:
-        return False
+        raise TraceError(f"{row.where}: {name} {text[:60]!r} is not {what}")
+    day, time, part, zone = match.groups()
     try:
-        datetime.fromisoformat(match[1])
-    except ValueError:
-        return False
-    return True
+        whole = datetime.fromisoformat(f"{day} {time}{zone or 'Z'}").timestamp()
+    except (ValueError, OverflowError) as error:
+        raise TraceError(f"{row.where}: {name} {text[:60]!r} is not {what}") from error
+    return whole, float(part or 0.0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _JsonRow:
-    arrival_s: float
-    input_tokens: int
-    output_tokens: int
-    hash_ids: tuple[int, ...] = ()
+def _turn_ms(row: TraceRow, before_ms: float | None) -> float:
+    """A row's time in ms; without a stamp, ``delay`` after the turn before in its session."""
+    if row.fields.get("timestamp") is None and "delay" in row.fields and before_ms is not None:
+        return before_ms + row.number("delay")
+    return row.number("timestamp")
 
 
-def _csv_lines(path: Path, raw: bytes, columns: tuple[str, ...]) -> Iterator[_Line]:
-    """Every row as text fields by column, so that errors can show a wrong field as it is."""
-    reader = csv.reader(raw.decode("utf-8-sig", errors="replace").splitlines(), strict=True)
-    header: list[str] | None = None
-    num_rows = 0
-    try:
-        for fields in reader:
-            where = f"{path}: line {reader.line_num}"
-            if header is None:
-                header = [name.strip() for name in fields]
-                missing = [name for name in columns if name not in header]
-                if missing:
-                    raise TraceError(
-                        f"{where}: column {missing[0]!r} is missing; needed are "
-                        f"{', '.join(columns)}"
-                    )
-                continue
-            if len(fields) > len(header):
-                raise TraceError(f"{where}: {len(fields)} fields, the header has {len(header)}")
-            num_rows += 1
-            # A row with too few fields shows as an empty value.
-            yield _Line(
-                where=where,
-                fields=dict(zip(header, fields + [""] * (len(header) - len(fields)), strict=True)),
-            )
-    except csv.Error as error:
-        raise TraceError(
-            f"{path}: line {reader.line_num}: not readable as CSV ({error})"
-        ) from error
-    if not num_rows:
-        raise TraceError(f"{path}: has a header but no rows" if header else f"{path}: is empty")
-
-
-def _json_lines(path: Path, raw: bytes) -> Iterator[_Line]:
-    lines = raw.decode("utf-8-sig", errors="replace").splitlines()
-    if not lines:
-        raise TraceError(f"{path}: is empty")
-    for number, text in enumerate(lines, start=1):
-        where = f"{path}: line {number}"
-        try:
-            fields = json.loads(text)
-        except ValueError as error:
-            raise TraceError(f"{where}: not readable as JSON ({error})") from error
-        if not isinstance(fields, dict):
-            raise TraceError(f"{where}: {text[:40]!r} is not an object")
-        yield _Line(where=where, fields=fields)
-
-
-def _mooncake_row(line: _Line) -> _JsonRow:
+def _hash_ids(row: TraceRow) -> tuple[int, ...]:
     def are_ids(value: Any) -> bool:
         return isinstance(value, list) and all(
             isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in value
         )
 
-    hash_ids = (
-        line.read("hash_ids", are_ids, "a list of ids of at least 0")
-        if "hash_ids" in line.fields
-        else ()
-    )
-    return _JsonRow(
-        arrival_s=line.time("timestamp") / 1e3,
-        input_tokens=line.tokens("input_length"),
-        output_tokens=line.tokens("output_length"),
-        hash_ids=tuple(hash_ids),
-    )
+    if row.fields.get("hash_ids") is None:
+        return ()
+    return tuple(row.read("hash_ids", are_ids, "a list of ids of at least 0"))
+
+
+def _has_json_keys(head: TraceFile, keys: tuple[str, ...]) -> bool:
+    if not head.is_json:
+        return False
+    try:
+        return set(keys) <= set(next(head.json_rows()).fields)
+    except TraceError:
+        return False

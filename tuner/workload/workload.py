@@ -51,6 +51,7 @@ class ClosedLoop:
 class CutKind(StrEnum):
     """The ways a workload is made smaller; each one used is reported."""
 
+    NO_OUTPUT = "no_output"
     START = "start"
     SECONDS = "seconds"
     REQUESTS = "requests"
@@ -85,6 +86,8 @@ class Cut:
         }
 
     def __str__(self) -> str:
+        if self.kind is CutKind.NO_OUTPUT:
+            return f"without output tokens: left out {self.rows} of {self.of_rows} rows"
         if self.largest is None:
             return f"{self.kind}={self.limit:g} left out {self.rows} of {self.of_rows} rows"
         return (

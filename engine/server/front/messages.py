@@ -13,6 +13,7 @@ from engine.modes.table import ModeTable
 from engine.policy.document import EnginePolicy
 from engine.policy.knobs import AppliedPolicy, Knob
 from engine.replica.telemetry import EngineStats
+from engine.server.defaults import SamplingDefaults
 from engine.spec import errors
 from engine.spec.errors import EngineError, PolicyError, RankError
 from engine.spec.model import ModelConfig
@@ -142,6 +143,7 @@ class FrontSetup(msgspec.Struct, tag="setup", frozen=True, kw_only=True):
     drain_s: int
     model: ModelConfig
     envelope: Caps
+    defaults: SamplingDefaults
 
 
 class OutputRow(msgspec.Struct, array_like=True, gc=False):

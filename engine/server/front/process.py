@@ -1,4 +1,4 @@
-"""The HTTP front end of one engine: ``python -m engine.server.front.process``, which it starts.
+"""The HTTP front end of one engine, which starts it: ``python -m engine.server.front.process``.
 
 HTTP, tokenising, detokenising and stop strings happen here, beside the step loop and not in its
 turns. It ends when told to (SIGTERM, after draining) and when the engine's process is gone.
@@ -49,6 +49,7 @@ def _serve(
         model_name=setup.model_name,
         api_key=setup.api_key,
         engine_name=setup.engine_name,
+        defaults=setup.defaults,
     )
     announce_and_run(app, listener, drain_s=setup.drain_s, on_ready=engine.say_ready)
 

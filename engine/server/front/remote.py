@@ -70,6 +70,8 @@ class RemoteEngine:
         # Calls and requests that the engine owes an answer or an end, by number. Any thread enters
         # one; the reader takes it out, or the thread whose message did not go out.
         self._owed: dict[int, Future[Answer] | _RemoteRequest] = {}
+        # The request that each id stands for, while the engine owes it something.
+        self._number_of: dict[str, int] = {}
         self._decoder = msgspec.msgpack.Decoder(ToFront)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._send_lock = threading.Lock()
@@ -134,11 +136,14 @@ class RemoteEngine:
         frame = _encode_request(Submit(number=number, request=request))
         sent = _RemoteRequest(stream=RequestStream(request, on_output, self._tokenizer.stream()))
         sent.accepted.set_running_or_notify_cancel()  # it cannot be cancelled; ``abort`` can
+        # An id that is in use stays the first request's: the engine will refuse this one.
+        self._number_of.setdefault(request.request_id, number)
         self._send_owed(number, sent, frame)
         return sent.accepted
 
     def abort(self, request_id: str, *, reason: FinishReason = FinishReason.ABORT) -> None:
-        self._send(Abort(request_id=request_id, reason=reason))
+        if request_id in self._number_of:  # else it was refused, or is over
+            self._send(Abort(request_id=request_id, reason=reason))
 
     def apply(self, policy: EnginePolicy, *, expected: EnginePolicy | None = None) -> AppliedPolicy:
         number = next(self._numbers)
@@ -182,11 +187,20 @@ class RemoteEngine:
 
     def _fail(self, number: int, error: Exception) -> None:
         """End what the engine owes under ``number``, unless that is over already."""
-        match self._owed.pop(number, None):
+        match self._strike_off(number):
             case Future() as answer:
                 answer.set_exception(error)
             case _RemoteRequest() as sent:
                 sent.fail(error)
+
+    def _strike_off(self, number: int) -> Future[Answer] | _RemoteRequest | None:
+        """What was owed under ``number``, and is no more."""
+        owed = self._owed.pop(number, None)
+        if isinstance(owed, _RemoteRequest):
+            request_id = owed.stream.request.request_id
+            if self._number_of.get(request_id) == number:
+                del self._number_of[request_id]
+        return owed
 
     # -- the reader thread ---------------------------------------------------------------------
 
@@ -211,7 +225,7 @@ class RemoteEngine:
                 if isinstance(sent, _RemoteRequest):  # else it has ended before this was said
                     sent.accepted.set_result(None)
             case Applied() | Stats() | Knobs() | ModeTables():
-                answer = self._owed.pop(message.number)
+                answer = self._strike_off(message.number)
                 assert isinstance(answer, Future), f"{message} answers a request"
                 answer.set_result(message)
             case CallFailed():
@@ -236,8 +250,8 @@ class RemoteEngine:
         assert isinstance(sent, _RemoteRequest), f"{row} answers a call"
         is_stopped = sent.push(row)
         if is_stopped or reason is not None:
-            del self._owed[row.number]
-            if not sent.accepted.done():  # its end implies acceptance; ``Accepted`` comes too late
+            self._strike_off(row.number)
+            if not sent.accepted.done():  # what has an end was accepted; nobody else will say so
                 sent.accepted.set_result(None)
             if reason is None:
                 request_id = sent.stream.request.request_id

@@ -38,23 +38,44 @@ class TensorNames:
         return f"{self.layers}.{layer}.{module}"
 
 
+# Where Qwen's files leave them out: the most layers that see all tokens, and the window's length.
+DEFAULT_WINDOW_LAYERS = 28
+DEFAULT_WINDOW = 4096
+FULL_ATTENTION = "full_attention"
+
+
 def windowed_attention(raw: RawConfig) -> str | None:
-    """Refuses attention that sees the last tokens only."""
-    return "sliding-window attention is not supported" if raw.get("use_sliding_window") else None
+    """Refuses attention that sees the last tokens only; a window that no layer has is fine."""
+    kinds = raw.get("layer_types")
+    if isinstance(kinds, list):
+        is_windowed = any(kind != FULL_ATTENTION for kind in kinds)
+    else:
+        layers, full = raw.get("num_hidden_layers"), raw.get("max_window_layers")
+        full = DEFAULT_WINDOW_LAYERS if full is None else full
+        has_window = raw.get("use_sliding_window") and raw.get("sliding_window", DEFAULT_WINDOW)
+        is_all_full = isinstance(full, int) and isinstance(layers, int) and full >= layers
+        is_windowed = bool(has_window) and not is_all_full
+    return "sliding-window attention is not supported" if is_windowed else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """A family as the value of one file.
 
-    ``qkv_bias``: whether q, k and v have biases where ``config.json`` does not say
-    (``attention_bias``). ``qk_norm``: whether each query and key head is normalized before the
-    rotation. ``refusal`` reads a ``config.json`` and says what it asks for that the engine
-    cannot compute, or None: such a model would load and then answer wrongly.
+    ``qkv_bias``: whether q, k and v have biases whatever ``config.json`` says; else it does
+    (``attention_bias``, which is also the output matrix's). ``has_mlp_bias_key``: whether it may
+    ask for biases of the feed-forward matrices (``mlp_bias``). ``qk_norm``: whether each query
+    and key head is normalized before the rotation. ``defaults``: sizes that a ``config.json`` of
+    this family may leave out. ``refusal`` reads a ``config.json`` and says what it asks for that
+    the engine cannot compute, or None: such a model would load and then answer wrongly.
+    ``own_keys``: keys that ``refusal`` has looked at, or that change nothing.
     """
 
     model_type: str
     qkv_bias: bool = False
+    has_mlp_bias_key: bool = False
     qk_norm: bool = False
+    defaults: Mapping[str, int] = field(default_factory=dict)
     names: TensorNames = field(default_factory=TensorNames)
     refusal: Callable[[RawConfig], str | None] = windowed_attention
+    own_keys: frozenset[str] = frozenset()

@@ -4,4 +4,10 @@ from __future__ import annotations
 
 from engine.spec.families.family import Family
 
-QWEN2 = Family(model_type="qwen2", qkv_bias=True)
+QWEN2 = Family(
+    model_type="qwen2",
+    qkv_bias=True,
+    defaults={"num_key_value_heads": 32, "max_position_embeddings": 32_768},
+    # Always as if it were there for q, k and v only.
+    own_keys=frozenset({"attention_bias"}),
+)

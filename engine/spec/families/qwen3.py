@@ -4,4 +4,8 @@ from __future__ import annotations
 
 from engine.spec.families.family import Family
 
-QWEN3 = Family(model_type="qwen3", qk_norm=True)
+QWEN3 = Family(
+    model_type="qwen3",
+    qk_norm=True,
+    defaults={"num_key_value_heads": 32, "max_position_embeddings": 32_768, "head_dim": 128},
+)

@@ -15,7 +15,7 @@ def get_family(model_type: str) -> Family:
     """The family whose ``config.json`` says ``model_type``.
 
     Raises:
-        CheckpointError: there is none, with those there are.
+        CheckpointError: no such family; the message names those there are.
     """
     for family in FAMILIES:
         if family.model_type == model_type:

@@ -13,6 +13,7 @@ from api.cli.main import create_app
 from engine.engine import Engine
 from engine.models.create import create_model
 from engine.server import create_server
+from engine.server.defaults import SamplingDefaults
 from engine.spec.config import EngineConfig
 from engine.text.tokenizer import Tokenizer
 from tests.api.servers import serve
@@ -27,6 +28,20 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with (
         Engine(EngineConfig(model_dir=folder, num_kv_blocks=256), tokenizer=tokenizer) as engine,
         serve(create_server(engine, tokenizer, model_name="tiny")) as address,
+    ):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def limited_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that gives no request more than 4 tokens."""
+    folder: Path = tmp_path_factory.mktemp("limited") / "model"
+    create_model(folder, preset="tiny", seed=0)
+    tokenizer = Tokenizer.from_dir(folder)
+    defaults = SamplingDefaults(max_new_tokens=4)
+    with (
+        Engine(EngineConfig(model_dir=folder, num_kv_blocks=256), tokenizer=tokenizer) as engine,
+        serve(create_server(engine, tokenizer, model_name="tiny", defaults=defaults)) as address,
     ):
         yield address
 
@@ -56,6 +71,24 @@ def test_bench_prints_a_table_and_the_verdict_without_json(url: str) -> None:
     assert "missed: p95_e2e_ms<=0.001" in done.stdout
 
 
+@pytest.mark.parametrize(("bound", "code"), [("0.001", 3), ("60000", 0)])
+def test_a_script_can_tell_a_missed_sla_by_the_exit_code(url: str, bound: str, code: int) -> None:
+    words = ["--url", url, "--workload", "closed:concurrency=2,input=8,output=4,requests=4"]
+    done = bench(*words, "--sla", f"p95_e2e_ms<={bound}", "--fail-on-miss", "--json")
+    assert done.exit_code == code
+    assert json.loads(done.stdout)["metrics"]["attainment"] == (0.0 if code else 1.0)
+
+
+def test_requests_that_got_fewer_tokens_than_they_asked_for_are_told(limited_url: str) -> None:
+    words = ["--url", limited_url, "--workload"]
+    done = bench(*words, "closed:concurrency=2,input=8,output=9,requests=4", "--json")
+    assert json.loads(done.stdout)["short_outputs"] == {"requests": 4, "share": 1.0}
+    assert "4 completed requests (100.0%) got fewer tokens" in done.stderr
+    whole = bench(*words, "closed:concurrency=2,input=8,output=3,requests=4", "--json")
+    assert json.loads(whole.stdout)["short_outputs"] == {"requests": 0, "share": 0.0}
+    assert "fewer" not in whole.stderr
+
+
 def test_requests_beyond_the_context_are_foretold_and_counted_as_errors(url: str) -> None:
     spec = "closed:concurrency=2,input=90000,output=4,requests=2"
     done = bench("--url", url, "--workload", spec, "--json")
@@ -68,6 +101,7 @@ def test_requests_beyond_the_context_are_foretold_and_counted_as_errors(url: str
     ("arguments", "words"),
     [
         (["--workload", "nonsense"], "unknown kind"),
+        (["--workload", "poisson:rate=1,input=1,output=1", "--fail-on-miss"], "add --sla"),
         (["--workload", "poisson:rate=1,input=1,output=1", "--sla", "fast"], "'fast'"),
         (
             ["--workload", "poisson:rate=1,input=1,output=1", "--url", "http://127.0.0.1:9"],

@@ -59,6 +59,23 @@ def test_a_paced_engine_takes_fp8_which_ranks_do_not(run: Run, tiny_dir: Path) -
     assert "ranks of this engine do not compute in fp8" in done.stderr
 
 
+def test_sampling_defaults_of_a_file_are_told_and_reach_the_front(
+    run: Run, tiny_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "generation_config.json").write_text('{"top_k": 20, "max_new_tokens": 4}')
+    words = ("--model", tiny_dir, "--paced", "1xh200", "--dtype", "bfloat16")
+    with serving(*words, "--generation-config", tmp_path) as served:
+        body = {"model": "tiny", "prompt": "x", "max_tokens": 30, "ignore_eos": True}
+        reply = served.http.post("/v1/completions", json=body)
+        assert reply.json()["usage"]["completion_tokens"] == 4
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.stderr is not None
+        assert "top_k=20, max_new_tokens=4" in served.process.stderr.read()
+    refused = run("engine", "serve", *words, "--generation-config", tmp_path / "none")
+    assert refused.exit_code == 2
+    assert "generation_config.json: cannot be read" in refused.stderr
+
+
 def test_a_port_in_use_is_a_mistake_before_any_rank_starts(run: Run, tiny_dir: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -34,6 +34,21 @@ def test_help_lists_every_command_without_importing_torch() -> None:
         assert ref.path.split()[0] in done.stdout
 
 
+def test_the_help_of_a_command_loads_neither_torch_nor_logging() -> None:
+    paths = [ref.path for ref in COMMANDS if ref.path.split()[0] not in ("serve", "db")]
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from api.cli.main import create_app\n"
+        f"for path in {paths}:\n"
+        "    done = CliRunner().invoke(create_app(), [*path.split(), '--help'])\n"
+        "    assert done.exit_code == 0 and '--json' in done.stdout, path\n"
+        "    assert not {'torch', 'numpy', 'structlog'} & sys.modules.keys(), path\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_unknown_command_is_a_mistake_with_exit_code_2() -> None:
     result = CliRunner().invoke(create_app(), ["fly"])
     assert result.exit_code == 2

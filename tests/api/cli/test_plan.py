@@ -37,7 +37,7 @@ def test_the_document_is_the_same_bytes_in_another_process(tmp_path: Path) -> No
         outputs.append((done.stdout, file.read_bytes()))
     assert outputs[0] == outputs[1]
     document = json.loads(outputs[0][0])
-    assert document["schema"] == "plan/v1"
+    assert document["schema"] == "plan/v2"
     assert document["dtype"] == "fp8"
     assert set(document["best"]) == {"cheapest", "fastest", "balanced"}
     cheapest = document["best"]["cheapest"]
@@ -50,7 +50,7 @@ def test_the_document_is_the_same_bytes_in_another_process(tmp_path: Path) -> No
 def test_nothing_feasible_is_an_answer_not_a_mistake(run: Run) -> None:
     words = ("--workload", WORKLOAD, "--sla", "p95_tpot_ms<=0.01", "--jobs", 1)
     done = run(*WORDS, *words)
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 3, done.output
     assert "no plan meets the SLA; binding is p95_tpot_ms<=0.01" in done.stdout
     assert "nearest" in done.stdout
 

@@ -224,3 +224,24 @@ def test_mistakes_are_one_line_and_exit_code_2(
     done = run("simulate", "--model", tiny_dir, "--workload", WORKLOAD, *words)
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("workload", "hardware", "said"),
+    [
+        ("poisson:rate=1e308,input=1,output=1", "8xh200", "rate=1e308 must be at least"),
+        ("poisson:rate=1e-308,input=1,output=1", "8xh200", "rate=1e-308 must be at least"),
+        ("poisson:rate=4,input=1,output=1,seconds=1e12", "8xh200", "seconds=1e12 must be at least"),
+        ("csv:/\ud800", "8xh200", "a lone surrogate"),
+        ("auto:/no/such/file", "8xh200", "No such file"),
+        (WORKLOAD, "0xh200", "hardware '0xh200'"),
+        (WORKLOAD, f"{2**70}xh200", "at most 16384 devices"),
+    ],
+)
+def test_a_number_beyond_its_bound_is_one_line(
+    run: Run, tiny_dir: Path, workload: str, hardware: str, said: str
+) -> None:
+    done = run("simulate", "--model", tiny_dir, "--workload", workload, "--hardware", hardware)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

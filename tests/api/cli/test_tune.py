@@ -25,6 +25,16 @@ def test_tune_writes_its_report_and_prints_a_table(
     assert "trial 1" in done.stderr
 
 
+def test_nothing_feasible_is_an_answer_with_exit_code_3(run: Run) -> None:
+    done = run(
+        "tune", "--model", "llama-3.1-8b", "--hardware", "2xh200", "--trials", 2,
+        "--workload", "poisson:rate=50,input=64,output=8,requests=20",
+        "--sla", "p95_ttft_ms<=0.01", "--json",
+    )  # fmt: skip
+    assert done.exit_code == 3, done.output
+    assert json.loads(done.stdout)["recommendation"] is None
+
+
 def test_a_job_that_cannot_be_is_one_line_and_exit_code_2(run: Run, tiny_dir: Path) -> None:
     done = run(
         "tune", "--model", tiny_dir, "--devices", 9, "--hardware", "8xh200",

@@ -155,6 +155,48 @@ def test_a_failure_before_or_inside_the_stream_is_an_error(first_id: int, words:
     assert words in str(ending.error)
 
 
+class ScriptedServer:
+    """Streams the same chunks to whoever asks."""
+
+    def __init__(self, *chunks: dict[str, Any]) -> None:
+        self._chunks = chunks
+        self.app = FastAPI()
+        self.app.post("/v1/completions")(self._complete)
+
+    async def _complete(self) -> StreamingResponse:
+        return StreamingResponse(self._events(), media_type="text/event-stream")
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        for chunk in self._chunks:
+            await asyncio.sleep(0.005)
+            yield b"data: " + json.dumps(chunk).encode() + b"\n\n"
+        yield b"data: [DONE]\n\n"
+
+
+def choice(text: str | None, reason: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "text": text, "finish_reason": reason}]}
+
+
+def test_chunks_of_nulls_hold_no_tokens_and_do_no_harm() -> None:
+    nulls = {"choices": None, "usage": None, "error": None}
+    chunks = (nulls, choice(None), choice("a"), choice("b"), choice(None, "length"))
+    usage = {"choices": None, "usage": {"completion_tokens": None}}
+    with serve(ScriptedServer(*chunks, usage).app) as url:
+        call = ask(url)
+    assert call.endings[0].outcome is Outcome.COMPLETED
+    assert len(call.stamps) == 2
+
+
+def test_a_usage_of_nothing_does_not_undo_the_tokens_that_came() -> None:
+    chunks = (choice("a"), choice("b"), choice("c", "length"))
+    usage = {"choices": [], "usage": {"completion_tokens": 0}}
+    with serve(ScriptedServer(*chunks, usage).app) as url, HttpTarget(url, "other") as target:
+        call = Call(target, 1, tokens=3)
+        assert call.wait().outcome is Outcome.COMPLETED
+        assert len(call.stamps) == 3
+        assert target.num_wrong_usages == 1
+
+
 def test_nothing_listening_is_an_error_and_not_a_crash() -> None:
     with serve(OtherServer().app) as url:
         pass

@@ -203,3 +203,43 @@ def test_attainment_and_latency_are_shown_as_metrics(
 )
 def test_memory_survives_the_database(memory: ControlMemory) -> None:
     assert memory_from_json(memory_to_json(memory)) == memory
+
+
+def test_one_bad_window_never_stays_in_the_average(
+    client: TestClient, controller: Controller, database: Database, engine_id: str
+) -> None:
+    def keep(window_s: float, **request: Any) -> None:
+        # As an earlier version kept it: REST refuses it now.
+        body = heartbeat_body(arrived=1, policy={}, ttft_ms=40.0)
+        with database.begin() as uow:
+            uow.engines.add_heartbeat(
+                engine_id,
+                window_s=window_s,
+                arrived=1,
+                stats={},
+                requests=[{**body["requests"][0], **request}],
+                steps=[],
+            )
+
+    _beat(client, engine_id, 5)
+    keep(1e-308)
+    keep(1.0, token_ms=[1e308, 1e308])
+    keep(1.0, age_ms=1e308)
+    controller.tick()
+    (seen,) = client.get("/v1/decisions", params={"engine_id": engine_id}).json()
+    assert seen["observed"]["rate_rps"] == 5.0
+    assert seen["observed"]["mean_output_tokens"] == 3.0
+    with database.begin() as uow:
+        row = uow.engines.get(engine_id)
+        assert row.control_memory is not None
+        assert row.control_memory["smoothed"]["rate_rps"] == 5.0
+
+
+def test_an_average_that_is_not_finite_is_forgotten() -> None:
+    memory = ControlMemory(
+        smoothed=SmoothedLoad(rate_rps=2.0, mean_input_tokens=None, mean_output_tokens=None)
+    )
+    kept = memory_to_json(memory)
+    assert memory_from_json(kept) == memory
+    kept["smoothed"]["rate_rps"] = float("inf")
+    assert memory_from_json(kept).smoothed is None

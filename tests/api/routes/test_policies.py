@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from api.documents.policy import PolicyDocument
 from engine.spec.errors import PolicyError
+from engine.spec.settings import Settings
 from store import Database
 from tests.api.worlds import BUSY, acknowledge, add_recommendation, engine_body, register
 
@@ -274,6 +275,27 @@ def test_a_change_away_from_the_recommendation_has_no_prediction(
     client.post(url, json={"engine_id": engine_id})
     answer = _patch(client, engine_id, BUSY.to_json(), _etag(client, engine_id))
     assert answer.json()["predicted"] is None
+
+
+def test_each_document_of_a_request_is_read_once(
+    client: TestClient, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine_id, recommendation_id = register(client), add_recommendation(database)
+    num_read = 0
+    from_json = Settings.from_json
+
+    def counted(document: Json) -> Settings:
+        nonlocal num_read
+        num_read += 1
+        return from_json(document)
+
+    monkeypatch.setattr(Settings, "from_json", counted)
+    url = f"/v1/recommendations/{recommendation_id}:apply"
+    assert client.post(url, json={"engine_id": engine_id}).status_code == 200
+    assert num_read == 2  # the policy before, and the recommendation
+    etag, num_read = _etag(client, engine_id), 0
+    assert _patch(client, engine_id, {"mode": "base"}, etag).status_code == 200
+    assert num_read == 2  # the policy before, and the patched one
 
 
 def test_patching_nothing_gives_the_same_document() -> None:

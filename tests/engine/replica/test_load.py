@@ -193,6 +193,43 @@ def test_a_replica_that_gives_up_has_no_load(
     wait_until(lambda: is_free(failing))
 
 
+def test_an_error_that_nobody_expects_in_a_restart_leaves_no_load(
+    failing: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(executor: Failing) -> ExecutorInfo:
+        raise MemoryError("the device is full")
+
+    monkeypatch.setattr(Failing, "start", start)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # the thread tells of its fault
+    collectors = [hand(failing, str(number)) for number in range(3)]
+    for collector in collectors:
+        assert collector.wait().reason is FinishReason.ERROR
+    wait_until(lambda: is_free(failing))
+
+
+def test_a_request_that_comes_while_failed_ranks_are_ended_is_ended_too(
+    failing: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late: list[Collector] = []
+    close = Failing.close
+
+    def hand_one_more(executor: Failing) -> None:
+        # The loop has given up and ended all it knew of; its thread still lives.
+        if failing.failure is not None and not late:
+            late.append(hand(failing, "late"))
+        close(executor)
+
+    def fail() -> None:
+        raise ZeroDivisionError("a bug of ours")
+
+    monkeypatch.setattr(Failing, "close", hand_one_more)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    failing._post(fail)
+    wait_until(lambda: bool(late))
+    assert late[0].wait().reason is FinishReason.ERROR
+    wait_until(lambda: is_free(failing))
+
+
 def test_a_reshape_takes_the_load_along(config: EngineConfig) -> None:
     with replicas(config) as (old,):
         collectors = [hand(old, str(number), tokens=60) for number in range(5)]

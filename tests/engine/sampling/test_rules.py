@@ -242,6 +242,9 @@ def test_any_row_of_numbers_whatever_has_a_token_and_the_same_one_on_every_devic
     mine = rows_of(1, first_seed=seed, **limits)
     token = int(sample(logits, mine))
     assert token in possible_tokens(logits[0].tolist())
+    is_fine = any(map(math.isfinite, logits[0].tolist()))
+    assert sampling.have_finite(logits, torch.tensor([token])).tolist() == [is_fine]
+    assert sampling.finite_rows(logits).tolist() == [is_fine]  # what accelerators run
     if limits["temperature"] == 0:
         # What accelerators run.
         assert int(sampling.without_nan(logits).argmax(-1)) == token

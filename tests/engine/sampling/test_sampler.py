@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from engine.parallel.mesh import solo_groups
 from engine.sampling.sampler import SampledTokens, Sampler
 from engine.spec.plan import ParallelPlan
-from engine.spec.steps import SlotSampling, SlotStart
+from engine.spec.steps import NO_TOKEN, SlotSampling, SlotStart
 from tests.engine.sampling.sampler_world import (
     NUM_SLOTS,
     PLANS,
@@ -121,7 +121,9 @@ def test_rows_of_odd_numbers_are_sampled_alike_too_and_tell_no_nan(
         ranks.start(*sequences)
     logits = spoiled(logits_of(len(sequences), seed).float(), seed)
     answer = same_answer(groups, logits.bfloat16() if is_narrow else logits, sequences)
-    assert ((answer.ids >= 0) & (answer.ids < VOCAB)).all()
+    has_finite = (logits.bfloat16() if is_narrow else logits).isfinite().any(dim=-1)
+    assert torch.equal(answer.ids >= 0, has_finite)
+    assert ((answer.ids >= NO_TOKEN) & (answer.ids < VOCAB)).all()
     for row, sequence in enumerate(sequences):
         width = sequence.sampling.num_logprobs + 1
         if width and answer.logprobs is not None and answer.logprob_ranks is not None:
@@ -132,17 +134,24 @@ def test_rows_of_odd_numbers_are_sampled_alike_too_and_tell_no_nan(
 
 
 @pytest.mark.parametrize("plan", [None, *PLANS], ids=str)
-def test_greedy_tokens_of_odd_rows_follow_the_rule(plan: ParallelPlan | None) -> None:
-    logits = torch.full((5, VOCAB), math.nan)
+@pytest.mark.parametrize("temperature", [0.0, 0.001])
+def test_odd_rows_follow_the_rule_and_those_without_a_finite_logit_get_no_token(
+    plan: ParallelPlan | None, temperature: float
+) -> None:
+    logits = torch.full((6, VOCAB), math.nan)
     logits[1] = -math.inf
     logits[2, 40] = -3.0
-    logits[3, [30, 51]] = math.inf
+    logits[3, 30] = math.inf
     logits[4] = 0.0
+    logits[4, 1] = 1.0
     logits[4, [0, 13, 52]] = math.nan
-    sequences = [Sequence(slot=slot, sampling=SlotSampling(), prompt=[1]) for slot in range(5)]
+    logits[5, 30] = math.inf
+    logits[5, 2] = -7.0
+    sampling = SlotSampling(temperature=temperature)
+    sequences = [Sequence(slot=slot, sampling=sampling, prompt=[1]) for slot in range(6)]
     ranks = Ranks(plan)
     ranks.start(*sequences)
-    assert ranks.sample(logits, sequences).ids.tolist() == [0, 0, 40, 30, 1]
+    assert ranks.sample(logits, sequences).ids.tolist() == [-1, -1, 40, -1, 1, 30]
     ranks.close()
 
 

@@ -42,7 +42,7 @@ def test_a_request_is_in_the_book_before_it_arrives_and_counts_once() -> None:
     scheduler, request = make_scheduler(book), make_request("a")
     scheduler.admit(request)
     assert (book.tokens, book.num_coming, scheduler.num_waiting) == (15, 1, 0)
-    scheduler.add(request, is_admitted=True)
+    scheduler.add(request, is_in_book=True)
     assert (book.tokens, book.num_coming, scheduler.num_waiting) == (15, 0, 1)
     run_to_end(scheduler)
     assert (book.tokens, book.num_coming) == (0, 0)
@@ -76,7 +76,7 @@ def test_sequences_stay_in_the_book_from_one_scheduler_of_a_replica_to_the_next(
     assert old.abort("c") is not None
     sequences = old.release()
     assert (book.tokens, book.num_coming) == (2 * 15, 2)
-    new.adopt(sequences, is_admitted=True)
+    new.adopt(sequences, is_in_book=True)
     assert (book.tokens, book.num_coming) == (2 * 15, 0)
     run_to_end(new)
     assert (book.tokens, book.num_coming) == (0, 0)

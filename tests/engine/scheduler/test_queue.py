@@ -124,10 +124,6 @@ class QueueAgainstAList(RuleBasedStateMachine):
         assert list(queue) == expected
         assert queue.peek() is (expected[0] if expected else None)
         assert len(queue) == len(expected)
-        for sequence in expected:
-            assert queue.find(sequence.request_id) is sequence
-        for sequence in self.running:
-            assert queue.find(sequence.request_id) is None
 
     def forget(self, sequence: Sequence) -> None:
         (self.fresh if sequence in self.fresh else self.carried).remove(sequence)
@@ -202,4 +198,3 @@ def test_a_request_removed_while_others_wait_is_gone_and_may_come_again() -> Non
     queue.push(make_sequence("a"))
     assert names(queue) == ["b", "c", "a"]
     assert queue.remove("unknown") is None
-    assert queue.find("unknown") is None

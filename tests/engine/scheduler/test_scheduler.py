@@ -74,7 +74,8 @@ def run_to_end(scheduler: SkippingScheduler, *, token: int = 7) -> dict[str, int
             break
         step = outstanding.pop(0)
         ids = np.full(int(step.is_sampled.sum()), token, np.int32)
-        for name in scheduler.commit(step, ids).tokens:
+        for sequence, _ in scheduler.commit(step, ids).sampled:
+            name = sequence.request_id
             produced[name] = produced.get(name, 0) + 1
         scheduler.check_integrity()
     assert scheduler.is_idle, "the scheduler stopped with work left"
@@ -239,7 +240,8 @@ def test_an_abort_at_any_point_frees_everything_it_held(
         if outstanding:
             step = outstanding.pop(0)
             outcome = scheduler.commit(step, np.full(step.num_sampled, 7, np.int32))
-            assert set(outcome.tokens) <= alive, "an aborted request got a token"
+            names = {sequence.request_id for sequence, _ in outcome.sampled}
+            assert names <= alive, "an aborted request got a token"
             alive -= {sequence.request_id for sequence, _ in outcome.finished}
         scheduler.check_integrity()
     assert not alive

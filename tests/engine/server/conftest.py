@@ -17,6 +17,7 @@ import uvicorn
 from engine.engine import Engine
 from engine.models.create import create_model
 from engine.server import create_server
+from engine.server.defaults import SamplingDefaults
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, ModePin, Settings
@@ -62,10 +63,16 @@ class Server:
 
 
 @contextmanager
-def serving(engine: Engine, model_dir: Path, *, api_key: str | None = None) -> Iterator[Server]:
+def serving(
+    engine: Engine,
+    model_dir: Path,
+    *,
+    api_key: str | None = None,
+    defaults: SamplingDefaults | None = None,
+) -> Iterator[Server]:
     """Serve ``engine`` with uvicorn on a free loopback port until the block ends."""
     tokenizer = Tokenizer.from_dir(model_dir)
-    app = create_server(engine, tokenizer, model_name=MODEL, api_key=api_key)
+    app = create_server(engine, tokenizer, model_name=MODEL, api_key=api_key, defaults=defaults)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"

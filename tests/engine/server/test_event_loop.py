@@ -31,9 +31,9 @@ class WatchedTokenizer(Tokenizer):
         time.sleep(ENCODE_S)
         return super().encode(text, add_special_tokens=add_special_tokens)
 
-    def chat_text(self, messages: Sequence[Any]) -> str:
+    def chat_text(self, messages: Sequence[Any], **values: Any) -> str:
         self.threads.add(threading.get_ident())
-        return super().chat_text(messages)
+        return super().chat_text(messages, **values)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         if len(ids) == 1:  # not a detokeniser's window

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.engine.server.conftest import MODEL, Server, serving, simulated_engine
+from tests.engine.server.conftest import (
+    MODEL,
+    Server,
+    serving,
+    simulated_engine,
+    wait_until,
+)
 
 GAUGES_AND_COUNTERS = (
     "vllm:num_requests_running",
@@ -97,6 +103,35 @@ def test_latencies_are_observed_once_per_request_or_gap(
     assert e2e == pytest.approx(ttft + scraped["vllm:inter_token_latency_seconds_sum",])
     # Steps take at least 10 ms each; the first token's stamp may be late by less than one.
     assert scraped["vllm:request_decode_time_seconds_sum",] >= 3 * 3 * 0.01
+
+
+def test_requests_that_were_cut_short_stay_out_of_the_latencies_of_whole_ones(
+    tiny_dir: Path,
+) -> None:
+    with (
+        simulated_engine(tiny_dir, step_s=0.005) as engine,
+        serving(engine, tiny_dir) as server,
+    ):
+        body = {"model": MODEL, "prompt": "x", "max_tokens": 400, "stream": True}
+        for _ in range(2):
+            with server.http.stream("POST", "/v1/completions", json=body) as leaving:
+                next(leaving.iter_lines())
+        server.complete(prompt="x", max_tokens=400, timeout_ms=50)
+        server.complete(prompt="x", max_tokens=3)
+        wait_until(lambda: engine.stats().running == 0)
+        wait_until(lambda: _scrape(server)["vllm:request_prompt_tokens_count",] == 4)
+        scraped = _scrape(server)
+    for name in (
+        "e2e_request_latency",
+        "request_queue_time",
+        "request_prefill_time",
+        "request_decode_time",
+        "request_time_per_output_token",
+    ):
+        assert scraped[f"vllm:{name}_seconds_count",] == 1
+    assert scraped["vllm:time_to_first_token_seconds_count",] == 4
+    assert scraped["vllm:request_success_total", "abort"] == 2
+    assert scraped["vllm:request_success_total", "deadline"] == 1
 
 
 def test_two_servers_in_one_process_do_not_share_metrics(tiny_dir: Path) -> None:

@@ -27,7 +27,10 @@ from tests.engine.server.conftest import (
         ("guided_json", {}),
         ("bad_words", ["x"]),
         ("priority", -1),
-        ("made_up", None),
+        ("made_up", False),
+        ("spaces_between_special_tokens", False),
+        ("reasoning_effort", "high"),
+        ("structured_outputs", {"choice": ["a"]}),
     ],
 )
 def test_a_field_that_would_be_ignored_is_refused_by_name(
@@ -42,6 +45,41 @@ def test_a_field_that_would_be_ignored_is_refused_by_name(
 def test_fields_that_ask_for_what_happens_anyway_are_fine(server: Server) -> None:
     fine = {"best_of": 1, "logit_bias": {}, "top_logprobs": 0, "user": "u1", "logprobs": None}
     assert server.complete(prompt="x", max_tokens=1, **fine).status_code == 200
+
+
+def test_a_field_that_no_answer_depends_on_is_ignored_and_the_log_says_so_once(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        assert server.complete(prompt="x", max_tokens=1, cache_salt="a").status_code == 200
+        chat = server.chat(messages=[{"role": "user", "content": "x"}], max_tokens=1, provider={})
+        assert chat.status_code == 200
+    said = [record.getMessage() for record in caplog.records if "ignored" in record.getMessage()]
+    assert len(said) == 2
+    assert "'cache_salt'" in said[0]
+    assert "'provider'" in said[1]
+
+
+@pytest.mark.parametrize(
+    "field", ["skip_special_tokens", "ignore_eos", "min_tokens", "priority", "made_up", "tools"]
+)
+def test_null_is_as_good_as_leaving_a_field_out(server: Server, field: str) -> None:
+    assert server.complete(prompt="x", max_tokens=1, **{field: None}).status_code == 200
+    options = {"include_usage": None}
+    reply = server.complete(prompt="x", max_tokens=1, stream=True, stream_options=options)
+    assert reply.status_code == 200
+
+
+def test_the_newer_name_of_the_output_limit_is_known_to_completions_too(server: Server) -> None:
+    def num_tokens(**limits: int) -> int:
+        reply = server.complete(prompt=[5, 6], ignore_eos=True, **limits)
+        return int(reply.json()["usage"]["completion_tokens"])
+
+    assert num_tokens(max_completion_tokens=3) == 3
+    assert num_tokens(max_tokens=4, max_completion_tokens=4) == 4
+    assert num_tokens(max_tokens=9, max_completion_tokens=2) == 2
+    error = refusal(server.complete(prompt="x", max_completion_tokens=0))
+    assert error["param"] == "max_completion_tokens"
 
 
 @pytest.mark.parametrize(
@@ -59,6 +97,14 @@ def test_fields_that_ask_for_what_happens_anyway_are_fine(server: Server) -> Non
         ({"prompt": [1, -1]}, None),
         ({"prompt": {"a": 1}}, "prompt"),
         ({}, "prompt"),
+        ({"prompt": [True, 5]}, "prompt"),
+        ({"prompt": [[5], [False]]}, "prompt"),
+        ({"prompt": "x", "max_tokens": True}, "max_tokens"),
+        ({"prompt": "x", "temperature": False}, "temperature"),
+        ({"prompt": "x", "seed": True}, "seed"),
+        ({"prompt": "x", "n": True}, "n"),
+        ({"prompt": "x", "stop_token_ids": [True]}, "stop_token_ids"),
+        ({"prompt": "x", "logit_bias": {"5": True}}, "logit_bias"),
         ({"prompt": [1, 2**31]}, "prompt"),
         ({"prompt": [1, 2**70]}, "prompt"),
         ({"prompt": [[1], [2**40]], "echo": True}, "prompt"),
@@ -147,13 +193,10 @@ def test_asking_for_more_output_than_the_context_leaves_is_refused(server: Serve
     assert f"{limit - 10} are left" in error["message"]
 
 
-def test_a_chat_refuses_pictures_and_tools_by_name(server: Server) -> None:
+def test_a_chat_refuses_pictures_by_name(server: Server) -> None:
     picture = [{"type": "image_url", "image_url": {"url": "x"}}]
     error = refusal(server.chat(messages=[{"role": "user", "content": picture}]))
     assert error["param"] == "messages"
-    messages = [{"role": "user", "content": "x"}]
-    tools = [{"type": "function", "function": {"name": "f"}}]
-    assert refusal(server.chat(messages=messages, tools=tools))["param"] == "tools"
 
 
 def test_a_full_queue_is_a_429_that_says_when_to_come_back(tiny_dir: Path) -> None:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig
 
+from engine.models.rope import inverse_frequencies
 from engine.spec.config import EngineConfig, LinkEmulation, num_kv_blocks
+from engine.spec.config_keys import READ_KEYS
 from engine.spec.errors import CheckpointError, EngineError, PlanError
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
+from engine.spec.rope import KNOWN_PARAMETERS, RopeKind
 from engine.spec.settings import Caps
 
 LLAMA_70B = {
@@ -33,6 +41,9 @@ LLAMA_70B = {
     "eos_token_id": [128001, 128009],
     "torch_dtype": "bfloat16",
 }
+
+
+NO_ROPE = {k: v for k, v in LLAMA_70B.items() if not k.startswith("rope_")}
 
 
 def read(raw: dict[str, object]) -> ModelConfig:
@@ -62,10 +73,32 @@ def test_newer_files_keep_rope_under_one_key() -> None:
     ("change", "message"),
     [
         ({"model_type": "mixtral"}, "model_type 'mixtral' is not supported"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "rope type 'yarn' is not supported"),
+        ({"rope_scaling": {"rope_type": "mrope"}}, "rope type 'mrope' is not supported"),
         ({"hidden_size": None}, "hidden_size"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"use_sliding_window": True}, "sliding-window attention is not supported"),
+        ({"layer_types": ["sliding_attention"] * 80}, "sliding-window attention is not supported"),
+        ({"logit_scale": 3.0}, "key 'logit_scale' is not known for llama"),
+        ({"quantization_config": {"quant_method": "fp8"}}, r"weights are quantised \(fp8\)"),
+        ({"quantization_config": {"bits": 4}}, r"weights are quantised \(bits 4\)"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, r"weights are quantised \(bits 4\)"),
+        ({"compression_config": {"format": "int-quantized"}}, r"quantised \(int-quantized\)"),
+        ({"torch_dtype": "float8_e4m3fn"}, "torch_dtype 'float8_e4m3fn' is not supported"),
+        ({"hidden_size": [1]}, r"hidden_size \[1\] is not a whole number"),
+        ({"vocab_size": "many"}, 'vocab_size "many" is not a whole number'),
+        ({"num_hidden_layers": 1.5}, r"num_hidden_layers 1\.5 is not a whole number"),
+        ({"num_attention_heads": True}, "num_attention_heads true is not a whole number"),
+        ({"intermediate_size": 2**70}, "intermediate_size 1180591620717411303424 is not from 1"),
+        ({"rms_norm_eps": "small"}, 'rms_norm_eps "small" is not a number'),
+        ({"rms_norm_eps": 0}, "rms_norm_eps 0.0 is not above 0"),
+        ({"rope_scaling": [1]}, r"rope_scaling \[1\] is not an object"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": "x"}}, 'factor "x" is not a number'),
+        ({"rope_scaling": {"rope_type": "linear"}}, "key 'factor' is missing"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "x": 1}}, "key 'x' is not known"),
+        ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor 0\.5 is not supported"),
+        ({"eos_token_id": "two"}, 'eos_token_id "two" is not the id'),
+        ({"num_key_value_heads": 7}, "64 query heads do not divide by 7 KV heads"),
+        ({"model_type": "qwen3", "mlp_bias": True}, "qwen3 models have no mlp_bias"),
     ],
 )
 def test_an_unsupported_config_is_refused_with_its_value(
@@ -76,6 +109,82 @@ def test_an_unsupported_config_is_refused_with_its_value(
         read(raw)
 
 
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "vocab_size"])
+def test_null_where_a_number_belongs_is_named(key: str) -> None:
+    with pytest.raises(CheckpointError, match=f"key '{key}' is null"):
+        read(LLAMA_70B | {key: None})
+
+
+def test_notes_of_tools_and_keys_that_ask_for_nothing_are_let_through() -> None:
+    notes = {"_name_or_path": "x", "use_cache": True, "rope_interleaved": False, "mystery": None}
+    assert read(LLAMA_70B | notes) == read(LLAMA_70B)
+
+
+def test_rope_by_the_kind_of_layer_is_that_of_full_attention() -> None:
+    full = {"rope_type": "default", "rope_theta": 5e6}
+    model = read(NO_ROPE | {"rope_parameters": {"full_attention": full}})
+    assert model.rope_theta == 5e6
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_what_a_config_leaves_out_is_what_transformers_takes(tmp_path: Path, family: str) -> None:
+    raw = {
+        "model_type": family,
+        "num_hidden_layers": 2,
+        "hidden_size": 2048,
+        "intermediate_size": 64,
+        "num_attention_heads": 32,
+        "vocab_size": 300,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    theirs, ours = AutoConfig.from_pretrained(tmp_path), ModelConfig.from_dir(tmp_path)
+    assert ours.num_kv_heads == theirs.num_key_value_heads
+    assert ours.head_dim == getattr(theirs, "head_dim", 64)
+    assert ours.max_positions == theirs.max_position_embeddings
+    assert ours.rms_eps == theirs.rms_norm_eps
+    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert ours.tie_embeddings == theirs.tie_word_embeddings
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(sorted(KNOWN_PARAMETERS)), inner, max_size=4)
+    ),
+    max_leaves=5,
+)
+ROPE_VALUES = st.fixed_dictionaries(
+    {"rope_type": st.sampled_from([*RopeKind])},
+    optional=dict.fromkeys(
+        sorted(KNOWN_PARAMETERS - {"rope_type", "type"}),
+        st.integers(-2, 9) | st.floats() | st.lists(st.floats(0.5, 2), min_size=64, max_size=64),
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    changes=st.dictionaries(
+        st.sampled_from(sorted(READ_KEYS - {"model_type"})) | st.text(max_size=5),
+        JSON_VALUES | ROPE_VALUES,
+        max_size=4,
+    )
+    | st.fixed_dictionaries({"rope_scaling": ROPE_VALUES}),
+    family=st.sampled_from(["llama", "qwen2", "qwen3"]) | JSON_VALUES,
+)
+def test_whatever_a_config_holds_it_is_read_or_refused_in_one_line(
+    changes: dict[str, Any], family: Any
+) -> None:
+    try:
+        model = read(LLAMA_70B | {"model_type": family} | changes)
+    except CheckpointError as error:
+        assert "config.json" in str(error)  # noqa: PT017
+        assert "\n" not in str(error)  # noqa: PT017
+    else:
+        assert torch.isfinite(inverse_frequencies(model)).all()
+
+
 def test_a_folder_without_a_config_says_which_file_is_missing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json: no such file"):
         ModelConfig.from_dir(tmp_path)
@@ -84,10 +193,14 @@ def test_a_folder_without_a_config_says_which_file_is_missing(tmp_path: Path) ->
         ModelConfig.from_dir(tmp_path)
 
 
-def test_generation_config_decides_which_tokens_end_a_sequence(tmp_path: Path) -> None:
+def test_an_end_token_of_either_file_ends_a_sequence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_70B))
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 7}))
-    assert ModelConfig.from_dir(tmp_path).eos_token_ids == (7,)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 128001]}))
+    assert ModelConfig.from_dir(tmp_path).eos_token_ids == (128001, 128009, 7)
+
+
+def test_an_end_token_outside_the_vocabulary_is_left_out() -> None:
+    assert read(LLAMA_70B | {"eos_token_id": [-1, 5, 128256]}).eos_token_ids == (5,)
 
 
 def test_kv_blocks_follow_from_device_memory_and_what_does_not_fit_is_refused() -> None:

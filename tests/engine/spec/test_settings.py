@@ -76,3 +76,10 @@ def test_a_threshold_is_doubted_only_while_it_decides() -> None:
     assert replace(low, pin=ModePin.TABLE).threshold_warning is None
     with pytest.raises(PolicyError, match="threshold_tokens=-1"):
         replace(SETTINGS, threshold_tokens=-1)
+
+
+def test_a_pin_or_an_order_that_is_only_a_word_is_refused() -> None:
+    with pytest.raises(PolicyError, match="'table': must be a ModePin; known: table, auto"):
+        Settings(pin="table")  # type: ignore[arg-type]
+    with pytest.raises(PolicyError, match="'lifo': must be an Order; known: fcfs"):
+        Settings(order="lifo")  # type: ignore[arg-type]

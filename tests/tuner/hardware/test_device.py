@@ -32,10 +32,17 @@ def test_formats_nobody_measured_are_not_called_calibrated() -> None:
     assert h100.curves_for(Precision.FP32) is None
 
 
-@pytest.mark.parametrize("text", ["8xb999", "0xh200", "h200x8!", "", "8 h200"])
+@pytest.mark.parametrize("text", ["8xb999", "0xh200", "00xh200", "h200x8!", "", "8 h200"])
 def test_unknown_hardware_is_refused_with_the_known_names(text: str) -> None:
     with pytest.raises(TunerError, match="h200"):
         parse_hardware(text)
+
+
+@pytest.mark.parametrize("count", ["16385", str(2**70), "9" * 5000])
+def test_more_devices_than_anybody_has_are_refused(count: str) -> None:
+    with pytest.raises(TunerError, match="at most 16384 devices"):
+        parse_hardware(f"{count}xh200")
+    assert parse_hardware("016xh200").count == 16
 
 
 def test_someone_who_wants_this_machine_is_told_how() -> None:

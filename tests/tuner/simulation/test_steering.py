@@ -130,7 +130,7 @@ def test_windows_that_miss_the_sla_move_to_the_settings_of_more_load() -> None:
 
 
 def test_an_sla_that_no_request_alone_meets_is_said_to_be_so_and_nothing_moves() -> None:
-    alone = {"p95_ttft_ms": Estimate(value=300.0, low=250.0, high=350.0)}
+    alone = {"p50_ttft_ms": Estimate(value=300.0, low=250.0, high=350.0)}
     steering = ControllerSteering(schedule=replace(TWO_BANDS, alone=alone), sla=SLA)
     run = FakeRun(rate_rps=lambda s: 5.0, latency_s=lambda settings, rate: 6.0)
     run.steer(steering, 300.0)

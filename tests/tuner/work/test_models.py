@@ -88,3 +88,24 @@ def test_a_folder_and_its_config_file_describe_the_same_model(tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["llama-3.1-8b", "llama-2-70b", "qwen3-8b"])
 def test_common_models_run_on_a_whole_node(name: str) -> None:
     assert infeasible_reasons(ParallelPlan(tp=8), load_model(name)) == []
+
+
+@pytest.mark.parametrize(
+    "rope", [{"rope_type": "mrope", "mrope_section": [1, 2]}, {"rope_type": "yarn", "factor": "x"}]
+)
+def test_no_kind_of_rope_keeps_a_model_from_being_predicted(
+    tmp_path: Path, rope: dict[str, object]
+) -> None:
+    raw = {
+        "model_type": "qwen3",
+        "num_hidden_layers": 4,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "vocab_size": 259,
+        "rope_scaling": rope,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    model = load_model(str(tmp_path))
+    assert (model.num_layers, model.head_dim, model.max_positions) == (4, 128, 32_768)

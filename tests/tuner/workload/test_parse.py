@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.tuner.workload.test_traces import AZURE, needs_traces
 from tuner.spec.errors import TunerError, WorkloadError
-from tuner.workload.parse import CutKind, Workload, parse_workload
+from tuner.workload.parse import CutKind, Workload, check_workload, parse_workload
 
 EVERY_PROCESS = (
     "poisson:rate=4,input=512,output=64",
@@ -207,6 +207,93 @@ def test_a_spec_that_cannot_be_read_says_why(spec: str, message: str) -> None:
     with pytest.raises(TunerError) as caught:
         parse(spec)
     assert message in str(caught.value)
+
+
+MIX = "input=1,output=1"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (f"poisson:rate=1e308,{MIX}", "rate=1e308 must be at least 1e-06 and at most 1e+07"),
+        (f"poisson:rate=1e-308,{MIX}", "rate=1e-308 must be at least 1e-06"),
+        (f"poisson:rate=nan,{MIX}", "rate=nan must be above 0 and finite"),
+        (f"poisson:rate=4,{MIX},seconds=1e12", "seconds=1e12 must be at least 1e-06 and at most"),
+        (f"poisson:rate=1e6,{MIX},seconds=1000", "about 1e+09 arrivals; at most 10000000"),
+        (f"poisson:rate=1e-6,{MIX},requests=2000", "requests=2000 at rate=1e-06 last"),
+        (f"poisson:rate=5e4,{MIX}", "requests are left; at most 2000000"),
+        ("poisson:rate=1e4,input=9e6,output=1", "tokens in all; at most 100000000000"),
+        ("poisson:rate=4,input=1e300,output=1", "input=1e300 must be"),
+        (f"poisson:rate=4,{MIX},max_input=1e300", "max_input=1e300 must be"),
+        (f"poisson:rate=4,{MIX},scale=1e308", "scale=1e308 must be"),
+        (f"poisson:rate=4,{MIX},scale=1e-308", "scale=1e-308 must be"),
+        (f"poisson:rate=4,{MIX},input_scale=1e308", "input_scale=1e308 must be"),
+        (f"poisson:rate=4,{MIX},input_cv=1e300", "input_cv=1e300 must be"),
+        (f"poisson:rate=4,{MIX},start=1e308", "start=1e308 must be"),
+        (f"gamma:rate=4,cv=1e300,{MIX}", "cv=1e300 must be"),
+        (f"gamma:rate=4,cv=1e-300,{MIX}", "cv=1e-300 must be"),
+        (f"step:rate=2,to=3,at=1e308,{MIX}", "at=1e308 must be"),
+        (f"burst:rate=2,peak=9,on_s=1e-300,off_s=1e-300,{MIX}", "on_s=1e-300 must be"),
+        (f"burst:rate=2,peak=9,on_s=1e-5,off_s=1e-5,{MIX}", "bursts; at most 500000"),
+        ("azure-like:seconds=1e8", "arrivals; at most 10000000"),
+        (f"closed:concurrency=1e300,{MIX},requests=2", "concurrency=1e300 must be"),
+        (f"closed:concurrency=1e5,{MIX},requests=2,scale=1e5", "concurrency times scale"),
+        (f"closed:concurrency=1,{MIX},requests=1e15", "requests=1e15 must be"),
+        ("csv:/\ud800", "a lone surrogate"),
+        ("csv:/a\0b", "a null character"),
+        ("csv:" + "x" * 5000, "5004 characters; at most 4096"),
+    ],
+)
+def test_a_number_beyond_its_bound_is_refused_unbuilt_with_the_bound(
+    spec: str, message: str
+) -> None:
+    for ask in (check_workload, parse):
+        with pytest.raises(WorkloadError) as caught:
+            ask(spec)
+        assert message in str(caught.value)
+        assert str(caught.value).encode()
+
+
+@pytest.mark.parametrize("spec", EVERY_PROCESS)
+def test_what_can_be_built_passes_the_check(spec: str) -> None:
+    check_workload(spec)
+
+
+def test_a_workload_that_grew_too_large_says_which_cut_helps(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("arrival_s,input_tokens,output_tokens\n0,9000000,5\n9e8,5,5\n")
+    with pytest.raises(WorkloadError, match=r"one input has 90000000 tokens; .* add max_input="):
+        parse(f"csv:{path},input_scale=10")
+    with pytest.raises(WorkloadError, match="its last request comes after"):
+        parse(f"csv:{path},scale=0.1")
+
+
+WORDS = (
+    *("rate", "to", "at", "cv", "peak", "on_s", "off_s", "input", "output", "input_cv"),
+    *("requests", "seconds", "start", "scale", "keep", "max_input", "input_scale", "concurrency"),
+)
+words = st.sampled_from(WORDS)
+numbers = st.sampled_from(["1e308", "1e-308", "inf", "nan", "0", "-1", "1e7", "1e-6", "4", "0.5"])
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.sampled_from(["poisson", "gamma", "step", "ramp", "burst", "azure-like", "closed", "csv"]),
+    st.lists(st.tuples(words, numbers), max_size=8, unique_by=lambda pair: pair[0]),
+    st.text(max_size=5),
+)
+def test_any_text_passes_the_check_or_is_a_workload_error(
+    kind: str, options: list[tuple[str, str]], rest: str
+) -> None:
+    for text in (
+        f"{kind}:" + ",".join("=".join(o) for o in options) + rest,
+        rest,
+        f"{kind}:{rest}",
+    ):
+        try:
+            check_workload(text)
+        except WorkloadError as error:
+            str(error).encode()  # it can be printed
 
 
 def test_a_window_after_the_end_leaves_nothing_and_says_what_was_cut(trace: Path) -> None:

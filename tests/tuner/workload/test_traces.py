@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuner.spec.errors import TraceError
-from tuner.workload.rows import Rows
-from tuner.workload.traces import read_azure, read_mooncake, read_own, spread_quantised
+from tuner.workload.rows import Rows, Wanted
+from tuner.workload.traces import read_trace, spread_quantised
 from tuner.workload.workload import gap_cv, peak_to_mean
 
 TRACES = Path(__file__).parents[3].parent / "shared" / "traces"
@@ -24,6 +24,18 @@ needs_traces = pytest.mark.skipif(
     not TRACES.exists(), reason="the public traces are not beside this checkout"
 )
 AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+
+
+def read_azure(path: Path) -> Rows:
+    return read_trace("azure", path, Wanted(seed=0))
+
+
+def read_own(path: Path) -> Rows:
+    return read_trace("csv", path, Wanted(seed=0))
+
+
+def read_mooncake(path: Path, *, seed: int) -> Rows:
+    return read_trace("mooncake", path, Wanted(seed=seed))
 
 
 def lengths(values: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[int]:
@@ -98,7 +110,7 @@ def test_seven_fractional_digits_keep_their_microseconds(tmp_path: Path) -> None
     ("row", "message"),
     [
         ("2023-11-16 18:15:47.0,x,44", "line 3: ContextTokens 'x'"),
-        ("2023-11-16 18:15:47.0,12,0", "line 3: GeneratedTokens '0'"),
+        ("2023-11-16 18:15:47.0,0,7", "line 3: ContextTokens '0'"),
         ("2023-11-16 18:15:47.0,12,-3", "line 3: GeneratedTokens '-3'"),
         ("2023-11-16 18:15:47.0,12", "line 3: GeneratedTokens ''"),
         ("yesterday,12,3", "line 3: TIMESTAMP 'yesterday'"),
@@ -123,7 +135,7 @@ def test_an_unreadable_azure_row_names_the_file_and_its_line(
     [
         ("{", "line 2: not readable as JSON"),
         ("[1]", "line 2: '[1]' is not an object"),
-        ('{"timestamp": 1, "input_length": 5}', "line 2: 'output_length' is missing"),
+        ('{"timestamp": 1, "output_length": 5}', "line 2: 'input_length' is missing"),
         ('{"timestamp": -1, "input_length": 5, "output_length": 5}', "line 2: timestamp -1"),
         ('{"timestamp": 1, "input_length": 0, "output_length": 5}', "line 2: input_length 0"),
         ('{"timestamp": 1, "input_length": true, "output_length": 5}', "line 2: input_length True"),

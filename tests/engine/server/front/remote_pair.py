@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from engine.engine import Engine
+from engine.server.defaults import SamplingDefaults
 from engine.server.front.gateway import FrontGateway
 from engine.server.front.messages import FrontSetup
 from engine.server.front.remote import RemoteEngine
@@ -39,6 +40,7 @@ def remote_pair(engine: Engine, tokenizer: Tokenizer) -> Iterator[RemotePair]:
         drain_s=1,
         model=engine.model,
         envelope=engine.envelope,
+        defaults=SamplingDefaults(),
     )
     with socket.socket() as listener:
         gateway.open(setup, listener)

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from engine.engine import Engine
+from engine.server.defaults import SamplingDefaults
 from engine.server.front.messages import (
     Abort,
     Accepted,
@@ -95,6 +96,7 @@ def line(tiny_dir: Path) -> Iterator[Line]:
         drain_s=1,
         model=engine.model,
         envelope=engine.envelope,
+        defaults=SamplingDefaults(),
     )
     remote = RemoteEngine(FrameChannel(ours), setup, Tokenizer.from_dir(tiny_dir))
     remote.start()
@@ -154,3 +156,16 @@ def test_when_the_engine_goes_a_request_is_refused_or_ends_but_not_both(line: Li
     ends = read(line.outputs)
     assert [output.error for output in ends] == ["the engine's process is gone"]
     assert line.outputs.empty()
+
+
+def test_only_what_the_engine_still_owes_is_aborted(line: Line) -> None:
+    refused, number = line.submit()
+    line.say(CallFailed(number=number, error=WireError.of(RequestError("too long"))))
+    with pytest.raises(RequestError):
+        refused.result(5)
+    line.remote.abort("r")
+    accepted, number = line.submit()  # nothing was sent in between
+    line.say(Accepted(number=number))
+    accepted.result(5)
+    line.remote.abort("r")
+    assert line.hear() == Abort(request_id="r", reason=FinishReason.ABORT)

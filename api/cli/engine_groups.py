@@ -1,0 +1,202 @@
+"""Options of ``gearshift engine serve``, one value per noun."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from api.cli.engine_options import DeviceOption, JsonOption
+from api.cli.groups import Described, PlanOptions
+from api.cli.listening import Listening
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
+    from engine.server.defaults import SamplingDefaults
+    from engine.spec.plan import ParallelPlan
+    from engine.spec.settings import Caps
+    from tuner.described.node import Node
+
+# The label vLLM gives its first engine.
+DEFAULT_ENGINE_NAME = "0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedPlan(PlanOptions):
+    """A plan whose modes the engine may time at its start."""
+
+    mode_table: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="File or folder that keeps the measured mode table for the next start.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapOptions:
+    """What a step and the queue may hold."""
+
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = 64
+    max_num_batched_tokens: Annotated[int, typer.Option(min=1, help="Tokens per step.")] = 2048
+    max_queue: Annotated[
+        int | None, typer.Option(min=0, help="Waiting requests beyond which callers get 429.")
+    ] = None
+
+    @property
+    def caps(self) -> Caps:
+        """The same, as the engine takes it."""
+        from engine.spec.settings import Caps
+
+        return Caps(
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            max_queue=self.max_queue,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankOptions:
+    """The ranks: what they run on, what they hold, and how they work."""
+
+    device: DeviceOption = "cpu"
+    max_devices: Annotated[int | None, typer.Option(min=1, help="Devices a reshape may use.")] = (
+        None
+    )
+    kv_cache_mib: Annotated[int, typer.Option(min=1, help="KV cache per rank.")] = 256
+    link: Annotated[
+        str | None,
+        typer.Option(help="Emulated link between CPU ranks, as in latency_us=20,gbps=100."),
+    ] = None
+    no_overlap: Annotated[
+        bool,
+        typer.Option("--no-overlap", help="Schedule a step only when the one before has ended."),
+    ] = False
+    no_parallel_sampling: Annotated[
+        bool, typer.Option("--no-parallel-sampling", help="Every rank samples all rows.")
+    ] = False
+    no_prefix_cache: Annotated[
+        bool, typer.Option("--no-prefix-cache", help="Compute equal beginnings of prompts again.")
+    ] = False
+    spare_ranks: Annotated[
+        int, typer.Option(min=0, help="Warm processes that wait to take a dead rank's place.")
+    ] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pacing(Described):
+    """Whether steps are computed here, or take the time they would on described hardware."""
+
+    paced: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HARDWARE",
+            help="No ranks: steps take the time they would on this hardware, as in 8xh200.",
+        ),
+    ] = None
+    max_model_len: Annotated[
+        int | None, typer.Option(min=1, help="Context in tokens; by default the model's.")
+    ] = None
+
+    def find_node(self, model: Path, plan: ParallelPlan) -> Node | None:
+        """The node that paces the steps, None where ranks compute them. Ends on a mistake."""
+        if self.paced is None:
+            self.refuse_backend("--paced")
+            return None
+        from tuner.described.parse import check_served
+
+        node = self.node(str(model), self.paced)
+        check_served(node, plan)
+        return node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """What the model and the engine are called."""
+
+    served_model_name: Annotated[
+        str | None, typer.Option(help="Name in the API; by default the folder's.")
+    ] = None
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="This engine's identity in metrics and, over restarts, at the control plane; "
+            "there by default MODEL@HOST:PORT."
+        ),
+    ] = None
+
+    def model_name(self, folder: Path) -> str:
+        """What callers name the model in ``folder``."""
+        return self.served_model_name or folder.resolve().name
+
+    @property
+    def engine_label(self) -> str:
+        """What metrics call the engine."""
+        return self.name or DEFAULT_ENGINE_NAME
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlPlane:
+    """The control plane to register with, if any."""
+
+    control: Annotated[
+        str | None, typer.Option(metavar="URL", help="Control plane to register with.")
+    ] = None
+    control_key: Annotated[
+        str | None, typer.Option(envvar="GEARSHIFT_CONTROL_KEY", help="Its key.")
+    ] = None
+
+    def join(self, engine: Engine, stack: ExitStack, *, url: str, name: str | None) -> None:
+        """Register the engine that serves at ``url``, until ``stack`` ends."""
+        if self.control is None:
+            return
+        from api.agent.agent import EngineAgent
+
+        agent = EngineAgent(
+            engine=engine,
+            control_url=self.control,
+            api_key=self.control_key,
+            public_url=url,
+            name=name,
+        )
+        agent.start()
+        stack.callback(agent.stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class House:
+    """Where the engine is served, under which names and keys, and how it ends."""
+
+    listening: Listening
+    names: Names
+    control: ControlPlane
+    drain_s: Annotated[
+        int, typer.Option(min=0, help="At the end, seconds for requests in progress to finish.")
+    ] = 30
+    frontends: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Processes for HTTP and text, beside the one that steps; 0: all in one process.",
+        ),
+    ] = 1
+    generation_config: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|vllm|PATH",
+            help="Sampling defaults of requests: the model's generation_config.json (auto), none "
+            "(vllm), or those of another such file or its folder.",
+        ),
+    ] = "auto"
+    as_json: JsonOption = False
+
+    def read_defaults(self, model: Path) -> SamplingDefaults:
+        """How requests are sampled that do not say. Ends on a mistake."""
+        from engine.server.defaults import SamplingDefaults
+
+        return SamplingDefaults.read(self.generation_config, model)

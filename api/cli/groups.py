@@ -1,0 +1,210 @@
+"""Options that several commands have together: one value per noun, read and checked here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from api.cli.common import fail
+from api.cli.engine_options import JsonOption, LinkOption
+from engine.spec.settings import ModePin
+
+if TYPE_CHECKING:
+    from engine.spec.plan import PlanSpec
+    from engine.spec.settings import Caps, Settings
+    from policies.sla import Sla
+    from tuner.described.node import Node
+    from tuner.workload.workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """A plan, and how its steps run."""
+
+    plan: Annotated[
+        str,
+        typer.Option(metavar="PLAN", help="As in 'sp=2,tp=2,shift=256': dp, pp, sp, tp and shift."),
+    ] = "tp=1"
+    mode: Annotated[
+        ModePin | None,
+        typer.Option(
+            help="How steps of a Shift plan run: by measured times (table), by the threshold "
+            "(auto), or all in one mode; by default table for a plan that names no threshold, else "
+            "auto."
+        ),
+    ] = None
+
+    @property
+    def spec(self) -> PlanSpec:
+        """Raises PlanError where the plan cannot be read."""
+        from engine.spec.plan import parse_plan
+
+        return parse_plan(self.plan)
+
+    def settings(self, caps: Caps) -> Settings:
+        """Settings of a new engine. Without a mode: an operator who names a threshold wants it
+        obeyed, and a Shift plan without one goes by measured times."""
+        from engine.spec.plan import DEFAULT_SHIFT_THRESHOLD
+        from engine.spec.settings import Settings
+
+        spec, mode = self.spec, self.mode
+        threshold = spec.threshold_tokens
+        if mode is None:
+            mode = ModePin.TABLE if spec.plan.shift and threshold is None else ModePin.AUTO
+        return Settings(
+            plan=spec.plan,
+            threshold_tokens=DEFAULT_SHIFT_THRESHOLD if threshold is None else threshold,
+            caps=caps,
+            pin=mode,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PinnedPlan(PlanOptions):
+    """A plan that nothing is measured for: without a mode it goes by the threshold."""
+
+    mode: Annotated[
+        ModePin,
+        typer.Option(
+            help="How steps of a Shift plan run: by the threshold (auto), or all in one mode."
+        ),
+    ] = ModePin.AUTO
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkloadOptions:
+    """Requests over time, and the seed of what is random in them."""
+
+    workload: Annotated[
+        str, typer.Option(help="Workload SPEC, as in poisson:rate=4,input=512,output=64.")
+    ]
+    seed: Annotated[int, typer.Option(min=0, help="Seed of a synthetic workload.")] = 0
+
+    def read_workload(self) -> Workload:
+        """Raises TunerError where the workload cannot be read."""
+        from tuner.workload.parse import parse_workload
+
+        return parse_workload(self.workload, seed=self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedWorkload(WorkloadOptions):
+    """A workload, and the SLA by which the run is judged, if any."""
+
+    sla: Annotated[
+        str | None, typer.Option(help="SLA, as in p95_ttft_ms<=500,attainment>=0.99.")
+    ] = None
+
+    def read_sla(self) -> Sla | None:
+        """Raises PolicyInputError where the SLA cannot be read."""
+        from policies.sla import Sla
+
+        return Sla.parse(self.sla) if self.sla else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """How a model is served: its number format, and the serving system on described hardware."""
+
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="bf16, fp16, fp32, fp64 (or spelled out), fp8 on described hardware, or auto: as "
+            "the model says."
+        ),
+    ] = "auto"
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="Serving system whose host times and defaults apply to described hardware: "
+            "gearshift, vllm, arctic, ...; by default gearshift."
+        ),
+    ] = None
+
+    @property
+    def backend_name(self) -> str:
+        """The serving system named, else the default one."""
+        from tuner.described.parse import DEFAULT_BACKEND
+
+        return self.backend or DEFAULT_BACKEND
+
+    def refuse_backend(self, option: str) -> None:
+        """End where a back end is named although ``option`` names no described hardware."""
+        if self.backend is not None:
+            fail(f"--backend {self.backend} is for described hardware: add {option}, as in 8xh200")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described(Served):
+    """What a described node is made of, beside its hardware and its model."""
+
+    block_size: Annotated[int, typer.Option(min=1, help="Tokens per KV block.")] = 16
+    max_model_len: Annotated[int | None, typer.Option(min=1, help="Context in tokens.")] = None
+
+    def node(self, model: str, hardware: str) -> Node:
+        """``model`` on ``hardware``, as in ``8xh200``. Raises TunerError for unknown names."""
+        from tuner.described.parse import describe_node
+
+        return describe_node(
+            model=model,
+            hardware=hardware,
+            dtype=self.dtype,
+            backend=self.backend_name,
+            block_size=self.block_size,
+            max_model_len=self.max_model_len,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalMachine:
+    """What is said of this machine, and of no described one."""
+
+    cost_model: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|ID", help="Cost model; by default this machine's newest."),
+    ] = None
+    link: LinkOption = None
+    kv_cache_mib: Annotated[
+        int | None, typer.Option(min=1, help="KV cache per rank of this machine; by default 256.")
+    ] = None
+
+    def refuse(self) -> None:
+        """End where one of these is named beside described hardware, which ignores them."""
+        options = {
+            "--cost-model": self.cost_model,
+            "--link": self.link,
+            "--kv-cache-mib": self.kv_cache_mib,
+        }
+        if named := [option for option, value in options.items() if value is not None]:
+            fail(f"{', '.join(named)}: of this machine only; leave out --hardware, or that")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where the JSON document goes."""
+
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Write the JSON document here.")
+    ] = None
+    as_json: JsonOption = False
+
+    def write(self, document: dict[str, Any]) -> None:
+        """Write the file asked for, if any; end where it cannot be written."""
+        if self.out is not None:
+            with writing():
+                self.out.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """End with one line where a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        fail(f"cannot write {error.filename}: {error.strerror}")

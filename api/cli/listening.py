@@ -1,0 +1,49 @@
+"""The address that a server listens on, and the key that it asks for."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from api.cli.common import fail
+
+THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listening:
+    """Where an engine's server listens, and the key that its callers need."""
+
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000
+    api_key: Annotated[
+        str | None, typer.Option(envvar="GEARSHIFT_ENGINE_KEY", help="Required under /v1.")
+    ] = None
+
+    @property
+    def warning(self) -> str | None:
+        """Why this is unsafe, if it is."""
+        if self.api_key is not None or self.host in THIS_MACHINE:
+            return None
+        return f"listening on {self.host} without --api-key: anyone may change this engine"
+
+    def url(self, listener: socket.socket) -> str:
+        """The address of ``listener``, whose port may have been picked."""
+        shown = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{shown}:{listener.getsockname()[1]}"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket that the caller closes; port 0 picks a free one. Ends where it is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        fail(f"cannot listen on {host}:{port}: {error.strerror or error}")
+    return listener

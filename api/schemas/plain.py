@@ -1,0 +1,92 @@
+"""Bounds that hold for everything REST reads: finite numbers, whole ones that every JSON reader
+keeps exactly, text that can be stored, and a depth."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from tuner.hardware.device import MAX_DEVICES
+from tuner.workload.bounds import MAX_LENGTH_TOKENS
+
+# Whole numbers of columns, and of JSON as everybody reads it (RFC 7493).
+MAX_COLUMN = 2**31 - 1
+MAX_JSON_INT = 2**53 - 1
+# Sums and squares of such numbers are still finite.
+MAX_JSON_FLOAT = 1e100
+MAX_DEPTH = 64
+MAX_ARRIVED = 10_000_000
+# Durations: above what any clock here can be off by, and within what a rate can divide by.
+MIN_WINDOW_S = 1e-6
+MAX_SECONDS = 1e8
+MAX_MS = MAX_SECONDS * 1e3
+
+Version = Annotated[int, Field(ge=0, le=MAX_COLUMN)]
+Count = Annotated[int, Field(ge=0, le=MAX_JSON_INT)]
+Tokens = Annotated[int, Field(ge=0, le=MAX_LENGTH_TOKENS)]
+Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
+Milliseconds = Annotated[float, Field(ge=0, le=MAX_MS, allow_inf_nan=False)]
+DeviceIndex = Annotated[int, Field(ge=0, lt=MAX_DEVICES)]
+
+
+def check_plain(value: Any) -> Any:
+    """Give ``value`` back.
+
+    Raises:
+        ValueError: something in it cannot be kept; the message starts with its JSON pointer.
+    """
+    rest: list[tuple[str, Any, int]] = [("", value, 0)]
+    while rest:
+        pointer, found, depth = rest.pop()
+        where = f"{pointer}: " if pointer else ""
+        if depth > MAX_DEPTH:
+            raise ValueError(f"{where}nested deeper than {MAX_DEPTH}")
+        match found:
+            case str():
+                _check_text(found, where)
+            case bool():
+                pass
+            case int():
+                if abs(found) > MAX_JSON_INT:
+                    raise ValueError(f"{where}a whole number must be within +-{MAX_JSON_INT}")
+            case float():
+                if not math.isfinite(found):
+                    raise ValueError(f"{where}{found} is not a finite number")
+                if abs(found) > MAX_JSON_FLOAT:
+                    raise ValueError(f"{where}a number must be within +-{MAX_JSON_FLOAT:g}")
+            case dict():
+                for key, part in found.items():
+                    _check_text(key, f"{where}key {key!r}: ")
+                    rest.append((f"{pointer}/{key}", part, depth + 1))
+            case list():
+                rest += [(f"{pointer}/{i}", part, depth + 1) for i, part in enumerate(found)]
+    return value
+
+
+PlainJson = Annotated[dict[str, Any], AfterValidator(check_plain)]
+
+
+def _check_text(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where}holds a lone surrogate, which is no character") from error
+    if "\0" in text:
+        raise ValueError(f"{where}holds a null character")
+
+
+def check_rising(token_ms: list[float]) -> list[float]:
+    """Give the times of tokens back.
+
+    Raises:
+        ValueError: one that is before the one before it.
+    """
+    for index in range(1, len(token_ms)):
+        if token_ms[index] < token_ms[index - 1]:
+            raise ValueError(
+                f"times of tokens must not fall: {token_ms[index]:g} at {index} comes after "
+                f"{token_ms[index - 1]:g}"
+            )
+    return token_ms

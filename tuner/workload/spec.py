@@ -1,0 +1,119 @@
+"""The text of a workload SPEC as a value: kind, path and words, each inside its range."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tuner.spec.errors import WorkloadError
+from tuner.workload.bounds import WORD_BOUNDS
+from tuner.workload.traces import TRACE_WORDS, words_of
+
+AZURE_LIKE = "azure-like"
+CLOSED = "closed"
+MAX_SPEC_CHARS = 4096
+_LENGTH_WORDS = ("input", "output", "input_cv", "output_cv")
+# Words of each process, the needed ones and the optional ones.
+_PROCESS_WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "poisson": (("rate", "input", "output"), _LENGTH_WORDS),
+    "gamma": (("rate", "cv", "input", "output"), _LENGTH_WORDS),
+    "step": (("rate", "to", "at", "input", "output"), _LENGTH_WORDS),
+    "ramp": (("rate", "to", "input", "output"), _LENGTH_WORDS),
+    "burst": (("rate", "peak", "on_s", "off_s", "input", "output"), _LENGTH_WORDS),
+    AZURE_LIKE: ((), ()),
+    CLOSED: (("concurrency", "input", "output", "requests"), _LENGTH_WORDS),
+}
+_CUT_WORDS = (
+    "start",
+    "seconds",
+    "requests",
+    "keep",
+    "scale",
+    "input_scale",
+    "output_scale",
+    "max_input",
+    "max_output",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkloadSpec:
+    """A SPEC that was read; ``path`` is None for a process. Nothing is built or opened yet."""
+
+    text: str
+    kind: str
+    path: Path | None
+    words: Mapping[str, float]
+
+    @classmethod
+    def parse(cls, text: str) -> WorkloadSpec:
+        """Read a SPEC.
+
+        Raises:
+            WorkloadError: an unknown kind or word, a missing one, or a value outside its range.
+        """
+        _check_text(text)
+        kind, has_colon, rest = text.partition(":")
+        kind = kind.strip()
+        if not has_colon or kind not in (*TRACE_WORDS, *_PROCESS_WORDS):
+            known = ", ".join(f"{k}:" for k in (*TRACE_WORDS, *_PROCESS_WORDS))
+            raise WorkloadError(f"workload {text!r}: unknown kind {kind!r}; known are {known}")
+        if kind in TRACE_WORDS:
+            return _trace_spec(text, kind, rest)
+        return cls(text=text, kind=kind, path=None, words=_process_words(text, kind, rest))
+
+    def without(self, *words: str) -> WorkloadSpec:
+        """The same SPEC without some of its words."""
+        return replace(self, words={w: v for w, v in self.words.items() if w not in words})
+
+
+def _check_text(text: str) -> None:
+    if len(text) > MAX_SPEC_CHARS:
+        raise WorkloadError(
+            f"workload {text[:40]!r}...: {len(text)} characters; at most {MAX_SPEC_CHARS}"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise WorkloadError(
+            f"workload {text!r}: holds a lone surrogate, which is no character"
+        ) from error
+    if "\0" in text:
+        raise WorkloadError(f"workload {text!r}: holds a null character")
+
+
+def _trace_spec(text: str, kind: str, rest: str) -> WorkloadSpec:
+    # A path may hold a comma: options start at the first ",word=".
+    path_text, *options = re.split(r",(?=\s*[a-z_]+\s*=)", rest)
+    if not path_text.strip():
+        raise WorkloadError(f"workload {text!r}: no path; write it as in {kind}:PATH,seconds=60")
+    words = _numbers(text, kind, options, (*_CUT_WORDS, *words_of(kind)))
+    return WorkloadSpec(text=text, kind=kind, path=Path(path_text.strip()), words=words)
+
+
+def _process_words(text: str, kind: str, rest: str) -> dict[str, float]:
+    needed, optional = _PROCESS_WORDS[kind]
+    parts = rest.split(",") if rest.strip() else []
+    words = _numbers(text, kind, parts, (*needed, *optional, *_CUT_WORDS))
+    for word in needed:
+        if word not in words:
+            example = ",".join(f"{w}=.." for w in needed)
+            raise WorkloadError(f"workload {text!r}: {word}= is missing; write {kind}:{example}")
+    if kind == CLOSED and "start" in words:
+        raise WorkloadError(f"workload {text!r}: start= has no meaning in a closed loop")
+    return words
+
+
+def _numbers(text: str, kind: str, parts: list[str], known: tuple[str, ...]) -> dict[str, float]:
+    words: dict[str, float] = {}
+    for part in parts:
+        word, _, raw = (piece.strip() for piece in part.partition("="))
+        if word not in known:
+            listed = ", ".join(dict.fromkeys(known))
+            raise WorkloadError(f"workload {text!r}: unknown word {word!r}; {kind}: takes {listed}")
+        if word in words:
+            raise WorkloadError(f"workload {text!r}: {word}= stands twice")
+        words[word] = WORD_BOUNDS[word].check(text, word, raw)
+    return words

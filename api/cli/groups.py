@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -194,11 +195,26 @@ class Output:
     ] = None
     as_json: JsonOption = False
 
+    def check(self) -> None:
+        """End before any work where the file could not be written after it."""
+        if self.out is not None:
+            check_folder_of(self.out)
+
     def write(self, document: dict[str, Any]) -> None:
         """Write the file asked for, if any; end where it cannot be written."""
         if self.out is not None:
             with writing():
                 self.out.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def check_folder_of(file: Path) -> None:
+    """End with one line where ``file`` is a folder, or its own folder is none to write into."""
+    if file.is_dir():
+        fail(f"cannot write {file}: it is a folder")
+    if not file.parent.is_dir():
+        fail(f"cannot write {file}: there is no folder {file.parent}")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        fail(f"cannot write {file}: permission denied")
 
 
 @contextmanager

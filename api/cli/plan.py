@@ -68,6 +68,7 @@ def plan(
     from tuner.planner.planner import make_plan
 
     constraints = Sla.parse(planned.sla)
+    output.check()
     node = described.node(model, hardware)
     load = planned.read_workload()
     with _progress() as show:

@@ -19,6 +19,7 @@ from api.cli.engine_options import (
     read_link,
 )
 from api.cli.grouped import grouped
+from api.cli.groups import check_folder_of, writing
 
 if TYPE_CHECKING:
     from tuner.profiling.run import ProfileSpec
@@ -80,13 +81,16 @@ def profile(
     from tuner.step_model.files import save_cost_model
     from tuner.step_model.fit import fit_step_model
 
+    check_folder_of(out)
     with ExitStack() as stack:
         folder = measuring.model or stack.enter_context(reference_model())
         spec = measuring.spec(folder)
         measured = run_profile(spec, on_event=lambda text: log(f"profile: {text}"))
-        out.write_text(json.dumps(measured.to_json()))
+        with writing():
+            out.write_text(json.dumps(measured.to_json()))
         step_model = fit_step_model(measured, ModelConfig.from_dir(folder))
-    saved = save_cost_model(step_model)
+    with writing():
+        saved = save_cost_model(step_model)
     document = {"profile": str(out), "cost_model": step_model.id, "file": str(saved)}
     if as_json:
         print_json(document | {"error": _error_json(step_model)})

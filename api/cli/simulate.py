@@ -11,7 +11,15 @@ import typer
 from api.cli.common import log, print_json
 from api.cli.engine_options import ModelNameOption
 from api.cli.grouped import grouped
-from api.cli.groups import Described, JudgedWorkload, LocalMachine, Output, PinnedPlan, writing
+from api.cli.groups import (
+    Described,
+    JudgedWorkload,
+    LocalMachine,
+    Output,
+    PinnedPlan,
+    check_folder_of,
+    writing,
+)
 from api.cli.simulate_cases import Case, NamedCaps, Question, described, on_this_machine
 
 if TYPE_CHECKING:
@@ -49,7 +57,15 @@ class Documents(Output):
     ] = None
 
     def check(self) -> None:
-        """Raises TunerError where the plot could not be drawn in the end."""
+        """End before any work where a file could not be written after it.
+
+        Raises:
+            TunerError: the plot could not be drawn.
+        """
+        super().check()
+        for file in (self.plot, self.samples):
+            if file is not None:
+                check_folder_of(file)
         if self.plot is not None:
             from tuner.described.plots import check_plot
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.common import end_not_met, log, print_json, progress_console
-from api.cli.engine_options import DeviceOption, JsonOption, ModelNameOption, check_device
+from api.cli.engine_options import DeviceOption, ModelNameOption, check_device
 from api.cli.grouped import grouped
-from api.cli.groups import LocalMachine, Served
+from api.cli.groups import LocalMachine, Output, Served
 from engine.spec.settings import Settings
 
 if TYPE_CHECKING:
@@ -63,16 +63,6 @@ class TunedMachine(LocalMachine):
     ] = 20.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Where the report goes."""
-
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where the report is written as JSON.")
-    ] = None
-    as_json: JsonOption = False
-
-
 @grouped(
     help_order="model workload sla devices trials seed out hardware cost_model live "
     "probe_requests probe_paced dtype backend device link timeout_s kv_cache_mib profile_seconds"
@@ -83,7 +73,7 @@ def tune(
     trials: LiveTrials,
     machine: TunedMachine,
     served: Served,
-    report: Report,
+    report: Output,
     hardware: Annotated[
         str, typer.Option(help="'local', or described hardware to simulate, as in 8xh200.")
     ] = "local",
@@ -93,11 +83,10 @@ def tune(
     Every feasible plan is simulated; promising ones run on the live engine; the winner is
     measured again with a fresh seed.
     """
-    import json
-
     from tuner.search.spec import LOCAL
     from tuner.search.tune import tune
 
+    report.check()
     if hardware != LOCAL:
         machine.refuse()
     else:
@@ -106,8 +95,7 @@ def tune(
     with _Progress(search.trials) as show:
         found = tune(spec, cost_model=_cost_model(spec, machine.cost_model), on_event=show)
     document = found.to_json()
-    if report.out is not None:
-        report.out.write_text(json.dumps(document, indent=1, allow_nan=False))
+    report.write(document)
     if report.as_json:
         print_json(document)
     else:

@@ -27,3 +27,12 @@ def test_profile_writes_a_profile_and_a_cost_model_that_simulate_finds(
     )  # fmt: skip
     assert simulated.exit_code == 0, simulated.output
     assert document["cost_model"] in simulated.stderr
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_measuring(
+    run: Run, tiny_dir: Path, tmp_path: Path
+) -> None:
+    done = run("profile", "--model", tiny_dir, "--seconds", 60, "--out", tmp_path / "no" / "p.json")
+    assert done.exit_code == 2
+    assert f"there is no folder {tmp_path / 'no'}" in done.stderr
+    assert "profile:" not in done.stderr

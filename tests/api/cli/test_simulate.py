@@ -200,7 +200,8 @@ def test_drawing_without_matplotlib_names_what_to_install(
         (("--backend", "vllm"), "add --hardware"),
         (("--dtype", "fp8"), "described hardware"),
         (("--hardware", "8xh200", "--plot", "x.pdf"), ".svg"),
-        (("--hardware", "8xh200", "--out", "/nowhere/x.json"), "cannot write"),
+        (("--hardware", "8xh200", "--out", "/nowhere/x.json"), "there is no folder /nowhere"),
+        (("--hardware", "8xh200", "--samples", "/"), "cannot write /: it is a folder"),
     ],
 )
 def test_mistakes_about_described_hardware(run: Run, words: tuple[str, ...], message: str) -> None:

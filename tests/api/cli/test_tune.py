@@ -51,9 +51,10 @@ def test_a_job_that_cannot_be_is_one_line_and_exit_code_2(run: Run, tiny_dir: Pa
         (("--hardware", "2xh200", "--link", "gbps=1"), "--link: of this machine only"),
         (("--hardware", "2xh200", "--kv-cache-mib", 9), "--kv-cache-mib: of this machine only"),
         (("--backend", "vllm"), "add --hardware, as in 8xh200"),
+        (("--out", "/nowhere/x.json"), "cannot write /nowhere/x.json: there is no folder"),
     ],
 )
-def test_an_option_that_would_be_ignored_is_refused(
+def test_an_option_that_would_be_in_vain_is_refused(
     run: Run, tiny_dir: Path, words: tuple[object, ...], message: str
 ) -> None:
     load = ("--workload", "poisson:rate=50,input=64,output=8,requests=20")

@@ -21,6 +21,7 @@ MAX_KEPT_TOKENS = 16_384
 class WordedToken:
     """One token with its log probability; ``text`` is ``bytes:\\x..`` where it is no whole text."""
 
+    token_id: int
     text: str
     utf8: bytes
     logprob: float
@@ -80,7 +81,7 @@ class TokenWords:
         """The token as answers show it."""
         text, utf8 = self._text_of(token_id)
         finite = logprob if math.isfinite(logprob) else LOWEST_LOGPROB
-        return WordedToken(text=text, utf8=utf8, logprob=finite)
+        return WordedToken(token_id=token_id, text=text, utf8=utf8, logprob=finite)
 
 
 def completion_logprobs(positions: Sequence[WordedPosition]) -> dict[str, Any]:
@@ -88,10 +89,7 @@ def completion_logprobs(positions: Sequence[WordedPosition]) -> dict[str, Any]:
     return {
         "tokens": [position.chosen.text for position in positions],
         "token_logprobs": [position.chosen.logprob for position in positions],
-        "top_logprobs": [
-            {token.text: token.logprob for token in (*position.top, position.chosen)}
-            for position in positions
-        ],
+        "top_logprobs": [_by_text(position) for position in positions],
         "text_offset": [position.text_offset for position in positions],
     }
 
@@ -103,6 +101,21 @@ def chat_logprobs(positions: Sequence[WordedPosition]) -> dict[str, Any]:
         for position in positions
     ]
     return {"content": content, "refusal": None}
+
+
+def _by_text(position: WordedPosition) -> dict[str, float]:
+    """Each token of a position once, under its text, best first.
+
+    Several ids may have one text. It belongs to the chosen token, else to the best; the others
+    are ``token_id:ID``. So the largest value stands under the chosen text only if that was best.
+    """
+    chosen = position.chosen
+    found: dict[str, float] = {}
+    for token in position.top:
+        is_taken = token.text in found or token.text == chosen.text
+        is_other = is_taken and token.token_id != chosen.token_id
+        found[f"token_id:{token.token_id}" if is_other else token.text] = token.logprob
+    return found | {chosen.text: chosen.logprob}
 
 
 def _text_of(utf8: bytes) -> tuple[str, bytes]:

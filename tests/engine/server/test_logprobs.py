@@ -52,3 +52,21 @@ def test_a_token_that_cannot_come_has_a_number_all_the_same(tiny_dir: Path) -> N
     assert found["token_logprobs"] == [-9999.0]
     assert len(found["top_logprobs"][0]) == 2, "the chosen token stands among the best"
     json.dumps(found, allow_nan=False)
+
+
+def test_tokens_of_one_text_keep_their_own_values(tiny_dir: Path) -> None:
+    tokenizer = Tokenizer.from_dir(tiny_dir)
+    first, second, third = (tokenizer.vocab_size + more for more in range(3))
+    assert tokenizer.token_bytes(first) == tokenizer.token_bytes(second) == b""
+    writer = LogprobWriter(TokenWords(tokenizer), shows_special=False)
+    best = ((first, -0.1), (second, -2.0))
+    greedy, sampled, rare = (
+        TokenLogprobs(token_id=i, logprob=logprob, rank=rank, top=best)
+        for i, logprob, rank in ((first, -0.1, 1), (second, -2.0, 2), (third, -9.0, 3))
+    )
+    told = completion_logprobs(writer.word([greedy, sampled, rare]))["top_logprobs"]
+    assert told == [
+        {"": -0.1, f"token_id:{second}": -2.0},
+        {f"token_id:{first}": -0.1, "": -2.0},
+        {f"token_id:{first}": -0.1, f"token_id:{second}": -2.0, "": -9.0},
+    ]

@@ -10,17 +10,21 @@ import numpy.typing as npt
 
 from engine.replica.stream import RequestStream
 from engine.spec.errors import RankError
-from engine.spec.request import FinishReason, RequestOutput
+from engine.spec.request import FinishReason, RequestOutput, TokenLogprobs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """One finished output. ``logits`` f8[output tokens, vocabulary] when asked for."""
+    """One finished output. ``logits`` f8[output tokens, vocabulary] when asked for, and so are
+    ``logprobs``, one per output token, and ``prompt_logprobs``, one per prompt token but the first.
+    """
 
     token_ids: tuple[int, ...]
     text: str
     finish_reason: FinishReason
     logits: npt.NDArray[np.float64] | None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 def gather(stream: RequestStream, outputs: queue.Queue[RequestOutput]) -> Generation:
@@ -30,10 +34,14 @@ def gather(stream: RequestStream, outputs: queue.Queue[RequestOutput]) -> Genera
         RankError: it ended with an error.
     """
     token_ids: list[int] = []
+    logprobs: list[TokenLogprobs] = []
+    prompt_logprobs: list[TokenLogprobs] = []
     text = ""
     while True:
         output = outputs.get()
         token_ids += output.token_ids
+        logprobs += output.logprobs
+        prompt_logprobs += output.prompt_logprobs
         text += output.text
         if output.error is not None:
             raise RankError(output.error)
@@ -44,4 +52,6 @@ def gather(stream: RequestStream, outputs: queue.Queue[RequestOutput]) -> Genera
         text=text,
         finish_reason=output.finish_reason,
         logits=np.stack(stream.logits) if stream.logits else None,
+        logprobs=tuple(logprobs),
+        prompt_logprobs=tuple(prompt_logprobs),
     )

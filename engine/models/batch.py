@@ -20,8 +20,8 @@ from engine.wire.rank_table import Int64Array, StepRows
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampledRows:
-    """The rows that need logits. ``rows`` picks them where this rank holds all tokens (None:
+class PickedRows:
+    """Rows that need logits. ``rows`` picks them where this rank holds all tokens (None:
     all of them, in order); ``exchange`` brings them from every slice in base mode with SP.
     """
 
@@ -52,7 +52,8 @@ class StepBatch:
     """``num_tokens`` real tokens in the step, ``num_rows`` rows of the residual stream here.
 
     ``token_ids`` i8[num_rows]: the tokens this rank embeds, padding as token 0; on the first
-    stage only. ``sample_slots`` i8[R] are the slots of the sampled rows.
+    stage only. ``sample_slots`` i8[R] are the slots of the sampled rows. ``scored`` are the rows
+    that tell of the prompts' own tokens, ``scored_ids`` i8[Q].
     """
 
     mode: Mode
@@ -62,8 +63,10 @@ class StepBatch:
     placeholders: Placeholders | None
     angles: RotaryAngles
     attention: AttentionPlan
-    sampled: SampledRows
+    sampled: PickedRows
     sample_slots: Tensor
+    scored: PickedRows
+    scored_ids: Tensor
 
     def fill_placeholders(self, last_tokens: Tensor) -> None:
         """Complete ``token_ids`` with the tokens sampled last, i8[num_slots]."""
@@ -97,8 +100,10 @@ class BatchBuilder:
             placeholders=self._placeholders(rows, first, num_rows) if is_first_stage else None,
             angles=self.rope.angles(self._on_device(tables.positions)),
             attention=plan_attention(tables, self.shape),
-            sampled=self._sampled(last_rows, num_tokens, num_rows, slices),
+            sampled=self._picked(last_rows, num_tokens, num_rows, slices),
             sample_slots=self._on_device(rows.sample_slots.astype(np.int64)),
+            scored=self._picked(rows.scored_at, num_tokens, num_rows, slices),
+            scored_ids=self._on_device(rows.scored_ids.astype(np.int64)),
         )
 
     def _token_ids(self, rows: StepRows, first: int, num_rows: int) -> Tensor:
@@ -117,9 +122,7 @@ class BatchBuilder:
             slots=self._on_device(rows.placeholder_slots[begin:end]),
         )
 
-    def _sampled(
-        self, rows: Int64Array, num_tokens: int, num_rows: int, slices: int
-    ) -> SampledRows:
+    def _picked(self, rows: Int64Array, num_tokens: int, num_rows: int, slices: int) -> PickedRows:
         count, exchange, picked = len(rows), None, None
         if count and slices > 1:
             exchange = row_exchange(
@@ -131,7 +134,7 @@ class BatchBuilder:
             )
         elif count != num_tokens:  # else it is every row once, in order
             picked = self._on_device(rows)
-        return SampledRows(count=count, rows=picked, exchange=exchange)
+        return PickedRows(count=count, rows=picked, exchange=exchange)
 
     def _on_device(self, array: Int64Array) -> Tensor:
         return to_device(array, self.shape.device)

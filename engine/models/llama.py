@@ -14,7 +14,7 @@ from engine.kernels.kv_cache import LayerCache
 from engine.kernels.rms_norm import rms_norm
 from engine.kernels.rotary import rotary
 from engine.kernels.silu_mul import silu_mul
-from engine.models.batch import StepBatch
+from engine.models.batch import PickedRows, StepBatch
 from engine.models.weights import LayerWeights, StageWeights
 from engine.parallel.mesh import RankGroups
 from engine.parallel.sequence import HeadExchange
@@ -60,18 +60,23 @@ class LlamaStage:
             x += self._feed(rms_norm(x, layer.post_norm, self._model.rms_eps), layer, batch.mode)
         return x
 
-    def logit_shard(self, x: Tensor, batch: StepBatch) -> Tensor:
-        """This rank's logits of the sampled rows, ``[R, padded vocabulary / (sp*tp)]``; last
-        stage only.
+    def collect(self, x: Tensor, picked: PickedRows) -> Tensor:
+        """The ``picked`` rows of ``x[rows, d]`` after the final norm, ``[R, d]`` on every rank;
+        last stage only.
 
-        One tail for both modes: the rows reach every rank, then the norm and this rank's share
-        of the vocabulary out of sp*tp.
+        One tail for both modes: the rows reach every rank, then come the norm and, in
+        :meth:`logit_shard`, this rank's share of the vocabulary out of sp*tp.
+        """
+        assert self._weights.final_norm is not None, "only the last stage has the final norm"
+        rows = picked.collect(x, self._groups.sp)
+        return rms_norm(rows, self._weights.final_norm, self._model.rms_eps)
+
+    def logit_shard(self, rows: Tensor) -> Tensor:
+        """This rank's logits of collected ``rows[R, d]``, ``[R, padded vocabulary / (sp*tp)]``;
+        last stage only.
         """
         assert self._weights.head is not None, "only the last stage has the head"
-        assert self._weights.final_norm is not None, "only the last stage has the final norm"
-        rows = batch.sampled.collect(x, self._groups.sp)
-        normed = rms_norm(rows, self._weights.final_norm, self._model.rms_eps)
-        return self._weights.head.shard(normed)
+        return self._weights.head.shard(rows)
 
     def gather_logits(self, shard: Tensor) -> Tensor:
         """All ranks' :meth:`logit_shard` -> ``[R, vocab_size]`` on each of them."""

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from engine.kernels.cuda import is_reached
 from engine.rank.step_times import StepTimes
+from engine.sampling.logprobs import RowLogprobs
 from engine.sampling.sampler import SampledTokens
-from engine.spec.steps import StepResult
+from engine.spec.steps import LogprobArrays, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,32 +20,35 @@ class HostAnswer:
     """What a step sampled, on its way to this host: ``token_ids`` i4[R], logits if asked for."""
 
     token_ids: Tensor
-    num_logprobs: int = -1
-    logprob_ids: Tensor | None = None
-    logprobs: Tensor | None = None
-    logprob_ranks: Tensor | None = None
-    logits: Tensor | None = None
+    sampled_logprobs: RowLogprobs | None
+    prompt_logprobs: RowLogprobs | None
+    logits: Tensor | None
 
     @classmethod
-    def of(cls, tokens: SampledTokens, logits: Tensor | None) -> HostAnswer:
-        """Queue the copies of ``tokens`` and ``logits`` f[R, vocab_size]."""
+    def of(
+        cls,
+        tokens: SampledTokens | None,
+        *,
+        prompt_logprobs: RowLogprobs | None,
+        logits: Tensor | None,
+    ) -> HostAnswer:
+        """Queue the copies of ``tokens`` (None: the step samples nothing), of the log
+        probabilities of its prompts, and of ``logits`` f[R, vocab_size].
+        """
+        ids = torch.empty(0, dtype=torch.int32) if tokens is None else tokens.ids.int()
         return cls(
-            token_ids=to_host(tokens.ids.int()),
-            num_logprobs=tokens.num_logprobs,
-            logprob_ids=_optional(tokens.logprob_ids),
-            logprobs=_optional(tokens.logprobs),
-            logprob_ranks=_optional(tokens.logprob_ranks),
-            logits=_optional(logits),
+            token_ids=to_host(ids),
+            sampled_logprobs=_on_host(None if tokens is None else tokens.logprobs),
+            prompt_logprobs=_on_host(prompt_logprobs),
+            logits=None if logits is None else to_host(logits),
         )
 
     def fill_in(self, result: StepResult) -> None:
         """Write it into ``result``; the copies must have arrived."""
         result.token_ids = _raw(self.token_ids)
         result.logits = None if self.logits is None else _raw(self.logits)
-        result.num_logprobs = self.num_logprobs
-        result.logprob_ids = _raw(self.logprob_ids)
-        result.logprobs = _raw(self.logprobs)
-        result.logprob_ranks = _raw(self.logprob_ranks)
+        result.sampled_logprobs = _arrays(self.sampled_logprobs)
+        result.prompt_logprobs = _arrays(self.prompt_logprobs)
 
 
 class PendingAnswer:
@@ -101,9 +105,24 @@ def to_host(tensor: Tensor) -> Tensor:
     return copy.copy_(tensor, non_blocking=True)
 
 
-def _optional(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else to_host(tensor)
+def _on_host(rows: RowLogprobs | None) -> RowLogprobs | None:
+    if rows is None:
+        return None
+    return RowLogprobs(
+        ids=to_host(rows.ids), logprobs=to_host(rows.logprobs), ranks=to_host(rows.ranks)
+    )
 
 
-def _raw(tensor: Tensor | None) -> bytes:
-    return b"" if tensor is None else tensor.contiguous().numpy().tobytes()
+def _arrays(rows: RowLogprobs | None) -> LogprobArrays | None:
+    if rows is None:
+        return None
+    return LogprobArrays(
+        num_best=rows.num_best,
+        ids=_raw(rows.ids),
+        logprobs=_raw(rows.logprobs),
+        ranks=_raw(rows.ranks),
+    )
+
+
+def _raw(tensor: Tensor) -> bytes:
+    return tensor.contiguous().numpy().tobytes()

@@ -21,7 +21,9 @@ from engine.parallel.mesh import RankGroups, TimedCommunicator, TimeReading
 from engine.parallel.pipeline import TokenFeedback, recv_stage, send_stage
 from engine.rank.answers import HostAnswer, PendingAnswer
 from engine.rank.step_times import StepTimes, mark
-from engine.sampling.sampler import Sampler
+from engine.sampling.logprobs import RowLogprobs
+from engine.sampling.sampler import SampledTokens, Sampler
+from engine.sampling.scorer import score_rows
 from engine.spec.feasible import check_plan
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
@@ -193,9 +195,12 @@ class ModelRunner:
         if self._sampler is None:
             self._hand_on(x, prepared)
             return None
-        shard = self._stage.logit_shard(x, batch) if batch.sampled.count else None
+        shard = None
+        if batch.sampled.count:
+            shard = self._stage.logit_shard(self._stage.collect(x, batch.sampled))
         passed, waits = mark(self._device), self._take_waits()
-        answer = self._sample(self._sampler, prepared, shard)
+        scores = self._score(x, prepared) if batch.scored.count else None
+        answer = self._answer(self._sampler, prepared, shard, scores)
         self._take_waits()
         if answer is None:
             return None
@@ -233,23 +238,43 @@ class ModelRunner:
             self._feedback.expect(prepared.rows.number, prepared.batch.sample_slots)
         self._take_waits()
 
-    def _sample(
-        self, sampler: Sampler, prepared: PreparedStep, shard: Tensor | None
+    def _answer(
+        self,
+        sampler: Sampler,
+        prepared: PreparedStep,
+        shard: Tensor | None,
+        scores: RowLogprobs | None,
     ) -> HostAnswer | None:
         """Choose tokens and bring them to where they are embedded next; one rank answers."""
-        answers = self._groups.shift.rank == 0
-        if shard is None:
-            return HostAnswer(token_ids=torch.empty(0, dtype=torch.int32)) if answers else None
-        logits = None
-        if prepared.return_logits:  # before the sampler, which edits what it is given
-            logits = self._stage.gather_logits(shard).to(torch.float64, copy=True)
+        logits, tokens = None, None
+        if shard is not None:
+            if prepared.return_logits:  # before the sampler, which edits what it is given
+                logits = self._stage.gather_logits(shard).to(torch.float64, copy=True)
+            tokens = self._sample(sampler, prepared, shard)
+        if self._groups.shift.rank != 0:
+            return None
+        return HostAnswer.of(tokens, prompt_logprobs=scores, logits=logits)
+
+    def _sample(self, sampler: Sampler, prepared: PreparedStep, shard: Tensor) -> SampledTokens:
         rows = prepared.rows
         tokens = sampler.sample(shard, slots=rows.sample_slots, positions=rows.positions)
         if self._groups.num_stages > 1:
             self._feedback.send(tokens.fed_ids)
         else:
             self._last_tokens.index_copy_(0, prepared.batch.sample_slots, tokens.fed_ids)
-        return HostAnswer.of(tokens, logits) if answers else None
+        return tokens
+
+    def _score(self, x: Tensor, prepared: PreparedStep) -> RowLogprobs:
+        """Log probabilities of the prompts' own tokens, of those requests that ask."""
+        batch = prepared.batch
+        return score_rows(
+            self._stage.collect(x, batch.scored),
+            batch.scored_ids,
+            num_best=prepared.rows.num_prompt_logprobs,
+            vocab_size=self._model.vocab_size,
+            logit_shard=self._stage.logit_shard,
+            group=self._groups.shift,
+        )
 
     def _first_rows(self, batch: StepBatch) -> Tensor:
         if self._groups.stage == 0:

@@ -14,7 +14,7 @@ from engine.replica.telemetry import Telemetry
 from engine.scheduler.scheduler import Scheduler
 from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.request import NO_FINITE_LOGIT, FinishReason, TokenLogprobs
-from engine.spec.steps import StepResult, StepSample, float32, int32
+from engine.spec.steps import LogprobArrays, StepSample, float32, int32, num_scored
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class StepEmitter:
         """Push every token of the step to its stream; returns the requests that ended, and why."""
         begun_s = time.monotonic()
         self._stamp_first_steps(finished)
+        self._push_scores(finished)
         ended = self._push(finished)
         ended += self._fail(finished)
         output_s = time.monotonic() - begun_s
@@ -59,6 +60,25 @@ class StepEmitter:
             if stream is not None and stream.scheduled_s is None:
                 stream.scheduled_s = finished.flight.submitted_s
 
+    def _push_scores(self, finished: FinishedStep) -> None:
+        """Give the streams what the step tells of the prompts' own tokens, to hand out later."""
+        step, scores = finished.step, finished.result.prompt_logprobs
+        if scores is None:
+            return
+        first = 0
+        for row, sequence in enumerate(step.sequences):
+            request = sequence.request
+            wanted = request.sampling.prompt_logprobs
+            if wanted is None:
+                continue
+            before = int(step.context_lens[row])
+            count = num_scored(before, int(step.query_lens[row]), len(request.prompt_ids))
+            stream = self._streams.get(request.request_id)
+            if count and stream is not None and stream.request is request:
+                found = [token_logprobs(scores, first + nth, wanted) for nth in range(count)]
+                stream.add_prompt_logprobs(before, found)
+            first += count
+
     def _push(self, finished: FinishedStep) -> list[tuple[str, FinishReason]]:
         outcome, result = finished.outcome, finished.result
         reasons = {sequence.request_id: reason for sequence, reason in outcome.finished}
@@ -74,7 +94,9 @@ class StepEmitter:
             if logits is not None:
                 stream.logits.append(logits[row])
             wanted = sequence.request.sampling.logprobs
-            found = None if wanted is None else token_logprobs(result, row, wanted)
+            found = None
+            if wanted is not None and result.sampled_logprobs is not None:
+                found = token_logprobs(result.sampled_logprobs, row, wanted)
             reason = reasons.get(request_id)
             try:
                 reason = stream.push(token_id, reason, finished.ended_s, found) or reason
@@ -146,16 +168,16 @@ class StepEmitter:
         )
 
 
-def token_logprobs(result: StepResult, row: int, num_best: int) -> TokenLogprobs:
-    """Log probabilities of one sampled row of ``result``, with its ``num_best`` best tokens."""
-    width = 1 + result.num_logprobs
-    ids = int32(result.logprob_ids)[row * width : (row + 1) * width].tolist()
-    values = float32(result.logprobs)[row * width : (row + 1) * width].tolist()
+def token_logprobs(arrays: LogprobArrays, row: int, num_best: int) -> TokenLogprobs:
+    """Log probabilities of one row of ``arrays``, with its ``num_best`` best tokens."""
+    width = 1 + arrays.num_best
+    ids = int32(arrays.ids)[row * width : (row + 1) * width].tolist()
+    values = float32(arrays.logprobs)[row * width : (row + 1) * width].tolist()
     best = zip(ids[1 : num_best + 1], values[1 : num_best + 1], strict=True)
     return TokenLogprobs(
         token_id=ids[0],
         logprob=values[0],
-        rank=int(int32(result.logprob_ranks)[row]),
+        rank=int(int32(arrays.ranks)[row]),
         top=tuple(best),
     )
 

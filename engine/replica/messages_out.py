@@ -70,4 +70,5 @@ def slot_sampling(sampling: SamplingParams, eos_token_ids: frozenset[int]) -> Sl
         seed=sampling.seed,
         choice=sampling.choice,
         num_logprobs=-1 if sampling.logprobs is None else sampling.logprobs,
+        num_prompt_logprobs=-1 if sampling.prompt_logprobs is None else sampling.prompt_logprobs,
     )

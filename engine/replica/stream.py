@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,17 @@ class RequestStream:
             sampling = request.sampling
             self._text = OutputText(text, sampling.stop, min_tokens=sampling.min_tokens)
         self._token_s = array("d")
+        self._prompt_logprobs: list[TokenLogprobs] = []
+
+    def add_prompt_logprobs(self, first: int, found: Sequence[TokenLogprobs]) -> None:
+        """Keep what is told of prompt tokens ``first + 1`` on, to go out with the first token.
+
+        A prompt that is computed again, after a preemption or on other ranks, is told of again;
+        what is known stays as it is.
+        """
+        known = len(self._prompt_logprobs)
+        assert first <= known, f"tokens {known + 1}..{first} of the prompt are not told of"
+        self._prompt_logprobs += found[known - first :]
 
     def push(
         self,
@@ -46,6 +57,7 @@ class RequestStream:
         The token that ends a sequence by its id (EOS, stop id) is counted but not shown. Runs
         once per sequence and step on the step loop's thread: about a microsecond without text.
         """
+        is_first = not self._token_s
         self._token_s.append(now_s)
         text, is_stopped = "", False
         if self._text is not None:
@@ -59,6 +71,7 @@ class RequestStream:
                 token_s=now_s,
                 scheduled_s=self.scheduled_s,
                 logprobs=() if logprobs is None else (logprobs,),
+                prompt_logprobs=tuple(self._prompt_logprobs) if is_first else (),
             )
         )
         return FinishReason.STOP if is_stopped else None

@@ -22,6 +22,7 @@ from torch import Tensor
 from engine.kernels.transfer import to_device
 from engine.parallel.mesh import RankGroups
 from engine.sampling.edits import LogitEdits
+from engine.sampling.exchange import exchange_rows, gather_rows, whole_rows
 from engine.sampling.logprobs import RowLogprobs, row_logprobs
 from engine.sampling.rules import (
     SamplingRows,
@@ -45,17 +46,11 @@ class SampledTokens:
     """``ids`` i8[R] on every rank of the stage, on its device; ``NO_TOKEN`` where the model's
     logits hold no finite value.
 
-    ``num_logprobs`` = K is -1 unless a row of the step asked for log probabilities. The arrays,
-    then, are on the device of the group's first rank (at least): ``logprob_ids`` i4[R, 1+K] the
-    chosen token and the K best, ``logprobs`` f4[R, 1+K], ``logprob_ranks`` i4[R]. Rows that did
-    not ask hold id -1, nan and rank 0.
+    ``logprobs`` of all R rows if one of them asked, on the group's first rank (at least).
     """
 
     ids: Tensor
-    num_logprobs: int = -1
-    logprob_ids: Tensor | None = None
-    logprobs: Tensor | None = None
-    logprob_ranks: Tensor | None = None
+    logprobs: RowLogprobs | None
 
     @property
     def fed_ids(self) -> Tensor:
@@ -159,7 +154,7 @@ class Sampler:
             answers = self._by_kind(shard, rows)
         else:
             answers = self._gathered(shard, rows)
-        tokens = _tokens(answers)
+        tokens = SampledTokens(ids=answers.ids, logprobs=answers.told)
         self._edits.count(slots, tokens.fed_ids)
         return tokens
 
@@ -216,17 +211,11 @@ class Sampler:
 
     def _exchanged(self, shard: Tensor, rows: _Rows) -> _Answers:
         """Every rank samples its part of the rows, the last ones perhaps fewer."""
-        size, rank, num_rows = self._group.size, self._group.rank, len(rows)
-        per_rank = -(-num_rows // size)
-        padded = per_rank * size
-        if padded > num_rows:
-            # Any numbers will do: nobody reads them.
-            shard = torch.cat([shard, shard.new_zeros((padded - num_rows, shard.shape[1]))])
-        blocks = self._group.all_to_all(shard.contiguous().view(size, per_rank, -1))
-        own = np.arange(rank * per_rank, min((rank + 1) * per_rank, num_rows), dtype=np.int32)
-        answers = self._answers_of_blocks(blocks, rows.take(own))
-        gathered = self._group.all_gather(_packed(answers, per_rank)).flatten(0, 1)
-        return _unpacked(gathered[:num_rows], answers.told is not None)
+        part = exchange_rows(shard, self._group)
+        own = np.arange(part.first, part.end, dtype=np.int32)
+        answers = self._answers_of_blocks(part.blocks, rows.take(own))
+        gathered = gather_rows(_packed(answers), part, self._group)
+        return _unpacked(gathered, answers.told is not None)
 
     # -- gathered ------------------------------------------------------------------------------
 
@@ -251,9 +240,8 @@ class Sampler:
         parts = []
         for first in range(0, num_rows, at_once):
             part = np.arange(first, min(first + at_once, len(rows)), dtype=np.int32)
-            # A row's shards side by side, in group order, are its logits of the whole vocabulary.
-            whole = blocks[:, first : first + len(part)].transpose(0, 1).flatten(1)
-            parts.append(self._answers(whole[:, : self._vocab_size], rows.take(part)))
+            whole = whole_rows(blocks[:, first : first + len(part)], self._vocab_size)
+            parts.append(self._answers(whole, rows.take(part)))
         return _Answers.joined(parts)
 
     def _answers(self, logits: Tensor, rows: _Rows) -> _Answers:
@@ -290,30 +278,14 @@ class Sampler:
         return to_device(rows, self._device)
 
 
-def _packed(answers: _Answers, num_rows: int) -> Tensor:
-    """Ids and log probabilities as one i4[num_rows, C], padded with zeros."""
+def _packed(answers: _Answers) -> Tensor:
+    """Ids and log probabilities as one i4[R, C]."""
     columns = [answers.ids[:, None].int()]
     if answers.told is not None:
         columns.append(answers.told.packed())
-    mine = torch.cat(columns, dim=1)
-    packed = mine.new_zeros((num_rows, mine.shape[1]))
-    packed[: len(mine)] = mine
-    return packed
+    return torch.cat(columns, dim=1)
 
 
 def _unpacked(packed: Tensor, has_told: bool) -> _Answers:
     told = RowLogprobs.unpacked(packed[:, 1:]) if has_told else None
     return _Answers(ids=packed[:, 0].long(), told=told)
-
-
-def _tokens(answers: _Answers) -> SampledTokens:
-    told = answers.told
-    if told is None:
-        return SampledTokens(ids=answers.ids)
-    return SampledTokens(
-        ids=answers.ids,
-        num_logprobs=told.num_best,
-        logprob_ids=told.ids,
-        logprobs=told.logprobs,
-        logprob_ranks=told.ranks,
-    )

@@ -140,9 +140,10 @@ class RunningSet:
 
     def find_cached(self, sequence: Sequence) -> Int32Array:
         """Cached blocks with the beginning of a waiting sequence, but never with its last token:
-        that one must be computed to know the next.
+        that one must be computed to know the next. Nothing for those that ask for log probabilities
+        of the prompt, which must be computed for them.
         """
-        if self._hasher is None:
+        if self._hasher is None or sequence.request.sampling.prompt_logprobs is not None:
             return NO_BLOCKS
         self._extend_chain(sequence, sequence.num_tokens)
         assert sequence.chain is not None, "the line above made it"

@@ -15,7 +15,7 @@ from engine.spec.request import FinishReason
 class Choice:
     """One alternative output: all of it in a document, its newest piece in a chunk.
 
-    ``num_tokens`` counts towards usage.
+    ``num_tokens`` counts towards usage. ``prompt_logprobs`` are as vLLM words them, if asked for.
     """
 
     index: int
@@ -24,6 +24,7 @@ class Choice:
     num_tokens: int
     token_ids: list[int] | None = None
     logprobs: list[WordedPosition] | None = None
+    prompt_logprobs: list[Any] | None = None
 
     def common(self, word: Callable[[Sequence[WordedPosition]], dict[str, Any]]) -> dict[str, Any]:
         """The fields both endpoints have, log probabilities as ``word`` puts them."""
@@ -142,7 +143,9 @@ class ChatForm(_Head):
             }
             for choice in choices
         ]
-        return {**self._with_head("chat.completion", found), "usage": usage.to_json()}
+        document = {**self._with_head("chat.completion", found), "usage": usage.to_json()}
+        told = choices[0].prompt_logprobs  # all choices have one prompt
+        return document if told is None else {**document, "prompt_logprobs": told}
 
     def chunk(self, choice: Choice, usage: Usage, *, is_first: bool) -> dict[str, Any]:
         # The role comes with the first token, so that a first chunk is a first token.
@@ -155,4 +158,6 @@ class ChatForm(_Head):
 
 
 def _completion_choice(choice: Choice) -> dict[str, Any]:
-    return {"text": choice.text, **choice.common(completion_logprobs)}
+    fields = {"text": choice.text, **choice.common(completion_logprobs)}
+    told = choice.prompt_logprobs
+    return fields if told is None else {**fields, "prompt_logprobs": told}

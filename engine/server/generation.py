@@ -26,7 +26,7 @@ from engine.server.errors import (
     no_finite_logit,
     openai_error,
 )
-from engine.server.logprobs import LogprobWriter, TokenWords
+from engine.server.logprobs import LogprobWriter, TokenWords, prompt_logprobs
 from engine.server.metrics import ServerMetrics
 from engine.server.retry import FinishRate
 from engine.server.schema import ChatMessage, GenerationBody
@@ -52,10 +52,10 @@ STREAM_END = b"data: [DONE]\n\n"
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A tokenised prompt, and the text to show before its output (``echo``)."""
+    """A tokenised prompt, and the text to show before its output (``echo``), if any."""
 
     ids: tuple[int, ...]
-    shown_text: str = ""
+    shown_text: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,11 +260,20 @@ class GenerationService:
             ChoiceMaker(
                 index=index,
                 opening=opening,
+                first_id=request.prompt_ids[0],
+                has_output=body.asked_tokens != 0,
                 shown=self._shown_text(request, body.text_wish),
-                writer=LogprobWriter(self._words, shows_special=body.text_wish.shows_special)
-                if request.sampling.logprobs is not None
-                else None,
+                writer=None
+                if body.num_logprobs is None
+                else LogprobWriter(
+                    self._words,
+                    num_best=body.num_logprobs,
+                    shows_special=body.text_wish.shows_special,
+                ),
                 has_token_ids=body.return_token_ids,
+                tell_prompt=None
+                if body.prompt_logprobs is None
+                else partial(prompt_logprobs, self._words, body.prompt_logprobs),
             )
             for index, (request, opening) in enumerate(zip(requests, openings, strict=True))
         ]
@@ -299,7 +308,7 @@ class GenerationService:
                 code="context_length_exceeded",
             )
         if asked is not None:
-            return asked
+            return max(asked, 1)  # of the one that nobody wants, nothing is shown
         return min(limit for limit in (left, default_tokens, most) if limit is not None)
 
     async def _pieces(self, call: _Call) -> AsyncIterator[Choice]:

@@ -19,12 +19,15 @@ MAX_KEPT_TOKENS = 16_384
 
 @dataclass(frozen=True, kw_only=True)
 class WordedToken:
-    """One token with its log probability; ``text`` is ``bytes:\\x..`` where it is no whole text."""
+    """One token with its log probability; ``text`` is ``bytes:\\x..`` where it is no whole text.
+
+    The first token of a prompt has none: nothing stands before it to tell of it.
+    """
 
     token_id: int
     text: str
     utf8: bytes
-    logprob: float
+    logprob: float | None
 
     def to_chat(self) -> dict[str, Any]:
         return {"token": self.text, "logprob": self.logprob, "bytes": list(self.utf8)}
@@ -32,7 +35,7 @@ class WordedToken:
 
 @dataclass(frozen=True, kw_only=True)
 class WordedPosition:
-    """One output position: its token, the best ones, and where its text starts in the choice."""
+    """One position: its token, the best ones, and where its text starts in that of the choice."""
 
     chosen: WordedToken
     top: tuple[WordedToken, ...]
@@ -40,32 +43,55 @@ class WordedPosition:
 
 
 class LogprobWriter:
-    """Words the log probabilities of one choice, in order of its tokens.
+    """Words the log probabilities of one choice, in order of its tokens, ``num_best`` at each.
 
-    Offsets count characters of the text that the tokens stand for; special tokens count only if
-    ``shows_special``.
+    Offsets count characters of the choice's text, from the beginning of what goes before the
+    output (``echo``); special tokens of the output count only if ``shows_special``.
     """
 
-    def __init__(self, words: TokenWords, *, shows_special: bool) -> None:
+    def __init__(self, words: TokenWords, *, num_best: int, shows_special: bool) -> None:
         self._words = words
+        self._num_best = num_best
         self._offset = 0
         self._shows_special = shows_special
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def word(self, positions: Iterable[TokenLogprobs]) -> list[WordedPosition]:
-        """The next positions of this choice."""
-        return [self._position(position) for position in positions]
+    def word_prompt(
+        self, text: str, first_id: int, positions: Iterable[TokenLogprobs]
+    ) -> list[WordedPosition]:
+        """All positions of the prompt, shown as ``text``; ``positions`` from its second token on.
 
-    def _position(self, position: TokenLogprobs) -> WordedPosition:
-        chosen = self._words.token(position.token_id, position.logprob)
-        worded = WordedPosition(
-            chosen=chosen,
-            top=tuple(self._words.token(*best) for best in position.top),
-            text_offset=self._offset,
-        )
-        if self._shows_special or not self._words.is_special(position.token_id):
-            self._offset += len(self._decoder.decode(chosen.utf8))
+        The text as it was sent has special tokens where its writer put them, and none of those that
+        the tokenizer adds.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        first = WordedPosition(chosen=self._words.token(first_id, None), top=(), text_offset=0)
+        worded = [first]
+        for position in positions:
+            last, end = worded[-1], worded[-1].text_offset
+            if text.startswith(last.chosen.text, end) or not self._words.is_special(
+                last.chosen.token_id
+            ):
+                end = min(end + len(decoder.decode(last.chosen.utf8)), len(text))
+            worded.append(self._position(position, end))
+        self._offset = len(text)
         return worded
+
+    def word(self, positions: Iterable[TokenLogprobs]) -> list[WordedPosition]:
+        """The next positions of the output."""
+        worded = []
+        for position in positions:
+            worded.append(self._position(position, self._offset))
+            if self._shows_special or not self._words.is_special(position.token_id):
+                self._offset += len(self._decoder.decode(worded[-1].chosen.utf8))
+        return worded
+
+    def _position(self, position: TokenLogprobs, text_offset: int) -> WordedPosition:
+        return WordedPosition(
+            chosen=self._words.token(position.token_id, position.logprob),
+            top=tuple(self._words.token(*best) for best in position.top[: self._num_best]),
+            text_offset=text_offset,
+        )
 
 
 class TokenWords:
@@ -77,10 +103,10 @@ class TokenWords:
             lambda token_id: _text_of(tokenizer.token_bytes(token_id))
         )
 
-    def token(self, token_id: int, logprob: float) -> WordedToken:
+    def token(self, token_id: int, logprob: float | None) -> WordedToken:
         """The token as answers show it."""
         text, utf8 = self._text_of(token_id)
-        finite = logprob if math.isfinite(logprob) else LOWEST_LOGPROB
+        finite = logprob if logprob is None or math.isfinite(logprob) else LOWEST_LOGPROB
         return WordedToken(token_id=token_id, text=text, utf8=utf8, logprob=finite)
 
 
@@ -103,17 +129,41 @@ def chat_logprobs(positions: Sequence[WordedPosition]) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
-def _by_text(position: WordedPosition) -> dict[str, float]:
+def prompt_logprobs(
+    words: TokenWords, num_best: int, positions: Iterable[TokenLogprobs]
+) -> list[dict[str, dict[str, Any]] | None]:
+    """vLLM's ``prompt_logprobs``: null, then of each position its token and the best by id."""
+    return [None, *(_by_id(words, num_best, position) for position in positions)]
+
+
+def _by_id(words: TokenWords, num_best: int, position: TokenLogprobs) -> dict[str, dict[str, Any]]:
+    ranked = [(position.rank, position.token_id, position.logprob)]
+    ranked += [(nth, *best) for nth, best in enumerate(position.top[:num_best], start=1)]
+    told = ((rank, words.token(token_id, logprob)) for rank, token_id, logprob in ranked)
+    return {
+        str(token.token_id): {
+            "logprob": token.logprob,
+            "rank": rank,
+            "decoded_token": token.text,
+        }
+        for rank, token in told
+    }
+
+
+def _by_text(position: WordedPosition) -> dict[str, float] | None:
     """Each token of a position once, under its text, best first.
 
     Several ids may have one text. It belongs to the chosen token, else to the best; the others
     are ``token_id:ID``. So the largest value stands under the chosen text only if that was best.
     """
     chosen = position.chosen
+    if chosen.logprob is None:
+        return None
     found: dict[str, float] = {}
     for token in position.top:
         is_taken = token.text in found or token.text == chosen.text
         is_other = is_taken and token.token_id != chosen.token_id
+        assert token.logprob is not None, "only the first token of a prompt has none"
         found[f"token_id:{token.token_id}" if is_other else token.text] = token.logprob
     return found | {chosen.text: chosen.logprob}
 

@@ -66,7 +66,6 @@ IGNORED = frozenset(
 # Fields whose neutral values ask for what this server does anyway; any other value is refused.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "top_logprobs": (0,),
-    "prompt_logprobs": (),
     "suffix": ("",),
     "use_beam_search": (False,),
     "length_penalty": (1,),
@@ -147,6 +146,7 @@ class GenerationBody(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
+    prompt_logprobs: NumLogprobs | None = None
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
     timeout_ms: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_MS)] | None = None
 
@@ -210,12 +210,18 @@ class GenerationBody(BaseModel):
     @property
     def asked_tokens(self) -> int | None:
         """The output limit the caller named, or None; the newer of its two names goes first."""
-        return self.max_completion_tokens or self.max_tokens
+        newer = self.max_completion_tokens
+        return self.max_tokens if newer is None else newer
 
     @property
     def num_logprobs(self) -> int | None:
         """How many best tokens to give with each chosen one; None: no log probabilities."""
         return None
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """The same for each token of the prompt."""
+        return self.prompt_logprobs
 
     @model_validator(mode="after")
     def _best_of_chooses_nothing(self) -> Self:
@@ -224,6 +230,12 @@ class GenerationBody(BaseModel):
                 f"best_of: {self.best_of} with n={self.num_choices}: outputs are not ranked here; "
                 "ask for n of them with logprobs and choose"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _no_stream_tells_of_prompts(self) -> Self:
+        if self.prompt_logprobs is not None and self.stream:
+            raise ValueError("prompt_logprobs: only without stream, as a stream has no place")
         return self
 
     @model_validator(mode="after")
@@ -264,6 +276,7 @@ class GenerationBody(BaseModel):
             frequency_penalty=self.frequency_penalty or 0.0,
             logit_bias=self.biases,
             logprobs=self.num_logprobs,
+            prompt_logprobs=self.num_prompt_logprobs,
             seed=seed if self.seed is None else self.seed % 2**64,
             max_tokens=max_tokens,
             min_tokens=self.min_tokens,
@@ -280,18 +293,25 @@ class CompletionBody(GenerationBody):
     echo: bool | None = None
     logprobs: NumLogprobs | None = None
     add_special_tokens: bool = True
+    # 0 asks for the prompt alone, as evaluation harnesses do.
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
 
     @property
     def num_logprobs(self) -> int | None:
         return self.logprobs
 
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """With ``echo``, ``logprobs`` asks for those of the prompt too."""
+        asked = (self.prompt_logprobs, self.logprobs if self.echo else None)
+        return max((number for number in asked if number is not None), default=None)
+
     @model_validator(mode="after")
-    def _prompts_have_no_logprobs(self) -> Self:
-        if self.echo and self.logprobs is not None:
-            raise ValueError(
-                "logprobs: those of the prompt are not computed; leave out echo (the output's "
-                "come without it) or logprobs"
-            )
+    def _there_is_something_to_show(self) -> Self:
+        if self.asked_tokens == 0 and not self.echo:
+            name = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+            raise ValueError(f"{name}: 0 asks for nothing without echo; ask for at least 1")
         return self
 
     @property

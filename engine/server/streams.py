@@ -147,6 +147,7 @@ def _join(outputs: Sequence[RequestOutput]) -> RequestOutput:
         token_ids=tuple(token for output in outputs for token in output.token_ids),
         text="".join(output.text for output in outputs),
         logprobs=tuple(entry for output in outputs for entry in output.logprobs),
+        prompt_logprobs=outputs[0].prompt_logprobs,
     )
 
 

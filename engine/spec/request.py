@@ -43,7 +43,9 @@ class SamplingParams:
     tokens of prompt and output, ``frequency_penalty`` and ``presence_penalty`` on tokens of the
     output, temperature, ``min_p`` (share of the best token's probability), top-k, top-p.
     ``logprobs`` asks for the chosen token's log probability and that many best ones, under the
-    model's own logits (None: for nothing). ``choice`` numbers the outputs of one prompt (``n``).
+    model's own logits (None: for nothing); ``prompt_logprobs`` asks for the same of every token of
+    the prompt but the first, which costs the use of the prefix cache. ``choice`` numbers the
+    outputs of one prompt (``n``).
 
     The same ``seed`` and ``choice`` give the same output on any plan, in any mode, after any
     preemption: randomness is counted by (seed, choice, output position), never by batch row.
@@ -61,6 +63,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     choice: int = 0
     seed: int = 0
     max_tokens: int = 16
@@ -97,6 +100,10 @@ class SamplingParams:
             (
                 self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
                 f"logprobs={self.logprobs}: must be in 0..{MAX_LOGPROBS}",
+            ),
+            (
+                self.prompt_logprobs is None or 0 <= self.prompt_logprobs <= MAX_LOGPROBS,
+                f"prompt_logprobs={self.prompt_logprobs}: must be in 0..{MAX_LOGPROBS}",
             ),
             (0 <= self.choice <= MAX_CHOICE, f"choice={self.choice}: must be in 0..2**31-1"),
             (0 <= self.seed <= MAX_SEED, f"seed={self.seed}: must be in 0..2**64-1"),
@@ -189,9 +196,10 @@ def check_vocabulary(request: Request, vocab_size: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLogprobs:
-    """Log probabilities at one output position, under the model's own logits.
+    """Log probabilities at one position of an output or a prompt, under the model's own logits.
 
-    ``rank`` is the chosen token's place (1 = most likely); ``top`` the best tokens with theirs.
+    ``rank`` is the place of the token that stands there (1 = most likely); ``top`` the best tokens
+    with theirs.
     """
 
     token_id: int
@@ -206,7 +214,8 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ``text`` is the newly printable text ("" while a character is incomplete, or when the engine
     has no tokenizer). ``token_s`` is the engine-clock time at which the tokens were produced,
     ``scheduled_s`` the one at which the request first entered a step (None before that).
-    ``logprobs`` has one entry per token if the request asked for them.
+    ``logprobs`` has one entry per token if the request asked for them; ``prompt_logprobs`` comes
+    with the first token and has one per token of the prompt but the first.
     """
 
     request_id: str
@@ -217,6 +226,7 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     error: str | None = None
     scheduled_s: float | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
     @property
     def is_finished(self) -> bool:

@@ -47,7 +47,8 @@ class SlotSampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """How the sequence in a slot is sampled; the fields are those of ``SamplingParams``.
 
     ``num_logprobs``: how many of the best tokens' log probabilities to tell beside the chosen
-    one's; -1 tells none at all. ``banned_ids`` get no probability before ``min_tokens`` outputs.
+    one's; -1 tells none at all. ``num_prompt_logprobs``: the same of the prompt's own tokens.
+    ``banned_ids`` get no probability before ``min_tokens`` outputs.
     """
 
     temperature: float = 0.0
@@ -63,6 +64,7 @@ class SlotSampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     seed: int = 0
     choice: int = 0
     num_logprobs: int = -1
+    num_prompt_logprobs: int = -1
 
     @property
     def has_penalties(self) -> bool:
@@ -116,15 +118,25 @@ class StepPlan(msgspec.Struct, tag="step", kw_only=True, omit_defaults=True):
         return self.shape.mode
 
 
+class LogprobArrays(msgspec.Struct, frozen=True, kw_only=True):
+    """Log probabilities at R positions under the model's own logits: ``ids`` i4[R, 1+K] hold the
+    position's token and the K best, ``logprobs`` f4[R, 1+K] theirs, and ``ranks`` i4[R] the token's
+    place (1 = most likely). K is the most any row asked for.
+    """
+
+    num_best: int
+    ids: bytes
+    logprobs: bytes
+    ranks: bytes
+
+
 class StepResult(msgspec.Struct, tag="result", kw_only=True, omit_defaults=True):
     """What the last stage's first rank answers: ``token_ids`` i4[R] of the sampled rows in order,
     ``NO_TOKEN`` where a row's logits held no finite value.
 
-    ``logits`` (f8[R, vocab_size], only when asked for) are the model's own. With
-    ``num_logprobs`` = K >= 0, ``logprob_ids`` i4[R, 1+K] hold the chosen token and the K best,
-    ``logprobs`` f4[R, 1+K] their log probabilities under the model's own logits, and
-    ``logprob_ranks`` i4[R] the chosen one's place (1 = most likely); K is the most any row of
-    the step asked for.
+    ``logits`` (f8[R, vocab_size], only when asked for) are the model's own. ``sampled_logprobs``
+    are of the sampled rows, ``prompt_logprobs`` of the tokens that follow the positions of prompts
+    which the step computed (:func:`num_scored`), row after row; None where nobody asked.
 
     Times are seconds on that rank. ``idle_s`` is from the end of its last step to the arrival of
     this plan (0 in the first step). ``input_s`` is for reading and copying the plan;
@@ -135,10 +147,8 @@ class StepResult(msgspec.Struct, tag="result", kw_only=True, omit_defaults=True)
     step_id: int
     token_ids: bytes = b""
     logits: bytes | None = None
-    num_logprobs: int = -1
-    logprob_ids: bytes = b""
-    logprobs: bytes = b""
-    logprob_ranks: bytes = b""
+    sampled_logprobs: LogprobArrays | None = None
+    prompt_logprobs: LogprobArrays | None = None
     idle_s: float = 0.0
     input_s: float = 0.0
     input_exposed_s: float = 0.0
@@ -186,6 +196,15 @@ class StepSample(msgspec.Struct, frozen=True, kw_only=True):
     other_mode_s: float | None = None
     regret_s: float = 0.0
     busy_s: float = 0.0
+
+
+def num_scored(num_before: int, num_new: int, prompt_len: int) -> int:
+    """How many tokens of a prompt a row with ``num_new`` tokens after ``num_before`` scores.
+
+    A position's logits are about the token after it, so the prompt's first token has no score and
+    its last position tells of the output.
+    """
+    return max(0, min(num_before + num_new, prompt_len - 1) - num_before)
 
 
 def int32(raw: bytes) -> Int32Array:

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from engine.spec.steps import Int32Array, SlotStart, StepPlan, int32
+from engine.spec.steps import Int32Array, SlotStart, StepPlan, int32, num_scored
 
 Int64Array = npt.NDArray[np.int64]
+NO_PLACES: Int64Array = np.empty(0, np.int64)
+NO_IDS: Int32Array = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,7 +30,9 @@ class StepRows:
     the token is a placeholder: places ``placeholder_at`` i8[P] get the last token sampled in slots
     ``placeholder_slots`` i8[P]. The latest of these tokens comes from step ``newest_sample`` (-1:
     there are none). ``sample_rows`` i8[R] are sampled, in slots ``sample_slots`` i4[R], for the
-    output positions ``positions`` i4[R]. ``starts`` took their slots in this step.
+    output positions ``positions`` i4[R]. Tokens ``scored_at`` i8[Q] of the N are followed in their
+    prompts by ``scored_ids`` i4[Q], whose log probabilities are asked for with the
+    ``num_prompt_logprobs`` best (-1: nobody asks). ``starts`` took their slots in this step.
     """
 
     number: int
@@ -43,6 +47,9 @@ class StepRows:
     sample_rows: Int64Array
     sample_slots: Int32Array
     positions: Int32Array
+    scored_at: Int64Array
+    scored_ids: Int32Array
+    num_prompt_logprobs: int
     starts: list[SlotStart]
 
 
@@ -58,6 +65,7 @@ class RankTable:
         self._sampled_in = np.full(num_slots, -1, np.int64)
         self._known: list[Int32Array] = [np.empty(0, np.int32)] * num_slots
         self._known_from = np.zeros(num_slots, np.int32)
+        self._num_prompt_logprobs = np.full(num_slots, -1, np.int32)
         self._num_steps = 0
 
     @property
@@ -87,6 +95,7 @@ class RankTable:
         self._start_len[slot] = start.num_computed + len(known)
         self._prompt_len[slot] = start.prompt_len
         self._known[slot] = known
+        self._num_prompt_logprobs[slot] = start.sampling.num_prompt_logprobs
         self._blocks[slot, : self._num_blocks[slot]] = -1
         self._num_blocks[slot] = 0
         self._append(slot, blocks)
@@ -130,6 +139,7 @@ class RankTable:
         sample_slots = slots[sampled]
         # Columns beyond the fullest row would only be copied and gathered for nothing.
         width = int(self._num_blocks[slots].max())
+        scored_at, scored_ids = self._scored(slots, query_lens, context_lens, firsts)
         return StepRows(
             number=self._num_steps,
             slots=slots,
@@ -143,8 +153,28 @@ class RankTable:
             sample_rows=sampled,
             sample_slots=sample_slots,
             positions=ends[sampled] - self._prompt_len[sample_slots],
+            scored_at=scored_at,
+            scored_ids=scored_ids,
+            num_prompt_logprobs=int(self._num_prompt_logprobs[slots].max()),
             starts=starts,
         )
+
+    def _scored(
+        self,
+        slots: Int32Array,
+        query_lens: Int32Array,
+        context_lens: Int32Array,
+        firsts: Int64Array,
+    ) -> tuple[Int64Array, Int32Array]:
+        """Tokens of the step whose successors in their prompts are asked for, and those."""
+        places, ids = [NO_PLACES], [NO_IDS]
+        for row in np.flatnonzero(self._num_prompt_logprobs[slots] >= 0).tolist():
+            slot, before = slots[row], int(context_lens[row])
+            count = num_scored(before, int(query_lens[row]), int(self._prompt_len[slot]))
+            begin = before + 1 - self._known_from[slot]
+            places.append(np.arange(firsts[row], firsts[row] + count))
+            ids.append(self._known[slot][begin : begin + count])
+        return np.concatenate(places), np.concatenate(ids)
 
     def _token_ids(
         self,

@@ -239,6 +239,7 @@ class FrontGateway:
             scheduled_s=output.scheduled_s,
             error=output.error,
             logprobs=output.logprobs,
+            prompt_logprobs=output.prompt_logprobs,
         )
 
 

@@ -156,6 +156,7 @@ class OutputRow(msgspec.Struct, array_like=True, gc=False):
     scheduled_s: float | None
     error: str | None
     logprobs: tuple[TokenLogprobs, ...]
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Outputs(msgspec.Struct, tag="outputs", kw_only=True):

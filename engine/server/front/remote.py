@@ -271,6 +271,8 @@ class _RemoteRequest:
         stream.scheduled_s = row.scheduled_s
         if row.token_ids:
             (token_id,) = row.token_ids
+            if row.prompt_logprobs:
+                stream.add_prompt_logprobs(0, row.prompt_logprobs)
             found = stream.push(token_id, row.finish_reason, row.token_s, *row.logprobs)
             return found is not None
         assert row.finish_reason is not None, "a row without a token is the last"

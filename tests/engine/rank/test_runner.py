@@ -119,11 +119,13 @@ def test_the_answer_holds_log_probabilities_of_the_models_own_logits(
     plan = parse_plan(text).plan
     with ThreadReplica(model_dir=llama_dir, plan=plan) as replica:
         result = replica.execute(step)
-    assert result.num_logprobs == 3
+    arrays = result.sampled_logprobs
+    assert arrays is not None
+    assert arrays.num_best == 3
     chosen = int32(result.token_ids)
     assert chosen[1] == 17
-    told_ids = int32(result.logprob_ids).reshape(3, 4)
-    told = float32(result.logprobs).reshape(3, 4)
+    told_ids = int32(arrays.ids).reshape(3, 4)
+    told = float32(arrays.logprobs).reshape(3, 4)
     logits = torch.from_numpy(np.frombuffer(result.logits or b"").reshape(3, -1).copy())
     wanted = logits.log_softmax(dim=-1).numpy()
     for row, num_best in ((0, 3), (1, 2)):
@@ -132,7 +134,7 @@ def test_the_answer_holds_log_probabilities_of_the_models_own_logits(
         ids = told_ids[row, : 1 + num_best]
         assert np.allclose(told[row, : 1 + num_best], wanted[row, ids], atol=1e-5)
         is_better = wanted[row] > wanted[row, chosen[row]]
-        assert int32(result.logprob_ranks)[row] == 1 + is_better.sum()
+        assert int32(arrays.ranks)[row] == 1 + is_better.sum()
 
 
 def test_what_the_rank_waited_for_is_told_with_the_answer(llama_dir: Path) -> None:

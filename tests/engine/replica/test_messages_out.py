@@ -12,8 +12,8 @@ from engine.spec.request import SamplingParams
 from engine.spec.steps import SlotSampling
 
 # What only the host needs, and what it makes of it for the ranks.
-HOST_ONLY = {"max_tokens", "stop", "stop_token_ids", "ignore_eos", "logprobs"}
-RANKS_ONLY = {"banned_ids", "num_logprobs"}
+HOST_ONLY = {"max_tokens", "stop", "stop_token_ids", "ignore_eos", "logprobs", "prompt_logprobs"}
+RANKS_ONLY = {"banned_ids", "num_logprobs", "num_prompt_logprobs"}
 GIVEN = SamplingParams(
     temperature=0.7,
     top_k=3,
@@ -60,3 +60,6 @@ def test_tokens_that_would_end_a_sequence_are_banned_where_it_has_a_least_length
 def test_log_probabilities_may_be_asked_for_without_best_tokens() -> None:
     assert slot_sampling(SamplingParams(logprobs=0), frozenset()).num_logprobs == 0
     assert slot_sampling(GIVEN, frozenset()).num_logprobs == 2
+    assert slot_sampling(GIVEN, frozenset()).num_prompt_logprobs == -1
+    asking = slot_sampling(SamplingParams(prompt_logprobs=3), frozenset())
+    assert asking.num_prompt_logprobs == 3

@@ -83,12 +83,12 @@ def same_answer(
     answers = [ranks.sample(logits, sequences) for ranks in groups]
     for answer in answers[1:]:
         assert torch.equal(answer.ids, answers[0].ids)
-        assert answer.num_logprobs == answers[0].num_logprobs
-        for name in ("logprob_ids", "logprobs", "logprob_ranks"):
-            mine, first = getattr(answer, name), getattr(answers[0], name)
-            assert (mine is None) == (first is None)
-            if first is not None:
-                torch.testing.assert_close(mine, first, rtol=0, atol=0, equal_nan=True)
+        mine, first = answer.logprobs, answers[0].logprobs
+        assert (mine is None) == (first is None)
+        if mine is not None and first is not None:
+            for name in ("ids", "logprobs", "ranks"):
+                found, wanted = getattr(mine, name), getattr(first, name)
+                torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
     return answers[0]
 
 
@@ -126,9 +126,9 @@ def test_rows_of_odd_numbers_are_sampled_alike_too_and_tell_no_nan(
     assert ((answer.ids >= NO_TOKEN) & (answer.ids < VOCAB)).all()
     for row, sequence in enumerate(sequences):
         width = sequence.sampling.num_logprobs + 1
-        if width and answer.logprobs is not None and answer.logprob_ranks is not None:
-            assert (answer.logprobs[row, :width] <= 0).all()  # NaN is not, nor +inf
-            assert 1 <= answer.logprob_ranks[row] <= VOCAB
+        if width and answer.logprobs is not None:
+            assert (answer.logprobs.logprobs[row, :width] <= 0).all()  # NaN is not, nor +inf
+            assert 1 <= answer.logprobs.ranks[row] <= VOCAB
     for ranks in groups:
         ranks.close()
 
@@ -169,8 +169,8 @@ def test_a_row_is_sampled_alike_alone_and_with_others(
     single = alone.sample(logits[row : row + 1], [sequences[row]])
     assert among.ids[row] == single.ids[0]
     if single.logprobs is not None and among.logprobs is not None:
-        width = single.logprobs.shape[1]
-        assert torch.equal(among.logprobs[row, :width], single.logprobs[0])
+        found, wanted = among.logprobs.logprobs[row], single.logprobs.logprobs[0]
+        assert torch.equal(found[: len(wanted)], wanted)
 
 
 @pytest.mark.parametrize("plan", [None, *PLANS], ids=str)
@@ -194,20 +194,19 @@ def test_log_probabilities_are_those_of_the_models_own_logits(
     logits = logits_of(5, 0)
     answer = ranks.sample(logits, sequences)
     ranks.close()
-    assert answer.num_logprobs == 3
-    assert answer.logprob_ids is not None
-    assert answer.logprobs is not None
-    assert answer.logprob_ranks is not None
+    told = answer.logprobs
+    assert told is not None
+    assert told.num_best == 3
     own = logits.log_softmax(-1)
     for row in (0, 2, 4):
         order = logits[row].argsort(descending=True)
-        told = answer.logprob_ids[row].long()
-        assert told.tolist() == [int(answer.ids[row]), *order[:3].tolist()]
-        torch.testing.assert_close(answer.logprobs[row], own[row, told].float())
-        assert int(order[answer.logprob_ranks[row] - 1]) == int(answer.ids[row])
+        ids = told.ids[row].long()
+        assert ids.tolist() == [int(answer.ids[row]), *order[:3].tolist()]
+        torch.testing.assert_close(told.logprobs[row], own[row, ids].float())
+        assert int(order[told.ranks[row] - 1]) == int(answer.ids[row])
     for row in (1, 3):
-        assert answer.logprobs[row].isnan().all()
-        assert answer.logprob_ranks[row] == 0
+        assert told.logprobs[row].isnan().all()
+        assert told.ranks[row] == 0
 
 
 def test_equal_logits_rank_by_token_id() -> None:
@@ -219,10 +218,9 @@ def test_equal_logits_rank_by_token_id() -> None:
     logits[0, [30, 11, 50]] = 2.0
     logits[0, [4, 9]] = -0.0
     answer = ranks.sample(logits, [sequence])
-    assert answer.logprob_ids is not None
-    assert answer.logprob_ids.tolist() == [[11, 11, 30, 50, 0]]
-    assert answer.logprob_ranks is not None
-    assert answer.logprob_ranks.tolist() == [1]
+    assert answer.logprobs is not None
+    assert answer.logprobs.ids.tolist() == [[11, 11, 30, 50, 0]]
+    assert answer.logprobs.ranks.tolist() == [1]
 
 
 @pytest.mark.gpu

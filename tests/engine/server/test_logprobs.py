@@ -27,7 +27,7 @@ def _positions(ids: list[int]) -> list[TokenLogprobs]:
 def test_offsets_point_at_each_token_in_the_text(tiny_dir: Path, text: str) -> None:
     tokenizer = Tokenizer.from_dir(tiny_dir)
     ids = tokenizer.encode(text)
-    writer = LogprobWriter(TokenWords(tokenizer), shows_special=False)
+    writer = LogprobWriter(TokenWords(tokenizer), num_best=5, shows_special=False)
     found = completion_logprobs(writer.word(_positions(ids)))
     shown = tokenizer.decode(ids)
     for token_id, token, offset in zip(ids, found["tokens"], found["text_offset"], strict=True):
@@ -39,14 +39,16 @@ def test_a_part_of_a_character_is_shown_as_its_bytes(tiny_dir: Path) -> None:
     tokenizer = Tokenizer.from_dir(tiny_dir)
     ids = tokenizer.encode("\u4e2d", add_special_tokens=False)
     assert len(ids) > 1, "the tiny vocabulary has no such character"
-    writer = LogprobWriter(TokenWords(tokenizer), shows_special=False)
+    writer = LogprobWriter(TokenWords(tokenizer), num_best=5, shows_special=False)
     content = chat_logprobs(writer.word(_positions(ids)))["content"]
     assert all(token["token"].startswith("bytes:\\x") for token in content)
     assert bytes(byte for token in content for byte in token["bytes"]) == "\u4e2d".encode()
 
 
 def test_a_token_that_cannot_come_has_a_number_all_the_same(tiny_dir: Path) -> None:
-    writer = LogprobWriter(TokenWords(Tokenizer.from_dir(tiny_dir)), shows_special=False)
+    writer = LogprobWriter(
+        TokenWords(Tokenizer.from_dir(tiny_dir)), num_best=5, shows_special=False
+    )
     impossible = TokenLogprobs(token_id=5, logprob=-math.inf, rank=9, top=((6, -0.1),))
     found = completion_logprobs(writer.word([impossible]))
     assert found["token_logprobs"] == [-9999.0]
@@ -58,7 +60,7 @@ def test_tokens_of_one_text_keep_their_own_values(tiny_dir: Path) -> None:
     tokenizer = Tokenizer.from_dir(tiny_dir)
     first, second, third = (tokenizer.vocab_size + more for more in range(3))
     assert tokenizer.token_bytes(first) == tokenizer.token_bytes(second) == b""
-    writer = LogprobWriter(TokenWords(tokenizer), shows_special=False)
+    writer = LogprobWriter(TokenWords(tokenizer), num_best=5, shows_special=False)
     best = ((first, -0.1), (second, -2.0))
     greedy, sampled, rare = (
         TokenLogprobs(token_id=i, logprob=logprob, rank=rank, top=best)

@@ -23,7 +23,6 @@ from tests.engine.server.conftest import (
     [
         ("best_of", 2),
         ("suffix", "end"),
-        ("prompt_logprobs", 1),
         ("guided_json", {}),
         ("bad_words", ["x"]),
         ("priority", -1),
@@ -125,7 +124,8 @@ def test_the_newer_name_of_the_output_limit_is_known_to_completions_too(server: 
         ({"prompt": "x", "stream_options": {"include_usage": True}}, "stream_options"),
         ({"prompt": "x", "logprobs": 21}, "logprobs"),
         ({"prompt": "x", "logprobs": True}, "logprobs"),
-        ({"prompt": "x", "logprobs": 1, "echo": True}, "logprobs"),
+        ({"prompt": "x", "prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt": "x", "prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
         ({"prompt": "x", "presence_penalty": 2.5}, "presence_penalty"),
         ({"prompt": "x", "repetition_penalty": 0}, "repetition_penalty"),
         ({"prompt": "x", "min_p": 1.5}, "min_p"),

@@ -199,6 +199,7 @@ samplings = st.builds(
     max_tokens=st.integers(1, 100),
     logit_bias=st.lists(st.tuples(ids, st.floats(-100, 100)), max_size=3).map(tuple),
     logprobs=st.none() | st.integers(0, 20),
+    prompt_logprobs=st.none() | st.integers(0, 20),
     stop=st.lists(st.text(min_size=1), max_size=3).map(tuple),
 )
 requests = st.builds(
@@ -224,6 +225,7 @@ rows = st.builds(
     scheduled_s=st.none() | st.floats(0, 1e9),
     error=st.none() | st.text(),
     logprobs=st.lists(entries, max_size=1).map(tuple),
+    prompt_logprobs=st.lists(entries, max_size=3).map(tuple),
 )
 
 

@@ -26,6 +26,7 @@ class CommandRef:
 GROUPS = {
     "model": "Make checkpoints.",
     "engine": "Run engines.",
+    "workload": "Look at workloads, write them as traces.",
     "db": "Look after the database.",
 }
 COMMANDS = (
@@ -46,6 +47,18 @@ COMMANDS = (
         module="engine_serve",
         function="serve",
         help="Serve a model with an OpenAI-compatible API.",
+    ),
+    CommandRef(
+        path="workload sample",
+        module="workload",
+        function="sample",
+        help="Write a workload as a trace, for whoever has none.",
+    ),
+    CommandRef(
+        path="workload show",
+        module="workload",
+        function="show",
+        help="Say what a workload is: requests, rates, lengths, cuts.",
     ),
     CommandRef(
         path="bench",

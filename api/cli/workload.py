@@ -1,0 +1,81 @@
+"""``gearshift workload``: look at workloads, and write them as traces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from api.cli.common import log, print_json
+from api.cli.engine_options import JsonOption
+from api.cli.groups import check_folder_of, writing
+
+SpecArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SPEC", help="As for --workload; a kind alone is enough for azure-like."
+    ),
+]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")]
+
+
+def sample(
+    spec: SpecArgument,
+    out: Annotated[Path, typer.Option(help="CSV file to write.")],
+    seed: SeedOption = 0,
+    form: Annotated[
+        Literal["azure", "csv"] | None,
+        typer.Option(help="Columns; by default azure for azure-like, else csv (our own)."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a workload as a trace, for whoever has none: the same spec and seed, the same file."""
+    from tuner.workload.parse import parse_workload
+    from tuner.workload.write import TraceForm, trace_text
+
+    check_folder_of(out)
+    spec = _whole_spec(spec)
+    wanted = TraceForm.of_spec(spec) if form is None else TraceForm(form)
+    workload = parse_workload(spec, seed=seed)
+    text = trace_text(workload, wanted)
+    with writing():
+        out.write_text(text)
+    told = workload.describe()
+    if as_json:
+        print_json({"out": str(out), "form": wanted.value, **told})
+        return
+    typer.echo(f"{out}: {_sentence(told)}")
+    log(f"use it as --workload {wanted.value}:{out}")
+
+
+def show(spec: SpecArgument, seed: SeedOption = 0, as_json: JsonOption = False) -> None:
+    """Say what a workload is: requests, rates, lengths, and what its options cut."""
+    from tuner.workload.parse import parse_workload
+
+    workload = parse_workload(_whole_spec(spec), seed=seed)
+    told = workload.describe()
+    if as_json:
+        print_json(told)
+        return
+    typer.echo(_sentence(told))
+    for name in ("input_tokens", "output_tokens"):
+        facts = ", ".join(f"{word} {value:g}" for word, value in told[name].items())
+        typer.echo(f"{name.replace('_', ' ')}: {facts}")
+    for cut in workload.source.cuts:
+        typer.echo(f"cut: {cut}")
+
+
+def _whole_spec(spec: str) -> str:
+    return spec if ":" in spec else f"{spec}:"
+
+
+def _sentence(told: dict[str, Any]) -> str:
+    parts = [f"{told['rows']} requests"]
+    if told["concurrency"] is not None:
+        parts.append(f"by {told['concurrency']} clients, each sending when the last has returned")
+    elif told["rate_rps"] is not None:
+        parts.append(f"in {told['span_s']:.1f} s, {told['rate_rps']:.3g} a second")
+    if told["peak_to_mean_per_minute"] is not None:
+        parts.append(f"busiest minute {told['peak_to_mean_per_minute']:.3g} times the mean")
+    return ", ".join(parts)

@@ -19,6 +19,7 @@ import structlog
 
 from api.agent.window import heartbeat, knob_json
 from api.documents.policy import model_to_json, settings_in
+from api.web.urls import full_url
 from engine.engine import Engine
 from engine.policy.document import EnginePolicy
 from engine.spec.config import ExecutorKind
@@ -52,7 +53,7 @@ class EngineAgent:
         heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
         self._engine = engine
-        self._url = control_url.rstrip("/")
+        self._url = full_url(control_url)
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._public_url = public_url
         self._model_name = engine.config.model_dir.resolve().name

@@ -26,7 +26,7 @@ LAG_WARNING_MS = 20.0
 class Target:
     """The server to load, the model to ask it for, and its key."""
 
-    url: Annotated[str, typer.Option(help="Server to load, as in http://127.0.0.1:8000.")]
+    url: Annotated[str, typer.Option(help="Server to load, as in localhost:8000.")]
     model: Annotated[
         str | None, typer.Option(help="Model name; by default the first the server lists.")
     ] = None

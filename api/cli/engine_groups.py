@@ -144,7 +144,8 @@ class ControlPlane:
     """The control plane to register with, if any."""
 
     control: Annotated[
-        str | None, typer.Option(metavar="URL", help="Control plane to register with.")
+        str | None,
+        typer.Option(metavar="URL", help="Control plane to register with."),
     ] = None
     control_key: Annotated[
         str | None, typer.Option(envvar="GEARSHIFT_CONTROL_KEY", help="Its key.")

@@ -11,6 +11,8 @@ from typing import Any
 
 import httpx
 
+from api.web.urls import full_url
+
 Json = dict[str, Any]
 FINAL_STATES = ("succeeded", "failed", "cancelled", "infeasible")
 
@@ -44,7 +46,7 @@ class GearshiftClient:
 
     def __init__(self, url: str, api_key: str, *, timeout_s: float = 30.0) -> None:
         self._http = httpx.Client(
-            base_url=url.rstrip("/"),
+            base_url=full_url(url),
             headers={"Authorization": f"Bearer {api_key}"},
             timeout=timeout_s,
         )

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from api.web.urls import full_url
 from engine.spec.measurement import Outcome
 from tuner.load.targets import Ending, OnDone, OnToken, spread_stamps
 from tuner.spec.errors import LoadError
@@ -48,8 +49,8 @@ def get_served_model(url: str, *, api_key: str | None = None) -> ServedModel:
 
 
 def base_url(url: str) -> str:
-    """``url`` ending in ``/v1``, with or without it at first."""
-    return url.rstrip("/").removesuffix("/v1") + "/v1"
+    """``url`` with a scheme and ending in ``/v1``, with or without them at first."""
+    return full_url(url).removesuffix("/v1") + "/v1"
 
 
 class _Choice(msgspec.Struct):

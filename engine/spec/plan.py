@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from engine.spec.errors import PlanError
+from engine.spec.names import did_you_mean
 
 DEFAULT_SHIFT_THRESHOLD = 256
 AXES = ("dp", "pp", "sp", "tp")
@@ -102,8 +103,8 @@ def parse_plan(text: str) -> PlanSpec:
             degrees[word] = _whole_number(text, word, raw)
         else:
             raise PlanError(
-                f"plan {text!r}: unknown word {word!r}; known words are dp, pp, sp, tp and shift, "
-                "as in 'sp=4,tp=2,shift=256'"
+                f"plan {text!r}: unknown word {word!r}{did_you_mean(word, (*AXES, 'shift'))}; "
+                "known words are dp, pp, sp, tp and shift, as in 'sp=4,tp=2,shift=256'"
             )
     return PlanSpec(plan=ParallelPlan(**degrees, shift=shift), threshold_tokens=threshold)
 

@@ -54,6 +54,45 @@ def test_guidellms_form_binds_every_request() -> None:
     assert all(c.percentile is None and c.is_per_request for c in sla.constraints)
 
 
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("p95_ttft<=500ms", "p95_ttft_ms<=500"),
+        ("p95_ttft <= 0.5 s; tpot<=40 MS", "p95_ttft_ms<=500,tpot_ms<=40"),
+        ("p95_ttft_s<=0.29", "p95_ttft_ms<=290"),
+        ("p99_e2el:2s", "p99_e2e_ms<=2000"),
+        ("p95_ttft_ms<=0.5s", "p95_ttft_ms<=500"),
+        ('{"p95_ttft": "<=500ms"}', "p95_ttft_ms<=500"),
+        ("attainment>=99.9%", "attainment>=0.999"),
+        ("throughput>=1000", "throughput_tokens_per_s>=1000"),
+    ],
+)
+def test_units_may_stand_at_the_name_or_the_number(text: str, same: str) -> None:
+    assert Sla.parse(text) == Sla.parse(same)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("tfft", "ttft_ms"),
+        ("p95_tfft", "p95_ttft_ms"),
+        ("p95_tpto_ms", "p95_tpot_ms"),
+        ("p96_ttft_s", "p95_ttft_ms"),
+        ("attainmnt", "attainment"),
+        ("median_itll", "p50_itl_ms"),
+    ],
+)
+def test_a_wrong_name_suggests_the_nearest_right_one(wrong: str, right: str) -> None:
+    with pytest.raises(PolicyInputError, match=rf"{wrong}.*did you mean '{right}'"):
+        Sla.parse(f"{wrong}<=5")
+
+
+def test_a_name_like_no_other_suggests_nothing() -> None:
+    with pytest.raises(PolicyInputError) as caught:
+        Sla.parse("zzz<=5")
+    assert "did you mean" not in str(caught.value)
+
+
 def test_a_mean_holds_no_single_request() -> None:
     assert Sla.parse("mean_ttft_ms<=5,attainment>=0.9").per_request == ()
 
@@ -67,6 +106,11 @@ def test_a_mean_holds_no_single_request() -> None:
         ("p95_latency_ms<=3", "'p95_latency_ms'"),
         ("p96_ttft_ms<=3", "'p96_ttft_ms'"),
         ("p95_ttft_ms<=fast", "'fast'"),
+        ("p95_ttft<=500min", "'500min' is not a number"),
+        ("p95_ttft<=ms", "'ms' is not a number"),
+        ("attainment>=5ms", "no unit 'ms'"),
+        ("p95_ttft<=5%", "no unit '%'"),
+        ("throughput>=5s", "no unit 's'"),
         ("p95_ttft_ms", "'p95_ttft_ms'"),
         ("p95_ttft_ms<=500,,", "empty part"),
         ("", "empty part"),
@@ -101,7 +145,26 @@ def test_the_json_form_says_the_same_as_ours(sla: Sla) -> None:
 
 
 @settings(deadline=None)
-@given(st.text(max_size=30))
+@given(slas, st.sampled_from(["", " "]), st.data())
+def test_the_same_sla_in_any_unit_reads_the_same(sla: Sla, gap: str, data: st.DataObject) -> None:
+    def written(constraint: Constraint) -> str:
+        if not constraint.metric.is_latency:
+            return str(constraint)
+        name = constraint.key.removesuffix("_ms")
+        unit, factor = data.draw(st.sampled_from([("ms", 1), ("s", 1000)]))
+        number = repr(constraint.bound / factor)
+        return data.draw(
+            st.sampled_from([f"{name}<={number}{gap}{unit}", f"{name}_{unit}<={number}"])
+        )
+
+    read = Sla.parse(",".join(map(written, sla.constraints)))
+    assert [c.key for c in read.constraints] == [c.key for c in sla.constraints]
+    for ours, theirs in zip(read.constraints, sla.constraints, strict=True):
+        assert ours.bound == pytest.approx(theirs.bound, rel=1e-12)
+
+
+@settings(deadline=None)
+@given(st.text(max_size=30) | st.text(alphabet="p95_tfms<=>:.%s, 0e-", max_size=30))
 def test_any_other_text_is_refused_and_never_crashes(text: str) -> None:
     with contextlib.suppress(PolicyInputError):
         assert Sla.parse(text).constraints

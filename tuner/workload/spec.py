@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from engine.spec.names import did_you_mean
 from tuner.spec.errors import WorkloadError
 from tuner.workload.bounds import WORD_BOUNDS
 from tuner.workload.traces import TRACE_WORDS, words_of
@@ -57,9 +58,13 @@ class WorkloadSpec:
         _check_text(text)
         kind, has_colon, rest = text.partition(":")
         kind = kind.strip()
-        if not has_colon or kind not in (*TRACE_WORDS, *_PROCESS_WORDS):
-            known = ", ".join(f"{k}:" for k in (*TRACE_WORDS, *_PROCESS_WORDS))
-            raise WorkloadError(f"workload {text!r}: unknown kind {kind!r}; known are {known}")
+        kinds = (*TRACE_WORDS, *_PROCESS_WORDS)
+        if not has_colon or kind not in kinds:
+            known = ", ".join(f"{k}:" for k in kinds)
+            raise WorkloadError(
+                f"workload {text!r}: unknown kind {kind!r}{did_you_mean(kind, kinds)}; known are "
+                f"{known}"
+            )
         if kind in TRACE_WORDS:
             return _trace_spec(text, kind, rest)
         return cls(text=text, kind=kind, path=None, words=_process_words(text, kind, rest))
@@ -112,7 +117,10 @@ def _numbers(text: str, kind: str, parts: list[str], known: tuple[str, ...]) -> 
         word, _, raw = (piece.strip() for piece in part.partition("="))
         if word not in known:
             listed = ", ".join(dict.fromkeys(known))
-            raise WorkloadError(f"workload {text!r}: unknown word {word!r}; {kind}: takes {listed}")
+            raise WorkloadError(
+                f"workload {text!r}: unknown word {word!r}{did_you_mean(word, known)}; {kind}: "
+                f"takes {listed}"
+            )
         if word in words:
             raise WorkloadError(f"workload {text!r}: {word}= stands twice")
         words[word] = WORD_BOUNDS[word].check(text, word, raw)

@@ -53,6 +53,11 @@ def url(engine: Engine) -> Iterator[str]:
         yield address
 
 
+def test_an_address_needs_no_scheme(url: str) -> None:
+    bare = url.removeprefix("http://")
+    assert get_served_model(bare, api_key=KEY) == get_served_model(f"{url}/v1/", api_key=KEY)
+
+
 class TestHttpTarget(LoadTargetContract):
     @pytest.fixture
     def target(self, url: str) -> Iterator[HttpTarget]:

@@ -76,6 +76,7 @@ def test_the_shift_word_sets_its_threshold() -> None:
     ("text", "message"),
     [
         ("sp=2,xp=4", "unknown word 'xp'"),
+        ("sp=2,shfit=256", "unknown word 'shfit' .did you mean 'shift'"),
         ("tp=two", "tp='two' is not a whole number"),
         ("tp=2,tp=4", "'tp' stands twice"),
         ("tp=0", "tp=0: a degree is a whole number of at least 1"),

@@ -185,6 +185,8 @@ def test_a_real_trace_is_scaled_and_cut_with_its_facts() -> None:
     [
         ("nonsense", "unknown kind 'nonsense'"),
         ("weibull:rate=3", "unknown kind 'weibull'"),
+        ("poison:rate=3", "unknown kind 'poison' (did you mean 'poisson'"),
+        ("poisson:rte=4,input=5,output=5", "unknown word 'rte' (did you mean 'rate'"),
         ("poisson:rate=4,input=5", "output= is missing"),
         ("poisson:rate=4,input=5,output=5,burst=3", "unknown word 'burst'"),
         ("poisson:rate=fast,input=5,output=5", "rate='fast' is not a number"),

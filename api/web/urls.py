@@ -1,0 +1,10 @@
+"""Addresses of servers as people write them."""
+
+from __future__ import annotations
+
+
+def full_url(address: str) -> str:
+    """``address`` without a slash at its end; HTTP where it names no scheme, as in
+    ``localhost:8000``."""
+    url = address.strip().rstrip("/")
+    return url if "://" in url else f"http://{url}"

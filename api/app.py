@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from api.control.controller import Controller
 from api.routes import (
     api_keys,
+    catalog,
     control,
     cost_models,
     engines,
@@ -36,6 +37,7 @@ ROUTERS = (
     cost_models.router,
     control.router,
     api_keys.router,
+    catalog.router,
     health.router,
 )
 

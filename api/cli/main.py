@@ -90,6 +90,12 @@ COMMANDS = (
         function="tune",
         help="Search the plan, threshold and caps that meet an SLA.",
     ),
+    CommandRef(
+        path="list",
+        module="catalog",
+        function="list_names",
+        help="List models, hardware, backends and links to name.",
+    ),
     CommandRef(path="serve", module="serve", function="serve", help="Run the control plane."),
     CommandRef(
         path="db upgrade",

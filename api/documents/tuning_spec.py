@@ -15,6 +15,8 @@ SHARED = (
     "hardware",
     "dtype",
 )
+# Jobs of earlier versions have none.
+NEWER = ("backend",)
 
 
 def tuning_spec(job: Json) -> TuningSpec:
@@ -24,4 +26,6 @@ def tuning_spec(job: Json) -> TuningSpec:
         TunerError: an unknown option or a value outside its range.
         PolicyInputError: an SLA that cannot be read.
     """
-    return TuningSpec.from_json({**{name: job[name] for name in SHARED}, **job["options"]})
+    shared = {name: job[name] for name in SHARED}
+    newer = {name: job[name] for name in NEWER if job.get(name) is not None}
+    return TuningSpec.from_json({**shared, **newer, **job["options"]})

@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import AliasChoices, ConfigDict, Field
 
 from api.schemas.base import Body, Json, View
 from store.models import JobState
@@ -28,26 +28,37 @@ class TuningJobCreate(Body):
         json_schema_extra={
             "examples": [
                 {
-                    "model_dir": "/models/llama-3-8b",
+                    "model": "llama-3.1-70b",
                     "num_devices": 8,
                     "workload": "poisson:rate=4,input=512,output=64,seconds=60",
                     "sla": "p95_ttft_ms<=500,p95_tpot_ms<=50",
                     "trials": 20,
                     "seed": 0,
                     "hardware": "8xh200",
+                    "dtype": "fp8",
+                    "backend": "vllm",
                 }
             ]
         }
     )
 
-    model_dir: str = Field(description="Model folder, as the worker sees it")
+    model_dir: str = Field(
+        validation_alias=AliasChoices("model", "model_dir"),
+        description="Model folder, as the worker sees it; on described hardware also a name of "
+        "/v1/models. The key may be model or model_dir",
+    )
     num_devices: int = Field(ge=1, le=MAX_DEVICES, description="Most devices a plan may use")
     workload: str = Field(description="Workload SPEC, as on the command line")
     sla: str = Field(description="p95_ttft_ms<=500,... in any accepted spelling")
     trials: int = Field(default=20, ge=1, le=1000)
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
-    hardware: str = Field(default="local", description="'local', or simulated hardware by name")
+    hardware: str = Field(
+        default="local", description="'local', or described hardware of /v1/hardware, as in 8xh200"
+    )
     dtype: str | None = Field(default=None, description="Number format, else the checkpoint's")
+    backend: str | None = Field(
+        default=None, description="Serving system on described hardware, of /v1/backends"
+    )
     cost_model_id: str | None = Field(default=None, description="Use this step model")
     on_busy: OnBusy = Field(
         default=OnBusy.SIMULATE, description="When no device is free for live trials"

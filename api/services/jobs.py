@@ -17,9 +17,11 @@ from policies.sla import Sla
 from store import ConflictError, UnitOfWork
 from store.models import JobState, TuningJob
 from store.models.base import Json, utc_now
+from tuner.backends import load_backend
 from tuner.hardware import parse_hardware
-from tuner.search.spec import LOCAL
+from tuner.search.spec import LOCAL, check_dtype
 from tuner.spec.errors import TunerError
+from tuner.work.models import load_model
 from tuner.workload.parse import check_workload
 
 
@@ -119,9 +121,11 @@ def _check(body: TuningJobCreate) -> None:
     """
     checks: list[tuple[str, Callable[[], object]]] = [
         ("/sla", lambda: Sla.parse(body.sla)),
-        ("/model_dir", lambda: ModelConfig.from_dir(Path(body.model_dir))),
+        ("/model_dir", lambda: _check_model(body.model_dir, body.hardware)),
         ("/workload", lambda: check_workload(body.workload)),
-        ("/hardware", lambda: _check_hardware(body.hardware)),
+        ("/hardware", lambda: _check_hardware(body.hardware, body.num_devices)),
+        ("/backend", lambda: _check_backend(body.backend, body.hardware)),
+        ("/dtype", lambda: check_dtype(body.dtype)),
     ]
     errors = [found for pointer, check in checks if (found := _find_error(pointer, check))]
     if not errors and (found := _find_error("/options", lambda: _check_options(body))):
@@ -134,12 +138,37 @@ def _check_options(body: TuningJobCreate) -> None:
     """The whole specification: options may name fields that stand beside them, too."""
     spec = tuning_spec(body.model_dump(mode="json"))
     check_workload(spec.workload)
-    _check_hardware(spec.hardware)
+    _check_hardware(spec.hardware, spec.num_devices)
+    if spec.is_local:
+        _check_model(spec.model_dir, spec.hardware)
+    else:
+        spec.node()
 
 
-def _check_hardware(hardware: str) -> None:
-    if hardware != LOCAL:
-        parse_hardware(hardware)
+def _check_model(model: str, hardware: str) -> None:
+    """A folder to start an engine from; on described hardware a shape will do."""
+    if hardware == LOCAL:
+        ModelConfig.from_dir(Path(model))
+    else:
+        load_model(model)
+
+
+def _check_hardware(hardware: str, num_devices: int) -> None:
+    if hardware == LOCAL:
+        return
+    described = parse_hardware(hardware)
+    if num_devices > described.count:
+        raise TunerError(f"{num_devices} devices asked for, {described} has {described.count}")
+
+
+def _check_backend(backend: str | None, hardware: str) -> None:
+    if backend is None:
+        return
+    load_backend(backend)
+    if hardware == LOCAL:
+        raise TunerError(
+            f"backend {backend!r} is for described hardware: add hardware, as in 8xh200"
+        )
 
 
 def _find_error(pointer: str, check: Callable[[], object]) -> FieldError | None:

@@ -11,7 +11,7 @@ MAX_WORD_CHARS = 100
 
 def find_nearest(word: str, known: Iterable[str]) -> str | None:
     """The one of ``known`` that ``word`` is most like, upper or lower case; None if none is."""
-    by_lower = {name.lower(): name for name in known}
+    by_lower = {name.lower(): str(name) for name in known}
     if len(word) > MAX_WORD_CHARS:
         return None
     found = get_close_matches(word.lower(), by_lower, n=1)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from engine.spec.errors import EngineError
 from engine.spec.settings import Caps
 from tuner.hardware import Launch
+from tuner.spec.catalog import FileShelf, check_name
+from tuner.spec.documents import read_document, read_file
 from tuner.spec.errors import TunerError
 from tuner.spec.front_end import FrontEnd
 from tuner.spec.look_ahead import LookAhead
 
-FOLDER = Path(__file__).parent
+BACKENDS = FileShelf(noun="backend", sub_folder="backends", folder=Path(__file__).parent)
 SCHEMA = "backend/v3"
 # The assumed error, as a log ratio, of a profile that was never compared with served runs.
 UNMEASURED_INTERVAL = 0.25
@@ -177,46 +177,21 @@ class Backend:
         Raises:
             TunerError: another schema, or a missing, unknown or impossible value, with its name.
         """
-        if raw.get("schema") != SCHEMA:
-            raise TunerError(f"{where}: schema {raw.get('schema')!r} is not {SCHEMA!r}")
-        values = {key: value for key, value in raw.items() if key != "schema"}
-        try:
-            host = dict(values["host"])
-            if "shares" in host:
-                host["shares"] = HostShares(**host["shares"])
-            values["host"] = HostTimes(**host)
-            values["front_end"] = FrontEnd(**values["front_end"])
-            values["launch"] = Launch(values["launch"])
-            values["shift_launch"] = Launch(values["shift_launch"])
-            values["default_caps"] = Caps(**values["default_caps"])
-            values["kernels"] = KernelTimes(**values.get("kernels", {}))
-            if values.get("fitted") is not None:
-                values["fitted"] = _fitted(values["fitted"])
-            return cls(**values)
-        except (KeyError, TypeError, ValueError, EngineError, TunerError) as error:
-            raise TunerError(f"{where}: {error}") from error
+        return read_document(raw, cls, schema=SCHEMA, where=where)
 
 
 def list_backends() -> list[str]:
     """Names of the backends that have a profile."""
-    return sorted(file.stem for file in FOLDER.glob("*.json"))
+    return BACKENDS.list_names()
 
 
 def load_backend(name: str) -> Backend:
     """The profile of ``name``.
 
     Raises:
-        TunerError: no such backend, with the known ones.
+        TunerError: no such backend, with the nearest and the known ones, or a file that is wrong.
     """
-    if name not in list_backends():
-        raise TunerError(f"backend {name!r} is not known; known are {', '.join(list_backends())}")
-    path = FOLDER / f"{name}.json"
-    return Backend.from_json(json.loads(path.read_text()), where=path.name)
-
-
-def _fitted(raw: dict[str, Any]) -> Fitted:
-    held_out = tuple(
-        HeldOutGroup(**{**group, "values": tuple(group["values"])}) for group in raw["held_out"]
-    )
-    lists = {name: tuple(raw[name]) for name in ("parameters", "starts", "spreads")}
-    return Fitted(**{**raw, **lists, "held_out": held_out})
+    path = BACKENDS.get_path(name)
+    backend = Backend.from_json(read_file(path), where=BACKENDS.where(path))
+    check_name(path, backend.name)
+    return backend

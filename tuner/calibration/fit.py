@@ -23,7 +23,8 @@ from tuner.calibration.links import collective_error, read_series, read_small_se
 from tuner.calibration.readers import Columns
 from tuner.calibration.systems import LICENCE, SYSTEMS, Measured, System, measured_operators
 from tuner.hardware.curves import Curves, HeldOut, OperatorCurve, Provenance
-from tuner.hardware.device import CURVES_SUFFIX, load_data_sheet
+from tuner.hardware.device import load_data_sheet
+from tuner.spec.catalog import CURVES_SUFFIX
 from tuner.spec.errors import TunerError
 
 FILES = "files"

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from engine.spec.names import did_you_mean
 from tuner.hardware.curves import IN_NODE, Curves
 from tuner.hardware.links import LinkSpec, find_speed, list_links, load_link
 from tuner.hardware.power import PowerSpec
 from tuner.hardware.precision import Precision
+from tuner.spec.catalog import CURVES_SUFFIX, FileShelf, check_name
+from tuner.spec.documents import (
+    check_above_zero,
+    check_not_negative,
+    check_shares,
+    read_document,
+    read_file,
+)
 from tuner.spec.errors import TunerError
 
-FOLDER = Path(__file__).parent / "devices"
+DEVICES = FileShelf(noun="device", sub_folder="devices", folder=Path(__file__).parent / "devices")
 SCHEMA = "device/v3"
 # What a roofline from data sheets is commonly off by, as a log ratio.
 UNCALIBRATED_INTERVAL = 0.25
-CURVES_SUFFIX = ".curves.json"
 # More than any cluster has; each device of a plan is a row and a rank somewhere.
 MAX_DEVICES = 16_384
 LINK_MARK = "@"  # 8xh200@pcie5
@@ -32,6 +39,9 @@ class Efficiency:
     attention: float
     memory: float
     usable_memory: float
+
+    def __post_init__(self) -> None:
+        check_shares(self, "gemm", "attention", "memory", "usable_memory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,19 +83,34 @@ class DeviceSpec:
         """Read one description.
 
         Raises:
-            TunerError: another schema, or a missing or unknown key, with its name.
+            TunerError: another schema, or a missing, unknown or impossible value, with its name.
         """
-        if raw.get("schema") != SCHEMA:
-            raise TunerError(f"{where}: schema {raw.get('schema')!r} is not {SCHEMA!r}")
-        values = {key: value for key, value in raw.items() if key not in ("schema", "curves")}
-        try:
-            values["link"] = load_link(values["link"])
-            values["between_nodes"] = load_link(values["between_nodes"])
-            values["power"] = PowerSpec(**values["power"])
-            values["efficiency"] = Efficiency(**values["efficiency"])
-            return cls(**values)
-        except (KeyError, TypeError) as error:
-            raise TunerError(f"{where}: {error}") from error
+        values = dict(raw)
+        if "curves" in values:
+            raise TunerError(f"{where}: curves: they stand in a file of their own, {CURVES_SUFFIX}")
+        for key in ("link", "between_nodes"):
+            if isinstance(values.get(key), str):
+                try:
+                    values[key] = load_link(values[key])
+                except TunerError as error:
+                    raise TunerError(f"{where}: {key}: {error}") from error
+        return read_document(values, cls, schema=SCHEMA, where=where)
+
+    def __post_init__(self) -> None:
+        check_above_zero(self, "memory_bytes", "memory_bytes_per_s", "num_sms", "clock_hz")
+        check_above_zero(self, "devices_per_node", "adapters_per_node", "kernels_per_layer")
+        check_not_negative(self, "kernel_launch_s", "host_per_step_s", "host_per_seq_s", "interval")
+        known = [precision.peak for precision in Precision]
+        for number_format, flops_per_s in self.dense_flops_per_s.items():
+            if number_format not in known:
+                raise TunerError(
+                    f"dense_flops_per_s: {number_format!r} is not known"
+                    f"{did_you_mean(number_format, known)}; known are {', '.join(known)}"
+                )
+            if not flops_per_s > 0:
+                raise TunerError(f"dense_flops_per_s: {number_format}={flops_per_s:g}: must be > 0")
+        if Precision.BF16.peak not in self.dense_flops_per_s:
+            raise TunerError(f"dense_flops_per_s: {Precision.BF16.peak!r} is missing")
 
     def flops_per_s(self, precision: Precision) -> float:
         """Achievable dense FLOP/s of large matrix products in ``precision``."""
@@ -132,7 +157,10 @@ class DeviceSpec:
             interval = max(self.interval, UNCALIBRATED_INTERVAL)
             return replace(changed, curves=curves, interval=interval)
         theirs = load_device(link.measured_on).curves
-        assert theirs is not None, "a device whose link was measured has curves"
+        if theirs is None:
+            raise TunerError(
+                f"link {link.name}: measured_on={link.measured_on!r}, which has no curves"
+            )
         return replace(changed, curves=self.curves.without(IN_NODE).joined(theirs, IN_NODE))
 
     def at_link_speed(self, bytes_per_s_per_direction: float) -> DeviceSpec:
@@ -175,21 +203,20 @@ def list_devices() -> list[str]:
 
     The machine at hand has none: `gearshift profile` measures it, and its file is a cost model.
     """
-    files = FOLDER.glob("*.json")
-    return sorted(file.stem for file in files if not file.name.endswith(CURVES_SUFFIX))
+    return DEVICES.list_names()
 
 
 def load_device(name: str) -> DeviceSpec:
     """The description of ``name``, with its curves where they were fitted.
 
     Raises:
-        TunerError: no such device, with the known ones.
+        TunerError: no such device, with the nearest and the known ones, or a file that is wrong.
     """
     spec = load_data_sheet(name)
-    fitted = FOLDER / f"{name}{CURVES_SUFFIX}"
+    fitted = DEVICES.get_path(name).with_name(f"{name}{CURVES_SUFFIX}")
     if not fitted.exists():
         return spec
-    curves = Curves.from_json(json.loads(fitted.read_text()), where=fitted.name)
+    curves = Curves.from_json(read_file(fitted), where=DEVICES.where(fitted))
     return replace(spec, curves=curves)
 
 
@@ -197,15 +224,16 @@ def load_data_sheet(name: str) -> DeviceSpec:
     """The description of ``name`` without fitted curves.
 
     Raises:
-        TunerError: no such device, with the known ones.
+        TunerError: no such device, with the nearest and the known ones, or a file that is wrong.
     """
-    if name not in list_devices():
-        raise TunerError(
-            f"device {name!r} is not known; known are {', '.join(list_devices())}; this machine is "
-            "described by what `gearshift profile` measures, given as --cost-model"
-        )
-    path = FOLDER / f"{name}.json"
-    return DeviceSpec.from_json(json.loads(path.read_text()), where=path.name)
+    path = DEVICES.get_path(
+        name,
+        way_out="; this machine is described by what `gearshift profile` measures, given as "
+        "--cost-model",
+    )
+    device = DeviceSpec.from_json(read_file(path), where=DEVICES.where(path))
+    check_name(path, device.name)
+    return device
 
 
 def parse_hardware(text: str) -> Hardware:
@@ -218,7 +246,7 @@ def parse_hardware(text: str) -> Hardware:
         TunerError: another form, a count of 0 or above MAX_DEVICES, an unknown device or link.
     """
     match = re.fullmatch(
-        rf"(?:(\d+)x)?([a-z][a-z0-9_-]*)(?:{LINK_MARK}([a-z0-9_./-]+))?", text.strip().lower()
+        rf"(?:(\d+)x)?([a-z][a-z0-9._-]*)(?:{LINK_MARK}([a-z0-9_./-]+))?", text.strip().lower()
     )
     if match is None or (match[1] and not match[1].strip("0")):
         raise TunerError(

@@ -7,17 +7,23 @@ of latency and bandwidth.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, assert_never
 
-from tuner.spec.errors import TunerError
+from tuner.spec.catalog import FileShelf, check_name
+from tuner.spec.documents import (
+    check_above_zero,
+    check_not_negative,
+    check_shares,
+    read_document,
+    read_file,
+)
 from tuner.work.counts import CollectiveKind
 
-FOLDER = Path(__file__).parent / "links"
+LINKS = FileShelf(noun="link", sub_folder="links", folder=Path(__file__).parent / "links")
 SCHEMA = "link/v2"
 GB = 1e9
 
@@ -64,15 +70,14 @@ class LinkSpec:
         """Read one description.
 
         Raises:
-            TunerError: another schema, or a missing or unknown key, with its name.
+            TunerError: another schema, or a missing, unknown or impossible value, with its name.
         """
-        if raw.get("schema") != SCHEMA:
-            raise TunerError(f"{where}: schema {raw.get('schema')!r} is not {SCHEMA!r}")
-        try:
-            values = {key: value for key, value in raw.items() if key != "schema"}
-            return cls(**values | {"topology": Topology(raw.get("topology", ""))})
-        except (TypeError, ValueError) as error:
-            raise TunerError(f"{where}: {error}") from error
+        return read_document(raw, cls, schema=SCHEMA, where=where)
+
+    def __post_init__(self) -> None:
+        check_above_zero(self, "bytes_per_s_per_direction", "wires")
+        check_shares(self, "efficiency")
+        check_not_negative(self, "call_s", "exchange_s", "hop_s", "send_s")
 
     @property
     def bytes_per_s(self) -> float:
@@ -126,22 +131,19 @@ class LinkSpec:
 
 def list_links() -> list[str]:
     """Names of the links that have a description."""
-    return sorted(file.stem for file in FOLDER.glob("*.json"))
+    return LINKS.list_names()
 
 
 def load_link(name: str) -> LinkSpec:
     """The description of ``name``.
 
     Raises:
-        TunerError: no such link, with the known ones.
+        TunerError: no such link, with the nearest and the known ones, or a file that is wrong.
     """
-    if name not in list_links():
-        raise TunerError(
-            f"link {name!r} is not known; known are {', '.join(list_links())}, or a bandwidth per "
-            "device and direction as in '64gb/s'"
-        )
-    path = FOLDER / f"{name}.json"
-    return LinkSpec.from_json(json.loads(path.read_text()), where=path.name)
+    path = LINKS.get_path(name, way_out=", or a bandwidth per device and direction as in '64gb/s'")
+    link = LinkSpec.from_json(read_file(path), where=LINKS.where(path))
+    check_name(path, link.name)
+    return link
 
 
 def find_speed(text: str) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from engine.spec.model import DType
+from engine.spec.names import did_you_mean
 from tuner.spec.errors import TunerError
 
 
@@ -35,7 +36,9 @@ class Precision(StrEnum):
         for precision in cls:
             if text in (precision.value, precision.peak):
                 return precision
-        raise TunerError(f"dtype {text!r} is not known; known are {', '.join(cls)}")
+        raise TunerError(
+            f"dtype {text!r} is not known{did_you_mean(text, cls)}; known are {', '.join(cls)}"
+        )
 
     @property
     def dtype(self) -> DType:

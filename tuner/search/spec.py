@@ -12,7 +12,13 @@ from engine.spec.config import LinkEmulation
 from engine.spec.model import DType, ModelConfig
 from policies.sla import Sla
 from tuner.described.node import Node
-from tuner.described.parse import DEFAULT_BACKEND, describe_node, has_checkpoint, read_rank_dtype
+from tuner.described.parse import (
+    AUTO,
+    DEFAULT_BACKEND,
+    describe_node,
+    has_checkpoint,
+    read_rank_dtype,
+)
 from tuner.hardware import Precision
 from tuner.hardware.device import MAX_DEVICES
 from tuner.spec.errors import TunerError
@@ -35,6 +41,12 @@ _MOST = {
     "profile_seconds": MAX_SECONDS,
 }
 DEFAULT_KV_CACHE_MIB = 256
+
+
+def check_dtype(word: str | None) -> None:
+    """Raises TunerError where ``word`` names no number format; None and ``auto`` ask the model."""
+    if word not in (None, AUTO):
+        Precision.parse(str(word))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +95,7 @@ class TuningSpec:
                 raise TunerError(f"{name}={value}: must be at most {most:.10g}")
         if self.timeout_s <= 0 or self.profile_seconds <= 0 or self.seed < 0:
             raise TunerError("timeout_s and profile_seconds must be above 0, seed at least 0")
-        if self.dtype is not None:
-            Precision.parse(self.dtype)
+        check_dtype(self.dtype)
         if self.link is not None and not self.is_local:
             raise TunerError(
                 f"link {self.link!r}: emulated between ranks here only; described hardware brings "

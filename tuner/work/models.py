@@ -12,6 +12,9 @@ from engine.spec.families.llama import LLAMA
 from engine.spec.families.qwen2 import QWEN2
 from engine.spec.families.qwen3 import QWEN3
 from engine.spec.model import DType, ModelConfig
+from engine.spec.names import did_you_mean
+from tuner.spec.catalog import Shelf
+from tuner.spec.documents import read_file
 from tuner.spec.errors import TunerError
 
 CONFIG = "config.json"
@@ -91,8 +94,9 @@ _SUFFIX = re.compile(r"(-(instruct|chat|hf|base|fp8|dynamic|\d{4}))+$")
 
 
 def list_models() -> list[str]:
-    """Names of all described models."""
-    return [f"{series}-{size}" for series, (_, sizes) in SERIES.items() for size in sizes]
+    """Names of all described models, the user's last."""
+    built_in = [f"{series}-{size}" for series, (_, sizes) in SERIES.items() for size in sizes]
+    return [*built_in, *(name for name in MODELS.list_own() if name not in built_in)]
 
 
 def find_model(name: str) -> ModelConfig | None:
@@ -122,6 +126,13 @@ def find_model(name: str) -> ModelConfig | None:
     )
 
 
+def _is_built_in(name: str) -> bool:
+    return find_model(name) is not None
+
+
+MODELS = Shelf(noun="model", sub_folder="models", is_built_in=_is_built_in)
+
+
 def load_model(text: str) -> ModelConfig:
     """A model by name, or from a folder with ``config.json`` or that file itself.
 
@@ -130,15 +141,19 @@ def load_model(text: str) -> ModelConfig:
     """
     path = Path(text)
     folder = path.parent if path.name == CONFIG else path
-    if (folder / CONFIG).exists():
-        try:
+    own = MODELS.find_own(text.lower())
+    try:
+        if (folder / CONFIG).exists():
             return ModelConfig.from_dir(folder, shape_only=True)
-        except CheckpointError as error:
-            raise TunerError(str(error)) from error
+        if own is not None:
+            return ModelConfig.from_json(read_file(own), where=str(own), shape_only=True)
+    except CheckpointError as error:
+        raise TunerError(str(error)) from error
     found = find_model(text)
     if found is None:
+        known = list_models()
         raise TunerError(
-            f"model {text!r} is no folder with {CONFIG} and no known name; "
-            f"known are {', '.join(list_models())}"
+            f"model {text!r} is no folder with {CONFIG} and no known name"
+            f"{did_you_mean(text, known)}; known are {', '.join(known)}"
         )
     return found

@@ -22,6 +22,7 @@ from migrations.runner import upgrade
 from store import Database
 from store.models import JobState
 from tests.api.live import wait_until
+from tests.tuner.catalogs import write_catalog
 
 COUNTING = (sys.executable, "-m", "tests.api.jobs.counting_backend")
 ROOT = Path(__file__).parents[3]
@@ -171,3 +172,21 @@ def test_a_job_whose_inputs_the_tuner_refuses_fails_with_its_words(
         job = uow.jobs.get(job_id)
     assert job.state is JobState.FAILED
     assert "'abacus' is not known" in job.reason
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_job_by_name_runs_on_hardware_and_a_backend_of_the_users_own(
+    database: Database,
+    settings: ServiceSettings,
+    job_body: Json,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GEARSHIFT_CATALOG", str(write_catalog(tmp_path / "own")))
+    own = {"model_dir": "mini", "hardware": "2xchip9", "backend": "ours", "trials": 2}
+    job_id = _tuning(database, job_body, **own)
+    with _worker(database, settings, COMMAND):
+        wait_until(lambda: _state(database, job_id).is_final, 60)
+    document = _document(database, job_id)
+    assert document["spec"]["backend"] == "ours"
+    assert len(document["trials"]) == 2

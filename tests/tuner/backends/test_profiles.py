@@ -82,7 +82,9 @@ def _raw(**changes: Any) -> dict[str, Any]:
     ("changes", "message"),
     [
         ({"schema": "backend/v1"}, "schema 'backend/v1' is not"),
-        ({"launch": "lazy"}, "lazy"),
+        ({"launch": "lazy"}, "launch: .*'lazy'"),
+        ({"title": 4}, "title: Expected `str`, got `int`"),
+        ({"versoin": 4}, "unknown key 'versoin' .did you mean 'version'"),
         ({"front_end": {"requests_s": 1.0}}, "requests_s"),
         ({"interval": -0.1}, "interval=-0.1: must be at least 0"),
         ({"kernels": {"gemm": 0.0}}, "gemm=0.0: must be above 0"),

@@ -12,7 +12,8 @@ from engine.spec.steps import StepShape
 from tests.tuner.worlds import LLAMA_70B
 from tuner.hardware import Launch, Precision, paced_timer, parse_hardware
 from tuner.hardware.curves import Curves
-from tuner.hardware.device import CURVES_SUFFIX, FOLDER
+from tuner.hardware.device import DEVICES
+from tuner.spec.catalog import CURVES_SUFFIX
 from tuner.spec.errors import TunerError
 from tuner.work.models import load_model
 
@@ -55,7 +56,7 @@ def seconds(
 
 @pytest.mark.parametrize("name", CALIBRATED)
 def test_curves_are_small_and_name_their_source_and_error(name: str) -> None:
-    path = FOLDER / f"{name}{CURVES_SUFFIX}"
+    path = DEVICES.folder / f"{name}{CURVES_SUFFIX}"
     assert path.stat().st_size < MAX_BYTES
     curves = Curves.from_json(json.loads(path.read_text()), where=path.name)
     assert "Apache-2.0" in curves.licence

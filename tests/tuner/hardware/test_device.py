@@ -1,10 +1,20 @@
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
 from tuner.hardware import Precision, list_devices, parse_hardware
-from tuner.hardware.device import DeviceSpec
+from tuner.hardware.device import DEVICES, DeviceSpec
 from tuner.spec.errors import TunerError
+
+EFFICIENCIES = ("gemm", "attention", "memory", "usable_memory")
+
+
+def data_sheet(name: str) -> dict[str, Any]:
+    raw: dict[str, Any] = json.loads((DEVICES.folder / f"{name}.json").read_text())
+    return raw
 
 
 def test_a_count_and_a_name_make_hardware() -> None:
@@ -56,5 +66,41 @@ def test_a_description_of_another_schema_is_refused() -> None:
 
 
 def test_a_description_with_a_missing_key_is_refused_by_name() -> None:
-    with pytest.raises(TunerError, match="link"):
-        DeviceSpec.from_json({"schema": "device/v3"}, where="x.json")
+    raw = {key: value for key, value in data_sheet("mi325x").items() if key != "link"}
+    with pytest.raises(TunerError, match=r"x\.json: key 'link' is missing"):
+        DeviceSpec.from_json(raw, where="x.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"memory_bytes": "big"}, "memory_bytes: Expected `float`, got `str`"),
+        ({"memory_bytes": -1.0}, "memory_bytes=-1: must be above 0"),
+        ({"memory_byte": 1.0}, "unknown key 'memory_byte' .did you mean 'memory_bytes'"),
+        ({"link": "nvlink44"}, "link: link 'nvlink44' is not known .did you mean 'nvlink4'"),
+        ({"link": 4}, "link: Expected `object`, got `int`"),
+        (
+            {"dense_flops_per_s": {"bf16": 1e15}},
+            "dense_flops_per_s: 'bf16' is not known .did you mean 'bfloat16'",
+        ),
+        ({"dense_flops_per_s": {"float16": 1e15}}, "dense_flops_per_s: 'bfloat16' is missing"),
+        ({"dense_flops_per_s": {"bfloat16": 0.0}}, "dense_flops_per_s: bfloat16=0"),
+        ({"power": {"idle_w": 5}}, "key 'power.memory_bound_w' is missing"),
+        ({"power": {"idel_w": 5}}, "unknown key 'power.idel_w' .did you mean 'idle_w'"),
+        ({"efficiency": dict.fromkeys(EFFICIENCIES, 1.5)}, "gemm=1.5: must be above 0 and at"),
+        ({"interval": float("nan")}, "interval=nan"),
+        ({"curves": {}}, "curves: they stand in a file of their own"),
+    ],
+)
+def test_a_wrong_description_names_the_file_and_the_field(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TunerError, match=rf"mine\.json: {message}"):
+        DeviceSpec.from_json(data_sheet("mi325x") | changes, where="mine.json")
+
+
+def test_a_wrong_device_or_link_suggests_the_nearest() -> None:
+    with pytest.raises(TunerError, match=r"'mi325' is not known .did you mean 'mi325x'"):
+        parse_hardware("8xmi325")
+    with pytest.raises(TunerError, match=r"'pcie6' is not known .did you mean 'pcie\d'"):
+        parse_hardware("8xh200@pcie6")

@@ -1,0 +1,50 @@
+"""``/v1/models``, ``/v1/hardware``, ``/v1/backends`` and ``/v1/links``: what a job may name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, TypeVar
+
+from fastapi import APIRouter
+
+from api.schemas.access import Scope
+from api.web.auth import Caller, require
+from api.web.errors import ApiError
+from tuner.described import catalog
+from tuner.spec.errors import TunerError
+
+router = APIRouter(prefix="/v1", tags=["catalog"])
+Reader = Annotated[Caller, require(Scope.READ)]
+Item = TypeVar("Item")
+
+
+@router.get("/models", operation_id="list_models")
+def models(_: Reader) -> list[catalog.ListedModel]:
+    """Models that a job on described hardware may name."""
+    return _listed(catalog.catalog_models)
+
+
+@router.get("/hardware", operation_id="list_hardware")
+def hardware(_: Reader) -> list[catalog.ListedHardware]:
+    """Devices to describe hardware with, as in 8xh200."""
+    return _listed(catalog.catalog_hardware)
+
+
+@router.get("/backends", operation_id="list_backends")
+def backends(_: Reader) -> list[catalog.ListedBackend]:
+    """Serving systems whose host times and defaults apply to described hardware."""
+    return _listed(catalog.catalog_backends)
+
+
+@router.get("/links", operation_id="list_links")
+def links(_: Reader) -> list[catalog.ListedLink]:
+    """Links between devices, as in 8xh200@pcie5."""
+    return _listed(catalog.catalog_links)
+
+
+def _listed(read: Callable[[], list[Item]]) -> list[Item]:
+    """Whoever runs the service named the folder, not the caller."""
+    try:
+        return read()
+    except TunerError as error:
+        raise ApiError(500, "wrong_catalog", str(error)) from error

@@ -74,7 +74,7 @@ def test_a_job_may_name_the_users_own(
     ("changes", "pointer", "detail"),
     [
         ({"model": "llama-3.1-7b"}, "/model_dir", "did you mean 'llama-3.1-70b'"),
-        ({"hardware": "8xh20O"}, "/hardware", "did you mean 'h200'"),
+        ({"hardware": "8xh2000"}, "/hardware", "did you mean 'h200'"),
         ({"hardware": "1xh200"}, "/hardware", "2 devices asked for, 1xh200 has 1"),
         ({"backend": "vlm"}, "/backend", "did you mean 'vllm'"),
         ({"hardware": "local"}, "/backend", "described hardware"),

@@ -9,6 +9,11 @@ from tuner.hardware import Precision, list_devices, parse_hardware
 from tuner.hardware.device import DEVICES, DeviceSpec
 from tuner.spec.errors import TunerError
 
+FITTED = ("a100", "h100", "h200")
+FROM_DATA_SHEETS = (
+    *("b200", "gb200", "h20", "h100-pcie", "a100-40gb", "l40s", "l4", "a10g"),
+    *("rtx4090", "rtx6000ada", "rtxpro6000", "mi300x", "mi325x"),
+)
 EFFICIENCIES = ("gemm", "attention", "memory", "usable_memory")
 
 
@@ -25,8 +30,43 @@ def test_a_count_and_a_name_make_hardware() -> None:
 
 
 def test_every_description_can_be_read() -> None:
-    assert list_devices() == ["a100", "h100", "h200", "mi325x"]
-    assert [parse_hardware(name).count for name in list_devices()] == [1, 1, 1, 1]
+    assert {*FITTED, *FROM_DATA_SHEETS} == set(list_devices())
+    assert {parse_hardware(name).count for name in list_devices()} == {1}
+
+
+@pytest.mark.parametrize("name", FROM_DATA_SHEETS)
+def test_what_is_from_a_data_sheet_names_it_and_is_trusted_less_than_what_was_fitted(
+    name: str,
+) -> None:
+    device = parse_hardware(name).device
+    assert device.calibration == "uncalibrated"
+    assert "data sheet" in device.source or "published" in device.source or "paper" in device.source
+    assert "nothing fitted" in device.source
+    assert device.interval > max(parse_hardware(other).device.interval for other in FITTED)
+
+
+@pytest.mark.parametrize("name", [*FITTED, *FROM_DATA_SHEETS])
+def test_narrower_formats_are_computed_in_proportion(name: str) -> None:
+    """Dense peaks: a figure with sparsity among them would be twice what it should."""
+    peaks = parse_hardware(name).device.dense_flops_per_s
+    assert peaks["float16"] == peaks["bfloat16"] > peaks["float32"]
+    if "float8" in peaks:
+        assert peaks["float8"] == pytest.approx(2 * peaks["bfloat16"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "gb", "watts"),
+    [
+        *(("b200", 192, 1000), ("gb200", 200, 1200), ("h20", 103, 400), ("l40s", 51.5, 350)),
+        *(("a10g", 25.8, 300), ("l4", 25.8, 72), ("mi300x", 206.2, 750), ("rtx4090", 25.8, 450)),
+    ],
+)
+def test_memory_and_power_are_within_what_the_board_has(name: str, gb: float, watts: int) -> None:
+    """The driver keeps a little of the memory to itself."""
+    device = parse_hardware(name).device
+    assert 0.9 * gb < device.memory_bytes / 1e9 <= gb
+    assert device.power.compute_bound_w <= watts
+    assert f"{watts:,} W" in device.power.source
 
 
 def test_a_device_known_from_its_data_sheet_only_says_so_and_is_trusted_less() -> None:

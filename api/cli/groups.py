@@ -116,8 +116,8 @@ class Served:
     dtype: Annotated[
         str,
         typer.Option(
-            help="bf16, fp16, fp32, fp64 (or spelled out), fp8 on described hardware, or auto: as "
-            "the model says."
+            help="bf16, fp16, fp32, fp64 (or spelled out); on described hardware also fp8 and int4 "
+            "(awq, gptq); or auto: as the model says."
         ),
     ] = "auto"
     backend: Annotated[

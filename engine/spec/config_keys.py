@@ -46,7 +46,9 @@ HARMLESS_KEYS = frozenset(
 QUANTISED_KEYS = ("quantization_config", "quantization", "compression_config")
 
 
-def check_keys(raw: Mapping[str, Any], family: Family, where: str) -> None:
+def check_keys(
+    raw: Mapping[str, Any], family: Family, where: str, *, may_be_quantised: bool = False
+) -> None:
     """Refuse quantised weights, and every key with a value whose meaning is not known.
 
     Null and false ask for nothing, and names that begin with an underscore are notes of tools.
@@ -55,12 +57,12 @@ def check_keys(raw: Mapping[str, Any], family: Family, where: str) -> None:
         CheckpointError: with the method, or the key.
     """
     for key in QUANTISED_KEYS:
-        if raw.get(key):
+        if raw.get(key) and not may_be_quantised:
             raise CheckpointError(
                 f"{where}: the weights are quantised ({_method(raw[key])}); only weights in "
                 "float32, bfloat16 and float16 can be read"
             )
-    known = READ_KEYS | HARMLESS_KEYS | family.own_keys
+    known = READ_KEYS | HARMLESS_KEYS | family.own_keys | frozenset(QUANTISED_KEYS)
     for key, value in raw.items():
         is_asking = value is not None and value is not False and value not in ({}, [], "")
         if is_asking and key not in known and not key.startswith("_"):

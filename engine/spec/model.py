@@ -61,8 +61,8 @@ class ModelConfig:
     def from_dir(cls, model_dir: Path | str, *, shape_only: bool = False) -> ModelConfig:
         """Read ``config.json`` (and ``generation_config.json`` where present).
 
-        With ``shape_only`` a kind of rope that the engine does not know is let through: for
-        predictions, since it costs the same whatever it is.
+        With ``shape_only`` a kind of rope that the engine does not know is let through, and so are
+        quantised weights: for predictions, which need the shape alone.
 
         Raises:
             CheckpointError: no such file, no JSON, an unsupported family, a key that is not
@@ -95,7 +95,7 @@ class ModelConfig:
             family = get_family(config.word("model_type", ""))
         except CheckpointError as error:
             raise CheckpointError(f"{where}: {error}") from error
-        _refuse_unknown_math(config, family)
+        _refuse_unknown_math(config, family, shape_only=shape_only)
         num_heads = config.integer("num_attention_heads")
         num_kv_heads = _kv_heads(config, family, num_heads)
         hidden = config.integer("hidden_size")
@@ -196,7 +196,7 @@ class ModelConfig:
         return (layers * (q_and_o + kv + ffn) + max(ends)) * dtype.num_bytes
 
 
-def _refuse_unknown_math(config: ConfigReader, family: Family) -> None:
+def _refuse_unknown_math(config: ConfigReader, family: Family, *, shape_only: bool) -> None:
     """Refuse what would load and then answer wrongly."""
     activation = config.word("hidden_act", "silu")
     if activation != "silu":
@@ -206,7 +206,7 @@ def _refuse_unknown_math(config: ConfigReader, family: Family) -> None:
     refusal = family.refusal(config.raw)
     if refusal is not None:
         raise CheckpointError(f"{config.where}: {refusal}")
-    check_keys(config.raw, family, config.where)
+    check_keys(config.raw, family, config.where, may_be_quantised=shape_only)
 
 
 def _kv_heads(config: ConfigReader, family: Family, num_heads: int) -> int:

@@ -154,10 +154,12 @@ def node_warnings(node: Node, settings: Settings, workload: Workload) -> tuple[s
     """What a reader has to know before believing a simulation of described hardware."""
     device, plan = node.hardware.device, settings.plan
     found = [f"workload: {cut}" for cut in workload.source.cuts]
-    if device.curves_for(node.precision) is None:
+    if not device.is_calibrated_for(node.precision):
+        has_curves = device.curves_for(node.precision) is not None
+        origin = "estimated from those in bf16" if has_curves else "from data-sheet peaks"
         found.append(
-            f"{device.title} is {device.calibration}, so {node.precision} step times are from "
-            f"data-sheet peaks; a step may be off by {percent(device.interval_for(node.precision))}"
+            f"{device.title} is {device.calibration}, so {node.precision} step times are {origin}; "
+            f"a step may be off by {percent(device.interval_for(node.precision))}"
         )
     if not node.backend.is_measured:
         found.append(unmeasured_warning(node))

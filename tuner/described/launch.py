@@ -63,8 +63,9 @@ def launch_commands(
     """
     paced = None if hardware is None else _Paced(hardware=hardware, backend=backend)
     return tuple(
-        _with_origin(_command(system, settings, precision, paced, max_model_len), backend)
+        _with_origin(_with_checkpoint(command, precision), backend)
         for system in System
+        for command in (_command(system, settings, precision, paced, max_model_len),)
     )
 
 
@@ -80,6 +81,15 @@ class _Paced:
         words = ["--paced", self.hardware]
         is_own = self.backend == System.GEARSHIFT
         return words if is_own else [*words, "--backend", self.backend]
+
+
+def _with_checkpoint(found: LaunchCommand, precision: Precision) -> LaunchCommand:
+    """Weights that no system quantises at its start must have been quantised before."""
+    is_ours = found.system is System.GEARSHIFT
+    if found.command is None or precision is not Precision.INT4 or is_ours:
+        return found
+    notes = [f"{MODEL} is an AWQ or GPTQ checkpoint", *([found.note] if found.note else [])]
+    return replace(found, note="; ".join(notes))
 
 
 def _with_origin(found: LaunchCommand, backend: str) -> LaunchCommand:
@@ -154,15 +164,16 @@ def _gearshift(
             note=f"max_step_ms={caps.max_step_ms:g} is set through PATCH /v1/engine/policy",
         )
     words += _context(max_model_len)
-    if precision is not Precision.FP8:
+    if not precision.is_quantised:
         words += ["--dtype", precision.dtype.value, "--device", "cuda"]
         return LaunchCommand(system=System.GEARSHIFT, command=shlex.join(words))
     if paced is None:
-        return LaunchCommand(system=System.GEARSHIFT, note="its ranks do not compute in fp8")
+        note = f"its ranks do not compute in {precision}"
+        return LaunchCommand(system=System.GEARSHIFT, note=note)
     return LaunchCommand(
         system=System.GEARSHIFT,
-        command=shlex.join([*words, "--dtype", "fp8", *paced.words]),
-        note="paced in real time, without ranks: they do not compute in fp8",
+        command=shlex.join([*words, "--dtype", precision.value, *paced.words]),
+        note=f"paced in real time, without ranks: they do not compute in {precision}",
     )
 
 
@@ -220,6 +231,7 @@ def _context(max_model_len: int | None) -> list[str]:
 
 
 def _format(precision: Precision) -> list[str]:
-    """fp8: layers' weights and products in fp8, the rest in bfloat16."""
+    """fp8: layers' weights and products in fp8, the rest in bfloat16. int4: a checkpoint that was
+    quantised (AWQ, GPTQ) says so itself."""
     dtype = ["--dtype", precision.dtype.value]
     return [*dtype, "--quantization", "fp8"] if precision is Precision.FP8 else dtype

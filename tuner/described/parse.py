@@ -14,7 +14,7 @@ from tuner.described.launch import why_not
 from tuner.described.node import Node
 from tuner.hardware import Precision, parse_hardware
 from tuner.spec.errors import TunerError
-from tuner.work.models import CONFIG, load_model
+from tuner.work.models import CONFIG, find_quantisation, load_model
 
 AUTO = "auto"
 DEFAULT_BACKEND = "gearshift"
@@ -31,18 +31,20 @@ def describe_node(
 ) -> Node:
     """The node of a command line: ``model`` by name or folder, ``hardware`` as in ``8xh200``.
 
-    ``dtype`` None or ``auto``: as the model's ``config.json`` says.
+    ``dtype`` None or ``auto``: as the model's ``config.json`` or its name says, also of quantised
+    weights.
 
     Raises:
         TunerError: an unknown model, hardware, backend or number format, or a context that the
             model does not have.
     """
     shape = load_model(model)
+    word = find_quantisation(model) if dtype in (None, AUTO) else dtype
     check_context(max_model_len, shape, model)
     return Node(
         hardware=parse_hardware(hardware),
         model=shape,
-        precision=read_precision(dtype, shape),
+        precision=read_precision(word, shape),
         backend=load_backend(backend),
         block_size=block_size,
         max_model_len=max_model_len,
@@ -82,17 +84,17 @@ def read_rank_dtype(word: str | None, model: ModelConfig) -> DType:
     """What real ranks compute in: as :func:`read_precision`, less what they cannot.
 
     Raises:
-        TunerError: an unknown word, or ``fp8``, which exists on described hardware only.
+        TunerError: an unknown word, or ``fp8`` or ``int4``, which exist on described hardware only.
     """
     known = f"known are auto, {', '.join(DType)}"
     try:
         precision = read_precision(word, model)
     except TunerError as error:
         raise TunerError(f"dtype {word!r}: {known}") from error
-    if precision is Precision.FP8:
+    if precision.is_quantised:
         raise TunerError(
-            f"dtype {word!r}: ranks of this engine do not compute in fp8; {known}; "
-            "described hardware (as in 8xh200) takes fp8"
+            f"dtype {word!r}: ranks of this engine do not compute in {precision}; {known}; "
+            f"described hardware (as in 8xh200) takes {precision}"
         )
     return precision.dtype
 

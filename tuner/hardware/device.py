@@ -114,17 +114,23 @@ class DeviceSpec:
 
     def flops_per_s(self, precision: Precision) -> float:
         """Achievable dense FLOP/s of large matrix products in ``precision``."""
-        return self.dense_flops_per_s[precision.peak] * self.efficiency.gemm
+        peak = self.dense_flops_per_s[precision.peak]
+        return peak * self.efficiency.gemm * precision.compute_rate
 
     def curves_for(self, precision: Precision) -> Curves | None:
-        """The fitted curves, where they cover products in ``precision``."""
+        """The fitted curves, where they cover what products in ``precision`` are computed in."""
         if self.curves is None or precision.curve not in self.curves.gemm:
             return None
         return self.curves
 
+    def is_calibrated_for(self, precision: Precision) -> bool:
+        """Whether products in ``precision`` were measured; those with int4 weights are estimated
+        from those in bf16."""
+        return precision is not Precision.INT4 and self.curves_for(precision) is not None
+
     def interval_for(self, precision: Precision) -> float:
         """The 90 % half width of log(true / predicted) of a step in ``precision``."""
-        if self.curves_for(precision) is not None:
+        if self.is_calibrated_for(precision):
             return self.interval
         return max(self.interval, UNCALIBRATED_INTERVAL)
 
@@ -133,7 +139,7 @@ class DeviceSpec:
         """How far the numbers can be trusted, in words."""
         if self.curves is None:
             return "uncalibrated"
-        formats = ", ".join(p.value for p in Precision if self.curves_for(p))
+        formats = ", ".join(p.value for p in Precision if self.is_calibrated_for(p))
         if not self.has_measured_link:
             return f"calibrated for {formats}; link {self.link.name} uncalibrated"
         return f"calibrated for {formats}"

@@ -104,10 +104,11 @@ def estimate_memory(
 
 
 def weight_bytes_per_rank(model: ModelConfig, plan: ParallelPlan, precision: Precision) -> int:
-    """Bytes of the matrices on the fullest rank; fp8 leaves embedding and head in two bytes."""
+    """Bytes of the matrices on the fullest rank; fp8 and int4 leave embedding and head in two
+    bytes."""
     in_dtype = model.weight_bytes_per_rank(plan, precision.dtype)
     layers = replace(model, vocab_size=0).weight_bytes_per_rank(plan, precision.dtype)
-    narrow = layers * precision.weight_bytes // precision.dtype.num_bytes
+    narrow = int(layers * precision.weight_bytes / precision.dtype.num_bytes)
     return in_dtype - layers + narrow
 
 

@@ -52,14 +52,22 @@ class Work:
 
 
 def gemm_work(
-    peaks: Peaks, m: FloatArray, n: FloatArray, k: FloatArray, *, operand_bytes: int
+    peaks: Peaks,
+    m: FloatArray,
+    n: FloatArray,
+    k: FloatArray,
+    *,
+    operand_bytes: int,
+    weight_bytes: float | None = None,
 ) -> Work:
-    """``[m, k] @ [k, n]``; operands of ``operand_bytes`` each, a result of 2.
+    """``[m, k] @ [k, n]``; operands of ``operand_bytes`` each (weights of ``weight_bytes``, where
+    they differ), a result of 2.
 
     The measured times of narrow operands include the pass that makes them from 2-byte activations.
     """
     flop_s = 2.0 * m * n * k / peaks.flops_per_s
-    moved = operand_bytes * (n * k + m * k) + ACTIVATION_BYTES * m * n
+    weights = operand_bytes if weight_bytes is None else weight_bytes
+    moved = weights * n * k + operand_bytes * m * k + ACTIVATION_BYTES * m * n
     if operand_bytes < ACTIVATION_BYTES:
         moved = moved + (ACTIVATION_BYTES + operand_bytes) * m * k
     byte_s = moved / peaks.bytes_per_s

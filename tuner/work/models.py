@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from engine.spec.errors import CheckpointError
 from engine.spec.families.family import Family
@@ -90,7 +91,14 @@ SERIES: dict[str, tuple[_Series, dict[str, _Size]]] = {
 # fmt: on
 # What publishers put around a size's name: of no meaning for shapes.
 _PREFIX = re.compile(r"^(meta-)")
-_SUFFIX = re.compile(r"(-(instruct|chat|hf|base|fp8|dynamic|\d{4}))+$")
+_SUFFIX = re.compile(
+    r"(-(instruct|chat|hf|base|fp8|dynamic|awq|gptq|int4|quantized\.w4a16|\d{4}))+$"
+)
+# But these say how its weights are quantised.
+_QUANTISED = {
+    "fp8": re.compile(r"-fp8\b"),
+    "int4": re.compile(r"-(awq|gptq|int4|quantized\.w4a16)\b"),
+}
 
 
 def list_models() -> list[str]:
@@ -134,21 +142,20 @@ MODELS = Shelf(noun="model", sub_folder="models", is_built_in=_is_built_in)
 
 
 def load_model(text: str) -> ModelConfig:
-    """A model by name, or from a folder with ``config.json`` or that file itself.
+    """A model by name, or from a folder with ``config.json`` or that file itself; its weights may
+    be quantised.
 
     Raises:
         TunerError: neither a known name nor a readable description.
     """
-    path = Path(text)
-    folder = path.parent if path.name == CONFIG else path
-    own = MODELS.find_own(text.lower())
-    try:
-        if (folder / CONFIG).exists():
-            return ModelConfig.from_dir(folder, shape_only=True)
-        if own is not None:
-            return ModelConfig.from_json(read_file(own), where=str(own), shape_only=True)
-    except CheckpointError as error:
-        raise TunerError(str(error)) from error
+    config = _find_config(text)
+    if config is not None:
+        try:
+            if config.name == CONFIG:
+                return ModelConfig.from_dir(config.parent, shape_only=True)
+            return ModelConfig.from_json(read_file(config), where=str(config), shape_only=True)
+        except CheckpointError as error:
+            raise TunerError(str(error)) from error
     found = find_model(text)
     if found is None:
         known = list_models()
@@ -157,3 +164,58 @@ def load_model(text: str) -> ModelConfig:
             f"{did_you_mean(text, known)}; known are {', '.join(known)}"
         )
     return found
+
+
+def find_quantisation(text: str) -> str | None:
+    """``int4`` or ``fp8``, where the model's ``config.json`` or its published name says that its
+    weights are quantised so; None where they are not.
+
+    Raises:
+        TunerError: they are quantised in another way.
+    """
+    config = _find_config(text)
+    if config is None:
+        named = (word for word, form in _QUANTISED.items() if form.search(text.lower()))
+        return next(named, None)
+    entry = read_file(config).get("quantization_config")
+    if not entry:
+        return None
+    found = _quantisation(entry) if isinstance(entry, dict) else None
+    if found is None:
+        method = entry.get("quant_method") if isinstance(entry, dict) else entry
+        raise TunerError(
+            f"{config}: weights quantised by {str(method)[:60]!r} in this form are not described; "
+            "name the nearest format, as in int4 or fp8"
+        )
+    return found
+
+
+def _find_config(text: str) -> Path | None:
+    """The ``config.json`` of a folder, or the user's description of that name."""
+    path = Path(text)
+    folder = path.parent if path.name == CONFIG else path
+    own = MODELS.find_own(text.lower())
+    return folder / CONFIG if (folder / CONFIG).exists() else own
+
+
+def _quantisation(entry: dict[str, Any]) -> str | None:
+    match entry:
+        case {"quant_method": "fp8"}:
+            return "fp8"
+        case {"quant_method": "awq" | "gptq", "bits": 4} | {"quant_method": "awq", "w_bit": 4}:
+            return "int4"
+        case {"quant_method": "compressed-tensors", "config_groups": {**groups}}:
+            kinds = {_compressed(group) for group in groups.values()}
+            return kinds.pop() if len(kinds) == 1 else None
+        case _:
+            return None
+
+
+def _compressed(group: Any) -> str | None:
+    match group:
+        case {"weights": {"num_bits": 4, "type": "int"}}:
+            return "int4"
+        case {"weights": {"num_bits": 8, "type": "float"}}:
+            return "fp8"
+        case _:
+            return None

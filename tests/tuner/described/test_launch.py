@@ -104,3 +104,17 @@ def test_caps_that_a_system_refuses_to_start_with_get_no_command() -> None:
         assert found[system].command is None
         assert "max_num_batched_tokens=256 below max_num_seqs=512" in str(found[system].note)
     assert found[System.GEARSHIFT].command is not None
+
+
+def test_a_quantised_checkpoint_is_started_without_a_flag_for_it() -> None:
+    """AWQ and GPTQ checkpoints say so themselves; no rank here computes with them."""
+    found = commands("tp=2", Precision.INT4)
+    for system in (System.VLLM, System.SGLANG):
+        command = found[system].command
+        assert command is not None
+        assert command.endswith("--dtype bfloat16")
+        assert found[system].note is not None
+        assert "an AWQ or GPTQ checkpoint" in str(found[system].note)
+    paced = found[System.GEARSHIFT]
+    assert paced.command is not None
+    assert "--dtype int4 --paced 8xh200" in paced.command

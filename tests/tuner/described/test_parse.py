@@ -108,3 +108,20 @@ def test_an_emulated_link_is_for_ranks_here() -> None:
 def test_a_paced_probe_needs_a_folder_to_start_an_engine_from() -> None:
     with pytest.raises(TunerError, match="no model folder"):
         TuningSpec.from_json({**SPEC.to_json(), "probe_paced": True})
+
+
+@pytest.mark.parametrize("word", ["int4", "awq", "gptq", "w4a16"])
+def test_every_word_for_4_bit_weights_means_the_same(word: str) -> None:
+    node = describe_node(model="llama-3.1-8b", hardware="1xl4", dtype=word)
+    assert node.precision is Precision.INT4
+    assert node.precision.dtype is DType.BFLOAT16
+    with pytest.raises(TunerError, match="do not compute in int4"):
+        read_rank_dtype(word, node.model)
+
+
+@pytest.mark.parametrize("word", [None, "auto"])
+def test_a_model_published_with_quantised_weights_is_described_so(word: str | None) -> None:
+    name = "hugging-quants/Meta-Llama-3.1-70B-Instruct-AWQ-INT4"
+    assert describe_node(model=name, hardware="8xl40s", dtype=word).precision is Precision.INT4
+    told = describe_node(model=name, hardware="8xl40s", dtype="bf16")
+    assert told.precision is Precision.BF16

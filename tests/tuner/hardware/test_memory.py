@@ -57,6 +57,17 @@ def test_fp8_halves_the_layers_and_leaves_embedding_head_activations_and_kv() ->
     assert narrow.kv_bytes_per_token == wide.kv_bytes_per_token
 
 
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "llama-3.1-70b", "qwen2.5-72b"])
+def test_int4_counts_scales_and_zero_points_and_leaves_both_ends_in_two_bytes(model: str) -> None:
+    """For 128 weights: 64 bytes, a scale of 2 and a zero point of half a byte."""
+    shape = load_model(model)
+    groups = shape.num_layers * shape.layer_params // 128
+    estimate = estimate_memory(H200, shape, ParallelPlan(), Precision.INT4, caps=CAPS)
+    assert estimate.weight_bytes == groups * 66.5 + 2 * shape.embedding_params
+    wide = estimate_memory(H200, shape, ParallelPlan(), Precision.BF16, caps=CAPS)
+    assert estimate.kv_bytes_per_token == wide.kv_bytes_per_token
+
+
 def test_every_plan_of_a_node_says_how_many_kv_tokens_it_holds_or_why_none() -> None:
     estimates = list_memory(parse_hardware("8xh200"), LLAMA_70B, Precision.BF16, caps=CAPS)
     by_plan = {str(e.plan): e for e in estimates}

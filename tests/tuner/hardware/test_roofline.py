@@ -5,9 +5,10 @@ import pytest
 from engine.spec.errors import PlanError
 from engine.spec.model import DType
 from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.settings import Caps
 from engine.spec.steps import StepShape
 from tests.tuner.worlds import LLAMA_70B
-from tuner.hardware import paced_timer, parse_hardware
+from tuner.hardware import Precision, estimate_memory, paced_timer, parse_hardware
 from tuner.spec.errors import TunerError
 
 NODE = parse_hardware("8xh200")
@@ -68,3 +69,26 @@ def test_a_plan_larger_than_the_node_or_unfit_for_the_model_is_refused() -> None
         paced_timer(NODE, LLAMA_70B, ParallelPlan(dp=2, tp=8), DType.BFLOAT16)
     with pytest.raises(PlanError, match="query heads"):
         paced_timer(NODE, LLAMA_70B, ParallelPlan(tp=3), DType.BFLOAT16)
+
+
+@pytest.mark.parametrize("name", ["8xh200", "8xa100", "8xl40s"])
+def test_int4_weights_make_decoding_faster_and_prompts_not(name: str) -> None:
+    """There is less to read, but products are computed in bf16 and weights unpacked beside them."""
+    node, plan = parse_hardware(name), ParallelPlan(tp=8)
+
+    def step_s(precision: Precision, shape: StepShape) -> float:
+        return sum(paced_timer(node, LLAMA_70B, plan, precision).stage_seconds(shape))
+
+    few, many = decode(4), prefill(8192)
+    assert step_s(Precision.INT4, few) < 0.8 * step_s(Precision.BF16, few)
+    assert step_s(Precision.INT4, many) > step_s(Precision.BF16, many)
+    # Not faster than the memory is.
+    memory = estimate_memory(node.device, LLAMA_70B, plan, Precision.INT4, caps=Caps())
+    read_s = memory.weight_bytes / node.device.memory_bytes_per_s
+    assert step_s(Precision.INT4, few) > 0.9 * read_s
+
+
+def test_int4_is_measured_nowhere_and_trusted_less() -> None:
+    device = NODE.device
+    assert "int4" not in device.calibration
+    assert device.interval_for(Precision.INT4) > device.interval_for(Precision.BF16)

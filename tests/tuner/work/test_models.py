@@ -8,7 +8,7 @@ import pytest
 from engine.spec.feasible import infeasible_reasons
 from engine.spec.plan import ParallelPlan
 from tuner.spec.errors import TunerError
-from tuner.work.models import find_model, list_models, load_model
+from tuner.work.models import find_model, find_quantisation, list_models, load_model
 
 # Billions of parameters as published (Qwen's small ones tie embedding and head).
 PUBLISHED = {
@@ -109,3 +109,68 @@ def test_no_kind_of_rope_keeps_a_model_from_being_predicted(
     (tmp_path / "config.json").write_text(json.dumps(raw))
     model = load_model(str(tmp_path))
     assert (model.num_layers, model.head_dim, model.max_positions) == (4, 128, 32_768)
+
+
+RAW = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+}
+
+
+def compressed(bits: int, kind: str) -> dict[str, object]:
+    weights = {"num_bits": bits, "type": kind, "group_size": 128}
+    return {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"group_0": {"weights": weights}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("entry", "word"),
+    [
+        (None, None),
+        ({}, None),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, "int4"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "int4"),
+        ({"quant_method": "fp8"}, "fp8"),
+        (compressed(4, "int"), "int4"),
+        (compressed(8, "float"), "fp8"),
+    ],
+)
+def test_a_checkpoint_says_how_its_weights_are_quantised(
+    tmp_path: Path, entry: object, word: str | None
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**RAW, "quantization_config": entry}))
+    assert load_model(str(tmp_path)).num_layers == 2
+    assert find_quantisation(str(tmp_path)) == word
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [{"quant_method": "gptq", "bits": 3}, {"quant_method": "mxfp4"}, compressed(8, "int"), "odd"],
+)
+def test_other_ways_to_quantise_are_refused_with_the_way_out(tmp_path: Path, entry: object) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**RAW, "quantization_config": entry}))
+    with pytest.raises(TunerError, match=r"config\.json: weights quantised by .*as in int4 or fp8"):
+        find_quantisation(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("published", "word"),
+    [
+        ("hugging-quants/Meta-Llama-3.1-70B-Instruct-AWQ-INT4", "int4"),
+        ("Qwen/Qwen2.5-72B-Instruct-GPTQ-Int4", "int4"),
+        ("RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w4a16", "int4"),
+        ("RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8-dynamic", "fp8"),
+        ("meta-llama/Llama-3.1-8B-Instruct", None),
+    ],
+)
+def test_a_published_name_says_how_its_weights_are_quantised(
+    published: str, word: str | None
+) -> None:
+    assert load_model(published).num_layers in (32, 80)
+    assert find_quantisation(published) == word

@@ -23,6 +23,7 @@ from engine.models.corpus import (
 )
 from engine.models.presets import PRESETS, Preset
 from engine.spec.errors import CheckpointError
+from engine.spec.names import did_you_mean
 
 Float32Array = npt.NDArray[np.float32]
 # With the usual 0.02 greedy output collapses to one token, which would hide a broken cache.
@@ -57,7 +58,10 @@ def create_model(
     """
     shape = PRESETS.get(preset)
     if shape is None:
-        raise CheckpointError(f"preset {preset!r} is not known; known: {', '.join(PRESETS)}")
+        raise CheckpointError(
+            f"preset {preset!r} is not known{did_you_mean(preset, PRESETS)}; known: "
+            f"{', '.join(PRESETS)}"
+        )
     folder = Path(model_dir)
     if (folder / "config.json").exists():
         raise CheckpointError(f"{folder} already holds a checkpoint; name another folder")

@@ -12,9 +12,12 @@ MAX_WORD_CHARS = 100
 def find_nearest(word: str, known: Iterable[str]) -> str | None:
     """The one of ``known`` that ``word`` is most like, upper or lower case; None if none is."""
     by_lower = {name.lower(): str(name) for name in known}
-    if len(word) > MAX_WORD_CHARS:
+    if not 0 < len(word) <= MAX_WORD_CHARS:
         return None
     found = get_close_matches(word.lower(), by_lower, n=1)
+    # Two letters that changed places weigh too much in a short word.
+    letters = sorted(word.lower())
+    found += [name for name in by_lower if sorted(name) == letters]
     return by_lower[found[0]] if found else None
 
 

@@ -8,14 +8,15 @@ from importlib.metadata import version
 from typing import Any
 
 from engine.spec.model import ModelConfig
-from engine.spec.plan import Mode, shift_warning
+from engine.spec.plan import Mode, ParallelPlan, shift_warning
 from engine.spec.settings import Caps, Settings
 from policies.attainment import judge
 from policies.points import Estimate, estimates_to_json
 from policies.report import finite, flat_metrics, measurement_json, sla_json
 from policies.sla import Sla
 from tuner.described.node import Node
-from tuner.hardware import MemoryEstimate
+from tuner.hardware import MemoryEstimate, Precision
+from tuner.hardware.precision import INT4_GROUP
 from tuner.simulation.simulate import OnProgress, SimulationResult, no_progress
 from tuner.simulation.timeline import (
     StepLine,
@@ -163,6 +164,8 @@ def node_warnings(node: Node, settings: Settings, workload: Workload) -> tuple[s
         )
     if not node.backend.is_measured:
         found.append(unmeasured_warning(node))
+    if (unaligned := _unaligned(node, plan)) is not None:
+        found.append(unaligned)
     idle = node.hardware.count - plan.world_size
     if idle > 0:
         times = node.hardware.count // plan.replica_size
@@ -183,6 +186,23 @@ def node_warnings(node: Node, settings: Settings, workload: Workload) -> tuple[s
             "cache) and are errors"
         )
     return tuple(found)
+
+
+def _unaligned(node: Node, plan: ParallelPlan) -> str | None:
+    """Why a checkpoint with int4 weights may not start under ``plan``: a rank's rows of the
+    products that end attention and FFN must be whole groups."""
+    if node.precision is not Precision.INT4:
+        return None
+    model = node.model
+    degrees = [plan.tp, *([plan.stage_size] if plan.shift else [])]
+    for part, rows in (("attention", model.q_size), ("the FFN", model.ffn_size)):
+        for degree in degrees:
+            if rows // degree % INT4_GROUP:
+                return (
+                    f"{rows} rows of {part} cut in {degree} are no whole groups of {INT4_GROUP}: "
+                    "serving systems refuse that, unless the int4 checkpoint was padded"
+                )
+    return None
 
 
 def with_interval(

@@ -190,6 +190,8 @@ def paced_timer(
         )
     device, precision = hardware.device, Precision.of(dtype)
     if precision.peak not in device.dense_flops_per_s:
-        known = ", ".join(device.dense_flops_per_s)
-        raise TunerError(f"{device.name} has no peak for {precision.peak}; known: {known}")
+        takes = ", ".join(p for p in Precision if p.peak in device.dense_flops_per_s)
+        raise TunerError(
+            f"{device.name} has no peak for {precision.peak}; it takes the formats {takes}"
+        )
     return RooflineTimer(device, model, plan, precision, launch, sampler, factors)

@@ -10,6 +10,7 @@ import msgspec
 
 from engine.spec.config import LinkEmulation
 from engine.spec.model import DType, ModelConfig
+from engine.spec.names import did_you_mean
 from policies.sla import Sla
 from tuner.described.node import Node
 from tuner.described.parse import (
@@ -152,7 +153,10 @@ class TuningSpec:
         """Read a spec back. Raises TunerError for an unknown key or a value of the wrong kind."""
         known = cls.__dataclass_fields__
         if unknown := sorted(set(raw) - set(known)):
-            raise TunerError(f"tuning spec: unknown key {unknown[0]!r}; known: {', '.join(known)}")
+            raise TunerError(
+                f"tuning spec: unknown key {unknown[0]!r}{did_you_mean(unknown[0], known)}; known: "
+                f"{', '.join(known)}"
+            )
         try:
             return msgspec.convert(raw, cls)
         except msgspec.ValidationError as error:

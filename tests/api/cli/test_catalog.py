@@ -66,6 +66,7 @@ def test_a_broken_file_is_listed_and_told_with_exit_code_2(
         (("--model", "llama-3.1-70b", "--hardware", "8xh2000"), "h200"),
         (("--model", "llama-3.1-70b", "--hardware", "8xh200", "--backend", "vlm"), "vllm"),
         (("--model", "llama-3.1-70b", "--hardware", "8xh200", "--dtype", "fb8"), "fp8"),
+        (("--model", "llama-3.1-70b", "--hardware", "8xh200", "--plan", "pt=8"), "tp"),
     ],
 )
 def test_a_wrong_name_suggests_the_nearest(words: tuple[str, ...], hint: str, run: Run) -> None:

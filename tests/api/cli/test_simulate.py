@@ -246,3 +246,14 @@ def test_a_number_beyond_its_bound_is_one_line(
     assert done.exit_code == 2
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("tp", "is_told"), [(1, False), (2, True)])
+def test_int4_groups_that_a_plan_would_cut_are_told(run: Run, tp: int, is_told: bool) -> None:
+    """The FFN of qwen2.5-72b is 231 groups of 128 wide."""
+    words = ("--model", "qwen2.5-72b", "--dtype", "awq", "--hardware", "8xh200")
+    spec = "poisson:rate=1,input=64,output=4,requests=3"
+    done = run("simulate", *words, "--plan", f"tp={tp}", "--workload", spec)
+    assert done.exit_code == 0, done.stderr
+    assert ("no whole groups of 128" in done.stderr) is is_told
+    assert "int4 step times are estimated from those in bf16" in done.stderr

@@ -20,6 +20,11 @@ def test_the_nearest_known_name_is_found_in_any_case(wrong: str, right: str) -> 
     assert did_you_mean(wrong, DEVICES) == f" (did you mean {right!r}?)"
 
 
+def test_letters_that_changed_places_are_found_in_short_words_too() -> None:
+    assert find_nearest("pt", ("dp", "pp", "sp", "tp", "shift")) == "tp"
+    assert find_nearest("", ("dp", "")) is None
+
+
 def test_a_name_like_no_other_has_no_nearest() -> None:
     assert did_you_mean("tpu", DEVICES) == ""
     assert find_nearest("h200" * 100_000, DEVICES) is None

@@ -74,7 +74,11 @@ class Shelf:
         }
         # A model may be a folder, as it is downloaded.
         if self.sub_folder == "models":
-            files |= {path.parent.name: path for path in folder.glob("*/config.json")}
+            folders = {path.parent.name: path for path in folder.glob("*/config.json")}
+            if twice := sorted(files.keys() & folders.keys()):
+                first, second = files[twice[0]], folders[twice[0]]
+                raise TunerError(f"{first} and {second} have one name; keep one of them")
+            files |= folders
         return files
 
 
@@ -138,7 +142,11 @@ def own_folder() -> Path | None:
     folder = Path(text).expanduser()
     if not folder.is_dir():
         raise TunerError(f"{VARIABLE}={text}: there is no such folder; name one, or unset it")
-    for inner in sorted(folder.iterdir()):
+    try:
+        found = sorted(folder.iterdir())
+    except OSError as error:
+        raise TunerError(f"{VARIABLE}={text}: cannot be read ({error.strerror})") from error
+    for inner in found:
         hint = did_you_mean(inner.name, SUB_FOLDERS)
         if inner.is_dir() and inner.name not in SUB_FOLDERS and hint:
             raise TunerError(

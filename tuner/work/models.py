@@ -110,8 +110,7 @@ def list_models() -> list[str]:
 def find_model(name: str) -> ModelConfig | None:
     """The described model of ``name``: ``llama-3.1-70b``, or as published, as in
     ``meta-llama/Llama-3.1-70B-Instruct``; None when there is none."""
-    short = _SUFFIX.sub("", _PREFIX.sub("", name.rpartition("/")[2].lower()))
-    prefix, _, size_name = short.rpartition("-")
+    prefix, _, size_name = _short(name).rpartition("-")
     series, sizes = SERIES.get(prefix, (None, {}))
     size = sizes.get(size_name)
     if series is None or size is None:
@@ -132,6 +131,11 @@ def find_model(name: str) -> ModelConfig | None:
         qk_norm=series.family.qk_norm,
         dtype=DType.BFLOAT16,
     )
+
+
+def _short(name: str) -> str:
+    """``llama-3.1-70b`` of ``meta-llama/Llama-3.1-70B-Instruct``."""
+    return _SUFFIX.sub("", _PREFIX.sub("", name.rpartition("/")[2].lower()))
 
 
 def _is_built_in(name: str) -> bool:
@@ -161,7 +165,7 @@ def load_model(text: str) -> ModelConfig:
         known = list_models()
         raise TunerError(
             f"model {text!r} is no folder with {CONFIG} and no known name"
-            f"{did_you_mean(text, known)}; known are {', '.join(known)}"
+            f"{did_you_mean(_short(text), known)}; known are {', '.join(known)}"
         )
     return found
 

@@ -112,6 +112,13 @@ def test_a_broken_file_is_one_error_with_file_and_field(
     assert parse_hardware("8xh200").count == 8
 
 
+def test_a_model_described_twice_is_refused(own: Path) -> None:
+    write(own, "models", "mini", MODEL_CONFIG)
+    write(own, "models/mini", "config", MODEL_CONFIG)
+    with pytest.raises(TunerError, match=r"mini\.json and .*mini/config\.json have one name"):
+        load_model("mini")
+
+
 def test_a_model_with_a_wrong_value_names_it(own: Path) -> None:
     write(own, "models", "odd", {**MODEL_CONFIG, "hidden_size": "wide"})
     with pytest.raises(TunerError, match=r"odd\.json: hidden_size \"wide\" is not a whole number"):

@@ -65,6 +65,8 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     assert find_model("gpt-9") is None
     with pytest.raises(TunerError, match=r"'gpt-9'.*qwen3-32b"):
         load_model("gpt-9")
+    with pytest.raises(TunerError, match=r"did you mean 'llama-3\.1-70b'"):
+        load_model("meta-lama/Lama-3.1-70B-Instruct-AWQ")
 
 
 def test_a_folder_and_its_config_file_describe_the_same_model(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_a_wrong_body_names_each_field_by_pointer(client: TestClient) -> None:
     answer = client.post("/v1/tuning-jobs", json={"num_devices": 0, "color": "red"})
     _is_problem(answer, 422, "invalid_request")
     pointers = {error["pointer"] for error in answer.json()["errors"]}
-    assert {"/num_devices", "/color", "/model_dir", "/workload", "/sla"} <= pointers
+    assert {"/num_devices", "/color", "/model", "/workload", "/sla"} <= pointers
 
 
 def test_a_crash_is_a_problem_without_its_details(

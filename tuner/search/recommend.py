@@ -184,7 +184,7 @@ def _report(
         recommendation = _recommendation(context, trials, selection, best, document)
         warning = settings.threshold_warning
         warnings += [warning] if warning else []
-        if not context.can_run(best.settings.plan):
+        if best.fidelity is Fidelity.SIMULATED:
             warnings.append("the recommended plan was simulated, not run: measure it before use")
     report = TuningReport(
         recommendation=recommendation,

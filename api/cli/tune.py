@@ -81,8 +81,11 @@ class TunedMachine(LocalMachine):
         int | None, typer.Option(min=1, help="KV cache per rank (CPU); by default 256.")
     ] = None
     profile_seconds: Annotated[
-        float, typer.Option(min=1, help="About how long to profile without a cost model.")
-    ] = 20.0
+        float,
+        typer.Option(
+            min=1, help="About how long to profile without a cost model, starts included."
+        ),
+    ] = 30.0
 
 
 @grouped(

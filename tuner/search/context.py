@@ -26,6 +26,7 @@ from tuner.search.surrogate import Example, Load, features
 from tuner.spec.errors import TunerError
 from tuner.spec.space import Space, build_space
 from tuner.step_model.model import StepModel
+from tuner.step_model.quality import Quality
 from tuner.workload.parse import parse_workload
 from tuner.workload.slices import at_rate, head
 from tuner.workload.workload import Workload
@@ -240,6 +241,9 @@ def _warnings(
     if step_model is not None:
         if other := step_model.check_model(model):
             found.append(other)
+        quality = Quality.of(step_model.error)
+        if (advice := quality.advice()) is not None:
+            found.append(f"{quality.verdict()}; {advice}")
         if spec.num_devices > step_model.max_ranks:
             found.append(
                 f"at most {step_model.max_ranks} ranks were timed at once; plans with more are "

@@ -20,6 +20,11 @@ def test_profile_writes_a_profile_and_a_cost_model_that_simulate_finds(
     document = json.loads(done.stdout)
     assert Path(document["file"]).exists()
     assert document["error"]["num_pieces"] > 0
+    quality, took = document["quality"], document["took"]
+    assert quality["verdict"].startswith("the cost model is ")
+    assert (quality["advice"] is None) == quality["is_good"]
+    assert took["asked_s"] == 1
+    assert 0 < took["fixed_s"] <= took["total_s"]
     assert json.loads(out.read_text())["schema"] == "profile/v1"
     simulated = run(
         "simulate", "--model", tiny_dir, "--json",

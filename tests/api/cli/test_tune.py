@@ -52,6 +52,8 @@ def test_a_job_that_cannot_be_is_one_line_and_exit_code_2(run: Run, tiny_dir: Pa
         (("--hardware", "2xh200", "--kv-cache-mib", 9), "--kv-cache-mib: of this machine only"),
         (("--backend", "vllm"), "add --hardware, as in 8xh200"),
         (("--out", "/nowhere/x.json"), "cannot write /nowhere/x.json: there is no folder"),
+        # A folder in which nobody may make files, root neither.
+        (("--out", "/proc/x.json"), "cannot write /proc/x.json: "),
     ],
 )
 def test_an_option_that_would_be_in_vain_is_refused(

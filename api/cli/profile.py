@@ -99,10 +99,11 @@ def profile(
 
     from engine.spec.model import ModelConfig
     from tuner.profiling.run import reference_model, run_profile
-    from tuner.step_model.files import save_cost_model
+    from tuner.step_model.files import check_cost_model_dir, save_cost_model
     from tuner.step_model.fit import fit_step_model
     from tuner.step_model.quality import Quality
 
+    check_cost_model_dir()
     with ExitStack() as stack:
         folder = measuring.model or stack.enter_context(reference_model())
         spent_s = time.perf_counter() - begun_s + FIT_S

@@ -185,7 +185,7 @@ def _run(job: _Job) -> tuple[TuningReport, bool]:
         try:
             context = prepare(job.spec, cost_model=job.cost_model, on_event=show)
         except KeyboardInterrupt:
-            log("interrupted before the first trial: nothing was found yet")
+            log("interrupted while preparing: nothing was found yet")
             end_interrupted()
         with context, stoppable("the answer from what was found follows") as is_stopped:
             keeper.begin(job.spec, context.cost_model)

@@ -29,7 +29,7 @@ def print_answer(document: dict[str, Any], out: Path | None) -> None:
     if out is not None:
         console.print(f"report: {out}")
     if document["resume"] is not None:
-        console.print(f"go on with the other trials: {document['resume']}")
+        console.print(f"go on from here: {document['resume']}")
 
 
 def _trials_table(document: dict[str, Any]) -> Table:

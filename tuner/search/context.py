@@ -178,12 +178,13 @@ def _step_model(
     if document is not None:
         return StepModel.from_json(json.loads(json.dumps(document, default=str)))
     from tuner.profiling.run import ProfileSpec, run_profile
-    from tuner.step_model.files import save_cost_model
+    from tuner.step_model.files import check_cost_model_dir, save_cost_model
     from tuner.step_model.fit import fit_step_model
 
     def say(message: str) -> None:
         on_event(TuningEvent(kind="profiling", message=message))
 
+    check_cost_model_dir()
     profile = run_profile(
         ProfileSpec(
             model_dir=spec.model_path,

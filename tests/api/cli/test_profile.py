@@ -41,3 +41,15 @@ def test_a_file_that_cannot_be_written_is_refused_before_measuring(
     assert done.exit_code == 2
     assert f"there is no folder {tmp_path / 'no'}" in done.stderr
     assert "profile:" not in done.stderr
+
+
+def test_a_data_folder_that_cannot_be_written_is_refused_before_measuring(
+    run: Run, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("GEARSHIFT_DATA_DIR", str(tmp_path / "file" / "data"))
+    words = ("--model", tiny_dir, "--seconds", 60, "--out", tmp_path / "p.json")
+    done = run("profile", *words)
+    assert done.exit_code == 2
+    assert "cannot keep cost models in" in done.stderr
+    assert "profile:" not in done.stderr

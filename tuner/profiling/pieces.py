@@ -47,7 +47,7 @@ RECIPES = (
     StepRecipe(decodes=8, decode_context=256, chunks=1, prefill=64),
     StepRecipe(decodes=16, decode_context=256, chunks=1, prefill=240),
 )
-MIN_REPEATS, MAX_REPEATS = 5, 100
+MIN_REPEATS, MAX_REPEATS = 3, 100
 
 
 def piece_plans(model: ModelConfig, num_ranks: int) -> list[ParallelPlan]:

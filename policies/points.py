@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 from engine.spec.measurement import Fidelity
@@ -14,24 +14,31 @@ from policies.errors import PolicyInputError
 from policies.report import finite
 from policies.sla import Sla
 
-# An Estimate's low..high holds the truth with this probability.
+# An Estimate's low..high holds the truth with this probability, so its ends are this many standard
+# errors from the value.
 INTERVAL_LEVEL = 0.9
-_INTERVAL_Z = NormalDist().inv_cdf(0.5 + INTERVAL_LEVEL / 2)
+INTERVAL_Z = NormalDist().inv_cdf(0.5 + INTERVAL_LEVEL / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     """A number and its 90 % interval; ``low == high`` when it is taken as exact.
 
+    ``certainty`` is the most that any bound's chance can be: three requests cannot prove a p95,
+    however fast they were.
+
     Raises:
-        PolicyInputError: low <= value <= high does not hold.
+        PolicyInputError: low <= value <= high or 0 <= certainty <= 1 does not hold.
     """
 
     value: float
     low: float
     high: float
+    certainty: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.certainty <= 1:
+            raise PolicyInputError(f"certainty {self.certainty}: must be a share from 0 to 1")
         if not self.low <= self.value <= self.high:
             raise PolicyInputError(
                 f"estimate {self.value}: interval {self.low}..{self.high} must hold it"
@@ -42,18 +49,38 @@ class Estimate:
         return cls(value=value, low=value, high=value)
 
     def probability(self, constraint: Constraint) -> float:
-        """Chance that the truth meets ``constraint``, normal on each side of the value."""
+        """Chance that the truth meets ``constraint``, normal on each side of the value and at most
+        ``certainty``."""
+        return min(self.certainty, self._chance(constraint))
+
+    def find_bound(self, chance: float, op: Op) -> float | None:
+        """The tightest bound that the truth meets with ``chance`` (above 0.5); None: there is none.
+
+        The inverse of :meth:`probability`.
+        """
+        half_width = self.high - self.value if op is Op.AT_MOST else self.value - self.low
+        if chance > self.certainty or not math.isfinite(self.value + half_width):
+            return None
+        if half_width == 0:
+            return self.value
+        if chance >= 1:
+            return None
+        way = half_width * NormalDist().inv_cdf(chance) / INTERVAL_Z
+        return self.value + way if op is Op.AT_MOST else self.value - way
+
+    def _chance(self, constraint: Constraint) -> float:
         bound, is_at_most = constraint.bound, constraint.op is Op.AT_MOST
         if math.isinf(self.value) or math.isinf(bound - self.value):
             return float(constraint.is_met_by(self.value))
         half_width = self.high - self.value if bound > self.value else self.value - self.low
         if half_width == 0:
             return float(constraint.is_met_by(self.value))
-        below = NormalDist().cdf((bound - self.value) * _INTERVAL_Z / half_width)
+        below = NormalDist().cdf((bound - self.value) * INTERVAL_Z / half_width)
         return below if is_at_most else 1 - below
 
     def to_json(self) -> dict[str, float]:
-        return {"value": self.value, "low": self.low, "high": self.high}
+        parts = {"value": self.value, "low": self.low, "high": self.high}
+        return parts if self.certainty == 1 else {**parts, "certainty": self.certainty}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +89,14 @@ class OperatingPoint:
 
     ``metrics`` is keyed by the SLA's words (``p95_ttft_ms``, ``attainment``,
     ``throughput_tokens_per_s``; see ``policies.report.flat_metrics``). A metric that is missing
-    there was not observed, so it passes no bound.
+    there was not observed, so it passes no bound. ``beliefs`` are what chances go by instead of
+    the metrics, where more is known than one run showed (``tuner.search.evidence``).
     """
 
     settings: Settings
     fidelity: Fidelity
     metrics: Mapping[str, Estimate]
+    beliefs: Mapping[str, Estimate] = field(default_factory=dict)
 
     @property
     def cost_devices(self) -> int:
@@ -98,8 +127,21 @@ class OperatingPoint:
         The errors of one model's latencies move together. For such (associated) errors the joint
         chance is at least the product.
         """
-        estimates = [(c, self.metrics.get(c.key)) for c in sla.per_run]
-        return math.prod(0.0 if e is None else e.probability(c) for c, e in estimates)
+        return math.prod(self.chance(c) for c in sla.per_run)
+
+    def belief(self, constraint: Constraint) -> Estimate | None:
+        """What is known of the number that ``constraint`` bounds."""
+        return self.beliefs.get(constraint.key) or self.metrics.get(constraint.key)
+
+    def chance(self, constraint: Constraint) -> float:
+        """Chance that ``constraint`` is met; 0 where nothing was observed."""
+        estimate = self.belief(constraint)
+        return 0.0 if estimate is None else estimate.probability(constraint)
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether its certainty is known; a single exact simulation says nothing of it."""
+        return any(e.low < e.high for e in self.metrics.values())
 
     @property
     def runs_full_decodes_in_base(self) -> bool:
@@ -150,7 +192,10 @@ def estimates_from_json(raw: EstimateJson) -> dict[str, Estimate]:
 
     return {
         key: Estimate(
-            value=number(parts["value"]), low=number(parts["low"]), high=number(parts["high"])
+            value=number(parts["value"]),
+            low=number(parts["low"]),
+            high=number(parts["high"]),
+            certainty=number(parts.get("certainty", 1.0)),
         )
         for key, parts in raw.items()
     }

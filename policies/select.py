@@ -10,6 +10,7 @@ from enum import StrEnum
 from policies.constraint import Constraint, Op
 from policies.points import Estimate, OperatingPoint, is_faster
 from policies.sla import Sla
+from policies.verdict import MIN_CHANCE, is_dependable, meets_in_run, too_unlikely
 
 __all__ = [
     "Estimate",
@@ -23,8 +24,8 @@ __all__ = [
     "select",
 ]
 
-# A point that meets the SLA by a hair in one run will miss it in the next.
-MIN_CHANCE = 0.8
+# Bounds computed from chances are this much wider, or rounding would make them miss.
+SLACK = 1e-9
 
 
 class ChoiceReason(StrEnum):
@@ -36,6 +37,7 @@ class ChoiceReason(StrEnum):
     MOST_LIKELY_OF_THE_CHEAPEST = "most_likely_of_the_cheapest"
     FASTEST_OF_THE_CHEAPEST = "fastest_of_the_cheapest"
     SLA_INFEASIBLE = "sla_infeasible"
+    SLA_UNLIKELY = "sla_unlikely"
     ONLY_LOW_THRESHOLDS = "only_low_thresholds"
     NO_POINTS = "no_points"
 
@@ -62,7 +64,7 @@ class Rejected:
 
 @dataclass(frozen=True, kw_only=True)
 class Relaxation:
-    """How far one constraint, with the others kept, must give way for some point to pass.
+    """How far one constraint, with the others kept, must give way for some point to be dependable.
 
     ``bound`` None: no relaxation of this constraint alone is enough.
     """
@@ -84,8 +86,10 @@ class Selection:
     """The answer. ``best`` is the recommendation: the cheapest point.
 
     ``probability`` is P(SLA met) of ``best`` (see ``OperatingPoint.probability``). When nothing
-    is feasible, ``best`` is None, ``closest`` the point that misses by least, ``binding`` the
-    constraint it misses most, and ``relaxations`` the price of relaxing each alone.
+    is dependable, ``best`` is None, ``closest`` the near miss (the likeliest point, of equals the
+    one with most headroom), ``binding`` the constraint that it is least likely to meet, and
+    ``relaxations`` the price of relaxing each alone. ``SLA_UNLIKELY``: some point met the SLA in
+    its run, but none would with ``MIN_CHANCE``.
     """
 
     reason: ChoiceReason
@@ -102,10 +106,10 @@ class Selection:
 def select(points: Sequence[OperatingPoint], sla: Sla) -> Selection:
     """The cheapest, fastest and balanced points that meet ``sla``, or what stands in the way.
 
-    Only points that meet it with a chance of at least ``MIN_CHANCE`` compete. If there is none, the
-    likeliest point wins. Cheapest = fewest devices; of equals the likelier one wins, then the
-    faster. Balanced = the least product of devices and latency. A point whose threshold is below
-    ``max_num_seqs`` competes only if it beats every twin with a higher threshold.
+    Only dependable points compete (``policies.verdict``). Cheapest = fewest devices; of equals the
+    likelier one wins, then the faster. Balanced = the least product of devices and latency. A
+    point whose threshold is below ``max_num_seqs`` competes only if it beats every twin with a
+    higher threshold.
     """
     if not points:
         return Selection(reason=ChoiceReason.NO_POINTS)
@@ -115,10 +119,11 @@ def select(points: Sequence[OperatingPoint], sla: Sla) -> Selection:
     eligible = [p for p in points if id(p) not in out]
     if not eligible:
         return Selection(reason=ChoiceReason.ONLY_LOW_THRESHOLDS, rejected=tuple(excluded))
-    feasible = [p for p in eligible if all(p.is_met(c) for c in sla.per_run)]
-    if not feasible:
-        return _infeasible(eligible, sla, excluded)
-    dependable = _dependable(feasible, sla)
+    feasible = [p for p in eligible if meets_in_run(p, sla)]
+    dependable = [p for p in feasible if is_dependable(p, sla)]
+    if not dependable:
+        reason = ChoiceReason.SLA_UNLIKELY if feasible else ChoiceReason.SLA_INFEASIBLE
+        return _infeasible(reason, eligible, sla, excluded)
     best = min(dependable, key=lambda p: (p.cost_devices, -_rounded_chance(p, sla), _speed(p, sla)))
     others = [p for p in points if p is not best and id(p) not in out]
     return Selection(
@@ -180,15 +185,6 @@ def _rounded_chance(point: OperatingPoint, sla: Sla) -> float:
     return round(point.probability(sla) * 20) / 20
 
 
-def _dependable(feasible: Sequence[OperatingPoint], sla: Sla) -> list[OperatingPoint]:
-    """Points that meet the SLA with enough certainty; without any, the likeliest ones."""
-    sure = [p for p in feasible if p.probability(sla) >= MIN_CHANCE]
-    if sure:
-        return sure
-    most = max(_rounded_chance(p, sla) for p in feasible)
-    return [p for p in feasible if _rounded_chance(p, sla) == most]
-
-
 def _reason(best: OperatingPoint, feasible: Sequence[OperatingPoint], sla: Sla) -> ChoiceReason:
     if len(feasible) == 1:
         return ChoiceReason.ONLY_FEASIBLE
@@ -209,9 +205,8 @@ def _rejection(point: OperatingPoint, best: OperatingPoint, sla: Sla) -> Rejecte
     elif missed := [c for c in sla.per_run if not point.is_met(c)]:
         why = PointRejection.VIOLATES_SLA
         detail = ", ".join(f"{c} but {point.actual(c):.4g}" for c in missed)
-    elif point.probability(sla) < MIN_CHANCE <= best.probability(sla):
-        why = PointRejection.LESS_LIKELY
-        detail = f"P(SLA met) {point.probability(sla):.2f} < {MIN_CHANCE}"
+    elif not is_dependable(point, sla):
+        why, detail = PointRejection.LESS_LIKELY, too_unlikely(point, sla)
     elif point.cost_devices > best.cost_devices:
         why, detail = PointRejection.MORE_DEVICES, f"{point.cost_devices} > {best.cost_devices}"
     elif _rounded_chance(point, sla) < _rounded_chance(best, sla):
@@ -225,30 +220,44 @@ def _rejection(point: OperatingPoint, best: OperatingPoint, sla: Sla) -> Rejecte
 
 
 def _infeasible(
-    points: Sequence[OperatingPoint], sla: Sla, excluded: Sequence[Rejected]
+    reason: ChoiceReason,
+    points: Sequence[OperatingPoint],
+    sla: Sla,
+    excluded: Sequence[Rejected],
 ) -> Selection:
-    closest = max(points, key=lambda p: p.headroom(sla))
+    closest = max(points, key=lambda p: (_rounded_chance(p, sla), p.headroom(sla)))
     return Selection(
-        reason=ChoiceReason.SLA_INFEASIBLE,
+        reason=reason,
         closest=closest,
-        binding=min(sla.per_run, key=closest.margin),
+        binding=min(sla.per_run, key=lambda c: (closest.chance(c), closest.margin(c))),
         relaxations=tuple(_relaxation(c, points, sla) for c in sla.per_run),
         rejected=(*excluded, *(_rejection(p, closest, sla) for p in points)),
     )
 
 
 def _relaxation(constraint: Constraint, points: Sequence[OperatingPoint], sla: Sla) -> Relaxation:
-    others = [c for c in sla.per_run if c is not constraint]
-    passing = [
-        (actual, p)
-        for p in points
-        if all(p.is_met(c) for c in others)
-        and (actual := p.actual(constraint)) is not None
-        and math.isfinite(actual)
-        and actual > 0
-    ]
-    if not passing:
+    found = [(b, p) for p in points if (b := _needed_bound(constraint, p, sla)) is not None]
+    if not found:
         return Relaxation(constraint=constraint, bound=None, point=None)
     pick = min if constraint.op is Op.AT_MOST else max
-    bound, point = pick(passing, key=lambda pair: pair[0])
+    bound, point = pick(found, key=lambda pair: pair[0])
     return Relaxation(constraint=constraint, bound=bound, point=point)
+
+
+def _needed_bound(constraint: Constraint, point: OperatingPoint, sla: Sla) -> float | None:
+    """The bound with which ``point`` would be dependable, the other constraints kept."""
+    others = [c for c in sla.per_run if c is not constraint]
+    chance = math.prod(point.chance(c) for c in others)
+    actual, belief = point.actual(constraint), point.belief(constraint)
+    if actual is None or belief is None or not all(point.is_met(c) for c in others):
+        return None
+    if chance < MIN_CHANCE:
+        return None
+    bound = belief.find_bound(MIN_CHANCE / chance, constraint.op)
+    if bound is None:
+        return None
+    if constraint.op is Op.AT_MOST:
+        needed = max(bound * (1 + SLACK), actual)
+    else:
+        needed = min(bound * (1 - SLACK), actual)
+    return needed if 0 < needed < math.inf else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -51,6 +51,16 @@ class JobRepository:
         states = [state for state in JobState if not state.is_final]
         query = sa.select(TuningJob).where(TuningJob.state.in_(states)).order_by(TuningJob.id)
         return self._session.scalars(query).all()
+
+    def find_newest(self, *, created_by: str, states: Collection[JobState]) -> TuningJob | None:
+        """The newest job of one maker that is in one of ``states``."""
+        query = (
+            sa.select(TuningJob)
+            .where(TuningJob.created_by == created_by, TuningJob.state.in_(states))
+            .order_by(TuningJob.id.desc())
+            .limit(1)
+        )
+        return self._session.scalars(query).one_or_none()
 
     def delete(self, job: TuningJob) -> None:
         """Remove a job with its events and trials."""

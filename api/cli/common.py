@@ -14,6 +14,8 @@ from rich.console import Console
 EXIT_MISTAKE = 2
 # The command did its work, and the answer is that the SLA is not met.
 EXIT_NOT_MET = 3
+# As shells say of a command that Ctrl-C ended.
+EXIT_INTERRUPTED = 130
 # The root of each package's error tree (STYLE rule 14).
 ERROR_ROOTS = (
     ("engine.spec.errors", "EngineError"),
@@ -38,6 +40,11 @@ def fail(message: str) -> NoReturn:
 def end_not_met() -> NoReturn:
     """Leave with exit code 3, by which a script can tell an SLA that is not met from a mistake."""
     sys.exit(EXIT_NOT_MET)
+
+
+def end_interrupted() -> NoReturn:
+    """Leave with exit code 130, after Ctrl-C."""
+    sys.exit(EXIT_INTERRUPTED)
 
 
 def log(message: str) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -213,8 +213,14 @@ def check_folder_of(file: Path) -> None:
         fail(f"cannot write {file}: it is a folder")
     if not file.parent.is_dir():
         fail(f"cannot write {file}: there is no folder {file.parent}")
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
-        fail(f"cannot write {file}: permission denied")
+    try:
+        if file.exists():
+            file.open("a").close()
+        else:
+            # What may be written is known only by writing: rights, a read-only disk, /proc.
+            TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        fail(f"cannot write {file}: {(error.strerror or str(error)).lower()}")
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from api.cli.common import end_not_met, log, print_json, progress_console
 from api.cli.engine_options import ModelNameOption
 from api.cli.grouped import grouped
 from api.cli.groups import Described, Output, WorkloadOptions
-from engine.spec.settings import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -157,14 +156,16 @@ def _print_choice(console: Console, report: PlanReport, choice: Choice) -> None:
 
 
 def _print_infeasible(console: Console, infeasible: dict[str, Any]) -> None:
-    console.print(f"no plan meets the SLA; binding is {infeasible['binding']}", highlight=False)
+    from tuner.search.report import infeasible_text
+
+    console.print(infeasible_text(infeasible), highlight=False)
     if infeasible["is_from_single_requests"]:
         console.print("  not even with one request at a time", highlight=False)
     if (closest := infeasible["closest"]) is not None:
         headroom = closest["headroom"]
-        missed = "" if headroom is None else f", misses by {-100 * headroom:.0f} % of the bound"
-        settings = Settings.from_json(closest["settings"])
-        console.print(f"  nearest: {settings}{missed}", highlight=False)
+        if headroom is not None and headroom < 0:
+            missed = f"misses by {-100 * headroom:.0f} % of the bound"
+            console.print(f"  the nearest {missed}", highlight=False)
     for relaxation in infeasible["relaxations"]:
         if relaxation["bound"] is not None:
             console.print(
@@ -179,13 +180,14 @@ def _print_feasible(console: Console, report: PlanReport) -> None:
     if not report.feasible:
         return
     sla = report.question.sla
-    table = Table("devices", "settings", *(c.key for c in sla.per_run), "KV tokens")
-    table.title = f"{len(report.feasible)} settings meet {sla}"
+    table = Table("devices", "settings", *(c.key for c in sla.per_run), "P(met)", "KV tokens")
+    table.title = f"{len(report.feasible)} settings whose simulated values meet {sla}"
     for point in report.feasible[:SHOWN_FEASIBLE]:
         settings = point.settings
         kv_tokens = report.question.node.memory(settings.plan, caps=settings.caps).kv_tokens
         cells = [_cell(point, c.key) for c in sla.per_run]
-        table.add_row(str(point.cost_devices), str(settings), *cells, str(kv_tokens))
+        chance = f"{point.probability(sla):.2f}" if point.has_interval else "-"
+        table.add_row(str(point.cost_devices), str(settings), *cells, chance, str(kv_tokens))
     console.print(table)
     if (more := len(report.feasible) - SHOWN_FEASIBLE) > 0:
         console.print(f"and {more} more (--json has all)", highlight=False)

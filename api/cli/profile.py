@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +24,14 @@ from api.cli.grouped import grouped
 from api.cli.groups import check_folder_of, writing
 
 if TYPE_CHECKING:
+    from tuner.profiling.profile import Profile
     from tuner.profiling.run import ProfileSpec
     from tuner.step_model.model import StepModel
+
+# What is left of the seconds for the fit, after everything is measured.
+FIT_S = 1.0
+# Longer than asked for by more than this is told.
+TOLERANCE = 1.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +50,27 @@ class Measuring:
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, ..., or auto.")] = "auto"
     device: DeviceOption = "cpu"
     link: LinkOption = None
-    seconds: Annotated[float, typer.Option(min=1, help="About how long to measure.")] = 40.0
+    seconds: Annotated[
+        float,
+        typer.Option(
+            min=1,
+            help="About how long all of it takes. Starts and the least number of repeats need "
+            "about 25 of them in each round, for a small model on two idle cores; larger models "
+            "and more ranks need more. What they needed is told at the end.",
+        ),
+    ] = 40.0
     rounds: Annotated[
         int,
-        typer.Option(min=1, help="Measure everything so often, where the machine's speed drifts."),
+        typer.Option(
+            min=1,
+            help="Start and measure everything so often within the seconds, where the machine's "
+            "speed drifts.",
+        ),
     ] = 1
 
-    def spec(self, folder: Path) -> ProfileSpec:
-        """The same for the model in ``folder``; ends on a mistake."""
+    def spec(self, folder: Path, *, spent_s: float) -> ProfileSpec:
+        """The same for the model in ``folder``, of whose seconds some are spent; ends on a
+        mistake."""
         from tuner.profiling.run import ProfileSpec
 
         return ProfileSpec(
@@ -58,7 +79,7 @@ class Measuring:
             dtype=read_dtype(self.dtype, folder),
             device=check_device(self.device),
             link=read_link(self.link),
-            seconds=self.seconds,
+            seconds=max(0.0, self.seconds - spent_s),
             rounds=self.rounds,
         )
 
@@ -74,28 +95,48 @@ def profile(
     The cost model goes into the data folder (GEARSHIFT_DATA_DIR), where simulate and tune look
     for this machine's newest.
     """
-    import json
+    check_folder_of(out)
+    begun_s = time.perf_counter()
 
     from engine.spec.model import ModelConfig
     from tuner.profiling.run import reference_model, run_profile
-    from tuner.step_model.files import save_cost_model
+    from tuner.step_model.files import check_cost_model_dir, save_cost_model
     from tuner.step_model.fit import fit_step_model
+    from tuner.step_model.quality import Quality
 
-    check_folder_of(out)
+    check_cost_model_dir()
     with ExitStack() as stack:
         folder = measuring.model or stack.enter_context(reference_model())
-        spec = measuring.spec(folder)
+        spent_s = time.perf_counter() - begun_s + FIT_S
+        spec = measuring.spec(folder, spent_s=spent_s)
         measured = run_profile(spec, on_event=lambda text: log(f"profile: {text}"))
         with writing():
             out.write_text(json.dumps(measured.to_json()))
         step_model = fit_step_model(measured, ModelConfig.from_dir(folder))
     with writing():
         saved = save_cost_model(step_model)
-    document = {"profile": str(out), "cost_model": step_model.id, "file": str(saved)}
+    quality = Quality.of(step_model.error)
+    document = {
+        "profile": str(out),
+        "cost_model": step_model.id,
+        "file": str(saved),
+        "quality": quality.to_json(seconds=measuring.seconds, rounds=measuring.rounds),
+        "took": _took(measured, asked_s=measuring.seconds, total_s=time.perf_counter() - begun_s),
+    }
     if as_json:
         print_json(document | {"error": _error_json(step_model)})
     else:
         _print(step_model, document)
+
+
+def _took(measured: Profile, *, asked_s: float, total_s: float) -> dict[str, float]:
+    """Seconds asked for and taken, and how many of them were no choice."""
+    assert measured.took is not None, "a profile of this version says how long it took"
+    return {
+        "asked_s": asked_s,
+        "total_s": total_s,
+        "fixed_s": measured.took.fixed_s + total_s - measured.took.total_s,
+    }
 
 
 def _error_json(step_model: StepModel) -> dict[str, Any]:
@@ -104,7 +145,7 @@ def _error_json(step_model: StepModel) -> dict[str, Any]:
     return asdict(step_model.error)
 
 
-def _print(step_model: StepModel, document: dict[str, str]) -> None:
+def _print(step_model: StepModel, document: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -112,11 +153,23 @@ def _print(step_model: StepModel, document: dict[str, str]) -> None:
     table = Table("left out", "steps", "error", "bias", title="steps of plans never fitted")
     for group in error.groups:
         table.add_row(group.plan, str(group.num_steps), f"{group.mape:.1%}", f"{group.bias:+.1%}")
-    console = Console()
+    console = Console(soft_wrap=True, highlight=False)
     console.print(table)
     used = "on" if error.is_residual_active else "off (the roofline alone is better)"
     console.print(
         f"{step_model.machine}\nresidual {used}; 90 % of steps within "
         f"{error.step_interval:.1%}, whole plans within {error.plan_interval:.1%}"
     )
+    took, quality = document["took"], document["quality"]
+    console.print(_took_text(**took))
+    console.print(quality["verdict"])
+    if quality["advice"] is not None:
+        console.print(quality["advice"])
     console.print(f"profile {document['profile']}, cost model {document['cost_model']}")
+
+
+def _took_text(*, asked_s: float, total_s: float, fixed_s: float) -> str:
+    fixed = f"{fixed_s:.0f} s of it for starts and least repeats"
+    if total_s <= TOLERANCE * asked_s:
+        return f"took {total_s:.0f} s, {fixed}"
+    return f"took {total_s:.0f} s, {fixed}: --seconds {asked_s:g} is less than this needs here"

@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import end_not_met, log, print_json, progress_console
-from api.cli.engine_options import DeviceOption, ModelNameOption, check_device
+from api.cli.common import (
+    end_interrupted,
+    end_not_met,
+    fail,
+    log,
+    print_json,
+    progress_console,
+)
+from api.cli.engine_options import DeviceOption, check_device
 from api.cli.grouped import grouped
 from api.cli.groups import LocalMachine, Output, Served
-from engine.spec.settings import Settings
+from api.cli.interrupts import stoppable
+from api.cli.tune_answer import print_answer
 
 if TYPE_CHECKING:
+    from api.jobs.kept import Keeper
     from tuner.search.context import TuningEvent
+    from tuner.search.report import TuningReport
     from tuner.search.spec import TuningSpec
+    from tuner.search.trials import TrialRecord
 
-SHOWN_TRIALS = 30
+# What --resume may be named with; everything else is as the job began.
+WITH_RESUME = ("resume", "trials", "out", "as_json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
     """What is looked for, and how far."""
 
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|DIR",
+            help="Model by name, as in llama-3.1-70b, or a folder in Hugging Face format.",
+        ),
+    ] = None
     workload: Annotated[
-        str, typer.Option(help="Workload SPEC, as in azure:PATH,seconds=120,max_input=2048.")
-    ]
-    sla: Annotated[str, typer.Option(help="SLA, as in p95_ttft_ms<=500,p95_tpot_ms<=50.")]
+        str | None,
+        typer.Option(help="Workload SPEC, as in azure:PATH,seconds=120,max_input=2048."),
+    ] = None
+    sla: Annotated[
+        str | None, typer.Option(help="SLA, as in p95_ttft_ms<=500,p95_tpot_ms<=50.")
+    ] = None
     devices: Annotated[int, typer.Option(min=1, help="Most devices (ranks) a plan may use.")] = 2
     trials: Annotated[int, typer.Option(min=1, help="Trials, the baseline included.")] = 12
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0
@@ -59,16 +81,20 @@ class TunedMachine(LocalMachine):
         int | None, typer.Option(min=1, help="KV cache per rank (CPU); by default 256.")
     ] = None
     profile_seconds: Annotated[
-        float, typer.Option(min=1, help="About how long to profile without a cost model.")
-    ] = 20.0
+        float,
+        typer.Option(
+            min=1, help="About how long to profile without a cost model, starts included."
+        ),
+    ] = 30.0
 
 
 @grouped(
     help_order="model workload sla devices trials seed out hardware cost_model live "
-    "probe_requests probe_paced dtype backend device link timeout_s kv_cache_mib profile_seconds"
+    "probe_requests probe_paced dtype backend device link timeout_s kv_cache_mib profile_seconds "
+    "resume"
 )
 def tune(
-    model: ModelNameOption,
+    ctx: typer.Context,
     search: Search,
     trials: LiveTrials,
     machine: TunedMachine,
@@ -77,46 +103,151 @@ def tune(
     hardware: Annotated[
         str, typer.Option(help="'local', or described hardware to simulate, as in 8xh200.")
     ] = "local",
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID|last", help="Go on with an interrupted job; its options are as they were."
+        ),
+    ] = None,
 ) -> None:
     """Search plan, shift threshold and caps together, and recommend the cheapest that will do.
 
     Every feasible plan is simulated; promising ones run on the live engine; the winner is
-    measured again with a fresh seed.
+    measured again with a fresh seed. What is recommended meets the SLA with P of at least 0.8.
+    Trials are kept in the local database as they end. Ctrl-C tells what was found so far.
     """
-    from tuner.search.spec import LOCAL
-    from tuner.search.tune import tune
-
     report.check()
-    if hardware != LOCAL:
-        machine.refuse()
+    if resume is not None:
+        _refuse_beside_resume(ctx)
+        has_trials = _is_given(ctx, "trials")
+        job = _resumed(resume, num_trials=search.trials if has_trials else None)
     else:
-        served.refuse_backend("--hardware")
-    spec = _spec(model, hardware, search, trials, machine, served)
-    with _Progress(search.trials) as show:
-        found = tune(spec, cost_model=_cost_model(spec, machine.cost_model), on_event=show)
-    document = found.to_json()
+        _check_hardware_options(hardware, machine, served)
+        job = _new(_spec(search, hardware, trials, machine, served), machine.cost_model)
+    found, is_interrupted = _run(job)
+    document = found.to_json() | {
+        "job": job.keeper.job_id,
+        "is_interrupted": is_interrupted,
+        "resume": job.keeper.resume_command if is_interrupted else None,
+    }
     report.write(document)
     if report.as_json:
         print_json(document)
     else:
-        _print(document, report.out)
+        print_answer(document, report.out)
+    if is_interrupted:
+        end_interrupted()
     if document["recommendation"] is None:
         end_not_met()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What is to be run, what an earlier run left, and where it is kept."""
+
+    spec: TuningSpec
+    cost_model: dict[str, Any] | None
+    keeper: Keeper
+    trials: tuple[TrialRecord, ...] = ()
+
+
+def _new(spec: TuningSpec, cost_model: str | None) -> _Job:
+    from api.cli.local_database import find_database
+    from api.jobs.kept import Keeper
+
+    document = _cost_model(spec, cost_model)
+    return _Job(spec=spec, cost_model=document, keeper=Keeper(find_database("trials are")))
+
+
+def _resumed(word: str, *, num_trials: int | None) -> _Job:
+    """The kept job; ``num_trials`` None: as many as it was begun with."""
+    from api.cli.local_database import open_database
+    from api.jobs.kept import Keeper, find_kept
+
+    database = open_database()
+    kept = find_kept(database, word)
+    spec = kept.spec if num_trials is None else replace(kept.spec, trials=num_trials)
+    log(f"resume: {kept.job_id} has {len(kept.trials)} of {spec.trials} trials")
+    return _Job(
+        spec=spec,
+        cost_model=kept.cost_model,
+        keeper=Keeper(database, kept.job_id),
+        trials=kept.trials,
+    )
+
+
+def _run(job: _Job) -> tuple[TuningReport, bool]:
+    """The report, and whether Ctrl-C cut the search short."""
+    from tuner.search.tune import prepare, search
+
+    keeper = job.keeper
+    with _Progress(job.spec.trials, len(job.trials), keeper.keep) as show:
+        try:
+            context = prepare(job.spec, cost_model=job.cost_model, on_event=show)
+        except KeyboardInterrupt:
+            log("interrupted while preparing: nothing was found yet")
+            end_interrupted()
+        with context, stoppable("the answer from what was found follows") as is_stopped:
+            keeper.begin(job.spec, context.cost_model)
+            if (command := keeper.resume_command) is not None:
+                show.say(f"kept: after an interruption, {command}")
+            try:
+                found = search(context, job.trials, is_cancelled=is_stopped)
+            except Exception as error:
+                keeper.fail(str(error))
+                raise
+            is_interrupted = is_stopped()
+            if is_interrupted:
+                found = _as_interrupted(found)
+            keeper.end(found, is_interrupted=is_interrupted)
+            return found, is_interrupted
+
+
+def _as_interrupted(found: TuningReport) -> TuningReport:
+    note = f"interrupted after {len(found.trials)} of {found.spec.trials} trials"
+    return replace(found, warnings=(*found.warnings, note))
+
+
+def _refuse_beside_resume(ctx: typer.Context) -> None:
+    """End where an option is named that would be in vain."""
+    named = [name for name in ctx.params if name not in WITH_RESUME and _is_given(ctx, name)]
+    if named:
+        options = ", ".join("--" + name.replace("_", "-") for name in named)
+        fail(f"{options}: --resume goes on with the options that the job began with")
+
+
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _check_hardware_options(hardware: str, machine: TunedMachine, served: Served) -> None:
+    from tuner.search.spec import LOCAL
+
+    if hardware != LOCAL:
+        machine.refuse()
+    else:
+        served.refuse_backend("--hardware")
+
+
 def _spec(
-    model: str,
-    hardware: str,
     search: Search,
+    hardware: str,
     trials: LiveTrials,
     machine: TunedMachine,
     served: Served,
 ) -> TuningSpec:
     from tuner.search.spec import DEFAULT_KV_CACHE_MIB, TuningSpec
 
+    asked = {"--model": search.model, "--workload": search.workload, "--sla": search.sla}
+    if missing := [option for option, value in asked.items() if value is None]:
+        fail(f"{', '.join(missing)}: needed for a new job; --resume last goes on with an old one")
+    assert search.model is not None
+    assert search.workload is not None
+    assert search.sla is not None
     kv_cache_mib = machine.kv_cache_mib
     return TuningSpec(
-        model_dir=model,
+        model_dir=search.model,
         num_devices=search.devices,
         workload=search.workload,
         sla=search.sla,
@@ -146,14 +277,15 @@ def _cost_model(spec: TuningSpec, source: str | None) -> dict[str, Any] | None:
 
 
 class _Progress:
-    """A bar over the trials on stderr, and a line for everything else."""
+    """A bar over the trials on stderr, and a line for everything else; trials are handed on."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, done: int, on_trial: Callable[[dict[str, Any]], None]) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
         columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bar = Progress(*columns, console=progress_console(), transient=True)
-        self._task = self._bar.add_task("tune", total=total)
+        self._task = self._bar.add_task("tune", total=total, completed=done)
+        self._on_trial = on_trial
 
     def __enter__(self) -> _Progress:
         self._bar.start()
@@ -164,47 +296,10 @@ class _Progress:
 
     def __call__(self, event: TuningEvent) -> None:
         if event.kind == "trial":
+            self._on_trial(event.data)
             self._bar.update(self._task, advance=1)
-        self._bar.console.print(f"{event.kind}: {event.message}", highlight=False)
+        self.say(f"{event.kind}: {event.message}")
 
-
-def _print(document: dict[str, Any], out: Path | None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table("trial", "settings", "fidelity", "p95 TTFT", "p95 TPOT", "verdict")
-    table.title = f"SLA {document['sla']}"
-    for trial in document["trials"][:SHOWN_TRIALS]:
-        metrics = trial["metrics"]
-        table.add_row(
-            str(trial["number"]),
-            str(Settings.from_json(trial["settings"])),
-            trial["fidelity"],
-            _text(metrics, "p95_ttft_ms"),
-            _text(metrics, "p95_tpot_ms"),
-            trial["reason"],
-        )
-    console.print(table)
-    found = document["recommendation"]
-    if found is None:
-        infeasible = document["infeasible"]
-        console.print(f"nothing meets the SLA ({infeasible['reason']}): {infeasible['binding']}")
-        for relaxation in infeasible["relaxations"]:
-            if relaxation["bound"] is not None:
-                console.print(
-                    f"  {relaxation['constraint']} would have to be {relaxation['bound']:.4g}"
-                )
-    else:
-        settings = Settings.from_json(found["settings"])
-        console.print(f"recommended ({found['fidelity']}, {found['reason']}): {settings}")
-        console.print(found["explanation"])
-    for warning in document["warnings"]:
-        log(f"warning: {warning}")
-    if out is not None:
-        console.print(f"report: {out}")
-
-
-def _text(metrics: dict[str, Any], key: str) -> str:
-    parts = metrics.get(key)
-    return "-" if parts is None or parts["value"] is None else f"{parts['value']:.4g}"
+    def say(self, line: str) -> None:
+        """Print one line above the bar."""
+        self._bar.console.print(line, highlight=False, soft_wrap=True)

@@ -42,7 +42,7 @@ def live_scene(trace: str | None) -> Scene:
         sla="p95_ttft_ms<=500,p95_tpot_ms<=40,attainment>=0.9",
         vocab_size=4096,
         job={"num_devices": 2, "trials": 4, "hardware": "local"},
-        options={"probe_requests": 40, "profile_seconds": 12.0, "timeout_s": 60.0},
+        options={"probe_requests": 40, "profile_seconds": 24.0, "timeout_s": 60.0},
     )
 
 

@@ -179,7 +179,10 @@ class Story:
             "metric",
             "simulated (90% interval)",
             found["fidelity"],
-            title=(f"recommended: {Settings.from_json(found['settings'])} for {scene.sla}"),
+            title=(
+                f"recommended: {Settings.from_json(found['settings'])} for {scene.sla}, "
+                f"P(SLA met) {found['sla_probability']:.2f}"
+            ),
         )
         interval = found["interval"]
         for name in SHOWN:
@@ -227,7 +230,9 @@ def _told(event: JobEvent) -> str:
     data = event.data
     if event.type == "trial":
         settings = Settings.from_json(data["settings"])
-        return f"{data['number']} {settings} {data['fidelity']}: {data['reason']}"
+        chance = data["sla_probability"]
+        met = "" if chance is None else f", P(met) {chance:.2f}"
+        return f"{data['number']} {settings} {data['fidelity']}{met}: {data['reason']}"
     return str(data.get("message") or data.get("reason") or data.get("state") or "")
 
 

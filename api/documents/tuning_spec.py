@@ -29,3 +29,10 @@ def tuning_spec(job: Json) -> TuningSpec:
     shared = {name: job[name] for name in SHARED}
     newer = {name: job[name] for name in NEWER if job.get(name) is not None}
     return TuningSpec.from_json({**shared, **newer, **job["options"]})
+
+
+def job_document(spec: TuningSpec) -> Json:
+    """The inverse of :func:`tuning_spec`."""
+    every = spec.to_json()
+    options = {name: value for name, value in every.items() if name not in (*SHARED, *NEWER)}
+    return {**{name: every[name] for name in (*SHARED, *NEWER)}, "options": options}

@@ -15,12 +15,12 @@ from api.jobs.backend import (
     OnEvent,
     PreparedJob,
     TuningBackend,
-    Verdict,
 )
+from api.jobs.keeping import close, close_cancelled, keep_cost_model, keep_trial
 from api.jobs.leases import DeviceLeases
 from api.schemas.tuning import OnBusy
 from api.services.jobs import move
-from store import ConflictError, Database, UnitOfWork
+from store import ConflictError, Database
 from store.models import JobState, TuningJob
 
 WORKER = "worker"
@@ -80,7 +80,7 @@ class JobRunner:
                 if job is None or job.state.is_final:
                     return JobStep.STOP
                 if job.state is JobState.CANCELLING:
-                    self._close_cancelled(uow, job)
+                    close_cancelled(uow, job)
                     return JobStep.STOP
             return self._guarded(job_id, lambda: self._finish(job_id))
         finally:
@@ -121,9 +121,7 @@ class JobRunner:
             return JobStep.STOP  # it may have been cut short: only finished trials count
         try:
             with self._database.begin() as uow:
-                uow.trials.add(job_id, record)
-                line = {name: value for name, value in record.items() if name != "document"}
-                uow.jobs.append_event(job_id, "trial", line)
+                keep_trial(uow, job_id, record)
         except ConflictError:
             # Another process ran the same trial; its row came first and is the truth.
             self._log.warning("trial was there already", job=job_id, number=number)
@@ -137,29 +135,11 @@ class JobRunner:
         with self._database.begin() as uow:
             job = uow.jobs.get(job_id, for_update=True)
             if job.state is JobState.CANCELLING:
-                self._close_cancelled(uow, job)
+                close_cancelled(uow, job)
             elif not job.state.is_final:
-                self._close(uow, job, verdict)
+                notes = [SIMULATED_NOTE] if job.id in self._waived else []
+                close(uow, job, verdict, notes=notes)
         return JobStep.STOP
-
-    def _close(self, uow: UnitOfWork, job: TuningJob, verdict: Verdict) -> None:
-        warnings = [*verdict.warnings, *([SIMULATED_NOTE] if job.id in self._waived else [])]
-        job.report = {**verdict.report, "warnings": warnings} if warnings else verdict.report
-        row = uow.recommendations.add(
-            job_id=job.id,
-            cost_model_id=job.cost_model_id,
-            sla=verdict.sla,
-            document=verdict.recommendation or {},
-            schedule=verdict.schedule,
-            warnings=warnings,
-        )
-        is_feasible = verdict.recommendation is not None
-        state = JobState.SUCCEEDED if is_feasible else JobState.INFEASIBLE
-        move(uow, job, state, verdict.reason, recommendation_id=row.id)
-
-    def _close_cancelled(self, uow: UnitOfWork, job: TuningJob) -> None:
-        done = uow.trials.count(job.id)
-        move(uow, job, JobState.CANCELLED, f"cancelled; {done} of {job.num_trials} trials kept")
 
     def _prepare(self, job_id: str) -> PreparedJob:
         """The job in memory, with its devices leased and what it measured on the way kept."""
@@ -211,13 +191,7 @@ class JobRunner:
 
     def _keep_cost_model(self, job_id: str, document: Json) -> None:
         with self._database.begin() as uow:
-            row = uow.cost_models.add(
-                fingerprint=str(document.get("fingerprint") or "unknown"),
-                document=document,
-                created_by=WORKER,
-            )
-            uow.jobs.get(job_id, for_update=True).cost_model_id = row.id
-            uow.jobs.append_event(job_id, "cost_model", {"cost_model_id": row.id})
+            keep_cost_model(uow, uow.jobs.get(job_id, for_update=True), document, by=WORKER)
 
     def _forget(self, job_id: str) -> None:
         """Free what the job holds here."""

@@ -45,7 +45,7 @@ class TunerBackend:
 
         def relay(event: tune.TuningEvent) -> None:
             if event.kind not in OWN_EVENTS:
-                on_event(event.kind, _plain({"message": event.message, **event.data}))
+                on_event(event.kind, plain({"message": event.message, **event.data}))
 
         with _input_errors():
             wanted = tuning_spec(spec)
@@ -64,30 +64,41 @@ class TunerJob:
     @property
     def cost_model(self) -> Json | None:
         model = self._context.cost_model
-        return None if model is None else _plain(model.to_json())
+        return None if model is None else plain(model.to_json())
 
     def run_trial(self, number: int, done: Sequence[Json], is_cancelled: IsCancelled) -> Json:
         with _input_errors():
             records = [tune.TrialRecord.from_json(record) for record in done]
             trial = tune.run_trial(self._context, number, records, is_cancelled=is_cancelled)
-        return _plain(trial.to_json())
+        return plain(trial.to_json())
 
     def recommend(self, trials: Sequence[Json], is_cancelled: IsCancelled) -> Verdict:
         with _input_errors():
             records = [tune.TrialRecord.from_json(record) for record in trials]
             report = tune.recommend(self._context, records, is_cancelled=is_cancelled)
-        document = _plain(report.to_json())
-        return Verdict(
-            report=document,
-            recommendation=document["recommendation"],
-            schedule=document["schedule"],
-            sla=document["sla"],
-            reason=report.headline,
-            warnings=list(document["warnings"]),
-        )
+        return verdict_of(report)
 
     def close(self) -> None:
         self._context.close()
+
+
+def verdict_of(report: tune.TuningReport) -> Verdict:
+    """The tuner's report as a job keeps it."""
+    document = plain(report.to_json())
+    return Verdict(
+        report=document,
+        recommendation=document["recommendation"],
+        schedule=document["schedule"],
+        sla=document["sla"],
+        reason=report.headline,
+        warnings=list(document["warnings"]),
+    )
+
+
+def plain(document: Json) -> Json:
+    """The document as it reads back from JSON: no enums, no tuples."""
+    read: Json = json.loads(json.dumps(document))
+    return read
 
 
 @contextmanager
@@ -96,9 +107,3 @@ def _input_errors() -> Iterator[None]:
         yield
     except (EngineError, PolicyInputError, TunerError) as error:
         raise JobInputError(str(error)) from error
-
-
-def _plain(document: Json) -> Json:
-    """The document as it reads back from JSON: no enums, no tuples."""
-    plain: Json = json.loads(json.dumps(document))
-    return plain

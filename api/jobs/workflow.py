@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
 
+from api.jobs.keeping import COMMAND_LINE
 from api.jobs.runner import JobRunner, JobStep
 from api.web.settings import ServiceSettings
 from store import Database
@@ -83,7 +84,11 @@ class Dispatcher:
     def look(self) -> None:
         """Hand over new jobs, and close those whose workflow ended without closing them."""
         with self._database.read() as uow:
-            open_jobs = {job.id: job.num_trials for job in uow.jobs.list_open()}
+            open_jobs = {
+                job.id: job.num_trials
+                for job in uow.jobs.list_open()
+                if job.created_by != COMMAND_LINE
+            }
         for job_id, num_trials in open_jobs.items():
             if job_id not in self._handed:
                 with SetWorkflowID(job_id):

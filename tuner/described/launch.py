@@ -153,17 +153,9 @@ def _command(
 def _gearshift(
     settings: Settings, precision: Precision, paced: _Paced | None, max_model_len: int | None
 ) -> LaunchCommand:
-    plan, caps = settings.plan, settings.caps
-    text = str(plan).removesuffix(",shift")
-    plan_text = f"{text},shift={settings.threshold_tokens}" if plan.shift else text
-    words = ["gearshift", "engine", "serve", "--model", MODEL, "--plan", plan_text]
-    words += _caps(caps.max_num_seqs, caps.max_num_batched_tokens)
-    if caps.max_step_ms is not None:
-        return LaunchCommand(
-            system=System.GEARSHIFT,
-            note=f"max_step_ms={caps.max_step_ms:g} is set through PATCH /v1/engine/policy",
-        )
-    words += _context(max_model_len)
+    if (note := _why_not_flags(settings.caps)) is not None:
+        return LaunchCommand(system=System.GEARSHIFT, note=note)
+    words = [*_engine_serve(MODEL, settings), *_context(max_model_len)]
     if not precision.is_quantised:
         words += ["--dtype", precision.dtype.value, "--device", "cuda"]
         return LaunchCommand(system=System.GEARSHIFT, command=shlex.join(words))
@@ -175,6 +167,47 @@ def _gearshift(
         command=shlex.join([*words, "--dtype", precision.value, *paced.words]),
         note=f"paced in real time, without ranks: they do not compute in {precision}",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedHere:
+    """An engine of this project on this machine's own ranks, as a tuning job runs its trials."""
+
+    model: str
+    dtype: str
+    device: str
+    kv_cache_mib: int
+    block_size: int
+    link: str | None = None
+
+
+def launch_here(
+    settings: Settings, here: ServedHere, *, max_model_len: int | None = None
+) -> LaunchCommand:
+    """The command that serves with ``settings`` on this machine."""
+    if (note := _why_not_flags(settings.caps)) is not None:
+        return LaunchCommand(system=System.GEARSHIFT, note=note)
+    words = [*_engine_serve(here.model, settings), *_context(max_model_len)]
+    words += ["--dtype", here.dtype, "--device", here.device]
+    words += ["--kv-cache-mib", str(here.kv_cache_mib), "--block-size", str(here.block_size)]
+    if here.link is not None:
+        words += ["--link", here.link]
+    return LaunchCommand(system=System.GEARSHIFT, command=shlex.join(words))
+
+
+def _engine_serve(model: str, settings: Settings) -> list[str]:
+    """Model, plan with its threshold, and caps."""
+    plan, caps = settings.plan, settings.caps
+    text = str(plan).removesuffix(",shift")
+    plan_text = f"{text},shift={settings.threshold_tokens}" if plan.shift else text
+    words = ["gearshift", "engine", "serve", "--model", model, "--plan", plan_text]
+    return [*words, *_caps(caps.max_num_seqs, caps.max_num_batched_tokens)]
+
+
+def _why_not_flags(caps: Caps) -> str | None:
+    if caps.max_step_ms is None:
+        return None
+    return f"max_step_ms={caps.max_step_ms:g} is set through PATCH /v1/engine/policy"
 
 
 def _arctic(settings: Settings, precision: Precision, max_model_len: int | None) -> LaunchCommand:

@@ -155,12 +155,8 @@ def warnings(report: PlanReport) -> tuple[str, ...]:
 
 def _point_json(report: PlanReport, point: OperatingPoint) -> dict[str, Any]:
     node = report.question.node
-    has_interval = any(e.low < e.high for e in point.metrics.values())
     return {
         **point_json(point, report.question.sla),
-        "has_interval": has_interval,
-        # Without an interval, certainty is not known.
-        "sla_probability": point.probability(report.question.sla) if has_interval else None,
         "memory": memory_json(
             node.memory(point.settings.plan, caps=point.settings.caps), node.block_size
         ),

@@ -137,7 +137,10 @@ def make_plan(
         explored = _explore_all(workers, question, plans, on_progress)
         points, is_from_alone = _points(workers, question, explored, on_progress)
         asked = _known_alone(question, points) if is_from_alone else question
-        points, selection = _select(workers, asked, points, on_progress)
+        if is_from_alone:
+            selection = select(points, asked.sla)
+        else:
+            points, selection = _select(workers, asked, points, on_progress)
     return PlanReport(
         question=question,
         num_devices=devices,
@@ -239,12 +242,14 @@ def _select(
     points: list[OperatingPoint],
     on_progress: OnPlanning,
 ) -> tuple[list[OperatingPoint], Selection]:
-    """Choose among points with a known interval, because an exact point would look too certain."""
+    """Choose among points with a known interval, because an exact point would look too certain. A
+    near miss gets its interval too, so that the answer can say its P.
+    """
     current = {p.settings: p for p in points}
     known: set[Settings] = set()
     for number in range(MAX_ROUNDS):
         selection = select(list(current.values()), question.sla)
-        winners = (selection.best, selection.fastest, selection.balanced)
+        winners = (selection.best, selection.fastest, selection.balanced, selection.closest)
         wanted = {p.settings: p for p in winners if p is not None}
         missing = [s for s in wanted if s not in known]
         if not missing:

@@ -28,6 +28,7 @@ from engine.spec.feasible import infeasible_reasons
 from engine.spec.model import ModelConfig
 from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.settings import Settings
+from tuner.profiling.budget import Budget
 from tuner.profiling.profile import PieceTime, trimmed_mean
 from tuner.profiling.steps import StepRecipe, synthetic_step
 
@@ -46,7 +47,7 @@ RECIPES = (
     StepRecipe(decodes=8, decode_context=256, chunks=1, prefill=64),
     StepRecipe(decodes=16, decode_context=256, chunks=1, prefill=240),
 )
-MIN_REPEATS, MAX_REPEATS = 5, 100
+MIN_REPEATS, MAX_REPEATS = 3, 100
 
 
 def piece_plans(model: ModelConfig, num_ranks: int) -> list[ParallelPlan]:
@@ -62,21 +63,24 @@ def piece_plans(model: ModelConfig, num_ranks: int) -> list[ParallelPlan]:
 
 
 def profile_pieces(
-    config: EngineConfig, *, num_ranks: int, max_tokens: int, max_context: int, seconds: float
+    config: EngineConfig, *, num_ranks: int, max_tokens: int, max_context: int, budget: Budget
 ) -> list[PieceTime]:
-    """Times of every recipe that fits, under every piece plan, at two depths."""
+    """Times of every recipe that fits, under every piece plan, at two depths, within ``budget``."""
     model = ModelConfig.from_dir(config.model_dir)
     plans = piece_plans(model, num_ranks)
     recipes = [r for r in RECIPES if r.num_tokens <= max_tokens and r.longest <= max_context]
     runs = [(plan, depth) for plan in plans for depth in _depths(plan, model)]
-    num_points = sum(len(plan.modes) for plan, _ in runs) * len(recipes)
+    left = sum(len(plan.modes) for plan, _ in runs)
     found: list[PieceTime] = []
     for size in sorted({plan.replica_size for plan, _ in runs}):
         ranks = RankProcesses(size)
         try:
             for plan, depth in runs:
                 if plan.replica_size == size:
-                    with cut_model(config.model_dir, depth) as folder:
+                    with (
+                        budget.part(len(plan.modes) / left) as seconds,
+                        cut_model(config.model_dir, depth) as folder,
+                    ):
                         cut = replace(
                             config,
                             model_dir=folder,
@@ -84,7 +88,9 @@ def profile_pieces(
                             executor=ExecutorKind.PROCESS,
                             num_kv_blocks=max(r.num_blocks(config.block_size) for r in recipes),
                         )
-                        found += _time_plan(cut, ranks, recipes, seconds / num_points)
+                        per_point = seconds / (len(plan.modes) * len(recipes))
+                        found += _time_plan(cut, ranks, recipes, per_point)
+                    left -= len(plan.modes)
         finally:
             ranks.close()
     return found

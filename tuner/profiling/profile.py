@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +87,29 @@ class PieceTime:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Took:
+    """Seconds that were asked for, that measuring took in all, and those of them that starts and
+    the least repeats take however little is asked for."""
+
+    asked_s: float
+    total_s: float
+    fixed_s: float
+
+    def __add__(self, other: Took) -> Took:
+        return Took(
+            asked_s=self.asked_s + other.asked_s,
+            total_s=self.total_s + other.total_s,
+            fixed_s=self.fixed_s + other.fixed_s,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Profile:
     """Everything ``gearshift profile`` measured.
 
     ``model`` holds the sizes of the profiled model (see ``model_sizes``). ``samples`` are the
     step samples of a short serving run on one rank, ``host_work`` what it took beside its steps.
+    ``took`` is None in profiles of older versions.
     """
 
     fingerprint: Fingerprint
@@ -103,6 +123,7 @@ class Profile:
     pieces: tuple[PieceTime, ...] = ()
     samples: tuple[StepSample, ...] = field(default=(), repr=False)
     host_work: tuple[HostWork, ...] = ()
+    took: Took | None = None
     created: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -120,6 +141,7 @@ class Profile:
             "pieces": [msgspec.to_builtins(row) for row in self.pieces],
             "samples": [msgspec.to_builtins(row) for row in self.samples],
             "host_work": [asdict(row) for row in self.host_work],
+            "took": asdict(self.took) if self.took else None,
         }
 
     @classmethod
@@ -155,6 +177,7 @@ def merged(rounds: Sequence[Profile]) -> Profile:
             mine, theirs = getattr(first, name), getattr(other, name)
             if mine != theirs:
                 raise TunerError(f"profiles of different {name} cannot be merged: {mine}, {theirs}")
+    took = [r.took for r in rounds if r.took is not None]
     return replace(
         first,
         gemms=tuple(row for r in rounds for row in r.gemms),
@@ -164,6 +187,7 @@ def merged(rounds: Sequence[Profile]) -> Profile:
         pieces=tuple(row for r in rounds for row in r.pieces),
         samples=tuple(row for r in rounds for row in r.samples),
         host_work=tuple(row for r in rounds for row in r.host_work),
+        took=reduce(add, took) if len(took) == len(rounds) else None,
         created=max(r.created for r in rounds),
     )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import queue
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,25 +19,32 @@ from engine.spec.model import DType, ModelConfig
 from engine.spec.request import Request, RequestOutput, SamplingParams
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepSample
+from tuner.profiling.budget import Budget
 from tuner.profiling.host_work import HostWork, HostWorkMeter
 from tuner.profiling.messages import OperatorReport
 from tuner.profiling.operators import profile_operators
 from tuner.profiling.pieces import profile_pieces
-from tuner.profiling.profile import Profile, merged
+from tuner.profiling.profile import Profile, Took, merged
 from tuner.spec.machine import num_cores, this_machine
 from tuner.work.counts import model_sizes
 
 OnEvent = Callable[[str], None]
+# How the seconds of a round are shared.
+OPERATOR_SHARE, PIECE_SHARE, SERVING_SHARE = 0.3, 0.5, 0.2
+# Requests at once in the waves of the serving run.
+WAVES = (1, 4, 12, 32)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileSpec:
-    """What to profile. ``seconds`` is about how long measuring takes (starts come on top).
+    """What to profile. ``seconds`` is about how long all of it takes, starts included.
 
+    Processes start and load weights for every kind of plan, and everything is measured a least
+    number of times; with less than that needs, it takes as long as that needs (``Took.fixed_s``).
     ``num_ranks`` never exceeds the machine's cores (or CUDA devices), because the times of ranks
     that share a core would hold their waiting. The seconds are shared by ``rounds``, each of which
-    measures everything. Several rounds help where the machine's speed drifts, as a virtual one's
-    does.
+    starts and measures everything. Several rounds help where the machine's speed drifts, as a
+    virtual one's does.
     """
 
     model_dir: Path
@@ -59,23 +67,27 @@ def run_profile(spec: ProfileSpec, *, on_event: OnEvent = lambda _: None) -> Pro
         EngineError: the checkpoint is at fault, or a rank of the engine failed.
     """
     found = []
+    budget = Budget(spec.seconds)
     for number in range(spec.rounds):
         if spec.rounds > 1:
             on_event(f"round {number + 1} of {spec.rounds}")
-        share = replace(spec, seconds=spec.seconds / spec.rounds, seed=spec.seed + number)
-        found.append(_run_round(share, on_event))
+        share = budget.inner(1 / (spec.rounds - number))
+        found.append(_run_round(replace(spec, seed=spec.seed + number), share, on_event))
     return merged(found)
 
 
-def _run_round(spec: ProfileSpec, on_event: OnEvent) -> Profile:
+def _run_round(spec: ProfileSpec, budget: Budget, on_event: OnEvent) -> Profile:
     """Everything once."""
+    begun_s, asked_s = time.perf_counter(), budget.left_s
     model = ModelConfig.from_dir(spec.model_dir)
     most = min(spec.num_ranks, max_active_ranks(spec.device))
-    on_event(f"operators with 1 of {most} ranks at work")
-    reports = [_operators(spec, model, 1, most)]
-    for active in range(2, most + 1):
-        on_event(f"operators and collectives with {active} ranks at work")
-        reports.append(_operators(spec, model, active, most))
+    reports = []
+    for active in range(1, most + 1):
+        kinds = "operators" if active == 1 else "operators and collectives"
+        on_event(f"{kinds} with {active} of {most} ranks at work")
+        to_come = OPERATOR_SHARE * (most - active + 1) / most + PIECE_SHARE + SERVING_SHARE
+        with budget.part(OPERATOR_SHARE / most / to_come) as seconds:
+            reports.append(_operators(spec, model, active, most, seconds))
     config = EngineConfig(
         model_dir=spec.model_dir,
         dtype=spec.dtype,
@@ -85,15 +97,17 @@ def _run_round(spec: ProfileSpec, on_event: OnEvent) -> Profile:
         kv_cache_bytes=128 * 2**20,
     )
     on_event("passes of a model cut to a few layers")
+    of_pieces = budget.inner(PIECE_SHARE / (PIECE_SHARE + SERVING_SHARE))
     pieces = profile_pieces(
         config,
         num_ranks=most,
         max_tokens=spec.max_tokens,
         max_context=min(spec.max_context, model.max_positions),
-        seconds=0.5 * spec.seconds,
+        budget=of_pieces,
     )
     on_event("a short serving run on one rank")
-    samples, host_work = serve_samples(config, model, seed=spec.seed, seconds=0.2 * spec.seconds)
+    of_serving = budget.inner(1.0)
+    samples, host_work = serve_samples(config, model, seed=spec.seed, budget=of_serving)
     return Profile(
         fingerprint=this_machine(spec.device),
         model=model_sizes(model),
@@ -106,6 +120,11 @@ def _run_round(spec: ProfileSpec, on_event: OnEvent) -> Profile:
         pieces=tuple(pieces),
         samples=samples,
         host_work=host_work,
+        took=Took(
+            asked_s=asked_s,
+            total_s=time.perf_counter() - begun_s,
+            fixed_s=budget.fixed_s + of_pieces.fixed_s + of_serving.fixed_s,
+        ),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -119,7 +138,9 @@ def max_active_ranks(device: str) -> int:
     return torch.cuda.device_count()
 
 
-def _operators(spec: ProfileSpec, model: ModelConfig, active: int, most: int) -> OperatorReport:
+def _operators(
+    spec: ProfileSpec, model: ModelConfig, active: int, most: int, seconds: float
+) -> OperatorReport:
     degrees = [d for d in range(1, most + 1) if _divides(model, d)]
     return profile_operators(
         model_dir=spec.model_dir,
@@ -129,7 +150,7 @@ def _operators(spec: ProfileSpec, model: ModelConfig, active: int, most: int) ->
         degrees=degrees,
         max_tokens=spec.max_tokens,
         max_context=min(spec.max_context, model.max_positions),
-        seconds=0.3 * spec.seconds / most,
+        seconds=seconds,
     )
 
 
@@ -138,10 +159,10 @@ def _divides(model: ModelConfig, degree: int) -> bool:
 
 
 def serve_samples(
-    config: EngineConfig, model: ModelConfig, *, seed: int, seconds: float
+    config: EngineConfig, model: ModelConfig, *, seed: int, budget: Budget
 ) -> tuple[tuple[StepSample, ...], tuple[HostWork, ...]]:
-    """A live engine on one rank under waves of requests of many lengths: its step samples, and
-    what each wave took beside its steps."""
+    """A live engine on one rank under waves of requests of many lengths, at least one of each
+    size: its step samples, and what each wave took beside its steps."""
     served = replace(
         config,
         settings=Settings(caps=Caps(max_num_seqs=32, max_num_batched_tokens=512)),
@@ -150,14 +171,16 @@ def serve_samples(
     rng = np.random.default_rng(seed)
     samples: list[StepSample] = []
     work: list[HostWork] = []
-    with Engine(served) as engine:
-        meter = HostWorkMeter()
-        run_wave(engine, rng, num_requests=2, wave=0)  # warms caches and branch history
-        engine.drain_samples()
+    with ExitStack() as stack:
+        with budget.start():
+            engine = stack.enter_context(Engine(served))
+            meter = HostWorkMeter()
+            run_wave(engine, rng, num_requests=2, wave=0)  # warms caches and branch history
+            engine.drain_samples()
         wave = 1
-        while sum(s.step_s for s in samples) < seconds:
+        while budget.left_s > 0 or wave <= len(WAVES):
             meter.begin()
-            run_wave(engine, rng, num_requests=(1, 4, 12, 32)[wave % 4], wave=wave)
+            run_wave(engine, rng, num_requests=WAVES[wave % len(WAVES)], wave=wave)
             new = engine.drain_samples()
             num_rows = sum(sample.shape.num_seqs for sample in new)
             work.append(meter.end(num_steps=len(new), num_rows=num_rows))

@@ -9,11 +9,12 @@ from dataclasses import replace
 from engine.spec.errors import EngineError
 from engine.spec.measurement import Fidelity, Measurement
 from engine.spec.settings import Settings
-from policies.points import OperatingPoint
 from policies.report import measurement_json
+from policies.verdict import is_dependable, verdict
 from tuner.search.context import TuningContext
+from tuner.search.evidence import measured_point
 from tuner.search.report import Confirmation
-from tuner.search.simulator import measured_estimates
+from tuner.search.trials import CUT_SHORT
 from tuner.spec.errors import WorkloadError
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload
@@ -28,11 +29,14 @@ ALIKE = 0.25
 def confirm(
     context: TuningContext, settings: Settings, nth: int, is_cancelled: Callable[[], bool]
 ) -> Confirmation:
-    """Measure ``settings`` on the whole workload with another seed."""
+    """Measure ``settings`` on the whole workload with another seed.
+
+    It is met only where the new run shows it with enough certainty (``policies.verdict``).
+    """
     seed = context.spec.seed + FRESH_SEED_OFFSET + nth
     workload = fresh_workload(context.spec.workload, context.workload, seed=seed)
     context.emit("measuring", f"{settings}: {len(workload)} requests with a fresh seed")
-    failed = Confirmation(settings=settings, seed=seed, point=None, reason="cancelled half-way")
+    failed = Confirmation(settings=settings, seed=seed, point=None, reason=CUT_SHORT)
     try:
         measurement = context.live.measure(
             settings,
@@ -47,15 +51,15 @@ def confirm(
         return replace(failed, reason=str(error))
     if is_cancelled():
         return failed
-    estimates = measured_estimates(measurement, context.sla, seed=seed)
-    point = OperatingPoint(settings=settings, fidelity=Fidelity.MEASURED, metrics=estimates)
-    missed = [c for c in context.sla.constraints if not point.is_met(c)]
+    simulated = context.simulator.point(settings, workload)
+    point = measured_point(settings, measurement, context.sla, simulated=simulated, seed=seed)
     return Confirmation(
         settings=settings,
         seed=seed,
         point=point,
-        is_met=not missed,
-        reason="; ".join(f"{c} but {point.actual(c)}" for c in missed) or "meets the SLA again",
+        is_met=is_dependable(point, context.sla),
+        sla_probability=point.probability(context.sla),
+        reason=verdict(point, context.sla),
         document=measurement_json(measurement, context.sla),
         log_slower=_log_slower(measurement, context.simulator.run(settings, workload)),
     )

@@ -26,6 +26,7 @@ from tuner.search.surrogate import Example, Load, features
 from tuner.spec.errors import TunerError
 from tuner.spec.space import Space, build_space
 from tuner.step_model.model import StepModel
+from tuner.step_model.quality import Quality
 from tuner.workload.parse import parse_workload
 from tuner.workload.slices import at_rate, head
 from tuner.workload.workload import Workload
@@ -177,12 +178,13 @@ def _step_model(
     if document is not None:
         return StepModel.from_json(json.loads(json.dumps(document, default=str)))
     from tuner.profiling.run import ProfileSpec, run_profile
-    from tuner.step_model.files import save_cost_model
+    from tuner.step_model.files import check_cost_model_dir, save_cost_model
     from tuner.step_model.fit import fit_step_model
 
     def say(message: str) -> None:
         on_event(TuningEvent(kind="profiling", message=message))
 
+    check_cost_model_dir()
     profile = run_profile(
         ProfileSpec(
             model_dir=spec.model_path,
@@ -240,6 +242,9 @@ def _warnings(
     if step_model is not None:
         if other := step_model.check_model(model):
             found.append(other)
+        quality = Quality.of(step_model.error)
+        if (advice := quality.advice()) is not None:
+            found.append(f"{quality.verdict()}; {advice}")
         if spec.num_devices > step_model.max_ranks:
             found.append(
                 f"at most {step_model.max_ranks} ranks were timed at once; plans with more are "

@@ -10,7 +10,10 @@ from engine.spec.measurement import Fidelity
 from engine.spec.settings import Settings
 from policies.points import OperatingPoint
 from policies.report import measurement_json
-from policies.select import Selection, select
+from policies.select import ChoiceReason, Selection, select
+from policies.sla import Sla
+from policies.verdict import meets_in_run
+from tuner.described.launch import LaunchCommand, ServedHere, launch_commands, launch_here
 from tuner.load.live import LiveEngine
 from tuner.search.confirm import confirm
 from tuner.search.context import TuningContext
@@ -69,29 +72,59 @@ def recommend(
 ) -> TuningReport:
     """Choose among all trials and all simulated points; measure the winner again.
 
-    A winner that can run here is measured on the whole workload with a fresh seed; one that then
-    misses the SLA is demoted and the next one is measured.
+    A winner that can run here is measured on the whole workload with a fresh seed. One that does
+    not show the SLA met with enough certainty (``policies.verdict``) is demoted, and the next one
+    is measured. If nothing has enough certainty, the likeliest that met the SLA in a shorter run
+    gets the same chance to prove itself before the answer is that nothing will do.
     """
     pool = _pool(context, trials)
     confirmations: list[Confirmation] = []
     while True:
         selection = _select(context, pool)
-        best = selection.best
-        if best is None or not context.can_run(best.settings.plan) or is_cancelled():
+        wanted = selection.best or _unproven(context, selection, confirmations)
+        if wanted is None or not context.can_run(wanted.settings.plan) or is_cancelled():
             return _report(context, trials, selection, confirmations)
         if len(confirmations) == MAX_CONFIRMATIONS:
             return _report(context, trials, _select_run(context, pool), confirmations)
-        settings = best.settings
+        settings = wanted.settings
         again = confirm(context, settings, len(confirmations), is_cancelled)
+        if again.point is None and is_cancelled():
+            context.warnings.append(f"{settings} was not measured again: the job was cancelled")
+            return _report(context, trials, selection, confirmations)
         confirmations.append(again)
         if again.is_met and again.point is not None:
             # The reasons for the choice stay; the new measurement replaces the numbers.
-            chance = again.point.probability(context.sla)
-            selection = replace(selection, best=again.point, probability=chance)
-            return _report(context, trials, selection, confirmations)
+            chosen = _with_best(selection, again.point, context.sla)
+            return _report(context, trials, chosen, confirmations)
         pool.demote(settings, again.point)
         context.emit("demoted", f"{settings}: {again.reason}")
         _learn(context, pool, again)
+
+
+def _unproven(
+    context: TuningContext, selection: Selection, confirmations: Sequence[Confirmation]
+) -> OperatingPoint | None:
+    """The near miss, where it met the SLA on fewer requests than the whole workload has."""
+    near = selection.closest
+    if near is None or not meets_in_run(near, context.sla):
+        return None
+    return None if any(near is c.point for c in confirmations) else near
+
+
+def _with_best(selection: Selection, best: OperatingPoint, sla: Sla) -> Selection:
+    """The selection with its winner, or the near miss that has proven itself, measured again."""
+    probability = best.probability(sla)
+    if selection.best is not None:
+        return replace(selection, best=best, probability=probability)
+    rejected = tuple(r for r in selection.rejected if r.point.settings != best.settings)
+    return Selection(
+        reason=ChoiceReason.ONLY_FEASIBLE,
+        best=best,
+        fastest=best,
+        balanced=best,
+        probability=probability,
+        rejected=rejected,
+    )
 
 
 def _learn(context: TuningContext, pool: _Pool, again: Confirmation) -> None:
@@ -109,22 +142,22 @@ def _learn(context: TuningContext, pool: _Pool, again: Confirmation) -> None:
 
 
 def _select(context: TuningContext, pool: _Pool) -> Selection:
-    """Choose among all points. A winner without an interval is simulated again with one, because
-    exact numbers would look more certain than measured ones.
+    """Choose among all points. A winner (or near miss) without an interval is simulated again with
+    one, because exact numbers would look more certain than measured ones.
     """
     while True:
         selection = select(list(pool.points.values()), context.sla)
-        if selection.best is None or selection.best.settings not in pool.exact:
+        first = selection.best or selection.closest
+        if first is None or first.settings not in pool.exact:
             return selection
-        settings = selection.best.settings
-        pool.put(settings, context.simulator.point(settings, context.trial_workload))
+        pool.put(first.settings, context.simulator.point(first.settings, context.trial_workload))
 
 
 def _select_run(context: TuningContext, pool: _Pool) -> Selection:
     """Choose among points that were run here, after simulation has been wrong too often."""
     context.warnings.append(
-        f"{MAX_CONFIRMATIONS} winners missed the SLA when measured again; only settings that were "
-        "run here were considered after that"
+        f"{MAX_CONFIRMATIONS} winners missed the SLA, or met it too narrowly, when measured again; "
+        "only settings that were run here were considered after that"
     )
     return select(pool.live, context.sla)
 
@@ -151,7 +184,7 @@ def _report(
         recommendation = _recommendation(context, trials, selection, best, document)
         warning = settings.threshold_warning
         warnings += [warning] if warning else []
-        if not context.can_run(best.settings.plan):
+        if best.fidelity is Fidelity.SIMULATED:
             warnings.append("the recommended plan was simulated, not run: measure it before use")
     report = TuningReport(
         recommendation=recommendation,
@@ -182,6 +215,7 @@ def _recommendation(
     measured: dict[str, Any] | None,
 ) -> Recommendation:
     settings = best.settings
+    assert selection.probability is not None, "a best point has a chance"
     workload = head(context.workload, PREDICTED_REQUESTS)
     predicted = context.simulator.point(settings, workload)
     simulated = context.simulator.run(settings, workload)
@@ -202,6 +236,29 @@ def _recommendation(
         explanation=_explain(context, selection, best),
         probability=selection.probability,
         schedule=schedule,
+        launch=_launch(context, settings),
+    )
+
+
+def _launch(context: TuningContext, settings: Settings) -> tuple[LaunchCommand, ...]:
+    """How to serve with the settings: here as the trials ran, or elsewhere on each system."""
+    spec, node = context.spec, context.simulator.node
+    if node is None:
+        here = ServedHere(
+            model=spec.model_dir,
+            dtype=context.config.dtype.value,
+            device=spec.device,
+            kv_cache_mib=spec.kv_cache_mib,
+            block_size=spec.block_size,
+            link=spec.link,
+        )
+        return (launch_here(settings, here, max_model_len=spec.max_model_len),)
+    return launch_commands(
+        settings,
+        node.precision,
+        backend=node.backend.name,
+        hardware=str(node.hardware),
+        max_model_len=node.max_model_len,
     )
 
 

@@ -12,6 +12,8 @@ from policies.report import finite
 from policies.schedule import Schedule
 from policies.select import ChoiceReason, Selection
 from policies.sla import Sla
+from policies.verdict import MIN_CHANCE, is_dependable
+from tuner.described.launch import LaunchCommand
 from tuner.search.spec import TuningSpec
 from tuner.search.trials import TrialRecord
 from tuner.spec.space import PrunedPlan
@@ -21,14 +23,16 @@ SCHEMA = "tuning-report/v2"
 
 @dataclass(frozen=True, kw_only=True)
 class Confirmation:
-    """A winner measured again; ``point`` None where it could not run. ``log_slower`` is how much
-    slower than simulated its tokens came (mean TPOT), as a log ratio."""
+    """A winner measured again; ``point`` None where it could not run. ``is_met``: it may stay the
+    winner. ``log_slower`` is how much slower than simulated its tokens came (mean TPOT), as a log
+    ratio."""
 
     settings: Settings
     seed: int
     point: OperatingPoint | None
     reason: str
     is_met: bool = False
+    sla_probability: float | None = None
     document: dict[str, Any] | None = None
     log_slower: float = 0.0
 
@@ -38,6 +42,7 @@ class Confirmation:
             "seed": self.seed,
             "log_slower": self.log_slower,
             "is_met": self.is_met,
+            "sla_probability": self.sla_probability,
             "reason": self.reason,
             "measured": self.document,
         }
@@ -48,7 +53,8 @@ class Recommendation:
     """The settings to run, with everything that speaks for them.
 
     ``predicted`` are simulated metrics, ``measured`` a whole measurement document or None;
-    ``point`` is what the choice was made on, ``probability`` its P(SLA met).
+    ``point`` is what the choice was made on, ``probability`` its P(SLA met), ``launch`` how to
+    serve with the settings.
     """
 
     settings: Settings
@@ -61,8 +67,9 @@ class Recommendation:
     paced: dict[str, Any] | None
     reason: ChoiceReason
     explanation: str
-    probability: float | None
+    probability: float
     schedule: Schedule
+    launch: tuple[LaunchCommand, ...]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -77,6 +84,7 @@ class Recommendation:
             "sla_probability": self.probability,
             "reason": self.reason.value,
             "explanation": self.explanation,
+            "launch": [command.to_json() for command in self.launch],
         }
 
     def _intervals(self) -> dict[str, EstimateJson]:
@@ -106,9 +114,10 @@ class TuningReport:
         """One line that says what came out."""
         if self.recommendation is None:
             assert self.infeasible is not None, "no recommendation without a reason"
-            return f"nothing meets the SLA; binding is {self.infeasible['binding']}"
+            return infeasible_text(self.infeasible)
         found = self.recommendation
-        return f"{found.settings} ({found.fidelity}): {found.explanation}"
+        chance = f"P(SLA met) {found.probability:.2f}"
+        return f"{found.settings} ({found.fidelity}, {chance}): {found.explanation}"
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``tune --out`` writes."""
@@ -140,16 +149,19 @@ def point_json(point: OperatingPoint, sla: Sla) -> dict[str, Any]:
         "num_devices": point.cost_devices,
         "fidelity": point.fidelity.value,
         "metrics": estimates_to_json(point.metrics),
-        "is_feasible": all(point.is_met(c) for c in sla.constraints),
+        "is_feasible": is_dependable(point, sla),
         "headroom": finite(point.headroom(sla)),
-        "sla_probability": point.probability(sla),
+        "has_interval": point.has_interval,
+        # Without an interval, certainty is not known.
+        "sla_probability": point.probability(sla) if point.has_interval else None,
     }
 
 
 def infeasible_json(selection: Selection, sla: Sla) -> dict[str, Any]:
-    """What stands in the way, and what relaxing each constraint alone would take."""
+    """The near miss, what stands in the way, and what relaxing each constraint alone would take."""
     return {
         "reason": selection.reason.value,
+        "min_probability": MIN_CHANCE,
         "binding": str(selection.binding) if selection.binding else None,
         "closest": point_json(selection.closest, sla) if selection.closest else None,
         "relaxations": [
@@ -162,3 +174,16 @@ def infeasible_json(selection: Selection, sla: Sla) -> dict[str, Any]:
             for r in selection.relaxations
         ],
     }
+
+
+def infeasible_text(infeasible: dict[str, Any]) -> str:
+    """The same in one line: the verdict, what binds, and the near miss with its P."""
+    parts = [f"nothing meets the SLA with P of at least {infeasible['min_probability']:g}"]
+    if infeasible["binding"] is not None:
+        parts.append(f"binding is {infeasible['binding']}")
+    if (closest := infeasible["closest"]) is not None:
+        chance = closest["sla_probability"]
+        known = "P unknown" if chance is None else f"P(SLA met) {chance:.2f}"
+        settings = Settings.from_json(closest["settings"])
+        parts.append(f"nearest is {settings} ({closest['fidelity']}, {known})")
+    return "; ".join(parts)

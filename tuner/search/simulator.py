@@ -1,19 +1,16 @@
-"""Operating points from simulation, with intervals, and from live runs by resampling."""
+"""Operating points from simulation, with the intervals of its step model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-
-import numpy as np
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from engine.executors.protocol import StepTimer
 from engine.spec.measurement import Fidelity, Measurement
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
-from policies.constraint import Metric
 from policies.points import Estimate, OperatingPoint
 from policies.report import flat_metrics
 from policies.sla import Sla
@@ -22,9 +19,6 @@ from tuner.simulation.simulate import Ranks, SimulatedEngine, simulate
 from tuner.spec.look_ahead import LookAhead
 from tuner.step_model.timer import ScaledTimer
 from tuner.workload.workload import Workload
-
-NUM_RESAMPLES = 60
-ATTAINMENT = Metric.ATTAINMENT.value
 
 
 @dataclass(kw_only=True)
@@ -109,42 +103,3 @@ class Simulator:
         if key not in self._seen:
             self._seen[key] = flat_metrics(self.run(settings, workload, scale), self.sla)
         return self._seen[key]
-
-
-def measured_estimates(measurement: Measurement, sla: Sla, *, seed: int) -> dict[str, Estimate]:
-    """Metrics of a live run with 90 % intervals from resampling its requests.
-
-    The intervals tell how much these requests prove, not how much another minute on a busy machine
-    would differ. Attainment, a share of requests, gets Wilson's interval: resampling three requests
-    that all met the SLA would promise the same of the next thousand.
-    """
-    flat = flat_metrics(measurement, sla)
-    rng = np.random.default_rng([seed, 0xB007])
-    timings = measurement.timings
-    draws: list[Mapping[str, float]] = []
-    for _ in range(NUM_RESAMPLES):
-        picked = rng.integers(0, len(timings), len(timings))
-        sample = replace(measurement, timings=tuple(timings[i] for i in picked))
-        draws.append(flat_metrics(sample, sla))
-    found = {key: _interval(key, value, draws) for key, value in flat.items()}
-    if (attainment := flat.get(ATTAINMENT)) is not None:
-        found[ATTAINMENT] = _share(attainment, len(timings))
-    return found
-
-
-def _share(share: float, count: int) -> Estimate:
-    """The share that ``count`` requests showed, with Wilson's interval."""
-    from scipy.stats import binomtest
-
-    test = binomtest(round(share * count), count)
-    interval = test.proportion_ci(confidence_level=0.9, method="wilson")
-    return Estimate(value=share, low=min(share, interval.low), high=max(share, interval.high))
-
-
-def _interval(key: str, value: float, draws: list[Mapping[str, float]]) -> Estimate:
-    known = sorted(draw[key] for draw in draws if key in draw)
-    if not known:
-        return Estimate.exact(value)
-    low = known[int(0.05 * (len(known) - 1))]
-    high = known[math.ceil(0.95 * (len(known) - 1))]
-    return Estimate(value=value, low=min(low, value), high=max(high, value))

@@ -84,7 +84,7 @@ class TuningSpec:
     kv_cache_mib: int = DEFAULT_KV_CACHE_MIB
     block_size: int = 16
     max_model_len: int | None = None
-    profile_seconds: float = 20.0
+    profile_seconds: float = 30.0
 
     def __post_init__(self) -> None:
         for name in ("num_devices", "trials", "probe_requests", "kv_cache_mib", "block_size"):

@@ -18,6 +18,9 @@ from policies.points import (
 )
 from tuner.spec.errors import TunerError
 
+# The reason of a trial that was cancelled while it ran.
+CUT_SHORT = "cancelled half-way"
+
 
 class TrialState(StrEnum):
     """How a trial ended. ``pruned``: a cheaper fidelity already showed it cannot win."""
@@ -32,7 +35,9 @@ class TrialRecord:
     """What one trial tried and what came of it.
 
     ``metrics`` are numbers of ``fidelity`` by SLA word, each with its 90 % interval;
-    ``predicted`` what simulation said beforehand. ``document`` is the whole measurement.
+    ``predicted`` what simulation said beforehand. ``sla_probability`` (None for a failed trial)
+    goes by ``beliefs`` where there are any (``tuner.search.evidence``), and ``is_feasible`` by
+    values and probability (``policies.verdict``). ``document`` is the whole measurement.
     """
 
     number: int
@@ -43,7 +48,9 @@ class TrialRecord:
     is_feasible: bool
     reason: str
     seconds: float
+    sla_probability: float | None = None
     predicted: EstimateJson = field(default_factory=dict)
+    beliefs: EstimateJson = field(default_factory=dict)
     document: dict[str, Any] | None = None
 
     @property
@@ -55,7 +62,13 @@ class TrialRecord:
             settings=self.settings,
             fidelity=self.fidelity,
             metrics=estimates_from_json(self.metrics),
+            beliefs=estimates_from_json(self.beliefs),
         )
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether it was cancelled while it ran, so that it counts for nothing."""
+        return self.state is TrialState.FAILED and self.reason == CUT_SHORT
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"settings": self.settings.to_json()}

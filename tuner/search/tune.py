@@ -17,14 +17,15 @@ from engine.spec.settings import Settings
 from policies.points import OperatingPoint, estimates_to_json
 from policies.report import measurement_json
 from policies.sla import Sla
+from policies.verdict import is_dependable, verdict
 from tuner.search.context import OnEvent, TuningContext, TuningEvent, prepare
+from tuner.search.evidence import measured_point
 from tuner.search.ranking import ranked_by_surrogate, shortlist
 from tuner.search.recommend import recommend
 from tuner.search.report import TuningReport
-from tuner.search.simulator import measured_estimates
 from tuner.search.spec import TuningSpec
 from tuner.search.suggest import suggest
-from tuner.search.trials import TrialRecord, TrialState
+from tuner.search.trials import CUT_SHORT, TrialRecord, TrialState
 
 __all__ = [
     "TrialRecord",
@@ -35,6 +36,7 @@ __all__ = [
     "prepare",
     "recommend",
     "run_trial",
+    "search",
     "tune",
 ]
 
@@ -57,10 +59,22 @@ def tune(
         TunerError, PolicyInputError, EngineError: whatever in the spec is at fault.
     """
     with prepare(spec, cost_model=cost_model, on_event=on_event) as context:
-        done = list(trials)
-        while len(done) < spec.trials and not is_cancelled():
-            done.append(run_trial(context, len(done), done, is_cancelled=is_cancelled))
-        return recommend(context, done, is_cancelled=is_cancelled)
+        return search(context, trials, is_cancelled=is_cancelled)
+
+
+def search(
+    context: TuningContext,
+    trials: Sequence[TrialRecord] = (),
+    *,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> TuningReport:
+    """Run the trials that are still to come after ``trials``, and recommend; see :func:`tune`."""
+    done = list(trials)
+    while len(done) < context.spec.trials and not is_cancelled():
+        trial = run_trial(context, len(done), done, is_cancelled=is_cancelled)
+        if not trial.is_cut_short:
+            done.append(trial)
+    return recommend(context, done, is_cancelled=is_cancelled)
 
 
 def run_trial(
@@ -73,7 +87,8 @@ def run_trial(
     """Trial ``number``, given the earlier ones; trial 0 is the baseline.
 
     What it tries follows from (spec, number, done) alone. A setting that the engine cannot run
-    is a failed trial, not an error.
+    is a failed trial, not an error. One that was cancelled half-way (``is_cut_short``) tells of
+    nothing: it is neither kept nor announced.
     """
     started_s = time.monotonic()
     settings = propose(context, number, done)
@@ -86,7 +101,8 @@ def run_trial(
         trial = record.simulated(TrialState.COMPLETE, _why_simulated(context, settings))
     else:
         trial = _run_live(context, record, settings, number, is_cancelled)
-    context.emit("trial", _line(trial), **trial.to_json())
+    if not trial.is_cut_short:
+        context.emit("trial", _line(trial), **trial.to_json())
     return trial
 
 
@@ -110,16 +126,17 @@ class _Recorder:
     def simulated(self, state: TrialState, reason: str) -> TrialRecord:
         return self._record(state, self._predicted, reason, None)
 
-    def measured(self, measurement: Measurement, fidelity: Fidelity) -> TrialRecord:
+    def measured(self, measurement: Measurement) -> TrialRecord:
         context = self._context
-        estimates = measured_estimates(measurement, context.sla, seed=context.spec.seed)
-        point = OperatingPoint(
-            settings=self._settings,
-            fidelity=fidelity,
-            metrics=estimates,
+        point = measured_point(
+            self._settings,
+            measurement,
+            context.sla,
+            simulated=self._predicted,
+            seed=context.spec.seed,
         )
         document = measurement_json(measurement, context.sla)
-        return self._record(TrialState.COMPLETE, point, _verdict(point, context.sla), document)
+        return self._record(TrialState.COMPLETE, point, verdict(point, context.sla), document)
 
     def failed(self, reason: str) -> TrialRecord:
         return self._record(TrialState.FAILED, None, reason, None)
@@ -138,7 +155,9 @@ class _Recorder:
             fidelity=point.fidelity if point else Fidelity.SIMULATED,
             state=state,
             metrics=estimates_to_json(point.metrics) if point else {},
-            is_feasible=point is not None and all(point.is_met(c) for c in sla.constraints),
+            is_feasible=point is not None and is_dependable(point, sla),
+            sla_probability=point.probability(sla) if point else None,
+            beliefs=estimates_to_json(point.beliefs) if point else {},
             reason=reason,
             seconds=time.monotonic() - self._started_s,
             predicted=estimates_to_json(self._predicted.metrics),
@@ -168,8 +187,8 @@ def _run_live(
         context.close()
         return record.failed(str(error))
     if is_cancelled():
-        return record.failed("cancelled half-way")
-    return record.measured(measurement, fidelity)
+        return record.failed(CUT_SHORT)
+    return record.measured(measurement)
 
 
 # -- what to try ---------------------------------------------------------------------------------
@@ -223,14 +242,7 @@ def _why_simulated(context: TuningContext, settings: Settings) -> str:
     )
 
 
-def _verdict(point: OperatingPoint, sla: Sla) -> str:
-    missed = [c for c in sla.constraints if not point.is_met(c)]
-    if not missed:
-        return f"meets the SLA with headroom {point.headroom(sla):.2f}"
-    worst = min(missed, key=point.margin)
-    actual = point.actual(worst)
-    return f"misses {worst}: " + ("not observed" if actual is None else f"{actual:.4g}")
-
-
 def _line(trial: TrialRecord) -> str:
-    return f"trial {trial.number}: {trial.settings} {trial.fidelity} {trial.state}: {trial.reason}"
+    chance = "" if trial.sla_probability is None else f", P(met) {trial.sla_probability:.2f}"
+    head = f"trial {trial.number}: {trial.settings} {trial.fidelity} {trial.state}{chance}"
+    return f"{head}: {trial.reason}"

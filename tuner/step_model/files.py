@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from engine.spec.model import DType, ModelConfig
 from tuner.profiling.profile import SCHEMA as PROFILE_SCHEMA
@@ -12,6 +13,23 @@ from tuner.spec.errors import TunerError
 from tuner.spec.machine import Fingerprint, cost_model_dir, this_machine
 from tuner.step_model.model import SCHEMA, StepModel
 from tuner.work.counts import model_sizes
+
+
+def check_cost_model_dir() -> None:
+    """Try the folder that cost models are kept in, before one is measured.
+
+    Raises:
+        TunerError: nothing can be written there.
+    """
+    folder = cost_model_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise TunerError(
+            f"cannot keep cost models in {folder}: {error.strerror or error}; name another folder "
+            "in GEARSHIFT_DATA_DIR"
+        ) from error
 
 
 def save_cost_model(step_model: StepModel, folder: Path | None = None) -> Path:

@@ -20,6 +20,11 @@ def test_profile_writes_a_profile_and_a_cost_model_that_simulate_finds(
     document = json.loads(done.stdout)
     assert Path(document["file"]).exists()
     assert document["error"]["num_pieces"] > 0
+    quality, took = document["quality"], document["took"]
+    assert quality["verdict"].startswith("the cost model is ")
+    assert (quality["advice"] is None) == quality["is_good"]
+    assert took["asked_s"] == 1
+    assert 0 < took["fixed_s"] <= took["total_s"]
     assert json.loads(out.read_text())["schema"] == "profile/v1"
     simulated = run(
         "simulate", "--model", tiny_dir, "--json",
@@ -35,4 +40,16 @@ def test_a_file_that_cannot_be_written_is_refused_before_measuring(
     done = run("profile", "--model", tiny_dir, "--seconds", 60, "--out", tmp_path / "no" / "p.json")
     assert done.exit_code == 2
     assert f"there is no folder {tmp_path / 'no'}" in done.stderr
+    assert "profile:" not in done.stderr
+
+
+def test_a_data_folder_that_cannot_be_written_is_refused_before_measuring(
+    run: Run, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("GEARSHIFT_DATA_DIR", str(tmp_path / "file" / "data"))
+    words = ("--model", tiny_dir, "--seconds", 60, "--out", tmp_path / "p.json")
+    done = run("profile", *words)
+    assert done.exit_code == 2
+    assert "cannot keep cost models in" in done.stderr
     assert "profile:" not in done.stderr

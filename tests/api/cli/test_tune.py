@@ -52,6 +52,8 @@ def test_a_job_that_cannot_be_is_one_line_and_exit_code_2(run: Run, tiny_dir: Pa
         (("--hardware", "2xh200", "--kv-cache-mib", 9), "--kv-cache-mib: of this machine only"),
         (("--backend", "vllm"), "add --hardware, as in 8xh200"),
         (("--out", "/nowhere/x.json"), "cannot write /nowhere/x.json: there is no folder"),
+        # A folder in which nobody may make files, root neither.
+        (("--out", "/proc/x.json"), "cannot write /proc/x.json: "),
     ],
 )
 def test_an_option_that_would_be_in_vain_is_refused(
@@ -61,3 +63,37 @@ def test_an_option_that_would_be_in_vain_is_refused(
     done = run("tune", "--model", tiny_dir, *load, "--sla", "p95_ttft_ms<=1000", *words)
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+def test_a_live_answer_is_likely_or_none_and_ends_with_the_command_that_serves_it(
+    run: Run, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEARSHIFT_DATA_DIR", str(tmp_path))
+    out = tmp_path / "report.json"
+    done = run(
+        "tune", "--model", tiny_dir, "--devices", 1, "--trials", 2, "--probe-requests", 30,
+        "--profile-seconds", 1, "--workload", "poisson:rate=20,input=64,output=8,requests=40",
+        "--sla", "p95_ttft_ms<=2000,attainment>=0.5", "--out", out,
+    )  # fmt: skip
+    document = json.loads(out.read_text())
+    found = document["recommendation"]
+    assert all(0 <= trial["sla_probability"] <= 1 for trial in document["trials"])
+    assert "P(met)" in done.stdout
+    if found is None:  # a machine busy beyond all measure
+        assert done.exit_code == 3
+        assert document["infeasible"]["closest"]["sla_probability"] < 0.8
+        return
+    assert done.exit_code == 0
+    assert found["fidelity"] == "measured"
+    assert found["sla_probability"] >= 0.8
+    assert f"P(SLA met) {found['sla_probability']:.2f}" in done.stdout
+    (launch,) = found["launch"]
+    assert launch["command"] in done.stdout
+    caps = found["settings"]["caps"]
+    for words in (
+        f"gearshift engine serve --model {tiny_dir} --plan tp=1",
+        f"--max-num-seqs {caps['max_num_seqs']}",
+        f"--max-num-batched-tokens {caps['max_num_batched_tokens']}",
+        "--device cpu --kv-cache-mib 256",
+    ):
+        assert words in launch["command"]

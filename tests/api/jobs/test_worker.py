@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from api.jobs.keeping import COMMAND_LINE
 from api.jobs.supervisor import COMMAND, ONE_THREAD
 from api.schemas.tuning import TuningJobCreate
 from api.services.audit import service_caller
-from api.services.jobs import cancel
+from api.services.jobs import cancel, move
 from api.web.settings import ServiceSettings
 from migrations.runner import upgrade
 from store import Database
@@ -103,6 +104,23 @@ def test_a_killed_worker_resumes_without_losing_or_repeating_a_finished_trial(
     assert _done(database, job_id) == [0, 1, 2, 3]
     # Only the trial that was cut down ran twice.
     assert _runs(tmp_path) == [0, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_job_of_the_command_line_is_left_to_its_command(
+    database: Database, settings: ServiceSettings, tmp_path: Path
+) -> None:
+    with database.begin() as uow:
+        own = uow.jobs.add(
+            spec={"options": {"log": str(tmp_path / "own")}}, num_trials=1, created_by=COMMAND_LINE
+        )
+        move(uow, own, JobState.RUNNING, "run by gearshift tune")
+    job_id = _job(database, tmp_path)
+    with _worker(database, settings):
+        wait_until(lambda: _state(database, job_id).is_final, 60)
+    assert _state(database, own.id) is JobState.RUNNING
+    assert _done(database, own.id) == []
+    assert not (tmp_path / "own").exists()
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from engine.spec.plan import parse_plan
 from engine.spec.settings import Caps, Settings
-from tuner.described.launch import LaunchCommand, System, launch_commands
+from tuner.described.launch import LaunchCommand, ServedHere, System, launch_commands, launch_here
 from tuner.hardware import Precision
 
 CAPS = Caps(max_num_seqs=128, max_num_batched_tokens=4096)
@@ -118,3 +120,26 @@ def test_a_quantised_checkpoint_is_started_without_a_flag_for_it() -> None:
     paced = found[System.GEARSHIFT]
     assert paced.command is not None
     assert "--dtype int4 --paced 8xh200" in paced.command
+
+
+HERE = ServedHere(
+    model="./my model", dtype="float32", device="cpu", kv_cache_mib=256, block_size=16
+)
+
+
+def test_an_engine_here_is_started_as_its_trials_were_with_threshold_and_every_cap() -> None:
+    spec = parse_plan("sp=2,shift=212")
+    settings = Settings(plan=spec.plan, threshold_tokens=212, caps=CAPS)
+    found = launch_here(settings, replace(HERE, link="gbps=1"), max_model_len=512)
+    assert found.command == (
+        "gearshift engine serve --model './my model' --plan sp=2,shift=212 --max-num-seqs 128 "
+        "--max-num-batched-tokens 4096 --max-model-len 512 --dtype float32 --device cpu "
+        "--kv-cache-mib 256 --block-size 16 --link gbps=1"
+    )
+
+
+def test_what_no_flag_says_is_said_instead_of_a_command() -> None:
+    caps = replace(CAPS, max_step_ms=45.0)
+    found = launch_here(Settings(plan=parse_plan("tp=2").plan, caps=caps), HERE)
+    assert found.command is None
+    assert "max_step_ms=45" in str(found.note)

@@ -12,7 +12,8 @@ from engine.spec.settings import Caps, Settings
 from policies.sla import Sla
 from tests.tuner.worlds import SMALL, LinearTimer
 from tuner.search.confirm import fresh_workload
-from tuner.search.simulator import Simulator, measured_estimates
+from tuner.search.evidence import measured_estimates
+from tuner.search.simulator import Simulator
 from tuner.workload.parse import parse_workload
 
 BURSTY = "azure-like:start=1000,seconds=40,scale=2,requests=70,input_scale=0.02,max_output=32"

@@ -1,0 +1,100 @@
+"""How ``gearshift tune`` shows what it found: trials, verdict with its P, and what to run next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from api.cli.common import log
+from engine.spec.settings import Settings
+
+SHOWN_TRIALS = 30
+
+
+def print_answer(document: dict[str, Any], out: Path | None) -> None:
+    """The whole answer, the recommendation and its command last."""
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(_trials_table(document))
+    if (more := len(document["trials"]) - SHOWN_TRIALS) > 0:
+        console.print(f"and {more} more trials (--json has all)")
+    for warning in document["warnings"]:
+        log(f"warning: {warning}")
+    if document["recommendation"] is None:
+        _print_infeasible(console, document["infeasible"])
+    else:
+        _print_recommendation(console, document["recommendation"])
+    if out is not None:
+        console.print(f"report: {out}")
+    if document["resume"] is not None:
+        console.print(f"go on from here: {document['resume']}")
+
+
+def _trials_table(document: dict[str, Any]) -> Table:
+    table = Table("trial", "settings", "fidelity", "p95 TTFT", "p95 TPOT", "P(met)", "verdict")
+    table.title = f"SLA {document['sla']}"
+    for trial in document["trials"][:SHOWN_TRIALS]:
+        metrics, chance = trial["metrics"], trial["sla_probability"]
+        table.add_row(
+            str(trial["number"]),
+            str(Settings.from_json(trial["settings"])),
+            trial["fidelity"],
+            _text(metrics, "p95_ttft_ms"),
+            _text(metrics, "p95_tpot_ms"),
+            "-" if chance is None else f"{chance:.2f}",
+            trial["reason"],
+        )
+    return table
+
+
+def _print_recommendation(console: Console, found: dict[str, Any]) -> None:
+    settings = Settings.from_json(found["settings"])
+    reason = found["reason"].replace("_", " ")
+    chance = f"P(SLA met) {found['sla_probability']:.2f}"
+    console.print(f"recommended ({found['fidelity']}, {chance}, {reason}): {settings.plan}")
+    console.print(found["explanation"])
+    console.print(f"settings: {_in_full(settings)}")
+    _print_commands(console, found["launch"])
+
+
+def _print_commands(console: Console, commands: list[dict[str, Any]]) -> None:
+    for command in commands:
+        note = f"   # {command['note']}" if command["note"] else ""
+        if command["command"] is not None:
+            line = f"next ({command['system']}): {command['command']}{note}"
+        else:
+            line = f"{command['system']}: cannot: {command['note']}"
+        console.print(line, markup=False)
+
+
+def _print_infeasible(console: Console, infeasible: dict[str, Any]) -> None:
+    from tuner.search.report import infeasible_text
+
+    console.print(infeasible_text(infeasible))
+    if (closest := infeasible["closest"]) is not None:
+        console.print(f"settings: {_in_full(Settings.from_json(closest['settings']))}")
+    for relaxation in infeasible["relaxations"]:
+        if relaxation["bound"] is not None:
+            console.print(
+                f"  {relaxation['constraint']} would have to be {relaxation['bound']:.4g}"
+            )
+
+
+def _in_full(settings: Settings) -> str:
+    """Plan, threshold and every cap, those as by default too."""
+    caps = settings.caps
+    words = [f"plan {str(settings.plan).removesuffix(',shift')}"]
+    if settings.plan.shift:
+        words.append(f"shift threshold {settings.threshold_tokens} tokens")
+    words += [
+        f"max_num_seqs {caps.max_num_seqs}",
+        f"max_num_batched_tokens {caps.max_num_batched_tokens}",
+    ]
+    return ", ".join(words)
+
+
+def _text(metrics: dict[str, Any], key: str) -> str:
+    parts = metrics.get(key)
+    return "-" if parts is None or parts["value"] is None else f"{parts['value']:.4g}"

@@ -1,0 +1,59 @@
+"""What a tuning job leaves in the database, whoever runs it: the worker, or a command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from api.jobs.backend import Verdict
+from api.services.jobs import move
+from store import UnitOfWork
+from store.models import JobState, TuningJob
+from store.models.base import Json
+
+# Jobs of this maker run in a command's own process; the worker leaves them alone.
+COMMAND_LINE = "command line"
+
+
+def keep_trial(uow: UnitOfWork, job_id: str, record: Json) -> None:
+    """Keep a finished trial and tell the job's followers.
+
+    Raises:
+        ConflictError: the job already has a trial of this number.
+    """
+    uow.trials.add(job_id, record)
+    line = {name: value for name, value in record.items() if name != "document"}
+    uow.jobs.append_event(job_id, "trial", line)
+
+
+def keep_cost_model(uow: UnitOfWork, job: TuningJob, document: Json, *, by: str) -> None:
+    """Keep the step model that the job works with, so that it can be resumed from it."""
+    row = uow.cost_models.add(
+        fingerprint=str(document.get("fingerprint") or "unknown"),
+        document=document,
+        created_by=by,
+    )
+    job.cost_model_id = row.id
+    uow.jobs.append_event(job.id, "cost_model", {"cost_model_id": row.id})
+
+
+def close(uow: UnitOfWork, job: TuningJob, verdict: Verdict, *, notes: Sequence[str] = ()) -> None:
+    """Keep the tuner's answer, and end the job."""
+    warnings = [*verdict.warnings, *notes]
+    job.report = {**verdict.report, "warnings": warnings} if warnings else verdict.report
+    row = uow.recommendations.add(
+        job_id=job.id,
+        cost_model_id=job.cost_model_id,
+        sla=verdict.sla,
+        document=verdict.recommendation or {},
+        schedule=verdict.schedule,
+        warnings=warnings,
+    )
+    is_feasible = verdict.recommendation is not None
+    state = JobState.SUCCEEDED if is_feasible else JobState.INFEASIBLE
+    move(uow, job, state, verdict.reason, recommendation_id=row.id)
+
+
+def close_cancelled(uow: UnitOfWork, job: TuningJob) -> None:
+    """End a job that was cancelled; its finished trials stay."""
+    done = uow.trials.count(job.id)
+    move(uow, job, JobState.CANCELLED, f"cancelled; {done} of {job.num_trials} trials kept")

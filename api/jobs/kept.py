@@ -1,0 +1,115 @@
+"""A tuning job of the command line: run in the command's own process, kept as its trials end.
+
+It is a row beside the jobs of the service, with the same trials, and may be resumed after Ctrl-C,
+a crash or a power cut. The service shows it and does not run it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from api.documents.tuning_spec import job_document, tuning_spec
+from api.jobs.keeping import COMMAND_LINE, close, close_cancelled, keep_cost_model, keep_trial
+from api.jobs.tuner_backend import plain, verdict_of
+from api.services.jobs import move
+from store import ConflictError, Database, NotFoundError
+from store.models import JobState
+from tuner.search.report import TuningReport
+from tuner.search.spec import TuningSpec
+from tuner.search.trials import TrialRecord
+from tuner.step_model.model import StepModel
+
+LAST = "last"
+# A job that a crash left behind still counts as running.
+RESUMABLE = (JobState.RUNNING, JobState.CANCELLED, JobState.FAILED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What the database has of a job: enough to go on with it."""
+
+    job_id: str
+    spec: TuningSpec
+    cost_model: dict[str, Any] | None
+    trials: tuple[TrialRecord, ...]
+
+
+def find_kept(database: Database, word: str) -> Kept:
+    """The job named by its id, or the newest unfinished one (``last``).
+
+    Raises:
+        NotFoundError: no such job, or none of the command line that is unfinished.
+        ConflictError: a job that is finished, or one of the service.
+    """
+    with database.read() as uow:
+        if word == LAST:
+            job = uow.jobs.find_newest(created_by=COMMAND_LINE, states=RESUMABLE)
+            if job is None:
+                raise NotFoundError("unfinished tuning job", word)
+        else:
+            job = uow.jobs.get(word)
+        if job.created_by != COMMAND_LINE:
+            raise ConflictError(f"tuning job {job.id} is run by the service, not by this command")
+        if job.state not in RESUMABLE:
+            raise ConflictError(f"tuning job {job.id} is {job.state}: there is nothing to resume")
+        model_id = job.cost_model_id
+        return Kept(
+            job_id=job.id,
+            spec=tuning_spec(job.spec),
+            cost_model=None if model_id is None else uow.cost_models.get(model_id).document,
+            trials=tuple(TrialRecord.from_json(r) for r in uow.trials.list_records(job.id)),
+        )
+
+
+class Keeper:
+    """Keeps one job; without a database it keeps nothing."""
+
+    def __init__(self, database: Database | None, job_id: str | None = None) -> None:
+        self._database = database
+        self.job_id = job_id
+
+    def begin(self, spec: TuningSpec, cost_model: StepModel | None) -> None:
+        """Add the job, or go on with it."""
+        if self._database is None:
+            return
+        with self._database.begin() as uow:
+            if self.job_id is None:
+                job = uow.jobs.add(
+                    spec=job_document(spec), num_trials=spec.trials, created_by=COMMAND_LINE
+                )
+                self.job_id = job.id
+            else:
+                job = uow.jobs.get(self.job_id, for_update=True)
+                job.spec, job.num_trials = job_document(spec), spec.trials
+            if cost_model is not None and job.cost_model_id is None:
+                keep_cost_model(uow, job, plain(cost_model.to_json()), by=COMMAND_LINE)
+            move(uow, job, JobState.RUNNING, "run by gearshift tune")
+
+    def keep(self, trial: dict[str, Any]) -> None:
+        """Keep a trial record."""
+        if self._database is not None and self.job_id is not None:
+            with self._database.begin() as uow:
+                keep_trial(uow, self.job_id, plain(trial))
+
+    def end(self, report: TuningReport, *, is_interrupted: bool) -> None:
+        """Keep the answer; after an interruption only that the job waits to be resumed."""
+        if self._database is None or self.job_id is None:
+            return
+        with self._database.begin() as uow:
+            job = uow.jobs.get(self.job_id, for_update=True)
+            if is_interrupted:
+                close_cancelled(uow, job)
+            else:
+                close(uow, job, verdict_of(report))
+
+    def fail(self, reason: str) -> None:
+        """Keep why the job ended without an answer."""
+        if self._database is not None and self.job_id is not None:
+            with self._database.begin() as uow:
+                move(uow, uow.jobs.get(self.job_id, for_update=True), JobState.FAILED, reason)
+
+    @property
+    def resume_command(self) -> str | None:
+        """What goes on with the job, None where it is not kept."""
+        return None if self.job_id is None else f"gearshift tune --resume {self.job_id}"

@@ -1,0 +1,40 @@
+"""The one rule for what may be recommended: the SLA met, and likely to be met again.
+
+P(SLA met) is ``OperatingPoint.probability``. A point whose value meets every bound by a hair has
+P = 0.5 and would miss the SLA in every second run, so the value alone decides nowhere.
+"""
+
+from __future__ import annotations
+
+from policies.points import OperatingPoint
+from policies.sla import Sla
+
+MIN_CHANCE = 0.8
+
+
+def meets_in_run(point: OperatingPoint, sla: Sla) -> bool:
+    """Whether the point's own values meet every bound; says nothing of the next run."""
+    return all(point.is_met(c) for c in sla.per_run)
+
+
+def is_dependable(point: OperatingPoint, sla: Sla) -> bool:
+    """Whether the point may be recommended: its values meet ``sla``, with at least ``MIN_CHANCE``
+    that they will again."""
+    return meets_in_run(point, sla) and point.probability(sla) >= MIN_CHANCE
+
+
+def verdict(point: OperatingPoint, sla: Sla) -> str:
+    """How the point stands, in words: dependable, too close, or what it misses."""
+    missed = [c for c in sla.per_run if not point.is_met(c)]
+    if missed:
+        worst = min(missed, key=point.margin)
+        actual = point.actual(worst)
+        return f"misses {worst}: " + ("not observed" if actual is None else f"{actual:.4g}")
+    if is_dependable(point, sla):
+        return f"meets the SLA with headroom {point.headroom(sla):.2f}"
+    return f"too close: {too_unlikely(point, sla)}"
+
+
+def too_unlikely(point: OperatingPoint, sla: Sla) -> str:
+    """The chance that falls short of the least one, in words."""
+    return f"P(SLA met) {point.probability(sla):.2f} < {MIN_CHANCE:g}"

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import end_not_met, fail, log, print_json, progress_console
+from api.cli.common import end, fail, log, print_json, progress_console
 from api.cli.engine_options import JsonOption
+from api.cli.exit_codes import ExitCode
 from api.cli.grouped import grouped
 from api.cli.groups import JudgedWorkload
 
@@ -47,7 +48,11 @@ class Replayed(JudgedWorkload):
         int, typer.Option(min=1, help="Prompt token ids are drawn below this.")
     ] = 256
     fail_on_miss: Annotated[
-        bool, typer.Option("--fail-on-miss", help="End with exit code 3 if the SLA is missed.")
+        bool,
+        typer.Option(
+            "--fail-on-miss",
+            help="Refuse to run without --sla; an SLA that is missed is exit code 3 anyway.",
+        ),
     ] = False
 
     def read_bounds(self) -> Sla | None:
@@ -67,7 +72,6 @@ def bench(server: Target, replayed: Replayed, as_json: JsonOption = False) -> No
     for are told, and judged by the SLA as they came.
     """
     from api.clients.http_target import HttpTarget, get_served_model
-    from policies.attainment import judge
     from policies.report import measurement_json
     from tuner.load.driver import run_load
 
@@ -98,9 +102,7 @@ def bench(server: Target, replayed: Replayed, as_json: JsonOption = False) -> No
         print_json(document)
     else:
         _print_tables(document, measurement, constraints)
-    is_missed = constraints is not None and not judge(constraints, measurement).is_met
-    if replayed.fail_on_miss and is_missed:
-        end_not_met()
+    end(ExitCode.of(measurement, constraints))
 
 
 class _Progress:

@@ -14,7 +14,7 @@ from api.cli.common import fail, log, print_json
 from api.cli.engine_groups import CapOptions, House, Pacing, RankOptions, ServedPlan
 from api.cli.engine_options import ModelOption, check_device, read_dtype, read_link
 from api.cli.grouped import grouped
-from api.cli.listening import listen
+from api.cli.listening import bind
 
 if TYPE_CHECKING:
     from engine.engine import Engine
@@ -39,7 +39,7 @@ def serve(
     pacing: Pacing,
     house: House,
 ) -> None:
-    """Serve a model until SIGTERM or SIGINT; one line on stdout tells the address when ready."""
+    """Serve a model until SIGTERM or Ctrl-C; one line on stdout tells the address when ready."""
     node = pacing.find_node(model, plan.spec.plan)
     config = _config(model, plan, caps, ranks, pacing, node)
     if node is None:
@@ -101,7 +101,7 @@ def _run(config: EngineConfig, timer_factory: TimerFactory | None, house: House)
         if notice:
             log(notice)
     with ExitStack() as stack:
-        listener = stack.enter_context(listen(house.listening.host, house.listening.port))
+        listener = stack.enter_context(bind(house.listening.host, house.listening.port))
         serving = _Serving(
             config=config,
             timer_factory=timer_factory,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -10,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from api.cli.common import domain_errors, fail
+from api.cli.common import domain_errors, fail, interruptions
+from api.cli.exit_codes import EPILOG, ExitCode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,7 @@ GROUPS = {
     "model": "Make checkpoints.",
     "engine": "Run engines.",
     "workload": "Look at workloads, write them as traces.",
+    "keys": "Make, list and revoke API keys of the service.",
     "db": "Look after the database.",
 }
 COMMANDS = (
@@ -98,6 +101,14 @@ COMMANDS = (
     ),
     CommandRef(path="serve", module="serve", function="serve", help="Run the control plane."),
     CommandRef(
+        path="keys create",
+        module="keys",
+        function="create",
+        help="Make an API key, and show it once.",
+    ),
+    CommandRef(path="keys list", module="keys", function="list_keys", help="List API keys."),
+    CommandRef(path="keys revoke", module="keys", function="revoke", help="Revoke an API key."),
+    CommandRef(
         path="db upgrade",
         module="db",
         function="upgrade",
@@ -139,12 +150,19 @@ def create_app() -> typer.Typer:
 
 def main() -> None:
     """Entry point of the ``gearshift`` script."""
-    create_app()()
+    try:
+        create_app()()
+    except SystemExit as leaving:
+        if leaving.code == ExitCode.INTERRUPTED:
+            # Whoever interrupts the end as well shall not see where.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise
 
 
 def _group(text: str) -> typer.Typer:
     return typer.Typer(
         help=text,
+        epilog=EPILOG,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_show_locals=False,
@@ -162,16 +180,19 @@ def _register(parent: typer.Typer, name: str, ref: CommandRef) -> None:
 
 def _run(ref: CommandRef, ctx: typer.Context) -> None:
     """Import the command and run it with the stub's arguments."""
-    function = getattr(import_module(f"api.cli.{ref.module}"), ref.function)
-    command = typer.Typer(add_completion=False)
-    command.command(help=ref.help if not function.__doc__ else None)(_with_logs(function))
-    with domain_errors():
+    with domain_errors(), interruptions():
+        function = getattr(import_module(f"api.cli.{ref.module}"), ref.function)
+        command = typer.Typer(add_completion=False)
+        text = ref.help if not function.__doc__ else None
+        command.command(help=text, epilog=EPILOG)(_with_logs(function))
         try:
             code: Any = command(args=ctx.args, prog_name=ctx.command_path, standalone_mode=False)
         except typer.TyperException as error:
             if not hasattr(error, "format_message"):  # an exit, not a mistake
                 raise
-            fail(f"{error.format_message()} See {ctx.command_path} --help")
+            fail(f"{error.format_message().rstrip('.')}; see {ctx.command_path} --help")
+        if code == ExitCode.INTERRUPTED:  # what typer makes of it
+            raise KeyboardInterrupt
     if isinstance(code, int) and code:
         raise typer.Exit(code)
 

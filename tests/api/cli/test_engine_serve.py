@@ -7,6 +7,8 @@ import signal
 import socket
 from pathlib import Path
 
+import pytest
+
 from tests.api.cli.conftest import Run
 from tests.api.cli.served import serving
 
@@ -44,8 +46,20 @@ def test_a_paced_engine_knows_the_devices_of_its_hardware(tiny_dir: Path) -> Non
         )
         assert too_many.status_code == 422
         assert "needs 4 devices" in too_many.json()["detail"]
-        served.process.send_signal(signal.SIGINT)
+        served.process.send_signal(signal.SIGTERM)
         assert served.process.wait(timeout=30) == 0
+
+
+@pytest.mark.parametrize("frontends", [0, 1])
+def test_ctrl_c_ends_a_server_with_one_line_and_exit_code_130(
+    tiny_dir: Path, frontends: int
+) -> None:
+    words = ("--model", tiny_dir, "--paced", "1xh200", "--dtype", "bfloat16")
+    with serving(*words, "--frontends", frontends) as served:
+        served.process.send_signal(signal.SIGINT)
+        assert served.process.wait(timeout=30) == 130
+        assert served.process.stderr is not None
+        assert served.process.stderr.read().splitlines()[-1] == "interrupted"
 
 
 def test_a_paced_engine_takes_fp8_which_ranks_do_not(run: Run, tiny_dir: Path) -> None:

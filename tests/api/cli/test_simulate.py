@@ -257,3 +257,23 @@ def test_int4_groups_that_a_plan_would_cut_are_told(run: Run, tp: int, is_told: 
     assert done.exit_code == 0, done.stderr
     assert ("no whole groups of 128" in done.stderr) is is_told
     assert "int4 step times are estimated from those in bf16" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("bound", "code", "verdict"), [("0.001", 3, "missed"), ("60000", 0, "met")]
+)
+def test_a_script_can_tell_a_missed_sla_by_the_exit_code(
+    run: Run, bound: str, code: int, verdict: str
+) -> None:
+    words = ("simulate", *NODE, "--plan", "tp=8", "--workload", CLOSED, "--no-intervals")
+    done = run(*words, "--sla", f"p95_ttft_ms<={bound}")
+    assert done.exit_code == code, done.output
+    assert f"SLA {verdict}" in done.stdout
+
+
+def test_requests_that_can_never_fit_end_with_their_own_exit_code(run: Run) -> None:
+    workload = "closed:concurrency=1,input=900,output=200,requests=2"
+    words = ("simulate", *NODE, "--plan", "tp=8", "--workload", workload, "--max-model-len", 1000)
+    done = run(*words, "--no-intervals", "--sla", "p95_ttft_ms<=60000")
+    assert done.exit_code == 4, done.output
+    assert "requests: 2 of 2 failed" in done.stdout

@@ -80,6 +80,8 @@ def bench(server: Target, replayed: Replayed, as_json: JsonOption = False) -> No
     for cut in load.source.cuts:
         log(f"workload: {cut}")
     served = get_served_model(server.url, api_key=server.api_key)
+    if served.paced_as is not None:
+        log(f"warning: the server runs no model, its steps are paced as {served.paced_as}")
     _warn_about_lengths(load, served.max_model_len)
     with (
         HttpTarget(server.url, server.model or served.name, api_key=server.api_key) as target,

@@ -142,6 +142,7 @@ class _Serving:
             drain_s=self.house.drain_s,
             model=engine.model,
             envelope=engine.envelope,
+            paced_as=engine.paced_as,
             defaults=self.defaults,
         )
         front = self.stack.enter_context(FrontHouse(engine, setup, self.listener))
@@ -186,7 +187,13 @@ class _Serving:
         house, name, plan = self.house, self._model_name, str(engine.settings.plan)
         url = house.listening.url(self.listener)
         if house.as_json:
-            print_json({"url": url, "model": name, "plan": plan})
-        else:
+            paced = {} if engine.paced_as is None else {"paced": engine.paced_as}
+            print_json({"url": url, "model": name, "plan": plan, **paced})
+        elif engine.paced_as is None:
             typer.echo(f"ready: {url} serves {name} with plan {plan}")
+        else:
+            typer.echo(
+                f"ready: {url} serves {name} with plan {plan}, paced as {engine.paced_as}: no "
+                "model is run, and its answers mean nothing"
+            )
         house.control.join(engine, self.stack, url=url, name=house.names.name)

@@ -151,6 +151,8 @@ def _print_choice(console: Console, report: PlanReport, choice: Choice) -> None:
                 highlight=False,
             )
     for command in commands(report, point):
+        if command.is_rehearsal:
+            console.print("  to rehearse without the hardware (no model is run):", highlight=False)
         text = command.command or f"cannot: {command.note}"
         note = f"   # {command.note}" if command.command and command.note else ""
         console.print(f"  {command.system.value}: {text}{note}", highlight=False, markup=False)

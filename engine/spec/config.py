@@ -81,6 +81,7 @@ class EngineConfig:
     ``overlap`` schedules one step ahead of the ranks, ``parallel_sampling`` spreads the sampled
     rows over the ranks, ``prefix_cache`` reuses KV blocks of equal beginnings; outputs are the
     same without them. ``spare_ranks`` processes wait, warmed up, to take a dead rank's place.
+    ``hardware`` names what a simulated executor's steps take the time of, for whoever asks.
     ``mode_table_path`` keeps the measured mode table between starts. ``step_timeout_s`` bounds
     steps of which nothing is known yet. ``coin_seed`` is for tests: modes flip by a coin (see
     ``ModeChooser``).
@@ -100,6 +101,7 @@ class EngineConfig:
     max_model_len: int | None = None
     max_devices: int | None = None
     executor: ExecutorKind = ExecutorKind.AUTO
+    hardware: str | None = None
     collectives: Collectives = Collectives.AUTO
     link: LinkEmulation | None = None
     start_timeout_s: float = 120.0
@@ -111,6 +113,13 @@ class EngineConfig:
     spare_ranks: int = 0
     mode_table_path: Path | None = None
     coin_seed: int | None = None
+
+    @property
+    def paced_as(self) -> str | None:
+        """The hardware that steps are paced as, where no model is run; None where one is."""
+        if self.executor is not ExecutorKind.SIMULATED:
+            return None
+        return self.hardware or "unnamed hardware"
 
     @property
     def start_envelope(self) -> Caps:

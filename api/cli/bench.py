@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.common import end, fail, log, print_json, progress_console
-from api.cli.engine_options import JsonOption
+from api.cli.engine_options import MOST_SEED, JsonOption
 from api.cli.exit_codes import ExitCode
 from api.cli.grouped import grouped
 from api.cli.groups import JudgedWorkload
@@ -40,12 +40,14 @@ class Target:
 class Replayed(JudgedWorkload):
     """A workload whose prompts are drawn too, and sent to a server."""
 
-    seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals and prompts.")] = 0
+    seed: Annotated[
+        int, typer.Option(min=0, max=MOST_SEED, help="Seed of arrivals and prompts.")
+    ] = 0
     timeout_s: Annotated[
         float, typer.Option(help="A request without its last token by then is timed out.")
     ] = 600.0
     vocab_size: Annotated[
-        int, typer.Option(min=1, help="Prompt token ids are drawn below this.")
+        int, typer.Option(min=1, max=2**31 - 1, help="Prompt token ids are drawn below this.")
     ] = 256
     fail_on_miss: Annotated[
         bool,

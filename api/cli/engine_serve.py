@@ -92,16 +92,16 @@ def _run(config: EngineConfig, timer_factory: TimerFactory | None, house: House)
 
     if not (config.model_dir / "tokenizer.json").exists():
         fail(f"{config.model_dir}: no tokenizer.json; a server needs one")
-    for warning in (config.settings.threshold_warning, house.listening.warning):
-        if warning:
-            log(f"warning: {warning}")
     defaults = house.read_defaults(config.model_dir)
     ends = read_end_tokens(config.model_dir, ModelConfig.from_dir(config.model_dir))
-    for notice in (defaults.notice, ends.notice):
-        if notice:
-            log(notice)
     with ExitStack() as stack:
         listener = stack.enter_context(bind(house.listening.host, house.listening.port))
+        for warning in (config.settings.threshold_warning, house.listening.warning):
+            if warning:
+                log(f"warning: {warning}")
+        for notice in (defaults.notice, ends.notice):
+            if notice:
+                log(notice)
         serving = _Serving(
             config=config,
             timer_factory=timer_factory,

@@ -25,6 +25,11 @@ class Listening:
         str | None, typer.Option(envvar="GEARSHIFT_ENGINE_KEY", help="Required under /v1.")
     ] = None
 
+    def __post_init__(self) -> None:
+        """End where the key is empty, which would let everyone in."""
+        if self.api_key == "":
+            fail("--api-key is empty; leave it out, or give one")
+
     @property
     def warning(self) -> str | None:
         """Why this is unsafe, if it is."""

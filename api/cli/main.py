@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
 
 from api.cli.common import domain_errors, fail, interruptions
+from api.cli.environment import warn_about_variables
 from api.cli.exit_codes import EPILOG, ExitCode
 
 
@@ -150,6 +153,9 @@ def create_app() -> typer.Typer:
 
 def main() -> None:
     """Entry point of the ``gearshift`` script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # an answer is told in any terminal's letters
+            stream.reconfigure(errors="backslashreplace")
     try:
         create_app()()
     except SystemExit as leaving:
@@ -181,6 +187,7 @@ def _register(parent: typer.Typer, name: str, ref: CommandRef) -> None:
 def _run(ref: CommandRef, ctx: typer.Context) -> None:
     """Import the command and run it with the stub's arguments."""
     with domain_errors(), interruptions():
+        _check_words(ctx.args)
         function = getattr(import_module(f"api.cli.{ref.module}"), ref.function)
         command = typer.Typer(add_completion=False)
         text = ref.help if not function.__doc__ else None
@@ -197,14 +204,24 @@ def _run(ref: CommandRef, ctx: typer.Context) -> None:
         raise typer.Exit(code)
 
 
+def _check_words(words: list[str]) -> None:
+    """End on bytes that are no text: neither a JSON answer nor a database could hold them."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            fail(f"{word!r} is not UTF-8 text")
+
+
 def _with_logs(function: Callable[..., None]) -> Callable[..., None]:
-    """The command with logs configured once it runs: its help is quicker without."""
+    """The command, beginning with what its help is quicker without."""
 
     @wraps(function)
     def run(**options: Any) -> None:
         from api.web.logs import configure_logs
 
         configure_logs("info")
+        warn_about_variables()
         function(**options)
 
     return run

@@ -11,6 +11,7 @@ import typer
 
 from api.cli.common import log, print_json
 from api.cli.engine_options import (
+    MOST_DEVICES,
     DeviceOption,
     JsonOption,
     LinkOption,
@@ -19,7 +20,7 @@ from api.cli.engine_options import (
     read_link,
 )
 from api.cli.grouped import grouped
-from api.cli.groups import check_folder_of, writing
+from api.cli.groups import check_writable, writing
 
 if TYPE_CHECKING:
     from tuner.profiling.run import ProfileSpec
@@ -37,15 +38,22 @@ class Measuring:
         ),
     ] = None
     devices: Annotated[
-        int, typer.Option(min=1, help="Ranks at work at once, up to one per core or device.")
+        int,
+        typer.Option(
+            min=1, max=MOST_DEVICES, help="Ranks at work at once, up to one per core or device."
+        ),
     ] = 2
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, ..., or auto.")] = "auto"
     device: DeviceOption = "cpu"
     link: LinkOption = None
-    seconds: Annotated[float, typer.Option(min=1, help="About how long to measure.")] = 40.0
+    seconds: Annotated[
+        float, typer.Option(min=1, max=86_400, help="About how long to measure.")
+    ] = 40.0
     rounds: Annotated[
         int,
-        typer.Option(min=1, help="Measure everything so often, where the machine's speed drifts."),
+        typer.Option(
+            min=1, max=100, help="Measure everything so often, where the machine's speed drifts."
+        ),
     ] = 1
 
     def spec(self, folder: Path) -> ProfileSpec:
@@ -78,10 +86,13 @@ def profile(
 
     from engine.spec.model import ModelConfig
     from tuner.profiling.run import reference_model, run_profile
+    from tuner.spec.machine import cost_model_dir
     from tuner.step_model.files import save_cost_model
     from tuner.step_model.fit import fit_step_model
 
-    check_folder_of(out)
+    check_writable(out)
+    with writing():
+        cost_model_dir().mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         folder = measuring.model or stack.enter_context(reference_model())
         spec = measuring.spec(folder)

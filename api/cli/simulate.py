@@ -18,7 +18,7 @@ from api.cli.groups import (
     LocalMachine,
     Output,
     PinnedPlan,
-    check_folder_of,
+    check_writable,
     writing,
 )
 from api.cli.simulate_cases import Case, NamedCaps, Question, described, on_this_machine
@@ -66,7 +66,7 @@ class Documents(Output):
         super().check()
         for file in (self.plot, self.samples):
             if file is not None:
-                check_folder_of(file)
+                check_writable(file)
         if self.plot is not None:
             from tuner.described.plots import check_plot
 

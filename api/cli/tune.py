@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.common import end_not_met, log, print_json, progress_console
-from api.cli.engine_options import DeviceOption, ModelNameOption, check_device
+from api.cli.engine_options import (
+    MOST_DEVICES,
+    MOST_SEED,
+    DeviceOption,
+    ModelNameOption,
+    check_device,
+)
 from api.cli.grouped import grouped
 from api.cli.groups import LocalMachine, Output, Served
 from engine.spec.settings import Settings
@@ -29,9 +35,13 @@ class Search:
         str, typer.Option(help="Workload SPEC, as in azure:PATH,seconds=120,max_input=2048.")
     ]
     sla: Annotated[str, typer.Option(help="SLA, as in p95_ttft_ms<=500,p95_tpot_ms<=50.")]
-    devices: Annotated[int, typer.Option(min=1, help="Most devices (ranks) a plan may use.")] = 2
-    trials: Annotated[int, typer.Option(min=1, help="Trials, the baseline included.")] = 12
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0
+    devices: Annotated[
+        int, typer.Option(min=1, max=MOST_DEVICES, help="Most devices (ranks) a plan may use.")
+    ] = 2
+    trials: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Trials, the baseline included.")
+    ] = 12
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of everything random.")] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +49,9 @@ class LiveTrials:
     """Which trials run on the real engine, and how."""
 
     live: Annotated[bool, typer.Option(help="Run trials on the live engine.")] = True
-    probe_requests: Annotated[int, typer.Option(min=1, help="Requests of a live trial.")] = 64
+    probe_requests: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Requests of a live trial.")
+    ] = 64
     probe_paced: Annotated[
         bool, typer.Option(help="Run the winner on the real engine, paced as described hardware.")
     ] = False
@@ -56,10 +68,11 @@ class TunedMachine(LocalMachine):
     ] = None
     device: DeviceOption = "cpu"
     kv_cache_mib: Annotated[
-        int | None, typer.Option(min=1, help="KV cache per rank (CPU); by default 256.")
+        int | None, typer.Option(min=1, max=2**30, help="KV cache per rank (CPU); by default 256.")
     ] = None
     profile_seconds: Annotated[
-        float, typer.Option(min=1, help="About how long to profile without a cost model.")
+        float,
+        typer.Option(min=1, max=86_400, help="About how long to profile without a cost model."),
     ] = 20.0
 
 
@@ -156,11 +169,13 @@ class _Progress:
         self._task = self._bar.add_task("tune", total=total)
 
     def __enter__(self) -> _Progress:
-        self._bar.start()
+        if self._bar.console.is_terminal:  # elsewhere it would leave an empty line
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._bar.console.is_terminal:
+            self._bar.stop()
 
     def __call__(self, event: TuningEvent) -> None:
         if event.kind == "trial":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,6 +13,9 @@ from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 
+# Beyond a second per collective nothing is emulated that anyone would serve with.
+MOST_LATENCY_US = 1e6
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinkEmulation:
@@ -21,8 +25,11 @@ class LinkEmulation:
     gbps: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.latency_us < 0 or self.gbps < 0:
-            raise EngineError(f"link {self}: latency_us and gbps must not be negative")
+        if not (0 <= self.latency_us <= MOST_LATENCY_US and 0 <= self.gbps < math.inf):
+            raise EngineError(
+                f"link latency_us={self.latency_us:g},gbps={self.gbps:g}: neither may be negative "
+                f"or without end, and latency_us at most {MOST_LATENCY_US:g}"
+            )
 
     @classmethod
     def parse(cls, text: str) -> LinkEmulation:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from api.cli.common import fail
-from api.cli.engine_options import MOST_DEVICES, MOST_LEN, DeviceOption, JsonOption, is_http_url
+from api.cli.engine_options import (
+    MOST_DEVICES,
+    MOST_LEN,
+    MOST_SEQS,
+    MOST_TOKENS,
+    DeviceOption,
+    JsonOption,
+    is_http_url,
+)
 from api.cli.groups import Described, PlanOptions
 from api.cli.listening import Listening
 
@@ -42,8 +50,12 @@ class ServedPlan(PlanOptions):
 class CapOptions:
     """What a step and the queue may hold."""
 
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = 64
-    max_num_batched_tokens: Annotated[int, typer.Option(min=1, help="Tokens per step.")] = 2048
+    max_num_seqs: Annotated[int, typer.Option(min=1, max=MOST_SEQS, help="Sequences per step.")] = (
+        64
+    )
+    max_num_batched_tokens: Annotated[
+        int, typer.Option(min=1, max=MOST_TOKENS, help="Tokens per step.")
+    ] = 2048
     max_queue: Annotated[
         int | None, typer.Option(min=0, help="Waiting requests beyond which callers get 429.")
     ] = None

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # As far as every generator of random numbers that is asked can count.
 MOST_SEED = 2**32 - 1
 MOST_LEN = 2**30
+# Tables are as large as caps say.
+MOST_SEQS = 2**17
+MOST_TOKENS = 2**24
 MOST_DEVICES = 2**14
 ModelOption = Annotated[
     Path, typer.Option("--model", metavar="DIR", help="Model folder in Hugging Face format.")

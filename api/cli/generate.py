@@ -11,6 +11,7 @@ import typer
 from api.cli.common import fail, print_json
 from api.cli.engine_options import (
     MOST_SEED,
+    MOST_TOKENS,
     DeviceOption,
     JsonOption,
     ModelOption,
@@ -94,7 +95,8 @@ class OneSequence:
         typer.Option(help="float64, float32, bfloat16, float16, or auto: as the checkpoint says."),
     ] = "auto"
     max_num_batched_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens per step; longer prompts run in chunks.")
+        int,
+        typer.Option(min=1, max=MOST_TOKENS, help="Tokens per step; longer prompts run in chunks."),
     ] = 2048
     device: DeviceOption = "cpu"
     logits_out: Annotated[

@@ -13,10 +13,8 @@ from engine.spec.plan import AXES, DEFAULT_SHIFT_THRESHOLD, ParallelPlan, shift_
 
 MemberT = TypeVar("MemberT", bound=StrEnum)
 
-# Far beyond any device; tables are as large as caps say.
-MOST_SEQS = 2**17
-MOST_TOKENS = 2**24
-MOST_QUEUED = 2**31 - 1
+# Beyond any device, and what every part that counts can hold.
+MOST_CAP = 2**31 - 1
 
 
 class ModePin(StrEnum):
@@ -54,18 +52,18 @@ class Caps:
     max_queue: int | None = None
 
     def __post_init__(self) -> None:
-        for name, most in (("max_num_seqs", MOST_SEQS), ("max_num_batched_tokens", MOST_TOKENS)):
-            if not 1 <= getattr(self, name) <= most:
+        for name in ("max_num_seqs", "max_num_batched_tokens"):
+            if not 1 <= getattr(self, name) <= MOST_CAP:
                 raise EngineError(
-                    f"{name}={getattr(self, name)}: must be at least 1 and at most {most}"
+                    f"{name}={getattr(self, name)}: must be at least 1 and at most {MOST_CAP}"
                 )
         if self.max_step_ms is not None and not 0 < self.max_step_ms < math.inf:
             raise EngineError(
                 f"max_step_ms={self.max_step_ms}: must be above 0 and finite, or left out"
             )
-        if self.max_queue is not None and not 0 <= self.max_queue <= MOST_QUEUED:
+        if self.max_queue is not None and not 0 <= self.max_queue <= MOST_CAP:
             raise EngineError(
-                f"max_queue={self.max_queue}: must be at least 0 and at most {MOST_QUEUED}, or "
+                f"max_queue={self.max_queue}: must be at least 0 and at most {MOST_CAP}, or "
                 "left out"
             )
 

@@ -75,16 +75,6 @@ def domain_errors() -> Iterator[None]:
         raise
 
 
-@contextmanager
-def interruptions() -> Iterator[None]:
-    """Turn Ctrl-C into one line and its exit code, once everything below has ended."""
-    try:
-        yield
-    except (KeyboardInterrupt, typer.Abort):
-        log("interrupted")
-        end(ExitCode.INTERRUPTED)
-
-
 def _loaded(names: tuple[tuple[str, str], ...]) -> tuple[type[Exception], ...]:
     # An error of a tree whose module was never imported cannot have been raised.
     return tuple(

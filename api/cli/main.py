@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from functools import wraps
 from importlib import import_module
 from io import TextIOWrapper
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from api.cli.common import domain_errors, fail, interruptions
+from api.cli.common import domain_errors, end, fail, log
 from api.cli.environment import warn_about_variables
 from api.cli.exit_codes import EPILOG, ExitCode
 
@@ -158,11 +158,20 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         create_app()()
-    except SystemExit as leaving:
-        if leaving.code == ExitCode.INTERRUPTED:
-            # Whoever interrupts the end as well shall not see where.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-        raise
+    except (SystemExit, KeyboardInterrupt) as leaving:  # typer makes an exit of what it sees
+        if isinstance(leaving, SystemExit) and leaving.code != ExitCode.INTERRUPTED:
+            raise
+        _end_interrupted()
+
+
+def _end_interrupted() -> NoReturn:
+    # Whoever interrupts the end as well shall not see where.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Python forgets only so that an interruption once passed through code that was made of text
+    # (a dataclass's), for which it would end by a signal instead.
+    exec("")
+    log("interrupted")
+    end(ExitCode.INTERRUPTED)
 
 
 def _group(text: str) -> typer.Typer:
@@ -186,7 +195,7 @@ def _register(parent: typer.Typer, name: str, ref: CommandRef) -> None:
 
 def _run(ref: CommandRef, ctx: typer.Context) -> None:
     """Import the command and run it with the stub's arguments."""
-    with domain_errors(), interruptions():
+    with domain_errors():
         _check_words(ctx.args)
         function = getattr(import_module(f"api.cli.{ref.module}"), ref.function)
         command = typer.Typer(add_completion=False)
@@ -198,8 +207,8 @@ def _run(ref: CommandRef, ctx: typer.Context) -> None:
             if not hasattr(error, "format_message"):  # an exit, not a mistake
                 raise
             fail(f"{error.format_message().rstrip('.')}; see {ctx.command_path} --help")
-        if code == ExitCode.INTERRUPTED:  # what typer makes of it
-            raise KeyboardInterrupt
+        except typer.Abort as error:  # a question that was not answered
+            raise typer.Exit(ExitCode.INTERRUPTED) from error
     if isinstance(code, int) and code:
         raise typer.Exit(code)
 

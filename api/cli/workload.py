@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from api.cli.common import log, print_json
-from api.cli.engine_options import JsonOption
+from api.cli.engine_options import MOST_SEED, JsonOption
 from api.cli.groups import check_writable, writing
 
 SpecArgument = Annotated[
@@ -17,7 +17,7 @@ SpecArgument = Annotated[
         metavar="SPEC", help="As for --workload; a kind alone is enough for azure-like."
     ),
 ]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of what is drawn.")]
 
 
 def sample(

@@ -108,6 +108,11 @@ class Engine:
         return self._policy.settings
 
     @property
+    def paced_as(self) -> str | None:
+        """The hardware that steps are paced as, where no model is run; None where one is."""
+        return self.config.paced_as
+
+    @property
     def envelope(self) -> Caps:
         """The most that caps may be raised to without a restart."""
         return self.config.start_envelope

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -54,6 +55,10 @@ class KeyRepository:
     def count(self) -> int:
         """Keys of any state."""
         return self._session.scalar(sa.select(sa.func.count()).select_from(ApiKey)) or 0
+
+    def list_all(self) -> Sequence[ApiKey]:
+        """Every key, in order of creation."""
+        return self._session.scalars(sa.select(ApiKey).order_by(ApiKey.id)).all()
 
     def list_page(self, page: PageRequest) -> Page[ApiKey]:
         """Keys in order of creation."""

@@ -133,7 +133,7 @@ def make_engine(url: str) -> sa.Engine:
     """
     try:
         parsed = sa.make_url(url)
-    except sa.exc.ArgumentError as error:
+    except (sa.exc.ArgumentError, ValueError) as error:  # the latter for a port that is none
         raise StoreError(f"database URL {url!r} cannot be read: {error}") from error
     match parsed.get_backend_name():
         case "sqlite":

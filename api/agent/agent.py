@@ -22,7 +22,6 @@ from api.documents.policy import model_to_json, settings_in
 from api.web.urls import full_url
 from engine.engine import Engine
 from engine.policy.document import EnginePolicy
-from engine.spec.config import ExecutorKind
 from engine.spec.errors import EngineError
 from engine.spec.request import FinishReason
 
@@ -60,8 +59,7 @@ class EngineAgent:
         self._name = name or _default_name(self._model_name, public_url)
         self._heartbeat_s = heartbeat_s
         # Steps paced by a clock use no device; otherwise the service picks for the inventory.
-        is_paced = engine.config.executor is ExecutorKind.SIMULATED
-        self._devices: list[int] | None = [] if is_paced else None
+        self._devices: list[int] | None = None if engine.paced_as is None else []
         self._engine_id: str | None = None
         self._handled_version = 0
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -1,4 +1,4 @@
-"""What every command shares: one JSON object on stdout, one line and exit code 2 on a mistake."""
+"""What every command shares: one JSON object on stdout, one line on stderr where it fails."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ from typing import Any, NoReturn
 import typer
 from rich.console import Console
 
-EXIT_MISTAKE = 2
-# The command did its work, and the answer is that the SLA is not met.
-EXIT_NOT_MET = 3
-# As shells say of a command that Ctrl-C ended.
-EXIT_INTERRUPTED = 130
+from api.cli.exit_codes import ExitCode
+
 # The root of each package's error tree (STYLE rule 14).
 ERROR_ROOTS = (
     ("engine.spec.errors", "EngineError"),
@@ -23,6 +20,8 @@ ERROR_ROOTS = (
     ("tuner.spec.errors", "TunerError"),
     ("store.errors", "StoreError"),
 )
+# Those of them that say that a part of ours died.
+PART_ERRORS = (("engine.spec.errors", "RankError"),)
 
 
 def print_json(value: Any) -> None:
@@ -30,21 +29,26 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
-def fail(message: str) -> NoReturn:
-    """Print one line on stderr and leave with exit code 2."""
+def fail(message: str, code: ExitCode = ExitCode.MISTAKE) -> NoReturn:
+    """Print one line on stderr and leave with ``code``."""
     line = " ".join(message.split())
     typer.echo(f"error: {line}", err=True)
-    sys.exit(EXIT_MISTAKE)
+    end(code)
+
+
+def end(code: ExitCode) -> NoReturn:
+    """Leave with ``code``."""
+    sys.exit(code.value)
 
 
 def end_not_met() -> NoReturn:
-    """Leave with exit code 3, by which a script can tell an SLA that is not met from a mistake."""
-    sys.exit(EXIT_NOT_MET)
+    """Leave because nothing meets the SLA, which a script can tell from a mistake."""
+    end(ExitCode.NOT_MET)
 
 
 def end_interrupted() -> NoReturn:
-    """Leave with exit code 130, after Ctrl-C."""
-    sys.exit(EXIT_INTERRUPTED)
+    """Leave after Ctrl-C, what was found so far having been told."""
+    end(ExitCode.INTERRUPTED)
 
 
 def log(message: str) -> None:
@@ -59,17 +63,25 @@ def progress_console() -> Console:
 
 @contextmanager
 def domain_errors() -> Iterator[None]:
-    """Turn what a user or a file can cause into :func:`fail`; anything else passes through."""
+    """Turn what a user, a file or a rank can cause into :func:`fail`; the rest passes through.
+
+    A file that cannot be used is the user's, whatever the command wanted with it; a rank or front
+    end that died is no mistake of theirs.
+    """
     try:
         yield
     except Exception as error:
-        if isinstance(error, _domain_error_types()):
+        if isinstance(error, _loaded(PART_ERRORS)):
+            fail(str(error), ExitCode.FAULT)
+        if isinstance(error, _loaded(ERROR_ROOTS)):
             fail(str(error))
+        if isinstance(error, OSError) and error.filename is not None:
+            fail(f"cannot use {error.filename}: {error.strerror}")
         raise
 
 
-def _domain_error_types() -> tuple[type[Exception], ...]:
+def _loaded(names: tuple[tuple[str, str], ...]) -> tuple[type[Exception], ...]:
     # An error of a tree whose module was never imported cannot have been raised.
     return tuple(
-        getattr(sys.modules[module], name) for module, name in ERROR_ROOTS if module in sys.modules
+        getattr(sys.modules[module], name) for module, name in names if module in sys.modules
     )

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from api.cli.common import fail
-from api.cli.engine_options import JsonOption
+from api.cli.engine_options import MOST_SEED, JsonOption
 
 
 def demo(
@@ -22,7 +22,9 @@ def demo(
     keep: Annotated[
         bool, typer.Option("--keep", envvar="KEEP", help="Leave the service running at the end.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and workloads.")] = 1,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MOST_SEED, help="Seed of weights and workloads.")
+    ] = 1,
     live: Annotated[bool, typer.Option(help="Play the scene on real ranks.")] = True,
     paced: Annotated[bool, typer.Option(help="Play the scene on eight paced devices.")] = True,
     as_json: JsonOption = False,

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from api.cli.engine_options import DeviceOption, JsonOption
+from api.cli.common import fail
+from api.cli.engine_options import (
+    MOST_DEVICES,
+    MOST_LEN,
+    MOST_SEQS,
+    MOST_TOKENS,
+    DeviceOption,
+    JsonOption,
+    is_http_url,
+)
 from api.cli.groups import Described, PlanOptions
 from api.cli.listening import Listening
 
@@ -41,8 +50,12 @@ class ServedPlan(PlanOptions):
 class CapOptions:
     """What a step and the queue may hold."""
 
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = 64
-    max_num_batched_tokens: Annotated[int, typer.Option(min=1, help="Tokens per step.")] = 2048
+    max_num_seqs: Annotated[int, typer.Option(min=1, max=MOST_SEQS, help="Sequences per step.")] = (
+        64
+    )
+    max_num_batched_tokens: Annotated[
+        int, typer.Option(min=1, max=MOST_TOKENS, help="Tokens per step.")
+    ] = 2048
     max_queue: Annotated[
         int | None, typer.Option(min=0, help="Waiting requests beyond which callers get 429.")
     ] = None
@@ -64,10 +77,10 @@ class RankOptions:
     """The ranks: what they run on, what they hold, and how they work."""
 
     device: DeviceOption = "cpu"
-    max_devices: Annotated[int | None, typer.Option(min=1, help="Devices a reshape may use.")] = (
-        None
-    )
-    kv_cache_mib: Annotated[int, typer.Option(min=1, help="KV cache per rank.")] = 256
+    max_devices: Annotated[
+        int | None, typer.Option(min=1, max=MOST_DEVICES, help="Devices a reshape may use.")
+    ] = None
+    kv_cache_mib: Annotated[int, typer.Option(min=1, max=2**30, help="KV cache per rank.")] = 256
     link: Annotated[
         str | None,
         typer.Option(help="Emulated link between CPU ranks, as in latency_us=20,gbps=100."),
@@ -83,7 +96,8 @@ class RankOptions:
         bool, typer.Option("--no-prefix-cache", help="Compute equal beginnings of prompts again.")
     ] = False
     spare_ranks: Annotated[
-        int, typer.Option(min=0, help="Warm processes that wait to take a dead rank's place.")
+        int,
+        typer.Option(min=0, max=64, help="Warm processes that wait to take a dead rank's place."),
     ] = 0
 
 
@@ -99,7 +113,8 @@ class Pacing(Described):
         ),
     ] = None
     max_model_len: Annotated[
-        int | None, typer.Option(min=1, help="Context in tokens; by default the model's.")
+        int | None,
+        typer.Option(min=1, max=MOST_LEN, help="Context in tokens; by default the model's."),
     ] = None
 
     def find_node(self, model: Path, plan: ParallelPlan) -> Node | None:
@@ -151,6 +166,11 @@ class ControlPlane:
         str | None, typer.Option(envvar="GEARSHIFT_CONTROL_KEY", help="Its key.")
     ] = None
 
+    def __post_init__(self) -> None:
+        """End where nothing could ever be reached; a service that is away may come back."""
+        if self.control is not None and not is_http_url(self.control):
+            fail(f"--control {self.control}: write it as in http://127.0.0.1:8700")
+
     def join(self, engine: Engine, stack: ExitStack, *, url: str, name: str | None) -> None:
         """Register the engine that serves at ``url``, until ``stack`` ends."""
         if self.control is None:
@@ -176,7 +196,10 @@ class House:
     names: Names
     control: ControlPlane
     drain_s: Annotated[
-        int, typer.Option(min=0, help="At the end, seconds for requests in progress to finish.")
+        int,
+        typer.Option(
+            min=0, max=86_400, help="At the end, seconds for requests in progress to finish."
+        ),
     ] = 30
     frontends: Annotated[
         int,

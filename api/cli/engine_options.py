@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
     from engine.spec.model import DType
     from engine.text.tokenizer import Tokenizer
 
+# As far as every generator of random numbers that is asked can count.
+MOST_SEED = 2**32 - 1
+MOST_LEN = 2**30
+# Tables are as large as caps say.
+MOST_SEQS = 2**17
+MOST_TOKENS = 2**24
+MOST_DEVICES = 2**14
 ModelOption = Annotated[
     Path, typer.Option("--model", metavar="DIR", help="Model folder in Hugging Face format.")
 ]
@@ -44,7 +52,7 @@ def read_link(words: str | None) -> LinkEmulation | None:
     """The emulated link that ``words`` describe, None where nothing is emulated."""
     from engine.spec.config import LinkEmulation
 
-    return LinkEmulation.parse(words) if words else None
+    return None if words is None else LinkEmulation.parse(words)
 
 
 def check_device(word: str) -> str:
@@ -65,3 +73,12 @@ def find_tokenizer(model_dir: Path) -> Tokenizer | None:
 
     has_one = (model_dir / "tokenizer.json").exists()
     return Tokenizer.from_dir(model_dir) if has_one else None
+
+
+def is_http_url(text: str) -> bool:
+    """Whether ``text`` is the address of an HTTP server, as far as can be told by looking."""
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # brackets without an address in them, a port that is none
+        return False

@@ -14,7 +14,7 @@ from api.cli.common import fail, log, print_json
 from api.cli.engine_groups import CapOptions, House, Pacing, RankOptions, ServedPlan
 from api.cli.engine_options import ModelOption, check_device, read_dtype, read_link
 from api.cli.grouped import grouped
-from api.cli.listening import listen
+from api.cli.listening import bind
 
 if TYPE_CHECKING:
     from engine.engine import Engine
@@ -39,7 +39,7 @@ def serve(
     pacing: Pacing,
     house: House,
 ) -> None:
-    """Serve a model until SIGTERM or SIGINT; one line on stdout tells the address when ready."""
+    """Serve a model until SIGTERM or Ctrl-C; one line on stdout tells the address when ready."""
     node = pacing.find_node(model, plan.spec.plan)
     config = _config(model, plan, caps, ranks, pacing, node)
     if node is None:
@@ -92,16 +92,16 @@ def _run(config: EngineConfig, timer_factory: TimerFactory | None, house: House)
 
     if not (config.model_dir / "tokenizer.json").exists():
         fail(f"{config.model_dir}: no tokenizer.json; a server needs one")
-    for warning in (config.settings.threshold_warning, house.listening.warning):
-        if warning:
-            log(f"warning: {warning}")
     defaults = house.read_defaults(config.model_dir)
     ends = read_end_tokens(config.model_dir, ModelConfig.from_dir(config.model_dir))
-    for notice in (defaults.notice, ends.notice):
-        if notice:
-            log(notice)
     with ExitStack() as stack:
-        listener = stack.enter_context(listen(house.listening.host, house.listening.port))
+        listener = stack.enter_context(bind(house.listening.host, house.listening.port))
+        for warning in (config.settings.threshold_warning, house.listening.warning):
+            if warning:
+                log(f"warning: {warning}")
+        for notice in (defaults.notice, ends.notice):
+            if notice:
+                log(notice)
         serving = _Serving(
             config=config,
             timer_factory=timer_factory,
@@ -142,6 +142,7 @@ class _Serving:
             drain_s=self.house.drain_s,
             model=engine.model,
             envelope=engine.envelope,
+            paced_as=engine.paced_as,
             defaults=self.defaults,
         )
         front = self.stack.enter_context(FrontHouse(engine, setup, self.listener))
@@ -186,7 +187,13 @@ class _Serving:
         house, name, plan = self.house, self._model_name, str(engine.settings.plan)
         url = house.listening.url(self.listener)
         if house.as_json:
-            print_json({"url": url, "model": name, "plan": plan})
-        else:
+            paced = {} if engine.paced_as is None else {"paced": engine.paced_as}
+            print_json({"url": url, "model": name, "plan": plan, **paced})
+        elif engine.paced_as is None:
             typer.echo(f"ready: {url} serves {name} with plan {plan}")
+        else:
+            typer.echo(
+                f"ready: {url} serves {name} with plan {plan}, paced as {engine.paced_as}: no "
+                "model is run, and its answers mean nothing"
+            )
         house.control.join(engine, self.stack, url=url, name=house.names.name)

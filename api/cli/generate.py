@@ -10,6 +10,8 @@ import typer
 
 from api.cli.common import fail, print_json
 from api.cli.engine_options import (
+    MOST_SEED,
+    MOST_TOKENS,
     DeviceOption,
     JsonOption,
     ModelOption,
@@ -18,7 +20,7 @@ from api.cli.engine_options import (
     read_dtype,
 )
 from api.cli.grouped import grouped
-from api.cli.groups import PinnedPlan
+from api.cli.groups import PinnedPlan, check_writable, writing
 
 if TYPE_CHECKING:
     from engine.engine import Engine
@@ -65,7 +67,9 @@ class SamplingOptions:
     temperature: Annotated[float, typer.Option(min=0.0, help="0 = greedy.")] = 0.0
     top_k: Annotated[int, typer.Option(min=0, help="0 = all tokens.")] = 0
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same output, on any plan.")] = 0
+    seed: Annotated[
+        int, typer.Option(min=0, max=MOST_SEED, help="Same seed, same output, on any plan.")
+    ] = 0
 
     @property
     def params(self) -> SamplingParams:
@@ -91,7 +95,8 @@ class OneSequence:
         typer.Option(help="float64, float32, bfloat16, float16, or auto: as the checkpoint says."),
     ] = "auto"
     max_num_batched_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens per step; longer prompts run in chunks.")
+        int,
+        typer.Option(min=1, max=MOST_TOKENS, help="Tokens per step; longer prompts run in chunks."),
     ] = 2048
     device: DeviceOption = "cpu"
     logits_out: Annotated[
@@ -102,8 +107,11 @@ class OneSequence:
     def config(self, model: Path, plan: PinnedPlan, *, max_len: int) -> EngineConfig:
         """An engine just large enough for one sequence of ``max_len`` tokens."""
         from engine.spec.config import EngineConfig
+        from engine.spec.model import ModelConfig
         from engine.spec.settings import Caps
 
+        if max_len > (room := ModelConfig.from_dir(model).max_positions):
+            fail(f"prompt and --max-tokens are {max_len} tokens; the model has room for {room}")
         device = check_device(self.device)
         caps = Caps(max_num_seqs=1, max_num_batched_tokens=self.max_num_batched_tokens)
         return EngineConfig(
@@ -124,12 +132,9 @@ class OneSequence:
         import numpy as np
 
         assert made.logits is not None, "the engine was asked for logits"
-        try:
-            # Through a file object: np.save would add a suffix to the name it was given.
-            with self.logits_out.open("wb") as file:
-                np.save(file, made.logits, allow_pickle=False)
-        except OSError as error:
-            fail(f"--logits-out {self.logits_out}: {error.strerror}")
+        # Through a file object: np.save would add a suffix to the name it was given.
+        with writing(), self.logits_out.open("wb") as file:
+            np.save(file, made.logits, allow_pickle=False)
 
 
 @grouped(
@@ -146,7 +151,11 @@ def generate(
 ) -> None:
     """Continue one prompt; the answer does not depend on the plan or the mode."""
     from engine.engine import Engine
+    from engine.spec.model import ModelConfig
 
+    ModelConfig.from_dir(model)  # says what is wrong with the folder before anything else does
+    if sequence.logits_out is not None:
+        check_writable(sequence.logits_out)
     tokenizer = find_tokenizer(model)
     ids = prompt.read(tokenizer)
     params = sampling.params

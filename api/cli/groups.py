@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from api.cli.common import fail
-from api.cli.engine_options import JsonOption, LinkOption
+from api.cli.engine_options import MOST_LEN, MOST_SEED, JsonOption, LinkOption
 from engine.spec.settings import ModePin
 
 if TYPE_CHECKING:
@@ -85,7 +85,9 @@ class WorkloadOptions:
     workload: Annotated[
         str, typer.Option(help="Workload SPEC, as in poisson:rate=4,input=512,output=64.")
     ]
-    seed: Annotated[int, typer.Option(min=0, help="Seed of a synthetic workload.")] = 0
+    seed: Annotated[
+        int, typer.Option(min=0, max=MOST_SEED, help="Seed of a synthetic workload.")
+    ] = 0
 
     def read_workload(self) -> Workload:
         """Raises TunerError where the workload cannot be read."""
@@ -106,7 +108,7 @@ class JudgedWorkload(WorkloadOptions):
         """Raises PolicyInputError where the SLA cannot be read."""
         from policies.sla import Sla
 
-        return Sla.parse(self.sla) if self.sla else None
+        return None if self.sla is None else Sla.parse(self.sla)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +135,7 @@ class Served:
         """The serving system named, else the default one."""
         from tuner.described.parse import DEFAULT_BACKEND
 
-        return self.backend or DEFAULT_BACKEND
+        return DEFAULT_BACKEND if self.backend is None else self.backend
 
     def refuse_backend(self, option: str) -> None:
         """End where a back end is named although ``option`` names no described hardware."""
@@ -145,8 +147,10 @@ class Served:
 class Described(Served):
     """What a described node is made of, beside its hardware and its model."""
 
-    block_size: Annotated[int, typer.Option(min=1, help="Tokens per KV block.")] = 16
-    max_model_len: Annotated[int | None, typer.Option(min=1, help="Context in tokens.")] = None
+    block_size: Annotated[int, typer.Option(min=1, max=MOST_LEN, help="Tokens per KV block.")] = 16
+    max_model_len: Annotated[
+        int | None, typer.Option(min=1, max=MOST_LEN, help="Context in tokens.")
+    ] = None
 
     def node(self, model: str, hardware: str) -> Node:
         """``model`` on ``hardware``, as in ``8xh200``. Raises TunerError for unknown names."""
@@ -172,7 +176,8 @@ class LocalMachine:
     ] = None
     link: LinkOption = None
     kv_cache_mib: Annotated[
-        int | None, typer.Option(min=1, help="KV cache per rank of this machine; by default 256.")
+        int | None,
+        typer.Option(min=1, max=2**30, help="KV cache per rank of this machine; by default 256."),
     ] = None
 
     def refuse(self) -> None:
@@ -198,7 +203,7 @@ class Output:
     def check(self) -> None:
         """End before any work where the file could not be written after it."""
         if self.out is not None:
-            check_folder_of(self.out)
+            check_writable(self.out)
 
     def write(self, document: dict[str, Any]) -> None:
         """Write the file asked for, if any; end where it cannot be written."""
@@ -207,20 +212,18 @@ class Output:
                 self.out.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
-def check_folder_of(file: Path) -> None:
-    """End with one line where ``file`` is a folder, or its own folder is none to write into."""
+def check_writable(file: Path) -> None:
+    """End with one line where ``file`` cannot be written; what it holds is left as it is."""
     if file.is_dir():
         fail(f"cannot write {file}: it is a folder")
     if not file.parent.is_dir():
         fail(f"cannot write {file}: there is no folder {file.parent}")
-    try:
-        if file.exists():
-            file.open("a").close()
-        else:
-            # What may be written is known only by writing: rights, a read-only disk, /proc.
-            TemporaryFile(dir=file.parent).close()
-    except OSError as error:
-        fail(f"cannot write {file}: {(error.strerror or str(error)).lower()}")
+    is_new = not os.path.lexists(file)
+    if is_new or file.is_file():  # opening a pipe would wait for its reader
+        with writing():  # trying tells more than permissions do
+            file.open("ab").close()
+    if is_new:
+        file.unlink()
 
 
 @contextmanager
@@ -229,4 +232,4 @@ def writing() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        fail(f"cannot write {error.filename}: {error.strerror}")
+        fail(f"cannot write {error.filename or 'all of it'}: {error.strerror}")

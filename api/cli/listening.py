@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,6 +25,11 @@ class Listening:
         str | None, typer.Option(envvar="GEARSHIFT_ENGINE_KEY", help="Required under /v1.")
     ] = None
 
+    def __post_init__(self) -> None:
+        """End where the key is empty, which would let everyone in."""
+        if self.api_key == "":
+            fail("--api-key is empty; leave it out, or give one")
+
     @property
     def warning(self) -> str | None:
         """Why this is unsafe, if it is."""
@@ -32,18 +39,37 @@ class Listening:
 
     def url(self, listener: socket.socket) -> str:
         """The address of ``listener``, whose port may have been picked."""
-        shown = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{shown}:{listener.getsockname()[1]}"
+        return url_of(self.host, listener)
 
 
-def listen(host: str, port: int) -> socket.socket:
+def url_of(host: str, listener: socket.socket) -> str:
+    """The address of ``listener`` on ``host``, whose port may have been picked."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listener.getsockname()[1]}"
+
+
+def bind(host: str, port: int) -> socket.socket:
     """A bound socket that the caller closes; port 0 picks a free one. Ends where it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
+    with _taking(host, port, listener):
         listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        fail(f"cannot listen on {host}:{port}: {error.strerror or error}")
     return listener
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket of :func:`bind` on which clients already wait: the port is this process's alone."""
+    listener = bind(host, port)
+    with _taking(host, port, listener):
+        listener.listen()
+    return listener
+
+
+@contextmanager
+def _taking(host: str, port: int, listener: socket.socket) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, UnicodeError) as error:  # the latter for names that no host can have
+        listener.close()
+        fail(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}")

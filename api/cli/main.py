@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from importlib import import_module
-from typing import Annotated, Any
+from io import TextIOWrapper
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from api.cli.common import domain_errors, fail
+from api.cli.common import domain_errors, end, fail, log
+from api.cli.environment import warn_about_variables
+from api.cli.exit_codes import EPILOG, ExitCode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +32,7 @@ GROUPS = {
     "model": "Make checkpoints.",
     "engine": "Run engines.",
     "workload": "Look at workloads, write them as traces.",
+    "keys": "Make, list and revoke API keys of the service.",
     "db": "Look after the database.",
 }
 COMMANDS = (
@@ -98,6 +104,14 @@ COMMANDS = (
     ),
     CommandRef(path="serve", module="serve", function="serve", help="Run the control plane."),
     CommandRef(
+        path="keys create",
+        module="keys",
+        function="create",
+        help="Make an API key, and show it once.",
+    ),
+    CommandRef(path="keys list", module="keys", function="list_keys", help="List API keys."),
+    CommandRef(path="keys revoke", module="keys", function="revoke", help="Revoke an API key."),
+    CommandRef(
         path="db upgrade",
         module="db",
         function="upgrade",
@@ -139,12 +153,31 @@ def create_app() -> typer.Typer:
 
 def main() -> None:
     """Entry point of the ``gearshift`` script."""
-    create_app()()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # an answer is told in any terminal's letters
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        create_app()()
+    except (SystemExit, KeyboardInterrupt) as leaving:  # typer makes an exit of what it sees
+        if isinstance(leaving, SystemExit) and leaving.code != ExitCode.INTERRUPTED:
+            raise
+        _end_interrupted()
+
+
+def _end_interrupted() -> NoReturn:
+    # Whoever interrupts the end as well shall not see where.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Python forgets only so that an interruption once passed through code that was made of text
+    # (a dataclass's), for which it would end by a signal instead.
+    exec("")
+    log("interrupted")
+    end(ExitCode.INTERRUPTED)
 
 
 def _group(text: str) -> typer.Typer:
     return typer.Typer(
         help=text,
+        epilog=EPILOG,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_show_locals=False,
@@ -162,28 +195,42 @@ def _register(parent: typer.Typer, name: str, ref: CommandRef) -> None:
 
 def _run(ref: CommandRef, ctx: typer.Context) -> None:
     """Import the command and run it with the stub's arguments."""
-    function = getattr(import_module(f"api.cli.{ref.module}"), ref.function)
-    command = typer.Typer(add_completion=False)
-    command.command(help=ref.help if not function.__doc__ else None)(_with_logs(function))
     with domain_errors():
+        _check_words(ctx.args)
+        function = getattr(import_module(f"api.cli.{ref.module}"), ref.function)
+        command = typer.Typer(add_completion=False)
+        text = ref.help if not function.__doc__ else None
+        command.command(help=text, epilog=EPILOG)(_with_logs(function))
         try:
             code: Any = command(args=ctx.args, prog_name=ctx.command_path, standalone_mode=False)
         except typer.TyperException as error:
             if not hasattr(error, "format_message"):  # an exit, not a mistake
                 raise
-            fail(f"{error.format_message()} See {ctx.command_path} --help")
+            fail(f"{error.format_message().rstrip('.')}; see {ctx.command_path} --help")
+        except typer.Abort as error:  # a question that was not answered
+            raise typer.Exit(ExitCode.INTERRUPTED) from error
     if isinstance(code, int) and code:
         raise typer.Exit(code)
 
 
+def _check_words(words: list[str]) -> None:
+    """End on bytes that are no text: neither a JSON answer nor a database could hold them."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            fail(f"{word!r} is not UTF-8 text")
+
+
 def _with_logs(function: Callable[..., None]) -> Callable[..., None]:
-    """The command with logs configured once it runs: its help is quicker without."""
+    """The command, beginning with what its help is quicker without."""
 
     @wraps(function)
     def run(**options: Any) -> None:
         from api.web.logs import configure_logs
 
         configure_logs("info")
+        warn_about_variables()
         function(**options)
 
     return run

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from api.cli.common import print_json
+from api.cli.engine_options import MOST_SEED
 
 
 def create(
@@ -16,7 +17,9 @@ def create(
         str,
         typer.Option(help="tiny, small, or a shape without weights: llama-3.1-8b, llama-3.1-70b."),
     ] = "tiny",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MOST_SEED, help="Seed of the random weights.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write a random checkpoint in Hugging Face format, with a trained BPE tokenizer."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.common import end_not_met, log, print_json, progress_console
-from api.cli.engine_options import ModelNameOption
+from api.cli.engine_options import MOST_DEVICES, ModelNameOption
 from api.cli.grouped import grouped
 from api.cli.groups import Described, Output, WorkloadOptions
 
@@ -38,10 +38,12 @@ class Judging:
     """Which plans are judged, and on how much of this machine."""
 
     devices: Annotated[
-        int | None, typer.Option(min=1, help="Most devices a plan may use; by default all.")
+        int | None,
+        typer.Option(min=1, max=MOST_DEVICES, help="Most devices a plan may use; by default all."),
     ] = None
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes to simulate on; by default one per core.")
+        int | None,
+        typer.Option(min=1, max=1024, help="Processes to simulate on; by default one per core."),
     ] = None
 
 
@@ -150,6 +152,8 @@ def _print_choice(console: Console, report: PlanReport, choice: Choice) -> None:
                 highlight=False,
             )
     for command in commands(report, point):
+        if command.is_rehearsal:
+            console.print("  to rehearse without the hardware (no model is run):", highlight=False)
         text = command.command or f"cannot: {command.note}"
         note = f"   # {command.note}" if command.command and command.note else ""
         console.print(f"  {command.system.value}: {text}{note}", highlight=False, markup=False)

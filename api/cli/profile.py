@@ -13,6 +13,7 @@ import typer
 
 from api.cli.common import log, print_json
 from api.cli.engine_options import (
+    MOST_DEVICES,
     DeviceOption,
     JsonOption,
     LinkOption,
@@ -21,7 +22,7 @@ from api.cli.engine_options import (
     read_link,
 )
 from api.cli.grouped import grouped
-from api.cli.groups import check_folder_of, writing
+from api.cli.groups import check_writable, writing
 
 if TYPE_CHECKING:
     from tuner.profiling.profile import Profile
@@ -45,7 +46,10 @@ class Measuring:
         ),
     ] = None
     devices: Annotated[
-        int, typer.Option(min=1, help="Ranks at work at once, up to one per core or device.")
+        int,
+        typer.Option(
+            min=1, max=MOST_DEVICES, help="Ranks at work at once, up to one per core or device."
+        ),
     ] = 2
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, ..., or auto.")] = "auto"
     device: DeviceOption = "cpu"
@@ -54,6 +58,7 @@ class Measuring:
         float,
         typer.Option(
             min=1,
+            max=86_400,
             help="About how long all of it takes. Starts and the least number of repeats need "
             "about 25 of them in each round, for a small model on two idle cores; larger models "
             "and more ranks need more. What they needed is told at the end.",
@@ -63,6 +68,7 @@ class Measuring:
         int,
         typer.Option(
             min=1,
+            max=100,
             help="Start and measure everything so often within the seconds, where the machine's "
             "speed drifts.",
         ),
@@ -95,7 +101,7 @@ def profile(
     The cost model goes into the data folder (GEARSHIFT_DATA_DIR), where simulate and tune look
     for this machine's newest.
     """
-    check_folder_of(out)
+    check_writable(out)
     begun_s = time.perf_counter()
 
     from engine.spec.model import ModelConfig

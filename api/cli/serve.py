@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import signal
+import socket
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
 from typing import Annotated
 
 import typer
 
 from api.app import create_app
 from api.cli.common import print_json
-from api.cli.listening import listen
+from api.cli.listening import listen, url_of
+from api.cli.service import open_database, read_settings
 from api.jobs.supervisor import WorkerSupervisor
 from api.web.auth import ensure_first_key
 from api.web.logs import configure_logs
 from api.web.server import Server
 from api.web.settings import ServiceSettings, describe_settings
 from migrations import runner
-from store import Database
 
 
 def serve(
@@ -28,27 +32,12 @@ def serve(
         bool, typer.Option("--json", help="Print the address and a first key as one object.")
     ] = False,
 ) -> None:
-    given = {"host": host, "port": port}
-    # Only what was given: the rest is the environment's, so no names can be spelled out here.
-    settings = ServiceSettings(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+    settings = read_settings(host=host, port=port)
     configure_logs(settings.log_level)
-    first_key = _prepare_database(settings)
-    listener = listen(settings.host, settings.port)
-    url = f"http://{settings.host}:{listener.getsockname()[1]}"
-    server = Server(create_app(settings))
-    worker = WorkerSupervisor(settings) if settings.run_worker else None
-    # uvicorn raises a caught signal again when it is done, but the worker must still be ended;
-    # and a signal may come before uvicorn listens for it.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: server.stop())
-    _announce(url, first_key, as_json=as_json)
-    if worker is not None:
-        worker.start()
-    try:
-        server.run(sockets=[listener])
-    finally:
-        if worker is not None:
-            worker.stop()
+    # First: a start that fails must not leave a key behind that nobody saw.
+    with listen(settings.host, settings.port) as listener:
+        announce = partial(_announce, url_of(settings.host, listener), as_json=as_json)
+        _serve(settings, listener, announce)
 
 
 serve.__doc__ = f"""Run the control plane: REST, the controller and a worker of tuning jobs.
@@ -59,24 +48,57 @@ ServiceSettings come from the environment:
 """
 
 
-def _prepare_database(settings: ServiceSettings) -> str | None:
-    """Bring SQLite up to date, check PostgreSQL; returns the first key when one was made.
+def _serve(
+    settings: ServiceSettings, listener: socket.socket, announce: Callable[[str | None], None]
+) -> None:
+    """Serve on ``listener`` until a signal; ``announce`` is told the first key when one is made.
+
+    Raises:
+        KeyboardInterrupt: the signal was SIGINT; all has ended as it should.
+    """
+    _prepare_database(settings)
+    server = Server(create_app(settings))
+    worker = WorkerSupervisor(settings) if settings.run_worker else None
+    signals: list[int] = []
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        signals.append(number)
+        server.stop()
+
+    # uvicorn raises a caught signal again when it is done, but the worker must still be ended;
+    # and a signal may come before uvicorn listens for it.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    _find_key(settings, announce)
+    if worker is not None:
+        worker.start()
+    try:
+        server.run(sockets=[listener])
+    finally:
+        if worker is not None:
+            worker.stop()
+    if signal.SIGINT in signals:
+        raise KeyboardInterrupt
+
+
+def _prepare_database(settings: ServiceSettings) -> None:
+    """Bring SQLite up to date, check PostgreSQL.
 
     Raises:
         SchemaError: a PostgreSQL schema that is not the newest.
     """
-    database = Database(settings.effective_database_url)
-    made: list[str] = []
-    try:
-        database.require_reachable()
+    with open_database(settings.effective_database_url) as database:
         if settings.is_sqlite:
             runner.upgrade(database.engine)
         runner.require_current(database.engine)
-        secret = settings.admin_key.get_secret_value() if settings.admin_key else None
-        ensure_first_key(database, secret, made.append)
-    finally:
-        database.close()
-    return made[0] if made else None
+
+
+def _find_key(settings: ServiceSettings, announce: Callable[[str | None], None]) -> None:
+    """See that there is an admin key; ``announce`` is told it if it is new, else None."""
+    secret = settings.admin_key.get_secret_value() if settings.admin_key else None
+    with open_database(settings.effective_database_url) as database:
+        if not ensure_first_key(database, secret, announce):
+            announce(None)
 
 
 def _announce(url: str, first_key: str | None, *, as_json: bool) -> None:

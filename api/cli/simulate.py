@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import log, print_json
+from api.cli.common import end, log, print_json
 from api.cli.engine_options import ModelNameOption
+from api.cli.exit_codes import ExitCode
 from api.cli.grouped import grouped
 from api.cli.groups import (
     Described,
@@ -17,7 +18,7 @@ from api.cli.groups import (
     LocalMachine,
     Output,
     PinnedPlan,
-    check_folder_of,
+    check_writable,
     writing,
 )
 from api.cli.simulate_cases import Case, NamedCaps, Question, described, on_this_machine
@@ -65,7 +66,7 @@ class Documents(Output):
         super().check()
         for file in (self.plot, self.samples):
             if file is not None:
-                check_folder_of(file)
+                check_writable(file)
         if self.plot is not None:
             from tuner.described.plots import check_plot
 
@@ -159,6 +160,7 @@ def _answer(question: Question, case: Case, documents: Documents) -> None:
         print_json(document)
     else:
         _print(case.settings, document)
+    end(ExitCode.of(result.measurement, question.sla))
 
 
 def _write_samples(path: Path, result: SimulationResult) -> None:
@@ -190,6 +192,9 @@ def _print(settings: Settings, document: dict[str, Any]) -> None:
     for name in ("throughput_tokens_per_s", "goodput_rps", "attainment"):
         value = metrics[name]
         console.print(f"{name}: {'-' if value is None else f'{value:.4g}'}")
+    if failed := document["requests"]["errored"]:
+        total = sum(document["requests"].values())
+        console.print(f"requests: {failed} of {total} failed, as they can never fit")
     counts, memory = document["counts"], document["memory"]
     steps = ", ".join(f"{count} in {mode}" for mode, count in counts["steps"].items())
     console.print(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.common import log
-from api.cli.engine_options import read_link
+from api.cli.engine_options import MOST_SEQS, MOST_TOKENS, read_link
 from api.cli.groups import Described, LocalMachine
 from engine.spec.settings import ModePin
 
@@ -39,11 +39,15 @@ class NamedCaps:
 
     max_num_seqs: Annotated[
         int | None,
-        typer.Option(min=1, help="Sequences per step; by default the backend's (here 64)."),
+        typer.Option(
+            min=1, max=MOST_SEQS, help="Sequences per step; by default the backend's (here 64)."
+        ),
     ] = None
     max_num_batched_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens per step; by default the backend's (here 2048)."),
+        typer.Option(
+            min=1, max=MOST_TOKENS, help="Tokens per step; by default the backend's (here 2048)."
+        ),
     ] = None
     max_step_ms: Annotated[
         float | None, typer.Option(help="Chunks are sized so that a mixed step fits this.")

@@ -16,7 +16,7 @@ from api.cli.common import (
     print_json,
     progress_console,
 )
-from api.cli.engine_options import DeviceOption, check_device
+from api.cli.engine_options import MOST_DEVICES, MOST_SEED, DeviceOption, check_device
 from api.cli.grouped import grouped
 from api.cli.groups import LocalMachine, Output, Served
 from api.cli.interrupts import stoppable
@@ -51,9 +51,13 @@ class Search:
     sla: Annotated[
         str | None, typer.Option(help="SLA, as in p95_ttft_ms<=500,p95_tpot_ms<=50.")
     ] = None
-    devices: Annotated[int, typer.Option(min=1, help="Most devices (ranks) a plan may use.")] = 2
-    trials: Annotated[int, typer.Option(min=1, help="Trials, the baseline included.")] = 12
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0
+    devices: Annotated[
+        int, typer.Option(min=1, max=MOST_DEVICES, help="Most devices (ranks) a plan may use.")
+    ] = 2
+    trials: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Trials, the baseline included.")
+    ] = 12
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of everything random.")] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,9 @@ class LiveTrials:
     """Which trials run on the real engine, and how."""
 
     live: Annotated[bool, typer.Option(help="Run trials on the live engine.")] = True
-    probe_requests: Annotated[int, typer.Option(min=1, help="Requests of a live trial.")] = 64
+    probe_requests: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Requests of a live trial.")
+    ] = 64
     probe_paced: Annotated[
         bool, typer.Option(help="Run the winner on the real engine, paced as described hardware.")
     ] = False
@@ -78,12 +84,14 @@ class TunedMachine(LocalMachine):
     ] = None
     device: DeviceOption = "cpu"
     kv_cache_mib: Annotated[
-        int | None, typer.Option(min=1, help="KV cache per rank (CPU); by default 256.")
+        int | None, typer.Option(min=1, max=2**30, help="KV cache per rank (CPU); by default 256.")
     ] = None
     profile_seconds: Annotated[
         float,
         typer.Option(
-            min=1, help="About how long to profile without a cost model, starts included."
+            min=1,
+            max=86_400,
+            help="About how long to profile without a cost model, starts included.",
         ),
     ] = 30.0
 
@@ -288,11 +296,13 @@ class _Progress:
         self._on_trial = on_trial
 
     def __enter__(self) -> _Progress:
-        self._bar.start()
+        if self._bar.console.is_terminal:  # elsewhere it would leave an empty line
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._bar.console.is_terminal:
+            self._bar.stop()
 
     def __call__(self, event: TuningEvent) -> None:
         if event.kind == "trial":

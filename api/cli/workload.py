@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from api.cli.common import log, print_json
-from api.cli.engine_options import JsonOption
-from api.cli.groups import check_folder_of, writing
+from api.cli.engine_options import MOST_SEED, JsonOption
+from api.cli.groups import check_writable, writing
 
 SpecArgument = Annotated[
     str,
@@ -17,7 +17,7 @@ SpecArgument = Annotated[
         metavar="SPEC", help="As for --workload; a kind alone is enough for azure-like."
     ),
 ]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of what is drawn.")]
 
 
 def sample(
@@ -34,7 +34,7 @@ def sample(
     from tuner.workload.parse import parse_workload
     from tuner.workload.write import TraceForm, trace_text
 
-    check_folder_of(out)
+    check_writable(out)
     spec = _whole_spec(spec)
     wanted = TraceForm.of_spec(spec) if form is None else TraceForm(form)
     workload = parse_workload(spec, seed=seed)

@@ -14,6 +14,7 @@ import httpx
 import msgspec
 
 from api.web.urls import full_url
+from engine.server.pace import PACED_HEADER
 from engine.spec.measurement import Outcome
 from tuner.load.targets import Ending, OnDone, OnToken, spread_stamps
 from tuner.spec.errors import LoadError
@@ -23,10 +24,14 @@ CONNECT_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """What ``/v1/models`` lists first; ``max_model_len`` where the server tells it."""
+    """What ``/v1/models`` lists first; ``max_model_len`` where the server tells it.
+
+    ``paced_as`` is the hardware that an engine of ours without ranks imitates, else None.
+    """
 
     name: str
     max_model_len: int | None
+    paced_as: str | None = None
 
 
 def get_served_model(url: str, *, api_key: str | None = None) -> ServedModel:
@@ -41,7 +46,11 @@ def get_served_model(url: str, *, api_key: str | None = None) -> ServedModel:
         )
         answer.raise_for_status()
         card = answer.json()["data"][0]
-        return ServedModel(name=str(card["id"]), max_model_len=card.get("max_model_len"))
+        return ServedModel(
+            name=str(card["id"]),
+            max_model_len=card.get("max_model_len"),
+            paced_as=answer.headers.get(PACED_HEADER),
+        )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise LoadError(f"{url}: no answer to GET /v1/models ({error})") from error
     except (ValueError, LookupError, TypeError) as error:

@@ -66,18 +66,23 @@ def new_secret() -> str:
 
 def ensure_first_key(
     database: Database, admin_secret: str | None, announce: Callable[[str], None]
-) -> None:
-    """See that an admin key exists: the configured one, else a new one, announced once."""
+) -> bool:
+    """See that an admin key exists: the configured one, else a new one, announced once.
+
+    It is announced before it is stored, so that none is kept which could not be shown; says
+    whether there was one to announce.
+    """
     with database.begin() as uow:
         if admin_secret is not None:
             if uow.keys.find_by_secret(admin_secret) is None:
                 uow.keys.add(name="admin (from settings)", secret=admin_secret, scopes=["admin"])
-            return
+            return False
         if uow.keys.count():
-            return
+            return False
         secret = new_secret()
         uow.keys.add(name="admin (first start)", secret=secret, scopes=["admin"])
-    announce(secret)
+        announce(secret)
+    return True
 
 
 def _authenticate(database: Database, credentials: HTTPAuthorizationCredentials | None) -> ApiKey:

@@ -10,6 +10,8 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from store.errors import StoreError
+
 PREFIX = "GEARSHIFT_"
 
 
@@ -92,10 +94,20 @@ class ServiceSettings(BaseSettings):
 
     @property
     def effective_database_url(self) -> str:
-        """The database to use; makes the data folder when the default is taken."""
+        """The database to use; makes the data folder when the default is taken.
+
+        Raises:
+            StoreError: the folder cannot be made.
+        """
         if self.database_url is not None:
             return self.database_url
-        self.data_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"data folder {self.data_dir} cannot be made ({error.strerror}); name another one "
+                f"with {PREFIX}DATA_DIR"
+            ) from error
         return f"sqlite:///{self.data_dir / 'gearshift.db'}"
 
     @property

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from engine.spec.errors import EngineError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +46,20 @@ def allocate_cache(
     dtype: torch.dtype,
     device: torch.device,
 ) -> LayerCache:
-    """An empty cache. Zeros, not garbage: padded reads must be finite."""
+    """An empty cache. Zeros, not garbage: padded reads must be finite.
+
+    Raises:
+        EngineError: the device has not that much memory.
+    """
     shape = (num_blocks, block_size, num_kv_heads, head_dim)
-    return LayerCache(
-        keys=torch.zeros(shape, dtype=dtype, device=device),
-        values=torch.zeros(shape, dtype=dtype, device=device),
-    )
+    try:
+        return LayerCache(
+            keys=torch.zeros(shape, dtype=dtype, device=device),
+            values=torch.zeros(shape, dtype=dtype, device=device),
+        )
+    except RuntimeError as error:  # torch knows no narrower one on a CPU
+        size_gb = 2 * math.prod(shape) * dtype.itemsize / 1e9
+        raise EngineError(
+            f"no room on {device} for a KV cache of {num_blocks} blocks, {size_gb:.3g} GB a layer; "
+            "give it less memory, or use more ranks"
+        ) from error

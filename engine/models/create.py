@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from engine.models.corpus import (
     BOS_TOKEN,
@@ -54,7 +54,8 @@ def create_model(
     """Write a random checkpoint; the same preset and seed give the same bytes.
 
     Raises:
-        CheckpointError: an unknown preset, or a folder that already holds a checkpoint.
+        CheckpointError: an unknown preset, or a folder that already holds a checkpoint or cannot
+            be written to.
     """
     shape = PRESETS.get(preset)
     if shape is None:
@@ -65,12 +66,12 @@ def create_model(
     folder = Path(model_dir)
     if (folder / "config.json").exists():
         raise CheckpointError(f"{folder} already holds a checkpoint; name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    files = _write_weights(folder, shape, seed, max_shard_bytes) if shape.has_weights else ()
-    _write_tokenizer(folder, shape)
-    # Last, so that a folder with a config.json is a complete one.
-    _write_json(folder / "generation_config.json", _generation_json())
-    _write_json(folder / "config.json", _config_json(shape))
+    try:
+        files = _write_files(folder, shape, seed, max_shard_bytes)
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or folder}: cannot be written ({error.strerror}); name another folder"
+        ) from error
     return CreatedModel(
         model_dir=folder,
         preset=preset,
@@ -78,6 +79,17 @@ def create_model(
         num_params=sum(math.prod(dims) for _, dims in _shapes(shape)) if files else 0,
         weight_files=files,
     )
+
+
+def _write_files(folder: Path, shape: Preset, seed: int, max_shard_bytes: int) -> tuple[str, ...]:
+    """Write the folder; returns the names of its weight files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = _write_weights(folder, shape, seed, max_shard_bytes) if shape.has_weights else ()
+    _write_tokenizer(folder, shape)
+    # Last, so that a folder with a config.json is a complete one.
+    _write_json(folder / "generation_config.json", _generation_json())
+    _write_json(folder / "config.json", _config_json(shape))
+    return files
 
 
 def _shapes(shape: Preset) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -121,7 +133,8 @@ def _write_weights(folder: Path, shape: Preset, seed: int, max_shard_bytes: int)
             else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         )
         tensors = {name: _tensor(dims_of[name], seed, index_of[name]) for name in names}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        # Not by save_file, whose files only their owner may read.
+        (folder / file).write_bytes(save(tensors, metadata={"format": "pt"}))
         place.update(dict.fromkeys(names, file))
     if len(shards) > 1:
         total_bytes = 4 * sum(math.prod(dims) for dims in dims_of.values())
@@ -145,7 +158,8 @@ def _shard_names(shape: Preset, max_shard_bytes: int) -> list[list[str]]:
 
 
 def _write_tokenizer(folder: Path, shape: Preset) -> None:
-    train_tokenizer(shape.tokenizer_size).save(str(folder / "tokenizer.json"))
+    tokenizer = train_tokenizer(shape.tokenizer_size).to_str(pretty=True)
+    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
     _write_json(
         folder / "tokenizer_config.json",
         {

@@ -197,7 +197,7 @@ def _open_files(model_dir: Path) -> dict[str, Any]:
     """Opened safetensors files by name."""
     index = model_dir / INDEX_FILE
     names = _indexed_files(index) if index.exists() else [SINGLE_FILE]
-    return {name: _open(model_dir / name) for name in names}
+    return {name: open_weights(model_dir / name) for name in names}
 
 
 def _indexed_files(index: Path) -> list[str]:
@@ -216,7 +216,12 @@ def _is_file_name(name: object) -> bool:
     return isinstance(name, str) and name.isprintable() and Path(name).name == name
 
 
-def _open(path: Path) -> Any:
+def open_weights(path: Path) -> Any:
+    """The opened file, which is a context manager too.
+
+    Raises:
+        CheckpointError: it is missing, or no such file.
+    """
     if not path.exists():
         raise CheckpointError(f"{path}: weight file is missing")
     try:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
-import tempfile
+import secrets
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -211,7 +210,7 @@ def find_table(path: Path, fingerprint: str) -> ModeTable | None:
         document = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EngineError(f"{path}: cannot be read as a mode table ({error}); {WAY_OUT}") from error
     table = ModeTable.from_json(document, where=str(path))
     return table if table.fingerprint == fingerprint else None
@@ -226,14 +225,13 @@ def store_table(table: ModeTable, path: Path) -> None:
     text = json.dumps(table.to_json(), indent=2) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        # Not by tempfile, whose files only their owner may read.
+        scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
-            with os.fdopen(handle, "w") as file:
-                file.write(text)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+            scratch.write_text(text)
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
     except OSError as error:
         raise EngineError(
             f"{path}: the mode table cannot be stored ({error.strerror or error}); make the "

@@ -26,6 +26,7 @@ from engine.server.errors import (
 from engine.server.generation import GenerationService, Prompt
 from engine.server.knobs import KnobPlane, knob_router
 from engine.server.metrics import ServerMetrics
+from engine.server.pace import PacedAnswers
 from engine.server.schema import (
     DEFAULT_COMPLETION_TOKENS,
     MAX_CALL_CHOICES,
@@ -53,9 +54,12 @@ def create_server(
     With ``api_key`` everything under ``/v1`` needs it as a bearer token, and so do ``/tokenize``
     and ``/detokenize``; ``/health``, ``/ping``, ``/version`` and ``/metrics`` never do. The
     engine is neither started nor closed here. ``defaults`` stand in for what requests leave out.
+    Where no model is run, ``/version``, the model's owner and a header of every answer say so.
     """
     app = FastAPI(title="Gearshift engine", docs_url=None, redoc_url=None)
     install_error_handlers(app)
+    if engine.paced_as is not None:
+        app.add_middleware(PacedAnswers, paced_as=engine.paced_as)
     metrics = ServerMetrics(engine, model_name=model_name, engine_name=engine_name)
     service = GenerationService(
         engine,
@@ -78,7 +82,7 @@ def _openai_router(engine: ServedEngine, service: GenerationService, model_name:
         "id": model_name,
         "object": "model",
         "created": int(time.time()),
-        "owned_by": "gearshift",
+        "owned_by": _owner(engine.paced_as),
         "root": str(engine.model_dir),
     }
 
@@ -122,6 +126,10 @@ def _openai_router(engine: ServedEngine, service: GenerationService, model_name:
     return router
 
 
+def _owner(paced_as: str | None) -> str:
+    return "gearshift" if paced_as is None else f"gearshift, paced as {paced_as}"
+
+
 def _health_router(engine: ServedEngine, metrics: ServerMetrics) -> APIRouter:
     router = APIRouter(tags=["operation"])
 
@@ -137,7 +145,8 @@ def _health_router(engine: ServedEngine, metrics: ServerMetrics) -> APIRouter:
 
     @router.get("/version", operation_id="getVersion")
     async def get_version() -> dict[str, str]:
-        return {"version": version("gearshift")}
+        paced = {} if engine.paced_as is None else {"paced": engine.paced_as}
+        return {"version": version("gearshift"), **paced}
 
     @router.get("/metrics", operation_id="getMetrics")
     async def get_metrics() -> Response:

@@ -95,7 +95,7 @@ class SamplingDefaults:
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path}: holds {type(raw).__name__}, not an object")

@@ -42,6 +42,11 @@ class ServedEngine(Protocol):
         ...
 
     @property
+    def paced_as(self) -> str | None:
+        """The hardware that steps are paced as, where no model is run; None where one is."""
+        ...
+
+    @property
     def max_model_len(self) -> int:
         """Longest sequence (prompt plus output) in tokens."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,6 +13,9 @@ from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 
+# Beyond a second per collective nothing is emulated that anyone would serve with.
+MOST_LATENCY_US = 1e6
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinkEmulation:
@@ -21,8 +25,11 @@ class LinkEmulation:
     gbps: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.latency_us < 0 or self.gbps < 0:
-            raise EngineError(f"link {self}: latency_us and gbps must not be negative")
+        if not (0 <= self.latency_us <= MOST_LATENCY_US and 0 <= self.gbps < math.inf):
+            raise EngineError(
+                f"link latency_us={self.latency_us:g},gbps={self.gbps:g}: neither may be negative "
+                f"or without end, and latency_us at most {MOST_LATENCY_US:g}"
+            )
 
     @classmethod
     def parse(cls, text: str) -> LinkEmulation:
@@ -81,6 +88,7 @@ class EngineConfig:
     ``overlap`` schedules one step ahead of the ranks, ``parallel_sampling`` spreads the sampled
     rows over the ranks, ``prefix_cache`` reuses KV blocks of equal beginnings; outputs are the
     same without them. ``spare_ranks`` processes wait, warmed up, to take a dead rank's place.
+    ``hardware`` names what a simulated executor's steps take the time of, for whoever asks.
     ``mode_table_path`` keeps the measured mode table between starts. ``step_timeout_s`` bounds
     steps of which nothing is known yet. ``coin_seed`` is for tests: modes flip by a coin (see
     ``ModeChooser``).
@@ -100,6 +108,7 @@ class EngineConfig:
     max_model_len: int | None = None
     max_devices: int | None = None
     executor: ExecutorKind = ExecutorKind.AUTO
+    hardware: str | None = None
     collectives: Collectives = Collectives.AUTO
     link: LinkEmulation | None = None
     start_timeout_s: float = 120.0
@@ -111,6 +120,13 @@ class EngineConfig:
     spare_ranks: int = 0
     mode_table_path: Path | None = None
     coin_seed: int | None = None
+
+    @property
+    def paced_as(self) -> str | None:
+        """The hardware that steps are paced as, where no model is run; None where one is."""
+        if self.executor is not ExecutorKind.SIMULATED:
+            return None
+        return self.hardware or "unnamed hardware"
 
     @property
     def start_envelope(self) -> Caps:

@@ -134,10 +134,22 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     try:
         parsed = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; a model folder has a {path.name}") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(_why_not_read(path, error)) from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{path}: holds {type(parsed).__name__}, not an object")
     return parsed
+
+
+def _why_not_read(path: Path, error: OSError) -> str:
+    match error:
+        case FileNotFoundError() if not path.parent.is_dir():
+            return f"{path.parent}: no such folder; a model is a folder with a {path.name}"
+        case FileNotFoundError():
+            return f"{path}: no such file; a model folder has a {path.name}"
+        case NotADirectoryError():
+            return f"{path.parent}: not a folder; a model is a folder with a {path.name}"
+        case _:
+            return f"{path}: cannot be read ({error.strerror})"

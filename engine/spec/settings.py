@@ -13,6 +13,9 @@ from engine.spec.plan import AXES, DEFAULT_SHIFT_THRESHOLD, ParallelPlan, shift_
 
 MemberT = TypeVar("MemberT", bound=StrEnum)
 
+# Beyond any device, and what every part that counts can hold.
+MOST_CAP = 2**31 - 1
+
 
 class ModePin(StrEnum):
     """What decides the mode of a step on a Shift plan.
@@ -50,14 +53,19 @@ class Caps:
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens"):
-            if getattr(self, name) < 1:
-                raise EngineError(f"{name}={getattr(self, name)}: must be at least 1")
+            if not 1 <= getattr(self, name) <= MOST_CAP:
+                raise EngineError(
+                    f"{name}={getattr(self, name)}: must be at least 1 and at most {MOST_CAP}"
+                )
         if self.max_step_ms is not None and not 0 < self.max_step_ms < math.inf:
             raise EngineError(
                 f"max_step_ms={self.max_step_ms}: must be above 0 and finite, or left out"
             )
-        if self.max_queue is not None and self.max_queue < 0:
-            raise EngineError(f"max_queue={self.max_queue}: must be at least 0, or left out")
+        if self.max_queue is not None and not 0 <= self.max_queue <= MOST_CAP:
+            raise EngineError(
+                f"max_queue={self.max_queue}: must be at least 0 and at most {MOST_CAP}, or "
+                "left out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

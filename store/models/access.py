@@ -28,6 +28,10 @@ class ApiKey(Base):
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
 
+    def is_valid(self, now: datetime) -> bool:
+        """Whether it opens anything: neither revoked nor expired by ``now``."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
 
 class IdempotencyKey(Base):
     """The first answer to a creating POST, kept under the caller's key."""

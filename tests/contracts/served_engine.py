@@ -72,6 +72,9 @@ def eventually(is_true: Callable[[], bool]) -> None:
 class ServedEngineContract:
     """Subclasses provide ``served``: running, plan ``tp=1``, ``MAX_QUEUE``, ``MAX_NUM_SEQS``."""
 
+    def test_an_engine_whose_ranks_compute_is_not_paced(self, served: ServedEngine) -> None:
+        assert served.paced_as is None
+
     def test_outputs_hold_tokens_text_stamps_and_a_reason_at_the_end(
         self, served: ServedEngine
     ) -> None:

@@ -37,14 +37,23 @@ class System(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchCommand:
-    """``command`` for ``system``, or None and why there is none; ``note`` is what to mind."""
+    """``command`` for ``system``, or None and why there is none; ``note`` is what to mind.
+
+    A rehearsal serves the settings without the hardware: no model is run.
+    """
 
     system: System
     command: str | None = None
     note: str | None = None
+    is_rehearsal: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return {"system": self.system.value, "command": self.command, "note": self.note}
+        return {
+            "system": self.system.value,
+            "command": self.command,
+            "note": self.note,
+            "is_rehearsal": self.is_rehearsal,
+        }
 
 
 def launch_commands(
@@ -55,18 +64,19 @@ def launch_commands(
     hardware: str | None = None,
     max_model_len: int | None = None,
 ) -> tuple[LaunchCommand, ...]:
-    """A command or a reason for every system, in the order of :class:`System`.
+    """A command or a reason for every system, in the order of :class:`System`, rehearsals last.
 
     ``backend``: what the settings were simulated as; commands of other systems say so.
     ``hardware``: what an engine of this project is paced as where its ranks cannot compute in
     ``precision``.
     """
     paced = None if hardware is None else _Paced(hardware=hardware, backend=backend)
-    return tuple(
+    found = [
         _with_origin(_with_checkpoint(command, precision), backend)
         for system in System
         for command in (_command(system, settings, precision, paced, max_model_len),)
-    )
+    ]
+    return tuple(sorted(found, key=lambda command: command.is_rehearsal))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +176,7 @@ def _gearshift(
         system=System.GEARSHIFT,
         command=shlex.join([*words, "--dtype", precision.value, *paced.words]),
         note=f"paced in real time, without ranks: they do not compute in {precision}",
+        is_rehearsal=True,
     )
 
 

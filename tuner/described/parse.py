@@ -118,6 +118,7 @@ def paced_config(config: EngineConfig, node: Node) -> EngineConfig:
     return replace(
         config,
         executor=ExecutorKind.SIMULATED,
+        hardware=str(node.hardware),
         dtype=node.precision.dtype,
         block_size=node.block_size,
         kv_blocks_of=blocks,

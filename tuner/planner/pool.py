@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context
+from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import TypeVar
 
@@ -19,10 +22,14 @@ def default_jobs() -> int:
 
 
 class Workers:
-    """``jobs`` processes that answer tasks; with one, this process does. Use ``with``."""
+    """``jobs`` processes that answer tasks; with one, this process does. Use ``with``.
+
+    Ctrl-C is for this process alone, which then ends the others in the middle of their tasks.
+    """
 
     def __init__(self, jobs: int) -> None:
         self._pool: ProcessPoolExecutor | None = None
+        self._children: list[BaseProcess] = []
         if jobs > 1:
             # Spawned, not forked: the parent may hold threads.
             self._pool = ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn"))
@@ -37,6 +44,9 @@ class Workers:
         trace: TracebackType | None,
     ) -> None:
         if self._pool is not None:
+            if kind is not None and issubclass(kind, KeyboardInterrupt):
+                for child in self._children:
+                    child.terminate()
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def map(
@@ -51,11 +61,24 @@ class Workers:
         """
         if self._pool is None:
             return [_tell(answer(task), task, on_done) for task in tasks]
-        futures = {self._pool.submit(answer, task): task for task in tasks}
+        others = active_children()
+        with _interruptions_held():  # children, which start here, inherit that
+            futures = {self._pool.submit(answer, task): task for task in tasks}
+        self._children += [child for child in active_children() if child not in others]
         for future in as_completed(futures):
             future.result()
             on_done(futures[future])
         return [future.result() for future in futures]
+
+
+@contextmanager
+def _interruptions_held() -> Iterator[None]:
+    """SIGINT waits until the block has ended; for ever in processes that it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _tell(answer: Answer, task: Task, on_done: Callable[[Task], None]) -> Answer:

@@ -15,13 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.executors.process import ProcessExecutor
 from engine.executors.ranks import RankProcesses
-from engine.models.loader import expected_shapes
+from engine.models.loader import expected_shapes, open_weights
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.errors import CheckpointError
 from engine.spec.feasible import infeasible_reasons
@@ -168,7 +167,7 @@ def cut_model(model_dir: Path, num_layers: int) -> Iterator[Path]:
     """A temporary checkpoint with the first ``num_layers`` layers of another.
 
     Raises:
-        CheckpointError: a tensor of those layers is missing.
+        CheckpointError: a tensor of those layers is missing, or a file cannot be read.
     """
     raw = json.loads((model_dir / "config.json").read_text())
     raw["num_hidden_layers"] = num_layers
@@ -184,7 +183,7 @@ def cut_model(model_dir: Path, num_layers: int) -> Iterator[Path]:
 def _copy_tensors(source: Path, target: Path, names: set[str]) -> None:
     kept: dict[str, Tensor] = {}
     for path in sorted(source.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as tensors:
+        with open_weights(path) as tensors:
             kept |= {name: tensors.get_tensor(name) for name in names & set(tensors.keys())}
     if missing := sorted(names - set(kept)):
         raise CheckpointError(f"{source}: tensor {missing[0]} is missing")

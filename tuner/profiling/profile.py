@@ -200,7 +200,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         parsed = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TunerError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(parsed, dict):
         raise TunerError(f"{path}: holds {type(parsed).__name__}, not an object")

@@ -48,6 +48,7 @@ class FrontHouse:
         self._setup = setup
         self._listener = listener
         self._num_signals = 0
+        self._is_interrupted = False
         self._front = _Front(engine)
 
     def __enter__(self) -> Self:
@@ -63,15 +64,17 @@ class FrontHouse:
 
         Raises:
             EngineError: the front cannot start, or has ended too often.
+            KeyboardInterrupt: the signal was SIGINT; all has ended as it should.
         """
         with self._signals():
-            if not self._open():
-                if self._num_signals:
-                    return
+            if self._open():
+                on_ready()
+                self._watch(on_restart)
+                self._drain()
+            elif not self._num_signals:
                 raise RankError(f"the HTTP front end {self._front.last_words()} as it started")
-            on_ready()
-            self._watch(on_restart)
-            self._drain()
+        if self._is_interrupted:
+            raise KeyboardInterrupt
 
     def _open(self) -> bool:
         """Wait until the front accepts connections; False if it ends or a signal comes first."""
@@ -117,8 +120,9 @@ class FrontHouse:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        def count(_number: int, _frame: FrameType | None) -> None:
+        def count(number: int, _frame: FrameType | None) -> None:
             self._num_signals += 1
+            self._is_interrupted |= number == signal.SIGINT
 
         numbers = (signal.SIGTERM, signal.SIGINT)
         before = {number: signal.signal(number, count) for number in numbers}

@@ -143,6 +143,7 @@ class FrontSetup(msgspec.Struct, tag="setup", frozen=True, kw_only=True):
     drain_s: int
     model: ModelConfig
     envelope: Caps
+    paced_as: str | None
     defaults: SamplingDefaults
 
 

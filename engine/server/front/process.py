@@ -6,6 +6,7 @@ turns. It ends when told to (SIGTERM, after draining) and when the engine's proc
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 
@@ -51,7 +52,8 @@ def _serve(
         engine_name=setup.engine_name,
         defaults=setup.defaults,
     )
-    announce_and_run(app, listener, drain_s=setup.drain_s, on_ready=engine.say_ready)
+    with contextlib.suppress(KeyboardInterrupt):  # the engine's process says how it ended
+        announce_and_run(app, listener, drain_s=setup.drain_s, on_ready=engine.say_ready)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,10 @@ class RemoteEngine:
         return self._setup.envelope
 
     @property
+    def paced_as(self) -> str | None:
+        return self._setup.paced_as
+
+    @property
     def policy(self) -> EnginePolicy:
         return self._state.policy
 

@@ -32,6 +32,9 @@ def announce_and_run(
 
     After ``drain_s`` seconds those that still run are cut off. ``on_ready`` runs on the event
     loop's thread and must not block.
+
+    Raises:
+        KeyboardInterrupt: the signal was SIGINT; all has ended as it should.
     """
     config = uvicorn.Config(
         app,
@@ -48,12 +51,16 @@ def announce_and_run(
 def _signals_end_quietly() -> Iterator[None]:
     """Uvicorn raises a caught signal again when it is done: without this, before our cleanup."""
 
-    def ignore(_number: int, _frame: FrameType | None) -> None:
-        return
+    seen: set[int] = set()
 
-    before = {number: signal.signal(number, ignore) for number in (signal.SIGTERM, signal.SIGINT)}
+    def note(number: int, _frame: FrameType | None) -> None:
+        seen.add(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if signal.SIGINT in seen:
+        raise KeyboardInterrupt

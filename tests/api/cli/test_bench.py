@@ -66,15 +66,18 @@ def test_bench_prints_the_document_other_programs_rely_on(url: str) -> None:
 def test_bench_prints_a_table_and_the_verdict_without_json(url: str) -> None:
     spec = "closed:concurrency=2,input=8,output=4,requests=6"
     done = bench("--url", url, "--workload", spec, "--sla", "p95_e2e_ms<=0.001")
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 3, done.output
     assert "completed 6" in done.stdout
     assert "missed: p95_e2e_ms<=0.001" in done.stdout
 
 
+@pytest.mark.parametrize("more", [[], ["--fail-on-miss"]])
 @pytest.mark.parametrize(("bound", "code"), [("0.001", 3), ("60000", 0)])
-def test_a_script_can_tell_a_missed_sla_by_the_exit_code(url: str, bound: str, code: int) -> None:
+def test_a_script_can_tell_a_missed_sla_by_the_exit_code(
+    url: str, bound: str, code: int, more: list[str]
+) -> None:
     words = ["--url", url, "--workload", "closed:concurrency=2,input=8,output=4,requests=4"]
-    done = bench(*words, "--sla", f"p95_e2e_ms<={bound}", "--fail-on-miss", "--json")
+    done = bench(*words, "--sla", f"p95_e2e_ms<={bound}", *more, "--json")
     assert done.exit_code == code
     assert json.loads(done.stdout)["metrics"]["attainment"] == (0.0 if code else 1.0)
 
@@ -91,10 +94,18 @@ def test_requests_that_got_fewer_tokens_than_they_asked_for_are_told(limited_url
 
 def test_requests_beyond_the_context_are_foretold_and_counted_as_errors(url: str) -> None:
     spec = "closed:concurrency=2,input=90000,output=4,requests=2"
-    done = bench("--url", url, "--workload", spec, "--json")
+    done = bench("--url", url, "--workload", spec, "--sla", "p95_e2e_ms<=60000", "--json")
+    assert done.exit_code == 4  # which says more than that the SLA is missed, too
     assert json.loads(done.stdout)["requests"]["errored"] == 2
     assert "2 of 2 requests are longer" in done.stderr
     assert "latest failure: HTTP 400" in done.stderr
+
+
+def test_requests_that_time_out_end_with_their_own_exit_code(url: str) -> None:
+    spec = "closed:concurrency=2,input=8,output=400,requests=2"
+    done = bench("--url", url, "--workload", spec, "--timeout-s", "0.0001", "--json")
+    assert json.loads(done.stdout)["requests"]["timed_out"] == 2
+    assert done.exit_code == 4
 
 
 @pytest.mark.parametrize(

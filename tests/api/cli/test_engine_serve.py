@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.api.cli.conftest import Run
-from tests.api.cli.served import serving
+from tests.api.cli.served import COMMAND, serving
 
 
 def _token_ids(line: str) -> list[int]:
@@ -44,8 +47,45 @@ def test_a_paced_engine_knows_the_devices_of_its_hardware(tiny_dir: Path) -> Non
         )
         assert too_many.status_code == 422
         assert "needs 4 devices" in too_many.json()["detail"]
-        served.process.send_signal(signal.SIGINT)
+        served.process.send_signal(signal.SIGTERM)
         assert served.process.wait(timeout=30) == 0
+
+
+def test_a_paced_engine_names_its_hardware_in_every_answer(run: Run, tiny_dir: Path) -> None:
+    words = ("--model", tiny_dir, "--paced", "2xh200@pcie5", "--dtype", "bfloat16")
+    with serving(*words) as served:
+        assert served.ready["paced"] == "2xh200@pcie5"
+        assert served.http.get("/version").json()["paced"] == "2xh200@pcie5"
+        owner = served.http.get("/v1/models").json()["data"][0]["owned_by"]
+        assert owner == "gearshift, paced as 2xh200@pcie5"
+        body = {"model": "tiny", "prompt": "x", "max_tokens": 3}
+        reply = served.http.post("/v1/completions", json=body)
+        assert reply.headers["x-gearshift-paced"] == "2xh200@pcie5"
+        load = "closed:concurrency=1,input=8,output=4,requests=2"
+        done = run("bench", "--url", served.ready["url"], "--workload", load)
+        assert done.exit_code == 0, done.output
+        assert "runs no model, its steps are paced as 2xh200@pcie5" in done.stderr
+
+
+def test_the_line_that_says_a_paced_engine_is_ready_says_what_it_is(tiny_dir: Path) -> None:
+    words = ("--model", str(tiny_dir), "--paced", "8xh200", "--dtype", "bfloat16")
+    with subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        process.terminate()
+    assert "paced as 8xh200: no model is run, and its answers mean nothing" in line
+
+
+@pytest.mark.parametrize("frontends", [0, 1])
+def test_ctrl_c_ends_a_server_with_one_line_and_exit_code_130(
+    tiny_dir: Path, frontends: int
+) -> None:
+    words = ("--model", tiny_dir, "--paced", "1xh200", "--dtype", "bfloat16")
+    with serving(*words, "--frontends", frontends) as served:
+        served.process.send_signal(signal.SIGINT)
+        assert served.process.wait(timeout=30) == 130
+        assert served.process.stderr is not None
+        assert served.process.stderr.read().splitlines()[-1] == "interrupted"
 
 
 def test_a_paced_engine_takes_fp8_which_ranks_do_not(run: Run, tiny_dir: Path) -> None:

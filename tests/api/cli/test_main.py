@@ -13,9 +13,11 @@ import structlog
 from typer.testing import CliRunner
 
 from api.cli.common import domain_errors, print_json
+from api.cli.exit_codes import EPILOG, ExitCode
 from api.cli.main import COMMANDS, create_app
 from api.web.logs import configure_logs
-from engine.spec.errors import PlanError
+from engine.spec.errors import PlanError, RankError
+from tests.api.cli.conftest import Run
 
 ROOT = Path(__file__).parents[3]
 
@@ -53,6 +55,27 @@ def test_an_unknown_command_is_a_mistake_with_exit_code_2() -> None:
     result = CliRunner().invoke(create_app(), ["fly"])
     assert result.exit_code == 2
     assert "fly" in result.stderr
+
+
+def test_every_help_says_how_commands_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    groups = {ref.path.split()[0] for ref in COMMANDS if " " in ref.path}
+    for words in ("", *groups, *(ref.path for ref in COMMANDS)):
+        shown = run(*words.split(), "--help").stdout
+        assert EPILOG in " ".join(shown.split()), words
+
+
+def test_the_readme_has_the_table_of_exit_codes() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for code in ExitCode:
+        assert f"| {code.value} | {code.meaning}" in readme
+
+
+def test_a_part_that_died_is_no_mistake_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving, domain_errors():
+        raise RankError("rank 1 was killed by signal 9")
+    assert leaving.value.code == ExitCode.FAULT
+    assert capsys.readouterr().err == "error: rank 1 was killed by signal 9\n"
 
 
 def test_a_domain_error_becomes_one_line_on_stderr_and_exit_code_2(

@@ -21,6 +21,11 @@ def test_plan_prints_the_best_three_what_else_is_feasible_and_how_to_start_them(
     for text in ("cheapest", "fastest", "balanced", "vllm serve MODEL", "P(SLA met)"):
         assert text in done.stdout
     assert "90 % interval" in done.stderr
+    _, heading, rehearsal = done.stdout.partition("to rehearse without the hardware")
+    assert heading
+    assert "--paced" in rehearsal.splitlines()[1]
+    cheapest = done.stdout.partition("\nfastest:")[0]
+    assert cheapest.index("vllm serve") < cheapest.index("--paced")
 
 
 def test_the_document_is_the_same_bytes_in_another_process(tmp_path: Path) -> None:

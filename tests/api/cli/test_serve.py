@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from tests.postgres import PostgresCluster
 
 ROOT = Path(__file__).parents[3]
 Json = dict[str, Any]
+QUIET = {"GEARSHIFT_RUN_WORKER": "false"}
 
 
 def _environment(tmp_path: Path, **changes: str) -> dict[str, str]:
@@ -72,14 +74,68 @@ def _is_up(url: str) -> bool:
         return False
 
 
+def _lists_keys(url: str, secret: str) -> bool:
+    headers = {"Authorization": f"Bearer {secret}"}
+    return httpx.get(f"{url}/v1/api-keys", headers=headers).is_success
+
+
 def test_a_first_key_is_made_and_printed_once_and_works(tmp_path: Path) -> None:
-    quiet = {"GEARSHIFT_RUN_WORKER": "false"}
-    with _serving(tmp_path, **quiet) as (_, announced):
-        headers = {"Authorization": f"Bearer {announced['admin_key']}"}
-        assert httpx.get(f"{announced['url']}/v1/api-keys", headers=headers).status_code == 200
-    with _serving(tmp_path, **quiet) as (_, again):
+    with _serving(tmp_path, **QUIET) as (_, announced):
+        assert _lists_keys(announced["url"], announced["admin_key"])
+    with _serving(tmp_path, **QUIET) as (_, again):
         assert again["admin_key"] is None
-        assert httpx.get(f"{again['url']}/v1/api-keys", headers=headers).status_code == 200
+        assert _lists_keys(again["url"], announced["admin_key"])
+
+
+def test_a_start_on_a_taken_port_leaves_no_key_that_nobody_saw(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = _gearshift(tmp_path, "serve", GEARSHIFT_PORT=port)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: cannot listen on 127.0.0.1:{port}")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    with _serving(tmp_path, **QUIET) as (_, announced):
+        assert _lists_keys(announced["url"], announced["admin_key"])
+
+
+def test_a_key_that_could_not_be_shown_is_not_kept(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "api.cli.main", "serve"],
+            env=_environment(tmp_path, **QUIET),
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+        )
+    assert done.returncode != 0
+    listed = _gearshift(tmp_path, "keys", "list", "--json")
+    assert json.loads(listed.stdout) == {"keys": []}
+
+
+def test_keys_made_and_revoked_beside_a_running_service_count_at_once(tmp_path: Path) -> None:
+    with _serving(tmp_path, **QUIET) as (_, announced):
+        url = announced["url"]
+        words = ("keys", "create", "spare", "--scope", "admin", "--json")
+        made = json.loads(_gearshift(tmp_path, *words).stdout)
+        assert _lists_keys(url, made["secret"])
+        first = json.loads(_gearshift(tmp_path, "keys", "list", "--json").stdout)["keys"][0]
+        assert _gearshift(tmp_path, "keys", "revoke", first["id"]).returncode == 0
+        assert not _lists_keys(url, announced["admin_key"])
+        headers = {"Authorization": f"Bearer {made['secret']}"}
+        refused = httpx.delete(f"{url}/v1/api-keys/{made['id']}", headers=headers)
+        assert refused.status_code == 409
+        assert "make another first" in refused.json()["detail"]
+
+
+def test_ctrl_c_ends_the_service_with_one_line_and_exit_code_130(tmp_path: Path) -> None:
+    with _serving(tmp_path) as (child, _):
+        child.send_signal(signal.SIGINT)
+        assert child.wait(30) == 130
+        child.returncode = 0  # the interruption is the point of this test
 
 
 def test_the_worker_is_a_child_that_ends_with_its_parent_even_when_that_is_killed(

@@ -233,7 +233,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
         ("poisson:rate=1e308,input=1,output=1", "8xh200", "rate=1e308 must be at least"),
         ("poisson:rate=1e-308,input=1,output=1", "8xh200", "rate=1e-308 must be at least"),
         ("poisson:rate=4,input=1,output=1,seconds=1e12", "8xh200", "seconds=1e12 must be at least"),
-        ("csv:/\ud800", "8xh200", "a lone surrogate"),
+        ("csv:/\ud800", "8xh200", "is not UTF-8 text"),
         ("auto:/no/such/file", "8xh200", "No such file"),
         (WORKLOAD, "0xh200", "hardware '0xh200'"),
         (WORKLOAD, f"{2**70}xh200", "at most 16384 devices"),
@@ -257,3 +257,23 @@ def test_int4_groups_that_a_plan_would_cut_are_told(run: Run, tp: int, is_told: 
     assert done.exit_code == 0, done.stderr
     assert ("no whole groups of 128" in done.stderr) is is_told
     assert "int4 step times are estimated from those in bf16" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("bound", "code", "verdict"), [("0.001", 3, "missed"), ("60000", 0, "met")]
+)
+def test_a_script_can_tell_a_missed_sla_by_the_exit_code(
+    run: Run, bound: str, code: int, verdict: str
+) -> None:
+    words = ("simulate", *NODE, "--plan", "tp=8", "--workload", CLOSED, "--no-intervals")
+    done = run(*words, "--sla", f"p95_ttft_ms<={bound}")
+    assert done.exit_code == code, done.output
+    assert f"SLA {verdict}" in done.stdout
+
+
+def test_requests_that_can_never_fit_end_with_their_own_exit_code(run: Run) -> None:
+    workload = "closed:concurrency=1,input=900,output=200,requests=2"
+    words = ("simulate", *NODE, "--plan", "tp=8", "--workload", workload, "--max-model-len", 1000)
+    done = run(*words, "--no-intervals", "--sla", "p95_ttft_ms<=60000")
+    assert done.exit_code == 4, done.output
+    assert "requests: 2 of 2 failed" in done.stdout

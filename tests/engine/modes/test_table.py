@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,19 @@ def test_a_file_that_is_no_table_is_refused_by_name_with_a_way_out(
         find_table(path, "f00d")
     assert str(path) in str(refused.value)
     assert "--mode-table" in str(refused.value)
+
+
+def test_a_stored_table_is_read_by_whom_the_umask_lets_and_leaves_nothing_beside_it(
+    tmp_path: Path,
+) -> None:
+    before = os.umask(0o022)
+    try:
+        store_table(CROSSING, tmp_path / "table.json")
+        store_table(CROSSING, tmp_path / "table.json")
+    finally:
+        os.umask(before)
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o644
 
 
 def test_a_table_that_cannot_be_stored_says_where_and_what_to_do(tmp_path: Path) -> None:

@@ -79,6 +79,16 @@ def test_fp8_is_a_quantization_elsewhere_and_paced_here() -> None:
     assert "do not compute in fp8" in str(found[System.GEARSHIFT].note)
 
 
+def test_a_command_that_runs_no_model_comes_last_and_is_told_apart() -> None:
+    words = (Precision.FP8, Precision.BF16)
+    fp8, bf16 = (list(commands("tp=8", precision).values()) for precision in words)
+    assert [command.is_rehearsal for command in fp8] == [False, False, False, True]
+    assert fp8[-1].system is System.GEARSHIFT
+    assert fp8[-1].to_json()["is_rehearsal"] is True
+    assert [command.system for command in bf16] == list(System)
+    assert not any(command.is_rehearsal for command in bf16)
+
+
 def test_shift_here_names_its_threshold() -> None:
     assert "--plan sp=8,shift=512 " in str(commands("sp=8,shift=512")[System.GEARSHIFT].command)
 

@@ -96,6 +96,7 @@ def line(tiny_dir: Path) -> Iterator[Line]:
         drain_s=1,
         model=engine.model,
         envelope=engine.envelope,
+        paced_as=engine.paced_as,
         defaults=SamplingDefaults(),
     )
     remote = RemoteEngine(FrameChannel(ours), setup, Tokenizer.from_dir(tiny_dir))

@@ -1,0 +1,142 @@
+"""``gearshift keys``: API keys of the service, for whoever can open its database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from api.cli.common import fail, print_json
+from api.cli.engine_options import JsonOption
+from api.cli.service import DatabaseUrl, open_database
+
+if TYPE_CHECKING:
+    from api.schemas.access import Scope
+    from store import Database
+    from store.models import ApiKey
+
+# Who the audit says it was: no key was asked for.
+ACTOR = "command line"
+# A key's line is not cut on a narrow terminal: its id is there to be copied.
+LEAST_WIDTH = 140
+
+
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the key is for.")],
+    scope: Annotated[
+        list[str],
+        typer.Option(
+            help="What it may do, once or more: read; tune or apply, which read too; admin, all."
+        ),
+    ],
+    days: Annotated[
+        int | None,
+        typer.Option(min=1, max=36_500, help="Days until it expires; by default it does not."),
+    ] = None,
+    database_url: DatabaseUrl = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a key and show it, this once. It works at once, also where the service runs."""
+    from api.schemas.access import ApiKeyCreate, ApiKeyCreated, ApiKeyView
+    from api.services import keys
+    from api.services.audit import service_caller
+    from store.models.base import utc_now
+
+    longest = 120
+    if not 0 < len(name) <= longest:
+        fail(f"NAME has {len(name)} characters; it may have 1 to {longest}")
+    expires_at = None if days is None else utc_now() + timedelta(days=days)
+    body = ApiKeyCreate(name=name, scopes=_scopes(scope), expires_at=expires_at)
+    with _open(database_url) as database, database.begin() as uow:
+        key, secret = keys.create(uow, body, caller=service_caller(ACTOR))
+        # Shown before it is stored: one that could not be shown is not kept.
+        if as_json:
+            view = ApiKeyView.model_validate(key).model_dump()
+            print_json(ApiKeyCreated(**view, secret=secret).to_json())
+        else:
+            typer.echo(f"key {key.id}, {', '.join(key.scopes)}, shown only now: {secret}")
+
+
+def list_keys(database_url: DatabaseUrl = None, as_json: JsonOption = False) -> None:
+    """List all keys, also revoked and expired ones, by what was said of them when they were made.
+
+    The keys themselves are not kept, only their first characters.
+    """
+    from api.schemas.access import ApiKeyView
+
+    with _open(database_url) as database, database.read() as uow:
+        found = uow.keys.list_all()
+    if as_json:
+        print_json({"keys": [ApiKeyView.model_validate(key).to_json() for key in found]})
+    else:
+        _print(found)
+
+
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="As 'gearshift keys list' has it.")],
+    database_url: DatabaseUrl = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a key useless, at once. The last one that may do everything stays."""
+    from api.schemas.access import ApiKeyView
+    from api.services import keys
+    from api.services.audit import service_caller
+
+    with _open(database_url) as database, database.begin() as uow:
+        keys.revoke(uow, key_id, caller=service_caller(ACTOR))
+        key = uow.keys.get(key_id)
+    if as_json:
+        print_json(ApiKeyView.model_validate(key).to_json())
+    else:
+        typer.echo(f"key {key.id} ({key.name}) is revoked")
+
+
+def _scopes(words: list[str]) -> list[Scope]:
+    from api.schemas.access import Scope
+
+    for word in words:
+        if word not in set(Scope):
+            fail(f"--scope {word}: known are {', '.join(Scope)}")
+    return [Scope(word) for word in words]
+
+
+@contextmanager
+def _open(url: str | None) -> Iterator[Database]:
+    from migrations import runner
+
+    with open_database(url) as database:
+        runner.require_current(database.engine)
+        yield database
+
+
+def _print(found: Sequence[ApiKey]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("id", "name", "begins with", "scopes", "created", "last used", "state", box=None)
+    for key in found:
+        scopes = ", ".join(key.scopes)
+        used = _minute(key.last_used_at) if key.last_used_at else "never"
+        table.add_row(
+            key.id, key.name, key.prefix, scopes, _minute(key.created_at), used, _state(key)
+        )
+    console = Console()
+    console.width = max(console.width, LEAST_WIDTH)
+    console.print(table)
+
+
+def _state(key: ApiKey) -> str:
+    from store.models.base import utc_now
+
+    if key.revoked_at is not None:
+        return f"revoked {_minute(key.revoked_at)}"
+    if key.expires_at is None:
+        return "valid"
+    return f"{'valid until' if key.is_valid(utc_now()) else 'expired'} {_minute(key.expires_at)}"
+
+
+def _minute(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M}"

@@ -110,7 +110,10 @@ def parameters(ref: CommandRef) -> Iterator[tuple[str, type, list[str], bool]]:
     is_grouped = hasattr(function, "__signature__")
     hints: dict[str, Any] = {} if is_grouped else get_type_hints(function, include_extras=True)
     for parameter in own:
-        kind, info = get_args(hints.get(parameter.name, parameter.annotation))[:2]
+        given = get_args(hints.get(parameter.name, parameter.annotation))
+        if not given:  # what typer hands in itself
+            continue
+        kind, info = given[:2]
         kinds = [k for k in get_args(kind) or (kind,) if k is not type(None)]
         if kinds[0] is bool:
             continue

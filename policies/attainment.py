@@ -10,6 +10,7 @@ import numpy as np
 
 from engine.spec.measurement import Measurement, Outcome, RequestTiming
 from policies.constraint import Constraint, Metric, Percentile
+from policies.numbers import short_beside
 from policies.sla import Sla
 
 
@@ -25,8 +26,9 @@ class Violation:
     actual: float | None
 
     def __str__(self) -> str:
-        found = "not observed" if self.actual is None else f"{self.actual:.4g}"
-        return f"{self.constraint} ({found})"
+        if self.actual is None:
+            return f"{self.constraint} (not observed)"
+        return f"{self.constraint} ({short_beside(self.actual, self.constraint.bound)})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from engine.spec.plan import ParallelPlan
 from policies.constraint import Constraint, Op
+from policies.numbers import short_bound
+from policies.objective import Objective, rounded_chance
 from policies.points import Estimate, OperatingPoint, is_faster
 from policies.sla import Sla
-from policies.verdict import MIN_CHANCE, is_dependable, meets_in_run, too_unlikely
+from policies.verdict import (
+    MIN_CHANCE,
+    is_dependable,
+    meets_in_run,
+    missed_text,
+    too_unlikely,
+)
 
 __all__ = [
     "Estimate",
@@ -36,6 +45,7 @@ class ChoiceReason(StrEnum):
     FEWEST_DEVICES_WITH_CERTAINTY = "fewest_devices_with_certainty"
     MOST_LIKELY_OF_THE_CHEAPEST = "most_likely_of_the_cheapest"
     FASTEST_OF_THE_CHEAPEST = "fastest_of_the_cheapest"
+    BEST_BY_OBJECTIVE = "best_by_objective"
     SLA_INFEASIBLE = "sla_infeasible"
     SLA_UNLIKELY = "sla_unlikely"
     ONLY_LOW_THRESHOLDS = "only_low_thresholds"
@@ -51,6 +61,10 @@ class PointRejection(StrEnum):
     MORE_DEVICES = "more_devices"
     LESS_LIKELY = "less_likely"
     SLOWER = "slower"
+    WORSE_BY_OBJECTIVE = "worse_by_objective"
+
+
+MISSES = (PointRejection.VIOLATES_SLA, PointRejection.LESS_LIKELY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +94,18 @@ class Relaxation:
             return None
         return abs(self.bound - self.constraint.bound) / self.constraint.bound
 
+    @property
+    def relaxed(self) -> str | None:
+        """The constraint that would hold, to be pasted into an SLA."""
+        if self.bound is None:
+            return None
+        op = self.constraint.op
+        return f"{self.constraint.key}{op}{short_bound(self.bound, op)}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The answer. ``best`` is the recommendation: the cheapest point.
+    """The answer. ``best`` is the recommendation, by ``objective``.
 
     ``probability`` is P(SLA met) of ``best`` (see ``OperatingPoint.probability``). When nothing
     is dependable, ``best`` is None, ``closest`` the near miss (the likeliest point, of equals the
@@ -93,6 +115,7 @@ class Selection:
     """
 
     reason: ChoiceReason
+    objective: Objective = Objective.DEVICES
     best: OperatingPoint | None = None
     fastest: OperatingPoint | None = None
     balanced: OperatingPoint | None = None
@@ -102,37 +125,56 @@ class Selection:
     binding: Constraint | None = None
     relaxations: tuple[Relaxation, ...] = ()
 
+    def near_misses(self, sla: Sla, limit: int) -> tuple[Rejected, ...]:
+        """Of each plan that is not dependable under any settings here the one that came nearest,
+        and why it is not; nearest first."""
+        misses = [r for r in self.rejected if r.why in MISSES]
+        good = {r.point.settings.plan for r in self.rejected if is_dependable(r.point, sla)}
+        if self.best is not None:
+            good.add(self.best.settings.plan)
+        nearest: dict[ParallelPlan, Rejected] = {}
+        for miss in sorted(misses, key=lambda r: _nearness(r.point, sla)):
+            if miss.point.settings.plan not in good:
+                nearest.setdefault(miss.point.settings.plan, miss)
+        return tuple(nearest.values())[:limit]
 
-def select(points: Sequence[OperatingPoint], sla: Sla) -> Selection:
-    """The cheapest, fastest and balanced points that meet ``sla``, or what stands in the way.
 
-    Only dependable points compete (``policies.verdict``). Cheapest = fewest devices; of equals the
-    likelier one wins, then the faster. Balanced = the least product of devices and latency. A
+def select(
+    points: Sequence[OperatingPoint], sla: Sla, objective: Objective = Objective.DEVICES
+) -> Selection:
+    """The best point by ``objective``, the fastest and a balanced one that meet ``sla``, or what
+    stands in the way.
+
+    Only dependable points compete (``policies.verdict``). By devices the fewest are best; of equals
+    the likelier one wins, then the faster. Balanced = the least product of devices and latency. A
     point whose threshold is below ``max_num_seqs`` competes only if it beats every twin with a
     higher threshold.
     """
     if not points:
-        return Selection(reason=ChoiceReason.NO_POINTS)
+        return Selection(reason=ChoiceReason.NO_POINTS, objective=objective)
     excluded = [r for p in points if (r := _low_threshold_rejection(p, points)) is not None]
     # By identity: two trials of one configuration may be equal points.
     out = {id(r.point) for r in excluded}
     eligible = [p for p in points if id(p) not in out]
     if not eligible:
-        return Selection(reason=ChoiceReason.ONLY_LOW_THRESHOLDS, rejected=tuple(excluded))
+        return Selection(
+            reason=ChoiceReason.ONLY_LOW_THRESHOLDS, objective=objective, rejected=tuple(excluded)
+        )
     feasible = [p for p in eligible if meets_in_run(p, sla)]
     dependable = [p for p in feasible if is_dependable(p, sla)]
     if not dependable:
         reason = ChoiceReason.SLA_UNLIKELY if feasible else ChoiceReason.SLA_INFEASIBLE
-        return _infeasible(reason, eligible, sla, excluded)
-    best = min(dependable, key=lambda p: (p.cost_devices, -_rounded_chance(p, sla), _speed(p, sla)))
+        return replace(_infeasible(reason, eligible, sla, excluded), objective=objective)
+    best = min(dependable, key=lambda p: objective.order(p, sla))
     others = [p for p in points if p is not best and id(p) not in out]
     return Selection(
-        reason=_reason(best, feasible, sla),
+        reason=_reason(best, feasible, sla, objective),
+        objective=objective,
         best=best,
-        fastest=min(dependable, key=lambda p: (_speed(p, sla), p.cost_devices)),
+        fastest=min(dependable, key=lambda p: Objective.LATENCY.order(p, sla)),
         balanced=min(dependable, key=lambda p: (_balance(p, sla), p.cost_devices)),
         probability=best.probability(sla),
-        rejected=(*excluded, *(_rejection(p, best, sla) for p in others)),
+        rejected=(*excluded, *(_rejection(p, best, sla, objective) for p in others)),
     )
 
 
@@ -180,36 +222,48 @@ def _balance(point: OperatingPoint, sla: Sla) -> float:
     return math.log(point.cost_devices) + point.latency_score(sla)
 
 
-def _rounded_chance(point: OperatingPoint, sla: Sla) -> float:
-    """P(SLA met) in steps of 5 %: finer differences are noise of the intervals."""
-    return round(point.probability(sla) * 20) / 20
+def _nearness(point: OperatingPoint, sla: Sla) -> tuple[float, float]:
+    """Smaller is nearer to the SLA."""
+    return (-rounded_chance(point, sla), -point.headroom(sla))
 
 
-def _reason(best: OperatingPoint, feasible: Sequence[OperatingPoint], sla: Sla) -> ChoiceReason:
+def _reason(
+    best: OperatingPoint, feasible: Sequence[OperatingPoint], sla: Sla, objective: Objective
+) -> ChoiceReason:
     if len(feasible) == 1:
         return ChoiceReason.ONLY_FEASIBLE
+    if objective is not Objective.DEVICES:
+        return ChoiceReason.BEST_BY_OBJECTIVE
     if any(p.cost_devices < best.cost_devices for p in feasible):
         return ChoiceReason.FEWEST_DEVICES_WITH_CERTAINTY
     rivals = [p for p in feasible if p is not best and p.cost_devices == best.cost_devices]
     if not rivals:
         return ChoiceReason.FEWEST_DEVICES
-    if all(_rounded_chance(p, sla) < _rounded_chance(best, sla) for p in rivals):
+    if all(rounded_chance(p, sla) < rounded_chance(best, sla) for p in rivals):
         return ChoiceReason.MOST_LIKELY_OF_THE_CHEAPEST
     return ChoiceReason.FASTEST_OF_THE_CHEAPEST
 
 
-def _rejection(point: OperatingPoint, best: OperatingPoint, sla: Sla) -> Rejected:
+def _rejection(
+    point: OperatingPoint,
+    best: OperatingPoint,
+    sla: Sla,
+    objective: Objective = Objective.DEVICES,
+) -> Rejected:
     unseen = [c for c in sla.per_run if point.actual(c) is None]
     if unseen:
         why, detail = PointRejection.NOT_OBSERVED, ", ".join(c.key for c in unseen)
     elif missed := [c for c in sla.per_run if not point.is_met(c)]:
         why = PointRejection.VIOLATES_SLA
-        detail = ", ".join(f"{c} but {point.actual(c):.4g}" for c in missed)
+        detail = ", ".join(missed_text(c, point.actual(c)) for c in missed)
     elif not is_dependable(point, sla):
         why, detail = PointRejection.LESS_LIKELY, too_unlikely(point, sla)
+    elif objective is not Objective.DEVICES:
+        why = PointRejection.WORSE_BY_OBJECTIVE
+        detail = f"{objective.tell(point, sla)} against {objective.tell(best, sla)}"
     elif point.cost_devices > best.cost_devices:
         why, detail = PointRejection.MORE_DEVICES, f"{point.cost_devices} > {best.cost_devices}"
-    elif _rounded_chance(point, sla) < _rounded_chance(best, sla):
+    elif rounded_chance(point, sla) < rounded_chance(best, sla):
         why = PointRejection.LESS_LIKELY
         detail = f"P(SLA met) {point.probability(sla):.2f} < {best.probability(sla):.2f}"
     else:
@@ -225,7 +279,7 @@ def _infeasible(
     sla: Sla,
     excluded: Sequence[Rejected],
 ) -> Selection:
-    closest = max(points, key=lambda p: (_rounded_chance(p, sla), p.headroom(sla)))
+    closest = min(points, key=lambda p: _nearness(p, sla))
     return Selection(
         reason=reason,
         closest=closest,

@@ -6,6 +6,8 @@ P = 0.5 and would miss the SLA in every second run, so the value alone decides n
 
 from __future__ import annotations
 
+from policies.constraint import Constraint
+from policies.numbers import short_beside
 from policies.points import OperatingPoint
 from policies.sla import Sla
 
@@ -28,11 +30,16 @@ def verdict(point: OperatingPoint, sla: Sla) -> str:
     missed = [c for c in sla.per_run if not point.is_met(c)]
     if missed:
         worst = min(missed, key=point.margin)
-        actual = point.actual(worst)
-        return f"misses {worst}: " + ("not observed" if actual is None else f"{actual:.4g}")
+        return f"misses {missed_text(worst, point.actual(worst))}"
     if is_dependable(point, sla):
         return f"meets the SLA with headroom {point.headroom(sla):.2f}"
     return f"too close: {too_unlikely(point, sla)}"
+
+
+def missed_text(constraint: Constraint, actual: float | None) -> str:
+    """A bound that is missed and what was found instead, as in ``p95_ttft_ms<=500 but 612``."""
+    found = "not observed" if actual is None else short_beside(actual, constraint.bound)
+    return f"{constraint} but {found}"
 
 
 def too_unlikely(point: OperatingPoint, sla: Sla) -> str:

@@ -19,6 +19,7 @@ from engine.spec.settings import ModePin
 if TYPE_CHECKING:
     from engine.spec.plan import PlanSpec
     from engine.spec.settings import Caps, Settings
+    from policies.objective import Goal
     from policies.sla import Sla
     from tuner.described.node import Node
     from tuner.workload.workload import Workload
@@ -189,6 +190,38 @@ class LocalMachine:
         }
         if named := [option for option, value in options.items() if value is not None]:
             fail(f"{', '.join(named)}: of this machine only; leave out --hardware, or that")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoalOptions:
+    """What an answer is to be best in."""
+
+    objective: Annotated[
+        str,
+        typer.Option(
+            metavar="WORD",
+            help="What is best: devices (fewest), latency, throughput, cost (device time per "
+            "token) or headroom.",
+        ),
+    ] = "devices"
+    use_all: Annotated[
+        bool, typer.Option("--use-all", help="Only plans that use all the devices.")
+    ] = False
+    price_per_device_hour: Annotated[
+        float | None,
+        typer.Option(min=0, max=1e9, help="Tell what an answer costs, in this currency."),
+    ] = None
+
+    @property
+    def goal(self) -> Goal:
+        """Raises PolicyInputError for an objective that is none."""
+        from policies.objective import Goal, Objective
+
+        return Goal(
+            objective=Objective.parse(self.objective),
+            price_per_device_hour=self.price_per_device_hour,
+            uses_all_devices=self.use_all,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,24 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from api.cli.common import end_not_met, log, print_json, progress_console
 from api.cli.engine_options import MOST_DEVICES, ModelNameOption
 from api.cli.grouped import grouped
-from api.cli.groups import Described, Output, WorkloadOptions
+from api.cli.groups import Described, GoalOptions, Output, WorkloadOptions
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from policies.points import OperatingPoint
-    from tuner.planner.document import Choice
-    from tuner.planner.planner import OnPlanning, PlanReport
-
-SHOWN_FEASIBLE = 12
-SHOWN_FAILING = 24
+    from tuner.planner.planner import OnPlanning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +41,8 @@ class Judging:
 
 
 @grouped(
-    help_order="model hardware workload sla dtype backend devices seed max_model_len block_size "
-    "jobs out"
+    help_order="model hardware workload sla objective use_all price_per_device_hour dtype backend "
+    "devices seed max_model_len block_size jobs out"
 )
 def plan(
     model: ModelNameOption,
@@ -57,13 +50,16 @@ def plan(
     planned: PlannedWorkload,
     described: Described,
     judging: Judging,
+    wanted: GoalOptions,
     output: Output,
 ) -> None:
-    """Judge every plan by simulation, and name the cheapest, the fastest and a balanced one.
+    """Judge every plan by simulation, and name the best by --objective (the cheapest), the fastest
+    and a balanced one.
 
     Every dp, pp, sp, tp up to the hardware's devices, Shift on and off with the threshold that
     the modes' step times advise, each with a few caps.
     """
+    from api.cli.plan_answer import print_answer
     from policies.sla import Sla
     from tuner.planner.document import plan_json, warnings
     from tuner.planner.planner import make_plan
@@ -79,6 +75,7 @@ def plan(
             constraints,
             seed=planned.seed,
             num_devices=judging.devices,
+            goal=wanted.goal,
             jobs=judging.jobs,
             on_progress=show,
         )
@@ -89,7 +86,7 @@ def plan(
     if output.as_json:
         print_json(document)
     else:
-        _print(report, document)
+        print_answer(report, document)
     if document["infeasible"] is not None:
         end_not_met()
 
@@ -116,109 +113,3 @@ def _progress() -> Iterator[OnPlanning]:
 def _log_progress(stage: str, done: int, total: int) -> None:
     if done == total or done % 10 == 0:
         log(f"plan: {stage} {done}/{total}")
-
-
-def _print(report: PlanReport, document: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    from tuner.planner.document import choices
-
-    console = Console(soft_wrap=True)
-    found = choices(report)
-    for choice in found:
-        _print_choice(console, report, choice)
-    if not found:
-        _print_infeasible(console, document["infeasible"])
-    _print_feasible(console, report)
-    _print_failing(console, report)
-    judged = ", ".join(f"{count} on {kind}" for kind, count in document["judged"].items())
-    console.print(f"judged: {judged}", highlight=False)
-
-
-def _print_choice(console: Console, report: PlanReport, choice: Choice) -> None:
-    from tuner.planner.document import commands
-
-    point, sla = choice.point, report.question.sla
-    console.print(f"[bold]{choice.role}[/]: {point.settings}", highlight=False)
-    console.print(
-        f"  {point.cost_devices} devices, P(SLA met) {point.probability(sla):.2f}: {choice.reason}",
-        highlight=False,
-    )
-    for constraint in sla.per_run:
-        estimate = point.metrics.get(constraint.key)
-        if estimate is not None:
-            console.print(
-                f"  {constraint}: {estimate.value:.4g} ({estimate.low:.4g} .. {estimate.high:.4g})",
-                highlight=False,
-            )
-    for command in commands(report, point):
-        if command.is_rehearsal:
-            console.print("  to rehearse without the hardware (no model is run):", highlight=False)
-        text = command.command or f"cannot: {command.note}"
-        note = f"   # {command.note}" if command.command and command.note else ""
-        console.print(f"  {command.system.value}: {text}{note}", highlight=False, markup=False)
-
-
-def _print_infeasible(console: Console, infeasible: dict[str, Any]) -> None:
-    from tuner.search.report import infeasible_text
-
-    console.print(infeasible_text(infeasible), highlight=False)
-    if infeasible["is_from_single_requests"]:
-        console.print("  not even with one request at a time", highlight=False)
-    if (closest := infeasible["closest"]) is not None:
-        headroom = closest["headroom"]
-        if headroom is not None and headroom < 0:
-            missed = f"misses by {-100 * headroom:.0f} % of the bound"
-            console.print(f"  the nearest {missed}", highlight=False)
-    for relaxation in infeasible["relaxations"]:
-        if relaxation["bound"] is not None:
-            console.print(
-                f"  {relaxation['constraint']} would have to be {relaxation['bound']:.4g}",
-                highlight=False,
-            )
-
-
-def _print_feasible(console: Console, report: PlanReport) -> None:
-    from rich.table import Table
-
-    if not report.feasible:
-        return
-    sla = report.question.sla
-    table = Table("devices", "settings", *(c.key for c in sla.per_run), "P(met)", "KV tokens")
-    table.title = f"{len(report.feasible)} settings whose simulated values meet {sla}"
-    for point in report.feasible[:SHOWN_FEASIBLE]:
-        settings = point.settings
-        kv_tokens = report.question.node.memory(settings.plan, caps=settings.caps).kv_tokens
-        cells = [_cell(point, c.key) for c in sla.per_run]
-        chance = f"{point.probability(sla):.2f}" if point.has_interval else "-"
-        table.add_row(str(point.cost_devices), str(settings), *cells, chance, str(kv_tokens))
-    console.print(table)
-    if (more := len(report.feasible) - SHOWN_FEASIBLE) > 0:
-        console.print(f"and {more} more (--json has all)", highlight=False)
-
-
-def _cell(point: OperatingPoint, key: str) -> str:
-    estimate = point.metrics.get(key)
-    return "-" if estimate is None else f"{estimate.value:.4g}"
-
-
-def _print_failing(console: Console, report: PlanReport) -> None:
-    from rich.table import Table
-
-    from tuner.planner.planner import Why
-
-    shown = [f for f in report.failures if f.why is not Why.SHAPE]
-    shapes = len(report.failures) - len(shown)
-    if shown:
-        table = Table("plan", "fails by", "judged on", "detail", title="plans that fail")
-        for failure in shown[:SHOWN_FAILING]:
-            judged_on = failure.judged_on.value if failure.judged_on else "-"
-            table.add_row(failure.plan, failure.why.value, judged_on, failure.detail)
-        console.print(table)
-    more = len(shown) - SHOWN_FAILING
-    if more > 0:
-        console.print(f"and {more} more plans (--json has all)", highlight=False)
-    if shapes:
-        console.print(
-            f"{shapes} plans cannot split the model's heads or FFN evenly", highlight=False
-        )

@@ -22,6 +22,7 @@ from api.cli.groups import (
     writing,
 )
 from api.cli.simulate_cases import Case, NamedCaps, Question, described, on_this_machine
+from policies.numbers import short
 
 if TYPE_CHECKING:
     from engine.spec.settings import Settings
@@ -191,7 +192,7 @@ def _print(settings: Settings, document: dict[str, Any]) -> None:
     console.print(table)
     for name in ("throughput_tokens_per_s", "goodput_rps", "attainment"):
         value = metrics[name]
-        console.print(f"{name}: {'-' if value is None else f'{value:.4g}'}")
+        console.print(f"{name}: {'-' if value is None else short(value)}")
     if failed := document["requests"]["errored"]:
         total = sum(document["requests"].values())
         console.print(f"requests: {failed} of {total} failed, as they can never fit")

@@ -18,9 +18,8 @@ from api.cli.common import (
 )
 from api.cli.engine_options import MOST_DEVICES, MOST_SEED, DeviceOption, check_device
 from api.cli.grouped import grouped
-from api.cli.groups import LocalMachine, Output, Served
+from api.cli.groups import GoalOptions, LocalMachine, Output, Served
 from api.cli.interrupts import stoppable
-from api.cli.tune_answer import print_answer
 
 if TYPE_CHECKING:
     from api.jobs.kept import Keeper
@@ -97,9 +96,9 @@ class TunedMachine(LocalMachine):
 
 
 @grouped(
-    help_order="model workload sla devices trials seed out hardware cost_model live "
-    "probe_requests probe_paced dtype backend device link timeout_s kv_cache_mib profile_seconds "
-    "resume"
+    help_order="model workload sla objective use_all price_per_device_hour devices trials seed out "
+    "hardware cost_model live probe_requests probe_paced dtype backend device link timeout_s "
+    "kv_cache_mib profile_seconds resume"
 )
 def tune(
     ctx: typer.Context,
@@ -107,6 +106,7 @@ def tune(
     trials: LiveTrials,
     machine: TunedMachine,
     served: Served,
+    wanted: GoalOptions,
     report: Output,
     hardware: Annotated[
         str, typer.Option(help="'local', or described hardware to simulate, as in 8xh200.")
@@ -124,6 +124,8 @@ def tune(
     measured again with a fresh seed. What is recommended meets the SLA with P of at least 0.8.
     Trials are kept in the local database as they end. Ctrl-C tells what was found so far.
     """
+    from api.cli.tune_answer import print_answer
+
     report.check()
     if resume is not None:
         _refuse_beside_resume(ctx)
@@ -131,7 +133,7 @@ def tune(
         job = _resumed(resume, num_trials=search.trials if has_trials else None)
     else:
         _check_hardware_options(hardware, machine, served)
-        job = _new(_spec(search, hardware, trials, machine, served), machine.cost_model)
+        job = _new(_spec(search, hardware, trials, machine, served, wanted), machine.cost_model)
     found, is_interrupted = _run(job)
     document = found.to_json() | {
         "job": job.keeper.job_id,
@@ -244,6 +246,7 @@ def _spec(
     trials: LiveTrials,
     machine: TunedMachine,
     served: Served,
+    wanted: GoalOptions,
 ) -> TuningSpec:
     from tuner.search.spec import DEFAULT_KV_CACHE_MIB, TuningSpec
 
@@ -272,6 +275,9 @@ def _spec(
         timeout_s=trials.timeout_s,
         kv_cache_mib=DEFAULT_KV_CACHE_MIB if kv_cache_mib is None else kv_cache_mib,
         profile_seconds=machine.profile_seconds,
+        objective=wanted.goal.objective.value,
+        price_per_device_hour=wanted.price_per_device_hour,
+        uses_all_devices=wanted.use_all,
     )
 
 

@@ -10,6 +10,8 @@ from rich.table import Table
 
 from api.cli.common import log
 from engine.spec.settings import Settings
+from policies.numbers import short
+from policies.objective import cost_text
 
 SHOWN_TRIALS = 30
 
@@ -56,6 +58,8 @@ def _print_recommendation(console: Console, found: dict[str, Any]) -> None:
     console.print(f"recommended ({found['fidelity']}, {chance}, {reason}): {settings.plan}")
     console.print(found["explanation"])
     console.print(f"settings: {_in_full(settings)}")
+    if (cost := found["cost"]) is not None:
+        console.print(f"costs {cost_text(cost)}")
     _print_commands(console, found["launch"])
 
 
@@ -77,9 +81,7 @@ def _print_infeasible(console: Console, infeasible: dict[str, Any]) -> None:
         console.print(f"settings: {_in_full(Settings.from_json(closest['settings']))}")
     for relaxation in infeasible["relaxations"]:
         if relaxation["bound"] is not None:
-            console.print(
-                f"  {relaxation['constraint']} would have to be {relaxation['bound']:.4g}"
-            )
+            console.print(f"  {relaxation['relaxed']} would do, not {relaxation['constraint']}")
 
 
 def _in_full(settings: Settings) -> str:
@@ -97,4 +99,4 @@ def _in_full(settings: Settings) -> str:
 
 def _text(metrics: dict[str, Any], key: str) -> str:
     parts = metrics.get(key)
-    return "-" if parts is None or parts["value"] is None else f"{parts['value']:.4g}"
+    return "-" if parts is None or parts["value"] is None else short(parts["value"])

@@ -19,6 +19,7 @@ from api.demo.processes import Children, DemoError
 from api.demo.scenes import Scene
 from engine.spec.settings import Settings
 from policies.attainment import SlaReport, judge
+from policies.numbers import short
 from policies.sla import Sla
 from tuner.load.driver import run_load
 from tuner.workload.parse import parse_workload
@@ -222,7 +223,11 @@ def _bar(console: Console, text: str, total: int) -> Iterator[Any]:
 def _estimate(parts: dict[str, float | None] | None) -> str:
     if parts is None or parts["value"] is None:
         return "-"
-    return f"{parts['value']:.4g} ({parts['low']:.3g}..{parts['high']:.3g})"
+    value, low, high = (
+        "-" if (number := parts[name]) is None else short(number)
+        for name in ("value", "low", "high")
+    )
+    return f"{value} ({low}..{high})"
 
 
 def _told(event: JobEvent) -> str:

@@ -165,7 +165,7 @@ def test_no_bound_is_surer_than_the_evidence() -> None:
 def test_the_verdict_in_words_names_the_chance_that_falls_short() -> None:
     assert verdict(point(199, 20, 0.99), SLA).startswith("too close: P(SLA met) 0.5")
     assert verdict(point(100, 20, 0.99), SLA).startswith("meets the SLA with headroom")
-    assert verdict(point(300, 20, 0.99), SLA) == "misses p95_ttft_ms<=200: 300"
+    assert verdict(point(300, 20, 0.99), SLA) == "misses p95_ttft_ms<=200 but 300"
 
 
 def test_the_balanced_point_trades_devices_against_latency() -> None:

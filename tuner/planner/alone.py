@@ -19,6 +19,7 @@ from engine.spec.settings import ModePin, Settings
 from engine.spec.steps import StepShape
 from policies.constraint import Constraint, Metric, Percentile
 from policies.sla import Sla
+from policies.verdict import missed_text
 from tuner.backends.backend import HostTimes
 from tuner.described.node import Node
 from tuner.workload.workload import Arrival, Workload
@@ -50,7 +51,7 @@ def alone_metrics(
 def alone_reason(flat: dict[str, float], sla: Sla) -> str | None:
     """Which bounds even requests with the engine to themselves certainly miss, or None."""
     missed = [
-        f"{c} but {flat[c.key]:.4g}"
+        missed_text(c, flat[c.key])
         for c in bounded_alone(sla)
         if c.key in flat and not c.is_met_by(flat[c.key] / (1 + SLACK))
     ]

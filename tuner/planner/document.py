@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from policies.objective import Objective
 from policies.points import OperatingPoint
 from policies.select import ChoiceReason
 from tuner.described.document import (
@@ -33,13 +34,19 @@ REASONS = {
     ),
     ChoiceReason.FASTEST_OF_THE_CHEAPEST: "of the plans with fewest devices, the fastest",
 }
-FASTEST = "lowest latencies against their bounds of all that meet the SLA"
+OBJECTIVES = {
+    Objective.LATENCY: "lowest latencies against their bounds of all that meet the SLA",
+    Objective.THROUGHPUT: "most output tokens a second of all that meet the SLA",
+    Objective.COST: "least device time per output token of all that meet the SLA",
+    Objective.HEADROOM: "farthest from the bounds of all that meet the SLA",
+}
+NEAR_MISSES = 5
 BALANCED = "least product of devices and latency of all that meet the SLA"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One of the best three: its role (cheapest, fastest, balanced), numbers and reason."""
+    """One of the best three: its role (the objective's, fastest, balanced), numbers and reason."""
 
     role: str
     point: OperatingPoint
@@ -47,15 +54,22 @@ class Choice:
 
 
 def choices(report: PlanReport) -> tuple[Choice, ...]:
-    """Cheapest, fastest, balanced; nothing where no plan meets the SLA."""
+    """The best by the goal, the fastest and a balanced one; nothing where no plan meets the SLA."""
     selection = report.selection
     if selection.best is None or selection.fastest is None or selection.balanced is None:
         return ()
-    return (
-        Choice(role="cheapest", point=selection.best, reason=REASONS[selection.reason]),
-        Choice(role="fastest", point=selection.fastest, reason=FASTEST),
+    objective = selection.objective
+    reason = REASONS.get(selection.reason) or OBJECTIVES[objective]
+    best = Choice(role=objective.role, point=selection.best, reason=reason)
+    others = (
+        Choice(
+            role=Objective.LATENCY.role,
+            point=selection.fastest,
+            reason=OBJECTIVES[Objective.LATENCY],
+        ),
         Choice(role="balanced", point=selection.balanced, reason=BALANCED),
     )
+    return (best, *(choice for choice in others if choice.role != best.role))
 
 
 def commands(report: PlanReport, point: OperatingPoint) -> tuple[LaunchCommand, ...]:
@@ -82,16 +96,19 @@ def plan_json(report: PlanReport, *, model: str) -> dict[str, Any]:
         "num_devices": report.num_devices,
         "workload": question.workload.describe(),
         "sla": str(question.sla),
+        "goal": report.goal.to_json(),
         "seed": question.seed,
         "best": {
             choice.role: {
                 **_point_json(report, choice.point),
                 "reason": choice.reason,
+                "cost": report.goal.cost_json(choice.point),
                 "launch": [command.to_json() for command in commands(report, choice.point)],
             }
             for choice in choices(report)
         },
         "feasible": [_point_json(report, point) for point in report.feasible],
+        "near_misses": near_misses(report),
         "infeasible": infeasible(report),
         "failing": [failure_json(failure) for failure in report.failures],
         "tried": [
@@ -103,6 +120,14 @@ def plan_json(report: PlanReport, *, model: str) -> dict[str, Any]:
         "judged": {kind.value: report.count(kind) for kind in JudgedOn if report.count(kind)},
         "warnings": list(warnings(report)),
     }
+
+
+def near_misses(report: PlanReport) -> list[dict[str, Any]]:
+    """Of plans that do not meet the SLA dependably, those that came nearest, and what they lack."""
+    if report.is_from_alone:
+        return []
+    found = report.selection.near_misses(report.question.sla, NEAR_MISSES)
+    return [{**_point_json(report, miss.point), "why": miss.detail} for miss in found]
 
 
 def infeasible(report: PlanReport) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from policies.constraint import Metric
+from policies.objective import Objective
 from policies.points import Estimate, OperatingPoint
 from policies.report import flat_metrics
 from policies.sla import Sla
@@ -89,6 +90,7 @@ class Question:
     workload: Workload
     sla: Sla
     seed: int
+    objective: Objective = Objective.DEVICES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +262,7 @@ def _on_slice(question: Question, node: Node, piece: Workload, settings: Setting
 def _whole_runs(question: Question, node: Node, sliced: list[Tried]) -> list[Tried]:
     """Run the best of the slice, and its twin if its threshold is low; if it fails, the next."""
     sla = question.sla
-    ranked = sorted(sliced, key=lambda t: rank_point(t.point, sla))
+    ranked = sorted(sliced, key=lambda t: rank_point(t.point, sla, question.objective))
     found: list[Tried] = []
     for tried in ranked[:MAX_WHOLE_RUNS]:
         wanted = [tried]

@@ -15,10 +15,12 @@ from functools import partial
 from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
-from policies.constraint import Constraint, Metric
+from policies.constraint import Metric
+from policies.objective import Goal, Objective
 from policies.points import OperatingPoint
 from policies.select import Selection, select
 from policies.sla import Sla
+from policies.verdict import missed_text
 from tuner.described.document import estimates_of
 from tuner.described.launch import why_not
 from tuner.described.node import Node
@@ -90,6 +92,7 @@ class PlanReport:
 
     question: Question
     num_devices: int
+    goal: Goal
     selection: Selection
     points: tuple[OperatingPoint, ...]
     failures: tuple[Failure, ...]
@@ -119,31 +122,38 @@ def make_plan(
     *,
     seed: int = 0,
     num_devices: int | None = None,
+    goal: Goal | None = None,
     jobs: int | None = None,
     on_progress: OnPlanning = lambda *_: None,
 ) -> PlanReport:
-    """Judge every plan on up to ``num_devices`` (all) devices of the node.
+    """Judge every plan on up to ``num_devices`` (all) devices of the node, and find the best by
+    ``goal`` (fewest devices).
 
     Raises:
         TunerError: no plan can run the model there, with the reasons of the first ones.
     """
     # Timers may hold what cannot go to another process; each makes its own.
-    question = Question(node=replace(node), workload=workload, sla=sla, seed=seed)
+    goal = goal or Goal()
+    question = Question(
+        node=replace(node), workload=workload, sla=sla, seed=seed, objective=goal.objective
+    )
     devices = node.hardware.count if num_devices is None else num_devices
     if devices > node.hardware.count:
         raise TunerError(f"{devices} devices asked for, {node.hardware} has {node.hardware.count}")
-    memory_failures, plans = _split_plans(node, workload, devices)
+    least = devices if goal.uses_all_devices else 1
+    memory_failures, plans = _split_plans(node, workload, least, devices)
     with Workers(default_jobs() if jobs is None else jobs) as workers:
         explored = _explore_all(workers, question, plans, on_progress)
         points, is_from_alone = _points(workers, question, explored, on_progress)
         asked = _known_alone(question, points) if is_from_alone else question
         if is_from_alone:
-            selection = select(points, asked.sla)
+            selection = select(points, asked.sla, goal.objective)
         else:
-            points, selection = _select(workers, asked, points, on_progress)
+            points, selection = _select(workers, asked, points, goal.objective, on_progress)
     return PlanReport(
         question=question,
         num_devices=devices,
+        goal=goal,
         selection=selection,
         points=() if is_from_alone else tuple(points),
         failures=(*memory_failures, *_failures(explored, sla)),
@@ -153,7 +163,7 @@ def make_plan(
 
 
 def _split_plans(
-    node: Node, workload: Workload, num_devices: int
+    node: Node, workload: Workload, least_devices: int, num_devices: int
 ) -> tuple[list[Failure], list[ParallelPlan]]:
     """Plans that cannot run at all, and the others."""
     context = min(node.max_model_len or node.model.max_positions, node.model.max_positions)
@@ -167,7 +177,13 @@ def _split_plans(
             out[str(plan)] = Why.MEMORY
             raise TunerError(reason)
 
-    space = build_space(node.model, num_devices, check_memory=check, max_model_len=context)
+    space = build_space(
+        node.model,
+        num_devices,
+        check_memory=check,
+        max_model_len=context,
+        least_devices=least_devices,
+    )
     pruned: Sequence[PrunedPlan] = space.pruned
     failures = [
         Failure(plan=p.plan, why=out.get(p.plan, Why.SHAPE), detail="; ".join(p.reasons))
@@ -240,6 +256,7 @@ def _select(
     workers: Workers,
     question: Question,
     points: list[OperatingPoint],
+    objective: Objective,
     on_progress: OnPlanning,
 ) -> tuple[list[OperatingPoint], Selection]:
     """Choose among points with a known interval, because an exact point would look too certain. A
@@ -248,7 +265,7 @@ def _select(
     current = {p.settings: p for p in points}
     known: set[Settings] = set()
     for number in range(MAX_ROUNDS):
-        selection = select(list(current.values()), question.sla)
+        selection = select(list(current.values()), question.sla, objective)
         winners = (selection.best, selection.fastest, selection.balanced, selection.closest)
         wanted = {p.settings: p for p in winners if p is not None}
         missing = [s for s in wanted if s not in known]
@@ -257,7 +274,7 @@ def _select(
         on_progress("intervals", number, MAX_ROUNDS)
         current |= _with_intervals(workers, question, [current[s] for s in missing])
         known |= set(missing)
-    selection = select([current[s] for s in current if s in known], question.sla)
+    selection = select([current[s] for s in current if s in known], question.sla, objective)
     return list(current.values()), selection
 
 
@@ -295,7 +312,7 @@ def _failure(each: Explored, sla: Sla) -> Failure:
     if each.whole:
         best = max(each.whole, key=lambda t: t.point.headroom(sla))
         missed = [c for c in sla.per_run if not best.point.is_met(c)]
-        detail = ", ".join(_missed_text(c, best.point) for c in missed)
+        detail = ", ".join(missed_text(c, best.point.actual(c)) for c in missed)
     else:
         # Nothing came to its end: a slice or a part showed that the SLA is missed.
         shown = [t for t in each.tried if t.note is not None]
@@ -325,8 +342,3 @@ def _ruled_out(each: Explored, reason: str, sla: Sla) -> Failure:
         detail=reason,
         judged_on=JudgedOn.ALONE if is_alone else JudgedOn.BOUND,
     )
-
-
-def _missed_text(constraint: Constraint, point: OperatingPoint) -> str:
-    actual = point.actual(constraint)
-    return f"{constraint} but {'not observed' if actual is None else f'{actual:.4g}'}"

@@ -126,6 +126,7 @@ def prepare(
         spec.num_devices,
         check_memory=lambda plan: _check_plan(node, config, plan, model, workload),
         max_model_len=max_model_len,
+        least_devices=spec.num_devices if spec.uses_all_devices else 1,
     )
     step_model = None if node else _step_model(spec, model, cost_model, on_event)
     simulator = Simulator(
@@ -270,7 +271,8 @@ def _simulate_design(context: TuningContext) -> None:
             context.examples.append(Example(point=point, row=row))
 
     simulate_all(design_settings(space, timers))
-    simulate_all(refined_settings(space, context.sla, context.design))
+    objective = context.spec.goal.objective
+    simulate_all(refined_settings(space, context.sla, context.design, objective))
     for factor in DESIGN_RATES:
         scaled = at_rate(sample, factor)
         for plan in space.plans[:: max(1, len(space.plans) // 8)]:

@@ -9,6 +9,7 @@ from engine.executors.protocol import StepTimer
 from engine.spec.plan import Mode, ParallelPlan
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
+from policies.objective import Objective
 from policies.points import OperatingPoint
 from policies.sla import Sla
 from policies.threshold import StepPair, shift_threshold
@@ -49,11 +50,12 @@ def refined_settings(
     space: Space,
     sla: Sla,
     design: Mapping[Settings, OperatingPoint],
+    objective: Objective = Objective.DEVICES,
 ) -> list[Settings]:
     """Every token budget for the plans closest to the SLA; the design tries only a few."""
     best: dict[ParallelPlan, tuple[float, ...]] = {}
     for settings, point in design.items():
-        rank = rank_point(point, sla)
+        rank = rank_point(point, sla, objective)
         best[settings.plan] = min(best.get(settings.plan, rank), rank)
     closest = sorted(best, key=lambda plan: best[plan])[:MAX_REFINED_PLANS]
     found = [
@@ -66,14 +68,19 @@ def refined_settings(
     return [settings for settings in dict.fromkeys(found) if settings not in design]
 
 
-def rank_point(point: OperatingPoint, sla: Sla) -> tuple[float, ...]:
-    """Sort key, best first: least missed constraint, then fewest devices, then fastest.
+def rank_point(
+    point: OperatingPoint, sla: Sla, objective: Objective = Objective.DEVICES
+) -> tuple[float, ...]:
+    """Sort key, best first: least missed constraint, then the objective (by devices the fewest,
+    then the fastest: chances are not known of what was simulated once).
 
     Constraints the point says nothing about (the surrogate knows no attainment) are left out.
     """
     margins = [point.margin(c) for c in sla.constraints if point.actual(c) is not None]
     missed = max(0.0, -min(margins)) if margins else 0.0
-    return (round(missed, 6), float(point.cost_devices), point.latency_score(sla))
+    if objective is Objective.DEVICES:
+        return (round(missed, 6), float(point.cost_devices), point.latency_score(sla))
+    return (round(missed, 6), *objective.order(point, sla))
 
 
 def _caps(space: Space) -> list[Caps]:

@@ -26,7 +26,8 @@ def ranked_by_surrogate(
 
     def key(candidate: Settings) -> tuple[float, ...]:
         timer = context.simulator.timer(candidate.plan)
-        return rank_point(surrogate.predict(candidate, load, timer), context.sla)
+        predicted = surrogate.predict(candidate, load, timer)
+        return rank_point(predicted, context.sla, context.spec.goal.objective)
 
     return sorted(settings, key=key)
 
@@ -54,7 +55,7 @@ def shortlist(context: TuningContext) -> list[Settings]:
     sla = context.sla
     best: dict[str, tuple[tuple[float, ...], Settings]] = {}
     for settings, point in context.design.items():
-        order = rank_point(point, sla)
+        order = rank_point(point, sla, context.spec.goal.objective)
         plan = str(settings.plan)
         if plan not in best or order < best[plan][0]:
             best[plan] = (order, settings)

@@ -8,6 +8,8 @@ from typing import Any
 
 from engine.spec.measurement import Fidelity
 from engine.spec.settings import Settings
+from policies.numbers import short
+from policies.objective import Objective
 from policies.points import OperatingPoint
 from policies.report import measurement_json
 from policies.select import ChoiceReason, Selection, select
@@ -146,7 +148,7 @@ def _select(context: TuningContext, pool: _Pool) -> Selection:
     one, because exact numbers would look more certain than measured ones.
     """
     while True:
-        selection = select(list(pool.points.values()), context.sla)
+        selection = select(list(pool.points.values()), context.sla, context.spec.goal.objective)
         first = selection.best or selection.closest
         if first is None or first.settings not in pool.exact:
             return selection
@@ -159,7 +161,7 @@ def _select_run(context: TuningContext, pool: _Pool) -> Selection:
         f"{MAX_CONFIRMATIONS} winners missed the SLA, or met it too narrowly, when measured again; "
         "only settings that were run here were considered after that"
     )
-    return select(pool.live, context.sla)
+    return select(pool.live, context.sla, context.spec.goal.objective)
 
 
 def _pool(context: TuningContext, trials: Sequence[TrialRecord]) -> _Pool:
@@ -237,6 +239,7 @@ def _recommendation(
         probability=selection.probability,
         schedule=schedule,
         launch=_launch(context, settings),
+        cost=context.spec.goal.cost_json(best),
     )
 
 
@@ -275,12 +278,17 @@ def _surrogate_point(
 
 def _explain(context: TuningContext, selection: Selection, best: OperatingPoint) -> str:
     parts = [f"{best.settings.plan} uses {best.cost_devices} of {context.spec.num_devices} devices"]
+    objective = selection.objective
+    if objective is not Objective.DEVICES:
+        parts.append(
+            f"{objective.role} of those that meet the SLA: {objective.tell(best, context.sla)}"
+        )
     for constraint in context.sla.constraints:
         estimate = best.metrics.get(constraint.key)
         if estimate is not None:
             parts.append(
-                f"{constraint.key} {estimate.value:.4g} "
-                f"({estimate.low:.4g}..{estimate.high:.4g}, {best.fidelity}) "
+                f"{constraint.key} {short(estimate.value)} "
+                f"({short(estimate.low)}..{short(estimate.high)}, {best.fidelity}) "
                 f"against {constraint.op}{constraint.bound:g}"
             )
     if selection.rejected:

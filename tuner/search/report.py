@@ -54,7 +54,7 @@ class Recommendation:
 
     ``predicted`` are simulated metrics, ``measured`` a whole measurement document or None;
     ``point`` is what the choice was made on, ``probability`` its P(SLA met), ``launch`` how to
-    serve with the settings.
+    serve with the settings, ``cost`` what that costs where a price is known.
     """
 
     settings: Settings
@@ -70,6 +70,7 @@ class Recommendation:
     probability: float
     schedule: Schedule
     launch: tuple[LaunchCommand, ...]
+    cost: dict[str, float | None] | None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -85,6 +86,7 @@ class Recommendation:
             "reason": self.reason.value,
             "explanation": self.explanation,
             "launch": [command.to_json() for command in self.launch],
+            "cost": self.cost,
         }
 
     def _intervals(self) -> dict[str, EstimateJson]:
@@ -168,6 +170,7 @@ def infeasible_json(selection: Selection, sla: Sla) -> dict[str, Any]:
             {
                 "constraint": str(r.constraint),
                 "bound": r.bound,
+                "relaxed": r.relaxed,
                 "price": r.price,
                 "settings": r.point.settings.to_json() if r.point else None,
             }

@@ -11,6 +11,7 @@ import msgspec
 from engine.spec.config import LinkEmulation
 from engine.spec.model import DType, ModelConfig
 from engine.spec.names import did_you_mean
+from policies.objective import Goal, Objective
 from policies.sla import Sla
 from tuner.described.node import Node
 from tuner.described.parse import (
@@ -59,11 +60,12 @@ class TuningSpec:
     False keeps a local job to simulation. ``dtype`` None: as the checkpoint says. ``link`` is an
     emulated link (``latency_us=..,gbps=..``). A live trial sends the first ``probe_requests`` of
     the workload; the winner all of it. ``probe_paced`` runs the winner on described hardware
-    once more on the real engine with steps paced by the wall clock.
+    once more on the real engine with steps paced by the wall clock. ``objective``,
+    ``price_per_device_hour`` and ``uses_all_devices`` are those of ``policies.objective.Goal``.
 
     Raises:
         TunerError: a number outside its range.
-        PolicyInputError: an SLA that cannot be read.
+        PolicyInputError: an SLA, objective or price that cannot be read.
     """
 
     model_dir: str
@@ -85,6 +87,9 @@ class TuningSpec:
     block_size: int = 16
     max_model_len: int | None = None
     profile_seconds: float = 30.0
+    objective: str = Objective.DEVICES.value
+    price_per_device_hour: float | None = None
+    uses_all_devices: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_devices", "trials", "probe_requests", "kv_cache_mib", "block_size"):
@@ -105,6 +110,16 @@ class TuningSpec:
         if self.probe_paced and not has_checkpoint(self.model_dir):
             raise TunerError(f"probe_paced starts an engine: {self.model_dir!r} is no model folder")
         Sla.parse(self.sla)
+        _ = self.goal
+
+    @property
+    def goal(self) -> Goal:
+        """What the answer is to be best in."""
+        return Goal(
+            objective=Objective.parse(self.objective),
+            price_per_device_hour=self.price_per_device_hour,
+            uses_all_devices=self.uses_all_devices,
+        )
 
     @property
     def is_local(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from engine.spec.errors import EngineError
 from engine.spec.measurement import Fidelity, Measurement
 from engine.spec.settings import Settings
+from policies.numbers import short_beside
 from policies.points import OperatingPoint, estimates_to_json
 from policies.report import measurement_json
 from policies.sla import Sla
@@ -227,7 +228,8 @@ def _hopeless(point: OperatingPoint, sla: Sla) -> str | None:
             continue
         at_best = estimate.low if constraint.metric.is_latency else estimate.high
         if not constraint.is_met_by(at_best):
-            return f"simulated {constraint.key} is {at_best:.4g} at best, the SLA asks {constraint}"
+            found = short_beside(at_best, constraint.bound)
+            return f"simulated {constraint.key} is {found} at best, the SLA asks {constraint}"
     return None
 
 

@@ -57,8 +57,9 @@ def build_space(
     *,
     check_memory: Callable[[ParallelPlan], object],
     max_model_len: int,
+    least_devices: int = 1,
 ) -> Space:
-    """Every plan on 1..``num_devices`` devices, split into feasible and pruned.
+    """Every plan on ``least_devices``..``num_devices`` devices, split into feasible and pruned.
 
     ``check_memory`` raises EngineError or TunerError where a plan does not fit.
 
@@ -66,7 +67,7 @@ def build_space(
         TunerError: no plan is feasible, with the reasons of the first ones.
     """
     feasible, pruned = [], []
-    for plan in _all_plans(num_devices):
+    for plan in _all_plans(least_devices, num_devices):
         reasons = infeasible_reasons(plan, model)
         if not reasons:
             try:
@@ -79,7 +80,8 @@ def build_space(
             feasible.append(plan)
     if not feasible:
         detail = "; ".join(f"{p.plan}: {p.reasons[0]}" for p in pruned[:4])
-        raise TunerError(f"no plan on up to {num_devices} devices can run this model: {detail}")
+        up_to = "up to " if least_devices == 1 else ""
+        raise TunerError(f"no plan on {up_to}{num_devices} devices can run this model: {detail}")
     limit = max(BATCHED_TOKENS[0], min(max_model_len * 4, BATCHED_TOKENS[-1]))
     return Space(
         plans=tuple(feasible),
@@ -88,12 +90,12 @@ def build_space(
     )
 
 
-def _all_plans(num_devices: int) -> list[ParallelPlan]:
+def _all_plans(least_devices: int, num_devices: int) -> list[ParallelPlan]:
     counts = range(1, num_devices + 1)
     plans = [
         ParallelPlan(dp=dp, pp=pp, sp=sp, tp=tp, shift=shift)
         for dp, pp, sp, tp in product(counts, repeat=4)
-        if dp * pp * sp * tp <= num_devices
+        if least_devices <= dp * pp * sp * tp <= num_devices
         for shift in ((False, True) if sp > 1 else (False,))
     ]
     return sorted(plans, key=lambda plan: (plan.world_size, plan))

@@ -24,8 +24,23 @@ def test_plan_prints_the_best_three_what_else_is_feasible_and_how_to_start_them(
     _, heading, rehearsal = done.stdout.partition("to rehearse without the hardware")
     assert heading
     assert "--paced" in rehearsal.splitlines()[1]
-    cheapest = done.stdout.partition("\nfastest:")[0]
-    assert cheapest.index("vllm serve") < cheapest.index("--paced")
+    answer = done.stdout[done.stdout.rindex("\ncheapest") :]
+    assert "fastest:" not in answer, "the answer comes last"
+    assert answer.index("vllm serve") < answer.index("--paced")
+
+
+def test_plan_looks_for_what_it_is_asked_to_and_tells_what_that_costs(run: Run) -> None:
+    words = (*WORDS, "--workload", WORKLOAD, "--sla", SLA, "--jobs", 1)
+    done = run(*words, "--objective", "headroom", "--price-per-device-hour", 2, "--use-all")
+    assert done.exit_code == 0, done.output
+    answer = done.stdout[done.stdout.rindex("\nmost headroom") :]
+    devices = int(answer.splitlines()[2].split()[0])
+    assert f"costs {2 * devices} per hour" in answer
+    assert "per million output tokens" in answer
+    assert all(f" {n} devices" not in done.stdout for n in range(1, devices))
+    wrong = run(*words, "--objective", "hedroom")
+    assert wrong.exit_code == 2
+    assert "did you mean 'headroom'?" in wrong.stderr
 
 
 def test_the_document_is_the_same_bytes_in_another_process(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from engine.spec.plan import parse_plan
 from engine.spec.settings import Caps, Settings
+from policies.objective import Goal, Objective
 from policies.report import flat_metrics
 from policies.select import ChoiceReason
 from policies.sla import Sla
@@ -291,3 +292,31 @@ def test_workers_answer_in_the_order_of_their_tasks() -> None:
     for jobs in (1, 2):
         with Workers(jobs) as workers:
             assert workers.map(abs, [-3, 1, -2]) == [3, 1, 2]
+
+
+def test_the_goal_decides_what_is_best_and_what_it_costs(
+    node: Node, workload: Workload, report: PlanReport
+) -> None:
+    goal = Goal(objective=Objective.HEADROOM, price_per_device_hour=2.5, uses_all_devices=True)
+    found = make_plan(node, workload, report.question.sla, goal=goal, jobs=1)
+    sizes = {explored.plan.world_size for explored in found.explored}
+    assert sizes == {4}
+    document = plan_json(found, model="m")
+    assert list(document["best"]) == ["most headroom", "fastest", "balanced"]
+    assert document["goal"]["uses_all_devices"] is True
+    best = document["best"]["most headroom"]
+    assert best["cost"]["per_hour"] == 10.0
+    tokens_per_s = best["metrics"]["throughput_tokens_per_s"]["value"]
+    assert best["cost"]["per_million_output_tokens"] == pytest.approx(1e7 / 3600 / tokens_per_s)
+    whole = [point for point in found.feasible if point.has_interval]
+    assert best["headroom"] == pytest.approx(
+        max(point.headroom(found.question.sla) for point in whole), abs=0.02
+    )
+
+
+def test_near_misses_are_plans_that_fail_with_what_they_lack(report: PlanReport) -> None:
+    misses = plan_json(report, model="m")["near_misses"]
+    feasible = {str(p.settings.plan) for p in report.feasible if p.has_interval}
+    for miss in misses:
+        assert str(Settings.from_json(miss["settings"]).plan) not in feasible
+        assert any(char.isdigit() for char in miss["why"])

@@ -1,0 +1,140 @@
+"""How ``gearshift plan`` shows what it found: what fails and why, what will do, the answer last."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from engine.spec.settings import Settings
+from policies.numbers import short
+from policies.objective import cost_text
+
+if TYPE_CHECKING:
+    from policies.points import OperatingPoint
+    from tuner.planner.document import Choice
+    from tuner.planner.planner import PlanReport
+
+SHOWN_FEASIBLE = 12
+SHOWN_FAILING = 24
+
+
+def print_answer(report: PlanReport, document: dict[str, Any]) -> None:
+    """Everything, the best plan and its commands last."""
+    from tuner.planner.document import choices
+
+    # Lines to be pasted are not broken.
+    console = Console(soft_wrap=True, highlight=False)
+    _print_failing(console, report)
+    _print_near_misses(console, document)
+    _print_feasible(console, report)
+    judged = ", ".join(f"{count} on {kind}" for kind, count in document["judged"].items())
+    console.print(f"judged: {judged}")
+    found = choices(report)
+    if not found:
+        _print_infeasible(console, document["infeasible"])
+    for roles, choice in _cards(found):
+        _print_choice(console, report, document, roles, choice)
+
+
+def _cards(found: tuple[Choice, ...]) -> list[tuple[str, Choice]]:
+    """One per point, the best last: what is cheapest and fastest at once is told once."""
+    roles: dict[int, list[str]] = {}
+    for choice in found:
+        roles.setdefault(id(choice.point), []).append(choice.role)
+    first = {id(choice.point): choice for choice in reversed(found)}
+    return [(", ".join(words), first[point]) for point, words in reversed(roles.items())]
+
+
+def _print_choice(
+    console: Console, report: PlanReport, document: dict[str, Any], roles: str, choice: Choice
+) -> None:
+    from tuner.planner.document import commands
+
+    point, sla = choice.point, report.question.sla
+    console.print(f"[bold]{roles}[/]: {point.settings}")
+    console.print(
+        f"  {point.cost_devices} devices, P(SLA met) {point.probability(sla):.2f}: {choice.reason}"
+    )
+    for constraint in sla.per_run:
+        estimate = point.metrics.get(constraint.key)
+        if estimate is not None:
+            interval = f"{short(estimate.low)} .. {short(estimate.high)}"
+            console.print(f"  {constraint}: {short(estimate.value)} ({interval})")
+    if (cost := document["best"][choice.role]["cost"]) is not None:
+        console.print(f"  costs {cost_text(cost)}")
+    for command in commands(report, point):
+        text = command.command or f"cannot: {command.note}"
+        note = f"   # {command.note}" if command.command and command.note else ""
+        if command.is_rehearsal:
+            console.print("  to rehearse without the hardware (no model is run):")
+        console.print(f"  {command.system.value}: {text}{note}", markup=False)
+
+
+def _print_infeasible(console: Console, infeasible: dict[str, Any]) -> None:
+    from tuner.search.report import infeasible_text
+
+    console.print(infeasible_text(infeasible))
+    if infeasible["is_from_single_requests"]:
+        console.print("  not even with one request at a time")
+    if (closest := infeasible["closest"]) is not None:
+        headroom = closest["headroom"]
+        if headroom is not None and headroom < 0:
+            console.print(f"  the nearest misses by {-100 * headroom:.0f} % of the bound")
+    for relaxation in infeasible["relaxations"]:
+        if relaxation["relaxed"] is not None:
+            console.print(f"  {relaxation['relaxed']} would do, not {relaxation['constraint']}")
+
+
+def _print_near_misses(console: Console, document: dict[str, Any]) -> None:
+    if not document["near_misses"]:
+        return
+    table = Table("devices", "settings", "P(met)", "lacks", title="near misses")
+    for miss in document["near_misses"]:
+        chance = miss["sla_probability"]
+        table.add_row(
+            str(miss["num_devices"]),
+            str(Settings.from_json(miss["settings"])),
+            "-" if chance is None else f"{chance:.2f}",
+            miss["why"],
+        )
+    console.print(table)
+
+
+def _print_feasible(console: Console, report: PlanReport) -> None:
+    if not report.feasible:
+        return
+    sla = report.question.sla
+    table = Table("devices", "settings", *(c.key for c in sla.per_run), "KV tokens")
+    table.title = f"{len(report.feasible)} settings meet {sla}"
+    for point in report.feasible[:SHOWN_FEASIBLE]:
+        settings = point.settings
+        kv_tokens = report.question.node.memory(settings.plan, caps=settings.caps).kv_tokens
+        cells = [_cell(point, c.key) for c in sla.per_run]
+        table.add_row(str(point.cost_devices), str(settings), *cells, str(kv_tokens))
+    console.print(table)
+    if (more := len(report.feasible) - SHOWN_FEASIBLE) > 0:
+        console.print(f"and {more} more (--json has all)")
+
+
+def _cell(point: OperatingPoint, key: str) -> str:
+    estimate = point.metrics.get(key)
+    return "-" if estimate is None else short(estimate.value)
+
+
+def _print_failing(console: Console, report: PlanReport) -> None:
+    from tuner.planner.planner import Why
+
+    shown = [f for f in report.failures if f.why is not Why.SHAPE]
+    shapes = len(report.failures) - len(shown)
+    if shown:
+        table = Table("plan", "fails by", "judged on", "detail", title="plans that fail")
+        for failure in shown[:SHOWN_FAILING]:
+            judged_on = failure.judged_on.value if failure.judged_on else "-"
+            table.add_row(failure.plan, failure.why.value, judged_on, failure.detail)
+        console.print(table)
+    if (more := len(shown) - SHOWN_FAILING) > 0:
+        console.print(f"and {more} more plans (--json has all)")
+    if shapes:
+        console.print(f"{shapes} plans cannot split the model's heads or FFN evenly")

@@ -1,0 +1,44 @@
+"""Numbers for readers: three significant digits and never an exponent."""
+
+from __future__ import annotations
+
+import math
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
+
+from policies.constraint import Op
+
+DIGITS = 3
+EXACT_DIGITS = 17
+
+
+def short(value: float) -> str:
+    """``value`` with three significant digits, as in 0.0932, 147, 4870."""
+    return _rounded(value, ROUND_HALF_EVEN)
+
+
+def short_beside(value: float, bound: float) -> str:
+    """``value`` with as many digits as show on which side of ``bound`` it lies, at least three."""
+    for digits in range(DIGITS, EXACT_DIGITS):
+        text = _rounded(value, ROUND_HALF_EVEN, digits)
+        if _side(float(text), bound) == _side(value, bound):
+            return text
+    return repr(value)
+
+
+def short_bound(value: float, op: Op) -> str:
+    """The next bound of three significant digits that whatever meets ``value`` meets as well."""
+    return _rounded(value, ROUND_CEILING if op is Op.AT_MOST else ROUND_FLOOR)
+
+
+def _side(value: float, bound: float) -> int:
+    return (value > bound) - (value < bound)
+
+
+def _rounded(value: float, way: str, digits: int = DIGITS) -> str:
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    exact = Decimal(value)
+    last = exact.adjusted() - digits + 1
+    rounded = exact.quantize(Decimal((0, (1,), last)), rounding=way)
+    text = f"{rounded:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import end, fail, log, print_json, progress_console
+from api.cli.common import end, fail, log, print_json, progress_bar, progress_console
 from api.cli.engine_options import MOST_SEED, JsonOption
 from api.cli.exit_codes import ExitCode
 from api.cli.grouped import grouped
@@ -113,10 +113,7 @@ class _Progress:
     """A progress bar on stderr; keeps the latest error to show it once at the end."""
 
     def __init__(self, total: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bar = Progress(*columns, console=progress_console())
+        self._bar = progress_bar(progress_console(), is_kept=True)
         self._task = self._bar.add_task("bench", total=total)
         self._error: str | None = None
 

@@ -6,12 +6,15 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from rich.console import Console
 
 from api.cli.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 # The root of each package's error tree (STYLE rule 14).
 ERROR_ROOTS = (
@@ -59,6 +62,30 @@ def log(message: str) -> None:
 def progress_console() -> Console:
     """A rich console on stderr, for progress bars and tables that are not the answer."""
     return Console(stderr=True)
+
+
+def progress_bar(console: Console, *, is_kept: bool = False) -> Progress:
+    """A bar with what is done, the time it took and the time that is left; ``is_kept``: it stays
+    on the screen when it has ended."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        "{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=not is_kept,
+    )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from io import TextIOWrapper
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from api.cli.common import domain_errors, end, fail, log
 from api.cli.environment import warn_about_variables
@@ -140,7 +141,7 @@ PASS_EVERYTHING = {
 
 def create_app() -> typer.Typer:
     """The typer application with every command as a stub that loads the real one."""
-    app = _group("SLA-aware parallelism for LLM inference: serve, tune, control.")
+    app = _group("SLA-aware parallelism for LLM inference: serve, tune, control.", is_root=True)
     app.callback()(_root)
     groups = {name: _group(text) for name, text in GROUPS.items()}
     for name, group in groups.items():
@@ -174,12 +175,25 @@ def _end_interrupted() -> NoReturn:
     end(ExitCode.INTERRUPTED)
 
 
-def _group(text: str) -> typer.Typer:
+class _Group(TyperGroup):
+    """A group whose stubs give way to the real commands where the shell asks for completions."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, stub, rest = super().resolve_command(ctx, args)
+        ref = getattr(getattr(stub, "callback", None), "ref", None)
+        if not ctx.resilient_parsing or ref is None:
+            return name, stub, rest
+        return name, typer.main.get_command(_load(ref)), rest
+
+
+def _group(text: str, *, is_root: bool = False) -> typer.Typer:
     return typer.Typer(
+        cls=_Group,
         help=text,
         epilog=EPILOG,
         no_args_is_help=True,
-        add_completion=False,
+        rich_markup_mode=None,
+        add_completion=is_root,
         pretty_exceptions_show_locals=False,
     )
 
@@ -188,6 +202,7 @@ def _register(parent: typer.Typer, name: str, ref: CommandRef) -> None:
     def run(ctx: typer.Context) -> None:
         _run(ref, ctx)
 
+    run.ref = ref  # type: ignore[attr-defined]
     parent.command(
         name=name, help=ref.help, add_help_option=False, context_settings=PASS_EVERYTHING
     )(run)
@@ -197,10 +212,7 @@ def _run(ref: CommandRef, ctx: typer.Context) -> None:
     """Import the command and run it with the stub's arguments."""
     with domain_errors():
         _check_words(ctx.args)
-        function = getattr(import_module(f"api.cli.{ref.module}"), ref.function)
-        command = typer.Typer(add_completion=False)
-        text = ref.help if not function.__doc__ else None
-        command.command(help=text, epilog=EPILOG)(_with_logs(function))
+        command = _load(ref)
         try:
             code: Any = command(args=ctx.args, prog_name=ctx.command_path, standalone_mode=False)
         except typer.TyperException as error:
@@ -211,6 +223,15 @@ def _run(ref: CommandRef, ctx: typer.Context) -> None:
             raise typer.Exit(ExitCode.INTERRUPTED) from error
     if isinstance(code, int) and code:
         raise typer.Exit(code)
+
+
+def _load(ref: CommandRef) -> typer.Typer:
+    """The real command, alone in an application of its own."""
+    function = getattr(import_module(f"api.cli.{ref.module}"), ref.function)
+    command = typer.Typer(add_completion=False, rich_markup_mode=None)
+    text = ref.help if not function.__doc__ else None
+    command.command(help=text, epilog=EPILOG)(_with_logs(function))
+    return command
 
 
 def _check_words(words: list[str]) -> None:

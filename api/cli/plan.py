@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from api.cli.common import end_not_met, log, print_json, progress_console
+from api.cli.common import end_not_met, log, print_json, progress_bar, progress_console
 from api.cli.engine_options import MOST_DEVICES, ModelNameOption
 from api.cli.grouped import grouped
 from api.cli.groups import Described, GoalOptions, Output, WorkloadOptions
@@ -98,10 +98,7 @@ def _progress() -> Iterator[OnPlanning]:
     if not console.is_terminal:
         yield _log_progress
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("plan", total=None)
 
         def show(stage: str, done: int, total: int) -> None:

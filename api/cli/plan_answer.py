@@ -99,7 +99,7 @@ def _print_near_misses(console: Console, document: dict[str, Any]) -> None:
             "-" if chance is None else f"{chance:.2f}",
             miss["why"],
         )
-    console.print(table)
+    console.print(table, soft_wrap=False)
 
 
 def _print_feasible(console: Console, report: PlanReport) -> None:
@@ -113,7 +113,7 @@ def _print_feasible(console: Console, report: PlanReport) -> None:
         kv_tokens = report.question.node.memory(settings.plan, caps=settings.caps).kv_tokens
         cells = [_cell(point, c.key) for c in sla.per_run]
         table.add_row(str(point.cost_devices), str(settings), *cells, str(kv_tokens))
-    console.print(table)
+    console.print(table, soft_wrap=False)
     if (more := len(report.feasible) - SHOWN_FEASIBLE) > 0:
         console.print(f"and {more} more (--json has all)")
 
@@ -133,7 +133,7 @@ def _print_failing(console: Console, report: PlanReport) -> None:
         for failure in shown[:SHOWN_FAILING]:
             judged_on = failure.judged_on.value if failure.judged_on else "-"
             table.add_row(failure.plan, failure.why.value, judged_on, failure.detail)
-        console.print(table)
+        console.print(table, soft_wrap=False)
     if (more := len(shown) - SHOWN_FAILING) > 0:
         console.print(f"and {more} more plans (--json has all)")
     if shapes:

@@ -160,7 +160,7 @@ def _print(step_model: StepModel, document: dict[str, Any]) -> None:
     for group in error.groups:
         table.add_row(group.plan, str(group.num_steps), f"{group.mape:.1%}", f"{group.bias:+.1%}")
     console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
+    console.print(table, soft_wrap=False)
     used = "on" if error.is_residual_active else "off (the roofline alone is better)"
     console.print(
         f"{step_model.machine}\nresidual {used}; 90 % of steps within "

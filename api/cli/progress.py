@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from api.cli.common import progress_console
+from api.cli.common import progress_bar, progress_console
 from tuner.simulation.simulate import OnProgress, no_progress
 
 
 @contextmanager
 def request_progress(title: str) -> Iterator[OnProgress]:
     """A bar over requests that have ended; on a file or pipe nothing is drawn."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-
     console = progress_console()
     if not console.is_terminal:
         yield no_progress
         return
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task(title, total=None)
 
         def show(now_s: float, num_ended: int, num_requests: int) -> None:

@@ -14,6 +14,7 @@ from api.cli.common import (
     fail,
     log,
     print_json,
+    progress_bar,
     progress_console,
 )
 from api.cli.engine_options import MOST_DEVICES, MOST_SEED, DeviceOption, check_device
@@ -294,10 +295,7 @@ class _Progress:
     """A bar over the trials on stderr, and a line for everything else; trials are handed on."""
 
     def __init__(self, total: int, done: int, on_trial: Callable[[dict[str, Any]], None]) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bar = Progress(*columns, console=progress_console(), transient=True)
+        self._bar = progress_bar(progress_console())
         self._task = self._bar.add_task("tune", total=total, completed=done)
         self._on_trial = on_trial
 

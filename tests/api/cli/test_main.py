@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,36 @@ def test_structured_logs_go_to_stderr_even_after_a_redirection(
     assert "outside" in captured.err
     assert "inside" not in captured.err
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("gearshift pl", ["plan"]),
+        ("gearshift plan --obj", ["--objective"]),
+        ("gearshift engine ser", ["serve"]),
+        ("gearshift engine serve --max-num-s", ["--max-num-seqs"]),
+    ],
+)
+def test_the_shell_completes_commands_and_their_options(typed: str, offered: list[str]) -> None:
+    script = "import sys; sys.argv[0] = 'gearshift'; from api.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "_GEARSHIFT_COMPLETE": "complete_bash",
+            "COMP_WORDS": typed,
+            "COMP_CWORD": str(len(typed.split()) - 1),
+        },
+    )
+    assert done.stdout.split() == offered, done.stderr
+
+
+@pytest.mark.parametrize("path", [ref.path for ref in COMMANDS])
+def test_no_help_is_wider_than_a_terminal_or_cut(path: str) -> None:
+    done = CliRunner(env={"COLUMNS": "80"}).invoke(create_app(), [*path.split(), "--help"])
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+    assert "\u2026" not in done.stdout

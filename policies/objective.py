@@ -50,6 +50,11 @@ class Objective(StrEnum):
         """What the best point by it is called."""
         return _ROLES[self]
 
+    @property
+    def boast(self) -> str:
+        """What the best point by it has before all others that meet the SLA."""
+        return f"{_BOASTS[self]} of all that meet the SLA"
+
     def order(self, point: OperatingPoint, sla: Sla) -> tuple[float, ...]:
         """Smaller is better; points that hardly differ are told apart by what comes next."""
         return _ORDERS[self](point, sla)
@@ -169,6 +174,13 @@ _ROLES = {
     Objective.THROUGHPUT: "most throughput",
     Objective.COST: "least cost",
     Objective.HEADROOM: "most headroom",
+}
+_BOASTS = {
+    Objective.DEVICES: "fewest devices",
+    Objective.LATENCY: "lowest latencies against their bounds",
+    Objective.THROUGHPUT: "most output tokens a second",
+    Objective.COST: "least device time per output token",
+    Objective.HEADROOM: "farthest from the bounds",
 }
 _ORDERS: dict[Objective, Callable[[OperatingPoint, Sla], tuple[float, ...]]] = {
     Objective.DEVICES: _by_devices,

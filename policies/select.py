@@ -64,6 +64,18 @@ class PointRejection(StrEnum):
     WORSE_BY_OBJECTIVE = "worse_by_objective"
 
 
+_WHY_BEST = {
+    ChoiceReason.ONLY_FEASIBLE: "the only settings that meet the SLA",
+    ChoiceReason.FEWEST_DEVICES: "no plan meets the SLA with fewer devices",
+    ChoiceReason.FEWEST_DEVICES_WITH_CERTAINTY: (
+        "fewest devices of those that meet the SLA with enough certainty; smaller ones meet it in "
+        "the run but too narrowly for their interval"
+    ),
+    ChoiceReason.MOST_LIKELY_OF_THE_CHEAPEST: (
+        "of the plans with fewest devices, the likeliest to meet the SLA"
+    ),
+    ChoiceReason.FASTEST_OF_THE_CHEAPEST: "of the plans with fewest devices, the fastest",
+}
 MISSES = (PointRejection.VIOLATES_SLA, PointRejection.LESS_LIKELY)
 
 
@@ -124,6 +136,11 @@ class Selection:
     closest: OperatingPoint | None = None
     binding: Constraint | None = None
     relaxations: tuple[Relaxation, ...] = ()
+
+    @property
+    def why_best(self) -> str:
+        """The reason for ``best`` in words."""
+        return _WHY_BEST.get(self.reason, self.objective.boast)
 
     def near_misses(self, sla: Sla, limit: int) -> tuple[Rejected, ...]:
         """Of each plan that is not dependable under any settings here the one that came nearest,

@@ -53,9 +53,8 @@ def _trials_table(document: dict[str, Any]) -> Table:
 
 def _print_recommendation(console: Console, found: dict[str, Any]) -> None:
     settings = Settings.from_json(found["settings"])
-    reason = found["reason"].replace("_", " ")
     chance = f"P(SLA met) {found['sla_probability']:.2f}"
-    console.print(f"recommended ({found['fidelity']}, {chance}, {reason}): {settings.plan}")
+    console.print(f"recommended ({found['fidelity']}, {chance}): {settings.plan}, {found['why']}")
     console.print(found["explanation"])
     console.print(f"settings: {_in_full(settings)}")
     if (cost := found["cost"]) is not None:

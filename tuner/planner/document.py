@@ -8,7 +8,6 @@ from typing import Any
 
 from policies.objective import Objective
 from policies.points import OperatingPoint
-from policies.select import ChoiceReason
 from tuner.described.document import (
     finite_metrics,
     memory_json,
@@ -22,24 +21,6 @@ from tuner.planner.planner import Failure, PlanReport
 from tuner.search.report import infeasible_json, point_json
 
 SCHEMA = "plan/v2"
-REASONS = {
-    ChoiceReason.ONLY_FEASIBLE: "the only settings that meet the SLA",
-    ChoiceReason.FEWEST_DEVICES: "no plan meets the SLA with fewer devices",
-    ChoiceReason.FEWEST_DEVICES_WITH_CERTAINTY: (
-        "fewest devices among those that meet the SLA with enough certainty; smaller ones meet it "
-        "in the run but too narrowly for their interval"
-    ),
-    ChoiceReason.MOST_LIKELY_OF_THE_CHEAPEST: (
-        "of the plans with fewest devices, the likeliest to meet the SLA"
-    ),
-    ChoiceReason.FASTEST_OF_THE_CHEAPEST: "of the plans with fewest devices, the fastest",
-}
-OBJECTIVES = {
-    Objective.LATENCY: "lowest latencies against their bounds of all that meet the SLA",
-    Objective.THROUGHPUT: "most output tokens a second of all that meet the SLA",
-    Objective.COST: "least device time per output token of all that meet the SLA",
-    Objective.HEADROOM: "farthest from the bounds of all that meet the SLA",
-}
 NEAR_MISSES = 5
 BALANCED = "least product of devices and latency of all that meet the SLA"
 
@@ -58,14 +39,12 @@ def choices(report: PlanReport) -> tuple[Choice, ...]:
     selection = report.selection
     if selection.best is None or selection.fastest is None or selection.balanced is None:
         return ()
-    objective = selection.objective
-    reason = REASONS.get(selection.reason) or OBJECTIVES[objective]
-    best = Choice(role=objective.role, point=selection.best, reason=reason)
+    best = Choice(role=selection.objective.role, point=selection.best, reason=selection.why_best)
     others = (
         Choice(
             role=Objective.LATENCY.role,
             point=selection.fastest,
-            reason=OBJECTIVES[Objective.LATENCY],
+            reason=Objective.LATENCY.boast,
         ),
         Choice(role="balanced", point=selection.balanced, reason=BALANCED),
     )

@@ -235,6 +235,7 @@ def _recommendation(
         point=best,
         paced=paced,
         reason=selection.reason,
+        why=selection.why_best,
         explanation=_explain(context, selection, best),
         probability=selection.probability,
         schedule=schedule,

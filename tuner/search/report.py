@@ -66,6 +66,7 @@ class Recommendation:
     point: OperatingPoint
     paced: dict[str, Any] | None
     reason: ChoiceReason
+    why: str
     explanation: str
     probability: float
     schedule: Schedule
@@ -84,6 +85,7 @@ class Recommendation:
             "interval": self._intervals(),
             "sla_probability": self.probability,
             "reason": self.reason.value,
+            "why": self.why,
             "explanation": self.explanation,
             "launch": [command.to_json() for command in self.launch],
             "cost": self.cost,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import end_not_met, log, print_json, progress_console
+from api.cli.common import end_not_met, log, print_json, print_lines, progress_console
 from api.cli.engine_options import MOST_DEVICES, ModelNameOption
 from api.cli.grouped import grouped
 from api.cli.groups import Described, Output, WorkloadOptions
@@ -65,7 +65,7 @@ def plan(
     the modes' step times advise, each with a few caps.
     """
     from policies.sla import Sla
-    from tuner.planner.document import plan_json, warnings
+    from tuner.planner.document import plan_json, plan_title, warnings
     from tuner.planner.planner import make_plan
 
     constraints = Sla.parse(planned.sla)
@@ -89,6 +89,7 @@ def plan(
     if output.as_json:
         print_json(document)
     else:
+        print_lines(plan_title(report, model=model).lines())
         _print(report, document)
     if document["infeasible"] is not None:
         end_not_met()
@@ -207,8 +208,9 @@ def _print_failing(console: Console, report: PlanReport) -> None:
 
     from tuner.planner.planner import Why
 
-    shown = [f for f in report.failures if f.why is not Why.SHAPE]
-    shapes = len(report.failures) - len(shown)
+    shown = [f for f in report.failures if f.why not in (Why.SHAPE, Why.BACKEND)]
+    shapes = sum(f.why is Why.SHAPE for f in report.failures)
+    lacking = sum(f.why is Why.BACKEND for f in report.failures)
     if shown:
         table = Table("plan", "fails by", "judged on", "detail", title="plans that fail")
         for failure in shown[:SHOWN_FAILING]:
@@ -221,4 +223,10 @@ def _print_failing(console: Console, report: PlanReport) -> None:
     if shapes:
         console.print(
             f"{shapes} plans cannot split the model's heads or FFN evenly", highlight=False
+        )
+    if lacking:
+        name = report.question.node.backend.name
+        console.print(
+            f"{lacking} plans are none that {name} can run (--json has why, --backend others)",
+            highlight=False,
         )

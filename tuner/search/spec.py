@@ -15,7 +15,7 @@ from policies.sla import Sla
 from tuner.described.node import Node
 from tuner.described.parse import (
     AUTO,
-    DEFAULT_BACKEND,
+    backend_of,
     describe_node,
     has_checkpoint,
     read_rank_dtype,
@@ -55,11 +55,12 @@ class TuningSpec:
     """One tuning job.
 
     ``hardware``: ``local``, or described hardware (``8xh200``), which is simulated as served by
-    ``backend``; there ``model_dir`` may be a model's name and ``dtype`` may be fp8. ``is_live``
-    False keeps a local job to simulation. ``dtype`` None: as the checkpoint says. ``link`` is an
-    emulated link (``latency_us=..,gbps=..``). A live trial sends the first ``probe_requests`` of
-    the workload; the winner all of it. ``probe_paced`` runs the winner on described hardware
-    once more on the real engine with steps paced by the wall clock.
+    ``backend`` (None: as :func:`backend_of` says, filled in); there ``model_dir`` may be a model's
+    name and ``dtype`` may be fp8. ``is_live`` False keeps a local job to simulation. ``dtype``
+    None: as the checkpoint says. ``link`` is an emulated link (``latency_us=..,gbps=..``). A live
+    trial sends the first ``probe_requests`` of the workload; the winner all of it.
+    ``probe_paced`` runs the winner on described hardware once more on the real engine with steps
+    paced by the wall clock.
 
     Raises:
         TunerError: a number outside its range.
@@ -74,7 +75,7 @@ class TuningSpec:
     seed: int = 0
     hardware: str = LOCAL
     dtype: str | None = None
-    backend: str = DEFAULT_BACKEND
+    backend: str | None = None
     device: str = "cpu"
     link: str | None = None
     is_live: bool = True
@@ -87,6 +88,8 @@ class TuningSpec:
     profile_seconds: float = 30.0
 
     def __post_init__(self) -> None:
+        found = backend_of(self.backend, is_described=not self.is_local)
+        object.__setattr__(self, "backend", found)
         for name in ("num_devices", "trials", "probe_requests", "kv_cache_mib", "block_size"):
             if getattr(self, name) < 1:
                 raise TunerError(f"{name}={getattr(self, name)}: must be at least 1")

@@ -233,7 +233,7 @@ def serve(
 
 
 def _node() -> Node:
-    return describe_node(model="llama-3.1-70b", hardware="8xh200", dtype="fp8")
+    return describe_node(model="llama-3.1-70b", hardware="8xh200", dtype="fp8", backend="gearshift")
 
 
 def _head(num_seeds: int) -> list[str]:

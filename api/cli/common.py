@@ -32,6 +32,11 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
+def print_lines(lines: list[str]) -> None:
+    """Print lines of the answer as they are."""
+    typer.echo("\n".join(lines))
+
+
 def fail(message: str, code: ExitCode = ExitCode.MISTAKE) -> NoReturn:
     """Print one line on stderr and leave with ``code``."""
     line = " ".join(message.split())

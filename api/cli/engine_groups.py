@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -112,6 +112,13 @@ class Pacing(Described):
             help="No ranks: steps take the time they would on this hardware, as in 8xh200.",
         ),
     ] = None
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="With --paced: the serving system whose host times and defaults apply: vllm, "
+            "arctic, ...; by default gearshift, as this engine is."
+        ),
+    ] = None
     max_model_len: Annotated[
         int | None,
         typer.Option(min=1, max=MOST_LEN, help="Context in tokens; by default the model's."),
@@ -122,9 +129,10 @@ class Pacing(Described):
         if self.paced is None:
             self.refuse_backend("--paced")
             return None
-        from tuner.described.parse import check_served
+        from tuner.described.parse import backend_of, check_served
 
-        node = self.node(str(model), self.paced)
+        served = replace(self, backend=backend_of(self.backend, is_described=False))
+        node = served.node(str(model), self.paced)
         check_served(node, plan)
         return node
 

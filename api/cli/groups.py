@@ -127,16 +127,9 @@ class Served:
         str | None,
         typer.Option(
             help="Serving system whose host times and defaults apply to described hardware: "
-            "gearshift, vllm, arctic, ...; by default gearshift."
+            "vllm, gearshift, arctic, ...; by default vllm."
         ),
     ] = None
-
-    @property
-    def backend_name(self) -> str:
-        """The serving system named, else the default one."""
-        from tuner.described.parse import DEFAULT_BACKEND
-
-        return DEFAULT_BACKEND if self.backend is None else self.backend
 
     def refuse_backend(self, option: str) -> None:
         """End where a back end is named although ``option`` names no described hardware."""
@@ -161,7 +154,7 @@ class Described(Served):
             model=model,
             hardware=hardware,
             dtype=self.dtype,
-            backend=self.backend_name,
+            backend=self.backend,
             block_size=self.block_size,
             max_model_len=self.max_model_len,
         )

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from api.cli.common import end_not_met, log, print_json, progress_bar, progress_console
+from api.cli.common import (
+    end_not_met,
+    log,
+    print_json,
+    print_lines,
+    progress_bar,
+    progress_console,
+)
 from api.cli.engine_options import MOST_DEVICES, ModelNameOption
 from api.cli.grouped import grouped
 from api.cli.groups import Described, GoalOptions, Output, WorkloadOptions
@@ -61,7 +68,7 @@ def plan(
     """
     from api.cli.plan_answer import print_answer
     from policies.sla import Sla
-    from tuner.planner.document import plan_json, warnings
+    from tuner.planner.document import plan_json, plan_title, warnings
     from tuner.planner.planner import make_plan
 
     constraints = Sla.parse(planned.sla)
@@ -86,6 +93,7 @@ def plan(
     if output.as_json:
         print_json(document)
     else:
+        print_lines(plan_title(report, model=model).lines())
         print_answer(report, document)
     if document["infeasible"] is not None:
         end_not_met()

@@ -106,13 +106,14 @@ def _print_feasible(console: Console, report: PlanReport) -> None:
     if not report.feasible:
         return
     sla = report.question.sla
-    table = Table("devices", "settings", *(c.key for c in sla.per_run), "KV tokens")
-    table.title = f"{len(report.feasible)} settings meet {sla}"
+    table = Table("devices", "settings", *(c.key for c in sla.per_run), "P(met)", "KV tokens")
+    table.title = f"{len(report.feasible)} settings whose simulated values meet {sla}"
     for point in report.feasible[:SHOWN_FEASIBLE]:
         settings = point.settings
         kv_tokens = report.question.node.memory(settings.plan, caps=settings.caps).kv_tokens
         cells = [_cell(point, c.key) for c in sla.per_run]
-        table.add_row(str(point.cost_devices), str(settings), *cells, str(kv_tokens))
+        chance = f"{point.probability(sla):.2f}" if point.has_interval else "-"
+        table.add_row(str(point.cost_devices), str(settings), *cells, chance, str(kv_tokens))
     console.print(table, soft_wrap=False)
     if (more := len(report.feasible) - SHOWN_FEASIBLE) > 0:
         console.print(f"and {more} more (--json has all)")
@@ -126,8 +127,9 @@ def _cell(point: OperatingPoint, key: str) -> str:
 def _print_failing(console: Console, report: PlanReport) -> None:
     from tuner.planner.planner import Why
 
-    shown = [f for f in report.failures if f.why is not Why.SHAPE]
-    shapes = len(report.failures) - len(shown)
+    shown = [f for f in report.failures if f.why not in (Why.SHAPE, Why.BACKEND)]
+    shapes = sum(f.why is Why.SHAPE for f in report.failures)
+    lacking = sum(f.why is Why.BACKEND for f in report.failures)
     if shown:
         table = Table("plan", "fails by", "judged on", "detail", title="plans that fail")
         for failure in shown[:SHOWN_FAILING]:
@@ -138,3 +140,8 @@ def _print_failing(console: Console, report: PlanReport) -> None:
         console.print(f"and {more} more plans (--json has all)")
     if shapes:
         console.print(f"{shapes} plans cannot split the model's heads or FFN evenly")
+    if lacking:
+        name = report.question.node.backend.name
+        console.print(
+            f"{lacking} plans are none that {name} can run (--json has why, --backend others)"
+        )

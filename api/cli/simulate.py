@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import end, log, print_json
+from api.cli.common import end, log, print_json, print_lines
 from api.cli.engine_options import ModelNameOption
 from api.cli.exit_codes import ExitCode
 from api.cli.grouped import grouped
@@ -155,11 +155,13 @@ def _answer(question: Question, case: Case, documents: Documents) -> None:
         energy=case.energy(result) if case.energy is not None else None,
         has_prefix_cache=question.prefix_cache,
         warnings=case.warnings,
+        title=str(case.title),
     )
     documents.write_all(document, result, case.settings)
     if documents.as_json:
         print_json(document)
     else:
+        print_lines(case.title.lines())
         _print(case.settings, document)
     end(ExitCode.of(result.measurement, question.sla))
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from engine.spec.settings import Caps, Settings
     from policies.sla import Sla
     from tuner.described.document import ScaledRun
+    from tuner.described.title import Asked, Title
     from tuner.simulation.simulate import OnProgress, SimulationResult
     from tuner.step_model.model import StepModel
     from tuner.workload.workload import Workload
@@ -78,6 +79,13 @@ class Question:
     prefix_cache: bool
 
     @property
+    def asked(self) -> Asked:
+        """What the title of the answer says of it."""
+        from tuner.described.title import Asked
+
+        return Asked(model=self.model, workload=self.workload, sla=self.sla, seed=self.seed)
+
+    @property
     def block_size(self) -> int:
         """Tokens per KV block."""
         return self.served.block_size
@@ -126,6 +134,7 @@ class Case:
 
     settings: Settings
     run: ScaledRun
+    title: Title
     origin: dict[str, Any]
     warnings: tuple[str, ...]
     interval: float | None = None
@@ -137,6 +146,7 @@ def described(question: Question, hardware: str, *, has_intervals: bool) -> Case
     from tuner.described.document import node_json, node_warnings
     from tuner.described.energy import energy_of
     from tuner.described.parse import check_served
+    from tuner.described.title import Title
 
     node = question.served.node(question.model, hardware)
     check_served(node, question.spec.plan)
@@ -157,6 +167,7 @@ def described(question: Question, hardware: str, *, has_intervals: bool) -> Case
     return Case(
         settings=settings,
         run=run,
+        title=Title.of_node(node, question.asked),
         origin=node_json(node, settings, question.model),
         warnings=(*node_warnings(node, settings, question.workload), *question.warnings),
         interval=node.interval if has_intervals else None,
@@ -168,6 +179,7 @@ def on_this_machine(question: Question, machine: LocalMachine, *, has_intervals:
     """On this machine, as its cost model knows it."""
     from engine.spec.config import num_kv_blocks
     from engine.spec.settings import Caps
+    from tuner.described.title import Title
     from tuner.simulation.simulate import Ranks, SimulatedEngine, ranks_of_one
     from tuner.simulation.simulate import simulate as run_simulation
     from tuner.spec.look_ahead import LookAhead
@@ -204,6 +216,7 @@ def on_this_machine(question: Question, machine: LocalMachine, *, has_intervals:
     return Case(
         settings=settings,
         run=run,
+        title=Title.of_machine(step_model.machine, config.dtype, question.asked),
         origin=_local_origin(question, config, model, step_model),
         warnings=(*cuts, *doubts, *question.warnings),
         interval=step_model.error.plan_interval if has_intervals else None,

@@ -14,6 +14,7 @@ from api.cli.common import (
     fail,
     log,
     print_json,
+    print_lines,
     progress_bar,
     progress_console,
 )
@@ -145,6 +146,7 @@ def tune(
     if report.as_json:
         print_json(document)
     else:
+        print_lines(found.title.lines())
         print_answer(document, report.out)
     if is_interrupted:
         end_interrupted()
@@ -267,7 +269,7 @@ def _spec(
         seed=search.seed,
         hardware=hardware,
         dtype=None if served.dtype == "auto" else served.dtype,
-        backend=served.backend_name,
+        backend=served.backend,
         device=check_device(machine.device),
         link=machine.link,
         is_live=trials.live,

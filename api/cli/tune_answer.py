@@ -36,7 +36,6 @@ def print_answer(document: dict[str, Any], out: Path | None) -> None:
 
 def _trials_table(document: dict[str, Any]) -> Table:
     table = Table("trial", "settings", "fidelity", "p95 TTFT", "p95 TPOT", "P(met)", "verdict")
-    table.title = f"SLA {document['sla']}"
     for trial in document["trials"][:SHOWN_TRIALS]:
         metrics, chance = trial["metrics"], trial["sla_probability"]
         table.add_row(

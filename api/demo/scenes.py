@@ -59,7 +59,13 @@ def paced_scene(trace: str | None) -> Scene:
         rush=_spec(trace, f"seconds={30 * rate:g},scale={1.5 * rate:g},requests=400,{sizes}"),
         sla="p95_ttft_ms<=1500,p95_tpot_ms<=80,attainment>=0.9",
         vocab_size=128_000,
-        job={"num_devices": 8, "trials": 10, "hardware": "8xh200", "dtype": "bfloat16"},
+        job={
+            "num_devices": 8,
+            "trials": 10,
+            "hardware": "8xh200",
+            "dtype": "bfloat16",
+            "backend": "gearshift",  # as the engine is paced
+        },
         engine_options=(
             *("--paced", "8xh200", "--dtype", "bfloat16"),
             *("--max-num-batched-tokens", "8192"),

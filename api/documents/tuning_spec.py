@@ -15,8 +15,8 @@ SHARED = (
     "hardware",
     "dtype",
 )
-# Jobs of earlier versions have none.
-NEWER = ("backend",)
+# What jobs of earlier versions were simulated as where none was named.
+EARLIER_BACKEND = "gearshift"
 
 
 def tuning_spec(job: Json) -> TuningSpec:
@@ -27,12 +27,13 @@ def tuning_spec(job: Json) -> TuningSpec:
         PolicyInputError: an SLA that cannot be read.
     """
     shared = {name: job[name] for name in SHARED}
-    newer = {name: job[name] for name in NEWER if job.get(name) is not None}
-    return TuningSpec.from_json({**shared, **newer, **job["options"]})
+    backend = job.get("backend") or EARLIER_BACKEND
+    return TuningSpec.from_json({**shared, "backend": backend, **job["options"]})
 
 
 def job_document(spec: TuningSpec) -> Json:
     """The inverse of :func:`tuning_spec`."""
     every = spec.to_json()
-    options = {name: value for name, value in every.items() if name not in (*SHARED, *NEWER)}
-    return {**{name: every[name] for name in (*SHARED, *NEWER)}, "options": options}
+    own = (*SHARED, "backend")
+    options = {name: value for name, value in every.items() if name not in own}
+    return {**{name: every[name] for name in own}, "options": options}

@@ -18,6 +18,7 @@ from store import ConflictError, UnitOfWork
 from store.models import JobState, TuningJob
 from store.models.base import Json, utc_now
 from tuner.backends import load_backend
+from tuner.described.parse import backend_of
 from tuner.hardware import parse_hardware
 from tuner.search.spec import LOCAL, check_dtype
 from tuner.spec.errors import TunerError
@@ -36,9 +37,7 @@ def create(uow: UnitOfWork, body: TuningJobCreate, *, caller: Caller) -> TuningJ
     _check(body)
     if body.cost_model_id is not None:
         uow.cost_models.get(body.cost_model_id)
-    job = uow.jobs.add(
-        spec=body.model_dump(mode="json"), num_trials=body.trials, created_by=caller.actor
-    )
+    job = uow.jobs.add(spec=_document(body), num_trials=body.trials, created_by=caller.actor)
     job.cost_model_id = body.cost_model_id
     uow.jobs.append_event(job.id, "state", {"state": JobState.QUEUED, "reason": job.reason})
     record(uow, caller, "job.create", f"tuning-jobs/{job.id}", reason=body.sla, after=job.spec)
@@ -114,6 +113,13 @@ def report(uow: UnitOfWork, job_id: str) -> Json:
     return job.report
 
 
+def _document(body: TuningJobCreate) -> Json:
+    """The job as it is kept: a later default changes nothing for it."""
+    hardware = body.options.get("hardware", body.hardware)
+    backend = body.backend if hardware == LOCAL else backend_of(body.backend)
+    return {**body.model_dump(mode="json"), "backend": backend}
+
+
 def _check(body: TuningJobCreate) -> None:
     """Find what would make the job fail at once, while the caller still listens.
 
@@ -136,7 +142,7 @@ def _check(body: TuningJobCreate) -> None:
 
 def _check_options(body: TuningJobCreate) -> None:
     """The whole specification: options may name fields that stand beside them, too."""
-    spec = tuning_spec(body.model_dump(mode="json"))
+    spec = tuning_spec(_document(body))
     check_workload(spec.workload)
     _check_hardware(spec.hardware, spec.num_devices)
     if spec.is_local:

@@ -44,6 +44,7 @@ def simulation_json(
     energy: dict[str, Any] | None = None,
     has_prefix_cache: bool = False,
     warnings: tuple[str, ...] = (),
+    title: str,
 ) -> dict[str, Any]:
     """One run as a JSON value without wall times: equal inputs give equal bytes.
 
@@ -51,6 +52,7 @@ def simulation_json(
     """
     return {
         "schema": SCHEMA,
+        "title": title,
         "gearshift": version("gearshift"),
         **measurement_json(result.measurement, sla),
         "sla": sla_json(sla, judge(sla, result.measurement)) if sla else None,

@@ -17,7 +17,17 @@ from tuner.spec.errors import TunerError
 from tuner.work.models import CONFIG, find_quantisation, load_model
 
 AUTO = "auto"
-DEFAULT_BACKEND = "gearshift"
+# Ranks here, and engines paced as hardware that is not here, are this project's own.
+OWN_BACKEND = "gearshift"
+# On hardware that is not here: what most operators have, and what was measured there.
+DEFAULT_BACKEND = "vllm"
+
+
+def backend_of(named: str | None, *, is_described: bool = True) -> str:
+    """The serving system ``named``, else the one that questions about such a place are about."""
+    if named is not None:
+        return named
+    return DEFAULT_BACKEND if is_described else OWN_BACKEND
 
 
 def describe_node(
@@ -25,14 +35,14 @@ def describe_node(
     model: str,
     hardware: str,
     dtype: str | None = None,
-    backend: str = DEFAULT_BACKEND,
+    backend: str | None = None,
     block_size: int = 16,
     max_model_len: int | None = None,
 ) -> Node:
     """The node of a command line: ``model`` by name or folder, ``hardware`` as in ``8xh200``.
 
     ``dtype`` None or ``auto``: as the model's ``config.json`` or its name says, also of quantised
-    weights.
+    weights. ``backend`` None: the default one.
 
     Raises:
         TunerError: an unknown model, hardware, backend or number format, or a context that the
@@ -45,7 +55,7 @@ def describe_node(
         hardware=parse_hardware(hardware),
         model=shape,
         precision=read_precision(word, shape),
-        backend=load_backend(backend),
+        backend=load_backend(backend_of(backend)),
         block_size=block_size,
         max_model_len=max_model_len,
     )

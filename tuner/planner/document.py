@@ -16,6 +16,7 @@ from tuner.described.document import (
     unmeasured_warning,
 )
 from tuner.described.launch import LaunchCommand, launch_commands
+from tuner.described.title import Asked, Title
 from tuner.planner.explore import JudgedOn, Tried
 from tuner.planner.planner import Failure, PlanReport
 from tuner.search.report import infeasible_json, point_json
@@ -63,6 +64,13 @@ def commands(report: PlanReport, point: OperatingPoint) -> tuple[LaunchCommand, 
     )
 
 
+def plan_title(report: PlanReport, *, model: str) -> Title:
+    """What was asked, and what answers it."""
+    question = report.question
+    asked = Asked(model=model, workload=question.workload, sla=question.sla, seed=question.seed)
+    return Title.of_node(question.node, asked)
+
+
 def plan_json(report: PlanReport, *, model: str) -> dict[str, Any]:
     """The report as a JSON value without wall times: equal inputs give equal bytes."""
     question = report.question
@@ -70,6 +78,7 @@ def plan_json(report: PlanReport, *, model: str) -> dict[str, Any]:
     del origin["memory"]
     return {
         "schema": SCHEMA,
+        "title": str(plan_title(report, model=model)),
         "gearshift": version("gearshift"),
         **origin,
         "num_devices": report.num_devices,

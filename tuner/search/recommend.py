@@ -16,6 +16,7 @@ from policies.select import ChoiceReason, Selection, select
 from policies.sla import Sla
 from policies.verdict import meets_in_run
 from tuner.described.launch import LaunchCommand, ServedHere, launch_commands, launch_here
+from tuner.described.title import Asked, Title
 from tuner.load.live import LiveEngine
 from tuner.search.confirm import confirm
 from tuner.search.context import TuningContext
@@ -202,6 +203,7 @@ def _report(
         infeasible=infeasible_json(selection, context.sla) if selection.best is None else None,
         workload=context.workload.describe(),
         spec=context.spec,
+        title=_title(context),
         cost_model=_cost_model_json(context),
         warnings=tuple(warnings),
     )
@@ -317,6 +319,15 @@ def _paced_document(context: TuningContext, settings: Settings) -> dict[str, Any
             fidelity=Fidelity.SIMULATED,
         )
     return measurement_json(measurement, context.sla)
+
+
+def _title(context: TuningContext) -> Title:
+    spec, node = context.spec, context.simulator.node
+    asked = Asked(model=spec.model_dir, workload=context.workload, sla=context.sla, seed=spec.seed)
+    if node is not None:
+        return Title.of_node(node, asked)
+    assert context.cost_model is not None, "a local job has a cost model"
+    return Title.of_machine(context.cost_model.machine, context.config.dtype, asked)
 
 
 def _cost_model_json(context: TuningContext) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from policies.select import ChoiceReason, Selection
 from policies.sla import Sla
 from policies.verdict import MIN_CHANCE, is_dependable
 from tuner.described.launch import LaunchCommand
+from tuner.described.title import Title
 from tuner.search.spec import TuningSpec
 from tuner.search.trials import TrialRecord
 from tuner.spec.space import PrunedPlan
@@ -110,6 +111,7 @@ class TuningReport:
     infeasible: dict[str, Any] | None
     workload: dict[str, Any]
     spec: TuningSpec
+    title: Title
     cost_model: dict[str, Any]
     warnings: tuple[str, ...]
 
@@ -128,6 +130,7 @@ class TuningReport:
         found = self.recommendation
         return {
             "schema": SCHEMA,
+            "title": str(self.title),
             "recommendation": found.to_json() if found else None,
             "schedule": found.schedule.to_json() if found else None,
             "alternatives": self.alternatives,

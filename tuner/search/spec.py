@@ -16,7 +16,7 @@ from policies.sla import Sla
 from tuner.described.node import Node
 from tuner.described.parse import (
     AUTO,
-    DEFAULT_BACKEND,
+    backend_of,
     describe_node,
     has_checkpoint,
     read_rank_dtype,
@@ -56,12 +56,13 @@ class TuningSpec:
     """One tuning job.
 
     ``hardware``: ``local``, or described hardware (``8xh200``), which is simulated as served by
-    ``backend``; there ``model_dir`` may be a model's name and ``dtype`` may be fp8. ``is_live``
-    False keeps a local job to simulation. ``dtype`` None: as the checkpoint says. ``link`` is an
-    emulated link (``latency_us=..,gbps=..``). A live trial sends the first ``probe_requests`` of
-    the workload; the winner all of it. ``probe_paced`` runs the winner on described hardware
-    once more on the real engine with steps paced by the wall clock. ``objective``,
-    ``price_per_device_hour`` and ``uses_all_devices`` are those of ``policies.objective.Goal``.
+    ``backend`` (None: as :func:`backend_of` says, filled in); there ``model_dir`` may be a model's
+    name and ``dtype`` may be fp8. ``is_live`` False keeps a local job to simulation. ``dtype``
+    None: as the checkpoint says. ``link`` is an emulated link (``latency_us=..,gbps=..``). A live
+    trial sends the first ``probe_requests`` of the workload; the winner all of it.
+    ``probe_paced`` runs the winner on described hardware once more on the real engine with steps
+    paced by the wall clock. ``objective``, ``price_per_device_hour`` and ``uses_all_devices`` are
+    those of ``policies.objective.Goal``.
 
     Raises:
         TunerError: a number outside its range.
@@ -76,7 +77,7 @@ class TuningSpec:
     seed: int = 0
     hardware: str = LOCAL
     dtype: str | None = None
-    backend: str = DEFAULT_BACKEND
+    backend: str | None = None
     device: str = "cpu"
     link: str | None = None
     is_live: bool = True
@@ -92,6 +93,8 @@ class TuningSpec:
     uses_all_devices: bool = False
 
     def __post_init__(self) -> None:
+        found = backend_of(self.backend, is_described=not self.is_local)
+        object.__setattr__(self, "backend", found)
         for name in ("num_devices", "trials", "probe_requests", "kv_cache_mib", "block_size"):
             if getattr(self, name) < 1:
                 raise TunerError(f"{name}={getattr(self, name)}: must be at least 1")

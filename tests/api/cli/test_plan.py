@@ -18,8 +18,15 @@ SLA = "p95_ttft_ms<=800,p95_tpot_ms<=60"
 def test_plan_prints_the_best_three_what_else_is_feasible_and_how_to_start_them(run: Run) -> None:
     done = run(*WORDS, "--workload", WORKLOAD, "--sla", SLA, "--jobs", 1)
     assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[:3] == [
+        "llama-3.1-8b in fp8 on 2xh200, served by vllm (profile version 3)",
+        f"workload {WORKLOAD}",
+        f"SLA {SLA}; seed 0",
+    ]
     for text in ("cheapest", "fastest", "balanced", "vllm serve MODEL", "P(SLA met)"):
         assert text in done.stdout
+    assert "plans are none that vllm can run" in done.stdout
+    assert "has no sequence parallelism" not in done.stdout
     assert "90 % interval" in done.stderr
     _, heading, rehearsal = done.stdout.partition("to rehearse without the hardware")
     assert heading
@@ -59,12 +66,13 @@ def test_the_document_is_the_same_bytes_in_another_process(tmp_path: Path) -> No
     document = json.loads(outputs[0][0])
     assert document["schema"] == "plan/v2"
     assert document["dtype"] == "fp8"
+    assert document["title"].startswith("llama-3.1-8b in fp8 on 2xh200, served by vllm (profile")
     assert set(document["best"]) == {"cheapest", "fastest", "balanced"}
     cheapest = document["best"]["cheapest"]
     assert cheapest["memory"]["kv_tokens"] > 0
     assert {entry["system"] for entry in cheapest["launch"]} >= {"gearshift", "vllm", "arctic"}
     assert document["hardware"]["version"] >= 1
-    assert document["backend"]["name"] == "gearshift"
+    assert document["backend"]["name"] == "vllm"
 
 
 def test_nothing_feasible_is_an_answer_not_a_mistake(run: Run) -> None:

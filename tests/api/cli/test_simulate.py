@@ -90,6 +90,23 @@ def test_a_model_by_name_in_fp8_on_hardware_that_is_not_here(run: Run) -> None:
     assert ends["low"] < ends["value"] == document["metrics"]["ttft_ms"]["p95"] < ends["high"]
 
 
+def test_hardware_that_is_not_here_is_served_by_vllm_unless_another_is_named(run: Run) -> None:
+    words = ("simulate", *NODE, "--workload", CLOSED, "--no-intervals")
+    words += ("--sla", "p95_ttft_ms<=9000")
+    done = run(*words, "--plan", "tp=8", "--seed", 2)
+    assert done.stdout.splitlines()[:3] == [
+        "llama-3.1-70b in fp8 on 8xh200, served by vllm (profile version 3)",
+        f"workload {CLOSED}",
+        "SLA p95_ttft_ms<=9000; seed 2",
+    ]
+    lacking = run(*words, "--plan", "sp=8,shift")
+    assert lacking.exit_code == 2
+    assert "vllm has no sequence parallelism" in lacking.stderr
+    assert "a backend that can: arctic, gearshift" in lacking.stderr
+    ours = run(*words, "--plan", "sp=8,shift", "--backend", "gearshift", "--json")
+    assert "served by gearshift (profile version" in json.loads(ours.stdout)["title"]
+
+
 def test_arctic_holds_the_weights_twice(run: Run) -> None:
     words = ("simulate", *NODE, "--plan", "sp=8,shift=512", "--workload", CLOSED, "--json")
     one, two = (
@@ -112,6 +129,7 @@ def test_devices_that_stand_idle_are_named_and_replicas_not_added(run: Run) -> N
 
 def test_a_threshold_that_is_not_named_is_advised_by_the_step_times(run: Run) -> None:
     words = ("simulate", *NODE, "--workload", CLOSED, "--no-intervals", "--json")
+    words += ("--backend", "gearshift")
     advised = json.loads(run(*words, "--plan", "sp=8,shift").stdout)["settings"]
     named = json.loads(run(*words, "--plan", "sp=8,shift=100").stdout)["settings"]
     assert named["shift"]["threshold_tokens"] == 100
@@ -119,7 +137,7 @@ def test_a_threshold_that_is_not_named_is_advised_by_the_step_times(run: Run) ->
 
 
 def test_the_same_seed_gives_the_same_bytes_in_another_process(tmp_path: Path) -> None:
-    words = ("simulate", *NODE, "--plan", "dp=2,sp=4,shift", "--seed", "3", "--json",
+    words = ("simulate", *NODE, "--plan", "dp=2,tp=4", "--seed", "3", "--json",
              "--workload", "gamma:rate=8,cv=2,input=512,output=32,requests=40",
              "--sla", "p95_ttft_ms<=900,attainment>=0.9")  # fmt: skip
     outputs = []

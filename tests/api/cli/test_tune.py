@@ -21,6 +21,11 @@ def test_tune_writes_its_report_and_prints_a_table(
     document = json.loads(out.read_text())
     assert document["recommendation"]["settings"]["plan"]["tp"] == 1
     assert len(document["trials"]) == 2
+    assert document["spec"]["backend"] == "vllm"
+    head = f"{tiny_dir} in fp32 on 2xh200, served by vllm (profile version 3); workload poisson"
+    assert document["title"].startswith(head)
+    assert document["title"].endswith("SLA p95_ttft_ms<=1000; seed 1")
+    assert "workload poisson:rate=50,input=64,output=8,requests=20\n" in done.stdout
     assert "recommended (simulated" in done.stdout
     assert "trial 1" in done.stderr
 
@@ -85,6 +90,9 @@ def test_a_live_answer_is_likely_or_none_and_ends_with_the_command_that_serves_i
         return
     assert done.exit_code == 0
     assert found["fidelity"] == "measured"
+    assert document["spec"]["backend"] == "gearshift"
+    assert "in fp32 on this machine (" in document["title"]
+    assert ", served by gearshift 0." in document["title"]
     assert found["sla_probability"] >= 0.8
     assert f"P(SLA met) {found['sla_probability']:.2f}" in done.stdout
     (launch,) = found["launch"]

@@ -98,3 +98,12 @@ def test_a_name_is_no_model_for_this_machine(client: TestClient, job_body: Json)
     body = _named(job_body, hardware="local", backend=None, dtype=None)
     answer = client.post("/v1/tuning-jobs", json=body)
     assert [error["pointer"] for error in answer.json()["errors"]] == ["/model_dir"]
+
+
+def test_a_job_on_described_hardware_is_about_vllm_unless_it_names_another(
+    client: TestClient, job_body: Json
+) -> None:
+    answer = client.post("/v1/tuning-jobs", json=_named(job_body, backend=None))
+    assert answer.json()["spec"]["backend"] == "vllm"
+    ours = client.post("/v1/tuning-jobs", json=_named(job_body, backend="gearshift"))
+    assert ours.json()["spec"]["backend"] == "gearshift"

@@ -52,7 +52,7 @@ def test_a_tuning_job_has_the_memory_and_step_times_of_the_described_node() -> N
 
 
 def test_a_paced_engine_has_the_memory_of_its_node_under_every_plan() -> None:
-    node = describe_node(model="llama-3.1-70b", hardware="8xh200", dtype="fp8")
+    node = describe_node(model="llama-3.1-70b", hardware="8xh200", dtype="fp8", backend="gearshift")
     config = paced_config(EngineConfig(model_dir=Path("x")), node)
     assert config.executor is ExecutorKind.SIMULATED
     assert config.dtype is DType.BFLOAT16

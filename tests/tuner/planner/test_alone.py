@@ -20,7 +20,9 @@ BOUNDS = "p50_ttft_ms<=1,p95_ttft_ms<=1,ttft_ms<=1,p50_tpot_ms<=1,p95_itl_ms<=1"
 
 @pytest.fixture(scope="module")
 def node() -> Node:
-    return describe_node(model="llama-3.1-70b", hardware="4xh200", dtype="bf16")
+    return describe_node(
+        model="llama-3.1-70b", hardware="4xh200", dtype="bf16", backend="gearshift"
+    )
 
 
 @pytest.mark.parametrize("backend", ["gearshift", "vllm", "arctic"])

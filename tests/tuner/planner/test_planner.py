@@ -43,7 +43,9 @@ WORKLOAD = "gamma:rate=6,cv=2,input=1500,output=12,requests=30"
 
 @pytest.fixture(scope="module")
 def node() -> Node:
-    return describe_node(model="llama-3.1-70b", hardware="4xh200", dtype="bf16")
+    return describe_node(
+        model="llama-3.1-70b", hardware="4xh200", dtype="bf16", backend="gearshift"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from api.documents.tuning_spec import job_document, tuning_spec
+from tuner.search.spec import TuningSpec
+
+JOB: dict[str, Any] = {
+    "model_dir": "llama-3.1-8b",
+    "num_devices": 2,
+    "workload": "poisson:rate=4,input=64,output=8,seconds=5",
+    "sla": "p95_ttft_ms<=500",
+    "trials": 4,
+    "seed": 0,
+    "hardware": "8xh200",
+    "dtype": None,
+    "options": {},
+}
+
+
+@pytest.mark.parametrize("kept", [{}, {"backend": None}])
+def test_a_job_kept_before_a_backend_was_goes_on_as_it_began(kept: dict[str, Any]) -> None:
+    assert tuning_spec({**JOB, **kept}).backend == "gearshift"
+
+
+@pytest.mark.parametrize(("hardware", "backend"), [("8xh200", "vllm"), ("local", "gearshift")])
+def test_a_spec_without_a_backend_is_kept_with_the_one_it_is_about(
+    hardware: str, backend: str
+) -> None:
+    spec = TuningSpec(
+        model_dir="m", num_devices=2, workload=JOB["workload"], sla=JOB["sla"], hardware=hardware
+    )
+    assert spec.backend == backend
+    assert job_document(spec)["backend"] == backend
+    assert tuning_spec(job_document(spec)) == spec

@@ -27,6 +27,7 @@ from api.web.errors import install_error_handlers
 from api.web.metrics import ServiceMetrics
 from api.web.middleware import RequestContext
 from api.web.settings import ServiceSettings
+from engine.server.pages import add_docs
 from store import Database
 
 ROUTERS = (
@@ -71,7 +72,10 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         summary="Tunes the parallelism of LLM engines and keeps them inside their SLA.",
         version=version("gearshift"),
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
     )
+    add_docs(app)
     app.state.context = context
     install_error_handlers(app)
     app.add_middleware(RequestContext)

@@ -20,7 +20,13 @@ Context = Annotated[AppContext, Depends(get_context)]
 Admin = Annotated[Caller, require(Scope.ADMIN)]
 
 
-@router.post("", status_code=201, operation_id="create_api_key", response_model=ApiKeyCreated)
+@router.post(
+    "",
+    status_code=201,
+    operation_id="create_api_key",
+    summary="Make an API key",
+    response_model=ApiKeyCreated,
+)
 def create(
     body: ApiKeyCreate,
     request: Request,
@@ -41,7 +47,7 @@ def create(
     )
 
 
-@router.get("", operation_id="list_api_keys")
+@router.get("", operation_id="list_api_keys", summary="List API keys")
 def list_page(
     page: Paging, request: Request, response: Response, context: Context, _: Admin
 ) -> list[ApiKeyView]:
@@ -52,7 +58,9 @@ def list_page(
     return [ApiKeyView.model_validate(row) for row in found.items]
 
 
-@router.delete("/{key_id}", status_code=204, operation_id="revoke_api_key")
+@router.delete(
+    "/{key_id}", status_code=204, operation_id="revoke_api_key", summary="Revoke an API key"
+)
 def revoke(key_id: str, context: Context, caller: Admin) -> None:
     """Revoke a key."""
     with context.database.begin() as uow:

@@ -18,25 +18,25 @@ Reader = Annotated[Caller, require(Scope.READ)]
 Item = TypeVar("Item")
 
 
-@router.get("/models", operation_id="list_models")
+@router.get("/models", operation_id="list_models", summary="List models known by name")
 def models(_: Reader) -> list[catalog.ListedModel]:
     """Models that a job on described hardware may name."""
     return _listed(catalog.catalog_models)
 
 
-@router.get("/hardware", operation_id="list_hardware")
+@router.get("/hardware", operation_id="list_hardware", summary="List devices known by name")
 def hardware(_: Reader) -> list[catalog.ListedHardware]:
     """Devices to describe hardware with, as in 8xh200."""
     return _listed(catalog.catalog_hardware)
 
 
-@router.get("/backends", operation_id="list_backends")
+@router.get("/backends", operation_id="list_backends", summary="List serving systems")
 def backends(_: Reader) -> list[catalog.ListedBackend]:
     """Serving systems whose host times and defaults apply to described hardware."""
     return _listed(catalog.catalog_backends)
 
 
-@router.get("/links", operation_id="list_links")
+@router.get("/links", operation_id="list_links", summary="List links between devices")
 def links(_: Reader) -> list[catalog.ListedLink]:
     """Links between devices, as in 8xh200@pcie5."""
     return _listed(catalog.catalog_links)

@@ -18,7 +18,7 @@ Reader = Annotated[Caller, require(Scope.READ)]
 Admin = Annotated[Caller, require(Scope.ADMIN)]
 
 
-@router.get("/decisions", operation_id="list_decisions")
+@router.get("/decisions", operation_id="list_decisions", summary="List the controller's decisions")
 def decisions(
     page: Paging,
     request: Request,
@@ -34,7 +34,7 @@ def decisions(
     return [DecisionView.model_validate(row) for row in found.items]
 
 
-@router.get("/audit", operation_id="list_audit")
+@router.get("/audit", operation_id="list_audit", summary="List the audit trail")
 def audit(
     page: Paging,
     request: Request,

@@ -23,7 +23,13 @@ Tuner = Annotated[Caller, require(Scope.TUNE)]
 MAX_FINGERPRINT = 120
 
 
-@router.post("", status_code=201, operation_id="create_cost_model", response_model=CostModelView)
+@router.post(
+    "",
+    status_code=201,
+    operation_id="create_cost_model",
+    summary="Keep a cost model",
+    response_model=CostModelView,
+)
 def create(
     body: CostModelCreate,
     request: Request,
@@ -44,7 +50,7 @@ def create(
     return answer_once(context, caller, request, key=key, body=body.document, create=run)
 
 
-@router.get("", operation_id="list_cost_models")
+@router.get("", operation_id="list_cost_models", summary="List cost models")
 def list_page(
     page: Paging, request: Request, response: Response, context: Context, _: Reader
 ) -> list[CostModelSummary]:
@@ -55,7 +61,7 @@ def list_page(
     return [CostModelSummary.model_validate(row) for row in found.items]
 
 
-@router.get("/{cost_model_id}", operation_id="get_cost_model")
+@router.get("/{cost_model_id}", operation_id="get_cost_model", summary="Read a cost model")
 def get(cost_model_id: str, context: Context, _: Reader) -> CostModelView:
     """A cost model with its document."""
     with context.database.read() as uow:

@@ -21,7 +21,13 @@ Reader = Annotated[Caller, require(Scope.READ)]
 Applier = Annotated[Caller, require(Scope.APPLY)]
 
 
-@router.post("", status_code=201, operation_id="register_engine", response_model=EngineView)
+@router.post(
+    "",
+    status_code=201,
+    operation_id="register_engine",
+    summary="Register an engine",
+    response_model=EngineView,
+)
 def register(body: EngineRegister, context: Context, caller: Applier) -> JSONResponse:
     """Register an engine; the same name is the same engine, so this may be repeated."""
     with context.database.begin() as uow:
@@ -31,7 +37,7 @@ def register(body: EngineRegister, context: Context, caller: Applier) -> JSONRes
     return JSONResponse(engine.to_json(), 201, headers=headers)
 
 
-@router.get("", operation_id="list_engines")
+@router.get("", operation_id="list_engines", summary="List engines")
 def list_page(
     page: Paging, request: Request, response: Response, context: Context, _: Reader
 ) -> list[EngineView]:
@@ -42,21 +48,30 @@ def list_page(
     return [engines.view(row, context.settings) for row in found.items]
 
 
-@router.get("/{engine_id}", operation_id="get_engine")
+@router.get("/{engine_id}", operation_id="get_engine", summary="Read an engine")
 def get(engine_id: str, context: Context, _: Reader) -> EngineView:
     """An engine."""
     with context.database.read() as uow:
         return engines.view(uow.engines.get(engine_id), context.settings)
 
 
-@router.get("/{engine_id}/capabilities", operation_id="get_engine_capabilities")
+@router.get(
+    "/{engine_id}/capabilities",
+    operation_id="get_engine_capabilities",
+    summary="List an engine's knobs",
+)
 def capabilities(engine_id: str, context: Context, _: Reader) -> list[Json]:
     """Each knob with its class, range and measured cost, as the engine reported it."""
     with context.database.read() as uow:
         return uow.engines.get(engine_id).capabilities
 
 
-@router.post("/{engine_id}/heartbeats", status_code=202, operation_id="send_heartbeat")
+@router.post(
+    "/{engine_id}/heartbeats",
+    status_code=202,
+    operation_id="send_heartbeat",
+    summary="Report an engine's traffic",
+)
 def heartbeat(engine_id: str, body: HeartbeatIn, context: Context, _: Applier) -> HeartbeatOut:
     """Exact samples of one window of an engine's traffic."""
     with context.database.begin() as uow:
@@ -64,7 +79,12 @@ def heartbeat(engine_id: str, body: HeartbeatIn, context: Context, _: Applier) -
         return HeartbeatOut(desired_version=row.desired_version)
 
 
-@router.post("/{engine_id}:deregister", status_code=204, operation_id="deregister_engine")
+@router.post(
+    "/{engine_id}:deregister",
+    status_code=204,
+    operation_id="deregister_engine",
+    summary="Deregister an engine",
+)
 def deregister(engine_id: str, context: Context, caller: Applier) -> None:
     """The engine ends: free its devices; its history stays."""
     with context.database.begin() as uow:

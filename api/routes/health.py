@@ -15,13 +15,13 @@ router = APIRouter(tags=["health"])
 Context = Annotated[AppContext, Depends(get_context)]
 
 
-@router.get("/healthz", operation_id="is_alive")
+@router.get("/healthz", operation_id="is_alive", summary="Tell whether the process is alive")
 def healthz() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
 
 
-@router.get("/readyz", operation_id="is_ready")
+@router.get("/readyz", operation_id="is_ready", summary="Tell whether the service is ready")
 def readyz(context: Context) -> dict[str, str]:
     """The database answers and has this version's schema."""
     try:
@@ -31,7 +31,12 @@ def readyz(context: Context) -> dict[str, str]:
     return {"status": "ready"}
 
 
-@router.get("/metrics", operation_id="get_metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    operation_id="get_metrics",
+    summary="Read the service's metrics",
+    response_class=Response,
+)
 def metrics(context: Context) -> Response:
     """Prometheus exposition."""
     return Response(context.metrics.render(context.database), media_type=CONTENT_TYPE_LATEST)

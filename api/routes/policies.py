@@ -33,6 +33,7 @@ MAX_WAIT_S = 60
 @router.get(
     "/policy",
     operation_id="get_engine_policy",
+    summary="Read an engine's policy",
     response_model=PolicyView,
     responses={204: {"description": "No newer version came within wait_s"}},
 )
@@ -52,7 +53,7 @@ async def get(
     return found
 
 
-@router.patch("/policy", operation_id="patch_engine_policy")
+@router.patch("/policy", operation_id="patch_engine_policy", summary="Change an engine's policy")
 def patch(
     engine_id: str,
     response: Response,
@@ -89,7 +90,11 @@ def patch(
     return answer
 
 
-@router.get("/policy/versions", operation_id="list_policy_versions")
+@router.get(
+    "/policy/versions",
+    operation_id="list_policy_versions",
+    summary="List versions of an engine's policy",
+)
 def versions(
     engine_id: str,
     page: Paging,
@@ -105,7 +110,11 @@ def versions(
     return [PolicyVersionView.model_validate(row) for row in found.items]
 
 
-@router.post("/policy/versions/{version}:acknowledge", operation_id="acknowledge_policy_version")
+@router.post(
+    "/policy/versions/{version}:acknowledge",
+    operation_id="acknowledge_policy_version",
+    summary="Acknowledge a policy version",
+)
 def acknowledge(
     engine_id: str,
     version: Annotated[int, Path(ge=1, le=MAX_COLUMN)],
@@ -120,7 +129,9 @@ def acknowledge(
     return answer
 
 
-@router.post(":rollback", operation_id="roll_back_engine_policy")
+@router.post(
+    ":rollback", operation_id="roll_back_engine_policy", summary="Roll back an engine's policy"
+)
 def rollback(
     engine_id: str, body: RollbackRequest, response: Response, context: Context, caller: Applier
 ) -> ChangeSet:

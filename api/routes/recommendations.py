@@ -20,7 +20,7 @@ Reader = Annotated[Caller, require(Scope.READ)]
 Applier = Annotated[Caller, require(Scope.APPLY)]
 
 
-@router.get("", operation_id="list_recommendations")
+@router.get("", operation_id="list_recommendations", summary="List recommendations")
 def list_page(
     page: Paging, request: Request, response: Response, context: Context, _: Reader
 ) -> list[RecommendationView]:
@@ -31,14 +31,20 @@ def list_page(
         return [RecommendationView.model_validate(row) for row in found.items]
 
 
-@router.get("/{recommendation_id}", operation_id="get_recommendation")
+@router.get(
+    "/{recommendation_id}", operation_id="get_recommendation", summary="Read a recommendation"
+)
 def get(recommendation_id: str, context: Context, _: Reader) -> RecommendationView:
     """A recommendation with its schedule."""
     with context.database.read() as uow:
         return RecommendationView.model_validate(uow.recommendations.get(recommendation_id))
 
 
-@router.post("/{recommendation_id}:apply", operation_id="apply_recommendation")
+@router.post(
+    "/{recommendation_id}:apply",
+    operation_id="apply_recommendation",
+    summary="Apply a recommendation to an engine",
+)
 def apply(
     recommendation_id: str,
     body: ApplyRequest,

@@ -27,7 +27,13 @@ Tuner = Annotated[Caller, require(Scope.TUNE)]
 RETRY_AFTER_S = "2"
 
 
-@router.post("", status_code=202, operation_id="create_tuning_job", response_model=TuningJobView)
+@router.post(
+    "",
+    status_code=202,
+    operation_id="create_tuning_job",
+    summary="Queue a tuning job",
+    response_model=TuningJobView,
+)
 def create(
     body: TuningJobCreate,
     request: Request,
@@ -47,7 +53,7 @@ def create(
     )
 
 
-@router.get("", operation_id="list_tuning_jobs")
+@router.get("", operation_id="list_tuning_jobs", summary="List tuning jobs")
 def list_page(
     page: Paging,
     request: Request,
@@ -63,7 +69,7 @@ def list_page(
         return [jobs.view(uow, job) for job in found.items]
 
 
-@router.get("/{job_id}", operation_id="get_tuning_job")
+@router.get("/{job_id}", operation_id="get_tuning_job", summary="Read a tuning job")
 def get(job_id: str, response: Response, context: Context, _: Reader) -> TuningJobView:
     """A job as it stands."""
     with context.database.read() as uow:
@@ -73,21 +79,31 @@ def get(job_id: str, response: Response, context: Context, _: Reader) -> TuningJ
     return job
 
 
-@router.post("/{job_id}:cancel", status_code=202, operation_id="cancel_tuning_job")
+@router.post(
+    "/{job_id}:cancel",
+    status_code=202,
+    operation_id="cancel_tuning_job",
+    summary="Cancel a tuning job",
+)
 def cancel(job_id: str, context: Context, caller: Tuner) -> TuningJobView:
     """Stop after the running trial; finished trials stay."""
     with context.database.begin() as uow:
         return jobs.view(uow, jobs.cancel(uow, job_id, caller=caller))
 
 
-@router.delete("/{job_id}", status_code=204, operation_id="delete_tuning_job")
+@router.delete(
+    "/{job_id}",
+    status_code=204,
+    operation_id="delete_tuning_job",
+    summary="Remove a finished tuning job",
+)
 def delete(job_id: str, context: Context, caller: Tuner) -> None:
     """Remove a finished job with its trials and events."""
     with context.database.begin() as uow:
         jobs.delete(uow, job_id, caller=caller)
 
 
-@router.get("/{job_id}/trials", operation_id="list_trials")
+@router.get("/{job_id}/trials", operation_id="list_trials", summary="List a tuning job's trials")
 def list_trials(
     job_id: str, page: Paging, request: Request, response: Response, context: Context, _: Reader
 ) -> list[TrialView]:
@@ -113,6 +129,7 @@ def list_trials(
 @router.get(
     "/{job_id}/events",
     operation_id="follow_tuning_job",
+    summary="Follow a tuning job's events",
     response_class=StreamingResponse,
     responses={200: {"content": {"text/event-stream": {}}}},
 )
@@ -132,7 +149,9 @@ def events(
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
 
-@router.get("/{job_id}/report", operation_id="get_tuning_report")
+@router.get(
+    "/{job_id}/report", operation_id="get_tuning_report", summary="Read a tuning job's report"
+)
 def report(job_id: str, context: Context, _: Reader) -> Json:
     """The tuner's whole answer; 409 while there is none."""
     with context.database.read() as uow:

@@ -27,6 +27,7 @@ from engine.server.generation import GenerationService, Prompt
 from engine.server.knobs import KnobPlane, knob_router
 from engine.server.metrics import ServerMetrics
 from engine.server.pace import PacedAnswers
+from engine.server.pages import add_docs
 from engine.server.schema import (
     DEFAULT_COMPLETION_TOKENS,
     MAX_CALL_CHOICES,
@@ -57,6 +58,7 @@ def create_server(
     Where no model is run, ``/version``, the model's owner and a header of every answer say so.
     """
     app = FastAPI(title="Gearshift engine", docs_url=None, redoc_url=None)
+    add_docs(app)
     install_error_handlers(app)
     if engine.paced_as is not None:
         app.add_middleware(PacedAnswers, paced_as=engine.paced_as)
@@ -86,17 +88,20 @@ def _openai_router(engine: ServedEngine, service: GenerationService, model_name:
         "root": str(engine.model_dir),
     }
 
-    @router.get("/models", operation_id="listModels")
+    @router.get("/models", operation_id="listModels", summary="List the served model")
     async def list_models() -> dict[str, Any]:
+        """The one model served here, with its context in tokens, as OpenAI lists models."""
         return {"object": "list", "data": [{**card, "max_model_len": engine.max_model_len}]}
 
-    @router.get("/models/{model:path}", operation_id="getModel")
+    @router.get("/models/{model:path}", operation_id="getModel", summary="Read the served model")
     async def get_model(model: str) -> dict[str, Any]:
+        """The served model by its name; 404 for another name."""
         check_model(model, model_name)
         return {**card, "max_model_len": engine.max_model_len}
 
-    @router.post("/completions", operation_id="createCompletion")
+    @router.post("/completions", operation_id="createCompletion", summary="Complete prompts")
     async def completions(http: Request, body: CompletionBody) -> Response:
+        """Complete one or several prompts, at once or as server-sent events with ``stream``."""
         arrival_s = time.monotonic()
         _check_body(engine, body, model_name)
         prompts = await _prompts(engine, service, body)
@@ -112,8 +117,11 @@ def _openai_router(engine: ServedEngine, service: GenerationService, model_name:
             arrival_s=arrival_s,
         )
 
-    @router.post("/chat/completions", operation_id="createChatCompletion")
+    @router.post(
+        "/chat/completions", operation_id="createChatCompletion", summary="Answer a conversation"
+    )
     async def chat(http: Request, body: ChatBody) -> Response:
+        """Word a conversation by the chat template and answer it, at once or streamed."""
         arrival_s = time.monotonic()
         _check_body(engine, body, model_name)
         ids = await service.encode_chat(body.messages, body.template_values)
@@ -133,9 +141,10 @@ def _owner(paced_as: str | None) -> str:
 def _health_router(engine: ServedEngine, metrics: ServerMetrics) -> APIRouter:
     router = APIRouter(tags=["operation"])
 
-    @router.get("/ping", operation_id="ping")
-    @router.get("/health", operation_id="getHealth")
+    @router.get("/ping", operation_id="ping", summary="Tell whether the engine is healthy")
+    @router.get("/health", operation_id="getHealth", summary="Tell whether the engine is healthy")
     async def health() -> JSONResponse:
+        """200 while requests are served; 503 while not, with when to ask again."""
         is_healthy = engine.is_healthy
         word = "ok" if is_healthy else "unhealthy"
         headers = {} if is_healthy else {"Retry-After": str(UNHEALTHY_RETRY_S)}
@@ -143,13 +152,15 @@ def _health_router(engine: ServedEngine, metrics: ServerMetrics) -> APIRouter:
             {"status": word}, status_code=200 if is_healthy else 503, headers=headers
         )
 
-    @router.get("/version", operation_id="getVersion")
+    @router.get("/version", operation_id="getVersion", summary="Read the version")
     async def get_version() -> dict[str, str]:
+        """The installed version of Gearshift, and what the engine is paced as, if it is."""
         paced = {} if engine.paced_as is None else {"paced": engine.paced_as}
         return {"version": version("gearshift"), **paced}
 
-    @router.get("/metrics", operation_id="getMetrics")
+    @router.get("/metrics", operation_id="getMetrics", summary="Read the engine's metrics")
     async def get_metrics() -> Response:
+        """Prometheus exposition, under the names that vLLM's dashboards scrape."""
         text = await run_in_threadpool(metrics.text)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 

@@ -168,22 +168,26 @@ def knob_router(plane: KnobPlane) -> APIRouter:
     """``/v1/engine``: capabilities, policy and mode table."""
     router = APIRouter(prefix="/v1/engine", tags=["engine"])
 
-    @router.get("/capabilities", operation_id="getCapabilities")
+    @router.get("/capabilities", operation_id="getCapabilities", summary="List the engine's knobs")
     async def capabilities() -> dict[str, Any]:
+        """Every knob with its class, range, value now and measured cost of a change."""
         return await run_in_threadpool(plane.capabilities)
 
-    @router.get("/policy", operation_id="getPolicy")
+    @router.get("/policy", operation_id="getPolicy", summary="Read the policy in force")
     async def get_policy() -> JSONResponse:
+        """The policy document in force; its ``ETag`` is what a change must name."""
         return JSONResponse(plane.document(), headers={"ETag": plane.etag()})
 
-    @router.patch("/policy", operation_id="patchPolicy")
+    @router.patch("/policy", operation_id="patchPolicy", summary="Change the policy")
     async def patch_policy(request: Request, dry_run: bool = False) -> JSONResponse:
+        """Change knobs by JSON Merge Patch; ``dry_run`` only tells the changes and their cost."""
         patch = await _read_patch(request)
         if_match = request.headers.get("if-match")
         return await plane.patch(patch, if_match=if_match, is_dry_run=dry_run)
 
-    @router.get("/mode-table", operation_id="getModeTable")
+    @router.get("/mode-table", operation_id="getModeTable", summary="Read the mode table")
     async def mode_table() -> dict[str, Any]:
+        """The rule that chooses each step's mode, and the step times it was measured on."""
         return await run_in_threadpool(plane.mode_table)
 
     return router

@@ -54,8 +54,9 @@ def token_router(engine: ServedEngine, service: GenerationService, model_name: s
     """``POST /tokenize`` and ``POST /detokenize``."""
     router = APIRouter(tags=["tokens"])
 
-    @router.post("/tokenize", operation_id="tokenize")
+    @router.post("/tokenize", operation_id="tokenize", summary="Turn text into token ids")
     async def tokenize(body: TokenizeBody) -> dict[str, Any]:
+        """Token ids of a text, or of a conversation as the chat template words it."""
         check_model(body.model or model_name, model_name)
         ids = await _encode(service, body)
         texts: list[str] | None = None
@@ -68,8 +69,9 @@ def token_router(engine: ServedEngine, service: GenerationService, model_name: s
             "token_strs": texts,
         }
 
-    @router.post("/detokenize", operation_id="detokenize")
+    @router.post("/detokenize", operation_id="detokenize", summary="Turn token ids into text")
     async def detokenize(body: DetokenizeBody) -> dict[str, str]:
+        """The text that token ids stand for."""
         check_model(body.model or model_name, model_name)
         (text,) = await service.decode([body.tokens], skip_special_tokens=False)
         return {"prompt": text}

@@ -19,7 +19,7 @@ LOCAL = ("--workload", "poisson:rate=4,input=64,output=32,seconds=10")
 @pytest.mark.parametrize(
     ("words", "at_work"),
     [
-        (("simulate", *NODE, "--plan", "tp=8"), "warning: Gearshift"),
+        (("simulate", *NODE, "--plan", "tp=8", "--backend", "gearshift"), "warning: Gearshift"),
         (("plan", *NODE, *SLA, "--jobs", "2"), "plan: plans 0/"),
         (("tune", *NODE, *SLA, "--devices", "8"), "prepared: "),
         (("tune", "--model", "MODEL", *LOCAL, *SLA), "profiling: operators"),

@@ -16,6 +16,7 @@ from api.cli.groups import JudgedWorkload
 from api.cli.pictured import Plot
 
 if TYPE_CHECKING:
+    from api.clients.http_target import ServedModel
     from engine.spec.measurement import Measurement
     from policies.sla import Sla
     from tuner.load.driver import LoadProgress
@@ -105,8 +106,9 @@ def bench(server: Target, replayed: Replayed, plot: Plot, as_json: JsonOption = 
     short = _short_outputs(load, measurement)
     _warn_about_answers(short, num_wrong_usages)
     document = {**measurement_json(measurement, constraints), "short_outputs": short}
-    name = f"{server.model or served.name} at {server.url}"
-    plot.draw(lambda: _picture(measurement, constraints, name, load, replayed.seed))
+    plot.draw(
+        lambda: _picture(measurement, constraints, _told(server, served), load, replayed.seed)
+    )
     if as_json:
         print_json(document)
     else:
@@ -121,6 +123,18 @@ def _picture(
 
     spec = load.source.spec
     return measured_picture(measurement, sla, server=name, workload=spec, seed=seed)
+
+
+def _told(server: Target, served: ServedModel) -> str:
+    """What is known of who answered: model, address, settings, and whether it only imitates."""
+    from api.clients.http_target import find_settings
+
+    parts = [f"{server.model or served.name} at {server.url}"]
+    if (settings := find_settings(server.url, api_key=server.api_key)) is not None:
+        parts.append(str(settings))
+    if served.paced_as is not None:
+        parts.append(f"paced as {served.paced_as}")
+    return ", ".join(parts)
 
 
 class _Progress:

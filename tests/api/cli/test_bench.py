@@ -138,7 +138,7 @@ def test_a_bench_is_drawn_over_time_and_as_distribution(url: str, tmp_path: Path
     assert "p95 ITL" in legends
     assert "met by arrival" in legends
     assert legends.count("SLA p95_ttft_ms&lt;=60000") == 2
-    for text in (f"tiny at {url}", "measured", spec, "seed 4"):
+    for text in (f"tiny at {url}, tp=1 seqs=", "measured", spec, "seed 4"):
         assert text in title
     shares = next(trace for trace in data if trace["name"] == "TTFT")["y"]
     assert (shares[0], shares[-1]) == (0.0, 1.0)

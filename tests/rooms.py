@@ -51,6 +51,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "described",
         "search",
         "planner",
+        "pictures",
         "calibration",
         FRONT,
     ),

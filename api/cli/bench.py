@@ -13,11 +13,14 @@ from api.cli.engine_options import MOST_SEED, JsonOption
 from api.cli.exit_codes import ExitCode
 from api.cli.grouped import grouped
 from api.cli.groups import JudgedWorkload
+from api.cli.pictured import Plot
 
 if TYPE_CHECKING:
+    from api.clients.http_target import ServedModel
     from engine.spec.measurement import Measurement
     from policies.sla import Sla
     from tuner.load.driver import LoadProgress
+    from tuner.pictures.picture import Picture
     from tuner.workload.workload import Workload
 
 LAG_WARNING_MS = 20.0
@@ -65,8 +68,8 @@ class Replayed(JudgedWorkload):
         return sla
 
 
-@grouped(help_order="url workload sla seed model timeout_s vocab_size api_key fail_on_miss")
-def bench(server: Target, replayed: Replayed, as_json: JsonOption = False) -> None:
+@grouped(help_order="url workload sla seed model timeout_s vocab_size api_key fail_on_miss plot")
+def bench(server: Target, replayed: Replayed, plot: Plot, as_json: JsonOption = False) -> None:
     """Replay a workload against an OpenAI-compatible server and judge it by an SLA.
 
     A workload is a trace or a process with options, among them seconds=, scale=, max_input= and
@@ -78,6 +81,7 @@ def bench(server: Target, replayed: Replayed, as_json: JsonOption = False) -> No
     from tuner.load.driver import run_load
 
     constraints = replayed.read_bounds()
+    plot.check()
     load = replayed.read_workload()
     for cut in load.source.cuts:
         log(f"workload: {cut}")
@@ -102,11 +106,35 @@ def bench(server: Target, replayed: Replayed, as_json: JsonOption = False) -> No
     short = _short_outputs(load, measurement)
     _warn_about_answers(short, num_wrong_usages)
     document = {**measurement_json(measurement, constraints), "short_outputs": short}
+    plot.draw(
+        lambda: _picture(measurement, constraints, _told(server, served), load, replayed.seed)
+    )
     if as_json:
         print_json(document)
     else:
         _print_tables(document, measurement, constraints)
     end(ExitCode.of(measurement, constraints))
+
+
+def _picture(
+    measurement: Measurement, sla: Sla | None, name: str, load: Workload, seed: int
+) -> Picture:
+    from tuner.pictures.runs import measured_picture
+
+    spec = load.source.spec
+    return measured_picture(measurement, sla, server=name, workload=spec, seed=seed)
+
+
+def _told(server: Target, served: ServedModel) -> str:
+    """What is known of who answered: model, address, settings, and whether it only imitates."""
+    from api.clients.http_target import find_settings
+
+    parts = [f"{server.model or served.name} at {server.url}"]
+    if (settings := find_settings(server.url, api_key=server.api_key)) is not None:
+        parts.append(str(settings))
+    if served.paced_as is not None:
+        parts.append(f"paced as {served.paced_as}")
+    return ", ".join(parts)
 
 
 class _Progress:

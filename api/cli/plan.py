@@ -19,10 +19,12 @@ from api.cli.common import (
 )
 from api.cli.engine_options import MOST_DEVICES, ModelNameOption
 from api.cli.grouped import grouped
-from api.cli.groups import Described, GoalOptions, Output, WorkloadOptions
+from api.cli.groups import Described, GoalOptions, WorkloadOptions
+from api.cli.pictured import DrawnOutput
 
 if TYPE_CHECKING:
-    from tuner.planner.planner import OnPlanning
+    from tuner.pictures.picture import Picture
+    from tuner.planner.planner import OnPlanning, PlanReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class Judging:
 
 @grouped(
     help_order="model hardware workload sla objective use_all price_per_device_hour dtype backend "
-    "devices seed max_model_len block_size jobs out"
+    "devices seed max_model_len block_size jobs out plot"
 )
 def plan(
     model: ModelNameOption,
@@ -58,7 +60,7 @@ def plan(
     described: Described,
     judging: Judging,
     wanted: GoalOptions,
-    output: Output,
+    output: DrawnOutput,
 ) -> None:
     """Judge every plan by simulation, and name the best by --objective (the cheapest), the fastest
     and a balanced one.
@@ -90,6 +92,7 @@ def plan(
     for warning in warnings(report):
         log(f"warning: {warning}")
     output.write(document)
+    output.draw(lambda: _picture(report, model))
     if output.as_json:
         print_json(document)
     else:
@@ -97,6 +100,12 @@ def plan(
         print_answer(report, document)
     if document["infeasible"] is not None:
         end_not_met()
+
+
+def _picture(report: PlanReport, model: str) -> Picture:
+    from tuner.pictures.plans import plan_picture
+
+    return plan_picture(report, model=model)
 
 
 @contextmanager

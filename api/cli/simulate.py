@@ -16,16 +16,17 @@ from api.cli.groups import (
     Described,
     JudgedWorkload,
     LocalMachine,
-    Output,
     PinnedPlan,
     check_writable,
     writing,
 )
+from api.cli.pictured import DrawnOutput
 from api.cli.simulate_cases import Case, NamedCaps, Question, described, on_this_machine
 from policies.numbers import short
 
 if TYPE_CHECKING:
     from engine.spec.settings import Settings
+    from tuner.pictures.picture import Picture
     from tuner.simulation.simulate import SimulationResult
 
 
@@ -47,12 +48,9 @@ class Place(Described):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Documents(Output):
+class Documents(DrawnOutput):
     """Where the document goes, and what else is made of the run."""
 
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the run: .svg, .png or .html.")
-    ] = None
     samples: Annotated[
         Path | None,
         typer.Option(metavar="FILE.jsonl", help="Write one line per step, as a live engine does."),
@@ -65,28 +63,24 @@ class Documents(Output):
             TunerError: the plot could not be drawn.
         """
         super().check()
-        for file in (self.plot, self.samples):
-            if file is not None:
-                check_writable(file)
-        if self.plot is not None:
-            from tuner.described.plots import check_plot
+        if self.samples is not None:
+            check_writable(self.samples)
 
-            check_plot(self.plot)
-
-    def write_all(
-        self, document: dict[str, Any], result: SimulationResult, settings: Settings
-    ) -> None:
+    def write_all(self, document: dict[str, Any], result: SimulationResult, case: Case) -> None:
         """Write the files asked for; end where one cannot be written."""
         self.write(document)
-        with writing():
-            if self.plot is not None:
-                from tuner.described.document import timelines
-                from tuner.described.plots import plot_timeline
-
-                title = f"{document['model']['name']}, {settings}"
-                plot_timeline(self.plot, *timelines(result), title=title)
-            if self.samples is not None:
+        self.draw(lambda: _picture(document, result, case))
+        if self.samples is not None:
+            with writing():
                 _write_samples(self.samples, result)
+
+
+def _picture(document: dict[str, Any], result: SimulationResult, case: Case) -> Picture:
+    from tuner.pictures.runs import simulated_picture
+
+    return simulated_picture(
+        result, title=case.title, settings=case.settings, intervals=document["intervals"]
+    )
 
 
 @grouped(
@@ -157,7 +151,7 @@ def _answer(question: Question, case: Case, documents: Documents) -> None:
         warnings=case.warnings,
         title=str(case.title),
     )
-    documents.write_all(document, result, case.settings)
+    documents.write_all(document, result, case)
     if documents.as_json:
         print_json(document)
     else:

@@ -20,18 +20,20 @@ from api.cli.common import (
 )
 from api.cli.engine_options import MOST_DEVICES, MOST_SEED, DeviceOption, check_device
 from api.cli.grouped import grouped
-from api.cli.groups import GoalOptions, LocalMachine, Output, Served
+from api.cli.groups import GoalOptions, LocalMachine, Served
 from api.cli.interrupts import stoppable
+from api.cli.pictured import DrawnOutput
 
 if TYPE_CHECKING:
     from api.jobs.kept import Keeper
+    from tuner.pictures.picture import Picture
     from tuner.search.context import TuningEvent
     from tuner.search.report import TuningReport
     from tuner.search.spec import TuningSpec
     from tuner.search.trials import TrialRecord
 
 # What --resume may be named with; everything else is as the job began.
-WITH_RESUME = ("resume", "trials", "out", "as_json")
+WITH_RESUME = ("resume", "trials", "out", "plot", "as_json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,7 @@ class TunedMachine(LocalMachine):
 @grouped(
     help_order="model workload sla objective use_all price_per_device_hour devices trials seed out "
     "hardware cost_model live probe_requests probe_paced dtype backend device link timeout_s "
-    "kv_cache_mib profile_seconds resume"
+    "kv_cache_mib profile_seconds resume plot"
 )
 def tune(
     ctx: typer.Context,
@@ -109,7 +111,7 @@ def tune(
     machine: TunedMachine,
     served: Served,
     wanted: GoalOptions,
-    report: Output,
+    report: DrawnOutput,
     hardware: Annotated[
         str, typer.Option(help="'local', or described hardware to simulate, as in 8xh200.")
     ] = "local",
@@ -143,6 +145,7 @@ def tune(
         "resume": job.keeper.resume_command if is_interrupted else None,
     }
     report.write(document)
+    report.draw(lambda: _picture(found))
     if report.as_json:
         print_json(document)
     else:
@@ -152,6 +155,12 @@ def tune(
         end_interrupted()
     if document["recommendation"] is None:
         end_not_met()
+
+
+def _picture(found: TuningReport) -> Picture:
+    from tuner.pictures.trials import tuning_picture
+
+    return tuning_picture(found)
 
 
 @dataclass(frozen=True, kw_only=True)

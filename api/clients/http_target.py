@@ -15,11 +15,15 @@ import msgspec
 
 from api.web.urls import full_url
 from engine.server.pace import PACED_HEADER
+from engine.spec.errors import EngineError
 from engine.spec.measurement import Outcome
+from engine.spec.settings import Settings
 from tuner.load.targets import Ending, OnDone, OnToken, spread_stamps
 from tuner.spec.errors import LoadError
 
 CONNECT_TIMEOUT_S = 10.0
+# Of a policy document, what says how the engine runs.
+SETTINGS_PARTS = ("plan", "shift", "caps", "scheduler", "mode")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,19 @@ def get_served_model(url: str, *, api_key: str | None = None) -> ServedModel:
         raise LoadError(f"{url}: no answer to GET /v1/models ({error})") from error
     except (ValueError, LookupError, TypeError) as error:
         raise LoadError(f"{url}: GET /v1/models lists no model; is it the right server?") from error
+
+
+def find_settings(url: str, *, api_key: str | None = None) -> Settings | None:
+    """The settings that an engine of ours runs with; None: another server, or it does not tell."""
+    try:
+        answer = httpx.get(
+            f"{base_url(url)}/engine/policy", headers=_headers(api_key), timeout=CONNECT_TIMEOUT_S
+        )
+        answer.raise_for_status()
+        document = answer.json()
+        return Settings.from_json({part: document[part] for part in SETTINGS_PARTS})
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError, EngineError):
+        return None
 
 
 def base_url(url: str) -> str:

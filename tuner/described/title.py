@@ -60,14 +60,15 @@ class Title:
 
     def __str__(self) -> str:
         """The title in one line, as documents have it."""
-        return "; ".join(self._parts)
+        return "; ".join(self.parts)
 
     def lines(self) -> list[str]:
         """The title as a terminal shows it: no line is wider than ``WIDTH`` columns."""
-        return [line for part in self._parts for line in _wrapped(part)]
+        return [line for part in self.parts for line in _wrapped(part)]
 
     @property
-    def _parts(self) -> tuple[str, str, str]:
+    def parts(self) -> tuple[str, str, str]:
+        """What runs where, the load, and what it is judged by."""
         asked = self.asked
         sla = "no SLA" if asked.sla is None else f"SLA {asked.sla}"
         return (

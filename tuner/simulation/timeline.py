@@ -7,7 +7,7 @@ run; :class:`StepLine` from the steps of a simulated one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 from engine.spec.measurement import Measurement, RequestTiming
 from engine.spec.plan import Mode
+from policies.attainment import judge
+from policies.sla import Sla
 
 if TYPE_CHECKING:
     from tuner.simulation.log import Segment
@@ -128,6 +130,37 @@ def build_step_line(segments: Sequence[Segment], timeline: Timeline, *, start_s:
     for at, segment in zip(starts, segments, strict=True):
         usage[at] = max(usage[at] or 0.0, segment.kv_usage)
     return StepLine(busy_s=busy_s, kv_usage=tuple(usage))
+
+
+def gap_percentiles(
+    measurement: Measurement, timeline: Timeline, percent: float
+) -> tuple[float | None, ...]:
+    """A percentile of itl.v1 in ms per bin of ``timeline``: gaps by when they ended."""
+    done = [t for t in measurement.timings if t.token_s]
+    start_s = min((t.scheduled_s for t in measurement.timings), default=0.0)
+    bins = _Bins(start_s=start_s, bin_s=timeline.bin_s, count=len(timeline.arrived))
+    ends = [np.asarray(t.token_s[1:], dtype=np.float64) for t in done]
+    gaps = [np.diff(np.asarray(t.token_s, dtype=np.float64)) for t in done]
+    if not done:
+        return (None,) * bins.count
+    index, gaps_s = bins.index(np.concatenate(ends)), np.concatenate(gaps)
+    order = np.argsort(index, kind="stable")
+    parts = np.split(gaps_s[order], np.searchsorted(index[order], np.arange(1, bins.count)))
+    return tuple(1e3 * float(np.percentile(part, percent)) if len(part) else None for part in parts)
+
+
+def attainment_line(
+    measurement: Measurement, timeline: Timeline, sla: Sla
+) -> tuple[float | None, ...]:
+    """attainment.v1 per bin of ``timeline``, of the requests that arrived in it; None: of none."""
+    start_s = min((t.scheduled_s for t in measurement.timings), default=0.0)
+    bins = _Bins(start_s=start_s, bin_s=timeline.bin_s, count=len(timeline.arrived))
+    index = bins.index(np.array([t.scheduled_s for t in measurement.timings], dtype=np.float64))
+    arrived: list[list[RequestTiming]] = [[] for _ in range(bins.count)]
+    for at, timing in zip(index, measurement.timings, strict=True):
+        arrived[at].append(timing)
+    runs = [replace(measurement, timings=tuple(timings)) for timings in arrived]
+    return tuple(judge(sla, run).attainment for run in runs)
 
 
 def peak_active(measurement: Measurement) -> int:

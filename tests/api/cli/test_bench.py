@@ -17,6 +17,7 @@ from engine.server.defaults import SamplingDefaults
 from engine.spec.config import EngineConfig
 from engine.text.tokenizer import Tokenizer
 from tests.api.servers import serve
+from tests.tuner.pictures.pages import names, read_page
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +126,19 @@ def test_a_mistake_is_one_line_and_exit_code_2(url: str, arguments: list[str], w
     assert done.exit_code == 2
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_bench_is_drawn_over_time_and_as_distribution(url: str, tmp_path: Path) -> None:
+    file, sla = tmp_path / "bench.html", "p95_ttft_ms<=60000"
+    spec = "poisson:rate=30,input=8,output=6,seconds=1"
+    done = bench("--url", url, "--workload", spec, "--sla", sla, "--seed", "4", "--plot", str(file))
+    assert done.exit_code == 0, done.output
+    data, layout = read_page(file)
+    legends, title = names(data), layout["title"]["text"]
+    assert "p95 ITL" in legends
+    assert "met by arrival" in legends
+    assert legends.count("SLA p95_ttft_ms&lt;=60000") == 2
+    for text in (f"tiny at {url}, tp=1 seqs=", "measured", spec, "seed 4"):
+        assert text in title
+    shares = next(trace for trace in data if trace["name"] == "TTFT")["y"]
+    assert (shares[0], shares[-1]) == (0.0, 1.0)

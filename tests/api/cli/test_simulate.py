@@ -181,23 +181,6 @@ def test_a_trace_with_shared_beginnings_finds_them_in_the_prefix_cache(
     assert prefilled == 6 * 1100 - 5 * 1024
 
 
-def test_a_run_can_be_drawn(run: Run, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    file = tmp_path / "run.svg"
-    done = run("simulate", *NODE, "--plan", "tp=8", "--workload", CLOSED, "--plot", file)
-    assert done.exit_code == 0, done.output
-    assert "waiting for a first token" in file.read_text()
-
-
-def test_drawing_without_matplotlib_names_what_to_install(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    done = run("simulate", *NODE, "--workload", CLOSED, "--plot", tmp_path / "run.svg")
-    assert done.exit_code == 2
-    assert "pip install 'gearshift[plots]'" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -217,7 +200,7 @@ def test_drawing_without_matplotlib_names_what_to_install(
         ),
         (("--backend", "vllm"), "add --hardware"),
         (("--dtype", "fp8"), "described hardware"),
-        (("--hardware", "8xh200", "--plot", "x.pdf"), ".svg"),
+        (("--hardware", "8xh200", "--plot", "x.gif"), ".svg"),
         (("--hardware", "8xh200", "--out", "/nowhere/x.json"), "there is no folder /nowhere"),
         (("--hardware", "8xh200", "--samples", "/"), "cannot write /: it is a folder"),
     ],

@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from api.clients.http_target import HttpTarget, get_served_model
+from api.clients.http_target import HttpTarget, find_settings, get_served_model
 from engine.engine import Engine
 from engine.models.create import create_model
 from engine.server import create_server
@@ -68,6 +68,13 @@ class TestHttpTarget(LoadTargetContract):
         served = get_served_model(url + "/v1/", api_key=KEY)
         assert served.name == "tiny"
         assert served.max_model_len == engine.max_model_len
+
+    def test_an_engine_of_ours_tells_its_settings_and_others_do_not(
+        self, url: str, engine: Engine
+    ) -> None:
+        assert find_settings(url, api_key=KEY) == engine.policy.settings
+        assert find_settings(url, api_key="wrong") is None
+        assert find_settings(f"{url}/elsewhere") is None
 
     def test_a_wrong_key_is_an_error_in_the_servers_words(self, url: str) -> None:
         with HttpTarget(url, "tiny", api_key="wrong") as target:

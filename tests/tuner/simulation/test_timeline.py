@@ -1,16 +1,20 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from engine.spec.measurement import Distribution, Fidelity, Measurement, Outcome, RequestTiming
 from engine.spec.plan import Mode
 from engine.spec.steps import StepShape
-from tuner.described.plots import plot_timeline
+from policies.sla import Sla
 from tuner.simulation.log import Segment
-from tuner.simulation.timeline import MAX_BINS, build_step_line, build_timeline, peak_active
-from tuner.spec.errors import TunerError
+from tuner.simulation.timeline import (
+    MAX_BINS,
+    attainment_line,
+    build_step_line,
+    build_timeline,
+    gap_percentiles,
+    peak_active,
+)
 
 
 def run_of(*timings: RequestTiming) -> Measurement:
@@ -90,23 +94,17 @@ def test_a_closed_loop_never_has_more_requests_than_clients() -> None:
     assert peak_active(run_of(*runs)) == 1
 
 
-@pytest.mark.parametrize("suffix", ["svg", "html"])
-def test_the_same_timeline_draws_the_same_bytes(tmp_path: Path, suffix: str) -> None:
-    pytest.importorskip("matplotlib")
-    line = build_timeline(run_of(request(0.0, 2.0, 10.0), request(5.0, 6.0, 10.0)))
-    files = [tmp_path / f"{name}.{suffix}" for name in "ab"]
-    steps = build_step_line(
-        [segment(Mode.BASE, 0.0, 2.5), segment(Mode.SHIFT, 2.5, 10.0)], line, start_s=0.0
-    )
-    for file in files:
-        plot_timeline(file, line, steps, title="a & b")
-    first, second = (file.read_bytes() for file in files)
-    assert first == second
-    assert b"shift 75.0 %" in first
+def test_gaps_between_tokens_stand_where_they_ended() -> None:
+    run = run_of(request(0.0, 2.0, 2.5, 10.0), request(5.0, 6.0))
+    line = build_timeline(run)
+    found = gap_percentiles(run, line, 50)
+    at = {round(t, 6): v for t, v in zip(line.starts_s, found, strict=True) if v is not None}
+    assert at == pytest.approx({2.5: 500.0, 10.0: 7500.0})
 
 
-def test_another_kind_of_file_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    line = build_timeline(run_of(request(0.0, 1.0)))
-    steps = build_step_line([], line, start_s=0.0)
-    with pytest.raises(TunerError, match=r"\.svg, \.png, \.html"):
-        plot_timeline(tmp_path / "x.gif", line, steps, title="")
+def test_attainment_stands_where_its_requests_arrived_and_errors_are_misses() -> None:
+    run = run_of(request(0.0, 0.2), request(0.01, 2.0), request(5.0, 5.1), request(8.0))
+    line = build_timeline(run)
+    found = attainment_line(run, line, Sla.parse("p95_ttft_ms<=500"))
+    at = {round(t, 6): v for t, v in zip(line.starts_s, found, strict=True) if v is not None}
+    assert list(at.values()) == [0.5, 1.0, 0.0]

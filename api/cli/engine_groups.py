@@ -118,8 +118,8 @@ class RankOptions:
     prefix_cache: Annotated[
         bool,
         typer.Option(
-            "--prefix-cache/--no-prefix-cache",
             "--enable-prefix-caching/--no-enable-prefix-caching",
+            " /--no-prefix-cache",
             help="Compute equal beginnings of prompts once.",
         ),
     ] = True

@@ -12,15 +12,17 @@ import typer
 from api.cli.common import fail
 from api.cli.engine_options import (
     MOST_DEVICES,
-    MOST_LEN,
     MOST_SEQS,
     MOST_TOKENS,
     DeviceOption,
     JsonOption,
     is_http_url,
+    read_count,
+    read_len,
 )
-from api.cli.groups import Described, PlanOptions
+from api.cli.groups import Described
 from api.cli.listening import Listening
+from engine.spec.settings import Order
 
 if TYPE_CHECKING:
     from engine.engine import Engine
@@ -31,43 +33,51 @@ if TYPE_CHECKING:
 
 # The label vLLM gives its first engine.
 DEFAULT_ENGINE_NAME = "0"
+DEFAULT_SEQS = 64
+DEFAULT_TOKENS = 2048
+DEFAULT_UTILIZATION = 0.9
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServedPlan(PlanOptions):
-    """A plan whose modes the engine may time at its start."""
-
-    mode_table: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH",
-            help="File or folder that keeps the measured mode table for the next start.",
-        ),
-    ] = None
+COUNT = "N|auto"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CapOptions:
-    """What a step and the queue may hold."""
+    """What a step and the queue may hold, and the order in which waiting requests are taken."""
 
-    max_num_seqs: Annotated[int, typer.Option(min=1, max=MOST_SEQS, help="Sequences per step.")] = (
-        64
-    )
+    max_num_seqs: Annotated[
+        str,
+        typer.Option(
+            metavar=COUNT,
+            help="Sequences per step; auto: as described hardware's backend, or ours on CUDA.",
+        ),
+    ] = str(DEFAULT_SEQS)
     max_num_batched_tokens: Annotated[
-        int, typer.Option(min=1, max=MOST_TOKENS, help="Tokens per step.")
-    ] = 2048
+        str, typer.Option(metavar=COUNT, help="Tokens per step, as in 8192 or 8k; auto: likewise.")
+    ] = str(DEFAULT_TOKENS)
     max_queue: Annotated[
         int | None, typer.Option(min=0, help="Waiting requests beyond which callers get 429.")
     ] = None
+    scheduling_policy: Annotated[Order, typer.Option(help="Which waiting request comes first.")] = (
+        Order.FCFS
+    )
 
-    @property
-    def caps(self) -> Caps:
-        """The same, as the engine takes it."""
+    def caps(self, device: str, node: Node | None) -> Caps:
+        """The same, as the engine takes it; ends on a count that is none."""
         from engine.spec.settings import Caps
+        from tuner.backends import load_backend
+        from tuner.described.parse import OWN_BACKEND
 
+        usual = Caps(max_num_seqs=DEFAULT_SEQS, max_num_batched_tokens=DEFAULT_TOKENS)
+        if node is not None:
+            usual = node.backend.default_caps
+        elif device != "cpu":
+            usual = load_backend(OWN_BACKEND).default_caps
+        seqs = read_count("--max-num-seqs", self.max_num_seqs, MOST_SEQS)
+        tokens = read_count("--max-num-batched-tokens", self.max_num_batched_tokens, MOST_TOKENS)
         return Caps(
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=self.max_num_batched_tokens,
+            max_num_seqs=usual.max_num_seqs if seqs is None else seqs,
+            max_num_batched_tokens=usual.max_num_batched_tokens if tokens is None else tokens,
             max_queue=self.max_queue,
         )
 
@@ -85,20 +95,52 @@ class RankOptions:
         str | None,
         typer.Option(help="Emulated link between CPU ranks, as in latency_us=20,gbps=100."),
     ] = None
-    no_overlap: Annotated[
+    gpu_memory_utilization: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, max=1.0, help="Share of a CUDA device for weights and KV; by default 0.9."
+        ),
+    ] = None
+    num_gpu_blocks_override: Annotated[
+        int | None, typer.Option(min=1, max=2**30, help="KV blocks per rank, however much that is.")
+    ] = None
+    overlap: Annotated[
         bool,
-        typer.Option("--no-overlap", help="Schedule a step only when the one before has ended."),
-    ] = False
+        typer.Option(
+            "--overlap/--no-overlap",
+            "--async-scheduling/--no-async-scheduling",
+            help="Schedule a step while the one before runs.",
+        ),
+    ] = True
     no_parallel_sampling: Annotated[
         bool, typer.Option("--no-parallel-sampling", help="Every rank samples all rows.")
     ] = False
-    no_prefix_cache: Annotated[
-        bool, typer.Option("--no-prefix-cache", help="Compute equal beginnings of prompts again.")
-    ] = False
+    prefix_cache: Annotated[
+        bool,
+        typer.Option(
+            "--enable-prefix-caching/--no-enable-prefix-caching",
+            " /--no-prefix-cache",
+            help="Compute equal beginnings of prompts once.",
+        ),
+    ] = True
     spare_ranks: Annotated[
         int,
         typer.Option(min=0, max=64, help="Warm processes that wait to take a dead rank's place."),
     ] = 0
+
+    def __post_init__(self) -> None:
+        """End where a share is named of memory that has no devices."""
+        if self.gpu_memory_utilization is not None and self.device == "cpu":
+            fail(
+                "--gpu-memory-utilization: a share of CUDA devices; add --device cuda, or name "
+                "--kv-cache-mib"
+            )
+
+    @property
+    def memory_utilization(self) -> float:
+        """The share of a CUDA device that weights and KV may take."""
+        share = self.gpu_memory_utilization
+        return DEFAULT_UTILIZATION if share is None else share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +163,11 @@ class Pacing(Described):
     ] = None
     max_model_len: Annotated[
         int | None,
-        typer.Option(min=1, max=MOST_LEN, help="Context in tokens; by default the model's."),
+        typer.Option(
+            parser=read_len,
+            metavar=COUNT,
+            help="Context in tokens, as in 32768 or 32k; auto, and by default: the model's.",
+        ),
     ] = None
 
     def find_node(self, model: Path, plan: ParallelPlan) -> Node | None:
@@ -212,6 +258,8 @@ class House:
     frontends: Annotated[
         int,
         typer.Option(
+            "--frontends",
+            "--api-server-count",
             min=0,
             max=1,
             help="Processes for HTTP and text, beside the one that steps; 0: all in one process.",

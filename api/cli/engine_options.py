@@ -22,6 +22,7 @@ MOST_LEN = 2**30
 MOST_SEQS = 2**17
 MOST_TOKENS = 2**24
 MOST_DEVICES = 2**14
+UNITS = {"": 1, "k": 1000, "K": 1024, "m": 10**6, "M": 2**20}
 ModelOption = Annotated[
     Path, typer.Option("--model", metavar="DIR", help="Model folder in Hugging Face format.")
 ]
@@ -73,6 +74,26 @@ def find_tokenizer(model_dir: Path) -> Tokenizer | None:
 
     has_one = (model_dir / "tokenizer.json").exists()
     return Tokenizer.from_dir(model_dir) if has_one else None
+
+
+def read_count(option: str, word: str, most: int) -> int | None:
+    """A count as vLLM writes it: ``8192``, ``8k`` (thousands) or ``8K`` (1,024s), None for
+    ``auto``. Ends on anything else."""
+    if word == "auto":
+        return None
+    unit = word[-1:] if word[-1:] in UNITS else ""
+    digits = word.removesuffix(unit)
+    if not (digits.isascii() and digits.isdecimal() and len(digits) < 20):
+        fail(f"{option} {word!r}: must be a whole number, as in 8192 or 8k, or auto")
+    found = int(digits) * UNITS[unit]
+    if not 1 <= found <= most:
+        fail(f"{option} {word}: must be at least 1 and at most {most}, or auto")
+    return found
+
+
+def read_len(word: str) -> int | None:
+    """The count that ``--max-model-len`` names."""
+    return read_count("--max-model-len", word, MOST_LEN)
 
 
 def is_http_url(text: str) -> bool:

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from api.cli.common import fail, log, print_json
-from api.cli.engine_groups import CapOptions, House, Pacing, RankOptions, ServedPlan
-from api.cli.engine_options import ModelOption, check_device, read_dtype, read_link
+from api.cli.engine_groups import CapOptions, House, Pacing, RankOptions
+from api.cli.engine_options import check_device, read_dtype, read_link
 from api.cli.grouped import grouped
 from api.cli.listening import bind
+from api.cli.served_plan import ServedModel, ServedPlan
+from api.cli.vllm_config import ConfigOption
+from api.cli.vllm_flags import known_words as known_words
 
 if TYPE_CHECKING:
     from engine.engine import Engine
@@ -27,25 +30,34 @@ MIB = 2**20
 
 
 @grouped(
-    help_order="model plan port host mode mode_table max_num_seqs max_num_batched_tokens max_queue "
-    "max_model_len dtype device max_devices kv_cache_mib block_size link no_overlap "
-    "no_parallel_sampling no_prefix_cache spare_ranks paced backend served_model_name name api_key"
+    help_order="model_tag model plan port host config mode mode_table max_num_seqs "
+    "max_num_batched_tokens max_queue max_model_len dtype device max_devices kv_cache_mib "
+    "gpu_memory_utilization block_size link overlap no_parallel_sampling prefix_cache spare_ranks "
+    "paced backend served_model_name name api_key"
 )
 def serve(
-    model: ModelOption,
+    ctx: typer.Context,
+    model: ServedModel,
     plan: ServedPlan,
     caps: CapOptions,
     ranks: RankOptions,
     pacing: Pacing,
     house: House,
+    config: ConfigOption = None,
 ) -> None:
-    """Serve a model until SIGTERM or Ctrl-C; one line on stdout tells the address when ready."""
-    node = pacing.find_node(model, plan.spec.plan)
-    config = _config(model, plan, caps, ranks, pacing, node)
+    """Serve a model until SIGTERM or Ctrl-C; one line on stdout tells the address when ready.
+
+    Takes the flags of vllm serve, and its --config, where they mean something here.
+    """
+    if config is not None:
+        log(f"options of {config}; the command line wins")
+    folder, plan = model.folder(ctx), plan.in_one_word(ctx)
+    node = pacing.find_node(folder, plan.spec.plan)
+    wanted = _config(folder, plan, caps, ranks, pacing, node)
     if node is None:
-        _run(config, None, house)
+        _run(wanted, None, house)
     else:
-        _run(*_pace(config, node), house)
+        _run(*_pace(wanted, node), house)
 
 
 def _config(
@@ -60,7 +72,9 @@ def _config(
 
     return EngineConfig(
         model_dir=model,
-        settings=plan.settings(caps.caps),
+        settings=replace(
+            plan.settings(caps.caps(ranks.device, node)), order=caps.scheduling_policy
+        ),
         dtype=read_dtype(pacing.dtype, model) if node is None else node.precision.dtype,
         device=check_device(ranks.device),
         kv_cache_bytes=ranks.kv_cache_mib * MIB,
@@ -68,9 +82,11 @@ def _config(
         max_model_len=pacing.max_model_len,
         max_devices=ranks.max_devices,
         link=read_link(ranks.link),
-        overlap=not ranks.no_overlap,
+        num_kv_blocks=ranks.num_gpu_blocks_override,
+        memory_utilization=ranks.memory_utilization,
+        overlap=ranks.overlap,
         parallel_sampling=not ranks.no_parallel_sampling,
-        prefix_cache=not ranks.no_prefix_cache,
+        prefix_cache=ranks.prefix_cache,
         spare_ranks=ranks.spare_ranks,
         mode_table_path=plan.mode_table,
         # One rank, too, in a process of its own: it computes beside the server, not in its turns.

@@ -21,12 +21,16 @@ from api.cli.exit_codes import EPILOG, ExitCode
 
 @dataclass(frozen=True, kw_only=True)
 class CommandRef:
-    """Where a command lives: ``function`` of ``api.cli.<module>``, shown under ``path``."""
+    """Where a command lives: ``function`` of ``api.cli.<module>``, shown under ``path``.
+
+    ``words``: another function there, which makes the command's words of those typed.
+    """
 
     path: str
     module: str
     function: str
     help: str
+    words: str = ""
 
 
 GROUPS = {
@@ -53,6 +57,7 @@ COMMANDS = (
         path="engine serve",
         module="engine_serve",
         function="serve",
+        words="known_words",
         help="Serve a model with an OpenAI-compatible API.",
     ),
     CommandRef(
@@ -213,8 +218,9 @@ def _run(ref: CommandRef, ctx: typer.Context) -> None:
     with domain_errors():
         _check_words(ctx.args)
         command = _load(ref)
+        words = _words(ref, ctx.args)
         try:
-            code: Any = command(args=ctx.args, prog_name=ctx.command_path, standalone_mode=False)
+            code: Any = command(args=words, prog_name=ctx.command_path, standalone_mode=False)
         except typer.TyperException as error:
             if not hasattr(error, "format_message"):  # an exit, not a mistake
                 raise
@@ -232,6 +238,16 @@ def _load(ref: CommandRef) -> typer.Typer:
     text = ref.help if not function.__doc__ else None
     command.command(help=text, epilog=EPILOG)(_with_logs(function))
     return command
+
+
+def _words(ref: CommandRef, typed: list[str]) -> list[str]:
+    """What the command is called with."""
+    if not ref.words:
+        return typed
+    make: Callable[[list[str]], list[str]] = getattr(
+        import_module(f"api.cli.{ref.module}"), ref.words
+    )
+    return make(typed)
 
 
 def _check_words(words: list[str]) -> None:

@@ -16,7 +16,13 @@ INT4_BYTES = (4 + (16 + 4) / INT4_GROUP) / 8
 # weights where they are bound by compute. A guess: Marlin's (arXiv 2408.11743) come near the
 # 16-bit rate at large batches on Ampere and stay further below it on Hopper.
 UNPACKED_RATE = 0.8
-_ALIASES = {"awq": "int4", "gptq": "int4", "w4a16": "int4"}
+_ALIASES = {
+    "awq": "int4",
+    "gptq": "int4",
+    "w4a16": "int4",
+    "half": "fp16",
+    "float": "fp32",  # vLLM's words
+}
 
 
 class Precision(StrEnum):

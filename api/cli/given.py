@@ -1,0 +1,22 @@
+"""How strongly an option was given: the command line wins over a file."""
+
+from __future__ import annotations
+
+import typer
+
+# From the weakest: what nobody named, a file, a variable, the command line.
+_STRENGTH = {"DEFAULT": 0, "DEFAULT_MAP": 1, "ENVIRONMENT": 2, "COMMANDLINE": 3}
+
+
+def strength(ctx: typer.Context, name: str) -> int:
+    """0 for what nobody named; larger is stronger."""
+    source = ctx.get_parameter_source(name)
+    return 0 if source is None else _STRENGTH.get(source.name, 0)
+
+
+def strongest(ctx: typer.Context, values: dict[str, str | None]) -> list[str]:
+    """Of values for one thing those given most strongly, each once; ``values`` by option."""
+    given = {name: value for name, value in values.items() if value is not None}
+    most = max((strength(ctx, name) for name in given), default=0)
+    found = (value for name, value in given.items() if strength(ctx, name) == most)
+    return list(dict.fromkeys(found))

@@ -48,6 +48,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "profiling",
         "step_model",
         "simulation",
+        "launch",
         "described",
         "search",
         "planner",

@@ -50,8 +50,6 @@ def _cards(found: tuple[Choice, ...]) -> list[tuple[str, Choice]]:
 def _print_choice(
     console: Console, report: PlanReport, document: dict[str, Any], roles: str, choice: Choice
 ) -> None:
-    from tuner.planner.document import commands
-
     point, sla = choice.point, report.question.sla
     console.print(f"[bold]{roles}[/]: {point.settings}")
     console.print(
@@ -64,12 +62,20 @@ def _print_choice(
             console.print(f"  {constraint}: {short(estimate.value)} ({interval})")
     if (cost := document["best"][choice.role]["cost"]) is not None:
         console.print(f"  costs {cost_text(cost)}")
-    for command in commands(report, point):
-        text = command.command or f"cannot: {command.note}"
-        note = f"   # {command.note}" if command.command and command.note else ""
-        if command.is_rehearsal:
-            console.print("  to rehearse without the hardware (no model is run):")
-        console.print(f"  {command.system.value}: {text}{note}", markup=False)
+    for command in document["best"][choice.role]["launch"]:
+        _print_command(console, command)
+
+
+def _print_command(console: Console, launch: dict[str, Any]) -> None:
+    if launch["is_rehearsal"]:
+        console.print("  to rehearse without the hardware (no model is run):")
+    text = launch["command"] or f"cannot: {launch['note']}"
+    notes = [each for each in (launch["versions"], launch["note"]) if each]
+    note = f"   # {'; '.join(notes)}" if launch["command"] and notes else ""
+    console.print(f"  {launch['system']}: {text}{note}", markup=False)
+    if (config := launch["config"]) is not None and config["is_needed"]:
+        for line in (f"{config['name']}:", *(f"  {x}" for x in config["text"].splitlines())):
+            console.print(f"  {line}", markup=False)
 
 
 def _print_infeasible(console: Console, infeasible: dict[str, Any]) -> None:

@@ -63,12 +63,16 @@ def _print_recommendation(console: Console, found: dict[str, Any]) -> None:
 
 def _print_commands(console: Console, commands: list[dict[str, Any]]) -> None:
     for command in commands:
-        note = f"   # {command['note']}" if command["note"] else ""
+        notes = [text for text in (command["versions"], command["note"]) if text]
+        note = f"   # {'; '.join(notes)}" if notes else ""
         if command["command"] is not None:
             line = f"next ({command['system']}): {command['command']}{note}"
         else:
             line = f"{command['system']}: cannot: {command['note']}"
         console.print(line, markup=False)
+        config = command["config"]
+        if config is not None and config["is_needed"]:
+            console.print(f"{config['name']}:\n{config['text']}", markup=False, end="")
 
 
 def _print_infeasible(console: Console, infeasible: dict[str, Any]) -> None:

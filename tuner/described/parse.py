@@ -10,9 +10,9 @@ from engine.spec.errors import PlanError
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
 from tuner.backends import list_backends, load_backend
-from tuner.described.launch import why_not
 from tuner.described.node import Node
 from tuner.hardware import Precision, parse_hardware
+from tuner.launch.why_not import why_not
 from tuner.spec.errors import TunerError
 from tuner.work.models import CONFIG, find_quantisation, load_model
 

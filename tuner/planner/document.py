@@ -15,9 +15,10 @@ from tuner.described.document import (
     percent,
     unmeasured_warning,
 )
-from tuner.described.launch import LaunchCommand, launch_commands
+from tuner.described.launch import node_commands
 from tuner.described.title import Asked, Title
-from tuner.planner.explore import JudgedOn, Tried
+from tuner.launch.command import LaunchCommand
+from tuner.planner.explore import JudgedOn, Tried, needed_kv_tokens
 from tuner.planner.planner import Failure, PlanReport
 from tuner.search.report import infeasible_json, point_json
 
@@ -52,16 +53,11 @@ def choices(report: PlanReport) -> tuple[Choice, ...]:
     return (best, *(choice for choice in others if choice.role != best.role))
 
 
-def commands(report: PlanReport, point: OperatingPoint) -> tuple[LaunchCommand, ...]:
-    """How to start a point's settings on each serving system."""
-    node = report.question.node
-    return launch_commands(
-        point.settings,
-        node.precision,
-        backend=node.backend.name,
-        hardware=str(node.hardware),
-        max_model_len=node.max_model_len,
-    )
+def commands(report: PlanReport, point: OperatingPoint, model: str) -> tuple[LaunchCommand, ...]:
+    """How to start a point's settings on each serving system; ``model`` as the user named it."""
+    question = report.question
+    longest = needed_kv_tokens(question.node, question.workload)
+    return node_commands(question.node, point.settings, model=model, longest_tokens=longest)
 
 
 def plan_title(report: PlanReport, *, model: str) -> Title:
@@ -91,7 +87,7 @@ def plan_json(report: PlanReport, *, model: str) -> dict[str, Any]:
                 **_point_json(report, choice.point),
                 "reason": choice.reason,
                 "cost": report.goal.cost_json(choice.point),
-                "launch": [command.to_json() for command in commands(report, choice.point)],
+                "launch": [command.to_json() for command in commands(report, choice.point, model)],
             }
             for choice in choices(report)
         },

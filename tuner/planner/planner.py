@@ -22,8 +22,8 @@ from policies.select import Selection, select
 from policies.sla import Sla
 from policies.verdict import missed_text
 from tuner.described.document import estimates_of
-from tuner.described.launch import why_not
 from tuner.described.node import Node
+from tuner.launch.why_not import why_not
 from tuner.planner.alone import bounded_alone
 from tuner.planner.explore import (
     Explored,

@@ -14,9 +14,9 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.points import OperatingPoint
 from policies.sla import Sla
-from tuner.described.launch import why_not
 from tuner.described.node import Node
 from tuner.hardware import Hardware
+from tuner.launch.why_not import why_not
 from tuner.load.live import LiveEngine
 from tuner.search.design import design_settings, refined_settings
 from tuner.search.feasibility import check_memory, engine_config

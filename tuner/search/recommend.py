@@ -15,8 +15,10 @@ from policies.report import measurement_json
 from policies.select import ChoiceReason, Selection, select
 from policies.sla import Sla
 from policies.verdict import meets_in_run
-from tuner.described.launch import LaunchCommand, ServedHere, launch_commands, launch_here
+from tuner.described.launch import node_commands
 from tuner.described.title import Asked, Title
+from tuner.launch.command import LaunchCommand
+from tuner.launch.gearshift import ServedHere, launch_here
 from tuner.load.live import LiveEngine
 from tuner.search.confirm import confirm
 from tuner.search.context import TuningContext
@@ -259,13 +261,9 @@ def _launch(context: TuningContext, settings: Settings) -> tuple[LaunchCommand, 
             link=spec.link,
         )
         return (launch_here(settings, here, max_model_len=spec.max_model_len),)
-    return launch_commands(
-        settings,
-        node.precision,
-        backend=node.backend.name,
-        hardware=str(node.hardware),
-        max_model_len=node.max_model_len,
-    )
+    workload = context.workload
+    longest = int((workload.input_tokens + workload.output_tokens).max())
+    return node_commands(node, settings, model=spec.model_dir, longest_tokens=longest)
 
 
 def _surrogate_point(

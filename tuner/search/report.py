@@ -13,8 +13,8 @@ from policies.schedule import Schedule
 from policies.select import ChoiceReason, Selection
 from policies.sla import Sla
 from policies.verdict import MIN_CHANCE, is_dependable
-from tuner.described.launch import LaunchCommand
 from tuner.described.title import Title
+from tuner.launch.command import LaunchCommand
 from tuner.search.spec import TuningSpec
 from tuner.search.trials import TrialRecord
 from tuner.spec.space import PrunedPlan

@@ -6,8 +6,10 @@ import pytest
 
 from engine.spec.plan import parse_plan
 from engine.spec.settings import Caps, Settings
-from tuner.described.launch import LaunchCommand, ServedHere, System, launch_commands, launch_here
 from tuner.hardware import Precision
+from tuner.launch.command import LaunchCommand, Served, System
+from tuner.launch.commands import launch_commands
+from tuner.launch.gearshift import ServedHere, launch_here
 
 CAPS = Caps(max_num_seqs=128, max_num_batched_tokens=4096)
 
@@ -21,9 +23,8 @@ def commands(
 ) -> dict[System, LaunchCommand]:
     spec = parse_plan(plan)
     settings = Settings(plan=spec.plan, threshold_tokens=spec.threshold_tokens or 256, caps=caps)
-    found = launch_commands(
-        settings, precision, backend=backend, hardware="8xh200", max_model_len=8192
-    )
+    served = Served(precision=precision, backend=backend, hardware="8xh200", max_model_len=8192)
+    found = launch_commands(settings, served)
     return {command.system: command for command in found}
 
 
@@ -36,12 +37,12 @@ def test_every_system_gets_its_own_words_for_the_same_settings() -> None:
     assert found[System.VLLM].command == (
         "vllm serve MODEL --tensor-parallel-size 2 --pipeline-parallel-size 2 "
         "--data-parallel-size 2 --max-num-seqs 128 --max-num-batched-tokens 4096 "
-        "--max-model-len 8192 --dtype bfloat16"
+        "--max-model-len 8192 --no-enable-prefix-caching --port 8000 --dtype bfloat16"
     )
     assert found[System.SGLANG].command == (
         "python -m sglang.launch_server --model-path MODEL --tp-size 2 --pp-size 2 --dp-size 2 "
         "--max-running-requests 128 --chunked-prefill-size 4096 --context-length 8192 "
-        "--dtype bfloat16"
+        "--disable-radix-cache --port 8000 --dtype bfloat16"
     )
 
 
@@ -82,7 +83,7 @@ def test_fp8_is_a_quantization_elsewhere_and_paced_here() -> None:
 def test_a_command_that_runs_no_model_comes_last_and_is_told_apart() -> None:
     words = (Precision.FP8, Precision.BF16)
     fp8, bf16 = (list(commands("tp=8", precision).values()) for precision in words)
-    assert [command.is_rehearsal for command in fp8] == [False, False, False, True]
+    assert [command.is_rehearsal for command in fp8] == [False, False, False, False, True]
     assert fp8[-1].system is System.GEARSHIFT
     assert fp8[-1].to_json()["is_rehearsal"] is True
     assert [command.system for command in bf16] == list(System)

@@ -1,0 +1,1 @@
+"""Commands that start settings on serving systems: one exporter per system."""

@@ -12,12 +12,18 @@ from tuner.launch.commands import launch_commands
 
 
 def node_commands(
-    node: Node, settings: Settings, *, model: str, longest_tokens: int = 1
+    node: Node,
+    settings: Settings,
+    *,
+    model: str,
+    longest_tokens: int = 1,
+    queued_tokens: int | None = None,
 ) -> tuple[LaunchCommand, ...]:
     """A command or a reason for every serving system, with memory and context as simulated.
 
     ``model``: as the user named it; commands load it where it is a folder or a published name.
     ``longest_tokens``: of one request, which a context that is cut still holds.
+    ``queued_tokens``: as :func:`~tuner.described.queue_limit.queued_tokens` computes them.
     """
     is_folder = has_checkpoint(model)
     is_loadable = is_folder or "/" in model
@@ -31,6 +37,7 @@ def node_commands(
         max_model_len=node.max_model_len,
         positions=node.model.max_positions,
         longest_tokens=longest_tokens,
+        queued_tokens=queued_tokens,
         room=Room.of(memory, node.hardware.device.memory_bytes),
     )
     found = launch_commands(settings, served)

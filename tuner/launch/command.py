@@ -119,6 +119,7 @@ class Served:
     is paced as where its ranks cannot compute in ``precision``. ``checkpoint``: what other systems
     load, ``folder``: what an engine of this project loads. ``max_model_len``: the context asked
     for, None: the model's own, ``positions``. ``longest_tokens``: the longest request simulated.
+    ``queued_tokens``: prompt tokens that may wait within the TTFT bound.
     """
 
     precision: Precision
@@ -131,6 +132,7 @@ class Served:
     longest_tokens: int = 1
     room: Room | None = None
     keeps_prefixes: bool = False
+    queued_tokens: int | None = None
     port: int = PORT
 
     @property

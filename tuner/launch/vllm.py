@@ -14,6 +14,10 @@ from engine.spec.settings import Settings
 from tuner.hardware import Precision
 from tuner.launch.command import ConfigFile, LaunchCommand, Served, System, join_notes, share
 
+QUEUE_FLAG = "--max-num-queued-tokens"
+QUEUE_SINCE = "0.29"
+VERSIONS = ">=0.10,<0.32"
+
 FLAGS = {
     "--tensor-parallel-size": "plan: tp",
     "--pipeline-parallel-size": "plan: pp",
@@ -34,7 +38,6 @@ PLUGIN_FLAGS = {
     "--shift-parallel-threshold": "tokens of a step above which sp is used",
 }
 CONFIG_NAME = "vllm.yml"
-VERSIONS = ">=0.10,<0.32"
 
 Options = dict[str, str | None]
 """Flags and their values in order; None: a switch."""
@@ -42,7 +45,10 @@ Options = dict[str, str | None]
 
 class VllmExporter:
     system = System.VLLM
-    flags: Mapping[str, str] = FLAGS
+    flags: Mapping[str, str] = {
+        **FLAGS,
+        QUEUE_FLAG: "prompts that may wait within the TTFT bound; told in the note",
+    }
 
     def export(self, settings: Settings, served: Served) -> LaunchCommand:
         options = vllm_options(settings, served)
@@ -56,7 +62,7 @@ class VllmExporter:
         return LaunchCommand(
             system=self.system,
             command=shlex.join(["vllm", "serve", served.model, *words_of(options)]),
-            note=join_notes(served.context_note, note),
+            note=join_notes(served.context_note, note, _queue_note(served)),
             versions=f"vllm {VERSIONS}",
             config=ConfigFile(
                 name=CONFIG_NAME,
@@ -65,6 +71,16 @@ class VllmExporter:
                 is_needed=False,
             ),
         )
+
+
+def _queue_note(served: Served) -> str | None:
+    """Not in the command itself, which older releases take too."""
+    if served.queued_tokens is None:
+        return None
+    return (
+        f"from vllm {QUEUE_SINCE} on, {QUEUE_FLAG} {served.queued_tokens} (TTFT bound x prefill "
+        "rate) turns away prompts that would wait too long"
+    )
 
 
 class ArcticExporter:

@@ -16,6 +16,7 @@ from tuner.described.document import (
     unmeasured_warning,
 )
 from tuner.described.launch import node_commands
+from tuner.described.queue_limit import queued_tokens
 from tuner.described.title import Asked, Title
 from tuner.launch.command import LaunchCommand
 from tuner.planner.explore import JudgedOn, Tried, needed_kv_tokens
@@ -55,9 +56,15 @@ def choices(report: PlanReport) -> tuple[Choice, ...]:
 
 def commands(report: PlanReport, point: OperatingPoint, model: str) -> tuple[LaunchCommand, ...]:
     """How to start a point's settings on each serving system; ``model`` as the user named it."""
-    question = report.question
-    longest = needed_kv_tokens(question.node, question.workload)
-    return node_commands(question.node, point.settings, model=model, longest_tokens=longest)
+    question, settings = report.question, point.settings
+    node, workload = question.node, question.workload
+    return node_commands(
+        node,
+        settings,
+        model=model,
+        longest_tokens=needed_kv_tokens(node, workload),
+        queued_tokens=queued_tokens(node, settings, workload, question.sla),
+    )
 
 
 def plan_title(report: PlanReport, *, model: str) -> Title:

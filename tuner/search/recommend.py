@@ -16,6 +16,7 @@ from policies.select import ChoiceReason, Selection, select
 from policies.sla import Sla
 from policies.verdict import meets_in_run
 from tuner.described.launch import node_commands
+from tuner.described.queue_limit import queued_tokens
 from tuner.described.title import Asked, Title
 from tuner.launch.command import LaunchCommand
 from tuner.launch.gearshift import ServedHere, launch_here
@@ -263,7 +264,13 @@ def _launch(context: TuningContext, settings: Settings) -> tuple[LaunchCommand, 
         return (launch_here(settings, here, max_model_len=spec.max_model_len),)
     workload = context.workload
     longest = int((workload.input_tokens + workload.output_tokens).max())
-    return node_commands(node, settings, model=spec.model_dir, longest_tokens=longest)
+    return node_commands(
+        node,
+        settings,
+        model=spec.model_dir,
+        longest_tokens=longest,
+        queued_tokens=queued_tokens(node, settings, workload, context.sla),
+    )
 
 
 def _surrogate_point(

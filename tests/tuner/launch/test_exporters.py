@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
 
 from engine.spec.plan import parse_plan
 from engine.spec.settings import Caps, Settings
+from policies.sla import Sla
 from tuner.backends import load_backend
 from tuner.described.launch import node_commands
 from tuner.described.node import Node
+from tuner.described.queue_limit import queued_tokens
 from tuner.hardware import Precision, parse_hardware
 from tuner.launch.command import LaunchCommand, Served, System
 from tuner.launch.commands import EXPORTERS, launch_commands
 from tuner.work.models import load_model
+from tuner.workload.parse import parse_workload
 
 PUBLISHED = "meta-llama/Llama-3.1-70B-Instruct"
 PLANS = (
@@ -211,6 +215,36 @@ def test_combinations_that_a_system_does_not_document_carry_the_caveat() -> None
     assert "does not mix prompts and decodes" in str(found[System.SGLANG].note)
     assert "one of dp=2 replicas" in str(found[System.TRTLLM].note)
     assert "--enable-mixed-chunk" in str(by_system("tp=8", SERVED)[System.SGLANG].command)
+
+
+def test_the_queue_limit_is_told_for_the_versions_that_have_it() -> None:
+    found = by_system("tp=8", replace(SERVED, queued_tokens=50_000))
+    assert "from vllm 0.29 on, --max-num-queued-tokens 50000" in str(found[System.VLLM].note)
+    assert "--max-num-queued-tokens" not in str(found[System.VLLM].command)
+    assert "queued" not in str(found[System.SGLANG].note)
+
+
+def test_prompts_that_may_wait_grow_with_the_ttft_bound_and_the_replicas() -> None:
+    node = Node(
+        hardware=parse_hardware("8xh100"),
+        model=load_model("llama-3.1-8b"),
+        precision=Precision.BF16,
+        backend=load_backend("vllm"),
+    )
+    workload = parse_workload("gamma:rate=10,cv=2,input=600,output=16,requests=40", seed=0)
+
+    def tokens(plan: str, sla: str) -> int:
+        found = queued_tokens(node, settings_of(plan), workload, Sla.parse(sla))
+        assert found is not None
+        return found
+
+    one = tokens("tp=1", "p95_ttft_ms<=2000")
+    assert 2 * 10_000 < one < 2 * 100_000  # an H100 prefills tens of thousands of tokens a second
+    assert tokens("tp=1", "p95_ttft_ms<=4000") == pytest.approx(2 * one, abs=2)
+    assert tokens("dp=4", "p95_ttft_ms<=2000") == pytest.approx(4 * one, abs=4)
+    assert tokens("tp=1", "p95_ttft_ms<=1") == int(workload.input_tokens.max())
+    none = queued_tokens(node, settings_of("tp=1"), workload, Sla.parse("p95_tpot_ms<=50"))
+    assert none is None
 
 
 def test_the_prefix_cache_is_on_where_it_was_on_in_the_simulation() -> None:

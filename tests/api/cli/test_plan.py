@@ -71,6 +71,10 @@ def test_the_document_is_the_same_bytes_in_another_process(tmp_path: Path) -> No
     cheapest = document["best"]["cheapest"]
     assert cheapest["memory"]["kv_tokens"] > 0
     assert {entry["system"] for entry in cheapest["launch"]} >= {"gearshift", "vllm", "arctic"}
+    launch = {entry["system"]: entry for entry in cheapest["launch"]}
+    assert launch["vllm"]["config"]["command"] == "vllm serve --config vllm.yml"
+    assert "kv_cache_config:" in launch["trtllm"]["config"]["text"]
+    assert "MODEL is a checkpoint of llama-3.1-8b" in launch["vllm"]["note"]
     assert document["hardware"]["version"] >= 1
     assert document["backend"]["name"] == "vllm"
 

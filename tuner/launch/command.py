@@ -53,7 +53,7 @@ class LaunchCommand:
     """``command`` for ``system``, or None and why there is none; ``note`` is what to mind.
 
     A rehearsal serves the settings without the hardware: no model is run. ``versions`` are the
-    releases whose published arguments have every flag of the command.
+    releases it is written for; ``arguments/`` says which published list was read.
     """
 
     system: System

@@ -16,7 +16,7 @@ from tuner.launch.command import ConfigFile, LaunchCommand, Served, System, join
 
 QUEUE_FLAG = "--max-num-queued-tokens"
 QUEUE_SINCE = "0.29"
-VERSIONS = ">=0.10,<0.32"
+VERSIONS = ">=0.10,<0.31"
 
 FLAGS = {
     "--tensor-parallel-size": "plan: tp",

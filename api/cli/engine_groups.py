@@ -55,6 +55,9 @@ class CapOptions:
     max_num_batched_tokens: Annotated[
         str, typer.Option(metavar=COUNT, help="Tokens per step, as in 8192 or 8k; auto: likewise.")
     ] = str(DEFAULT_TOKENS)
+    max_step_ms: Annotated[
+        float | None, typer.Option(help="Chunks are sized so that a mixed step fits this.")
+    ] = None
     max_queue: Annotated[
         int | None, typer.Option(min=0, help="Waiting requests beyond which callers get 429.")
     ] = None
@@ -78,6 +81,7 @@ class CapOptions:
         return Caps(
             max_num_seqs=usual.max_num_seqs if seqs is None else seqs,
             max_num_batched_tokens=usual.max_num_batched_tokens if tokens is None else tokens,
+            max_step_ms=self.max_step_ms,
             max_queue=self.max_queue,
         )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from api.cli.answers import ServedAnswer, why_not_here
 from api.cli.common import fail, log, print_json
 from api.cli.engine_groups import CapOptions, House, Pacing, RankOptions
 from api.cli.engine_options import check_device, read_dtype, read_link
@@ -20,6 +21,7 @@ from api.cli.vllm_config import ConfigOption
 from api.cli.vllm_flags import known_words as known_words
 
 if TYPE_CHECKING:
+    from api.documents.answer import Answer
     from engine.engine import Engine
     from engine.fleet import TimerFactory
     from engine.server.defaults import SamplingDefaults
@@ -30,7 +32,7 @@ MIB = 2**20
 
 
 @grouped(
-    help_order="model_tag model plan port host config mode mode_table max_num_seqs "
+    help_order="model_tag model source choice plan port host config mode mode_table max_num_seqs "
     "max_num_batched_tokens max_queue max_model_len dtype device max_devices kv_cache_mib "
     "gpu_memory_utilization block_size link overlap no_parallel_sampling prefix_cache spare_ranks "
     "paced backend served_model_name name api_key"
@@ -43,6 +45,7 @@ def serve(
     ranks: RankOptions,
     pacing: Pacing,
     house: House,
+    answer: ServedAnswer,
     config: ConfigOption = None,
 ) -> None:
     """Serve a model until SIGTERM or Ctrl-C; one line on stdout tells the address when ready.
@@ -51,13 +54,33 @@ def serve(
     """
     if config is not None:
         log(f"options of {config}; the command line wins")
+    found = answer.find(ctx)
     folder, plan = model.folder(ctx), plan.in_one_word(ctx)
+    if found is not None:
+        pacing = _as_answered(found, folder, pacing)
     node = pacing.find_node(folder, plan.spec.plan)
     wanted = _config(folder, plan, caps, ranks, pacing, node)
+    if found is not None and wanted.settings != found.settings:
+        log(f"served as {wanted.settings}; {answer.source} says {found.settings}")
     if node is None:
         _run(wanted, None, house)
     else:
         _run(*_pace(wanted, node), house)
+
+
+def _as_answered(found: Answer, folder: Path, pacing: Pacing) -> Pacing:
+    """Paced as the answer's serving system, where nothing else is said. Ends where this machine
+    cannot serve the answer, with the way out."""
+    from tuner.described.parse import has_checkpoint
+
+    if not has_checkpoint(str(folder)):
+        fail(f"{folder}: no model folder here; name the checkpoint with --model DIR")
+    if pacing.paced is None:
+        if (reason := why_not_here(found)) is not None:
+            fail(f"--from: {reason}")
+        return pacing
+    backend = None if found.place is None else found.place.backend
+    return pacing if pacing.backend is not None else replace(pacing, backend=backend)
 
 
 def _config(
@@ -76,7 +99,7 @@ def _config(
             plan.settings(caps.caps(ranks.device, node)), order=caps.scheduling_policy
         ),
         dtype=read_dtype(pacing.dtype, model) if node is None else node.precision.dtype,
-        device=check_device(ranks.device),
+        device=check_device(ranks.device) if node is None else "cpu",
         kv_cache_bytes=ranks.kv_cache_mib * MIB,
         block_size=pacing.block_size,
         max_model_len=pacing.max_model_len,

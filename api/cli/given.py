@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 # From the weakest: what nobody named, a file, a variable, the command line.
@@ -20,3 +22,12 @@ def strongest(ctx: typer.Context, values: dict[str, str | None]) -> list[str]:
     most = max((strength(ctx, name) for name in given), default=0)
     found = (value for name, value in given.items() if strength(ctx, name) == most)
     return list(dict.fromkeys(found))
+
+
+ANSWER, CONFIG = "gearshift.answer", "gearshift.config"
+
+
+def set_defaults(ctx: typer.Context, kind: str, defaults: dict[str, Any]) -> None:
+    """Make these the defaults of the command's options; those of a config file go first."""
+    ctx.meta[kind] = defaults
+    ctx.default_map = {**ctx.meta.get(ANSWER, {}), **ctx.meta.get(CONFIG, {})}

@@ -108,6 +108,12 @@ COMMANDS = (
         function="list_names",
         help="List models, hardware, backends and links to name.",
     ),
+    CommandRef(
+        path="apply",
+        module="apply",
+        function="apply",
+        help="Apply what plan or tune recommends to a running engine.",
+    ),
     CommandRef(path="serve", module="serve", function="serve", help="Run the control plane."),
     CommandRef(
         path="keys create",

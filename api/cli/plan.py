@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from api.cli.answers import next_step
 from api.cli.common import (
     end_not_met,
     log,
@@ -98,6 +99,8 @@ def plan(
     else:
         print_lines(plan_title(report, model=model).lines())
         print_answer(report, document)
+        if (step := next_step(document, output.out)) is not None:
+            print_lines([step])
     if document["infeasible"] is not None:
         end_not_met()
 

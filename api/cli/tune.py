@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from api.cli.answers import next_step
 from api.cli.common import (
     end_interrupted,
     end_not_met,
@@ -141,6 +142,7 @@ def tune(
     found, is_interrupted = _run(job)
     document = found.to_json() | {
         "job": job.keeper.job_id,
+        "recommendation_id": job.keeper.recommendation_id,
         "is_interrupted": is_interrupted,
         "resume": job.keeper.resume_command if is_interrupted else None,
     }
@@ -151,6 +153,8 @@ def tune(
     else:
         print_lines(found.title.lines())
         print_answer(document, report.out)
+        if (step := next_step(document, report.out)) is not None:
+            print_lines([step])
     if is_interrupted:
         end_interrupted()
     if document["recommendation"] is None:

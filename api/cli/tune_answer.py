@@ -30,6 +30,8 @@ def print_answer(document: dict[str, Any], out: Path | None) -> None:
         _print_recommendation(console, document["recommendation"])
     if out is not None:
         console.print(f"report: {out}")
+    if (kept := document["recommendation_id"]) is not None:
+        console.print(f"kept as {kept}")
     if document["resume"] is not None:
         console.print(f"go on from here: {document['resume']}")
 

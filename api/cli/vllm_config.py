@@ -9,11 +9,12 @@ import msgspec
 import typer
 
 from api.cli.common import fail
+from api.cli.given import CONFIG, set_defaults
 from api.cli.vllm_flags import check_flag, is_foreign
 from engine.spec.names import did_you_mean
 
 # Of one file; an option that names another is no option of the server.
-OWN_OPTIONS = ("config", "from", "help")
+OWN_OPTIONS = ("config", "from", "choice", "help")
 
 
 def read_config(ctx: typer.Context, file: Path | None) -> Path | None:
@@ -24,10 +25,10 @@ def read_config(ctx: typer.Context, file: Path | None) -> Path | None:
     if file is not None:
         document = _document(file)
         options = _options(ctx)
-        defaults = dict(ctx.default_map or {})
+        defaults: dict[str, Any] = {}
         for key, value in document.items():
             defaults |= _default(file, str(key), value, options)
-        ctx.default_map = defaults
+        set_defaults(ctx, CONFIG, defaults)
     return file
 
 

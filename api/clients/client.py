@@ -27,6 +27,17 @@ class ClientError(Exception):
         self.status = status
         self.problem = problem
 
+    @classmethod
+    def of(cls, response: httpx.Response) -> ClientError:
+        """What an answer with an error says."""
+        try:
+            problem = response.json()
+        except ValueError:
+            problem = None
+        if not isinstance(problem, dict):
+            problem = {"detail": response.text[:200]}
+        return cls(response.status_code, problem)
+
 
 @dataclass(frozen=True, kw_only=True)
 class JobEvent:
@@ -94,10 +105,19 @@ class GearshiftClient:
     def get_recommendation(self, recommendation_id: str) -> Json:
         return self._object("GET", f"/v1/recommendations/{recommendation_id}")
 
-    def apply_recommendation(self, recommendation_id: str, engine_id: str) -> Json:
-        """Make it the engine's next policy; returns the change set."""
+    def apply_recommendation(
+        self,
+        recommendation_id: str,
+        engine_id: str,
+        *,
+        is_dry_run: bool = False,
+        reason: str = "apply recommendation",
+    ) -> Json:
+        """Make it the engine's next policy, or only say what that would change; the change set."""
         path = f"/v1/recommendations/{recommendation_id}:apply"
-        return self._object("POST", path, json={"engine_id": engine_id})
+        body = {"engine_id": engine_id, "reason": reason}
+        params = {"dry_run": "true"} if is_dry_run else {}
+        return self._object("POST", path, json=body, params=params)
 
     def list_engines(self) -> list[Json]:
         return self._all("/v1/engines")
@@ -136,7 +156,7 @@ class GearshiftClient:
         try:
             if response.is_error:
                 response.read()
-                raise _refusal(response)
+                raise ClientError.of(response)
             yield from _parse_events(response.iter_lines())
         finally:
             response.close()
@@ -157,16 +177,8 @@ class GearshiftClient:
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         response = self._http.request(method, path, **options)
         if response.is_error:
-            raise _refusal(response)
+            raise ClientError.of(response)
         return response
-
-
-def _refusal(response: httpx.Response) -> ClientError:
-    try:
-        problem = response.json()
-    except ValueError:
-        problem = {"detail": response.text[:200]}
-    return ClientError(response.status_code, problem)
 
 
 def _parse_events(lines: Iterator[str]) -> Iterator[JobEvent]:

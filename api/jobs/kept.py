@@ -68,6 +68,7 @@ class Keeper:
     def __init__(self, database: Database | None, job_id: str | None = None) -> None:
         self._database = database
         self.job_id = job_id
+        self.recommendation_id: str | None = None
 
     def begin(self, spec: TuningSpec, cost_model: StepModel | None) -> None:
         """Add the job, or go on with it."""
@@ -102,6 +103,8 @@ class Keeper:
                 close_cancelled(uow, job)
             else:
                 close(uow, job, verdict_of(report))
+                found = uow.recommendations.find_for_job(job.id)
+                self.recommendation_id = None if found is None else found.id
 
     def fail(self, reason: str) -> None:
         """Keep why the job ended without an answer."""

@@ -51,11 +51,18 @@ def apply(
     response: Response,
     context: Context,
     caller: Applier,
+    dry_run: bool = False,
 ) -> ChangeSet:
-    """Make it the engine's next policy version and hand its schedule to the controller."""
+    """Make it the engine's next policy version and hand its schedule to the controller;
+    ``dry_run`` only says what would change and what it costs."""
     with context.database.begin() as uow:
         answer = recommendations.apply(
-            uow, recommendation_id, body.engine_id, caller=caller, reason=body.reason
+            uow,
+            recommendation_id,
+            body.engine_id,
+            caller=caller,
+            reason=body.reason,
+            is_dry_run=dry_run,
         )
     response.headers["ETag"] = policies.etag_of(answer.policy)
     return answer

@@ -20,9 +20,16 @@ from store.models.base import utc_now
 
 
 def apply(
-    uow: UnitOfWork, recommendation_id: str, engine_id: str, *, caller: Caller, reason: str
+    uow: UnitOfWork,
+    recommendation_id: str,
+    engine_id: str,
+    *,
+    caller: Caller,
+    reason: str,
+    is_dry_run: bool = False,
 ) -> ChangeSet:
-    """Write the recommendation as the engine's next policy and give the controller its schedule.
+    """Write the recommendation as the engine's next policy and give the controller its schedule;
+    a dry run only says what that would change.
 
     Raises:
         ApiError: 409, the job found nothing to recommend.
@@ -42,9 +49,12 @@ def apply(
             "cost_model": recommendation.cost_model_id,
         },
     )
-    engine.recommendation_id = recommendation.id
     by = Authorship(caller=caller, origin="recommendation", reason=reason)
-    answer = policies.write(uow, engine, before, after, by)
+    earlier, engine.recommendation_id = engine.recommendation_id, recommendation.id
+    answer = policies.write(uow, engine, before, after, by, is_dry_run=is_dry_run)
+    if is_dry_run:
+        engine.recommendation_id = earlier
+        return answer
     engine.schedule = _within_envelope(recommendation.schedule, engine.envelope)
     # A new schedule starts the controller afresh, from the settings just asked for.
     engine.control_memory = memory_to_json(

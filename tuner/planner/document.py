@@ -85,6 +85,7 @@ def plan_json(report: PlanReport, *, model: str) -> dict[str, Any]:
         "gearshift": version("gearshift"),
         **origin,
         "num_devices": report.num_devices,
+        "max_model_len": question.node.max_model_len,
         "workload": question.workload.describe(),
         "sla": str(question.sla),
         "goal": report.goal.to_json(),

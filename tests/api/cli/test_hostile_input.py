@@ -61,6 +61,7 @@ class Place:
             "tune": (*tuned, "--trials", "1", "--devices", "1"),
             "workload sample": (LOAD, "--out", str(self.folder / "load.csv")),
             "workload show": (LOAD,),
+            "apply": ("rec_none", "--engine", "http://127.0.0.1:9"),
             "list": ("models",),
             "serve": ("--port", port),
             "keys create": ("ci", "--scope", "read"),

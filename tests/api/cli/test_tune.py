@@ -95,6 +95,7 @@ def test_a_live_answer_is_likely_or_none_and_ends_with_the_command_that_serves_i
     assert ", served by gearshift 0." in document["title"]
     assert found["sla_probability"] >= 0.8
     assert f"P(SLA met) {found['sla_probability']:.2f}" in done.stdout
+    assert done.stdout.splitlines()[-1] == f"next: gearshift engine serve --from {out}"
     (launch,) = found["launch"]
     assert launch["command"] in done.stdout
     caps = found["settings"]["caps"]

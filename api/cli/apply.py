@@ -1,0 +1,163 @@
+"""``gearshift apply``: the settings of an answer, on an engine that runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from api.cli.answers import ChoiceOption, answering, find_answer, is_recommendation
+from api.cli.common import fail, log, print_json, print_lines
+from api.cli.engine_options import JsonOption, is_http_url
+from api.cli.grouped import grouped
+
+if TYPE_CHECKING:
+    from engine.spec.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The engine: by its own address, or as the control plane knows it."""
+
+    engine: Annotated[
+        str, typer.Option(metavar="URL|ID", help="The engine's address; with --service its id.")
+    ]
+    service: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Control plane to apply a recommendation through."),
+    ] = None
+    api_key: Annotated[
+        str | None, typer.Option(envvar="GEARSHIFT_ENGINE_KEY", help="The engine's key.")
+    ] = None
+    service_key: Annotated[
+        str | None, typer.Option(envvar="GEARSHIFT_CONTROL_KEY", help="The control plane's key.")
+    ] = None
+
+    def __post_init__(self) -> None:
+        """End on an address that is none."""
+        from api.web.urls import full_url
+
+        option, url = ("--engine", self.engine)
+        if self.service is not None:
+            option, url = ("--service", self.service)
+        if not is_http_url(full_url(url)):
+            fail(f"{option} {url!r}: write it as in http://127.0.0.1:8000")
+
+
+@grouped(help_order="source engine service dry_run choice api_key service_key reason")
+def apply(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="FILE|ID", help="Report of plan --out or tune --out, or rec_ID."),
+    ],
+    target: Target,
+    choice: ChoiceOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would change, and at what cost.")
+    ] = False,
+    reason: Annotated[
+        str, typer.Option(help="Why, for the control plane's audit.")
+    ] = "gearshift apply",
+    as_json: JsonOption = False,
+) -> None:
+    """Apply what plan or tune recommends to a running engine, and say what changed.
+
+    At the engine itself by its knob plane (--engine URL); through a control plane as the engine's
+    next policy, with its schedule for the controller (--service URL --engine ID).
+    """
+    if target.service is None:
+        found = find_answer(source, choice)
+        document = _patch(target, found.settings, is_dry_run=dry_run)
+    else:
+        if not is_recommendation(source) or choice is not None:
+            fail("--service applies a recommendation, by its id: rec_...; a file goes by --engine")
+        document = _through_service(source, target, reason, is_dry_run=dry_run)
+    for warning in document["warnings"]:
+        log(f"warning: {warning}")
+    if as_json:
+        print_json(document)
+    else:
+        print_lines(_lines(document))
+
+
+def _patch(target: Target, settings: Settings, *, is_dry_run: bool) -> dict[str, Any]:
+    """What the engine says of the change, made or not."""
+    from api.clients.engine_client import EngineClient
+
+    with answering(target.engine):
+        client = EngineClient(target.engine, target.api_key)
+        _, etag = client.get_policy()
+        answer = client.patch_policy(_chosen(settings), etag=etag, is_dry_run=is_dry_run)
+        return {
+            "engine": target.engine,
+            "is_dry_run": is_dry_run,
+            "settings": str(settings),
+            "changes": answer["diff"],
+            "class": answer["class"],
+            "version": answer["effective"]["version"],
+            "seconds": answer.get("seconds"),
+            "warnings": answer["warnings"],
+        }
+
+
+def _chosen(settings: Settings) -> dict[str, Any]:
+    """What the search chose, as a merge patch; the order of requests and a limit on those that
+    wait are the operator's."""
+    patch = settings.to_json()
+    del patch["scheduler"]
+    if patch["caps"]["max_queue"] is None:
+        del patch["caps"]["max_queue"]
+    return patch
+
+
+def _through_service(
+    recommendation_id: str, target: Target, reason: str, *, is_dry_run: bool
+) -> dict[str, Any]:
+    """What the control plane says of the engine's next policy, written or not."""
+    from api.clients.client import GearshiftClient
+    from engine.spec.settings import Settings
+
+    assert target.service is not None, "without a control plane the engine is asked itself"
+    if target.service_key is None:
+        fail("--service needs a key: --service-key, or GEARSHIFT_CONTROL_KEY")
+    with (
+        answering(target.service),
+        GearshiftClient(target.service, target.service_key) as client,
+    ):
+        document = client.get_recommendation(recommendation_id)["recommendation"]
+        answer = client.apply_recommendation(
+            recommendation_id, target.engine, is_dry_run=is_dry_run, reason=reason
+        )
+        return {
+            "engine": target.engine,
+            "is_dry_run": answer["is_dry_run"],
+            "settings": str(Settings.from_json(document["settings"])),
+            "changes": answer["changes"],
+            "class": None,
+            "version": answer["policy"]["version"],
+            "seconds": None,
+            "warnings": answer["warnings"],
+        }
+
+
+def _lines(document: dict[str, Any]) -> list[str]:
+    """The settings, each change with its cost, and how it ended."""
+    lines = [f"{document['settings']} on {document['engine']}"]
+    lines += [
+        f"  {change['knob']}: {_text(change['from'])} -> {_text(change['to'])} ({change['class']})"
+        for change in document["changes"]
+    ]
+    if not document["changes"]:
+        return [*lines, "nothing to change: it runs with these settings"]
+    if document["is_dry_run"]:
+        return [*lines, "dry run: nothing was changed"]
+    took = "" if document["seconds"] is None else f" in {document['seconds']:.2f} s"
+    return [*lines, f"applied{took}: policy version {document['version']}"]
+
+
+def _text(value: Any) -> str:
+    """A plan as it is typed, anything else as it is."""
+    if isinstance(value, dict):
+        return ",".join(f"{key}={part}" for key, part in value.items() if part != 1) or "tp=1"
+    return "none" if value is None else str(value)

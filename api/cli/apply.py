@@ -145,7 +145,7 @@ def _lines(document: dict[str, Any]) -> list[str]:
     """The settings, each change with its cost, and how it ended."""
     lines = [f"{document['settings']} on {document['engine']}"]
     lines += [
-        f"  {change['knob']}: {_text(change['from'])} -> {_text(change['to'])} ({change['class']})"
+        f"  {change['knob']}: {_text(change, 'from')} -> {_text(change, 'to')} ({change['class']})"
         for change in document["changes"]
     ]
     if not document["changes"]:
@@ -156,8 +156,12 @@ def _lines(document: dict[str, Any]) -> list[str]:
     return [*lines, f"applied{took}: policy version {document['version']}"]
 
 
-def _text(value: Any) -> str:
-    """A plan as it is typed, anything else as it is."""
-    if isinstance(value, dict):
-        return ",".join(f"{key}={part}" for key, part in value.items() if part != 1) or "tp=1"
+def _text(change: dict[str, Any], end: str) -> str:
+    """The value before or after: a plan as it is typed, anything else as it is."""
+    from engine.spec.plan import ParallelPlan
+
+    value = change[end]
+    if change["knob"] == "plan":  # flat at the control plane, degrees apart at an engine
+        flat = {**value, **value.get("plan", {})}
+        return str(ParallelPlan(**{key: part for key, part in flat.items() if key != "plan"}))
     return "none" if value is None else str(value)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from api.cli.main import create_app
 from api.clients.client import GearshiftClient
 from api.web.settings import ServiceSettings
+from engine.spec.settings import Settings
 from store import Database
 from tests.api.cli.conftest import Run
 from tests.api.cli.served import PACED, serving
@@ -119,6 +120,12 @@ def test_a_report_is_applied_to_a_running_engine_and_a_dry_run_changes_nothing(
 
         again = run("apply", reports.plan, "--engine", url)
         assert "nothing to change" in again.stdout
+        assert (
+            "  plan: tp=1 -> dp=2 (reshape)\n"
+            in run(
+                "apply", reports.plan, "--engine", url, "--choice", "fastest", "--dry-run"
+            ).stdout
+        )
         told = json.loads(run("apply", reports.recommendation_id, "--engine", url, "--json").stdout)
         assert told["engine"] == url
 
@@ -144,11 +151,13 @@ def test_a_recommendation_is_applied_through_the_control_plane(
 ) -> None:
     recommendation_id = add_recommendation(database)
     with running_service(settings, free_port()) as url, GearshiftClient(url, ADMIN) as client:
-        engine_id = str(client._object("POST", "/v1/engines", json=engine_body())["id"])
+        body = engine_body(policy=Settings().to_json())
+        engine_id = str(client._object("POST", "/v1/engines", json=body)["id"])
         words = ("apply", recommendation_id, "--service", url, "--engine", engine_id)
         keyed = (*words, "--service-key", ADMIN)
         dry = run(*keyed, "--dry-run")
         assert dry.exit_code == 0, dry.output
+        assert "  plan: tp=1 -> sp=2,shift (reshape)\n" in dry.stdout
         assert "dry run: nothing was changed" in dry.stdout
         assert client.get_engine(engine_id)["applied_version"] == 1
         done = run(*keyed, "--json")

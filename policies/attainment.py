@@ -78,6 +78,11 @@ class SlaReport:
         return not self.violations
 
     @property
+    def verdict(self) -> str:
+        """Met, or missed and by what."""
+        return "met" if self.is_met else f"missed: {'; '.join(map(str, self.violations))}"
+
+    @property
     def headroom(self) -> float | None:
         """The smallest margin of all constraints; None when one could not be observed."""
         margins = [check.margin for check in self.checks if check.is_applicable]

@@ -14,6 +14,7 @@ from api.cli.exit_codes import ExitCode
 from api.cli.grouped import grouped
 from api.cli.groups import JudgedWorkload
 from api.cli.pictured import Plot
+from policies.numbers import short
 
 if TYPE_CHECKING:
     from api.clients.http_target import ServedModel
@@ -224,11 +225,11 @@ def _print_tables(document: dict[str, Any], measurement: Measurement, sla: Sla |
     console.print(f"driver lag p99: {_text(document['driver_lag_ms'])} ms")
     if sla is not None:
         report = judge(sla, measurement)
-        verdict = "met" if report.is_met else "missed: " + "; ".join(map(str, report.violations))
-        attainment = _text(report.attainment, 4)
-        console.print(f"SLA {sla}: {verdict}")
+        console.print(f"SLA {sla}: {report.verdict}")
+        # Three digits would make 0.9996 a 1.
+        attainment = "-" if report.attainment is None else f"{report.attainment:.4f}"
         console.print(f"attainment {attainment}, goodput {_text(report.goodput_rps)} requests/s")
 
 
-def _text(value: float | None, digits: int = 2) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def _text(value: float | None) -> str:
+    return "-" if value is None else short(value)

@@ -34,8 +34,13 @@ def print_answer(report: PlanReport, document: dict[str, Any]) -> None:
     found = choices(report)
     if not found:
         _print_infeasible(console, document["infeasible"])
-    for roles, choice in _cards(found):
+    cards = _cards(found)
+    for nth, (roles, choice) in enumerate(cards, start=1):
         _print_choice(console, report, document, roles, choice)
+        if nth == len(cards):
+            # The document has the commands of the others too.
+            for command in document["best"][choice.role]["launch"]:
+                _print_command(console, command)
 
 
 def _cards(found: tuple[Choice, ...]) -> list[tuple[str, Choice]]:
@@ -62,8 +67,6 @@ def _print_choice(
             console.print(f"  {constraint}: {short(estimate.value)} ({interval})")
     if (cost := document["best"][choice.role]["cost"]) is not None:
         console.print(f"  costs {cost_text(cost)}")
-    for command in document["best"][choice.role]["launch"]:
-        _print_command(console, command)
 
 
 def _print_command(console: Console, launch: dict[str, Any]) -> None:
@@ -71,8 +74,9 @@ def _print_command(console: Console, launch: dict[str, Any]) -> None:
         console.print("  to rehearse without the hardware (no model is run):")
     text = launch["command"] or f"cannot: {launch['note']}"
     notes = [each for each in (launch["versions"], launch["note"]) if each]
-    note = f"   # {'; '.join(notes)}" if launch["command"] and notes else ""
-    console.print(f"  {launch['system']}: {text}{note}", markup=False)
+    console.print(f"  {launch['system']}: {text}", markup=False)
+    if launch["command"] and notes:
+        console.print(f"    # {'; '.join(notes)}", markup=False)
     if (config := launch["config"]) is not None and config["is_needed"]:
         for line in (f"{config['name']}:", *(f"  {x}" for x in config["text"].splitlines())):
             console.print(f"  {line}", markup=False)

@@ -25,7 +25,9 @@ from api.cli.simulate_cases import Case, NamedCaps, Question, described, on_this
 from policies.numbers import short
 
 if TYPE_CHECKING:
+    from engine.spec.measurement import Measurement
     from engine.spec.settings import Settings
+    from policies.sla import Sla
     from tuner.pictures.picture import Picture
     from tuner.simulation.simulate import SimulationResult
 
@@ -156,7 +158,7 @@ def _answer(question: Question, case: Case, documents: Documents) -> None:
         print_json(document)
     else:
         print_lines(case.title.lines())
-        _print(case.settings, document)
+        _print(case.settings, document, question.sla, result.measurement)
     end(ExitCode.of(result.measurement, question.sla))
 
 
@@ -169,10 +171,13 @@ def _write_samples(path: Path, result: SimulationResult) -> None:
     path.write_bytes(b"\n".join(lines) + b"\n")
 
 
-def _print(settings: Settings, document: dict[str, Any]) -> None:
+def _print(
+    settings: Settings, document: dict[str, Any], sla: Sla | None, measurement: Measurement
+) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from policies.attainment import judge
     from policies.report import LATENCIES
 
     metrics, intervals = document["metrics"], document["intervals"] or {}
@@ -180,9 +185,9 @@ def _print(settings: Settings, document: dict[str, Any]) -> None:
     table.title = f"{settings}, simulated (ms)"
     for name in LATENCIES:
         row = metrics[name]
-        cells = ["-" if value is None else f"{value:.2f}" for value in row.values()]
+        cells = ["-" if value is None else short(value) for value in row.values()]
         ends = intervals.get(f"p95_{name}")
-        cells.append("-" if ends is None else f"{ends['low']:.2f} .. {ends['high']:.2f}")
+        cells.append("-" if ends is None else f"{short(ends['low'])} .. {short(ends['high'])}")
         table.add_row(name.removesuffix("_ms"), *cells)
     console = Console()
     console.print(table)
@@ -211,6 +216,5 @@ def _print(settings: Settings, document: dict[str, Any]) -> None:
         console.print(
             f"energy (estimate): {energy['joules'] / 3.6e6:.3g} kWh, mean {energy['mean_w']:.0f} W"
         )
-    if document["sla"] is not None:
-        missed = [f"{v['constraint']} ({v['actual']})" for v in document["sla"]["violations"]]
-        console.print("SLA met" if not missed else f"SLA missed: {'; '.join(missed)}")
+    if sla is not None:
+        console.print(f"SLA {judge(sla, measurement).verdict}")

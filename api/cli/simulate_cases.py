@@ -151,8 +151,6 @@ def described(question: Question, hardware: str, *, has_intervals: bool) -> Case
     node = question.served.node(question.model, hardware)
     check_served(node, question.spec.plan)
     settings = question.settings(node.timer(question.spec.plan), node.backend.default_caps)
-    device = node.hardware.device
-    log(f"simulate: {device.title} is {device.calibration}: {device.source}")
 
     def run(step_scale: float, on_progress: OnProgress) -> SimulationResult:
         return node.simulate(

@@ -238,11 +238,10 @@ def estimates_of(runs: list[dict[str, float]]) -> dict[str, Estimate]:
 
 
 def unmeasured_warning(node: Node) -> str:
-    """A warning that a backend's figures come from no served run, and where they do come from."""
-    backend = node.backend
+    """A warning that a backend's figures come from no served run; the document has their source."""
     return (
-        f"{backend.title} was never measured on a GPU, so a step may be off by "
-        f"{percent(node.interval)}; its host times: {backend.source}"
+        f"{node.backend.title} was never measured on a GPU: a step may be off by "
+        f"{percent(node.interval)}"
     )
 
 

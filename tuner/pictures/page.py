@@ -83,7 +83,16 @@ def figure_of(picture: Picture) -> dict[str, Any]:
     text = f"<b>{escape(picture.title)}</b><br>{'<br>'.join(facts)}"
     layout = {
         **axes,
-        "title": {"text": text, "font": {"size": 13}, "x": 0.01, "y": 0.995, "yanchor": "top"},
+        "title": {
+            "text": text,
+            "font": {"size": 13},
+            "x": 0.01,
+            "y": 1,
+            "yref": "container",
+            "yanchor": "top",
+            # Plotly measures from the foot of the first line.
+            "pad": {"t": LINE_PIXELS},
+        },
         "height": inner + head + 70,
         "margin": {"t": head, "b": 60, "l": 80, "r": 40},
         "hovermode": "closest",

@@ -131,6 +131,7 @@ class EngineAgent:
             "devices": self._devices,
             "model": model_to_json(engine.model),
             "envelope": asdict(engine.envelope),
+            "inventory": engine.inventory.to_json(),
             "capabilities": [knob_json(knob) for knob in engine.capabilities()],
             "policy": engine.policy.settings.to_json(),
         }

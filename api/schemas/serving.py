@@ -49,6 +49,11 @@ class EngineRegister(Body):
     devices: list[DeviceIndex] | None = DEVICES
     model: Json = Field(description="Shape of the model (engine ModelConfig)")
     envelope: Json = Field(description="Caps it was started with, the most they may be raised to")
+    inventory: Json | None = Field(
+        default=None,
+        description="What its plans may use: `kind`, `max_ranks`, and memory in bytes. Plans "
+        "beyond it are refused",
+    )
     capabilities: list[Json]
     policy: Json = Field(description="The engine's part of the policy in force")
 
@@ -118,6 +123,7 @@ class EngineView(View):
     host: str
     model: Json
     envelope: Json
+    inventory: Json | None
     effective_policy: Json
     desired_version: int
     applied_version: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from api.documents.inventory import check_plan, read_inventory
 from api.documents.policy import check_model, settings_in
 from api.schemas.serving import EngineRegister, EngineView, HeartbeatIn
 from api.services import policies
@@ -11,13 +12,11 @@ from api.services.audit import record
 from api.web.auth import Caller
 from api.web.errors import ApiError, FieldError
 from api.web.settings import ServiceSettings, num_devices
-from engine.spec.errors import EngineError, PolicyError
-from engine.spec.plan import ParallelPlan
+from engine.spec.errors import EngineError
 from engine.spec.settings import Settings
 from store import UnitOfWork
 from store.models import EngineRow
 from store.models.base import utc_now
-from tuner.hardware.device import MAX_DEVICES
 
 
 def view(row: EngineRow, settings: ServiceSettings) -> EngineView:
@@ -37,11 +36,13 @@ def register(
     had; if it refuses, its own is adopted.
 
     Raises:
-        ApiError: 422, a model, envelope or policy that cannot be read.
+        ApiError: 422, a model, envelope, inventory or policy that cannot be read.
+        PolicyError: a plan beyond the inventory it sends.
     """
     in_force = Settings.from_json(body.policy)
-    _bounded(in_force.plan)
     _check_readable(body)
+    inventory = read_inventory(body.inventory, body.capabilities)
+    check_plan(in_force.plan, inventory, body.model, pointer="/policy/plan")
     row = uow.engines.find_by_name(body.name)
     is_new = row is None
     if row is None:
@@ -49,7 +50,7 @@ def register(
     row.model_name, row.public_url, row.host = body.model_name, body.public_url, body.host
     row.model, row.envelope = body.model, body.envelope
     row.capabilities, row.effective_policy = body.capabilities, in_force.to_json()
-    row.last_heartbeat_at = utc_now()
+    row.inventory, row.last_heartbeat_at = body.inventory, utc_now()
     if is_new:
         uow.engines.add(row)
         policies.adopt(uow, row, in_force, caller, reason="registration")
@@ -71,7 +72,8 @@ def heartbeat(
     """Keep one window of exact samples."""
     row = uow.engines.get(engine_id)
     in_force = settings_in(body.policy)
-    _bounded(in_force.plan)
+    inventory = policies.inventory_of(row)
+    check_plan(in_force.plan, inventory, row.model, pointer="/policy/plan")
     row.effective_policy = in_force.to_json()
     uow.engines.add_heartbeat(
         engine_id,
@@ -93,16 +95,10 @@ def deregister(uow: UnitOfWork, engine_id: str, *, caller: Caller) -> None:
     record(uow, caller, "engine.deregister", f"engines/{row.id}", reason="the engine ended")
 
 
-def _bounded(plan: ParallelPlan) -> ParallelPlan:
-    """Raises PolicyError for a plan of more ranks than there are devices anywhere."""
-    if plan.world_size > MAX_DEVICES:
-        raise PolicyError(f"/policy/plan: {plan} has more than {MAX_DEVICES} ranks")
-    return plan
-
-
 def _check_readable(body: EngineRegister) -> None:
     for pointer, read in (
         ("/envelope", lambda: Settings.from_json({"caps": body.envelope})),
+        ("/inventory", lambda: read_inventory(body.inventory, body.capabilities)),
         ("/model", lambda: check_model(body.model) if body.model else None),
     ):
         try:

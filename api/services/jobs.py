@@ -10,7 +10,10 @@ from api.schemas.tuning import TuningJobCreate, TuningJobView
 from api.services.audit import record
 from api.web.auth import Caller
 from api.web.errors import ApiError, FieldError
+from api.web.settings import ServiceSettings
+from api.web.settings import num_devices as inventory_size
 from engine.spec.errors import EngineError
+from engine.spec.inventory import LEAST_CPU_RANKS
 from engine.spec.model import ModelConfig
 from policies.errors import PolicyInputError
 from policies.sla import Sla
@@ -26,7 +29,9 @@ from tuner.work.models import load_model
 from tuner.workload.parse import check_workload
 
 
-def create(uow: UnitOfWork, body: TuningJobCreate, *, caller: Caller) -> TuningJob:
+def create(
+    uow: UnitOfWork, body: TuningJobCreate, settings: ServiceSettings, *, caller: Caller
+) -> TuningJob:
     """Queue a job.
 
     Raises:
@@ -34,7 +39,7 @@ def create(uow: UnitOfWork, body: TuningJobCreate, *, caller: Caller) -> TuningJ
             workload that cannot be read.
         NotFoundError: no such cost model.
     """
-    _check(body)
+    _check(body, settings)
     if body.cost_model_id is not None:
         uow.cost_models.get(body.cost_model_id)
     job = uow.jobs.add(spec=_document(body), num_trials=body.trials, created_by=caller.actor)
@@ -120,7 +125,7 @@ def _document(body: TuningJobCreate) -> Json:
     return {**body.model_dump(mode="json"), "backend": backend}
 
 
-def _check(body: TuningJobCreate) -> None:
+def _check(body: TuningJobCreate, settings: ServiceSettings) -> None:
     """Find what would make the job fail at once, while the caller still listens.
 
     Nothing is built here: a workload is drawn or read in the job's own process.
@@ -130,21 +135,23 @@ def _check(body: TuningJobCreate) -> None:
         ("/model_dir", lambda: _check_model(body.model_dir, body.hardware)),
         ("/workload", lambda: check_workload(body.workload)),
         ("/hardware", lambda: _check_hardware(body.hardware, body.num_devices)),
+        ("/num_devices", lambda: _check_here(body.hardware, body.num_devices, settings)),
         ("/backend", lambda: _check_backend(body.backend, body.hardware)),
         ("/dtype", lambda: check_dtype(body.dtype)),
     ]
     errors = [found for pointer, check in checks if (found := _find_error(pointer, check))]
-    if not errors and (found := _find_error("/options", lambda: _check_options(body))):
+    if not errors and (found := _find_error("/options", lambda: _check_options(body, settings))):
         errors.append(found)
     if errors:
         raise ApiError(422, "invalid_request", "the job could not run", errors=errors)
 
 
-def _check_options(body: TuningJobCreate) -> None:
+def _check_options(body: TuningJobCreate, settings: ServiceSettings) -> None:
     """The whole specification: options may name fields that stand beside them, too."""
     spec = tuning_spec(_document(body))
     check_workload(spec.workload)
     _check_hardware(spec.hardware, spec.num_devices)
+    _check_here(spec.hardware, spec.num_devices, settings)
     if spec.is_local:
         _check_model(spec.model_dir, spec.hardware)
     else:
@@ -165,6 +172,16 @@ def _check_hardware(hardware: str, num_devices: int) -> None:
     described = parse_hardware(hardware)
     if num_devices > described.count:
         raise TunerError(f"{num_devices} devices asked for, {described} has {described.count}")
+
+
+def _check_here(hardware: str, num_devices: int, settings: ServiceSettings) -> None:
+    """On this machine, a plan may use its devices; ranks of a CPU may be a few more than cores."""
+    most = max(inventory_size(settings), LEAST_CPU_RANKS)
+    if hardware == LOCAL and num_devices > most:
+        raise TunerError(
+            f"{num_devices} devices asked for, plans on this machine may use {most}; describe "
+            "other hardware, as in 8xh200"
+        )
 
 
 def _check_backend(backend: str | None, hardware: str) -> None:

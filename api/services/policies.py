@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from api.documents.inventory import check_plan, read_inventory
 from api.documents.policy import (
     Change,
     PolicyDocument,
-    check_applicable,
+    check_limits,
     differences,
     etag,
     guard_warnings,
@@ -18,6 +19,7 @@ from api.schemas.serving import Acknowledge, ChangeSet, PolicyView
 from api.services.audit import record
 from api.web.auth import Caller
 from api.web.errors import ApiError
+from engine.spec.inventory import Inventory
 from engine.spec.settings import Caps, Settings
 from store import ConflictError, UnitOfWork
 from store.models import AckState, EngineRow, PolicyVersion
@@ -36,6 +38,11 @@ class Authorship:
 def current(uow: UnitOfWork, engine: EngineRow) -> PolicyVersion:
     """The version the engine is asked to run."""
     return uow.policies.get(engine.id, engine.desired_version)
+
+
+def inventory_of(engine: EngineRow) -> Inventory:
+    """What plans of the engine may use."""
+    return read_inventory(engine.inventory, engine.capabilities)
 
 
 def view(engine: EngineRow, version: PolicyVersion) -> PolicyView:
@@ -115,7 +122,8 @@ def write(
     ``before`` is the current version's document. The caller holds the engine's row.
     """
     envelope = Caps(**engine.envelope)
-    check_applicable(after, envelope=envelope, model=engine.model)
+    check_limits(after, envelope=envelope)
+    check_plan(after.settings.plan, inventory_of(engine), engine.model, pointer="/plan")
     version = current(uow, engine)
     changes = differences(before, after, envelope)
     if not is_dry_run and after != before:
@@ -173,6 +181,7 @@ def acknowledge(
     engine = uow.engines.get(engine_id, for_update=True)
     row = uow.policies.get(engine_id, version)
     in_force = settings_in(body.policy)
+    check_plan(in_force.plan, inventory_of(engine), engine.model, pointer="/policy/plan")
     engine.effective_policy = in_force.to_json()
     if row.ack_state is AckState.PENDING or body.result == "refused":
         row.ack_state = AckState(body.result)

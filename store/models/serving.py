@@ -37,6 +37,7 @@ class EngineRow(Base):
     envelope: Mapped[Json]
     capabilities: Mapped[JsonList]
     effective_policy: Mapped[Json]
+    inventory: Mapped[Json | None]
     desired_version: Mapped[int] = mapped_column(default=0)
     applied_version: Mapped[int] = mapped_column(default=0)
     last_version: Mapped[int] = mapped_column(default=0)

@@ -135,12 +135,12 @@ def test_a_new_plan_is_applied_by_a_reshape_and_its_class_is_kept(
 def test_what_the_engine_refuses_is_replaced_by_what_it_runs(
     engine: Engine, settings: ServiceSettings, database: Database
 ) -> None:
-    engine.config = replace(engine.config, max_devices=2)
     with running_service(settings, free_port()) as url, _client(url) as client:
         agent = _agent(engine, url)
         agent.start()
         wait_until(lambda: agent.engine_id is not None)
         engine_id = str(agent.engine_id)
+        engine._inventory = replace(engine.inventory, max_ranks=2)  # devices that it has lost since
         _patch(client, engine_id, {"plan": {"sp": 4}})
         versions = f"/v1/engines/{engine_id}/policy/versions"
         wait_until(lambda: len(client.get(versions).json()) == 3)

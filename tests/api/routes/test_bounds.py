@@ -95,6 +95,8 @@ def test_a_heartbeat_beyond_its_bounds_is_refused(
     ("changes", "pointer", "bound"),
     [
         ({"num_devices": 2**70}, "/num_devices", "16384"),
+        ({"num_devices": 64, "hardware": "local"}, "/num_devices", "may use 8"),
+        ({"options": {"num_devices": 64, "hardware": "local"}}, "/options", "may use 8"),
         ({"seed": 2**70}, "/seed", "4294967295"),
         ({"hardware": "0xh200"}, "/hardware", "hardware '0xh200'"),
         ({"hardware": "00xh200"}, "/hardware", "hardware '00xh200'"),
@@ -159,7 +161,11 @@ def test_a_trace_that_is_a_pipe_does_not_hold_the_request(
         ({"model": {**engine_body()["model"], "num_heads": [1]}}, "/model", "whole number from 1"),
         ({"model": {**engine_body()["model"], "hidden_size": 2**40}}, "/model", "hidden_size="),
         ({"policy": {"plan": {"tp": 2**70}}}, "/policy", "/plan/tp: a whole number"),
-        ({"policy": {"plan": {"tp": 2**20}}}, "/policy/plan", "more than 16384 ranks"),
+        (
+            {"policy": {"plan": {"dp": 2**20}}},
+            "/policy/plan",
+            "needs 1048576 devices, this engine has 1024",
+        ),
     ],
 )
 def test_a_registration_beyond_its_bounds_is_refused(

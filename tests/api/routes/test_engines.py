@@ -7,6 +7,7 @@ from datetime import timedelta
 from starlette.testclient import TestClient
 
 from api.web.settings import ServiceSettings
+from engine.spec.inventory import Inventory, RankKind
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from store import Database
@@ -116,3 +117,36 @@ def test_an_engine_that_ends_frees_its_devices_and_keeps_its_history(
     engine = client.get(f"/v1/engines/{engine_id}").json()
     assert not engine["is_alive"]
     acknowledge(client, engine_id)
+
+
+def test_a_heartbeat_or_acknowledgement_with_a_plan_nobody_has_devices_for_is_refused(
+    client: TestClient, database: Database, settings: ServiceSettings
+) -> None:
+    """Each used to make lists of as many devices, until the service was out of memory."""
+    engine_id = register(client)
+    policy = {**engine_body()["policy"], "plan": {"dp": 10**9}, "shift": {"enabled": False}}
+    beat = client.post(
+        f"/v1/engines/{engine_id}/heartbeats", json=heartbeat_body(arrived=0, policy=policy)
+    )
+    said = client.post(
+        f"/v1/engines/{engine_id}/policy/versions/1:acknowledge",
+        json={"result": "refused", "policy": policy},
+    )
+    again = client.post("/v1/engines", json=engine_body(policy=policy))
+    for answer in (beat, said, again):
+        assert answer.status_code == 422
+        assert answer.json()["errors"][0]["pointer"] == "/policy/plan"
+        assert "needs 1000000000 devices, this engine has 1024" in answer.json()["detail"]
+    with database.read() as uow:
+        assert len(uow.devices.list_leases(settings.node)) == 2
+    assert client.get(f"/v1/engines/{engine_id}").json()["effective_policy"]["plan"]["dp"] == 1
+
+
+def test_a_registration_beyond_its_own_inventory_is_refused(client: TestClient) -> None:
+    inventory = Inventory(kind=RankKind.CPU, max_ranks=1).to_json()
+    answer = client.post("/v1/engines", json=engine_body(inventory=inventory))
+    assert answer.status_code == 422
+    assert "needs 2 devices, this engine has 1" in answer.json()["detail"]
+    odd = client.post("/v1/engines", json=engine_body(inventory={**inventory, "max_ranks": 0}))
+    assert (odd.status_code, odd.json()["errors"][0]["pointer"]) == (422, "/inventory")
+    assert client.get("/v1/engines").json() == []

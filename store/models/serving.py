@@ -22,8 +22,9 @@ class AckState(StrEnum):
 class EngineRow(Base):
     """A registered engine. It keeps its identity by ``name`` over restarts of either side.
 
-    ``schedule`` and ``sla`` come from the recommendation last applied. The controller works on
-    engines that have them, and keeps its memory between decisions in ``control_memory``.
+    ``recommendation_id``, ``schedule`` and ``sla`` are those of the version in force: they change
+    when the engine says that it applied a version. The controller works on engines that have
+    them, and keeps its memory between decisions in ``control_memory``.
     """
 
     __tablename__ = "engines"
@@ -71,7 +72,11 @@ class Heartbeat(Base):
 
 
 class PolicyVersion(Base):
-    """One version of an engine's policy document, and what the engine said about it."""
+    """One version of an engine's policy document, and what the engine said about it.
+
+    ``control`` is what goes in force with it at the service: ``recommendation_id`` and
+    ``schedule``; None where neither was ever given.
+    """
 
     __tablename__ = "policy_versions"
 
@@ -80,6 +85,7 @@ class PolicyVersion(Base):
     )
     version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     document: Mapped[Json]
+    control: Mapped[Json | None]
     origin: Mapped[str] = mapped_column(sa.String(20))
     reason: Mapped[str] = mapped_column(sa.Text)
     created_by: Mapped[str] = mapped_column(sa.String(40))

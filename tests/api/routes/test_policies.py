@@ -307,7 +307,42 @@ def test_applying_a_recommendation_writes_its_policy_sla_and_schedule(
     assert requested["provenance"]["recommendation"] == recommendation_id
     assert answer.json()["predicted"]["metrics"]["ttft_ms"] == {"p95": 120.0}
     with database.read() as uow:
+        assert uow.engines.list_scheduled() == []  # not before the engine has it
+    acknowledge(client, engine_id)
+    engine = client.get(f"/v1/engines/{engine_id}").json()
+    assert (engine["sla"], engine["recommendation_id"]) == ("p95_ttft_ms<=500", recommendation_id)
+    with database.read() as uow:
         assert [row.id for row in uow.engines.list_scheduled()] == [engine_id]
+
+
+def _row(database: Database, engine_id: str) -> Json:
+    """Everything of an engine that a version may change."""
+    with database.read() as uow:
+        row = uow.engines.get(engine_id)
+        document = uow.policies.get(engine_id, row.desired_version).document
+    names = ("sla", "recommendation_id", "schedule", "control_memory", "effective_policy")
+    return {name: getattr(row, name) for name in names} | {"document": document}
+
+
+@pytest.mark.parametrize("is_patched_over", [False, True])
+def test_nothing_of_a_recommendation_that_the_engine_refuses_remains(
+    client: TestClient, database: Database, is_patched_over: bool
+) -> None:
+    """Neither at first nor over another one, with its own guards and SLA, nor under a patch."""
+    engine_id = register(client)
+    running = engine_body()["policy"]
+    for _ in range(2):
+        before = _row(database, engine_id)
+        url = f"/v1/recommendations/{add_recommendation(database)}:apply"
+        assert client.post(url, json={"engine_id": engine_id}).status_code == 200
+        if is_patched_over:
+            patch = {"sla": "p95_ttft_ms<=1", "guards": {"max_gpus": 3}}
+            assert _patch(client, engine_id, patch, _etag(client, engine_id)).status_code == 200
+        acknowledge(client, engine_id, result="refused", message="no", policy=running)
+        assert _row(database, engine_id) == before
+        client.post(url, json={"engine_id": engine_id})
+        acknowledge(client, engine_id)
+        running = _row(database, engine_id)["effective_policy"]
 
 
 def test_a_change_away_from_the_recommendation_has_no_prediction(

@@ -57,6 +57,13 @@ class EngineRegister(Body):
     capabilities: list[Json]
     policy: Json = Field(description="The engine's part of the policy in force")
 
+    takes_credential: bool = Field(
+        default=False,
+        description="Whether it keeps the credential of the answer and sends it from then on as "
+        "`Gearshift-Engine-Credential`. Engines of earlier versions do not; for them anybody with "
+        "scope apply may speak",
+    )
+
 
 class RequestTimingIn(Body):
     """One finished request, exact: milliseconds since it was scheduled."""
@@ -132,6 +139,12 @@ class EngineView(View):
     is_alive: bool
     registered_at: datetime
     last_heartbeat_at: datetime | None
+
+
+class RegisteredView(EngineView):
+    """A registered engine, and its credential where it got a fresh one: it is shown only now."""
+
+    credential: str | None
 
 
 class PolicyView(View):

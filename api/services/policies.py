@@ -17,6 +17,7 @@ from api.documents.policy import (
 )
 from api.documents.recommendation import predicted_for
 from api.schemas.serving import Acknowledge, ChangeSet, PolicyView
+from api.services import identity
 from api.services.audit import record
 from api.web.auth import Caller
 from api.web.errors import ApiError
@@ -178,13 +179,24 @@ def rollback(
 
 
 def acknowledge(
-    uow: UnitOfWork, engine_id: str, version: int, body: Acknowledge, *, caller: Caller
+    uow: UnitOfWork,
+    engine_id: str,
+    version: int,
+    body: Acknowledge,
+    *,
+    credential: str | None,
+    caller: Caller,
 ) -> PolicyView:
     """Keep what the engine did. A refused version is replaced by what the engine really runs.
 
     The same acknowledgement may come twice (the engine retries); the second changes nothing.
+
+    Raises:
+        ApiError: 403, not from the engine itself.
+        PolicyError: a plan beyond the engine's inventory.
     """
     engine = uow.engines.get(engine_id, for_update=True)
+    identity.require_own(engine, credential)
     row = uow.policies.get(engine_id, version)
     in_force = settings_in(body.policy)
     check_plan(in_force.plan, inventory_of(engine), engine.model, pointer="/policy/plan")

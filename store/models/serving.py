@@ -24,7 +24,8 @@ class EngineRow(Base):
 
     ``recommendation_id``, ``schedule`` and ``sla`` are those of the version in force: they change
     when the engine says that it applied a version. The controller works on engines that have
-    them, and keeps its memory between decisions in ``control_memory``.
+    them, and keeps its memory between decisions in ``control_memory``. ``credential_hash`` is the
+    SHA-256 of what the engine proves its identity with; None: an engine of an earlier version.
     """
 
     __tablename__ = "engines"
@@ -34,6 +35,7 @@ class EngineRow(Base):
     model_name: Mapped[str] = mapped_column(sa.String(200))
     public_url: Mapped[str | None] = mapped_column(sa.String(300))
     host: Mapped[str] = mapped_column(sa.String(200))
+    credential_hash: Mapped[str | None] = mapped_column(sa.String(64))
     model: Mapped[Json]
     envelope: Mapped[Json]
     capabilities: Mapped[JsonList]

@@ -140,6 +140,7 @@ def test_a_plan_the_engine_has_no_devices_for_is_refused_before_the_engine_is_as
     acknowledge(client, engine_id)
     narrow = _patch(client, engine_id, {"plan": {"dp": 1}}, wide.headers["etag"])
     assert narrow.status_code == 200
+    client.post(f"/v1/engines/{engine_id}:deregister")
     register(client, inventory={**large, "max_ranks": 2})
     answer = client.post(f"/v1/engines/{engine_id}:rollback", json={"version": 2})
     assert answer.status_code == 422

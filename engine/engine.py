@@ -18,20 +18,19 @@ from engine.lobby import end_all
 from engine.modes.table import ModeTable
 from engine.policy.document import EnginePolicy, KnobClass, check_envelope, classify
 from engine.policy.knobs import AppliedPolicy, Knob, list_knobs
-from engine.replica.devices import with_device_memory
+from engine.replica.devices import read_inventory, with_device_memory
 from engine.replica.handover import Handover
 from engine.replica.replica import Replica
 from engine.replica.stream import OnOutput, RequestStream
 from engine.replica.telemetry import EngineStats, drain, summarise
 from engine.spec.config import EngineConfig, num_kv_blocks
 from engine.spec.errors import (
-    PlanError,
     PolicyError,
     RankError,
     RequestError,
     StalePolicyError,
 )
-from engine.spec.feasible import check_plan
+from engine.spec.inventory import Inventory
 from engine.spec.measurement import RequestTiming
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import (
@@ -65,6 +64,7 @@ class Engine:
         self.config = config = with_device_memory(config)
         self.model = read_served_model(config.model_dir)
         self._tokenizer = tokenizer
+        self._inventory = read_inventory(config)
         self._policy = EnginePolicy(settings=config.settings)
         self._check(config.settings)
         self._fleet = Fleet(config, self.model, timer_factory=timer_factory)
@@ -118,6 +118,11 @@ class Engine:
         return self.config.start_envelope
 
     @property
+    def inventory(self) -> Inventory:
+        """How many ranks, and how much memory, plans may use."""
+        return self._inventory
+
+    @property
     def max_model_len(self) -> int:
         """Longest sequence (prompt plus output) in tokens: context or KV capacity."""
         return self._max_model_len(self.settings.plan)
@@ -156,7 +161,7 @@ class Engine:
         return list_knobs(
             self.settings,
             self.envelope,
-            max_devices=self.config.max_devices,
+            max_devices=self._inventory.max_ranks,
             cost_s=self._cost_s,
         )
 
@@ -292,10 +297,7 @@ class Engine:
 
     def _check(self, settings: Settings) -> None:
         plan = settings.plan
-        check_plan(plan, self.model)
-        limit = self.config.max_devices
-        if limit is not None and plan.world_size > limit:
-            raise PlanError(f"plan {plan} needs {plan.world_size} devices, this engine has {limit}")
+        self._inventory.check(plan, self.model)
         num_kv_blocks(self.config, self.model, plan)
         check_envelope(settings.caps, self.envelope)
 

@@ -18,7 +18,14 @@ class PolicyRepository:
         self._session = session
 
     def add(
-        self, engine: EngineRow, *, document: Json, origin: str, reason: str, created_by: str
+        self,
+        engine: EngineRow,
+        *,
+        document: Json,
+        control: Json | None,
+        origin: str,
+        reason: str,
+        created_by: str,
     ) -> PolicyVersion:
         """Append the engine's next version and make it the desired one.
 
@@ -30,6 +37,7 @@ class PolicyRepository:
             engine_id=engine.id,
             version=engine.last_version,
             document=document,
+            control=control,
             origin=origin,
             reason=reason,
             created_by=created_by,

@@ -11,12 +11,14 @@ import socket
 import threading
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import structlog
 
+from api.agent.credential import CredentialFile
 from api.agent.window import heartbeat, knob_json
 from api.documents.policy import model_to_json, settings_in
 from api.web.urls import full_url
@@ -31,13 +33,15 @@ LONG_POLL_S = 20.0
 RETRY_S = 1.0
 RETRY_REFUSED_S = 10.0
 STOP_TIMEOUT_S = 5.0
+CREDENTIAL_HEADER = "Gearshift-Engine-Credential"
 Json = dict[str, Any]
 
 
 class EngineAgent:
     """Keeps one engine known to a control plane, from a thread of its own.
 
-    ``name`` is the engine's identity over restarts. A window whose heartbeat could not be sent is
+    ``name`` is the engine's identity over restarts, and its credential, kept in
+    ``credential_dir``, the proof of it. A window whose heartbeat could not be sent is
     dropped: to the control plane it is missing data, never zero load.
     """
 
@@ -49,6 +53,7 @@ class EngineAgent:
         api_key: str | None,
         public_url: str | None,
         name: str | None = None,
+        credential_dir: Path | None = None,
         heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
         self._engine = engine
@@ -57,6 +62,7 @@ class EngineAgent:
         self._public_url = public_url
         self._model_name = engine.config.model_dir.resolve().name
         self._name = name or _default_name(self._model_name, public_url)
+        self._credential = CredentialFile(credential_dir, control_url=self._url, name=self._name)
         self._heartbeat_s = heartbeat_s
         # Steps paced by a clock use no device; otherwise the service picks for the inventory.
         self._devices: list[int] | None = None if engine.paced_as is None else []
@@ -85,6 +91,7 @@ class EngineAgent:
             with contextlib.suppress(RuntimeError):  # the loop may just have ended
                 loop.call_soon_threadsafe(main.cancel)
         self._thread.join(STOP_TIMEOUT_S)
+        self._credential.close()
 
     def _run(self) -> None:
         asyncio.run(self._live())
@@ -117,6 +124,8 @@ class EngineAgent:
 
     async def _register(self, client: httpx.AsyncClient) -> None:
         answer = await self._insist(client, "POST", "/v1/engines", self._registration())
+        if answer.get("credential"):
+            self._credential.keep(answer["credential"])
         self._engine_id = answer["id"]
         self._handled_version = 0
         self._log.info("registered", engine_id=self._engine_id)
@@ -131,15 +140,24 @@ class EngineAgent:
             "devices": self._devices,
             "model": model_to_json(engine.model),
             "envelope": asdict(engine.envelope),
+            "inventory": engine.inventory.to_json(),
             "capabilities": [knob_json(knob) for knob in engine.capabilities()],
             "policy": engine.policy.settings.to_json(),
+            "takes_credential": True,
         }
+
+    @property
+    def _proof(self) -> dict[str, str]:
+        text = self._credential.text
+        return {} if text is None else {CREDENTIAL_HEADER: text}
 
     async def _deregister(self, client: httpx.AsyncClient) -> None:
         if self._engine_id is None:
             return
         with contextlib.suppress(httpx.HTTPError):
-            await client.post(f"/v1/engines/{self._engine_id}:deregister", timeout=2.0)
+            await client.post(
+                f"/v1/engines/{self._engine_id}:deregister", headers=self._proof, timeout=2.0
+            )
 
     # -- heartbeats ----------------------------------------------------------------------------
 
@@ -169,10 +187,14 @@ class EngineAgent:
 
     async def _send_beat(self, client: httpx.AsyncClient, body: Json) -> bool:
         try:
-            answer = await client.post(f"/v1/engines/{self._engine_id}/heartbeats", json=body)
+            answer = await client.post(
+                f"/v1/engines/{self._engine_id}/heartbeats", json=body, headers=self._proof
+            )
         except httpx.HTTPError:
             return False
-        if answer.status_code == httpx.codes.NOT_FOUND:
+        if _is_stranger(answer):
+            # What is asked of whoever has the name now is not asked of us.
+            self._engine_id = None
             await self._register(client)
         return answer.is_success
 
@@ -191,10 +213,14 @@ class EngineAgent:
 
     async def _next_policy(self, client: httpx.AsyncClient) -> Json | None:
         """A policy version not yet handled; None when the wait ended without one."""
+        if self._engine_id is None:
+            await asyncio.sleep(RETRY_S)
+            return None
         try:
             answer = await client.get(
                 f"/v1/engines/{self._engine_id}/policy",
                 params={"wait_s": LONG_POLL_S, "after_version": self._handled_version},
+                headers=self._proof,
             )
         except httpx.HTTPError:
             await asyncio.sleep(RETRY_S)
@@ -234,21 +260,28 @@ class EngineAgent:
     async def _insist(self, client: httpx.AsyncClient, method: str, path: str, body: Json) -> Json:
         """Send until it is accepted; wait longer after a refusal than after no answer.
 
-        A 404 counts as an answer: the engine is no longer known, and the next heartbeat registers
-        it.
+        That the service does not know the engine (any more) counts as an answer: the next heartbeat
+        registers it.
         """
         while True:
             try:
-                answer = await client.request(method, path, json=body)
+                answer = await client.request(method, path, json=body, headers=self._proof)
             except httpx.HTTPError as error:
                 self._log.warning("control plane not reached", error=str(error))
                 await asyncio.sleep(RETRY_S)
                 continue
-            if answer.is_success or answer.status_code == httpx.codes.NOT_FOUND:
+            if answer.is_success or _is_stranger(answer):
                 found: Json = answer.json()
                 return found
             self._log.error("control plane refuses", status=answer.status_code, body=answer.text)
             await asyncio.sleep(RETRY_REFUSED_S)
+
+
+def _is_stranger(answer: httpx.Response) -> bool:
+    """Whether the service says that it does not know us, or that we are another engine."""
+    if answer.status_code == httpx.codes.FORBIDDEN:
+        return bool(answer.json().get("code") == "not_this_engine")
+    return answer.status_code == httpx.codes.NOT_FOUND
 
 
 def _default_name(model_name: str, public_url: str | None) -> str:

@@ -74,6 +74,7 @@ def _environment(folder: Path, key: str) -> dict[str, str]:
     return {
         "GEARSHIFT_DATA_DIR": str(folder),
         "GEARSHIFT_DATABASE_URL": f"sqlite:///{folder / 'gearshift.db'}",
+        "GEARSHIFT_MODEL_ROOT": str(folder),
         "GEARSHIFT_ADMIN_KEY": key,
         "GEARSHIFT_DEVICES": str(2 * (os.cpu_count() or 1)),
         "GEARSHIFT_CONTROL_INTERVAL_S": "2",

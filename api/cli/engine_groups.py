@@ -198,7 +198,7 @@ class Names:
         str | None,
         typer.Option(
             help="This engine's identity in metrics and, over restarts, at the control plane; "
-            "there by default MODEL@HOST:PORT."
+            "there by default MODEL@HOST:PORT. The name of another live engine is refused there."
         ),
     ] = None
 
@@ -234,6 +234,7 @@ class ControlPlane:
         if self.control is None:
             return
         from api.agent.agent import EngineAgent
+        from tuner.spec.machine import data_dir
 
         agent = EngineAgent(
             engine=engine,
@@ -241,6 +242,7 @@ class ControlPlane:
             api_key=self.control_key,
             public_url=url,
             name=name,
+            credential_dir=data_dir() / "engines",
         )
         agent.start()
         stack.callback(agent.stop)

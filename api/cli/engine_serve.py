@@ -181,6 +181,7 @@ class _Serving:
             drain_s=self.house.drain_s,
             model=engine.model,
             envelope=engine.envelope,
+            inventory=engine.inventory,
             paced_as=engine.paced_as,
             defaults=self.defaults,
         )

@@ -13,7 +13,6 @@ from typing import Any
 
 from engine.policy.document import KnobClass, check_envelope, classify, merge_patch
 from engine.spec.errors import PolicyError
-from engine.spec.feasible import check_plan
 from engine.spec.model import ModelConfig
 from engine.spec.rope import RopeKind, RopeScaling
 from engine.spec.settings import Caps, Settings
@@ -145,12 +144,11 @@ def guard_warnings(before: PolicyDocument, after: PolicyDocument) -> list[str]:
     ]
 
 
-def check_applicable(document: PolicyDocument, *, envelope: Caps, model: Json) -> None:
-    """Refuse what the engine could not run, before it is asked.
+def check_limits(document: PolicyDocument, *, envelope: Caps) -> None:
+    """Refuse what was ruled out beforehand.
 
     Raises:
         PolicyError: caps above the envelope or more devices than the guard allows (``needs``).
-        PlanError: a plan this model cannot run, with the numbers.
     """
     plan, limit = document.settings.plan, document.guards["max_gpus"]
     check_envelope(document.settings.caps, envelope)
@@ -160,8 +158,6 @@ def check_applicable(document: PolicyDocument, *, envelope: Caps, model: Json) -
             f"{limit}; raise the guard or choose a smaller plan",
             needs=KnobClass.RESTART,
         )
-    if model:
-        check_plan(plan, model_from_json(model))
 
 
 def etag(version: int, document: Json) -> str:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from api.documents.places import Places
 from api.documents.tuning_spec import tuning_spec
 from api.jobs.backend import IsCancelled, JobInputError, Json, OnEvent, Verdict
 from engine.spec.errors import EngineError
@@ -21,7 +22,10 @@ OWN_EVENTS = ("trial",)
 
 
 class TunerBackend:
-    """Binds :mod:`tuner.search.tune`."""
+    """Binds :mod:`tuner.search.tune`. Models and traces lie in ``places``."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
 
     def devices_needed(self, spec: Json) -> int:
         wanted = tuning_spec(spec)
@@ -48,7 +52,7 @@ class TunerBackend:
                 on_event(event.kind, plain({"message": event.message, **event.data}))
 
         with _input_errors():
-            wanted = tuning_spec(spec)
+            wanted = self._places.confine(tuning_spec(spec))
             if devices and wanted.device.startswith("cuda"):
                 # Ranks count visible devices from 0, and inherit this when they are started.
                 os.environ[VISIBLE_DEVICES] = ",".join(map(str, devices))

@@ -56,7 +56,7 @@ def main() -> None:
     settings = ServiceSettings()
     configure_logs(settings.log_level)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    run_worker(settings, TunerBackend(), threading.Event())
+    run_worker(settings, TunerBackend(settings.places), threading.Event())
 
 
 def _end_with_parent() -> None:

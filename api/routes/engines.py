@@ -9,9 +9,15 @@ from fastapi.responses import JSONResponse
 
 from api.schemas.access import Scope
 from api.schemas.base import Json
-from api.schemas.serving import EngineRegister, EngineView, HeartbeatIn, HeartbeatOut
+from api.schemas.serving import (
+    EngineRegister,
+    EngineView,
+    HeartbeatIn,
+    HeartbeatOut,
+    RegisteredView,
+)
 from api.services import engines
-from api.web.auth import Caller, require
+from api.web.auth import Caller, EngineCredential, require
 from api.web.context import AppContext, get_context
 from api.web.paging import Paging, link_next
 
@@ -26,15 +32,23 @@ Applier = Annotated[Caller, require(Scope.APPLY)]
     status_code=201,
     operation_id="register_engine",
     summary="Register an engine",
-    response_model=EngineView,
+    response_model=RegisteredView,
 )
-def register(body: EngineRegister, context: Context, caller: Applier) -> JSONResponse:
-    """Register an engine; the same name is the same engine, so this may be repeated."""
+def register(
+    body: EngineRegister, context: Context, caller: Applier, credential: EngineCredential = None
+) -> JSONResponse:
+    """Register an engine, or register it again with its credential.
+
+    A name belongs to its engine while that lives: another one is refused (409). Once it has ended
+    or been silent for a control window, the name is free, and who takes it gets a new credential.
+    """
     with context.database.begin() as uow:
-        row = engines.register(uow, body, context.settings, caller=caller)
+        row, issued = engines.register(
+            uow, body, context.settings, credential=credential, caller=caller
+        )
         engine = engines.view(row, context.settings)
     headers = {"Location": f"/v1/engines/{engine.id}"}
-    return JSONResponse(engine.to_json(), 201, headers=headers)
+    return JSONResponse({**engine.to_json(), "credential": issued}, 201, headers=headers)
 
 
 @router.get("", operation_id="list_engines", summary="List engines")
@@ -72,10 +86,16 @@ def capabilities(engine_id: str, context: Context, _: Reader) -> list[Json]:
     operation_id="send_heartbeat",
     summary="Report an engine's traffic",
 )
-def heartbeat(engine_id: str, body: HeartbeatIn, context: Context, _: Applier) -> HeartbeatOut:
-    """Exact samples of one window of an engine's traffic."""
+def heartbeat(
+    engine_id: str,
+    body: HeartbeatIn,
+    context: Context,
+    _: Applier,
+    credential: EngineCredential = None,
+) -> HeartbeatOut:
+    """Exact samples of one window of an engine's traffic, from the engine itself."""
     with context.database.begin() as uow:
-        row = engines.heartbeat(uow, engine_id, body, context.settings)
+        row = engines.heartbeat(uow, engine_id, body, context.settings, credential=credential)
         return HeartbeatOut(desired_version=row.desired_version)
 
 
@@ -85,7 +105,9 @@ def heartbeat(engine_id: str, body: HeartbeatIn, context: Context, _: Applier) -
     operation_id="deregister_engine",
     summary="Deregister an engine",
 )
-def deregister(engine_id: str, context: Context, caller: Applier) -> None:
+def deregister(
+    engine_id: str, context: Context, caller: Applier, credential: EngineCredential = None
+) -> None:
     """The engine ends: free its devices; its history stays."""
     with context.database.begin() as uow:
-        engines.deregister(uow, engine_id, caller=caller)
+        engines.deregister(uow, engine_id, credential=credential, caller=caller)

@@ -18,8 +18,8 @@ from api.schemas.serving import (
     PolicyView,
     RollbackRequest,
 )
-from api.services import policies
-from api.web.auth import Caller, require
+from api.services import identity, policies
+from api.web.auth import Caller, EngineCredential, require
 from api.web.context import AppContext, get_context
 from api.web.paging import Paging, link_next
 
@@ -44,9 +44,14 @@ async def get(
     _: Reader,
     wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0.0,
     after_version: Annotated[int | None, Query(ge=0, le=MAX_COLUMN)] = None,
+    credential: EngineCredential = None,
 ) -> PolicyView | Response:
-    """The policy asked for and in force; with ``after_version`` wait for another version."""
-    found = await _wait_for(context, engine_id, after_version, time.monotonic() + wait_s)
+    """The policy asked for and in force; with ``after_version`` wait for another version.
+
+    An engine that sends a credential learns here, too, that it is not this engine any more (403).
+    """
+    until_s = time.monotonic() + wait_s
+    found = await _wait_for(context, engine_id, after_version, until_s, credential)
     if found is None:
         return Response(status_code=204)
     response.headers["ETag"] = policies.etag_of(found)
@@ -121,10 +126,13 @@ def acknowledge(
     body: Acknowledge,
     context: Context,
     caller: Applier,
+    credential: EngineCredential = None,
 ) -> PolicyView:
-    """What the engine did about a version."""
+    """What the engine did about a version, from the engine itself."""
     with context.database.begin() as uow:
-        answer = policies.acknowledge(uow, engine_id, version, body, caller=caller)
+        answer = policies.acknowledge(
+            uow, engine_id, version, body, credential=credential, caller=caller
+        )
     context.metrics.count_acknowledgement(body)
     return answer
 
@@ -144,11 +152,15 @@ def rollback(
 
 
 async def _wait_for(
-    context: AppContext, engine_id: str, after_version: int | None, until_s: float
+    context: AppContext,
+    engine_id: str,
+    after_version: int | None,
+    until_s: float,
+    credential: str | None,
 ) -> PolicyView | None:
     """The policy once its version differs from ``after_version``, None when none came in time."""
     while True:
-        found = await run_in_threadpool(_read, context, engine_id)
+        found = await run_in_threadpool(_read, context, engine_id, credential)
         if after_version is None or found.version != after_version:
             return found
         if time.monotonic() >= until_s or context.stopping.is_set():
@@ -156,7 +168,9 @@ async def _wait_for(
         await asyncio.sleep(context.settings.poll_interval_s)
 
 
-def _read(context: AppContext, engine_id: str) -> PolicyView:
+def _read(context: AppContext, engine_id: str, credential: str | None) -> PolicyView:
     with context.database.read() as uow:
         engine = uow.engines.get(engine_id)
+        if credential is not None:
+            identity.require_own(engine, credential)
         return policies.view(engine, policies.current(uow, engine))

@@ -44,7 +44,7 @@ def create(
     """Queue a tuning job; follow it by its Location or its events."""
 
     def run(uow: UnitOfWork) -> Answer:
-        job = jobs.view(uow, jobs.create(uow, body, caller=caller))
+        job = jobs.view(uow, jobs.create(uow, body, context.settings, caller=caller))
         headers = {"Location": f"/v1/tuning-jobs/{job.id}", "Retry-After": RETRY_AFTER_S}
         return Answer(status=202, body=job.to_json(), headers=headers)
 

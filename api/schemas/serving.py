@@ -49,8 +49,20 @@ class EngineRegister(Body):
     devices: list[DeviceIndex] | None = DEVICES
     model: Json = Field(description="Shape of the model (engine ModelConfig)")
     envelope: Json = Field(description="Caps it was started with, the most they may be raised to")
+    inventory: Json | None = Field(
+        default=None,
+        description="What its plans may use: `kind`, `max_ranks`, and memory in bytes. Plans "
+        "beyond it are refused",
+    )
     capabilities: list[Json]
     policy: Json = Field(description="The engine's part of the policy in force")
+
+    takes_credential: bool = Field(
+        default=False,
+        description="Whether it keeps the credential of the answer and sends it from then on as "
+        "`Gearshift-Engine-Credential`. Engines of earlier versions do not; for them anybody with "
+        "scope apply may speak",
+    )
 
 
 class RequestTimingIn(Body):
@@ -118,6 +130,7 @@ class EngineView(View):
     host: str
     model: Json
     envelope: Json
+    inventory: Json | None
     effective_policy: Json
     desired_version: int
     applied_version: int
@@ -126,6 +139,12 @@ class EngineView(View):
     is_alive: bool
     registered_at: datetime
     last_heartbeat_at: datetime | None
+
+
+class RegisteredView(EngineView):
+    """A registered engine, and its credential where it got a fresh one: it is shown only now."""
+
+    credential: str | None
 
 
 class PolicyView(View):

@@ -44,11 +44,13 @@ class TuningJobCreate(Body):
 
     model_dir: str = Field(
         validation_alias=AliasChoices("model", "model_dir"),
-        description="Model folder, as the worker sees it; on described hardware also a name of "
+        description="Model folder in GEARSHIFT_MODEL_ROOT; on described hardware also a name of "
         "/v1/models. The key may be model or model_dir",
     )
     num_devices: int = Field(ge=1, le=MAX_DEVICES, description="Most devices a plan may use")
-    workload: str = Field(description="Workload SPEC, as on the command line")
+    workload: str = Field(
+        description="Workload SPEC, as on the command line; traces lie in GEARSHIFT_TRACE_ROOT"
+    )
     sla: str = Field(description="p95_ttft_ms<=500,... in any accepted spelling")
     trials: int = Field(default=20, ge=1, le=1000)
     seed: int = Field(default=0, ge=0, le=MAX_SEED)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
+from api.documents.places import Places, is_name
 from api.documents.tuning_spec import tuning_spec
 from api.schemas.tuning import TuningJobCreate, TuningJobView
 from api.services.audit import record
 from api.web.auth import Caller
 from api.web.errors import ApiError, FieldError
+from api.web.settings import ServiceSettings
+from api.web.settings import num_devices as inventory_size
 from engine.spec.errors import EngineError
-from engine.spec.model import ModelConfig
+from engine.spec.inventory import LEAST_CPU_RANKS
 from policies.errors import PolicyInputError
 from policies.sla import Sla
 from store import ConflictError, UnitOfWork
@@ -22,19 +24,22 @@ from tuner.described.parse import backend_of
 from tuner.hardware import parse_hardware
 from tuner.search.spec import LOCAL, check_dtype
 from tuner.spec.errors import TunerError
-from tuner.work.models import load_model
+from tuner.work.models import find_model, load_model
 from tuner.workload.parse import check_workload
+from tuner.workload.spec import WorkloadSpec
 
 
-def create(uow: UnitOfWork, body: TuningJobCreate, *, caller: Caller) -> TuningJob:
+def create(
+    uow: UnitOfWork, body: TuningJobCreate, settings: ServiceSettings, *, caller: Caller
+) -> TuningJob:
     """Queue a job.
 
     Raises:
-        ApiError: 422 naming each field: an SLA that does not parse, a folder that is no model, a
-            workload that cannot be read.
+        ApiError: 422 naming each field: an SLA or workload that does not parse, a path outside
+            the folders of models and traces.
         NotFoundError: no such cost model.
     """
-    _check(body)
+    _check(body, settings)
     if body.cost_model_id is not None:
         uow.cost_models.get(body.cost_model_id)
     job = uow.jobs.add(spec=_document(body), num_trials=body.trials, created_by=caller.actor)
@@ -120,43 +125,56 @@ def _document(body: TuningJobCreate) -> Json:
     return {**body.model_dump(mode="json"), "backend": backend}
 
 
-def _check(body: TuningJobCreate) -> None:
+def _check(body: TuningJobCreate, settings: ServiceSettings) -> None:
     """Find what would make the job fail at once, while the caller still listens.
 
-    Nothing is built here: a workload is drawn or read in the job's own process.
+    Nothing is built here, and no path is looked at: files are read in the job's own process.
     """
     checks: list[tuple[str, Callable[[], object]]] = [
         ("/sla", lambda: Sla.parse(body.sla)),
-        ("/model_dir", lambda: _check_model(body.model_dir, body.hardware)),
-        ("/workload", lambda: check_workload(body.workload)),
+        ("/model_dir", lambda: _check_model(body.model_dir, body.hardware, settings.places)),
+        ("/workload", lambda: _check_workload(body.workload, settings.places)),
         ("/hardware", lambda: _check_hardware(body.hardware, body.num_devices)),
+        ("/num_devices", lambda: _check_here(body.hardware, body.num_devices, settings)),
         ("/backend", lambda: _check_backend(body.backend, body.hardware)),
         ("/dtype", lambda: check_dtype(body.dtype)),
     ]
     errors = [found for pointer, check in checks if (found := _find_error(pointer, check))]
-    if not errors and (found := _find_error("/options", lambda: _check_options(body))):
+    if not errors and (found := _find_error("/options", lambda: _check_options(body, settings))):
         errors.append(found)
     if errors:
         raise ApiError(422, "invalid_request", "the job could not run", errors=errors)
 
 
-def _check_options(body: TuningJobCreate) -> None:
+def _check_options(body: TuningJobCreate, settings: ServiceSettings) -> None:
     """The whole specification: options may name fields that stand beside them, too."""
     spec = tuning_spec(_document(body))
-    check_workload(spec.workload)
+    _check_workload(spec.workload, settings.places)
     _check_hardware(spec.hardware, spec.num_devices)
-    if spec.is_local:
-        _check_model(spec.model_dir, spec.hardware)
-    else:
+    _check_here(spec.hardware, spec.num_devices, settings)
+    _check_model(spec.model_dir, spec.hardware, settings.places)
+    if not spec.is_local and is_name(spec.model_dir):
         spec.node()
 
 
-def _check_model(model: str, hardware: str) -> None:
-    """A folder to start an engine from; on described hardware a shape will do."""
-    if hardware == LOCAL:
-        ModelConfig.from_dir(Path(model))
-    else:
+def _check_model(model: str, hardware: str, places: Places) -> None:
+    """The path of a folder, which is not looked into; on described hardware also a name."""
+    if hardware != LOCAL and is_name(model):
         load_model(model)
+    elif is_name(model) and find_model(model) is not None:
+        raise TunerError(
+            f"model {model!r} is a name for described hardware, as in 8xh200; here an engine "
+            f"starts from a folder (./{model} if it is one)"
+        )
+    else:
+        places.check_model(model)
+
+
+def _check_workload(text: str, places: Places) -> None:
+    """A SPEC; of a trace the path, which is not looked at."""
+    places.check_workload(text)
+    if WorkloadSpec.parse(text).path is None:
+        check_workload(text)
 
 
 def _check_hardware(hardware: str, num_devices: int) -> None:
@@ -165,6 +183,16 @@ def _check_hardware(hardware: str, num_devices: int) -> None:
     described = parse_hardware(hardware)
     if num_devices > described.count:
         raise TunerError(f"{num_devices} devices asked for, {described} has {described.count}")
+
+
+def _check_here(hardware: str, num_devices: int, settings: ServiceSettings) -> None:
+    """On this machine, a plan may use its devices; ranks of a CPU may be a few more than cores."""
+    most = max(inventory_size(settings), LEAST_CPU_RANKS)
+    if hardware == LOCAL and num_devices > most:
+        raise TunerError(
+            f"{num_devices} devices asked for, plans on this machine may use {most}; describe "
+            "other hardware, as in 8xh200"
+        )
 
 
 def _check_backend(backend: str | None, hardware: str) -> None:

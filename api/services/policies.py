@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from api.documents.control_state import memory_to_json
+from api.documents.inventory import check_plan, read_inventory
 from api.documents.policy import (
     Change,
     PolicyDocument,
-    check_applicable,
+    check_limits,
     differences,
     etag,
     guard_warnings,
@@ -15,10 +17,13 @@ from api.documents.policy import (
 )
 from api.documents.recommendation import predicted_for
 from api.schemas.serving import Acknowledge, ChangeSet, PolicyView
+from api.services import identity
 from api.services.audit import record
 from api.web.auth import Caller
 from api.web.errors import ApiError
+from engine.spec.inventory import Inventory
 from engine.spec.settings import Caps, Settings
+from policies.controller import ControlMemory
 from store import ConflictError, UnitOfWork
 from store.models import AckState, EngineRow, PolicyVersion
 from store.models.base import Json, utc_now
@@ -36,6 +41,11 @@ class Authorship:
 def current(uow: UnitOfWork, engine: EngineRow) -> PolicyVersion:
     """The version the engine is asked to run."""
     return uow.policies.get(engine.id, engine.desired_version)
+
+
+def inventory_of(engine: EngineRow) -> Inventory:
+    """What plans of the engine may use."""
+    return read_inventory(engine.inventory, engine.capabilities)
 
 
 def view(engine: EngineRow, version: PolicyVersion) -> PolicyView:
@@ -108,25 +118,30 @@ def write(
     after: PolicyDocument,
     by: Authorship,
     *,
+    control: Json | None = None,
     is_dry_run: bool = False,
 ) -> ChangeSet:
     """Check ``after`` and make it the engine's next version; no change writes nothing.
 
-    ``before`` is the current version's document. The caller holds the engine's row.
+    ``before`` is the current version's document, ``control`` the recommendation and schedule that
+    go in force with ``after`` (by default those of the current version). The caller holds the
+    engine's row.
     """
     envelope = Caps(**engine.envelope)
-    check_applicable(after, envelope=envelope, model=engine.model)
+    check_limits(after, envelope=envelope)
+    check_plan(after.settings.plan, inventory_of(engine), engine.model, pointer="/plan")
     version = current(uow, engine)
     changes = differences(before, after, envelope)
-    if not is_dry_run and after != before:
+    control = control or version.control
+    if not is_dry_run and (after != before or control != version.control):
         version = uow.policies.add(
             engine,
             document=after.to_json(),
+            control=control,
             origin=by.origin,
             reason=by.reason,
             created_by=by.caller.actor,
         )
-        engine.sla = after.sla
         record(
             uow,
             by.caller,
@@ -139,7 +154,7 @@ def write(
     return ChangeSet(
         is_dry_run=is_dry_run,
         changes=[change.to_json() for change in changes],
-        predicted=_predicted(uow, engine, after.settings),
+        predicted=_predicted(uow, control, after.settings),
         warnings=_warnings(before, after, changes),
         policy=view(engine, version),
     )
@@ -164,17 +179,30 @@ def rollback(
 
 
 def acknowledge(
-    uow: UnitOfWork, engine_id: str, version: int, body: Acknowledge, *, caller: Caller
+    uow: UnitOfWork,
+    engine_id: str,
+    version: int,
+    body: Acknowledge,
+    *,
+    credential: str | None,
+    caller: Caller,
 ) -> PolicyView:
     """Keep what the engine did. A refused version is replaced by what the engine really runs.
 
     The same acknowledgement may come twice (the engine retries); the second changes nothing.
+
+    Raises:
+        ApiError: 403, not from the engine itself.
+        PolicyError: a plan beyond the engine's inventory.
     """
     engine = uow.engines.get(engine_id, for_update=True)
+    identity.require_own(engine, credential)
     row = uow.policies.get(engine_id, version)
     in_force = settings_in(body.policy)
+    check_plan(in_force.plan, inventory_of(engine), engine.model, pointer="/policy/plan")
     engine.effective_policy = in_force.to_json()
-    if row.ack_state is AckState.PENDING or body.result == "refused":
+    is_first = row.ack_state is AckState.PENDING
+    if is_first or body.result == "refused":
         row.ack_state = AckState(body.result)
         row.ack_message = body.message or None
         row.ack_changes = dict(body.changes)
@@ -182,6 +210,8 @@ def acknowledge(
         row.acknowledged_at = utc_now()
     if body.result == "applied":
         engine.applied_version = version
+        if is_first:
+            _put_in_force(engine, row, in_force)
     elif version == engine.desired_version:
         adopt(uow, engine, in_force, caller, reason=f"version {version} was refused")
     return view(engine, current(uow, engine))
@@ -190,16 +220,27 @@ def acknowledge(
 def adopt(
     uow: UnitOfWork, engine: EngineRow, in_force: Settings, caller: Caller, *, reason: str
 ) -> PolicyVersion:
-    """Make what the engine runs the requested policy, as a version already applied."""
+    """Make what the engine runs the requested policy, as a version already applied.
+
+    What the service adds (SLA, guards, provenance, recommendation, schedule) is that of the last
+    version that was applied and not refused: nothing of a refused one stays.
+    """
     before = current(uow, engine).document if engine.desired_version else None
-    if before is None:
+    kept = _find_applied(uow, engine, before=engine.desired_version + 1)
+    if kept is None:
         document = PolicyDocument(engine=engine.id, settings=in_force)
     else:
-        document = replace(PolicyDocument.from_json(before), settings=in_force)
+        document = replace(PolicyDocument.from_json(kept.document), settings=in_force)
     after = document.to_json()
     row = uow.policies.add(
-        engine, document=after, origin="adopted", reason=reason, created_by=caller.actor
+        engine,
+        document=after,
+        control=None if kept is None else kept.control,
+        origin="adopted",
+        reason=reason,
+        created_by=caller.actor,
     )
+    _put_in_force(engine, row, in_force)
     row.ack_state = AckState.APPLIED
     row.acknowledged_at = utc_now()
     engine.applied_version = row.version
@@ -209,21 +250,44 @@ def adopt(
     return row
 
 
-def _applied_before(uow: UnitOfWork, engine: EngineRow) -> PolicyVersion:
-    for number in range(engine.desired_version - 1, 0, -1):
+def _put_in_force(engine: EngineRow, row: PolicyVersion, in_force: Settings) -> None:
+    """Make SLA, recommendation and schedule of a version those of the engine.
+
+    With another recommendation or schedule the controller starts afresh, from what runs now.
+    """
+    control = row.control or {}
+    found = (control.get("recommendation_id"), control.get("schedule"))
+    engine.sla = row.document.get("sla")
+    if found != (engine.recommendation_id, engine.schedule):
+        engine.recommendation_id, engine.schedule = found
+        memory = ControlMemory(commanded=in_force, changed_s=utc_now().timestamp())
+        engine.control_memory = memory_to_json(memory)
+
+
+def _find_applied(uow: UnitOfWork, engine: EngineRow, *, before: int) -> PolicyVersion | None:
+    """The newest version below ``before`` that the engine applied."""
+    for number in range(before - 1, 0, -1):
         row = uow.policies.get(engine.id, number)
         if row.ack_state is AckState.APPLIED:
             return row
-    raise ConflictError(
-        f"engine {engine.id} has no version applied before {engine.desired_version}"
-    )
+    return None
 
 
-def _predicted(uow: UnitOfWork, engine: EngineRow, settings: Settings) -> Json | None:
+def _applied_before(uow: UnitOfWork, engine: EngineRow) -> PolicyVersion:
+    found = _find_applied(uow, engine, before=engine.desired_version)
+    if found is None:
+        raise ConflictError(
+            f"engine {engine.id} has no version applied before {engine.desired_version}"
+        )
+    return found
+
+
+def _predicted(uow: UnitOfWork, control: Json | None, settings: Settings) -> Json | None:
     """The recommendation's prediction, when ``settings`` are what it recommends."""
-    if engine.recommendation_id is None:
+    recommendation_id = (control or {}).get("recommendation_id")
+    if recommendation_id is None:
         return None
-    return predicted_for(uow.recommendations.get(engine.recommendation_id).document, settings)
+    return predicted_for(uow.recommendations.get(recommendation_id).document, settings)
 
 
 def _warnings(before: PolicyDocument, after: PolicyDocument, changes: list[Change]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-from api.documents.control_state import memory_to_json
 from api.documents.policy import PolicyDocument
 from api.documents.recommendation import recommended_settings
 from api.schemas.base import Json
@@ -14,9 +13,7 @@ from api.services import policies
 from api.services.policies import Authorship
 from api.web.auth import Caller
 from api.web.errors import ApiError
-from policies.controller import ControlMemory
 from store import UnitOfWork
-from store.models.base import utc_now
 
 
 def apply(
@@ -28,8 +25,10 @@ def apply(
     reason: str,
     is_dry_run: bool = False,
 ) -> ChangeSet:
-    """Write the recommendation as the engine's next policy and give the controller its schedule;
-    a dry run only says what that would change.
+    """Write the recommendation as the engine's next policy; its schedule goes with it.
+
+    SLA and schedule are the controller's once the engine has applied it, which starts the
+    controller afresh. A dry run only says what that would change.
 
     Raises:
         ApiError: 409, the job found nothing to recommend.
@@ -49,18 +48,12 @@ def apply(
             "cost_model": recommendation.cost_model_id,
         },
     )
+    control = {
+        "recommendation_id": recommendation.id,
+        "schedule": _within_envelope(recommendation.schedule, engine.envelope),
+    }
     by = Authorship(caller=caller, origin="recommendation", reason=reason)
-    earlier, engine.recommendation_id = engine.recommendation_id, recommendation.id
-    answer = policies.write(uow, engine, before, after, by, is_dry_run=is_dry_run)
-    if is_dry_run:
-        engine.recommendation_id = earlier
-        return answer
-    engine.schedule = _within_envelope(recommendation.schedule, engine.envelope)
-    # A new schedule starts the controller afresh, from the settings just asked for.
-    engine.control_memory = memory_to_json(
-        ControlMemory(commanded=after.settings, changed_s=utc_now().timestamp())
-    )
-    return answer
+    return policies.write(uow, engine, before, after, by, control=control, is_dry_run=is_dry_run)
 
 
 def _within_envelope(schedule: Json | None, envelope: Json) -> Json | None:

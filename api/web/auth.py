@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Any
 
-from fastapi import Depends, Request, Security
+from fastapi import Depends, Header, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.schemas.access import Scope
@@ -57,6 +57,17 @@ def require(scope: Scope) -> Any:
         return Caller(actor=key.id, scopes=scopes, trace_id=request.state.trace_id)
 
     return Depends(find_caller)
+
+
+# What an engine proves its identity with, beside the key of whoever runs it.
+EngineCredential = Annotated[
+    str | None,
+    Header(
+        alias="Gearshift-Engine-Credential",
+        max_length=200,
+        description="The engine's own credential, from the answer to its registration",
+    ),
+]
 
 
 def new_secret() -> str:

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from api.documents.places import Place, Places
 from store.errors import StoreError
 
 PREFIX = "GEARSHIFT_"
@@ -43,6 +44,16 @@ class ServiceSettings(BaseSettings):
     admin_key: SecretStr | None = Field(
         default=None,
         description="First key, scope admin; without it one is made and printed once.",
+    )
+    model_root: str | None = Field(
+        default=None,
+        description="Folders, separated by ':', that model folders named in tuning jobs lie in; "
+        "default: 'models' in DATA_DIR.",
+    )
+    trace_root: str | None = Field(
+        default=None,
+        description="Folders, separated by ':', that traces named in tuning jobs lie in; default: "
+        "'traces' in DATA_DIR.",
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8700, ge=0, le=65535, description="Port; 0 = any free one.")
@@ -117,6 +128,23 @@ class ServiceSettings(BaseSettings):
             return self.jobs_database_url
         url = self.effective_database_url
         return f"{url.removesuffix('.db')}.jobs.db" if url.startswith("sqlite") else url
+
+    @property
+    def places(self) -> Places:
+        """Where models and traces named in tuning jobs lie."""
+        return Places(
+            models=self._place("model", self.model_root),
+            traces=self._place("trace", self.trace_root),
+        )
+
+    def _place(self, noun: str, roots: str | None) -> Place:
+        named = [part for part in (roots or "").split(os.pathsep) if part]
+        folders = named or [str(self.data_dir / f"{noun}s")]
+        return Place(
+            noun=noun,
+            variable=f"{PREFIX}{noun.upper()}_ROOT",
+            folders=tuple(Path(folder).expanduser().absolute() for folder in folders),
+        )
 
     @property
     def is_sqlite(self) -> bool:

@@ -37,7 +37,7 @@ def list_knobs(
     settings: Settings,
     envelope: Caps,
     *,
-    max_devices: int | None,
+    max_devices: int,
     cost_s: dict[KnobClass, float],
 ) -> list[Knob]:
     """Every knob with its current value, range and, once measured, its cost in seconds."""

@@ -1,10 +1,16 @@
-"""Devices of this machine as the engine needs them: which one, and how much memory it has."""
+"""Devices of this machine as the engine needs them: which, how many, how much memory."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
-from engine.spec.config import EngineConfig
+from engine.spec.config import EngineConfig, ExecutorKind
+from engine.spec.inventory import LEAST_CPU_RANKS, MOST_RANKS, Inventory, RankKind
+
+# The memory limit of a container, where there is one; a number or the word "max".
+CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 
 
 def with_device_memory(config: EngineConfig) -> EngineConfig:
@@ -16,6 +22,38 @@ def with_device_memory(config: EngineConfig) -> EngineConfig:
 
     total = torch.cuda.get_device_properties(_index(config.device)).total_memory
     return replace(config, device_memory_bytes=total)
+
+
+def read_inventory(config: EngineConfig) -> Inventory:
+    """What plans of an engine of this config may use on this machine.
+
+    On CUDA as many ranks as there are devices from the first one on, or ``max_devices`` if fewer.
+    On CPU ``max_devices`` ranks; by default one a core, and 8 where there are fewer cores. Paced
+    ranks take no memory here.
+    """
+    most = min(config.max_devices or MOST_RANKS, MOST_RANKS)
+    found = Inventory(
+        kind=_kind(config),
+        max_ranks=most,
+        dtype=config.dtype,
+        block_size=config.block_size,
+        num_kv_blocks=config.num_kv_blocks,
+    )
+    match found.kind:
+        case RankKind.PACED:
+            return found
+        case RankKind.CUDA:
+            usable = None if config.num_kv_blocks is not None else config.usable_device_bytes
+            here = max(1, _num_cuda_devices() - _index(config.device))
+            return replace(found, max_ranks=min(most, here), device_bytes=usable)
+        case RankKind.CPU:
+            cores = min(MOST_RANKS, max(LEAST_CPU_RANKS, _num_cores()))
+            return replace(
+                found,
+                max_ranks=cores if config.max_devices is None else most,
+                kv_bytes=None if config.num_kv_blocks is not None else config.kv_cache_bytes,
+                memory_bytes=_memory_bytes(),
+            )
 
 
 def for_replica(config: EngineConfig, *, index: int, replica_size: int) -> EngineConfig:
@@ -31,6 +69,34 @@ def is_cuda(config: EngineConfig) -> bool:
     return config.device.startswith("cuda")
 
 
+def _kind(config: EngineConfig) -> RankKind:
+    if config.executor is ExecutorKind.SIMULATED:
+        return RankKind.PACED
+    return RankKind.CUDA if is_cuda(config) else RankKind.CPU
+
+
 def _index(device: str) -> int:
     _, _, number = device.partition(":")
     return int(number or 0)
+
+
+def _num_cuda_devices() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory_bytes() -> int:
+    """Memory of the machine, or of the container this runs in if that is less."""
+    import psutil
+
+    total = int(psutil.virtual_memory().total)
+    try:
+        limit = CGROUP_MEMORY.read_text().strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdecimal() else total

@@ -23,7 +23,6 @@ from engine.policy.knobs import AppliedPolicy
 from engine.server.errors import ApiError
 from engine.server.served import ServedEngine
 from engine.spec.errors import EngineError, PlanError, PolicyError, StalePolicyError
-from engine.spec.feasible import check_plan
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +139,7 @@ class KnobPlane:
             {key: value for key, value in patch.items() if key not in LABEL_KEYS}
         )
         try:
-            check_plan(policy.settings.plan, self._engine.model)
+            self._engine.inventory.check(policy.settings.plan, self._engine.model)
         except PlanError as error:
             raise PolicyError(f"/plan: {error}") from error
         check_envelope(policy.settings.caps, self._engine.envelope)

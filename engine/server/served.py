@@ -11,6 +11,7 @@ from engine.policy.document import EnginePolicy
 from engine.policy.knobs import AppliedPolicy, Knob
 from engine.replica.stream import OnOutput
 from engine.replica.telemetry import EngineStats
+from engine.spec.inventory import Inventory
 from engine.spec.model import ModelConfig
 from engine.spec.request import FinishReason, Request
 from engine.spec.settings import Caps
@@ -39,6 +40,11 @@ class ServedEngine(Protocol):
     @property
     def envelope(self) -> Caps:
         """The most that caps may be raised to without a restart."""
+        ...
+
+    @property
+    def inventory(self) -> Inventory:
+        """How many ranks, and how much memory, plans may use."""
         ...
 
     @property

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from engine.spec.errors import EngineError, PlanError
+from engine.spec.errors import EngineError
+from engine.spec.inventory import kv_bytes_of_rank
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
@@ -129,6 +130,13 @@ class EngineConfig:
         return self.hardware or "unnamed hardware"
 
     @property
+    def usable_device_bytes(self) -> int | None:
+        """Bytes of each device that weights and KV may fill; None where KV memory is set."""
+        if self.device_memory_bytes is None:
+            return None
+        return int(self.device_memory_bytes * self.memory_utilization)
+
+    @property
     def start_envelope(self) -> Caps:
         """The envelope; by default 256 sequences and 8,192 tokens, or the first caps if larger."""
         return self.envelope or Caps(
@@ -147,17 +155,12 @@ def num_kv_blocks(config: EngineConfig, model: ModelConfig, plan: ParallelPlan) 
         return config.num_kv_blocks
     if config.kv_blocks_of is not None:
         return config.kv_blocks_of(plan)
-    block_bytes = model.kv_bytes_per_token(plan, config.dtype) * config.block_size
-    if config.device_memory_bytes is None:
-        kv_bytes, beside = config.kv_cache_bytes, "the KV cache size"
-    else:
-        weight_bytes = model.weight_bytes_per_rank(plan, config.dtype)
-        usable = int(config.device_memory_bytes * config.memory_utilization)
-        kv_bytes = usable - weight_bytes
-        beside = f"{usable} usable bytes of the device minus {weight_bytes} bytes of weights"
-    if kv_bytes < block_bytes:
-        raise PlanError(
-            f"plan {plan}: one KV block needs {block_bytes} bytes per rank, "
-            f"but {beside} leaves {max(kv_bytes, 0)}; use more ranks or a smaller dtype"
-        )
-    return kv_bytes // block_bytes
+    kv_bytes = kv_bytes_of_rank(
+        plan,
+        model,
+        config.dtype,
+        block_size=config.block_size,
+        usable_bytes=config.usable_device_bytes,
+        kv_bytes=config.kv_cache_bytes,
+    )
+    return kv_bytes // (model.kv_bytes_per_token(plan, config.dtype) * config.block_size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
 
 from engine.spec.errors import PlanError
 from engine.spec.model import ModelConfig
@@ -57,10 +56,8 @@ def list_plans(model: ModelConfig, num_devices: int, *, max_pp: int = 8) -> list
 
 
 def _degrees(num_devices: int) -> Iterator[dict[str, int]]:
-    counts = range(1, num_devices + 1)
-    for dp in counts:
-        for pp in counts:
-            for sp in counts:
-                for tp in counts:
-                    if prod((dp, pp, sp, tp)) <= num_devices:
-                        yield {"dp": dp, "pp": pp, "sp": sp, "tp": tp}
+    for dp in range(1, num_devices + 1):
+        for pp in range(1, num_devices // dp + 1):
+            for sp in range(1, num_devices // (dp * pp) + 1):
+                for tp in range(1, num_devices // (dp * pp * sp) + 1):
+                    yield {"dp": dp, "pp": pp, "sp": sp, "tp": tp}

@@ -22,8 +22,10 @@ class AckState(StrEnum):
 class EngineRow(Base):
     """A registered engine. It keeps its identity by ``name`` over restarts of either side.
 
-    ``schedule`` and ``sla`` come from the recommendation last applied. The controller works on
-    engines that have them, and keeps its memory between decisions in ``control_memory``.
+    ``recommendation_id``, ``schedule`` and ``sla`` are those of the version in force: they change
+    when the engine says that it applied a version. The controller works on engines that have
+    them, and keeps its memory between decisions in ``control_memory``. ``credential_hash`` is the
+    SHA-256 of what the engine proves its identity with; None: an engine of an earlier version.
     """
 
     __tablename__ = "engines"
@@ -33,10 +35,12 @@ class EngineRow(Base):
     model_name: Mapped[str] = mapped_column(sa.String(200))
     public_url: Mapped[str | None] = mapped_column(sa.String(300))
     host: Mapped[str] = mapped_column(sa.String(200))
+    credential_hash: Mapped[str | None] = mapped_column(sa.String(64))
     model: Mapped[Json]
     envelope: Mapped[Json]
     capabilities: Mapped[JsonList]
     effective_policy: Mapped[Json]
+    inventory: Mapped[Json | None]
     desired_version: Mapped[int] = mapped_column(default=0)
     applied_version: Mapped[int] = mapped_column(default=0)
     last_version: Mapped[int] = mapped_column(default=0)
@@ -70,7 +74,11 @@ class Heartbeat(Base):
 
 
 class PolicyVersion(Base):
-    """One version of an engine's policy document, and what the engine said about it."""
+    """One version of an engine's policy document, and what the engine said about it.
+
+    ``control`` is what goes in force with it at the service: ``recommendation_id`` and
+    ``schedule``; None where neither was ever given.
+    """
 
     __tablename__ = "policy_versions"
 
@@ -79,6 +87,7 @@ class PolicyVersion(Base):
     )
     version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     document: Mapped[Json]
+    control: Mapped[Json | None]
     origin: Mapped[str] = mapped_column(sa.String(20))
     reason: Mapped[str] = mapped_column(sa.Text)
     created_by: Mapped[str] = mapped_column(sa.String(40))

@@ -39,6 +39,8 @@ def settings(tmp_path: Path, service_url: str) -> ServiceSettings:
     """Settings of a quick service that never acts on its own."""
     return ServiceSettings(
         data_dir=tmp_path,
+        model_root=str(tmp_path),
+        trace_root=str(tmp_path),
         database_url=service_url,
         admin_key=ADMIN,
         node="node-1",

@@ -93,6 +93,11 @@ def test_everything_that_was_kept_is_read_after_the_upgrade(stored: Database) ->
     assert recommended_settings(recommendation.document) == FOUND
     assert [band.settings for band in Schedule.from_json(engine.schedule or {}).bands] == [FOUND]
     assert memory_from_json(engine.control_memory).commanded == FOUND
+    newest = versions[engine.desired_version - 1]
+    assert newest.control == {
+        "recommendation_id": recommendation.id,
+        "schedule": engine.schedule,
+    }
     assert settings_in(engine.effective_policy) == FOUND
     plans = [PolicyDocument.from_json(v.document).settings.plan for v in versions]
     assert plans == [ParallelPlan(sp=2, shift=True), ParallelPlan()]

@@ -70,7 +70,12 @@ def test_policy_versions_count_up_and_the_newest_is_desired(database: Database) 
         engine = uow.engines.get(engine_id, for_update=True)
         for mode in ("auto", "base"):
             uow.policies.add(
-                engine, document={"mode": mode}, origin="operator", reason="", created_by="k"
+                engine,
+                document={"mode": mode},
+                control=None,
+                origin="operator",
+                reason="",
+                created_by="k",
             )
     with database.read() as uow:
         page = uow.policies.list_page(engine_id, PageRequest(limit=10))

@@ -49,12 +49,17 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cost_model_dir() -> Path:
-    """``$GEARSHIFT_DATA_DIR/cost-models``, else under the XDG data folder."""
+def data_dir() -> Path:
+    """``$GEARSHIFT_DATA_DIR``, else ``gearshift`` in the XDG data folder."""
     if configured := os.environ.get(DATA_DIR_VARIABLE):
-        return Path(configured) / "cost-models"
+        return Path(configured)
     base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(base) / "gearshift" / "cost-models"
+    return Path(base) / "gearshift"
+
+
+def cost_model_dir() -> Path:
+    """Where cost models are kept, in the data folder."""
+    return data_dir() / "cost-models"
 
 
 def _cpu_model() -> str:

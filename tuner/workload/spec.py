@@ -15,6 +15,8 @@ from tuner.workload.traces import TRACE_WORDS, words_of
 AZURE_LIKE = "azure-like"
 CLOSED = "closed"
 MAX_SPEC_CHARS = 4096
+# A path may hold a comma: options start at the first ",word=".
+_OPTIONS = re.compile(r",(?=\s*[a-z_]+\s*=)")
 _LENGTH_WORDS = ("input", "output", "input_cv", "output_cv")
 # Words of each process, the needed ones and the optional ones.
 _PROCESS_WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -69,6 +71,18 @@ class WorkloadSpec:
             return _trace_spec(text, kind, rest)
         return cls(text=text, kind=kind, path=None, words=_process_words(text, kind, rest))
 
+    def at(self, path: Path) -> str:
+        """The text of the same SPEC of a trace that lies at ``path``.
+
+        Raises:
+            WorkloadError: a path that reads as an option.
+        """
+        _, *options = _OPTIONS.split(self.text.partition(":")[2])
+        text = ",".join([f"{self.kind}:{path}", *options])
+        if WorkloadSpec.parse(text).path != path:
+            raise WorkloadError(f"workload {self.text!r}: {str(path)!r} reads as an option")
+        return text
+
     def without(self, *words: str) -> WorkloadSpec:
         """The same SPEC without some of its words."""
         return replace(self, words={w: v for w, v in self.words.items() if w not in words})
@@ -90,8 +104,7 @@ def _check_text(text: str) -> None:
 
 
 def _trace_spec(text: str, kind: str, rest: str) -> WorkloadSpec:
-    # A path may hold a comma: options start at the first ",word=".
-    path_text, *options = re.split(r",(?=\s*[a-z_]+\s*=)", rest)
+    path_text, *options = _OPTIONS.split(rest)
     if not path_text.strip():
         raise WorkloadError(f"workload {text!r}: no path; write it as in {kind}:PATH,seconds=60")
     words = _numbers(text, kind, options, (*_CUT_WORDS, *words_of(kind)))

@@ -16,6 +16,7 @@ from engine.replica.telemetry import EngineStats
 from engine.server.defaults import SamplingDefaults
 from engine.spec import errors
 from engine.spec.errors import EngineError, PolicyError, RankError
+from engine.spec.inventory import Inventory
 from engine.spec.model import ModelConfig
 from engine.spec.request import FinishReason, Request, TokenLogprobs
 from engine.spec.settings import Caps
@@ -143,6 +144,7 @@ class FrontSetup(msgspec.Struct, tag="setup", frozen=True, kw_only=True):
     drain_s: int
     model: ModelConfig
     envelope: Caps
+    inventory: Inventory
     paced_as: str | None
     defaults: SamplingDefaults
 

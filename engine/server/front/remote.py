@@ -45,6 +45,7 @@ from engine.server.front.messages import (
     ToFront,
 )
 from engine.spec.errors import RankError, RequestError
+from engine.spec.inventory import Inventory
 from engine.spec.model import ModelConfig
 from engine.spec.request import FinishReason, Request
 from engine.spec.settings import Caps
@@ -99,6 +100,10 @@ class RemoteEngine:
     @property
     def envelope(self) -> Caps:
         return self._setup.envelope
+
+    @property
+    def inventory(self) -> Inventory:
+        return self._setup.inventory
 
     @property
     def paced_as(self) -> str | None:

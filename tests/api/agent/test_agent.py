@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from api.agent.agent import EngineAgent
+from api.agent.credential import CredentialFile
 from api.web.settings import ServiceSettings
 from engine.engine import Engine
 from engine.spec.config import EngineConfig, ExecutorKind
@@ -22,6 +23,7 @@ from engine.spec.steps import StepShape
 from store import Database
 from tests.api.conftest import ADMIN
 from tests.api.live import free_port, running_service, wait_until
+from tests.api.worlds import engine_body
 
 Json = dict[str, Any]
 
@@ -52,7 +54,7 @@ def engine(model_dir: Path) -> Iterator[Engine]:
         yield engine
 
 
-def _agent(engine: Engine, url: str) -> EngineAgent:
+def _agent(engine: Engine, url: str, credential_dir: Path | None = None) -> EngineAgent:
     return EngineAgent(
         engine=engine,
         control_url=url,
@@ -60,6 +62,7 @@ def _agent(engine: Engine, url: str) -> EngineAgent:
         public_url="http://127.0.0.1:1",
         name="chat",
         heartbeat_s=0.05,
+        credential_dir=credential_dir,
     )
 
 
@@ -135,12 +138,12 @@ def test_a_new_plan_is_applied_by_a_reshape_and_its_class_is_kept(
 def test_what_the_engine_refuses_is_replaced_by_what_it_runs(
     engine: Engine, settings: ServiceSettings, database: Database
 ) -> None:
-    engine.config = replace(engine.config, max_devices=2)
     with running_service(settings, free_port()) as url, _client(url) as client:
         agent = _agent(engine, url)
         agent.start()
         wait_until(lambda: agent.engine_id is not None)
         engine_id = str(agent.engine_id)
+        engine._inventory = replace(engine.inventory, max_ranks=2)  # devices that it has lost since
         _patch(client, engine_id, {"plan": {"sp": 4}})
         versions = f"/v1/engines/{engine_id}/policy/versions"
         wait_until(lambda: len(client.get(versions).json()) == 3)
@@ -179,6 +182,51 @@ def test_an_agent_waits_for_a_control_plane_that_comes_later(
     _generate(engine, "alone")
     with running_service(settings, port):
         wait_until(lambda: agent.engine_id is not None)
+        agent.stop()
+
+
+def test_a_second_engine_of_one_name_waits_until_the_first_has_ended_and_changes_nothing(
+    engine: Engine, settings: ServiceSettings, database: Database, tmp_path: Path
+) -> None:
+    """Even on one machine, where both find the same folder of credentials."""
+    other = Engine(
+        replace(engine.config, settings=Settings(plan=ParallelPlan(tp=1))),
+        timer_factory=ConstantTimer,
+    )
+    with running_service(settings, free_port()) as url, _client(url) as client, other:
+        first = _agent(engine, url, tmp_path)
+        first.start()
+        wait_until(lambda: first.engine_id is not None)
+        assert [file.stat().st_mode & 0o777 for file in tmp_path.glob("*.credential")] == [0o600]
+        second = _agent(other, url, tmp_path)
+        second.start()
+        path = f"/v1/engines/{first.engine_id}"
+        _patch(client, str(first.engine_id), {"mode": "base"})
+        wait_until(lambda: client.get(path).json()["applied_version"] == 2)
+        assert second.engine_id is None
+        assert (engine.settings.plan, other.settings.plan) == (
+            ParallelPlan(sp=2, shift=True),
+            ParallelPlan(tp=1),
+        )
+        first.stop()
+        wait_until(lambda: second.engine_id is not None)
+        second.stop()
+
+
+def test_an_engine_that_starts_again_is_the_same_while_the_old_one_counts_as_alive(
+    engine: Engine, settings: ServiceSettings, database: Database, tmp_path: Path
+) -> None:
+    with running_service(settings, free_port()) as url:
+        kept = CredentialFile(tmp_path, control_url=url, name="chat")
+        with _client(url) as client:
+            body = engine_body("chat", takes_credential=True)
+            born = client.post("/v1/engines", json=body).json()
+        kept.keep(born["credential"])
+        kept.close()  # as the end of its process does, however that comes
+        agent = _agent(engine, url, tmp_path)
+        agent.start()
+        wait_until(lambda: agent.engine_id is not None)
+        assert agent.engine_id == born["id"]
         agent.stop()
 
 

@@ -126,6 +126,15 @@ def test_a_port_in_use_is_a_mistake_before_any_rank_starts(run: Run, tiny_dir: P
     assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
 
 
+def test_a_plan_nobody_has_devices_for_is_a_mistake_before_any_rank_starts(
+    run: Run, tiny_dir: Path
+) -> None:
+    for plan in ("dp=64,tp=2", "dp=1000000000"):
+        result = run("engine", "serve", "--model", tiny_dir, "--port", 0, "--plan", plan)
+        assert result.exit_code == 2, result.stderr
+        assert "devices, this engine has" in result.stderr
+
+
 def test_unknown_hardware_and_an_unreadable_link_are_mistakes(run: Run, tiny_dir: Path) -> None:
     base = ("engine", "serve", "--model", tiny_dir, "--port", 0)
     unknown = run(*base, "--paced", "8xabacus")

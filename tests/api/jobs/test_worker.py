@@ -208,3 +208,26 @@ def test_a_job_by_name_runs_on_hardware_and_a_backend_of_the_users_own(
     document = _document(database, job_id)
     assert document["spec"]["backend"] == "ours"
     assert len(document["trials"]) == 2
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_job_whose_files_are_none_ends_with_the_reason(
+    database: Database, settings: ServiceSettings, job_body: Json, tmp_path: Path
+) -> None:
+    """A pipe and a link out of the folders, which only the job's own process looks at."""
+    os.mkfifo(tmp_path / "pipe")
+    os.symlink("/dev/zero", tmp_path / "endless")
+    (tmp_path / "rows.csv").write_text("arrival_s,input_tokens,output_tokens\n0.5,ten,5\n")
+    said = {
+        f"auto:{tmp_path / 'pipe'}": "is no regular file",
+        f"csv:{tmp_path / 'endless'}": "leads to /dev/zero",
+        f"csv:{tmp_path / 'rows.csv'}": "line 2",
+    }
+    jobs = {_tuning(database, job_body, workload=text): part for text, part in said.items()}
+    with _worker(database, settings, COMMAND):
+        for job_id, part in jobs.items():
+            wait_until(lambda job_id=job_id: _state(database, job_id).is_final, 60)
+            with database.read() as uow:
+                job = uow.jobs.get(job_id)
+            assert job.state is JobState.FAILED
+            assert part in job.reason

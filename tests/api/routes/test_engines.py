@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from starlette.testclient import TestClient
 
 from api.web.settings import ServiceSettings
+from engine.spec.inventory import Inventory, RankKind
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from store import Database
@@ -30,6 +32,7 @@ def test_the_same_name_is_the_same_engine_and_is_asked_to_run_its_policy_again(
     client: TestClient,
 ) -> None:
     engine_id = register(client)
+    client.post(f"/v1/engines/{engine_id}:deregister")
     assert register(client) == engine_id
     engine = client.get(f"/v1/engines/{engine_id}").json()
     assert (engine["desired_version"], engine["applied_version"]) == (1, 0)
@@ -116,3 +119,120 @@ def test_an_engine_that_ends_frees_its_devices_and_keeps_its_history(
     engine = client.get(f"/v1/engines/{engine_id}").json()
     assert not engine["is_alive"]
     acknowledge(client, engine_id)
+
+
+def test_a_heartbeat_or_acknowledgement_with_a_plan_nobody_has_devices_for_is_refused(
+    client: TestClient, database: Database, settings: ServiceSettings
+) -> None:
+    """Each used to make lists of as many devices, until the service was out of memory."""
+    engine_id = register(client)
+    policy = {**engine_body()["policy"], "plan": {"dp": 10**9}, "shift": {"enabled": False}}
+    beat = client.post(
+        f"/v1/engines/{engine_id}/heartbeats", json=heartbeat_body(arrived=0, policy=policy)
+    )
+    said = client.post(
+        f"/v1/engines/{engine_id}/policy/versions/1:acknowledge",
+        json={"result": "refused", "policy": policy},
+    )
+    again = client.post("/v1/engines", json=engine_body(policy=policy))
+    for answer in (beat, said, again):
+        assert answer.status_code == 422
+        assert answer.json()["errors"][0]["pointer"] == "/policy/plan"
+        assert "needs 1000000000 devices, this engine has 1024" in answer.json()["detail"]
+    with database.read() as uow:
+        assert len(uow.devices.list_leases(settings.node)) == 2
+    assert client.get(f"/v1/engines/{engine_id}").json()["effective_policy"]["plan"]["dp"] == 1
+
+
+def test_a_registration_beyond_its_own_inventory_is_refused(client: TestClient) -> None:
+    inventory = Inventory(kind=RankKind.CPU, max_ranks=1).to_json()
+    answer = client.post("/v1/engines", json=engine_body(inventory=inventory))
+    assert answer.status_code == 422
+    assert "needs 2 devices, this engine has 1" in answer.json()["detail"]
+    odd = client.post("/v1/engines", json=engine_body(inventory={**inventory, "max_ranks": 0}))
+    assert (odd.status_code, odd.json()["errors"][0]["pointer"]) == (422, "/inventory")
+    assert client.get("/v1/engines").json() == []
+
+
+def _keeper(client: TestClient, credential: str | None = None, **changes: Any) -> Any:
+    """Register an engine that keeps its credential."""
+    body = engine_body(takes_credential=True, **changes)
+    return client.post("/v1/engines", json=body, headers=_proof(credential))
+
+
+def _proof(credential: str | None) -> dict[str, str]:
+    return {} if credential is None else {"Gearshift-Engine-Credential": credential}
+
+
+def test_the_name_of_a_live_engine_is_refused_and_that_engine_is_left_as_it_is(
+    client: TestClient,
+) -> None:
+    first = _keeper(client).json()
+    small = Settings(plan=ParallelPlan(tp=1)).to_json()
+    for credential in (None, "ge_forged"):
+        answer = _keeper(client, credential, policy=small, host="elsewhere")
+        assert (answer.status_code, answer.json()["code"]) == (409, "name_in_use")
+        assert first["id"] in answer.json()["detail"]
+    now = client.get(f"/v1/engines/{first['id']}").json()
+    assert (now["host"], now["effective_policy"]) == ("node-1", engine_body()["policy"])
+
+
+def test_only_the_engine_itself_beats_acknowledges_and_ends(
+    client: TestClient, database: Database
+) -> None:
+    first, other = _keeper(client).json(), _keeper(client, name="other").json()
+    url = f"/v1/engines/{first['id']}"
+    calls = (
+        (f"{url}/heartbeats", heartbeat_body(arrived=0, policy=engine_body()["policy"])),
+        (
+            f"{url}/policy/versions/1:acknowledge",
+            {"result": "applied", "policy": engine_body()["policy"]},
+        ),
+        (f"{url}:deregister", None),
+    )
+    for path, body in calls:
+        for credential in (None, other["credential"], "ge_forged"):
+            answer = client.post(path, json=body, headers=_proof(credential))
+            assert (answer.status_code, answer.json()["code"]) == (403, "not_this_engine")
+        assert client.post(path, json=body, headers=_proof(first["credential"])).is_success
+    with database.read() as uow:
+        kept = uow.engines.get(first["id"]).credential_hash
+    assert kept is not None
+    assert first["credential"] not in kept
+
+
+def test_an_engine_that_shows_its_credential_takes_its_own_name_at_once(
+    client: TestClient,
+) -> None:
+    first = _keeper(client).json()
+    again = _keeper(client, first["credential"])
+    assert (again.status_code, again.json()["id"]) == (201, first["id"])
+    assert again.json()["credential"] is None
+    body = heartbeat_body(arrived=0, policy=engine_body()["policy"])
+    url = f"/v1/engines/{first['id']}/heartbeats"
+    assert client.post(url, json=body, headers=_proof(first["credential"])).status_code == 202
+
+
+def test_a_name_is_free_once_its_engine_is_silent_and_the_old_credential_is_void(
+    client: TestClient, database: Database
+) -> None:
+    first = _keeper(client).json()
+    with database.begin() as uow:
+        uow.engines.get(first["id"]).last_heartbeat_at = utc_now() - timedelta(minutes=1)
+    second = _keeper(client).json()
+    assert second["id"] == first["id"]
+    body = heartbeat_body(arrived=0, policy=engine_body()["policy"])
+    url = f"/v1/engines/{first['id']}/heartbeats"
+    assert client.post(url, json=body, headers=_proof(first["credential"])).status_code == 403
+    poll = client.get(f"/v1/engines/{first['id']}/policy", headers=_proof(first["credential"]))
+    assert poll.status_code == 403
+    assert client.post(url, json=body, headers=_proof(second["credential"])).status_code == 202
+
+
+def test_an_engine_of_an_earlier_version_goes_on_without_a_credential(client: TestClient) -> None:
+    answer = client.post("/v1/engines", json=engine_body())
+    assert answer.json()["credential"] is None
+    body = heartbeat_body(arrived=0, policy=engine_body()["policy"])
+    beat = client.post(f"/v1/engines/{answer.json()['id']}/heartbeats", json=body)
+    assert beat.status_code == 202
+    acknowledge(client, answer.json()["id"])

@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from api.documents.policy import PolicyDocument
 from engine.spec.errors import PolicyError
+from engine.spec.inventory import Inventory, RankKind
 from engine.spec.settings import Settings
 from store import Database
 from tests.api.worlds import BUSY, acknowledge, add_recommendation, engine_body, register
@@ -119,6 +120,49 @@ def test_a_plan_the_model_cannot_run_is_422_with_the_numbers(client: TestClient)
     answer = _patch(client, engine_id, body, _etag(client, engine_id))
     assert answer.status_code == 422
     assert "4 query heads" in answer.json()["detail"]
+
+
+def test_a_plan_the_engine_has_no_devices_for_is_refused_before_the_engine_is_asked(
+    client: TestClient,
+) -> None:
+    """Also a dry run, and a rollback to what a larger machine once ran."""
+    large = Inventory(kind=RankKind.CUDA, max_ranks=8).to_json()
+    engine_id = register(client, inventory=large)
+    for plan in ({"dp": 8}, {"dp": 10**9}):
+        for dry_run in ("true", "false"):
+            body = {"plan": plan}
+            answer = _patch(client, engine_id, body, _etag(client, engine_id), dry_run=dry_run)
+            assert answer.status_code == 422, answer.text
+            assert answer.json()["errors"][0]["pointer"] == "/plan"
+            assert "devices, this engine has 8" in answer.json()["detail"]
+    wide = _patch(client, engine_id, {"plan": {"dp": 4}}, _etag(client, engine_id))
+    assert wide.status_code == 200
+    acknowledge(client, engine_id)
+    narrow = _patch(client, engine_id, {"plan": {"dp": 1}}, wide.headers["etag"])
+    assert narrow.status_code == 200
+    client.post(f"/v1/engines/{engine_id}:deregister")
+    register(client, inventory={**large, "max_ranks": 2})
+    answer = client.post(f"/v1/engines/{engine_id}:rollback", json={"version": 2})
+    assert answer.status_code == 422
+    assert "needs 8 devices, this engine has 2" in answer.json()["detail"]
+    assert client.get(f"/v1/engines/{engine_id}/policy").json()["version"] == 3
+
+
+def test_a_plan_that_the_machines_memory_cannot_hold_is_refused(client: TestClient) -> None:
+    small = Inventory(kind=RankKind.CPU, max_ranks=8, kv_bytes=2**28, memory_bytes=2**30).to_json()
+    engine_id = register(client, inventory=small)
+    answer = _patch(client, engine_id, {"plan": {"dp": 2}}, _etag(client, engine_id))
+    assert answer.status_code == 422
+    assert "this machine has 1.07 GB" in answer.json()["detail"]
+
+
+def test_of_an_engine_that_sends_no_inventory_the_knob_names_the_most_ranks(
+    client: TestClient,
+) -> None:
+    knob = {"name": "plan", "knob_class": "reshape", "maximum": 4}
+    engine_id = register(client, capabilities=[knob])
+    assert _patch(client, engine_id, {"plan": {"dp": 4}}, _etag(client, engine_id)).is_client_error
+    assert _patch(client, engine_id, {"plan": {"dp": 2}}, _etag(client, engine_id)).is_success
 
 
 def test_a_plan_above_the_device_guard_is_409(client: TestClient) -> None:
@@ -264,7 +308,42 @@ def test_applying_a_recommendation_writes_its_policy_sla_and_schedule(
     assert requested["provenance"]["recommendation"] == recommendation_id
     assert answer.json()["predicted"]["metrics"]["ttft_ms"] == {"p95": 120.0}
     with database.read() as uow:
+        assert uow.engines.list_scheduled() == []  # not before the engine has it
+    acknowledge(client, engine_id)
+    engine = client.get(f"/v1/engines/{engine_id}").json()
+    assert (engine["sla"], engine["recommendation_id"]) == ("p95_ttft_ms<=500", recommendation_id)
+    with database.read() as uow:
         assert [row.id for row in uow.engines.list_scheduled()] == [engine_id]
+
+
+def _row(database: Database, engine_id: str) -> Json:
+    """Everything of an engine that a version may change."""
+    with database.read() as uow:
+        row = uow.engines.get(engine_id)
+        document = uow.policies.get(engine_id, row.desired_version).document
+    names = ("sla", "recommendation_id", "schedule", "control_memory", "effective_policy")
+    return {name: getattr(row, name) for name in names} | {"document": document}
+
+
+@pytest.mark.parametrize("is_patched_over", [False, True])
+def test_nothing_of_a_recommendation_that_the_engine_refuses_remains(
+    client: TestClient, database: Database, is_patched_over: bool
+) -> None:
+    """Neither at first nor over another one, with its own guards and SLA, nor under a patch."""
+    engine_id = register(client)
+    running = engine_body()["policy"]
+    for _ in range(2):
+        before = _row(database, engine_id)
+        url = f"/v1/recommendations/{add_recommendation(database)}:apply"
+        assert client.post(url, json={"engine_id": engine_id}).status_code == 200
+        if is_patched_over:
+            patch = {"sla": "p95_ttft_ms<=1", "guards": {"max_gpus": 3}}
+            assert _patch(client, engine_id, patch, _etag(client, engine_id)).status_code == 200
+        acknowledge(client, engine_id, result="refused", message="no", policy=running)
+        assert _row(database, engine_id) == before
+        client.post(url, json={"engine_id": engine_id})
+        acknowledge(client, engine_id)
+        running = _row(database, engine_id)["effective_policy"]
 
 
 def test_a_change_away_from_the_recommendation_has_no_prediction(

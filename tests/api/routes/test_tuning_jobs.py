@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from starlette.testclient import TestClient
 
 from api.services import jobs
+from api.web.settings import ServiceSettings
 from store import Database
 from store.models import JobState
+from tests.api.conftest import ADMIN
+from tests.api.live import free_port, running_service
 
 Json = dict[str, Any]
 
@@ -58,14 +64,51 @@ def test_everything_that_cannot_be_read_is_named_at_once(
     assert client.get("/v1/tuning-jobs").json() == []
 
 
-def test_an_unreadable_trace_row_is_refused_with_its_line(
-    client: TestClient, job_body: Json, tmp_path: Path
+@pytest.mark.parametrize(
+    ("changes", "pointer", "variable"),
+    [
+        ({"workload": "auto:/dev/zero"}, "/workload", "GEARSHIFT_TRACE_ROOT"),
+        ({"workload": "csv:../trace.csv,seconds=5"}, "/workload", "GEARSHIFT_TRACE_ROOT"),
+        ({"model_dir": "/etc"}, "/model_dir", "GEARSHIFT_MODEL_ROOT"),
+        ({"model_dir": "x/../../etc", "hardware": "local"}, "/model_dir", "GEARSHIFT_MODEL_ROOT"),
+        ({"options": {"model_dir": "/etc"}}, "/options", "GEARSHIFT_MODEL_ROOT"),
+        ({"options": {"workload": "auto:/dev/zero"}}, "/options", "GEARSHIFT_TRACE_ROOT"),
+    ],
+)
+def test_a_path_outside_the_folders_is_refused_with_the_setting_that_names_them(
+    client: TestClient, job_body: Json, changes: Json, pointer: str, variable: str
 ) -> None:
-    trace = tmp_path / "trace.csv"
-    trace.write_text("arrival_s,input_tokens,output_tokens\n0.0,10,5\n0.5,ten,5\n")
-    answer = _create(client, {**job_body, "workload": f"csv:{trace}"})
+    answer = _create(client, {**job_body, **changes})
     assert answer.status_code == 422
-    assert "3" in answer.json()["errors"][0]["detail"]
+    (error,) = answer.json()["errors"]
+    assert error["pointer"] == pointer
+    assert variable in error["detail"]
+
+
+def test_jobs_that_name_pipes_and_devices_hold_nobody_up(
+    settings: ServiceSettings, database: Database, job_body: Json, tmp_path: Path
+) -> None:
+    """Over real HTTP: 46 of them once kept /healthz silent for 40 s."""
+    os.mkfifo(tmp_path / "pipe")
+    os.symlink("/dev/zero", tmp_path / "endless")
+    (tmp_path / "odd").mkdir()
+    os.mkfifo(tmp_path / "odd" / "config.json")
+    odd: list[Json] = [
+        {"workload": f"auto:{tmp_path / 'pipe'}"},
+        {"workload": f"csv:{tmp_path / 'endless'}"},
+        {"model_dir": str(tmp_path / "odd")},
+        {"model_dir": str(tmp_path / "odd"), "hardware": "local"},
+    ]
+    headers = {"Authorization": f"Bearer {ADMIN}"}
+    with (
+        running_service(settings, free_port()) as url,
+        httpx.Client(base_url=url, headers=headers, timeout=20) as http,
+        ThreadPoolExecutor(46) as pool,
+    ):
+        bodies = [{**job_body, **odd[number % len(odd)]} for number in range(46)]
+        answers = pool.map(lambda body: http.post("/v1/tuning-jobs", json=body), bodies)
+        assert http.get("/healthz").status_code == 200
+        assert {answer.status_code for answer in answers} == {202}
 
 
 def test_an_unknown_option_of_the_tuner_is_refused_by_name(

@@ -127,6 +127,17 @@ def test_an_impossible_policy_is_422_with_the_reason(
     assert knobs.engine.policy.version == 0
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_plan_nobody_has_devices_for_starts_nothing(server: Server, dry_run: bool) -> None:
+    """The real ranks of a CPU: 128 of them used to be started."""
+    for plan in ({"dp": 64, "tp": 2}, {"dp": 10**9}):
+        found = _problem(_patch(server, {"plan": plan}, dry_run=dry_run), 422)
+        assert found["detail"].startswith("/plan: ")
+        assert "devices, this engine has" in found["detail"]
+    assert server.engine.policy.version == 0
+    assert server.complete(prompt="x", max_tokens=2).status_code == 200
+
+
 def test_a_cap_above_the_envelope_is_409_with_the_class_it_would_need(knobs: Server) -> None:
     limit = knobs.engine.envelope.max_num_seqs
     found = _problem(_patch(knobs, {"caps": {"max_num_seqs": limit + 1}}), 409)

@@ -40,6 +40,7 @@ def remote_pair(engine: Engine, tokenizer: Tokenizer) -> Iterator[RemotePair]:
         drain_s=1,
         model=engine.model,
         envelope=engine.envelope,
+        inventory=engine.inventory,
         paced_as=engine.paced_as,
         defaults=SamplingDefaults(),
     )

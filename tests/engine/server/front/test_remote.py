@@ -96,6 +96,7 @@ def line(tiny_dir: Path) -> Iterator[Line]:
         drain_s=1,
         model=engine.model,
         envelope=engine.envelope,
+        inventory=engine.inventory,
         paced_as=engine.paced_as,
         defaults=SamplingDefaults(),
     )

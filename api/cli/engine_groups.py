@@ -21,6 +21,7 @@ from api.cli.engine_options import (
     read_len,
 )
 from api.cli.groups import Described
+from api.cli.limit_options import LimitOptions
 from api.cli.listening import Listening
 from engine.spec.settings import Order
 
@@ -253,6 +254,7 @@ class House:
     listening: Listening
     names: Names
     control: ControlPlane
+    bounds: LimitOptions
     drain_s: Annotated[
         int,
         typer.Option(

@@ -183,6 +183,7 @@ class _Serving:
             envelope=engine.envelope,
             paced_as=engine.paced_as,
             defaults=self.defaults,
+            limits=self.house.bounds.limits,
         )
         front = self.stack.enter_context(FrontHouse(engine, setup, self.listener))
         self.stack.enter_context(engine)
@@ -209,10 +210,12 @@ class _Serving:
             api_key=self.house.listening.api_key,
             engine_name=self.house.names.engine_label,
             defaults=self.defaults,
+            limits=self.house.bounds.limits,
         )
         announce_and_run(
             app,
             self.listener,
+            limits=self.house.bounds.limits,
             drain_s=self.house.drain_s,
             on_ready=lambda: self._ready(engine),
         )

@@ -11,6 +11,8 @@ from api.web.context import AppContext, get_context
 from api.web.errors import ApiError
 from migrations import runner
 
+# What asks without a key.
+PATHS = ("/healthz", "/readyz", "/metrics")
 router = APIRouter(tags=["health"])
 Context = Annotated[AppContext, Depends(get_context)]
 

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from engine.server.gate import code_of
 from engine.spec.errors import EngineError, PolicyError
 from policies.errors import PolicyInputError
 from store import ConflictError, NotFoundError, StoreError
@@ -94,6 +95,17 @@ def problem_response(error: ApiError, *, trace_id: str, instance: str) -> JSONRe
     return JSONResponse(body, error.status, headers=error.headers, media_type=PROBLEM_TYPE)
 
 
+def respond(request: Request, error: Exception) -> JSONResponse:
+    """The response for a refusal at the gate; what is none is raised again."""
+    match error:
+        case ApiError():
+            return _respond(request, error)
+        case HTTPException():
+            return _on_http_error(request, error)
+        case _:
+            raise error
+
+
 def _respond(request: Request, error: ApiError) -> JSONResponse:
     return problem_response(error, trace_id=request.state.trace_id, instance=request.url.path)
 
@@ -109,11 +121,8 @@ def _on_domain_error(request: Request, error: Exception) -> JSONResponse:
 
 def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException), "registered for HTTPException only"
-    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-    refusal = ApiError(
-        error.status_code, code, f"{request.method} {request.url.path}: {error.detail}"
-    )
-    refusal.headers = dict(error.headers or {})
+    detail = f"{request.method} {request.url.path}: {error.detail}"
+    refusal = ApiError(error.status_code, code_of(error), detail, headers=error.headers)
     return _respond(request, refusal)
 
 

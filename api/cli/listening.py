@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import typer
 
 from api.cli.common import fail
 
+ENGINE_KEY_VARIABLE = "GEARSHIFT_ENGINE_KEY"
 THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
 
 
@@ -22,7 +24,12 @@ class Listening:
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000
     api_key: Annotated[
-        str | None, typer.Option(envvar="GEARSHIFT_ENGINE_KEY", help="Required under /v1.")
+        str | None,
+        typer.Option(
+            envvar=ENGINE_KEY_VARIABLE,
+            help="Required of callers; give it by the variable, since options show in the list of "
+            "processes.",
+        ),
     ] = None
 
     def __post_init__(self) -> None:
@@ -34,12 +41,19 @@ class Listening:
     def warning(self) -> str | None:
         """Why this is unsafe, if it is."""
         if self.api_key is not None or self.host in THIS_MACHINE:
-            return None
+            return shown_key_warning("--api-key", self.api_key, ENGINE_KEY_VARIABLE)
         return f"listening on {self.host} without --api-key: anyone may change this engine"
 
     def url(self, listener: socket.socket) -> str:
         """The address of ``listener``, whose port may have been picked."""
         return url_of(self.host, listener)
+
+
+def shown_key_warning(option: str, key: str | None, variable: str) -> str | None:
+    """What to say of a ``key`` that was given by ``option`` and not by ``variable``."""
+    if key is None or key == os.environ.get(variable):
+        return None
+    return f"{option} shows in the list of processes; give the key by {variable}"
 
 
 def url_of(host: str, listener: socket.socket) -> str:

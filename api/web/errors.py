@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from engine.server.gate import code_of
 from engine.spec.errors import EngineError, PolicyError
 from policies.errors import PolicyInputError
-from store import ConflictError, NotFoundError, StoreError
+from store import ConflictError, CursorError, NotFoundError, StoreError
 from tuner.spec.errors import TunerError
 
 PROBLEM_TYPE = "application/problem+json"
@@ -67,6 +67,9 @@ def as_api_error(error: Exception) -> ApiError:
             return error
         case NotFoundError():
             return ApiError(404, "not_found", str(error))
+        case CursorError():
+            errors = [FieldError(pointer="/query/cursor", detail="take it from a Link header")]
+            return ApiError(422, "invalid_cursor", str(error), errors=errors)
         case ConflictError():
             return ApiError(409, "conflict", str(error))
         case PolicyError(needs=str(needs)):

@@ -143,7 +143,7 @@ class ServiceSettings(BaseSettings):
         if self.database_url is not None:
             return self.database_url
         try:
-            self.data_dir.mkdir(parents=True, exist_ok=True)
+            self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(
                 f"data folder {self.data_dir} cannot be made ({error.strerror}); name another one "

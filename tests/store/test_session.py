@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -29,6 +30,23 @@ def test_an_error_in_the_block_rolls_everything_back(database: Database) -> None
         add_then_fail()
     with database.read() as uow:
         assert uow.jobs.list_page(PageRequest()).items == []
+
+
+def test_a_new_file_and_what_sqlite_makes_beside_it_are_the_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "new.db"
+    with Database(f"sqlite:///{path}").begin() as uow:
+        uow.session.execute(sa.text("CREATE TABLE a (b)"))
+        found = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+    assert found == {"new.db": 0o600, "new.db-wal": 0o600, "new.db-shm": 0o600}
+
+
+def test_a_file_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    path.touch()
+    path.chmod(0o640)
+    with Database(f"sqlite:///{path}").begin() as uow:
+        uow.session.execute(sa.text("CREATE TABLE a (b)"))
+    assert path.stat().st_mode & 0o777 == 0o640
 
 
 def test_what_a_reader_changes_is_thrown_away(database: Database) -> None:

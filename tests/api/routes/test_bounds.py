@@ -205,6 +205,31 @@ def test_versions_cursors_and_events_beyond_any_row_are_refused(client: TestClie
     assert client.get("/v1/tuning-jobs/none/events", headers=last).status_code == 422
 
 
+def test_a_cursor_of_another_lists_kind_is_refused(client: TestClient, job_body: Json) -> None:
+    engine = f"/v1/engines/{register(client)}"
+    job = f"/v1/tuning-jobs/{send(client, 'POST', '/v1/tuning-jobs', job_body).json()['id']}"
+    texts = ("/v1/tuning-jobs", "/v1/engines", "/v1/recommendations", "/v1/cost-models")
+    numbers = ("/v1/decisions", "/v1/audit", f"{engine}/policy/versions", f"{job}/trials")
+    number, text = "MQ", "ImEi"
+    for paths, wrong, right in (
+        ((*texts, "/v1/api-keys"), number, text),
+        (numbers, text, number),
+    ):
+        for path in paths:
+            assert client.get(path, params={"cursor": right}).status_code == 200, path
+            answer = client.get(path, params={"cursor": wrong})
+            assert (answer.status_code, answer.json()["code"]) == (422, "invalid_cursor"), path
+
+
+def test_an_end_of_a_key_beyond_every_calendar_is_refused(client: TestClient) -> None:
+    body = {"name": "k", "scopes": ["read"]}
+    for end in ("9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00"):
+        answer = send(client, "POST", "/v1/api-keys", {**body, "expires_at": end})
+        refused(answer, "/expires_at", "1 to 9999")
+    end = "9999-12-31T23:59:59+00:00"
+    assert send(client, "POST", "/v1/api-keys", {**body, "expires_at": end}).status_code == 201
+
+
 def test_a_field_whose_name_is_no_text_is_refused(client: TestClient, job_body: Json) -> None:
     refused(send(client, "POST", "/v1/tuning-jobs", {**job_body, "a\ud800": 1}), "/", "string")
 

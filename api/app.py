@@ -23,6 +23,7 @@ from api.routes import (
 )
 from api.web.auth import KeyCheck, ensure_first_key
 from api.web.context import AppContext
+from api.web.description import DescribedApp
 from api.web.errors import install_error_handlers, respond
 from api.web.metrics import ServiceMetrics
 from api.web.middleware import RequestContext
@@ -68,7 +69,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
             controller.stop()
             context.database.close()
 
-    app = FastAPI(
+    app = DescribedApp(
         title="Gearshift",
         summary="Tunes the parallelism of LLM engines and keeps them inside their SLA.",
         version=version("gearshift"),

@@ -23,7 +23,12 @@ def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", operation_id="is_ready", summary="Tell whether the service is ready")
+@router.get(
+    "/readyz",
+    operation_id="is_ready",
+    summary="Tell whether the service is ready",
+    responses={503: {"description": "Not ready"}},
+)
 def readyz(context: Context) -> dict[str, str]:
     """The database answers and has this version's schema."""
     try:

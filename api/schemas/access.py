@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Annotated
 
-from pydantic import AwareDatetime, Field, field_validator
+from pydantic import AwareDatetime, BeforeValidator, Field, field_validator
 
 from api.schemas.base import Body, View
+
+
+def _check_text(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError("must be a text, as in 2030-01-01T00:00:00Z")
+    return value
 
 
 class Scope(StrEnum):
@@ -31,7 +38,7 @@ class ApiKeyCreate(Body):
 
     name: str = Field(min_length=1, max_length=120)
     scopes: list[Scope] = Field(min_length=1, max_length=len(Scope))
-    expires_at: AwareDatetime | None = None
+    expires_at: Annotated[AwareDatetime, BeforeValidator(_check_text)] | None = None
 
     @field_validator("expires_at")
     @classmethod

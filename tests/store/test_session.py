@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from store import Database, PageRequest, StoreError
+from store import CursorError, Database, PageRequest, StoreError
 from store.models.base import utc_now
 
 
@@ -120,3 +120,11 @@ def test_a_database_that_cannot_be_opened_is_named_without_its_password() -> Non
         database.require_reachable()
     database.close()
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_page_after_a_key_of_another_kind_is_refused(database: Database) -> None:
+    with database.read() as uow:
+        with pytest.raises(CursorError, match="7 is no str"):
+            uow.jobs.list_page(PageRequest(after=7))
+        with pytest.raises(CursorError, match="'a' is no int"):
+            uow.decisions.list_page(PageRequest(after="a"))

@@ -23,7 +23,7 @@ from api.cli.engine_options import (
 )
 from api.cli.groups import Described
 from api.cli.limit_options import LimitOptions
-from api.cli.listening import Listening, shown_key_warning
+from api.cli.listening import CONTROL_KEY_VARIABLE, Listening
 from engine.spec.settings import Order
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ DEFAULT_ENGINE_NAME = "0"
 DEFAULT_SEQS = 64
 DEFAULT_TOKENS = 2048
 DEFAULT_UTILIZATION = 0.9
-CONTROL_KEY_VARIABLE = "GEARSHIFT_CONTROL_KEY"
 MOST_KEY_LETTERS = 4096
 
 
@@ -254,11 +253,6 @@ class ControlPlane:
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or "not a text"
             fail(f"--control-key-file {path} cannot be read: {reason}")
-
-    @property
-    def warning(self) -> str | None:
-        """Who else can read the key, if anyone."""
-        return shown_key_warning("--control-key", self.control_key, CONTROL_KEY_VARIABLE)
 
     def join(self, engine: Engine, stack: ExitStack, *, url: str, name: str | None) -> None:
         """Register the engine that serves at ``url``, until ``stack`` ends."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import typer
 
 from api.cli.common import fail
 
+CONTROL_KEY_VARIABLE = "GEARSHIFT_CONTROL_KEY"
 ENGINE_KEY_VARIABLE = "GEARSHIFT_ENGINE_KEY"
 THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
 
@@ -41,19 +41,12 @@ class Listening:
     def warning(self) -> str | None:
         """Why this is unsafe, if it is."""
         if self.api_key is not None or self.host in THIS_MACHINE:
-            return shown_key_warning("--api-key", self.api_key, ENGINE_KEY_VARIABLE)
+            return None
         return f"listening on {self.host} without --api-key: anyone may change this engine"
 
     def url(self, listener: socket.socket) -> str:
         """The address of ``listener``, whose port may have been picked."""
         return url_of(self.host, listener)
-
-
-def shown_key_warning(option: str, key: str | None, variable: str) -> str | None:
-    """What to say of a ``key`` that was given by ``option`` and not by ``variable``."""
-    if key is None or key == os.environ.get(variable):
-        return None
-    return f"{option} shows in the list of processes; give the key by {variable}"
 
 
 def url_of(host: str, listener: socket.socket) -> str:

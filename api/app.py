@@ -21,12 +21,14 @@ from api.routes import (
     recommendations,
     tuning_jobs,
 )
-from api.web.auth import ensure_first_key
+from api.web.auth import KeyCheck, ensure_first_key
 from api.web.context import AppContext
-from api.web.errors import install_error_handlers
+from api.web.description import DescribedApp
+from api.web.errors import install_error_handlers, respond
 from api.web.metrics import ServiceMetrics
 from api.web.middleware import RequestContext
 from api.web.settings import ServiceSettings
+from engine.server.gate import Gate
 from engine.server.pages import add_docs
 from store import Database
 
@@ -67,7 +69,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
             controller.stop()
             context.database.close()
 
-    app = FastAPI(
+    app = DescribedApp(
         title="Gearshift",
         summary="Tunes the parallelism of LLM engines and keeps them inside their SLA.",
         version=version("gearshift"),
@@ -78,6 +80,13 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     add_docs(app)
     app.state.context = context
     install_error_handlers(app)
+    app.add_middleware(
+        Gate,
+        limits=settings.limits,
+        open_paths=health.PATHS,
+        admit=KeyCheck(context.database).admit,
+        respond=respond,
+    )
     app.add_middleware(RequestContext)
     for router in ROUTERS:
         app.include_router(router)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from store.errors import ConflictError, NotFoundError, SchemaError, StoreError
+from store.errors import ConflictError, CursorError, NotFoundError, SchemaError, StoreError
 from store.paging import Page, PageRequest
 from store.session import Database, UnitOfWork
 
 __all__ = [
     "ConflictError",
+    "CursorError",
     "Database",
     "NotFoundError",
     "Page",

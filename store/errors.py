@@ -19,5 +19,9 @@ class ConflictError(StoreError):
     """The row exists but its state forbids the change, with the state in the message."""
 
 
+class CursorError(StoreError):
+    """A page is asked for after a key that is not of the list's kind."""
+
+
 class SchemaError(StoreError):
     """The database's schema is not the one this version of the code needs."""

@@ -9,6 +9,8 @@ from typing import Any, Generic, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from store.errors import CursorError
+
 T = TypeVar("T")
 Key = str | int
 
@@ -37,8 +39,15 @@ def fetch_page(
     *,
     newest_first: bool = True,
 ) -> Page[T]:
-    """One page of ``query`` in the order of ``key``, a unique column of its entity."""
+    """One page of ``query`` in the order of ``key``, a unique column of its entity.
+
+    Raises:
+        CursorError: ``page`` begins after a key of another kind.
+    """
     if page.after is not None:
+        kind = key.type.python_type
+        if not isinstance(page.after, kind):
+            raise CursorError(f"{page.after!r} is no {kind.__name__} of {key}; take it from a page")
         query = query.where(key < page.after if newest_first else key > page.after)
     ordered = query.order_by(key.desc() if newest_first else key.asc())
     rows = session.scalars(ordered.limit(page.limit + 1)).all()

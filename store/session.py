@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,6 +142,7 @@ def make_engine(url: str) -> sa.Engine:
             if parsed.database in (None, "", ":memory:"):
                 raise StoreError("an in-memory SQLite cannot be shared; name a file")
             engine = sa.create_engine(parsed)
+            event.listen(engine, "do_connect", _make_private)
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
             return engine
@@ -149,6 +152,22 @@ def make_engine(url: str) -> sa.Engine:
             )
         case other:
             raise StoreError(f"database {other!r} is not supported; use sqlite or postgresql")
+
+
+def _make_private(
+    _dialect: sa.Dialect, _record: Any, arguments: list[Any], options: dict[str, Any]
+) -> None:
+    if not options.get("uri"):  # such a path may name more than a file
+        make_private(arguments[0])
+
+
+def make_private(path: str) -> None:
+    """See that a new file at ``path`` is its owner's alone, and what SQLite makes beside it, too.
+
+    It holds hashes of keys and everything of the service. One that is there keeps its mode.
+    """
+    with contextlib.suppress(OSError):  # the database says what is wrong with such a path
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.common import fail
+from api.cli.listening import CONTROL_KEY_VARIABLE
 
 if TYPE_CHECKING:
     from api.documents.answer import Answer
 
 RECOMMENDATION_ID = re.compile(r"rec_[0-9a-z]+")
-CONTROL_KEY = "GEARSHIFT_CONTROL_KEY"
 PATH = "/v1/recommendations/"
 FOUND = "gearshift.found"
 CHOICES = "fastest|balanced|..."
@@ -78,7 +78,7 @@ def _remote(address: str) -> Answer:
     from api.documents.answer import read_recommendation
 
     url, _, recommendation_id = address.partition(PATH)
-    with answering(url), GearshiftClient(url, os.environ.get(CONTROL_KEY, "")) as client:
+    with answering(url), GearshiftClient(url, os.environ.get(CONTROL_KEY_VARIABLE, "")) as client:
         found = client.get_recommendation(recommendation_id)
         job_id = found["job_id"]
         spec = None if job_id is None else client.get_job(job_id)["spec"]

@@ -55,7 +55,6 @@ def demo(
                 client,
                 children,
                 control_url=service["url"],
-                control_key=key,
                 folder=folder,
             )
             urls = [story.play(scene, seed=seed) for scene in scenes]
@@ -76,6 +75,7 @@ def _environment(folder: Path, key: str) -> dict[str, str]:
         "GEARSHIFT_DATABASE_URL": f"sqlite:///{folder / 'gearshift.db'}",
         "GEARSHIFT_MODEL_ROOT": str(folder),
         "GEARSHIFT_ADMIN_KEY": key,
+        "GEARSHIFT_CONTROL_KEY": key,
         "GEARSHIFT_DEVICES": str(2 * (os.cpu_count() or 1)),
         "GEARSHIFT_CONTROL_INTERVAL_S": "2",
         "GEARSHIFT_CONTROL_WINDOW_S": "8",

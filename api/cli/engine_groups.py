@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +22,8 @@ from api.cli.engine_options import (
     read_len,
 )
 from api.cli.groups import Described
-from api.cli.listening import Listening
+from api.cli.limit_options import LimitOptions
+from api.cli.listening import CONTROL_KEY_VARIABLE, Listening
 from engine.spec.settings import Order
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ DEFAULT_ENGINE_NAME = "0"
 DEFAULT_SEQS = 64
 DEFAULT_TOKENS = 2048
 DEFAULT_UTILIZATION = 0.9
+MOST_KEY_LETTERS = 4096
 
 
 COUNT = "N|auto"
@@ -221,13 +224,35 @@ class ControlPlane:
         typer.Option(metavar="URL", help="Control plane to register with."),
     ] = None
     control_key: Annotated[
-        str | None, typer.Option(envvar="GEARSHIFT_CONTROL_KEY", help="Its key.")
+        str | None,
+        typer.Option(
+            envvar=CONTROL_KEY_VARIABLE,
+            help="Its key; give it by the variable, since options show in the list of processes.",
+        ),
+    ] = None
+    control_key_file: Annotated[
+        Path | None, typer.Option(help="File that holds the key, before any other.")
     ] = None
 
     def __post_init__(self) -> None:
         """End where nothing could ever be reached; a service that is away may come back."""
         if self.control is not None and not is_http_url(self.control):
             fail(f"--control {self.control}: write it as in http://127.0.0.1:8700")
+        if self.control_key_file is not None and not self.key:
+            fail(f"--control-key-file {self.control_key_file} is empty")
+
+    @cached_property
+    def key(self) -> str | None:
+        """The key, wherever it stands. Ends where its file cannot be read."""
+        path = self.control_key_file
+        if path is None:
+            return self.control_key
+        try:
+            with path.open() as file:
+                return file.read(MOST_KEY_LETTERS).strip()
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or "not a text"
+            fail(f"--control-key-file {path} cannot be read: {reason}")
 
     def join(self, engine: Engine, stack: ExitStack, *, url: str, name: str | None) -> None:
         """Register the engine that serves at ``url``, until ``stack`` ends."""
@@ -239,7 +264,7 @@ class ControlPlane:
         agent = EngineAgent(
             engine=engine,
             control_url=self.control,
-            api_key=self.control_key,
+            api_key=self.key,
             public_url=url,
             name=name,
             credential_dir=data_dir() / "engines",
@@ -255,6 +280,7 @@ class House:
     listening: Listening
     names: Names
     control: ControlPlane
+    bounds: LimitOptions
     drain_s: Annotated[
         int,
         typer.Option(

@@ -14,8 +14,9 @@ from api.cli.answers import ServedAnswer, why_not_here
 from api.cli.common import fail, log, print_json
 from api.cli.engine_groups import CapOptions, House, Pacing, RankOptions
 from api.cli.engine_options import check_device, read_dtype, read_link
+from api.cli.given import is_in_arguments
 from api.cli.grouped import grouped
-from api.cli.listening import bind
+from api.cli.listening import CONTROL_KEY_VARIABLE, ENGINE_KEY_VARIABLE, bind
 from api.cli.served_plan import ServedModel, ServedPlan
 from api.cli.vllm_config import ConfigOption
 from api.cli.vllm_flags import known_words as known_words
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tuner.described.node import Node
 
 MIB = 2**20
+SECRETS = {"control_key": CONTROL_KEY_VARIABLE, "api_key": ENGINE_KEY_VARIABLE}
 
 
 @grouped(
@@ -54,6 +56,10 @@ def serve(
     """
     if config is not None:
         log(f"options of {config}; the command line wins")
+    for name, variable in SECRETS.items():
+        if is_in_arguments(ctx, name):
+            option = f"--{name.replace('_', '-')}"
+            log(f"warning: {option} shows in the list of processes; give the key by {variable}")
     found = answer.find(ctx)
     folder, plan = model.folder(ctx), plan.in_one_word(ctx)
     if found is not None:
@@ -184,6 +190,7 @@ class _Serving:
             inventory=engine.inventory,
             paced_as=engine.paced_as,
             defaults=self.defaults,
+            limits=self.house.bounds.limits,
         )
         front = self.stack.enter_context(FrontHouse(engine, setup, self.listener))
         self.stack.enter_context(engine)
@@ -210,10 +217,12 @@ class _Serving:
             api_key=self.house.listening.api_key,
             engine_name=self.house.names.engine_label,
             defaults=self.defaults,
+            limits=self.house.bounds.limits,
         )
         announce_and_run(
             app,
             self.listener,
+            limits=self.house.bounds.limits,
             drain_s=self.house.drain_s,
             on_ready=lambda: self._ready(engine),
         )

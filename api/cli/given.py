@@ -24,6 +24,11 @@ def strongest(ctx: typer.Context, values: dict[str, str | None]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def is_in_arguments(ctx: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line, where the list of processes shows it."""
+    return strength(ctx, name) == _STRENGTH["COMMANDLINE"]
+
+
 ANSWER, CONFIG = "gearshift.answer", "gearshift.config"
 
 

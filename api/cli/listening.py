@@ -12,6 +12,8 @@ import typer
 
 from api.cli.common import fail
 
+CONTROL_KEY_VARIABLE = "GEARSHIFT_CONTROL_KEY"
+ENGINE_KEY_VARIABLE = "GEARSHIFT_ENGINE_KEY"
 THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
 
 
@@ -22,7 +24,12 @@ class Listening:
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000
     api_key: Annotated[
-        str | None, typer.Option(envvar="GEARSHIFT_ENGINE_KEY", help="Required under /v1.")
+        str | None,
+        typer.Option(
+            envvar=ENGINE_KEY_VARIABLE,
+            help="Required of callers; give it by the variable, since options show in the list of "
+            "processes.",
+        ),
     ] = None
 
     def __post_init__(self) -> None:

@@ -48,13 +48,12 @@ class Story:
         children: Children,
         *,
         control_url: str,
-        control_key: str,
         folder: Path,
     ) -> None:
         self._console = console
         self._client = client
         self._children = children
-        self._control = ("--control", control_url, "--control-key", control_key)
+        self._control = ("--control", control_url)
         self._folder = folder
 
     def play(self, scene: Scene, *, seed: int) -> str:

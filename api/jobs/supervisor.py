@@ -12,6 +12,7 @@ import threading
 import structlog
 
 from api.web.settings import ServiceSettings
+from engine.wire.child import inherited_environment
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
@@ -76,7 +77,7 @@ class WorkerSupervisor:
             self._child = subprocess.Popen(
                 self._command,
                 stdin=subprocess.PIPE,
-                env={**ONE_THREAD, **os.environ, **self._settings.environment()},
+                env={**ONE_THREAD, **inherited_environment(), **self._settings.environment()},
                 start_new_session=True,
             )
             return self._child

@@ -10,12 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import sqlalchemy as sa
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
 
 from api.jobs.keeping import COMMAND_LINE
 from api.jobs.runner import JobRunner, JobStep
 from api.web.settings import ServiceSettings
 from store import Database
+from store.session import make_private
 
 # Workflows resume only under the version they began with; raise it when the steps' order changes.
 WORKFLOW_VERSION = "tuning-1"
@@ -59,7 +61,13 @@ def define_workflow(runner: JobRunner) -> Workflow:
 
 
 def configure(settings: ServiceSettings) -> DBOSConfig:
-    """The workflow engine's configuration: JSON instead of pickle, a version of our own."""
+    """The workflow engine's configuration: JSON instead of pickle, a version of our own.
+
+    Its SQLite file is made here, to be its owner's alone.
+    """
+    url = sa.make_url(settings.effective_jobs_database_url)
+    if url.get_backend_name() == "sqlite" and url.database:
+        make_private(url.database)
     return DBOSConfig(
         name="gearshift",
         system_database_url=settings.effective_jobs_database_url,

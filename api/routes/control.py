@@ -10,7 +10,7 @@ from api.schemas.access import AuditView, Scope
 from api.schemas.serving import DecisionView
 from api.web.auth import Caller, require
 from api.web.context import AppContext, get_context
-from api.web.paging import Paging, link_next
+from api.web.paging import NumberedPaging, link_next
 
 router = APIRouter(prefix="/v1", tags=["control"])
 Context = Annotated[AppContext, Depends(get_context)]
@@ -20,7 +20,7 @@ Admin = Annotated[Caller, require(Scope.ADMIN)]
 
 @router.get("/decisions", operation_id="list_decisions", summary="List the controller's decisions")
 def decisions(
-    page: Paging,
+    page: NumberedPaging,
     request: Request,
     response: Response,
     context: Context,
@@ -36,7 +36,7 @@ def decisions(
 
 @router.get("/audit", operation_id="list_audit", summary="List the audit trail")
 def audit(
-    page: Paging,
+    page: NumberedPaging,
     request: Request,
     response: Response,
     context: Context,

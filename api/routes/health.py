@@ -11,6 +11,8 @@ from api.web.context import AppContext, get_context
 from api.web.errors import ApiError
 from migrations import runner
 
+# What asks without a key.
+PATHS = ("/healthz", "/readyz", "/metrics")
 router = APIRouter(tags=["health"])
 Context = Annotated[AppContext, Depends(get_context)]
 
@@ -21,7 +23,12 @@ def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", operation_id="is_ready", summary="Tell whether the service is ready")
+@router.get(
+    "/readyz",
+    operation_id="is_ready",
+    summary="Tell whether the service is ready",
+    responses={503: {"description": "Not ready"}},
+)
 def readyz(context: Context) -> dict[str, str]:
     """The database answers and has this version's schema."""
     try:

@@ -21,7 +21,7 @@ from api.schemas.serving import (
 from api.services import identity, policies
 from api.web.auth import Caller, EngineCredential, require
 from api.web.context import AppContext, get_context
-from api.web.paging import Paging, link_next
+from api.web.paging import NumberedPaging, link_next
 
 router = APIRouter(prefix="/v1/engines/{engine_id}", tags=["policies"])
 Context = Annotated[AppContext, Depends(get_context)]
@@ -102,7 +102,7 @@ def patch(
 )
 def versions(
     engine_id: str,
-    page: Paging,
+    page: NumberedPaging,
     request: Request,
     response: Response,
     context: Context,

@@ -16,7 +16,7 @@ from api.web import sse
 from api.web.auth import Caller, require
 from api.web.context import AppContext, get_context
 from api.web.idempotency import Answer, IdempotencyHeader, answer_once
-from api.web.paging import Paging, link_next
+from api.web.paging import NumberedPaging, Paging, link_next
 from store import UnitOfWork
 from store.models import JobState
 
@@ -105,7 +105,12 @@ def delete(job_id: str, context: Context, caller: Tuner) -> None:
 
 @router.get("/{job_id}/trials", operation_id="list_trials", summary="List a tuning job's trials")
 def list_trials(
-    job_id: str, page: Paging, request: Request, response: Response, context: Context, _: Reader
+    job_id: str,
+    page: NumberedPaging,
+    request: Request,
+    response: Response,
+    context: Context,
+    _: Reader,
 ) -> list[TrialView]:
     """Finished trials in order of number."""
     with context.database.read() as uow:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Annotated
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, BeforeValidator, Field, field_validator
 
 from api.schemas.base import Body, View
+
+
+def _check_text(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError("must be a text, as in 2030-01-01T00:00:00Z")
+    return value
 
 
 class Scope(StrEnum):
@@ -30,8 +37,16 @@ class ApiKeyCreate(Body):
     """A new key."""
 
     name: str = Field(min_length=1, max_length=120)
-    scopes: list[Scope] = Field(min_length=1)
-    expires_at: AwareDatetime | None = None
+    scopes: list[Scope] = Field(min_length=1, max_length=len(Scope))
+    expires_at: Annotated[AwareDatetime, BeforeValidator(_check_text)] | None = None
+
+    @field_validator("expires_at")
+    @classmethod
+    def _is_in_a_year(cls, value: datetime | None) -> datetime | None:
+        try:
+            return value and value.astimezone(UTC)
+        except OverflowError as error:
+            raise ValueError(f"{value} is beyond the years 1 to 9999 in UTC") from error
 
 
 class ApiKeyView(View):

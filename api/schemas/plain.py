@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from tuner.hardware.device import MAX_DEVICES
 from tuner.workload.bounds import MAX_LENGTH_TOKENS
@@ -23,12 +23,23 @@ MIN_WINDOW_S = 1e-6
 MAX_SECONDS = 1e8
 MAX_MS = MAX_SECONDS * 1e3
 
-Version = Annotated[int, Field(ge=0, le=MAX_COLUMN)]
-Count = Annotated[int, Field(ge=0, le=MAX_JSON_INT)]
-Tokens = Annotated[int, Field(ge=0, le=MAX_LENGTH_TOKENS)]
-Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
-Milliseconds = Annotated[float, Field(ge=0, le=MAX_MS, allow_inf_nan=False)]
-DeviceIndex = Annotated[int, Field(ge=0, lt=MAX_DEVICES)]
+
+def _check_number(value: object) -> object:
+    if isinstance(value, bool | str):
+        raise ValueError("must be a number")
+    return value
+
+
+# A JSON number: neither true nor "1" is taken for one. (Floats do so when they are strict.)
+# Where bounds stand beside it, it comes after them, so that the description has them too.
+NUMBER = BeforeValidator(_check_number)
+Whole = Annotated[int, NUMBER]
+Version = Annotated[int, Field(ge=0, le=MAX_COLUMN), NUMBER]
+Count = Annotated[int, Field(ge=0, le=MAX_JSON_INT), NUMBER]
+Tokens = Annotated[int, Field(ge=0, le=MAX_LENGTH_TOKENS), NUMBER]
+Seconds = Annotated[float, Field(strict=True, ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
+Milliseconds = Annotated[float, Field(strict=True, ge=0, le=MAX_MS, allow_inf_nan=False)]
+DeviceIndex = Annotated[int, Field(ge=0, lt=MAX_DEVICES), NUMBER]
 
 
 def check_plain(value: Any) -> Any:

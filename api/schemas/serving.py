@@ -14,12 +14,14 @@ from api.schemas.plain import (
     MAX_JSON_INT,
     MAX_SECONDS,
     MIN_WINDOW_S,
+    NUMBER,
     Count,
     DeviceIndex,
     Milliseconds,
     Seconds,
     Tokens,
     Version,
+    Whole,
     check_rising,
 )
 from engine.policy.document import KnobClass
@@ -80,10 +82,12 @@ class StepAggregate(Body):
     """Steps of one mode and token-count class in the window."""
 
     mode: Mode
-    tokens_up_to: int = Field(
-        ge=1, le=MAX_JSON_INT, description="Batched tokens per step, power-of-two class"
+    tokens_up_to: Whole = Field(
+        ge=1,
+        le=MAX_JSON_INT,
+        description="Batched tokens per step, power-of-two class",
     )
-    steps: int = Field(ge=1, le=MAX_JSON_INT)
+    steps: Whole = Field(ge=1, le=MAX_JSON_INT)
     seconds: Seconds
     tokens: Count
 
@@ -91,8 +95,8 @@ class StepAggregate(Body):
 class HeartbeatIn(Body):
     """What an engine saw since its last heartbeat."""
 
-    window_s: float = Field(ge=MIN_WINDOW_S, le=MAX_SECONDS)
-    arrived: int = Field(ge=0, le=MAX_ARRIVED, description="Requests that arrived in the window")
+    window_s: float = Field(strict=True, ge=MIN_WINDOW_S, le=MAX_SECONDS)
+    arrived: Whole = Field(ge=0, le=MAX_ARRIVED, description="Requests that arrived in the window")
     policy_version: Version
     policy: Json = Field(description="The engine's part of the policy in force")
     devices: list[DeviceIndex] | None = DEVICES
@@ -192,7 +196,7 @@ class PolicyVersionView(View):
 class RollbackRequest(Body):
     """Go back to an earlier version; without ``version`` to the one applied before this."""
 
-    version: int | None = Field(default=None, ge=1, le=MAX_COLUMN)
+    version: Annotated[int, Field(ge=1, le=MAX_COLUMN), NUMBER] | None = None
     reason: str = Field(default="rollback", max_length=500)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import AliasChoices, ConfigDict, Field
 
 from api.schemas.base import Body, Json, View
+from api.schemas.plain import Whole
 from store.models import JobState
 from tuner.hardware.device import MAX_DEVICES
 from tuner.search.spec import MAX_SEED
@@ -47,13 +48,13 @@ class TuningJobCreate(Body):
         description="Model folder in GEARSHIFT_MODEL_ROOT; on described hardware also a name of "
         "/v1/models. The key may be model or model_dir",
     )
-    num_devices: int = Field(ge=1, le=MAX_DEVICES, description="Most devices a plan may use")
+    num_devices: Whole = Field(ge=1, le=MAX_DEVICES, description="Most devices a plan may use")
     workload: str = Field(
         description="Workload SPEC, as on the command line; traces lie in GEARSHIFT_TRACE_ROOT"
     )
     sla: str = Field(description="p95_ttft_ms<=500,... in any accepted spelling")
-    trials: int = Field(default=20, ge=1, le=1000)
-    seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    trials: Whole = Field(default=20, ge=1, le=1000)
+    seed: Whole = Field(default=0, ge=0, le=MAX_SEED)
     hardware: str = Field(
         default="local", description="'local', or described hardware of /v1/hardware, as in 8xh200"
     )
@@ -100,7 +101,13 @@ class TrialView(View):
 class CostModelCreate(Body):
     """A step model fitted elsewhere (``gearshift profile``)."""
 
-    document: Json = Field(description="The step model's JSON; its fingerprint names hardware")
+    document: Json = Field(
+        description="The step model's JSON; its fingerprint names hardware",
+        json_schema_extra={
+            "required": ["fingerprint"],
+            "properties": {"fingerprint": {"type": "string", "minLength": 1, "maxLength": 120}},
+        },
+    )
 
 
 class CostModelSummary(View):

@@ -9,10 +9,10 @@ from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request, Security
+from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.schemas.access import Scope
-from api.web.context import AppContext, get_context
 from api.web.errors import ApiError
 from store import Database
 from store.models import ApiKey
@@ -36,15 +36,14 @@ def require(scope: Scope) -> Any:
     """A dependency that yields the :class:`Caller` and refuses one without ``scope``.
 
     Raises:
-        ApiError: 401 without a valid key, 403 naming the missing scope.
+        ApiError: 403 naming the missing scope.
     """
 
-    def find_caller(
-        request: Request,
-        context: Annotated[AppContext, Depends(get_context)],
-        credentials: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],
+    async def find_caller(
+        request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)]
     ) -> Caller:
-        key = _authenticate(context.database, credentials)
+        key: ApiKey | None = getattr(request.state, "key", None)
+        assert key is not None, "the gate lets nobody in without a key"
         scopes = frozenset(s for name in key.scopes for s in Scope(name).granted)
         if scope not in scopes:
             raise ApiError(
@@ -68,6 +67,23 @@ EngineCredential = Annotated[
         description="The engine's own credential, from the answer to its registration",
     ),
 ]
+
+
+class KeyCheck:
+    """Knows callers by their key, before anything of their request is read."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def admit(self, request: Request) -> str:
+        """Keep the caller's key for the route and return its id.
+
+        Raises:
+            ApiError: 401 without a valid key.
+        """
+        credentials = await BEARER(request)
+        request.state.key = await run_in_threadpool(_authenticate, self._database, credentials)
+        return str(request.state.key.id)
 
 
 def new_secret() -> str:

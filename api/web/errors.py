@@ -10,14 +10,18 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
+from engine.server.gate import code_of
 from engine.spec.errors import EngineError, PolicyError
 from policies.errors import PolicyInputError
-from store import ConflictError, NotFoundError, StoreError
+from store import ConflictError, CursorError, NotFoundError, StoreError
 from tuner.spec.errors import TunerError
 
 PROBLEM_TYPE = "application/problem+json"
+CURSOR = "/query/cursor"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,9 @@ def as_api_error(error: Exception) -> ApiError:
             return error
         case NotFoundError():
             return ApiError(404, "not_found", str(error))
+        case CursorError():
+            errors = [FieldError(pointer=CURSOR, detail="take it from a Link header")]
+            return ApiError(422, "invalid_cursor", str(error), errors=errors)
         case ConflictError():
             return ApiError(409, "conflict", str(error))
         case PolicyError(needs=str(needs)):
@@ -94,6 +101,17 @@ def problem_response(error: ApiError, *, trace_id: str, instance: str) -> JSONRe
     return JSONResponse(body, error.status, headers=error.headers, media_type=PROBLEM_TYPE)
 
 
+def respond(request: Request, error: Exception) -> JSONResponse:
+    """The response for a refusal at the gate; what is none is raised again."""
+    match error:
+        case ApiError():
+            return _respond(request, error)
+        case HTTPException():
+            return _on_http_error(request, error)
+        case _:
+            raise error
+
+
 def _respond(request: Request, error: ApiError) -> JSONResponse:
     return problem_response(error, trace_id=request.state.trace_id, instance=request.url.path)
 
@@ -109,12 +127,23 @@ def _on_domain_error(request: Request, error: Exception) -> JSONResponse:
 
 def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException), "registered for HTTPException only"
-    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-    refusal = ApiError(
-        error.status_code, code, f"{request.method} {request.url.path}: {error.detail}"
-    )
-    refusal.headers = dict(error.headers or {})
+    detail = f"{request.method} {request.url.path}: {error.detail}"
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_allowed_methods(request))
+    refusal = ApiError(error.status_code, code_of(error), detail, headers=headers)
     return _respond(request, refusal)
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Those of every route of the path; the framework names those of the first."""
+    path, found = request.scope["path"], set()
+    for route in iter_route_contexts(request.app.routes):
+        # An id has no colon, though a route for it would take NAME:cancel for one.
+        is_of_kind = route.path is not None and (":" in route.path) == (":" in path)
+        if route.path is not None and is_of_kind and compile_path(route.path)[0].match(path):
+            found |= set(route.methods or ())
+    return sorted(found)
 
 
 def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
@@ -122,10 +151,10 @@ def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
     errors = [
         FieldError(pointer=_pointer(found["loc"]), detail=found["msg"]) for found in error.errors()
     ]
-    return _respond(
-        request,
-        ApiError(422, "invalid_request", f"{len(errors)} value(s) are not valid", errors=errors),
-    )
+    is_cursor = {found.pointer for found in errors} == {CURSOR}
+    code = "invalid_cursor" if is_cursor else "invalid_request"
+    detail = f"{len(errors)} value(s) are not valid"
+    return _respond(request, ApiError(422, code, detail, errors=errors))
 
 
 def _pointer(location: Sequence[str | int]) -> str:

@@ -2,57 +2,44 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request, Response
 
-from api.schemas.plain import MAX_COLUMN, check_plain
-from api.web.errors import ApiError, FieldError
+from api.schemas.plain import MAX_COLUMN
 from store import Page, PageRequest
 
 T = TypeVar("T")
 
 
-def page_request(
-    limit: Annotated[int, Query(ge=1, le=500, description="Rows per page")] = 50,
-    cursor: Annotated[str | None, Query(description="From the Link header of a page")] = None,
+Limit = Annotated[int, Query(ge=1, le=500, description="Rows per page")]
+# What store.models.base.new_id makes.
+ID_PATTERN = r"^[a-z]+_[0-9a-f]{21}$"
+FROM_LINK = "From the Link header of a page"
+
+
+def page_by_id(
+    limit: Limit = 50,
+    cursor: Annotated[str | None, Query(description=FROM_LINK, pattern=ID_PATTERN)] = None,
 ) -> PageRequest:
-    """The page a request asks for.
-
-    Raises:
-        ApiError: 422, a cursor this service did not make.
-    """
-    return PageRequest(limit=limit, after=None if cursor is None else _decode(cursor))
+    """The page of a list in the order of its rows' ids that a request asks for."""
+    return PageRequest(limit=limit, after=cursor)
 
 
-Paging = Annotated[PageRequest, Depends(page_request)]
+def page_by_number(
+    limit: Limit = 50,
+    cursor: Annotated[int | None, Query(description=FROM_LINK, ge=0, le=MAX_COLUMN)] = None,
+) -> PageRequest:
+    """The page of a list in the order of its rows' numbers that a request asks for."""
+    return PageRequest(limit=limit, after=cursor)
+
+
+Paging = Annotated[PageRequest, Depends(page_by_id)]
+NumberedPaging = Annotated[PageRequest, Depends(page_by_number)]
 
 
 def link_next(request: Request, response: Response, page: Page[Any]) -> None:
     """Point to the next page in the response's Link header."""
     if page.next_after is not None:
-        url = request.url.include_query_params(cursor=_encode(page.next_after))
+        url = request.url.include_query_params(cursor=page.next_after)
         response.headers["Link"] = f'<{url}>; rel="next"'
-
-
-def _encode(key: str | int) -> str:
-    return base64.urlsafe_b64encode(json.dumps(key).encode()).decode().rstrip("=")
-
-
-def _decode(cursor: str) -> str | int:
-    try:
-        key = check_plain(json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))))
-    except (ValueError, binascii.Error):
-        key = None
-    is_beyond = isinstance(key, int) and not 0 <= key <= MAX_COLUMN
-    if not isinstance(key, str | int) or isinstance(key, bool) or is_beyond:
-        raise ApiError(
-            422,
-            "invalid_cursor",
-            "the cursor is not one of this service",
-            errors=[FieldError(pointer="/query/cursor", detail="take it from a Link header")],
-        )
-    return key

@@ -8,6 +8,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.web.context import AppContext
+from engine.server.connections import ServerConfig
 
 # What is still open after this is cut; its clients come back by themselves.
 DRAIN_S = 3
@@ -18,12 +19,11 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, *, port: int | None = None) -> None:
         self._context: AppContext = app.state.context
-        config = uvicorn.Config(
+        config = ServerConfig(
             app,
+            self._context.settings.limits,
             port=port or 0,
             log_config=None,
-            access_log=False,
-            ws="none",
             timeout_graceful_shutdown=DRAIN_S,
         )
         super().__init__(config)

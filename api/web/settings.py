@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from api.documents.places import Place, Places
+from engine.server.limits import RequestLimits
 from store.errors import StoreError
 
 PREFIX = "GEARSHIFT_"
@@ -99,9 +100,49 @@ class ServiceSettings(BaseSettings):
     poll_interval_s: float = Field(
         default=0.2, gt=0, description="How often waiting requests look at the database."
     )
+    max_body_bytes: int = Field(
+        default=16 * 2**20, ge=1, description="A request's body that is longer gets 413."
+    )
+    header_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="A connection is cut that has not sent a request's headers by then.",
+    )
+    body_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="A request whose body has not come by then gets 408.",
+    )
+    max_connections: int = Field(
+        default=8192,
+        ge=1,
+        description="Beyond these the one idle longest is cut, else a new one gets 503.",
+    )
+    rate_per_s: float = Field(
+        default=1000.0,
+        ge=0,
+        allow_inf_nan=False,
+        description=(
+            "Requests per second and key, ten seconds' worth of them at once; beyond them 429. "
+            "0: any number."
+        ),
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Lines less serious than this are not logged."
     )
+
+    @property
+    def limits(self) -> RequestLimits:
+        """What the service takes of one client."""
+        return RequestLimits(
+            max_body_bytes=self.max_body_bytes,
+            header_timeout_s=self.header_timeout_s,
+            body_timeout_s=self.body_timeout_s,
+            max_connections=self.max_connections,
+            rate_per_s=self.rate_per_s,
+        )
 
     @property
     def effective_database_url(self) -> str:
@@ -113,7 +154,7 @@ class ServiceSettings(BaseSettings):
         if self.database_url is not None:
             return self.database_url
         try:
-            self.data_dir.mkdir(parents=True, exist_ok=True)
+            self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(
                 f"data folder {self.data_dir} cannot be made ({error.strerror}); name another one "

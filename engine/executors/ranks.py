@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.spec.errors import RankError
+from engine.wire.child import inherited_environment
 from engine.wire.frames import FrameChannel
 
 END_TIMEOUT_S = 2.0
@@ -263,7 +264,7 @@ def end_processes(processes: Sequence[RankProcess], *, is_kill: bool = False) ->
 def _environment() -> dict[str, str]:
     """One thread per rank, and modules from where this process has them, not from the cwd."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    return {**os.environ, **ONE_THREAD, "PYTHONPATH": path}
+    return {**inherited_environment(), **ONE_THREAD, "PYTHONPATH": path}
 
 
 def _signal_name(number: int) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -21,10 +21,13 @@ from engine.server.errors import (
     check_model,
     install_error_handlers,
     invalid,
+    respond,
     unavailable,
 )
+from engine.server.gate import Admit, Gate
 from engine.server.generation import GenerationService, Prompt
 from engine.server.knobs import KnobPlane, knob_router
+from engine.server.limits import RequestLimits
 from engine.server.metrics import ServerMetrics
 from engine.server.pace import PacedAnswers
 from engine.server.pages import add_docs
@@ -40,6 +43,8 @@ from engine.server.tokens import token_router
 from engine.spec.settings import Order
 from engine.text.tokenizer import Tokenizer
 
+OPEN_PATHS = ("/health", "/ping", "/version", "/metrics")
+
 
 def create_server(
     engine: ServedEngine,
@@ -49,17 +54,25 @@ def create_server(
     api_key: str | None = None,
     engine_name: str = "0",
     defaults: SamplingDefaults | None = None,
+    limits: RequestLimits | None = None,
 ) -> FastAPI:
     """The ASGI application in front of a started ``engine``.
 
-    With ``api_key`` everything under ``/v1`` needs it as a bearer token, and so do ``/tokenize``
-    and ``/detokenize``; ``/health``, ``/ping``, ``/version`` and ``/metrics`` never do. The
-    engine is neither started nor closed here. ``defaults`` stand in for what requests leave out.
+    With ``api_key`` everything needs it as a bearer token, but :data:`OPEN_PATHS` and the pages of
+    the API's description. The engine is neither started nor closed here. ``defaults`` stand in for
+    what requests leave out; ``limits`` say what is taken of a client.
     Where no model is run, ``/version``, the model's owner and a header of every answer say so.
     """
     app = FastAPI(title="Gearshift engine", docs_url=None, redoc_url=None)
     add_docs(app)
     install_error_handlers(app)
+    app.add_middleware(
+        Gate,
+        limits=limits or RequestLimits(),
+        open_paths=OPEN_PATHS,
+        admit=_key_check(api_key),
+        respond=respond,
+    )
     if engine.paced_as is not None:
         app.add_middleware(PacedAnswers, paced_as=engine.paced_as)
     metrics = ServerMetrics(engine, model_name=model_name, engine_name=engine_name)
@@ -70,10 +83,9 @@ def create_server(
         model_name=model_name,
         defaults=defaults or SamplingDefaults(),
     )
-    guard = [Depends(_key_check(api_key))]
-    app.include_router(_openai_router(engine, service, model_name), dependencies=guard)
-    app.include_router(token_router(engine, service, model_name), dependencies=guard)
-    app.include_router(knob_router(KnobPlane(engine, engine_name=engine_name)), dependencies=guard)
+    app.include_router(_openai_router(engine, service, model_name))
+    app.include_router(token_router(engine, service, model_name))
+    app.include_router(knob_router(KnobPlane(engine, engine_name=engine_name)))
     app.include_router(_health_router(engine, metrics))
     return app
 
@@ -167,10 +179,10 @@ def _health_router(engine: ServedEngine, metrics: ServerMetrics) -> APIRouter:
     return router
 
 
-def _key_check(api_key: str | None) -> Callable[[Request], Awaitable[None]]:
-    async def check(request: Request) -> None:
+def _key_check(api_key: str | None) -> Admit:
+    async def check(request: Request) -> str:
         if api_key is None:
-            return
+            return "without a key"
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         is_bearer = scheme.lower() == "bearer"
         # In constant time: the answer must not tell how much of a key was right.
@@ -181,6 +193,7 @@ def _key_check(api_key: str | None) -> Callable[[Request], Awaitable[None]]:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+        return "the key"
 
     return check
 

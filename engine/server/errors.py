@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from engine.server.gate import code_of
 from engine.spec.errors import (
     EngineError,
     PolicyError,
@@ -172,10 +173,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def on_http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-        headers = dict(error.headers or {})
-        message = f"{request.method} {request.url.path}: {error.detail}"
-        return render(ApiError(error.status_code, message, code=code, headers=headers), request)
+        return render(from_http_error(error, request), request)
 
     async def on_invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
@@ -189,6 +187,27 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(Exception, on_bug)
+
+
+def from_http_error(error: HTTPException, request: Request) -> ApiError:
+    """A refusal of the framework, or of the gate before it, as one of this server's."""
+    return ApiError(
+        error.status_code,
+        f"{request.method} {request.url.path}: {error.detail}",
+        code=code_of(error),
+        headers=dict(error.headers or {}),
+    )
+
+
+def respond(request: Request, error: Exception) -> JSONResponse:
+    """The response for a refusal at the gate; what is none is raised again."""
+    match error:
+        case ApiError():
+            return render(error, request)
+        case HTTPException():
+            return render(from_http_error(error, request), request)
+        case _:
+            raise error
 
 
 def render(error: ApiError, request: Request, faults: Sequence[FieldFault] = ()) -> JSONResponse:

@@ -12,6 +12,7 @@ from fastapi.staticfiles import StaticFiles
 
 ASSETS_DIR = Path(fastapi_offline.__file__).parent / "static"
 ASSETS_URL = "/docs-assets"
+PAGE_PATHS = ("/docs", "/redoc", "/openapi.json")  # and what begins with them
 # The browser refuses whatever lies elsewhere, such as the logo that Redoc would fetch.
 OWN_ONLY = {
     "Content-Security-Policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"

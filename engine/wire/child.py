@@ -16,6 +16,15 @@ PARENT_GONE_EXIT_CODE = 3
 
 
 PARENT_POLL_MS = 500
+# Keys, in any spelling of case. A child that needs one is told it over its socket.
+SECRET_VARIABLES = frozenset(
+    {"GEARSHIFT_ADMIN_KEY", "GEARSHIFT_CONTROL_KEY", "GEARSHIFT_ENGINE_KEY"}
+)
+
+
+def inherited_environment() -> dict[str, str]:
+    """This process's environment without its keys, for a child."""
+    return {k: v for k, v in os.environ.items() if k.upper() not in SECRET_VARIABLES}
 
 
 def begin(arguments: list[str]) -> FrameChannel:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-from store import Database, PageRequest, StoreError
+from store import CursorError, Database, PageRequest, StoreError
 from store.models.base import utc_now
 
 
@@ -29,6 +30,23 @@ def test_an_error_in_the_block_rolls_everything_back(database: Database) -> None
         add_then_fail()
     with database.read() as uow:
         assert uow.jobs.list_page(PageRequest()).items == []
+
+
+def test_a_new_file_and_what_sqlite_makes_beside_it_are_the_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "new.db"
+    with Database(f"sqlite:///{path}").begin() as uow:
+        uow.session.execute(sa.text("CREATE TABLE a (b)"))
+        found = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+    assert found == {"new.db": 0o600, "new.db-wal": 0o600, "new.db-shm": 0o600}
+
+
+def test_a_file_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    path.touch()
+    path.chmod(0o640)
+    with Database(f"sqlite:///{path}").begin() as uow:
+        uow.session.execute(sa.text("CREATE TABLE a (b)"))
+    assert path.stat().st_mode & 0o777 == 0o640
 
 
 def test_what_a_reader_changes_is_thrown_away(database: Database) -> None:
@@ -102,3 +120,11 @@ def test_a_database_that_cannot_be_opened_is_named_without_its_password() -> Non
         database.require_reachable()
     database.close()
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_page_after_a_key_of_another_kind_is_refused(database: Database) -> None:
+    with database.read() as uow:
+        with pytest.raises(CursorError, match="7 is no str"):
+            uow.jobs.list_page(PageRequest(after=7))
+        with pytest.raises(CursorError, match="'a' is no int"):
+            uow.decisions.list_page(PageRequest(after="a"))

@@ -18,6 +18,7 @@ from engine.engine import Engine
 from engine.server.front.gateway import FrontGateway
 from engine.server.front.messages import FrontSetup
 from engine.spec.errors import RankError
+from engine.wire.child import inherited_environment
 
 FRONT_MODULE = "engine.server.front.process"
 # How soon a signal, or the end of a front, is noticed.
@@ -146,7 +147,7 @@ class _Front:
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # stdout is for the answer of this process
-                env={**os.environ, "PYTHONPATH": _module_path()},
+                env={**inherited_environment(), "PYTHONPATH": _module_path()},
                 process_group=0,  # Ctrl-C is for this process, which drains the front
             )
         self.gateway = FrontGateway(engine, ours)

@@ -14,6 +14,7 @@ from engine.policy.document import EnginePolicy
 from engine.policy.knobs import AppliedPolicy, Knob
 from engine.replica.telemetry import EngineStats
 from engine.server.defaults import SamplingDefaults
+from engine.server.limits import RequestLimits
 from engine.spec import errors
 from engine.spec.errors import EngineError, PolicyError, RankError
 from engine.spec.inventory import Inventory
@@ -147,6 +148,7 @@ class FrontSetup(msgspec.Struct, tag="setup", frozen=True, kw_only=True):
     inventory: Inventory
     paced_as: str | None
     defaults: SamplingDefaults
+    limits: RequestLimits
 
 
 class OutputRow(msgspec.Struct, array_like=True, gc=False):

@@ -51,9 +51,16 @@ def _serve(
         api_key=setup.api_key,
         engine_name=setup.engine_name,
         defaults=setup.defaults,
+        limits=setup.limits,
     )
     with contextlib.suppress(KeyboardInterrupt):  # the engine's process says how it ended
-        announce_and_run(app, listener, drain_s=setup.drain_s, on_ready=engine.say_ready)
+        announce_and_run(
+            app,
+            listener,
+            limits=setup.limits,
+            drain_s=setup.drain_s,
+            on_ready=engine.say_ready,
+        )
 
 
 if __name__ == "__main__":

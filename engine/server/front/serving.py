@@ -11,6 +11,9 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from engine.server.connections import ServerConfig
+from engine.server.limits import RequestLimits
+
 
 class _AnnouncingServer(uvicorn.Server):
     """Calls ``on_ready`` once the sockets accept connections."""
@@ -26,7 +29,12 @@ class _AnnouncingServer(uvicorn.Server):
 
 
 def announce_and_run(
-    app: FastAPI, listener: socket.socket, *, drain_s: int, on_ready: Callable[[], None]
+    app: FastAPI,
+    listener: socket.socket,
+    *,
+    limits: RequestLimits,
+    drain_s: int,
+    on_ready: Callable[[], None],
 ) -> None:
     """Serve ``app`` on a bound socket until SIGTERM or SIGINT; requests in progress may finish.
 
@@ -36,10 +44,10 @@ def announce_and_run(
     Raises:
         KeyboardInterrupt: the signal was SIGINT; all has ended as it should.
     """
-    config = uvicorn.Config(
+    config = ServerConfig(
         app,
+        limits,
         log_level="warning",
-        access_log=False,
         lifespan="off",
         timeout_graceful_shutdown=drain_s,
     )

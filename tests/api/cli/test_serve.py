@@ -187,6 +187,23 @@ def test_a_database_url_that_cannot_serve_is_one_line(tmp_path: Path, url: str) 
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_keys_are_not_handed_to_the_worker_and_files_are_the_owners_alone(tmp_path: Path) -> None:
+    secret = "gs_an_admin_key_that_is_long_enough"
+    changes = {"GEARSHIFT_ADMIN_KEY": secret, "GEARSHIFT_CONTROL_KEY": secret}
+    folder = tmp_path / "data"
+    with _serving(tmp_path, **changes, GEARSHIFT_DATA_DIR=str(folder)) as (child, announced):
+        assert _lists_keys(announced["url"], secret)
+        wait_until(lambda: (folder / "gearshift.jobs.db").exists())
+        (worker,) = _children(child.pid)
+        environment = Path(f"/proc/{worker}/environ").read_text()
+        assert f"GEARSHIFT_DATA_DIR={folder}" in environment
+        assert secret not in environment
+        modes = {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()}
+    assert modes["gearshift.db"] == 0o600
+    assert {mode for name, mode in modes.items() if ".db" in name} == {0o600}
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
 def _children(pid: int) -> list[int]:
     listed = Path(f"/proc/{pid}/task/{pid}/children")
     # The watcher thread starts the worker, so it is listed under that thread.

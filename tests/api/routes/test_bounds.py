@@ -205,6 +205,31 @@ def test_versions_cursors_and_events_beyond_any_row_are_refused(client: TestClie
     assert client.get("/v1/tuning-jobs/none/events", headers=last).status_code == 422
 
 
+def test_a_cursor_of_another_lists_kind_is_refused(client: TestClient, job_body: Json) -> None:
+    engine_id = register(client)
+    job = f"/v1/tuning-jobs/{send(client, 'POST', '/v1/tuning-jobs', job_body).json()['id']}"
+    lists = ("tuning-jobs", "engines", "recommendations", "cost-models", "api-keys")
+    of_ids = [f"/v1/{name}" for name in lists]
+    of_numbers = ["/v1/decisions", "/v1/audit", f"/v1/engines/{engine_id}/policy/versions"]
+    for paths, right, wrong in (
+        (of_ids, engine_id, ("", "7", "eng_", "eng_\0")),
+        ([*of_numbers, f"{job}/trials"], "7", ("", engine_id, "1.5", str(2**31))),
+    ):
+        for path in paths:
+            assert client.get(path, params={"cursor": right}).status_code == 200, path
+            for cursor in wrong:
+                assert client.get(path, params={"cursor": cursor}).status_code == 422, path
+
+
+def test_an_end_of_a_key_beyond_every_calendar_is_refused(client: TestClient) -> None:
+    body = {"name": "k", "scopes": ["read"]}
+    for end in ("9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00"):
+        answer = send(client, "POST", "/v1/api-keys", {**body, "expires_at": end})
+        refused(answer, "/expires_at", "1 to 9999")
+    end = "9999-12-31T23:59:59+00:00"
+    assert send(client, "POST", "/v1/api-keys", {**body, "expires_at": end}).status_code == 201
+
+
 def test_a_field_whose_name_is_no_text_is_refused(client: TestClient, job_body: Json) -> None:
     refused(send(client, "POST", "/v1/tuning-jobs", {**job_body, "a\ud800": 1}), "/", "string")
 

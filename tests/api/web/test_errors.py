@@ -54,7 +54,7 @@ def test_a_crash_is_a_problem_without_its_details(
         raise RuntimeError("secret detail")
 
     with TestClient(app) as client:
-        answer = client.get("/crash")
+        answer = client.get("/crash", headers={"Authorization": f"Bearer {ADMIN}"})
     _is_problem(answer, 500, "internal_error")
     assert "secret" not in answer.text
 

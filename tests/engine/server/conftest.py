@@ -17,7 +17,9 @@ import uvicorn
 from engine.engine import Engine
 from engine.models.create import create_model
 from engine.server import create_server
+from engine.server.connections import ServerConfig
 from engine.server.defaults import SamplingDefaults
+from engine.server.limits import RequestLimits
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, ModePin, Settings
@@ -69,14 +71,18 @@ def serving(
     *,
     api_key: str | None = None,
     defaults: SamplingDefaults | None = None,
+    limits: RequestLimits | None = None,
 ) -> Iterator[Server]:
     """Serve ``engine`` with uvicorn on a free loopback port until the block ends."""
     tokenizer = Tokenizer.from_dir(model_dir)
-    app = create_server(engine, tokenizer, model_name=MODEL, api_key=api_key, defaults=defaults)
+    limits = limits or RequestLimits()
+    app = create_server(
+        engine, tokenizer, model_name=MODEL, api_key=api_key, defaults=defaults, limits=limits
+    )
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        server = uvicorn.Server(ServerConfig(app, limits, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         wait_until(lambda: server.started)

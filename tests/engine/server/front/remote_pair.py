@@ -14,6 +14,7 @@ from engine.server.defaults import SamplingDefaults
 from engine.server.front.gateway import FrontGateway
 from engine.server.front.messages import FrontSetup
 from engine.server.front.remote import RemoteEngine
+from engine.server.limits import RequestLimits
 from engine.text.tokenizer import Tokenizer
 from engine.wire.frames import FrameChannel
 
@@ -43,6 +44,7 @@ def remote_pair(engine: Engine, tokenizer: Tokenizer) -> Iterator[RemotePair]:
         inventory=engine.inventory,
         paced_as=engine.paced_as,
         defaults=SamplingDefaults(),
+        limits=RequestLimits(),
     )
     with socket.socket() as listener:
         gateway.open(setup, listener)

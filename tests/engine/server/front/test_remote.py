@@ -28,6 +28,7 @@ from engine.server.front.messages import (
     WireError,
 )
 from engine.server.front.remote import RemoteEngine
+from engine.server.limits import RequestLimits
 from engine.spec.config import EngineConfig
 from engine.spec.errors import RankError, RequestError
 from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
@@ -99,6 +100,7 @@ def line(tiny_dir: Path) -> Iterator[Line]:
         inventory=engine.inventory,
         paced_as=engine.paced_as,
         defaults=SamplingDefaults(),
+        limits=RequestLimits(),
     )
     remote = RemoteEngine(FrameChannel(ours), setup, Tokenizer.from_dir(tiny_dir))
     remote.start()

@@ -1,0 +1,125 @@
+"""The API's description, completed in one place: refusals of every operation, and the bounds of
+:mod:`api.schemas.plain` in what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+
+from api.schemas.plain import MAX_JSON_FLOAT, MAX_JSON_INT
+from api.schemas.problem import Problem
+from api.web.errors import PROBLEM_TYPE
+
+Json = dict[str, Any]
+REFS = "#/components/schemas/"
+TEXT = {"type": "string", "pattern": r"^[^\x00]*$"}
+PLAIN = {"$ref": f"{REFS}PlainValue"}
+PLAIN_OBJECT = {"type": "object", "propertyNames": TEXT, "additionalProperties": PLAIN}
+# What can be kept. Arrays and objects may be nested as deep as MAX_DEPTH.
+PLAIN_VALUE = {
+    "anyOf": [
+        {"type": ["null", "boolean"]},
+        {"type": "integer", "minimum": -MAX_JSON_INT, "maximum": MAX_JSON_INT},
+        {"type": "number", "minimum": -MAX_JSON_FLOAT, "maximum": MAX_JSON_FLOAT},
+        TEXT,
+        {"type": "array", "items": PLAIN},
+        PLAIN_OBJECT,
+    ]
+}
+HEADERS = {401: "WWW-Authenticate", 412: "ETag", 429: "Retry-After"}
+METHODS = ("get", "put", "post", "patch", "delete")
+
+
+class DescribedApp(FastAPI):
+    """A FastAPI application whose description says how requests are refused."""
+
+    def openapi(self) -> Json:
+        """The OpenAPI document, made at the first call."""
+        is_new = self.openapi_schema is None
+        document = super().openapi()
+        if is_new:
+            _complete(document)
+        return document
+
+
+def refusals(path: str, method: str, operation: Json) -> set[int]:
+    """The statuses from 400 on that an operation can answer, beside those it says itself."""
+    found = set()
+    parameters = {parameter["name"].lower() for parameter in operation.get("parameters", ())}
+    if "security" in operation:
+        found |= {401, 403, 422, 429}
+    if "{" in path:
+        found |= {404}
+    if "requestBody" in operation:
+        found |= {400, 404, 408, 413, 422}
+    if method != "get":
+        found |= {409}
+    if "if-match" in parameters:
+        found |= {412, 428}
+    return found
+
+
+def _complete(document: Json) -> None:
+    schemas, responses = document["components"]["schemas"], {}
+    for path, method, operation in _operations(document):
+        own = {int(code) for code in operation["responses"] if int(code) >= 400}
+        for status in sorted(own | refusals(path, method, operation)):
+            responses[f"Refused{status}"] = _refusal(status)
+            reference = {"$ref": f"#/components/responses/Refused{status}"}
+            operation["responses"][str(status)] = reference
+        for parameter in operation.get("parameters", ()):
+            parameter["required"] |= parameter["name"].lower() == "if-match"  # else 428
+    document["components"]["responses"] = responses
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    problem = Problem.model_json_schema(ref_template=f"{REFS}{{model}}")
+    schemas |= {**problem.pop("$defs"), "Problem": problem, "PlainValue": PLAIN_VALUE}
+    _narrow_bodies(document)
+
+
+def _operations(document: Json) -> Iterator[tuple[str, str, Json]]:
+    for path, item in document["paths"].items():
+        for method in METHODS:
+            if method in item:
+                yield path, method, item[method]
+
+
+def _refusal(status: int) -> Json:
+    found: Json = {
+        "description": HTTPStatus(status).phrase,
+        "content": {PROBLEM_TYPE: {"schema": {"$ref": f"{REFS}Problem"}}},
+    }
+    if status in HEADERS:
+        found["headers"] = {HEADERS[status]: {"schema": {"type": "string"}}}
+    return found
+
+
+def _narrow_bodies(document: Json) -> None:
+    """Give texts and free objects of request bodies the bounds of everything that is kept."""
+    schemas, seen = document["components"]["schemas"], set()
+    rest = [op.get("requestBody", {}) for _, _, op in _operations(document)]
+    while rest:
+        node = rest.pop()
+        if isinstance(node, list):
+            rest += node
+        if not isinstance(node, dict):
+            continue
+        name = str(node.get("$ref", "")).removeprefix(REFS)
+        if name and name not in seen:
+            seen.add(name)
+            rest.append(schemas[name])
+        if node.get("type") == "string" and not node.keys() & {
+            "enum",
+            "const",
+            "format",
+            "pattern",
+        }:
+            node |= TEXT
+        if node.get("type") == "object" and node.get("additionalProperties") is True:
+            node |= PLAIN_OBJECT
+        rest += [
+            part for key, part in node.items() if key not in ("examples", "example", "default")
+        ]

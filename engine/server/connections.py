@@ -1,0 +1,116 @@
+"""uvicorn with bounds: connections have a number, and requests a time by which they have begun."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from http import HTTPStatus
+from typing import Any
+
+import h11
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from engine.server.limits import MAX_HEADER_BYTES, RequestLimits
+
+
+class ServerConfig(uvicorn.Config):
+    """uvicorn's configuration for ``app`` under ``limits``; ``options`` are uvicorn's own."""
+
+    def __init__(self, app: ASGIApp, limits: RequestLimits, **options: Any) -> None:
+        super().__init__(
+            app,
+            http=BoundedProtocol,
+            ws="none",
+            access_log=False,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            **options,
+        )
+        self.limits = limits
+        # Connections without a request, the one that has waited longest first.
+        self.waiting: dict[BoundedProtocol, None] = {}
+
+
+class BoundedProtocol(H11Protocol):
+    """A connection that must send a whole request head in time, again after every answer."""
+
+    def __init__(self, config: uvicorn.Config, *args: Any, **options: Any) -> None:
+        assert isinstance(config, ServerConfig), "its limits are there"
+        super().__init__(config, *args, **options)
+        self._limits = config.limits
+        self._waiting = config.waiting
+        self._timer: asyncio.TimerHandle | None = None
+        self._unsent_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._limits.max_connections:
+            self._make_room()
+        self._look()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._look()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._look()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP, or, with 431, a head that is too long."""
+        error = sys.exception()
+        hint = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._refuse(HTTPStatus(hint), msg if hint == 400 else "Headers are too long.")
+        else:
+            self.transport.close()  # an answer is on its way already
+
+    def _look(self) -> None:
+        """Start the time limit when a request is awaited, and stop it when one has begun."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+        elif self._timer is None:
+            self._waiting[self] = None
+            self._unsent_bytes = self.transport.get_write_buffer_size()
+            self._timer = self.loop.call_later(self._limits.header_timeout_s, self._end_waiting)
+
+    def _stop_waiting(self) -> None:
+        self._waiting.pop(self, None)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end_waiting(self) -> None:
+        """Cut a connection, unless its client still reads the last answer."""
+        self._stop_waiting()
+        if 0 < self.transport.get_write_buffer_size() < self._unsent_bytes:
+            self._look()
+        else:
+            self.transport.abort()
+
+    def _make_room(self) -> None:
+        oldest = next(iter(self._waiting), None)
+        if oldest is not None:
+            oldest._stop_waiting()
+            self.connections.discard(oldest)  # the loop tells of its end only later
+            oldest.transport.abort()
+        else:
+            status = HTTPStatus.SERVICE_UNAVAILABLE
+            self._refuse(status, "Too many connections.", ("retry-after", "1"))
+
+    def _refuse(self, status: HTTPStatus, text: str, *headers: tuple[str, str]) -> None:
+        plain = ("content-type", "text/plain; charset=utf-8")
+        head = [plain, ("connection", "close"), ("content-length", str(len(text))), *headers]
+        events = (
+            h11.Response(status_code=status, headers=head, reason=status.phrase.encode()),
+            h11.Data(data=text.encode()),
+            h11.EndOfMessage(),
+        )
+        for event in events:
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()

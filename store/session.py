@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,6 +25,7 @@ from store.keys import KeyRepository
 from store.policies import PolicyRepository
 from store.recommendations import RecommendationRepository
 from store.trials import TrialRepository
+from store.watched import WATCHED
 
 SQLITE_BUSY_MS = 30_000
 READ_ONLY = "gearshift_read_only"
@@ -91,12 +93,31 @@ class Database:
         self.url = url
         self.engine = make_engine(url)
         self._reader = self.engine.execution_options(**{READ_ONLY: True})
+        # SQLite has one writer at a time. Threads that queue here go on when the one before is
+        # done; SQLite itself would let each sleep up to 100 ms between two tries.
+        is_sqlite = self.engine.dialect.name == "sqlite"
+        self._writing: AbstractContextManager[object] = (
+            threading.Lock() if is_sqlite else nullcontext()
+        )
+        self._listeners: list[Callable[[], None]] = []
 
     @contextmanager
     def begin(self) -> Iterator[UnitOfWork]:
         """A unit of work that commits when its block ends without an error, else rolls back."""
-        with Session(self.engine, expire_on_commit=False) as session, session.begin():
-            yield UnitOfWork(session)
+        with self._writing, Session(self.engine, expire_on_commit=False) as session:
+            with session.begin():
+                yield UnitOfWork(session)
+            is_watched = WATCHED in session.info
+        if is_watched:
+            for listener in self._listeners:
+                listener()
+
+    def on_commit(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` after each commit that brought a policy version or an event of a job.
+
+        It is called on the thread that committed, and must be quick.
+        """
+        self._listeners.append(listener)
 
     @contextmanager
     def read(self) -> Iterator[UnitOfWork]:

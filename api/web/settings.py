@@ -86,7 +86,9 @@ class ServiceSettings(BaseSettings):
         default=15.0, gt=0, description="Comment line on a quiet event stream after this long."
     )
     poll_interval_s: float = Field(
-        default=0.2, gt=0, description="How often waiting requests look at the database."
+        default=0.2,
+        gt=0,
+        description="Seconds between two looks for changes that other processes made.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Lines less serious than this are not logged."

@@ -16,7 +16,7 @@ Context = Annotated[AppContext, Depends(get_context)]
 
 
 @router.get("/healthz", operation_id="is_alive", summary="Tell whether the process is alive")
-def healthz() -> dict[str, str]:
+async def healthz() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
 

@@ -28,6 +28,7 @@ from store.trials import TrialRepository
 from store.watched import WATCHED
 
 SQLITE_BUSY_MS = 30_000
+CONNECT_S = 5
 READ_ONLY = "gearshift_read_only"
 
 
@@ -166,7 +167,10 @@ def make_engine(url: str) -> sa.Engine:
             return engine
         case "postgresql":
             return sa.create_engine(
-                parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=10
+                parsed.set(drivername="postgresql+psycopg"),
+                pool_pre_ping=True,
+                pool_size=10,
+                connect_args={"connect_timeout": CONNECT_S},
             )
         case other:
             raise StoreError(f"database {other!r} is not supported; use sqlite or postgresql")

@@ -20,6 +20,7 @@ from api.web.logs import configure_logs
 from api.web.settings import ServiceSettings
 from migrations.runner import require_current
 from store import Database
+from store.outage import Patience
 
 
 def run_worker(settings: ServiceSettings, backend: TuningBackend, stop: threading.Event) -> None:
@@ -30,7 +31,8 @@ def run_worker(settings: ServiceSettings, backend: TuningBackend, stop: threadin
     """
     database = Database(settings.effective_database_url)
     require_current(database.engine)
-    runner = JobRunner(database, backend, DeviceLeases(database, settings))
+    patience = Patience(given_up=stop)
+    runner = JobRunner(database, backend, DeviceLeases(database, settings), patience)
     DBOS(config=configure(settings))
     workflow = define_workflow(runner)
     DBOS.launch()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -22,6 +23,7 @@ from store.errors import StoreError
 from store.idempotency import IdempotencyRepository
 from store.jobs import JobRepository
 from store.keys import KeyRepository
+from store.locks import AdvisoryLock, FileLock, NamedLock
 from store.policies import PolicyRepository
 from store.recommendations import RecommendationRepository
 from store.trials import TrialRepository
@@ -125,6 +127,13 @@ class Database:
         """A unit of work for queries; whatever it changed is thrown away."""
         with Session(self._reader, expire_on_commit=False, autoflush=False) as session:
             yield UnitOfWork(session)
+
+    def lock(self, name: str) -> NamedLock:
+        """A lock that one process at a time holds among all that use this database."""
+        file = self.engine.url.database
+        if self.engine.dialect.name == "sqlite" and file is not None:
+            return FileLock(Path(f"{file}.{name}.lock"))
+        return AdvisoryLock(self.engine, name)
 
     def require_reachable(self) -> None:
         """Open one connection.

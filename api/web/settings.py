@@ -67,7 +67,11 @@ class ServiceSettings(BaseSettings):
     )
     run_worker: bool = Field(default=True, description="Start a worker process for tuning jobs.")
     worker_id: str = Field(
-        default="local", description="Identity of the worker; it resumes what it began."
+        default="local",
+        description=(
+            "Identity of the worker; it resumes what it began. While another worker has it, "
+            "'-2', '-3', ... is added."
+        ),
     )
     job_concurrency: int = Field(default=1, ge=1, description="Jobs one worker runs at a time.")
     control_interval_s: float = Field(

@@ -148,6 +148,15 @@ class Database:
             shown = self.engine.url.render_as_string(hide_password=True)
             raise StoreError(f"database {shown} cannot be opened: {error.orig}") from error
 
+    def require_writable(self) -> None:
+        """Write one row as it is, and commit.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: the database cannot be written.
+        """
+        with self.begin() as uow:
+            uow.session.execute(sa.text("UPDATE alembic_version SET version_num = version_num"))
+
     def close(self) -> None:
         self.engine.dispose()
 

@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from api.web.context import AppContext, get_context
 from api.web.errors import ApiError
+from api.web.readiness import require_writable
 from migrations import runner
 
 router = APIRouter(tags=["health"])
@@ -23,9 +24,10 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz", operation_id="is_ready", summary="Tell whether the service is ready")
 def readyz(context: Context) -> dict[str, str]:
-    """The database answers and has this version's schema."""
+    """The database can be written and has this version's schema, and its disk has room."""
     try:
         runner.require_current(context.database.engine)
+        require_writable(context)
     except Exception as error:
         raise ApiError(503, "not_ready", str(error)) from error
     return {"status": "ready"}

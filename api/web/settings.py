@@ -94,6 +94,11 @@ class ServiceSettings(BaseSettings):
         gt=0,
         description="Seconds between two looks for changes that other processes made.",
     )
+    disk_reserve_mib: int = Field(
+        default=64,
+        ge=0,
+        description="Free disk below which the service says that it is not ready.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Lines less serious than this are not logged."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -63,9 +64,11 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         ensure_first_key(context.database, secret, _announce_key)
         controller = Controller(context)
         controller.start()
+        watching = asyncio.create_task(context.watch.run())
         try:
             yield
         finally:
+            watching.cancel()
             controller.stop()
             context.database.close()
 

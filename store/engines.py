@@ -50,6 +50,11 @@ class EngineRepository:
         query = sa.select(EngineRow).where(EngineRow.schedule.is_not(None)).order_by(EngineRow.id)
         return self._session.scalars(query).all()
 
+    def desired_versions(self) -> dict[str, int]:
+        """The policy version that each engine is asked to run."""
+        query = sa.select(EngineRow.id, EngineRow.desired_version)
+        return dict(self._session.execute(query).all())
+
     def add_heartbeat(
         self,
         engine_id: str,

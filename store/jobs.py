@@ -11,6 +11,7 @@ from store.errors import NotFoundError
 from store.models import JobEventRow, JobState, TuningJob
 from store.models.base import Json
 from store.paging import Page, PageRequest, fetch_page
+from store.watched import WATCHED
 
 
 class JobRepository:
@@ -85,7 +86,13 @@ class JobRepository:
             raise NotFoundError("tuning job", job_id)
         self._session.add(JobEventRow(job_id=job_id, seq=seq, type=event_type, data=data))
         self._session.flush()
+        self._session.info[WATCHED] = True
         return seq
+
+    def last_events(self, job_ids: Collection[str]) -> dict[str, int]:
+        """The last event's number of each of these jobs; one that is gone is left out."""
+        query = sa.select(TuningJob.id, TuningJob.last_event_seq).where(TuningJob.id.in_(job_ids))
+        return dict(self._session.execute(query).all())
 
     def list_events(self, job_id: str, *, after: int, limit: int = 500) -> Sequence[JobEventRow]:
         """Events after sequence number ``after``, in order."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,11 +25,14 @@ from store.errors import StoreError
 from store.idempotency import IdempotencyRepository
 from store.jobs import JobRepository
 from store.keys import KeyRepository
+from store.locks import AdvisoryLock, FileLock, NamedLock
 from store.policies import PolicyRepository
 from store.recommendations import RecommendationRepository
 from store.trials import TrialRepository
+from store.watched import WATCHED
 
 SQLITE_BUSY_MS = 30_000
+CONNECT_S = 5
 READ_ONLY = "gearshift_read_only"
 
 
@@ -93,18 +98,44 @@ class Database:
         self.url = url
         self.engine = make_engine(url)
         self._reader = self.engine.execution_options(**{READ_ONLY: True})
+        # SQLite has one writer at a time. Threads that queue here go on when the one before is
+        # done; SQLite itself would let each sleep up to 100 ms between two tries.
+        is_sqlite = self.engine.dialect.name == "sqlite"
+        self._writing: AbstractContextManager[object] = (
+            threading.Lock() if is_sqlite else nullcontext()
+        )
+        self._listeners: list[Callable[[], None]] = []
 
     @contextmanager
     def begin(self) -> Iterator[UnitOfWork]:
         """A unit of work that commits when its block ends without an error, else rolls back."""
-        with Session(self.engine, expire_on_commit=False) as session, session.begin():
-            yield UnitOfWork(session)
+        with self._writing, Session(self.engine, expire_on_commit=False) as session:
+            with session.begin():
+                yield UnitOfWork(session)
+            is_watched = WATCHED in session.info
+        if is_watched:
+            for listener in self._listeners:
+                listener()
+
+    def on_commit(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` after each commit that brought a policy version or an event of a job.
+
+        It is called on the thread that committed, and must be quick.
+        """
+        self._listeners.append(listener)
 
     @contextmanager
     def read(self) -> Iterator[UnitOfWork]:
         """A unit of work for queries; whatever it changed is thrown away."""
         with Session(self._reader, expire_on_commit=False, autoflush=False) as session:
             yield UnitOfWork(session)
+
+    def lock(self, name: str) -> NamedLock:
+        """A lock that one process at a time holds among all that use this database."""
+        file = self.engine.url.database
+        if self.engine.dialect.name == "sqlite" and file is not None:
+            return FileLock(Path(f"{file}.{name}.lock"))
+        return AdvisoryLock(self.engine, name)
 
     def require_reachable(self) -> None:
         """Open one connection.
@@ -118,6 +149,15 @@ class Database:
         except sa.exc.DBAPIError as error:
             shown = self.engine.url.render_as_string(hide_password=True)
             raise StoreError(f"database {shown} cannot be opened: {error.orig}") from error
+
+    def require_writable(self) -> None:
+        """Write one row as it is, and commit.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: the database cannot be written.
+        """
+        with self.begin() as uow:
+            uow.session.execute(sa.text("UPDATE alembic_version SET version_num = version_num"))
 
     def close(self) -> None:
         self.engine.dispose()
@@ -148,7 +188,10 @@ def make_engine(url: str) -> sa.Engine:
             return engine
         case "postgresql":
             return sa.create_engine(
-                parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=10
+                parsed.set(drivername="postgresql+psycopg"),
+                pool_pre_ping=True,
+                pool_size=10,
+                connect_args={"connect_timeout": CONNECT_S},
             )
         case other:
             raise StoreError(f"database {other!r} is not supported; use sqlite or postgresql")

@@ -38,8 +38,10 @@ def missing_reason() -> str | None:
 class PostgresCluster:
     """A running cluster reached over a unix socket; makes one database per caller."""
 
-    def __init__(self, socket_dir: Path) -> None:
+    def __init__(self, socket_dir: Path, start: list[str], stop: list[str]) -> None:
         self._socket_dir = socket_dir
+        self._start = start
+        self._stop = stop
         self._admin = sa.create_engine(self._url("postgres"), isolation_level="AUTOCOMMIT")
 
     def create_database(self) -> str:
@@ -53,6 +55,16 @@ class PostgresCluster:
         name = sa.make_url(url).database
         with self._admin.connect() as connection:
             connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """The cluster is down, its connections cut, while the block runs."""
+        _run(self._stop)
+        try:
+            yield
+        finally:
+            _run(self._start)
+            self._admin.dispose()
 
     def close(self) -> None:
         self._admin.dispose()
@@ -75,13 +87,15 @@ def running_cluster() -> Iterator[PostgresCluster]:
     options = f"-c listen_addresses='' -k {folder} -c fsync=off -c max_connections=60"
     try:
         _run([str(binaries / "initdb"), "-D", str(data), "-U", SYSTEM_USER, "-A", "trust", "-N"])
-        _run([*pg_ctl, "-o", options, "-l", str(folder / "log"), "start"])
-        cluster = PostgresCluster(folder)
+        start = [*pg_ctl, "-o", options, "-l", str(folder / "log"), "start"]
+        stop = [*pg_ctl, "-m", "immediate", "stop"]
+        _run(start)
+        cluster = PostgresCluster(folder, start, stop)
         try:
             yield cluster
         finally:
             cluster.close()
-            _run([*pg_ctl, "-m", "immediate", "stop"])
+            _run(stop)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -41,7 +41,9 @@ def demo(
         fail(f"TRACE={trace}: no such file")
     console = Console(stderr=as_json)
     source = str(trace.resolve()) if trace else None
-    scenes = [scene(source) for scene, on in ((live_scene, live), (paced_scene, paced)) if on]
+    scenes = [
+        scene(source, seed=seed) for scene, on in ((live_scene, live), (paced_scene, paced)) if on
+    ]
     key = secrets.token_urlsafe(24)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gearshift-demo-")))

@@ -58,7 +58,9 @@ def url_of(host: str, listener: socket.socket) -> str:
 def bind(host: str, port: int) -> socket.socket:
     """A bound socket that the caller closes; port 0 picks a free one. Ends where it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol named: asyncio sets TCP_NODELAY on what it accepts only where it is, and an
+    # answer in two writes would else wait 40 ms for the caller's delayed acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     with _taking(host, port, listener):
         listener.bind((host, port))

@@ -33,8 +33,9 @@ PRUNE_EVERY_TICKS = 60
 class Controller:
     """Picks the load band of each engine's schedule and moves its hot settings.
 
-    Its memory lives in the engine's row, so a restarted service goes on where it was. One
-    controller per database: two would fight over cool-downs.
+    Its memory lives in the engine's row, so a restarted service goes on where it was. Of the
+    services that share a database one controls, since two would fight over cool-downs; when it
+    ends, another takes over at its next look.
     """
 
     def __init__(self, context: AppContext, limits: ControlLimits | None = None) -> None:
@@ -45,6 +46,7 @@ class Controller:
             settle_s=settings.control_window_s,
             cool_down_down_s=settings.cool_down_down_s,
         )
+        self._lead = context.database.lock("controller")
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._log = structlog.get_logger("api.control.controller")
@@ -59,6 +61,7 @@ class Controller:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+        self._lead.release()
 
     def tick(self) -> None:
         """Look once at every engine with a schedule. One engine's trouble stays its own."""
@@ -75,6 +78,8 @@ class Controller:
         ticks = 0
         while not self._stop.wait(self._context.settings.control_interval_s):
             try:
+                if not self._lead.try_take():
+                    continue  # another service controls
                 self.tick()
                 ticks += 1
                 if ticks % PRUNE_EVERY_TICKS == 0:

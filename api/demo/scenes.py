@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-# Where the Azure code trace, and arrivals of its statistics, stay busy for more than a minute.
+from tuner.spec.errors import WorkloadError
+from tuner.workload.parse import parse_workload
+
+# Where the Azure code trace stays busy for more than a minute.
 BUSY_S = 2000
-SYNTHETIC_BUSY_S = 1000
+# Where to look for such a stretch in arrivals of its statistics: they come in bursts, and between
+# two of them, at other times for each seed, for minutes nothing comes.
+STARTS_S = range(1000, 4000, 50)
+ENOUGH = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +36,15 @@ class Scene:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def live_scene(trace: str | None) -> Scene:
+def live_scene(trace: str | None, *, seed: int) -> Scene:
     """Two real ranks on this machine's cores, at sizes that two cores can serve."""
     sizes = "input_scale=0.02,max_input=256,max_output=32"
     return Scene(
         title="Two real ranks on this machine",
         preset="small",
         guess="pp=2",
-        workload=_spec(trace, f"seconds=40,scale=2,requests=70,{sizes}"),
-        rush=_spec(trace, f"seconds=120,scale=6,requests=180,{sizes}"),
+        workload=_spec(trace, seed, f"seconds=40,scale=2,requests=70,{sizes}"),
+        rush=_spec(trace, seed, f"seconds=120,scale=6,requests=180,{sizes}"),
         sla="p95_ttft_ms<=500,p95_tpot_ms<=40,attainment>=0.9",
         vocab_size=4096,
         job={"num_devices": 2, "trials": 4, "hardware": "local"},
@@ -46,7 +52,7 @@ def live_scene(trace: str | None) -> Scene:
     )
 
 
-def paced_scene(trace: str | None) -> Scene:
+def paced_scene(trace: str | None, *, seed: int) -> Scene:
     """Eight H200 that are not here: real scheduler, server and control, steps paced by a model."""
     sizes = "max_input=8000,max_output=200"
     # At this many times the source's rate, full TP on eight devices is not quite enough.
@@ -55,8 +61,8 @@ def paced_scene(trace: str | None) -> Scene:
         title="Eight H200, paced by the wall clock (steps from measured operators, no GPU here)",
         preset="llama-3.1-70b",
         guess="tp=8",
-        workload=_spec(trace, f"seconds={30 * rate:g},scale={rate:g},requests=300,{sizes}"),
-        rush=_spec(trace, f"seconds={30 * rate:g},scale={1.5 * rate:g},requests=400,{sizes}"),
+        workload=_spec(trace, seed, f"seconds={30 * rate:g},scale={rate:g},requests=300,{sizes}"),
+        rush=_spec(trace, seed, f"seconds={30 * rate:g},scale={1.5 * rate:g},requests=400,{sizes}"),
         sla="p95_ttft_ms<=1500,p95_tpot_ms<=80,attainment>=0.9",
         vocab_size=128_000,
         job={
@@ -73,10 +79,16 @@ def paced_scene(trace: str | None) -> Scene:
     )
 
 
-def _spec(trace: str | None, options: str) -> str:
-    """A busy stretch of the trace where it is given, else arrivals of its published statistics."""
-    return (
-        f"azure:{trace},start={BUSY_S},{options}"
-        if trace
-        else f"azure-like:start={SYNTHETIC_BUSY_S},{options}"
-    )
+def _spec(trace: str | None, seed: int, options: str) -> str:
+    """A busy stretch of the trace where it is given, else of arrivals of its statistics."""
+    if trace:
+        return f"azure:{trace},start={BUSY_S},{options}"
+    specs = [f"azure-like:start={start_s},{options}" for start_s in STARTS_S]
+    return next((spec for spec in specs if _num_requests(spec, seed) >= ENOUGH), specs[-1])
+
+
+def _num_requests(spec: str, seed: int) -> int:
+    try:
+        return len(parse_workload(spec, seed=seed))
+    except WorkloadError:  # nothing arrives in that stretch
+        return 0

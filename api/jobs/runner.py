@@ -22,6 +22,7 @@ from api.schemas.tuning import OnBusy
 from api.services.jobs import move
 from store import ConflictError, Database
 from store.models import JobState, TuningJob
+from store.outage import Patience, is_outage
 
 WORKER = "worker"
 SIMULATED_NOTE = (
@@ -39,12 +40,22 @@ class JobStep(StrEnum):
 class JobRunner:
     """Runs the steps of jobs against the database; knows nothing of the workflow engine.
 
+    While the database is away a step waits. What a trial found is kept once it is back; a step
+    that was cut elsewhere runs again.
+
     Prepared jobs are kept in memory only: after a restart a step prepares again, from the cost
     model that the first preparation kept.
     """
 
-    def __init__(self, database: Database, backend: TuningBackend, leases: DeviceLeases) -> None:
+    def __init__(
+        self,
+        database: Database,
+        backend: TuningBackend,
+        leases: DeviceLeases,
+        patience: Patience,
+    ) -> None:
         self._database = database
+        self._patience = patience
         self._backend = backend
         self._leases = leases
         self._prepared: dict[str, PreparedJob] = {}
@@ -54,6 +65,21 @@ class JobRunner:
 
     def begin(self, job_id: str) -> JobStep:
         """Take the job up and prepare it."""
+        return self._patience.run(lambda: self._take_up(job_id))
+
+    def trial(self, job_id: str, number: int) -> JobStep:
+        """Run trial ``number`` unless it is there already; a cancelled job stops here."""
+        return self._patience.run(lambda: self._try(job_id, number))
+
+    def finish(self, job_id: str) -> JobStep:
+        """Recommend, or close a cancelled job; either way the job is finished afterwards."""
+        return self._patience.run(lambda: self._end(job_id))
+
+    def fail(self, job_id: str, reason: str) -> None:
+        """Close a job that cannot go on; finished trials stay."""
+        self._patience.run(lambda: self._fail(job_id, reason))
+
+    def _take_up(self, job_id: str) -> JobStep:
         with self._database.begin() as uow:
             job = uow.jobs.find(job_id)
             if job is None or job.state not in (JobState.QUEUED, JobState.RUNNING):
@@ -62,8 +88,7 @@ class JobRunner:
                 move(uow, job, JobState.RUNNING, "a worker took it up")
         return self._guarded(job_id, lambda: self._begin(job_id))
 
-    def trial(self, job_id: str, number: int) -> JobStep:
-        """Run trial ``number`` unless it is there already; a cancelled job stops here."""
+    def _try(self, job_id: str, number: int) -> JobStep:
         with self._database.read() as uow:
             job = uow.jobs.find(job_id)
             if job is None or job.state is not JobState.RUNNING:
@@ -72,8 +97,7 @@ class JobRunner:
                 return JobStep.GO_ON
         return self._guarded(job_id, lambda: self._trial(job_id, number))
 
-    def finish(self, job_id: str) -> JobStep:
-        """Recommend, or close a cancelled job; either way the job is finished afterwards."""
+    def _end(self, job_id: str) -> JobStep:
         try:
             with self._database.begin() as uow:
                 job = uow.jobs.find(job_id)
@@ -86,8 +110,7 @@ class JobRunner:
         finally:
             self._forget(job_id)
 
-    def fail(self, job_id: str, reason: str) -> None:
-        """Close a job that cannot go on; finished trials stay."""
+    def _fail(self, job_id: str, reason: str) -> None:
         self._forget(job_id)
         with self._database.begin() as uow:
             job = uow.jobs.find(job_id)
@@ -103,6 +126,8 @@ class JobRunner:
         except JobInputError as error:
             self.fail(job_id, str(error))
         except Exception as error:
+            if is_outage(error):
+                raise  # the step runs again when the database is back
             self._log.exception("job failed", job=job_id)
             last = traceback.extract_tb(error.__traceback__)[-1]
             self.fail(job_id, f"internal error: {type(error).__name__}: {error} ({last.name})")
@@ -120,8 +145,7 @@ class JobRunner:
         if self._is_cancelled(job_id)():
             return JobStep.STOP  # it may have been cut short: only finished trials count
         try:
-            with self._database.begin() as uow:
-                keep_trial(uow, job_id, record)
+            self._patience.run(lambda: self._keep_trial(job_id, record))
         except ConflictError:
             # Another process ran the same trial; its row came first and is the truth.
             self._log.warning("trial was there already", job=job_id, number=number)
@@ -189,6 +213,10 @@ class JobRunner:
             newest = uow.cost_models.find_newest(self._backend.fingerprint(job.spec))
             return None if newest is None else newest.document
 
+    def _keep_trial(self, job_id: str, record: Json) -> None:
+        with self._database.begin() as uow:
+            keep_trial(uow, job_id, record)
+
     def _keep_cost_model(self, job_id: str, document: Json) -> None:
         with self._database.begin() as uow:
             keep_cost_model(uow, uow.jobs.get(job_id, for_update=True), document, by=WORKER)
@@ -206,11 +234,11 @@ class JobRunner:
                 job = uow.jobs.find(job_id)
                 return job is None or job.state is not JobState.RUNNING
 
-        return look
+        return lambda: self._patience.run(look)
 
     def _on_event(self, job_id: str) -> OnEvent:
         def keep(event_type: str, data: Json) -> None:
             with self._database.begin() as uow:
                 uow.jobs.append_event(job_id, event_type, data)
 
-        return keep
+        return lambda event_type, data: self._patience.run(lambda: keep(event_type, data))

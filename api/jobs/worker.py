@@ -13,6 +13,7 @@ import structlog
 from dbos import DBOS
 
 from api.jobs.backend import TuningBackend
+from api.jobs.identity import Orphans, take_identity
 from api.jobs.leases import DeviceLeases
 from api.jobs.runner import JobRunner
 from api.jobs.workflow import POLL_S, QUEUE, Dispatcher, configure, define_workflow
@@ -20,6 +21,7 @@ from api.web.logs import configure_logs
 from api.web.settings import ServiceSettings
 from migrations.runner import require_current
 from store import Database
+from store.outage import Patience
 
 
 def run_worker(settings: ServiceSettings, backend: TuningBackend, stop: threading.Event) -> None:
@@ -30,22 +32,31 @@ def run_worker(settings: ServiceSettings, backend: TuningBackend, stop: threadin
     """
     database = Database(settings.effective_database_url)
     require_current(database.engine)
-    runner = JobRunner(database, backend, DeviceLeases(database, settings))
-    DBOS(config=configure(settings))
+    identity = take_identity(database, settings.worker_id)
+    patience = Patience(given_up=stop)
+    runner = JobRunner(database, backend, DeviceLeases(database, settings), patience)
+    DBOS(config=configure(settings, identity.name))
     workflow = define_workflow(runner)
     DBOS.launch()
     DBOS.register_queue(
         QUEUE, worker_concurrency=settings.job_concurrency, polling_interval_sec=POLL_S
     )
     dispatcher = Dispatcher(database, runner, workflow)
+    orphans = Orphans(database, identity.name)
     log = structlog.get_logger("api.jobs")
-    log.info("worker ready", worker=settings.worker_id)
+    log.info("worker ready", worker=identity.name)
     while not stop.wait(POLL_S):
         try:
+            if not identity.lock.try_take():
+                # It was lost with the connection, and another worker goes on with these jobs.
+                log.error("another worker has this one's identity", worker=identity.name)
+                os._exit(1)
             dispatcher.look()
+            orphans.look()
         except Exception:
             log.exception("cannot look for jobs")  # the database may be back at the next look
     DBOS.destroy()
+    identity.lock.release()
     database.close()
 
 

@@ -60,7 +60,7 @@ def define_workflow(runner: JobRunner) -> Workflow:
     return tune
 
 
-def configure(settings: ServiceSettings) -> DBOSConfig:
+def configure(settings: ServiceSettings, worker: str) -> DBOSConfig:
     """The workflow engine's configuration: JSON instead of pickle, a version of our own.
 
     Its SQLite file is made here, to be its owner's alone.
@@ -72,7 +72,7 @@ def configure(settings: ServiceSettings) -> DBOSConfig:
         name="gearshift",
         system_database_url=settings.effective_jobs_database_url,
         application_version=WORKFLOW_VERSION,
-        executor_id=settings.worker_id,
+        executor_id=worker,
         serializer=DBOSPortableJSONSerializer(),
         console_log_level="WARNING",
         log_level="WARNING",

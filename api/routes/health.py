@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from api.web.context import AppContext, get_context
 from api.web.errors import ApiError
+from api.web.readiness import require_writable
 from migrations import runner
 
 # What asks without a key.
@@ -18,7 +19,7 @@ Context = Annotated[AppContext, Depends(get_context)]
 
 
 @router.get("/healthz", operation_id="is_alive", summary="Tell whether the process is alive")
-def healthz() -> dict[str, str]:
+async def healthz() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
 
@@ -30,9 +31,10 @@ def healthz() -> dict[str, str]:
     responses={503: {"description": "Not ready"}},
 )
 def readyz(context: Context) -> dict[str, str]:
-    """The database answers and has this version's schema."""
+    """The database can be written and has this version's schema, and its disk has room."""
     try:
         runner.require_current(context.database.engine)
+        require_writable(context)
     except Exception as error:
         raise ApiError(503, "not_ready", str(error)) from error
     return {"status": "ready"}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Response
@@ -22,6 +20,7 @@ from api.services import identity, policies
 from api.web.auth import Caller, EngineCredential, require
 from api.web.context import AppContext, get_context
 from api.web.paging import NumberedPaging, link_next
+from api.web.watch import Watched
 
 router = APIRouter(prefix="/v1/engines/{engine_id}", tags=["policies"])
 Context = Annotated[AppContext, Depends(get_context)]
@@ -50,8 +49,7 @@ async def get(
 
     An engine that sends a credential learns here, too, that it is not this engine any more (403).
     """
-    until_s = time.monotonic() + wait_s
-    found = await _wait_for(context, engine_id, after_version, until_s, credential)
+    found = await _wait_for(context, engine_id, after_version, wait_s, credential)
     if found is None:
         return Response(status_code=204)
     response.headers["ETag"] = policies.etag_of(found)
@@ -155,17 +153,16 @@ async def _wait_for(
     context: AppContext,
     engine_id: str,
     after_version: int | None,
-    until_s: float,
+    wait_s: float,
     credential: str | None,
 ) -> PolicyView | None:
     """The policy once its version differs from ``after_version``, None when none came in time."""
-    while True:
-        found = await run_in_threadpool(_read, context, engine_id, credential)
-        if after_version is None or found.version != after_version:
-            return found
-        if time.monotonic() >= until_s or context.stopping.is_set():
-            return None
-        await asyncio.sleep(context.settings.poll_interval_s)
+    found = await run_in_threadpool(_read, context, engine_id, credential)
+    if found.version != after_version:
+        return found
+    if await context.watch.wait(Watched.POLICY, engine_id, seen=found.version, timeout_s=wait_s):
+        return await run_in_threadpool(_read, context, engine_id, credential)
+    return None
 
 
 def _read(context: AppContext, engine_id: str, credential: str | None) -> PolicyView:

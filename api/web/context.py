@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from fastapi import Request
 
 from api.web.metrics import ServiceMetrics
 from api.web.settings import ServiceSettings
+from api.web.watch import Watch
 from store import Database
 
 
@@ -21,6 +23,15 @@ class AppContext:
     metrics: ServiceMetrics
     # Set when the service is asked to end, so that waiting requests answer at once.
     stopping: threading.Event = field(default_factory=threading.Event)
+
+    @cached_property
+    def watch(self) -> Watch:
+        """Wakes requests that wait for a change."""
+        return Watch(
+            self.database,
+            stopping=self.stopping,
+            look_every_s=self.settings.poll_interval_s,
+        )
 
 
 def get_context(request: Request) -> AppContext:

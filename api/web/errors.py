@@ -18,6 +18,7 @@ from engine.server.gate import code_of
 from engine.spec.errors import EngineError, PolicyError
 from policies.errors import PolicyInputError
 from store import ConflictError, CursorError, NotFoundError, StoreError
+from store.outage import is_outage
 from tuner.spec.errors import TunerError
 
 PROBLEM_TYPE = "application/problem+json"
@@ -81,6 +82,13 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(422, "invalid_policy", str(error), errors=_point(error))
         case EngineError() | PolicyInputError() | TunerError():
             return ApiError(422, "invalid_value", str(error))
+        case _ if is_outage(error):
+            return ApiError(
+                503,
+                "database_away",
+                "the database cannot be used now; send this again",
+                headers={"Retry-After": "2"},
+            )
         case _:
             return ApiError(500, "internal_error", "the service failed; see its log")
 

@@ -79,7 +79,11 @@ class ServiceSettings(BaseSettings):
     )
     run_worker: bool = Field(default=True, description="Start a worker process for tuning jobs.")
     worker_id: str = Field(
-        default="local", description="Identity of the worker; it resumes what it began."
+        default="local",
+        description=(
+            "Identity of the worker; it resumes what it began. While another worker has it, "
+            "'-2', '-3', ... is added."
+        ),
     )
     job_concurrency: int = Field(default=1, ge=1, description="Jobs one worker runs at a time.")
     control_interval_s: float = Field(
@@ -98,7 +102,14 @@ class ServiceSettings(BaseSettings):
         default=15.0, gt=0, description="Comment line on a quiet event stream after this long."
     )
     poll_interval_s: float = Field(
-        default=0.2, gt=0, description="How often waiting requests look at the database."
+        default=0.2,
+        gt=0,
+        description="Seconds between two looks for changes that other processes made.",
+    )
+    disk_reserve_mib: int = Field(
+        default=64,
+        ge=0,
+        description="Free disk below which the service says that it is not ready.",
     )
     max_body_bytes: int = Field(
         default=16 * 2**20, ge=1, description="A request's body that is longer gets 413."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -10,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from starlette.concurrency import run_in_threadpool
 
 from api.web.context import AppContext
+from api.web.watch import Watched
 from store.models import JobEventRow
 
 
@@ -33,7 +33,10 @@ async def job_events(context: AppContext, job_id: str, *, after: int) -> AsyncIt
         if time.monotonic() - last_sent_s >= settings.sse_heartbeat_s:
             yield ": keep-alive\n\n"
             last_sent_s = time.monotonic()
-        await asyncio.sleep(settings.poll_interval_s)
+        quiet_s = time.monotonic() - last_sent_s
+        await context.watch.wait(
+            Watched.JOB, job_id, seen=after, timeout_s=max(0.0, settings.sse_heartbeat_s - quiet_s)
+        )
 
 
 def _read(context: AppContext, job_id: str, after: int) -> tuple[Sequence[JobEventRow], bool]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -11,9 +12,12 @@ from starlette.testclient import TestClient
 from api.control.controller import Controller
 from api.documents.control_state import memory_from_json, memory_to_json
 from api.web.context import AppContext
+from api.web.metrics import ServiceMetrics
+from api.web.settings import ServiceSettings
 from policies.controller import ControlLimits, ControlMemory
 from policies.decision import SmoothedLoad
 from store import Database
+from tests.api.live import wait_until
 from tests.api.worlds import BUSY, CALM, acknowledge, add_recommendation, heartbeat_body, register
 
 Json = dict[str, Any]
@@ -243,3 +247,37 @@ def test_an_average_that_is_not_finite_is_forgotten() -> None:
     assert memory_from_json(kept) == memory
     kept["smoothed"]["rate_rps"] = float("inf")
     assert memory_from_json(kept).smoothed is None
+
+
+def test_of_two_services_one_controls_and_the_other_takes_over_when_it_ends(
+    settings: ServiceSettings, client: TestClient, engine_id: str
+) -> None:
+    quick = settings.model_copy(update={"control_interval_s": 0.02})
+    with _service(quick) as (first, first_ticks), _service(quick) as (second, second_ticks):
+        first.start()
+        wait_until(lambda: first_ticks() > 0)
+        second.start()
+        seen = first_ticks()
+        wait_until(lambda: first_ticks() > seen + 10)
+        assert second_ticks() == 0
+        first.stop()
+        wait_until(lambda: second_ticks() > 0)
+        second.stop()
+
+
+@contextmanager
+def _service(settings: ServiceSettings) -> Iterator[tuple[Controller, Callable[[], float]]]:
+    """The controller of another service on the same database, and how often it decided."""
+    context = AppContext(
+        settings=settings,
+        database=Database(settings.effective_database_url),
+        metrics=ServiceMetrics(),
+    )
+
+    def decided() -> float:
+        lines = context.metrics.render(context.database).decode().splitlines()
+        counts = [line for line in lines if line.startswith("gearshift_decisions_total{")]
+        return sum(float(line.rpartition(" ")[2]) for line in counts)
+
+    yield Controller(context), decided
+    context.database.close()

@@ -16,6 +16,7 @@ from api.web.settings import ServiceSettings
 from migrations.runner import upgrade
 from store import Database
 from store.models import JobState
+from store.outage import Patience
 from tests.api.jobs.counting_backend import CountingBackend
 from tests.api.live import wait_until
 
@@ -38,7 +39,7 @@ def runner(database: Database, settings: ServiceSettings) -> JobRunner:
 def _runner(database: Database, settings: ServiceSettings) -> JobRunner:
     backend = CountingBackend()
     fast = settings.model_copy(update={"device_wait_s": 0.0})
-    return JobRunner(database, backend, DeviceLeases(database, fast))
+    return JobRunner(database, backend, DeviceLeases(database, fast), Patience())
 
 
 def _job(database: Database, tmp_path: Path, **options: Any) -> str:
@@ -228,7 +229,7 @@ def test_a_job_cancelled_while_it_waits_for_devices_is_cancelled_not_failed(
 ) -> None:
     _hold_all(database, settings)
     patient = settings.model_copy(update={"device_wait_s": 60.0})
-    runner = JobRunner(database, CountingBackend(), DeviceLeases(database, patient))
+    runner = JobRunner(database, CountingBackend(), DeviceLeases(database, patient), Patience())
     job_id = _job(database, tmp_path, devices=2, on_busy="wait")
     thread = threading.Thread(target=runner.begin, args=(job_id,))
     thread.start()

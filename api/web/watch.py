@@ -1,0 +1,127 @@
+"""One reader of the database for every request that waits for a change.
+
+If each long poll and event stream looked by itself, a thousand of them would read five thousand
+times a second. Here one task looks for all of them: at once after a commit of this process, and
+every ``look_every_s`` for what other processes committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import structlog
+
+from store import Database
+
+LONGEST_PAUSE_S = 5.0
+
+
+class Watched(StrEnum):
+    """What may be waited for; each has a number that only grows."""
+
+    POLICY = "policy"  # an engine's desired version
+    JOB = "job"  # a job's last event
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiter:
+    kind: Watched
+    key: str
+    seen: int
+    woken: asyncio.Future[None]
+
+
+Numbers = Mapping[Watched, Mapping[str, int]]
+
+
+class Watch:
+    """Wakes whoever waits for an engine's policy or a job's events.
+
+    :meth:`run` is a task of the event loop that serves requests; :meth:`wait` is called there too.
+    While the database is away, waiters keep waiting.
+    """
+
+    def __init__(
+        self, database: Database, *, stopping: threading.Event, look_every_s: float
+    ) -> None:
+        self._database = database
+        self._stopping = stopping
+        self._look_every_s = look_every_s
+        self._waiters: set[_Waiter] = set()
+        self._is_wanted = asyncio.Event()
+        self._is_nudged = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._log = structlog.get_logger("api.web.watch")
+        database.on_commit(self._nudge)
+
+    async def run(self) -> None:
+        """Look until cancelled, and only while somebody waits."""
+        self._loop = asyncio.get_running_loop()
+        pause_s = self._look_every_s
+        while True:
+            await self._is_wanted.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._is_nudged.wait(), pause_s)
+            self._is_nudged.clear()
+            try:
+                await self._look()
+            except Exception as error:
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                self._log.warning("cannot look for changes", error=str(error), pause_s=pause_s)
+            else:
+                pause_s = self._look_every_s
+
+    async def wait(self, kind: Watched, key: str, *, seen: int, timeout_s: float) -> bool:
+        """Wait until the number of ``key`` is above ``seen`` or ``key`` is gone.
+
+        False when neither happened within ``timeout_s``, or when the service ends.
+        """
+        if self._stopping.is_set():
+            return False
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(kind, key, seen, woken)
+        self._waiters.add(waiter)
+        self._is_wanted.set()
+        try:
+            await asyncio.wait_for(woken, timeout_s)
+        except TimeoutError:
+            return False
+        finally:
+            self._waiters.discard(waiter)
+            if not self._waiters:
+                self._is_wanted.clear()
+        return not self._stopping.is_set()
+
+    async def _look(self) -> None:
+        if self._stopping.is_set():
+            self._wake(self._waiters)
+            return
+        waiters = tuple(self._waiters)
+        keys = {kind: {w.key for w in waiters if w.kind is kind} for kind in Watched}
+        numbers = await asyncio.to_thread(self._read, keys)
+        self._wake([w for w in waiters if numbers[w.kind].get(w.key, w.seen + 1) > w.seen])
+
+    def _read(self, keys: Mapping[Watched, Collection[str]]) -> Numbers:
+        policies, jobs = keys[Watched.POLICY], keys[Watched.JOB]
+        with self._database.read() as uow:
+            return {
+                Watched.POLICY: uow.engines.desired_versions() if policies else {},
+                Watched.JOB: uow.jobs.last_events(jobs) if jobs else {},
+            }
+
+    @staticmethod
+    def _wake(waiters: Collection[_Waiter]) -> None:
+        for waiter in waiters:
+            if not waiter.woken.done():
+                waiter.woken.set_result(None)
+
+    def _nudge(self) -> None:
+        """Look now: called on whatever thread committed."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._is_nudged.set)

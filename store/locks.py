@@ -1,0 +1,97 @@
+"""Locks with a name that one process at a time holds, among all that share a database.
+
+They end with their holder, however it ends: SQLite's is a lock on a file beside the database (which
+cannot be shared by machines anyway), PostgreSQL's an advisory lock of one connection.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from pathlib import Path
+from typing import IO, Protocol
+
+import sqlalchemy as sa
+
+
+class NamedLock(Protocol):
+    """One holder's hold on a name. Used by one thread at a time."""
+
+    def try_take(self) -> bool:
+        """Whether the lock is held now: taken now, or taken before and still held.
+
+        A lock that was lost, as with a restart of PostgreSQL, is taken again if it is free.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError, OSError: the database or its folder cannot be used.
+        """
+        ...
+
+    def release(self) -> None:
+        """Let others have it. Safe to call twice."""
+        ...
+
+
+class FileLock:
+    """A :class:`NamedLock` on one machine. The file stays: removing it would race."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[bytes] | None = None
+
+    def try_take(self) -> bool:
+        if self._file is not None:
+            return True
+        file = self._path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            if isinstance(error, BlockingIOError):
+                return False
+            raise
+        self._file = file
+        return True
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class AdvisoryLock:
+    """A :class:`NamedLock` on PostgreSQL, held by a connection that does nothing else."""
+
+    def __init__(self, engine: sa.Engine, name: str) -> None:
+        self._engine = engine
+        digest = hashlib.sha256(f"gearshift:{name}".encode()).digest()
+        self._key = int.from_bytes(digest[:8], "big", signed=True)
+        self._connection: sa.Connection | None = None
+
+    def try_take(self) -> bool:
+        if self._connection is not None:
+            try:
+                self._connection.execute(sa.select(1))
+            except sa.exc.DBAPIError:
+                self.release()
+            else:
+                return True
+        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        # Out of the pool, or the next user of the connection would hold the lock.
+        connection.detach()
+        try:
+            query = sa.select(sa.func.pg_try_advisory_lock(self._key))
+            is_taken = bool(connection.execute(query).scalar_one())
+        except BaseException:
+            connection.close()
+            raise
+        if is_taken:
+            self._connection = connection
+        else:
+            connection.close()
+        return is_taken
+
+    def release(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()

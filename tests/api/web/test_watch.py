@@ -1,0 +1,128 @@
+"""Requests that wait: woken by this process's commits at once, by others' at the next look."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+import sqlalchemy as sa
+
+from api.web.watch import Watch, Watched
+from migrations.runner import upgrade
+from store import Database
+from store.models import EngineRow
+
+NEVER_S = 3600.0
+LIMIT_S = 60.0
+NUM_ENGINES = 50
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url)
+    upgrade(database.engine)
+    yield database
+    database.close()
+
+
+def _engines(database: Database) -> list[str]:
+    empty = {"model": {}, "envelope": {}, "capabilities": [], "effective_policy": {}}
+    with database.begin() as uow:
+        rows = [
+            EngineRow(name=f"e{n}", model_name="m", host="h", **empty) for n in range(NUM_ENGINES)
+        ]
+        return [uow.engines.add(row).id for row in rows]
+
+
+def _ask(database: Database, engine_id: str) -> None:
+    """Ask an engine for another policy."""
+    with database.begin() as uow:
+        engine = uow.engines.get(engine_id, for_update=True)
+        uow.policies.add(engine, document={}, origin="test", reason="", created_by="test")
+
+
+@asynccontextmanager
+async def _running(watch: Watch) -> AsyncIterator[None]:
+    task = asyncio.create_task(watch.run())
+    await asyncio.sleep(0)  # it has begun
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+def _waiting(watch: Watch, engine_ids: list[str]) -> list[asyncio.Task[bool]]:
+    return [
+        asyncio.create_task(watch.wait(Watched.POLICY, engine_id, seen=0, timeout_s=NEVER_S))
+        for engine_id in engine_ids
+    ]
+
+
+def test_a_commit_of_this_process_wakes_its_engine_alone_with_one_read_for_all(
+    database: Database,
+) -> None:
+    engine_ids = _engines(database)
+    watch = Watch(database, stopping=threading.Event(), look_every_s=NEVER_S)
+    reads: list[str] = []
+
+    async def scene() -> list[bool]:
+        async with _running(watch):
+            waiting = _waiting(watch, engine_ids)
+            await asyncio.sleep(0)
+            await asyncio.to_thread(_ask, database, engine_ids[7])
+            sa.event.listen(database.engine, "before_cursor_execute", note)
+            assert await asyncio.wait_for(waiting[7], LIMIT_S)
+            return [task.done() for task in waiting]
+
+    def note(_c: object, _k: object, statement: str, *_: object) -> None:
+        if statement.startswith("SELECT"):
+            reads.append(statement)
+
+    done = asyncio.run(scene())
+    assert [n for n, is_done in enumerate(done) if is_done] == [7]
+    assert len(reads) <= 1
+
+
+def test_a_commit_of_another_process_wakes_at_the_next_look(database: Database) -> None:
+    (engine_id, *_) = _engines(database)
+    watch = Watch(database, stopping=threading.Event(), look_every_s=0.02)
+    other = Database(database.url)
+
+    async def scene() -> bool:
+        async with _running(watch):
+            (waiting,) = _waiting(watch, [engine_id])
+            await asyncio.sleep(0)
+            await asyncio.to_thread(_ask, other, engine_id)
+            return await asyncio.wait_for(waiting, LIMIT_S)
+
+    assert asyncio.run(scene())
+    other.close()
+
+
+def test_an_end_of_the_service_wakes_everyone_without_news(database: Database) -> None:
+    engine_ids = _engines(database)
+    stopping = threading.Event()
+    watch = Watch(database, stopping=stopping, look_every_s=0.02)
+
+    async def scene() -> list[bool]:
+        async with _running(watch):
+            waiting = _waiting(watch, engine_ids)
+            await asyncio.sleep(0)
+            stopping.set()
+            return await asyncio.wait_for(asyncio.gather(*waiting), LIMIT_S)
+
+    assert asyncio.run(scene()) == [False] * NUM_ENGINES
+
+
+def test_what_is_gone_wakes_who_waits_for_it(database: Database) -> None:
+    watch = Watch(database, stopping=threading.Event(), look_every_s=0.02)
+
+    async def scene() -> bool:
+        async with _running(watch):
+            waiting = watch.wait(Watched.JOB, "job_gone", seen=3, timeout_s=NEVER_S)
+            return await asyncio.wait_for(waiting, LIMIT_S)
+
+    assert asyncio.run(scene())

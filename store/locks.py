@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -32,6 +33,11 @@ class NamedLock(Protocol):
         ...
 
 
+def _private(path: str, flags: int) -> int:
+    """Open ``path``, a new file as its owner's alone."""
+    return os.open(path, flags, 0o600)
+
+
 class FileLock:
     """A :class:`NamedLock` on one machine. The file stays: removing it would race."""
 
@@ -42,7 +48,7 @@ class FileLock:
     def try_take(self) -> bool:
         if self._file is not None:
             return True
-        file = self._path.open("ab")
+        file = open(self._path, "ab", opener=_private)  # noqa: SIM115 - held until it is released
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

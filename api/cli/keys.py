@@ -49,7 +49,13 @@ def create(
     if not 0 < len(name) <= longest:
         fail(f"NAME has {len(name)} characters; it may have 1 to {longest}")
     expires_at = None if days is None else utc_now() + timedelta(days=days)
-    body = ApiKeyCreate(name=name, scopes=_scopes(scope), expires_at=expires_at)
+    body = ApiKeyCreate.model_validate(
+        {
+            "name": name,
+            "scopes": _scopes(scope),
+            "expires_at": None if expires_at is None else expires_at.isoformat(),
+        }
+    )
     with _open(database_url) as database, database.begin() as uow:
         key, secret = keys.create(uow, body, caller=service_caller(ACTOR))
         # Shown before it is stored: one that could not be shown is not kept.

@@ -41,7 +41,9 @@ def _ask(database: Database, engine_id: str) -> None:
     """Ask an engine for another policy."""
     with database.begin() as uow:
         engine = uow.engines.get(engine_id, for_update=True)
-        uow.policies.add(engine, document={}, origin="test", reason="", created_by="test")
+        uow.policies.add(
+            engine, document={}, origin="test", reason="", created_by="test", control=None
+        )
 
 
 @asynccontextmanager

@@ -157,7 +157,7 @@ def draw(logits: Tensor, values: SamplingRows) -> Tensor:
     device.
     """
     device, vocab_size = logits.device, logits.shape[1]
-    scores = ordinary_rows(logits).double()
+    scores = ordinary_rows(logits).to(torch.float64, copy=True)  # the rows given stay as they are
     scores -= scores.amax(dim=-1, keepdim=True)
     scores /= to_device(values.temperatures.astype(np.float64), device)[:, None]
     is_limited = (values.top_ks > 0) | (values.top_ps < 1) | (values.min_ps > 0)

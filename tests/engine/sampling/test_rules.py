@@ -359,3 +359,10 @@ def test_noise_by_lane_is_the_same_as_noise_by_row_and_agrees_with_the_uniform_n
     draws = uniform(keys, num_lanes=11) + 2.0**-33
     torch.testing.assert_close(rows, torch.from_numpy(-np.log(-np.log(draws))))
     assert rows.isfinite().all()
+
+
+def test_drawing_leaves_the_rows_it_is_given_as_they_are() -> None:
+    logits = torch.tensor([[-1.0, -math.inf, 2.5, -math.inf]], dtype=torch.float64)
+    kept = logits.clone()
+    sampling.draw(logits, rows_of(1, temperature=100.0))
+    assert torch.equal(logits, kept)

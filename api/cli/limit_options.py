@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from engine.server.limits import RequestLimits
+from engine.spec.limits import RequestLimits
+
+LIMITS = RequestLimits()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,25 +21,25 @@ class LimitOptions:
         typer.Option(
             min=1, max=2**30, envvar="GEARSHIFT_MAX_BODY_BYTES", help="Longer bodies get 413."
         ),
-    ] = 16 * 2**20
+    ] = LIMITS.max_body_bytes
     header_timeout_s: Annotated[
-        int,
+        float,
         typer.Option(
             min=1,
             max=86_400,
             envvar="GEARSHIFT_HEADER_TIMEOUT_S",
             help="Seconds until a connection has sent a request's headers, else it is cut.",
         ),
-    ] = 10
+    ] = LIMITS.header_timeout_s
     body_timeout_s: Annotated[
-        int,
+        float,
         typer.Option(
             min=1,
             max=86_400,
             envvar="GEARSHIFT_BODY_TIMEOUT_S",
             help="Seconds until a request's body has come, else 408.",
         ),
-    ] = 60
+    ] = LIMITS.body_timeout_s
     max_connections: Annotated[
         int,
         typer.Option(
@@ -47,22 +48,20 @@ class LimitOptions:
             envvar="GEARSHIFT_MAX_CONNECTIONS",
             help="Beyond these the one idle longest is cut, else a new one gets 503.",
         ),
-    ] = 8192
+    ] = LIMITS.max_connections
     rate_per_s: Annotated[
-        int,
+        float,
         typer.Option(
             min=0,
             max=10**6,
             envvar="GEARSHIFT_RATE_PER_S",
             help="Requests per second and key, ten seconds' worth at once, else 429; 0: any.",
         ),
-    ] = 1000
+    ] = LIMITS.rate_per_s
 
     @property
     def limits(self) -> RequestLimits:
         """The same, as the server takes it."""
-        from engine.server.limits import RequestLimits
-
         return RequestLimits(
             max_body_bytes=self.max_body_bytes,
             header_timeout_s=self.header_timeout_s,

@@ -213,6 +213,7 @@ def _register(parent: typer.Typer, name: str, ref: CommandRef) -> None:
     def run(ctx: typer.Context) -> None:
         _run(ref, ctx)
 
+    # What the group needs to load it for completions; typer hands on a function and nothing else.
     run.ref = ref  # type: ignore[attr-defined]
     parent.command(
         name=name, help=ref.help, add_help_option=False, context_settings=PASS_EVERYTHING

@@ -11,10 +11,11 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from api.documents.places import Place, Places
-from engine.server.limits import RequestLimits
+from engine.spec.limits import RequestLimits
 from store.errors import StoreError
 
 PREFIX = "GEARSHIFT_"
+LIMITS = RequestLimits()
 
 
 def _default_data_dir() -> Path:
@@ -112,27 +113,27 @@ class ServiceSettings(BaseSettings):
         description="Free disk below which the service says that it is not ready.",
     )
     max_body_bytes: int = Field(
-        default=16 * 2**20, ge=1, description="A request's body that is longer gets 413."
+        default=LIMITS.max_body_bytes, ge=1, description="A request's body that is longer gets 413."
     )
     header_timeout_s: float = Field(
-        default=10.0,
+        default=LIMITS.header_timeout_s,
         gt=0,
         allow_inf_nan=False,
         description="A connection is cut that has not sent a request's headers by then.",
     )
     body_timeout_s: float = Field(
-        default=60.0,
+        default=LIMITS.body_timeout_s,
         gt=0,
         allow_inf_nan=False,
         description="A request whose body has not come by then gets 408.",
     )
     max_connections: int = Field(
-        default=8192,
+        default=LIMITS.max_connections,
         ge=1,
         description="Beyond these the one idle longest is cut, else a new one gets 503.",
     )
     rate_per_s: float = Field(
-        default=1000.0,
+        default=LIMITS.rate_per_s,
         ge=0,
         allow_inf_nan=False,
         description=(

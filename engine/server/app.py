@@ -27,7 +27,6 @@ from engine.server.errors import (
 from engine.server.gate import Admit, Gate
 from engine.server.generation import GenerationService, Prompt
 from engine.server.knobs import KnobPlane, knob_router
-from engine.server.limits import RequestLimits
 from engine.server.metrics import ServerMetrics
 from engine.server.pace import PacedAnswers
 from engine.server.pages import add_docs
@@ -40,6 +39,7 @@ from engine.server.schema import (
 )
 from engine.server.served import ServedEngine
 from engine.server.tokens import token_router
+from engine.spec.limits import RequestLimits
 from engine.spec.settings import Order
 from engine.text.tokenizer import Tokenizer
 

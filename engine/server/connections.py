@@ -12,7 +12,8 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from engine.server.limits import MAX_HEADER_BYTES, RequestLimits
+from engine.server.limits import MAX_HEADER_BYTES
+from engine.spec.limits import RequestLimits
 
 
 class ServerConfig(uvicorn.Config):
@@ -43,6 +44,7 @@ class BoundedProtocol(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._unsent_bytes = 0
 
+    # The server's own protocol narrows asyncio's argument in the same way.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self._limits.max_connections:

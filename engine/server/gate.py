@@ -15,8 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.server.limits import MAX_HEADER_BYTES, RateLimit, RequestLimits
+from engine.server.limits import MAX_HEADER_BYTES, RateLimit
 from engine.server.pages import PAGE_PATHS
+from engine.spec.limits import RequestLimits
 
 CLOSE = {"Connection": "close"}
 # Stable words for programs; the phrases of HTTP have changed.

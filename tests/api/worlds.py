@@ -8,25 +8,14 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from api.documents.policy import model_to_json
-from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from policies.points import Estimate
 from policies.schedule import LoadBand, Schedule
 from store import Database
+from tests.models import MODEL
 
 Json = dict[str, Any]
-MODEL = ModelConfig(
-    model_type="llama",
-    num_layers=2,
-    hidden_size=64,
-    ffn_size=128,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    vocab_size=512,
-    max_positions=4096,
-)
 PLAN = ParallelPlan(sp=2, shift=True)
 CALM = Settings(
     plan=PLAN,

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from http.client import HTTPConnection, HTTPResponse
 from typing import Any
 from urllib.parse import urlsplit
 
-from engine.server.limits import RequestLimits
+from engine.spec.limits import RequestLimits
 
 KEY = "gs_key_of_the_bounded_server"
 MAX_BODY_BYTES = 10_000
@@ -24,7 +25,7 @@ PATIENCE_S = 30
 Start = Callable[[RequestLimits], AbstractContextManager[str]]
 
 
-class BoundedServerContract:
+class BoundedServerContract(ABC):
     """What a client can take of a server that asks for ``KEY``."""
 
     # A path that takes a JSON object, one that is read, and one that needs no key.
@@ -32,9 +33,9 @@ class BoundedServerContract:
     get_path: str
     open_path: str
 
+    @abstractmethod
     def code_of(self, answer: HTTPResponse) -> str:
         """The word for a refusal, after a look at its form."""
-        raise NotImplementedError
 
     def refused(self, answer: HTTPResponse, status: int, code: str) -> None:
         assert (answer.status, self.code_of(answer)) == (status, code)

@@ -14,10 +14,10 @@ from engine.policy.document import EnginePolicy
 from engine.policy.knobs import AppliedPolicy, Knob
 from engine.replica.telemetry import EngineStats
 from engine.server.defaults import SamplingDefaults
-from engine.server.limits import RequestLimits
 from engine.spec import errors
 from engine.spec.errors import EngineError, PolicyError, RankError
 from engine.spec.inventory import Inventory
+from engine.spec.limits import RequestLimits
 from engine.spec.model import ModelConfig
 from engine.spec.request import FinishReason, Request, TokenLogprobs
 from engine.spec.settings import Caps

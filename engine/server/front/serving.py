@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from engine.server.connections import ServerConfig
-from engine.server.limits import RequestLimits
+from engine.spec.limits import RequestLimits
 
 
 class _AnnouncingServer(uvicorn.Server):

@@ -10,7 +10,7 @@ from http.client import HTTPResponse
 import pytest
 
 from api.web.settings import ServiceSettings
-from engine.server.limits import RequestLimits
+from engine.spec.limits import RequestLimits
 from store import Database
 from tests.api.live import free_port, running_service
 from tests.contracts.bounded_server import KEY, BoundedServerContract, Start, read_json

@@ -19,8 +19,8 @@ from engine.models.create import create_model
 from engine.server import create_server
 from engine.server.connections import ServerConfig
 from engine.server.defaults import SamplingDefaults
-from engine.server.limits import RequestLimits
 from engine.spec.config import EngineConfig, ExecutorKind
+from engine.spec.limits import RequestLimits
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, ModePin, Settings
 from engine.spec.steps import StepShape

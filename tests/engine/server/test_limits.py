@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.server.limits import BURST_S, RateLimit, RequestLimits
+from engine.server.limits import BURST_S, RateLimit
+from engine.spec.limits import RequestLimits
 from tests.contracts.bounded_server import KEY, BoundedServerContract, Start, read_json
 from tests.engine.server.conftest import serving, simulated_engine
 

@@ -10,20 +10,10 @@ import pytest
 
 from engine.spec.errors import EngineError, PlanError
 from engine.spec.inventory import RANK_PROCESS_BYTES, Inventory, RankKind, check_ranks
-from engine.spec.model import DType, ModelConfig
+from engine.spec.model import DType
 from engine.spec.plan import ParallelPlan
+from tests.models import MODEL
 
-MODEL = ModelConfig(
-    model_type="llama",
-    num_layers=2,
-    hidden_size=64,
-    ffn_size=128,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    vocab_size=512,
-    max_positions=4096,
-)
 CPU = Inventory(kind=RankKind.CPU, max_ranks=8, kv_bytes=2**20, memory_bytes=4 * 2**30)
 
 

@@ -17,7 +17,7 @@ from tuner.described.launch import node_commands
 from tuner.described.node import Node
 from tuner.described.queue_limit import queued_tokens
 from tuner.hardware import Precision, parse_hardware
-from tuner.launch.command import LaunchCommand, Served, System
+from tuner.launch.command import Exporter, LaunchCommand, Served, System
 from tuner.launch.commands import EXPORTERS, launch_commands
 from tuner.work.models import load_model
 from tuner.workload.parse import parse_workload
@@ -129,8 +129,8 @@ def test_every_flag_is_in_the_exporters_table_and_in_the_published_list(plan: st
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS[1:], ids=lambda exporter: exporter.system.value)
-def test_every_flag_of_a_table_is_published(exporter: object) -> None:
-    system = exporter.system  # type: ignore[attr-defined]
+def test_every_flag_of_a_table_is_published(exporter: Exporter) -> None:
+    system = exporter.system
     folder = files("tuner.launch") / "arguments"
     names = [system.value] if system is not System.ARCTIC else ["vllm", "arctic"]
     published: set[str] = set()
@@ -139,7 +139,7 @@ def test_every_flag_of_a_table_is_published(exporter: object) -> None:
         assert document["version"]
         assert document["source"]
         published |= set(document["arguments"])
-    assert set(exporter.flags) <= published  # type: ignore[attr-defined]
+    assert set(exporter.flags) <= published
 
 
 def on_h100s(plan: str, model: str, **changes: object) -> dict[System, LaunchCommand]:

@@ -14,7 +14,7 @@ from engine.server.defaults import SamplingDefaults
 from engine.server.front.gateway import FrontGateway
 from engine.server.front.messages import FrontSetup
 from engine.server.front.remote import RemoteEngine
-from engine.server.limits import RequestLimits
+from engine.spec.limits import RequestLimits
 from engine.text.tokenizer import Tokenizer
 from engine.wire.frames import FrameChannel
 

@@ -28,9 +28,9 @@ from engine.server.front.messages import (
     WireError,
 )
 from engine.server.front.remote import RemoteEngine
-from engine.server.limits import RequestLimits
 from engine.spec.config import EngineConfig
 from engine.spec.errors import RankError, RequestError
+from engine.spec.limits import RequestLimits
 from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
 from engine.text.tokenizer import Tokenizer
 from engine.wire.frames import FrameChannel

@@ -26,14 +26,20 @@ def is_dependable(point: OperatingPoint, sla: Sla) -> bool:
 
 
 def verdict(point: OperatingPoint, sla: Sla) -> str:
-    """How the point stands, in words: dependable, too close, or what it misses."""
+    """How the point stands, in words: dependable, too close or not proven, or what it misses."""
     missed = [c for c in sla.per_run if not point.is_met(c)]
     if missed:
         worst = min(missed, key=point.margin)
         return f"misses {missed_text(worst, point.actual(worst))}"
     if is_dependable(point, sla):
         return f"meets the SLA with headroom {point.headroom(sla):.2f}"
-    return f"too close: {too_unlikely(point, sla)}"
+    short_of_requests = [
+        c.key for c in sla.per_run if (b := point.belief(c)) and b.certainty < MIN_CHANCE
+    ]
+    why = "too close"
+    if short_of_requests:  # its values may be far from the bounds
+        why = f"too few requests to show {', '.join(short_of_requests)}"
+    return f"{why}: {too_unlikely(point, sla)}"
 
 
 def missed_text(constraint: Constraint, actual: float | None) -> str:

@@ -136,7 +136,10 @@ def _run(config: EngineConfig, timer_factory: TimerFactory | None, house: House)
     from engine.text.ends import read_end_tokens
 
     if not (config.model_dir / "tokenizer.json").exists():
-        fail(f"{config.model_dir}: no tokenizer.json; a server needs one")
+        fail(
+            f"{config.model_dir}: no tokenizer.json, which a server needs; to rehearse, make a "
+            "folder by gearshift model create DIR --preset NAME"
+        )
     defaults = house.read_defaults(config.model_dir)
     ends = read_end_tokens(config.model_dir, ModelConfig.from_dir(config.model_dir))
     with ExitStack() as stack:

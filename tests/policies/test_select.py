@@ -283,3 +283,10 @@ def test_paying_the_price_of_a_relaxation_makes_the_sla_feasible(
                 for c in sla.constraints
             )
             assert select(given_points, Sla(constraints=paid)).best is not None
+
+
+def test_a_verdict_tells_few_requests_from_a_narrow_miss() -> None:
+    few = point(10, 2, 0.99)
+    beliefs = {"attainment": Estimate(value=0.99, low=0.9, high=1.0, certainty=0.5)}
+    told = verdict(replace(few, beliefs=beliefs), SLA)
+    assert told.startswith("too few requests to show attainment: P(SLA met) 0.")

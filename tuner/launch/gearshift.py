@@ -30,7 +30,10 @@ class GearshiftExporter:
         words += ["--dtype", precision.value, "--paced", served.hardware]
         if served.backend != System.GEARSHIFT:
             words += ["--backend", served.backend]
-        note = f"paced in real time, without ranks: they do not compute in {precision}"
+        note = (
+            f"paced in real time, without ranks: they do not compute in {precision}; the model is "
+            "a folder with a tokenizer, as gearshift model create writes one"
+        )
         return LaunchCommand(
             system=self.system,
             command=shlex.join(words),

@@ -182,7 +182,12 @@ def explore(question: Question, plan: ParallelPlan) -> Explored:
         return Explored(plan=plan, tried=(lone, *every))
     sliced = _compare_on_slice(question, node, options)
     open_ones = [t for t in sliced if t.note is None]
-    whole = _whole_runs(question, node, open_ones)
+    whole: list[Tried] = []
+    # Whatever is looked for, the answer names the fastest plan too; and of one plan's settings,
+    # which all have as many devices, the fastest are best by devices as well.
+    goals = [question.objective] if question.objective is not Objective.DEVICES else []
+    for objective in dict.fromkeys((*goals, Objective.LATENCY)):
+        whole += _whole_runs(question, node, open_ones, objective, seen={t.settings for t in whole})
     seen = {t.settings for t in whole}
     return Explored(plan=plan, tried=(lone, *whole, *(t for t in sliced if t.settings not in seen)))
 
@@ -259,10 +264,21 @@ def _on_slice(question: Question, node: Node, piece: Workload, settings: Setting
     )
 
 
-def _whole_runs(question: Question, node: Node, sliced: list[Tried]) -> list[Tried]:
-    """Run the best of the slice, and its twin if its threshold is low; if it fails, the next."""
+def _whole_runs(
+    question: Question,
+    node: Node,
+    sliced: list[Tried],
+    objective: Objective,
+    *,
+    seen: set[Settings],
+) -> list[Tried]:
+    """Run the best of the slice by ``objective``, and its twin if its threshold is low; if it
+    fails, the next. Nothing if the best is among those ``seen`` to the end.
+    """
     sla = question.sla
-    ranked = sorted(sliced, key=lambda t: rank_point(t.point, sla, question.objective))
+    ranked = sorted(sliced, key=lambda t: rank_point(t.point, sla, objective))
+    if ranked and ranked[0].settings in seen:
+        return []
     found: list[Tried] = []
     for tried in ranked[:MAX_WHOLE_RUNS]:
         wanted = [tried]
@@ -272,8 +288,8 @@ def _whole_runs(question: Question, node: Node, sliced: list[Tried]) -> list[Tri
                 for t in sliced
                 if t.settings.caps == tried.settings.caps and not t.point.runs_full_decodes_in_base
             ]
-        seen = {t.settings for t in found}
-        new = [_whole(question, node, t.settings) for t in wanted if t.settings not in seen]
+        known = seen | {t.settings for t in found}
+        new = [_whole(question, node, t.settings) for t in wanted if t.settings not in known]
         found += new
         if any(t.metrics and _meets(t, sla) for t in new) or _is_far(new, sla):
             break

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +38,7 @@ from tuner.planner.pool import Workers
 from tuner.spec.errors import TunerError
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload
+from tuner.workload.write import TraceForm, trace_text
 
 WORKLOAD = "gamma:rate=6,cv=2,input=1500,output=12,requests=30"
 
@@ -322,3 +324,19 @@ def test_near_misses_are_plans_that_fail_with_what_they_lack(report: PlanReport)
     for miss in misses:
         assert str(Settings.from_json(miss["settings"]).plan) not in feasible
         assert any(char.isdigit() for char in miss["why"])
+
+
+def test_a_plans_fastest_settings_run_to_the_end_whatever_is_looked_for(tmp_path: Path) -> None:
+    # On this load the caps that cost least per token are not those with the lowest latencies.
+    trace = tmp_path / "azure.csv"
+    trace.write_text(trace_text(parse_workload("azure-like:", seed=1), TraceForm.AZURE))
+    question = Question(
+        node=describe_node(model="llama-3.1-70b", hardware="8xh200", dtype="fp8", backend="vllm"),
+        workload=parse_workload(f"azure:{trace},seconds=120", seed=0),
+        sla=Sla.parse("p95_ttft_ms<=4000,p95_tpot_ms<=100"),
+        seed=0,
+    )
+    plan = parse_plan("dp=4,tp=2").plan
+    fastest = explore(question, plan).whole
+    cheapest = explore(replace(question, objective=Objective.COST), plan).whole
+    assert {t.settings for t in fastest} < {t.settings for t in cheapest}

@@ -13,7 +13,7 @@ import pytest
 LOAD = "poisson:rate=50,input=900,output=400,seconds=3000"
 NODE = ("--model", "llama-3.1-70b", "--hardware", "8xh200", "--workload", LOAD)
 # Stopped, tune still says what it found, which takes as long as its workload is.
-SHORT = (*NODE[:-1], "poisson:rate=20,input=900,output=400,seconds=60")
+SHORT = (*NODE[:-1], "poisson:rate=5,input=900,output=40,seconds=10")
 SLA = ("--sla", "p95_ttft_ms<=500")
 LOCAL = ("--workload", "poisson:rate=4,input=64,output=32,seconds=10")
 

@@ -206,7 +206,7 @@ def low_threshold_warning(point: OperatingPoint, points: Sequence[OperatingPoint
     settings = point.settings
     numbers = (
         f"threshold {settings.threshold_tokens} is below max_num_seqs "
-        f"{settings.caps.max_num_seqs}, so full decode steps run in base"
+        f"{settings.caps.max_num_seqs}, so full decode steps run in base, not in shift"
     )
     twins = [
         p
@@ -215,7 +215,7 @@ def low_threshold_warning(point: OperatingPoint, points: Sequence[OperatingPoint
         and not p.runs_full_decodes_in_base
     ]
     if not twins:
-        return f"{numbers}, and no point with a higher threshold shows whether that gains anything"
+        return f"{numbers}, and nothing with a higher threshold was tried to compare it with"
     for twin in twins:
         if not is_faster(point, twin):
             return f"{numbers}, and threshold {twin.settings.threshold_tokens} is as fast or faster"

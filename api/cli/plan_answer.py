@@ -91,10 +91,15 @@ def _print_infeasible(console: Console, infeasible: dict[str, Any]) -> None:
     if (closest := infeasible["closest"]) is not None:
         headroom = closest["headroom"]
         if headroom is not None and headroom < 0:
-            console.print(f"  the nearest misses by {-100 * headroom:.0f} % of the bound")
+            console.print(f"  the nearest misses by {_miss_text(-headroom)}")
     for relaxation in infeasible["relaxations"]:
         if relaxation["relaxed"] is not None:
             console.print(f"  {relaxation['relaxed']} would do, not {relaxation['constraint']}")
+
+
+def _miss_text(excess: float) -> str:
+    """How far beyond a bound, as a share of the bound: in percent, or times the bound."""
+    return f"{100 * excess:.0f} %" if excess < 1 else f"far: {short(1 + excess)} times the bound"
 
 
 def _print_near_misses(console: Console, document: dict[str, Any]) -> None:
@@ -125,6 +130,7 @@ def _print_feasible(console: Console, report: PlanReport) -> None:
         chance = f"{point.probability(sla):.2f}" if point.has_interval else "-"
         table.add_row(str(point.cost_devices), str(settings), *cells, chance, str(kv_tokens))
     console.print(table, soft_wrap=False)
+    console.print("P(met): chance that a run meets the SLA; -: values without an interval")
     if (more := len(report.feasible) - SHOWN_FEASIBLE) > 0:
         console.print(f"and {more} more (--json has all)")
 
@@ -135,6 +141,7 @@ def _cell(point: OperatingPoint, key: str) -> str:
 
 
 def _print_failing(console: Console, report: PlanReport) -> None:
+    from tuner.planner.explore import JudgedOn
     from tuner.planner.planner import Why
 
     shown = [f for f in report.failures if f.why not in (Why.SHAPE, Why.BACKEND)]
@@ -146,6 +153,8 @@ def _print_failing(console: Console, report: PlanReport) -> None:
             judged_on = failure.judged_on.value if failure.judged_on else "-"
             table.add_row(failure.plan, failure.why.value, judged_on, failure.detail)
         console.print(table, soft_wrap=False)
+        seen = {failure.judged_on for failure in shown if failure.judged_on}
+        console.print("; ".join(f"{on}: {on.meaning}" for on in JudgedOn if on in seen))
     if (more := len(shown) - SHOWN_FAILING) > 0:
         console.print(f"and {more} more plans (--json has all)")
     if shapes:

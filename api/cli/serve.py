@@ -107,4 +107,6 @@ def _announce(url: str, first_key: str | None, *, as_json: bool) -> None:
         return
     if first_key is not None:
         typer.echo(f"admin key, shown only now: {first_key}")
+    else:
+        typer.echo("keys are as before; a lost one: gearshift keys create NAME --scope admin")
     typer.echo(f"serving on {url} (API description at {url}/docs)")

@@ -19,7 +19,10 @@ SHOWN_TRIALS = 30
 def print_answer(document: dict[str, Any], out: Path | None) -> None:
     """The whole answer, the recommendation and its command last."""
     console = Console(soft_wrap=True, highlight=False)
-    console.print(_trials_table(document), soft_wrap=False)
+    if document["trials"]:
+        console.print(_trials_table(document), soft_wrap=False)
+    else:
+        console.print("no trial came to its end: what follows is simulated only")
     if (more := len(document["trials"]) - SHOWN_TRIALS) > 0:
         console.print(f"and {more} more trials (--json has all)")
     for warning in document["warnings"]:

@@ -216,7 +216,7 @@ def test_no_points_are_said_to_be_no_points() -> None:
 def test_a_threshold_below_max_num_seqs_needs_a_slower_twin() -> None:
     low = point(90, 18, plan=SHIFT_PLAN, devices=4, threshold=64)
     twin = point(100, 20, plan=SHIFT_PLAN, devices=4, threshold=256)
-    assert "no point with a higher threshold" in str(low_threshold_warning(low, [low]))
+    assert "nothing with a higher threshold was tried" in str(low_threshold_warning(low, [low]))
     assert select([low], SLA).reason is ChoiceReason.ONLY_LOW_THRESHOLDS
     assert low_threshold_warning(low, [low, twin]) is None
     assert select([low, twin], SLA).best is low

@@ -7,8 +7,10 @@ from dataclasses import replace
 from engine.spec.settings import Settings
 from tuner.described.node import Node
 from tuner.described.parse import has_checkpoint
+from tuner.hardware import Precision
 from tuner.launch.command import MODEL, LaunchCommand, Room, Served, join_notes
 from tuner.launch.commands import launch_commands
+from tuner.work.models import find_checkpoint
 
 
 def node_commands(
@@ -21,18 +23,22 @@ def node_commands(
 ) -> tuple[LaunchCommand, ...]:
     """A command or a reason for every serving system, with memory and context as simulated.
 
-    ``model``: as the user named it; commands load it where it is a folder or a published name.
+    ``model``: as the user named it; commands load it where it is a folder or a published name, and
+    what its publisher offers under a name of the catalog.
     ``longest_tokens``: of one request, which a context that is cut still holds.
     ``queued_tokens``: as :func:`~tuner.described.queue_limit.queued_tokens` computes them.
     """
     is_folder = has_checkpoint(model)
     is_loadable = is_folder or "/" in model
+    # Four-bit weights are published by many; none of them stands for all.
+    is_published = not is_loadable and node.precision is not Precision.INT4
+    stand_in = find_checkpoint(model) if is_published else None
     memory = node.memory(settings.plan, caps=settings.caps)
     served = Served(
         precision=node.precision,
         backend=node.backend.name,
         hardware=str(node.hardware),
-        checkpoint=model if is_loadable else None,
+        checkpoint=model if is_loadable else stand_in,
         folder=model if is_folder or node.precision.is_quantised else None,
         max_model_len=node.max_model_len,
         positions=node.model.max_positions,
@@ -43,10 +49,15 @@ def node_commands(
     found = launch_commands(settings, served)
     if is_loadable:
         return found
-    return tuple(_with_model(command, model) for command in found)
+    return tuple(_with_model(command, model, stand_in) for command in found)
 
 
-def _with_model(found: LaunchCommand, model: str) -> LaunchCommand:
-    if found.command is None or MODEL not in found.command.split():
+def _with_model(found: LaunchCommand, model: str, stand_in: str | None) -> LaunchCommand:
+    words = (found.command or "").split()
+    if MODEL in words:
+        note = f"{MODEL} is a checkpoint of {model}"
+    elif stand_in in words:
+        note = f"{stand_in} stands for {model}: name yours, or --model ORG/NAME"
+    else:
         return found
-    return replace(found, note=join_notes(f"{MODEL} is a checkpoint of {model}", found.note))
+    return replace(found, note=join_notes(note, found.note))

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine.spec.settings import Caps, Settings
+from engine.spec.settings import Settings
 from tuner.launch.command import MODEL, LaunchCommand, Served, System, join_notes
 
 
@@ -15,8 +15,6 @@ class GearshiftExporter:
     flags: Mapping[str, str] = {}
 
     def export(self, settings: Settings, served: Served) -> LaunchCommand:
-        if (note := _why_not_flags(settings.caps)) is not None:
-            return LaunchCommand(system=self.system, note=note)
         precision = served.precision
         words = [*_engine_serve(served.folder or MODEL, settings), *_context(served.context)]
         if not precision.is_quantised:
@@ -58,8 +56,6 @@ def launch_here(
     settings: Settings, here: ServedHere, *, max_model_len: int | None = None
 ) -> LaunchCommand:
     """The command that serves with ``settings`` on this machine."""
-    if (note := _why_not_flags(settings.caps)) is not None:
-        return LaunchCommand(system=System.GEARSHIFT, note=note)
     words = [*_engine_serve(here.model, settings), *_context(max_model_len)]
     words += ["--dtype", here.dtype, "--device", here.device]
     words += ["--kv-cache-mib", str(here.kv_cache_mib), "--block-size", str(here.block_size)]
@@ -75,13 +71,8 @@ def _engine_serve(model: str, settings: Settings) -> list[str]:
     plan_text = f"{text},shift={settings.threshold_tokens}" if plan.shift else text
     words = ["gearshift", "engine", "serve", "--model", model, "--plan", plan_text]
     words += ["--max-num-seqs", str(caps.max_num_seqs)]
-    return [*words, "--max-num-batched-tokens", str(caps.max_num_batched_tokens)]
-
-
-def _why_not_flags(caps: Caps) -> str | None:
-    if caps.max_step_ms is None:
-        return None
-    return f"max_step_ms={caps.max_step_ms:g} is set through PATCH /v1/engine/policy"
+    words += ["--max-num-batched-tokens", str(caps.max_num_batched_tokens)]
+    return words if caps.max_step_ms is None else [*words, "--max-step-ms", f"{caps.max_step_ms:g}"]
 
 
 def _context(max_model_len: int | None) -> list[str]:

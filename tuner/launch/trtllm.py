@@ -63,7 +63,7 @@ def _notes(replicas: int, served: Served) -> list[str]:
             "a router"
         )
     if served.precision is Precision.FP8:
-        notes.append(f"{served.model} must be an FP8 checkpoint")
+        notes.append(f"{served.model} must be, or be replaced by, an FP8 checkpoint")
     return notes
 
 

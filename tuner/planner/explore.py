@@ -52,15 +52,27 @@ _CAPS = (
 
 
 class JudgedOn(StrEnum):
-    """How much of the workload the verdict on some settings is based on. ``part``: the run was
-    stopped once the SLA was certain to be missed.
-    """
+    """How much of the workload the verdict on some settings is based on."""
 
     BOUND = "bound"
     ALONE = "alone"
     SLICE = "slice"
     PART = "part"
     WHOLE = "whole"
+
+    @property
+    def meaning(self) -> str:
+        """For people who see the word in a table."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    JudgedOn.BOUND: "what no run can beat",
+    JudgedOn.ALONE: "one request at a time",
+    JudgedOn.SLICE: "the workload's busiest stretch",
+    JudgedOn.PART: "a run stopped once its miss was certain",
+    JudgedOn.WHOLE: "the whole workload",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,26 +37,35 @@ class _Size:
 
 @dataclass(frozen=True, kw_only=True)
 class _Series:
-    """What all published sizes of one series share."""
+    """What all published sizes of one series share.
+
+    ``checkpoint``: how its publisher names the tuned weights of a size.
+    """
 
     family: Family
+    checkpoint: str
     max_positions: int
     rope_theta: float
 
 
-LLAMA_31 = _Series(family=LLAMA, max_positions=131_072, rope_theta=500_000.0)
-LLAMA_2 = _Series(family=LLAMA, max_positions=4096, rope_theta=10_000.0)
-QWEN_25 = _Series(family=QWEN2, max_positions=32_768, rope_theta=1_000_000.0)
-QWEN_3 = _Series(family=QWEN3, max_positions=40_960, rope_theta=1_000_000.0)
-
 # fmt: off
+LLAMA_31 = _Series(family=LLAMA, max_positions=131_072, rope_theta=500_000.0,
+                   checkpoint="meta-llama/Llama-3.1-{size}B-Instruct")
+LLAMA_33 = replace(LLAMA_31, checkpoint="meta-llama/Llama-3.3-{size}B-Instruct")
+LLAMA_2 = _Series(family=LLAMA, max_positions=4096, rope_theta=10_000.0,
+                  checkpoint="meta-llama/Llama-2-{size}b-chat-hf")
+QWEN_25 = _Series(family=QWEN2, max_positions=32_768, rope_theta=1_000_000.0,
+                  checkpoint="Qwen/Qwen2.5-{size}B-Instruct")
+QWEN_3 = _Series(family=QWEN3, max_positions=40_960, rope_theta=1_000_000.0,
+                 checkpoint="Qwen/Qwen3-{size}B")
+
 SERIES: dict[str, tuple[_Series, dict[str, _Size]]] = {
     "llama-3.1": (LLAMA_31, {
         "8b": _Size(layers=32, hidden=4096, ffn=14_336, heads=32, kv_heads=8, vocab=128_256),
         "70b": _Size(layers=80, hidden=8192, ffn=28_672, heads=64, kv_heads=8, vocab=128_256),
         "405b": _Size(layers=126, hidden=16_384, ffn=53_248, heads=128, kv_heads=8, vocab=128_256),
     }),
-    "llama-3.3": (LLAMA_31, {
+    "llama-3.3": (LLAMA_33, {
         "70b": _Size(layers=80, hidden=8192, ffn=28_672, heads=64, kv_heads=8, vocab=128_256),
     }),
     "llama-2": (LLAMA_2, {
@@ -110,11 +119,10 @@ def list_models() -> list[str]:
 def find_model(name: str) -> ModelConfig | None:
     """The described model of ``name``: ``llama-3.1-70b``, or as published, as in
     ``meta-llama/Llama-3.1-70B-Instruct``; None when there is none."""
-    prefix, _, size_name = _short(name).rpartition("-")
-    series, sizes = SERIES.get(prefix, (None, {}))
-    size = sizes.get(size_name)
-    if series is None or size is None:
+    found = _find_size(name)
+    if found is None:
         return None
+    series, size = found
     return ModelConfig(
         model_type=series.family.model_type,
         num_layers=size.layers,
@@ -131,6 +139,22 @@ def find_model(name: str) -> ModelConfig | None:
         qk_norm=series.family.qk_norm,
         dtype=DType.BFLOAT16,
     )
+
+
+def find_checkpoint(name: str) -> str | None:
+    """``meta-llama/Llama-3.1-70B-Instruct`` of ``llama-3.1-70b``; None for the user's own models
+    and where nothing was published under that name."""
+    found = None if _find_config(name) is not None else _find_size(name)
+    if found is None:
+        return None
+    return found[0].checkpoint.format(size=_short(name).rpartition("-")[2].removesuffix("b"))
+
+
+def _find_size(name: str) -> tuple[_Series, _Size] | None:
+    prefix, _, size_name = _short(name).rpartition("-")
+    series, sizes = SERIES.get(prefix, (None, {}))
+    size = sizes.get(size_name)
+    return None if series is None or size is None else (series, size)
 
 
 def _short(name: str) -> str:

@@ -149,8 +149,7 @@ def test_an_engine_here_is_started_as_its_trials_were_with_threshold_and_every_c
     )
 
 
-def test_what_no_flag_says_is_said_instead_of_a_command() -> None:
+def test_the_longest_step_is_a_flag_where_it_is_set() -> None:
     caps = replace(CAPS, max_step_ms=45.0)
     found = launch_here(Settings(plan=parse_plan("tp=2").plan, caps=caps), HERE)
-    assert found.command is None
-    assert "max_step_ms=45" in str(found.note)
+    assert "--max-step-ms 45 " in str(found.command)

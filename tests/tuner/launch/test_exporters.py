@@ -19,7 +19,7 @@ from tuner.described.queue_limit import queued_tokens
 from tuner.hardware import Precision, parse_hardware
 from tuner.launch.command import Exporter, LaunchCommand, Served, System
 from tuner.launch.commands import EXPORTERS, launch_commands
-from tuner.work.models import load_model
+from tuner.work.models import find_checkpoint, find_model, list_models, load_model
 from tuner.workload.parse import parse_workload
 
 PUBLISHED = "meta-llama/Llama-3.1-70B-Instruct"
@@ -142,11 +142,13 @@ def test_every_flag_of_a_table_is_published(exporter: Exporter) -> None:
     assert set(exporter.flags) <= published
 
 
-def on_h100s(plan: str, model: str, **changes: object) -> dict[System, LaunchCommand]:
+def on_h100s(
+    plan: str, model: str, *, precision: Precision = Precision.BF16, **changes: object
+) -> dict[System, LaunchCommand]:
     node = Node(
         hardware=parse_hardware("8xh100"),
         model=load_model("llama-3.1-70b"),
-        precision=Precision.BF16,
+        precision=precision,
         backend=load_backend("vllm"),
         **changes,  # type: ignore[arg-type]
     )
@@ -188,10 +190,26 @@ def test_memory_is_shared_out_as_it_was_simulated() -> None:
     assert "enable_block_reuse: false\n  free_gpu_memory_fraction: 0." in config.text
 
 
-def test_a_model_by_a_name_of_ours_is_no_checkpoint_and_the_note_says_which_is_meant() -> None:
+def test_a_name_of_ours_is_served_from_what_its_publisher_offers_and_the_note_says_so() -> None:
     found = on_h100s("tp=8", "llama-3.1-70b")
+    for system in (System.VLLM, System.SGLANG, System.TRTLLM):
+        assert PUBLISHED in str(found[system].command).split()
+        assert f"{PUBLISHED} stands for llama-3.1-70b: name yours" in str(found[system].note)
+    # Our engine loads folders only.
+    assert "MODEL is a checkpoint of llama-3.1-70b" in str(found[System.GEARSHIFT].note)
+
+
+def test_nobody_publishes_the_four_bit_weights_of_a_name() -> None:
+    found = on_h100s("tp=8", "llama-3.1-70b", precision=Precision.INT4)
     assert "vllm serve MODEL " in str(found[System.VLLM].command)
     assert "MODEL is a checkpoint of llama-3.1-70b" in str(found[System.VLLM].note)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_what_stands_for_a_name_is_of_its_shape(name: str) -> None:
+    found = find_checkpoint(name)
+    assert found is not None
+    assert find_model(found) == find_model(name)
 
 
 def test_vllms_config_file_says_what_its_command_says() -> None:

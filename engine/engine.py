@@ -142,6 +142,9 @@ class Engine:
             kv_usage=max((r.scheduler.kv_usage for r in replicas), default=0.0),
             is_healthy=self.is_healthy,
             policy_version=self._policy.version,
+            held=num_held,
+            num_kv_blocks=sum(info.num_kv_blocks for info in self._fleet.infos),
+            block_size=self.config.block_size,
         )
 
     def mode_tables(self) -> list[ModeTable | None]:

@@ -54,11 +54,15 @@ class StepEmitter:
         return ended
 
     def _stamp_first_steps(self, finished: FinishedStep) -> None:
-        """Note when requests entered their first step (the end of their queue time)."""
+        """Note when requests entered their first step (the end of their queue time), and how much
+        of their prompts was cached."""
         for placed in finished.step.placed:
             stream = self._streams.get(placed.sequence.request_id)
             if stream is not None and stream.scheduled_s is None:
                 stream.scheduled_s = finished.flight.submitted_s
+                self._telemetry.record_begin(
+                    prompt_tokens=placed.sequence.prompt_len, cached=placed.num_cached
+                )
 
     def _push_scores(self, finished: FinishedStep) -> None:
         """Give the streams what the step tells of the prompts' own tokens, to hand out later."""

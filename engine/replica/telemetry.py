@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TypeVar
 
 from engine.scheduler.step import SchedulerCounts
@@ -20,6 +21,13 @@ HOST_PARTS = ("schedule", "input", "output")
 PARTS = ("schedule", "input", "forward", "communication", "sample", "output")
 
 
+class PromptSource(StrEnum):
+    """Where the KV of a prompt's tokens came from, in vLLM's words."""
+
+    COMPUTE = "local_compute"
+    CACHE = "local_cache_hit"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineStats:
     """One reading of the engine's gauges and counters (counters since start).
@@ -28,7 +36,10 @@ class EngineStats:
     steps by their tokens, rounded up to a power of two; ``step_tokens_sum`` adds the exact ones.
     ``exposed_seconds`` is what of a part no step in flight covered. ``prefix_queries`` counts
     tokens looked up in the prefix cache, ``prefix_hits`` those found. ``non_finite_logits`` counts
-    requests that ended because there was no finite logit to choose a token by.
+    requests that ended because there was no finite logit to choose a token by. ``held`` of the
+    ``waiting`` are in the lobby, which no replica takes from until the ranks have changed.
+    ``prompt_tokens_by_source`` has the prompts of requests that have begun to run.
+    ``num_kv_blocks`` are those of all replicas, of ``block_size`` tokens each.
     """
 
     running: int
@@ -55,6 +66,10 @@ class EngineStats:
     prefix_queries: int = 0
     prefix_hits: int = 0
     non_finite_logits: int = 0
+    held: int = 0
+    prompt_tokens_by_source: dict[PromptSource, int] = field(default_factory=dict)
+    num_kv_blocks: int = 0
+    block_size: int = 0
 
     @property
     def bubble_ratio(self) -> float:
@@ -86,6 +101,7 @@ class Telemetry:
     prefix_queries: int = 0
     prefix_hits: int = 0
     non_finite_logits: int = 0
+    prompt_tokens_by_source: Counter[PromptSource] = field(default_factory=Counter)
     samples: deque[StepSample] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
     timings: deque[RequestTiming] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
     _last_mode: Mode | None = None
@@ -117,6 +133,15 @@ class Telemetry:
         self.prefix_queries += new.prefix_queries
         self.prefix_hits += new.prefix_hits
 
+    def record_begin(self, *, prompt_tokens: int, cached: int) -> None:
+        """Count the prompt of a request that has entered its first step.
+
+        When it is computed again, after a preemption or on other ranks, that counts no more.
+        """
+        cached = min(cached, prompt_tokens)
+        self.prompt_tokens_by_source[PromptSource.CACHE] += cached
+        self.prompt_tokens_by_source[PromptSource.COMPUTE] += prompt_tokens - cached
+
     def record_finish(self, reason: FinishReason, timing: RequestTiming) -> None:
         """Count one request that ended."""
         self.finished[reason] += 1
@@ -131,6 +156,9 @@ def summarise(
     kv_usage: float,
     is_healthy: bool,
     policy_version: int,
+    held: int = 0,
+    num_kv_blocks: int = 0,
+    block_size: int = 0,
 ) -> EngineStats:
     """Add up the replicas' counters."""
     parts = list(readings)
@@ -161,6 +189,12 @@ def summarise(
         prefix_queries=sum(t.prefix_queries for t in parts),
         prefix_hits=sum(t.prefix_hits for t in parts),
         non_finite_logits=sum(t.non_finite_logits for t in parts),
+        held=held,
+        prompt_tokens_by_source={
+            source: sum(t.prompt_tokens_by_source[source] for t in parts) for source in PromptSource
+        },
+        num_kv_blocks=num_kv_blocks,
+        block_size=block_size,
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -19,6 +20,8 @@ SECONDS = tuple(m * 10.0**e for e in range(-4, 3) for m in (1, 2, 5))
 # Of requests that ended otherwise, no latency as a whole is told: it was cut.
 WHOLE = (FinishReason.STOP, FinishReason.LENGTH)
 TOKENS = tuple(2**e for e in range(18))
+
+Word = TypeVar("Word", bound=str)
 
 
 class ServerMetrics:
@@ -122,8 +125,23 @@ class _EngineCollector(Collector):
     def _vllm(self, stats: EngineStats) -> Iterator[Metric]:
         yield self._gauge("vllm:num_requests_running", "Sequences in the batch", stats.running)
         yield self._gauge("vllm:num_requests_waiting", "Requests waiting", stats.waiting)
+        yield self._by(
+            GaugeMetricFamily,
+            "vllm:num_requests_waiting_by_reason",
+            "Requests waiting, by what they wait for",
+            "reason",
+            {"capacity": stats.waiting - stats.held, "deferred": stats.held},
+        )
+        yield self._cache_config(stats)
         yield self._gauge("vllm:kv_cache_usage_perc", "KV blocks in use, 0..1", stats.kv_usage)
         yield self._counter("vllm:prompt_tokens", "Prompt tokens accepted", stats.prompt_tokens)
+        yield self._by(
+            CounterMetricFamily,
+            "vllm:prompt_tokens_by_source",
+            "Prompt tokens of requests that have begun to run, by where their KV came from",
+            "source",
+            stats.prompt_tokens_by_source,
+        )
         yield self._counter("vllm:generation_tokens", "Tokens handed out", stats.generation_tokens)
         yield self._counter("vllm:num_preemptions", "Preemptions", stats.preemptions)
         yield self._counter(
@@ -132,24 +150,24 @@ class _EngineCollector(Collector):
         yield self._counter(
             "vllm:prefix_cache_hits", "Prefix cache hits, tokens", stats.prefix_hits
         )
-        success = CounterMetricFamily(
-            "vllm:request_success", "Finished requests", labels=(*LABELS, "finished_reason")
+        yield self._by(
+            CounterMetricFamily,
+            "vllm:request_success",
+            "Finished requests",
+            "finished_reason",
+            stats.finished,
         )
-        for reason, count in stats.finished.items():
-            success.add_metric((*self._labels, reason.value), count)
-        yield success
         yield self._iteration_tokens(stats)
 
     def _gearshift(self, stats: EngineStats) -> Iterator[Metric]:
-        steps = CounterMetricFamily("gearshift_steps", "Steps", labels=(*LABELS, "mode"))
-        seconds = CounterMetricFamily(
-            "gearshift_step_seconds", "Seconds in steps", labels=(*LABELS, "mode")
+        yield self._by(CounterMetricFamily, "gearshift_steps", "Steps", "mode", stats.steps)
+        yield self._by(
+            CounterMetricFamily,
+            "gearshift_step_seconds",
+            "Seconds in steps",
+            "mode",
+            stats.step_seconds,
         )
-        for mode, count in stats.steps.items():
-            steps.add_metric((*self._labels, mode.value), count)
-            seconds.add_metric((*self._labels, mode.value), stats.step_seconds[mode])
-        yield steps
-        yield seconds
         yield self._counter(
             "gearshift_decode_tokens_in_base",
             "Decode tokens that ran in base mode",
@@ -163,20 +181,20 @@ class _EngineCollector(Collector):
             stats.non_finite_logits,
         )
         yield self._gauge("gearshift_policy_version", "Policy in force", stats.policy_version)
-        share = GaugeMetricFamily(
-            "gearshift_time_share_ratio", "Share of step time, 0..1", labels=(*LABELS, "part")
+        yield self._by(
+            GaugeMetricFamily,
+            "gearshift_time_share_ratio",
+            "Share of step time, 0..1",
+            "part",
+            stats.time_share,
         )
-        for part, ratio in stats.time_share.items():
-            share.add_metric((*self._labels, part), ratio)
-        yield share
-        exposed = CounterMetricFamily(
+        yield self._by(
+            CounterMetricFamily,
             "gearshift_exposed_seconds",
             "Seconds of each part that did not run behind a step in flight",
-            labels=(*LABELS, "part"),
+            "part",
+            stats.exposed_seconds,
         )
-        for part, seconds_exposed in stats.exposed_seconds.items():
-            exposed.add_metric((*self._labels, part), seconds_exposed)
-        yield exposed
         yield self._counter(
             "gearshift_bubble_seconds",
             "Seconds in which ranks waited for the host while there was work",
@@ -204,6 +222,31 @@ class _EngineCollector(Collector):
         ]
         buckets = [*cumulative, ("+Inf", float(sum(counts.values())))]
         family.add_metric(self._labels, buckets, sum_value=float(stats.step_tokens_sum))
+        return family
+
+    def _cache_config(self, stats: EngineStats) -> Metric:
+        """The size of the KV cache, told by labels: gateways know it from vLLM so."""
+        family = GaugeMetricFamily(
+            "vllm:cache_config_info",
+            "KV cache of all replicas: tokens of a block, and blocks",
+            labels=(*LABELS, "block_size", "num_gpu_blocks"),
+        )
+        sizes = (str(stats.block_size), str(stats.num_kv_blocks))
+        family.add_metric((*self._labels, *sizes), 1.0)
+        return family
+
+    def _by(
+        self,
+        kind: type[CounterMetricFamily | GaugeMetricFamily],
+        name: str,
+        text: str,
+        label: str,
+        values: Mapping[Word, float],
+    ) -> Metric:
+        """One value for each word of ``label``."""
+        family = kind(name, text, labels=(*LABELS, label))
+        for word, value in values.items():
+            family.add_metric((*self._labels, str(word)), value)
         return family
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from engine.spec.plan import ParallelPlan
 from tests.engine.server.conftest import (
     MODEL,
     Server,
@@ -18,7 +20,10 @@ from tests.engine.server.conftest import (
 GAUGES_AND_COUNTERS = (
     "vllm:num_requests_running",
     "vllm:num_requests_waiting",
+    "vllm:num_requests_waiting_by_reason",
     "vllm:kv_cache_usage_perc",
+    "vllm:cache_config_info",
+    "vllm:prompt_tokens_by_source_total",
     "vllm:prompt_tokens_total",
     "vllm:generation_tokens_total",
     "vllm:num_preemptions_total",
@@ -132,6 +137,43 @@ def test_requests_that_were_cut_short_stay_out_of_the_latencies_of_whole_ones(
     assert scraped["vllm:time_to_first_token_seconds_count",] == 4
     assert scraped["vllm:request_success_total", "abort"] == 2
     assert scraped["vllm:request_success_total", "deadline"] == 1
+
+
+def test_gateways_read_the_size_of_the_kv_cache_of_all_replicas(tiny_dir: Path) -> None:
+    with (
+        simulated_engine(tiny_dir, step_s=0.001, plan=ParallelPlan(dp=2)) as engine,
+        serving(engine, tiny_dir) as server,
+    ):
+        assert _scrape(server)["vllm:cache_config_info", "16", "2048"] == 1
+
+
+def test_a_prompt_counts_once_by_where_its_kv_came_from(server: Server) -> None:
+    prompt = [7] * 33  # two whole blocks and one token more
+    before = _scrape(server)
+    for _ in range(2):
+        server.complete(prompt=prompt, max_tokens=2)
+    after = _scrape(server)
+
+    def added(source: str) -> float:
+        key = ("vllm:prompt_tokens_by_source_total", source)
+        return after[key] - before[key]
+
+    assert added("local_cache_hit") == 32
+    assert added("local_compute") == 34
+
+
+def test_requests_that_no_replica_takes_are_deferred(tiny_dir: Path) -> None:
+    engine = simulated_engine(tiny_dir, step_s=0.001)
+    with serving(engine, tiny_dir) as server, ThreadPoolExecutor() as pool:
+        answer = pool.submit(server.complete, prompt="x", max_tokens=2)
+        wait_until(lambda: engine.stats().waiting == 1)
+        scraped = _scrape(server)
+        engine.start()
+        assert answer.result(timeout=30).is_success
+        engine.close()
+    assert scraped["vllm:num_requests_waiting",] == 1
+    assert scraped["vllm:num_requests_waiting_by_reason", "deferred"] == 1
+    assert scraped["vllm:num_requests_waiting_by_reason", "capacity"] == 0
 
 
 def test_two_servers_in_one_process_do_not_share_metrics(tiny_dir: Path) -> None:

@@ -93,8 +93,7 @@ class RequestStream:
 
     def timing(self, reason: FinishReason) -> RequestTiming:
         """Its stamps, for the engine's own record (ttft.server.v1 counts from arrival)."""
-        is_good = reason in (FinishReason.STOP, FinishReason.LENGTH)
-        outcome = Outcome.COMPLETED if is_good else Outcome.ERRORED
+        outcome = Outcome.COMPLETED if reason.is_whole else Outcome.ERRORED
         if reason is FinishReason.ABORT:
             outcome = Outcome.CUT
         return RequestTiming(

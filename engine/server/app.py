@@ -6,9 +6,9 @@ import hmac
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -22,7 +22,6 @@ from engine.server.errors import (
     install_error_handlers,
     invalid,
     respond,
-    unavailable,
 )
 from engine.server.gate import Admit, Gate
 from engine.server.generation import GenerationService, Prompt
@@ -38,11 +37,13 @@ from engine.server.schema import (
     GenerationBody,
 )
 from engine.server.served import ServedEngine
+from engine.server.slo import Slo, read_slo
 from engine.server.tokens import token_router
 from engine.spec.limits import RequestLimits
 from engine.spec.settings import Order
 from engine.text.tokenizer import Tokenizer
 
+Objective = Annotated[Slo | None, Depends(read_slo)]
 OPEN_PATHS = ("/health", "/ping", "/version", "/metrics")
 
 
@@ -112,7 +113,7 @@ def _openai_router(engine: ServedEngine, service: GenerationService, model_name:
         return {**card, "max_model_len": engine.max_model_len}
 
     @router.post("/completions", operation_id="createCompletion", summary="Complete prompts")
-    async def completions(http: Request, body: CompletionBody) -> Response:
+    async def completions(http: Request, body: CompletionBody, slo: Objective) -> Response:
         """Complete one or several prompts, at once or as server-sent events with ``stream``."""
         arrival_s = time.monotonic()
         _check_body(engine, body, model_name)
@@ -127,12 +128,13 @@ def _openai_router(engine: ServedEngine, service: GenerationService, model_name:
             form,
             default_tokens=DEFAULT_COMPLETION_TOKENS,
             arrival_s=arrival_s,
+            slo=slo,
         )
 
     @router.post(
         "/chat/completions", operation_id="createChatCompletion", summary="Answer a conversation"
     )
-    async def chat(http: Request, body: ChatBody) -> Response:
+    async def chat(http: Request, body: ChatBody, slo: Objective) -> Response:
         """Word a conversation by the chat template and answer it, at once or streamed."""
         arrival_s = time.monotonic()
         _check_body(engine, body, model_name)
@@ -140,7 +142,7 @@ def _openai_router(engine: ServedEngine, service: GenerationService, model_name:
         _check_ids(ids, engine, "messages")
         form = ChatForm(wants_usage=body.wants_usage, wants_usage_always=body.wants_usage_always)
         return await service.answer(
-            http, body, [Prompt(ids=ids)], form, default_tokens=None, arrival_s=arrival_s
+            http, body, [Prompt(ids=ids)], form, default_tokens=None, arrival_s=arrival_s, slo=slo
         )
 
     return router
@@ -211,8 +213,6 @@ def _check_body(engine: ServedEngine, body: GenerationBody, model_name: str) -> 
         )
     _check_ids([token_id for token_id, _ in body.biases], engine, "logit_bias")
     _check_ids(body.stop_token_ids or (), engine, "stop_token_ids")
-    if not engine.is_healthy:
-        raise unavailable("the engine is unhealthy", code="engine_unhealthy")
 
 
 def _check_ids(ids: Sequence[int], engine: ServedEngine, param: str) -> None:

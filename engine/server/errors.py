@@ -232,8 +232,11 @@ def _render_invalid(error: RequestValidationError, request: Request) -> JSONResp
 
 
 def _fault(found: dict[str, Any]) -> FieldFault:
-    path = [str(part) for part in found["loc"] if part != "body"]
+    place, *_ = found["loc"]
+    path = [str(part) for part in found["loc"] if part not in ("body", "header")]
     detail = str(found["msg"]).removeprefix("Value error, ")
+    if place == "header":
+        detail += f", not {found['input']!r}"
     # A rule over several fields has no place of its own; its message names one.
     if not path and (field := FIELD_AT_FAULT.match(detail)) is not None:
         path, detail = [field[1]], detail[field.end() :].strip()

@@ -25,6 +25,7 @@ from engine.server.errors import (
     invalid,
     no_finite_logit,
     openai_error,
+    unavailable,
 )
 from engine.server.logprobs import LogprobWriter, TokenWords, prompt_logprobs
 from engine.server.metrics import ServerMetrics
@@ -32,8 +33,9 @@ from engine.server.retry import FinishRate
 from engine.server.schema import ChatMessage, GenerationBody
 from engine.server.served import ServedEngine
 from engine.server.shown import ShownText, TextWish
+from engine.server.slo import Slo, SloOutcome
 from engine.server.streams import EventStream, LoopBridge, OutputStream, run_while_connected
-from engine.spec.errors import EngineError, QueueFullError
+from engine.spec.errors import EngineError, QueueFullError, RankError
 from engine.spec.request import NO_FINITE_LOGIT, FinishReason, Request, RequestOutput
 from engine.text.tokenizer import Tokenizer
 
@@ -47,6 +49,8 @@ TEXT_CHARS = 64
 MIN_REFUSED_TOKEN_CHARS = 64
 # What ``Tokenizer.chat_text`` takes by name; whatever else a template is told are its variables.
 TEMPLATE_ARGUMENTS = ("tools", "documents", "add_generation_prompt")
+# Answers to requests that nothing is wrong with: the queue is full, the engine unhealthy.
+REFUSALS = (429, 503)
 STREAM_END = b"data: [DONE]\n\n"
 
 
@@ -181,8 +185,11 @@ class GenerationService:
         *,
         default_tokens: int | None,
         arrival_s: float,
+        slo: Slo | None,
     ) -> Response:
         """Generate for every prompt and choice; one JSON document, or events when streaming.
+
+        How the requests do by ``slo`` is counted.
 
         Raises:
             ApiError: a prompt too long (400), the queue full (429), the engine failed (503).
@@ -195,14 +202,19 @@ class GenerationService:
             lambda: self._requests(response_id, body, prompts, default_tokens, arrival_s),
         )
         call = _Call(
-            stream=OutputStream(self._engine, self._bridge, requests, self._observe),
+            stream=OutputStream(self._engine, self._bridge, requests, partial(self._observe, slo)),
             requests=requests,
             makers=self._makers(requests, prompts, body),
             form=form,
             body=body,
             prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
         )
-        await self._open(call.stream)
+        try:
+            await self._open(call.stream)
+        except ApiError as error:
+            if slo is not None and error.status in REFUSALS:
+                self._metrics.count_slo(slo, SloOutcome.ERRORED, num_requests=len(requests))
+            raise
         if body.stream:
             return EventStream(self._events(call), on_end=call.stream.close)
         try:
@@ -211,15 +223,19 @@ class GenerationService:
             call.stream.close()
 
     async def _open(self, stream: OutputStream) -> None:
+        if not self._engine.is_healthy:
+            raise unavailable("the engine is unhealthy", code="engine_unhealthy")
         try:
             await stream.open()
+        except RankError as error:
+            raise from_engine_error(error) from error
         except QueueFullError as error:
             stats = await run_in_threadpool(self._engine.stats)
             retry_s = self._finish_rate.queue_s(stats.waiting, time.monotonic())
             raise from_engine_error(error, queue_retry_s=retry_s) from error
 
-    def _observe(self, request: Request, output: RequestOutput) -> None:
-        self._metrics.observe(request, output)
+    def _observe(self, slo: Slo | None, request: Request, output: RequestOutput) -> None:
+        self._metrics.observe(request, output, slo)
         if output.is_finished:
             self._finish_rate.record(output.token_s)
 

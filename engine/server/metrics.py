@@ -6,19 +6,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from engine.replica.telemetry import EngineStats
 from engine.server.served import ServedEngine
+from engine.server.slo import Slo, SloOutcome
 from engine.spec.request import FinishReason, Request, RequestOutput
 
 LABELS = ("model_name", "engine")
 SECONDS = tuple(m * 10.0**e for e in range(-4, 3) for m in (1, 2, 5))
-# Of requests that ended otherwise, no latency as a whole is told: it was cut.
-WHOLE = (FinishReason.STOP, FinishReason.LENGTH)
 TOKENS = tuple(2**e for e in range(18))
 
 Word = TypeVar("Word", bound=str)
@@ -40,9 +39,15 @@ class ServerMetrics:
         self._decode_s = self._histogram("request_decode_time_seconds", SECONDS)
         self._prompt_tokens = self._histogram("request_prompt_tokens", TOKENS)
         self._generation_tokens = self._histogram("request_generation_tokens", TOKENS)
+        self._slo_requests = Counter(
+            "gearshift_slo_requests",
+            "Requests with an objective of their own, by how they ended",
+            (*LABELS, "class", "outcome"),
+            registry=self.registry,
+        )
         self.registry.register(_EngineCollector(engine, self._labels))
 
-    def observe(self, request: Request, output: RequestOutput) -> None:
+    def observe(self, request: Request, output: RequestOutput, slo: Slo | None = None) -> None:
         """Take in one output of ``request`` (ttft.server.v1, itl.v1, tpot.v1, e2e.v1)."""
         progress = self._progress.setdefault(request.request_id, _Progress(request=request))
         if progress.scheduled_s is None:
@@ -53,19 +58,27 @@ class ServerMetrics:
                 self._ttft_s.observe(output.token_s - request.arrival_s)
             else:
                 self._itl_s.observe(gap)
-        if output.is_finished:
-            self._finish(self._progress.pop(request.request_id), output.finish_reason)
+        if output.finish_reason is not None:
+            self._finish(self._progress.pop(request.request_id), output.finish_reason, slo)
+
+    def count_slo(self, slo: Slo, outcome: SloOutcome, *, num_requests: int = 1) -> None:
+        """Count requests with the objective ``slo``."""
+        labels = (*self._labels, slo.class_name, outcome.value)
+        self._slo_requests.labels(*labels).inc(num_requests)
 
     def text(self) -> bytes:
         """The exposition of all metrics now."""
         return generate_latest(self.registry)
 
-    def _finish(self, progress: _Progress, reason: FinishReason | None) -> None:
+    def _finish(self, progress: _Progress, reason: FinishReason, slo: Slo | None) -> None:
         request = progress.request
+        if slo is not None:
+            outcome = slo.outcome(reason, ttft_s=progress.ttft_s, tpot_s=progress.tpot_s)
+            self.count_slo(slo, outcome)
         self._prompt_tokens.observe(len(request.prompt_ids))
         self._generation_tokens.observe(progress.num_tokens)
-        if reason not in WHOLE:
-            return
+        if not reason.is_whole:
+            return  # no latency as a whole is told: it was cut
         if progress.scheduled_s is not None:
             self._queue_s.observe(progress.scheduled_s - request.arrival_s)
         if not progress.num_tokens:
@@ -74,8 +87,8 @@ class ServerMetrics:
         self._decode_s.observe(progress.last_s - progress.first_s)
         if progress.scheduled_s is not None:
             self._prefill_s.observe(progress.first_s - progress.scheduled_s)
-        if progress.num_tokens > 1:
-            self._tpot_s.observe((progress.last_s - progress.first_s) / (progress.num_tokens - 1))
+        if progress.tpot_s is not None:
+            self._tpot_s.observe(progress.tpot_s)
 
     def _histogram(self, name: str, buckets: tuple[float, ...]) -> Histogram:
         histogram = Histogram(
@@ -97,6 +110,17 @@ class _Progress:
     first_s: float = 0.0
     last_s: float = 0.0
     scheduled_s: float | None = None
+
+    @property
+    def ttft_s(self) -> float | None:
+        return self.first_s - self.request.arrival_s if self.num_tokens else None
+
+    @property
+    def tpot_s(self) -> float | None:
+        """None for fewer than two tokens."""
+        if self.num_tokens < 2:
+            return None
+        return (self.last_s - self.first_s) / (self.num_tokens - 1)
 
     def add(self, output: RequestOutput) -> float | None:
         """Count the tokens of ``output``; the gap per token, None for the first one."""

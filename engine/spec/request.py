@@ -34,6 +34,11 @@ class FinishReason(StrEnum):
     DEADLINE = "deadline"
     ERROR = "error"
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the request came to its own end; nothing cut it."""
+        return self in (FinishReason.STOP, FinishReason.LENGTH)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:

@@ -55,7 +55,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     context = AppContext(
         settings=settings,
         database=Database(settings.effective_database_url),
-        metrics=ServiceMetrics(),
+        metrics=ServiceMetrics(fresh_s=settings.fresh_s),
     )
 
     @asynccontextmanager

@@ -108,17 +108,17 @@ def _smooth(before: SmoothedLoad | None, load: LoadWindow, alpha: float) -> Smoo
 
 
 def _find_band(schedule: Schedule, load: SmoothedLoad) -> int:
-    mix = _nearest_mix(schedule, load)
-    return schedule.find_band(_equivalent_rate(load, mix), *mix)
+    mix = nearest_mix(schedule, load)
+    return schedule.find_band(equivalent_rate(load, mix), *mix)
 
 
-def _nearest_mix(schedule: Schedule, load: SmoothedLoad) -> tuple[float, float]:
+def nearest_mix(schedule: Schedule, load: SmoothedLoad) -> tuple[float, float]:
     if load.mean_input_tokens is None or load.mean_output_tokens is None:
         return schedule.bands[0].mix
     return schedule.nearest_mix(max(load.mean_input_tokens, 1.0), max(load.mean_output_tokens, 1.0))
 
 
-def _equivalent_rate(load: SmoothedLoad, mix: tuple[float, float]) -> float:
+def equivalent_rate(load: SmoothedLoad, mix: tuple[float, float]) -> float:
     """The rate of requests of ``mix`` that brings as many tokens per second as this load."""
     if load.mean_input_tokens is None or load.mean_output_tokens is None:
         return load.rate_rps
@@ -135,7 +135,7 @@ def _follow_load(
     limits, memory, bands = state.limits, state.memory, state.schedule.bands
     assert memory.load_band is not None, "the first observation sets the load band"
     current = bands[memory.load_band]
-    rate = _equivalent_rate(load, current.mix)
+    rate = equivalent_rate(load, current.mix)
     if bands[target].mix != current.mix:
         reason, wait_s = Reason.MIX_CHANGED, limits.cool_down_up_s
         is_dead = _mix_gain(load, current.mix, bands[target].mix) < math.log1p(limits.dead_band)
@@ -209,7 +209,7 @@ def _hold_in_band(state: ControlState) -> Decision:
     assert memory.load_band is not None, "the first observation sets the load band"
     assert memory.smoothed is not None, "the caller has smoothed the load"
     band = state.schedule.bands[memory.load_band]
-    if _equivalent_rate(memory.smoothed, band.mix) >= band.rate_rps_high:
+    if equivalent_rate(memory.smoothed, band.mix) >= band.rate_rps_high:
         return _raise(state, Reason.BEYOND_SCHEDULE)
     return _hold(state, Reason.IN_BAND)
 
@@ -288,11 +288,11 @@ def _rejected(
             continue
         if load is None:
             why = BandRejection.NO_FRESH_DATA
-        elif band.mix != _nearest_mix(schedule, load):
+        elif band.mix != nearest_mix(schedule, load):
             why = BandRejection.OTHER_MIX
         elif reason is Reason.SLA_MISSED and index == memory.load_band:
             why = BandRejection.SLA_MISSED
-        elif _equivalent_rate(load, band.mix) >= band.rate_rps_high:
+        elif equivalent_rate(load, band.mix) >= band.rate_rps_high:
             why = BandRejection.LOAD_IS_HIGHER
         else:
             why = BandRejection.LOAD_IS_LOWER

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, load_only
 
 from store.errors import NotFoundError
 from store.models import EngineRow, Heartbeat
@@ -48,6 +48,22 @@ class EngineRepository:
     def list_scheduled(self) -> Sequence[EngineRow]:
         """Engines the controller works on: those with a schedule."""
         query = sa.select(EngineRow).where(EngineRow.schedule.is_not(None)).order_by(EngineRow.id)
+        return self._session.scalars(query).all()
+
+    def list_alive(self, *, since: datetime) -> Sequence[EngineRow]:
+        """Engines that were heard of since a time."""
+        query = (
+            sa.select(EngineRow)
+            .where(EngineRow.last_heartbeat_at >= since)
+            .order_by(EngineRow.id)
+            .options(
+                load_only(
+                    EngineRow.name,
+                    EngineRow.model_name,
+                    EngineRow.live_window,
+                )
+            )
+        )
         return self._session.scalars(query).all()
 
     def desired_versions(self) -> dict[str, int]:

@@ -9,6 +9,7 @@ from datetime import timedelta
 import structlog
 
 from api.documents.control_state import memory_from_json, memory_to_json, observe
+from api.documents.live_window import LiveWindow
 from api.documents.policy import PolicyDocument, settings_in
 from api.services import policies
 from api.services.audit import service_caller
@@ -20,11 +21,12 @@ from policies.controller import Action, ControlLimits, ControlState, Decision, d
 from policies.errors import PolicyInputError
 from policies.feasibility import is_feasible_when_idle
 from policies.observation import Observation
+from policies.replicas import load_ratio
 from policies.schedule import Schedule
 from policies.sla import Sla
 from store import UnitOfWork
 from store.models import DecisionRow, EngineRow, MeasurementRow
-from store.models.base import utc_now
+from store.models.base import Json, utc_now
 
 ACTOR = "controller"
 PRUNE_EVERY_TICKS = 60
@@ -110,7 +112,9 @@ class Controller:
         )
         decision = decide(state)
         engine.control_memory = memory_to_json(decision.memory)
-        self._count(uow, engine, decision, seen)
+        self._context.metrics.decisions.labels(action=decision.action, reason=decision.reason).inc()
+        if seen is not None:
+            engine.live_window = self._live_window(uow, engine, decision, state, seen).to_json()
         version = self._act(uow, engine, decision)
         self._keep(uow, engine, decision, seen, version)
 
@@ -170,19 +174,26 @@ class Controller:
                 )
             )
 
-    def _count(
-        self, uow: UnitOfWork, engine: EngineRow, decision: Decision, seen: Observation | None
-    ) -> None:
-        metrics = self._context.metrics
-        metrics.decisions.labels(action=decision.action, reason=decision.reason).inc()
-        if seen is None:
-            return
-        if seen.report is not None and seen.report.attainment is not None:
-            metrics.attainment.labels(engine=engine.name).set(seen.report.attainment)
-        metrics.set_observed(engine.name, seen.metrics)
+    def _live_window(
+        self,
+        uow: UnitOfWork,
+        engine: EngineRow,
+        decision: Decision,
+        state: ControlState,
+        seen: Observation,
+    ) -> LiveWindow:
+        predicted: Json = {}
         if engine.recommendation_id is not None:
             document = uow.recommendations.get(engine.recommendation_id).document
-            metrics.set_predicted(engine.name, document.get("predicted") or {}, seen.metrics)
+            predicted = document.get("predicted") or {}
+        # More of what one request alone keeps from its SLA would not help.
+        load = decision.memory.smoothed if state.is_feasible_when_idle is not False else None
+        return LiveWindow.of(
+            seen,
+            predicted=predicted,
+            load_ratio=None if load is None else load_ratio(state.schedule, load),
+            now_s=state.now_s,
+        )
 
     def _prune(self) -> None:
         before = utc_now() - timedelta(seconds=self._context.settings.retention_s)

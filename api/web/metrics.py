@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
+from api.documents.live_window import LiveWindow
 from api.schemas.serving import Acknowledge
+from policies.replicas import desired_replicas
 from store import Database
-from store.models import JobState
+from store.models import EngineRow
+from store.models.base import utc_now
+
+Word = TypeVar("Word", bound=str)
 
 
 class ServiceMetrics:
-    """Metrics of one application, in a registry of its own."""
+    """Metrics of one control plane.
 
-    def __init__(self) -> None:
+    Counters are its own: over several control planes of one database they add up. Gauges come
+    from the database, and every control plane shows the same. What was seen of an engine is left
+    out when it is older than ``fresh_s``, and when the engine has been silent for so long.
+    """
+
+    def __init__(self, *, fresh_s: float) -> None:
+        self._fresh_s = fresh_s
         self.registry = CollectorRegistry()
-        self.attainment = Gauge(
-            "gearshift_slo_attainment_ratio",
-            "Requests that met their SLA, of those judged in the last control window",
-            ["engine"],
-            registry=self.registry,
-        )
-        self.observed_s = Gauge(
-            "gearshift_observed_seconds",
-            "Observed latency in the last control window",
-            ["engine", "metric", "percentile"],
-            registry=self.registry,
-        )
-        self.predicted_s = Gauge(
-            "gearshift_predicted_seconds",
-            "Latency the applied recommendation predicts",
-            ["engine", "metric", "percentile"],
-            registry=self.registry,
-        )
-        self.prediction_error = Gauge(
-            "gearshift_prediction_error_ratio",
-            "(observed - predicted) / predicted",
-            ["engine", "metric", "percentile"],
-            registry=self.registry,
-        )
         self.decisions = Counter(
             "gearshift_decisions",
             "Decisions of the controller",
@@ -65,12 +57,6 @@ class ServiceMetrics:
             ["reason"],
             registry=self.registry,
         )
-        self._jobs = Gauge(
-            "gearshift_jobs", "Tuning jobs by state", ["state"], registry=self.registry
-        )
-        self._trials = Gauge(
-            "gearshift_trials_total", "Trials by state", ["state"], registry=self.registry
-        )
 
     def count_acknowledgement(self, receipt: Acknowledge) -> None:
         """Count what an engine did about a policy version."""
@@ -81,35 +67,109 @@ class ServiceMetrics:
             worst = max(receipt.changes.values(), key=lambda kind: kind.rank)
             self.reconfig_s.labels(worst.value).observe(receipt.seconds)
 
-    def set_predicted(
-        self, engine: str, predicted: Mapping[str, Any], observed: Mapping[str, float]
-    ) -> None:
-        """Show what the applied recommendation predicts, and how far the observed is from it."""
-        for metric, values in predicted.items():
-            if not metric.endswith("_ms") or not isinstance(values, Mapping):
-                continue
-            for percentile, value in values.items():
-                if not value:
-                    continue
-                labels = (engine, metric.removesuffix("_ms"), percentile)
-                self.predicted_s.labels(*labels).set(value / 1e3)
-                if (seen := observed.get(f"{percentile}_{metric}")) is not None:
-                    self.prediction_error.labels(*labels).set((seen - value) / value)
-
-    def set_observed(self, engine: str, metrics: Mapping[str, float]) -> None:
-        """Show the latencies of a control window, ``p95_ttft_ms`` and the like."""
-        for name, value in metrics.items():
-            percentile, _, metric = name.partition("_")
-            if metric.endswith("_ms"):
-                labels = (engine, metric.removesuffix("_ms"), percentile)
-                self.observed_s.labels(*labels).set(value / 1e3)
-
     def render(self, database: Database) -> bytes:
-        """The exposition text; jobs and trials are counted in the database when asked."""
-        with database.read() as uow:
+        """The exposition text: what this process counted, and what the database says now."""
+        shared = CollectorRegistry()
+        shared.register(_SharedState(database, self._fresh_s))
+        return generate_latest(self.registry) + generate_latest(shared)
+
+
+class _SharedState(Collector):
+    """Gauges read from the database, so that every control plane over it says the same."""
+
+    def __init__(self, database: Database, fresh_s: float) -> None:
+        self._database = database
+        self._fresh_s = fresh_s
+
+    def collect(self) -> Iterator[Metric]:
+        since = utc_now() - timedelta(seconds=self._fresh_s)
+        with self._database.read() as uow:
             jobs, trials = uow.jobs.count_by_state(), uow.trials.count_by_state()
-        for state in JobState:
-            self._jobs.labels(state=state.value).set(jobs[state])
-        for trial_state, count in trials.items():
-            self._trials.labels(state=trial_state).set(count)
-        return generate_latest(self.registry)
+            alive = uow.engines.list_alive(since=since)
+            engines = [_Engine.of(row, fresh_since_s=since.timestamp()) for row in alive]
+        yield _by_state("gearshift_jobs", "Tuning jobs by state", jobs)
+        yield _by_state("gearshift_trials_total", "Trials by state", trials)
+        yield from _windows(engines)
+        yield _desired_replicas(engines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Engine:
+    """A live engine, and the window the controller saw last, unless that is too old."""
+
+    name: str
+    model_name: str
+    window: LiveWindow | None
+
+    @classmethod
+    def of(cls, row: EngineRow, *, fresh_since_s: float) -> _Engine:
+        window = None if row.live_window is None else LiveWindow.from_json(row.live_window)
+        if window is not None and window.seen_at_s < fresh_since_s:
+            window = None
+        return cls(name=row.name, model_name=row.model_name, window=window)
+
+
+def _by_state(name: str, text: str, counts: Mapping[Word, int]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=("state",))
+    for state, count in counts.items():
+        family.add_metric((str(state),), count)
+    return family
+
+
+def _windows(engines: Sequence[_Engine]) -> Iterator[Metric]:
+    """What was observed and predicted in the last control window of each engine."""
+    latency = ("engine", "metric", "percentile")
+    attainment = GaugeMetricFamily(
+        "gearshift_slo_attainment_ratio",
+        "Requests that met their SLA, of those judged in the last control window",
+        labels=("engine",),
+    )
+    observed = GaugeMetricFamily(
+        "gearshift_observed_seconds", "Observed latency in the last control window", labels=latency
+    )
+    predicted = GaugeMetricFamily(
+        "gearshift_predicted_seconds",
+        "Latency the applied recommendation predicts",
+        labels=latency,
+    )
+    error = GaugeMetricFamily(
+        "gearshift_prediction_error_ratio", "(observed - predicted) / predicted", labels=latency
+    )
+    for engine in engines:
+        window = engine.window
+        if window is None:
+            continue
+        if window.attainment is not None:
+            attainment.add_metric((engine.name,), window.attainment)
+        for name, value_ms in window.observed_ms.items():
+            observed.add_metric(_latency_labels(engine.name, name), value_ms / 1e3)
+        for name, value_ms in window.predicted_ms.items():
+            labels = _latency_labels(engine.name, name)
+            predicted.add_metric(labels, value_ms / 1e3)
+            if (seen_ms := window.observed_ms.get(name)) is not None:
+                error.add_metric(labels, (seen_ms - value_ms) / value_ms)
+    yield from (attainment, observed, predicted, error)
+
+
+def _latency_labels(engine: str, name: str) -> tuple[str, str, str]:
+    """The labels of ``p95_ttft_ms``."""
+    percentile, _, metric = name.partition("_")
+    return (engine, metric.removesuffix("_ms"), percentile)
+
+
+def _desired_replicas(engines: Sequence[_Engine]) -> Metric:
+    """Engines of one model share its load; where one is not known, nothing is said."""
+    family = GaugeMetricFamily(
+        "gearshift_desired_replicas",
+        "Engines like this one that the load of all live engines of the model needs",
+        labels=("engine", "model_name"),
+    )
+    ratios: dict[str, list[float | None]] = {}
+    for engine in engines:
+        ratio = None if engine.window is None else engine.window.load_ratio
+        ratios.setdefault(engine.model_name, []).append(ratio)
+    wanted = {model_name: desired_replicas(found) for model_name, found in ratios.items()}
+    for engine in engines:
+        if (count := wanted[engine.model_name]) is not None:
+            family.add_metric((engine.name, engine.model_name), count)
+    return family

@@ -157,6 +157,11 @@ class ServiceSettings(BaseSettings):
         )
 
     @property
+    def fresh_s(self) -> float:
+        """How long what the controller saw of an engine is shown as what is."""
+        return self.control_window_s + 2 * self.control_interval_s
+
+    @property
     def effective_database_url(self) -> str:
         """The database to use; makes the data folder when the default is taken.
 

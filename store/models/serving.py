@@ -24,8 +24,9 @@ class EngineRow(Base):
 
     ``recommendation_id``, ``schedule`` and ``sla`` are those of the version in force: they change
     when the engine says that it applied a version. The controller works on engines that have
-    them, and keeps its memory between decisions in ``control_memory``. ``credential_hash`` is the
-    SHA-256 of what the engine proves its identity with; None: an engine of an earlier version.
+    them; it keeps its memory between decisions in ``control_memory``, and what it saw last in
+    ``live_window``. ``credential_hash`` is the SHA-256 of what the engine proves its identity
+    with; None: an engine of an earlier version.
     """
 
     __tablename__ = "engines"
@@ -50,6 +51,7 @@ class EngineRow(Base):
     schedule: Mapped[Json | None]
     sla: Mapped[str | None] = mapped_column(sa.Text)
     control_memory: Mapped[Json | None]
+    live_window: Mapped[Json | None]
     registered_at: Mapped[datetime] = mapped_column(default=utc_now)
     last_heartbeat_at: Mapped[datetime | None]
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 
 import pytest
-from prometheus_client import generate_latest
 
 from api.web.metrics import ServiceMetrics
 from engine.replica.telemetry import EngineStats, summarise
 from engine.server.metrics import ServerMetrics
 from engine.spec.measurement import METRIC_IDS, Fidelity
+from migrations.runner import upgrade
+from store import Database
 from tests.rooms import ROOT
 
 PAGE = (ROOT / "docs" / "metrics.md").read_text()
@@ -47,5 +48,9 @@ def test_the_engines_metrics_are_those_of_the_page_with_their_types() -> None:
     assert dict(NAME.findall(ENGINE)) == _exported(metrics.text())
 
 
-def test_the_services_metrics_are_those_of_the_page_with_their_types() -> None:
-    assert dict(NAME.findall(SERVICE)) == _exported(generate_latest(ServiceMetrics().registry))
+def test_the_services_metrics_are_those_of_the_page_with_their_types(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    upgrade(database.engine)
+    text = ServiceMetrics(fresh_s=20.0).render(database)
+    database.close()
+    assert dict(NAME.findall(SERVICE)) == _exported(text)

@@ -25,12 +25,13 @@ from api.routes import (
 from api.web.auth import KeyCheck, ensure_first_key
 from api.web.context import AppContext
 from api.web.description import DescribedApp
-from api.web.errors import install_error_handlers, respond
+from api.web.errors import answer_crash, install_error_handlers, respond
 from api.web.metrics import ServiceMetrics
-from api.web.middleware import RequestContext
+from api.web.middleware import RefuseNulls
 from api.web.settings import ServiceSettings
 from engine.server.gate import Gate
 from engine.server.pages import add_docs
+from engine.server.request_log import RequestLog
 from store import Database
 
 ROUTERS = (
@@ -90,7 +91,8 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         admit=KeyCheck(context.database).admit,
         respond=respond,
     )
-    app.add_middleware(RequestContext)
+    app.add_middleware(RefuseNulls)
+    app.add_middleware(RequestLog, logger="api.request", answer_crash=answer_crash)
     for router in ROUTERS:
         app.include_router(router)
     return app

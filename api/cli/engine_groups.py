@@ -305,6 +305,13 @@ class House:
             "(vllm), or those of another such file or its folder.",
         ),
     ] = "auto"
+    log_requests: Annotated[
+        bool,
+        typer.Option(
+            "--enable-log-requests/--no-enable-log-requests",
+            help="Log one line per request with its X-Request-Id; errors are logged in any case.",
+        ),
+    ] = False
     as_json: JsonOption = False
 
     def read_defaults(self, model: Path) -> SamplingDefaults:

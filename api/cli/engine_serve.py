@@ -194,6 +194,7 @@ class _Serving:
             paced_as=engine.paced_as,
             defaults=self.defaults,
             limits=self.house.bounds.limits,
+            logs_requests=self.house.log_requests,
         )
         front = self.stack.enter_context(FrontHouse(engine, setup, self.listener))
         self.stack.enter_context(engine)
@@ -221,6 +222,7 @@ class _Serving:
             engine_name=self.house.names.engine_label,
             defaults=self.defaults,
             limits=self.house.bounds.limits,
+            logs_requests=self.house.log_requests,
         )
         announce_and_run(
             app,

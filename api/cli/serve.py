@@ -17,9 +17,9 @@ from api.cli.listening import listen, url_of
 from api.cli.service import open_database, read_settings
 from api.jobs.supervisor import WorkerSupervisor
 from api.web.auth import ensure_first_key
-from api.web.logs import configure_logs
 from api.web.server import Server
 from api.web.settings import ServiceSettings, describe_settings
+from engine.server.logs import configure_logs
 from migrations import runner
 
 

@@ -11,12 +11,11 @@ from api.cli.common import fail, log
 
 # What they ask for is so in any case.
 NEEDLESS = {
-    "--disable-log-requests": "requests are not logged",
+    "--disable-log-requests": "requests are logged with --enable-log-requests only",
     "--disable-log-stats": "no statistics are logged; GET /metrics has them",
     "--disable-uvicorn-access-log": "accesses are not logged",
     "--enable-chunked-prefill": "prompts are always computed in chunks",
     "--enforce-eager": "no CUDA graphs are captured",
-    "--no-enable-log-requests": "requests are not logged",
     "--trust-remote-code": "no code of a checkpoint is run",
 }
 # Only these values ask for what is so in any case, and why.

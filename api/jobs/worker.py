@@ -17,8 +17,8 @@ from api.jobs.identity import Orphans, take_identity
 from api.jobs.leases import DeviceLeases
 from api.jobs.runner import JobRunner
 from api.jobs.workflow import POLL_S, QUEUE, Dispatcher, configure, define_workflow
-from api.web.logs import configure_logs
 from api.web.settings import ServiceSettings
+from engine.server.logs import configure_logs
 from migrations.runner import require_current
 from store import Database
 from store.outage import Patience

@@ -120,6 +120,11 @@ def respond(request: Request, error: Exception) -> JSONResponse:
             raise error
 
 
+def answer_crash(request: Request, error: Exception) -> JSONResponse:
+    """The response for what no handler knows."""
+    return _respond(request, as_api_error(error))
+
+
 def _respond(request: Request, error: ApiError) -> JSONResponse:
     return problem_response(error, trace_id=request.state.trace_id, instance=request.url.path)
 

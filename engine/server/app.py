@@ -18,6 +18,7 @@ from engine.server.defaults import SamplingDefaults
 from engine.server.errors import (
     UNHEALTHY_RETRY_S,
     ApiError,
+    answer_crash,
     check_model,
     install_error_handlers,
     invalid,
@@ -29,6 +30,7 @@ from engine.server.knobs import KnobPlane, knob_router
 from engine.server.metrics import ServerMetrics
 from engine.server.pace import PacedAnswers
 from engine.server.pages import add_docs
+from engine.server.request_log import RequestLog
 from engine.server.schema import (
     DEFAULT_COMPLETION_TOKENS,
     MAX_CALL_CHOICES,
@@ -56,12 +58,14 @@ def create_server(
     engine_name: str = "0",
     defaults: SamplingDefaults | None = None,
     limits: RequestLimits | None = None,
+    logs_requests: bool = False,
 ) -> FastAPI:
     """The ASGI application in front of a started ``engine``.
 
     With ``api_key`` everything needs it as a bearer token, but :data:`OPEN_PATHS` and the pages of
     the API's description. The engine is neither started nor closed here. ``defaults`` stand in for
-    what requests leave out; ``limits`` say what is taken of a client.
+    what requests leave out; ``limits`` say what is taken of a client. Answers of 500 and more are
+    logged, with ``logs_requests`` all others too.
     Where no model is run, ``/version``, the model's owner and a header of every answer say so.
     """
     app = FastAPI(title="Gearshift engine", docs_url=None, redoc_url=None)
@@ -73,6 +77,12 @@ def create_server(
         open_paths=OPEN_PATHS,
         admit=_key_check(api_key),
         respond=respond,
+    )
+    app.add_middleware(
+        RequestLog,
+        logger="engine.request",
+        answer_crash=answer_crash,
+        logs_requests=logs_requests,
     )
     if engine.paced_as is not None:
         app.add_middleware(PacedAnswers, paced_as=engine.paced_as)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -155,7 +154,7 @@ def problem(error: ApiError, request: Request, faults: Sequence[FieldFault] = ()
         "instance": request.url.path,
         "code": error.code,
         "errors": [{"pointer": f.pointer, "detail": f.detail} for f in faults],
-        "trace_id": uuid.uuid4().hex,
+        "trace_id": request.state.trace_id,
         **error.extra,
     }
 
@@ -179,14 +178,15 @@ def install_error_handlers(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         return _render_invalid(error, request)
 
-    async def on_bug(request: Request, _: Exception) -> JSONResponse:
-        return render(ApiError(500, "internal error", code="internal_error"), request)
-
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(EngineError, on_engine_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
-    app.add_exception_handler(Exception, on_bug)
+
+
+def answer_crash(request: Request, _: Exception) -> JSONResponse:
+    """The response for a bug of ours, whose words are for the log."""
+    return render(ApiError(500, "internal error", code="internal_error"), request)
 
 
 def from_http_error(error: HTTPException, request: Request) -> ApiError:

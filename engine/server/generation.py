@@ -195,6 +195,7 @@ class GenerationService:
             ApiError: a prompt too long (400), the queue full (429), the engine failed (503).
         """
         response_id = f"{form.id_prefix}-{uuid.uuid4().hex}"
+        http.state.response_id = response_id
         form = form.begin(response_id=response_id, model_name=self._model_name)
         num_values = 1 + len(body.biases) + len(body.stop_token_ids or ())
         requests = await off_loop(

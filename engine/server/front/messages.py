@@ -149,6 +149,7 @@ class FrontSetup(msgspec.Struct, tag="setup", frozen=True, kw_only=True):
     paced_as: str | None
     defaults: SamplingDefaults
     limits: RequestLimits
+    logs_requests: bool = False
 
 
 class OutputRow(msgspec.Struct, array_like=True, gc=False):

@@ -16,6 +16,7 @@ from engine.server import create_server
 from engine.server.front.messages import FrontFailed, FrontSetup, WireError
 from engine.server.front.remote import RemoteEngine
 from engine.server.front.serving import announce_and_run
+from engine.server.logs import configure_logs
 from engine.spec.errors import EngineError
 from engine.text.tokenizer import Tokenizer
 from engine.wire.child import begin
@@ -24,6 +25,7 @@ from engine.wire.frames import FrameChannel
 
 def main() -> int:
     channel = begin(sys.argv[1:])
+    configure_logs("info")
     frame = channel.receive()
     if frame is None:
         return 0
@@ -52,6 +54,7 @@ def _serve(
         engine_name=setup.engine_name,
         defaults=setup.defaults,
         limits=setup.limits,
+        logs_requests=setup.logs_requests,
     )
     with contextlib.suppress(KeyboardInterrupt):  # the engine's process says how it ended
         announce_and_run(

@@ -104,13 +104,15 @@ def test_sampling_defaults_of_a_file_are_told_and_reach_the_front(
 ) -> None:
     (tmp_path / "generation_config.json").write_text('{"top_k": 20, "max_new_tokens": 4}')
     words = ("--model", tiny_dir, "--paced", "1xh200", "--dtype", "bfloat16")
-    with serving(*words, "--generation-config", tmp_path) as served:
+    with serving(*words, "--generation-config", tmp_path, "--enable-log-requests") as served:
         body = {"model": "tiny", "prompt": "x", "max_tokens": 30, "ignore_eos": True}
-        reply = served.http.post("/v1/completions", json=body)
+        reply = served.http.post("/v1/completions", json=body, headers={"X-Request-ID": "r-1"})
         assert reply.json()["usage"]["completion_tokens"] == 4
         served.process.send_signal(signal.SIGTERM)
         assert served.process.stderr is not None
-        assert "top_k=20, max_new_tokens=4" in served.process.stderr.read()
+        told = served.process.stderr.read()
+        assert "top_k=20, max_new_tokens=4" in told
+        assert '"request_id": "r-1"' in told
     refused = run("engine", "serve", *words, "--generation-config", tmp_path / "none")
     assert refused.exit_code == 2
     assert "generation_config.json: cannot be read" in refused.stderr

@@ -73,12 +73,19 @@ def serving(
     api_key: str | None = None,
     defaults: SamplingDefaults | None = None,
     limits: RequestLimits | None = None,
+    logs_requests: bool = False,
 ) -> Iterator[Server]:
     """Serve ``engine`` with uvicorn on a free loopback port until the block ends."""
     tokenizer = Tokenizer.from_dir(model_dir)
     limits = limits or RequestLimits()
     app = create_server(
-        engine, tokenizer, model_name=MODEL, api_key=api_key, defaults=defaults, limits=limits
+        engine,
+        tokenizer,
+        model_name=MODEL,
+        api_key=api_key,
+        defaults=defaults,
+        limits=limits,
+        logs_requests=logs_requests,
     )
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

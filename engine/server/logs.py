@@ -1,0 +1,50 @@
+"""Logs of servers: one line per event on stderr, with the id of the request that caused it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TextIO, cast
+
+import structlog
+
+# Modules of the engine log by the standard library, of which warnings and errors are shown.
+LIBRARY_LOGGER = "engine"
+
+
+def configure_logs(level: str) -> None:
+    """Send structlog's events to stderr, and the engine's warnings with them: coloured for a
+    person, JSON for a machine."""
+    is_person = sys.stderr.isatty()
+    renderer: structlog.types.Processor = (
+        structlog.dev.ConsoleRenderer() if is_person else structlog.processors.JSONRenderer()
+    )
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        *([] if is_person else [structlog.processors.format_exc_info]),
+    ]
+    stderr = cast(TextIO, _CurrentStderr())
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(stderr),
+    )
+    handler = logging.StreamHandler(stderr)
+    remove = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(processors=[remove, renderer], foreign_pre_chain=shared)
+    )
+    logging.getLogger(LIBRARY_LOGGER).handlers[:] = [handler]
+
+
+class _CurrentStderr:
+    """Whatever ``sys.stderr`` is now: a logger outlives a redirection (tests, progress bars)."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()

@@ -1,0 +1,94 @@
+"""What every request to a server passes first: an id, a line in the log, an answer to a crash."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Callable
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+REQUEST_ID_HEADER = "x-request-id"
+# A caller's id is echoed and stored, so it must be short and plain.
+PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# Asked for every second or so by machines.
+QUIET_PATHS = ("/health", "/healthz", "/readyz", "/ping", "/metrics", "/heartbeats")
+
+
+class RequestLog:
+    """Gives each request an id: the caller's ``X-Request-Id`` when that is plain.
+
+    The id is in ``state.trace_id``, in a header of the answer, and in every line that is logged
+    meanwhile (``request_id``). Each request is logged when it is over: server errors as warnings,
+    others if ``logs_requests``, and those of :data:`QUIET_PATHS` only while debugging. What crashes
+    ``app`` before an answer has begun is answered by ``answer_crash``.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        logger: str,
+        answer_crash: Callable[[Request, Exception], Response],
+        logs_requests: bool = True,
+    ) -> None:
+        self._app = app
+        self._answer_crash = answer_crash
+        self._logs_requests = logs_requests
+        self._log = structlog.get_logger(logger)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["trace_id"] = request_id
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            await self._pass_on(scope, receive, send, request_id)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        status, begin_s = 0, time.monotonic()
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_named)
+        except Exception as error:
+            self._log.exception("request failed", path=scope["path"])
+            if status:
+                raise  # the answer has begun; only cutting it tells the caller
+            await self._answer_crash(Request(scope), error)(scope, receive, send_named)
+        finally:
+            self._log_end(scope, status, time.monotonic() - begin_s)
+
+    def _log_end(self, scope: Scope, status: int, took_s: float) -> None:
+        is_quiet = scope["path"].endswith(QUIET_PATHS) or not self._logs_requests
+        log = self._log.debug if is_quiet else self._log.info
+        if status >= 500:
+            log = self._log.warning
+        # The id in the answer's body, by which the engine's own lines name its requests.
+        response_id = scope["state"].get("response_id")
+        named = {} if response_id is None else {"response_id": response_id}
+        log(
+            "request",
+            method=scope["method"],
+            path=scope["path"],
+            status=status,
+            ms=round(took_s * 1e3, 1),
+            **named,
+        )
+
+
+def _request_id(scope: Scope) -> str:
+    given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+    return given if PLAIN_ID.fullmatch(given) else secrets.token_hex(16)

@@ -20,6 +20,7 @@ from store.models import EngineRow
 from store.models.base import utc_now
 
 Word = TypeVar("Word", bound=str)
+ROLLBACK_REASONS = ("operator", "refused")
 
 
 class ServiceMetrics:
@@ -57,6 +58,8 @@ class ServiceMetrics:
             ["reason"],
             registry=self.registry,
         )
+        for reason in ROLLBACK_REASONS:  # from zero, so that the first one counts as an increase
+            self.rollbacks.labels(reason=reason)
 
     def count_acknowledgement(self, receipt: Acknowledge) -> None:
         """Count what an engine did about a policy version."""

@@ -63,8 +63,10 @@ class ServerMetrics:
 
     def count_slo(self, slo: Slo, outcome: SloOutcome, *, num_requests: int = 1) -> None:
         """Count requests with the objective ``slo``."""
-        labels = (*self._labels, slo.class_name, outcome.value)
-        self._slo_requests.labels(*labels).inc(num_requests)
+        labels = (*self._labels, slo.class_name)
+        for other in SloOutcome:  # a ratio of them is zero, and not missing, before one was met
+            self._slo_requests.labels(*labels, other.value)
+        self._slo_requests.labels(*labels, outcome.value).inc(num_requests)
 
     def text(self) -> bytes:
         """The exposition of all metrics now."""

@@ -32,6 +32,7 @@ from api.web.settings import ServiceSettings
 from engine.server.gate import Gate
 from engine.server.pages import add_docs
 from engine.server.request_log import RequestLog
+from engine.server.traces import find_traces
 from store import Database
 
 ROUTERS = (
@@ -72,6 +73,8 @@ def create_app(settings: ServiceSettings) -> FastAPI:
             watching.cancel()
             controller.stop()
             context.database.close()
+            if traces is not None:
+                traces.close()
 
     app = DescribedApp(
         title="Gearshift",
@@ -92,7 +95,10 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         respond=respond,
     )
     app.add_middleware(RefuseNulls)
+    traces = find_traces("gearshift-service", instance=settings.node)
     app.add_middleware(RequestLog, logger="api.request", answer_crash=answer_crash)
+    if traces is not None:
+        app.add_middleware(traces.wrap)
     for router in ROUTERS:
         app.include_router(router)
     return app

@@ -208,8 +208,12 @@ class _Serving:
         from engine.engine import Engine
         from engine.server import create_server
         from engine.server.front.serving import announce_and_run
+        from engine.server.traces import ENGINE_SERVICE, find_traces
         from engine.text.tokenizer import Tokenizer
 
+        traces = find_traces(ENGINE_SERVICE, instance=self.house.names.engine_label)
+        if traces is not None:
+            self.stack.callback(traces.close)
         tokenizer = Tokenizer.from_dir(self.config.model_dir)
         engine = self.stack.enter_context(
             Engine(self.config, tokenizer=tokenizer, timer_factory=self.timer_factory)
@@ -223,6 +227,7 @@ class _Serving:
             defaults=self.defaults,
             limits=self.house.bounds.limits,
             logs_requests=self.house.log_requests,
+            traces=traces,
         )
         announce_and_run(
             app,

@@ -47,6 +47,7 @@ REFUSED = {
     "--limit-mm-per-prompt": "text only; leave it out",
     "--lora-modules": _NO_LORA,
     "--no-enable-chunked-prefill": "prompts are always computed in chunks; leave it out",
+    "--otlp-traces-endpoint": "name the collector by the variable OTEL_EXPORTER_OTLP_ENDPOINT",
     "--quantization": _NO_QUANTISED,
     "-q": _NO_QUANTISED,
     "--reasoning-parser": _NO_TOOLS,

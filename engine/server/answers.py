@@ -57,6 +57,14 @@ class AnswerForm(Protocol):
     @property
     def id_prefix(self) -> str: ...
 
+    @property
+    def operation(self) -> str:
+        """What OpenTelemetry calls such calls."""
+        ...
+
+    @property
+    def response_id(self) -> str: ...
+
     def begin(self, *, response_id: str, model_name: str) -> AnswerForm:
         """This form for one answer, created now."""
         ...
@@ -111,6 +119,7 @@ class CompletionForm(_Head):
     """``/v1/completions``."""
 
     id_prefix: str = "cmpl"
+    operation: str = "text_completion"
 
     def document(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
         found = [_completion_choice(choice) for choice in choices]
@@ -134,6 +143,7 @@ class ChatForm(_Head):
     """``/v1/chat/completions``."""
 
     id_prefix: str = "chatcmpl"
+    operation: str = "chat"
 
     def document(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
         found = [

@@ -40,6 +40,7 @@ from engine.server.schema import (
 )
 from engine.server.served import ServedEngine
 from engine.server.slo import Slo, read_slo
+from engine.server.spans import Traces
 from engine.server.tokens import token_router
 from engine.spec.limits import RequestLimits
 from engine.spec.settings import Order
@@ -59,13 +60,15 @@ def create_server(
     defaults: SamplingDefaults | None = None,
     limits: RequestLimits | None = None,
     logs_requests: bool = False,
+    traces: Traces | None = None,
 ) -> FastAPI:
     """The ASGI application in front of a started ``engine``.
 
     With ``api_key`` everything needs it as a bearer token, but :data:`OPEN_PATHS` and the pages of
     the API's description. The engine is neither started nor closed here. ``defaults`` stand in for
     what requests leave out; ``limits`` say what is taken of a client. Answers of 500 and more are
-    logged, with ``logs_requests`` all others too.
+    logged, with ``logs_requests`` all others too. ``traces`` get a span of each; they are the
+    caller's to close.
     Where no model is run, ``/version``, the model's owner and a header of every answer say so.
     """
     app = FastAPI(title="Gearshift engine", docs_url=None, redoc_url=None)
@@ -86,6 +89,8 @@ def create_server(
     )
     if engine.paced_as is not None:
         app.add_middleware(PacedAnswers, paced_as=engine.paced_as)
+    if traces is not None:
+        app.add_middleware(traces.wrap)
     metrics = ServerMetrics(engine, model_name=model_name, engine_name=engine_name)
     service = GenerationService(
         engine,
@@ -93,6 +98,7 @@ def create_server(
         metrics,
         model_name=model_name,
         defaults=defaults or SamplingDefaults(),
+        traces=traces,
     )
     app.include_router(_openai_router(engine, service, model_name))
     app.include_router(token_router(engine, service, model_name))

@@ -34,6 +34,7 @@ from engine.server.schema import ChatMessage, GenerationBody
 from engine.server.served import ServedEngine
 from engine.server.shown import ShownText, TextWish
 from engine.server.slo import Slo, SloOutcome
+from engine.server.spans import AskedCall, CallSpan, Traces
 from engine.server.streams import EventStream, LoopBridge, OutputStream, run_while_connected
 from engine.spec.errors import EngineError, QueueFullError, RankError
 from engine.spec.request import NO_FINITE_LOGIT, FinishReason, Request, RequestOutput
@@ -103,7 +104,9 @@ class GenerationService:
         *,
         model_name: str,
         defaults: SamplingDefaults,
+        traces: Traces | None = None,
     ) -> None:
+        self._traces = traces
         self._engine = engine
         self._tokenizer = tokenizer
         self._metrics = metrics
@@ -202,8 +205,13 @@ class GenerationService:
             len(prompts) * body.num_choices * num_values,
             lambda: self._requests(response_id, body, prompts, default_tokens, arrival_s),
         )
+        span = None
+        if self._traces is not None:
+            span = self._traces.begin_call(_asked(form, body, requests, self._model_name))
         call = _Call(
-            stream=OutputStream(self._engine, self._bridge, requests, partial(self._observe, slo)),
+            stream=OutputStream(
+                self._engine, self._bridge, requests, partial(self._observe, slo, span)
+            ),
             requests=requests,
             makers=self._makers(requests, prompts, body),
             form=form,
@@ -235,8 +243,10 @@ class GenerationService:
             retry_s = self._finish_rate.queue_s(stats.waiting, time.monotonic())
             raise from_engine_error(error, queue_retry_s=retry_s) from error
 
-    def _observe(self, slo: Slo | None, request: Request, output: RequestOutput) -> None:
-        self._metrics.observe(request, output, slo)
+    def _observe(
+        self, slo: Slo | None, span: CallSpan | None, request: Request, output: RequestOutput
+    ) -> None:
+        self._metrics.observe(request, output, slo=slo, span=span)
         if output.is_finished:
             self._finish_rate.record(output.token_s)
 
@@ -375,6 +385,23 @@ class GenerationService:
         except ApiError as error:
             yield _event(openai_error(error))
         yield STREAM_END
+
+
+def _asked(
+    form: AnswerForm, body: GenerationBody, requests: Sequence[Request], model_name: str
+) -> AskedCall:
+    """What a call asks for; sampling is that of all its requests."""
+    sampling = requests[0].sampling
+    return AskedCall(
+        operation=form.operation,
+        model_name=model_name,
+        response_id=form.response_id,
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        num_choices=len(requests),
+        is_stream=bool(body.stream),
+    )
 
 
 def form_param(body: GenerationBody) -> str:

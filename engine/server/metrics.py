@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from engine.replica.telemetry import EngineStats
 from engine.server.served import ServedEngine
 from engine.server.slo import Slo, SloOutcome
+from engine.server.spans import CallSpan, EndedRequest
 from engine.spec.request import FinishReason, Request, RequestOutput
 
 LABELS = ("model_name", "engine")
@@ -47,7 +48,14 @@ class ServerMetrics:
         )
         self.registry.register(_EngineCollector(engine, self._labels))
 
-    def observe(self, request: Request, output: RequestOutput, slo: Slo | None = None) -> None:
+    def observe(
+        self,
+        request: Request,
+        output: RequestOutput,
+        *,
+        slo: Slo | None = None,
+        span: CallSpan | None = None,
+    ) -> None:
         """Take in one output of ``request`` (ttft.server.v1, itl.v1, tpot.v1, e2e.v1)."""
         progress = self._progress.setdefault(request.request_id, _Progress(request=request))
         if progress.scheduled_s is None:
@@ -59,7 +67,10 @@ class ServerMetrics:
             else:
                 self._itl_s.observe(gap)
         if output.finish_reason is not None:
-            self._finish(self._progress.pop(request.request_id), output.finish_reason, slo)
+            ended = self._progress.pop(request.request_id)
+            self._finish(ended, output.finish_reason, slo)
+            if span is not None:
+                span.end_request(ended.end(output.finish_reason, output.token_s))
 
     def count_slo(self, slo: Slo, outcome: SloOutcome, *, num_requests: int = 1) -> None:
         """Count requests with the objective ``slo``."""
@@ -123,6 +134,19 @@ class _Progress:
         if self.num_tokens < 2:
             return None
         return (self.last_s - self.first_s) / (self.num_tokens - 1)
+
+    def end(self, reason: FinishReason, now_s: float) -> EndedRequest:
+        """Its life as spans tell it; it ended at ``now_s`` where it has no token."""
+        has_tokens = self.num_tokens > 0
+        return EndedRequest(
+            arrival_s=self.request.arrival_s,
+            scheduled_s=self.scheduled_s,
+            first_s=self.first_s if has_tokens else None,
+            last_s=self.last_s if has_tokens else now_s,
+            prompt_tokens=len(self.request.prompt_ids),
+            output_tokens=self.num_tokens,
+            reason=reason,
+        )
 
     def add(self, output: RequestOutput) -> float | None:
         """Count the tokens of ``output``; the gap per token, None for the first one."""

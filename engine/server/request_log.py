@@ -72,10 +72,13 @@ class RequestLog:
             self._log_end(scope, status, time.monotonic() - begin_s)
 
     def _log_end(self, scope: Scope, status: int, took_s: float) -> None:
-        is_quiet = scope["path"].endswith(QUIET_PATHS) or not self._logs_requests
-        log = self._log.debug if is_quiet else self._log.info
         if status >= 500:
             log = self._log.warning
+        elif self._logs_requests:
+            is_quiet = scope["path"].endswith(QUIET_PATHS)
+            log = self._log.debug if is_quiet else self._log.info
+        else:
+            return
         # The id in the answer's body, by which the engine's own lines name its requests.
         response_id = scope["state"].get("response_id")
         named = {} if response_id is None else {"response_id": response_id}

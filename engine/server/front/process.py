@@ -17,6 +17,7 @@ from engine.server.front.messages import FrontFailed, FrontSetup, WireError
 from engine.server.front.remote import RemoteEngine
 from engine.server.front.serving import announce_and_run
 from engine.server.logs import configure_logs
+from engine.server.traces import ENGINE_SERVICE, find_traces
 from engine.spec.errors import EngineError
 from engine.text.tokenizer import Tokenizer
 from engine.wire.child import begin
@@ -46,6 +47,7 @@ def _serve(
 ) -> None:
     engine = RemoteEngine(channel, setup, tokenizer)
     engine.start()
+    traces = find_traces(ENGINE_SERVICE, instance=setup.engine_name)
     app = create_server(
         engine,
         tokenizer,
@@ -55,6 +57,7 @@ def _serve(
         defaults=setup.defaults,
         limits=setup.limits,
         logs_requests=setup.logs_requests,
+        traces=traces,
     )
     with contextlib.suppress(KeyboardInterrupt):  # the engine's process says how it ended
         announce_and_run(
@@ -64,6 +67,8 @@ def _serve(
             drain_s=setup.drain_s,
             on_ready=engine.say_ready,
         )
+    if traces is not None:
+        traces.close()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 
 from tests.api.cli.conftest import Run
 from tests.api.cli.served import COMMAND, serving
+from tests.collector import collecting
 
 
 def _token_ids(line: str) -> list[int]:
@@ -116,6 +117,23 @@ def test_sampling_defaults_of_a_file_are_told_and_reach_the_front(
     refused = run("engine", "serve", *words, "--generation-config", tmp_path / "none")
     assert refused.exit_code == 2
     assert "generation_config.json: cannot be read" in refused.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frontends", [0, 1])
+def test_an_engine_that_is_told_of_a_collector_sends_its_spans_before_it_ends(
+    tiny_dir: Path, frontends: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--model", tiny_dir, "--paced", "1xh200", "--dtype", "bfloat16", "--name", "eng_7")
+    with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        with serving(*words, "--frontends", frontends) as served:
+            body = {"model": "tiny", "prompt": "x", "max_tokens": 3}
+            assert served.http.post("/v1/completions", json=body).is_success
+            served.process.send_signal(signal.SIGTERM)
+            assert served.process.wait(timeout=30) == 0
+        assert collector.named("POST /v1/completions").service == "gearshift-engine"
+        assert collector.latencies["gen_ai.server.time_to_first_token"][0] == 1
 
 
 def test_a_port_in_use_is_a_mistake_before_any_rank_starts(run: Run, tiny_dir: Path) -> None:

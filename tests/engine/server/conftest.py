@@ -19,6 +19,7 @@ from engine.models.create import create_model
 from engine.server import create_server
 from engine.server.connections import ServerConfig
 from engine.server.defaults import SamplingDefaults
+from engine.server.spans import Traces
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.limits import RequestLimits
 from engine.spec.plan import ParallelPlan
@@ -74,6 +75,7 @@ def serving(
     defaults: SamplingDefaults | None = None,
     limits: RequestLimits | None = None,
     logs_requests: bool = False,
+    traces: Traces | None = None,
 ) -> Iterator[Server]:
     """Serve ``engine`` with uvicorn on a free loopback port until the block ends."""
     tokenizer = Tokenizer.from_dir(model_dir)
@@ -86,6 +88,7 @@ def serving(
         defaults=defaults,
         limits=limits,
         logs_requests=logs_requests,
+        traces=traces,
     )
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

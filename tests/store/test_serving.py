@@ -57,6 +57,22 @@ def test_a_heartbeat_stamps_the_engine_and_is_pruned_by_age(database: Database) 
         assert uow.engines.prune_heartbeats(before=utc_now() + timedelta(seconds=1)) == 1
 
 
+def test_engines_that_were_heard_of_lately_come_with_what_was_seen_of_them(
+    database: Database,
+) -> None:
+    engine_id, _silent = _engine(database), _engine(database, "silent")
+    start = utc_now()
+    with database.begin() as uow:
+        uow.engines.get(engine_id).live_window = {"attainment": 0.5}
+        uow.engines.add_heartbeat(
+            engine_id, window_s=1.0, arrived=3, stats={}, requests=[], steps=[]
+        )
+    with database.read() as uow:
+        (found,) = uow.engines.list_alive(since=start)
+        assert (found.name, found.live_window) == ("chat", {"attainment": 0.5})
+        assert list(uow.engines.list_alive(since=utc_now())) == []
+
+
 def test_a_heartbeat_of_no_engine_is_refused(database: Database) -> None:
     with pytest.raises(NotFoundError), database.begin() as uow:
         uow.engines.add_heartbeat(

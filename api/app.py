@@ -22,10 +22,12 @@ from api.routes import (
     recommendations,
     tuning_jobs,
 )
+from api.services import heartbeats
 from api.web.auth import KeyCheck, ensure_first_key
 from api.web.context import AppContext
 from api.web.description import DescribedApp
 from api.web.errors import install_error_handlers, respond
+from api.web.group_commit import GroupCommit
 from api.web.metrics import ServiceMetrics
 from api.web.middleware import RequestContext
 from api.web.settings import ServiceSettings
@@ -82,6 +84,9 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     )
     add_docs(app)
     app.state.context = context
+    app.state.heartbeats = GroupCommit(
+        context.database, lambda uow, beats: heartbeats.keep(uow, beats, settings)
+    )
     install_error_handlers(app)
     app.add_middleware(
         Gate,

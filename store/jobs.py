@@ -11,7 +11,7 @@ from store.errors import NotFoundError
 from store.models import JobEventRow, JobState, TuningJob
 from store.models.base import Json
 from store.paging import Page, PageRequest, fetch_page
-from store.watched import WATCHED
+from store.watched import Change, note
 
 
 class JobRepository:
@@ -86,7 +86,7 @@ class JobRepository:
             raise NotFoundError("tuning job", job_id)
         self._session.add(JobEventRow(job_id=job_id, seq=seq, type=event_type, data=data))
         self._session.flush()
-        self._session.info[WATCHED] = True
+        note(self._session, Change.AWAITED)
         return seq
 
     def last_events(self, job_ids: Collection[str]) -> dict[str, int]:

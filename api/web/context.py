@@ -34,7 +34,10 @@ class AppContext:
         )
 
 
-def get_context(request: Request) -> AppContext:
-    """The context of the application that serves ``request``."""
+async def get_context(request: Request) -> AppContext:
+    """The context of the application that serves ``request``.
+
+    A coroutine, as all such small parts of routes: a plain function would take a thread.
+    """
     context: AppContext = request.app.state.context
     return context

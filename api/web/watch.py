@@ -17,6 +17,7 @@ from enum import StrEnum
 import structlog
 
 from store import Database
+from store.watched import Change
 
 LONGEST_PAUSE_S = 5.0
 
@@ -57,7 +58,7 @@ class Watch:
         self._is_nudged = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._log = structlog.get_logger("api.web.watch")
-        database.on_commit(self._nudge)
+        database.on_commit(Change.AWAITED, self._nudge)
 
     async def run(self) -> None:
         """Look until cancelled, and only while somebody waits."""

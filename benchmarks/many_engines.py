@@ -140,6 +140,7 @@ class Engine:
             "takes_credential": True,
         }
         answer = await self._beats.ask(encode("POST", "/v1/engines", self._headers, body))
+        self._beats.close()  # the service would cut it, idle until all are registered
         if answer.status != 201:
             raise RuntimeError(f"engine not registered: {answer.status} {answer.body.decode()}")
         engine = json.loads(answer.body)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from store.errors import NotFoundError
 from store.models import JobEventRow, JobState, TuningJob
@@ -41,8 +41,8 @@ class JobRepository:
         return self._session.get(TuningJob, job_id)
 
     def list_page(self, page: PageRequest, *, state: JobState | None = None) -> Page[TuningJob]:
-        """Jobs, newest first."""
-        query = sa.select(TuningJob)
+        """Jobs, newest first. Their reports, which are long, are read when used."""
+        query = sa.select(TuningJob).options(defer(TuningJob.report))
         if state is not None:
             query = query.where(TuningJob.state == state)
         return fetch_page(self._session, query, TuningJob.id, page)

@@ -71,6 +71,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
             yield
         finally:
             watching.cancel()
+            await asyncio.wait([watching])
             controller.stop()
             context.database.close()
 

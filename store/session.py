@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import Session, sessionmaker
 
+from store import notices
 from store.audit import AuditRepository
 from store.cost_models import CostModelRepository
 from store.decisions import DecisionRepository
@@ -115,6 +116,9 @@ class Database:
         with self._writing, self._sessions() as session:
             with session.begin():
                 yield UnitOfWork(session)
+                session.flush()
+                if self.can_listen:
+                    notices.tell(session)
             changes = noted(session)
         for change in changes:
             self._tell(change)
@@ -122,9 +126,25 @@ class Database:
     def on_commit(self, change: Change, listener: Callable[[], None]) -> None:
         """Call ``listener`` after each commit here that brought ``change``.
 
-        It is called on the thread that committed, and must be quick.
+        It is called on the thread that committed, and must be quick. While :meth:`listen` runs, it
+        is called for commits of other processes, too.
         """
         self._listeners.append((change, listener))
+
+    @property
+    def can_listen(self) -> bool:
+        """Whether this kind of database tells what other processes commit."""
+        return self.engine.dialect.name == "postgresql"
+
+    async def listen(self, hears: Callable[[], None]) -> None:
+        """Call listeners for commits of other processes, too, until cancelled.
+
+        ``hears`` is called once that has begun. Listeners are called on the event loop's thread.
+
+        Raises:
+            psycopg.OperationalError: the database cannot be reached, or is no longer.
+        """
+        await notices.listen(self.engine, hears, self._tell)
 
     @contextmanager
     def read(self) -> Iterator[UnitOfWork]:

@@ -51,9 +51,9 @@ class Server(uvicorn.Server):
 
     def stop(self) -> None:
         """Ask the service to end; long polls and event streams answer at once."""
-        self._context.stopping.set()
+        self._context.watch.end()
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._context.stopping.set()
+        self._context.watch.end()
         super().handle_exit(sig, frame)

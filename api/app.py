@@ -35,11 +35,12 @@ from engine.server.gate import Gate
 from engine.server.pages import add_docs
 from store import Database
 
+# Routes are looked through in order, and nearly all requests are from engines.
 ROUTERS = (
-    tuning_jobs.router,
-    recommendations.router,
     engines.router,
     policies.router,
+    tuning_jobs.router,
+    recommendations.router,
     cost_models.router,
     control.router,
     api_keys.router,

@@ -92,9 +92,10 @@ class EngineRepository:
         )
         return self._session.scalars(query).all()
 
-    def prune_heartbeats(self, *, before: datetime) -> int:
-        """Drop windows received before a time; returns how many."""
+    def prune_heartbeats(self, *, before: datetime, limit: int) -> int:
+        """Drop up to ``limit`` windows received before a time; returns how many."""
+        old = sa.select(Heartbeat.id).where(Heartbeat.received_at < before).limit(limit)
         done = self._session.execute(
-            sa.delete(Heartbeat).where(Heartbeat.received_at < before).returning(Heartbeat.id)
+            sa.delete(Heartbeat).where(Heartbeat.id.in_(old)).returning(Heartbeat.id)
         )
         return len(done.all())

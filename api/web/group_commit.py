@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 # From one group to the next: what comes meanwhile is written together. Nobody waits longer for it
 # than this, and who comes alone does not wait at all.
-EVERY_S = 0.02
+EVERY_S = 0.03
 MOST_ITEMS = 200
 
 Write = Callable[[UnitOfWork, Sequence[Item]], Sequence[Answer | Exception]]

@@ -58,7 +58,11 @@ def test_a_heartbeat_stamps_the_engine_and_is_pruned_by_age(database: Database) 
         assert stamp >= start
         assert len(uow.engines.list_heartbeats(engine_id, since=start)) == 1
     with database.begin() as uow:
-        assert uow.engines.prune_heartbeats(before=utc_now() + timedelta(seconds=1)) == 1
+        uow.engines.add_heartbeats([_beat(engine_id), _beat(engine_id)])
+    soon = utc_now() + timedelta(seconds=1)
+    with database.begin() as uow:
+        dropped = [uow.engines.prune_heartbeats(before=soon, limit=2) for _ in range(3)]
+    assert dropped == [2, 1, 0]
 
 
 def test_a_heartbeat_of_no_engine_is_refused(database: Database) -> None:

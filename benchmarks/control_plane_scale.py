@@ -86,7 +86,8 @@ def main() -> None:
     load = os.getloadavg()[0]
     is_postgres = options.database == "postgresql"
     rows = []
-    with OtherPrograms() as others, running_cluster() if is_postgres else nullcontext() as cluster:
+    own_cluster = running_cluster(is_durable=True) if is_postgres else nullcontext()
+    with OtherPrograms() as others, own_cluster as cluster:
         for num_engines in options.engines:
             with tempfile.TemporaryDirectory() as folder:
                 url = cluster.create_database() if cluster else f"sqlite:///{folder}/gearshift.db"

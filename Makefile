@@ -9,7 +9,7 @@ TEST_JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install test test-slow check format demo bench reproduce clean
+.PHONY: install test test-slow check format demo bench bench-scale reproduce clean
 
 install: $(STAMP)
 
@@ -45,6 +45,12 @@ demo: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
+
+# About two minutes each; MINUTES=30 shows whether memory grows.
+MINUTES ?= 1
+bench-scale: $(STAMP)
+	$(BIN)/python -m benchmarks.control_plane_scale --database sqlite --minutes $(MINUTES)
+	$(BIN)/python -m benchmarks.control_plane_scale --database postgresql --minutes $(MINUTES)
 
 reproduce: $(STAMP)
 	$(BIN)/python -m benchmarks.reproduce

@@ -22,10 +22,12 @@ from api.routes import (
     recommendations,
     tuning_jobs,
 )
+from api.services import heartbeats
 from api.web.auth import KeyCheck, ensure_first_key
 from api.web.context import AppContext
 from api.web.description import DescribedApp
 from api.web.errors import answer_crash, install_error_handlers, respond
+from api.web.group_commit import GroupCommit
 from api.web.metrics import ServiceMetrics
 from api.web.middleware import RefuseNulls
 from api.web.settings import ServiceSettings
@@ -35,11 +37,12 @@ from engine.server.request_log import RequestLog
 from engine.server.traces import find_traces
 from store import Database
 
+# Routes are looked through in order, and nearly all requests are from engines.
 ROUTERS = (
-    tuning_jobs.router,
-    recommendations.router,
     engines.router,
     policies.router,
+    tuning_jobs.router,
+    recommendations.router,
     cost_models.router,
     control.router,
     api_keys.router,
@@ -71,6 +74,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
             yield
         finally:
             watching.cancel()
+            await asyncio.wait([watching])
             controller.stop()
             context.database.close()
             if traces is not None:
@@ -86,6 +90,9 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     )
     add_docs(app)
     app.state.context = context
+    app.state.heartbeats = GroupCommit(
+        context.database, lambda uow, beats: heartbeats.keep(uow, beats, settings)
+    )
     install_error_handlers(app)
     app.add_middleware(
         Gate,

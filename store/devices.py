@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -27,6 +28,21 @@ class DeviceRepository:
             for lease in self._session.scalars(query)
             if lease.expires_at is None or lease.expires_at > now
         ]
+
+    def count_held(self, holders: Collection[str]) -> Counter[str]:
+        """How many leases in force each of these holders has."""
+        is_in_force = DeviceLease.expires_at.is_(None) | (DeviceLease.expires_at > utc_now())
+        query = sa.select(DeviceLease.holder).where(DeviceLease.holder.in_(holders), is_in_force)
+        return Counter(self._session.scalars(query))
+
+    def renew(self, holders: Collection[str], *, expires_at: datetime) -> None:
+        """Let everything that these holders have last until then."""
+        self._session.execute(
+            sa.update(DeviceLease)
+            .where(DeviceLease.holder.in_(holders))
+            .values(expires_at=expires_at),
+            execution_options={"synchronize_session": False},
+        )
 
     def try_lease(
         self, *, host: str, devices: Sequence[int], holder: str, expires_at: datetime | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -10,8 +10,17 @@ from sqlalchemy.orm import Session, load_only
 
 from store.errors import NotFoundError
 from store.models import EngineRow, Heartbeat
-from store.models.base import Json, JsonList, utc_now
+from store.models.base import utc_now
 from store.paging import Page, PageRequest, fetch_page
+
+# What a heartbeat is judged by; models and knobs are long.
+SMALL_COLUMNS = load_only(
+    EngineRow.name,
+    EngineRow.host,
+    EngineRow.credential_hash,
+    EngineRow.effective_policy,
+    EngineRow.desired_version,
+)
 
 
 class EngineRepository:
@@ -71,33 +80,24 @@ class EngineRepository:
         query = sa.select(EngineRow.id, EngineRow.desired_version)
         return dict(self._session.execute(query).all())
 
-    def add_heartbeat(
-        self,
-        engine_id: str,
-        *,
-        window_s: float,
-        arrived: int,
-        stats: Json,
-        requests: JsonList,
-        steps: JsonList,
-    ) -> Heartbeat:
-        """Keep one window and stamp the engine as alive.
+    def find_all(self, engine_ids: Collection[str]) -> dict[str, EngineRow]:
+        """Those of these engines that there are. Their large columns are read when used."""
+        query = sa.select(EngineRow).where(EngineRow.id.in_(engine_ids)).options(SMALL_COLUMNS)
+        return {row.id: row for row in self._session.scalars(query)}
+
+    def add_heartbeats(self, beats: Sequence[Heartbeat]) -> None:
+        """Keep windows and stamp their engines as alive.
 
         Raises:
-            NotFoundError: no such engine.
+            sqlalchemy.exc.IntegrityError: one is of no engine.
         """
-        self.get(engine_id).last_heartbeat_at = utc_now()
-        beat = Heartbeat(
-            engine_id=engine_id,
-            window_s=window_s,
-            arrived=arrived,
-            stats=stats,
-            requests=requests,
-            steps=steps,
-        )
-        self._session.add(beat)
+        self._session.add_all(beats)
         self._session.flush()
-        return beat
+        stamp = sa.update(EngineRow).where(EngineRow.id.in_({beat.engine_id for beat in beats}))
+        self._session.execute(
+            stamp.values(last_heartbeat_at=utc_now()),
+            execution_options={"synchronize_session": False},
+        )
 
     def list_heartbeats(self, engine_id: str, *, since: datetime) -> Sequence[Heartbeat]:
         """Windows received since a time, oldest first."""
@@ -108,9 +108,10 @@ class EngineRepository:
         )
         return self._session.scalars(query).all()
 
-    def prune_heartbeats(self, *, before: datetime) -> int:
-        """Drop windows received before a time; returns how many."""
+    def prune_heartbeats(self, *, before: datetime, limit: int) -> int:
+        """Drop up to ``limit`` windows received before a time; returns how many."""
+        old = sa.select(Heartbeat.id).where(Heartbeat.received_at < before).limit(limit)
         done = self._session.execute(
-            sa.delete(Heartbeat).where(Heartbeat.received_at < before).returning(Heartbeat.id)
+            sa.delete(Heartbeat).where(Heartbeat.id.in_(old)).returning(Heartbeat.id)
         )
         return len(done.all())

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from store.errors import NotFoundError
 from store.models import JobEventRow, JobState, TuningJob
 from store.models.base import Json
 from store.paging import Page, PageRequest, fetch_page
-from store.watched import WATCHED
+from store.watched import Change, note
 
 
 class JobRepository:
@@ -41,8 +41,8 @@ class JobRepository:
         return self._session.get(TuningJob, job_id)
 
     def list_page(self, page: PageRequest, *, state: JobState | None = None) -> Page[TuningJob]:
-        """Jobs, newest first."""
-        query = sa.select(TuningJob)
+        """Jobs, newest first. Their reports, which are long, are read when used."""
+        query = sa.select(TuningJob).options(defer(TuningJob.report))
         if state is not None:
             query = query.where(TuningJob.state == state)
         return fetch_page(self._session, query, TuningJob.id, page)
@@ -86,7 +86,7 @@ class JobRepository:
             raise NotFoundError("tuning job", job_id)
         self._session.add(JobEventRow(job_id=job_id, seq=seq, type=event_type, data=data))
         self._session.flush()
-        self._session.info[WATCHED] = True
+        note(self._session, Change.AWAITED)
         return seq
 
     def last_events(self, job_ids: Collection[str]) -> dict[str, int]:

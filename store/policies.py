@@ -9,7 +9,7 @@ from store.errors import NotFoundError
 from store.models import EngineRow, PolicyVersion
 from store.models.base import Json
 from store.paging import Page, PageRequest, fetch_page
-from store.watched import WATCHED
+from store.watched import Change, note
 
 
 class PolicyRepository:
@@ -45,7 +45,7 @@ class PolicyRepository:
         )
         self._session.add(row)
         self._session.flush()
-        self._session.info[WATCHED] = True
+        note(self._session, Change.AWAITED)
         return row
 
     def get(self, engine_id: str, version: int) -> PolicyVersion:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
@@ -49,6 +51,13 @@ class RecommendationRepository:
     def find_for_job(self, job_id: str) -> RecommendationRow | None:
         query = sa.select(RecommendationRow).where(RecommendationRow.job_id == job_id)
         return self._session.scalars(query).one_or_none()
+
+    def ids_for_jobs(self, job_ids: Collection[str]) -> dict[str, str]:
+        """The recommendation's id of each of these jobs that led to one."""
+        row = RecommendationRow
+        query = sa.select(row.job_id, row.id).where(row.job_id.in_(job_ids))
+        found = self._session.execute(query)
+        return {job_id: row_id for job_id, row_id in found if job_id is not None}
 
     def list_page(self, page: PageRequest) -> Page[RecommendationRow]:
         """Recommendations, newest first."""

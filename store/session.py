@@ -14,8 +14,9 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
+from store import notices
 from store.audit import AuditRepository
 from store.cost_models import CostModelRepository
 from store.decisions import DecisionRepository
@@ -26,10 +27,11 @@ from store.idempotency import IdempotencyRepository
 from store.jobs import JobRepository
 from store.keys import KeyRepository
 from store.locks import AdvisoryLock, FileLock, NamedLock
+from store.models import ApiKey
 from store.policies import PolicyRepository
 from store.recommendations import RecommendationRepository
 from store.trials import TrialRepository
-from store.watched import WATCHED
+from store.watched import Change, note, noted
 
 SQLITE_BUSY_MS = 30_000
 CONNECT_S = 5
@@ -104,25 +106,45 @@ class Database:
         self._writing: AbstractContextManager[object] = (
             threading.Lock() if is_sqlite else nullcontext()
         )
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[tuple[Change, Callable[[], None]]] = []
+        self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        event.listen(self._sessions, "after_flush", _note_keys)
 
     @contextmanager
     def begin(self) -> Iterator[UnitOfWork]:
         """A unit of work that commits when its block ends without an error, else rolls back."""
-        with self._writing, Session(self.engine, expire_on_commit=False) as session:
+        with self._writing, self._sessions() as session:
             with session.begin():
                 yield UnitOfWork(session)
-            is_watched = WATCHED in session.info
-        if is_watched:
-            for listener in self._listeners:
-                listener()
+                session.flush()
+                if self.can_listen:
+                    notices.tell(session)
+            changes = noted(session)
+        for change in changes:
+            self._tell(change)
 
-    def on_commit(self, listener: Callable[[], None]) -> None:
-        """Call ``listener`` after each commit that brought a policy version or an event of a job.
+    def on_commit(self, change: Change, listener: Callable[[], None]) -> None:
+        """Call ``listener`` after each commit here that brought ``change``.
 
-        It is called on the thread that committed, and must be quick.
+        It is called on the thread that committed, and must be quick. While :meth:`listen` runs, it
+        is called for commits of other processes, too.
         """
-        self._listeners.append(listener)
+        self._listeners.append((change, listener))
+
+    @property
+    def can_listen(self) -> bool:
+        """Whether this kind of database tells what other processes commit."""
+        return self.engine.dialect.name == "postgresql"
+
+    async def listen(self, hears: Callable[[], None]) -> None:
+        """Call listeners for commits of other processes, too, until cancelled.
+
+        ``hears`` is called once that has begun. Listeners are called on the event loop's thread.
+
+        Raises:
+            psycopg.OperationalError: the database cannot be reached, or is no longer.
+        """
+        await notices.listen(self.engine, hears, self._tell)
 
     @contextmanager
     def read(self) -> Iterator[UnitOfWork]:
@@ -162,6 +184,11 @@ class Database:
     def close(self) -> None:
         self.engine.dispose()
 
+    def _tell(self, change: Change) -> None:
+        for wanted, listener in self._listeners:
+            if wanted is change:
+                listener()
+
 
 def make_engine(url: str) -> sa.Engine:
     """An engine with the connection settings Gearshift relies on.
@@ -195,6 +222,12 @@ def make_engine(url: str) -> sa.Engine:
             )
         case other:
             raise StoreError(f"database {other!r} is not supported; use sqlite or postgresql")
+
+
+def _note_keys(session: Session, _context: object) -> None:
+    changed = (*session.new, *session.dirty, *session.deleted)
+    if any(isinstance(row, ApiKey) for row in changed):
+        note(session, Change.KEYS)
 
 
 def _make_private(

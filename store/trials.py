@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -73,6 +73,11 @@ class TrialRepository:
         """Finished trials of a job."""
         query = sa.select(sa.func.count()).select_from(Trial).where(Trial.job_id == job_id)
         return self._session.scalar(query) or 0
+
+    def counts(self, job_ids: Collection[str]) -> dict[str, int]:
+        """Finished trials of each of these jobs that has any."""
+        query = sa.select(Trial.job_id, sa.func.count()).where(Trial.job_id.in_(job_ids))
+        return dict(self._session.execute(query.group_by(Trial.job_id)).all())
 
     def count_by_state(self) -> dict[str, int]:
         query = sa.select(Trial.state, sa.func.count()).group_by(Trial.state)

@@ -1,5 +1,26 @@
-"""The mark on a session that writes what others wait for (``Database.on_commit``)."""
+"""What a commit may bring that others want to hear of, noted on the session that writes it."""
 
 from __future__ import annotations
 
-WATCHED = "gearshift_watched"
+from enum import StrEnum
+
+from sqlalchemy.orm import Session
+
+NOTED = "gearshift_changes"
+
+
+class Change(StrEnum):
+    """What listeners of ``Database.on_commit`` may ask for."""
+
+    AWAITED = "awaited"  # a policy version, or an event of a job
+    KEYS = "keys"  # a key was made, changed or revoked
+
+
+def note(session: Session, change: Change) -> None:
+    """Say that the session's transaction brings ``change``."""
+    session.info.setdefault(NOTED, set()).add(change)
+
+
+def noted(session: Session) -> frozenset[Change]:
+    """What the session's transaction brings."""
+    return frozenset(session.info.get(NOTED, ()))

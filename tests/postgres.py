@@ -74,8 +74,11 @@ class PostgresCluster:
 
 
 @contextmanager
-def running_cluster() -> Iterator[PostgresCluster]:
-    """Start a cluster in a temporary folder, on a unix socket only, and stop it afterwards."""
+def running_cluster(*, is_durable: bool = False) -> Iterator[PostgresCluster]:
+    """Start a cluster in a temporary folder, on a unix socket only, and stop it afterwards.
+
+    Commits reach the disk only with ``is_durable``.
+    """
     binaries = find_binaries()
     assert binaries is not None, "ask missing_reason() first"
     # A short path: a unix socket's name holds at most 107 bytes.
@@ -84,7 +87,8 @@ def running_cluster() -> Iterator[PostgresCluster]:
     if os.getuid() == 0:
         shutil.chown(folder, SYSTEM_USER)
     pg_ctl = [str(binaries / "pg_ctl"), "-D", str(data), "-w"]
-    options = f"-c listen_addresses='' -k {folder} -c fsync=off -c max_connections=60"
+    options = f"-c listen_addresses='' -k {folder} -c max_connections=60"
+    options += "" if is_durable else " -c fsync=off"
     try:
         _run([str(binaries / "initdb"), "-D", str(data), "-U", SYSTEM_USER, "-A", "trust", "-N"])
         start = [*pg_ctl, "-o", options, "-l", str(folder / "log"), "start"]

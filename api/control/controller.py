@@ -30,6 +30,8 @@ from store.models.base import Json, utc_now
 
 ACTOR = "controller"
 PRUNE_EVERY_TICKS = 60
+# A thousand engines leave 60,000 heartbeats between two prunings; heartbeats must not wait so long.
+PRUNED_AT_ONCE = 1000
 
 
 class Controller:
@@ -197,6 +199,9 @@ class Controller:
 
     def _prune(self) -> None:
         before = utc_now() - timedelta(seconds=self._context.settings.retention_s)
+        num_dropped = PRUNED_AT_ONCE
+        while num_dropped == PRUNED_AT_ONCE and not self._stop.is_set():
+            with self._context.database.begin() as uow:
+                num_dropped = uow.engines.prune_heartbeats(before=before, limit=PRUNED_AT_ONCE)
         with self._context.database.begin() as uow:
-            uow.engines.prune_heartbeats(before=before)
             uow.idempotency.prune(before=utc_now() - timedelta(days=1))

@@ -17,14 +17,25 @@ from api.schemas.serving import (
     RegisteredView,
 )
 from api.services import engines
+from api.services.heartbeats import Beat
 from api.web.auth import Caller, EngineCredential, require
 from api.web.context import AppContext, get_context
+from api.web.group_commit import GroupCommit
 from api.web.paging import Paging, link_next
 
 router = APIRouter(prefix="/v1/engines", tags=["engines"])
 Context = Annotated[AppContext, Depends(get_context)]
 Reader = Annotated[Caller, require(Scope.READ)]
 Applier = Annotated[Caller, require(Scope.APPLY)]
+
+
+async def get_heartbeats(request: Request) -> GroupCommit[Beat, HeartbeatOut]:
+    """Where the application that serves ``request`` brings heartbeats."""
+    found: GroupCommit[Beat, HeartbeatOut] = request.app.state.heartbeats
+    return found
+
+
+Heartbeats = Annotated[GroupCommit[Beat, HeartbeatOut], Depends(get_heartbeats)]
 
 
 @router.post(
@@ -86,17 +97,15 @@ def capabilities(engine_id: str, context: Context, _: Reader) -> list[Json]:
     operation_id="send_heartbeat",
     summary="Report an engine's traffic",
 )
-def heartbeat(
+async def heartbeat(
     engine_id: str,
     body: HeartbeatIn,
-    context: Context,
+    beats: Heartbeats,
     _: Applier,
     credential: EngineCredential = None,
 ) -> HeartbeatOut:
     """Exact samples of one window of an engine's traffic, from the engine itself."""
-    with context.database.begin() as uow:
-        row = engines.heartbeat(uow, engine_id, body, context.settings, credential=credential)
-        return HeartbeatOut(desired_version=row.desired_version)
+    return await beats.add(Beat(engine_id=engine_id, body=body, credential=credential))
 
 
 @router.post(

@@ -66,7 +66,7 @@ def list_page(
     with context.database.read() as uow:
         found = uow.jobs.list_page(page, state=state)
         link_next(request, response, found)
-        return [jobs.view(uow, job) for job in found.items]
+        return jobs.views(uow, found.items)
 
 
 @router.get("/{job_id}", operation_id="get_tuning_job", summary="Read a tuning job")

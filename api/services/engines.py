@@ -1,17 +1,15 @@
-"""Engines: registration, heartbeats, device leases."""
+"""Engines: registration, and their end."""
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from api.documents.inventory import check_plan, read_inventory
-from api.documents.policy import check_model, settings_in
-from api.schemas.serving import EngineRegister, EngineView, HeartbeatIn
-from api.services import identity, policies
+from api.documents.policy import check_model
+from api.schemas.serving import EngineRegister, EngineView
+from api.services import identity, leases, policies
 from api.services.audit import record
 from api.web.auth import Caller
 from api.web.errors import ApiError, FieldError
-from api.web.settings import ServiceSettings, num_devices
+from api.web.settings import ServiceSettings
 from engine.spec.errors import EngineError
 from engine.spec.settings import Settings
 from store import UnitOfWork
@@ -66,40 +64,8 @@ def register(
         # A restarted process runs its command line's policy, whatever it ran before.
         row.applied_version = 0
     record(uow, caller, "engine.register", f"engines/{row.id}", reason=str(in_force.plan))
-    _lease(uow, row, in_force.plan.world_size, body.devices, settings)
+    leases.renew(uow, [leases.Need.of(row, in_force.plan, body.devices)], settings)
     return row, issued
-
-
-def heartbeat(
-    uow: UnitOfWork,
-    engine_id: str,
-    body: HeartbeatIn,
-    settings: ServiceSettings,
-    *,
-    credential: str | None,
-) -> EngineRow:
-    """Keep one window of exact samples.
-
-    Raises:
-        ApiError: 403, not from the engine itself.
-        PolicyError: a plan beyond the engine's inventory.
-    """
-    row = uow.engines.get(engine_id)
-    identity.require_own(row, credential)
-    in_force = settings_in(body.policy)
-    inventory = policies.inventory_of(row)
-    check_plan(in_force.plan, inventory, row.model, pointer="/policy/plan")
-    row.effective_policy = in_force.to_json()
-    uow.engines.add_heartbeat(
-        engine_id,
-        window_s=body.window_s,
-        arrived=body.arrived,
-        stats=body.stats,
-        requests=[request.model_dump(mode="json") for request in body.requests],
-        steps=[step.model_dump(mode="json") for step in body.steps],
-    )
-    _lease(uow, row, in_force.plan.world_size, body.devices, settings)
-    return row
 
 
 def deregister(uow: UnitOfWork, engine_id: str, *, credential: str | None, caller: Caller) -> None:
@@ -110,7 +76,7 @@ def deregister(uow: UnitOfWork, engine_id: str, *, credential: str | None, calle
     """
     row = uow.engines.get(engine_id)
     identity.require_own(row, credential)
-    uow.devices.release(_holder(row))
+    uow.devices.release(leases.holder_of(row))
     row.last_heartbeat_at = None
     record(uow, caller, "engine.deregister", f"engines/{row.id}", reason="the engine ended")
 
@@ -138,35 +104,3 @@ def _check_readable(body: EngineRegister) -> None:
                 f"{pointer} cannot be read",
                 errors=[FieldError(pointer=pointer, detail=str(error))],
             ) from error
-
-
-def _holder(row: EngineRow) -> str:
-    return f"engine:{row.id}"
-
-
-def _lease(
-    uow: UnitOfWork,
-    row: EngineRow,
-    world_size: int,
-    devices: list[int] | None,
-    settings: ServiceSettings,
-) -> None:
-    """Lease devices to an engine while its heartbeats come: named ones, else the first free ones.
-
-    The engine serves already, so if some of its devices are taken, it gets what is left.
-    """
-    holder = _holder(row)
-    until = utc_now() + timedelta(seconds=settings.lease_s)
-    leases = uow.devices.list_leases(row.host)
-    own = [lease for lease in leases if lease.holder == holder]
-    if len(own) == (world_size if devices is None else min(world_size, len(devices))):
-        for lease in own:
-            lease.expires_at = until
-        return
-    uow.devices.release(holder)
-    taken = {lease.device for lease in leases if lease.holder != holder}
-    # Only this machine's number of devices is known; on others, devices are counted from 0.
-    size = num_devices(settings) if row.host == settings.node else len(taken) + world_size
-    wanted = devices if devices is not None else range(size)
-    free = [device for device in wanted if device not in taken][:world_size]
-    uow.devices.try_lease(host=row.host, devices=free, holder=holder, expires_at=until)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from api.documents.places import Places, is_name
 from api.documents.tuning_spec import tuning_spec
@@ -28,6 +28,8 @@ from tuner.work.models import find_model, load_model
 from tuner.workload.parse import check_workload
 from tuner.workload.spec import WorkloadSpec
 
+KEPT_FIELDS = set(TuningJobView.model_fields) - {"trials_done", "recommendation_id"}
+
 
 def create(
     uow: UnitOfWork, body: TuningJobCreate, settings: ServiceSettings, *, caller: Caller
@@ -51,14 +53,22 @@ def create(
 
 def view(uow: UnitOfWork, job: TuningJob) -> TuningJobView:
     """A job with how far it is and what it led to."""
-    recommendation = uow.recommendations.find_for_job(job.id)
-    own = ("trials_done", "recommendation_id")
-    fields = {name: getattr(job, name) for name in TuningJobView.model_fields if name not in own}
-    return TuningJobView(
-        **fields,
-        trials_done=uow.trials.count(job.id),
-        recommendation_id=None if recommendation is None else recommendation.id,
-    )
+    return views(uow, [job])[0]
+
+
+def views(uow: UnitOfWork, jobs: Sequence[TuningJob]) -> list[TuningJobView]:
+    """Jobs, each as in :func:`view`, with two queries for all."""
+    job_ids = [job.id for job in jobs]
+    trials_done = uow.trials.counts(job_ids)
+    recommendation_ids = uow.recommendations.ids_for_jobs(job_ids)
+    return [
+        TuningJobView(
+            **{name: getattr(job, name) for name in KEPT_FIELDS},
+            trials_done=trials_done.get(job.id, 0),
+            recommendation_id=recommendation_ids.get(job.id),
+        )
+        for job in jobs
+    ]
 
 
 def cancel(uow: UnitOfWork, job_id: str, *, caller: Caller) -> TuningJob:

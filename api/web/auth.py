@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,11 +16,15 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from api.schemas.access import Scope
 from api.web.errors import ApiError
 from store import Database
+from store.keys import hash_secret
 from store.models import ApiKey
 from store.models.base import utc_now
+from store.watched import Change
 
 # A write per request would make every read wait for the write lock.
 LAST_USE_RESOLUTION = timedelta(minutes=1)
+# A service of a thousand engines would read the same key 250 times a second.
+KEEP_S = 0.5
 BEARER = HTTPBearer(auto_error=False, description="A key made by POST /v1/api-keys")
 
 
@@ -70,10 +75,16 @@ EngineCredential = Annotated[
 
 
 class KeyCheck:
-    """Knows callers by their key, before anything of their request is read."""
+    """Knows callers by their key, before anything of their request is read.
+
+    A key that was read is good for :data:`KEEP_S`, then it is read again. A change of keys by this
+    process counts at once, one by another process within a second.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._kept: dict[str, tuple[ApiKey, float]] = {}
+        database.on_commit(Change.KEYS, self._forget)
 
     async def admit(self, request: Request) -> str:
         """Keep the caller's key for the route and return its id.
@@ -82,8 +93,29 @@ class KeyCheck:
             ApiError: 401 without a valid key.
         """
         credentials = await BEARER(request)
-        request.state.key = await run_in_threadpool(_authenticate, self._database, credentials)
+        if credentials is None:
+            raise _unauthorized("missing_key", "send 'Authorization: Bearer KEY'", None)
+        request.state.key = await self._find(credentials.credentials)
         return str(request.state.key.id)
+
+    async def _find(self, secret: str) -> ApiKey:
+        kept, digest, now_s = self._kept, hash_secret(secret), time.monotonic()
+        key, until_s = kept.get(digest, (None, 0.0))
+        if key is None or now_s >= until_s:
+            if key is not None:  # while this request reads it again, others go on with it
+                kept[digest] = key, now_s + KEEP_S
+            try:
+                key = await run_in_threadpool(_read, self._database, secret)
+            except BaseException:
+                kept.pop(digest, None)
+                raise
+            # If keys have changed meanwhile, this is forgotten with all that was kept.
+            kept[digest] = key, now_s + KEEP_S
+        _require_valid(key)
+        return key
+
+    def _forget(self) -> None:
+        self._kept = {}
 
 
 def new_secret() -> str:
@@ -112,24 +144,27 @@ def ensure_first_key(
     return True
 
 
-def _authenticate(database: Database, credentials: HTTPAuthorizationCredentials | None) -> ApiKey:
-    if credentials is None:
-        raise _unauthorized("missing_key", "send 'Authorization: Bearer KEY'", None)
+def _read(database: Database, secret: str) -> ApiKey:
+    """The key as it is now; its use is noted once a minute."""
     with database.read() as uow:
-        key = uow.keys.find_by_secret(credentials.credentials)
-    now = utc_now()
+        key = uow.keys.find_by_secret(secret)
     if key is None:
         raise _unauthorized("unknown_key", "this key is not known", "invalid_token")
-    if key.revoked_at is not None:
-        raise _unauthorized("revoked_key", f"key {key.prefix}... was revoked", "invalid_token")
-    if key.expires_at is not None and key.expires_at <= now:
-        raise _unauthorized(
-            "expired_key", f"key {key.prefix}... expired at {key.expires_at}", "invalid_token"
-        )
+    _require_valid(key)
+    now = utc_now()
     if key.last_used_at is None or now - key.last_used_at > LAST_USE_RESOLUTION:
         with database.begin() as uow:
             uow.keys.get(key.id).last_used_at = now
     return key
+
+
+def _require_valid(key: ApiKey) -> None:
+    if key.revoked_at is not None:
+        raise _unauthorized("revoked_key", f"key {key.prefix}... was revoked", "invalid_token")
+    if key.expires_at is not None and key.expires_at <= utc_now():
+        raise _unauthorized(
+            "expired_key", f"key {key.prefix}... expired at {key.expires_at}", "invalid_token"
+        )
 
 
 def _unauthorized(code: str, detail: str, error: str | None) -> ApiError:

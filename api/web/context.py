@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from fastapi import Request
@@ -21,20 +20,17 @@ class AppContext:
     settings: ServiceSettings
     database: Database
     metrics: ServiceMetrics
-    # Set when the service is asked to end, so that waiting requests answer at once.
-    stopping: threading.Event = field(default_factory=threading.Event)
 
     @cached_property
     def watch(self) -> Watch:
         """Wakes requests that wait for a change."""
-        return Watch(
-            self.database,
-            stopping=self.stopping,
-            look_every_s=self.settings.poll_interval_s,
-        )
+        return Watch(self.database, look_every_s=self.settings.poll_interval_s)
 
 
-def get_context(request: Request) -> AppContext:
-    """The context of the application that serves ``request``."""
+async def get_context(request: Request) -> AppContext:
+    """The context of the application that serves ``request``.
+
+    A coroutine, as all such small parts of routes: a plain function would take a thread.
+    """
     context: AppContext = request.app.state.context
     return context

@@ -18,7 +18,7 @@ ID_PATTERN = r"^[a-z]+_[0-9a-f]{21}$"
 FROM_LINK = "From the Link header of a page"
 
 
-def page_by_id(
+async def page_by_id(
     limit: Limit = 50,
     cursor: Annotated[str | None, Query(description=FROM_LINK, pattern=ID_PATTERN)] = None,
 ) -> PageRequest:
@@ -26,7 +26,7 @@ def page_by_id(
     return PageRequest(limit=limit, after=cursor)
 
 
-def page_by_number(
+async def page_by_number(
     limit: Limit = 50,
     cursor: Annotated[int | None, Query(description=FROM_LINK, ge=0, le=MAX_COLUMN)] = None,
 ) -> PageRequest:

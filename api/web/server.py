@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import sys
 from types import FrameType
@@ -41,11 +42,18 @@ class Server(uvicorn.Server):
         sys.setswitchinterval(SWITCH_S)
         super().run(sockets)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # What is there now stays. Searched for garbage again and again, it was a quarter of the
+        # service's time under a thousand engines, in pauses of 30 ms and more.
+        gc.collect()
+        gc.freeze()
+
     def stop(self) -> None:
         """Ask the service to end; long polls and event streams answer at once."""
-        self._context.stopping.set()
+        self._context.watch.end()
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._context.stopping.set()
+        self._context.watch.end()
         super().handle_exit(sig, frame)

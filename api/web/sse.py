@@ -21,7 +21,7 @@ async def job_events(context: AppContext, job_id: str, *, after: int) -> AsyncIt
     """
     settings = context.settings
     last_sent_s = time.monotonic()
-    while not context.stopping.is_set():
+    while not context.watch.has_ended:
         events, is_final = await run_in_threadpool(_read, context, job_id, after)
         for event in events:
             yield _format(event)

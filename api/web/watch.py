@@ -2,14 +2,13 @@
 
 If each long poll and event stream looked by itself, a thousand of them would read five thousand
 times a second. Here one task looks for all of them: at once after a commit of this process, and
-every ``look_every_s`` for what other processes committed.
+for what other processes committed as soon as the database tells (PostgreSQL), else at intervals.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,8 +16,10 @@ from enum import StrEnum
 import structlog
 
 from store import Database
+from store.watched import Change
 
 LONGEST_PAUSE_S = 5.0
+LISTEN_AGAIN_S = 1.0
 
 
 class Watched(StrEnum):
@@ -43,25 +44,32 @@ class Watch:
     """Wakes whoever waits for an engine's policy or a job's events.
 
     :meth:`run` is a task of the event loop that serves requests; :meth:`wait` is called there too.
-    While the database is away, waiters keep waiting.
+    While the database is away, waiters keep waiting; while it does not tell of commits, it is
+    looked at every ``look_every_s``.
     """
 
-    def __init__(
-        self, database: Database, *, stopping: threading.Event, look_every_s: float
-    ) -> None:
+    def __init__(self, database: Database, *, look_every_s: float) -> None:
+        self.has_ended = False
         self._database = database
-        self._stopping = stopping
         self._look_every_s = look_every_s
         self._waiters: set[_Waiter] = set()
         self._is_wanted = asyncio.Event()
         self._is_nudged = asyncio.Event()
+        self._is_listening = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._log = structlog.get_logger("api.web.watch")
-        database.on_commit(self._nudge)
+        database.on_commit(Change.AWAITED, self._nudge)
 
     async def run(self) -> None:
-        """Look until cancelled, and only while somebody waits."""
+        """Look and listen until cancelled."""
         self._loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_looking())
+            if self._database.can_listen:
+                tasks.create_task(self._keep_listening())
+
+    async def _keep_looking(self) -> None:
+        """Look, but only while somebody waits."""
         pause_s = self._look_every_s
         while True:
             await self._is_wanted.wait()
@@ -74,14 +82,31 @@ class Watch:
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
                 self._log.warning("cannot look for changes", error=str(error), pause_s=pause_s)
             else:
-                pause_s = self._look_every_s
+                pause_s = LONGEST_PAUSE_S if self._is_listening else self._look_every_s
+
+    async def _keep_listening(self) -> None:
+        """Listen, again and again where the connection ends."""
+        while True:
+            try:
+                await self._database.listen(self._begin_listening)
+            except Exception as error:
+                self._log.warning("cannot listen for changes", error=str(error))
+            finally:
+                self._is_listening = False
+                self._is_nudged.set()
+            await asyncio.sleep(LISTEN_AGAIN_S)
+
+    def _begin_listening(self) -> None:
+        """From now on commits are told; one that came just before is looked for."""
+        self._is_listening = True
+        self._is_nudged.set()
 
     async def wait(self, kind: Watched, key: str, *, seen: int, timeout_s: float) -> bool:
         """Wait until the number of ``key`` is above ``seen`` or ``key`` is gone.
 
-        False when neither happened within ``timeout_s``, or when the service ends.
+        False when neither happened within ``timeout_s``, or once :meth:`end` was called.
         """
-        if self._stopping.is_set():
+        if self.has_ended:
             return False
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiter = _Waiter(kind, key, seen, woken)
@@ -95,10 +120,15 @@ class Watch:
             self._waiters.discard(waiter)
             if not self._waiters:
                 self._is_wanted.clear()
-        return not self._stopping.is_set()
+        return not self.has_ended
+
+    def end(self) -> None:
+        """The service ends: whoever waits goes on at once. May be called on any thread."""
+        self.has_ended = True
+        self._nudge()
 
     async def _look(self) -> None:
-        if self._stopping.is_set():
+        if self.has_ended:
             self._wake(self._waiters)
             return
         waiters = tuple(self._waiters)
@@ -121,7 +151,7 @@ class Watch:
                 waiter.woken.set_result(None)
 
     def _nudge(self) -> None:
-        """Look now: called on whatever thread committed."""
+        """Look now: called on any thread."""
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._is_nudged.set)

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from store import Database, NotFoundError, PageRequest
-from store.models import DecisionRow, EngineRow
+from store.models import DecisionRow, EngineRow, Heartbeat
 from store.models.base import utc_now
 
 
@@ -24,6 +24,12 @@ def _engine(database: Database, name: str = "chat") -> str:
     )
     with database.begin() as uow:
         return uow.engines.add(row).id
+
+
+def _beat(engine_id: str) -> Heartbeat:
+    return Heartbeat(
+        engine_id=engine_id, window_s=1.0, arrived=3, stats={}, requests=[{"ttft": 1}], steps=[]
+    )
 
 
 def test_an_engine_is_found_by_its_name(database: Database) -> None:
@@ -45,16 +51,18 @@ def test_a_heartbeat_stamps_the_engine_and_is_pruned_by_age(database: Database) 
     engine_id = _engine(database)
     start = utc_now()
     with database.begin() as uow:
-        uow.engines.add_heartbeat(
-            engine_id, window_s=1.0, arrived=3, stats={}, requests=[{"ttft": 1}], steps=[]
-        )
+        uow.engines.add_heartbeats([_beat(engine_id)])
     with database.read() as uow:
         stamp = uow.engines.get(engine_id).last_heartbeat_at
         assert stamp is not None
         assert stamp >= start
         assert len(uow.engines.list_heartbeats(engine_id, since=start)) == 1
     with database.begin() as uow:
-        assert uow.engines.prune_heartbeats(before=utc_now() + timedelta(seconds=1)) == 1
+        uow.engines.add_heartbeats([_beat(engine_id), _beat(engine_id)])
+    soon = utc_now() + timedelta(seconds=1)
+    with database.begin() as uow:
+        dropped = [uow.engines.prune_heartbeats(before=soon, limit=2) for _ in range(3)]
+    assert dropped == [2, 1, 0]
 
 
 def test_engines_that_were_heard_of_lately_come_with_what_was_seen_of_them(
@@ -74,10 +82,8 @@ def test_engines_that_were_heard_of_lately_come_with_what_was_seen_of_them(
 
 
 def test_a_heartbeat_of_no_engine_is_refused(database: Database) -> None:
-    with pytest.raises(NotFoundError), database.begin() as uow:
-        uow.engines.add_heartbeat(
-            "eng_none", window_s=1.0, arrived=0, stats={}, requests=[], steps=[]
-        )
+    with pytest.raises(sa.exc.IntegrityError), database.begin() as uow:
+        uow.engines.add_heartbeats([_beat("eng_none")])
 
 
 def test_policy_versions_count_up_and_the_newest_is_desired(database: Database) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -68,6 +69,32 @@ def test_a_heartbeat_of_an_unknown_engine_is_404_so_that_it_registers_again(
 ) -> None:
     body = heartbeat_body(arrived=0, policy=engine_body()["policy"])
     assert client.post("/v1/engines/eng_none/heartbeats", json=body).status_code == 404
+
+
+def test_heartbeats_that_come_together_are_kept_or_refused_each_by_itself(
+    client: TestClient, database: Database, settings: ServiceSettings
+) -> None:
+    """They share a transaction; a forged, an unknown and an impossible one spoil none."""
+    small = Settings(plan=ParallelPlan(tp=1)).to_json()
+    ids = [register(client, f"e{n}", policy=small, devices=[n % 4]) for n in range(4)]
+    keeper = _keeper(client, name="keeper").json()["id"]
+    impossible = {**small, "plan": {"dp": 10**9}}
+    senders = [*((engine_id, small) for engine_id in ids), ("eng_none", small)]
+    senders += [(keeper, small), (ids[0], impossible)]
+
+    def send(sender: tuple[str, Any]) -> int:
+        engine_id, policy = sender
+        body = heartbeat_body(arrived=1, policy=policy)
+        return client.post(f"/v1/engines/{engine_id}/heartbeats", json=body).status_code
+
+    with ThreadPoolExecutor(len(senders)) as pool:
+        for _ in range(3):
+            assert list(pool.map(send, senders)) == [202] * 4 + [404, 403, 422]
+    with database.read() as uow:
+        since = utc_now() - timedelta(minutes=1)
+        kept = [len(uow.engines.list_heartbeats(it, since=since)) for it in (*ids, keeper)]
+        assert len(uow.devices.list_leases(settings.node)) == 4
+    assert kept == [3, 3, 3, 3, 0]
 
 
 def test_capabilities_are_those_the_engine_reported(client: TestClient) -> None:

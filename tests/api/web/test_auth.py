@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 from api.web.auth import ensure_first_key
 from store import Database
 from store.models.base import utc_now
+from tests.api.live import wait_until
 
 
 def _key(client: TestClient, *scopes: str, **changes: Any) -> dict[str, str]:
@@ -59,6 +60,26 @@ def test_a_revoked_key_is_refused(client: TestClient) -> None:
     assert client.delete(f"/v1/api-keys/{newest['id']}").status_code == 204
     answer = client.get("/v1/tuning-jobs", headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (401, "revoked_key")
+
+
+def test_a_key_that_was_just_used_is_refused_as_soon_as_it_is_revoked(client: TestClient) -> None:
+    headers = _key(client, "read")
+    newest = client.get("/v1/api-keys").json()[-1]
+    for _ in range(3):
+        assert client.get("/v1/tuning-jobs", headers=headers).status_code == 200
+    assert client.delete(f"/v1/api-keys/{newest['id']}").status_code == 204
+    assert client.get("/v1/tuning-jobs", headers=headers).status_code == 401
+
+
+def test_a_key_that_another_process_revokes_is_soon_refused(
+    client: TestClient, database: Database
+) -> None:
+    headers = _key(client, "read")
+    newest = client.get("/v1/api-keys").json()[-1]
+    assert client.get("/v1/tuning-jobs", headers=headers).status_code == 200
+    with database.begin() as uow:
+        uow.keys.get(newest["id"]).revoked_at = utc_now()
+    wait_until(lambda: client.get("/v1/tuning-jobs", headers=headers).status_code == 401)
 
 
 def test_a_secret_is_shown_once_and_never_listed(client: TestClient) -> None:

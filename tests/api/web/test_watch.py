@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -14,10 +13,13 @@ from api.web.watch import Watch, Watched
 from migrations.runner import upgrade
 from store import Database
 from store.models import EngineRow
+from tests.postgres import PostgresCluster
 
 NEVER_S = 3600.0
 LIMIT_S = 60.0
 NUM_ENGINES = 50
+# What such a connection said last is that it listens.
+LISTENERS = "FROM pg_stat_activity WHERE query LIKE 'LISTEN %' AND datname = current_database()"
 
 
 @pytest.fixture
@@ -46,6 +48,16 @@ def _ask(database: Database, engine_id: str) -> None:
         )
 
 
+async def _until_listening(database: Database, number: int) -> None:
+    """Wait until so many connections of the database listen."""
+    async with asyncio.timeout(LIMIT_S):
+        while True:
+            with database.read() as uow:
+                if uow.session.scalar(sa.text(f"SELECT count(*) {LISTENERS}")) == number:
+                    return
+            await asyncio.sleep(0.02)
+
+
 @asynccontextmanager
 async def _running(watch: Watch) -> AsyncIterator[None]:
     task = asyncio.create_task(watch.run())
@@ -54,6 +66,7 @@ async def _running(watch: Watch) -> AsyncIterator[None]:
         yield
     finally:
         task.cancel()
+        await asyncio.wait([task])
 
 
 def _waiting(watch: Watch, engine_ids: list[str]) -> list[asyncio.Task[bool]]:
@@ -63,11 +76,11 @@ def _waiting(watch: Watch, engine_ids: list[str]) -> list[asyncio.Task[bool]]:
     ]
 
 
-def test_a_commit_of_this_process_wakes_its_engine_alone_with_one_read_for_all(
+def test_a_commit_of_this_process_wakes_its_engine_alone_without_a_read_for_each(
     database: Database,
 ) -> None:
     engine_ids = _engines(database)
-    watch = Watch(database, stopping=threading.Event(), look_every_s=NEVER_S)
+    watch = Watch(database, look_every_s=NEVER_S)
     reads: list[str] = []
 
     async def scene() -> list[bool]:
@@ -85,12 +98,13 @@ def test_a_commit_of_this_process_wakes_its_engine_alone_with_one_read_for_all(
 
     done = asyncio.run(scene())
     assert [n for n, is_done in enumerate(done) if is_done] == [7]
-    assert len(reads) <= 1
+    # At the commit, at PostgreSQL's word of it and when listening began; not once for each of 50.
+    assert len(reads) <= 3
 
 
 def test_a_commit_of_another_process_wakes_at_the_next_look(database: Database) -> None:
     (engine_id, *_) = _engines(database)
-    watch = Watch(database, stopping=threading.Event(), look_every_s=0.02)
+    watch = Watch(database, look_every_s=0.02)
     other = Database(database.url)
 
     async def scene() -> bool:
@@ -104,23 +118,73 @@ def test_a_commit_of_another_process_wakes_at_the_next_look(database: Database) 
     other.close()
 
 
+@pytest.fixture
+def postgres_url(postgres_cluster: PostgresCluster) -> Iterator[str]:
+    url = postgres_cluster.create_database()
+    database = Database(url)
+    upgrade(database.engine)
+    database.close()
+    yield url
+    postgres_cluster.drop_database(url)
+
+
+def test_postgresql_tells_of_another_processs_commit_though_nobody_looks(postgres_url: str) -> None:
+    database, other = Database(postgres_url), Database(postgres_url)
+    (engine_id, *_) = _engines(database)
+    watch = Watch(database, look_every_s=NEVER_S)
+
+    async def scene() -> bool:
+        async with _running(watch):
+            (waiting,) = _waiting(watch, [engine_id])
+            await _until_listening(database, 1)
+            await asyncio.to_thread(_ask, other, engine_id)
+            return await asyncio.wait_for(waiting, LIMIT_S)
+
+    assert asyncio.run(scene())
+    database.close()
+    other.close()
+
+
+def test_a_lost_connection_of_notices_is_made_up_for_by_looking_and_made_again(
+    postgres_url: str,
+) -> None:
+    database, other = Database(postgres_url), Database(postgres_url)
+    (engine_id, next_id, *_) = _engines(database)
+    watch = Watch(database, look_every_s=0.02)
+
+    async def scene() -> None:
+        async with _running(watch):
+            first, second = _waiting(watch, [engine_id, next_id])
+            await _until_listening(database, 1)
+            with other.read() as uow:
+                uow.session.execute(sa.text(f"SELECT pg_terminate_backend(pid) {LISTENERS}"))
+            await asyncio.to_thread(_ask, other, engine_id)
+            assert await asyncio.wait_for(first, LIMIT_S)
+            await _until_listening(database, 1)
+            await asyncio.to_thread(_ask, other, next_id)
+            assert await asyncio.wait_for(second, LIMIT_S)
+
+    asyncio.run(scene())
+    database.close()
+    other.close()
+
+
 def test_an_end_of_the_service_wakes_everyone_without_news(database: Database) -> None:
     engine_ids = _engines(database)
-    stopping = threading.Event()
-    watch = Watch(database, stopping=stopping, look_every_s=0.02)
+    watch = Watch(database, look_every_s=NEVER_S)
 
     async def scene() -> list[bool]:
         async with _running(watch):
             waiting = _waiting(watch, engine_ids)
             await asyncio.sleep(0)
-            stopping.set()
+            watch.end()
             return await asyncio.wait_for(asyncio.gather(*waiting), LIMIT_S)
 
     assert asyncio.run(scene()) == [False] * NUM_ENGINES
 
 
 def test_what_is_gone_wakes_who_waits_for_it(database: Database) -> None:
-    watch = Watch(database, stopping=threading.Event(), look_every_s=0.02)
+    watch = Watch(database, look_every_s=0.02)
 
     async def scene() -> bool:
         async with _running(watch):

@@ -1,0 +1,94 @@
+"""Heartbeats of engines, many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from api.documents.inventory import check_plan
+from api.documents.policy import settings_in
+from api.schemas.serving import HeartbeatIn, HeartbeatOut
+from api.services import identity, leases, policies
+from api.web.errors import ApiError
+from api.web.settings import ServiceSettings
+from engine.spec.errors import EngineError
+from engine.spec.settings import Settings
+from store import NotFoundError, UnitOfWork
+from store.models import EngineRow, Heartbeat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beat:
+    """One heartbeat and who sent it."""
+
+    engine_id: str
+    body: HeartbeatIn
+    credential: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Checked:
+    """A beat that is kept, its engine, and what that runs."""
+
+    beat: Beat
+    engine: EngineRow
+    in_force: Settings
+
+
+def keep(
+    uow: UnitOfWork, beats: Sequence[Beat], settings: ServiceSettings
+) -> list[HeartbeatOut | Exception]:
+    """Keep each beat's window of exact samples; its answer, or why it is refused.
+
+    A refusal is a NotFoundError, an ApiError (403, not from the engine itself) or a PolicyError (a
+    plan beyond the engine's inventory).
+    """
+    engines = uow.engines.find_all({beat.engine_id for beat in beats})
+    checked = [_check(engines, beat) for beat in beats]
+    kept = [it for it in checked if isinstance(it, _Checked)]
+    for it in kept:
+        _note_policy(it)
+    uow.engines.add_heartbeats([_window(it.beat) for it in kept])
+    leases.renew(
+        uow,
+        [leases.Need.of(it.engine, it.in_force.plan, it.beat.body.devices) for it in kept],
+        settings,
+    )
+    return [
+        HeartbeatOut(desired_version=it.engine.desired_version) if isinstance(it, _Checked) else it
+        for it in checked
+    ]
+
+
+def _check(engines: Mapping[str, EngineRow], beat: Beat) -> _Checked | Exception:
+    engine = engines.get(beat.engine_id)
+    if engine is None:
+        return NotFoundError("engine", beat.engine_id)
+    try:
+        identity.require_own(engine, beat.credential)
+        in_force = settings_in(beat.body.policy)
+        if in_force.to_json() != engine.effective_policy:  # that one was checked when it came
+            inventory = policies.inventory_of(engine)
+            check_plan(in_force.plan, inventory, engine.model, pointer="/policy/plan")
+    except (ApiError, EngineError) as error:
+        return error
+    return _Checked(beat=beat, engine=engine, in_force=in_force)
+
+
+def _note_policy(it: _Checked) -> None:
+    """Most beats bring the policy that is known, and nothing to write."""
+    policy = it.in_force.to_json()
+    if policy != it.engine.effective_policy:
+        it.engine.effective_policy = policy
+
+
+def _window(beat: Beat) -> Heartbeat:
+    body = beat.body
+    return Heartbeat(
+        engine_id=beat.engine_id,
+        window_s=body.window_s,
+        arrived=body.arrived,
+        stats=body.stats,
+        requests=[request.model_dump(mode="json") for request in body.requests],
+        steps=[step.model_dump(mode="json") for step in body.steps],
+    )

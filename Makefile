@@ -9,7 +9,7 @@ TEST_JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install test test-slow check format demo bench reproduce clean
+.PHONY: install test test-slow check format demo bench chaos reproduce clean
 
 install: $(STAMP)
 
@@ -45,6 +45,12 @@ demo: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
+
+# For example CHAOS="--database postgresql --injections 40 --seed 7".
+CHAOS ?=
+
+chaos: $(STAMP)
+	$(BIN)/python -m benchmarks.chaos $(CHAOS)
 
 reproduce: $(STAMP)
 	$(BIN)/python -m benchmarks.reproduce

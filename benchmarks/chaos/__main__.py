@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -21,6 +23,7 @@ def main() -> int:
     """Run a campaign and report; 1 if something that must hold did not."""
     options = _options()
     enter_namespaces()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     adopt_orphans()
     folder = Path(tempfile.mkdtemp(prefix="chaos"))
     folder.chmod(0o755)  # PostgreSQL runs as another user

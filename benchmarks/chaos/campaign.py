@@ -40,11 +40,6 @@ class Injection:
     ends: Counter[End] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
 
-    @property
-    def told(self) -> int:
-        """Requests that failed with an error their client saw."""
-        return self.ends[End.TOLD] + self.ends[End.CUT]
-
 
 @dataclass(kw_only=True)
 class Outcome:

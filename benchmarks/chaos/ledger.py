@@ -13,9 +13,13 @@ from typing import Any
 
 import httpx
 
+from api.clients.client import GearshiftClient
+
 Json = dict[str, Any]
 ACCEPT_S = 90.0
 PAUSE_S = 0.2
+# A stream that hangs is noticed by the client itself within 60 s.
+FOLLOWED_S = 75.0
 NUM_TRIALS = 3
 BUSY = (429, 500, 502, 503, 507)
 FINAL = ("succeeded", "failed", "cancelled", "infeasible")
@@ -48,6 +52,8 @@ class Ledger:
         self._lock = threading.Lock()
         self.jobs: dict[str, set[str]] = {}
         self.ended: dict[str, str] = {}
+        self._key = key
+        self._followers: dict[str, threading.Thread] = {}
         # Jobs whose cancelling was accepted; None: nobody knows whether it was.
         self._cancels: dict[str, bool | None] = {}
         self.changes: list[Change] = []
@@ -71,12 +77,30 @@ class Ledger:
                 rng.choice(self._urls), "POST", "/v1/tuning-jobs", body, {"Idempotency-Key": key}
             )
             if answer is not None and answer.status_code == httpx.codes.ACCEPTED:
-                self.jobs[key].add(answer.json()["id"])
-                return str(answer.json()["id"])
+                job_id = str(answer.json()["id"])
+                self.jobs[key].add(job_id)
+                self._follow(job_id, rng.choice(self._urls))
+                return job_id
             self._note("job", answer)
             time.sleep(PAUSE_S)
         self.faults.append(f"{key}: no service accepted the job within {ACCEPT_S:g} s")
         return None
+
+    def _follow(self, job_id: str, url: str) -> None:
+        """Read a job's events as they come, on a thread of its own, whatever the service does."""
+
+        def read() -> None:
+            try:
+                with GearshiftClient(url, self._key) as client:
+                    found = [event.seq for event in client.follow_job(job_id)]
+            except Exception as error:
+                self.faults.append(f"{job_id} cannot be followed: {error!r}")
+            else:
+                if found != list(range(1, len(found) + 1)):
+                    self.faults.append(f"{job_id}: its follower heard of the events {found}")
+
+        self._followers[job_id] = threading.Thread(target=read, daemon=True)
+        self._followers[job_id].start()
 
     def cancel_one(self, rng: random.Random) -> None:
         """Ask once for an open job to be cancelled, if there is one."""
@@ -222,8 +246,12 @@ class Ledger:
         return found
 
     def _check_job(self, job_id: str, state: str) -> list[str]:
-        """A job that ended has each trial once, each move once, and its recommendation."""
+        """A job that ended has each trial once, each move once, and its follower knows."""
         faults = []
+        if (follower := self._followers.pop(job_id, None)) is not None:
+            follower.join(FOLLOWED_S)
+            if follower.is_alive():
+                faults.append(f"{job_id}: its follower has not heard of its end")
         wanted = {True: ("cancelled",), None: ("cancelled", "succeeded")}
         if state not in wanted.get(self._cancels.get(job_id, False), ("succeeded",)):
             reason = self.read(f"/v1/tuning-jobs/{job_id}")["reason"]

@@ -42,14 +42,16 @@ def report(outcome: Outcome, *, database: str, seed: int, others_share: float) -
         f"**{count} injections of {len(by_kind)} kinds: {len(outcome.violations)} violations.** "
         f"{outcome.num_jobs} tuning jobs. {outcome.seconds:.0f} s.",
         "",
-        "`told`: requests that failed with an error that the client saw. `lost`: requests that "
-        "hung, were wrong, or looked whole and were not, and violations of any other kind. "
+        "`told`: requests that ended with an error of the server. `cut`: requests whose connection "
+        "broke, which their clients see; only where their engine or front end was killed. `lost`: "
+        "requests that hung, were wrong, or looked whole and were not, and violations of any other "
+        "kind. "
         "`recovered`: from the end of the fault to the moment when both control planes, their "
         "workers and both engines answer. `calm`: to the moment when requests and jobs have ended "
         "and every check was made.",
         "",
-        "| kind | number | requests | told | lost | recovered p50 s | max s | calm max s |",
-        "|---|---|---|---|---|---|---|---|",
+        "| kind | number | requests | told | cut | lost | recovered p50 s | max s | calm max s |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(_row(kind, found) for kind, found in sorted(by_kind.items())),
         _row("**all**", outcome.injections),
         "",
@@ -75,11 +77,11 @@ def report(outcome: Outcome, *, database: str, seed: int, others_share: float) -
 def _row(kind: str, found: list[Injection]) -> str:
     recovered_s = [injection.recovered_s for injection in found]
     requests = sum(sum(injection.ends.values()) for injection in found)
-    told = sum(injection.told for injection in found if not injection.violations)
+    told, cut = (sum(i.ends[end] for i in found) for end in (End.TOLD, End.CUT))
     lost = sum(injection.ends[end] for injection in found for end in LOST)
     lost += sum(len(injection.violations) for injection in found)
     return (
-        f"| {kind} | {len(found)} | {requests} | {told} | {lost} "
+        f"| {kind} | {len(found)} | {requests} | {told} | {cut} | {lost} "
         f"| {statistics.median(recovered_s):.2f} | {max(recovered_s):.2f} "
         f"| {max(injection.calm_s for injection in found):.1f} |"
     )

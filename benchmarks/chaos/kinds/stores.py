@@ -79,7 +79,9 @@ def _read_only_sqlite(world: World, rng: random.Random) -> None:
         world.kill(name)
     if not wait_until(lambda: not sandbox.find_orphans(_known(world)), READY_S):
         world.faults.append("a worker lives on without its service")
-    sandbox.remount(world.disk, is_writable=False)
+    if not wait_until(lambda: _is_remounted(world), READY_S):
+        world.faults.append("somebody still writes although both services were killed")
+        return
     try:
         for name in SERVICES:
             child = world.intend(name)
@@ -93,6 +95,14 @@ def _read_only_sqlite(world: World, rng: random.Random) -> None:
         _pause(rng)
     finally:
         sandbox.remount(world.disk, is_writable=True)
+
+
+def _is_remounted(world: World) -> bool:
+    try:
+        sandbox.remount(world.disk, is_writable=False)
+    except RuntimeError:  # busy
+        return False
+    return True
 
 
 def _known(world: World) -> list[int]:

@@ -30,7 +30,7 @@ def main() -> int:
     # Where its mounts are its own they go with it, but the folder below them stays writable.
     with OtherPrograms() as others:
         world = World(folder, options.database)
-        outcome = run(world, options.injections, options.seed, options.only, _say)
+        outcome = run(world, options.injections, options.seed, options.only, options.minutes, _say)
     text = report(outcome, database=options.database, seed=options.seed, others_share=others.share)
     print(text)
     if options.out is not None:
@@ -61,6 +61,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     parser.add_argument("--injections", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=60.0, help="stop after these, if not done")
     parser.add_argument("--only", nargs="+", default=(), help="kinds with these words")
     parser.add_argument("--out", type=Path, help="also write the report here")
     return parser.parse_args()

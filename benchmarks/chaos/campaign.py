@@ -74,9 +74,14 @@ def draw(kinds: Sequence[Kind], count: int, seed: int) -> list[Kind]:
 
 
 def run(
-    world: World, count: int, seed: int, only: Sequence[str], say: Callable[[Injection], None]
+    world: World,
+    count: int,
+    seed: int,
+    only: Sequence[str],
+    minutes: float,
+    say: Callable[[Injection], None],
 ) -> Outcome:
-    """Hurt ``world`` ``count`` times; ``say`` hears of each injection when it is over."""
+    """Hurt ``world`` ``count`` times, or for ``minutes``; ``say`` hears of each injection."""
     outcome = Outcome()
     started_s = time.monotonic()
     wanted = [kind for kind in ALL if not only or any(word in kind.name for word in only)]
@@ -85,6 +90,8 @@ def run(
     invariants = Invariants(world)
     with world.running():
         for number, kind in enumerate(draw(kinds, count, seed), start=1):
+            if time.monotonic() - started_s > minutes * 60:
+                break
             injection = Injection(number=number, kind=kind.name)
             outcome.injections.append(injection)
             begun_s = time.monotonic()

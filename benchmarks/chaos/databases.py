@@ -13,40 +13,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import psutil
 import sqlalchemy as sa
 
 USER = "postgres"
 START_S = 60.0
-
-
-class WorldDatabase(Protocol):
-    """What the campaign needs of a database, and does to it."""
-
-    kind: str
-    disk_mib: int
-
-    @property
-    def url(self) -> str: ...
-
-    @property
-    def pids(self) -> list[int]:
-        """Processes the campaign started for it."""
-        ...
-
-    def start(self) -> None: ...
-
-    def stop(self) -> None: ...
-
-    def revive(self) -> None:
-        """Start it again if it has ended."""
-        ...
-
-    def new_url(self, folder: Path) -> str:
-        """An empty database beside the world's."""
-        ...
 
 
 class SqliteFile:
@@ -95,7 +67,7 @@ class PostgresServer:
         installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
         if found is None and not installed:
             raise RuntimeError("PostgreSQL (initdb) is not installed")
-        self._binaries = Path(found).parent if found else installed[-1].parent
+        self._binaries = Path(found).resolve().parent if found else installed[-1].parent
         self._folder = folder / "pg"
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -190,8 +162,12 @@ class PostgresServer:
             time.sleep(0.2)
 
     def _answers(self) -> bool:
-        command = [str(self._binaries / "pg_isready"), "-q", "-h", str(self._folder)]
-        return subprocess.run(command, check=False).returncode == 0
+        engine = sa.create_engine(self._url("postgres"), poolclass=sa.NullPool)
+        try:
+            with engine.connect():
+                return True
+        except sa.exc.OperationalError:  # it is starting
+            return False
 
     def _execute(self, statement: str) -> None:
         engine = sa.create_engine(self._url("postgres"), isolation_level="AUTOCOMMIT")

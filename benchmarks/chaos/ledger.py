@@ -21,7 +21,6 @@ PAUSE_S = 0.2
 # A stream that hangs is noticed by the client itself within 60 s.
 FOLLOWED_S = 75.0
 NUM_TRIALS = 3
-BUSY = (429, 500, 502, 503, 507)
 FINAL = ("succeeded", "failed", "cancelled", "infeasible")
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import httpx
 
 GIVE_UP_S = 60.0
-FIRST_TOKEN_S = 3.0
 PROMPTS = tuple(tuple(3 + (7 * n + k) % 250 for k in range(12 + 5 * n)) for n in range(6))
 TOKENS = (30, 60, 90)
 

@@ -206,7 +206,7 @@ def _open_sqlite(
     make_private(arguments[0])
     # SQLite would open it to read only, and then so for all of this process, as long as one of its
     # connections is open: also when the disk can be written again.
-    if os.path.exists(arguments[0]) and not os.access(arguments[0], os.W_OK):
+    if os.path.exists(arguments[0]) and not os.access(arguments[0], os.W_OK, effective_ids=True):
         error = sqlite3.OperationalError(f"{arguments[0]} cannot be written")
         error.sqlite_errorname = "SQLITE_READONLY"
         raise error

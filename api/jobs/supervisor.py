@@ -18,7 +18,7 @@ from engine.wire.child import inherited_environment
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 # A worker that lived this long was sound: the pause after it is short again.
-SOUND_AFTER_S = 60.0
+SOUND_AFTER_S = 30.0
 STOP_TIMEOUT_S = 5.0
 # One thread per rank: if more threads than cores spin for each other, everything stalls.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}

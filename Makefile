@@ -9,7 +9,7 @@ TEST_JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install test test-slow check format demo bench bench-scale reproduce clean
+.PHONY: install test test-slow check format demo bench bench-scale chaos reproduce clean
 
 install: $(STAMP)
 
@@ -51,6 +51,12 @@ MINUTES ?= 1
 bench-scale: $(STAMP)
 	$(BIN)/python -m benchmarks.control_plane_scale --database sqlite --minutes $(MINUTES)
 	$(BIN)/python -m benchmarks.control_plane_scale --database postgresql --minutes $(MINUTES)
+
+# For example CHAOS="--database postgresql --injections 40 --seed 7".
+CHAOS ?=
+
+chaos: $(STAMP)
+	$(BIN)/python -m benchmarks.chaos $(CHAOS)
 
 reproduce: $(STAMP)
 	$(BIN)/python -m benchmarks.reproduce

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -209,7 +210,7 @@ def make_engine(url: str) -> sa.Engine:
             if parsed.database in (None, "", ":memory:"):
                 raise StoreError("an in-memory SQLite cannot be shared; name a file")
             engine = sa.create_engine(parsed)
-            event.listen(engine, "do_connect", _make_private)
+            event.listen(engine, "do_connect", _open_sqlite)
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
             return engine
@@ -230,11 +231,18 @@ def _note_keys(session: Session, _context: object) -> None:
         note(session, Change.KEYS)
 
 
-def _make_private(
+def _open_sqlite(
     _dialect: sa.Dialect, _record: Any, arguments: list[Any], options: dict[str, Any]
 ) -> None:
-    if not options.get("uri"):  # such a path may name more than a file
-        make_private(arguments[0])
+    if options.get("uri"):  # such a path may name more than a file
+        return
+    make_private(arguments[0])
+    # SQLite would open it to read only, and then so for all of this process, as long as one of its
+    # connections is open: also when the disk can be written again.
+    if os.path.exists(arguments[0]) and not os.access(arguments[0], os.W_OK, effective_ids=True):
+        error = sqlite3.OperationalError(f"{arguments[0]} cannot be written")
+        error.sqlite_errorname = "SQLITE_READONLY"
+        raise error
 
 
 def make_private(path: str) -> None:

@@ -40,12 +40,19 @@ class CredentialFile:
         return self._text
 
     def keep(self, credential: str) -> None:
-        """Take a fresh one."""
+        """Take a fresh one; on a disk that takes none it is kept until the engine ends."""
         self._text = credential
-        if self._fd is not None:
-            os.ftruncate(self._fd, 0)
+        if self._fd is None:
+            return
+        try:
+            # Never empty in between: all credentials are of one length.
             os.pwrite(self._fd, credential.encode(), 0)
+            os.ftruncate(self._fd, len(credential.encode()))
             os.fsync(self._fd)
+        except OSError as error:
+            structlog.get_logger("api.agent").warning(
+                "the engine's credential is not kept over restarts", why=error
+            )
 
     def close(self) -> None:
         """Let another process have the file."""

@@ -14,6 +14,7 @@ import httpx
 from api.web.urls import full_url
 
 Json = dict[str, Any]
+RECONNECT_S = 0.5
 FINAL_STATES = ("succeeded", "failed", "cancelled", "infeasible")
 
 
@@ -86,19 +87,22 @@ class GearshiftClient:
         return self._object("GET", f"/v1/tuning-jobs/{job_id}")
 
     def follow_job(self, job_id: str) -> Iterator[JobEvent]:
-        """Every event until the job is finished, over reconnects."""
-        after = 0
-        while True:
+        """Every event until the job is finished, over reconnects and outages of the service."""
+        after, is_over = 0, False
+        while not is_over:
             try:
+                # Looked at before the stream: one that ends then has told everything.
+                is_final = self.get_job(job_id)["state"] in FINAL_STATES
                 for event in self._events(job_id, after):
                     after = event.seq
                     yield event
+                is_over = is_final
             except httpx.TransportError:
-                time.sleep(0.5)  # the service restarts; go on after the last event seen
-                continue
-            if self.get_job(job_id)["state"] in FINAL_STATES:
-                yield from self._events(job_id, after)
-                return
+                time.sleep(RECONNECT_S)
+            except ClientError as error:
+                if error.status != httpx.codes.SERVICE_UNAVAILABLE:
+                    raise
+                time.sleep(RECONNECT_S)
 
     # -- recommendations and engines -----------------------------------------------------------
 

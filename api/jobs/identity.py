@@ -44,12 +44,20 @@ def take_identity(database: Database, wanted: str) -> Identity:
 
 
 class Orphans:
-    """Puts running jobs of workers that have ended back into the queue."""
+    """Puts running jobs that nobody runs back into the queue.
 
-    def __init__(self, database: Database, own_name: str) -> None:
+    Those are the jobs of workers that have ended, and those of this one that are not ``underway``:
+    the database was away when the workflow engine wanted to write down how far they are.
+    """
+
+    def __init__(self, database: Database, own_name: str, queue: str, underway: set[str]) -> None:
         self._database = database
         self._own_name = own_name
+        self._queue = queue
+        self._underway = underway
         self._next_s = 0.0
+        # A job is taken up a moment before it is under way: one look is not enough.
+        self._suspected: set[str] = set()
 
     def look(self) -> None:
         """Look every few seconds."""
@@ -59,13 +67,26 @@ class Orphans:
         running = DBOS.list_workflows(status="PENDING", load_input=False, load_output=False)
         names = {flow.executor_id for flow in running if flow.executor_id}
         for name in sorted(names - {self._own_name}):
-            lock = _lock(self._database, name)
-            if lock.try_take():
-                try:
-                    structlog.get_logger("api.jobs").warning("worker has ended", worker=name)
-                    DBOS._recover_pending_workflows([name])
-                finally:
-                    lock.release()
+            self._recover(name)
+        own = {flow.workflow_id for flow in running if flow.executor_id == self._own_name}
+        self._resume(own - self._underway)
+
+    def _recover(self, name: str) -> None:
+        """Take over the jobs of the worker ``name``, if it has ended."""
+        lock = _lock(self._database, name)
+        if lock.try_take():
+            try:
+                structlog.get_logger("api.jobs").warning("worker has ended", worker=name)
+                DBOS._recover_pending_workflows([name])
+            finally:
+                lock.release()
+
+    def _resume(self, idle: set[str]) -> None:
+        """Run those again that were idle at the last look, too."""
+        again, self._suspected = idle & self._suspected, idle
+        for job_id in sorted(again):
+            structlog.get_logger("api.jobs").warning("job is run again", job=job_id)
+            DBOS.resume_workflow(job_id, queue_name=self._queue)
 
 
 def _lock(database: Database, worker: str) -> NamedLock:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import structlog
 
@@ -16,6 +17,8 @@ from engine.wire.child import inherited_environment
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
+# A worker that lived this long was sound: the pause after it is short again.
+SOUND_AFTER_S = 30.0
 STOP_TIMEOUT_S = 5.0
 # One thread per rank: if more threads than cores spin for each other, everything stalls.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -60,7 +63,10 @@ class WorkerSupervisor:
             child = self._spawn()
             if child is None:
                 return
+            started_s = time.monotonic()
             code = child.wait()
+            if time.monotonic() - started_s > SOUND_AFTER_S:
+                pause_s = FIRST_PAUSE_S
             _end(child)  # ranks of a live trial may have outlived it
             if self._stop.is_set():
                 return

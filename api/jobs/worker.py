@@ -36,13 +36,14 @@ def run_worker(settings: ServiceSettings, backend: TuningBackend, stop: threadin
     patience = Patience(given_up=stop)
     runner = JobRunner(database, backend, DeviceLeases(database, settings), patience)
     DBOS(config=configure(settings, identity.name))
-    workflow = define_workflow(runner)
+    underway: set[str] = set()
+    workflow = define_workflow(runner, underway)
     DBOS.launch()
     DBOS.register_queue(
         QUEUE, worker_concurrency=settings.job_concurrency, polling_interval_sec=POLL_S
     )
     dispatcher = Dispatcher(database, runner, workflow)
-    orphans = Orphans(database, identity.name)
+    orphans = Orphans(database, identity.name, QUEUE, underway)
     log = structlog.get_logger("api.jobs")
     log.info("worker ready", worker=identity.name)
     while not stop.wait(POLL_S):

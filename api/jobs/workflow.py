@@ -17,6 +17,7 @@ from api.jobs.keeping import COMMAND_LINE
 from api.jobs.runner import JobRunner, JobStep
 from api.web.settings import ServiceSettings
 from store import Database
+from store.outage import is_outage
 from store.session import make_private
 
 # Workflows resume only under the version they began with; raise it when the steps' order changes.
@@ -33,8 +34,19 @@ ENDED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
 Workflow = Callable[[str, int], str]
 
 
-def define_workflow(runner: JobRunner) -> Workflow:
-    """Declare the workflow and its steps to DBOS; call once per process, before launch."""
+class _LeftOpen(BaseException):
+    """The workflow engine could not keep a step, which makes its workflow neither done nor failed.
+
+    No Exception, which the engine would keep as the workflow's end.
+    """
+
+
+def define_workflow(runner: JobRunner, underway: set[str]) -> Workflow:
+    """Declare the workflow and its steps to DBOS; call once per process, before launch.
+
+    ``underway`` has the jobs whose workflow runs in this process. One that an outage cut is not
+    among them, and still open (``identity.py`` has it run again).
+    """
 
     @DBOS.step(name="begin")
     def begin(job_id: str) -> str:
@@ -48,14 +60,25 @@ def define_workflow(runner: JobRunner) -> Workflow:
     def finish(job_id: str) -> str:
         return runner.finish(job_id)
 
-    @DBOS.workflow(name="tune", max_recovery_attempts=MAX_RECOVERIES)
-    def tune(job_id: str, num_trials: int) -> str:
+    def steps(job_id: str, num_trials: int) -> str:
         if begin(job_id) == JobStep.STOP:
             return finish(job_id)
         for number in range(num_trials):
             if trial(job_id, number) == JobStep.STOP:
                 break
         return finish(job_id)
+
+    @DBOS.workflow(name="tune", max_recovery_attempts=MAX_RECOVERIES)
+    def tune(job_id: str, num_trials: int) -> str:
+        underway.add(job_id)
+        try:
+            return steps(job_id, num_trials)
+        except sa.exc.SQLAlchemyError as error:
+            if is_outage(error):
+                raise _LeftOpen(str(error)) from error
+            raise
+        finally:
+            underway.discard(job_id)
 
     return tune
 

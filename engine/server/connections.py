@@ -15,6 +15,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from engine.server.limits import MAX_HEADER_BYTES
 from engine.spec.limits import RequestLimits
 
+# Where ``scope["state"]`` has the connection's socket.
+SOCKET_STATE = "socket"
+
 
 class ServerConfig(uvicorn.Config):
     """uvicorn's configuration for ``app`` under ``limits``; ``options`` are uvicorn's own."""
@@ -47,6 +50,7 @@ class BoundedProtocol(H11Protocol):
     # The server's own protocol narrows asyncio's argument in the same way.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.app_state = {**self.app_state, SOCKET_STATE: transport.get_extra_info("socket")}
         if len(self.connections) > self._limits.max_connections:
             self._make_room()
         self._look()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import threading
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import sqlalchemy as sa
 
 from store import CursorError, Database, PageRequest, StoreError
 from store.models.base import utc_now
+from store.outage import is_outage
 
 
 def test_leaving_the_block_commits(database: Database) -> None:
@@ -47,6 +50,32 @@ def test_a_file_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
     with Database(f"sqlite:///{path}").begin() as uow:
         uow.session.execute(sa.text("CREATE TABLE a (b)"))
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_that_cannot_be_written_is_not_opened_and_its_outage_ends_with_that() -> None:
+    """Opened to read only, it would stay so."""
+    nobody = 65534
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "read-only.db"
+        database = Database(f"sqlite:///{path}")
+        with database.begin() as uow:
+            uow.session.execute(sa.text("CREATE TABLE a (b)"))
+        database.close()
+        Path(folder).chmod(0o777)
+        path.chmod(0o444)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(nobody)  # root may write everything
+        try:
+            with pytest.raises(sa.exc.OperationalError, match="cannot be written") as caught:
+                database.engine.connect()
+        finally:
+            os.seteuid(user)
+        assert is_outage(caught.value)
+        path.chmod(0o600)
+        with database.begin() as uow:
+            uow.session.execute(sa.text("INSERT INTO a VALUES (1)"))
+        database.close()
 
 
 def test_what_a_reader_changes_is_thrown_away(database: Database) -> None:

@@ -14,6 +14,7 @@ from typing import assert_never
 import msgspec
 
 from engine.engine import Engine
+from engine.server.front.clients import HeldClients
 from engine.server.front.messages import (
     Abort,
     Accepted,
@@ -24,6 +25,7 @@ from engine.server.front.messages import (
     AskKnobs,
     AskModeTables,
     AskStats,
+    BeginStream,
     CallFailed,
     EngineState,
     FromFront,
@@ -31,6 +33,7 @@ from engine.server.front.messages import (
     FrontReady,
     FrontSetup,
     Knobs,
+    Lend,
     ModeTables,
     OutputRow,
     Outputs,
@@ -38,6 +41,7 @@ from engine.server.front.messages import (
     Pong,
     Stats,
     Submit,
+    TakeBack,
     ToFront,
     WireError,
 )
@@ -57,9 +61,9 @@ class FrontGateway:
     """Carries one front's messages on threads of its own until the front is gone.
 
     All a step loop does per token is to append to a queue and to look at an event. When the
-    front goes, its requests are aborted. Give it one end of a socket pair, and call
-    :meth:`open` once the engine runs. ``num_pongs`` grows about once a second while the event
-    loop of a ready front turns.
+    front goes, its requests are aborted and their clients told. Give it one end of a socket
+    pair, and call :meth:`open` once the engine runs. ``num_pongs`` grows about once a second
+    while the event loop of a ready front turns.
     """
 
     def __init__(self, engine: Engine, sock: socket.socket) -> None:
@@ -77,6 +81,8 @@ class FrontGateway:
         self._has_mail = threading.Event()
         # What is to be aborted when the front goes. The reader enters, the writer strikes off.
         self._request_ids: dict[int, str] = {}
+        # The reader's: whom to tell when the front goes.
+        self._clients = HeldClients()
         self._state: EngineState | None = None
         self._state_lock = threading.Lock()
         self._calls = ThreadPoolExecutor(NUM_CALL_THREADS, thread_name_prefix="front-call")
@@ -121,6 +127,7 @@ class FrontGateway:
             self._has_mail.set()
             for request_id in list(self._request_ids.values()):
                 self._engine.abort(request_id)
+            self._clients.tell_lost()
 
     def _take(self, message: FromFront) -> None:
         match message:
@@ -133,6 +140,12 @@ class FrontGateway:
             case FrontReady():
                 self.is_ready = True
                 self.has_answered.set()
+            case Lend():
+                self._clients.hold(message.client, self._channel.take_fds())
+            case BeginStream():
+                self._clients.begin(message.client, is_chunked=message.is_chunked)
+            case TakeBack():
+                self._clients.release(message.client)
             case Pong():
                 self.num_pongs += 1
             case FrontFailed():

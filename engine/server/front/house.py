@@ -25,7 +25,7 @@ FRONT_MODULE = "engine.server.front.process"
 POLL_S = 0.05
 START_TIMEOUT_S = 60.0
 # A front that lived this long was sound; one that keeps dying sooner is not started for ever.
-SOUND_AFTER_S = 60.0
+SOUND_AFTER_S = 10.0
 MAX_RESTARTS = 3
 HUNG = "did not answer any more and was killed"
 # A front whose event loop has not turned for so long is replaced.

@@ -114,10 +114,28 @@ class FrontFailed(msgspec.Struct, tag="front_failed", kw_only=True):
     error: WireError
 
 
+class Lend(msgspec.Struct, tag="lend", kw_only=True):
+    """A client waits for an answer; its socket's descriptor travels with this."""
+
+    client: int
+
+
+class BeginStream(msgspec.Struct, tag="begin_stream", kw_only=True):
+    """The head of a lent client's stream of events is written next."""
+
+    client: int
+    is_chunked: bool
+
+
+class TakeBack(msgspec.Struct, tag="take_back", kw_only=True):
+    """The last part of a lent client's answer is written next."""
+
+    client: int
+
+
 Ask = Apply | AskStats | AskKnobs | AskModeTables
-FromFront = (
-    Submit | Abort | Apply | AskStats | AskKnobs | AskModeTables | FrontReady | Pong | FrontFailed
-)
+Loan = Lend | BeginStream | TakeBack
+FromFront = Submit | Abort | Ask | Loan | FrontReady | Pong | FrontFailed
 
 
 # -- to the front ------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import sys
 import msgspec
 
 from engine.server import create_server
+from engine.server.front.lending import LentClients
 from engine.server.front.messages import FrontFailed, FrontSetup, WireError
 from engine.server.front.remote import RemoteEngine
 from engine.server.front.serving import announce_and_run
@@ -61,7 +62,7 @@ def _serve(
     )
     with contextlib.suppress(KeyboardInterrupt):  # the engine's process says how it ended
         announce_and_run(
-            app,
+            LentClients(app, engine),
             listener,
             limits=setup.limits,
             drain_s=setup.drain_s,

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,12 +30,14 @@ from engine.server.front.messages import (
     AskKnobs,
     AskModeTables,
     AskStats,
+    BeginStream,
     CallFailed,
     EngineState,
     FromFront,
     FrontReady,
     FrontSetup,
     Knobs,
+    Lend,
     ModeTables,
     OutputRow,
     Outputs,
@@ -42,6 +45,7 @@ from engine.server.front.messages import (
     Pong,
     Stats,
     Submit,
+    TakeBack,
     ToFront,
 )
 from engine.spec.errors import RankError, RequestError
@@ -168,6 +172,18 @@ class RemoteEngine:
         self._loop = asyncio.get_running_loop()
         self._send(FrontReady())
 
+    # -- clients -------------------------------------------------------------------------------
+
+    def lend(self, number: int, fd: int) -> None:
+        """Let the engine's process hold a client's socket too, until :meth:`take_back`."""
+        self._send(Lend(client=number), [fd])
+
+    def begin_stream(self, number: int, *, is_chunked: bool) -> None:
+        self._send(BeginStream(client=number, is_chunked=is_chunked))
+
+    def take_back(self, number: int) -> None:
+        self._send(TakeBack(client=number))
+
     # -- sending -------------------------------------------------------------------------------
 
     def _call(self, ask: Ask) -> Answer:
@@ -181,14 +197,14 @@ class RemoteEngine:
         if not self._send_frame(frame) or not self._is_reading:
             self._fail(number, RankError(ENGINE_GONE))
 
-    def _send(self, message: FromFront) -> None:
-        self._send_frame(msgspec.msgpack.encode(message))
+    def _send(self, message: FromFront, fds: Sequence[int] = ()) -> None:
+        self._send_frame(msgspec.msgpack.encode(message), fds)
 
-    def _send_frame(self, frame: bytes) -> bool:
+    def _send_frame(self, frame: bytes, fds: Sequence[int] = ()) -> bool:
         """Send a frame; whether it went out."""
         with self._send_lock:
             try:
-                self._channel.send(frame)
+                self._channel.send(frame, fds)
             except OSError:  # the reader notices, and fails what waits
                 self._is_connected = False
                 return False

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from engine.server.connections import ServerConfig
 from engine.spec.limits import RequestLimits
@@ -29,7 +29,7 @@ class _AnnouncingServer(uvicorn.Server):
 
 
 def announce_and_run(
-    app: FastAPI,
+    app: ASGIApp,
     listener: socket.socket,
     *,
     limits: RequestLimits,

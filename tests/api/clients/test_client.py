@@ -47,6 +47,35 @@ def test_a_job_is_followed_to_its_end(
     assert events[-1].data["state"] == "succeeded"
 
 
+def test_a_job_is_followed_over_the_end_and_the_start_of_its_service(
+    settings: ServiceSettings, database: Database, job_body: Json
+) -> None:
+    port = free_port()
+    with GearshiftClient(f"http://127.0.0.1:{port}", ADMIN) as client:
+        with running_service(settings, port):
+            job_id = client.create_job(job_body)["id"]
+            events = client.follow_job(job_id)
+            first = next(events)
+        told = threading.Event()
+
+        def work() -> None:
+            with running_service(settings, port), database.begin() as uow:
+                jobs.move(uow, uow.jobs.get(job_id), JobState.RUNNING, "taken up")
+                jobs.move(uow, uow.jobs.get(job_id), JobState.SUCCEEDED, "done")
+            with running_service(settings, port):
+                told.wait(60)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            rest = list(events)
+        finally:
+            told.set()
+            thread.join()
+    assert [event.seq for event in (first, *rest)] == [1, 2, 3]
+    assert rest[-1].data["state"] == "succeeded"
+
+
 def test_lists_come_whole_over_their_pages(remote: GearshiftClient, database: Database) -> None:
     engine_id = _register(remote)
     with database.begin() as uow:

@@ -7,6 +7,9 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
+from structlog.testing import capture_logs
+
 from api.jobs.supervisor import WorkerSupervisor
 from api.web.settings import ServiceSettings
 from tests.api.live import wait_until
@@ -48,3 +51,16 @@ def test_a_killed_worker_is_replaced_and_nothing_it_started_outlives_it(
     supervisor.stop()
     assert supervisor.pid is None
     wait_until(lambda: not _is_running(_ranks(log)[1]))
+
+
+def test_the_pause_after_a_worker_that_lived_long_is_short_again(
+    settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.jobs.supervisor.SOUND_AFTER_S", 0.0)
+    monkeypatch.setattr("api.jobs.supervisor.FIRST_PAUSE_S", 0.01)
+    with capture_logs() as lines:
+        supervisor = WorkerSupervisor(settings, (sys.executable, "-c", ""))
+        supervisor.start()
+        wait_until(lambda: len(lines) >= 3)
+        supervisor.stop()
+    assert {line["pause_s"] for line in lines} == {0.01}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,6 +106,25 @@ def test_a_killed_worker_resumes_without_losing_or_repeating_a_finished_trial(
     assert _done(database, job_id) == [0, 1, 2, 3]
     # Only the trial that was cut down ran twice.
     assert _runs(tmp_path) == [0, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_job_whose_worker_could_write_nothing_for_a_while_goes_on(
+    database: Database, settings: ServiceSettings, tmp_path: Path
+) -> None:
+    """As on a full disk, where the workflow engine cannot keep how far the job is either."""
+    job_id = _job(database, tmp_path, seconds=0.5)
+    with _worker(database, settings) as child:
+        wait_until(lambda: len(_done(database, job_id)) == 1)
+        usual = resource.prlimit(child.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (0, usual[1]))
+        log_size = len(_runs(tmp_path))
+        time.sleep(2.0)
+        resource.prlimit(child.pid, resource.RLIMIT_FSIZE, usual)
+        assert log_size <= 3
+        wait_until(lambda: _state(database, job_id).is_final, 60)
+    assert _state(database, job_id) is JobState.SUCCEEDED
+    assert _done(database, job_id) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

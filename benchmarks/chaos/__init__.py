@@ -1,0 +1,1 @@
+"""Faults thrown at a whole running system, and what must hold after each of them."""

@@ -13,7 +13,7 @@ def configure_logs(level: str) -> None:
     """Send structlog's events to stderr: coloured for a person, JSON for a machine."""
     is_person = sys.stderr.isatty()
     renderer: structlog.types.Processor = (
-        structlog.dev.ConsoleRenderer() if is_person else structlog.processors.JSONRenderer()
+        _for_a_person() if is_person else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[
@@ -27,6 +27,11 @@ def configure_logs(level: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
         logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _CurrentStderr())),
     )
+
+
+def _for_a_person() -> structlog.dev.ConsoleRenderer:
+    # The default shows local variables, keys among them, and took ten seconds for an error.
+    return structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
 
 
 class _CurrentStderr:

@@ -24,11 +24,12 @@ from api.routes import (
 )
 from api.web.auth import KeyCheck, ensure_first_key
 from api.web.context import AppContext
-from api.web.description import DescribedApp
+from api.web.description import complete
 from api.web.errors import install_error_handlers, respond
 from api.web.metrics import ServiceMetrics
 from api.web.middleware import RequestContext
 from api.web.settings import ServiceSettings
+from engine.server.description import DescribedApp
 from engine.server.gate import Gate
 from engine.server.pages import add_docs
 from store import Database
@@ -73,6 +74,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
             context.database.close()
 
     app = DescribedApp(
+        complete=complete,
         title="Gearshift",
         summary="Tunes the parallelism of LLM engines and keeps them inside their SLA.",
         version=version("gearshift"),

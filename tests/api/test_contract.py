@@ -12,8 +12,8 @@ from api.web.settings import ServiceSettings
 from migrations.runner import upgrade
 from store import Database
 from tests.api.conftest import ADMIN
-from tests.api.contract import check_contract
 from tests.api.live import free_port, running_service
+from tests.described import check_contract
 from tests.migrations.stored import DATABASES, load_dump
 
 pytestmark = pytest.mark.slow

@@ -19,6 +19,7 @@ from engine.models.create import create_model
 from engine.server import create_server
 from engine.server.connections import ServerConfig
 from engine.server.defaults import SamplingDefaults
+from engine.server.keys import ServerKeys
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.limits import RequestLimits
 from engine.spec.plan import ParallelPlan
@@ -69,7 +70,7 @@ def serving(
     engine: Engine,
     model_dir: Path,
     *,
-    api_key: str | None = None,
+    keys: ServerKeys | None = None,
     defaults: SamplingDefaults | None = None,
     limits: RequestLimits | None = None,
 ) -> Iterator[Server]:
@@ -77,7 +78,7 @@ def serving(
     tokenizer = Tokenizer.from_dir(model_dir)
     limits = limits or RequestLimits()
     app = create_server(
-        engine, tokenizer, model_name=MODEL, api_key=api_key, defaults=defaults, limits=limits
+        engine, tokenizer, model_name=MODEL, keys=keys, defaults=defaults, limits=limits
     )
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -9,7 +9,7 @@ TEST_JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install test test-slow check format demo bench bench-scale chaos reproduce clean
+.PHONY: install test test-slow check audit format demo bench bench-scale chaos reproduce clean
 
 install: $(STAMP)
 
@@ -35,6 +35,11 @@ check: $(STAMP)
 	$(BIN)/vulture engine policies tuner store api migrations benchmarks tests
 	$(BIN)/python -m tests.rooms
 	$(BIN)/pytest tests/test_imports.py
+
+# Code that invites an attack, and dependencies with known holes, as far as the registry tells.
+audit: $(STAMP)
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml engine policies tuner store api migrations
+	$(BIN)/python -m tests.audit
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -25,12 +25,13 @@ from api.routes import (
 from api.services import heartbeats
 from api.web.auth import KeyCheck, ensure_first_key
 from api.web.context import AppContext
-from api.web.description import DescribedApp
+from api.web.description import complete
 from api.web.errors import answer_crash, install_error_handlers, respond
 from api.web.group_commit import GroupCommit
 from api.web.metrics import ServiceMetrics
 from api.web.middleware import RefuseNulls
 from api.web.settings import ServiceSettings
+from engine.server.description import DescribedApp
 from engine.server.gate import Gate
 from engine.server.pages import add_docs
 from engine.server.request_log import RequestLog
@@ -81,6 +82,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
                 traces.close()
 
     app = DescribedApp(
+        complete=complete,
         title="Gearshift",
         summary="Tunes the parallelism of LLM engines and keeps them inside their SLA.",
         version=version("gearshift"),

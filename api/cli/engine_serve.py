@@ -16,7 +16,7 @@ from api.cli.engine_groups import CapOptions, House, Pacing, RankOptions
 from api.cli.engine_options import check_device, read_dtype, read_link
 from api.cli.given import is_in_arguments
 from api.cli.grouped import grouped
-from api.cli.listening import CONTROL_KEY_VARIABLE, ENGINE_KEY_VARIABLE, bind
+from api.cli.listening import CONTROL_KEY_VARIABLE, ENGINE_KEY_VARIABLE, KNOB_KEY_VARIABLE, bind
 from api.cli.served_plan import ServedModel, ServedPlan
 from api.cli.vllm_config import ConfigOption
 from api.cli.vllm_flags import known_words as known_words
@@ -30,14 +30,18 @@ if TYPE_CHECKING:
     from tuner.described.node import Node
 
 MIB = 2**20
-SECRETS = {"control_key": CONTROL_KEY_VARIABLE, "api_key": ENGINE_KEY_VARIABLE}
+SECRETS = {
+    "control_key": CONTROL_KEY_VARIABLE,
+    "api_key": ENGINE_KEY_VARIABLE,
+    "knob_key": KNOB_KEY_VARIABLE,
+}
 
 
 @grouped(
     help_order="model_tag model source choice plan port host config mode mode_table max_num_seqs "
     "max_num_batched_tokens max_queue max_model_len dtype device max_devices kv_cache_mib "
     "gpu_memory_utilization block_size link overlap no_parallel_sampling prefix_cache spare_ranks "
-    "paced backend served_model_name name api_key"
+    "paced backend served_model_name name api_key knob_key"
 )
 def serve(
     ctx: typer.Context,
@@ -144,7 +148,7 @@ def _run(config: EngineConfig, timer_factory: TimerFactory | None, house: House)
     ends = read_end_tokens(config.model_dir, ModelConfig.from_dir(config.model_dir))
     with ExitStack() as stack:
         listener = stack.enter_context(bind(house.listening.host, house.listening.port))
-        for warning in (config.settings.threshold_warning, house.listening.warning):
+        for warning in (config.settings.threshold_warning, house.listening.warning(listener)):
             if warning:
                 log(f"warning: {warning}")
         for notice in (defaults.notice, ends.notice):
@@ -186,7 +190,7 @@ class _Serving:
             model_dir=str(self.config.model_dir),
             model_name=self._model_name,
             engine_name=self.house.names.engine_label,
-            api_key=self.house.listening.api_key,
+            keys=self.house.listening.keys(self.listener),
             drain_s=self.house.drain_s,
             model=engine.model,
             envelope=engine.envelope,
@@ -222,7 +226,7 @@ class _Serving:
             engine,
             tokenizer,
             model_name=self._model_name,
-            api_key=self.house.listening.api_key,
+            keys=self.house.listening.keys(self.listener),
             engine_name=self.house.names.engine_label,
             defaults=self.defaults,
             limits=self.house.bounds.limits,

@@ -11,7 +11,7 @@ PREFIX = "GEARSHIFT_"
 # Beside the service's settings: keys of options, the user's folder, a switch of the engine's.
 OTHERS = frozenset(
     f"{PREFIX}{name}"
-    for name in ("ENGINE_KEY", "CONTROL_KEY", "CATALOG", "DATA_DIR", "NO_COMPILER")
+    for name in ("ENGINE_KEY", "KNOB_KEY", "CONTROL_KEY", "CATALOG", "DATA_DIR", "NO_COMPILER")
 )
 
 

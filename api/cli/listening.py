@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from api.cli.common import fail
 
+if TYPE_CHECKING:
+    from engine.server.keys import ServerKeys
+
 CONTROL_KEY_VARIABLE = "GEARSHIFT_CONTROL_KEY"
 ENGINE_KEY_VARIABLE = "GEARSHIFT_ENGINE_KEY"
-THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
+KNOB_KEY_VARIABLE = "GEARSHIFT_KNOB_KEY"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,17 +36,41 @@ class Listening:
         ),
     ] = None
 
-    def __post_init__(self) -> None:
-        """End where the key is empty, which would let everyone in."""
-        if self.api_key == "":
-            fail("--api-key is empty; leave it out, or give one")
+    knob_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar=KNOB_KEY_VARIABLE,
+            help="Required in its place of callers of /v1/engine, who read and change the policy. "
+            "Without either key that is closed beyond this machine.",
+        ),
+    ] = None
 
-    @property
-    def warning(self) -> str | None:
-        """Why this is unsafe, if it is."""
-        if self.api_key is not None or self.host in THIS_MACHINE:
-            return None
-        return f"listening on {self.host} without --api-key: anyone may change this engine"
+    def __post_init__(self) -> None:
+        """End where a key is empty, which would let everyone in."""
+        for option, key in (("--api-key", self.api_key), ("--knob-key", self.knob_key)):
+            if key == "":
+                fail(f"{option} is empty; leave it out, or give one")
+
+    def keys(self, listener: socket.socket) -> ServerKeys:
+        """What callers of the server on ``listener`` need."""
+        from engine.server.keys import ServerKeys
+
+        address = ipaddress.ip_address(listener.getsockname()[0])
+        return ServerKeys(api=self.api_key, knobs=self.knob_key, is_local=address.is_loopback)
+
+    def warning(self, listener: socket.socket) -> str | None:
+        """What is unsafe about it, or closed for being so."""
+        from engine.server.keys import WAY_OUT
+
+        keys = self.keys(listener)
+        if not keys.has_knobs:
+            return (
+                f"anyone may use the model on {self.host}, and nobody its knobs (/v1/engine): "
+                f"there is no key; {WAY_OUT}"
+            )
+        if keys.api is None and not keys.is_local:
+            return f"anyone may use the model on {self.host}: there is no GEARSHIFT_ENGINE_KEY"
+        return None
 
     def url(self, listener: socket.socket) -> str:
         """The address of ``listener``, whose port may have been picked."""

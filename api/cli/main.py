@@ -181,7 +181,8 @@ def _end_interrupted() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Python forgets only so that an interruption once passed through code that was made of text
     # (a dataclass's), for which it would end by a signal instead.
-    exec("")
+    # The text is empty.
+    exec("")  # nosec B102
     log("interrupted")
     end(ExitCode.INTERRUPTED)
 

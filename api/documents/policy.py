@@ -121,6 +121,11 @@ def settings_in(document: Json) -> Settings:
     return Settings.from_json({name: document[name] for name in ENGINE_PART if name in document})
 
 
+def envelope_in(document: Json) -> Caps:
+    """The caps of an envelope that was accepted; what it left out is as by default."""
+    return Caps(**{name: value for name, value in document.items() if value is not None})
+
+
 def differences(before: PolicyDocument, after: PolicyDocument, envelope: Caps) -> list[Change]:
     """Every knob that differs, with its class; the service's own knobs are hot."""
     classes = classify(before.settings, after.settings, envelope)

@@ -6,8 +6,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
+from engine.server.takes import NUMBER
 from tuner.hardware.device import MAX_DEVICES
 from tuner.workload.bounds import MAX_LENGTH_TOKENS
 
@@ -24,15 +25,6 @@ MAX_SECONDS = 1e8
 MAX_MS = MAX_SECONDS * 1e3
 
 
-def _check_number(value: object) -> object:
-    if isinstance(value, bool | str):
-        raise ValueError("must be a number")
-    return value
-
-
-# A JSON number: neither true nor "1" is taken for one. (Floats do so when they are strict.)
-# Where bounds stand beside it, it comes after them, so that the description has them too.
-NUMBER = BeforeValidator(_check_number)
 Whole = Annotated[int, NUMBER]
 Version = Annotated[int, Field(ge=0, le=MAX_COLUMN), NUMBER]
 Count = Annotated[int, Field(ge=0, le=MAX_JSON_INT), NUMBER]

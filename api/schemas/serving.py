@@ -14,7 +14,6 @@ from api.schemas.plain import (
     MAX_JSON_INT,
     MAX_SECONDS,
     MIN_WINDOW_S,
-    NUMBER,
     Count,
     DeviceIndex,
     Milliseconds,
@@ -25,6 +24,7 @@ from api.schemas.plain import (
     check_rising,
 )
 from engine.policy.document import KnobClass
+from engine.server.takes import NUMBER
 from engine.spec.measurement import Outcome
 from engine.spec.plan import Mode
 from store.models import AckState

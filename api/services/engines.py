@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from api.documents.inventory import check_plan, read_inventory
-from api.documents.policy import check_model
+from api.documents.policy import check_model, envelope_in
 from api.schemas.serving import EngineRegister, EngineView
 from api.services import identity, leases, policies
 from api.services.audit import record
@@ -53,7 +55,7 @@ def register(
         identity.require_name(row, credential, settings)
     issued = _issue(row, credential, is_kept=body.takes_credential)
     row.model_name, row.public_url, row.host = body.model_name, body.public_url, body.host
-    row.model, row.envelope = body.model, body.envelope
+    row.model, row.envelope = body.model, asdict(envelope_in(body.envelope))
     row.capabilities, row.effective_policy = body.capabilities, in_force.to_json()
     row.inventory, row.last_heartbeat_at = body.inventory, utc_now()
     if is_new:

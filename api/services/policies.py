@@ -11,6 +11,7 @@ from api.documents.policy import (
     PolicyDocument,
     check_limits,
     differences,
+    envelope_in,
     etag,
     guard_warnings,
     settings_in,
@@ -22,7 +23,7 @@ from api.services.audit import record
 from api.web.auth import Caller
 from api.web.errors import ApiError
 from engine.spec.inventory import Inventory
-from engine.spec.settings import Caps, Settings
+from engine.spec.settings import Settings
 from policies.controller import ControlMemory
 from store import ConflictError, UnitOfWork
 from store.models import AckState, EngineRow, PolicyVersion
@@ -127,7 +128,7 @@ def write(
     go in force with ``after`` (by default those of the current version). The caller holds the
     engine's row.
     """
-    envelope = Caps(**engine.envelope)
+    envelope = envelope_in(engine.envelope)
     check_limits(after, envelope=envelope)
     check_plan(after.settings.plan, inventory_of(engine), engine.model, pointer="/plan")
     version = current(uow, engine)

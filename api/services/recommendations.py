@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-from api.documents.policy import PolicyDocument
+from api.documents.policy import PolicyDocument, envelope_in
 from api.documents.recommendation import recommended_settings
 from api.schemas.base import Json
 from api.schemas.serving import ChangeSet
@@ -13,6 +13,7 @@ from api.services import policies
 from api.services.policies import Authorship
 from api.web.auth import Caller
 from api.web.errors import ApiError
+from engine.spec.settings import Caps
 from store import UnitOfWork
 
 
@@ -50,13 +51,13 @@ def apply(
     )
     control = {
         "recommendation_id": recommendation.id,
-        "schedule": _within_envelope(recommendation.schedule, engine.envelope),
+        "schedule": _within_envelope(recommendation.schedule, envelope_in(engine.envelope)),
     }
     by = Authorship(caller=caller, origin="recommendation", reason=reason)
     return policies.write(uow, engine, before, after, by, control=control, is_dry_run=is_dry_run)
 
 
-def _within_envelope(schedule: Json | None, envelope: Json) -> Json | None:
+def _within_envelope(schedule: Json | None, envelope: Caps) -> Json | None:
     """The schedule with every band's caps cut to what the engine was started with."""
     if schedule is None:
         return None
@@ -64,5 +65,5 @@ def _within_envelope(schedule: Json | None, envelope: Json) -> Json | None:
     for band in cut["bands"]:
         caps = band["settings"]["caps"]
         for name in ("max_num_seqs", "max_num_batched_tokens"):
-            caps[name] = min(caps[name], envelope[name])
+            caps[name] = min(caps[name], getattr(envelope, name))
     return cut

@@ -3,18 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from http import HTTPStatus
-from typing import Any
-
-from fastapi import FastAPI
-
 from api.schemas.plain import MAX_JSON_FLOAT, MAX_JSON_INT
-from api.schemas.problem import Problem
 from api.web.errors import PROBLEM_TYPE
+from engine.server.description import REFS, Json, drop_framework_errors, operations, refuse
+from engine.server.shapes import Problem
 
-Json = dict[str, Any]
-REFS = "#/components/schemas/"
 TEXT = {"type": "string", "pattern": r"^[^\x00]*$"}
 PLAIN = {"$ref": f"{REFS}PlainValue"}
 PLAIN_OBJECT = {"type": "object", "propertyNames": TEXT, "additionalProperties": PLAIN}
@@ -29,20 +22,6 @@ PLAIN_VALUE = {
         PLAIN_OBJECT,
     ]
 }
-HEADERS = {401: "WWW-Authenticate", 412: "ETag", 429: "Retry-After"}
-METHODS = ("get", "put", "post", "patch", "delete")
-
-
-class DescribedApp(FastAPI):
-    """A FastAPI application whose description says how requests are refused."""
-
-    def openapi(self) -> Json:
-        """The OpenAPI document, made at the first call."""
-        is_new = self.openapi_schema is None
-        document = super().openapi()
-        if is_new:
-            _complete(document)
-        return document
 
 
 def refusals(path: str, method: str, operation: Json) -> set[int]:
@@ -62,45 +41,25 @@ def refusals(path: str, method: str, operation: Json) -> set[int]:
     return found
 
 
-def _complete(document: Json) -> None:
-    schemas, responses = document["components"]["schemas"], {}
-    for path, method, operation in _operations(document):
+def complete(document: Json) -> None:
+    """Write into the description what no route says of itself."""
+    for path, method, operation in operations(document):
         own = {int(code) for code in operation["responses"] if int(code) >= 400}
         for status in sorted(own | refusals(path, method, operation)):
-            responses[f"Refused{status}"] = _refusal(status)
-            reference = {"$ref": f"#/components/responses/Refused{status}"}
-            operation["responses"][str(status)] = reference
+            refuse(document, operation, status, PROBLEM_TYPE, "Problem")
         for parameter in operation.get("parameters", ()):
             parameter["required"] |= parameter["name"].lower() == "if-match"  # else 428
-    document["components"]["responses"] = responses
-    for unused in ("HTTPValidationError", "ValidationError"):
-        schemas.pop(unused, None)
+    drop_framework_errors(document)
     problem = Problem.model_json_schema(ref_template=f"{REFS}{{model}}")
-    schemas |= {**problem.pop("$defs"), "Problem": problem, "PlainValue": PLAIN_VALUE}
+    schemas = {**problem.pop("$defs"), "Problem": problem, "PlainValue": PLAIN_VALUE}
+    document["components"]["schemas"] |= schemas
     _narrow_bodies(document)
-
-
-def _operations(document: Json) -> Iterator[tuple[str, str, Json]]:
-    for path, item in document["paths"].items():
-        for method in METHODS:
-            if method in item:
-                yield path, method, item[method]
-
-
-def _refusal(status: int) -> Json:
-    found: Json = {
-        "description": HTTPStatus(status).phrase,
-        "content": {PROBLEM_TYPE: {"schema": {"$ref": f"{REFS}Problem"}}},
-    }
-    if status in HEADERS:
-        found["headers"] = {HEADERS[status]: {"schema": {"type": "string"}}}
-    return found
 
 
 def _narrow_bodies(document: Json) -> None:
     """Give texts and free objects of request bodies the bounds of everything that is kept."""
     schemas, seen = document["components"]["schemas"], set()
-    rest = [op.get("requestBody", {}) for _, _, op in _operations(document)]
+    rest = [op.get("requestBody", {}) for _, _, op in operations(document)]
     while rest:
         node = rest.pop()
         if isinstance(node, list):

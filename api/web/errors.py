@@ -10,11 +10,10 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
-from starlette.routing import compile_path
 
 from engine.server.gate import code_of
+from engine.server.methods import allowed_methods
 from engine.spec.errors import EngineError, PolicyError
 from policies.errors import PolicyInputError
 from store import ConflictError, CursorError, NotFoundError, StoreError
@@ -143,20 +142,9 @@ def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     detail = f"{request.method} {request.url.path}: {error.detail}"
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        headers["Allow"] = ", ".join(_allowed_methods(request))
+        headers["Allow"] = ", ".join(allowed_methods(request))
     refusal = ApiError(error.status_code, code_of(error), detail, headers=headers)
     return _respond(request, refusal)
-
-
-def _allowed_methods(request: Request) -> list[str]:
-    """Those of every route of the path; the framework names those of the first."""
-    path, found = request.scope["path"], set()
-    for route in iter_route_contexts(request.app.routes):
-        # An id has no colon, though a route for it would take NAME:cancel for one.
-        is_of_kind = route.path is not None and (":" in route.path) == (":" in path)
-        if route.path is not None and is_of_kind and compile_path(route.path)[0].match(path):
-            found |= set(route.methods or ())
-    return sorted(found)
 
 
 def _on_validation_error(request: Request, error: Exception) -> JSONResponse:

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import hmac
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Body, Depends, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from engine.server.answers import ChatForm, CompletionForm
 from engine.server.defaults import SamplingDefaults
+from engine.server.description import DescribedApp, describe, events
 from engine.server.errors import (
     UNHEALTHY_RETRY_S,
-    ApiError,
     answer_crash,
     check_model,
     install_error_handlers,
     invalid,
     respond,
 )
-from engine.server.gate import Admit, Gate
+from engine.server.examples import CHATS, COMPLETIONS
+from engine.server.gate import Gate
 from engine.server.generation import GenerationService, Prompt
+from engine.server.keys import ServerKeys
 from engine.server.knobs import KnobPlane, knob_router
 from engine.server.metrics import ServerMetrics
 from engine.server.pace import PacedAnswers
@@ -39,6 +40,15 @@ from engine.server.schema import (
     GenerationBody,
 )
 from engine.server.served import ServedEngine
+from engine.server.shapes import (
+    ChatChunkShape,
+    ChatShape,
+    CompletionShape,
+    HealthShape,
+    ModelListShape,
+    ModelShape,
+    VersionShape,
+)
 from engine.server.slo import Slo, read_slo
 from engine.server.spans import Traces
 from engine.server.tokens import token_router
@@ -48,6 +58,16 @@ from engine.text.tokenizer import Tokenizer
 
 Objective = Annotated[Slo | None, Depends(read_slo)]
 OPEN_PATHS = ("/health", "/ping", "/version", "/metrics")
+HEALTH: dict[int | str, dict[str, Any]] = {
+    200: {"model": HealthShape},
+    503: {"model": HealthShape, "description": "Requests are not served now"},
+}
+
+
+class Exposition(Response):
+    """Metrics as Prometheus reads them."""
+
+    media_type = CONTENT_TYPE_LATEST
 
 
 def create_server(
@@ -55,7 +75,7 @@ def create_server(
     tokenizer: Tokenizer,
     *,
     model_name: str,
-    api_key: str | None = None,
+    keys: ServerKeys | None = None,
     engine_name: str = "0",
     defaults: SamplingDefaults | None = None,
     limits: RequestLimits | None = None,
@@ -64,21 +84,29 @@ def create_server(
 ) -> FastAPI:
     """The ASGI application in front of a started ``engine``.
 
-    With ``api_key`` everything needs it as a bearer token, but :data:`OPEN_PATHS` and the pages of
-    the API's description. The engine is neither started nor closed here. ``defaults`` stand in for
-    what requests leave out; ``limits`` say what is taken of a client. Answers of 500 and more are
-    logged, with ``logs_requests`` all others too. ``traces`` get a span of each; they are the
-    caller's to close.
+    ``keys`` say what callers need as a bearer token for everything but :data:`OPEN_PATHS` and the
+    pages of the API's description; by default nothing. The engine is neither started nor closed
+    here. ``defaults`` stand in for what requests leave out; ``limits`` say what is taken of a
+    client. Answers of 500 and more are logged, with ``logs_requests`` all others too. ``traces``
+    get a span of each; they are the caller's to close.
     Where no model is run, ``/version``, the model's owner and a header of every answer say so.
     """
-    app = FastAPI(title="Gearshift engine", docs_url=None, redoc_url=None)
+    keys = keys or ServerKeys()
+    app = DescribedApp(
+        complete=describe(model_name, OPEN_PATHS, keys),
+        title="Gearshift engine",
+        summary="An OpenAI-compatible server of one model, and the knobs of its engine.",
+        version=version("gearshift"),
+        docs_url=None,
+        redoc_url=None,
+    )
     add_docs(app)
     install_error_handlers(app)
     app.add_middleware(
         Gate,
         limits=limits or RequestLimits(),
         open_paths=OPEN_PATHS,
-        admit=_key_check(api_key),
+        admit=keys.admit,
         respond=respond,
     )
     app.add_middleware(
@@ -117,19 +145,38 @@ def _openai_router(engine: ServedEngine, service: GenerationService, model_name:
         "root": str(engine.model_dir),
     }
 
-    @router.get("/models", operation_id="listModels", summary="List the served model")
+    @router.get(
+        "/models",
+        operation_id="listModels",
+        summary="List the served model",
+        responses={200: {"model": ModelListShape}},
+    )
     async def list_models() -> dict[str, Any]:
         """The one model served here, with its context in tokens, as OpenAI lists models."""
         return {"object": "list", "data": [{**card, "max_model_len": engine.max_model_len}]}
 
-    @router.get("/models/{model:path}", operation_id="getModel", summary="Read the served model")
+    @router.get(
+        "/models/{model:path}",
+        operation_id="getModel",
+        summary="Read the served model",
+        responses={200: {"model": ModelShape}},
+    )
     async def get_model(model: str) -> dict[str, Any]:
         """The served model by its name; 404 for another name."""
         check_model(model, model_name)
         return {**card, "max_model_len": engine.max_model_len}
 
-    @router.post("/completions", operation_id="createCompletion", summary="Complete prompts")
-    async def completions(http: Request, body: CompletionBody, slo: Objective) -> Response:
+    @router.post(
+        "/completions",
+        operation_id="createCompletion",
+        summary="Complete prompts",
+        responses={200: {"model": CompletionShape, "content": events(CompletionShape)}},
+    )
+    async def completions(
+        http: Request,
+        body: Annotated[CompletionBody, Body(openapi_examples=COMPLETIONS)],
+        slo: Objective,
+    ) -> Response:
         """Complete one or several prompts, at once or as server-sent events with ``stream``."""
         arrival_s = time.monotonic()
         _check_body(engine, body, model_name)
@@ -148,9 +195,14 @@ def _openai_router(engine: ServedEngine, service: GenerationService, model_name:
         )
 
     @router.post(
-        "/chat/completions", operation_id="createChatCompletion", summary="Answer a conversation"
+        "/chat/completions",
+        operation_id="createChatCompletion",
+        summary="Answer a conversation",
+        responses={200: {"model": ChatShape, "content": events(ChatChunkShape)}},
     )
-    async def chat(http: Request, body: ChatBody, slo: Objective) -> Response:
+    async def chat(
+        http: Request, body: Annotated[ChatBody, Body(openapi_examples=CHATS)], slo: Objective
+    ) -> Response:
         """Word a conversation by the chat template and answer it, at once or streamed."""
         arrival_s = time.monotonic()
         _check_body(engine, body, model_name)
@@ -171,8 +223,15 @@ def _owner(paced_as: str | None) -> str:
 def _health_router(engine: ServedEngine, metrics: ServerMetrics) -> APIRouter:
     router = APIRouter(tags=["operation"])
 
-    @router.get("/ping", operation_id="ping", summary="Tell whether the engine is healthy")
-    @router.get("/health", operation_id="getHealth", summary="Tell whether the engine is healthy")
+    @router.get(
+        "/ping", operation_id="ping", summary="Tell whether the engine is healthy", responses=HEALTH
+    )
+    @router.get(
+        "/health",
+        operation_id="getHealth",
+        summary="Tell whether the engine is healthy",
+        responses=HEALTH,
+    )
     async def health() -> JSONResponse:
         """200 while requests are served; 503 while not, with when to ask again."""
         is_healthy = engine.is_healthy
@@ -182,38 +241,29 @@ def _health_router(engine: ServedEngine, metrics: ServerMetrics) -> APIRouter:
             {"status": word}, status_code=200 if is_healthy else 503, headers=headers
         )
 
-    @router.get("/version", operation_id="getVersion", summary="Read the version")
+    @router.get(
+        "/version",
+        operation_id="getVersion",
+        summary="Read the version",
+        responses={200: {"model": VersionShape}},
+    )
     async def get_version() -> dict[str, str]:
         """The installed version of Gearshift, and what the engine is paced as, if it is."""
         paced = {} if engine.paced_as is None else {"paced": engine.paced_as}
         return {"version": version("gearshift"), **paced}
 
-    @router.get("/metrics", operation_id="getMetrics", summary="Read the engine's metrics")
+    @router.get(
+        "/metrics",
+        operation_id="getMetrics",
+        summary="Read the engine's metrics",
+        response_class=Exposition,
+    )
     async def get_metrics() -> Response:
         """Prometheus exposition, under the names that vLLM's dashboards scrape."""
         text = await run_in_threadpool(metrics.text)
-        return Response(text, media_type=CONTENT_TYPE_LATEST)
+        return Exposition(text)
 
     return router
-
-
-def _key_check(api_key: str | None) -> Admit:
-    async def check(request: Request) -> str:
-        if api_key is None:
-            return "without a key"
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        is_bearer = scheme.lower() == "bearer"
-        # In constant time: the answer must not tell how much of a key was right.
-        if not hmac.compare_digest(given.strip().encode(), api_key.encode()) or not is_bearer:
-            raise ApiError(
-                401,
-                "a valid bearer key is required",
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-        return "the key"
-
-    return check
 
 
 def _check_body(engine: ServedEngine, body: GenerationBody, model_name: str) -> None:

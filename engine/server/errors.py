@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from engine.server.gate import code_of
+from engine.server.methods import allowed_methods
 from engine.spec.errors import (
     EngineError,
     PolicyError,
@@ -191,11 +192,14 @@ def answer_crash(request: Request, _: Exception) -> JSONResponse:
 
 def from_http_error(error: HTTPException, request: Request) -> ApiError:
     """A refusal of the framework, or of the gate before it, as one of this server's."""
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(allowed_methods(request))
     return ApiError(
         error.status_code,
         f"{request.method} {request.url.path}: {error.detail}",
         code=code_of(error),
-        headers=dict(error.headers or {}),
+        headers=headers,
     )
 
 

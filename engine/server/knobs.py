@@ -21,13 +21,21 @@ from engine.policy.document import (
 )
 from engine.policy.knobs import AppliedPolicy
 from engine.server.errors import ApiError
+from engine.server.patch import PATCH
 from engine.server.served import ServedEngine
+from engine.server.shapes import (
+    CapabilitiesShape,
+    ModeRuleShape,
+    PolicyChangeShape,
+    PolicyShape,
+)
 from engine.spec.errors import EngineError, PlanError, PolicyError, StalePolicyError
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = "policy/v1"
 LABEL_KEYS = ("schema", "engine", "version")
+ETAG = {"ETag": {"schema": {"type": "string"}}}
 
 
 class KnobPlane:
@@ -167,24 +175,45 @@ def knob_router(plane: KnobPlane) -> APIRouter:
     """``/v1/engine``: capabilities, policy and mode table."""
     router = APIRouter(prefix="/v1/engine", tags=["engine"])
 
-    @router.get("/capabilities", operation_id="getCapabilities", summary="List the engine's knobs")
+    @router.get(
+        "/capabilities",
+        operation_id="getCapabilities",
+        summary="List the engine's knobs",
+        responses={200: {"model": CapabilitiesShape}},
+    )
     async def capabilities() -> dict[str, Any]:
         """Every knob with its class, range, value now and measured cost of a change."""
         return await run_in_threadpool(plane.capabilities)
 
-    @router.get("/policy", operation_id="getPolicy", summary="Read the policy in force")
+    @router.get(
+        "/policy",
+        operation_id="getPolicy",
+        summary="Read the policy in force",
+        responses={200: {"model": PolicyShape, "headers": ETAG}},
+    )
     async def get_policy() -> JSONResponse:
         """The policy document in force; its ``ETag`` is what a change must name."""
         return JSONResponse(plane.document(), headers={"ETag": plane.etag()})
 
-    @router.patch("/policy", operation_id="patchPolicy", summary="Change the policy")
+    @router.patch(
+        "/policy",
+        operation_id="patchPolicy",
+        summary="Change the policy",
+        responses={200: {"model": PolicyChangeShape, "headers": ETAG}},
+        openapi_extra=PATCH,
+    )
     async def patch_policy(request: Request, dry_run: bool = False) -> JSONResponse:
         """Change knobs by JSON Merge Patch; ``dry_run`` only tells the changes and their cost."""
         patch = await _read_patch(request)
         if_match = request.headers.get("if-match")
         return await plane.patch(patch, if_match=if_match, is_dry_run=dry_run)
 
-    @router.get("/mode-table", operation_id="getModeTable", summary="Read the mode table")
+    @router.get(
+        "/mode-table",
+        operation_id="getModeTable",
+        summary="Read the mode table",
+        responses={200: {"model": ModeRuleShape}},
+    )
     async def mode_table() -> dict[str, Any]:
         """The rule that chooses each step's mode, and the step times it was measured on."""
         return await run_in_threadpool(plane.mode_table)

@@ -17,7 +17,7 @@ def configure_logs(level: str) -> None:
     person, JSON for a machine."""
     is_person = sys.stderr.isatty()
     renderer: structlog.types.Processor = (
-        structlog.dev.ConsoleRenderer() if is_person else structlog.processors.JSONRenderer()
+        _for_a_person() if is_person else structlog.processors.JSONRenderer()
     )
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -38,6 +38,11 @@ def configure_logs(level: str) -> None:
         structlog.stdlib.ProcessorFormatter(processors=[remove, renderer], foreign_pre_chain=shared)
     )
     logging.getLogger(LIBRARY_LOGGER).handlers[:] = [handler]
+
+
+def _for_a_person() -> structlog.dev.ConsoleRenderer:
+    # The default shows local variables, keys among them, and took ten seconds for an error.
+    return structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
 
 
 class _CurrentStderr:

@@ -12,11 +12,19 @@ import logging
 from functools import cached_property, lru_cache
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from engine.server.defaults import SamplingDefaults
 from engine.server.errors import ApiError, invalid
 from engine.server.shown import TextWish
+from engine.server.takes import NULL, NUMBER, Flag, take_known_fields, take_nulls
 from engine.spec.request import MAX_LOGPROBS, MAX_PENALTY, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -88,7 +96,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 # What ``apply_chat_template`` takes beside the values of a template.
 NOT_TEMPLATE_VALUES = frozenset({"messages", "conversation", "chat_template", "tokenize"})
-Penalty = Annotated[float, Field(ge=-2, le=2)]
+Penalty = Annotated[float, Field(ge=-2, le=2), NUMBER]
 # Strict: to Python true is the number 1, and to whoever sends it is not.
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID, strict=True)]
 # Names of JSON are texts.
@@ -98,13 +106,23 @@ Stop = Annotated[str, Field(max_length=MAX_STOP_CHARS)]
 NumLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS, strict=True)]
 
 
+def _describe_strict(schema: dict[str, Any]) -> None:
+    take_nulls(schema)
+    schema["additionalProperties"] = NULL
+
+
+def _describe_body(schema: dict[str, Any]) -> None:
+    take_nulls(schema)
+    take_known_fields(schema, NEUTRAL, LABELS | IGNORED)
+
+
 class StreamOptions(BaseModel):
     """What a stream carries besides text."""
 
-    model_config = ConfigDict(extra="forbid")
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
-    include_obfuscation: bool = False
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_describe_strict)
+    include_usage: Flag = False
+    continuous_usage_stats: Flag = False
+    include_obfuscation: Flag = False
 
     @model_validator(mode="before")
     @classmethod
@@ -121,63 +139,39 @@ class StreamOptions(BaseModel):
 class GenerationBody(BaseModel):
     """What both endpoints share: how long, how random, how it ends."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", json_schema_extra=_describe_body)
 
     model: str
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2), NUMBER] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1), NUMBER] | None = None
+    top_k: Annotated[int, Field(ge=-1), NUMBER] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1), NUMBER] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=MAX_PENALTY)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=MAX_PENALTY), NUMBER] | None = None
     logit_bias: Annotated[LogitBias, Field(max_length=MAX_LOGIT_BIAS)] | None = None
-    seed: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    best_of: int | None = None
+    seed: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED), NUMBER] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), NUMBER] | None = None
+    best_of: Annotated[int, NUMBER] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_IDS)] | None = None
-    include_stop_str_in_output: bool = False
-    skip_special_tokens: bool = True
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] = 0
-    ignore_eos: bool = False
-    stream: bool | None = None
+    include_stop_str_in_output: Flag = False
+    skip_special_tokens: Flag = True
+    max_tokens: Annotated[int, Field(ge=1), NUMBER] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1), NUMBER] | None = None
+    min_tokens: Annotated[int, Field(ge=0), NUMBER] = 0
+    ignore_eos: Flag = False
+    stream: Flag | None = None
     stream_options: StreamOptions | None = None
-    return_token_ids: bool = False
+    return_token_ids: Flag = False
     prompt_logprobs: NumLogprobs | None = None
-    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
-    timeout_ms: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_MS)] | None = None
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY), NUMBER] = 0
+    timeout_ms: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_MS), NUMBER] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, given: Any) -> Any:
         return without_nulls(given)
-
-    @field_validator(
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "presence_penalty",
-        "frequency_penalty",
-        "repetition_penalty",
-        "seed",
-        "n",
-        "best_of",
-        "max_tokens",
-        "max_completion_tokens",
-        "min_tokens",
-        "priority",
-        "timeout_ms",
-        mode="before",
-    )
-    @classmethod
-    def _is_no_bool(cls, given: Any) -> Any:
-        if isinstance(given, bool):
-            raise ValueError(f"{str(given).lower()} is not a number")
-        return given
 
     @property
     def num_choices(self) -> int:
@@ -290,12 +284,12 @@ class CompletionBody(GenerationBody):
     """``POST /v1/completions``: text or token ids, one prompt or a list of them."""
 
     prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
-    echo: bool | None = None
+    echo: Flag | None = None
     logprobs: NumLogprobs | None = None
-    add_special_tokens: bool = True
+    add_special_tokens: Flag = True
     # 0 asks for the prompt alone, as evaluation harnesses do.
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_tokens: Annotated[int, Field(ge=0), NUMBER] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=0), NUMBER] | None = None
 
     @property
     def num_logprobs(self) -> int | None:
@@ -325,12 +319,25 @@ class CompletionBody(GenerationBody):
         return [item for item in prompt if not isinstance(item, int)]
 
 
+# A part of another type is refused by its name, which the schema alone would not do.
+TextPart = Annotated[
+    dict[str, Any],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+            "required": ["type", "text"],
+        }
+    ),
+]
+
+
 class ChatMessage(BaseModel):
     """One turn. Other keys (such as ``name``) go to the chat template as they are."""
 
     model_config = ConfigDict(extra="allow")
     role: str
-    content: str | list[dict[str, Any]] | None = None
+    content: str | list[TextPart] | None = None
 
     @property
     def num_chars(self) -> int:
@@ -375,7 +382,7 @@ class TemplateBody(BaseModel):
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     documents: list[dict[str, Any]] | None = None
-    add_generation_prompt: bool = True
+    add_generation_prompt: Flag = True
     chat_template_kwargs: dict[str, Any] = {}
 
     @field_validator("chat_template_kwargs")
@@ -418,7 +425,7 @@ class ChatBody(TemplateBody, GenerationBody):
     """``POST /v1/chat/completions``."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    logprobs: bool | None = None
+    logprobs: Flag | None = None
     top_logprobs: NumLogprobs | None = None
 
     @property

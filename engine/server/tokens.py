@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engine.server.errors import check_model
+from engine.server.examples import HELLO, examples
 from engine.server.generation import GenerationService
 from engine.server.schema import ChatMessage, TemplateBody, TokenId, without_nulls
 from engine.server.served import ServedEngine
+from engine.server.shapes import DetokenizedShape, TokenizedShape
+from engine.server.takes import NULL, Flag, take_nulls
+
+TOKENIZE = examples({"text": {"prompt": "The quick"}, "chat": {"messages": [HELLO]}})
+DETOKENIZE = examples({"ids": {"tokens": [297, 224, 84]}})
+
+
+def _describe(schema: dict[str, Any]) -> None:
+    take_nulls(schema)
+    schema["additionalProperties"] = NULL
 
 
 class TokenizeBody(TemplateBody):
     """``POST /tokenize``: a text, or a conversation as the chat template words it."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_describe)
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
-    add_special_tokens: bool | None = None
-    return_token_strs: bool = False
+    add_special_tokens: Flag | None = None
+    return_token_strs: Flag = False
 
     @property
     def adds_special(self) -> bool:
@@ -54,8 +65,15 @@ def token_router(engine: ServedEngine, service: GenerationService, model_name: s
     """``POST /tokenize`` and ``POST /detokenize``."""
     router = APIRouter(tags=["tokens"])
 
-    @router.post("/tokenize", operation_id="tokenize", summary="Turn text into token ids")
-    async def tokenize(body: TokenizeBody) -> dict[str, Any]:
+    @router.post(
+        "/tokenize",
+        operation_id="tokenize",
+        summary="Turn text into token ids",
+        responses={200: {"model": TokenizedShape}},
+    )
+    async def tokenize(
+        body: Annotated[TokenizeBody, Body(openapi_examples=TOKENIZE)],
+    ) -> dict[str, Any]:
         """Token ids of a text, or of a conversation as the chat template words it."""
         check_model(body.model or model_name, model_name)
         ids = await _encode(service, body)
@@ -69,8 +87,15 @@ def token_router(engine: ServedEngine, service: GenerationService, model_name: s
             "token_strs": texts,
         }
 
-    @router.post("/detokenize", operation_id="detokenize", summary="Turn token ids into text")
-    async def detokenize(body: DetokenizeBody) -> dict[str, str]:
+    @router.post(
+        "/detokenize",
+        operation_id="detokenize",
+        summary="Turn token ids into text",
+        responses={200: {"model": DetokenizedShape}},
+    )
+    async def detokenize(
+        body: Annotated[DetokenizeBody, Body(openapi_examples=DETOKENIZE)],
+    ) -> dict[str, str]:
         """The text that token ids stand for."""
         check_model(body.model or model_name, model_name)
         (text,) = await service.decode([body.tokens], skip_special_tokens=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,9 +21,9 @@ from engine.spec.settings import Caps, ModePin, Settings
 from migrations.runner import check, downgrade, upgrade
 from policies.schedule import Schedule
 from store import Database
+from tests.migrations.stored import DATABASES, load_dump
 from tuner.search.trials import TrialRecord
 
-DATABASES = Path(__file__).parent / "databases"
 FOUND = Settings(
     plan=ParallelPlan(tp=1),
     threshold_tokens=256,
@@ -48,28 +47,9 @@ def stored(database_url: str) -> Iterator[Database]:
     database = Database(database_url)
     upgrade(database.engine, "0001")
     with database.engine.begin() as connection:
-        _load(connection, DATABASES / "0001.sql")
+        load_dump(connection, DATABASES / "0001.sql")
     yield database
     database.close()
-
-
-def _load(connection: sa.Connection, path: Path) -> None:
-    """Copy the rows of a dump, parents before children, whatever database they go to."""
-    source = sa.create_engine("sqlite://")
-    metadata = sa.MetaData()
-    metadata.reflect(connection)
-    with source.connect() as old:
-        raw = old.connection.dbapi_connection
-        assert raw is not None, "the connection is open"
-        raw.executescript(path.read_text())  # type: ignore[attr-defined]
-        for table in metadata.sorted_tables:
-            if table.name == "alembic_version":
-                continue
-            columns = [sa.column(c.name, c.type) for c in table.columns]
-            rows = old.execute(sa.select(*columns).select_from(sa.table(table.name))).mappings()
-            if values := [dict(row) for row in rows]:
-                connection.execute(table.insert(), values)
-    source.dispose()
 
 
 def _documents(database: Database) -> dict[str, list[Any]]:

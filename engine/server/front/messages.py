@@ -14,6 +14,7 @@ from engine.policy.document import EnginePolicy
 from engine.policy.knobs import AppliedPolicy, Knob
 from engine.replica.telemetry import EngineStats
 from engine.server.defaults import SamplingDefaults
+from engine.server.keys import ServerKeys
 from engine.spec import errors
 from engine.spec.errors import EngineError, PolicyError, RankError
 from engine.spec.inventory import Inventory
@@ -159,7 +160,7 @@ class FrontSetup(msgspec.Struct, tag="setup", frozen=True, kw_only=True):
     model_dir: str
     model_name: str
     engine_name: str
-    api_key: str | None
+    keys: ServerKeys
     drain_s: int
     model: ModelConfig
     envelope: Caps

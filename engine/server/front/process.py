@@ -53,7 +53,7 @@ def _serve(
         engine,
         tokenizer,
         model_name=setup.model_name,
-        api_key=setup.api_key,
+        keys=setup.keys,
         engine_name=setup.engine_name,
         defaults=setup.defaults,
         limits=setup.limits,

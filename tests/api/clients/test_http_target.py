@@ -16,6 +16,7 @@ from api.clients.http_target import HttpTarget, find_settings, get_served_model
 from engine.engine import Engine
 from engine.models.create import create_model
 from engine.server import create_server
+from engine.server.keys import ServerKeys
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.measurement import Outcome
 from engine.spec.settings import Caps, Settings
@@ -49,7 +50,9 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def url(engine: Engine) -> Iterator[str]:
     tokenizer = Tokenizer.from_dir(engine.config.model_dir)
-    with serve(create_server(engine, tokenizer, model_name="tiny", api_key=KEY)) as address:
+    with serve(
+        create_server(engine, tokenizer, model_name="tiny", keys=ServerKeys(api=KEY))
+    ) as address:
         yield address
 
 

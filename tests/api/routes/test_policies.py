@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from starlette.testclient import TestClient
 from api.documents.policy import PolicyDocument
 from engine.spec.errors import PolicyError
 from engine.spec.inventory import Inventory, RankKind
-from engine.spec.settings import Settings
+from engine.spec.settings import Caps, Settings
 from store import Database
 from tests.api.worlds import BUSY, acknowledge, add_recommendation, engine_body, register
 
@@ -292,6 +293,17 @@ def test_a_long_poll_without_news_ends_empty(client: TestClient) -> None:
         f"/v1/engines/{engine_id}/policy", params={"wait_s": 0.1, "after_version": 1}
     )
     assert (answer.status_code, answer.content) == (204, b"")
+
+
+@pytest.mark.parametrize("envelope", [{}, {"max_num_seqs": None}, {"max_queue": 4}])
+def test_an_envelope_says_only_what_is_not_by_default(
+    client: TestClient, database: Database, envelope: Json
+) -> None:
+    engine_id = register(client, envelope=envelope)
+    url = f"/v1/recommendations/{add_recommendation(database)}:apply"
+    assert client.post(url, json={"engine_id": engine_id}).status_code == 200
+    shown = client.get(f"/v1/engines/{engine_id}").json()["envelope"]
+    assert shown == asdict(Caps(max_queue=envelope.get("max_queue")))
 
 
 def test_applying_a_recommendation_writes_its_policy_sla_and_schedule(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from api.schemas.problem import Problem
+from engine.server.shapes import Problem
 from tests.api.worlds import engine_body, register
 
 Json = dict[str, Any]

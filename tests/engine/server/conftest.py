@@ -19,6 +19,7 @@ from engine.models.create import create_model
 from engine.server import create_server
 from engine.server.connections import ServerConfig
 from engine.server.defaults import SamplingDefaults
+from engine.server.keys import ServerKeys
 from engine.server.spans import Traces
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.limits import RequestLimits
@@ -71,7 +72,7 @@ def serving(
     engine: Engine,
     model_dir: Path,
     *,
-    api_key: str | None = None,
+    keys: ServerKeys | None = None,
     defaults: SamplingDefaults | None = None,
     limits: RequestLimits | None = None,
     logs_requests: bool = False,
@@ -84,7 +85,7 @@ def serving(
         engine,
         tokenizer,
         model_name=MODEL,
-        api_key=api_key,
+        keys=keys,
         defaults=defaults,
         limits=limits,
         logs_requests=logs_requests,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.server.keys import ServerKeys
 from engine.server.limits import BURST_S, RateLimit
 from engine.spec.limits import RequestLimits
 from tests.contracts.bounded_server import KEY, BoundedServerContract, Start, read_json
@@ -27,7 +28,7 @@ class TestTheEngineServerIsBounded(BoundedServerContract):
         def start(limits: RequestLimits) -> Iterator[str]:
             with (
                 simulated_engine(tiny_dir, step_s=0.001) as engine,
-                serving(engine, tiny_dir, api_key=KEY, limits=limits) as server,
+                serving(engine, tiny_dir, keys=ServerKeys(api=KEY), limits=limits) as server,
             ):
                 yield server.url
 

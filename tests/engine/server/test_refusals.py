@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.server.keys import ServerKeys
 from engine.spec.settings import Caps
 from tests.engine.server.conftest import (
     MODEL,
@@ -224,7 +225,7 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(tiny_dir: Path) -> No
 def test_every_v1_path_needs_the_key_and_health_does_not(tiny_dir: Path) -> None:
     with (
         simulated_engine(tiny_dir, step_s=0.001) as engine,
-        serving(engine, tiny_dir, api_key="s3cret") as server,
+        serving(engine, tiny_dir, keys=ServerKeys(api="s3cret")) as server,
     ):
         for path in ("/v1/models", "/v1/engine/policy", "/v1/engine/capabilities"):
             reply = server.http.get(path)

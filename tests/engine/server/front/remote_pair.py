@@ -14,6 +14,7 @@ from engine.server.defaults import SamplingDefaults
 from engine.server.front.gateway import FrontGateway
 from engine.server.front.messages import FrontSetup
 from engine.server.front.remote import RemoteEngine
+from engine.server.keys import ServerKeys
 from engine.spec.limits import RequestLimits
 from engine.text.tokenizer import Tokenizer
 from engine.wire.frames import FrameChannel
@@ -37,7 +38,7 @@ def remote_pair(engine: Engine, tokenizer: Tokenizer) -> Iterator[RemotePair]:
         model_dir=str(engine.config.model_dir),
         model_name="tiny",
         engine_name="0",
-        api_key=None,
+        keys=ServerKeys(),
         drain_s=1,
         model=engine.model,
         envelope=engine.envelope,

@@ -28,6 +28,7 @@ from engine.server.front.messages import (
     WireError,
 )
 from engine.server.front.remote import RemoteEngine
+from engine.server.keys import ServerKeys
 from engine.spec.config import EngineConfig
 from engine.spec.errors import RankError, RequestError
 from engine.spec.limits import RequestLimits
@@ -93,7 +94,7 @@ def line(tiny_dir: Path) -> Iterator[Line]:
         model_dir=str(tiny_dir),
         model_name="tiny",
         engine_name="0",
-        api_key=None,
+        keys=ServerKeys(),
         drain_s=1,
         model=engine.model,
         envelope=engine.envelope,

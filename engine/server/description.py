@@ -1,0 +1,153 @@
+"""The description of the engine's server: what no route says of itself is completed here.
+
+It is of this server: the model's name in it is the one that is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from engine.server.keys import ServerKeys, is_knob
+from engine.server.shapes import ChatChunkShape, ErrorAnswer, Problem
+
+Json = dict[str, Any]
+REFS = "#/components/schemas/"
+METHODS = ("get", "put", "post", "patch", "delete")
+HEADERS = {401: "WWW-Authenticate", 412: "ETag", 428: "ETag", 429: "Retry-After"}
+JSON_TYPE, PROBLEM_TYPE = "application/json", "application/problem+json"
+GENERATIONS = ("createCompletion", "createChatCompletion")
+Complete = Callable[[Json], None]
+
+
+class DescribedApp(FastAPI):
+    """A FastAPI application whose description ``complete`` completes, once."""
+
+    def __init__(self, *, complete: Complete, **options: Any) -> None:
+        super().__init__(**options)
+        self._complete = complete
+
+    def openapi(self) -> Json:
+        """The OpenAPI document, made at the first call."""
+        is_new = self.openapi_schema is None
+        document = super().openapi()
+        if is_new:
+            self._complete(document)
+        return document
+
+
+def operations(document: Json) -> Iterator[tuple[str, str, Json]]:
+    """Path, method and description of every operation."""
+    for path, item in document["paths"].items():
+        for method in METHODS:
+            if method in item:
+                yield path, method, item[method]
+
+
+def refuse(document: Json, operation: Json, status: int, media_type: str, schema: str) -> None:
+    """Say that ``operation`` may answer ``status`` with a body of ``schema``."""
+    name = f"Refused{status}" if schema == "Problem" else f"Error{status}"
+    found: Json = {
+        "description": HTTPStatus(status).phrase,
+        "content": {media_type: {"schema": {"$ref": f"{REFS}{schema}"}}},
+    }
+    if status in HEADERS:
+        found["headers"] = {HEADERS[status]: {"schema": {"type": "string"}}}
+    document["components"].setdefault("responses", {})[name] = found
+    operation["responses"][str(status)] = {"$ref": f"#/components/responses/{name}"}
+
+
+def drop_framework_errors(document: Json) -> None:
+    """Forget the framework's own form of errors, in which nothing is answered."""
+    for unused in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(unused, None)
+
+
+def events(chunk: type[BaseModel]) -> Json:
+    """The content of an answer that comes as server-sent events: chunks, or what went wrong."""
+    parts = [{"$ref": f"{REFS}{shape.__name__}"} for shape in (chunk, ErrorAnswer)]
+    document = {"contentMediaType": JSON_TYPE, "contentSchema": {"anyOf": parts}}
+    event = {
+        "type": "object",
+        "description": "One event; the last one's data is [DONE]",
+        "properties": {"data": {"type": "string", "anyOf": [{"const": "[DONE]"}, document]}},
+        "required": ["data"],
+    }
+    return {"text/event-stream": {"schema": event}}
+
+
+def describe(model_name: str, open_paths: tuple[str, ...], keys: ServerKeys) -> Complete:
+    """What completes the description of a server of ``model_name``."""
+
+    def complete(document: Json) -> None:
+        schemas = document["components"]["schemas"]
+        schemas |= _schemas(ErrorAnswer, Problem, ChatChunkShape)
+        drop_framework_errors(document)
+        for path, method, operation in operations(document):
+            needs_key = path not in open_paths and keys.key_of(path) is not None
+            if needs_key:
+                operation["security"] = [{"key": []}]
+            operation["responses"].pop("422", None)
+            form = (PROBLEM_TYPE, "Problem") if is_knob(path) else (JSON_TYPE, "ErrorAnswer")
+            for status in sorted(_refusals(path, method, operation, keys, needs_key=needs_key)):
+                refuse(document, operation, status, *form)
+        if keys.api is not None or keys.knobs is not None:
+            document["components"]["securitySchemes"] = {
+                "key": {"type": "http", "scheme": "bearer"}
+            }
+        _name_model(document, model_name)
+
+    return complete
+
+
+def _refusals(
+    path: str, method: str, operation: Json, keys: ServerKeys, *, needs_key: bool
+) -> set[int]:
+    found = {431, 500}
+    if path.startswith(("/v1", "/tokenize", "/detokenize")):
+        found |= {429}
+    if needs_key:
+        found |= {401}
+    if "{" in path:
+        found |= {404}
+    if method == "post":
+        found |= {400, 404, 408, 413}
+    if operation["operationId"] in GENERATIONS:
+        found |= {503}
+    if is_knob(path):
+        found |= {503} if keys.has_knobs else {403}
+    if method == "patch":
+        found |= {400, 408, 409, 412, 413, 422, 428}
+    return found
+
+
+def _schemas(*shapes: type[BaseModel]) -> Json:
+    _, found = models_json_schema(
+        [(shape, "serialization") for shape in shapes], ref_template=f"{REFS}{{model}}"
+    )
+    definitions: Json = found["$defs"]
+    return definitions
+
+
+def _name_model(document: Json, model_name: str) -> None:
+    """Bodies, paths and examples name the model that is served: any other is 404."""
+    for schema in document["components"]["schemas"].values():
+        given = schema.get("properties", {}).get("model")
+        if given is not None and schema["title"].endswith("Body"):
+            is_optional = "model" not in schema.get("required", ())
+            names = [model_name, None, ""] if is_optional else [model_name]
+            schema["properties"]["model"] = {"title": "Model", "enum": names}
+    for _, _, operation in operations(document):
+        for parameter in operation.get("parameters", ()):
+            if parameter["name"] == "model":
+                parameter["schema"] = {"type": "string", "enum": [model_name]}
+        content = operation.get("requestBody", {}).get("content", {})
+        for described in content.values():
+            for example in described.get("examples", {}).values():
+                if "model" in example["value"]:
+                    example["value"]["model"] = model_name

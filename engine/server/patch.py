@@ -1,0 +1,65 @@
+"""How the description words a patch of the policy, which is read by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.spec.plan import AXES
+from engine.spec.settings import MOST_CAP, ModePin, Order
+
+Json = dict[str, Any]
+COUNT: Json = {"type": ["integer", "null"], "minimum": 1, "maximum": MOST_CAP}
+FROM_ZERO: Json = {**COUNT, "minimum": 0}
+
+
+def _section(fields: Json) -> Json:
+    return {"type": ["object", "null"], "properties": fields, "additionalProperties": False}
+
+
+SCHEMA = {
+    "title": "PolicyPatch",
+    "type": "object",
+    "properties": {
+        "plan": _section(dict.fromkeys(AXES, COUNT)),
+        "shift": _section(
+            {"enabled": {"type": ["boolean", "null"]}, "threshold_tokens": FROM_ZERO}
+        ),
+        "caps": _section(
+            {
+                "max_num_seqs": COUNT,
+                "max_num_batched_tokens": COUNT,
+                "max_step_ms": {"type": ["number", "null"], "exclusiveMinimum": 0},
+                "max_queue": FROM_ZERO,
+            }
+        ),
+        "scheduler": _section({"order": {"enum": [*map(str, Order), None]}}),
+        "mode": {"enum": [*map(str, ModePin), None]},
+    },
+    "patternProperties": {
+        "^(schema|engine|version)$": {"description": "Only as they were read: labels cannot be set"}
+    },
+    "additionalProperties": False,
+}
+EXAMPLES = {
+    "threshold": {"value": {"shift": {"threshold_tokens": 128}}},
+    "caps": {"value": {"caps": {"max_num_seqs": 32, "max_step_ms": 45}}},
+}
+PATCH: Json = {
+    "requestBody": {
+        "required": True,
+        "description": "A JSON Merge Patch (RFC 7396) of the policy document",
+        "content": {
+            "application/merge-patch+json": {"schema": SCHEMA, "examples": EXAMPLES},
+            "application/json": {"schema": SCHEMA},
+        },
+    },
+    "parameters": [
+        {
+            "name": "If-Match",
+            "in": "header",
+            "required": True,
+            "description": "The ETag of the policy that is changed, or *",
+            "schema": {"type": "string"},
+        }
+    ],
+}

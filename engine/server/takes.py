@@ -1,0 +1,48 @@
+"""What bodies take, said in their schemas: nulls, fields that change nothing, and strict values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+Json = dict[str, Any]
+NULL: Json = {"type": "null"}
+
+
+def _check_number(value: object) -> object:
+    if isinstance(value, bool | str):
+        raise ValueError(f"{json.dumps(value)[:40]} is not a number")
+    return value
+
+
+# A JSON number: neither true nor "1" is taken for one. (Floats do so when they are strict.)
+# Where bounds stand beside it, it comes after them, so that the description has them too.
+NUMBER = BeforeValidator(_check_number)
+# Neither "yes" nor 1.
+Flag = Annotated[bool, Field(strict=True)]
+
+
+def take_nulls(schema: Json) -> None:
+    """Say that every field that may be left out may be null as well."""
+    required = schema.get("required", ())
+    for name, field in schema["properties"].items():
+        if name not in required and NULL not in field.get("anyOf", ()):
+            schema["properties"][name] = {"anyOf": [field, NULL]}
+
+
+def take_known_fields(
+    schema: Json, neutral: Mapping[str, tuple[Any, ...]], free: frozenset[str]
+) -> None:
+    """Say which further fields are taken: ``free`` ones with any value, ``neutral`` ones with
+    theirs, and any with null."""
+    own = schema["properties"]
+    for name, values in neutral.items():
+        own.setdefault(
+            name, {"enum": [*values, None], "description": "Asks for what happens anyway"}
+        )
+    for name in sorted(free):
+        own.setdefault(name, {"description": "Changes nothing here"})
+    schema["additionalProperties"] = NULL

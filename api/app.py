@@ -21,6 +21,7 @@ from api.routes import (
     policies,
     recommendations,
     tuning_jobs,
+    workloads,
 )
 from api.web.auth import KeyCheck, ensure_first_key
 from api.web.context import AppContext
@@ -34,6 +35,7 @@ from engine.server.pages import add_docs
 from store import Database
 
 ROUTERS = (
+    workloads.router,
     tuning_jobs.router,
     recommendations.router,
     engines.router,
@@ -89,6 +91,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         open_paths=health.PATHS,
         admit=KeyCheck(context.database).admit,
         respond=respond,
+        large_bodies={("POST", workloads.PATH): settings.max_upload_bytes},
     )
     app.add_middleware(RequestContext)
     for router in ROUTERS:

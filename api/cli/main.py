@@ -36,7 +36,7 @@ class CommandRef:
 GROUPS = {
     "model": "Make checkpoints.",
     "engine": "Run engines.",
-    "workload": "Look at workloads, write them as traces.",
+    "workload": "Look at workloads, write them as traces, upload traces.",
     "keys": "Make, list and revoke API keys of the service.",
     "db": "Look after the database.",
 }
@@ -71,6 +71,24 @@ COMMANDS = (
         module="workload",
         function="show",
         help="Say what a workload is: requests, rates, lengths, cuts.",
+    ),
+    CommandRef(
+        path="workload upload",
+        module="workload_service",
+        function="upload",
+        help="Upload a trace to the control plane.",
+    ),
+    CommandRef(
+        path="workload list",
+        module="workload_service",
+        function="list_uploaded",
+        help="List the traces that the control plane has.",
+    ),
+    CommandRef(
+        path="workload delete",
+        module="workload_service",
+        function="delete",
+        help="Remove a trace from the control plane.",
     ),
     CommandRef(
         path="bench",

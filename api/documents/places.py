@@ -97,16 +97,23 @@ class Places:
         Raises:
             TunerError: a path that leads out of its folders, no regular file, or one too large.
         """
-        workload = WorkloadSpec.parse(spec.workload)
-        if workload.path is not None:
-            path = self.traces.resolve(str(workload.path))
-            _require_regular(path, MAX_TRACE_BYTES)
-            spec = replace(spec, workload=workload.at(path))
+        return self.confine_model(self._confine_trace(spec))
+
+    def confine_model(self, spec: TuningSpec) -> TuningSpec:
+        """:meth:`confine` for the model alone."""
         if spec.is_local or not is_name(spec.model_dir):
             folder = self.models.resolve(spec.model_dir)
             self._check_model_files(folder)
             spec = replace(spec, model_dir=str(folder))
         return spec
+
+    def _confine_trace(self, spec: TuningSpec) -> TuningSpec:
+        workload = WorkloadSpec.parse(spec.workload)
+        if workload.path is None:
+            return spec
+        path = self.traces.resolve(str(workload.path))
+        _require_regular(path, MAX_TRACE_BYTES)
+        return replace(spec, workload=workload.at(path))
 
     def _check_model_files(self, path: Path) -> None:
         """Whatever of the folder may be read is a regular file in one of the folders."""

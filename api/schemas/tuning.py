@@ -50,7 +50,9 @@ class TuningJobCreate(Body):
     )
     num_devices: Whole = Field(ge=1, le=MAX_DEVICES, description="Most devices a plan may use")
     workload: str = Field(
-        description="Workload SPEC, as on the command line; traces lie in GEARSHIFT_TRACE_ROOT"
+        validation_alias=AliasChoices("workload", "workload_id"),
+        description="Workload SPEC, as on the command line; traces lie in GEARSHIFT_TRACE_ROOT. Or "
+        "an uploaded one: wl_...[,seconds=60,...]. The key may be workload or workload_id",
     )
     sla: str = Field(description="p95_ttft_ms<=500,... in any accepted spelling")
     trials: Whole = Field(default=20, ge=1, le=1000)
@@ -81,6 +83,7 @@ class TuningJobView(View):
     trials_done: int
     recommendation_id: str | None
     cost_model_id: str | None
+    workload_id: str | None = Field(description="The uploaded workload it names")
     created_by: str
     created_at: datetime
     started_at: datetime | None

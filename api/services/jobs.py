@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from api.documents.places import Places, is_name
 from api.documents.tuning_spec import tuning_spec
+from api.documents.uploads import find_upload
 from api.schemas.tuning import TuningJobCreate, TuningJobView
 from api.services.audit import record
 from api.web.auth import Caller
@@ -40,10 +42,11 @@ def create(
         NotFoundError: no such cost model.
     """
     _check(body, settings)
+    upload = _use_upload(uow, body)
     if body.cost_model_id is not None:
         uow.cost_models.get(body.cost_model_id)
     job = uow.jobs.add(spec=_document(body), num_trials=body.trials, created_by=caller.actor)
-    job.cost_model_id = body.cost_model_id
+    job.cost_model_id, job.workload_id = body.cost_model_id, upload
     uow.jobs.append_event(job.id, "state", {"state": JobState.QUEUED, "reason": job.reason})
     record(uow, caller, "job.create", f"tuning-jobs/{job.id}", reason=body.sla, after=job.spec)
     return job
@@ -171,10 +174,34 @@ def _check_model(model: str, hardware: str, places: Places) -> None:
 
 
 def _check_workload(text: str, places: Places) -> None:
-    """A SPEC; of a trace the path, which is not looked at."""
+    """A SPEC; of a trace the path, which is not looked at; an uploaded one is looked up later."""
+    if find_upload(text) is not None:
+        return
     places.check_workload(text)
     if WorkloadSpec.parse(text).path is None:
         check_workload(text)
+
+
+def _use_upload(uow: UnitOfWork, body: TuningJobCreate) -> str | None:
+    """The uploaded workload that the job names, kept from being removed meanwhile.
+
+    Raises:
+        ApiError: 422, there is none, or it does not take the options after its id.
+    """
+    in_options = "workload" in body.options
+    named = find_upload(body.options["workload"] if in_options else body.workload)
+    if named is None:
+        return None
+    row = uow.workloads.find(named.workload_id, for_use=True)
+
+    def check() -> None:
+        if row is None:
+            raise TunerError(f"workload {named.workload_id} does not exist")
+        named.at(row.form, Path(row.id))
+
+    if (found := _find_error("/options" if in_options else "/workload", check)) is not None:
+        raise ApiError(422, "invalid_request", "the job could not run", errors=[found])
+    return named.workload_id
 
 
 def _check_hardware(hardware: str, num_devices: int) -> None:

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from fastapi import Request
 
+from api.web.aside import Aside
 from api.web.metrics import ServiceMetrics
 from api.web.settings import ServiceSettings
 from api.web.watch import Watch
@@ -23,6 +24,11 @@ class AppContext:
     metrics: ServiceMetrics
     # Set when the service is asked to end, so that waiting requests answer at once.
     stopping: threading.Event = field(default_factory=threading.Event)
+
+    @cached_property
+    def aside(self) -> Aside:
+        """Work that requests have done in processes of their own."""
+        return Aside()
 
     @cached_property
     def watch(self) -> Watch:

@@ -1,0 +1,26 @@
+"""The pieces of work, by name. Each takes JSON and gives JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tuner.workload.parse import parse_workload
+from tuner.workload.trace_file import TraceFile
+from tuner.workload.traces import reader_for
+
+Json = dict[str, Any]
+# Facts of a SPEC and its seed; a kept trace has neither.
+OF_A_SPEC = ("spec", "seed", "scale", "input_scale", "output_scale", "concurrency")
+
+
+def read_trace(question: Json) -> Json:
+    """Format and facts of the trace file at ``path``, read as ``form``."""
+    path = Path(question["path"])
+    form = reader_for(question["form"], TraceFile.open_head(path)).word
+    told = parse_workload(f"{form}:{path}", seed=0).describe()
+    return {"form": form, "facts": {k: v for k, v in told.items() if k not in OF_A_SPEC}}
+
+
+TASKS: Mapping[str, Callable[[Json], Json]] = {"read_trace": read_trace}

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tuner.pictures.draw import PAGE, require_drawing
+from tuner.pictures.trials import picture_of_document
 from tuner.workload.parse import parse_workload
 from tuner.workload.trace_file import TraceFile
 from tuner.workload.traces import reader_for
@@ -23,4 +25,15 @@ def read_trace(question: Json) -> Json:
     return {"form": form, "facts": {k: v for k, v in told.items() if k not in OF_A_SPEC}}
 
 
-TASKS: Mapping[str, Callable[[Json], Json]] = {"read_trace": read_trace}
+def draw_report(question: Json) -> Json:
+    """The ``report`` of a tuning job as an HTML page that loads nothing."""
+    require_drawing(PAGE)
+    from tuner.pictures.page import page_of
+
+    return {"page": page_of(picture_of_document(question["report"]))}
+
+
+TASKS: Mapping[str, Callable[[Json], Json]] = {
+    "read_trace": read_trace,
+    "draw_report": draw_report,
+}

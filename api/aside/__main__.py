@@ -6,6 +6,7 @@ import json
 import resource
 import sys
 
+from api.aside.process import OUT_OF_MEMORY
 from api.aside.tasks import TASKS
 from engine.spec.errors import EngineError
 from policies.errors import PolicyInputError
@@ -23,7 +24,7 @@ def main() -> None:
     except (EngineError, PolicyInputError, TunerError) as error:
         answer = {"error": str(error)}
     except MemoryError:
-        sys.exit(1)
+        sys.exit(OUT_OF_MEMORY)
     json.dump(answer, sys.stdout, allow_nan=False)
 
 

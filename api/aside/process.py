@@ -17,6 +17,8 @@ from engine.wire.child import inherited_environment
 
 Json = dict[str, Any]
 MIB = 2**20
+# How the child ends without memory; where a signal ended it, it was a limit too.
+OUT_OF_MEMORY = 3
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -51,10 +53,11 @@ def run_aside(task: str, question: Mapping[str, Any], limits: AsideLimits) -> Js
         )
     except subprocess.TimeoutExpired as error:
         raise AsideError(f"it takes longer than {limits.seconds:g} s") from error
-    if done.returncode or not done.stdout:
+    if done.returncode == OUT_OF_MEMORY or done.returncode < 0:
         raise AsideError(
             f"it takes more than {limits.seconds:g} s or {limits.memory_mib} MiB of memory"
         )
+    done.check_returncode()
     answer: Json = json.loads(done.stdout)
     if "error" in answer:
         raise AsideError(answer["error"])

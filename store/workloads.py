@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -11,6 +12,8 @@ from sqlalchemy.orm import Session
 from store.errors import ConflictError, NotFoundError
 from store.models import TuningJob, WorkloadPart, WorkloadRow
 from store.paging import Page, PageRequest, fetch_page
+
+READ_AT_ONCE = 4
 
 
 class WorkloadRepository:
@@ -58,8 +61,10 @@ class WorkloadRepository:
             .where(WorkloadPart.workload_id == workload_id)
             .order_by(WorkloadPart.number)
         )
-        for data in self._session.scalars(query.execution_options(yield_per=4)):
-            yield zlib.decompress(data)
+        rows = self._session.scalars(query.execution_options(yield_per=READ_AT_ONCE))
+        with closing(rows):
+            for data in rows:
+                yield zlib.decompress(data)
 
     def delete(self, workload_id: str) -> WorkloadRow:
         """Remove one that no job names.

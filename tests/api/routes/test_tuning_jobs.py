@@ -275,4 +275,4 @@ def test_every_change_is_in_the_audit_chain(
     assert [e["action"] for e in entries] == ["job.delete", "job.cancel", "job.create"]
     assert entries[-1]["request_id"] == "req-1"
     with database.read() as uow:
-        assert uow.audit.find_break() is None
+        assert uow.audit.verify().is_whole

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
-from pydantic import AliasChoices, ConfigDict, Field
+from pydantic import (
+    AliasChoices,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    model_validator,
+)
 
 from api.schemas.base import Body, Json, View
 from api.schemas.plain import Whole
@@ -70,6 +77,23 @@ class TuningJobCreate(Body):
         default=OnBusy.SIMULATE, description="When no device is free for live trials"
     )
     options: Json = Field(default_factory=dict, description="Further fields of the tuner's spec")
+
+    _spelt: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_spelling(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        made = handler(data)
+        if isinstance(data, dict):
+            for name, field in cls.model_fields.items():
+                if isinstance(field.validation_alias, AliasChoices):
+                    words = [word for word in field.validation_alias.choices if word in data]
+                    made._spelt[name] = str(words[0]) if words else name
+        return made
+
+    def pointer(self, field: str) -> str:
+        """JSON pointer of a field as the body spelt it."""
+        return f"/{self._spelt.get(field, field)}"
 
 
 class TuningJobView(View):

@@ -135,9 +135,9 @@ def _check_model(model: str, settings: ServiceSettings) -> None:
 
 
 def _check_workload(text: str, settings: ServiceSettings) -> None:
-    check_workload(text, settings.places)
     if find_upload(text) is None and WorkloadSpec.parse(text).path is not None:
         raise TunerError("upload the trace (POST /v1/workloads) and name it by its id")
+    check_workload(text, settings.places)
 
 
 def _is_known(model: str) -> bool:

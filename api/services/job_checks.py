@@ -61,8 +61,11 @@ def check_job(body: TuningJobCreate, settings: ServiceSettings) -> None:
     """
     checks: list[Check] = [
         ("/sla", lambda: Sla.parse(body.sla)),
-        ("/model_dir", lambda: check_model(body.model_dir, body.hardware, settings.places)),
-        ("/workload", lambda: check_workload(body.workload, settings.places)),
+        (
+            body.pointer("model_dir"),
+            lambda: check_model(body.model_dir, body.hardware, settings.places),
+        ),
+        (body.pointer("workload"), lambda: check_workload(body.workload, settings.places)),
         ("/hardware", lambda: _check_hardware(body.hardware, body.num_devices)),
         ("/num_devices", lambda: _check_here(body.hardware, body.num_devices, settings)),
         ("/backend", lambda: _check_backend(body.backend, body.hardware)),
@@ -84,7 +87,7 @@ def _check_options(body: TuningJobCreate, settings: ServiceSettings) -> None:
 
 
 def check_model(model: str, hardware: str, places: Places) -> None:
-    """The path of a folder, which is not looked into; on described hardware also a name."""
+    """The path of a folder that is there; on described hardware also a name."""
     if hardware != LOCAL and is_name(model):
         load_model(model)
     elif is_name(model) and find_model(model) is not None:
@@ -97,7 +100,7 @@ def check_model(model: str, hardware: str, places: Places) -> None:
 
 
 def check_workload(text: str, places: Places) -> None:
-    """A SPEC; of a trace the path, which is not looked at; an uploaded one is looked up later."""
+    """A SPEC; of a trace a path that is there; an uploaded one is looked up later."""
     if find_upload(text) is not None:
         return
     places.check_workload(text)

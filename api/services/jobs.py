@@ -27,7 +27,7 @@ def create(
     upload = use_upload(
         uow,
         body.options["workload"] if in_options else body.workload,
-        "/options" if in_options else "/workload",
+        "/options" if in_options else body.pointer("workload"),
     )
     if body.cost_model_id is not None:
         uow.cost_models.get(body.cost_model_id)
@@ -47,7 +47,8 @@ def view(uow: UnitOfWork, job: TuningJob) -> TuningJobView:
     return TuningJobView(
         **fields,
         trials_done=uow.trials.count(job.id),
-        recommendation_id=None if recommendation is None else recommendation.id,
+        # Jobs of earlier versions that found nothing have one, too, which is empty.
+        recommendation_id=recommendation.id if recommendation and recommendation.document else None,
     )
 
 

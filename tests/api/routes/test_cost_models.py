@@ -73,7 +73,7 @@ def test_an_uploaded_trace_is_predicted_by_its_id(client: TestClient, cost_model
         ({"workload": "csv:trace.csv"}, "/workload", "POST /v1/workloads"),
         ({"workload": f"wl_{0:021x}"}, "/workload", "does not exist"),
         ({"model": "/etc"}, "/model", "GEARSHIFT_MODEL_ROOT"),
-        ({"model": "nowhere"}, "", "cannot be read"),
+        ({"model": "nowhere"}, "/model", "there is no such file"),
         ({"sla": "fast"}, "/sla", "fast"),
     ],
 )

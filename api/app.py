@@ -21,6 +21,7 @@ from api.routes import (
     policies,
     recommendations,
     tuning_jobs,
+    workloads,
 )
 from api.services import heartbeats
 from api.web.auth import KeyCheck, ensure_first_key
@@ -42,6 +43,7 @@ from store import Database
 ROUTERS = (
     engines.router,
     policies.router,
+    workloads.router,
     tuning_jobs.router,
     recommendations.router,
     cost_models.router,
@@ -102,6 +104,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         open_paths=health.PATHS,
         admit=KeyCheck(context.database).admit,
         respond=respond,
+        large_bodies={("POST", workloads.PATH): settings.max_upload_bytes},
     )
     app.add_middleware(RefuseNulls)
     traces = find_traces("gearshift-service", instance=settings.node)

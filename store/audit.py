@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,6 +16,7 @@ from store.models.base import Json, utc_now
 from store.paging import Page, PageRequest, fetch_page
 
 GENESIS = "0" * 64
+READ_AT_ONCE = 500
 # Names the PostgreSQL advisory lock that puts appends in one order; any fixed number would do.
 CHAIN_LOCK = 0x6765617273
 
@@ -22,6 +25,24 @@ def hash_document(document: Any) -> str:
     """SHA-256 of a JSON document in canonical form (sorted keys, no spaces), hex."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditVerdict:
+    """What following the chain found: its last hash, or the first entry that breaks it and why.
+
+    ``num_entries`` were read. Entries cut off at the end leave a chain that is whole: whoever has
+    noted an earlier hash can look for it (:meth:`AuditRepository.has`).
+    """
+
+    num_entries: int
+    last_hash: str | None = None
+    broken_id: int | None = None
+    reason: str | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        return self.broken_id is None
 
 
 class AuditRepository:
@@ -67,18 +88,42 @@ class AuditRepository:
             query = query.where(AuditEntry.resource == resource)
         return fetch_page(self._session, query, AuditEntry.id, page)
 
-    def find_break(self) -> int | None:
-        """The id of the first entry that does not continue the chain, or None when it is whole."""
-        previous = GENESIS
-        for entry in self._session.scalars(sa.select(AuditEntry).order_by(AuditEntry.id)):
-            if entry.previous_hash != previous or entry.hash != _seal(entry):
-                return entry.id
-            previous = entry.hash
-        return None
+    def verify(self, *, since: int = 0) -> AuditVerdict:
+        """Follow the chain from its beginning, or from entry ``since`` on.
+
+        The seal of that entry is checked, its place in the chain is taken for granted.
+        """
+        query = sa.select(AuditEntry).where(AuditEntry.id >= since).order_by(AuditEntry.id)
+        previous: str | None = GENESIS if since <= 0 else None
+        num_entries = 0
+        rows = self._session.scalars(query.execution_options(yield_per=READ_AT_ONCE))
+        with closing(rows):
+            for entry in rows:
+                num_entries += 1
+                why = _why_broken(entry, previous)
+                if why is not None:
+                    return AuditVerdict(num_entries=num_entries, broken_id=entry.id, reason=why)
+                previous = entry.hash
+                self._session.expunge(entry)
+        return AuditVerdict(num_entries=num_entries, last_hash=previous or GENESIS)
+
+    def has(self, entry_hash: str) -> bool:
+        """Whether an entry of this hash is there."""
+        query = sa.select(AuditEntry.id).where(AuditEntry.hash == entry_hash)
+        return self._session.scalars(query).one_or_none() is not None
 
     def _last_hash(self) -> str:
         query = sa.select(AuditEntry.hash).order_by(AuditEntry.id.desc()).limit(1)
         return self._session.scalars(query).one_or_none() or GENESIS
+
+
+def _why_broken(entry: AuditEntry, previous: str | None) -> str | None:
+    """Why an entry does not continue the chain; None where it does."""
+    if entry.hash != _seal(entry):
+        return "it was altered: its hash is not that of what it says"
+    if previous is not None and entry.previous_hash != previous:
+        return "an entry before it is missing or was put in: it does not follow the one before it"
+    return None
 
 
 def _seal(entry: AuditEntry) -> str:

@@ -41,9 +41,13 @@ class KeyRepository:
         self._session.flush()
         return row
 
-    def get(self, key_id: str) -> ApiKey:
-        """Raises NotFoundError when there is none."""
-        row = self._session.get(ApiKey, key_id)
+    def get(self, key_id: str, *, for_update: bool = False) -> ApiKey:
+        """The key; ``for_update`` holds its row until the unit of work ends.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        row = self._session.get(ApiKey, key_id, with_for_update=for_update or None)
         if row is None:
             raise NotFoundError("API key", key_id)
         return row
@@ -56,9 +60,11 @@ class KeyRepository:
         """Keys of any state."""
         return self._session.scalar(sa.select(sa.func.count()).select_from(ApiKey)) or 0
 
-    def list_all(self) -> Sequence[ApiKey]:
-        """Every key, in order of creation."""
-        return self._session.scalars(sa.select(ApiKey).order_by(ApiKey.id)).all()
+    def list_all(self, *, for_update: bool = False) -> Sequence[ApiKey]:
+        """Every key, in order of creation; ``for_update`` holds their rows until the unit of work
+        ends."""
+        query = sa.select(ApiKey).order_by(ApiKey.id)
+        return self._session.scalars(query.with_for_update() if for_update else query).all()
 
     def list_page(self, page: PageRequest) -> Page[ApiKey]:
         """Keys in order of creation."""

@@ -33,6 +33,7 @@ from store.policies import PolicyRepository
 from store.recommendations import RecommendationRepository
 from store.trials import TrialRepository
 from store.watched import Change, note, noted
+from store.workloads import WorkloadRepository
 
 SQLITE_BUSY_MS = 30_000
 CONNECT_S = 5
@@ -56,6 +57,10 @@ class UnitOfWork:
     @cached_property
     def cost_models(self) -> CostModelRepository:
         return CostModelRepository(self.session)
+
+    @cached_property
+    def workloads(self) -> WorkloadRepository:
+        return WorkloadRepository(self.session)
 
     @cached_property
     def recommendations(self) -> RecommendationRepository:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from engine.spec.measurement import METRIC_IDS
 from store.errors import ConflictError
-from store.models import MeasurementRow, Trial
+from store.models import MeasurementRow, Trial, TuningJob
 from store.models.base import Json
 from store.paging import Page, PageRequest, fetch_page
 
@@ -57,6 +57,17 @@ class TrialRepository:
     def list_records(self, job_id: str) -> list[Json]:
         """Every trial record of a job with its metrics, in order of number."""
         query = sa.select(Trial).where(Trial.job_id == job_id).order_by(Trial.number)
+        return self.records(self._session.scalars(query).all())
+
+    def list_newest_of(self, cost_model_id: str, *, limit: int) -> list[Json]:
+        """The newest trial records of jobs that worked with a cost model."""
+        query = (
+            sa.select(Trial)
+            .join(TuningJob, TuningJob.id == Trial.job_id)
+            .where(TuningJob.cost_model_id == cost_model_id)
+            .order_by(Trial.id.desc())
+            .limit(limit)
+        )
         return self.records(self._session.scalars(query).all())
 
     def list_page(self, job_id: str, page: PageRequest) -> Page[Trial]:

@@ -60,6 +60,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "api": (
         "schemas",
         "documents",
+        "aside",
         "web",
         "services",
         "routes",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,17 +10,17 @@ import typer
 
 from api.cli.common import fail, print_json
 from api.cli.engine_options import JsonOption
-from api.cli.service import DatabaseUrl, open_database
+from api.cli.service import DatabaseUrl, open_current
 
 if TYPE_CHECKING:
     from api.schemas.access import Scope
-    from store import Database
     from store.models import ApiKey
 
 # Who the audit says it was: no key was asked for.
 ACTOR = "command line"
 # A key's line is not cut on a narrow terminal: its id is there to be copied.
 LEAST_WIDTH = 140
+MOST_OVERLAP_S = 30 * 86_400
 
 
 def create(
@@ -40,7 +39,7 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Make a key and show it, this once. It works at once, also where the service runs."""
-    from api.schemas.access import ApiKeyCreate, ApiKeyCreated, ApiKeyView
+    from api.schemas.access import ApiKeyCreate
     from api.services import keys
     from api.services.audit import service_caller
     from store.models.base import utc_now
@@ -56,14 +55,29 @@ def create(
             "expires_at": None if expires_at is None else expires_at.isoformat(),
         }
     )
-    with _open(database_url) as database, database.begin() as uow:
+    with open_current(database_url) as database, database.begin() as uow:
         key, secret = keys.create(uow, body, caller=service_caller(ACTOR))
-        # Shown before it is stored: one that could not be shown is not kept.
-        if as_json:
-            view = ApiKeyView.model_validate(key).model_dump()
-            print_json(ApiKeyCreated(**view, secret=secret).to_json())
-        else:
-            typer.echo(f"key {key.id}, {', '.join(key.scopes)}, shown only now: {secret}")
+        _show(key, secret, as_json=as_json)
+
+
+def rotate(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="As 'gearshift keys list' has it.")],
+    overlap_s: Annotated[
+        int,
+        typer.Option(min=0, max=MOST_OVERLAP_S, help="The old key opens for so many seconds more."),
+    ] = 86_400,
+    database_url: DatabaseUrl = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a key in place of another, of the same name and scopes, and show it, this once."""
+    from api.schemas.access import ApiKeyRotate
+    from api.services import keys
+    from api.services.audit import service_caller
+
+    body = ApiKeyRotate(overlap_s=overlap_s)
+    with open_current(database_url) as database, database.begin() as uow:
+        key, secret = keys.rotate(uow, key_id, body, caller=service_caller(ACTOR))
+        _show(key, secret, as_json=as_json, replaces=key_id)
 
 
 def list_keys(database_url: DatabaseUrl = None, as_json: JsonOption = False) -> None:
@@ -73,7 +87,7 @@ def list_keys(database_url: DatabaseUrl = None, as_json: JsonOption = False) -> 
     """
     from api.schemas.access import ApiKeyView
 
-    with _open(database_url) as database, database.read() as uow:
+    with open_current(database_url) as database, database.read() as uow:
         found = uow.keys.list_all()
     if as_json:
         print_json({"keys": [ApiKeyView.model_validate(key).to_json() for key in found]})
@@ -91,13 +105,26 @@ def revoke(
     from api.services import keys
     from api.services.audit import service_caller
 
-    with _open(database_url) as database, database.begin() as uow:
+    with open_current(database_url) as database, database.begin() as uow:
         keys.revoke(uow, key_id, caller=service_caller(ACTOR))
         key = uow.keys.get(key_id)
     if as_json:
         print_json(ApiKeyView.model_validate(key).to_json())
     else:
         typer.echo(f"key {key.id} ({key.name}) is revoked")
+
+
+def _show(key: ApiKey, secret: str, *, as_json: bool, replaces: str | None = None) -> None:
+    """Show a key before it is stored: one that could not be shown is not kept."""
+    from api.schemas.access import ApiKeyCreated, ApiKeyRotated, ApiKeyView
+
+    view = ApiKeyView.model_validate(key).model_dump()
+    if as_json and replaces is not None:
+        print_json(ApiKeyRotated(**view, secret=secret, replaces=replaces).to_json())
+    elif as_json:
+        print_json(ApiKeyCreated(**view, secret=secret).to_json())
+    else:
+        typer.echo(f"key {key.id}, {', '.join(key.scopes)}, shown only now: {secret}")
 
 
 def _scopes(words: list[str]) -> list[Scope]:
@@ -107,15 +134,6 @@ def _scopes(words: list[str]) -> list[Scope]:
         if word not in set(Scope):
             fail(f"--scope {word}: known are {', '.join(Scope)}")
     return [Scope(word) for word in words]
-
-
-@contextmanager
-def _open(url: str | None) -> Iterator[Database]:
-    from migrations import runner
-
-    with open_database(url) as database:
-        runner.require_current(database.engine)
-        yield database
 
 
 def _print(found: Sequence[ApiKey]) -> None:

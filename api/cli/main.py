@@ -36,8 +36,9 @@ class CommandRef:
 GROUPS = {
     "model": "Make checkpoints.",
     "engine": "Run engines.",
-    "workload": "Look at workloads, write them as traces.",
-    "keys": "Make, list and revoke API keys of the service.",
+    "workload": "Look at workloads, write them as traces, upload traces.",
+    "audit": "Look after the audit trail.",
+    "keys": "Make, list, rotate and revoke API keys of the service.",
     "db": "Look after the database.",
 }
 COMMANDS = (
@@ -71,6 +72,24 @@ COMMANDS = (
         module="workload",
         function="show",
         help="Say what a workload is: requests, rates, lengths, cuts.",
+    ),
+    CommandRef(
+        path="workload upload",
+        module="workload_service",
+        function="upload",
+        help="Upload a trace to the control plane.",
+    ),
+    CommandRef(
+        path="workload list",
+        module="workload_service",
+        function="list_uploaded",
+        help="List the traces that the control plane has.",
+    ),
+    CommandRef(
+        path="workload delete",
+        module="workload_service",
+        function="delete",
+        help="Remove a trace from the control plane.",
     ),
     CommandRef(
         path="bench",
@@ -116,12 +135,24 @@ COMMANDS = (
     ),
     CommandRef(path="serve", module="serve", function="serve", help="Run the control plane."),
     CommandRef(
+        path="audit verify",
+        module="audit",
+        function="verify",
+        help="Say whether the audit chain is whole.",
+    ),
+    CommandRef(
         path="keys create",
         module="keys",
         function="create",
         help="Make an API key, and show it once.",
     ),
     CommandRef(path="keys list", module="keys", function="list_keys", help="List API keys."),
+    CommandRef(
+        path="keys rotate",
+        module="keys",
+        function="rotate",
+        help="Make a key in place of another, and show it once.",
+    ),
     CommandRef(path="keys revoke", module="keys", function="revoke", help="Revoke an API key."),
     CommandRef(
         path="db upgrade",

@@ -55,3 +55,17 @@ def open_database(url: str | None) -> Iterator[Database]:
         yield database
     finally:
         database.close()
+
+
+@contextmanager
+def open_current(url: str | None) -> Iterator[Database]:
+    """The same, of this version's schema.
+
+    Raises:
+        StoreError: it cannot be opened, or has another schema.
+    """
+    from migrations import runner
+
+    with open_database(url) as database:
+        runner.require_current(database.engine)
+        yield database

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -103,6 +104,24 @@ class GearshiftClient:
                 if error.status != httpx.codes.SERVICE_UNAVAILABLE:
                     raise
                 time.sleep(RECONNECT_S)
+
+    # -- workloads ------------------------------------------------------------------------------
+
+    def upload_workload(self, path: Path, *, name: str, form: str) -> Json:
+        """Upload a trace, streamed; returns the workload."""
+        with path.open("rb") as file:
+            params = {"name": name, "form": form}
+            headers = {"Content-Type": "text/csv"}
+            return self._object(
+                "POST", "/v1/workloads", content=file, params=params, headers=headers
+            )
+
+    def list_workloads(self) -> list[Json]:
+        """Uploaded traces, newest first."""
+        return self._all("/v1/workloads")
+
+    def delete_workload(self, workload_id: str) -> None:
+        self._send("DELETE", f"/v1/workloads/{workload_id}")
 
     # -- recommendations and engines -----------------------------------------------------------
 

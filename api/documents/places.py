@@ -1,7 +1,8 @@
 """Folders that files named in requests lie under. Text is checked by the service, files by the job.
 
-A request may name any path. The service looks only at its text, so that no pipe, device or network
-file system can hold it up; the job's own process then looks where the path really leads.
+A request may name any path. The service looks at its text and whether such a name is there; it
+opens nothing and follows no link at its end, so that no pipe or device can hold it up. The job's
+own process then looks where the path really leads.
 """
 
 from __future__ import annotations
@@ -48,6 +49,19 @@ class Place:
             raise TunerError(f"{text!r} {self._outside}")
         return found
 
+    def require_name(self, text: str, *inner: str) -> None:
+        """Refuse ``text`` where nothing of that name is, or nothing of the names in it.
+
+        Raises:
+            TunerError: in none of the folders, or not there.
+        """
+        found = next((p for p in self.candidates(text) if os.path.lexists(p)), None)
+        if found is None:
+            raise TunerError(f"{self.noun} {self.candidates(text)[0]}: there is no such file")
+        for name in inner:
+            if found.suffix != Path(name).suffix and not os.path.lexists(found / name):
+                raise TunerError(f"{self.noun} {found}: has no {name}")
+
     def resolve(self, text: str) -> Path:
         """The file or folder that ``text`` leads to, links followed.
 
@@ -82,14 +96,14 @@ class Places:
     traces: Place
 
     def check_model(self, text: str) -> None:
-        """Raises TunerError for a model folder outside, judged by its text."""
-        self.models.candidates(text)
+        """Raises TunerError for a model folder outside, or one that is not there."""
+        self.models.require_name(text, CONFIG)
 
     def check_workload(self, text: str) -> None:
-        """Raises TunerError for a trace outside, judged by its text; WorkloadError for a SPEC."""
+        """Raises TunerError for a trace outside or not there; WorkloadError for a SPEC."""
         path = WorkloadSpec.parse(text).path
         if path is not None:
-            self.traces.candidates(str(path))
+            self.traces.require_name(str(path))
 
     def confine(self, spec: TuningSpec) -> TuningSpec:
         """The specification with paths as they really are. Call in the job's process.
@@ -97,16 +111,23 @@ class Places:
         Raises:
             TunerError: a path that leads out of its folders, no regular file, or one too large.
         """
-        workload = WorkloadSpec.parse(spec.workload)
-        if workload.path is not None:
-            path = self.traces.resolve(str(workload.path))
-            _require_regular(path, MAX_TRACE_BYTES)
-            spec = replace(spec, workload=workload.at(path))
+        return self.confine_model(self._confine_trace(spec))
+
+    def confine_model(self, spec: TuningSpec) -> TuningSpec:
+        """:meth:`confine` for the model alone."""
         if spec.is_local or not is_name(spec.model_dir):
             folder = self.models.resolve(spec.model_dir)
             self._check_model_files(folder)
             spec = replace(spec, model_dir=str(folder))
         return spec
+
+    def _confine_trace(self, spec: TuningSpec) -> TuningSpec:
+        workload = WorkloadSpec.parse(spec.workload)
+        if workload.path is None:
+            return spec
+        path = self.traces.resolve(str(workload.path))
+        _require_regular(path, MAX_TRACE_BYTES)
+        return replace(spec, workload=workload.at(path))
 
     def _check_model_files(self, path: Path) -> None:
         """Whatever of the folder may be read is a regular file in one of the folders."""

@@ -40,17 +40,19 @@ def close(uow: UnitOfWork, job: TuningJob, verdict: Verdict, *, notes: Sequence[
     """Keep the tuner's answer, and end the job."""
     warnings = [*verdict.warnings, *notes]
     job.report = {**verdict.report, "warnings": warnings} if warnings else verdict.report
+    if verdict.recommendation is None:
+        # What comes nearest stands in the report.
+        move(uow, job, JobState.INFEASIBLE, verdict.reason)
+        return
     row = uow.recommendations.add(
         job_id=job.id,
         cost_model_id=job.cost_model_id,
         sla=verdict.sla,
-        document=verdict.recommendation or {},
+        document=verdict.recommendation,
         schedule=verdict.schedule,
         warnings=warnings,
     )
-    is_feasible = verdict.recommendation is not None
-    state = JobState.SUCCEEDED if is_feasible else JobState.INFEASIBLE
-    move(uow, job, state, verdict.reason, recommendation_id=row.id)
+    move(uow, job, JobState.SUCCEEDED, verdict.reason, recommendation_id=row.id)
 
 
 def close_cancelled(uow: UnitOfWork, job: TuningJob) -> None:

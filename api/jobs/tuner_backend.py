@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from api.documents.places import Places
 from api.documents.tuning_spec import tuning_spec
 from api.jobs.backend import IsCancelled, JobInputError, Json, OnEvent, Verdict
+from api.jobs.kept_traces import KeptTraces
 from engine.spec.errors import EngineError
 from policies.errors import PolicyInputError
 from tuner.search import tune
+from tuner.search.spec import TuningSpec
 from tuner.spec.errors import TunerError
 from tuner.spec.machine import this_machine
 
@@ -22,10 +24,11 @@ OWN_EVENTS = ("trial",)
 
 
 class TunerBackend:
-    """Binds :mod:`tuner.search.tune`. Models and traces lie in ``places``."""
+    """Binds :mod:`tuner.search.tune`; models and traces lie in ``places`` and ``traces``."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: Places, traces: KeptTraces) -> None:
         self._places = places
+        self._traces = traces
 
     def devices_needed(self, spec: Json) -> int:
         wanted = tuning_spec(spec)
@@ -52,11 +55,17 @@ class TunerBackend:
                 on_event(event.kind, plain({"message": event.message, **event.data}))
 
         with _input_errors():
-            wanted = self._places.confine(tuning_spec(spec))
+            wanted = self._confined(tuning_spec(spec))
             if devices and wanted.device.startswith("cuda"):
                 # Ranks count visible devices from 0, and inherit this when they are started.
                 os.environ[VISIBLE_DEVICES] = ",".join(map(str, devices))
             return TunerJob(tune.prepare(wanted, cost_model=cost_model, on_event=relay))
+
+    def _confined(self, spec: TuningSpec) -> TuningSpec:
+        brought = self._traces.bring(spec)
+        if brought is None:
+            return self._places.confine(spec)
+        return self._places.confine_model(brought)
 
 
 class TunerJob:

@@ -63,12 +63,15 @@ def run_worker(settings: ServiceSettings, backend: TuningBackend, stop: threadin
 
 def main() -> None:
     """Run with the tuner until the parent is gone."""
+    from api.jobs.kept_traces import KeptTraces
     from api.jobs.tuner_backend import TunerBackend
 
     settings = ServiceSettings()
     configure_logs(settings.log_level)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    run_worker(settings, TunerBackend(settings.places), threading.Event())
+    # One of its own: the database of the jobs is opened once the worker has begun.
+    traces = KeptTraces(Database(settings.effective_database_url), settings.uploads_dir)
+    run_worker(settings, TunerBackend(settings.places, traces), threading.Event())
 
 
 def _end_with_parent() -> None:

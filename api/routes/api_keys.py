@@ -7,7 +7,14 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
-from api.schemas.access import ApiKeyCreate, ApiKeyCreated, ApiKeyView, Scope
+from api.schemas.access import (
+    ApiKeyCreate,
+    ApiKeyCreated,
+    ApiKeyRotate,
+    ApiKeyRotated,
+    ApiKeyView,
+    Scope,
+)
 from api.services import keys
 from api.web.auth import Caller, require
 from api.web.context import AppContext, get_context
@@ -65,3 +72,34 @@ def revoke(key_id: str, context: Context, caller: Admin) -> None:
     """Revoke a key."""
     with context.database.begin() as uow:
         keys.revoke(uow, key_id, caller=caller)
+
+
+@router.post(
+    "/{key_id}:rotate",
+    status_code=201,
+    operation_id="rotate_api_key",
+    summary="Rotate an API key",
+    response_model=ApiKeyRotated,
+)
+def rotate(
+    key_id: str,
+    body: ApiKeyRotate,
+    request: Request,
+    context: Context,
+    caller: Admin,
+    key: IdempotencyHeader = None,
+) -> JSONResponse:
+    """Make a key of the same name and scopes; its secret is in this answer only.
+
+    The old key opens for `overlap_s` more, so that whoever uses it can change over.
+    """
+
+    def run(uow: UnitOfWork) -> Answer:
+        row, secret = keys.rotate(uow, key_id, body, caller=caller)
+        answer = {**ApiKeyView.model_validate(row).to_json(), "replaces": key_id}
+        headers = {"Location": f"/v1/api-keys/{row.id}"}
+        return Answer(status=201, body=answer, headers=headers, secrets={"secret": secret})
+
+    return answer_once(
+        context, caller, request, key=key, body=body.model_dump(mode="json"), create=run
+    )

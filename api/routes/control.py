@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
-from api.schemas.access import AuditView, Scope
+from api.schemas.access import AuditVerdictView, AuditView, Scope
+from api.schemas.plain import MAX_COLUMN
 from api.schemas.serving import DecisionView
+from api.services import audit as audit_trail
 from api.web.auth import Caller, require
 from api.web.context import AppContext, get_context
 from api.web.paging import NumberedPaging, link_next
@@ -48,3 +50,19 @@ def audit(
         found = uow.audit.list_page(page, resource=resource)
     link_next(request, response, found)
     return [AuditView.model_validate(row) for row in found.items]
+
+
+@router.get("/audit:verify", operation_id="verify_audit", summary="Verify the audit chain")
+def verify(
+    context: Context,
+    _: Admin,
+    since: Annotated[
+        int, Query(ge=0, le=MAX_COLUMN, description="Begin at this entry, else at the first")
+    ] = 0,
+    head: Annotated[
+        str | None, Query(pattern="^[0-9a-f]{64}$", description="A `last_hash` noted earlier")
+    ] = None,
+) -> AuditVerdictView:
+    """Follow the chain of hashes and name the first entry that breaks it."""
+    with context.database.read() as uow:
+        return audit_trail.verify(uow, since=since, head=head)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.concurrency import contextmanager_in_threadpool
 from fastapi.responses import JSONResponse
 
 from api.schemas.access import Scope
+from api.schemas.prediction import CalibrationView, PredictionView, PredictRequest
 from api.schemas.tuning import CostModelCreate, CostModelSummary, CostModelView
+from api.services import cost_models
 from api.web.auth import Caller, require
 from api.web.context import AppContext, get_context
 from api.web.errors import ApiError, FieldError
@@ -66,6 +69,36 @@ def get(cost_model_id: str, context: Context, _: Reader) -> CostModelView:
     """A cost model with its document."""
     with context.database.read() as uow:
         return CostModelView.model_validate(uow.cost_models.get(cost_model_id))
+
+
+@router.post(
+    "/{cost_model_id}:predict",
+    operation_id="predict_with_cost_model",
+    summary="Predict an engine's latency and throughput",
+)
+async def predict(
+    cost_model_id: str, body: PredictRequest, context: Context, _: Reader
+) -> PredictionView:
+    """Simulate settings under a workload with the model's step times, within 30 s.
+
+    The engine's own scheduler runs in virtual time, three times: as predicted, and with steps
+    slower and faster by what they may be off.
+    """
+    asked = cost_models.question_of(context.database, cost_model_id, body, context.settings)
+    async with contextmanager_in_threadpool(asked) as question:
+        found = await cost_models.predict(question, context.aside)
+    return PredictionView.model_validate({**found, "cost_model_id": cost_model_id})
+
+
+@router.get(
+    "/{cost_model_id}/calibration",
+    operation_id="get_calibration",
+    summary="Read how right a cost model has been",
+)
+def calibration(cost_model_id: str, context: Context, _: Reader) -> CalibrationView:
+    """Its error on steps it was not fitted on, and on live trials of jobs with it."""
+    with context.database.read() as uow:
+        return cost_models.calibration(uow, cost_model_id)
 
 
 def _fingerprint(body: CostModelCreate) -> str:

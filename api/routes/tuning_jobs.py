@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Header, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
 
 from api.schemas.access import Scope
+from api.schemas.analysis import ImportanceView, ParetoView
 from api.schemas.base import Json
 from api.schemas.plain import MAX_COLUMN
 from api.schemas.tuning import TrialView, TuningJobCreate, TuningJobView
-from api.services import jobs
+from api.services import analysis, jobs
+from api.services.drawing import draw_report
 from api.web import sse
 from api.web.auth import Caller, require
 from api.web.context import AppContext, get_context
@@ -155,9 +158,47 @@ def events(
 
 
 @router.get(
-    "/{job_id}/report", operation_id="get_tuning_report", summary="Read a tuning job's report"
+    "/{job_id}/pareto", operation_id="get_pareto_front", summary="Read a tuning job's Pareto front"
 )
-def report(job_id: str, context: Context, _: Reader) -> Json:
-    """The tuner's whole answer; 409 while there is none."""
+def pareto(job_id: str, context: Context, _: Reader) -> ParetoView:
+    """The trials so far that no other beats in devices and in all that the SLA bounds."""
+    with context.database.read() as uow:
+        return analysis.pareto(uow, job_id)
+
+
+@router.get(
+    "/{job_id}/importance", operation_id="get_importance", summary="Read which knobs mattered"
+)
+def importance(job_id: str, context: Context, _: Reader) -> ImportanceView:
+    """How much each knob had to do with latency, over the trials so far."""
+    with context.database.read() as uow:
+        return analysis.importance(uow, job_id)
+
+
+@router.get(
+    "/{job_id}/report",
+    operation_id="get_tuning_report",
+    summary="Read a tuning job's report",
+    response_model=Json,
+    responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}, 409: {}},
+)
+async def report(
+    job_id: str,
+    context: Context,
+    _: Reader,
+    form: Annotated[
+        Literal["json", "html"],
+        Query(alias="format", description="html: the picture that tune --plot draws"),
+    ] = "json",
+) -> Response:
+    """The tuner's whole answer, as JSON or drawn; 409 while there is none."""
+    document = await run_in_threadpool(_read_report, context, job_id)
+    if form == "json":
+        return JSONResponse(document)
+    page = await draw_report(document, context.aside)
+    return HTMLResponse(page, headers={"Content-Security-Policy": "sandbox allow-scripts"})
+
+
+def _read_report(context: AppContext, job_id: str) -> Json:
     with context.database.read() as uow:
         return jobs.report(uow, job_id)

@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AwareDatetime, BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, ConfigDict, Field
 
 from api.schemas.base import Body, View
+from api.schemas.plain import Whole
 
 
 def _check_text(value: object) -> object:
@@ -33,20 +34,40 @@ class Scope(StrEnum):
         return frozenset({self, Scope.READ})
 
 
+def _in_a_year(value: datetime | None) -> datetime | None:
+    try:
+        return value and value.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"{value} is beyond the years 1 to 9999 in UTC") from error
+
+
+End = Annotated[AwareDatetime, BeforeValidator(_check_text), AfterValidator(_in_a_year)]
+MAX_OVERLAP_S = 30 * 86_400
+
+
 class ApiKeyCreate(Body):
     """A new key."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "ci", "scopes": ["tune", "apply"]}]}
+    )
+
     name: str = Field(min_length=1, max_length=120)
     scopes: list[Scope] = Field(min_length=1, max_length=len(Scope))
-    expires_at: Annotated[AwareDatetime, BeforeValidator(_check_text)] | None = None
+    expires_at: End | None = None
 
-    @field_validator("expires_at")
-    @classmethod
-    def _is_in_a_year(cls, value: datetime | None) -> datetime | None:
-        try:
-            return value and value.astimezone(UTC)
-        except OverflowError as error:
-            raise ValueError(f"{value} is beyond the years 1 to 9999 in UTC") from error
+
+class ApiKeyRotate(Body):
+    """A new secret in place of an old one."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"overlap_s": 3600}]})
+
+    overlap_s: Whole = Field(
+        default=86_400, ge=0, le=MAX_OVERLAP_S, description="The old secret opens so long still"
+    )
+    expires_at: End | None = Field(
+        default=None, description="End of the new one; null: that of the old one"
+    )
 
 
 class ApiKeyView(View):
@@ -66,6 +87,40 @@ class ApiKeyCreated(ApiKeyView):
     """A new key. ``secret`` is shown this once; a repeated Idempotency-Key does not show it."""
 
     secret: str | None = None
+
+
+class ApiKeyRotated(ApiKeyCreated):
+    """A key in place of another."""
+
+    replaces: str = Field(description="The key it was made in place of")
+
+
+class AuditVerdictView(View):
+    """Whether the audit chain is whole."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "is_whole": False,
+                    "num_entries": 41,
+                    "last_hash": None,
+                    "broken_id": 41,
+                    "reason": "it was altered: its hash is not that of what it says",
+                    "has_head": None,
+                }
+            ]
+        }
+    )
+
+    is_whole: bool
+    num_entries: int = Field(description="Entries read, up to the first broken one")
+    last_hash: str | None = Field(
+        description="Of the newest entry; note it elsewhere, and ask for it as `head` later"
+    )
+    broken_id: int | None = Field(description="The first entry that breaks the chain")
+    reason: str | None
+    has_head: bool | None = Field(description="Whether the `head` asked for is still there")
 
 
 class AuditView(View):

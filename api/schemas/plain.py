@@ -4,7 +4,9 @@ keeps exactly, text that can be stored, and a depth."""
 from __future__ import annotations
 
 import math
+from ipaddress import ip_address
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
@@ -78,6 +80,32 @@ def _check_text(text: str, where: str) -> None:
         raise ValueError(f"{where}holds a lone surrogate, which is no character") from error
     if "\0" in text:
         raise ValueError(f"{where}holds a null character")
+
+
+def check_public_url(url: str) -> str:
+    """Give the address of an engine back, which people and dashboards follow.
+
+    Raises:
+        ValueError: no HTTP address, one with a password in it, or one that only this machine's
+            network reaches by itself (link-local, as clouds have their secrets at).
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{url!r} is no address as in http://HOST:PORT")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("an address must not hold a user or password")
+    if _is_link_local(parts.hostname):
+        raise ValueError(
+            f"{parts.hostname} is a link-local address, which is nobody's of a network"
+        )
+    return url
+
+
+def _is_link_local(host: str) -> bool:
+    try:
+        return ip_address(host).is_link_local
+    except ValueError:
+        return False  # a name
 
 
 def check_rising(token_ms: list[float]) -> list[float]:

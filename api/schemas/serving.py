@@ -21,6 +21,7 @@ from api.schemas.plain import (
     Tokens,
     Version,
     Whole,
+    check_public_url,
     check_rising,
 )
 from engine.policy.document import KnobClass
@@ -46,7 +47,9 @@ class EngineRegister(Body):
 
     name: str = Field(min_length=1, max_length=120)
     model_name: str = Field(max_length=200)
-    public_url: str | None = Field(default=None, max_length=300)
+    public_url: Annotated[str, AfterValidator(check_public_url)] | None = Field(
+        default=None, max_length=300, description="Where people reach it; the service calls nobody"
+    )
     host: str = Field(max_length=200)
     devices: list[DeviceIndex] | None = DEVICES
     model: Json = Field(description="Shape of the model (engine ModelConfig)")

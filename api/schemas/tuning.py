@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
-from pydantic import AliasChoices, ConfigDict, Field
+from pydantic import (
+    AliasChoices,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    model_validator,
+)
 
 from api.schemas.base import Body, Json, View
 from api.schemas.plain import Whole
@@ -50,7 +57,9 @@ class TuningJobCreate(Body):
     )
     num_devices: Whole = Field(ge=1, le=MAX_DEVICES, description="Most devices a plan may use")
     workload: str = Field(
-        description="Workload SPEC, as on the command line; traces lie in GEARSHIFT_TRACE_ROOT"
+        validation_alias=AliasChoices("workload", "workload_id"),
+        description="Workload SPEC, as on the command line; traces lie in GEARSHIFT_TRACE_ROOT. Or "
+        "an uploaded one: wl_...[,seconds=60,...]. The key may be workload or workload_id",
     )
     sla: str = Field(description="p95_ttft_ms<=500,... in any accepted spelling")
     trials: Whole = Field(default=20, ge=1, le=1000)
@@ -69,6 +78,23 @@ class TuningJobCreate(Body):
     )
     options: Json = Field(default_factory=dict, description="Further fields of the tuner's spec")
 
+    _spelt: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_spelling(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        made = handler(data)
+        if isinstance(data, dict):
+            for name, field in cls.model_fields.items():
+                if isinstance(field.validation_alias, AliasChoices):
+                    words = [word for word in field.validation_alias.choices if word in data]
+                    made._spelt[name] = str(words[0]) if words else name
+        return made
+
+    def pointer(self, field: str) -> str:
+        """JSON pointer of a field as the body spelt it."""
+        return f"/{self._spelt.get(field, field)}"
+
 
 class TuningJobView(View):
     """A tuning job as it stands."""
@@ -81,6 +107,7 @@ class TuningJobView(View):
     trials_done: int
     recommendation_id: str | None
     cost_model_id: str | None
+    workload_id: str | None = Field(description="The uploaded workload it names")
     created_by: str
     created_at: datetime
     started_at: datetime | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from api.schemas.access import Scope
+from api.schemas.access import AuditVerdictView, Scope
 from api.web.auth import Caller
 from store import UnitOfWork
 from store.models.base import Json
@@ -27,6 +27,19 @@ def record(
         after=after,
         reason=reason,
         request_id=caller.trace_id or None,
+    )
+
+
+def verify(uow: UnitOfWork, *, since: int, head: str | None) -> AuditVerdictView:
+    """Follow the chain, and look for a hash that was noted earlier."""
+    found = uow.audit.verify(since=since)
+    return AuditVerdictView(
+        is_whole=found.is_whole,
+        num_entries=found.num_entries,
+        last_hash=found.last_hash,
+        broken_id=found.broken_id,
+        reason=found.reason,
+        has_head=None if head is None else uow.audit.has(head),
     )
 
 

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from fastapi import Request
 
+from api.web.aside import Aside
 from api.web.metrics import ServiceMetrics
 from api.web.settings import ServiceSettings
 from api.web.watch import Watch
@@ -20,6 +21,11 @@ class AppContext:
     settings: ServiceSettings
     database: Database
     metrics: ServiceMetrics
+
+    @cached_property
+    def aside(self) -> Aside:
+        """Work that requests have done in processes of their own."""
+        return Aside()
 
     @cached_property
     def watch(self) -> Watch:

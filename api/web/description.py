@@ -34,6 +34,8 @@ def refusals(path: str, method: str, operation: Json) -> set[int]:
         found |= {404}
     if "requestBody" in operation:
         found |= {400, 404, 408, 413, 422}
+        if "application/json" not in operation["requestBody"]["content"]:
+            found |= {415}
     if method != "get":
         found |= {409}
     if "if-match" in parameters:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, get_type_hints
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import AliasChoices, BaseModel
 from starlette.exceptions import HTTPException
 
 from engine.server.gate import code_of
 from engine.server.methods import allowed_methods
 from engine.spec.errors import EngineError, PolicyError
+from engine.spec.names import did_you_mean
 from policies.errors import PolicyInputError
 from store import ConflictError, CursorError, NotFoundError, StoreError
 from store.outage import is_outage
@@ -22,6 +24,8 @@ from tuner.spec.errors import TunerError
 
 PROBLEM_TYPE = "application/problem+json"
 CURSOR = "/query/cursor"
+# ("body", NAME): a field of the body itself.
+TOP_LEVEL = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +153,48 @@ def _on_http_error(request: Request, error: Exception) -> JSONResponse:
 
 def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError), "registered for RequestValidationError only"
-    errors = [
-        FieldError(pointer=_pointer(found["loc"]), detail=found["msg"]) for found in error.errors()
-    ]
+    errors = [_field_error(request, error, found) for found in error.errors()]
     is_cursor = {found.pointer for found in errors} == {CURSOR}
     code = "invalid_cursor" if is_cursor else "invalid_request"
     detail = f"{len(errors)} value(s) are not valid"
     return _respond(request, ApiError(422, code, detail, errors=errors))
+
+
+def _field_error(
+    request: Request, error: RequestValidationError, found: Mapping[str, Any]
+) -> FieldError:
+    """One finding of the framework; what is unknown is told with what is near."""
+    location = found["loc"]
+    match found["type"]:
+        case "json_invalid":
+            where = _line_and_column(error.body, location[-1])
+            detail = f"{found['msg']}{where}: {found['ctx']['error']}"
+            return FieldError(pointer="", detail=detail)
+        case "extra_forbidden":
+            word = str(location[-1])
+            known = _known_fields(request) if len(location) == TOP_LEVEL else ()
+            detail = f"unknown field {word!r}{did_you_mean(word, known)}"
+            return FieldError(pointer=_pointer(location), detail=detail)
+        case _:
+            return FieldError(pointer=_pointer(location), detail=found["msg"])
+
+
+def _line_and_column(body: Any, position: Any) -> str:
+    if not isinstance(body, str) or not isinstance(position, int):
+        return ""
+    before = body[:position]
+    return f" at line {before.count(chr(10)) + 1}, column {position - before.rfind(chr(10))}"
+
+
+def _known_fields(request: Request) -> list[str]:
+    """The fields of the body that the endpoint takes, by every name they may have."""
+    names: list[str] = []
+    for kind in get_type_hints(request.scope["endpoint"]).values():
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            for name, field in kind.model_fields.items():
+                alias = field.validation_alias
+                names += map(str, alias.choices) if isinstance(alias, AliasChoices) else [name]
+    return names
 
 
 def _pointer(location: Sequence[str | int]) -> str:

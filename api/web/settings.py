@@ -16,6 +16,7 @@ from store.errors import StoreError
 
 PREFIX = "GEARSHIFT_"
 LIMITS = RequestLimits()
+MIB = 2**20
 
 
 def _default_data_dir() -> Path:
@@ -115,6 +116,9 @@ class ServiceSettings(BaseSettings):
     max_body_bytes: int = Field(
         default=LIMITS.max_body_bytes, ge=1, description="A request's body that is longer gets 413."
     )
+    max_upload_bytes: int = Field(
+        default=64 * MIB, ge=1, description="A trace that is longer gets 413."
+    )
     header_timeout_s: float = Field(
         default=LIMITS.header_timeout_s,
         gt=0,
@@ -194,6 +198,11 @@ class ServiceSettings(BaseSettings):
             models=self._place("model", self.model_root),
             traces=self._place("trace", self.trace_root),
         )
+
+    @property
+    def uploads_dir(self) -> Path:
+        """Where a worker keeps uploaded traces that its jobs read."""
+        return self.data_dir / "uploads"
 
     def _place(self, noun: str, roots: str | None) -> Place:
         named = [part for part in (roots or "").split(os.pathsep) if part]

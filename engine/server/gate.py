@@ -6,7 +6,8 @@ Nothing of a body is read before the key is known, and never more of it than the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -37,7 +38,8 @@ class Gate:
     """Lets requests into ``app`` that are within ``limits`` and that ``admit`` knows.
 
     ``open_paths`` and the pages of the API's description need no key and are not counted.
-    ``respond`` words a refusal as the server's other errors are.
+    ``respond`` words a refusal as the server's other errors are. Bodies of ``large_bodies``, by
+    method and path, may have so many bytes, and proportionally more time to come.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Gate:
         open_paths: tuple[str, ...],
         admit: Admit,
         respond: Respond,
+        large_bodies: Mapping[tuple[str, str], int] | None = None,
     ) -> None:
         self._app = app
         self._limits = limits
@@ -55,20 +58,24 @@ class Gate:
         self._admit = admit
         self._respond = respond
         self._rate = RateLimit(limits.rate_per_s)
+        self._of_large = {
+            where: _enlarged(limits, most) for where, most in (large_bodies or {}).items()
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request, body = Request(scope), _Body(scope, receive, send, self._limits)
+        limits = self._of_large.get((scope["method"], scope["path"]), self._limits)
+        request, body = Request(scope), _Body(scope, receive, send, limits)
         try:
-            await self._check(request)
+            await self._check(request, limits)
         except Exception as error:
             await self._respond(request, error)(scope, body.receive, body.send)
         else:
             await self._app(scope, body.receive, body.send)
 
-    async def _check(self, request: Request) -> None:
+    async def _check(self, request: Request, limits: RequestLimits) -> None:
         size = sum(len(name) + len(value) for name, value in request.headers.raw)
         if size + len(request.scope["query_string"]) > MAX_HEADER_BYTES:
             raise HTTPException(431, f"headers are longer than {MAX_HEADER_BYTES} bytes")
@@ -78,8 +85,8 @@ class Gate:
                 detail = f"more than {self._limits.rate_per_s:g} requests/s with this key"
                 raise HTTPException(429, detail, headers={"Retry-After": str(wait_s)})
         length = request.headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self._limits.max_body_bytes:
-            raise too_large(self._limits)
+        if length.isdecimal() and int(length) > limits.max_body_bytes:
+            raise too_large(limits)
 
     def _is_open(self, path: str) -> bool:
         return path in self._open_paths or path.startswith(PAGE_PATHS)
@@ -89,6 +96,13 @@ def code_of(error: HTTPException) -> str:
     """The stable word for a refusal of the framework or of the gate."""
     phrase = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     return CODES.get(error.status_code, phrase)
+
+
+def _enlarged(limits: RequestLimits, max_body_bytes: int) -> RequestLimits:
+    factor = max(1.0, max_body_bytes / limits.max_body_bytes)
+    return replace(
+        limits, max_body_bytes=max_body_bytes, body_timeout_s=factor * limits.body_timeout_s
+    )
 
 
 def too_large(limits: RequestLimits) -> HTTPException:

@@ -21,6 +21,7 @@ from store.models.tuning import (
     Trial,
     TuningJob,
 )
+from store.models.workloads import WorkloadPart, WorkloadRow
 
 __all__ = [
     "AckState",
@@ -40,4 +41,6 @@ __all__ = [
     "RecommendationRow",
     "Trial",
     "TuningJob",
+    "WorkloadPart",
+    "WorkloadRow",
 ]

@@ -52,6 +52,7 @@ class TuningJob(Base):
     last_event_seq: Mapped[int] = mapped_column(default=0)
     created_by: Mapped[str] = mapped_column(sa.String(40))
     cost_model_id: Mapped[str | None] = mapped_column(sa.ForeignKey("cost_models.id"))
+    workload_id: Mapped[str | None] = mapped_column(sa.ForeignKey("workloads.id"), index=True)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
-from store import Database, PageRequest
+from api.services import keys
+from api.services.audit import service_caller
+from store import ConflictError, Database, PageRequest
 from store.audit import GENESIS, hash_document
 from store.models import AuditEntry, IdempotencyKey
 
@@ -36,6 +41,27 @@ def test_a_key_is_found_by_its_secret_and_keeps_only_a_prefix(database: Database
         assert uow.keys.count() == 1
 
 
+def test_of_two_admins_who_revoke_each_other_at_once_one_stays(database: Database) -> None:
+    with database.begin() as uow:
+        ids = [uow.keys.add(name=n, secret=f"gs_{n}", scopes=["admin"]).id for n in ("a", "b")]
+    other = Database(database.url)
+
+    def revoke(key_id: str, owner: Database) -> bool:
+        try:
+            with owner.begin() as uow:
+                keys.revoke(uow, key_id, caller=service_caller("test"))
+        except ConflictError:
+            return False
+        return True
+
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            done = list(pool.map(revoke, ids, (database, other)))
+    finally:
+        other.close()
+    assert sorted(done) == [False, True]
+
+
 def test_an_idempotency_key_is_claimed_once_per_actor(database: Database) -> None:
     def row(actor: str) -> IdempotencyKey:
         return IdempotencyKey(
@@ -57,7 +83,7 @@ def test_audit_entries_chain_from_the_first(database: Database) -> None:
         _append(database, action)
     with database.read() as uow:
         entries = list(reversed(uow.audit.list_page(PageRequest()).items))
-        assert uow.audit.find_break() is None
+        assert uow.audit.verify().is_whole
     assert [entry.previous_hash for entry in entries] == [
         GENESIS,
         entries[0].hash,
@@ -89,7 +115,51 @@ def test_an_entry_slipped_into_the_chain_is_found(database: Database) -> None:
         )
         uow.session.add(forged)
     with database.read() as uow:
-        assert uow.audit.find_break() == forged.id
+        assert uow.audit.verify().broken_id == forged.id
+
+
+def test_an_altered_entry_and_a_missing_one_are_named_with_why(database: Database) -> None:
+    entries = [_append(database, action) for action in ("create", "patch", "rollback")]
+    with database.read() as uow:
+        assert uow.audit.verify(since=entries[1]).num_entries == 2
+        whole = uow.audit.verify()
+        assert (whole.is_whole, whole.num_entries) == (True, 3)
+        assert uow.audit.has(whole.last_hash or "")
+    with database.begin() as uow:
+        _drop_guards(uow.session)
+        uow.session.execute(
+            sa.update(AuditEntry).where(AuditEntry.id == entries[1]).values(reason="another")
+        )
+    with database.read() as uow:
+        found = uow.audit.verify()
+    assert (found.broken_id, "altered" in str(found.reason)) == (entries[1], True)
+    with database.begin() as uow:
+        uow.session.execute(sa.delete(AuditEntry).where(AuditEntry.id == entries[1]))
+    with database.read() as uow:
+        found = uow.audit.verify()
+    assert (found.broken_id, "missing" in str(found.reason)) == (entries[2], True)
+
+
+def test_many_writers_at_once_keep_one_chain(database: Database) -> None:
+    other = Database(database.url)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            owners = (database if number % 2 else other for number in range(40))
+            list(pool.map(lambda owner: _append(owner, "create"), owners))
+    finally:
+        other.close()
+    with database.read() as uow:
+        found = uow.audit.verify()
+    assert (found.is_whole, found.num_entries) == (True, 40)
+
+
+def _drop_guards(session: Session) -> None:
+    """As somebody with the database's own rights could."""
+    if session.get_bind().dialect.name == "sqlite":
+        session.execute(sa.text("DROP TRIGGER audit_no_update"))
+        session.execute(sa.text("DROP TRIGGER audit_no_delete"))
+    else:
+        session.execute(sa.text("ALTER TABLE audit DISABLE TRIGGER ALL"))
 
 
 def test_the_hash_of_a_document_does_not_depend_on_key_order() -> None:

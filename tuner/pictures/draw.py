@@ -21,6 +21,11 @@ def check_plot(path: Path) -> None:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise TunerError(f"plot {path}: write a file that ends in {', '.join(SUFFIXES)}")
+    require_drawing(suffix)
+
+
+def require_drawing(suffix: str) -> None:
+    """Raises TunerError where what draws such files is not installed."""
     library = "plotly" if suffix == PAGE else "matplotlib"
     if find_spec(library) is None:
         raise TunerError(f"{suffix} files need {library}: pip install 'gearshift[plots]'")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.spec.measurement import Fidelity
@@ -33,31 +33,90 @@ from tuner.pictures.verdicts import (
     key_of,
     texts_of,
 )
-from tuner.search.report import TuningReport
+from tuner.search.report import SCHEMA, TuningReport
+from tuner.search.spec import TuningSpec
 from tuner.search.trials import TrialRecord
+from tuner.spec.errors import TunerError
 
 TRIAL_GROUP = "trials"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What is drawn of a report. ``chosen`` is the recommended point, else the nearest one."""
+
+    spec: TuningSpec
+    facts: tuple[str, ...]
+    is_recommended: bool
+    chosen: OperatingPoint | None
+    trials: tuple[TrialRecord, ...]
+    simulated: tuple[OperatingPoint, ...]
+
+
 def tuning_picture(report: TuningReport) -> Picture:
     """The trials, the simulated design behind them, and the recommended settings as a star."""
-    spec, sla = report.spec, Sla.parse(report.spec.sla)
     found = report.recommendation
-    answer = f"recommended is {found.settings}" if found else "nothing meets the SLA"
+    return _picture(
+        _Found(
+            spec=report.spec,
+            facts=report.title.parts,
+            is_recommended=found is not None,
+            chosen=_nearest(report.infeasible) if found is None else found.point,
+            trials=report.trials,
+            simulated=tuple(map(_read_point, report.simulated)),
+        )
+    )
+
+
+def picture_of_document(document: dict[str, Any]) -> Picture:
+    """The same from the report's document.
+
+    Raises:
+        TunerError: a document that is no report of ``tune``.
+    """
+    if document.get("schema") != SCHEMA:
+        raise TunerError(f"a report of schema {document.get('schema')!r} cannot be drawn")
+    found = document["recommendation"]
+    return _picture(
+        _Found(
+            spec=TuningSpec.from_json(document["spec"]),
+            facts=tuple(document["title"].split("; ", 2)),
+            is_recommended=found is not None,
+            chosen=_nearest(document["infeasible"]) if found is None else _recommended(found),
+            trials=tuple(map(TrialRecord.from_json, document["trials"])),
+            simulated=tuple(map(_read_point, document["simulated"])),
+        )
+    )
+
+
+def _picture(found: _Found) -> Picture:
+    spec, sla = found.spec, Sla.parse(found.spec.sla)
+    answer = "nothing meets the SLA"
+    if found.is_recommended and found.chosen is not None:
+        answer = f"recommended is {found.chosen.settings}"
     return Picture(
         title=f"tune of {spec.model_dir} on {spec.hardware}: {answer}",
-        facts=(*report.title.parts, f"at most {spec.num_devices} devices"),
+        facts=(*found.facts, f"at most {spec.num_devices} devices"),
         panels=(
-            _latency_panel(report, sla),
-            _chance_panel(report.trials),
-            _device_panel(report.trials, spec.num_devices),
+            _latency_panel(found, sla),
+            _chance_panel(found.trials),
+            _device_panel(found.trials, spec.num_devices),
         ),
     )
 
 
-def _latency_panel(report: TuningReport, sla: Sla) -> Panel:
+def _nearest(infeasible: dict[str, Any] | None) -> OperatingPoint | None:
+    raw = None if infeasible is None else infeasible["closest"]
+    return None if raw is None else _read_point(raw)
+
+
+def _recommended(raw: dict[str, Any]) -> OperatingPoint:
+    return _read_point({**raw, "metrics": raw["interval"][raw["fidelity"]]})
+
+
+def _latency_panel(found: _Found, sla: Sla) -> Panel:
     keys = key_of(sla, Metric.TPOT_MS), key_of(sla, Metric.TTFT_MS)
-    trials = [(t, point) for t in report.trials if (point := t.point) is not None]
+    trials = [(t, point) for t in found.trials if (point := t.point) is not None]
     numbers = {id(point): trial.number for trial, point in trials}
 
     def place(point: OperatingPoint) -> Point | None:
@@ -66,8 +125,8 @@ def _latency_panel(report: TuningReport, sla: Sla) -> Panel:
             return None
         return replace(placed, texts=(f"trial {numbers[id(point)]}", *placed.texts))
 
-    clouds = (*_design(report, sla, keys), *clouds_of([p for _, p in trials], sla, place))
-    clouds = (*clouds, *_star(report, sla, keys))
+    clouds = (*_design(found, sla, keys), *clouds_of([p for _, p in trials], sla, place))
+    clouds = (*clouds, *_star(found, sla, keys))
     upright = tuple(
         replace(limit, is_upright=True, colour=Colour.PURPLE)
         for limit in bounds_on(sla, Metric.TPOT_MS)
@@ -81,13 +140,10 @@ def _latency_panel(report: TuningReport, sla: Sla) -> Panel:
     )
 
 
-def _star(report: TuningReport, sla: Sla, keys: tuple[str, str]) -> tuple[Cloud, ...]:
+def _star(found: _Found, sla: Sla, keys: tuple[str, str]) -> tuple[Cloud, ...]:
     """The recommended settings, or those that come nearest to the SLA."""
-    role, point = "recommended", None
-    if report.recommendation is not None:
-        point = report.recommendation.point
-    elif report.infeasible is not None and (raw := report.infeasible["closest"]) is not None:
-        role, point = "nearest", _read_point(raw)
+    role = "recommended" if found.is_recommended else "nearest"
+    point = found.chosen
     placed = None if point is None else _place(point, sla, keys)
     if point is None or placed is None:
         return ()
@@ -118,10 +174,10 @@ def _place(point: OperatingPoint, sla: Sla, keys: tuple[str, str]) -> Point | No
     )
 
 
-def _design(report: TuningReport, sla: Sla, keys: tuple[str, str]) -> tuple[Cloud, ...]:
+def _design(found: _Found, sla: Sla, keys: tuple[str, str]) -> tuple[Cloud, ...]:
     """The simulated points that trials were chosen from."""
-    points = [_read_point(raw) for raw in report.simulated]
-    placed = [place for point in points if (place := _place(point, sla, keys)) is not None]
+    every = (_place(point, sla, keys) for point in found.simulated)
+    placed = [place for place in every if place is not None]
     if not placed:
         return ()
     bare = tuple(replace(place, x_ends=None, y_ends=None) for place in placed)

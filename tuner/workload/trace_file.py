@@ -18,6 +18,7 @@ from tuner.workload.bounds import MAX_LENGTH_TOKENS, MAX_TRACE_BYTES
 
 # What a format is recognised by, and what is read of a trace that is only checked.
 HEAD_BYTES = 64 * 1024
+PIECE_BYTES = 2**20
 # Times of epochs fit, in seconds and in milliseconds.
 MAX_TIME = 1e14
 _COUNT = re.compile(r"\s*0*(\d{1,8})(\.0*)?\s*", re.ASCII)
@@ -193,7 +194,11 @@ class TraceRow:
 def _read(path: Path, limit: int) -> bytes:
     try:
         with path.open("rb") as stream:
-            return stream.read(limit)
+            # In pieces: one read of so many bytes takes the memory of all of them first.
+            raw = bytearray()
+            while len(raw) < limit and (piece := stream.read(min(PIECE_BYTES, limit - len(raw)))):
+                raw += piece
+            return bytes(raw)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise TraceError(f"{path}: cannot be read ({reason})") from error

@@ -73,6 +73,17 @@ def test_the_last_admin_key_stays_until_there_is_another(keys: Run) -> None:
     assert keys("revoke", second["id"]).exit_code == 2  # the revoked one opens nothing
 
 
+def test_a_rotated_key_is_replaced_by_one_of_the_same_scopes(keys: Run) -> None:
+    old = _made(keys, "ops", "admin")
+    done = keys("rotate", old["id"], "--overlap-s", 0, "--json")
+    new = json.loads(done.stdout)
+    assert (new["replaces"], new["scopes"]) == (old["id"], ["admin"])
+    assert new["secret"] != old["secret"]
+    assert "expired" in keys("list").stdout
+    assert keys("revoke", new["id"]).exit_code == 2  # the last one that may do everything
+    assert keys("rotate", old["id"]).exit_code == 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

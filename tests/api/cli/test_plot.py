@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from tests.api.cli.conftest import Run
 from tests.tuner.pictures.pages import names, read_page
+from tuner.pictures.page import figure_of
+from tuner.pictures.trials import picture_of_document
 
 SLA = "p95_ttft_ms<=800,p95_tpot_ms<=60"
 LOAD = "gamma:rate=10,cv=2,input=600,output=16,requests=40"
@@ -91,7 +94,11 @@ def test_where_nothing_meets_the_sla_the_near_miss_is_marked(
 
 def test_a_search_is_drawn_with_its_trials_bounds_and_progress(run: Run, tmp_path: Path) -> None:
     words = ("tune", *NODE, "--sla", SLA, "--trials", 3, "--seed", 5)
-    data, layout = drawn(run, tmp_path / "tune.html", *words)
+    out = tmp_path / "tune.json"
+    data, layout = drawn(run, tmp_path / "tune.html", *words, "--out", out)
+    again = figure_of(picture_of_document(json.loads(out.read_text())))
+    assert names(again["data"]) == names(data)
+    assert again["layout"] == layout
     legends = names(data)
     for text in ("recommended: tp=1", "SLA p95_ttft_ms&lt;=800", "SLA p95_tpot_ms&lt;=60",
                  "best so far", "least P to be recommended 0.8"):  # fmt: skip

@@ -116,6 +116,8 @@ def test_a_job_that_meets_no_sla_is_infeasible_with_the_reason(
     runner.begin(job_id)
     runner.finish(job_id)
     assert _state(database, job_id) == (JobState.INFEASIBLE, "TTFT binds")
+    with database.read() as uow:
+        assert uow.recommendations.find_for_job(job_id) is None
 
 
 def test_an_input_that_cannot_be_used_fails_the_job_with_its_message(

@@ -73,7 +73,7 @@ def test_a_job_may_name_the_users_own(
 @pytest.mark.parametrize(
     ("changes", "pointer", "detail"),
     [
-        ({"model": "llama-3.1-7b"}, "/model_dir", "did you mean 'llama-3.1-70b'"),
+        ({"model": "llama-3.1-7b"}, "/model", "did you mean 'llama-3.1-70b'"),
         ({"hardware": "8xh2000"}, "/hardware", "did you mean 'h200'"),
         ({"hardware": "1xh200"}, "/hardware", "2 devices asked for, 1xh200 has 1"),
         ({"backend": "vlm"}, "/backend", "did you mean 'vllm'"),
@@ -97,7 +97,7 @@ def test_a_wrong_name_is_refused_at_once_with_its_field(
 def test_a_name_is_no_model_for_this_machine(client: TestClient, job_body: Json) -> None:
     body = _named(job_body, hardware="local", backend=None, dtype=None)
     answer = client.post("/v1/tuning-jobs", json=body)
-    assert [error["pointer"] for error in answer.json()["errors"]] == ["/model_dir"]
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/model"]
 
 
 def test_a_job_on_described_hardware_is_about_vllm_unless_it_names_another(

@@ -85,6 +85,29 @@ def test_a_path_outside_the_folders_is_refused_with_the_setting_that_names_them(
     assert variable in error["detail"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "pointer", "told"),
+    [
+        ({"workload": "csv:none.csv"}, "/workload", "none.csv: there is no such file"),
+        ({"workload_id": "csv:none.csv"}, "/workload_id", "there is no such file"),
+        ({"model": "none"}, "/model", "there is no such file"),
+        ({"model": "empty", "hardware": "local"}, "/model", "has no config.json"),
+        ({"model_dir": "none"}, "/model_dir", "there is no such file"),
+    ],
+)
+def test_a_file_that_is_not_there_is_refused_under_the_key_that_was_sent(
+    client: TestClient, job_body: Json, tmp_path: Path, changes: Json, pointer: str, told: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    aliases = {"model": "model_dir", "workload_id": "workload"}
+    body = {**job_body, "hardware": "local", **changes}
+    for sent in changes:
+        body.pop(aliases.get(sent, ""), None)
+    (error,) = _create(client, body).json()["errors"]
+    assert error["pointer"] == pointer
+    assert told in error["detail"]
+
+
 def test_jobs_that_name_pipes_and_devices_hold_nobody_up(
     settings: ServiceSettings, database: Database, job_body: Json, tmp_path: Path
 ) -> None:
@@ -275,4 +298,4 @@ def test_every_change_is_in_the_audit_chain(
     assert [e["action"] for e in entries] == ["job.delete", "job.cancel", "job.create"]
     assert entries[-1]["request_id"] == "req-1"
     with database.read() as uow:
-        assert uow.audit.find_break() is None
+        assert uow.audit.verify().is_whole

@@ -93,6 +93,26 @@ def test_a_secret_is_shown_once_and_never_listed(client: TestClient) -> None:
     assert first["secret"] not in client.get("/v1/api-keys").text
 
 
+def test_a_rotated_key_opens_for_its_overlap_and_the_new_one_from_then_on(
+    client: TestClient,
+) -> None:
+    old = client.post("/v1/api-keys", json={"name": "ci", "scopes": ["tune"]}).json()
+    rotate = f"/v1/api-keys/{old['id']}:rotate"
+    answer = client.post(rotate, json={"overlap_s": 3600}, headers={"Idempotency-Key": "r"})
+    new = answer.json()
+    assert (answer.status_code, new["replaces"], new["scopes"]) == (201, old["id"], ["tune"])
+    again = client.post(rotate, json={"overlap_s": 3600}, headers={"Idempotency-Key": "r"}).json()
+    assert (again["id"], "secret" in again) == (new["id"], False)
+    for key in (old, new):
+        headers = {"Authorization": f"Bearer {key['secret']}"}
+        assert client.get("/v1/tuning-jobs", headers=headers).status_code == 200
+    assert client.post(rotate, json={"overlap_s": 0}).status_code == 201
+    headers = {"Authorization": f"Bearer {old['secret']}"}
+    assert client.get("/v1/tuning-jobs", headers=headers).json()["code"] == "expired_key"
+    assert client.post(rotate, json={}).status_code == 409
+    assert client.get("/v1/audit").json()[0]["action"] == "key.rotate"
+
+
 def test_the_last_use_of_a_key_is_kept(client: TestClient) -> None:
     client.get("/v1/tuning-jobs", headers=_key(client, "read"))
     assert client.get("/v1/api-keys").json()[-1]["last_used_at"] is not None

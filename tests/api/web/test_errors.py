@@ -44,6 +44,23 @@ def test_a_wrong_body_names_each_field_by_pointer(client: TestClient) -> None:
     assert {"/num_devices", "/color", "/model", "/workload", "/sla"} <= pointers
 
 
+def test_a_misspelt_field_is_told_with_the_one_that_is_near(client: TestClient) -> None:
+    answer = client.post("/v1/tuning-jobs", json={"devices": 8, "modle": "x", "zzz": 1})
+    details = {e["pointer"]: e["detail"] for e in answer.json()["errors"]}
+    assert details["/devices"] == "unknown field 'devices' (did you mean 'num_devices'?)"
+    assert details["/modle"] == "unknown field 'modle' (did you mean 'model'?)"
+    assert details["/zzz"] == "unknown field 'zzz'"
+
+
+def test_a_body_that_is_no_json_is_told_by_line_and_column(client: TestClient) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = client.post("/v1/tuning-jobs", content='{"seed": 1,\n "trials": }', headers=headers)
+    _is_problem(answer, 422, "invalid_request")
+    (error,) = answer.json()["errors"]
+    assert error["pointer"] == ""
+    assert "at line 2, column 12" in error["detail"]
+
+
 def test_a_crash_is_a_problem_without_its_details(
     settings: ServiceSettings, database: Database
 ) -> None:

@@ -1,0 +1,51 @@
+"""The pieces of work, by name. Each takes JSON and gives JSON.
+
+What a piece needs is imported when it is asked for: the child lives for one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+# Facts of a SPEC and its seed; a kept trace has neither.
+OF_A_SPEC = ("spec", "seed", "scale", "input_scale", "output_scale", "concurrency")
+
+
+def read_trace(question: Json) -> Json:
+    """Format and facts of the trace file at ``path``, read as ``form``."""
+    from tuner.workload.parse import parse_workload
+    from tuner.workload.trace_file import TraceFile
+    from tuner.workload.traces import reader_for
+
+    path = Path(question["path"])
+    form = reader_for(question["form"], TraceFile.open_head(path)).word
+    told = parse_workload(f"{form}:{path}", seed=0).describe()
+    return {"form": form, "facts": {k: v for k, v in told.items() if k not in OF_A_SPEC}}
+
+
+def draw_report(question: Json) -> Json:
+    """The ``report`` of a tuning job as an HTML page that loads nothing."""
+    from tuner.pictures.draw import PAGE, require_drawing
+
+    require_drawing(PAGE)
+    from tuner.pictures.page import page_of
+    from tuner.pictures.trials import picture_of_document
+
+    return {"page": page_of(picture_of_document(question["report"]))}
+
+
+def predict(question: Json) -> Json:
+    """What a step model says of settings under a workload (:mod:`api.aside.predict`)."""
+    from api.aside.predict import simulated
+
+    return simulated(question)
+
+
+TASKS: Mapping[str, Callable[[Json], Json]] = {
+    "read_trace": read_trace,
+    "draw_report": draw_report,
+    "predict": predict,
+}

@@ -1,0 +1,57 @@
+"""Uploaded workloads."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import ConfigDict, Field
+
+from api.schemas.base import Json, View
+
+EXAMPLE: Json = {
+    "id": "wl_0199aa10c0e7f3a91c2d4",
+    "name": "code.csv",
+    "form": "azure",
+    "num_bytes": 331_904,
+    "sha256": "9f2c3a0c1f4a54cbd1d64a4d9f7ccf7f18d8bb02ea17fdf6a4f0f5be2c3a77f1",
+    "rows": 8819,
+    "span_s": 3598.4,
+    "rate_rps": 2.45,
+    "created_by": "key_0199aa0fb1d2c3e4f5a6b",
+    "created_at": "2026-11-29T12:00:00Z",
+}
+
+
+class WorkloadSummary(View):
+    """An uploaded trace and how much it is."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+
+    id: str = Field(description="Name it as the workload of a tuning job: wl_...[,seconds=60,...]")
+    name: str
+    form: str = Field(description="Format it is read as: azure, burstgpt, mooncake, csv, ...")
+    num_bytes: int
+    sha256: str = Field(description="Of the bytes as they were uploaded")
+    rows: int = Field(description="Requests: rows with output tokens")
+    span_s: float = Field(description="First to last arrival")
+    rate_rps: float | None = Field(description="Requests per second over the span")
+    created_by: str
+    created_at: datetime
+
+
+class WorkloadView(WorkloadSummary):
+    """An uploaded trace and the shape of its traffic."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": []})
+
+    gap_cv: float | None = Field(description="Standard deviation over mean of gaps of arrivals")
+    peak_to_mean_per_minute: float | None = Field(
+        description="Requests of the busiest minute over the mean; null within one minute"
+    )
+    input_tokens: Json = Field(description="mean, p50, p95 and max")
+    output_tokens: Json = Field(description="mean, p50, p95 and max")
+    joint_histogram: Json = Field(
+        description="Counts over powers of two of input (rows) and output (columns) length"
+    )
+    spread_s: float = Field(description="Above 0: stamps this coarse; arrivals are spread inside")
+    cuts: list[Json] = Field(description="Rows that are left out, as they have no output")

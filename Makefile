@@ -9,7 +9,7 @@ TEST_JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install test test-slow check audit format demo bench bench-scale chaos reproduce clean
+.PHONY: install test test-slow check audit format demo bench bench-scale chaos streams reproduce clean
 
 install: $(STAMP)
 
@@ -62,6 +62,12 @@ CHAOS ?=
 
 chaos: $(STAMP)
 	$(BIN)/python -m benchmarks.chaos $(CHAOS)
+
+# 1,000 streams at once on a paced engine: first tokens against its own model, and its memory.
+STREAMS_MINUTES ?= 2
+streams: $(STAMP)
+	$(BIN)/python -m benchmarks.streams --minutes $(STREAMS_MINUTES) \
+		--out benchmarks/reports/$$(date +%F)-streams.md
 
 reproduce: $(STAMP)
 	$(BIN)/python -m benchmarks.reproduce

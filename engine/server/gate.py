@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
 
@@ -21,6 +22,10 @@ from engine.server.pages import PAGE_PATHS
 from engine.spec.limits import RequestLimits
 
 CLOSE = {"Connection": "close"}
+# So much, for so long, is taken of a body that nobody wants before the answer goes out: what comes
+# after a connection was closed makes the client's system throw the answer away.
+MAX_DRAINED_BYTES = 64 * 1024
+DRAIN_S = 0.25
 # Stable words for programs; the phrases of HTTP have changed.
 CODES = {
     408: "body_timeout",
@@ -111,8 +116,9 @@ def too_large(limits: RequestLimits) -> HTTPException:
 
 
 class _Body:
-    """A request's body as it comes. An answer that leaves some of it unread ends the connection,
-    which would have to be read to its end otherwise."""
+    """A request's body as it comes. The little that an answer leaves unread is thrown away; an
+    answer that leaves more ends the connection, which would have to be read to its end otherwise.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: RequestLimits) -> None:
         headers = Headers(scope=scope)
@@ -124,6 +130,8 @@ class _Body:
         self._is_whole = headers.get("content-length", "0") == "0" and (
             "transfer-encoding" not in headers
         )
+        # Such a client sends its body only when it is told to.
+        self._is_coming = "expect" not in headers
 
     async def receive(self) -> Message:
         """The next part.
@@ -150,5 +158,16 @@ class _Body:
     async def send(self, message: Message) -> None:
         """Pass an answer on."""
         if message["type"] == "http.response.start" and not self._is_whole:
-            MutableHeaders(scope=message)["Connection"] = "close"
+            await self._drain()
+            if not self._is_whole:
+                MutableHeaders(scope=message)["Connection"] = "close"
         await self._send(message)
+
+    async def _drain(self) -> None:
+        if not self._is_coming:
+            return
+        end = self._num_bytes + MAX_DRAINED_BYTES
+        with suppress(TimeoutError, HTTPException):
+            async with asyncio.timeout(DRAIN_S):
+                while not self._is_whole and self._num_bytes < end:
+                    await self.receive()

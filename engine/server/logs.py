@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from typing import TextIO, cast
 
 import structlog
@@ -46,10 +47,16 @@ def _for_a_person() -> structlog.dev.ConsoleRenderer:
 
 
 class _CurrentStderr:
-    """Whatever ``sys.stderr`` is now: a logger outlives a redirection (tests, progress bars)."""
+    """Whatever ``sys.stderr`` is now: a logger outlives a redirection (tests, progress bars).
+
+    A line that cannot be written, as on a full disk, is lost; what wanted to tell goes on.
+    """
 
     def write(self, text: str) -> int:
-        return sys.stderr.write(text)
+        with suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stderr.flush()

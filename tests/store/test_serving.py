@@ -72,9 +72,7 @@ def test_engines_that_were_heard_of_lately_come_with_what_was_seen_of_them(
     start = utc_now()
     with database.begin() as uow:
         uow.engines.get(engine_id).live_window = {"attainment": 0.5}
-        uow.engines.add_heartbeat(
-            engine_id, window_s=1.0, arrived=3, stats={}, requests=[], steps=[]
-        )
+        uow.engines.add_heartbeats([_beat(engine_id)])
     with database.read() as uow:
         (found,) = uow.engines.list_alive(since=start)
         assert (found.name, found.live_window) == ("chat", {"attainment": 0.5})

@@ -31,7 +31,7 @@ HOSTILE = {
     str: ("%%nonsense%%", NO_TEXT),
 }
 # Any text will do for these.
-FREE_TEXT = {"prompt", "name", "served_model_name", "api_key", "control_key"}
+FREE_TEXT = {"prompt", "name", "served_model_name", "api_key", "control_key", "knob_key"}
 # Nothing of these commands' numbers can be too far off to mean something.
 MEANT = {("bench", "model"), ("bench", "timeout_s"), ("tune", "timeout_s")}
 # How commands end that were given nothing wrong, before they would begin to work.
@@ -50,6 +50,7 @@ class Place:
         """Valid words of a command, which would end by one of ``UNREACHED`` or by working."""
         model, port = str(self.model), str(self.taken_port)
         tuned = (*DESCRIBED, "--sla", "p95_ttft_ms<=5000")
+        service = ("--service", "http://127.0.0.1:9", "--service-key", "k")
         return {
             "model create": (str(self.folder / "new"),),
             "generate": ("--model", model, "--prompt", "x", "--max-tokens", "2"),
@@ -61,12 +62,17 @@ class Place:
             "tune": (*tuned, "--trials", "1", "--devices", "1"),
             "workload sample": (LOAD, "--out", str(self.folder / "load.csv")),
             "workload show": (LOAD,),
+            "workload upload": (str(self.folder / "file"), *service),
+            "workload list": service,
+            "workload delete": ("wl_none", *service),
+            "audit verify": (),
             "apply": ("rec_none", "--engine", "http://127.0.0.1:9"),
             "list": ("models",),
             "serve": ("--port", port),
             "keys create": ("ci", "--scope", "read"),
             "keys list": (),
             "keys revoke": ("key_none",),
+            "keys rotate": ("key_none",),
             "db upgrade": (),
             "db check": (),
             "demo": ("--trace", str(self.folder / "none.csv")),

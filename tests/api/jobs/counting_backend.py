@@ -16,6 +16,7 @@ from pathlib import Path
 from api.jobs.backend import IsCancelled, JobInputError, Json, OnEvent, Verdict
 from api.jobs.worker import run_worker
 from api.web.settings import ServiceSettings
+from engine.server.logs import configure_logs
 from engine.spec.settings import Settings
 
 
@@ -96,4 +97,6 @@ class CountingBackend:
 if __name__ == "__main__":
     stop = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
-    run_worker(ServiceSettings(), CountingBackend(), stop)
+    settings = ServiceSettings()
+    configure_logs(settings.log_level)
+    run_worker(settings, CountingBackend(), stop)

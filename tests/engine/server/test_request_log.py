@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import structlog
 
+from engine.server.keys import ServerKeys
 from engine.server.logs import LIBRARY_LOGGER, configure_logs
 from tests.engine.server.conftest import MODEL, Server, serving, simulated_engine, wait_until
 
@@ -22,7 +23,7 @@ BODY = {"model": MODEL, "prompt": "x", "max_tokens": 2}
 def served(tiny_dir: Path) -> Iterator[Server]:
     with (
         simulated_engine(tiny_dir, step_s=0.001) as engine,
-        serving(engine, tiny_dir, api_key="k", logs_requests=True) as server,
+        serving(engine, tiny_dir, keys=ServerKeys(api="k"), logs_requests=True) as server,
     ):
         server.http.headers["Authorization"] = "Bearer k"
         yield server

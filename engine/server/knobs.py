@@ -73,6 +73,8 @@ class KnobPlane:
             "engine": self._engine_name,
             "mode": settings.pin,
             "threshold_tokens": settings.threshold_tokens,
+            "rung_thresholds": dict(settings.rung_thresholds),
+            "rungs": list(settings.modes),
             "tables": [None if table is None else table.to_json() for table in tables],
         }
 

@@ -15,8 +15,8 @@ from engine.modes.chooser import ModeChooser
 from engine.parallel.shm_build import NO_COMPILER_VARIABLE
 from engine.spec.config import Collectives, EngineConfig, LinkEmulation
 from engine.spec.model import DType, ModelConfig
+from engine.spec.modes import ModePin
 from engine.spec.plan import ParallelPlan, parse_plan
-from engine.spec.settings import ModePin
 from tests.engine.rank_pools import RankPools
 from tests.engine.scheduler_driver import Generated, generate
 from tests.engine.step_driver import DrivenSequence, StepDriver

@@ -21,8 +21,9 @@ from engine.server.connections import ServerConfig
 from engine.server.defaults import SamplingDefaults
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.limits import RequestLimits
+from engine.spec.modes import ModePin
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps, ModePin, Settings
+from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
 from engine.text.tokenizer import Tokenizer
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.spec.settings import ModePin
+from engine.spec.modes import ModePin
 from tests.engine.server.conftest import MODEL, Server, serving, simulated_engine
 
 

@@ -95,7 +95,8 @@ def planned_settings(
         PolicyError: a mode that the plan does not have.
     """
     from engine.spec.plan import DEFAULT_SHIFT_THRESHOLD
-    from engine.spec.settings import Settings, pin_of, rungs_of
+    from engine.spec.rungs import pin_of, rungs_of
+    from engine.spec.settings import Settings
 
     thresholds = (spec.threshold_tokens, threshold_tokens, DEFAULT_SHIFT_THRESHOLD)
     return Settings(

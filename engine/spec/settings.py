@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from engine.spec.errors import EngineError, PlanError, PolicyError
+from engine.spec.errors import EngineError, PolicyError
 from engine.spec.modes import Mode, ModePin, RungNames
 from engine.spec.plan import AXES, DEFAULT_SHIFT_THRESHOLD, ParallelPlan, shift_warning
+from engine.spec.rungs import (
+    Thresholds,
+    allowed_modes,
+    check_modes,
+    pin_of,
+    rungs_of,
+    thresholds_of,
+)
 
 MemberT = TypeVar("MemberT", bound=StrEnum)
 
@@ -79,45 +87,16 @@ class Settings:
     pin: ModePin = ModePin.AUTO
     order: Order = Order.FCFS
     rungs: tuple[Mode, ...] | None = None
-    rung_thresholds: tuple[tuple[Mode, int], ...] = ()
+    rung_thresholds: Thresholds = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.pin, ModePin):
             raise PolicyError(f"mode {self.pin!r}: must be a ModePin; known: {', '.join(ModePin)}")
         if not isinstance(self.order, Order):
             raise PolicyError(f"order {self.order!r}: must be an Order; known: {', '.join(Order)}")
-        for name, tokens in (("threshold_tokens", self.threshold_tokens), *self.rung_thresholds):
-            if tokens < 0:
-                raise PolicyError(f"{name}={tokens}: must be at least 0")
-        self._check_modes()
-
-    def _check_modes(self) -> None:
-        named = (*(self.rungs or ()), *(mode for mode, _ in self.rung_thresholds))
-        for mode in (*named, *([self.pin.mode] if self.pin.mode else [])):
-            if (known := _mode_of(self.plan, mode)) is not mode:
-                raise PolicyError(
-                    f"mode {mode.value!r} of plan {self.plan} is called {known.value!r}"
-                )
-        if self.rungs is not None and (not self.rungs or len(set(self.rungs)) < len(self.rungs)):
-            raise PolicyError(f"rungs {list(self.rungs)}: must be one mode or more, each once")
-        for mode, _ in self.rung_thresholds:
-            if mode in set(Mode):
-                raise PolicyError(
-                    f"rung_thresholds of {mode.value!r}: only rungs between base and shift have "
-                    "one; shift's is threshold_tokens, and base takes the rest"
-                )
-        pinned = self.pin.mode
-        if pinned is None or pinned in self.modes:
-            return
-        if not self.plan.shift:
-            raise PolicyError(
-                f"mode {pinned.value!r} needs a plan with Shift on; this one is {self.plan}",
-                needs="reshape",
-            )
-        raise PolicyError(
-            f"mode {pinned.value!r} is not among the rungs {', '.join(self.modes)}; add it "
-            "there or leave rungs out"
-        )
+        if self.threshold_tokens < 0:
+            raise PolicyError(f"threshold_tokens={self.threshold_tokens}: must be at least 0")
+        check_modes(self.plan, self.pin, self.rungs, self.rung_thresholds)
 
     def __str__(self) -> str:
         """Plan, thresholds and caps; what is as by default is left out."""
@@ -149,9 +128,7 @@ class Settings:
     @property
     def modes(self) -> tuple[Mode, ...]:
         """The modes a step may run in, from base down to shift."""
-        if self.rungs is None or not self.plan.shift:
-            return self.plan.modes
-        return tuple(mode for mode in self.plan.modes if mode in self.rungs)
+        return allowed_modes(self.plan, self.rungs)
 
     @property
     def modes_in_use(self) -> tuple[Mode, ...]:
@@ -249,41 +226,6 @@ class Settings:
             raise
         except EngineError as error:
             raise PolicyError(str(error)) from error
-
-
-def pin_of(plan: ParallelPlan, pin: ModePin) -> ModePin:
-    """``pin`` by the name that its mode has under ``plan``: ``8x1`` is ``base`` of sp=8.
-
-    Raises:
-        PolicyError: no such rung.
-    """
-    return pin if pin.mode is None else ModePin(_mode_of(plan, pin.mode).value)
-
-
-def rungs_of(plan: ParallelPlan, modes: Iterable[Mode]) -> tuple[Mode, ...]:
-    """``modes`` by the names they have under ``plan``, from base down to shift.
-
-    Raises:
-        PolicyError: no such rung.
-    """
-    return tuple(sorted((_mode_of(plan, mode) for mode in modes), key=lambda m: -plan.rung(m).sp))
-
-
-def thresholds_of(plan: ParallelPlan, found: Mapping[Mode, int]) -> tuple[tuple[Mode, int], ...]:
-    """Thresholds in tokens of rungs between base and shift, from those near base down.
-
-    Raises:
-        PolicyError: no such rung.
-    """
-    named = {_mode_of(plan, mode): tokens for mode, tokens in found.items()}
-    return tuple((mode, named[mode]) for mode in rungs_of(plan, named))
-
-
-def _mode_of(plan: ParallelPlan, mode: Mode) -> Mode:
-    try:
-        return plan.mode_of(mode)
-    except PlanError as error:
-        raise PolicyError(str(error)) from error
 
 
 def _modes(value: Any, kind: type[list[Any] | dict[str, Any]], pointer: str) -> list[Mode] | None:

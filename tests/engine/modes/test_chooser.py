@@ -13,7 +13,8 @@ from engine.modes.pace import MAX_STEP_TOKENS
 from engine.modes.table import ModeTable
 from engine.spec.modes import Mode, ModePin
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Settings, rungs_of, thresholds_of
+from engine.spec.rungs import rungs_of, thresholds_of
+from engine.spec.settings import Settings
 from tests.engine.modes.test_table import make_table, tables
 
 SHIFT = ParallelPlan(sp=2, shift=True)

@@ -103,8 +103,16 @@ def wait_until(is_true: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
         time.sleep(0.005)
 
 
+SIMULATED_PLAN = ParallelPlan(sp=2, tp=2, shift=True)
+
+
 def simulated_engine(
-    model_dir: Path, *, step_s: float, caps: Caps | None = None, pin: ModePin = ModePin.AUTO
+    model_dir: Path,
+    *,
+    step_s: float,
+    caps: Caps | None = None,
+    pin: ModePin = ModePin.AUTO,
+    plan: ParallelPlan = SIMULATED_PLAN,
 ) -> Engine:
     """An engine whose steps only take time: slow enough to look at requests in progress."""
     tokenizer = Tokenizer.from_dir(model_dir)
@@ -114,9 +122,7 @@ def simulated_engine(
             executor=ExecutorKind.SIMULATED,
             num_kv_blocks=1024,
             max_devices=4,
-            settings=Settings(
-                plan=ParallelPlan(sp=2, tp=2, shift=True), caps=caps or Caps(), pin=pin
-            ),
+            settings=Settings(plan=plan, caps=caps or Caps(), pin=pin),
         ),
         tokenizer=tokenizer,
         timer_factory=lambda plan: FixedTimer(plan=plan, step_s=step_s),

@@ -13,7 +13,8 @@ from engine.policy.document import merge_patch
 from engine.spec.errors import PolicyError
 from engine.spec.modes import Mode, ModePin
 from engine.spec.plan import ParallelPlan, parse_plan
-from engine.spec.settings import Caps, Order, Settings, rungs_of, thresholds_of
+from engine.spec.rungs import rungs_of, thresholds_of
+from engine.spec.settings import Caps, Order, Settings
 
 SETTINGS = Settings(plan=ParallelPlan(sp=4, tp=2, shift=True), threshold_tokens=128)
 caps = st.builds(

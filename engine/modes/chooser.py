@@ -99,7 +99,8 @@ class ModeChooser:
         if not self.plan.shift:
             return Mode.BASE
         if self.coin_seed is not None:
-            return self.modes[_coin(self.coin_seed, step_id, len(self.modes))]
+            # From shift up: a seed flips between two ends as it always did.
+            return self.modes[-1 - _coin(self.coin_seed, step_id, len(self.modes))]
         return self.pin.mode
 
 

@@ -32,9 +32,10 @@ from engine.engine import Engine
 from engine.models.create import create_model
 from engine.spec.config import EngineConfig
 from engine.spec.model import DType, ModelConfig
+from engine.spec.modes import ModePin
 from engine.spec.plan import ParallelPlan, parse_plan
 from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
-from engine.spec.settings import Caps, ModePin, Settings
+from engine.spec.settings import Caps, Settings
 
 MAX_PROMPT = 48
 FIRST_TOKEN_ID = 3

@@ -25,7 +25,8 @@ from engine.models.create import create_model
 from engine.replica.mode_timing import SyntheticSteps
 from engine.spec.config import EngineConfig, ExecutorKind, LinkEmulation
 from engine.spec.model import ModelConfig
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
 from policies.threshold import StepPair, shift_threshold

@@ -32,6 +32,7 @@ from engine.spec.errors import (
 )
 from engine.spec.inventory import Inventory
 from engine.spec.measurement import RequestTiming
+from engine.spec.modes import ModePin
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import (
     FinishReason,
@@ -40,7 +41,7 @@ from engine.spec.request import (
     SamplingParams,
     check_vocabulary,
 )
-from engine.spec.settings import Caps, ModePin, Settings
+from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepSample
 from engine.text.ends import read_served_model
 from engine.text.tokenizer import Tokenizer
@@ -148,7 +149,7 @@ class Engine:
         )
 
     def mode_tables(self) -> list[ModeTable | None]:
-        """Each replica's measured step times of both modes; None where none were taken."""
+        """Each replica's measured step times of each mode; None where none were taken."""
         return [replica.mode_table for replica in self._door.list_replicas()]
 
     def drain_samples(self) -> list[StepSample]:

@@ -10,7 +10,7 @@ from engine.policy.document import EnginePolicy
 from engine.policy.knobs import Knob
 from engine.replica.telemetry import EngineStats
 from engine.spec.measurement import RequestTiming
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 from engine.spec.steps import StepSample
 
 Json = dict[str, Any]

@@ -105,10 +105,9 @@ def answering(url: str) -> Iterator[None]:
 def serve_defaults(answer: Answer) -> dict[str, Any]:
     """The options of ``engine serve`` that an answer stands for."""
     settings, place = answer.settings, answer.place
-    plan, caps = settings.plan, settings.caps
-    text = str(plan).removesuffix(",shift")
+    caps = settings.caps
     options: dict[str, Any] = {
-        "plan": f"{text},shift={settings.threshold_tokens}" if plan.shift else text,
+        "plan": settings.plan_text,
         "mode": settings.pin.value,
         "max_num_seqs": str(caps.max_num_seqs),
         "max_num_batched_tokens": str(caps.max_num_batched_tokens),

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import typer
 
 from api.cli.common import fail
+from engine.spec.modes import Mode, ModePin
 
 if TYPE_CHECKING:
     from engine.spec.config import LinkEmulation
@@ -94,6 +95,24 @@ def read_count(option: str, word: str, most: int) -> int | None:
 def read_len(word: str) -> int | None:
     """The count that ``--max-model-len`` names."""
     return read_count("--max-model-len", word, MOST_LEN)
+
+
+def read_mode(word: str) -> ModePin:
+    """The word of ``--mode``: one of the fixed ones, or a rung such as ``4x2``."""
+    try:
+        return ModePin(word)
+    except ValueError:
+        fail(f"--mode {word!r}: known are {', '.join(ModePin)} and rungs such as 4x2")
+
+
+def read_rungs(text: str | None) -> tuple[Mode, ...] | None:
+    """The modes that ``--rungs`` lists, None where nothing is said. Ends on anything else."""
+    if text is None:
+        return None
+    try:
+        return tuple(Mode(word.strip()) for word in text.split(","))
+    except ValueError:
+        fail(f"--rungs {text!r}: list base, shift and rungs between, as in base,4x2,shift")
 
 
 def is_http_url(text: str) -> bool:

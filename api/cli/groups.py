@@ -13,8 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.common import fail
-from api.cli.engine_options import MOST_LEN, MOST_SEED, JsonOption, LinkOption
-from engine.spec.settings import ModePin
+from api.cli.engine_options import (
+    MOST_LEN,
+    MOST_SEED,
+    JsonOption,
+    LinkOption,
+    read_mode,
+    read_rungs,
+)
+from engine.spec.modes import Mode, ModePin
 
 if TYPE_CHECKING:
     from engine.spec.plan import PlanSpec
@@ -24,6 +31,8 @@ if TYPE_CHECKING:
     from tuner.described.node import Node
     from tuner.workload.workload import Workload
 
+MODE = "MODE"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
@@ -31,14 +40,27 @@ class PlanOptions:
 
     plan: Annotated[
         str,
-        typer.Option(metavar="PLAN", help="As in 'sp=2,tp=2,shift=256': dp, pp, sp, tp and shift."),
+        typer.Option(
+            metavar="PLAN",
+            help="As in 'sp=2,tp=2,shift=256': dp, pp, sp, tp and shift; 'sp=4,shift=256,2x2=1024' "
+            "gives the rung between a threshold, too.",
+        ),
     ] = "tp=1"
     mode: Annotated[
         ModePin | None,
         typer.Option(
-            help="How steps of a Shift plan run: by measured times (table), by the threshold "
-            "(auto), or all in one mode; by default table for a plan that names no threshold, else "
-            "auto."
+            parser=read_mode,
+            metavar=MODE,
+            help="How steps of a Shift plan run: by measured times (table), by the thresholds "
+            "(auto), or all in one mode: base, shift or a rung between; by default table for a "
+            "plan that names no threshold, else auto.",
+        ),
+    ] = None
+    rungs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUNGS",
+            help="The modes that steps may run in, as in 'base,4x2,shift'; by default all.",
         ),
     ] = None
 
@@ -52,19 +74,39 @@ class PlanOptions:
     def settings(self, caps: Caps) -> Settings:
         """Settings of a new engine. Without a mode: an operator who names a threshold wants it
         obeyed, and a Shift plan without one goes by measured times."""
-        from engine.spec.plan import DEFAULT_SHIFT_THRESHOLD
-        from engine.spec.settings import Settings
-
         spec, mode = self.spec, self.mode
-        threshold = spec.threshold_tokens
         if mode is None:
-            mode = ModePin.TABLE if spec.plan.shift and threshold is None else ModePin.AUTO
-        return Settings(
-            plan=spec.plan,
-            threshold_tokens=DEFAULT_SHIFT_THRESHOLD if threshold is None else threshold,
-            caps=caps,
-            pin=mode,
-        )
+            is_measured = spec.plan.shift and spec.threshold_tokens is None
+            mode = ModePin.TABLE if is_measured else ModePin.AUTO
+        return planned_settings(spec, caps, pin=mode, rungs=read_rungs(self.rungs))
+
+
+def planned_settings(
+    spec: PlanSpec,
+    caps: Caps,
+    *,
+    pin: ModePin,
+    rungs: tuple[Mode, ...] | None,
+    threshold_tokens: int | None = None,
+) -> Settings:
+    """Settings of ``spec``; ``threshold_tokens`` where it names none.
+
+    Raises:
+        PolicyError: a mode that the plan does not have.
+    """
+    from engine.spec.plan import DEFAULT_SHIFT_THRESHOLD
+    from engine.spec.rungs import pin_of, rungs_of
+    from engine.spec.settings import Settings
+
+    thresholds = (spec.threshold_tokens, threshold_tokens, DEFAULT_SHIFT_THRESHOLD)
+    return Settings(
+        plan=spec.plan,
+        threshold_tokens=next(tokens for tokens in thresholds if tokens is not None),
+        rung_thresholds=spec.rung_thresholds,
+        caps=caps,
+        pin=pin_of(spec.plan, pin),
+        rungs=None if rungs is None else rungs_of(spec.plan, rungs),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +116,11 @@ class PinnedPlan(PlanOptions):
     mode: Annotated[
         ModePin,
         typer.Option(
-            help="How steps of a Shift plan run: by the threshold (auto), or all in one mode."
+            parser=read_mode,
+            metavar=MODE,
+            help="How steps of a Shift plan run: by the thresholds (auto), each in the mode that "
+            "its step times say is fastest (table), or all in one mode: base, shift or a rung "
+            "between.",
         ),
     ] = ModePin.AUTO
 

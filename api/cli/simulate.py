@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.common import end, log, print_json, print_lines
-from api.cli.engine_options import ModelNameOption
+from api.cli.engine_options import ModelNameOption, read_rungs
 from api.cli.exit_codes import ExitCode
 from api.cli.grouped import grouped
 from api.cli.groups import (
@@ -117,6 +117,7 @@ def simulate(
         sla=judged.read_sla(),
         seed=judged.seed,
         mode=plan.mode,
+        rungs=read_rungs(plan.rungs),
         caps=caps,
         served=place,
         prefix_cache=prefix_cache,

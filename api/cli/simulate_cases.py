@@ -12,8 +12,8 @@ import typer
 
 from api.cli.common import log
 from api.cli.engine_options import MOST_SEQS, MOST_TOKENS, read_link
-from api.cli.groups import Described, LocalMachine
-from engine.spec.settings import ModePin
+from api.cli.groups import Described, LocalMachine, planned_settings
+from engine.spec.modes import Mode, ModePin
 
 if TYPE_CHECKING:
     from engine.executors.protocol import StepTimer
@@ -74,6 +74,7 @@ class Question:
     sla: Sla | None
     seed: int
     mode: ModePin
+    rungs: tuple[Mode, ...] | None
     caps: NamedCaps
     served: Described
     prefix_cache: bool
@@ -107,20 +108,14 @@ class Question:
 
     def settings(self, timer: StepTimer, default: Caps) -> Settings:
         """With the caps named, else ``default``'s; a threshold not named is advised."""
-        from engine.spec.plan import DEFAULT_SHIFT_THRESHOLD
-        from engine.spec.settings import Settings
         from tuner.search.design import advised_threshold
 
-        caps = self.caps.over(default)
-        threshold = self.spec.threshold_tokens
-        if threshold is None and self.spec.plan.shift:
+        caps, threshold = self.caps.over(default), None
+        if self.spec.threshold_tokens is None and self.spec.plan.shift:
             threshold = advised_threshold(timer, caps.max_num_seqs)
             log(f"simulate: threshold {threshold} tokens, as the two modes' step times advise")
-        return Settings(
-            plan=self.spec.plan,
-            threshold_tokens=DEFAULT_SHIFT_THRESHOLD if threshold is None else threshold,
-            caps=caps,
-            pin=self.mode,
+        return planned_settings(
+            self.spec, caps, pin=self.mode, rungs=self.rungs, threshold_tokens=threshold
         )
 
 
@@ -145,12 +140,13 @@ def described(question: Question, hardware: str, *, has_intervals: bool) -> Case
     """On hardware that is not here, served by a backend."""
     from tuner.described.document import node_json, node_warnings
     from tuner.described.energy import energy_of
-    from tuner.described.parse import check_served
+    from tuner.described.parse import check_rungs, check_served
     from tuner.described.title import Title
 
     node = question.served.node(question.model, hardware)
     check_served(node, question.spec.plan)
     settings = question.settings(node.timer(question.spec.plan), node.backend.default_caps)
+    check_rungs(node, settings)
 
     def run(step_scale: float, on_progress: OnProgress) -> SimulationResult:
         return node.simulate(

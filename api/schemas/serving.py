@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
 
 from api.schemas.base import Body, Json, View
 from api.schemas.plain import (
@@ -27,10 +27,12 @@ from api.schemas.plain import (
 from engine.policy.document import KnobClass
 from engine.server.takes import NUMBER
 from engine.spec.measurement import Outcome
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 from store.models import AckState
 from tuner.hardware.device import MAX_DEVICES
 
+# Rungs are open: the fixed words, and degrees such as 4x2.
+MODE_SCHEMA = {"type": "string", "pattern": r"^(base|shift|[1-9]\d{0,4}x[1-9]\d{0,4})$"}
 # One heartbeat holds about a second of traffic.
 MAX_REQUESTS = 20_000
 
@@ -84,7 +86,7 @@ class RequestTimingIn(Body):
 class StepAggregate(Body):
     """Steps of one mode and token-count class in the window."""
 
-    mode: Mode
+    mode: Annotated[Mode, WithJsonSchema(MODE_SCHEMA)]
     tokens_up_to: Whole = Field(
         ge=1,
         le=MAX_JSON_INT,

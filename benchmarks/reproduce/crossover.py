@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from benchmarks.reproduce.nodes import decode_step, device_seconds, get_node, prefill_step
 from benchmarks.reproduce.tables import number, table
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from tuner.described.node import Node
 from tuner.spec.errors import TunerError
 

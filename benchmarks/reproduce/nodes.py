@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from engine.spec.measurement import Measurement
-from engine.spec.plan import Mode, ParallelPlan, parse_plan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan, parse_plan
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
 from tuner.backends import load_backend

@@ -15,24 +15,24 @@ from engine.models.rope import RopeTable
 from engine.parallel.communicator import Communicator
 from engine.parallel.mesh import RankGroups
 from engine.parallel.sequence import RowExchange, row_exchange
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 from engine.wire.rank_table import Int64Array, StepRows
 
 
 @dataclass(frozen=True, kw_only=True)
 class PickedRows:
     """Rows that need logits. ``rows`` picks them where this rank holds all tokens (None:
-    all of them, in order); ``exchange`` brings them from every slice in base mode with SP.
+    all of them, in order); ``exchange`` brings them from every slice where it holds one.
     """
 
     count: int
     rows: Tensor | None
     exchange: RowExchange | None
 
-    def collect(self, x: Tensor, sp_group: Communicator) -> Tensor:
+    def collect(self, x: Tensor) -> Tensor:
         """``x[rows, d]`` -> ``[count, d]`` on every rank."""
         if self.exchange is not None:
-            return self.exchange.run(x, sp_group)
+            return self.exchange.run(x)
         return x if self.rows is None else x.index_select(0, self.rows)
 
 
@@ -87,9 +87,9 @@ class BatchBuilder:
         """The batch of ``rows`` on the rank's device; its placeholders are filled later."""
         tables = step_tables(rows, self.shape.block_size)
         num_tokens = len(rows.token_ids)
-        slices = self.groups.sp.size if mode is Mode.BASE else 1
-        num_rows = -(-num_tokens // slices)
-        first = self.groups.sp.rank * num_rows if slices > 1 else 0
+        slices = self.groups.sequence(mode)
+        num_rows = -(-num_tokens // slices.size)
+        first = slices.rank * num_rows
         is_first_stage = self.groups.stage == 0
         last_rows = (tables.starts + tables.query_lens - 1)[rows.sample_rows]
         return StepBatch(
@@ -122,15 +122,13 @@ class BatchBuilder:
             slots=self._on_device(rows.placeholder_slots[begin:end]),
         )
 
-    def _picked(self, rows: Int64Array, num_tokens: int, num_rows: int, slices: int) -> PickedRows:
+    def _picked(
+        self, rows: Int64Array, num_tokens: int, num_rows: int, slices: Communicator
+    ) -> PickedRows:
         count, exchange, picked = len(rows), None, None
-        if count and slices > 1:
+        if count and slices.size > 1:
             exchange = row_exchange(
-                rows,
-                rows_per_rank=num_rows,
-                rank=self.groups.sp.rank,
-                size=slices,
-                device=self.shape.device,
+                rows, rows_per_rank=num_rows, group=slices, device=self.shape.device
             )
         elif count != num_tokens:  # else it is every row once, in order
             picked = self._on_device(rows)

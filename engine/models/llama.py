@@ -1,7 +1,7 @@
 """The decoder of the Llama family (Llama 3.x, Qwen 2.5, Qwen 3), one pipeline stage of it.
 
-Base and shift mode run the same code: they differ in which view of a weight a product reads,
-which group sums, and whether attention stands between two all-to-alls.
+All modes run the same code: they differ in which view of a weight a product reads, which group
+sums, and over which group attention's two all-to-alls go (in shift mode over none).
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from engine.models.weights import LayerWeights, StageWeights
 from engine.parallel.mesh import RankGroups
 from engine.parallel.sequence import HeadExchange
 from engine.spec.model import ModelConfig
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 
 
 class LlamaStage:
-    """One rank's part of the model. Rows of ``x`` are my slice of tokens in base mode, all
-    tokens in shift mode; ``x`` is the same on every rank of the mode's tensor group.
+    """One rank's part of the model. Rows of ``x`` are my slice of tokens in the step's mode (all of
+    them in shift); ``x`` is the same on every rank of the mode's tensor group.
     """
 
     def __init__(
@@ -40,11 +41,17 @@ class LlamaStage:
         self._model = model
         self._weights = weights
         self._caches = caches
-        self._groups = groups
-        self._ffn_blocks = {Mode.BASE: plan.sp, Mode.SHIFT: 1}
-        self._exchange = HeadExchange(
-            weights.layout, head_dim=model.head_dim, group=groups.sp, device=device
-        )
+        self._ffn_blocks = {mode: plan.rung(mode).sp for mode in plan.modes}
+        self._exchanges = {
+            mode: HeadExchange(
+                view,
+                block=weights.layout.block,
+                head_dim=model.head_dim,
+                group=groups.sequence(mode),
+                device=device,
+            )
+            for mode, view in weights.layout.views.items()
+        }
 
     def embed(self, batch: StepBatch) -> Tensor:
         """Rows of the embedding ``[rows, d]``; first stage only."""
@@ -64,11 +71,11 @@ class LlamaStage:
         """The ``picked`` rows of ``x[rows, d]`` after the final norm, ``[R, d]`` on every rank;
         last stage only.
 
-        One tail for both modes: the rows reach every rank, then come the norm and, in
+        One tail for all modes: the rows reach every rank, then come the norm and, in
         :meth:`logit_shard`, this rank's share of the vocabulary out of sp*tp.
         """
         assert self._weights.final_norm is not None, "only the last stage has the final norm"
-        rows = picked.collect(x, self._groups.sp)
+        rows = picked.collect(x)
         return rms_norm(rows, self._weights.final_norm, self._model.rms_eps)
 
     def logit_shard(self, rows: Tensor) -> Tensor:
@@ -86,11 +93,10 @@ class LlamaStage:
     def _attend(
         self, x: Tensor, layer: LayerWeights, cache: LayerCache, batch: StepBatch
     ) -> Tensor:
-        qkv = layer.qkv(x, batch.mode)
-        if batch.mode is Mode.SHIFT:
-            return layer.o(self._attend_heads(qkv, layer, cache, batch), batch.mode)
-        attended = self._attend_heads(self._exchange.to_heads(qkv), layer, cache, batch)
-        return layer.o(self._exchange.to_tokens(attended), batch.mode)
+        exchange = self._exchanges[batch.mode]
+        qkv = exchange.to_heads(layer.qkv(x, batch.mode))
+        attended = exchange.to_tokens(self._attend_heads(qkv, layer, cache, batch))
+        return layer.o(attended, batch.mode)
 
     def _attend_heads(
         self, qkv: Tensor, layer: LayerWeights, cache: LayerCache, batch: StepBatch

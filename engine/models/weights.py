@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from engine.models.loader import Checkpoint
-from engine.parallel.heads import HeadLayout, Part, head_layout
+from engine.parallel.heads import HeadLayout, Part, block_range, head_layout
 from engine.parallel.linear import (
     ColumnParallelLinear,
+    Ranges,
     RowParallelLinear,
     VocabParallelEmbedding,
     VocabParallelHead,
@@ -165,12 +166,13 @@ class _ShardReader:
             if bias is not None:
                 bias[target] = self._checkpoint.read(f"{name}.bias", rows)
             row += len(rows)
-        first = layout.shift_start * head_dim
-        shift_rows = range(first, first + layout.block * head_dim)
         return ColumnParallelLinear(
             weight.to(self._device),
             None if bias is None else bias.to(self._device),
-            shift_rows=shift_rows,
+            rows={
+                mode: range(view.start * head_dim, view.stop * head_dim)
+                for mode, view in layout.views.items()
+            },
         )
 
     def _qk_norm(self, layer: int) -> Tensor:
@@ -199,11 +201,10 @@ class _ShardReader:
                 parts[i, part] = self._checkpoint.read(f"{name}.weight", rows)
                 if bias_parts is not None:
                     bias_parts[i, part] = self._checkpoint.read(f"{name}.bias", rows)
-        mine = self._coords.s * 2 * block
         return ColumnParallelLinear(
             weight.to(self._device),
             None if bias is None else bias.to(self._device),
-            shift_rows=range(mine, mine + 2 * block),
+            rows=self._ranges(2 * block),
         )
 
     def _row_parallel(self, module: str, num_columns: int, *, has_bias: bool) -> RowParallelLinear:
@@ -212,14 +213,20 @@ class _ShardReader:
         columns = range(self._coords.t * base, (self._coords.t + 1) * base)
         rows = range(self._model.hidden_size)
         part = self._checkpoint.read(f"{module}.weight", rows, columns)
-        mine = self._coords.s * block
         bias = self._checkpoint.read(f"{module}.bias", rows) if has_bias else None
         return RowParallelLinear(
             part.contiguous().clone().to(self._device),
             None if bias is None else bias.clone().to(self._device),
-            shift_columns=range(mine, mine + block),
+            columns=self._ranges(block),
             groups=self._groups,
         )
+
+    def _ranges(self, width: int) -> Ranges:
+        """The part of a base shard for each mode, where a block of it is ``width`` wide."""
+        blocks = {mode: block_range(self._plan, mode, self._coords) for mode in self._plan.modes}
+        return {
+            mode: range(found.start * width, found.stop * width) for mode, found in blocks.items()
+        }
 
     @property
     def _vocab_block(self) -> int:
@@ -233,8 +240,9 @@ class _ShardReader:
         mine = self._coords.s * block
         return VocabParallelEmbedding(
             self._vocab_rows(self._names.embedding, range(start, start + sp * block)),
-            base_start=start,
-            shift_rows=range(mine, mine + block),
+            start=start,
+            rows=self._ranges(block),
+            block=range(mine, mine + block),
             groups=self._groups,
         )
 
@@ -243,7 +251,7 @@ class _ShardReader:
         start = self._coords.shift_index(self._plan) * self._vocab_block
         rows = range(start, start + self._vocab_block)
         if self._checkpoint.is_tied and embedding is not None:
-            weight = embedding.shift_view
+            weight = embedding.block_view
         else:
             weight = self._vocab_rows(self._names.head, rows)
         return VocabParallelHead(

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from engine.modes.pace import MAX_STEP_TOKENS
 from engine.modes.table import ModeTable
-from engine.spec.plan import Mode, ParallelPlan
-from engine.spec.settings import ModePin, Settings
+from engine.spec.modes import Mode, ModePin
+from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModeChooser:
-    """Chooses the mode of each step.
+    """Chooses the mode of each step among ``rungs`` (None: all of the plan's).
 
-    The pin ``table`` takes the mode that was measured faster here for the step's size; without a
-    table it acts as ``auto``. ``auto`` runs steps of more than ``threshold_tokens`` tokens in base
-    and others in shift (the boundary itself is shift; arXiv 2509.16495, section 3). ``base`` and
-    ``shift`` hold one mode. ``coin_seed`` overrules the pin: a coin made from the step's number
-    chooses. With it tests show that any mode may follow any other over one KV cache.
+    The pin ``table`` takes the mode that was measured fastest here for the step's size; without a
+    table it acts as ``auto``. ``auto`` takes the rung of the fewest slices whose threshold is not
+    below the step's tokens, and that of the most slices where there is none: ``threshold_tokens``
+    is shift's (the boundary itself is shift; arXiv 2509.16495, section 3), ``rung_thresholds`` are
+    those of other rungs, 0 where there is none. Any other pin holds one mode. ``coin_seed``
+    overrules the pin: a coin made from the step's number chooses. With it tests show that any mode
+    may follow any other over one KV cache.
     """
 
     plan: ParallelPlan
     threshold_tokens: int
+    rung_thresholds: Mapping[Mode, int] = field(default_factory=dict)
+    rungs: tuple[Mode, ...] | None = None
     pin: ModePin = ModePin.AUTO
     table: ModeTable | None = None
     coin_seed: int | None = None
@@ -35,10 +42,17 @@ class ModeChooser:
         return cls(
             plan=settings.plan,
             threshold_tokens=settings.threshold_tokens,
+            rung_thresholds=dict(settings.rung_thresholds),
+            rungs=settings.modes,
             pin=settings.pin,
-            table=table,
+            table=table.only(settings.modes) if table else None,
             coin_seed=coin_seed,
         )
+
+    @cached_property
+    def modes(self) -> tuple[Mode, ...]:
+        """Modes a step may run in, from base down to shift."""
+        return self.plan.modes if self.rungs is None else self.rungs
 
     def choose(self, num_tokens: int, step_id: int) -> Mode:
         """Mode of step ``step_id`` holding ``num_tokens`` tokens."""
@@ -46,7 +60,7 @@ class ModeChooser:
             return fixed
         if self.pin is ModePin.TABLE and self.table is not None:
             return self.table.faster(num_tokens)
-        return Mode.BASE if num_tokens > self.threshold_tokens else Mode.SHIFT
+        return next(mode for mode, (_, most) in self._ranges.items() if num_tokens <= most)
 
     def largest_tokens(self, mode: Mode, at_most: int, step_id: int) -> int:
         """Largest size, up to ``at_most``, at which step ``step_id`` runs in ``mode``; 0: none."""
@@ -54,9 +68,9 @@ class ModeChooser:
             return at_most if fixed is mode else 0
         if self.pin is ModePin.TABLE and self.table is not None:
             return self.table.largest_tokens(mode, at_most)
-        if mode is Mode.SHIFT:
-            return min(at_most, self.threshold_tokens)
-        return at_most if at_most > self.threshold_tokens else 0
+        above, most = self._ranges.get(mode, (0, 0))
+        largest = min(at_most, most)
+        return largest if largest > above else 0
 
     @property
     def largest_shift_tokens(self) -> int:
@@ -65,23 +79,35 @@ class ModeChooser:
             return MAX_STEP_TOKENS
         return self.largest_tokens(Mode.SHIFT, MAX_STEP_TOKENS, 0)
 
+    @cached_property
+    def _ranges(self) -> dict[Mode, tuple[int, int]]:
+        """By threshold: steps of each mode hold more tokens than the first number and at most as
+        many as the second. Fewest slices first; the last mode takes all that is left.
+        """
+        thresholds = {**self.rung_thresholds, Mode.SHIFT: self.threshold_tokens}
+        found: dict[Mode, tuple[int, int]] = {}
+        above = 0
+        for mode in reversed(self.modes):
+            is_last = mode is self.modes[0]
+            most = MAX_STEP_TOKENS if is_last else max(above, thresholds.get(mode, 0))
+            found[mode] = (above, most)
+            above = most
+        return found
+
     def _mode_of_all_sizes(self, step_id: int) -> Mode | None:
         """The mode of step ``step_id`` where its size does not matter."""
         if not self.plan.shift:
             return Mode.BASE
         if self.coin_seed is not None:
-            return _coin(self.coin_seed, step_id)
-        match self.pin:
-            case ModePin.BASE:
-                return Mode.BASE
-            case ModePin.SHIFT:
-                return Mode.SHIFT
-            case ModePin.AUTO | ModePin.TABLE:
-                return None
+            # From shift up: a seed flips between two ends as it always did.
+            return self.modes[-1 - _coin(self.coin_seed, step_id, len(self.modes))]
+        return self.pin.mode
 
 
-def _coin(seed: int, step_id: int) -> Mode:
-    """A fair coin per step without generator state (a multiplicative hash of both numbers)."""
+def _coin(seed: int, step_id: int, num_sides: int) -> int:
+    """0 to ``num_sides`` - 1, fair per step and without generator state (a multiplicative hash of
+    both numbers).
+    """
     mixed = ((seed * 0x9E3779B97F4A7C15) ^ (step_id * 0xD1B54A32D192ED03)) & (2**64 - 1)
     mixed = ((mixed ^ (mixed >> 31)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-    return Mode.BASE if (mixed >> 40) & 1 else Mode.SHIFT
+    return (mixed >> 40) % num_sides

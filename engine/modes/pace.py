@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 
 _DECAY = 0.98
 _MIN_SAMPLES = 4
@@ -64,7 +65,7 @@ class StepPace:
     """
 
     def __init__(self) -> None:
-        self._lines: dict[Mode, _Line] = {mode: _Line() for mode in Mode}
+        self._lines: defaultdict[Mode, _Line] = defaultdict(_Line)
         # By mode and bit length of the step's token count. Unlike the lines, these never forget.
         self._slowest_s: dict[tuple[Mode, int], float] = {}
 

@@ -1,4 +1,4 @@
-"""The mode table: how long steps of each size take in both modes, and which mode that favours."""
+"""The mode table: how long steps of each size take in each mode, and which mode that favours."""
 
 from __future__ import annotations
 
@@ -7,63 +7,83 @@ import json
 import math
 import secrets
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from engine.spec.errors import EngineError
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 
 SCHEMA = "mode-table/v1"
-# Base must win by this share of its time. This is no hysteresis, for a change of mode costs
-# nothing. Where both modes are alike, it keeps timing noise from making a ragged table.
+# A mode must win by this share of its time over those with fewer slices. This is no hysteresis, for
+# a change of mode costs nothing. Where modes are alike, it keeps timing noise from making a ragged
+# table.
 DEAD_BAND = 0.03
-WAY_OUT = "delete it to have both modes timed again, or name another one with --mode-table"
+WAY_OUT = "delete it to have the modes timed again, or name another one with --mode-table"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModeTable:
-    """Seconds of a step in base and in shift mode at each padded size, and the choice they make.
+    """Seconds of a step in each mode at each padded size, and the choice they make.
 
     ``sizes`` [B] ascending tokens; a step belongs to the bucket of the smallest size that holds
-    it. ``base_s`` and ``shift_s`` [B] are seconds. The first ``num_timed`` buckets were measured; a
-    line through the last two of those gives the others. ``fingerprint`` names the model, plan and
-    machine to which alone the table applies; ``plan`` and ``device`` say it in words.
+    it. ``columns``: seconds [B] of each mode, from base down to shift. The first ``num_timed``
+    buckets were measured; a line through the last two of those gives the others. ``fingerprint``
+    names the model, plan and machine to which alone the table applies; ``plan`` and ``device`` say
+    it in words. ``allowed`` are the modes to choose from; None: all.
 
     Raises:
-        EngineError: columns of unlike length, sizes that do not ascend, times that are no times.
+        EngineError: columns of unlike length, sizes that do not ascend, times that are no times, or
+            a mode without a column.
     """
 
     sizes: tuple[int, ...]
-    base_s: tuple[float, ...]
-    shift_s: tuple[float, ...]
+    columns: Mapping[Mode, tuple[float, ...]]
     num_timed: int
     fingerprint: str
     plan: str
     device: str
+    allowed: tuple[Mode, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.sizes or not len(self.sizes) == len(self.base_s) == len(self.shift_s):
+        lengths = {f"{mode}": len(column) for mode, column in self.columns.items()}
+        if not self.sizes or not lengths or set(lengths.values()) != {len(self.sizes)}:
             raise EngineError(
-                f"a mode table of {len(self.sizes)} sizes has {len(self.base_s)} base and "
-                f"{len(self.shift_s)} shift times; it needs one of each per size"
+                f"a mode table of {len(self.sizes)} sizes has times {lengths}; it needs one of "
+                "each mode per size"
             )
         if self.sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(self.sizes)):
             raise EngineError(f"sizes {list(self.sizes)}: must be at least 1 and ascend")
-        for seconds in (*self.base_s, *self.shift_s):
+        for seconds in itertools.chain.from_iterable(self.columns.values()):
             if not 0.0 < seconds < math.inf:
                 raise EngineError(f"{seconds} s for a step: must be above 0 and finite")
         if not 1 <= self.num_timed <= len(self.sizes):
             raise EngineError(f"num_timed={self.num_timed}: must be 1 to {len(self.sizes)}")
+        if unknown := [mode for mode in self.allowed or () if mode not in self.columns]:
+            raise EngineError(f"mode {unknown[0].value!r} was not timed; timed: {list(lengths)}")
 
     @cached_property
     def modes(self) -> tuple[Mode, ...]:
-        """The mode of each bucket: the faster one, shift where they are alike."""
-        pairs = zip(self.base_s, self.shift_s, strict=True)
-        is_base = (shift_s > base_s * (1.0 + DEAD_BAND) for base_s, shift_s in pairs)
-        return tuple(Mode.BASE if base else Mode.SHIFT for base in is_base)
+        """The mode of each bucket: the fastest one, that of the fewest slices where they are
+        alike.
+        """
+        return tuple(self._fastest(i) for i in range(len(self.sizes)))
+
+    def _fastest(self, bucket: int) -> Mode:
+        narrow_first = [mode for mode in self.columns if mode in (self.allowed or self.columns)]
+        best = narrow_first.pop()
+        while narrow_first:
+            mode = narrow_first.pop()
+            if self.columns[best][bucket] > self.columns[mode][bucket] * (1.0 + DEAD_BAND):
+                best = mode
+        return best
+
+    def only(self, allowed: Iterable[Mode]) -> ModeTable:
+        """The same times with the choice among ``allowed``."""
+        kept = tuple(allowed)
+        return self if kept == self.allowed else replace(self, allowed=kept)
 
     def faster(self, num_tokens: int) -> Mode:
         """The mode for a step of ``num_tokens``; beyond the largest size, that of the largest."""
@@ -71,11 +91,16 @@ class ModeTable:
 
     def seconds(self, mode: Mode, num_tokens: int) -> float:
         """Seconds of a step of ``num_tokens`` in ``mode``."""
-        column = self._column(mode)
+        column = self.columns[mode]
         bucket = bisect_left(self.sizes, num_tokens)
         if bucket < len(self.sizes):
             return column[bucket]
         return line_through_last(self.sizes, column, num_tokens)
+
+    def other_s(self, chosen: Mode, num_tokens: int) -> float | None:
+        """Seconds of the quickest mode beside ``chosen``; None where there is no other."""
+        others = (mode for mode in self.columns if mode is not chosen)
+        return min((self.seconds(mode, num_tokens) for mode in others), default=None)
 
     def regret_s(self, chosen: Mode, num_tokens: int) -> float:
         """Seconds a step loses in the mode ``chosen``; 0 when it is the table's own choice."""
@@ -95,7 +120,7 @@ class ModeTable:
 
     def max_tokens(self, mode: Mode, max_step_ms: float) -> int | None:
         """Largest size up to which every step fits ``max_step_ms``; None when all sizes do."""
-        column = self._column(mode)
+        column = self.columns[mode]
         too_long = (i for i, seconds in enumerate(column) if seconds * 1e3 > max_step_ms)
         first = next(too_long, None)
         if first is None:
@@ -109,7 +134,8 @@ class ModeTable:
 
     @property
     def threshold_tokens(self) -> int:
-        """The single threshold with the least loss: each bucket's share of time lost, summed up.
+        """The single threshold between base and shift with the least loss: each bucket's share of
+        time lost, summed up.
 
         Of equal thresholds it is the largest, which runs most steps in shift.
         """
@@ -125,12 +151,9 @@ class ModeTable:
             total += self.regret_s(chosen, size) / self.seconds(self.modes[i], size)
         return total
 
-    def _column(self, mode: Mode) -> tuple[float, ...]:
-        return self.base_s if mode is Mode.BASE else self.shift_s
-
     def to_json(self) -> dict[str, Any]:
         """A ``mode-table/v1`` document. It also tells readers what follows from the times."""
-        rows = zip(self.sizes, self.base_s, self.shift_s, self.modes, strict=True)
+        rows = zip(self.sizes, self.modes, strict=True)
         return {
             "schema": SCHEMA,
             "fingerprint": self.fingerprint,
@@ -142,12 +165,11 @@ class ModeTable:
             "buckets": [
                 {
                     "tokens": size,
-                    "base_s": base_s,
-                    "shift_s": shift_s,
+                    **{f"{column}_s": self.columns[column][i] for column in self.columns},
                     "mode": mode.value,
                     "is_measured": i < self.num_timed,
                 }
-                for i, (size, base_s, shift_s, mode) in enumerate(rows)
+                for i, (size, mode) in enumerate(rows)
             ],
         }
 
@@ -163,10 +185,13 @@ class ModeTable:
             raise EngineError(f"{where}: schema {schema!r} is not {SCHEMA!r}; {WAY_OUT}")
         try:
             buckets = document["buckets"]
+            modes = [Mode(key[:-2]) for key in buckets[0] if key.endswith("_s")]
             return cls(
                 sizes=tuple(int(bucket["tokens"]) for bucket in buckets),
-                base_s=tuple(float(bucket["base_s"]) for bucket in buckets),
-                shift_s=tuple(float(bucket["shift_s"]) for bucket in buckets),
+                columns={
+                    mode: tuple(float(bucket[f"{mode}_s"]) for bucket in buckets)
+                    for mode in dict.fromkeys((Mode.BASE, *modes, Mode.SHIFT))
+                },
                 num_timed=int(document["num_timed"]),
                 fingerprint=str(document["fingerprint"]),
                 plan=str(document["plan"]),
@@ -174,7 +199,7 @@ class ModeTable:
             )
         except KeyError as missing:
             raise EngineError(f"{where}: {missing} is missing; {WAY_OUT}") from missing
-        except (TypeError, ValueError, EngineError) as error:
+        except (TypeError, ValueError, LookupError, EngineError) as error:
             raise EngineError(f"{where}: not a mode table ({error}); {WAY_OUT}") from error
 
 
@@ -184,8 +209,10 @@ def extended(table: ModeTable, sizes: Sequence[int]) -> ModeTable:
     return replace(
         table,
         sizes=table.sizes + more,
-        base_s=table.base_s + tuple(table.seconds(Mode.BASE, size) for size in more),
-        shift_s=table.shift_s + tuple(table.seconds(Mode.SHIFT, size) for size in more),
+        columns={
+            mode: column + tuple(table.seconds(mode, size) for size in more)
+            for mode, column in table.columns.items()
+        },
     )
 
 

@@ -1,26 +1,29 @@
 """Which attention heads a rank holds, in what order it stores them, and what it sends where.
 
-A stage cuts its heads in sp*tp shards; the rank at (s, t) computes shard ``t*sp + s`` in both
-modes, so the cache never moves. Its *base* shard is the tensor rank's: shards ``t*sp`` to
-``t*sp + sp - 1``. With as many KV heads as ranks the base shard is stored shard by shard::
+A stage cuts its heads in sp*tp blocks; the rank at (s, t) computes block ``t*sp + s`` in every
+mode, so the cache never moves. Its *base* shard is the tensor rank's: blocks ``t*sp`` to
+``t*sp + sp - 1``, stored block by block::
 
-    [q_0 k_0 v_0 | q_1 k_1 v_1 | ...]         my shift shard: block s
-                                              base output: already in all-to-all order
+    [q_0 k_0 v_0 | q_1 k_1 v_1 | ...]         rung (sp', tp'): the sp' blocks around mine that
+                                              begin at a multiple of sp'; shift: mine alone
 
-With fewer, several shards share a KV head, which is stored once; my own query heads stand next
-to it, so that my shift shard is one range here too::
+A view's output is then in the order in which the all-to-all sends it. With fewer KV heads than
+ranks several blocks share one, which is stored once, in the nearest of them to mine::
 
-    [other q .. | q_s k_mine v_mine | other k v ..]      base output: rows picked (and KV heads
-                                                         repeated) on the way to the send buffer
+    [q_0 | q_1 k v | q_2]                     mine is block 1: every view that holds it is one range
+
+and the send buffer picks rows of the output (and repeats KV heads). Nearest, because a view that
+holds mine and another block holds all between.
 """
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from engine.spec.model import ModelConfig
+from engine.spec.modes import Mode
 from engine.spec.plan import ParallelPlan, RankCoords
 
 
@@ -50,29 +53,38 @@ class HeadRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadLayout:
-    """Heads of one rank. Numbers count heads, not rows of ``head_dim``.
+class HeadView:
+    """The part of the stored heads that one mode multiplies with. Numbers count heads.
 
-    ``stored``: the base shard in storage order. ``shift_start``: where my shift shard begins in
-    it, ``block`` heads long (q, then k, then v). ``send``: positions in ``stored`` of the
-    all-to-all send buffer, sp blocks of ``block`` heads.
+    ``start`` to ``stop`` in ``HeadLayout.stored``; ``send``: positions inside this range of the
+    all-to-all send buffer, sp' blocks of ``HeadLayout.block`` heads.
+    """
+
+    start: int
+    stop: int
+    send: tuple[int, ...]
+
+    @property
+    def is_send_order(self) -> bool:
+        """Whether the range is stored in send order, so that nothing is picked."""
+        return self.send == tuple(range(self.stop - self.start))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadLayout:
+    """Heads of one rank: ``stored`` is the base shard in storage order, ``views`` what each mode
+    takes of it, ``num_q`` and ``num_kv`` the heads of one block.
     """
 
     stored: tuple[Head, ...]
-    shift_start: int
-    send: tuple[int, ...]
+    views: Mapping[Mode, HeadView]
     num_q: int
     num_kv: int
 
     @property
     def block(self) -> int:
-        """Heads of one shard: what a rank attends with."""
+        """Heads of one block: what a rank attends with."""
         return self.num_q + 2 * self.num_kv
-
-    @property
-    def is_send_order(self) -> bool:
-        """Whether the base shard is stored in send order, so that nothing is picked."""
-        return self.send == tuple(range(len(self.stored)))
 
     def runs(self) -> list[HeadRun]:
         """``stored`` as the fewest slices of the checkpoint's q, k and v."""
@@ -88,22 +100,31 @@ class HeadLayout:
 
 def head_layout(model: ModelConfig, plan: ParallelPlan, coords: RankCoords) -> HeadLayout:
     """The layout of the rank at ``coords``; the plan has passed ``check_plan``."""
-    shards = [_shard(model, plan, coords.t * plan.sp + s) for s in range(plan.sp)]
-    mine = shards[coords.s]
-    is_shared = model.num_kv_heads < plan.stage_size
-    stored = _mine_together(shards, mine) if is_shared else _one_after_another(shards)
-    where = {head: position for position, head in enumerate(stored)}
+    blocks = [_block(model, plan, coords.t * plan.sp + s) for s in range(plan.sp)]
+    stored = _stored(blocks, coords.s)
+    mine = blocks[coords.s]
     return HeadLayout(
-        stored=tuple(stored),
-        shift_start=where[mine[0]],
-        send=tuple(where[head] for shard in shards for head in shard),
+        stored=stored,
+        views={
+            mode: _view(stored, [blocks[i] for i in block_range(plan, mode, coords)])
+            for mode in plan.modes
+        },
         num_q=sum(head.part is Part.Q for head in mine),
         num_kv=sum(head.part is Part.K for head in mine),
     )
 
 
-def _shard(model: ModelConfig, plan: ParallelPlan, index: int) -> list[Head]:
-    """Heads of shard ``index`` of sp*tp, q before k before v."""
+def block_range(plan: ParallelPlan, mode: Mode, coords: RankCoords) -> range:
+    """Which of its own sp blocks the rank at ``coords`` multiplies with in ``mode``: the sp' ones
+    around its own that begin at a multiple of sp'.
+    """
+    sp = plan.rung(mode).sp
+    first = coords.s // sp * sp
+    return range(first, first + sp)
+
+
+def _block(model: ModelConfig, plan: ParallelPlan, index: int) -> list[Head]:
+    """Heads of block ``index`` of sp*tp, q before k before v."""
     size = plan.stage_size
     num_q = model.num_heads // size
     num_kv = max(1, model.num_kv_heads // size)
@@ -119,13 +140,21 @@ def _shard(model: ModelConfig, plan: ParallelPlan, index: int) -> list[Head]:
     ]
 
 
-def _one_after_another(shards: list[list[Head]]) -> list[Head]:
-    return list(itertools.chain.from_iterable(shards))
+def _stored(blocks: list[list[Head]], mine: int) -> tuple[Head, ...]:
+    """All heads of ``blocks`` in order, each once: in the block nearest to ``mine`` that has it."""
+    nearest: dict[Head, int] = {}
+    for index in sorted(range(len(blocks)), key=lambda index: abs(index - mine)):
+        for head in blocks[index]:
+            nearest.setdefault(head, index)
+    return tuple(
+        head for index, block in enumerate(blocks) for head in block if nearest[head] == index
+    )
 
 
-def _mine_together(shards: list[list[Head]], mine: list[Head]) -> list[Head]:
-    """Other query heads, my shard, other KV heads (each once)."""
-    others = [head for head in dict.fromkeys(_one_after_another(shards)) if head not in mine]
-    before = [head for head in others if head.part is Part.Q]
-    after = [head for head in others if head.part is not Part.Q]
-    return [*before, *mine, *after]
+def _view(stored: tuple[Head, ...], blocks: list[list[Head]]) -> HeadView:
+    sent = [head for block in blocks for head in block]
+    where = {head: position for position, head in enumerate(stored)}
+    start = min(where[head] for head in sent)
+    stop = max(where[head] for head in sent) + 1
+    assert stop - start == len(set(sent)), f"{stored} hold {sent} in more than one range"
+    return HeadView(start=start, stop=stop, send=tuple(where[head] - start for head in sent))

@@ -1,36 +1,34 @@
-"""Split matrices: one resident base shard each, its shift shard a view of the same storage.
+"""Split matrices: one resident base shard each, the shard of every other mode a view of it.
 
-Every class holds both views side by side and picks by mode; ``tests/engine/parallel`` checks
+Every class holds the views side by side and picks by mode; ``tests/engine/parallel`` checks
 that no second copy exists. Shapes follow the checkpoints: ``[out_features, in_features]``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.parallel.communicator import Communicator
 from engine.parallel.mesh import RankGroups
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+# Rows or columns of a base shard that each mode multiplies with.
+Ranges = Mapping[Mode, range]
 
 
 class ColumnParallelLinear:
-    """Output features split. ``weight`` [rows of the base shard, d]; the shift shard is rows
-    ``shift_rows`` of it. No communication.
+    """Output features split. ``weight`` [rows of the base shard, d]; a mode's shard is ``rows`` of
+    it. No communication.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, shift_rows: range) -> None:
-        rows = slice(shift_rows.start, shift_rows.stop)
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, rows: Ranges) -> None:
         self.tensors = [weight] if bias is None else [weight, bias]
-        self._views: Mapping[Mode, tuple[Tensor, Tensor | None]] = {
-            Mode.BASE: (weight, bias),
-            Mode.SHIFT: (weight[rows], None if bias is None else bias[rows]),
+        self._views = {
+            mode: (weight[_slice(kept)], None if bias is None else bias[_slice(kept)])
+            for mode, kept in rows.items()
         }
 
     def __call__(self, x: Tensor, mode: Mode) -> Tensor:
@@ -41,8 +39,8 @@ class ColumnParallelLinear:
 
 class RowParallelLinear:
     """Input features split, so products are partial sums. ``weight`` [d, columns of the base
-    shard]; the shift shard is columns ``shift_columns`` (strided, which BLAS reads as it is).
-    ``bias`` [d] is whole on every rank, and added once to the whole sum.
+    shard]; a mode's shard is ``columns`` of it (strided, which BLAS reads as it is). ``bias`` [d]
+    is whole on every rank, and added once to the whole sum.
     """
 
     def __init__(
@@ -50,21 +48,17 @@ class RowParallelLinear:
         weight: Tensor,
         bias: Tensor | None = None,
         *,
-        shift_columns: range,
+        columns: Ranges,
         groups: RankGroups,
     ) -> None:
-        columns = slice(shift_columns.start, shift_columns.stop)
         self.tensors = [weight] if bias is None else [weight, bias]
         self._bias = bias
-        self._views: Mapping[Mode, Tensor] = {
-            Mode.BASE: weight,
-            Mode.SHIFT: weight[:, columns],
-        }
-        self._groups: Mapping[Mode, Communicator] = {mode: groups.tensor(mode) for mode in Mode}
+        self._views = {mode: weight[:, _slice(kept)] for mode, kept in columns.items()}
+        self._groups = groups
 
     def __call__(self, x: Tensor, mode: Mode) -> Tensor:
         """``x[n, columns of the mode's shard]`` -> the whole sum ``[n, d]`` on every rank."""
-        group = self._groups[mode]
+        group = self._groups.tensor(mode)
         if group.size == 1:
             return F.linear(x, self._views[mode], self._bias)
         total = group.all_reduce(F.linear(x, self._views[mode]))
@@ -72,23 +66,25 @@ class RowParallelLinear:
 
 
 class VocabParallelEmbedding:
-    """Rows of the (padded) vocabulary split. ``weight`` [padded vocabulary / tp, d]."""
+    """Rows of the (padded) vocabulary split. ``weight`` [padded vocabulary / tp, d] begins at row
+    ``start`` of the whole; a mode's shard is ``rows`` of it, and ``block`` are those of this rank
+    alone.
+    """
 
     def __init__(
-        self, weight: Tensor, *, base_start: int, shift_rows: range, groups: RankGroups
+        self, weight: Tensor, *, start: int, rows: Ranges, block: range, groups: RankGroups
     ) -> None:
         self.tensors = [weight]
-        self.shift_view = weight[shift_rows.start : shift_rows.stop]
-        self._views: Mapping[Mode, tuple[Tensor, int]] = {
-            Mode.BASE: (weight, base_start),
-            Mode.SHIFT: (self.shift_view, base_start + shift_rows.start),
+        self.block_view = weight[_slice(block)]
+        self._views = {
+            mode: (weight[_slice(kept)], start + kept.start) for mode, kept in rows.items()
         }
-        self._groups: Mapping[Mode, Communicator] = {mode: groups.tensor(mode) for mode in Mode}
+        self._groups = groups
 
     def __call__(self, token_ids: Tensor, mode: Mode) -> Tensor:
         """Token ids i8[n] -> ``[n, d]`` on every rank of the mode's tensor group."""
         weight, start = self._views[mode]
-        group = self._groups[mode]
+        group = self._groups.tensor(mode)
         if group.size == 1:
             return F.embedding(token_ids, weight)
         local = token_ids - start
@@ -98,11 +94,11 @@ class VocabParallelEmbedding:
 
 
 class VocabParallelHead:
-    """The head over all sp*tp ranks of a stage, the same in both modes.
+    """The head over all sp*tp ranks of a stage, the same in every mode.
 
     ``weight`` [padded vocabulary / (sp*tp), d] is this rank's shard, of which ``num_valid`` rows
     are tokens; the rest pads the vocabulary and gives -inf. When tied, it is the embedding's
-    shift view.
+    ``block_view``.
     """
 
     def __init__(
@@ -127,3 +123,7 @@ class VocabParallelHead:
             return shard[:, : self._vocab_size]
         gathered = self._group.all_gather(shard)
         return gathered.transpose(0, 1).flatten(1)[:, : self._vocab_size]
+
+
+def _slice(kept: range) -> slice:
+    return slice(kept.start, kept.stop)

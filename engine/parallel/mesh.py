@@ -3,29 +3,36 @@
 With sp=3, tp=2 (rank = s*tp + t) one stage looks like this::
 
             t=0  t=1
-    s=0      0    1        tp groups    rows:     [0,1] [2,3] [4,5]
-    s=1      2    3        sp groups    columns:  [0,2,4] [1,3,5]
-    s=2      4    5        shift group  column by column: [0,2,4,1,3,5]
+    s=0      0    1        base: tensor groups    rows:     [0,1] [2,3] [4,5]
+    s=1      2    3              sequence groups  columns:  [0,2,4] [1,3,5]
+    s=2      4    5        shift: tensor group    column by column: [0,2,4,1,3,5]
+
+The last is the order of blocks: place ``j = t*sp + s`` in it belongs to the rank at (s, t), which
+computes head block j in every mode. On a rung (sp', tp') its tensor group are the places of equal
+``j % sp'`` and its sequence group those of equal ``j // sp'``, both in this order; base and shift
+are the rungs with sp' = sp and sp' = 1 (docs/ladder.md).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Generic, ParamSpec, TypeAlias, TypeVar
 
 import torch
 
 from engine.kernels.cuda import new_event
-from engine.spec.plan import Mode, ParallelPlan, RankCoords, rank_coords, rank_of
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan, RankCoords, rank_coords, rank_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from engine.parallel.communicator import Communicator
 
-GROUP_NAMES = ("tp", "sp", "shift", "pipeline")
+GroupT = TypeVar("GroupT")
+OtherT = TypeVar("OtherT")
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
 
@@ -131,32 +138,69 @@ class TimedCommunicator:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupMembers:
-    """Ranks (inside the replica) of each group one rank belongs to, in group order."""
+class RungGroups(Generic[GroupT]):
+    """The two groups of a rank in one mode. ``tensor`` shares the products of a slice of tokens;
+    ``sequence`` holds one slice each, and exchanges heads around attention.
+    """
 
-    tp: tuple[int, ...]
-    sp: tuple[int, ...]
-    shift: tuple[int, ...]
-    pipeline: tuple[int, ...]
-
-    def named(self) -> list[tuple[str, tuple[int, ...]]]:
-        """The groups by name, always in the order tp, sp, shift, pipeline."""
-        return [(name, getattr(self, name)) for name in GROUP_NAMES]
+    tensor: GroupT
+    sequence: GroupT
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankGroups:
-    """Communicators of one rank; a group of size 1 is a :class:`SoloCommunicator`.
+class Groups(Generic[GroupT]):
+    """All groups of one rank.
 
-    ``tp``: same p and s, order t. ``sp``: same p and t, order s. ``shift``: same p, order
-    ``t*sp + s`` (the shard index, so gathered vocabulary shards come in order). ``pipeline``:
-    same s and t, order p; only send and recv are used.
+    ``rungs``: those of each mode of the plan. ``shift``: the whole stage in the order of blocks (so
+    that gathered vocabulary shards come in order), with Shift on or off. ``pipeline``: same s and
+    t, order p; only send and recv are used.
     """
 
-    tp: Communicator
-    sp: Communicator
-    shift: Communicator
-    pipeline: Communicator
+    rungs: Mapping[Mode, RungGroups[GroupT]]
+    shift: GroupT
+    pipeline: GroupT
+
+    def tensor(self, mode: Mode) -> GroupT:
+        """The group that shares one token's matrix products in ``mode``."""
+        return self.rungs[mode].tensor
+
+    def sequence(self, mode: Mode) -> GroupT:
+        """The group over which the tokens of a step are cut in ``mode``."""
+        return self.rungs[mode].sequence
+
+    def named(self) -> list[tuple[str, GroupT]]:
+        """Every group by a name, some of them twice; the same names in order on every rank."""
+        pairs = [
+            (f"{mode}-{kind}", group)
+            for mode, rung in self.rungs.items()
+            for kind, group in (("tensor", rung.tensor), ("sequence", rung.sequence))
+        ]
+        return [*pairs, ("stage", self.shift), ("pipeline", self.pipeline)]
+
+    def mapped(self, change: Callable[[GroupT], OtherT]) -> Groups[OtherT]:
+        """``change(group)`` in the place of each group."""
+        changed = iter([change(group) for _, group in self.named()])
+        return Groups(
+            rungs={
+                mode: RungGroups(tensor=next(changed), sequence=next(changed))
+                for mode in self.rungs
+            },
+            shift=next(changed),
+            pipeline=next(changed),
+        )
+
+
+# Ranks inside the replica, in group order.
+GroupMembers: TypeAlias = Groups[tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankGroups(Groups["Communicator"]):
+    """Communicators of one rank; a group of size 1 is a :class:`SoloCommunicator`."""
+
+    @classmethod
+    def of(cls, groups: Groups[Communicator]) -> RankGroups:
+        return cls(rungs=groups.rungs, shift=groups.shift, pipeline=groups.pipeline)
 
     @property
     def num_stages(self) -> int:
@@ -166,40 +210,54 @@ class RankGroups:
     def stage(self) -> int:
         return self.pipeline.rank
 
-    def tensor(self, mode: Mode) -> Communicator:
-        """The group that shares one token's matrix products in ``mode``."""
-        return self.tp if mode is Mode.BASE else self.shift
+    def timed(self) -> tuple[RankGroups, list[TimedCommunicator]]:
+        """The same groups, those of more than one rank timed."""
+        timers = {
+            id(group): TimedCommunicator(group) for _, group in self.named() if group.size > 1
+        }
+        timed = self.mapped(lambda group: timers.get(id(group), group))
+        return RankGroups.of(timed), list(timers.values())
 
 
 def solo_groups() -> RankGroups:
     """The groups of a world of one rank."""
     solo = SoloCommunicator()
-    return RankGroups(tp=solo, sp=solo, shift=solo, pipeline=solo)
+    pair: RungGroups[Communicator] = RungGroups(tensor=solo, sequence=solo)
+    return RankGroups(rungs=dict.fromkeys(Mode, pair), shift=solo, pipeline=solo)
 
 
 def group_members(plan: ParallelPlan, rank: int) -> GroupMembers:
-    """The four groups of ``rank`` (0 <= rank < pp*sp*tp) under ``plan``."""
+    """The groups of ``rank`` (0 <= rank < pp*sp*tp) under ``plan``."""
     me = rank_coords(plan, rank)
 
     def at(*, p: int = me.p, s: int = me.s, t: int = me.t) -> int:
         return rank_of(plan, RankCoords(p=p, s=s, t=t))
 
-    return GroupMembers(
-        tp=tuple(at(t=t) for t in range(plan.tp)),
-        sp=tuple(at(s=s) for s in range(plan.sp)),
-        shift=tuple(at(s=s, t=t) for t in range(plan.tp) for s in range(plan.sp)),
+    blocks = tuple(at(s=s, t=t) for t in range(plan.tp) for s in range(plan.sp))
+
+    def pair(mode: Mode) -> RungGroups[tuple[int, ...]]:
+        sp = plan.rung(mode).sp
+        t, s = divmod(me.shift_index(plan), sp)
+        return RungGroups(tensor=blocks[s::sp], sequence=blocks[t * sp : (t + 1) * sp])
+
+    return Groups(
+        rungs={mode: pair(mode) for mode in plan.modes},
+        shift=blocks,
         pipeline=tuple(at(p=p) for p in range(plan.pp)),
     )
 
 
 def all_groups(plan: ParallelPlan) -> list[tuple[str, tuple[int, ...]]]:
-    """Every group of more than one rank of a replica, once each, the same list on every rank."""
-    found: dict[tuple[str, tuple[int, ...]], None] = {}
+    """Every group of more than one rank of a replica, once each, the same list on every rank.
+
+    Groups of equal members are one, with the name of the first.
+    """
+    found: dict[tuple[int, ...], str] = {}
     for rank in range(plan.replica_size):
         for name, members in group_members(plan, rank).named():
             if len(members) > 1:
-                found[(name, members)] = None
-    return list(found)
+                found.setdefault(members, name)
+    return [(name, members) for members, name in found.items()]
 
 
 def build_groups(
@@ -207,11 +265,12 @@ def build_groups(
 ) -> RankGroups:
     """The communicators of ``rank``.
 
-    ``make(name, members_in_order)`` is called for each of its groups of more than one rank, in
-    the order tp, sp, shift, pipeline.
+    ``make(name, members_in_order)`` is called once for each of its groups of more than one rank, as
+    :func:`all_groups` lists them.
     """
-    made = {
-        name: make(name, members) if len(members) > 1 else SoloCommunicator()
-        for name, members in group_members(plan, rank).named()
+    solo = SoloCommunicator()
+    made: dict[tuple[int, ...], Communicator] = {
+        members: make(name, members) for name, members in all_groups(plan) if rank in members
     }
-    return RankGroups(**made)
+    groups = group_members(plan, rank).mapped(lambda members: made.get(members, solo))
+    return RankGroups.of(groups)

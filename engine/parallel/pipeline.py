@@ -1,8 +1,9 @@
 """What crosses between pipeline stages: the residual stream forward, sampled tokens back.
 
-Base: rank (p, s, t) hands its slice of tokens to (p+1, s, t). Shift: every rank of a stage holds
-all rows, so each sends 1/(sp*tp) of them and the next stage gathers. Every rank of the last stage
-knows all sampled tokens: (pp-1, s, t) tells them to (0, s, t), which embeds them in a later step.
+Base: rank (p, s, t) hands its slice of tokens to (p+1, s, t). In other modes more ranks hold the
+same slice: each rank of a tensor group sends its part of the rows, and the next stage's gathers
+them. Every rank of the last stage knows all sampled tokens: (pp-1, s, t) tells them to (0, s, t),
+which embeds them in a later step.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels.cuda import new_event, new_stream
+from engine.parallel.communicator import Communicator
 from engine.parallel.mesh import RankGroups
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 
 
 def send_stage(x: Tensor, mode: Mode, groups: RankGroups) -> None:
-    """Hand ``x`` to the next stage. ``x``: my slice (base) or all rows (shift), ``[rows, d]``."""
-    groups.pipeline.send(_my_part(x, groups) if mode is Mode.SHIFT else x, groups.stage + 1)
+    """Hand ``x``, my slice of the tokens in ``mode`` ``[rows, d]``, to the next stage."""
+    groups.pipeline.send(_my_part(x, _sharers(mode, groups)), groups.stage + 1)
 
 
 def recv_stage(
@@ -34,19 +36,26 @@ def recv_stage(
     device: torch.device,
 ) -> Tensor:
     """The ``[num_rows, hidden_size]`` that the previous stage gave to its ``send_stage``."""
-    size = groups.shift.size if mode is Mode.SHIFT else 1
+    group = _sharers(mode, groups)
+    size = group.size if group else 1
     like = torch.empty(-(-num_rows // size), hidden_size, dtype=dtype, device=device)
     part = groups.pipeline.recv(like, groups.stage - 1)
-    if size == 1:
+    if group is None:
         return part
-    return groups.shift.all_gather(part).flatten(0, 1)[:num_rows]
+    return group.all_gather(part).flatten(0, 1)[:num_rows]
 
 
-def _my_part(x: Tensor, groups: RankGroups) -> Tensor:
-    """My 1/(sp*tp) of the rows, padded so that all parts are equally long."""
-    size, rank = groups.shift.size, groups.shift.rank
-    if size == 1:
+def _sharers(mode: Mode, groups: RankGroups) -> Communicator | None:
+    """The ranks that send a slice of the tokens together; None where each sends it whole."""
+    group = groups.tensor(mode)
+    return None if mode is Mode.BASE or group.size == 1 else group
+
+
+def _my_part(x: Tensor, group: Communicator | None) -> Tensor:
+    """My share of the rows among ``group``, padded so that all parts are equally long."""
+    if group is None:
         return x
+    size, rank = group.size, group.rank
     length = -(-x.shape[0] // size)
     part = x[rank * length : (rank + 1) * length]
     return F.pad(part, (0, 0, 0, length - part.shape[0]))

@@ -2,7 +2,7 @@
 
 Source: DeepSpeed-Ulysses (arXiv 2309.14509), for inference as in arXiv 2509.16495, section 3.
 Rows are tokens of the flattened step, padded to a multiple of SP; slice s holds rows
-``s*n/SP`` to ``(s+1)*n/SP``.
+``s*n/SP`` to ``(s+1)*n/SP``. SP is that of the step's mode.
 """
 
 from __future__ import annotations
@@ -16,30 +16,37 @@ from torch import Tensor
 
 from engine.kernels.transfer import to_device
 from engine.parallel.communicator import Communicator
-from engine.parallel.heads import HeadLayout
+from engine.parallel.heads import HeadView
 
 
 class HeadExchange:
-    """The two all-to-alls around attention, over the SP group.
+    """The two all-to-alls around attention in one mode, over its sequence group.
 
-    ``layout`` says which stored heads go to which member; KV heads that several members need are
-    repeated on the way into the send buffer, so one fused all-to-all serves any head counts.
+    ``view`` says which of its heads go to which member, ``block`` heads each; KV heads that several
+    members need are repeated on the way into the send buffer, so one fused all-to-all serves any
+    head counts.
     """
 
     def __init__(
-        self, layout: HeadLayout, *, head_dim: int, group: Communicator, device: torch.device
+        self,
+        view: HeadView,
+        *,
+        block: int,
+        head_dim: int,
+        group: Communicator,
+        device: torch.device,
     ) -> None:
         self._group = group
         self._head_dim = head_dim
-        self._num_stored = len(layout.stored)
-        self._block = layout.block
+        self._num_heads = view.stop - view.start
+        self._block = block
         self._send: Tensor | None = None
         self._picks = torch.empty(0, dtype=torch.int64, device=device)
-        if not layout.is_send_order:
-            self._send = torch.tensor(layout.send, device=device).view(group.size, 1, -1)
+        if not view.is_send_order:
+            self._send = torch.tensor(view.send, device=device).view(group.size, 1, -1)
 
     def to_heads(self, qkv: Tensor) -> Tensor:
-        """My tokens, all my TP rank's heads ``[n/SP, stored*hd]`` -> all tokens, my heads
+        """My tokens, the view's heads ``[n/SP, heads*hd]`` -> all tokens, my heads
         ``[n, (q + 2 kv)*hd]``.
         """
         size, num_rows, width = self._group.size, qkv.shape[0], self._block * self._head_dim
@@ -52,7 +59,7 @@ class HeadExchange:
         return self._group.all_to_all(send).view(size * num_rows, width)
 
     def to_tokens(self, attended: Tensor) -> Tensor:
-        """All tokens, my heads ``[n, q*hd]`` -> my tokens, all my TP rank's query heads
+        """All tokens, my heads ``[n, q*hd]`` -> my tokens, all the view's query heads
         ``[n/SP, SP*q*hd]``, in the model's head order.
         """
         size, width = self._group.size, attended.shape[1]
@@ -62,10 +69,10 @@ class HeadExchange:
         return received.transpose(0, 1).reshape(-1, size * width)
 
     def _picked(self, qkv: Tensor, send: Tensor) -> Tensor:
-        """The send buffer ``[SP, n/SP, block*hd]`` from stored heads in another order."""
+        """The send buffer ``[SP, n/SP, block*hd]`` from heads in another order."""
         num_rows = qkv.shape[0]
         if len(self._picks) != num_rows * send.numel():  # all layers of a step ask for the same
-            first = torch.arange(num_rows, device=qkv.device) * self._num_stored
+            first = torch.arange(num_rows, device=qkv.device) * self._num_heads
             self._picks = (first.view(1, -1, 1) + send).flatten()
         picked = qkv.view(-1, self._head_dim).index_select(0, self._picks)
         return picked.view(self._group.size, num_rows, -1)
@@ -73,27 +80,29 @@ class HeadExchange:
 
 @dataclass(frozen=True, kw_only=True)
 class RowExchange:
-    """How the rows that need logits reach every SP rank, with the same shape on each of them.
+    """How the rows that need logits reach every member of the sequence ``group``, with the same
+    shape on each of them.
 
     Every member contributes as many rows as the fullest one (uneven gathers fail on gloo);
     ``mine`` i8[most] picks my contribution, ``order`` i8[R] the wanted rows out of all.
     """
 
+    group: Communicator
     mine: Tensor
     order: Tensor
 
-    def run(self, x: Tensor, group: Communicator) -> Tensor:
+    def run(self, x: Tensor) -> Tensor:
         """My slice ``x[n/SP, d]`` -> the wanted rows ``[R, d]``, on every member."""
-        gathered = group.all_gather(x.index_select(0, self.mine))
+        gathered = self.group.all_gather(x.index_select(0, self.mine))
         return gathered.flatten(0, 1).index_select(0, self.order)
 
 
 def row_exchange(
-    rows: npt.NDArray[np.int64], *, rows_per_rank: int, rank: int, size: int, device: torch.device
+    rows: npt.NDArray[np.int64], *, rows_per_rank: int, group: Communicator, device: torch.device
 ) -> RowExchange:
-    """The exchange of ``rows`` (any rows of the whole step, in any order) for member ``rank``."""
-    owner = rows // rows_per_rank
-    counts = np.bincount(owner, minlength=size)
+    """The exchange of ``rows`` (any rows of the whole step, in any order) over ``group``."""
+    owner, rank = rows // rows_per_rank, group.rank
+    counts = np.bincount(owner, minlength=group.size)
     most = int(counts.max())
     # A row's place among its owner's rows is its place in the order by owner, less the number of
     # rows of the owners before. Stable, so that each owner sends its rows in the order of ``rows``.
@@ -103,6 +112,7 @@ def row_exchange(
     mine = np.zeros(most, dtype=np.int64)
     mine[: counts[rank]] = rows[owner == rank] - rank * rows_per_rank
     return RowExchange(
+        group=group,
         mine=to_device(mine, device),
         order=to_device(owner * most + place, device),
     )

@@ -45,8 +45,9 @@ def classify(old: Settings, new: Settings, envelope: Caps) -> dict[str, KnobClas
     changes: dict[str, KnobClass] = {}
     if old.plan != new.plan:
         changes["plan"] = KnobClass.RESHAPE
-    if old.threshold_tokens != new.threshold_tokens:
-        changes["shift.threshold_tokens"] = KnobClass.HOT
+    for name in ("threshold_tokens", "rungs", "rung_thresholds"):
+        if getattr(old, name) != getattr(new, name):
+            changes[f"shift.{name}"] = KnobClass.HOT
     if old.pin != new.pin:
         changes["mode"] = KnobClass.HOT
     if old.order != new.order:

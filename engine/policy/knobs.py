@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.policy.document import EnginePolicy, KnobClass
-from engine.spec.settings import Caps, ModePin, Order, Settings
+from engine.spec.modes import ModePin
+from engine.spec.settings import Caps, Order, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,10 @@ def list_knobs(
     caps = settings.caps
     ranges: list[tuple[str, float | None, float, float | None]] = [
         ("shift.threshold_tokens", settings.threshold_tokens, 0, None),
+        *(
+            (f"shift.rung_thresholds.{mode}", dict(settings.rung_thresholds).get(mode), 0, None)
+            for mode in settings.plan.modes[1:-1]
+        ),
         ("caps.max_num_seqs", caps.max_num_seqs, 1, envelope.max_num_seqs),
         (
             "caps.max_num_batched_tokens",
@@ -54,8 +59,9 @@ def list_knobs(
         ("caps.max_step_ms", caps.max_step_ms, 0, None),
         ("caps.max_queue", caps.max_queue, 0, None),
     ]
-    choices = [
-        ("mode", settings.pin.value, tuple(ModePin)),
+    choices: list[tuple[str, Any, tuple[str, ...]]] = [
+        ("mode", settings.pin.value, tuple(dict.fromkeys((*ModePin, *settings.plan.modes)))),
+        ("shift.rungs", settings.modes, settings.plan.modes),
         ("scheduler.order", settings.order.value, tuple(Order)),
     ]
     hot_s = cost_s.get(KnobClass.HOT)

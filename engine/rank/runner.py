@@ -17,7 +17,7 @@ from engine.models.batch import BatchBuilder, StepBatch
 from engine.models.llama import LlamaStage
 from engine.models.rope import RopeTable
 from engine.models.weights import StageWeights, load_stage
-from engine.parallel.mesh import RankGroups, TimedCommunicator, TimeReading
+from engine.parallel.mesh import RankGroups, TimeReading
 from engine.parallel.pipeline import TokenFeedback, recv_stage, send_stage
 from engine.rank.answers import HostAnswer, PendingAnswer
 from engine.rank.step_times import StepTimes, mark
@@ -80,7 +80,7 @@ class ModelRunner:
         check_plan(plan, self._model)
         self._device = torch.device(device)
         self._dtype = TORCH_DTYPES[dtype]
-        self._groups, self._timers = _timed(groups)
+        self._groups, self._timers = groups.timed()
         self._weights = load_stage(
             model_dir=Path(model_dir),
             model=self._model,
@@ -290,19 +290,6 @@ class ModelRunner:
 
     def _take_waits(self) -> list[TimeReading]:
         return [timer.take() for timer in self._timers]
-
-
-def _timed(groups: RankGroups) -> tuple[RankGroups, list[TimedCommunicator]]:
-    """The same groups, those of more than one rank timed."""
-    timers = {
-        name: TimedCommunicator(getattr(groups, name))
-        for name in ("tp", "sp", "shift", "pipeline")
-        if getattr(groups, name).size > 1
-    }
-    members = {
-        name: timers.get(name, getattr(groups, name)) for name in ("tp", "sp", "shift", "pipeline")
-    }
-    return RankGroups(**members), list(timers.values())
 
 
 def _allocate(

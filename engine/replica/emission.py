@@ -12,7 +12,7 @@ from engine.replica.step_loop import FinishedStep
 from engine.replica.stream import RequestStream
 from engine.replica.telemetry import Telemetry
 from engine.scheduler.scheduler import Scheduler
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.plan import ParallelPlan
 from engine.spec.request import NO_FINITE_LOGIT, FinishReason, TokenLogprobs
 from engine.spec.steps import LogprobArrays, StepSample, float32, int32, num_scored
 
@@ -140,13 +140,12 @@ class StepEmitter:
 
     def _sample(self, finished: FinishedStep, output_s: float) -> StepSample:
         flight, result, shape = finished.flight, finished.result, finished.step.shape
-        multiple = self._plan.sp if shape.mode is Mode.BASE else 1
+        multiple = self._plan.rung(shape.mode).sp
         # The host's work just before a step held the ranks up, so the bubble is filled from its
         # end.
         parts = (flight.message_s, flight.schedule_s, self._last_output_s)
         message_s, schedule_s, exposed_output_s = _fill(finished.bubble_s, parts)
         table = self._scheduler.packer.chooser.table
-        other = Mode.SHIFT if shape.mode is Mode.BASE else Mode.BASE
         return StepSample(
             step_id=finished.step.step_id,
             plan=str(self._plan),
@@ -166,7 +165,7 @@ class StepEmitter:
             input_exposed_s=message_s + result.input_exposed_s,
             output_exposed_s=exposed_output_s,
             bubble_s=finished.bubble_s,
-            other_mode_s=table.seconds(other, shape.num_tokens) if table else None,
+            other_mode_s=table.other_s(shape.mode, shape.num_tokens) if table else None,
             regret_s=table.regret_s(shape.mode, shape.num_tokens) if table else 0.0,
             busy_s=finished.busy_s,
         )

@@ -1,4 +1,4 @@
-"""Times both modes on ranks that have just started, and keeps the table for the next start."""
+"""Times the modes on ranks that have just started, and keeps the table for the next start."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from engine.replica.devices import is_cuda
 from engine.scheduler.step import step_shape
 from engine.spec.config import Collectives, EngineConfig, ExecutorKind, LinkEmulation
 from engine.spec.model import ModelConfig
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from engine.spec.steps import Int32Array, SlotStart, StepPlan
 
 # Raise this when the timed steps or the way of timing change: older tables are then remeasured.
-METHOD = 1
+METHOD = 2
 BUDGET_S = 10.0
-# Rounds of both modes at each size; the first one only warms up. After the least number, rounds go
+# Rounds of all modes at each size; the first one only warms up. After the least number, rounds go
 # on until they have taken SIZE_S or the most is reached.
 MIN_ROUNDS = 4
 MAX_ROUNDS = 24
@@ -150,7 +151,7 @@ def time_modes(
     device: str,
     budget_s: float = BUDGET_S,
 ) -> ModeTable:
-    """Run steps of each of ``sizes`` in both modes, smallest first, and take the quickest.
+    """Run steps of each of ``sizes`` in every mode, smallest first, and take the quickest.
 
     Sizes that ``budget_s`` leaves no time for are extrapolated, all but the first two. The steps
     leave nothing behind: requests start their slots anew, and write a KV block before they read it.
@@ -166,8 +167,7 @@ def time_modes(
             break
     table = ModeTable(
         sizes=sizes[: len(times)],
-        base_s=tuple(found[Mode.BASE] for found in times),
-        shift_s=tuple(found[Mode.SHIFT] for found in times),
+        columns={mode: tuple(found[mode] for found in times) for mode in plan.modes},
         num_timed=len(times),
         fingerprint=fingerprint,
         plan=str(plan),
@@ -179,7 +179,7 @@ def time_modes(
 def _time_size(
     stopwatch: _Stopwatch, steps: SyntheticSteps, plan: ParallelPlan, num_tokens: int
 ) -> dict[Mode, float]:
-    """Least seconds of each mode. The modes take turns, so that a slow moment hits both.
+    """Least seconds of each mode. The modes take turns, so that a slow moment hits all.
 
     A disturbance only adds time: on a busy machine a median tells more about other programs than
     about the mode.
@@ -251,7 +251,7 @@ class SyntheticSteps:
         """A step of ``num_tokens``, after ``num_before`` others of the same size.
 
         Every row is sampled. Decodes go on from the steps before, as they do in service; chunks
-        start their slots anew. Contexts are short: attention is cut by heads in both modes, and
+        start their slots anew. Contexts are short: attention is cut by heads in every mode, and
         takes the same time.
         """
         is_decode = num_tokens <= self.max_num_seqs
@@ -270,7 +270,7 @@ class SyntheticSteps:
     @property
     def _decode_steps(self) -> int:
         """Steps after which decodes begin anew."""
-        return min(len(Mode) * MAX_ROUNDS, self.longest)
+        return min(2 * MAX_ROUNDS, self.longest)
 
     def _query_lens(self, num_tokens: int) -> Int32Array:
         if num_tokens <= self.max_num_seqs:

@@ -26,9 +26,10 @@ from engine.scheduler.table import Sequence
 from engine.spec.config import EngineConfig
 from engine.spec.errors import EngineError, RankError
 from engine.spec.model import ModelConfig
+from engine.spec.modes import ModePin
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason, Request
-from engine.spec.settings import ModePin, Settings
+from engine.spec.settings import Settings
 
 T = TypeVar("T")
 ExecutorFactory = Callable[[], Executor]

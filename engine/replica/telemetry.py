@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from engine.scheduler.step import SchedulerCounts
 from engine.spec.measurement import RequestTiming
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 from engine.spec.request import FinishReason
 from engine.spec.steps import StepSample
 
@@ -92,7 +92,7 @@ class Telemetry:
     steps: Counter[Mode] = field(default_factory=Counter)
     step_tokens: Counter[int] = field(default_factory=Counter)
     step_tokens_sum: int = 0
-    step_seconds: dict[Mode, float] = field(default_factory=lambda: dict.fromkeys(Mode, 0.0))
+    step_seconds: defaultdict[Mode, float] = field(default_factory=lambda: defaultdict(float))
     part_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     exposed_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     busy_seconds: float = 0.0
@@ -162,6 +162,8 @@ def summarise(
 ) -> EngineStats:
     """Add up the replicas' counters."""
     parts = list(readings)
+    # The ends always, so that dashboards find them; other rungs once a step has run there.
+    modes = list(dict.fromkeys([*Mode, *(mode for t in parts for mode in list(t.steps))]))
     part_seconds = {name: sum(t.part_seconds[name] for t in parts) for name in PARTS}
     whole = sum(part_seconds.values())
     return EngineStats(
@@ -172,8 +174,8 @@ def summarise(
         generation_tokens=sum(t.generation_tokens for t in parts),
         preemptions=sum(t.preemptions for t in parts),
         finished={reason: sum(t.finished[reason] for t in parts) for reason in FinishReason},
-        steps={mode: sum(t.steps[mode] for t in parts) for mode in Mode},
-        step_seconds={mode: sum(t.step_seconds[mode] for t in parts) for mode in Mode},
+        steps={mode: sum(t.steps[mode] for t in parts) for mode in modes},
+        step_seconds={mode: sum(t.step_seconds.get(mode, 0.0) for t in parts) for mode in modes},
         mode_switches=sum(t.mode_switches for t in parts),
         decode_tokens_in_base=sum(t.decode_tokens_in_base for t in parts),
         time_share={name: s / whole if whole else 0.0 for name, s in part_seconds.items()},

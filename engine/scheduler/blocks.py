@@ -2,7 +2,7 @@
 
 With prefixes kept, a full block that nobody holds any more stays *cached* under the digest of
 its content (:mod:`engine.scheduler.prefix`) until its memory is needed; a later sequence with the
-same beginning shares it. The KV layout is the same in both modes, so hits cross mode changes.
+same beginning shares it. The KV layout is the same in every mode, so hits cross mode changes.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from engine.scheduler.queue import WaitingQueue
 from engine.scheduler.rows import RunningSet
 from engine.scheduler.step import PackedChunk, PackedRows, ScheduledStep, SlotArray, shape_of
 from engine.scheduler.table import Sequence
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 from engine.spec.settings import Caps, Order
 from engine.spec.steps import StepShape
 
@@ -250,14 +250,14 @@ def prefill_room(
 
     ``prefill_tokens`` of those are of prompts; ``budget`` tokens are left of the step's own cap.
     One more chunk may change the mode of the whole step. A step that would take longer than
-    ``max_step_ms`` in base is therefore kept to what runs in shift. Every step computes at least
-    one block of a prompt, else a tight cap would starve prefills; where a whole block would turn
-    the step to base, it computes the part that stays in shift.
+    ``max_step_ms`` in one mode is therefore kept to what runs in another. Every step computes at
+    least one block of a prompt, else a tight cap would starve prefills; where a whole block would
+    turn the step to a mode of more slices, it computes the part that stays in that of fewer.
     """
     budget = max(budget, 0)
     if max_step_ms is None:
         return budget
-    limits = {mode: _limit(mode, max_step_ms, chooser, pace) for mode in chooser.plan.modes}
+    limits = {mode: _limit(mode, max_step_ms, chooser, pace) for mode in chooser.modes}
     largest = max(
         chooser.largest_tokens(mode, min(used + budget, limit), step_id)
         for mode, limit in limits.items()
@@ -268,17 +268,20 @@ def prefill_room(
 
 def _limit(mode: Mode, max_step_ms: float, chooser: ModeChooser, pace: StepPace) -> int:
     """Tokens that fit the time in ``mode``, by its recent steps, else by the mode table, else by
-    recent steps of the other mode.
+    recent steps of another mode.
     """
     limit = pace.max_tokens(mode, max_step_ms)
     if limit is None and chooser.table is not None:
         limit = chooser.table.max_tokens(mode, max_step_ms)
     if limit is None:
-        seen = (pace.max_tokens(other, max_step_ms) for other in chooser.plan.modes)
+        seen = (pace.max_tokens(other, max_step_ms) for other in chooser.modes)
         limit = next((tokens for tokens in seen if tokens is not None), None)
     return MAX_STEP_TOKENS if limit is None else max(limit, 0)
 
 
 def _floor(used: int, block: int, chooser: ModeChooser, step_id: int) -> int:
-    in_shift = chooser.largest_tokens(Mode.SHIFT, used + block, step_id) - used
-    return in_shift if in_shift > 0 else block
+    parts = (
+        chooser.largest_tokens(mode, used + block, step_id) - used
+        for mode in reversed(chooser.modes)
+    )
+    return next((part for part in parts if part > 0), block)

@@ -16,7 +16,7 @@ import numpy as np
 from engine.scheduler.scheduler import Scheduler
 from engine.scheduler.step import PackedRows, ScheduledStep, SlotArray
 from engine.scheduler.table import Sequence, SequenceTable
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 from engine.spec.steps import Int32Array, StepShape
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.scheduler.table import Sequence
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 from engine.spec.request import FinishReason
 from engine.spec.steps import Int32Array, StepShape
 

@@ -81,6 +81,8 @@ class KnobPlane:
             "engine": self._engine_name,
             "mode": settings.pin,
             "threshold_tokens": settings.threshold_tokens,
+            "rung_thresholds": dict(settings.rung_thresholds),
+            "rungs": list(settings.modes),
             "tables": [None if table is None else table.to_json() for table in tables],
         }
 
@@ -252,7 +254,7 @@ def _value_at(document: dict[str, Any], knob: str) -> Any:
         return {"plan": document["plan"], "shift": document["shift"]["enabled"]}
     value: Any = document
     for key in knob.split("."):
-        value = value[key]
+        value = value.get(key)  # what is as by default may be left out
     return value
 
 

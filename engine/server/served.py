@@ -90,7 +90,7 @@ class ServedEngine(Protocol):
         ...
 
     def mode_tables(self) -> list[ModeTable | None]:
-        """Each replica's measured step times of both modes; None where none were taken."""
+        """Each replica's measured step times of each mode; None where none were taken."""
         ...
 
     def apply(self, policy: EnginePolicy, *, expected: EnginePolicy | None = None) -> AppliedPolicy:

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
+from functools import cached_property
 
 from engine.spec.errors import PlanError
+from engine.spec.modes import Mode, Rung, is_rung
 from engine.spec.names import did_you_mean
 
 DEFAULT_SHIFT_THRESHOLD = 256
 AXES = ("dp", "pp", "sp", "tp")
-
-
-class Mode(StrEnum):
-    """How one step runs: ``base`` = (sp, tp); ``shift`` = full TP over sp*tp ranks."""
-
-    BASE = "base"
-    SHIFT = "shift"
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -65,10 +60,52 @@ class ParallelPlan:
         """The plan of one replica: the same degrees with dp=1."""
         return ParallelPlan(pp=self.pp, sp=self.sp, tp=self.tp, shift=self.shift)
 
-    @property
+    @cached_property
     def modes(self) -> tuple[Mode, ...]:
-        """The modes a step of this plan may run in."""
-        return (Mode.BASE, Mode.SHIFT) if self.shift else (Mode.BASE,)
+        """The modes a step of this plan may run in: with Shift on the whole ladder, from base down
+        to shift.
+        """
+        if not self.shift:
+            return (Mode.BASE,)
+        degrees = [sp for sp in range(self.sp - 1, 1, -1) if self.sp % sp == 0]
+        rungs = (Rung(sp=sp, tp=self.stage_size // sp) for sp in degrees)
+        return (Mode.BASE, *(Mode(str(rung)) for rung in rungs), Mode.SHIFT)
+
+    def rung(self, mode: Mode) -> Rung:
+        """The degrees of a step in ``mode``, whether Shift is on or not.
+
+        Raises:
+            PlanError: no view of this plan's weights has them.
+        """
+        if (end := self._ends.get(mode)) is not None:
+            return end
+        rung = Rung.parse(mode)
+        if self.sp % rung.sp or rung.size != self.stage_size:
+            ladder = ParallelPlan(sp=self.sp, tp=self.tp, shift=self.sp > 1)
+            known = ", ".join(str(ladder.rung(mode)) for mode in ladder.modes)
+            raise PlanError(
+                f"mode {mode.value!r} is no rung of sp={self.sp}, tp={self.tp}; its rungs are "
+                f"{known} (base first, shift last)"
+            )
+        return rung
+
+    @cached_property
+    def _ends(self) -> dict[Mode, Rung]:
+        return {
+            Mode.BASE: Rung(sp=self.sp, tp=self.tp),
+            Mode.SHIFT: Rung(sp=1, tp=self.stage_size),
+        }
+
+    def mode_of(self, mode: Mode) -> Mode:
+        """``mode`` by the name that it has under this plan: the ends are ``base`` and ``shift``.
+
+        Raises:
+            PlanError: see :meth:`rung`.
+        """
+        rung = self.rung(mode)
+        if mode in self._ends:
+            return mode
+        return next((end for end, known in self._ends.items() if known == rung), mode)
 
     def __str__(self) -> str:
         parts = [f"{axis}={getattr(self, axis)}" for axis in AXES if getattr(self, axis) > 1]
@@ -78,35 +115,62 @@ class ParallelPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSpec:
-    """What a command line says: a plan and, with ``shift=N``, its threshold in tokens."""
+    """What a command line says: a plan and, with ``shift=N``, its threshold in tokens; with
+    ``4x2=N`` that of a rung.
+    """
 
     plan: ParallelPlan
     threshold_tokens: int | None = None
+    rung_thresholds: tuple[tuple[Mode, int], ...] = ()
 
 
 def parse_plan(text: str) -> PlanSpec:
-    """Read ``sp=4,tp=2``, ``sp=4,tp=2,shift`` or ``sp=4,tp=2,shift=256``.
+    """Read ``sp=4,tp=2``, ``sp=4,tp=2,shift``, ``sp=4,tp=2,shift=256`` or
+    ``sp=4,tp=2,shift=256,2x4=1024``.
 
     Raises:
-        PlanError: an unknown word, a repeated one, or a value that is no whole number.
+        PlanError: an unknown word, a repeated one, a rung that the plan does not have, or a value
+            that is no whole number.
     """
     degrees: dict[str, int] = {}
+    rungs: dict[Mode, int] = {}
     shift, threshold = False, None
     for part in (p.strip() for p in text.split(",")):
         word, has_value, raw = (s.strip() for s in part.partition("="))
-        if word in degrees or (word == "shift" and shift):
+        if word in degrees or word in rungs or (word == "shift" and shift):
             raise PlanError(f"plan {text!r}: {word!r} stands twice")
         if word == "shift":
             shift = True
             threshold = _whole_number(text, word, raw) if has_value else None
         elif word in AXES:
             degrees[word] = _whole_number(text, word, raw)
+        elif is_rung(word):
+            rungs[Mode(word)] = _whole_number(text, word, raw)
         else:
             raise PlanError(
                 f"plan {text!r}: unknown word {word!r}{did_you_mean(word, (*AXES, 'shift'))}; "
                 "known words are dp, pp, sp, tp and shift, as in 'sp=4,tp=2,shift=256'"
             )
-    return PlanSpec(plan=ParallelPlan(**degrees, shift=shift), threshold_tokens=threshold)
+    plan = ParallelPlan(**degrees, shift=shift)
+    return PlanSpec(
+        plan=plan,
+        threshold_tokens=threshold,
+        rung_thresholds=_rung_thresholds(text, plan, rungs),
+    )
+
+
+def _rung_thresholds(
+    text: str, plan: ParallelPlan, found: Mapping[Mode, int]
+) -> tuple[tuple[Mode, int], ...]:
+    """Thresholds of rungs between base and shift, in the order of ``plan.modes``."""
+    between = plan.modes[1:-1]
+    named = {plan.mode_of(mode): tokens for mode, tokens in found.items()}
+    if wrong := [mode for mode in named if mode not in between]:
+        raise PlanError(
+            f"plan {text!r}: mode {wrong[0].value!r} has no threshold of its own; with Shift on, "
+            f"rungs between base and shift have one (here: {', '.join(between) or 'none'})"
+        )
+    return tuple((mode, named[mode]) for mode in between if mode in named)
 
 
 def _whole_number(text: str, word: str, raw: str) -> int:

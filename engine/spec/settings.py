@@ -9,25 +9,24 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from engine.spec.errors import EngineError, PolicyError
+from engine.spec.modes import Mode, ModePin, RungNames
 from engine.spec.plan import AXES, DEFAULT_SHIFT_THRESHOLD, ParallelPlan, shift_warning
+from engine.spec.rungs import (
+    Thresholds,
+    allowed_modes,
+    check_modes,
+    pin_of,
+    rungs_of,
+    thresholds_of,
+)
 
 MemberT = TypeVar("MemberT", bound=StrEnum)
 
 # Beyond any device, and what every part that counts can hold.
 MOST_CAP = 2**31 - 1
-
-
-class ModePin(StrEnum):
-    """What decides the mode of a step on a Shift plan.
-
-    ``table``: the times measured when the ranks started; ``auto``: the threshold; ``base`` and
-    ``shift`` hold one mode.
-    """
-
-    TABLE = "table"
-    AUTO = "auto"
-    BASE = "base"
-    SHIFT = "shift"
+SHIFT_KNOBS = ("enabled", "threshold_tokens", "rungs", "rung_thresholds")
+# What follows the load; plan and order are the engine's own.
+HOT_FIELDS = ("threshold_tokens", "rung_thresholds", "rungs", "caps", "pin")
 
 
 class Order(StrEnum):
@@ -72,12 +71,14 @@ class Caps:
 class Settings:
     """Everything about an engine that may change while it serves.
 
-    ``threshold_tokens`` means something on Shift plans only. Plan and order are the engine's
-    own; threshold, caps and pin are the *hot* part that follows the load.
+    ``threshold_tokens`` (of shift), ``rung_thresholds`` (of the rungs between base and shift) and
+    ``rungs`` (the modes steps may run in; None: all) mean something on Shift plans only. Plan and
+    order are the engine's own; thresholds, rungs, caps and pin are the *hot* part that follows the
+    load.
 
     Raises:
-        PolicyError: a negative threshold, a pin or an order of another type, or shift pinned on a
-            plan without it.
+        PolicyError: a negative threshold, a pin or an order of another type, or a mode that the
+            plan or ``rungs`` do not have.
     """
 
     plan: ParallelPlan = field(default_factory=ParallelPlan)
@@ -85,6 +86,8 @@ class Settings:
     caps: Caps = field(default_factory=Caps)
     pin: ModePin = ModePin.AUTO
     order: Order = Order.FCFS
+    rungs: tuple[Mode, ...] | None = None
+    rung_thresholds: Thresholds = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.pin, ModePin):
@@ -93,14 +96,10 @@ class Settings:
             raise PolicyError(f"order {self.order!r}: must be an Order; known: {', '.join(Order)}")
         if self.threshold_tokens < 0:
             raise PolicyError(f"threshold_tokens={self.threshold_tokens}: must be at least 0")
-        if self.pin is ModePin.SHIFT and not self.plan.shift:
-            raise PolicyError(
-                f"mode 'shift' needs a plan with Shift on; this one is {self.plan}", needs="reshape"
-            )
+        check_modes(self.plan, self.pin, self.rungs, self.rung_thresholds)
 
     def __str__(self) -> str:
-        """Plan, threshold and caps; what is as by default is left out."""
-        threshold = f"={self.threshold_tokens}" if self.plan.shift else ""
+        """Plan, thresholds and caps; what is as by default is left out."""
         caps = self.caps
         words: dict[str, object] = {
             "seqs": caps.max_num_seqs,
@@ -112,9 +111,34 @@ class Settings:
             words["queue"] = caps.max_queue
         if self.pin is not ModePin.AUTO:
             words["mode"] = self.pin
+        if self.rungs is not None:
+            words["rungs"] = ",".join(self.rungs)
         if self.order is not Order.FCFS:
             words["order"] = self.order
-        return " ".join([f"{self.plan}{threshold}", *(f"{k}={v}" for k, v in words.items())])
+        return " ".join([self.plan_text, *(f"{k}={v}" for k, v in words.items())])
+
+    @property
+    def plan_text(self) -> str:
+        """The plan with its thresholds, as ``parse_plan`` reads them."""
+        if not self.plan.shift:
+            return str(self.plan)
+        rungs = (f",{mode}={tokens}" for mode, tokens in self.rung_thresholds)
+        return f"{self.plan}={self.threshold_tokens}{''.join(rungs)}"
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The modes a step may run in, from base down to shift."""
+        return allowed_modes(self.plan, self.rungs)
+
+    @property
+    def modes_in_use(self) -> tuple[Mode, ...]:
+        """Those of :attr:`modes` that steps of some size run in, as far as thresholds tell."""
+        if self.pin.mode is not None:
+            return (self.pin.mode,)
+        if self.pin is ModePin.TABLE:
+            return self.modes
+        idle = set(self.plan.modes[1:-1]) - {mode for mode, _ in self.rung_thresholds}
+        return tuple(mode for mode in self.modes if mode not in idle or mode is self.modes[0])
 
     @property
     def is_by_threshold(self) -> bool:
@@ -129,25 +153,34 @@ class Settings:
         return shift_warning(self.plan, self.threshold_tokens, self.caps.max_num_seqs)
 
     def with_hot(self, other: Settings) -> Settings:
-        """These settings with threshold, caps and pin of ``other``."""
-        return replace(
-            self, threshold_tokens=other.threshold_tokens, caps=other.caps, pin=other.pin
-        )
+        """These settings with thresholds, rungs, caps and pin of ``other``."""
+        return replace(self, **{name: getattr(other, name) for name in HOT_FIELDS})
 
     def is_hot_as(self, other: Settings) -> bool:
-        """Whether threshold, caps and pin are those of ``other``."""
-        mine = (self.threshold_tokens, self.caps, self.pin)
-        return mine == (other.threshold_tokens, other.caps, other.pin)
+        """Whether thresholds, rungs, caps and pin are those of ``other``."""
+        return all(getattr(self, name) == getattr(other, name) for name in HOT_FIELDS)
 
     def to_json(self) -> dict[str, Any]:
         """The fields of ``policy/v1`` that an engine obeys: plan, shift, caps, scheduler, mode."""
         return {
             "plan": {axis: getattr(self.plan, axis) for axis in AXES},
-            "shift": {"enabled": self.plan.shift, "threshold_tokens": self.threshold_tokens},
+            "shift": self._shift_json(),
             "caps": asdict(self.caps),
             "scheduler": {"order": self.order.value},
             "mode": self.pin.value,
         }
+
+    def _shift_json(self) -> dict[str, Any]:
+        """Rungs and their thresholds only where they are not as by default."""
+        shift: dict[str, Any] = {
+            "enabled": self.plan.shift,
+            "threshold_tokens": self.threshold_tokens,
+        }
+        if self.rungs is not None:
+            shift["rungs"] = [mode.value for mode in self.rungs]
+        if self.rung_thresholds:
+            shift["rung_thresholds"] = {mode.value: most for mode, most in self.rung_thresholds}
+        return shift
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Settings:
@@ -158,7 +191,7 @@ class Settings:
         """
         _only(document, ("plan", "shift", "caps", "scheduler", "mode"), "")
         plan = _section(document, "plan", AXES)
-        shift = _section(document, "shift", ("enabled", "threshold_tokens"))
+        shift = _section(document, "shift", SHIFT_KNOBS)
         caps = _section(document, "caps", tuple(f.name for f in fields(Caps)))
         scheduler = _section(document, "scheduler", ("order",))
         for name, value in caps.items():
@@ -170,18 +203,40 @@ class Settings:
         enabled = shift.get("enabled", False)
         if not isinstance(enabled, bool):
             raise PolicyError(f"/shift/enabled: {enabled!r} is not true or false")
+        pin = _member(ModePin, document.get("mode") or ModePin.AUTO, "/mode")
+        rungs = _modes(shift.get("rungs"), list, "/shift/rungs")
+        thresholds = _modes(shift.get("rung_thresholds"), dict, "/shift/rung_thresholds")
+        for name, tokens in (shift.get("rung_thresholds") or {}).items():
+            _number(tokens, f"/shift/rung_thresholds/{name}", int)
         try:
+            made = ParallelPlan(**plan, shift=enabled)
             return cls(
-                plan=ParallelPlan(**plan, shift=enabled),
+                plan=made,
                 threshold_tokens=threshold,
                 caps=Caps(**caps),
-                pin=_member(ModePin, document.get("mode") or ModePin.AUTO, "/mode"),
+                pin=pin_of(made, pin),
                 order=_member(Order, scheduler.get("order", Order.FCFS), "/scheduler/order"),
+                rungs=None if rungs is None else rungs_of(made, rungs),
+                rung_thresholds=thresholds_of(
+                    made,
+                    {mode: shift["rung_thresholds"][mode.value] for mode in thresholds or ()},
+                ),
             )
         except PolicyError:
             raise
         except EngineError as error:
             raise PolicyError(str(error)) from error
+
+
+def _modes(value: Any, kind: type[list[Any] | dict[str, Any]], pointer: str) -> list[Mode] | None:
+    """Modes named by a list or by the keys of an object; None where there is neither."""
+    if value is None:
+        return None
+    if not isinstance(value, kind):
+        raise PolicyError(
+            f"{pointer}: {value!r} is not {'a list' if kind is list else 'an object'}"
+        )
+    return [_member(Mode, name, pointer) for name in value]
 
 
 def _section(document: Mapping[str, Any], name: str, known: tuple[str, ...]) -> dict[str, Any]:
@@ -208,6 +263,8 @@ def _number(value: Any, pointer: str, kind: type) -> None:
 
 
 def _member(kind: type[MemberT], value: Any, pointer: str) -> MemberT:
-    if not isinstance(value, str) or value not in set(kind):
-        raise PolicyError(f"{pointer}: {value!r}; known: {', '.join(kind)}")
-    return kind(value)
+    known = ", ".join(kind) + (" and rungs such as 4x2" if issubclass(kind, RungNames) else "")
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise PolicyError(f"{pointer}: {value!r}; known: {known}") from error

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
@@ -170,9 +170,9 @@ class StepSample(msgspec.Struct, frozen=True, kw_only=True):
     stages steps overlap, and ``busy_s`` leaves out the overlap with the step before. A part's
     ``*_exposed_s`` is the part of it that did not run behind a step in flight; forward,
     communication and sampling are the step itself. ``bubble_s`` is how long the ranks waited for
-    the host before it, while there was work. ``other_mode_s`` is the mode table's time for the mode
-    not chosen; ``regret_s`` is how much quicker that mode would have been (0 when the choice was
-    right).
+    the host before it, while there was work. ``other_mode_s`` is the mode table's time for the
+    quickest mode not chosen; ``regret_s`` is how much quicker it would have been (0 when the choice
+    was right).
     """
 
     step_id: int

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.link_crossover import LinkResult, SizeTimes, crossover
 from benchmarks.simulated_vs_measured_report import Comparison
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 
 SIZES = [2**n for n in range(11)]
 

@@ -12,7 +12,8 @@ import pytest
 
 from engine.executors.protocol import Executor
 from engine.spec.errors import RankError
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from engine.spec.steps import SlotStart, StepPlan, StepShape, int32
 
 BLOCK_SIZE = 4

@@ -16,9 +16,10 @@ from engine.scheduler.scheduler import Scheduler
 from engine.scheduler.step import ScheduledStep
 from engine.spec.config import EngineConfig
 from engine.spec.model import ModelConfig
+from engine.spec.modes import ModePin
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import Request, SamplingParams
-from engine.spec.settings import Caps, ModePin
+from engine.spec.settings import Caps
 from engine.spec.steps import int32
 
 CAPS = Caps(max_num_seqs=8, max_num_batched_tokens=24)

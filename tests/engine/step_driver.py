@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 from engine.spec.steps import SlotSampling, SlotStart, StepPlan, StepResult, StepShape, int32
 
 Logits = npt.NDArray[np.float64]

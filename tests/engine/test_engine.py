@@ -20,7 +20,8 @@ from engine.spec.errors import (
     RequestError,
     StalePolicyError,
 )
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
 from engine.spec.settings import Caps, Order
 from tests.engine.configs import policy_with, with_settings

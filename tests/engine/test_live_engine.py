@@ -16,7 +16,8 @@ import pytest
 from engine.engine import Engine
 from engine.spec.config import EngineConfig
 from engine.spec.model import DType
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
 from engine.spec.settings import Caps, Settings
 from tests.engine.configs import with_settings

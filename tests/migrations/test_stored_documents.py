@@ -16,8 +16,9 @@ import sqlalchemy as sa
 from api.documents.control_state import memory_from_json
 from api.documents.policy import PolicyDocument, settings_in
 from api.documents.recommendation import recommended_settings
+from engine.spec.modes import ModePin
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps, ModePin, Settings
+from engine.spec.settings import Caps, Settings
 from migrations.runner import check, downgrade, upgrade
 from policies.schedule import Schedule
 from store import Database

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import pytest
 
+from engine.spec.modes import ModePin
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps, ModePin, Settings
+from engine.spec.settings import Caps, Settings
 from policies.errors import PolicyInputError
 from policies.points import Estimate
 from policies.schedule import LoadBand, Schedule

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from engine.spec.model import DType, ModelConfig
-from engine.spec.plan import Mode, parse_plan
+from engine.spec.modes import Mode
+from engine.spec.plan import parse_plan
 from engine.spec.steps import StepSample, StepShape
 from tests.tuner.worlds import SMALL
 from tuner.profiling.profile import (

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.spec.model import ModelConfig
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
 from tuner.backends.backend import Backend, KernelTimes
 from tuner.hardware import Hardware, Precision, paced_timer
@@ -86,7 +87,9 @@ class ServedTimer:
             )
             for launch in set(launches.values())
         }
-        self._timers = {mode: timers[launch] for mode, launch in launches.items()}
+        # Rungs between are launched like base: they exchange heads, too.
+        modes = dict.fromkeys([*launches, *plan.modes])
+        self._timers = {mode: timers[launches.get(mode, backend.launch)] for mode in modes}
         self._host = backend.host
         self._num_stages = plan.pp
         self._last: tuple[StepShape, tuple[float, ...]] | None = None

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from engine.spec.model import ModelConfig
-from engine.spec.plan import Mode, ParallelPlan, shift_warning
+from engine.spec.plan import ParallelPlan, shift_warning
 from engine.spec.settings import Caps, Settings
 from policies.attainment import judge
 from policies.points import Estimate, estimates_to_json
@@ -132,8 +132,8 @@ def counts_json(result: SimulationResult) -> dict[str, Any]:
     """Steps and busy seconds by mode, and what the scheduler had to do."""
     counts = result.counts
     return {
-        "steps": {mode.value: counts.steps[mode] for mode in Mode},
-        "step_seconds": {mode.value: counts.step_seconds[mode] for mode in Mode},
+        "steps": {mode.value: num_steps for mode, num_steps in counts.steps.items()},
+        "step_seconds": {mode.value: seconds for mode, seconds in counts.step_seconds.items()},
         "mode_switches": counts.mode_switches,
         "decode_tokens_in_base": counts.decode_tokens_in_base,
         "preemptions": counts.preemptions,

@@ -31,7 +31,7 @@ def queued_tokens(node: Node, settings: Settings, workload: Workload, sla: Sla) 
             prefill_attention_pairs=num_tokens * (prompt + 1) // 2,
             num_sampled=1,
         )
-        for mode in plan.modes
+        for mode in settings.modes_in_use
     ]
     timer = node.timer(plan)
     step_s = min(max(timer.stage_seconds(shape)) for shape in shapes)

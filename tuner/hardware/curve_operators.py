@@ -7,7 +7,7 @@ from enum import StrEnum
 import numpy as np
 
 from engine.spec.model import ModelConfig
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 from engine.spec.steps import StepShape
 from tuner.hardware.chunks import chunk_seconds
 from tuner.hardware.collectives import CollectiveTimes
@@ -31,7 +31,6 @@ from tuner.work.counts import (
     GemmShape,
     StageWork,
     WorkCounter,
-    layer_shapes,
 )
 
 MEASURED_HEAD_DIM = 128
@@ -76,8 +75,7 @@ class CurveOperators:
     def gemms_s(self, mode: Mode, rows: int) -> float:
         table = self._layers.get(mode)
         if table is None:
-            degree = self._plan.stage_size if mode is Mode.SHIFT else self._plan.tp
-            shapes = layer_shapes(self._model, degree).all
+            shapes = self._counter.layer(mode).all
             table = self._layers[mode] = self._gemm_table(shapes, self._precision)
         return table.at(rows)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 from tuner.hardware.tables import FINE_ROWS, ROW_GRID
 
 Seconds = tuple[float, ...]
@@ -19,13 +19,13 @@ class FixedTable:
     """Seconds of each stage, as ``compute`` gives them for a mode, tokens and sampled rows.
 
     Exact up to :data:`FINE_ROWS` rows per slice, linear between the grid points of larger steps,
-    like the tables of the products. A base step is cut into ``num_slices`` slices. The times of
+    like the tables of the products. ``slices`` tells into how many a mode cuts a step. The times of
     tokens and of sampled rows add up, because layers never see the sampled rows.
     """
 
-    def __init__(self, compute: Compute, *, num_slices: int) -> None:
+    def __init__(self, compute: Compute, *, slices: Callable[[Mode], int]) -> None:
         self._compute = compute
-        self._num_slices = num_slices
+        self._slices = slices
         self._bodies: dict[tuple[Mode, int], Seconds] = {}
         self._tails: dict[tuple[Mode, int], Seconds] = {}
 
@@ -41,7 +41,7 @@ class FixedTable:
         return (*body[:-1], body[-1] + tail[-1])
 
     def _between(self, mode: Mode, tokens: int) -> Seconds:
-        slices = self._num_slices if mode is Mode.BASE else 1
+        slices = self._slices(mode)
         if tokens <= FINE_ROWS * slices or tokens > _ROWS[-1] * slices:
             return self._body(mode, tokens)
         right = bisect_left(_ROWS, -(-tokens // slices))

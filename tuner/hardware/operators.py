@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from engine.spec.model import ModelConfig
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 from engine.spec.steps import StepShape
 from tuner.hardware.collectives import CollectiveTimes
 from tuner.hardware.device import DeviceSpec
@@ -15,7 +15,6 @@ from tuner.work.counts import (
     GemmShape,
     StageWork,
     WorkCounter,
-    layer_shapes,
 )
 
 
@@ -61,8 +60,6 @@ class PeakOperators:
         self._device = device
         self._hidden = model.hidden_size
         self._counter = counter
-        degrees = {Mode.BASE: counter.plan.tp, Mode.SHIFT: counter.plan.stage_size}
-        self._shapes = {mode: layer_shapes(model, degree) for mode, degree in degrees.items()}
         self._precision = precision
         self._bytes = precision.dtype.num_bytes
         efficiency = device.efficiency
@@ -73,7 +70,8 @@ class PeakOperators:
         self._collectives = CollectiveTimes(device, None, counter.plan, launch="graph")
 
     def gemms_s(self, mode: Mode, rows: int) -> float:
-        return sum(self._gemm_s(gemm, rows, self._precision) for gemm in self._shapes[mode].all)
+        gemms = self._counter.layer(mode).all
+        return sum(self._gemm_s(gemm, rows, self._precision) for gemm in gemms)
 
     def head_s(self, sampled: int) -> float:
         return self._gemm_s(self._counter.head, sampled, self._precision.of_ends)

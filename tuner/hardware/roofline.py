@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from engine.spec.feasible import check_plan
 from engine.spec.model import DType, ModelConfig
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
 from tuner.hardware.collectives import Placement
 from tuner.hardware.curve_operators import CurveOperators, Launch
@@ -84,15 +85,15 @@ class RooflineTimer:
         self._alike = _alike(self._counter, self._placement)
         self._operators = _operators(device, model, self._counter, precision, launch)
         self._factors = factors
-        self._fixed = FixedTable(self._without_attention, num_slices=plan.sp)
-        self._floors = {mode: self._floors_of(mode) for mode in Mode}
+        self._fixed = FixedTable(self._without_attention, slices=lambda mode: plan.rung(mode).sp)
+        self._floors: dict[Mode, list[float]] = {}
         layers = self._counter.layers_of_stage
         self._attention_factors = [factors.attention * count for count in layers]
 
     def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:
         fixed = self._fixed.at(shape.mode, shape.num_tokens, shape.num_sampled)
         attention_s = self._operators.attention_s(shape)
-        floors, factors = self._floors[shape.mode], self._attention_factors
+        floors, factors = self._floors_of(shape.mode), self._attention_factors
         if len(fixed) == 1:
             return (max(floors[0], fixed[0] + factors[0] * attention_s),)
         return tuple(
@@ -106,7 +107,7 @@ class RooflineTimer:
     def breakdown(self, shape: StepShape, stage: int) -> StageSeconds:
         """The parts of one stage's time; ``launch_s`` is what launching adds to the others."""
         parts = self._parts(shape, stage)
-        waiting_s = max(0.0, self._floors[shape.mode][stage] - parts.total_s)
+        waiting_s = max(0.0, self._floors_of(shape.mode)[stage] - parts.total_s)
         return replace(parts, launch_s=parts.launch_s + waiting_s)
 
     def _parts(self, shape: StepShape, stage: int) -> StageSeconds:
@@ -136,9 +137,13 @@ class RooflineTimer:
 
     def _floors_of(self, mode: Mode) -> list[float]:
         """The least time of each stage, whatever a step holds."""
-        shape = StepShape(mode=mode, num_seqs=1, num_decode_tokens=1, num_sampled=1)
-        stages = range(self._counter.plan.pp)
-        return [self._operators.floor_s(self._counter.stage(shape, s)) for s in stages]
+        floors = self._floors.get(mode)
+        if floors is None:
+            shape = StepShape(mode=mode, num_seqs=1, num_decode_tokens=1, num_sampled=1)
+            stages = range(self._counter.plan.pp)
+            floors = [self._operators.floor_s(self._counter.stage(shape, s)) for s in stages]
+            self._floors[mode] = floors
+        return floors
 
     def _without_attention(self, mode: Mode, tokens: int, sampled: int) -> tuple[float, ...]:
         """Seconds of each stage at these sizes; stages with equal work are computed once."""

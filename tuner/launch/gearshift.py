@@ -65,11 +65,9 @@ def launch_here(
 
 
 def _engine_serve(model: str, settings: Settings) -> list[str]:
-    """Model, plan with its threshold, and caps."""
-    plan, caps = settings.plan, settings.caps
-    text = str(plan).removesuffix(",shift")
-    plan_text = f"{text},shift={settings.threshold_tokens}" if plan.shift else text
-    words = ["gearshift", "engine", "serve", "--model", model, "--plan", plan_text]
+    """Model, plan with its thresholds, and caps."""
+    caps = settings.caps
+    words = ["gearshift", "engine", "serve", "--model", model, "--plan", settings.plan_text]
     words += ["--max-num-seqs", str(caps.max_num_seqs)]
     words += ["--max-num-batched-tokens", str(caps.max_num_batched_tokens)]
     return words if caps.max_step_ms is None else [*words, "--max-step-ms", f"{caps.max_step_ms:g}"]

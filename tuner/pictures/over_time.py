@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from engine.spec.measurement import Measurement
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 from policies.constraint import Metric
 from policies.sla import Sla
 from tuner.pictures.picture import (
@@ -26,6 +27,8 @@ from tuner.simulation.timeline import StepLine, Timeline, attainment_line, gap_p
 
 TIME_GROUP = "time"
 MODE_COLOURS = {Mode.BASE: Colour.SKY, Mode.SHIFT: Colour.ORANGE}
+# Of the rungs between, in turn.
+RUNG_COLOURS = (Colour.GREEN, Colour.PURPLE)
 # The most points that a curve of a distribution is drawn with.
 CURVE_POINTS = 400
 CURVES = (
@@ -104,12 +107,14 @@ def attainment_panel(measurement: Measurement, timeline: Timeline, sla: Sla) -> 
 def mode_panel(timeline: Timeline, steps: StepLine) -> Panel:
     """Share of step time by mode, whose whole is in the legend, and KV blocks in use."""
     total = sum(map(sum, steps.busy_s.values()))
+    rungs = [mode for mode in steps.busy_s if mode not in MODE_COLOURS]
+    colours = MODE_COLOURS | dict(zip(rungs, itertools.cycle(RUNG_COLOURS), strict=False))
     areas = tuple(
         Area(
             label=f"{mode} mode, {100 * sum(busy_s) / total:.1f} % of all step time",
             x=timeline.starts_s,
             y=tuple(share or 0.0 for share in steps.share(mode)),
-            colour=MODE_COLOURS[mode],
+            colour=colours[mode],
         )
         for mode, busy_s in steps.busy_s.items()
         if sum(busy_s) > 0

@@ -14,8 +14,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from engine.spec.modes import ModePin
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import ModePin, Settings
+from engine.spec.settings import Settings
 from engine.spec.steps import StepShape
 from policies.constraint import Constraint, Metric, Percentile
 from policies.sla import Sla
@@ -112,14 +113,15 @@ def _first_tokens_ms(
 
 def _variants(options: Sequence[Settings], longest: int) -> list[Settings]:
     """Those of ``options`` that differ for a lone prompt of up to ``longest`` tokens. Shift plans
-    are tried in either mode, too: beside other requests, a prompt's steps run in the mode of the
-    whole step.
+    are tried in each mode they use, too: beside other requests, a prompt's steps run in the mode of
+    the whole step.
     """
     found: dict[tuple[int, int, ModePin], Settings] = {}
     for settings in options:
         budget = min(settings.caps.max_num_batched_tokens, longest)
         found.setdefault((budget, settings.threshold_tokens, settings.pin), settings)
-        for pin in (ModePin.BASE, ModePin.SHIFT) if settings.plan.shift else ():
+        for mode in settings.modes_in_use if settings.plan.shift else ():
+            pin = ModePin(mode.value)
             found.setdefault((budget, 0, pin), replace(settings, pin=pin))
     return list(found.values())
 
@@ -135,6 +137,6 @@ def _gap_ms(node: Node, plan: ParallelPlan, context_tokens: int) -> float:
             decode_context_tokens=context_tokens,
             num_sampled=1,
         )
-        for mode in plan.modes
+        for mode in Settings(plan=plan).modes_in_use
     ]
     return min(1e3 * (sum(timer.stage_seconds(s)) + timer.host_seconds(s)) for s in shapes)

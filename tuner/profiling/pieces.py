@@ -25,7 +25,8 @@ from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.errors import CheckpointError
 from engine.spec.feasible import infeasible_reasons
 from engine.spec.model import ModelConfig
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from tuner.profiling.budget import Budget
 from tuner.profiling.profile import PieceTime, trimmed_mean

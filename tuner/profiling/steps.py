@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.scheduler.step import step_shape
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 from engine.spec.steps import SlotStart, StepPlan
 
 

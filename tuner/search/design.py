@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from engine.executors.protocol import StepTimer
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
 from policies.objective import Objective

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from engine.executors.protocol import StepTimer
 from engine.modes.chooser import ModeChooser
 from engine.spec.measurement import Fidelity
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
 from policies.points import Estimate, OperatingPoint

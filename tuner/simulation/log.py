@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
 from tuner.simulation.steering import SettingsChange
 
@@ -139,9 +140,8 @@ class RunCounts:
         """Counts of all replicas together."""
         total = cls()
         for part in parts:
-            for mode in Mode:
-                total.steps[mode] += part.steps[mode]
-                total.step_seconds[mode] += part.step_seconds[mode]
+            for mode, count in part.steps.items():
+                total.count(mode, count, part.step_seconds[mode])
             total.mode_switches += part.mode_switches
             total.decode_tokens_in_base += part.decode_tokens_in_base
             total.preemptions += part.preemptions
@@ -149,6 +149,11 @@ class RunCounts:
             total.prefix_queries += part.prefix_queries
             total.prefix_hits += part.prefix_hits
         return total
+
+    def count(self, mode: Mode, num_steps: int, seconds: float) -> None:
+        """Add steps of one mode."""
+        self.steps[mode] = self.steps.get(mode, 0) + num_steps
+        self.step_seconds[mode] = self.step_seconds.get(mode, 0.0) + seconds
 
     @property
     def num_steps(self) -> int:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from engine.executors.protocol import StepTimer
 from engine.modes.chooser import ModeChooser
 from engine.spec.config import EngineConfig
 from engine.spec.model import ModelConfig
+from engine.spec.modes import ModePin
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
+from tuner.simulation.mode_table import modelled_table
 from tuner.spec.errors import TunerError
 from tuner.spec.front_end import NO_FRONT_END, FrontEnd
 from tuner.spec.look_ahead import LookAhead
@@ -100,9 +103,20 @@ class ReplicaSetup:
     envelope: Caps
     stops_at_ends: bool
 
-    @property
+    @cached_property
     def chooser(self) -> ModeChooser:
-        return ModeChooser.of(self.settings)
+        """The mode rule of the settings; by table it goes by what the ranks' timer tells."""
+        plan, table = self.settings.plan, None
+        if plan.shift and self.settings.pin is ModePin.TABLE:
+            table = modelled_table(
+                self.ranks.timer,
+                plan.replica,
+                envelope=self.envelope,
+                longest=self.max_model_len,
+                block_size=self.engine.block_size,
+                num_kv_blocks=self.ranks.num_kv_blocks,
+            )
+        return ModeChooser.of(self.settings, table=table)
 
     @property
     def max_model_len(self) -> int:

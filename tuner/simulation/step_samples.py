@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from engine.scheduler.skipping import with_more_context
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepSample, StepShape
 from tuner.simulation.log import PlanSpell, Segment
 
@@ -57,7 +57,6 @@ def _steps(segments: Sequence[Segment]) -> Iterator[tuple[Segment, float, float,
 
 
 def _padded(shape: StepShape, plan: ParallelPlan) -> int:
-    """Tokens of the step with those that fill the slices of base mode up."""
-    if shape.mode is Mode.SHIFT:
-        return shape.num_tokens
-    return -(-shape.num_tokens // plan.sp) * plan.sp
+    """Tokens of the step with those that fill the slices of its mode up."""
+    slices = plan.rung(shape.mode).sp
+    return -(-shape.num_tokens // slices) * slices

@@ -10,7 +10,7 @@ import numpy as np
 from engine.scheduler.skipping import SkippingScheduler
 from engine.scheduler.step import PlacedSequence, ScheduledStep, SlotArray
 from engine.scheduler.table import Sequence
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 from engine.spec.steps import StepShape
 from tuner.simulation.log import IntArray, RunCounts, Segment, TokenLog
 from tuner.simulation.pipe import Pipe
@@ -123,8 +123,7 @@ class Steps:
         counts, shape, num_steps = self.counts, segment.shape, segment.num_steps
         mode = shape.mode
         self._segments.append(segment)
-        counts.steps[mode] += num_steps
-        counts.step_seconds[mode] += segment.busy_s
+        counts.count(mode, num_steps, segment.busy_s)
         if mode is Mode.BASE:
             counts.decode_tokens_in_base += shape.num_decode_tokens * num_steps
         if self._last_mode not in (None, mode):

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.spec.measurement import Measurement, RequestTiming
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 from policies.attainment import judge
 from policies.sla import Sla
 
@@ -124,7 +124,8 @@ class StepLine:
 def build_step_line(segments: Sequence[Segment], timeline: Timeline, *, start_s: float) -> StepLine:
     """The steps of a run in the bins of ``timeline``, whose first starts at ``start_s``."""
     bins = _Bins(start_s=start_s, bin_s=timeline.bin_s, count=len(timeline.arrived))
-    busy_s = {mode: bins.spread([s for s in segments if s.shape.mode is mode]) for mode in Mode}
+    modes = dict.fromkeys([*Mode, *(segment.shape.mode for segment in segments)])
+    busy_s = {mode: bins.spread([s for s in segments if s.shape.mode is mode]) for mode in modes}
     usage: list[float | None] = [None] * bins.count
     starts = bins.index(np.array([s.start_s for s in segments], dtype=np.float64))
     for at, segment in zip(starts, segments, strict=True):

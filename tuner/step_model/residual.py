@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import exp, log, log1p
 
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
 from tuner.step_model.trees import Trees
 
@@ -39,8 +40,15 @@ def residual_row(
         float(plan.sp),
         float(plan.tp),
         float(plan.pp),
-        float(shape.mode is Mode.SHIFT),
+        _shift_share(plan, shape.mode),
     )
+
+
+def _shift_share(plan: ParallelPlan, mode: Mode) -> float:
+    """0 in base, 1 in shift, and between by the slices of a rung."""
+    if mode in set(Mode):
+        return float(mode is Mode.SHIFT)
+    return (plan.sp - plan.rung(mode).sp) / (plan.sp - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

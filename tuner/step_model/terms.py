@@ -6,10 +6,11 @@ from dataclasses import dataclass, fields
 
 from engine.spec.config import LinkEmulation
 from engine.spec.model import DType, ModelConfig
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
 from tuner.step_model.operators import CollectiveLaw, Curve, OperatorTable
-from tuner.work.counts import Collective, CollectiveKind, StageWork, WorkCounter, layer_shapes
+from tuner.work.counts import Collective, CollectiveKind, StageWork, WorkCounter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +77,8 @@ class TermCounter:
         self._decode = table.decode_law(active_ranks)
         self._elementwise = table.elementwise_law(active_ranks)
         self._laws: dict[tuple[CollectiveKind, int], CollectiveLaw] = {}
-        degrees = {Mode.BASE: self._plan.tp, Mode.SHIFT: self._plan.stage_size}
-        self._layer_curves: dict[Mode, tuple[Curve, ...]] = {
-            mode: tuple(
-                table.gemm_curve(gemm, active_ranks) for gemm in layer_shapes(model, degree).all
-            )
-            for mode, degree in degrees.items()
-        }
+        self._active_ranks = active_ranks
+        self._layer_curves: dict[Mode, tuple[Curve, ...]] = {}
         head = self._work.head
         self._head_curve = table.gemm_curve(head, active_ranks)
 
@@ -105,7 +101,7 @@ class TermCounter:
         attention = self.attention(shape)
         is_first = stage == 0
         return StepTerms(
-            gemm_s=layers * sum(curve.at(work.rows) for curve in self._layer_curves[shape.mode]),
+            gemm_s=layers * sum(curve.at(work.rows) for curve in self._curves(shape.mode)),
             head_s=self._head_curve.at(work.sampled) if work.sampled else 0.0,
             prefill_attention_s=layers * attention.prefill_s,
             decode_attention_s=layers * attention.decode_s,
@@ -133,6 +129,15 @@ class TermCounter:
     @property
     def layers_of_stage(self) -> tuple[int, ...]:
         return self._work.layers_of_stage
+
+    def _curves(self, mode: Mode) -> tuple[Curve, ...]:
+        """Seconds of the products of a layer in ``mode``, over rows."""
+        curves = self._layer_curves.get(mode)
+        if curves is None:
+            gemms = self._work.layer(mode).all
+            curves = tuple(self._table.gemm_curve(gemm, self._active_ranks) for gemm in gemms)
+            self._layer_curves[mode] = curves
+        return curves
 
     def _elementwise_s(self, work: StageWork) -> float:
         law = self._elementwise

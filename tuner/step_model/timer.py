@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from engine.executors.protocol import StepTimer
 from engine.spec.config import LinkEmulation
 from engine.spec.model import DType, ModelConfig
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
 from tuner.step_model.operators import OperatorTable
 from tuner.step_model.residual import Residual, residual_row

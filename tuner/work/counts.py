@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import Any
 
 from engine.spec.model import DType, ModelConfig
-from engine.spec.plan import Mode, ParallelPlan, stage_layers
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan, stage_layers
 from engine.spec.steps import StepShape
 
 
@@ -128,23 +129,27 @@ class WorkCounter:
         return 2 * heads * self.model.head_dim * self._num_bytes
 
     @cached_property
-    def _shapes(self) -> dict[Mode, LayerShapes]:
-        return {
-            Mode.BASE: layer_shapes(self.model, self.plan.tp),
-            Mode.SHIFT: layer_shapes(self.model, self.plan.stage_size),
-        }
+    def _shapes(self) -> dict[int, LayerShapes]:
+        """Of each degree of tensor parallelism that was asked for."""
+        return {}
+
+    def layer(self, mode: Mode) -> LayerShapes:
+        """The products of a layer in ``mode``."""
+        degree = self.plan.rung(mode).tp
+        found = self._shapes.get(degree)
+        if found is None:
+            found = self._shapes[degree] = layer_shapes(self.model, degree)
+        return found
 
     @cached_property
     def head(self) -> GemmShape:
-        """The head's shift view: vocabulary over all ranks of the stage, in both modes."""
+        """The head's shift view: vocabulary over all ranks of the stage, in every mode."""
         rows = -(-self.model.vocab_size // self.plan.stage_size)
         return GemmShape(n=rows, k=self.model.hidden_size)
 
     def rows(self, shape: StepShape) -> int:
-        """Rows each rank multiplies: its slice of the padded batch in base, all in shift."""
-        if shape.mode is Mode.SHIFT:
-            return shape.num_tokens
-        return -(-shape.num_tokens // self.plan.sp)
+        """Rows each rank multiplies: its slice of the padded batch, in shift all."""
+        return -(-shape.num_tokens // self.plan.rung(shape.mode).sp)
 
     def stage(self, shape: StepShape, stage: int) -> StageWork:
         """Work of one rank of pipeline stage ``stage``."""
@@ -155,7 +160,7 @@ class WorkCounter:
             layers=layers,
             rows=self.rows(shape),
             tokens=shape.num_tokens,
-            layer=self._shapes[shape.mode],
+            layer=self.layer(shape.mode),
             head=self.head if is_last else None,
             sampled=shape.num_sampled if is_last else 0,
             collectives=(
@@ -167,26 +172,25 @@ class WorkCounter:
     def _layer_collectives(self, shape: StepShape, layers: int) -> list[Collective]:
         """All-reduces and all-to-alls of the layers of one stage."""
         model, plan, size = self.model, self.plan, self._num_bytes
-        rows = self.rows(shape)
-        group = plan.stage_size if shape.mode is Mode.SHIFT else plan.tp
+        rows, rung = self.rows(shape), plan.rung(shape.mode)
         found = []
-        if group > 1:
+        if rung.tp > 1:
             found.append(
                 Collective(
                     kind=CollectiveKind.ALL_REDUCE,
-                    ranks=group,
+                    ranks=rung.tp,
                     num_bytes=rows * model.hidden_size * size,
                     count=2.0 * layers,
                 )
             )
-        if plan.sp > 1 and shape.mode is Mode.BASE:
+        if rung.sp > 1:
             # KV heads are repeated in the send buffer where there are fewer than ranks.
-            kv_heads = model.kv_heads_per_rank(plan) * plan.sp
-            q_width = model.q_size // plan.tp
+            kv_heads = model.kv_heads_per_rank(plan) * rung.sp
+            q_width = model.q_size // rung.tp
             found += [
                 Collective(
                     kind=CollectiveKind.ALL_TO_ALL,
-                    ranks=plan.sp,
+                    ranks=rung.sp,
                     num_bytes=rows * width * size,
                     count=float(layers),
                 )
@@ -199,20 +203,20 @@ class WorkCounter:
         model, plan, size = self.model, self.plan, self._num_bytes
         row_bytes = model.hidden_size * size
         rows, found = self.rows(shape), []
-        group = plan.stage_size if shape.mode is Mode.SHIFT else plan.tp
+        group = plan.rung(shape.mode).tp
         if stage == 0 and group > 1:
             found.append(
                 Collective(kind=CollectiveKind.ALL_REDUCE, ranks=group, num_bytes=rows * row_bytes)
             )
         if plan.pp > 1 and stage > 0:
-            is_split = shape.mode is Mode.SHIFT and plan.stage_size > 1
-            sent = rows / plan.stage_size if is_split else rows
+            is_split = shape.mode is not Mode.BASE and group > 1
+            sent = rows / group if is_split else rows
             found.append(Collective(kind=CollectiveKind.SEND, ranks=2, num_bytes=sent * row_bytes))
             if is_split:
                 found.append(
                     Collective(
                         kind=CollectiveKind.ALL_GATHER,
-                        ranks=plan.stage_size,
+                        ranks=group,
                         num_bytes=sent * row_bytes,
                     )
                 )
@@ -223,14 +227,14 @@ class WorkCounter:
     def _tail_collectives(self, shape: StepShape, row_bytes: int) -> list[Collective]:
         """Rows that need logits reach every slice, and each rank's share of logits those that
         sample."""
-        plan, sampled = self.plan, shape.num_sampled
+        slices, sampled = self.plan.rung(shape.mode).sp, shape.num_sampled
         found = []
-        if plan.sp > 1 and shape.mode is Mode.BASE:
+        if slices > 1:
             found.append(
                 Collective(
                     kind=CollectiveKind.ALL_GATHER,
-                    ranks=plan.sp,
-                    num_bytes=-(-sampled // plan.sp) * row_bytes,
+                    ranks=slices,
+                    num_bytes=-(-sampled // slices) * row_bytes,
                 )
             )
         return [*found, *self._logits_collectives(sampled)]
@@ -257,7 +261,7 @@ def layer_shapes(model: ModelConfig, degree: int) -> LayerShapes:
     """The products of one layer when its weights are cut into ``degree`` tensor shards."""
     hidden, head_dim = model.hidden_size, model.head_dim
     q_width = model.q_size // degree
-    kv_width = max(1, model.num_kv_heads // degree) * head_dim
+    kv_width = _kv_heads_of_shard(model.num_kv_heads, degree) * head_dim
     ffn = model.ffn_size // degree
     return LayerShapes(
         qkv=GemmShape(n=q_width + 2 * kv_width, k=hidden),
@@ -265,6 +269,12 @@ def layer_shapes(model: ModelConfig, degree: int) -> LayerShapes:
         gate_up=GemmShape(n=2 * ffn, k=hidden),
         down=GemmShape(n=hidden, k=ffn),
     )
+
+
+def _kv_heads_of_shard(kv_heads: int, degree: int) -> int:
+    """The most KV heads that one of ``degree`` shards needs; one head may serve several of them."""
+    ends = ((-(-(i + 1) * kv_heads // degree), i * kv_heads // degree) for i in range(degree))
+    return max(stop - start for stop, start in ends)
 
 
 MODEL_SIZES = (

@@ -16,9 +16,10 @@ from api.agent.credential import CredentialFile
 from api.web.settings import ServiceSettings
 from engine.engine import Engine
 from engine.spec.config import EngineConfig, ExecutorKind
+from engine.spec.modes import ModePin
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import Request, SamplingParams
-from engine.spec.settings import ModePin, Settings
+from engine.spec.settings import Settings
 from engine.spec.steps import StepShape
 from store import Database
 from tests.api.conftest import ADMIN

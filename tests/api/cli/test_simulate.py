@@ -107,6 +107,19 @@ def test_hardware_that_is_not_here_is_served_by_vllm_unless_another_is_named(run
     assert "served by gearshift (profile version" in json.loads(ours.stdout)["title"]
 
 
+def test_a_rung_runs_where_weights_are_held_once_and_is_refused_where_they_are_twice(
+    run: Run,
+) -> None:
+    words = ("simulate", *NODE, "--plan", "sp=8,shift=512", "--workload", CLOSED, "--no-intervals")
+    done = run(*words, "--mode", "4x2", "--backend", "gearshift", "--json")
+    document = json.loads(done.stdout)
+    assert document["settings"]["mode"] == "4x2"
+    assert document["counts"]["steps"]["4x2"] > 0 == document["counts"]["steps"]["base"]
+    refused = run(*words, "--mode", "4x2", "--backend", "arctic")
+    assert refused.exit_code == 2
+    assert "in base and shift only; add --rungs base,shift" in refused.stderr
+
+
 def test_arctic_holds_the_weights_twice(run: Run) -> None:
     words = ("simulate", *NODE, "--plan", "sp=8,shift=512", "--workload", CLOSED, "--json")
     one, two = (

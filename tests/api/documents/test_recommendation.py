@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from api.documents.recommendation import predicted_for, recommended_settings
+from engine.spec.modes import ModePin
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps, ModePin, Settings
+from engine.spec.settings import Caps, Settings
 
 
 @pytest.mark.parametrize("pin", [ModePin.TABLE, ModePin.AUTO, ModePin.SHIFT])

@@ -16,7 +16,8 @@ from engine.executors.process import ProcessExecutor
 from engine.spec.config import Collectives, EngineConfig
 from engine.spec.errors import CheckpointError, RankError
 from engine.spec.model import DType, ModelConfig
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from tests.contracts.executor import next_step, prompt_step
 from tests.engine.executors.processes import SOON_S, wait_gone
 

@@ -14,7 +14,8 @@ from engine.spec.errors import CheckpointError
 from engine.spec.families import registry
 from engine.spec.families.family import Family, RawConfig, TensorNames
 from engine.spec.model import ModelConfig
-from engine.spec.plan import Mode, parse_plan
+from engine.spec.modes import Mode
+from engine.spec.plan import parse_plan
 from tests.engine.checkpoints import FAMILIES, family_config, reference, write_checkpoint
 from tests.engine.step_driver import StepDriver
 from tests.engine.thread_ranks import ThreadReplica

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from engine.models.loader import SINGLE_FILE
 from engine.spec.model import ModelConfig
-from engine.spec.plan import Mode, parse_plan
+from engine.spec.modes import Mode
+from engine.spec.plan import parse_plan
 from tests.engine.checkpoints import family_config, reference, write_checkpoint
 from tests.engine.step_driver import StepDriver
 from tests.engine.thread_ranks import ThreadReplica

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from engine.modes.chooser import ModeChooser
 from engine.modes.pace import MAX_STEP_TOKENS
 from engine.modes.table import ModeTable
-from engine.spec.plan import Mode, ParallelPlan
-from engine.spec.settings import ModePin, Settings
+from engine.spec.modes import Mode, ModePin
+from engine.spec.plan import ParallelPlan
+from engine.spec.rungs import rungs_of, thresholds_of
+from engine.spec.settings import Settings
 from tests.engine.modes.test_table import make_table, tables
 
 SHIFT = ParallelPlan(sp=2, shift=True)
+LADDER = ParallelPlan(sp=8, shift=True)
 TABLE = make_table((8, 10, 5), (16, 10, 12), (32, 15, 14), (64, 20, 40))
 
 
@@ -95,6 +98,71 @@ def test_a_coin_flips_the_mode_from_seed_and_step_alone() -> None:
 
     assert 120 < flips(5).count(Mode.BASE) < 280
     assert flips(5) == flips(5) != flips(6)
+
+
+def test_a_coin_draws_every_rung_of_the_ladder() -> None:
+    rule = ModeChooser(plan=LADDER, threshold_tokens=0, coin_seed=5)
+    drawn = [rule.choose(1, step) for step in range(400)]
+    assert set(drawn) == set(LADDER.modes)
+    assert all(60 < drawn.count(mode) < 140 for mode in LADDER.modes)
+
+
+def test_by_thresholds_a_step_takes_the_rung_of_the_fewest_slices_that_may_hold_it() -> None:
+    settings = Settings(
+        plan=LADDER, threshold_tokens=64, rung_thresholds=((Mode("4x2"), 1024), (Mode("2x4"), 256))
+    )
+    rule = ModeChooser.of(settings)
+    assert [rule.choose(n, 0).value for n in (64, 65, 256, 257, 1024, 1025)] == [
+        "shift",
+        "2x4",
+        "2x4",
+        "4x2",
+        "4x2",
+        "base",
+    ]
+    few = replace(settings, rungs=(Mode("4x2"), Mode.SHIFT))
+    assert [ModeChooser.of(few).choose(n, 0).value for n in (64, 65, 9999)] == [
+        "shift",
+        "4x2",
+        "4x2",
+    ]
+
+
+def test_without_thresholds_of_their_own_rungs_between_base_and_shift_get_no_steps() -> None:
+    rule = ModeChooser.of(Settings(plan=LADDER, threshold_tokens=64))
+    assert {rule.choose(n, 0) for n in range(1, 3000)} == {Mode.SHIFT, Mode.BASE}
+    table = make_table((8, 10, 7, 5), (64, 12, 8, 10))
+    plan = ParallelPlan(sp=4, shift=True)
+    by_table = Settings(plan=plan, pin=ModePin.TABLE)
+    assert ModeChooser.of(by_table, table=table).choose(64, 0) is Mode("2x2")
+    ends = replace(by_table, rungs=(Mode.BASE, Mode.SHIFT))
+    assert ModeChooser.of(ends, table=table).choose(64, 0) is Mode.SHIFT
+
+
+@given(
+    thresholds=st.dictionaries(st.sampled_from(LADDER.modes[1:-1]), st.integers(0, 500)),
+    rungs=st.none() | st.sets(st.sampled_from(LADDER.modes), min_size=1),
+    shift=st.integers(0, 500),
+    at_most=st.integers(0, 600),
+    mode=st.sampled_from(LADDER.modes),
+)
+def test_by_thresholds_the_largest_step_of_a_rung_is_the_one_that_counting_down_finds(
+    thresholds: dict[Mode, int],
+    rungs: set[Mode] | None,
+    shift: int,
+    at_most: int,
+    mode: Mode,
+) -> None:
+    settings = Settings(
+        plan=LADDER,
+        threshold_tokens=shift,
+        rung_thresholds=thresholds_of(LADDER, thresholds),
+        rungs=None if rungs is None else rungs_of(LADDER, rungs),
+    )
+    rule = ModeChooser.of(settings)
+    counted = next((n for n in range(at_most, 0, -1) if rule.choose(n, 0) is mode), 0)
+    assert rule.largest_tokens(mode, at_most, 0) == counted
+    assert {rule.choose(n, 0) for n in range(1, 600)} <= set(settings.modes)
 
 
 def test_the_rule_of_settings_is_theirs() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.modes.pace import StepPace
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 
 
 def test_a_slow_prompt_after_thousands_of_quick_decodes_is_not_taken_for_hung() -> None:

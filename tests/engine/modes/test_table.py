@@ -12,18 +12,23 @@ from hypothesis import strategies as st
 
 from engine.modes.table import DEAD_BAND, ModeTable, extended, find_table, store_table
 from engine.spec.errors import EngineError
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
+
+MIDDLE = Mode("2x2")
+LADDER = (Mode.BASE, MIDDLE, Mode.SHIFT)
 
 
-def make_table(*rows: tuple[int, float, float], num_timed: int | None = None) -> ModeTable:
-    """A table of (tokens, base ms, shift ms)."""
+def make_table(*rows: tuple[float, ...], num_timed: int | None = None) -> ModeTable:
+    """A table of (tokens, base ms, shift ms) or (tokens, base ms, ms on the rung 2x2, shift ms)."""
+    modes = LADDER if rows and len(rows[0]) == 4 else (Mode.BASE, Mode.SHIFT)
     return ModeTable(
-        sizes=tuple(size for size, _, _ in rows),
-        base_s=tuple(base_ms * 1e-3 for _, base_ms, _ in rows),
-        shift_s=tuple(shift_ms * 1e-3 for _, _, shift_ms in rows),
+        sizes=tuple(int(row[0]) for row in rows),
+        columns={
+            mode: tuple(row[1 + nth] * 1e-3 for row in rows) for nth, mode in enumerate(modes)
+        },
         num_timed=num_timed or len(rows),
         fingerprint="f00d",
-        plan="sp=2,shift",
+        plan="sp=4,shift",
         device="cpu",
     )
 
@@ -34,9 +39,11 @@ step_ms = st.floats(0.1, 1000.0)
 
 
 @st.composite
-def tables(draw: st.DrawFn) -> ModeTable:
+def tables(draw: st.DrawFn, widths: tuple[int, ...] = (2, 3)) -> ModeTable:
+    """With a column of base and one of shift, and one of a rung between where ``widths`` say 3."""
     sizes = sorted(draw(st.sets(st.integers(1, 5000), min_size=1, max_size=12)))
-    return make_table(*[(size, draw(step_ms), draw(step_ms)) for size in sizes])
+    width = draw(st.sampled_from(widths))
+    return make_table(*[(size, *(draw(step_ms) for _ in range(width))) for size in sizes])
 
 
 def test_each_bucket_runs_in_the_faster_mode_and_in_shift_where_both_are_alike() -> None:
@@ -44,6 +51,20 @@ def test_each_bucket_runs_in_the_faster_mode_and_in_shift_where_both_are_alike()
     assert chosen == [Mode.SHIFT] * 6 + [Mode.BASE] * 4
     assert CROSSING.largest_shift_tokens == 32
     assert CROSSING.threshold_tokens == 32
+
+
+def test_a_rung_between_is_taken_where_it_is_fastest_and_where_it_is_allowed() -> None:
+    table = make_table((8, 10, 7, 5), (64, 12, 8, 10), (512, 20, 26, 40), (1024, 30, 29.5, 60))
+    assert table.modes == (Mode.SHIFT, MIDDLE, Mode.BASE, MIDDLE)
+    assert table.largest_tokens(MIDDLE, 600) == 600
+    assert table.largest_tokens(MIDDLE, 500) == 64
+    assert table.other_s(MIDDLE, 64) == pytest.approx(10e-3)
+    assert table.regret_s(Mode.SHIFT, 64) == pytest.approx(2e-3)
+    ends = table.only((Mode.BASE, Mode.SHIFT))
+    assert ends.modes == (Mode.SHIFT, Mode.SHIFT, Mode.BASE, Mode.BASE)
+    assert ends.to_json()["buckets"][1]["2x2_s"] == 8e-3
+    with pytest.raises(EngineError, match="'4x1' was not timed"):
+        table.only((Mode("4x1"),))
 
 
 def test_seconds_go_on_in_a_line_beyond_the_largest_size() -> None:
@@ -68,11 +89,11 @@ def test_the_tables_own_choice_is_never_regretted_and_loses_the_dead_band_at_mos
     chosen = table.faster(tokens)
     assert table.regret_s(chosen, tokens) == 0.0
     if tokens <= table.sizes[-1]:
-        best_s = min(table.seconds(mode, tokens) for mode in Mode)
+        best_s = min(table.seconds(mode, tokens) for mode in table.columns)
         assert table.seconds(chosen, tokens) <= best_s * (1 + DEAD_BAND) * (1 + 1e-9)
 
 
-@given(table=tables(), at_most=st.integers(0, 10_000), mode=st.sampled_from(Mode))
+@given(table=tables(), at_most=st.integers(0, 10_000), mode=st.sampled_from(LADDER))
 def test_the_largest_step_of_a_mode_is_the_one_that_counting_down_finds(
     table: ModeTable, at_most: int, mode: Mode
 ) -> None:
@@ -115,7 +136,7 @@ def test_a_table_reads_back_what_it_writes(table: ModeTable) -> None:
 def test_sizes_that_were_not_timed_are_told_apart() -> None:
     longer = extended(make_table((8, 10, 5), (16, 12, 9)), [8, 16, 32, 64])
     assert longer.sizes == (8, 16, 32, 64)
-    assert longer.base_s[3] == pytest.approx(24e-3)
+    assert longer.columns[Mode.BASE][3] == pytest.approx(24e-3)
     told = [bucket["is_measured"] for bucket in longer.to_json()["buckets"]]
     assert told == [True, True, False, False]
 

@@ -1,4 +1,4 @@
-"""Shift shards are views: no product in either mode reads a second copy of a weight."""
+"""Shards are views: no product in any mode reads a second copy of a weight."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from engine.parallel.linear import (
     VocabParallelHead,
 )
 from engine.parallel.mesh import solo_groups
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 
 GROUPS = solo_groups()
+RANGES = {Mode.BASE: range(6), Mode.SHIFT: range(2, 4)}
 
 
-def test_the_shift_shard_of_a_column_split_is_a_row_range_of_the_base_shard() -> None:
+def test_a_modes_shard_of_a_column_split_is_a_row_range_of_the_base_shard() -> None:
     weight, bias, x = torch.randn(6, 4), torch.randn(6), torch.randn(3, 4)
-    linear = ColumnParallelLinear(weight, bias, shift_rows=range(2, 4))
+    linear = ColumnParallelLinear(weight, bias, rows=RANGES)
     base = linear(x, Mode.BASE)
     torch.testing.assert_close(base, x @ weight.T + bias)
     torch.testing.assert_close(linear(x, Mode.SHIFT), base[:, 2:4])
@@ -27,9 +28,9 @@ def test_the_shift_shard_of_a_column_split_is_a_row_range_of_the_base_shard() ->
     assert not linear(x, Mode.SHIFT).any()
 
 
-def test_the_shift_shard_of_a_row_split_is_a_column_range_of_the_base_shard() -> None:
+def test_a_modes_shard_of_a_row_split_is_a_column_range_of_the_base_shard() -> None:
     weight, x = torch.randn(4, 6), torch.randn(3, 6)
-    linear = RowParallelLinear(weight, shift_columns=range(2, 4), groups=GROUPS)
+    linear = RowParallelLinear(weight, columns=RANGES, groups=GROUPS)
     torch.testing.assert_close(linear(x, Mode.BASE), x @ weight.T)
     torch.testing.assert_close(linear(x[:, 2:4], Mode.SHIFT), x[:, 2:4] @ weight[:, 2:4].T)
     weight.zero_()
@@ -38,8 +39,9 @@ def test_the_shift_shard_of_a_row_split_is_a_column_range_of_the_base_shard() ->
 
 def test_a_tied_head_reads_the_embedding_and_padding_never_wins() -> None:
     weight = torch.randn(6, 4)
-    embedding = VocabParallelEmbedding(weight, base_start=0, shift_rows=range(6), groups=GROUPS)
-    head = VocabParallelHead(embedding.shift_view, num_valid=5, vocab_size=5, groups=GROUPS)
+    whole = dict.fromkeys(Mode, range(6))
+    embedding = VocabParallelEmbedding(weight, start=0, rows=whole, block=range(6), groups=GROUPS)
+    head = VocabParallelHead(embedding.block_view, num_valid=5, vocab_size=5, groups=GROUPS)
     ids = torch.tensor([4, 0])
     assert torch.equal(embedding(ids, Mode.BASE), weight[ids])
     assert torch.equal(embedding(ids, Mode.SHIFT), weight[ids])

@@ -16,9 +16,11 @@ from engine.parallel.communicator import Communicator
 from engine.parallel.mesh import RankGroups
 from engine.parallel.pipeline import recv_stage, send_stage
 from engine.parallel.sequence import row_exchange
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from tests.engine.thread_ranks import ThreadCommunicator, ThreadGroup, ThreadWorld
 
+LADDER = ParallelPlan(pp=2, sp=4, tp=2, shift=True)
 CPU = torch.device("cpu")
 Answer = TypeVar("Answer")
 
@@ -41,26 +43,23 @@ def test_wanted_rows_reach_every_rank_in_the_order_asked_for(
     x = torch.arange(num_rows * 3, dtype=torch.float64).view(num_rows, 3)
 
     def collect(group: Communicator) -> torch.Tensor:
-        exchange = row_exchange(
-            wanted, rows_per_rank=rows_per_rank, rank=group.rank, size=size, device=CPU
-        )
+        exchange = row_exchange(wanted, rows_per_rank=rows_per_rank, group=group, device=CPU)
         mine = x[group.rank * rows_per_rank : (group.rank + 1) * rows_per_rank]
-        return exchange.run(mine, group)
+        return exchange.run(mine)
 
     for got in on_threads(size, collect):
         assert torch.equal(got, x[torch.from_numpy(wanted)])
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 4, 9])
-@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("mode", LADDER.modes)
 def test_a_stage_receives_the_rows_the_one_before_it_sent(mode: Mode, num_rows: int) -> None:
-    plan = ParallelPlan(pp=2, sp=2, tp=2, shift=True)
-    world = ThreadWorld(plan)
-    groups = [world.groups(rank) for rank in range(8)]
+    world = ThreadWorld(LADDER)
+    groups = [world.groups(rank) for rank in range(16)]
 
     def rows_of(rank: int) -> torch.Tensor:
-        """In shift mode all ranks hold the same rows, in base mode each SP slice its own."""
-        own = 0 if mode is Mode.SHIFT else groups[rank].sp.rank
+        """The ranks of a tensor group hold the same rows, every slice its own."""
+        own = groups[rank].sequence(mode).rank
         return torch.full((num_rows, 5), float(own)).add_(torch.arange(num_rows)[:, None])
 
     def run(rank: int) -> torch.Tensor | None:
@@ -77,9 +76,9 @@ def test_a_stage_receives_the_rows_the_one_before_it_sent(mode: Mode, num_rows: 
             device=CPU,
         )
 
-    with ThreadPoolExecutor(8) as threads:
-        got = list(threads.map(run, range(8)))
-    for rank in range(4, 8):
+    with ThreadPoolExecutor(16) as threads:
+        got = list(threads.map(run, range(16)))
+    for rank in range(8, 16):
         received = got[rank]
         assert received is not None
         assert torch.equal(received, rows_of(rank))

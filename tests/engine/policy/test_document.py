@@ -15,8 +15,9 @@ from engine.policy.document import (
     merge_patch,
 )
 from engine.spec.errors import PolicyError
+from engine.spec.modes import ModePin
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps, ModePin, Settings
+from engine.spec.settings import Caps, Settings
 
 SETTINGS = Settings(plan=ParallelPlan(sp=4, tp=2, shift=True), threshold_tokens=128)
 POLICY = EnginePolicy(settings=SETTINGS)

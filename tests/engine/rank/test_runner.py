@@ -12,7 +12,8 @@ from engine.parallel.mesh import solo_groups
 from engine.rank.runner import ModelRunner
 from engine.spec.errors import PlanError
 from engine.spec.model import DType, ModelConfig
-from engine.spec.plan import Mode, ParallelPlan, parse_plan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan, parse_plan
 from engine.spec.steps import SlotSampling, SlotStart, StepPlan, StepShape, float32, int32
 from tests.engine.checkpoints import family_config, write_checkpoint
 from tests.engine.thread_ranks import ThreadReplica

@@ -27,9 +27,10 @@ from engine.replica.mode_timing import (
 )
 from engine.spec.config import EngineConfig, ExecutorKind, LinkEmulation
 from engine.spec.model import DType, ModelConfig
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode, ModePin
+from engine.spec.plan import ParallelPlan
 from engine.spec.request import SamplingParams
-from engine.spec.settings import Caps, ModePin, Settings
+from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepPlan, StepShape, int32
 from engine.wire.rank_table import RankTable
 from tests.engine.configs import with_settings

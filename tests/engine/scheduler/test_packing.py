@@ -9,8 +9,8 @@ from engine.modes.chooser import ModeChooser
 from engine.modes.pace import StepPace
 from engine.modes.table import ModeTable
 from engine.scheduler.packing import prefill_room
-from engine.spec.plan import Mode, ParallelPlan
-from engine.spec.settings import ModePin
+from engine.spec.modes import Mode, ModePin
+from engine.spec.plan import ParallelPlan
 from tests.engine.modes.test_table import tables
 
 SHIFT = ParallelPlan(sp=2, shift=True)
@@ -84,6 +84,28 @@ def test_the_block_that_must_move_on_keeps_the_step_in_shift() -> None:
     assert room(used=256, max_step_ms=1.0, pace=PACE) == BLOCK
 
 
+def test_the_block_that_must_move_on_keeps_the_step_on_the_rung_of_fewer_slices() -> None:
+    rule = ModeChooser(
+        plan=ParallelPlan(sp=4, shift=True),
+        threshold_tokens=64,
+        rung_thresholds={Mode("2x2"): 256},
+    )
+
+    def moved(used: int) -> int:
+        return prefill_room(
+            used=used,
+            prefill_tokens=0,
+            budget=2048,
+            max_step_ms=1.0,
+            block_size=BLOCK,
+            chooser=rule,
+            pace=PACE,
+            step_id=0,
+        )
+
+    assert [moved(used) for used in (60, 100, 250, 256)] == [4, BLOCK, 6, BLOCK]
+
+
 def test_a_plan_without_shift_keeps_to_its_base_time() -> None:
     plain = room(used=100, max_step_ms=50.0, pace=PACE, plan=ParallelPlan(sp=2))
     assert 298 <= plain <= 300
@@ -92,8 +114,7 @@ def test_a_plan_without_shift_keeps_to_its_base_time() -> None:
 def test_a_table_stands_in_while_too_few_steps_were_seen() -> None:
     table = ModeTable(
         sizes=(64, 256, 1024),
-        base_s=(30e-3, 40e-3, 80e-3),
-        shift_s=(10e-3, 30e-3, 100e-3),
+        columns={Mode.BASE: (30e-3, 40e-3, 80e-3), Mode.SHIFT: (10e-3, 30e-3, 100e-3)},
         num_timed=3,
         fingerprint="",
         plan="",
@@ -122,7 +143,7 @@ worlds = st.fixed_dictionaries(
         "pin": st.sampled_from(ModePin),
         "coin_seed": st.sampled_from([None, 4]),
         "threshold": st.integers(0, 600),
-        "table": st.none() | tables(),
+        "table": st.none() | tables(widths=(2,)),
     }
 )
 caps = st.floats(0.1, 300.0)
@@ -148,7 +169,7 @@ def test_more_time_never_means_a_smaller_chunk(
     pace=st.builds(seen_pace, seen_lines, seen_lines),
     pin=st.sampled_from(ModePin),
     threshold=st.integers(0, 600),
-    table=st.none() | tables(),
+    table=st.none() | tables(widths=(2,)),
     cap=caps,
 )
 def test_a_step_fits_its_time_in_its_mode_and_no_larger_one_does(

@@ -12,7 +12,8 @@ from engine.scheduler.skipping import SkippingScheduler, with_more_context
 from engine.scheduler.step import ScheduledStep
 from engine.scheduler.table import Sequence
 from engine.spec.errors import QueueFullError, RequestError
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason, Request, SamplingParams
 from engine.spec.settings import Caps, Order
 

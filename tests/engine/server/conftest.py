@@ -23,8 +23,9 @@ from engine.server.keys import ServerKeys
 from engine.server.spans import Traces
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.limits import RequestLimits
+from engine.spec.modes import ModePin
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps, ModePin, Settings
+from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
 from engine.text.tokenizer import Tokenizer
 

@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.spec.settings import ModePin
+from engine.spec.modes import Mode, ModePin
+from engine.spec.plan import ParallelPlan
 from tests.engine.server.conftest import MODEL, Server, serving, simulated_engine
 
 
@@ -60,6 +61,41 @@ def test_a_hot_change_is_in_force_when_the_answer_comes(knobs: Server) -> None:
     assert knobs.engine.settings.threshold_tokens == 17
     assert knobs.engine.settings.caps.max_num_seqs == 3
     assert knobs.engine.stats().policy_version == 1
+
+
+def test_a_rung_is_pinned_and_rungs_are_restricted_with_the_next_step(tiny_dir: Path) -> None:
+    plan = ParallelPlan(sp=4, shift=True)
+    with (
+        simulated_engine(tiny_dir, step_s=0.001, plan=plan) as engine,
+        serving(engine, tiny_dir) as server,
+    ):
+        pinned = _patch(server, {"mode": "2x2"})
+        assert pinned.json()["changes"] == {"mode": "hot"}
+        server.complete(prompt=[5, 6, 7], max_tokens=5)
+        assert engine.stats().steps[Mode("2x2")] == 5
+        assert 'mode="2x2"' in server.http.get("/metrics").text
+        knobs = {k["name"]: k for k in server.http.get("/v1/engine/capabilities").json()["knobs"]}
+        assert knobs["mode"]["choices"] == ["table", "auto", "base", "shift", "2x2"]
+        refused = _problem(_patch(server, {"shift": {"rungs": ["base"]}}), 422)
+        assert "mode '2x2' is not among the rungs base" in refused["detail"]
+        patch = {
+            "mode": "auto",
+            "shift": {"rungs": ["shift", "2x2"], "rung_thresholds": {"2x2": 9}},
+        }
+        answer = _patch(server, patch).json()
+        assert answer["changes"] == {
+            "shift.rungs": "hot",
+            "shift.rung_thresholds": "hot",
+            "mode": "hot",
+        }
+        assert answer["diff"][0] == {
+            "knob": "shift.rungs",
+            "from": None,
+            "to": ["2x2", "shift"],
+            "class": "hot",
+        }
+        back = _patch(server, {"shift": {"rungs": None, "rung_thresholds": None}})
+        assert back.json()["effective"]["shift"] == {"enabled": True, "threshold_tokens": 256}
 
 
 def test_a_null_takes_a_cap_away(knobs: Server) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+from copy import deepcopy
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from engine.spec.errors import PlanError
 from engine.spec.feasible import check_plan, infeasible_reasons, list_plans
 from engine.spec.model import ModelConfig
+from engine.spec.modes import Mode, Rung
 from engine.spec.plan import (
     ParallelPlan,
     padded_vocab_size,
@@ -72,6 +76,31 @@ def test_the_shift_word_sets_its_threshold() -> None:
     assert parse_plan("sp=2,shift").threshold_tokens is None
 
 
+def test_a_rung_is_a_view_of_the_plan_and_its_word_sets_its_threshold() -> None:
+    spec = parse_plan("sp=12,tp=2,shift=64,3x8=300,6x4=900")
+    assert [mode.value for mode in spec.plan.modes] == [
+        "base",
+        "6x4",
+        "4x6",
+        "3x8",
+        "2x12",
+        "shift",
+    ]
+    assert spec.rung_thresholds == ((Mode("6x4"), 900), (Mode("3x8"), 300))
+    assert spec.plan.rung(Mode.SHIFT) == Rung(sp=1, tp=24)
+    assert spec.plan.mode_of(Mode("12x2")) is Mode.BASE
+    assert ParallelPlan(sp=12, tp=2).modes == (Mode.BASE,)
+
+
+def test_a_rung_is_one_object_however_it_is_read() -> None:
+    for copied in (pickle.loads(pickle.dumps(Mode("4x2"))), deepcopy(Mode("4x2"))):
+        assert copied is Mode("4x2")
+    assert msgspec.json.decode(b'"4x2"', type=Mode) is Mode("4x2")
+    for text in ("4x", "0x2", "4x2x1", "04x2", "4X2", ""):
+        with pytest.raises(ValueError, match="is not a valid Mode"):
+            Mode(text)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -82,6 +111,11 @@ def test_the_shift_word_sets_its_threshold() -> None:
         ("tp=0", "tp=0: a degree is a whole number of at least 1"),
         ("tp=2,shift=8", "shift needs sp > 1"),
         ("", "unknown word ''"),
+        ("sp=8,shift,3x3=1", "'3x3' is no rung of sp=8, tp=1"),
+        ("sp=8,shift,8x1=1", "'base' has no threshold of its own"),
+        ("sp=8,4x2=1", "'4x2' has no threshold of its own; with Shift on"),
+        ("sp=8,shift,4x2=1,4x2=2", "'4x2' stands twice"),
+        ("sp=8,shift,4x2", "4x2='' is not a whole number"),
     ],
 )
 def test_a_plan_that_cannot_be_read_is_refused_with_the_word(text: str, message: str) -> None:

@@ -6,7 +6,8 @@ from dataclasses import fields, replace
 
 import pytest
 
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from engine.spec.steps import StepShape
 from tuner.backends import Backend, ServedTimer, load_backend

@@ -9,7 +9,8 @@ import pytest
 from engine.spec.config import EngineConfig, ExecutorKind, num_kv_blocks
 from engine.spec.errors import PlanError
 from engine.spec.model import DType
-from engine.spec.plan import Mode, parse_plan
+from engine.spec.modes import Mode
+from engine.spec.plan import parse_plan
 from engine.spec.settings import Caps
 from engine.spec.steps import StepShape
 from tuner.backends import load_backend

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from engine.spec.model import DType
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
 from tests.tuner.worlds import LLAMA_70B
 from tuner.hardware import Launch, Precision, paced_timer, parse_hardware

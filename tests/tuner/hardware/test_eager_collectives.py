@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
 from tuner.hardware import Launch, Precision, paced_timer, parse_hardware
 from tuner.work.models import load_model

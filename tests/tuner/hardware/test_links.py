@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
 from tests.tuner.worlds import LLAMA_70B
 from tuner.hardware import Precision, list_links, load_link, paced_timer, parse_hardware

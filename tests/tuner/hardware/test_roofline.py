@@ -4,7 +4,8 @@ import pytest
 
 from engine.spec.errors import PlanError
 from engine.spec.model import DType
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps
 from engine.spec.steps import StepShape
 from tests.tuner.worlds import LLAMA_70B

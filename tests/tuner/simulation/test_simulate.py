@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from engine.scheduler.skipping import SkippingScheduler
 from engine.spec.measurement import Measurement, Outcome
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode, ModePin
+from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
+from engine.spec.steps import StepShape
 from tests.tuner.worlds import SMALL, LinearTimer, closed_loop, open_loop
 from tuner.simulation.simulate import (
     Ranks,
@@ -37,6 +39,7 @@ def run(
     threshold_tokens: int = 64,
     keeps_prefixes: bool = False,
     front_end: FrontEnd = NO_FRONT_END,
+    pin: ModePin = ModePin.AUTO,
 ) -> SimulationResult:
     plan = plan or ParallelPlan()
     ranks = Ranks(timer=timer or LinearTimer(stages=plan.pp), num_kv_blocks=num_kv_blocks)
@@ -51,6 +54,7 @@ def run(
         plan=plan,
         threshold_tokens=threshold_tokens,
         caps=caps or Caps(max_num_seqs=16, max_num_batched_tokens=256),
+        pin=pin,
     )
     return simulate(engine, given, workload, seed=3)
 
@@ -158,6 +162,29 @@ def test_small_steps_run_in_shift_and_large_ones_in_base() -> None:
     assert counts.steps[Mode.SHIFT] > 0
     assert counts.steps[Mode.BASE] > 0
     assert counts.mode_switches > 0
+
+
+class RungTimer(LinearTimer):
+    """Shift is quickest up to 32 tokens, the rung between up to 128, and base beyond."""
+
+    def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:
+        slices = {Mode.BASE: 4, Mode.SHIFT: 1}.get(shape.mode, 2)
+        most = {1: 32, 2: 128, 4: 10_000}[slices]
+        lost_s = 0.01 * slices + (0.1 if shape.num_tokens > most else 0.0)
+        return (self.fixed_s + lost_s + 1e-6 * shape.num_tokens,)
+
+
+def test_by_table_a_simulated_step_takes_the_rung_that_its_timer_tells_is_fastest() -> None:
+    plan, timer = ParallelPlan(sp=4, shift=True), RungTimer()
+    load = open_loop(requests=40, gap_s=0.05)
+    by_table = run(load, plan=plan, timer=timer, pin=ModePin.TABLE)
+    for mode in plan.modes:
+        assert by_table.counts.steps[mode] > 0
+    by_threshold = run(load, plan=plan, timer=timer)
+    assert set(by_threshold.counts.steps) == {Mode.BASE, Mode.SHIFT}
+    assert (by_table.measurement.e2e_ms.mean or 0) < (by_threshold.measurement.e2e_ms.mean or 0)
+    held = run(load, plan=plan, timer=timer, pin=ModePin("2x2"))
+    assert {mode for mode, count in held.counts.steps.items() if count} == {Mode("2x2")}
 
 
 def test_a_closed_loop_never_runs_more_than_its_concurrency() -> None:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from engine.policy.document import KnobClass
 from engine.spec.measurement import Outcome
-from engine.spec.plan import Mode, ParallelPlan
-from engine.spec.settings import Caps, ModePin, Settings
+from engine.spec.modes import Mode, ModePin
+from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps, Settings
 from policies.attainment import judge
 from policies.controller import Reason
 from policies.sla import Sla

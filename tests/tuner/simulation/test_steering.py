@@ -9,8 +9,9 @@ import pytest
 
 from engine.policy.document import KnobClass
 from engine.spec.errors import PolicyError
+from engine.spec.modes import ModePin
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps, ModePin, Settings
+from engine.spec.settings import Caps, Settings
 from policies.controller import Action, ControlLimits, Reason
 from policies.points import Estimate
 from policies.sla import Sla

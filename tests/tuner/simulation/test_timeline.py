@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from engine.spec.measurement import Distribution, Fidelity, Measurement, Outcome, RequestTiming
-from engine.spec.plan import Mode
+from engine.spec.modes import Mode
 from engine.spec.steps import StepShape
 from policies.sla import Sla
 from tuner.simulation.log import Segment

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.spec.plan import Mode, ParallelPlan, parse_plan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan, parse_plan
 from engine.spec.steps import StepShape
 from tests.tuner.profiles import made_up_profile, operator_rows, shapes, true_seconds
 from tests.tuner.worlds import LLAMA_70B, SMALL

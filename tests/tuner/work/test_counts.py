@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from engine.spec.model import DType
-from engine.spec.plan import Mode, ParallelPlan
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
 from tests.tuner.worlds import LLAMA_70B
-from tuner.work.counts import CollectiveKind, StageWork, WorkCounter
+from tuner.work.counts import CollectiveKind, StageWork, WorkCounter, layer_shapes
 
 
 def work_of(plan: ParallelPlan, mode: Mode, num_tokens: int, stage: int = 0) -> StageWork:
@@ -32,6 +35,21 @@ def test_base_and_shift_multiply_equally_much_on_each_rank() -> None:
     assert base.layer.weights == 4 * shift.layer.weights
     layers = 2.0 * 4096 * LLAMA_70B.num_layers * LLAMA_70B.layer_params / 8
     assert products_flops(shift) == pytest.approx(layers)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 100, 4096])
+def test_a_rung_does_the_work_of_the_plan_with_its_degrees(num_tokens: int) -> None:
+    ladder = ParallelPlan(sp=8, shift=True)
+    for mode in ladder.modes:
+        rung = ladder.rung(mode)
+        plain = work_of(ParallelPlan(sp=rung.sp, tp=rung.tp), Mode.BASE, num_tokens)
+        assert work_of(ladder, mode, num_tokens) == plain
+
+
+def test_a_shard_that_begins_amid_the_users_of_a_kv_head_needs_both_its_neighbours() -> None:
+    three = replace(LLAMA_70B, num_heads=12, num_kv_heads=3)
+    widths = [layer_shapes(three, degree).qkv.n // three.head_dim for degree in (1, 2, 3, 6)]
+    assert widths == [12 + 6, 6 + 4, 4 + 2, 2 + 2]
 
 
 def test_stages_divide_the_work_of_a_step() -> None:

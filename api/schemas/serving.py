@@ -27,12 +27,12 @@ from api.schemas.plain import (
 from engine.policy.document import KnobClass
 from engine.server.takes import NUMBER
 from engine.spec.measurement import Outcome
-from engine.spec.modes import Mode
+from engine.spec.modes import MODE_PATTERN, Mode
 from store.models import AckState
 from tuner.hardware.device import MAX_DEVICES
 
 # Rungs are open: the fixed words, and degrees such as 4x2.
-MODE_SCHEMA = {"type": "string", "pattern": r"^(base|shift|[1-9]\d{0,4}x[1-9]\d{0,4})$"}
+MODE_SCHEMA = {"type": "string", "pattern": MODE_PATTERN}
 # One heartbeat holds about a second of traffic.
 MAX_REQUESTS = 20_000
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.spec.modes import MODE_PATTERN, PIN_PATTERN
 from engine.spec.plan import AXES
-from engine.spec.settings import MOST_CAP, ModePin, Order
+from engine.spec.settings import MOST_CAP, Order
 
 Json = dict[str, Any]
 COUNT: Json = {"type": ["integer", "null"], "minimum": 1, "maximum": MOST_CAP}
@@ -22,7 +23,19 @@ SCHEMA = {
     "properties": {
         "plan": _section(dict.fromkeys(AXES, COUNT)),
         "shift": _section(
-            {"enabled": {"type": ["boolean", "null"]}, "threshold_tokens": FROM_ZERO}
+            {
+                "enabled": {"type": ["boolean", "null"]},
+                "threshold_tokens": FROM_ZERO,
+                "rungs": {
+                    "type": ["array", "null"],
+                    "items": {"type": "string", "pattern": MODE_PATTERN},
+                },
+                "rung_thresholds": {
+                    "type": ["object", "null"],
+                    "patternProperties": {MODE_PATTERN: FROM_ZERO},
+                    "additionalProperties": False,
+                },
+            }
         ),
         "caps": _section(
             {
@@ -33,7 +46,7 @@ SCHEMA = {
             }
         ),
         "scheduler": _section({"order": {"enum": [*map(str, Order), None]}}),
-        "mode": {"enum": [*map(str, ModePin), None]},
+        "mode": {"type": ["string", "null"], "pattern": PIN_PATTERN},
     },
     "patternProperties": {
         "^(schema|engine|version)$": {"description": "Only as they were read: labels cannot be set"}

@@ -5,16 +5,18 @@ Answers are written by hand (``answers``), as a model per token would cost more 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.policy.document import KnobClass
-from engine.spec.plan import Mode
+from engine.spec.modes import MODE_PATTERN, PIN_PATTERN
 from engine.spec.request import FinishReason
-from engine.spec.settings import ModePin, Order
+from engine.spec.settings import Order
 
 Finish = FinishReason | None
+ModeName = Annotated[str, Field(pattern=MODE_PATTERN, description="base, shift, or a rung: 4x2")]
+PinName = Annotated[str, Field(pattern=PIN_PATTERN, description="table, auto, or one mode")]
 
 
 class Shape(BaseModel):
@@ -249,6 +251,12 @@ class ShiftShape(Shape):
 
     enabled: bool
     threshold_tokens: int
+    rungs: list[ModeName] | None = Field(
+        default=None, description="Modes that steps may run in, where they are not all"
+    )
+    rung_thresholds: dict[ModeName, int] | None = Field(
+        default=None, description="Tokens up to which a rung between base and shift runs"
+    )
 
 
 class CapsShape(Shape):
@@ -276,7 +284,7 @@ class PolicyShape(Shape):
     shift: ShiftShape
     caps: CapsShape
     scheduler: SchedulerShape
-    mode: ModePin
+    mode: PinName
 
 
 class KnobChangeShape(Shape):
@@ -325,12 +333,12 @@ class CapabilitiesShape(Shape):
 
 
 class BucketShape(Shape):
-    """Times of steps of up to so many tokens."""
+    """Times of steps of up to so many tokens: ``base_s``, ``shift_s``, and so for each rung."""
+
+    model_config = ConfigDict(extra="allow")
 
     tokens: int
-    base_s: float
-    shift_s: float
-    mode: Mode
+    mode: ModeName
     is_measured: bool
 
 
@@ -351,6 +359,8 @@ class ModeRuleShape(Shape):
     """What decides the mode of each step; a table per replica, null where none was measured."""
 
     engine: str
-    mode: ModePin
+    mode: PinName
     threshold_tokens: int
+    rung_thresholds: dict[ModeName, int]
+    rungs: list[ModeName]
     tables: list[ModeTableShape | None]

@@ -8,7 +8,8 @@ from enum import StrEnum
 from typing import Self
 
 # Degrees beyond any machine are no rung.
-_RUNG = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
+_DEGREE = r"[1-9]\d{0,4}"
+_RUNG = re.compile(f"({_DEGREE})x({_DEGREE})")
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -86,3 +87,7 @@ class ModePin(RungNames):
     def mode(self) -> Mode | None:
         """The mode that is held; None where each step has its own."""
         return None if self in (ModePin.TABLE, ModePin.AUTO) else Mode(self.value)
+
+
+MODE_PATTERN = f"^(base|shift|{_DEGREE}x{_DEGREE})$"
+PIN_PATTERN = f"^(table|auto|base|shift|{_DEGREE}x{_DEGREE})$"

@@ -19,8 +19,13 @@ from tests.docs.readme_commands import ShownCommand, missing_part, read_commands
 from tests.rooms import ROOT
 
 COMMANDS = read_commands((ROOT / "README.md").read_text())
-# These measure the machine for a minute or two, or need what they measured.
-LONG = ("gearshift profile", "gearshift tune", "gearshift simulate --model ./model")
+# These measure the machine for a minute or two, need what they measured, or judge every plan.
+LONG = (
+    "gearshift profile",
+    "gearshift tune",
+    "gearshift simulate --model ./model",
+    "gearshift plan",
+)
 QUICK = [command for command in COMMANDS if not command.text.startswith(LONG)]
 # What serve prints as soon as it can be used.
 READY = "ready: "

@@ -57,7 +57,9 @@ def expected(folder: Path) -> dict[str, npt.NDArray[np.float64]]:
         }
 
 
-def ask(engine: Engine, *, turns: int = 1, max_tokens: int = 5) -> list[Collector]:
+def ask(
+    engine: Engine, *, turns: int = 1, max_tokens: int = 5, label: str = "first"
+) -> list[Collector]:
     """Every prompt at once, ``turns`` times over, and a neighbour that asks for nothing."""
     silent = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
     params = replace(silent, prompt_logprobs=NUM_BEST)
@@ -65,7 +67,7 @@ def ask(engine: Engine, *, turns: int = 1, max_tokens: int = 5) -> list[Collecto
     for turn in range(turns):
         for name, ids in [*PROMPTS.items(), ("silent", PROMPTS["longer"])]:
             request = Request(
-                request_id=f"{name}/{turn}",
+                request_id=f"{name}/{label}-{turn}",
                 prompt_ids=ids,
                 sampling=silent if name == "silent" else params,
                 arrival_s=time.monotonic(),
@@ -113,7 +115,7 @@ def test_they_are_those_of_transformers_under_every_plan_in_one_step_or_in_chunk
     )
     with Engine(config) as engine:
         # Again, when every beginning can be found in the prefix cache.
-        check(ask(engine) + ask(engine), expected)
+        check(ask(engine) + ask(engine, label="again"), expected)
         engine.check_integrity()
 
 

@@ -70,6 +70,7 @@ def test_an_option_that_would_be_in_vain_is_refused(
     assert message in done.stderr
 
 
+@pytest.mark.slow
 def test_a_live_answer_is_likely_or_none_and_ends_with_the_command_that_serves_it(
     run: Run, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,7 @@ def test_a_killed_worker_resumes_without_losing_or_repeating_a_finished_trial(
     assert _runs(tmp_path) == [0, 1, 2, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_job_whose_worker_could_write_nothing_for_a_while_goes_on(
     database: Database, settings: ServiceSettings, tmp_path: Path

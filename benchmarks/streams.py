@@ -176,7 +176,7 @@ def report(
     lines = [
         f"# {options.streams:,} streams at once on a paced engine",
         "",
-        f"{time.strftime('%Y-%m-%d')}, {platform.platform()}, {psutil.cpu_count()} cores, Python "
+        f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {psutil.cpu_count()} cores, Python "
         f"{platform.python_version()}; other programs used {others_share:.0%} of the machine.",
         "",
         f"`{workload}`, seed {options.seed}; {MODEL} paced as {options.hardware}, plan "

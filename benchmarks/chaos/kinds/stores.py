@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -117,8 +118,12 @@ def _fill_disk(world: World, rng: random.Random) -> None:
 
 def _expect_not_ready(world: World, *names: str) -> None:
     for name in names or SERVICES:
-        if not wait_until(lambda name=name: _status(world, name) == 503, READY_S):  # type: ignore[misc]
+        if not wait_until(partial(_is_not_ready, world, name), READY_S):
             world.faults.append(f"{name} says {_status(world, name)} at /readyz")
+
+
+def _is_not_ready(world: World, name: str) -> bool:
+    return _status(world, name) == 503
 
 
 def _status(world: World, name: str) -> int | None:

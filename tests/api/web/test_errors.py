@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import httpx
 import pytest
 from starlette.testclient import TestClient
 
@@ -14,12 +15,12 @@ from store import Database
 from tests.api.conftest import ADMIN
 
 
-def _is_problem(answer: object, status: int, code: str) -> None:
-    assert answer.status_code == status, answer.text  # type: ignore[attr-defined]
-    assert answer.headers["content-type"] == "application/problem+json"  # type: ignore[attr-defined]
-    body = answer.json()  # type: ignore[attr-defined]
+def _is_problem(answer: httpx.Response, status: int, code: str) -> None:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = answer.json()
     assert (body["status"], body["code"]) == (status, code)
-    assert body["trace_id"] == answer.headers["x-request-id"]  # type: ignore[attr-defined]
+    assert body["trace_id"] == answer.headers["x-request-id"]
     assert isinstance(body["errors"], list)
 
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Self
 
 # Degrees beyond any machine are no rung.
+MOST_DEGREE = 99_999
 _DEGREE = r"[1-9]\d{0,4}"
 _RUNG = re.compile(f"({_DEGREE})x({_DEGREE})")
 
@@ -58,7 +59,9 @@ class RungNames(StrEnum):
             return None
         member = str.__new__(cls, value)
         member._name_ = member._value_ = value
-        # So that a rung is one object however often it is read, like any member.
+        # So that a rung is one object however often it is read, like any member. It stays in memory,
+        # some 200 bytes; who sends names by the million needs a key and is held to its rate. The map
+        # holds members of this class, which its annotation (of Enum) does not tell.
         return cls._value2member_map_.setdefault(value, member)  # type: ignore[return-value]
 
 

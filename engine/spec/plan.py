@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from engine.spec.errors import PlanError
-from engine.spec.modes import Mode, Rung, is_rung
+from engine.spec.modes import MOST_DEGREE, Mode, Rung, is_rung
 from engine.spec.names import did_you_mean
 
 DEFAULT_SHIFT_THRESHOLD = 256
@@ -63,10 +63,13 @@ class ParallelPlan:
     @cached_property
     def modes(self) -> tuple[Mode, ...]:
         """The modes a step of this plan may run in: with Shift on the whole ladder, from base down
-        to shift.
+        to shift. A stage of more ranks than any machine has no rungs between: a plan that only
+        somebody's document names is not worth the search.
         """
         if not self.shift:
             return (Mode.BASE,)
+        if self.stage_size > MOST_DEGREE:
+            return (Mode.BASE, Mode.SHIFT)
         degrees = [sp for sp in range(self.sp - 1, 1, -1) if self.sp % sp == 0]
         rungs = (Rung(sp=sp, tp=self.stage_size // sp) for sp in degrees)
         return (Mode.BASE, *(Mode(str(rung)) for rung in rungs), Mode.SHIFT)

@@ -146,3 +146,10 @@ def test_a_pin_or_an_order_that_is_only_a_word_is_refused() -> None:
         Settings(pin="table")  # type: ignore[arg-type]
     with pytest.raises(PolicyError, match="'lifo': must be an Order; known: fcfs"):
         Settings(order="lifo")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sp", [10**6, 10**9, 10**18])
+def test_a_mode_of_a_plan_beyond_any_machine_is_refused_without_a_search(sp: int) -> None:
+    document = {"plan": {"sp": sp}, "shift": {"enabled": True}, "mode": "4x2"}
+    with pytest.raises(PolicyError, match="'4x2' is no rung of"):
+        Settings.from_json(document)

@@ -59,9 +59,9 @@ class RungNames(StrEnum):
             return None
         member = str.__new__(cls, value)
         member._name_ = member._value_ = value
-        # So that a rung is one object however often it is read, like any member. It stays in memory,
-        # some 200 bytes; who sends names by the million needs a key and is held to its rate. The map
-        # holds members of this class, which its annotation (of Enum) does not tell.
+        # So that a rung is one object however often it is read, like any member. It stays in
+        # memory, some 200 bytes; who sends names by the million needs a key and is held to its
+        # rate. The map holds members of this class, which its annotation (of Enum) cannot tell.
         return cls._value2member_map_.setdefault(value, member)  # type: ignore[return-value]
 
 

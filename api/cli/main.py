@@ -133,6 +133,12 @@ COMMANDS = (
         function="apply",
         help="Apply what plan or tune recommends to a running engine.",
     ),
+    CommandRef(
+        path="export",
+        module="export",
+        function="export",
+        help="Write the command that starts an answer on a serving system.",
+    ),
     CommandRef(path="serve", module="serve", function="serve", help="Run the control plane."),
     CommandRef(
         path="audit verify",

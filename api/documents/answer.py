@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from api.documents.launch import Launch
 from api.documents.tuning_spec import tuning_spec
 from api.schemas.base import Json
 from engine.spec.names import did_you_mean
@@ -44,14 +45,19 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Settings to serve with; ``place`` is None where only the settings are known."""
+    """Settings to serve with; ``place`` is None where only the settings are known.
+
+    ``launch``: commands for serving systems, where the answer has them.
+    """
 
     settings: Settings
     place: Place | None
+    launch: tuple[Launch, ...] = ()
 
 
 class _Chosen(msgspec.Struct):
     settings: Json
+    launch: tuple[Launch, ...] = ()
 
 
 class _Sized(msgspec.Struct):
@@ -61,6 +67,7 @@ class _Sized(msgspec.Struct):
 class _Best(msgspec.Struct):
     settings: Json
     memory: _Sized
+    launch: tuple[Launch, ...] = ()
 
 
 class _Named(msgspec.Struct):
@@ -113,7 +120,7 @@ def read_recommendation(recommendation: Json | None, job_spec: Json | None) -> A
         raise TunerError("nothing was recommended: no plan met the SLA; see the job's report")
     chosen = _convert(recommendation, _Chosen)
     place = _place_of(tuning_spec(job_spec)) if job_spec else None
-    return Answer(settings=Settings.from_json(chosen.settings), place=place)
+    return Answer(settings=Settings.from_json(chosen.settings), place=place, launch=chosen.launch)
 
 
 def _read_tuned(found: _Tuned, choice: str | None) -> Answer:
@@ -122,7 +129,7 @@ def _read_tuned(found: _Tuned, choice: str | None) -> Answer:
     known = {RECOMMENDED: found.recommendation, **found.alternatives}
     chosen = _choose(known, choice)
     place = _place_of(TuningSpec.from_json(found.spec))
-    return Answer(settings=Settings.from_json(chosen.settings), place=place)
+    return Answer(settings=Settings.from_json(chosen.settings), place=place, launch=chosen.launch)
 
 
 def _read_planned(found: _Planned, choice: str | None) -> Answer:
@@ -138,7 +145,7 @@ def _read_planned(found: _Planned, choice: str | None) -> Answer:
         block_size=chosen.memory.block_size,
         max_model_len=found.max_model_len,
     )
-    return Answer(settings=Settings.from_json(chosen.settings), place=place)
+    return Answer(settings=Settings.from_json(chosen.settings), place=place, launch=chosen.launch)
 
 
 def _place_of(spec: TuningSpec) -> Place:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from api.schemas.access import Scope
+from api.schemas.launch import LaunchView
 from api.schemas.serving import ChangeSet
 from api.schemas.tuning import ApplyRequest, RecommendationView
 from api.services import policies, recommendations
 from api.web.auth import Caller, require
 from api.web.context import AppContext, get_context
 from api.web.paging import Paging, link_next
+from tuner.launch.command import System
 
 router = APIRouter(prefix="/v1/recommendations", tags=["recommendations"])
 Context = Annotated[AppContext, Depends(get_context)]
@@ -38,6 +40,24 @@ def get(recommendation_id: str, context: Context, _: Reader) -> RecommendationVi
     """A recommendation with its schedule."""
     with context.database.read() as uow:
         return RecommendationView.model_validate(uow.recommendations.get(recommendation_id))
+
+
+@router.get(
+    "/{recommendation_id}/export",
+    operation_id="export_recommendation",
+    summary="Read how to start a recommendation elsewhere",
+    responses={409: {}},
+)
+def export(
+    recommendation_id: str,
+    context: Context,
+    _: Reader,
+    system: Annotated[System, Query(alias="format", description="The serving system")],
+) -> LaunchView:
+    """The command that starts its settings on a serving system; 409 with the reason where that
+    cannot run them."""
+    with context.database.read() as uow:
+        return recommendations.export(uow, recommendation_id, system)
 
 
 @router.post(

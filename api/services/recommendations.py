@@ -1,13 +1,16 @@
-"""Recommendations: keep the tuner's answer, apply it to an engine."""
+"""Recommendations: apply the tuner's answer to an engine, or start it elsewhere."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import replace
 
+from api.documents.answer import read_recommendation
+from api.documents.launch import launch_for
 from api.documents.policy import PolicyDocument, envelope_in
 from api.documents.recommendation import recommended_settings
 from api.schemas.base import Json
+from api.schemas.launch import LaunchView
 from api.schemas.serving import ChangeSet
 from api.services import policies
 from api.services.policies import Authorship
@@ -15,6 +18,9 @@ from api.web.auth import Caller
 from api.web.errors import ApiError
 from engine.spec.settings import Caps
 from store import UnitOfWork
+from store.models import RecommendationRow
+from tuner.launch.command import System
+from tuner.spec.errors import TunerError
 
 
 def apply(
@@ -35,9 +41,7 @@ def apply(
         ApiError: 409, the job found nothing to recommend.
         PolicyError: caps above the engine's envelope, with the class the change would need.
     """
-    recommendation = uow.recommendations.get(recommendation_id)
-    if not recommendation.document:
-        raise ApiError(409, "nothing_recommended", "no plan met the SLA; see the job's report")
+    recommendation = _recommended(uow, recommendation_id)
     engine = uow.engines.get(engine_id, for_update=True)
     before = PolicyDocument.from_json(policies.current(uow, engine).document)
     after = replace(
@@ -55,6 +59,28 @@ def apply(
     }
     by = Authorship(caller=caller, origin="recommendation", reason=reason)
     return policies.write(uow, engine, before, after, by, control=control, is_dry_run=is_dry_run)
+
+
+def export(uow: UnitOfWork, recommendation_id: str, system: System) -> LaunchView:
+    """How to start a recommendation on a serving system, as the tuner wrote it.
+
+    Raises:
+        ApiError: 409, the job found nothing to recommend, or there is no command for the system.
+    """
+    recommendation = _recommended(uow, recommendation_id)
+    try:
+        launch = launch_for(read_recommendation(recommendation.document, None).launch, system)
+    except TunerError as error:
+        raise ApiError(409, "no_command", str(error)) from error
+    return LaunchView.model_validate(launch)
+
+
+def _recommended(uow: UnitOfWork, recommendation_id: str) -> RecommendationRow:
+    """The recommendation, which recommends something."""
+    found = uow.recommendations.get(recommendation_id)
+    if not found.document:
+        raise ApiError(409, "nothing_recommended", "no plan met the SLA; see the job's report")
+    return found
 
 
 def _within_envelope(schedule: Json | None, envelope: Caps) -> Json | None:

@@ -14,6 +14,9 @@ from policies.points import Estimate
 from policies.schedule import LoadBand, Schedule
 from store import Database
 from tests.models import MODEL
+from tuner.hardware import Precision
+from tuner.launch.command import Served
+from tuner.launch.commands import launch_commands
 
 Json = dict[str, Any]
 PLAN = ParallelPlan(sp=2, shift=True)
@@ -106,6 +109,9 @@ def recommendation_document() -> Json:
         "predicted": {"ttft_ms": {"p95": 120.0}, "attainment": 1.0},
         "measured": None,
         "reason": "cheapest",
+        "launch": [
+            command.to_json() for command in launch_commands(CALM, Served(precision=Precision.BF16))
+        ],
     }
 
 

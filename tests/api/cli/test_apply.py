@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,50 @@ def test_an_engine_is_served_from_a_recommendation_at_a_control_plane(
         with serving(*words) as served:
             policy = served.http.get("/v1/engine/policy").json()
     assert policy["caps"] == CALM.to_json()["caps"]
+
+
+def test_every_kind_of_answer_is_written_as_a_command_of_another_system(
+    run: Run, reports: Reports, tmp_path: Path
+) -> None:
+    for words in (
+        (reports.plan,),
+        (reports.plan, "--choice", "fastest"),
+        (reports.tune,),
+        (reports.recommendation_id,),
+    ):
+        done = run("export", *words, "--format", "vllm")
+        assert done.exit_code == 0, done.output
+        comment, *_, command = done.stdout.splitlines()
+        assert comment == "# vllm >=0.10,<0.31"
+        assert command.startswith("vllm serve ")
+    told = json.loads(run("export", reports.plan, "--format", "trtllm", "--json").stdout)
+    assert told["config"]["is_needed"]
+
+    stub = tmp_path / "trtllm-serve"
+    stub.write_text('#!/bin/sh\necho "$@"; cat trtllm.yml\n')
+    stub.chmod(0o755)
+    script = run("export", reports.plan, "--format", "trtllm").stdout
+    pasted = subprocess.run(
+        ["sh", "-ec", script],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    assert "--tp_size 1 " in pasted.stdout
+    assert pasted.stdout.endswith(told["config"]["text"])
+
+
+def test_what_cannot_be_written_as_a_command_says_why(run: Run, reports: Reports) -> None:
+    assert "did you mean 'vllm'" in run("export", reports.plan, "--format", "vlm").stderr
+    fastest = run("export", reports.tune, "--choice", "fastest", "--format", "vllm")
+    assert (fastest.exit_code, "it has no commands" in fastest.stderr) == (2, True)
+    document = json.loads(reports.plan.read_text())
+    document["best"]["cheapest"]["launch"] = [{"system": "vllm", "command": 5}]
+    reports.plan.write_text(json.dumps(document))
+    assert "not as plan or tune" in run("export", reports.plan, "--format", "vllm").stderr
 
 
 @pytest.mark.parametrize(

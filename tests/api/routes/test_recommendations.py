@@ -1,0 +1,59 @@
+"""Recommendations over REST: how to start them elsewhere."""
+
+from __future__ import annotations
+
+from starlette.testclient import TestClient
+
+from store import Database
+from tests.api.worlds import CALM, add_recommendation, recommendation_document
+
+
+def test_a_recommendation_is_exported_as_the_command_of_a_system_that_can_run_it(
+    client: TestClient, database: Database
+) -> None:
+    path = f"/v1/recommendations/{add_recommendation(database)}/export"
+    arctic = client.get(path, params={"format": "arctic"})
+    assert arctic.status_code == 200, arctic.text
+    found = arctic.json()
+    assert f"--shift-parallel-threshold {CALM.threshold_tokens}" in found["command"]
+    assert found["script"].splitlines()[-1] == found["command"]
+
+    vllm = client.get(path, params={"format": "vllm"})
+    assert (vllm.status_code, vllm.json()["code"]) == (409, "no_command")
+    assert "no sequence parallelism" in vllm.json()["detail"]
+    assert client.get(path, params={"format": "vlm"}).status_code == 422
+    assert client.get(path).status_code == 422
+
+
+def test_what_recommends_nothing_or_was_tuned_on_own_ranks_is_not_exported(
+    client: TestClient, database: Database
+) -> None:
+    kept = {
+        "empty": {},
+        "older": {"settings": CALM.to_json()},
+        "own": {
+            **recommendation_document(),
+            "launch": [{"system": "gearshift", "command": "gearshift engine serve"}],
+        },
+    }
+    with database.begin() as uow:
+        ids = {
+            name: uow.recommendations.add(
+                job_id=uow.jobs.add(spec={}, num_trials=1, created_by="key_test").id,
+                cost_model_id=None,
+                sla="p95_ttft_ms<=500",
+                document=document,
+                schedule=None,
+                warnings=[],
+            ).id
+            for name, document in kept.items()
+        }
+    told = {
+        name: client.get(f"/v1/recommendations/{row_id}/export?format=vllm").json()
+        for name, row_id in ids.items()
+    }
+    assert told["empty"]["code"] == "nothing_recommended"
+    assert "earlier versions" in told["older"]["detail"]
+    assert "tune on described hardware" in told["own"]["detail"]
+    own = client.get(f"/v1/recommendations/{ids['own']}/export?format=gearshift")
+    assert own.json()["command"] == "gearshift engine serve"

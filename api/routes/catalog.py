@@ -8,6 +8,8 @@ from typing import Annotated, TypeVar
 from fastapi import APIRouter
 
 from api.schemas.access import Scope
+from api.schemas.base import answer
+from api.schemas.examples import catalog as shown
 from api.web.auth import Caller, require
 from api.web.errors import ApiError
 from tuner.described import catalog
@@ -18,25 +20,45 @@ Reader = Annotated[Caller, require(Scope.READ)]
 Item = TypeVar("Item")
 
 
-@router.get("/models", operation_id="list_models", summary="List models known by name")
+@router.get(
+    "/models",
+    operation_id="list_models",
+    summary="List models known by name",
+    responses=answer([shown.MODEL]),
+)
 def models(_: Reader) -> list[catalog.ListedModel]:
     """Models that a job on described hardware may name."""
     return _listed(catalog.catalog_models)
 
 
-@router.get("/hardware", operation_id="list_hardware", summary="List devices known by name")
+@router.get(
+    "/hardware",
+    operation_id="list_hardware",
+    summary="List devices known by name",
+    responses=answer([shown.HARDWARE]),
+)
 def hardware(_: Reader) -> list[catalog.ListedHardware]:
     """Devices to describe hardware with, as in 8xh200."""
     return _listed(catalog.catalog_hardware)
 
 
-@router.get("/backends", operation_id="list_backends", summary="List serving systems")
+@router.get(
+    "/backends",
+    operation_id="list_backends",
+    summary="List serving systems",
+    responses=answer([shown.BACKEND]),
+)
 def backends(_: Reader) -> list[catalog.ListedBackend]:
     """Serving systems whose host times and defaults apply to described hardware."""
     return _listed(catalog.catalog_backends)
 
 
-@router.get("/links", operation_id="list_links", summary="List links between devices")
+@router.get(
+    "/links",
+    operation_id="list_links",
+    summary="List links between devices",
+    responses=answer([shown.LINK]),
+)
 def links(_: Reader) -> list[catalog.ListedLink]:
     """Links between devices, as in 8xh200@pcie5."""
     return _listed(catalog.catalog_links)

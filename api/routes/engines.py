@@ -8,7 +8,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from api.schemas.access import Scope
-from api.schemas.base import Json
+from api.schemas.base import Json, answer
+from api.schemas.examples import engines as shown
 from api.schemas.serving import (
     EngineRegister,
     EngineView,
@@ -84,6 +85,7 @@ def get(engine_id: str, context: Context, _: Reader) -> EngineView:
     "/{engine_id}/capabilities",
     operation_id="get_engine_capabilities",
     summary="List an engine's knobs",
+    responses=answer([shown.KNOB]),
 )
 def capabilities(engine_id: str, context: Context, _: Reader) -> list[Json]:
     """Each knob with its class, range and measured cost, as the engine reported it."""

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from api.schemas.base import answer
 from api.web.context import AppContext, get_context
 from api.web.errors import ApiError
 from api.web.readiness import require_writable
@@ -18,7 +19,12 @@ router = APIRouter(tags=["health"])
 Context = Annotated[AppContext, Depends(get_context)]
 
 
-@router.get("/healthz", operation_id="is_alive", summary="Tell whether the process is alive")
+@router.get(
+    "/healthz",
+    operation_id="is_alive",
+    summary="Tell whether the process is alive",
+    responses=answer({"status": "ok"}),
+)
 async def healthz() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
@@ -28,7 +34,7 @@ async def healthz() -> dict[str, str]:
     "/readyz",
     operation_id="is_ready",
     summary="Tell whether the service is ready",
-    responses={503: {"description": "Not ready"}},
+    responses={**answer({"status": "ready"}), 503: {"description": "Not ready"}},
 )
 def readyz(context: Context) -> dict[str, str]:
     """The database can be written and has this version's schema, and its disk has room."""

@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from api.schemas.access import Scope
 from api.schemas.analysis import ImportanceView, ParetoView
 from api.schemas.base import Json
+from api.schemas.examples import tuning as shown
 from api.schemas.plain import MAX_COLUMN
 from api.schemas.tuning import TrialView, TuningJobCreate, TuningJobView
 from api.services import analysis, jobs
@@ -28,6 +29,24 @@ Context = Annotated[AppContext, Depends(get_context)]
 Reader = Annotated[Caller, require(Scope.READ)]
 Tuner = Annotated[Caller, require(Scope.TUNE)]
 RETRY_AFTER_S = "2"
+REPORT = {
+    "application/json": {"example": shown.REPORT},
+    "text/html": {"schema": {"type": "string"}},
+}
+EVENTS = {
+    "text/event-stream": {
+        "schema": {
+            "type": "object",
+            "description": "One event; comments in between keep the connection open",
+            "properties": {
+                "id": {"type": "integer", "description": "Name it to resume after it"},
+                "event": {"type": "string", "examples": ["state", "trial"]},
+                "data": {"type": "string", "contentMediaType": "application/json"},
+            },
+            "required": ["id", "event", "data"],
+        }
+    }
+}
 
 
 @router.post(
@@ -139,7 +158,7 @@ def list_trials(
     operation_id="follow_tuning_job",
     summary="Follow a tuning job's events",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {}}}},
+    responses={200: {"content": EVENTS}},
 )
 def events(
     job_id: str,
@@ -180,7 +199,7 @@ def importance(job_id: str, context: Context, _: Reader) -> ImportanceView:
     operation_id="get_tuning_report",
     summary="Read a tuning job's report",
     response_model=Json,
-    responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}, 409: {}},
+    responses={200: {"content": REPORT}, 409: {}},
 )
 async def report(
     job_id: str,

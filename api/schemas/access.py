@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AfterValidator, AwareDatetime, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field
 
-from api.schemas.base import Body, View
+from api.schemas.base import Body, View, shown
+from api.schemas.examples import access
 from api.schemas.plain import Whole
 
 
@@ -48,9 +49,7 @@ MAX_OVERLAP_S = 30 * 86_400
 class ApiKeyCreate(Body):
     """A new key."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"name": "ci", "scopes": ["tune", "apply"]}]}
-    )
+    model_config = shown(access.CREATE)
 
     name: str = Field(min_length=1, max_length=120)
     scopes: list[Scope] = Field(min_length=1, max_length=len(Scope))
@@ -60,7 +59,7 @@ class ApiKeyCreate(Body):
 class ApiKeyRotate(Body):
     """A new secret in place of an old one."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"overlap_s": 3600}]})
+    model_config = shown(access.ROTATE)
 
     overlap_s: Whole = Field(
         default=86_400, ge=0, le=MAX_OVERLAP_S, description="The old secret opens so long still"
@@ -72,6 +71,8 @@ class ApiKeyRotate(Body):
 
 class ApiKeyView(View):
     """A key without its secret."""
+
+    model_config = shown(access.KEY)
 
     id: str
     name: str
@@ -86,11 +87,15 @@ class ApiKeyView(View):
 class ApiKeyCreated(ApiKeyView):
     """A new key. ``secret`` is shown this once; a repeated Idempotency-Key does not show it."""
 
+    model_config = shown(access.CREATED)
+
     secret: str | None = None
 
 
 class ApiKeyRotated(ApiKeyCreated):
     """A key in place of another."""
+
+    model_config = shown(access.ROTATED)
 
     replaces: str = Field(description="The key it was made in place of")
 
@@ -98,20 +103,7 @@ class ApiKeyRotated(ApiKeyCreated):
 class AuditVerdictView(View):
     """Whether the audit chain is whole."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "is_whole": False,
-                    "num_entries": 41,
-                    "last_hash": None,
-                    "broken_id": 41,
-                    "reason": "it was altered: its hash is not that of what it says",
-                    "has_head": None,
-                }
-            ]
-        }
-    )
+    model_config = shown(access.VERDICT)
 
     is_whole: bool
     num_entries: int = Field(description="Entries read, up to the first broken one")
@@ -125,6 +117,8 @@ class AuditVerdictView(View):
 
 class AuditView(View):
     """One audit entry."""
+
+    model_config = shown(access.ENTRY)
 
     id: int
     actor: str

@@ -4,35 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from api.schemas.base import Json, View
-
-JOB = "job_0199aa10c0e7f3a91c2d4"
-SLA = "p95_ttft_ms<=500,p95_tpot_ms<=50"
-PARETO: Json = {
-    "job_id": JOB,
-    "sla": SLA,
-    "aims": [
-        {"key": "num_devices", "direction": "less"},
-        {"key": "p95_ttft_ms", "direction": "less"},
-    ],
-    "num_points": 20,
-    "front": [
-        {
-            "trial": 7,
-            "settings": {"plan": {"dp": 1, "pp": 1, "sp": 1, "tp": 4}},
-            "num_devices": 4,
-            "fidelity": "simulated",
-            "metrics": {"p95_ttft_ms": {"value": 310.0, "low": 290.0, "high": 331.0}},
-            "is_feasible": True,
-            "sla_probability": 0.97,
-        }
-    ],
-}
-LEVEL: Json = {"value": 8, "num_points": 6, "latency_over_bound": 0.41}
-KNOB: Json = {"knob": "tp", "share": 0.71, "levels": [LEVEL]}
-IMPORTANCE: Json = {"job_id": JOB, "sla": SLA, "num_points": 20, "knobs": [KNOB]}
+from api.schemas.base import Json, View, shown
+from api.schemas.examples import analysis
 
 
 class AimView(View):
@@ -57,7 +32,7 @@ class FrontPoint(View):
 class ParetoView(View):
     """The Pareto front of a job's trials so far, in the order of its aims."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [PARETO]})
+    model_config = shown(analysis.PARETO)
 
     job_id: str
     sla: str
@@ -90,7 +65,7 @@ class KnobView(View):
 class ImportanceView(View):
     """How much each knob had to do with latency among a job's trials, most important first."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [IMPORTANCE]})
+    model_config = shown(analysis.IMPORTANCE)
 
     job_id: str
     sla: str

@@ -11,6 +11,16 @@ from api.schemas.plain import check_plain
 Json = dict[str, Any]
 
 
+def shown(example: Json) -> ConfigDict:
+    """The configuration of a model that the description shows as ``example``."""
+    return ConfigDict(json_schema_extra={"examples": [example]})
+
+
+def answer(example: Any) -> dict[int | str, dict[str, Any]]:
+    """The description of a route's answer that has no model of its own."""
+    return {200: {"content": {"application/json": {"example": example}}}}
+
+
 class Body(BaseModel):
     """A request body: an unknown field is an error, never ignored, and so is what cannot be kept
     (:mod:`api.schemas.plain`)."""

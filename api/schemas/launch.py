@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from api.schemas.base import Json, View
+from api.schemas.base import View, shown
+from api.schemas.examples import launch
 from tuner.launch.command import System
-
-COMMAND = (
-    "vllm serve meta-llama/Llama-3.1-8B-Instruct --tensor-parallel-size 2 --max-num-seqs 64 "
-    "--max-num-batched-tokens 2048 --gpu-memory-utilization 0.92 --no-enable-prefix-caching "
-    "--port 8000 --dtype bfloat16"
-)
-EXAMPLE: Json = {
-    "system": "vllm",
-    "command": COMMAND,
-    "script": f"# vllm >=0.10,<0.31\n{COMMAND}\n",
-    "note": None,
-    "versions": "vllm >=0.10,<0.31",
-    "is_rehearsal": False,
-    "config": {
-        "name": "vllm.yml",
-        "text": "model: meta-llama/Llama-3.1-8B-Instruct\ntensor-parallel-size: 2\n",
-        "command": "vllm serve --config vllm.yml",
-        "is_needed": False,
-    },
-}
 
 
 class ConfigFileView(View):
@@ -40,7 +21,7 @@ class ConfigFileView(View):
 class LaunchView(View):
     """The command that starts a recommendation's settings on a serving system."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+    model_config = shown(launch.VLLM)
 
     system: System
     command: str

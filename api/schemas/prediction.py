@@ -4,26 +4,17 @@ from __future__ import annotations
 
 from pydantic import ConfigDict, Field
 
-from api.schemas.base import Body, Json, View
+from api.schemas.base import Body, Json, View, shown
+from api.schemas.examples import cost_models
 from api.schemas.plain import Whole
 from engine.spec.measurement import Fidelity
 from tuner.search.spec import DEFAULT_KV_CACHE_MIB, MAX_SEED
-
-ASKED: Json = {
-    "model": "llama-3.1-8b",
-    "settings": {
-        "plan": {"dp": 1, "pp": 1, "sp": 1, "tp": 2},
-        "caps": {"max_num_seqs": 64, "max_num_batched_tokens": 2048},
-    },
-    "workload": "poisson:rate=4,input=512,output=64,seconds=60",
-    "sla": "p95_ttft_ms<=500,p95_tpot_ms<=50",
-}
 
 
 class PredictRequest(Body):
     """Settings of an engine and the load it would have."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [ASKED]})
+    model_config = shown(cost_models.QUESTION)
 
     model: str = Field(
         min_length=1, max_length=4096, description="Model folder in GEARSHIFT_MODEL_ROOT, or a name"
@@ -43,7 +34,7 @@ class PredictRequest(Body):
 class PredictionView(View):
     """What the engine would do, simulated with the cost model's step times."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", **shown(cost_models.PREDICTION))
 
     cost_model_id: str
     fidelity: Fidelity
@@ -72,6 +63,8 @@ class MetricCalibration(View):
 
 class CalibrationView(View):
     """How right a cost model has been."""
+
+    model_config = shown(cost_models.CALIBRATION)
 
     cost_model_id: str
     held_out: Json | None = Field(

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
 
-from api.schemas.base import Body, Json, View
+from api.schemas.base import Body, Json, View, shown
+from api.schemas.examples import engines, policies
 from api.schemas.plain import (
     MAX_ARRIVED,
     MAX_COLUMN,
@@ -46,6 +47,8 @@ DEVICES = Field(
 
 class EngineRegister(Body):
     """What an engine says about itself; the same name is the same engine."""
+
+    model_config = shown(engines.REGISTER)
 
     name: str = Field(min_length=1, max_length=120)
     model_name: str = Field(max_length=200)
@@ -100,6 +103,8 @@ class StepAggregate(Body):
 class HeartbeatIn(Body):
     """What an engine saw since its last heartbeat."""
 
+    model_config = shown(engines.HEARTBEAT)
+
     window_s: float = Field(strict=True, ge=MIN_WINDOW_S, le=MAX_SECONDS)
     arrived: Whole = Field(ge=0, le=MAX_ARRIVED, description="Requests that arrived in the window")
     policy_version: Version
@@ -113,11 +118,15 @@ class HeartbeatIn(Body):
 class HeartbeatOut(View):
     """What the service wants from the engine."""
 
+    model_config = shown(engines.WANTED)
+
     desired_version: int
 
 
 class Acknowledge(Body):
     """What an engine did about a policy version."""
+
+    model_config = shown(policies.ACKNOWLEDGE)
 
     result: Literal["applied", "refused"]
     message: str = Field(default="", max_length=4000)
@@ -130,7 +139,7 @@ class Acknowledge(Body):
 class EngineView(View):
     """A registered engine."""
 
-    model_config = ConfigDict(from_attributes=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(protected_namespaces=(), **shown(engines.ENGINE))
 
     id: str
     name: str
@@ -153,11 +162,15 @@ class EngineView(View):
 class RegisteredView(EngineView):
     """A registered engine, and its credential where it got a fresh one: it is shown only now."""
 
+    model_config = shown(engines.REGISTERED)
+
     credential: str | None
 
 
 class PolicyView(View):
     """The policy of an engine: what is asked for and what is in force."""
+
+    model_config = shown(policies.POLICY)
 
     engine_id: str
     version: int
@@ -174,6 +187,8 @@ class PolicyView(View):
 class ChangeSet(View):
     """What a patch changes (or would change, with ``dry_run``)."""
 
+    model_config = shown(policies.CHANGE)
+
     is_dry_run: bool
     changes: list[Json]
     predicted: Json | None
@@ -183,6 +198,8 @@ class ChangeSet(View):
 
 class PolicyVersionView(View):
     """One version of an engine's policy."""
+
+    model_config = shown(policies.VERSION)
 
     engine_id: str
     version: int
@@ -201,12 +218,16 @@ class PolicyVersionView(View):
 class RollbackRequest(Body):
     """Go back to an earlier version; without ``version`` to the one applied before this."""
 
+    model_config = shown(policies.ROLLBACK)
+
     version: Annotated[int, Field(ge=1, le=MAX_COLUMN), NUMBER] | None = None
     reason: str = Field(default="rollback", max_length=500)
 
 
 class DecisionView(View):
     """One decision of the controller."""
+
+    model_config = shown(policies.DECISION)
 
     id: int
     engine_id: str

@@ -8,14 +8,14 @@ from typing import Any, Self
 
 from pydantic import (
     AliasChoices,
-    ConfigDict,
     Field,
     ModelWrapValidatorHandler,
     PrivateAttr,
     model_validator,
 )
 
-from api.schemas.base import Body, Json, View
+from api.schemas.base import Body, Json, View, shown
+from api.schemas.examples import cost_models, tuning
 from api.schemas.plain import Whole
 from store.models import JobState
 from tuner.hardware.device import MAX_DEVICES
@@ -32,23 +32,7 @@ class OnBusy(StrEnum):
 class TuningJobCreate(Body):
     """A tuning job: the tuner's specification and how to behave beside serving engines."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "llama-3.1-70b",
-                    "num_devices": 8,
-                    "workload": "poisson:rate=4,input=512,output=64,seconds=60",
-                    "sla": "p95_ttft_ms<=500,p95_tpot_ms<=50",
-                    "trials": 20,
-                    "seed": 0,
-                    "hardware": "8xh200",
-                    "dtype": "fp8",
-                    "backend": "vllm",
-                }
-            ]
-        }
-    )
+    model_config = shown(tuning.JOB_BODY)
 
     model_dir: str = Field(
         validation_alias=AliasChoices("model", "model_dir"),
@@ -99,6 +83,8 @@ class TuningJobCreate(Body):
 class TuningJobView(View):
     """A tuning job as it stands."""
 
+    model_config = shown(tuning.JOB)
+
     id: str
     state: JobState
     reason: str
@@ -117,6 +103,8 @@ class TuningJobView(View):
 class TrialView(View):
     """A finished trial."""
 
+    model_config = shown(tuning.TRIAL)
+
     id: str
     job_id: str
     number: int
@@ -127,6 +115,8 @@ class TrialView(View):
 
 class CostModelCreate(Body):
     """A step model fitted elsewhere (``gearshift profile``)."""
+
+    model_config = shown(cost_models.BODY)
 
     document: Json = Field(
         description="The step model's JSON; its fingerprint names hardware",
@@ -140,6 +130,8 @@ class CostModelCreate(Body):
 class CostModelSummary(View):
     """A cost model without its document."""
 
+    model_config = shown(cost_models.SUMMARY)
+
     id: str
     fingerprint: str
     created_by: str
@@ -149,11 +141,15 @@ class CostModelSummary(View):
 class CostModelView(CostModelSummary):
     """A cost model."""
 
+    model_config = shown(cost_models.WHOLE)
+
     document: Json
 
 
 class RecommendationView(View):
     """What a job recommends. ``recommendation`` is null when nothing meets the SLA."""
+
+    model_config = shown(tuning.RECOMMENDATION)
 
     id: str
     job_id: str | None
@@ -167,6 +163,8 @@ class RecommendationView(View):
 
 class ApplyRequest(Body):
     """Apply a recommendation to a running engine."""
+
+    model_config = shown(tuning.APPLY)
 
     engine_id: str
     reason: str = Field(default="apply recommendation", max_length=500)

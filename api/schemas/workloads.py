@@ -4,28 +4,16 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from api.schemas.base import Json, View
-
-EXAMPLE: Json = {
-    "id": "wl_0199aa10c0e7f3a91c2d4",
-    "name": "code.csv",
-    "form": "azure",
-    "num_bytes": 331_904,
-    "sha256": "9f2c3a0c1f4a54cbd1d64a4d9f7ccf7f18d8bb02ea17fdf6a4f0f5be2c3a77f1",
-    "rows": 8819,
-    "span_s": 3598.4,
-    "rate_rps": 2.45,
-    "created_by": "key_0199aa0fb1d2c3e4f5a6b",
-    "created_at": "2026-11-29T12:00:00Z",
-}
+from api.schemas.base import Json, View, shown
+from api.schemas.examples import workloads
 
 
 class WorkloadSummary(View):
     """An uploaded trace and how much it is."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+    model_config = shown(workloads.SUMMARY)
 
     id: str = Field(description="Name it as the workload of a tuning job: wl_...[,seconds=60,...]")
     name: str
@@ -42,7 +30,7 @@ class WorkloadSummary(View):
 class WorkloadView(WorkloadSummary):
     """An uploaded trace and the shape of its traffic."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": []})
+    model_config = shown(workloads.WHOLE)
 
     gap_cv: float | None = Field(description="Standard deviation over mean of gaps of arrivals")
     peak_to_mean_per_minute: float | None = Field(

@@ -1,11 +1,19 @@
-"""The API's description, completed in one place: refusals of every operation, and the bounds of
-:mod:`api.schemas.plain` in what it takes."""
+"""The API's description, completed in one place: refusals and examples of every operation, and the
+bounds of :mod:`api.schemas.plain` in what it takes."""
 
 from __future__ import annotations
 
+from api.schemas.base import Body, View
 from api.schemas.plain import MAX_JSON_FLOAT, MAX_JSON_INT
 from api.web.errors import PROBLEM_TYPE
-from engine.server.description import REFS, Json, drop_framework_errors, operations, refuse
+from engine.server.description import (
+    REFS,
+    Json,
+    drop_framework_errors,
+    operations,
+    refuse,
+    show_examples,
+)
 from engine.server.shapes import Problem
 
 TEXT = {"type": "string", "pattern": r"^[^\x00]*$"}
@@ -52,6 +60,7 @@ def complete(document: Json) -> None:
         for parameter in operation.get("parameters", ()):
             parameter["required"] |= parameter["name"].lower() == "if-match"  # else 428
     drop_framework_errors(document)
+    show_examples(document, (Body, View))
     problem = Problem.model_json_schema(ref_template=f"{REFS}{{model}}")
     schemas = {**problem.pop("$defs"), "Problem": problem, "PlainValue": PLAIN_VALUE}
     document["components"]["schemas"] |= schemas

@@ -5,7 +5,8 @@ It is of this server: the model's name in it is the one that is served.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from http import HTTPStatus
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from engine.server.keys import ServerKeys, is_knob
-from engine.server.shapes import ChatChunkShape, ErrorAnswer, Problem
+from engine.server.shapes import ChatChunkShape, ErrorAnswer, Problem, Shape
 
 Json = dict[str, Any]
 REFS = "#/components/schemas/"
@@ -62,6 +63,43 @@ def refuse(document: Json, operation: Json, status: int, media_type: str, schema
     operation["responses"][str(status)] = {"$ref": f"#/components/responses/{name}"}
 
 
+def show_examples(document: Json, roots: Sequence[type[BaseModel]]) -> None:
+    """Show beside every JSON body and answer what its model shows, or a list of that.
+
+    ``roots``: whose subclasses the models are. The framework leaves nulls out of what they show.
+    """
+    schemas = document["components"]["schemas"]
+    for model in _below(roots):
+        extra = model.model_config.get("json_schema_extra")
+        if model.__name__ in schemas and isinstance(extra, dict) and "examples" in extra:
+            schemas[model.__name__]["examples"] = deepcopy(extra["examples"])
+    for _, _, operation in operations(document):
+        for media in _media(operation):
+            schema = media.get("schema", {})
+            if "example" in media or "examples" in media:
+                continue
+            if (shown := _shown(schema.get("items", schema), schemas)) is not None:
+                media["example"] = [shown] if "items" in schema else shown
+
+
+def _media(operation: Json) -> Iterator[Json]:
+    """What the body and the answers that grant it hold, by media type."""
+    answers = [found for code, found in operation["responses"].items() if int(code) < 300]
+    for part in (operation.get("requestBody", {}), *answers):
+        yield from part.get("content", {}).values()
+
+
+def _below(roots: Sequence[type[BaseModel]]) -> Iterator[type[BaseModel]]:
+    for root in roots:
+        yield root
+        yield from _below(root.__subclasses__())
+
+
+def _shown(schema: Json, schemas: Json) -> Any:
+    named = schemas.get(schema.get("$ref", "").removeprefix(REFS), schema)
+    return next(iter(named.get("examples", ())), None)
+
+
 def drop_framework_errors(document: Json) -> None:
     """Forget the framework's own form of errors, in which nothing is answered."""
     for unused in ("HTTPValidationError", "ValidationError"):
@@ -88,6 +126,7 @@ def describe(model_name: str, open_paths: tuple[str, ...], keys: ServerKeys) -> 
         schemas = document["components"]["schemas"]
         schemas |= _schemas(ErrorAnswer, Problem, ChatChunkShape)
         drop_framework_errors(document)
+        show_examples(document, (Shape,))
         for path, method, operation in operations(document):
             needs_key = path not in open_paths and keys.key_of(path) is not None
             if needs_key:
@@ -146,8 +185,19 @@ def _name_model(document: Json, model_name: str) -> None:
         for parameter in operation.get("parameters", ()):
             if parameter["name"] == "model":
                 parameter["schema"] = {"type": "string", "enum": [model_name]}
-        content = operation.get("requestBody", {}).get("content", {})
-        for described in content.values():
-            for example in described.get("examples", {}).values():
-                if "model" in example["value"]:
-                    example["value"]["model"] = model_name
+        for media in _media(operation):
+            named = [example["value"] for example in media.get("examples", {}).values()]
+            for example in (*named, media.get("example")):
+                _name_model_in(example, model_name)
+
+
+def _name_model_in(example: Any, model_name: str) -> None:
+    """Name the model in a body, an answer, a card of a model or a list of those."""
+    if not isinstance(example, dict):
+        return
+    if "model" in example:
+        example["model"] = model_name
+    if example.get("object") == "model":
+        example["id"] = model_name
+    for card in example.get("data", ()):
+        _name_model_in(card, model_name)

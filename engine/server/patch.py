@@ -63,7 +63,7 @@ PATCH: Json = {
         "description": "A JSON Merge Patch (RFC 7396) of the policy document",
         "content": {
             "application/merge-patch+json": {"schema": SCHEMA, "examples": EXAMPLES},
-            "application/json": {"schema": SCHEMA},
+            "application/json": {"schema": SCHEMA, "examples": EXAMPLES},
         },
     },
     "parameters": [

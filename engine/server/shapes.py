@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.policy.document import KnobClass
+from engine.server import example_answers as examples
 from engine.spec.modes import MODE_PATTERN, PIN_PATTERN
 from engine.spec.request import FinishReason
 from engine.spec.settings import Order
@@ -17,6 +18,11 @@ from engine.spec.settings import Order
 Finish = FinishReason | None
 ModeName = Annotated[str, Field(pattern=MODE_PATTERN, description="base, shift, or a rung: 4x2")]
 PinName = Annotated[str, Field(pattern=PIN_PATTERN, description="table, auto, or one mode")]
+
+
+def shown(example: dict[str, Any]) -> ConfigDict:
+    """The configuration of a shape that the description shows as ``example``."""
+    return ConfigDict(json_schema_extra={"examples": [example]})
 
 
 class Shape(BaseModel):
@@ -68,6 +74,8 @@ class CompletionChoiceShape(Shape):
 class CompletionShape(Shape):
     """The answer to a completion; of a stream, one chunk, with usage only if asked for."""
 
+    model_config = shown(examples.COMPLETION)
+
     id: str
     object: Literal["text_completion"]
     created: int
@@ -117,6 +125,8 @@ class ChatChoiceShape(Shape):
 class ChatShape(Shape):
     """The answer to a conversation."""
 
+    model_config = shown(examples.CHAT)
+
     id: str
     object: Literal["chat.completion"]
     created: int
@@ -157,6 +167,8 @@ class ChatChunkShape(Shape):
 class ModelShape(Shape):
     """The model that is served."""
 
+    model_config = shown(examples.MODEL)
+
     id: str
     object: Literal["model"]
     created: int
@@ -168,12 +180,16 @@ class ModelShape(Shape):
 class ModelListShape(Shape):
     """The one model that is served, as a list."""
 
+    model_config = shown(examples.MODELS)
+
     object: Literal["list"]
     data: list[ModelShape]
 
 
 class TokenizedShape(Shape):
     """Token ids of a text or a conversation."""
+
+    model_config = shown(examples.TOKENIZED)
 
     count: int
     max_model_len: int
@@ -184,17 +200,23 @@ class TokenizedShape(Shape):
 class DetokenizedShape(Shape):
     """The text of token ids."""
 
+    model_config = shown(examples.DETOKENIZED)
+
     prompt: str
 
 
 class HealthShape(Shape):
     """Whether requests are served."""
 
+    model_config = shown(examples.HEALTH)
+
     status: Literal["ok", "unhealthy"]
 
 
 class VersionShape(Shape):
     """What is installed here."""
+
+    model_config = shown(examples.VERSION)
 
     version: str
     paced: str = Field(default="", description="What the engine is paced as, if no model is run")
@@ -277,6 +299,8 @@ class SchedulerShape(Shape):
 class PolicyShape(Shape):
     """A version of the engine's policy."""
 
+    model_config = shown(examples.POLICY)
+
     schema_: Literal["policy/v1"] = Field(alias="schema")
     engine: str
     version: int
@@ -298,6 +322,8 @@ class KnobChangeShape(Shape):
 
 class PolicyChangeShape(Shape):
     """What a patch changed, or would (``dry_run``)."""
+
+    model_config = shown(examples.CHANGE)
 
     requested: dict[str, Any]
     effective: PolicyShape
@@ -324,6 +350,8 @@ class KnobShape(Shape):
 
 class CapabilitiesShape(Shape):
     """Every knob of the engine."""
+
+    model_config = shown(examples.CAPABILITIES)
 
     engine: str
     plan: str
@@ -357,6 +385,8 @@ class ModeTableShape(Shape):
 
 class ModeRuleShape(Shape):
     """What decides the mode of each step; a table per replica, null where none was measured."""
+
+    model_config = shown(examples.MODE_RULE)
 
     engine: str
     mode: PinName

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from enum import StrEnum
 from typing import Annotated
 
 from fastapi import Header
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from engine.spec.request import FinishReason
 
@@ -18,7 +20,21 @@ MAX_SLO_MS = 86_400_000
 TTFT_STEPS_MS = (50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 TPOT_STEPS_MS = (5, 10, 20, 50, 100, 200, 500)
 
-Milliseconds = Annotated[float | None, Header(gt=0, le=MAX_SLO_MS, allow_inf_nan=False)]
+# A header is text: plain digits, as every client writes them.
+DECIMAL = r"^[0-9]{1,8}(\.[0-9]{1,9})?$"
+
+
+def _check_decimal(text: str) -> str:
+    if not re.fullmatch(DECIMAL, text):
+        raise ValueError("write milliseconds as in 500 or 12.5")
+    return text
+
+
+Milliseconds = Annotated[
+    Annotated[float, Field(gt=0, le=MAX_SLO_MS), BeforeValidator(_check_decimal)] | None,
+    Header(description=f"Milliseconds, above 0 and at most {MAX_SLO_MS}"),
+    WithJsonSchema({"type": "string", "pattern": DECIMAL, "examples": ["500"]}),
+]
 
 
 class SloOutcome(StrEnum):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from engine.server.shapes import Problem
-from tests.api.worlds import engine_body, register
+from store import Database
+from tests.api.worlds import add_recommendation, engine_body, register
+from tests.examples import check_examples
 
 Json = dict[str, Any]
 
@@ -109,3 +112,51 @@ def test_bounds_of_numbers_are_described(document: Json) -> None:
     devices = schemas["EngineRegister"]["properties"]["devices"]["anyOf"][0]["items"]
     assert devices["minimum"] == 0
     assert "exclusiveMaximum" in devices
+
+
+def test_every_operation_shows_examples_that_its_schemas_take(document: Json) -> None:
+    assert check_examples(document) > 50
+
+
+def test_the_bodies_that_are_shown_are_taken(
+    client: TestClient, document: Json, database: Database
+) -> None:
+    by_id = {
+        operation["operationId"]: (method, path, operation["requestBody"]["content"])
+        for path, method, operation in operations(document)
+        if "requestBody" in operation
+    }
+    ids = {"recommendation_id": add_recommendation(database), "version": "1"}
+    tried = set()
+    for name, keeps in (
+        ("create_api_key", "key_id"),
+        ("rotate_api_key", ""),
+        ("create_cost_model", ""),
+        ("create_tuning_job", ""),
+        ("register_engine", "engine_id"),
+        ("acknowledge_policy_version", ""),
+        ("send_heartbeat", ""),
+        ("patch_engine_policy", ""),
+        ("roll_back_engine_policy", ""),
+        ("apply_recommendation", ""),
+        ("create_workload", ""),
+    ):
+        method, path, content = by_id[name]
+        media_type, media = next(iter(content.items()))
+        body = media["example"]
+        if name == "apply_recommendation":
+            body = {**body, "engine_id": ids["engine_id"]}
+        answer = client.request(
+            method,
+            path.format(**ids),
+            content=body if isinstance(body, str) else json.dumps(body),
+            headers={"Content-Type": media_type, "If-Match": "*"},
+        )
+        assert answer.is_success, (name, answer.text)
+        if name == "register_engine":
+            credential = answer.json()["credential"]
+            client.headers["Gearshift-Engine-Credential"] = credential
+        if keeps:
+            ids[keeps] = answer.json()["id"]
+        tried.add(name)
+    assert by_id.keys() - tried == {"predict_with_cost_model"}

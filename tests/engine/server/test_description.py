@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from engine.server import shapes
 from engine.server.keys import ServerKeys
 from tests.engine.server.conftest import MODEL, Server, serving, simulated_engine
+from tests.examples import check_examples
 
 Json = dict[str, Any]
 ASKS = {"max_tokens": 3, "return_token_ids": True}
@@ -134,3 +135,14 @@ def test_a_method_that_a_path_has_not_is_405_with_those_it_has(paced: Server) ->
     for path, methods in (("/v1/engine/policy", "GET, PATCH"), (f"/v1/models/{MODEL}", "GET")):
         answer = paced.http.options(path)
         assert (answer.status_code, answer.headers["allow"]) == (405, methods)
+
+
+def test_every_operation_shows_examples_that_its_schemas_take(document: Json) -> None:
+    assert check_examples(document) > 15
+    for path, names in (
+        ("/v1/chat/completions", lambda shown: [shown["model"]]),
+        ("/v1/models", lambda shown: [card["id"] for card in shown["data"]]),
+    ):
+        (operation,) = document["paths"][path].values()
+        shown = operation["responses"]["200"]["content"]["application/json"]["example"]
+        assert names(shown) == [MODEL]

@@ -97,7 +97,9 @@ def test_what_fails_or_finds_no_room_is_a_miss_and_what_its_client_cuts_is_none(
     assert counted["ttft<=2000", "met"] == 0
 
 
-@pytest.mark.parametrize("value", ["fast", "", "0", "-5", "nan", "inf", "1e12", "5,6"])
+@pytest.mark.parametrize(
+    "value", ["fast", "", "0", "-5", "nan", "inf", "1e12", "5,6", "1_000", "5e2"]
+)
 @pytest.mark.parametrize("name", ["x-slo-ttft-ms", "x-slo-tpot-ms"])
 def test_a_bound_that_is_none_is_refused_by_name_and_value(
     served: Server, name: str, value: str

@@ -1,0 +1,48 @@
+"""What a job may name."""
+
+from __future__ import annotations
+
+from api.schemas.examples.engines import Json
+
+NAMED: Json = {"origin": "built in", "source": "public data sheet"}
+MODEL: Json = {
+    **NAMED,
+    "name": "llama-3.1-8b",
+    "title": "8.03 B parameters",
+    "family": "llama",
+    "num_params": 8029995008,
+    "num_layers": 32,
+    "max_model_len": 131072,
+    "kv_bytes_per_token": 131072,
+}
+HARDWARE: Json = {
+    **NAMED,
+    "name": "h200",
+    "title": "NVIDIA H200 SXM",
+    "memory_gb": 150.1,
+    "memory_gb_per_s": 4800.0,
+    "formats": ["fp64", "fp32", "bf16", "fp16", "fp8", "int4"],
+    "link": "nvlink4",
+    "between_nodes": "ib-ndr",
+    "devices_per_node": 8,
+    "calibration": "calibrated for bf16, fp16, fp8",
+    "interval": 0.2,
+}
+BACKEND: Json = {
+    **NAMED,
+    "name": "vllm",
+    "title": "vLLM",
+    "version": 3,
+    "max_num_seqs": 1024,
+    "max_num_batched_tokens": 8192,
+    "is_measured": True,
+    "interval": 0.136,
+}
+LINK: Json = {
+    **NAMED,
+    "name": "nvlink4",
+    "title": "NVLink 4 through NVSwitch",
+    "gb_per_s": 450.0,
+    "topology": "switch",
+    "measured_on": "h100",
+}

@@ -6,7 +6,6 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request, Response
 
-from api.schemas.plain import MAX_COLUMN
 from store import Page, PageRequest
 
 T = TypeVar("T")
@@ -15,6 +14,8 @@ T = TypeVar("T")
 Limit = Annotated[int, Query(ge=1, le=500, description="Rows per page")]
 # What store.models.base.new_id makes.
 ID_PATTERN = r"^[a-z]+_[0-9a-f]{21}$"
+# Text, as all cursors are; a column holds no number of ten digits that begins with more than 2.
+NUMBER_PATTERN = r"^(1[0-9]{9}|[0-9]{1,9})$"
 FROM_LINK = "From the Link header of a page"
 
 
@@ -28,10 +29,10 @@ async def page_by_id(
 
 async def page_by_number(
     limit: Limit = 50,
-    cursor: Annotated[int | None, Query(description=FROM_LINK, ge=0, le=MAX_COLUMN)] = None,
+    cursor: Annotated[str | None, Query(description=FROM_LINK, pattern=NUMBER_PATTERN)] = None,
 ) -> PageRequest:
     """The page of a list in the order of its rows' numbers that a request asks for."""
-    return PageRequest(limit=limit, after=cursor)
+    return PageRequest(limit=limit, after=None if cursor is None else int(cursor))
 
 
 Paging = Annotated[PageRequest, Depends(page_by_id)]

@@ -23,6 +23,7 @@ from migrations.runner import check, downgrade, upgrade
 from policies.schedule import Schedule
 from store import Database
 from tests.migrations.stored import DATABASES, load_dump
+from tuner.pictures.trials import picture_of_document
 from tuner.search.trials import TrialRecord
 
 FOUND = Settings(
@@ -104,6 +105,7 @@ def test_trials_events_and_the_report_of_a_job_say_settings_in_the_one_form(
     for name in ("fastest", "balanced"):
         assert Settings.from_json(report["alternatives"][name]["settings"])
     assert report["schedule"]["schema"] == "schedule/v2"
+    assert str(FOUND) in picture_of_document(report).title
 
 
 def test_going_back_gives_what_was_kept(stored: Database) -> None:

@@ -76,16 +76,21 @@ def picture_of_document(document: dict[str, Any]) -> Picture:
     """
     if document.get("schema") != SCHEMA:
         raise TunerError(f"a report of schema {document.get('schema')!r} cannot be drawn")
-    found = document["recommendation"]
-    return _picture(
-        _Found(
-            spec=TuningSpec.from_json(document["spec"]),
-            facts=tuple(document["title"].split("; ", 2)),
-            is_recommended=found is not None,
-            chosen=_nearest(document["infeasible"]) if found is None else _recommended(found),
-            trials=tuple(map(TrialRecord.from_json, document["trials"])),
-            simulated=tuple(map(_read_point, document["simulated"])),
-        )
+    try:
+        return _picture(_read(document))
+    except (LookupError, TypeError, ValueError) as error:
+        raise TunerError(f"a report without what tune writes cannot be drawn ({error})") from error
+
+
+def _read(document: dict[str, Any]) -> _Found:
+    found, title = document["recommendation"], document.get("title")  # the first had no title
+    return _Found(
+        spec=TuningSpec.from_json(document["spec"]),
+        facts=tuple(title.split("; ", 2)) if title else (),
+        is_recommended=found is not None,
+        chosen=_nearest(document["infeasible"]) if found is None else _recommended(found),
+        trials=tuple(map(TrialRecord.from_json, document["trials"])),
+        simulated=tuple(map(_read_point, document["simulated"])),
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.postgres import PostgresCluster, missing_reason, running_cluster
+from tests.postgres import BOTH, PostgresCluster, empty_database, missing_reason, running_cluster
 
 # How long a case takes says nothing where other work runs beside it: timings never decide a test.
 settings.register_profile("gearshift", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -24,16 +24,11 @@ def postgres_cluster() -> Iterator[PostgresCluster]:
         yield cluster
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(params=BOTH)
+def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of an empty database, once per supported kind."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'gearshift.db'}"
-        return
-    cluster: PostgresCluster = request.getfixturevalue("postgres_cluster")
-    url = cluster.create_database()
-    yield url
-    cluster.drop_database(url)
+    with empty_database(request) as url:
+        yield url
 
 
 @pytest.fixture

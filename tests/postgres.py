@@ -12,9 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 
 SYSTEM_USER = "postgres"
+BOTH = ("sqlite", "postgresql")
+# Where the second kind is tried by `make test-slow`.
+BOTH_SLOWLY = ("sqlite", pytest.param("postgresql", marks=pytest.mark.slow))
 
 
 def find_binaries() -> Path | None:
@@ -71,6 +75,18 @@ class PostgresCluster:
 
     def _url(self, database: str) -> str:
         return f"postgresql+psycopg://{SYSTEM_USER}@/{database}?host={self._socket_dir}"
+
+
+@contextmanager
+def empty_database(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of an empty database of the kind that the fixture asks for (``BOTH``)."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("sqlite_url")
+        return
+    cluster: PostgresCluster = request.getfixturevalue("postgres_cluster")
+    url = cluster.create_database()
+    yield url
+    cluster.drop_database(url)
 
 
 @contextmanager

@@ -39,7 +39,11 @@ EVENTS = {
             "type": "object",
             "description": "One event; comments in between keep the connection open",
             "properties": {
-                "id": {"type": "integer", "description": "Name it to resume after it"},
+                "id": {
+                    "type": "string",
+                    "pattern": "^[0-9]+$",
+                    "description": "Name it to resume after it",
+                },
                 "event": {"type": "string", "examples": ["state", "trial"]},
                 "data": {"type": "string", "contentMediaType": "application/json"},
             },

@@ -14,6 +14,7 @@ from api.app import create_app
 from api.web.settings import ServiceSettings
 from migrations.runner import upgrade
 from store import Database
+from tests.postgres import BOTH_SLOWLY, empty_database
 
 ADMIN = "gs_test_admin_key_that_is_long_enough"
 MODEL_CONFIG = {
@@ -28,10 +29,11 @@ MODEL_CONFIG = {
 }
 
 
-@pytest.fixture
-def service_url(sqlite_url: str) -> str:
+@pytest.fixture(params=BOTH_SLOWLY)
+def service_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """The service's database; modules whose locks matter take ``database_url`` instead."""
-    return sqlite_url
+    with empty_database(request) as url:
+        yield url
 
 
 @pytest.fixture

@@ -50,10 +50,10 @@ def ending_jobs(url: str) -> Iterator[None]:
 
     def cancel() -> None:
         headers = {"Authorization": f"Bearer {ADMIN}"}
-        with httpx.Client(base_url=f"{url}/v1/tuning-jobs", headers=headers, timeout=60) as http:
+        with httpx.Client(base_url=url, headers=headers, timeout=60) as http:
             while not is_over.wait(0.5):
-                for job in http.get("", params={"state": "queued", "limit": 500}).json():
-                    http.post(f"{url}/v1/tuning-jobs/{job['id']}:cancel")
+                for job in http.get("/v1/tuning-jobs?state=queued&limit=500").json():
+                    http.post(f"/v1/tuning-jobs/{job['id']}:cancel")
 
     canceller = threading.Thread(target=cancel)
     canceller.start()

@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
 from api.services import keys
 from api.services.audit import service_caller
 from store import ConflictError, Database, PageRequest
 from store.audit import GENESIS, hash_document
 from store.models import AuditEntry, IdempotencyKey
+from tests.store.guards import drop_guards
 
 
 def _append(database: Database, action: str) -> int:
@@ -126,7 +126,7 @@ def test_an_altered_entry_and_a_missing_one_are_named_with_why(database: Databas
         assert (whole.is_whole, whole.num_entries) == (True, 3)
         assert uow.audit.has(whole.last_hash or "")
     with database.begin() as uow:
-        _drop_guards(uow.session)
+        drop_guards(uow.session)
         uow.session.execute(
             sa.update(AuditEntry).where(AuditEntry.id == entries[1]).values(reason="another")
         )
@@ -151,15 +151,6 @@ def test_many_writers_at_once_keep_one_chain(database: Database) -> None:
     with database.read() as uow:
         found = uow.audit.verify()
     assert (found.is_whole, found.num_entries) == (True, 40)
-
-
-def _drop_guards(session: Session) -> None:
-    """As somebody with the database's own rights could."""
-    if session.get_bind().dialect.name == "sqlite":
-        session.execute(sa.text("DROP TRIGGER audit_no_update"))
-        session.execute(sa.text("DROP TRIGGER audit_no_delete"))
-    else:
-        session.execute(sa.text("ALTER TABLE audit DISABLE TRIGGER ALL"))
 
 
 def test_the_hash_of_a_document_does_not_depend_on_key_order() -> None:

@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 
 from store import Database
 from tests.api.cli.conftest import Run
+from tests.store.guards import drop_guards
 
 
 def test_a_whole_chain_and_the_first_broken_entry_are_told_by_both(
@@ -25,7 +26,7 @@ def test_a_whole_chain_and_the_first_broken_entry_are_told_by_both(
     head = {"head": whole["last_hash"], "since": 2}
     assert client.get("/v1/audit:verify", params=head).json()["has_head"] is True
     with database.begin() as uow:
-        uow.session.execute(sa.text("DROP TRIGGER audit_no_update"))
+        drop_guards(uow.session)
         uow.session.execute(sa.text("UPDATE audit SET reason = 'nothing' WHERE id = 2"))
     assert client.get("/v1/audit:verify").json()["broken_id"] == 2
     done = run("audit", "verify", "--database-url", database.url)

@@ -24,6 +24,12 @@ from tests.api.live import wait_until
 from tests.postgres import PostgresCluster, missing_reason, running_cluster
 
 
+@pytest.fixture
+def service_url(sqlite_url: str) -> str:
+    """Settings of a database that the tests replace."""
+    return sqlite_url
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[PostgresCluster]:
     """A cluster of this module alone: no other test may miss it while it is away."""

@@ -24,6 +24,12 @@ sys.stdin.read()
 """
 
 
+@pytest.fixture
+def service_url(sqlite_url: str) -> str:
+    """The worker of these tests opens none."""
+    return sqlite_url
+
+
 def _ranks(log: Path) -> list[int]:
     return [int(line) for line in log.read_text().splitlines()] if log.exists() else []
 

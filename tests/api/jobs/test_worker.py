@@ -25,6 +25,7 @@ from migrations.runner import upgrade
 from store import Database
 from store.models import JobState
 from tests.api.live import wait_until
+from tests.postgres import BOTH_SLOWLY
 from tests.tuner.catalogs import write_catalog
 
 COUNTING = (sys.executable, "-m", "tests.api.jobs.counting_backend")
@@ -109,7 +110,7 @@ def test_a_killed_worker_resumes_without_losing_or_repeating_a_finished_trial(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # a worker's own disk
 def test_a_job_whose_worker_could_write_nothing_for_a_while_goes_on(
     database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:
@@ -128,7 +129,7 @@ def test_a_job_whose_worker_could_write_nothing_for_a_while_goes_on(
     assert _done(database, job_id) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_url", BOTH_SLOWLY, indirect=True)
 def test_a_job_of_the_command_line_is_left_to_its_command(
     database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:
@@ -145,7 +146,7 @@ def test_a_job_of_the_command_line_is_left_to_its_command(
     assert not (tmp_path / "own").exists()
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_url", BOTH_SLOWLY, indirect=True)
 def test_a_job_cancelled_half_way_keeps_its_finished_trials(
     database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:
@@ -176,7 +177,7 @@ def _document(database: Database, job_id: str) -> Json:
     return report
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_url", BOTH_SLOWLY, indirect=True)
 def test_the_real_tuner_killed_half_way_ends_with_the_report_of_an_undisturbed_job(
     database: Database, settings: ServiceSettings, job_body: Json
 ) -> None:
@@ -201,7 +202,7 @@ def test_the_real_tuner_killed_half_way_ends_with_the_report_of_an_undisturbed_j
     assert found.document["fidelity"] == "simulated"
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_url", BOTH_SLOWLY, indirect=True)
 def test_a_job_whose_inputs_the_tuner_refuses_fails_with_its_words(
     database: Database, settings: ServiceSettings, job_body: Json
 ) -> None:
@@ -214,7 +215,7 @@ def test_a_job_whose_inputs_the_tuner_refuses_fails_with_its_words(
     assert "'abacus' is not known" in job.reason
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_url", BOTH_SLOWLY, indirect=True)
 def test_a_job_by_name_runs_on_hardware_and_a_backend_of_the_users_own(
     database: Database,
     settings: ServiceSettings,
@@ -232,7 +233,7 @@ def test_a_job_by_name_runs_on_hardware_and_a_backend_of_the_users_own(
     assert len(document["trials"]) == 2
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_url", BOTH_SLOWLY, indirect=True)
 def test_a_job_whose_files_are_none_ends_with_the_reason(
     database: Database, settings: ServiceSettings, job_body: Json, tmp_path: Path
 ) -> None:

@@ -1,0 +1,11 @@
+"""Jobs and their settings name one database."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def service_url(database_url: str) -> str:
+    """Both databases."""
+    return database_url

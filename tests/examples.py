@@ -33,6 +33,17 @@ def check_examples(document: Json) -> int:
     return num_examples
 
 
+def list_operations(document: Json) -> list[str]:
+    """Method, path and id of every operation, as clients that are made from the description have
+    them: ``GET /v1/engines list_engines``."""
+    return sorted(
+        f"{method.upper()} {path} {item[method]['operationId']}"
+        for path, item in document["paths"].items()
+        for method in METHODS
+        if method in item
+    )
+
+
 def _json_parts(operation: Json) -> Iterator[tuple[str, Json]]:
     """What travels as JSON, by where: the body, and the answers of 2xx."""
     answers = operation["responses"].items()

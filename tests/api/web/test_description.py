@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from starlette.testclient import TestClient
 from engine.server.shapes import Problem
 from store import Database
 from tests.api.worlds import add_recommendation, engine_body, register
-from tests.examples import check_examples
+from tests.examples import check_examples, list_operations
 
 Json = dict[str, Any]
 
@@ -160,3 +161,9 @@ def test_the_bodies_that_are_shown_are_taken(
             ids[keeps] = answer.json()["id"]
         tried.add(name)
     assert by_id.keys() - tried == {"predict_with_cost_model"}
+
+
+def test_no_operation_changes_its_name_unseen(document: Json) -> None:
+    """Clients are made from the names: add to the list, and rename nothing in it."""
+    known = Path(__file__).with_name("operations.txt").read_text().splitlines()
+    assert list_operations(document) == known

@@ -10,7 +10,7 @@ ROTATE: Json = {"overlap_s": 3600}
 KEY: Json = {
     "id": KEY_ID,
     **CREATE,
-    "prefix": "gs_Mb6v8NG",
+    "prefix": "gs_0123456",
     "created_at": "2026-11-29T12:00:00Z",
     "expires_at": None,
     "revoked_at": None,
@@ -19,7 +19,7 @@ KEY: Json = {
 CREATED: Json = {
     **KEY,
     "last_used_at": None,
-    "secret": "gs_Mb6v8NG4AapNAqJoEThlg1PsbPgeTl-FuFvjctUx378",
+    "secret": "gs_0123456789abcdefghijklmnopqrstuvwxyzABCDEFG",
 }
 ROTATED: Json = {**CREATED, "id": "key_0199aa13d4e5f6a7b8c9d", "replaces": KEY_ID}
 ENTRY: Json = {

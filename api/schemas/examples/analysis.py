@@ -11,6 +11,7 @@ PARETO: Json = {
     "aims": [
         {"key": "num_devices", "direction": "less"},
         {"key": "p95_ttft_ms", "direction": "less"},
+        {"key": "p95_tpot_ms", "direction": "less"},
     ],
     "num_points": 20,
     "front": [

@@ -82,7 +82,7 @@ ENGINE: Json = {
     "registered_at": REGISTERED_AT,
     "last_heartbeat_at": REGISTERED_AT,
 }
-REGISTERED: Json = {**ENGINE, "credential": "ge_Mb6v8NG4AapNAqJoEThlg1PsbPgeTl-FuFvjctUx378"}
+REGISTERED: Json = {**ENGINE, "credential": "ge_0123456789abcdefghijklmnopqrstuvwxyzABCDEFG"}
 HEARTBEAT: Json = {
     "window_s": 1.0,
     "arrived": 2,

@@ -32,7 +32,7 @@ from engine.engine import Engine
 from engine.models.create import create_model
 from engine.spec.config import EngineConfig
 from engine.spec.model import DType, ModelConfig
-from engine.spec.modes import ModePin
+from engine.spec.modes import AUTO, BASE, SHIFT, ModePin
 from engine.spec.plan import ParallelPlan, parse_plan
 from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
 from engine.spec.settings import Caps, Settings
@@ -217,7 +217,7 @@ def _flip_modes(engine: Engine, campaign: Campaign, rng: random.Random, pause_s:
     until_s = time.monotonic() + pause_s
     while (left_s := until_s - time.monotonic()) > 0:
         if campaign.plan.shift:
-            pin = rng.choice([ModePin.BASE, ModePin.SHIFT, ModePin.AUTO])
+            pin = rng.choice([ModePin(BASE), ModePin(SHIFT), AUTO])
             settings = replace(engine.settings, pin=pin)
             engine.apply(replace(engine.policy, settings=settings))
         time.sleep(min(FLIP_S, left_s))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.reproduce.nodes import decode_step, get_node, prefill_step
 from engine.spec.measurement import Distribution, Measurement
-from engine.spec.modes import Mode, ModePin
+from engine.spec.modes import TABLE, Mode
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
@@ -34,7 +34,7 @@ PLAN = ParallelPlan(sp=8, shift=True)
 ENDS = (PLAN.modes[0], PLAN.modes[-1])
 LADDER = Settings(
     plan=PLAN,
-    pin=ModePin.TABLE,
+    pin=TABLE,
     caps=Caps(max_num_seqs=1024, max_num_batched_tokens=8192),
 )
 MODELS = (("llama-3.1-70b", "fp8"), ("qwen2.5-32b", "bfloat16"), ("llama-3.1-8b", "bfloat16"))

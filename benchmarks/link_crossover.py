@@ -25,7 +25,7 @@ from engine.models.create import create_model
 from engine.replica.mode_timing import SyntheticSteps
 from engine.spec.config import EngineConfig, ExecutorKind, LinkEmulation
 from engine.spec.model import ModelConfig
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, ENDS, SHIFT, Mode
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
@@ -124,12 +124,12 @@ def compare(
     timer = step_model.timer(PLAN, model, link=LinkEmulation.parse(text))
     found = []
     for size in turns[0].seconds:
-        shapes = {mode: turns[0].shapes[size, mode] for mode in Mode}
+        shapes = {mode: turns[0].shapes[size, mode] for mode in ENDS}
         found.append(
             SizeTimes(
                 num_tokens=size,
-                measured={m: median(s for t in turns for s in t.seconds[size][m]) for m in Mode},
-                simulated={mode: timer.stage_seconds(shapes[mode])[0] for mode in Mode},
+                measured={m: median(s for t in turns for s in t.seconds[size][m]) for m in ENDS},
+                simulated={mode: timer.stage_seconds(shapes[mode])[0] for mode in ENDS},
             )
         )
     return LinkResult(link=text, sizes=tuple(found), others=fmean(t.others for t in turns))
@@ -157,14 +157,14 @@ def time_sizes(
         vocab_size=model.vocab_size,
     )
     shapes: dict[tuple[int, Mode], StepShape] = {}
-    seconds: dict[int, Seconds] = {size: {mode: [] for mode in Mode} for size in sizes}
+    seconds: dict[int, Seconds] = {size: {mode: [] for mode in ENDS} for size in sizes}
     executor = ProcessExecutor(config, model, PLAN)
     step_id = 0
     try:
         executor.start()
         for number in range(rounds + 1):
             for size in sizes:
-                for mode in Mode:
+                for mode in ENDS:
                     step = steps.build(size, mode, step_id=step_id, num_before=0)
                     executor.submit(step)
                     rank_s = executor.collect().rank_s
@@ -183,8 +183,8 @@ def crossover(times: Sequence[tuple[int, dict[Mode, float]]]) -> int:
         # In shares of the step's own time: a large step must not outweigh all small ones.
         StepPair(
             num_tokens=size,
-            base_ms=1e3 * seconds[Mode.BASE],
-            shift_ms=1e3 * seconds[Mode.SHIFT],
+            base_ms=1e3 * seconds[BASE],
+            shift_ms=1e3 * seconds[SHIFT],
             weight=1.0 / (1e3 * min(seconds.values())),
         )
         for size, seconds in times
@@ -231,10 +231,10 @@ def _table(result: LinkResult) -> list[str]:
     ]
     for size in result.sizes:
         cells = [str(size.num_tokens)]
-        for mode in Mode:
+        for mode in ENDS:
             cells += [f"{1e3 * size.measured[mode]:.2f}", f"{1e3 * size.simulated[mode]:.2f}"]
         for times in (size.measured, size.simulated):
-            cells.append(f"{times[Mode.BASE] / times[Mode.SHIFT] - 1:+.1%}")
+            cells.append(f"{times[BASE] / times[SHIFT] - 1:+.1%}")
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 

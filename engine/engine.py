@@ -32,7 +32,7 @@ from engine.spec.errors import (
 )
 from engine.spec.inventory import Inventory
 from engine.spec.measurement import RequestTiming
-from engine.spec.modes import ModePin
+from engine.spec.modes import TABLE
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import (
     FinishReason,
@@ -275,7 +275,7 @@ class Engine:
 
     def _warnings(self, settings: Settings) -> list[str]:
         found = [settings.threshold_warning] if settings.threshold_warning else []
-        is_by_table = settings.pin is ModePin.TABLE and settings.plan.shift
+        is_by_table = settings.pin == TABLE and settings.plan.shift
         if is_by_table and not all(self.mode_tables()):
             found.append(
                 "no mode table was measured when the ranks started: the threshold "

@@ -64,7 +64,7 @@ def aggregate_steps(samples: Iterable[StepSample]) -> list[Json]:
         key = (sample.shape.mode, size)
         total = totals.setdefault(
             key,
-            {"mode": key[0].value, "tokens_up_to": size, "steps": 0, "seconds": 0.0, "tokens": 0},
+            {"mode": key[0], "tokens_up_to": size, "steps": 0, "seconds": 0.0, "tokens": 0},
         )
         total["steps"] += 1
         total["seconds"] += sample.step_s

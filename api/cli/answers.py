@@ -108,7 +108,7 @@ def serve_defaults(answer: Answer) -> dict[str, Any]:
     caps = settings.caps
     options: dict[str, Any] = {
         "plan": settings.plan_text,
-        "mode": settings.pin.value,
+        "mode": settings.pin,
         "max_num_seqs": str(caps.max_num_seqs),
         "max_num_batched_tokens": str(caps.max_num_batched_tokens),
         "max_step_ms": caps.max_step_ms,

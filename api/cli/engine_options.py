@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import typer
 
 from api.cli.common import fail
-from engine.spec.modes import Mode, ModePin
+from engine.spec.modes import Mode, ModePin, read_mode, read_pin
 
 if TYPE_CHECKING:
     from engine.spec.config import LinkEmulation
@@ -97,12 +97,12 @@ def read_len(word: str) -> int | None:
     return read_count("--max-model-len", word, MOST_LEN)
 
 
-def read_mode(word: str) -> ModePin:
+def read_mode_option(word: str) -> ModePin:
     """The word of ``--mode``: one of the fixed ones, or a rung such as ``4x2``."""
     try:
-        return ModePin(word)
-    except ValueError:
-        fail(f"--mode {word!r}: known are {', '.join(ModePin)} and rungs such as 4x2")
+        return read_pin(word)
+    except ValueError as error:
+        fail(f"--mode {error}")
 
 
 def read_rungs(text: str | None) -> tuple[Mode, ...] | None:
@@ -110,7 +110,7 @@ def read_rungs(text: str | None) -> tuple[Mode, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(Mode(word.strip()) for word in text.split(","))
+        return tuple(read_mode(word.strip()) for word in text.split(","))
     except ValueError:
         fail(f"--rungs {text!r}: list base, shift and rungs between, as in base,4x2,shift")
 

@@ -173,7 +173,7 @@ def generate(
 def _answer(
     engine: Engine, ids: tuple[int, ...], made: Generation, sampling: SamplingParams
 ) -> dict[str, Any]:
-    steps = {mode.value: count for mode, count in engine.stats().steps.items() if count}
+    steps = {mode: count for mode, count in engine.stats().steps.items() if count}
     return {
         "token_ids": list(made.token_ids),
         "text": made.text,

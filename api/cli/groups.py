@@ -18,10 +18,10 @@ from api.cli.engine_options import (
     MOST_SEED,
     JsonOption,
     LinkOption,
-    read_mode,
+    read_mode_option,
     read_rungs,
 )
-from engine.spec.modes import Mode, ModePin
+from engine.spec.modes import AUTO, TABLE, Mode, ModePin
 
 if TYPE_CHECKING:
     from engine.spec.plan import PlanSpec
@@ -49,7 +49,7 @@ class PlanOptions:
     mode: Annotated[
         ModePin | None,
         typer.Option(
-            parser=read_mode,
+            parser=read_mode_option,
             metavar=MODE,
             help="How steps of a Shift plan run: by measured times (table), by the thresholds "
             "(auto), or all in one mode: base, shift or a rung between; by default table for a "
@@ -77,7 +77,7 @@ class PlanOptions:
         spec, mode = self.spec, self.mode
         if mode is None:
             is_measured = spec.plan.shift and spec.threshold_tokens is None
-            mode = ModePin.TABLE if is_measured else ModePin.AUTO
+            mode = TABLE if is_measured else AUTO
         return planned_settings(spec, caps, pin=mode, rungs=read_rungs(self.rungs))
 
 
@@ -116,13 +116,13 @@ class PinnedPlan(PlanOptions):
     mode: Annotated[
         ModePin,
         typer.Option(
-            parser=read_mode,
+            parser=read_mode_option,
             metavar=MODE,
             help="How steps of a Shift plan run: by the thresholds (auto), each in the mode that "
             "its step times say is fastest (table), or all in one mode: base, shift or a rung "
             "between.",
         ),
-    ] = ModePin.AUTO
+    ] = AUTO
 
 
 @dataclass(frozen=True, kw_only=True)

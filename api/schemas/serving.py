@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, ConfigDict, Field
 
 from api.schemas.base import Body, Json, View, shown
 from api.schemas.examples import engines, policies
@@ -32,8 +32,6 @@ from engine.spec.modes import MODE_PATTERN, Mode
 from store.models import AckState
 from tuner.hardware.device import MAX_DEVICES
 
-# Rungs are open: the fixed words, and degrees such as 4x2.
-MODE_SCHEMA = {"type": "string", "pattern": MODE_PATTERN}
 # One heartbeat holds about a second of traffic.
 MAX_REQUESTS = 20_000
 
@@ -89,7 +87,7 @@ class RequestTimingIn(Body):
 class StepAggregate(Body):
     """Steps of one mode and token-count class in the window."""
 
-    mode: Annotated[Mode, WithJsonSchema(MODE_SCHEMA)]
+    mode: Annotated[Mode, Field(pattern=MODE_PATTERN)]
     tokens_up_to: Whole = Field(
         ge=1,
         le=MAX_JSON_INT,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from benchmarks.reproduce.nodes import decode_step, device_seconds, get_node, prefill_step
 from benchmarks.reproduce.tables import number, table
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, SHIFT
 from engine.spec.plan import ParallelPlan
 from tuner.described.node import Node
 from tuner.spec.errors import TunerError
@@ -33,7 +33,7 @@ def find_crossover(node: Node, sp: int, *, is_decode: bool) -> int | None:
             decode_step(tokens, CONTEXT_TOKENS, mode)
             if is_decode
             else prefill_step(1, tokens, mode)
-            for mode in (Mode.BASE, Mode.SHIFT)
+            for mode in (BASE, SHIFT)
         )
         base_s, shift_s = (device_seconds(node, plan, shape) for shape in shapes)
         return base_s < shift_s

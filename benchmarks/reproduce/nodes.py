@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from engine.spec.measurement import Measurement
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, Mode
 from engine.spec.plan import ParallelPlan, parse_plan
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
@@ -66,7 +66,7 @@ def run(node: Node, settings: Settings, workload: Workload) -> Measurement:
     return node.simulate(settings, workload, seed=SEED).measurement
 
 
-def decode_step(seqs: int, context: int, mode: Mode = Mode.BASE) -> StepShape:
+def decode_step(seqs: int, context: int, mode: Mode = BASE) -> StepShape:
     """One token for each of ``seqs`` sequences that hold ``context`` tokens each."""
     return StepShape(
         mode=mode,
@@ -77,7 +77,7 @@ def decode_step(seqs: int, context: int, mode: Mode = Mode.BASE) -> StepShape:
     )
 
 
-def prefill_step(seqs: int, tokens: int, mode: Mode = Mode.BASE) -> StepShape:
+def prefill_step(seqs: int, tokens: int, mode: Mode = BASE) -> StepShape:
     """The whole prompts, ``tokens`` each, of ``seqs`` sequences."""
     return StepShape(
         mode=mode,

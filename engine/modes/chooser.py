@@ -8,7 +8,7 @@ from functools import cached_property
 
 from engine.modes.pace import MAX_STEP_TOKENS
 from engine.modes.table import ModeTable
-from engine.spec.modes import Mode, ModePin
+from engine.spec.modes import AUTO, BASE, SHIFT, TABLE, Mode, ModePin, pinned_mode
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 
@@ -30,7 +30,7 @@ class ModeChooser:
     threshold_tokens: int
     rung_thresholds: Mapping[Mode, int] = field(default_factory=dict)
     rungs: tuple[Mode, ...] | None = None
-    pin: ModePin = ModePin.AUTO
+    pin: ModePin = AUTO
     table: ModeTable | None = None
     coin_seed: int | None = None
 
@@ -58,15 +58,15 @@ class ModeChooser:
         """Mode of step ``step_id`` holding ``num_tokens`` tokens."""
         if (fixed := self._mode_of_all_sizes(step_id)) is not None:
             return fixed
-        if self.pin is ModePin.TABLE and self.table is not None:
+        if self.pin == TABLE and self.table is not None:
             return self.table.faster(num_tokens)
         return next(mode for mode, (_, most) in self._ranges.items() if num_tokens <= most)
 
     def largest_tokens(self, mode: Mode, at_most: int, step_id: int) -> int:
         """Largest size, up to ``at_most``, at which step ``step_id`` runs in ``mode``; 0: none."""
         if (fixed := self._mode_of_all_sizes(step_id)) is not None:
-            return at_most if fixed is mode else 0
-        if self.pin is ModePin.TABLE and self.table is not None:
+            return at_most if fixed == mode else 0
+        if self.pin == TABLE and self.table is not None:
             return self.table.largest_tokens(mode, at_most)
         above, most = self._ranges.get(mode, (0, 0))
         largest = min(at_most, most)
@@ -77,18 +77,18 @@ class ModeChooser:
         """The largest step that may run in shift, whatever its number; 0 when none does."""
         if self.coin_seed is not None and self.plan.shift:
             return MAX_STEP_TOKENS
-        return self.largest_tokens(Mode.SHIFT, MAX_STEP_TOKENS, 0)
+        return self.largest_tokens(SHIFT, MAX_STEP_TOKENS, 0)
 
     @cached_property
     def _ranges(self) -> dict[Mode, tuple[int, int]]:
         """By threshold: steps of each mode hold more tokens than the first number and at most as
         many as the second. Fewest slices first; the last mode takes all that is left.
         """
-        thresholds = {**self.rung_thresholds, Mode.SHIFT: self.threshold_tokens}
+        thresholds = {**self.rung_thresholds, SHIFT: self.threshold_tokens}
         found: dict[Mode, tuple[int, int]] = {}
         above = 0
         for mode in reversed(self.modes):
-            is_last = mode is self.modes[0]
+            is_last = mode == self.modes[0]
             most = MAX_STEP_TOKENS if is_last else max(above, thresholds.get(mode, 0))
             found[mode] = (above, most)
             above = most
@@ -97,11 +97,11 @@ class ModeChooser:
     def _mode_of_all_sizes(self, step_id: int) -> Mode | None:
         """The mode of step ``step_id`` where its size does not matter."""
         if not self.plan.shift:
-            return Mode.BASE
+            return BASE
         if self.coin_seed is not None:
             # From shift up: a seed flips between two ends as it always did.
             return self.modes[-1 - _coin(self.coin_seed, step_id, len(self.modes))]
-        return self.pin.mode
+        return pinned_mode(self.pin)
 
 
 def _coin(seed: int, step_id: int, num_sides: int) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.spec.errors import EngineError
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, SHIFT, Mode
 
 SCHEMA = "mode-table/v1"
 # A mode must win by this share of its time over those with fewer slices. This is no hysteresis, for
@@ -62,7 +62,7 @@ class ModeTable:
         if not 1 <= self.num_timed <= len(self.sizes):
             raise EngineError(f"num_timed={self.num_timed}: must be 1 to {len(self.sizes)}")
         if unknown := [mode for mode in self.allowed or () if mode not in self.columns]:
-            raise EngineError(f"mode {unknown[0].value!r} was not timed; timed: {list(lengths)}")
+            raise EngineError(f"mode {unknown[0]!r} was not timed; timed: {list(lengths)}")
 
     @cached_property
     def modes(self) -> tuple[Mode, ...]:
@@ -112,10 +112,10 @@ class ModeTable:
 
     def largest_tokens(self, mode: Mode, at_most: int) -> int:
         """The largest step of at most ``at_most`` tokens that runs in ``mode``; 0 for none."""
-        if at_most > self.sizes[-1] and self.modes[-1] is mode:
+        if at_most > self.sizes[-1] and self.modes[-1] == mode:
             return at_most
         last = min(bisect_left(self.sizes, at_most), len(self.sizes) - 1)
-        buckets = (i for i in range(last, -1, -1) if self.modes[i] is mode)
+        buckets = (i for i in range(last, -1, -1) if self.modes[i] == mode)
         return next((min(at_most, self.sizes[i]) for i in buckets), 0)
 
     def max_tokens(self, mode: Mode, max_step_ms: float) -> int | None:
@@ -130,7 +130,7 @@ class ModeTable:
     @property
     def largest_shift_tokens(self) -> int:
         """The largest size of the table that runs in shift; 0 when none does."""
-        return self.largest_tokens(Mode.SHIFT, self.sizes[-1])
+        return self.largest_tokens(SHIFT, self.sizes[-1])
 
     @property
     def threshold_tokens(self) -> int:
@@ -147,7 +147,7 @@ class ModeTable:
         """Time lost when the first ``cut`` buckets run in shift and all others in base."""
         total = 0.0
         for i, size in enumerate(self.sizes):
-            chosen = Mode.SHIFT if i < cut else Mode.BASE
+            chosen = SHIFT if i < cut else BASE
             total += self.regret_s(chosen, size) / self.seconds(self.modes[i], size)
         return total
 
@@ -166,7 +166,7 @@ class ModeTable:
                 {
                     "tokens": size,
                     **{f"{column}_s": self.columns[column][i] for column in self.columns},
-                    "mode": mode.value,
+                    "mode": mode,
                     "is_measured": i < self.num_timed,
                 }
                 for i, (size, mode) in enumerate(rows)
@@ -190,7 +190,7 @@ class ModeTable:
                 sizes=tuple(int(bucket["tokens"]) for bucket in buckets),
                 columns={
                     mode: tuple(float(bucket[f"{mode}_s"]) for bucket in buckets)
-                    for mode in dict.fromkeys((Mode.BASE, *modes, Mode.SHIFT))
+                    for mode in dict.fromkeys((BASE, *modes, SHIFT))
                 },
                 num_timed=int(document["num_timed"]),
                 fingerprint=str(document["fingerprint"]),

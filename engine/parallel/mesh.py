@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Generic, ParamSpec, TypeAlias, TypeVar
 import torch
 
 from engine.kernels.cuda import new_event
-from engine.spec.modes import Mode
+from engine.spec.modes import ENDS, Mode
 from engine.spec.plan import ParallelPlan, RankCoords, rank_coords, rank_of
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def solo_groups() -> RankGroups:
     """The groups of a world of one rank."""
     solo = SoloCommunicator()
     pair: RungGroups[Communicator] = RungGroups(tensor=solo, sequence=solo)
-    return RankGroups(rungs=dict.fromkeys(Mode, pair), shift=solo, pipeline=solo)
+    return RankGroups(rungs=dict.fromkeys(ENDS, pair), shift=solo, pipeline=solo)
 
 
 def group_members(plan: ParallelPlan, rank: int) -> GroupMembers:

@@ -18,7 +18,7 @@ from torch import Tensor
 from engine.kernels.cuda import new_event, new_stream
 from engine.parallel.communicator import Communicator
 from engine.parallel.mesh import RankGroups
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, Mode
 
 
 def send_stage(x: Tensor, mode: Mode, groups: RankGroups) -> None:
@@ -48,7 +48,7 @@ def recv_stage(
 def _sharers(mode: Mode, groups: RankGroups) -> Communicator | None:
     """The ranks that send a slice of the tokens together; None where each sends it whole."""
     group = groups.tensor(mode)
-    return None if mode is Mode.BASE or group.size == 1 else group
+    return None if mode == BASE or group.size == 1 else group
 
 
 def _my_part(x: Tensor, group: Communicator | None) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.policy.document import EnginePolicy, KnobClass
-from engine.spec.modes import ModePin
+from engine.spec.modes import ENDS, PIN_RULES
 from engine.spec.settings import Caps, Order, Settings
 
 
@@ -60,7 +60,7 @@ def list_knobs(
         ("caps.max_queue", caps.max_queue, 0, None),
     ]
     choices: list[tuple[str, Any, tuple[str, ...]]] = [
-        ("mode", settings.pin.value, tuple(dict.fromkeys((*ModePin, *settings.plan.modes)))),
+        ("mode", settings.pin, tuple(dict.fromkeys((*PIN_RULES, *ENDS, *settings.plan.modes)))),
         ("shift.rungs", settings.modes, settings.plan.modes),
         ("scheduler.order", settings.order.value, tuple(Order)),
     ]

@@ -26,7 +26,7 @@ from engine.scheduler.table import Sequence
 from engine.spec.config import EngineConfig
 from engine.spec.errors import EngineError, RankError
 from engine.spec.model import ModelConfig
-from engine.spec.modes import ModePin
+from engine.spec.modes import TABLE
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason, Request
 from engine.spec.settings import Settings
@@ -306,7 +306,7 @@ class Replica:
             info = self._executor.start()
             # Not when ranks are replaced: requests wait then.
             is_first = not self._started.done()
-            if is_first and self._plan.shift and self._settings.pin is ModePin.TABLE:
+            if is_first and self._plan.shift and self._settings.pin == TABLE:
                 self.mode_table = mode_table_for(
                     self._executor, info, self._config, self._model, self._plan
                 )

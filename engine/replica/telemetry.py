@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from engine.scheduler.step import SchedulerCounts
 from engine.spec.measurement import RequestTiming
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, ENDS, Mode
 from engine.spec.request import FinishReason
 from engine.spec.steps import StepSample
 
@@ -113,7 +113,7 @@ class Telemetry:
         self.step_tokens[1 << (sample.shape.num_tokens - 1).bit_length()] += 1
         self.step_tokens_sum += sample.shape.num_tokens
         self.step_seconds[mode] += sample.step_s
-        if mode is Mode.BASE:
+        if mode == BASE:
             self.decode_tokens_in_base += sample.shape.num_decode_tokens
         if self._last_mode not in (None, mode):
             self.mode_switches += 1
@@ -163,7 +163,7 @@ def summarise(
     """Add up the replicas' counters."""
     parts = list(readings)
     # The ends always, so that dashboards find them; other rungs once a step has run there.
-    modes = list(dict.fromkeys([*Mode, *(mode for t in parts for mode in list(t.steps))]))
+    modes = list(dict.fromkeys([*ENDS, *(mode for t in parts for mode in list(t.steps))]))
     part_seconds = {name: sum(t.part_seconds[name] for t in parts) for name in PARTS}
     whole = sum(part_seconds.values())
     return EngineStats(

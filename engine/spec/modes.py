@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Self
+from typing import NewType
 
 # Degrees beyond any machine are no rung.
 MOST_DEGREE = 99_999
 _DEGREE = r"[1-9]\d{0,4}"
 _RUNG = re.compile(f"({_DEGREE})x({_DEGREE})")
+MODE_PATTERN = f"^(base|shift|{_DEGREE}x{_DEGREE})$"
+PIN_PATTERN = f"^(table|auto|base|shift|{_DEGREE}x{_DEGREE})$"
+
+# How one step runs: BASE = (sp, tp) of the plan, SHIFT = full TP over all sp*tp ranks of a stage,
+# or a rung between them, such as "4x2". A name rather than degrees, so that it means the same in a
+# document whose plan stands elsewhere; a plain string when it runs, so that whatever stores or
+# sends strings takes it. What others wrote goes through ``read_mode``.
+Mode = NewType("Mode", str)
+BASE, SHIFT = Mode("base"), Mode("shift")
+ENDS = (BASE, SHIFT)
+
+# What decides the mode of a step on a Shift plan. TABLE: the times measured when the ranks started;
+# AUTO: the thresholds; the name of a mode holds that one. Read by ``read_pin``.
+ModePin = NewType("ModePin", str)
+TABLE, AUTO = ModePin("table"), ModePin("auto")
+PIN_RULES = (TABLE, AUTO)
+
+KNOWN_MODES = f"{', '.join(ENDS)} and rungs such as 4x2"
+KNOWN_PINS = f"{', '.join((*PIN_RULES, *ENDS))} and rungs such as 4x2"
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -37,6 +55,11 @@ class Rung:
             raise ValueError(f"{text!r} is no rung; one is written sp x tp, as in '4x2'")
         return cls(sp=int(found[1]), tp=int(found[2]))
 
+    @property
+    def mode(self) -> Mode:
+        """Its name between base and shift."""
+        return Mode(str(self))
+
     def __str__(self) -> str:
         return f"{self.sp}x{self.tp}"
 
@@ -46,51 +69,28 @@ def is_rung(text: str) -> bool:
     return _RUNG.fullmatch(text) is not None
 
 
-class RungNames(StrEnum):
-    """Fixed words and beside them every rung: ``4x2`` is a member of each such class.
+def read_mode(value: object) -> Mode:
+    """A mode by name.
 
-    A name rather than degrees, so that it means the same in a document whose plan stands
-    elsewhere. Iterating gives the fixed words only; ``ParallelPlan.modes`` are the rungs of a plan.
+    Raises:
+        ValueError: neither an end nor the form of a rung, with what is known.
     """
-
-    @classmethod
-    def _missing_(cls, value: object) -> Self | None:
-        if not isinstance(value, str) or not is_rung(value):
-            return None
-        member = str.__new__(cls, value)
-        member._name_ = member._value_ = value
-        # So that a rung is one object however often it is read, like any member. It stays in
-        # memory, some 200 bytes; who sends names by the million needs a key and is held to its
-        # rate. The map holds members of this class, which its annotation (of Enum) cannot tell.
-        return cls._value2member_map_.setdefault(value, member)  # type: ignore[return-value]
+    if isinstance(value, str) and (value in ENDS or is_rung(value)):
+        return Mode(str(value))
+    raise ValueError(f"{value!r}; known: {KNOWN_MODES}")
 
 
-class Mode(RungNames):
-    """How one step runs: ``base`` = (sp, tp) of the plan, ``shift`` = full TP over all sp*tp ranks
-    of a stage, or a rung between them, such as ``4x2``.
+def read_pin(value: object) -> ModePin:
+    """What decides the mode of a step, by name.
+
+    Raises:
+        ValueError: neither a rule nor a mode, with what is known.
     """
-
-    BASE = "base"
-    SHIFT = "shift"
-
-
-class ModePin(RungNames):
-    """What decides the mode of a step on a Shift plan.
-
-    ``table``: the times measured when the ranks started; ``auto``: the thresholds; ``base``,
-    ``shift`` or a rung such as ``4x2`` hold one mode.
-    """
-
-    TABLE = "table"
-    AUTO = "auto"
-    BASE = "base"
-    SHIFT = "shift"
-
-    @property
-    def mode(self) -> Mode | None:
-        """The mode that is held; None where each step has its own."""
-        return None if self in (ModePin.TABLE, ModePin.AUTO) else Mode(self.value)
+    if isinstance(value, str) and (value in (*PIN_RULES, *ENDS) or is_rung(value)):
+        return ModePin(str(value))
+    raise ValueError(f"{value!r}; known: {KNOWN_PINS}")
 
 
-MODE_PATTERN = f"^(base|shift|{_DEGREE}x{_DEGREE})$"
-PIN_PATTERN = f"^(table|auto|base|shift|{_DEGREE}x{_DEGREE})$"
+def pinned_mode(pin: ModePin) -> Mode | None:
+    """The mode that ``pin`` holds; None where each step has its own."""
+    return None if pin in PIN_RULES else Mode(pin)

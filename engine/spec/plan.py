@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from engine.spec.errors import PlanError
-from engine.spec.modes import MOST_DEGREE, Mode, Rung, is_rung
+from engine.spec.modes import BASE, MOST_DEGREE, SHIFT, Mode, Rung, is_rung
 from engine.spec.names import did_you_mean
 
 DEFAULT_SHIFT_THRESHOLD = 256
@@ -67,12 +67,12 @@ class ParallelPlan:
         somebody's document names is not worth the search.
         """
         if not self.shift:
-            return (Mode.BASE,)
+            return (BASE,)
         if self.stage_size > MOST_DEGREE:
-            return (Mode.BASE, Mode.SHIFT)
+            return (BASE, SHIFT)
         degrees = [sp for sp in range(self.sp - 1, 1, -1) if self.sp % sp == 0]
         rungs = (Rung(sp=sp, tp=self.stage_size // sp) for sp in degrees)
-        return (Mode.BASE, *(Mode(str(rung)) for rung in rungs), Mode.SHIFT)
+        return (BASE, *(rung.mode for rung in rungs), SHIFT)
 
     def rung(self, mode: Mode) -> Rung:
         """The degrees of a step in ``mode``, whether Shift is on or not.
@@ -87,7 +87,7 @@ class ParallelPlan:
             ladder = ParallelPlan(sp=self.sp, tp=self.tp, shift=self.sp > 1)
             known = ", ".join(str(ladder.rung(mode)) for mode in ladder.modes)
             raise PlanError(
-                f"mode {mode.value!r} is no rung of sp={self.sp}, tp={self.tp}; its rungs are "
+                f"mode {mode!r} is no rung of sp={self.sp}, tp={self.tp}; its rungs are "
                 f"{known} (base first, shift last)"
             )
         return rung
@@ -95,8 +95,8 @@ class ParallelPlan:
     @cached_property
     def _ends(self) -> dict[Mode, Rung]:
         return {
-            Mode.BASE: Rung(sp=self.sp, tp=self.tp),
-            Mode.SHIFT: Rung(sp=1, tp=self.stage_size),
+            BASE: Rung(sp=self.sp, tp=self.tp),
+            SHIFT: Rung(sp=1, tp=self.stage_size),
         }
 
     def mode_of(self, mode: Mode) -> Mode:
@@ -170,7 +170,7 @@ def _rung_thresholds(
     named = {plan.mode_of(mode): tokens for mode, tokens in found.items()}
     if wrong := [mode for mode in named if mode not in between]:
         raise PlanError(
-            f"plan {text!r}: mode {wrong[0].value!r} has no threshold of its own; with Shift on, "
+            f"plan {text!r}: mode {wrong[0]!r} has no threshold of its own; with Shift on, "
             f"rungs between base and shift have one (here: {', '.join(between) or 'none'})"
         )
     return tuple((mode, named[mode]) for mode in between if mode in named)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from engine.spec.errors import PlanError, PolicyError
-from engine.spec.modes import Mode, ModePin
+from engine.spec.modes import ENDS, Mode, ModePin, pinned_mode
 from engine.spec.plan import ParallelPlan
 
 # Rungs between base and shift, each with the most tokens of its steps; hashable, unlike a mapping.
@@ -32,21 +32,21 @@ def check_modes(
     if rungs is not None and (not rungs or len(set(rungs)) < len(rungs)):
         raise PolicyError(f"rungs {list(rungs)}: must be one mode or more, each once")
     for mode, tokens in thresholds:
-        if mode in set(Mode):
+        if mode in ENDS:
             raise PolicyError(
-                f"rung_thresholds of {mode.value!r}: only rungs between base and shift have one; "
+                f"rung_thresholds of {mode!r}: only rungs between base and shift have one; "
                 "shift's is threshold_tokens, and base takes the rest"
             )
         if tokens < 0:
             raise PolicyError(f"{mode}={tokens}: must be at least 0")
-    if pin.mode is not None:
-        _check_pin(plan, pin.mode, allowed_modes(plan, rungs))
+    if (held := pinned_mode(pin)) is not None:
+        _check_pin(plan, held, allowed_modes(plan, rungs))
 
 
 def _check_names(plan: ParallelPlan, modes: Iterable[Mode]) -> None:
     for mode in modes:
-        if (known := _mode_of(plan, mode)) is not mode:
-            raise PolicyError(f"mode {mode.value!r} of plan {plan} is called {known.value!r}")
+        if (known := _mode_of(plan, mode)) != mode:
+            raise PolicyError(f"mode {mode!r} of plan {plan} is called {known!r}")
 
 
 def _check_pin(plan: ParallelPlan, mode: Mode, allowed: tuple[Mode, ...]) -> None:
@@ -55,10 +55,10 @@ def _check_pin(plan: ParallelPlan, mode: Mode, allowed: tuple[Mode, ...]) -> Non
     _check_names(plan, [mode])
     if not plan.shift:
         raise PolicyError(
-            f"mode {mode.value!r} needs a plan with Shift on; this one is {plan}", needs="reshape"
+            f"mode {mode!r} needs a plan with Shift on; this one is {plan}", needs="reshape"
         )
     raise PolicyError(
-        f"mode {mode.value!r} is not among the rungs {', '.join(allowed)}; add it there or leave "
+        f"mode {mode!r} is not among the rungs {', '.join(allowed)}; add it there or leave "
         "rungs out"
     )
 
@@ -69,7 +69,8 @@ def pin_of(plan: ParallelPlan, pin: ModePin) -> ModePin:
     Raises:
         PolicyError: no such rung.
     """
-    return pin if pin.mode is None else ModePin(_mode_of(plan, pin.mode).value)
+    mode = pinned_mode(pin)
+    return pin if mode is None else ModePin(_mode_of(plan, mode))
 
 
 def rungs_of(plan: ParallelPlan, modes: Iterable[Mode]) -> tuple[Mode, ...]:

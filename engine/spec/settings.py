@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
 from engine.spec.errors import EngineError, PolicyError
-from engine.spec.modes import Mode, ModePin, RungNames
+from engine.spec.modes import AUTO, TABLE, Mode, ModePin, pinned_mode, read_mode, read_pin
 from engine.spec.plan import AXES, DEFAULT_SHIFT_THRESHOLD, ParallelPlan, shift_warning
 from engine.spec.rungs import (
     Thresholds,
@@ -21,6 +21,7 @@ from engine.spec.rungs import (
 )
 
 MemberT = TypeVar("MemberT", bound=StrEnum)
+NameT = TypeVar("NameT", bound=str)
 
 # Beyond any device, and what every part that counts can hold.
 MOST_CAP = 2**31 - 1
@@ -84,14 +85,13 @@ class Settings:
     plan: ParallelPlan = field(default_factory=ParallelPlan)
     threshold_tokens: int = DEFAULT_SHIFT_THRESHOLD
     caps: Caps = field(default_factory=Caps)
-    pin: ModePin = ModePin.AUTO
+    pin: ModePin = AUTO
     order: Order = Order.FCFS
     rungs: tuple[Mode, ...] | None = None
     rung_thresholds: Thresholds = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.pin, ModePin):
-            raise PolicyError(f"mode {self.pin!r}: must be a ModePin; known: {', '.join(ModePin)}")
+        _read(read_pin, self.pin, "mode")
         if not isinstance(self.order, Order):
             raise PolicyError(f"order {self.order!r}: must be an Order; known: {', '.join(Order)}")
         if self.threshold_tokens < 0:
@@ -109,7 +109,7 @@ class Settings:
             words["step_ms"] = f"{caps.max_step_ms:g}"
         if caps.max_queue is not None:
             words["queue"] = caps.max_queue
-        if self.pin is not ModePin.AUTO:
+        if self.pin != AUTO:
             words["mode"] = self.pin
         if self.rungs is not None:
             words["rungs"] = ",".join(self.rungs)
@@ -133,17 +133,17 @@ class Settings:
     @property
     def modes_in_use(self) -> tuple[Mode, ...]:
         """Those of :attr:`modes` that steps of some size run in, as far as thresholds tell."""
-        if self.pin.mode is not None:
-            return (self.pin.mode,)
-        if self.pin is ModePin.TABLE:
+        if (held := pinned_mode(self.pin)) is not None:
+            return (held,)
+        if self.pin == TABLE:
             return self.modes
         idle = set(self.plan.modes[1:-1]) - {mode for mode, _ in self.rung_thresholds}
-        return tuple(mode for mode in self.modes if mode not in idle or mode is self.modes[0])
+        return tuple(mode for mode in self.modes if mode not in idle or mode == self.modes[0])
 
     @property
     def is_by_threshold(self) -> bool:
         """Whether the threshold decides the mode of each step."""
-        return self.plan.shift and self.pin is ModePin.AUTO
+        return self.plan.shift and self.pin == AUTO
 
     @property
     def threshold_warning(self) -> str | None:
@@ -167,7 +167,7 @@ class Settings:
             "shift": self._shift_json(),
             "caps": asdict(self.caps),
             "scheduler": {"order": self.order.value},
-            "mode": self.pin.value,
+            "mode": self.pin,
         }
 
     def _shift_json(self) -> dict[str, Any]:
@@ -177,9 +177,9 @@ class Settings:
             "threshold_tokens": self.threshold_tokens,
         }
         if self.rungs is not None:
-            shift["rungs"] = [mode.value for mode in self.rungs]
+            shift["rungs"] = list(self.rungs)
         if self.rung_thresholds:
-            shift["rung_thresholds"] = {mode.value: most for mode, most in self.rung_thresholds}
+            shift["rung_thresholds"] = dict(self.rung_thresholds)
         return shift
 
     @classmethod
@@ -203,7 +203,7 @@ class Settings:
         enabled = shift.get("enabled", False)
         if not isinstance(enabled, bool):
             raise PolicyError(f"/shift/enabled: {enabled!r} is not true or false")
-        pin = _member(ModePin, document.get("mode") or ModePin.AUTO, "/mode")
+        pin = _read(read_pin, document.get("mode") or AUTO, "/mode")
         rungs = _modes(shift.get("rungs"), list, "/shift/rungs")
         thresholds = _modes(shift.get("rung_thresholds"), dict, "/shift/rung_thresholds")
         for name, tokens in (shift.get("rung_thresholds") or {}).items():
@@ -219,7 +219,7 @@ class Settings:
                 rungs=None if rungs is None else rungs_of(made, rungs),
                 rung_thresholds=thresholds_of(
                     made,
-                    {mode: shift["rung_thresholds"][mode.value] for mode in thresholds or ()},
+                    {mode: shift["rung_thresholds"][mode] for mode in thresholds or ()},
                 ),
             )
         except PolicyError:
@@ -236,7 +236,7 @@ def _modes(value: Any, kind: type[list[Any] | dict[str, Any]], pointer: str) -> 
         raise PolicyError(
             f"{pointer}: {value!r} is not {'a list' if kind is list else 'an object'}"
         )
-    return [_member(Mode, name, pointer) for name in value]
+    return [_read(read_mode, name, pointer) for name in value]
 
 
 def _section(document: Mapping[str, Any], name: str, known: tuple[str, ...]) -> dict[str, Any]:
@@ -263,8 +263,14 @@ def _number(value: Any, pointer: str, kind: type) -> None:
 
 
 def _member(kind: type[MemberT], value: Any, pointer: str) -> MemberT:
-    known = ", ".join(kind) + (" and rungs such as 4x2" if issubclass(kind, RungNames) else "")
     try:
         return kind(value)
     except ValueError as error:
-        raise PolicyError(f"{pointer}: {value!r}; known: {known}") from error
+        raise PolicyError(f"{pointer}: {value!r}; known: {', '.join(kind)}") from error
+
+
+def _read(reader: Callable[[object], NameT], value: object, pointer: str) -> NameT:
+    try:
+        return reader(value)
+    except ValueError as error:
+        raise PolicyError(f"{pointer}: {error}") from error

@@ -6,15 +6,19 @@ Arrays travel as raw little-endian bytes beside their dtype's fixed name.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, MODE_PATTERN, Mode
 
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
 UInt64Array = npt.NDArray[np.uint64]
+
+ModeName = Annotated[Mode, msgspec.Meta(pattern=MODE_PATTERN)]
 
 # Stands for the id of a row whose logits held no finite value: there is nothing to choose from.
 NO_TOKEN = -1
@@ -28,7 +32,7 @@ class StepShape(msgspec.Struct, frozen=True, kw_only=True):
     ``q*context + q*(q+1)/2`` per chunk; ``prefill_context_tokens`` sums the KV length read.
     """
 
-    mode: Mode = Mode.BASE
+    mode: ModeName = BASE
     num_seqs: int = 0
     num_decode_tokens: int = 0
     num_prefill_tokens: int = 0

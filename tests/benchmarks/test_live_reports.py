@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.link_crossover import LinkResult, SizeTimes, crossover
 from benchmarks.simulated_vs_measured_report import Comparison
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, SHIFT, Mode
 
 SIZES = [2**n for n in range(11)]
 
@@ -14,10 +14,7 @@ SIZES = [2**n for n in range(11)]
 def times(fixed_s: float, per_token_s: float) -> list[tuple[int, dict[Mode, float]]]:
     """Base costs ``fixed_s`` more than shift, and ``per_token_s`` less for each token."""
     shift_s = {n: 0.010 + 0.0004 * n for n in SIZES}
-    return [
-        (n, {Mode.BASE: shift_s[n] + fixed_s - per_token_s * n, Mode.SHIFT: shift_s[n]})
-        for n in SIZES
-    ]
+    return [(n, {BASE: shift_s[n] + fixed_s - per_token_s * n, SHIFT: shift_s[n]}) for n in SIZES]
 
 
 def result(measured: tuple[float, float], simulated: tuple[float, float]) -> LinkResult:
@@ -35,7 +32,7 @@ def test_a_crossover_is_the_first_size_at_which_base_is_faster() -> None:
 
 def test_one_slow_moment_moves_no_crossover() -> None:
     found = times(0.004, 0.0002)
-    found[8][1][Mode.BASE] *= 1.1
+    found[8][1][BASE] *= 1.1
     assert crossover(found) == 32
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from engine.executors.protocol import Executor
 from engine.spec.errors import RankError
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, Mode
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import SlotStart, StepPlan, StepShape, int32
 
@@ -24,7 +24,7 @@ MakeExecutor = Callable[[], Executor]
 
 
 def prompt_step(
-    step_id: int, *, lens: tuple[int, ...] = (5, 3), mode: Mode = Mode.BASE, seed: int = 0
+    step_id: int, *, lens: tuple[int, ...] = (5, 3), mode: Mode = BASE, seed: int = 0
 ) -> StepPlan:
     """A step that prefills one prompt per length, each in its own blocks, and samples all.
 
@@ -61,7 +61,7 @@ def prompt_step(
     )
 
 
-def next_step(step_id: int, *, count: int = 2, mode: Mode = Mode.BASE) -> StepPlan:
+def next_step(step_id: int, *, count: int = 2, mode: Mode = BASE) -> StepPlan:
     """The step after :func:`prompt_step`: each row goes on with the token it sampled."""
     return StepPlan(
         step_id=step_id,

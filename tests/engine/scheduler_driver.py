@@ -16,7 +16,7 @@ from engine.scheduler.scheduler import Scheduler
 from engine.scheduler.step import ScheduledStep
 from engine.spec.config import EngineConfig
 from engine.spec.model import ModelConfig
-from engine.spec.modes import ModePin
+from engine.spec.modes import AUTO, ModePin
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import Request, SamplingParams
 from engine.spec.settings import Caps
@@ -41,7 +41,7 @@ def generate(
     plan: ParallelPlan,
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
-    pin: ModePin = ModePin.AUTO,
+    pin: ModePin = AUTO,
     coin_seed: int | None = None,
 ) -> list[Generated]:
     """Start, run every prompt to its last token, close. Long prompts come in chunks."""

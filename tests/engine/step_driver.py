@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, Mode
 from engine.spec.steps import SlotSampling, SlotStart, StepPlan, StepResult, StepShape, int32
 
 Logits = npt.NDArray[np.float64]
@@ -74,7 +74,7 @@ class StepDriver:
         budget: int = 64,
         num_ahead: int = 0,
         restarts: int | None = None,
-        mode: ChooseMode = lambda step_id: Mode.BASE,
+        mode: ChooseMode = lambda step_id: BASE,
     ) -> None:
         self._replica = replica
         self._vocab_size = vocab_size

@@ -20,7 +20,7 @@ from engine.spec.errors import (
     RequestError,
     StalePolicyError,
 )
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, SHIFT
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
 from engine.spec.settings import Caps, Order
@@ -185,7 +185,7 @@ def test_a_hot_change_takes_effect_at_the_next_step(config: EngineConfig) -> Non
         collector.wait()
         assert applied.changes == {"shift.threshold_tokens": KnobClass.HOT}
         for sample in engine.drain_samples():
-            expected = Mode.BASE if sample.step_id >= applied.effective_step else Mode.SHIFT
+            expected = BASE if sample.step_id >= applied.effective_step else SHIFT
             assert sample.shape.mode is expected
         assert engine.stats().mode_switches == 1
         assert applied.warnings

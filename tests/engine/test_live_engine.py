@@ -16,7 +16,7 @@ import pytest
 from engine.engine import Engine
 from engine.spec.config import EngineConfig
 from engine.spec.model import DType
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, SHIFT
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
 from engine.spec.settings import Caps, Settings
@@ -120,8 +120,8 @@ def test_a_reshape_under_load_changes_no_output_and_loses_no_request(
         assert not reshapes
         assert engine.settings.plan == ParallelPlan(dp=2)
         modes = {(sample.plan, sample.shape.mode) for sample in engine.drain_samples()}
-        assert {("tp=2", Mode.BASE), ("sp=2", Mode.BASE), ("sp=2,shift", Mode.BASE)} <= modes
-        assert ("sp=2,shift", Mode.SHIFT) in modes
+        assert {("tp=2", BASE), ("sp=2", BASE), ("sp=2,shift", BASE)} <= modes
+        assert ("sp=2,shift", SHIFT) in modes
 
 
 @pytest.mark.usefixtures("lasting_ranks")

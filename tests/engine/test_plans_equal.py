@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from engine.modes.chooser import ModeChooser
 from engine.spec.feasible import list_plans
 from engine.spec.model import DType, ModelConfig
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, Mode
 from engine.spec.plan import ParallelPlan, parse_plan
 from tests.engine.checkpoints import (
     FAMILIES,
@@ -125,7 +125,7 @@ def test_one_rank_in_float64_answers_exactly_as_transformers(
 ) -> None:
     world = worlds[(family, tied)]
     wanted = world.reference(torch.float64)
-    got = world.run(ParallelPlan(), mode=pinned(Mode.BASE))
+    got = world.run(ParallelPlan(), mode=pinned(BASE))
     assert outputs(got) == outputs(wanted)
     assert difference(got, wanted) < 1e-5
     assert len({token for output in outputs(got) for token in output}) > 12, "output collapsed"
@@ -143,7 +143,7 @@ def test_every_feasible_plan_up_to_8_ranks_equals_the_single_rank_with_rungs_dra
     worlds: dict[tuple[str, bool], World], family: str, tied: bool
 ) -> None:
     world = worlds[(family, tied)]
-    single = world.run(ParallelPlan(), mode=pinned(Mode.BASE))
+    single = world.run(ParallelPlan(), mode=pinned(BASE))
     plans = [plan for plan in list_plans(world.model, 8) if plan.dp == 1]
     assert {str(plan) for plan in plans} > set(NAMED_PLANS)
     assert_equal(world, plans, single)
@@ -154,7 +154,7 @@ def test_the_other_families_equal_the_single_rank_with_rungs_drawn_at_random(
     worlds: dict[tuple[str, bool], World], family: str, tied: bool
 ) -> None:
     world = worlds[(family, tied)]
-    single = world.run(ParallelPlan(), mode=pinned(Mode.BASE))
+    single = world.run(ParallelPlan(), mode=pinned(BASE))
     assert_equal(world, [parse_plan(f"{text},shift").plan for text in NAMED_PLANS], single)
 
 
@@ -177,7 +177,7 @@ def test_steps_submitted_before_the_ones_they_continue_are_done_give_the_same_on
 ) -> None:
     world = worlds[(family, False)]
     sampling = {"temperature": 0.9, "top_k": 60, "top_p": 0.95}
-    single = world.run(ParallelPlan(), mode=pinned(Mode.BASE), **sampling)
+    single = world.run(ParallelPlan(), mode=pinned(BASE), **sampling)
     for plan in [plan for plan in list_plans(world.model, 8) if plan.dp == 1]:
         options = {"num_ahead": plan.pp, "has_parallel_sampling": has_parallel_sampling}
         assert_equal(world, [plan], single, **options, **sampling)
@@ -188,7 +188,7 @@ def test_ranks_that_sample_each_row_alone_answer_the_same_when_steps_are_submitt
 ) -> None:
     world = worlds[("qwen3", False)]
     sampling = {"temperature": 0.9, "top_k": 60, "top_p": 0.95}
-    single = world.run(ParallelPlan(), mode=pinned(Mode.BASE), **sampling)
+    single = world.run(ParallelPlan(), mode=pinned(BASE), **sampling)
     plans = [parse_plan(f"{text},shift").plan for text in NAMED_PLANS]
     assert_equal(world, plans, single, num_ahead=2, has_parallel_sampling=False, **sampling)
 
@@ -198,7 +198,7 @@ def test_a_pinned_rung_equals_the_single_rank(
     worlds: dict[tuple[str, bool], World], text: str
 ) -> None:
     world = worlds[("qwen2", False)]
-    single = world.run(ParallelPlan(), mode=pinned(Mode.BASE))
+    single = world.run(ParallelPlan(), mode=pinned(BASE))
     plan = parse_plan(text).plan
     for mode in plan.modes:
         got = world.run(plan, mode=pinned(mode))
@@ -236,7 +236,7 @@ def test_half_precision_runs_in_both_modes_near_the_float64_logits(
     worlds: dict[tuple[str, bool], World], dtype: DType
 ) -> None:
     world = worlds[("llama", True)]
-    exact = world.run(ParallelPlan(), mode=pinned(Mode.BASE))
+    exact = world.run(ParallelPlan(), mode=pinned(BASE))
     plan = ParallelPlan(sp=2, tp=2, shift=True)
     for got, want in zip(world.run(plan, mode=coin(plan), dtype=dtype), exact, strict=True):
         first, wanted = got.logits[0], want.logits[0]
@@ -249,8 +249,8 @@ def test_steps_shorter_than_sp_leave_some_ranks_padding_only(
 ) -> None:
     world = worlds[("qwen3", False)]
     plan = parse_plan(text).plan
-    single = world.run(ParallelPlan(), mode=pinned(Mode.BASE), budget=3)
-    for mode in (pinned(Mode.BASE), coin(plan)):
+    single = world.run(ParallelPlan(), mode=pinned(BASE), budget=3)
+    for mode in (pinned(BASE), coin(plan)):
         got = world.run(plan, mode=mode, budget=3)
         assert outputs(got) == outputs(single)
         assert difference(got, single) < 1e-9
@@ -268,7 +268,7 @@ def test_degrees_that_are_no_powers_of_two_keep_the_order_of_heads_and_vocabular
         num_hidden_layers=3,
     )
     world = World(write_checkpoint(tmp_path, config))
-    single = world.run(ParallelPlan(), mode=pinned(Mode.BASE))
+    single = world.run(ParallelPlan(), mode=pinned(BASE))
     plans = [p for p in list_plans(world.model, 6) if p.dp == 1 and p.stage_size % 3 == 0]
     assert {"sp=2,tp=3,shift", "pp=2,sp=3,shift"} <= {str(plan) for plan in plans}
     assert kv_heads == 3 or "sp=3,tp=2,shift" in {str(plan) for plan in plans}
@@ -283,8 +283,8 @@ def test_seeded_sampling_is_the_same_on_every_plan_in_every_mode_and_chunking(
 ) -> None:
     world = worlds[("llama", False)]
     sampling = {"temperature": 0.9, "top_k": 60, "top_p": 0.95}
-    wanted = outputs(world.run(ParallelPlan(), mode=pinned(Mode.BASE), **sampling))
-    greedy = outputs(world.run(ParallelPlan(), mode=pinned(Mode.BASE)))
+    wanted = outputs(world.run(ParallelPlan(), mode=pinned(BASE), **sampling))
+    greedy = outputs(world.run(ParallelPlan(), mode=pinned(BASE)))
     assert wanted != greedy
     for text, budget in itertools.product(("tp=1", "sp=2,tp=2,shift", "pp=2,tp=2"), (5, 40)):
         plan = parse_plan(text).plan

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from api.documents.control_state import memory_from_json
 from api.documents.policy import PolicyDocument, settings_in
 from api.documents.recommendation import recommended_settings
-from engine.spec.modes import ModePin
+from engine.spec.modes import AUTO
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from migrations.runner import check, downgrade, upgrade
@@ -133,7 +133,7 @@ def test_a_mode_that_flipped_by_a_coin_is_the_threshold_from_now_on(stored: Data
     with stored.read() as uow:
         (engine,) = uow.engines.list_scheduled()
         version = uow.policies.get(engine.id, 2)
-    assert PolicyDocument.from_json(version.document).settings.pin is ModePin.AUTO
+    assert PolicyDocument.from_json(version.document).settings.pin == AUTO
 
 
 def test_what_had_no_plan_gets_that_of_its_policy_or_its_schedule(stored: Database) -> None:

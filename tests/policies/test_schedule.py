@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.spec.modes import ModePin
+from engine.spec.modes import TABLE
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from policies.errors import PolicyInputError
@@ -64,7 +64,7 @@ def test_what_a_request_alone_takes_is_carried_and_may_be_missing() -> None:
 
 
 def test_settings_that_leave_the_mode_to_the_measured_table_are_carried() -> None:
-    measured = replace(SCHEDULE.bands[0].settings, pin=ModePin.TABLE)
+    measured = replace(SCHEDULE.bands[0].settings, pin=TABLE)
     schedule = Schedule(bands=(replace(SCHEDULE.bands[0], settings=measured),))
     assert Schedule.from_json(json.loads(json.dumps(schedule.to_json()))) == schedule
 

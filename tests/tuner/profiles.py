@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from engine.spec.model import DType, ModelConfig
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, Mode
 from engine.spec.plan import parse_plan
 from engine.spec.steps import StepSample, StepShape
 from tests.tuner.worlds import SMALL
@@ -93,7 +93,7 @@ def operator_rows(model: ModelConfig = SMALL) -> Profile:
     )
 
 
-def shapes(mode: Mode = Mode.BASE) -> list[StepShape]:
+def shapes(mode: Mode = BASE) -> list[StepShape]:
     """Decodes, prefills and mixed steps of many sizes."""
     decodes = [
         StepShape(mode=mode, num_seqs=n, num_decode_tokens=n, decode_context_tokens=n * context,

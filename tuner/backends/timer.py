@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.spec.model import ModelConfig
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, SHIFT
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
 from tuner.backends.backend import Backend, KernelTimes
@@ -73,9 +73,9 @@ class ServedTimer:
         precision: Precision,
         backend: Backend,
     ) -> None:
-        launches = {Mode.BASE: backend.launch, Mode.SHIFT: backend.shift_launch}
+        launches = {BASE: backend.launch, SHIFT: backend.shift_launch}
         if not plan.shift:
-            launches[Mode.SHIFT] = backend.launch
+            launches[SHIFT] = backend.launch
         timers = {
             launch: paced_timer(
                 hardware,

@@ -132,8 +132,8 @@ def counts_json(result: SimulationResult) -> dict[str, Any]:
     """Steps and busy seconds by mode, and what the scheduler had to do."""
     counts = result.counts
     return {
-        "steps": {mode.value: num_steps for mode, num_steps in counts.steps.items()},
-        "step_seconds": {mode.value: seconds for mode, seconds in counts.step_seconds.items()},
+        "steps": dict(counts.steps),
+        "step_seconds": dict(counts.step_seconds),
         "mode_switches": counts.mode_switches,
         "decode_tokens_in_base": counts.decode_tokens_in_base,
         "preemptions": counts.preemptions,

@@ -8,7 +8,7 @@ from pathlib import Path
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.errors import PlanError
 from engine.spec.model import DType, ModelConfig
-from engine.spec.modes import Mode
+from engine.spec.modes import ENDS
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from tuner.backends import list_backends, load_backend
@@ -85,10 +85,10 @@ def check_rungs(node: Node, settings: Settings) -> None:
     """Raises TunerError where steps would run on rungs that the node's backend does not have, with
     the way out: a system that holds weights twice holds those of base and shift.
     """
-    between = [mode for mode in settings.modes_in_use if mode not in set(Mode)]
+    between = [mode for mode in settings.modes_in_use if mode not in ENDS]
     if node.backend.has_second_weights and between:
         raise TunerError(
-            f"mode {between[0].value}: {node.backend.title} steps in base and shift only; add "
+            f"mode {between[0]}: {node.backend.title} steps in base and shift only; add "
             "--rungs base,shift, or take --backend gearshift"
         )
 

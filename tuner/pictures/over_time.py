@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.spec.measurement import Measurement
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, SHIFT
 from policies.constraint import Metric
 from policies.sla import Sla
 from tuner.pictures.picture import (
@@ -26,7 +26,7 @@ from tuner.pictures.picture import (
 from tuner.simulation.timeline import StepLine, Timeline, attainment_line, gap_percentiles
 
 TIME_GROUP = "time"
-MODE_COLOURS = {Mode.BASE: Colour.SKY, Mode.SHIFT: Colour.ORANGE}
+MODE_COLOURS = {BASE: Colour.SKY, SHIFT: Colour.ORANGE}
 # Of the rungs between, in turn.
 RUNG_COLOURS = (Colour.GREEN, Colour.PURPLE)
 # The most points that a curve of a distribution is drawn with.

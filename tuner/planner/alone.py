@@ -121,7 +121,7 @@ def _variants(options: Sequence[Settings], longest: int) -> list[Settings]:
         budget = min(settings.caps.max_num_batched_tokens, longest)
         found.setdefault((budget, settings.threshold_tokens, settings.pin), settings)
         for mode in settings.modes_in_use if settings.plan.shift else ():
-            pin = ModePin(mode.value)
+            pin = ModePin(mode)
             found.setdefault((budget, 0, pin), replace(settings, pin=pin))
     return list(found.values())
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from engine.executors.protocol import StepTimer
-from engine.spec.modes import Mode
+from engine.spec.modes import ENDS, Mode
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
@@ -27,7 +27,7 @@ def advised_threshold(timer: StepTimer, max_num_seqs: int) -> int:
     pairs = []
     for num_tokens in STEP_TOKENS:
         base, shift = (
-            1e3 * sum(timer.stage_seconds(_shape(num_tokens, max_num_seqs, mode))) for mode in Mode
+            1e3 * sum(timer.stage_seconds(_shape(num_tokens, max_num_seqs, mode))) for mode in ENDS
         )
         pairs.append(StepPair(num_tokens=num_tokens, base_ms=base, shift_ms=shift))
     return shift_threshold(pairs)

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from engine.spec.modes import Mode
+from engine.spec.modes import ENDS, Mode
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
 from tuner.simulation.steering import SettingsChange
@@ -126,8 +126,8 @@ class PlanSpell:
 class RunCounts:
     """Steps and busy seconds by mode, and what the schedulers had to do."""
 
-    steps: dict[Mode, int] = field(default_factory=lambda: dict.fromkeys(Mode, 0))
-    step_seconds: dict[Mode, float] = field(default_factory=lambda: dict.fromkeys(Mode, 0.0))
+    steps: dict[Mode, int] = field(default_factory=lambda: dict.fromkeys(ENDS, 0))
+    step_seconds: dict[Mode, float] = field(default_factory=lambda: dict.fromkeys(ENDS, 0.0))
     mode_switches: int = 0
     decode_tokens_in_base: int = 0
     preemptions: int = 0

@@ -11,7 +11,7 @@ from engine.executors.protocol import StepTimer
 from engine.modes.chooser import ModeChooser
 from engine.spec.config import EngineConfig
 from engine.spec.model import ModelConfig
-from engine.spec.modes import ModePin
+from engine.spec.modes import TABLE
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from tuner.simulation.mode_table import modelled_table
@@ -107,7 +107,7 @@ class ReplicaSetup:
     def chooser(self) -> ModeChooser:
         """The mode rule of the settings; by table it goes by what the ranks' timer tells."""
         plan, table = self.settings.plan, None
-        if plan.shift and self.settings.pin is ModePin.TABLE:
+        if plan.shift and self.settings.pin == TABLE:
             table = modelled_table(
                 self.ranks.timer,
                 plan.replica,

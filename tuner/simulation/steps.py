@@ -10,7 +10,7 @@ import numpy as np
 from engine.scheduler.skipping import SkippingScheduler
 from engine.scheduler.step import PlacedSequence, ScheduledStep, SlotArray
 from engine.scheduler.table import Sequence
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, Mode
 from engine.spec.steps import StepShape
 from tuner.simulation.log import IntArray, RunCounts, Segment, TokenLog
 from tuner.simulation.pipe import Pipe
@@ -124,7 +124,7 @@ class Steps:
         mode = shape.mode
         self._segments.append(segment)
         counts.count(mode, num_steps, segment.busy_s)
-        if mode is Mode.BASE:
+        if mode == BASE:
             counts.decode_tokens_in_base += shape.num_decode_tokens * num_steps
         if self._last_mode not in (None, mode):
             counts.mode_switches += 1

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.spec.measurement import Measurement, RequestTiming
-from engine.spec.modes import Mode
+from engine.spec.modes import ENDS, Mode
 from policies.attainment import judge
 from policies.sla import Sla
 
@@ -116,7 +116,7 @@ class StepLine:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "busy_s": {mode.value: list(values) for mode, values in self.busy_s.items()},
+            "busy_s": {mode: list(values) for mode, values in self.busy_s.items()},
             "kv_usage": list(self.kv_usage),
         }
 
@@ -124,8 +124,8 @@ class StepLine:
 def build_step_line(segments: Sequence[Segment], timeline: Timeline, *, start_s: float) -> StepLine:
     """The steps of a run in the bins of ``timeline``, whose first starts at ``start_s``."""
     bins = _Bins(start_s=start_s, bin_s=timeline.bin_s, count=len(timeline.arrived))
-    modes = dict.fromkeys([*Mode, *(segment.shape.mode for segment in segments)])
-    busy_s = {mode: bins.spread([s for s in segments if s.shape.mode is mode]) for mode in modes}
+    modes = dict.fromkeys([*ENDS, *(segment.shape.mode for segment in segments)])
+    busy_s = {mode: bins.spread([s for s in segments if s.shape.mode == mode]) for mode in modes}
     usage: list[float | None] = [None] * bins.count
     starts = bins.index(np.array([s.start_s for s in segments], dtype=np.float64))
     for at, segment in zip(starts, segments, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import exp, log, log1p
 
-from engine.spec.modes import Mode
+from engine.spec.modes import ENDS, SHIFT, Mode
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
 from tuner.step_model.trees import Trees
@@ -46,8 +46,8 @@ def residual_row(
 
 def _shift_share(plan: ParallelPlan, mode: Mode) -> float:
     """0 in base, 1 in shift, and between by the slices of a rung."""
-    if mode in set(Mode):
-        return float(mode is Mode.SHIFT)
+    if mode in ENDS:
+        return float(mode == SHIFT)
     return (plan.sp - plan.rung(mode).sp) / (plan.sp - 1)
 
 

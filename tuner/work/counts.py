@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from engine.spec.model import DType, ModelConfig
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, Mode
 from engine.spec.plan import ParallelPlan, stage_layers
 from engine.spec.steps import StepShape
 
@@ -209,7 +209,7 @@ class WorkCounter:
                 Collective(kind=CollectiveKind.ALL_REDUCE, ranks=group, num_bytes=rows * row_bytes)
             )
         if plan.pp > 1 and stage > 0:
-            is_split = shape.mode is not Mode.BASE and group > 1
+            is_split = shape.mode != BASE and group > 1
             sent = rows / group if is_split else rows
             found.append(Collective(kind=CollectiveKind.SEND, ranks=2, num_bytes=sent * row_bytes))
             if is_split:

@@ -16,7 +16,7 @@ from api.agent.credential import CredentialFile
 from api.web.settings import ServiceSettings
 from engine.engine import Engine
 from engine.spec.config import EngineConfig, ExecutorKind
-from engine.spec.modes import ModePin
+from engine.spec.modes import BASE, SHIFT, ModePin
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import Request, SamplingParams
 from engine.spec.settings import Settings
@@ -105,7 +105,7 @@ def test_an_engine_registers_reports_exact_timings_and_follows_its_policy(
 
         _patch(client, engine_id, {"shift": {"threshold_tokens": 17}, "mode": "shift"})
         wait_until(lambda: engine.policy.version == 2)
-        assert (engine.settings.threshold_tokens, engine.settings.pin) == (17, ModePin.SHIFT)
+        assert (engine.settings.threshold_tokens, engine.settings.pin) == (17, ModePin(SHIFT))
 
         _generate(engine, "r1")
         wait_until(lambda: _finished(database, engine_id))
@@ -168,7 +168,7 @@ def test_the_engine_serves_through_an_outage_and_catches_up_after_it(
     _generate(engine, "during")
     with running_service(settings, port) as url, _client(url) as client:
         _patch(client, engine_id, {"mode": "base"})
-        wait_until(lambda: engine.settings.pin is ModePin.BASE)
+        wait_until(lambda: engine.settings.pin == ModePin(BASE))
         assert str(agent.engine_id) == engine_id
         assert len(client.get("/v1/engines").json()) == 1
         agent.stop()

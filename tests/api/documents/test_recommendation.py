@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from api.documents.recommendation import predicted_for, recommended_settings
-from engine.spec.modes import ModePin
+from engine.spec.modes import AUTO, SHIFT, TABLE, ModePin
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 
 
-@pytest.mark.parametrize("pin", [ModePin.TABLE, ModePin.AUTO, ModePin.SHIFT])
+@pytest.mark.parametrize("pin", [TABLE, AUTO, ModePin(SHIFT)])
 def test_a_recommendation_is_known_again_in_the_settings_it_stands_for(pin: ModePin) -> None:
     settings = Settings(
         plan=ParallelPlan(sp=2, shift=True),

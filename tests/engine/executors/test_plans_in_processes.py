@@ -15,7 +15,7 @@ from engine.modes.chooser import ModeChooser
 from engine.parallel.shm_build import NO_COMPILER_VARIABLE
 from engine.spec.config import Collectives, EngineConfig, LinkEmulation
 from engine.spec.model import DType, ModelConfig
-from engine.spec.modes import ModePin
+from engine.spec.modes import AUTO, SHIFT, ModePin
 from engine.spec.plan import ParallelPlan, parse_plan
 from tests.engine.rank_pools import RankPools
 from tests.engine.scheduler_driver import Generated, generate
@@ -56,7 +56,7 @@ def single(config: EngineConfig) -> list[Generated]:
 
 
 def in_processes(
-    config: EngineConfig, plan: ParallelPlan, pools: RankPools, modes: Modes = ModePin.AUTO
+    config: EngineConfig, plan: ParallelPlan, pools: RankPools, modes: Modes = AUTO
 ) -> list[Generated]:
     model = ModelConfig.from_dir(config.model_dir)
     return generate(
@@ -66,7 +66,7 @@ def in_processes(
         plan=plan,
         prompts=list_prompts(),
         max_tokens=MAX_TOKENS,
-        pin=modes if isinstance(modes, ModePin) else ModePin.AUTO,
+        pin=modes if isinstance(modes, ModePin) else AUTO,
         coin_seed=None if isinstance(modes, ModePin) else modes,
     )
 
@@ -85,16 +85,16 @@ def test_greedy_output_of_the_reference_varies(single: list[Generated]) -> None:
 @pytest.mark.parametrize(
     ("text", "modes"),
     [
-        ("tp=2", ModePin.AUTO),
-        ("sp=2,shift", ModePin.AUTO),
-        ("pp=2", ModePin.AUTO),
+        ("tp=2", AUTO),
+        ("sp=2,shift", AUTO),
+        ("pp=2", AUTO),
         ("sp=2,tp=2,shift", 3),
         ("pp=2,sp=2,shift", 4),
         ("sp=4,shift", 7),  # a coin that draws the rung between, too
         # Eight processes start for ten seconds; eight ranks in threads run by default.
         pytest.param("sp=4,tp=2,shift", 6, marks=pytest.mark.slow),
         pytest.param("pp=2,sp=2,tp=2,shift", 5, marks=pytest.mark.slow),
-        pytest.param("sp=2,tp=4,shift", ModePin.SHIFT, marks=pytest.mark.slow),
+        pytest.param("sp=2,tp=4,shift", ModePin(SHIFT), marks=pytest.mark.slow),
     ],
 )
 def test_ranks_in_processes_equal_a_single_rank(

@@ -16,7 +16,7 @@ from engine.executors.process import ProcessExecutor
 from engine.spec.config import Collectives, EngineConfig
 from engine.spec.errors import CheckpointError, RankError
 from engine.spec.model import DType, ModelConfig
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE
 from engine.spec.plan import ParallelPlan
 from tests.contracts.executor import next_step, prompt_step
 from tests.engine.executors.processes import SOON_S, wait_gone
@@ -256,7 +256,7 @@ def test_answers_to_the_executor_before_are_not_heard(
     config: EngineConfig, lasting_pool: RankPool, undisturbed: list[bytes]
 ) -> None:
     first = started(config, lasting_pool)
-    first.submit(prompt_step(8, lens=(2, 2), mode=Mode.BASE))
+    first.submit(prompt_step(8, lens=(2, 2), mode=BASE))
     first.submit(next_step(9, count=2))
     first.close()
     second = started(config, lasting_pool)

@@ -14,7 +14,7 @@ from engine.spec.errors import CheckpointError
 from engine.spec.families import registry
 from engine.spec.families.family import Family, RawConfig, TensorNames
 from engine.spec.model import ModelConfig
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, SHIFT
 from engine.spec.plan import parse_plan
 from tests.engine.checkpoints import FAMILIES, family_config, reference, write_checkpoint
 from tests.engine.step_driver import StepDriver
@@ -90,7 +90,7 @@ def test_a_registered_family_answers_as_the_model_it_renames(folder: Path, plan:
         driver = StepDriver(
             replica,
             vocab_size=ModelConfig.from_dir(folder).vocab_size,
-            mode=lambda step_id: Mode.SHIFT if parallel.shift and step_id % 2 else Mode.BASE,
+            mode=lambda step_id: SHIFT if parallel.shift and step_id % 2 else BASE,
         )
         got = driver.run(PROMPTS, max_tokens=MAX_TOKENS)
     wanted = reference(folder.parent / "qwen3", PROMPTS, max_tokens=MAX_TOKENS, dtype=torch.float64)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.models.loader import SINGLE_FILE
 from engine.spec.model import ModelConfig
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, SHIFT
 from engine.spec.plan import parse_plan
 from tests.engine.checkpoints import family_config, reference, write_checkpoint
 from tests.engine.step_driver import StepDriver
@@ -27,7 +27,7 @@ def assert_as_transformers(folder: Path, plan: str) -> None:
         driver = StepDriver(
             replica,
             vocab_size=ModelConfig.from_dir(folder).vocab_size,
-            mode=lambda step_id: Mode.SHIFT if parallel.shift and step_id % 2 else Mode.BASE,
+            mode=lambda step_id: SHIFT if parallel.shift and step_id % 2 else BASE,
         )
         got = driver.run(PROMPTS, max_tokens=MAX_TOKENS)
     wanted = reference(folder, PROMPTS, max_tokens=MAX_TOKENS, dtype=torch.float64)

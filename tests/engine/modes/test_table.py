@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from engine.modes.table import DEAD_BAND, ModeTable, extended, find_table, store_table
 from engine.spec.errors import EngineError
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, ENDS, SHIFT, Mode
 
 MIDDLE = Mode("2x2")
-LADDER = (Mode.BASE, MIDDLE, Mode.SHIFT)
+LADDER = (BASE, MIDDLE, SHIFT)
 
 
 def make_table(*rows: tuple[float, ...], num_timed: int | None = None) -> ModeTable:
     """A table of (tokens, base ms, shift ms) or (tokens, base ms, ms on the rung 2x2, shift ms)."""
-    modes = LADDER if rows and len(rows[0]) == 4 else (Mode.BASE, Mode.SHIFT)
+    modes = LADDER if rows and len(rows[0]) == 4 else (BASE, SHIFT)
     return ModeTable(
         sizes=tuple(int(row[0]) for row in rows),
         columns={
@@ -48,38 +48,38 @@ def tables(draw: st.DrawFn, widths: tuple[int, ...] = (2, 3)) -> ModeTable:
 
 def test_each_bucket_runs_in_the_faster_mode_and_in_shift_where_both_are_alike() -> None:
     chosen = [CROSSING.faster(n) for n in (1, 8, 9, 16, 17, 32, 33, 64, 65, 128)]
-    assert chosen == [Mode.SHIFT] * 6 + [Mode.BASE] * 4
+    assert chosen == [SHIFT] * 6 + [BASE] * 4
     assert CROSSING.largest_shift_tokens == 32
     assert CROSSING.threshold_tokens == 32
 
 
 def test_a_rung_between_is_taken_where_it_is_fastest_and_where_it_is_allowed() -> None:
     table = make_table((8, 10, 7, 5), (64, 12, 8, 10), (512, 20, 26, 40), (1024, 30, 29.5, 60))
-    assert table.modes == (Mode.SHIFT, MIDDLE, Mode.BASE, MIDDLE)
+    assert table.modes == (SHIFT, MIDDLE, BASE, MIDDLE)
     assert table.largest_tokens(MIDDLE, 600) == 600
     assert table.largest_tokens(MIDDLE, 500) == 64
     assert table.other_s(MIDDLE, 64) == pytest.approx(10e-3)
-    assert table.regret_s(Mode.SHIFT, 64) == pytest.approx(2e-3)
-    ends = table.only((Mode.BASE, Mode.SHIFT))
-    assert ends.modes == (Mode.SHIFT, Mode.SHIFT, Mode.BASE, Mode.BASE)
+    assert table.regret_s(SHIFT, 64) == pytest.approx(2e-3)
+    ends = table.only((BASE, SHIFT))
+    assert ends.modes == (SHIFT, SHIFT, BASE, BASE)
     assert ends.to_json()["buckets"][1]["2x2_s"] == 8e-3
     with pytest.raises(EngineError, match="'4x1' was not timed"):
         table.only((Mode("4x1"),))
 
 
 def test_seconds_go_on_in_a_line_beyond_the_largest_size() -> None:
-    assert CROSSING.seconds(Mode.BASE, 17) == pytest.approx(11e-3)
-    assert CROSSING.seconds(Mode.BASE, 256) == pytest.approx((18 + 128 * 5 / 64) * 1e-3)
-    assert CROSSING.faster(256) is Mode.BASE
+    assert CROSSING.seconds(BASE, 17) == pytest.approx(11e-3)
+    assert CROSSING.seconds(BASE, 256) == pytest.approx((18 + 128 * 5 / 64) * 1e-3)
+    assert CROSSING.faster(256) == BASE
     falling = make_table((8, 10, 10), (16, 8, 8))
-    assert falling.seconds(Mode.SHIFT, 64) == pytest.approx(8e-3)
-    assert make_table((8, 10, 12)).seconds(Mode.SHIFT, 16) == pytest.approx(24e-3)
+    assert falling.seconds(SHIFT, 64) == pytest.approx(8e-3)
+    assert make_table((8, 10, 12)).seconds(SHIFT, 16) == pytest.approx(24e-3)
 
 
 def test_regret_is_what_the_other_mode_would_have_saved() -> None:
-    assert CROSSING.regret_s(Mode.BASE, 5) == pytest.approx(5e-3)
-    assert CROSSING.regret_s(Mode.SHIFT, 100) == pytest.approx(22e-3)
-    assert CROSSING.regret_s(Mode.SHIFT, 32) == 0.0
+    assert CROSSING.regret_s(BASE, 5) == pytest.approx(5e-3)
+    assert CROSSING.regret_s(SHIFT, 100) == pytest.approx(22e-3)
+    assert CROSSING.regret_s(SHIFT, 32) == 0.0
 
 
 @given(table=tables(), tokens=st.integers(1, 10_000))
@@ -97,11 +97,11 @@ def test_the_tables_own_choice_is_never_regretted_and_loses_the_dead_band_at_mos
 def test_the_largest_step_of_a_mode_is_the_one_that_counting_down_finds(
     table: ModeTable, at_most: int, mode: Mode
 ) -> None:
-    counted = next((n for n in range(at_most, 0, -1) if table.faster(n) is mode), 0)
+    counted = next((n for n in range(at_most, 0, -1) if table.faster(n) == mode), 0)
     assert table.largest_tokens(mode, at_most) == counted
 
 
-@given(table=tables(), max_step_ms=step_ms, mode=st.sampled_from(Mode))
+@given(table=tables(), max_step_ms=step_ms, mode=st.sampled_from(ENDS))
 def test_every_size_up_to_the_most_that_fit_a_time_takes_no_longer(
     table: ModeTable, max_step_ms: float, mode: Mode
 ) -> None:
@@ -116,7 +116,7 @@ def test_every_size_up_to_the_most_that_fit_a_time_takes_no_longer(
 @given(table=tables())
 def test_no_other_threshold_loses_less_than_the_one_told(table: ModeTable) -> None:
     def loss(threshold: int) -> float:
-        modes = [Mode.BASE if size > threshold else Mode.SHIFT for size in table.sizes]
+        modes = [BASE if size > threshold else SHIFT for size in table.sizes]
         pairs = zip(table.sizes, modes, strict=True)
         return sum(
             table.regret_s(mode, size) / table.seconds(table.faster(size), size)
@@ -136,7 +136,7 @@ def test_a_table_reads_back_what_it_writes(table: ModeTable) -> None:
 def test_sizes_that_were_not_timed_are_told_apart() -> None:
     longer = extended(make_table((8, 10, 5), (16, 12, 9)), [8, 16, 32, 64])
     assert longer.sizes == (8, 16, 32, 64)
-    assert longer.columns[Mode.BASE][3] == pytest.approx(24e-3)
+    assert longer.columns[BASE][3] == pytest.approx(24e-3)
     told = [bucket["is_measured"] for bucket in longer.to_json()["buckets"]]
     assert told == [True, True, False, False]
 

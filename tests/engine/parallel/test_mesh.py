@@ -18,7 +18,7 @@ from engine.parallel.mesh import (
     group_members,
     solo_groups,
 )
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, SHIFT, Mode
 from engine.spec.plan import ParallelPlan, rank_coords
 
 ladders = st.builds(
@@ -32,8 +32,8 @@ ladders = st.builds(
 def test_the_groups_of_sp_3_tp_2_are_those_of_the_paper() -> None:
     plan = ParallelPlan(sp=3, tp=2)
     members = [group_members(plan, rank) for rank in range(6)]
-    assert {m.tensor(Mode.BASE) for m in members} == {(0, 1), (2, 3), (4, 5)}
-    assert {m.sequence(Mode.BASE) for m in members} == {(0, 2, 4), (1, 3, 5)}
+    assert {m.tensor(BASE) for m in members} == {(0, 1), (2, 3), (4, 5)}
+    assert {m.sequence(BASE) for m in members} == {(0, 2, 4), (1, 3, 5)}
     assert {m.shift for m in members} == {(0, 2, 4, 1, 3, 5)}
     assert {m.pipeline for m in members} == {(rank,) for rank in range(6)}
 
@@ -46,8 +46,8 @@ def test_the_groups_of_the_rungs_of_sp_4_tp_2() -> None:
     middle = Mode("2x4")
     assert {m.tensor(middle) for m in members} == {(0, 4, 1, 5), (2, 6, 3, 7)}
     assert {m.sequence(middle) for m in members} == {(0, 2), (4, 6), (1, 3), (5, 7)}
-    assert {m.tensor(Mode.SHIFT) for m in members} == {m.shift for m in members}
-    assert {m.sequence(Mode.SHIFT) for m in members} == {(rank,) for rank in range(8)}
+    assert {m.tensor(SHIFT) for m in members} == {m.shift for m in members}
+    assert {m.sequence(SHIFT) for m in members} == {(rank,) for rank in range(8)}
 
 
 @given(plan=ladders)
@@ -55,8 +55,8 @@ def test_every_rank_stands_in_its_groups_at_its_coordinate(plan: ParallelPlan) -
     for rank in range(plan.replica_size):
         coords, members = rank_coords(plan, rank), group_members(plan, rank)
         block = coords.shift_index(plan)
-        assert members.tensor(Mode.BASE).index(rank) == coords.t
-        assert members.sequence(Mode.BASE).index(rank) == coords.s
+        assert members.tensor(BASE).index(rank) == coords.t
+        assert members.sequence(BASE).index(rank) == coords.s
         for mode in plan.modes:
             rung = plan.rung(mode)
             tensor, sequence = members.tensor(mode), members.sequence(mode)

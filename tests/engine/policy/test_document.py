@@ -15,7 +15,7 @@ from engine.policy.document import (
     merge_patch,
 )
 from engine.spec.errors import PolicyError
-from engine.spec.modes import ModePin
+from engine.spec.modes import BASE, ModePin
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 
@@ -64,7 +64,7 @@ def test_every_change_has_its_class() -> None:
         plan=ParallelPlan(sp=2, tp=4, shift=True),
         threshold_tokens=1,
         caps=Caps(max_num_seqs=32, max_num_batched_tokens=9000, max_step_ms=5),
-        pin=ModePin.BASE,
+        pin=ModePin(BASE),
     )
     assert classify(SETTINGS, new, ENVELOPE) == {
         "plan": KnobClass.RESHAPE,

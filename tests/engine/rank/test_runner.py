@@ -12,7 +12,7 @@ from engine.parallel.mesh import solo_groups
 from engine.rank.runner import ModelRunner
 from engine.spec.errors import PlanError
 from engine.spec.model import DType, ModelConfig
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE
 from engine.spec.plan import ParallelPlan, parse_plan
 from engine.spec.steps import SlotSampling, SlotStart, StepPlan, StepShape, float32, int32
 from tests.engine.checkpoints import family_config, write_checkpoint
@@ -73,7 +73,7 @@ def test_a_step_that_samples_nothing_answers_with_no_ids(llama_dir: Path) -> Non
         result = replica.execute(
             StepPlan(
                 step_id=4,
-                shape=StepShape(mode=Mode.BASE, num_seqs=1, num_prefill_tokens=5),
+                shape=StepShape(mode=BASE, num_seqs=1, num_prefill_tokens=5),
                 starts=[start],
                 slots=np.array([3], np.int32).tobytes(),
                 query_lens=np.array([5], np.int32).tobytes(),

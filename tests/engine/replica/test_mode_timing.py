@@ -27,7 +27,7 @@ from engine.replica.mode_timing import (
 )
 from engine.spec.config import EngineConfig, ExecutorKind, LinkEmulation
 from engine.spec.model import DType, ModelConfig
-from engine.spec.modes import Mode, ModePin
+from engine.spec.modes import BASE, ENDS, SHIFT, TABLE, Mode
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import SamplingParams
 from engine.spec.settings import Caps, Settings
@@ -45,7 +45,7 @@ Pace = Callable[[Mode, int], float]
 
 def crossing(mode: Mode, num_tokens: int) -> float:
     """Milliseconds of a step; the lines cross at 75 tokens."""
-    fixed_ms, token_ms = (10.0, 0.02) if mode is Mode.BASE else (4.0, 0.1)
+    fixed_ms, token_ms = (10.0, 0.02) if mode == BASE else (4.0, 0.1)
     return fixed_ms + token_ms * num_tokens
 
 
@@ -110,14 +110,14 @@ def test_the_table_switches_where_the_step_times_cross(config: EngineConfig) -> 
     table = table_of(WatchedExecutor(), config)
     assert table.largest_shift_tokens == table.threshold_tokens == 64
     assert table.num_timed == len(table.sizes)
-    assert table.seconds(Mode.SHIFT, 60) == pytest.approx(10.4e-3)
+    assert table.seconds(SHIFT, 60) == pytest.approx(10.4e-3)
     assert (table.plan, table.device) == ("sp=2,shift", "simulated")
 
 
 def test_with_several_stages_a_steps_time_is_that_of_all_of_them(config: EngineConfig) -> None:
     plan = ParallelPlan(pp=2, sp=2, shift=True)
     table = table_of(WatchedExecutor(plan=plan), with_settings(config, plan=plan))
-    assert table.seconds(Mode.BASE, 64) == pytest.approx(11.28e-3)
+    assert table.seconds(BASE, 64) == pytest.approx(11.28e-3)
 
 
 def test_every_size_is_run_in_both_modes_in_turns_smallest_first(config: EngineConfig) -> None:
@@ -144,8 +144,8 @@ def test_what_the_budget_leaves_no_time_for_is_extrapolated_and_says_so() -> Non
     assert table.sizes == sizes
     assert 2 <= table.num_timed < len(sizes)
     assert max(shape.num_tokens for shape in executor.shapes) == sizes[table.num_timed - 1]
-    assert table.seconds(Mode.BASE, 4096) == pytest.approx((10 + 0.02 * 4096) * 1e-3)
-    assert table.faster(4096) is Mode.BASE
+    assert table.seconds(BASE, 4096) == pytest.approx((10 + 0.02 * 4096) * 1e-3)
+    assert table.faster(4096) == BASE
 
 
 def test_two_sizes_are_timed_whatever_they_take() -> None:
@@ -216,7 +216,7 @@ def test_whatever_moves_step_times_moves_the_fingerprint(config: EngineConfig) -
         )
     ]
     assert len(set(found)) == len(found)
-    settings = replace(config.settings, threshold_tokens=7, pin=ModePin.TABLE)
+    settings = replace(config.settings, threshold_tokens=7, pin=TABLE)
     same = replace(config, settings=settings, mode_table_path=None)
     assert mode_fingerprint(same, model, PLAN, device="cpu") == found[0]
 
@@ -249,7 +249,7 @@ def test_ranks_can_run_every_step_and_sample_every_row_of_it(
     table = RankTable(num_slots=max_num_seqs, max_blocks=-(-longest // block_size))
     for size in (min(size, max_num_seqs * longest) for size in sizes):
         for i in range(2 * MAX_ROUNDS):
-            step = steps.build(size, Mode.SHIFT, step_id=i, num_before=i)
+            step = steps.build(size, SHIFT, step_id=i, num_before=i)
             rows = table.apply(step)
             assert rows.query_lens.sum() == step.shape.num_tokens == size
             assert len(rows.sample_rows) == step.shape.num_sampled == len(rows.slots)
@@ -281,9 +281,7 @@ def test_timing_leaves_nothing_behind_on_the_ranks(
                     fingerprint="f00d",
                     device="cpu",
                 )
-            driver = StepDriver(
-                replica, vocab_size=515, mode=lambda step_id: list(Mode)[step_id % 2]
-            )
+            driver = StepDriver(replica, vocab_size=515, mode=lambda step_id: ENDS[step_id % 2])
             prompts = [[7, 8, 9], list(range(3, 30)), [11]]
             return [found.output for found in driver.run(prompts, max_tokens=8)]
 
@@ -307,9 +305,7 @@ def test_real_ranks_are_timed_and_answer_the_same_afterwards(
     prompt, sampling = range(3, 43), SamplingParams(max_tokens=12, ignore_eos=True)
     with Engine(config) as single:
         expected = single.generate(tuple(prompt), sampling).token_ids
-    with Engine(
-        replace(config, settings=Settings(plan=PLAN, caps=caps, pin=ModePin.TABLE))
-    ) as engine:
+    with Engine(replace(config, settings=Settings(plan=PLAN, caps=caps, pin=TABLE))) as engine:
         (table,) = engine.mode_tables()
         assert engine.generate(tuple(prompt), sampling).token_ids == expected
         engine.check_integrity()

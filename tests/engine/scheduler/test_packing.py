@@ -9,18 +9,18 @@ from engine.modes.chooser import ModeChooser
 from engine.modes.pace import StepPace
 from engine.modes.table import ModeTable
 from engine.scheduler.packing import prefill_room
-from engine.spec.modes import Mode, ModePin
+from engine.spec.modes import AUTO, BASE, ENDS, PIN_RULES, SHIFT, TABLE, Mode, ModePin
 from engine.spec.plan import ParallelPlan
 from tests.engine.modes.test_table import tables
 
-SHIFT = ParallelPlan(sp=2, shift=True)
+SHIFT_PLAN = ParallelPlan(sp=2, shift=True)
 BLOCK = 16
 
 
 def seen_pace(base: tuple[float, float] | None, shift: tuple[float, float] | None) -> StepPace:
     """A pace that saw steps of (milliseconds at zero tokens, milliseconds per token)."""
     pace = StepPace()
-    for mode, line in ((Mode.BASE, base), (Mode.SHIFT, shift)):
+    for mode, line in ((BASE, base), (SHIFT, shift)):
         for tokens in (1, 64, 256, 1024) if line else ():
             assert line is not None
             pace.observe(mode, tokens, (line[0] + line[1] * tokens) * 1e-3)
@@ -34,11 +34,11 @@ def room(
     budget: int = 2048,
     max_step_ms: float | None,
     pace: StepPace,
-    pin: ModePin = ModePin.AUTO,
+    pin: ModePin = AUTO,
     coin_seed: int | None = None,
     threshold: int = 256,
     table: ModeTable | None = None,
-    plan: ParallelPlan = SHIFT,
+    plan: ParallelPlan = SHIFT_PLAN,
 ) -> int:
     return prefill_room(
         used=used,
@@ -114,16 +114,14 @@ def test_a_plan_without_shift_keeps_to_its_base_time() -> None:
 def test_a_table_stands_in_while_too_few_steps_were_seen() -> None:
     table = ModeTable(
         sizes=(64, 256, 1024),
-        columns={Mode.BASE: (30e-3, 40e-3, 80e-3), Mode.SHIFT: (10e-3, 30e-3, 100e-3)},
+        columns={BASE: (30e-3, 40e-3, 80e-3), SHIFT: (10e-3, 30e-3, 100e-3)},
         num_timed=3,
         fingerprint="",
         plan="",
         device="",
     )
     nothing_seen = StepPace()
-    assert (
-        room(used=100, max_step_ms=35.0, pace=nothing_seen, pin=ModePin.TABLE, table=table) == 156
-    )
+    assert room(used=100, max_step_ms=35.0, pace=nothing_seen, pin=TABLE, table=table) == 156
     assert room(used=100, max_step_ms=35.0, pace=nothing_seen) == 2048
 
 
@@ -140,7 +138,7 @@ worlds = st.fixed_dictionaries(
         "prefill_tokens": st.sampled_from([0, 16]),
         "budget": st.integers(0, 3000),
         "pace": st.builds(seen_pace, lines, lines),
-        "pin": st.sampled_from(ModePin),
+        "pin": st.sampled_from((*PIN_RULES, *map(ModePin, ENDS))),
         "coin_seed": st.sampled_from([None, 4]),
         "threshold": st.integers(0, 600),
         "table": st.none() | tables(widths=(2,)),
@@ -167,7 +165,7 @@ def test_more_time_never_means_a_smaller_chunk(
     used=st.integers(0, 600),
     budget=st.integers(0, 3000),
     pace=st.builds(seen_pace, seen_lines, seen_lines),
-    pin=st.sampled_from(ModePin),
+    pin=st.sampled_from((*PIN_RULES, *map(ModePin, ENDS))),
     threshold=st.integers(0, 600),
     table=st.none() | tables(widths=(2,)),
     cap=caps,
@@ -181,7 +179,7 @@ def test_a_step_fits_its_time_in_its_mode_and_no_larger_one_does(
     table: ModeTable | None,
     cap: float,
 ) -> None:
-    rule = ModeChooser(plan=SHIFT, threshold_tokens=threshold, pin=pin, table=table)
+    rule = ModeChooser(plan=SHIFT_PLAN, threshold_tokens=threshold, pin=pin, table=table)
 
     def fits(num_tokens: int) -> bool:
         limit = pace.max_tokens(rule.choose(num_tokens, 0), cap)

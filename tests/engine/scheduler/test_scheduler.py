@@ -12,7 +12,7 @@ from engine.scheduler.skipping import SkippingScheduler, with_more_context
 from engine.scheduler.step import ScheduledStep
 from engine.scheduler.table import Sequence
 from engine.spec.errors import QueueFullError, RequestError
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, SHIFT
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason, Request, SamplingParams
 from engine.spec.settings import Caps, Order
@@ -282,7 +282,7 @@ def test_the_mode_follows_the_tokens_of_the_step_and_the_boundary_is_shift() -> 
     while (step := scheduler.schedule()) is not None:
         modes.append((step.shape.num_tokens, step.shape.mode))
         scheduler.commit_lengths(step)
-    assert modes == [(9, Mode.BASE), (8, Mode.SHIFT), (1, Mode.SHIFT)]
+    assert modes == [(9, BASE), (8, SHIFT), (1, SHIFT)]
 
 
 def test_when_memory_runs_out_the_last_admitted_is_preempted_and_still_completes() -> None:
@@ -352,7 +352,7 @@ def test_rows_that_all_make_room_for_others_do_not_leave_the_ranks_idle() -> Non
 def test_a_tight_step_time_cuts_prefill_chunks_but_never_to_nothing() -> None:
     scheduler = make_scheduler(max_num_batched_tokens=32)
     for tokens in (1, 8, 16, 32):
-        scheduler.packer.pace.observe(Mode.BASE, tokens, 1e-3 + tokens * 1e-3)
+        scheduler.packer.pace.observe(BASE, tokens, 1e-3 + tokens * 1e-3)
     tight = Caps(max_num_seqs=8, max_num_batched_tokens=32, max_step_ms=17.0)
     scheduler.set_hot(caps=tight, chooser=scheduler.packer.chooser, order=scheduler.waiting.order)
     scheduler.add(make_request("a", 60, 1))

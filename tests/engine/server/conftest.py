@@ -23,7 +23,7 @@ from engine.server.keys import ServerKeys
 from engine.server.spans import Traces
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.limits import RequestLimits
-from engine.spec.modes import ModePin
+from engine.spec.modes import AUTO, ModePin
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
@@ -120,7 +120,7 @@ def simulated_engine(
     *,
     step_s: float,
     caps: Caps | None = None,
-    pin: ModePin = ModePin.AUTO,
+    pin: ModePin = AUTO,
     plan: ParallelPlan = SHIFT_PLAN,
 ) -> Engine:
     """An engine whose steps only take time: slow enough to look at requests in progress."""

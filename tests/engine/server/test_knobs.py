@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.spec.modes import Mode, ModePin
+from engine.spec.modes import BASE, TABLE, Mode, ModePin
 from engine.spec.plan import ParallelPlan
 from tests.engine.server.conftest import MODEL, Server, serving, simulated_engine
 
@@ -125,7 +125,7 @@ def test_a_patch_without_if_match_is_428_and_with_a_stale_one_412(knobs: Server)
     assert _problem(missing, 428)["code"] == "precondition_required"
     late = knobs.http.patch("/v1/engine/policy", json={"mode": "auto"}, headers={"If-Match": stale})
     assert _problem(late, 412)["code"] == "stale_policy"
-    assert knobs.engine.settings.pin is ModePin.BASE
+    assert knobs.engine.settings.pin == ModePin(BASE)
 
 
 def test_a_dry_run_names_the_class_of_each_change_and_changes_nothing(knobs: Server) -> None:
@@ -213,7 +213,7 @@ def test_an_engine_that_was_not_timed_shows_no_table_and_warns_who_asks_for_one(
 
 def test_a_measured_table_is_shown_and_a_threshold_can_be_pinned_over_it(tiny_dir: Path) -> None:
     with (
-        simulated_engine(tiny_dir, step_s=0.0005, pin=ModePin.TABLE) as engine,
+        simulated_engine(tiny_dir, step_s=0.0005, pin=TABLE) as engine,
         serving(engine, tiny_dir) as server,
     ):
         (table,) = server.http.get("/v1/engine/mode-table").json()["tables"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import pickle
-from copy import deepcopy
 from dataclasses import replace
 
 import msgspec
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from engine.spec.errors import PlanError
 from engine.spec.feasible import check_plan, infeasible_reasons, list_plans
 from engine.spec.model import ModelConfig
-from engine.spec.modes import Mode, Rung
+from engine.spec.modes import BASE, SHIFT, Mode, Rung, pinned_mode, read_mode, read_pin
 from engine.spec.plan import (
     ParallelPlan,
     padded_vocab_size,
@@ -24,6 +24,7 @@ from engine.spec.plan import (
     shift_warning,
     stage_layers,
 )
+from engine.spec.steps import StepShape
 
 MODEL = ModelConfig(
     model_type="llama",
@@ -78,7 +79,7 @@ def test_the_shift_word_sets_its_threshold() -> None:
 
 def test_a_rung_is_a_view_of_the_plan_and_its_word_sets_its_threshold() -> None:
     spec = parse_plan("sp=12,tp=2,shift=64,3x8=300,6x4=900")
-    assert [mode.value for mode in spec.plan.modes] == [
+    assert list(spec.plan.modes) == [
         "base",
         "6x4",
         "4x6",
@@ -87,18 +88,35 @@ def test_a_rung_is_a_view_of_the_plan_and_its_word_sets_its_threshold() -> None:
         "shift",
     ]
     assert spec.rung_thresholds == ((Mode("6x4"), 900), (Mode("3x8"), 300))
-    assert spec.plan.rung(Mode.SHIFT) == Rung(sp=1, tp=24)
-    assert spec.plan.mode_of(Mode("12x2")) is Mode.BASE
-    assert ParallelPlan(sp=12, tp=2).modes == (Mode.BASE,)
+    assert spec.plan.rung(SHIFT) == Rung(sp=1, tp=24)
+    assert spec.plan.mode_of(Mode("12x2")) == BASE
+    assert ParallelPlan(sp=12, tp=2).modes == (BASE,)
 
 
-def test_a_rung_is_one_object_however_it_is_read() -> None:
-    for copied in (pickle.loads(pickle.dumps(Mode("4x2"))), deepcopy(Mode("4x2"))):
-        assert copied is Mode("4x2")
-    assert msgspec.json.decode(b'"4x2"', type=Mode) is Mode("4x2")
-    for text in ("4x", "0x2", "4x2x1", "04x2", "4X2", ""):
-        with pytest.raises(ValueError, match="is not a valid Mode"):
-            Mode(text)
+@given(sp=st.integers(1, 99_999), tp=st.integers(1, 99_999))
+def test_every_rung_is_read_by_its_name(sp: int, tp: int) -> None:
+    rung = Rung(sp=sp, tp=tp)
+    assert Rung.parse(read_mode(rung.mode)) == rung
+    assert pinned_mode(read_pin(rung.mode)) == rung.mode
+
+
+@pytest.mark.parametrize("text", ["4x", "0x2", "4x2x1", "04x2", "4X2", "table", "", 4])
+def test_what_names_no_mode_is_refused_wherever_it_comes_from(text: object) -> None:
+    with pytest.raises(ValueError, match="known: base, shift and rungs such as 4x2"):
+        read_mode(text)
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"mode": text}, StepShape)
+
+
+@pytest.mark.parametrize("name", ["base", "shift", "4x2"])
+def test_a_mode_is_the_same_string_wherever_it_goes(name: str) -> None:
+    mode = read_mode(name)
+    shape = StepShape(mode=mode)
+    assert json.dumps({mode: mode}) == f'{{"{name}": "{name}"}}'
+    assert msgspec.json.decode(msgspec.json.encode(shape))["mode"] == name
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(shape), type=StepShape) == shape
+    assert pickle.loads(pickle.dumps(mode)) == mode
+    assert {mode: 1}[read_mode(name)] == 1
 
 
 @pytest.mark.parametrize(

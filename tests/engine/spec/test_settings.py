@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.policy.document import merge_patch
 from engine.spec.errors import PolicyError
-from engine.spec.modes import Mode, ModePin
+from engine.spec.modes import AUTO, BASE, SHIFT, TABLE, Mode, ModePin
 from engine.spec.plan import ParallelPlan, parse_plan
 from engine.spec.rungs import rungs_of, thresholds_of
 from engine.spec.settings import Caps, Order, Settings
@@ -33,7 +33,7 @@ def all_settings(draw: st.DrawFn, plan: ParallelPlan | None = None) -> Settings:
     )
     rungs = draw(st.none() | st.sets(st.sampled_from(plan.modes), min_size=1))
     allowed = plan.modes if rungs is None else rungs_of(plan, rungs)
-    pins = (ModePin.AUTO, ModePin.TABLE, *(ModePin(mode.value) for mode in allowed))
+    pins = (AUTO, TABLE, *(ModePin(mode) for mode in allowed))
     between = draw(st.sets(st.sampled_from(plan.modes[1:-1]))) if plan.modes[1:-1] else ()
     return Settings(
         plan=plan,
@@ -82,7 +82,7 @@ def test_rungs_stand_in_the_document_once_they_are_named() -> None:
             "mode": "4x2",
         }
     )
-    assert named.rungs == named.modes == (Mode("4x2"), Mode.SHIFT)
+    assert named.rungs == named.modes == (Mode("4x2"), SHIFT)
     assert named.to_json()["shift"] == {
         "enabled": True,
         "threshold_tokens": 256,
@@ -91,7 +91,7 @@ def test_rungs_stand_in_the_document_once_they_are_named() -> None:
     }
     assert str(named) == "sp=8,shift=256,4x2=900 seqs=64 tokens=2048 mode=4x2 rungs=4x2,shift"
     assert parse_plan(named.plan_text).rung_thresholds == named.rung_thresholds
-    assert Settings.from_json({"plan": {"sp": 8}, "mode": "8x1"}).pin is ModePin.BASE
+    assert Settings.from_json({"plan": {"sp": 8}, "mode": "8x1"}).pin == ModePin(BASE)
 
 
 @given(settings, all_settings(SETTINGS.plan))
@@ -105,7 +105,7 @@ def test_the_hot_part_of_others_leaves_plan_and_order(one: Settings, other: Sett
 
 def test_a_pinned_shift_mode_needs_a_plan_with_shift() -> None:
     with pytest.raises(PolicyError, match="needs a plan with Shift on") as caught:
-        Settings(plan=ParallelPlan(tp=2), pin=ModePin.SHIFT)
+        Settings(plan=ParallelPlan(tp=2), pin=ModePin(SHIFT))
     assert caught.value.needs == "reshape"
 
 
@@ -136,14 +136,14 @@ def test_a_mode_that_the_plan_does_not_have_is_refused_with_those_it_has(
 def test_a_threshold_is_doubted_only_while_it_decides() -> None:
     low = replace(SETTINGS, threshold_tokens=8, caps=Caps(max_num_seqs=64))
     assert "below max_num_seqs 64" in (low.threshold_warning or "")
-    assert replace(low, pin=ModePin.TABLE).threshold_warning is None
+    assert replace(low, pin=TABLE).threshold_warning is None
     with pytest.raises(PolicyError, match="threshold_tokens=-1"):
         replace(SETTINGS, threshold_tokens=-1)
 
 
-def test_a_pin_or_an_order_that_is_only_a_word_is_refused() -> None:
-    with pytest.raises(PolicyError, match="'table': must be a ModePin; known: table, auto"):
-        Settings(pin="table")  # type: ignore[arg-type]
+def test_a_pin_or_an_order_that_is_not_known_is_refused() -> None:
+    with pytest.raises(PolicyError, match="mode: 'tabel'; known: table, auto, base, shift and"):
+        Settings(pin=ModePin("tabel"))
     with pytest.raises(PolicyError, match="'lifo': must be an Order; known: fcfs"):
         Settings(order="lifo")  # type: ignore[arg-type]
 

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, SHIFT, Mode
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from engine.spec.steps import StepShape
@@ -18,7 +18,7 @@ from tuner.work.models import load_model
 from tuner.workload.parse import parse_workload
 
 TP8 = ParallelPlan(tp=8)
-SHIFT = ParallelPlan(sp=8, shift=True)
+SHIFT_PLAN = ParallelPlan(sp=8, shift=True)
 HOST = HostTimes(step_s=1e-3, seq_s=20e-6, is_overlapped=False)
 PLAIN = replace(load_backend("vllm"), host=HOST, kernels=KernelTimes())
 
@@ -36,7 +36,7 @@ def timer(backend: Backend, plan: ParallelPlan = TP8, precision: str = "fp8") ->
     return node(backend, precision).timer(plan)
 
 
-def decode(seqs: int, context: int = 2048, mode: Mode = Mode.SHIFT) -> StepShape:
+def decode(seqs: int, context: int = 2048, mode: Mode = SHIFT) -> StepShape:
     return StepShape(
         mode=mode,
         num_seqs=seqs,
@@ -49,7 +49,7 @@ def decode(seqs: int, context: int = 2048, mode: Mode = Mode.SHIFT) -> StepShape
 def mixed(seqs: int, prompt: int) -> StepShape:
     pairs = prompt * (prompt + 1) // 2
     return StepShape(
-        mode=Mode.SHIFT,
+        mode=SHIFT,
         num_seqs=seqs + 1,
         num_decode_tokens=seqs,
         num_prefill_tokens=prompt,
@@ -131,13 +131,16 @@ def test_each_number_format_has_its_own_factor_of_products() -> None:
 def test_a_second_copy_of_the_weights_leaves_less_room_for_kv_in_a_shift_plan_only() -> None:
     vllm, arctic = node(load_backend("vllm")), node(load_backend("arctic"))
     plain = ParallelPlan(sp=8)
-    assert arctic.num_kv_blocks(SHIFT) < vllm.num_kv_blocks(SHIFT)
+    assert arctic.num_kv_blocks(SHIFT_PLAN) < vllm.num_kv_blocks(SHIFT_PLAN)
     assert arctic.num_kv_blocks(plain) == vllm.num_kv_blocks(plain)
 
 
 def test_collectives_issued_from_python_slow_small_base_steps() -> None:
-    graphs, eager = timer(load_backend("vllm"), SHIFT), timer(load_backend("arctic"), SHIFT)
-    base = decode(512, mode=Mode.BASE)
+    graphs, eager = (
+        timer(load_backend("vllm"), SHIFT_PLAN),
+        timer(load_backend("arctic"), SHIFT_PLAN),
+    )
+    base = decode(512, mode=BASE)
     assert sum(eager.stage_seconds(base)) > sum(graphs.stage_seconds(base))
     # In shift mode their issue hides behind layers of this size.
     assert sum(eager.stage_seconds(decode(8))) >= sum(graphs.stage_seconds(decode(8)))

@@ -9,7 +9,7 @@ import pytest
 from engine.spec.config import EngineConfig, ExecutorKind, num_kv_blocks
 from engine.spec.errors import PlanError
 from engine.spec.model import DType
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE
 from engine.spec.plan import parse_plan
 from engine.spec.settings import Caps
 from engine.spec.steps import StepShape
@@ -38,7 +38,7 @@ def test_a_tuning_job_has_the_memory_and_step_times_of_the_described_node() -> N
     )
     plan = parse_plan("tp=1").plan
     shape = StepShape(
-        mode=Mode.BASE, num_seqs=8, num_decode_tokens=8, decode_context_tokens=4000, num_sampled=8
+        mode=BASE, num_seqs=8, num_decode_tokens=8, decode_context_tokens=4000, num_sampled=8
     )
     with prepare(SPEC) as context:
         # One engine runs all trials, so it keeps room for the largest steps that any of them takes.

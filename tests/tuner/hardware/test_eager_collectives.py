@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
 from tuner.hardware import Launch, Precision, paced_timer, parse_hardware
@@ -12,7 +12,7 @@ def step_seconds(plan: ParallelPlan, launch: Launch, tokens: int) -> float:
         parse_hardware("8xh200"), load_model("llama-3.1-70b"), plan, Precision.FP8, launch=launch
     )
     shape = StepShape(
-        mode=Mode.BASE,
+        mode=BASE,
         num_seqs=tokens,
         num_decode_tokens=tokens,
         decode_context_tokens=tokens * 1024,

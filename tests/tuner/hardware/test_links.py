@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
 from tests.tuner.worlds import LLAMA_70B
@@ -20,7 +20,7 @@ TO_ALL = CollectiveKind.ALL_TO_ALL
 
 def chunk(num_tokens: int) -> StepShape:
     return StepShape(
-        mode=Mode.BASE,
+        mode=BASE,
         num_seqs=1,
         num_prefill_tokens=num_tokens,
         prefill_context_tokens=num_tokens,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine.scheduler.skipping import SkippingScheduler
 from engine.spec.measurement import Measurement, Outcome
-from engine.spec.modes import Mode, ModePin
+from engine.spec.modes import AUTO, BASE, SHIFT, TABLE, Mode, ModePin
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
@@ -39,7 +39,7 @@ def run(
     threshold_tokens: int = 64,
     keeps_prefixes: bool = False,
     front_end: FrontEnd = NO_FRONT_END,
-    pin: ModePin = ModePin.AUTO,
+    pin: ModePin = AUTO,
 ) -> SimulationResult:
     plan = plan or ParallelPlan()
     ranks = Ranks(timer=timer or LinearTimer(stages=plan.pp), num_kv_blocks=num_kv_blocks)
@@ -159,8 +159,8 @@ def test_two_replicas_share_the_load() -> None:
 def test_small_steps_run_in_shift_and_large_ones_in_base() -> None:
     plan = ParallelPlan(sp=2, shift=True)
     counts = run(open_loop(requests=20, gap_s=0.05), plan=plan).counts
-    assert counts.steps[Mode.SHIFT] > 0
-    assert counts.steps[Mode.BASE] > 0
+    assert counts.steps[SHIFT] > 0
+    assert counts.steps[BASE] > 0
     assert counts.mode_switches > 0
 
 
@@ -168,7 +168,7 @@ class RungTimer(LinearTimer):
     """Shift is quickest up to 32 tokens, the rung between up to 128, and base beyond."""
 
     def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:
-        slices = {Mode.BASE: 4, Mode.SHIFT: 1}.get(shape.mode, 2)
+        slices = {BASE: 4, SHIFT: 1}.get(shape.mode, 2)
         most = {1: 32, 2: 128, 4: 10_000}[slices]
         lost_s = 0.01 * slices + (0.1 if shape.num_tokens > most else 0.0)
         return (self.fixed_s + lost_s + 1e-6 * shape.num_tokens,)
@@ -177,11 +177,11 @@ class RungTimer(LinearTimer):
 def test_by_table_a_simulated_step_takes_the_rung_that_its_timer_tells_is_fastest() -> None:
     plan, timer = ParallelPlan(sp=4, shift=True), RungTimer()
     load = open_loop(requests=40, gap_s=0.05)
-    by_table = run(load, plan=plan, timer=timer, pin=ModePin.TABLE)
+    by_table = run(load, plan=plan, timer=timer, pin=TABLE)
     for mode in plan.modes:
         assert by_table.counts.steps[mode] > 0
     by_threshold = run(load, plan=plan, timer=timer)
-    assert set(by_threshold.counts.steps) == {Mode.BASE, Mode.SHIFT}
+    assert set(by_threshold.counts.steps) == {BASE, SHIFT}
     assert (by_table.measurement.e2e_ms.mean or 0) < (by_threshold.measurement.e2e_ms.mean or 0)
     held = run(load, plan=plan, timer=timer, pin=ModePin("2x2"))
     assert {mode for mode, count in held.counts.steps.items() if count} == {Mode("2x2")}

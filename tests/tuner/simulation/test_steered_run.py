@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from engine.policy.document import KnobClass
 from engine.spec.measurement import Outcome
-from engine.spec.modes import Mode, ModePin
+from engine.spec.modes import BASE, ENDS, ModePin
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from policies.attainment import judge
@@ -98,11 +98,11 @@ def test_a_steering_that_changes_nothing_changes_nothing() -> None:
 
 def test_a_hot_change_is_obeyed_by_the_next_step() -> None:
     workload = open_loop(requests=20, gap_s=0.05, output_tokens=60)
-    result = run(workload, planned((1.0, replace(START, pin=ModePin.BASE))))
+    result = run(workload, planned((1.0, replace(START, pin=ModePin(BASE)))))
     before = [s for s in result.segments if s.start_s < 1.0 - 0.011]
     after = [s for s in result.segments if s.start_s > 1.0 + 0.011]
-    assert {s.shape.mode for s in before} == set(Mode)
-    assert {s.shape.mode for s in after} == {Mode.BASE}
+    assert {s.shape.mode for s in before} == set(ENDS)
+    assert {s.shape.mode for s in after} == {BASE}
     (change,) = result.changes
     assert (change.at_s, change.in_force_s) == (1.0, 1.0)
     assert change.change.knob_class is KnobClass.HOT
@@ -111,9 +111,9 @@ def test_a_hot_change_is_obeyed_by_the_next_step() -> None:
 def test_a_hot_change_reaches_into_a_quiet_stretch() -> None:
     """Nothing happens for minutes but decode steps, and still the change comes in time."""
     workload = open_loop(requests=1, gap_s=0.0, output_tokens=900)
-    result = run(workload, planned((4.0, replace(START, pin=ModePin.BASE))))
+    result = run(workload, planned((4.0, replace(START, pin=ModePin(BASE)))))
     first_base = next(
-        s.start_s for s in result.segments if s.shape.mode is Mode.BASE and s.start_s > 1.0
+        s.start_s for s in result.segments if s.shape.mode == BASE and s.start_s > 1.0
     )
     assert 4.0 <= first_base < 4.03
 

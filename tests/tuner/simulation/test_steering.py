@@ -9,7 +9,7 @@ import pytest
 
 from engine.policy.document import KnobClass
 from engine.spec.errors import PolicyError
-from engine.spec.modes import ModePin
+from engine.spec.modes import SHIFT, ModePin
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from policies.controller import Action, ControlLimits, Reason
@@ -58,7 +58,7 @@ def test_what_a_live_engine_refuses_is_refused_here() -> None:
     with pytest.raises(PolicyError, match="above the 256"):
         change(CALM, replace(CALM, caps=Caps(max_num_seqs=512)))
     with pytest.raises(PolicyError, match="needs a plan with Shift"):
-        change(CALM, replace(CALM, pin=ModePin.SHIFT))
+        change(CALM, replace(CALM, pin=ModePin(SHIFT)))
 
 
 # -- planned changes -------------------------------------------------------------------------------

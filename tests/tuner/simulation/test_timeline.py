@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from engine.spec.measurement import Distribution, Fidelity, Measurement, Outcome, RequestTiming
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, SHIFT, Mode
 from engine.spec.steps import StepShape
 from policies.sla import Sla
 from tuner.simulation.log import Segment
@@ -48,11 +48,11 @@ def segment(mode: Mode, start_s: float, end_s: float, *, kv_usage: float = 0.5) 
 
 def test_step_time_by_mode_is_spread_over_the_bins_it_ran_in() -> None:
     line = build_timeline(run_of(request(0.0, 2.0, 10.0)))
-    parts = [segment(Mode.BASE, 0.0, 0.25, kv_usage=0.2), segment(Mode.SHIFT, 0.25, 10.0)]
+    parts = [segment(BASE, 0.0, 0.25, kv_usage=0.2), segment(SHIFT, 0.25, 10.0)]
     steps = build_step_line(parts, line, start_s=0.0)
-    assert sum(steps.busy_s[Mode.BASE]) == pytest.approx(0.25)
-    assert sum(steps.busy_s[Mode.SHIFT]) == pytest.approx(9.75)
-    assert steps.share(Mode.BASE)[:4] == pytest.approx((1.0, 1.0, 0.5, 0.0))
+    assert sum(steps.busy_s[BASE]) == pytest.approx(0.25)
+    assert sum(steps.busy_s[SHIFT]) == pytest.approx(9.75)
+    assert steps.share(BASE)[:4] == pytest.approx((1.0, 1.0, 0.5, 0.0))
     assert steps.kv_usage[:4] == (0.2, None, 0.5, None)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.spec.modes import Mode
+from engine.spec.modes import ENDS
 from engine.spec.plan import ParallelPlan, parse_plan
 from engine.spec.steps import StepShape
 from tests.tuner.profiles import made_up_profile, operator_rows, shapes, true_seconds
@@ -70,7 +70,7 @@ def test_without_any_pieces_the_operators_alone_give_a_model() -> None:
 
 def test_a_longer_step_takes_longer_in_every_mode() -> None:
     timer = fit_step_model(made_up_profile(), SMALL).timer(ParallelPlan(sp=2, shift=True), SMALL)
-    for mode in Mode:
+    for mode in ENDS:
         times = [
             sum(timer.stage_seconds(shape)) for shape in shapes(mode) if shape.num_prefill_tokens
         ]

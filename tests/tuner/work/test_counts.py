@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from engine.spec.model import DType
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, SHIFT, Mode
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
 from tests.tuner.worlds import LLAMA_70B
@@ -23,14 +23,14 @@ def products_flops(work: StageWork) -> float:
 
 
 def test_one_rank_has_no_collectives_and_all_the_weights() -> None:
-    work = work_of(ParallelPlan(), Mode.BASE, 100)
+    work = work_of(ParallelPlan(), BASE, 100)
     assert work.collectives == ()
     assert work.layer.weights == LLAMA_70B.layer_params
 
 
 def test_base_and_shift_multiply_equally_much_on_each_rank() -> None:
     plan = ParallelPlan(sp=4, tp=2, shift=True)
-    base, shift = (work_of(plan, mode, 4096) for mode in (Mode.BASE, Mode.SHIFT))
+    base, shift = (work_of(plan, mode, 4096) for mode in (BASE, SHIFT))
     assert products_flops(base) == pytest.approx(products_flops(shift))
     assert base.layer.weights == 4 * shift.layer.weights
     layers = 2.0 * 4096 * LLAMA_70B.num_layers * LLAMA_70B.layer_params / 8
@@ -42,7 +42,7 @@ def test_a_rung_does_the_work_of_the_plan_with_its_degrees(num_tokens: int) -> N
     ladder = ParallelPlan(sp=8, shift=True)
     for mode in ladder.modes:
         rung = ladder.rung(mode)
-        plain = work_of(ParallelPlan(sp=rung.sp, tp=rung.tp), Mode.BASE, num_tokens)
+        plain = work_of(ParallelPlan(sp=rung.sp, tp=rung.tp), BASE, num_tokens)
         assert work_of(ladder, mode, num_tokens) == plain
 
 
@@ -53,21 +53,21 @@ def test_a_shard_that_begins_amid_the_users_of_a_kv_head_needs_both_its_neighbou
 
 
 def test_stages_divide_the_work_of_a_step() -> None:
-    whole = products_flops(work_of(ParallelPlan(tp=8), Mode.BASE, 1024))
+    whole = products_flops(work_of(ParallelPlan(tp=8), BASE, 1024))
     for stage in (0, 1):
-        half = products_flops(work_of(ParallelPlan(pp=2, tp=8), Mode.BASE, 1024, stage))
+        half = products_flops(work_of(ParallelPlan(pp=2, tp=8), BASE, 1024, stage))
         assert half == pytest.approx(whole / 2)
 
 
 def test_padding_counts_as_rows() -> None:
     plan = ParallelPlan(sp=8)
-    assert work_of(plan, Mode.BASE, 1).rows == 1
-    assert work_of(plan, Mode.BASE, 9).rows == 2
+    assert work_of(plan, BASE, 1).rows == 1
+    assert work_of(plan, BASE, 9).rows == 2
 
 
 def test_a_tensor_layer_reduces_twice_and_a_sequence_layer_exchanges_twice() -> None:
-    shift = work_of(ParallelPlan(sp=8, shift=True), Mode.SHIFT, 64)
-    base = work_of(ParallelPlan(sp=8), Mode.BASE, 64)
+    shift = work_of(ParallelPlan(sp=8, shift=True), SHIFT, 64)
+    base = work_of(ParallelPlan(sp=8), BASE, 64)
     reductions = [c for c in shift.collectives if c.kind is CollectiveKind.ALL_REDUCE]
     assert reductions[0].count == 2 * 80
     exchanges = [c for c in base.collectives if c.kind is CollectiveKind.ALL_TO_ALL and c.count > 1]
@@ -78,7 +78,7 @@ def test_a_tensor_layer_reduces_twice_and_a_sequence_layer_exchanges_twice() -> 
 
 def test_only_the_last_stage_samples() -> None:
     plan = ParallelPlan(pp=2)
-    first, last = (work_of(plan, Mode.BASE, 64, stage) for stage in (0, 1))
+    first, last = (work_of(plan, BASE, 64, stage) for stage in (0, 1))
     assert (first.sampled, last.sampled) == (0, 1)
     assert first.layers + last.layers == 80
     assert [c.kind for c in last.collectives] == [CollectiveKind.SEND]

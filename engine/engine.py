@@ -30,6 +30,7 @@ from engine.spec.errors import (
     RequestError,
     StalePolicyError,
 )
+from engine.spec.held import settings_on
 from engine.spec.inventory import Inventory
 from engine.spec.measurement import RequestTiming
 from engine.spec.modes import TABLE
@@ -67,6 +68,7 @@ class Engine:
         self._tokenizer = tokenizer
         self._inventory = read_inventory(config)
         self._policy = EnginePolicy(settings=config.settings)
+        self._held_plan = config.settings.plan
         self._check(config.settings)
         self._fleet = Fleet(config, self.model, timer_factory=timer_factory)
         self._door = Door(max_len=self.max_model_len)
@@ -109,6 +111,11 @@ class Engine:
         return self._policy.settings
 
     @property
+    def held_plan(self) -> ParallelPlan:
+        """The plan whose shards ranks hold: the one in force is on its ladder."""
+        return self._held_plan
+
+    @property
     def paced_as(self) -> str | None:
         """The hardware that steps are paced as, where no model is run; None where one is."""
         return self.config.paced_as
@@ -126,7 +133,7 @@ class Engine:
     @property
     def max_model_len(self) -> int:
         """Longest sequence (prompt plus output) in tokens: context or KV capacity."""
-        return self._max_model_len(self.settings.plan)
+        return self._max_model_len(self._held_plan)
 
     @property
     def executor_infos(self) -> list[ExecutorInfo]:
@@ -165,6 +172,7 @@ class Engine:
         return list_knobs(
             self.settings,
             self.envelope,
+            held=self._held_plan,
             max_devices=self._inventory.max_ranks,
             cost_s=self._cost_s,
         )
@@ -181,7 +189,7 @@ class Engine:
         with self._apply_lock:
             if self._is_closed:
                 raise RankError("the engine cannot start: it is closed")
-            self._open(self._fleet.launch(self.settings), Handover())
+            self._open(self._launch(), Handover())
 
     def close(self) -> None:
         """End all ranks; requests still in progress end with reason ``abort``."""
@@ -211,7 +219,7 @@ class Engine:
         self._door.abort(request_id, reason)
 
     def apply(self, policy: EnginePolicy, *, expected: EnginePolicy | None = None) -> AppliedPolicy:
-        """Put ``policy`` in force: hot knobs at the next step, a new plan by a reshape.
+        """Put ``policy`` in force: hot knobs at the next step, a plan of other shards by a reshape.
 
         A reshape restarts the ranks; accepted requests wait and go on from their tokens so far.
         With ``expected``, nothing is changed unless that policy is still in force.
@@ -231,9 +239,9 @@ class Engine:
                     f"{self._policy.version}; read it again"
                 )
             self._check(policy.settings)
-            changes = classify(self.settings, policy.settings, self.envelope)
+            changes = classify(self.settings, policy.settings, self.envelope, held=self._held_plan)
             started_s = time.monotonic()
-            if "plan" in changes:
+            if changes.get("plan") is KnobClass.RESHAPE:
                 step, kind = self._reshape(policy), KnobClass.RESHAPE
             else:
                 step, kind = self._set_hot(policy), KnobClass.HOT
@@ -275,6 +283,11 @@ class Engine:
 
     def _warnings(self, settings: Settings) -> list[str]:
         found = [settings.threshold_warning] if settings.threshold_warning else []
+        if settings.plan != self._held_plan:
+            found.append(
+                f"ranks still hold the shards of {self._held_plan}, whose room for KV and mode "
+                f"table stay; for those of {settings.plan} start the engine with it"
+            )
         is_by_table = settings.pin == TABLE and settings.plan.shift
         if is_by_table and not all(self.mode_tables()):
             found.append(
@@ -308,10 +321,11 @@ class Engine:
     def _set_hot(self, policy: EnginePolicy) -> int:
         """Put hot settings in force on serving replicas; returns the first step that obeys them."""
         self._policy = policy
+        settings = settings_on(self._held_plan, policy.settings)
         steps = [0]
         for replica in self._door.list_replicas():
             try:
-                steps.append(replica.call(partial(replica.set_hot, policy.settings)))
+                steps.append(replica.call(partial(replica.set_hot, settings)))
             except RankError:  # its loop has ended, so no step there needs the settings
                 continue
         return max(steps)
@@ -330,19 +344,24 @@ class Engine:
         except BaseException as error:
             self._fall_back(step_id, left, error)
             raise
-        self._policy = policy
+        self._policy, self._held_plan = policy, plan
         self._open(fresh, left)
         return step_id
 
     def _fall_back(self, step_id: int, left: Handover, error: BaseException) -> None:
         """Run the policy in force again; if that fails too, end every request and say so."""
         try:
-            self._open(self._fleet.launch(self.settings, first_step_id=step_id), left)
+            self._open(self._launch(step_id), left)
         except BaseException as again:
             why = f"a reshape failed ({error}), and so did the way back ({again})"
             replicas, held = self._door.close(why)
             streams = {**left.streams, **_stop(replicas).streams}
             end_all([*streams.values(), *held], FinishReason.ERROR, why)
+
+    def _launch(self, step_id: int = 0) -> list[Replica]:
+        """Start the replicas of the policy in force."""
+        settings = settings_on(self._held_plan, self.settings)
+        return self._fleet.launch(settings, first_step_id=step_id)
 
     def _open(self, replicas: list[Replica], left: Handover) -> None:
         self._door.open(replicas, left, max_len=self.max_model_len)

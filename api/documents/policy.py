@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from engine.policy.document import KnobClass, check_envelope, classify, merge_patch
+from engine.policy.document import KnobClass, check_envelope, classify, patched
 from engine.spec.errors import PolicyError
 from engine.spec.model import ModelConfig
 from engine.spec.rope import RopeKind, RopeScaling
@@ -109,7 +109,7 @@ class PolicyDocument:
                 raise PolicyError(f"/{name}: unknown knob; known here: {known}")
             if name in FIXED and patch[name] != own[name]:
                 raise PolicyError(f"/{name}: is written by the service and cannot be changed")
-        return self.from_json(merge_patch(own, patch))
+        return self.from_json(patched(own, patch))
 
 
 def settings_in(document: Json) -> Settings:

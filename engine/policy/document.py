@@ -6,7 +6,10 @@ from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
-from engine.spec.errors import PolicyError
+from engine.spec.errors import EngineError, PolicyError
+from engine.spec.held import why_not_held
+from engine.spec.modes import PIN_RULES
+from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 
 
@@ -36,15 +39,22 @@ class EnginePolicy:
         Raises:
             PolicyError: an unknown knob or a value of the wrong kind, named.
         """
-        document = merge_patch(self.settings.to_json(), patch)
+        document = patched(self.settings.to_json(), patch)
         return replace(self, settings=Settings.from_json(document))
 
 
-def classify(old: Settings, new: Settings, envelope: Caps) -> dict[str, KnobClass]:
-    """Knob class of every difference between two settings, by dotted knob name."""
+def classify(
+    old: Settings, new: Settings, envelope: Caps, *, held: ParallelPlan | None = None
+) -> dict[str, KnobClass]:
+    """Knob class of every difference between two settings, by dotted knob name.
+
+    Another plan is hot where its modes are rungs of ``held``, the plan whose shards ranks hold
+    (None: that of ``old``).
+    """
     changes: dict[str, KnobClass] = {}
     if old.plan != new.plan:
-        changes["plan"] = KnobClass.RESHAPE
+        is_held = why_not_held(held or old.plan, new.plan) is None
+        changes["plan"] = KnobClass.HOT if is_held else KnobClass.RESHAPE
     for name in ("threshold_tokens", "rungs", "rung_thresholds"):
         if getattr(old, name) != getattr(new, name):
             changes[f"shift.{name}"] = KnobClass.HOT
@@ -73,6 +83,42 @@ def check_envelope(caps: Caps, envelope: Caps) -> None:
                 "restart it with a wider envelope",
                 needs=KnobClass.RESTART,
             )
+
+
+def patched(document: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    """``document`` with a merge patch applied. Under another plan, what it said of modes that this
+    plan does not have is left out, unless the patch says it too.
+    """
+    merged: dict[str, Any] = merge_patch(document, patch)
+    shift, asked = merged.get("shift"), patch.get("shift") or {}
+    plan = _plan_of(merged)
+    if plan is None or plan == _plan_of(document):
+        return merged
+    # A rung is a rung whether Shift is on or not; a pin needs it on.
+    ladder = replace(plan, shift=plan.sp > 1).modes
+    if shift and "rungs" in shift and "rungs" not in asked:
+        merged["shift"] = shift = _with(shift, "rungs", [m for m in shift["rungs"] if m in ladder])
+    if shift and "rung_thresholds" in shift and "rung_thresholds" not in asked:
+        kept = {m: n for m, n in shift["rung_thresholds"].items() if m in ladder[1:-1]}
+        merged["shift"] = _with(shift, "rung_thresholds", kept)
+    if "mode" in merged and "mode" not in patch and merged["mode"] not in (*PIN_RULES, *plan.modes):
+        del merged["mode"]
+    return merged
+
+
+def _with(section: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """``section`` with a value, without the name where nothing is left of it."""
+    rest = {key: part for key, part in section.items() if key != name}
+    return {**rest, name: value} if value else rest
+
+
+def _plan_of(document: dict[str, Any]) -> ParallelPlan | None:
+    """The plan of a document; None where it names none that can be, which reading it tells."""
+    try:
+        shift = document.get("shift") or {}
+        return ParallelPlan(**(document.get("plan") or {}), shift=bool(shift.get("enabled")))
+    except (AttributeError, EngineError, TypeError):
+        return None
 
 
 def merge_patch(target: Any, patch: Any) -> Any:

@@ -6,13 +6,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.policy.document import EnginePolicy, KnobClass
+from engine.spec.held import list_held
 from engine.spec.modes import ENDS, PIN_RULES
+from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Order, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Knob:
-    """One thing an operator may change, what class of change it is, and its range."""
+    """One thing an operator may change, what class of change it is, and its range.
+
+    ``hot_choices`` are values that are hot where others are not.
+    """
 
     name: str
     knob_class: KnobClass
@@ -20,6 +25,7 @@ class Knob:
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] | None = None
+    hot_choices: tuple[str, ...] | None = None
     measured_cost_s: float | None = None
 
 
@@ -38,10 +44,13 @@ def list_knobs(
     settings: Settings,
     envelope: Caps,
     *,
+    held: ParallelPlan,
     max_devices: int,
     cost_s: dict[KnobClass, float],
 ) -> list[Knob]:
-    """Every knob with its current value, range and, once measured, its cost in seconds."""
+    """Every knob with its current value, range and, once measured, its cost in seconds. ``held``:
+    the plan whose shards ranks hold.
+    """
     caps = settings.caps
     ranges: list[tuple[str, float | None, float, float | None]] = [
         ("shift.threshold_tokens", settings.threshold_tokens, 0, None),
@@ -71,6 +80,7 @@ def list_knobs(
             knob_class=KnobClass.RESHAPE,
             current=str(settings.plan),
             maximum=max_devices,
+            hot_choices=tuple(map(str, list_held(held))),
             measured_cost_s=cost_s.get(KnobClass.RESHAPE),
         ),
         *(

@@ -30,6 +30,8 @@ from engine.server.shapes import (
     PolicyShape,
 )
 from engine.spec.errors import EngineError, PlanError, PolicyError, StalePolicyError
+from engine.spec.held import settings_on, why_not_held
+from engine.spec.plan import ParallelPlan
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +76,10 @@ class KnobPlane:
         }
 
     def mode_table(self) -> dict[str, Any]:
-        """The rule that chooses modes, and the step times it was measured on, per replica."""
-        settings = self._engine.policy.settings
+        """The rule that chooses modes, and the step times it was measured on, per replica; in the
+        words of the plan whose ranks were timed.
+        """
+        settings = settings_on(self._engine.held_plan, self._engine.policy.settings)
         tables = self._engine.mode_tables()
         return {
             "engine": self._engine_name,
@@ -99,13 +103,14 @@ class KnobPlane:
             self._check_precondition(if_match)
             old = self._engine.policy
             new = self._merged(patch)
-            changes = classify(old.settings, new.settings, self._engine.envelope)
+            held = self._engine.held_plan
+            changes = classify(old.settings, new.settings, self._engine.envelope, held=held)
             answer: dict[str, Any] = {
                 "requested": patch,
                 "effective": self.document(old if is_dry_run else new),
                 "changes": changes,
                 "class": max(changes.values(), key=lambda c: c.rank, default=None),
-                "diff": _diff(old, new, changes),
+                "diff": _diff(old, new, changes, held),
                 "warnings": _warnings(new),
                 "dry_run": is_dry_run,
             }
@@ -234,16 +239,20 @@ async def _read_patch(request: Request) -> dict[str, Any]:
 
 
 def _diff(
-    old: EnginePolicy, new: EnginePolicy, changes: dict[str, KnobClass]
+    old: EnginePolicy, new: EnginePolicy, changes: dict[str, KnobClass], held: ParallelPlan
 ) -> list[dict[str, Any]]:
-    """Each changed knob with its value before and after, and the class of the change."""
+    """Each changed knob with its value before and after, and the class of the change; of a plan
+    that takes a reshape also why.
+    """
     before, after = old.settings.to_json(), new.settings.to_json()
+    why = why_not_held(held, new.settings.plan)
     return [
         {
             "knob": knob,
             "from": _value_at(before, knob),
             "to": _value_at(after, knob),
             "class": kind,
+            **({"why": why} if knob == "plan" and why else {}),
         }
         for knob, kind in changes.items()
     ]

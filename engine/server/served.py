@@ -13,6 +13,7 @@ from engine.replica.stream import OnOutput
 from engine.replica.telemetry import EngineStats
 from engine.spec.inventory import Inventory
 from engine.spec.model import ModelConfig
+from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason, Request
 from engine.spec.settings import Caps
 
@@ -35,6 +36,11 @@ class ServedEngine(Protocol):
     @property
     def policy(self) -> EnginePolicy:
         """The policy in force."""
+        ...
+
+    @property
+    def held_plan(self) -> ParallelPlan:
+        """The plan whose shards ranks hold; the policy's may be another on its ladder."""
         ...
 
     @property

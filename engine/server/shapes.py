@@ -318,6 +318,7 @@ class KnobChangeShape(Shape):
     from_: Any = Field(alias="from")
     to: Any
     class_: KnobClass = Field(alias="class")
+    why: str | None = Field(default=None, description="Of a plan: what makes it a reshape")
 
 
 class PolicyChangeShape(Shape):
@@ -345,6 +346,9 @@ class KnobShape(Shape):
     minimum: float | None
     maximum: float | None
     choices: list[str] | None
+    hot_choices: list[str] | None = Field(
+        description="Of the plan: those that are hot, as ranks hold their shards"
+    )
     measured_cost_s: float | None
 
 

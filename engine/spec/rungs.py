@@ -55,7 +55,9 @@ def _check_pin(plan: ParallelPlan, mode: Mode, allowed: tuple[Mode, ...]) -> Non
     _check_names(plan, [mode])
     if not plan.shift:
         raise PolicyError(
-            f"mode {mode!r} needs a plan with Shift on; this one is {plan}", needs="reshape"
+            f"mode {mode!r} needs a plan with Shift on; this one is {plan}; "
+            "send shift.enabled with it",
+            needs="reshape",
         )
     raise PolicyError(
         f"mode {mode!r} is not among the rungs {', '.join(allowed)}; add it there or leave "

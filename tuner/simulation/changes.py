@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from engine.policy.document import KnobClass
 from engine.scheduler.table import Sequence
 from engine.spec.measurement import RequestTiming
+from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from tuner.simulation.log import AppliedChange, PlanSpell
 from tuner.simulation.register import Register
@@ -55,6 +56,10 @@ class Changes:
     @property
     def settings(self) -> Settings:
         return self._replicas.settings
+
+    @property
+    def held_plan(self) -> ParallelPlan:
+        return self._replicas.held_plan
 
     @property
     def envelope(self) -> Caps:

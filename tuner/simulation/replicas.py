@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.scheduler.table import Sequence
 from engine.spec.feasible import check_plan
+from engine.spec.held import settings_on
 from engine.spec.settings import Caps, Settings
 from tuner.simulation.log import RunCounts, Segment, TokenLog
 from tuner.simulation.replica import SimulatedReplica
@@ -32,6 +33,7 @@ class Replicas:
         log: TokenLog,
     ) -> None:
         self.settings = settings
+        self.held_plan = settings.plan
         self.envelope = envelope
         self.segments: list[Segment] = []
         self._engine = engine
@@ -75,8 +77,8 @@ class Replicas:
     # -- commands ----------------------------------------------------------------------------
 
     def set_hot(self, settings: Settings) -> None:
-        """Obey other settings of the same plan from the next step on."""
-        setup = self.setup(settings)
+        """Obey other settings from the next step on, whose plan needs no other shards."""
+        setup = self.setup(settings_on(self.held_plan, settings))
         for replica in self.all:
             replica.set_hot(setup)
         self.settings = settings
@@ -89,7 +91,7 @@ class Replicas:
         """Put replicas of other settings in the place of these, and deal ``carried`` to them."""
         self._past_counts += self._counts()
         self.all = self._make(settings)
-        self.settings = settings
+        self.settings, self.held_plan = settings, settings.plan
         for nth, replica in enumerate(self.all):
             replica.adopt(carried[nth :: len(self.all)])
 

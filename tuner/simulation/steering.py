@@ -32,11 +32,13 @@ class RunView(Protocol):
 
     ``num_running`` and ``num_waiting`` count accepted requests, those that wait for a reshape to
     end among the latter; ``kv_usage`` is 0..1 per replica. ``envelope``: the most that caps may
-    be raised to.
+    be raised to. ``held_plan``: the plan whose shards ranks hold.
     """
 
     @property
     def settings(self) -> Settings: ...
+    @property
+    def held_plan(self) -> ParallelPlan: ...
     @property
     def envelope(self) -> Caps: ...
     @property
@@ -64,15 +66,22 @@ class SettingsChange:
 
     @classmethod
     def between(
-        cls, old: Settings, new: Settings, *, envelope: Caps, reshape_s: ReshapeSeconds
+        cls,
+        old: Settings,
+        new: Settings,
+        *,
+        envelope: Caps,
+        reshape_s: ReshapeSeconds,
+        held: ParallelPlan | None = None,
     ) -> SettingsChange | None:
-        """What it takes to go from ``old`` to ``new``; None when they are the same.
+        """What it takes to go from ``old`` to ``new``; None when they are the same. ``held``: the
+        plan whose shards ranks hold (None: that of ``old``).
 
         Raises:
             PolicyError: caps above the envelope: a live engine refuses them too.
         """
         check_envelope(new.caps, envelope)
-        classes = classify(old, new, envelope)
+        classes = classify(old, new, envelope, held=held)
         if not classes:
             return None
         is_reshape = KnobClass.RESHAPE in classes.values()
@@ -144,5 +153,6 @@ class PlannedChanges:
             self._settings[following - 1],
             envelope=view.envelope,
             reshape_s=self._reshape_s,
+            held=view.held_plan,
         )
         return Turn(change=change, next_s=next_s)

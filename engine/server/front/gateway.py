@@ -258,5 +258,8 @@ class FrontGateway:
 
 def _state_of(engine: Engine) -> EngineState:
     return EngineState(
-        policy=engine.policy, max_model_len=engine.max_model_len, is_healthy=engine.is_healthy
+        policy=engine.policy,
+        held_plan=engine.held_plan,
+        max_model_len=engine.max_model_len,
+        is_healthy=engine.is_healthy,
     )

@@ -20,6 +20,7 @@ from engine.spec.errors import EngineError, PolicyError, RankError
 from engine.spec.inventory import Inventory
 from engine.spec.limits import RequestLimits
 from engine.spec.model import ModelConfig
+from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason, Request, TokenLogprobs
 from engine.spec.settings import Caps
 
@@ -150,6 +151,7 @@ class EngineState(msgspec.Struct, tag="state", frozen=True, kw_only=True):
     """What the front answers from without asking; sent when it changes."""
 
     policy: EnginePolicy
+    held_plan: ParallelPlan
     max_model_len: int
     is_healthy: bool
 

@@ -51,6 +51,7 @@ from engine.server.front.messages import (
 from engine.spec.errors import RankError, RequestError
 from engine.spec.inventory import Inventory
 from engine.spec.model import ModelConfig
+from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason, Request
 from engine.spec.settings import Caps
 from engine.text.tokenizer import Tokenizer
@@ -116,6 +117,10 @@ class RemoteEngine:
     @property
     def policy(self) -> EnginePolicy:
         return self._state.policy
+
+    @property
+    def held_plan(self) -> ParallelPlan:
+        return self._state.held_plan
 
     @property
     def max_model_len(self) -> int:

@@ -126,10 +126,10 @@ def test_a_new_plan_is_applied_by_a_reshape_and_its_class_is_kept(
         agent.start()
         wait_until(lambda: agent.engine_id is not None)
         engine_id = str(agent.engine_id)
-        _patch(client, engine_id, {"plan": {"sp": 1, "tp": 2}, "shift": {"enabled": False}})
+        _patch(client, engine_id, {"plan": {"sp": 1, "tp": 1}, "shift": {"enabled": False}})
         versions = f"/v1/engines/{engine_id}/policy/versions"
         wait_until(lambda: client.get(versions).json()[0]["ack_state"] == "applied")
-        assert engine.settings.plan == ParallelPlan(tp=2)
+        assert engine.settings.plan == ParallelPlan()
         newest = client.get(versions).json()[0]
         assert newest["ack_changes"] == {"plan": "reshape"}
         assert newest["ack_seconds"] > 0

@@ -15,7 +15,7 @@ from engine.policy.document import (
     merge_patch,
 )
 from engine.spec.errors import PolicyError
-from engine.spec.modes import BASE, ModePin
+from engine.spec.modes import BASE, SHIFT, Mode, ModePin
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 
@@ -61,7 +61,7 @@ def test_a_bad_patch_is_refused_with_its_place_and_value(
 def test_every_change_has_its_class() -> None:
     new = replace(
         SETTINGS,
-        plan=ParallelPlan(sp=2, tp=4, shift=True),
+        plan=ParallelPlan(sp=8, shift=True),
         threshold_tokens=1,
         caps=Caps(max_num_seqs=32, max_num_batched_tokens=9000, max_step_ms=5),
         pin=ModePin(BASE),
@@ -74,6 +74,32 @@ def test_every_change_has_its_class() -> None:
         "caps.max_num_batched_tokens": KnobClass.RESTART,
         "caps.max_step_ms": KnobClass.HOT,
     }
+
+
+def test_a_plan_on_the_ladder_of_what_ranks_hold_is_hot() -> None:
+    two, four = (replace(SETTINGS, plan=ParallelPlan(sp=sp, tp=8 // sp)) for sp in (2, 4))
+    assert classify(SETTINGS, two, ENVELOPE) == {"plan": KnobClass.HOT}
+    assert classify(two, four, ENVELOPE) == {"plan": KnobClass.RESHAPE}
+    assert classify(two, four, ENVELOPE, held=SETTINGS.plan) == {"plan": KnobClass.HOT}
+
+
+def test_another_plan_leaves_out_what_was_said_of_modes_that_it_does_not_have() -> None:
+    wide = EnginePolicy(
+        settings=Settings(
+            plan=ParallelPlan(sp=8, shift=True),
+            rungs=(BASE, Mode("4x2"), Mode("2x4"), SHIFT),
+            rung_thresholds=((Mode("4x2"), 900), (Mode("2x4"), 300)),
+            pin=ModePin("4x2"),
+        )
+    )
+    narrow = wide.merged({"plan": {"sp": 4, "tp": 2}}).settings
+    assert narrow.rungs == (BASE, "2x4", SHIFT)
+    assert narrow.rung_thresholds == (("2x4", 300),)
+    assert narrow.pin == "auto"
+    one = wide.merged({"plan": {"sp": 1, "tp": 8}, "shift": {"enabled": False}}).settings
+    assert (one.rungs, one.rung_thresholds, one.pin) == ((BASE,), (), "auto")
+    with pytest.raises(PolicyError, match="'8x1' is no rung of sp=4, tp=2; its rungs are 4x2, 2x4"):
+        wide.merged({"plan": {"sp": 4, "tp": 2}, "mode": "8x1"})
 
 
 def test_caps_above_the_envelope_are_refused_and_say_what_they_need() -> None:

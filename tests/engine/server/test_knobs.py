@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.spec.modes import BASE, TABLE, Mode, ModePin
+from engine.spec.modes import BASE, SHIFT, TABLE, Mode, ModePin
 from engine.spec.plan import ParallelPlan
 from tests.engine.server.conftest import MODEL, Server, serving, simulated_engine
 
@@ -96,6 +96,33 @@ def test_a_rung_is_pinned_and_rungs_are_restricted_with_the_next_step(tiny_dir: 
         }
         back = _patch(server, {"shift": {"rungs": None, "rung_thresholds": None}})
         assert back.json()["effective"]["shift"] == {"enabled": True, "threshold_tokens": 256}
+
+
+def test_a_plan_on_the_ladder_is_taken_up_without_other_ranks(tiny_dir: Path) -> None:
+    plan = ParallelPlan(sp=4, shift=True)
+    with (
+        simulated_engine(tiny_dir, step_s=0.001, plan=plan) as engine,
+        serving(engine, tiny_dir) as server,
+    ):
+        infos = engine.executor_infos
+        answer = _patch(server, {"plan": {"sp": 2, "tp": 2}, "shift": {"enabled": False}}).json()
+        assert answer["changes"] == {"plan": "hot"}
+        assert answer["effective"]["plan"] == {"dp": 1, "pp": 1, "sp": 2, "tp": 2}
+        server.complete(prompt=[5, 6, 7], max_tokens=5)
+        assert engine.stats().steps[Mode("2x2")] == 5
+        knobs = {k["name"]: k for k in server.http.get("/v1/engine/capabilities").json()["knobs"]}
+        assert knobs["plan"]["current"] == "sp=2,tp=2"
+        assert "sp=4,shift" in knobs["plan"]["hot_choices"]
+        assert server.http.get("/v1/engine/mode-table").json()["rungs"] == ["2x2"]
+        back = _patch(server, {"plan": {"sp": 1, "tp": 4}}).json()
+        assert back["class"] == "hot"
+        assert "hold the shards of sp=4,shift, whose room for KV" in back["warnings"][0]
+        server.complete(prompt=[5, 6, 7], max_tokens=5)
+        assert engine.stats().steps[SHIFT] == 5
+        assert all(a is b for a, b in zip(infos, engine.executor_infos, strict=True))
+        other = _patch(server, {"plan": {"sp": 2, "tp": 1}}, dry_run=True).json()
+        assert other["class"] == "reshape"
+        assert other["diff"][0]["why"] == "a stage of 2 ranks instead of 4 holds other shards"
 
 
 def test_a_null_takes_a_cap_away(knobs: Server) -> None:
@@ -232,10 +259,10 @@ def test_a_reshape_under_load_keeps_a_stream_going(knobs: Server) -> None:
     with knobs.http.stream("POST", "/v1/completions", json=body) as reply:
         lines = reply.iter_lines()
         first = next(lines)
-        answer = _patch(knobs, {"plan": {"sp": 1, "tp": 4}, "shift": {"enabled": False}})
+        answer = _patch(knobs, {"plan": {"sp": 1, "tp": 2}, "shift": {"enabled": False}})
         assert answer.json()["class"] == "reshape"
         events = [line for line in lines if line.startswith("data: {")]
-    assert str(knobs.engine.settings.plan) == "tp=4"
+    assert str(knobs.engine.settings.plan) == "tp=2"
     choices = [json.loads(line.removeprefix("data: "))["choices"][0] for line in [first, *events]]
     assert choices[-1]["finish_reason"] == "length"
     assert sum(len(choice["token_ids"]) for choice in choices) == 60

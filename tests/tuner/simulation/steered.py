@@ -49,6 +49,10 @@ class FakeRun:
     _now_s: float = 0.0
 
     @property
+    def held_plan(self) -> ParallelPlan:
+        return self.settings.plan
+
+    @property
     def num_running(self) -> int:
         return sum(start <= self._now_s < end for start, end in self._arrived)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from engine.policy.document import KnobClass
 from engine.spec.measurement import Outcome
-from engine.spec.modes import BASE, ENDS, ModePin
+from engine.spec.modes import BASE, ENDS, SHIFT, ModePin
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from policies.attainment import judge
@@ -42,7 +42,8 @@ START = Settings(
     threshold_tokens=64,
     caps=Caps(max_num_seqs=16, max_num_batched_tokens=256),
 )
-OTHER_PLAN = replace(START, plan=ParallelPlan(tp=2))
+OTHER_PLAN = replace(START, plan=ParallelPlan(tp=4))
+HELD_PLAN = replace(START, plan=ParallelPlan(tp=2))
 AWAY_S = 3.0
 
 
@@ -106,6 +107,19 @@ def test_a_hot_change_is_obeyed_by_the_next_step() -> None:
     (change,) = result.changes
     assert (change.at_s, change.in_force_s) == (1.0, 1.0)
     assert change.change.knob_class is KnobClass.HOT
+
+
+def test_a_plan_on_the_ladder_is_taken_up_by_the_next_step() -> None:
+    """The ranks stay; steps are named as on the plan whose shards they hold."""
+    workload = open_loop(requests=20, gap_s=0.05, output_tokens=60)
+    result = run(workload, planned((1.0, HELD_PLAN), (1.5, OTHER_PLAN)))
+    assert_complete(result, workload)
+    held, other = result.changes
+    assert held.change.classes == {"plan": KnobClass.HOT}
+    assert other.change.knob_class is KnobClass.RESHAPE
+    assert [spell.plan for spell in result.spells] == [START.plan, OTHER_PLAN.plan]
+    between = [s for s in result.segments if 1.011 < s.start_s < other.stopped_s]
+    assert {s.shape.mode for s in between} == {SHIFT}
 
 
 def test_a_hot_change_reaches_into_a_quiet_stretch() -> None:

@@ -33,7 +33,7 @@ from engine.spec.errors import (
 from engine.spec.held import settings_on
 from engine.spec.inventory import Inventory
 from engine.spec.measurement import RequestTiming
-from engine.spec.modes import TABLE
+from engine.spec.modes import ENDS, TABLE
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import (
     FinishReason,
@@ -316,7 +316,16 @@ class Engine:
         plan = settings.plan
         self._inventory.check(plan, self.model)
         num_kv_blocks(self.config, self.model, plan)
+        self._check_rungs(settings)
         check_envelope(settings.caps, self.envelope)
+
+    def _check_rungs(self, settings: Settings) -> None:
+        between = [mode for mode in settings.modes_in_use if mode not in ENDS]
+        if between and not self.config.has_rungs:
+            raise PolicyError(
+                f"mode {between[0]}: what this engine imitates steps in base and shift only; "
+                "restrict shift.rungs to them"
+            )
 
     def _set_hot(self, policy: EnginePolicy) -> int:
         """Put hot settings in force on serving replicas; returns the first step that obeys them."""

@@ -74,6 +74,7 @@ def _knobs(settings: Settings) -> dict[str, Value]:
         "tp": plan.tp,
         "shift": plan.shift,
         "threshold_tokens": settings.threshold_tokens if plan.shift else None,
+        "has_rungs": bool(settings.rung_thresholds) if len(plan.modes) > 2 else None,
         "max_num_seqs": caps.max_num_seqs,
         "max_num_batched_tokens": caps.max_num_batched_tokens,
         "max_step_ms": caps.max_step_ms,

@@ -147,7 +147,7 @@ class OperatingPoint:
     def runs_full_decodes_in_base(self) -> bool:
         """Whether a step of ``max_num_seqs`` decodes lies above the shift threshold."""
         settings = self.settings
-        return settings.is_by_threshold and settings.threshold_tokens < settings.caps.max_num_seqs
+        return settings.is_by_threshold and settings.largest_below_base < settings.caps.max_num_seqs
 
     def latency_score(self, sla: Sla) -> float:
         """How slow the point is: mean log of each latency over its bound (lower is faster).

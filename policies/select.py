@@ -205,13 +205,13 @@ def low_threshold_warning(point: OperatingPoint, points: Sequence[OperatingPoint
         return None
     settings = point.settings
     numbers = (
-        f"threshold {settings.threshold_tokens} is below max_num_seqs "
+        f"threshold {settings.largest_below_base} is below max_num_seqs "
         f"{settings.caps.max_num_seqs}, so full decode steps run in base, not in shift"
     )
     twins = [
         p
         for p in points
-        if replace(p.settings, threshold_tokens=settings.threshold_tokens) == settings
+        if (p.settings.plan, p.settings.caps) == (settings.plan, settings.caps)
         and not p.runs_full_decodes_in_base
     ]
     if not twins:

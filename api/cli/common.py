@@ -15,6 +15,7 @@ from api.cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+    from rich.table import Column
 
 # The root of each package's error tree (STYLE rule 14).
 ERROR_ROOTS = (
@@ -57,6 +58,13 @@ def end_not_met() -> NoReturn:
 def end_interrupted() -> NoReturn:
     """Leave after Ctrl-C, what was found so far having been told."""
     end(ExitCode.INTERRUPTED)
+
+
+def settings_column() -> Column:
+    """A column of a table that shows settings whole: a plan with its rungs is one long word."""
+    from rich.table import Column
+
+    return Column("settings", overflow="fold")
 
 
 def log(message: str) -> None:

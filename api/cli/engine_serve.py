@@ -64,12 +64,16 @@ def serve(
         if is_in_arguments(ctx, name):
             option = f"--{name.replace('_', '-')}"
             log(f"warning: {option} shows in the list of processes; give the key by {variable}")
+    from tuner.described.parse import check_rungs
+
     found = answer.find(ctx)
     folder, plan = model.folder(ctx), plan.in_one_word(ctx)
     if found is not None:
         pacing = _as_answered(found, folder, pacing)
     node = pacing.find_node(folder, plan.spec.plan)
     wanted = _config(folder, plan, caps, ranks, pacing, node)
+    if node is not None:
+        check_rungs(node, wanted.settings)
     if found is not None and wanted.settings != found.settings:
         log(f"served as {wanted.settings}; {answer.source} says {found.settings}")
     if node is None:

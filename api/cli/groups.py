@@ -87,9 +87,8 @@ def planned_settings(
     *,
     pin: ModePin,
     rungs: tuple[Mode, ...] | None,
-    threshold_tokens: int | None = None,
 ) -> Settings:
-    """Settings of ``spec``; ``threshold_tokens`` where it names none.
+    """Settings of ``spec``; the default threshold where it names none.
 
     Raises:
         PolicyError: a mode that the plan does not have.
@@ -98,10 +97,10 @@ def planned_settings(
     from engine.spec.rungs import pin_of, rungs_of
     from engine.spec.settings import Settings
 
-    thresholds = (spec.threshold_tokens, threshold_tokens, DEFAULT_SHIFT_THRESHOLD)
+    threshold = spec.threshold_tokens
     return Settings(
         plan=spec.plan,
-        threshold_tokens=next(tokens for tokens in thresholds if tokens is not None),
+        threshold_tokens=DEFAULT_SHIFT_THRESHOLD if threshold is None else threshold,
         rung_thresholds=spec.rung_thresholds,
         caps=caps,
         pin=pin_of(spec.plan, pin),

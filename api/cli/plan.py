@@ -66,8 +66,8 @@ def plan(
     """Judge every plan by simulation, and name the best by --objective (the cheapest), the fastest
     and a balanced one.
 
-    Every dp, pp, sp, tp up to the hardware's devices, Shift on and off with the threshold that
-    the modes' step times advise, each with a few caps.
+    Every dp, pp, sp, tp up to the hardware's devices, Shift on and off with the
+    thresholds of each rung that step times advise, each with a few caps.
     """
     from api.cli.plan_answer import print_answer
     from policies.sla import Sla

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from api.cli.common import settings_column
 from engine.spec.settings import Settings
 from policies.numbers import short
 from policies.objective import cost_text
@@ -105,7 +106,7 @@ def _miss_text(excess: float) -> str:
 def _print_near_misses(console: Console, document: dict[str, Any]) -> None:
     if not document["near_misses"]:
         return
-    table = Table("devices", "settings", "P(met)", "lacks", title="near misses")
+    table = Table("devices", settings_column(), "P(met)", "lacks", title="near misses")
     for miss in document["near_misses"]:
         chance = miss["sla_probability"]
         table.add_row(
@@ -121,7 +122,9 @@ def _print_feasible(console: Console, report: PlanReport) -> None:
     if not report.feasible:
         return
     sla = report.question.sla
-    table = Table("devices", "settings", *(c.key for c in sla.per_run), "P(met)", "KV tokens")
+    table = Table(
+        "devices", settings_column(), *(c.key for c in sla.per_run), "P(met)", "KV tokens"
+    )
     table.title = f"{len(report.feasible)} settings whose simulated values meet {sla}"
     for point in report.feasible[:SHOWN_FEASIBLE]:
         settings = point.settings

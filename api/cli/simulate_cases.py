@@ -13,7 +13,7 @@ import typer
 from api.cli.common import log
 from api.cli.engine_options import MOST_SEQS, MOST_TOKENS, read_link
 from api.cli.groups import Described, LocalMachine, planned_settings
-from engine.spec.modes import Mode, ModePin
+from engine.spec.modes import ENDS, Mode, ModePin
 
 if TYPE_CHECKING:
     from engine.executors.protocol import StepTimer
@@ -106,17 +106,25 @@ class Question:
             )
         return ()
 
-    def settings(self, timer: StepTimer, default: Caps) -> Settings:
+    def settings(self, timer: StepTimer, default: Caps, *, has_rungs: bool = True) -> Settings:
         """With the caps named, else ``default``'s; a threshold not named is advised."""
-        from tuner.search.design import advised_threshold
+        from engine.spec.rungs import rungs_of
+        from tuner.search.design import advised_rule
 
-        caps, threshold = self.caps.over(default), None
-        if self.spec.threshold_tokens is None and self.spec.plan.shift:
-            threshold = advised_threshold(timer, caps.max_num_seqs)
-            log(f"simulate: threshold {threshold} tokens, as the two modes' step times advise")
-        return planned_settings(
-            self.spec, caps, pin=self.mode, rungs=self.rungs, threshold_tokens=threshold
-        )
+        caps, spec = self.caps.over(default), self.spec
+        if spec.threshold_tokens is None and spec.plan.shift:
+            named = self.rungs and rungs_of(spec.plan, self.rungs)
+            modes = named or (spec.plan.modes if has_rungs else ENDS)
+            rule = advised_rule(timer, modes, caps.max_num_seqs)
+            spec = replace(
+                spec,
+                threshold_tokens=rule.threshold_tokens,
+                rung_thresholds=spec.rung_thresholds or rule.rung_thresholds,
+            )
+            words = [f"threshold {rule.threshold_tokens} tokens"]
+            words += [f"{mode} up to {tokens}" for mode, tokens in spec.rung_thresholds]
+            log(f"simulate: {', '.join(words)}, as the modes' step times advise")
+        return planned_settings(spec, caps, pin=self.mode, rungs=self.rungs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +153,9 @@ def described(question: Question, hardware: str, *, has_intervals: bool) -> Case
 
     node = question.served.node(question.model, hardware)
     check_served(node, question.spec.plan)
-    settings = question.settings(node.timer(question.spec.plan), node.backend.default_caps)
+    settings = question.settings(
+        node.timer(question.spec.plan), node.backend.default_caps, has_rungs=node.has_rungs
+    )
     check_rungs(node, settings)
 
     def run(step_scale: float, on_progress: OnProgress) -> SimulationResult:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from api.cli.common import log
+from api.cli.common import log, settings_column
 from engine.spec.settings import Settings
 from policies.numbers import short
 from policies.objective import cost_text
@@ -40,7 +40,9 @@ def print_answer(document: dict[str, Any], out: Path | None) -> None:
 
 
 def _trials_table(document: dict[str, Any]) -> Table:
-    table = Table("trial", "settings", "fidelity", "p95 TTFT", "p95 TPOT", "P(met)", "verdict")
+    table = Table(
+        "trial", settings_column(), "fidelity", "p95 TTFT", "p95 TPOT", "P(met)", "verdict"
+    )
     for trial in document["trials"][:SHOWN_TRIALS]:
         metrics, chance = trial["metrics"], trial["sla_probability"]
         table.add_row(
@@ -97,6 +99,7 @@ def _in_full(settings: Settings) -> str:
     words = [f"plan {str(settings.plan).removesuffix(',shift')}"]
     if settings.plan.shift:
         words.append(f"shift threshold {settings.threshold_tokens} tokens")
+    words += [f"rung {mode} up to {tokens} tokens" for mode, tokens in settings.rung_thresholds]
     words += [
         f"max_num_seqs {caps.max_num_seqs}",
         f"max_num_batched_tokens {caps.max_num_batched_tokens}",

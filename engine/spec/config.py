@@ -104,6 +104,7 @@ class EngineConfig:
     kv_cache_bytes: int = 256 * 2**20
     num_kv_blocks: int | None = None
     kv_blocks_of: Callable[[ParallelPlan], int] | None = None
+    has_rungs: bool = True
     device_memory_bytes: int | None = None
     memory_utilization: float = 0.9
     max_model_len: int | None = None

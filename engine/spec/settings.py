@@ -141,6 +141,11 @@ class Settings:
         return tuple(mode for mode in self.modes if mode not in idle or mode == self.modes[0])
 
     @property
+    def largest_below_base(self) -> int:
+        """Tokens of the largest step that thresholds keep out of base."""
+        return max(self.threshold_tokens, *(most for _, most in self.rung_thresholds), 0)
+
+    @property
     def is_by_threshold(self) -> bool:
         """Whether the threshold decides the mode of each step."""
         return self.plan.shift and self.pin == AUTO
@@ -150,7 +155,7 @@ class Settings:
         """What is doubtful about the threshold, while it is what decides."""
         if not self.is_by_threshold:
             return None
-        return shift_warning(self.plan, self.threshold_tokens, self.caps.max_num_seqs)
+        return shift_warning(self.plan, self.largest_below_base, self.caps.max_num_seqs)
 
     def with_hot(self, other: Settings) -> Settings:
         """These settings with thresholds, rungs, caps and pin of ``other``."""

@@ -177,7 +177,7 @@ def node_warnings(node: Node, settings: Settings, workload: Workload) -> tuple[s
             f"{idle} stand idle, because replicas are not added automatically{more}"
         )
     caps: Caps = settings.caps
-    if (low := shift_warning(plan, settings.threshold_tokens, caps.max_num_seqs)) is not None:
+    if (low := shift_warning(plan, settings.largest_below_base, caps.max_num_seqs)) is not None:
         found.append(low)
     limit = min(node.max_model_len or node.model.max_positions, node.model.max_positions)
     room = min(limit, node.num_kv_blocks(plan, settings.caps) * node.block_size)

@@ -41,6 +41,13 @@ class Node:
     )
 
     @property
+    def has_rungs(self) -> bool:
+        """Whether its backend steps on rungs between base and shift: they are views of one copy of
+        the weights, so not where each of the two modes has its own.
+        """
+        return not self.backend.has_second_weights
+
+    @property
     def interval(self) -> float:
         """The 90 % half width of log(true / simulated) of step times: the wider one of the device's
         (for a step) and the backend's (for served runs).

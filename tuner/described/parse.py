@@ -86,7 +86,7 @@ def check_rungs(node: Node, settings: Settings) -> None:
     the way out: a system that holds weights twice holds those of base and shift.
     """
     between = [mode for mode in settings.modes_in_use if mode not in ENDS]
-    if node.backend.has_second_weights and between:
+    if between and not node.has_rungs:
         raise TunerError(
             f"mode {between[0]}: {node.backend.title} steps in base and shift only; add "
             "--rungs base,shift, or take --backend gearshift"
@@ -146,4 +146,5 @@ def paced_config(config: EngineConfig, node: Node) -> EngineConfig:
         dtype=node.precision.dtype,
         block_size=node.block_size,
         kv_blocks_of=blocks,
+        has_rungs=node.has_rungs,
     )

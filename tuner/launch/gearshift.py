@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from engine.spec.modes import AUTO
 from engine.spec.settings import Settings
 from tuner.launch.command import MODEL, LaunchCommand, Served, System, join_notes
 
@@ -65,11 +66,15 @@ def launch_here(
 
 
 def _engine_serve(model: str, settings: Settings) -> list[str]:
-    """Model, plan with its thresholds, and caps."""
+    """Model, plan with its thresholds, caps, and what else decides the modes of steps."""
     caps = settings.caps
     words = ["gearshift", "engine", "serve", "--model", model, "--plan", settings.plan_text]
     words += ["--max-num-seqs", str(caps.max_num_seqs)]
     words += ["--max-num-batched-tokens", str(caps.max_num_batched_tokens)]
+    if settings.plan.shift and settings.rungs is not None:
+        words += ["--rungs", ",".join(settings.rungs)]
+    if settings.plan.shift and settings.pin != AUTO:
+        words += ["--mode", settings.pin]
     return words if caps.max_step_ms is None else [*words, "--max-step-ms", f"{caps.max_step_ms:g}"]
 
 

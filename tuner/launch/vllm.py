@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from engine.spec.settings import Settings
 from tuner.hardware import Precision
 from tuner.launch.command import ConfigFile, LaunchCommand, Served, System, join_notes, share
+from tuner.launch.why_not import rungs_note
 
 QUEUE_FLAG = "--max-num-queued-tokens"
 QUEUE_SINCE = "0.29"
@@ -96,7 +97,8 @@ class ArcticExporter:
         if plan.shift:
             options["--enable-shift-parallel"] = None
             options["--shift-parallel-threshold"] = str(settings.threshold_tokens)
-            note = "holds the weights of both modes"
+            rungs = rungs_note(self.system.value, settings)
+            note = join_notes("holds the weights of both modes", rungs)
         words = shlex.join(["vllm", "serve", served.model, *words_of(options)])
         return LaunchCommand(
             system=self.system,

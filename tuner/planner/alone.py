@@ -116,18 +116,18 @@ def _variants(options: Sequence[Settings], longest: int) -> list[Settings]:
     are tried in each mode they use, too: beside other requests, a prompt's steps run in the mode of
     the whole step.
     """
-    found: dict[tuple[int, int, ModePin], Settings] = {}
+    found: dict[tuple[int, str, ModePin], Settings] = {}
     for settings in options:
         budget = min(settings.caps.max_num_batched_tokens, longest)
-        found.setdefault((budget, settings.threshold_tokens, settings.pin), settings)
+        found.setdefault((budget, settings.plan_text, settings.pin), settings)
         for mode in settings.modes_in_use if settings.plan.shift else ():
             pin = ModePin(mode)
-            found.setdefault((budget, 0, pin), replace(settings, pin=pin))
+            found.setdefault((budget, "", pin), replace(settings, pin=pin))
     return list(found.values())
 
 
 def _gap_ms(node: Node, plan: ParallelPlan, context_tokens: int) -> float:
-    """A decode step of one sequence, in the quicker mode."""
+    """A decode step of one sequence, in the quickest mode."""
     timer = node.timer(plan)
     shapes = [
         StepShape(
@@ -137,6 +137,6 @@ def _gap_ms(node: Node, plan: ParallelPlan, context_tokens: int) -> float:
             decode_context_tokens=context_tokens,
             num_sampled=1,
         )
-        for mode in Settings(plan=plan).modes_in_use
+        for mode in plan.modes
     ]
     return min(1e3 * (sum(timer.stage_seconds(s)) + timer.host_seconds(s)) for s in shapes)

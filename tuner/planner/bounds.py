@@ -15,7 +15,6 @@ import numpy.typing as npt
 from engine.executors.protocol import StepTimer
 from engine.spec.measurement import RequestTiming
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Settings
 from engine.spec.steps import StepShape
 from policies.constraint import Constraint, Metric
 from policies.sla import Sla
@@ -194,7 +193,7 @@ def best_prefill_token_s(timer: StepTimer, plan: ParallelPlan) -> float:
             prefill_attention_pairs=num_tokens * (_SHORT_PROMPT + 1) // 2,
             num_sampled=1,
         )
-        for mode in Settings(plan=plan).modes_in_use
+        for mode in plan.modes
         for num_tokens in _STEP_TOKENS
     ]
     return min(max(timer.stage_seconds(shape)) / shape.num_tokens for shape in shapes)

@@ -26,7 +26,7 @@ from tuner.planner.bounds import (
     certain_miss,
     late_limits,
 )
-from tuner.search.design import rank_point, twin_thresholds
+from tuner.search.design import rank_point, ruled_settings
 from tuner.simulation.simulate import OnProgress, no_progress
 from tuner.workload.slices import head
 from tuner.workload.workload import Workload
@@ -121,17 +121,20 @@ class Explored:
         return tuple(t for t in self.tried if t.judged_on is JudgedOn.WHOLE)
 
 
-def plan_settings(plan: ParallelPlan, timer: StepTimer, default: Caps) -> list[Settings]:
+def plan_settings(
+    plan: ParallelPlan, timer: StepTimer, default: Caps, *, has_rungs: bool = True
+) -> list[Settings]:
     """A plan under at most ``MAX_CAPS`` caps: the backend's own first, then others around them.
 
-    The threshold is the one the two modes' step times advise; where it lies below
-    ``max_num_seqs`` a twin keeps full decode steps in shift. No caps allow more sequences than
-    tokens: a step could not hold them, and vLLM and Arctic Inference refuse to start.
+    The thresholds are those that step times advise for the whole ladder (``has_rungs``: the system
+    has one), and for its two ends alone; a twin keeps full decode steps in shift. No caps allow
+    more sequences than tokens: a step could not hold them, and vLLM and Arctic Inference refuse to
+    start.
     """
     settings = [
-        Settings(plan=plan, threshold_tokens=threshold, caps=caps)
+        ruled
         for caps in _every_caps(default)
-        for threshold in twin_thresholds(plan, timer, caps)
+        for ruled in ruled_settings(plan, timer, caps, has_rungs=has_rungs)
     ]
     return list(dict.fromkeys(settings))
 
@@ -182,7 +185,7 @@ def explore(question: Question, plan: ParallelPlan) -> Explored:
     """
     node = replace(question.node)
     timer = node.timer(plan)
-    options = plan_settings(plan, timer, node.backend.default_caps)
+    options = plan_settings(plan, timer, node.backend.default_caps, has_rungs=node.has_rungs)
     options = _that_fit(question, node, options)
     lone = _alone(question, node, options)
     if (reason := alone_reason(dict(lone.metrics), question.sla)) is not None:

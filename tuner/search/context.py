@@ -18,7 +18,7 @@ from tuner.described.node import Node
 from tuner.hardware import Hardware
 from tuner.launch.why_not import why_not
 from tuner.load.live import LiveEngine
-from tuner.search.design import design_settings, refined_settings
+from tuner.search.design import advised_ladders, design_settings, refined_settings
 from tuner.search.feasibility import check_memory, engine_config
 from tuner.search.simulator import Simulator
 from tuner.search.spec import TuningSpec
@@ -129,10 +129,12 @@ def prepare(
         least_devices=spec.num_devices if spec.uses_all_devices else 1,
     )
     step_model = None if node else _step_model(spec, model, cost_model, on_event)
+    timer_of = _timers(spec, model, node, step_model)
+    space = _with_ladders(space, timer_of, has_rungs=node is None or node.has_rungs)
     simulator = Simulator(
         model=model,
         sla=sla,
-        timer_of=_timers(spec, model, node, step_model),
+        timer_of=timer_of,
         blocks_of=lambda plan: num_kv_blocks(config, model, plan),
         block_size=config.block_size,
         max_model_len=max_model_len,
@@ -158,6 +160,17 @@ def prepare(
     )
     _simulate_design(context)
     return context
+
+
+def _with_ladders(
+    space: Space, timer_of: Callable[[ParallelPlan], StepTimer], *, has_rungs: bool
+) -> Space:
+    """The space with the thresholds of rungs that its step times advise."""
+    if not has_rungs:
+        return replace(space, has_rungs=False)
+    plans = [plan for plan in space.plans if plan.modes[1:-1]]
+    timers = {plan: timer_of(plan) for plan in plans}
+    return replace(space, ladders=advised_ladders(timers, space.default_caps.max_num_seqs))
 
 
 def _check_plan(

@@ -1,19 +1,20 @@
-"""The first settings to simulate for every plan, and the threshold its step times advise."""
+"""The first settings to simulate for every plan, and the thresholds its step times advise."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from engine.executors.protocol import StepTimer
-from engine.spec.modes import ENDS, Mode
+from engine.spec.modes import ENDS, SHIFT, Mode
 from engine.spec.plan import ParallelPlan
+from engine.spec.rungs import Thresholds
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
 from policies.objective import Objective
 from policies.points import OperatingPoint
 from policies.sla import Sla
-from policies.threshold import StepPair, shift_threshold
+from policies.threshold import LadderTimes, ladder_thresholds
 from tuner.spec.space import Space
 
 MAX_DESIGN = 120
@@ -22,15 +23,47 @@ STEP_TOKENS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 102
 CONTEXT_TOKENS = 512
 
 
-def advised_threshold(timer: StepTimer, max_num_seqs: int) -> int:
-    """Where base becomes faster than shift: decodes up to ``max_num_seqs``, prefill beyond."""
-    pairs = []
+@dataclass(frozen=True, kw_only=True)
+class ModeRule:
+    """Thresholds in tokens: of shift, and of each rung between on which a step is fastest."""
+
+    threshold_tokens: int
+    rung_thresholds: Thresholds = ()
+
+    def with_decodes_in_shift(self, max_num_seqs: int) -> ModeRule:
+        """The rule that keeps full decode steps in shift; rungs have what is left to them."""
+        least = max(self.threshold_tokens, max_num_seqs)
+        left = tuple((mode, most) for mode, most in self.rung_thresholds if most > least)
+        return ModeRule(threshold_tokens=least, rung_thresholds=left)
+
+
+def advised_rule(timer: StepTimer, modes: Sequence[Mode], max_num_seqs: int) -> ModeRule:
+    """Where each of ``modes`` (from base down to shift) becomes faster than those of fewer slices:
+    decodes up to ``max_num_seqs``, prefill beyond.
+    """
+    climbed = modes[::-1]
+    times = []
     for num_tokens in STEP_TOKENS:
-        base, shift = (
-            1e3 * sum(timer.stage_seconds(_shape(num_tokens, max_num_seqs, mode))) for mode in ENDS
-        )
-        pairs.append(StepPair(num_tokens=num_tokens, base_ms=base, shift_ms=shift))
-    return shift_threshold(pairs)
+        shapes = (_shape(num_tokens, max_num_seqs, mode) for mode in climbed)
+        mode_ms = tuple(1e3 * sum(timer.stage_seconds(shape)) for shape in shapes)
+        times.append(LadderTimes(num_tokens=num_tokens, mode_ms=mode_ms))
+    most = dict(zip(climbed, ladder_thresholds(times), strict=False))
+    shift = most.pop(SHIFT, None) or 0
+    return ModeRule(
+        threshold_tokens=shift,
+        rung_thresholds=tuple((m, most[m]) for m in reversed(most) if most[m]),  # type: ignore[misc]
+    )
+
+
+def advised_ladders(
+    timers: Mapping[ParallelPlan, StepTimer], max_num_seqs: int
+) -> dict[ParallelPlan, Thresholds]:
+    """Thresholds of rungs between base and shift, of the plans where some step is fastest there."""
+    found = {
+        plan: advised_rule(timer, plan.modes, max_num_seqs).rung_thresholds
+        for plan, timer in timers.items()
+    }
+    return {plan: thresholds for plan, thresholds in found.items() if thresholds}
 
 
 def design_settings(space: Space, timers: dict[ParallelPlan, StepTimer]) -> list[Settings]:
@@ -39,9 +72,9 @@ def design_settings(space: Space, timers: dict[ParallelPlan, StepTimer]) -> list
     settings: list[Settings] = []
     for plan in space.plans:
         options = [
-            Settings(plan=plan, threshold_tokens=threshold, caps=caps)
+            settings
             for caps in _caps(space)
-            for threshold in twin_thresholds(plan, timers[plan], caps)
+            for settings in ruled_settings(plan, timers[plan], caps, has_rungs=space.has_rungs)
         ]
         settings += list(dict.fromkeys(options))[:per_plan]
     return settings
@@ -99,12 +132,33 @@ def _caps(space: Space) -> list[Caps]:
     ]
 
 
-def twin_thresholds(plan: ParallelPlan, timer: StepTimer, caps: Caps) -> list[int]:
-    """The advised threshold and, as its twin, one that keeps full decode steps in shift."""
+def ruled_settings(
+    plan: ParallelPlan, timer: StepTimer, caps: Caps, *, has_rungs: bool
+) -> list[Settings]:
+    """``plan`` under ``caps`` with the thresholds that step times advise, of the whole ladder and
+    of its two ends; and, as their twin, with thresholds that keep full decode steps in shift.
+    """
     if not plan.shift:
-        return [Settings(plan=plan).threshold_tokens]
-    advised = max(1, advised_threshold(timer, caps.max_num_seqs))
-    return list(dict.fromkeys([max(advised, caps.max_num_seqs), advised]))
+        return [Settings(plan=plan, caps=caps)]
+    advised = [
+        _at_least_one(advised_rule(timer, modes, caps.max_num_seqs))
+        for modes in dict.fromkeys((plan.modes if has_rungs else ENDS, ENDS))
+    ]
+    rules = [advised[0].with_decodes_in_shift(caps.max_num_seqs), *advised]
+    return [
+        Settings(
+            plan=plan,
+            caps=caps,
+            threshold_tokens=rule.threshold_tokens,
+            rung_thresholds=rule.rung_thresholds,
+        )
+        for rule in dict.fromkeys(rules)
+    ]
+
+
+def _at_least_one(rule: ModeRule) -> ModeRule:
+    """A threshold of 0 would be a plan without shift, which is tried by itself."""
+    return replace(rule, threshold_tokens=max(1, rule.threshold_tokens))
 
 
 def _shape(num_tokens: int, max_num_seqs: int, mode: Mode) -> StepShape:

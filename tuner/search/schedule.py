@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 from engine.spec.settings import Caps, Settings
@@ -11,7 +12,7 @@ from policies.report import LATENCIES
 from policies.schedule import LoadBand, Schedule
 from policies.select import low_threshold_warning
 from policies.sla import Sla
-from tuner.search.design import advised_threshold
+from tuner.search.design import ruled_settings
 from tuner.search.simulator import Simulator
 from tuner.spec.space import Space
 from tuner.workload.slices import at_rate, head, one_at_a_time
@@ -86,14 +87,9 @@ def _choices(simulator: Simulator, space: Space, best: Settings) -> list[Setting
     for max_num_seqs in seqs:
         for max_tokens in tokens:
             caps = Caps(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_tokens)
-            thresholds = [best.threshold_tokens]
-            if best.plan.shift:
-                advised = max(1, advised_threshold(simulator.timer(best.plan), max_num_seqs))
-                thresholds += [advised, max(advised, max_num_seqs)]
-            choices += [
-                Settings(plan=best.plan, threshold_tokens=t, caps=caps)
-                for t in dict.fromkeys(thresholds)
-            ]
+            timer = simulator.timer(best.plan)
+            choices.append(replace(best, caps=caps))
+            choices += ruled_settings(best.plan, timer, caps, has_rungs=space.has_rungs)
     return list(dict.fromkeys(choices))
 
 

@@ -23,6 +23,7 @@ from tuner.spec.space import Space
 # Random suggestions before the model of good and bad settings takes over.
 NUM_STARTUP_TRIALS = 6
 WORST = 10.0
+HAS_RUNGS = (False, True)
 
 
 def suggest(
@@ -51,9 +52,13 @@ def _ask(study: optuna.Study, space: Space) -> Settings:
     threshold = Settings(plan=plan).threshold_tokens
     if plan.shift:
         threshold = trial.suggest_categorical("threshold_tokens", space.thresholds)
+    rungs = space.ladders.get(plan, ())
+    if rungs and not trial.suggest_categorical("has_rungs", HAS_RUNGS):
+        rungs = ()
     return Settings(
         plan=plan,
         threshold_tokens=threshold,
+        rung_thresholds=tuple((mode, most) for mode, most in rungs if most > threshold),
         caps=Caps(
             max_num_seqs=trial.suggest_categorical("max_num_seqs", space.num_seqs),
             max_num_batched_tokens=trial.suggest_categorical(
@@ -97,6 +102,8 @@ def _params(
     }
     if settings.plan.shift:
         values["threshold_tokens"] = (settings.threshold_tokens, space.thresholds)
+    if settings.plan in space.ladders:
+        values["has_rungs"] = (bool(settings.rung_thresholds), HAS_RUNGS)
     distributions: dict[str, BaseDistribution] = {}
     params: dict[str, object] = {}
     for name, (value, grid) in values.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -10,6 +10,7 @@ from engine.spec.errors import EngineError
 from engine.spec.feasible import infeasible_reasons
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
+from engine.spec.rungs import Thresholds
 from engine.spec.settings import Caps, Settings
 from tuner.spec.errors import TunerError
 
@@ -29,7 +30,11 @@ class PrunedPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """Feasible plans, smallest first, and the grids of the hot settings."""
+    """Feasible plans, smallest first, and the grids of the hot settings.
+
+    ``has_rungs``: whether the serving system steps on rungs between base and shift; ``ladders``
+    are their thresholds, of the plans where step times advise some.
+    """
 
     plans: tuple[ParallelPlan, ...]
     pruned: tuple[PrunedPlan, ...]
@@ -37,6 +42,8 @@ class Space:
     num_seqs: tuple[int, ...] = NUM_SEQS
     batched_tokens: tuple[int, ...] = BATCHED_TOKENS
     default_caps: Caps = field(default=DEFAULT_CAPS)
+    has_rungs: bool = True
+    ladders: Mapping[ParallelPlan, Thresholds] = field(default_factory=dict)
 
     @property
     def baseline(self) -> Settings:

@@ -76,10 +76,14 @@ def test_a_shift_plan_in_the_words_of_arctic(tiny_dir: Path) -> None:
     assert found["shift"] == {"enabled": True, "threshold_tokens": 32}
 
 
+ARCTIC = ("--paced", "4xh200", "--dtype", "bfloat16", "--backend", "arctic")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--plan", "tp=1", "-tp", 2), "--plan tp=1 and --tensor-parallel-size=2 contradict"),
+        (("--plan", "sp=4,shift", *ARCTIC), "steps in base and shift only; add --rungs base,shift"),
         (("--plan", "sp=2", "--enable-shift-parallel"), "--enable-shift-parallel=True contradict"),
         (("--model", "other"), "two models: "),
         (("--gpu-memory-utilization", 0.9), "add --device cuda, or name --kv-cache-mib"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,16 @@ def test_a_rung_is_pinned_and_rungs_are_restricted_with_the_next_step(tiny_dir: 
         }
         back = _patch(server, {"shift": {"rungs": None, "rung_thresholds": None}})
         assert back.json()["effective"]["shift"] == {"enabled": True, "threshold_tokens": 256}
+        engine.config = replace(engine.config, has_rungs=False)  # as paced as Arctic Inference
+        for patch in (
+            {"mode": "2x2"},
+            {"mode": "table"},
+            {"shift": {"rung_thresholds": {"2x2": 9}}},
+        ):
+            refused = _problem(_patch(server, patch), 422)
+            assert "steps in base and shift only; restrict shift.rungs" in refused["detail"]
+        ends = {"mode": "table", "shift": {"rungs": ["base", "shift"]}}
+        assert _patch(server, ends).status_code == 200
 
 
 def test_a_plan_on_the_ladder_is_taken_up_without_other_ranks(tiny_dir: Path) -> None:

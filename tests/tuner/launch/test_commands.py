@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from engine.spec.modes import SHIFT, Mode, ModePin
 from engine.spec.plan import parse_plan
 from engine.spec.settings import Caps, Settings
 from tuner.hardware import Precision
@@ -22,7 +23,12 @@ def commands(
     caps: Caps = CAPS,
 ) -> dict[System, LaunchCommand]:
     spec = parse_plan(plan)
-    settings = Settings(plan=spec.plan, threshold_tokens=spec.threshold_tokens or 256, caps=caps)
+    settings = Settings(
+        plan=spec.plan,
+        threshold_tokens=spec.threshold_tokens or 256,
+        rung_thresholds=spec.rung_thresholds,
+        caps=caps,
+    )
     served = Served(precision=precision, backend=backend, hardware="8xh200", max_model_len=8192)
     found = launch_commands(settings, served)
     return {command.system: command for command in found}
@@ -92,6 +98,27 @@ def test_a_command_that_runs_no_model_comes_last_and_is_told_apart() -> None:
 
 def test_shift_here_names_its_threshold() -> None:
     assert "--plan sp=8,shift=512 " in str(commands("sp=8,shift=512")[System.GEARSHIFT].command)
+
+
+def test_rungs_are_ours_and_other_systems_say_that_they_have_none() -> None:
+    found = commands("sp=8,shift=512,2x4=900")
+    assert "--plan sp=8,shift=512,2x4=900 " in str(found[System.GEARSHIFT].command)
+    arctic = found[System.ARCTIC]
+    assert str(arctic.command).endswith("--shift-parallel-threshold 512")
+    assert "no rungs between base and shift: steps that were simulated on 2x4 run in base" in str(
+        arctic.note
+    )
+    for system in (System.VLLM, System.SGLANG, System.TRTLLM):
+        assert found[system].command is None
+        assert "so no rungs of a ladder either" in str(found[system].note)
+    assert "rungs" not in str(commands("sp=8,shift=512")[System.ARCTIC].note)
+
+
+def test_a_pin_and_a_restriction_are_words_of_our_command() -> None:
+    plan = parse_plan("sp=8,shift=512").plan
+    settings = Settings(plan=plan, rungs=(Mode("4x2"), SHIFT), pin=ModePin("4x2"), caps=CAPS)
+    command = str(launch_here(settings, HERE).command)
+    assert "--rungs 4x2,shift --mode 4x2 " in command
 
 
 def test_a_command_under_numbers_of_another_system_says_whose_they_are() -> None:

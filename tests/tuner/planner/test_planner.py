@@ -126,6 +126,17 @@ def test_no_plan_has_more_than_eight_caps_and_thresholds_cost_none(
     assert tried["tp=4"] == tried["sp=4,shift"] == tried["pp=2,sp=2,shift"]
 
 
+def test_a_ladder_is_tried_with_a_threshold_per_rung_where_the_system_has_one(node: Node) -> None:
+    plan = parse_plan("sp=4,shift").plan
+    default = load_backend("gearshift").default_caps
+    ours = plan_settings(plan, node.timer(plan), default)
+    assert any(settings.rung_thresholds for settings in ours)
+    assert any(not settings.rung_thresholds for settings in ours)
+    theirs = plan_settings(plan, node.timer(plan), default, has_rungs=False)
+    assert set(theirs) <= {replace(settings, rung_thresholds=()) for settings in (*ours, *theirs)}
+    assert not any(settings.rung_thresholds for settings in theirs)
+
+
 @pytest.mark.parametrize("backend", list_backends())
 def test_no_caps_hold_more_sequences_than_a_step_has_tokens(node: Node, backend: str) -> None:
     plan = parse_plan("tp=4").plan

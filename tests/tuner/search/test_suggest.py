@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from engine.spec.measurement import Fidelity
+from engine.spec.modes import Mode
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.points import Estimate, OperatingPoint, estimates_to_json
@@ -50,6 +53,16 @@ def test_a_resumed_search_goes_on_as_if_undisturbed(space: Space) -> None:
     undisturbed = play(space, 14)
     stored = [TrialRecord.from_json(t.to_json()) for t in play(space, 9)]
     assert play(space, 14, stored) == undisturbed
+
+
+def test_a_ladder_is_suggested_with_and_without_its_rungs(space: Space) -> None:
+    plan = ParallelPlan(sp=8, shift=True)
+    ladder = ((Mode("4x2"), 1500), (Mode("2x4"), 700))
+    climbing = replace(space, plans=(plan,), ladders={plan: ladder})
+    found = [trial.settings for trial in play(climbing, 12)]
+    assert {bool(settings.rung_thresholds) for settings in found} == {False, True}
+    for settings in found:
+        assert all(most > settings.threshold_tokens for _, most in settings.rung_thresholds)
 
 
 def test_suggestions_depend_on_seed_and_number(space: Space) -> None:

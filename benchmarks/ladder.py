@@ -1,9 +1,11 @@
 """Question: what does a ladder of modes bring over its two ends?
 
-Simulated nodes of eight devices under sp=8 with Shift. Each step takes the fastest mode by a table
-of step times: once out of base and shift, once out of all four rungs. First the seconds of single
-steps, from which any gain must come; then the Azure code trace at shares of what the node can
-prefill, bursts, and closed loops of short requests, which decode many sequences at once.
+Simulated nodes of eight devices under sp=8 with Shift. Each step takes a mode out of base and
+shift, or out of all four rungs, by either rule that a policy may name: the fastest by a table of
+step times (`mode=table`), or by thresholds, those that the tuner advises (`mode=auto`). First the
+seconds of single steps, from which any gain must come; then the Azure code trace at shares of what
+the node can prefill, arrival rates, bursts, and closed loops of short requests, which decode many
+sequences at once.
 
     python -m benchmarks.ladder --trace ../shared/traces/azure2023/FILE.csv --out FILE.md
 """
@@ -14,6 +16,7 @@ import argparse
 import datetime
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 
 from benchmarks.reproduce.nodes import decode_step, get_node, prefill_step
@@ -24,6 +27,7 @@ from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
 from tuner.described.node import Node
 from tuner.planner.bounds import best_prefill_token_s
+from tuner.search.design import advised_rule
 from tuner.simulation.simulate import SimulationResult
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload
@@ -47,11 +51,19 @@ RATE_LOADS = (0.3, 0.6, 0.9)
 CONCURRENCIES = (128, 512)
 
 
+class Rule(StrEnum):
+    """What decides the mode of a step."""
+
+    TABLE = "table"
+    THRESHOLDS = "thresholds"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One workload under two modes and under the ladder."""
+    """One workload under two modes and under the ladder, by one rule."""
 
     name: str
+    rule: Rule
     ends: SimulationResult
     ladder: SimulationResult
 
@@ -86,9 +98,15 @@ def main(arguments: list[str] | None = None) -> int:
             node = get_node(hardware, model, precision, "gearshift")
             steps = [*_decodes(node), *_prefills(node)]
             workloads = _workloads(node, options.trace, options.requests)
-            pairs = [_pair(node, name, load) for name, load in workloads]
+            rules = {rule: _rule_settings(node, rule) for rule in Rule}
+            pairs = [
+                _pair(node, name, load, rule, *settings)
+                for name, load in workloads
+                for rule, settings in rules.items()
+            ]
             name = f"{model}, {precision}, {hardware}"
-            lines += [f"## {name}", "", *_step_lines(steps), "", *_pair_lines(pairs), ""]
+            lines += [f"## {name}", "", *_step_lines(steps), ""]
+            lines += [*_threshold_lines(rules), "", *_pair_lines(pairs), ""]
             answers.append(_answer(name, steps, pairs))
     report = "\n".join([*_head(options.requests), *_answer_lines(answers), *lines])
     print(report)
@@ -106,7 +124,9 @@ def _head(requests: int) -> list[str]:
         f"* {requests} requests a run, in closed loops three of each client at least",
         f"* Command: `{COMMAND}`",
         f"* Plan {PLAN}; at most {caps.max_num_seqs} sequences and {caps.max_num_batched_tokens} "
-        "tokens a step; modes by a table of step times",
+        "tokens a step",
+        "* Rule `table`: each step in the fastest mode by a table of step times; rule "
+        "`thresholds`: the ranges of sizes that the tuner gives each mode, as a policy holds them",
         "* Step times: device curves of the node and the host profile `gearshift`; rungs are "
         "counted with their own collectives. Nothing here was measured on the hardware named.",
         "* Loads are shares of the rate at which the node can prefill prompts of the trace's mean "
@@ -143,28 +163,38 @@ def _step_lines(steps: list[StepTimes]) -> Iterator[str]:
 
 def _answer(name: str, steps: list[StepTimes], pairs: list[Pair]) -> str:
     best = max(steps, key=lambda step: step.gain)
-    tpot = [pair.change(lambda run: run.tpot_ms) for pair in pairs]
-    ttft = [pair.change(lambda run: run.ttft_ms) for pair in pairs]
-    return (
-        f"| {name} | {100 * best.gain:.1f} % ({best.name}) | {100 * min(tpot):+.1f} to "
-        f"{100 * max(tpot):+.1f} % | {100 * min(ttft):+.1f} to {100 * max(ttft):+.1f} % |"
-    )
+    cells = [f"{100 * best.gain:.1f} % ({best.name})"]
+    for rule in Rule:
+        of_rule = [pair for pair in pairs if pair.rule is rule]
+        cells.append(_range([pair.change(lambda run: run.tpot_ms) for pair in of_rule]))
+        cells.append(_range([pair.change(lambda run: run.ttft_ms) for pair in of_rule]))
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def _range(changes: list[float]) -> str:
+    return f"{100 * min(changes):+.1f} to {100 * max(changes):+.1f} %"
 
 
 def _answer_lines(answers: list[str]) -> list[str]:
     return [
         "## In short",
         "",
-        "| node | most that a step gains | mean TPOT, least to most | mean TTFT, least to most |",
-        "|---|---|---|---|",
+        "| node | most that a step gains | by table: mean TPOT | mean TTFT | by thresholds: mean "
+        "TPOT | mean TTFT |",
+        "|---|---|---|---|---|---|",
         *answers,
         "",
-        "The gain is of the time of the better end (1 - fastest rung / faster end). It comes where "
-        "steps hold about as many tokens as the two ends cross at: decodes of a hundred to five "
-        "hundred sequences. A code trace has few such steps, as its prompts fill 8,192 tokens and "
-        "its outputs are short: little changes there. A change above 0 is a loss: the table is "
-        "taken with short contexts at a few sizes, so near a crossing it may take the slower "
-        "rung, and other steps lead to other batches.",
+        "The gain is of the time of the better end (1 - fastest rung / faster end). It comes "
+        "where steps hold about as many tokens as the two ends cross at: decodes of a hundred "
+        "to five hundred sequences. A code trace has few such steps, as its prompts fill 8,192 "
+        "tokens and its outputs are short: little changes there. A change above 0 is a loss: "
+        "the table is taken with short contexts at a few sizes, so near a crossing it may take "
+        "the slower rung, and other steps lead to other batches. Kernels work in tiles: for 70B"
+        " in fp8 over NVLink base is the faster mode from 1,100 to 2,048 tokens, and the slower"
+        " one from there to 3,100. A table follows that; thresholds, one range for each mode, "
+        "gain at one load and lose at another, so the tuner simulates the ladder and its two "
+        "ends. Thresholds are taken from decodes up to the cap on sequences and prompts beyond,"
+        " at 512 tokens of context.",
         "",
     ]
 
@@ -190,27 +220,47 @@ def _workloads(node: Node, trace: Path, requests: int) -> Iterator[tuple[str, Wo
         yield f"closed loop of {concurrency}", parse_workload(spec, seed=SEED)
 
 
-def _pair(node: Node, name: str, workload: Workload) -> Pair:
-    ends = replace(LADDER, rungs=ENDS)
+def _rule_settings(node: Node, rule: Rule) -> tuple[Settings, Settings]:
+    """Settings of the two ends and of the ladder."""
+    if rule is Rule.TABLE:
+        return replace(LADDER, rungs=ENDS), LADDER
+    timer = node.timer(PLAN)
+    ladder, ends = (
+        advised_rule(timer, modes, LADDER.caps.max_num_seqs).settings(PLAN, LADDER.caps)
+        for modes in (PLAN.modes, ENDS)
+    )
+    return ends, ladder
+
+
+def _threshold_lines(rules: dict[Rule, tuple[Settings, Settings]]) -> Iterator[str]:
+    ends, ladder = rules[Rule.THRESHOLDS]
+    yield f"Thresholds: ends `{ends.plan_text}`, ladder `{ladder.plan_text}`."
+
+
+def _pair(
+    node: Node, name: str, workload: Workload, rule: Rule, ends: Settings, ladder: Settings
+) -> Pair:
     return Pair(
         name=name,
+        rule=rule,
         ends=node.simulate(ends, workload, seed=SEED),
-        ladder=node.simulate(LADDER, workload, seed=SEED),
+        ladder=node.simulate(ladder, workload, seed=SEED),
     )
 
 
 def _pair_lines(pairs: list[Pair]) -> Iterator[str]:
     yield (
-        "| workload | TTFT mean / p99 ms: ends | ladder | TPOT mean / p99 ms: ends | ladder | "
-        "tokens/s: ends | ladder | change of TTFT, TPOT mean | steps on rungs between |"
+        "| workload | rule | TTFT mean / p99 ms: ends | ladder | "
+        "TPOT mean / p99 ms: ends | ladder | tokens/s: ends | ladder | "
+        "change of TTFT, TPOT mean | steps on rungs between |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for pair in pairs:
         ends, ladder = pair.ends.measurement, pair.ladder.measurement
         steps = pair.ladder.counts.steps
         between = sum(count for mode, count in steps.items() if mode not in ENDS)
         yield (
-            f"| {pair.name} | {_cell(ends.ttft_ms)} | {_cell(ladder.ttft_ms)} | "
+            f"| {pair.name} | {pair.rule} | {_cell(ends.ttft_ms)} | {_cell(ladder.ttft_ms)} | "
             f"{_cell(ends.tpot_ms)} | {_cell(ladder.tpot_ms)} | "
             f"{ends.throughput_tokens_per_s:.0f} | {ladder.throughput_tokens_per_s:.0f} | "
             f"{100 * pair.change(lambda run: run.ttft_ms):+.1f} %, "

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
@@ -27,6 +30,7 @@ from tuner.workload.parse import parse_workload
 SHOWN = ("p95_ttft_ms", "p95_tpot_ms", "throughput_tokens_per_s", "attainment")
 REGISTER_S = 30.0
 SETTLE_S = 6.0
+STEPS_METRIC = "gearshift_steps_total"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,7 @@ class Act:
     name: str
     settings: str
     report: SlaReport
+    steps: str
 
 
 class Story:
@@ -101,6 +106,7 @@ class Story:
         """Replay a workload against the engine over HTTP and judge it."""
         workload = parse_workload(spec, seed=seed)
         served = get_served_model(url)
+        before = _steps_by_mode(url)
         with (
             HttpTarget(url, served.name) as target,
             _bar(self._console, f"load ({name})", len(workload)) as advance,
@@ -114,7 +120,14 @@ class Story:
                 on_progress=lambda progress: advance(progress.completed),
             )
         report = judge(Sla.parse(scene.sla), measurement)
-        return Act(name=name, settings=self._settings(engine_id), report=report)
+        steps = _steps_by_mode(url)
+        steps.subtract(before)
+        return Act(
+            name=name,
+            settings=self._settings(engine_id),
+            report=report,
+            steps=shares(steps),
+        )
 
     def _rush(self, scene: Scene, url: str, engine_id: str, seed: int) -> Act:
         """Change the load and show what the controller did about it."""
@@ -198,6 +211,7 @@ class Story:
         table = Table(
             "when",
             "settings at the end",
+            "steps by mode",
             "attainment",
             "goodput req/s",
             "SLA",
@@ -207,8 +221,28 @@ class Story:
             report = act.report
             attainment = "-" if report.attainment is None else f"{report.attainment:.3f}"
             verdict = "met" if report.is_met else "missed"
-            table.add_row(act.name, act.settings, attainment, f"{report.goodput_rps:.2f}", verdict)
+            goodput = f"{report.goodput_rps:.2f}"
+            table.add_row(act.name, act.settings, act.steps, attainment, goodput, verdict)
         self._console.print(table)
+
+
+def shares(steps: Counter[str]) -> str:
+    """Whole percents of each mode that steps ran in, most first."""
+    total = sum(steps.values())
+    return ", ".join(f"{mode} {100 * n / total:.0f} %" for mode, n in steps.most_common() if n > 0)
+
+
+def _steps_by_mode(url: str) -> Counter[str]:
+    """Steps of the engine at ``url`` since its start, as its metrics tell them."""
+    text = httpx.get(f"{url}/metrics", timeout=10.0).text
+    return Counter(
+        {
+            sample.labels["mode"]: int(sample.value)
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == STEPS_METRIC
+        }
+    )
 
 
 @contextmanager

@@ -19,7 +19,11 @@ from tuner.spec.space import Space
 
 MAX_DESIGN = 120
 MAX_REFINED_PLANS = 4
-STEP_TOKENS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
+# Sizes between powers of two as well: kernels work in tiles, which a power of two just fills.
+STEP_TOKENS = (
+    *(1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768),
+    *(1024, 1536, 2048, 2304, 3072, 4096),
+)
 CONTEXT_TOKENS = 512
 
 
@@ -29,6 +33,15 @@ class ModeRule:
 
     threshold_tokens: int
     rung_thresholds: Thresholds = ()
+
+    def settings(self, plan: ParallelPlan, caps: Caps) -> Settings:
+        """A plan under ``caps`` whose steps go by the rule."""
+        return Settings(
+            plan=plan,
+            caps=caps,
+            threshold_tokens=self.threshold_tokens,
+            rung_thresholds=self.rung_thresholds,
+        )
 
     def with_decodes_in_shift(self, max_num_seqs: int) -> ModeRule:
         """The rule that keeps full decode steps in shift; rungs have what is left to them."""
@@ -145,15 +158,7 @@ def ruled_settings(
         for modes in dict.fromkeys((plan.modes if has_rungs else ENDS, ENDS))
     ]
     rules = [advised[0].with_decodes_in_shift(caps.max_num_seqs), *advised]
-    return [
-        Settings(
-            plan=plan,
-            caps=caps,
-            threshold_tokens=rule.threshold_tokens,
-            rung_thresholds=rule.rung_thresholds,
-        )
-        for rule in dict.fromkeys(rules)
-    ]
+    return [rule.settings(plan, caps) for rule in dict.fromkeys(rules)]
 
 
 def _at_least_one(rule: ModeRule) -> ModeRule:

@@ -93,6 +93,7 @@ CAPABILITIES: Json = {
             "minimum": 1,
             "maximum": 256,
             "choices": None,
+            "hot_choices": None,
             "measured_cost_s": None,
         }
     ],

@@ -66,8 +66,8 @@ def in_processes(
         plan=plan,
         prompts=list_prompts(),
         max_tokens=MAX_TOKENS,
-        pin=modes if isinstance(modes, ModePin) else AUTO,
-        coin_seed=None if isinstance(modes, ModePin) else modes,
+        pin=AUTO if isinstance(modes, int) else modes,
+        coin_seed=modes if isinstance(modes, int) else None,
     )
 
 

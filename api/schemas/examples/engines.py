@@ -50,6 +50,7 @@ KNOB: Json = {
     "minimum": 1,
     "maximum": 256,
     "choices": None,
+    "hot_choices": None,
     "measured_cost_s": None,
 }
 NAMES: Json = {

@@ -51,8 +51,7 @@ class StepFields(ctypes.Structure):
 
 def find_cpu_library() -> ctypes.CDLL | None:
     """The library, built where needed; None where it cannot be."""
-    path = find_library(SOURCE)
-    return None if path is None else _load(path)
+    return load_library(find_library(SOURCE))
 
 
 def build_cpu_library() -> None:
@@ -61,7 +60,10 @@ def build_cpu_library() -> None:
 
 
 @lru_cache(maxsize=4)
-def _load(path: Path) -> ctypes.CDLL | None:
+def load_library(path: Path | None) -> ctypes.CDLL | None:
+    """The library at ``path`` with its functions declared; None where it does not load."""
+    if path is None:
+        return None
     try:
         library = ctypes.CDLL(str(path))
     except OSError:

@@ -10,15 +10,8 @@
 namespace gs {
 
 constexpr index_t kChunk = 512;  // tokens of context per piece of work
-constexpr index_t kTile = 64;    // tokens whose scores are at hand at once
-
-// The running softmax of one query head: maximum (in powers of two), sum, and weighted values in
-// the order of load_pair.
-template <class C>
-struct Partial {
-  C best, sum;
-  C* values;
-};
+constexpr index_t kTile = 64;    // tokens between two looks at the maxima
+constexpr index_t kGroup = 16;   // tokens whose values are added at once
 
 // Chunks of a sequence's context, and where its partial results lie.
 struct DecodeWork {
@@ -61,38 +54,16 @@ class Decoder {
         if (chunks > 1) num_partials_ += call_.shape.num_q;
       }
     }
-    partials_ = scratch<C, 1>(num_partials_ * (padded_ + 2));
+    partials_ = scratch<C, 1>(num_partials_ * stride_);
     return work;
   }
 
+  // The usual head sizes have code of their own, without inner loops and ragged ends.
   void run(const DecodeWork& work) const {
-    index_t total = call_.step.totals[work.seq], row = call_.step.starts[work.seq];
-    index_t first = work.chunk * kChunk, last = std::min(total, first + kChunk);
-    index_t group = call_.group(), head_dim = call_.shape.head_dim;
-    index_t offsets[kChunk];
-    token_offsets(call_, work.seq, first, last, offsets);
-    C* queries = scratch<C, 2>(group * padded_);
-    C* values = scratch<C, 3>(group * (padded_ + 2));
-    for (index_t kv = work.first_head; kv < work.last_head; ++kv) {
-      for (index_t g = 0; g < group; ++g) widen(call_.query(row, kv * group + g), queries + g * padded_);
-      for (index_t g = 0; g < group;) {
-        index_t count = group - g >= 4 ? 4 : group - g >= 2 ? 2 : 1;
-        C* to = values + g * (padded_ + 2);
-        const C* from = queries + g * padded_;
-        if (count == 4) attend<4>(from, kv * head_dim, offsets, last - first, to);
-        if (count == 2) attend<2>(from, kv * head_dim, offsets, last - first, to);
-        if (count == 1) attend<1>(from, kv * head_dim, offsets, last - first, to);
-        g += count;
-      }
-      for (index_t g = 0; g < group; ++g) {
-        C* found = values + g * (padded_ + 2);
-        index_t head = kv * group + g;
-        if (work.partial < 0)
-          finish(found, found[padded_ + 1], call_.output(row, head));
-        else
-          std::memcpy(partial(work.partial + head), found, (padded_ + 2) * sizeof(C));
-      }
-    }
+    index_t head_dim = call_.shape.head_dim;
+    if (head_dim == 2 * kPair) return run_pairs<2>(work);
+    if (head_dim == 4 * kPair) return run_pairs<4>(work);
+    run_pairs<0>(work);
   }
 
   // Contexts of several chunks: one sequence and query head each.
@@ -112,87 +83,136 @@ class Decoder {
       total[padded_ + 1] = total[padded_ + 1] * kept[0] + next[padded_ + 1] * added[0];
       total[padded_] = best;
     }
-    finish(total, total[padded_ + 1], call_.output(call_.step.starts[split.seq], head));
+    finish(total, call_.output(call_.step.starts[split.seq], head));
   }
 
  private:
+  // All heads of a few tokens before the next tokens: so memory is read in its order.
+  template <int Pairs>
+  void run_pairs(const DecodeWork& work) const {
+    index_t total = call_.step.totals[work.seq], row = call_.step.starts[work.seq];
+    index_t first = work.chunk * kChunk, count = std::min(total - first, kChunk);
+    index_t offsets[kChunk];
+    token_offsets(call_, work.seq, first, first + count, offsets);
+    index_t first_q = work.first_head * call_.group();
+    Heads heads = open(work, row);
+    for (index_t begin = 0; begin < count; begin += kTile) {
+      index_t end = std::min(count, begin + kTile);
+      for (index_t at = begin; at < end; at += W)
+        for_groups(heads, [&](auto group, index_t q, index_t head_at) {
+          score<group, Pairs>(heads, q, head_at, offsets + at, count - at, at - begin);
+        });
+      for (index_t q = 0; q < heads.count; ++q) soften(heads, q, end - begin);
+      for (index_t at = begin; at < end; at += kGroup)
+        for_groups(heads, [&](auto group, index_t q, index_t head_at) {
+          weigh<group, Pairs>(heads, q, head_at, offsets + at, std::min(kGroup, end - at),
+                              at - begin);
+        });
+    }
+    for (index_t q = 0; q < heads.count; ++q) {
+      if (work.partial < 0)
+        finish(heads.found(q), call_.output(row, first_q + q));
+      else
+        std::memcpy(partial(work.partial + first_q + q), heads.found(q), stride_ * sizeof(C));
+    }
+  }
+
   struct Split {
     index_t seq, partial;
   };
 
-  C* partial(index_t number) const { return partials_ + number * (padded_ + 2); }
+  // The query heads of a piece of work: queries [count, padded] in the order of load_pair, scores
+  // (later shares) [count, kTile], and what was found, [count, padded + 2]: weighted values, then
+  // their maximum (in powers of two) and sum.
+  struct Heads {
+    index_t first_kv, last_kv, count, padded;
+    C *queries, *scores, *values;
+    C* found(index_t q) const { return values + q * (padded + 2); }
+  };
 
-  void widen(const T* from, C* to) const {
-    for (index_t i = 0; i < padded_; i += kPair) {
-      auto p = load_pair(from + i, call_.shape.head_dim - i);
-      store(to + i, p.a);
-      store(to + i + W, p.b);
+  Heads open(const DecodeWork& work, index_t row) const {
+    index_t count = (work.last_head - work.first_head) * call_.group();
+    Heads heads{work.first_head, work.last_head, count, padded_,
+                scratch<C, 2>(count * padded_), scratch<C, 3>(count * kTile),
+                scratch<C, 4>(count * stride_)};
+    for (index_t q = 0; q < count; ++q) {
+      const T* from = call_.query(row, work.first_head * call_.group() + q);
+      for (index_t d = 0; d < padded_; d += kPair) {
+        auto p = load_pair(from + d, call_.shape.head_dim - d);
+        store(heads.queries + q * padded_ + d, p.a);
+        store(heads.queries + q * padded_ + d + W, p.b);
+      }
+      std::memset(heads.found(q), 0, stride_ * sizeof(C));
+      heads.found(q)[padded_] = -kInfinity<C>;
+    }
+    return heads;
+  }
+
+  // ``work(G, q, head_at)`` for all query heads, up to four of one KV head at once.
+  template <class Work>
+  void for_groups(const Heads& heads, const Work& work) const {
+    index_t group = call_.group();
+    for (index_t kv = heads.first_kv; kv < heads.last_kv; ++kv) {
+      index_t head_at = kv * call_.shape.head_dim, q = (kv - heads.first_kv) * group;
+      index_t end = q + group;
+      for (; q + 4 <= end; q += 4) work(std::integral_constant<int, 4>(), q, head_at);
+      for (; q + 2 <= end; q += 2) work(std::integral_constant<int, 2>(), q, head_at);
+      if (q < end) work(std::integral_constant<int, 1>(), q, head_at);
     }
   }
 
-  void finish(const C* values, C sum, T* out) const {
-    C factor = C(1) / sum;
+  C* partial(index_t number) const { return partials_ + number * stride_; }
+
+  void finish(const C* found, T* out) const {
+    C factor = C(1) / found[padded_ + 1];
     index_t head_dim = call_.shape.head_dim;
     for (index_t i = 0; i < padded_; i += kPair)
-      store_pair(out + i, head_dim - i, {load(values + i) * factor, load(values + i + W) * factor});
+      store_pair(out + i, head_dim - i, {load(found + i) * factor, load(found + i + W) * factor});
   }
 
-  // G queries of one KV head over ``count`` tokens: ``values`` [G, padded + 2], behind each head's
-  // weighted values its maximum and its sum.
-  template <int G>
-  void attend(const C* queries, index_t head_at, const index_t* offsets, index_t count,
-              C* values) const {
-    C best[G], sum[G];
-    alignas(64) C shares[G * kTile];
-    for (int g = 0; g < G; ++g) {
-      best[g] = -kInfinity<C>;
-      sum[g] = 0;
-      std::memset(values + g * (padded_ + 2), 0, padded_ * sizeof(C));
-    }
-    for (index_t first = 0; first < count; first += kTile) {
-      index_t n = std::min(kTile, count - first);
-      score<G>(queries, head_at, offsets + first, n, shares);
-      C kept[G];
-      bool is_first = first == 0, is_scaled = false;
-      for (int g = 0; g < G; ++g) {
-        kept[g] = soften(shares + g * kTile, n, best[g], sum[g]);
-        is_scaled |= kept[g] != C(1);
-      }
-      for (index_t d = 0; d < padded_; d += kPair)
-        weigh<G>(head_at, d, offsets + first, n, shares, is_scaled && !is_first ? kept : nullptr, values);
-    }
-    for (int g = 0; g < G; ++g) {
-      values[g * (padded_ + 2) + padded_] = best[g];
-      values[g * (padded_ + 2) + padded_ + 1] = sum[g];
-    }
+  // A pair of a head's elements from d on.
+  template <int Pairs>
+  Pair<C> load_at(const T* head, index_t d) const {
+    return Pairs ? Storage<T>::load_pair(head + d) : load_pair(head + d, call_.shape.head_dim - d);
   }
 
-  // shares[G, kTile]: products of queries and keys, W tokens at a time.
-  template <int G>
-  void score(const C* queries, index_t head_at, const index_t* offsets, index_t n,
-             C* shares) const {
-    index_t head_dim = call_.shape.head_dim;
-    C scale = C(call_.scale());
-    for (index_t first = 0; first < n; first += W) {
-      V sums[G][W];
-      for (int t = 0; t < W; ++t) {
-        // Beyond the end the last token again: its score is hidden later.
-        index_t at = offsets[std::min(first + t, n - 1)] + head_at;
-        const T* key = call_.cache.keys + at;
-        for (index_t d = 0; d < padded_; d += kPair) __builtin_prefetch(call_.cache.values + at + d);
-        V a[G], b[G];
-        for (int g = 0; g < G; ++g) a[g] = b[g] = V{};
-        for (index_t d = 0; d < padded_; d += kPair) {
-          auto k = load_pair(key + d, head_dim - d);
-          for (int g = 0; g < G; ++g) {
-            a[g] += k.a * load(queries + g * padded_ + d);
-            b[g] += k.b * load(queries + g * padded_ + d + W);
-          }
+  // Products of G queries from q on and the keys of the next W tokens, where as many are left ->
+  // scores from ``to`` on.
+  template <int G, int Pairs>
+  void score(const Heads& heads, index_t q, index_t head_at, const index_t* offsets, index_t left,
+             index_t to) const {
+    const index_t width = Pairs ? Pairs * kPair : padded_;
+    const C* queries = heads.queries + q * width;
+    V sums[G][W];
+    for (index_t t = 0; t < W; ++t) {
+      // Beyond the end the last token again: its score is hidden later.
+      index_t at = offsets[std::min(t, left - 1)] + head_at;
+      fetch<Pairs, 2>(call_.cache.values + at);
+      fetch<Pairs, 3>(call_.cache.keys + offsets[std::min(t + W, left - 1)] + head_at);
+      const T* key = call_.cache.keys + at;
+      V a[G], b[G];
+      for (int g = 0; g < G; ++g) a[g] = b[g] = V{};
+      for (index_t d = 0; d < width; d += kPair) {
+        auto k = load_at<Pairs>(key, d);
+        for (int g = 0; g < G; ++g) {
+          a[g] += k.a * load(queries + g * width + d);
+          b[g] += k.b * load(queries + g * width + d + W);
         }
-        for (int g = 0; g < G; ++g) sums[g][t] = a[g] + b[g];
       }
-      for (int g = 0; g < G; ++g) store(shares + g * kTile + first, add_across(sums[g]) * scale);
+      for (int g = 0; g < G; ++g) sums[g][t] = a[g] + b[g];
     }
+    C scale = C(call_.scale());
+    for (int g = 0; g < G; ++g)
+      store(heads.scores + (q + g) * kTile + to, add_across(sums[g]) * scale);
+  }
+
+  // Ask for a head's elements before they are needed: blocks lie anywhere, and the processor cannot
+  // guess.
+  template <int Pairs, int Nearness>
+  void fetch(const T* head) const {
+    const index_t bytes = (Pairs ? Pairs * kPair : call_.shape.head_dim) * sizeof(T);
+    const char* at = reinterpret_cast<const char*>(head);
+    for (index_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, Nearness);
   }
 
   // Lane i: the sum of rows[i]'s lanes. Each round adds halves and so halves the rows.
@@ -212,64 +232,70 @@ class Decoder {
     }
   }
 
-  // Scores of n tokens -> their shares, not yet divided by the sum; what older values keep.
-  static C soften(C* scores, index_t n, C& best, C& sum) {
-    index_t whole = n / W * W;
-    if (whole < n) {
-      for (index_t t = n; t < whole + W; ++t) scores[t] = -kInfinity<C>;
-      whole += W;
-    }
+  // Scores of n tokens -> their shares, not yet divided by the sum; what was found shrinks as the
+  // maximum grows.
+  void soften(const Heads& heads, index_t q, index_t n) const {
+    C *scores = heads.scores + q * kTile, *found = heads.found(q);
+    index_t whole = round_up(n, W);
+    for (index_t t = n; t < whole; ++t) scores[t] = -kInfinity<C>;
     V top = load(scores);
     for (index_t t = W; t < whole; t += W) top = max_of(top, load(scores + t));
-    C now = std::max(best, max_lanes<C>(top));
-    C kept = exp2_of<C>(splat<C>(best - now))[0];
+    C before = found[padded_], best = std::max(before, max_lanes<C>(top));
     V added{};
     for (index_t t = 0; t < whole; t += W) {
-      V share = exp2_of<C>(load(scores + t) - now);
+      V share = exp2_of<C>(load(scores + t) - best);
       store(scores + t, share);
       added += share;
     }
-    sum = sum * kept + sum_lanes<C>(added);
-    best = now;
-    return kept;
+    C sum = sum_lanes<C>(added);
+    if (best != before) {
+      V kept = exp2_of<C>(splat<C>(before - best));
+      for (index_t d = 0; d < padded_; d += W) store(found + d, load(found + d) * kept);
+      sum += found[padded_ + 1] * kept[0];
+    } else {
+      sum += found[padded_ + 1];
+    }
+    found[padded_] = best;
+    found[padded_ + 1] = sum;
   }
 
-  // A pair's width of values, weighted by shares; even and odd tokens apart, for more at once.
-  template <int G>
-  void weigh(index_t head_at, index_t d, const index_t* offsets, index_t n, const C* shares,
-             const C* kept, C* values) const {
-    const T* base = call_.cache.values + head_at + d;
-    index_t width = call_.shape.head_dim - d;
-    V a[2][G], b[2][G];
-    for (int g = 0; g < G; ++g) {
-      C* at = values + g * (padded_ + 2) + d;
-      a[0][g] = load(at);
-      b[0][g] = load(at + W);
-      if (kept) {
-        a[0][g] *= kept[g];
-        b[0][g] *= kept[g];
+  // Add the values of n tokens, weighted by the shares from ``from`` on; even and odd tokens apart,
+  // for more at once.
+  template <int G, int Pairs>
+  void weigh(const Heads& heads, index_t q, index_t head_at, const index_t* offsets, index_t n,
+             index_t from) const {
+    const C* shares = heads.scores + q * kTile + from;
+    const index_t width = Pairs ? Pairs * kPair : padded_;
+    const T* values = call_.cache.values + head_at;
+    for (index_t d = 0; d < width; d += kPair) {
+      V a[2][G], b[2][G];
+      for (int g = 0; g < G; ++g) {
+        a[0][g] = load(heads.found(q + g) + d);
+        b[0][g] = load(heads.found(q + g) + d + W);
+        a[1][g] = b[1][g] = V{};
       }
-      a[1][g] = b[1][g] = V{};
-    }
-    for (index_t t = 0; t < n; t += 2) {
-      for (int half = 0; half < 2 && t + half < n; ++half) {
-        auto v = load_pair(base + offsets[t + half], width);
+      auto add = [&](index_t t, V* a, V* b) {
+        auto v = load_at<Pairs>(values + offsets[t], d);
         for (int g = 0; g < G; ++g) {
-          C share = shares[g * kTile + t + half];
-          a[half][g] += v.a * share;
-          b[half][g] += v.b * share;
+          a[g] += v.a * shares[g * kTile + t];
+          b[g] += v.b * shares[g * kTile + t];
         }
+      };
+      index_t t = 0;
+      for (; t + 2 <= n; t += 2) {
+        add(t, a[0], b[0]);
+        add(t + 1, a[1], b[1]);
       }
-    }
-    for (int g = 0; g < G; ++g) {
-      C* at = values + g * (padded_ + 2) + d;
-      store(at, a[0][g] + a[1][g]);
-      store(at + W, b[0][g] + b[1][g]);
+      if (t < n) add(t, a[0], b[0]);
+      for (int g = 0; g < G; ++g) {
+        store(heads.found(q + g) + d, a[0][g] + a[1][g]);
+        store(heads.found(q + g) + d + W, b[0][g] + b[1][g]);
+      }
     }
   }
 
   const Call<T>& call_;
-  index_t padded_;
+  index_t padded_, stride_ = padded_ + 2;
   std::vector<Split> split_;
   index_t num_partials_ = 0;
   C* partials_ = nullptr;

@@ -11,7 +11,7 @@
 namespace gs {
 
 constexpr index_t kKeys = 128;      // keys of a tile
-constexpr index_t kQueryRows = 256;  // queries times heads of a block
+constexpr index_t kQueryRows = 512;  // queries times heads of a block, where there are many blocks
 
 // ``count`` new tokens of a sequence from ``first`` on, all heads of one KV head.
 struct PrefillWork {
@@ -22,7 +22,9 @@ struct PrefillWork {
 template <class T>
 std::vector<PrefillWork> plan_prefills(const Call<T>& call) {
   const Step& step = call.step;
-  index_t tokens = std::max<index_t>(1, kQueryRows / call.group());
+  index_t rows = kQueryRows, total = step.num_tokens * call.shape.num_q;
+  while (rows > 64 && total / rows < 4 * step.num_threads) rows /= 2;
+  index_t tokens = std::max<index_t>(1, rows / call.group());
   std::vector<PrefillWork> work;
   for (index_t seq = 0; seq < step.num_seqs; ++seq) {
     index_t length = step.query_lens[seq];
@@ -34,24 +36,23 @@ std::vector<PrefillWork> plan_prefills(const Call<T>& call) {
   return work;
 }
 
-// The rows of a block in columns, token by token, head by head; the last one again where padded.
-template <class T>
-struct QueryBlock {
-  const Call<T>& call;
-  const PrefillWork& work;
-
-  index_t rows() const { return work.count * call.group(); }
-  index_t token(index_t column) const {
-    return work.first + std::min(column, rows() - 1) / call.group();
-  }
-  index_t position(index_t column) const {
-    return call.step.totals[work.seq] - call.step.query_lens[work.seq] + token(column);
-  }
-  index_t row(index_t column) const { return call.step.starts[work.seq] + token(column); }
-  index_t head(index_t column) const {
-    return work.kv * call.group() + std::min(column, rows() - 1) % call.group();
-  }
+// A query of a block: its row in the step, its head, and its position in the sequence.
+struct Column {
+  index_t row, head, position;
 };
+
+// The queries of a block, token by token, head by head; the last one again up to a whole panel.
+template <class T>
+std::vector<Column> list_columns(const Call<T>& call, const PrefillWork& work, index_t panel) {
+  index_t group = call.group(), context = call.step.totals[work.seq] - call.step.query_lens[work.seq];
+  std::vector<Column> columns;
+  columns.reserve(round_up(work.count * group, panel));
+  for (index_t token = work.first; token < work.first + work.count; ++token)
+    for (index_t g = 0; g < group; ++g)
+      columns.push_back({call.step.starts[work.seq] + token, work.kv * group + g, context + token});
+  columns.resize(round_up(columns.size(), panel), columns.back());
+  return columns;
+}
 
 // What a panel of queries has seen so far.
 template <class C>
@@ -71,9 +72,10 @@ class Prefill {
  public:
   Prefill(const Call<T>& call, const PrefillWork& work)
       : call_(call),
-        block_{call, work},
+        work_(work),
+        columns_(list_columns(call, work, kColumns)),
         padded_(round_up(call.shape.head_dim, Storage<T>::kPair)),
-        num_panels_(ceil_div(block_.rows(), kColumns)) {}
+        num_panels_(index_t(columns_.size()) / kColumns) {}
 
   void run() {
     queries_ = scratch<C, 10>(num_panels_ * padded_ * kColumns);
@@ -83,7 +85,7 @@ class Prefill {
     scores_ = scratch<C, 14>(kKeys * kColumns);
     softmax_.resize(2 * num_panels_);
     for (index_t panel = 0; panel < num_panels_; ++panel) pack_queries(panel);
-    index_t visible = block_.position(block_.rows() - 1) + 1;
+    index_t visible = columns_.back().position + 1;
     for (index_t first = 0; first < visible; first += kKeys) {
       pack_tile(first, std::min(kKeys, visible - first));
       for (index_t panel = 0; panel < num_panels_; ++panel) attend(panel, first);
@@ -93,19 +95,29 @@ class Prefill {
 
  private:
   void pack_queries(index_t panel) {
-    C* to = queries_ + panel * padded_ * kColumns;
-    for (int column = 0; column < kColumns; ++column) {
-      index_t at = panel * kColumns + column;
-      const T* from = call_.query(block_.row(at), block_.head(at));
-      for (index_t d = 0; d < padded_; ++d)
-        to[d * kColumns + column] = d < call_.shape.head_dim ? Storage<T>::widen(from[d]) : C(0);
+    for (int half = 0; half < 2; ++half) {
+      const Column* columns = &columns_[panel * kColumns + half * W];
+      C* to = queries_ + panel * padded_ * kColumns + half * W;
+      for (index_t d = 0; d < padded_; d += 2 * W) {
+        V rows[2][W];
+        for (int i = 0; i < W; ++i) {
+          const T* from = call_.query(columns[i].row, columns[i].head) + d;
+          auto p = to_memory_order(load_pair(from, call_.shape.head_dim - d));
+          rows[0][i] = p.a;
+          rows[1][i] = p.b;
+        }
+        for (int part = 0; part < 2; ++part) {
+          transpose<C>(rows[part]);
+          for (int i = 0; i < W; ++i) store(to + (d + part * W + i) * kColumns, rows[part][i]);
+        }
+      }
     }
   }
 
   void pack_tile(index_t first, index_t n) {
     index_t offsets[kKeys];
-    token_offsets(call_, block_.work.seq, first, first + n, offsets);
-    index_t head_dim = call_.shape.head_dim, head_at = block_.work.kv * head_dim;
+    token_offsets(call_, work_.seq, first, first + n, offsets);
+    index_t head_dim = call_.shape.head_dim, head_at = work_.kv * head_dim;
     for (index_t t = 0; t < n; ++t) {
       widen(call_.cache.keys + offsets[t] + head_at, keys_ + t * padded_);
       widen(call_.cache.values + offsets[t] + head_at, values_ + t * padded_);
@@ -136,7 +148,7 @@ class Prefill {
 
   void attend(index_t panel, index_t first) {
     index_t at = panel * kColumns;
-    index_t last = block_.position(at + kColumns - 1);
+    index_t last = columns_[at + kColumns - 1].position;
     if (last < first) return;
     index_t n = std::min(kKeys, last - first + 1);
     const C* queries = queries_ + panel * padded_ * kColumns;
@@ -162,9 +174,8 @@ class Prefill {
       const C* column = a + k * depth_stride;
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i) {
-        V value = splat<C>(column[i * row_stride]);
-        sums[i][0] += value * left;
-        sums[i][1] += value * right;
+        sums[i][0] += left * column[i * row_stride];
+        sums[i][1] += right * column[i * row_stride];
       }
     }
     for (int i = 0; i < kRows; ++i)
@@ -175,7 +186,7 @@ class Prefill {
     using Int = typename Lanes<C>::Int;
     for (int half = 0; half < 2; ++half) {
       I positions;
-      for (int i = 0; i < W; ++i) positions[i] = Int(block_.position(at + half * W + i) - first);
+      for (int i = 0; i < W; ++i) positions[i] = Int(columns_[at + half * W + i].position - first);
       for (index_t t = std::max<index_t>(0, positions[0] + 1); t < n; ++t) {
         C* score = scores_ + t * kColumns + half * W;
         store(score, positions < Int(t) ? splat<C>(-kInfinity<C>) : load(score));
@@ -185,17 +196,25 @@ class Prefill {
 
   void soften(Softmax<C>& softmax, index_t n, index_t column, C* sums, bool is_first) {
     C scale = C(call_.scale());
-    V top = splat<C>(-kInfinity<C>);
-    for (index_t t = 0; t < n; ++t) top = max_of(top, load(scores_ + t * kColumns + column));
+    C* scores = scores_ + column;
+    V tops[2] = {load(scores), load(scores)};
+    for (index_t t = 1; t + 2 <= n; t += 2)
+      for (int i = 0; i < 2; ++i) tops[i] = max_of(tops[i], load(scores + (t + i) * kColumns));
+    V top = max_of(max_of(tops[0], tops[1]), load(scores + (n - 1) * kColumns));
     V best = max_of(softmax.best, top * scale);
-    V kept = exp2_of<C>(softmax.best - best), added{};
-    for (index_t t = 0; t < n; ++t) {
-      C* score = scores_ + t * kColumns + column;
-      V share = exp2_of<C>(load(score) * scale - best);
-      store(score, share);
-      added += share;
+    V kept = exp2_of<C>(softmax.best - best), added[2] = {};
+    auto share = [&](index_t t) {
+      V found = exp2_of<C>(load(scores + t * kColumns) * scale - best);
+      store(scores + t * kColumns, found);
+      return found;
+    };
+    index_t t = 0;
+    for (; t + 2 <= n; t += 2) {
+      added[0] += share(t);
+      added[1] += share(t + 1);
     }
-    softmax.sum = softmax.sum * kept + added;
+    if (t < n) added[0] += share(t);
+    softmax.sum = softmax.sum * kept + (added[0] + added[1]);
     softmax.best = best;
     if (is_first) return;
     for (index_t d = 0; d < padded_; ++d) {
@@ -205,6 +224,7 @@ class Prefill {
   }
 
   void finish(index_t panel) {
+    index_t num_rows = work_.count * call_.group();
     for (int half = 0; half < 2; ++half) {
       V factor = C(1) / softmax_[2 * panel + half].sum;
       const C* sums = sums_ + panel * padded_ * kColumns + half * W;
@@ -217,8 +237,8 @@ class Prefill {
         }
         for (int i = 0; i < W; ++i) {
           index_t column = panel * kColumns + half * W + i;
-          if (column >= block_.rows()) break;
-          T* out = call_.output(block_.row(column), block_.head(column)) + d;
+          if (column >= num_rows) break;
+          T* out = call_.output(columns_[column].row, columns_[column].head) + d;
           store_pair(out, call_.shape.head_dim - d,
                      Storage<T>::in_order({rows[0][i], rows[1][i]}));
         }
@@ -227,7 +247,8 @@ class Prefill {
   }
 
   const Call<T>& call_;
-  QueryBlock<T> block_;
+  const PrefillWork& work_;
+  std::vector<Column> columns_;
   index_t padded_, num_panels_;
   C *queries_, *sums_, *keys_, *values_, *scores_;
   std::vector<Softmax<C>> softmax_;

@@ -37,9 +37,10 @@ class AmxPrefill {
  public:
   AmxPrefill(const Call<BFloat16>& call, const PrefillWork& work)
       : call_(call),
-        block_{call, work},
+        work_(work),
+        columns_(list_columns(call, work, kColumns)),
         padded_(round_up(call.shape.head_dim, 32)),
-        num_panels_(ceil_div(block_.rows(), kColumns)) {}
+        num_panels_(index_t(columns_.size()) / kColumns) {}
 
   void run() {
     static const TileConfig config;
@@ -52,7 +53,7 @@ class AmxPrefill {
     shares_ = scratch<uint32_t, 25>(kKeys / 2 * kColumns);
     softmax_.resize(num_panels_);
     for (index_t panel = 0; panel < num_panels_; ++panel) pack_queries(panel);
-    index_t visible = block_.position(block_.rows() - 1) + 1;
+    index_t visible = columns_.back().position + 1;
     for (index_t first = 0; first < visible; first += kKeys) {
       pack_tile(first, std::min(kKeys, visible - first));
       for (index_t panel = 0; panel < num_panels_; ++panel) attend(panel, first);
@@ -75,9 +76,8 @@ class AmxPrefill {
     for (index_t d = 0; d < padded_; d += 32) {
       V rows[16];
       for (index_t i = 0; i < kColumns; ++i) {
-        index_t at = panel * kColumns + i;
-        rows[i] = load_pairs(call_.query(block_.row(at), block_.head(at)) + d,
-                             call_.shape.head_dim - d);
+        const Column& at = columns_[panel * kColumns + i];
+        rows[i] = load_pairs(call_.query(at.row, at.head) + d, call_.shape.head_dim - d);
       }
       transpose<float>(rows);
       uint32_t* to = queries_ + (panel * padded_ + d) / 2 * kColumns;
@@ -89,8 +89,8 @@ class AmxPrefill {
   // keys with zeros.
   void pack_tile(index_t first, index_t n) {
     index_t offsets[kKeys];
-    token_offsets(call_, block_.work.seq, first, first + n, offsets);
-    index_t head_dim = call_.shape.head_dim, head_at = block_.work.kv * head_dim;
+    token_offsets(call_, work_.seq, first, first + n, offsets);
+    index_t head_dim = call_.shape.head_dim, head_at = work_.kv * head_dim;
     for (index_t t = 0; t < round_up(n, 32); t += 32) {
       for (index_t d = 0; d < padded_; d += 32) {
         V low[16], high[16];  // dimensions d.. and d + 16.. of pairs of keys
@@ -128,59 +128,102 @@ class AmxPrefill {
 
   void attend(index_t panel, index_t first) {
     index_t at = panel * kColumns;
-    index_t last = block_.position(at + kColumns - 1);
+    index_t last = columns_[at + kColumns - 1].position;
     if (last < first) return;
     index_t n = std::min(kKeys, last - first + 1);
     index_t whole = round_up(n, 32);
-    for (index_t t = 0; t < whole; t += 32) score(panel, t);
+    index_t t = 0;
+    for (; t + 64 <= whole; t += 64) score<64>(panel, t);
+    if (t < whole) score<32>(panel, t);
     float* sums = sums_ + panel * padded_ * kColumns;
     soften(softmax_[panel], hide_later(at, first, whole), whole, sums, first == 0);
-    for (index_t d = 0; d < padded_; d += 32) weigh(d, whole / 32, sums, first != 0);
+    index_t d = 0;
+    for (; d + 64 <= padded_; d += 64) weigh<64>(d, whole / 32, sums, first != 0);
+    if (d < padded_) weigh<32>(d, whole / 32, sums, first != 0);
   }
 
-  // scores[32 keys, 16 queries]
+  // scores[32 or 64 keys, 16 queries]
+  template <int Keys>
   void score(index_t panel, index_t t) {
     const uint32_t* queries = queries_ + panel * padded_ / 2 * kColumns;
     index_t depth = padded_ / 32;
     const BFloat16* keys = keys_ + t / 16 * depth * kTileElements;
+    float* scores = scores_ + t * kColumns;
     _tile_zero(0);
     _tile_zero(1);
-    for (index_t k = 0; k < depth; ++k) {
-      _tile_loadd(6, queries + k * 16 * kColumns, 64);
-      _tile_loadd(4, keys + k * kTileElements, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(5, keys + (depth + k) * kTileElements, 64);
-      _tile_dpbf16ps(1, 5, 6);
-    }
-    _tile_stored(0, scores_ + t * kColumns, 64);
-    _tile_stored(1, scores_ + (t + 16) * kColumns, 64);
-  }
-
-  // sums[32 dimensions, 16 queries] (+)= values * shares
-  void weigh(index_t d, index_t depth, float* sums, bool is_added) {
-    const BFloat16* values = values_ + d / 16 * (kKeys / 32) * kTileElements;
-    if (is_added) {
-      _tile_loadd(2, sums + d * kColumns, 64);
-      _tile_loadd(3, sums + (d + 16) * kColumns, 64);
-    } else {
+    if (Keys == 64) {
       _tile_zero(2);
       _tile_zero(3);
     }
     for (index_t k = 0; k < depth; ++k) {
-      _tile_loadd(7, shares_ + k * 16 * kColumns, 64);
-      _tile_loadd(4, values + k * kTileElements, 64);
-      _tile_dpbf16ps(2, 4, 7);
-      _tile_loadd(5, values + (kKeys / 32 + k) * kTileElements, 64);
-      _tile_dpbf16ps(3, 5, 7);
+      const BFloat16* at = keys + k * kTileElements;
+      _tile_loadd(6, queries + k * 16 * kColumns, 64);
+      _tile_loadd(4, at, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(5, at + depth * kTileElements, 64);
+      _tile_dpbf16ps(1, 5, 6);
+      if (Keys == 64) {
+        _tile_loadd(4, at + 2 * depth * kTileElements, 64);
+        _tile_dpbf16ps(2, 4, 6);
+        _tile_loadd(5, at + 3 * depth * kTileElements, 64);
+        _tile_dpbf16ps(3, 5, 6);
+      }
     }
-    _tile_stored(2, sums + d * kColumns, 64);
-    _tile_stored(3, sums + (d + 16) * kColumns, 64);
+    _tile_stored(0, scores, 64);
+    _tile_stored(1, scores + 16 * kColumns, 64);
+    if (Keys == 64) {
+      _tile_stored(2, scores + 32 * kColumns, 64);
+      _tile_stored(3, scores + 48 * kColumns, 64);
+    }
+  }
+
+  // sums[32 or 64 dimensions, 16 queries] (+)= values * shares
+  template <int Dims>
+  void weigh(index_t d, index_t depth, float* sums, bool is_added) {
+    constexpr index_t kNext = kKeys / 32 * kTileElements;  // the next 16 dimensions
+    const BFloat16* values = values_ + d / 16 * kNext;
+    float* to = sums + d * kColumns;
+    if (is_added) {
+      _tile_loadd(0, to, 64);
+      _tile_loadd(1, to + 16 * kColumns, 64);
+      if (Dims == 64) {
+        _tile_loadd(2, to + 32 * kColumns, 64);
+        _tile_loadd(3, to + 48 * kColumns, 64);
+      }
+    } else {
+      _tile_zero(0);
+      _tile_zero(1);
+      if (Dims == 64) {
+        _tile_zero(2);
+        _tile_zero(3);
+      }
+    }
+    for (index_t k = 0; k < depth; ++k) {
+      const BFloat16* at = values + k * kTileElements;
+      _tile_loadd(7, shares_ + k * 16 * kColumns, 64);
+      _tile_loadd(4, at, 64);
+      _tile_dpbf16ps(0, 4, 7);
+      _tile_loadd(5, at + kNext, 64);
+      _tile_dpbf16ps(1, 5, 7);
+      if (Dims == 64) {
+        _tile_loadd(4, at + 2 * kNext, 64);
+        _tile_dpbf16ps(2, 4, 7);
+        _tile_loadd(5, at + 3 * kNext, 64);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+    _tile_stored(0, to, 64);
+    _tile_stored(1, to + 16 * kColumns, 64);
+    if (Dims == 64) {
+      _tile_stored(2, to + 32 * kColumns, 64);
+      _tile_stored(3, to + 48 * kColumns, 64);
+    }
   }
 
   // Scores of keys behind a query become -inf; the maximum of every query.
   V hide_later(index_t at, index_t first, index_t whole) {
     Lanes<float>::I positions;
-    for (int i = 0; i < 16; ++i) positions[i] = int32_t(block_.position(at + i) - first);
+    for (int i = 0; i < 16; ++i) positions[i] = int32_t(columns_[at + i].position - first);
     index_t shown = std::min<index_t>(whole, positions[0] + 1);
     V tops[4];
     for (V& top : tops) top = splat<float>(-kInfinity<float>);
@@ -219,6 +262,7 @@ class AmxPrefill {
   }
 
   void finish(index_t panel) {
+    index_t num_rows = work_.count * call_.group();
     V factor = 1.0f / softmax_[panel].sum;
     const float* sums = sums_ + panel * padded_ * kColumns;
     for (index_t d = 0; d < padded_; d += 32) {
@@ -230,8 +274,8 @@ class AmxPrefill {
       }
       for (index_t i = 0; i < kColumns; ++i) {
         index_t column = panel * kColumns + i;
-        if (column >= block_.rows()) break;
-        BFloat16* out = call_.output(block_.row(column), block_.head(column)) + d;
+        if (column >= num_rows) break;
+        BFloat16* out = call_.output(columns_[column].row, columns_[column].head) + d;
         index_t left = call_.shape.head_dim - d;
         store_pair(out, left, Storage<BFloat16>::in_order({rows[0][i], rows[1][i]}));
       }
@@ -239,7 +283,8 @@ class AmxPrefill {
   }
 
   const Call<BFloat16>& call_;
-  QueryBlock<BFloat16> block_;
+  const PrefillWork& work_;
+  std::vector<Column> columns_;
   index_t padded_, num_panels_;
   uint32_t *queries_, *shares_;
   BFloat16 *keys_, *values_;

@@ -48,7 +48,9 @@ void add_norm(T* x, const T* delta, const T* weight, T* out, index_t rows, index
 
 template <class C>
 inline Vec<C> silu(Vec<C> x) {
-  return x / (exp2_of<C>(x * C(-1.4426950408889634)) + C(1));
+  Vec<C> t = x * C(-1.4426950408889634);
+  t = t > splat<C>(Lanes<C>::kHighest) ? splat<C>(Lanes<C>::kHighest) : t;
+  return x * reciprocal<C>(exp2_of<C>(t) + C(1));
 }
 
 // gate_up[rows, blocks, 2, f] -> out[rows, blocks, f]

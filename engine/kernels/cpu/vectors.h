@@ -3,6 +3,10 @@
 // Compiler vector extensions (g++ and clang++), so that one source serves AVX-512, AVX2 and NEON.
 #pragma once
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -63,7 +67,7 @@ constexpr C kInfinity = std::numeric_limits<C>::infinity();
 
 template <class C>
 inline Vec<C> splat(C value) {
-  return Vec<C>{} + value;
+  return value - Vec<C>{};  // compilers see through a difference, not through a sum (-0 + 0 is 0)
 }
 template <class C>
 inline Vec<C> load(const C* p) {
@@ -163,22 +167,32 @@ struct Exp2Terms<12> {
 template <class C>
 constexpr int kExactDegree = sizeof(C) == 4 ? 6 : 12;
 
-// 2**t; 0 below the smallest normal number, bounded above, NaN for NaN.
+// 2**t for t up to the largest exponent; 0 below the smallest normal number, NaN for NaN.
 template <class C, int Degree = kExactDegree<C>>
 inline Vec<C> exp2_of(Vec<C> t) {
   using L = Lanes<C>;
   using V = Vec<C>;
-  auto is_zero = t < splat<C>(L::kLowest);
-  V x = is_zero ? splat<C>(L::kLowest) : t;
-  x = x > splat<C>(L::kHighest) ? splat<C>(L::kHighest) : x;
-  V shifted = x + L::kRounder;
-  V f = x - (shifted - L::kRounder);
+  V shifted = t + L::kRounder;  // the nearest integer, in the lowest bits
+  V f = t - (shifted - L::kRounder);
   constexpr auto& terms = Exp2Terms<Degree>::kTerms;
   V sum = splat<C>(C(terms[Degree]));
   for (int i = Degree - 1; i >= 0; --i) sum = sum * f + C(terms[i]);
   auto power = (bits_as<typename L::I>(shifted) << L::kMantissaBits) + L::kOne;
   V result = sum * bits_as<V>(power);
-  return is_zero ? V{} : result;
+  return t < splat<C>(L::kLowest) ? V{} : result;
+}
+
+// 1 / x for finite x that is not 0. An estimate of 14 bits and one step of Newton's take a third of
+// the time of a division.
+template <class C>
+inline Vec<C> reciprocal(Vec<C> x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(C) == 4) {
+    Vec<C> estimate = (Vec<C>)_mm512_rcp14_ps((__m512)x);
+    return estimate * (C(2) - x * estimate);
+  }
+#endif
+  return C(1) / x;
 }
 
 // Two vectors of 2W neighbours in memory, in the order that is cheapest to load: in bfloat16 ``a``
@@ -200,7 +214,6 @@ struct SameStorage {
     store(p + kWidth<C>, x.b);
   }
   static Pair<C> in_order(Pair<C> x) { return x; }
-  static C widen(C x) { return x; }
 };
 template <>
 struct Storage<float> : SameStorage<float> {};
@@ -220,20 +233,28 @@ struct Storage<BFloat16> {
     return {bits_as<V>(raw << 16), bits_as<V>(raw & 0xffff0000u)};
   }
   static void store_pair(BFloat16* p, Pair<float> x) {
+#if defined(__AVX512BF16__)
+    auto halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)x.b, (__m512)x.a);
+    auto order = (__m512i)(U{} + 0x00100000u + kSteps * 0x00010001u);  // 0 16 1 17 ...
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi16(order, halves));
+#else
     U both = (rounded(x.a) >> 16) | (rounded(x.b) & 0xffff0000u);
     std::memcpy(p, &both, sizeof both);
+#endif
   }
   // From the order in memory to that of load_pair.
   static Pair<float> in_order(Pair<float> x) {
     return in_order(x, std::make_index_sequence<kWidth<float>>());
   }
-  static float widen(BFloat16 x) { return bits_as<float>(uint32_t(x.bits) << 16); }
 
  private:
   template <size_t... L>
   static Pair<float> in_order(Pair<float> x, std::index_sequence<L...>) {
     return {pick<(2 * int(L))...>(x.a, x.b), pick<(2 * int(L) + 1)...>(x.a, x.b)};
   }
+#if defined(__AVX512BF16__)
+  static constexpr U kSteps = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#endif
   // To nearest, ties to even, in the upper halves.
   static U rounded(V v) {
     U bits = bits_as<U>(v);
@@ -260,7 +281,6 @@ struct Storage<Half> {
     std::memcpy(p + kWidth<float>, &high, sizeof high);
   }
   static Pair<float> in_order(Pair<float> x) { return x; }
-  static float widen(Half x) { return float(x); }
 };
 
 template <class T>

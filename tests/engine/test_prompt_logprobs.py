@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(folder: Path) -> dict[str, npt.NDArray[np.float64]]:
     """Log probabilities f8[prompt tokens, vocabulary] by ``transformers``, in float64 as here: in
-    float32 either side is a few 1e-5 from the truth.
+    float32 either side is a few 1e-5 from the truth. Its angles stay in float32.
     """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     with torch.no_grad():
@@ -98,8 +98,8 @@ def check(collectors: list[Collector], expected: dict[str, npt.NDArray[np.float6
         for entry, row in zip(found, expected[name], strict=False):
             best = np.argsort(-row, kind="stable")[:NUM_BEST]
             assert [token for token, _ in entry.top] == best.tolist()
-            np.testing.assert_allclose([value for _, value in entry.top], row[best], atol=1e-6)
-            np.testing.assert_allclose(entry.logprob, row[entry.token_id], atol=1e-6)
+            np.testing.assert_allclose([value for _, value in entry.top], row[best], atol=1e-5)
+            np.testing.assert_allclose(entry.logprob, row[entry.token_id], atol=1e-5)
             assert entry.rank == 1 + (row > row[entry.token_id]).sum()
 
 
@@ -149,7 +149,7 @@ def test_generate_gives_them_whole(
         found = engine.generate(ids, sampling)
     wanted = [row[token] for row, token in zip(expected["long"], ids[1:], strict=False)]
     told_of = [entry.logprob for entry in found.prompt_logprobs]
-    np.testing.assert_allclose(told_of, wanted, atol=1e-6)
+    np.testing.assert_allclose(told_of, wanted, atol=1e-5)
     assert all(entry.top == () for entry in found.prompt_logprobs)
     assert [entry.token_id for entry in found.logprobs] == list(found.token_ids)
 

@@ -36,6 +36,9 @@ void prefill(const Call<T>& call, const PrefillWork& work) {
   Prefill<T>(call, work).run();
 }
 
+// Waking a thread costs more than this many products of a query and a key's element.
+constexpr index_t kProductsPerThread = 64 * 1024;
+
 // qkv[num_rows, num_q + 2 num_kv, head_dim] -> out[num_rows, num_q, head_dim]; rows behind the
 // step's tokens are padding and come back as zeros.
 template <class T>
@@ -60,6 +63,10 @@ void attend(const Shape& shape, const Step& step, Cache<T> cache, const T* norms
   std::vector<PrefillWork> prefills = plan_prefills(call);
   std::vector<DecodeWork> decodes = decoder.plan();
   index_t num_prefills = index_t(prefills.size());
+  index_t products = 0;
+  for (index_t seq = 0; seq < step.num_seqs; ++seq)
+    products += step.query_lens[seq] * step.totals[seq] * kv_size;
+  threads = int(std::min<index_t>(threads, 1 + products / kProductsPerThread));
   share(threads, num_prefills + index_t(decodes.size()), [&](index_t i) {
     if (i < num_prefills)
       prefill(call, prefills[i]);

@@ -58,11 +58,13 @@ class Decoder {
     return work;
   }
 
-  // The usual head sizes have code of their own, without inner loops and ragged ends.
+  // The usual head sizes of the usual types have code of their own, without ragged ends.
   void run(const DecodeWork& work) const {
     index_t head_dim = call_.shape.head_dim;
-    if (head_dim == 2 * kPair) return run_pairs<2>(work);
-    if (head_dim == 4 * kPair) return run_pairs<4>(work);
+    if constexpr (std::is_same<T, float>::value || std::is_same<T, BFloat16>::value) {
+      if (head_dim == 2 * kPair) return run_pairs<2>(work);
+      if (head_dim == 4 * kPair) return run_pairs<4>(work);
+    }
     run_pairs<0>(work);
   }
 

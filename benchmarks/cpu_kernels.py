@@ -316,6 +316,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="write the report here too")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     options = parser.parse_args()
+    used = kernels_of("compiled", torch.bfloat16).name
+    if used == "torch":
+        sys.exit("no C++ compiler here, or it failed: nothing to compare")
     bench = Bench(rounds=options.rounds, clock=CLOCKS[options.clock])
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -333,7 +336,7 @@ def main() -> int:
             singles = operations(TORCH_DTYPES[dtype], bench)
             sections += section(f"{name}: whole steps", steps)
             sections += section(f"{name}: one layer's operations", singles)
-    report = "\n".join([*heading(options, others.share, counts), *sections]) + "\n"
+    report = "\n".join([*heading(options, used, others.share, counts), *sections]) + "\n"
     print(report)
     if options.out:
         options.out.write_text(report)
@@ -352,7 +355,7 @@ def section(title: str, rows: list[Compared]) -> list[str]:
 
 
 def heading(
-    options: argparse.Namespace, others_share: float, counts: dict[str, float]
+    options: argparse.Namespace, used: str, others_share: float, counts: dict[str, float]
 ) -> list[str]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -365,8 +368,8 @@ def heading(
         f"* Date: {datetime.datetime.now(tz=datetime.UTC).date()}",
         f"* Machine: {names[0]}, {len(os.sched_getaffinity(0))} cores, {platform.system()}; other "
         f"programs used {others_share:.0%} of them meanwhile",
-        f"* Versions: Python {platform.python_version()}, torch {version('torch')}; kernels: "
-        f"{kernels_of('compiled', torch.bfloat16).name}",
+        f"* Versions: Python {platform.python_version()}, torch {version('torch')}; "
+        f"kernels: {used}",
         f"* Command: `python -m benchmarks.cpu_kernels --threads {options.threads} "
         f"--rounds {options.rounds} --dtypes {options.dtypes} --clock {options.clock}` "
         "(`--out` keeps it)",
@@ -374,7 +377,7 @@ def heading(
         f"* Model: Llama, hidden {HIDDEN:,}, FFN {FFN:,}, {NUM_LAYERS} layers, {NUM_Q} query and "
         f"{NUM_KV} KV heads of {HEAD_DIM},",
         f"  vocabulary {VOCAB_SIZE:,}, tied: 158 M parameters, random (seed 0). One rank, "
-        f"{options.threads} threads, blocks of {BLOCK_SIZE}",
+        f"threads: {options.threads}, blocks of {BLOCK_SIZE}",
         "  tokens anywhere in the cache.",
         f"* {options.rounds} rounds, the two versions in turn in each; a round's time is the "
         f"quickest of {REPEATS} calls, a cell the",

@@ -9,7 +9,7 @@ TEST_JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install test coverage test-slow check audit format demo bench bench-scale chaos streams reproduce clean
+.PHONY: install test coverage test-slow check audit format demo bench bench-scale chaos streams cpu-kernels reproduce clean
 
 install: $(STAMP)
 
@@ -72,6 +72,13 @@ STREAMS_MINUTES ?= 2
 streams: $(STAMP)
 	$(BIN)/python -m benchmarks.streams --minutes $(STREAMS_MINUTES) \
 		--out benchmarks/reports/$$(date +%F)-streams.md
+
+# Compiled operations of a layer against torch's; on a busy machine CPU_KERNELS="--clock cpu --threads 1".
+CPU_KERNELS ?=
+
+cpu-kernels: $(STAMP)
+	$(BIN)/python -m benchmarks.cpu_kernels $(CPU_KERNELS) \
+		--out benchmarks/reports/$$(date +%F)-cpu-kernels.md
 
 reproduce: $(STAMP)
 	$(BIN)/python -m benchmarks.reproduce

@@ -12,6 +12,7 @@ from engine.executors.meeting import MeetingPlace, collectives_for
 from engine.executors.pool import Condition, GivenRanks, OwnRanks, RankSource
 from engine.executors.protocol import ExecutorInfo
 from engine.executors.ranks import RankProcesses
+from engine.kernels.cpu_library import build_cpu_library
 from engine.spec import errors
 from engine.spec.config import Collectives, EngineConfig, num_kv_blocks
 from engine.spec.errors import EngineError, RankError
@@ -75,6 +76,8 @@ class ProcessExecutor:
 
     def start(self) -> ExecutorInfo:
         check_plan(self._plan, self._model)
+        if not self._config.device.startswith("cuda"):
+            build_cpu_library()
         deadline_s = time.monotonic() + self._config.start_timeout_s
         try:
             self._meeting = MeetingPlace(self.backend)

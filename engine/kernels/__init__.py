@@ -1,1 +1,1 @@
-"""One file per operation: torch reference and Triton version, same signature."""
+"""What a layer does besides its products: in torch, in Triton, and compiled for a CPU."""

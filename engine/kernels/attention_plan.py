@@ -47,6 +47,11 @@ class StepTables:
         offsets = np.repeat(self.context_lens - self.starts, self.query_lens)
         return np.arange(len(offsets)) + offsets
 
+    def slots(self, block_size: int) -> Int64Array:
+        """Where the cache keeps each row's keys and values, [n]."""
+        seq_of_row = np.repeat(np.arange(len(self.query_lens)), self.query_lens)
+        return _slots(self.block_tables, seq_of_row, self.positions, block_size)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CacheShape:
@@ -61,11 +66,9 @@ class CacheShape:
 
 def plan_attention(tables: StepTables, shape: CacheShape) -> AttentionPlan:
     """Which rows run as which batch, where they write, and what they read and mask."""
-    seq_of_row = np.repeat(np.arange(len(tables.query_lens)), tables.query_lens)
-    slots = _slots(tables.block_tables, seq_of_row, tables.positions, shape.block_size)
     is_decode = tables.query_lens == 1
     return AttentionPlan(
-        slots=_to(slots, shape),
+        slots=_to(tables.slots(shape.block_size), shape),
         decodes=tuple(
             _decode_batch(tables, seqs, shape)
             for seqs in _batches(np.flatnonzero(is_decode), tables.totals, shape)

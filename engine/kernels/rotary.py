@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -25,3 +26,11 @@ def rotary(x: Tensor, angles: RotaryAngles) -> Tensor:
     wide = x.to(angles.cos.dtype)
     swapped = wide.roll(x.shape[-1] // 2, dims=-1)
     return swapped.mul_(angles.sin).addcmul_(wide, angles.cos).to(x.dtype)
+
+
+def angles_of(table: Tensor, positions: Tensor) -> RotaryAngles:
+    """Angles of ``positions`` i8[n], each below the rows of ``table[positions, hd]``, which holds
+    the cosines of half a head beside their sines.
+    """
+    cos, sin = table.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)
+    return RotaryAngles(cos=torch.cat((cos, cos), dim=-1), sin=torch.cat((-sin, sin), dim=-1))

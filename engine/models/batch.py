@@ -7,11 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from engine.kernels.attention import AttentionPlan
-from engine.kernels.attention_plan import CacheShape, StepTables, plan_attention
-from engine.kernels.rotary import RotaryAngles
+from engine.kernels.attention_plan import CacheShape, StepTables
+from engine.kernels.layer import LayerKernels, StepAttention
 from engine.kernels.transfer import to_device
-from engine.models.rope import RopeTable
 from engine.parallel.communicator import Communicator
 from engine.parallel.mesh import RankGroups
 from engine.parallel.sequence import RowExchange, row_exchange
@@ -61,8 +59,7 @@ class StepBatch:
     num_rows: int
     token_ids: Tensor
     placeholders: Placeholders | None
-    angles: RotaryAngles
-    attention: AttentionPlan
+    attention: StepAttention
     sampled: PickedRows
     sample_slots: Tensor
     scored: PickedRows
@@ -80,7 +77,7 @@ class BatchBuilder:
     """Turns the rows of steps into batches for one rank."""
 
     shape: CacheShape
-    rope: RopeTable
+    kernels: LayerKernels
     groups: RankGroups
 
     def build(self, rows: StepRows, mode: Mode) -> StepBatch:
@@ -98,8 +95,7 @@ class BatchBuilder:
             num_rows=num_rows,
             token_ids=self._token_ids(rows, first, num_rows if is_first_stage else 0),
             placeholders=self._placeholders(rows, first, num_rows) if is_first_stage else None,
-            angles=self.rope.angles(self._on_device(tables.positions)),
-            attention=plan_attention(tables, self.shape),
+            attention=self.kernels.step(tables),
             sampled=self._picked(last_rows, num_tokens, num_rows, slices),
             sample_slots=self._on_device(rows.sample_slots.astype(np.int64)),
             scored=self._picked(rows.scored_at, num_tokens, num_rows, slices),

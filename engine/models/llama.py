@@ -9,11 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.kernels.attention import attention
 from engine.kernels.kv_cache import LayerCache
-from engine.kernels.rms_norm import rms_norm
-from engine.kernels.rotary import rotary
-from engine.kernels.silu_mul import silu_mul
+from engine.kernels.layer import LayerKernels
 from engine.models.batch import PickedRows, StepBatch
 from engine.models.weights import LayerWeights, StageWeights
 from engine.parallel.mesh import RankGroups
@@ -36,9 +33,10 @@ class LlamaStage:
         weights: StageWeights,
         caches: tuple[LayerCache, ...],
         groups: RankGroups,
+        kernels: LayerKernels,
         device: torch.device,
     ) -> None:
-        self._model = model
+        self._kernels = kernels
         self._weights = weights
         self._caches = caches
         self._ffn_blocks = {mode: plan.rung(mode).sp for mode in plan.modes}
@@ -60,12 +58,11 @@ class LlamaStage:
 
     def forward(self, x: Tensor, batch: StepBatch) -> Tensor:
         """The stage's layers over ``x[rows, d]``, which is overwritten; fills the KV cache."""
+        norm, delta = self._kernels.add_norm, None
         for layer, cache in zip(self._weights.layers, self._caches, strict=True):
-            x += self._attend(
-                rms_norm(x, layer.input_norm, self._model.rms_eps), layer, cache, batch
-            )
-            x += self._feed(rms_norm(x, layer.post_norm, self._model.rms_eps), layer, batch.mode)
-        return x
+            delta = self._attend(norm(x, delta, layer.input_norm), layer, cache, batch)
+            delta = self._feed(norm(x, delta, layer.post_norm), layer, batch.mode)
+        return x if delta is None else x.add_(delta)
 
     def collect(self, x: Tensor, picked: PickedRows) -> Tensor:
         """The ``picked`` rows of ``x[rows, d]`` after the final norm, ``[R, d]`` on every rank;
@@ -76,7 +73,7 @@ class LlamaStage:
         """
         assert self._weights.final_norm is not None, "only the last stage has the final norm"
         rows = picked.collect(x)
-        return rms_norm(rows, self._weights.final_norm, self._model.rms_eps)
+        return self._kernels.add_norm(rows, None, self._weights.final_norm)
 
     def logit_shard(self, rows: Tensor) -> Tensor:
         """This rank's logits of collected ``rows[R, d]``, ``[R, padded vocabulary / (sp*tp)]``;
@@ -95,34 +92,10 @@ class LlamaStage:
     ) -> Tensor:
         exchange = self._exchanges[batch.mode]
         qkv = exchange.to_heads(layer.qkv(x, batch.mode))
-        attended = exchange.to_tokens(self._attend_heads(qkv, layer, cache, batch))
-        return layer.o(attended, batch.mode)
-
-    def _attend_heads(
-        self, qkv: Tensor, layer: LayerWeights, cache: LayerCache, batch: StepBatch
-    ) -> Tensor:
-        """All tokens, my heads: ``qkv[n padded, block*hd]`` -> ``[n padded, q_heads*hd]``.
-
-        Padding rows are left out of the cache and of attention and come back as zeros.
-        """
-        layout = self._weights.layout
-        heads = qkv.view(qkv.shape[0], layout.block, -1)[: batch.num_tokens]
-        rotated = heads[:, : layout.num_q + layout.num_kv]
-        if layer.qk_norm is not None:
-            rotated = rms_norm(rotated, layer.qk_norm, self._model.rms_eps)
-        rotated = rotary(rotated, batch.angles)
-        attended = attention(
-            rotated[:, : layout.num_q],
-            rotated[:, layout.num_q :],
-            heads[:, layout.num_q + layout.num_kv :],
-            cache=cache,
-            plan=batch.attention,
-        )
-        if batch.num_tokens == qkv.shape[0]:
-            return attended
-        padded = attended.new_zeros(qkv.shape[0], attended.shape[1])
-        padded[: batch.num_tokens] = attended
-        return padded
+        attended = batch.attention.attend(qkv, qk_norm=layer.qk_norm, cache=cache)
+        return layer.o(exchange.to_tokens(attended), batch.mode)
 
     def _feed(self, x: Tensor, layer: LayerWeights, mode: Mode) -> Tensor:
-        return layer.down(silu_mul(layer.gate_up(x, mode), self._ffn_blocks[mode]), mode)
+        return layer.down(
+            self._kernels.silu_mul(layer.gate_up(x, mode), self._ffn_blocks[mode]), mode
+        )

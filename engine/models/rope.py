@@ -8,7 +8,6 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from engine.kernels.rotary import RotaryAngles
 from engine.spec.model import ModelConfig
 from engine.spec.rope import RopeKind, RopeScaling
 
@@ -71,31 +70,23 @@ def _yarn(frequencies: Tensor, scaling: RopeScaling, model: ModelConfig) -> Tens
     return (1 - slowed) * frequencies + slowed * frequencies / scaling.factor
 
 
-class RopeTable:
+def rope_table(
+    model: ModelConfig,
+    *,
+    num_positions: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    context: int | None = None,
+) -> Tensor:
     """Cosines and sines of positions ``0..num_positions-1``, computed in float64 once.
 
     Stored in float32 (float64 where the model computes in float64) as ``[positions, hd]``,
     cosines beside sines. ``context`` as in :func:`inverse_frequencies`.
     """
-
-    def __init__(
-        self,
-        model: ModelConfig,
-        *,
-        num_positions: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        context: int | None = None,
-    ) -> None:
-        frequencies = inverse_frequencies(model, context=context)
-        radians = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequencies
-        kept = torch.float64 if dtype == torch.float64 else torch.float32
-        table = torch.cat((radians.cos(), radians.sin()), dim=1)
-        if model.rope_scaling is not None:
-            table *= model.rope_scaling.attention_factor
-        self._table = table.to(kept).to(device)
-
-    def angles(self, positions: Tensor) -> RotaryAngles:
-        """Angles of ``positions`` i8[n], each below ``num_positions``."""
-        cos, sin = self._table.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)
-        return RotaryAngles(cos=torch.cat((cos, cos), dim=-1), sin=torch.cat((-sin, sin), dim=-1))
+    frequencies = inverse_frequencies(model, context=context)
+    radians = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequencies
+    kept = torch.float64 if dtype == torch.float64 else torch.float32
+    table = torch.cat((radians.cos(), radians.sin()), dim=1)
+    if model.rope_scaling is not None:
+        table *= model.rope_scaling.attention_factor
+    return table.to(kept).to(device)

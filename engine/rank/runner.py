@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from engine.kernels.attention_plan import CacheShape
+from engine.kernels.choice import layer_kernels
 from engine.kernels.kv_cache import LayerCache, allocate_cache
+from engine.kernels.layer import HeadShape
 from engine.kernels.transfer import InputStream
 from engine.models.batch import BatchBuilder, StepBatch
 from engine.models.llama import LlamaStage
-from engine.models.rope import RopeTable
+from engine.models.rope import rope_table
 from engine.models.weights import StageWeights, load_stage
 from engine.parallel.mesh import RankGroups, TimeReading
 from engine.parallel.pipeline import TokenFeedback, recv_stage, send_stage
@@ -98,26 +100,27 @@ class ModelRunner:
             device=self._device,
         )
         self._caches = _allocate(self._weights, shape, num_kv_blocks)
+        rope = rope_table(
+            self._model,
+            num_positions=min(self._model.max_positions, num_kv_blocks * block_size),
+            dtype=self._dtype,
+            device=self._device,
+            context=min(self._model.max_positions, max_blocks_per_seq * block_size),
+        )
+        self.kernels = layer_kernels(
+            HeadShape(cache=shape, num_q=self._weights.layout.num_q, rms_eps=self._model.rms_eps),
+            rope,
+        )
         self._stage = LlamaStage(
             model=self._model,
             plan=plan,
             weights=self._weights,
             caches=self._caches,
             groups=self._groups,
+            kernels=self.kernels,
             device=self._device,
         )
-        num_positions = min(self._model.max_positions, num_kv_blocks * block_size)
-        self._batches = BatchBuilder(
-            shape=shape,
-            rope=RopeTable(
-                self._model,
-                num_positions=num_positions,
-                dtype=self._dtype,
-                device=self._device,
-                context=min(self._model.max_positions, max_blocks_per_seq * block_size),
-            ),
-            groups=self._groups,
-        )
+        self._batches = BatchBuilder(shape=shape, kernels=self.kernels, groups=self._groups)
         self._new_table = partial(RankTable, num_slots=num_slots, max_blocks=max_blocks_per_seq)
         self._table = self._new_table()
         self._last_tokens = torch.zeros(num_slots, dtype=torch.int64, device=self._device)

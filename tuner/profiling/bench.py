@@ -13,13 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.kernels.attention import attention
-from engine.kernels.attention_plan import CacheShape, StepTables, plan_attention
+from engine.kernels.attention_plan import CacheShape, StepTables
+from engine.kernels.choice import layer_kernels
 from engine.kernels.kv_cache import LayerCache, allocate_cache
-from engine.kernels.rms_norm import rms_norm
-from engine.kernels.rotary import RotaryAngles, rotary
-from engine.kernels.silu_mul import silu_mul
-from engine.models.rope import RopeTable
+from engine.kernels.layer import HeadShape, LayerKernels
+from engine.models.rope import rope_table
 from engine.parallel.communicator import Communicator
 from engine.rank.runner import TORCH_DTYPES
 from engine.spec.model import DType, ModelConfig
@@ -138,18 +136,15 @@ class _Operators:
         return [row for row in rows if row is not None]
 
     def elementwise(self) -> list[ElementwiseTime]:
-        """Two norms, rotary angles, the gate and two residual sums, as one layer has them."""
+        """Two norms with their residual sums and the gate, as one layer has them."""
         model, rows = self._model, []
-        table = RopeTable(model, num_positions=4096, dtype=self._dtype, device=self._device)
         for degree in self._job.degrees:
-            ffn, heads = model.ffn_size // degree, model.num_heads // degree
+            ffn = model.ffn_size // degree
             norm = self._tensor(model.hidden_size)
+            kernels = self._kernels(self._cache_shape(1), num_q=1, num_positions=1)
             for tokens in ELEMENTWISE_ROWS:
                 x, gated = self._tensor(tokens, model.hidden_size), self._tensor(tokens, 2 * ffn)
-                queries = self._tensor(tokens, heads, model.head_dim)
-                angles = table.angles(torch.arange(tokens, device=self._device))
-
-                call = partial(_elementwise, x, gated, queries, norm, angles, model.rms_eps)
+                call = partial(_elementwise, kernels, x, 1e-6 * x, gated, norm)
                 rows.append(
                     ElementwiseTime(
                         tokens=tokens,
@@ -219,27 +214,20 @@ class _Operators:
         if total > self._job.max_context or query > self._job.max_tokens:
             return None
         blocks = -(-total // BLOCK_SIZE)
-        shape = CacheShape(
-            block_size=BLOCK_SIZE,
-            num_kv_heads=kv_heads,
-            head_dim=self._model.head_dim,
-            dtype=self._dtype,
-            device=self._device,
-        )
+        shape = self._cache_shape(kv_heads)
         caches = [self._cache(num_seqs * blocks, shape) for _ in range(NUM_CACHES)]
         tables = StepTables(
             query_lens=np.full(num_seqs, query, np.int64),
             context_lens=np.full(num_seqs, context, np.int64),
             block_tables=np.arange(num_seqs * blocks, dtype=np.int32).reshape(num_seqs, blocks),
         )
-        plan = plan_attention(tables, shape)
-        tokens, head_dim = num_seqs * query, self._model.head_dim
-        queries = self._tensor(tokens, heads, head_dim)
-        keys, values = (self._tensor(tokens, kv_heads, head_dim) for _ in range(2))
+        head_dim = self._model.head_dim
+        step = self._kernels(shape, num_q=heads, num_positions=total).step(tables)
+        qkv = self._tensor(num_seqs * query, (heads + 2 * kv_heads) * head_dim)
 
         def call() -> None:
             for cache in caches:
-                attention(queries, keys, values, cache=cache, plan=plan)
+                step.attend(qkv, qk_norm=None, cache=cache)
 
         return AttentionTime(
             num_seqs=num_seqs,
@@ -248,6 +236,23 @@ class _Operators:
             width=heads * head_dim,
             active_ranks=self._active,
             seconds=self._bench.seconds(call) / NUM_CACHES,
+        )
+
+    def _kernels(self, cache: CacheShape, *, num_q: int, num_positions: int) -> LayerKernels:
+        """The operations that a rank with these heads would run."""
+        rope = rope_table(
+            self._model, num_positions=num_positions, dtype=self._dtype, device=self._device
+        )
+        shape = HeadShape(cache=cache, num_q=num_q, rms_eps=self._model.rms_eps)
+        return layer_kernels(shape, rope)
+
+    def _cache_shape(self, kv_heads: int) -> CacheShape:
+        return CacheShape(
+            block_size=BLOCK_SIZE,
+            num_kv_heads=kv_heads,
+            head_dim=self._model.head_dim,
+            dtype=self._dtype,
+            device=self._device,
         )
 
     def _cache(self, num_blocks: int, shape: CacheShape) -> LayerCache:
@@ -278,10 +283,9 @@ class _Operators:
 
 
 def _elementwise(
-    x: Tensor, gated: Tensor, queries: Tensor, norm: Tensor, angles: RotaryAngles, eps: float
+    kernels: LayerKernels, x: Tensor, delta: Tensor, gated: Tensor, norm: Tensor
 ) -> None:
     """What a layer does to every row besides its products and its attention."""
     for _ in range(2):
-        x.add_(rms_norm(x, norm, eps), alpha=1e-6)
-    rotary(queries, angles)
-    silu_mul(gated, 1)
+        kernels.add_norm(x, delta, norm)
+    kernels.silu_mul(gated, 1)

@@ -49,7 +49,7 @@ class AttentionTime:
 
 @dataclass(frozen=True, kw_only=True)
 class ElementwiseTime:
-    """Norms, rotary angles, gate and residuals of one layer for ``tokens`` rows; ``width`` is
+    """Norms, gate and residuals of one layer for ``tokens`` rows; ``width`` is
     hidden size plus FFN size on the rank."""
 
     tokens: int

@@ -11,8 +11,8 @@ import pytest
 from engine.executors.inline import InlineExecutor
 from engine.executors.process import ProcessExecutor
 from engine.executors.protocol import Executor
+from engine.kernels.native_build import NO_COMPILER_VARIABLE
 from engine.modes.chooser import ModeChooser
-from engine.parallel.shm_build import NO_COMPILER_VARIABLE
 from engine.spec.config import Collectives, EngineConfig, LinkEmulation
 from engine.spec.model import DType, ModelConfig
 from engine.spec.modes import AUTO, SHIFT, ModePin

@@ -10,7 +10,8 @@ import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from engine.models.rope import RopeTable, inverse_frequencies
+from engine.kernels.rotary import angles_of
+from engine.models.rope import inverse_frequencies, rope_table
 from engine.spec.model import ModelConfig
 from tests.engine.checkpoints import family_config
 
@@ -83,8 +84,8 @@ def test_yarn_makes_room_for_the_context_it_stretches_to(tmp_path: Path) -> None
 
 def attention_factor(model: ModelConfig) -> float:
     """What the cosine of position 0 is: 1 where attention is not scaled."""
-    table = RopeTable(model, num_positions=1, dtype=torch.float64, device=torch.device("cpu"))
-    return float(table.angles(torch.tensor([0])).cos[0, 0, 0])
+    table = rope_table(model, num_positions=1, dtype=torch.float64, device=torch.device("cpu"))
+    return float(angles_of(table, torch.tensor([0])).cos[0, 0, 0])
 
 
 def test_angles_come_by_position_in_the_dtype_kept(tmp_path: Path) -> None:
@@ -92,8 +93,8 @@ def test_angles_come_by_position_in_the_dtype_kept(tmp_path: Path) -> None:
     model = ModelConfig.from_dir(tmp_path)
     positions = torch.tensor([0, 7, 3])
     for dtype, kept in ((torch.float64, torch.float64), (torch.bfloat16, torch.float32)):
-        table = RopeTable(model, num_positions=8, dtype=dtype, device=torch.device("cpu"))
-        angles = table.angles(positions)
+        table = rope_table(model, num_positions=8, dtype=dtype, device=torch.device("cpu"))
+        angles = angles_of(table, positions)
         assert angles.cos.dtype is angles.sin.dtype is kept
         assert angles.cos.shape == angles.sin.shape == (3, 1, model.head_dim)
         assert (angles.cos[0] == 1).all()

@@ -1,0 +1,392 @@
+"""What the compiled operations of a layer are worth on this CPU: against torch's, in one run.
+
+    python -m benchmarks.cpu_kernels [--threads N] [--rounds N] [--dtypes bfloat16,float32]
+        [--clock wall|cpu] [--out benchmarks/reports/DATE-cpu-kernels.md]
+
+Both versions run in this process, in turn, on the same tensors and on one checkpoint of 158 M
+parameters. Single operations walk through as many caches as the model has layers. On a machine
+that others use, CPU time of one thread tells more than time on the wall.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.peers.checkpoint import create_checkpoint
+from benchmarks.quiet import OtherPrograms
+from engine.kernels.attention_plan import CacheShape, StepTables
+from engine.kernels.choice import layer_kernels
+from engine.kernels.kv_cache import LayerCache, allocate_cache
+from engine.kernels.layer import HeadShape, LayerKernels
+from engine.kernels.native_build import NO_COMPILER_VARIABLE
+from engine.parallel.mesh import solo_groups
+from engine.rank.runner import TORCH_DTYPES, ModelRunner
+from engine.spec.model import DType
+from engine.spec.modes import Mode
+from engine.spec.plan import ParallelPlan
+from engine.spec.steps import SlotStart, StepPlan, StepShape
+
+NUM_LAYERS, HIDDEN, FFN = 12, 1024, 2816
+NUM_Q, NUM_KV, HEAD_DIM = 16, 8, 64
+VOCAB_SIZE = 16_384
+BLOCK_SIZE = 16
+DECODE_CONTEXT = 160  # half-way from a prompt of 128 through 64 outputs
+DECODE_STEPS = 16
+REPEATS = 3
+VERSIONS = ("torch", "compiled")
+
+
+@dataclass(kw_only=True, eq=False)
+class Compared:
+    """Milliseconds of every round, by version."""
+
+    name: str
+    each_ms: dict[str, list[float]]
+
+    @property
+    def ratios(self) -> list[float]:
+        return [a / b for a, b in zip(*(self.each_ms[v] for v in VERSIONS), strict=True)]
+
+    def row(self) -> str:
+        """Medians, and the ratio torch / compiled with its range over rounds."""
+        torch_ms, ours_ms = (statistics.median(self.each_ms[v]) for v in VERSIONS)
+        ratios = self.ratios
+        spread = f"{min(ratios):.1f} to {max(ratios):.1f}"
+        return (
+            f"| {self.name} | {torch_ms:.3f} | {ours_ms:.3f} "
+            f"| **{statistics.median(ratios):.2f}** ({spread}) |"
+        )
+
+
+Call = Callable[[], object]
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Compares versions over ``rounds``; ``clock`` is in seconds."""
+
+    rounds: int
+    clock: Callable[[], float]
+
+    def compare(self, name: str, calls: dict[str, Call], *, per: int) -> Compared:
+        """The versions in turn; a round's time is the quickest of a few calls, over ``per``."""
+        found = Compared(name=name, each_ms={version_: [] for version_ in VERSIONS})
+        for call in calls.values():
+            call()
+        for _ in range(self.rounds):
+            for version_, call in calls.items():
+                quickest_s = min(self._seconds(call) for _ in range(REPEATS))
+                found.each_ms[version_].append(quickest_s * 1e3 / per)
+        return found
+
+    def _seconds(self, call: Call) -> float:
+        started_s = self.clock()
+        call()
+        return self.clock() - started_s
+
+
+@contextmanager
+def running(version_: str) -> Iterator[None]:
+    """Objects made inside compute with torch's or with the compiled operations."""
+    os.environ[NO_COMPILER_VARIABLE] = "1" if version_ == "torch" else "0"
+    try:
+        yield
+    finally:
+        del os.environ[NO_COMPILER_VARIABLE]
+
+
+# -- single operations ---------------------------------------------------------------------------
+
+STEPS = {
+    "decode, batch 1": [(1, DECODE_CONTEXT)],
+    "decode, batch 8": [(1, DECODE_CONTEXT)] * 8,
+    "decode, batch 32": [(1, DECODE_CONTEXT)] * 32,
+    "decode, batch 32, contexts of 10 to 320": [(1, 10 * i) for i in range(1, 33)],
+    "decode, batch 1, context 4,096": [(1, 4096)],
+    "prefill of 1,024": [(1024, 0)],
+    "prefill of 2,048": [(2048, 0)],
+    "512 tokens after 1,536": [(512, 1536)],
+    "256 tokens after 256, with 16 decodes": [(256, 256)] + [(1, DECODE_CONTEXT)] * 16,
+}
+
+
+def operations(dtype: torch.dtype, bench: Bench) -> list[Compared]:
+    """Attention (with rotation and cache writes), norm with residual sum, gate."""
+    found = []
+    for name, sequences in STEPS.items():
+        tables = tables_of(sequences)
+        tokens, blocks = int(tables.query_lens.sum()), int(tables.block_tables.max()) + 1
+        caches = [cache_of(blocks, dtype) for _ in range(NUM_LAYERS)]
+        qkv = torch.randn(tokens, (NUM_Q + 2 * NUM_KV) * HEAD_DIM).to(dtype)
+        calls: dict[str, Call] = {}
+        for version_ in VERSIONS:
+            step = kernels_of(version_, dtype).step(tables)
+
+            def attend(step: object = step, qkv: object = qkv, caches: object = caches) -> None:
+                for cache in caches:
+                    step.attend(qkv, qk_norm=None, cache=cache)
+
+            calls[version_] = attend
+        found.append(bench.compare(f"attention: {name}", calls, per=NUM_LAYERS))
+    for rows in (1, 8, 32, 1024):
+        x, weight = torch.randn(rows, HIDDEN).to(dtype), torch.rand(HIDDEN).to(dtype)
+        delta = (1e-3 * torch.randn(rows, HIDDEN)).to(dtype)
+        gate_up = torch.randn(rows, 2 * FFN).to(dtype)
+        norms = {v: repeated(kernels_of(v, dtype).add_norm, x, delta, weight) for v in VERSIONS}
+        gates = {v: repeated(kernels_of(v, dtype).silu_mul, gate_up, 1) for v in VERSIONS}
+        found.append(bench.compare(f"sum and norm, {rows:,} rows", norms, per=NUM_LAYERS))
+        found.append(bench.compare(f"gate, {rows:,} rows", gates, per=NUM_LAYERS))
+    return found
+
+
+def repeated(call: Callable[..., object], *arguments: object) -> Call:
+    """``call`` once a layer."""
+
+    def run() -> None:
+        for _ in range(NUM_LAYERS):
+            call(*arguments)
+
+    return run
+
+
+def kernels_of(version_: str, dtype: torch.dtype) -> LayerKernels:
+    cache = CacheShape(
+        block_size=BLOCK_SIZE,
+        num_kv_heads=NUM_KV,
+        head_dim=HEAD_DIM,
+        dtype=dtype,
+        device=torch.device("cpu"),
+    )
+    shape = HeadShape(cache=cache, num_q=NUM_Q, rms_eps=1e-5)
+    radians = torch.randn(8192, HEAD_DIM // 2)
+    with running(version_):
+        return layer_kernels(shape, torch.cat((radians.cos(), radians.sin()), dim=1))
+
+
+def tables_of(sequences: list[tuple[int, int]]) -> StepTables:
+    """Tables of (new, cached) tokens whose blocks lie anywhere in the cache."""
+    widths = [-(-(new + cached) // BLOCK_SIZE) for new, cached in sequences]
+    blocks = np.random.default_rng(0).permutation(sum(widths)).astype(np.int32)
+    tables = np.full((len(sequences), max(widths)), -1, np.int32)
+    for seq, width in enumerate(widths):
+        tables[seq, :width], blocks = blocks[:width], blocks[width:]
+    return StepTables(
+        query_lens=np.array([new for new, _ in sequences]),
+        context_lens=np.array([cached for _, cached in sequences]),
+        block_tables=tables,
+    )
+
+
+def cache_of(num_blocks: int, dtype: torch.dtype) -> LayerCache:
+    cache = allocate_cache(
+        num_blocks=num_blocks,
+        block_size=BLOCK_SIZE,
+        num_kv_heads=NUM_KV,
+        head_dim=HEAD_DIM,
+        dtype=dtype,
+        device=torch.device("cpu"),
+    )
+    cache.keys.normal_()
+    cache.values.normal_()
+    return cache
+
+
+# -- whole steps ---------------------------------------------------------------------------------
+
+
+class Steps:
+    """A runner of the whole model, fed without a scheduler."""
+
+    def __init__(self, version_: str, folder: Path, dtype: DType) -> None:
+        with running(version_):
+            self.runner = ModelRunner(
+                model_dir=folder,
+                plan=ParallelPlan(),
+                rank=0,
+                dtype=dtype,
+                device="cpu",
+                block_size=BLOCK_SIZE,
+                num_kv_blocks=1024,
+                num_slots=64,
+                max_blocks_per_seq=256,
+                has_parallel_sampling=True,
+                groups=solo_groups(),
+            )
+        self._step_id = 0
+
+    def prefill(self, num_seqs: int, length: int, room: int) -> None:
+        """New sequences with blocks for ``room`` more tokens."""
+        self.runner.forget()
+        rng = np.random.default_rng(length)
+        width = -(-(length + room) // BLOCK_SIZE)
+        blocks = rng.permutation(1024).astype(np.int32)[: num_seqs * width]
+        starts = [
+            SlotStart(
+                slot=slot,
+                prompt_len=length,
+                token_ids=rng.integers(2, VOCAB_SIZE, length).astype(np.int32).tobytes(),
+                blocks=blocks[slot * width : (slot + 1) * width].tobytes(),
+            )
+            for slot in range(num_seqs)
+        ]
+        self._run(num_seqs, starts, np.full(num_seqs, length, np.int32).tobytes())
+
+    def decode(self, num_seqs: int, steps: int) -> None:
+        for _ in range(steps):
+            self._run(num_seqs, [], b"")
+
+    def _run(self, num_seqs: int, starts: list[SlotStart], query_lens: bytes) -> None:
+        step = StepPlan(
+            step_id=self._step_id,
+            shape=StepShape(mode=Mode.BASE, num_seqs=num_seqs, num_sampled=num_seqs),
+            starts=starts,
+            slots=np.arange(num_seqs, dtype=np.int32).tobytes(),
+            query_lens=query_lens,
+        )
+        self._step_id += 1
+        answer = self.runner.execute(self.runner.prepare(step))
+        assert answer is not None, "one rank answers"
+        answer.wait()
+
+
+def whole_steps(
+    folder: Path, dtype: DType, bench: Bench
+) -> tuple[list[Compared], dict[str, float]]:
+    """Steps of both versions in turn, and torch's operations per layer of a decode step."""
+    runners = {version_: Steps(version_, folder, dtype) for version_ in VERSIONS}
+    found = []
+    for num_seqs in (1, 8, 32):
+        for runner in runners.values():
+            runner.prefill(num_seqs, 128, room=DECODE_STEPS * (REPEATS * bench.rounds + 2))
+        calls: dict[str, Call] = {
+            version_: lambda runner=runner, n=num_seqs: runner.decode(n, DECODE_STEPS)
+            for version_, runner in runners.items()
+        }
+        found.append(bench.compare(f"decode step, batch {num_seqs}", calls, per=DECODE_STEPS))
+    for length in (1024, 2048):
+        calls = {
+            version_: lambda runner=runner, n=length: runner.prefill(1, n, room=1)
+            for version_, runner in runners.items()
+        }
+        found.append(bench.compare(f"prefill of {length:,} tokens", calls, per=1))
+    counts = {}
+    for version_, runner in runners.items():
+        runner.prefill(1, 128, room=8)
+        with CountedOperations() as counted:
+            runner.decode(1, 1)
+        counts[version_] = counted.count / NUM_LAYERS
+    return found, counts
+
+
+class CountedOperations(TorchDispatchMode):
+    """Counts torch's operations, views included."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+# -- the report ----------------------------------------------------------------------------------
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtypes", default="bfloat16,float32")
+    parser.add_argument("--out", type=Path, help="write the report here too")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    options = parser.parse_args()
+    used = kernels_of("compiled", torch.bfloat16).name
+    if used == "torch":
+        sys.exit("no C++ compiler here, or it failed: nothing to compare")
+    bench = Bench(rounds=options.rounds, clock=CLOCKS[options.clock])
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    sections, counts = [], {}
+    with (
+        OtherPrograms() as others,
+        tempfile.TemporaryDirectory() as scratch,
+        torch.inference_mode(),
+    ):
+        for name in options.dtypes.split(","):
+            dtype = DType(name)
+            folder = Path(scratch) / name
+            create_checkpoint(folder, TORCH_DTYPES[dtype])
+            steps, counts = whole_steps(folder, dtype, bench)
+            singles = operations(TORCH_DTYPES[dtype], bench)
+            sections += section(f"{name}: whole steps", steps)
+            sections += section(f"{name}: one layer's operations", singles)
+    report = "\n".join([*heading(options, used, others.share, counts), *sections]) + "\n"
+    print(report)
+    if options.out:
+        options.out.write_text(report)
+    return 0
+
+
+def section(title: str, rows: list[Compared]) -> list[str]:
+    return [
+        "",
+        f"## {title}",
+        "",
+        "| what | torch, ms | compiled, ms | torch / compiled |",
+        "|---|---:|---:|---:|",
+        *(row.row() for row in rows),
+    ]
+
+
+def heading(
+    options: argparse.Namespace, used: str, others_share: float, counts: dict[str, float]
+) -> list[str]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return [
+        "# Compiled operations of a layer on a CPU",
+        "",
+        "How much sooner is a step done when norms, rotation, cache writes, attention and gate are",
+        "the compiled library's instead of torch's? Products are the same in both.",
+        "",
+        f"* Date: {datetime.datetime.now(tz=datetime.UTC).date()}",
+        f"* Machine: {names[0]}, {len(os.sched_getaffinity(0))} cores, {platform.system()}; other "
+        f"programs used {others_share:.0%} of them meanwhile",
+        f"* Versions: Python {platform.python_version()}, torch {version('torch')}; "
+        f"kernels: {used}",
+        f"* Command: `python -m benchmarks.cpu_kernels --threads {options.threads} "
+        f"--rounds {options.rounds} --dtypes {options.dtypes} --clock {options.clock}` "
+        "(`--out` keeps it)",
+        f"* Times are of {'the wall' if options.clock == 'wall' else 'the CPU, all threads'}.",
+        f"* Model: Llama, hidden {HIDDEN:,}, FFN {FFN:,}, {NUM_LAYERS} layers, {NUM_Q} query and "
+        f"{NUM_KV} KV heads of {HEAD_DIM},",
+        f"  vocabulary {VOCAB_SIZE:,}, tied: 158 M parameters, random (seed 0). One rank, "
+        f"threads: {options.threads}, blocks of {BLOCK_SIZE}",
+        "  tokens anywhere in the cache.",
+        f"* {options.rounds} rounds, the two versions in turn in each; a round's time is the "
+        f"quickest of {REPEATS} calls, a cell the",
+        "  median over rounds; in brackets the ratio's range.",
+        f"* Operations of torch per layer of a decode step, views included: {counts['torch']:.0f} "
+        f"with torch, {counts['compiled']:.0f} with the",
+        "  compiled library, and 4 calls of it.",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,272 @@
+"""The compiled operations of a layer against torch's, which are the oracle."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from engine.kernels import native_build
+from engine.kernels.attention_plan import CacheShape, StepTables
+from engine.kernels.choice import layer_kernels
+from engine.kernels.cpu_library import SOURCE, find_cpu_library, load_library
+from engine.kernels.kv_cache import LayerCache
+from engine.kernels.layer import HeadShape, LayerKernels
+from engine.kernels.layer_native import NativeKernels
+from engine.kernels.layer_torch import TorchKernels
+from engine.kernels.native_build import find_library
+
+CPU = torch.device("cpu")
+# bfloat16 keeps 8 bits, and shares are rounded to it before they meet the values.
+TOLERANCE = {
+    torch.float64: 1e-11,
+    torch.float32: 2e-5,
+    torch.float16: 4e-3,
+    torch.bfloat16: 3e-2,
+}
+DTYPES = st.sampled_from(list(TOLERANCE))
+
+pytestmark = pytest.mark.skipif(find_cpu_library() is None, reason="no C++ compiler here")
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    num_q: int = 4
+    num_kv: int = 2
+    head_dim: int = 64
+    block_size: int = 16
+
+
+class World:
+    """A step of ``sequences`` (new tokens, cached tokens) over a cache with content."""
+
+    def __init__(
+        self,
+        sequences: list[tuple[int, int]],
+        heads: Heads,
+        dtype: torch.dtype,
+        *,
+        has_norm: bool = False,
+        seed: int = 0,
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        random = torch.Generator().manual_seed(seed)
+        widths = [-(-(new + cached) // heads.block_size) for new, cached in sequences]
+        blocks = rng.permutation(sum(widths) + 1).astype(np.int32)
+        tables = np.full((len(sequences), max(widths)), -1, dtype=np.int32)
+        for seq, width in enumerate(widths):
+            tables[seq, :width], blocks = blocks[:width], blocks[width:]
+        self.tables = StepTables(
+            query_lens=np.array([new for new, _ in sequences]),
+            context_lens=np.array([cached for _, cached in sequences]),
+            block_tables=tables,
+        )
+        self.shape = HeadShape(
+            cache=CacheShape(
+                block_size=heads.block_size,
+                num_kv_heads=heads.num_kv,
+                head_dim=heads.head_dim,
+                dtype=dtype,
+                device=CPU,
+            ),
+            num_q=heads.num_q,
+            rms_eps=1e-5,
+        )
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=random, dtype=torch.float64).to(dtype)
+
+        cache = (sum(widths) + 1, heads.block_size, heads.num_kv, heads.head_dim)
+        self.cache = LayerCache(keys=draw(*cache), values=draw(*cache))
+        self.num_tokens = int(self.tables.query_lens.sum())
+        width = (heads.num_q + 2 * heads.num_kv) * heads.head_dim
+        self.qkv = draw(self.num_tokens + 2, width)
+        self.qk_norm = draw(heads.num_q + heads.num_kv, heads.head_dim) if has_norm else None
+        radians = 7 * draw(int(self.tables.totals.max()), heads.head_dim // 2).double()
+        wide = torch.float64 if dtype is torch.float64 else torch.float32
+        self.rope = torch.cat((radians.cos(), radians.sin()), dim=1).to(wide)
+
+    def native(self) -> LayerKernels:
+        kernels = layer_kernels(self.shape, self.rope)
+        assert isinstance(kernels, NativeKernels)
+        return kernels
+
+    def reference(self) -> LayerKernels:
+        return TorchKernels(shape=self.shape, rope=self.rope)
+
+    def attend(
+        self, kernels: LayerKernels, tables: StepTables | None = None, qkv: Tensor | None = None
+    ) -> tuple[Tensor, LayerCache]:
+        """The heads' outputs, and a copy of the cache as it is afterwards."""
+        cache = LayerCache(keys=self.cache.keys.clone(), values=self.cache.values.clone())
+        step = kernels.step(self.tables if tables is None else tables)
+        given = self.qkv if qkv is None else qkv
+        return step.attend(given, qk_norm=self.qk_norm, cache=cache), cache
+
+
+def assert_near(got: Tensor, want: Tensor) -> None:
+    assert got.dtype is want.dtype
+    tolerance = TOLERANCE[got.dtype]
+    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sequences=st.lists(
+        st.tuples(st.sampled_from([1, 1, 1, 2, 5, 33, 140]), st.sampled_from([0, 1, 16, 63, 700])),
+        min_size=1,
+        max_size=6,
+    ),
+    heads=st.builds(
+        lambda kv, group, hd, block: Heads(
+            num_q=kv * group, num_kv=kv, head_dim=hd, block_size=block
+        ),
+        st.integers(1, 3),
+        st.sampled_from([1, 2, 3, 4, 7]),
+        st.sampled_from([8, 24, 64, 80, 128]),
+        st.sampled_from([1, 4, 12, 16]),
+    ),
+    dtype=DTYPES,
+    has_norm=st.booleans(),
+    threads=st.sampled_from([1, 2]),
+    seed=st.integers(0, 99),
+)
+def test_any_step_attends_as_the_reference_does(
+    sequences: list[tuple[int, int]],
+    heads: Heads,
+    dtype: torch.dtype,
+    has_norm: bool,
+    threads: int,
+    seed: int,
+) -> None:
+    torch.set_num_threads(threads)
+    world = World(sequences, heads, dtype, has_norm=has_norm, seed=seed)
+    got, got_cache = world.attend(world.native())
+    want, want_cache = world.attend(world.reference())
+    assert_near(got, want)
+    assert_near(got_cache.keys, want_cache.keys)
+    assert torch.equal(got_cache.values, want_cache.values)
+    assert not got[world.num_tokens :].any()
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_a_sequence_attends_to_the_bit_alone_as_in_company_on_any_threads(
+    dtype: torch.dtype,
+) -> None:
+    sequences = [(1, 1200), (40, 100), (1, 7), (300, 0), (1, 530)]
+    world = World(sequences, Heads(num_q=6), dtype)
+    together, _ = world.attend(world.native())
+    torch.set_num_threads(2)
+    for seq, (length, _) in enumerate(sequences):
+        start = int(world.tables.starts[seq])
+        one = slice(seq, seq + 1)
+        tables = StepTables(
+            query_lens=world.tables.query_lens[one],
+            context_lens=world.tables.context_lens[one],
+            block_tables=world.tables.block_tables[one],
+        )
+        rows = slice(start, start + length)
+        alone, _ = world.attend(world.native(), tables, world.qkv[rows])
+        assert torch.equal(alone, together[rows])
+
+
+def test_an_overflow_in_one_sequence_does_not_reach_its_neighbours() -> None:
+    world = World([(1, 2), (1, 40), (6, 30), (3, 0)], Heads(), torch.float32)
+    blocks = world.tables.block_tables[[1, 1], [0, 1]]
+    world.cache.values[blocks] = torch.inf
+    world.cache.keys[blocks] = torch.inf
+    got, _ = world.attend(world.native())
+    assert got[1].isnan().any()
+    assert got[[0, *range(2, 11)]].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [1, 40])
+def test_what_is_no_number_stays_none(dtype: torch.dtype, length: int) -> None:
+    world = World([(length, 50)], Heads(), dtype)
+    world.qkv[0] = torch.nan
+    got, _ = world.attend(world.native())
+    assert got[0].isnan().all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(0, 40),
+    width=st.sampled_from([8, 50, 64, 1024]),
+    dtype=DTYPES,
+    has_delta=st.booleans(),
+    threads=st.sampled_from([1, 2]),
+)
+def test_sum_and_norm_are_the_reference_s(
+    rows: int, width: int, dtype: torch.dtype, has_delta: bool, threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    world = World([(1, 0)], Heads(), dtype)
+    random = torch.Generator().manual_seed(rows)
+    x, delta = (4 * torch.randn(2, rows, width, generator=random)).to(dtype).unbind()
+    weight = torch.rand(width, generator=random).to(dtype)
+    sums = [x.clone(), x.clone()]
+    got, want = (
+        kernels.add_norm(total, delta if has_delta else None, weight)
+        for kernels, total in zip((world.native(), world.reference()), sums, strict=True)
+    )
+    assert_near(got, want)
+    assert torch.equal(*sums)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    num_blocks=st.sampled_from([1, 2, 3]),
+    width=st.sampled_from([1, 6, 64, 352]),
+    dtype=DTYPES,
+    threads=st.sampled_from([1, 2]),
+)
+def test_the_gate_is_the_reference_s(
+    rows: int, num_blocks: int, width: int, dtype: torch.dtype, threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    world = World([(1, 0)], Heads(), dtype)
+    random = torch.Generator().manual_seed(rows)
+    gate_up = 20 * torch.randn(rows, 2 * num_blocks * width, generator=random)
+    gate_up = gate_up.to(dtype)
+    got = world.native().silu_mul(gate_up, num_blocks)
+    assert_near(got, world.reference().silu_mul(gate_up, num_blocks))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="levels of x86-64")
+@pytest.mark.parametrize("level", ["x86-64-v2", "x86-64-v3", "x86-64-v4"])
+def test_processors_with_narrower_vectors_compute_the_same(level: str) -> None:
+    if level == "x86-64-v4" and "avx512vl" not in native_build.processor_identity():
+        pytest.skip("this processor has no AVX-512")
+    flags = tuple(f"-march={level}" if flag == "-march=native" else flag for flag in SOURCE.flags)
+    library = load_library(find_library(replace(SOURCE, name=f"cpu-{level}", flags=flags)))
+    assert library is not None
+    sequences = [(1, 0), (1, 700), (40, 100), (300, 0), (3, 17), (1, 63)]
+    for dtype in TOLERANCE:
+        for heads in (Heads(), Heads(num_q=7, num_kv=1, head_dim=24, block_size=12)):
+            world = World(sequences, heads, dtype, has_norm=True)
+            got, _ = world.attend(NativeKernels(library, world.shape, world.rope))
+            want, _ = world.attend(world.reference())
+            assert_near(got, want)
+
+
+def test_without_a_compiler_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native_build.NO_COMPILER_VARIABLE, "1")
+    world = World([(1, 0)], Heads(), torch.float32)
+    assert layer_kernels(world.shape, world.rope).name == "torch"

@@ -94,6 +94,7 @@ class ProcessExecutor:
             weight_bytes=tuple(rank.weight_bytes for rank in ready),
             kv_bytes=tuple(rank.kv_bytes for rank in ready),
             depth=self._plan.pp,
+            computes_by=ready[0].computes_by,
         )
 
     def submit(self, step: StepPlan) -> None:
@@ -202,6 +203,7 @@ class ProcessExecutor:
             init_method=meeting.address,
             link=None if config.link is None or is_cuda else asdict(config.link),
             timeout_s=config.step_timeout_s,
+            num_threads=1 if is_cuda else config.threads_per_rank or 1,
         )
 
     def _wait_ready(self, ranks: RankProcesses, deadline_s: float) -> list[RankReady]:

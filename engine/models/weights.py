@@ -61,6 +61,18 @@ class StageWeights:
     head: VocabParallelHead | None
 
     @property
+    def products(self) -> str:
+        """What multiplies with the layers, for people."""
+        tensors = [
+            tensor for layer in self.layers for tensor in layer.tensors() if tensor.dim() > 1
+        ]
+        num_packed = sum(tensor.is_mkldnn for tensor in tensors)
+        if not num_packed:
+            return "plain weights"
+        packed = "all" if num_packed == len(tensors) else f"{num_packed} of {len(tensors)} pieces"
+        return f"weights packed for oneDNN ({packed})"
+
+    @property
     def num_bytes(self) -> int:
         """Resident bytes: every storage counted once, however many views it has."""
         tensors = [tensor for layer in self.layers for tensor in layer.tensors()]

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,12 +22,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.quiet import OtherPrograms
+from engine.kernels.native_build import NO_COMPILER_VARIABLE
+from engine.parallel.few_rows import find_few_rows
 from engine.parallel.products import InputProduct, OutputProduct, split_inputs, split_outputs
 from engine.spec.modes import Mode
 from tuner.spec.machine import this_machine
 
-HIDDEN, FFN, QKV, VOCAB, LAYERS = 1024, 2816, 2048, 16_384, 12
-ROWS = (1, 8, 32, 256, 1024)
+HIDDEN, FFN, QKV, LAYERS = 1024, 2816, 2048, 12
+ROWS = (1, 4, 8, 32, 256, 1024)
 FEW_ROWS = 32
 DTYPES = (torch.bfloat16, torch.float32)
 PIECES = 4
@@ -55,6 +59,21 @@ def make_layers(dtype: torch.dtype, *, may_pack: bool, pieces: int = 1) -> Layer
         inputs = partial(_inputs, dtype=dtype, may_pack=may_pack, pieces=pieces)
         products += [outputs(QKV), inputs(HIDDEN), outputs(2 * FFN), inputs(FFN)]
     return Layers(products=products, inputs=[HIDDEN, HIDDEN, HIDDEN, FFN] * LAYERS)
+
+
+@contextmanager
+def without_compiled() -> Iterator[None]:
+    """Weights packed within have no compiled product: oneDNN multiplies with few rows too."""
+    before = os.environ.get(NO_COMPILER_VARIABLE)
+    os.environ[NO_COMPILER_VARIABLE] = "1"
+    find_few_rows.cache_clear()
+    try:
+        yield
+    finally:
+        os.environ.pop(NO_COMPILER_VARIABLE)
+        if before is not None:
+            os.environ[NO_COMPILER_VARIABLE] = before
+        find_few_rows.cache_clear()
 
 
 def _outputs(size: int, *, dtype: torch.dtype, may_pack: bool, pieces: int) -> OutputProduct:
@@ -119,8 +138,11 @@ def measure(options: argparse.Namespace) -> list[str]:
 
 
 def _table(dtype: torch.dtype, read: float, peak: float, options: argparse.Namespace) -> list[str]:
+    with without_compiled():
+        by_onednn = make_layers(dtype, may_pack=True)
     ways = {
         "plain": make_layers(dtype, may_pack=False),
+        "packed, oneDNN alone": by_onednn,
         "packed": make_layers(dtype, may_pack=True),
         f"packed in {PIECES}": make_layers(dtype, may_pack=True, pieces=PIECES),
     }
@@ -157,6 +179,8 @@ def report(tables: list[str], others: float, options: argparse.Namespace) -> str
         f"--rounds {options.rounds}`; least {clock} of {options.rounds} rounds in turn",
         f"* {LAYERS} layers of hidden size {HIDDEN}, FFN {FFN}, q, k and v together {QKV} wide; "
         "the head, tied to the embedding, is plain",
+        "* `packed`: few rows (up to 32 in bfloat16, 6 in float32) by the compiled products, more "
+        "by oneDNN",
         f"* `packed in {PIECES}`: base of a plan with sp={PIECES} and Shift, whose rungs share the "
         "pieces",
         "* `of reading`: bytes of weights a second over reading memory; `of the peak`: against the "

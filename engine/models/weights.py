@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.models.loader import Checkpoint
+from engine.parallel.few_rows import can_be_few
 from engine.parallel.heads import HeadLayout, Part, block_range, head_layout
 from engine.parallel.linear import (
     ColumnParallelLinear,
@@ -70,7 +71,8 @@ class StageWeights:
         if not num_packed:
             return "plain weights"
         packed = "all" if num_packed == len(tensors) else f"{num_packed} of {len(tensors)} pieces"
-        return f"weights packed for oneDNN ({packed})"
+        few = ", few rows compiled" if can_be_few(tensors[0].dtype) else ""
+        return f"weights packed for oneDNN ({packed}){few}"
 
     @property
     def num_bytes(self) -> int:

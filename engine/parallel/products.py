@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.parallel.packed import can_pack, multiply, multiply_add, pack, place_and_bytes
+from engine.parallel.packed import Packed, can_pack, multiply, pack, place_and_bytes
 from engine.spec.modes import Mode
 
 # Rows or columns of a base shard that each mode multiplies with.
@@ -97,9 +97,10 @@ class PackedOutputs:
     """Packed ``pieces`` of the rows, cut at ``cuts``."""
 
     def __init__(
-        self, pieces: Sequence[Tensor], cuts: Sequence[range], bias: Tensor | None, rows: Ranges
+        self, pieces: Sequence[Packed], cuts: Sequence[range], bias: Tensor | None, rows: Ranges
     ) -> None:
-        self.tensors = [*pieces] if bias is None else [*pieces, bias]
+        tensors = [piece.tensor for piece in pieces]
+        self.tensors = tensors if bias is None else [*tensors, bias]
         parts = [
             (piece, None if bias is None else bias[_slice(cut)])
             for piece, cut in zip(pieces, cuts, strict=True)
@@ -114,9 +115,9 @@ class PackedOutputs:
 class PackedInputs:
     """Packed ``pieces`` of the columns, cut at ``cuts``; sums are rounded piece by piece."""
 
-    def __init__(self, pieces: Sequence[Tensor], cuts: Sequence[range], columns: Ranges) -> None:
-        self.tensors = [*pieces]
-        self._parts: dict[Mode, list[tuple[Tensor, slice]]] = {}
+    def __init__(self, pieces: Sequence[Packed], cuts: Sequence[range], columns: Ranges) -> None:
+        self.tensors = [piece.tensor for piece in pieces]
+        self._parts: dict[Mode, list[tuple[Packed, slice]]] = {}
         for mode, kept in columns.items():
             self._parts[mode] = [
                 (pieces[i], slice(cuts[i].start - kept.start, cuts[i].stop - kept.start))
@@ -127,11 +128,11 @@ class PackedInputs:
         (first, columns), *others = self._parts[mode]
         total = multiply(x[:, columns] if others else x, first, bias)
         for piece, columns in others:
-            total = multiply_add(x[:, columns], piece, total)
+            total = multiply(x[:, columns], piece, total=total)
         return total
 
 
-def _packed_pieces(weight: Tensor, cuts: Sequence[range], *, dim: int) -> list[Tensor] | None:
+def _packed_pieces(weight: Tensor, cuts: Sequence[range], *, dim: int) -> list[Packed] | None:
     """The pieces of ``weight`` between cuts of ``dim``; None where they cannot be packed, or would
     take more bytes.
     """
@@ -141,7 +142,7 @@ def _packed_pieces(weight: Tensor, cuts: Sequence[range], *, dim: int) -> list[T
     for cut in cuts:
         piece = weight.narrow(dim, cut.start, len(cut))
         packed.append(pack(piece))
-        if place_and_bytes(packed[-1])[1] > piece.nbytes:
+        if place_and_bytes(packed[-1].tensor)[1] > piece.nbytes:
             return None
     return packed
 

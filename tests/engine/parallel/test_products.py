@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from engine.parallel.packed import can_pack, place_and_bytes
+from engine.parallel.few_rows import can_be_few
+from engine.parallel.packed import can_pack, multiply, pack, place_and_bytes
 from engine.parallel.products import (
     PackedInputs,
     PackedOutputs,
@@ -65,6 +68,29 @@ def test_packed_inputs_are_summed_over_their_pieces_on_every_rung(
         x = _random(rows, len(kept), dtype=dtype, seed=2)
         _close(packed(x, mode, bias), plain(x, mode, bias))
         _close(packed(x, mode), plain(x, mode))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rows", [1, 3, 6, 16, 17, 32])
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+def test_compiled_products_of_few_rows_are_those_of_onednn(
+    dtype: torch.dtype, rows: int, threads: int
+) -> None:
+    if not can_be_few(dtype):
+        pytest.skip("no compiler, or not these instructions")
+    packed = pack(_random(192, 96, dtype=dtype))
+    assert packed.few is not None
+    by_onednn = replace(packed, few=None)
+    x = _random(rows, 200, dtype=dtype, seed=1)[:, 60:156]  # rows apart, as of a split input
+    bias, total = _random(192, dtype=dtype, seed=2), _random(rows, 192, dtype=dtype, seed=3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        _close(multiply(x, packed, bias), multiply(x, by_onednn, bias))
+        added = multiply(x, packed, total=total)
+    finally:
+        torch.set_num_threads(before)
+    _close(added, multiply(x, by_onednn, total=total))
 
 
 @packs

@@ -9,7 +9,7 @@ TEST_JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install test coverage test-slow check audit format demo bench bench-scale chaos streams cpu-kernels reproduce clean
+.PHONY: install test coverage test-slow check audit format demo bench cpu-products bench-scale chaos streams cpu-kernels reproduce clean
 
 install: $(STAMP)
 
@@ -54,6 +54,12 @@ demo: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
+
+# Products of one CPU rank, about two minutes; wants a quiet machine. THREADS=2: of two cores.
+THREADS ?= 1
+cpu-products: $(STAMP)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m benchmarks.cpu_products --threads $(THREADS) \
+		--out benchmarks/reports/$$(date +%F)-cpu-products.md
 
 # About two minutes each; MINUTES=30 shows whether memory grows.
 MINUTES ?= 1

@@ -18,7 +18,7 @@ from engine.lobby import end_all
 from engine.modes.table import ModeTable
 from engine.policy.document import EnginePolicy, KnobClass, check_envelope, classify
 from engine.policy.knobs import AppliedPolicy, Knob, list_knobs
-from engine.replica.devices import read_inventory, with_device_memory
+from engine.replica.devices import for_replica, read_inventory, with_device_memory
 from engine.replica.handover import Handover
 from engine.replica.replica import Replica
 from engine.replica.stream import OnOutput, RequestStream
@@ -174,6 +174,7 @@ class Engine:
             self.envelope,
             held=self._held_plan,
             max_devices=self._inventory.max_ranks,
+            threads_per_rank=for_replica(self.config, self.settings.plan, index=0).threads_per_rank,
             cost_s=self._cost_s,
         )
 

@@ -47,17 +47,18 @@ class Fleet:
         self._prepare_pools(plan)
         while len(self.telemetry) < count:
             self.telemetry.append(Telemetry())
+        configs = [for_replica(self._config, plan, index=index) for index in range(count)]
         replicas = [
             Replica(
                 index=index,
-                config=self._config,
+                config=config,
                 model=self._model,
                 settings=settings,
-                make_executor=partial(self._make_executor, plan.replica, index),
+                make_executor=partial(self._make_executor, config, plan.replica, index),
                 telemetry=self.telemetry[index],
                 first_step_id=first_step_id,
             )
-            for index in range(count)
+            for index, config in enumerate(configs)
         ]
         for replica in replicas:
             replica.launch()
@@ -88,8 +89,7 @@ class Fleet:
             pool.close()
         del self._pools[count:]
 
-    def _make_executor(self, plan: ParallelPlan, index: int) -> Executor:
-        config = for_replica(self._config, index=index, replica_size=plan.replica_size)
+    def _make_executor(self, config: EngineConfig, plan: ParallelPlan, index: int) -> Executor:
         timer = self._timer_factory(plan) if self._timer_factory is not None else None
         pool = self._pools[index] if self._pools else None
         return make_executor(config, self._model, plan, timer=timer, clock=WallClock(), ranks=pool)

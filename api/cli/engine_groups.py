@@ -135,6 +135,15 @@ class RankOptions:
         typer.Option(min=0, max=64, help="Warm processes that wait to take a dead rank's place."),
     ] = 0
 
+    threads_per_rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="Threads of each CPU rank; by default OMP_NUM_THREADS, else cores over ranks.",
+        ),
+    ] = None
+
     def __post_init__(self) -> None:
         """End where a share is named of memory that has no devices."""
         if self.gpu_memory_utilization is not None and self.device == "cpu":

@@ -41,7 +41,7 @@ SECRETS = {
     help_order="model_tag model source choice plan port host config mode mode_table max_num_seqs "
     "max_num_batched_tokens max_queue max_model_len dtype device max_devices kv_cache_mib "
     "gpu_memory_utilization block_size link overlap no_parallel_sampling prefix_cache spare_ranks "
-    "paced backend served_model_name name api_key knob_key"
+    "threads_per_rank paced backend served_model_name name api_key knob_key"
 )
 def serve(
     ctx: typer.Context,
@@ -125,6 +125,7 @@ def _config(
         parallel_sampling=not ranks.no_parallel_sampling,
         prefix_cache=ranks.prefix_cache,
         spare_ranks=ranks.spare_ranks,
+        threads_per_rank=ranks.threads_per_rank,
         mode_table_path=plan.mode_table,
         # One rank, too, in a process of its own: it computes beside the server, not in its turns.
         executor=ExecutorKind.PROCESS,
@@ -252,6 +253,8 @@ class _Serving:
     def _ready(self, engine: Engine) -> None:
         """Say where the server is, and join the control plane if there is one."""
         house, name, plan = self.house, self._model_name, str(engine.settings.plan)
+        if engine.executor_infos and (computes_by := engine.executor_infos[0].computes_by):
+            log(f"products: {computes_by}")
         url = house.listening.url(self.listener)
         if house.as_json:
             paced = {} if engine.paced_as is None else {"paced": engine.paced_as}

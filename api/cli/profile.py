@@ -73,6 +73,9 @@ class Measuring:
             "speed drifts.",
         ),
     ] = 1
+    threads_per_rank: Annotated[
+        int, typer.Option(min=1, max=1024, help="Threads of each CPU rank; a profile is of one.")
+    ] = 1
 
     def spec(self, folder: Path, *, spent_s: float) -> ProfileSpec:
         """The same for the model in ``folder``, of whose seconds some are spent; ends on a
@@ -87,6 +90,7 @@ class Measuring:
             link=read_link(self.link),
             seconds=max(0.0, self.seconds - spent_s),
             rounds=self.rounds,
+            threads_per_rank=self.threads_per_rank,
         )
 
 

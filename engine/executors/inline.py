@@ -7,6 +7,8 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+import torch
+
 from engine.executors.protocol import ExecutorInfo
 from engine.parallel.mesh import solo_groups
 from engine.rank.answers import PendingAnswer
@@ -127,6 +129,8 @@ class InlineExecutor:
         config = self._config
         blocks = num_kv_blocks(config, self._model, self._plan)
         max_len = config.max_model_len or self._model.max_positions
+        if config.threads_per_rank is not None and not config.device.startswith("cuda"):
+            torch.set_num_threads(config.threads_per_rank)
         runner = ModelRunner(
             model_dir=config.model_dir,
             plan=self._plan,
@@ -147,6 +151,7 @@ class InlineExecutor:
             weight_bytes=(runner.weight_bytes,),
             kv_bytes=(runner.kv_bytes,),
             depth=1,
+            computes_by=runner.computes_by,
         )
 
     def submit(self, step: StepPlan) -> None:

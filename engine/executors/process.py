@@ -13,6 +13,7 @@ from engine.executors.pool import Condition, GivenRanks, OwnRanks, RankSource
 from engine.executors.protocol import ExecutorInfo
 from engine.executors.ranks import RankProcesses
 from engine.kernels.cpu_library import build_cpu_library
+from engine.parallel.few_rows import build_few_rows
 from engine.spec import errors
 from engine.spec.config import Collectives, EngineConfig, num_kv_blocks
 from engine.spec.errors import EngineError, RankError
@@ -78,6 +79,7 @@ class ProcessExecutor:
         check_plan(self._plan, self._model)
         if not self._config.device.startswith("cuda"):
             build_cpu_library()
+            build_few_rows()
         deadline_s = time.monotonic() + self._config.start_timeout_s
         try:
             self._meeting = MeetingPlace(self.backend)
@@ -94,6 +96,7 @@ class ProcessExecutor:
             weight_bytes=tuple(rank.weight_bytes for rank in ready),
             kv_bytes=tuple(rank.kv_bytes for rank in ready),
             depth=self._plan.pp,
+            computes_by=ready[0].computes_by,
         )
 
     def submit(self, step: StepPlan) -> None:
@@ -202,6 +205,7 @@ class ProcessExecutor:
             init_method=meeting.address,
             link=None if config.link is None or is_cuda else asdict(config.link),
             timeout_s=config.step_timeout_s,
+            num_threads=1 if is_cuda else config.threads_per_rank or 1,
         )
 
     def _wait_ready(self, ranks: RankProcesses, deadline_s: float) -> list[RankReady]:

@@ -13,13 +13,14 @@ class ExecutorInfo:
     """What a started executor offers: KV blocks per rank, resident bytes per rank, depth.
 
     ``depth`` is the number of steps that run at once (one per pipeline stage); one more may be
-    queued behind them.
+    queued behind them. ``computes_by`` says for people what runs a rank's products.
     """
 
     num_kv_blocks: int
     weight_bytes: tuple[int, ...]
     kv_bytes: tuple[int, ...]
     depth: int
+    computes_by: str = ""
 
 
 class Executor(Protocol):

@@ -26,7 +26,11 @@ END_TIMEOUT_S = 2.0
 SEND_TIMEOUT_S = 5.0
 WORDS_BYTES = 4000
 WORDS_TIMEOUT_S = 1.0
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+# What a rank starts with, before it is told its threads.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# Threads of a rank spin about a millisecond for their next product: through the gaps of a step, and
+# not long beside a front end that wants the core. Who sets this or OMP_WAIT_POLICY is obeyed.
+SHORT_SPIN = {"GOMP_SPINCOUNT": "20000"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,9 +266,11 @@ def end_processes(processes: Sequence[RankProcess], *, is_kill: bool = False) ->
 
 
 def _environment() -> dict[str, str]:
-    """One thread per rank, and modules from where this process has them, not from the cwd."""
+    """One thread to start with, and modules from where this process has them, not from the cwd."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    return {**inherited_environment(), **ONE_THREAD, "PYTHONPATH": path}
+    found = inherited_environment()
+    waiting = {} if "OMP_WAIT_POLICY" in found else SHORT_SPIN
+    return {**waiting, **found, **ONE_THREAD, "PYTHONPATH": path}
 
 
 def _signal_name(number: int) -> str:

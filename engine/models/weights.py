@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 from engine.models.loader import Checkpoint
+from engine.parallel.few_rows import can_be_few
 from engine.parallel.heads import HeadLayout, Part, block_range, head_layout
 from engine.parallel.linear import (
     ColumnParallelLinear,
-    Ranges,
     RowParallelLinear,
     VocabParallelEmbedding,
     VocabParallelHead,
 )
 from engine.parallel.mesh import RankGroups
+from engine.parallel.packed import place_and_bytes
+from engine.parallel.products import Ranges
 from engine.spec.model import ModelConfig
 from engine.spec.plan import (
     ParallelPlan,
@@ -60,6 +62,19 @@ class StageWeights:
     head: VocabParallelHead | None
 
     @property
+    def products(self) -> str:
+        """What multiplies with the layers, for people."""
+        tensors = [
+            tensor for layer in self.layers for tensor in layer.tensors() if tensor.dim() > 1
+        ]
+        num_packed = sum(tensor.is_mkldnn for tensor in tensors)
+        if not num_packed:
+            return "plain weights"
+        packed = "all" if num_packed == len(tensors) else f"{num_packed} of {len(tensors)} pieces"
+        few = ", few rows compiled" if can_be_few(tensors[0].dtype) else ""
+        return f"weights packed for oneDNN ({packed}){few}"
+
+    @property
     def num_bytes(self) -> int:
         """Resident bytes: every storage counted once, however many views it has."""
         tensors = [tensor for layer in self.layers for tensor in layer.tensors()]
@@ -69,8 +84,7 @@ class StageWeights:
             tensors.append(self.final_norm)
         if self.head is not None:
             tensors += self.head.tensors
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-        return sum(storages.values())
+        return sum(dict(place_and_bytes(tensor) for tensor in tensors).values())
 
 
 def load_stage(
@@ -173,6 +187,7 @@ class _ShardReader:
                 mode: range(view.start * head_dim, view.stop * head_dim)
                 for mode, view in layout.views.items()
             },
+            may_pack=True,
         )
 
     def _qk_norm(self, layer: int) -> Tensor:
@@ -205,6 +220,7 @@ class _ShardReader:
             weight.to(self._device),
             None if bias is None else bias.to(self._device),
             rows=self._ranges(2 * block),
+            may_pack=True,
         )
 
     def _row_parallel(self, module: str, num_columns: int, *, has_bias: bool) -> RowParallelLinear:
@@ -219,6 +235,7 @@ class _ShardReader:
             None if bias is None else bias.clone().to(self._device),
             columns=self._ranges(block),
             groups=self._groups,
+            may_pack=True,
         )
 
     def _ranges(self, width: int) -> Ranges:
@@ -250,15 +267,14 @@ class _ShardReader:
         """The head's shard; tied to the embedding of the same stage it is a view of it."""
         start = self._coords.shift_index(self._plan) * self._vocab_block
         rows = range(start, start + self._vocab_block)
-        if self._checkpoint.is_tied and embedding is not None:
-            weight = embedding.block_view
-        else:
-            weight = self._vocab_rows(self._names.head, rows)
+        view = embedding.block_view if self._checkpoint.is_tied and embedding is not None else None
+        weight = self._vocab_rows(self._names.head, rows) if view is None else view
         return VocabParallelHead(
             weight,
             num_valid=len(range(*slice(rows.start, rows.stop).indices(self._model.vocab_size))),
             vocab_size=self._model.vocab_size,
             groups=self._groups,
+            may_pack=view is None,
         )
 
     def _vocab_rows(self, module: str, rows: range) -> Tensor:

@@ -6,41 +6,35 @@ that no second copy exists. Shapes follow the checkpoints: ``[out_features, in_f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from engine.parallel.mesh import RankGroups
+from engine.parallel.products import Ranges, split_inputs, split_outputs
 from engine.spec.modes import Mode
-
-# Rows or columns of a base shard that each mode multiplies with.
-Ranges = Mapping[Mode, range]
 
 
 class ColumnParallelLinear:
     """Output features split. ``weight`` [rows of the base shard, d]; a mode's shard is ``rows`` of
-    it. No communication.
+    it. No communication. With ``may_pack`` the weight is packed where this machine can.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, rows: Ranges) -> None:
-        self.tensors = [weight] if bias is None else [weight, bias]
-        self._views = {
-            mode: (weight[_slice(kept)], None if bias is None else bias[_slice(kept)])
-            for mode, kept in rows.items()
-        }
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, *, rows: Ranges, may_pack: bool = False
+    ) -> None:
+        self._product = split_outputs(weight, bias, rows, may_pack=may_pack)
+        self.tensors = self._product.tensors
 
     def __call__(self, x: Tensor, mode: Mode) -> Tensor:
         """``x[n, d]`` -> ``[n, rows of the mode's shard]``."""
-        weight, bias = self._views[mode]
-        return F.linear(x, weight, bias)
+        return self._product(x, mode)
 
 
 class RowParallelLinear:
     """Input features split, so products are partial sums. ``weight`` [d, columns of the base
-    shard]; a mode's shard is ``columns`` of it (strided, which BLAS reads as it is). ``bias`` [d]
-    is whole on every rank, and added once to the whole sum.
+    shard]; a mode's shard is ``columns`` of it. ``bias`` [d] is whole on every rank, and added once
+    to the whole sum.
     """
 
     def __init__(
@@ -50,18 +44,19 @@ class RowParallelLinear:
         *,
         columns: Ranges,
         groups: RankGroups,
+        may_pack: bool = False,
     ) -> None:
-        self.tensors = [weight] if bias is None else [weight, bias]
+        self._product = split_inputs(weight, columns, may_pack=may_pack)
+        self.tensors = self._product.tensors if bias is None else [*self._product.tensors, bias]
         self._bias = bias
-        self._views = {mode: weight[:, _slice(kept)] for mode, kept in columns.items()}
         self._groups = groups
 
     def __call__(self, x: Tensor, mode: Mode) -> Tensor:
         """``x[n, columns of the mode's shard]`` -> the whole sum ``[n, d]`` on every rank."""
         group = self._groups.tensor(mode)
         if group.size == 1:
-            return F.linear(x, self._views[mode], self._bias)
-        total = group.all_reduce(F.linear(x, self._views[mode]))
+            return self._product(x, mode, self._bias)
+        total = group.all_reduce(self._product(x, mode))
         return total if self._bias is None else total + self._bias
 
 
@@ -98,21 +93,28 @@ class VocabParallelHead:
 
     ``weight`` [padded vocabulary / (sp*tp), d] is this rank's shard, of which ``num_valid`` rows
     are tokens; the rest pads the vocabulary and gives -inf. When tied, it is the embedding's
-    ``block_view``.
+    ``block_view``, whose rows are looked up too and so are never packed.
     """
 
     def __init__(
-        self, weight: Tensor, *, num_valid: int, vocab_size: int, groups: RankGroups
+        self,
+        weight: Tensor,
+        *,
+        num_valid: int,
+        vocab_size: int,
+        groups: RankGroups,
+        may_pack: bool = False,
     ) -> None:
-        self.tensors = [weight]
-        self._weight = weight
+        whole = {Mode.BASE: range(len(weight))}
+        self._product = split_outputs(weight, None, whole, may_pack=may_pack)
+        self.tensors = self._product.tensors
         self._num_valid = num_valid
         self._vocab_size = vocab_size
         self._group = groups.shift
 
     def shard(self, x: Tensor) -> Tensor:
         """``x[rows, d]`` -> this rank's logits ``[rows, padded vocabulary / (sp*tp)]``."""
-        shard = F.linear(x, self._weight)
+        shard = self._product(x, Mode.BASE)
         if self._num_valid < shard.shape[1]:
             shard[:, self._num_valid :] = -torch.inf
         return shard

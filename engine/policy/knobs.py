@@ -46,10 +46,12 @@ def list_knobs(
     *,
     held: ParallelPlan,
     max_devices: int,
+    threads_per_rank: int | None,
     cost_s: dict[KnobClass, float],
 ) -> list[Knob]:
-    """Every knob with its current value, range and, once measured, its cost in seconds. ``held``:
-    the plan whose shards ranks hold.
+    """Every knob with its current value, range and, once measured, its cost in seconds.
+
+    ``held``: the plan whose shards ranks hold. ``threads_per_rank`` is one on CPU ranks only.
     """
     caps = settings.caps
     ranges: list[tuple[str, float | None, float, float | None]] = [
@@ -103,5 +105,10 @@ def list_knobs(
                 measured_cost_s=hot_s,
             )
             for name, current, values in choices
+        ),
+        *(
+            Knob(name="threads_per_rank", knob_class=KnobClass.RESTART, current=count, minimum=1)
+            for count in (threads_per_rank,)
+            if count is not None
         ),
     ]

@@ -142,6 +142,14 @@ class ModelRunner:
         return self._weights.num_bytes
 
     @property
+    def computes_by(self) -> str:
+        """What runs the products, and on how many threads, for people; empty on CUDA."""
+        if self._device.type != "cpu":
+            return ""
+        threads = torch.get_num_threads()
+        return f"{self._weights.products}, {threads} thread{'s' if threads > 1 else ''} per rank"
+
+    @property
     def kv_bytes(self) -> int:
         """Bytes of this rank's KV cache."""
         return sum(cache.num_bytes for cache in self._caches)

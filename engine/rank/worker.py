@@ -174,6 +174,7 @@ class RankLoop:
         self._outbox.drain()
         self._number, self._step_id = setup.rank, None
         self._is_on_cuda = setup.device.startswith("cuda")
+        _use_threads(setup.num_threads)
         self._rank = self._open(setup, arrival.fds)
         runner = self._rank.runner
         if self._is_on_cuda:
@@ -183,7 +184,12 @@ class RankLoop:
             self._inbox.prepares_for = runner
         self._has_failed = False
         self._reply(
-            RankReady(rank=setup.rank, weight_bytes=runner.weight_bytes, kv_bytes=runner.kv_bytes),
+            RankReady(
+                rank=setup.rank,
+                weight_bytes=runner.weight_bytes,
+                kv_bytes=runner.kv_bytes,
+                computes_by=runner.computes_by,
+            ),
             arrival.tag,
         )
 
@@ -236,6 +242,13 @@ class RankLoop:
         self._reply(failure, tag)
 
 
+def _use_threads(count: int) -> None:
+    """Compute on ``count`` threads from now on, this one among them."""
+    import torch
+
+    torch.set_num_threads(count)
+
+
 def warm_up() -> None:
     """Import torch and the model, about a second, before the first message asks for them.
 
@@ -243,12 +256,10 @@ def warm_up() -> None:
     later rounds need not look at it.
     """
     gc.disable()
-    import torch
-
     import engine.parallel.transport
     import engine.rank.runner  # noqa: F401 - for what importing it costs, not for its names
 
-    torch.set_num_threads(1)
+    _use_threads(1)
     gc.freeze()
     gc.enable()
 

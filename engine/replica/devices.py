@@ -6,8 +6,9 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from engine.spec.config import EngineConfig, ExecutorKind
+from engine.spec.config import MOST_THREADS, EngineConfig, ExecutorKind
 from engine.spec.inventory import LEAST_CPU_RANKS, MOST_RANKS, Inventory, RankKind
+from engine.spec.plan import ParallelPlan
 
 # The memory limit of a container, where there is one; a number or the word "max".
 CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
@@ -56,12 +57,28 @@ def read_inventory(config: EngineConfig) -> Inventory:
             )
 
 
-def for_replica(config: EngineConfig, *, index: int, replica_size: int) -> EngineConfig:
-    """The config of one replica: on CUDA it begins at its own device, ranks count up from there."""
-    if not is_cuda(config):
+def for_replica(config: EngineConfig, plan: ParallelPlan, *, index: int) -> EngineConfig:
+    """The config of replica ``index`` under the engine's ``plan``: on CUDA it begins at its own
+    device, ranks count up from there; on CPU each rank has its threads.
+    """
+    if config.executor is ExecutorKind.SIMULATED:
         return config
-    first = _index(config.device) + index * replica_size
+    if not is_cuda(config):
+        return replace(config, threads_per_rank=threads_per_rank(config, plan.world_size))
+    first = _index(config.device) + index * plan.replica_size
     return replace(config, device=f"cuda:{first}")
+
+
+def threads_per_rank(config: EngineConfig, num_ranks: int) -> int:
+    """Threads of each of ``num_ranks`` CPU ranks: those asked for, else what ``OMP_NUM_THREADS``
+    says, else the cores shared evenly.
+    """
+    if config.threads_per_rank is not None:
+        return config.threads_per_rank
+    first, _, _ = os.environ.get("OMP_NUM_THREADS", "").partition(",")
+    if first.strip().isdecimal() and 1 <= int(first) <= MOST_THREADS:
+        return int(first)
+    return max(1, _num_cores() // num_ranks)
 
 
 def is_cuda(config: EngineConfig) -> bool:

@@ -101,6 +101,7 @@ def mode_fingerprint(
         "dtype": config.dtype,
         "device": device,
         "pace": list(pace),
+        "threads_per_rank": config.threads_per_rank,
         "link": asdict(config.link or LinkEmulation()),
         "collectives": _backend(config),
         "block_size": config.block_size,

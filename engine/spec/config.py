@@ -16,6 +16,8 @@ from engine.spec.settings import Caps, Settings
 
 # Beyond a second per collective nothing is emulated that anyone would serve with.
 MOST_LATENCY_US = 1e6
+# More cores than any host of CPU ranks has.
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +92,10 @@ class EngineConfig:
     rows over the ranks, ``prefix_cache`` reuses KV blocks of equal beginnings; outputs are the
     same without them. ``spare_ranks`` processes wait, warmed up, to take a dead rank's place.
     ``hardware`` names what a simulated executor's steps take the time of, for whoever asks.
-    ``mode_table_path`` keeps the measured mode table between starts. ``step_timeout_s`` bounds
-    steps of which nothing is known yet. ``coin_seed`` is for tests: modes flip by a coin (see
-    ``ModeChooser``).
+    ``threads_per_rank`` compute on each CPU rank; None: what ``OMP_NUM_THREADS`` says, else cores
+    over ranks. ``mode_table_path`` keeps the measured mode table between starts.
+    ``step_timeout_s`` bounds steps of which nothing is known yet. ``coin_seed`` is for tests:
+    modes flip by a coin (see ``ModeChooser``).
     """
 
     model_dir: Path
@@ -120,8 +123,16 @@ class EngineConfig:
     parallel_sampling: bool = True
     prefix_cache: bool = True
     spare_ranks: int = 0
+    threads_per_rank: int | None = None
     mode_table_path: Path | None = None
     coin_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads_per_rank is not None and not 1 <= self.threads_per_rank <= MOST_THREADS:
+            raise EngineError(
+                f"threads_per_rank={self.threads_per_rank}: must be from 1 to {MOST_THREADS}, or "
+                "left out"
+            )
 
     @property
     def paced_as(self) -> str | None:

@@ -29,14 +29,18 @@ class RankSetup(msgspec.Struct, tag="setup", kw_only=True):
     init_method: str
     link: dict[str, float] | None
     timeout_s: float
+    num_threads: int = 1
 
 
 class RankReady(msgspec.Struct, tag="ready", kw_only=True):
-    """A rank has loaded its shard. ``weight_bytes`` counts resident parameter storage once."""
+    """A rank has loaded its shard. ``weight_bytes`` counts resident parameter storage once;
+    ``computes_by`` says for people what runs its products, on how many threads.
+    """
 
     rank: int
     weight_bytes: int
     kv_bytes: int
+    computes_by: str = ""
 
 
 class RankFailure(msgspec.Struct, tag="failure", kw_only=True):

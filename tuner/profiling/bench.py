@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,10 @@ from engine.kernels.kv_cache import LayerCache, allocate_cache
 from engine.kernels.layer import HeadShape, LayerKernels
 from engine.models.rope import rope_table
 from engine.parallel.communicator import Communicator
+from engine.parallel.products import OutputProduct, split_outputs
 from engine.rank.runner import TORCH_DTYPES
 from engine.spec.model import DType, ModelConfig
+from engine.spec.modes import Mode
 from tuner.profiling.messages import OperatorJob, OperatorReport
 from tuner.profiling.profile import (
     AttentionTime,
@@ -111,9 +113,10 @@ class _Operators:
         found: dict[tuple[int, int, int], GemmTime] = {}
         for degree in self._job.degrees:
             layer = layer_shapes(self._model, degree).all
-            weights = [self._weight(gemm, self._num_copies(layer)) for gemm in layer]
+            products = [self._products(gemm, self._num_copies(layer)) for gemm in layer]
             for m in (m for m in ROWS if m <= self._job.max_tokens):
-                for gemm, seconds in zip(layer, self._layer_seconds(m, weights), strict=True):
+                taken = self._layer_seconds(m, layer, products)
+                for gemm, seconds in zip(layer, taken, strict=True):
                     found[m, gemm.n, gemm.k] = self._gemm_time(m, gemm, seconds)
             head = GemmShape(n=-(-self._model.vocab_size // degree), k=self._model.hidden_size)
             weight = self._weight(head, 1)[0]
@@ -188,18 +191,28 @@ class _Operators:
                 )
         return rows
 
-    def _layer_seconds(self, m: int, weights: list[list[Tensor]]) -> list[float]:
+    def _products(self, gemm: GemmShape, num_copies: int) -> list[OutputProduct]:
+        """Copies of a layer's weight, each packed where the engine would."""
+        whole = {Mode.BASE: range(gemm.n)}
+        return [
+            split_outputs(weight, None, whole, may_pack=True)
+            for weight in self._weight(gemm, num_copies)
+        ]
+
+    def _layer_seconds(
+        self, m: int, layer: Sequence[GemmShape], products: list[list[OutputProduct]]
+    ) -> list[float]:
         """Seconds of each product of a layer, walking through the copies like through layers."""
-        inputs = [self._tensor(m, copies[0].shape[1]) for copies in weights]
-        taken: list[list[float]] = [[] for _ in weights]
+        inputs = [self._tensor(m, gemm.k) for gemm in layer]
+        taken: list[list[float]] = [[] for _ in products]
         # With many rows the weights' way from memory no longer matters, but the time does.
-        num_layers = len(weights[0]) if m <= FEW_ROWS else 1
+        num_layers = len(products[0]) if m <= FEW_ROWS else 1
 
         def one_pass() -> None:
-            for layer in range(num_layers):
-                for x, copies, seconds in zip(inputs, weights, taken, strict=True):
+            for index in range(num_layers):
+                for x, copies, seconds in zip(inputs, products, taken, strict=True):
                     started_s = time.perf_counter()
-                    F.linear(x, copies[layer])
+                    copies[index](x, Mode.BASE)
                     if self._device.type == "cuda":
                         torch.cuda.synchronize(self._device)
                     seconds.append(time.perf_counter() - started_s)

@@ -39,6 +39,7 @@ def profile_operators(
     max_tokens: int,
     max_context: int,
     seconds: float,
+    threads_per_rank: int = 1,
 ) -> OperatorReport:
     """Operator times with ``num_ranks`` ranks at work at once.
 
@@ -72,6 +73,7 @@ def profile_operators(
                     init_method=address,
                     link=None,
                     timeout_s=GRACE_S,
+                    num_threads=threads_per_rank,
                 ),
                 num_ranks=num_ranks,
                 degrees=degrees,

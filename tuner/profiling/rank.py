@@ -37,7 +37,7 @@ def _run(job: OperatorJob, fds: list[int]) -> OperatorReport:
     from engine.parallel.transport import open_transport
     from tuner.profiling.bench import measure_operators
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(job.setup.num_threads)
     if job.num_ranks == 1:
         return measure_operators(job, SoloCommunicator())
     members = tuple(range(job.num_ranks))

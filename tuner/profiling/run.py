@@ -41,10 +41,10 @@ class ProfileSpec:
 
     Processes start and load weights for every kind of plan, and everything is measured a least
     number of times; with less than that needs, it takes as long as that needs (``Took.fixed_s``).
-    ``num_ranks`` never exceeds the machine's cores (or CUDA devices), because the times of ranks
-    that share a core would hold their waiting. The seconds are shared by ``rounds``, each of which
-    starts and measures everything. Several rounds help where the machine's speed drifts, as a
-    virtual one's does.
+    ``num_ranks`` never exceeds the machine's cores over ``threads_per_rank`` (or CUDA devices),
+    because the times of ranks that share a core would hold their waiting. The seconds are shared by
+    ``rounds``, each of which starts and measures everything. Several rounds help where the speed of
+    the machine drifts, as a virtual one's does.
     """
 
     model_dir: Path
@@ -57,6 +57,7 @@ class ProfileSpec:
     max_context: int = 2048
     seed: int = 0
     rounds: int = 1
+    threads_per_rank: int = 1
 
 
 def run_profile(spec: ProfileSpec, *, on_event: OnEvent = lambda _: None) -> Profile:
@@ -80,7 +81,7 @@ def _run_round(spec: ProfileSpec, budget: Budget, on_event: OnEvent) -> Profile:
     """Everything once."""
     begun_s, asked_s = time.perf_counter(), budget.left_s
     model = ModelConfig.from_dir(spec.model_dir)
-    most = min(spec.num_ranks, max_active_ranks(spec.device))
+    most = min(spec.num_ranks, max_active_ranks(spec.device, spec.threads_per_rank))
     reports = []
     for active in range(1, most + 1):
         kinds = "operators" if active == 1 else "operators and collectives"
@@ -95,6 +96,7 @@ def _run_round(spec: ProfileSpec, budget: Budget, on_event: OnEvent) -> Profile:
         link=spec.link,
         executor=ExecutorKind.PROCESS,
         kv_cache_bytes=128 * 2**20,
+        threads_per_rank=spec.threads_per_rank,
     )
     on_event("passes of a model cut to a few layers")
     of_pieces = budget.inner(PIECE_SHARE / (PIECE_SHARE + SERVING_SHARE))
@@ -109,7 +111,7 @@ def _run_round(spec: ProfileSpec, budget: Budget, on_event: OnEvent) -> Profile:
     of_serving = budget.inner(1.0)
     samples, host_work = serve_samples(config, model, seed=spec.seed, budget=of_serving)
     return Profile(
-        fingerprint=this_machine(spec.device),
+        fingerprint=this_machine(spec.device, threads_per_rank=spec.threads_per_rank),
         model=model_sizes(model),
         dtype=spec.dtype.value,
         link=asdict(spec.link) if spec.link else None,
@@ -129,10 +131,10 @@ def _run_round(spec: ProfileSpec, budget: Budget, on_event: OnEvent) -> Profile:
     )
 
 
-def max_active_ranks(device: str) -> int:
-    """Ranks that have a core (or device) each."""
+def max_active_ranks(device: str, threads_per_rank: int = 1) -> int:
+    """Ranks that have a core for each thread (or a device each); at least one."""
     if not device.startswith("cuda"):
-        return num_cores()
+        return max(1, num_cores() // threads_per_rank)
     import torch
 
     return torch.cuda.device_count()
@@ -151,6 +153,7 @@ def _operators(
         max_tokens=spec.max_tokens,
         max_context=min(spec.max_context, model.max_positions),
         seconds=seconds,
+        threads_per_rank=spec.threads_per_rank,
     )
 
 

@@ -151,8 +151,12 @@ def prepare(
         trial_workload=head(workload, spec.probe_requests) if is_live else workload,
         space=space,
         simulator=simulator,
-        config=replace(config, envelope=space.envelope),
-        max_live_ranks=_max_live_ranks(spec) if is_live else 0,
+        config=replace(
+            config,
+            envelope=space.envelope,
+            threads_per_rank=step_model.machine.threads_per_rank if step_model else None,
+        ),
+        max_live_ranks=_max_live_ranks(spec, step_model) if is_live else 0,
         cost_model=step_model,
         hardware=hardware,
         on_event=on_event,
@@ -236,10 +240,11 @@ def _interval(node: Node | None, step_model: StepModel | None) -> float:
     return step_model.error.plan_interval
 
 
-def _max_live_ranks(spec: TuningSpec) -> int:
+def _max_live_ranks(spec: TuningSpec, step_model: StepModel | None) -> int:
     from tuner.profiling.run import max_active_ranks
 
-    return min(spec.num_devices, max_active_ranks(spec.device))
+    threads = step_model.machine.threads_per_rank if step_model else 1
+    return min(spec.num_devices, max_active_ranks(spec.device, threads))
 
 
 def _warnings(

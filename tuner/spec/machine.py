@@ -15,32 +15,41 @@ DATA_DIR_VARIABLE = "GEARSHIFT_DATA_DIR"
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """What step times depend on besides the model: processor, cores, torch build, device."""
+    """What step times depend on besides the model: processor, cores, torch build, device, and how
+    many threads compute on each rank.
+    """
 
     cpu_model: str
     num_cores: int
     torch_version: str
     device: str = "cpu"
+    threads_per_rank: int = 1
 
     @property
     def id(self) -> str:
         """A short hash that names the machine."""
-        raw = json.dumps(asdict(self), sort_keys=True).encode()
+        facts = asdict(self)
+        if self.threads_per_rank == 1:
+            del facts["threads_per_rank"]  # the names that machines had before it was a fact
+        raw = json.dumps(facts, sort_keys=True).encode()
         return hashlib.sha256(raw).hexdigest()[:12]
 
     def __str__(self) -> str:
+        threads = f", {self.threads_per_rank} threads per rank" if self.threads_per_rank > 1 else ""
         return (
             f"{self.cpu_model}, {self.num_cores} cores, torch {self.torch_version}, {self.device}"
+            f"{threads}"
         )
 
 
-def this_machine(device: str = "cpu") -> Fingerprint:
+def this_machine(device: str = "cpu", *, threads_per_rank: int = 1) -> Fingerprint:
     """The fingerprint of the machine we run on (imports no torch)."""
     return Fingerprint(
         cpu_model=_cpu_model(),
         num_cores=num_cores(),
         torch_version=version("torch"),
         device=device.partition(":")[0],
+        threads_per_rank=threads_per_rank,
     )
 
 

@@ -173,7 +173,8 @@ class StepModel:
 
     def _added_seconds(self, shape: StepShape, plan: ParallelPlan) -> tuple[float, ...]:
         is_cpu = self.machine.device == "cpu"
-        num_free = self.machine.num_cores - plan.world_size if is_cpu else None
+        busy = plan.world_size * self.machine.threads_per_rank
+        num_free = self.machine.num_cores - busy if is_cpu else None
         return self.serving.stage_seconds(shape, plan.replica, num_free_cores=num_free)
 
     def check_model(self, model: ModelConfig) -> str | None:

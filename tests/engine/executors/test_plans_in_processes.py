@@ -173,6 +173,17 @@ def test_an_emulated_link_changes_no_result(
     assert_equal(in_processes(linked, parse_plan("sp=2,shift").plan, rank_pools), single)
 
 
+def test_two_threads_a_rank_answer_the_same(
+    config: EngineConfig, single: list[Generated], rank_pools: RankPools
+) -> None:
+    plan, threaded = parse_plan("tp=2").plan, replace(config, threads_per_rank=2)
+    assert_equal(in_processes(threaded, plan, rank_pools), single)
+    model = ModelConfig.from_dir(config.model_dir)
+    executor = ProcessExecutor(threaded, model, plan, ranks=rank_pools.get(2))
+    assert executor.start().computes_by == "plain weights, 2 threads per rank"
+    executor.close()
+
+
 def test_weights_lie_once_on_every_rank(config: EngineConfig, rank_pools: RankPools) -> None:
     model = ModelConfig.from_dir(config.model_dir)
     held = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 
 from engine.replica.devices import for_replica, read_inventory, with_device_memory
 from engine.spec.config import EngineConfig, ExecutorKind
+from engine.spec.errors import EngineError
 from engine.spec.inventory import MOST_RANKS, RankKind
+from engine.spec.plan import ParallelPlan
 
 
 @pytest.mark.parametrize(
@@ -18,7 +21,28 @@ from engine.spec.inventory import MOST_RANKS, RankKind
 )
 def test_each_replica_begins_at_its_own_device(device: str, index: int, expected: str) -> None:
     config = EngineConfig(model_dir=Path("unused"), device=device)
-    assert for_replica(config, index=index, replica_size=4).device == expected
+    assert for_replica(config, ParallelPlan(dp=4, tp=4), index=index).device == expected
+
+
+def test_ranks_share_the_cores_unless_a_number_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = len(os.sched_getaffinity(0))
+    config = EngineConfig(model_dir=Path("unused"))
+    alone, crowded = ParallelPlan(), ParallelPlan(dp=cores, tp=2)
+    assert for_replica(config, alone, index=0).threads_per_rank == cores
+    assert for_replica(config, crowded, index=0).threads_per_rank == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,2")
+    assert for_replica(config, crowded, index=0).threads_per_rank == 3
+    asked = EngineConfig(model_dir=Path("unused"), threads_per_rank=5)
+    assert for_replica(asked, alone, index=0).threads_per_rank == 5
+
+
+@pytest.mark.parametrize("count", [0, -1, 10**6])
+def test_a_number_of_threads_that_cannot_be_is_refused(count: int) -> None:
+    with pytest.raises(EngineError, match=f"threads_per_rank={count}"):
+        EngineConfig(model_dir=Path("unused"), threads_per_rank=count)
 
 
 def test_memory_that_is_set_is_kept_and_a_cpu_has_none_to_fill_in() -> None:

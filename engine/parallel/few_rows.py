@@ -1,0 +1,126 @@
+"""Compiled products of few rows with packed weights; see ``packed_few.cpp``.
+
+oneDNN's layout is its own affair, so it is not taken for granted: a shape is multiplied here only
+after an answer was found equal to oneDNN's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.kernels import native_build
+
+FOLDER = Path(__file__).parent
+SOURCE = native_build.NativeSource(
+    name="packed_few",
+    main=FOLDER / "packed_few.cpp",
+    parts=tuple((FOLDER.parent / "kernels" / "cpu").glob("*.h")),
+    flags=(*native_build.SHARED_FLAGS, "-march=native"),
+    is_tuned=True,
+)
+# Blocks of outputs that oneDNN packs together.
+BLOCKS = (64, 32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What packed_few.cpp does in one format: ``code`` for it, ``most_rows`` in one product, and of
+    what outputs and inputs have to be multiples.
+    """
+
+    code: int
+    most_rows: int
+    outputs: int
+    inputs: int
+
+
+# Float32 needs AVX-512; from 7 rows on oneDNN is as fast. Bfloat16 needs AMX.
+KINDS = {
+    torch.float32: Kind(code=0, most_rows=6, outputs=64, inputs=1),
+    torch.bfloat16: Kind(code=1, most_rows=32, outputs=32, inputs=32),
+}
+
+
+def build_few_rows() -> None:
+    """Compile it now, so that ranks which start together find it."""
+    native_build.find_library(SOURCE)
+
+
+@cache
+def find_few_rows() -> ctypes.CDLL | None:
+    """The library, built where needed; None where it cannot be."""
+    path = native_build.find_library(SOURCE)
+    if path is None:
+        return None
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        return None
+    pointer, i64, i32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    library.gs_can_multiply_few.restype = i32
+    library.gs_can_multiply_few.argtypes = [i32]
+    library.gs_multiply_few.restype = None
+    library.gs_multiply_few.argtypes = [i32, *[pointer] * 5, *[i64] * 5, i32]
+    return library
+
+
+class FewRows:
+    """Products with one packed weight ``[outputs, inputs]`` at ``address``, in blocks of ``block``
+    outputs.
+    """
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        kind: Kind,
+        *,
+        address: int,
+        block: int,
+        outputs: int,
+        inputs: int,
+    ) -> None:
+        self._kind = kind
+        self._multiply = library.gs_multiply_few
+        self._address, self._block = address, block
+        self._outputs, self._inputs = outputs, inputs
+
+    def can_take(self, x: Tensor) -> bool:
+        """Whether ``x[n, inputs]`` has few rows, whose elements lie side by side."""
+        return 0 < x.shape[0] <= self._kind.most_rows and x.stride(1) == 1
+
+    def __call__(self, x: Tensor, bias: Tensor | None, total: Tensor | None) -> Tensor:
+        """``x[n, inputs]`` -> ``[n, outputs]`` plus ``bias[outputs]`` and ``total[n, outputs]``.
+
+        :meth:`can_take` has said that it may.
+        """
+        out = torch.empty(x.shape[0], self._outputs, dtype=x.dtype)
+        self._multiply(
+            self._kind.code,
+            self._address,
+            x.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            None if total is None else total.data_ptr(),
+            out.data_ptr(),
+            self._block,
+            self._outputs,
+            self._inputs,
+            x.shape[0],
+            x.stride(0),
+            torch.get_num_threads(),
+        )
+        return out
+
+
+def can_be_few(dtype: torch.dtype, outputs: int = 0, inputs: int = 0) -> bool:
+    """Whether packed weights of this format and shape may be multiplied here."""
+    kind = KINDS.get(dtype)
+    if kind is None or outputs % kind.outputs or inputs % kind.inputs:
+        return False
+    library = find_few_rows()
+    return library is not None and bool(library.gs_can_multiply_few(kind.code))

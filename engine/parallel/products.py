@@ -1,0 +1,161 @@
+"""Products with the weight of one rank, in the shard that a mode asks for.
+
+A plain weight is read through views. A packed one has none: it is cut where the shard of any mode
+begins or ends, and each mode multiplies with the pieces inside its own, so that one packed copy
+serves all::
+
+    base  [ a | b | c ]      2x4  [ b | c ]      shift  [ b ]
+
+Products of pieces of the output lie side by side, those of pieces of the input are summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.parallel.packed import Packed, can_pack, multiply, pack, place_and_bytes
+from engine.spec.modes import Mode
+
+# Rows or columns of a base shard that each mode multiplies with.
+Ranges = Mapping[Mode, range]
+
+
+class OutputProduct(Protocol):
+    """A weight whose outputs are split. ``tensors``: what stays in memory."""
+
+    tensors: list[Tensor]
+
+    def __call__(self, x: Tensor, mode: Mode) -> Tensor:
+        """``x[n, d]`` -> ``[n, outputs of the mode's shard]``, with their bias."""
+        ...
+
+
+class InputProduct(Protocol):
+    """A weight whose inputs are split. ``tensors``: what stays in memory."""
+
+    tensors: list[Tensor]
+
+    def __call__(self, x: Tensor, mode: Mode, bias: Tensor | None = None) -> Tensor:
+        """``x[n, inputs of the mode's shard]`` -> this rank's part of the sum ``[n, d]``.
+
+        ``bias[d]`` is added where this part is the whole.
+        """
+        ...
+
+
+def split_outputs(
+    weight: Tensor, bias: Tensor | None, rows: Ranges, *, may_pack: bool
+) -> OutputProduct:
+    """``weight[base shard, d]`` and ``bias[base shard]``, of which a mode has ``rows``."""
+    cuts = _cuts(rows, weight.shape[0])
+    if may_pack and (pieces := _packed_pieces(weight, cuts, dim=0)):
+        return PackedOutputs(pieces, cuts, bias, rows)
+    return PlainOutputs(weight, bias, rows)
+
+
+def split_inputs(weight: Tensor, columns: Ranges, *, may_pack: bool) -> InputProduct:
+    """``weight[d, base shard]``, of which a mode has ``columns``."""
+    cuts = _cuts(columns, weight.shape[1])
+    if may_pack and (pieces := _packed_pieces(weight, cuts, dim=1)):
+        return PackedInputs(pieces, cuts, columns)
+    return PlainInputs(weight, columns)
+
+
+class PlainOutputs:
+    """Rows of a plain weight, each mode's a view."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: Ranges) -> None:
+        self.tensors = [weight] if bias is None else [weight, bias]
+        self._views = {
+            mode: (weight[_slice(kept)], None if bias is None else bias[_slice(kept)])
+            for mode, kept in rows.items()
+        }
+
+    def __call__(self, x: Tensor, mode: Mode) -> Tensor:
+        weight, bias = self._views[mode]
+        return F.linear(x, weight, bias)
+
+
+class PlainInputs:
+    """Columns of a plain weight, each mode's a view (strided, which BLAS reads as it is)."""
+
+    def __init__(self, weight: Tensor, columns: Ranges) -> None:
+        self.tensors = [weight]
+        self._views = {mode: weight[:, _slice(kept)] for mode, kept in columns.items()}
+
+    def __call__(self, x: Tensor, mode: Mode, bias: Tensor | None = None) -> Tensor:
+        return F.linear(x, self._views[mode], bias)
+
+
+class PackedOutputs:
+    """Packed ``pieces`` of the rows, cut at ``cuts``."""
+
+    def __init__(
+        self, pieces: Sequence[Packed], cuts: Sequence[range], bias: Tensor | None, rows: Ranges
+    ) -> None:
+        tensors = [piece.tensor for piece in pieces]
+        self.tensors = tensors if bias is None else [*tensors, bias]
+        parts = [
+            (piece, None if bias is None else bias[_slice(cut)])
+            for piece, cut in zip(pieces, cuts, strict=True)
+        ]
+        self._parts = {mode: [parts[i] for i in _inside(kept, cuts)] for mode, kept in rows.items()}
+
+    def __call__(self, x: Tensor, mode: Mode) -> Tensor:
+        found = [multiply(x, piece, bias) for piece, bias in self._parts[mode]]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+
+
+class PackedInputs:
+    """Packed ``pieces`` of the columns, cut at ``cuts``; sums are rounded piece by piece."""
+
+    def __init__(self, pieces: Sequence[Packed], cuts: Sequence[range], columns: Ranges) -> None:
+        self.tensors = [piece.tensor for piece in pieces]
+        self._parts: dict[Mode, list[tuple[Packed, slice]]] = {}
+        for mode, kept in columns.items():
+            self._parts[mode] = [
+                (pieces[i], slice(cuts[i].start - kept.start, cuts[i].stop - kept.start))
+                for i in _inside(kept, cuts)
+            ]
+
+    def __call__(self, x: Tensor, mode: Mode, bias: Tensor | None = None) -> Tensor:
+        (first, columns), *others = self._parts[mode]
+        total = multiply(x[:, columns] if others else x, first, bias)
+        for piece, columns in others:
+            total = multiply(x[:, columns], piece, total=total)
+        return total
+
+
+def _packed_pieces(weight: Tensor, cuts: Sequence[range], *, dim: int) -> list[Packed] | None:
+    """The pieces of ``weight`` between cuts of ``dim``; None where they cannot be packed, or would
+    take more bytes.
+    """
+    if weight.device.type != "cpu" or not can_pack(weight.dtype):
+        return None
+    packed = []
+    for cut in cuts:
+        piece = weight.narrow(dim, cut.start, len(cut))
+        packed.append(pack(piece))
+        if place_and_bytes(packed[-1].tensor)[1] > piece.nbytes:
+            return None
+    return packed
+
+
+def _cuts(ranges: Ranges, size: int) -> list[range]:
+    """The fewest ranges that make up 0 to ``size`` and every one of ``ranges``."""
+    edges = {0, size}.union(*((kept.start, kept.stop) for kept in ranges.values()))
+    return [range(start, stop) for start, stop in pairwise(sorted(edges))]
+
+
+def _inside(kept: range, cuts: Sequence[range]) -> list[int]:
+    return [i for i, cut in enumerate(cuts) if kept.start <= cut.start and cut.stop <= kept.stop]
+
+
+def _slice(kept: range) -> slice:
+    return slice(kept.start, kept.stop)

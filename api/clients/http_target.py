@@ -22,6 +22,9 @@ from tuner.load.targets import Ending, OnDone, OnToken, spread_stamps
 from tuner.spec.errors import LoadError
 
 CONNECT_TIMEOUT_S = 10.0
+# A connection that rested for longer is not used again: most servers close theirs after five
+# seconds, and a request that crosses the close is lost.
+REST_S = 3.0
 # Of a policy document, what says how the engine runs.
 SETTINGS_PARTS = ("plan", "shift", "caps", "scheduler", "mode")
 
@@ -160,7 +163,7 @@ class HttpTarget:
         # to wait for an answer is the driver's decision; it cancels.
         self._client = httpx.AsyncClient(
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-            limits=httpx.Limits(max_connections=None),
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=REST_S),
             headers={"Content-Type": "application/json", **_headers(api_key)},
         )
         self._loop = asyncio.new_event_loop()

@@ -23,8 +23,11 @@ from api.routes import (
     tuning_jobs,
     workloads,
 )
+from api.schemas.serving import HeartbeatOut
 from api.services import heartbeats
+from api.services.heartbeats import Beat
 from api.web.auth import KeyCheck, ensure_first_key
+from api.web.beats import QuickHeartbeats
 from api.web.context import AppContext
 from api.web.description import complete
 from api.web.errors import answer_crash, install_error_handlers, respond
@@ -94,10 +97,12 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     )
     add_docs(app)
     app.state.context = context
-    app.state.heartbeats = GroupCommit(
+    together: GroupCommit[Beat, HeartbeatOut] = GroupCommit(
         context.database, lambda uow, beats: heartbeats.keep(uow, beats, settings)
     )
+    app.state.heartbeats = together
     install_error_handlers(app)
+    app.add_middleware(QuickHeartbeats, heartbeats=together)
     app.add_middleware(
         Gate,
         limits=settings.limits,

@@ -23,11 +23,11 @@ from api.routes import (
     tuning_jobs,
     workloads,
 )
+from api.routes.quick_heartbeats import QuickHeartbeats
 from api.schemas.serving import HeartbeatOut
 from api.services import heartbeats
 from api.services.heartbeats import Beat
 from api.web.auth import KeyCheck, ensure_first_key
-from api.web.beats import QuickHeartbeats
 from api.web.context import AppContext
 from api.web.description import complete
 from api.web.errors import answer_crash, install_error_handlers, respond

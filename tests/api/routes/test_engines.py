@@ -68,7 +68,7 @@ def test_a_heartbeat_is_kept_exactly_and_tells_the_version_asked_for(
 def test_a_heartbeat_is_the_same_by_the_short_way_and_by_the_frameworks(
     client: TestClient, database: Database
 ) -> None:
-    """Only plain JSON takes the short way (``api.web.beats``)."""
+    """Only plain JSON takes the short way (``api.routes.quick_heartbeats``)."""
     engine_id = register(client)
     path = f"/v1/engines/{engine_id}/heartbeats"
     body = heartbeat_body(arrived=2, policy=engine_body()["policy"])

@@ -77,7 +77,7 @@ class ServiceSettings(BaseSettings):
     lease_s: float = Field(
         default=300.0,
         gt=0,
-        description="A silent engine keeps its devices this long; a trial renews its own.",
+        description="A silent engine keeps its devices about this long; a trial renews its own.",
     )
     run_worker: bool = Field(default=True, description="Start a worker process for tuning jobs.")
     worker_id: str = Field(

@@ -19,7 +19,7 @@ from api.web.settings import ServiceSettings
 from policies.controller import ControlLimits, ControlMemory
 from policies.decision import SmoothedLoad
 from store import Database
-from store.models import Heartbeat
+from store.engines import Window
 from tests.api.live import wait_until
 from tests.api.worlds import BUSY, CALM, acknowledge, add_recommendation, heartbeat_body, register
 
@@ -276,7 +276,7 @@ def test_one_bad_window_never_stays_in_the_average(
         # As an earlier version kept it: REST refuses it now.
         body = heartbeat_body(arrived=1, policy={}, ttft_ms=40.0)
         with database.begin() as uow:
-            beat = Heartbeat(
+            beat = Window(
                 engine_id=engine_id,
                 window_s=window_s,
                 arrived=1,

@@ -134,6 +134,9 @@ def _json(*words: str) -> dict[str, Any]:
     done = subprocess.run([*CLI, *words, "--json"], capture_output=True, text=True, check=False)
     if not done.stdout.startswith("{"):
         raise SystemExit(f"{words[0]} failed ({done.returncode}): {done.stderr[-2000:]}")
+    for line in done.stderr.splitlines():
+        if "failure" in line:
+            print(line, file=sys.stderr)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 

@@ -172,7 +172,6 @@ def test_an_id_is_free_again_as_soon_as_its_last_token_is_there(engine: Engine) 
 
     engine.submit(Request(request_id="a", prompt_ids=(5, 6)), ask_again)
     assert again.wait().reason is FinishReason.LENGTH
-    assert engine.stats().finished[FinishReason.LENGTH] == 2
     engine.check_integrity()
 
 

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,7 @@ READ_ONLY = "gearshift_read_only"
 # where nobody calls that, a commit does so, at a number that a service never reaches.
 LOG_PAGES = 2_000
 MOST_LOG_PAGES = 16_000
+CHECKPOINT = "PRAGMA wal_checkpoint(PASSIVE)"
 
 
 @dataclass(frozen=True)
@@ -208,21 +209,16 @@ class Database:
         """
         if self.engine.dialect.name != "sqlite":
             return
-        if self._checkpoint() > LOG_PAGES:
-            # Only what came meanwhile is left. With nobody writing, all of it is brought over, and
-            # the log starts anew.
-            with self._writing:
-                self._checkpoint()
-
-    def _checkpoint(self) -> int:
-        """Pages in the log."""
-        connection = self.engine.raw_connection()
-        try:
+        with closing(self.engine.raw_connection()) as connection:
             cursor = connection.cursor()
-            _, num_pages, _ = cursor.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            return int(num_pages)
-        finally:
-            connection.close()
+            cursor.execute(CHECKPOINT)
+            (found,) = cursor.fetchall()  # whether it was kept off, pages in the log, pages done
+            if found[1] > LOG_PAGES:
+                # Only what came meanwhile is left. With nobody writing, all of it is brought over,
+                # and the log starts anew.
+                with self._writing:
+                    cursor.execute(CHECKPOINT)
+                    cursor.fetchall()
 
     def close(self) -> None:
         self.engine.dispose()

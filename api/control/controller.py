@@ -72,7 +72,10 @@ class Controller:
         self._lead.release()
 
     def tick(self) -> None:
-        """Look once at every engine with a schedule. One engine's trouble stays its own."""
+        """Look once at every engine with a schedule, and drop old heartbeats.
+
+        One engine's trouble stays its own.
+        """
         with self._context.database.read() as uow:
             engine_ids = [row.id for row in uow.engines.list_scheduled()]
         for engine_id in engine_ids:
@@ -81,6 +84,7 @@ class Controller:
                     self._control(uow, uow.engines.get(engine_id, for_update=True))
             except (EngineError, PolicyInputError) as error:
                 self._log.warning("engine not controlled", engine=engine_id, error=str(error))
+        self._prune()
 
     def _run(self) -> None:
         ticks = 0
@@ -89,7 +93,6 @@ class Controller:
                 if not self._lead.try_take():
                     continue  # another service controls
                 self.tick()
-                self._prune()
                 ticks += 1
                 if ticks % FORGET_EVERY_TICKS == 0:
                     self._forget_answers()

@@ -23,7 +23,10 @@ from api.routes import (
     tuning_jobs,
     workloads,
 )
+from api.routes.quick_heartbeats import QuickHeartbeats
+from api.schemas.serving import HeartbeatOut
 from api.services import heartbeats
+from api.services.heartbeats import Beat
 from api.web.auth import KeyCheck, ensure_first_key
 from api.web.context import AppContext
 from api.web.description import complete
@@ -39,6 +42,7 @@ from engine.server.request_log import RequestLog
 from engine.server.traces import find_traces
 from store import Database
 
+CHECKPOINT_EVERY_S = 1.0
 # Routes are looked through in order, and nearly all requests are from engines.
 ROUTERS = (
     engines.router,
@@ -72,12 +76,16 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         ensure_first_key(context.database, secret, _announce_key)
         controller = Controller(context)
         controller.start()
-        watching = asyncio.create_task(context.watch.run())
+        tasks = [
+            asyncio.create_task(context.watch.run()),
+            asyncio.create_task(_keep_log_short(context.database)),
+        ]
         try:
             yield
         finally:
-            watching.cancel()
-            await asyncio.wait([watching])
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             controller.stop()
             context.database.close()
             if traces is not None:
@@ -94,10 +102,12 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     )
     add_docs(app)
     app.state.context = context
-    app.state.heartbeats = GroupCommit(
+    together: GroupCommit[Beat, HeartbeatOut] = GroupCommit(
         context.database, lambda uow, beats: heartbeats.keep(uow, beats, settings)
     )
+    app.state.heartbeats = together
     install_error_handlers(app)
+    app.add_middleware(QuickHeartbeats, heartbeats=together)
     app.add_middleware(
         Gate,
         limits=settings.limits,
@@ -114,6 +124,16 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     return app
+
+
+async def _keep_log_short(database: Database) -> None:
+    """See to the database's log beside the requests, which would wait for it otherwise."""
+    while True:
+        await asyncio.sleep(CHECKPOINT_EVERY_S)
+        try:
+            await asyncio.to_thread(database.checkpoint)
+        except Exception as error:  # the disk is full, or away for a while
+            structlog.get_logger("api.app").warning("no checkpoint", error=str(error))
 
 
 def _announce_key(secret: str) -> None:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 
 from benchmarks.quiet import OtherPrograms
@@ -35,6 +36,11 @@ MIB = 2**20
 END_S = 60
 MODEL = "llama-3.1-70b"
 METRICS = ("ttft_ms", "tpot_ms", "e2e_ms")
+# What the engine itself says of the same: from the arrival of a request to the end of a step.
+OWN_METRICS = {
+    "ttft_ms": "vllm:time_to_first_token_seconds",
+    "e2e_ms": "vllm:e2e_request_latency_seconds",
+}
 # Memory is judged once every stream has run: from a quarter of the run on.
 WARM_SHARE = 0.25
 FLAT_MIB_PER_MIN = 8.0
@@ -102,7 +108,8 @@ def main() -> int:
         predicted = _simulated(model_dir, workload, options)
         with _serving(model_dir, options) as (url, pid), Watch(pid) as watch:
             measured = _json("bench", "--url", url, "--workload", workload, *_seed(options))
-    text = report(predicted, measured, watch.samples, workload, options, other.share)
+            own_ms = {name: _mean_ms(url, own) for name, own in OWN_METRICS.items()}
+    text = report(predicted, measured, own_ms, watch.samples, workload, options, other.share)
     if options.out is not None:
         options.out.write_text(text)
     print(text)
@@ -134,8 +141,21 @@ def _json(*words: str) -> dict[str, Any]:
     done = subprocess.run([*CLI, *words, "--json"], capture_output=True, text=True, check=False)
     if not done.stdout.startswith("{"):
         raise SystemExit(f"{words[0]} failed ({done.returncode}): {done.stderr[-2000:]}")
+    for line in done.stderr.splitlines():
+        if "failure" in line:
+            print(line, file=sys.stderr)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def _mean_ms(url: str, name: str) -> float:
+    """The mean of one of the engine's histograms since its start."""
+    text = httpx.get(f"{url}/metrics").raise_for_status().text
+    total, count = (
+        next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name + end))
+        for end in ("_sum", "_count")
+    )
+    return 1e3 * total / count
 
 
 @contextmanager
@@ -163,6 +183,7 @@ def _serving(model_dir: Path, options: argparse.Namespace) -> Iterator[tuple[str
 def report(
     predicted: dict[str, Any],
     measured: dict[str, Any],
+    own_ms: dict[str, float],
     samples: Sequence[Sample],
     workload: str,
     options: argparse.Namespace,
@@ -197,6 +218,14 @@ def report(
             for name in METRICS
         ),
         "",
+        "* Mean, as the model says, as the engine's own metrics say (from the arrival of a request "
+        "to the end of the step), and as the client saw it: "
+        + "; ".join(
+            f"{name} {predicted['metrics'][name]['mean']:,.0f}, {own:,.0f}, "
+            f"{measured['metrics'][name]['mean']:,.0f}"
+            for name, own in own_ms.items()
+        )
+        + ".",
         f"* Completed {counts['completed']:,}, errored {counts['errored']}, timed out "
         f"{counts['timed_out']}; the client sent at most "
         f"{measured['driver_lag_ms'] or 0.0:.1f} ms late (p99).",

@@ -165,7 +165,7 @@ class Engine:
 
     def drain_timings(self) -> list[RequestTiming]:
         """Timings of requests that ended since the last call, on ``time.monotonic``."""
-        return [timing for t in self._fleet.telemetry for timing in drain(t.timings)]
+        return [timing for t in self._fleet.telemetry for timing in t.timings.drain()]
 
     def capabilities(self) -> list[Knob]:
         """Every knob with its class, range, current value and measured cost."""

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from typing import cast
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from store.models import DeviceLease
 from store.models.base import utc_now
+
+LEASES = cast("sa.Table", DeviceLease.__table__)
+# Made once and without objects: they go with every heartbeat.
+IS_HELD = LEASES.c.holder.in_(sa.bindparam("holders", expanding=True))
+IN_FORCE = LEASES.c.expires_at.is_(None) | (LEASES.c.expires_at > sa.bindparam("now"))
+ENDS = sa.select(LEASES.c.holder, LEASES.c.expires_at).where(IS_HELD, IN_FORCE)
+RENEW = sa.update(LEASES).where(IS_HELD).values(expires_at=sa.bindparam("until"))
 
 
 class DeviceRepository:
@@ -29,20 +36,19 @@ class DeviceRepository:
             if lease.expires_at is None or lease.expires_at > now
         ]
 
-    def count_held(self, holders: Collection[str]) -> Counter[str]:
-        """How many leases in force each of these holders has."""
-        is_in_force = DeviceLease.expires_at.is_(None) | (DeviceLease.expires_at > utc_now())
-        query = sa.select(DeviceLease.holder).where(DeviceLease.holder.in_(holders), is_in_force)
-        return Counter(self._session.scalars(query))
+    def list_ends(self, holders: Collection[str]) -> dict[str, list[datetime | None]]:
+        """When each lease in force of these holders ends, if ever."""
+        found: dict[str, list[datetime | None]] = {holder: [] for holder in holders}
+        given = {"holders": list(found), "now": utc_now()}
+        for holder, end in self._session.connection().execute(ENDS, given):
+            found[holder].append(end)
+        return found
 
     def renew(self, holders: Collection[str], *, expires_at: datetime) -> None:
         """Let everything that these holders have last until then."""
-        self._session.execute(
-            sa.update(DeviceLease)
-            .where(DeviceLease.holder.in_(holders))
-            .values(expires_at=expires_at),
-            execution_options={"synchronize_session": False},
-        )
+        if holders:
+            given = {"holders": list(holders), "until": expires_at}
+            self._session.connection().execute(RENEW, given)
 
     def try_lease(
         self, *, host: str, devices: Sequence[int], holder: str, expires_at: datetime | None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from typing import NamedTuple, TypedDict, cast
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, load_only
 
 from store.errors import NotFoundError
 from store.models import EngineRow, Heartbeat
-from store.models.base import utc_now
+from store.models.base import Json, JsonList, utc_now
 from store.paging import Page, PageRequest, fetch_page
 
 # What a heartbeat is judged by; models and knobs are long.
@@ -21,6 +22,38 @@ SMALL_COLUMNS = load_only(
     EngineRow.effective_policy,
     EngineRow.desired_version,
 )
+
+
+BEATS = cast("sa.Table", Heartbeat.__table__)
+ENGINES = cast("sa.Table", EngineRow.__table__)
+# Made once and without objects: hundreds of heartbeats come in a second.
+ADD_BEATS = sa.insert(BEATS)
+STAMP = (
+    sa.update(ENGINES)
+    .where(ENGINES.c.id.in_(sa.bindparam("ids", expanding=True)))
+    .values(last_heartbeat_at=sa.bindparam("now"))
+)
+
+
+WISHES = sa.select(ENGINES.c.id, ENGINES.c.desired_version, ENGINES.c.credential_hash)
+
+
+class Wish(NamedTuple):
+    """What an engine is asked to run, and the hash of its credential, if it has one."""
+
+    version: int
+    credential_hash: str | None
+
+
+class Window(TypedDict):
+    """One heartbeat to keep: the columns of :class:`Heartbeat`."""
+
+    engine_id: str
+    window_s: float
+    arrived: int
+    stats: Json
+    requests: JsonList
+    steps: JsonList
 
 
 class EngineRepository:
@@ -75,29 +108,28 @@ class EngineRepository:
         )
         return self._session.scalars(query).all()
 
-    def desired_versions(self) -> dict[str, int]:
-        """The policy version that each engine is asked to run."""
-        query = sa.select(EngineRow.id, EngineRow.desired_version)
-        return dict(self._session.execute(query).all())
+    def list_wishes(self) -> dict[str, Wish]:
+        """The policy version that each engine is asked to run, and what it proves itself with."""
+        return {found[0]: Wish(*found[1:]) for found in self._session.connection().execute(WISHES)}
 
     def find_all(self, engine_ids: Collection[str]) -> dict[str, EngineRow]:
         """Those of these engines that there are. Their large columns are read when used."""
         query = sa.select(EngineRow).where(EngineRow.id.in_(engine_ids)).options(SMALL_COLUMNS)
         return {row.id: row for row in self._session.scalars(query)}
 
-    def add_heartbeats(self, beats: Sequence[Heartbeat]) -> None:
+    def add_heartbeats(self, beats: Sequence[Window]) -> None:
         """Keep windows and stamp their engines as alive.
 
         Raises:
             sqlalchemy.exc.IntegrityError: one is of no engine.
         """
-        self._session.add_all(beats)
-        self._session.flush()
-        stamp = sa.update(EngineRow).where(EngineRow.id.in_({beat.engine_id for beat in beats}))
-        self._session.execute(
-            stamp.values(last_heartbeat_at=utc_now()),
-            execution_options={"synchronize_session": False},
-        )
+        if not beats:
+            return
+        now, connection = utc_now(), self._session.connection()
+        connection.execute(ADD_BEATS, [{**beat, "received_at": now} for beat in beats])
+        # In order, so that two groups do not each wait for the other's engines.
+        ids = sorted({beat["engine_id"] for beat in beats})
+        connection.execute(STAMP, {"ids": ids, "now": now})
 
     def list_heartbeats(self, engine_id: str, *, since: datetime) -> Sequence[Heartbeat]:
         """Windows received since a time, oldest first."""

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,11 @@ from store.workloads import WorkloadRepository
 SQLITE_BUSY_MS = 30_000
 CONNECT_S = 5
 READ_ONLY = "gearshift_read_only"
+# Pages of SQLite's log (4 KiB each). From so many on, :meth:`Database.checkpoint` empties it; and
+# where nobody calls that, a commit does so, at a number that a service never reaches.
+LOG_PAGES = 2_000
+MOST_LOG_PAGES = 16_000
+CHECKPOINT = "PRAGMA wal_checkpoint(PASSIVE)"
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,15 @@ class UnitOfWork:
     """The repositories over one transaction."""
 
     session: Session
+
+    def commit_lazily(self) -> None:
+        """Let the commit not wait until it is on the disk.
+
+        If the machine crashes, what was committed so in the last second may be missing, and nothing
+        else. SQLite does so anyway.
+        """
+        if self.session.get_bind().dialect.name == "postgresql":
+            self.session.connection().exec_driver_sql("SET LOCAL synchronous_commit TO off")
 
     @cached_property
     def jobs(self) -> JobRepository:
@@ -187,6 +201,25 @@ class Database:
         with self.begin() as uow:
             uow.session.execute(sa.text("UPDATE alembic_version SET version_num = version_num"))
 
+    def checkpoint(self) -> None:
+        """Bring what was committed from SQLite's log into the database file, beside all writers.
+
+        Left to SQLite, a commit does so every thousand pages, and waits for the disk meanwhile.
+        Other databases do it by themselves: there this does nothing.
+        """
+        if self.engine.dialect.name != "sqlite":
+            return
+        with closing(self.engine.raw_connection()) as connection:
+            cursor = connection.cursor()
+            cursor.execute(CHECKPOINT)
+            (found,) = cursor.fetchall()  # whether it was kept off, pages in the log, pages done
+            if found[1] > LOG_PAGES:
+                # Only what came meanwhile is left. With nobody writing, all of it is brought over,
+                # and the log starts anew.
+                with self._writing:
+                    cursor.execute(CHECKPOINT)
+                    cursor.fetchall()
+
     def close(self) -> None:
         self.engine.dispose()
 
@@ -265,6 +298,7 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_MS}")
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute(f"PRAGMA wal_autocheckpoint={MOST_LOG_PAGES}")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
 

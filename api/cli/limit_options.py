@@ -31,6 +31,15 @@ class LimitOptions:
             help="Seconds until a connection has sent a request's headers, else it is cut.",
         ),
     ] = LIMITS.header_timeout_s
+    keep_alive_s: Annotated[
+        float,
+        typer.Option(
+            min=1,
+            max=86_400,
+            envvar="GEARSHIFT_KEEP_ALIVE_S",
+            help="Seconds that a connection may rest after an answer, else it is closed.",
+        ),
+    ] = LIMITS.keep_alive_s
     body_timeout_s: Annotated[
         float,
         typer.Option(
@@ -65,6 +74,7 @@ class LimitOptions:
         return RequestLimits(
             max_body_bytes=self.max_body_bytes,
             header_timeout_s=self.header_timeout_s,
+            keep_alive_s=self.keep_alive_s,
             body_timeout_s=self.body_timeout_s,
             max_connections=self.max_connections,
             rate_per_s=self.rate_per_s,

@@ -29,9 +29,13 @@ from store.models import DecisionRow, EngineRow, MeasurementRow
 from store.models.base import Json, utc_now
 
 ACTOR = "controller"
-PRUNE_EVERY_TICKS = 60
-# A thousand engines leave 60,000 heartbeats between two prunings; heartbeats must not wait so long.
-PRUNED_AT_ONCE = 1000
+FORGET_EVERY_TICKS = 60
+# A thousand engines leave a thousand heartbeats between two ticks. They are dropped in parts, and
+# between two parts the heartbeats that wait are written; after a pause of the service there are
+# more, which take several ticks.
+PRUNED_AT_ONCE = 200
+PRUNINGS = 20
+PRUNE_PAUSE_S = 0.05
 
 
 class Controller:
@@ -68,7 +72,10 @@ class Controller:
         self._lead.release()
 
     def tick(self) -> None:
-        """Look once at every engine with a schedule. One engine's trouble stays its own."""
+        """Look once at every engine with a schedule, and drop old heartbeats.
+
+        One engine's trouble stays its own.
+        """
         with self._context.database.read() as uow:
             engine_ids = [row.id for row in uow.engines.list_scheduled()]
         for engine_id in engine_ids:
@@ -77,6 +84,7 @@ class Controller:
                     self._control(uow, uow.engines.get(engine_id, for_update=True))
             except (EngineError, PolicyInputError) as error:
                 self._log.warning("engine not controlled", engine=engine_id, error=str(error))
+        self._prune()
 
     def _run(self) -> None:
         ticks = 0
@@ -86,8 +94,8 @@ class Controller:
                     continue  # another service controls
                 self.tick()
                 ticks += 1
-                if ticks % PRUNE_EVERY_TICKS == 0:
-                    self._prune()
+                if ticks % FORGET_EVERY_TICKS == 0:
+                    self._forget_answers()
             except Exception:
                 # The loop outlives a database that is away for a while.
                 self._log.exception("controller tick failed")
@@ -199,9 +207,13 @@ class Controller:
 
     def _prune(self) -> None:
         before = utc_now() - timedelta(seconds=self._context.settings.retention_s)
-        num_dropped = PRUNED_AT_ONCE
-        while num_dropped == PRUNED_AT_ONCE and not self._stop.is_set():
+        for _ in range(PRUNINGS):
             with self._context.database.begin() as uow:
+                uow.commit_lazily()
                 num_dropped = uow.engines.prune_heartbeats(before=before, limit=PRUNED_AT_ONCE)
+            if num_dropped < PRUNED_AT_ONCE or self._stop.wait(PRUNE_PAUSE_S):
+                return
+
+    def _forget_answers(self) -> None:
         with self._context.database.begin() as uow:
             uow.idempotency.prune(before=utc_now() - timedelta(days=1))

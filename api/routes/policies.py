@@ -21,12 +21,14 @@ from api.web.auth import Caller, EngineCredential, require
 from api.web.context import AppContext, get_context
 from api.web.paging import NumberedPaging, link_next
 from api.web.watch import Watched
+from store.engines import Wish
 
 router = APIRouter(prefix="/v1/engines/{engine_id}", tags=["policies"])
 Context = Annotated[AppContext, Depends(get_context)]
 Reader = Annotated[Caller, require(Scope.READ)]
 Applier = Annotated[Caller, require(Scope.APPLY)]
 MAX_WAIT_S = 60
+LONG_WAIT_S = 1.0
 
 
 @router.get(
@@ -157,12 +159,19 @@ async def _wait_for(
     credential: str | None,
 ) -> PolicyView | None:
     """The policy once its version differs from ``after_version``, None when none came in time."""
-    found = await run_in_threadpool(_read, context, engine_id, credential)
-    if found.version != after_version:
-        return found
-    if await context.watch.wait(Watched.POLICY, engine_id, seen=found.version, timeout_s=wait_s):
+    # Who waits for long is told of what the last look missed; who does not must be told now.
+    wish = context.watch.find_wish(engine_id) if wait_s >= LONG_WAIT_S else None
+    if wish is None or wish.version != after_version or not _is_own(wish, credential):
+        found = await run_in_threadpool(_read, context, engine_id, credential)
+        if found.version != after_version:
+            return found
+    if await context.watch.wait(Watched.POLICY, engine_id, seen=after_version, timeout_s=wait_s):
         return await run_in_threadpool(_read, context, engine_id, credential)
     return None
+
+
+def _is_own(wish: Wish, credential: str | None) -> bool:
+    return credential is None or identity.is_proof(wish.credential_hash, credential)
 
 
 def _read(context: AppContext, engine_id: str, credential: str | None) -> PolicyView:

@@ -14,7 +14,8 @@ from api.web.settings import ServiceSettings
 from engine.spec.errors import EngineError
 from engine.spec.settings import Settings
 from store import NotFoundError, UnitOfWork
-from store.models import EngineRow, Heartbeat
+from store.engines import Window
+from store.models import EngineRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ def keep(
     A refusal is a NotFoundError, an ApiError (403, not from the engine itself) or a PolicyError (a
     plan beyond the engine's inventory).
     """
+    uow.commit_lazily()  # a window may be missing
     engines = uow.engines.find_all({beat.engine_id for beat in beats})
     checked = [_check(engines, beat) for beat in beats]
     kept = [it for it in checked if isinstance(it, _Checked)]
@@ -82,9 +84,9 @@ def _note_policy(it: _Checked) -> None:
         it.engine.effective_policy = policy
 
 
-def _window(beat: Beat) -> Heartbeat:
+def _window(beat: Beat) -> Window:
     body = beat.body
-    return Heartbeat(
+    return Window(
         engine_id=beat.engine_id,
         window_s=body.window_s,
         arrived=body.arrived,

@@ -27,9 +27,14 @@ def is_alive(row: EngineRow, settings: ServiceSettings) -> bool:
 
 def proves(row: EngineRow, credential: str | None) -> bool:
     """Whether ``credential`` is that of the engine; one that has none proves nothing."""
-    if row.credential_hash is None or credential is None:
+    return is_proof(row.credential_hash, credential)
+
+
+def is_proof(credential_hash: str | None, credential: str | None) -> bool:
+    """Whether ``credential`` is the one of that hash; None proves nothing."""
+    if credential_hash is None or credential is None:
         return False
-    return hmac.compare_digest(row.credential_hash, hash_secret(credential))
+    return hmac.compare_digest(credential_hash, hash_secret(credential))
 
 
 def require_own(row: EngineRow, credential: str | None) -> None:

@@ -12,6 +12,10 @@ from store import UnitOfWork
 from store.models import EngineRow
 from store.models.base import utc_now
 
+# A lease that has lost less than this share of its time is left as it is: most heartbeats write
+# none.
+RENEWED_SHARE = 0.1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
@@ -41,12 +45,18 @@ def holder_of(engine: EngineRow) -> str:
 
 def renew(uow: UnitOfWork, needs: Sequence[Need], settings: ServiceSettings) -> None:
     """Renew the leases of engines that hold what they need; lease to the others."""
-    wanted = {need.holder: need for need in needs if need.num_devices}
-    held = uow.devices.count_held([need.holder for need in needs])
-    settled = [holder for holder, need in wanted.items() if held[holder] == need.num_devices]
-    uow.devices.renew(settled, expires_at=_until(settings))
+    ends = uow.devices.list_ends([need.holder for need in needs])
+    until = _until(settings)
+    old = until - timedelta(seconds=RENEWED_SHARE * settings.lease_s)
+    aged = [
+        need.holder
+        for need in needs
+        if any(end is not None and end < old for end in ends[need.holder])
+        and len(ends[need.holder]) == need.num_devices
+    ]
+    uow.devices.renew(aged, expires_at=until)
     for need in needs:
-        if held[need.holder] != need.num_devices:
+        if len(ends[need.holder]) != need.num_devices:
             lease(uow, need, settings)
 
 

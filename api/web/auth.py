@@ -7,14 +7,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request, Security
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security.utils import get_authorization_scheme_param
 
 from api.schemas.access import Scope
 from api.web.errors import ApiError
+from engine.server.headers import find_header
 from store import Database
 from store.keys import hash_secret
 from store.models import ApiKey
@@ -49,7 +52,7 @@ def require(scope: Scope) -> Any:
     ) -> Caller:
         key: ApiKey | None = getattr(request.state, "key", None)
         assert key is not None, "the gate lets nobody in without a key"
-        scopes = frozenset(s for name in key.scopes for s in Scope(name).granted)
+        scopes = scopes_of(key)
         if scope not in scopes:
             raise ApiError(
                 403,
@@ -63,12 +66,24 @@ def require(scope: Scope) -> Any:
     return Depends(find_caller)
 
 
+def scopes_of(key: ApiKey) -> frozenset[Scope]:
+    """Every scope that ``key`` has, by name or because another one includes it."""
+    return _granted(tuple(key.scopes))
+
+
+@lru_cache(maxsize=64)
+def _granted(names: tuple[str, ...]) -> frozenset[Scope]:
+    return frozenset(scope for name in names for scope in Scope(name).granted)
+
+
+CREDENTIAL_HEADER = b"gearshift-engine-credential"
+MAX_CREDENTIAL = 200
 # What an engine proves its identity with, beside the key of whoever runs it.
 EngineCredential = Annotated[
     str | None,
     Header(
         alias="Gearshift-Engine-Credential",
-        max_length=200,
+        max_length=MAX_CREDENTIAL,
         description="The engine's own credential, from the answer to its registration",
     ),
 ]
@@ -92,11 +107,13 @@ class KeyCheck:
         Raises:
             ApiError: 401 without a valid key.
         """
-        credentials = await BEARER(request)
-        if credentials is None:
+        authorization = find_header(request.scope, b"authorization")
+        scheme, secret = get_authorization_scheme_param(authorization)
+        if scheme.lower() != "bearer" or not secret:
             raise _unauthorized("missing_key", "send 'Authorization: Bearer KEY'", None)
-        request.state.key = await self._find(credentials.credentials)
-        return str(request.state.key.id)
+        key = await self._find(secret)
+        request.scope["state"]["key"] = key
+        return key.id
 
     async def _find(self, secret: str) -> ApiKey:
         kept, digest, now_s = self._kept, hash_secret(secret), time.monotonic()

@@ -24,6 +24,7 @@ from tuner.spec.errors import TunerError
 
 PROBLEM_TYPE = "application/problem+json"
 CURSOR = "/query/cursor"
+DOMAIN_ERRORS = (EngineError, PolicyInputError, TunerError, StoreError)
 # ("body", NAME): a field of the body itself.
 TOP_LEVEL = 2
 
@@ -63,7 +64,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
-    for kind in (EngineError, PolicyInputError, TunerError, StoreError):
+    for kind in DOMAIN_ERRORS:
         app.add_exception_handler(kind, _on_domain_error)
 
 
@@ -113,12 +114,14 @@ def problem_response(error: ApiError, *, trace_id: str, instance: str) -> JSONRe
 
 
 def respond(request: Request, error: Exception) -> JSONResponse:
-    """The response for a refusal at the gate; what is none is raised again."""
+    """The response for a refusal outside the framework; what is none is raised again."""
     match error:
         case ApiError():
             return _respond(request, error)
         case HTTPException():
             return _on_http_error(request, error)
+        case _ if isinstance(error, DOMAIN_ERRORS):
+            return _on_domain_error(request, error)
         case _:
             raise error
 

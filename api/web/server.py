@@ -15,9 +15,6 @@ from engine.server.connections import ServerConfig
 
 # What is still open after this is cut; its clients come back by themselves.
 DRAIN_S = 3
-# Above the seconds between an engine's heartbeats: one that is sent while the service closes an
-# idle connection is lost.
-KEEP_ALIVE_S = 75
 # Seconds that one thread may keep the interpreter from another. SQLite gives it away at every
 # statement; with Python's 5 ms a transaction of eight statements under load takes 40 ms.
 SWITCH_S = 0.0005
@@ -38,7 +35,6 @@ class Server(uvicorn.Server):
             port=port or 0,
             log_config=None,
             timeout_graceful_shutdown=DRAIN_S,
-            timeout_keep_alive=KEEP_ALIVE_S,
         )
         super().__init__(config)
 

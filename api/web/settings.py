@@ -77,7 +77,7 @@ class ServiceSettings(BaseSettings):
     lease_s: float = Field(
         default=300.0,
         gt=0,
-        description="A silent engine keeps its devices this long; a trial renews its own.",
+        description="A silent engine keeps its devices about this long; a trial renews its own.",
     )
     run_worker: bool = Field(default=True, description="Start a worker process for tuning jobs.")
     worker_id: str = Field(
@@ -125,6 +125,12 @@ class ServiceSettings(BaseSettings):
         allow_inf_nan=False,
         description="A connection is cut that has not sent a request's headers by then.",
     )
+    keep_alive_s: float = Field(
+        default=LIMITS.keep_alive_s,
+        gt=0,
+        allow_inf_nan=False,
+        description="A connection is closed that has sent nothing for so long after an answer.",
+    )
     body_timeout_s: float = Field(
         default=LIMITS.body_timeout_s,
         gt=0,
@@ -155,6 +161,7 @@ class ServiceSettings(BaseSettings):
         return RequestLimits(
             max_body_bytes=self.max_body_bytes,
             header_timeout_s=self.header_timeout_s,
+            keep_alive_s=self.keep_alive_s,
             body_timeout_s=self.body_timeout_s,
             max_connections=self.max_connections,
             rate_per_s=self.rate_per_s,

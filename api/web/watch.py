@@ -16,6 +16,7 @@ from enum import StrEnum
 import structlog
 
 from store import Database
+from store.engines import Wish
 from store.watched import Change
 
 LONGEST_PAUSE_S = 5.0
@@ -53,6 +54,7 @@ class Watch:
         self._database = database
         self._look_every_s = look_every_s
         self._waiters: set[_Waiter] = set()
+        self._wishes: Mapping[str, Wish] = {}
         self._is_wanted = asyncio.Event()
         self._is_nudged = asyncio.Event()
         self._is_listening = False
@@ -122,6 +124,13 @@ class Watch:
                 self._is_wanted.clear()
         return not self.has_ended
 
+    def find_wish(self, engine_id: str) -> Wish | None:
+        """What an engine was asked to run at the last look, which may be some time ago.
+
+        Whoever waits from there on with :meth:`wait` misses nothing.
+        """
+        return self._wishes.get(engine_id)
+
     def end(self) -> None:
         """The service ends: whoever waits goes on at once. May be called on any thread."""
         self.has_ended = True
@@ -139,8 +148,10 @@ class Watch:
     def _read(self, keys: Mapping[Watched, Collection[str]]) -> Numbers:
         policies, jobs = keys[Watched.POLICY], keys[Watched.JOB]
         with self._database.read() as uow:
+            if policies:
+                self._wishes = uow.engines.list_wishes()
             return {
-                Watched.POLICY: uow.engines.desired_versions() if policies else {},
+                Watched.POLICY: {key: wish.version for key, wish in self._wishes.items()},
                 Watched.JOB: uow.jobs.last_events(jobs) if jobs else {},
             }
 

@@ -39,7 +39,7 @@ class StepEmitter:
         self._counted = scheduler.counts
         self._last_output_s = 0.0
 
-    def emit(self, finished: FinishedStep) -> list[tuple[str, FinishReason]]:
+    def emit(self, finished: FinishedStep) -> list[tuple[RequestStream, FinishReason]]:
         """Push every token of the step to its stream; returns the requests that ended, and why."""
         begun_s = time.monotonic()
         self._stamp_first_steps(finished)
@@ -83,11 +83,11 @@ class StepEmitter:
                 stream.add_prompt_logprobs(before, found)
             first += count
 
-    def _push(self, finished: FinishedStep) -> list[tuple[str, FinishReason]]:
+    def _push(self, finished: FinishedStep) -> list[tuple[RequestStream, FinishReason]]:
         outcome, result = finished.outcome, finished.result
         reasons = {sequence.request_id: reason for sequence, reason in outcome.finished}
         logits = None if result.logits is None else _rows(result.logits, finished.step.num_sampled)
-        ended: list[tuple[str, FinishReason]] = []
+        ended: list[tuple[RequestStream, FinishReason]] = []
         num_pushed = 0
         for row, (sequence, token_id) in zip(outcome.sampled_rows, outcome.sampled, strict=True):
             request_id = sequence.request_id
@@ -108,11 +108,11 @@ class StepEmitter:
                 logger.exception("request %s: its output could not be handed out", request_id)
                 reason = FinishReason.ABORT
             if reason is not None:
-                ended.append((request_id, reason))
+                ended.append((stream, reason))
         self._telemetry.generation_tokens += num_pushed
         return ended
 
-    def _fail(self, finished: FinishedStep) -> list[tuple[str, FinishReason]]:
+    def _fail(self, finished: FinishedStep) -> list[tuple[RequestStream, FinishReason]]:
         """Tell the callers of sequences that got no token that theirs has ended."""
         failed = finished.outcome.failed
         if not failed:
@@ -126,7 +126,7 @@ class StepEmitter:
                 NO_FINITE_LOGIT,
             )
         self._telemetry.non_finite_logits += len(failed)
-        ended: list[tuple[str, FinishReason]] = []
+        ended: list[tuple[RequestStream, FinishReason]] = []
         for sequence in failed:
             stream = self._streams.get(sequence.request_id)
             if stream is None or stream.request is not sequence.request:
@@ -135,7 +135,7 @@ class StepEmitter:
                 stream.end(FinishReason.ERROR, finished.ended_s, NO_FINITE_LOGIT)
             except Exception:  # a caller's fault must not end the others' requests
                 logger.exception("request %s: its end could not be handed out", sequence.request_id)
-            ended.append((sequence.request_id, FinishReason.ERROR))
+            ended.append((stream, FinishReason.ERROR))
         return ended
 
     def _sample(self, finished: FinishedStep, output_s: float) -> StepSample:

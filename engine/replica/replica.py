@@ -230,9 +230,10 @@ class Replica:
         finished, self._unsaid = self._unsaid, None
         if finished is None:
             return
-        for request_id, reason in self._emitter.emit(finished):
-            self.scheduler.abort(request_id)  # it knows every end but one by a stop string
-            self._accepted.forget(request_id, reason)
+        for stream, reason in self._emitter.emit(finished):
+            # It knows every end but one by a stop string. A later request of that id comes after.
+            self.scheduler.abort(stream.request.request_id)
+            self._accepted.forget(stream, reason)
 
     def _take_commands(self) -> None:
         """Run what other threads asked for, and end requests whose deadline has passed."""

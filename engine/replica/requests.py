@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from functools import partial
 
 from engine.replica.stream import RequestStream
 from engine.replica.telemetry import Telemetry
@@ -45,6 +46,7 @@ class AcceptedRequests:
         request = stream.request
         with self._lock:
             self.streams[request.request_id] = stream
+            stream.before_last = partial(self._strike_off, stream)
             if request.deadline_s is not None:
                 self._deadlines.push(request.request_id, request.deadline_s)
 
@@ -58,20 +60,27 @@ class AcceptedRequests:
 
     def end(self, request_id: str, reason: FinishReason, error: str | None = None) -> None:
         """Tell the caller that the request is over, and forget it; unknown ids do nothing."""
-        if request_id not in self.streams:  # ended already when the replica gave up
+        stream = self.streams.get(request_id)
+        if stream is None:  # ended already when the replica gave up
             return
         try:
-            self.streams[request_id].end(reason, time.monotonic(), error)
+            stream.end(reason, time.monotonic(), error)
         except Exception:  # a caller's fault must not end the others' requests
             logger.exception("request %s: its end could not be handed out", request_id)
-        self.forget(request_id, reason)
+        self.forget(stream, reason)
 
-    def forget(self, request_id: str, reason: FinishReason) -> None:
-        """Strike off a request whose caller knows that it is over."""
-        with self._lock:
-            stream = self.streams.pop(request_id)
-            self._deadlines.discard(request_id)
+    def forget(self, stream: RequestStream, reason: FinishReason) -> None:
+        """Record a request whose caller knows that it is over."""
+        self._strike_off(stream)
         self._telemetry.record_finish(reason, stream.timing(reason))
+
+    def _strike_off(self, stream: RequestStream) -> None:
+        """Free a request's id, unless that is done, and perhaps another one has it by now."""
+        request_id = stream.request.request_id
+        with self._lock:
+            if self.streams.get(request_id) is stream:
+                del self.streams[request_id]
+                self._deadlines.discard(request_id)
 
     def take_streams(self) -> dict[str, RequestStream]:
         """Hand over all streams without ending any; none is left here."""

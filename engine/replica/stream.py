@@ -25,6 +25,8 @@ class RequestStream:
 
     def __init__(self, request: Request, on_output: OnOutput, text: TextStream | None) -> None:
         self.request = request
+        # Called before the last output goes out: who gets it may use the request's id again.
+        self.before_last: Callable[[], None] | None = None
         self.logits: list[npt.NDArray[np.float64]] = []
         self.scheduled_s: float | None = None
         self._on_output = on_output
@@ -62,6 +64,8 @@ class RequestStream:
         text, is_stopped = "", False
         if self._text is not None:
             text, is_stopped = _shown_text(self._text, token_id, reason)
+        if (is_stopped or reason is not None) and self.before_last is not None:
+            self.before_last()
         self._on_output(
             RequestOutput(
                 request_id=self.request.request_id,
@@ -79,6 +83,8 @@ class RequestStream:
     def end(self, reason: FinishReason, now_s: float, error: str | None = None) -> None:
         """End without a token: aborted, past its deadline, or failed with ``error``."""
         text = "" if self._text is None else self._text.flush()[0]
+        if self.before_last is not None:
+            self.before_last()
         self._on_output(
             RequestOutput(
                 request_id=self.request.request_id,

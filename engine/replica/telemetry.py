@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,7 +16,10 @@ from engine.spec.request import FinishReason
 from engine.spec.steps import StepSample
 
 T = TypeVar("T")
-MAX_SAMPLES = 100_000
+# About 18 MB, where nobody asks for them.
+MAX_SAMPLES = 20_000
+# Stamps of tokens, of all requests together: about 10 MB. An agent asks every second.
+MAX_STAMPS = 250_000
 # Work of the host may run behind a step in flight; the other parts are the step itself.
 HOST_PARTS = ("schedule", "input", "output")
 PARTS = ("schedule", "input", "forward", "communication", "sample", "output")
@@ -103,7 +107,7 @@ class Telemetry:
     non_finite_logits: int = 0
     prompt_tokens_by_source: Counter[PromptSource] = field(default_factory=Counter)
     samples: deque[StepSample] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
-    timings: deque[RequestTiming] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
+    timings: KeptTimings = field(default_factory=lambda: KeptTimings(MAX_STAMPS))
     _last_mode: Mode | None = None
 
     def record_step(self, sample: StepSample) -> None:
@@ -145,7 +149,7 @@ class Telemetry:
     def record_finish(self, reason: FinishReason, timing: RequestTiming) -> None:
         """Count one request that ended."""
         self.finished[reason] += 1
-        self.timings.append(timing)
+        self.timings.add(timing)
 
 
 def summarise(
@@ -198,6 +202,38 @@ def summarise(
         num_kv_blocks=num_kv_blocks,
         block_size=block_size,
     )
+
+
+class KeptTimings:
+    """Timings of ended requests until somebody asks for them. Any thread may add and ask.
+
+    The oldest go where all together would have more than ``max_stamps`` tokens: requests differ in
+    length, so their number bounds no memory.
+    """
+
+    def __init__(self, max_stamps: int) -> None:
+        self._max_stamps = max_stamps
+        self._timings: deque[RequestTiming] = deque()
+        self._num_stamps = 0
+        self._lock = threading.Lock()
+
+    def add(self, timing: RequestTiming) -> None:
+        with self._lock:
+            self._timings.append(timing)
+            self._num_stamps += _size(timing)
+            while self._num_stamps > self._max_stamps:
+                self._num_stamps -= _size(self._timings.popleft())
+
+    def drain(self) -> list[RequestTiming]:
+        """All of them, oldest first; none is left."""
+        with self._lock:
+            found, self._timings, self._num_stamps = [*self._timings], deque(), 0
+        return found
+
+
+def _size(timing: RequestTiming) -> int:
+    """Its stamps; one without tokens takes some room, too."""
+    return max(1, timing.output_tokens)
 
 
 def drain(queue: deque[T]) -> list[T]:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
+import msgspec
+
 from engine.server.logprobs import WordedPosition, chat_logprobs, completion_logprobs
 from engine.spec.request import FinishReason
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """One alternative output: all of it in a document, its newest piece in a chunk.
 
     ``num_tokens`` counts towards usage. ``prompt_logprobs`` are as vLLM words them, if asked for.
@@ -36,8 +37,7 @@ class Choice:
         return fields if self.token_ids is None else {**fields, "token_ids": self.token_ids}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Tokens of one HTTP call, all its prompts and choices together."""
 
     prompt_tokens: int

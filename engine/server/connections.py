@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from http import HTTPStatus
 from typing import Any
@@ -29,6 +30,8 @@ class ServerConfig(uvicorn.Config):
             ws="none",
             access_log=False,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            # The protocol's own timer is the one that counts.
+            timeout_keep_alive=math.ceil(limits.keep_alive_s) + 1,
             **options,
         )
         self.limits = limits
@@ -37,7 +40,10 @@ class ServerConfig(uvicorn.Config):
 
 
 class BoundedProtocol(H11Protocol):
-    """A connection that must send a whole request head in time, again after every answer."""
+    """A connection that must send a whole request head in time, and after an answer the next one.
+
+    Between two requests it may rest for longer: until the first byte of the next one, or its end.
+    """
 
     def __init__(self, config: uvicorn.Config, *args: Any, **options: Any) -> None:
         assert isinstance(config, ServerConfig), "its limits are there"
@@ -45,6 +51,7 @@ class BoundedProtocol(H11Protocol):
         self._limits = config.limits
         self._waiting = config.waiting
         self._timer: asyncio.TimerHandle | None = None
+        self._is_resting = False
         self._unsent_bytes = 0
 
     # The server's own protocol narrows asyncio's argument in the same way.
@@ -80,10 +87,17 @@ class BoundedProtocol(H11Protocol):
         """Start the time limit when a request is awaited, and stop it when one has begun."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_waiting()
-        elif self._timer is None:
+            return
+        self._unsent_bytes = self.transport.get_write_buffer_size()
+        has_begun = self.cycle is None or bool(self.conn.trailing_data[0])
+        is_resting = not has_begun and not self._unsent_bytes
+        if self._timer is None or is_resting is not self._is_resting:
+            self._stop_waiting()
             self._waiting[self] = None
-            self._unsent_bytes = self.transport.get_write_buffer_size()
-            self._timer = self.loop.call_later(self._limits.header_timeout_s, self._end_waiting)
+            self._is_resting = is_resting
+            limits = self._limits
+            limit_s = limits.keep_alive_s if is_resting else limits.header_timeout_s
+            self._timer = self.loop.call_later(limit_s, self._end_waiting)
 
     def _stop_waiting(self) -> None:
         self._waiting.pop(self, None)
@@ -94,7 +108,7 @@ class BoundedProtocol(H11Protocol):
     def _end_waiting(self) -> None:
         """Cut a connection, unless its client still reads the last answer."""
         self._stop_waiting()
-        if 0 < self.transport.get_write_buffer_size() < self._unsent_bytes:
+        if self.transport.get_write_buffer_size() < self._unsent_bytes:
             self._look()
         else:
             self.transport.abort()

@@ -11,12 +11,13 @@ from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from engine.server.headers import find_header
 from engine.server.limits import MAX_HEADER_BYTES, RateLimit
 from engine.server.pages import PAGE_PATHS
 from engine.spec.limits import RequestLimits
@@ -81,15 +82,16 @@ class Gate:
             await self._app(scope, body.receive, body.send)
 
     async def _check(self, request: Request, limits: RequestLimits) -> None:
-        size = sum(len(name) + len(value) for name, value in request.headers.raw)
-        if size + len(request.scope["query_string"]) > MAX_HEADER_BYTES:
+        scope = request.scope
+        size = sum(len(name) + len(value) for name, value in scope["headers"])
+        if size + len(scope["query_string"]) > MAX_HEADER_BYTES:
             raise HTTPException(431, f"headers are longer than {MAX_HEADER_BYTES} bytes")
-        if not self._is_open(request.scope["path"]):
+        if not self._is_open(scope["path"]):
             wait_s = self._rate.take(await self._admit(request))
             if wait_s is not None:
                 detail = f"more than {self._limits.rate_per_s:g} requests/s with this key"
                 raise HTTPException(429, detail, headers={"Retry-After": str(wait_s)})
-        length = request.headers.get("content-length", "0")
+        length = find_header(scope, b"content-length") or "0"
         if length.isdecimal() and int(length) > limits.max_body_bytes:
             raise too_large(limits)
 
@@ -121,17 +123,16 @@ class _Body:
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: RequestLimits) -> None:
-        headers = Headers(scope=scope)
         self._receive = receive
         self._send = send
         self._limits = limits
         self._until_s: float | None = None
         self._num_bytes = 0
-        self._is_whole = headers.get("content-length", "0") == "0" and (
-            "transfer-encoding" not in headers
-        )
+        has_length = find_header(scope, b"content-length") not in (None, "0")
+        is_chunked = find_header(scope, b"transfer-encoding") is not None
+        self._is_whole = not has_length and not is_chunked
         # Such a client sends its body only when it is told to.
-        self._is_coming = "expect" not in headers
+        self._is_coming = find_header(scope, b"expect") is None
 
     async def receive(self) -> Message:
         """The next part.

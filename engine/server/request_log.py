@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-REQUEST_ID_HEADER = "x-request-id"
+from engine.server.headers import find_header
+
+REQUEST_ID_HEADER = b"x-request-id"
 # A caller's id is echoed and stored, so it must be short and plain.
 PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Asked for every second or so by machines.
@@ -53,12 +54,13 @@ class RequestLog:
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         status, begin_s = 0, time.monotonic()
+        named = REQUEST_ID_HEADER, request_id.encode()
 
         async def send_named(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                message["headers"] = [*message.get("headers", ()), named]
             await send(message)
 
         try:
@@ -93,5 +95,5 @@ class RequestLog:
 
 
 def _request_id(scope: Scope) -> str:
-    given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+    given = find_header(scope, REQUEST_ID_HEADER) or ""
     return given if PLAIN_ID.fullmatch(given) else secrets.token_hex(16)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -54,8 +53,7 @@ class LoopBridge:
             self._calls.popleft()()
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChoiceOutput:
+class ChoiceOutput(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One engine output and the index of the choice it belongs to."""
 
     index: int
@@ -79,7 +77,9 @@ class OutputStream:
         self._bridge = bridge
         self._requests = requests
         self._observe = observe
-        self._queue: asyncio.Queue[ChoiceOutput] = asyncio.Queue()
+        # What has come and was not read yet, and who waits for more.
+        self._items: list[ChoiceOutput] = []
+        self._waiter: asyncio.Future[None] | None = None
         self._unfinished: set[int] = set()
 
     async def open(self) -> None:
@@ -106,15 +106,14 @@ class OutputStream:
         fewer and larger events instead of falling further behind.
         """
         while self._unfinished:
-            merged = _by_choice([await self._queue.get(), *self._waiting_items()])
-            for item in merged:
+            if not self._items:
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+            items, self._items = self._items, []
+            for item in _by_choice(items):
                 if item.output.is_finished:
                     self._unfinished.discard(item.index)
                 yield item
-
-    def _waiting_items(self) -> Iterator[ChoiceOutput]:
-        while not self._queue.empty():
-            yield self._queue.get_nowait()
 
     def close(self) -> None:
         """Abort the choices still running, which frees their sequences. Safe to call twice."""
@@ -128,13 +127,15 @@ class OutputStream:
 
     def _put(self, index: int, output: RequestOutput) -> None:
         self._observe(self._requests[index], output)
-        self._queue.put_nowait(ChoiceOutput(index=index, output=output))
+        self._items.append(ChoiceOutput(index=index, output=output))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
-def _by_choice(items: Sequence[ChoiceOutput]) -> list[ChoiceOutput]:
+def _by_choice(items: list[ChoiceOutput]) -> list[ChoiceOutput]:
     """The items with all outputs of one choice joined into one, in order of first appearance."""
     if len(items) == 1:
-        return [*items]
+        return items
     parts: dict[int, list[RequestOutput]] = {}
     for item in items:
         parts.setdefault(item.index, []).append(item.output)

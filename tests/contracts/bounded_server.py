@@ -15,6 +15,8 @@ from http.client import HTTPConnection, HTTPResponse
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
+
 from engine.spec.limits import RequestLimits
 
 KEY = "gs_key_of_the_bounded_server"
@@ -90,6 +92,25 @@ class BoundedServerContract(ABC):
             ):
                 client.send(words)
             assert all(is_closed(client) for client in clients)
+
+    def test_between_two_requests_a_connection_may_rest_for_longer(self, start: Start) -> None:
+        with start(RequestLimits(header_timeout_s=0.1)) as url, connected(url) as client:
+            assert ask(client, self.open_path).status == 200
+            client.wire.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                client.wire.recv(1)
+            assert ask(client, self.open_path).status == 200
+
+    def test_a_request_that_does_not_go_on_is_cut_after_others_too(self, start: Start) -> None:
+        with start(RequestLimits(header_timeout_s=0.1)) as url, connected(url) as client:
+            assert ask(client, self.open_path).status == 200
+            client.send(b"GET / HT")
+            assert is_closed(client)
+
+    def test_a_connection_that_rests_for_too_long_is_closed(self, start: Start) -> None:
+        with start(RequestLimits(keep_alive_s=0.1)) as url, connected(url) as client:
+            assert ask(client, self.open_path).status == 200
+            assert is_closed(client)
 
     def test_beyond_its_number_the_connection_that_waits_longest_is_cut(self, start: Start) -> None:
         with start(RequestLimits(max_connections=4)) as url, ExitStack() as stack:

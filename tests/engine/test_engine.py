@@ -162,6 +162,19 @@ def test_an_id_in_use_a_foreign_token_and_a_long_prompt_are_refused(engine: Engi
     collector.wait()
 
 
+def test_an_id_is_free_again_as_soon_as_its_last_token_is_there(engine: Engine) -> None:
+    """Who gets the last token may ask again at once, under the same name."""
+    again = Collector()
+
+    def ask_again(output: RequestOutput) -> None:
+        if output.is_finished:
+            engine.submit(Request(request_id="a", prompt_ids=(5, 6)), again)
+
+    engine.submit(Request(request_id="a", prompt_ids=(5, 6)), ask_again)
+    assert again.wait().reason is FinishReason.LENGTH
+    engine.check_integrity()
+
+
 def test_the_admission_limit_refuses_more(engine: Engine) -> None:
     caps = Caps(max_num_seqs=1, max_num_batched_tokens=64, max_queue=2)
     engine.apply(policy_with(engine.policy, caps=caps))

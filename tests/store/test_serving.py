@@ -8,7 +8,8 @@ import pytest
 import sqlalchemy as sa
 
 from store import Database, NotFoundError, PageRequest
-from store.models import DecisionRow, EngineRow, Heartbeat
+from store.engines import Window
+from store.models import DecisionRow, EngineRow
 from store.models.base import utc_now
 
 
@@ -26,8 +27,8 @@ def _engine(database: Database, name: str = "chat") -> str:
         return uow.engines.add(row).id
 
 
-def _beat(engine_id: str) -> Heartbeat:
-    return Heartbeat(
+def _beat(engine_id: str) -> Window:
+    return Window(
         engine_id=engine_id, window_s=1.0, arrived=3, stats={}, requests=[{"ttft": 1}], steps=[]
     )
 

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from store import CursorError, Database, PageRequest, StoreError
 from store.models.base import utc_now
 from store.outage import is_outage
+from store.session import LOG_PAGES
 
 
 def test_leaving_the_block_commits(database: Database) -> None:
@@ -41,6 +42,25 @@ def test_a_new_file_and_what_sqlite_makes_beside_it_are_the_owners_alone(tmp_pat
         uow.session.execute(sa.text("CREATE TABLE a (b)"))
         found = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
     assert found == {"new.db": 0o600, "new.db-wal": 0o600, "new.db-shm": 0o600}
+
+
+def test_a_checkpoint_empties_the_log_of_sqlite(tmp_path: Path) -> None:
+    path, log = tmp_path / "new.db", tmp_path / "new.db-wal"
+    database = Database(f"sqlite:///{path}")
+    with database.begin() as uow:
+        uow.session.execute(sa.text("CREATE TABLE a (b)"))
+
+    def write(num_pages: int) -> None:
+        with database.begin() as uow:
+            uow.session.execute(sa.text(f"INSERT INTO a VALUES (zeroblob({4096 * num_pages}))"))
+
+    write(LOG_PAGES)
+    size = log.stat().st_size
+    before = path.stat().st_size
+    database.checkpoint()
+    assert path.stat().st_size > before
+    write(LOG_PAGES // 2)
+    assert log.stat().st_size == size, "it began anew"
 
 
 def test_a_file_that_is_there_keeps_its_mode(tmp_path: Path) -> None:

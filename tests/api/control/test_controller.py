@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from api.app import create_app
-from api.control.controller import Controller
+from api.control.controller import PRUNED_AT_ONCE, Controller
 from api.documents.control_state import memory_from_json, memory_to_json
 from api.web.context import AppContext
 from api.web.metrics import ServiceMetrics
@@ -19,7 +21,9 @@ from api.web.settings import ServiceSettings
 from policies.controller import ControlLimits, ControlMemory
 from policies.decision import SmoothedLoad
 from store import Database
+from store.engines import Window
 from store.models import Heartbeat
+from store.models.base import utc_now
 from tests.api.live import wait_until
 from tests.api.worlds import BUSY, CALM, acknowledge, add_recommendation, heartbeat_body, register
 
@@ -69,6 +73,21 @@ def test_an_engine_without_a_schedule_is_left_alone(
     _beat(client, engine_id, 50)
     controller.tick()
     assert _decisions(client, engine_id) == []
+
+
+def test_old_heartbeats_are_dropped_in_parts(
+    client: TestClient, controller: Controller, database: Database
+) -> None:
+    engine_id = register(client)
+    window = Window(engine_id=engine_id, window_s=1.0, arrived=0, stats={}, requests=[], steps=[])
+    with database.begin() as uow:
+        uow.engines.add_heartbeats([window] * (2 * PRUNED_AT_ONCE + 1))
+        uow.session.execute(sa.update(Heartbeat).values(received_at=utc_now() - timedelta(days=1)))
+    _beat(client, engine_id, 5)
+    controller.tick()
+    with database.read() as uow:
+        (kept,) = uow.session.scalars(sa.select(Heartbeat))
+    assert kept.arrived == 5
 
 
 def test_missing_heartbeats_are_missing_data_and_never_zero_load(
@@ -276,7 +295,7 @@ def test_one_bad_window_never_stays_in_the_average(
         # As an earlier version kept it: REST refuses it now.
         body = heartbeat_body(arrived=1, policy={}, ttft_ms=40.0)
         with database.begin() as uow:
-            beat = Heartbeat(
+            beat = Window(
                 engine_id=engine_id,
                 window_s=window_s,
                 arrived=1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -62,6 +63,27 @@ def test_a_heartbeat_is_kept_exactly_and_tells_the_version_asked_for(
         (kept,) = uow.engines.list_heartbeats(engine_id, since=since)
     assert kept.requests == body["requests"]
     assert (kept.window_s, kept.arrived) == (1.0, 2)
+
+
+def test_a_heartbeat_is_the_same_by_the_short_way_and_by_the_frameworks(
+    client: TestClient, database: Database
+) -> None:
+    """Only plain JSON takes the short way (``api.routes.quick_heartbeats``)."""
+    engine_id = register(client)
+    path = f"/v1/engines/{engine_id}/heartbeats"
+    body = heartbeat_body(arrived=2, policy=engine_body()["policy"])
+    answers = [
+        client.post(path, content=json.dumps(body), headers={"Content-Type": kind})
+        for kind in ("application/json", "application/vnd.beat+json")
+    ]
+    assert {(it.status_code, it.text, it.headers["content-type"]) for it in answers} == {
+        (202, '{"desired_version":1}', "application/json")
+    }
+    with database.read() as uow:
+        kept = uow.engines.list_heartbeats(engine_id, since=utc_now() - timedelta(minutes=1))
+    columns = ("window_s", "arrived", "stats", "requests", "steps")
+    first, second = ([getattr(row, name) for name in columns] for row in kept)
+    assert first == second
 
 
 def test_a_heartbeat_of_an_unknown_engine_is_404_so_that_it_registers_again(

@@ -38,7 +38,7 @@ from engine.kernels.native_build import NO_COMPILER_VARIABLE
 from engine.parallel.mesh import solo_groups
 from engine.rank.runner import TORCH_DTYPES, ModelRunner
 from engine.spec.model import DType
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import SlotStart, StepPlan, StepShape
 
@@ -255,7 +255,7 @@ class Steps:
     def _run(self, num_seqs: int, starts: list[SlotStart], query_lens: bytes) -> None:
         step = StepPlan(
             step_id=self._step_id,
-            shape=StepShape(mode=Mode.BASE, num_seqs=num_seqs, num_sampled=num_seqs),
+            shape=StepShape(mode=BASE, num_seqs=num_seqs, num_sampled=num_seqs),
             starts=starts,
             slots=np.arange(num_seqs, dtype=np.int32).tobytes(),
             query_lens=query_lens,

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from benchmarks.quiet import OtherPrograms
 from engine.kernels.native_build import NO_COMPILER_VARIABLE
-from engine.parallel.few_rows import find_few_rows
+from engine.parallel.few_rows_library import find_few_rows
 from engine.parallel.products import InputProduct, OutputProduct, split_inputs, split_outputs
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, Mode
 from tuner.spec.machine import this_machine
 
 HIDDEN, FFN, QKV, LAYERS = 1024, 2816, 2048, 12
@@ -48,7 +48,7 @@ class Layers:
     def run(self, xs: dict[int, Tensor]) -> None:
         """One step's products over ``xs``, an input by its width."""
         for product, width in zip(self.products, self.inputs, strict=True):
-            product(xs[width], Mode.BASE)
+            product(xs[width], BASE)
 
 
 def make_layers(dtype: torch.dtype, *, may_pack: bool, pieces: int = 1) -> Layers:
@@ -89,7 +89,7 @@ def _inputs(size: int, *, dtype: torch.dtype, may_pack: bool, pieces: int) -> In
 def _ranges(size: int, pieces: int) -> dict[Mode, range]:
     """Base has all; the other names only cut it into equal pieces."""
     cuts = {Mode(f"1x{i + 2}"): range(i * size // pieces, size) for i in range(1, pieces)}
-    return {Mode.BASE: range(size)} | cuts
+    return {BASE: range(size)} | cuts
 
 
 def least_s(
@@ -113,10 +113,10 @@ def limits(*, rounds: int, threads: int) -> tuple[float, dict[torch.dtype, float
     peaks = {}
     for dtype in DTYPES:
         weight = torch.randn(PEAK_SIZE, PEAK_SIZE).to(dtype)
-        square = {Mode.BASE: range(PEAK_SIZE)}
+        square = {BASE: range(PEAK_SIZE)}
         ways: dict[str, Callable[[], object]] = {
             str(may_pack): partial(
-                split_outputs(weight, None, square, may_pack=may_pack), weight, Mode.BASE
+                split_outputs(weight, None, square, may_pack=may_pack), weight, BASE
             )
             for may_pack in (False, True)
         }

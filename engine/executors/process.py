@@ -13,7 +13,7 @@ from engine.executors.pool import Condition, GivenRanks, OwnRanks, RankSource
 from engine.executors.protocol import ExecutorInfo
 from engine.executors.ranks import RankProcesses
 from engine.kernels.cpu_library import build_cpu_library
-from engine.parallel.few_rows import build_few_rows
+from engine.parallel.few_rows_library import build_few_rows
 from engine.spec import errors
 from engine.spec.config import Collectives, EngineConfig, num_kv_blocks
 from engine.spec.errors import EngineError, RankError

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.parallel.mesh import RankGroups
 from engine.parallel.products import Ranges, split_inputs, split_outputs
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, Mode
 
 
 class ColumnParallelLinear:
@@ -105,7 +105,7 @@ class VocabParallelHead:
         groups: RankGroups,
         may_pack: bool = False,
     ) -> None:
-        whole = {Mode.BASE: range(len(weight))}
+        whole = {BASE: range(len(weight))}
         self._product = split_outputs(weight, None, whole, may_pack=may_pack)
         self.tensors = self._product.tensors
         self._num_valid = num_valid
@@ -114,7 +114,7 @@ class VocabParallelHead:
 
     def shard(self, x: Tensor) -> Tensor:
         """``x[rows, d]`` -> this rank's logits ``[rows, padded vocabulary / (sp*tp)]``."""
-        shard = self._product(x, Mode.BASE)
+        shard = self._product(x, BASE)
         if self._num_valid < shard.shape[1]:
             shard[:, self._num_valid :] = -torch.inf
         return shard

@@ -12,7 +12,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from engine.parallel.few_rows import BLOCKS, KINDS, FewRows, can_be_few, find_few_rows
+from engine.parallel.few_rows import BLOCKS, KINDS, FewRows, can_be_few
+from engine.parallel.few_rows_library import find_few_rows
 
 # Layouts differ little between row counts; this one reads decode's small batches fast.
 EXPECTED_ROWS = 32

@@ -143,11 +143,14 @@ class ModelRunner:
 
     @property
     def computes_by(self) -> str:
-        """What runs the products, and on how many threads, for people; empty on CUDA."""
+        """What computes a step, on how many threads, for people; empty on CUDA."""
         if self._device.type != "cpu":
             return ""
         threads = torch.get_num_threads()
-        return f"{self._weights.products}, {threads} thread{'s' if threads > 1 else ''} per rank"
+        return (
+            f"{self._weights.products}; layers: {self.kernels.name}; "
+            f"{threads} thread{'s' if threads > 1 else ''} per rank"
+        )
 
     @property
     def kv_bytes(self) -> int:

@@ -22,7 +22,7 @@ from engine.parallel.communicator import Communicator
 from engine.parallel.products import OutputProduct, split_outputs
 from engine.rank.runner import TORCH_DTYPES
 from engine.spec.model import DType, ModelConfig
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE
 from tuner.profiling.messages import OperatorJob, OperatorReport
 from tuner.profiling.profile import (
     AttentionTime,
@@ -193,7 +193,7 @@ class _Operators:
 
     def _products(self, gemm: GemmShape, num_copies: int) -> list[OutputProduct]:
         """Copies of a layer's weight, each packed where the engine would."""
-        whole = {Mode.BASE: range(gemm.n)}
+        whole = {BASE: range(gemm.n)}
         return [
             split_outputs(weight, None, whole, may_pack=True)
             for weight in self._weight(gemm, num_copies)
@@ -212,7 +212,7 @@ class _Operators:
             for index in range(num_layers):
                 for x, copies, seconds in zip(inputs, products, taken, strict=True):
                     started_s = time.perf_counter()
-                    copies[index](x, Mode.BASE)
+                    copies[index](x, BASE)
                     if self._device.type == "cuda":
                         torch.cuda.synchronize(self._device)
                     seconds.append(time.perf_counter() - started_s)

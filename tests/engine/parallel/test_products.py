@@ -18,11 +18,11 @@ from engine.parallel.products import (
     split_inputs,
     split_outputs,
 )
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, SHIFT, Mode
 
 MIDDLE = Mode("2x4")
 # The rank of block 2 of four, each 64 wide: base has all, 2x4 the second half, shift its own.
-RANGES = {Mode.BASE: range(256), MIDDLE: range(128, 256), Mode.SHIFT: range(128, 192)}
+RANGES = {BASE: range(256), MIDDLE: range(128, 256), SHIFT: range(128, 192)}
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 packs = pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_packing_leaves_one_copy_of_the_same_size(dtype: torch.dtype) -> None:
     weight = _random(256, 192, dtype=dtype)
     for product in (
         split_outputs(weight, None, RANGES, may_pack=True),
-        split_inputs(weight, {Mode.BASE: range(192), Mode.SHIFT: range(96)}, may_pack=True),
+        split_inputs(weight, {BASE: range(192), SHIFT: range(96)}, may_pack=True),
     ):
         places = dict(place_and_bytes(tensor) for tensor in product.tensors)
         assert sum(places.values()) == weight.nbytes
@@ -107,7 +107,7 @@ def test_packing_leaves_one_copy_of_the_same_size(dtype: torch.dtype) -> None:
 
 @packs
 def test_a_weight_that_packing_would_pad_stays_plain(dtype: torch.dtype) -> None:
-    narrow = {Mode.BASE: range(40), Mode.SHIFT: range(20)}
+    narrow = {BASE: range(40), SHIFT: range(20)}
     outputs = split_outputs(_random(40, 24, dtype=dtype), None, narrow, may_pack=True)
     assert isinstance(outputs, PlainOutputs)
     inputs = split_inputs(_random(40, 40, dtype=dtype), narrow, may_pack=True)

@@ -1,0 +1,44 @@
+"""The library behind :mod:`engine.parallel.few_rows`: where it comes from, and its functions.
+
+No torch: the process that starts the ranks builds it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+from engine.kernels import native_build
+
+FOLDER = Path(__file__).parent
+SOURCE = native_build.NativeSource(
+    name="packed_few",
+    main=FOLDER / "packed_few.cpp",
+    parts=tuple((FOLDER.parent / "kernels" / "cpu").glob("*.h")),
+    flags=(*native_build.SHARED_FLAGS, "-march=native"),
+    is_tuned=True,
+)
+
+
+def build_few_rows() -> None:
+    """Compile it now, so that ranks which start together find it."""
+    native_build.find_library(SOURCE)
+
+
+@cache
+def find_few_rows() -> ctypes.CDLL | None:
+    """The library, built where needed; None where it cannot be."""
+    path = native_build.find_library(SOURCE)
+    if path is None:
+        return None
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        return None
+    pointer, i64, i32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    library.gs_can_multiply_few.restype = i32
+    library.gs_can_multiply_few.argtypes = [i32]
+    library.gs_multiply_few.restype = None
+    library.gs_multiply_few.argtypes = [i32, *[pointer] * 5, *[i64] * 5, i32]
+    return library

@@ -88,7 +88,9 @@ def line(tiny_dir: Path) -> Iterator[Line]:
     ours, theirs = socket.socketpair()
     channel = FrameChannel(theirs)
     engine = Engine(EngineConfig(model_dir=tiny_dir, num_kv_blocks=64))  # it need not run
-    state = EngineState(policy=engine.policy, max_model_len=64, is_healthy=True)
+    state = EngineState(
+        policy=engine.policy, held_plan=engine.held_plan, max_model_len=64, is_healthy=True
+    )
     channel.send(msgspec.msgpack.encode(state))
     setup = FrontSetup(
         model_dir=str(tiny_dir),

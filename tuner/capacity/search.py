@@ -28,6 +28,8 @@ NUM_DRAWS = 5
 NUM_BOOTSTRAPS = 400
 # Bisection ends within this ratio of two rates.
 BRACKET_RATIO = 1.06
+# Where every look is a whole plan, the edge is known within this ratio.
+TIGHTER = 1.05
 # Farther than this from the workload's own rate nothing is looked for; nor beyond so many requests.
 MOST_DOUBLINGS = 10
 MOST_REQUESTS = 100_000
@@ -155,6 +157,35 @@ def bracket(
         else:
             bad = middle
     return good, bad
+
+
+def edge(
+    passes: Callable[[float], bool], limits: tuple[float, float], *, start: float
+) -> float | None:
+    """A factor below the greatest that passes and, ``TIGHTER`` times higher, does not.
+
+    The greatest is known not to pass. ``passes`` is expensive, and ``start`` a good guess: it looks
+    next to it first, then with ever longer strides. None: not even the least passes.
+    """
+    least, greatest = limits
+    good: float | None = None
+    bad = greatest
+    factor, stride = min(max(start, least), greatest / TIGHTER), TIGHTER
+    while good is None or bad / good > TIGHTER * (1 + 1e-9):
+        if passes(factor):
+            good = factor
+        elif factor <= least:
+            return None
+        else:
+            bad = factor
+        if good is None:
+            factor = max(least, factor / stride)
+        elif good * stride < bad:
+            factor = good * stride
+        else:
+            factor = math.sqrt(good * bad)
+        stride = min(stride * stride, 2.0)
+    return good
 
 
 def _open_ended(good: float | None, probes: tuple[Probe, ...], asked: Asked) -> Capacity:

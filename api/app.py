@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from api.control.controller import Controller
 from api.routes import (
     api_keys,
+    capacity,
     catalog,
     control,
     cost_models,
@@ -53,6 +54,7 @@ ROUTERS = (
     cost_models.router,
     control.router,
     api_keys.router,
+    capacity.router,
     catalog.router,
     health.router,
 )

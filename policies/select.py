@@ -307,7 +307,7 @@ def _infeasible(
 
 
 def _relaxation(constraint: Constraint, points: Sequence[OperatingPoint], sla: Sla) -> Relaxation:
-    found = [(b, p) for p in points if (b := _needed_bound(constraint, p, sla)) is not None]
+    found = [(b, p) for p in points if (b := needed_bound(constraint, p, sla)) is not None]
     if not found:
         return Relaxation(constraint=constraint, bound=None, point=None)
     pick = min if constraint.op is Op.AT_MOST else max
@@ -315,7 +315,7 @@ def _relaxation(constraint: Constraint, points: Sequence[OperatingPoint], sla: S
     return Relaxation(constraint=constraint, bound=bound, point=point)
 
 
-def _needed_bound(constraint: Constraint, point: OperatingPoint, sla: Sla) -> float | None:
+def needed_bound(constraint: Constraint, point: OperatingPoint, sla: Sla) -> float | None:
     """The bound with which ``point`` would be dependable, the other constraints kept."""
     others = [c for c in sla.per_run if c is not constraint]
     chance = math.prod(point.chance(c) for c in others)

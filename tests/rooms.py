@@ -50,6 +50,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "simulation",
         "launch",
         "described",
+        "capacity",
         "search",
         "planner",
         "pictures",

@@ -44,8 +44,16 @@ def predict(question: Json) -> Json:
     return simulated(question)
 
 
+def find_capacity(question: Json) -> Json:
+    """The load that settings carry on described hardware (:mod:`api.aside.capacity`)."""
+    from api.aside.capacity import found_capacity
+
+    return found_capacity(question)
+
+
 TASKS: Mapping[str, Callable[[Json], Json]] = {
     "read_trace": read_trace,
     "draw_report": draw_report,
     "predict": predict,
+    "capacity": find_capacity,
 }

@@ -110,6 +110,12 @@ COMMANDS = (
         help="Predict a plan's latencies on a workload.",
     ),
     CommandRef(
+        path="capacity",
+        module="capacity",
+        function="capacity",
+        help="Find the highest load that a plan carries within an SLA.",
+    ),
+    CommandRef(
         path="plan",
         module="plan",
         function="plan",

@@ -26,6 +26,7 @@ from api.cli.pictured import DrawnOutput
 if TYPE_CHECKING:
     from tuner.pictures.picture import Picture
     from tuner.planner.planner import OnPlanning, PlanReport
+    from tuner.planner.ways_out import WaysOut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +49,18 @@ class Judging:
         int | None,
         typer.Option(min=1, max=1024, help="Processes to simulate on; by default one per core."),
     ] = None
+    ways_out: Annotated[
+        bool,
+        typer.Option(
+            help="Where nothing meets the SLA: find the load, the devices and the bounds with "
+            "which a plan does. Each is planned, so it takes some ten times as long."
+        ),
+    ] = True
 
 
 @grouped(
     help_order="model hardware workload sla objective use_all price_per_device_hour dtype backend "
-    "devices seed max_model_len block_size jobs out plot"
+    "devices seed max_model_len block_size jobs ways_out out plot"
 )
 def plan(
     model: ModelNameOption,
@@ -89,7 +97,10 @@ def plan(
             jobs=judging.jobs,
             on_progress=show,
         )
-    document = plan_json(report, model=model)
+    ways = None
+    if report.selection.best is None and judging.ways_out:
+        ways = _ways_out(report, judging.jobs)
+    document = plan_json(report, model=model, ways=ways)
     for warning in warnings(report):
         log(f"warning: {warning}")
     output.write(document)
@@ -103,6 +114,15 @@ def plan(
             print_lines([step])
     if document["infeasible"] is not None:
         end_not_met()
+
+
+def _ways_out(report: PlanReport, jobs: int | None) -> WaysOut:
+    from tuner.planner.planner import plan_again
+    from tuner.planner.ways_out import find_ways_out
+
+    log("plan: nothing meets the SLA; looking for what would help (--no-ways-out leaves it out)")
+    with plan_again(report, jobs=jobs) as again:
+        return find_ways_out(report, again, lambda stage: log(f"plan: {stage}"))
 
 
 def _picture(report: PlanReport, model: str) -> Picture:

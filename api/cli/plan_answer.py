@@ -89,6 +89,9 @@ def _print_infeasible(console: Console, infeasible: dict[str, Any]) -> None:
     console.print(infeasible_text(infeasible))
     if infeasible["is_from_single_requests"]:
         console.print("  not even with one request at a time")
+    if "verdict" in infeasible:
+        _print_ways_out(console, infeasible)
+        return
     if (closest := infeasible["closest"]) is not None:
         headroom = closest["headroom"]
         if headroom is not None and headroom < 0:
@@ -96,6 +99,24 @@ def _print_infeasible(console: Console, infeasible: dict[str, Any]) -> None:
     for relaxation in infeasible["relaxations"]:
         if relaxation["relaxed"] is not None:
             console.print(f"  {relaxation['relaxed']} would do, not {relaxation['constraint']}")
+
+
+def _print_ways_out(console: Console, infeasible: dict[str, Any]) -> None:
+    """What would help, all of it tried."""
+    console.print(f"  {infeasible['verdict']}")
+    if (enough := infeasible["enough_devices"]) is not None:
+        settings = Settings.from_json(enough["settings"])
+        console.print(f"  {enough['num_devices']} such devices would carry it: {settings}")
+    else:
+        console.print(f"  up to {infeasible['most_devices_tried']} such devices do not carry it")
+    for way in infeasible["relaxations"]:
+        if way["relaxed"] is None:
+            console.print(f"  relaxing {way['constraint']}: {way['reason']}")
+            continue
+        text = f"  {way['relaxed']} would do, not {way['constraint']}"
+        if (price := way["price_per_percentile_point_ms"]) is not None:
+            text += f" (a lower percentile saves {short(price)} ms a point)"
+        console.print(text)
 
 
 def _miss_text(excess: float) -> str:

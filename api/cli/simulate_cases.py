@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from engine.spec.plan import ParallelPlan, PlanSpec
     from engine.spec.settings import Caps, Settings
     from policies.sla import Sla
+    from tuner.capacity.probe import RunOn
     from tuner.described.document import ScaledRun
     from tuner.described.title import Asked, Title
     from tuner.simulation.simulate import OnProgress, SimulationResult
@@ -131,17 +133,24 @@ class Question:
 class Case:
     """Settings and how to run them; ``origin`` is where step times and memory come from.
 
+    ``run_on`` runs any workload with all step times multiplied, ``run`` the one asked about.
     ``interval`` is the 90 % half width of log(true / simulated) step times, None where it is not
     asked for.
     """
 
     settings: Settings
-    run: ScaledRun
+    workload: Workload
+    run_on: RunOn
     title: Title
     origin: dict[str, Any]
     warnings: tuple[str, ...]
     interval: float | None = None
     energy: Callable[[SimulationResult], dict[str, Any]] | None = None
+
+    @property
+    def run(self) -> ScaledRun:
+        """A run of the workload asked about."""
+        return partial(self.run_on, self.workload)
 
 
 def described(question: Question, hardware: str, *, has_intervals: bool) -> Case:
@@ -158,10 +167,10 @@ def described(question: Question, hardware: str, *, has_intervals: bool) -> Case
     )
     check_rungs(node, settings)
 
-    def run(step_scale: float, on_progress: OnProgress) -> SimulationResult:
+    def run_on(workload: Workload, step_scale: float, on_progress: OnProgress) -> SimulationResult:
         return node.simulate(
             settings,
-            question.workload,
+            workload,
             seed=question.seed,
             keeps_prefixes=question.prefix_cache,
             step_scale=step_scale,
@@ -170,7 +179,8 @@ def described(question: Question, hardware: str, *, has_intervals: bool) -> Case
 
     return Case(
         settings=settings,
-        run=run,
+        workload=question.workload,
+        run_on=run_on,
         title=Title.of_node(node, question.asked),
         origin=node_json(node, settings, question.model),
         warnings=(*node_warnings(node, settings, question.workload), *question.warnings),
@@ -199,7 +209,7 @@ def on_this_machine(question: Question, machine: LocalMachine, *, has_intervals:
     settings = question.settings(timer, default)
     log(f"simulate: cost model {step_model.id} of {step_model.machine}")
 
-    def run(step_scale: float, on_progress: OnProgress) -> SimulationResult:
+    def run_on(workload: Workload, step_scale: float, on_progress: OnProgress) -> SimulationResult:
         ranks = Ranks(
             timer=ScaledTimer(timer, step_scale), num_kv_blocks=num_kv_blocks(config, model, plan)
         )
@@ -212,14 +222,15 @@ def on_this_machine(question: Question, machine: LocalMachine, *, has_intervals:
             keeps_prefixes=question.prefix_cache,
         )
         return run_simulation(
-            engine, settings, question.workload, seed=question.seed, on_progress=on_progress
+            engine, settings, workload, seed=question.seed, on_progress=on_progress
         )
 
     cuts = [f"workload: {cut}" for cut in question.workload.source.cuts]
     doubts = _doubts(step_model.check_model(model), plan, step_model.max_ranks)
     return Case(
         settings=settings,
-        run=run,
+        workload=question.workload,
+        run_on=run_on,
         title=Title.of_machine(step_model.machine, config.dtype, question.asked),
         origin=_local_origin(question, config, model, step_model),
         warnings=(*cuts, *doubts, *question.warnings),

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from engine.spec.settings import Settings
 from policies.objective import Objective
 from policies.points import OperatingPoint
+from tuner.capacity.document import load_json, load_text
 from tuner.described.document import (
     finite_metrics,
     memory_json,
@@ -21,6 +23,7 @@ from tuner.described.title import Asked, Title
 from tuner.launch.command import LaunchCommand
 from tuner.planner.explore import JudgedOn, Tried, needed_kv_tokens
 from tuner.planner.planner import Failure, PlanReport
+from tuner.planner.ways_out import WayOut, WaysOut
 from tuner.search.report import infeasible_json, point_json
 
 SCHEMA = "plan/v2"
@@ -74,8 +77,11 @@ def plan_title(report: PlanReport, *, model: str) -> Title:
     return Title.of_node(question.node, asked)
 
 
-def plan_json(report: PlanReport, *, model: str) -> dict[str, Any]:
-    """The report as a JSON value without wall times: equal inputs give equal bytes."""
+def plan_json(report: PlanReport, *, model: str, ways: WaysOut | None = None) -> dict[str, Any]:
+    """The report as a JSON value without wall times: equal inputs give equal bytes.
+
+    ``ways`` are what would help where nothing meets the SLA, if they were looked for.
+    """
     question = report.question
     origin = node_json(question.node, _any_point(report).settings, model)
     del origin["memory"]
@@ -101,7 +107,7 @@ def plan_json(report: PlanReport, *, model: str) -> dict[str, Any]:
         },
         "feasible": [_point_json(report, point) for point in report.feasible],
         "near_misses": near_misses(report),
-        "infeasible": infeasible(report),
+        "infeasible": infeasible(report, ways),
         "failing": [failure_json(failure) for failure in report.failures],
         "tried": [
             tried_json(tried)
@@ -122,12 +128,67 @@ def near_misses(report: PlanReport) -> list[dict[str, Any]]:
     return [{**_point_json(report, miss.point), "why": miss.detail} for miss in found]
 
 
-def infeasible(report: PlanReport) -> dict[str, Any] | None:
-    """What stands in the way where nothing meets the SLA."""
+def infeasible(report: PlanReport, ways: WaysOut | None = None) -> dict[str, Any] | None:
+    """What stands in the way where nothing meets the SLA. With ``ways``, relaxations are those that
+    hold when applied; without them they are read off the points at hand."""
     if report.selection.best is not None:
         return None
     found = infeasible_json(report.selection, report.question.sla)
-    return {**found, "is_from_single_requests": report.is_from_alone}
+    found["is_from_single_requests"] = report.is_from_alone
+    if ways is not None:
+        found |= ways_json(report, ways)
+    return found
+
+
+def ways_json(report: PlanReport, ways: WaysOut) -> dict[str, Any]:
+    """What would help, each way tried: a lower load, more devices, a relaxed bound."""
+    load, count = ways.load_factor, ways.num_devices
+    workload = report.question.workload
+    return {
+        "is_possible_alone": ways.is_possible_alone,
+        "is_overload": ways.is_overload,
+        "verdict": _overload_text(report, ways),
+        "asked_load": load_json(workload, 1.0),
+        "highest_load": None
+        if load is None
+        else {**load_json(workload, load), "settings": _settings_json(ways.load_settings)},
+        "enough_devices": None
+        if count is None
+        else {"num_devices": count, "settings": _settings_json(ways.devices_settings)},
+        "most_devices_tried": ways.most_devices,
+        "relaxations": [_way_json(way) for way in ways.relaxations],
+    }
+
+
+def _way_json(way: WayOut) -> dict[str, Any]:
+    asked, relaxed = way.constraint, way.relaxed
+    return {
+        "constraint": str(asked),
+        "bound": None if relaxed is None else relaxed.bound,
+        "relaxed": None if relaxed is None else str(relaxed),
+        "price": None if relaxed is None else abs(relaxed.bound - asked.bound) / asked.bound,
+        "price_per_percentile_point_ms": way.price_per_point,
+        "settings": _settings_json(way.settings),
+        "reason": way.reason,
+    }
+
+
+def _settings_json(settings: Settings | None) -> dict[str, Any] | None:
+    return None if settings is None else settings.to_json()
+
+
+def _overload_text(report: PlanReport, ways: WaysOut) -> str:
+    workload = report.question.workload
+    devices = f"{report.num_devices}x{report.question.node.hardware.device.name}"
+    if ways.load_factor is None:
+        return f"no load of this workload is carried within the SLA by {devices}, however low"
+    asked, most = load_json(workload, 1.0), load_json(workload, ways.load_factor)
+    if load_text(asked) == load_text(most):
+        return f"the load is above what {devices} can carry"
+    return (
+        f"the load of {load_text(asked)} is above what {devices} can carry within the SLA: "
+        f"{load_text(most)}"
+    )
 
 
 def failure_json(failure: Failure) -> dict[str, Any]:

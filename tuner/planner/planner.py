@@ -7,7 +7,8 @@ depends on neither their number nor their timing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -132,24 +133,72 @@ def make_plan(
     Raises:
         TunerError: no plan can run the model there, with the reasons of the first ones.
     """
-    # Timers may hold what cannot go to another process; each makes its own.
     goal = goal or Goal()
+    with Workers(default_jobs() if jobs is None else jobs) as workers:
+        return _plan(
+            workers,
+            node,
+            workload,
+            sla,
+            seed=seed,
+            devices=node.hardware.count if num_devices is None else num_devices,
+            goal=goal,
+            on_progress=on_progress,
+        )
+
+
+@contextmanager
+def plan_again(
+    report: PlanReport, *, jobs: int | None = None
+) -> Iterator[Callable[[Workload, Sla, int], PlanReport]]:
+    """A function that plans as ``report`` was planned: under another workload or SLA, on another
+    number of the same devices (more than the node has, too). Use ``with``: it holds processes.
+    """
+    with Workers(default_jobs() if jobs is None else jobs) as workers:
+
+        def again(workload: Workload, sla: Sla, devices: int) -> PlanReport:
+            node = report.question.node
+            hardware = replace(node.hardware, count=max(devices, node.hardware.count))
+            return _plan(
+                workers,
+                replace(node, hardware=hardware),
+                workload,
+                sla,
+                seed=report.question.seed,
+                devices=devices,
+                goal=report.goal,
+                on_progress=lambda *_: None,
+            )
+
+        yield again
+
+
+def _plan(
+    workers: Workers,
+    node: Node,
+    workload: Workload,
+    sla: Sla,
+    *,
+    seed: int,
+    devices: int,
+    goal: Goal,
+    on_progress: OnPlanning,
+) -> PlanReport:
+    # Timers may hold what cannot go to another process; each makes its own.
     question = Question(
         node=replace(node), workload=workload, sla=sla, seed=seed, objective=goal.objective
     )
-    devices = node.hardware.count if num_devices is None else num_devices
     if devices > node.hardware.count:
         raise TunerError(f"{devices} devices asked for, {node.hardware} has {node.hardware.count}")
     least = devices if goal.uses_all_devices else 1
     memory_failures, plans = _split_plans(node, workload, least, devices)
-    with Workers(default_jobs() if jobs is None else jobs) as workers:
-        explored = _explore_all(workers, question, plans, on_progress)
-        points, is_from_alone = _points(workers, question, explored, on_progress)
-        asked = _known_alone(question, points) if is_from_alone else question
-        if is_from_alone:
-            selection = select(points, asked.sla, goal.objective)
-        else:
-            points, selection = _select(workers, asked, points, goal.objective, on_progress)
+    explored = _explore_all(workers, question, plans, on_progress)
+    points, is_from_alone = _points(workers, question, explored, on_progress)
+    asked = _known_alone(question, points) if is_from_alone else question
+    if is_from_alone:
+        selection = select(points, asked.sla, goal.objective)
+    else:
+        points, selection = _select(workers, asked, points, goal.objective, on_progress)
     return PlanReport(
         question=question,
         num_devices=devices,

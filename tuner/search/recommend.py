@@ -148,15 +148,19 @@ def _learn(context: TuningContext, pool: _Pool, again: Confirmation) -> None:
 
 
 def _select(context: TuningContext, pool: _Pool) -> Selection:
-    """Choose among all points. A winner (or near miss) without an interval is simulated again with
-    one, because exact numbers would look more certain than measured ones.
+    """Choose among all points. A winner (or near miss, or what a relaxation rests on) of the first
+    design is simulated again on the trials' workload with an interval: the design's runs are
+    shorter, and exact numbers would look more certain than measured ones.
     """
     while True:
         selection = select(list(pool.points.values()), context.sla, context.spec.goal.objective)
         first = selection.best or selection.closest
-        if first is None or first.settings not in pool.exact:
+        told = [first, *(relaxation.point for relaxation in selection.relaxations)]
+        settings = {point.settings for point in told if point is not None} & pool.exact
+        if not settings:
             return selection
-        pool.put(first.settings, context.simulator.point(first.settings, context.trial_workload))
+        for each in settings:
+            pool.put(each, context.simulator.point(each, context.trial_workload))
 
 
 def _select_run(context: TuningContext, pool: _Pool) -> Selection:

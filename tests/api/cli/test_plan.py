@@ -86,13 +86,17 @@ def test_the_document_is_the_same_bytes_in_another_process(tmp_path: Path) -> No
 
 
 def test_nothing_feasible_is_an_answer_not_a_mistake(run: Run) -> None:
-    words = ("--workload", WORKLOAD, "--sla", "p95_tpot_ms<=0.01", "--jobs", 1)
+    few = WORKLOAD.replace("requests=40", "requests=12")
+    words = ("--devices", 1, "--workload", few, "--sla", "p95_tpot_ms<=0.01", "--jobs", 1)
     done = run(*WORDS, *words)
     assert done.exit_code == 3, done.output
     assert "nothing meets the SLA with P of at least 0.8" in done.stdout
     assert "binding is p95_tpot_ms<=0.01" in done.stdout
     assert "nearest is " in done.stdout
     assert "P(SLA met) 0.00" in done.stdout or "P unknown" in done.stdout
+    assert "however low" in done.stdout
+    assert "p95_tpot_ms<=" in done.stdout.partition("would do, not p95_tpot_ms<=0.01")[0][-20:]
+    assert "looking for what would help" in done.stderr
 
 
 @pytest.mark.parametrize(

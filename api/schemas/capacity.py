@@ -1,0 +1,58 @@
+"""The load that settings carry on described hardware."""
+
+from __future__ import annotations
+
+from pydantic import ConfigDict, Field
+
+from api.schemas.base import Body, Json, View
+from api.schemas.plain import Whole
+from tuner.search.spec import MAX_SEED
+
+ASKED: Json = {
+    "model": "llama-3.1-8b",
+    "hardware": "2xh100",
+    "settings": {"plan": {"dp": 1, "pp": 1, "sp": 1, "tp": 2}},
+    "workload": "poisson:rate=20,input=1024,output=128,requests=300",
+    "sla": "p95_ttft_ms<=500,p95_tpot_ms<=20",
+}
+
+
+class CapacityRequest(Body):
+    """Settings on described hardware, the traffic they would have, and what it must meet."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [ASKED]})
+
+    model: str = Field(
+        min_length=1, max_length=4096, description="Name of a model, as in GET /v1/models"
+    )
+    hardware: str = Field(min_length=1, max_length=200, description="As in 8xh200")
+    settings: Json = Field(
+        description="As an engine's policy has them: plan, shift, caps, mode; without caps the "
+        "backend's own"
+    )
+    workload: str = Field(
+        description="Workload SPEC of at most 2,000 requests; its arrivals are thinned or repeated"
+    )
+    sla: str = Field(description="As in p95_ttft_ms<=500,p95_tpot_ms<=20")
+    backend: str | None = Field(default=None, max_length=100, description="As in GET /v1/backends")
+    dtype: str | None = Field(default=None, max_length=20, description="auto, bf16, fp8, ...")
+    seed: Whole = Field(default=0, ge=0, le=MAX_SEED)
+    draws: Whole = Field(default=5, ge=2, le=20, description="Draws of the arrivals at each rate")
+    block_size: Whole = Field(default=16, ge=1, le=1024)
+    max_model_len: int | None = Field(default=None, ge=1, le=2**31 - 1, strict=True)
+
+
+class CapacityView(View):
+    """The highest load within the SLA, simulated."""
+
+    model_config = ConfigDict(extra="allow")
+
+    sla: str
+    asked: Json = Field(description="The workload's own load")
+    capacity: Json = Field(
+        description="load (null: none is carried), its 90 % interval low to high, binding, cliff"
+    )
+    rates: list[Json] = Field(description="Every load that was simulated")
+    settings: Json
+    workload: Json
+    warnings: list[str]

@@ -1,0 +1,95 @@
+"""The highest load within an SLA: on a made-up engine whose capacity is known, and simulated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.spec.plan import parse_plan
+from engine.spec.settings import Settings
+from policies.sla import Sla
+from tuner.capacity.document import capacity_json, capacity_lines
+from tuner.capacity.probe import Asked
+from tuner.capacity.search import bracket, find_capacity, fit_falling
+from tuner.described.parse import describe_node
+from tuner.spec.errors import TunerError
+from tuner.workload.parse import parse_workload
+
+
+def asked(workload: str, sla: str) -> Asked:
+    node = describe_node(model="llama-3.1-8b", hardware="1xh100", max_model_len=4096)
+    served = Settings(plan=parse_plan("tp=1").plan, caps=node.backend.default_caps)
+    return Asked(
+        settings=served,
+        run_on=lambda load, scale, show: node.simulate(
+            served, load, step_scale=scale, on_progress=show
+        ),
+        workload=parse_workload(workload, seed=0),
+        sla=Sla.parse(sla),
+        interval=node.interval,
+    )
+
+
+@given(edge=st.floats(1e-3, 500), start=st.floats(0.01, 100))
+def test_a_bracket_holds_the_edge_wherever_it_starts(edge: float, start: float) -> None:
+    good, bad = bracket(lambda factor: factor <= edge, (1e-4, 1000), start=start, ratio=1.05)
+    assert good is not None
+    assert bad is not None
+    assert good <= edge < bad <= 1.05 * good
+
+
+def test_a_bracket_is_open_where_all_or_nothing_passes() -> None:
+    assert bracket(lambda _: True, (0.1, 10)) == (10, None)
+    assert bracket(lambda _: False, (0.1, 10)) == (None, 0.1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=20))
+def test_the_fit_never_rises(values: list[float]) -> None:
+    fitted = fit_falling(np.arange(len(values), dtype=np.float64), np.array(values))
+    assert (np.diff(fitted) <= 1e-12).all()
+    assert fitted.mean() == pytest.approx(np.mean(values))
+
+
+def test_the_capacity_holds_below_and_is_missed_above() -> None:
+    question = asked(
+        "poisson:rate=40,input=512,output=16,requests=80", "p95_ttft_ms<=300,p95_tpot_ms<=30"
+    )
+    found = find_capacity(question, num_draws=2)
+    assert found.factor is not None
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= found.factor <= found.high
+    assert found.binding in question.sla.per_run
+    below = [p.chance for p in found.probes if p.factor < 0.85 * found.factor]
+    above = [p.chance for p in found.probes if p.factor > 1.15 * found.factor]
+    assert below
+    assert above
+    assert min(below) > 0.8 > max(above)
+    document = capacity_json(found, question, seed=0, title="t", origin={})
+    rate = question.workload.rate_rps
+    assert rate is not None
+    assert document["capacity"]["load"]["rate_rps"] == pytest.approx(found.factor * rate)
+    assert "binding: " in " ".join(capacity_lines(document))
+    looser = find_capacity(
+        replace(question, sla=Sla.parse("p95_ttft_ms<=600,p95_tpot_ms<=60")), num_draws=2
+    )
+    assert looser.factor is not None
+    assert looser.factor > found.factor
+
+
+def test_an_sla_that_one_request_misses_alone_has_no_capacity() -> None:
+    question = asked("closed:concurrency=8,input=512,output=16,requests=32", "p95_tpot_ms<=0.5")
+    found = find_capacity(question, num_draws=2)
+    assert found.factor is None
+    assert str(found.binding) == "p95_tpot_ms<=0.5"
+
+
+def test_requests_that_come_at_once_have_no_rate() -> None:
+    question = asked("poisson:rate=4,input=64,output=4,requests=1", "p95_ttft_ms<=300")
+    with pytest.raises(TunerError, match="have no rate"):
+        find_capacity(question)

@@ -1,0 +1,141 @@
+"""The ``capacity --json`` document, and its sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from policies.numbers import short
+from policies.report import finite
+from policies.verdict import MIN_CHANCE
+from tuner.capacity.probe import Asked, Probe
+from tuner.capacity.search import CLIFF_LOAD, Capacity
+from tuner.workload.workload import Workload
+
+SCHEMA = "capacity/v1"
+
+
+def capacity_json(
+    found: Capacity,
+    asked: Asked,
+    *,
+    seed: int,
+    title: str,
+    origin: dict[str, Any],
+    warnings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The answer as a JSON value without wall times: equal inputs give equal bytes.
+
+    ``origin`` says where step times and memory come from.
+    """
+    return {
+        "schema": SCHEMA,
+        "title": title,
+        "gearshift": version("gearshift"),
+        "fidelity": "simulated",
+        "sla": str(asked.sla),
+        "min_probability": MIN_CHANCE,
+        "asked": load_json(asked.workload, 1.0),
+        "capacity": answer_json(found, asked.workload),
+        "rates": [
+            _rate_json(asked, [p for p in found.probes if p.factor == factor])
+            for factor in sorted({p.factor for p in found.probes})
+        ],
+        "settings": asked.settings.to_json(),
+        "seed": seed,
+        "workload": asked.workload.describe(),
+        **origin,
+        "warnings": list(warnings),
+    }
+
+
+def answer_json(found: Capacity, workload: Workload) -> dict[str, Any]:
+    """The highest load, its interval, what binds there, and whether it is a cliff."""
+    cliff = found.cliff
+    return {
+        "load": None if found.factor is None else load_json(workload, found.factor),
+        "low": None if found.low is None else load_json(workload, found.low),
+        "high": None if found.high is None else load_json(workload, found.high),
+        "is_at_least": found.is_at_least,
+        "carries_asked": found.factor is not None and found.factor >= 1,
+        "binding": None if found.binding is None else str(found.binding),
+        "cliff": None
+        if cliff is None
+        else {
+            "is_cliff": cliff.is_cliff,
+            "within": CLIFF_LOAD,
+            "attainment": cliff.attainment,
+            "attainment_above": cliff.attainment_above,
+        },
+    }
+
+
+def load_json(workload: Workload, factor: float) -> dict[str, Any]:
+    """A load as a factor of the workload's, and as requests per second or clients."""
+    closed, rate = workload.closed, workload.rate_rps
+    return {
+        "factor": factor,
+        "rate_rps": None if closed is not None or rate is None else factor * rate,
+        "concurrency": None if closed is None else max(1, round(factor * closed.concurrency)),
+    }
+
+
+def load_text(load: dict[str, Any]) -> str:
+    """A load in words."""
+    if load["concurrency"] is not None:
+        return f"{load['concurrency']} clients"
+    return f"{short(load['rate_rps'])} requests/s"
+
+
+def capacity_lines(document: dict[str, Any]) -> list[str]:
+    """The answer for people."""
+    answer, sla = document["capacity"], document["sla"]
+    if answer["load"] is None:
+        least = document["rates"][0]
+        return [
+            f"no load meets {sla}: it is missed at {load_text(least)} already, by {_by(answer)}"
+        ]
+    at_least = "at least " if answer["is_at_least"] else ""
+    first = f"capacity: {at_least}{load_text(answer['load'])} within {sla}"
+    if answer["high"] is not None:
+        first += f" (90 % interval {load_text(answer['low'])} to {load_text(answer['high'])})"
+    asked = document["asked"]
+    way = "carried" if answer["carries_asked"] else "above what it carries"
+    lines = [first, f"asked: {load_text(asked)}, {way} ({_share(answer)} of it)"]
+    if answer["binding"] is not None:
+        lines.append(f"binding: {answer['binding']}")
+    if (cliff := answer["cliff"]) is not None:
+        word = "a cliff" if cliff["is_cliff"] else "no cliff"
+        lines.append(
+            f"{word}: with 10 % more load {100 * cliff['attainment_above']:.1f} % of the requests "
+            f"meet their bounds, {100 * cliff['attainment']:.1f} % at the capacity"
+        )
+    return lines
+
+
+def _share(answer: dict[str, Any]) -> str:
+    return f"capacity is {100 * answer['load']['factor']:.0f} %"
+
+
+def _by(answer: dict[str, Any]) -> str:
+    return answer["binding"] or "requests that fail"
+
+
+def _rate_json(asked: Asked, probes: list[Probe]) -> dict[str, Any]:
+    """Means over the draws probed at one rate; None where JSON has no number."""
+    keys = [c.key for c in asked.sla.per_run]
+    return {
+        **load_json(asked.workload, probes[0].factor),
+        "draws": len(probes),
+        "requests": sum(p.num_requests for p in probes),
+        "sla_probability": float(np.mean([p.chance for p in probes])),
+        "attainment": float(np.mean([p.attainment for p in probes])),
+        "metrics": {
+            key: finite(float(np.mean([p.point.metrics[key].value for p in probes])))
+            for key in keys
+            if all(key in p.point.metrics for p in probes)
+        },
+    }

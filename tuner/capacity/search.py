@@ -1,0 +1,264 @@
+"""The highest load that meets an SLA: bracketed, probed in several draws, fitted.
+
+A finder that bisects on single noisy runs stops wherever one of them was lucky. Here bisection in
+one draw only finds the neighbourhood. There every draw is probed at the same rates (the same draws
+at every rate, so that differences are paired), P(SLA met) is fitted as a falling function of the
+rate (isotonic regression), and the load is where the fit crosses the least P of the verdict rule.
+Draws are then drawn anew, with replacement, for the interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from policies.constraint import Constraint
+from policies.verdict import MIN_CHANCE
+from tuner.capacity.probe import Asked, Probe, probe
+from tuner.spec.errors import TunerError
+from tuner.workload.workload import FloatArray
+
+# Rates around the crossing of the first draw at which all draws are probed.
+GRID = (0.8, 0.88, 0.94, 1.0, 1.06, 1.12, 1.2)
+NUM_DRAWS = 5
+NUM_BOOTSTRAPS = 400
+# Bisection ends within this ratio of two rates.
+BRACKET_RATIO = 1.06
+# Where every look is a whole plan, the edge is known within this ratio.
+TIGHTER = 1.05
+# Farther than this from the workload's own rate nothing is looked for; nor beyond so many requests.
+MOST_DOUBLINGS = 10
+MOST_REQUESTS = 100_000
+# Attainment falls by that much within that much more load: a cliff.
+CLIFF_LOAD = 1.1
+CLIFF_FALL = 0.1
+
+OnProbe = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cliff:
+    """What becomes of the share of requests that meet the SLA just above the capacity."""
+
+    attainment: float
+    attainment_above: float
+
+    @property
+    def is_cliff(self) -> bool:
+        """Whether it falls off within ``CLIFF_LOAD``."""
+        return self.attainment - self.attainment_above >= CLIFF_FALL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """Factors of the asked workload's load. ``factor`` None: not even the lowest load probed is
+    carried. ``is_at_least``: the highest load probed is carried too, so there may be more.
+    """
+
+    factor: float | None
+    low: float | None
+    high: float | None
+    is_at_least: bool
+    binding: Constraint | None
+    cliff: Cliff | None
+    probes: tuple[Probe, ...]
+
+
+def find_capacity(
+    asked: Asked, *, num_draws: int = NUM_DRAWS, on_probe: OnProbe = lambda _: None
+) -> Capacity:
+    """The highest load of ``asked.workload`` that ``asked.settings`` carry within the SLA.
+
+    Raises:
+        TunerError: a workload of one request, or whose requests all come at once, has no rate.
+    """
+    check_has_rate(asked)
+    seen: dict[tuple[float, int], Probe] = {}
+
+    def look(factor: float, draw: int) -> Probe:
+        factor = _near(asked, factor)
+        if (factor, draw) not in seen:
+            seen[factor, draw] = probe(asked, factor, draw)
+            on_probe(len(seen))
+        return seen[factor, draw]
+
+    good, bad = bracket(lambda factor: look(factor, 0).is_dependable, limits_of(asked))
+    if good is None or bad is None:
+        return _open_ended(good, tuple(seen.values()), asked)
+    for step in GRID:
+        for draw in range(num_draws):
+            look(good * step, draw)
+    found = _crossing(_table(seen, num_draws))
+    low, high = _interval(_table(seen, num_draws))
+    above = [look(found * CLIFF_LOAD, draw) for draw in range(num_draws)]
+    at = [look(found, draw) for draw in range(num_draws)]
+    return Capacity(
+        factor=_near(asked, found),
+        low=low,
+        high=high,
+        is_at_least=False,
+        binding=_binding(above, asked),
+        cliff=Cliff(attainment=_mean_attainment(at), attainment_above=_mean_attainment(above)),
+        probes=tuple(seen.values()),
+    )
+
+
+def check_has_rate(asked: Asked) -> None:
+    """Raises TunerError where there is no rate to change."""
+    workload = asked.workload
+    if workload.closed is None and workload.rate_rps is None:
+        raise TunerError(
+            f"workload {workload.source.spec!r}: {len(workload)} requests without time between "
+            "them have no rate; name a workload that lasts"
+        )
+
+
+def limits_of(asked: Asked) -> tuple[float, float]:
+    """The least and the greatest factor that is looked at."""
+    closed, count = asked.workload.closed, len(asked.workload)
+    least = 2.0**-MOST_DOUBLINGS if closed is None else 1 / closed.concurrency
+    return least, max(1.0, min(2.0**MOST_DOUBLINGS, MOST_REQUESTS / count))
+
+
+def bracket(
+    passes: Callable[[float], bool],
+    limits: tuple[float, float],
+    *,
+    start: float = 1.0,
+    ratio: float = BRACKET_RATIO,
+) -> tuple[float | None, float | None]:
+    """A factor that passes and one, at most ``ratio`` higher, that does not. None: even the least
+    does not pass, or even the greatest does."""
+    least, greatest = limits
+    good: float | None = None
+    bad: float | None = None
+    factor = min(max(start, least), greatest)
+    while good is None or bad is None:
+        if passes(factor):
+            good = factor
+            if factor >= greatest:
+                return good, None
+            factor = min(2 * factor, greatest)
+        else:
+            bad = factor
+            if factor <= least:
+                return None, bad
+            factor = max(factor / 2, least)
+        if good is not None and bad is not None:
+            break
+    while bad / good > ratio:
+        middle = math.sqrt(good * bad)
+        if passes(middle):
+            good = middle
+        else:
+            bad = middle
+    return good, bad
+
+
+def edge(
+    passes: Callable[[float], bool], limits: tuple[float, float], *, start: float
+) -> float | None:
+    """A factor below the greatest that passes and, ``TIGHTER`` times higher, does not.
+
+    The greatest is known not to pass. ``passes`` is expensive, and ``start`` a good guess: it looks
+    next to it first, then with ever longer strides. None: not even the least passes.
+    """
+    least, greatest = limits
+    good: float | None = None
+    bad = greatest
+    factor, stride = min(max(start, least), greatest / TIGHTER), TIGHTER
+    while good is None or bad / good > TIGHTER * (1 + 1e-9):
+        if passes(factor):
+            good = factor
+        elif factor <= least:
+            return None
+        else:
+            bad = factor
+        if good is None:
+            factor = max(least, factor / stride)
+        elif good * stride < bad:
+            factor = good * stride
+        else:
+            factor = math.sqrt(good * bad)
+        stride = min(stride * stride, 2.0)
+    return good
+
+
+def _open_ended(good: float | None, probes: tuple[Probe, ...], asked: Asked) -> Capacity:
+    missing = [p for p in probes if not p.is_dependable]
+    return Capacity(
+        factor=good,
+        low=good,
+        high=None,
+        is_at_least=good is not None,
+        binding=_binding(missing[-1:], asked) if missing else None,
+        cliff=None,
+        probes=probes,
+    )
+
+
+def _near(asked: Asked, factor: float) -> float:
+    """The factor itself; of a closed loop that of a whole number of clients."""
+    closed = asked.workload.closed
+    least, greatest = limits_of(asked)
+    factor = min(max(factor, least), greatest)
+    if closed is None:
+        return factor
+    return max(1, math.floor(factor * closed.concurrency + 1e-9)) / closed.concurrency
+
+
+def _table(seen: dict[tuple[float, int], Probe], num_draws: int) -> dict[float, list[float]]:
+    """Chances by factor, one a draw, of the factors at which all draws were probed."""
+    by_factor: dict[float, list[float]] = defaultdict(list)
+    for factor, draw in sorted(seen):
+        by_factor[factor].append(seen[factor, draw].chance)
+    return {f: chances for f, chances in by_factor.items() if len(chances) == num_draws}
+
+
+def _crossing(table: dict[float, list[float]], draws: Sequence[int] | None = None) -> float:
+    """The highest factor at which the fitted P is ``MIN_CHANCE``."""
+    factors = np.array(list(table))
+    chosen = list(range(len(next(iter(table.values()))))) if draws is None else list(draws)
+    chances = np.array([np.mean(np.array(row)[chosen]) for row in table.values()])
+    fitted = fit_falling(factors, chances)
+    if fitted[0] < MIN_CHANCE:
+        return float(factors[0])
+    above = int(np.flatnonzero(fitted >= MIN_CHANCE)[-1])
+    if above == len(factors) - 1 or fitted[above] == fitted[above + 1]:
+        return float(factors[above])
+    share = (fitted[above] - MIN_CHANCE) / (fitted[above] - fitted[above + 1])
+    return float(factors[above] + share * (factors[above + 1] - factors[above]))
+
+
+def fit_falling(rates: FloatArray, values: FloatArray) -> FloatArray:
+    """The nearest values, by least squares, that never rise with ``rates``."""
+    from sklearn.isotonic import IsotonicRegression
+
+    fitted = IsotonicRegression(increasing=False).fit_transform(rates, values)
+    return np.asarray(fitted, dtype=np.float64)
+
+
+def _interval(table: dict[float, list[float]]) -> tuple[float, float]:
+    """The 90 % interval of the crossing over draws drawn anew; the same draws at every rate."""
+    rng = np.random.default_rng(0xB007)
+    count = len(next(iter(table.values())))
+    found = [
+        _crossing(table, rng.integers(count, size=count).tolist()) for _ in range(NUM_BOOTSTRAPS)
+    ]
+    low, high = np.percentile(found, (5, 95))
+    return float(low), float(high)
+
+
+def _binding(probes: Sequence[Probe], asked: Asked) -> Constraint | None:
+    """The constraint with least left of its budget, over the draws that miss."""
+    if not probes:
+        return None
+    return min(asked.sla.per_run, key=lambda c: np.median([p.margin(c) for p in probes]))
+
+
+def _mean_attainment(probes: Sequence[Probe]) -> float:
+    return float(np.mean([p.attainment for p in probes]))

@@ -116,13 +116,17 @@ def plan(
         end_not_met()
 
 
-def _ways_out(report: PlanReport, jobs: int | None) -> WaysOut:
+def _ways_out(report: PlanReport, jobs: int | None) -> WaysOut | None:
     from tuner.planner.planner import plan_again
     from tuner.planner.ways_out import find_ways_out
 
-    log("plan: nothing meets the SLA; looking for what would help (--no-ways-out leaves it out)")
-    with plan_again(report, jobs=jobs) as again:
-        return find_ways_out(report, again, lambda stage: log(f"plan: {stage}"))
+    log("plan: nothing meets the SLA; looking for what would help (Ctrl-C: the answer without it)")
+    try:
+        with plan_again(report, jobs=jobs) as again:
+            return find_ways_out(report, again, lambda stage: log(f"plan: {stage}"))
+    except KeyboardInterrupt:
+        log("plan: stopped looking for what would help")
+        return None
 
 
 def _picture(report: PlanReport, model: str) -> Picture:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import NamedTuple, TypedDict, cast
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, load_only
+from sqlalchemy.orm import Session, defer, load_only
 
 from store.errors import NotFoundError
 from store.models import EngineRow, Heartbeat
@@ -137,6 +137,16 @@ class EngineRepository:
             sa.select(Heartbeat)
             .where(Heartbeat.engine_id == engine_id, Heartbeat.received_at >= since)
             .order_by(Heartbeat.id)
+        )
+        return self._session.scalars(query).all()
+
+    def list_loads(self, *, since: datetime) -> Sequence[Heartbeat]:
+        """Windows of all engines received since a time, oldest first, without their requests."""
+        query = (
+            sa.select(Heartbeat)
+            .where(Heartbeat.received_at >= since)
+            .order_by(Heartbeat.id)
+            .options(defer(Heartbeat.requests, raiseload=True))
         )
         return self._session.scalars(query).all()
 

@@ -64,6 +64,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "web",
         "services",
         "routes",
+        "dashboard",
         "control",
         "jobs",
         FRONT,

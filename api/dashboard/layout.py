@@ -18,7 +18,7 @@ from api.dashboard.style import STYLE, THEMES
 from api.dashboard.visit import Visit
 from api.web.errors import as_api_error
 
-NAV = (("/", "Fleet"),)
+NAV = (("/", "Fleet"), ("/jobs", "Tuning jobs"))
 THEME_COOKIE = "gearshift_theme"
 POLL_S = 1.0
 Row = dict[str, Any]
@@ -85,6 +85,13 @@ def empty(say: str, do: str) -> None:
         Text("p", do)
 
 
+def missing(request: Request, visit: Visit, say: str, *, back: tuple[str, str]) -> None:
+    """The page of what there is not, which is 404."""
+    ui.context.client.status_code = HTTPStatus.NOT_FOUND.value
+    with frame(request, visit, "Not found", back=back), card():
+        empty(say[:1].upper() + say[1:], "It may have been removed, or the address is wrong.")
+
+
 def note(text: str, tone: str = "none") -> Text:
     """A sentence on a coloured ground, which is read out when it comes."""
     found = Text("p", text, f"note {tone}")
@@ -119,15 +126,18 @@ def facts(pairs: Sequence[tuple[str, str]]) -> Callable[[Sequence[str]], None]:
     return change
 
 
-def table(columns: Sequence[tuple[str, str]], rows: list[Row], *, page: int = 0) -> ui.table:
+def table(
+    columns: Sequence[tuple[str, str]], rows: list[Row], *, none: str = "nothing yet", page: int = 0
+) -> ui.table:
     """A table with columns of name and label; narrow screens show each row as a list.
 
-    ``page`` rows at a time, 0: all.
+    ``page`` rows at a time, 0: all; ``none`` stands where there are no rows.
     """
     made = [{"name": n, "label": t, "field": n, "align": "left"} for n, t in columns]
     found = ui.table(columns=made, rows=rows, row_key="key", pagination=page or None)
     found.add_slot("body", CELLS)
-    return found.props("flat").classes("w-full")
+    found.props(f'flat :rows-per-page-options="[{page}]"').props["no-data-label"] = none
+    return found.classes("w-full")
 
 
 def set_rows(shown: ui.table, rows: list[Row]) -> None:

@@ -7,13 +7,13 @@ from functools import cache
 from fastapi import FastAPI
 from nicegui import ui
 
-from api.dashboard.pages import fleet
+from api.dashboard.pages import engine, fleet, job, jobs, new_job, recommendation
 
 # A browser that was away for so long finds its page as it was.
 RECONNECT_S = 10.0
 # Queries and messages that a page may be sent again after that.
 HISTORY = 100
-PAGES = (fleet,)
+PAGES = (fleet, engine, jobs, new_job, job, recommendation)
 
 
 @cache

@@ -54,6 +54,7 @@ border:1px solid var(--line);background:var(--card);color:var(--ink);white-space
 a.go{text-decoration:none;display:inline-block}
 .row{display:flex;flex-wrap:wrap;gap:.5rem .75rem;align-items:center}
 .fields{display:grid;grid-template-columns:repeat(auto-fit,minmax(16rem,1fr));gap:.25rem 1.25rem}
+.fields .q-field{padding-bottom:2.1rem}.fields .wide{grid-column:span 2}
 .spread{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;justify-content:space-between}
 .q-table__card,.body--dark .q-table__card{background:none;color:inherit;box-shadow:none}
 .q-table th{color:var(--soft);font-size:.85rem}.q-table td,.q-table th{border-color:var(--line)}
@@ -76,6 +77,7 @@ border-bottom:1px solid var(--line)}
 padding:.15rem 0!important;text-align:right!important}
 .q-table tbody td:before{content:attr(data-label);color:var(--soft);text-align:left;flex:none;
 position:static;background:none}
+.fields .wide{grid-column:auto}
 .copy{flex-direction:column;align-items:stretch}
 }
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from api.services.overview import EngineOverview, Standing
@@ -9,6 +10,7 @@ from engine.spec.errors import EngineError
 from engine.spec.settings import Settings
 from policies.decision import Action, BandRejection, Reason
 from store.models import JobState
+from store.models.base import utc_now
 
 NONE = "–"
 REASONS: dict[str, str] = {
@@ -106,6 +108,14 @@ def number(value: float | None, digits: int = 1) -> str:
 def mode_share(shares: dict[str, float]) -> str:
     """As in ``base 12 %, shift 88 %``: of step time."""
     return ", ".join(f"{mode} {part * 100:.0f} %" for mode, part in shares.items()) or NONE
+
+
+def at(when: datetime | None) -> str:
+    """A time of day in UTC, with its date when it is not today's."""
+    if when is None:
+        return NONE
+    form = "%H:%M:%S" if when.date() == utc_now().date() else "%Y-%m-%d %H:%M"
+    return f"{when.astimezone(UTC):{form}} UTC"
 
 
 def span(seconds: float) -> str:

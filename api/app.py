@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from api.control.controller import Controller
 from api.dashboard.mount import Dashboard
+from api.dashboard.paths import ASSETS, SOCKET
 from api.routes import (
     api_keys,
     catalog,
@@ -122,7 +123,12 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     )
     app.add_middleware(RefuseNulls)
     traces = find_traces("gearshift-service", instance=settings.node)
-    app.add_middleware(RequestLog, logger="api.request", answer_crash=answer_crash)
+    app.add_middleware(
+        RequestLog,
+        logger="api.request",
+        answer_crash=answer_crash,
+        quiet_beginnings=(ASSETS, SOCKET),
+    )
     if traces is not None:
         app.add_middleware(traces.wrap)
     for router in ROUTERS:

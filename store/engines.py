@@ -23,6 +23,8 @@ SMALL_COLUMNS = load_only(
     EngineRow.desired_version,
 )
 
+LONG_COLUMNS = (EngineRow.capabilities, EngineRow.schedule, EngineRow.control_memory)
+
 
 BEATS = cast("sa.Table", Heartbeat.__table__)
 ENGINES = cast("sa.Table", EngineRow.__table__)
@@ -83,8 +85,8 @@ class EngineRepository:
         return self._session.scalars(query).one_or_none()
 
     def list_page(self, page: PageRequest) -> Page[EngineRow]:
-        """Engines in order of registration."""
-        query = sa.select(EngineRow)
+        """Engines in order of registration. What is long and seldom shown is read when used."""
+        query = sa.select(EngineRow).options(*map(defer, LONG_COLUMNS))
         return fetch_page(self._session, query, EngineRow.id, page, newest_first=False)
 
     def list_scheduled(self) -> Sequence[EngineRow]:

@@ -44,8 +44,16 @@ def predict(question: Json) -> Json:
     return simulated(question)
 
 
+def what_if(question: Json) -> Json:
+    """What a model would do on described hardware (:mod:`api.aside.what_if`)."""
+    from api.aside.what_if import simulated
+
+    return simulated(question)
+
+
 TASKS: Mapping[str, Callable[[Json], Json]] = {
     "read_trace": read_trace,
     "draw_report": draw_report,
     "predict": predict,
+    "what_if": what_if,
 }

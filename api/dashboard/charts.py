@@ -13,6 +13,7 @@ Json = dict[str, Any]
 Point = tuple[Any, float | None]
 GRID = {"left": 60, "right": 24, "top": 56, "bottom": 46}
 DASHES = ("solid", "dashed", "dotted")
+NO_DATA = {"left": "center", "top": "middle", "textStyle": {"fontSize": 14, "fontWeight": 400}}
 FAINT = {"lineStyle": {"color": "rgba(128,128,128,0.25)"}}
 
 
@@ -29,6 +30,10 @@ def over_time(
         _line(name, [(at.isoformat(), value) for at, value in points], index)
         for index, (name, points) in enumerate(series.items())
     ]
+    values = [value for points in series.values() for _, value in points if value is not None]
+    highest = max((bounds or {}).values(), default=0.0)
+    if highest > max(values, default=0.0):  # a level line alone does not widen the axis
+        most = round(1.1 * highest, 1)
     if lines:
         lines[0]["markLine"] = _marks(
             [{"yAxis": level, "name": name} for name, level in (bounds or {}).items()],
@@ -36,9 +41,11 @@ def over_time(
         )
     return {
         **_common(),
+        "useUTC": True,
+        "title": {"show": not values, "text": "no requests have ended", **NO_DATA},
         "xAxis": {
             "type": "time",
-            "name": "time",
+            "name": "time (UTC)",
             **_axis_name(),
             "axisLabel": {"hideOverlap": True},
         },
@@ -52,7 +59,7 @@ def step_times(
 ) -> Json:
     """Milliseconds of a step against its tokens, for each mode, with thresholds drawn in."""
     lines = [
-        _line(mode, [(log2(tokens), ms) for tokens, ms in points], i, dots=True)
+        _line(mode, [(log2(tokens), ms) for tokens, ms in points], i)
         for i, (mode, points) in enumerate(by_mode.items())
     ]
     if lines:
@@ -66,6 +73,7 @@ def step_times(
     sizes += [tokens for tokens in thresholds.values() if tokens]
     return {
         **_common(),
+        "title": {"show": not by_mode, "text": "no steps have run", **NO_DATA},
         "tooltip": {"show": False},
         "xAxis": {
             "type": "value",
@@ -156,7 +164,6 @@ def _common() -> Json:
         "grid": GRID,
         "legend": {"top": 4, "type": "scroll"},
         "tooltip": {"trigger": "axis", "confine": True},
-        "aria": {"enabled": True},
     }
 
 
@@ -164,19 +171,19 @@ def _axis_name() -> Json:
     return {"nameLocation": "middle", "nameGap": 28}
 
 
-def _line(name: str, points: Sequence[Point], index: int, *, dots: bool = False) -> Json:
+def _line(name: str, points: Sequence[Point], index: int) -> Json:
     colour = COLOURS[index % len(COLOURS)]
     return {
         "name": name,
         "type": "line",
-        "showSymbol": dots,
-        "symbolSize": 7,
+        "showSymbol": True,  # a point between gaps has no line
+        "symbolSize": 4,
         "connectNulls": False,
         "data": [[x, None if y is None else round(y, 3)] for x, y in points],
         "lineStyle": {
             "width": 2,
             "color": colour,
-            "type": ("solid", "dashed", "dotted")[index % 3],
+            "type": DASHES[index % len(DASHES)],
         },
         "itemStyle": {"color": colour},
     }

@@ -18,7 +18,7 @@ from api.dashboard.style import STYLE, THEMES
 from api.dashboard.visit import Visit
 from api.web.errors import as_api_error
 
-NAV = (("/", "Fleet"), ("/jobs", "Tuning jobs"))
+NAV = (("/", "Fleet"), ("/jobs", "Tuning jobs"), ("/what-if", "What if"))
 THEME_COOKIE = "gearshift_theme"
 POLL_S = 1.0
 Row = dict[str, Any]
@@ -62,7 +62,8 @@ def frame(
             _theme_picker(dark, theme)
             with ui.element("form").props(f'action="{LOGOUT}" method="post"'):
                 Text("button", "Log out", "plain").props('type="submit"')
-    with ui.element("main").props('id="content" tabindex="-1"').classes("page"):
+    # NiceGUI's own frame is the main landmark.
+    with ui.element("div").props('id="content" tabindex="-1"').classes("page"):
         if back is not None:
             ui.link(f"← {back[1]}", back[0]).classes("soft")
         Text("h1", title)
@@ -144,6 +145,19 @@ def set_rows(shown: ui.table, rows: list[Row]) -> None:
     """Send a table's rows, if they are others."""
     if shown.rows != rows:
         shown.rows = rows
+
+
+def chart(options: Row, label: str) -> ui.echart:
+    """A chart; ``label`` says what it shows to whoever does not see it."""
+    found = ui.echart(options, renderer="svg")
+    return found.props(f'role="img" aria-label="Chart: {label}"')
+
+
+def redraw(shown: ui.echart, options: Row) -> None:
+    """Put other data into a chart."""
+    shown.options.clear()
+    shown.options.update(options)
+    shown.update()
 
 
 def copied(text: str, label: str) -> None:

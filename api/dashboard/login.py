@@ -86,7 +86,8 @@ def plain_page(title: str, body: str, status: HTTPStatus = HTTPStatus.OK) -> HTM
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>"
+        f'<link rel="icon" href="data:,"><title>{escape(title)}</title>'
+        f"<style>{STYLE}</style></head>"
         f"<body><main><h1>{escape(title)}</h1>{body}</main></body></html>"
     )
     return HTMLResponse(page, status.value, headers={**HEADERS, "Cache-Control": "no-store"})

@@ -21,7 +21,6 @@ from store import UnitOfWork
 
 Json = dict[str, Any]
 CHANGES = (("knob", "Knob"), ("from", "From"), ("to", "To"), ("cost", "Takes effect"))
-NEW_VERSION = "It has changed meanwhile"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,21 +60,25 @@ FIELDS = (
 class PolicyEditor:
     """A form over the policy asked for. Writing needs scope ``apply``, here and at the service."""
 
-    def __init__(self, visit: Visit, engine_id: str) -> None:
+    def __init__(self, visit: Visit, policy: PolicyView) -> None:
         self._visit = visit
-        self._engine_id = engine_id
-        self._policy: PolicyView | None = None
+        self._engine_id = policy.engine_id
+        self._policy = policy
         self._inputs: dict[Field, ui.input] = {}
         self._build()
 
     def _build(self) -> None:
         may = self._visit.may(Scope.APPLY)
-        self._about = Text("p", "", "soft")
+        self._about = Text("p", self._told(), "soft")
         if not may:
             note("This key has no scope 'apply': the policy can be read, not changed.")
         with ui.element("div").classes("fields"):
             for field in FIELDS:
-                shown = ui.input(field.label).props(f'hint="{field.hint}" stack-label')
+                shown = (
+                    ui.input(field.label, value=self._shown(field))
+                    .classes("wide" if field.path == ("sla",) else "")
+                    .props(f'hint="{field.hint}" stack-label')
+                )
                 shown.props("readonly" if not may else "")
                 self._inputs[field] = shown
         if not may:
@@ -88,25 +91,25 @@ class PolicyEditor:
 
     async def load(self) -> None:
         """Take the newest version into the form; edits are lost."""
-        self._policy = await self._visit.read(self._read)
+        self._policy = await self._visit.read(lambda uow: read_policy(uow, self._engine_id))
         for field, shown in self._inputs.items():
-            shown.value = _text(_find(self._policy.requested, field.path))
-        self._tell()
+            shown.value = self._shown(field)
+        self._about.set_text(self._told())
         if self._visit.may(Scope.APPLY):
             self._answer.clear()
 
     def note_version(self, version: int) -> None:
         """Say so when another version than the one in the form is asked for now."""
-        if self._policy is not None and version != self._policy.version:
-            self._tell(f". {NEW_VERSION}: version {version} is asked for now")
+        if version != self._policy.version:
+            self._about.set_text(
+                f"{self._told()} It has changed meanwhile: version {version} is asked for now."
+            )
 
-    def _tell(self, more: str = "") -> None:
-        assert self._policy is not None, "loaded before"
-        self._about.set_text(f"You see version {self._policy.version}{more}.")
+    def _told(self) -> str:
+        return f"You see version {self._policy.version}."
 
-    def _read(self, uow: UnitOfWork) -> PolicyView:
-        engine = uow.engines.get(self._engine_id)
-        return policies.view(engine, policies.current(uow, engine))
+    def _shown(self, field: Field) -> str:
+        return _text(_find(self._policy.requested, field.path))
 
     async def _preview(self) -> None:
         patch = self._patch()
@@ -124,7 +127,6 @@ class PolicyEditor:
 
     async def _ask(self, patch: Json, *, is_dry_run: bool) -> ChangeSet | None:
         """What the service says; None: the policy is another one by now, which is told."""
-        assert self._policy is not None, "loaded before"
         if_match, reason = policies.etag_of(self._policy), self._why.value
 
         def write(uow: UnitOfWork, caller: Caller) -> ChangeSet:
@@ -148,7 +150,6 @@ class PolicyEditor:
             return None
 
     def _show_stale(self) -> None:
-        assert self._policy is not None, "loaded before"
         with self._answer:
             note(
                 f"Nothing was changed: somebody wrote a newer version than {self._policy.version}, "
@@ -170,7 +171,6 @@ class PolicyEditor:
 
     def _patch(self) -> Json:
         """A merge patch of the fields that were edited."""
-        assert self._policy is not None, "loaded before"
         patch: Json = {}
         for field, shown in self._inputs.items():
             before = _find(self._policy.requested, field.path)
@@ -184,6 +184,16 @@ class PolicyEditor:
             if answer.changes:
                 version = answer.policy.version + 1
                 button(f"Apply as version {version}", lambda: self._apply(patch), "go")
+
+
+def read_policy(uow: UnitOfWork, engine_id: str) -> PolicyView:
+    """What an engine is asked to run.
+
+    Raises:
+        NotFoundError: no such engine.
+    """
+    engine = uow.engines.get(engine_id)
+    return policies.view(engine, policies.current(uow, engine))
 
 
 def show_changes(answer: ChangeSet) -> None:

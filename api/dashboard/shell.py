@@ -7,13 +7,13 @@ from functools import cache
 from fastapi import FastAPI
 from nicegui import ui
 
-from api.dashboard.pages import engine, fleet, job, jobs, new_job, recommendation
+from api.dashboard.pages import engine, fleet, job, jobs, new_job, recommendation, what_if
 
 # A browser that was away for so long finds its page as it was.
 RECONNECT_S = 10.0
 # Queries and messages that a page may be sent again after that.
 HISTORY = 100
-PAGES = (fleet, engine, jobs, new_job, job, recommendation)
+PAGES = (fleet, engine, jobs, new_job, job, recommendation, what_if)
 
 
 @cache
@@ -29,6 +29,7 @@ def make_shell() -> FastAPI:
         shell,
         title="Gearshift",
         dark=None,
+        language="en-US",
         reconnect_timeout=RECONNECT_S,
         message_history_length=HISTORY,
         show_welcome_message=False,

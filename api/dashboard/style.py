@@ -62,6 +62,7 @@ a.go{text-decoration:none;display:inline-block}
 padding-bottom:.4rem}
 .q-field__native,.q-field__input,.body--dark .q-field__native{color:var(--ink)}
 .q-field__label,.q-field__bottom{color:var(--soft)}
+.q-table__bottom-nodata-icon{display:none}
 .q-card,.body--dark .q-card{background:var(--card);color:var(--ink)}
 .nicegui-echart{height:17rem;width:100%}
 .nicegui-echart svg text{fill:var(--soft)}
@@ -71,10 +72,12 @@ padding-bottom:.4rem}
 .grid2{grid-template-columns:minmax(0,1fr)}
 .page{padding:.75rem .75rem 3rem}.top{padding:.5rem .75rem}.who{margin-left:0;width:100%;
 justify-content:space-between}
-.q-table thead{display:none}.q-table tbody tr{display:block;padding:.5rem 0;
+.q-table thead{display:none}.q-table,.q-table tbody{display:block;width:100%}
+.q-table tbody tr{display:block;padding:.5rem 0;
 border-bottom:1px solid var(--line)}
 .q-table tbody td{display:flex;justify-content:space-between;gap:1rem;border:0!important;
-padding:.15rem 0!important;text-align:right!important}
+padding:.15rem 0!important;text-align:right!important;
+overflow-wrap:anywhere}
 .q-table tbody td:before{content:attr(data-label);color:var(--soft);text-align:left;flex:none;
 position:static;background:none}
 .fields .wide{grid-column:auto}

@@ -84,8 +84,13 @@ def fleet(uow: UnitOfWork, settings: ServiceSettings) -> list[EngineOverview]:
     beats: dict[str, list[Heartbeat]] = defaultdict(list)
     for beat in uow.engines.list_loads(since=utc_now() - timedelta(seconds=NOW_S)):
         beats[beat.engine_id].append(beat)
-    decisions = uow.decisions.find_last_of([row.id for row in rows])
-    return [_overview(uow, row, beats[row.id], decisions.get(row.id), settings) for row in rows]
+    engine_ids = [row.id for row in rows]
+    decisions = uow.decisions.find_last_of(engine_ids)
+    versions = uow.policies.desired_of(engine_ids)
+    return [
+        _overview(row, beats[row.id], decisions.get(row.id), versions[row.id], settings)
+        for row in rows
+    ]
 
 
 def one(uow: UnitOfWork, engine_id: str, settings: ServiceSettings) -> EngineOverview:
@@ -96,18 +101,18 @@ def one(uow: UnitOfWork, engine_id: str, settings: ServiceSettings) -> EngineOve
     """
     row = uow.engines.get(engine_id)
     beats = uow.engines.list_heartbeats(row.id, since=utc_now() - timedelta(seconds=NOW_S))
-    return _overview(uow, row, beats, uow.decisions.find_last(row.id), settings)
+    version = uow.policies.get(row.id, row.desired_version)
+    return _overview(row, beats, uow.decisions.find_last(row.id), version, settings)
 
 
 def _overview(
-    uow: UnitOfWork,
     row: EngineRow,
     beats: Sequence[Heartbeat],
     decision: DecisionRow | None,
+    version: PolicyVersion,
     settings: ServiceSettings,
 ) -> EngineOverview:
     view, load, window = engines.view(row, settings), LoadNow.of(beats), _fresh(row, settings)
-    version = uow.policies.get(row.id, row.desired_version)
     standing, reason = _standing(view, load, window, decision, version)
     return EngineOverview(engine=view, load=load, window=window, standing=standing, reason=reason)
 

@@ -15,14 +15,16 @@ from api.dashboard.layout import (
     Row,
     Text,
     card,
+    chart,
     facts,
     frame,
     missing,
     poll,
+    redraw,
     set_rows,
     table,
 )
-from api.dashboard.policy_editor import PolicyEditor
+from api.dashboard.policy_editor import PolicyEditor, read_policy
 from api.dashboard.visit import Visit
 from api.documents.live_series import BIN_S, Bin, LiveSeries
 from api.services import overview
@@ -41,7 +43,6 @@ PATH, TITLE = "/engines/{engine_id}", "Engine · Gearshift"
 BEFORE_S = 120
 PERCENTILES = ("p50", "p95", "p99")
 FACTS = (
-    "Plan",
     "Settings",
     "Requests/s",
     "Running / waiting",
@@ -51,7 +52,8 @@ FACTS = (
     "Attainment, last 15 s",
 )
 DECISIONS = (
-    ("at", "At"), ("did", "Controller"), ("why", "Why"), ("saw", "Saw"), ("not", "Not taken"),
+    ("mark", "Mark"), ("at", "At"), ("did", "Controller"), ("why", "Why"), ("saw", "Saw"),
+    ("not", "Not taken"),
 )  # fmt: skip
 NO_DECISION = (
     "None: the controller works on engines that run a recommendation. Apply one from a tuning job."
@@ -77,6 +79,7 @@ async def show(request: Request, engine_id: str) -> None:
     visit, series = Visit.of(request), LiveSeries()
     try:
         seen = await visit.read(lambda uow: _look(uow, visit, engine_id, series))
+        policy = await visit.read(lambda uow: read_policy(uow, engine_id))
     except NotFoundError as error:
         missing(request, visit, str(error), back=("/", "fleet"))
         return
@@ -86,8 +89,7 @@ async def show(request: Request, engine_id: str) -> None:
         with card("What the controller decided"):
             decisions = table(DECISIONS, _decisions(seen), none=NO_DECISION, page=8)
         with card("Policy"):
-            editor = PolicyEditor(visit, engine_id)
-            await editor.load()
+            editor = PolicyEditor(visit, policy)
         with card("Versions of the policy"):
             versions = table(VERSIONS, _versions(seen), page=8)
 
@@ -145,7 +147,6 @@ def _facts(found: EngineOverview, bins: list[Bin]) -> list[str]:
     if attainment is None and judged:
         attainment = sum(judged) / len(judged)
     return [
-        words.plan_of(engine.effective_policy),
         words.settings_of(engine.effective_policy),
         words.number(load.rate_rps if load else None),
         f"{load.running} / {load.waiting}" if load else words.NONE,
@@ -162,24 +163,30 @@ class _Charts:
     def __init__(self, seen: Seen) -> None:
         with ui.element("div").classes("grid2"):
             with card("Time to first token (TTFT)"):
-                self._ttft = ui.echart(_latency(seen, Metric.TTFT_MS), renderer="svg")
+                self._ttft = chart(
+                    _latency(seen, Metric.TTFT_MS),
+                    "TTFT in ms over time",
+                )
             with card("Time per output token (TPOT)"):
-                self._tpot = ui.echart(_latency(seen, Metric.TPOT_MS), renderer="svg")
+                self._tpot = chart(
+                    _latency(seen, Metric.TPOT_MS),
+                    "TPOT in ms over time",
+                )
             with card("Step time of each mode"):
-                self._steps = ui.echart(_steps(seen), renderer="svg")
+                self._steps = chart(_steps(seen), "step time in ms by tokens")
             with card("Load"):
-                self._load = ui.echart(_load(seen), renderer="svg")
+                self._load = chart(_load(seen), "requests running and waiting, over time")
             with card("KV cache in use"):
-                self._kv = ui.echart(_kv(seen), renderer="svg")
+                self._kv = chart(_kv(seen), "KV cache in use, in percent, over time")
             with card("Requests arriving"):
-                self._rate = ui.echart(_rate(seen), renderer="svg")
+                self._rate = chart(_rate(seen), "requests arriving per second, over time")
         self._drawn_s = time.monotonic()
 
     def show(self, seen: Seen) -> None:
         if time.monotonic() - self._drawn_s < BIN_S:
             return
         self._drawn_s = time.monotonic()
-        for chart, options in (
+        for drawn, options in (
             (self._ttft, _latency(seen, Metric.TTFT_MS)),
             (self._tpot, _latency(seen, Metric.TPOT_MS)),
             (self._steps, _steps(seen)),
@@ -187,9 +194,7 @@ class _Charts:
             (self._kv, _kv(seen)),
             (self._rate, _rate(seen)),
         ):
-            chart.options.clear()
-            chart.options.update(options)
-            chart.update()
+            redraw(drawn, options)
 
 
 def _latency(seen: Seen, metric: Metric) -> charts.Json:
@@ -210,7 +215,7 @@ def _bounds(seen: Seen, metric: Metric) -> Mapping[str, float]:
 def _marks(seen: Seen) -> list[tuple[datetime, str]]:
     """Decisions that fall into what is drawn."""
     begin = seen.bins[0].begin if seen.bins else utc_now()
-    return [(d.created_at, d.reason) for d in seen.decisions if d.created_at >= begin]
+    return [(d.created_at, _mark(d)) for d in seen.decisions if d.created_at >= begin]
 
 
 def _steps(seen: Seen) -> charts.Json:
@@ -246,6 +251,7 @@ def _decisions(seen: Seen) -> list[Row]:
     return [
         {
             "key": row.id,
+            "mark": _mark(row),
             "at": words.at(row.created_at),
             "did": _did(row),
             "why": words.REASONS.get(row.reason, row.reason),
@@ -254,6 +260,11 @@ def _decisions(seen: Seen) -> list[Row]:
         }
         for row in seen.decisions
     ]
+
+
+def _mark(row: DecisionRow) -> str:
+    """What stands beside a decision's line in the charts, and in the table."""
+    return f"#{row.id}"
 
 
 def _did(row: DecisionRow) -> str:

@@ -14,6 +14,7 @@ from api.dashboard.layout import (
     Text,
     button,
     card,
+    chart,
     facts,
     frame,
     guarded,
@@ -21,6 +22,7 @@ from api.dashboard.layout import (
     note,
     page_path,
     poll,
+    redraw,
     set_rows,
     table,
 )
@@ -122,7 +124,6 @@ class _Head:
     def __init__(self, visit: Visit, known: Known) -> None:
         self._visit = visit
         self._job_id = known.job.id
-        self._is_busy = False
         with ui.element("div").classes("row"):
             self._tag = Text("span", "", "tag")
             self._why = Text("span", "", "soft").props('aria-live="polite"')
@@ -272,22 +273,20 @@ class _Pictures:
     def __init__(self, known: Known) -> None:
         with ui.element("div").classes("grid2"):
             with card("Pareto front: devices against latency") as self._front_card:
-                self._front = ui.echart(_front(known), renderer="svg")
+                self._front = chart(_front(known), "devices against latency of each trial")
             with card("Which knobs mattered") as self._knobs_card:
-                self._knobs = ui.echart(_knobs(known), renderer="svg")
+                self._knobs = chart(_knobs(known), "share of variance by knob")
             with card("Predicted against measured") as self._truth_card:
-                self._truth = ui.echart(_truth(known), renderer="svg")
+                self._truth = chart(_truth(known), "predicted against measured")
         self._choose(known)
 
     def show(self, known: Known) -> None:
-        for chart, options in (
+        for drawn, options in (
             (self._front, _front(known)),
             (self._knobs, _knobs(known)),
             (self._truth, _truth(known)),
         ):
-            chart.options.clear()
-            chart.options.update(options)
-            chart.update()
+            redraw(drawn, options)
         self._choose(known)
 
     def _choose(self, known: Known) -> None:

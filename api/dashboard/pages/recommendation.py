@@ -31,6 +31,8 @@ from api.schemas.serving import ChangeSet, EngineView
 from api.schemas.tuning import RecommendationView
 from api.services import engines, recommendations
 from api.web.auth import Caller
+from policies.errors import PolicyInputError
+from policies.sla import Sla
 from store import NotFoundError, UnitOfWork
 from store.paging import PageRequest
 
@@ -70,12 +72,12 @@ async def show(request: Request, recommendation_id: str) -> None:
                 empty("No plan met the SLA.", "The job's page tells the nearest miss.")
             return
         _say(known.found, known.answer)
-        _numbers(known.answer)
-        _alternatives(known.alternatives)
-        _bands(known.found.schedule)
-        _commands(known.answer)
+        _numbers(known.answer, _bounded(known.found.sla))
         with card("Apply to a running engine"):
             _Apply(visit, known)
+        _commands(known.answer)
+        _alternatives(known.alternatives)
+        _bands(known.found.schedule)
 
 
 def _read(uow: UnitOfWork, visit: Visit, recommendation_id: str) -> Known:
@@ -110,7 +112,7 @@ def _say(found: RecommendationView, answer: Json) -> None:
             note(str(warning), "warn")
 
 
-def _numbers(answer: Json) -> None:
+def _numbers(answer: Json, bounded: set[str]) -> None:
     """Predicted beside measured, and the intervals of what the SLA bounds."""
     predicted, measured = answer.get("predicted") or {}, answer.get("measured") or {}
     columns = [("metric", "ms"), *((p, p) for p in PERCENTILES)]
@@ -126,10 +128,18 @@ def _numbers(answer: Json) -> None:
         table(columns, rows)
         if not measured:
             note("It was not run: these are simulated numbers. Measure before you rely on them.")
-        _intervals(answer.get("interval") or {})
+        _intervals(answer.get("interval") or {}, bounded)
 
 
-def _intervals(found: Json) -> None:
+def _bounded(sla: str) -> set[str]:
+    """The words of what the SLA bounds; none where it cannot be read any more."""
+    try:
+        return {constraint.key for constraint in Sla.parse(sla).constraints}
+    except PolicyInputError:
+        return set()
+
+
+def _intervals(found: Json, bounded: set[str]) -> None:
     rows = [
         {
             "key": f"{fidelity} {key}",
@@ -140,6 +150,7 @@ def _intervals(found: Json) -> None:
         }
         for fidelity, metrics in found.items()
         for key, estimate in metrics.items()
+        if key in bounded
     ]
     if rows:
         columns = (("what", "What the SLA bounds"), ("value", "Value"), ("range", "90 % interval"))
@@ -178,8 +189,7 @@ def _bands(schedule: Json | None) -> None:
     rows = [
         {
             "key": index,
-            "rate": f"{words.number(band['rate_rps_low'])} to "
-            f"{words.number(band['rate_rps_high'])}",
+            "rate": _rates(band),
             "lengths": f"{words.number(band['mean_input_tokens'], 0)} in, "
             f"{words.number(band['mean_output_tokens'], 0)} out",
             "settings": words.settings_of(band["settings"]),
@@ -197,6 +207,11 @@ def _bands(schedule: Json | None) -> None:
             ),
             rows,
         )
+
+
+def _rates(band: Json) -> str:
+    low, high = words.number(band["rate_rps_low"]), band["rate_rps_high"]
+    return f"{low} and more" if high is None else f"{low} to {words.number(high)}"
 
 
 def _commands(answer: Json) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from engine.spec.modes import ENDS
 from engine.spec.plan import DEFAULT_SHIFT_THRESHOLD, PlanSpec, parse_plan
 from engine.spec.settings import Settings
 from policies.sla import Sla
@@ -11,7 +13,7 @@ from tuner.described.document import node_json, node_warnings, simulation_json, 
 from tuner.described.node import Node
 from tuner.described.parse import check_served, describe_node
 from tuner.described.title import Asked, Title
-from tuner.search.design import advised_threshold
+from tuner.search.design import advised_rule
 from tuner.simulation.simulate import OnProgress, SimulationResult
 from tuner.spec.errors import TunerError
 from tuner.workload.parse import parse_workload
@@ -63,12 +65,19 @@ def simulated(question: Json) -> Json:
 
 
 def _settings(spec: PlanSpec, node: Node) -> Settings:
-    """The plan with the backend's caps; a threshold that is not named is advised."""
-    caps, threshold = node.backend.default_caps, spec.threshold_tokens
-    if threshold is None and spec.plan.shift:
-        threshold = advised_threshold(node.timer(spec.plan), caps.max_num_seqs)
+    """The plan with the backend's caps; thresholds that are not named are advised."""
+    caps, plan = node.backend.default_caps, spec.plan
+    if spec.threshold_tokens is None and plan.shift:
+        modes = plan.modes if node.has_rungs else ENDS
+        rule = advised_rule(node.timer(plan), modes, caps.max_num_seqs)
+        spec = replace(
+            spec,
+            threshold_tokens=rule.threshold_tokens,
+            rung_thresholds=spec.rung_thresholds or rule.rung_thresholds,
+        )
+    threshold = spec.threshold_tokens
     return Settings(
-        plan=spec.plan,
+        plan=plan,
         caps=caps,
         threshold_tokens=DEFAULT_SHIFT_THRESHOLD if threshold is None else threshold,
         rung_thresholds=spec.rung_thresholds,

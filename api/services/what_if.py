@@ -14,7 +14,7 @@ from api.services.job_checks import require_all
 from api.web.aside import Aside
 from api.web.errors import ApiError
 from engine.executors.protocol import StepTimer
-from engine.spec.modes import Mode
+from engine.spec.modes import BASE, Mode
 from engine.spec.names import did_you_mean
 from engine.spec.plan import parse_plan
 from engine.spec.steps import StepShape
@@ -99,7 +99,7 @@ def glance(asked: WhatIf) -> Glance:
     """
     node, plan = node_of(asked), parse_plan(asked.plan).plan
     timer = node.timer(plan)
-    modes = plan.modes if plan.shift else (Mode.BASE,)
+    modes = plan.modes if plan.shift else (BASE,)
     context = asked.input_tokens + asked.output_tokens // 2
     prefill_s = min(_prefill_s(timer, mode, asked.input_tokens) for mode in modes)
     busy = asked.rate_rps / plan.dp * prefill_s
@@ -124,7 +124,7 @@ def glance(asked: WhatIf) -> Glance:
         running=None if running is None else running * plan.dp,
         kv_tokens=kv_tokens * plan.dp,
         decode_ms={
-            mode.value: [(n, _decode_s(timer, mode, n, context) * 1e3) for n in sizes]
+            str(mode): [(n, _decode_s(timer, mode, n, context) * 1e3) for n in sizes]
             for mode in modes
         },
     )

@@ -11,6 +11,8 @@ import structlog
 from fastapi import FastAPI
 
 from api.control.controller import Controller
+from api.dashboard.mount import Dashboard
+from api.dashboard.paths import ASSETS, SOCKET
 from api.routes import (
     api_keys,
     capacity,
@@ -31,7 +33,7 @@ from api.services.heartbeats import Beat
 from api.web.auth import KeyCheck, ensure_first_key
 from api.web.context import AppContext
 from api.web.description import complete
-from api.web.errors import answer_crash, install_error_handlers, respond
+from api.web.errors import answer_crash, install_error_handlers
 from api.web.group_commit import GroupCommit
 from api.web.metrics import ServiceMetrics
 from api.web.middleware import RefuseNulls
@@ -71,6 +73,8 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         database=Database(settings.effective_database_url),
         metrics=ServiceMetrics(fresh_s=settings.fresh_s),
     )
+    keys = KeyCheck(context.database)
+    dashboard = Dashboard(context, keys)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -83,7 +87,8 @@ def create_app(settings: ServiceSettings) -> FastAPI:
             asyncio.create_task(_keep_log_short(context.database)),
         ]
         try:
-            yield
+            async with dashboard.running():
+                yield
         finally:
             for task in tasks:
                 task.cancel()
@@ -113,18 +118,24 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.add_middleware(
         Gate,
         limits=settings.limits,
-        open_paths=health.PATHS,
-        admit=KeyCheck(context.database).admit,
-        respond=respond,
+        open_paths=(*health.PATHS, *dashboard.open_paths),
+        admit=dashboard.admit,
+        respond=dashboard.respond,
         large_bodies={("POST", workloads.PATH): settings.max_upload_bytes},
     )
     app.add_middleware(RefuseNulls)
     traces = find_traces("gearshift-service", instance=settings.node)
-    app.add_middleware(RequestLog, logger="api.request", answer_crash=answer_crash)
+    app.add_middleware(
+        RequestLog,
+        logger="api.request",
+        answer_crash=answer_crash,
+        quiet_beginnings=(ASSETS, SOCKET),
+    )
     if traces is not None:
         app.add_middleware(traces.wrap)
     for router in ROUTERS:
         app.include_router(router)
+    dashboard.add_to(app)
     return app
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
@@ -28,6 +30,16 @@ class DecisionRepository:
             .limit(1)
         )
         return self._session.scalars(query).one_or_none()
+
+    def find_last_of(self, engine_ids: Collection[str]) -> dict[str, DecisionRow]:
+        """The newest decision about each of these engines that has any."""
+        newest = (
+            sa.select(sa.func.max(DecisionRow.id))
+            .where(DecisionRow.engine_id.in_(engine_ids))
+            .group_by(DecisionRow.engine_id)
+        )
+        rows = self._session.scalars(sa.select(DecisionRow).where(DecisionRow.id.in_(newest)))
+        return {row.engine_id: row for row in rows}
 
     def list_page(self, page: PageRequest, *, engine_id: str | None = None) -> Page[DecisionRow]:
         """Decisions, newest first."""

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import NamedTuple, TypedDict, cast
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, load_only
+from sqlalchemy.orm import Session, defer, load_only
 
 from store.errors import NotFoundError
 from store.models import EngineRow, Heartbeat
@@ -22,6 +22,8 @@ SMALL_COLUMNS = load_only(
     EngineRow.effective_policy,
     EngineRow.desired_version,
 )
+
+LONG_COLUMNS = (EngineRow.capabilities, EngineRow.schedule, EngineRow.control_memory)
 
 
 BEATS = cast("sa.Table", Heartbeat.__table__)
@@ -83,8 +85,8 @@ class EngineRepository:
         return self._session.scalars(query).one_or_none()
 
     def list_page(self, page: PageRequest) -> Page[EngineRow]:
-        """Engines in order of registration."""
-        query = sa.select(EngineRow)
+        """Engines in order of registration. What is long and seldom shown is read when used."""
+        query = sa.select(EngineRow).options(*map(defer, LONG_COLUMNS))
         return fetch_page(self._session, query, EngineRow.id, page, newest_first=False)
 
     def list_scheduled(self) -> Sequence[EngineRow]:
@@ -137,6 +139,16 @@ class EngineRepository:
             sa.select(Heartbeat)
             .where(Heartbeat.engine_id == engine_id, Heartbeat.received_at >= since)
             .order_by(Heartbeat.id)
+        )
+        return self._session.scalars(query).all()
+
+    def list_loads(self, *, since: datetime) -> Sequence[Heartbeat]:
+        """Windows of all engines received since a time, oldest first, without their requests."""
+        query = (
+            sa.select(Heartbeat)
+            .where(Heartbeat.received_at >= since)
+            .order_by(Heartbeat.id)
+            .options(defer(Heartbeat.requests, raiseload=True))
         )
         return self._session.scalars(query).all()
 

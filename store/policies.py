@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, load_only
 
 from store.errors import NotFoundError
 from store.models import EngineRow, PolicyVersion
@@ -54,6 +56,16 @@ class PolicyRepository:
         if row is None:
             raise NotFoundError(f"engine {engine_id} policy version", version)
         return row
+
+    def desired_of(self, engine_ids: Collection[str]) -> dict[str, PolicyVersion]:
+        """The version that each of these engines is asked to run, without its documents."""
+        query = (
+            sa.select(PolicyVersion)
+            .join(EngineRow, EngineRow.id == PolicyVersion.engine_id)
+            .where(PolicyVersion.version == EngineRow.desired_version, EngineRow.id.in_(engine_ids))
+            .options(load_only(PolicyVersion.ack_state, PolicyVersion.ack_message, raiseload=True))
+        )
+        return {row.engine_id: row for row in self._session.scalars(query)}
 
     def list_page(self, engine_id: str, page: PageRequest) -> Page[PolicyVersion]:
         """Versions of an engine, newest first."""

@@ -65,6 +65,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "web",
         "services",
         "routes",
+        "dashboard",
         "control",
         "jobs",
         FRONT,

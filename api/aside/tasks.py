@@ -51,9 +51,17 @@ def find_capacity(question: Json) -> Json:
     return found_capacity(question)
 
 
+def what_if(question: Json) -> Json:
+    """What a model would do on described hardware (:mod:`api.aside.what_if`)."""
+    from api.aside.what_if import simulated
+
+    return simulated(question)
+
+
 TASKS: Mapping[str, Callable[[Json], Json]] = {
     "read_trace": read_trace,
     "draw_report": draw_report,
     "predict": predict,
     "capacity": find_capacity,
+    "what_if": what_if,
 }

@@ -52,18 +52,27 @@ def require(scope: Scope) -> Any:
     ) -> Caller:
         key: ApiKey | None = getattr(request.state, "key", None)
         assert key is not None, "the gate lets nobody in without a key"
-        scopes = scopes_of(key)
-        if scope not in scopes:
-            raise ApiError(
-                403,
-                "missing_scope",
-                f"this needs a key with scope '{scope}'; key {key.prefix}... has "
-                f"{', '.join(key.scopes)}",
-                required_scope=scope,
-            )
-        return Caller(actor=key.id, scopes=scopes, trace_id=request.state.trace_id)
+        return caller_with(key, scope, request.state.trace_id)
 
     return Depends(find_caller)
+
+
+def caller_with(key: ApiKey, scope: Scope, trace_id: str) -> Caller:
+    """Who asks with ``key``.
+
+    Raises:
+        ApiError: 403 naming ``scope``, where the key does not have it.
+    """
+    scopes = scopes_of(key)
+    if scope not in scopes:
+        raise ApiError(
+            403,
+            "missing_scope",
+            f"this needs a key with scope '{scope}'; key {key.prefix}... has "
+            f"{', '.join(key.scopes)}",
+            required_scope=scope,
+        )
+    return Caller(actor=key.id, scopes=scopes, trace_id=trace_id)
 
 
 def scopes_of(key: ApiKey) -> frozenset[Scope]:
@@ -111,11 +120,16 @@ class KeyCheck:
         scheme, secret = get_authorization_scheme_param(authorization)
         if scheme.lower() != "bearer" or not secret:
             raise _unauthorized("missing_key", "send 'Authorization: Bearer KEY'", None)
-        key = await self._find(secret)
+        key = await self.find(secret)
         request.scope["state"]["key"] = key
         return key.id
 
-    async def _find(self, secret: str) -> ApiKey:
+    async def find(self, secret: str) -> ApiKey:
+        """The key whose secret this is.
+
+        Raises:
+            ApiError: 401, not a valid one.
+        """
         kept, digest, now_s = self._kept, hash_secret(secret), time.monotonic()
         key, until_s = kept.get(digest, (None, 0.0))
         if key is None or now_s >= until_s:

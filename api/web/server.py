@@ -32,6 +32,7 @@ class Server(uvicorn.Server):
         config = ServerConfig(
             app,
             self._context.settings.limits,
+            has_sockets=self._context.settings.has_dashboard,
             port=port or 0,
             log_config=None,
             timeout_graceful_shutdown=DRAIN_S,

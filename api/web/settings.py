@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -151,6 +152,9 @@ class ServiceSettings(BaseSettings):
             "0: any number."
         ),
     )
+    dashboard: bool = Field(
+        default=True, description="Pages for people at /; they need the extra 'dashboard'."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Lines less serious than this are not logged."
     )
@@ -166,6 +170,11 @@ class ServiceSettings(BaseSettings):
             max_connections=self.max_connections,
             rate_per_s=self.rate_per_s,
         )
+
+    @property
+    def has_dashboard(self) -> bool:
+        """Whether pages are wanted and their libraries installed."""
+        return self.dashboard and find_spec("nicegui") is not None
 
     @property
     def fresh_s(self) -> float:

@@ -16,19 +16,29 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from engine.server.limits import MAX_HEADER_BYTES
 from engine.spec.limits import RequestLimits
 
+MAX_SOCKET_MESSAGE_BYTES = 2**20
 # Where ``scope["state"]`` has the connection's socket.
 SOCKET_STATE = "socket"
 
 
 class ServerConfig(uvicorn.Config):
-    """uvicorn's configuration for ``app`` under ``limits``; ``options`` are uvicorn's own."""
+    """uvicorn's configuration for ``app`` under ``limits``; ``options`` are uvicorn's own.
 
-    def __init__(self, app: ASGIApp, limits: RequestLimits, **options: Any) -> None:
+    Without ``has_sockets`` no connection becomes a WebSocket.
+    """
+
+    def __init__(
+        self, app: ASGIApp, limits: RequestLimits, *, has_sockets: bool = False, **options: Any
+    ) -> None:
         super().__init__(
             app,
             http=BoundedProtocol,
-            ws="none",
+            ws="websockets-sansio" if has_sockets else "none",
+            ws_max_size=min(MAX_SOCKET_MESSAGE_BYTES, limits.max_body_bytes),
             access_log=False,
+            # The same loop whatever else is installed: with uvloop the connection's socket is
+            # another kind of object.
+            loop="asyncio",
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             # The protocol's own timer is the one that counts.
             timeout_keep_alive=math.ceil(limits.keep_alive_s) + 1,
@@ -53,6 +63,7 @@ class BoundedProtocol(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._is_resting = False
         self._unsent_bytes = 0
+        self._is_socket = False
 
     # The server's own protocol narrows asyncio's argument in the same way.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -65,6 +76,11 @@ class BoundedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._look()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        super().handle_websocket_upgrade(event)
+        self._is_socket = True
+        self._stop_waiting()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -85,7 +101,7 @@ class BoundedProtocol(H11Protocol):
 
     def _look(self) -> None:
         """Start the time limit when a request is awaited, and stop it when one has begun."""
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._is_socket or (self.cycle is not None and not self.cycle.response_complete):
             self._stop_waiting()
             return
         self._unsent_bytes = self.transport.get_write_buffer_size()

@@ -26,7 +26,8 @@ class RequestLog:
 
     The id is in ``state.trace_id``, in a header of the answer, and in every line that is logged
     meanwhile (``request_id``). Each request is logged when it is over: server errors as warnings,
-    others if ``logs_requests``, and those of :data:`QUIET_PATHS` only while debugging. What crashes
+    others if ``logs_requests``, and those of :data:`QUIET_PATHS` and of paths with one of
+    ``quiet_beginnings`` only while debugging. What crashes
     ``app`` before an answer has begun is answered by ``answer_crash``.
     """
 
@@ -37,10 +38,12 @@ class RequestLog:
         logger: str,
         answer_crash: Callable[[Request, Exception], Response],
         logs_requests: bool = True,
+        quiet_beginnings: tuple[str, ...] = (),
     ) -> None:
         self._app = app
         self._answer_crash = answer_crash
         self._logs_requests = logs_requests
+        self._quiet_beginnings = quiet_beginnings
         self._log = structlog.get_logger(logger)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,7 +80,8 @@ class RequestLog:
         if status >= 500:
             log = self._log.warning
         elif self._logs_requests:
-            is_quiet = scope["path"].endswith(QUIET_PATHS)
+            path = scope["path"]
+            is_quiet = path.endswith(QUIET_PATHS) or path.startswith(self._quiet_beginnings)
             log = self._log.debug if is_quiet else self._log.info
         else:
             return

@@ -51,6 +51,7 @@ def settings(tmp_path: Path, service_url: str) -> ServiceSettings:
         poll_interval_s=0.02,
         sse_heartbeat_s=0.1,
         run_worker=False,
+        dashboard=False,  # tests/api/dashboard has one, since there may be one per process
     )
 
 

@@ -16,7 +16,9 @@ from starlette.testclient import TestClient
 from tests.api.worlds import engine_body
 
 ROOT = Path(__file__).parents[3]
-OF_THE_SERVICE = ("schemas", "documents", "aside", "web", "services", "routes", "control", "jobs")
+OF_THE_SERVICE = (
+    "schemas", "documents", "aside", "web", "services", "routes", "dashboard", "control", "jobs",
+)  # fmt: skip
 # What can open a connection to an address.
 CALLERS = ("httpx", "requests", "aiohttp", "urllib.request", "urllib3", "http.client", "websockets")
 

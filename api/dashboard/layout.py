@@ -1,0 +1,227 @@
+"""What every page shares: its frame, its texts and tables, and how it is kept up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+import structlog
+from fastapi import Request
+from nicegui import ui
+from nicegui.elements.mixins.text_element import TextElement
+
+from api.dashboard.paths import LOGIN, LOGOUT
+from api.dashboard.style import STYLE, THEMES
+from api.dashboard.visit import Visit
+from api.web.errors import as_api_error
+
+NAV = (("/", "Fleet"), ("/jobs", "Tuning jobs"), ("/what-if", "What if"))
+THEME_COOKIE = "gearshift_theme"
+POLL_S = 1.0
+Row = dict[str, Any]
+# A cell is a text, or a text with an address or a tone.
+CELLS = """
+<q-tr :props="props"><q-td v-for="c in props.cols" :key="c.name" :props="props"
+  :data-label="c.label">
+  <a v-if="c.value && c.value.href" :href="c.value.href">{{ c.value.text }}</a>
+  <span v-else-if="c.value && c.value.tone" :class="'tag ' + c.value.tone">{{ c.value.text }}</span>
+  <span v-else>{{ c.value }}</span>
+</q-td></q-tr>
+"""
+
+
+class Text(TextElement):
+    """An element of HTML that holds a text."""
+
+    def __init__(self, tag: str, text: str, classes: str = "") -> None:
+        super().__init__(tag=tag, text=text)
+        self.classes(classes)
+
+
+@contextmanager
+def frame(
+    request: Request, visit: Visit, title: str, *, back: tuple[str, str] | None = None
+) -> Iterator[None]:
+    """The page around its content; ``back`` is where it belongs: path and text."""
+    ui.add_head_html(f"<style>{STYLE}</style>")
+    theme = request.cookies.get(THEME_COOKIE, "auto")
+    dark = ui.dark_mode(THEMES.get(theme))
+    Text("a", "Skip to content", "skip").props('href="#content"')
+    with ui.element("header").classes("top"):
+        ui.link("Gearshift", "/").classes("brand")
+        with ui.element("nav").props('aria-label="Pages"'):
+            for path, text in NAV:
+                link = ui.link(text, path)
+                if _is_at(request.url.path, path):
+                    link.props('aria-current="page"')
+        with ui.element("div").classes("who"):
+            Text("span", f"{visit.key_name}: {', '.join(visit.key_scopes)}", "soft")
+            _theme_picker(dark, theme)
+            with ui.element("form").props(f'action="{LOGOUT}" method="post"'):
+                Text("button", "Log out", "plain").props('type="submit"')
+    # NiceGUI's own frame is the main landmark.
+    with ui.element("div").props('id="content" tabindex="-1"').classes("page"):
+        if back is not None:
+            ui.link(f"← {back[1]}", back[0]).classes("soft")
+        Text("h1", title)
+        yield
+
+
+@contextmanager
+def card(title: str | None = None) -> Iterator[ui.element]:
+    """A part of the page under a heading."""
+    with ui.element("section").classes("card") as found:
+        if title is not None:
+            Text("h2", title)
+        yield found
+
+
+def empty(say: str, do: str) -> None:
+    """Where there is nothing to show: that, and what to do next."""
+    with ui.element("div").classes("empty"):
+        Text("p", say, "say")
+        Text("p", do)
+
+
+def missing(request: Request, visit: Visit, say: str, *, back: tuple[str, str]) -> None:
+    """The page of what there is not, which is 404."""
+    ui.context.client.status_code = HTTPStatus.NOT_FOUND.value
+    with frame(request, visit, "Not found", back=back), card():
+        empty(say[:1].upper() + say[1:], "It may have been removed, or the address is wrong.")
+
+
+def note(text: str, tone: str = "none") -> Text:
+    """A sentence on a coloured ground, which is read out when it comes."""
+    found = Text("p", text, f"note {tone}")
+    return found.props(f'role="{"alert" if tone == "bad" else "status"}"')
+
+
+def button(text: str, act: Callable[[], Awaitable[None] | None], kind: str = "plain") -> Text:
+    """A button; what its action cannot do is told in a notice."""
+
+    async def press() -> None:
+        await guarded(act)
+
+    found = Text("button", text, kind).props('type="button"')
+    found.on("click", press)
+    return found
+
+
+def facts(pairs: Sequence[tuple[str, str]]) -> Callable[[Sequence[str]], None]:
+    """Values under their names; what it returns changes the values."""
+    with ui.element("div").classes("facts"):
+        shown = []
+        for name, value in pairs:
+            with ui.element("div"):
+                Text("div", name)
+                shown.append(Text("div", value))
+
+    def change(values: Sequence[str]) -> None:
+        for element, value in zip(shown, values, strict=True):
+            if element.text != value:
+                element.set_text(value)
+
+    return change
+
+
+def table(
+    columns: Sequence[tuple[str, str]], rows: list[Row], *, none: str = "nothing yet", page: int = 0
+) -> ui.table:
+    """A table with columns of name and label; narrow screens show each row as a list.
+
+    ``page`` rows at a time, 0: all; ``none`` stands where there are no rows.
+    """
+    made = [{"name": n, "label": t, "field": n, "align": "left"} for n, t in columns]
+    found = ui.table(columns=made, rows=rows, row_key="key", pagination=page or None)
+    found.add_slot("body", CELLS)
+    found.props(f'flat :rows-per-page-options="[{page}]"').props["no-data-label"] = none
+    return found.classes("w-full")
+
+
+def set_rows(shown: ui.table, rows: list[Row]) -> None:
+    """Send a table's rows, if they are others."""
+    if shown.rows != rows:
+        shown.rows = rows
+
+
+def chart(options: Row, label: str) -> ui.echart:
+    """A chart; ``label`` says what it shows to whoever does not see it."""
+    found = ui.echart(options, renderer="svg")
+    return found.props(f'role="img" aria-label="Chart: {label}"')
+
+
+def redraw(shown: ui.echart, options: Row) -> None:
+    """Put other data into a chart."""
+    shown.options.clear()
+    shown.options.update(options)
+    shown.update()
+
+
+def copied(text: str, label: str) -> None:
+    """A text to paste elsewhere, with a button that copies it."""
+
+    def copy() -> None:
+        ui.clipboard.write(text)
+        ui.notify("copied")
+
+    with ui.element("div").classes("copy"):
+        Text("pre", text).props('tabindex="0"')
+        button("Copy", copy).props(f'aria-label="Copy {label}"')
+
+
+async def guarded(act: Callable[[], Awaitable[None] | None]) -> bool:
+    """Do it; what the service refuses is told, and who is not known any more logs in again."""
+    try:
+        found = act()
+        if found is not None:
+            await found
+    except Exception as error:
+        refusal = as_api_error(error)
+        if refusal.status == HTTPStatus.UNAUTHORIZED:
+            ui.navigate.to(LOGIN)
+            return False
+        if refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            structlog.get_logger("api.dashboard").exception("page failed")
+        details = [f"{e.pointer}: {e.detail}" if e.pointer else e.detail for e in refusal.errors]
+        ui.notify("; ".join(details) or refusal.detail, type="negative", timeout=8000)
+        return False
+    return True
+
+
+def poll(refresh: Callable[[], Awaitable[None]], every_s: float = POLL_S) -> ui.timer:
+    """Refresh the page now and then until it refuses; a notice tells why it did."""
+
+    async def turn() -> None:
+        if not await guarded(refresh):
+            timer.interval = min(30.0, timer.interval * 2)
+        else:
+            timer.interval = every_s
+
+    timer = ui.timer(every_s, turn, immediate=False)
+    return timer
+
+
+def page_path(*parts: str) -> str:
+    """A path of ours with ids in it."""
+    return "/" + "/".join(quote(part, safe="") for part in parts)
+
+
+def _is_at(path: str, page: str) -> bool:
+    if page == "/":
+        return path == "/" or path.startswith("/engines/")
+    return path.startswith((page, "/recommendations") if page == "/jobs" else page)
+
+
+def _theme_picker(dark: ui.dark_mode, theme: str) -> None:
+    def choose(name: str) -> None:
+        dark.value = THEMES[name]
+        ui.run_javascript(
+            f"document.cookie='{THEME_COOKIE}={name};path=/;max-age=31536000;SameSite=Strict'"
+        )
+
+    picker = ui.select(list(THEMES), value=theme if theme in THEMES else "auto")
+    picker.props('dense borderless aria-label="Colours"')
+    picker.on_value_change(lambda event: choose(event.value))

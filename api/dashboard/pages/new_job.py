@@ -1,0 +1,128 @@
+"""``/jobs/new``: a form that explains each field of a tuning job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from nicegui import ui
+from pydantic import ValidationError
+
+from api.dashboard.layout import button, card, frame, note, page_path
+from api.dashboard.visit import Visit
+from api.schemas.access import Scope
+from api.schemas.tuning import OnBusy, TuningJobCreate
+from api.services import jobs
+from api.web.auth import Caller
+from api.web.errors import ApiError
+from store import UnitOfWork
+
+PATH, TITLE = "/jobs/new", "New tuning job · Gearshift"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """One field of the job; an empty one is left out."""
+
+    name: str
+    label: str
+    hint: str
+    value: str = ""
+    is_number: bool = False
+    is_wide: bool = False
+
+
+FIELDS = (
+    Field(name="model", label="Model", value="llama-3.1-8b",
+          hint="A name of the catalog; for live trials a folder of GEARSHIFT_MODEL_ROOT"),
+    Field(name="hardware", label="Hardware", value="2xh200",
+          hint="As in 8xh200, which is simulated; local: live trials on this machine"),
+    Field(name="num_devices", label="Devices", value="2", is_number=True,
+          hint="The most that a plan may use"),
+    Field(name="workload", label="Workload", is_wide=True,
+          value="poisson:rate=4,input=512,output=64,seconds=60",
+          hint="What is asked: arrivals and lengths (tokens), or an uploaded trace: wl_..."),
+    Field(name="sla", label="SLA", is_wide=True, value="p95_ttft_ms<=500,p95_tpot_ms<=50",
+          hint="What must hold: percentiles of TTFT, TPOT, ITL, E2E in ms; attainment>=0.99"),
+    Field(name="trials", label="Trials", value="20", is_number=True,
+          hint="How many settings are tried; more find better ones and take longer"),
+    Field(name="seed", label="Seed", value="0", is_number=True,
+          hint="Same seed in, same answer out"),
+    Field(name="dtype", label="Number format", hint="As bf16 or fp8; empty: the checkpoint's"),
+    Field(name="backend", label="Serving system",
+          hint="On described hardware: vllm, sglang, gearshift, ...; empty: vllm"),
+    Field(name="cost_model_id", label="Cost model",
+          hint="cm_... of an earlier profile; empty: measured or looked up"),
+    Field(name="on_busy", label="While devices are busy", value=OnBusy.SIMULATE.value,
+          hint="simulate: answer without live trials; wait: until devices are free"),
+)  # fmt: skip
+
+
+async def show(request: Request) -> None:
+    """The page."""
+    visit = Visit.of(request)
+    with frame(request, visit, "New tuning job", back=("/jobs", "tuning jobs")):
+        if not visit.may(Scope.TUNE):
+            note("Starting a job needs a key with scope 'tune'; this one can only read.", "warn")
+            return
+        with card(), ui.element("form").props("onsubmit='return false'"):
+            _Form(visit)
+
+
+class _Form:
+    """The fields, and what the service says of each."""
+
+    def __init__(self, visit: Visit) -> None:
+        self._visit = visit
+        self._is_sent = False
+        with ui.element("div").classes("fields"):
+            self._inputs = {
+                field: ui.input(field.label, value=field.value)
+                .props(f'stack-label hint="{field.hint}"')
+                .classes("wide" if field.is_wide else "")
+                for field in FIELDS
+            }
+        with ui.element("div").classes("row").style("margin-top:1rem"):
+            button("Start the job", self._start, "go")
+
+    async def _start(self) -> None:
+        if self._is_sent:  # two presses are one job
+            return
+        for shown in self._inputs.values():
+            shown.error = None
+        self._is_sent = True
+        job_id = None
+        try:
+            body = TuningJobCreate.model_validate(self._body())
+            job_id = await self._visit.act(Scope.TUNE, lambda uow, by: self._create(uow, by, body))
+        except ValidationError as error:
+            self._point({str(e["loc"][0]): e["msg"] for e in error.errors()})
+        except ApiError as error:
+            if not self._point({e.pointer.lstrip("/"): e.detail for e in error.errors}):
+                raise
+        finally:
+            self._is_sent = job_id is not None
+        if job_id is not None:
+            ui.navigate.to(page_path("jobs", job_id))
+
+    def _create(self, uow: UnitOfWork, caller: Caller, body: TuningJobCreate) -> str:
+        return jobs.create(uow, body, self._visit.context.settings, caller=caller).id
+
+    def _point(self, errors: dict[str, str]) -> bool:
+        """Say at each field what is wrong with it; whether every error has a field."""
+        names = {"model_dir": "model", "workload_id": "workload"}
+        by_name = {field.name: shown for field, shown in self._inputs.items()}
+        wrong = {names.get(name, name): detail for name, detail in errors.items()}
+        for name, detail in wrong.items():
+            if name in by_name:
+                by_name[name].error = detail
+        return bool(wrong) and wrong.keys() <= by_name.keys()
+
+    def _body(self) -> dict[str, Any]:
+        body: dict[str, Any] = {}
+        for field, shown in self._inputs.items():
+            text = str(shown.value or "").strip()
+            if text:
+                body[field.name] = int(text) if field.is_number and text.isdecimal() else text
+        return body

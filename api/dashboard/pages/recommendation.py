@@ -1,0 +1,292 @@
+"""``/recommendations/ID``: the answer, why it is that, how to start it, and applying it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from nicegui import ui
+
+from api.dashboard import words
+from api.dashboard.layout import (
+    Row,
+    Text,
+    button,
+    card,
+    copied,
+    empty,
+    facts,
+    frame,
+    guarded,
+    missing,
+    note,
+    page_path,
+    table,
+)
+from api.dashboard.policy_editor import show_changes
+from api.dashboard.visit import Visit
+from api.schemas.access import Scope
+from api.schemas.serving import ChangeSet, EngineView
+from api.schemas.tuning import RecommendationView
+from api.services import engines, recommendations
+from api.web.auth import Caller
+from policies.errors import PolicyInputError
+from policies.sla import Sla
+from store import NotFoundError, UnitOfWork
+from store.paging import PageRequest
+
+PATH, TITLE = "/recommendations/{recommendation_id}", "Recommendation · Gearshift"
+METRICS = ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms")
+PERCENTILES = ("mean", "p50", "p90", "p95", "p99")
+MOST_ENGINES = 500
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What is known of an answer; its job may be gone."""
+
+    found: RecommendationView
+    alternatives: dict[str, Json]
+    engines: list[EngineView]
+
+    @property
+    def answer(self) -> Json | None:
+        return self.found.recommendation
+
+
+async def show(request: Request, recommendation_id: str) -> None:
+    """The page."""
+    visit = Visit.of(request)
+    try:
+        known = await visit.read(lambda uow: _read(uow, visit, recommendation_id))
+    except NotFoundError as error:
+        missing(request, visit, str(error), back=("/jobs", "tuning jobs"))
+        return
+    job_id = known.found.job_id
+    back = ("/jobs", "tuning jobs") if job_id is None else (page_path("jobs", job_id), "its job")
+    with frame(request, visit, "Recommendation", back=back):
+        if not known.answer:
+            with card():
+                empty("No plan met the SLA.", "The job's page tells the nearest miss.")
+            return
+        _say(known.found, known.answer)
+        _numbers(known.answer, _bounded(known.found.sla))
+        with card("Apply to a running engine"):
+            _Apply(visit, known)
+        _commands(known.answer)
+        _alternatives(known.alternatives)
+        _bands(known.found.schedule)
+
+
+def _read(uow: UnitOfWork, visit: Visit, recommendation_id: str) -> Known:
+    row = uow.recommendations.get(recommendation_id)
+    job = None if row.job_id is None else uow.jobs.find(row.job_id)
+    report = (job.report if job is not None else None) or {}
+    page = uow.engines.list_page(PageRequest(limit=MOST_ENGINES))
+    return Known(
+        found=RecommendationView.model_validate(row),
+        alternatives=report.get("alternatives") or {},
+        engines=[engines.view(one, visit.context.settings) for one in page.items],
+    )
+
+
+def _say(found: RecommendationView, answer: Json) -> None:
+    chance = answer.get("sla_probability")
+    with card("The answer"):
+        Text("p", words.settings_of(answer["settings"])).style("font-size:1.2rem;font-weight:700")
+        for sentence in (answer.get("why"), answer.get("explanation")):
+            if sentence:
+                Text("p", str(sentence))
+        facts(
+            [
+                ("SLA", found.sla),
+                ("P(SLA met)", words.NONE if chance is None else f"{chance:.2f}"),
+                ("Devices", str(answer.get("num_devices", words.NONE))),
+                ("Chosen as", str(answer.get("reason", words.NONE))),
+                ("Known by", str(answer.get("fidelity", words.NONE))),
+            ]
+        )
+        for warning in found.warnings:
+            note(str(warning), "warn")
+
+
+def _numbers(answer: Json, bounded: set[str]) -> None:
+    """Predicted beside measured, and the intervals of what the SLA bounds."""
+    predicted, measured = answer.get("predicted") or {}, answer.get("measured") or {}
+    columns = [("metric", "ms"), *((p, p) for p in PERCENTILES)]
+    rows: list[Row] = []
+    for kind, metrics in (("predicted", predicted), ("measured", measured)):
+        for metric in METRICS:
+            values = metrics.get(metric)
+            if isinstance(values, dict):
+                name = metric.removesuffix("_ms").upper()
+                row = {p: words.number(values.get(p)) for p in PERCENTILES}
+                rows.append({"key": f"{kind} {metric}", "metric": f"{name}, {kind}", **row})
+    with card("Predicted and measured"):
+        table(columns, rows)
+        if not measured:
+            note("It was not run: these are simulated numbers. Measure before you rely on them.")
+        _intervals(answer.get("interval") or {}, bounded)
+
+
+def _bounded(sla: str) -> set[str]:
+    """The words of what the SLA bounds; none where it cannot be read any more."""
+    try:
+        return {constraint.key for constraint in Sla.parse(sla).constraints}
+    except PolicyInputError:
+        return set()
+
+
+def _intervals(found: Json, bounded: set[str]) -> None:
+    rows = [
+        {
+            "key": f"{fidelity} {key}",
+            "what": f"{key}, {fidelity}",
+            "value": words.number(estimate.get("value"), 2),
+            "range": f"{words.number(estimate.get('low'), 2)} to "
+            f"{words.number(estimate.get('high'), 2)}",
+        }
+        for fidelity, metrics in found.items()
+        for key, estimate in metrics.items()
+        if key in bounded
+    ]
+    if rows:
+        columns = (("what", "What the SLA bounds"), ("value", "Value"), ("range", "90 % interval"))
+        table(columns, rows)
+
+
+def _alternatives(found: dict[str, Json]) -> None:
+    if not found:
+        return
+    rows = [
+        {
+            "key": name,
+            "name": name,
+            "settings": words.settings_of(one["settings"]),
+            "devices": str(one.get("num_devices", words.NONE)),
+            "chance": words.number(one.get("sla_probability"), 2),
+        }
+        for name, one in found.items()
+    ]
+    with card("Other answers"):
+        table(
+            (
+                ("name", "Answer"),
+                ("settings", "Settings"),
+                ("devices", "Devices"),
+                ("chance", "P(SLA met)"),
+            ),
+            rows,
+        )
+
+
+def _bands(schedule: Json | None) -> None:
+    """What the controller follows once it is applied."""
+    if not schedule:
+        return
+    rows = [
+        {
+            "key": index,
+            "rate": _rates(band),
+            "lengths": f"{words.number(band['mean_input_tokens'], 0)} in, "
+            f"{words.number(band['mean_output_tokens'], 0)} out",
+            "settings": words.settings_of(band["settings"]),
+            "headroom": words.number(band.get("headroom"), 2),
+        }
+        for index, band in enumerate(schedule["bands"])
+    ]
+    with card("Schedule: the settings for each load"):
+        table(
+            (
+                ("rate", "Requests/s"),
+                ("lengths", "Mean tokens"),
+                ("settings", "Settings"),
+                ("headroom", "SLA headroom"),
+            ),
+            rows,
+        )
+
+
+def _rates(band: Json) -> str:
+    low, high = words.number(band["rate_rps_low"]), band["rate_rps_high"]
+    return f"{low} and more" if high is None else f"{low} to {words.number(high)}"
+
+
+def _commands(answer: Json) -> None:
+    commands = answer.get("launch") or []
+    if not commands:
+        return
+    with card("Commands that start it"):
+        for command in commands:
+            Text("h3", command["system"]).style("font-size:1rem;font-weight:600;margin:.5rem 0 0")
+            notes = [text for text in (command.get("versions"), command.get("note")) if text]
+            if notes:
+                Text("p", "; ".join(notes), "soft")
+            if command.get("command") is not None:
+                copied(command["command"], f"the command for {command['system']}")
+            config = command.get("config")
+            if config and config.get("is_needed"):
+                Text("p", config["name"], "soft")
+                copied(config["text"], config["name"])
+
+
+class _Apply:
+    """Choose an engine, see what would change, and only then apply."""
+
+    def __init__(self, visit: Visit, known: Known) -> None:
+        self._visit = visit
+        self._id = known.found.id
+        self._names = {engine.id: engine.name for engine in known.engines if engine.is_alive}
+        if not visit.may(Scope.APPLY):
+            note("Applying needs a key with scope 'apply'; this one cannot.")
+            return
+        if not self._names:
+            empty("No engine is running.", "Start one by a command above, with --control.")
+            return
+        self._engine = ui.select(self._names, label="Engine")
+        self._engine.value = next(iter(self._names))
+        self._engine.classes("w-full").style("max-width:30rem")
+        button("Show what would change", self._preview, "go")
+        self._answer = ui.element("div").props('aria-live="polite"')
+
+    async def _preview(self) -> None:
+        engine_id = self._engine.value
+        answer = await self._ask(engine_id, is_dry_run=True)
+        self._answer.clear()
+        with self._answer:
+            show_changes(answer)
+            button("Apply", lambda: self._confirm(engine_id), "go")
+
+    async def _confirm(self, engine_id: str) -> None:
+        name = self._names[engine_id]
+        with ui.dialog() as dialog, ui.card():
+            Text("p", f"Apply this recommendation to {name}, and let the controller follow it?")
+            with ui.element("div").classes("row"):
+                button("Yes, apply", lambda: dialog.submit(True), "go")
+                button("No", lambda: dialog.submit(False))
+        if await dialog:
+            await guarded(lambda: self._apply(engine_id))
+
+    async def _apply(self, engine_id: str) -> None:
+        answer = await self._ask(engine_id, is_dry_run=False)
+        self._answer.clear()
+        with self._answer:
+            note(
+                f"Version {answer.policy.version} is asked for; the engine applies it next.", "good"
+            )
+            ui.link("See the engine", page_path("engines", engine_id))
+
+    async def _ask(self, engine_id: str, *, is_dry_run: bool) -> ChangeSet:
+        def apply(uow: UnitOfWork, caller: Caller) -> ChangeSet:
+            return recommendations.apply(
+                uow,
+                self._id,
+                engine_id,
+                caller=caller,
+                reason="applied in the dashboard",
+                is_dry_run=is_dry_run,
+            )
+
+        return await self._visit.act(Scope.APPLY, apply)

@@ -1,0 +1,272 @@
+"""The editor of an engine's policy: what would change is shown before anything does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from nicegui import ui
+
+from api.dashboard import words
+from api.dashboard.layout import Text, button, note, table
+from api.dashboard.visit import Visit
+from api.schemas.access import Scope
+from api.schemas.serving import ChangeSet, PolicyView
+from api.services import policies
+from api.web.auth import Caller
+from api.web.errors import ApiError
+from engine.spec.settings import Order
+from store import UnitOfWork
+
+Json = dict[str, Any]
+CHANGES = (("knob", "Knob"), ("from", "From"), ("to", "To"), ("cost", "Takes effect"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """One knob: where it stands in the document, and what it means."""
+
+    path: tuple[str, ...]
+    label: str
+    hint: str
+    is_number: bool = True
+
+
+FIELDS = (
+    Field(path=("shift", "threshold_tokens"), label="Shift threshold (tokens)",
+          hint="Steps with at most so many tokens run in shift mode"),
+    Field(path=("caps", "max_num_seqs"), label="Most sequences in a step",
+          hint="A lower one takes effect as requests finish"),
+    Field(path=("caps", "max_num_batched_tokens"), label="Most tokens in a step",
+          hint="Larger: prompts finish sooner, tokens come slower"),
+    Field(path=("caps", "max_step_ms"), label="Longest step (ms)",
+          hint="Prompts are cut to fit it; empty: no limit"),
+    Field(path=("caps", "max_queue"), label="Most waiting requests",
+          hint="Beyond it requests are refused; empty: no limit"),
+    Field(path=("mode",), label="Mode", is_number=False,
+          hint="auto: by threshold; table: as timed; or one mode, as base, shift, 4x2"),
+    Field(path=("plan", "dp"), label="DP degree", hint="Replicas; ranks restart"),
+    Field(path=("plan", "pp"), label="PP degree", hint="Pipeline stages; ranks restart"),
+    Field(path=("plan", "sp"), label="SP degree", hint="Sequence parallel; ranks restart"),
+    Field(path=("plan", "tp"), label="TP degree", hint="Tensor parallel; ranks restart"),
+    Field(path=("scheduler", "order"), label="Order", is_number=False,
+          hint=f"One of {', '.join(Order)}"),
+    Field(path=("sla",), label="SLA", is_number=False,
+          hint="As p95_ttft_ms<=500, attainment>=0.99; empty: none"),
+)  # fmt: skip
+
+
+class PolicyEditor:
+    """A form over the policy asked for. Writing needs scope ``apply``, here and at the service."""
+
+    def __init__(self, visit: Visit, policy: PolicyView) -> None:
+        self._visit = visit
+        self._engine_id = policy.engine_id
+        self._policy = policy
+        self._inputs: dict[Field, ui.input] = {}
+        self._build()
+
+    def _build(self) -> None:
+        may = self._visit.may(Scope.APPLY)
+        self._about = Text("p", self._told(), "soft")
+        if not may:
+            note("This key has no scope 'apply': the policy can be read, not changed.")
+        with ui.element("div").classes("fields"):
+            for field in FIELDS:
+                shown = (
+                    ui.input(field.label, value=self._shown(field))
+                    .classes("wide" if field.path == ("sla",) else "")
+                    .props(f'hint="{field.hint}" stack-label')
+                )
+                shown.props("readonly" if not may else "")
+                self._inputs[field] = shown
+        if not may:
+            return
+        self._why = ui.input("Why (for the audit)", value="changed by hand").classes("w-full")
+        with ui.element("div").classes("row").style("margin-top:1rem"):
+            button("Show what would change", self._preview, "go")
+            button("Undo my edits", self.load)
+        self._answer = ui.element("div").props('aria-live="polite"')
+
+    async def load(self) -> None:
+        """Take the newest version into the form; edits are lost."""
+        self._policy = await self._visit.read(lambda uow: read_policy(uow, self._engine_id))
+        for field, shown in self._inputs.items():
+            shown.value = self._shown(field)
+        self._about.set_text(self._told())
+        if self._visit.may(Scope.APPLY):
+            self._answer.clear()
+
+    def note_version(self, version: int) -> None:
+        """Say so when another version than the one in the form is asked for now."""
+        if version != self._policy.version:
+            self._about.set_text(
+                f"{self._told()} It has changed meanwhile: version {version} is asked for now."
+            )
+
+    def _told(self) -> str:
+        return f"You see version {self._policy.version}."
+
+    def _shown(self, field: Field) -> str:
+        return _text(_find(self._policy.requested, field.path))
+
+    async def _preview(self) -> None:
+        patch = self._patch()
+        answer = await self._ask(patch, is_dry_run=True)
+        if answer is not None:
+            self._show(answer, patch)
+
+    async def _apply(self, patch: Json) -> None:
+        answer = await self._ask(patch, is_dry_run=False)
+        if answer is not None:
+            await self.load()
+            with self._answer:
+                note(f"Version {answer.policy.version} is asked for; the engine applies it next.",
+                     "good")  # fmt: skip
+
+    async def _ask(self, patch: Json, *, is_dry_run: bool) -> ChangeSet | None:
+        """What the service says; None: the policy is another one by now, which is told."""
+        if_match, reason = policies.etag_of(self._policy), self._why.value
+
+        def write(uow: UnitOfWork, caller: Caller) -> ChangeSet:
+            return policies.patch(
+                uow,
+                self._engine_id,
+                patch,
+                if_match=if_match,
+                is_dry_run=is_dry_run,
+                caller=caller,
+                reason=reason,
+            )
+
+        self._answer.clear()
+        try:
+            return await self._visit.act(Scope.APPLY, write)
+        except ApiError as error:
+            if error.status != HTTPStatus.PRECONDITION_FAILED:
+                raise
+            self._show_stale()
+            return None
+
+    def _show_stale(self) -> None:
+        with self._answer:
+            note(
+                f"Nothing was changed: somebody wrote a newer version than {self._policy.version}, "
+                "which you see here.",
+                "bad",
+            )
+            with ui.element("div").classes("row"):
+                button("Put my edits on the newest version", self._rebase, "go")
+                button("Take the newest version", self.load)
+
+    async def _rebase(self) -> None:
+        """Keep what was edited; all else is as in the newest version."""
+        patch = self._patch()
+        edited = {f: s.value for f, s in self._inputs.items() if _find(patch, f.path) is not _LEFT}
+        await self.load()
+        for field, value in edited.items():
+            self._inputs[field].value = value
+        await self._preview()
+
+    def _patch(self) -> Json:
+        """A merge patch of the fields that were edited."""
+        patch: Json = {}
+        for field, shown in self._inputs.items():
+            before = _find(self._policy.requested, field.path)
+            if (text := str(shown.value).strip()) != _text(before):
+                _put(patch, field.path, _value(field, text))
+        return patch
+
+    def _show(self, answer: ChangeSet, patch: Json) -> None:
+        with self._answer:
+            show_changes(answer)
+            if answer.changes:
+                version = answer.policy.version + 1
+                button(f"Apply as version {version}", lambda: self._apply(patch), "go")
+
+
+def read_policy(uow: UnitOfWork, engine_id: str) -> PolicyView:
+    """What an engine is asked to run.
+
+    Raises:
+        NotFoundError: no such engine.
+    """
+    engine = uow.engines.get(engine_id)
+    return policies.view(engine, policies.current(uow, engine))
+
+
+def show_changes(answer: ChangeSet) -> None:
+    """What a change of the policy would do: knobs with their cost, warnings, prediction."""
+    if not answer.changes:
+        note("No setting would change.")
+        return
+    table(CHANGES, [_row(change) for change in answer.changes])
+    for warning in answer.warnings:
+        note(warning, "warn")
+    note(_predicted(answer))
+
+
+def _row(change: Json) -> Json:
+    kind = change["class"]
+    return {
+        "key": change["knob"],
+        "knob": change["knob"],
+        "from": _text(change["from"]) or words.NONE,
+        "to": _text(change["to"]) or words.NONE,
+        "cost": f"{kind}: {words.CLASSES.get(kind, '')}",
+    }
+
+
+def _predicted(answer: ChangeSet) -> str:
+    if answer.predicted is None:
+        return "No prediction: no recommendation was made for these settings. Try them in What if."
+    metrics = answer.predicted.get("metrics") or {}
+    parts = [
+        f"{percentile} {metric.removesuffix('_ms').upper()} {values[percentile]:.1f} ms"
+        for metric, values in metrics.items()
+        if metric.endswith("_ms") and isinstance(values, dict)
+        for percentile in ("p50", "p95")
+        if values.get(percentile) is not None
+    ]
+    return f"Predicted ({answer.predicted.get('fidelity')}): {', '.join(parts)}"
+
+
+_LEFT = object()
+
+
+def _find(document: Json, path: tuple[str, ...]) -> Any:
+    found: Any = document
+    for name in path:
+        if not isinstance(found, dict) or name not in found:
+            return _LEFT
+        found = found[name]
+    return found
+
+
+def _put(patch: Json, path: tuple[str, ...], value: Any) -> None:
+    for name in path[:-1]:
+        patch = patch.setdefault(name, {})
+    patch[path[-1]] = value
+
+
+def _text(value: Any) -> str:
+    """A value as the form shows it."""
+    if value is None or value is _LEFT:
+        return ""
+    if isinstance(value, dict):
+        return ", ".join(f"{k}={_text(v)}" for k, v in value.items())
+    return str(value)
+
+
+def _value(field: Field, text: str) -> Any:
+    """What a text of the form stands for; what is no number goes as it is and is refused."""
+    if not text:
+        return None
+    if not field.is_number:
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return int(number) if number.is_integer() else number

@@ -1,0 +1,317 @@
+"""What somebody does in a real browser, with a real service, its worker and an engine.
+
+With ``GEARSHIFT_SCREENSHOTS=docs/pictures`` the pictures of the documents are taken again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from engine.models.create import create_model
+from tests.api.cli.served import serving
+from tests.api.conftest import ADMIN
+from tests.api.live import wait_until
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium"),
+]
+QUIET = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+ROOT = Path(__file__).parents[3]
+SLOW_MS = 30_000
+SCREENSHOTS = os.environ.get("GEARSHIFT_SCREENSHOTS")
+JOB_MS = 180_000
+APPLIED = re.compile(r"^applied in [0-9.]+ s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """A service with a worker and one paced engine, and clients of both."""
+
+    url: str
+    rest: httpx.Client
+    engine: httpx.Client
+
+    @property
+    def engine_id(self) -> str:
+        return str(self.rest.get("/v1/engines").json()[0]["id"])
+
+    def ask(self, times: int) -> None:
+        """Have the engine complete a prompt, a few at a time."""
+        body = {"model": "tiny", "prompt": "the quick brown fox " * 20, "max_tokens": 64}
+        with ThreadPoolExecutor(8) as pool:
+            asked = (pool.submit(self.engine.post, "/v1/completions", json=body)
+                     for _ in range(times))  # fmt: skip
+            assert {answer.result().status_code for answer in list(asked)} == {200}
+
+    def make_key(self, *scopes: str) -> tuple[str, str]:
+        """Id and secret of a new key."""
+        answer = self.rest.post("/v1/api-keys", json={"name": "guest", "scopes": list(scopes)})
+        return answer.json()["id"], answer.json()["secret"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("world")
+    create_model(folder / "models" / "tiny", preset="tiny", seed=1)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("GEARSHIFT_")}
+    own = {
+        "GEARSHIFT_DATA_DIR": str(folder),
+        "GEARSHIFT_PORT": "0",
+        "GEARSHIFT_ADMIN_KEY": ADMIN,
+        "GEARSHIFT_CONTROL_INTERVAL_S": "1",
+    }
+    command = [sys.executable, "-m", "api.cli.main", "serve", "--json"]
+    with subprocess.Popen(
+        command, env={**clean, **own}, cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as service:
+        try:
+            assert service.stdout is not None
+            url = json.loads(service.stdout.readline())["url"]
+            rest = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {ADMIN}"})
+            with rest, pytest.MonkeyPatch.context() as patch:
+                patch.setenv("GEARSHIFT_CONTROL_KEY", ADMIN)
+                patch.setenv("XDG_DATA_HOME", str(folder))
+                words = ("--model", folder / "models" / "tiny", "--paced", "2xh200")
+                plan = ("--plan", "sp=2,shift=64", "--name", "chat-east", "--control", url)
+                caps = ("--max-num-seqs", 256, "--max-num-batched-tokens", 8192)
+                with serving(*words, *plan, *caps) as engine:
+                    wait_until(lambda: rest.get("/v1/engines").json())
+                    yield World(url=url, rest=rest, engine=engine.http)
+        finally:
+            service.terminate()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=SLOW_MS)
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def visit(browser: Browser, world: World) -> Iterator[BrowserContext]:
+    """A fresh browser; whatever it loads must come from the service."""
+    context = browser.new_context(base_url=world.url, viewport={"width": 1440, "height": 900})
+    context.set_default_timeout(SLOW_MS)
+    elsewhere: list[str] = []
+    socket = world.url.replace("http", "ws", 1)
+    context.on(
+        "request",
+        lambda request: (
+            None
+            if request.url.startswith((world.url, socket, "data:", "blob:"))
+            else elsewhere.append(request.url)
+        ),
+    )
+    yield context
+    context.close()
+    assert elsewhere == []
+
+
+def log_in(visit: BrowserContext, secret: str = ADMIN) -> Page:
+    """The fleet's page after the login."""
+    page = visit.new_page()
+    page.goto("/")
+    page.get_by_label("Key").fill(secret)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("heading", name="Fleet")).to_be_visible()
+    return page
+
+
+def go(page: Page, path: str) -> None:
+    """Open a page and wait until it hears what is typed."""
+    page.goto(path)
+    page.wait_for_function("() => window.did_handshake")
+    expect(page.get_by_role("heading", level=1)).to_be_visible()
+
+
+def take(page: Page, name: str) -> None:
+    """A picture for the documents, where they are wanted."""
+    if SCREENSHOTS is not None:
+        page.set_viewport_size({"width": page.viewport_size["width"], "height": 1180})
+        page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png")
+
+
+def test_an_engine_shows_what_it_serves(visit: BrowserContext, world: World) -> None:
+    sla = {"sla": "p95_ttft_ms<=80,p95_tpot_ms<=5"}
+    path = f"/v1/engines/{world.engine_id}/policy"
+    assert world.rest.patch(path, json=sla, headers={"If-Match": "*"}).status_code == 200
+    page = log_in(visit)
+    go(page, f"/engines/{world.engine_id}")
+    expect(page.get_by_text("no requests have ended").first).to_be_visible()
+    world.ask(60)
+    expect(page.get_by_text(re.compile("base [0-9]+ %, shift [0-9]+ %"))).to_be_visible()
+    expect(page.get_by_text("no requests have ended")).to_have_count(0)
+    expect(page.get_by_text("SLA p95_ttft_ms<=80")).to_be_visible()  # its line
+    if SCREENSHOTS is not None:
+        for _ in range(6):
+            world.ask(40)
+            page.wait_for_timeout(4000)
+        take(page, "engine")
+
+
+def test_somebody_tunes_and_applies(visit: BrowserContext, world: World) -> None:
+    page = log_in(visit)
+    expect(page.get_by_role("link", name="chat-east")).to_be_visible()
+    expect(page.get_by_text("fine")).to_be_visible()
+
+    page.get_by_role("link", name="Tuning jobs").click()
+    page.get_by_role("link", name="New tuning job").click()
+    page.get_by_label("SLA").fill("p95_tftt<=500")
+    page.get_by_role("button", name="Start the job").click()
+    expect(page.get_by_text("ttft").last).to_be_visible()  # what is wrong, at its field
+
+    page.get_by_label("SLA").fill("p95_ttft_ms<=500,p95_tpot_ms<=50")
+    page.get_by_label("Workload").fill("poisson:rate=4,input=512,output=64,seconds=20")
+    page.get_by_label("Trials").fill("3")
+    page.get_by_role("button", name="Start the job").click()
+    expect(page).to_have_url(re.compile("/jobs/job_"))
+    expect(page.get_by_text("succeeded")).to_be_visible(timeout=JOB_MS)
+    expect(page.get_by_text("3 of 3", exact=True)).to_be_visible()
+    expect(page.get_by_role("heading", name="Pareto front")).to_be_visible()
+    take(page, "job")
+
+    page.get_by_role("link", name="See the recommendation").click()
+    expect(page.get_by_text("vllm serve").first).to_be_visible()
+    page.get_by_role("button", name="Show what would change").click()
+    expect(page.get_by_role("cell", name="caps.max_num_batched_tokens")).to_be_visible()
+    assert world.rest.get(f"/v1/engines/{world.engine_id}/policy").json()["version"] == 2
+    page.get_by_role("button", name="Apply", exact=True).click()
+    page.get_by_role("button", name="Yes, apply").click()
+    expect(page.get_by_text("Version 3 is asked for")).to_be_visible()
+
+    page.get_by_role("link", name="See the engine").click()
+    expect(page.get_by_role("heading", name="chat-east")).to_be_visible()
+    version = page.get_by_role("row").filter(has_text="applied in the dashboard")
+    expect(version.get_by_role("cell", name=APPLIED)).to_be_visible()
+    in_force = world.rest.get(f"/v1/engines/{world.engine_id}").json()
+    assert in_force["applied_version"] == 3
+    assert in_force["recommendation_id"] is not None
+    expect(page.get_by_text("p95_ttft_ms<=500,p95_tpot_ms<=50").first).to_be_visible()
+
+
+def test_an_edit_of_a_stale_version_changes_nothing_until_it_is_rebased(
+    visit: BrowserContext, world: World
+) -> None:
+    path = f"/v1/engines/{world.engine_id}/policy"
+    page = log_in(visit)
+    go(page, f"/engines/{world.engine_id}")
+    page.get_by_label("Most sequences in a step").fill("48")
+
+    etag = world.rest.get(path).headers["etag"]
+    other = {"caps": {"max_queue": 99}}
+    assert world.rest.patch(path, json=other, headers={"If-Match": etag}).status_code == 200
+    newest = world.rest.get(path).json()["version"]
+    expect(page.get_by_text(f"version {newest} is asked for now")).to_be_visible()
+
+    page.get_by_role("button", name="Show what would change").click()
+    expect(page.get_by_role("alert")).to_contain_text("somebody wrote a newer version")
+    assert world.rest.get(path).json()["version"] == newest
+
+    page.get_by_role("button", name="Put my edits on the newest version").click()
+    expect(page.get_by_role("cell", name="caps.max_num_seqs")).to_be_visible()
+    expect(page.get_by_label("Most waiting requests")).to_have_value("99")
+    page.get_by_role("button", name=f"Apply as version {newest + 1}").click()
+    expect(page.get_by_text(f"Version {newest + 1} is asked for")).to_be_visible()
+    caps = world.rest.get(path).json()["requested"]["caps"]
+    assert (caps["max_num_seqs"], caps["max_queue"]) == (48, 99)
+
+
+def test_a_wrong_value_is_told_and_changes_nothing(visit: BrowserContext, world: World) -> None:
+    path = f"/v1/engines/{world.engine_id}/policy"
+    before = world.rest.get(path).json()["version"]
+    page = log_in(visit)
+    go(page, f"/engines/{world.engine_id}")
+    page.get_by_label("Most sequences in a step").fill("many")
+    page.get_by_role("button", name="Show what would change").click()
+    expect(page.get_by_text("/caps/max_num_seqs")).to_be_visible()
+    page.get_by_label("Most sequences in a step").fill("999999")
+    page.get_by_role("button", name="Show what would change").click()
+    expect(page.get_by_text("restart it with a wider envelope")).to_be_visible()
+    assert world.rest.get(path).json()["version"] == before
+
+
+def test_a_key_that_may_only_read_is_offered_nothing_else(
+    visit: BrowserContext, world: World
+) -> None:
+    _, secret = world.make_key("read")
+    page = log_in(visit, secret)
+    go(page, f"/engines/{world.engine_id}")
+    expect(page.get_by_text("the policy can be read, not changed")).to_be_visible()
+    expect(page.get_by_role("button", name="Show what would change")).to_have_count(0)
+    go(page, "/jobs")
+    expect(page.get_by_role("heading", name="Tuning jobs")).to_be_visible()
+    expect(page.get_by_role("link", name="New tuning job")).to_have_count(0)
+    go(page, "/jobs/new")
+    expect(page.get_by_text("needs a key with scope 'tune'")).to_be_visible()
+
+
+def test_a_page_of_a_key_that_was_revoked_goes_to_the_login(
+    visit: BrowserContext, world: World
+) -> None:
+    key_id, secret = world.make_key("read")
+    page = log_in(visit, secret)
+    assert world.rest.delete(f"/v1/api-keys/{key_id}").is_success
+    expect(page.get_by_role("button", name="Log in")).to_be_visible()
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 390])
+def test_pages_fit_their_screen(browser: Browser, world: World, width: int, colours: str) -> None:
+    names = {
+        "fleet": "/",
+        "engine": f"/engines/{world.engine_id}",
+        "jobs": "/jobs",
+        "new-job": "/jobs/new",
+        "what-if": "/what-if",
+        "missing": "/jobs/job_none",
+    }
+    with browser.new_context(
+        base_url=world.url, viewport={"width": width, "height": 900}, color_scheme=colours
+    ) as context:
+        page = log_in(context)
+        for name, path in names.items():
+            go(page, path)
+            wide = "document.documentElement.scrollWidth - window.innerWidth"
+            assert page.evaluate(wide) <= 0, name
+            if (width, colours) in ((1440, "light"), (390, "dark")):
+                take(page, f"{name}-{width}")
+
+
+def test_the_keyboard_reaches_the_content(visit: BrowserContext) -> None:
+    page = log_in(visit)
+    go(page, "/")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+    page.keyboard.press("Enter")
+    engine = page.get_by_role("link", name="chat-east")
+    for _ in range(3):  # browsers stop at what scrolls, too
+        page.keyboard.press("Tab")
+        if engine.evaluate("element => element === document.activeElement"):
+            break
+    expect(engine).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="chat-east")).to_be_visible()

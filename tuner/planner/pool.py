@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -64,7 +65,7 @@ class Workers:
         others = active_children()
         with _interruptions_held():  # children, which start here, inherit that
             futures = {self._pool.submit(answer, task): task for task in tasks}
-        self._children += [child for child in active_children() if child not in others]
+            self._children += [child for child in active_children() if child not in others]
         for future in as_completed(futures):
             future.result()
             on_done(futures[future])
@@ -74,11 +75,20 @@ class Workers:
 @contextmanager
 def _interruptions_held() -> Iterator[None]:
     """SIGINT waits until the block has ended; for ever in processes that it starts."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    if threading.current_thread() is not threading.main_thread():
+        yield  # none comes to it
+        return
+    held: list[int] = []
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # A thread that does not know of the mask, such as one of BLAS, may take the signal all the same.
+    handler = signal.signal(signal.SIGINT, lambda number, _frame: held.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if held:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _tell(answer: Answer, task: Task, on_done: Callable[[Task], None]) -> Answer:

@@ -79,7 +79,7 @@ def test_a_folder_without_a_tokenizer_still_continues_ids(
         (("--prompt", "x", "--plan", "xp=2"), "unknown word 'xp'"),
         (("--prompt", "x", "--plan", "sp=3"), "8 query heads do not divide by sp*tp = 3*1 = 3"),
         (("--prompt", "x", "--mode", "shift"), "needs a plan with Shift on"),
-        (("--prompt", "x", "--mode", "fast"), "known are table, auto, base, shift and rungs such"),
+        (("--prompt", "x", "--mode", "fast"), "known: table, auto, base, shift and rungs such"),
         (("--prompt", "x", "--mode", "3x3"), "'3x3' is no rung of sp=1, tp=1"),
         (("--prompt", "x", "--rungs", "a,b"), "--rungs 'a,b': list base, shift and rungs"),
         (("--prompt", "x", "--dtype", "float8"), "known are auto, float64"),

@@ -59,6 +59,8 @@ class Place:
             "profile": ("--model", model, "--out", str(self.folder / "p.json"), "--seconds", "1"),
             "simulate": (*DESCRIBED, "--no-intervals"),
             "plan": (*tuned, "--jobs", "1"),
+            "capacity": (*tuned, "--plan", "tp=1", "--draws", "2"),
+            "export": ("rec_none", "--format", "vllm"),
             "tune": (*tuned, "--trials", "1", "--devices", "1"),
             "workload sample": (LOAD, "--out", str(self.folder / "load.csv")),
             "workload show": (LOAD,),

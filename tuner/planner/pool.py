@@ -80,7 +80,7 @@ def _interruptions_held() -> Iterator[None]:
         return
     held: list[int] = []
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    # A thread that does not know of the mask, such as one of BLAS, may take the signal all the same.
+    # A thread without the mask, such as one of BLAS, may take the signal all the same.
     handler = signal.signal(signal.SIGINT, lambda number, _frame: held.append(number))
     try:
         yield

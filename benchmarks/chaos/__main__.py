@@ -1,6 +1,9 @@
 """Question: does anything get lost, doubled or left behind, whatever is killed, filled or cut?
 
-python -m benchmarks.chaos --database sqlite --injections 200 --seed 0 --out FILE.md
+python -m benchmarks.chaos --database sqlite --injections 200 --seed 0 --out FILE.md \
+    --journal FILE.jsonl
+
+With ``--journal`` a run that was cut goes on with the injection after its last one, in a new world.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.chaos.campaign import Injection, run
+from benchmarks.chaos.journal import Journal
 from benchmarks.chaos.report import report
 from benchmarks.chaos.sandbox import adopt_orphans, enter_namespaces, unmount
 from benchmarks.chaos.world import World
@@ -28,10 +32,33 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="chaos"))
     folder.chmod(0o755)  # PostgreSQL runs as another user
     # Where its mounts are its own they go with it, but the folder below them stays writable.
+    journal = _journal(options, folder)
+    outcome = journal.read()
+
+    def note(injection: Injection) -> None:
+        journal.add(injection)
+        _say(injection)
+
     with OtherPrograms() as others:
         world = World(folder, options.database)
-        outcome = run(world, options.injections, options.seed, options.only, options.minutes, _say)
-    text = report(outcome, database=options.database, seed=options.seed, others_share=others.share)
+        journal.begin()
+        leftovers = run(
+            world,
+            outcome,
+            count=options.injections,
+            seed=options.seed,
+            only=options.only,
+            minutes=options.minutes,
+            say=note,
+        )
+    journal.end(leftovers)
+    text = report(
+        outcome,
+        database=options.database,
+        seed=options.seed,
+        wanted=options.injections,
+        others_share=others.share,
+    )
     print(text)
     if options.out is not None:
         options.out.write_text(text)
@@ -43,6 +70,16 @@ def main() -> int:
         unmount(world.disk)
     shutil.rmtree(folder, ignore_errors=True)
     return 1 if outcome.violations else 0
+
+
+def _journal(options: argparse.Namespace, folder: Path) -> Journal:
+    campaign = {
+        "database": options.database,
+        "seed": options.seed,
+        "injections": options.injections,
+        "only": list(options.only),
+    }
+    return Journal(path=options.journal or folder / "journal.jsonl", campaign=campaign)
 
 
 def _say(injection: Injection) -> None:
@@ -63,8 +100,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=60.0, help="stop after these, if not done")
     parser.add_argument("--only", nargs="+", default=(), help="kinds with these words")
+    parser.add_argument("--journal", type=Path, help="note injections here, go on after its last")
     parser.add_argument("--out", type=Path, help="also write the report here")
-    return parser.parse_args()
+    options = parser.parse_args()
+    for name in ("journal", "out"):  # this command is started again, from the same folder
+        if (path := getattr(options, name)) is not None and not path.parent.is_dir():
+            parser.error(f"--{name} {path}: there is no folder {path.parent}; make it first")
+    return options
 
 
 if __name__ == "__main__":

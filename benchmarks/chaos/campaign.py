@@ -9,6 +9,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from benchmarks.chaos.invariants import Invariants
 from benchmarks.chaos.kinds import ALL
@@ -29,28 +30,38 @@ LEDGER_S = 120.0
 
 @dataclass(kw_only=True)
 class Injection:
-    """What one injection did."""
+    """What one injection did.
+
+    ``fault_s``: to the end of the fault, from the first request on; ``recovered_s``: from there to
+    the moment when all programs answer; ``requests_s`` and ``jobs_s``: from there until requests,
+    and then jobs, have ended; ``calm_s``: from the end of the fault to the end of the checks.
+    """
 
     number: int
     kind: str
+    fault_s: float = 0.0
     recovered_s: float = 0.0
+    requests_s: float = 0.0
+    jobs_s: float = 0.0
     calm_s: float = 0.0
     seconds: float = 0.0
     waited_for: str | None = None
     ends: Counter[End] = field(default_factory=Counter)
+    refusals: Counter[str] = field(default_factory=Counter)
+    num_jobs: int = 0
     violations: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
 class Outcome:
-    """All injections, and what was left at the end."""
+    """All injections of one or several runs, and what was left at the end of those that came to
+    their end."""
 
     injections: list[Injection] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     leftovers: list[str] = field(default_factory=list)
-    refusals: Counter[str] = field(default_factory=Counter)
-    num_jobs: int = 0
-    seconds: float = 0.0
+    num_runs: int = 0
+    num_looks_at_end: int = 0
 
     @property
     def violations(self) -> list[str]:
@@ -75,48 +86,60 @@ def draw(kinds: Sequence[Kind], count: int, seed: int) -> list[Kind]:
 
 def run(
     world: World,
+    outcome: Outcome,
+    *,
     count: int,
     seed: int,
     only: Sequence[str],
     minutes: float,
     say: Callable[[Injection], None],
-) -> Outcome:
-    """Hurt ``world`` ``count`` times, or for ``minutes``; ``say`` hears of each injection."""
-    outcome = Outcome()
-    started_s = time.monotonic()
+) -> list[str]:
+    """Hurt ``world`` until ``outcome`` has ``count`` injections, or for ``minutes``.
+
+    ``say`` hears of each injection. Returns what was left behind at the end.
+    """
+    end_s = time.monotonic() + minutes * 60
     wanted = [kind for kind in ALL if not only or any(word in kind.name for word in only)]
     outcome.missing = {k.name: why for k in wanted if (why := k.missing(world)) is not None}
     kinds = [kind for kind in wanted if kind.name not in outcome.missing]
+    todo = list(enumerate(draw(kinds, count, seed), start=1))[len(outcome.injections) :]
+    outcome.num_runs += 1
     invariants = Invariants(world)
     with world.running():
-        for number, kind in enumerate(draw(kinds, count, seed), start=1):
-            if time.monotonic() - started_s > minutes * 60:
+        for number, kind in todo:
+            if time.monotonic() > end_s:
                 break
-            injection = Injection(number=number, kind=kind.name)
+            injection = _hurt(world, kind, number, seed, invariants)
             outcome.injections.append(injection)
-            begun_s = time.monotonic()
-            rng = random.Random(f"{seed} injection {number}")
-            try:
-                injection.violations += _inject(world, kind, rng, injection, invariants)
-            except Exception as error:
-                injection.violations.append(f"{error!r} {traceback.format_exc(limit=-3)}")
-            injection.seconds = time.monotonic() - begun_s
             say(injection)
-        outcome.leftovers += [
-            *_wait_jobs(world),
-            *world.ledger.doubled_jobs(),
-            *invariants.check_store(),
-        ]
-    outcome.leftovers += [*_take(world.faults), *invariants.check_end()]
-    outcome.num_jobs = len(world.ledger.jobs)
-    outcome.refusals = world.ledger.refusals
-    outcome.seconds = time.monotonic() - started_s
-    return outcome
+        leftovers = _look(
+            partial(_wait_jobs, world), world.ledger.doubled_jobs, invariants.check_store
+        )
+    leftovers += [*_take(world.faults), *_look(invariants.check_end)]
+    outcome.leftovers += leftovers
+    outcome.num_looks_at_end += 1
+    return leftovers
+
+
+def _hurt(world: World, kind: Kind, number: int, seed: int, invariants: Invariants) -> Injection:
+    """One injection, with all that was found after it."""
+    injection = Injection(number=number, kind=kind.name)
+    begun_s, num_jobs = time.monotonic(), len(world.ledger.jobs)
+    rng = random.Random(f"{seed} injection {number}")
+    try:
+        injection.violations += _inject(world, kind, rng, injection, invariants)
+    except Exception as error:
+        injection.violations.append(f"{error!r} {traceback.format_exc(limit=-3)}")
+    injection.seconds = time.monotonic() - begun_s
+    injection.num_jobs = len(world.ledger.jobs) - num_jobs
+    injection.refusals, world.ledger.refusals = world.ledger.refusals, Counter()
+    return injection
 
 
 def _inject(
     world: World, kind: Kind, rng: random.Random, injection: Injection, invariants: Invariants
 ) -> Iterator[str]:
+    begun_s = time.monotonic()
     urls = {name: world.urls[name] for name in ENGINES}
     burst = Burst(world.traffic, urls, rng, each=REQUESTS_EACH)
     wishes = (world, random.Random(rng.random()), kind.with_job)
@@ -125,9 +148,13 @@ def _inject(
     time.sleep(rng.uniform(*(JOB_LEAD_S if kind.with_job else LEAD_S)))
     kind.inject(world, rng)
     over_s = time.monotonic()
+    injection.fault_s = over_s - begun_s
     injection.waited_for = world.wait_recovered()
-    injection.recovered_s = time.monotonic() - over_s
+    recovered_s = time.monotonic()
+    injection.recovered_s = recovered_s - over_s
     tally = burst.wait()
+    ended_s = time.monotonic()
+    injection.requests_s = ended_s - recovered_s
     for name, ends in tally.ends.items():
         injection.ends += ends
         bad = {end: n for end, n in ends.items() if end not in _allowed(kind, name)}
@@ -137,6 +164,7 @@ def _inject(
     if clerk.is_alive():
         yield f"a call to a control plane is under way {LEDGER_S:g} s later"
     yield from _wait_jobs(world)
+    injection.jobs_s = time.monotonic() - ended_s
     yield from world.ledger.check_changes()
     yield from invariants.check()
     injection.calm_s = time.monotonic() - over_s
@@ -170,6 +198,17 @@ def _wait_jobs(world: World) -> list[str]:
             return [f"jobs have not ended {JOBS_S:g} s later (lost): {open_jobs}"]
         time.sleep(0.1)
     return []
+
+
+def _look(*checks: Callable[[], list[str]]) -> list[str]:
+    """What the checks find; one that cannot be made is a find, and keeps no other from its turn."""
+    found = []
+    for check in checks:
+        try:
+            found += check()
+        except Exception as error:
+            found.append(f"{error!r} {traceback.format_exc(limit=-3)}")
+    return found
 
 
 def _take(faults: list[str]) -> list[str]:

@@ -23,6 +23,7 @@ MIB = 2**20
 FILES_SLACK = 24
 MEMORY_SLACK_MIB = 192  # a worker loads the tuner with its first job
 WARM_LOOKS = 3
+GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
 KEPT_FILES = re.compile(
     r"gearshift\.(db|jobs\.db)(-wal|-shm|-journal)?|.*\.lock|gearshift\.db\..*|pg|models|traces"
 )
@@ -67,11 +68,11 @@ class Invariants:
         world, found = self.world, []
         database = Database(world.db.url)
         with database.read() as uow:
-            broken = uow.audit.find_break()
+            verdict = uow.audit.verify()
             held = [lease.holder for lease in uow.session.scalars(sa.select(DeviceLease))]
         database.close()
-        if broken is not None:
-            found.append(f"the audit's chain is broken at entry {broken}")
+        if not verdict.is_whole:
+            found.append(f"the audit's chain is broken: {verdict}")
         found += [f"{holder} still has a device" for holder in held if holder.startswith("job:")]
         return found
 
@@ -86,7 +87,7 @@ class Invariants:
                 return bool(last) and not any(last.values())
 
             if not wait_until(is_empty, CALM_S):
-                found.append(f"{name} is not empty: {last}")
+                found.append(f"{name} is not empty: {last}; {self._circumstances(name)}")
         return found
 
     def _gauges(self, name: str) -> dict[str, float]:
@@ -94,11 +95,20 @@ class Invariants:
             text = httpx.get(f"{self.world.urls[name]}/metrics", trust_env=False, timeout=5).text
         except httpx.TransportError:
             return {}
-        names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
-        return {
-            metric: sum(float(v) for v in re.findall(rf"^vllm:{metric}{{.*}} (\S+)$", text, re.M))
-            for metric in names
-        }
+        return {metric: _sum(text, f"vllm:{metric}") for metric in GAUGES}
+
+    def _circumstances(self, name: str) -> str:
+        """What helps to understand why an engine is not empty."""
+        try:
+            text = httpx.get(f"{self.world.urls[name]}/metrics", trust_env=False, timeout=5).text
+            policy = httpx.get(f"{self.world.urls[name]}/v1/engine/policy", trust_env=False).json()
+        except (httpx.TransportError, ValueError) as error:
+            return repr(error)
+        restarts = _sum(text, "gearshift_rank_restarts_total")
+        return (
+            f"{restarts:g} restarts of ranks, plan {policy.get('plan')}, waiting by reason "
+            f"{re.findall(r'num_requests_waiting_by_reason{(.*)} (.*)', text)}"
+        )
 
     def _policies_whole(self) -> list[str]:
         """What the service says an engine runs, the engine runs."""
@@ -180,6 +190,11 @@ class Invariants:
         if not wait_until(lambda: "CLOSE_WAIT" not in _connections(process), CALM_S):
             found.append(f"{what} keeps sockets open whose peers have gone")
         return found
+
+
+def _sum(text: str, metric: str) -> float:
+    """The values of a metric, whatever its labels, added up."""
+    return sum(float(v) for v in re.findall(rf"^{metric}(?:{{.*}})? (\S+)$", text, re.M))
 
 
 def _connections(process: psutil.Process) -> list[str]:

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import threading
 
+HURTS = ("cut", "silent")
+
 
 class Relay:
     """Passes bytes between a port of its own and another one on loopback, on its own thread."""
@@ -36,6 +38,13 @@ class Relay:
         """Keep connections open and let nothing through, or let it flow again."""
         change = self._passing.clear if is_silent else self._passing.set
         self._loop.call_soon_threadsafe(change)
+
+    def set_hurt(self, hurt: str, *, is_hurt: bool) -> None:
+        """One of ``HURTS`` begins or ends."""
+        if hurt == "cut":
+            self.cut(is_cut=is_hurt)
+        else:
+            self.silence(is_silent=is_hurt)
 
     def _set_cut(self, is_cut: bool) -> None:
         self._is_cut = is_cut

@@ -6,7 +6,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +28,8 @@ ADMIN = "gs_chaos_admin_key_of_this_run_only"
 SERVICES = ("service-a", "service-b")
 ENGINES = ("real", "paced")
 RECOVERED_S = 90.0
-POLL_S = 0.02
+# A look costs 10 ms of a core, which the programs that start need themselves.
+POLL_S = 0.1
 REVIVE_S = 60.0
 
 
@@ -143,17 +145,14 @@ class World:
         try:
             self.relay.start()
             self.db.start()
-            if isinstance(self.db, PostgresServer):
-                self.upgrade(self.db.url)
-            self.children["service-a"].start()
-            self.children["service-b"].start()
+            self.upgrade(self.db.url)
             control = {
                 "real": self.urls["service-a"],
                 "paced": f"http://127.0.0.1:{self.relay.port}",
             }
             for name in ENGINES:
                 self.children[name].add_arguments("--control", control[name])
-                self.children[name].start()
+            self._start_all([*SERVICES, *ENGINES])
             self.wait_recovered()
             self.traffic.learn("real", self.urls["real"])  # no model runs in the other one
             yield
@@ -195,8 +194,15 @@ class World:
             if name not in self._intended:
                 code = self.children[name].exit_code
                 self.faults.append(f"{name} ended by itself with exit code {code}")
-            self._start(self.children[name])
-            self._intended.discard(name)
+        self._start_all(ended)
+        self._intended.difference_update(ended)
+
+    def _start_all(self, names: Sequence[str]) -> None:
+        """Start several programs side by side, as a supervisor does; the first error is raised."""
+        if not names:
+            return
+        with ThreadPoolExecutor(len(names)) as starters:
+            list(starters.map(self._start, (self.children[name] for name in names)))
 
     def _start(self, child: Child) -> None:
         end_s = time.monotonic() + REVIVE_S
@@ -208,7 +214,8 @@ class World:
                 child.kill()
                 if time.monotonic() > end_s:
                     raise
-                self.db.revive()
+                with self._lock:
+                    self.db.revive()
                 time.sleep(0.1)
 
     # -- looking -------------------------------------------------------------------------------

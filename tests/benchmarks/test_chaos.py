@@ -19,6 +19,7 @@ import pytest
 from benchmarks.chaos.campaign import Injection, Outcome, draw
 from benchmarks.chaos.children import Child
 from benchmarks.chaos.clock import ShiftedClock
+from benchmarks.chaos.journal import Journal
 from benchmarks.chaos.kinds import ALL
 from benchmarks.chaos.relay import Relay
 from benchmarks.chaos.report import report
@@ -90,12 +91,38 @@ def test_the_report_names_each_violation_with_its_injection() -> None:
         Outcome(injections=[calm, bad], missing={"disk full": "no disk"}),
         database="sqlite",
         seed=7,
+        wanted=2,
         others_share=0.0,
     )
     assert "2 injections of 1 kinds: 1 violations" in text
     assert "* injection 2 (rank killed): hung" in text
     assert "disk full (no disk)" in text
     assert '--database sqlite --injections 2 --seed 7"' in text
+
+
+def test_a_campaign_that_was_cut_goes_on_after_its_last_injection(tmp_path: Path) -> None:
+    campaign = {"database": "sqlite", "seed": 7, "injections": 3, "only": []}
+    journal = Journal(path=tmp_path / "journal.jsonl", campaign=campaign)
+    first = Injection(number=1, kind="flood", ends=Counter({End.DONE: 8}), violations=["hung"])
+    journal.begin()
+    journal.add(first)
+    with journal.path.open("a") as file:
+        file.write('{"injection": {"numb')  # it was killed as it wrote
+    assert journal.read().injections == [first]
+    second = Injection(number=2, kind="nonsense", refusals=Counter({"job 503": 2}), num_jobs=1)
+    journal.begin()
+    journal.add(second)
+    journal.end(["a file is left behind"])
+    outcome = journal.read()
+    assert outcome.injections == [first, second]
+    text = report(outcome, database="sqlite", seed=7, wanted=3, others_share=0.0)
+    assert "2 injections of 2 kinds: 2 violations" in text
+    assert "3 were asked for" in text
+    assert "made in 2 runs" in text
+    assert "1 of the runs were cut" in text
+    assert "2 x job 503" in text
+    with pytest.raises(ValueError, match="is the journal of"):
+        Journal(path=journal.path, campaign={**campaign, "seed": 8}).read()
 
 
 def test_a_wire_can_be_cut_and_mended() -> None:

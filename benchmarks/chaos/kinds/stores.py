@@ -17,6 +17,7 @@ import httpx
 from benchmarks.chaos import sandbox
 from benchmarks.chaos.databases import PostgresServer, SqliteFile
 from benchmarks.chaos.kinds.kind import AWAY_S, Kind, needs_disk, only
+from benchmarks.chaos.relay import HURTS
 from benchmarks.chaos.world import SERVICES, World, wait_until
 from migrations.runner import check, upgrade
 from store import Database
@@ -142,20 +143,13 @@ def _jump_clock(world: World, rng: random.Random) -> None:
         world.clock.shift(0)
 
 
-def _cut_wire(world: World, rng: random.Random) -> None:
-    world.relay.cut(is_cut=True)
+def _hurt_wire(hurt: str, world: World, rng: random.Random) -> None:
+    """The wire is cut, or falls silent, and mends."""
+    world.relay.set_hurt(hurt, is_hurt=True)
     try:
         _pause(rng)
     finally:
-        world.relay.cut(is_cut=False)
-
-
-def _silence_wire(world: World, rng: random.Random) -> None:
-    world.relay.silence(is_silent=True)
-    try:
-        _pause(rng)
-    finally:
-        world.relay.silence(is_silent=False)
+        world.relay.set_hurt(hurt, is_hurt=False)
 
 
 def _kill_migration(world: World, rng: random.Random) -> None:
@@ -214,7 +208,9 @@ KINDS = (
     Kind(name="disk read-only", inject=_read_only_sqlite, weight=2, missing=_disk_of_sqlite),
     Kind(name="disk full", with_job=True, inject=_fill_disk, missing=needs_disk),
     Kind(name="clock jumps", with_job=True, inject=_jump_clock, missing=_no_clock),
-    Kind(name="wire to the control plane cut", inject=_cut_wire),
-    Kind(name="wire to the control plane silent", inject=_silence_wire),
+    *(
+        Kind(name=f"wire to the control plane {hurt}", inject=partial(_hurt_wire, hurt))
+        for hurt in HURTS
+    ),
     Kind(name="migration killed", inject=_kill_migration, weight=2),
 )

@@ -126,13 +126,17 @@ class Door:
     # -- parts ---------------------------------------------------------------------------------
 
     def _route(self) -> Replica:
-        """The healthy replica with the fewest tokens to do."""
+        """The healthy replica with the fewest tokens to do.
+
+        One whose ranks are being replaced gets a request only where no other serves: that may take
+        as long as a program's start.
+        """
         healthy = [r for r in self._replicas if r.failure is None]
         if not healthy:
             reasons = {str(r.failure) for r in self._replicas} | {self._failure or ""}
             failures = "; ".join(sorted(reasons - {""}))
             raise RankError(f"the engine is unhealthy: {failures or 'it is closed'}")
-        return min(healthy, key=lambda r: r.load_tokens)
+        return min(healthy, key=lambda r: (r.is_recovering, r.load_tokens))
 
     def _let_in(self, held: list[RequestStream]) -> list[tuple[RequestStream, str]]:
         """Hand requests that were held to the replicas; those they refuse, and why."""

@@ -27,10 +27,10 @@ from store import Database
 ADMIN = "gs_chaos_admin_key_of_this_run_only"
 SERVICES = ("service-a", "service-b")
 ENGINES = ("real", "paced")
-RECOVERED_S = 90.0
+RECOVERED_S = 240.0
 # A look costs 10 ms of a core, which the programs that start need themselves.
 POLL_S = 0.1
-REVIVE_S = 60.0
+REVIVE_S = 180.0
 
 
 class World:

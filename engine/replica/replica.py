@@ -72,6 +72,7 @@ class Replica:
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._is_stopping = False
+        self._is_recovering = False
         self._unsaid: FinishedStep | None = None
         self._recovery = Recovery(telemetry, self._start_ranks)
         self._started: Future[ExecutorInfo] = Future()
@@ -93,6 +94,11 @@ class Replica:
     def load_tokens(self) -> int:
         """Tokens its requests may still grow to: the load that routing balances."""
         return self._load.tokens
+
+    @property
+    def is_recovering(self) -> bool:
+        """Whether its ranks have failed and new ones are not there yet."""
+        return self._is_recovering
 
     def has(self, request_id: str) -> bool:
         """Whether the request is in progress here."""
@@ -369,6 +375,7 @@ class Replica:
 
     def _recover(self, error: EngineError | OSError) -> None:
         """Replace failed ranks, or give up."""
+        self._is_recovering = True
         self._say()
         self._loop.forget()
         self._executor.close()
@@ -380,6 +387,7 @@ class Replica:
             self._give_up(str(hopeless))
         else:
             self._loop.patience = self._recovery.patience
+        self._is_recovering = False
 
     def _give_up(self, why: str) -> None:
         self.failure = why

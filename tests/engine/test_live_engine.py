@@ -6,6 +6,7 @@ import queue
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from engine.engine import Engine
-from engine.spec.config import EngineConfig
+from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.model import DType
 from engine.spec.modes import BASE, SHIFT
 from engine.spec.plan import ParallelPlan
@@ -136,8 +137,12 @@ def test_modes_that_flip_at_every_step_change_no_output(
 
 def workers() -> set[psutil.Process]:
     """Rank processes of this one, other tests' included."""
-    children = psutil.Process().children(recursive=True)
-    return {child for child in children if "engine.rank.worker" in " ".join(child.cmdline())}
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # a killed one is not buried yet
+            if "engine.rank.worker" in " ".join(child.cmdline()):
+                found.add(child)
+    return found
 
 
 def test_a_killed_rank_is_replaced_and_no_request_is_lost(
@@ -156,3 +161,31 @@ def test_a_killed_rank_is_replaced_and_no_request_is_lost(
         assert run(engine, disturb) == undisturbed
         assert engine.stats().restarts == 1
         assert engine.stats().is_healthy
+
+
+@pytest.mark.slow
+def test_while_a_replica_gets_new_ranks_another_one_serves(config: EngineConfig) -> None:
+    before = workers()
+    config = replace(config, executor=ExecutorKind.PROCESS)
+    with Engine(with_settings(config, plan=ParallelPlan(dp=2))) as engine:
+        first = workers() - before
+        ranks = sorted(first, key=lambda process: process.pid)
+        ranks[0].kill()
+        fresh: set[psutil.Process] = set()
+        end_s = time.monotonic() + 60
+        while not fresh and time.monotonic() < end_s:
+            fresh = workers() - before - first
+        try:
+            for process in fresh:  # it comes no further
+                process.suspend()
+            for number in range(3):
+                outputs: queue.Queue[RequestOutput] = queue.Queue()
+                request = replace(make_requests()[0], request_id=f"meanwhile-{number}")
+                engine.submit(request, outputs.put)
+                while not (output := outputs.get(timeout=30)).is_finished:
+                    pass
+                assert output.error is None
+        finally:
+            for process in fresh:
+                process.resume()
+        assert engine.stats().waiting == 0

@@ -178,13 +178,14 @@ def test_while_a_replica_gets_new_ranks_another_one_serves(config: EngineConfig)
         try:
             for process in fresh:  # it comes no further
                 process.suspend()
-            for number in range(3):
-                outputs: queue.Queue[RequestOutput] = queue.Queue()
-                request = replace(make_requests()[0], request_id=f"meanwhile-{number}")
+            outputs: queue.Queue[RequestOutput] = queue.Queue()
+            for request in make_requests()[:4]:
                 engine.submit(request, outputs.put)
-                while not (output := outputs.get(timeout=30)).is_finished:
-                    pass
+            ended = 0
+            while ended < 4:
+                output = outputs.get(timeout=30)
                 assert output.error is None
+                ended += output.is_finished
         finally:
             for process in fresh:
                 process.resume()

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import pytest
 import sqlalchemy as sa
 
 from api.web.group_commit import GroupCommit
+from migrations.runner import upgrade
 from store import Database, NotFoundError, UnitOfWork
 from store.models import EngineRow
 
 EMPTY = {"model": {}, "envelope": {}, "capabilities": [], "effective_policy": {}}
 REFUSED = "refused"
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url)
+    upgrade(database.engine)
+    yield database
+    database.close()
 
 
 def _add(uow: UnitOfWork, names: Sequence[str]) -> list[str | Exception]:

@@ -22,6 +22,14 @@ NUM_ENGINES = 50
 LISTENERS = "FROM pg_stat_activity WHERE query LIKE 'LISTEN %' AND datname = current_database()"
 
 
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url)
+    upgrade(database.engine)
+    yield database
+    database.close()
+
+
 def _engines(database: Database) -> list[str]:
     empty = {"model": {}, "envelope": {}, "capabilities": [], "effective_policy": {}}
     with database.begin() as uow:

@@ -45,7 +45,6 @@ def report(outcome: Outcome, *, database: str, seed: int, wanted: int, others_sh
         f"{sum(i.seconds for i in outcome.injections):.0f} s.",
         "",
         *_pieces(outcome, wanted),
-        "",
         "`told`: requests that ended with an error of the server. `cut`: requests whose connection "
         "broke, which their clients see; only where their engine or front end was killed. `lost`: "
         "requests that hung, were wrong, or looked whole and were not, and violations of any other "

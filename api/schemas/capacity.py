@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from pydantic import ConfigDict, Field
 
-from api.schemas.base import Body, Json, View
+from api.schemas.base import Body, Json, View, shown
+from api.schemas.examples.capacity import ASKED, FOUND
 from api.schemas.plain import Whole
 from tuner.search.spec import MAX_SEED
-
-ASKED: Json = {
-    "model": "llama-3.1-8b",
-    "hardware": "2xh100",
-    "settings": {"plan": {"dp": 1, "pp": 1, "sp": 1, "tp": 2}},
-    "workload": "poisson:rate=20,input=1024,output=128,requests=300",
-    "sla": "p95_ttft_ms<=500,p95_tpot_ms<=20",
-}
 
 
 class CapacityRequest(Body):
     """Settings on described hardware, the traffic they would have, and what it must meet."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [ASKED]})
+    model_config = shown(ASKED)
 
     model: str = Field(
         min_length=1, max_length=4096, description="Name of a model, as in GET /v1/models"
@@ -45,7 +38,7 @@ class CapacityRequest(Body):
 class CapacityView(View):
     """The highest load within the SLA, simulated."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(**shown(FOUND), extra="allow")
 
     sla: str
     asked: Json = Field(description="The workload's own load")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
@@ -65,7 +66,12 @@ class Dashboard:
         if self._shell is None:
             yield
             return
-        async with self._shell.router.lifespan_context(self._shell):
+        async with AsyncExitStack() as stack:
+            with warnings.catch_warnings():
+                # NiceGUI looks for its server among all objects there are; some of torch's warn.
+                warnings.simplefilter("ignore", FutureWarning)
+                pages = self._shell.router.lifespan_context(self._shell)
+                await stack.enter_async_context(pages)
             yield
 
 

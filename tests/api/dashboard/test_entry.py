@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from collections.abc import Iterator
@@ -27,7 +28,8 @@ HTML = {"Accept": "text/html"}
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A service with its dashboard and one engine."""
+    """A service with its dashboard and one engine, in a process that has torch loaded."""
+    importlib.import_module("torch.distributed")
     folder: Path = tmp_path_factory.mktemp("service")
     settings = ServiceSettings(data_dir=folder, admin_key=ADMIN, run_worker=False)
     database = Database(settings.effective_database_url)

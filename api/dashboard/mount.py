@@ -68,8 +68,8 @@ class Dashboard:
             return
         async with AsyncExitStack() as stack:
             with warnings.catch_warnings():
-                # NiceGUI looks for its server among all objects there are; some of torch's warn.
-                warnings.simplefilter("ignore", FutureWarning)
+                # NiceGUI looks for its server among all objects there are, and some warn.
+                warnings.simplefilter("ignore")
                 pages = self._shell.router.lifespan_context(self._shell)
                 await stack.enter_async_context(pages)
             yield

@@ -8,11 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 HERE = Path(__file__).parent
 STOP_TIMEOUT_S = 30.0
@@ -41,27 +42,25 @@ class Answer:
     tokens: list[list[int]]
 
 
-class Peer:
-    """Runs while it is asked and is stopped (SIGSTOP) else: idle threads that spin would slow the
-    others. Use as a context manager.
+class PausedChild:
+    """A program in a session of its own, stopped (SIGSTOP) except while it works: idle threads
+    that spin would slow the others. Use as a context manager.
     """
 
-    def __init__(self, spec: PeerSpec, log: Path) -> None:
+    def __init__(self, spec: PeerSpec, *, stdin: int | None, stdout: int | None, log: Path) -> None:
         self.spec = spec
-        with log.open("ab") as stderr:
+        with log.open("ab") as told:
             self._process = subprocess.Popen(
                 spec.command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
+                stdin=stdin,
+                stdout=told if stdout is None else stdout,
+                stderr=told,
                 env=spec.whole_environment,
                 start_new_session=True,
                 text=True,
             )
-        self.load_s = float(self._read()["ready"])
-        signal_group(self._process, signal.SIGSTOP)
 
-    def __enter__(self) -> Peer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -70,10 +69,37 @@ class Peer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        signal_group(self._process, signal.SIGCONT)
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        end_group(self._process)
+        self.end()
+
+    def end(self) -> None:
+        """Tell it to end, and after a while kill it and its children."""
+        self._signal(signal.SIGCONT)
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_TIMEOUT_S)
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """It runs while the block does."""
+        self._signal(signal.SIGCONT)
+        yield
+        self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: int) -> None:
+        """Signal it and its children; nothing if they are gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+
+class Peer(PausedChild):
+    """Loads a model and answers timed questions (``loop.py``)."""
+
+    def __init__(self, spec: PeerSpec, log: Path) -> None:
+        super().__init__(spec, stdin=subprocess.PIPE, stdout=subprocess.PIPE, log=log)
+        with self.working():
+            self.load_s = float(self._read()["ready"])
 
     def ask(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> Answer:
         """Generate ``num_tokens`` for each prompt, all submitted at once.
@@ -82,38 +108,21 @@ class Peer:
             RuntimeError: the peer ended.
         """
         assert self._process.stdin is not None
-        signal_group(self._process, signal.SIGCONT)
         question = {"prompts": prompts, "num_tokens": num_tokens}
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        found = self._read()
-        signal_group(self._process, signal.SIGSTOP)
+        with self.working():
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+            found = self._read()
         return Answer(seconds=found["seconds"], tokens=found["tokens"])
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.spec.name} ended with {self._process.wait()}; see the log")
+            self.end()
+            raise RuntimeError(f"{self.spec.name} ended; see the log")
         found: dict[str, Any] = json.loads(line)
         return found
-
-
-def signal_group(process: subprocess.Popen[str], number: int) -> None:
-    """Signal a child that leads its own session, and its children; nothing if they are gone."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
-
-
-def end_group(process: subprocess.Popen[str]) -> None:
-    """Wait until a child that was told to end is gone; after a while it is killed."""
-    try:
-        process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        signal_group(process, signal.SIGKILL)
-        process.wait()
 
 
 def end_on_sigterm() -> None:

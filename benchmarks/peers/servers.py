@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import signal
 import socket
 import statistics
 import subprocess
@@ -24,19 +23,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 
 from benchmarks.peers.checkpoint import create_checkpoint
-from benchmarks.peers.peer import (
-    PeerSpec,
-    end_group,
-    end_on_sigterm,
-    signal_group,
-    vllm_environment,
-)
+from benchmarks.peers.peer import PausedChild, PeerSpec, end_on_sigterm, vllm_environment
 from benchmarks.quiet import OtherPrograms
 
 START_TIMEOUT_S = 300.0
@@ -75,44 +67,22 @@ class Row:
         )
 
 
-class Server:
-    """A server in a session of its own, stopped (SIGSTOP) unless it is loaded."""
+class Server(PausedChild):
+    """A server that ``gearshift bench`` loads."""
 
     def __init__(self, spec: PeerSpec, port: int, log: Path) -> None:
-        self.spec, self._port = spec, port
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                spec.command,
-                stdout=output,
-                stderr=output,
-                env=spec.whole_environment,
-                start_new_session=True,
-                text=True,
-            )
-        self._wait()
-        signal_group(self._process, signal.SIGSTOP)
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        signal_group(self._process, signal.SIGCONT)
-        self._process.terminate()
-        end_group(self._process)
+        super().__init__(spec, stdin=None, stdout=None, log=log)
+        self._port = port
+        with self.working():
+            self._wait()
 
     def load(self, workload: str, seed: int) -> Row:
-        """Load it by ``gearshift bench``."""
-        signal_group(self._process, signal.SIGCONT)
+        """Load it, and tell how it did."""
         url = f"http://127.0.0.1:{self._port}"
         arguments = ["bench", "--url", url, "--workload", workload, "--seed", str(seed), "--json"]
         command = [str(Path(sys.executable).with_name("gearshift")), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        signal_group(self._process, signal.SIGSTOP)
+        with self.working():
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
         return Row.read(json.loads(done.stdout))
 
     def _wait(self) -> None:
@@ -123,7 +93,7 @@ class Server:
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.5)
-        end_group(self._process)
+        self.end()
         raise RuntimeError(f"{self.spec.name} did not come up; see the log")
 
 

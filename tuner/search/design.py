@@ -64,7 +64,7 @@ def advised_rule(timer: StepTimer, modes: Sequence[Mode], max_num_seqs: int) -> 
     shift = most.pop(SHIFT, None) or 0
     return ModeRule(
         threshold_tokens=shift,
-        rung_thresholds=tuple((m, most[m]) for m in reversed(most) if most[m]),  # type: ignore[misc]
+        rung_thresholds=tuple((mode, limit) for mode, limit in reversed(most.items()) if limit),
     )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from api.schemas.base import Json
+from api.schemas.examples.engines import SETTINGS, Json
 
 ASKED: Json = {
     "model": "llama-3.1-8b",
     "hardware": "2xh100",
-    "settings": {"plan": {"dp": 1, "pp": 1, "sp": 1, "tp": 2}},
+    "settings": {"plan": SETTINGS["plan"]},
     "workload": "poisson:rate=20,input=1024,output=128,requests=300",
     "sla": "p95_ttft_ms<=500,p95_tpot_ms<=20",
 }
@@ -40,102 +40,13 @@ FOUND: Json = {
             "metrics": {"p95_ttft_ms": 83.19, "p95_tpot_ms": 13.37},
         }
     ],
-    "settings": {
-        "plan": {"dp": 1, "pp": 1, "sp": 1, "tp": 2},
-        "shift": {"enabled": False, "threshold_tokens": 256},
-        "caps": {
-            "max_num_seqs": 1024,
-            "max_num_batched_tokens": 8192,
-            "max_step_ms": None,
-            "max_queue": None,
-        },
-        "scheduler": {"order": "fcfs"},
-        "mode": "auto",
-    },
-    "seed": 0,
+    "settings": SETTINGS,
     "workload": {
         "spec": "poisson:rate=20,input=1024,output=128,requests=300",
         "seed": 0,
-        "sha256": "2ee0a619f7d88bc041f2dc4b21edf84db4490e80ce3f31131419a9ff65dd878d",
-        "source_rows": 442,
-        "source_span_s": 20.05,
-        "scale": 1.0,
-        "input_scale": 1.0,
-        "output_scale": 1.0,
-        "spread_s": 0.0,
-        "cuts": [
-            {
-                "kind": "requests",
-                "limit": 300,
-                "rows": 142,
-                "of_rows": 442,
-                "tokens": 163584,
-                "largest": None,
-            }
-        ],
-        "concurrency": None,
         "rows": 300,
         "span_s": 13.64,
         "rate_rps": 22.0,
-        "gap_cv": 0.931,
-        "peak_to_mean_per_minute": None,
-        "input_tokens": {"mean": 1024.0, "p50": 1024.0, "p95": 1024.0, "max": 1024.0},
-        "output_tokens": {"mean": 128.0, "p50": 128.0, "p95": 128.0, "max": 128.0},
-        "joint_histogram": {
-            "input_edges": [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024],
-            "output_edges": [1, 2, 4, 8, 16, 32, 64, 128],
-            "counts": [
-                [0, 0, 0, 0, 0, 0, 0, 0],
-                [0, 0, 0, 0, 0, 0, 0, 0],
-                [0, 0, 0, 0, 0, 0, 0, 0],
-                [0, 0, 0, 0, 0, 0, 0, 0],
-                [0, 0, 0, 0, 0, 0, 0, 0],
-                [0, 0, 0, 0, 0, 0, 0, 0],
-                [0, 0, 0, 0, 0, 0, 0, 0],
-                [0, 0, 0, 0, 0, 0, 0, 0],
-                [0, 0, 0, 0, 0, 0, 0, 0],
-                [0, 0, 0, 0, 0, 0, 0, 0],
-                [0, 0, 0, 0, 0, 0, 0, 300],
-            ],
-        },
-    },
-    "model": {
-        "name": "llama-3.1-8b",
-        "num_layers": 32,
-        "hidden_size": 4096,
-        "ffn_size": 14336,
-        "num_heads": 32,
-        "num_kv_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 128256,
-        "num_params": 8029995008,
-    },
-    "dtype": "bf16",
-    "hardware": {
-        "name": "2xh100",
-        "device": "h100",
-        "version": 4,
-        "calibration": "calibrated for bf16, fp16, fp8",
-        "source": "public data sheet for peaks; memory as the driver reports it to CUDA; ...",
-        "interval": 0.15,
-    },
-    "backend": {
-        "name": "vllm",
-        "version": 3,
-        "source": "fitted on closed-loop runs of vLLM 0.10.2 (asynchronous scheduling) and ...",
-        "interval": 0.136,
-    },
-    "step_interval": 0.15,
-    "memory": {
-        "usable_bytes": 76518000000,
-        "weight_bytes_per_rank": 8029995008,
-        "activation_bytes_per_rank": 5110339993,
-        "runtime_bytes_per_rank": 590558003,
-        "kv_bytes_per_rank": 62787106996,
-        "kv_bytes_per_token": 65536,
-        "kv_tokens": 958055,
-        "block_size": 16,
-        "num_kv_blocks": 59878,
     },
     "warnings": ["workload: requests=300 left out 142 of 442 rows"],
 }

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,20 @@ def bumpy(terms: StepTerms, shape: StepShape) -> float:
     return true_seconds(terms, shape) * (2.0 if shape.num_tokens > 100 else 1.0)
 
 
+@cache
+def fitted() -> StepModel:
+    """The model of the usual machine; fitting takes seconds, and nothing changes it."""
+    return fit_step_model(made_up_profile(), SMALL)
+
+
+@cache
+def fitted_bumpy() -> StepModel:
+    """The model of the machine of :func:`bumpy`."""
+    return fit_step_model(made_up_profile(seconds=bumpy), SMALL)
+
+
 def test_a_machine_whose_operators_add_up_is_fitted_closely() -> None:
-    model = fit_step_model(made_up_profile(), SMALL)
+    model = fitted()
     assert model.error.roofline_mape < 0.05
     assert model.error.plan_interval < 0.1
     assert model.serving_factor == pytest.approx(1.1, rel=0.03)
@@ -41,7 +54,7 @@ def test_a_machine_whose_operators_add_up_is_fitted_closely() -> None:
 def test_a_slow_round_of_a_profile_weighs_as_one_of_several() -> None:
     """Not as the one that happened to be measured last, or as all that was measured."""
     slow = made_up_profile(seconds=lambda terms, shape: 1.3 * true_seconds(terms, shape))
-    usual = fit_step_model(made_up_profile(), SMALL)
+    usual = fitted()
     mixed = fit_step_model(merged([made_up_profile(), slow, made_up_profile()]), SMALL)
     for shape in shapes():
         ratio = seconds(mixed, "tp=2", shape) / seconds(usual, "tp=2", shape)
@@ -54,7 +67,7 @@ def test_profiles_of_different_things_are_never_merged() -> None:
 
 
 def test_plans_that_never_ran_are_predicted_from_their_operators() -> None:
-    seen = fit_step_model(made_up_profile(), SMALL)
+    seen = fitted()
     blind = fit_step_model(made_up_profile(plans=("tp=1", "sp=2,shift")), SMALL)
     for shape in shapes():
         assert seconds(blind, "tp=2", shape) == pytest.approx(
@@ -69,7 +82,7 @@ def test_without_any_pieces_the_operators_alone_give_a_model() -> None:
 
 
 def test_a_longer_step_takes_longer_in_every_mode() -> None:
-    timer = fit_step_model(made_up_profile(), SMALL).timer(ParallelPlan(sp=2, shift=True), SMALL)
+    timer = fitted().timer(ParallelPlan(sp=2, shift=True), SMALL)
     for mode in ENDS:
         times = [
             sum(timer.stage_seconds(shape)) for shape in shapes(mode) if shape.num_prefill_tokens
@@ -78,8 +91,8 @@ def test_a_longer_step_takes_longer_in_every_mode() -> None:
 
 
 def test_a_residual_is_active_where_it_helps_and_only_there() -> None:
-    plain = fit_step_model(made_up_profile(), SMALL)
-    bump = fit_step_model(made_up_profile(seconds=bumpy), SMALL)
+    plain = fitted()
+    bump = fitted_bumpy()
     assert bump.error.is_residual_active
     assert bump.error.residual_mape is not None
     assert bump.error.residual_mape < bump.error.roofline_mape
@@ -87,7 +100,7 @@ def test_a_residual_is_active_where_it_helps_and_only_there() -> None:
 
 
 def test_far_from_its_data_the_residual_is_silent() -> None:
-    residual = fit_step_model(made_up_profile(seconds=bumpy), SMALL).residual
+    residual = fitted_bumpy().residual
     assert residual is not None
     inside = residual.low
     outside = tuple(high + 10 for high in residual.high)
@@ -96,8 +109,7 @@ def test_far_from_its_data_the_residual_is_silent() -> None:
 
 
 def test_the_timer_is_the_same_after_json() -> None:
-    for profile in (made_up_profile(), made_up_profile(seconds=bumpy)):
-        model = fit_step_model(profile, SMALL)
+    for model in (fitted(), fitted_bumpy()):
         again = StepModel.from_json(json.loads(json.dumps(model.to_json())))
         assert again.id == model.id
         for plan in ("tp=1", "sp=2,shift", "pp=2"):
@@ -117,7 +129,7 @@ def test_a_profile_survives_json() -> None:
 
 
 def test_damaged_documents_are_refused_with_the_part() -> None:
-    document = fit_step_model(made_up_profile(), SMALL).to_json()
+    document = fitted().to_json()
     with pytest.raises(TunerError, match="step-model/v9"):
         StepModel.from_json(document | {"schema": "step-model/v9"})
     with pytest.raises(TunerError, match="serving_factor"):
@@ -127,7 +139,7 @@ def test_damaged_documents_are_refused_with_the_part() -> None:
 
 
 def test_another_model_than_the_profiled_one_is_named() -> None:
-    model = fit_step_model(made_up_profile(), SMALL)
+    model = fitted()
     assert model.check_model(SMALL) is None
     warning = model.check_model(LLAMA_70B)
     assert warning is not None
@@ -140,7 +152,7 @@ def test_the_newest_model_of_this_machine_is_found_and_a_missing_one_names_the_c
     monkeypatch.setenv("GEARSHIFT_DATA_DIR", str(tmp_path))
     with pytest.raises(TunerError, match="gearshift profile"):
         load_cost_model(None, SMALL)
-    model = fit_step_model(made_up_profile(), SMALL)
+    model = fitted()
     path = save_cost_model(model)
     with pytest.raises(TunerError, match="no cost model of this machine"):
         load_cost_model(None, SMALL)  # it is another machine's
@@ -163,7 +175,7 @@ def test_conformal_half_widths_cover_what_they_promise() -> None:
 
 
 def test_a_scaled_timer_scales_everything() -> None:
-    timer = fit_step_model(made_up_profile(), SMALL).timer(ParallelPlan(pp=2), SMALL)
+    timer = fitted().timer(ParallelPlan(pp=2), SMALL)
     slow = ScaledTimer(timer, 1.5)
     shape = shapes()[3]
     assert slow.stage_seconds(shape) == pytest.approx([1.5 * s for s in timer.stage_seconds(shape)])
@@ -171,6 +183,6 @@ def test_a_scaled_timer_scales_everything() -> None:
 
 
 def test_a_residual_box_has_one_bound_per_feature() -> None:
-    residual = fit_step_model(made_up_profile(seconds=bumpy), SMALL).residual
+    residual = fitted_bumpy().residual
     assert isinstance(residual, Residual)
     assert len(residual.low) == len(residual.high) == 10

@@ -24,11 +24,16 @@ class CapacityRequest(Body):
         "backend's own"
     )
     workload: str = Field(
-        description="Workload SPEC of at most 2,000 requests; its arrivals are thinned or repeated"
+        min_length=1,
+        description="Workload SPEC of at most 2,000 requests; its arrivals are thinned or repeated",
     )
-    sla: str = Field(description="As in p95_ttft_ms<=500,p95_tpot_ms<=20")
-    backend: str | None = Field(default=None, max_length=100, description="As in GET /v1/backends")
-    dtype: str | None = Field(default=None, max_length=20, description="auto, bf16, fp8, ...")
+    sla: str = Field(min_length=1, description="As in p95_ttft_ms<=500,p95_tpot_ms<=20")
+    backend: str | None = Field(
+        default=None, min_length=1, max_length=100, description="As in GET /v1/backends"
+    )
+    dtype: str | None = Field(
+        default=None, min_length=1, max_length=20, description="auto, bf16, fp8, ..."
+    )
     seed: Whole = Field(default=0, ge=0, le=MAX_SEED)
     draws: Whole = Field(default=5, ge=2, le=20, description="Draws of the arrivals at each rate")
     block_size: Whole = Field(default=16, ge=1, le=1024)

@@ -138,7 +138,7 @@ def operations(dtype: torch.dtype, bench: Bench) -> list[Compared]:
         qkv = torch.randn(tokens, (NUM_Q + 2 * NUM_KV) * HEAD_DIM).to(dtype)
         calls: dict[str, Call] = {}
         for version_ in VERSIONS:
-            step = kernels_of(version_, dtype).step(tables)
+            step = kernels_of(version_, dtype).step(tables, tokens)
 
             def attend(step: object = step, qkv: object = qkv, caches: object = caches) -> None:
                 for cache in caches:

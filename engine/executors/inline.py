@@ -143,6 +143,7 @@ class InlineExecutor:
             max_blocks_per_seq=min(blocks, -(-max_len // config.block_size)),
             has_parallel_sampling=config.parallel_sampling,
             groups=solo_groups(),
+            max_graph_tokens=config.max_graph_tokens,
         )
         self._rank = _RankThread(runner)
         self._finished_s = None

@@ -60,6 +60,11 @@ class MeetingPlace:
         """
         return self.backend is Collectives.SHM
 
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether collectives are work of the device, which CUDA graphs can hold."""
+        return self.backend is Collectives.NCCL
+
     def fds_for(self, rank: int) -> list[int]:
         """Descriptors that go with the rank's setup."""
         if self._segment is not None:

@@ -99,7 +99,7 @@ def _decode(queries: Tensor, cache: LayerCache, batch: DecodeBatch) -> Tensor:
     mask = None if batch.mask is None else batch.mask.expand(-1, grouped.shape[1], -1)[None]
     return F.scaled_dot_product_attention(
         grouped[None], keys[None], values[None], attn_mask=mask
-    ).view_as(queries)
+    ).reshape(queries.shape)
 
 
 def _has_wide_scores(queries: Tensor) -> bool:

@@ -1,7 +1,7 @@
-"""What a decoder layer does besides its products: protocols that two versions follow.
+"""What a decoder layer does besides its products: protocols that three versions follow.
 
-``layer_torch`` is the reference, and what CUDA and machines without a compiler run;
-``layer_native`` calls the compiled library.
+``layer_torch`` is the reference, and what machines without a compiler run; ``layer_native`` calls
+the library compiled for a CPU; ``gpu`` holds the Triton kernels of CUDA.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class StepAttention(Protocol):
         """Norm (where the model has it) and rotate queries and keys, write the cache, attend.
 
         Args:
-            qkv: ``[n padded, (num_q + 2 num_kv) * hd]``, queries, keys and values of each token.
+            qkv: ``[n padded, (num_q + 2 num_kv) * hd]``, queries, keys and values of each token;
+                may be overwritten.
             qk_norm: ``[num_q + num_kv, hd]``, each head's norm weight.
             cache: this layer's; the step's slots are overwritten.
 
@@ -57,6 +58,10 @@ class LayerKernels(Protocol):
         """See :func:`engine.kernels.silu_mul.silu_mul`."""
         ...
 
-    def step(self, tables: StepTables) -> StepAttention:
-        """Attention of the step that ``tables`` tell of."""
+    def padded_rows(self, num_tokens: int) -> int:
+        """How many rows a step of ``num_tokens`` has, the padding after its tokens among them."""
+        ...
+
+    def step(self, tables: StepTables, num_rows: int) -> StepAttention:
+        """Attention of the step that ``tables`` tell of, padded to ``num_rows`` rows."""
         ...

@@ -125,7 +125,10 @@ class NativeKernels:
         check(status)
         return out
 
-    def step(self, tables: StepTables) -> NativeAttention:
+    def padded_rows(self, num_tokens: int) -> int:
+        return num_tokens
+
+    def step(self, tables: StepTables, num_rows: int) -> NativeAttention:  # noqa: ARG002
         return NativeAttention(self, tables)
 
 

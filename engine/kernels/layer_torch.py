@@ -67,7 +67,10 @@ class TorchKernels:
     def silu_mul(self, gate_up: Tensor, num_blocks: int) -> Tensor:
         return silu_mul(gate_up, num_blocks)
 
-    def step(self, tables: StepTables) -> TorchAttention:
+    def padded_rows(self, num_tokens: int) -> int:
+        return num_tokens
+
+    def step(self, tables: StepTables, num_rows: int) -> TorchAttention:  # noqa: ARG002
         positions = to_device(tables.positions, self.shape.cache.device)
         return TorchAttention(
             shape=self.shape,

@@ -85,7 +85,7 @@ class BatchBuilder:
         tables = step_tables(rows, self.shape.block_size)
         num_tokens = len(rows.token_ids)
         slices = self.groups.sequence(mode)
-        num_rows = -(-num_tokens // slices.size)
+        num_rows = -(-self.kernels.padded_rows(num_tokens) // slices.size)
         first = slices.rank * num_rows
         is_first_stage = self.groups.stage == 0
         last_rows = (tables.starts + tables.query_lens - 1)[rows.sample_rows]
@@ -95,7 +95,7 @@ class BatchBuilder:
             num_rows=num_rows,
             token_ids=self._token_ids(rows, first, num_rows if is_first_stage else 0),
             placeholders=self._placeholders(rows, first, num_rows) if is_first_stage else None,
-            attention=self.kernels.step(tables),
+            attention=self.kernels.step(tables, num_rows * slices.size),
             sampled=self._picked(last_rows, num_tokens, num_rows, slices),
             sample_slots=self._on_device(rows.sample_slots.astype(np.int64)),
             scored=self._picked(rows.scored_at, num_tokens, num_rows, slices),

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from engine.kernels.kv_cache import LayerCache
-from engine.kernels.layer import LayerKernels
-from engine.models.batch import PickedRows, StepBatch
+from engine.kernels.layer import LayerKernels, StepAttention
+from engine.models.batch import PickedRows
 from engine.models.weights import LayerWeights, StageWeights
 from engine.parallel.mesh import RankGroups
 from engine.parallel.sequence import HeadExchange
@@ -51,17 +51,17 @@ class LlamaStage:
             for mode, view in weights.layout.views.items()
         }
 
-    def embed(self, batch: StepBatch) -> Tensor:
+    def embed(self, token_ids: Tensor, mode: Mode) -> Tensor:
         """Rows of the embedding ``[rows, d]``; first stage only."""
         assert self._weights.embedding is not None, "only the first stage embeds"
-        return self._weights.embedding(batch.token_ids, batch.mode)
+        return self._weights.embedding(token_ids, mode)
 
-    def forward(self, x: Tensor, batch: StepBatch) -> Tensor:
+    def forward(self, x: Tensor, mode: Mode, attention: StepAttention) -> Tensor:
         """The stage's layers over ``x[rows, d]``, which is overwritten; fills the KV cache."""
         norm, delta = self._kernels.add_norm, None
         for layer, cache in zip(self._weights.layers, self._caches, strict=True):
-            delta = self._attend(norm(x, delta, layer.input_norm), layer, cache, batch)
-            delta = self._feed(norm(x, delta, layer.post_norm), layer, batch.mode)
+            delta = self._attend(norm(x, delta, layer.input_norm), layer, cache, mode, attention)
+            delta = self._feed(norm(x, delta, layer.post_norm), layer, mode)
         return x if delta is None else x.add_(delta)
 
     def collect(self, x: Tensor, picked: PickedRows) -> Tensor:
@@ -88,12 +88,17 @@ class LlamaStage:
         return self._weights.head.gather(shard)
 
     def _attend(
-        self, x: Tensor, layer: LayerWeights, cache: LayerCache, batch: StepBatch
+        self,
+        x: Tensor,
+        layer: LayerWeights,
+        cache: LayerCache,
+        mode: Mode,
+        attention: StepAttention,
     ) -> Tensor:
-        exchange = self._exchanges[batch.mode]
-        qkv = exchange.to_heads(layer.qkv(x, batch.mode))
-        attended = batch.attention.attend(qkv, qk_norm=layer.qk_norm, cache=cache)
-        return layer.o(exchange.to_tokens(attended), batch.mode)
+        exchange = self._exchanges[mode]
+        qkv = exchange.to_heads(layer.qkv(x, mode))
+        attended = attention.attend(qkv, qk_norm=layer.qk_norm, cache=cache)
+        return layer.o(exchange.to_tokens(attended), mode)
 
     def _feed(self, x: Tensor, layer: LayerWeights, mode: Mode) -> Tensor:
         return layer.down(

@@ -82,13 +82,15 @@ class TimeReading:
 class TimedCommunicator:
     """Passes every call on and keeps the time it took until :meth:`take`.
 
-    On CUDA a collective only queues work, so device events stand around it instead.
+    On CUDA a collective only queues work, so device events stand around it instead; not while
+    ``is_paused``, as when work is captured in a graph, which cannot be timed inside.
     """
 
     def __init__(self, inner: Communicator) -> None:
         self.inner = inner
         self.size = inner.size
         self.rank = inner.rank
+        self.is_paused = False
         self._host_s = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
@@ -119,6 +121,8 @@ class TimedCommunicator:
     def _timed(
         self, on_device: bool, call: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs
     ) -> Result:
+        if self.is_paused:
+            return call(*args, **kwargs)
         if on_device:
             return self._timed_on_device(call, *args, **kwargs)
         start_s = time.perf_counter()

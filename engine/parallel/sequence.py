@@ -42,6 +42,8 @@ class HeadExchange:
         self._block = block
         self._send: Tensor | None = None
         self._picks = torch.empty(0, dtype=torch.int64, device=device)
+        # Those that CUDA graphs read, by their number of rows.
+        self._captured_picks: dict[int, Tensor] = {}
         if not view.is_send_order:
             self._send = torch.tensor(view.send, device=device).view(group.size, 1, -1)
 
@@ -70,12 +72,19 @@ class HeadExchange:
 
     def _picked(self, qkv: Tensor, send: Tensor) -> Tensor:
         """The send buffer ``[SP, n/SP, block*hd]`` from heads in another order."""
+        picked = qkv.view(-1, self._head_dim).index_select(0, self._picks_of(qkv, send))
+        return picked.view(self._group.size, qkv.shape[0], -1)
+
+    def _picks_of(self, qkv: Tensor, send: Tensor) -> Tensor:
         num_rows = qkv.shape[0]
+        if num_rows in self._captured_picks:
+            return self._captured_picks[num_rows]
         if len(self._picks) != num_rows * send.numel():  # all layers of a step ask for the same
             first = torch.arange(num_rows, device=qkv.device) * self._num_heads
             self._picks = (first.view(1, -1, 1) + send).flatten()
-        picked = qkv.view(-1, self._head_dim).index_select(0, self._picks)
-        return picked.view(self._group.size, num_rows, -1)
+        if qkv.is_cuda and torch.cuda.is_current_stream_capturing():
+            self._captured_picks[num_rows] = self._picks
+        return self._picks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from engine.models.weights import StageWeights, load_stage
 from engine.parallel.mesh import RankGroups, TimeReading
 from engine.parallel.pipeline import TokenFeedback, recv_stage, send_stage
 from engine.rank.answers import HostAnswer, PendingAnswer
+from engine.rank.graph_rows import graph_rows
 from engine.rank.step_times import StepTimes, mark
 from engine.sampling.logprobs import RowLogprobs
 from engine.sampling.sampler import SampledTokens, Sampler
@@ -32,6 +35,11 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepPlan
 from engine.wire.rank_table import RankTable, StepRows
 
+if TYPE_CHECKING:
+    from engine.rank.graphs import StageGraphs
+
+# What makes the weights of one rank: :func:`engine.models.weights.load_stage`, or one like it.
+LoadStage = Callable[..., StageWeights]
 TORCH_DTYPES = {
     DType.FLOAT64: torch.float64,
     DType.FLOAT32: torch.float32,
@@ -55,8 +63,9 @@ class PreparedStep:
 class ModelRunner:
     """The model of one rank, and what it remembers of its slots between steps.
 
-    ``plan`` is a replica's (dp=1) and ``rank`` lies in it. Loads only this rank's shard. One
-    thread prepares steps and one executes them (it may be the same).
+    ``plan`` is a replica's (dp=1) and ``rank`` lies in it. Loads only this rank's shard, by
+    ``load``. One thread prepares steps and one executes them (it may be the same). On CUDA steps of
+    up to ``max_graph_tokens`` run as graphs, which ``groups`` must allow to be captured.
 
     Raises:
         CheckpointError: the model folder is at fault.
@@ -77,13 +86,15 @@ class ModelRunner:
         max_blocks_per_seq: int,
         has_parallel_sampling: bool,
         groups: RankGroups,
+        max_graph_tokens: int = 0,
+        load: LoadStage = load_stage,
     ) -> None:
         self._model = ModelConfig.from_dir(model_dir)
         check_plan(plan, self._model)
         self._device = torch.device(device)
         self._dtype = TORCH_DTYPES[dtype]
         self._groups, self._timers = groups.timed()
-        self._weights = load_stage(
+        self._weights = load(
             model_dir=Path(model_dir),
             model=self._model,
             plan=plan,
@@ -110,6 +121,7 @@ class ModelRunner:
         self.kernels = layer_kernels(
             HeadShape(cache=shape, num_q=self._weights.layout.num_q, rms_eps=self._model.rms_eps),
             rope,
+            graph_rows=graph_rows(max_graph_tokens, plan.sp),
         )
         self._stage = LlamaStage(
             model=self._model,
@@ -135,6 +147,23 @@ class ModelRunner:
                 device=self._device,
             )
         self._inputs = InputStream(self._device)
+        self._graphs: StageGraphs | None = None
+        if self._device.type == "cuda":
+            self._graphs = self._captured(plan, max_blocks_per_seq)
+
+    def _captured(self, plan: ParallelPlan, max_blocks: int) -> StageGraphs | None:
+        from engine.rank.graphs import capture_graphs  # it needs Triton
+
+        with self._inputs.computing():
+            return capture_graphs(
+                stage=self._stage,
+                kernels=self.kernels,
+                plan=plan,
+                is_first_stage=self._groups.stage == 0,
+                hidden_size=self._model.hidden_size,
+                max_blocks=max_blocks,
+                timers=self._timers,
+            )
 
     @property
     def weight_bytes(self) -> int:
@@ -143,9 +172,10 @@ class ModelRunner:
 
     @property
     def computes_by(self) -> str:
-        """What computes a step, on how many threads, for people; empty on CUDA."""
+        """What computes a step, for people; on a CPU, on how many threads."""
         if self._device.type != "cpu":
-            return ""
+            graphs = "" if self._graphs is None else f", {self._graphs.num_captured} CUDA graphs"
+            return f"layers: {self.kernels.name}{graphs}"
         threads = torch.get_num_threads()
         return (
             f"{self._weights.products}; layers: {self.kernels.name}; "
@@ -205,7 +235,7 @@ class ModelRunner:
         batch, begun = prepared.batch, mark(self._device)
         self._await_inputs(prepared)
         ready = mark(self._device)
-        x = self._stage.forward(self._first_rows(batch), batch)
+        x = self._forward(batch)
         if self._sampler is None:
             self._hand_on(x, prepared)
             return None
@@ -229,6 +259,15 @@ class ModelRunner:
         )
         done = sampled if isinstance(sampled, torch.cuda.Event) else None
         return PendingAnswer(prepared.step_id, answer=answer, times=times, done=done)
+
+    def _forward(self, batch: StepBatch) -> Tensor:
+        """The stage's rows ``[rows, d]``, in a graph if there is one for this step's shape."""
+        first = batch.token_ids if self._groups.stage == 0 else self._received_rows(batch)
+        run = None if self._graphs is None else self._graphs.find(batch)
+        if run is not None:
+            return run(first)
+        x = self._stage.embed(first, batch.mode) if self._groups.stage == 0 else first
+        return self._stage.forward(x, batch.mode, batch.attention)
 
     def _await_inputs(self, prepared: PreparedStep) -> None:
         """Make the step wait for its copies and earlier samples, and set sampling values."""
@@ -290,9 +329,7 @@ class ModelRunner:
             group=self._groups.shift,
         )
 
-    def _first_rows(self, batch: StepBatch) -> Tensor:
-        if self._groups.stage == 0:
-            return self._stage.embed(batch)
+    def _received_rows(self, batch: StepBatch) -> Tensor:
         return recv_stage(
             num_rows=batch.num_rows,
             hidden_size=self._model.hidden_size,

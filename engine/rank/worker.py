@@ -88,6 +88,7 @@ class Rank:
                 max_blocks_per_seq=setup.max_blocks_per_seq,
                 has_parallel_sampling=setup.has_parallel_sampling,
                 groups=build_groups(plan, setup.rank, make_rejoinable),
+                max_graph_tokens=setup.max_graph_tokens,
             )
         except BaseException:
             transport.close()

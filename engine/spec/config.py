@@ -18,6 +18,8 @@ from engine.spec.settings import Caps, Settings
 MOST_LATENCY_US = 1e6
 # More cores than any host of CPU ranks has.
 MOST_THREADS = 1024
+# Larger steps take longer on the device than their launches take on the host.
+MOST_GRAPH_TOKENS = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,8 @@ class EngineConfig:
     same without them. ``spare_ranks`` processes wait, warmed up, to take a dead rank's place.
     ``hardware`` names what a simulated executor's steps take the time of, for whoever asks.
     ``threads_per_rank`` compute on each CPU rank; None: what ``OMP_NUM_THREADS`` says, else cores
-    over ranks. ``mode_table_path`` keeps the measured mode table between starts.
+    over ranks. On CUDA, steps of up to ``max_graph_tokens`` run as CUDA graphs (0: none do).
+    ``mode_table_path`` keeps the measured mode table between starts.
     ``step_timeout_s`` bounds steps of which nothing is known yet. ``coin_seed`` is for tests:
     modes flip by a coin (see ``ModeChooser``).
     """
@@ -124,6 +127,7 @@ class EngineConfig:
     prefix_cache: bool = True
     spare_ranks: int = 0
     threads_per_rank: int | None = None
+    max_graph_tokens: int = 512
     mode_table_path: Path | None = None
     coin_seed: int | None = None
 
@@ -132,6 +136,11 @@ class EngineConfig:
             raise EngineError(
                 f"threads_per_rank={self.threads_per_rank}: must be from 1 to {MOST_THREADS}, or "
                 "left out"
+            )
+        if not 0 <= self.max_graph_tokens <= MOST_GRAPH_TOKENS:
+            raise EngineError(
+                f"max_graph_tokens={self.max_graph_tokens}: must be from 0 (no CUDA graphs) to "
+                f"{MOST_GRAPH_TOKENS}"
             )
 
     @property

@@ -30,6 +30,7 @@ class RankSetup(msgspec.Struct, tag="setup", kw_only=True):
     link: dict[str, float] | None
     timeout_s: float
     num_threads: int = 1
+    max_graph_tokens: int = 0
 
 
 class RankReady(msgspec.Struct, tag="ready", kw_only=True):

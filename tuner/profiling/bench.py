@@ -235,7 +235,7 @@ class _Operators:
             block_tables=np.arange(num_seqs * blocks, dtype=np.int32).reshape(num_seqs, blocks),
         )
         head_dim = self._model.head_dim
-        step = self._kernels(shape, num_q=heads, num_positions=total).step(tables)
+        step = self._kernels(shape, num_q=heads, num_positions=total).step(tables, num_seqs * query)
         qkv = self._tensor(num_seqs * query, (heads + 2 * kv_heads) * head_dim)
 
         def call() -> None:

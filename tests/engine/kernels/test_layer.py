@@ -4,33 +4,22 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from engine.kernels import native_build
-from engine.kernels.attention_plan import CacheShape, StepTables
+from engine.kernels.attention_plan import StepTables
 from engine.kernels.choice import layer_kernels
 from engine.kernels.cpu_library import SOURCE, find_cpu_library, load_library
-from engine.kernels.kv_cache import LayerCache
-from engine.kernels.layer import HeadShape, LayerKernels
+from engine.kernels.layer import LayerKernels
 from engine.kernels.layer_native import NativeKernels
-from engine.kernels.layer_torch import TorchKernels
 from engine.kernels.native_build import find_library
+from tests.engine.kernels.layer_world import TOLERANCE, Heads, World, assert_near
 
-CPU = torch.device("cpu")
-# bfloat16 keeps 8 bits, and shares are rounded to it before they meet the values.
-TOLERANCE = {
-    torch.float64: 1e-11,
-    torch.float32: 2e-5,
-    torch.float16: 4e-3,
-    torch.bfloat16: 3e-2,
-}
 DTYPES = st.sampled_from(list(TOLERANCE))
 
 pytestmark = pytest.mark.skipif(find_cpu_library() is None, reason="no C++ compiler here")
@@ -43,85 +32,10 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Heads:
-    num_q: int = 4
-    num_kv: int = 2
-    head_dim: int = 64
-    block_size: int = 16
-
-
-class World:
-    """A step of ``sequences`` (new tokens, cached tokens) over a cache with content."""
-
-    def __init__(
-        self,
-        sequences: list[tuple[int, int]],
-        heads: Heads,
-        dtype: torch.dtype,
-        *,
-        has_norm: bool = False,
-        seed: int = 0,
-    ) -> None:
-        rng = np.random.default_rng(seed)
-        random = torch.Generator().manual_seed(seed)
-        widths = [-(-(new + cached) // heads.block_size) for new, cached in sequences]
-        blocks = rng.permutation(sum(widths) + 1).astype(np.int32)
-        tables = np.full((len(sequences), max(widths)), -1, dtype=np.int32)
-        for seq, width in enumerate(widths):
-            tables[seq, :width], blocks = blocks[:width], blocks[width:]
-        self.tables = StepTables(
-            query_lens=np.array([new for new, _ in sequences]),
-            context_lens=np.array([cached for _, cached in sequences]),
-            block_tables=tables,
-        )
-        self.shape = HeadShape(
-            cache=CacheShape(
-                block_size=heads.block_size,
-                num_kv_heads=heads.num_kv,
-                head_dim=heads.head_dim,
-                dtype=dtype,
-                device=CPU,
-            ),
-            num_q=heads.num_q,
-            rms_eps=1e-5,
-        )
-
-        def draw(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=random, dtype=torch.float64).to(dtype)
-
-        cache = (sum(widths) + 1, heads.block_size, heads.num_kv, heads.head_dim)
-        self.cache = LayerCache(keys=draw(*cache), values=draw(*cache))
-        self.num_tokens = int(self.tables.query_lens.sum())
-        width = (heads.num_q + 2 * heads.num_kv) * heads.head_dim
-        self.qkv = draw(self.num_tokens + 2, width)
-        self.qk_norm = draw(heads.num_q + heads.num_kv, heads.head_dim) if has_norm else None
-        radians = 7 * draw(int(self.tables.totals.max()), heads.head_dim // 2).double()
-        wide = torch.float64 if dtype is torch.float64 else torch.float32
-        self.rope = torch.cat((radians.cos(), radians.sin()), dim=1).to(wide)
-
-    def native(self) -> LayerKernels:
-        kernels = layer_kernels(self.shape, self.rope)
-        assert isinstance(kernels, NativeKernels)
-        return kernels
-
-    def reference(self) -> LayerKernels:
-        return TorchKernels(shape=self.shape, rope=self.rope)
-
-    def attend(
-        self, kernels: LayerKernels, tables: StepTables | None = None, qkv: Tensor | None = None
-    ) -> tuple[Tensor, LayerCache]:
-        """The heads' outputs, and a copy of the cache as it is afterwards."""
-        cache = LayerCache(keys=self.cache.keys.clone(), values=self.cache.values.clone())
-        step = kernels.step(self.tables if tables is None else tables)
-        given = self.qkv if qkv is None else qkv
-        return step.attend(given, qk_norm=self.qk_norm, cache=cache), cache
-
-
-def assert_near(got: Tensor, want: Tensor) -> None:
-    assert got.dtype is want.dtype
-    tolerance = TOLERANCE[got.dtype]
-    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+def native(world: World) -> LayerKernels:
+    kernels = layer_kernels(world.shape, world.rope)
+    assert isinstance(kernels, NativeKernels)
+    return kernels
 
 
 @settings(max_examples=60, deadline=None)
@@ -155,7 +69,7 @@ def test_any_step_attends_as_the_reference_does(
 ) -> None:
     torch.set_num_threads(threads)
     world = World(sequences, heads, dtype, has_norm=has_norm, seed=seed)
-    got, got_cache = world.attend(world.native())
+    got, got_cache = world.attend(native(world))
     want, want_cache = world.attend(world.reference())
     assert_near(got, want)
     assert_near(got_cache.keys, want_cache.keys)
@@ -169,7 +83,7 @@ def test_a_sequence_attends_to_the_bit_alone_as_in_company_on_any_threads(
 ) -> None:
     sequences = [(1, 1200), (40, 100), (1, 7), (300, 0), (1, 530)]
     world = World(sequences, Heads(num_q=6), dtype)
-    together, _ = world.attend(world.native())
+    together, _ = world.attend(native(world))
     torch.set_num_threads(2)
     for seq, (length, _) in enumerate(sequences):
         start = int(world.tables.starts[seq])
@@ -180,7 +94,7 @@ def test_a_sequence_attends_to_the_bit_alone_as_in_company_on_any_threads(
             block_tables=world.tables.block_tables[one],
         )
         rows = slice(start, start + length)
-        alone, _ = world.attend(world.native(), tables, world.qkv[rows])
+        alone, _ = world.attend(native(world), tables, world.qkv[rows])
         assert torch.equal(alone, together[rows])
 
 
@@ -189,7 +103,7 @@ def test_an_overflow_in_one_sequence_does_not_reach_its_neighbours() -> None:
     blocks = world.tables.block_tables[[1, 1], [0, 1]]
     world.cache.values[blocks] = torch.inf
     world.cache.keys[blocks] = torch.inf
-    got, _ = world.attend(world.native())
+    got, _ = world.attend(native(world))
     assert got[1].isnan().any()
     assert got[[0, *range(2, 11)]].isfinite().all()
 
@@ -199,7 +113,7 @@ def test_an_overflow_in_one_sequence_does_not_reach_its_neighbours() -> None:
 def test_what_is_no_number_stays_none(dtype: torch.dtype, length: int) -> None:
     world = World([(length, 50)], Heads(), dtype)
     world.qkv[0] = torch.nan
-    got, _ = world.attend(world.native())
+    got, _ = world.attend(native(world))
     assert got[0].isnan().all()
 
 
@@ -222,7 +136,7 @@ def test_sum_and_norm_are_the_reference_s(
     sums = [x.clone(), x.clone()]
     got, want = (
         kernels.add_norm(total, delta if has_delta else None, weight)
-        for kernels, total in zip((world.native(), world.reference()), sums, strict=True)
+        for kernels, total in zip((native(world), world.reference()), sums, strict=True)
     )
     assert_near(got, want)
     assert torch.equal(*sums)
@@ -244,7 +158,7 @@ def test_the_gate_is_the_reference_s(
     random = torch.Generator().manual_seed(rows)
     gate_up = 20 * torch.randn(rows, 2 * num_blocks * width, generator=random)
     gate_up = gate_up.to(dtype)
-    got = world.native().silu_mul(gate_up, num_blocks)
+    got = native(world).silu_mul(gate_up, num_blocks)
     assert_near(got, world.reference().silu_mul(gate_up, num_blocks))
 
 

@@ -1,0 +1,1 @@
+"""A layer's operations as Triton kernels, over one packed table per step."""

@@ -1,0 +1,146 @@
+"""Cases of the Triton kernels, drawn by seed, each compared with torch's version.
+
+On a CPU they run in Triton's interpreter, which is chosen before Triton is imported::
+
+    TRITON_INTERPRET=1 python -m tests.engine.kernels.triton_cases --count 200 --seed 1
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.kernels.gpu.layer import TritonKernels
+from engine.kernels.gpu.tables import StepShape
+from tests.engine.kernels.layer_world import Heads, World, assert_near
+
+# The interpreter multiplies bfloat16 wrongly, so that dtype is compared on devices only.
+INTERPRETED_DTYPES = (torch.float32, torch.float16)
+DEVICE_DTYPES = (*INTERPRETED_DTYPES, torch.bfloat16)
+NEW_TOKENS = (1, 1, 1, 2, 5, 33, 140)
+CACHED_TOKENS = (0, 1, 16, 63, 300)
+LONG_CACHED_TOKENS = (0, 1, 16, 63, 700, 5000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """How cases are drawn; ``device`` says where they run."""
+
+    device: torch.device
+    rng: np.random.Generator
+
+    @property
+    def is_interpreted(self) -> bool:
+        return self.device.type == "cpu"
+
+    def one_of(self, *values: int) -> int:
+        return int(self.rng.choice(values))
+
+    def dtype(self) -> torch.dtype:
+        known = INTERPRETED_DTYPES if self.is_interpreted else DEVICE_DTYPES
+        return known[self.one_of(*range(len(known)))]
+
+    def tensor(self, *shape: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+        drawn = torch.from_numpy(self.rng.standard_normal(shape) * scale)
+        return drawn.to(self.device, dtype)
+
+
+def attention_case(draw: Draw) -> str:
+    """A step of any mix of sequences, in its own shape or padded as a graph's is."""
+    num_kv = draw.one_of(1, 2, 3)
+    heads = Heads(
+        num_kv=num_kv,
+        num_q=num_kv * draw.one_of(1, 2, 3, 4, 7, 8),
+        head_dim=draw.one_of(8, 24, 64, 80, 128),
+        block_size=draw.one_of(1, 4, 12, 16, 32),
+    )
+    cached = CACHED_TOKENS if draw.is_interpreted else LONG_CACHED_TOKENS
+    sequences = [
+        (draw.one_of(*NEW_TOKENS), draw.one_of(*cached)) for _ in range(draw.one_of(1, 2, 4))
+    ]
+    dtype, has_norm = draw.dtype(), bool(draw.one_of(0, 1))
+    seed, is_padded = draw.one_of(*range(1000)), bool(draw.one_of(0, 1))
+    world = World(sequences, heads, dtype, has_norm=has_norm, seed=seed, device=draw.device)
+    text = f"{sequences} {heads} {dtype} norm={has_norm} seed={seed} padded={is_padded}"
+    kernels = Padded(world) if is_padded else TritonKernels(shape=world.shape, rope=world.rope)
+    got, got_cache = world.attend(kernels)
+    want, want_cache = world.attend(world.reference())
+    assert_near(got, want, text)
+    assert_near(got_cache.keys, want_cache.keys, text)
+    assert torch.equal(got_cache.values, want_cache.values), text
+    assert not got[world.num_tokens :].any(), text
+    return text
+
+
+class Padded(TritonKernels):
+    """Kernels whose steps have the shape of a graph's: more places of each kind than are used."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(shape=world.shape, rope=world.rope)
+
+    def step(self, tables, num_rows):  # type: ignore[no-untyped-def]
+        shape = StepShape.largest(num_rows, tile_tokens=self.tile_tokens, has_prefill=True)
+        return self.step_of(tables, shape)
+
+
+def norm_case(draw: Draw) -> str:
+    """The sum and its norm."""
+    rows, width = draw.one_of(0, 1, 5, 40), draw.one_of(8, 50, 64, 1024, 4096)
+    dtype, has_delta = draw.dtype(), bool(draw.one_of(0, 1))
+    text = f"norm of {rows} x {width} {dtype} delta={has_delta}"
+    world = World([(1, 0)], Heads(), dtype, device=draw.device)
+    x = draw.tensor(rows, width, dtype=dtype, scale=4)
+    delta = draw.tensor(rows, width, dtype=dtype, scale=4) if has_delta else None
+    weight = draw.tensor(width, dtype=dtype)
+    sums = [x.clone(), x.clone()]
+    versions = (TritonKernels(shape=world.shape, rope=world.rope), world.reference())
+    got, want = (
+        kernels.add_norm(total, delta, weight)
+        for kernels, total in zip(versions, sums, strict=True)
+    )
+    assert_near(got, want, text)
+    assert_near(*sums, text)
+    return text
+
+
+def gate_case(draw: Draw) -> str:
+    """The gate, of one block and of several."""
+    rows, blocks = draw.one_of(1, 3, 40), draw.one_of(1, 2, 3)
+    width, dtype = draw.one_of(1, 6, 64, 1408), draw.dtype()
+    text = f"gate of {rows} x {blocks} x {width} {dtype}"
+    world = World([(1, 0)], Heads(), dtype, device=draw.device)
+    gate_up = draw.tensor(rows, 2 * blocks * width, dtype=dtype, scale=8)
+    got = TritonKernels(shape=world.shape, rope=world.rope).silu_mul(gate_up, blocks)
+    assert_near(got, world.reference().silu_mul(gate_up, blocks), text)
+    return text
+
+
+def compare(device: torch.device, *, count: int, seed: int) -> list[str]:
+    """``count`` cases of each kernel; what was compared.
+
+    Raises:
+        AssertionError: a kernel and its reference differ, with the case.
+    """
+    draw = Draw(device=device, rng=np.random.default_rng(seed))
+    return [case(draw) for _ in range(count) for case in (attention_case, norm_case, gate_case)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--show", action="store_true", help="print each case")
+    asked = parser.parse_args()
+    done = compare(torch.device(asked.device), count=asked.count, seed=asked.seed)
+    if asked.show:
+        print("\n".join(done))
+    print(f"{len(done)} cases on {asked.device}: all agree")
+
+
+if __name__ == "__main__":
+    main()

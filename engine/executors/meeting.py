@@ -11,18 +11,20 @@ from engine.spec.errors import EngineError
 
 
 def collectives_for(config: EngineConfig) -> Collectives:
-    """What carries the collectives.
+    """What carries the collectives. Those of CPU memory work on CUDA too, through the host: slowly,
+    but between ranks that share a device.
 
     Raises:
         EngineError: the one asked for does not work on this device or processor.
     """
     is_cuda = config.device.startswith("cuda")
-    has_shm = not is_cuda and (find_library() is not None or can_use_python_version())
+    has_shm = find_library() is not None or can_use_python_version()
     wanted = Collectives(config.collectives)
     if wanted is Collectives.AUTO:
-        fallback = Collectives.NCCL if is_cuda else Collectives.GLOO
-        return Collectives.SHM if has_shm else fallback
-    if (wanted is Collectives.NCCL) is not is_cuda:
+        if is_cuda:
+            return Collectives.NCCL
+        return Collectives.SHM if has_shm else Collectives.GLOO
+    if wanted is Collectives.NCCL and not is_cuda:
         raise EngineError(
             f"collectives {wanted.value!r} do not work on device {config.device!r}; use 'auto'"
         )
@@ -31,6 +33,12 @@ def collectives_for(config: EngineConfig) -> Collectives:
             "shared memory needs a C++ compiler on this processor; install one or use 'gloo'"
         )
     return wanted
+
+
+def may_share_devices(config: EngineConfig) -> bool:
+    """Whether several ranks may have one CUDA device: NCCL refuses that, others know none."""
+    shared = (Collectives.SHM, Collectives.GLOO)
+    return config.device.startswith("cuda") and Collectives(config.collectives) in shared
 
 
 class MeetingPlace:

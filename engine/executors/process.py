@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import msgspec
 
-from engine.executors.meeting import MeetingPlace, collectives_for
+from engine.executors.meeting import MeetingPlace, collectives_for, may_share_devices
 from engine.executors.pool import Condition, GivenRanks, OwnRanks, RankSource
 from engine.executors.protocol import ExecutorInfo
 from engine.executors.ranks import RankProcesses
@@ -195,7 +195,7 @@ class ProcessExecutor:
             plan=asdict(self._plan),
             rank=rank,
             dtype=str(config.dtype),
-            device=device_of(config.device, rank),
+            device=device_of(config, rank),
             block_size=config.block_size,
             num_kv_blocks=blocks,
             num_slots=config.start_envelope.max_num_seqs,
@@ -286,7 +286,16 @@ class ProcessExecutor:
         return error
 
 
-def device_of(device: str, rank: int) -> str:
-    """The device of a rank: ``cuda`` counts up from 0, ``cuda:4`` from 4; else the same for all."""
-    kind, _, first = device.partition(":")
-    return f"cuda:{int(first or 0) + rank}" if kind == "cuda" else device
+def device_of(config: EngineConfig, rank: int) -> str:
+    """The device of a rank: ``cuda`` counts up from 0, ``cuda:4`` from 4, and over again where
+    ranks may share one; else the same for all.
+    """
+    kind, _, first = config.device.partition(":")
+    if kind != "cuda":
+        return config.device
+    number = int(first or 0) + rank
+    if may_share_devices(config):
+        import torch
+
+        number %= max(1, torch.cuda.device_count())
+    return f"cuda:{number}"

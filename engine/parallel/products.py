@@ -16,9 +16,9 @@ from itertools import pairwise
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from engine.kernels.linear import linear
 from engine.parallel.packed import Packed, can_pack, multiply, pack, place_and_bytes
 from engine.spec.modes import Mode
 
@@ -79,7 +79,7 @@ class PlainOutputs:
 
     def __call__(self, x: Tensor, mode: Mode) -> Tensor:
         weight, bias = self._views[mode]
-        return F.linear(x, weight, bias)
+        return linear(x, weight, bias)
 
 
 class PlainInputs:
@@ -90,7 +90,7 @@ class PlainInputs:
         self._views = {mode: weight[:, _slice(kept)] for mode, kept in columns.items()}
 
     def __call__(self, x: Tensor, mode: Mode, bias: Tensor | None = None) -> Tensor:
-        return F.linear(x, self._views[mode], bias)
+        return linear(x, self._views[mode], bias)
 
 
 class PackedOutputs:

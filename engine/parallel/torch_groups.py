@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -60,7 +61,7 @@ class TorchTransport:
             )
             self._groups = {
                 (spec.name, spec.members): dist.new_group(
-                    list(spec.members), timeout=timeout, sort_ranks=False
+                    list(spec.members), timeout=timeout, **_in_order(spec.members)
                 )
                 for spec in groups
             }
@@ -172,6 +173,13 @@ class TorchCommunicator:
     def _errors(self) -> Iterator[None]:
         with _as_rank_error(f"group {self._name!r}", self._timeout_s):
             yield
+
+
+def _in_order(members: Sequence[int]) -> dict[str, Any]:
+    """What makes torch keep the order of ``members``. It sorts them by default, and versions before
+    2.13 cannot do otherwise, so nothing is asked for where they are sorted.
+    """
+    return {} if list(members) == sorted(members) else {"sort_ranks": False}
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from engine.parallel.communicator import Communicator
 from engine.parallel.link import LinkedCommunicator
 from engine.parallel.shm import ShmTransport
 from engine.parallel.shm_layout import GroupSpec
+from engine.parallel.staged import StagedCommunicator
 from engine.spec.config import LinkEmulation
 from engine.spec.errors import EngineError
 from engine.wire.messages import RankSetup
@@ -70,6 +71,13 @@ def open_transport(
             for fd in fds:
                 os.close(fd)
             raise EngineError(f"backend {unknown!r} is not known; use shm, gloo or nccl")
+
+
+def with_staging(make: Make, *, backend: str, device: str) -> Make:
+    """``make``, through host memory where the backend knows no other and the rank has a device."""
+    if backend == "nccl" or device == "cpu":
+        return make
+    return lambda name, members: StagedCommunicator(make(name, members))
 
 
 def with_link(make: Make, link: dict[str, float] | None) -> Make:

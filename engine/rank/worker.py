@@ -127,9 +127,10 @@ def _open_transport(setup: RankSetup, plan: ParallelPlan, fds: list[int]) -> Tra
 
 
 def _maker(setup: RankSetup, transport: Transport) -> Callable[[str, Sequence[int]], Communicator]:
-    from engine.parallel.transport import with_link
+    from engine.parallel.transport import with_link, with_staging
 
-    return with_link(transport.make, setup.link)
+    make = with_staging(transport.make, backend=setup.backend, device=setup.device)
+    return with_link(make, setup.link)
 
 
 class RankLoop:

@@ -6,10 +6,13 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from engine.executors.meeting import may_share_devices
 from engine.spec.config import MOST_THREADS, EngineConfig, ExecutorKind
 from engine.spec.inventory import LEAST_CPU_RANKS, MOST_RANKS, Inventory, RankKind
 from engine.spec.plan import ParallelPlan
 
+# Ranks that may share a device, each with an equal part of its memory.
+RANKS_OF_SHARED_DEVICE = 8
 # The memory limit of a container, where there is one; a number or the word "max".
 CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 
@@ -22,13 +25,15 @@ def with_device_memory(config: EngineConfig) -> EngineConfig:
     import torch
 
     total = torch.cuda.get_device_properties(_index(config.device)).total_memory
-    return replace(config, device_memory_bytes=total)
+    sharers = RANKS_OF_SHARED_DEVICE if may_share_devices(config) else 1
+    return replace(config, device_memory_bytes=total // sharers)
 
 
 def read_inventory(config: EngineConfig) -> Inventory:
     """What plans of an engine of this config may use on this machine.
 
-    On CUDA as many ranks as there are devices from the first one on, or ``max_devices`` if fewer.
+    On CUDA as many ranks as there are devices from the first one on, or ``max_devices`` if fewer;
+    where they may share, 8 on each.
     On CPU ``max_devices`` ranks; by default one a core, and 8 where there are fewer cores. Paced
     ranks take no memory here.
     """
@@ -46,6 +51,8 @@ def read_inventory(config: EngineConfig) -> Inventory:
         case RankKind.CUDA:
             usable = None if config.num_kv_blocks is not None else config.usable_device_bytes
             here = max(1, _num_cuda_devices() - _index(config.device))
+            if may_share_devices(config):
+                here *= RANKS_OF_SHARED_DEVICE
             return replace(found, max_ranks=min(most, here), device_bytes=usable)
         case RankKind.CPU:
             cores = min(MOST_RANKS, max(LEAST_CPU_RANKS, _num_cores()))

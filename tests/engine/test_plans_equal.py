@@ -6,105 +6,29 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.modes.chooser import ModeChooser
 from engine.spec.feasible import list_plans
-from engine.spec.model import DType, ModelConfig
-from engine.spec.modes import BASE, Mode
+from engine.spec.model import DType
+from engine.spec.modes import BASE
 from engine.spec.plan import ParallelPlan, parse_plan
-from tests.engine.checkpoints import (
-    FAMILIES,
-    Reference,
-    family_config,
-    reference,
-    write_checkpoint,
+from tests.engine.checkpoints import FAMILIES, family_config, write_checkpoint
+from tests.engine.plan_worlds import (
+    NAMED_PLANS,
+    World,
+    coin,
+    difference,
+    outputs,
+    pinned,
+    same_unless_tied,
 )
-from tests.engine.step_driver import ChooseMode, DrivenSequence, StepDriver
-from tests.engine.thread_ranks import ThreadReplica
-
-# One token, a few, more than a step's budget (so that it is prefilled in chunks), a block's worth.
-PROMPTS = [[5, 9, 200, 31, 77, 8, 100], [3], [*range(250, 230, -1), 4, 5, 6], [1, 2, 3, 258]]
-MAX_TOKENS = 8
-BUDGET = 11
-VOCAB_SIZE = 259
-NAMED_PLANS = ("sp=8", "sp=4,tp=2", "sp=2,tp=4", "pp=2,sp=4", "pp=2,sp=2,tp=2")
-
+from tests.engine.step_driver import DrivenSequence
 
 # The family, tied or not, whose every plan runs by default; of the others it is the named ones.
 EVERY_PLAN = ("llama", False)
-
-
-class World:
-    """A checkpoint, what ``transformers`` makes of it, and runs of any plan over it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.model = ModelConfig.from_dir(folder)
-        self._references: dict[torch.dtype, list[Reference]] = {}
-
-    def reference(self, dtype: torch.dtype) -> list[Reference]:
-        if dtype not in self._references:
-            self._references[dtype] = reference(
-                self.folder, PROMPTS, max_tokens=MAX_TOKENS, dtype=dtype
-            )
-        return self._references[dtype]
-
-    def run(
-        self,
-        plan: ParallelPlan,
-        *,
-        mode: ChooseMode,
-        dtype: DType = DType.FLOAT64,
-        budget: int = BUDGET,
-        num_ahead: int = 0,
-        restarts: int | None = None,
-        has_parallel_sampling: bool = True,
-        **sampling: float,
-    ) -> list[DrivenSequence]:
-        with ThreadReplica(
-            model_dir=self.folder,
-            plan=plan,
-            dtype=dtype,
-            has_parallel_sampling=has_parallel_sampling,
-        ) as replica:
-            driver = StepDriver(
-                replica,
-                vocab_size=self.model.vocab_size,
-                budget=budget,
-                num_ahead=num_ahead,
-                restarts=restarts,
-                mode=mode,
-            )
-            return driver.run(PROMPTS, max_tokens=MAX_TOKENS, **sampling)
-
-
-def coin(plan: ParallelPlan, seed: int = 3) -> ChooseMode:
-    """The rung drawn at random every step (base where the plan has no Shift)."""
-    chooser = ModeChooser(plan=plan, threshold_tokens=0, coin_seed=seed)
-    return lambda step_id: chooser.choose(1, step_id)
-
-
-def pinned(mode: Mode) -> ChooseMode:
-    return lambda step_id: mode
-
-
-def difference(got: list[DrivenSequence], wanted: list[DrivenSequence] | list[Reference]) -> float:
-    """Largest difference of any logit, relative to the largest logit of its row."""
-    rows = [
-        (a, b)
-        for g, w in zip(got, wanted, strict=True)
-        for a, b in zip(g.logits, w.logits, strict=True)
-    ]
-    return max(float(abs(a - b).max() / abs(b).max()) for a, b in rows)
-
-
-def outputs(sequences: list[DrivenSequence] | list[Reference]) -> list[list[int]]:
-    return [sequence.output for sequence in sequences]
 
 
 @pytest.fixture(scope="module")
@@ -217,18 +141,7 @@ def test_float32_stays_near_transformers_and_picks_the_same_tokens_unless_they_t
         for got, want in zip(
             world.run(plan, mode=coin(plan), dtype=DType.FLOAT32), wanted, strict=True
         ):
-            _same_unless_tied(got, want)
-
-
-def _same_unless_tied(got: DrivenSequence, want: Reference) -> None:
-    """Equal until the reference's two best logits are closer than the tolerance."""
-    for step, (a, b) in enumerate(zip(got.logits, want.logits, strict=True)):
-        tolerance = 1e-4 * abs(b).max()
-        assert abs(a - b).max() < tolerance
-        second, best = np.sort(b)[-2:]
-        if got.output[step] != want.output[step]:
-            assert best - second < tolerance
-            return
+            same_unless_tied(got, want)
 
 
 @pytest.mark.parametrize("dtype", [DType.BFLOAT16, DType.FLOAT16])

@@ -148,6 +148,8 @@ class ThreadReplica:
         num_kv_blocks: int = 64,
         num_slots: int = 8,
         has_parallel_sampling: bool = True,
+        device: str = "cpu",
+        max_graph_tokens: int = 0,
     ) -> None:
         self.plan = plan
         world = ThreadWorld(plan)
@@ -158,13 +160,14 @@ class ThreadReplica:
                     plan=plan,
                     rank=rank,
                     dtype=dtype,
-                    device="cpu",
+                    device=device,
                     block_size=block_size,
                     num_kv_blocks=num_kv_blocks,
                     num_slots=num_slots,
                     max_blocks_per_seq=num_kv_blocks,
                     has_parallel_sampling=has_parallel_sampling,
                     groups=world.groups(rank),
+                    max_graph_tokens=max_graph_tokens,
                 )
             )
             for rank in range(plan.replica_size)

@@ -19,11 +19,11 @@ from engine.kernels.layer import HeadShape
 LOG2_OF_E = 1.4426950408889634
 # Matrix units take no fewer rows.
 LEAST_ROWS = 16
-TOKENS_AT_ONCE = 64
+TOKENS_AT_ONCE = 32
 # Programs that keep a large device busy: several for each of its 132 multiprocessors.
 ENOUGH_PROGRAMS = 1024
 MOST_SPLITS = 64
-FEWEST_SPLITS = 8
+FEWEST_SPLITS = 4
 # Reading fewer tokens costs less than joining one part more.
 LEAST_CHUNK_TOKENS = 64
 NUM_WARPS = 4

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine.executors.factory import make_executor
 from engine.executors.inline import InlineExecutor
@@ -56,6 +57,7 @@ def test_what_cannot_be_built_is_refused_with_the_reason(
         ("cpu", Collectives.AUTO, Collectives.SHM),
         ("cpu", Collectives.GLOO, Collectives.GLOO),
         ("cuda", Collectives.AUTO, Collectives.NCCL),
+        ("cuda", Collectives.GLOO, Collectives.GLOO),
     ],
 )
 def test_ranks_are_joined_by_what_suits_the_device(
@@ -69,15 +71,11 @@ def test_ranks_are_joined_by_what_suits_the_device(
     assert ProcessExecutor(config, model, ParallelPlan(tp=2)).backend is backend
 
 
-@pytest.mark.parametrize(
-    ("device", "wanted"),
-    [("cpu", Collectives.NCCL), ("cuda", Collectives.SHM), ("cuda", Collectives.GLOO)],
-)
 def test_collectives_of_another_device_are_refused(
-    config: EngineConfig, model: ModelConfig, device: str, wanted: Collectives
+    config: EngineConfig, model: ModelConfig
 ) -> None:
-    config = replace(config, device=device, collectives=wanted)
-    with pytest.raises(EngineError, match=f"'{wanted.value}'.*'{device}'"):
+    config = replace(config, device="cpu", collectives=Collectives.NCCL)
+    with pytest.raises(EngineError, match=r"'nccl'.*'cpu'"):
         _ = ProcessExecutor(config, model, ParallelPlan(tp=2)).backend
 
 
@@ -85,8 +83,16 @@ def test_collectives_of_another_device_are_refused(
     ("device", "devices"),
     [("cpu", ["cpu", "cpu"]), ("cuda", ["cuda:0", "cuda:1"]), ("cuda:4", ["cuda:4", "cuda:5"])],
 )
-def test_ranks_take_devices_from_the_first_one_named(device: str, devices: list[str]) -> None:
-    assert [device_of(device, rank) for rank in range(2)] == devices
+def test_ranks_take_devices_from_the_first_one_named(
+    config: EngineConfig, device: str, devices: list[str]
+) -> None:
+    assert [device_of(replace(config, device=device), rank) for rank in range(2)] == devices
+
+
+def test_ranks_that_do_not_use_nccl_share_the_devices_there_are(config: EngineConfig) -> None:
+    config = replace(config, device="cuda", collectives=Collectives.GLOO)
+    here = max(1, torch.cuda.device_count())
+    assert device_of(config, here) == "cuda:0"
 
 
 def test_a_front_end_over_processes_needs_no_torch() -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.kernels.gpu.layer import TritonKernels
+from engine.kernels.gpu.one_row import one_row
 from engine.kernels.gpu.tables import StepShape
 from tests.engine.kernels.layer_world import Heads, World, assert_near
 
@@ -119,6 +120,27 @@ def gate_case(draw: Draw) -> str:
     return text
 
 
+def one_row_case(draw: Draw) -> str:
+    """One row times columns of a weight."""
+    outputs, inputs, skipped = (
+        draw.one_of(1, 5, 64),
+        draw.one_of(8, 50, 1024, 2048),
+        draw.one_of(0, 8),
+    )
+    dtype, has_bias = draw.dtype(), bool(draw.one_of(0, 1))
+    text = f"1 x {inputs} by {outputs}, {skipped} columns skipped, {dtype} bias={has_bias}"
+    x = draw.tensor(1, inputs, dtype=dtype)
+    weight = draw.tensor(outputs, inputs + skipped, dtype=dtype, scale=inputs**-0.5)[:, skipped:]
+    bias = draw.tensor(outputs, dtype=dtype) if has_bias else None
+    wide = None if bias is None else bias.float()
+    want = torch.nn.functional.linear(x.float(), weight.float(), wide).to(dtype)
+    assert_near(one_row(x, weight, bias), want, text)
+    return text
+
+
+CASES = (attention_case, norm_case, gate_case, one_row_case)
+
+
 def compare(device: torch.device, *, count: int, seed: int) -> list[str]:
     """``count`` cases of each kernel; what was compared.
 
@@ -126,7 +148,7 @@ def compare(device: torch.device, *, count: int, seed: int) -> list[str]:
         AssertionError: a kernel and its reference differ, with the case.
     """
     draw = Draw(device=device, rng=np.random.default_rng(seed))
-    return [case(draw) for _ in range(count) for case in (attention_case, norm_case, gate_case)]
+    return [case(draw) for _ in range(count) for case in CASES]
 
 
 def main() -> None:

@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from engine.parallel.communicator import Communicator
 from engine.parallel.shm_build import find_library
+from engine.parallel.staged import StagedCommunicator
 from engine.spec.errors import RankError
 from tests.contracts.communicator import CommunicatorContract, World
 from tests.contracts.communicator_worker import Operation, run_operation, to_bytes
@@ -50,16 +52,33 @@ class ThreadsWorld:
 
     size = 4
 
+    def communicator(self, group: ThreadGroup, position: int) -> Communicator:
+        return ThreadCommunicator(group, position)
+
     def run(self, members: Sequence[int], program: Sequence[Operation]) -> list[list[bytes]]:
         group = ThreadGroup(len(members), timeout_s=30.0)
 
         def run_member(position: int) -> list[bytes]:
-            mine = ThreadCommunicator(group, position)
+            mine = self.communicator(group, position)
             rank = members[position]
             return [to_bytes(run_operation(mine, operation, rank)) for operation in program]
 
         with ThreadPoolExecutor(len(members)) as threads:
             return list(threads.map(run_member, range(len(members))))
+
+
+class StagedWorld(ThreadsWorld):
+    """The same threads, through the copies that ranks on devices need."""
+
+    def communicator(self, group: ThreadGroup, position: int) -> Communicator:
+        return StagedCommunicator(super().communicator(group, position))
+
+
+class TestStaged(CommunicatorContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def world(cls) -> World:
+        return StagedWorld()
 
 
 class TestThreads(CommunicatorContract):

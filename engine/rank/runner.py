@@ -110,7 +110,7 @@ class ModelRunner:
             dtype=self._dtype,
             device=self._device,
         )
-        self._caches = _allocate(self._weights, shape, num_kv_blocks)
+        self.caches = _allocate(self._weights, shape, num_kv_blocks)
         rope = rope_table(
             self._model,
             num_positions=min(self._model.max_positions, num_kv_blocks * block_size),
@@ -127,7 +127,7 @@ class ModelRunner:
             model=self._model,
             plan=plan,
             weights=self._weights,
-            caches=self._caches,
+            caches=self.caches,
             groups=self._groups,
             kernels=self.kernels,
             device=self._device,
@@ -185,7 +185,7 @@ class ModelRunner:
     @property
     def kv_bytes(self) -> int:
         """Bytes of this rank's KV cache."""
-        return sum(cache.num_bytes for cache in self._caches)
+        return sum(cache.num_bytes for cache in self.caches)
 
     def forget(self) -> None:
         """Begin anew with all slots empty, also in the middle of a step that failed.

@@ -22,6 +22,11 @@ from tests.engine.kernels.layer_world import Heads, World, assert_near
 # The interpreter multiplies bfloat16 wrongly, so that dtype is compared on devices only.
 INTERPRETED_DTYPES = (torch.float32, torch.float16)
 DEVICE_DTYPES = (*INTERPRETED_DTYPES, torch.bfloat16)
+DEVICE_HEADS = (
+    Heads(num_kv=8, num_q=32, head_dim=128, block_size=16),
+    Heads(num_kv=1, num_q=7, head_dim=64, block_size=32),
+    Heads(num_kv=3, num_q=3, head_dim=80, block_size=12),
+)
 NEW_TOKENS = (1, 1, 1, 2, 5, 33, 140)
 CACHED_TOKENS = (0, 1, 16, 63, 300)
 LONG_CACHED_TOKENS = (0, 1, 16, 63, 700, 5000)
@@ -45,6 +50,18 @@ class Draw:
         known = INTERPRETED_DTYPES if self.is_interpreted else DEVICE_DTYPES
         return known[self.one_of(*range(len(known)))]
 
+    def heads(self) -> Heads:
+        """Any; on a device some, since each kind of heads is compiled for seconds."""
+        if not self.is_interpreted:
+            return DEVICE_HEADS[self.one_of(*range(len(DEVICE_HEADS)))]
+        num_kv = self.one_of(1, 2, 3)
+        return Heads(
+            num_kv=num_kv,
+            num_q=num_kv * self.one_of(1, 2, 3, 4, 7, 8),
+            head_dim=self.one_of(8, 24, 64, 80, 128),
+            block_size=self.one_of(1, 4, 12, 16, 32),
+        )
+
     def tensor(self, *shape: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
         drawn = torch.from_numpy(self.rng.standard_normal(shape) * scale)
         return drawn.to(self.device, dtype)
@@ -52,13 +69,7 @@ class Draw:
 
 def attention_case(draw: Draw) -> str:
     """A step of any mix of sequences, in its own shape or padded as a graph's is."""
-    num_kv = draw.one_of(1, 2, 3)
-    heads = Heads(
-        num_kv=num_kv,
-        num_q=num_kv * draw.one_of(1, 2, 3, 4, 7, 8),
-        head_dim=draw.one_of(8, 24, 64, 80, 128),
-        block_size=draw.one_of(1, 4, 12, 16, 32),
-    )
+    heads = draw.heads()
     cached = CACHED_TOKENS if draw.is_interpreted else LONG_CACHED_TOKENS
     sequences = [
         (draw.one_of(*NEW_TOKENS), draw.one_of(*cached)) for _ in range(draw.one_of(1, 2, 4))

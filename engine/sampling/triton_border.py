@@ -26,6 +26,7 @@ from engine.sampling import rules_numpy
 from engine.sampling.triton_rows import (
     DROP_HIGH,
     DROP_LOW,
+    NOT_SPECIALIZED,
     TEMPERATURE_F,
     TOP_K,
     TOP_P_F,
@@ -46,8 +47,12 @@ WEIGHT_SCALE = tl.constexpr(rules_numpy.WEIGHT_SCALE)
 _ROUNDER = tl.constexpr(1.5 * 2.0**52)
 DIGIT_BITS = tl.constexpr(4)
 NUM_DIGITS = tl.constexpr(16)
+# Numbers that passes leave of a row's bracket; the fourth keeps its place aligned for any row.
+BRACKET = tl.constexpr(4)
 # Tokens whose digits a program holds at once, of its chunk.
 PART = 256
+# A program of a pass takes chunks of that many programs that draw: it holds less of one at a time.
+CHUNKS_AT_ONCE = 2
 # Bits at the end of the image that are alike in all numbers of a format.
 IDLE_BITS = {torch.float32: 0, torch.float16: 12, torch.bfloat16: 16}
 
@@ -69,7 +74,7 @@ class RowBorders:
 # -- the best logit, banned ids and min-p ----------------------------------------------------------
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)  # type: ignore[untyped-decorator]
 def _best_kernel(  # type: ignore[no-untyped-def]
     logits_ptr,
     row_stride,
@@ -97,7 +102,7 @@ def _best_kernel(  # type: ignore[no-untyped-def]
     tl.store(bests_ptr + num_rows * num_chunks + at, tl.max(x, axis=0))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)  # type: ignore[untyped-decorator]
 def _floor_kernel(  # type: ignore[no-untyped-def]
     words_ptr,
     num_rows,
@@ -139,8 +144,8 @@ def _ordered(x):  # type: ignore[no-untyped-def]
     return mirrored.to(tl.uint32, bitcast=True) ^ 0x80000000
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _float_of(key, idle_bits: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _float_of(key, idle_bits):  # type: ignore[no-untyped-def]
     """The float whose image begins with the digits of ``key`` i8, the idle ones at its end 0."""
     mirrored = (key.to(tl.uint32) ^ 0x80000000).to(tl.int32, bitcast=True)
     bits = mirrored ^ ((mirrored >> 31) & 0x7FFFFFFF)
@@ -175,8 +180,8 @@ def _narrow(  # type: ignore[no-untyped-def]
     sums_ptr,
     bracket_ptr,
     num_chunks,
-    shift: tl.constexpr,
-    is_first: tl.constexpr,
+    shift,
+    is_first,
     by_weight: tl.constexpr,
     padded_chunks: tl.constexpr,
 ):
@@ -187,8 +192,11 @@ def _narrow(  # type: ignore[no-untyped-def]
     at = (row.to(tl.int64) * num_chunks + numbers)[:, None] * NUM_DIGITS + digits[None, :]
     sums = tl.load(sums_ptr + at, mask=(numbers < num_chunks)[:, None], other=0)
     masses = tl.sum(sums, axis=0)
-    if is_first:
-        lower, above = tl.full((), 0, tl.int64), tl.full((), 0, tl.int64)
+    lower = tl.load(bracket_ptr + BRACKET * row)
+    above = tl.load(bracket_ptr + BRACKET * row + 1)
+    wanted = tl.load(bracket_ptr + BRACKET * row + 2)
+    if is_first:  # nothing of these is there yet
+        lower, above = tl.zeros_like(lower), tl.zeros_like(above)
         if by_weight:
             top_p = float_field(words_ptr, num_rows, row, TOP_P_F).to(tl.float64)
             part = top_p * (tl.sum(masses, axis=0) - tl.load(cut_ptr + row)).to(tl.float64)
@@ -198,10 +206,6 @@ def _narrow(  # type: ignore[no-untyped-def]
             wanted = tl.maximum(wanted + (wanted.to(tl.float64) < part).to(tl.int64), 1)
         else:
             wanted = whole_field(words_ptr, num_rows, row, TOP_K).to(tl.int64)
-    else:
-        lower = tl.load(bracket_ptr + 3 * row)
-        above = tl.load(bracket_ptr + 3 * row + 1)
-        wanted = tl.load(bracket_ptr + 3 * row + 2)
     is_beyond = digits[None, :] > digits[:, None]
     beyond = tl.sum(tl.where(is_beyond, masses[None, :], 0), axis=1)
     digit = tl.min(tl.where(above + beyond < wanted, digits, NUM_DIGITS - 1), axis=0)
@@ -210,7 +214,7 @@ def _narrow(  # type: ignore[no-untyped-def]
     return lower + (digit.to(tl.int64) << shift), above, wanted, digit, mass
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)  # type: ignore[untyped-decorator]
 def _digit_kernel(  # type: ignore[no-untyped-def]
     logits_ptr,
     row_stride,
@@ -227,11 +231,10 @@ def _digit_kernel(  # type: ignore[no-untyped-def]
     sums_ptr,
     bracket_before_ptr,
     bracket_ptr,
-    shift: tl.constexpr,
-    number_of_pass: tl.constexpr,
+    shift,
+    number_of_pass,
     by_weight: tl.constexpr,
     has_edits: tl.constexpr,
-    has_bans: tl.constexpr,
     chunk: tl.constexpr,
     part: tl.constexpr,
     padded_chunks: tl.constexpr,
@@ -247,7 +250,7 @@ def _digit_kernel(  # type: ignore[no-untyped-def]
     lower = tl.full((), 0, tl.int64)
     mine = tl.full((), 1, tl.int64)
     if number_of_pass > 0:
-        lower, above, wanted, digit, mass = _narrow(
+        lower, above, wanted, chosen, _ = _narrow(
             words_ptr,
             num_rows,
             row,
@@ -260,11 +263,11 @@ def _digit_kernel(  # type: ignore[no-untyped-def]
             by_weight,
             padded_chunks,
         )
-        mine = tl.load(sums_before_ptr + at * NUM_DIGITS + digit)
+        mine = tl.load(sums_before_ptr + at * NUM_DIGITS + chosen)
         if number == 0:
-            tl.store(bracket_ptr + 3 * row, lower)
-            tl.store(bracket_ptr + 3 * row + 1, above)
-            tl.store(bracket_ptr + 3 * row + 2, wanted)
+            tl.store(bracket_ptr + BRACKET * row, lower)
+            tl.store(bracket_ptr + BRACKET * row + 1, above)
+            tl.store(bracket_ptr + BRACKET * row + 2, wanted)
     if mine > 0:
         best, least = tl.load(best_ptr + row), tl.load(least_ptr + row)
         temperature = float_field(words_ptr, num_rows, row, TEMPERATURE_F)
@@ -282,14 +285,13 @@ def _digit_kernel(  # type: ignore[no-untyped-def]
                 is_in_prompt_ptr,
                 is_banned_ptr,
                 has_edits,
-                has_bans,
+                True,
             )
             x = ordinary(x, ids, best)
             key = _ordered(x)
-            inside = ids < vocab_size
-            if number_of_pass > 0:
-                bracket = shift + DIGIT_BITS
-                inside &= (key >> bracket) == (lower.to(tl.uint32) >> bracket)
+            # Two shifts, for the first pass has all 32 bits behind it.
+            higher = (key >> shift) >> DIGIT_BITS
+            inside = (ids < vocab_size) & (higher == (lower.to(tl.uint32) >> shift) >> DIGIT_BITS)
             if by_weight:
                 inside &= x >= least
                 mass = _weight(x, ordinary_best(best), temperature)
@@ -301,7 +303,7 @@ def _digit_kernel(  # type: ignore[no-untyped-def]
     tl.store(sums_ptr + at * NUM_DIGITS + digits, tl.sum(masses, axis=0))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)  # type: ignore[untyped-decorator]
 def _settle_kernel(  # type: ignore[no-untyped-def]
     words_ptr,
     num_rows,
@@ -312,7 +314,7 @@ def _settle_kernel(  # type: ignore[no-untyped-def]
     sums_ptr,
     bracket_ptr,
     num_chunks,
-    shift: tl.constexpr,
+    shift,
     by_weight: tl.constexpr,
     padded_chunks: tl.constexpr,
 ):
@@ -379,11 +381,14 @@ def find_borders(source: Source) -> RowBorders:
 
 def _raise_borders(source: Source, borders: RowBorders, *, by_weight: bool) -> None:
     """Raise the borders of rows that draw with top-p (``by_weight``) or top-k."""
-    device, num_rows, num_chunks = source.logits.device, source.num_rows, source.num_chunks
+    device, num_rows = source.logits.device, source.num_rows
+    chunk = CHUNKS_AT_ONCE * source.chunk
+    num_chunks = -(-source.vocab_size // chunk)
+    padded_chunks = 1 << (num_chunks - 1).bit_length()
     shape = (2, num_rows, num_chunks, NUM_DIGITS.value)
     # A pass reads what the one before wrote.
     sums = torch.empty(shape, dtype=torch.int64, device=device)
-    brackets = torch.empty((2, num_rows, 3), dtype=torch.int64, device=device)
+    brackets = torch.empty((2, num_rows, BRACKET.value), dtype=torch.int64, device=device)
     # Edits and the zeros of an odd row need all digits; its infinities have no others than these.
     idle_bits = 0 if source.kinds.has_edits else IDLE_BITS[source.logits.dtype]
     shifts = range(32 - DIGIT_BITS.value, idle_bits - 1, -DIGIT_BITS.value)
@@ -400,10 +405,9 @@ def _raise_borders(source: Source, borders: RowBorders, *, by_weight: bool) -> N
             number_of_pass=number,
             by_weight=by_weight,
             has_edits=source.kinds.has_edits,
-            has_bans=source.kinds.has_bans,
-            chunk=source.chunk,
-            part=min(PART, source.chunk),
-            padded_chunks=source.padded_chunks,
+            chunk=chunk,
+            part=min(PART, chunk),
+            padded_chunks=padded_chunks,
             enable_fp_fusion=False,
             num_warps=8,
         )
@@ -420,7 +424,7 @@ def _raise_borders(source: Source, borders: RowBorders, *, by_weight: bool) -> N
         num_chunks,
         shift=shifts[-1],
         by_weight=by_weight,
-        padded_chunks=source.padded_chunks,
+        padded_chunks=padded_chunks,
         enable_fp_fusion=False,
         num_warps=8,
     )

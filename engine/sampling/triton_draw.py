@@ -19,6 +19,7 @@ from torch import Tensor
 from engine.sampling.triton_border import RowBorders
 from engine.sampling.triton_noise import gumbel_exact, gumbel_near, noise_words
 from engine.sampling.triton_rows import (
+    NOT_SPECIALIZED,
     TEMPERATURE_F,
     Source,
     finish_row,
@@ -35,7 +36,7 @@ MARGIN = tl.constexpr(2.0**-13)
 LEAST_TEMPERATURE = tl.constexpr(1e-30)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)  # type: ignore[untyped-decorator]
 def _draw_kernel(  # type: ignore[no-untyped-def]
     logits_ptr,
     row_stride,
@@ -49,7 +50,6 @@ def _draw_kernel(  # type: ignore[no-untyped-def]
     floats_ptr,
     places_ptr,
     has_edits: tl.constexpr,
-    has_bans: tl.constexpr,
     has_borders: tl.constexpr,
     chunk: tl.constexpr,
 ):
@@ -72,7 +72,7 @@ def _draw_kernel(  # type: ignore[no-untyped-def]
         is_in_prompt_ptr,
         is_banned_ptr,
         has_edits,
-        has_bans,
+        has_borders,
     )
     best = tl.max(x, axis=0)
     temperature = float_field(words_ptr, num_rows, row, TEMPERATURE_F)
@@ -94,7 +94,7 @@ def _draw_kernel(  # type: ignore[no-untyped-def]
     tl.store(places_ptr + field + at, is_finite)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)  # type: ignore[untyped-decorator]
 def _choose_kernel(  # type: ignore[no-untyped-def]
     logits_ptr,
     row_stride,
@@ -111,7 +111,6 @@ def _choose_kernel(  # type: ignore[no-untyped-def]
     is_finite_ptr,
     num_chunks,
     has_edits: tl.constexpr,
-    has_bans: tl.constexpr,
     has_borders: tl.constexpr,
     chunk: tl.constexpr,
     padded_chunks: tl.constexpr,
@@ -159,7 +158,7 @@ def _choose_kernel(  # type: ignore[no-untyped-def]
                         is_in_prompt_ptr,
                         is_banned_ptr,
                         has_edits,
-                        has_bans,
+                        has_borders,
                     )
                     x = ordinary(x, ids, best)
                     if has_borders:
@@ -183,7 +182,7 @@ def draw_rows(source: Source, borders: RowBorders | None) -> tuple[Tensor, Tenso
 
     ``borders`` are needed where rows have limits or banned ids.
     """
-    device, kinds = source.logits.device, source.kinds
+    device = source.logits.device
     num_rows, num_chunks = source.num_rows, source.num_chunks
     floats = torch.empty((3, num_rows, num_chunks), dtype=torch.float32, device=device)
     places = torch.empty((2, num_rows, num_chunks), dtype=torch.int32, device=device)
@@ -191,8 +190,7 @@ def draw_rows(source: Source, borders: RowBorders | None) -> tuple[Tensor, Tenso
     is_finite = torch.empty(num_rows, dtype=torch.bool, device=device)
     read = (*source.arguments, *_of_borders(borders, floats, places), floats, places)
     options = {
-        "has_edits": kinds.has_edits,
-        "has_bans": kinds.has_bans,
+        "has_edits": source.kinds.has_edits,
         "has_borders": borders is not None,
         "chunk": source.chunk,
         "enable_fp_fusion": False,

@@ -42,6 +42,8 @@ BIAS_END = tl.constexpr(14)
 BANNED_FIRST = tl.constexpr(15)
 BANNED_END = tl.constexpr(16)
 NUM_FIELDS = 17
+# Arguments whose values are no reason to compile a kernel again.
+NOT_SPECIALIZED = ["num_rows", "shift", "number_of_pass"]
 # Lists grow in these steps, so that few sizes of the packed array occur.
 LIST_STEP = 64
 
@@ -71,10 +73,17 @@ class PackedRows:
 
 
 def pack_rows(
-    values: SamplingRows, edits: Sequence[RowEdits] = (), *, vocab_size: int
+    values: SamplingRows,
+    edits: Sequence[RowEdits] = (),
+    *,
+    vocab_size: int,
+    num_rows: int | None = None,
 ) -> PackedRows:
-    """The values of R rows and the ``edits`` of some of them, for logits of ``vocab_size`` ids."""
-    num_rows = len(values.temperatures)
+    """The values of R rows and the ``edits`` of some of them, for logits of ``vocab_size`` ids.
+
+    With ``num_rows`` >= R, greedy rows follow up to that many.
+    """
+    num_rows = num_rows or len(values.temperatures)
     lists: list[npt.NDArray[np.int32]] = []
     fields = np.zeros((NUM_FIELDS, num_rows), dtype=np.int32)
     _put_values(fields, values)
@@ -106,6 +115,7 @@ def pack_rows(
 
 
 def _put_values(fields: Int32Array, values: SamplingRows) -> None:
+    fields = fields[:, : len(values.temperatures)]
     floats = fields.view(np.float32)
     floats[TEMPERATURE_F.value] = values.temperatures
     floats[TOP_P_F.value] = values.top_ps
@@ -128,7 +138,7 @@ def _words(numbers: npt.NDArray[np.uint64]) -> Int32Array:
 
 def chunk_of(num_rows: int) -> int:
     """Tokens that one program reads: few rows are cut finer, so that they fill a device too."""
-    return 1024 if num_rows <= 8 else 2048 if num_rows <= 64 else 4096
+    return 1024 if num_rows <= 8 else 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,9 +225,9 @@ def edit_row(  # type: ignore[no-untyped-def]
         x = tl.where(ids == token, x + value, x)
     count_row = whole_field(words_ptr, num_rows, row, COUNT_ROW)
     if count_row >= 0:
-        at = count_row.to(tl.int64) * vocab_size + ids
-        counts = tl.load(counts_ptr + at, mask=ids < vocab_size, other=0)
-        is_in_prompt = tl.load(is_in_prompt_ptr + at, mask=ids < vocab_size, other=0) != 0
+        known = count_row.to(tl.int64) * vocab_size + ids
+        counts = tl.load(counts_ptr + known, mask=ids < vocab_size, other=0)
+        is_in_prompt = tl.load(is_in_prompt_ptr + known, mask=ids < vocab_size, other=0) != 0
         repetition = float_field(words_ptr, num_rows, row, REPETITION_F)
         repetition = tl.zeros_like(x) + repetition
         repeated = tl.where(x > 0, tl.div_rn(x, repetition), x * repetition)
@@ -249,15 +259,17 @@ def finish_row(  # type: ignore[no-untyped-def]
     is_in_prompt_ptr,
     is_banned_ptr,
     has_edits: tl.constexpr,
-    has_bans: tl.constexpr,
+    has_borders: tl.constexpr,
 ):
-    """From the model's logits to those that are sampled, none of them NaN."""
+    """From the model's logits to those that are sampled, none of them NaN. Steps with banned ids
+    have borders.
+    """
     if has_edits:
         x = edit_row(x, row, ids, words_ptr, num_rows, vocab_size, counts_ptr, is_in_prompt_ptr)
-    if has_bans:
-        is_banned = tl.load(is_banned_ptr + row)
-        if is_banned != 0:
-            x = ban_row(x, row, ids, words_ptr, num_rows)
+        if has_borders:
+            is_banned = tl.load(is_banned_ptr + row)
+            if is_banned != 0:
+                x = ban_row(x, row, ids, words_ptr, num_rows)
     return without_nan(x)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 import torch
 import triton
@@ -20,7 +21,8 @@ from engine.sampling.rules import SamplingRows, finite_rows, sample
 from engine.sampling.rules_numpy import RowSampler, ordinary_row
 from engine.sampling.sampler import Sampler
 from engine.sampling.triton_noise import gumbel_exact, gumbel_near
-from engine.sampling.triton_sampler import draw_on_device
+from engine.sampling.triton_rows import pack_rows
+from engine.sampling.triton_sampler import DrawnRows, draw_on_device, launch
 from engine.spec.steps import SlotSampling, SlotStart
 
 CPU = torch.device("cpu")
@@ -40,7 +42,7 @@ class Case:
     samplings: list[SlotSampling]
     prompts: list[list[int]]
     outputs: list[list[int]]
-    chunk: int
+    chunk: int | None
 
     @classmethod
     def drawn(cls, seed: int, *, num_rows: int) -> Case:
@@ -110,7 +112,7 @@ class Case:
 
     def edited(self) -> torch.Tensor:
         """What is sampled, by torch on the CPU."""
-        edits, logits = self.edits(CPU), self.logits.float()
+        edits, logits = self.edits(CPU), self.logits.to(torch.float32, copy=True)
         rows = np.flatnonzero(edits.are_edited(self.slots, self.positions)).astype(np.int32)
         if len(rows):
             logits[rows] = edits.edited(
@@ -140,7 +142,7 @@ def _sampling(rng: np.random.Generator, vocab_size: int) -> SlotSampling:
         "banned_ids": tuple(range(vocab_size)) if rng.random() < 0.1 else tuple(some_ids()),
     }
     return SlotSampling(
-        temperature=one_of(0.0, 1e-45, 1e-30, 0.7, 1.0, 100.0),
+        temperature=one_of(0.0, 1e-45, 1e-30, 0.7, 0.7, 0.7, 1.0, 100.0),
         seed=int(rng.integers(0, 2**64, dtype=np.uint64)),
         choice=int(one_of(0, 3)),
         num_logprobs=int(one_of(-1, 0, 2)),
@@ -149,19 +151,25 @@ def _sampling(rng: np.random.Generator, vocab_size: int) -> SlotSampling:
     )
 
 
+def drawn(case: Case, device: torch.device) -> DrawnRows:
+    """What the kernels answer on ``device``."""
+    edits = case.edits(device)
+    return draw_on_device(
+        case.logits.to(device),
+        case.values,
+        edits=edits.of_rows(case.slots, case.positions),
+        counts=edits.counts,
+        chunk=case.chunk,
+    )
+
+
 def check(case: Case, device: torch.device) -> None:
     """The kernels' ids are the rule's; on a GPU a token of the same score, to 1e-9, will do."""
     edited, values = case.edited(), case.values
     wanted = sample(edited, values)
-    drawn = draw_on_device(
-        case.logits.to(device),
-        values,
-        edits=(edits := case.edits(device)).of_rows(case.slots, case.positions),
-        counts=edits.counts,
-        chunk=case.chunk,
-    )
-    ids = drawn.ids.cpu()
-    assert torch.equal(drawn.is_finite.cpu(), finite_rows(case.logits)), case
+    found = drawn(case, device)
+    ids = found.ids.cpu()
+    assert torch.equal(found.is_finite.cpu(), finite_rows(case.logits)), case
     for row in (ids != wanted).nonzero().flatten().tolist():
         assert device.type == "cuda", (row, ids, wanted, case)
         assert shortfall(edited[row].numpy(), values, row, int(ids[row])) < SAME_SCORE, (row, case)
@@ -249,7 +257,7 @@ def large_case(*, num_rows: int, vocab_size: int, seed: int = 0, has_edits: bool
         ],
         prompts=[rng.integers(0, vocab_size, 50).tolist() for _ in range(num_rows)],
         outputs=[rng.integers(0, vocab_size, 9).tolist() for _ in range(num_rows)],
-        chunk=1024,
+        chunk=None,
     )
 
 
@@ -257,9 +265,18 @@ def with_chunk(case: Case, chunk: int) -> Case:
     return replace(case, chunk=chunk)
 
 
-def check_sampler(device: torch.device, *, seed: int, num_steps: int = 2) -> None:
+def unlimited(case: Case) -> Case:
+    """The same with every token allowed to come."""
+    free = {"min_p": 0.0, "top_k": 0, "top_p": 1.0, "banned_ids": ()}
+    return replace(
+        case,
+        samplings=[msgspec.structs.replace(sampling, **free) for sampling in case.samplings],
+    )
+
+
+def check_sampler(device: torch.device, *, seed: int, num_rows: int, num_steps: int) -> None:
     """A whole sampler with kernels answers some steps as one without, log probabilities too."""
-    case = Case.drawn(seed, num_rows=4)
+    case = Case.drawn(seed, num_rows=num_rows)
     samplers = [sampler_of(case, CPU, has_kernels=False), sampler_of(case, device)]
     for step in range(num_steps):
         positions = case.positions + step
@@ -275,6 +292,17 @@ def check_sampler(device: torch.device, *, seed: int, num_steps: int = 2) -> Non
                 torch.testing.assert_close(mine.cpu(), theirs, equal_nan=True)
 
 
+def check_padding(device: torch.device) -> None:
+    """Rows that only fill up a size, as graphs have them, change no answer and are answered."""
+    case = large_case(num_rows=3, vocab_size=200, has_edits=False)
+    rows = pack_rows(case.values, vocab_size=200, num_rows=5)
+    padded = torch.cat([case.logits, torch.full((2, 200), math.nan)]).to(device)
+    found = launch(padded, rows, torch.from_numpy(rows.words).to(device))
+    assert found.ids[:3].tolist() == sample(case.edited(), case.values).tolist()
+    assert found.ids[3:].tolist() == [0, 0]
+    assert found.is_finite.tolist() == [True, True, True, False, False]
+
+
 def check_all(device: torch.device, seeds: range) -> None:
     for seed in seeds:
         check(Case.drawn(seed, num_rows=1), device)
@@ -284,5 +312,6 @@ def compare_interpreted(first: int, end: int) -> None:
     """All checks, and the cases of these seeds; run in a process that turned the interpreter on."""
     with np.errstate(all="ignore"):  # it computes with numpy, whose warnings are of no concern
         check_noise(CPU)
+        check_padding(CPU)
         check_all(CPU, range(first, end))
-        check_sampler(CPU, seed=first)
+        check_sampler(CPU, seed=first, num_rows=2, num_steps=2)

@@ -46,6 +46,10 @@ class SlotEdits:
             presence_penalty=sampling.presence_penalty,
         )
 
+    def banned_at(self, position: int) -> Int32Array:
+        """The ids that the output at ``position`` may not be."""
+        return self.banned_ids if position < self.min_tokens else self.banned_ids[:0]
+
     @property
     def is_lasting(self) -> bool:
         """Whether more than the ban before ``min_tokens`` is edited."""
@@ -60,6 +64,21 @@ class SlotEdits:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class RowEdits:
+    """What is edited in one ``row`` of a step; ``penalties`` are repetition, frequency, presence.
+
+    ``count_row`` is the row of the token counts, -1 without penalties.
+    """
+
+    row: int
+    bias_ids: Int32Array
+    bias_values: Float32Array
+    banned_ids: Int32Array
+    penalties: tuple[float, float, float]
+    count_row: int
+
+
 class LogitEdits:
     """The edits of every slot, with the token counts that penalties need.
 
@@ -69,7 +88,7 @@ class LogitEdits:
 
     def __init__(self, *, vocab_size: int, num_slots: int, device: torch.device) -> None:
         self._vocab_size = vocab_size
-        self._counts = TokenCounts(vocab_size=vocab_size, num_slots=num_slots, device=device)
+        self.counts = TokenCounts(vocab_size=vocab_size, num_slots=num_slots, device=device)
         self._edits: dict[int, SlotEdits] = {}
         # A row is edited while its output position is below its slot's bound.
         self._edited_until = np.zeros(num_slots, dtype=np.int64)
@@ -77,7 +96,7 @@ class LogitEdits:
     def start(self, start: SlotStart) -> None:
         """Forget what the slot held and take over the edits of ``start``."""
         self._edits.pop(start.slot, None)
-        self._counts.drop(start.slot)
+        self.counts.drop(start.slot)
         self._edited_until[start.slot] = 0
         edits = SlotEdits.find(start.sampling, vocab_size=self._vocab_size)
         if edits is None:
@@ -87,13 +106,35 @@ class LogitEdits:
         self._edited_until[start.slot] = lasting if edits.is_lasting else edits.min_tokens
         if edits.has_penalties:
             known = np.concatenate([int32(start.past_ids), int32(start.token_ids)])
-            self._counts.fill(
+            self.counts.fill(
                 start.slot, prompt=known[: start.prompt_len], output=known[start.prompt_len :]
             )
 
     def are_edited(self, slots: Int32Array, positions: Int32Array) -> npt.NDArray[np.bool_]:
         """Which rows are edited, bool[R]."""
         return np.asarray(positions < self._edited_until[slots])
+
+    def of_rows(self, slots: Int32Array, positions: Int32Array) -> list[RowEdits]:
+        """What kernels need to know of the edited ones among R rows."""
+        found = []
+        for row in np.flatnonzero(self.are_edited(slots, positions)).tolist():
+            slot = int(slots[row])
+            edit = self._edits[slot]
+            found.append(
+                RowEdits(
+                    row=row,
+                    bias_ids=edit.bias_ids,
+                    bias_values=edit.bias_values,
+                    banned_ids=edit.banned_at(int(positions[row])),
+                    penalties=(
+                        edit.repetition_penalty,
+                        edit.frequency_penalty,
+                        edit.presence_penalty,
+                    ),
+                    count_row=self.counts.row_of(slot),
+                )
+            )
+        return found
 
     def edited(self, logits: Tensor, *, slots: Int32Array, positions: Int32Array) -> Tensor:
         """``logits[R, V]`` of edited rows, edited, in float32 (float64 stays); a new tensor.
@@ -109,7 +150,7 @@ class LogitEdits:
 
     def count(self, slots: Int32Array, ids: Tensor) -> None:
         """Note that each of ``slots`` i4[R] was given its token of ``ids`` i8[R]."""
-        self._counts.add(slots, ids)
+        self.counts.add(slots, ids)
 
     def _add_bias(self, logits: Tensor, edits: list[SlotEdits]) -> None:
         lengths = [len(edit.bias_ids) for edit in edits]
@@ -131,7 +172,7 @@ class LogitEdits:
         frequency = column([edits[row].frequency_penalty for row in penalized])
         presence = column([edits[row].presence_penalty for row in penalized])
         rows = self._here(np.array(penalized))
-        counts, is_in_prompt = self._counts.of_slots(slots[penalized])
+        counts, is_in_prompt = self.counts.of_slots(slots[penalized])
         is_in_output = counts > 0
         some = logits[rows]
         repeated = torch.where(some > 0, some / repetition, some * repetition)
@@ -142,7 +183,7 @@ class LogitEdits:
 
     def _ban(self, logits: Tensor, edits: list[SlotEdits], positions: Int32Array) -> Tensor:
         banned = [
-            edit.banned_ids if position < edit.min_tokens else edit.banned_ids[:0]
+            edit.banned_at(position)
             for edit, position in zip(edits, positions.tolist(), strict=True)
         ]
         lengths = [len(ids) for ids in banned]
@@ -160,7 +201,7 @@ class LogitEdits:
         return self._here(rows), self._here(np.concatenate(ids).astype(np.int64))
 
     def _here(self, array: npt.NDArray[Any]) -> Tensor:
-        return to_device(array, self._counts.device)
+        return to_device(array, self.counts.device)
 
 
 class TokenCounts:
@@ -196,14 +237,26 @@ class TokenCounts:
         counted = to_device(counts.astype(np.int32), self.device)
         self._counts[row].index_copy_(0, self._index(ids), counted)
 
+    def row_of(self, slot: int) -> int:
+        """The slot's row, -1 if it has none."""
+        return int(self._row_of_slot[slot])
+
+    @property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """All rows' counts i4[P, V] and prompt masks u1[P, V], zero or one."""
+        return self._counts, self._is_in_prompt.view(torch.uint8)
+
     def add(self, slots: Int32Array, ids: Tensor) -> None:
-        """Count one more token for each of ``slots`` that has a row."""
+        """Count one more token for each of ``slots`` i4[R], which differ, that has a row.
+
+        Slots without one add nothing to the first number: what runs depends on R alone.
+        """
         rows = self._row_of_slot[slots]
-        having = np.flatnonzero(rows >= 0)
-        if len(having):
-            one = torch.ones((), dtype=torch.int32, device=self.device)
-            at = self._index(rows[having]), ids[self._index(having)]
-            self._counts.index_put_(at, one, accumulate=True)
+        if (rows >= 0).any():
+            firsts = self._index(rows * self._width)
+            at, has_row = (firsts + ids).clamp_(min=0), firsts >= 0
+            at.mul_(has_row)
+            self._counts.view(-1).index_add_(0, at, has_row.int())
 
     def of_slots(self, slots: Int32Array) -> tuple[Tensor, Tensor]:
         """Counts i4[P, V] and prompt mask bool[P, V] of slots that have rows."""

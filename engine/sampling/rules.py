@@ -12,6 +12,10 @@ Ties at the border of top-k or top-p stay in, so the kept set does not depend on
 Probability is summed in fixed point (:data:`WEIGHT_SCALE`), which gives the same sum in any
 order: a row is answered alike, to the bit, alone and among others.
 
+On CUDA :mod:`engine.sampling.triton_sampler` follows this rule in kernels that the host need not
+wait for. A GPU's logarithms and exponentials differ from numpy's in the last bit: its tokens are
+the same unless two scores agree to 1e-14, or the weight before a token and top-p's to 1e-9.
+
 Every row has an answer. NaN counts as -inf; of a row with +inf only those tokens count, as equals;
 a row that has nothing but -inf takes token 0. Whether an answer means anything is another question:
 :func:`have_finite` tells the rows that had something to choose from.
@@ -153,8 +157,9 @@ def ordinary_rows(logits: Tensor) -> Tensor:
 def draw(logits: Tensor, values: SamplingRows) -> Tensor:
     """Gumbel-max over the tokens that min-p, top-k and top-p keep; every row has temperature > 0.
 
-    The same rule as :func:`engine.sampling.rules_numpy.draw_row`, for all rows at once, on any
-    device.
+    The rule of :class:`engine.sampling.rules_numpy.RowSampler` for all rows at once, in torch
+    operations on any device; limits wait for the device. CUDA ranks take it for float64 logits
+    only.
     """
     device, vocab_size = logits.device, logits.shape[1]
     scores = ordinary_rows(logits).to(torch.float64, copy=True)  # the rows given stay as they are

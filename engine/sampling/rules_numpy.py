@@ -1,6 +1,7 @@
 """The sampling rule of one row, in numpy: what ranks on CPU run.
 
-``engine.sampling.rules.draw`` is the same rule for all rows at once, for accelerators.
+``engine.sampling.rules.draw`` is the same rule for all rows at once, and
+``engine.sampling.triton_sampler`` in kernels, for which this one is the reference.
 """
 
 from __future__ import annotations

@@ -108,8 +108,9 @@ class Sampler:
     """The sampler of one rank of the last stage; keeps values and token counts by slot.
 
     Owned by the thread that computes. Every rank of the stage makes the same calls in the same
-    order. ``is_parallel`` chooses between the two ways above. On CUDA only top-k, top-p and min-p
-    wait for the device (they look how deep their borders lie).
+    order. ``is_parallel`` chooses between the two ways above. ``has_kernels`` (None: on CUDA)
+    samples by Triton kernels, which never make the host wait for the device; only float64 logits,
+    which no model of a GPU has, go by torch operations that do.
 
     Raises (from :meth:`sample`):
         RankError: a peer did not come to the exchange.
@@ -123,6 +124,7 @@ class Sampler:
         num_slots: int,
         is_parallel: bool,
         device: torch.device | str,
+        has_kernels: bool | None = None,
     ) -> None:
         self._group = groups.shift
         self._vocab_size = vocab_size
@@ -130,6 +132,7 @@ class Sampler:
         self._device = torch.device(device)
         self._table = SamplingTable(num_slots)
         self._on_cpu = RowSampler(vocab_size) if self._device.type == "cpu" else None
+        self._has_kernels = self._device.type == "cuda" if has_kernels is None else has_kernels
         with torch.inference_mode():
             self._edits = LogitEdits(
                 vocab_size=vocab_size, num_slots=num_slots, device=self._device
@@ -198,10 +201,16 @@ class Sampler:
     def _largest(self, shard: Tensor) -> Tensor:
         """The largest logit's id of each row (the lowest of equals), i8[R], on every rank; NO_TOKEN
         where no rank's shard holds a finite value."""
-        ids = largest_ids(shard)
+        if self._is_for_kernels(shard):
+            from engine.sampling.triton_sampler import largest_on_device
+
+            drawn = largest_on_device(shard)
+            ids, is_fine = drawn.ids, drawn.is_finite
+        else:
+            ids = largest_ids(shard)
+            is_fine = have_finite(shard, ids)
         values = without_nan(shard.gather(1, ids[:, None]).squeeze(1))
         whole_ids = ids + self._group.rank * shard.shape[1]
-        is_fine = have_finite(shard, ids)
         mine = torch.stack([values.double(), whole_ids.double(), is_fine.double()])
         found = self._group.all_gather(mine)
         # argmax takes the first of equals: the lowest rank, which holds the lowest ids.
@@ -236,7 +245,8 @@ class Sampler:
     def _answers_of_blocks(self, blocks: Tensor, rows: _Rows) -> _Answers:
         """Sample rows of ``blocks[t, >= R, v/t]``, whose block j is shard j of the vocabulary."""
         num_rows = max(1, len(rows))  # without rows, one empty part is sampled
-        at_once = CPU_ROWS_AT_ONCE if self._device.type == "cpu" else num_rows
+        is_cut = self._device.type == "cpu" and not self._has_kernels
+        at_once = CPU_ROWS_AT_ONCE if is_cut else num_rows
         parts = []
         for first in range(0, num_rows, at_once):
             part = np.arange(first, min(first + at_once, len(rows)), dtype=np.int32)
@@ -246,9 +256,23 @@ class Sampler:
 
     def _answers(self, logits: Tensor, rows: _Rows) -> _Answers:
         """Sample rows of whole-vocabulary ``logits[R, V]``."""
-        ids = sample(self._edited(logits, rows), rows.values, on_cpu=self._on_cpu)
+        if self._is_for_kernels(logits):
+            ids, is_fine = self._drawn(logits, rows)
+        else:
+            ids = sample(self._edited(logits, rows), rows.values, on_cpu=self._on_cpu)
+            is_fine = have_finite(logits, ids)
         told = self._told(logits, ids, rows)
-        return _Answers(ids=ids.masked_fill(~have_finite(logits, ids), NO_TOKEN), told=told)
+        return _Answers(ids=ids.masked_fill(~is_fine, NO_TOKEN), told=told)
+
+    def _is_for_kernels(self, logits: Tensor) -> bool:
+        return self._has_kernels and len(logits) > 0 and logits.dtype != torch.float64
+
+    def _drawn(self, logits: Tensor, rows: _Rows) -> tuple[Tensor, Tensor]:
+        from engine.sampling.triton_sampler import draw_on_device
+
+        edits = self._edits.of_rows(rows.slots, rows.values.keys.positions)
+        drawn = draw_on_device(logits, rows.values, edits=edits, counts=self._edits.counts)
+        return drawn.ids, drawn.is_finite
 
     def _edited(self, logits: Tensor, rows: _Rows) -> Tensor:
         edited = np.flatnonzero(rows.is_edited)

@@ -4,9 +4,8 @@ waits for the device.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from engine.spec.request import SamplingParams
 from engine.spec.settings import Settings
 from engine.spec.steps import SlotSampling, SlotStart, StepPlan, StepShape
 from tests.engine.checkpoints import FAMILIES, family_config, write_checkpoint
+from tests.engine.cuda_checks import syncs_refused
 from tests.engine.plan_worlds import (
     NAMED_PLANS,
     World,
@@ -140,18 +140,6 @@ def test_ranks_in_processes_that_share_a_device_answer_as_a_cpu_does(
                 ]
             )
     assert answers[0] == answers[1]
-
-
-@contextmanager
-def syncs_refused() -> Iterator[None]:
-    """Every call that waits for the device without being asked to is an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch calls the mode a prototype
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_no_step_waits_for_the_device(tmp_path: Path) -> None:

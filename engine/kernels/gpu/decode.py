@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.kernels.gpu.overlap import overlapped, wait_for_previous
 from engine.kernels.gpu.tables import DeviceTables
 from engine.kernels.kv_cache import LayerCache
 from engine.kernels.layer import HeadShape
@@ -57,7 +58,9 @@ def _decode_kernel(  # type: ignore[no-untyped-def]
     dims_block: tl.constexpr,
     at_once: tl.constexpr,
     precision: tl.constexpr,
+    is_overlapped: tl.constexpr,
 ):
+    wait_for_previous(is_overlapped)
     place, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     seq = tl.load(decodes_ptr + place)
     if seq < 0:
@@ -117,7 +120,9 @@ def _join_kernel(  # type: ignore[no-untyped-def]
     splits: tl.constexpr,
     least_chunk: tl.constexpr,
     dims_block: tl.constexpr,
+    is_overlapped: tl.constexpr,
 ):
+    wait_for_previous(is_overlapped)
     place, head = tl.program_id(0), tl.program_id(1)
     seq = tl.load(decodes_ptr + place)
     if seq < 0:
@@ -178,6 +183,7 @@ def decode(
         precision=dot_precision(qkv.dtype),
         num_warps=NUM_WARPS,
         num_stages=NUM_STAGES,
+        **overlapped(qkv),
     )
     _join_kernel[(num_decodes, num_q)](
         part,
@@ -191,6 +197,7 @@ def decode(
         least_chunk=least_chunk,
         dims_block=dims_block,
         num_warps=1,
+        **overlapped(qkv),
     )
 
 

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.kernels.gpu.overlap import overlapped, wait_for_previous
 from engine.kernels.gpu.tables import DeviceTables
 from engine.kernels.kv_cache import LayerCache
 from engine.kernels.layer import HeadShape
@@ -30,7 +31,9 @@ def _place_heads_kernel(  # type: ignore[no-untyped-def]
     has_norm: tl.constexpr,
     heads_block: tl.constexpr,
     half_block: tl.constexpr,
+    is_overlapped: tl.constexpr,
 ):
+    wait_for_previous(is_overlapped)
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + row).to(tl.int64)
     heads = (tl.program_id(1) * heads_block + tl.arange(0, heads_block))[:, None]
@@ -113,4 +116,5 @@ def place_heads(
         has_norm=qk_norm is not None,
         heads_block=HEADS_AT_ONCE,
         half_block=triton.next_power_of_2(half),
+        **overlapped(qkv),
     )

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.kernels.gpu.overlap import overlapped, wait_for_previous
+
 OUTPUTS_AT_ONCE = 2
 INPUTS_AT_ONCE = 1024
 NUM_WARPS = 4
@@ -28,13 +30,19 @@ def _one_row_kernel(  # type: ignore[no-untyped-def]
     outputs_at_once: tl.constexpr,
     inputs_at_once: tl.constexpr,
     is_even: tl.constexpr,
+    is_overlapped: tl.constexpr,
 ):
     outputs = tl.program_id(0) * outputs_at_once + tl.arange(0, outputs_at_once)
     is_output = outputs < num_outputs
     inputs = tl.arange(0, inputs_at_once)
     weights = weight_ptr + outputs.to(tl.int64)[:, None] * stride + inputs[None, :]
-    total = tl.zeros([outputs_at_once, inputs_at_once], tl.float32)
-    for start in range(0, num_inputs, inputs_at_once):
+    # Nobody writes weights: the first ones are on their way before the row is there.
+    is_input = inputs < num_inputs
+    w = tl.load(weights, mask=is_output[:, None] & is_input[None, :], other=0.0)
+    wait_for_previous(is_overlapped)
+    x = tl.load(x_ptr + inputs, mask=is_input, other=0.0)
+    total = w.to(tl.float32) * x.to(tl.float32)[None, :]
+    for start in range(inputs_at_once, num_inputs, inputs_at_once):
         if is_even:
             w = tl.load(weights + start, mask=is_output[:, None], other=0.0)
             x = tl.load(x_ptr + start + inputs)
@@ -70,5 +78,6 @@ def one_row(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         inputs_at_once=INPUTS_AT_ONCE,
         is_even=num_inputs % INPUTS_AT_ONCE == 0,
         num_warps=NUM_WARPS,
+        **overlapped(x),
     )
     return out

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.kernels.gpu.decode import LEAST_ROWS, dot_precision, score_scale
+from engine.kernels.gpu.overlap import overlapped, wait_for_previous
 from engine.kernels.gpu.tables import DeviceTables
 from engine.kernels.kv_cache import LayerCache
 from engine.kernels.layer import HeadShape
@@ -100,7 +101,9 @@ def _prefill_kernel(  # type: ignore[no-untyped-def]
     dims_block: tl.constexpr,
     at_once: tl.constexpr,
     precision: tl.constexpr,
+    is_overlapped: tl.constexpr,
 ):
+    wait_for_previous(is_overlapped)
     place, head = tl.program_id(1), tl.program_id(0)
     seq = tl.load(tiles_ptr + 2 * place)
     if seq < 0:
@@ -181,4 +184,5 @@ def prefill(
         precision=dot_precision(qkv.dtype),
         num_warps=NUM_WARPS,
         num_stages=1 if is_wide else NUM_STAGES,
+        **overlapped(qkv),
     )

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.kernels.gpu.overlap import overlapped, wait_for_previous
+
 SILU_BLOCK = 1024
 
 
@@ -21,7 +23,9 @@ def _add_norm_kernel(  # type: ignore[no-untyped-def]
     eps,
     has_delta: tl.constexpr,
     block: tl.constexpr,
+    is_overlapped: tl.constexpr,
 ):
+    wait_for_previous(is_overlapped)
     row = tl.program_id(0).to(tl.int64) * width
     columns = tl.arange(0, block)
     inside = columns < width
@@ -58,14 +62,16 @@ def add_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Ten
             has_delta=delta is not None,
             block=block,
             num_warps=min(16, max(1, block // 512)),
+            **overlapped(x),
         )
     return out
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _silu_mul_kernel(  # type: ignore[no-untyped-def]
-    gate_up_ptr, out_ptr, width, share, block: tl.constexpr
+    gate_up_ptr, out_ptr, width, share, block: tl.constexpr, is_overlapped: tl.constexpr
 ):
+    wait_for_previous(is_overlapped)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * block + tl.arange(0, block)
     inside = columns < width
@@ -86,6 +92,6 @@ def silu_mul(gate_up: Tensor, num_blocks: int) -> Tensor:
     out = gate_up.new_empty(num_rows, width)
     if num_rows:
         _silu_mul_kernel[(num_rows, triton.cdiv(width, SILU_BLOCK))](
-            gate_up, out, width, width // num_blocks, block=SILU_BLOCK
+            gate_up, out, width, width // num_blocks, block=SILU_BLOCK, **overlapped(gate_up)
         )
     return out

@@ -15,6 +15,7 @@ from engine.parallel.mesh import solo_groups
 from engine.sampling.sampler import SampledTokens, Sampler
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import NO_TOKEN, SlotSampling, SlotStart
+from tests.engine.cuda_checks import syncs_refused
 from tests.engine.sampling.sampler_world import (
     NUM_SLOTS,
     PLANS,
@@ -247,12 +248,8 @@ def test_cuda_samples_what_the_cpu_samples_and_greedy_steps_do_not_wait_for_it()
         there = sampler.sample(numbers.to(device), slots=slots, positions=slots * 0)
         assert torch.equal(there.ids.cpu(), on_cpu.sample(numbers, sequences).ids)
     shard = logits.to(device)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with syncs_refused():
         for slot in range(6):
             sampler.start(SlotStart(slot=slot, prompt_len=1, token_ids=int32_bytes([1])))
         greedy = sampler.sample(shard, slots=slots, positions=slots * 0)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(greedy.ids.cpu(), logits.argmax(-1))

@@ -9,7 +9,7 @@ TEST_JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install test coverage test-slow check audit format demo bench cpu-products bench-scale chaos streams cpu-kernels reproduce clean
+.PHONY: install test coverage test-slow check audit format demo bench cpu-products bench-scale chaos streams cpu-kernels gpu-check reproduce clean
 
 install: $(STAMP)
 
@@ -85,6 +85,10 @@ CPU_KERNELS ?=
 cpu-kernels: $(STAMP)
 	$(BIN)/python -m benchmarks.cpu_kernels $(CPU_KERNELS) \
 		--out benchmarks/reports/$$(date +%F)-cpu-kernels.md
+
+# The CUDA path on a machine with a GPU, in whatever python has torch there: 4 minutes, no network.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check --out benchmarks/reports/$$(date +%F)-gpu-check.md
 
 reproduce: $(STAMP)
 	$(BIN)/python -m benchmarks.reproduce

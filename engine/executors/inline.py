@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import traceback
 from collections import deque
 from dataclasses import dataclass
 
@@ -46,7 +48,7 @@ class _RankThread:
     """
 
     def __init__(self, runner: ModelRunner) -> None:
-        self._runner = runner
+        self._runner: ModelRunner | None = runner
         self._waiting: deque[_Flight] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
@@ -66,12 +68,15 @@ class _RankThread:
             self._changed.wait_for(lambda: flight.outcome is not None, timeout_s)
 
     def close(self, timeout_s: float) -> None:
-        """Drop the queued steps; wait at most ``timeout_s`` for the step that runs."""
+        """Drop the queued steps; wait at most ``timeout_s`` for the step that runs. The runner's
+        memory is free afterwards, though an error of it may be kept that tells where it happened.
+        """
         with self._changed:
             self._is_closed = True
             self._waiting.clear()
             self._changed.notify_all()
         self._thread.join(timeout_s)
+        self._runner = None
 
     def _run(self) -> None:
         while (flight := self._next()) is not None:
@@ -88,15 +93,21 @@ class _RankThread:
     def _outcome(self, step: StepPlan) -> PendingAnswer | EngineError:
         if self._failure is not None:
             return RankError(f"step {step.step_id} was not run: {self._failure}")
+        runner = self._runner
+        assert runner is not None, "it runs until it is closed"
         try:
-            prepared = self._runner.prepare(step)
-            answer = self._runner.execute(prepared)
+            prepared = runner.prepare(step)
+            answer = runner.execute(prepared)
         except EngineError as error:
             self._failure = error
-            return error
         except Exception as error:
             self._failure = RankError(f"step {step.step_id} failed: {error!r}")
             self._failure.__cause__ = error
+            # Its frames hold what they worked on: on a device, the cache that a new rank needs.
+            traceback.clear_frames(error.__traceback__)
+        finally:
+            del runner
+        if self._failure is not None:
             return self._failure
         assert answer is not None, "a world of one rank is its own last stage"
         answer.prepare_wait_s = prepared.seconds
@@ -193,8 +204,12 @@ class InlineExecutor:
     def close(self) -> None:
         rank, self._rank = self._rank, None
         self._in_flight.clear()
-        if rank is not None:
-            rank.close(self._config.step_timeout_s)
+        if rank is None:
+            return
+        rank.close(self._config.step_timeout_s)
+        if self._config.device.startswith("cuda"):
+            gc.collect()
+            torch.cuda.empty_cache()
 
     def _running(self) -> _RankThread:
         if self._rank is None:

@@ -63,10 +63,14 @@ class Recovery:
         self, first_step_id: int, error: EngineError | OSError, is_stopping: Callable[[], bool]
     ) -> Scheduler | None:
         """The scheduler of new ranks, None once ``is_stopping``; RankError after too many."""
+        first = error
         while not is_stopping():
             self._num_in_vain += 1
             if self._num_in_vain > MAX_RESTARTS_WITHOUT_PROGRESS:
-                raise RankError(f"ranks failed {MAX_RESTARTS_WITHOUT_PROGRESS} times: {error}")
+                then = "" if error is first else f"; then their start: {error}"
+                raise RankError(
+                    f"ranks failed {MAX_RESTARTS_WITHOUT_PROGRESS} times: {first}{then}"
+                )
             self._telemetry.restarts += 1
             try:
                 return self._start(first_step_id)

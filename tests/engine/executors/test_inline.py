@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from engine.executors.inline import InlineExecutor
+from engine.rank.runner import ModelRunner
 from engine.spec.config import EngineConfig
 from engine.spec.errors import CheckpointError, PlanError, RankError
 from engine.spec.model import ModelConfig
@@ -93,3 +95,20 @@ def test_a_step_that_takes_too_long_is_a_rank_error_with_the_limit(tiny_model_di
     with pytest.raises(RankError, match=r"step 4 was not done within 0 s"):
         executor.collect(0.0)
     executor.close()
+
+
+def test_a_failed_rank_s_memory_is_free_once_it_is_closed(tiny_model_dir: Path) -> None:
+    """The ranks that take its place need it; the error is kept meanwhile."""
+    executor = inline(tiny_model_dir)
+    executor.start()
+    step = prompt_step(0)
+    step.slots = np.array([7, 1], np.int32).tobytes()
+    executor.submit(step)
+    with pytest.raises(RankError, match="slot 7") as failure:
+        executor.collect()
+    executor.close()
+    gc.collect()
+    # Asking some of torch's objects for their class by isinstance() makes them warn.
+    runners = [found for found in gc.get_objects() if type(found) is ModelRunner]
+    assert runners == []
+    assert failure.value.__cause__ is not None

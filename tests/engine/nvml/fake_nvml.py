@@ -17,9 +17,10 @@ GPU_IS_LOST = pynvml.NVML_ERROR_GPU_IS_LOST
 
 @dataclass(kw_only=True, eq=False)
 class FakeGpu:
-    """One GPU. ``refuses`` gives the code with which a function answers; ``lost`` all of them.
+    """One GPU. ``refuses`` gives the code with which a function answers; ``lost``: all of them do.
 
     ``links`` are NVLinks: per link the bus id of the GPU at its other end, or None for a switch.
+    Each has ``link_mb_per_s``, told per link or (``has_common_speed``) once for all.
     """
 
     uuid: str
@@ -31,7 +32,12 @@ class FakeGpu:
     is_slice: bool = False
     lost: bool = False
     refuses: dict[str, int] = field(default_factory=dict)
+    name: str = "NVIDIA H100 80GB HBM3"
     links: list[str | None] = field(default_factory=list)
+    link_mb_per_s: int = 26_562
+    has_common_speed: bool = False
+    level: int = 50
+    p2p_status: int = 0
 
 
 class FakeNvml:
@@ -112,7 +118,7 @@ class _Answers:
 
     @staticmethod
     def nvmlDeviceGetName(gpu: FakeGpu) -> str:
-        return "NVIDIA H100 80GB HBM3"
+        return gpu.name
 
     @staticmethod
     def nvmlDeviceIsMigDeviceHandle(gpu: FakeGpu) -> Any:
@@ -150,3 +156,48 @@ class _Answers:
     @staticmethod
     def nvmlDeviceGetCurrentClocksEventReasons(gpu: FakeGpu) -> int:
         return gpu.events
+
+    @staticmethod
+    def nvmlDeviceGetPciInfo(gpu: FakeGpu) -> Any:
+        return SimpleNamespace(busId=gpu.bus_id)
+
+    @staticmethod
+    def nvmlDeviceGetNvLinkState(gpu: FakeGpu, link: int) -> int:
+        if link >= len(gpu.links):
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+        return 1
+
+    @staticmethod
+    def nvmlDeviceGetNvLinkRemoteDeviceType(gpu: FakeGpu, link: int) -> int:
+        is_switch = gpu.links[link] is None
+        return pynvml.NVML_NVLINK_DEVICE_TYPE_SWITCH if is_switch else 0
+
+    @staticmethod
+    def nvmlDeviceGetNvLinkRemotePciInfo(gpu: FakeGpu, link: int) -> Any:
+        return SimpleNamespace(busId=gpu.links[link])
+
+    @staticmethod
+    def nvmlDeviceGetFieldValues(gpu: FakeGpu, fields: list[Any]) -> list[Any]:
+        """As NVML: it answers, and each field may be refused for itself."""
+        assert len(fields) == 1
+        is_common = fields[0] == pynvml.NVML_FI_DEV_NVLINK_SPEED_MBPS_COMMON
+        is_told = is_common == gpu.has_common_speed
+        value = SimpleNamespace(uiVal=gpu.link_mb_per_s if is_told else 0)
+        return [SimpleNamespace(nvmlReturn=0 if is_told else NOT_SUPPORTED, value=value)]
+
+    @staticmethod
+    def nvmlDeviceGetMaxPcieLinkGeneration(gpu: FakeGpu) -> int:
+        return 5
+
+    @staticmethod
+    def nvmlDeviceGetMaxPcieLinkWidth(gpu: FakeGpu) -> int:
+        return 16
+
+    @staticmethod
+    def nvmlDeviceGetTopologyCommonAncestor(gpu: FakeGpu, other: FakeGpu) -> int:
+        return gpu.level
+
+    @staticmethod
+    def nvmlDeviceGetP2PStatus(gpu: FakeGpu, other: FakeGpu, index: int) -> int:
+        assert index == 0  # NVML_P2P_CAPS_INDEX_READ, which pynvml has as a tuple
+        return gpu.p2p_status

@@ -23,6 +23,8 @@ KEPT_READINGS = 480
 STALE_INTERVALS = 8
 # A driver that hangs must not hold up whoever asks.
 WAIT_S = 1.0
+# Until the first readings: drivers that nothing holds open take seconds to begin.
+FIRST_WAIT_S = 10.0
 
 
 class DeviceMonitor:
@@ -101,7 +103,8 @@ class DeviceMonitor:
             self._is_asked = True
             self._state.notify_all()
             if self._thread is not None:
-                self._state.wait_for(lambda: self._has_ended or self._num_done >= wanted, WAIT_S)
+                wait_s = WAIT_S if self._num_done else FIRST_WAIT_S
+                self._state.wait_for(lambda: self._has_ended or self._num_done >= wanted, wait_s)
         return self.latest()
 
     # -- on the monitor's thread -----------------------------------------------------------------

@@ -190,7 +190,8 @@ def test_the_driver_is_asked_on_one_thread_and_shut_when_it_ends() -> None:
 
 
 def test_a_driver_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.nvml.monitor.WAIT_S", 0.05)
+    for name in ("WAIT_S", "FIRST_WAIT_S"):
+        monkeypatch.setattr(f"engine.nvml.monitor.{name}", 0.05)
     may_go = threading.Event()
     library = FakeNvml(FIRST, on_call=hold(may_go))
     monitor = watch(library, DeviceId(index=0, uuid="aaaa"))

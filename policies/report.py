@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.spec.measurement import METRIC_IDS, Distribution, Measurement, Outcome
 from policies.attainment import SlaReport, judge
+from policies.numbers import short
 from policies.sla import Sla
 
 LATENCIES = ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms")
@@ -16,6 +17,7 @@ RATES = ("throughput_tokens_per_s", "throughput_total_tokens_per_s")
 def measurement_json(measurement: Measurement, sla: Sla | None) -> dict[str, Any]:
     """The ``simulate --json`` / ``bench --json`` document; None where nothing was observed.
 
+    ``energy`` is what the devices' driver measured, per token too, and None without one.
     ``goodput_rps`` and ``attainment`` need an SLA. ``driver_lag_ms`` is the p99, ``driver_lag``
     its whole distribution; ``metric_ids`` names the definition behind each number.
     """
@@ -32,7 +34,28 @@ def measurement_json(measurement: Measurement, sla: Sla | None) -> dict[str, Any
         "driver_lag_ms": measurement.driver_lag_ms.p99,
         "driver_lag": measurement.driver_lag_ms.to_json(),
         "metric_ids": dict(METRIC_IDS),
+        "energy": _energy_json(measurement),
     }
+
+
+def _energy_json(measurement: Measurement) -> dict[str, Any] | None:
+    if measurement.energy is None:
+        return None
+    return measurement.energy.to_json(
+        output_tokens=measurement.output_tokens, total_tokens=measurement.total_tokens
+    )
+
+
+def energy_text(energy: dict[str, Any]) -> str:
+    """One line of what :func:`measurement_json` has of energy."""
+    each = [
+        f"{short(energy[f'joules_per_{kind}_token'])} J per {kind} token"
+        for kind in ("output", "total")
+        if energy[f"joules_per_{kind}_token"] is not None
+    ]
+    devices = "1 device" if energy["num_devices"] == 1 else f"{energy['num_devices']} devices"
+    whole = f"{short(energy['joules'])} J, mean {energy['mean_w']:.0f} W of {devices}"
+    return ", ".join([f"energy (measured): {whole}", *each])
 
 
 def flat_metrics(measurement: Measurement, sla: Sla | None = None) -> dict[str, float]:

@@ -21,6 +21,7 @@ FRONT = "."
 ORDER: dict[str, tuple[str, ...]] = {
     "engine": (
         "spec",
+        "nvml",
         "modes",
         "policy",
         "scheduler",

@@ -211,7 +211,7 @@ def _print_tables(document: dict[str, Any], measurement: Measurement, sla: Sla |
     from rich.table import Table
 
     from policies.attainment import judge
-    from policies.report import LATENCIES
+    from policies.report import LATENCIES, energy_text
 
     console = Console()
     table = Table("metric", "mean", "p50", "p90", "p95", "p99", title="milliseconds")
@@ -222,6 +222,8 @@ def _print_tables(document: dict[str, Any], measurement: Measurement, sla: Sla |
     for name in ("throughput_tokens_per_s", "throughput_total_tokens_per_s"):
         console.print(f"{name}: {_text(document['metrics'][name])}")
     console.print(", ".join(f"{name} {count}" for name, count in document["requests"].items()))
+    if document["energy"] is not None:
+        console.print(energy_text(document["energy"]))
     console.print(f"driver lag p99: {_text(document['driver_lag_ms'])} ms")
     if sla is not None:
         report = judge(sla, measurement)

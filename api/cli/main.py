@@ -134,6 +134,12 @@ COMMANDS = (
         help="List models, hardware, backends and links to name.",
     ),
     CommandRef(
+        path="devices",
+        module="devices",
+        function="devices",
+        help="Show this machine's devices, their links, power and clocks.",
+    ),
+    CommandRef(
         path="apply",
         module="apply",
         function="apply",

@@ -12,6 +12,7 @@ from api.cli.common import log, settings_column
 from engine.spec.settings import Settings
 from policies.numbers import short
 from policies.objective import cost_text
+from policies.report import energy_text
 
 SHOWN_TRIALS = 30
 
@@ -65,6 +66,8 @@ def _print_recommendation(console: Console, found: dict[str, Any]) -> None:
     console.print(f"settings: {_in_full(settings)}")
     if (cost := found["cost"]) is not None:
         console.print(f"costs {cost_text(cost)}")
+    if (energy := found["measured_energy"]) is not None:
+        console.print(energy_text(energy))
     _print_commands(console, found["launch"])
 
 

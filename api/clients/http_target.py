@@ -13,9 +13,12 @@ from typing import Any
 
 import httpx
 import msgspec
+from prometheus_client.parser import text_string_to_metric_families
 
 from api.web.urls import full_url
+from engine.server.device_metrics import ENERGY
 from engine.server.pace import PACED_HEADER
+from engine.spec.energy import EnergyCounters
 from engine.spec.errors import EngineError
 from engine.spec.measurement import Outcome
 from engine.spec.settings import Settings
@@ -224,6 +227,18 @@ class HttpTarget:
     def cancel(self, index: int) -> None:
         """Close the connection, which frees the sequence; see ``tuner.load.targets.LoadTarget``."""
         self._loop.call_soon_threadsafe(self._cancel, index)
+
+    def read_energy(self) -> EnergyCounters:
+        """See ``tuner.load.targets.LoadTarget``: what an engine of ours tells in ``/metrics``."""
+        url = f"{self._url.removesuffix('/v1/completions')}/metrics"
+        try:
+            text = httpx.get(url, timeout=CONNECT_TIMEOUT_S).raise_for_status().text
+            families = list(text_string_to_metric_families(text))
+        except (httpx.HTTPError, ValueError):  # another kind of server, with other metrics
+            return EnergyCounters()
+        samples = [sample for family in families for sample in family.samples]
+        joules = {s.labels["uuid"]: s.value for s in samples if s.name == ENERGY}
+        return EnergyCounters(at_s=time.monotonic(), joules=joules)
 
     # -- on the loop's thread --------------------------------------------------------------------
 

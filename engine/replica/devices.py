@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from engine.executors.meeting import may_share_devices
+from engine.nvml.reading import DeviceId
 from engine.spec.config import MOST_THREADS, EngineConfig, ExecutorKind
 from engine.spec.inventory import LEAST_CPU_RANKS, MOST_RANKS, Inventory, RankKind
 from engine.spec.plan import ParallelPlan
@@ -76,6 +78,30 @@ def for_replica(config: EngineConfig, plan: ParallelPlan, *, index: int) -> Engi
     return replace(config, device=f"cuda:{first}")
 
 
+def devices_of(config: EngineConfig, num_ranks: int) -> frozenset[int]:
+    """The devices of so many ranks, as CUDA counts them; see ``engine.executors.process``."""
+    first = _index(config.device)
+    numbers = range(first, first + num_ranks)
+    if not may_share_devices(config):
+        return frozenset(numbers)
+    return frozenset(number % max(1, _num_cuda_devices()) for number in numbers)
+
+
+def list_cuda_devices(config: EngineConfig, num_ranks: int) -> list[DeviceId]:
+    """The devices of so many ranks, by the names that CUDA has for them; [] without CUDA.
+
+    Environment variables hide and reorder devices from CUDA only, so that its numbers mean nothing
+    to NVML.
+    """
+    import torch
+
+    try:
+        wanted = sorted(devices_of(config, num_ranks))
+        return [_device_id(index, torch.cuda.get_device_properties(index)) for index in wanted]
+    except (RuntimeError, AssertionError):  # no driver, or a build of torch without CUDA
+        return []
+
+
 def threads_per_rank(config: EngineConfig, num_ranks: int) -> int:
     """Threads of each of ``num_ranks`` CPU ranks: those asked for, else what ``OMP_NUM_THREADS``
     says, else the cores shared evenly.
@@ -102,6 +128,19 @@ def _kind(config: EngineConfig) -> RankKind:
 def _index(device: str) -> int:
     _, _, number = device.partition(":")
     return int(number or 0)
+
+
+def _device_id(index: int, properties: Any) -> DeviceId:
+    """Older builds of torch do not tell the bus."""
+    uuid = getattr(properties, "uuid", None)
+    bus = getattr(properties, "pci_bus_id", None)
+    return DeviceId(
+        index=index,
+        uuid=None if uuid is None else str(uuid),
+        pci_bus_id=None
+        if bus is None
+        else f"{properties.pci_domain_id:08X}:{bus:02X}:{properties.pci_device_id:02X}.0",
+    )
 
 
 def _num_cuda_devices() -> int:

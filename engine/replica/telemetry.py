@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
 
+from engine.nvml.reading import DeviceReading
 from engine.scheduler.step import SchedulerCounts
 from engine.spec.measurement import RequestTiming
 from engine.spec.modes import BASE, ENDS, Mode
@@ -43,7 +44,8 @@ class EngineStats:
     requests that ended because there was no finite logit to choose a token by. ``held`` of the
     ``waiting`` are in the lobby, which no replica takes from until the ranks have changed.
     ``prompt_tokens_by_source`` has the prompts of requests that have begun to run.
-    ``num_kv_blocks`` are those of all replicas, of ``block_size`` tokens each.
+    ``num_kv_blocks`` are those of all replicas, of ``block_size`` tokens each. ``devices`` are the
+    ranks' devices, as far as a driver tells of them.
     """
 
     running: int
@@ -74,6 +76,7 @@ class EngineStats:
     prompt_tokens_by_source: dict[PromptSource, int] = field(default_factory=dict)
     num_kv_blocks: int = 0
     block_size: int = 0
+    devices: tuple[DeviceReading, ...] = ()
 
     @property
     def bubble_ratio(self) -> float:
@@ -163,6 +166,7 @@ def summarise(
     held: int = 0,
     num_kv_blocks: int = 0,
     block_size: int = 0,
+    devices: tuple[DeviceReading, ...] = (),
 ) -> EngineStats:
     """Add up the replicas' counters."""
     parts = list(readings)
@@ -200,6 +204,7 @@ def summarise(
             source: sum(t.prompt_tokens_by_source[source] for t in parts) for source in PromptSource
         },
         num_kv_blocks=num_kv_blocks,
+        devices=devices,
         block_size=block_size,
     )
 

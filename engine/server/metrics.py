@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from engine.replica.telemetry import EngineStats
+from engine.server.device_metrics import device_families
 from engine.server.served import ServedEngine
 from engine.server.slo import Slo, SloOutcome
 from engine.server.spans import CallSpan, EndedRequest
@@ -171,6 +172,7 @@ class _EngineCollector(Collector):
         stats = self._engine.stats()
         yield from self._vllm(stats)
         yield from self._gearshift(stats)
+        yield from device_families(stats.devices, dict(zip(LABELS, self._labels, strict=True)))
 
     def _vllm(self, stats: EngineStats) -> Iterator[Metric]:
         yield self._gauge("vllm:num_requests_running", "Sequences in the batch", stats.running)

@@ -48,3 +48,11 @@ class RankError(EngineError):
     def __init__(self, message: str, *, rank: int | None = None) -> None:
         super().__init__(message)
         self.rank = rank
+
+
+class DriverAbsentError(EngineError):
+    """No driver tells of devices here; the message says why."""
+
+
+class DeviceLostError(EngineError):
+    """A device answers nothing until it is reset."""

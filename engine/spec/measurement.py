@@ -8,6 +8,8 @@ from enum import StrEnum
 
 import numpy as np
 
+from engine.spec.energy import EnergyUse
+
 # One id per definition, stored beside every number (docs/metrics.md).
 METRIC_IDS = {
     "ttft_ms": "ttft.v1",
@@ -114,12 +116,14 @@ class Distribution:
 class Measurement:
     """What a run (live or simulated) yielded: its timings, and distributions derived from them.
 
-    ``driver_lag_ms`` is how late the load driver itself sent (0 in simulation).
+    ``driver_lag_ms`` is how late the load driver itself sent (0 in simulation). ``energy`` is what
+    the target's devices took from the start of the run to its end, None where nobody knows.
     """
 
     fidelity: Fidelity
     timings: tuple[RequestTiming, ...]
     driver_lag_ms: Distribution
+    energy: EnergyUse | None = None
 
     @property
     def completed(self) -> tuple[RequestTiming, ...]:
@@ -155,13 +159,23 @@ class Measurement:
     @property
     def throughput_tokens_per_s(self) -> float:
         """throughput.v1: output tokens per second."""
-        return self._rate(t.output_tokens for t in self.completed)
+        return self._rate(self.output_tokens)
 
     @property
     def throughput_total_tokens_per_s(self) -> float:
         """throughput.total.v1: input and output tokens per second."""
-        return self._rate(t.output_tokens + t.prompt_tokens for t in self.completed)
+        return self._rate(self.total_tokens)
 
-    def _rate(self, counts: Iterable[int]) -> float:
-        total, window = sum(counts), self.window_s
-        return total / window if window > 0 else 0.0
+    @property
+    def output_tokens(self) -> int:
+        """Of completed requests."""
+        return sum(t.output_tokens for t in self.completed)
+
+    @property
+    def total_tokens(self) -> int:
+        """Input and output tokens of completed requests."""
+        return sum(t.output_tokens + t.prompt_tokens for t in self.completed)
+
+    def _rate(self, num_tokens: int) -> float:
+        window = self.window_s
+        return num_tokens / window if window > 0 else 0.0

@@ -71,6 +71,9 @@ class LoadTargetContract:
         assert ending.outcome is Outcome.ERRORED
         assert str(TOO_LONG) in str(ending.error)
 
+    def test_a_target_without_watched_devices_tells_no_energy(self, target: LoadTarget) -> None:
+        assert target.read_energy().joules == {}
+
     def test_a_cancelled_request_frees_its_place(self, target: LoadTarget) -> None:
         long = Call(target, 300, tokens=400)
         target.cancel(300)

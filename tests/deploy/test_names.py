@@ -15,7 +15,9 @@ from migrations.runner import upgrade
 from store import Database
 from tests.api.servers import serve
 from tests.deploy.queries import metrics_in, queries, rules
-from tests.engine.server.conftest import serving, simulated_engine
+from tests.engine.nvml.engines import gpus, monitor_of
+from tests.engine.nvml.fake_nvml import FakeNvml
+from tests.engine.server.conftest import serving, simulated_engine, wait_until
 
 TYPE = re.compile(r"^# TYPE (\S+) (\w+)$", re.MULTILINE)
 # Made by Prometheus itself at every scrape.
@@ -37,9 +39,12 @@ def exposed(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     folder: Path = tmp_path_factory.mktemp("deploy")
     create_model(folder / "model", preset="tiny", seed=1)
     with (
-        simulated_engine(folder / "model", step_s=0.001) as engine,
+        simulated_engine(
+            folder / "model", step_s=0.001, monitor=monitor_of(FakeNvml(*gpus(4)))
+        ) as engine,
         serving(engine, folder / "model") as server,
     ):
+        wait_until(lambda: bool(engine.stats().devices))
         of_engine = server.http.get("/metrics").text
     settings = ServiceSettings(data_dir=folder, run_worker=False)
     database = Database(settings.effective_database_url)

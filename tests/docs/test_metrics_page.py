@@ -7,8 +7,10 @@ import re
 import pytest
 
 from api.web.metrics import ServiceMetrics
+from engine.nvml.reading import DeviceReading
 from engine.replica.telemetry import EngineStats, summarise
 from engine.server.metrics import ServerMetrics
+from engine.spec.energy import ENERGY_IDS
 from engine.spec.measurement import METRIC_IDS, Fidelity
 from migrations.runner import upgrade
 from store import Database
@@ -21,10 +23,32 @@ TYPE = re.compile(r"^# TYPE (\S+) (\w+)$", re.MULTILINE)
 
 
 class IdleEngine:
-    """All that metrics ask of an engine."""
+    """All that metrics ask of an engine; its device tells everything."""
 
     def stats(self) -> EngineStats:
-        return summarise((), running=0, waiting=0, kv_usage=0.0, is_healthy=True, policy_version=1)
+        device = DeviceReading(
+            index=0,
+            uuid="GPU-0",
+            at_s=0.0,
+            power_w=70.0,
+            energy_j=0.0,
+            busy_ratio=0.0,
+            memory_busy_ratio=0.0,
+            sm_clock_hz=1e9,
+            memory_clock_hz=1e9,
+            temperature_c=30.0,
+            memory_used_bytes=0,
+            clock_limits=(),
+        )
+        return summarise(
+            (),
+            running=0,
+            waiting=0,
+            kv_usage=0.0,
+            is_healthy=True,
+            policy_version=1,
+            devices=(device,),
+        )
 
 
 def _exported(text: bytes) -> dict[str, str]:
@@ -35,7 +59,8 @@ def _exported(text: bytes) -> dict[str, str]:
 
 def test_every_metric_id_is_defined() -> None:
     rows = dict(re.findall(r"^\| `([\w.]+\.v\d)` \| `?(\w*)`? \| .{20}", PAGE, re.MULTILINE))
-    assert {rows.get(id_): field for field, id_ in METRIC_IDS.items()} == {f: f for f in METRIC_IDS}
+    ids = METRIC_IDS | ENERGY_IDS
+    assert {rows.get(id_): field for field, id_ in ids.items()} == {f: f for f in ids}
 
 
 @pytest.mark.parametrize("fidelity", Fidelity)

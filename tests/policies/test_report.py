@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
+from engine.spec.energy import EnergyUse
 from engine.spec.measurement import METRIC_IDS
 from policies.attainment import judge
-from policies.report import finite, flat_metrics, measurement_json, sla_json
+from policies.report import energy_text, finite, flat_metrics, measurement_json, sla_json
 from policies.sla import Sla
 from tests.policies.runs import failed, run, timing
 
@@ -27,7 +29,9 @@ def test_the_document_has_exactly_the_shape_other_programs_rely_on() -> None:
         "driver_lag_ms",
         "driver_lag",
         "metric_ids",
+        "energy",
     }
+    assert document["energy"] is None
     assert document["fidelity"] == "measured"
     for name in ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms"):
         assert set(document["metrics"][name]) == {"mean", "p50", "p90", "p95", "p99"}
@@ -43,6 +47,19 @@ def test_what_was_not_observed_is_none_and_not_zero() -> None:
     assert metrics.pop("attainment") is not None
     values = [v for m in metrics.values() for v in (m.values() if isinstance(m, dict) else [m])]
     assert values == [None] * len(values)
+
+
+def test_measured_energy_is_told_per_token_of_completed_requests() -> None:
+    measured = run([timing(tokens=5), timing(tokens=5), failed()])
+    energy = EnergyUse(joules=600.0, seconds=2.0, num_devices=2)
+    document = measurement_json(replace(measured, energy=energy), None)["energy"]
+    assert document["mean_w"] == 300.0
+    assert document["joules_per_output_token"] == 60.0
+    assert document["joules_per_total_token"] == 600.0 / (10 + 2 * 20)
+    assert energy_text(document) == (
+        "energy (measured): 600 J, mean 300 W of 2 devices, 60 J per output token, "
+        "12 J per total token"
+    )
 
 
 def test_without_an_sla_there_is_no_attainment_to_tell() -> None:

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 from engine.engine import Engine
+from engine.nvml.monitor import DeviceMonitor
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.settings import Caps, Settings
 from tests.engine.paced import ConstantTimer
 
 
-def paced_engine(folder: Path, *, max_queue: int | None = None) -> Engine:
+def paced_engine(
+    folder: Path, *, max_queue: int | None = None, monitor: DeviceMonitor | None = None
+) -> Engine:
     """A simulated engine with a vocabulary of 500 and a context of 512, 2 ms a step."""
     config = {
         "model_type": "llama",
@@ -34,4 +37,5 @@ def paced_engine(folder: Path, *, max_queue: int | None = None) -> Engine:
             ),
         ),
         timer_factory=ConstantTimer,
+        monitor=monitor,
     )

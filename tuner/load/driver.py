@@ -10,7 +10,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from engine.spec.measurement import Distribution, Fidelity, Measurement, Outcome, RequestTiming
@@ -58,7 +58,8 @@ def run_load(
     A request without its last token ``timeout_s`` after its scheduled time is timed out. The run
     ends when every request has ended, ``drain_s`` after the last one was sent, or when
     ``should_stop`` says so: requests unfinished then (in an open loop also unsent) are cut.
-    ``on_progress`` is called on this thread after each ending.
+    ``on_progress`` is called on this thread after each ending. Energy is what the target's devices
+    took from just before the run to just after it.
 
     Raises:
         LoadError: a timeout or vocabulary that cannot be.
@@ -73,11 +74,12 @@ def run_load(
         on_progress=on_progress,
         should_stop=should_stop,
     )
+    before = target.read_energy()
     if workload.closed is None:
         driver.run_open(drain_s)
     else:
         driver.run_closed(workload.closed.concurrency, workload.closed.limit_s, drain_s)
-    return driver.measurement(fidelity)
+    return replace(driver.measurement(fidelity), energy=before.until(target.read_energy()))
 
 
 @dataclass(kw_only=True)

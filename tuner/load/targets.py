@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from engine.spec.energy import EnergyCounters
 from engine.spec.errors import EngineError
 from engine.spec.measurement import Outcome
 from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
@@ -52,6 +53,13 @@ class LoadTarget(Protocol):
 
     def cancel(self, index: int) -> None:
         """Give the request up and free what it holds; ``on_done`` may still come or not."""
+        ...
+
+    def read_energy(self) -> EnergyCounters:
+        """Joules that the devices behind it have taken so far; empty where it does not tell.
+
+        It may wait a moment for the answer.
+        """
         ...
 
 
@@ -101,6 +109,10 @@ class EngineTarget:
     def cancel(self, index: int) -> None:
         """See :class:`LoadTarget`; aborts the request."""
         self._engine.abort(self._request_id(index))
+
+    def read_energy(self) -> EnergyCounters:
+        """See :class:`LoadTarget`."""
+        return self._engine.read_energy()
 
     def _request_id(self, index: int) -> str:
         return f"{self._name}-{index}"

@@ -82,6 +82,7 @@ class Recommendation:
             "predicted": self.predicted,
             "measured": self.measured["metrics"] if self.measured else None,
             "measured_requests": self.measured["requests"] if self.measured else None,
+            "measured_energy": self.measured.get("energy") if self.measured else None,
             "paced": self.paced,
             "interval": self._intervals(),
             "sla_probability": self.probability,

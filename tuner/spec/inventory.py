@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.nvml.library import Nvml
+from engine.spec.errors import DriverAbsentError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
@@ -20,27 +23,13 @@ def list_devices() -> list[Device]:
 
     Devices are only read: NVML is opened and shut down again, no setting is touched.
     """
-    import pynvml
-
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
+        with Nvml() as driver:
+            return [
+                Device(
+                    index=index, name=driver.name(handle), memory_bytes=driver.memory_bytes(handle)
+                )
+                for index, handle in enumerate(driver.list_handles())
+            ]
+    except DriverAbsentError:
         return []
-    try:
-        return [_device(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    except pynvml.NVMLError:
-        return []
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _device(index: int) -> Device:
-    import pynvml
-
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    name = pynvml.nvmlDeviceGetName(handle)
-    return Device(
-        index=index,
-        name=name.decode() if isinstance(name, bytes) else str(name),
-        memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-    )

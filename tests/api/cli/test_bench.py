@@ -15,8 +15,12 @@ from engine.models.create import create_model
 from engine.server import create_server
 from engine.server.defaults import SamplingDefaults
 from engine.spec.config import EngineConfig
+from engine.spec.plan import ParallelPlan
 from engine.text.tokenizer import Tokenizer
 from tests.api.servers import serve
+from tests.engine.nvml.engines import monitor_of
+from tests.engine.nvml.fake_nvml import FakeGpu, FakeNvml
+from tests.engine.server.conftest import serving, simulated_engine, wait_until
 from tests.tuner.pictures.pages import names, read_page
 
 
@@ -31,6 +35,26 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         serve(create_server(engine, tokenizer, model_name="tiny")) as address,
     ):
         yield address
+
+
+@pytest.fixture(scope="module")
+def watched_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server over one rank that only takes time, on a device whose driver tells of it."""
+    folder: Path = tmp_path_factory.mktemp("watched") / "model"
+    create_model(folder, preset="tiny", seed=0)
+    gpu = FakeGpu(uuid="GPU-0", bus_id="0")
+
+    def use_energy(name: str) -> None:
+        gpu.energy_mj += 100
+
+    monitor = monitor_of(FakeNvml(gpu, on_call=use_energy))
+    plan = ParallelPlan()
+    with (
+        simulated_engine(folder, step_s=0.005, plan=plan, monitor=monitor) as engine,
+        serving(engine, folder) as server,
+    ):
+        wait_until(lambda: bool(engine.stats().devices))
+        yield server.url
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +94,24 @@ def test_bench_prints_a_table_and_the_verdict_without_json(url: str) -> None:
     assert done.exit_code == 3, done.output
     assert "completed 6" in done.stdout
     assert "missed: p95_e2e_ms<=0.001" in done.stdout
+
+
+def test_bench_tells_the_energy_of_an_engine_whose_devices_tell_theirs(
+    url: str, watched_url: str
+) -> None:
+    words = ("--workload", "closed:concurrency=2,input=8,output=40,requests=6")
+    done = bench("--url", watched_url, *words, "--json")
+    assert done.exit_code == 0, done.output
+    energy = json.loads(done.stdout)["energy"]
+    assert energy["num_devices"] == 1
+    assert energy["joules"] > 0
+    assert energy["joules_per_output_token"] == pytest.approx(energy["joules"] / (6 * 40))
+    assert energy["joules_per_total_token"] == pytest.approx(energy["joules"] / (6 * 48))
+    assert energy["mean_w"] == pytest.approx(energy["joules"] / energy["seconds"])
+    told = bench("--url", watched_url, *words)
+    assert "J per output token" in told.stdout
+    without = bench("--url", url, *words)
+    assert "energy" not in without.stdout
 
 
 @pytest.mark.parametrize("more", [[], ["--fail-on-miss"]])

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from api.cli.tune_answer import print_answer
+from engine.spec.energy import EnergyUse
 from tests.api.cli.conftest import Run
 
 
 def test_tune_writes_its_report_and_prints_a_table(
-    run: Run, tiny_dir: Path, tmp_path: Path
+    run: Run, tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "report.json"
     done = run(
@@ -28,6 +30,13 @@ def test_tune_writes_its_report_and_prints_a_table(
     assert "workload poisson:rate=50,input=64,output=8,requests=20\n" in done.stdout
     assert "recommended (simulated" in done.stdout
     assert "trial 1" in done.stderr
+    assert document["recommendation"]["measured_energy"] is None
+    assert "energy" not in done.stdout
+    energy = EnergyUse(joules=600.0, seconds=2.0, num_devices=1)
+    measured = energy.to_json(output_tokens=160, total_tokens=1440)
+    document["recommendation"]["measured_energy"] = measured
+    print_answer({**document, "recommendation_id": None, "resume": None}, None)
+    assert "mean 300 W of 1 device, 3.75 J per output token" in capsys.readouterr().out
 
 
 def test_nothing_feasible_is_an_answer_with_exit_code_3(run: Run) -> None:

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.replica.devices import for_replica, read_inventory, with_device_memory
+from engine.replica.devices import (
+    devices_of,
+    for_replica,
+    list_cuda_devices,
+    read_inventory,
+    with_device_memory,
+)
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.errors import EngineError
 from engine.spec.inventory import MOST_RANKS, RankKind
@@ -66,6 +72,19 @@ def test_paced_ranks_take_no_memory_here() -> None:
     config = EngineConfig(model_dir=Path("unused"), executor=ExecutorKind.SIMULATED, max_devices=16)
     found = read_inventory(config)
     assert (found.kind, found.max_ranks, found.memory_bytes) == (RankKind.PACED, 16, None)
+
+
+def test_ranks_count_up_from_the_first_device_and_sharers_over_again() -> None:
+    config = EngineConfig(model_dir=Path("unused"), device="cuda:2")
+    assert devices_of(config, 3) == {2, 3, 4}
+    shared = EngineConfig(model_dir=Path("unused"), device="cuda:0", collectives="gloo")
+    count = max(1, torch.cuda.device_count())
+    assert devices_of(shared, 8 * count) == set(range(count))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_without_cuda_there_are_no_devices_to_watch() -> None:
+    assert list_cuda_devices(EngineConfig(model_dir=Path("unused"), device="cuda"), 4) == []
 
 
 @pytest.mark.gpu

@@ -16,6 +16,7 @@ import uvicorn
 
 from engine.engine import Engine
 from engine.models.create import create_model
+from engine.nvml.monitor import DeviceMonitor
 from engine.server import create_server
 from engine.server.connections import ServerConfig
 from engine.server.defaults import SamplingDefaults
@@ -122,6 +123,7 @@ def simulated_engine(
     caps: Caps | None = None,
     pin: ModePin = AUTO,
     plan: ParallelPlan = SHIFT_PLAN,
+    monitor: DeviceMonitor | None = None,
 ) -> Engine:
     """An engine whose steps only take time: slow enough to look at requests in progress."""
     tokenizer = Tokenizer.from_dir(model_dir)
@@ -135,6 +137,7 @@ def simulated_engine(
         ),
         tokenizer=tokenizer,
         timer_factory=lambda plan: FixedTimer(plan=plan, step_s=step_s),
+        monitor=monitor,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from engine.spec.energy import EnergyCounters
 from engine.spec.measurement import Fidelity, Measurement, Outcome
 from policies.report import measurement_json
 from tests.engine.paced import STEP_S
@@ -53,6 +54,9 @@ class EchoTarget:
         thread = threading.Thread(target=self._answer, args=(output_tokens, on_token, on_done))
         self._threads.append(thread)
         thread.start()
+
+    def read_energy(self) -> EnergyCounters:
+        return EnergyCounters()
 
     def cancel(self, index: int) -> None:
         self.cancelled.append(index)

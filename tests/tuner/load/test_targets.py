@@ -10,8 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.contracts.load_target import Call, LoadTargetContract
+from tests.engine.nvml.engines import gpus, monitor_of
+from tests.engine.nvml.fake_nvml import FakeNvml
 from tests.tuner.engines import paced_engine
+from tuner.load.driver import LoadProgress, run_load
 from tuner.load.targets import EngineTarget, LoadTarget, spread_stamps
+from tuner.workload.parse import parse_workload
 
 
 class TestEngineTarget(LoadTargetContract):
@@ -31,6 +35,30 @@ class TestEngineTarget(LoadTargetContract):
         with paced_engine(tmp_path) as engine:
             calls = [Call(EngineTarget(engine), 1, tokens=20) for _ in range(2)]
             assert [len(call.stamps) for call in calls if call.wait()] == [20, 20]
+
+
+def test_the_energy_of_a_run_is_that_of_the_devices_behind_it(tmp_path: Path) -> None:
+    (gpu,) = library = gpus(1)
+    workload = parse_workload("poisson:rate=100,requests=10,input=8,output=4", seed=0)
+
+    def note(progress: LoadProgress) -> None:
+        gpu.energy_mj += 2_000
+
+    with paced_engine(tmp_path, monitor=monitor_of(FakeNvml(*library))) as engine:
+        measured = run_load(
+            workload,
+            EngineTarget(engine),
+            seed=0,
+            timeout_s=30.0,
+            vocab_size=500,
+            on_progress=note,
+        )
+    energy = measured.energy
+    assert energy is not None
+    assert energy.joules == pytest.approx(20.0)
+    assert energy.num_devices == 1
+    assert energy.seconds >= measured.window_s
+    assert energy.per_token(measured.output_tokens) == pytest.approx(0.5)
 
 
 def test_a_gap_is_divided_among_the_tokens_that_came_after_it() -> None:

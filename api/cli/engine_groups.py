@@ -24,6 +24,7 @@ from api.cli.engine_options import (
 from api.cli.groups import Described
 from api.cli.limit_options import LimitOptions
 from api.cli.listening import CONTROL_KEY_VARIABLE, Listening
+from engine.spec.config import MOST_GRAPH_TOKENS
 from engine.spec.settings import Order
 
 if TYPE_CHECKING:
@@ -143,6 +144,14 @@ class RankOptions:
             help="Threads of each CPU rank; by default OMP_NUM_THREADS, else cores over ranks.",
         ),
     ] = None
+    max_graph_tokens: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=MOST_GRAPH_TOKENS,
+            help="On CUDA, steps of up to this many tokens run as CUDA graphs; 0: none do.",
+        ),
+    ] = 512
 
     def __post_init__(self) -> None:
         """End where a share is named of memory that has no devices."""

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.kernels.gpu.overlap import overlapped, wait_for_previous
+from engine.kernels.gpu import overlap
+from engine.kernels.gpu.overlap import wait_for_previous
 from engine.kernels.gpu.tables import DeviceTables
 from engine.kernels.kv_cache import LayerCache
 from engine.kernels.layer import HeadShape
@@ -183,7 +184,7 @@ def decode(
         precision=dot_precision(qkv.dtype),
         num_warps=NUM_WARPS,
         num_stages=NUM_STAGES,
-        **overlapped(qkv),
+        **overlap.overlapped(qkv),
     )
     _join_kernel[(num_decodes, num_q)](
         part,
@@ -197,7 +198,7 @@ def decode(
         least_chunk=least_chunk,
         dims_block=dims_block,
         num_warps=1,
-        **overlapped(qkv),
+        **overlap.overlapped(qkv),
     )
 
 

@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.kernels.gpu.overlap import overlapped, wait_for_previous
+from engine.kernels.gpu import overlap
+from engine.kernels.gpu.overlap import wait_for_previous
 from engine.kernels.gpu.tables import DeviceTables
 from engine.kernels.kv_cache import LayerCache
 from engine.kernels.layer import HeadShape
@@ -116,5 +117,5 @@ def place_heads(
         has_norm=qk_norm is not None,
         heads_block=HEADS_AT_ONCE,
         half_block=triton.next_power_of_2(half),
-        **overlapped(qkv),
+        **overlap.overlapped(qkv),
     )

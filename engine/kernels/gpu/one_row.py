@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.kernels.gpu.overlap import overlapped, wait_for_previous
+from engine.kernels.gpu import overlap
+from engine.kernels.gpu.overlap import wait_for_previous
 
 OUTPUTS_AT_ONCE = 2
 INPUTS_AT_ONCE = 1024
@@ -78,6 +79,6 @@ def one_row(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         inputs_at_once=INPUTS_AT_ONCE,
         is_even=num_inputs % INPUTS_AT_ONCE == 0,
         num_warps=NUM_WARPS,
-        **overlapped(x),
+        **overlap.overlapped(x),
     )
     return out

@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.kernels.gpu import overlap
 from engine.kernels.gpu.decode import LEAST_ROWS, dot_precision, score_scale
-from engine.kernels.gpu.overlap import overlapped, wait_for_previous
+from engine.kernels.gpu.overlap import wait_for_previous
 from engine.kernels.gpu.tables import DeviceTables
 from engine.kernels.kv_cache import LayerCache
 from engine.kernels.layer import HeadShape
@@ -184,5 +185,5 @@ def prefill(
         precision=dot_precision(qkv.dtype),
         num_warps=NUM_WARPS,
         num_stages=1 if is_wide else NUM_STAGES,
-        **overlapped(qkv),
+        **overlap.overlapped(qkv),
     )

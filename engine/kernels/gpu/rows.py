@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.kernels.gpu.overlap import overlapped, wait_for_previous
+from engine.kernels.gpu import overlap
+from engine.kernels.gpu.overlap import wait_for_previous
 
 SILU_BLOCK = 1024
 
@@ -62,7 +63,7 @@ def add_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Ten
             has_delta=delta is not None,
             block=block,
             num_warps=min(16, max(1, block // 512)),
-            **overlapped(x),
+            **overlap.overlapped(x),
         )
     return out
 
@@ -92,6 +93,11 @@ def silu_mul(gate_up: Tensor, num_blocks: int) -> Tensor:
     out = gate_up.new_empty(num_rows, width)
     if num_rows:
         _silu_mul_kernel[(num_rows, triton.cdiv(width, SILU_BLOCK))](
-            gate_up, out, width, width // num_blocks, block=SILU_BLOCK, **overlapped(gate_up)
+            gate_up,
+            out,
+            width,
+            width // num_blocks,
+            block=SILU_BLOCK,
+            **overlap.overlapped(gate_up),
         )
     return out

@@ -44,3 +44,14 @@ def test_the_kernels_agree_with_torch_on_the_device() -> None:
     from tests.engine.kernels.triton_cases import compare
 
     assert len(compare(torch.device("cuda"), count=100, seed=2)) == 400
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_kernels_compile_for_gpus_that_are_not_here(capability: int) -> None:
+    """Down to machine code, which the interpreter never sees."""
+    code = f"import tests.engine.kernels.triton_cases as t; t.compile_all({capability})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

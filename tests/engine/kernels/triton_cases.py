@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.kernels.gpu import overlap
 from engine.kernels.gpu.layer import TritonKernels
 from engine.kernels.gpu.one_row import one_row
 from engine.kernels.gpu.tables import StepShape
@@ -160,6 +161,28 @@ def compare(device: torch.device, *, count: int, seed: int) -> list[str]:
     """
     draw = Draw(device=device, rng=np.random.default_rng(seed))
     return [case(draw) for _ in range(count) for case in CASES]
+
+
+def compile_all(capability: int) -> None:
+    """Compile every kernel for a GPU that is not here, overlapping launches where it can."""
+    from tests.engine.compiled import compiling
+
+    can_overlap = (capability // 10, capability % 10) >= overlap.LEAST_CAPABILITY
+    overlap.overlapped = lambda _: {"is_overlapped": can_overlap}
+    with compiling(capability=capability) as found:
+        for dtype, heads in zip(DEVICE_DTYPES, DEVICE_HEADS, strict=True):
+            world = World([(1, 50), (40, 30)], heads, dtype, has_norm=True)
+            kernels = TritonKernels(shape=world.shape, rope=world.rope)
+            world.attend(kernels)
+            x = torch.zeros(1, 4096, dtype=dtype)
+            kernels.add_norm(x, x, x[0])
+            kernels.silu_mul(x, 1)
+            one_row(x, x, None)
+    missing = {"_add_norm_kernel", "_silu_mul_kernel", "_one_row_kernel", "_place_heads_kernel"}
+    missing |= {"_decode_kernel", "_join_kernel", "_prefill_kernel"}
+    assert not missing - found.keys(), missing - found.keys()
+    overlapping = ["griddepcontrol" in kernel.asm["ptx"] for kernel in found["_decode_kernel"]]
+    assert all(overlapping) if can_overlap else not any(overlapping)
 
 
 def main() -> None:

@@ -294,12 +294,14 @@ def _digit_kernel(  # type: ignore[no-untyped-def]
             inside = (ids < vocab_size) & (higher == (lower.to(tl.uint32) >> shift) >> DIGIT_BITS)
             if by_weight:
                 inside &= x >= least
-                mass = _weight(x, ordinary_best(best), temperature)
-            else:
+            # Exponentials in float64 are dear; late passes have few parts that need any.
+            if tl.sum(inside.to(tl.int32), axis=0) > 0:
                 mass = tl.full((part,), 1, tl.int64)
-            mass = tl.where(inside, mass, 0)
-            digit = ((key >> shift) & (NUM_DIGITS - 1)).to(tl.int32)
-            masses += tl.where(digit[:, None] == digits[None, :], mass[:, None], 0)
+                if by_weight:
+                    mass = _weight(x, ordinary_best(best), temperature)
+                mass = tl.where(inside, mass, 0)
+                digit = ((key >> shift) & (NUM_DIGITS - 1)).to(tl.int32)
+                masses += tl.where(digit[:, None] == digits[None, :], mass[:, None], 0)
     tl.store(sums_ptr + at * NUM_DIGITS + digits, tl.sum(masses, axis=0))
 
 

@@ -13,8 +13,8 @@ from engine.kernels.transfer import to_device
 from engine.sampling.edits import RowEdits, TokenCounts
 from engine.sampling.philox import DrawKeys
 from engine.sampling.rules import SamplingRows
-from engine.sampling.triton_border import find_borders
 from engine.sampling.triton_draw import draw_rows
+from engine.sampling.triton_floor import find_borders
 from engine.sampling.triton_rows import FEW_ROWS, PackedRows, Source, chunk_of, pack_rows
 
 

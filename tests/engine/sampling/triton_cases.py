@@ -20,7 +20,7 @@ from engine.sampling.philox import DrawKeys, gumbel_lanes
 from engine.sampling.rules import SamplingRows, finite_rows, sample
 from engine.sampling.rules_numpy import RowSampler, ordinary_row
 from engine.sampling.sampler import Sampler
-from engine.sampling.triton_border import find_borders
+from engine.sampling.triton_floor import find_borders
 from engine.sampling.triton_noise import gumbel_exact, gumbel_near
 from engine.sampling.triton_rows import Source, pack_rows
 from engine.sampling.triton_sampler import DrawnRows, draw_on_device, launch

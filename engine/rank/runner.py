@@ -147,6 +147,9 @@ class ModelRunner:
                 device=self._device,
             )
         self._inputs = InputStream(self._device)
+        if self._sampler is not None:
+            with self._inputs.computing():
+                self._sampler.compile_kernels(self._dtype)
         self._graphs: StageGraphs | None = None
         if self._device.type == "cuda":
             self._graphs = self._captured(plan, max_blocks_per_seq)

@@ -139,6 +139,19 @@ class Sampler:
             )
 
     @torch.inference_mode()
+    def compile_kernels(self, dtype: torch.dtype) -> None:
+        """Have the kernels for logits of ``dtype`` ready, so that no step waits for a compiler."""
+        if self._has_kernels and dtype != torch.float64:
+            from engine.sampling.triton_sampler import compile_kernels
+
+            compile_kernels(
+                vocab_size=self._vocab_size,
+                dtype=dtype,
+                device=self._device,
+                counts=self._edits.counts,
+            )
+
+    @torch.inference_mode()
     def start(self, start: SlotStart) -> None:
         """A sequence takes a slot: whatever it held is forgotten."""
         self._table.put(start.slot, start.sampling)

@@ -1,4 +1,4 @@
-"""Kernels that find the least logit which min-p, top-k and top-p keep, without sorting.
+"""Kernels that find the least logit which top-k and top-p keep, without sorting.
 
 The bits of a float32 have an image in whole numbers that orders as the floats do. The border is
 found digit by digit of that image, the highest digit first. In each pass, programs sum the mass of
@@ -24,22 +24,17 @@ from torch import Tensor
 
 from engine.sampling import rules_numpy
 from engine.sampling.triton_rows import (
-    DROP_HIGH,
-    DROP_LOW,
     NOT_SPECIALIZED,
     TEMPERATURE_F,
     TOP_K,
     TOP_P_F,
     Source,
-    ban_row,
-    edit_row,
     finish_row,
     float_field,
     ordinary,
     ordinary_best,
     read_row,
     whole_field,
-    without_nan,
 )
 
 WEIGHT_SCALE = tl.constexpr(rules_numpy.WEIGHT_SCALE)
@@ -70,69 +65,10 @@ class RowBorders:
     is_banned: Tensor
     cut: Tensor
 
-
-# -- the best logit, banned ids and min-p ----------------------------------------------------------
-
-
-@triton.jit(do_not_specialize=NOT_SPECIALIZED)  # type: ignore[untyped-decorator]
-def _best_kernel(  # type: ignore[no-untyped-def]
-    logits_ptr,
-    row_stride,
-    words_ptr,
-    num_rows,
-    vocab_size,
-    counts_ptr,
-    is_in_prompt_ptr,
-    bests_ptr,
-    has_edits: tl.constexpr,
-    chunk: tl.constexpr,
-):
-    """``bests`` [2, R, C]: of a chunk, the largest logit with and without the banned ids."""
-    row, number = tl.program_id(0), tl.program_id(1)
-    num_chunks = tl.num_programs(1)
-    ids = number * chunk + tl.arange(0, chunk)
-    x = read_row(logits_ptr, row_stride, row, ids, vocab_size)
-    if has_edits:
-        x = edit_row(x, row, ids, words_ptr, num_rows, vocab_size, counts_ptr, is_in_prompt_ptr)
-    x = without_nan(x)
-    at = row * num_chunks + number
-    tl.store(bests_ptr + at, tl.max(x, axis=0))
-    if has_edits:
-        x = ban_row(x, row, ids, words_ptr, num_rows)
-    tl.store(bests_ptr + num_rows * num_chunks + at, tl.max(x, axis=0))
-
-
-@triton.jit(do_not_specialize=NOT_SPECIALIZED)  # type: ignore[untyped-decorator]
-def _floor_kernel(  # type: ignore[no-untyped-def]
-    words_ptr,
-    num_rows,
-    bests_ptr,
-    num_chunks,
-    best_ptr,
-    least_ptr,
-    is_banned_ptr,
-    cut_ptr,
-    padded_chunks: tl.constexpr,
-):
-    """All of :class:`RowBorders`, for min-p alone."""
-    row = tl.program_id(0)
-    numbers = tl.arange(0, padded_chunks)
-    inside, at = numbers < num_chunks, row * num_chunks + numbers
-    best = tl.max(tl.load(bests_ptr + at, mask=inside, other=float("-inf")), axis=0)
-    at = num_rows * num_chunks + at
-    left = tl.max(tl.load(bests_ptr + at, mask=inside, other=float("-inf")), axis=0)
-    is_banned = left > float("-inf")
-    best = tl.where(is_banned, left, best)
-    low = whole_field(words_ptr, num_rows, row, DROP_LOW).to(tl.uint32, bitcast=True)
-    high = whole_field(words_ptr, num_rows, row, DROP_HIGH).to(tl.uint32, bitcast=True)
-    drop = ((high.to(tl.uint64) << 32) | low.to(tl.uint64)).to(tl.float64, bitcast=True)
-    tl.store(best_ptr + row, best)
-    tl.store(least_ptr + row, (ordinary_best(best).to(tl.float64) + drop).to(tl.float32))
-    tl.store(is_banned_ptr + row, is_banned.to(tl.int32))
-    tl.store(cut_ptr + row, tl.full((), 0, tl.int64))
-
-
-# -- top-k and top-p -------------------------------------------------------------------------------
+    @property
+    def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All of them, in the order that kernels take them."""
+        return self.best, self.least, self.is_banned, self.cut
 
 
 @triton.jit
@@ -294,12 +230,14 @@ def _digit_kernel(  # type: ignore[no-untyped-def]
             inside = (ids < vocab_size) & (higher == (lower.to(tl.uint32) >> shift) >> DIGIT_BITS)
             if by_weight:
                 inside &= x >= least
-                mass = _weight(x, ordinary_best(best), temperature)
-            else:
+            # Exponentials in float64 are dear; late passes have few parts that need any.
+            if tl.sum(inside.to(tl.int32), axis=0) > 0:
                 mass = tl.full((part,), 1, tl.int64)
-            mass = tl.where(inside, mass, 0)
-            digit = ((key >> shift) & (NUM_DIGITS - 1)).to(tl.int32)
-            masses += tl.where(digit[:, None] == digits[None, :], mass[:, None], 0)
+                if by_weight:
+                    mass = _weight(x, ordinary_best(best), temperature)
+                mass = tl.where(inside, mass, 0)
+                digit = ((key >> shift) & (NUM_DIGITS - 1)).to(tl.int32)
+                masses += tl.where(digit[:, None] == digits[None, :], mass[:, None], 0)
     tl.store(sums_ptr + at * NUM_DIGITS + digits, tl.sum(masses, axis=0))
 
 
@@ -346,40 +284,7 @@ def _settle_kernel(  # type: ignore[no-untyped-def]
         tl.store(cut_ptr + row, tl.where(least == border, cut, 0))
 
 
-def find_borders(source: Source) -> RowBorders:
-    """The borders of all R rows; rows that are greedy or have no limits keep everything."""
-    device, num_rows, num_chunks = source.logits.device, source.num_rows, source.num_chunks
-    bests = torch.empty((2, num_rows, num_chunks), dtype=torch.float32, device=device)
-    borders = RowBorders(
-        best=torch.empty(num_rows, dtype=torch.float32, device=device),
-        least=torch.empty(num_rows, dtype=torch.float32, device=device),
-        is_banned=torch.empty(num_rows, dtype=torch.int32, device=device),
-        cut=torch.empty(num_rows, dtype=torch.int64, device=device),
-    )
-    _best_kernel[(num_rows, num_chunks)](
-        *source.arguments,
-        bests,
-        has_edits=source.kinds.has_edits,
-        chunk=source.chunk,
-        enable_fp_fusion=False,
-        num_warps=8,
-    )
-    _floor_kernel[(num_rows,)](
-        source.words,
-        num_rows,
-        bests,
-        num_chunks,
-        *_fields(borders),
-        padded_chunks=source.padded_chunks,
-    )
-    if source.kinds.has_top_k:
-        _raise_borders(source, borders, by_weight=False)
-    if source.kinds.has_top_p:
-        _raise_borders(source, borders, by_weight=True)
-    return borders
-
-
-def _raise_borders(source: Source, borders: RowBorders, *, by_weight: bool) -> None:
+def raise_borders(source: Source, borders: RowBorders, *, by_weight: bool) -> None:
     """Raise the borders of rows that draw with top-p (``by_weight``) or top-k."""
     device, num_rows = source.logits.device, source.num_rows
     chunk = CHUNKS_AT_ONCE * source.chunk
@@ -396,7 +301,7 @@ def _raise_borders(source: Source, borders: RowBorders, *, by_weight: bool) -> N
         now, before = number % 2, (number + 1) % 2
         _digit_kernel[(num_rows, num_chunks)](
             *source.arguments,
-            *_fields(borders),
+            *borders.fields,
             sums[before],
             sums[now],
             brackets[before],
@@ -428,7 +333,3 @@ def _raise_borders(source: Source, borders: RowBorders, *, by_weight: bool) -> N
         enable_fp_fusion=False,
         num_warps=8,
     )
-
-
-def _fields(borders: RowBorders) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return borders.best, borders.least, borders.is_banned, borders.cut

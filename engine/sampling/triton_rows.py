@@ -44,6 +44,8 @@ BANNED_END = tl.constexpr(16)
 NUM_FIELDS = 17
 # Arguments whose values are no reason to compile a kernel again.
 NOT_SPECIALIZED = ["num_rows", "shift", "number_of_pass"]
+# Steps of up to so many rows are cut finer.
+FEW_ROWS = 8
 # Lists grow in these steps, so that few sizes of the packed array occur.
 LIST_STEP = 64
 
@@ -138,7 +140,7 @@ def _words(numbers: npt.NDArray[np.uint64]) -> Int32Array:
 
 def chunk_of(num_rows: int) -> int:
     """Tokens that one program reads: few rows are cut finer, so that they fill a device too."""
-    return 1024 if num_rows <= 8 else 2048
+    return 1024 if num_rows <= FEW_ROWS else 2048
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from engine.kernels.transfer import to_device
 from engine.sampling.edits import RowEdits, TokenCounts
 from engine.sampling.philox import DrawKeys
 from engine.sampling.rules import SamplingRows
-from engine.sampling.triton_border import find_borders
 from engine.sampling.triton_draw import draw_rows
-from engine.sampling.triton_rows import PackedRows, Source, chunk_of, pack_rows
+from engine.sampling.triton_floor import find_borders
+from engine.sampling.triton_rows import FEW_ROWS, PackedRows, Source, chunk_of, pack_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +48,48 @@ def draw_on_device(
 
 def largest_on_device(logits: Tensor) -> DrawnRows:
     """The largest logit of R > 0 rows, as :func:`draw_on_device` with nothing to draw."""
-    nothing = np.zeros(len(logits), dtype=np.int32)
-    greedy = nothing.astype(np.float32)
-    values = SamplingRows(
-        temperatures=greedy,
-        min_ps=greedy,
+    return draw_on_device(logits, _greedy(len(logits)))
+
+
+def _greedy(num_rows: int) -> SamplingRows:
+    nothing = np.zeros(num_rows, dtype=np.int32)
+    zeros = nothing.astype(np.float32)
+    return SamplingRows(
+        temperatures=zeros,
+        min_ps=zeros,
         top_ks=nothing,
-        top_ps=greedy + 1,
+        top_ps=zeros + 1,
         keys=DrawKeys(seeds=nothing.astype(np.uint64), choices=nothing, positions=nothing),
     )
-    return draw_on_device(logits, values)
+
+
+def compile_kernels(
+    *, vocab_size: int, dtype: torch.dtype, device: torch.device, counts: TokenCounts
+) -> None:
+    """Sample nothing of use in all kinds of rows and sizes of steps, so that no request has to wait
+    for a compiler. Compiled kernels stay in Triton's cache on disk.
+    """
+    none = np.zeros(0, dtype=np.int32)
+    edit = RowEdits(
+        row=0,
+        bias_ids=none,
+        bias_values=none.astype(np.float32),
+        banned_ids=none,
+        penalties=(1.0, 0.0, 0.0),
+        count_row=-1,
+    )
+    for num_rows in (1, FEW_ROWS + 1):
+        logits = torch.zeros((num_rows, vocab_size), dtype=dtype, device=device)
+        free = _greedy(num_rows)
+        limited = replace(
+            free,
+            temperatures=free.temperatures + 1,
+            top_ks=free.top_ks + 1,
+            top_ps=free.top_ps * np.float32(0.5),
+        )
+        for values in (free, limited):
+            for edits in ((), (edit,)):
+                draw_on_device(logits, values, edits=edits, counts=counts)
 
 
 def launch(
@@ -73,7 +106,8 @@ def launch(
     CUDA graph of it serves other rows of these kinds, once their words are copied into ``words``.
     """
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    tables = counts.tables if counts is not None else (words, words)
+    # Without counts nothing is read there; types as with them spare compiling twice.
+    tables = (words, words.view(torch.uint8)) if counts is None else counts.tables
     source = Source(
         logits=logits,
         words=words,

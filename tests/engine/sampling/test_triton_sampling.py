@@ -36,12 +36,12 @@ def check_interpreted(first: int, end: int) -> None:
 
 @NEEDS_TRITON
 def test_interpreted_kernels_sample_what_the_rule_in_numpy_samples() -> None:
-    check_interpreted(0, 8)
+    check_interpreted(0, 4)
 
 
 @NEEDS_TRITON
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(1000, 1400, 50))
+@pytest.mark.parametrize("first", range(1000, 1300, 50))
 def test_interpreted_kernels_sample_what_the_rule_samples_in_many_cases(first: int) -> None:
     check_interpreted(first, first + 50)
 
@@ -53,6 +53,7 @@ def test_kernels_sample_on_the_device_what_the_rule_in_numpy_samples() -> None:
     device = torch.device("cuda")
     triton_cases.check_noise(device)
     triton_cases.check_padding(device)
+    triton_cases.check_close_calls(device, num_rows=500)
     triton_cases.check_all(device, range(400))
     for seed in range(20):
         triton_cases.check_sampler(device, seed=seed, num_rows=4, num_steps=3)
@@ -116,22 +117,29 @@ def test_a_graph_of_the_launches_samples_other_rows_of_the_same_kinds() -> None:
 @NEEDS_TRITON
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
-def test_kernels_compile_for_gpus_that_are_not_here(
+def test_kernels_compile_for_gpus_that_are_not_here_and_all_of_them_at_the_start(
     capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.engine.compiled import compiling
     from tests.engine.sampling import triton_cases
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    with compiling(capability=capability) as kernels:
-        for num_rows in (6, 24):
-            for has_edits in (False, True):
-                case = triton_cases.large_case(
-                    num_rows=num_rows, vocab_size=128_256, has_edits=has_edits
-                )
-                triton_cases.drawn(case, torch.device("cpu"))
-                triton_cases.drawn(triton_cases.unlimited(case), torch.device("cpu"))
+    cpu, vocab_size = torch.device("cpu"), 128_256
+    cases = [
+        triton_cases.large_case(num_rows=num_rows, vocab_size=vocab_size, has_edits=has_edits)
+        for num_rows in (6, 7, 24, 33)
+        for has_edits in (False, True)
+    ]
+    with compiling(capability=capability) as at_start:
+        triton_cases.sampler_of(cases[0], cpu).compile_kernels(torch.bfloat16)
+    with compiling(capability=capability) as later:
+        for case in cases:
+            triton_cases.drawn(case, cpu)
+            triton_cases.drawn(triton_cases.unlimited(case), cpu)
     kinds = {"_best_kernel", "_floor_kernel", "_digit_kernel", "_settle_kernel"}
-    assert set(kernels) == kinds | {"_draw_kernel", "_choose_kernel"}
+    assert set(at_start) == set(later) == kinds | {"_draw_kernel", "_choose_kernel"}
+    for name, kernels in later.items():
+        ready = {kernel.hash for kernel in at_start[name]}
+        assert {kernel.hash for kernel in kernels} <= ready, name
     # Every token passes there: arithmetic that many GPUs do at a 64th of the rate stays out.
-    assert not any(".f64" in kernel.asm["ptx"] for kernel in kernels["_draw_kernel"])
+    assert not any(".f64" in kernel.asm["ptx"] for kernel in at_start["_draw_kernel"])

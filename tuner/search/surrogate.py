@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from engine.executors.protocol import StepTimer
 from engine.modes.chooser import ModeChooser
@@ -22,7 +21,7 @@ from engine.spec.modes import Mode
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
 from policies.points import Estimate, OperatingPoint
-from tuner.step_model.boosting import FloatArray, boosted, export_trees
+from tuner.step_model.boosting import FloatArray, boosted, export_trees, one_thread
 from tuner.step_model.fit import conformal
 from tuner.step_model.trees import Trees
 from tuner.workload.workload import Workload, gap_cv
@@ -150,8 +149,7 @@ def fit_surrogate(
     """
     if len(examples) < MIN_POINTS:
         return None
-    # Hundreds of rows: several threads would mostly wait for each other.
-    with threadpool_limits(1):
+    with one_thread():
         return _fit(examples, keys, has_intervals, seed)
 
 

@@ -22,7 +22,7 @@ from engine.spec.model import DType, ModelConfig
 from engine.spec.steps import StepSample
 from tuner.profiling.profile import Profile
 from tuner.spec.errors import TunerError
-from tuner.step_model.boosting import boosted, export_trees
+from tuner.step_model.boosting import boosted, export_trees, one_thread
 from tuner.step_model.model import (
     NO_COST,
     ErrorReport,
@@ -184,7 +184,8 @@ def _features(rows: Rows, coefficients: FloatArray) -> list[tuple[float, ...]]:
 def _boost(rows: Rows, coefficients: FloatArray, factor: float, seed: int) -> Residual:
     features = np.array(_features(rows, coefficients))
     target = _log_error(rows, coefficients, factor)
-    fitted = boosted(monotone=MONOTONE, seed=seed).fit(features, target)
+    with one_thread():
+        fitted = boosted(monotone=MONOTONE, seed=seed).fit(features, target)
     return Residual(
         trees=export_trees(fitted),
         low=tuple(map(float, features.min(axis=0))),

@@ -6,7 +6,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from threadpoolctl import threadpool_limits
 
 from engine.spec.modes import ENDS
 from engine.spec.plan import ParallelPlan, parse_plan
@@ -186,3 +188,13 @@ def test_a_residual_box_has_one_bound_per_feature() -> None:
     residual = fitted_bumpy().residual
     assert isinstance(residual, Residual)
     assert len(residual.low) == len(residual.high) == 10
+
+
+def test_a_fit_starts_no_threads_where_several_are_allowed() -> None:
+    """They would wait for each other, and for whatever else the cores do."""
+    process = psutil.Process()
+    profile = made_up_profile()
+    with threadpool_limits(3, user_api="openmp"):
+        before = process.num_threads()
+        assert fit_step_model(profile, SMALL).residual == fitted().residual
+        assert process.num_threads() == before

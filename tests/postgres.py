@@ -17,8 +17,9 @@ import sqlalchemy as sa
 
 SYSTEM_USER = "postgres"
 BOTH = ("sqlite", "postgresql")
-# Where the second kind is tried by `make test-slow`.
+# Where one of the kinds is tried by `make test-slow` only.
 BOTH_SLOWLY = ("sqlite", pytest.param("postgresql", marks=pytest.mark.slow))
+SQLITE_SLOWLY = (pytest.param("sqlite", marks=pytest.mark.slow), "postgresql")
 
 
 def find_binaries() -> Path | None:

@@ -14,6 +14,7 @@ from store import Database
 from store.models import JobState
 from tests.api.jobs.test_worker import NUM_TRIALS, _done, _job, _runs, _state, _worker
 from tests.api.live import wait_until
+from tests.postgres import BOTH_SLOWLY, SQLITE_SLOWLY
 
 
 @pytest.fixture
@@ -24,13 +25,14 @@ def database(database_url: str) -> Iterator[Database]:
     database.close()
 
 
+@pytest.mark.parametrize("database_url", BOTH_SLOWLY, indirect=True)
 def test_a_second_worker_of_the_same_name_prepares_no_job_again(
     database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:
     folders = [tmp_path / str(number) for number in range(3)]
     for folder in folders:
         folder.mkdir()
-    jobs = [_job(database, folder, seconds=1.0) for folder in folders]
+    jobs = [_job(database, folder, seconds=0.5) for folder in folders]
     with _worker(database, settings):
         wait_until(lambda: any(_runs(folder) for folder in folders), 60)
         with _worker(database, settings):
@@ -41,6 +43,7 @@ def test_a_second_worker_of_the_same_name_prepares_no_job_again(
         assert (folder / "log").read_text().count("prepare") == 1
 
 
+@pytest.mark.parametrize("database_url", SQLITE_SLOWLY, indirect=True)
 def test_the_job_of_a_worker_that_never_comes_back_is_finished_by_another(
     database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def _runs(tmp_path: Path) -> list[int]:
     return [int(line.split()[0]) for line in lines if not line.startswith("prepare")]
 
 
+@pytest.mark.parametrize("database_url", BOTH_SLOWLY, indirect=True)
 def test_a_killed_worker_resumes_without_losing_or_repeating_a_finished_trial(
     database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:

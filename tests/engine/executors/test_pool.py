@@ -21,6 +21,7 @@ from engine.spec.plan import ParallelPlan
 from tests.contracts.executor import next_step, prompt_step
 from tests.engine.executors.processes import SOON_S, wait_gone
 
+ONE = ParallelPlan()
 TP2 = ParallelPlan(tp=2)
 SP2 = ParallelPlan(sp=2, shift=True)
 PP2 = ParallelPlan(pp=2)
@@ -51,6 +52,14 @@ def pool() -> Iterator[RankPool]:
 def lasting_pool() -> Iterator[RankPool]:
     """One for all tests that leave it whole: starting ranks takes seconds."""
     pool = RankPool(patience_s=PATIENCE_S)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="module")
+def impatient_pool() -> Iterator[RankPool]:
+    """One that kills a rank which does not come out of its step at once."""
+    pool = RankPool(patience_s=0.3)
     yield pool
     pool.close()
 
@@ -158,42 +167,38 @@ def test_a_rank_is_replaced_again_and_again_and_the_other_keeps_no_old_memory(
 
 
 def test_a_stopped_rank_passes_its_deadline_and_is_killed(
-    config: EngineConfig, undisturbed: list[bytes]
+    config: EngineConfig, impatient_pool: RankPool, undisturbed: list[bytes]
 ) -> None:
-    pool = RankPool(patience_s=0.3)
-    executor = started(config, pool)
+    executor = started(config, impatient_pool)
     hung = executor.pids[1]
     os.kill(hung, signal.SIGSTOP)
     executor.submit(STEPS[0])
     with pytest.raises(RankError, match=r"step 0: no rank answered within 0.2 s"):
         executor.collect(0.2)
     executor.close()
-    healed = started(config, pool)
+    healed = started(config, impatient_pool)
     wait_gone([hung])
     assert outputs(healed) == undisturbed
     healed.close()
-    pool.close()
 
 
 def test_a_rank_stopped_while_nobody_uses_it_is_replaced_at_the_next_start(
-    config: EngineConfig, undisturbed: list[bytes]
+    config: EngineConfig, impatient_pool: RankPool, undisturbed: list[bytes]
 ) -> None:
-    pool = RankPool(patience_s=0.3)
-    executor = started(config, pool)
+    executor = started(config, impatient_pool)
     stopped = executor.pids[0]
     executor.close()
     os.kill(stopped, signal.SIGSTOP)
-    healed = started(config, pool)
+    healed = started(config, impatient_pool)
     wait_gone([stopped])
     assert outputs(healed) == undisturbed
     healed.close()
-    pool.close()
 
 
 def test_ranks_that_raise_exit_and_are_replaced(
-    config: EngineConfig, pool: RankPool, undisturbed: list[bytes]
+    config: EngineConfig, lasting_pool: RankPool, undisturbed: list[bytes]
 ) -> None:
-    executor = started(config, pool)
+    executor = started(config, lasting_pool)
     pids = executor.pids
     wrong = next_step(4)
     wrong.slots = b"odd"
@@ -201,7 +206,7 @@ def test_ranks_that_raise_exit_and_are_replaced(
     with pytest.raises(RankError, match=r"(?s)failed in step 4.*Traceback"):
         executor.collect()
     executor.close()
-    healed = started(config, pool)
+    healed = started(config, lasting_pool)
     assert outputs(healed) == undisturbed
     assert not set(healed.pids) & set(pids)
     wait_gone(pids)
@@ -226,16 +231,16 @@ def test_a_checkpoint_that_cannot_be_loaded_costs_no_process(
 
 
 def test_all_ranks_are_replaced_where_collectives_cannot_be_left(
-    config: EngineConfig, pool: RankPool, undisturbed: list[bytes]
+    config: EngineConfig, lasting_pool: RankPool, undisturbed: list[bytes]
 ) -> None:
     config = replace(config, collectives=Collectives.GLOO)
-    executor = started(config, pool)
+    executor = started(config, lasting_pool)
     pids = executor.pids
     with pytest.raises(RankError):
         kill_in_a_step(executor, pids[1])
     executor.close()
     wait_gone(pids)
-    healed = started(config, pool)
+    healed = started(config, lasting_pool)
     assert outputs(healed) == undisturbed
     healed.close()
 
@@ -312,7 +317,7 @@ def test_a_spare_that_failed_meanwhile_is_not_used(
     if sign is signal.SIGSTOP and not is_warm:
         pytest.skip("it looks like one that still warms up; the start timeout finds it")
     pool = RankPool(num_spares=1, patience_s=2.0)
-    executor = started(config, pool)
+    executor = started(config, pool, ONE)
     if is_warm:
         wait_warm(pool, 1)
     (spare,) = pool.spare_pids
@@ -320,9 +325,9 @@ def test_a_spare_that_failed_meanwhile_is_not_used(
     if sign is signal.SIGKILL:
         wait_gone([spare])
     with pytest.raises(RankError):
-        kill_while_idle(executor, executor.pids[1])
+        kill_while_idle(executor, executor.pids[0])
     executor.close()
-    healed = started(config, pool)
+    healed = started(config, pool, ONE)
     assert spare not in healed.pids
     wait_gone([spare])
     assert outputs(healed) == undisturbed
@@ -344,7 +349,7 @@ def test_processes_that_cannot_begin_fail_every_start_and_leave_nothing(
 def test_ranks_given_back_after_the_pool_was_closed_end(
     config: EngineConfig, pool: RankPool
 ) -> None:
-    executor = started(config, pool)
+    executor = started(config, pool, ONE)
     pids = executor.pids
     pool.close()
     executor.close()

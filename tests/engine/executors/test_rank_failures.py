@@ -28,6 +28,7 @@ from tests.engine.executors.processes import wait_gone
 from tests.engine.rank_pools import RankPools
 
 PLAN = ParallelPlan(tp=2)
+ONE = ParallelPlan()
 # Far above what a death takes to be noticed, far below the step timeout.
 NOTICED_S = 10.0
 
@@ -39,12 +40,19 @@ def config(tiny_model_dir: Path) -> EngineConfig:
     )
 
 
-def executor_of(config: EngineConfig, pools: RankPools) -> ProcessExecutor:
+def executor_of(
+    config: EngineConfig, pools: RankPools, plan: ParallelPlan = PLAN
+) -> ProcessExecutor:
     model = ModelConfig.from_dir(config.model_dir)
-    return ProcessExecutor(config, model, PLAN, ranks=pools.get(2))
+    return ProcessExecutor(config, model, plan, ranks=pools.get(plan.world_size))
 
 
 ON_GLOO_TOO = pytest.mark.parametrize("started", [Collectives.SHM, Collectives.GLOO], indirect=True)
+ON_GLOO_SLOWLY = pytest.mark.parametrize(
+    "started",
+    [Collectives.SHM, pytest.param(Collectives.GLOO, marks=pytest.mark.slow)],
+    indirect=True,
+)
 
 
 @pytest.fixture
@@ -54,6 +62,15 @@ def started(
     """Two ranks on shared memory, or the collectives that the test names."""
     collectives = getattr(request, "param", Collectives.SHM)
     executor = executor_of(replace(config, collectives=collectives), rank_pools)
+    executor.start()
+    yield executor
+    executor.close()
+
+
+@pytest.fixture
+def alone(config: EngineConfig, rank_pools: RankPools) -> Iterator[ProcessExecutor]:
+    """One rank, for what no peer has a part in: every test here costs its ranks."""
+    executor = executor_of(config, rank_pools, ONE)
     executor.start()
     yield executor
     executor.close()
@@ -102,7 +119,7 @@ def test_a_rank_that_hangs_passes_the_step_timeout(
     wait_gone(pids)
 
 
-@ON_GLOO_TOO
+@ON_GLOO_SLOWLY
 def test_a_hung_step_is_over_at_the_deadline_its_caller_sets(started: ProcessExecutor) -> None:
     pids = started.pids
     for pid in pids:
@@ -123,28 +140,28 @@ def check_until_noticed(executor: ProcessExecutor) -> None:
         executor.check()
 
 
-def test_a_rank_killed_while_nothing_runs_is_found_by_looking(started: ProcessExecutor) -> None:
-    started.check()
-    os.kill(started.pids[1], signal.SIGKILL)
-    with pytest.raises(RankError, match=r"rank 1 .* SIGKILL"):
-        check_until_noticed(started)
+def test_a_rank_killed_while_nothing_runs_is_found_by_looking(alone: ProcessExecutor) -> None:
+    alone.check()
+    os.kill(alone.pids[0], signal.SIGKILL)
+    with pytest.raises(RankError, match=r"rank 0 .* SIGKILL"):
+        check_until_noticed(alone)
 
 
 def test_a_result_that_came_before_the_failure_can_still_be_collected(
-    started: ProcessExecutor,
+    alone: ProcessExecutor,
 ) -> None:
-    started.submit(prompt_step(0))
-    assert started.is_ready(NOTICED_S)
-    os.kill(started.pids[0], signal.SIGKILL)
-    wait_gone([started.pids[0]])
+    alone.submit(prompt_step(0))
+    assert alone.is_ready(NOTICED_S)
+    os.kill(alone.pids[0], signal.SIGKILL)
+    wait_gone([alone.pids[0]])
     with pytest.raises(RankError):
-        check_until_noticed(started)
-    assert started.collect().step_id == 0
+        check_until_noticed(alone)
+    assert alone.collect().step_id == 0
     with pytest.raises(RankError):
-        started.collect()
+        alone.collect()
 
 
-@ON_GLOO_TOO
+@ON_GLOO_SLOWLY
 def test_a_death_makes_the_steps_in_flight_ready_to_raise(started: ProcessExecutor) -> None:
     os.kill(started.pids[1], signal.SIGSTOP)
     started.submit(prompt_step(0))
@@ -179,14 +196,14 @@ def test_ranks_that_are_not_ready_in_time_are_named(
     wait_gone(pids)
 
 
-def test_what_a_rank_raises_comes_with_its_own_words(started: ProcessExecutor) -> None:
+def test_what_a_rank_raises_comes_with_its_own_words(alone: ProcessExecutor) -> None:
     step = prompt_step(4)
     step.query_lens = b"odd"
-    started.submit(step)
-    with pytest.raises(RankError, match=r"(?s)rank \d failed in step 4.*Traceback.*buffer size"):
-        started.collect()
+    alone.submit(step)
+    with pytest.raises(RankError, match=r"(?s)rank 0 failed in step 4.*Traceback.*buffer size"):
+        alone.collect()
     with pytest.raises(RankError):
-        started.submit(prompt_step(5))
+        alone.submit(prompt_step(5))
 
 
 def test_a_broken_checkpoint_is_a_checkpoint_error_without_a_traceback(
@@ -197,7 +214,7 @@ def test_a_broken_checkpoint_is_a_checkpoint_error_without_a_traceback(
     tensors = load_file(weights)
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, weights)
-    executor = executor_of(replace(config, model_dir=tmp_path / "model"), rank_pools)
+    executor = executor_of(replace(config, model_dir=tmp_path / "model"), rank_pools, ONE)
     with pytest.raises(CheckpointError, match=re.escape("layers.1.mlp.up_proj")) as caught:
         executor.start()
     assert "Traceback" not in str(caught.value)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.spec.feasible import list_plans
@@ -92,10 +92,8 @@ def assert_equal(
         assert difference(got, single) < 1e-9, plan
 
 
-@pytest.mark.parametrize(
-    ("family", "has_parallel_sampling"),
-    [("llama", True), pytest.param("qwen3", False, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow  # the next one has the named plans
+@pytest.mark.parametrize(("family", "has_parallel_sampling"), [("llama", True), ("qwen3", False)])
 def test_steps_submitted_before_the_ones_they_continue_are_done_give_the_same_on_every_plan(
     worlds: dict[tuple[str, bool], World], family: str, has_parallel_sampling: bool
 ) -> None:
@@ -107,14 +105,16 @@ def test_steps_submitted_before_the_ones_they_continue_are_done_give_the_same_on
         assert_equal(world, [plan], single, **options, **sampling)
 
 
-def test_ranks_that_sample_each_row_alone_answer_the_same_when_steps_are_submitted_ahead(
-    worlds: dict[tuple[str, bool], World],
+@pytest.mark.parametrize("has_parallel_sampling", [True, False])
+def test_named_plans_sample_the_same_when_steps_are_submitted_ahead(
+    worlds: dict[tuple[str, bool], World], has_parallel_sampling: bool
 ) -> None:
     world = worlds[("qwen3", False)]
     sampling = {"temperature": 0.9, "top_k": 60, "top_p": 0.95}
     single = world.run(ParallelPlan(), mode=pinned(BASE), **sampling)
     plans = [parse_plan(f"{text},shift").plan for text in NAMED_PLANS]
-    assert_equal(world, plans, single, num_ahead=2, has_parallel_sampling=False, **sampling)
+    options = {"num_ahead": 2, "has_parallel_sampling": has_parallel_sampling}
+    assert_equal(world, plans, single, **options, **sampling)
 
 
 @pytest.mark.parametrize("text", [f"{plan},shift" for plan in NAMED_PLANS])
@@ -204,23 +204,41 @@ def test_seeded_sampling_is_the_same_on_every_plan_in_every_mode_and_chunking(
         assert outputs(world.run(plan, mode=coin(plan), budget=budget, **sampling)) == wanted
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
+ANY_RUN = given(
     seed=st.integers(0, 10_000),
     budget=st.integers(1, 30),
     num_ahead=st.integers(0, 3),
     restarts=st.none() | st.integers(0, 10_000),
     text=st.sampled_from(NAMED_PLANS),
 )
+
+
+@settings(max_examples=4)
+@ANY_RUN
 def test_any_order_of_modes_over_any_chunking_and_any_restarts_gives_the_same_output(
-    worlds: dict[tuple[str, bool], World],
+    worlds: dict[tuple[str, bool], World], **run: Any
+) -> None:
+    assert_same_as_transformers(worlds[("qwen3", True)], **run)
+
+
+@pytest.mark.slow
+@settings(max_examples=40)
+@ANY_RUN
+def test_many_more_orders_chunkings_and_restarts_give_the_same_output(
+    worlds: dict[tuple[str, bool], World], **run: Any
+) -> None:
+    assert_same_as_transformers(worlds[("qwen3", True)], **run)
+
+
+def assert_same_as_transformers(
+    world: World,
+    *,
     seed: int,
     budget: int,
     num_ahead: int,
     restarts: int | None,
     text: str,
 ) -> None:
-    world = worlds[("qwen3", True)]
     wanted = world.reference(torch.float64)
     plan = parse_plan(f"{text},shift").plan
     got = world.run(

@@ -321,7 +321,7 @@ def _with_logs(function: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(function)
     def run(**options: Any) -> None:
-        from engine.server.logs import configure_logs
+        from engine.logs import configure_logs
 
         configure_logs("info")
         warn_about_variables()

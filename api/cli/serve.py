@@ -11,16 +11,11 @@ from typing import Annotated
 
 import typer
 
-from api.app import create_app
 from api.cli.common import print_json
 from api.cli.listening import listen, url_of
 from api.cli.service import open_database, read_settings
-from api.jobs.supervisor import WorkerSupervisor
-from api.web.auth import ensure_first_key
-from api.web.server import Server
 from api.web.settings import ServiceSettings, describe_settings
-from engine.server.logs import configure_logs
-from migrations import runner
+from engine.logs import configure_logs
 
 
 def serve(
@@ -57,6 +52,11 @@ def _serve(
         KeyboardInterrupt: the signal was SIGINT; all has ended as it should.
     """
     _prepare_database(settings)
+    # The application takes a second to import: a start that is refused shall not wait for it.
+    from api.app import create_app
+    from api.jobs.supervisor import WorkerSupervisor
+    from api.web.server import Server
+
     server = Server(create_app(settings))
     worker = WorkerSupervisor(settings) if settings.run_worker else None
     signals: list[int] = []
@@ -87,6 +87,8 @@ def _prepare_database(settings: ServiceSettings) -> None:
     Raises:
         SchemaError: a PostgreSQL schema that is not the newest.
     """
+    from migrations import runner
+
     with open_database(settings.effective_database_url) as database:
         if settings.is_sqlite:
             runner.upgrade(database.engine)
@@ -95,6 +97,8 @@ def _prepare_database(settings: ServiceSettings) -> None:
 
 def _find_key(settings: ServiceSettings, announce: Callable[[str | None], None]) -> None:
     """See that there is an admin key; ``announce`` is told it if it is new, else None."""
+    from api.web.auth import ensure_first_key
+
     secret = settings.admin_key.get_secret_value() if settings.admin_key else None
     with open_database(settings.effective_database_url) as database:
         if not ensure_first_key(database, secret, announce):

@@ -18,7 +18,7 @@ from api.jobs.leases import DeviceLeases
 from api.jobs.runner import JobRunner
 from api.jobs.workflow import POLL_S, QUEUE, Dispatcher, configure, define_workflow
 from api.web.settings import ServiceSettings
-from engine.server.logs import configure_logs
+from engine.logs import configure_logs
 from migrations.runner import require_current
 from store import Database
 from store.outage import Patience

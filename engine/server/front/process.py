@@ -12,12 +12,12 @@ import sys
 
 import msgspec
 
+from engine.logs import configure_logs
 from engine.server import create_server
 from engine.server.front.lending import LentClients
 from engine.server.front.messages import FrontFailed, FrontSetup, WireError
 from engine.server.front.remote import RemoteEngine
 from engine.server.front.serving import announce_and_run
-from engine.server.logs import configure_logs
 from engine.server.traces import ENGINE_SERVICE, find_traces
 from engine.spec.errors import EngineError
 from engine.text.tokenizer import Tokenizer

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from api.cli.common import domain_errors, print_json
 from api.cli.exit_codes import EPILOG, ExitCode
 from api.cli.main import COMMANDS, create_app
-from engine.server.logs import configure_logs
+from engine.logs import configure_logs
 from engine.spec.errors import PlanError, RankError
 from tests.api.cli.conftest import Run
 

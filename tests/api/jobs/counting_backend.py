@@ -16,7 +16,7 @@ from pathlib import Path
 from api.jobs.backend import IsCancelled, JobInputError, Json, OnEvent, Verdict
 from api.jobs.worker import run_worker
 from api.web.settings import ServiceSettings
-from engine.server.logs import configure_logs
+from engine.logs import configure_logs
 from engine.spec.settings import Settings
 
 

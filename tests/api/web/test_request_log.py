@@ -8,7 +8,7 @@ import pytest
 import structlog
 from starlette.testclient import TestClient
 
-from engine.server.logs import configure_logs
+from engine.logs import configure_logs
 from tests.api.worlds import register
 
 

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.web.settings import ServiceSettings
-from engine.server.logs import configure_logs
+from engine.logs import configure_logs
 from store import Database
 from tests.api.conftest import ADMIN
 from tests.collector import collecting

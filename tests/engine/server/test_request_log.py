@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import structlog
 
+from engine.logs import LIBRARY_LOGGER, configure_logs
 from engine.server.keys import ServerKeys
-from engine.server.logs import LIBRARY_LOGGER, configure_logs
 from tests.engine.server.conftest import MODEL, Server, serving, simulated_engine, wait_until
 
 ID = "order-66"

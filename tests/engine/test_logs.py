@@ -8,7 +8,7 @@ import sys
 import pytest
 import structlog
 
-from engine.server.logs import configure_logs
+from engine.logs import configure_logs
 
 
 class _Terminal(io.StringIO):

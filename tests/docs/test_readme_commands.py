@@ -19,8 +19,10 @@ from tests.docs.readme_commands import ShownCommand, missing_part, read_commands
 from tests.rooms import ROOT
 
 COMMANDS = read_commands((ROOT / "README.md").read_text())
-# These measure the machine for a minute or two, need what they measured, or judge every plan.
+# These measure the machine for a minute or two, need what they measured, judge every plan, or send
+# requests for ten seconds of a core and a half.
 LONG = (
+    "gearshift bench",
     "gearshift profile",
     "gearshift tune",
     "gearshift simulate --model ./model",

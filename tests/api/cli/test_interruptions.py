@@ -13,7 +13,8 @@ import pytest
 LOAD = "poisson:rate=50,input=900,output=400,seconds=3000"
 NODE = ("--model", "llama-3.1-70b", "--hardware", "8xh200", "--workload", LOAD)
 # Stopped, tune still says what it found, which takes as long as its workload is.
-SHORT = (*NODE[:-1], "poisson:rate=5,input=900,output=40,seconds=10")
+SHORT = ("--model", "llama-3.1-8b", "--hardware", "2xh200", "--devices", "2", "--workload",
+         "poisson:rate=5,input=900,output=40,requests=40")  # fmt: skip
 SLA = ("--sla", "p95_ttft_ms<=500")
 LOCAL = ("--workload", "poisson:rate=4,input=64,output=32,seconds=10")
 
@@ -23,8 +24,12 @@ LOCAL = ("--workload", "poisson:rate=4,input=64,output=32,seconds=10")
     [
         (("simulate", *NODE, "--plan", "tp=8", "--backend", "gearshift"), "warning: Gearshift"),
         (("plan", *NODE, *SLA, "--jobs", "2"), "plan: plans 0/"),
-        (("tune", *SHORT, *SLA, "--devices", "8"), "prepared: "),
-        (("tune", "--model", "MODEL", *LOCAL, *SLA), "profiling: operators"),
+        (("tune", *SHORT, *SLA), "prepared: "),
+        pytest.param(
+            ("tune", "--model", "MODEL", *LOCAL, *SLA),
+            "profiling: operators",
+            marks=pytest.mark.slow,  # it is profiled as by the next one
+        ),
         (("profile", "--model", "MODEL", "--out", "p.json"), "profile: operators"),
     ],
     ids=["simulate", "plan", "tune", "tune here", "profile"],

@@ -1,4 +1,4 @@
-"""``gearshift serve`` and ``gearshift db`` as real processes."""
+"""``gearshift serve`` as a real process, and ``gearshift db``."""
 
 from __future__ import annotations
 
@@ -101,7 +101,14 @@ def test_a_start_on_a_taken_port_leaves_no_key_that_nobody_saw(tmp_path: Path) -
         assert _lists_keys(announced["url"], announced["admin_key"])
 
 
-def test_a_key_that_could_not_be_shown_is_not_kept(tmp_path: Path) -> None:
+@pytest.fixture
+def run_there(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Commands on the data of a service, in this process."""
+    monkeypatch.setenv("GEARSHIFT_DATA_DIR", str(tmp_path))
+    return run
+
+
+def test_a_key_that_could_not_be_shown_is_not_kept(tmp_path: Path, run_there: Run) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "api.cli.main", "serve"],
@@ -112,18 +119,19 @@ def test_a_key_that_could_not_be_shown_is_not_kept(tmp_path: Path) -> None:
             timeout=60,
         )
     assert done.returncode != 0
-    listed = _gearshift(tmp_path, "keys", "list", "--json")
-    assert json.loads(listed.stdout) == {"keys": []}
+    assert json.loads(run_there("keys", "list", "--json").stdout) == {"keys": []}
 
 
-def test_keys_made_and_revoked_beside_a_running_service_count_at_once(tmp_path: Path) -> None:
+def test_keys_made_and_revoked_beside_a_running_service_count_at_once(
+    tmp_path: Path, run_there: Run
+) -> None:
     with _serving(tmp_path, **QUIET) as (_, announced):
         url = announced["url"]
         words = ("keys", "create", "spare", "--scope", "admin", "--json")
-        made = json.loads(_gearshift(tmp_path, *words).stdout)
+        made = json.loads(run_there(*words).stdout)
         assert _lists_keys(url, made["secret"])
-        first = json.loads(_gearshift(tmp_path, "keys", "list", "--json").stdout)["keys"][0]
-        assert _gearshift(tmp_path, "keys", "revoke", first["id"]).returncode == 0
+        first = json.loads(run_there("keys", "list", "--json").stdout)["keys"][0]
+        assert run_there("keys", "revoke", first["id"]).exit_code == 0
         assert not _lists_keys(url, announced["admin_key"])
         headers = {"Authorization": f"Bearer {made['secret']}"}
         refused = httpx.delete(f"{url}/v1/api-keys/{made['id']}", headers=headers)
@@ -157,15 +165,12 @@ def test_every_setting_is_listed_by_help(run: Run, monkeypatch: pytest.MonkeyPat
         assert f"GEARSHIFT_{name.upper()}" in shown
 
 
-def test_db_check_refuses_an_empty_database_until_it_is_upgraded(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GEARSHIFT_DATA_DIR", str(tmp_path))
-    before = run("db", "check")
+def test_db_check_refuses_an_empty_database_until_it_is_upgraded(run_there: Run) -> None:
+    before = run_there("db", "check")
     assert before.exit_code == 2
     assert "gearshift db upgrade" in before.stderr
-    assert _gearshift(tmp_path, "db", "upgrade").returncode == 0
-    after = run("db", "check", "--json")
+    assert run_there("db", "upgrade").exit_code == 0
+    after = run_there("db", "check", "--json")
     assert (after.exit_code, json.loads(after.stdout)["is_current"]) == (0, True)
 
 
@@ -181,9 +186,12 @@ def test_serve_refuses_a_stale_postgresql_schema_with_the_command_that_mends_it(
 
 
 @pytest.mark.parametrize("url", ["mysql://h/d", "nonsense", "sqlite:////no/such/folder/g.db"])
-def test_a_database_url_that_cannot_serve_is_one_line(tmp_path: Path, url: str) -> None:
-    done = _gearshift(tmp_path, "serve", GEARSHIFT_DATABASE_URL=url)
-    assert done.returncode == 2
+def test_a_database_url_that_cannot_serve_is_one_line(
+    run_there: Run, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("GEARSHIFT_DATABASE_URL", url)
+    done = run_there("serve", "--port", 0)
+    assert done.exit_code == 2
     assert len(done.stderr.strip().splitlines()) == 1
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.postgres import BOTH, PostgresCluster, empty_database, missing_reason, running_cluster
+from tests.postgres import (
+    BOTH,
+    PostgresCluster,
+    current_database,
+    empty_database,
+    missing_reason,
+    running_cluster,
+)
 
 # How long a case takes says nothing where other work runs beside it: timings never decide a test.
 settings.register_profile("gearshift", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -35,3 +43,41 @@ def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
 def sqlite_url(tmp_path: Path) -> str:
     """The URL of an empty SQLite database."""
     return f"sqlite:///{tmp_path / 'gearshift.db'}"
+
+
+def _upgraded(url: str) -> str:
+    from migrations.runner import upgrade
+    from store import Database
+
+    database = Database(url)
+    upgrade(database.engine)
+    database.close()
+    return url
+
+
+@pytest.fixture(scope="session")
+def newest_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with the newest schema, to be copied: to upgrade one takes 50 ms."""
+    file = tmp_path_factory.mktemp("schema") / "newest.db"
+    _upgraded(f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture(scope="session")
+def newest_postgres(postgres_cluster: PostgresCluster) -> str:
+    """The URL of one on PostgreSQL."""
+    return _upgraded(postgres_cluster.create_database())
+
+
+@pytest.fixture
+def current_sqlite_url(sqlite_url: str, newest_sqlite: Path) -> str:
+    """The URL of a SQLite database with the newest schema."""
+    shutil.copy(newest_sqlite, sqlite_url.removeprefix("sqlite:///"))
+    return sqlite_url
+
+
+@pytest.fixture(params=BOTH)
+def current_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a database with the newest schema, once per supported kind."""
+    with current_database(request) as url:
+        yield url

@@ -49,11 +49,12 @@ class PostgresCluster:
         self._stop = stop
         self._admin = sa.create_engine(self._url("postgres"), isolation_level="AUTOCOMMIT")
 
-    def create_database(self) -> str:
-        """Make an empty database and return its URL."""
+    def create_database(self, *, like: str | None = None) -> str:
+        """Make an empty database, or one ``like`` that of a URL, and return its URL."""
         name = f"t{secrets.token_hex(6)}"
+        template = f" TEMPLATE {sa.make_url(like).database}" if like else ""
         with self._admin.connect() as connection:
-            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+            connection.exec_driver_sql(f"CREATE DATABASE {name}{template}")
         return self._url(name)
 
     def drop_database(self, url: str) -> None:
@@ -86,6 +87,18 @@ def empty_database(request: pytest.FixtureRequest) -> Iterator[str]:
         return
     cluster: PostgresCluster = request.getfixturevalue("postgres_cluster")
     url = cluster.create_database()
+    yield url
+    cluster.drop_database(url)
+
+
+@contextmanager
+def current_database(request: pytest.FixtureRequest) -> Iterator[str]:
+    """As :func:`empty_database`, with the newest schema: a copy of one that was upgraded once."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("current_sqlite_url")
+        return
+    cluster: PostgresCluster = request.getfixturevalue("postgres_cluster")
+    url = cluster.create_database(like=request.getfixturevalue("newest_postgres"))
     yield url
     cluster.drop_database(url)
 

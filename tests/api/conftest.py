@@ -12,9 +12,8 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.web.settings import ServiceSettings
-from migrations.runner import upgrade
 from store import Database
-from tests.postgres import BOTH_SLOWLY, empty_database
+from tests.postgres import BOTH_SLOWLY, current_database
 
 ADMIN = "gs_test_admin_key_that_is_long_enough"
 MODEL_CONFIG = {
@@ -31,8 +30,8 @@ MODEL_CONFIG = {
 
 @pytest.fixture(params=BOTH_SLOWLY)
 def service_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The service's database; modules whose locks matter take ``database_url`` instead."""
-    with empty_database(request) as url:
+    """The service's database; modules whose locks matter take ``current_url`` instead."""
+    with current_database(request) as url:
         yield url
 
 
@@ -59,7 +58,6 @@ def settings(tmp_path: Path, service_url: str) -> ServiceSettings:
 def database(settings: ServiceSettings) -> Iterator[Database]:
     """The service's database with the newest schema."""
     database = Database(settings.effective_database_url)
-    upgrade(database.engine)
     yield database
     database.close()
 

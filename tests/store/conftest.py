@@ -6,13 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from migrations.runner import upgrade
 from store import Database
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    database = Database(database_url)
-    upgrade(database.engine)
+def database(current_url: str) -> Iterator[Database]:
+    database = Database(current_url)
     yield database
     database.close()

@@ -6,6 +6,6 @@ import pytest
 
 
 @pytest.fixture
-def service_url(database_url: str) -> str:
+def service_url(current_url: str) -> str:
     """Both databases."""
-    return database_url
+    return current_url

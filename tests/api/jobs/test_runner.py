@@ -13,7 +13,6 @@ from api.jobs.runner import JobRunner, JobStep
 from api.services.audit import service_caller
 from api.services.jobs import cancel, move
 from api.web.settings import ServiceSettings
-from migrations.runner import upgrade
 from store import Database
 from store.models import JobState
 from store.outage import Patience
@@ -24,9 +23,8 @@ Json = dict[str, Any]
 
 
 @pytest.fixture
-def database(database_url: str) -> Any:
-    database = Database(database_url)
-    upgrade(database.engine)
+def database(current_url: str) -> Any:
+    database = Database(current_url)
     yield database
     database.close()
 

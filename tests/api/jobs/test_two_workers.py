@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from api.web.settings import ServiceSettings
-from migrations.runner import upgrade
 from store import Database
 from store.models import JobState
 from tests.api.jobs.test_worker import NUM_TRIALS, _done, _job, _runs, _state, _worker
@@ -18,14 +17,13 @@ from tests.postgres import BOTH_SLOWLY, SQLITE_SLOWLY
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    database = Database(database_url)
-    upgrade(database.engine)
+def database(current_url: str) -> Iterator[Database]:
+    database = Database(current_url)
     yield database
     database.close()
 
 
-@pytest.mark.parametrize("database_url", BOTH_SLOWLY, indirect=True)
+@pytest.mark.parametrize("current_url", BOTH_SLOWLY, indirect=True)
 def test_a_second_worker_of_the_same_name_prepares_no_job_again(
     database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:
@@ -43,7 +41,7 @@ def test_a_second_worker_of_the_same_name_prepares_no_job_again(
         assert (folder / "log").read_text().count("prepare") == 1
 
 
-@pytest.mark.parametrize("database_url", SQLITE_SLOWLY, indirect=True)
+@pytest.mark.parametrize("current_url", SQLITE_SLOWLY, indirect=True)
 def test_the_job_of_a_worker_that_never_comes_back_is_finished_by_another(
     database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:

@@ -21,7 +21,6 @@ from api.schemas.tuning import TuningJobCreate
 from api.services.audit import service_caller
 from api.services.jobs import cancel, move
 from api.web.settings import ServiceSettings
-from migrations.runner import upgrade
 from store import Database
 from store.models import JobState
 from tests.api.live import wait_until
@@ -35,9 +34,8 @@ Json = dict[str, Any]
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    database = Database(database_url)
-    upgrade(database.engine)
+def database(current_url: str) -> Iterator[Database]:
+    database = Database(current_url)
     yield database
     database.close()
 
@@ -90,7 +88,7 @@ def _runs(tmp_path: Path) -> list[int]:
     return [int(line.split()[0]) for line in lines if not line.startswith("prepare")]
 
 
-@pytest.mark.parametrize("database_url", BOTH_SLOWLY, indirect=True)
+@pytest.mark.parametrize("current_url", BOTH_SLOWLY, indirect=True)
 def test_a_killed_worker_resumes_without_losing_or_repeating_a_finished_trial(
     database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:
@@ -111,7 +109,7 @@ def test_a_killed_worker_resumes_without_losing_or_repeating_a_finished_trial(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # a worker's own disk
+@pytest.mark.parametrize("current_url", ["sqlite"], indirect=True)  # a worker's own disk
 def test_a_job_whose_worker_could_write_nothing_for_a_while_goes_on(
     database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:
@@ -130,7 +128,7 @@ def test_a_job_whose_worker_could_write_nothing_for_a_while_goes_on(
     assert _done(database, job_id) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("database_url", BOTH_SLOWLY, indirect=True)
+@pytest.mark.parametrize("current_url", BOTH_SLOWLY, indirect=True)
 def test_a_job_of_the_command_line_is_left_to_its_command(
     database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:
@@ -147,7 +145,7 @@ def test_a_job_of_the_command_line_is_left_to_its_command(
     assert not (tmp_path / "own").exists()
 
 
-@pytest.mark.parametrize("database_url", BOTH_SLOWLY, indirect=True)
+@pytest.mark.parametrize("current_url", BOTH_SLOWLY, indirect=True)
 def test_a_job_cancelled_half_way_keeps_its_finished_trials(
     database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:
@@ -178,7 +176,7 @@ def _document(database: Database, job_id: str) -> Json:
     return report
 
 
-@pytest.mark.parametrize("database_url", BOTH_SLOWLY, indirect=True)
+@pytest.mark.parametrize("current_url", BOTH_SLOWLY, indirect=True)
 def test_the_real_tuner_killed_half_way_ends_with_the_report_of_an_undisturbed_job(
     database: Database, settings: ServiceSettings, job_body: Json
 ) -> None:
@@ -203,7 +201,7 @@ def test_the_real_tuner_killed_half_way_ends_with_the_report_of_an_undisturbed_j
     assert found.document["fidelity"] == "simulated"
 
 
-@pytest.mark.parametrize("database_url", BOTH_SLOWLY, indirect=True)
+@pytest.mark.parametrize("current_url", BOTH_SLOWLY, indirect=True)
 def test_a_job_whose_inputs_the_tuner_refuses_fails_with_its_words(
     database: Database, settings: ServiceSettings, job_body: Json
 ) -> None:
@@ -216,7 +214,7 @@ def test_a_job_whose_inputs_the_tuner_refuses_fails_with_its_words(
     assert "'abacus' is not known" in job.reason
 
 
-@pytest.mark.parametrize("database_url", BOTH_SLOWLY, indirect=True)
+@pytest.mark.parametrize("current_url", BOTH_SLOWLY, indirect=True)
 def test_a_job_by_name_runs_on_hardware_and_a_backend_of_the_users_own(
     database: Database,
     settings: ServiceSettings,
@@ -234,7 +232,7 @@ def test_a_job_by_name_runs_on_hardware_and_a_backend_of_the_users_own(
     assert len(document["trials"]) == 2
 
 
-@pytest.mark.parametrize("database_url", BOTH_SLOWLY, indirect=True)
+@pytest.mark.parametrize("current_url", BOTH_SLOWLY, indirect=True)
 def test_a_job_whose_files_are_none_ends_with_the_reason(
     database: Database, settings: ServiceSettings, job_body: Json, tmp_path: Path
 ) -> None:

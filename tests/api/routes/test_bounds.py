@@ -18,6 +18,7 @@ from api.web.settings import ServiceSettings
 from store import Database
 from tests.api.conftest import ADMIN
 from tests.api.worlds import engine_body, heartbeat_body, register
+from tests.postgres import BOTH
 
 Json = dict[str, Any]
 # The name of a live engine is its own.
@@ -28,10 +29,8 @@ REQUEST = heartbeat_body(arrived=1, policy=POLICY)["requests"][0]
 STEP = heartbeat_body(arrived=1, policy=POLICY)["steps"][0]
 
 
-@pytest.fixture
-def service_url(database_url: str) -> str:
-    """Both databases: their columns take different numbers and texts."""
-    return database_url
+# Where a value reaches the database: columns take different numbers and texts.
+ON_BOTH = pytest.mark.parametrize("service_url", BOTH, indirect=True)
 
 
 @pytest.fixture
@@ -127,6 +126,7 @@ def test_a_job_beyond_its_bounds_is_refused(
     refused(send(client, "POST", "/v1/tuning-jobs", {**job_body, **changes}), pointer, bound)
 
 
+@ON_BOTH
 def test_a_job_is_accepted_without_drawing_its_workload(
     client: TestClient, job_body: Json, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +186,7 @@ def test_a_patch_beyond_its_bounds_is_refused(client: TestClient, patch: Json, b
     refused(send(client, "PATCH", path, patch, **{"If-Match": tag}), "/", bound)
 
 
+@ON_BOTH
 def test_versions_cursors_and_events_beyond_any_row_are_refused(client: TestClient) -> None:
     engine = f"/v1/engines/{register(client)}"
     answer = send(client, "POST", f"{engine}:rollback", {"version": 2**70})
@@ -205,6 +206,7 @@ def test_versions_cursors_and_events_beyond_any_row_are_refused(client: TestClie
     assert client.get("/v1/tuning-jobs/none/events", headers=last).status_code == 422
 
 
+@ON_BOTH
 def test_a_cursor_of_another_lists_kind_is_refused(client: TestClient, job_body: Json) -> None:
     engine_id = register(client)
     job = f"/v1/tuning-jobs/{send(client, 'POST', '/v1/tuning-jobs', job_body).json()['id']}"
@@ -221,6 +223,7 @@ def test_a_cursor_of_another_lists_kind_is_refused(client: TestClient, job_body:
                 assert client.get(path, params={"cursor": cursor}).status_code == 422, path
 
 
+@ON_BOTH
 def test_an_end_of_a_key_beyond_every_calendar_is_refused(client: TestClient) -> None:
     body = {"name": "k", "scopes": ["read"]}
     for end in ("9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00"):
@@ -234,6 +237,7 @@ def test_a_field_whose_name_is_no_text_is_refused(client: TestClient, job_body: 
     refused(send(client, "POST", "/v1/tuning-jobs", {**job_body, "a\ud800": 1}), "/", "string")
 
 
+@ON_BOTH
 def test_a_cost_model_that_cannot_be_kept_is_refused(client: TestClient) -> None:
     for value in (NAN, "\ud800", 2**70):
         body = {"document": {"fingerprint": "a", "x": value}}
@@ -254,6 +258,7 @@ odd = st.one_of(
 )
 
 
+@ON_BOTH
 @settings(
     deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -21,9 +21,9 @@ Json = dict[str, Any]
 
 
 @pytest.fixture
-def service_url(database_url: str) -> str:
+def service_url(current_url: str) -> str:
     """Both databases: row locks decide what happens here."""
-    return database_url
+    return current_url
 
 
 def _etag(client: TestClient, engine_id: str) -> str:

@@ -24,9 +24,9 @@ Json = dict[str, Any]
 
 
 @pytest.fixture
-def service_url(database_url: str) -> str:
+def service_url(current_url: str) -> str:
     """Both databases: row locks decide what happens here."""
-    return database_url
+    return current_url
 
 
 def _create(client: TestClient, body: Json, **headers: str) -> Any:

@@ -9,7 +9,6 @@ import pytest
 import sqlalchemy as sa
 
 from api.web.group_commit import GroupCommit
-from migrations.runner import upgrade
 from store import Database, NotFoundError, UnitOfWork
 from store.models import EngineRow
 
@@ -18,9 +17,8 @@ REFUSED = "refused"
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    database = Database(database_url)
-    upgrade(database.engine)
+def database(current_url: str) -> Iterator[Database]:
+    database = Database(current_url)
     yield database
     database.close()
 

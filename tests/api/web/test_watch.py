@@ -10,7 +10,6 @@ import pytest
 import sqlalchemy as sa
 
 from api.web.watch import Watch, Watched
-from migrations.runner import upgrade
 from store import Database
 from store.models import EngineRow
 from tests.postgres import PostgresCluster
@@ -23,9 +22,8 @@ LISTENERS = "FROM pg_stat_activity WHERE query LIKE 'LISTEN %' AND datname = cur
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    database = Database(database_url)
-    upgrade(database.engine)
+def database(current_url: str) -> Iterator[Database]:
+    database = Database(current_url)
     yield database
     database.close()
 
@@ -119,11 +117,8 @@ def test_a_commit_of_another_process_wakes_at_the_next_look(database: Database) 
 
 
 @pytest.fixture
-def postgres_url(postgres_cluster: PostgresCluster) -> Iterator[str]:
-    url = postgres_cluster.create_database()
-    database = Database(url)
-    upgrade(database.engine)
-    database.close()
+def postgres_url(postgres_cluster: PostgresCluster, newest_postgres: str) -> Iterator[str]:
+    url = postgres_cluster.create_database(like=newest_postgres)
     yield url
     postgres_cluster.drop_database(url)
 

@@ -80,7 +80,9 @@ def test_a_plan_is_drawn_with_every_candidate_and_the_chosen_ones(run: Run, tmp_
     assert "p95 TPOT, ms" in layout["yaxis2"]["title"]["text"]
 
 
-@pytest.mark.parametrize("words", [("plan", "--jobs", 1), ("tune", "--trials", 2)])
+@pytest.mark.parametrize(
+    "words", [("plan", "--jobs", 1, "--no-ways-out"), ("tune", "--trials", 2, "--devices", 1)]
+)
 def test_where_nothing_meets_the_sla_the_near_miss_is_marked(
     run: Run, tmp_path: Path, words: tuple[object, ...]
 ) -> None:

@@ -177,7 +177,7 @@ PARTS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     name=st.sampled_from(list(TEMPLATES)),
     messages=st.lists(st.dictionaries(KEYS, JSON, max_size=4), max_size=3),

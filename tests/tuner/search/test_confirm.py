@@ -19,7 +19,7 @@ from tuner.workload.parse import parse_workload
 BURSTY = "azure-like:start=1000,seconds=40,scale=2,requests=70,input_scale=0.02,max_output=32"
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_a_fresh_draw_of_a_bursty_process_asks_about_as_much(seed: int) -> None:
     """Its draws hold between none and all of the 70 requests, in a few seconds or in forty."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -40,19 +41,26 @@ def settings(tokens: int) -> Settings:
     return Settings(plan=PLAN, caps=Caps(max_num_seqs=32, max_num_batched_tokens=tokens))
 
 
-@pytest.fixture(scope="module")
+@cache
+def around(tokens: int) -> tuple[Simulator, Schedule]:
+    """The schedule around settings of so many tokens a step, and what has simulated it."""
+    found = simulator()
+    workload = parse_workload(LOAD, seed=0)
+    return found, build_schedule(found, SPACE, settings(tokens), workload, SLA)
+
+
+@pytest.fixture
 def cautious() -> Schedule:
     """Around settings of 128 tokens a step."""
-    return build_schedule(simulator(), SPACE, settings(128), parse_workload(LOAD, seed=0), SLA)
+    return around(128)[1]
 
 
 @pytest.mark.parametrize("tokens", [128, 512])
 def test_no_band_has_settings_that_are_worse_than_the_recommended_ones_under_more_load(
     tokens: int,
 ) -> None:
-    found, best = simulator(), settings(tokens)
-    workload = parse_workload(LOAD, seed=0)
-    schedule = build_schedule(found, SPACE, best, workload, SLA)
+    best, workload = settings(tokens), parse_workload(LOAD, seed=0)
+    found, schedule = around(tokens)
     rate = workload.rate_rps or 0.0
     for band in schedule.bands:
         chosen = replace(best, caps=band.settings.caps)

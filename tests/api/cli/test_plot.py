@@ -81,7 +81,12 @@ def test_a_plan_is_drawn_with_every_candidate_and_the_chosen_ones(run: Run, tmp_
 
 
 @pytest.mark.parametrize(
-    "words", [("plan", "--jobs", 1, "--no-ways-out"), ("tune", "--trials", 2, "--devices", 1)]
+    "words",
+    [
+        ("plan", "--jobs", 1, "--no-ways-out"),
+        # A whole search for a word in its title; the search that is drawn is the next test's.
+        pytest.param(("tune", "--trials", 2), marks=pytest.mark.slow),
+    ],
 )
 def test_where_nothing_meets_the_sla_the_near_miss_is_marked(
     run: Run, tmp_path: Path, words: tuple[object, ...]

@@ -107,6 +107,11 @@ def test_a_peer_that_does_not_come_is_a_rank_error(small_world: ProcessWorld) ->
     assert "g0" in outcome.error
 
 
+@pytest.mark.parametrize(
+    "small_world",
+    ["compiled", pytest.param("python", marks=pytest.mark.slow), "gloo"],
+    indirect=True,
+)
 def test_a_peer_that_is_gone_is_a_rank_error(small_world: ProcessWorld) -> None:
     small_world.lose(1)
     with pytest.raises(RankError, match=r"rank 1 .* exited with code 7"):

@@ -91,7 +91,7 @@ def main() -> None:
         for num_engines in options.engines:
             with tempfile.TemporaryDirectory() as folder:
                 url = cluster.create_database() if cluster else f"sqlite:///{folder}/gearshift.db"
-                _prepare(url)
+                prepare(url)
                 rows.append(_measure(num_engines, url, options, Path(folder)))
     text = _report(rows, options, load, others.share)
     print(text)
@@ -119,7 +119,7 @@ def _measure(num_engines: int, url: str, options: argparse.Namespace, folder: Pa
         requests=options.requests,
         seed=options.seed,
     )
-    with _service(url, folder) as (service_url, process):
+    with running_service(url, folder) as (service_url, process):
         found = asyncio.run(_crowd(service_url, process, crowd, options.minutes * 60))
         if options.jobs:
             add_jobs(url, options.jobs)
@@ -127,15 +127,21 @@ def _measure(num_engines: int, url: str, options: argparse.Namespace, folder: Pa
     return found
 
 
-def _prepare(url: str) -> None:
+def prepare(url: str) -> None:
+    """Bring the schema of a fresh database to the newest."""
     database = Database(url)
     upgrade(database.engine)
     database.close()
 
 
 @contextmanager
-def _service(database_url: str, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """A control plane without a worker, at its URL until the block ends."""
+def running_service(
+    database_url: str, folder: Path, *, tree: Path | None = None
+) -> Iterator[tuple[str, psutil.Process]]:
+    """A control plane without a worker, at its URL until the block ends.
+
+    Its code is that of checkout ``tree``, or what is imported here.
+    """
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("GEARSHIFT_")},
         "GEARSHIFT_DATA_DIR": str(folder),
@@ -145,8 +151,12 @@ def _service(database_url: str, folder: Path) -> Iterator[tuple[str, psutil.Proc
         "GEARSHIFT_RUN_WORKER": "false",
         "GEARSHIFT_LOG_LEVEL": "warning",
     }
+    if tree is not None:
+        environment["PYTHONPATH"] = str(tree)
     command = [sys.executable, "-m", "api.cli.main", "serve", "--json"]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as service:
+    with subprocess.Popen(
+        command, env=environment, cwd=tree, stdout=subprocess.PIPE, text=True
+    ) as service:
         assert service.stdout is not None, "it was asked for a pipe"
         try:
             yield json.loads(service.stdout.readline())["url"], psutil.Process(service.pid)
@@ -158,8 +168,8 @@ def _service(database_url: str, folder: Path) -> Iterator[tuple[str, psutil.Proc
 async def _crowd(url: str, service: psutil.Process, crowd: Crowd, seconds: float) -> Found:
     found = Found(crowd.num_engines)
     times = found.times
-    await _until_ready(url)
-    engines = [await _engine(url, crowd, number) for number in range(crowd.num_engines)]
+    await until_ready(url)
+    engines = [await connect_engine(url, crowd, number) for number in range(crowd.num_engines)]
     begin_s = time.monotonic() + 1.0
     warm_s = begin_s + 2 * crowd.every_s
     end_s = warm_s + seconds
@@ -173,11 +183,11 @@ async def _crowd(url: str, service: psutil.Process, crowd: Crowd, seconds: float
     tasks.append(asyncio.create_task(ask_health(url, warm_s, end_s, times)))
     tasks.append(asyncio.create_task(probe(warm_s, end_s, times)))
     await asyncio.sleep(warm_s - time.monotonic())
-    before_s, client_s = _cpu_s(service), time.process_time()
+    before_s, client_s = cpu_s(service), time.process_time()
     watching = asyncio.create_task(_watch_memory(service, found.memory_mib))
     await asyncio.gather(*tasks)
     watching.cancel()
-    found.cpu_s = _cpu_s(service) - before_s
+    found.cpu_s = cpu_s(service) - before_s
     found.client_cpu_s = time.process_time() - client_s
     found.wall_s = time.monotonic() - warm_s
     for poll in polls:
@@ -186,13 +196,15 @@ async def _crowd(url: str, service: psutil.Process, crowd: Crowd, seconds: float
     return found
 
 
-async def _engine(url: str, crowd: Crowd, number: int) -> Engine:
+async def connect_engine(url: str, crowd: Crowd, number: int) -> Engine:
+    """A registered engine on connections of its own."""
     engine = Engine(crowd, Connection(url), Connection(url))
     await engine.register(number, ADMIN)
     return engine
 
 
-async def _until_ready(url: str) -> None:
+async def until_ready(url: str) -> None:
+    """Wait for the service, at most a minute."""
     for _ in range(600):
         try:
             connection = Connection(url)
@@ -210,7 +222,8 @@ async def _watch_memory(service: psutil.Process, memory_mib: list[float]) -> Non
         await asyncio.sleep(1.0)
 
 
-def _cpu_s(process: psutil.Process) -> float:
+def cpu_s(process: psutil.Process) -> float:
+    """What a process has used so far."""
     return float(sum(process.cpu_times()[:2]))
 
 

@@ -165,12 +165,24 @@ class Engine:
     async def follow(self, wait_s: float, times: Times) -> None:
         """Long polls, one after the other; the first waits ``wait_s``."""
         while True:
-            path = f"{self._path}/policy?after_version=1&wait_s={wait_s:g}"
-            answer = await self._polls.try_ask(encode("GET", path, self._headers))
-            wait_s = LONG_POLL_S
-            if answer.status != 204:
-                times.errors.append(f"long poll: {answer.status}")
+            if not await self.poll_once(wait_s, times):
                 await asyncio.sleep(1.0)
+            wait_s = LONG_POLL_S
+
+    async def poll_once(self, wait_s: float, times: Times) -> bool:
+        """One long poll; whether it was answered as it should be."""
+        path = f"{self._path}/policy?after_version=1&wait_s={wait_s:g}"
+        answer = await self._polls.try_ask(encode("GET", path, self._headers))
+        if answer.status != 204:
+            times.errors.append(f"long poll: {answer.status}")
+        return answer.status == 204
+
+    async def beat_at_once(self, num_beats: int) -> None:
+        """Heartbeats one after the other."""
+        request = encode("POST", f"{self._path}/heartbeats", self._headers, _heartbeat(self._crowd))
+        for _ in range(num_beats):
+            answer = await self._beats.ask(request)
+            assert answer.status == 202, answer.body
 
 
 async def ask_health(url: str, due_s: float, end_s: float, times: Times) -> None:
@@ -244,7 +256,7 @@ def _heartbeat(crowd: Crowd) -> dict[str, Any]:
     }
     step = {"mode": "shift", "tokens_up_to": 64, "steps": 10, "seconds": 0.1, "tokens": 300}
     return {
-        "window_s": crowd.every_s,
+        "window_s": crowd.every_s or 1.0,
         "arrived": crowd.requests,
         "policy_version": 1,
         "policy": POLICY,

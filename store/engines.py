@@ -14,18 +14,7 @@ from store.models import EngineRow, Heartbeat
 from store.models.base import Json, JsonList, utc_now
 from store.paging import Page, PageRequest, fetch_page
 
-# What a heartbeat is judged by; models and knobs are long.
-SMALL_COLUMNS = load_only(
-    EngineRow.name,
-    EngineRow.host,
-    EngineRow.credential_hash,
-    EngineRow.effective_policy,
-    EngineRow.desired_version,
-)
-
 LONG_COLUMNS = (EngineRow.capabilities, EngineRow.schedule, EngineRow.control_memory)
-
-
 BEATS = cast("sa.Table", Heartbeat.__table__)
 ENGINES = cast("sa.Table", EngineRow.__table__)
 # Made once and without objects: hundreds of heartbeats come in a second.
@@ -35,9 +24,23 @@ STAMP = (
     .where(ENGINES.c.id.in_(sa.bindparam("ids", expanding=True)))
     .values(last_heartbeat_at=sa.bindparam("now"))
 )
-
-
 WISHES = sa.select(ENGINES.c.id, ENGINES.c.desired_version, ENGINES.c.credential_hash)
+
+
+class Sender(NamedTuple):
+    """What a heartbeat's engine is judged by."""
+
+    id: str
+    name: str
+    host: str
+    credential_hash: str | None
+    effective_policy: Json
+    desired_version: int
+
+
+SENDERS = sa.select(*(ENGINES.c[name] for name in Sender._fields)).where(
+    ENGINES.c.id.in_(sa.bindparam("ids", expanding=True))
+)
 
 
 class Wish(NamedTuple):
@@ -114,10 +117,10 @@ class EngineRepository:
         """The policy version that each engine is asked to run, and what it proves itself with."""
         return {found[0]: Wish(*found[1:]) for found in self._session.connection().execute(WISHES)}
 
-    def find_all(self, engine_ids: Collection[str]) -> dict[str, EngineRow]:
-        """Those of these engines that there are. Their large columns are read when used."""
-        query = sa.select(EngineRow).where(EngineRow.id.in_(engine_ids)).options(SMALL_COLUMNS)
-        return {row.id: row for row in self._session.scalars(query)}
+    def find_senders(self, engine_ids: Collection[str]) -> dict[str, Sender]:
+        """Those of these engines that there are."""
+        found = self._session.connection().execute(SENDERS, {"ids": list(engine_ids)})
+        return {row[0]: Sender(*row) for row in found}
 
     def add_heartbeats(self, beats: Sequence[Window]) -> None:
         """Keep windows and stamp their engines as alive.

@@ -15,6 +15,7 @@ from api.dashboard.entry import PageKeys, SocketGate, respond_with_login
 from api.dashboard.headers import PageHeaders
 from api.dashboard.login import login_routes, plain_page
 from api.dashboard.paths import OPEN_PATHS, is_page
+from api.dashboard.shared import SharedReadings
 from api.web.auth import KeyCheck
 from api.web.context import AppContext
 from api.web.errors import respond
@@ -88,8 +89,11 @@ class _Pages(Mount):
     def __init__(self, shell: FastAPI, context: AppContext, keys: KeyCheck) -> None:
         gate = SocketGate(shell, PageKeys(keys), rate_per_s=context.settings.rate_per_s)
         super().__init__("", app=PageHeaders(gate), name="dashboard")
-        self._context = context
-        self._keys = keys
+        self._state = {
+            "context": context,
+            "keys": keys,
+            "shared": SharedReadings(context),
+        }
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         if scope["type"] not in ("http", "websocket") or not is_page(scope["path"]):
@@ -97,7 +101,7 @@ class _Pages(Mount):
         return super().matches(scope)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope.setdefault("state", {}).update(context=self._context, keys=self._keys)
+        scope.setdefault("state", {}).update(self._state)
         await super().handle(scope, receive, send)
 
 

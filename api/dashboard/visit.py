@@ -11,6 +11,7 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from api.dashboard.entry import COOKIE
+from api.dashboard.shared import Ask, SharedReadings
 from api.schemas.access import Scope
 from api.web.auth import Caller, KeyCheck, caller_with, scopes_of
 from api.web.context import AppContext
@@ -29,6 +30,7 @@ class Visit:
     key_scopes: tuple[str, ...]
     _keys: KeyCheck
     _secret: str
+    _shared: SharedReadings
 
     @classmethod
     def of(cls, request: Request) -> Visit:
@@ -41,6 +43,7 @@ class Visit:
             key_scopes=tuple(key.scopes),
             _keys=request.state.keys,
             _secret=request.cookies[COOKIE],
+            _shared=request.state.shared,
         )
 
     def may(self, scope: Scope) -> bool:
@@ -55,6 +58,15 @@ class Visit:
         """
         await self.caller(Scope.READ)
         return await run_in_threadpool(self._read, ask)
+
+    async def read_shared(self, ask: Ask[Answer], *, is_new: bool) -> Answer:
+        """As :meth:`read`, for what costs much: see :class:`SharedReadings`.
+
+        Raises:
+            ApiError: 401, the key is not valid any more.
+        """
+        await self.caller(Scope.READ)
+        return await self._shared.get(ask, is_new=is_new)
 
     async def act(self, scope: Scope, do: Callable[[UnitOfWork, Caller], Answer]) -> Answer:
         """Do something in one unit of work, as the key's holder.

@@ -160,7 +160,7 @@ async def _wait_for(
 ) -> PolicyView | None:
     """The policy once its version differs from ``after_version``, None when none came in time."""
     # Who waits for long is told of what the last look missed; who does not must be told now.
-    wish = context.watch.find_wish(engine_id) if wait_s >= LONG_WAIT_S else None
+    wish = await context.watch.find_wish(engine_id) if wait_s >= LONG_WAIT_S else None
     if wish is None or wish.version != after_version or not _is_own(wish, credential):
         found = await run_in_threadpool(_read, context, engine_id, credential)
         if found.version != after_version:

@@ -21,17 +21,23 @@ def answer(example: Any) -> dict[int | str, dict[str, Any]]:
     return {200: {"content": {"application/json": {"example": example}}}}
 
 
-class Body(BaseModel):
-    """A request body: an unknown field is an error, never ignored, and so is what cannot be kept
-    (:mod:`api.schemas.plain`)."""
+class BoundedBody(BaseModel):
+    """A request body, or a part of one, each of whose fields is bounded by its type: an unknown
+    field is an error, never ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Body(BoundedBody):
+    """A request body in which what cannot be kept (:mod:`api.schemas.plain`) is an error, too."""
 
     @field_validator("*")
     @classmethod
     def _is_plain(cls, value: Any) -> Any:
         # Numbers in typed lists are bounded by their type, and there may be millions of them.
-        is_typed = isinstance(value, list) and value and isinstance(value[0], int | float | Body)
+        is_typed = (
+            isinstance(value, list) and value and isinstance(value[0], int | float | BoundedBody)
+        )
         return value if is_typed else check_plain(value)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from ipaddress import ip_address
+from itertools import pairwise
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -42,6 +43,31 @@ def check_plain(value: Any) -> Any:
     Raises:
         ValueError: something in it cannot be kept; the message starts with its JSON pointer.
     """
+    if not _is_plain(value, 0):
+        _find_fault(value)
+    return value
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether all of it can surely be kept. Nearly all can, and the quick look, without words and
+    pointers, takes a quarter of the time; where it says no, :func:`_find_fault` decides."""
+    kind = type(value)
+    if kind is str:
+        return value.isascii() and "\0" not in value
+    if kind is float:
+        return bool(-MAX_JSON_FLOAT <= value <= MAX_JSON_FLOAT)
+    if kind is int:
+        return bool(-MAX_JSON_INT <= value <= MAX_JSON_INT)
+    if kind is bool or value is None:
+        return True
+    if depth >= MAX_DEPTH:
+        return False
+    if kind is dict:
+        return all(_is_plain(k, 0) and _is_plain(v, depth + 1) for k, v in value.items())
+    return kind is list and all(_is_plain(part, depth + 1) for part in value)
+
+
+def _find_fault(value: Any) -> None:
     rest: list[tuple[str, Any, int]] = [("", value, 0)]
     while rest:
         pointer, found, depth = rest.pop()
@@ -67,7 +93,6 @@ def check_plain(value: Any) -> Any:
                     rest.append((f"{pointer}/{key}", part, depth + 1))
             case list():
                 rest += [(f"{pointer}/{i}", part, depth + 1) for i, part in enumerate(found)]
-    return value
 
 
 PlainJson = Annotated[dict[str, Any], AfterValidator(check_plain)]
@@ -114,10 +139,11 @@ def check_rising(token_ms: list[float]) -> list[float]:
     Raises:
         ValueError: one that is before the one before it.
     """
-    for index in range(1, len(token_ms)):
-        if token_ms[index] < token_ms[index - 1]:
+    if sorted(token_ms) == token_ms:  # the quick look: there may be thousands
+        return token_ms
+    for index, (before_ms, ms) in enumerate(pairwise(token_ms), 1):
+        if ms < before_ms:
             raise ValueError(
-                f"times of tokens must not fall: {token_ms[index]:g} at {index} comes after "
-                f"{token_ms[index - 1]:g}"
+                f"times of tokens must not fall: {ms:g} at {index} comes after {before_ms:g}"
             )
     return token_ms

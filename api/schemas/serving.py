@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 
-from api.schemas.base import Body, Json, View, shown
+from api.schemas.base import Body, BoundedBody, Json, View, shown
 from api.schemas.examples import engines, policies
 from api.schemas.plain import (
     MAX_ARRIVED,
@@ -73,7 +73,7 @@ class EngineRegister(Body):
     )
 
 
-class RequestTimingIn(Body):
+class RequestTimingIn(BoundedBody):
     """One finished request, exact: milliseconds since it was scheduled."""
 
     age_ms: Milliseconds = Field(description="How long before this heartbeat it was scheduled")
@@ -84,7 +84,7 @@ class RequestTimingIn(Body):
     outcome: Outcome = Outcome.COMPLETED
 
 
-class StepAggregate(Body):
+class StepAggregate(BoundedBody):
     """Steps of one mode and token-count class in the window."""
 
     mode: Annotated[Mode, Field(pattern=MODE_PATTERN)]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+
+import msgspec
 
 from api.documents.inventory import check_plan
 from api.documents.policy import settings_in
@@ -14,8 +17,8 @@ from api.web.settings import ServiceSettings
 from engine.spec.errors import EngineError
 from engine.spec.settings import Settings
 from store import NotFoundError, UnitOfWork
-from store.engines import Window
-from store.models import EngineRow
+from store.engines import Sender, Window
+from store.models.base import Json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +35,9 @@ class _Checked:
     """A beat that is kept, its engine, and what that runs."""
 
     beat: Beat
-    engine: EngineRow
+    engine: Sender
     in_force: Settings
+    policy: Json
 
 
 def keep(
@@ -45,11 +49,10 @@ def keep(
     plan beyond the engine's inventory).
     """
     uow.commit_lazily()  # a window may be missing
-    engines = uow.engines.find_all({beat.engine_id for beat in beats})
-    checked = [_check(engines, beat) for beat in beats]
+    senders = uow.engines.find_senders({beat.engine_id for beat in beats})
+    checked = [_check(uow, senders, beat) for beat in beats]
     kept = [it for it in checked if isinstance(it, _Checked)]
-    for it in kept:
-        _note_policy(it)
+    _note_policies(uow, kept)
     uow.engines.add_heartbeats([_window(it.beat) for it in kept])
     leases.renew(
         uow,
@@ -62,26 +65,36 @@ def keep(
     ]
 
 
-def _check(engines: Mapping[str, EngineRow], beat: Beat) -> _Checked | Exception:
-    engine = engines.get(beat.engine_id)
-    if engine is None:
+def _check(uow: UnitOfWork, senders: Mapping[str, Sender], beat: Beat) -> _Checked | Exception:
+    sender = senders.get(beat.engine_id)
+    if sender is None:
         return NotFoundError("engine", beat.engine_id)
     try:
-        identity.require_own(engine, beat.credential)
-        in_force = settings_in(beat.body.policy)
-        if in_force.to_json() != engine.effective_policy:  # that one was checked when it came
+        identity.require_own(sender, beat.credential)
+        in_force, policy = _read_policy(msgspec.json.encode(beat.body.policy))
+        if policy != sender.effective_policy:  # that one was checked when it came
+            engine = uow.engines.get(sender.id)
             inventory = policies.inventory_of(engine)
             check_plan(in_force.plan, inventory, engine.model, pointer="/policy/plan")
     except (ApiError, EngineError) as error:
         return error
-    return _Checked(beat=beat, engine=engine, in_force=in_force)
+    return _Checked(beat=beat, engine=sender, in_force=in_force, policy=policy)
 
 
-def _note_policy(it: _Checked) -> None:
+@lru_cache(maxsize=1024)
+def _read_policy(text: bytes) -> tuple[Settings, Json]:
+    """The settings in a policy, and their one form: most heartbeats bring a policy again."""
+    in_force = settings_in(msgspec.json.decode(text))
+    return in_force, in_force.to_json()
+
+
+def _note_policies(uow: UnitOfWork, kept: Sequence[_Checked]) -> None:
     """Most beats bring the policy that is known, and nothing to write."""
-    policy = it.in_force.to_json()
-    if policy != it.engine.effective_policy:
-        it.engine.effective_policy = policy
+    known = {it.engine.id: it.engine.effective_policy for it in kept}
+    for it in kept:
+        if it.policy != known[it.engine.id]:
+            known[it.engine.id] = it.policy
+            uow.engines.get(it.engine.id).effective_policy = it.in_force.to_json()
 
 
 def _window(beat: Beat) -> Window:

@@ -14,6 +14,7 @@ from datetime import timedelta
 
 from api.web.errors import ApiError
 from api.web.settings import ServiceSettings
+from store.engines import Sender
 from store.keys import hash_secret
 from store.models import EngineRow
 from store.models.base import utc_now
@@ -25,7 +26,7 @@ def is_alive(row: EngineRow, settings: ServiceSettings) -> bool:
     return seen is not None and utc_now() - seen < timedelta(seconds=settings.control_window_s)
 
 
-def proves(row: EngineRow, credential: str | None) -> bool:
+def proves(row: EngineRow | Sender, credential: str | None) -> bool:
     """Whether ``credential`` is that of the engine; one that has none proves nothing."""
     return is_proof(row.credential_hash, credential)
 
@@ -37,7 +38,7 @@ def is_proof(credential_hash: str | None, credential: str | None) -> bool:
     return hmac.compare_digest(credential_hash, hash_secret(credential))
 
 
-def require_own(row: EngineRow, credential: str | None) -> None:
+def require_own(row: EngineRow | Sender, credential: str | None) -> None:
     """Refuse whoever speaks for an engine without its credential.
 
     Raises:

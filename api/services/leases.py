@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from api.web.settings import ServiceSettings, num_devices
 from engine.spec.plan import ParallelPlan
 from store import UnitOfWork
+from store.engines import Sender
 from store.models import EngineRow
 from store.models.base import utc_now
 
@@ -21,12 +22,14 @@ RENEWED_SHARE = 0.1
 class Need:
     """What an engine runs on: ``named`` devices, else any, as many as its plan has ranks."""
 
-    engine: EngineRow
+    engine: EngineRow | Sender
     num_ranks: int
     named: Sequence[int] | None
 
     @classmethod
-    def of(cls, engine: EngineRow, plan: ParallelPlan, named: Sequence[int] | None) -> Need:
+    def of(
+        cls, engine: EngineRow | Sender, plan: ParallelPlan, named: Sequence[int] | None
+    ) -> Need:
         return cls(engine=engine, num_ranks=plan.world_size, named=named)
 
     @property
@@ -38,7 +41,7 @@ class Need:
         return holder_of(self.engine)
 
 
-def holder_of(engine: EngineRow) -> str:
+def holder_of(engine: EngineRow | Sender) -> str:
     """The engine as its leases name it."""
     return f"engine:{engine.id}"
 

@@ -21,6 +21,8 @@ from store.watched import Change
 
 LONGEST_PAUSE_S = 5.0
 LISTEN_AGAIN_S = 1.0
+# So long a first look is waited for, by those that can read for themselves.
+FIRST_LOOK_S = 1.0
 
 
 class Watched(StrEnum):
@@ -124,11 +126,15 @@ class Watch:
                 self._is_wanted.clear()
         return not self.has_ended
 
-    def find_wish(self, engine_id: str) -> Wish | None:
+    async def find_wish(self, engine_id: str) -> Wish | None:
         """What an engine was asked to run at the last look, which may be some time ago.
 
-        Whoever waits from there on with :meth:`wait` misses nothing.
+        Whoever waits from there on with :meth:`wait` misses nothing. Where no look has seen the
+        engine, all who ask meanwhile share one look now: after a start, every engine does.
         """
+        if engine_id not in self._wishes:
+            self._is_nudged.set()
+            await self.wait(Watched.POLICY, engine_id, seen=-1, timeout_s=FIRST_LOOK_S)
         return self._wishes.get(engine_id)
 
     def end(self) -> None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-import sys
 from http import HTTPStatus
 from typing import Any
 
-import h11
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from engine.server.limits import MAX_HEADER_BYTES
+from engine.server.strict_http import StrictProtocol
 from engine.spec.limits import RequestLimits
 
 MAX_SOCKET_MESSAGE_BYTES = 2**20
@@ -39,7 +36,6 @@ class ServerConfig(uvicorn.Config):
             # The same loop whatever else is installed: with uvloop the connection's socket is
             # another kind of object.
             loop="asyncio",
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             # The protocol's own timer is the one that counts.
             timeout_keep_alive=math.ceil(limits.keep_alive_s) + 1,
             **options,
@@ -49,7 +45,7 @@ class ServerConfig(uvicorn.Config):
         self.waiting: dict[BoundedProtocol, None] = {}
 
 
-class BoundedProtocol(H11Protocol):
+class BoundedProtocol(StrictProtocol):
     """A connection that must send a whole request head in time, and after an answer the next one.
 
     Between two requests it may rest for longer: until the first byte of the next one, or its end.
@@ -77,8 +73,8 @@ class BoundedProtocol(H11Protocol):
         super().data_received(data)
         self._look()
 
-    def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        super().handle_websocket_upgrade(event)
+    def handle_websocket_upgrade(self) -> None:
+        super().handle_websocket_upgrade()
         self._is_socket = True
         self._stop_waiting()
 
@@ -90,22 +86,13 @@ class BoundedProtocol(H11Protocol):
         self._stop_waiting()
         super().connection_lost(exc)
 
-    def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP, or, with 431, a head that is too long."""
-        error = sys.exception()
-        hint = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self._refuse(HTTPStatus(hint), msg if hint == 400 else "Headers are too long.")
-        else:
-            self.transport.close()  # an answer is on its way already
-
     def _look(self) -> None:
         """Start the time limit when a request is awaited, and stop it when one has begun."""
-        if self._is_socket or (self.cycle is not None and not self.cycle.response_complete):
+        if self._is_socket or self._is_answering:
             self._stop_waiting()
             return
         self._unsent_bytes = self.transport.get_write_buffer_size()
-        has_begun = self.cycle is None or bool(self.conn.trailing_data[0])
+        has_begun = self.cycle is None or self._has_begun
         is_resting = not has_begun and not self._unsent_bytes
         if self._timer is None or is_resting is not self._is_resting:
             self._stop_waiting()
@@ -138,15 +125,3 @@ class BoundedProtocol(H11Protocol):
         else:
             status = HTTPStatus.SERVICE_UNAVAILABLE
             self._refuse(status, "Too many connections.", ("retry-after", "1"))
-
-    def _refuse(self, status: HTTPStatus, text: str, *headers: tuple[str, str]) -> None:
-        plain = ("content-type", "text/plain; charset=utf-8")
-        head = [plain, ("connection", "close"), ("content-length", str(len(text))), *headers]
-        events = (
-            h11.Response(status_code=status, headers=head, reason=status.phrase.encode()),
-            h11.Data(data=text.encode()),
-            h11.EndOfMessage(),
-        )
-        for event in events:
-            self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()

@@ -9,6 +9,8 @@ from api.dashboard.layout import Row, card, empty, frame, page_path, poll, set_r
 from api.dashboard.visit import Visit
 from api.services import overview
 from api.services.overview import EngineOverview
+from api.web.settings import ServiceSettings
+from store import UnitOfWork
 
 PATH, TITLE = "/", "Fleet · Gearshift"
 COLUMNS = (
@@ -32,28 +34,28 @@ NO_ENGINE = (
 async def show(request: Request) -> None:
     """The page."""
     visit = Visit.of(request)
-    found = await _read(visit)
+    found = await visit.read_shared(_rows, is_new=True)
     with frame(request, visit, "Fleet"):
         with card() as there:
-            shown = table(COLUMNS, [_row(one) for one in found])
+            shown = table(COLUMNS, list(found))
         with card() as nothing:
             empty("No engine has registered yet.", NO_ENGINE)
 
-    def choose(fleet: list[EngineOverview]) -> None:
-        there.set_visibility(bool(fleet))
-        nothing.set_visibility(not fleet)
+    def choose(rows: list[Row]) -> None:
+        there.set_visibility(bool(rows))
+        nothing.set_visibility(not rows)
 
     async def refresh() -> None:
-        fleet = await _read(visit)
-        set_rows(shown, [_row(one) for one in fleet])
-        choose(fleet)
+        rows = await visit.read_shared(_rows, is_new=False)
+        set_rows(shown, list(rows))
+        choose(rows)
 
     choose(found)
     poll(refresh)
 
 
-async def _read(visit: Visit) -> list[EngineOverview]:
-    return await visit.read(lambda uow: overview.fleet(uow, visit.context.settings))
+def _rows(uow: UnitOfWork, settings: ServiceSettings) -> list[Row]:
+    return [_row(one) for one in overview.fleet(uow, settings)]
 
 
 def _row(found: EngineOverview) -> Row:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import socket
 from dataclasses import dataclass
-from http import HTTPStatus
 
 import msgspec
 
 from engine.server.errors import ApiError, openai_error
+from engine.server.raw import last_answer
 
 LOST = ApiError(
     503,
@@ -34,7 +34,8 @@ class _Client:
         """What makes a whole answer with an error of whatever has been sent so far."""
         error = msgspec.json.encode(openai_error(LOST))
         if not self.is_stream:
-            return _head(len(error)) + error
+            headers = ((name.lower(), value) for name, value in LOST.headers.items())
+            return last_answer(LOST.status, "application/json", error, *headers)
         events = [b"data: " + error + b"\n\n", b"data: [DONE]\n\n"]
         if not self.is_chunked:
             return b"".join(events)
@@ -72,14 +73,3 @@ class HeldClients:
             with client.sock, contextlib.suppress(OSError):
                 client.sock.setblocking(False)
                 client.sock.sendall(client.last_words())
-
-
-def _head(length: int) -> bytes:
-    lines = [
-        f"HTTP/1.1 {LOST.status} {HTTPStatus(LOST.status).phrase}",
-        "content-type: application/json",
-        f"content-length: {length}",
-        "connection: close",
-        *(f"{name.lower()}: {value}" for name, value in LOST.headers.items()),
-    ]
-    return "\r\n".join([*lines, "", ""]).encode()

@@ -187,3 +187,18 @@ def test_what_is_gone_wakes_who_waits_for_it(database: Database) -> None:
             return await asyncio.wait_for(waiting, LIMIT_S)
 
     assert asyncio.run(scene())
+
+
+def test_engines_that_all_come_after_a_start_share_a_look(database: Database) -> None:
+    engine_ids, reads = _engines(database), []
+    sa.event.listen(database.engine, "before_cursor_execute", lambda *args: reads.append(args[2]))
+
+    async def come() -> None:
+        watch = Watch(database, look_every_s=NEVER_S)
+        async with _running(watch), asyncio.timeout(LIMIT_S):
+            wishes = await asyncio.gather(*(watch.find_wish(one) for one in engine_ids))
+            assert all(wish is not None and wish.version == 0 for wish in wishes)
+            assert await watch.find_wish("nobody") is None
+
+    asyncio.run(come())
+    assert sum("FROM engines" in read for read in reads) <= 3

@@ -1,0 +1,147 @@
+"""Quantised checkpoints answer what the numbers they stand for answer, under every plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.models.weights import StageWeights, load_stage
+from engine.spec.model import DType, ModelConfig
+from engine.spec.modes import BASE, SHIFT
+from engine.spec.plan import ParallelPlan, parse_plan
+from engine.spec.quantisation import WeightFormat
+from tests.engine.checkpoints import family_config, write_checkpoint
+from tests.engine.quantised_checkpoints import KINDS, quantise_checkpoint
+from tests.engine.step_driver import DrivenSequence, StepDriver
+from tests.engine.thread_ranks import ThreadReplica, ThreadWorld
+
+PROMPTS = [[5, 9, 200, 31, 77, 8, 100], [1, 2, 3, 258]]
+Q_PROJ = "model.layers.1.self_attn.q_proj"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # Sizes that are no multiples of a block, and pieces of down_proj that are none at sp*tp = 2.
+    config = family_config("llama", num_hidden_layers=2, intermediate_size=208)
+    return write_checkpoint(tmp_path_factory.mktemp("source"), config)
+
+
+@pytest.fixture(scope="module")
+def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a kind: ``quantised`` in it, and ``plain``, what it stands for."""
+    folders: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp(name)
+            both = folders[name] / "quantised", folders[name] / "plain"
+            quantise_checkpoint(source, *both, KINDS[name])
+        return folders[name]
+
+    return make
+
+
+def answers(
+    folder: Path, plan: str = "tp=1", form: WeightFormat | None = None
+) -> list[DrivenSequence]:
+    parsed = parse_plan(plan).plan
+    with ThreadReplica(
+        model_dir=folder, plan=parsed, dtype=DType.FLOAT32, quantisation=form
+    ) as replica:
+        modes = (BASE, SHIFT) if parsed.shift else (BASE,)
+        driver = StepDriver(
+            replica, vocab_size=259, budget=11, mode=lambda step_id: modes[step_id % len(modes)]
+        )
+        return driver.run(PROMPTS, max_tokens=6)
+
+
+def assert_same(got: list[DrivenSequence], wanted: list[DrivenSequence]) -> None:
+    assert [sequence.output for sequence in got] == [sequence.output for sequence in wanted]
+    for a, b in zip(got, wanted, strict=True):
+        for mine, theirs in zip(a.logits, b.logits, strict=True):
+            assert abs(mine - theirs).max() <= 1e-5 * abs(theirs).max()
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_a_quantised_checkpoint_answers_as_the_numbers_it_stands_for(
+    made: Callable[[str], Path], name: str
+) -> None:
+    folder = made(name)
+    assert_same(answers(folder / "quantised"), answers(folder / "plain"))
+
+
+@pytest.mark.parametrize("plan", ["tp=2", "sp=2,shift"])
+@pytest.mark.parametrize("name", ["fp8-block", "compressed-channel"])
+def test_every_plan_of_a_quantised_checkpoint_answers_alike(
+    made: Callable[[str], Path], name: str, plan: str
+) -> None:
+    folder = made(name) / "quantised"
+    assert_same(answers(folder, plan), answers(folder))
+
+
+@pytest.mark.parametrize("form", list(WeightFormat))
+def test_a_plain_checkpoint_is_quantised_alike_under_every_plan(
+    source: Path, form: WeightFormat
+) -> None:
+    alone = answers(source, form=form)
+    assert_same(answers(source, "sp=2,shift", form), alone)
+    exact = answers(source)
+    worst = abs(alone[0].logits[0] - exact[0].logits[0]).max() / abs(exact[0].logits[0]).max()
+    assert 0 < worst < 0.3, "it is rounded, and near"
+
+
+def held(folder: Path, model: ModelConfig, plan: ParallelPlan) -> StageWeights:
+    """The weights of the last rank."""
+    rank = plan.replica_size - 1
+    return load_stage(
+        model_dir=folder,
+        model=model,
+        plan=plan,
+        rank=rank,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        groups=ThreadWorld(plan).groups(rank),
+    )
+
+
+def keeping(model: ModelConfig) -> ModelConfig:
+    assert model.quantisation is not None
+    return replace(model, quantisation=replace(model.quantisation, is_kept=True))
+
+
+@pytest.mark.parametrize("plan", ["tp=1", "tp=2", "sp=2,shift"])
+@pytest.mark.parametrize("name", [*KINDS, WeightFormat.FP8, WeightFormat.INT8])
+def test_kept_weights_multiply_as_plain_ones_on_every_rung_in_the_bytes_that_are_planned(
+    source: Path, made: Callable[[str], Path], name: str, plan: str
+) -> None:
+    parsed = parse_plan(plan).plan
+    if name in KINDS:
+        folder = made(name) / "quantised"
+        model = ModelConfig.from_dir(folder)
+    else:
+        folder = source
+        model = ModelConfig.from_dir(folder).quantised(WeightFormat(name))
+    kept, plain = held(folder, keeping(model), parsed), held(folder, model, parsed)
+    generator = torch.Generator().manual_seed(0)
+    for mode, rung in ((mode, parsed.rung(mode)) for mode in parsed.modes):
+        x = torch.randn(5, 64, generator=generator)
+        inner = torch.randn(5, 208, generator=generator)
+        for mine, theirs in zip(kept.layers, plain.layers, strict=True):
+            _close(mine.qkv(x, mode), theirs.qkv(x, mode))
+            _close(mine.gate_up(x, mode), theirs.gate_up(x, mode))
+            if rung.tp == 1:
+                _close(mine.o(x, mode), theirs.o(x, mode))
+                _close(mine.down(inner, mode), theirs.down(inner, mode))
+    planned = keeping(model).weight_bytes_per_rank(parsed, DType.FLOAT32)
+    assert kept.final_norm is not None
+    norms = sum(x.nbytes for layer in kept.layers for x in (layer.input_norm, layer.post_norm))
+    assert kept.num_bytes - norms - kept.final_norm.nbytes == planned
+    assert planned < 0.6 * model.weight_bytes_per_rank(parsed, DType.FLOAT32)
+
+
+def _close(got: torch.Tensor, wanted: torch.Tensor) -> None:
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))

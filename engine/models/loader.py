@@ -134,11 +134,9 @@ class Checkpoint:
             return name in self._matrices
         return self._format(name) == STORED_FORMATS[self._quantisation.format]
 
-    def read_quantised(
-        self, name: str, rows: range, columns: range, *, cut: int | None = None
-    ) -> Quantised:
+    def read_quantised(self, name: str, rows: range, columns: range, *, cut: int = 0) -> Quantised:
         """Rows and columns of a tensor that :meth:`is_quantised`, on the CPU, with scales for
-        shards that begin and end at multiples of ``cut`` columns.
+        shards that begin and end at multiples of ``cut`` columns (0: at the ends).
 
         Rows are quantised whole, so that every plan gets the same numbers.
 
@@ -153,8 +151,10 @@ class Checkpoint:
             return quantise(stored, self._quantisation.format).columns(columns)
         values, grid = self._stored(name, rows, columns), self._grid(name)
         if values.dtype.is_floating_point and bool(values.isnan().any()):
-            raise CheckpointError(f"{self._model_dir}: {_not_finite(name, values, self.dtype)}")
-        edges = math.gcd(columns.start, cut or 0)
+            raise CheckpointError(
+                f"{self._model_dir}: {_not_finite(name, values.float(), self.dtype)}"
+            )
+        edges = math.gcd(columns.start, cut)
         group = self._quantisation.columns_per_scale(edges) or len(columns)
         return Quantised(values=values, scales=grid.of(rows, columns, group), group=group)
 

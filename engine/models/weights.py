@@ -158,11 +158,11 @@ class _ShardReader:
             input_norm=self._norm(name(names.input_norm)),
             qkv=self._qkv(layer),
             qk_norm=self._qk_norm(layer) if self._model.qk_norm else None,
-            o=self._row_parallel(name(names.o), self._model.q_size, has_bias=self._model.o_bias),
+            o=self._row_parallel(layer, names.o, self._model.q_size, has_bias=self._model.o_bias),
             post_norm=self._norm(name(names.post_norm)),
             gate_up=self._gate_up(layer),
             down=self._row_parallel(
-                name(names.down), self._model.ffn_size, has_bias=self._model.mlp_bias
+                layer, names.down, self._model.ffn_size, has_bias=self._model.mlp_bias
             ),
         )
 
@@ -248,21 +248,24 @@ class _ShardReader:
         is_kept = said is not None and said.is_kept
         return is_kept and all(self._checkpoint.is_quantised(name) for name in names)
 
-    def _row_parallel(self, module: str, num_columns: int, *, has_bias: bool) -> RowParallelLinear:
+    def _row_parallel(
+        self, layer: int, module: str, num_columns: int, *, has_bias: bool
+    ) -> RowParallelLinear:
         base = num_columns // self._plan.tp
         block = base // self._plan.sp
         columns = range(self._coords.t * base, (self._coords.t + 1) * base)
         rows = range(self._model.hidden_size)
-        name = f"{module}.weight"
+        whole_name = self._names.in_layer(layer, module)
+        name = f"{whole_name}.weight"
         weight: Weight
         if self._keeps(name):
-            finest = block if self._plan.shift else base
-            found = self._checkpoint.read_quantised(name, rows, columns, cut=finest)
+            cut = self._model.column_cuts(self._plan).get(module, 0)
+            found = self._checkpoint.read_quantised(name, rows, columns, cut=cut)
             weight = join_rows((found,)).to(self._device)
         else:
             part = self._checkpoint.read(name, rows, columns)
             weight = part.contiguous().clone().to(self._device)
-        bias = self._checkpoint.read(f"{module}.bias", rows) if has_bias else None
+        bias = self._checkpoint.read(f"{whole_name}.bias", rows) if has_bias else None
         return RowParallelLinear(
             weight,
             None if bias is None else bias.clone().to(self._device),

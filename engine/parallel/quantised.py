@@ -59,12 +59,14 @@ class Quantised:
         return Quantised(values=self.values[cut], scales=self.scales[:, cut], group=self.group)
 
     def columns(self, kept: range) -> Quantised:
-        """The view of some columns, which begin and end where groups do."""
+        """The view of some columns, which begin and end where groups do (or the weight)."""
         scales = self.scales
         if self.is_grouped:
-            cut = kept.start % self.group + kept.stop % self.group
-            assert cut == 0, f"{kept} cuts a group of {self.group} columns"
-            scales = scales[kept.start // self.group : kept.stop // self.group]
+            stop = -(-kept.stop // self.group)
+            is_end = kept.stop in (stop * self.group, self.values.shape[1])
+            is_whole = is_end and kept.start % self.group == 0
+            assert is_whole, f"{kept} cuts a group of {self.group} columns"
+            scales = scales[kept.start // self.group : stop]
         values = self.values[:, kept.start : kept.stop]
         return Quantised(values=values, scales=scales, group=self.group)
 
@@ -138,15 +140,17 @@ def as_held(
 def multiply(x: Tensor, weight: Quantised, bias: Tensor | None = None) -> Tensor:
     """``x[n, columns]`` -> ``[n, rows]`` plus ``bias[rows]``, in the dtype of ``x``.
 
-    With int8 weights, and in float32, the weights alone are rounded. With fp8 weights in 16 bits
-    ``x`` is rounded to fp8 too, each row (or group of it) by a scale of its own, and both are
-    multiplied as they are. On a CPU this is the reference: exact products with the plain weight,
-    which is made anew each time.
+    With int8 weights, in float32, and of one row, the weights alone are rounded. Several rows of
+    16 bits are rounded to fp8 as fp8 weights are, each (or each group of it) by a scale of its own,
+    and both are multiplied as they are. On a CPU this is the reference: exact products with the
+    plain weight, which is made anew each time.
     """
     if not x.is_cuda:
         return F.linear(x, weight.plain(x.dtype), bias)
     from engine.kernels.gpu import scaled  # it needs Triton
 
+    if x.shape[0] == 1:
+        return scaled.one_row(x, weight.values, weight.scales, weight.group, bias)
     if not rounds_inputs(x.dtype, weight):
         return scaled.product(x, None, weight.values, weight.scales, weight.group, bias)
     group = weight.group if weight.is_grouped else x.shape[1]

@@ -213,9 +213,11 @@ class ModelConfig:
 
     def column_cuts(self, plan: ParallelPlan) -> dict[str, int]:
         """The narrowest pieces, in columns, into which the rungs of ``plan`` cut matrices whose
-        inputs are split, by the matrix.
+        inputs are split, by the matrix; none where they stay whole.
         """
         finest = plan.stage_size if plan.shift else plan.tp
+        if finest == 1:
+            return {}
         names = self.family.names
         return {names.o: self.q_size // finest, names.down: self.ffn_size // finest}
 
@@ -236,8 +238,7 @@ class ModelConfig:
             if found is None or not found.is_kept or not found.covers(self._in_layers(modules)):
                 total += rows * columns * dtype.num_bytes
             else:
-                cut = cuts.get(modules[0], columns)
-                total += found.matrix_bytes(rows, columns, cut=cut)
+                total += found.matrix_bytes(rows, columns, cut=cuts.get(modules[0], 0))
         return total
 
     def _in_layers(self, modules: tuple[str, ...]) -> list[str]:

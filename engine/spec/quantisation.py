@@ -68,8 +68,8 @@ class Quantisation:
         return not any(_matches(pattern, name) for name in modules for pattern in self.plain)
 
     def columns_per_scale(self, width: int) -> int | None:
-        """Columns that share a scale in a shard which is cut into pieces of ``width`` columns; None
-        where all do.
+        """Columns that share a scale in a matrix which is cut at multiples of ``width`` columns (0:
+        nowhere); None where all do.
         """
         return None if self.block is None else math.gcd(self.block[1], width)
 

@@ -11,6 +11,9 @@ FP8 = torch.float8_e4m3fn
 FP8_MOST = 448.0
 LEAST_AMOUNT = 1e-12
 MOST_COLUMNS = 128
+# Of one row: what a program reads of how many of the weight's rows.
+OUTPUTS_AT_ONCE = 2
+INPUTS_AT_ONCE = 2048
 
 
 # Triton has no types, and reads annotations as its own.
@@ -173,5 +176,71 @@ def product(
         block=min(block, group) if is_grouped else block,
         num_warps=4 if block_rows < 128 else 8,
         num_stages=3,
+    )
+    return out
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _one_row_kernel(  # type: ignore[no-untyped-def]
+    x_ptr,
+    w_ptr,
+    scales_ptr,
+    bias_ptr,
+    out_ptr,
+    num_outputs,
+    width,
+    stride,
+    scales_stride,
+    group,
+    is_grouped: tl.constexpr,
+    has_bias: tl.constexpr,
+    outputs_at_once: tl.constexpr,
+    inputs_at_once: tl.constexpr,
+):
+    outputs = tl.program_id(0) * outputs_at_once + tl.arange(0, outputs_at_once)
+    is_output = outputs < num_outputs
+    inputs = tl.arange(0, inputs_at_once)
+    w_rows = w_ptr + outputs.to(tl.int64)[:, None] * stride
+    total = tl.zeros([outputs_at_once, inputs_at_once], tl.float32)
+    for start in range(0, width, inputs_at_once):
+        at = start + inputs
+        inside = is_output[:, None] & (at < width)[None, :]
+        x = tl.load(x_ptr + at, mask=at < width, other=0.0).to(tl.float32)
+        part = tl.load(w_rows + at[None, :], mask=inside, other=0.0).to(tl.float32) * x[None, :]
+        if is_grouped:
+            places = (at // group)[None, :] * scales_stride + outputs[:, None]
+            part *= tl.load(scales_ptr + places, mask=inside, other=0.0)
+        total += part
+    out = tl.sum(total, axis=1)
+    if not is_grouped:
+        out *= tl.load(scales_ptr + outputs, mask=is_output, other=0.0)
+    if has_bias:
+        out += tl.load(bias_ptr + outputs, mask=is_output, other=0.0).to(tl.float32)
+    tl.store(out_ptr + outputs, out.to(out_ptr.dtype.element_ty), mask=is_output)
+
+
+def one_row(x: Tensor, values: Tensor, scales: Tensor, group: int, bias: Tensor | None) -> Tensor:
+    """``x[1, columns]``, which is not rounded, times a quantised weight; see :func:`product`.
+
+    Reading the weight is all that takes time here.
+    """
+    num_outputs, width = values.shape
+    out = x.new_empty(1, num_outputs)
+    _one_row_kernel[(triton.cdiv(num_outputs, OUTPUTS_AT_ONCE),)](
+        x if x.stride(1) == 1 else x.contiguous(),
+        values,
+        scales,
+        scales if bias is None else bias,
+        out,
+        num_outputs,
+        width,
+        values.stride(0),
+        scales.stride(0),
+        group,
+        is_grouped=scales.shape[0] > 1,
+        has_bias=bias is not None,
+        outputs_at_once=OUTPUTS_AT_ONCE,
+        inputs_at_once=INPUTS_AT_ONCE,
+        num_warps=4,
     )
     return out

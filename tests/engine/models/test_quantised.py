@@ -8,13 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from engine.models.loader import SINGLE_FILE, Checkpoint
 from engine.models.weights import StageWeights, load_stage
+from engine.parallel.quantised import quantise
+from engine.spec.errors import CheckpointError, PlanError
+from engine.spec.feasible import check_plan
 from engine.spec.model import DType, ModelConfig
 from engine.spec.modes import BASE, SHIFT
 from engine.spec.plan import ParallelPlan, parse_plan
 from engine.spec.quantisation import WeightFormat
-from tests.engine.checkpoints import family_config, write_checkpoint
+from tests.engine.checkpoints import family_config, reference, write_checkpoint
 from tests.engine.quantised_checkpoints import KINDS, quantise_checkpoint
 from tests.engine.step_driver import DrivenSequence, StepDriver
 from tests.engine.thread_ranks import ThreadReplica, ThreadWorld
@@ -71,7 +76,14 @@ def test_a_quantised_checkpoint_answers_as_the_numbers_it_stands_for(
     made: Callable[[str], Path], name: str
 ) -> None:
     folder = made(name)
-    assert_same(answers(folder / "quantised"), answers(folder / "plain"))
+    found = answers(folder / "quantised")
+    assert_same(found, answers(folder / "plain"))
+    theirs = reference(folder / "plain", PROMPTS[:1], max_tokens=6, dtype=torch.float32)[0]
+    assert found[0].output == theirs.output
+    worst = max(
+        abs(a - b).max() / abs(b).max() for a, b in zip(found[0].logits, theirs.logits, strict=True)
+    )
+    assert worst < 1e-4
 
 
 @pytest.mark.parametrize("plan", ["tp=2", "sp=2,shift"])
@@ -145,3 +157,96 @@ def test_kept_weights_multiply_as_plain_ones_on_every_rung_in_the_bytes_that_are
 
 def _close(got: torch.Tensor, wanted: torch.Tensor) -> None:
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
+def changed(folder: Path, copy: Path, name: str, tensor: torch.Tensor | None) -> Path:
+    """A copy of a checkpoint with one tensor changed or left out."""
+    copy.mkdir()
+    tensors = load_file(folder / SINGLE_FILE)
+    tensors.pop(name, None)
+    if tensor is not None:
+        tensors[name] = tensor
+    save_file(tensors, copy / SINGLE_FILE)
+    (copy / "config.json").write_text((folder / "config.json").read_text())
+    return copy
+
+
+def opened(folder: Path) -> Checkpoint:
+    return Checkpoint(folder, ModelConfig.from_dir(folder), dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        (f"{Q_PROJ}.weight_scale", None, rf"tensor {Q_PROJ}\.weight_scale is missing"),
+        (f"{Q_PROJ}.weight_scale", torch.ones(7, 1), r"has shape \[7, 1\].* asks for \[64, 1\]"),
+        (f"{Q_PROJ}.weight_scale", torch.full((64, 1), torch.nan), "are not finite numbers"),
+        (f"{Q_PROJ}.weight_scale", torch.ones(64, 1).to(torch.int8), "weight_scale is in I8"),
+        (
+            f"{Q_PROJ}.weight",
+            torch.ones(64, 64).to(torch.int8),
+            r"q_proj\.weight is quantised \(I8",
+        ),
+        (f"{Q_PROJ}.weight", torch.ones(64, 64), r"q_proj\.weight_scale is not part of"),
+        ("model.norm.weight", torch.ones(64).to(torch.float8_e4m3fn), r"norm\.weight is quantised"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_its_scales_is_named(
+    made: Callable[[str], Path],
+    tmp_path: Path,
+    name: str,
+    tensor: torch.Tensor | None,
+    message: str,
+) -> None:
+    folder = made("compressed-channel") / "quantised"
+    with pytest.raises(CheckpointError, match=message):
+        opened(changed(folder, tmp_path / "copy", name, tensor))
+
+
+def test_values_that_are_no_numbers_are_named(made: Callable[[str], Path], tmp_path: Path) -> None:
+    weight = torch.full((64, 64), torch.nan).to(torch.float8_e4m3fn)
+    folder = made("compressed-channel") / "quantised"
+    checkpoint = opened(changed(folder, tmp_path / "copy", f"{Q_PROJ}.weight", weight))
+    with pytest.raises(CheckpointError, match=rf"{Q_PROJ}\.weight has values that are not finite"):
+        checkpoint.read(f"{Q_PROJ}.weight", range(3))
+
+
+def test_a_quantised_head_and_layers_left_plain_are_read_as_they_are(
+    made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = made("compressed-channel")
+    tensors = load_file(folder / "quantised" / SINGLE_FILE)
+    plain = load_file(folder / "plain" / SINGLE_FILE)
+    for name in (f"{Q_PROJ}.weight", "model.layers.0.mlp.down_proj.weight"):
+        tensors[name] = plain[name]
+        del tensors[name.replace(".weight", ".weight_scale")]
+    head = quantise(plain["lm_head.weight"], WeightFormat.FP8)
+    tensors |= {"lm_head.weight": head.values, "lm_head.weight_scale": head.scales.t().contiguous()}
+    save_file(tensors, tmp_path / SINGLE_FILE)
+    (tmp_path / "config.json").write_text((folder / "quantised" / "config.json").read_text())
+    checkpoint = opened(tmp_path)
+    assert torch.equal(checkpoint.read("lm_head.weight", range(259)), head.plain(torch.float32))
+    mixed = held(tmp_path, keeping(ModelConfig.from_dir(tmp_path)), ParallelPlan())
+    last, first = mixed.layers[1], mixed.layers[0]
+    assert [x.dtype for x in last.qkv.tensors] == [torch.float32], "one of its parts is plain"
+    assert first.qkv.tensors[0].dtype is torch.float8_e4m3fn
+    assert [x.dtype for x in first.down.tensors] == [torch.float32]
+
+
+def test_cuts_through_blocks_are_refused_with_the_numbers_and_the_way_out(
+    made: Callable[[str], Path],
+) -> None:
+    model = ModelConfig.from_dir(made("fp8-block") / "quantised")
+    check_plan(ParallelPlan(tp=2), model)  # they are made plain as they load
+    with pytest.raises(PlanError) as error:
+        check_plan(ParallelPlan(tp=2), keeping(model))
+    assert (
+        "mlp.down_proj is quantised in blocks of 32 columns and cut into pieces of 104: only "
+        "runs of 8 columns would share a scale, the least is 32; use fewer ranks"
+        in str(error.value)
+    )
+    check_plan(ParallelPlan(), keeping(model))
+    check_plan(ParallelPlan(sp=2), keeping(model))
+    with pytest.raises(PlanError, match="pieces of 104"):
+        check_plan(ParallelPlan(sp=2, shift=True), keeping(model))
+    check_plan(ParallelPlan(tp=2), keeping(ModelConfig.from_dir(made("fp8-tensor") / "quantised")))

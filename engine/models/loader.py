@@ -13,10 +13,10 @@ from torch import Tensor
 
 from engine.models.scales import (
     OTHER_SCALES,
-    SCALE_SUFFIXES,
     STORED_FORMATS,
     ScaleGrid,
     scale_grid,
+    scale_names,
 )
 from engine.parallel.quantised import Quantised, quantise
 from engine.spec.errors import CheckpointError
@@ -179,9 +179,7 @@ class Checkpoint:
             raise CheckpointError(f"{self._model_dir}: {error}") from error
 
     def _find_scale(self, name: str) -> str | None:
-        module = name.removesuffix(".weight")
-        names = (module + suffix for suffix in SCALE_SUFFIXES)
-        return next((found for found in names if found in self._places), None)
+        return next((found for found in scale_names(name) if found in self._places), None)
 
     def _format(self, name: str) -> str:
         return str(self._slice(name).get_dtype())
@@ -246,10 +244,9 @@ class Checkpoint:
         """The name of the scales of a quantised tensor, which are read once."""
         found = self._find_scale(name)
         if found is None:
-            module = name.removesuffix(".weight")
             raise CheckpointError(
-                f"{self._model_dir}: tensor {module}{SCALE_SUFFIXES[0]} is missing (or "
-                f"{SCALE_SUFFIXES[1]}), and {name} is quantised ({self._format(name)})"
+                f"{self._model_dir}: tensor {scale_names(name)[0]} is missing, and {name} is "
+                f"quantised ({self._format(name)})"
             )
         if (stored := self._format(found)) not in PLAIN_FORMATS:
             raise CheckpointError(f"{self._model_dir}: tensor {found} is in {stored}, not a float")

@@ -18,6 +18,12 @@ SCALE_SUFFIXES = (".weight_scale", ".weight_scale_inv")
 OTHER_SCALES = (".input_scale", ".output_scale", ".k_scale", ".v_scale")
 
 
+def scale_names(name: str) -> tuple[str, ...]:
+    """Where the scales of the tensor ``name`` may stand."""
+    module = name.removesuffix(".weight")
+    return tuple(module + suffix for suffix in SCALE_SUFFIXES)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScaleGrid:
     """``scales`` f32[..., ...] of a matrix, each of ``rows`` by ``columns`` numbers."""

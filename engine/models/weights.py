@@ -21,7 +21,7 @@ from engine.parallel.linear import (
 from engine.parallel.mesh import RankGroups
 from engine.parallel.packed import place_and_bytes
 from engine.parallel.products import Ranges, Weight
-from engine.parallel.quantised import TORCH_FORMATS, join_rows
+from engine.parallel.quantised import join_rows
 from engine.spec.model import ModelConfig
 from engine.spec.plan import (
     ParallelPlan,
@@ -68,9 +68,6 @@ class StageWeights:
         tensors = [
             tensor for layer in self.layers for tensor in layer.tensors() if tensor.dim() > 1
         ]
-        num_narrow = sum(tensor.dtype in TORCH_FORMATS.values() for tensor in tensors)
-        if num_narrow:
-            return f"quantised weights ({num_narrow} matrices)"
         num_packed = sum(tensor.is_mkldnn for tensor in tensors)
         if not num_packed:
             return "plain weights"

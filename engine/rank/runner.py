@@ -183,12 +183,20 @@ class ModelRunner:
         """What computes a step, for people; on a CPU, on how many threads."""
         if self._device.type != "cpu":
             graphs = "" if self._graphs is None else f", {self._graphs.num_captured} CUDA graphs"
-            return f"layers: {self.kernels.name}{graphs}"
+            return f"{self._said_of_weights}layers: {self.kernels.name}{graphs}"
         threads = torch.get_num_threads()
         return (
-            f"{self._weights.products}; layers: {self.kernels.name}; "
+            f"{self._said_of_weights}{self._weights.products}; layers: {self.kernels.name}; "
             f"{threads} thread{'s' if threads > 1 else ''} per rank"
         )
+
+    @property
+    def _said_of_weights(self) -> str:
+        """How quantised ones are held, for people."""
+        said = self._model.quantisation
+        if said is None:
+            return ""
+        return f"{said.format} weights, " + ("kept so; " if said.is_kept else "made plain: ")
 
     @property
     def kv_bytes(self) -> int:

@@ -51,11 +51,11 @@ def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
 
 
 def answers(
-    folder: Path, plan: str = "tp=1", form: WeightFormat | None = None
+    folder: Path, plan: str = "tp=1", form: WeightFormat | None = None, device: str = "cpu"
 ) -> list[DrivenSequence]:
     parsed = parse_plan(plan).plan
     with ThreadReplica(
-        model_dir=folder, plan=parsed, dtype=DType.FLOAT32, quantisation=form
+        model_dir=folder, plan=parsed, dtype=DType.FLOAT32, quantisation=form, device=device
     ) as replica:
         modes = (BASE, SHIFT) if parsed.shift else (BASE,)
         driver = StepDriver(
@@ -65,10 +65,11 @@ def answers(
 
 
 def assert_same(got: list[DrivenSequence], wanted: list[DrivenSequence]) -> None:
+    """Float32 on either device: the same tokens, from logits apart by rounding."""
     assert [sequence.output for sequence in got] == [sequence.output for sequence in wanted]
     for a, b in zip(got, wanted, strict=True):
         for mine, theirs in zip(a.logits, b.logits, strict=True):
-            assert abs(mine - theirs).max() <= 1e-5 * abs(theirs).max()
+            assert abs(mine - theirs).max() <= 1e-4 * abs(theirs).max()
 
 
 @pytest.mark.parametrize("name", list(KINDS))
@@ -157,6 +158,19 @@ def test_kept_weights_multiply_as_plain_ones_on_every_rung_in_the_bytes_that_are
 
 def _close(got: torch.Tensor, wanted: torch.Tensor) -> None:
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("plan", ["tp=1", "tp=2", "sp=2,shift"])
+@pytest.mark.parametrize("name", ["fp8-block", "fp8-tensor", "compressed-int8"])
+def test_ranks_on_the_device_that_keep_them_answer_as_plain_ones_here(
+    made: Callable[[str], Path], name: str, plan: str
+) -> None:
+    if name == "fp8-block" and plan != "tp=1":
+        pytest.skip("its cuts are refused")
+    folder = made(name)
+    assert_same(answers(folder / "quantised", plan, device="cuda:0"), answers(folder / "plain"))
 
 
 def changed(folder: Path, copy: Path, name: str, tensor: torch.Tensor | None) -> Path:

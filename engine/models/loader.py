@@ -18,6 +18,7 @@ from engine.models.scales import (
     scale_grid,
     scale_names,
 )
+from engine.models.shapes import ends, expected_shapes, layer_matrices
 from engine.parallel.quantised import Quantised, quantise
 from engine.spec.errors import CheckpointError
 from engine.spec.model import ModelConfig
@@ -32,49 +33,6 @@ PLAIN_FORMATS = frozenset({"F64", "F32", "F16", "BF16"})
 MODEL_PREFIX = "model."
 # Rows compared at once of an embedding and a head that may be equal.
 ROWS_COMPARED = 4096
-
-
-def expected_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor a checkpoint of this model holds, with its shape."""
-    names = model.family.names
-    shapes = {
-        f"{names.embedding}.weight": (model.vocab_size, model.hidden_size),
-        f"{names.final_norm}.weight": (model.hidden_size,),
-    }
-    if not model.tie_embeddings:
-        shapes[f"{names.head}.weight"] = (model.vocab_size, model.hidden_size)
-    in_layer = _layer_shapes(model)
-    for layer in range(model.num_layers):
-        shapes |= {names.in_layer(layer, name): shape for name, shape in in_layer.items()}
-    return shapes
-
-
-def _layer_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    names = model.family.names
-    hidden, ffn, q_size, kv_size = (
-        model.hidden_size,
-        model.ffn_size,
-        model.q_size,
-        model.kv_size,
-    )
-    modules: dict[str, tuple[int, ...]] = {
-        names.input_norm: (hidden,),
-        names.post_norm: (hidden,),
-        names.q: (q_size, hidden),
-        names.k: (kv_size, hidden),
-        names.v: (kv_size, hidden),
-        names.o: (hidden, q_size),
-        names.gate: (ffn, hidden),
-        names.up: (ffn, hidden),
-        names.down: (hidden, ffn),
-    }
-    if model.qk_norm:
-        modules |= {names.q_norm: (model.head_dim,), names.k_norm: (model.head_dim,)}
-    shapes = {f"{name}.weight": shape for name, shape in modules.items()}
-    with_bias = [names.q, names.k, names.v] if model.qkv_bias else []
-    with_bias += [names.o] if model.o_bias else []
-    with_bias += [names.gate, names.up, names.down] if model.mlp_bias else []
-    return shapes | {f"{name}.bias": modules[name][:1] for name in with_bias}
 
 
 class Checkpoint:
@@ -92,10 +50,10 @@ class Checkpoint:
         self._model_dir = model_dir
         self._quantisation = model.quantisation
         self._shapes = expected_shapes(model) | dict.fromkeys(
-            _ends(model), (model.vocab_size, model.hidden_size)
+            ends(model), (model.vocab_size, model.hidden_size)
         )
-        self._matrices = _layer_matrices(model)
-        self._head = _ends(model)[1]
+        self._matrices = layer_matrices(model)
+        self._head = ends(model)[1]
         self._files = _open_files(model_dir)
         self._places = {
             name: (file, name)
@@ -205,7 +163,7 @@ class Checkpoint:
 
         Where they differ the file goes before the config, as in transformers.
         """
-        embedding, head = _ends(model)
+        embedding, head = ends(model)
         shape = (model.vocab_size, model.hidden_size)
         if head not in self._places:
             if embedding in self._places:
@@ -256,7 +214,7 @@ class Checkpoint:
     def _formats(self, name: str) -> frozenset[str]:
         """What a tensor may be stored as."""
         said = self._quantisation
-        if said is None or said.at_load or name not in (*self._matrices, self._head):
+        if said is None or said.at_load or name not in self._matrices | {self._head}:
             return PLAIN_FORMATS
         return PLAIN_FORMATS | {STORED_FORMATS[said.format]}
 
@@ -275,21 +233,6 @@ class Checkpoint:
                 f"{self._model_dir}: tensor {name} has shape {list(dims)}, "
                 f"config.json asks for {list(shape)}"
             )
-
-
-def _layer_matrices(model: ModelConfig) -> frozenset[str]:
-    """The names of all layers' matrices."""
-    names = model.family.names
-    matrices = [name for name, shape in _layer_shapes(model).items() if len(shape) > 1]
-    return frozenset(
-        names.in_layer(layer, name) for layer in range(model.num_layers) for name in matrices
-    )
-
-
-def _ends(model: ModelConfig) -> tuple[str, str]:
-    """The names of embedding and head."""
-    names = model.family.names
-    return f"{names.embedding}.weight", f"{names.head}.weight"
 
 
 def _not_finite(name: str, values: Tensor, dtype: torch.dtype) -> str:

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from engine.executors.process import ProcessExecutor
 from engine.executors.ranks import RankProcesses
-from engine.models.loader import expected_shapes, open_weights
+from engine.models.loader import open_weights
 from engine.models.scales import scale_names
+from engine.models.shapes import expected_shapes
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.errors import CheckpointError
 from engine.spec.feasible import infeasible_reasons

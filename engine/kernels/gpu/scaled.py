@@ -69,7 +69,7 @@ def quantise_rows(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _product_kernel(  # type: ignore[no-untyped-def]
+def _scaled_product_kernel(  # type: ignore[no-untyped-def]
     x_ptr,
     x_scales_ptr,
     w_ptr,
@@ -154,7 +154,7 @@ def product(
     # Wide numbers take the place of several narrow ones in shared memory.
     block = MOST_COLUMNS // max(1, x.element_size() // 2 * (block_rows // 64 or 1))
     grid = (triton.cdiv(num_rows, block_rows), triton.cdiv(num_outputs, block_outputs))
-    _product_kernel[grid](
+    _scaled_product_kernel[grid](
         x,
         scales if x_scales is None else x_scales,
         values,
@@ -181,7 +181,7 @@ def product(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _one_row_kernel(  # type: ignore[no-untyped-def]
+def _scaled_row_kernel(  # type: ignore[no-untyped-def]
     x_ptr,
     w_ptr,
     scales_ptr,
@@ -226,7 +226,7 @@ def one_row(x: Tensor, values: Tensor, scales: Tensor, group: int, bias: Tensor 
     """
     num_outputs, width = values.shape
     out = x.new_empty(1, num_outputs)
-    _one_row_kernel[(triton.cdiv(num_outputs, OUTPUTS_AT_ONCE),)](
+    _scaled_row_kernel[(triton.cdiv(num_outputs, OUTPUTS_AT_ONCE),)](
         x if x.stride(1) == 1 else x.contiguous(),
         values,
         scales,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -238,11 +239,30 @@ def compile_all(capability: int) -> None:
             kernels.add_norm(x, x, x[0])
             kernels.silu_mul(x, 1)
             one_row(x, x, None)
+            _multiply_quantised(dtype, has_fp8=capability >= 89)
     missing = {"_add_norm_kernel", "_silu_mul_kernel", "_one_row_kernel", "_place_heads_kernel"}
     missing |= {"_decode_kernel", "_join_kernel", "_prefill_kernel"}
+    missing |= {"_scaled_row_kernel", "_scaled_product_kernel"}
     assert not missing - found.keys(), missing - found.keys()
     overlapping = ["griddepcontrol" in kernel.asm["ptx"] for kernel in found["_decode_kernel"]]
     assert all(overlapping) if can_overlap else not any(overlapping)
+
+
+def _multiply_quantised(dtype: torch.dtype, *, has_fp8: bool) -> None:
+    """Few rows and many times weights of every kind that a device keeps."""
+    for form, group in product(WeightFormat, (64, 128, 256)):
+        if form is WeightFormat.FP8 and not has_fp8:
+            continue
+        weight = quantise(torch.ones(256, 256), form)
+        scales = weight.scales.expand(256 // group, -1).contiguous()
+        for num_rows in (1, 16, 64, 256):
+            x = torch.zeros(num_rows, 256, dtype=dtype)
+            if form is WeightFormat.FP8 and dtype != torch.float32:
+                x_scales = scaled.quantise_rows(x, group)
+                scaled.product(*x_scales, weight.values, scales, group, x[0], dtype=dtype)
+            else:
+                scaled.product(x, None, weight.values, scales, group, None)
+        scaled.one_row(x[:1], weight.values, scales, group, None)
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from engine.policy.knobs import AppliedPolicy, Knob, list_knobs
 from engine.replica.devices import (
     devices_of,
     for_replica,
+    held_model,
     list_cuda_devices,
     read_inventory,
     with_device_memory,
@@ -74,7 +75,7 @@ class Engine:
         monitor: DeviceMonitor | None = None,
     ) -> None:
         self.config = config = with_device_memory(config)
-        self.model = read_served_model(config.model_dir)
+        self.model = held_model(config, read_served_model(config.model_dir))
         self._tokenizer = tokenizer
         self._inventory = read_inventory(config)
         self._policy = EnginePolicy(settings=config.settings)

@@ -17,6 +17,7 @@ from api.cli.engine_options import (
     MOST_TOKENS,
     DeviceOption,
     JsonOption,
+    QuantizationOption,
     is_http_url,
     read_count,
     read_len,
@@ -95,6 +96,7 @@ class RankOptions:
     """The ranks: what they run on, what they hold, and how they work."""
 
     device: DeviceOption = "cpu"
+    quantization: QuantizationOption = None
     max_devices: Annotated[
         int | None, typer.Option(min=1, max=MOST_DEVICES, help="Devices a reshape may use.")
     ] = None

@@ -10,6 +10,7 @@ import typer
 
 from api.cli.common import fail
 from engine.spec.modes import Mode, ModePin, read_mode, read_pin
+from engine.spec.quantisation import WeightFormat
 
 if TYPE_CHECKING:
     from engine.spec.config import LinkEmulation
@@ -39,6 +40,15 @@ LinkOption = Annotated[
     str | None, typer.Option(help="Emulated link, as in latency_us=20,gbps=100.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda. Nothing is guessed.")]
+QuantizationOption = Annotated[
+    WeightFormat | None,
+    typer.Option(
+        "--quantization",
+        "-q",
+        help="Quantise the layers of a plain checkpoint as it is loaded; a quantised one needs no "
+        "word.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

@@ -39,9 +39,10 @@ SECRETS = {
 
 @grouped(
     help_order="model_tag model source choice plan port host config mode mode_table max_num_seqs "
-    "max_num_batched_tokens max_queue max_model_len dtype device max_devices kv_cache_mib "
-    "gpu_memory_utilization block_size link overlap no_parallel_sampling prefix_cache spare_ranks "
-    "threads_per_rank max_graph_tokens paced backend served_model_name name api_key knob_key"
+    "max_num_batched_tokens max_queue max_model_len dtype quantization device max_devices "
+    "kv_cache_mib gpu_memory_utilization block_size link overlap no_parallel_sampling "
+    "prefix_cache spare_ranks threads_per_rank max_graph_tokens paced backend served_model_name "
+    "name api_key knob_key"
 )
 def serve(
     ctx: typer.Context,
@@ -71,6 +72,11 @@ def serve(
     if found is not None:
         pacing = _as_answered(found, folder, pacing)
     node = pacing.find_node(folder, plan.spec.plan)
+    if node is not None and ranks.quantization is not None:
+        fail(
+            f"--quantization {ranks.quantization}: no weights are loaded with --paced; name the "
+            "format of the rehearsed ones, as in --dtype fp8"
+        )
     wanted = _config(folder, plan, caps, ranks, pacing, node)
     if node is not None:
         check_rungs(node, wanted.settings)
@@ -113,6 +119,7 @@ def _config(
             plan.settings(caps.caps(ranks.device, node)), order=caps.scheduling_policy
         ),
         dtype=read_dtype(pacing.dtype, model) if node is None else node.precision.dtype,
+        quantisation=ranks.quantization if node is None else None,
         device=check_device(ranks.device) if node is None else "cpu",
         kv_cache_bytes=ranks.kv_cache_mib * MIB,
         block_size=pacing.block_size,

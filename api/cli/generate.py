@@ -15,6 +15,7 @@ from api.cli.engine_options import (
     DeviceOption,
     JsonOption,
     ModelOption,
+    QuantizationOption,
     check_device,
     find_tokenizer,
     read_dtype,
@@ -99,6 +100,7 @@ class OneSequence:
         typer.Option(min=1, max=MOST_TOKENS, help="Tokens per step; longer prompts run in chunks."),
     ] = 2048
     device: DeviceOption = "cpu"
+    quantization: QuantizationOption = None
     logits_out: Annotated[
         Path | None,
         typer.Option(help="Write float64 logits [output tokens, vocabulary] to this .npy file."),
@@ -119,6 +121,7 @@ class OneSequence:
             settings=plan.settings(caps),
             envelope=caps,
             dtype=read_dtype(self.dtype, model),
+            quantisation=self.quantization,
             device=device,
             block_size=BLOCK_SIZE,
             num_kv_blocks=-(-max_len // BLOCK_SIZE) + SPARE_BLOCKS,
@@ -139,7 +142,7 @@ class OneSequence:
 
 @grouped(
     help_order="model plan mode prompt prompt_ids max_tokens logits_out ignore_eos dtype "
-    "temperature top_k top_p seed"
+    "quantization temperature top_k top_p seed"
 )
 def generate(
     model: ModelOption,

@@ -28,10 +28,6 @@ ONLY = {
 _NO_TOOLS = "answers are not searched for calls or reasoning; leave it out"
 _NO_LORA = "adapters are not served; merge them into the checkpoint first"
 _NO_IDS = "models are folders of this machine: download the revision, and name its folder"
-_NO_QUANTISED = (
-    "ranks compute in bf16, fp16, fp32 or fp64; leave it out, or rehearse quantised weights with "
-    "--paced HARDWARE --dtype fp8"
-)
 _NO_TLS = "TLS is not spoken here; put a reverse proxy in front"
 _HOST_MEMORY = "weights and KV cache stay on the device; take more devices or a smaller model"
 REFUSED = {
@@ -48,8 +44,6 @@ REFUSED = {
     "--lora-modules": _NO_LORA,
     "--no-enable-chunked-prefill": "prompts are always computed in chunks; leave it out",
     "--otlp-traces-endpoint": "name the collector by the variable OTEL_EXPORTER_OTLP_ENDPOINT",
-    "--quantization": _NO_QUANTISED,
-    "-q": _NO_QUANTISED,
     "--reasoning-parser": _NO_TOOLS,
     "--revision": _NO_IDS,
     "--seed": "a request without a seed gets one of its own; send seed in the requests",

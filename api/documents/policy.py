@@ -14,6 +14,7 @@ from typing import Any
 from engine.policy.document import KnobClass, check_envelope, classify, patched
 from engine.spec.errors import PolicyError
 from engine.spec.model import ModelConfig
+from engine.spec.quantisation import quantisation_from_json
 from engine.spec.rope import RopeKind, RopeScaling
 from engine.spec.settings import Caps, Settings
 from policies.sla import Sla
@@ -177,11 +178,12 @@ def model_to_json(model: ModelConfig) -> Json:
 
 def model_from_json(document: Json) -> ModelConfig:
     """Read what :func:`model_to_json` wrote."""
-    scaling = document.get("rope_scaling")
+    scaling, quantisation = document.get("rope_scaling"), document.get("quantisation")
     return ModelConfig(
         **{
             **document,
             "rope_scaling": _rope_from_json(scaling) if scaling else None,
+            "quantisation": quantisation_from_json(quantisation) if quantisation else None,
             "eos_token_ids": tuple(document.get("eos_token_ids") or ()),
         }
     )

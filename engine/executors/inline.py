@@ -155,6 +155,7 @@ class InlineExecutor:
             has_parallel_sampling=config.parallel_sampling,
             groups=solo_groups(),
             max_graph_tokens=config.max_graph_tokens,
+            quantisation=config.quantisation,
         )
         self._rank = _RankThread(runner)
         self._finished_s = None

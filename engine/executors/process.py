@@ -207,6 +207,7 @@ class ProcessExecutor:
             timeout_s=config.step_timeout_s,
             num_threads=1 if is_cuda else config.threads_per_rank or 1,
             max_graph_tokens=config.max_graph_tokens if meeting.can_be_captured else 0,
+            quantisation=None if config.quantisation is None else config.quantisation.value,
         )
 
     def _wait_ready(self, ranks: RankProcesses, deadline_s: float) -> list[RankReady]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from engine.models.scales import (
+    OTHER_SCALES,
+    STORED_FORMATS,
+    ScaleGrid,
+    scale_grid,
+    scale_names,
+)
+from engine.models.shapes import ends, expected_shapes, layer_matrices
+from engine.parallel.quantised import Quantised, quantise
 from engine.spec.errors import CheckpointError
 from engine.spec.model import ModelConfig
 
@@ -25,49 +35,6 @@ MODEL_PREFIX = "model."
 ROWS_COMPARED = 4096
 
 
-def expected_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor a checkpoint of this model holds, with its shape."""
-    names = model.family.names
-    shapes = {
-        f"{names.embedding}.weight": (model.vocab_size, model.hidden_size),
-        f"{names.final_norm}.weight": (model.hidden_size,),
-    }
-    if not model.tie_embeddings:
-        shapes[f"{names.head}.weight"] = (model.vocab_size, model.hidden_size)
-    in_layer = _layer_shapes(model)
-    for layer in range(model.num_layers):
-        shapes |= {names.in_layer(layer, name): shape for name, shape in in_layer.items()}
-    return shapes
-
-
-def _layer_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    names = model.family.names
-    hidden, ffn, q_size, kv_size = (
-        model.hidden_size,
-        model.ffn_size,
-        model.q_size,
-        model.kv_size,
-    )
-    modules: dict[str, tuple[int, ...]] = {
-        names.input_norm: (hidden,),
-        names.post_norm: (hidden,),
-        names.q: (q_size, hidden),
-        names.k: (kv_size, hidden),
-        names.v: (kv_size, hidden),
-        names.o: (hidden, q_size),
-        names.gate: (ffn, hidden),
-        names.up: (ffn, hidden),
-        names.down: (hidden, ffn),
-    }
-    if model.qk_norm:
-        modules |= {names.q_norm: (model.head_dim,), names.k_norm: (model.head_dim,)}
-    shapes = {f"{name}.weight": shape for name, shape in modules.items()}
-    with_bias = [names.q, names.k, names.v] if model.qkv_bias else []
-    with_bias += [names.o] if model.o_bias else []
-    with_bias += [names.gate, names.up, names.down] if model.mlp_bias else []
-    return shapes | {f"{name}.bias": modules[name][:1] for name in with_bias}
-
-
 class Checkpoint:
     """An opened checkpoint whose names and shapes have been checked against the config.
 
@@ -81,6 +48,12 @@ class Checkpoint:
     def __init__(self, model_dir: Path, model: ModelConfig, *, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._model_dir = model_dir
+        self._quantisation = model.quantisation
+        self._shapes = expected_shapes(model) | dict.fromkeys(
+            ends(model), (model.vocab_size, model.hidden_size)
+        )
+        self._matrices = layer_matrices(model)
+        self._head = ends(model)[1]
         self._files = _open_files(model_dir)
         self._places = {
             name: (file, name)
@@ -93,23 +66,81 @@ class Checkpoint:
         self._check(model)
 
     def read(self, name: str, rows: range, columns: range | None = None) -> Tensor:
-        """Rows (and columns) of a tensor, converted to the dtype asked for, on the CPU.
+        """Rows (and columns) of a tensor, converted to the dtype asked for, on the CPU; quantised
+        ones are made plain.
 
         Raises:
             CheckpointError: one of these values is not finite, or not in that dtype.
         """
-        part = self._slice(name)
-        if columns is None:
-            found = part[rows.start : rows.stop]
+        if self.is_quantised(name):
+            columns = range(self._shapes[name][1]) if columns is None else columns
+            found = self.read_quantised(name, rows, columns).plain(torch.float32)
         else:
-            found = part[rows.start : rows.stop, columns.start : columns.stop]
-        assert isinstance(found, Tensor), "safetensors was opened for torch"
+            found = self._stored(name, rows, columns)
         converted = found.to(self.dtype)
         # One reduction over what is in the cache: a sum of finite values that overflows is rare,
         # and only then are the values looked at one by one.
         if not bool(converted.sum().isfinite()) and not bool(converted.isfinite().all()):
             raise CheckpointError(f"{self._model_dir}: {_not_finite(name, found, self.dtype)}")
         return converted
+
+    def is_quantised(self, name: str) -> bool:
+        """Whether a tensor is stored quantised, or is to be quantised as it is read."""
+        if self._quantisation is None:
+            return False
+        if self._quantisation.at_load:
+            return name in self._matrices
+        return self._format(name) == STORED_FORMATS[self._quantisation.format]
+
+    def read_quantised(self, name: str, rows: range, columns: range, *, cut: int = 0) -> Quantised:
+        """Rows and columns of a tensor that :meth:`is_quantised`, on the CPU, with scales for
+        shards that begin and end at multiples of ``cut`` columns (0: at the ends).
+
+        Rows are quantised whole, so that every plan gets the same numbers.
+
+        Raises:
+            CheckpointError: a scale is missing or misshaped, or a value is not finite.
+        """
+        assert self._quantisation is not None, "asked for before"
+        if self._quantisation.at_load:
+            stored = self._stored(name, rows)
+            if not bool(stored.isfinite().all()):
+                raise CheckpointError(f"{self._model_dir}: {_not_finite(name, stored, self.dtype)}")
+            return quantise(stored, self._quantisation.format).columns(columns)
+        values, grid = self._stored(name, rows, columns), self._grid(name)
+        if values.dtype.is_floating_point and bool(values.isnan().any()):
+            raise CheckpointError(
+                f"{self._model_dir}: {_not_finite(name, values.float(), self.dtype)}"
+            )
+        edges = math.gcd(columns.start, cut)
+        group = self._quantisation.columns_per_scale(edges) or len(columns)
+        return Quantised(values=values, scales=grid.of(rows, columns, group), group=group)
+
+    def _stored(self, name: str, rows: range, columns: range | None = None) -> Tensor:
+        part = self._slice(name)
+        if columns is None:
+            found = part[rows.start : rows.stop]
+        else:
+            found = part[rows.start : rows.stop, columns.start : columns.stop]
+        assert isinstance(found, Tensor), "safetensors was opened for torch"
+        return found
+
+    def _grid(self, name: str) -> ScaleGrid:
+        assert self._quantisation is not None, "asked for before"
+        scale = self._find_scale(name)
+        assert scale is not None, "checked when it was opened"
+        try:
+            return scale_grid(
+                self._slice(scale)[...], scale, self._shapes[name], self._quantisation
+            )
+        except CheckpointError as error:
+            raise CheckpointError(f"{self._model_dir}: {error}") from error
+
+    def _find_scale(self, name: str) -> str | None:
+        return next((found for found in scale_names(name) if found in self._places), None)
+
+    def _format(self, name: str) -> str:
+        return str(self._slice(name).get_dtype())
 
     def _slice(self, name: str) -> Any:
         file, stored_name = self._places[name]
@@ -123,7 +154,7 @@ class Checkpoint:
         if any(name.startswith(MODEL_PREFIX) for name in self._places):
             return
         self._places = {
-            name if name == f"{names.head}.weight" else MODEL_PREFIX + name: place
+            name if name.startswith(f"{names.head}.") else MODEL_PREFIX + name: place
             for name, place in self._places.items()
         }
 
@@ -132,7 +163,7 @@ class Checkpoint:
 
         Where they differ the file goes before the config, as in transformers.
         """
-        embedding, head = _ends(model)
+        embedding, head = ends(model)
         shape = (model.vocab_size, model.hidden_size)
         if head not in self._places:
             if embedding in self._places:
@@ -143,6 +174,8 @@ class Checkpoint:
             return True
         for name in (embedding, head):
             self._check_tensor(name, shape)
+        if self.is_quantised(head):
+            return False
         for start in range(0, model.vocab_size, ROWS_COMPARED):
             stop = min(start + ROWS_COMPARED, model.vocab_size)
             a, b = (self._slice(name)[start:stop] for name in (embedding, head))
@@ -151,38 +184,55 @@ class Checkpoint:
         return True
 
     def _check(self, model: ModelConfig) -> None:
-        expected = expected_shapes(model) | dict.fromkeys(
-            _ends(model), (model.vocab_size, model.hidden_size)
-        )
-        for name, shape in expected.items():
+        known = set(self._shapes)
+        ignored: tuple[str, ...] = IGNORED_SUFFIXES
+        for name, shape in self._shapes.items():
             self._check_tensor(name, shape)
-        for name in self._places.keys() - expected.keys():
-            if not name.endswith(IGNORED_SUFFIXES):
+        if self._quantisation is not None and not self._quantisation.at_load:
+            known |= {self._check_scale(name) for name in self._shapes if self.is_quantised(name)}
+            ignored += OTHER_SCALES
+        for name in self._places.keys() - known:
+            if not name.endswith(ignored):
                 raise CheckpointError(
                     f"{self._model_dir}: tensor {name} is not part of a {model.model_type} model "
                     "with this config.json; leaving it out would change what the model answers"
                 )
 
+    def _check_scale(self, name: str) -> str:
+        """The name of the scales of a quantised tensor, which are read once."""
+        found = self._find_scale(name)
+        if found is None:
+            raise CheckpointError(
+                f"{self._model_dir}: tensor {scale_names(name)[0]} is missing, and {name} is "
+                f"quantised ({self._format(name)})"
+            )
+        if (stored := self._format(found)) not in PLAIN_FORMATS:
+            raise CheckpointError(f"{self._model_dir}: tensor {found} is in {stored}, not a float")
+        self._grid(name)
+        return found
+
+    def _formats(self, name: str) -> frozenset[str]:
+        """What a tensor may be stored as."""
+        said = self._quantisation
+        if said is None or said.at_load or name not in self._matrices | {self._head}:
+            return PLAIN_FORMATS
+        return PLAIN_FORMATS | {STORED_FORMATS[said.format]}
+
     def _check_tensor(self, name: str, shape: tuple[int, ...]) -> None:
         if name not in self._places:
             raise CheckpointError(f"{self._model_dir}: tensor {name} is missing")
         found = self._slice(name)
-        if (stored := str(found.get_dtype())) not in PLAIN_FORMATS:
+        if (stored := str(found.get_dtype())) not in self._formats(name):
+            said = self._quantisation
+            told = "names no quantised weights" if said is None else f"tells of {said.format} ones"
             raise CheckpointError(
-                f"{self._model_dir}: tensor {name} is quantised ({stored}); only weights in "
-                "float32, bfloat16 and float16 can be read"
+                f"{self._model_dir}: tensor {name} is quantised ({stored}), and config.json {told}"
             )
         if (dims := tuple(found.get_shape())) != shape:
             raise CheckpointError(
                 f"{self._model_dir}: tensor {name} has shape {list(dims)}, "
                 f"config.json asks for {list(shape)}"
             )
-
-
-def _ends(model: ModelConfig) -> tuple[str, str]:
-    """The names of embedding and head."""
-    names = model.family.names
-    return f"{names.embedding}.weight", f"{names.head}.weight"
 
 
 def _not_finite(name: str, values: Tensor, dtype: torch.dtype) -> str:

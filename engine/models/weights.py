@@ -20,7 +20,8 @@ from engine.parallel.linear import (
 )
 from engine.parallel.mesh import RankGroups
 from engine.parallel.packed import place_and_bytes
-from engine.parallel.products import Ranges
+from engine.parallel.products import Ranges, Weight
+from engine.parallel.quantised import join_rows
 from engine.spec.model import ModelConfig
 from engine.spec.plan import (
     ParallelPlan,
@@ -154,11 +155,11 @@ class _ShardReader:
             input_norm=self._norm(name(names.input_norm)),
             qkv=self._qkv(layer),
             qk_norm=self._qk_norm(layer) if self._model.qk_norm else None,
-            o=self._row_parallel(name(names.o), self._model.q_size, has_bias=self._model.o_bias),
+            o=self._row_parallel(layer, names.o, self._model.q_size, has_bias=self._model.o_bias),
             post_norm=self._norm(name(names.post_norm)),
             gate_up=self._gate_up(layer),
             down=self._row_parallel(
-                name(names.down), self._model.ffn_size, has_bias=self._model.mlp_bias
+                layer, names.down, self._model.ffn_size, has_bias=self._model.mlp_bias
             ),
         )
 
@@ -168,26 +169,21 @@ class _ShardReader:
 
     def _qkv(self, layer: int) -> ColumnParallelLinear:
         layout, head_dim = self._layout, self._model.head_dim
-        weight = self._empty(len(layout.stored) * head_dim, self._model.hidden_size)
-        bias = self._empty(len(weight)) if self._model.qkv_bias else None
         module_of = {Part.Q: self._names.q, Part.K: self._names.k, Part.V: self._names.v}
-        row = 0
-        for run in layout.runs():
-            rows = range(run.start * head_dim, run.stop * head_dim)
-            name = self._names.in_layer(layer, module_of[run.part])
-            target = slice(row, row + len(rows))
-            weight[target] = self._checkpoint.read(f"{name}.weight", rows)
-            if bias is not None:
-                bias[target] = self._checkpoint.read(f"{name}.bias", rows)
-            row += len(rows)
-        return ColumnParallelLinear(
-            weight.to(self._device),
-            None if bias is None else bias.to(self._device),
+        parts = [
+            (
+                self._names.in_layer(layer, module_of[run.part]),
+                range(run.start * head_dim, run.stop * head_dim),
+            )
+            for run in layout.runs()
+        ]
+        return self._fused(
+            parts,
+            has_bias=self._model.qkv_bias,
             rows={
                 mode: range(view.start * head_dim, view.stop * head_dim)
                 for mode, view in layout.views.items()
             },
-            may_pack=True,
         )
 
     def _qk_norm(self, layer: int) -> Tensor:
@@ -204,34 +200,71 @@ class _ShardReader:
 
     def _gate_up(self, layer: int) -> ColumnParallelLinear:
         block = self._model.ffn_size // self._plan.stage_size
-        weight = self._empty(2 * self._plan.sp * block, self._model.hidden_size)
-        parts = weight.view(self._plan.sp, 2, block, -1)
-        bias = self._empty(len(weight)) if self._model.mlp_bias else None
-        bias_parts = None if bias is None else bias.view(self._plan.sp, 2, block)
-        for i in range(self._plan.sp):
-            first = (self._coords.t * self._plan.sp + i) * block
-            for part, module in enumerate((self._names.gate, self._names.up)):
-                name = self._names.in_layer(layer, module)
-                rows = range(first, first + block)
-                parts[i, part] = self._checkpoint.read(f"{name}.weight", rows)
-                if bias_parts is not None:
-                    bias_parts[i, part] = self._checkpoint.read(f"{name}.bias", rows)
+        first = self._coords.t * self._plan.sp * block
+        starts = range(first, first + self._plan.sp * block, block)
+        parts = [
+            (self._names.in_layer(layer, module), range(start, start + block))
+            for start in starts
+            for module in (self._names.gate, self._names.up)
+        ]
+        rows = self._ranges(2 * block)
+        return self._fused(parts, has_bias=self._model.mlp_bias, rows=rows)
+
+    def _fused(
+        self, parts: list[tuple[str, range]], *, has_bias: bool, rows: Ranges
+    ) -> ColumnParallelLinear:
+        """Rows of modules under each other, quantised where all of them are."""
+        names = [f"{module}.weight" for module, _ in parts]
+        bias = None
+        if has_bias:
+            found = [self._checkpoint.read(f"{module}.bias", kept) for module, kept in parts]
+            bias = torch.cat(found).to(self._device)
         return ColumnParallelLinear(
-            weight.to(self._device),
-            None if bias is None else bias.to(self._device),
-            rows=self._ranges(2 * block),
+            self._joined([(name, kept) for name, (_, kept) in zip(names, parts, strict=True)]),
+            bias,
+            rows=rows,
             may_pack=True,
         )
 
-    def _row_parallel(self, module: str, num_columns: int, *, has_bias: bool) -> RowParallelLinear:
+    def _joined(self, parts: list[tuple[str, range]]) -> Weight:
+        hidden = self._model.hidden_size
+        if self._keeps(*(name for name, _ in parts)):
+            columns = range(hidden)
+            found = (self._checkpoint.read_quantised(*part, columns) for part in parts)
+            return join_rows(tuple(found)).to(self._device)
+        weight = self._empty(sum(len(rows) for _, rows in parts), hidden)
+        row = 0
+        for name, rows in parts:
+            weight[row : row + len(rows)] = self._checkpoint.read(name, rows)
+            row += len(rows)
+        return weight.to(self._device)
+
+    def _keeps(self, *names: str) -> bool:
+        """Whether a matrix made of these tensors stays quantised on this rank."""
+        said = self._model.quantisation
+        is_kept = said is not None and said.is_kept
+        return is_kept and all(self._checkpoint.is_quantised(name) for name in names)
+
+    def _row_parallel(
+        self, layer: int, module: str, num_columns: int, *, has_bias: bool
+    ) -> RowParallelLinear:
         base = num_columns // self._plan.tp
         block = base // self._plan.sp
         columns = range(self._coords.t * base, (self._coords.t + 1) * base)
         rows = range(self._model.hidden_size)
-        part = self._checkpoint.read(f"{module}.weight", rows, columns)
-        bias = self._checkpoint.read(f"{module}.bias", rows) if has_bias else None
+        whole_name = self._names.in_layer(layer, module)
+        name = f"{whole_name}.weight"
+        weight: Weight
+        if self._keeps(name):
+            cut = self._model.column_cuts(self._plan).get(module, 0)
+            found = self._checkpoint.read_quantised(name, rows, columns, cut=cut)
+            weight = join_rows((found,)).to(self._device)
+        else:
+            part = self._checkpoint.read(name, rows, columns)
+            weight = part.contiguous().clone().to(self._device)
+        bias = self._checkpoint.read(f"{whole_name}.bias", rows) if has_bias else None
         return RowParallelLinear(
-            part.contiguous().clone().to(self._device),
+            weight,
             None if bias is None else bias.clone().to(self._device),
             columns=self._ranges(block),
             groups=self._groups,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.parallel.mesh import RankGroups
-from engine.parallel.products import Ranges, split_inputs, split_outputs
+from engine.parallel.products import Ranges, Weight, split_inputs, split_outputs
 from engine.spec.modes import BASE, Mode
 
 
@@ -21,7 +21,7 @@ class ColumnParallelLinear:
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, *, rows: Ranges, may_pack: bool = False
+        self, weight: Weight, bias: Tensor | None, *, rows: Ranges, may_pack: bool = False
     ) -> None:
         self._product = split_outputs(weight, bias, rows, may_pack=may_pack)
         self.tensors = self._product.tensors
@@ -39,7 +39,7 @@ class RowParallelLinear:
 
     def __init__(
         self,
-        weight: Tensor,
+        weight: Weight,
         bias: Tensor | None = None,
         *,
         columns: Ranges,

@@ -7,6 +7,8 @@ serves all::
     base  [ a | b | c ]      2x4  [ b | c ]      shift  [ b ]
 
 Products of pieces of the output lie side by side, those of pieces of the input are summed.
+
+A quantised weight is read through views too, of its numbers and of their scales.
 """
 
 from __future__ import annotations
@@ -19,11 +21,14 @@ import torch
 from torch import Tensor
 
 from engine.kernels.linear import linear
+from engine.parallel import quantised
 from engine.parallel.packed import Packed, can_pack, multiply, pack, place_and_bytes
+from engine.parallel.quantised import Quantised
 from engine.spec.modes import Mode
 
 # Rows or columns of a base shard that each mode multiplies with.
 Ranges = Mapping[Mode, range]
+Weight = Tensor | Quantised
 
 
 class OutputProduct(Protocol):
@@ -50,17 +55,21 @@ class InputProduct(Protocol):
 
 
 def split_outputs(
-    weight: Tensor, bias: Tensor | None, rows: Ranges, *, may_pack: bool
+    weight: Weight, bias: Tensor | None, rows: Ranges, *, may_pack: bool
 ) -> OutputProduct:
     """``weight[base shard, d]`` and ``bias[base shard]``, of which a mode has ``rows``."""
+    if isinstance(weight, Quantised):
+        return QuantisedOutputs(weight, bias, rows)
     cuts = _cuts(rows, weight.shape[0])
     if may_pack and (pieces := _packed_pieces(weight, cuts, dim=0)):
         return PackedOutputs(pieces, cuts, bias, rows)
     return PlainOutputs(weight, bias, rows)
 
 
-def split_inputs(weight: Tensor, columns: Ranges, *, may_pack: bool) -> InputProduct:
+def split_inputs(weight: Weight, columns: Ranges, *, may_pack: bool) -> InputProduct:
     """``weight[d, base shard]``, of which a mode has ``columns``."""
+    if isinstance(weight, Quantised):
+        return QuantisedInputs(weight, columns)
     cuts = _cuts(columns, weight.shape[1])
     if may_pack and (pieces := _packed_pieces(weight, cuts, dim=1)):
         return PackedInputs(pieces, cuts, columns)
@@ -91,6 +100,32 @@ class PlainInputs:
 
     def __call__(self, x: Tensor, mode: Mode, bias: Tensor | None = None) -> Tensor:
         return linear(x, self._views[mode], bias)
+
+
+class QuantisedOutputs:
+    """Rows of a quantised weight, each mode's a view."""
+
+    def __init__(self, weight: Quantised, bias: Tensor | None, rows: Ranges) -> None:
+        self.tensors = weight.tensors if bias is None else [*weight.tensors, bias]
+        self._views = {
+            mode: (weight.rows(kept), None if bias is None else bias[_slice(kept)])
+            for mode, kept in rows.items()
+        }
+
+    def __call__(self, x: Tensor, mode: Mode) -> Tensor:
+        weight, bias = self._views[mode]
+        return quantised.multiply(x, weight, bias)
+
+
+class QuantisedInputs:
+    """Columns of a quantised weight, each mode's a view."""
+
+    def __init__(self, weight: Quantised, columns: Ranges) -> None:
+        self.tensors = weight.tensors
+        self._views = {mode: weight.columns(kept) for mode, kept in columns.items()}
+
+    def __call__(self, x: Tensor, mode: Mode, bias: Tensor | None = None) -> Tensor:
+        return quantised.multiply(x, self._views[mode], bias)
 
 
 class PackedOutputs:

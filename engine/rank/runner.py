@@ -23,6 +23,7 @@ from engine.models.rope import rope_table
 from engine.models.weights import StageWeights, load_stage
 from engine.parallel.mesh import RankGroups, TimeReading
 from engine.parallel.pipeline import TokenFeedback, recv_stage, send_stage
+from engine.parallel.quantised import as_held
 from engine.rank.answers import HostAnswer, PendingAnswer
 from engine.rank.graph_rows import graph_rows
 from engine.rank.step_times import StepTimes, mark
@@ -32,6 +33,7 @@ from engine.sampling.scorer import score_rows
 from engine.spec.feasible import check_plan
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
+from engine.spec.quantisation import WeightFormat
 from engine.spec.steps import StepPlan
 from engine.wire.rank_table import RankTable, StepRows
 
@@ -87,12 +89,15 @@ class ModelRunner:
         has_parallel_sampling: bool,
         groups: RankGroups,
         max_graph_tokens: int = 0,
+        quantisation: WeightFormat | None = None,
         load: LoadStage = load_stage,
     ) -> None:
-        self._model = ModelConfig.from_dir(model_dir)
-        check_plan(plan, self._model)
         self._device = torch.device(device)
         self._dtype = TORCH_DTYPES[dtype]
+        self._model = as_held(
+            ModelConfig.from_dir(model_dir), quantisation, self._dtype, self._device
+        )
+        check_plan(plan, self._model)
         self._groups, self._timers = groups.timed()
         self._weights = load(
             model_dir=Path(model_dir),
@@ -178,12 +183,20 @@ class ModelRunner:
         """What computes a step, for people; on a CPU, on how many threads."""
         if self._device.type != "cpu":
             graphs = "" if self._graphs is None else f", {self._graphs.num_captured} CUDA graphs"
-            return f"layers: {self.kernels.name}{graphs}"
+            return f"{self._said_of_weights}layers: {self.kernels.name}{graphs}"
         threads = torch.get_num_threads()
         return (
-            f"{self._weights.products}; layers: {self.kernels.name}; "
+            f"{self._said_of_weights}{self._weights.products}; layers: {self.kernels.name}; "
             f"{threads} thread{'s' if threads > 1 else ''} per rank"
         )
+
+    @property
+    def _said_of_weights(self) -> str:
+        """How quantised ones are held, for people."""
+        said = self._model.quantisation
+        if said is None:
+            return ""
+        return f"{said.format} weights, " + ("kept so; " if said.is_kept else "made plain: ")
 
     @property
     def kv_bytes(self) -> int:

@@ -25,6 +25,7 @@ from engine.rank.threads import FAILED_EXIT_CODE, Inbox, Outbox, RankPing, Recei
 from engine.spec.errors import EngineError
 from engine.spec.model import DType
 from engine.spec.plan import ParallelPlan
+from engine.spec.quantisation import WeightFormat
 from engine.spec.steps import StepPlan
 from engine.wire.child import begin
 from engine.wire.frames import FrameChannel
@@ -89,6 +90,9 @@ class Rank:
                 has_parallel_sampling=setup.has_parallel_sampling,
                 groups=build_groups(plan, setup.rank, make_rejoinable),
                 max_graph_tokens=setup.max_graph_tokens,
+                quantisation=None
+                if setup.quantisation is None
+                else WeightFormat(setup.quantisation),
             )
         except BaseException:
             transport.close()

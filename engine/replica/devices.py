@@ -11,6 +11,7 @@ from engine.executors.meeting import may_share_devices
 from engine.nvml.reading import DeviceId
 from engine.spec.config import MOST_THREADS, EngineConfig, ExecutorKind
 from engine.spec.inventory import LEAST_CPU_RANKS, MOST_RANKS, Inventory, RankKind
+from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 
 # Ranks that may share a device, each with an equal part of its memory.
@@ -64,6 +65,25 @@ def read_inventory(config: EngineConfig) -> Inventory:
                 kv_bytes=None if config.num_kv_blocks is not None else config.kv_cache_bytes,
                 memory_bytes=_memory_bytes(),
             )
+
+
+def held_model(config: EngineConfig, model: ModelConfig) -> ModelConfig:
+    """``model`` with its layers quantised as the config asks, and kept so where the device
+    multiplies such weights; elsewhere they are made plain.
+
+    Raises:
+        CheckpointError: the checkpoint is quantised in another format.
+    """
+    if config.quantisation is not None:
+        model = model.quantised(config.quantisation)
+    if model.quantisation is None or _kind(config) is not RankKind.CUDA:
+        return model
+    import torch
+
+    from engine.parallel.quantised import as_held
+
+    dtype = getattr(torch, config.dtype.value)
+    return as_held(model, None, dtype, torch.device("cuda", _index(config.device)))
 
 
 def for_replica(config: EngineConfig, plan: ParallelPlan, *, index: int) -> EngineConfig:

@@ -12,6 +12,7 @@ from engine.spec.errors import EngineError
 from engine.spec.inventory import kv_bytes_of_rank
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
+from engine.spec.quantisation import WeightFormat
 from engine.spec.settings import Caps, Settings
 
 # Beyond a second per collective nothing is emulated that anyone would serve with.
@@ -90,6 +91,7 @@ class EngineConfig:
     are not here); else what ``memory_utilization`` of ``device_memory_bytes`` leaves beside
     the weights; else ``kv_cache_bytes``.
 
+    ``quantisation`` is what the layers of a plain checkpoint are quantised to as they load.
     ``overlap`` schedules one step ahead of the ranks, ``parallel_sampling`` spreads the sampled
     rows over the ranks, ``prefix_cache`` reuses KV blocks of equal beginnings; outputs are the
     same without them. ``spare_ranks`` processes wait, warmed up, to take a dead rank's place.
@@ -105,6 +107,7 @@ class EngineConfig:
     settings: Settings = field(default_factory=Settings)
     envelope: Caps | None = None
     dtype: DType = DType.FLOAT32
+    quantisation: WeightFormat | None = None
     device: str = "cpu"
     block_size: int = 16
     kv_cache_bytes: int = 256 * 2**20

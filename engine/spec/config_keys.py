@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.spec.errors import CheckpointError
 from engine.spec.families.family import Family
+from engine.spec.quantisation import KEY, READABLE, method_of
 
 # Read by `engine.spec.model`, `engine.spec.rope` and the families' refusals.
 READ_KEYS = frozenset(
@@ -42,14 +43,15 @@ HARMLESS_KEYS = frozenset(
         "remove_invalid_values", "cross_attention_hidden_size", "gguf_file",
     }
 )  # fmt: skip
-# Where tools write how they quantised the weights.
-QUANTISED_KEYS = ("quantization_config", "quantization", "compression_config")
+# Where tools write how they quantised the weights, besides the key that is read.
+QUANTISED_KEYS = ("quantization", "compression_config")
 
 
 def check_keys(
     raw: Mapping[str, Any], family: Family, where: str, *, may_be_quantised: bool = False
 ) -> None:
-    """Refuse quantised weights, and every key with a value whose meaning is not known.
+    """Refuse weights quantised under keys that are not read, and every key with a value whose
+    meaning is not known.
 
     Null and false ask for nothing, and names that begin with an underscore are notes of tools.
 
@@ -59,10 +61,10 @@ def check_keys(
     for key in QUANTISED_KEYS:
         if raw.get(key) and not may_be_quantised:
             raise CheckpointError(
-                f"{where}: the weights are quantised ({_method(raw[key])}); only weights in "
-                "float32, bfloat16 and float16 can be read"
+                f"{where}: the weights are quantised ({method_of(raw[key])}); only weights in "
+                f"{READABLE}"
             )
-    known = READ_KEYS | HARMLESS_KEYS | family.own_keys | frozenset(QUANTISED_KEYS)
+    known = READ_KEYS | HARMLESS_KEYS | family.own_keys | frozenset((KEY, *QUANTISED_KEYS))
     for key, value in raw.items():
         is_asking = value is not None and value is not False and value not in ({}, [], "")
         if is_asking and key not in known and not key.startswith("_"):
@@ -70,14 +72,3 @@ def check_keys(
                 f"{where}: key {key!r} is not known for {family.model_type}; leaving it out could "
                 "change what the model answers"
             )
-
-
-def _method(entry: Any) -> str:
-    """How ``entry`` calls its method."""
-    if not isinstance(entry, dict):
-        return str(entry)[:60]
-    found = entry.get("quant_method") or entry.get("format")
-    if found is None:
-        bits = [f"{name} {entry[name]}" for name in ("bits", "w_bit") if name in entry]
-        found = bits[0] if bits else "method not named"
-    return str(found)[:60]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from engine.spec.errors import PlanError
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
+from engine.spec.quantisation import LEAST_COLUMNS
 
 
 def infeasible_reasons(plan: ParallelPlan, model: ModelConfig) -> list[str]:
@@ -31,6 +32,23 @@ def infeasible_reasons(plan: ParallelPlan, model: ModelConfig) -> list[str]:
         reasons.append(f"FFN size {ffn} does not divide by sp*tp = {sp}*{tp} = {stage}")
     if plan.pp > model.num_layers:
         reasons.append(f"pp={plan.pp} stages for {model.num_layers} layers: a stage would be empty")
+    return reasons + _unaligned_cuts(plan, model)
+
+
+def _unaligned_cuts(plan: ParallelPlan, model: ModelConfig) -> list[str]:
+    """Cuts of quantised weights that leave too few columns to a scale."""
+    quantisation = model.quantisation
+    if quantisation is None or quantisation.block is None or not quantisation.is_kept:
+        return []
+    reasons = []
+    for module, width in model.column_cuts(plan).items():
+        shared = quantisation.columns_per_scale(width)
+        if shared is not None and shared < LEAST_COLUMNS:
+            reasons.append(
+                f"{module} is quantised in blocks of {quantisation.block[1]} columns and cut into "
+                f"pieces of {width}: only runs of {shared} columns would share a scale, the least "
+                f"is {LEAST_COLUMNS}; use fewer ranks, or a checkpoint with a scale per channel"
+            )
     return reasons
 
 

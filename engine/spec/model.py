@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from engine.spec.errors import CheckpointError
 from engine.spec.families.family import Family
 from engine.spec.families.registry import get_family
 from engine.spec.plan import ParallelPlan, padded_vocab_size, stage_layers
+from engine.spec.quantisation import Quantisation, WeightFormat, read_quantisation
 from engine.spec.reader import ConfigReader, read_json_object
 from engine.spec.rope import DEFAULT_THETA, Rope, RopeScaling, read_rope
 
@@ -53,6 +54,7 @@ class ModelConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    quantisation: Quantisation | None = None
     dtype: DType = DType.FLOAT32
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
@@ -62,7 +64,8 @@ class ModelConfig:
         """Read ``config.json`` (and ``generation_config.json`` where present).
 
         With ``shape_only`` a kind of rope that the engine does not know is let through, and so are
-        quantised weights: for predictions, which need the shape alone.
+        quantised weights of any kind, which are not told of: for predictions, which need the shape
+        alone.
 
         Raises:
             CheckpointError: no such file, no JSON, an unsupported family, a key that is not
@@ -131,6 +134,7 @@ class ModelConfig:
             o_bias=has_attention_bias,
             mlp_bias=family.has_mlp_bias_key and config.flag("mlp_bias"),
             qk_norm=family.qk_norm,
+            quantisation=None if shape_only else read_quantisation(config),
             dtype=_read_dtype(config),
             eos_token_ids=_end_ids(config, generation or {}, vocab_size),
             bos_token_id=next(iter(config.token_ids("bos_token_id")), None),
@@ -184,16 +188,64 @@ class ModelConfig:
         a tied one is the embedding, cut over tp.
         """
         layers = max(len(r) for r in stage_layers(self.num_layers, plan.pp))
-        q_and_o = 2 * self.hidden_size * self.q_size // plan.tp
-        kv_heads = max(1, self.num_kv_heads // plan.tp)
-        kv = 2 * self.hidden_size * kv_heads * self.head_dim
-        ffn = 3 * self.hidden_size * self.ffn_size // plan.tp
         vocab = padded_vocab_size(self.vocab_size, plan.stage_size) * self.hidden_size
         ends = [vocab // plan.tp]
         if not self.tie_embeddings:
             head = vocab // plan.stage_size
             ends = [ends[0] + head] if plan.pp == 1 else [ends[0], head]
-        return (layers * (q_and_o + kv + ffn) + max(ends)) * dtype.num_bytes
+        return layers * self._layer_bytes(plan, dtype) + max(ends) * dtype.num_bytes
+
+    def quantised(self, form: WeightFormat) -> ModelConfig:
+        """The same model, its layers quantised in ``form`` as they are loaded where they are not
+        yet.
+
+        Raises:
+            CheckpointError: the checkpoint is quantised in another format.
+        """
+        if self.quantisation is None:
+            return replace(self, quantisation=Quantisation(format=form, at_load=True))
+        if self.quantisation.format is not form:
+            raise CheckpointError(
+                f"the checkpoint's weights are in {self.quantisation.format} already, and are not "
+                f"quantised again in {form}; leave --quantization out"
+            )
+        return self
+
+    def column_cuts(self, plan: ParallelPlan) -> dict[str, int]:
+        """The narrowest pieces, in columns, into which the rungs of ``plan`` cut matrices whose
+        inputs are split, by the matrix; none where they stay whole.
+        """
+        finest = plan.stage_size if plan.shift else plan.tp
+        if finest == 1:
+            return {}
+        names = self.family.names
+        return {names.o: self.q_size // finest, names.down: self.ffn_size // finest}
+
+    def _layer_bytes(self, plan: ParallelPlan, dtype: DType) -> int:
+        """Bytes of one layer's matrices on one rank."""
+        names, hidden, tp = self.family.names, self.hidden_size, plan.tp
+        kv_rows = max(1, self.num_kv_heads // tp) * self.head_dim
+        cuts = self.column_cuts(plan)
+        matrices = [
+            ((names.q, names.k, names.v), self.q_size // tp + 2 * kv_rows, hidden),
+            ((names.o,), hidden, self.q_size // tp),
+            ((names.gate, names.up), 2 * self.ffn_size // tp, hidden),
+            ((names.down,), hidden, self.ffn_size // tp),
+        ]
+        total = 0
+        for modules, rows, columns in matrices:
+            found = self.quantisation
+            if found is None or not found.is_kept or not found.covers(self._in_layers(modules)):
+                total += rows * columns * dtype.num_bytes
+            else:
+                total += found.matrix_bytes(rows, columns, cut=cuts.get(modules[0], 0))
+        return total
+
+    def _in_layers(self, modules: tuple[str, ...]) -> list[str]:
+        names = self.family.names
+        return [
+            names.in_layer(layer, module) for layer in range(self.num_layers) for module in modules
+        ]
 
 
 def _refuse_unknown_math(config: ConfigReader, family: Family, *, shape_only: bool) -> None:

@@ -31,6 +31,7 @@ class RankSetup(msgspec.Struct, tag="setup", kw_only=True):
     timeout_s: float
     num_threads: int = 1
     max_graph_tokens: int = 0
+    quantisation: str | None = None
 
 
 class RankReady(msgspec.Struct, tag="ready", kw_only=True):

@@ -19,6 +19,8 @@ from triton.runtime.jit import JITFunction
 POINTERS = {
     torch.float64: "*fp64",
     torch.float32: "*fp32",
+    torch.float8_e4m3fn: "*fp8e4nv",
+    torch.int8: "*i8",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.int64: "*i64",

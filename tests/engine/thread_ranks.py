@@ -24,6 +24,7 @@ from engine.rank.runner import ModelRunner, PreparedStep
 from engine.spec.errors import RankError
 from engine.spec.model import DType
 from engine.spec.plan import ParallelPlan
+from engine.spec.quantisation import WeightFormat
 from engine.spec.steps import StepPlan, StepResult
 
 
@@ -150,6 +151,7 @@ class ThreadReplica:
         has_parallel_sampling: bool = True,
         device: str = "cpu",
         max_graph_tokens: int = 0,
+        quantisation: WeightFormat | None = None,
     ) -> None:
         self.plan = plan
         world = ThreadWorld(plan)
@@ -168,6 +170,7 @@ class ThreadReplica:
                     has_parallel_sampling=has_parallel_sampling,
                     groups=world.groups(rank),
                     max_graph_tokens=max_graph_tokens,
+                    quantisation=quantisation,
                 )
             )
             for rank in range(plan.replica_size)

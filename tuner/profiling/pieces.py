@@ -20,7 +20,9 @@ from torch import Tensor
 
 from engine.executors.process import ProcessExecutor
 from engine.executors.ranks import RankProcesses
-from engine.models.loader import expected_shapes, open_weights
+from engine.models.loader import open_weights
+from engine.models.scales import scale_names
+from engine.models.shapes import expected_shapes
 from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.errors import CheckpointError
 from engine.spec.feasible import infeasible_reasons
@@ -182,10 +184,12 @@ def cut_model(model_dir: Path, num_layers: int) -> Iterator[Path]:
 
 
 def _copy_tensors(source: Path, target: Path, names: set[str]) -> None:
+    """Copy the tensors of ``names``, and the scales of those that have some."""
+    wanted = names | {scale for name in names for scale in scale_names(name)}
     kept: dict[str, Tensor] = {}
     for path in sorted(source.glob("*.safetensors")):
         with open_weights(path) as tensors:
-            kept |= {name: tensors.get_tensor(name) for name in names & set(tensors.keys())}
+            kept |= {name: tensors.get_tensor(name) for name in wanted & set(tensors.keys())}
     if missing := sorted(names - set(kept)):
         raise CheckpointError(f"{source}: tensor {missing[0]} is missing")
     save_file(kept, target / "model.safetensors")

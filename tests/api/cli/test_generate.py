@@ -32,6 +32,18 @@ def test_the_answer_holds_ids_text_and_reason(run: Run, tiny_dir: Path) -> None:
     assert answer["weight_bytes_per_rank"][0][0] > 800_000
 
 
+def test_a_checkpoint_is_quantised_as_it_is_loaded(
+    run: Run, tiny_dir: Path, tmp_path: Path
+) -> None:
+    words = ("--prompt-ids", "0,7,9", "--max-tokens", 1, "--ignore-eos", "--logits-out")
+    plain = _generate(run, tiny_dir, *words, tmp_path / "plain")
+    narrow = _generate(run, tiny_dir, *words, tmp_path / "int8", "--quantization", "int8")
+    exact, rounded = np.load(tmp_path / "plain"), np.load(tmp_path / "int8")
+    assert 0 < abs(rounded - exact).max() < 0.1 * abs(exact).max()
+    # A CPU makes them plain again: the numbers are rounded, the bytes are as many.
+    assert narrow["weight_bytes_per_rank"] == plain["weight_bytes_per_rank"]
+
+
 def test_a_prompt_may_be_ids_and_logits_go_to_a_file(
     run: Run, tiny_dir: Path, tmp_path: Path
 ) -> None:

@@ -88,6 +88,8 @@ ARCTIC = ("--paced", "4xh200", "--dtype", "bfloat16", "--backend", "arctic")
         (("--model", "other"), "two models: "),
         (("--gpu-memory-utilization", 0.9), "add --device cuda, or name --kv-cache-mib"),
         (("--kv-cache-dtype", "fp8"), "known here: auto"),
+        (("--quantization", "awq"), "'--quantization' / '-q'"),
+        (("-q", "fp8", "--paced", "1xh200"), "no weights are loaded with --paced; name the format"),
         (("--max-num-seqs", "many"), "as in 8192 or 8k, or auto"),
         (("--max-num-seqs", "-1"), "as in 8192 or 8k, or auto"),
         (("--max-num-batched-tokens", "9" * 30), "as in 8192 or 8k, or auto"),

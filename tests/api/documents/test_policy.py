@@ -40,6 +40,19 @@ def test_a_model_comes_back_from_its_document(rope: dict[str, Any] | None) -> No
     assert model_from_json(json.loads(json.dumps(model_to_json(model)))) == model
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"quant_method": "fp8", "ignored_layers": ["lm_head"]},
+        {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    ],
+)
+def test_a_quantised_model_comes_back_from_its_document(entry: dict[str, Any]) -> None:
+    model = ModelConfig.from_json(RAW | {"quantization_config": entry}, where="config.json")
+    assert model.quantisation is not None
+    assert model_from_json(json.loads(json.dumps(model_to_json(model)))) == model
+
+
 def test_scaling_of_an_older_document_is_that_of_llama_3() -> None:
     llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     model = ModelConfig.from_json(RAW | {"rope_scaling": llama3}, where="config.json")

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.kernels.gpu import overlap
+from engine.kernels.gpu import overlap, scaled
 from engine.kernels.gpu.layer import TritonKernels
 from engine.kernels.gpu.one_row import one_row
 from engine.kernels.gpu.tables import StepShape
+from engine.parallel.quantised import Quantised, quantise, row_scales
+from engine.spec.quantisation import WeightFormat
 from tests.engine.kernels.layer_world import Heads, World, assert_near
 
 # The interpreter multiplies bfloat16 wrongly, so that dtype is compared on devices only.
@@ -150,7 +153,65 @@ def one_row_case(draw: Draw) -> str:
     return text
 
 
-CASES = (attention_case, norm_case, gate_case, one_row_case)
+def scaled_case(draw: Draw) -> str:
+    """Rows times columns of a quantised weight, as they are and rounded to fp8; and one row."""
+    rows, outputs = draw.one_of(1, 5, 17, 70, 130), draw.one_of(1, 33, 70)
+    inputs, group = draw.one_of(64, 96, 320), draw.one_of(0, 32, 128)
+    form = list(WeightFormat)[draw.one_of(0, 1)]
+    dtype, has_bias = draw.dtype(), bool(draw.one_of(0, 1))
+    text = f"{rows} x {inputs} by {outputs} {form} group={group} {dtype} bias={has_bias}"
+    weight = drawn_weight(draw, outputs, inputs, group, form)
+    plain = weight.plain(torch.float32)
+    x = draw.tensor(rows, inputs, dtype=dtype, scale=inputs**-0.5)
+    bias = draw.tensor(outputs, dtype=dtype) if has_bias else None
+    wide = None if bias is None else bias.float()
+    parts = weight.values, weight.scales, weight.group, bias
+    want = torch.nn.functional.linear(x.float(), plain, wide).to(dtype)
+    assert_near(scaled.product(x, None, *parts), want, text)
+    assert_near(scaled.one_row(x[:1], *parts), want[:1], text)
+    if form is WeightFormat.FP8 and dtype != torch.float32:
+        rounded = as_groups(*scaled.quantise_rows(x, group or inputs), group or inputs)
+        want = torch.nn.functional.linear(rounded.plain(torch.float32), plain, wide).to(dtype)
+        got = scaled.product(rounded.values, rounded.scales, *parts, dtype=dtype)
+        assert_near(got, want, f"{text}, rounded")
+    return text
+
+
+def rounded_case(draw: Draw) -> str:
+    """Rows rounded to fp8, in groups of columns that may not divide them."""
+    rows, inputs, group = draw.one_of(1, 3, 7), draw.one_of(32, 200, 500), draw.one_of(32, 128)
+    text = f"{rows} x {inputs} to fp8 in groups of {group}"
+    x = draw.tensor(rows, inputs, dtype=draw.dtype(), scale=8)
+    values, scales = scaled.quantise_rows(x, group)
+    padded = torch.nn.functional.pad(x.float(), (0, -inputs % group)).view(rows, -1, group)
+    wanted = row_scales(padded, values.dtype)
+    torch.testing.assert_close(scales, wanted[:, :, 0].t(), msg=text)
+    exact = (padded / wanted).to(values.dtype).float().flatten(1)[:, :inputs]
+    is_other = (values.float() - exact).abs() > exact.abs() / 8 + 2**-9
+    if draw.is_interpreted:  # it loses what rounding up to a power of two carries over
+        is_other &= exact.frexp().mantissa.abs() != 0.5
+    assert not bool(is_other.any()), text
+    return text
+
+
+def drawn_weight(
+    draw: Draw, outputs: int, inputs: int, group: int, form: WeightFormat
+) -> Quantised:
+    """The last columns of a wider weight, with a scale a row or one a ``group``."""
+    skipped = group or 32
+    weight = quantise(draw.tensor(outputs, skipped + inputs, dtype=torch.float32), form)
+    if group:
+        num_groups = -(-(skipped + inputs) // group)
+        scales = weight.scales * draw.tensor(num_groups, outputs, dtype=torch.float32).abs()
+        weight = as_groups(weight.values, scales, group)
+    return weight.columns(range(skipped, skipped + inputs))
+
+
+def as_groups(values: Tensor, scales: Tensor, group: int) -> Quantised:
+    return Quantised(values=values, scales=scales, group=group)
+
+
+CASES = (attention_case, norm_case, gate_case, one_row_case, scaled_case, rounded_case)
 
 
 def compare(device: torch.device, *, count: int, seed: int) -> list[str]:
@@ -178,11 +239,30 @@ def compile_all(capability: int) -> None:
             kernels.add_norm(x, x, x[0])
             kernels.silu_mul(x, 1)
             one_row(x, x, None)
+            _multiply_quantised(dtype, has_fp8=capability >= 89)
     missing = {"_add_norm_kernel", "_silu_mul_kernel", "_one_row_kernel", "_place_heads_kernel"}
     missing |= {"_decode_kernel", "_join_kernel", "_prefill_kernel"}
+    missing |= {"_scaled_row_kernel", "_scaled_product_kernel"}
     assert not missing - found.keys(), missing - found.keys()
     overlapping = ["griddepcontrol" in kernel.asm["ptx"] for kernel in found["_decode_kernel"]]
     assert all(overlapping) if can_overlap else not any(overlapping)
+
+
+def _multiply_quantised(dtype: torch.dtype, *, has_fp8: bool) -> None:
+    """Few rows and many times weights of every kind that a device keeps."""
+    for form, group in product(WeightFormat, (64, 128, 256)):
+        if form is WeightFormat.FP8 and not has_fp8:
+            continue
+        weight = quantise(torch.ones(256, 256), form)
+        scales = weight.scales.expand(256 // group, -1).contiguous()
+        for num_rows in (1, 16, 64, 256):
+            x = torch.zeros(num_rows, 256, dtype=dtype)
+            if form is WeightFormat.FP8 and dtype != torch.float32:
+                x_scales = scaled.quantise_rows(x, group)
+                scaled.product(*x_scales, weight.values, scales, group, x[0], dtype=dtype)
+            else:
+                scaled.product(x, None, weight.values, scales, group, None)
+        scaled.one_row(x[:1], weight.values, scales, group, None)
 
 
 def main() -> None:

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from engine.models.loader import INDEX_FILE, SINGLE_FILE, Checkpoint, expected_shapes
+from engine.models.loader import INDEX_FILE, SINGLE_FILE, Checkpoint
+from engine.models.shapes import expected_shapes
 from engine.spec.errors import CheckpointError
 from engine.spec.model import ModelConfig
 from tests.engine.checkpoints import FAMILIES, family_config, write_checkpoint

@@ -79,7 +79,7 @@ def test_newer_files_keep_rope_under_one_key() -> None:
         ({"use_sliding_window": True}, "sliding-window attention is not supported"),
         ({"layer_types": ["sliding_attention"] * 80}, "sliding-window attention is not supported"),
         ({"logit_scale": 3.0}, "key 'logit_scale' is not known for llama"),
-        ({"quantization_config": {"quant_method": "fp8"}}, r"weights are quantised \(fp8\)"),
+        ({"quantization_config": {"quant_method": "awq"}}, r"weights are quantised \(awq\)"),
         ({"quantization_config": {"bits": 4}}, r"weights are quantised \(bits 4\)"),
         ({"quantization": {"group_size": 64, "bits": 4}}, r"weights are quantised \(bits 4\)"),
         ({"compression_config": {"format": "int-quantized"}}, r"quantised \(int-quantized\)"),

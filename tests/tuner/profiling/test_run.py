@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from engine.models.create import create_model
+from engine.models.loader import Checkpoint
 from engine.spec.model import ModelConfig
 from engine.spec.plan import parse_plan
 from engine.spec.settings import Settings
+from tests.engine.quantised_checkpoints import KINDS, quantise_checkpoint
 from tuner.profiling.pieces import cut_model
 from tuner.profiling.profile import Profile
 from tuner.profiling.run import ProfileSpec, run_profile
@@ -91,6 +94,15 @@ def test_a_cut_model_has_fewer_layers_and_the_same_checkpoint(tiny: Path) -> Non
     with cut_model(tiny, 1) as folder:
         assert ModelConfig.from_dir(folder).num_layers == 1
         assert (folder / "model.safetensors").stat().st_size > 0
+
+
+def test_a_cut_model_keeps_the_scales_of_quantised_weights(tiny: Path, tmp_path: Path) -> None:
+    quantised = tmp_path / "quantised"
+    quantise_checkpoint(tiny, quantised, tmp_path / "plain", KINDS["fp8-block"])
+    with cut_model(quantised, 1) as folder:
+        model = ModelConfig.from_dir(folder)
+        found = Checkpoint(folder, model, dtype=torch.float32)
+        assert found.is_quantised("model.layers.0.mlp.down_proj.weight")
 
 
 def test_tuning_on_the_live_engine_ends_with_a_measured_recommendation(

@@ -91,6 +91,9 @@ def node_json(node: Node, settings: Settings, model: str) -> dict[str, Any]:
         "backend": {
             "name": backend.name,
             "version": backend.version,
+            "release": backend.release,
+            "changed": list(backend.changed),
+            "choice": backend.choice,
             "source": backend.source,
             "interval": backend.interval,
         },

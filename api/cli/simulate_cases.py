@@ -235,7 +235,6 @@ def on_this_machine(question: Question, machine: LocalMachine, *, has_intervals:
             engine, settings, workload, seed=question.seed, on_progress=on_progress
         )
 
-    cuts = [f"workload: {cut}" for cut in question.workload.source.cuts]
     doubts = _doubts(step_model.check_model(model), plan, step_model.max_ranks)
     return Case(
         settings=settings,
@@ -243,7 +242,11 @@ def on_this_machine(question: Question, machine: LocalMachine, *, has_intervals:
         run_on=run_on,
         title=Title.of_machine(step_model.machine, config.dtype, question.asked),
         origin=_local_origin(question, config, model, step_model),
-        warnings=(*cuts, *doubts, *question.warnings(keeps_prefixes=keeps_prefixes)),
+        warnings=(
+            *question.workload.warnings,
+            *doubts,
+            *question.warnings(keeps_prefixes=keeps_prefixes),
+        ),
         interval=step_model.error.plan_interval if has_intervals else None,
         keeps_prefixes=keeps_prefixes,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import random
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,7 +17,8 @@ from tuner.described.node import Node
 from tuner.hardware import Precision, parse_hardware
 from tuner.spec.errors import TunerError
 from tuner.work.models import load_model
-from tuner.workload.workload import Arrival, ClosedLoop, Workload, WorkloadSource
+from tuner.workload.parse import parse_workload
+from tuner.workload.workload import Workload
 
 FILE = "end_to_end_dense.csv"
 # A run sends this many requests per client, the first ones all at once.
@@ -105,23 +105,19 @@ class ServedRow:
 
     def workload(self, rounds: int, seed: int) -> Workload:
         """``rounds`` requests per client; lengths as the tool draws them."""
-        draw, shortest = random.Random(seed), self.tool.shortest
-        count = rounds * self.concurrency
+        return parse_workload(self.workload_spec(rounds), seed=seed)
 
-        def length(nominal: int) -> int:
-            return draw.randint(int(shortest * nominal), nominal) if shortest < 1 else nominal
+    def workload_spec(self, rounds: int) -> str:
+        """The workload as a command line names it."""
 
-        arrivals = tuple(
-            Arrival(
-                arrival_s=0.0,
-                input_tokens=length(self.input_tokens),
-                output_tokens=length(self.output_tokens),
-            )
-            for _ in range(count)
+        def length(nominal: int) -> str:
+            shortest = self.tool.shortest
+            return str(nominal) if shortest == 1 else f"uniform:{shortest:g}..1*{nominal}"
+
+        return (
+            f"closed:concurrency={self.concurrency},input={length(self.input_tokens)},"
+            f"output={length(self.output_tokens)},requests={rounds * self.concurrency}"
         )
-        source = WorkloadSource(spec=self.group, seed=seed, sha256="", rows=count, span_s=0.0)
-        closed = ClosedLoop(concurrency=self.concurrency)
-        return Workload(arrivals=arrivals, source=source, closed=closed)
 
 
 @dataclass(frozen=True, kw_only=True)

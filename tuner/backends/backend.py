@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, StepOrder
 from tuner.backends.choice import BackendChoice, release_key
 from tuner.backends.settings import Value, setting_value, with_settings
 from tuner.hardware import DeviceSpec, Launch
@@ -159,6 +159,8 @@ class Backend:
     the 90 % half width of log(true / simulated) TPOT: for a fitted profile over the runs it never
     saw, else ``UNMEASURED_INTERVAL``.
 
+    ``step_order`` is what shares a step: prompts and decodes, or prompts alone before decodes.
+
     ``release`` is the one whose defaults it has: in a file the newest that is known. ``releases``
     are those at which a default changed, ``device_caps`` the default caps by device, the first
     that fits. ``changed`` are the settings that somebody chose, as ``key=value``.
@@ -181,6 +183,7 @@ class Backend:
     schedules_ahead: bool = False
     samples_in_parallel: bool = False
     prefix_cache: bool = False
+    step_order: StepOrder = StepOrder.MIXED
     release: str | None = None
     releases: tuple[Release, ...] = ()
     device_caps: tuple[DeviceCaps, ...] = ()

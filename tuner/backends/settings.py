@@ -40,6 +40,11 @@ _ALL = (
         about="the host works on the next step while ranks run one (on, off)",
     ),
     _same("schedules_ahead", "a request that comes during a step joins the step after next"),
+    _same(
+        "step_order",
+        "mixed: decodes, then chunks of prompts in the same step; prefill_first: prompts alone, "
+        "decodes when none is left",
+    ),
     _same("prefix_cache", "KV blocks of equal beginnings are shared"),
     Setting(
         key="max_num_seqs",

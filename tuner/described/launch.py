@@ -40,6 +40,7 @@ def node_commands(
         backend=node.backend.name,
         backend_choice=node.backend.choice,
         is_async=_named_async(node),
+        step_order=node.backend.step_order,
         keeps_prefixes=node.backend.prefix_cache,
         hardware=str(node.hardware),
         checkpoint=model if is_loadable else stand_in,

@@ -133,6 +133,7 @@ class Node:
             look_ahead=self.backend.look_ahead,
             # Prompts that share nothing find nothing: their contents need not be made.
             keeps_prefixes=keeps and workload.shares_beginnings,
+            step_order=self.backend.step_order,
             envelope=envelope,
         )
         return simulate(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-from engine.spec.settings import Settings
+from engine.spec.settings import Settings, StepOrder
 from tuner.hardware import MemoryEstimate, Precision
 
 MODEL = "MODEL"
@@ -128,6 +128,7 @@ class Served:
     backend: str = System.GEARSHIFT.value
     backend_choice: str | None = None
     is_async: bool | None = None
+    step_order: StepOrder = StepOrder.MIXED
     hardware: str | None = None
     checkpoint: str | None = None
     folder: str | None = None

@@ -212,6 +212,16 @@ def test_what_was_simulated_besides_the_defaults_is_in_vllms_command(
     assert ("--no-async-scheduling" in words) == (flag == "--no-async-scheduling")
 
 
+def test_sglang_is_started_as_its_steps_were_simulated() -> None:
+    def words(backend: str) -> list[str]:
+        node = describe_node(model="llama-3.1-70b", hardware="8xh100", backend=backend)
+        found = node_commands(node, settings_of("tp=8"), model=PUBLISHED)
+        return next(str(c.command) for c in found if c.system is System.SGLANG).split()
+
+    assert "--enable-mixed-chunk" in words("vllm")
+    assert "--enable-mixed-chunk" not in words("sglang")
+
+
 def test_a_name_of_ours_is_served_from_what_its_publisher_offers_and_the_note_says_so() -> None:
     found = on_h100s("tp=8", "llama-3.1-70b")
     for system in (System.VLLM, System.SGLANG, System.TRTLLM):

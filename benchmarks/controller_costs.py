@@ -76,12 +76,12 @@ def reshape_lines(node: Node, sla: Sla, mix: str) -> list[str]:
 
 def energy_lines() -> list[str]:
     """A saturated batch of Qwen-2.5-32B on four H100s with the host exposed and overlapped."""
-    vllm, own = load_backend("vllm"), load_backend("gearshift")
+    vllm, own = load_backend("vllm@0.12"), load_backend("gearshift")
     cases = {
         "vLLM's published step (14.5 ms not on the forward pass)": replace(
             vllm, host=PUBLISHED_HOST
         ),
-        f"backend vllm (profile version {vllm.version})": vllm,
+        f"backend {vllm.choice} (profile version {vllm.version})": vllm,
         f"backend gearshift (profile version {own.version}, host overlapped)": own,
     }
     found = {name: _saturated(backend) for name, backend in cases.items()}

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tuner.backends import Backend, load_backend
+from tuner.backends import Backend, load_profile
 from tuner.backends.backend import Fitted
 from tuner.calibration.served import SOURCES, fit_backend, parameters_of
 from tuner.calibration.served_fit import relative_errors, simulate_rows, with_values
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     profiles = [
         fit_backend(name, options.data, processes=options.processes)
         if options.refit
-        else load_backend(name)
+        else load_profile(name)
         for name in SOURCES
     ]
     rows = read_served_rows(options.data)

@@ -97,7 +97,7 @@ def _run(
         seed=question["seed"],
         origin={},
         intervals=with_interval(result, run, sla, interval=interval),
-        warnings=(*(f"workload: {cut}" for cut in workload.source.cuts), *filter(None, [other])),
+        warnings=(*workload.warnings, *filter(None, [other])),
         title=str(Title.of_machine(step_model.machine, config.dtype, asked)),
     )
     return {name: value for name, value in document.items() if name not in LEFT_OUT}

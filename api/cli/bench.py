@@ -84,8 +84,8 @@ def bench(server: Target, replayed: Replayed, plot: Plot, as_json: JsonOption = 
     constraints = replayed.read_bounds()
     plot.check()
     load = replayed.read_workload()
-    for cut in load.source.cuts:
-        log(f"workload: {cut}")
+    for warning in load.warnings:
+        log(warning)
     served = get_served_model(server.url, api_key=server.api_key)
     if served.paced_as is not None:
         log(f"warning: the server runs no model, its steps are paced as {served.paced_as}")

@@ -10,7 +10,7 @@ import typer
 from api.cli.common import end_not_met, log, print_json, print_lines
 from api.cli.engine_options import ModelNameOption, read_rungs
 from api.cli.grouped import grouped
-from api.cli.groups import LocalMachine, Output, PinnedPlan
+from api.cli.groups import LocalMachine, Output, PinnedPlan, PrefixCacheOption
 from api.cli.plan import PlannedWorkload
 from api.cli.simulate import Place
 from api.cli.simulate_cases import NamedCaps, Question
@@ -26,9 +26,9 @@ class Draws:
 
 
 @grouped(
-    help_order="model workload plan sla seed draws cost_model hardware backend mode max_num_seqs "
-    "max_num_batched_tokens max_step_ms max_model_len dtype kv_cache_mib block_size link "
-    "prefix_cache out"
+    help_order="model workload plan sla seed draws cost_model hardware backend backend_set mode "
+    "max_num_seqs max_num_batched_tokens max_step_ms max_model_len dtype kv_cache_mib block_size "
+    "link prefix_cache out"
 )
 def capacity(
     model: ModelNameOption,
@@ -39,13 +39,7 @@ def capacity(
     machine: LocalMachine,
     draws: Draws,
     output: Output,
-    prefix_cache: Annotated[
-        bool,
-        typer.Option(
-            "--prefix-cache",
-            help="Blocks of equal beginnings are shared (traces with hash_ids or prefix_id).",
-        ),
-    ] = False,
+    prefix_cache: PrefixCacheOption = None,
 ) -> None:
     """Find the highest rate (or number of clients) of a workload that a plan carries within the
     SLA, by simulation, with its interval, what binds there and whether it is a cliff.

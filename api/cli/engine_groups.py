@@ -204,7 +204,8 @@ class Pacing(Described):
             return None
         from tuner.described.parse import backend_of, check_served
 
-        served = replace(self, backend=backend_of(self.backend, is_described=False))
+        named = backend_of(self.backend, is_described=False)
+        served = replace(self, backend=named)
         node = served.node(str(model), self.paced)
         check_served(node, plan)
         return node

@@ -41,8 +41,8 @@ SECRETS = {
     help_order="model_tag model source choice plan port host config mode mode_table max_num_seqs "
     "max_num_batched_tokens max_queue max_model_len dtype quantization device max_devices "
     "kv_cache_mib gpu_memory_utilization block_size link overlap no_parallel_sampling "
-    "prefix_cache spare_ranks threads_per_rank max_graph_tokens paced backend served_model_name "
-    "name api_key knob_key"
+    "prefix_cache spare_ranks threads_per_rank max_graph_tokens paced backend backend_set "
+    "served_model_name name api_key knob_key"
 )
 def serve(
     ctx: typer.Context,

@@ -172,14 +172,33 @@ class Served:
         str | None,
         typer.Option(
             help="Serving system whose host times and defaults apply to described hardware: "
-            "vllm, gearshift, arctic, ...; by default vllm."
+            "vllm, vllm@0.12 (that release's defaults), gearshift, arctic, ...; by default vllm."
+        ),
+    ] = None
+    backend_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="A setting of the serving system, as in async_scheduling=off; may be repeated. "
+            "gearshift backends show NAME lists them.",
         ),
     ] = None
 
+    @property
+    def chosen_backend(self) -> str | None:
+        """The serving system with the settings named, None where neither is."""
+        if not self.backend_set:
+            return self.backend
+        from tuner.described.parse import backend_of
+
+        return backend_of(self.backend, settings=self.backend_set)
+
     def refuse_backend(self, option: str) -> None:
         """End where a back end is named although ``option`` names no described hardware."""
-        if self.backend is not None:
-            fail(f"--backend {self.backend} is for described hardware: add {option}, as in 8xh200")
+        named = {"--backend": self.backend, "--backend-set": ",".join(self.backend_set or ())}
+        for name, value in named.items():
+            if value:
+                fail(f"{name} {value} is for described hardware: add {option}, as in 8xh200")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,10 +218,21 @@ class Described(Served):
             model=model,
             hardware=hardware,
             dtype=self.dtype,
-            backend=self.backend,
+            backend=self.chosen_backend,
             block_size=self.block_size,
             max_model_len=self.max_model_len,
         )
+
+
+PrefixCacheOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--prefix-cache/--no-prefix-cache",
+        show_default=False,
+        help="Blocks of equal beginnings are shared (traces with hash_ids or prefix_id); by "
+        "default as the backend does, on this machine not.",
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,7 @@ GROUPS = {
     "model": "Make checkpoints.",
     "engine": "Run engines.",
     "workload": "Look at workloads, write them as traces, upload traces.",
+    "backends": "Look at serving systems as they are simulated.",
     "audit": "Look after the audit trail.",
     "keys": "Make, list, rotate and revoke API keys of the service.",
     "db": "Look after the database.",
@@ -138,6 +139,12 @@ COMMANDS = (
         module="devices",
         function="devices",
         help="Show this machine's devices, their links, power and clocks.",
+    ),
+    CommandRef(
+        path="backends show",
+        module="backends",
+        function="show",
+        help="List every setting of a serving system, and where it is from.",
     ),
     CommandRef(
         path="apply",

@@ -60,7 +60,7 @@ class Judging:
 
 @grouped(
     help_order="model hardware workload sla objective use_all price_per_device_hour dtype backend "
-    "devices seed max_model_len block_size jobs ways_out out plot"
+    "backend_set devices seed max_model_len block_size jobs ways_out out plot"
 )
 def plan(
     model: ModelNameOption,

@@ -17,6 +17,7 @@ from api.cli.groups import (
     JudgedWorkload,
     LocalMachine,
     PinnedPlan,
+    PrefixCacheOption,
     check_writable,
     writing,
 )
@@ -86,9 +87,9 @@ def _picture(document: dict[str, Any], result: SimulationResult, case: Case) -> 
 
 
 @grouped(
-    help_order="model workload plan sla seed cost_model hardware backend mode max_num_seqs "
-    "max_num_batched_tokens max_step_ms max_model_len dtype kv_cache_mib block_size link "
-    "prefix_cache intervals out plot samples"
+    help_order="model workload plan sla seed cost_model hardware backend backend_set mode "
+    "max_num_seqs max_num_batched_tokens max_step_ms max_model_len dtype kv_cache_mib block_size "
+    "link prefix_cache intervals out plot samples"
 )
 def simulate(
     model: ModelNameOption,
@@ -98,13 +99,7 @@ def simulate(
     place: Place,
     machine: LocalMachine,
     documents: Documents,
-    prefix_cache: Annotated[
-        bool,
-        typer.Option(
-            "--prefix-cache",
-            help="Blocks of equal beginnings are shared (traces with hash_ids or prefix_id).",
-        ),
-    ] = False,
+    prefix_cache: PrefixCacheOption = None,
     intervals: Annotated[
         bool, typer.Option(help="Also run with steps slower and faster by what they may be off.")
     ] = True,
@@ -150,7 +145,7 @@ def _answer(question: Question, case: Case, documents: Documents) -> None:
         origin=case.origin,
         intervals=estimates,
         energy=case.energy(result) if case.energy is not None else None,
-        has_prefix_cache=question.prefix_cache,
+        has_prefix_cache=case.keeps_prefixes,
         warnings=case.warnings,
         title=str(case.title),
     )
@@ -159,7 +154,13 @@ def _answer(question: Question, case: Case, documents: Documents) -> None:
         print_json(document)
     else:
         print_lines(case.title.lines())
-        _print(case.settings, document, question.sla, result.measurement)
+        _print(
+            case.settings,
+            document,
+            question.sla,
+            result.measurement,
+            has_shared=question.workload.shares_beginnings,
+        )
     end(ExitCode.of(result.measurement, question.sla))
 
 
@@ -173,7 +174,12 @@ def _write_samples(path: Path, result: SimulationResult) -> None:
 
 
 def _print(
-    settings: Settings, document: dict[str, Any], sla: Sla | None, measurement: Measurement
+    settings: Settings,
+    document: dict[str, Any],
+    sla: Sla | None,
+    measurement: Measurement,
+    *,
+    has_shared: bool,
 ) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -208,7 +214,7 @@ def _print(
         f"memory: {memory['weight_bytes_per_rank'] / 1e9:.3g} GB of weights per rank, KV for "
         f"{memory['kv_tokens']} tokens per replica"
     )
-    if document["prefix_cache"]["enabled"]:
+    if document["prefix_cache"]["enabled"] and has_shared:
         cache = document["prefix_cache"]
         share = cache["hit_tokens"] / max(1, cache["query_tokens"])
         console.print(f"prefix cache: {share:.0%} of {cache['query_tokens']} prompt tokens found")

@@ -79,7 +79,7 @@ class Question:
     rungs: tuple[Mode, ...] | None
     caps: NamedCaps
     served: Described
-    prefix_cache: bool
+    prefix_cache: bool | None
 
     @property
     def asked(self) -> Asked:
@@ -98,10 +98,13 @@ class Question:
         """Context in tokens, None for the model's."""
         return self.served.max_model_len
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
+    def keeps_prefixes(self, usual: bool) -> bool:
+        """Whether the prefix cache is on, where it ``usual``-ly is or not."""
+        return usual if self.prefix_cache is None else self.prefix_cache
+
+    def warnings(self, *, keeps_prefixes: bool) -> tuple[str, ...]:
         """What the question leaves out, whatever the step times come from."""
-        if self.workload.shares_beginnings and not self.prefix_cache:
+        if self.workload.shares_beginnings and not keeps_prefixes:
             return (
                 "prompts share beginnings, and every one is computed again: add --prefix-cache "
                 "to find them",
@@ -146,6 +149,7 @@ class Case:
     warnings: tuple[str, ...]
     interval: float | None = None
     energy: Callable[[SimulationResult], dict[str, Any]] | None = None
+    keeps_prefixes: bool = False
 
     @property
     def run(self) -> ScaledRun:
@@ -166,13 +170,14 @@ def described(question: Question, hardware: str, *, has_intervals: bool) -> Case
         node.timer(question.spec.plan), node.backend.default_caps, has_rungs=node.has_rungs
     )
     check_rungs(node, settings)
+    keeps_prefixes = question.keeps_prefixes(node.backend.prefix_cache)
 
     def run_on(workload: Workload, step_scale: float, on_progress: OnProgress) -> SimulationResult:
         return node.simulate(
             settings,
             workload,
             seed=question.seed,
-            keeps_prefixes=question.prefix_cache,
+            keeps_prefixes=keeps_prefixes,
             step_scale=step_scale,
             on_progress=on_progress,
         )
@@ -183,9 +188,13 @@ def described(question: Question, hardware: str, *, has_intervals: bool) -> Case
         run_on=run_on,
         title=Title.of_node(node, question.asked),
         origin=node_json(node, settings, question.model),
-        warnings=(*node_warnings(node, settings, question.workload), *question.warnings),
+        warnings=(
+            *node_warnings(node, settings, question.workload),
+            *question.warnings(keeps_prefixes=keeps_prefixes),
+        ),
         interval=node.interval if has_intervals else None,
         energy=lambda result: energy_of(node, result).to_json(),
+        keeps_prefixes=keeps_prefixes,
     )
 
 
@@ -207,6 +216,7 @@ def on_this_machine(question: Question, machine: LocalMachine, *, has_intervals:
     timer = step_model.timer(plan, model, link=config.link, hides_host=True)
     default = Caps(max_num_seqs=LOCAL_NUM_SEQS, max_num_batched_tokens=LOCAL_BATCHED_TOKENS)
     settings = question.settings(timer, default)
+    keeps_prefixes = question.keeps_prefixes(False)
     log(f"simulate: cost model {step_model.id} of {step_model.machine}")
 
     def run_on(workload: Workload, step_scale: float, on_progress: OnProgress) -> SimulationResult:
@@ -219,13 +229,12 @@ def on_this_machine(question: Question, machine: LocalMachine, *, has_intervals:
             block_size=question.block_size,
             max_model_len=question.max_model_len,
             look_ahead=LookAhead.BEFORE_END,  # as the engine at hand does
-            keeps_prefixes=question.prefix_cache,
+            keeps_prefixes=keeps_prefixes,
         )
         return run_simulation(
             engine, settings, workload, seed=question.seed, on_progress=on_progress
         )
 
-    cuts = [f"workload: {cut}" for cut in question.workload.source.cuts]
     doubts = _doubts(step_model.check_model(model), plan, step_model.max_ranks)
     return Case(
         settings=settings,
@@ -233,8 +242,13 @@ def on_this_machine(question: Question, machine: LocalMachine, *, has_intervals:
         run_on=run_on,
         title=Title.of_machine(step_model.machine, config.dtype, question.asked),
         origin=_local_origin(question, config, model, step_model),
-        warnings=(*cuts, *doubts, *question.warnings),
+        warnings=(
+            *question.workload.warnings,
+            *doubts,
+            *question.warnings(keeps_prefixes=keeps_prefixes),
+        ),
         interval=step_model.error.plan_interval if has_intervals else None,
+        keeps_prefixes=keeps_prefixes,
     )
 
 

@@ -102,8 +102,8 @@ class TunedMachine(LocalMachine):
 
 @grouped(
     help_order="model workload sla objective use_all price_per_device_hour devices trials seed out "
-    "hardware cost_model live probe_requests probe_paced dtype backend device link timeout_s "
-    "kv_cache_mib profile_seconds resume plot"
+    "hardware cost_model live probe_requests probe_paced dtype backend backend_set device link "
+    "timeout_s kv_cache_mib profile_seconds resume plot"
 )
 def tune(
     ctx: typer.Context,
@@ -282,7 +282,7 @@ def _spec(
         seed=search.seed,
         hardware=hardware,
         dtype=None if served.dtype == "auto" else served.dtype,
-        backend=served.backend,
+        backend=served.chosen_backend,
         device=check_device(machine.device),
         link=machine.link,
         is_live=trials.live,

@@ -64,6 +64,8 @@ def show(spec: SpecArgument, seed: SeedOption = 0, as_json: JsonOption = False) 
         typer.echo(f"{name.replace('_', ' ')}: {facts}")
     for cut in workload.source.cuts:
         typer.echo(f"cut: {cut}")
+    if workload.is_lockstep:
+        typer.echo(workload.warnings[-1].removeprefix("workload: "))
 
 
 def _whole_spec(spec: str) -> str:

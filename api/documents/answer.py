@@ -74,6 +74,10 @@ class _Named(msgspec.Struct):
     name: str
 
 
+class _Backend(_Named):
+    choice: str | None = None
+
+
 class _Tuned(msgspec.Struct):
     recommendation: _Chosen | None
     alternatives: dict[str, _Chosen]
@@ -84,7 +88,7 @@ class _Planned(msgspec.Struct):
     model: _Named
     dtype: str
     hardware: _Named
-    backend: _Named
+    backend: _Backend
     best: dict[str, _Best]
     max_model_len: int | None = None
 
@@ -140,7 +144,7 @@ def _read_planned(found: _Planned, choice: str | None) -> Answer:
         model=found.model.name,
         dtype=found.dtype,
         hardware=found.hardware.name,
-        backend=found.backend.name,
+        backend=found.backend.choice or found.backend.name,
         device="cuda",
         block_size=chosen.memory.block_size,
         max_model_len=found.max_model_len,

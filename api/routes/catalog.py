@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, TypeVar
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path, Query
 
 from api.schemas.access import Scope
 from api.schemas.base import answer
 from api.schemas.examples import catalog as shown
+from api.services.job_checks import require_all
 from api.web.auth import Caller, require
 from api.web.errors import ApiError
 from tuner.described import catalog
+from tuner.hardware import parse_hardware
 from tuner.spec.errors import TunerError
 
 router = APIRouter(prefix="/v1", tags=["catalog"])
@@ -51,6 +53,28 @@ def hardware(_: Reader) -> list[catalog.ListedHardware]:
 def backends(_: Reader) -> list[catalog.ListedBackend]:
     """Serving systems whose host times and defaults apply to described hardware."""
     return _listed(catalog.catalog_backends)
+
+
+@router.get(
+    "/backends/{backend}",
+    operation_id="get_backend",
+    summary="Show a serving system's settings",
+    responses=answer(shown.BACKEND_SETTINGS),
+)
+def backend(
+    backend: Annotated[str, Path(max_length=1000, description="As vllm, vllm@0.12")],
+    _: Reader,
+    hardware: Annotated[
+        str | None, Query(max_length=200, description="Whose caps are shown, as 8xh200")
+    ] = None,
+) -> catalog.BackendSettings:
+    """Every setting, its value and where that is from. A job names the same words."""
+    if hardware is not None:
+        require_all([("/query/hardware", lambda: parse_hardware(hardware))], "no such hardware")
+    try:
+        return catalog.backend_settings(backend, hardware)
+    except TunerError as error:
+        raise ApiError(404, "not_found", str(error)) from error
 
 
 @router.get(

@@ -29,7 +29,10 @@ class CapacityRequest(Body):
     )
     sla: str = Field(min_length=1, description="As in p95_ttft_ms<=500,p95_tpot_ms<=20")
     backend: str | None = Field(
-        default=None, min_length=1, max_length=100, description="As in GET /v1/backends"
+        default=None,
+        min_length=1,
+        max_length=1000,
+        description="Of GET /v1/backends, as vllm, vllm@0.12 or vllm@0.12,async_scheduling=on",
     )
     dtype: str | None = Field(
         default=None, min_length=1, max_length=20, description="auto, bf16, fp8, ..."

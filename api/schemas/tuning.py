@@ -54,7 +54,8 @@ class TuningJobCreate(Body):
     dtype: str | None = Field(default=None, description="Number format, else the checkpoint's")
     backend: str | None = Field(
         default=None,
-        description="Serving system on described hardware, of /v1/backends; by default vllm",
+        description="Serving system on described hardware, of /v1/backends, as vllm, vllm@0.12 or "
+        "vllm@0.12,async_scheduling=on; by default vllm",
     )
     cost_model_id: str | None = Field(default=None, description="Use this step model")
     on_busy: OnBusy = Field(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
-from benchmarks.reproduce.nodes import device_seconds, get_node, prefill_step
+from benchmarks.reproduce.nodes import OLDER_VLLM, device_seconds, get_node, prefill_step
 from benchmarks.reproduce.static_batch import StaticLoad, communication_share, static_latency
 from benchmarks.reproduce.tables import Cell, Claim, claim_table, number, table
 from engine.spec.model import DType
@@ -24,7 +24,7 @@ from tuner.work.counts import Collective, CollectiveKind
 from tuner.work.models import load_model
 
 MODEL, BIG_MODEL = "llama-3.1-70b", "llama-3.1-405b"
-BACKEND = "vllm"
+BACKEND = OLDER_VLLM
 LIMIT = 0.10
 LONG = StaticLoad(batch=256, input_tokens=9092, output_tokens=208)
 DEGREES = (2, 4, 8)

@@ -18,6 +18,8 @@ from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload
 
 SEED = 0
+# What the papers measured: engines whose host works between steps.
+OLDER_VLLM = "vllm@0.12"
 
 
 @cache
@@ -27,11 +29,12 @@ def get_node(hardware: str, model: str, precision: str, backend: str) -> Node:
     Raises:
         TunerError: a name that is not known.
     """
+    devices = parse_hardware(hardware)
     return Node(
-        hardware=parse_hardware(hardware),
+        hardware=devices,
         model=load_model(model),
         precision=Precision.parse(precision),
-        backend=load_backend(backend),
+        backend=load_backend(backend, devices.device),
     )
 
 

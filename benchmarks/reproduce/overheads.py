@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from benchmarks.reproduce.nodes import get_node
+from benchmarks.reproduce.nodes import OLDER_VLLM, get_node
 from benchmarks.reproduce.sampled import SampledNode, SampleSeconds, predicted_sampling
 from tuner.described.node import Node
 from tuner.hardware.sampling import SampleKind, SamplerSpec
 from tuner.work.scaling import StepParts
 
-HARDWARE, MODEL, PRECISION, BACKEND = "8xh100", "qwen2.5-32b", "bf16", "vllm"
+HARDWARE, MODEL, PRECISION, BACKEND = "8xh100", "qwen2.5-32b", "bf16", OLDER_VLLM
 BATCH = 128
 PUBLISHED = StepParts(
     scheduling_s=4e-3, input_s=4e-3, forward_s=21e-3, sampling_s=6e-3, output_s=0.5e-3

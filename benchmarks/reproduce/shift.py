@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.reproduce.crossover import crossover_sections
-from benchmarks.reproduce.nodes import SEED, Load, get_node, get_settings, p50, run
+from benchmarks.reproduce.nodes import OLDER_VLLM, SEED, Load, get_node, get_settings, p50, run
 from benchmarks.reproduce.plugin import launch_sections
 from benchmarks.reproduce.tables import (
     Cell,
@@ -77,8 +77,8 @@ class Deployment:
 
 
 DEPLOYMENTS = (
-    Deployment(name="DP=8", plan="dp=8", backend="vllm"),
-    Deployment(name="TP=8", plan="tp=8", backend="vllm"),
+    Deployment(name="DP=8", plan="dp=8", backend=OLDER_VLLM),
+    Deployment(name="TP=8", plan="tp=8", backend=OLDER_VLLM),
     Deployment(name="SP=8", plan="sp=8", backend="arctic"),
     Deployment(name="Shift", plan="sp=8,shift", backend="arctic"),
 )

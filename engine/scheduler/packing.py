@@ -1,9 +1,12 @@
-"""Which rows the next step holds: decodes first, then chunks of prompts, then new requests.
+"""Which rows the next step holds: decodes first, then chunks of prompts, then new requests; or, as
+other systems do, prompts alone before any decode.
 
 Also how much of a prompt a step may take to keep within its time in the mode it will run in.
 """
 
 from __future__ import annotations
+
+from typing import assert_never
 
 import numpy as np
 
@@ -14,7 +17,7 @@ from engine.scheduler.rows import RunningSet
 from engine.scheduler.step import PackedChunk, PackedRows, ScheduledStep, SlotArray, shape_of
 from engine.scheduler.table import Sequence
 from engine.spec.modes import Mode
-from engine.spec.settings import Caps, Order
+from engine.spec.settings import Caps, Order, StepOrder
 from engine.spec.steps import StepShape
 
 
@@ -23,6 +26,7 @@ class StepPacker:
 
     When KV blocks run out, the sequence that is last in the order is preempted and later
     recomputed from its tokens. ``depth`` steps share the running set, one per pipeline stage.
+    ``step_order`` is ``MIXED`` in this engine; simulations of other systems have theirs.
     """
 
     def __init__(
@@ -33,6 +37,7 @@ class StepPacker:
         caps: Caps,
         chooser: ModeChooser,
         depth: int,
+        step_order: StepOrder = StepOrder.MIXED,
     ) -> None:
         self.caps = caps
         self.chooser = chooser
@@ -43,6 +48,7 @@ class StepPacker:
         self._running = running
         self._waiting = waiting
         self._depth = depth
+        self._step_order = step_order
         self._rotation = 0
 
     def pack(self, step_id: int, eligible: SlotArray) -> PackedRows:
@@ -51,10 +57,16 @@ class StepPacker:
         """
         packed = PackedRows(tokens=self.caps.max_num_batched_tokens, step_id=step_id)
         decodes, prefills = self._split(eligible)
-        self._take_decodes(packed, decodes)
-        self._take_prefills(packed, prefills)
-        if not packed.has_preempted:
-            self._admit(packed)
+        match self._step_order:
+            case StepOrder.MIXED:
+                self._take_decodes(packed, decodes)
+                self._take_prompts(packed, prefills)
+            case StepOrder.PREFILL_FIRST:
+                self._take_prompts(packed, prefills)
+                if not packed.num_rows:
+                    self._take_decodes(packed, decodes)
+            case _:
+                assert_never(self._step_order)
         if packed.num_rows:
             packed.shape = self.shape(packed)
         self._waiting.pass_over()
@@ -157,6 +169,11 @@ class StepPacker:
                 return ready[np.cumsum(missing) <= pool.num_free]
             ready = ready[ready != victim]
         return ready
+
+    def _take_prompts(self, packed: PackedRows, ready: list[int]) -> None:
+        self._take_prefills(packed, ready)
+        if not packed.has_preempted:
+            self._admit(packed)
 
     def _take_prefills(self, packed: PackedRows, ready: list[int]) -> None:
         running, table = self._running, self._running.table

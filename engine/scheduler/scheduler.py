@@ -26,7 +26,7 @@ from engine.scheduler.step import (
 from engine.scheduler.table import NO_SLOT, Sequence
 from engine.spec.errors import QueueFullError, RequestError
 from engine.spec.request import FinishReason, Request, check_length
-from engine.spec.settings import Caps, Order
+from engine.spec.settings import Caps, Order, StepOrder
 from engine.spec.steps import NO_TOKEN, Int32Array
 
 
@@ -56,6 +56,7 @@ class Scheduler:
         max_model_len: int,
         depth: int = 1,
         order: Order = Order.FCFS,
+        step_order: StepOrder = StepOrder.MIXED,
         eos_token_ids: tuple[int, ...] = (),
         keeps_prefixes: bool = False,
         load: LoadBook | None = None,
@@ -71,7 +72,12 @@ class Scheduler:
         )
         self.waiting = WaitingQueue(order)
         self.packer = StepPacker(
-            self.running, self.waiting, caps=caps, chooser=chooser, depth=depth
+            self.running,
+            self.waiting,
+            caps=caps,
+            chooser=chooser,
+            depth=depth,
+            step_order=step_order,
         )
         self.roster = Roster(eos_token_ids, load or LoadBook())
         self._max_model_len = max_model_len

@@ -30,6 +30,17 @@ SHIFT_KNOBS = ("enabled", "threshold_tokens", "rungs", "rung_thresholds")
 HOT_FIELDS = ("threshold_tokens", "rung_thresholds", "rungs", "caps", "pin")
 
 
+class StepOrder(StrEnum):
+    """What shares a step.
+
+    ``MIXED``: decodes, then chunks of prompts and new requests within the same budget.
+    ``PREFILL_FIRST``: prompts alone, up to the budget, and decodes only when none can be taken.
+    """
+
+    MIXED = "mixed"
+    PREFILL_FIRST = "prefill_first"
+
+
 class Order(StrEnum):
     """Order in which waiting requests are admitted."""
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
+    MistralConfig,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -45,7 +46,7 @@ SHAPE = {
     "max_position_embeddings": 256,
     "initializer_range": 0.25,
 }
-FAMILIES = ("llama", "qwen2", "qwen3")
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 
 
 def family_config(family: str, **changes: object) -> PretrainedConfig:
@@ -55,6 +56,8 @@ def family_config(family: str, **changes: object) -> PretrainedConfig:
         return LlamaConfig(**({"rope_parameters": LLAMA3_ROPE} | shape))
     if family == "qwen2":
         return Qwen2Config(**shape)
+    if family == "mistral":
+        return MistralConfig(**({"sliding_window": None, "head_dim": 16} | shape))
     return Qwen3Config(**({"head_dim": 16} | shape))
 
 

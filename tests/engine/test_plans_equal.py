@@ -73,7 +73,14 @@ def test_every_feasible_plan_up_to_8_ranks_equals_the_single_rank_with_rungs_dra
     assert_equal(world, plans, single)
 
 
-@pytest.mark.parametrize(("family", "tied"), [("qwen2", True), ("qwen3", False)])
+@pytest.mark.parametrize(
+    ("family", "tied"),
+    [
+        ("qwen2", True),
+        ("qwen3", False),
+        pytest.param("mistral", False, marks=pytest.mark.slow),
+    ],
+)
 def test_the_other_families_equal_the_single_rank_with_rungs_drawn_at_random(
     worlds: dict[tuple[str, bool], World], family: str, tied: bool
 ) -> None:

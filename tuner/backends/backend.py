@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from engine.spec.settings import Caps
-from tuner.hardware import Launch
+from engine.spec.settings import Caps, StepOrder
+from tuner.backends.choice import BackendChoice, release_key
+from tuner.backends.settings import Value, setting_value, with_settings
+from tuner.hardware import DeviceSpec, Launch
 from tuner.spec.catalog import FileShelf, check_name
 from tuner.spec.documents import read_document, read_file
 from tuner.spec.errors import TunerError
@@ -19,6 +21,7 @@ BACKENDS = FileShelf(noun="backend", sub_folder="backends", folder=Path(__file__
 SCHEMA = "backend/v3"
 # The assumed error, as a log ratio, of a profile that was never compared with served runs.
 UNMEASURED_INTERVAL = 0.25
+GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +124,30 @@ class Fitted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Release:
+    """What a system does by default from the release ``since`` on: settings by key."""
+
+    since: str
+    settings: dict[str, Value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceCaps:
+    """Default caps on devices with at least ``min_memory_gib`` whose names hold none of
+    ``not_named``."""
+
+    min_memory_gib: float
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    not_named: tuple[str, ...] = ()
+
+    def are_for(self, device: DeviceSpec) -> bool:
+        """Whether ``device`` is one of these."""
+        is_large = device.memory_bytes >= self.min_memory_gib * GIB
+        return is_large and not any(word in device.name for word in self.not_named)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Backend:
     """One serving system, as far as time depends on it.
 
@@ -131,6 +158,12 @@ class Backend:
     where nothing was fitted; ``source`` then says where the figures come from. ``interval`` is
     the 90 % half width of log(true / simulated) TPOT: for a fitted profile over the runs it never
     saw, else ``UNMEASURED_INTERVAL``.
+
+    ``step_order`` is what shares a step: prompts and decodes, or prompts alone before decodes.
+
+    ``release`` is the one whose defaults it has: in a file the newest that is known. ``releases``
+    are those at which a default changed, ``device_caps`` the default caps by device, the first
+    that fits. ``changed`` are the settings that somebody chose, as ``key=value``.
 
     Raises:
         TunerError: an interval below 0.
@@ -149,6 +182,12 @@ class Backend:
     interval: float
     schedules_ahead: bool = False
     samples_in_parallel: bool = False
+    prefix_cache: bool = False
+    step_order: StepOrder = StepOrder.MIXED
+    release: str | None = None
+    releases: tuple[Release, ...] = ()
+    device_caps: tuple[DeviceCaps, ...] = ()
+    changed: tuple[str, ...] = ()
     kernels: KernelTimes = field(default_factory=KernelTimes)
     fitted: Fitted | None = None
 
@@ -160,6 +199,57 @@ class Backend:
     def look_ahead(self) -> LookAhead:
         """When it schedules a step, compared with the one before."""
         return LookAhead.AT_START if self.schedules_ahead else LookAhead.NONE
+
+    @property
+    def choice(self) -> str:
+        """The words that choose it: name, release, and the settings that were changed."""
+        head = self.name if self.release is None else f"{self.name}@{self.release}"
+        return ",".join([head, *self.changed])
+
+    def chosen(self, choice: BackendChoice, device: DeviceSpec | None = None) -> Backend:
+        """The profile on ``device``, with the defaults of the choice's release and its settings.
+
+        Raises:
+            TunerError: a release before the first that is known or of a system whose releases are
+                all alike here, or a setting that it does not have.
+        """
+        where = f"backend {str(choice)!r}"
+        release = choice.release or self.release
+        values = {**self._caps_on(device), **self._defaults_of(release, where)}
+        on_device = with_settings(self, values, where=where)
+        chosen = with_settings(on_device, dict(choice.settings), where=where)
+        changed = tuple(f"{key}={_text(setting_value(chosen, key))}" for key, _ in choice.settings)
+        return replace(chosen, release=release, changed=changed)
+
+    def origin_of(self, key: str, device: DeviceSpec | None = None) -> str:
+        """Where the value of a setting is from, for whoever reads a list of them."""
+        if any(word.partition("=")[0] == key for word in self.changed):
+            return "named"
+        if self.release and key in self._defaults_of(self.release, self.name):
+            return f"release {self.release}"
+        if key in self._caps_on(device):
+            return device.name if device else self.name
+        is_fitted = self.fitted is not None and key in self.fitted.parameters
+        return "fitted" if is_fitted else "profile"
+
+    def _caps_on(self, device: DeviceSpec | None) -> dict[str, Value]:
+        for caps in self.device_caps:
+            if device is not None and caps.are_for(device):
+                return {
+                    "max_num_seqs": caps.max_num_seqs,
+                    "max_num_batched_tokens": caps.max_num_batched_tokens,
+                }
+        return {}
+
+    def _defaults_of(self, release: str | None, where: str) -> dict[str, Value]:
+        if release is None:
+            return {}
+        known = [each for each in self.releases if release_key(each.since) <= release_key(release)]
+        if not known:
+            first = self.releases[0].since if self.releases else None
+            way_out = f"they are known from {first} on" if first else f"write {self.name} alone"
+            raise TunerError(f"{where}: defaults of {release} are not known; {way_out}")
+        return {key: value for each in known for key, value in each.settings.items()}
 
     @property
     def is_measured(self) -> bool:
@@ -185,8 +275,8 @@ def list_backends() -> list[str]:
     return BACKENDS.list_names()
 
 
-def load_backend(name: str) -> Backend:
-    """The profile of ``name``.
+def load_profile(name: str) -> Backend:
+    """The profile of ``name`` as its file has it: of no release, device or choice.
 
     Raises:
         TunerError: no such backend, with the nearest and the known ones, or a file that is wrong.
@@ -195,3 +285,19 @@ def load_backend(name: str) -> Backend:
     backend = Backend.from_json(read_file(path), where=BACKENDS.where(path))
     check_name(path, backend.name)
     return backend
+
+
+def load_backend(text: str, device: DeviceSpec | None = None) -> Backend:
+    """The backend that ``text`` chooses (:class:`BackendChoice`), on ``device``.
+
+    Raises:
+        TunerError: as :meth:`BackendChoice.parse`, :func:`load_profile` and
+            :meth:`Backend.chosen`.
+    """
+    choice = BackendChoice.parse(text)
+    return load_profile(choice.name).chosen(choice, device)
+
+
+def _text(value: Value) -> str:
+    """A setting's value as the user writes it."""
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tuner.backends import Backend, load_backend
+from tuner.backends import Backend, load_profile
 from tuner.backends.backend import (
     UNMEASURED_INTERVAL,
     Fitted,
@@ -105,7 +105,7 @@ def fit_backend(name: str, data: Path, *, processes: int) -> Backend:
     """The profile of ``name`` fitted on its rows, with its held-out errors."""
     rows = [row for row in read_served_rows(data) if row.backend == name]
     parameters = parameters_of(data)
-    start = replace(load_backend(name), kernels=KernelTimes(), fitted=None)
+    start = replace(load_profile(name), kernels=KernelTimes(), fitted=None)
     folds = fit_folds(
         rows,
         start,
@@ -153,6 +153,8 @@ def arctic_of(vllm: Backend) -> Backend:
         shift_launch=Launch.EAGER,
         has_second_weights=True,
         interval=UNMEASURED_INTERVAL,
+        release=None,
+        releases=(),
         fitted=None,
     )
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -13,12 +12,13 @@ import numpy as np
 
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
-from tuner.backends import Backend
+from tuner.backends import Backend, BackendChoice
 from tuner.described.node import Node
 from tuner.hardware import Precision, parse_hardware
 from tuner.spec.errors import TunerError
 from tuner.work.models import load_model
-from tuner.workload.workload import Arrival, ClosedLoop, Workload, WorkloadSource
+from tuner.workload.parse import parse_workload
+from tuner.workload.workload import Workload
 
 FILE = "end_to_end_dense.csv"
 # A run sends this many requests per client, the first ones all at once.
@@ -27,6 +27,7 @@ ROUNDS = 10
 SIMULATED_ROUNDS = 3
 # More than any row's concurrency: no row names a limit of its own.
 MAX_NUM_SEQS = 1024
+INFERENCEMAX_VLLM = "0.10.2"
 
 
 class Tool(StrEnum):
@@ -91,33 +92,32 @@ class ServedRow:
             budget = self.input_tokens + self.output_tokens + 200
         return Caps(max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=budget)
 
-    def served_by(self, backend: Backend) -> Backend:
-        """The profile under this row's switches: asynchronous scheduling is off in vLLM unless
-        asked for."""
+    @property
+    def choice(self) -> BackendChoice:
+        """The system as a command line names it: vLLM by its release, InferenceMAX's with the
+        switch that its scripts set."""
         if self.backend != "vllm":
-            return backend
-        host = replace(backend.host, is_overlapped=self.tool is Tool.INFERENCEMAX)
-        return replace(backend, host=host)
+            return BackendChoice(name=self.backend)
+        if self.tool is Tool.FIXED:
+            return BackendChoice(name=self.backend, release=self.version)
+        settings = (("async_scheduling", "on"),)
+        return BackendChoice(name=self.backend, release=INFERENCEMAX_VLLM, settings=settings)
 
     def workload(self, rounds: int, seed: int) -> Workload:
         """``rounds`` requests per client; lengths as the tool draws them."""
-        draw, shortest = random.Random(seed), self.tool.shortest
-        count = rounds * self.concurrency
+        return parse_workload(self.workload_spec(rounds), seed=seed)
 
-        def length(nominal: int) -> int:
-            return draw.randint(int(shortest * nominal), nominal) if shortest < 1 else nominal
+    def workload_spec(self, rounds: int) -> str:
+        """The workload as a command line names it."""
 
-        arrivals = tuple(
-            Arrival(
-                arrival_s=0.0,
-                input_tokens=length(self.input_tokens),
-                output_tokens=length(self.output_tokens),
-            )
-            for _ in range(count)
+        def length(nominal: int) -> str:
+            shortest = self.tool.shortest
+            return str(nominal) if shortest == 1 else f"uniform:{shortest:g}..1*{nominal}"
+
+        return (
+            f"closed:concurrency={self.concurrency},input={length(self.input_tokens)},"
+            f"output={length(self.output_tokens)},requests={rounds * self.concurrency}"
         )
-        source = WorkloadSource(spec=self.group, seed=seed, sha256="", rows=count, span_s=0.0)
-        closed = ClosedLoop(concurrency=self.concurrency)
-        return Workload(arrivals=arrivals, source=source, closed=closed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,13 +182,14 @@ class RowSimulator:
         )
 
     def _node(self, row: ServedRow) -> Node:
-        key = (row.backend, row.device, row.model, row.precision, row.tp, row.tool)
+        key = (row.backend, row.device, row.model, row.precision, row.tp, row.choice)
         if key not in self._nodes:
+            hardware = parse_hardware(f"{row.tp}x{row.device}")
             self._nodes[key] = Node(
-                hardware=parse_hardware(f"{row.tp}x{row.device}"),
+                hardware=hardware,
                 model=load_model(row.model),
                 precision=Precision.parse(row.precision),
-                backend=row.served_by(self._backends[row.backend]),
+                backend=self._backends[row.backend].chosen(row.choice, hardware.device),
             )
         return self._nodes[key]
 

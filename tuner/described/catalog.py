@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from engine.spec.plan import ParallelPlan
 from tuner.backends.backend import BACKENDS, load_backend
-from tuner.hardware import Precision, list_devices, list_links, load_link
+from tuner.backends.settings import SETTINGS, setting_value
+from tuner.hardware import Precision, list_devices, list_links, load_link, parse_hardware
 from tuner.hardware.device import DEVICES, load_device
 from tuner.hardware.links import GB, LINKS
 from tuner.spec.errors import TunerError
@@ -94,6 +95,30 @@ class ListedBackend(Listed):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ListedSetting:
+    """A setting of a serving system, as ``key=value`` changes it. ``origin``: ``named`` by whoever
+    asks, a release, a device, ``fitted`` on served runs, or the ``profile``."""
+
+    key: str
+    value: bool | int | float | str
+    origin: str
+    about: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendSettings:
+    """A serving system as it is simulated. ``choice`` is what it may be named by, ``interval`` the
+    90 % half width of log(true / simulated) TPOT."""
+
+    choice: str
+    title: str
+    source: str
+    is_measured: bool
+    interval: float
+    settings: tuple[ListedSetting, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ListedLink(Listed):
     """A link. ``gb_per_s`` is the peak per device and direction, ``measured_on`` the device whose
     collectives over it were measured."""
@@ -161,6 +186,32 @@ def catalog_backends() -> list[ListedBackend]:
         }
 
     return _list(ListedBackend, BACKENDS.list_names(), BACKENDS.own.origin, facts)
+
+
+def backend_settings(text: str, hardware: str | None = None) -> BackendSettings:
+    """Every setting of the backend that ``text`` chooses, on ``hardware`` where it is named.
+
+    Raises:
+        TunerError: an unknown backend, release, setting or hardware.
+    """
+    device = None if hardware is None else parse_hardware(hardware).device
+    backend = load_backend(text, device)
+    return BackendSettings(
+        choice=backend.choice,
+        title=backend.title,
+        source=backend.source,
+        is_measured=backend.is_measured,
+        interval=backend.interval,
+        settings=tuple(
+            ListedSetting(
+                key=key,
+                value=setting_value(backend, key),
+                origin=backend.origin_of(key, device),
+                about=setting.about,
+            )
+            for key, setting in SETTINGS.items()
+        ),
+    )
 
 
 def catalog_links() -> list[ListedLink]:

@@ -91,6 +91,9 @@ def node_json(node: Node, settings: Settings, model: str) -> dict[str, Any]:
         "backend": {
             "name": backend.name,
             "version": backend.version,
+            "release": backend.release,
+            "changed": list(backend.changed),
+            "choice": backend.choice,
             "source": backend.source,
             "interval": backend.interval,
         },
@@ -156,7 +159,7 @@ def timelines(result: SimulationResult) -> tuple[Timeline, StepLine]:
 def node_warnings(node: Node, settings: Settings, workload: Workload) -> tuple[str, ...]:
     """What a reader has to know before believing a simulation of described hardware."""
     device, plan = node.hardware.device, settings.plan
-    found = [f"workload: {cut}" for cut in workload.source.cuts]
+    found = list(workload.warnings)
     if not device.is_calibrated_for(node.precision):
         has_curves = device.curves_for(node.precision) is not None
         origin = "estimated from those in bf16" if has_curves else "from data-sheet peaks"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from engine.spec.settings import Settings
+from tuner.backends import load_backend
 from tuner.described.node import Node
 from tuner.described.parse import has_checkpoint
 from tuner.hardware import Precision
@@ -37,6 +38,10 @@ def node_commands(
     served = Served(
         precision=node.precision,
         backend=node.backend.name,
+        backend_choice=node.backend.choice,
+        is_async=_named_async(node),
+        step_order=node.backend.step_order,
+        keeps_prefixes=node.backend.prefix_cache,
         hardware=str(node.hardware),
         checkpoint=model if is_loadable else stand_in,
         folder=model if is_folder or node.precision.is_quantised else None,
@@ -50,6 +55,13 @@ def node_commands(
     if is_loadable:
         return found
     return tuple(_with_model(command, model, stand_in) for command in found)
+
+
+def _named_async(node: Node) -> bool | None:
+    """Asynchronous scheduling where it is not the newest release's default."""
+    known = load_backend(node.backend.name)
+    is_on = node.backend.host.is_overlapped
+    return None if is_on == known.host.is_overlapped else is_on
 
 
 def _with_model(found: LaunchCommand, model: str, stand_in: str | None) -> LaunchCommand:

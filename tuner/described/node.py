@@ -104,14 +104,15 @@ class Node:
         workload: Workload,
         *,
         seed: int = 0,
-        keeps_prefixes: bool = False,
+        keeps_prefixes: bool | None = None,
         step_scale: float = 1.0,
         on_progress: OnProgress = no_progress,
         steering: Steering | None = None,
         envelope: Caps | None = None,
     ) -> SimulationResult:
         """One run of ``workload`` on ``settings.plan``; fewer ranks than devices leave the rest
-        of the devices idle. ``step_scale`` multiplies all step times: the ends of an interval.
+        of the devices idle. ``keeps_prefixes`` None: as the backend does. ``step_scale``
+        multiplies all step times: the ends of an interval.
         ``steering`` may change the settings on the way, within ``envelope``; KV is what the widest
         steps of the two leave room for.
 
@@ -119,6 +120,7 @@ class Node:
             PlanError, PolicyError, TunerError: as :meth:`timer` and :meth:`num_kv_blocks`.
         """
         widest = envelope or settings.caps
+        keeps = self.backend.prefix_cache if keeps_prefixes is None else keeps_prefixes
         engine = SimulatedEngine(
             model=self.model,
             ranks_of=lambda plan: Ranks(
@@ -129,7 +131,9 @@ class Node:
             max_model_len=self.max_model_len,
             front_end=self.backend.front_end,
             look_ahead=self.backend.look_ahead,
-            keeps_prefixes=keeps_prefixes,
+            # Prompts that share nothing find nothing: their contents need not be made.
+            keeps_prefixes=keeps and workload.shares_beginnings,
+            step_order=self.backend.step_order,
             envelope=envelope,
         )
         return simulate(

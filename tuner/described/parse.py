@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,11 +26,13 @@ OWN_BACKEND = "gearshift"
 DEFAULT_BACKEND = "vllm"
 
 
-def backend_of(named: str | None, *, is_described: bool = True) -> str:
-    """The serving system ``named``, else the one that questions about such a place are about."""
-    if named is not None:
-        return named
-    return DEFAULT_BACKEND if is_described else OWN_BACKEND
+def backend_of(
+    named: str | None, *, is_described: bool = True, settings: Sequence[str] = ()
+) -> str:
+    """The serving system ``named``, else the one that questions about such a place are about; with
+    ``settings``, as in ``async_scheduling=on``, changed."""
+    usual = DEFAULT_BACKEND if is_described else OWN_BACKEND
+    return ",".join([named or usual, *settings])
 
 
 def describe_node(
@@ -44,7 +47,8 @@ def describe_node(
     """The node of a command line: ``model`` by name or folder, ``hardware`` as in ``8xh200``.
 
     ``dtype`` None or ``auto``: as the model's ``config.json`` or its name says, also of quantised
-    weights. ``backend`` None: the default one.
+    weights. ``backend``: as :class:`~tuner.backends.BackendChoice` reads it, None: the default
+    one.
 
     Raises:
         TunerError: an unknown model, hardware, backend or number format, or a context that the
@@ -53,11 +57,12 @@ def describe_node(
     shape = load_model(model)
     word = find_quantisation(model) if dtype in (None, AUTO) else dtype
     check_context(max_model_len, shape, model)
+    devices = parse_hardware(hardware)
     return Node(
-        hardware=parse_hardware(hardware),
+        hardware=devices,
         model=shape,
         precision=read_precision(word, shape),
-        backend=load_backend(backend_of(backend)),
+        backend=load_backend(backend_of(backend), devices.device),
         block_size=block_size,
         max_model_len=max_model_len,
     )

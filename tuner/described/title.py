@@ -45,7 +45,7 @@ class Title:
             asked=asked,
             dtype=node.precision.value,
             place=str(node.hardware),
-            system=f"{backend.name} (profile version {backend.version})",
+            system=f"{backend.choice} (profile version {backend.version})",
         )
 
     @classmethod

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-from engine.spec.settings import Settings
+from engine.spec.settings import Settings, StepOrder
 from tuner.hardware import MemoryEstimate, Precision
 
 MODEL = "MODEL"
@@ -115,15 +115,20 @@ class Room:
 class Served:
     """What is served, beside the settings.
 
-    ``backend``: what the settings were simulated as. ``hardware``: what an engine of this project
-    is paced as where its ranks cannot compute in ``precision``. ``checkpoint``: what other systems
-    load, ``folder``: what an engine of this project loads. ``max_model_len``: the context asked
-    for, None: the model's own, ``positions``. ``longest_tokens``: the longest request simulated.
+    ``backend``: what the settings were simulated as, ``backend_choice`` with its release and what
+    was changed. ``is_async``: asynchronous scheduling where it must be said. ``hardware``: what an
+    engine of this project is paced as where its ranks cannot compute in ``precision``.
+    ``checkpoint``: what other systems load, ``folder``: what an engine of this project loads.
+    ``max_model_len``: the context asked for, None: the model's own, ``positions``.
+    ``longest_tokens``: the longest request simulated.
     ``queued_tokens``: prompt tokens that may wait within the TTFT bound.
     """
 
     precision: Precision
     backend: str = System.GEARSHIFT.value
+    backend_choice: str | None = None
+    is_async: bool | None = None
+    step_order: StepOrder = StepOrder.MIXED
     hardware: str | None = None
     checkpoint: str | None = None
     folder: str | None = None

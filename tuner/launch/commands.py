@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from engine.spec.settings import Settings
-from tuner.backends import list_backends
 from tuner.hardware import Precision
 from tuner.launch.command import Exporter, LaunchCommand, Served, System, join_notes
 from tuner.launch.gearshift import GearshiftExporter
@@ -60,9 +59,5 @@ def _with_origin(found: LaunchCommand, backend: str) -> LaunchCommand:
     system = found.system.value
     if found.command is None or system == backend:
         return found
-    own = (
-        f"simulate with --backend {system} to see its own"
-        if system in list_backends()
-        else f"{system} is not simulated"
-    )
+    own = f"simulate with --backend {system} to see its own"
     return replace(found, note=join_notes(found.note, f"numbers above are of {backend}", own))

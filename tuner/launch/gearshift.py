@@ -28,7 +28,7 @@ class GearshiftExporter:
             return LaunchCommand(system=self.system, note=note)
         words += ["--dtype", precision.value, "--paced", served.hardware]
         if served.backend != System.GEARSHIFT:
-            words += ["--backend", served.backend]
+            words += ["--backend", served.backend_choice or served.backend]
         note = (
             f"paced in real time, without ranks: they do not compute in {precision}; the model is "
             "a folder with a tokenizer, as gearshift model create writes one"

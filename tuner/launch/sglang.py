@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
-from engine.spec.settings import Settings
+from engine.spec.settings import Settings, StepOrder
 from tuner.launch.command import LaunchCommand, Served, System, join_notes, share
 from tuner.launch.vllm import Options, format_options, words_of
 
@@ -40,9 +40,10 @@ class SglangExporter:
             options["--dp-size"] = str(plan.dp)
         options["--max-running-requests"] = str(caps.max_num_seqs)
         options["--chunked-prefill-size"] = str(caps.max_num_batched_tokens)
-        if plan.pp == 1:
+        is_mixed = served.step_order is StepOrder.MIXED
+        if is_mixed and plan.pp == 1:
             options["--enable-mixed-chunk"] = None
-        else:
+        elif is_mixed:
             note = "sglang does not mix prompts and decodes in a step of a pipeline"
         if served.context is not None:
             options["--context-length"] = str(served.context)

@@ -48,11 +48,15 @@ class VllmExporter:
     system = System.VLLM
     flags: Mapping[str, str] = {
         **FLAGS,
+        "--async-scheduling": "the host a step ahead, as simulated, where it must be said",
+        "--no-async-scheduling": "the host between steps, as simulated, where it must be said",
         QUEUE_FLAG: "prompts that may wait within the TTFT bound; told in the note",
     }
 
     def export(self, settings: Settings, served: Served) -> LaunchCommand:
         options = vllm_options(settings, served)
+        if served.is_async is not None and served.backend == self.system:
+            options[f"--{'' if served.is_async else 'no-'}async-scheduling"] = None
         plan = settings.plan
         note = None
         if plan.dp > 1 and plan.pp > 1:

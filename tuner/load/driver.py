@@ -17,7 +17,7 @@ from engine.spec.measurement import Distribution, Fidelity, Measurement, Outcome
 from tuner.load.targets import Ending, EngineTarget, LoadTarget
 from tuner.spec.errors import LoadError
 from tuner.workload.prompts import PromptMaker
-from tuner.workload.workload import Arrival, Workload
+from tuner.workload.workload import Arrival, ClosedLoop, Workload
 
 __all__ = ["Ending", "EngineTarget", "LoadProgress", "LoadTarget", "run_load"]
 
@@ -78,7 +78,7 @@ def run_load(
     if workload.closed is None:
         driver.run_open(drain_s)
     else:
-        driver.run_closed(workload.closed.concurrency, workload.closed.limit_s, drain_s)
+        driver.run_closed(workload.closed, drain_s)
     return replace(driver.measurement(fidelity), energy=before.until(target.read_energy()))
 
 
@@ -151,17 +151,24 @@ class _Driver:
             self._send(index, arrival, prompt, due_s)
         self._drain(drain_s)
 
-    def run_closed(self, concurrency: int, limit_s: float | None, drain_s: float | None) -> None:
-        """Keep ``concurrency`` requests on their way; each ending sends the next."""
+    def run_closed(self, closed: ClosedLoop, drain_s: float | None) -> None:
+        """Keep one request of each client on its way; each ending sends the next."""
         waiting = deque(enumerate(self._workload.arrivals))
         self._start_s = free_s = time.monotonic()
-        until_s = float("inf") if limit_s is None else self._start_s + limit_s
+        until_s = float("inf") if closed.limit_s is None else self._start_s + closed.limit_s
+        num_started = 0
         while waiting and free_s < until_s and not self._should_stop():
-            if self._in_flight < concurrency:
+            first_s = float("inf")
+            if num_started < closed.concurrency:
+                first_s = self._start_s + closed.start_s(num_started)
+            is_first = first_s <= time.monotonic()
+            if is_first or self._in_flight < num_started:
                 index, arrival = waiting.popleft()
-                self._send(index, arrival, self._prompts.make(index, arrival), free_s)
+                due_s = first_s if is_first else free_s
+                self._send(index, arrival, self._prompts.make(index, arrival), due_s)
+                num_started += is_first
                 continue
-            ended = self._next_ended(min(until_s, time.monotonic() + _POLL_S))
+            ended = self._next_ended(min(until_s, first_s, time.monotonic() + _POLL_S))
             free_s = ended.at_s if ended else time.monotonic()
         self._drain(drain_s)
 

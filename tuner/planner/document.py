@@ -214,7 +214,7 @@ def warnings(report: PlanReport) -> tuple[str, ...]:
     """What a reader has to know before believing the plan."""
     node, workload = report.question.node, report.question.workload
     device = node.hardware.device
-    found = [f"workload: {cut}" for cut in workload.source.cuts]
+    found = list(workload.warnings)
     found.append(
         f"simulated, not measured: {device.title} is {device.calibration}; a step may be off by "
         f"{percent(node.interval)} (90 % interval)"

@@ -254,7 +254,7 @@ def _warnings(
     step_model: StepModel | None,
     workload: Workload,
 ) -> list[str]:
-    found = [f"workload: {cut}" for cut in workload.source.cuts]
+    found = list(workload.warnings)
     if hardware is not None:
         device = hardware.device
         found.append(f"{device.title} is {device.calibration} ({device.source})")

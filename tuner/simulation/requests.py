@@ -51,8 +51,8 @@ class RequestSource:
             for arrival in workload.arrivals:
                 self._send_next(arrival.arrival_s)
         else:
-            for _ in range(min(self._closed.concurrency, len(workload))):
-                self._send_next(0.0)
+            for client in range(min(self._closed.concurrency, len(workload))):
+                self._send_next(self._closed.start_s(client))
 
     @property
     def next_s(self) -> float:

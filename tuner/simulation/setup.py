@@ -13,7 +13,7 @@ from engine.spec.config import EngineConfig
 from engine.spec.model import ModelConfig
 from engine.spec.modes import TABLE
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps, Settings
+from engine.spec.settings import Caps, Settings, StepOrder
 from tuner.simulation.mode_table import modelled_table
 from tuner.spec.errors import TunerError
 from tuner.spec.front_end import NO_FRONT_END, FrontEnd
@@ -61,8 +61,9 @@ class SimulatedEngine:
     ``ranks_of`` tells what a plan runs on. ``max_model_len`` is in tokens (None: what the model
     can do). With ``keeps_prefixes`` the prefix cache is on, and prompts are those the load driver
     sends; else only their lengths count. Before steps that were scheduled ``BEFORE_END`` the
-    timer's host seconds hide behind the ranks. ``envelope`` is the most that a steering may raise
-    caps to (None: what a live engine started with the first settings allows).
+    timer's host seconds hide behind the ranks. ``step_order`` is what shares a step. ``envelope``
+    is the most that a steering may raise caps to (None: what a live engine started with the first
+    settings allows).
 
     Raises:
         TunerError: a block size below 1.
@@ -75,6 +76,7 @@ class SimulatedEngine:
     front_end: FrontEnd = NO_FRONT_END
     look_ahead: LookAhead = LookAhead.NONE
     keeps_prefixes: bool = False
+    step_order: StepOrder = StepOrder.MIXED
     envelope: Caps | None = None
 
     def __post_init__(self) -> None:

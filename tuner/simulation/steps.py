@@ -52,6 +52,7 @@ class Steps:
             depth=settings.plan.pp,
             order=settings.order,
             keeps_prefixes=engine.keeps_prefixes,
+            step_order=engine.step_order,
         )
         self.timer = setup.ranks.timer
         self.pipe = Pipe(settings.plan.pp)

@@ -10,6 +10,7 @@ from typing import Any
 from engine.spec.errors import CheckpointError
 from engine.spec.families.family import Family
 from engine.spec.families.llama import LLAMA
+from engine.spec.families.mistral import MISTRAL
 from engine.spec.families.qwen2 import QWEN2
 from engine.spec.families.qwen3 import QWEN3
 from engine.spec.model import DType, ModelConfig
@@ -58,6 +59,10 @@ QWEN_25 = _Series(family=QWEN2, max_positions=32_768, rope_theta=1_000_000.0,
                   checkpoint="Qwen/Qwen2.5-{size}B-Instruct")
 QWEN_3 = _Series(family=QWEN3, max_positions=40_960, rope_theta=1_000_000.0,
                  checkpoint="Qwen/Qwen3-{size}B")
+MISTRAL_V03 = _Series(family=MISTRAL, max_positions=32_768, rope_theta=1_000_000.0,
+                      checkpoint="mistralai/Mistral-{size}B-Instruct-v0.3")
+MISTRAL_SMALL = _Series(family=MISTRAL, max_positions=32_768, rope_theta=100_000_000.0,
+                        checkpoint="mistralai/Mistral-Small-{size}B-Instruct-2501")
 
 SERIES: dict[str, tuple[_Series, dict[str, _Size]]] = {
     "llama-3.1": (LLAMA_31, {
@@ -96,12 +101,18 @@ SERIES: dict[str, tuple[_Series, dict[str, _Size]]] = {
         "14b": _Size(layers=40, hidden=5120, ffn=17_408, heads=40, kv_heads=8, vocab=151_936),
         "32b": _Size(layers=64, hidden=5120, ffn=25_600, heads=64, kv_heads=8, vocab=151_936),
     }),
+    "mistral": (MISTRAL_V03, {
+        "7b": _Size(layers=32, hidden=4096, ffn=14_336, heads=32, kv_heads=8, vocab=32_768),
+    }),
+    "mistral-small": (MISTRAL_SMALL, {
+        "24b": _Size(layers=40, hidden=5120, ffn=32_768, heads=32, kv_heads=8, vocab=131_072),
+    }),
 }
 # fmt: on
 # What publishers put around a size's name: of no meaning for shapes.
 _PREFIX = re.compile(r"^(meta-)")
 _SUFFIX = re.compile(
-    r"(-(instruct|chat|hf|base|fp8|dynamic|awq|gptq|int4|quantized\.w4a16|\d{4}))+$"
+    r"(-(instruct|chat|hf|base|fp8|dynamic|awq|gptq|int4|quantized\.w4a16|v0\.3|\d{4}))+$"
 )
 # But these say how its weights are quantised.
 _QUANTISED = {

@@ -77,6 +77,7 @@ WORD_BOUNDS = {
     "on_s": _SECONDS,
     "off_s": _SECONDS,
     "concurrency": Bound(low=1, high=1_000_000, is_whole=True),
+    "stagger_s": _SINCE,
     "start": _SINCE,
     "seconds": _SECONDS,
     "requests": Bound(low=1, high=MAX_REQUESTS, is_whole=True),

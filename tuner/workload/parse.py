@@ -12,12 +12,14 @@ Traces: ``azure:PATH``, ``burstgpt:PATH``, ``mooncake:PATH``, ``servegen:PATH``,
 * ``azure-like:`` (bursty, with the Azure code trace's published statistics)
 * ``closed:concurrency=16,input=1024,output=256,requests=160`` (closed loop)
 
-``input_cv=`` and ``output_cv=`` spread the lengths log-normally. Options of every kind, in the
-order they act: ``start=``, ``seconds=`` (a window of the source's own time), ``requests=`` (its
-first rows), ``keep=`` (a seeded share), ``input_scale=``, ``output_scale=``, ``max_input=``,
-``max_output=`` (longer ones are shortened), ``scale=`` (times the rate, or a closed loop's
-concurrency: the same requests, faster). Every cut is reported in ``Workload.source``. The range
-of every word, and the most a workload may be, are in :mod:`tuner.workload.bounds`.
+Lengths vary where ``input=`` and ``output=`` say how (:mod:`tuner.workload.lengths`), as in
+``input=uniform:0.8..1*1024``; ``input_cv=`` and ``output_cv=`` spread them log-normally. Clients of
+a closed loop start at once, or one after the other over ``stagger_s=`` seconds. Options of every
+kind, in the order they act: ``start=``, ``seconds=`` (a window of the source's own time),
+``requests=`` (its first rows), ``keep=`` (a seeded share), ``input_scale=``, ``output_scale=``,
+``max_input=``, ``max_output=`` (longer ones are shortened), ``scale=`` (times the rate, or a closed
+loop's concurrency: the same requests, faster). Every cut is reported in ``Workload.source``. The
+range of every word, and the most a workload may be, are in :mod:`tuner.workload.bounds`.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from tuner.workload.bounds import (
     check_drawn,
     check_size,
 )
+from tuner.workload.lengths import LengthLaw, Lognormal
 from tuner.workload.rows import RowCuts, Rows, Wanted
 from tuner.workload.spec import AZURE_LIKE, CLOSED, WorkloadSpec
 from tuner.workload.workload import (
@@ -125,7 +128,7 @@ def _process(spec: WorkloadSpec, seed: int) -> Workload:
         outputs = synthetic.quantile_lengths(rng, shape.levels, shape.outputs, times.size)
         rows = Rows(arrival_s=times, input_tokens=inputs, output_tokens=outputs)
     else:
-        rows = _with_lengths(times, spec.words, rng)
+        rows = _with_lengths(times, spec, rng)
     # How long it lasts has been drawn; it is not a cut.
     return _finish(spec.without("seconds"), rows, seed)
 
@@ -209,25 +212,28 @@ def _times(
     return synthetic.varying_times(rng, parts)
 
 
-def _with_lengths(times: FloatArray, words: Mapping[str, float], rng: np.random.Generator) -> Rows:
-    inputs = synthetic.lengths(
-        rng, mean=words["input"], cv=words.get("input_cv", 0.0), count=times.size
-    )
-    outputs = synthetic.lengths(
-        rng, mean=words["output"], cv=words.get("output_cv", 0.0), count=times.size
-    )
+def _with_lengths(times: FloatArray, spec: WorkloadSpec, rng: np.random.Generator) -> Rows:
+    inputs, outputs = (_law(spec, word).draw(rng, times.size) for word in ("input", "output"))
     return Rows(arrival_s=times, input_tokens=inputs, output_tokens=outputs)
+
+
+def _law(spec: WorkloadSpec, word: str) -> LengthLaw:
+    usual = Lognormal(mean=spec.words[word], cv=spec.words.get(f"{word}_cv", 0.0))
+    return spec.laws.get(word, usual)
 
 
 def _closed(spec: WorkloadSpec, seed: int) -> Workload:
     words = spec.words
     concurrency = _concurrency(spec)
     count = int(words["requests"])
-    rows = _with_lengths(np.zeros(count), words, np.random.default_rng([seed, 0xC105]))
+    rows = _with_lengths(np.zeros(count), spec, np.random.default_rng([seed, 0xC105]))
     workload = _finish(spec.without("requests", "seconds"), rows, seed)
-    return replace(
-        workload, closed=ClosedLoop(concurrency=concurrency, limit_s=words.get("seconds"))
+    closed = ClosedLoop(
+        concurrency=concurrency,
+        limit_s=words.get("seconds"),
+        stagger_s=words.get("stagger_s", 0.0),
     )
+    return replace(workload, closed=closed)
 
 
 def _concurrency(spec: WorkloadSpec) -> int:

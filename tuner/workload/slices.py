@@ -23,7 +23,7 @@ def at_rate(workload: Workload, factor: float) -> Workload:
     """The same requests ``factor`` times as fast; a closed loop gets as many more clients."""
     if workload.closed is not None:
         clients = max(1, round(workload.closed.concurrency * factor))
-        closed = ClosedLoop(concurrency=clients, limit_s=workload.closed.limit_s)
+        closed = replace(workload.closed, concurrency=clients)
         return replace(workload, closed=closed)
     return replace(
         workload,

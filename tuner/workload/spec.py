@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine.spec.names import did_you_mean
 from tuner.spec.errors import WorkloadError
 from tuner.workload.bounds import WORD_BOUNDS
+from tuner.workload.lengths import LengthLaw, parse_law
 from tuner.workload.traces import TRACE_WORDS, words_of
 
 AZURE_LIKE = "azure-like"
@@ -26,7 +27,7 @@ _PROCESS_WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ramp": (("rate", "to", "input", "output"), _LENGTH_WORDS),
     "burst": (("rate", "peak", "on_s", "off_s", "input", "output"), _LENGTH_WORDS),
     AZURE_LIKE: ((), ()),
-    CLOSED: (("concurrency", "input", "output", "requests"), _LENGTH_WORDS),
+    CLOSED: (("concurrency", "input", "output", "requests"), (*_LENGTH_WORDS, "stagger_s")),
 }
 _CUT_WORDS = (
     "start",
@@ -43,12 +44,17 @@ _CUT_WORDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class WorkloadSpec:
-    """A SPEC that was read; ``path`` is None for a process. Nothing is built or opened yet."""
+    """A SPEC that was read; ``path`` is None for a process. Nothing is built or opened yet.
+
+    ``laws`` are those of lengths that vary by another one than ``input_cv=`` and ``output_cv=``
+    say; ``words`` has their means.
+    """
 
     text: str
     kind: str
     path: Path | None
     words: Mapping[str, float]
+    laws: Mapping[str, LengthLaw] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> WorkloadSpec:
@@ -69,7 +75,9 @@ class WorkloadSpec:
             )
         if kind in TRACE_WORDS:
             return _trace_spec(text, kind, rest)
-        return cls(text=text, kind=kind, path=None, words=_process_words(text, kind, rest))
+        laws: dict[str, LengthLaw] = {}
+        words = _process_words(text, kind, rest, laws)
+        return cls(text=text, kind=kind, path=None, words=words, laws=laws)
 
     def at(self, path: Path) -> str:
         """The text of the same SPEC of a trace that lies at ``path``.
@@ -111,20 +119,32 @@ def _trace_spec(text: str, kind: str, rest: str) -> WorkloadSpec:
     return WorkloadSpec(text=text, kind=kind, path=Path(path_text.strip()), words=words)
 
 
-def _process_words(text: str, kind: str, rest: str) -> dict[str, float]:
+def _process_words(text: str, kind: str, rest: str, laws: dict[str, LengthLaw]) -> dict[str, float]:
+    """The words by name; ``laws`` gets those of the lengths that have one."""
     needed, optional = _PROCESS_WORDS[kind]
     parts = rest.split(",") if rest.strip() else []
-    words = _numbers(text, kind, parts, (*needed, *optional, *_CUT_WORDS))
+    words = _numbers(text, kind, parts, (*needed, *optional, *_CUT_WORDS), laws)
     for word in needed:
         if word not in words:
             example = ",".join(f"{w}=.." for w in needed)
             raise WorkloadError(f"workload {text!r}: {word}= is missing; write {kind}:{example}")
+    for word in laws:
+        if f"{word}_cv" in words:
+            raise WorkloadError(
+                f"workload {text!r}: {word}= says how it varies; leave {word}_cv= out"
+            )
     if kind == CLOSED and "start" in words:
         raise WorkloadError(f"workload {text!r}: start= has no meaning in a closed loop")
     return words
 
 
-def _numbers(text: str, kind: str, parts: list[str], known: tuple[str, ...]) -> dict[str, float]:
+def _numbers(
+    text: str,
+    kind: str,
+    parts: list[str],
+    known: tuple[str, ...],
+    laws: dict[str, LengthLaw] | None = None,
+) -> dict[str, float]:
     words: dict[str, float] = {}
     for part in parts:
         word, _, raw = (piece.strip() for piece in part.partition("="))
@@ -136,5 +156,9 @@ def _numbers(text: str, kind: str, parts: list[str], known: tuple[str, ...]) -> 
             )
         if word in words:
             raise WorkloadError(f"workload {text!r}: {word}= stands twice")
-        words[word] = WORD_BOUNDS[word].check(text, word, raw)
+        if laws is not None and word in ("input", "output") and ":" in raw:
+            laws[word] = parse_law(text, word, raw)
+            words[word] = laws[word].mean
+        else:
+            words[word] = WORD_BOUNDS[word].check(text, word, raw)
     return words

@@ -22,7 +22,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tuner.workload.workload import Arrival, ClosedLoop, Workload
+from tuner.workload.workload import Arrival, Workload
 
 BLOCK = 64
 
@@ -56,7 +56,7 @@ def _more_clients(workload: Workload, factor: float, seed: int) -> Workload:
     count = max(1, round(len(workload) * clients / workload.closed.concurrency))
     first = _draw_start(seed, len(workload))
     arrivals = tuple(workload.arrivals[(first + i) % len(workload)] for i in range(count))
-    closed = ClosedLoop(concurrency=clients, limit_s=workload.closed.limit_s)
+    closed = replace(workload.closed, concurrency=clients)
     return replace(workload, arrivals=arrivals, closed=closed)
 
 

@@ -41,11 +41,17 @@ class Arrival:
 class ClosedLoop:
     """So many clients, each sending its next request when the last one has returned.
 
-    ``limit_s``: no new request is sent after that many seconds; None = until all are sent.
+    ``limit_s``: no new request is sent after that many seconds; None = until all are sent. They
+    start one after the other, evenly over ``stagger_s``; 0 = all at once.
     """
 
     concurrency: int
     limit_s: float | None = None
+    stagger_s: float = 0.0
+
+    def start_s(self, client: int) -> float:
+        """When client number ``client``, from 0, sends its first request."""
+        return client * self.stagger_s / self.concurrency
 
 
 class CutKind(StrEnum):
@@ -161,6 +167,33 @@ class Workload:
         return len(self) / self.span_s if self.span_s > 0 else None
 
     @property
+    def is_lockstep(self) -> bool:
+        """Whether clients start at once and all requests are alike, so that their prompts come in
+        bursts to the end."""
+        closed = self.closed
+        if closed is None or closed.stagger_s > 0 or not 1 < closed.concurrency < len(self):
+            return False
+        return len({(a.input_tokens, a.output_tokens) for a in self.arrivals}) == 1
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was cut, and what a fixed length implies."""
+        cuts = tuple(f"workload: {cut}" for cut in self.source.cuts)
+        return (*cuts, self._lockstep_warning) if self.is_lockstep else cuts
+
+    @property
+    def _lockstep_warning(self) -> str:
+        assert self.closed is not None, "only clients are in lockstep"
+        inputs, outputs = self.arrivals[0].input_tokens, self.arrivals[0].output_tokens
+        return (
+            f"workload: {self.closed.concurrency} clients start at once with requests of one "
+            "length, so they move in lockstep and every prompt waits for a burst of others: TTFT "
+            "is far above that of load tools, which draw lengths "
+            f"(input=uniform:0.8..1*{inputs},output=uniform:0.8..1*{outputs}); stagger_s= spreads "
+            "the clients' start"
+        )
+
+    @property
     def shares_beginnings(self) -> bool:
         """Whether two prompts start with the same tokens, as far as the source tells."""
         ids = [a.prefix_id for a in self.arrivals if a.prefix_id is not None]
@@ -182,6 +215,7 @@ class Workload:
             "spread_s": source.spread_s,
             "cuts": [cut.to_json() for cut in source.cuts],
             "concurrency": self.closed.concurrency if self.closed else None,
+            "stagger_s": self.closed.stagger_s if self.closed else None,
             "rows": len(self),
             "span_s": self.span_s,
             "rate_rps": self.rate_rps,

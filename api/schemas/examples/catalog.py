@@ -38,6 +38,21 @@ BACKEND: Json = {
     "is_measured": True,
     "interval": 0.136,
 }
+BACKEND_SETTINGS: Json = {
+    "choice": "vllm@0.14",
+    "title": "vLLM",
+    "source": "fitted on closed-loop runs of vLLM 0.10.2 (asynchronous scheduling) and 0.12.0",
+    "is_measured": True,
+    "interval": 0.136,
+    "settings": [
+        {
+            "key": "async_scheduling",
+            "value": True,
+            "origin": "release 0.14",
+            "about": "the host works on the next step while ranks run one (on, off)",
+        }
+    ],
+}
 LINK: Json = {
     **NAMED,
     "name": "nvlink4",

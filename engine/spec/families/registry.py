@@ -5,10 +5,11 @@ from __future__ import annotations
 from engine.spec.errors import CheckpointError
 from engine.spec.families.family import Family
 from engine.spec.families.llama import LLAMA
+from engine.spec.families.mistral import MISTRAL
 from engine.spec.families.qwen2 import QWEN2
 from engine.spec.families.qwen3 import QWEN3
 
-FAMILIES: tuple[Family, ...] = (LLAMA, QWEN2, QWEN3)
+FAMILIES: tuple[Family, ...] = (LLAMA, QWEN2, QWEN3, MISTRAL)
 
 
 def get_family(model_type: str) -> Family:

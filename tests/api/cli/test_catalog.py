@@ -48,6 +48,20 @@ def test_own_descriptions_are_listed_and_simulated(
     assert done.exit_code == 0, done.stderr
 
 
+def test_a_backends_settings_are_shown_with_where_they_are_from(run: Run) -> None:
+    done = run("backends", "show", "vllm@0.12", "--hardware", "8xa100")
+    assert done.exit_code == 0, done.stderr
+    assert "async_scheduling" in done.stdout
+    assert "release 0.12" in done.stdout
+    words = ("backends", "show", "vllm@0.12", "--hardware", "8xa100", "--json")
+    settings = {s["key"]: s for s in json.loads(run(*words).stdout)["settings"]}
+    assert settings["async_scheduling"]["value"] is False
+    assert settings["max_num_seqs"]["value"] == 256
+    unknown = run("backends", "show", "vlm")
+    assert unknown.exit_code == 2
+    assert "did you mean 'vllm'" in unknown.stderr
+
+
 def test_a_broken_file_is_listed_and_told_with_exit_code_2(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

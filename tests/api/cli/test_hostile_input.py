@@ -70,6 +70,8 @@ class Place:
             "audit verify": (),
             "apply": ("rec_none", "--engine", "http://127.0.0.1:9"),
             "list": ("models",),
+            "backends show": ("vllm",),
+            "devices": (),
             "serve": ("--port", port),
             "keys create": ("ci", "--scope", "read"),
             "keys list": (),

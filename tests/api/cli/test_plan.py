@@ -19,7 +19,7 @@ def test_plan_prints_the_best_three_what_else_is_feasible_and_how_to_start_them(
     done = run(*WORDS, "--workload", WORKLOAD, "--sla", SLA, "--jobs", 1)
     assert done.exit_code == 0, done.output
     assert done.stdout.splitlines()[:3] == [
-        "llama-3.1-8b in fp8 on 2xh200, served by vllm (profile version 3)",
+        "llama-3.1-8b in fp8 on 2xh200, served by vllm@0.14 (profile version 3)",
         f"workload {WORKLOAD}",
         f"SLA {SLA}; seed 0",
     ]
@@ -72,7 +72,9 @@ def test_the_document_is_the_same_bytes_in_another_process(tmp_path: Path) -> No
     document = json.loads(outputs[0][0])
     assert document["schema"] == "plan/v2"
     assert document["dtype"] == "fp8"
-    assert document["title"].startswith("llama-3.1-8b in fp8 on 2xh200, served by vllm (profile")
+    assert document["title"].startswith(
+        "llama-3.1-8b in fp8 on 2xh200, served by vllm@0.14 (profile"
+    )
     assert set(document["best"]) == {"cheapest", "fastest", "balanced"}
     cheapest = document["best"]["cheapest"]
     assert cheapest["memory"]["kv_tokens"] > 0

@@ -95,7 +95,7 @@ def test_hardware_that_is_not_here_is_served_by_vllm_unless_another_is_named(run
     words += ("--sla", "p95_ttft_ms<=9000")
     done = run(*words, "--plan", "tp=8", "--seed", 2)
     assert done.stdout.splitlines()[:3] == [
-        "llama-3.1-70b in fp8 on 8xh200, served by vllm (profile version 3)",
+        "llama-3.1-70b in fp8 on 8xh200, served by vllm@0.14 (profile version 3)",
         f"workload {CLOSED}",
         "SLA p95_ttft_ms<=9000; seed 2",
     ]
@@ -105,6 +105,23 @@ def test_hardware_that_is_not_here_is_served_by_vllm_unless_another_is_named(run
     assert "a backend that can: arctic, gearshift" in lacking.stderr
     ours = run(*words, "--plan", "sp=8,shift", "--backend", "gearshift", "--json")
     assert "served by gearshift (profile version" in json.loads(ours.stdout)["title"]
+
+
+def test_a_release_and_a_setting_of_the_backend_change_the_answer(run: Run) -> None:
+    words = ("simulate", *NODE, "--plan", "tp=8", "--workload", CLOSED, "--no-intervals", "--json")
+
+    def tpot_ms(*choice: str) -> float:
+        done = run(*words, *choice)
+        assert done.exit_code == 0, done.stderr
+        document = json.loads(done.stdout)
+        assert document["backend"]["choice"] in document["title"]
+        return float(document["metrics"]["tpot_ms"]["mean"])
+
+    newest, older = tpot_ms(), tpot_ms("--backend", "vllm@0.12")
+    assert newest < older, "the host's work is hidden from 0.14 on"
+    assert tpot_ms("--backend-set", "async_scheduling=off") == older
+    both = ("--backend-set", "async_scheduling=on", "--backend-set", "max_num_seqs=64")
+    assert tpot_ms("--backend", "vllm@0.12", *both) == newest
 
 
 def test_a_rung_runs_where_weights_are_held_once_and_is_refused_where_they_are_twice(
@@ -178,10 +195,10 @@ def test_a_trace_with_shared_beginnings_finds_them_in_the_prefix_cache(
     trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ("simulate", "--model", "llama-3.1-8b", "--hardware", "h100", "--plan", "tp=1",
              "--workload", f"mooncake:{trace}", "--json")  # fmt: skip
-    without = run(*words, "--no-intervals")
+    without = run(*words, "--no-intervals", "--no-prefix-cache")
     assert "warning: prompts share beginnings" in without.stderr
     assert "add --prefix-cache" in without.stderr
-    done = run(*words, "--prefix-cache", "--samples", samples)
+    done = run(*words, "--samples", samples)
     assert done.exit_code == 0, done.output
     assert "share beginnings" not in done.stderr
     document = json.loads(done.stdout)
@@ -212,6 +229,8 @@ def test_a_trace_with_shared_beginnings_finds_them_in_the_prefix_cache(
             "no pipeline parallelism",
         ),
         (("--backend", "vllm"), "add --hardware"),
+        (("--backend-set", "prefix_cache=on"), "add --hardware"),
+        (("--hardware", "8xh200", "--backend-set", "asink=on"), "unknown setting 'asink'"),
         (("--dtype", "fp8"), "described hardware"),
         (("--hardware", "8xh200", "--plot", "x.gif"), ".svg"),
         (("--hardware", "8xh200", "--out", "/nowhere/x.json"), "there is no folder /nowhere"),

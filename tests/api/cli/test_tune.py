@@ -24,7 +24,7 @@ def test_tune_writes_its_report_and_prints_a_table(
     assert document["recommendation"]["settings"]["plan"]["tp"] == 1
     assert len(document["trials"]) == 2
     assert document["spec"]["backend"] == "vllm"
-    head = f"{tiny_dir} in fp32 on 2xh200, served by vllm (profile version 3); workload poisson"
+    head = f"{tiny_dir} in fp32 on 2xh200, served by vllm@0.14 (profile version 3); workload "
     assert document["title"].startswith(head)
     assert document["title"].endswith("SLA p95_ttft_ms<=1000; seed 1")
     assert "workload poisson:rate=50,input=64,output=8,requests=20\n" in done.stdout

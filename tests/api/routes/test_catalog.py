@@ -31,6 +31,26 @@ def test_lists_are_those_of_the_command_line(
     assert answer.json() == json.loads(listed.stdout)[kind]
 
 
+def test_a_backend_is_shown_as_on_the_command_line(client: TestClient) -> None:
+    answer = client.get("/v1/backends/vllm@0.12", params={"hardware": "8xb200"})
+    assert answer.status_code == 200
+    words = ["backends", "show", "vllm@0.12", "--hardware", "8xb200", "--json"]
+    assert answer.json() == json.loads(CliRunner().invoke(create_app(), words).stdout)
+    unknown = client.get("/v1/backends/vllm@0.1")
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "not_found")
+    wrong = client.get("/v1/backends/vllm", params={"hardware": "8xh2000"})
+    assert (wrong.status_code, wrong.json()["errors"][0]["pointer"]) == (422, "/query/hardware")
+
+
+def test_a_job_names_a_release_and_settings(client: TestClient, job_body: Json) -> None:
+    choice = "vllm@0.12,async_scheduling=on"
+    answer = client.post("/v1/tuning-jobs", json=_named(job_body, backend=choice))
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["spec"]["backend"] == choice
+    refused = client.post("/v1/tuning-jobs", json=_named(job_body, backend="vllm,asink=on"))
+    assert refused.json()["errors"][0]["pointer"] == "/backend"
+
+
 def test_lists_need_a_key(anonymous: TestClient) -> None:
     assert {anonymous.get(f"/v1/{kind}").status_code for kind in KINDS} == {401}
 

@@ -44,7 +44,8 @@ def change(folder: Path, name: str, tensor: torch.Tensor | None) -> None:
 def test_expected_names_and_shapes_are_those_transformers_writes(
     tmp_path: Path, family: str, tied: bool
 ) -> None:
-    biases: dict[str, bool] = {} if family == "qwen2" else {"attention_bias": True}
+    has_no_key = family in ("qwen2", "mistral")
+    biases: dict[str, bool] = {} if has_no_key else {"attention_bias": True}
     biases |= {"mlp_bias": True} if family == "llama" else {}
     write_checkpoint(tmp_path, family_config(family, tie_word_embeddings=tied, **biases))
     written = {name: tuple(x.shape) for name, x in load_file(tmp_path / SINGLE_FILE).items()}

@@ -44,6 +44,7 @@ def assert_as_transformers(folder: Path, plan: str) -> None:
         ("llama", {"attention_bias": True}),
         ("llama", {"mlp_bias": True, "attention_bias": True}),
         ("qwen3", {"attention_bias": True}),
+        ("mistral", {"sliding_window": 256}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 4}),
     ],
 )

@@ -69,6 +69,15 @@ def test_newer_files_keep_rope_under_one_key() -> None:
     assert read(raw).rope_scaling is None
 
 
+MISTRAL = {"model_type": "mistral"}
+
+
+@pytest.mark.parametrize("window", [None, 131_072, 200_000])
+def test_a_window_that_no_context_leaves_is_none(window: int | None) -> None:
+    model = read(LLAMA_70B | MISTRAL | {"sliding_window": window})
+    assert (model.model_type, model.max_positions) == ("mistral", 131_072)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -99,6 +108,10 @@ def test_newer_files_keep_rope_under_one_key() -> None:
         ({"eos_token_id": "two"}, 'eos_token_id "two" is not the id'),
         ({"num_key_value_heads": 7}, "64 query heads do not divide by 7 KV heads"),
         ({"model_type": "qwen3", "mlp_bias": True}, "qwen3 models have no mlp_bias"),
+        (MISTRAL | {"sliding_window": 4096}, "sliding_window=4096 below .*=131072: .*to 4096"),
+        (MISTRAL, "sliding_window=4096 below max_position_embeddings=131072"),
+        (MISTRAL | {"sliding_window": "x"}, "sliding_window=x below"),
+        (MISTRAL | {"attention_bias": True}, "mistral models have no attention_bias"),
     ],
 )
 def test_an_unsupported_config_is_refused_with_its_value(
@@ -126,7 +139,7 @@ def test_rope_by_the_kind_of_layer_is_that_of_full_attention() -> None:
     assert model.rope_theta == 5e6
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
 def test_what_a_config_leaves_out_is_what_transformers_takes(tmp_path: Path, family: str) -> None:
     raw = {
         "model_type": family,
@@ -136,6 +149,8 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(tmp_path: Path, fam
         "num_attention_heads": 32,
         "vocab_size": 300,
     }
+    if family == "mistral":
+        raw["sliding_window"] = None
     (tmp_path / "config.json").write_text(json.dumps(raw))
     theirs, ours = AutoConfig.from_pretrained(tmp_path), ModelConfig.from_dir(tmp_path)
     assert ours.num_kv_heads == theirs.num_key_value_heads
@@ -171,7 +186,7 @@ ROPE_VALUES = st.fixed_dictionaries(
         max_size=4,
     )
     | st.fixed_dictionaries({"rope_scaling": ROPE_VALUES}),
-    family=st.sampled_from(["llama", "qwen2", "qwen3"]) | JSON_VALUES,
+    family=st.sampled_from(["llama", "qwen2", "qwen3", "mistral"]) | JSON_VALUES,
 )
 def test_whatever_a_config_holds_it_is_read_or_refused_in_one_line(
     changes: dict[str, Any], family: Any

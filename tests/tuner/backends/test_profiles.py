@@ -8,25 +8,25 @@ from typing import Any
 
 import pytest
 
-from tuner.backends import Backend, list_backends, load_backend
+from tuner.backends import Backend, list_backends, load_backend, load_profile
 from tuner.backends.backend import UNMEASURED_INTERVAL, HostShares, HostTimes, KernelTimes
 from tuner.calibration.served import arctic_of
 from tuner.hardware import Launch
 from tuner.spec.errors import TunerError
 
 
-def test_four_systems_have_a_profile_that_names_itself_and_its_source() -> None:
-    assert list_backends() == ["arctic", "gearshift", "trtllm", "vllm"]
+def test_five_systems_have_a_profile_that_names_itself_and_its_source() -> None:
+    assert list_backends() == ["arctic", "gearshift", "sglang", "trtllm", "vllm"]
     for name in list_backends():
         profile = load_backend(name)
         assert profile.name == name
-        assert profile.version >= 2
+        assert profile.version >= 1
         assert len(profile.source) > 20
 
 
 def test_an_unknown_system_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(TunerError, match="'sglang' is not known; known are arctic, gearshift"):
-        load_backend("sglang")
+    with pytest.raises(TunerError, match="'lmdeploy' is not known; known are arctic, gearshift"):
+        load_backend("lmdeploy")
 
 
 @pytest.mark.parametrize("name", ["vllm", "trtllm"])
@@ -44,14 +44,14 @@ def test_a_fitted_profile_says_on_what_and_how_it_fares_on_groups_it_never_saw(n
 
 def test_arctic_is_vllm_with_a_second_copy_of_the_weights_and_eager_collectives() -> None:
     arctic, vllm = load_backend("arctic"), load_backend("vllm")
-    assert arctic.host == vllm.host
+    assert arctic.host == load_profile("vllm").host
     assert arctic.front_end == vllm.front_end
     assert (arctic.has_second_weights, vllm.has_second_weights) == (True, False)
     assert (arctic.launch, arctic.shift_launch) == (Launch.EAGER, Launch.EAGER)
 
 
 def test_arctics_file_is_what_is_made_of_vllms() -> None:
-    assert arctic_of(load_backend("vllm")) == load_backend("arctic")
+    assert arctic_of(load_profile("vllm")) == load_backend("arctic")
 
 
 def test_a_profile_knows_how_far_off_it_is_and_whether_that_was_measured() -> None:
@@ -61,7 +61,7 @@ def test_a_profile_knows_how_far_off_it_is_and_whether_that_was_measured() -> No
         assert profile.fitted is not None
         # What nine runs of ten are within is more than what half of the best group's are.
         assert min(group.tpot for group in profile.fitted.held_out) < profile.interval < 0.5
-    for name in ("gearshift", "arctic"):
+    for name in ("gearshift", "arctic", "sglang"):
         assert not load_backend(name).is_measured
         assert load_backend(name).interval == UNMEASURED_INTERVAL
 

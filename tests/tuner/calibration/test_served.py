@@ -120,9 +120,9 @@ def test_rows_know_their_tool_and_what_it_sends() -> None:
     assert (min(outputs), max(outputs)) == (80, 100)
     assert fixed.caps.max_num_batched_tokens == 1024 + 4
     assert drawn.caps.max_num_batched_tokens == 8192
-    vllm = load_backend("vllm")
-    assert drawn.served_by(vllm).host.is_overlapped
-    assert not row(backend="vllm").served_by(vllm).host.is_overlapped
+    assert str(drawn.choice) == "vllm@0.10.2,async_scheduling=on"
+    assert str(row(backend="vllm", version="0.12.0").choice) == "vllm@0.12.0"
+    assert str(fixed.choice) == "trtllm"
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

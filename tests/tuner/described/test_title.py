@@ -27,7 +27,8 @@ def test_a_title_names_everything_that_the_answer_hangs_on() -> None:
     node = describe_node(model="llama-3.1-8b", hardware="8xh200", dtype="fp8")
     lines = Title.of_node(node, asked()).lines()
     assert lines == [
-        f"llama-3.1-8b in fp8 on 8xh200, served by vllm (profile version {node.backend.version})",
+        "llama-3.1-8b in fp8 on 8xh200, served by vllm@0.14 (profile version "
+        f"{node.backend.version})",
         f"workload {SPEC}",
         "SLA p95_ttft_ms<=500; seed 7",
     ]

@@ -126,7 +126,7 @@ def test_a_command_under_numbers_of_another_system_says_whose_they_are() -> None
     assert found[System.VLLM].note is None
     arctic, sglang = found[System.ARCTIC].note, found[System.SGLANG].note
     assert arctic == "numbers above are of vllm; simulate with --backend arctic to see its own"
-    assert sglang == "numbers above are of vllm; sglang is not simulated"
+    assert sglang == "numbers above are of vllm; simulate with --backend sglang to see its own"
     assert "--backend gearshift" in str(found[System.GEARSHIFT].note)
     assert commands("tp=8")[System.GEARSHIFT].note is None
     shift = commands("sp=8,shift=512")[System.ARCTIC].note

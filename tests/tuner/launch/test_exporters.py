@@ -15,6 +15,7 @@ from policies.sla import Sla
 from tuner.backends import load_backend
 from tuner.described.launch import node_commands
 from tuner.described.node import Node
+from tuner.described.parse import describe_node
 from tuner.described.queue_limit import queued_tokens
 from tuner.hardware import Precision, parse_hardware
 from tuner.launch.command import Exporter, LaunchCommand, Served, System
@@ -187,7 +188,38 @@ def test_memory_is_shared_out_as_it_was_simulated() -> None:
     config = found[System.TRTLLM].config
     assert config is not None
     assert config.is_needed
-    assert "enable_block_reuse: false\n  free_gpu_memory_fraction: 0." in config.text
+    assert "enable_block_reuse: true\n  free_gpu_memory_fraction: 0." in config.text
+
+
+@pytest.mark.parametrize(
+    ("choice", "flag"),
+    [
+        ("vllm@0.12", "--no-async-scheduling"),
+        ("vllm,async_scheduling=off", "--no-async-scheduling"),
+        ("vllm@0.12,async_scheduling=on", None),
+        ("vllm,prefix_cache=off", "--no-enable-prefix-caching"),
+        ("vllm", "--enable-prefix-caching"),
+    ],
+)
+def test_what_was_simulated_besides_the_defaults_is_in_vllms_command(
+    choice: str, flag: str | None
+) -> None:
+    node = describe_node(model="llama-3.1-70b", hardware="8xh100", backend=choice)
+    found = node_commands(node, settings_of("tp=8"), model=PUBLISHED)
+    words = str(found[0].command).split()
+    assert found[0].system is System.VLLM
+    assert flag is None or flag in words
+    assert ("--no-async-scheduling" in words) == (flag == "--no-async-scheduling")
+
+
+def test_sglang_is_started_as_its_steps_were_simulated() -> None:
+    def words(backend: str) -> list[str]:
+        node = describe_node(model="llama-3.1-70b", hardware="8xh100", backend=backend)
+        found = node_commands(node, settings_of("tp=8"), model=PUBLISHED)
+        return next(str(c.command) for c in found if c.system is System.SGLANG).split()
+
+    assert "--enable-mixed-chunk" in words("vllm")
+    assert "--enable-mixed-chunk" not in words("sglang")
 
 
 def test_a_name_of_ours_is_served_from_what_its_publisher_offers_and_the_note_says_so() -> None:

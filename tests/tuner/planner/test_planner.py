@@ -342,7 +342,9 @@ def test_a_plans_fastest_settings_run_to_the_end_whatever_is_looked_for(tmp_path
     trace = tmp_path / "azure.csv"
     trace.write_text(trace_text(parse_workload("azure-like:", seed=1), TraceForm.AZURE))
     question = Question(
-        node=describe_node(model="llama-3.1-70b", hardware="8xh200", dtype="fp8", backend="vllm"),
+        node=describe_node(
+            model="llama-3.1-70b", hardware="8xh200", dtype="fp8", backend="vllm@0.12"
+        ),
         workload=parse_workload(f"azure:{trace},seconds=120", seed=0),
         sla=Sla.parse("p95_ttft_ms<=4000,p95_tpot_ms<=100"),
         seed=0,

@@ -22,7 +22,9 @@ SLA = Sla.parse("p95_ttft_ms<=250,p95_tpot_ms<=25")
 @pytest.fixture(scope="module")
 def report() -> PlanReport:
     """A load that one device does not carry."""
-    node = describe_node(model="llama-3.1-8b", hardware="1xh100", max_model_len=4096)
+    node = describe_node(
+        model="llama-3.1-8b", hardware="1xh100", backend="vllm@0.12", max_model_len=4096
+    )
     load = parse_workload("poisson:rate=90,input=512,output=32,requests=50", seed=0)
     found = make_plan(node, load, SLA, jobs=1)
     assert found.selection.best is None

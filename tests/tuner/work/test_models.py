@@ -32,6 +32,8 @@ PUBLISHED = {
     "qwen3-8b": 8.19,
     "qwen3-14b": 14.8,
     "qwen3-32b": 32.8,
+    "mistral-7b": 7.25,
+    "mistral-small-24b": 23.57,
 }
 
 
@@ -55,6 +57,8 @@ def test_405b_is_the_model_the_papers_describe() -> None:
         ("meta-llama/Llama-2-13b-chat-hf", "llama-2-13b"),
         ("Qwen/Qwen3-32B-FP8", "qwen3-32b"),
         ("Qwen/Qwen2.5-7B-Instruct", "qwen2.5-7b"),
+        ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b"),
+        ("mistralai/Mistral-Small-24B-Instruct-2501", "mistral-small-24b"),
     ],
 )
 def test_published_names_are_known(published: str, short: str) -> None:

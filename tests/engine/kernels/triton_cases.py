@@ -271,7 +271,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--show", action="store_true", help="print each case")
+    parser.add_argument("--compile", type=int, help="only compile, for 90 as of an H200")
     asked = parser.parse_args()
+    if asked.compile is not None:
+        compile_all(asked.compile)
+        return
     done = compare(torch.device(asked.device), count=asked.count, seed=asked.seed)
     if asked.show:
         print("\n".join(done))

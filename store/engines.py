@@ -24,7 +24,18 @@ STAMP = (
     .where(ENGINES.c.id.in_(sa.bindparam("ids", expanding=True)))
     .values(last_heartbeat_at=sa.bindparam("now"))
 )
-WISHES = sa.select(ENGINES.c.id, ENGINES.c.desired_version, ENGINES.c.credential_hash)
+# All engines in one row, "id version hash,id version hash,...": at every row that it fetches
+# a driver lets other threads have the interpreter, and for a thousand rows it waited as often.
+WISHES = sa.select(
+    sa.func.aggregate_strings(
+        ENGINES.c.id
+        + " "
+        + sa.cast(ENGINES.c.desired_version, sa.String)
+        + " "
+        + sa.func.coalesce(ENGINES.c.credential_hash, ""),
+        ",",
+    )
+)
 
 
 class Sender(NamedTuple):
@@ -48,6 +59,15 @@ class Wish(NamedTuple):
 
     version: int
     credential_hash: str | None
+
+
+def parse_wishes(text: str) -> dict[str, Wish]:
+    """The policy version that each engine is asked to run, and what it proves itself with."""
+    parts = (wish.split(" ") for wish in text.split(",") if wish)
+    return {
+        engine_id: Wish(int(version), credential_hash or None)
+        for engine_id, version, credential_hash in parts
+    }
 
 
 class Window(TypedDict):
@@ -113,9 +133,11 @@ class EngineRepository:
         )
         return self._session.scalars(query).all()
 
-    def list_wishes(self) -> dict[str, Wish]:
-        """The policy version that each engine is asked to run, and what it proves itself with."""
-        return {found[0]: Wish(*found[1:]) for found in self._session.connection().execute(WISHES)}
+    def read_wishes(self) -> str:
+        """All engines' wishes as one text, equal while nothing has changed; :func:`parse_wishes`
+        takes it apart.
+        """
+        return self._session.connection().execute(WISHES).scalar() or ""
 
     def find_senders(self, engine_ids: Collection[str]) -> dict[str, Sender]:
         """Those of these engines that there are."""

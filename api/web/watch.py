@@ -16,7 +16,7 @@ from enum import StrEnum
 import structlog
 
 from store import Database
-from store.engines import Wish
+from store.engines import Wish, parse_wishes
 from store.watched import Change
 
 LONGEST_PAUSE_S = 5.0
@@ -57,6 +57,7 @@ class Watch:
         self._look_every_s = look_every_s
         self._waiters: set[_Waiter] = set()
         self._wishes: Mapping[str, Wish] = {}
+        self._wishes_text = ""
         self._is_wanted = asyncio.Event()
         self._is_nudged = asyncio.Event()
         self._is_listening = False
@@ -155,11 +156,16 @@ class Watch:
         policies, jobs = keys[Watched.POLICY], keys[Watched.JOB]
         with self._database.read() as uow:
             if policies:
-                self._wishes = uow.engines.list_wishes()
+                self._take_wishes(uow.engines.read_wishes())
             return {
                 Watched.POLICY: {key: wish.version for key, wish in self._wishes.items()},
                 Watched.JOB: uow.jobs.last_events(jobs) if jobs else {},
             }
+
+    def _take_wishes(self, text: str) -> None:
+        """Most looks find what the last one found."""
+        if text != self._wishes_text:
+            self._wishes, self._wishes_text = parse_wishes(text), text
 
     @staticmethod
     def _wake(waiters: Collection[_Waiter]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from engine.spec.activations import activation_bytes
 from engine.spec.errors import EngineError
 from engine.spec.inventory import kv_bytes_of_rank
 from engine.spec.model import DType, ModelConfig
@@ -89,7 +90,7 @@ class EngineConfig:
     raised to without a restart (KV and sequence tables are sized by it). KV memory per rank is
     ``num_kv_blocks`` blocks if given; else what ``kv_blocks_of`` says of the plan (devices that
     are not here); else what ``memory_utilization`` of ``device_memory_bytes`` leaves beside
-    the weights; else ``kv_cache_bytes``.
+    the weights and the activations of the fullest step; else ``kv_cache_bytes``.
 
     ``quantisation`` is what the layers of a plain checkpoint are quantised to as they load.
     ``overlap`` schedules one step ahead of the ranks, ``parallel_sampling`` spreads the sampled
@@ -186,5 +187,12 @@ def num_kv_blocks(config: EngineConfig, model: ModelConfig, plan: ParallelPlan) 
         block_size=config.block_size,
         usable_bytes=config.usable_device_bytes,
         kv_bytes=config.kv_cache_bytes,
+        activation_bytes=activation_bytes(
+            model,
+            plan,
+            config.start_envelope,
+            num_bytes=config.dtype.num_bytes,
+            samples_in_parallel=config.parallel_sampling,
+        ),
     )
     return kv_bytes // (model.kv_bytes_per_token(plan, config.dtype) * config.block_size)

@@ -150,8 +150,10 @@ def kv_bytes_of_rank(
     block_size: int,
     usable_bytes: int | None,
     kv_bytes: int,
+    activation_bytes: int = 0,
 ) -> int:
-    """KV bytes of each rank: what weights leave of ``usable_bytes``, else ``kv_bytes``.
+    """KV bytes of each rank: what weights and a step's activations leave of ``usable_bytes``, else
+    ``kv_bytes``.
 
     Raises:
         PlanError: one block of ``block_size`` tokens does not fit, with the numbers.
@@ -160,8 +162,11 @@ def kv_bytes_of_rank(
     beside = "the KV cache size"
     if usable_bytes is not None:
         weight_bytes = model.weight_bytes_per_rank(plan, dtype)
-        kv_bytes = usable_bytes - weight_bytes
-        beside = f"{usable_bytes} usable bytes of the device minus {weight_bytes} bytes of weights"
+        kv_bytes = usable_bytes - weight_bytes - activation_bytes
+        beside = (
+            f"{usable_bytes} usable bytes of the device minus {weight_bytes} bytes of weights and "
+            f"{activation_bytes} of activations"
+        )
     if kv_bytes < block_bytes:
         raise PlanError(
             f"plan {plan}: one KV block needs {block_bytes} bytes per rank, "

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from engine.spec.activations import activation_bytes
 from engine.spec.feasible import list_plans
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps
-from tuner.hardware.activations import activation_bytes
 from tuner.hardware.device import DeviceSpec, Hardware
 from tuner.hardware.precision import Precision
 from tuner.spec.errors import TunerError
@@ -95,7 +95,11 @@ def estimate_memory(
         usable_bytes=device.usable_bytes,
         weight_bytes=weight_bytes_per_rank(model, plan, precision),
         activation_bytes=activation_bytes(
-            model, plan, precision, caps, samples_in_parallel=samples_in_parallel
+            model,
+            plan,
+            caps,
+            num_bytes=precision.dtype.num_bytes,
+            samples_in_parallel=samples_in_parallel,
         ),
         runtime_bytes=RUNTIME_BYTES if plan.replica_size == 1 else RUNTIME_BYTES_AMONG_RANKS,
         kv_bytes_per_token=model.kv_bytes_per_token(plan, precision.dtype),

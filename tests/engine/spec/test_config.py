@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,22 @@ def test_kv_blocks_follow_from_device_memory_and_what_does_not_fit_is_refused() 
     assert tp8 > 2 * tp4
     with pytest.raises(PlanError, match="minus 141104775168 bytes of weights"):
         num_kv_blocks(config, model, ParallelPlan())
+
+
+def test_kv_blocks_leave_room_for_the_fullest_step_that_the_envelope_allows() -> None:
+    model, plan = read(LLAMA_70B), ParallelPlan(tp=4)
+    config = EngineConfig(
+        model_dir=Path("unused"), dtype=DType.BFLOAT16, device_memory_bytes=141 * 10**9
+    )
+
+    def kv_bytes(tokens: int) -> int:
+        envelope = Caps(max_num_seqs=64, max_num_batched_tokens=tokens)
+        blocks = num_kv_blocks(replace(config, envelope=envelope), model, plan)
+        return blocks * config.block_size * model.kv_bytes_per_token(plan, DType.BFLOAT16)
+
+    # A token more takes its hidden state and the FFN's parts at least.
+    per_token = 2 * (model.hidden_size + 3 * model.ffn_size // plan.tp)
+    assert kv_bytes(8192) - kv_bytes(32_768) >= 0.9 * (32_768 - 8192) * per_token
 
 
 @pytest.mark.parametrize("field", ["max_num_seqs", "max_num_batched_tokens"])

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from engine.spec.activations import activation_bytes
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan, parse_plan
 from engine.spec.settings import Caps
@@ -15,7 +16,6 @@ from tuner.hardware import (
     num_device_kv_blocks,
     parse_hardware,
 )
-from tuner.hardware.activations import activation_bytes
 from tuner.spec.errors import TunerError
 from tuner.work.models import load_model
 
@@ -112,7 +112,7 @@ def _bytes(
     plan: str, caps: Caps = FEW_ROWS, *, model: ModelConfig = LLAMA_70B, in_parallel: bool = False
 ) -> int:
     parsed = parse_plan(plan).plan
-    return activation_bytes(model, parsed, Precision.BF16, caps, samples_in_parallel=in_parallel)
+    return activation_bytes(model, parsed, caps, num_bytes=2, samples_in_parallel=in_parallel)
 
 
 def test_tensor_ranks_cut_the_ffn_and_keep_every_hidden_state() -> None:

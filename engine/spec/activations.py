@@ -5,7 +5,6 @@ from __future__ import annotations
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan, padded_vocab_size
 from engine.spec.settings import Caps
-from tuner.hardware.precision import Precision
 
 # A threshold is a hot knob, so a Shift plan keeps room for the largest that a search tries.
 LARGEST_SHIFT_TOKENS = 2048
@@ -18,12 +17,13 @@ SAMPLER_BYTES_PER_LOGIT = 38.4
 def activation_bytes(
     model: ModelConfig,
     plan: ParallelPlan,
-    precision: Precision,
     caps: Caps,
     *,
+    num_bytes: int,
     samples_in_parallel: bool = False,
 ) -> int:
-    """Peak bytes of one rank's activations in a step as full as ``caps`` allow.
+    """Peak bytes of one rank's activations, of ``num_bytes`` each, in a step as full as ``caps``
+    allow.
 
     This is what vLLM's profile run measures before it sizes its KV cache: a forward pass of
     ``max_num_batched_tokens`` tokens, then ``max_num_seqs`` rows sampled while its last hidden
@@ -43,7 +43,6 @@ def activation_bytes(
     if samples_in_parallel:
         sampled = -(-sampled // plan.stage_size)
     logits = sampled * padded_vocab_size(model.vocab_size, plan.stage_size)
-    num_bytes = precision.dtype.num_bytes
     return max(forward * num_bytes, held * num_bytes + int(logits * SAMPLER_BYTES_PER_LOGIT))
 
 

@@ -46,6 +46,8 @@ def test_ctrl_c_is_one_line_and_exit_code_130(
         stderr=subprocess.PIPE,
         text=True,
         process_group=0,
+        # A shell lets what it starts in the background ignore Ctrl-C, and its children with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -16,15 +16,12 @@ from engine.fleet import Fleet, TimerFactory
 from engine.generation import Generation, gather
 from engine.lobby import end_all
 from engine.modes.table import ModeTable
-from engine.nvml.monitor import DeviceMonitor, energy_counters
-from engine.nvml.reading import DeviceReading
+from engine.nvml.monitor import DeviceMonitor
 from engine.policy.document import EnginePolicy, KnobClass, check_envelope, classify
 from engine.policy.knobs import AppliedPolicy, Knob, list_knobs
 from engine.replica.devices import (
-    devices_of,
     for_replica,
     held_model,
-    list_cuda_devices,
     read_inventory,
     with_device_memory,
 )
@@ -41,7 +38,7 @@ from engine.spec.errors import (
     StalePolicyError,
 )
 from engine.spec.held import settings_on
-from engine.spec.inventory import Inventory, RankKind
+from engine.spec.inventory import Inventory
 from engine.spec.measurement import RequestTiming
 from engine.spec.modes import ENDS, TABLE
 from engine.spec.plan import ParallelPlan
@@ -56,6 +53,7 @@ from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepSample
 from engine.text.ends import read_served_model
 from engine.text.tokenizer import Tokenizer
+from engine.watched import WatchedDevices
 
 
 class Engine:
@@ -83,10 +81,7 @@ class Engine:
         self._check(config.settings)
         self._fleet = Fleet(config, self.model, timer_factory=timer_factory)
         self._door = Door(max_len=self.max_model_len)
-        self._monitor = monitor or DeviceMonitor(
-            partial(list_cuda_devices, config, self._inventory.max_ranks)
-        )
-        self._is_watching = monitor is not None or self._inventory.kind is RankKind.CUDA
+        self._devices = WatchedDevices(config, self._inventory, monitor)
         self._is_closed = False
         self._apply_lock = threading.Lock()
         self._cost_s: dict[KnobClass, float] = {}
@@ -168,14 +163,12 @@ class Engine:
             held=num_held,
             num_kv_blocks=sum(info.num_kv_blocks for info in self._fleet.infos),
             block_size=self.config.block_size,
-            devices=self._of_ranks(self._monitor.latest()),
+            devices=self._devices.latest(self._held_plan),
         )
 
     def read_energy(self) -> EnergyCounters:
         """Joules of the ranks' devices now; empty unless a driver tells of all. Waits for it."""
-        readings = self._of_ranks(self._monitor.read_now())
-        is_whole = len(readings) == len(self._rank_devices)
-        return energy_counters(readings) if is_whole else EnergyCounters()
+        return self._devices.read_energy(self._held_plan)
 
     def mode_tables(self) -> list[ModeTable | None]:
         """Each replica's measured step times of each mode; None where none were taken."""
@@ -213,8 +206,7 @@ class Engine:
             if self._is_closed:
                 raise RankError("the engine cannot start: it is closed")
             self._open(self._launch(), Handover())
-            if self._is_watching:
-                self._monitor.start()
+            self._devices.start()
 
     def close(self) -> None:
         """End all ranks; requests still in progress end with reason ``abort``."""
@@ -223,7 +215,7 @@ class Engine:
             replicas, held = self._door.close()
             left = _stop(replicas)
             self._fleet.close()
-            self._monitor.stop()
+            self._devices.stop()
         # Callbacks may call the engine back.
         end_all([*held, *left.streams.values()], FinishReason.ABORT)
 
@@ -328,15 +320,6 @@ class Engine:
         check_vocabulary(request, self.model.vocab_size)
         text = self._tokenizer.stream() if self._tokenizer is not None else None
         return RequestStream(request, on_output, text)
-
-    @property
-    def _rank_devices(self) -> frozenset[int]:
-        """Not all of this machine's, of which a plan may leave some to others."""
-        return devices_of(self.config, self._held_plan.world_size)
-
-    def _of_ranks(self, readings: tuple[DeviceReading, ...]) -> tuple[DeviceReading, ...]:
-        ours = self._rank_devices
-        return tuple(reading for reading in readings if reading.index in ours)
 
     def _accept(self, stream: RequestStream) -> None:
         self._door.accept(stream, max_queue=self.settings.caps.max_queue)

@@ -71,6 +71,7 @@ class RowBorders:
         return self.best, self.least, self.is_banned, self.cut
 
 
+# Triton has no types, and reads annotations as its own.
 @triton.jit
 def _ordered(x):  # type: ignore[no-untyped-def]
     """Whole numbers u4 that order as the floats do; the two zeros must be one already."""

@@ -36,6 +36,7 @@ MARGIN = tl.constexpr(2.0**-13)
 LEAST_TEMPERATURE = tl.constexpr(1e-30)
 
 
+# Triton has no types, and reads annotations as its own.
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)  # type: ignore[untyped-decorator]
 def _draw_kernel(  # type: ignore[no-untyped-def]
     logits_ptr,

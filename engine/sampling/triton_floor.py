@@ -21,6 +21,7 @@ from engine.sampling.triton_rows import (
 )
 
 
+# Triton has no types, and reads annotations as its own.
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)  # type: ignore[untyped-decorator]
 def _best_kernel(  # type: ignore[no-untyped-def]
     logits_ptr,

@@ -17,6 +17,7 @@ _SCALE = tl.constexpr(2.0**-32)
 _ALL_BITS = tl.constexpr(0xFFFFFFFF)
 
 
+# Triton has no types, and reads annotations as its own.
 @triton.jit  # type: ignore[untyped-decorator]
 def noise_words(  # type: ignore[no-untyped-def]
     words_ptr, num_rows, row, first, count: tl.constexpr

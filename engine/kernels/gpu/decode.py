@@ -32,6 +32,7 @@ NUM_WARPS = 4
 NUM_STAGES = 2
 
 
+# Triton has no types, and reads annotations as its own.
 @triton.jit  # type: ignore[untyped-decorator]
 def _chunk_of(total, splits: tl.constexpr, least: tl.constexpr):  # type: ignore[no-untyped-def]
     """Tokens of each part of a context, a multiple of ``least``."""
@@ -160,8 +161,7 @@ def decode(
         (num_decodes, num_q, splits, head_dim), dtype=torch.float32, device=qkv.device
     )
     lse = part.new_empty((num_decodes, num_q, splits))
-    dims_block = max(LEAST_ROWS, triton.next_power_of_2(head_dim))
-    least_chunk = LEAST_CHUNK_TOKENS
+    constants = head_constants(shape)
     _decode_kernel[(num_decodes, num_kv, splits)](
         qkv,
         cache.keys,
@@ -172,14 +172,10 @@ def decode(
         tables.seqs,
         tables.blocks,
         score_scale(head_dim),
-        num_q=num_q,
-        num_kv=num_kv,
-        head_dim=head_dim,
-        block_size=shape.cache.block_size,
+        **constants,
         splits=splits,
-        least_chunk=least_chunk,
+        least_chunk=LEAST_CHUNK_TOKENS,
         rows=max(LEAST_ROWS, triton.next_power_of_2(num_q // num_kv)),
-        dims_block=dims_block,
         at_once=TOKENS_AT_ONCE,
         precision=dot_precision(qkv.dtype),
         num_warps=NUM_WARPS,
@@ -195,8 +191,8 @@ def decode(
         num_q=num_q,
         head_dim=head_dim,
         splits=splits,
-        least_chunk=least_chunk,
-        dims_block=dims_block,
+        least_chunk=LEAST_CHUNK_TOKENS,
+        dims_block=constants["dims_block"],
         num_warps=1,
         **overlap.overlapped(qkv),
     )
@@ -209,6 +205,17 @@ def num_splits(num_programs: int) -> int:
     """
     wanted: int = triton.next_power_of_2(triton.cdiv(ENOUGH_PROGRAMS, num_programs))
     return min(MOST_SPLITS, max(FEWEST_SPLITS, wanted))
+
+
+def head_constants(shape: HeadShape) -> dict[str, int]:
+    """What attention's kernels are compiled for."""
+    return {
+        "num_q": shape.num_q,
+        "num_kv": shape.cache.num_kv_heads,
+        "head_dim": shape.cache.head_dim,
+        "block_size": shape.cache.block_size,
+        "dims_block": max(LEAST_ROWS, triton.next_power_of_2(shape.cache.head_dim)),
+    }
 
 
 def score_scale(head_dim: int) -> float:

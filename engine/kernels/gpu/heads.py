@@ -15,6 +15,7 @@ from engine.kernels.layer import HeadShape
 HEADS_AT_ONCE = 8
 
 
+# Triton has no types, and reads annotations as its own.
 @triton.jit  # type: ignore[untyped-decorator]
 def _place_heads_kernel(  # type: ignore[no-untyped-def]
     qkv_ptr,

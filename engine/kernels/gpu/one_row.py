@@ -18,6 +18,7 @@ INPUTS_AT_ONCE = 1024
 NUM_WARPS = 4
 
 
+# Triton has no types, and reads annotations as its own.
 @triton.jit  # type: ignore[untyped-decorator]
 def _one_row_kernel(  # type: ignore[no-untyped-def]
     x_ptr,

@@ -23,6 +23,7 @@ LEAST_CAPABILITY = (9, 0)
 ON_VARIABLE = "GEARSHIFT_DEPENDENT_LAUNCH"
 
 
+# Triton has no types, and reads annotations as its own.
 @triton.jit  # type: ignore[untyped-decorator]
 def wait_for_previous(is_overlapped: tl.constexpr):  # type: ignore[no-untyped-def]
     """Wait until all that earlier kernels wrote is there, and let the next kernel take its place.

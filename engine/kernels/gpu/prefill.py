@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.kernels.gpu import overlap
-from engine.kernels.gpu.decode import LEAST_ROWS, dot_precision, score_scale
+from engine.kernels.gpu.decode import LEAST_ROWS, dot_precision, head_constants, score_scale
 from engine.kernels.gpu.overlap import wait_for_previous
 from engine.kernels.gpu.tables import DeviceTables
 from engine.kernels.kv_cache import LayerCache
@@ -32,6 +32,7 @@ def tile_tokens(num_q: int, num_kv: int) -> int:
     return max(1, TILE_ROWS // (num_q // num_kv))
 
 
+# Triton has no types, and reads annotations as its own.
 @triton.jit  # type: ignore[untyped-decorator]
 def _advance(  # type: ignore[no-untyped-def]
     answer,
@@ -174,13 +175,9 @@ def prefill(
         tables.seqs,
         tables.blocks,
         score_scale(head_dim),
-        num_q=num_q,
-        num_kv=num_kv,
-        head_dim=head_dim,
-        block_size=shape.cache.block_size,
+        **head_constants(shape),
         tile=tile,
         rows=max(LEAST_ROWS, triton.next_power_of_2(tile * (num_q // num_kv))),
-        dims_block=max(LEAST_ROWS, triton.next_power_of_2(head_dim)),
         at_once=32 if is_wide else AT_ONCE,
         precision=dot_precision(qkv.dtype),
         num_warps=NUM_WARPS,

@@ -1,0 +1,52 @@
+"""The devices of an engine's ranks, as their driver tells of them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from engine.nvml.monitor import DeviceMonitor, energy_counters
+from engine.nvml.reading import DeviceReading
+from engine.replica.devices import devices_of, list_cuda_devices
+from engine.spec.config import EngineConfig
+from engine.spec.energy import EnergyCounters
+from engine.spec.inventory import Inventory, RankKind
+from engine.spec.plan import ParallelPlan
+
+
+class WatchedDevices:
+    """Watches devices from :meth:`start` to :meth:`stop`: on CUDA the engine's own, elsewhere only
+    those of a ``monitor`` that is given. Told of are those on which ``plan`` has ranks; it may
+    leave some to others.
+    """
+
+    def __init__(
+        self, config: EngineConfig, inventory: Inventory, monitor: DeviceMonitor | None
+    ) -> None:
+        self._config = config
+        self._monitor = monitor or DeviceMonitor(
+            partial(list_cuda_devices, config, inventory.max_ranks)
+        )
+        self._is_wanted = monitor is not None or inventory.kind is RankKind.CUDA
+
+    def start(self) -> None:
+        if self._is_wanted:
+            self._monitor.start()
+
+    def stop(self) -> None:
+        self._monitor.stop()
+
+    def latest(self, plan: ParallelPlan) -> tuple[DeviceReading, ...]:
+        """What was read last."""
+        return self._of_ranks(self._monitor.latest(), plan)
+
+    def read_energy(self, plan: ParallelPlan) -> EnergyCounters:
+        """Joules until now; empty unless a driver tells of all. Waits for it."""
+        readings = self._of_ranks(self._monitor.read_now(), plan)
+        is_whole = len(readings) == len(devices_of(self._config, plan.world_size))
+        return energy_counters(readings) if is_whole else EnergyCounters()
+
+    def _of_ranks(
+        self, readings: tuple[DeviceReading, ...], plan: ParallelPlan
+    ) -> tuple[DeviceReading, ...]:
+        ours = devices_of(self._config, plan.world_size)
+        return tuple(reading for reading in readings if reading.index in ours)

@@ -99,6 +99,7 @@ def test_a_step_that_takes_too_long_is_a_rank_error_with_the_limit(tiny_model_di
 
 def test_a_failed_rank_s_memory_is_free_once_it_is_closed(tiny_model_dir: Path) -> None:
     """The ranks that take its place need it; the error is kept meanwhile."""
+    others = {id(runner) for runner in live_runners()}  # of tests that keep their engine
     executor = inline(tiny_model_dir)
     executor.start()
     step = prompt_step(0)
@@ -106,9 +107,13 @@ def test_a_failed_rank_s_memory_is_free_once_it_is_closed(tiny_model_dir: Path) 
     executor.submit(step)
     with pytest.raises(RankError, match="slot 7") as failure:
         executor.collect()
+    assert {id(runner) for runner in live_runners()} > others
     executor.close()
+    assert {id(runner) for runner in live_runners()} <= others
+    assert failure.value.__cause__ is not None
+
+
+def live_runners() -> list[ModelRunner]:
     gc.collect()
     # Asking some of torch's objects for their class by isinstance() makes them warn.
-    runners = [found for found in gc.get_objects() if type(found) is ModelRunner]
-    assert runners == []
-    assert failure.value.__cause__ is not None
+    return [found for found in gc.get_objects() if type(found) is ModelRunner]

@@ -109,12 +109,14 @@ class Node:
         on_progress: OnProgress = no_progress,
         steering: Steering | None = None,
         envelope: Caps | None = None,
+        devices: int | None = None,
     ) -> SimulationResult:
         """One run of ``workload`` on ``settings.plan``; fewer ranks than devices leave the rest
         of the devices idle. ``keeps_prefixes`` None: as the backend does. ``step_scale``
         multiplies all step times: the ends of an interval.
         ``steering`` may change the settings on the way, within ``envelope``; KV is what the widest
-        steps of the two leave room for.
+        steps of the two leave room for. ``devices``: as many may be in use at once while
+        plans change (None: all ranks stop for another plan).
 
         Raises:
             PlanError, PolicyError, TunerError: as :meth:`timer` and :meth:`num_kv_blocks`.
@@ -135,6 +137,7 @@ class Node:
             keeps_prefixes=keeps and workload.shares_beginnings,
             step_order=self.backend.step_order,
             envelope=envelope,
+            devices=devices,
         )
         return simulate(
             engine, settings, workload, seed=seed, steering=steering, on_progress=on_progress

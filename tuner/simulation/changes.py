@@ -1,8 +1,9 @@
-"""Settings that change in a simulated run: hot ones at the next step, plans by a reshape.
+"""Settings that change in a simulated run: hot ones at the next step, plans by other ranks.
 
-A reshape goes as in the live engine: new requests are held at the door, steps in flight end, the
-ranks are away for the change's ``cost_s``, then every sequence is dealt to the new replicas with
-its tokens so far (which they compute again), and the held requests follow in order.
+All goes as in the live engine. Where devices allow, old and new replicas serve side by side
+(:mod:`tuner.simulation.passage`). Else all stop: new requests are held at the door, steps in flight
+end, the ranks are away for the change's ``cost_s``, then every sequence is dealt to the new
+replicas with its tokens so far (which they compute again), and the held requests follow in order.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass, field
 
-from engine.policy.document import KnobClass
 from engine.scheduler.table import Sequence
+from engine.spec.inventory import Inventory, RankKind
 from engine.spec.measurement import RequestTiming
+from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
+from engine.transition.planning import Transition, Way, plan_transition
 from tuner.simulation.log import AppliedChange, PlanSpell
+from tuner.simulation.passage import Passage
 from tuner.simulation.register import Register
 from tuner.simulation.replicas import Replicas
 from tuner.simulation.requests import NEVER_S, Sent
@@ -24,7 +28,7 @@ from tuner.simulation.steering import SettingsChange, Steering
 
 @dataclass(kw_only=True)
 class _Reshape:
-    """A reshape under way; ``stopped_s`` is None while steps in flight still run."""
+    """All ranks stop for others; ``stopped_s`` is None while steps in flight still run."""
 
     change: SettingsChange
     at_s: float
@@ -37,19 +41,35 @@ class Changes:
     """Asks the steering of a run, which sees it as a :class:`tuner.simulation.steering.RunView`,
     and puts in force what it answers. Without a steering there is nobody to ask.
 
-    ``ask_s`` is when to :meth:`ask` next, ``opens_s`` when to :meth:`open` the replicas of another
-    plan; ``applied`` is what has changed so far.
+    ``ask_s`` is when to :meth:`ask` next, ``due_s`` when to :meth:`go_on` with what is under way;
+    ``applied`` is what has changed so far. ``devices``: as many may be in use at once (None: all
+    stop for another plan).
     """
 
-    def __init__(self, steering: Steering | None, replicas: Replicas, register: Register) -> None:
+    def __init__(
+        self,
+        steering: Steering | None,
+        replicas: Replicas,
+        register: Register,
+        *,
+        devices: int | None = None,
+        model: ModelConfig,
+    ) -> None:
         self.applied: list[AppliedChange] = []
         self._steering = steering
         self._replicas = replicas
         self._register = register
         self._first_plan = replicas.settings.plan
+        self._model = model
+        self._inventory = (
+            None
+            if devices is None
+            else Inventory(kind=RankKind.PACED, max_ranks=max(devices, self._first_plan.world_size))
+        )
         self._reshape: _Reshape | None = None
+        self._passage: Passage | None = None
         self.ask_s = NEVER_S if steering is None else steering.first_s()
-        self.opens_s = NEVER_S
+        self.due_s = NEVER_S
 
     # -- what the steering sees ----------------------------------------------------------------
 
@@ -67,7 +87,17 @@ class Changes:
 
     @property
     def is_reshaping(self) -> bool:
+        return self._reshape is not None or self._passage is not None
+
+    @property
+    def is_away(self) -> bool:
+        """Whether no rank serves."""
         return self._reshape is not None
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether old and new ranks serve side by side."""
+        return self._passage is not None
 
     @property
     def num_running(self) -> int:
@@ -97,9 +127,7 @@ class Changes:
 
     def spells(self, end_s: float) -> tuple[PlanSpell, ...]:
         """The plans of the run, one after the other; its last step ended at ``end_s``."""
-        reshapes = [
-            a for a in self.applied if a.change.knob_class is KnobClass.RESHAPE and not a.is_refused
-        ]
+        reshapes = [a for a in self.applied if a.is_another_plan]
         plans = [self._first_plan, *(a.change.settings.plan for a in reshapes)]
         end_s = max([end_s, *(a.in_force_s for a in reshapes)])
         edges = [0.0, *(a.stopped_s for a in reshapes), end_s]
@@ -124,10 +152,10 @@ class Changes:
         if turn.change is None:
             return False
         assert self._reshape is None, "no change is begun while ranks are away"
-        if turn.change.knob_class is not KnobClass.RESHAPE:
+        if not turn.change.needs_ranks:
             self._set_hot(turn.change, now_s)
         elif self._fits(turn.change):
-            self._reshape = _Reshape(change=turn.change, at_s=now_s)
+            self._begin(turn.change, now_s)
         else:
             self.applied.append(AppliedChange.refused(turn.change, now_s))
             return False
@@ -150,15 +178,31 @@ class Changes:
         if not self._replicas.are_in_flight:
             reshape.stopped_s = now_s
             reshape.carried = self._replicas.release()
-            self.opens_s = now_s + reshape.change.cost_s
+            self.due_s = now_s + reshape.change.cost_s
 
-    def open(self, now_s: float) -> list[Sent]:
+    def go_on(self, now_s: float) -> list[Sent]:
+        """New ranks are ready, or old ones have left or run out of time. Returns the requests that
+        were held, to be let in."""
+        if self._passage is None:
+            return self._open(now_s)
+        done = self._passage.go_on(now_s)
+        self.due_s = self._passage.due_s
+        if done is not None:
+            self.applied.append(done)
+            self._passage = None
+        return []
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    def _open(self, now_s: float) -> list[Sent]:
         """The new ranks are ready: deal the sequences; returns the held requests, to be let in."""
         reshape, self._reshape = self._reshape, None
-        self.opens_s = NEVER_S
+        self.due_s = NEVER_S
         assert reshape is not None, "only a reshape opens"
         assert reshape.stopped_s is not None, "the old ranks have stopped"
-        self._replicas.reshape(reshape.change.settings, reshape.carried)
+        self._replicas.reshape(
+            reshape.change.settings, reshape.carried, stopped_s=reshape.stopped_s
+        )
         self.applied.append(
             AppliedChange(
                 at_s=reshape.at_s,
@@ -166,11 +210,30 @@ class Changes:
                 in_force_s=now_s,
                 change=reshape.change,
                 num_carried=len(reshape.carried),
+                way=Way.STOP_AND_CARRY,
             )
         )
         return reshape.held
 
-    # -- parts -----------------------------------------------------------------------------------
+    def _begin(self, change: SettingsChange, now_s: float) -> None:
+        """Side by side where devices allow, else by stopping all."""
+        way = self._transition(change)
+        if way is None or way.way is Way.STOP_AND_CARRY:
+            self._reshape = _Reshape(change=change, at_s=now_s)
+            return
+        self._passage = Passage(self._replicas, change, way, at_s=now_s)
+        self.go_on(now_s)
+
+    def _transition(self, change: SettingsChange) -> Transition | None:
+        if self._inventory is None:
+            return None
+        return plan_transition(
+            self._replicas.held_plan,
+            [replica.slot for replica in self._replicas.serving],
+            change.settings.plan,
+            inventory=self._inventory,
+            model=self._model,
+        )
 
     def _set_hot(self, change: SettingsChange, now_s: float) -> None:
         """Obey from the next step on."""

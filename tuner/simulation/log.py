@@ -12,6 +12,7 @@ import numpy.typing as npt
 from engine.spec.modes import ENDS, Mode
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
+from engine.transition.planning import Way
 from tuner.simulation.steering import SettingsChange
 
 FloatArray = npt.NDArray[np.float64]
@@ -95,9 +96,10 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class AppliedChange:
     """A change that a run saw: decided at ``at_s``, in force at ``in_force_s``.
 
-    A hot change is obeyed by the first step that starts from then on. A reshape stopped the ranks
-    at ``stopped_s`` and carried ``num_carried`` unfinished requests over; ``is_refused``: one of
-    those would not have fitted, and nothing changed.
+    A hot change is obeyed by the first step that starts from then on. Where all ranks stopped for
+    another plan, that was at ``stopped_s``; where old and new served side by side (``way``), it is
+    when the last new one began to. ``num_carried`` unfinished requests went on on other ranks;
+    ``is_refused``: one of those would not have fitted, and nothing changed.
     """
 
     at_s: float
@@ -106,6 +108,12 @@ class AppliedChange:
     change: SettingsChange
     num_carried: int = 0
     is_refused: bool = False
+    way: Way | None = None
+
+    @property
+    def is_another_plan(self) -> bool:
+        """Whether other ranks serve since."""
+        return self.way is not None and not self.is_refused
 
     @classmethod
     def refused(cls, change: SettingsChange, at_s: float) -> AppliedChange:
@@ -120,6 +128,19 @@ class PlanSpell:
     plan: ParallelPlan
     from_s: float
     to_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSpell:
+    """Seconds in which one replica had ``num_devices``, its start included."""
+
+    num_devices: int
+    from_s: float
+    to_s: float
+
+    def seconds_until(self, end_s: float) -> float:
+        """Device seconds of its part before ``end_s``."""
+        return self.num_devices * max(0.0, min(self.to_s, end_s) - self.from_s)
 
 
 @dataclass(kw_only=True)

@@ -6,6 +6,7 @@ from typing import assert_never
 
 from engine.scheduler.table import Sequence
 from engine.spec.request import Request
+from engine.transition.planning import Slot
 from tuner.simulation.before_end import BeforeEnd
 from tuner.simulation.log import RunCounts, Segment, TokenLog
 from tuner.simulation.setup import ReplicaSetup
@@ -17,15 +18,24 @@ from tuner.spec.look_ahead import LookAhead
 class SimulatedReplica:
     """Runs steps in virtual time.
 
-    Requests are named by their numbers, the rows of ``log``; ``segments`` gets what ran.
+    Requests are named by their numbers, the rows of ``log``; ``segments`` gets what ran. ``slot``
+    are its devices.
 
     Raises:
         PolicyError: a mode or threshold that the plan does not have.
     """
 
     def __init__(
-        self, setup: ReplicaSetup, *, number: int, log: TokenLog, segments: list[Segment]
+        self,
+        setup: ReplicaSetup,
+        *,
+        number: int,
+        slot: Slot,
+        log: TokenLog,
+        segments: list[Segment],
     ) -> None:
+        self.slot = slot
+        self.is_winding_down = False
         self._steps = Steps(setup, number=number, log=log, segments=segments)
         self._scheduler, self._flights = self._steps.scheduler, self._steps.flights
         self._turns = _turns(setup, self._steps)
@@ -49,6 +59,11 @@ class SimulatedReplica:
     @property
     def kv_usage(self) -> float:
         return self._scheduler.kv_usage
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no request at all."""
+        return not self.is_in_flight and not self.num_waiting and not self.load_tokens
 
     @property
     def is_in_flight(self) -> bool:
@@ -77,6 +92,7 @@ class SimulatedReplica:
 
     def wind_down(self) -> None:
         """Start nothing more: what is in flight ends, and nothing follows it."""
+        self.is_winding_down = True
         self._turns.wind_down()
 
     def adopt(self, sequences: list[Sequence]) -> None:

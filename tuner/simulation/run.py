@@ -9,7 +9,7 @@ from engine.spec.errors import QueueFullError, RequestError
 from engine.spec.measurement import Distribution, Fidelity, Measurement, Outcome, RequestTiming
 from engine.spec.settings import Settings
 from tuner.simulation.changes import Changes
-from tuner.simulation.log import AppliedChange, PlanSpell, RunCounts, Segment, TokenLog
+from tuner.simulation.log import AppliedChange, DeviceSpell, PlanSpell, RunCounts, Segment, TokenLog
 from tuner.simulation.register import Register
 from tuner.simulation.replica import SimulatedReplica
 from tuner.simulation.replicas import Replicas
@@ -31,7 +31,8 @@ def no_progress(now_s: float, num_ended: int, num_requests: int) -> None:
 class SimulationResult:
     """What a simulated run yields: a measurement like a live one's, and where steps went.
 
-    ``spells`` are the plans it had, one after the other; ``changes`` what a steering changed.
+    ``spells`` are the plans it had, one after the other; ``changes`` what a steering changed;
+    ``device_spells`` which replica had how many devices, from when to when.
     """
 
     measurement: Measurement
@@ -39,6 +40,11 @@ class SimulationResult:
     segments: tuple[Segment, ...]
     spells: tuple[PlanSpell, ...]
     changes: tuple[AppliedChange, ...] = ()
+    device_spells: tuple[DeviceSpell, ...] = ()
+
+    def device_seconds(self, until_s: float) -> float:
+        """Device seconds up to ``until_s``; to its last step's end where that was earlier."""
+        return sum(spell.seconds_until(until_s) for spell in self.device_spells)
 
 
 class Run:
@@ -79,21 +85,27 @@ class Run:
             is_watched=is_steered or self._is_closed,
             log=self._log,
         )
-        self._changes = Changes(steering, self._replicas, self._register)
+        self._changes = Changes(
+            steering,
+            self._replicas,
+            self._register,
+            devices=engine.devices,
+            model=engine.model,
+        )
 
     def to_the_end(self) -> None:
         """Handle one event after the other until no request waits, runs or is still to come."""
         source, replicas, changes = self._source, self._replicas, self._changes
         while True:
             replica = replicas.next
-            arrival_s, end_s, opens_s = source.next_s, replica.next_event_s, changes.opens_s
-            now_s = min(arrival_s, end_s, opens_s)
+            arrival_s, end_s, due_s = source.next_s, replica.next_event_s, changes.due_s
+            now_s = min(arrival_s, end_s, due_s)
             if now_s == NEVER_S:
                 return
             if changes.ask_s <= now_s:
                 self._ask(changes.ask_s)
-            elif now_s == opens_s:
-                self._open(now_s)
+            elif now_s == due_s:
+                self._go_on(now_s)
             elif now_s == arrival_s:
                 self._admit_until(now_s)
                 self._launch(now_s, None)
@@ -114,6 +126,7 @@ class Run:
             segments=tuple(self._replicas.segments),
             spells=self._changes.spells(self._replicas.end_s),
             changes=tuple(self._changes.applied),
+            device_spells=self._replicas.device_spells(self._replicas.end_s),
         )
 
     # -- events ----------------------------------------------------------------------------------
@@ -123,11 +136,11 @@ class Run:
         if self._changes.ask(now_s):
             self._launch(now_s, None)
 
-    def _open(self, now_s: float) -> None:
-        """The ranks of another plan are ready: let in the requests that waited at the door, where
-        the queue's limit was applied to them.
+    def _go_on(self, now_s: float) -> None:
+        """Ranks have come or gone: let in the requests that waited at the door, where the queue's
+        limit was applied to them.
         """
-        for sent in self._changes.open(now_s):
+        for sent in self._changes.go_on(now_s):
             self._route(sent, now_s, has_waited=True)
         self._launch(now_s, None)
 
@@ -136,7 +149,7 @@ class Run:
         while self._source.next_s <= now_s:
             sent = self._source.take()
             self._register.come(sent)
-            if not self._changes.is_reshaping:
+            if not self._changes.is_away:
                 self._route(sent, sent.seen_s)
             elif self._changes.is_door_full:
                 self._refuse(sent, sent.seen_s)
@@ -148,10 +161,12 @@ class Run:
 
         A live loop that waits for a step looks at its queue again when the step ends.
         """
-        if self._changes.is_reshaping:
+        if self._changes.is_away:
             self._changes.wind_down(now_s)
             return
         for replica in self._replicas.all:
+            if replica.is_winding_down:
+                continue
             if replica is committed or not replica.is_in_flight:
                 replica.launch(now_s, self._horizon_s(replica))
 
@@ -163,6 +178,8 @@ class Run:
         for number in ended:
             self._register.end(number, now_s)
             self._follow_up(now_s)
+        if self._changes.is_passing:
+            self._changes.go_on(now_s)
         self._launch(now_s, replica)
 
     # -- parts -----------------------------------------------------------------------------------

@@ -63,7 +63,8 @@ class SimulatedEngine:
     sends; else only their lengths count. Before steps that were scheduled ``BEFORE_END`` the
     timer's host seconds hide behind the ranks. ``step_order`` is what shares a step. ``envelope``
     is the most that a steering may raise caps to (None: what a live engine started with the first
-    settings allows).
+    settings allows). ``devices``: as many may be in use at once while plans change, so that old and
+    new ranks may serve side by side (None: all stop for another plan).
 
     Raises:
         TunerError: a block size below 1.
@@ -78,10 +79,13 @@ class SimulatedEngine:
     keeps_prefixes: bool = False
     step_order: StepOrder = StepOrder.MIXED
     envelope: Caps | None = None
+    devices: int | None = None
 
     def __post_init__(self) -> None:
         if self.block_size < 1:
             raise TunerError(f"block_size={self.block_size}: must be at least 1")
+        if self.devices is not None and self.devices < 1:
+            raise TunerError(f"devices={self.devices}: must be at least 1")
 
     def envelope_above(self, caps: Caps) -> Caps:
         """The most that caps may be raised to when the engine starts with ``caps``."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from engine.policy.document import KnobClass, check_envelope, classify
@@ -58,7 +58,8 @@ class RunView(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SettingsChange:
-    """Settings to put in force: the knob class of each difference, and seconds without ranks."""
+    """Settings to put in force: the knob class of each difference, and seconds that ranks take to
+    start (where all stop for them: without ranks)."""
 
     settings: Settings
     classes: dict[str, KnobClass]
@@ -84,8 +85,13 @@ class SettingsChange:
         classes = classify(old, new, envelope, held=held)
         if not classes:
             return None
-        is_reshape = KnobClass.RESHAPE in classes.values()
-        return cls(settings=new, classes=classes, cost_s=reshape_s(new.plan) if is_reshape else 0.0)
+        change = cls(settings=new, classes=classes)
+        return replace(change, cost_s=reshape_s(new.plan)) if change.needs_ranks else change
+
+    @property
+    def needs_ranks(self) -> bool:
+        """Whether other ranks have to start or leave: a plan that is not a view of what is held."""
+        return self.classes.get("plan", KnobClass.HOT) is not KnobClass.HOT
 
     @property
     def knob_class(self) -> KnobClass:

@@ -1,0 +1,338 @@
+"""The slow loop: which entry of the capacity table the next minutes need, and whether to go there.
+
+``decide_capacity`` is pure: the caller brings the time, the forecast and the observations, and
+keeps the memory. Hot settings are the fast loop's business (:mod:`policies.controller`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from policies.capacity_table import CapacityTable, CarriedRate, cheapest
+from policies.decision import Action
+from policies.errors import PolicyInputError
+from policies.forecast import Forecast
+
+HOUR_S = 3600.0
+# Bounds of the correction by observation: it goes towards caution only.
+LEAST_CORRECTION = 0.5
+CORRECTION_ALPHA = 0.3
+RECOVERY_ALPHA = 0.05
+# What was carried is below the rate that missed, by about this factor.
+BELOW_MISSED = 0.9
+
+
+class CapacityReason(StrEnum):
+    """Why. The set is closed: metrics and the audit count by it."""
+
+    NO_DATA = "no_data"
+    STALE_DATA = "stale_data"
+    HOLDS = "holds"
+    LOAD_UP = "load_up"
+    LOAD_DOWN = "load_down"
+    SLA_MISSED = "sla_missed"
+    BEYOND_TABLE = "beyond_table"
+    DWELL = "dwell"
+    GUARD_INTERVAL = "guard_interval"
+    GUARD_PER_HOUR = "guard_per_hour"
+    NOT_WORTH_IT = "not_worth_it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapacityLimits:
+    """How eager the slow loop is.
+
+    The horizon's peak must be carried with ``chance``, and ``headroom`` on top. Fewer devices are
+    taken only where the smaller entry would have done for ``dwell_s`` without a break, with
+    ``down_headroom`` on top. ``min_interval_s`` lies between two changes and ``max_per_h`` of them
+    in an hour (the policy's guards). Nothing is learned from misses until ``settle_s`` after a
+    change or an overload.
+
+    Raises:
+        PolicyInputError: a limit outside its range.
+    """
+
+    chance: float = 0.9
+    headroom: float = 0.0
+    down_headroom: float = 0.1
+    dwell_s: float = 300.0
+    min_interval_s: float = 60.0
+    max_per_h: int = 4
+    settle_s: float = 120.0
+    max_data_age_s: float = 60.0
+    max_devices: int | None = None
+
+    def __post_init__(self) -> None:
+        checks = (
+            (0 < self.chance < 1, f"chance={self.chance}: must be above 0 and below 1"),
+            (self.headroom >= 0, f"headroom={self.headroom}: below 0"),
+            (self.down_headroom >= 0, f"down_headroom={self.down_headroom}: below 0"),
+            (self.dwell_s >= 0, f"dwell_s={self.dwell_s}: below 0"),
+            (self.min_interval_s >= 0, f"min_interval_s={self.min_interval_s}: below 0"),
+            (self.max_per_h >= 1, f"max_per_h={self.max_per_h}: below 1"),
+        )
+        for is_fine, message in checks:
+            if not is_fine:
+                raise PolicyInputError(f"capacity limits: {message}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwitchCost:
+    """What going to an entry takes: ``ready_s`` until it carries requests, ``away_s`` of them
+    without any rank serving (0 where old and new serve side by side)."""
+
+    ready_s: float = 0.0
+    away_s: float = 0.0
+
+    def missed_requests(self, rate_rps: float, capacity_rps: float) -> float:
+        """Requests that wait because of the change: those that come while ranks are away, and
+        those that come while the queue of the former is worked off."""
+        spare = 1 - min(rate_rps / capacity_rps, 0.95)
+        return rate_rps * self.away_s / spare
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapacityMemory:
+    """What one decision hands to the next.
+
+    ``changes_s``: when capacity was changed in the last hour. ``lower_since_s``: since when fewer
+    devices would do. ``overloaded_s``: when more came last than the entry in force carries.
+    ``correction``: the share of the table's rates that this engine was seen to carry, from 0.5
+    to 1.
+    """
+
+    changes_s: tuple[float, ...] = ()
+    lower_since_s: float | None = None
+    overloaded_s: float | None = None
+    correction: float = 1.0
+
+    @property
+    def changed_s(self) -> float | None:
+        """When capacity was changed last."""
+        return self.changes_s[-1] if self.changes_s else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapacityState:
+    """Everything a decision depends on.
+
+    ``current`` is the entry in force. ``forecast`` None: no data came; it is ``age_s`` old.
+    ``observed_rps`` is the rate of the last window, of the table's mix; ``is_sla_met`` how it was
+    judged (None: too few requests). ``costs``: of going to each entry of the table, in its order.
+    """
+
+    table: CapacityTable
+    now_s: float
+    current: CarriedRate
+    forecast: Forecast | None
+    observed_rps: float | None = None
+    is_sla_met: bool | None = None
+    age_s: float = 0.0
+    costs: tuple[SwitchCost, ...] = ()
+    memory: CapacityMemory = field(default_factory=CapacityMemory)
+    limits: CapacityLimits = field(default_factory=CapacityLimits)
+
+    def cost(self, entry: CarriedRate) -> SwitchCost:
+        """Of going to ``entry``; nothing where nobody said."""
+        index = self.table.entries.index(entry)
+        return self.costs[index] if index < len(self.costs) else SwitchCost()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapacityDecision:
+    """Which entry should be in force. ``needed_rps``: what it has to carry, headroom included.
+
+    ``admit_rps``: the rate above which requests should be turned away, where the load is beyond
+    everything that the table carries; None: no need.
+    """
+
+    action: Action
+    reason: CapacityReason
+    entry: CarriedRate
+    needed_rps: float | None
+    admit_rps: float | None
+    memory: CapacityMemory
+
+
+def decide_capacity(state: CapacityState) -> CapacityDecision:
+    """One turn of the slow loop.
+
+    Without fresh data everything stays: an outage of metrics is not silence. More devices are
+    taken as soon as the forecast needs them and a change is worth what it costs; fewer only when
+    they would have done for the dwell time. A load that no entry carries gets the largest, a
+    raised condition and the rate to admit; it never changes anything twice.
+    """
+    state = _remember(state)
+    if state.forecast is None or state.observed_rps is None:
+        return _hold(state, CapacityReason.NO_DATA, None)
+    if state.age_s > state.limits.max_data_age_s:
+        return _hold(state, CapacityReason.STALE_DATA, None)
+    limits, correction = state.limits, state.memory.correction
+    # What is there now is there, whatever was forecast.
+    peak_rps = max(state.forecast.peak_rps(limits.chance), state.observed_rps)
+    needed_rps = peak_rps * (1 + limits.headroom) / correction
+    wanted = cheapest(state.table, needed_rps, most_devices=limits.max_devices)
+    if wanted is None:
+        return _beyond(state, needed_rps)
+    if _carries(state.current, needed_rps):
+        return _maybe_down(state, needed_rps)
+    return _maybe_up(state, wanted, needed_rps)
+
+
+def _remember(state: CapacityState) -> CapacityState:
+    """Forget changes older than an hour, and learn from the last window.
+
+    A window that missed the SLA at a rate below what the table promises lowers the correction
+    towards a little less than that rate; windows that meet it let it rise again. Neither counts
+    while a change or an overload settles: the queue that it left is not the table's error.
+    """
+    memory, limits = state.memory, state.limits
+    recent = tuple(at_s for at_s in memory.changes_s if state.now_s - at_s < HOUR_S)
+    memory = replace(memory, changes_s=recent)
+    if state.observed_rps is None or state.age_s > limits.max_data_age_s:
+        return replace(state, memory=memory)
+    share = state.observed_rps / state.current.low_rps
+    if share > memory.correction:
+        memory = replace(memory, overloaded_s=state.now_s)
+    if _settles(memory.overloaded_s, state) or _settles(memory.changed_s, state):
+        return replace(state, memory=memory)
+    correction = memory.correction
+    if state.is_sla_met is False:
+        carried = max(share * BELOW_MISSED, LEAST_CORRECTION)
+        correction += CORRECTION_ALPHA * (min(carried, correction) - correction)
+    elif state.is_sla_met:
+        correction += RECOVERY_ALPHA * (1.0 - correction)
+    return replace(state, memory=replace(memory, correction=correction))
+
+
+def _settles(since_s: float | None, state: CapacityState) -> bool:
+    return since_s is not None and state.now_s - since_s < state.limits.settle_s
+
+
+def _carries(entry: CarriedRate, rate_rps: float) -> bool:
+    return entry.low_rps >= rate_rps
+
+
+def _beyond(state: CapacityState, needed_rps: float) -> CapacityDecision:
+    """No entry carries the forecast: the largest there are devices for, and what to admit."""
+    most = state.limits.max_devices
+    fitting = [e for e in state.table.entries if most is None or e.num_devices <= most]
+    top = fitting[-1] if fitting else state.current
+    if top.low_rps > state.current.low_rps:
+        decision = _maybe_up(state, top, needed_rps)
+    else:
+        decision = _hold(state, CapacityReason.BEYOND_TABLE, needed_rps)
+    serving = decision.entry
+    overload = (state.observed_rps or 0.0) > serving.low_rps * state.memory.correction
+    return replace(
+        decision,
+        action=decision.action if decision.action is Action.MOVE else Action.RAISE_CONDITION,
+        admit_rps=serving.low_rps * state.memory.correction if overload else None,
+    )
+
+
+def _maybe_up(state: CapacityState, wanted: CarriedRate, needed_rps: float) -> CapacityDecision:
+    """More capacity: at once, unless a guard forbids it or the change costs more than it gains."""
+    state = replace(state, memory=replace(state.memory, lower_since_s=None))
+    if (guard := _guard(state)) is not None:
+        return _hold(state, guard, needed_rps)
+    if not _is_worth_it(state, wanted):
+        return _hold(state, CapacityReason.NOT_WORTH_IT, needed_rps)
+    is_corrected = state.memory.correction < 1.0 and _carries(
+        state.current, needed_rps * state.memory.correction
+    )
+    reason = CapacityReason.SLA_MISSED if is_corrected else CapacityReason.LOAD_UP
+    return _move(state, wanted, reason, needed_rps)
+
+
+def _is_worth_it(state: CapacityState, wanted: CarriedRate) -> bool:
+    """Whether fewer requests miss with the change than without, over the forecast's horizon.
+
+    Without it, all requests of a slot above what the current entry carries wait in a growing
+    queue, and so miss. With it, those wait that come while ranks are away, and until the queue of
+    these is worked off. A change that keeps ranks serving costs no request.
+    """
+    cost, forecast = state.cost(wanted), state.forecast
+    assert forecast is not None, "decided from a forecast"
+    if not cost.away_s:
+        return True
+    limit = state.current.low_rps * state.memory.correction
+    rates = [float(rate) for rate in forecast.rates_rps]
+    missed = sum(rate * forecast.slot_s for rate in rates if rate > limit)
+    rate_rps = sum(rates) / len(rates)
+    return missed > cost.missed_requests(rate_rps, wanted.low_rps * state.memory.correction)
+
+
+def _maybe_down(state: CapacityState, needed_rps: float) -> CapacityDecision:
+    """Fewer devices, once they would have done for the dwell time."""
+    limits, memory = state.limits, state.memory
+    roomy = cheapest(
+        state.table,
+        needed_rps,
+        headroom=limits.down_headroom,
+        most_devices=limits.max_devices,
+    )
+    if state.is_sla_met is False or roomy is None or not _is_less(roomy, state.current):
+        calm = replace(state, memory=replace(memory, lower_since_s=None))
+        return _hold(calm, CapacityReason.HOLDS, needed_rps)
+    since_s = state.now_s if memory.lower_since_s is None else memory.lower_since_s
+    state = replace(state, memory=replace(memory, lower_since_s=since_s))
+    if state.now_s - since_s < limits.dwell_s:
+        return _hold(state, CapacityReason.DWELL, needed_rps)
+    if (guard := _guard(state)) is not None:
+        return _hold(state, guard, needed_rps)
+    if not _saves_enough(state, roomy):
+        return _hold(state, CapacityReason.NOT_WORTH_IT, needed_rps)
+    return _move(state, roomy, CapacityReason.LOAD_DOWN, needed_rps)
+
+
+def _is_less(entry: CarriedRate, current: CarriedRate) -> bool:
+    return entry.num_devices < current.num_devices
+
+
+def _saves_enough(state: CapacityState, wanted: CarriedRate) -> bool:
+    """Whether the devices freed over another dwell time are worth more than those that the change
+    itself keeps busy, and whether nobody has to wait for it: an SLA is not missed to save."""
+    cost = state.cost(wanted)
+    saved = (state.current.num_devices - wanted.num_devices) * state.limits.dwell_s
+    spent = (state.current.num_devices + wanted.num_devices) * cost.ready_s
+    return cost.away_s == 0 and saved > spent
+
+
+def _guard(state: CapacityState) -> CapacityReason | None:
+    memory, limits = state.memory, state.limits
+    if memory.changed_s is not None and state.now_s - memory.changed_s < limits.min_interval_s:
+        return CapacityReason.GUARD_INTERVAL
+    if len(memory.changes_s) >= limits.max_per_h:
+        return CapacityReason.GUARD_PER_HOUR
+    return None
+
+
+def _move(
+    state: CapacityState, entry: CarriedRate, reason: CapacityReason, needed_rps: float
+) -> CapacityDecision:
+    memory = replace(
+        state.memory, changes_s=(*state.memory.changes_s, state.now_s), lower_since_s=None
+    )
+    return CapacityDecision(
+        action=Action.MOVE,
+        reason=reason,
+        entry=entry,
+        needed_rps=needed_rps,
+        admit_rps=None,
+        memory=memory,
+    )
+
+
+def _hold(
+    state: CapacityState, reason: CapacityReason, needed_rps: float | None
+) -> CapacityDecision:
+    return CapacityDecision(
+        action=Action.HOLD,
+        reason=reason,
+        entry=state.current,
+        needed_rps=needed_rps,
+        admit_rps=None,
+        memory=state.memory,
+    )

@@ -1,0 +1,139 @@
+"""A forecast of the load, by whoever forecast this engine's load best so far.
+
+What capacity must hold is the *peak* of a horizon, so that is what forecasters are judged by, and
+what the margin is learned from: how far earlier peaks lay above those forecast for them. No shape
+of the errors is assumed (split conformal prediction: Vovk et al. 2005).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from policies.errors import PolicyInputError
+from policies.forecasters import CONSTANT, FORECASTERS, Forecaster, Rates
+from policies.load_history import LoadHistory
+
+# Rolling origins that a forecaster is judged at.
+NUM_ORIGINS = 12
+# How far above everything seen a peak may be expected, and that of an engine too young to tell.
+SURPRISE = 1.25
+# Rates below this count as this much: ratios of next to nothing say nothing.
+LEAST_RPS = 1e-3
+# A forecaster is chosen over the constant only where it errs less by more than this share.
+LEAST_GAIN = 0.05
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Backtest:
+    """How one forecaster did: ``errors`` are logs of a horizon's peak over the peak forecast."""
+
+    forecaster: str
+    errors: Rates
+
+    @property
+    def score(self) -> float:
+        """Mean absolute error of the peak, in logs; infinite where nothing was judged."""
+        return float(np.mean(np.abs(self.errors))) if len(self.errors) else math.inf
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Forecast:
+    """Mean rates f8[H] of the slots that follow, by whom, and the errors of earlier ones.
+
+    ``busiest_rps`` is the highest rate of any slot of the history.
+    """
+
+    rates_rps: Rates
+    slot_s: float
+    busiest_rps: float
+    backtest: Backtest
+
+    def peak_rps(self, chance: float) -> float:
+        """The rate that no slot of the horizon exceeds, with ``chance``.
+
+        An error's quantile is the one that ``chance`` of n + 1 equally likely errors would not
+        exceed; with fewer errors than that takes, it is the largest seen, and of a young engine a
+        quarter. What is more than a quarter above all that was seen or is forecast is not prepared
+        for: a load that often jumps from 3 to 12 does not jump to 48.
+
+        Raises:
+            PolicyInputError: a chance outside (0, 1).
+        """
+        if not 0 < chance < 1:
+            raise PolicyInputError(f"chance={chance}: must be above 0 and below 1")
+        peak = max(float(np.max(self.rates_rps)), LEAST_RPS)
+        errors = np.sort(self.backtest.errors)
+        if not len(errors):
+            return peak * SURPRISE
+        rank = min(math.ceil(chance * (len(errors) + 1)), len(errors))
+        most = max(peak, self.busiest_rps) * SURPRISE
+        return min(peak * math.exp(float(errors[rank - 1])), most)
+
+
+def choose(
+    history: LoadHistory,
+    horizon: int,
+    *,
+    forecasters: Sequence[Forecaster] = FORECASTERS,
+    origins: int = NUM_ORIGINS,
+) -> tuple[Forecaster, Backtest]:
+    """The forecaster with the smallest error on this history; the constant unless another errs
+    less by ``LEAST_GAIN``. Who needs more history than there was at the first origin is left out.
+    """
+    at = _origins(len(history), horizon, origins)
+    best, least = CONSTANT, backtest(CONSTANT, history, horizon, at)
+    limit = least.score * (1 - LEAST_GAIN)
+    for forecaster in forecasters:
+        if forecaster is CONSTANT or not at or forecaster.needs(history.slot_s) > at[0]:
+            continue
+        tried = backtest(forecaster, history, horizon, at)
+        if tried.score < min(limit, least.score):
+            best, least = forecaster, tried
+    return best, least
+
+
+def backtest(
+    forecaster: Forecaster, history: LoadHistory, horizon: int, at: Sequence[int]
+) -> Backtest:
+    """Let ``forecaster`` predict from the first ``at[i]`` slots, and compare with what came."""
+    errors = [
+        _log(np.max(history.rates_rps[t : t + horizon]))
+        - _log(np.max(forecaster.predict(history.until(t), horizon)))
+        for t in at
+    ]
+    return Backtest(forecaster=forecaster.name, errors=np.array(errors))
+
+
+def _origins(total: int, horizon: int, most: int) -> list[int]:
+    """Lengths of history to predict from: evenly over the last third, each with a horizon after."""
+    first, last = max(1, 2 * total // 3), total - horizon
+    if last < first:
+        return []
+    at = np.linspace(first, last, min(most, last - first + 1))
+    return sorted({int(t) for t in at})
+
+
+def forecast(
+    history: LoadHistory, horizon: int, *, chosen: tuple[Forecaster, Backtest] | None = None
+) -> Forecast | None:
+    """Rates of the next ``horizon`` slots; None without any history. ``chosen``: by whom, where
+    that was decided before."""
+    if not len(history):
+        return None
+    forecaster, judged = chosen or choose(history, horizon)
+    if forecaster.needs(history.slot_s) > len(history):
+        forecaster = CONSTANT
+    return Forecast(
+        rates_rps=forecaster.predict(history, horizon),
+        slot_s=history.slot_s,
+        busiest_rps=float(np.max(history.rates_rps)),
+        backtest=judged,
+    )
+
+
+def _log(rate_rps: float) -> float:
+    return math.log(max(float(rate_rps), LEAST_RPS))

@@ -1,0 +1,41 @@
+"""What going from the plan in force to each entry of a capacity table would take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from engine.spec.inventory import Inventory
+from engine.spec.model import ModelConfig
+from engine.spec.plan import ParallelPlan
+from engine.transition.planning import Slot, Transition, plan_transition
+from policies.capacity_loop import SwitchCost
+from policies.capacity_table import CapacityTable
+
+# Seconds that ranks of a plan take from their start until they can serve.
+StartSeconds = Callable[[ParallelPlan], float]
+
+
+def switch_costs(
+    table: CapacityTable,
+    plan: ParallelPlan,
+    serving: Sequence[Slot],
+    *,
+    inventory: Inventory,
+    model: ModelConfig,
+    start_s: StartSeconds,
+) -> tuple[SwitchCost, ...]:
+    """Of going from ``plan``, whose replicas are in the slots ``serving``, to each entry."""
+    return tuple(
+        _cost(
+            plan_transition(plan, serving, target, inventory=inventory, model=model),
+            start_s(target),
+        )
+        for target in (entry.settings.plan for entry in table.entries)
+    )
+
+
+def _cost(way: Transition, start_s: float) -> SwitchCost:
+    """Replicas that start one after the other take as many times as long; where none serves
+    meanwhile, requests wait for all of it."""
+    ready_s = start_s * way.num_starts
+    return SwitchCost(ready_s=ready_s, away_s=0.0 if way.least_ranks else ready_s)

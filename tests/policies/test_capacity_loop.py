@@ -1,0 +1,178 @@
+"""The slow loop: as many devices as the load needs, never back and forth, never for nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies.capacity_loop import (
+    CapacityDecision,
+    CapacityLimits,
+    CapacityReason,
+    CapacityState,
+    SwitchCost,
+    decide_capacity,
+)
+from policies.decision import Action
+from policies.errors import PolicyInputError
+from tests.policies.capacity import RATE_OF_ONE_RPS, ahead, entry, table
+
+TABLE = table()
+TURN_S = 180.0
+quick = CapacityLimits(dwell_s=0.0, min_interval_s=0.0, max_per_h=1000)
+
+
+def state(rate_rps: float, replicas: int, **extra: object) -> CapacityState:
+    known: dict[str, object] = {
+        "table": TABLE,
+        "now_s": 10_000.0,
+        "current": entry(replicas),
+        "forecast": ahead(rate_rps),
+        "observed_rps": rate_rps,
+    }
+    return CapacityState(**{**known, **extra})  # type: ignore[arg-type]
+
+
+def play(
+    rates: Sequence[float], *, limits: CapacityLimits, replicas: int = 1, every_s: float = TURN_S
+) -> list[CapacityDecision]:
+    """Decisions one after the other, each put in force at once."""
+    turn, decisions = state(rates[0], replicas, now_s=0.0, limits=limits), []
+    for nth, rate in enumerate(rates):
+        turn = replace(turn, now_s=nth * every_s, forecast=ahead(rate), observed_rps=rate)
+        decision = decide_capacity(turn)
+        decisions.append(decision)
+        turn = replace(turn, memory=decision.memory, current=decision.entry)
+    return decisions
+
+
+def test_more_load_takes_the_cheapest_entry_that_carries_it() -> None:
+    decision = decide_capacity(state(5.0, 1))
+    assert (decision.action, decision.reason) == (Action.MOVE, CapacityReason.LOAD_UP)
+    assert decision.entry == entry(3)
+
+
+def test_the_margin_of_the_forecast_is_held_too() -> None:
+    """Peaks were a fifth above the forecast before: what just fits the forecast does not do."""
+    decision = decide_capacity(state(3.9, 2, forecast=ahead(3.9, error=math.log(1.2))))
+    assert decision.entry == entry(3)
+
+
+def test_a_load_that_is_there_counts_whatever_was_forecast() -> None:
+    decision = decide_capacity(state(1.0, 1, observed_rps=5.0))
+    assert decision.entry == entry(3)
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        ({"forecast": None}, CapacityReason.NO_DATA),
+        ({"observed_rps": None}, CapacityReason.NO_DATA),
+        ({"age_s": 600.0}, CapacityReason.STALE_DATA),
+    ],
+)
+def test_no_data_is_not_silence(extra: dict[str, object], reason: CapacityReason) -> None:
+    decision = decide_capacity(state(0.1, 4, **extra, limits=quick))
+    assert (decision.action, decision.reason) == (Action.HOLD, reason)
+
+
+def test_devices_are_given_back_after_the_dwell_time_only() -> None:
+    limits = CapacityLimits(dwell_s=600.0, min_interval_s=0.0)
+    decisions = play([1.0] * 6, limits=limits, replicas=4)
+    assert [d.reason for d in decisions[:4]] == [CapacityReason.DWELL] * 4
+    assert decisions[4].reason is CapacityReason.LOAD_DOWN
+    assert decisions[4].entry == entry(1)
+
+
+def test_a_peak_on_the_way_starts_the_dwell_time_anew() -> None:
+    limits = CapacityLimits(dwell_s=600.0, min_interval_s=0.0)
+    decisions = play([1.0, 1.0, 7.5, 1.0, 1.0, 1.0], limits=limits, replicas=4)
+    assert all(d.action is Action.HOLD for d in decisions)
+
+
+def test_a_window_that_missed_never_gives_devices_back() -> None:
+    decision = decide_capacity(state(1.0, 4, is_sla_met=False, limits=quick))
+    assert decision.action is Action.HOLD
+
+
+@given(st.floats(0.1, 7.9), st.integers(1, 4))
+def test_a_constant_load_changes_capacity_once_at_most(rate: float, replicas: int) -> None:
+    limits = CapacityLimits(dwell_s=300.0, min_interval_s=0.0, max_per_h=1000)
+    decisions = play([rate] * 20, limits=limits, replicas=replicas)
+    assert sum(d.action is Action.MOVE for d in decisions) <= 1
+    assert decisions[-1].entry.low_rps >= rate
+
+
+@given(st.lists(st.floats(0.0, 20.0), min_size=1, max_size=60), st.integers(1, 4))
+def test_guards_and_devices_hold_whatever_the_load(rates: list[float], per_h: int) -> None:
+    limits = CapacityLimits(max_per_h=per_h, min_interval_s=240.0, dwell_s=0.0, max_devices=3)
+    decisions = play(rates, limits=limits)
+    moves = [nth * TURN_S for nth, d in enumerate(decisions) if d.action is Action.MOVE]
+    assert all(later - before >= 240.0 for before, later in pairwise(moves))
+    assert all(sum(at - 3600 < other <= at for other in moves) <= per_h for at in moves)
+    assert all(d.entry.num_devices <= 3 for d in decisions)
+
+
+def test_a_square_wave_does_not_make_capacity_swing() -> None:
+    """Two minutes high, two minutes low: what carries the high part stays."""
+    rates = [6.0 if nth // 2 % 2 else 1.0 for nth in range(60)]
+    decisions = play(rates, limits=CapacityLimits(), every_s=60.0)
+    assert sum(d.action is Action.MOVE for d in decisions) == 1
+
+
+def test_beyond_the_table_the_largest_serves_and_the_rest_is_turned_away() -> None:
+    decision = decide_capacity(state(20.0, 4))
+    assert decision.action is Action.RAISE_CONDITION
+    assert decision.reason is CapacityReason.BEYOND_TABLE
+    assert decision.admit_rps == 4 * RATE_OF_ONE_RPS
+    grown = decide_capacity(state(20.0, 1))
+    assert (grown.action, grown.entry) == (Action.MOVE, entry(4))
+
+
+def test_a_change_that_costs_more_than_it_gains_is_left_out() -> None:
+    """One slot of overload, and ranks would be away for longer than that."""
+    forecast = ahead(2.1, 1.0, 1.0, 1.0, 1.0)
+    costs = (SwitchCost(), *[SwitchCost(ready_s=300.0, away_s=300.0)] * 3)
+    short = state(1.0, 1, forecast=forecast, costs=costs)
+    assert decide_capacity(short).reason is CapacityReason.NOT_WORTH_IT
+    lasting = replace(short, forecast=ahead(*[3.0] * 30))
+    assert decide_capacity(lasting).action is Action.MOVE
+    side_by_side = replace(short, costs=tuple(SwitchCost(ready_s=300.0) for _ in range(4)))
+    assert decide_capacity(side_by_side).action is Action.MOVE
+
+
+def test_nobody_waits_so_that_devices_are_saved() -> None:
+    costs = (SwitchCost(ready_s=30.0, away_s=30.0),) * 4
+    decision = decide_capacity(state(1.0, 4, costs=costs, limits=quick))
+    assert decision.reason is CapacityReason.NOT_WORTH_IT
+
+
+def test_an_engine_that_carries_less_than_its_table_says_gets_more() -> None:
+    turn = state(1.8, 1, is_sla_met=False, now_s=0.0)
+    for nth in range(10):
+        turn = replace(turn, now_s=nth * TURN_S)
+        decision = decide_capacity(turn)
+        if decision.action is Action.MOVE:
+            break
+        turn = replace(turn, memory=decision.memory)
+    assert decision.reason is CapacityReason.SLA_MISSED
+    assert decision.entry == entry(2)
+    assert 0.5 <= decision.memory.correction < 1
+
+
+def test_the_queue_that_an_overload_left_is_not_the_tables_error() -> None:
+    over = decide_capacity(state(3.0, 1, limits=replace(quick, max_devices=1)))
+    after = state(1.5, 1, is_sla_met=False, now_s=10_030.0, memory=over.memory)
+    assert decide_capacity(after).memory.correction == 1.0
+
+
+@pytest.mark.parametrize("limit", [{"chance": 1.0}, {"headroom": -0.1}, {"max_per_h": 0}])
+def test_limits_that_cannot_be_are_refused(limit: dict[str, float]) -> None:
+    with pytest.raises(PolicyInputError, match=next(iter(limit))):
+        CapacityLimits(**limit)  # type: ignore[arg-type]

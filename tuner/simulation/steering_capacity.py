@@ -1,0 +1,206 @@
+"""The slow loop at the wheel of a simulated run: the live windows, forecasts and decisions."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.spec.inventory import Inventory, RankKind
+from engine.spec.measurement import Fidelity
+from engine.spec.model import ModelConfig
+from engine.transition.planning import first_slots
+from policies.capacity_loop import (
+    CapacityDecision,
+    CapacityLimits,
+    CapacityMemory,
+    CapacityState,
+    SwitchCost,
+    decide_capacity,
+)
+from policies.capacity_table import CapacityTable, CarriedRate
+from policies.decision import Action, LoadWindow
+from policies.forecast import Forecast, choose, forecast
+from policies.load_history import SLOT_S, LoadHistory, LoadSlot
+from policies.observation import Observation, TrafficWindow, join_windows
+from policies.switch_costs import StartSeconds, switch_costs
+from tuner.simulation.steering import RunView, SettingsChange, Turn
+from tuner.spec.errors import TunerError
+
+# The control plane's defaults.
+LOOK_S = 5.0
+SLOW_S = 180.0
+WINDOW_S = 30.0
+# Slots that a forecast looks ahead: the wait for the next turn, and a start.
+HORIZON_SLOTS = 5
+# The forecaster is chosen anew after this long.
+CHOOSE_EVERY_S = 900.0
+MIN_REQUESTS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapacityTurn:
+    """One decision of a run: when, what, and what was seen then."""
+
+    now_s: float
+    decision: CapacityDecision
+    forecast: Forecast | None
+    observation: Observation | None
+
+
+class CapacitySteering:
+    """Asks ``policies.capacity_loop.decide_capacity`` every ``slow_s``, and at once where a window
+    misses the SLA or brings more than the entry in force carries.
+
+    ``past``: rates f8[N] of the slots before the run, in requests of the table's mix. ``turns`` has
+    every decision of the last run.
+
+    Raises:
+        TunerError: a start plan that the table does not have, when the run asks.
+    """
+
+    def __init__(
+        self,
+        *,
+        table: CapacityTable,
+        model: ModelConfig,
+        devices: int,
+        start_s: StartSeconds,
+        limits: CapacityLimits | None = None,
+        past: Sequence[float] = (),
+        slow_s: float = SLOW_S,
+    ) -> None:
+        self.turns: list[CapacityTurn] = []
+        self._table = table
+        self._model = model
+        self._inventory = Inventory(kind=RankKind.PACED, max_ranks=devices)
+        self._start_s = start_s
+        self._limits = limits or CapacityLimits(max_devices=devices)
+        self._past = tuple(past)
+        self._slow_s = slow_s
+        self.first_s()
+
+    @property
+    def moves(self) -> list[CapacityTurn]:
+        """The decisions that changed the entry in force."""
+        return [turn for turn in self.turns if turn.decision.action is Action.MOVE]
+
+    def first_s(self) -> float:
+        """Forget the run before."""
+        self.turns = []
+        self._windows: deque[TrafficWindow] = deque(maxlen=max(1, round(WINDOW_S / LOOK_S)))
+        self._slots: list[LoadSlot] = []
+        self._memory = CapacityMemory()
+        self._asked_s = self._num_inside = 0.0
+        self._decided_s = -self._slow_s
+        self._chosen_s: float | None = None
+        self._lengths = self._table.mix
+        return LOOK_S
+
+    def ask(self, now_s: float, view: RunView) -> Turn:
+        self._look(now_s, view)
+        next_s = now_s + LOOK_S
+        if view.is_reshaping:
+            return Turn(change=None, next_s=next_s)
+        seen = join_windows(self._windows, self._table.sla, age_s=0.0, fidelity=Fidelity.SIMULATED)
+        current = self._entry(view)
+        observed_rps = None if seen is None else self._rate_rps(seen.load)
+        is_met = None
+        if seen is not None and seen.load.num_requests >= MIN_REQUESTS:
+            is_met = seen.load.is_sla_met
+        is_urgent = is_met is False or (observed_rps or 0.0) > current.low_rps
+        if now_s - self._decided_s < (WINDOW_S if is_urgent else self._slow_s):
+            return Turn(change=None, next_s=next_s)
+        self._decided_s = now_s
+        ahead = self._forecast(now_s)
+        decision = decide_capacity(
+            CapacityState(
+                table=self._table,
+                now_s=now_s,
+                current=current,
+                forecast=ahead,
+                observed_rps=observed_rps,
+                is_sla_met=is_met,
+                costs=self._costs(view),
+                memory=self._memory,
+                limits=self._limits,
+            )
+        )
+        self._memory = decision.memory
+        self.turns.append(
+            CapacityTurn(now_s=now_s, decision=decision, forecast=ahead, observation=seen)
+        )
+        if decision.action is not Action.MOVE:
+            return Turn(change=None, next_s=next_s)
+        change = SettingsChange.between(
+            view.settings,
+            decision.entry.settings,
+            envelope=view.envelope,
+            reshape_s=self._start_s,
+            held=view.held_plan,
+        )
+        return Turn(change=change, next_s=next_s)
+
+    def _entry(self, view: RunView) -> CarriedRate:
+        for entry in self._table.entries:
+            if entry.settings.plan == view.settings.plan:
+                return entry
+        raise TunerError(f"plan {view.settings.plan} is in no entry of the capacity table")
+
+    def _costs(self, view: RunView) -> tuple[SwitchCost, ...]:
+        plan = view.held_plan
+        return switch_costs(
+            self._table,
+            plan,
+            first_slots(plan),
+            inventory=self._inventory,
+            model=self._model,
+            start_s=self._start_s,
+        )
+
+    def _forecast(self, now_s: float) -> Forecast | None:
+        now = LoadHistory.of(self._slots, mix=self._table.mix)
+        history = LoadHistory(rates_rps=np.concatenate([self._past, now.rates_rps]))
+        if not len(history):
+            return None
+        if self._chosen_s is None or now_s - self._chosen_s >= CHOOSE_EVERY_S:
+            self._chosen, self._chosen_s = choose(history, HORIZON_SLOTS), now_s
+        return forecast(history, HORIZON_SLOTS, chosen=self._chosen)
+
+    def _rate_rps(self, load: LoadWindow) -> float:
+        """Of requests of the table's mix."""
+        inputs, outputs = load.mean_input_tokens, load.mean_output_tokens
+        self._lengths = (inputs or self._lengths[0], outputs or self._lengths[1])
+        return load.rate_rps * max(
+            own / mix for own, mix in zip(self._lengths, self._table.mix, strict=True)
+        )
+
+    def _look(self, now_s: float, view: RunView) -> None:
+        """Keep the window since the last look; arrivals are counted as an engine's agent does."""
+        ended = tuple(view.timings_since(self._asked_s))
+        inside = view.num_running + view.num_waiting
+        arrived = max(0, inside - int(self._num_inside) + len(ended))
+        self._windows.append(
+            TrafficWindow(window_s=now_s - self._asked_s, num_arrived=arrived, timings=ended)
+        )
+        self._add_to_slot(now_s, arrived)
+        self._asked_s, self._num_inside = now_s, inside
+
+    def _add_to_slot(self, now_s: float, arrived: int) -> None:
+        """Tokens are those of the arrivals, at the mean lengths of what ended last."""
+        start_s = (self._asked_s // SLOT_S) * SLOT_S
+        before = None
+        if self._slots and self._slots[-1].start_s == start_s:
+            before = self._slots.pop()
+        self._slots.append(
+            LoadSlot(
+                start_s=start_s,
+                seen_s=(before.seen_s if before else 0.0) + now_s - self._asked_s,
+                requests=(before.requests if before else 0.0) + arrived,
+                input_tokens=(before.input_tokens if before else 0.0) + arrived * self._lengths[0],
+                output_tokens=(before.output_tokens if before else 0.0)
+                + arrived * self._lengths[1],
+            )
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from engine.spec.plan import ParallelPlan
 from policies.capacity_table import CapacityTable, CarriedRate, cheapest
 from policies.decision import Action
 from policies.errors import PolicyInputError
@@ -37,6 +38,7 @@ class CapacityReason(StrEnum):
     GUARD_INTERVAL = "guard_interval"
     GUARD_PER_HOUR = "guard_per_hour"
     NOT_WORTH_IT = "not_worth_it"
+    DRIFT_PAUSED = "drift_paused"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +101,16 @@ class CapacityMemory:
     ``changes_s``: when capacity was changed in the last hour. ``lower_since_s``: since when fewer
     devices would do. ``overloaded_s``: when more came last than the entry in force carries.
     ``correction``: the share of the table's rates that this engine was seen to carry, from 0.5
-    to 1.
+    to 1. ``commanded``: the plan that should be in force. ``decided_s``: when it was looked at
+    last.
     """
 
     changes_s: tuple[float, ...] = ()
     lower_since_s: float | None = None
     overloaded_s: float | None = None
     correction: float = 1.0
+    commanded: ParallelPlan | None = None
+    decided_s: float | None = None
 
     @property
     def changed_s(self) -> float | None:
@@ -144,7 +149,7 @@ class CapacityDecision:
     """Which entry should be in force. ``needed_rps``: what it has to carry, headroom included.
 
     ``admit_rps``: the rate above which requests should be turned away, where the load is beyond
-    everything that the table carries; None: no need.
+    everything that the table carries; None: no need. ``memory`` goes into the next state.
     """
 
     action: Action
@@ -155,15 +160,27 @@ class CapacityDecision:
     memory: CapacityMemory
 
 
+def is_due(
+    memory: CapacityMemory, now_s: float, *, is_urgent: bool, slow_s: float, urgent_s: float
+) -> bool:
+    """Whether to decide now: after ``slow_s``, or ``urgent_s`` where the SLA is missed or more
+    comes than the entry in force carries."""
+    last_s = memory.decided_s
+    return last_s is None or now_s - last_s >= (urgent_s if is_urgent else slow_s)
+
+
 def decide_capacity(state: CapacityState) -> CapacityDecision:
     """One turn of the slow loop.
 
     Without fresh data everything stays: an outage of metrics is not silence. More devices are
     taken as soon as the forecast needs them and a change is worth what it costs; fewer only when
     they would have done for the dwell time. A load that no entry carries gets the largest, a
-    raised condition and the rate to admit; it never changes anything twice.
+    raised condition and the rate to admit. Where somebody else put another plan in force, it waits
+    until a recommendation is applied again.
     """
     state = _remember(state)
+    if state.memory.commanded != state.current.settings.plan:
+        return _hold(state, CapacityReason.DRIFT_PAUSED, None)
     if state.forecast is None or state.observed_rps is None:
         return _hold(state, CapacityReason.NO_DATA, None)
     if state.age_s > state.limits.max_data_age_s:
@@ -189,7 +206,8 @@ def _remember(state: CapacityState) -> CapacityState:
     """
     memory, limits = state.memory, state.limits
     recent = tuple(at_s for at_s in memory.changes_s if state.now_s - at_s < HOUR_S)
-    memory = replace(memory, changes_s=recent)
+    commanded = memory.commanded or state.current.settings.plan
+    memory = replace(memory, changes_s=recent, commanded=commanded, decided_s=state.now_s)
     if state.observed_rps is None or state.age_s > limits.max_data_age_s:
         return replace(state, memory=memory)
     share = state.observed_rps / state.current.low_rps
@@ -313,7 +331,10 @@ def _move(
     state: CapacityState, entry: CarriedRate, reason: CapacityReason, needed_rps: float
 ) -> CapacityDecision:
     memory = replace(
-        state.memory, changes_s=(*state.memory.changes_s, state.now_s), lower_since_s=None
+        state.memory,
+        changes_s=(*state.memory.changes_s, state.now_s),
+        lower_since_s=None,
+        commanded=entry.settings.plan,
     )
     return CapacityDecision(
         action=Action.MOVE,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.spec.errors import EngineError
+from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.constraint import Constraint
 from policies.errors import PolicyInputError
@@ -111,6 +112,10 @@ class CapacityTable:
     def mix(self) -> tuple[float, float]:
         """Mean input and output tokens of the requests that the rates are of."""
         return (self.mean_input_tokens, self.mean_output_tokens)
+
+    def find(self, plan: ParallelPlan) -> CarriedRate | None:
+        """The entry of this plan; None: it has none."""
+        return next((entry for entry in self.entries if entry.settings.plan == plan), None)
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -93,6 +93,23 @@ class Schedule:
     def plan(self) -> ParallelPlan:
         """The plan of all its bands."""
         return self.bands[0].settings.plan
+
+    def with_replicas(self, dp: int) -> Schedule:
+        """The schedule of as many replicas of the same kind: each keeps its share of the load."""
+        factor = dp / self.plan.dp
+        plan = replace(self.plan, dp=dp)
+        return replace(
+            self,
+            bands=tuple(
+                replace(
+                    band,
+                    rate_rps_low=band.rate_rps_low * factor,
+                    rate_rps_high=band.rate_rps_high * factor,
+                    settings=replace(band.settings, plan=plan),
+                )
+                for band in self.bands
+            ),
+        )
 
     def group(self, mix: tuple[float, float]) -> tuple[int, ...]:
         """Indices of the bands of one mix, lowest rate first."""

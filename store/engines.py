@@ -14,7 +14,13 @@ from store.models import EngineRow, Heartbeat
 from store.models.base import Json, JsonList, utc_now
 from store.paging import Page, PageRequest, fetch_page
 
-LONG_COLUMNS = (EngineRow.capabilities, EngineRow.schedule, EngineRow.control_memory)
+LONG_COLUMNS = (
+    EngineRow.capabilities,
+    EngineRow.schedule,
+    EngineRow.control_memory,
+    EngineRow.capacity_table,
+    EngineRow.capacity_memory,
+)
 BEATS = cast("sa.Table", Heartbeat.__table__)
 ENGINES = cast("sa.Table", EngineRow.__table__)
 # Made once and without objects: hundreds of heartbeats come in a second.
@@ -113,8 +119,9 @@ class EngineRepository:
         return fetch_page(self._session, query, EngineRow.id, page, newest_first=False)
 
     def list_scheduled(self) -> Sequence[EngineRow]:
-        """Engines the controller works on: those with a schedule."""
-        query = sa.select(EngineRow).where(EngineRow.schedule.is_not(None)).order_by(EngineRow.id)
+        """Engines the controller works on: those with a schedule or a capacity table."""
+        has_work = EngineRow.schedule.is_not(None) | EngineRow.capacity_table.is_not(None)
+        query = sa.select(EngineRow).where(has_work).order_by(EngineRow.id)
         return self._session.scalars(query).all()
 
     def list_alive(self, *, since: datetime) -> Sequence[EngineRow]:

@@ -27,6 +27,7 @@ from store.errors import StoreError
 from store.idempotency import IdempotencyRepository
 from store.jobs import JobRepository
 from store.keys import KeyRepository
+from store.loads import LoadRepository
 from store.locks import AdvisoryLock, FileLock, NamedLock
 from store.models import ApiKey
 from store.policies import PolicyRepository
@@ -83,6 +84,10 @@ class UnitOfWork:
     @cached_property
     def engines(self) -> EngineRepository:
         return EngineRepository(self.session)
+
+    @cached_property
+    def loads(self) -> LoadRepository:
+        return LoadRepository(self.session)
 
     @cached_property
     def policies(self) -> PolicyRepository:

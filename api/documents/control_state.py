@@ -8,10 +8,13 @@ from datetime import datetime
 from typing import Any
 
 from engine.spec.measurement import Fidelity, Outcome, RequestTiming
+from engine.spec.plan import parse_plan
 from engine.spec.settings import Settings
+from policies.capacity_loop import CapacityMemory
 from policies.controller import ControlMemory
 from policies.decision import SmoothedLoad
 from policies.errors import PolicyInputError
+from policies.load_history import SLOT_S, LoadSlot
 from policies.observation import Observation, TrafficWindow, join_windows
 from policies.sla import Sla
 from store.models import Heartbeat
@@ -56,6 +59,59 @@ def memory_from_json(document: Mapping[str, Any] | None) -> ControlMemory:
         changed_s=document["changed_s"],
         misses=document["misses"],
     )
+
+
+def capacity_to_json(memory: CapacityMemory) -> Json:
+    """The slow loop's memory as JSON."""
+    commanded = memory.commanded
+    return asdict(memory) | {"commanded": None if commanded is None else str(commanded)}
+
+
+def capacity_from_json(document: Mapping[str, Any] | None) -> CapacityMemory:
+    """Read what :func:`capacity_to_json` wrote; nothing kept is an empty memory."""
+    if not document:
+        return CapacityMemory()
+    commanded = document["commanded"]
+    return CapacityMemory(
+        **{
+            **document,
+            "changes_s": tuple(document["changes_s"]),
+            "commanded": None if commanded is None else parse_plan(commanded).plan,
+        }
+    )
+
+
+def load_slots(heartbeats: Sequence[Heartbeat]) -> dict[int, LoadSlot]:
+    """What arrived, by the minute in which a heartbeat came, as seconds of Unix time.
+
+    Tokens are those of the arrivals, at the mean lengths of what ended in the minute (or in the
+    one before, where nothing did).
+    """
+    minutes: dict[int, list[Heartbeat]] = {}
+    for beat in heartbeats:
+        start_s = int(beat.received_at.timestamp() // SLOT_S * SLOT_S)
+        minutes.setdefault(start_s, []).append(beat)
+    slots, lengths = {}, (0.0, 0.0)
+    for start_s, beats in sorted(minutes.items()):
+        arrived = float(sum(beat.arrived for beat in beats))
+        lengths = _mean_lengths(beats) or lengths
+        slots[start_s] = LoadSlot(
+            start_s=start_s,
+            seen_s=sum(beat.window_s for beat in beats),
+            requests=arrived,
+            input_tokens=arrived * lengths[0],
+            output_tokens=arrived * lengths[1],
+        )
+    return slots
+
+
+def _mean_lengths(beats: Sequence[Heartbeat]) -> tuple[float, float] | None:
+    requests = [request for beat in beats for request in beat.requests]
+    if not requests:
+        return None
+    inputs = sum(request["input_tokens"] for request in requests)
+    outputs = sum(len(request["token_ms"]) for request in requests)
+    return inputs / len(requests), outputs / len(requests)
 
 
 def _read_smoothed(document: Mapping[str, Any] | None) -> SmoothedLoad | None:

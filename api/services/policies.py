@@ -252,9 +252,10 @@ def adopt(
 
 
 def _put_in_force(engine: EngineRow, row: PolicyVersion, in_force: Settings) -> None:
-    """Make SLA, recommendation and schedule of a version those of the engine.
+    """Make SLA, recommendation, schedule and capacity table of a version those of the engine.
 
-    With another recommendation or schedule the controller starts afresh, from what runs now.
+    With others the controller starts afresh, from what runs now; the slow loop also where a
+    recommendation was applied again.
     """
     control = row.control or {}
     found = (control.get("recommendation_id"), control.get("schedule"))
@@ -263,6 +264,8 @@ def _put_in_force(engine: EngineRow, row: PolicyVersion, in_force: Settings) -> 
         engine.recommendation_id, engine.schedule = found
         memory = ControlMemory(commanded=in_force, changed_s=utc_now().timestamp())
         engine.control_memory = memory_to_json(memory)
+    if control.get("capacity_table") != engine.capacity_table or row.origin == "recommendation":
+        engine.capacity_table, engine.capacity_memory = control.get("capacity_table"), None
 
 
 def _find_applied(uow: UnitOfWork, engine: EngineRow, *, before: int) -> PolicyVersion | None:

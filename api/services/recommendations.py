@@ -53,9 +53,13 @@ def apply(
             "cost_model": recommendation.cost_model_id,
         },
     )
+    envelope = envelope_in(engine.envelope)
     control = {
         "recommendation_id": recommendation.id,
-        "schedule": _within_envelope(recommendation.schedule, envelope_in(engine.envelope)),
+        "schedule": _within_envelope(recommendation.schedule, envelope, part="bands"),
+        "capacity_table": _within_envelope(
+            recommendation.document.get("capacity_table"), envelope, part="entries"
+        ),
     }
     by = Authorship(caller=caller, origin="recommendation", reason=reason)
     return policies.write(uow, engine, before, after, by, control=control, is_dry_run=is_dry_run)
@@ -83,13 +87,13 @@ def _recommended(uow: UnitOfWork, recommendation_id: str) -> RecommendationRow:
     return found
 
 
-def _within_envelope(schedule: Json | None, envelope: Caps) -> Json | None:
-    """The schedule with every band's caps cut to what the engine was started with."""
-    if schedule is None:
+def _within_envelope(document: Json | None, envelope: Caps, *, part: str) -> Json | None:
+    """A schedule or capacity table whose caps are cut to what the engine was started with."""
+    if document is None:
         return None
-    cut = copy.deepcopy(schedule)
-    for band in cut["bands"]:
-        caps = band["settings"]["caps"]
+    cut = copy.deepcopy(document)
+    for entry in cut[part]:
+        caps = entry["settings"]["caps"]
         for name in ("max_num_seqs", "max_num_batched_tokens"):
             caps[name] = min(caps[name], getattr(envelope, name))
     return cut

@@ -25,7 +25,8 @@ class EngineRow(Base):
     ``recommendation_id``, ``schedule`` and ``sla`` are those of the version in force: they change
     when the engine says that it applied a version. The controller works on engines that have
     them; it keeps its memory between decisions in ``control_memory``, and what it saw last in
-    ``live_window``. ``credential_hash`` is the SHA-256 of what the engine proves its identity
+    ``live_window``. ``capacity_table`` is what its slow loop chooses from, with a memory of its own
+    in ``capacity_memory``. ``credential_hash`` is the SHA-256 of what the engine proves its identity
     with; None: an engine of an earlier version.
     """
 
@@ -52,6 +53,8 @@ class EngineRow(Base):
     sla: Mapped[str | None] = mapped_column(sa.Text)
     control_memory: Mapped[Json | None]
     live_window: Mapped[Json | None]
+    capacity_table: Mapped[Json | None]
+    capacity_memory: Mapped[Json | None]
     registered_at: Mapped[datetime] = mapped_column(default=utc_now)
     last_heartbeat_at: Mapped[datetime | None]
 
@@ -75,11 +78,29 @@ class Heartbeat(Base):
     received_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)
 
 
+class EngineLoad(Base):
+    """What arrived at an engine in one minute: the history that forecasts are made from.
+
+    ``start_s`` is Unix time, a multiple of 60; ``seen_s`` of the minute are known.
+    """
+
+    __tablename__ = "engine_loads"
+
+    engine_id: Mapped[str] = mapped_column(
+        sa.ForeignKey("engines.id", ondelete="CASCADE"), primary_key=True
+    )
+    start_s: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
+    seen_s: Mapped[float]
+    requests: Mapped[float]
+    input_tokens: Mapped[float]
+    output_tokens: Mapped[float]
+
+
 class PolicyVersion(Base):
     """One version of an engine's policy document, and what the engine said about it.
 
-    ``control`` is what goes in force with it at the service: ``recommendation_id`` and
-    ``schedule``; None where neither was ever given.
+    ``control`` is what goes in force with it at the service: ``recommendation_id``, ``schedule``
+    and ``capacity_table``; None where none was ever given.
     """
 
     __tablename__ = "policy_versions"

@@ -19,6 +19,7 @@ from policies.capacity_loop import (
     CapacityState,
     SwitchCost,
     decide_capacity,
+    is_due,
 )
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.decision import Action, LoadWindow
@@ -94,7 +95,6 @@ class CapacitySteering:
         self._slots: list[LoadSlot] = []
         self._memory = CapacityMemory()
         self._asked_s = self._num_inside = 0.0
-        self._decided_s = -self._slow_s
         self._chosen_s: float | None = None
         self._lengths = self._table.mix
         return LOOK_S
@@ -111,9 +111,10 @@ class CapacitySteering:
         if seen is not None and seen.load.num_requests >= MIN_REQUESTS:
             is_met = seen.load.is_sla_met
         is_urgent = is_met is False or (observed_rps or 0.0) > current.low_rps
-        if now_s - self._decided_s < (WINDOW_S if is_urgent else self._slow_s):
+        if not is_due(
+            self._memory, now_s, is_urgent=is_urgent, slow_s=self._slow_s, urgent_s=WINDOW_S
+        ):
             return Turn(change=None, next_s=next_s)
-        self._decided_s = now_s
         ahead = self._forecast(now_s)
         decision = decide_capacity(
             CapacityState(
@@ -144,10 +145,10 @@ class CapacitySteering:
         return Turn(change=change, next_s=next_s)
 
     def _entry(self, view: RunView) -> CarriedRate:
-        for entry in self._table.entries:
-            if entry.settings.plan == view.settings.plan:
-                return entry
-        raise TunerError(f"plan {view.settings.plan} is in no entry of the capacity table")
+        entry = self._table.find(view.settings.plan)
+        if entry is None:
+            raise TunerError(f"plan {view.settings.plan} is in no entry of the capacity table")
+        return entry
 
     def _costs(self, view: RunView) -> tuple[SwitchCost, ...]:
         plan = view.held_plan

@@ -1,1 +1,1 @@
-"""From one plan to the next: which replicas start and leave, where, in which order, at what price."""
+"""From one plan to the next: which replicas start and leave, where, when, at what price."""

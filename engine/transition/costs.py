@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from engine.spec.errors import PolicyError
 from engine.spec.plan import ParallelPlan
@@ -35,6 +36,9 @@ class TransitionLimits:
             raise PolicyError(f"most_ranks={self.most_ranks}: must be at least 1")
 
 
+DEFAULT_LIMITS = TransitionLimits()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Took:
     """What one transition took: ``start_s`` until its last new replica served, ``drain_s`` spent
@@ -42,12 +46,24 @@ class Took:
     """
 
     way: Way
-    peak_ranks: int
-    least_ranks: int
+    peak_devices: int
+    least_devices: int
     seconds: float
     start_s: float
     drain_s: float
     carried: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is told to whoever asked for it."""
+        return {
+            "way": self.way.value,
+            "peak_devices": self.peak_devices,
+            "least_devices": self.least_devices,
+            "start_s": self.start_s,
+            "drain_s": self.drain_s,
+            "is_measured": True,
+            "carried": self.carried,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +87,18 @@ class PricedTransition:
 
     transition: Transition
     price: Price
+
+    def to_json(self) -> dict[str, Any]:
+        """As a dry run tells it; the keys of :meth:`Took.to_json`."""
+        return {
+            "way": self.transition.way.value,
+            "peak_devices": self.transition.peak_devices,
+            "least_devices": self.transition.least_devices,
+            "start_s": self.price.start_s,
+            "drain_s": self.price.drain_s,
+            "is_measured": self.price.is_measured,
+            "carried": None,
+        }
 
 
 @dataclass(kw_only=True)

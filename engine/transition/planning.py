@@ -53,14 +53,14 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Transition:
-    """The steps from one plan to another. ``peak_ranks`` are the most devices that are in use at
-    once, ``least_ranks`` the fewest that serve (0: requests wait).
+    """The steps from one plan to another. ``peak_devices`` are the most devices that are in use at
+    once, ``least_devices`` the fewest that serve (0: requests wait).
     """
 
     way: Way
     steps: tuple[Step, ...]
-    peak_ranks: int
-    least_ranks: int
+    peak_devices: int
+    least_devices: int
 
     @property
     def num_starts(self) -> int:
@@ -104,9 +104,9 @@ def plan_transition(
         way, least = Way.STOP_AND_CARRY, 0
     else:
         way = _way_of(steps, is_same=is_same)
-        least = _least_ranks(serving, steps)
+        least = _least_devices(serving, steps)
     return Transition(
-        way=way, steps=steps, peak_ranks=_peak_ranks(serving, steps), least_ranks=least
+        way=way, steps=steps, peak_devices=_peak_devices(serving, steps), least_devices=least
     )
 
 
@@ -205,7 +205,7 @@ def _way_of(steps: Sequence[Step], *, is_same: bool) -> Way:
     return Way.ROLLING if makes_place else Way.BLUE_GREEN
 
 
-def _peak_ranks(serving: Sequence[Slot], steps: Sequence[Step]) -> int:
+def _peak_devices(serving: Sequence[Slot], steps: Sequence[Step]) -> int:
     now = most = sum(slot.size for slot in serving)
     for step in steps:
         now += sum(slot.size for slot in step.start) - sum(slot.size for slot in step.retire)
@@ -213,7 +213,7 @@ def _peak_ranks(serving: Sequence[Slot], steps: Sequence[Step]) -> int:
     return most
 
 
-def _least_ranks(serving: Sequence[Slot], steps: Sequence[Step]) -> int:
+def _least_devices(serving: Sequence[Slot], steps: Sequence[Step]) -> int:
     now = least = sum(slot.size for slot in serving)
     for step in steps:
         now -= sum(slot.size for slot in step.retire)

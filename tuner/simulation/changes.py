@@ -152,7 +152,7 @@ class Changes:
         if turn.change is None:
             return False
         assert self._reshape is None, "no change is begun while ranks are away"
-        if not turn.change.needs_ranks:
+        if not turn.change.moves_ranks:
             self._set_hot(turn.change, now_s)
         elif self._fits(turn.change):
             self._begin(turn.change, now_s)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
-from engine.policy.document import KnobClass, check_envelope, classify
+from engine.policy.document import KnobClass, check_envelope, classify, moves_ranks
 from engine.spec.measurement import RequestTiming
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
@@ -85,13 +85,13 @@ class SettingsChange:
         classes = classify(old, new, envelope, held=held)
         if not classes:
             return None
-        change = cls(settings=new, classes=classes)
-        return replace(change, cost_s=reshape_s(new.plan)) if change.needs_ranks else change
+        cost_s = reshape_s(new.plan) if moves_ranks(classes) else 0.0
+        return cls(settings=new, classes=classes, cost_s=cost_s)
 
     @property
-    def needs_ranks(self) -> bool:
-        """Whether other ranks have to start or leave: a plan that is not a view of what is held."""
-        return self.classes.get("plan", KnobClass.HOT) is not KnobClass.HOT
+    def moves_ranks(self) -> bool:
+        """Whether ranks start or end for it."""
+        return moves_ranks(self.classes)
 
     @property
     def knob_class(self) -> KnobClass:

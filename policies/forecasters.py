@@ -136,4 +136,3 @@ FORECASTERS: tuple[Forecaster, ...] = (
     Fitted(name="arima", fit=_arima),
     Fitted(name="kalman", fit=_kalman),
 )
-

@@ -39,17 +39,21 @@ class LoadSlot:
             raise PolicyInputError(f"load slot: start_s={self.start_s}: must be finite")
 
     def rate_rps(self, mix: tuple[float, float] | None) -> float:
-        """Requests of ``mix`` a second that bring at least these input and output tokens.
-
-        The larger of the two ratios counts: a load of longer outputs than the mix has is no
-        smaller for having few inputs. A capacity that is known for one mix is so never taken for
-        more than it is. ``mix`` None: requests as they came.
-        """
+        """As :func:`rate_of`; ``mix`` None: requests as they came."""
         if not self.seen_s:
             return 0.0
         if mix is None:
             return self.requests / self.seen_s
-        return max(self.input_tokens / mix[0], self.output_tokens / mix[1]) / self.seen_s
+        return rate_of(self.input_tokens, self.output_tokens, mix) / self.seen_s
+
+
+def rate_of(input_tokens: float, output_tokens: float, mix: tuple[float, float]) -> float:
+    """Requests of ``mix`` that bring at least these input and output tokens.
+
+    The larger of the two ratios counts: a load of longer outputs than the mix has is no smaller
+    for having few inputs. A capacity that is known for one mix is so never taken for more.
+    """
+    return max(input_tokens / mix[0], output_tokens / mix[1])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

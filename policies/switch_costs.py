@@ -38,4 +38,4 @@ def _cost(way: Transition, start_s: float) -> SwitchCost:
     """Replicas that start one after the other take as many times as long; where none serves
     meanwhile, requests wait for all of it."""
     ready_s = start_s * way.num_starts
-    return SwitchCost(ready_s=ready_s, away_s=0.0 if way.least_ranks else ready_s)
+    return SwitchCost(ready_s=ready_s, away_s=0.0 if way.least_devices else ready_s)

@@ -10,6 +10,9 @@ from sqlalchemy.orm import Session
 from store.models import DecisionRow, MeasurementRow
 from store.paging import Page, PageRequest, fetch_page
 
+# How reasons of the slow loop begin.
+CAPACITY = "capacity_"
+
 
 class DecisionRepository:
     """Reads and writes decisions, and the measurements of live windows they rest on."""
@@ -22,10 +25,14 @@ class DecisionRepository:
         self._session.flush()
         return row
 
-    def find_last(self, engine_id: str) -> DecisionRow | None:
+    def find_last(self, engine_id: str, *, is_capacity: bool = False) -> DecisionRow | None:
+        """The newest decision of one of the two loops about an engine; those of the slow one have
+        reasons that begin with ``CAPACITY``."""
+        by_slow_loop = DecisionRow.reason.startswith(CAPACITY, autoescape=True)
         query = (
             sa.select(DecisionRow)
             .where(DecisionRow.engine_id == engine_id)
+            .where(by_slow_loop if is_capacity else ~by_slow_loop)
             .order_by(DecisionRow.id.desc())
             .limit(1)
         )

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import structlog
 
+from api.control.capacity import CapacityLoop
 from api.documents.control_state import memory_from_json, memory_to_json, observe
 from api.documents.live_window import LiveWindow
 from api.documents.policy import PolicyDocument, settings_in
@@ -39,7 +40,8 @@ PRUNE_PAUSE_S = 0.05
 
 
 class Controller:
-    """Picks the load band of each engine's schedule and moves its hot settings.
+    """Picks the load band of each engine's schedule and moves its hot settings; the slow loop
+    (:mod:`api.control.capacity`) comes first.
 
     Its memory lives in the engine's row, so a restarted service goes on where it was. Of the
     services that share a database one controls, since two would fight over cool-downs; when it
@@ -54,6 +56,7 @@ class Controller:
             settle_s=settings.control_window_s,
             cool_down_down_s=settings.cool_down_down_s,
         )
+        self._capacity = CapacityLoop(context)
         self._lead = context.database.lock("controller")
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -72,7 +75,7 @@ class Controller:
         self._lead.release()
 
     def tick(self) -> None:
-        """Look once at every engine with a schedule, and drop old heartbeats.
+        """Look once at every engine with a schedule or a capacity table, and drop old heartbeats.
 
         One engine's trouble stays its own.
         """
@@ -95,22 +98,25 @@ class Controller:
                 self.tick()
                 ticks += 1
                 if ticks % FORGET_EVERY_TICKS == 0:
-                    self._forget_answers()
+                    self._forget()
             except Exception:
                 # The loop outlives a database that is away for a while.
                 self._log.exception("controller tick failed")
 
     def _control(self, uow: UnitOfWork, engine: EngineRow) -> None:
-        if engine.schedule is None or engine.applied_version != engine.desired_version:
+        if engine.applied_version != engine.desired_version:
             return  # a change is still on its way
-        schedule = Schedule.from_json(engine.schedule)
-        in_force = settings_in(engine.effective_policy)
-        if in_force.plan != schedule.plan:
-            return  # the schedule is for another plan
         now = utc_now()
         since = now - timedelta(seconds=self._context.settings.control_window_s)
         sla = Sla.parse(engine.sla) if engine.sla else None
         seen = observe(uow.engines.list_heartbeats(engine.id, since=since), sla, now=now)
+        if self._capacity.turn(uow, engine, seen, now) or engine.schedule is None:
+            return
+        schedule = Schedule.from_json(engine.schedule)
+        in_force = settings_in(engine.effective_policy)
+        if in_force.plan.replica != schedule.plan.replica:
+            return  # the schedule is for another plan
+        schedule = schedule.with_replicas(in_force.plan.dp)
         state = ControlState(
             schedule=schedule,
             now_s=now.timestamp(),
@@ -214,6 +220,7 @@ class Controller:
             if num_dropped < PRUNED_AT_ONCE or self._stop.wait(PRUNE_PAUSE_S):
                 return
 
-    def _forget_answers(self) -> None:
+    def _forget(self) -> None:
         with self._context.database.begin() as uow:
             uow.idempotency.prune(before=utc_now() - timedelta(days=1))
+            self._capacity.prune(uow, utc_now())

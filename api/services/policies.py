@@ -242,6 +242,9 @@ def adopt(
         created_by=caller.actor,
     )
     _put_in_force(engine, row, in_force)
+    if engine.capacity_memory is not None:
+        # What runs is known now, and no drift: the slow loop goes on from there.
+        engine.capacity_memory = {**engine.capacity_memory, "commanded": str(in_force.plan)}
     row.ack_state = AckState.APPLIED
     row.acknowledged_at = utc_now()
     engine.applied_version = row.version

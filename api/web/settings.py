@@ -95,6 +95,11 @@ class ServiceSettings(BaseSettings):
     control_window_s: float = Field(
         default=15.0, gt=0, description="Seconds of traffic the controller judges by."
     )
+    capacity_interval_s: float = Field(
+        default=180.0,
+        gt=0,
+        description="Seconds between two looks of the slow loop, which adds and removes replicas.",
+    )
     cool_down_down_s: float = Field(
         default=300.0, ge=0, description="Least seconds before settings follow a falling load."
     )

@@ -25,8 +25,8 @@ class EngineRow(Base):
     ``recommendation_id``, ``schedule`` and ``sla`` are those of the version in force: they change
     when the engine says that it applied a version. The controller works on engines that have
     them; it keeps its memory between decisions in ``control_memory``, and what it saw last in
-    ``live_window``. ``capacity_table`` is what its slow loop chooses from, with a memory of its own
-    in ``capacity_memory``. ``credential_hash`` is the SHA-256 of what the engine proves its identity
+    ``live_window``. ``capacity_table`` is what its slow loop chooses from, which remembers by
+    ``capacity_memory``. ``credential_hash`` is the SHA-256 of what the engine proves its identity
     with; None: an engine of an earlier version.
     """
 

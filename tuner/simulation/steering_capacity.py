@@ -24,7 +24,7 @@ from policies.capacity_loop import (
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.decision import Action, LoadWindow
 from policies.forecast import Forecast, choose, forecast
-from policies.load_history import SLOT_S, LoadHistory, LoadSlot
+from policies.load_history import SLOT_S, LoadHistory, LoadSlot, rate_of
 from policies.observation import Observation, TrafficWindow, join_windows
 from policies.switch_costs import StartSeconds, switch_costs
 from tuner.simulation.steering import RunView, SettingsChange, Turn
@@ -174,9 +174,7 @@ class CapacitySteering:
         """Of requests of the table's mix."""
         inputs, outputs = load.mean_input_tokens, load.mean_output_tokens
         self._lengths = (inputs or self._lengths[0], outputs or self._lengths[1])
-        return load.rate_rps * max(
-            own / mix for own, mix in zip(self._lengths, self._table.mix, strict=True)
-        )
+        return load.rate_rps * rate_of(*self._lengths, self._table.mix)
 
     def _look(self, now_s: float, view: RunView) -> None:
         """Keep the window since the last look; arrivals are counted as an engine's agent does."""

@@ -1,0 +1,276 @@
+"""The slow loop of the service: as many devices as the next minutes need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from api.documents.control_state import (
+    capacity_from_json,
+    capacity_to_json,
+    load_slots,
+    memory_to_json,
+)
+from api.documents.policy import PolicyDocument, model_from_json, settings_in
+from api.services import policies
+from api.services.audit import service_caller
+from api.services.policies import Authorship
+from api.web.context import AppContext
+from engine.spec.plan import ParallelPlan
+from engine.transition.planning import first_slots
+from policies.capacity_loop import (
+    CapacityDecision,
+    CapacityLimits,
+    CapacityState,
+    SwitchCost,
+    decide_capacity,
+    is_due,
+)
+from policies.capacity_table import CapacityTable, CarriedRate
+from policies.controller import Action, ControlLimits, ControlMemory
+from policies.decision import LoadWindow
+from policies.forecast import Backtest, Forecast, choose, forecast
+from policies.forecasters import Forecaster
+from policies.load_history import SLOT_S, LoadHistory, LoadSlot, rate_of
+from policies.observation import Observation
+from policies.switch_costs import switch_costs
+from store import UnitOfWork
+from store.decisions import CAPACITY
+from store.models import DecisionRow, EngineLoad, EngineRow
+from store.models.base import Json
+
+ACTOR = "controller"
+# Minutes that a forecast looks ahead: the wait for the next turn, and a start.
+HORIZON_SLOTS = 5
+# A forecaster is chosen anew after this long: fitting the candidates takes seconds.
+CHOOSE_EVERY_S = 3600.0
+# Seasonal forecasts need two days; more says little of today.
+HISTORY_S = 3 * 86_400
+# Heartbeats this old are still taken up: a service that was away lost no load.
+BACKLOG_S = 1800
+# What starting ranks takes where the engine has not said.
+UNKNOWN_START_S = 60.0
+# A window of fewer requests is not judged.
+MIN_REQUESTS = ControlLimits().min_requests
+
+
+class CapacityLoop:
+    """Chooses the entry of each engine's capacity table that holds the forecast.
+
+    Its memory lives in the engine's row, the load of past days in a table of its own; which
+    forecaster an engine has is worked out again after a restart.
+    """
+
+    def __init__(self, context: AppContext) -> None:
+        self._context = context
+        self._chosen: dict[str, tuple[float, tuple[Forecaster, Backtest]]] = {}
+
+    def turn(
+        self, uow: UnitOfWork, engine: EngineRow, seen: Observation | None, now: datetime
+    ) -> bool:
+        """Look at one engine, whose row the caller holds; whether its capacity changes."""
+        if engine.capacity_table is None:
+            return False
+        under_way = keep_load(uow, engine, now)
+        table = CapacityTable.from_json(engine.capacity_table)
+        current = table.find(settings_in(engine.effective_policy).plan)
+        if current is None:
+            return False  # a plan of which nothing is known: somebody else's choice
+        before = PolicyDocument.from_json(policies.current(uow, engine).document)
+        state = _state(engine, table, current, before, seen, now)
+        is_urgent = state.is_sla_met is False or (state.observed_rps or 0.0) > current.low_rps
+        settings = self._context.settings
+        if not is_due(
+            state.memory,
+            state.now_s,
+            is_urgent=is_urgent,
+            slow_s=settings.capacity_interval_s,
+            urgent_s=2 * settings.control_window_s,
+        ):
+            return False
+        ahead = self._forecast(uow, engine, table, under_way, state.now_s)
+        state = replace(state, forecast=ahead)
+        decision = decide_capacity(state)
+        engine.capacity_memory = capacity_to_json(decision.memory)
+        self._context.metrics.decisions.labels(
+            action=decision.action, reason=CAPACITY + decision.reason
+        ).inc()
+        version = _act(uow, engine, before, decision, state)
+        _keep(uow, engine, decision, state, seen, version)
+        return version is not None
+
+    def prune(self, uow: UnitOfWork, now: datetime) -> None:
+        """Drop load that no forecast needs any more."""
+        uow.loads.prune(before_s=int(now.timestamp()) - HISTORY_S)
+
+    def _forecast(
+        self,
+        uow: UnitOfWork,
+        engine: EngineRow,
+        table: CapacityTable,
+        under_way: Sequence[LoadSlot],
+        now_s: float,
+    ) -> Forecast | None:
+        kept = map(_slot, uow.loads.list_since(engine.id, int(now_s) - HISTORY_S))
+        history = LoadHistory.of((*kept, *under_way), mix=table.mix)
+        chosen_s, chosen = self._chosen.get(engine.id, (None, None))
+        if len(history) and (chosen_s is None or now_s - chosen_s >= CHOOSE_EVERY_S):
+            chosen = choose(history, HORIZON_SLOTS)
+            self._chosen[engine.id] = now_s, chosen
+        return forecast(history, HORIZON_SLOTS, chosen=chosen)
+
+
+def keep_load(uow: UnitOfWork, engine: EngineRow, now: datetime) -> list[LoadSlot]:
+    """Keep the minutes that are over and not kept yet, from the engine's heartbeats; returns the
+    one that is under way, if anything is known of it."""
+    this_minute_s = int(now.timestamp() // SLOT_S * SLOT_S)
+    last_s = uow.loads.last_start_s(engine.id)
+    next_s = this_minute_s - BACKLOG_S
+    if last_s is not None:
+        next_s = max(next_s, last_s + int(SLOT_S))
+    beats = uow.engines.list_heartbeats(engine.id, since=datetime.fromtimestamp(next_s, UTC))
+    slots = load_slots(beats)
+    uow.loads.add(
+        EngineLoad(
+            engine_id=engine.id,
+            start_s=start_s,
+            seen_s=slot.seen_s,
+            requests=slot.requests,
+            input_tokens=slot.input_tokens,
+            output_tokens=slot.output_tokens,
+        )
+        for start_s, slot in slots.items()
+        if next_s <= start_s < this_minute_s
+    )
+    return [slot for start_s, slot in slots.items() if start_s >= this_minute_s]
+
+
+def _state(
+    engine: EngineRow,
+    table: CapacityTable,
+    current: CarriedRate,
+    document: PolicyDocument,
+    seen: Observation | None,
+    now: datetime,
+) -> CapacityState:
+    is_judged = seen is not None and seen.load.num_requests >= MIN_REQUESTS
+    return CapacityState(
+        table=table,
+        now_s=now.timestamp(),
+        current=current,
+        forecast=None,
+        observed_rps=None if seen is None else _rate_rps(seen.load, table.mix),
+        is_sla_met=seen.load.is_sla_met if seen is not None and is_judged else None,
+        age_s=0.0 if seen is None else seen.load.age_s,
+        costs=_costs(engine, table, current.settings.plan),
+        memory=capacity_from_json(engine.capacity_memory),
+        limits=_limits(engine, document.guards),
+    )
+
+
+def _limits(engine: EngineRow, guards: Json) -> CapacityLimits:
+    """The policy's guards; without them as many devices as the engine has."""
+    has = policies.inventory_of(engine).max_ranks
+    most, interval_s = guards["max_gpus"], guards["min_interval_s"]
+    per_h = guards["max_reshapes_per_h"]
+    return CapacityLimits(
+        max_devices=has if most is None else min(int(most), has),
+        min_interval_s=interval_s or 0.0,
+        max_per_h=CapacityLimits.max_per_h if per_h is None else int(per_h),
+    )
+
+
+def _costs(engine: EngineRow, table: CapacityTable, plan: ParallelPlan) -> tuple[SwitchCost, ...]:
+    """Of going to each entry, by what the engine says that starting ranks takes."""
+    ways = [way for knob in engine.capabilities for way in knob.get("ways") or ()]
+    known = [way["start_s"] for way in ways if way.get("start_s")]
+    start_s = max(known, default=UNKNOWN_START_S)
+    return switch_costs(
+        table,
+        plan,
+        first_slots(plan),
+        inventory=policies.inventory_of(engine),
+        model=model_from_json(engine.model),
+        start_s=lambda _: start_s,
+    )
+
+
+def _rate_rps(load: LoadWindow, mix: tuple[float, float]) -> float:
+    """Of requests of the table's mix; where nothing ended, requests count as they came."""
+    inputs, outputs = load.mean_input_tokens, load.mean_output_tokens
+    if inputs is None or outputs is None:
+        return load.rate_rps
+    return rate_of(load.rate_rps * inputs, load.rate_rps * outputs, mix)
+
+
+def _slot(row: EngineLoad) -> LoadSlot:
+    return LoadSlot(
+        start_s=row.start_s,
+        seen_s=row.seen_s,
+        requests=row.requests,
+        input_tokens=row.input_tokens,
+        output_tokens=row.output_tokens,
+    )
+
+
+def _act(
+    uow: UnitOfWork,
+    engine: EngineRow,
+    before: PolicyDocument,
+    decision: CapacityDecision,
+    state: CapacityState,
+) -> int | None:
+    """Write the entry's settings as the next policy version; returns it when there is one.
+
+    The fast loop starts afresh from these settings.
+    """
+    if decision.action is not Action.MOVE:
+        return None
+    by = Authorship(
+        caller=service_caller(ACTOR),
+        origin=ACTOR,
+        reason=f"{decision.reason}: {decision.needed_rps:.3g} requests/s needed, "
+        f"{decision.entry.settings.plan} carries {decision.entry.low_rps:.3g}",
+    )
+    settings = decision.entry.settings
+    number = engine.desired_version
+    policies.write(uow, engine, before, replace(before, settings=settings), by)
+    if engine.desired_version == number:
+        return None
+    memory = ControlMemory(commanded=settings, changed_s=state.now_s)
+    engine.control_memory = memory_to_json(memory)
+    return engine.desired_version
+
+
+def _keep(
+    uow: UnitOfWork,
+    engine: EngineRow,
+    decision: CapacityDecision,
+    state: CapacityState,
+    seen: Observation | None,
+    version: int | None,
+) -> None:
+    """Keep each decision that differs from the last one of this loop."""
+    reason, ahead = CAPACITY + decision.reason, state.forecast
+    last = uow.decisions.find_last(engine.id, is_capacity=True)
+    if version is None and last is not None and last.reason == reason:
+        return
+    uow.decisions.add(
+        DecisionRow(
+            engine_id=engine.id,
+            action=decision.action,
+            reason=reason,
+            band_index=None,
+            settings=decision.entry.settings.to_json(),
+            rejected=[],
+            observed={
+                **({} if seen is None else seen.to_json()),
+                "needed_rps": decision.needed_rps,
+                "admit_rps": decision.admit_rps,
+                "correction": decision.memory.correction,
+                "forecaster": None if ahead is None else ahead.backtest.forecaster,
+            },
+            policy_version=version,
+        )
+    )

@@ -1,0 +1,224 @@
+"""The slow loop over real heartbeats in a real database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from starlette.testclient import TestClient
+
+from api.control.controller import Controller
+from api.web.context import AppContext
+from engine.spec.inventory import Inventory, RankKind
+from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps, Settings
+from policies.capacity_table import CapacityTable, CarriedRate
+from policies.sla import Sla
+from store import Database
+from store.models import EngineLoad, EngineRow, Heartbeat
+from tests.api.worlds import acknowledge, heartbeat_body, recommendation_document, register
+
+Json = dict[str, Any]
+SLA = "p95_ttft_ms<=500"
+# The requests of heartbeat_body.
+MIX = (64.0, 3.0)
+RATE_OF_ONE_RPS = 10.0
+DEVICES = 3
+
+
+def settings_of(replicas: int) -> Settings:
+    return Settings(plan=ParallelPlan(dp=replicas), caps=Caps(max_num_seqs=64))
+
+
+def capacity_table() -> CapacityTable:
+    entries = tuple(
+        CarriedRate(settings=settings_of(n), rate_rps=rate, low_rps=rate, high_rps=rate)
+        for n, rate in ((n, n * RATE_OF_ONE_RPS) for n in (1, 2, 3, 4))
+    )
+    return CapacityTable(
+        sla=Sla.parse(SLA),
+        mean_input_tokens=MIX[0],
+        mean_output_tokens=MIX[1],
+        entries=entries,
+    )
+
+
+@pytest.fixture
+def controller(client: TestClient) -> Iterator[Controller]:
+    context: AppContext = client.app.state.context  # type: ignore[attr-defined]
+    yield Controller(context)
+    assert "controller tick failed" not in client.get("/metrics").text
+
+
+@pytest.fixture
+def engine_id(client: TestClient, database: Database) -> str:
+    """An engine of one replica and three devices that runs a recommendation with a table."""
+    inventory = Inventory(kind=RankKind.CPU, max_ranks=DEVICES)
+    body = {"policy": settings_of(1).to_json(), "inventory": inventory.to_json()}
+    engine_id = register(client, **body)
+    document = recommendation_document() | {
+        "settings": settings_of(1).to_json(),
+        "capacity_table": capacity_table().to_json(),
+    }
+    with database.begin() as uow:
+        job = uow.jobs.add(spec={}, num_trials=1, created_by="key_test")
+        found = uow.recommendations.add(
+            job_id=job.id,
+            cost_model_id=None,
+            sla=SLA,
+            document=document,
+            schedule=None,
+            warnings=[],
+        ).id
+    answer = client.post(f"/v1/recommendations/{found}:apply", json={"engine_id": engine_id})
+    assert answer.status_code == 200, answer.text
+    acknowledge(client, engine_id)
+    return engine_id
+
+
+def beat(client: TestClient, engine_id: str, arrived: int, **changes: Any) -> None:
+    policy = client.get(f"/v1/engines/{engine_id}").json()["effective_policy"]
+    body = heartbeat_body(arrived=arrived, policy=policy, **changes)
+    assert client.post(f"/v1/engines/{engine_id}/heartbeats", json=body).status_code == 202
+
+
+def let_time_pass(database: Database, seconds: float) -> None:
+    """As if all that happened had happened so much earlier."""
+    with database.begin() as uow:
+        for row in uow.session.scalars(sa.select(Heartbeat)):
+            row.received_at -= timedelta(seconds=seconds)
+        uow.session.execute(sa.update(EngineLoad).values(start_s=EngineLoad.start_s - int(seconds)))
+        for engine in uow.session.scalars(sa.select(EngineRow)):
+            if engine.capacity_memory is None:
+                continue
+            memory = dict(engine.capacity_memory)
+            for name in ("lower_since_s", "overloaded_s", "decided_s"):
+                if memory.get(name) is not None:
+                    memory[name] -= seconds
+            memory["changes_s"] = [at_s - seconds for at_s in memory["changes_s"]]
+            engine.capacity_memory = memory
+
+
+def replicas(client: TestClient, engine_id: str) -> int:
+    policy = client.get(f"/v1/engines/{engine_id}/policy").json()
+    return int(policy["requested"]["plan"]["dp"])
+
+
+def reasons(client: TestClient, engine_id: str) -> list[str]:
+    found = client.get("/v1/decisions", params={"engine_id": engine_id}).json()
+    return [decision["reason"] for decision in found]
+
+
+def test_more_load_adds_replicas_and_less_gives_them_back(
+    client: TestClient, controller: Controller, database: Database, engine_id: str
+) -> None:
+    beat(client, engine_id, 15)
+    controller.tick()
+    assert replicas(client, engine_id) == 2
+    assert reasons(client, engine_id) == ["capacity_load_up"]
+    versions = client.get(f"/v1/engines/{engine_id}/policy/versions").json()
+    assert versions[0]["origin"] == "controller"
+    assert "load_up: " in versions[0]["reason"]
+    acknowledge(client, engine_id)
+    for _ in range(14):
+        let_time_pass(database, 60.0)
+        beat(client, engine_id, 2)
+        controller.tick()
+    assert replicas(client, engine_id) == 1
+    assert reasons(client, engine_id)[:2] == ["capacity_load_down", "capacity_dwell"]
+
+
+def test_what_arrived_is_kept_by_the_minute(
+    client: TestClient, controller: Controller, database: Database, engine_id: str
+) -> None:
+    for arrived in (4, 6):
+        beat(client, engine_id, arrived)
+        let_time_pass(database, 60.0)
+    controller.tick()
+    controller.tick()
+    with database.read() as uow:
+        rows = uow.session.scalars(sa.select(EngineLoad).order_by(EngineLoad.start_s)).all()
+        assert [row.requests for row in rows] == [4, 6]
+        assert [row.input_tokens for row in rows] == [256, 384]
+        assert rows[1].start_s - rows[0].start_s == 60
+
+
+def test_beyond_its_devices_the_engine_gets_all_of_them_and_a_condition(
+    client: TestClient, controller: Controller, database: Database, engine_id: str
+) -> None:
+    beat(client, engine_id, 500)
+    controller.tick()
+    assert replicas(client, engine_id) == DEVICES
+    acknowledge(client, engine_id)
+    let_time_pass(database, 200.0)
+    beat(client, engine_id, 500)
+    controller.tick()
+    newest = client.get("/v1/decisions", params={"engine_id": engine_id}).json()[0]
+    assert (newest["action"], newest["reason"]) == ("raise_condition", "capacity_beyond_table")
+    assert newest["observed"]["admit_rps"] == DEVICES * RATE_OF_ONE_RPS
+
+
+def test_the_guards_of_the_policy_are_obeyed(
+    client: TestClient, controller: Controller, engine_id: str
+) -> None:
+    url = f"/v1/engines/{engine_id}/policy"
+    tag = client.get(url).headers["etag"]
+    answer = client.patch(url, json={"guards": {"max_gpus": 2}}, headers={"if-match": tag})
+    assert answer.status_code == 200, answer.text
+    acknowledge(client, engine_id)
+    beat(client, engine_id, 25)
+    controller.tick()
+    assert replicas(client, engine_id) == 2
+
+
+def test_silence_of_the_engine_changes_nothing(
+    client: TestClient, controller: Controller, database: Database, engine_id: str
+) -> None:
+    beat(client, engine_id, 15)
+    controller.tick()
+    acknowledge(client, engine_id)
+    let_time_pass(database, 4000.0)
+    controller.tick()
+    assert replicas(client, engine_id) == 2
+    assert reasons(client, engine_id)[0] == "capacity_no_data"
+
+
+def test_a_refused_change_is_tried_again_when_the_guards_allow(
+    client: TestClient, controller: Controller, database: Database, engine_id: str
+) -> None:
+    """A rank that died while it warmed up left the old plan serving."""
+    beat(client, engine_id, 15)
+    controller.tick()
+    acknowledge(
+        client,
+        engine_id,
+        result="refused",
+        message="a rank died while it warmed up",
+        policy=settings_of(1).to_json(),
+    )
+    assert replicas(client, engine_id) == 1
+    for wait_s, expected in ((31.0, 1), (60.0, 2)):
+        let_time_pass(database, wait_s)
+        beat(client, engine_id, 15)
+        controller.tick()
+        assert replicas(client, engine_id) == expected
+    assert "capacity_guard_interval" in reasons(client, engine_id)
+
+
+def test_a_plan_that_somebody_else_chose_is_left_alone(
+    client: TestClient, controller: Controller, database: Database, engine_id: str
+) -> None:
+    beat(client, engine_id, 2)
+    controller.tick()
+    url = f"/v1/engines/{engine_id}/policy"
+    tag = client.get(url).headers["etag"]
+    client.patch(url, json={"plan": {"dp": 3}}, headers={"if-match": tag})
+    acknowledge(client, engine_id)
+    let_time_pass(database, 4000.0)
+    beat(client, engine_id, 2)
+    controller.tick()
+    assert replicas(client, engine_id) == 3
+    assert reasons(client, engine_id)[0] == "capacity_drift_paused"

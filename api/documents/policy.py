@@ -3,8 +3,8 @@
 A document is an engine's settings plus what only the service obeys: ``sla``, ``guards`` and
 ``provenance``. Of the guards, ``max_gpus`` and ``drain_s`` (how long replicas that leave may finish
 their requests) are enforced, by the engine too while it changes plans. ``min_interval_s`` and
-``max_reshapes_per_h`` limit automatic reshapes; they will be enforced once there are any. Today
-somebody asks for every reshape.
+``max_reshapes_per_h`` hold back changes of capacity that the controller makes by itself
+(:mod:`policies.capacity_loop`), not those that somebody asks for.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from store.models.base import Json
 
 SCHEMA = "policy/v1"
 ENGINE_PART = ("plan", "shift", "caps", "scheduler", "mode")
-RESHAPE_GUARDS = ("min_interval_s", "max_reshapes_per_h")
-GUARDS = ("max_gpus", *RESHAPE_GUARDS, "drain_s")
+GUARDS = ("max_gpus", "min_interval_s", "max_reshapes_per_h", "drain_s")
 MODEL_SIZES = (
     "num_layers",
     "hidden_size",
@@ -158,16 +157,6 @@ def differences(before: PolicyDocument, after: PolicyDocument, envelope: Caps) -
     return [
         Change(knob=knob, knob_class=kind, before=_value(old, knob), after=_value(new, knob))
         for knob, kind in classes.items()
-    ]
-
-
-def guard_warnings(before: PolicyDocument, after: PolicyDocument) -> list[str]:
-    """Guards that the change sets and that nothing obeys yet."""
-    return [
-        f"guards.{name} is kept and will be enforced once reshapes become automatic; "
-        "a reshape that somebody asks for is not held back by it"
-        for name in RESHAPE_GUARDS
-        if after.guards.get(name) != before.guards.get(name)
     ]
 
 

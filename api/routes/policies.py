@@ -72,8 +72,8 @@ def patch(
                 "Knobs of the engine, `sla` and `guards`. `guards.max_gpus` and "
                 "`guards.drain_s` (seconds that replicas which leave may take to finish their "
                 "requests) are enforced; "
-                "`guards.min_interval_s` and `guards.max_reshapes_per_h` are kept, and enforced "
-                "once reshapes become automatic."
+                "`guards.min_interval_s` and `guards.max_reshapes_per_h` hold back changes of "
+                "capacity that the controller makes by itself."
             ),
             examples=[{"caps": {"max_num_seqs": 96}, "shift": {"threshold_tokens": 128}}],
         ),

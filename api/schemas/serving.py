@@ -177,7 +177,7 @@ class PolicyView(View):
     version: int
     requested: Json = Field(
         description="The whole document. Its `guards.min_interval_s` and "
-        "`guards.max_reshapes_per_h` are enforced once reshapes become automatic"
+        "`guards.max_reshapes_per_h` hold back what the controller changes by itself"
     )
     effective: Json = Field(description="The engine's part of the policy in force")
     applied_version: int

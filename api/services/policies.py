@@ -13,7 +13,6 @@ from api.documents.policy import (
     differences,
     envelope_in,
     etag,
-    guard_warnings,
     settings_in,
 )
 from api.documents.recommendation import predicted_for
@@ -165,7 +164,7 @@ def write(
             model=engine.model,
             capabilities=engine.capabilities,
         ),
-        warnings=_warnings(before, after, changes),
+        warnings=_warnings(after, changes),
         policy=view(engine, version),
     )
 
@@ -307,6 +306,6 @@ def _predicted(uow: UnitOfWork, control: Json | None, settings: Settings) -> Jso
     return predicted_for(uow.recommendations.get(recommendation_id).document, settings)
 
 
-def _warnings(before: PolicyDocument, after: PolicyDocument, changes: list[Change]) -> list[str]:
+def _warnings(after: PolicyDocument, changes: list[Change]) -> list[str]:
     warning = after.settings.threshold_warning
-    return [*([warning] if warning and changes else []), *guard_warnings(before, after)]
+    return [warning] if warning and changes else []

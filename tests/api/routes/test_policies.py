@@ -175,23 +175,6 @@ def test_a_plan_above_the_device_guard_is_409(client: TestClient) -> None:
     assert "needs 4 devices" in answer.json()["detail"]
 
 
-@pytest.mark.parametrize("name", ["min_interval_s", "max_reshapes_per_h"])
-def test_a_guard_of_automatic_reshapes_says_that_it_waits_for_them(
-    client: TestClient, name: str
-) -> None:
-    engine_id = register(client)
-    for dry_run in ("true", "false"):
-        body = {"guards": {name: 2, "max_gpus": 8}}
-        answer = _patch(client, engine_id, body, _etag(client, engine_id), dry_run=dry_run).json()
-        assert len(answer["warnings"]) == 1
-        assert f"guards.{name} is kept" in answer["warnings"][0]
-    assert answer["policy"]["requested"]["guards"][name] == 2
-    again = _patch(client, engine_id, body, _etag(client, engine_id)).json()
-    assert again["warnings"] == []
-    described = str(client.get("/openapi.json").json()["paths"])
-    assert f"`guards.{name}`" in described
-
-
 def test_a_dry_run_says_what_would_change_at_what_cost_and_writes_nothing(
     client: TestClient,
 ) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
+from engine.admissible import check_settings, warnings_of
 from engine.changeover import Ends, HalfwayError, next_step_id, stop_all
 from engine.door import Door
 from engine.executors.protocol import ExecutorInfo
@@ -24,7 +25,6 @@ from engine.nvml.monitor import DeviceMonitor
 from engine.policy.document import (
     EnginePolicy,
     KnobClass,
-    check_envelope,
     classify,
     moves_ranks,
 )
@@ -42,14 +42,12 @@ from engine.replica.telemetry import EngineStats, drain, summarise
 from engine.spec.config import EngineConfig, num_kv_blocks
 from engine.spec.energy import EnergyCounters
 from engine.spec.errors import (
-    PolicyError,
     RankError,
     StalePolicyError,
 )
 from engine.spec.held import held_under, settings_on
 from engine.spec.inventory import Inventory
 from engine.spec.measurement import RequestTiming
-from engine.spec.modes import ENDS, TABLE
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import (
     FinishReason,
@@ -307,7 +305,9 @@ class Engine:
                 changes=changes,
                 effective_step=step,
                 seconds=seconds,
-                warnings=self._warnings(policy.settings),
+                warnings=warnings_of(
+                    policy.settings, held=self._held_plan, tables=self.mode_tables()
+                ),
                 transition=took,
             )
 
@@ -351,21 +351,6 @@ class Engine:
         self._accept(stream)
         return gather(stream, outputs)
 
-    def _warnings(self, settings: Settings) -> list[str]:
-        found = [settings.threshold_warning] if settings.threshold_warning else []
-        if settings.plan != self._held_plan:
-            found.append(
-                f"ranks still hold the shards of {self._held_plan}, whose room for KV and mode "
-                f"table stay; for those of {settings.plan} start the engine with it"
-            )
-        is_by_table = settings.pin == TABLE and settings.plan.shift
-        if is_by_table and not all(self.mode_tables()):
-            found.append(
-                "no mode table was measured when the ranks started: the threshold "
-                f"{settings.threshold_tokens} decides until they start again"
-            )
-        return found
-
     # -- accepting -----------------------------------------------------------------------------
 
     def _stream(self, request: Request, on_output: OnOutput) -> RequestStream:
@@ -383,19 +368,7 @@ class Engine:
     # -- plans and policies --------------------------------------------------------------------
 
     def _check(self, settings: Settings) -> None:
-        plan = settings.plan
-        self._inventory.check(plan, self.model)
-        num_kv_blocks(self.config, self.model, plan)
-        self._check_rungs(settings)
-        check_envelope(settings.caps, self.envelope)
-
-    def _check_rungs(self, settings: Settings) -> None:
-        between = [mode for mode in settings.modes_in_use if mode not in ENDS]
-        if between and not self.config.has_rungs:
-            raise PolicyError(
-                f"mode {between[0]}: what this engine imitates steps in base and shift only; "
-                "restrict shift.rungs to them"
-            )
+        check_settings(settings, config=self.config, model=self.model, inventory=self._inventory)
 
     def _set_hot(self, policy: EnginePolicy, replicas: Iterable[Replica]) -> int:
         """Put hot settings in force on serving replicas; returns the first step that obeys them."""

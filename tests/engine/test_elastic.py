@@ -59,14 +59,17 @@ def test_replicas_join_and_leave_while_others_serve(engine: Engine) -> None:
 
 def test_what_is_left_at_the_deadline_goes_on_elsewhere(engine: Engine) -> None:
     resize(engine, 2)
-    collectors = [submit(engine, str(i), tokens=100) for i in range(6)]
+    collectors = [submit(engine, str(i), tokens=450) for i in range(6)]
     wait_until(lambda: all(c.outputs for c in collectors))
     applied = resize(engine, 1, drain_s=0)
     assert applied.transition is not None
     assert applied.transition.carried == 3
-    for collector in collectors:
+    for i in range(4):
+        engine.abort(str(i))
+    assert {c.wait().reason for c in collectors[:4]} == {FinishReason.ABORT}
+    for collector in collectors[4:]:  # one of them was carried over, the other was not
         assert collector.wait().reason is FinishReason.LENGTH
-        assert len(collector.token_ids) == 100
+        assert len(collector.token_ids) == 450
 
 
 def test_the_price_is_an_estimate_until_it_was_paid(engine: Engine) -> None:
@@ -227,7 +230,7 @@ def test_a_way_back_that_fails_too_says_what_serves(held_config: EngineConfig) -
 
 def test_an_abort_is_not_lost_while_its_request_leaves(engine: Engine) -> None:
     resize(engine, 2)
-    collectors = [submit(engine, str(i), tokens=120) for i in range(4)]
+    collectors = [submit(engine, str(i), tokens=450) for i in range(4)]
     wait_until(lambda: all(c.outputs for c in collectors))
     thread = threading.Thread(target=resize, args=(engine, 1), kwargs={"drain_s": 20.0})
     thread.start()

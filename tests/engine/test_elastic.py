@@ -26,9 +26,10 @@ from tests.engine.paced import ConstantTimer, submit, wait_until
 AT_ONCE = TransitionLimits(drain_s=0)
 
 
-def resize(engine: Engine, dp: int, **limits: float) -> AppliedPolicy:
+def resize(engine: Engine, dp: int, *, drain_s: float = 30.0) -> AppliedPolicy:
     plan = replace(engine.settings.plan, dp=dp)
-    return engine.apply(policy_with(engine.policy, plan=plan), limits=TransitionLimits(**limits))
+    limits = TransitionLimits(drain_s=drain_s)
+    return engine.apply(policy_with(engine.policy, plan=plan), limits=limits)
 
 
 def knob(engine: Engine, name: str) -> Knob:

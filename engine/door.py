@@ -13,8 +13,9 @@ from engine.spec.request import FinishReason, check_length
 
 
 class Door:
-    """Lets requests in to the replicas. It is shut until the first replicas serve, and while one
-    set of them makes place for another: then requests wait in the lobby.
+    """Lets requests in to the replicas. It is shut until the first replicas serve, and while all
+    of them make place for others: then requests wait in the lobby. Replicas may also join while
+    others serve, and leave: who leaves takes no new requests and finishes those it has.
 
     Any thread may call. One lock guards replicas and lobby together, so that a request is always
     in just one of them, and an abort finds it.
@@ -23,6 +24,7 @@ class Door:
     def __init__(self, *, max_len: int) -> None:
         self._lobby = Lobby(max_len=max_len)
         self._replicas: list[Replica] = []
+        self._leaving: list[Replica] = []
         self._failure: str | None = None
         self._lock = threading.Lock()
 
@@ -40,13 +42,14 @@ class Door:
             return self._failure is None and all(r.failure is None for r in self._replicas)
 
     def look_in(self) -> tuple[list[Replica], int]:
-        """The replicas that serve, and how many requests the lobby has."""
+        """The replicas that have requests, and how many requests the lobby has."""
         with self._lock:
-            return list(self._replicas), len(self._lobby)
+            return [*self._replicas, *self._leaving], len(self._lobby)
 
     def list_replicas(self) -> list[Replica]:
-        """The replicas that serve."""
-        return self.look_in()[0]
+        """The replicas that take new requests."""
+        with self._lock:
+            return list(self._replicas)
 
     # -- requests ------------------------------------------------------------------------------
 
@@ -61,7 +64,7 @@ class Door:
         request = stream.request
         with self._lock:
             name = request.request_id
-            if name in self._lobby or any(r.has(name) for r in self._replicas):
+            if name in self._lobby or any(r.has(name) for r in self._everyone):
                 raise RequestError(f"request id {name!r} is in use")
             check_length(request, self._lobby.max_len)
             if self._lobby.is_holding:
@@ -74,7 +77,7 @@ class Door:
         # Posted under the lock, so that it reaches a replica before a reshape empties it.
         with self._lock:
             held = self._lobby.abort(request_id, reason)
-            for replica in self._replicas:
+            for replica in self._everyone:
                 replica.abort(request_id, reason)
         if held is not None:
             end_all([held], reason)
@@ -111,6 +114,54 @@ class Door:
         for stream, why in refused:
             end_all([stream], FinishReason.ERROR, why)
 
+    # -- some come and go, others serve ----------------------------------------------------------
+
+    def limit(self, max_len: int) -> None:
+        """Refuse requests longer than ``max_len`` tokens; those in progress must fit as well.
+
+        Raises:
+            RequestError: one in progress is longer; nothing has changed.
+        """
+        with self._lock:
+            running = [request for r in self._everyone for request in r.list_requests()]
+            self._lobby.narrow(running, max_len=min(self._lobby.max_len, max_len))
+
+    def unlimit(self, max_len: int) -> None:
+        """``max_len`` is the longest request from now on: every replica that serves takes it."""
+        with self._lock:
+            self._lobby.max_len = max_len
+
+    def join(self, replicas: list[Replica]) -> None:
+        """They take new requests from now on."""
+        with self._lock:
+            self._replicas += replicas
+
+    def dismiss(self, replicas: list[Replica]) -> None:
+        """They take no new requests from now on."""
+        with self._lock:
+            self._replicas = [r for r in self._replicas if r not in replicas]
+            self._leaving += replicas
+
+    def see_off(self, replica: Replica) -> None:
+        """One that was dismissed is about to stop; what it leaves is the caller's to hand over."""
+        with self._lock:
+            self._leaving.remove(replica)
+            self._lobby.see_off(replica.list_requests())
+
+    def hand_over(self, left: Handover) -> None:
+        """Let those that serve go on with what one that was seen off has left."""
+        with self._lock:
+            heirs = sorted(self._healthy, key=lambda r: (r.is_recovering, r.load_tokens))
+            for replica, share in zip(heirs, left.deal(len(heirs)), strict=True):
+                replica.adopt(share)
+            for request_id, reason in self._lobby.greet().items():
+                for replica in heirs:
+                    replica.abort(request_id, reason)
+        if not heirs:
+            end_all(left.streams.values(), FinishReason.ERROR, "no replica serves any more")
+
+    # -- the end -------------------------------------------------------------------------------
+
     def close(self, why: str | None = None) -> tuple[list[Replica], list[RequestStream]]:
         """Shut for good; ``why`` is what went wrong, where something did.
 
@@ -119,11 +170,19 @@ class Door:
         """
         with self._lock:
             self._failure = why or self._failure
-            replicas, self._replicas = self._replicas, []
+            replicas, self._replicas, self._leaving = self._everyone, [], []
             held, _ = self._lobby.empty()
         return replicas, held
 
     # -- parts ---------------------------------------------------------------------------------
+
+    @property
+    def _everyone(self) -> list[Replica]:
+        return [*self._replicas, *self._leaving]
+
+    @property
+    def _healthy(self) -> list[Replica]:
+        return [r for r in self._replicas if r.failure is None]
 
     def _route(self) -> Replica:
         """The healthy replica with the fewest tokens to do.
@@ -131,7 +190,7 @@ class Door:
         One whose ranks are being replaced gets a request only where no other serves: that may take
         as long as a program's start.
         """
-        healthy = [r for r in self._replicas if r.failure is None]
+        healthy = self._healthy
         if not healthy:
             reasons = {str(r.failure) for r in self._replicas} | {self._failure or ""}
             failures = "; ".join(sorted(reasons - {""}))

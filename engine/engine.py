@@ -6,18 +6,28 @@ import itertools
 import queue
 import threading
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 
+from engine.admissible import check_settings, warnings_of
+from engine.changeover import Ends, HalfwayError, next_step_id, stop_all
 from engine.door import Door
 from engine.executors.protocol import ExecutorInfo
 from engine.fleet import Fleet, TimerFactory
 from engine.generation import Generation, gather
 from engine.lobby import end_all
 from engine.modes.table import ModeTable
+from engine.moves import Moves
 from engine.nvml.monitor import DeviceMonitor
-from engine.policy.document import EnginePolicy, KnobClass, check_envelope, classify
+from engine.policy.document import (
+    EnginePolicy,
+    KnobClass,
+    classify,
+    moves_ranks,
+)
 from engine.policy.knobs import AppliedPolicy, Knob, list_knobs
 from engine.replica.devices import (
     for_replica,
@@ -32,15 +42,12 @@ from engine.replica.telemetry import EngineStats, drain, summarise
 from engine.spec.config import EngineConfig, num_kv_blocks
 from engine.spec.energy import EnergyCounters
 from engine.spec.errors import (
-    PolicyError,
     RankError,
-    RequestError,
     StalePolicyError,
 )
-from engine.spec.held import settings_on
+from engine.spec.held import held_under, settings_on
 from engine.spec.inventory import Inventory
 from engine.spec.measurement import RequestTiming
-from engine.spec.modes import ENDS, TABLE
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import (
     FinishReason,
@@ -53,6 +60,7 @@ from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepSample
 from engine.text.ends import read_served_model
 from engine.text.tokenizer import Tokenizer
+from engine.transition.costs import DEFAULT_LIMITS, PricedTransition, Took, TransitionLimits
 from engine.watched import WatchedDevices
 
 
@@ -83,6 +91,15 @@ class Engine:
         self._door = Door(max_len=self.max_model_len)
         self._devices = WatchedDevices(config, self._inventory, monitor)
         self._is_closed = False
+        self._is_closing = threading.Event()
+        self._moves = Moves(
+            config,
+            self.model,
+            self._inventory,
+            door=self._door,
+            fleet=self._fleet,
+            is_closing=self._is_closing,
+        )
         self._apply_lock = threading.Lock()
         self._cost_s: dict[KnobClass, float] = {}
         self._generate_numbers = itertools.count()
@@ -163,12 +180,12 @@ class Engine:
             held=num_held,
             num_kv_blocks=sum(info.num_kv_blocks for info in self._fleet.infos),
             block_size=self.config.block_size,
-            devices=self._devices.latest(self._held_plan),
+            devices=self._devices.latest(self._ranks),
         )
 
     def read_energy(self) -> EnergyCounters:
         """Joules of the ranks' devices now; empty unless a driver tells of all. Waits for it."""
-        return self._devices.read_energy(self._held_plan)
+        return self._devices.read_energy(self._ranks)
 
     def mode_tables(self) -> list[ModeTable | None]:
         """Each replica's measured step times of each mode; None where none were taken."""
@@ -184,13 +201,15 @@ class Engine:
 
     def capabilities(self) -> list[Knob]:
         """Every knob with its class, range, current value and measured cost."""
+        plan = self._held_plan
         return list_knobs(
             self.settings,
             self.envelope,
-            held=self._held_plan,
+            held=plan,
             max_devices=self._inventory.max_ranks,
-            threads_per_rank=for_replica(self.config, self.settings.plan, index=0).threads_per_rank,
+            threads_per_rank=for_replica(self.config, plan, first_rank=0).threads_per_rank,
             cost_s=self._cost_s,
+            prices=self._moves.prices(plan),
         )
 
     def check_integrity(self) -> None:
@@ -205,15 +224,19 @@ class Engine:
         with self._apply_lock:
             if self._is_closed:
                 raise RankError("the engine cannot start: it is closed")
-            self._open(self._launch(), Handover())
+            started_s = time.monotonic()
+            replicas = self._fleet.launch(settings_on(self._held_plan, self.settings))
+            self._moves.costs.first_start_s = time.monotonic() - started_s
+            self._door.open(replicas, Handover(), max_len=self.max_model_len)
             self._devices.start()
 
     def close(self) -> None:
         """End all ranks; requests still in progress end with reason ``abort``."""
+        self._is_closing.set()
         with self._apply_lock:
             self._is_closed = True
             replicas, held = self._door.close()
-            left = _stop(replicas)
+            left = stop_all(replicas)
             self._fleet.close()
             self._devices.stop()
         # Callbacks may call the engine back.
@@ -236,17 +259,25 @@ class Engine:
         """
         self._door.abort(request_id, reason)
 
-    def apply(self, policy: EnginePolicy, *, expected: EnginePolicy | None = None) -> AppliedPolicy:
-        """Put ``policy`` in force: hot knobs at the next step, a plan of other shards by a reshape.
+    def apply(
+        self,
+        policy: EnginePolicy,
+        *,
+        expected: EnginePolicy | None = None,
+        limits: TransitionLimits = DEFAULT_LIMITS,
+    ) -> AppliedPolicy:
+        """Put ``policy`` in force: hot knobs at the next step; a number of replicas, or a plan of
+        other shards, by starting and ending ranks (see ``Way``), within ``limits``.
 
-        A reshape restarts the ranks; accepted requests wait and go on from their tokens so far.
-        With ``expected``, nothing is changed unless that policy is still in force.
+        No accepted request is lost. Where devices suffice others serve meanwhile; else requests
+        wait and go on from their tokens so far. With ``expected``, nothing is changed unless that
+        policy is still in force.
 
         Raises:
             PolicyError: outside the envelope, or requests in progress would not fit the plan.
             StalePolicyError: another policy than ``expected`` is in force.
             PlanError: this model or these devices cannot run the plan.
-            RankError: ranks failed to start under the plan; the old plan is running again.
+            RankError: ranks failed to start under the plan; the old plan serves on.
         """
         with self._apply_lock:
             if self._is_closed or self._door.failure is not None:
@@ -259,10 +290,14 @@ class Engine:
             self._check(policy.settings)
             changes = classify(self.settings, policy.settings, self.envelope, held=self._held_plan)
             started_s = time.monotonic()
-            if changes.get("plan") is KnobClass.RESHAPE:
-                step, kind = self._reshape(policy), KnobClass.RESHAPE
+            took = None
+            if moves_ranks(changes):
+                took = self._move(policy, limits)
+                step = next_step_id(self._door.list_replicas())
+                is_reshape = KnobClass.RESHAPE in changes.values()
+                kind = KnobClass.RESHAPE if is_reshape else KnobClass.DRAIN
             else:
-                step, kind = self._set_hot(policy), KnobClass.HOT
+                step, kind = self._set_hot(policy, self._door.list_replicas()), KnobClass.HOT
             seconds = time.monotonic() - started_s
             self._cost_s[kind] = seconds
             return AppliedPolicy(
@@ -270,8 +305,25 @@ class Engine:
                 changes=changes,
                 effective_step=step,
                 seconds=seconds,
-                warnings=self._warnings(policy.settings),
+                warnings=warnings_of(
+                    policy.settings, held=self._held_plan, tables=self.mode_tables()
+                ),
+                transition=took,
             )
+
+    def preview(
+        self, policy: EnginePolicy, *, limits: TransitionLimits = DEFAULT_LIMITS
+    ) -> PricedTransition | None:
+        """How ranks would start and end for ``policy``, and at what price; None where none would.
+
+        Raises:
+            PolicyError, PlanError: as :meth:`apply` does.
+        """
+        self._check(policy.settings)
+        held = self._held_plan
+        if not moves_ranks(classify(self.settings, policy.settings, self.envelope, held=held)):
+            return None
+        return self._moves.preview(held, held_under(held, policy.settings.plan), limits)
 
     def generate(
         self,
@@ -299,21 +351,6 @@ class Engine:
         self._accept(stream)
         return gather(stream, outputs)
 
-    def _warnings(self, settings: Settings) -> list[str]:
-        found = [settings.threshold_warning] if settings.threshold_warning else []
-        if settings.plan != self._held_plan:
-            found.append(
-                f"ranks still hold the shards of {self._held_plan}, whose room for KV and mode "
-                f"table stay; for those of {settings.plan} start the engine with it"
-            )
-        is_by_table = settings.pin == TABLE and settings.plan.shift
-        if is_by_table and not all(self.mode_tables()):
-            found.append(
-                "no mode table was measured when the ranks started: the threshold "
-                f"{settings.threshold_tokens} decides until they start again"
-            )
-        return found
-
     # -- accepting -----------------------------------------------------------------------------
 
     def _stream(self, request: Request, on_output: OnOutput) -> RequestStream:
@@ -331,69 +368,48 @@ class Engine:
     # -- plans and policies --------------------------------------------------------------------
 
     def _check(self, settings: Settings) -> None:
-        plan = settings.plan
-        self._inventory.check(plan, self.model)
-        num_kv_blocks(self.config, self.model, plan)
-        self._check_rungs(settings)
-        check_envelope(settings.caps, self.envelope)
+        check_settings(settings, config=self.config, model=self.model, inventory=self._inventory)
 
-    def _check_rungs(self, settings: Settings) -> None:
-        between = [mode for mode in settings.modes_in_use if mode not in ENDS]
-        if between and not self.config.has_rungs:
-            raise PolicyError(
-                f"mode {between[0]}: what this engine imitates steps in base and shift only; "
-                "restrict shift.rungs to them"
-            )
-
-    def _set_hot(self, policy: EnginePolicy) -> int:
+    def _set_hot(self, policy: EnginePolicy, replicas: Iterable[Replica]) -> int:
         """Put hot settings in force on serving replicas; returns the first step that obeys them."""
         self._policy = policy
         settings = settings_on(self._held_plan, policy.settings)
         steps = [0]
-        for replica in self._door.list_replicas():
+        for replica in replicas:
             try:
                 steps.append(replica.call(partial(replica.set_hot, settings)))
             except RankError:  # its loop has ended, so no step there needs the settings
                 continue
         return max(steps)
 
-    def _reshape(self, policy: EnginePolicy) -> int:
-        """Stop all replicas, start those of the new plan, and carry every sequence over."""
+    def _move(self, policy: EnginePolicy, limits: TransitionLimits) -> Took:
+        """Start and end replicas until the plan of ``policy`` serves; no request is lost."""
         plan = policy.settings.plan
+        held = held_under(self._held_plan, plan)
+        ends = Ends(
+            old=settings_on(self._held_plan, self.settings),
+            new=settings_on(held, policy.settings),
+            old_max_len=self.max_model_len,
+            new_max_len=self._max_model_len(held),
+        )
+
+        def put_in_force(staying: Iterable[Replica]) -> None:
+            self._held_plan = held
+            self._set_hot(policy, staying)
+
         try:
-            old = self._door.shut(max_len=self._max_model_len(plan))
-        except RequestError as error:
-            raise PolicyError(f"plan {plan}: in progress, {error}") from error
-        left = _stop(old)
-        step_id = max((replica.scheduler.next_step_id for replica in old), default=0)
-        try:
-            fresh = self._fleet.launch(policy.settings, first_step_id=step_id)
-        except BaseException as error:
-            self._fall_back(step_id, left, error)
+            return self._moves.make(ends, limits, put_in_force)
+        except HalfwayError as error:
+            self._settle(policy if error.is_new else self._policy, error.plan)
             raise
-        self._policy, self._held_plan = policy, plan
-        self._open(fresh, left)
-        return step_id
 
-    def _fall_back(self, step_id: int, left: Handover, error: BaseException) -> None:
-        """Run the policy in force again; if that fails too, end every request and say so."""
-        try:
-            self._open(self._launch(step_id), left)
-        except BaseException as again:
-            why = f"a reshape failed ({error}), and so did the way back ({again})"
-            replicas, held = self._door.close(why)
-            streams = {**left.streams, **_stop(replicas).streams}
-            end_all([*streams.values(), *held], FinishReason.ERROR, why)
+    def _settle(self, policy: EnginePolicy, plan: ParallelPlan) -> None:
+        """Say what really runs: ``policy`` with as many replicas as ``plan``."""
+        settings = policy.settings
+        settings = replace(settings, plan=replace(settings.plan, dp=plan.dp))
+        self._policy, self._held_plan = replace(policy, settings=settings), plan
 
-    def _launch(self, step_id: int = 0) -> list[Replica]:
-        """Start the replicas of the policy in force."""
-        settings = settings_on(self._held_plan, self.settings)
-        return self._fleet.launch(settings, first_step_id=step_id)
-
-    def _open(self, replicas: list[Replica], left: Handover) -> None:
-        self._door.open(replicas, left, max_len=self.max_model_len)
-
-
-def _stop(replicas: list[Replica]) -> Handover:
-    """Stop replicas; what they leave."""
-    return Handover.join([replica.stop() for replica in replicas])
+    @property
+    def _ranks(self) -> list[int]:
+        """The devices in use, or those that will be where none is yet."""
+        return self._fleet.ranks or list(range(self._held_plan.world_size))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from engine.executors.clock import WallClock
 from engine.executors.factory import make_executor
 from engine.executors.pool import RankPool
 from engine.executors.protocol import Executor, ExecutorInfo, StepTimer
+from engine.modes.table import ModeTable
 from engine.replica.devices import for_replica
 from engine.replica.replica import Replica
 from engine.replica.telemetry import Telemetry
@@ -16,80 +19,158 @@ from engine.spec.config import EngineConfig, ExecutorKind
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
+from engine.transition.planning import Slot, first_slots
 
 TimerFactory = Callable[[ParallelPlan], StepTimer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Member:
+    """Where a replica stands, and what its ranks hold."""
+
+    slot: Slot
+    info: ExecutorInfo
 
 
 class Fleet:
     """Every replica of one engine, whatever its plan. Calls come one at a time.
 
-    The next plan takes over the rank processes of the one before, as many as it can use.
+    Replicas that run have numbers of their own, each with its counters, which whoever has the
+    number next goes on with. The next plan takes over the rank processes of replicas that were
+    :meth:`dropped <drop>`, as many as it can use.
     """
 
     def __init__(
         self, config: EngineConfig, model: ModelConfig, *, timer_factory: TimerFactory | None
     ) -> None:
         self.telemetry: list[Telemetry] = []
-        self.infos: list[ExecutorInfo] = []
         self._config = config
         self._model = model
         self._timer_factory = timer_factory
-        self._pools: list[RankPool] = []
+        self._members: dict[int, _Member] = {}
+        self._pools: dict[int, RankPool] = {}
 
-    def launch(self, settings: Settings, *, first_step_id: int = 0) -> list[Replica]:
-        """Start the replicas of a plan side by side; on a failure none is left running.
+    @property
+    def infos(self) -> list[ExecutorInfo]:
+        """What each replica's ranks hold."""
+        return [member.info for _, member in sorted(self._members.items())]
+
+    @property
+    def ranks(self) -> list[int]:
+        """The devices in use, as the engine counts them."""
+        return sorted(rank for m in list(self._members.values()) for rank in m.slot.ranks)
+
+    def slot_of(self, replica: Replica) -> Slot:
+        """Where a replica of this fleet stands."""
+        return self._members[replica.index].slot
+
+    def launch(
+        self,
+        settings: Settings,
+        slots: Sequence[Slot] | None = None,
+        *,
+        first_step_id: int = 0,
+        mode_table: ModeTable | None = None,
+        is_later: bool = False,
+    ) -> list[Replica]:
+        """Start replicas of a plan side by side; on a failure none of them is left running.
+
+        ``slots``: where, by default those of the whole plan. With ``mode_table`` no step times are
+        taken. ``is_later``: not with the engine; paced ranks then take their time to start.
 
         Raises:
             CheckpointError, PlanError, RankError: what the first of them could not do.
         """
         plan = settings.plan
-        count = plan.dp
-        self._prepare_pools(plan)
-        while len(self.telemetry) < count:
-            self.telemetry.append(Telemetry())
-        configs = [for_replica(self._config, plan, index=index) for index in range(count)]
+        slots = first_slots(plan) if slots is None else slots
+        free = (number for number in itertools.count() if number not in self._members)
+        places = dict(zip(free, slots, strict=False))
+        self._prepare(plan, places)
         replicas = [
-            Replica(
-                index=index,
-                config=config,
-                model=self._model,
-                settings=settings,
-                make_executor=partial(self._make_executor, config, plan.replica, index),
-                telemetry=self.telemetry[index],
-                first_step_id=first_step_id,
-            )
-            for index, config in enumerate(configs)
+            self._replica(number, slot, settings, first_step_id, mode_table, is_later)
+            for number, slot in places.items()
         ]
         for replica in replicas:
             replica.launch()
         try:
-            self.infos = [replica.wait_started() for replica in replicas]
+            infos = [replica.wait_started() for replica in replicas]
         except BaseException:
             for replica in replicas:
                 replica.stop()
-            self.close()
+            self._close_pools(places)
             raise
+        for (number, slot), info in zip(places.items(), infos, strict=True):
+            self._members[number] = _Member(slot=slot, info=info)
         return replicas
+
+    def drop(self, replicas: Iterable[Replica]) -> None:
+        """Replicas that were stopped stand nowhere now; their processes wait for the next plan."""
+        for replica in replicas:
+            self._members.pop(replica.index, None)
+
+    def retire(self, replica: Replica) -> None:
+        """One that was stopped for good: its processes end, and its devices are free."""
+        self._members.pop(replica.index, None)
+        self._close_pools([replica.index])
+
+    def close_idle(self) -> None:
+        """End the processes that no replica has."""
+        self._close_pools(set(self._pools) - set(self._members))
 
     def close(self) -> None:
         """End the rank processes that are left, once every replica has been stopped."""
-        self._keep_pools(0)
+        self._members.clear()
+        self._close_pools(list(self._pools))
 
-    def _prepare_pools(self, plan: ParallelPlan) -> None:
-        """One pool per replica that runs on processes; those of no use now are ended."""
+    def _replica(
+        self,
+        number: int,
+        slot: Slot,
+        settings: Settings,
+        first_step_id: int,
+        mode_table: ModeTable | None,
+        is_later: bool,
+    ) -> Replica:
+        plan = settings.plan
+        config = for_replica(self._config, plan, first_rank=slot.first)
+        return Replica(
+            index=number,
+            config=config,
+            model=self._model,
+            settings=settings,
+            make_executor=partial(self._make_executor, config, plan.replica, number, is_later),
+            telemetry=self.telemetry[number],
+            first_step_id=first_step_id,
+            mode_table=mode_table,
+        )
+
+    def _prepare(self, plan: ParallelPlan, numbers: Iterable[int]) -> None:
+        """Counters for each number, and a pool where its replica runs on processes."""
         kind = self._config.executor
         is_auto = kind is ExecutorKind.AUTO and plan.replica_size > 1
-        count = plan.dp if is_auto or kind is ExecutorKind.PROCESS else 0
-        self._keep_pools(count)
-        while len(self._pools) < count:
-            self._pools.append(RankPool(num_spares=self._config.spare_ranks))
+        has_processes = is_auto or kind is ExecutorKind.PROCESS
+        for number in numbers:
+            while len(self.telemetry) <= number:
+                self.telemetry.append(Telemetry())
+            if has_processes and number not in self._pools:
+                self._pools[number] = RankPool(num_spares=self._config.spare_ranks)
 
-    def _keep_pools(self, count: int) -> None:
-        for pool in self._pools[count:]:
-            pool.close()
-        del self._pools[count:]
+    def _close_pools(self, numbers: Iterable[int]) -> None:
+        for number in list(numbers):
+            if (pool := self._pools.pop(number, None)) is not None:
+                pool.close()
 
-    def _make_executor(self, config: EngineConfig, plan: ParallelPlan, index: int) -> Executor:
+    def _make_executor(
+        self, config: EngineConfig, plan: ParallelPlan, number: int, is_later: bool
+    ) -> Executor:
         timer = self._timer_factory(plan) if self._timer_factory is not None else None
-        pool = self._pools[index] if self._pools else None
-        return make_executor(config, self._model, plan, timer=timer, clock=WallClock(), ranks=pool)
+        start_s_of = config.start_s_of if is_later else None
+        return make_executor(
+            config,
+            self._model,
+            plan,
+            timer=timer,
+            clock=WallClock(),
+            ranks=self._pools.get(number),
+            start_s=0.0 if start_s_of is None else start_s_of(plan),
+        )

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class Lobby:
-    """Where requests are while no replica serves: before the start, and during a reshape.
+    """Where requests are while no replica has them: before the start, and during a reshape.
 
     While it is holding, new requests stay here, and those of stopped replicas are in transit:
     their sequences travel apart (see ``Handover``), the lobby knows their ids. ``max_len`` is the
@@ -42,12 +42,31 @@ class Lobby:
             RequestError: one of them is longer than ``max_len``; nothing has changed.
         """
         leaving = list(leaving)
-        for request in leaving:
+        self.narrow(leaving, max_len=max_len)
+        self.is_holding = True
+        self.see_off(leaving)
+
+    def narrow(self, running: Iterable[Request], *, max_len: int) -> None:
+        """Refuse longer requests from now on; those that are ``running`` must fit as well.
+
+        Raises:
+            RequestError: one of them is longer than ``max_len``; nothing has changed.
+        """
+        for request in running:
             if request.max_len > max_len:
                 raise RequestError(f"{request.lengths} is more than {max_len}")
-        self.is_holding = True
         self.max_len = max_len
-        self._in_transit = {request.request_id: None for request in leaving}
+
+    def see_off(self, leaving: Iterable[Request]) -> None:
+        """Requests of replicas that stop are in transit from now on."""
+        self._in_transit |= {request.request_id: None for request in leaving}
+
+    def greet(self) -> dict[str, FinishReason]:
+        """Nobody is in transit any more; why each that was aborted meanwhile was, by id. The
+        replicas that have them now are to end them.
+        """
+        arrived, self._in_transit = self._in_transit, {}
+        return {name: reason for name, reason in arrived.items() if reason is not None}
 
     def hold(self, stream: RequestStream, *, max_queue: int | None) -> None:
         """Keep a new request until :meth:`empty`.
@@ -72,13 +91,11 @@ class Lobby:
         """Nobody waits here and nobody is in transit any more.
 
         Hands out the requests that were held, in order of arrival, and for those that were
-        aborted in transit, by id, why; the replicas that have them now are to end them.
+        aborted in transit, by id, why (see :meth:`greet`).
         """
         held, self._held = list(self._held.values()), {}
-        aborted = {name: reason for name, reason in self._in_transit.items() if reason is not None}
-        self._in_transit = {}
         self.is_holding = False
-        return held, aborted
+        return held, self.greet()
 
 
 def end_all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from engine.nvml.monitor import DeviceMonitor, energy_counters
@@ -10,13 +11,12 @@ from engine.replica.devices import devices_of, list_cuda_devices
 from engine.spec.config import EngineConfig
 from engine.spec.energy import EnergyCounters
 from engine.spec.inventory import Inventory, RankKind
-from engine.spec.plan import ParallelPlan
 
 
 class WatchedDevices:
     """Watches devices from :meth:`start` to :meth:`stop`: on CUDA the engine's own, elsewhere only
-    those of a ``monitor`` that is given. Told of are those on which ``plan`` has ranks; it may
-    leave some to others.
+    those of a ``monitor`` that is given. Told of are those of ``ranks`` (0, 1, ...), those in use;
+    the engine may leave some to others.
     """
 
     def __init__(
@@ -35,18 +35,18 @@ class WatchedDevices:
     def stop(self) -> None:
         self._monitor.stop()
 
-    def latest(self, plan: ParallelPlan) -> tuple[DeviceReading, ...]:
+    def latest(self, ranks: Sequence[int]) -> tuple[DeviceReading, ...]:
         """What was read last."""
-        return self._of_ranks(self._monitor.latest(), plan)
+        return self._of_ranks(self._monitor.latest(), ranks)
 
-    def read_energy(self, plan: ParallelPlan) -> EnergyCounters:
+    def read_energy(self, ranks: Sequence[int]) -> EnergyCounters:
         """Joules until now; empty unless a driver tells of all. Waits for it."""
-        readings = self._of_ranks(self._monitor.read_now(), plan)
-        is_whole = len(readings) == len(devices_of(self._config, plan.world_size))
+        readings = self._of_ranks(self._monitor.read_now(), ranks)
+        is_whole = len(readings) == len(devices_of(self._config, ranks))
         return energy_counters(readings) if is_whole else EnergyCounters()
 
     def _of_ranks(
-        self, readings: tuple[DeviceReading, ...], plan: ParallelPlan
+        self, readings: tuple[DeviceReading, ...], ranks: Sequence[int]
     ) -> tuple[DeviceReading, ...]:
-        ours = devices_of(self._config, plan.world_size)
+        ours = devices_of(self._config, ranks)
         return tuple(reading for reading in readings if reading.index in ours)

@@ -23,6 +23,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "spec",
         "nvml",
         "modes",
+        "transition",
         "policy",
         "scheduler",
         "wire",

@@ -20,7 +20,7 @@ import structlog
 
 from api.agent.credential import CredentialFile
 from api.agent.window import heartbeat, knob_json
-from api.documents.policy import model_to_json, settings_in
+from api.documents.policy import limits_in, model_to_json, settings_in
 from api.web.urls import full_url
 from engine.engine import Engine
 from engine.policy.document import EnginePolicy
@@ -236,7 +236,8 @@ class EngineAgent:
         """Put a version in force, or say why it cannot be."""
         errored = self._engine.stats().finished[FinishReason.ERROR]
         try:
-            done = self._engine.apply(EnginePolicy(settings=settings_in(document), version=version))
+            wanted = EnginePolicy(settings=settings_in(document), version=version)
+            done = self._engine.apply(wanted, limits=limits_in(document))
         except EngineError as error:
             self._log.warning("policy refused", version=version, error=str(error))
             return {
@@ -253,6 +254,7 @@ class EngineAgent:
             "message": "; ".join(done.warnings),
             "changes": {knob: kind.value for knob, kind in done.changes.items()},
             "seconds": done.seconds,
+            "transition": done.transition and done.transition.to_json(),
             "lost_requests": max(0, self._engine.stats().finished[FinishReason.ERROR] - errored),
             "policy": done.policy.settings.to_json(),
         }

@@ -97,6 +97,7 @@ def _patch(target: Target, settings: Settings, *, is_dry_run: bool) -> dict[str,
             "class": answer["class"],
             "version": answer["effective"]["version"],
             "seconds": answer.get("seconds"),
+            "transition": answer.get("transition"),
             "warnings": answer["warnings"],
         }
 
@@ -137,6 +138,7 @@ def _through_service(
             "class": None,
             "version": answer["policy"]["version"],
             "seconds": None,
+            "transition": answer["transition"],
             "warnings": answer["warnings"],
         }
 
@@ -148,12 +150,24 @@ def _lines(document: dict[str, Any]) -> list[str]:
         f"  {change['knob']}: {_text(change, 'from')} -> {_text(change, 'to')} ({change['class']})"
         for change in document["changes"]
     ]
+    if document["transition"]:
+        lines.append(f"  {_way_line(document['transition'])}")
     if not document["changes"]:
         return [*lines, "nothing to change: it runs with these settings"]
     if document["is_dry_run"]:
         return [*lines, "dry run: nothing was changed"]
     took = "" if document["seconds"] is None else f" in {document['seconds']:.2f} s"
     return [*lines, f"applied{took}: policy version {document['version']}"]
+
+
+def _way_line(transition: dict[str, Any]) -> str:
+    """How ranks start and end for the change, and what that takes."""
+    start_s, drain_s = transition["start_s"], transition["drain_s"]
+    serves = "" if start_s is None else f", new ranks serve after {start_s:.1f} s"
+    leaves = f", old ones may take {drain_s:.1f} s to finish" if drain_s else ""
+    said = "" if transition["is_measured"] else " (an estimate)"
+    most = transition["peak_devices"]
+    return f"way: {transition['way']}, at most {most} devices at once{serves}{leaves}{said}"
 
 
 def _text(change: dict[str, Any], end: str) -> str:

@@ -188,6 +188,14 @@ class Pacing(Described):
             "arctic, ...; by default gearshift, as this engine is."
         ),
     ] = None
+    paced_start_s: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="With --paced: seconds that ranks take to start for a change of plan; by default "
+            "as estimated for the hardware.",
+        ),
+    ] = None
     max_model_len: Annotated[
         int | None,
         typer.Option(

@@ -42,7 +42,7 @@ SECRETS = {
     "max_num_batched_tokens max_queue max_model_len dtype quantization device max_devices "
     "kv_cache_mib gpu_memory_utilization block_size link overlap no_parallel_sampling "
     "prefix_cache spare_ranks threads_per_rank max_graph_tokens paced backend backend_set "
-    "served_model_name name api_key knob_key"
+    "paced_start_s served_model_name name api_key knob_key"
 )
 def serve(
     ctx: typer.Context,
@@ -85,7 +85,7 @@ def serve(
     if node is None:
         _run(wanted, None, house)
     else:
-        _run(*_pace(wanted, node), house)
+        _run(*_pace(wanted, node, pacing.paced_start_s), house)
 
 
 def _as_answered(found: Answer, folder: Path, pacing: Pacing) -> Pacing:
@@ -140,11 +140,15 @@ def _config(
     )
 
 
-def _pace(config: EngineConfig, node: Node) -> tuple[EngineConfig, TimerFactory]:
+def _pace(
+    config: EngineConfig, node: Node, start_s: float | None
+) -> tuple[EngineConfig, TimerFactory]:
     """The same engine on hardware that is not here: its memory, its devices, its step times."""
     from tuner.described.parse import paced_config
 
     there = replace(paced_config(config, node), max_devices=node.hardware.count)
+    if start_s is not None:
+        there = replace(there, start_s_of=lambda _plan: start_s)
     return there, node.timer
 
 

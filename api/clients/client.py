@@ -148,7 +148,7 @@ class GearshiftClient:
     def get_engine(self, engine_id: str) -> Json:
         return self._object("GET", f"/v1/engines/{engine_id}")
 
-    def wait_applied(self, engine_id: str, version: int, *, timeout_s: float = 60.0) -> Json:
+    def wait_applied(self, engine_id: str, version: int, *, timeout_s: float = 300.0) -> Json:
         """The engine once it runs ``version`` or a later one.
 
         Raises:

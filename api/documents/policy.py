@@ -1,7 +1,8 @@
 """The ``policy/v1`` document: reading, patching, comparing. No database.
 
 A document is an engine's settings plus what only the service obeys: ``sla``, ``guards`` and
-``provenance``. Of the guards, ``max_gpus`` is enforced. ``min_interval_s`` and
+``provenance``. Of the guards, ``max_gpus`` and ``drain_s`` (how long replicas that leave may finish
+their requests) are enforced, by the engine too while it changes plans. ``min_interval_s`` and
 ``max_reshapes_per_h`` limit automatic reshapes; they will be enforced once there are any. Today
 somebody asks for every reshape.
 """
@@ -17,6 +18,7 @@ from engine.spec.model import ModelConfig
 from engine.spec.quantisation import quantisation_from_json
 from engine.spec.rope import RopeKind, RopeScaling
 from engine.spec.settings import Caps, Settings
+from engine.transition.costs import DEFAULT_DRAIN_S, MOST_DRAIN_S, TransitionLimits
 from policies.sla import Sla
 from store.audit import hash_document
 from store.models.base import Json
@@ -24,7 +26,7 @@ from store.models.base import Json
 SCHEMA = "policy/v1"
 ENGINE_PART = ("plan", "shift", "caps", "scheduler", "mode")
 RESHAPE_GUARDS = ("min_interval_s", "max_reshapes_per_h")
-GUARDS = ("max_gpus", *RESHAPE_GUARDS)
+GUARDS = ("max_gpus", *RESHAPE_GUARDS, "drain_s")
 MODEL_SIZES = (
     "num_layers",
     "hidden_size",
@@ -36,7 +38,12 @@ MODEL_SIZES = (
     "max_positions",
 )
 MAX_SIZE = 2**31 - 1
-DEFAULT_GUARDS: Json = {"max_gpus": None, "min_interval_s": 60, "max_reshapes_per_h": 4}
+DEFAULT_GUARDS: Json = {
+    "max_gpus": None,
+    "min_interval_s": 60,
+    "max_reshapes_per_h": 4,
+    "drain_s": DEFAULT_DRAIN_S,
+}
 # Fields that the service writes itself; a patch may name one only with the value it has.
 FIXED = ("schema", "engine", "provenance")
 
@@ -120,6 +127,20 @@ def settings_in(document: Json) -> Settings:
         PolicyError: an unknown knob or a wrong kind of value.
     """
     return Settings.from_json({name: document[name] for name in ENGINE_PART if name in document})
+
+
+def limits_in(document: Json) -> TransitionLimits:
+    """What a document's guards allow an engine that starts and ends ranks.
+
+    Raises:
+        PolicyError: a number that cannot be.
+    """
+    guards = {**DEFAULT_GUARDS, **(document.get("guards") or {})}
+    most, drain_s = guards["max_gpus"], guards["drain_s"]
+    return TransitionLimits(
+        drain_s=DEFAULT_DRAIN_S if drain_s is None else drain_s,
+        most_ranks=None if most is None else int(most),
+    )
 
 
 def envelope_in(document: Json) -> Caps:
@@ -227,6 +248,8 @@ def _checked_guards(guards: Any) -> Json:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and (not is_number or value < 0):
             raise PolicyError(f"/guards/{name}: {value!r} is not a number of at least 0")
+        if name == "drain_s" and value is not None and value > MOST_DRAIN_S:
+            raise PolicyError(f"/guards/drain_s: {value!r} is more than {MOST_DRAIN_S:g} seconds")
     return guards
 
 

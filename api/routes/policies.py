@@ -69,7 +69,9 @@ def patch(
         Body(
             media_type="application/merge-patch+json",
             description=(
-                "Knobs of the engine, `sla` and `guards`. `guards.max_gpus` is enforced; "
+                "Knobs of the engine, `sla` and `guards`. `guards.max_gpus` and "
+                "`guards.drain_s` (seconds that replicas which leave may take to finish their "
+                "requests) are enforced; "
                 "`guards.min_interval_s` and `guards.max_reshapes_per_h` are kept, and enforced "
                 "once reshapes become automatic."
             ),

@@ -130,6 +130,9 @@ class Acknowledge(Body):
     message: str = Field(default="", max_length=4000)
     changes: dict[str, KnobClass] = Field(default_factory=dict, description="Knob class per change")
     seconds: Seconds | None = None
+    transition: Json | None = Field(
+        default=None, description="How replicas started and left for it, and what that took"
+    )
     lost_requests: Count = Field(default=0, description="Requests the change ended in error")
     policy: Json = Field(description="The engine's part of the policy now in force")
 
@@ -190,6 +193,10 @@ class ChangeSet(View):
     is_dry_run: bool
     changes: list[Json]
     predicted: Json | None
+    transition: Json | None = Field(
+        description="Where replicas start or leave for it: how, the most devices in use on the "
+        "way, and what it costs as far as the engine said when it registered"
+    )
     warnings: list[str]
     policy: PolicyView
 
@@ -210,6 +217,7 @@ class PolicyVersionView(View):
     ack_message: str | None
     ack_changes: Json | None
     ack_seconds: float | None
+    ack_transition: Json | None
     acknowledged_at: datetime | None
 
 

@@ -17,6 +17,7 @@ from api.documents.policy import (
     settings_in,
 )
 from api.documents.recommendation import predicted_for
+from api.documents.transition import foresee
 from api.schemas.serving import Acknowledge, ChangeSet, PolicyView
 from api.services import identity
 from api.services.audit import record
@@ -156,6 +157,14 @@ def write(
         is_dry_run=is_dry_run,
         changes=[change.to_json() for change in changes],
         predicted=_predicted(uow, control, after.settings),
+        transition=foresee(
+            before,
+            after,
+            envelope=envelope,
+            inventory=inventory_of(engine),
+            model=engine.model,
+            capabilities=engine.capabilities,
+        ),
         warnings=_warnings(before, after, changes),
         policy=view(engine, version),
     )
@@ -208,6 +217,7 @@ def acknowledge(
         row.ack_message = body.message or None
         row.ack_changes = dict(body.changes)
         row.ack_seconds = body.seconds
+        row.ack_transition = body.transition
         row.acknowledged_at = utc_now()
     if body.result == "applied":
         engine.applied_version = version

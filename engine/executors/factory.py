@@ -21,11 +21,13 @@ def make_executor(
     timer: StepTimer | None = None,
     clock: Clock | None = None,
     ranks: RankSource | RankProcesses | None = None,
+    start_s: float = 0.0,
 ) -> Executor:
     """The executor ``config`` asks for, not yet started. ``auto``: in process for one rank.
 
-    Only the simulated executor uses ``timer`` and ``clock`` (real time by default). ``ranks`` lends
-    the process executor its ranks (a pool keeps them across executors); other executors ignore it.
+    Only the simulated executor uses ``timer``, ``clock`` (real time by default) and ``start_s``,
+    how long its start takes. ``ranks`` lends the process executor its ranks (a pool keeps them
+    across executors); other executors ignore it.
 
     Raises:
         EngineError: inline with several ranks, or simulated without a timer.
@@ -48,7 +50,7 @@ def make_executor(
 
             return ProcessExecutor(config, model, plan, ranks=ranks)
         case ExecutorKind.SIMULATED:
-            return _simulated(config, model, plan, timer, clock)
+            return _simulated(config, model, plan, timer, clock, start_s)
         case ExecutorKind.AUTO:
             raise AssertionError("auto was resolved above")
         case _ as never:
@@ -61,6 +63,7 @@ def _simulated(
     plan: ParallelPlan,
     timer: StepTimer | None,
     clock: Clock | None,
+    start_s: float,
 ) -> Executor:
     from engine.executors.clock import WallClock
     from engine.executors.simulated import SimulatedExecutor
@@ -73,4 +76,5 @@ def _simulated(
         num_kv_blocks=num_kv_blocks(config, model, plan),
         timer=timer,
         clock=clock or WallClock(),
+        start_s=start_s,
     )

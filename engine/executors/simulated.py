@@ -37,7 +37,7 @@ class SimulatedExecutor:
 
     With ``applies_inputs`` it does a rank's host work too, in :meth:`submit`: the message is
     encoded, decoded and applied to a table of ``num_slots`` slots, and placeholders are filled.
-    A step cannot begin before that is done.
+    A step cannot begin before that is done. ``start_s``: seconds that :meth:`start` takes.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class SimulatedExecutor:
         num_kv_blocks: int,
         timer: StepTimer,
         clock: Clock,
+        start_s: float = 0.0,
         applies_inputs: bool = False,
         num_slots: int = 1024,
         max_blocks_per_seq: int = 2048,
@@ -57,6 +58,7 @@ class SimulatedExecutor:
         self._num_kv_blocks = num_kv_blocks
         self._timer = timer
         self._clock = clock
+        self._start_s = start_s
         self._inputs: _InputWork | None = None
         if applies_inputs:
             self._inputs = _InputWork(num_slots, min(num_kv_blocks, max_blocks_per_seq))
@@ -69,6 +71,8 @@ class SimulatedExecutor:
         return self._inputs is not None
 
     def start(self) -> ExecutorInfo:
+        if self._start_s:
+            self._clock.sleep_until(self._clock.now() + self._start_s)
         self._is_open = True
         self._stages = Stages([self._clock.now()] * self._plan.pp)
         nothing = (0,) * self._plan.replica_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
@@ -11,6 +12,10 @@ from engine.spec.held import why_not_held
 from engine.spec.modes import PIN_RULES
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
+
+# Dotted names of the knobs that start and end ranks.
+PLAN = "plan"
+REPLICAS = "plan.dp"
 
 
 class KnobClass(StrEnum):
@@ -49,12 +54,9 @@ def classify(
     """Knob class of every difference between two settings, by dotted knob name.
 
     Another plan is hot where its modes are rungs of ``held``, the plan whose shards ranks hold
-    (None: that of ``old``).
+    (None: that of ``old``). Another number of replicas is a knob of its own, ``plan.dp``.
     """
-    changes: dict[str, KnobClass] = {}
-    if old.plan != new.plan:
-        is_held = why_not_held(held or old.plan, new.plan) is None
-        changes["plan"] = KnobClass.HOT if is_held else KnobClass.RESHAPE
+    changes = _plan_classes(old.plan, new.plan, held or old.plan)
     for name in ("threshold_tokens", "rungs", "rung_thresholds"):
         if getattr(old, name) != getattr(new, name):
             changes[f"shift.{name}"] = KnobClass.HOT
@@ -67,6 +69,11 @@ def classify(
         if before != after:
             changes[f"caps.{name}"] = _cap_class(name, before, after, envelope)
     return changes
+
+
+def moves_ranks(changes: Mapping[str, KnobClass]) -> bool:
+    """Whether ranks start or end for ``changes`` (see :func:`classify`)."""
+    return REPLICAS in changes or changes.get(PLAN) is KnobClass.RESHAPE
 
 
 def check_envelope(caps: Caps, envelope: Caps) -> None:
@@ -132,6 +139,17 @@ def merge_patch(target: Any, patch: Any) -> Any:
         else:
             merged[key] = merge_patch(merged.get(key), value)
     return merged
+
+
+def _plan_classes(old: ParallelPlan, new: ParallelPlan, held: ParallelPlan) -> dict[str, KnobClass]:
+    if why_not_held(replace(held, dp=new.dp), new) is not None:
+        return {PLAN: KnobClass.RESHAPE}
+    changes = {}
+    if replace(new, dp=old.dp) != old:
+        changes[PLAN] = KnobClass.HOT
+    if new.dp != old.dp:
+        changes[REPLICAS] = KnobClass.DRAIN
+    return changes
 
 
 def _cap_class(name: str, before: Any, after: Any, envelope: Caps) -> KnobClass:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.policy.document import EnginePolicy, KnobClass
+from engine.policy.document import PLAN, REPLICAS, EnginePolicy, KnobClass
 from engine.spec.held import list_held
 from engine.spec.modes import ENDS, PIN_RULES
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Order, Settings
+from engine.transition.costs import Price, Took
+from engine.transition.planning import Way
+
+RESIZING = (Way.ADD, Way.REMOVE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Knob:
     """One thing an operator may change, what class of change it is, and its range.
 
-    ``hot_choices`` are values that are hot where others are not.
+    ``hot_choices`` are values that are hot where others are not. ``ways``: in which ranks start and
+    end for it, and what each costs.
     """
 
     name: str
@@ -27,17 +33,21 @@ class Knob:
     choices: tuple[str, ...] | None = None
     hot_choices: tuple[str, ...] | None = None
     measured_cost_s: float | None = None
+    ways: tuple[Price, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class AppliedPolicy:
-    """A policy in force: what changed, from which step on, and how long the change took."""
+    """A policy in force: what changed, from which step on, and how long the change took;
+    ``transition`` tells of the ranks that started and ended for it.
+    """
 
     policy: EnginePolicy
     changes: dict[str, KnobClass]
     effective_step: int
     seconds: float
     warnings: list[str] = field(default_factory=list)
+    transition: Took | None = None
 
 
 def list_knobs(
@@ -47,11 +57,13 @@ def list_knobs(
     held: ParallelPlan,
     max_devices: int,
     threads_per_rank: int | None,
-    cost_s: dict[KnobClass, float],
+    cost_s: Mapping[KnobClass, float],
+    prices: Sequence[Price] = (),
 ) -> list[Knob]:
     """Every knob with its current value, range and, once measured, its cost in seconds.
 
     ``held``: the plan whose shards ranks hold. ``threads_per_rank`` is one on CPU ranks only.
+    ``prices`` of each way to start and end ranks.
     """
     caps = settings.caps
     ranges: list[tuple[str, float | None, float, float | None]] = [
@@ -78,12 +90,22 @@ def list_knobs(
     hot_s = cost_s.get(KnobClass.HOT)
     return [
         Knob(
-            name="plan",
+            name=PLAN,
             knob_class=KnobClass.RESHAPE,
             current=str(settings.plan),
             maximum=max_devices,
             hot_choices=tuple(map(str, list_held(held))),
             measured_cost_s=cost_s.get(KnobClass.RESHAPE),
+            ways=tuple(price for price in prices if price.way not in RESIZING),
+        ),
+        Knob(
+            name=REPLICAS,
+            knob_class=KnobClass.DRAIN,
+            current=settings.plan.dp,
+            minimum=1,
+            maximum=max_devices // settings.plan.replica_size,
+            measured_cost_s=cost_s.get(KnobClass.DRAIN),
+            ways=tuple(price for price in prices if price.way in RESIZING),
         ),
         *(
             Knob(

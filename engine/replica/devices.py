@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,24 +91,26 @@ def held_model(config: EngineConfig, model: ModelConfig) -> ModelConfig:
     return as_held(model, None, dtype, torch.device("cuda", _index(config.device)))
 
 
-def for_replica(config: EngineConfig, plan: ParallelPlan, *, index: int) -> EngineConfig:
-    """The config of replica ``index`` under the engine's ``plan``: on CUDA it begins at its own
-    device, ranks count up from there; on CPU each rank has its threads.
+def for_replica(config: EngineConfig, plan: ParallelPlan, *, first_rank: int) -> EngineConfig:
+    """The config of one replica of the engine's ``plan``: on CUDA it begins at its own device,
+    the engine's ``first_rank``, ranks count up from there; on CPU each rank has its threads.
     """
     if config.executor is ExecutorKind.SIMULATED:
         return config
     if not is_cuda(config):
         return replace(config, threads_per_rank=threads_per_rank(config, plan.world_size))
-    first = _index(config.device) + index * plan.replica_size
+    first = _index(config.device) + first_rank
     return replace(config, device=f"cuda:{first}")
 
 
-def devices_of(config: EngineConfig, num_ranks: int) -> frozenset[int]:
-    """The devices of so many ranks, as CUDA counts them; see ``engine.executors.process``."""
+def devices_of(config: EngineConfig, ranks: Iterable[int]) -> frozenset[int]:
+    """The devices of the engine's ``ranks`` (0, 1, ...), as CUDA counts them; see
+    ``engine.executors.process``.
+    """
     first = _index(config.device)
-    numbers = range(first, first + num_ranks)
+    numbers = frozenset(first + rank for rank in ranks)
     if not may_share_devices(config):
-        return frozenset(numbers)
+        return numbers
     return frozenset(number % max(1, _num_cuda_devices()) for number in numbers)
 
 
@@ -120,7 +123,7 @@ def list_cuda_devices(config: EngineConfig, num_ranks: int) -> list[DeviceId]:
     import torch
 
     try:
-        wanted = sorted(devices_of(config, num_ranks))
+        wanted = sorted(devices_of(config, range(num_ranks)))
         return [_device_id(index, torch.cuda.get_device_properties(index)) for index in wanted]
     except (RuntimeError, AssertionError):  # no driver, or a build of torch without CUDA
         return []

@@ -57,6 +57,7 @@ class Replica:
         make_executor: ExecutorFactory,
         telemetry: Telemetry,
         first_step_id: int = 0,
+        mode_table: ModeTable | None = None,
     ) -> None:
         self.index = index
         self.telemetry = telemetry
@@ -77,13 +78,23 @@ class Replica:
         self._recovery = Recovery(telemetry, self._start_ranks)
         self._started: Future[ExecutorInfo] = Future()
         self._thread = threading.Thread(target=self._run, name=f"replica-{index}", daemon=True)
-        self.mode_table: ModeTable | None = None
+        self.mode_table = mode_table
         self.scheduler: Scheduler
         self._executor: Executor
         self._loop: StepLoop
         self._emitter: StepEmitter
 
     # -- called from other threads -------------------------------------------------------------
+
+    @property
+    def plan(self) -> ParallelPlan:
+        """What its ranks run: the engine's plan with dp=1."""
+        return self._plan
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no request is in progress here."""
+        return not self._accepted.streams
 
     @property
     def num_waiting(self) -> int:
@@ -136,6 +147,9 @@ class Replica:
             self._load.enter(stream.request)
             self._accepted.enter(stream)
         self._post(lambda: self._adopt(left.sequences))
+        if not self._thread.is_alive():  # its loop has failed meanwhile, and takes no commands
+            for request_id in left.streams:
+                self._accepted.end(request_id, FinishReason.ERROR, self.failure)
 
     def abort(self, request_id: str, reason: FinishReason) -> None:
         """End a request at the next step boundary; unknown ids are ignored."""
@@ -288,6 +302,9 @@ class Replica:
             self._accepted.end(request.request_id, FinishReason.ERROR, str(error))
 
     def _adopt(self, sequences: list[Sequence]) -> None:
+        if self.failure is not None:
+            for sequence in sequences:
+                self._accepted.end(sequence.request_id, FinishReason.ERROR, self.failure)
         arrived = [sequence for sequence in sequences if self._arrives(sequence.request)]
         with self._wake:
             self.scheduler.adopt(arrived, is_in_book=True)
@@ -313,7 +330,7 @@ class Replica:
             info = self._executor.start()
             # Not when ranks are replaced: requests wait then.
             is_first = not self._started.done()
-            if is_first and self._plan.shift and self._settings.pin == TABLE:
+            if self.mode_table is None and is_first and self._times_modes:
                 self.mode_table = mode_table_for(
                     self._executor, info, self._config, self._model, self._plan
                 )
@@ -338,6 +355,10 @@ class Replica:
         if is_first:
             self._started.set_result(info)
         return self.scheduler
+
+    @property
+    def _times_modes(self) -> bool:
+        return self._plan.shift and self._settings.pin == TABLE
 
     def _new_scheduler(self, info: ExecutorInfo) -> Scheduler:
         capacity = info.num_kv_blocks * self._config.block_size

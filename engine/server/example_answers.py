@@ -95,6 +95,7 @@ CAPABILITIES: Json = {
             "choices": None,
             "hot_choices": None,
             "measured_cost_s": None,
+            "ways": [],
         }
     ],
 }

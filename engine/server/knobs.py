@@ -7,9 +7,9 @@ import hashlib
 import json
 import logging
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
@@ -18,6 +18,7 @@ from engine.policy.document import (
     KnobClass,
     check_envelope,
     classify,
+    moves_ranks,
 )
 from engine.policy.knobs import AppliedPolicy
 from engine.server.errors import ApiError
@@ -32,11 +33,26 @@ from engine.server.shapes import (
 from engine.spec.errors import EngineError, PlanError, PolicyError, StalePolicyError
 from engine.spec.held import settings_on, why_not_held
 from engine.spec.plan import ParallelPlan
+from engine.transition.costs import (
+    DEFAULT_DRAIN_S,
+    DEFAULT_LIMITS,
+    MOST_DRAIN_S,
+    TransitionLimits,
+)
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = "policy/v1"
 LABEL_KEYS = ("schema", "engine", "version")
+DrainSeconds = Annotated[
+    float,
+    Query(
+        ge=0,
+        le=MOST_DRAIN_S,
+        description="How long replicas that leave may finish their requests; what is left then "
+        "goes on on other replicas",
+    ),
+]
 ETAG = {"ETag": {"schema": {"type": "string"}}}
 
 
@@ -91,9 +107,15 @@ class KnobPlane:
         }
 
     async def patch(
-        self, patch: dict[str, Any], *, if_match: str | None, is_dry_run: bool
+        self,
+        patch: dict[str, Any],
+        *,
+        if_match: str | None,
+        is_dry_run: bool,
+        limits: TransitionLimits = DEFAULT_LIMITS,
     ) -> JSONResponse:
-        """Apply a JSON Merge Patch if ``if_match`` names the policy in force.
+        """Apply a JSON Merge Patch if ``if_match`` names the policy in force; ranks that start or
+        end for it do so within ``limits``.
 
         Raises:
             ApiError: 428 without a precondition, 412 with a stale one, 409 beyond the envelope,
@@ -114,14 +136,18 @@ class KnobPlane:
                 "warnings": _warnings(new),
                 "dry_run": is_dry_run,
             }
+            if is_dry_run and moves_ranks(changes):
+                priced = await run_in_threadpool(self._engine.preview, new, limits=limits)
+                answer["transition"] = priced and priced.to_json()
             if changes and not is_dry_run:
                 new = replace(new, version=old.version + 1)
-                applied = await run_in_threadpool(self._apply, new, old)
+                applied = await run_in_threadpool(self._apply, new, old, limits)
                 answer |= {
                     "effective": self.document(new),
                     "effective_step": applied.effective_step,
                     "seconds": applied.seconds,
                     "warnings": applied.warnings,
+                    "transition": applied.transition and applied.transition.to_json(),
                 }
             return JSONResponse(answer, headers={"ETag": self.etag()})
 
@@ -160,10 +186,12 @@ class KnobPlane:
         check_envelope(policy.settings.caps, self._engine.envelope)
         return policy
 
-    def _apply(self, policy: EnginePolicy, old: EnginePolicy) -> AppliedPolicy:
+    def _apply(
+        self, policy: EnginePolicy, old: EnginePolicy, limits: TransitionLimits
+    ) -> AppliedPolicy:
         """Apply unless a control plane was quicker: its change is never undone unseen."""
         try:
-            return self._engine.apply(policy, expected=old)
+            return self._engine.apply(policy, expected=old, limits=limits)
         except StalePolicyError:
             raise
         except (PolicyError, PlanError) as error:
@@ -209,11 +237,14 @@ def knob_router(plane: KnobPlane) -> APIRouter:
         responses={200: {"model": PolicyChangeShape, "headers": ETAG}},
         openapi_extra=PATCH,
     )
-    async def patch_policy(request: Request, dry_run: bool = False) -> JSONResponse:
+    async def patch_policy(
+        request: Request, dry_run: bool = False, drain_s: DrainSeconds = DEFAULT_DRAIN_S
+    ) -> JSONResponse:
         """Change knobs by JSON Merge Patch; ``dry_run`` only tells the changes and their cost."""
         patch = await _read_patch(request)
         if_match = request.headers.get("if-match")
-        return await plane.patch(patch, if_match=if_match, is_dry_run=dry_run)
+        limits = TransitionLimits(drain_s=drain_s)
+        return await plane.patch(patch, if_match=if_match, is_dry_run=dry_run, limits=limits)
 
     @router.get(
         "/mode-table",
@@ -245,7 +276,8 @@ def _diff(
     that takes a reshape also why.
     """
     before, after = old.settings.to_json(), new.settings.to_json()
-    why = why_not_held(held, new.settings.plan)
+    plan = new.settings.plan
+    why = why_not_held(replace(held, dp=plan.dp), plan)
     return [
         {
             "knob": knob,

@@ -16,6 +16,7 @@ from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason, Request
 from engine.spec.settings import Caps
+from engine.transition.costs import DEFAULT_LIMITS, PricedTransition, TransitionLimits
 
 
 class ServedEngine(Protocol):
@@ -99,6 +100,18 @@ class ServedEngine(Protocol):
         """Each replica's measured step times of each mode; None where none were taken."""
         ...
 
-    def apply(self, policy: EnginePolicy, *, expected: EnginePolicy | None = None) -> AppliedPolicy:
+    def apply(
+        self,
+        policy: EnginePolicy,
+        *,
+        expected: EnginePolicy | None = None,
+        limits: TransitionLimits = DEFAULT_LIMITS,
+    ) -> AppliedPolicy:
         """Put ``policy`` in force, if ``expected`` (when given) still is. Raises as Engine does."""
+        ...
+
+    def preview(
+        self, policy: EnginePolicy, *, limits: TransitionLimits = DEFAULT_LIMITS
+    ) -> PricedTransition | None:
+        """How ranks would start and end for ``policy``, None where none would. Raises so, too."""
         ...

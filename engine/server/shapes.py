@@ -14,6 +14,7 @@ from engine.server import example_answers as examples
 from engine.spec.modes import MODE_PATTERN, PIN_PATTERN
 from engine.spec.request import FinishReason
 from engine.spec.settings import Order
+from engine.transition.planning import Way
 
 Finish = FinishReason | None
 ModeName = Annotated[str, Field(pattern=MODE_PATTERN, description="base, shift, or a rung: 4x2")]
@@ -321,6 +322,24 @@ class KnobChangeShape(Shape):
     why: str | None = Field(default=None, description="Of a plan: what makes it a reshape")
 
 
+class TransitionShape(Shape):
+    """How replicas start and leave for a change, and what that takes."""
+
+    way: Way = Field(description="add, remove, blue_green, rolling or stop_and_carry")
+    peak_devices: int = Field(description="The most devices in use at once on the way")
+    least_devices: int = Field(description="The fewest that serve on the way; 0: requests wait")
+    start_s: float | None = Field(
+        description="Seconds until the last new replica serves; null where nothing is known"
+    )
+    drain_s: float = Field(
+        description="Seconds of waiting for replicas that leave; an estimate is the most it takes"
+    )
+    is_measured: bool = Field(description="Whether it was so here, else it is an estimate")
+    carried: int | None = Field(
+        description="After the change: requests that went on on other replicas"
+    )
+
+
 class PolicyChangeShape(Shape):
     """What a patch changed, or would (``dry_run``)."""
 
@@ -335,6 +354,18 @@ class PolicyChangeShape(Shape):
     dry_run: bool
     effective_step: int = Field(default=0, description="Of a change: the first step under it")
     seconds: float = Field(default=0.0, description="Of a change: how long it took")
+    transition: TransitionShape | None = Field(
+        default=None, description="Where replicas start or leave for it: how"
+    )
+
+
+class WayShape(Shape):
+    """One way to start and end ranks, and what it costs here."""
+
+    way: Way
+    start_s: float | None
+    drain_s: float
+    is_measured: bool
 
 
 class KnobShape(Shape):
@@ -350,6 +381,10 @@ class KnobShape(Shape):
         description="Of the plan: those that are hot, as ranks hold their shards"
     )
     measured_cost_s: float | None
+    ways: list[WayShape] = Field(
+        description="Of knobs that start and end ranks: how, and what it costs; estimated until "
+        "it was measured here"
+    )
 
 
 class CapabilitiesShape(Shape):

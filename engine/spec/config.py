@@ -96,7 +96,8 @@ class EngineConfig:
     ``overlap`` schedules one step ahead of the ranks, ``parallel_sampling`` spreads the sampled
     rows over the ranks, ``prefix_cache`` reuses KV blocks of equal beginnings; outputs are the
     same without them. ``spare_ranks`` processes wait, warmed up, to take a dead rank's place.
-    ``hardware`` names what a simulated executor's steps take the time of, for whoever asks.
+    ``hardware`` names what a simulated executor's steps take the time of, for whoever asks;
+    ``start_s_of`` says how long ranks of a plan take to start there, while the engine serves.
     ``threads_per_rank`` compute on each CPU rank; None: what ``OMP_NUM_THREADS`` says, else cores
     over ranks. On CUDA, steps of up to ``max_graph_tokens`` run as CUDA graphs (0: none do).
     ``mode_table_path`` keeps the measured mode table between starts.
@@ -114,6 +115,7 @@ class EngineConfig:
     kv_cache_bytes: int = 256 * 2**20
     num_kv_blocks: int | None = None
     kv_blocks_of: Callable[[ParallelPlan], int] | None = None
+    start_s_of: Callable[[ParallelPlan], float] | None = None
     has_rungs: bool = True
     device_memory_bytes: int | None = None
     memory_utilization: float = 0.9

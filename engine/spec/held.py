@@ -31,6 +31,14 @@ def why_not_held(held: ParallelPlan, plan: ParallelPlan) -> str | None:
     return None
 
 
+def held_under(held: ParallelPlan, plan: ParallelPlan) -> ParallelPlan:
+    """The plan whose shards ranks hold once those that hold ``held`` run ``plan``: the same in more
+    or fewer copies where its modes are rungs of it, else ``plan``.
+    """
+    copies = replace(held, dp=plan.dp)
+    return copies if why_not_held(copies, plan) is None else plan
+
+
 def list_held(held: ParallelPlan) -> tuple[ParallelPlan, ...]:
     """Every plan that ranks holding the shards of ``held`` step as without starting again."""
     if not held.shift:

@@ -6,7 +6,7 @@ has it from the engine's registration.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -87,6 +87,18 @@ class Inventory:
         """The part of :meth:`check` that needs no model."""
         check_ranks(plan, self.max_ranks, way_out=self.kind.way_out)
 
+    def has_room(self, parts: Iterable[tuple[ParallelPlan, int]], model: ModelConfig) -> bool:
+        """Whether so many replicas of each plan fit side by side; each alone was checked."""
+        parts = [(plan.replica, count) for plan, count in parts if count]
+        if sum(plan.replica_size * count for plan, count in parts) > self.max_ranks:
+            return False
+        if self.memory_bytes is None:
+            return True
+        needed = sum(
+            self._bytes_of_rank(plan, model) * plan.replica_size * count for plan, count in parts
+        )
+        return needed <= self.memory_bytes
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "kind": self.kind.value, "dtype": self.dtype.value}
 
@@ -119,17 +131,21 @@ class Inventory:
         """All ranks have to fit the machine's memory."""
         if self.memory_bytes is None:
             return
-        kv_bytes = self.kv_bytes or 0
-        if self.num_kv_blocks is not None:
-            per_token = model.kv_bytes_per_token(plan, self.dtype)
-            kv_bytes = per_token * self.block_size * self.num_kv_blocks
-        each = RANK_PROCESS_BYTES + model.weight_bytes_per_rank(plan, self.dtype) + kv_bytes
+        each = self._bytes_of_rank(plan, model)
         if each * plan.world_size > self.memory_bytes:
             raise PlanError(
                 f"plan {plan}: {plan.world_size} ranks of {each / 1e9:.3g} GB need "
                 f"{each * plan.world_size / 1e9:.3g} GB, this machine has "
                 f"{self.memory_bytes / 1e9:.3g} GB; use fewer ranks or a smaller KV cache"
             )
+
+    def _bytes_of_rank(self, plan: ParallelPlan, model: ModelConfig) -> int:
+        """Bytes of the machine that one rank takes: process, weights and KV."""
+        kv_bytes = self.kv_bytes or 0
+        if self.num_kv_blocks is not None:
+            per_token = model.kv_bytes_per_token(plan, self.dtype)
+            kv_bytes = per_token * self.block_size * self.num_kv_blocks
+        return RANK_PROCESS_BYTES + model.weight_bytes_per_rank(plan, self.dtype) + kv_bytes
 
 
 def check_ranks(

@@ -108,6 +108,7 @@ class PolicyVersion(Base):
     ack_message: Mapped[str | None] = mapped_column(sa.Text)
     ack_changes: Mapped[Json | None]
     ack_seconds: Mapped[float | None]
+    ack_transition: Mapped[Json | None]
     acknowledged_at: Mapped[datetime | None]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import random
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,11 +17,14 @@ import pytest
 
 from engine.engine import Engine
 from engine.spec.config import EngineConfig, ExecutorKind
+from engine.spec.errors import RankError
 from engine.spec.model import DType
 from engine.spec.modes import BASE, SHIFT
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
 from engine.spec.settings import Caps, Settings
+from engine.transition.costs import TransitionLimits
+from engine.transition.planning import Way
 from tests.engine.configs import with_settings
 
 Outputs = dict[str, tuple[int, ...]]
@@ -108,7 +112,8 @@ def test_a_reshape_under_load_changes_no_output_and_loses_no_request(
         150: ParallelPlan(sp=2, shift=True),
         250: ParallelPlan(dp=2),
     }
-    with Engine(with_settings(config, plan=ParallelPlan(tp=2))) as engine:
+    sharded = replace(with_settings(config, plan=ParallelPlan(tp=2)), max_devices=2)
+    with Engine(sharded) as engine:
 
         def disturb(produced: int) -> None:
             due = [at for at in reshapes if produced >= at]
@@ -123,6 +128,90 @@ def test_a_reshape_under_load_changes_no_output_and_loses_no_request(
         modes = {(sample.plan, sample.shape.mode) for sample in engine.drain_samples()}
         assert {("tp=2", BASE), ("sp=2", BASE), ("sp=2,shift", BASE)} <= modes
         assert ("sp=2,shift", SHIFT) in modes
+
+
+def test_replicas_that_join_and_leave_under_load_change_no_output(
+    config: EngineConfig, undisturbed: Outputs
+) -> None:
+    sizes = {60: (2, 30.0), 150: (1, 0.0), 200: (2, 30.0), 300: (1, 30.0)}
+    ways = []
+    with Engine(config) as engine:
+
+        def disturb(produced: int) -> None:
+            for at in [at for at in sizes if produced >= at]:
+                dp, drain_s = sizes.pop(at)
+                wanted = replace(engine.settings, plan=ParallelPlan(dp=dp))
+                applied = engine.apply(
+                    replace(engine.policy, settings=wanted),
+                    limits=TransitionLimits(drain_s=drain_s),
+                )
+                assert applied.transition is not None
+                ways.append(applied.transition.way)
+
+        assert run(engine, disturb) == undisturbed
+        assert ways == [Way.ADD, Way.REMOVE] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drain_s", [0.0, 30.0])
+def test_another_plan_beside_the_old_one_changes_no_output(
+    config: EngineConfig, undisturbed: Outputs, drain_s: float
+) -> None:
+    plans = {60: ParallelPlan(sp=2), 200: ParallelPlan(tp=2)}
+    before = workers()
+    with Engine(with_settings(config, plan=ParallelPlan(tp=2))) as engine:
+
+        def disturb(produced: int) -> None:
+            for at in [at for at in plans if produced >= at]:
+                wanted = replace(engine.settings, plan=plans.pop(at))
+                applied = engine.apply(
+                    replace(engine.policy, settings=wanted),
+                    limits=TransitionLimits(drain_s=drain_s),
+                )
+                assert applied.transition is not None
+                assert applied.transition.way is Way.BLUE_GREEN
+                assert len(workers() - before) == 2, "the old ranks' devices are free"
+
+        assert run(engine, disturb) == undisturbed
+        assert not plans
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", [ParallelPlan(dp=2, tp=2), ParallelPlan(sp=2)])
+def test_a_rank_killed_while_it_warms_up_leaves_the_old_plan_serving(
+    config: EngineConfig, undisturbed: Outputs, plan: ParallelPlan
+) -> None:
+    before = workers()
+    with Engine(with_settings(config, plan=ParallelPlan(tp=2))) as engine:
+        serving, policy = workers(), engine.policy
+        errors: list[RankError] = []
+
+        def apply() -> None:
+            try:
+                engine.apply(replace(policy, settings=replace(policy.settings, plan=plan)))
+            except RankError as error:
+                errors.append(error)
+
+        def kill_one() -> None:
+            end_s = time.monotonic() + 60
+            while not (fresh := workers() - serving) and time.monotonic() < end_s:
+                time.sleep(0.01)
+            next(iter(fresh)).kill()
+
+        threads = [threading.Thread(target=target) for target in (kill_one, apply)]
+
+        def disturb(produced: int) -> None:
+            if produced == 60:
+                for thread in threads:
+                    thread.start()
+
+        assert run(engine, disturb) == undisturbed
+        for thread in threads:
+            thread.join(60)
+        assert "was killed by SIGKILL" in str(errors[0])
+        assert engine.policy == policy
+        assert engine.stats().restarts == 0
+        assert workers() - before == serving - before, "what had started has ended"
 
 
 @pytest.mark.usefixtures("lasting_ranks")

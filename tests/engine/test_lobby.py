@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -99,7 +100,8 @@ class SlowStart(SimulatedExecutor):
 def slow_engine(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     SlowStart.is_broken = False
     monkeypatch.setattr("engine.executors.simulated.SimulatedExecutor", SlowStart)
-    with Engine(config, timer_factory=ConstantTimer) as running:
+    # Two devices: a plan for both of them must wait until the one before has stopped.
+    with Engine(replace(config, max_devices=2), timer_factory=ConstantTimer) as running:
         yield running
 
 

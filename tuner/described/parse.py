@@ -14,6 +14,7 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from tuner.backends import list_backends, load_backend
 from tuner.described.node import Node
+from tuner.described.reshape_cost import reshape_cost
 from tuner.hardware import Precision, parse_hardware
 from tuner.launch.why_not import why_not
 from tuner.spec.errors import TunerError
@@ -135,7 +136,8 @@ def has_checkpoint(model: str) -> bool:
 
 def paced_config(config: EngineConfig, node: Node) -> EngineConfig:
     """``config`` for an engine without ranks, paced as ``node``: its memory and number format.
-    KV is what steps within the engine's envelope leave room for."""
+    KV is what steps within the engine's envelope leave room for; replicas that start while others
+    serve take as long as is known of such hardware."""
     envelope = config.start_envelope
 
     def blocks(plan: ParallelPlan) -> int:
@@ -151,5 +153,6 @@ def paced_config(config: EngineConfig, node: Node) -> EngineConfig:
         dtype=node.precision.dtype,
         block_size=node.block_size,
         kv_blocks_of=blocks,
+        start_s_of=lambda plan: reshape_cost(node, plan).seconds,
         has_rungs=node.has_rungs,
     )

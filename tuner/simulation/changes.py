@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass, field
 
-from engine.policy.document import KnobClass
 from engine.scheduler.table import Sequence
 from engine.spec.measurement import RequestTiming
 from engine.spec.plan import ParallelPlan
@@ -97,9 +96,7 @@ class Changes:
 
     def spells(self, end_s: float) -> tuple[PlanSpell, ...]:
         """The plans of the run, one after the other; its last step ended at ``end_s``."""
-        reshapes = [
-            a for a in self.applied if a.change.knob_class is KnobClass.RESHAPE and not a.is_refused
-        ]
+        reshapes = [a for a in self.applied if a.change.moves_ranks and not a.is_refused]
         plans = [self._first_plan, *(a.change.settings.plan for a in reshapes)]
         end_s = max([end_s, *(a.in_force_s for a in reshapes)])
         edges = [0.0, *(a.stopped_s for a in reshapes), end_s]
@@ -124,7 +121,7 @@ class Changes:
         if turn.change is None:
             return False
         assert self._reshape is None, "no change is begun while ranks are away"
-        if turn.change.knob_class is not KnobClass.RESHAPE:
+        if not turn.change.moves_ranks:
             self._set_hot(turn.change, now_s)
         elif self._fits(turn.change):
             self._reshape = _Reshape(change=turn.change, at_s=now_s)

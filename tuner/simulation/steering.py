@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine.policy.document import KnobClass, check_envelope, classify
+from engine.policy.document import KnobClass, check_envelope, classify, moves_ranks
 from engine.spec.measurement import RequestTiming
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
@@ -84,8 +84,13 @@ class SettingsChange:
         classes = classify(old, new, envelope, held=held)
         if not classes:
             return None
-        is_reshape = KnobClass.RESHAPE in classes.values()
-        return cls(settings=new, classes=classes, cost_s=reshape_s(new.plan) if is_reshape else 0.0)
+        cost_s = reshape_s(new.plan) if moves_ranks(classes) else 0.0
+        return cls(settings=new, classes=classes, cost_s=cost_s)
+
+    @property
+    def moves_ranks(self) -> bool:
+        """Whether ranks start or end for it: here all are away meanwhile, whatever changes."""
+        return moves_ranks(self.classes)
 
     @property
     def knob_class(self) -> KnobClass:

@@ -52,6 +52,7 @@ KNOB: Json = {
     "choices": None,
     "hot_choices": None,
     "measured_cost_s": None,
+    "ways": [],
 }
 NAMES: Json = {
     "name": "chat-0",

@@ -11,7 +11,7 @@ DOCUMENT: Json = {
     "engine": ENGINE_ID,
     **WANTED,
     "sla": "p95_ttft_ms<=500,p95_tpot_ms<=50",
-    "guards": {"max_gpus": 8, "min_interval_s": 60, "max_reshapes_per_h": 4},
+    "guards": {"max_gpus": 8, "min_interval_s": 60, "max_reshapes_per_h": 4, "drain_s": 30},
     "provenance": {"recommendation": "rec_0199aa11b2c3d4e5f6a7b", "cost_model": None},
 }
 POLICY: Json = {
@@ -27,6 +27,7 @@ CHANGE: Json = {
     "is_dry_run": False,
     "changes": [{"knob": "caps.max_num_seqs", "class": "hot", "from": 64, "to": 96}],
     "predicted": None,
+    "transition": None,
     "warnings": [],
     "policy": POLICY,
 }
@@ -48,6 +49,7 @@ VERSION: Json = {
     "ack_message": None,
     "ack_changes": {"caps.max_num_seqs": "hot"},
     "ack_seconds": 0.002,
+    "ack_transition": None,
     "acknowledged_at": CHANGED_AT,
 }
 ROLLBACK: Json = {"version": 1, "reason": "TPOT rose"}

@@ -39,6 +39,8 @@ from engine.server.front.messages import (
     Outputs,
     Ping,
     Pong,
+    Preview,
+    Previewed,
     Stats,
     Submit,
     TakeBack,
@@ -135,7 +137,7 @@ class FrontGateway:
                 self._submit(message)
             case Abort():
                 self._engine.abort(message.request_id, reason=message.reason)
-            case Apply() | AskStats() | AskKnobs() | AskModeTables():
+            case Apply() | Preview() | AskStats() | AskKnobs() | AskModeTables():
                 self._calls.submit(self._answer, message)
             case FrontReady():
                 self.is_ready = True
@@ -178,8 +180,11 @@ class FrontGateway:
     def _ask(self, ask: Ask) -> Answer:
         match ask:
             case Apply():
-                applied = self._engine.apply(ask.policy, expected=ask.expected)
+                applied = self._engine.apply(ask.policy, expected=ask.expected, limits=ask.limits)
                 return Applied(number=ask.number, applied=applied)
+            case Preview():
+                found = self._engine.preview(ask.policy, limits=ask.limits)
+                return Previewed(number=ask.number, found=found)
             case AskStats():
                 return Stats(number=ask.number, stats=self._engine.stats())
             case AskKnobs():

@@ -23,6 +23,7 @@ from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason, Request, TokenLogprobs
 from engine.spec.settings import Caps
+from engine.transition.costs import DEFAULT_LIMITS, PricedTransition, TransitionLimits
 
 
 class WireError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -82,6 +83,15 @@ class Apply(msgspec.Struct, tag="apply", kw_only=True):
     number: int
     policy: EnginePolicy
     expected: EnginePolicy | None = None
+    limits: TransitionLimits = DEFAULT_LIMITS
+
+
+class Preview(msgspec.Struct, tag="preview", kw_only=True):
+    """What would a change take? Answered by ``Previewed``."""
+
+    number: int
+    policy: EnginePolicy
+    limits: TransitionLimits = DEFAULT_LIMITS
 
 
 class AskStats(msgspec.Struct, tag="ask_stats", kw_only=True):
@@ -135,7 +145,7 @@ class TakeBack(msgspec.Struct, tag="take_back", kw_only=True):
     client: int
 
 
-Ask = Apply | AskStats | AskKnobs | AskModeTables
+Ask = Apply | Preview | AskStats | AskKnobs | AskModeTables
 Loan = Lend | BeginStream | TakeBack
 FromFront = Submit | Abort | Ask | Loan | FrontReady | Pong | FrontFailed
 
@@ -201,6 +211,11 @@ class Applied(msgspec.Struct, tag="applied", kw_only=True):
     applied: AppliedPolicy
 
 
+class Previewed(msgspec.Struct, tag="previewed", kw_only=True):
+    number: int
+    found: PricedTransition | None
+
+
 class Stats(msgspec.Struct, tag="stats", kw_only=True):
     number: int
     stats: EngineStats
@@ -223,7 +238,7 @@ class CallFailed(msgspec.Struct, tag="failed", kw_only=True):
     error: WireError
 
 
-Answer = Accepted | Applied | Stats | Knobs | ModeTables | CallFailed
+Answer = Accepted | Applied | Previewed | Stats | Knobs | ModeTables | CallFailed
 ToFront = (
     FrontSetup
     | EngineState
@@ -231,6 +246,7 @@ ToFront = (
     | Outputs
     | Accepted
     | Applied
+    | Previewed
     | Stats
     | Knobs
     | ModeTables

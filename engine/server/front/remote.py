@@ -43,6 +43,8 @@ from engine.server.front.messages import (
     Outputs,
     Ping,
     Pong,
+    Preview,
+    Previewed,
     Stats,
     Submit,
     TakeBack,
@@ -55,6 +57,7 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.request import FinishReason, Request
 from engine.spec.settings import Caps
 from engine.text.tokenizer import Tokenizer
+from engine.transition.costs import DEFAULT_LIMITS, PricedTransition, TransitionLimits
 from engine.wire.frames import FrameChannel
 
 ENGINE_GONE = "the engine's process is gone"
@@ -163,11 +166,24 @@ class RemoteEngine:
         if request_id in self._number_of:  # else it was refused, or is over
             self._send(Abort(request_id=request_id, reason=reason))
 
-    def apply(self, policy: EnginePolicy, *, expected: EnginePolicy | None = None) -> AppliedPolicy:
+    def apply(
+        self,
+        policy: EnginePolicy,
+        *,
+        expected: EnginePolicy | None = None,
+        limits: TransitionLimits = DEFAULT_LIMITS,
+    ) -> AppliedPolicy:
         number = next(self._numbers)
-        answer = self._call(Apply(number=number, policy=policy, expected=expected))
+        answer = self._call(Apply(number=number, policy=policy, expected=expected, limits=limits))
         assert isinstance(answer, Applied), f"the engine answered {answer}"
         return answer.applied
+
+    def preview(
+        self, policy: EnginePolicy, *, limits: TransitionLimits = DEFAULT_LIMITS
+    ) -> PricedTransition | None:
+        answer = self._call(Preview(number=next(self._numbers), policy=policy, limits=limits))
+        assert isinstance(answer, Previewed), f"the engine answered {answer}"
+        return answer.found
 
     def say_ready(self) -> None:
         """Tell the engine's process that connections are accepted, on the loop that does so.
@@ -254,7 +270,7 @@ class RemoteEngine:
                 sent = self._owed.get(message.number)
                 if isinstance(sent, _RemoteRequest):  # else it has ended before this was said
                     sent.accepted.set_result(None)
-            case Applied() | Stats() | Knobs() | ModeTables():
+            case Applied() | Previewed() | Stats() | Knobs() | ModeTables():
                 answer = self._strike_off(message.number)
                 assert isinstance(answer, Future), f"{message} answers a request"
                 answer.set_result(message)

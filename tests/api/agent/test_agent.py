@@ -133,6 +133,12 @@ def test_a_new_plan_is_applied_by_a_reshape_and_its_class_is_kept(
         newest = client.get(versions).json()[0]
         assert newest["ack_changes"] == {"plan": "reshape"}
         assert newest["ack_seconds"] > 0
+        assert newest["ack_transition"]["way"] == "blue_green"
+        assert newest["ack_transition"]["peak_devices"] == 3
+        # Within this guard the new ranks cannot start beside the old ones.
+        _patch(client, engine_id, {"plan": {"tp": 2}, "guards": {"max_gpus": 2}})
+        wait_until(lambda: client.get(versions).json()[0]["ack_state"] == "applied")
+        assert client.get(versions).json()[0]["ack_transition"]["way"] == "stop_and_carry"
         agent.stop()
 
 

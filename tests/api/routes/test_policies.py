@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from api.documents.policy import PolicyDocument
+from api.documents.policy import DEFAULT_GUARDS, PolicyDocument
 from engine.spec.errors import PolicyError
 from engine.spec.inventory import Inventory, RankKind
 from engine.spec.settings import Caps, Settings
@@ -92,6 +92,7 @@ def test_a_merge_patch_keeps_what_it_does_not_name_and_null_means_default(
         ({"caps": {"max_speed": 1}}, "/caps/max_speed"),
         ({"caps": {"max_num_seqs": "many"}}, "/caps/max_num_seqs"),
         ({"guards": {"max_cost": 1}}, "/guards/max_cost"),
+        ({"guards": {"drain_s": 1e6}}, "/guards/drain_s"),
         ({"scheduler": {"order": "random"}}, "/scheduler/order"),
         ({"engine": "eng_other"}, "/engine"),
     ],
@@ -205,6 +206,8 @@ def test_a_dry_run_says_what_would_change_at_what_cost_and_writes_nothing(
     }
     assert answer["is_dry_run"]
     assert "below max_num_seqs" in answer["warnings"][0]
+    way = answer["transition"]
+    assert (way["way"], way["least_devices"], way["is_measured"]) == ("blue_green", 2, False)
     assert client.get(f"/v1/engines/{engine_id}/policy").json()["version"] == 1
 
 
@@ -395,7 +398,7 @@ def test_patching_nothing_gives_the_same_document() -> None:
         "engine": "eng_1",
         **engine_body()["policy"],
         "sla": None,
-        "guards": {"max_gpus": None, "min_interval_s": 60, "max_reshapes_per_h": 4},
+        "guards": DEFAULT_GUARDS,
         "provenance": {},
     }
     read = PolicyDocument.from_json(document)

@@ -27,7 +27,7 @@ from engine.spec.plan import ParallelPlan
 )
 def test_each_replica_begins_at_its_own_device(device: str, index: int, expected: str) -> None:
     config = EngineConfig(model_dir=Path("unused"), device=device)
-    assert for_replica(config, ParallelPlan(dp=4, tp=4), index=index).device == expected
+    assert for_replica(config, ParallelPlan(dp=4, tp=4), first_rank=4 * index).device == expected
 
 
 def test_ranks_share_the_cores_unless_a_number_is_asked_for(
@@ -37,12 +37,12 @@ def test_ranks_share_the_cores_unless_a_number_is_asked_for(
     cores = len(os.sched_getaffinity(0))
     config = EngineConfig(model_dir=Path("unused"))
     alone, crowded = ParallelPlan(), ParallelPlan(dp=cores, tp=2)
-    assert for_replica(config, alone, index=0).threads_per_rank == cores
-    assert for_replica(config, crowded, index=0).threads_per_rank == 1
+    assert for_replica(config, alone, first_rank=0).threads_per_rank == cores
+    assert for_replica(config, crowded, first_rank=0).threads_per_rank == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "3,2")
-    assert for_replica(config, crowded, index=0).threads_per_rank == 3
+    assert for_replica(config, crowded, first_rank=0).threads_per_rank == 3
     asked = EngineConfig(model_dir=Path("unused"), threads_per_rank=5)
-    assert for_replica(asked, alone, index=0).threads_per_rank == 5
+    assert for_replica(asked, alone, first_rank=0).threads_per_rank == 5
 
 
 @pytest.mark.parametrize("count", [0, -1, 10**6])
@@ -76,10 +76,10 @@ def test_paced_ranks_take_no_memory_here() -> None:
 
 def test_ranks_count_up_from_the_first_device_and_sharers_over_again() -> None:
     config = EngineConfig(model_dir=Path("unused"), device="cuda:2")
-    assert devices_of(config, 3) == {2, 3, 4}
+    assert devices_of(config, range(3)) == {2, 3, 4}
     shared = EngineConfig(model_dir=Path("unused"), device="cuda:0", collectives="gloo")
     count = max(1, torch.cuda.device_count())
-    assert devices_of(shared, 8 * count) == set(range(count))
+    assert devices_of(shared, range(8 * count)) == set(range(count))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

@@ -15,6 +15,7 @@ from engine.spec.settings import Caps
 from engine.spec.steps import StepShape
 from tuner.backends import load_backend
 from tuner.described.parse import describe_node, has_checkpoint, paced_config, read_rank_dtype
+from tuner.described.reshape_cost import reshape_cost
 from tuner.hardware import Precision
 from tuner.hardware.device import load_device
 from tuner.search.context import prepare
@@ -60,6 +61,8 @@ def test_a_paced_engine_has_the_memory_of_its_node_under_every_plan() -> None:
     for text in ("tp=2", "tp=8", "sp=4,tp=2,shift"):
         plan = parse_plan(text).plan
         assert num_kv_blocks(config, node.model, plan) == node.num_kv_blocks(plan)
+        assert config.start_s_of is not None
+        assert config.start_s_of(plan) == reshape_cost(node, plan).seconds > 0
     large = describe_node(model="llama-3.1-405b", hardware="8xh200", dtype="bf16")
     small = paced_config(EngineConfig(model_dir=Path("x"), envelope=Caps()), node)
     assert num_kv_blocks(small, node.model, plan) == node.num_kv_blocks(plan, Caps())

@@ -1,0 +1,1 @@
+"""From one plan to the next: which replicas start and leave, where, when, at what price."""

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from benchmarks.quiet import OtherPrograms
@@ -206,7 +207,7 @@ def _run(
         streams = [_submit(engine, index, num_tokens) for index in range(num_streams)]
         for number, text in enumerate(changes, start=1):
             share = number / (len(changes) + 2)
-            _wait_for(lambda share=share: _mean_tokens(streams) >= share * num_tokens)
+            _wait_for(partial(_have_tokens, streams, share * num_tokens))
             done.append(_change(engine, text))
         for stream in streams:
             assert stream.is_over.wait(END_S), "a stream never ended"
@@ -248,8 +249,8 @@ def _submit(engine: Engine, index: int, num_tokens: int) -> Stream:
     return stream
 
 
-def _mean_tokens(streams: Sequence[Stream]) -> float:
-    return statistics.fmean(len(stream.token_ids) for stream in streams)
+def _have_tokens(streams: Sequence[Stream], mean: float) -> bool:
+    return statistics.fmean(len(stream.token_ids) for stream in streams) >= mean
 
 
 def _wait_for(condition: Callable[[], bool]) -> None:

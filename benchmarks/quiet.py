@@ -19,7 +19,7 @@ class OtherPrograms:
         self._busy_s = self._own_s = self._started_s = 0.0
 
     def __enter__(self) -> OtherPrograms:
-        self._busy_s, self._own_s, self._started_s = _busy_s(), _own_s(), time.monotonic()
+        self._busy_s, self._own_s, self._started_s = _busy_s(), own_cpu_s(), time.monotonic()
         return self
 
     def __exit__(
@@ -28,7 +28,7 @@ class OtherPrograms:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        others_s = (_busy_s() - self._busy_s) - (_own_s() - self._own_s)
+        others_s = (_busy_s() - self._busy_s) - (own_cpu_s() - self._own_s)
         wall_s = time.monotonic() - self._started_s
         self.share = max(0.0, others_s) / (wall_s * (psutil.cpu_count() or 1))
 
@@ -38,7 +38,7 @@ def _busy_s() -> float:
     return float(sum(times) - times.idle - getattr(times, "iowait", 0.0))
 
 
-def _own_s() -> float:
+def own_cpu_s() -> float:
     """CPU seconds of this process and all its children, ended ones included."""
     me = psutil.Process()
     total = sum(me.cpu_times()[:4])

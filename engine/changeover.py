@@ -152,8 +152,9 @@ class Changeover:
         """Stop a replica that was dismissed; the number of requests that go on elsewhere."""
         self._door.see_off(replica)
         left = replica.stop()
-        self._fleet.retire(replica)
+        # Before its processes end, which may take seconds.
         self._door.hand_over(left)
+        self._fleet.retire(replica)
         return len(left.streams)
 
     # -- the way back ----------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def foresee(
         most_ranks=None if limit is None else int(limit),
     )
     ways = [way for knob in capabilities for way in knob.get("ways") or ()]
-    price = next((way for way in ways if way.get("way") == found.way), {})
+    price: Json = next((way for way in ways if way.get("way") == found.way), {})
     return {
         "way": found.way.value,
         "peak_devices": found.peak_devices,

@@ -1,6 +1,6 @@
 """This engine as a peer.
 
-python -m benchmarks.peers.run_ours CHECKPOINT DTYPE PLAN
+python -m benchmarks.peers.run_ours CHECKPOINT DTYPE PLAN [QUANTISATION [THREADS]]
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from engine.engine import Engine
 from engine.spec.config import EngineConfig
 from engine.spec.model import DType
 from engine.spec.plan import parse_plan
+from engine.spec.quantisation import WeightFormat
 from engine.spec.request import Request, RequestOutput, SamplingParams
 from engine.spec.settings import Caps, Settings
 
@@ -25,7 +26,9 @@ CAPS = Caps(max_num_seqs=64, max_num_batched_tokens=4096)
 KV_CACHE_BYTES = 2**30
 
 
-def load(model_dir: str, dtype: str, plan: str) -> Generate:
+def load(
+    model_dir: str, dtype: str, plan: str, quantisation: str = "", threads: str = ""
+) -> Generate:
     """An embedded engine with greedy sampling and without a prefix cache."""
     engine = Engine(
         EngineConfig(
@@ -35,6 +38,8 @@ def load(model_dir: str, dtype: str, plan: str) -> Generate:
             kv_cache_bytes=KV_CACHE_BYTES,
             max_model_len=4096,
             prefix_cache=False,
+            quantisation=WeightFormat(quantisation) if quantisation else None,
+            threads_per_rank=int(threads) if threads else None,
         )
     )
     engine.start()
@@ -66,4 +71,4 @@ def _generate(
 
 
 if __name__ == "__main__":
-    serve(partial(load, *sys.argv[1:4]))
+    serve(partial(load, *sys.argv[1:6]))

@@ -14,6 +14,7 @@ from engine.executors.protocol import ExecutorInfo
 from engine.executors.ranks import RankProcesses
 from engine.kernels.cpu_library import build_cpu_library
 from engine.parallel.few_rows_library import build_few_rows
+from engine.parallel.int8_library import find_int8
 from engine.spec import errors
 from engine.spec.config import Collectives, EngineConfig, num_kv_blocks
 from engine.spec.errors import EngineError, RankError
@@ -80,6 +81,8 @@ class ProcessExecutor:
         if not self._config.device.startswith("cuda"):
             build_cpu_library()
             build_few_rows()
+            if self._model.quantisation is not None:
+                find_int8()
         deadline_s = time.monotonic() + self._config.start_timeout_s
         try:
             self._meeting = MeetingPlace(self.backend)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.models.loader import Checkpoint
+from engine.parallel import int8
 from engine.parallel.few_rows import can_be_few
 from engine.parallel.heads import HeadLayout, Part, block_range, head_layout
 from engine.parallel.linear import (
@@ -21,7 +22,7 @@ from engine.parallel.linear import (
 from engine.parallel.mesh import RankGroups
 from engine.parallel.packed import place_and_bytes
 from engine.parallel.products import Ranges, Weight
-from engine.parallel.quantised import join_rows
+from engine.parallel.quantised import join_rows, quantise
 from engine.spec.model import ModelConfig
 from engine.spec.plan import (
     ParallelPlan,
@@ -30,6 +31,7 @@ from engine.spec.plan import (
     rank_coords,
     stage_layers,
 )
+from engine.spec.quantisation import WeightFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +71,14 @@ class StageWeights:
             tensor for layer in self.layers for tensor in layer.tensors() if tensor.dim() > 1
         ]
         num_packed = sum(tensor.is_mkldnn for tensor in tensors)
-        if not num_packed:
-            return "plain weights"
-        packed = "all" if num_packed == len(tensors) else f"{num_packed} of {len(tensors)} pieces"
-        few = ", few rows compiled" if can_be_few(tensors[0].dtype) else ""
-        return f"weights packed for oneDNN ({packed}){few}"
+        num_int8 = sum(tensor.dtype == torch.int8 for tensor in tensors)
+        parts = []
+        if num_int8:
+            parts.append(f"int8 packed ({_share(num_int8, tensors)}), compiled ({int8.describe()})")
+        if num_packed:
+            few = ", few rows compiled" if can_be_few(tensors[0].dtype) else ""
+            parts.append(f"weights packed for oneDNN ({_share(num_packed, tensors)}){few}")
+        return "; ".join(parts) or "plain weights"
 
     @property
     def num_bytes(self) -> int:
@@ -86,6 +91,10 @@ class StageWeights:
         if self.head is not None:
             tensors += self.head.tensors
         return sum(dict(place_and_bytes(tensor) for tensor in tensors).values())
+
+
+def _share(number: int, tensors: list[Tensor]) -> str:
+    return "all" if number == len(tensors) else f"{number} of {len(tensors)} pieces"
 
 
 def load_stage(
@@ -300,8 +309,15 @@ class _ShardReader:
         """The head's shard; tied to the embedding of the same stage it is a view of it."""
         start = self._coords.shift_index(self._plan) * self._vocab_block
         rows = range(start, start + self._vocab_block)
-        view = embedding.block_view if self._checkpoint.is_tied and embedding is not None else None
-        weight = self._vocab_rows(self._names.head, rows) if view is None else view
+        said = self._model.quantisation
+        view = None
+        weight: Weight
+        if said is not None and said.has_head:
+            weight = self._quantised_head(rows, is_kept=said.is_kept)
+        elif self._checkpoint.is_tied and embedding is not None:
+            weight = view = embedding.block_view
+        else:
+            weight = self._vocab_rows(self._names.head, rows)
         return VocabParallelHead(
             weight,
             num_valid=len(range(*slice(rows.start, rows.stop).indices(self._model.vocab_size))),
@@ -309,6 +325,18 @@ class _ShardReader:
             groups=self._groups,
             may_pack=view is None,
         )
+
+    def _quantised_head(self, rows: range, *, is_kept: bool) -> Weight:
+        """Rows of the padded vocabulary, quantised, or the numbers they then stand for."""
+        name, columns = f"{self._names.head}.weight", range(self._model.hidden_size)
+        stop = min(rows.stop, self._model.vocab_size)
+        parts = []
+        if rows.start < stop:
+            parts.append(self._checkpoint.read_quantised(name, range(rows.start, stop), columns))
+        if padding := len(rows) - len(range(rows.start, stop)):
+            parts.append(quantise(torch.zeros(padding, len(columns)), WeightFormat.INT8))
+        head = join_rows(parts).to(self._device)
+        return head if is_kept else head.plain(self._checkpoint.dtype)
 
     def _vocab_rows(self, module: str, rows: range) -> Tensor:
         """Rows of the padded vocabulary; those past its end are zero."""

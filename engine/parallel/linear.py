@@ -93,19 +93,19 @@ class VocabParallelHead:
 
     ``weight`` [padded vocabulary / (sp*tp), d] is this rank's shard, of which ``num_valid`` rows
     are tokens; the rest pads the vocabulary and gives -inf. When tied, it is the embedding's
-    ``block_view``, whose rows are looked up too and so are never packed.
+    ``block_view``, whose rows are looked up too and so are never packed, or a quantised copy.
     """
 
     def __init__(
         self,
-        weight: Tensor,
+        weight: Weight,
         *,
         num_valid: int,
         vocab_size: int,
         groups: RankGroups,
         may_pack: bool = False,
     ) -> None:
-        whole = {BASE: range(len(weight))}
+        whole = {BASE: range(weight.shape[0])}
         self._product = split_outputs(weight, None, whole, may_pack=may_pack)
         self.tensors = self._product.tensors
         self._num_valid = num_valid

@@ -43,6 +43,16 @@ class Packed:
     tensor: Tensor
     few: FewRows | None = None
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.tensor]
+
+    def __call__(
+        self, x: Tensor, bias: Tensor | None = None, total: Tensor | None = None
+    ) -> Tensor:
+        """See :func:`multiply`."""
+        return multiply(x, self, bias, total=total)
+
 
 def pack(weight: Tensor) -> Packed:
     """A packed copy of ``weight[outputs, inputs]``."""

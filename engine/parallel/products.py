@@ -8,7 +8,8 @@ serves all::
 
 Products of pieces of the output lie side by side, those of pieces of the input are summed.
 
-A quantised weight is read through views too, of its numbers and of their scales.
+A quantised weight is read through views too, of its numbers and of their scales; on a CPU int8 is
+packed, piece by piece.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import torch
 from torch import Tensor
 
 from engine.kernels.linear import linear
-from engine.parallel import quantised
-from engine.parallel.packed import Packed, can_pack, multiply, pack, place_and_bytes
+from engine.parallel import int8, quantised
+from engine.parallel.packed import can_pack, pack, place_and_bytes
 from engine.parallel.quantised import Quantised
 from engine.spec.modes import Mode
 
@@ -54,25 +55,49 @@ class InputProduct(Protocol):
         ...
 
 
+class Piece(Protocol):
+    """A packed part of a weight, ``[outputs, inputs]``. ``tensors``: what stays in memory."""
+
+    @property
+    def tensors(self) -> list[Tensor]: ...
+
+    def __call__(
+        self, x: Tensor, bias: Tensor | None = None, total: Tensor | None = None
+    ) -> Tensor:
+        """``x[n, inputs]`` -> ``[n, outputs]``, plus ``bias[outputs]`` or ``total[n, outputs]``."""
+        ...
+
+
 def split_outputs(
     weight: Weight, bias: Tensor | None, rows: Ranges, *, may_pack: bool
 ) -> OutputProduct:
     """``weight[base shard, d]`` and ``bias[base shard]``, of which a mode has ``rows``."""
+    cuts = _cuts(rows, weight.shape[0])
+    pieces: Sequence[Piece] | None = None
+    if isinstance(weight, Quantised):
+        pieces = _int8_pieces([weight.rows(cut) for cut in cuts]) if may_pack else None
+    elif may_pack:
+        pieces = _packed_pieces(weight, cuts, dim=0)
+    if pieces:
+        return PackedOutputs(pieces, cuts, bias, rows)
     if isinstance(weight, Quantised):
         return QuantisedOutputs(weight, bias, rows)
-    cuts = _cuts(rows, weight.shape[0])
-    if may_pack and (pieces := _packed_pieces(weight, cuts, dim=0)):
-        return PackedOutputs(pieces, cuts, bias, rows)
     return PlainOutputs(weight, bias, rows)
 
 
 def split_inputs(weight: Weight, columns: Ranges, *, may_pack: bool) -> InputProduct:
     """``weight[d, base shard]``, of which a mode has ``columns``."""
+    cuts = _cuts(columns, weight.shape[1])
+    pieces: Sequence[Piece] | None = None
+    if isinstance(weight, Quantised):
+        is_int8 = may_pack and not weight.is_grouped
+        pieces = _int8_pieces([weight.columns(cut) for cut in cuts]) if is_int8 else None
+    elif may_pack:
+        pieces = _packed_pieces(weight, cuts, dim=1)
+    if pieces:
+        return PackedInputs(pieces, cuts, columns)
     if isinstance(weight, Quantised):
         return QuantisedInputs(weight, columns)
-    cuts = _cuts(columns, weight.shape[1])
-    if may_pack and (pieces := _packed_pieces(weight, cuts, dim=1)):
-        return PackedInputs(pieces, cuts, columns)
     return PlainInputs(weight, columns)
 
 
@@ -132,9 +157,9 @@ class PackedOutputs:
     """Packed ``pieces`` of the rows, cut at ``cuts``."""
 
     def __init__(
-        self, pieces: Sequence[Packed], cuts: Sequence[range], bias: Tensor | None, rows: Ranges
+        self, pieces: Sequence[Piece], cuts: Sequence[range], bias: Tensor | None, rows: Ranges
     ) -> None:
-        tensors = [piece.tensor for piece in pieces]
+        tensors = [tensor for piece in pieces for tensor in piece.tensors]
         self.tensors = tensors if bias is None else [*tensors, bias]
         parts = [
             (piece, None if bias is None else bias[_slice(cut)])
@@ -143,16 +168,16 @@ class PackedOutputs:
         self._parts = {mode: [parts[i] for i in _inside(kept, cuts)] for mode, kept in rows.items()}
 
     def __call__(self, x: Tensor, mode: Mode) -> Tensor:
-        found = [multiply(x, piece, bias) for piece, bias in self._parts[mode]]
+        found = [piece(x, bias) for piece, bias in self._parts[mode]]
         return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
 
 class PackedInputs:
     """Packed ``pieces`` of the columns, cut at ``cuts``; sums are rounded piece by piece."""
 
-    def __init__(self, pieces: Sequence[Packed], cuts: Sequence[range], columns: Ranges) -> None:
-        self.tensors = [piece.tensor for piece in pieces]
-        self._parts: dict[Mode, list[tuple[Packed, slice]]] = {}
+    def __init__(self, pieces: Sequence[Piece], cuts: Sequence[range], columns: Ranges) -> None:
+        self.tensors = [tensor for piece in pieces for tensor in piece.tensors]
+        self._parts: dict[Mode, list[tuple[Piece, slice]]] = {}
         for mode, kept in columns.items():
             self._parts[mode] = [
                 (pieces[i], slice(cuts[i].start - kept.start, cuts[i].stop - kept.start))
@@ -161,23 +186,30 @@ class PackedInputs:
 
     def __call__(self, x: Tensor, mode: Mode, bias: Tensor | None = None) -> Tensor:
         (first, columns), *others = self._parts[mode]
-        total = multiply(x[:, columns] if others else x, first, bias)
+        total = first(x[:, columns] if others else x, bias)
         for piece, columns in others:
-            total = multiply(x[:, columns], piece, total=total)
+            total = piece(x[:, columns], None, total)
         return total
 
 
-def _packed_pieces(weight: Tensor, cuts: Sequence[range], *, dim: int) -> list[Packed] | None:
+def _int8_pieces(pieces: list[Quantised]) -> list[Piece] | None:
+    """The ``pieces`` packed; None where there are such that the compiled products do not take."""
+    if not all(int8.can_pack(piece) for piece in pieces):
+        return None
+    return [int8.PackedInt8(piece) for piece in pieces]
+
+
+def _packed_pieces(weight: Tensor, cuts: Sequence[range], *, dim: int) -> list[Piece] | None:
     """The pieces of ``weight`` between cuts of ``dim``; None where they cannot be packed, or would
     take more bytes.
     """
     if weight.device.type != "cpu" or not can_pack(weight.dtype):
         return None
-    packed = []
+    packed: list[Piece] = []
     for cut in cuts:
         piece = weight.narrow(dim, cut.start, len(cut))
         packed.append(pack(piece))
-        if place_and_bytes(packed[-1].tensor)[1] > piece.nbytes:
+        if place_and_bytes(packed[-1].tensors[0])[1] > piece.nbytes:
             return None
     return packed
 

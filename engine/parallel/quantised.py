@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.spec.model import ModelConfig
+from engine.parallel.int8_library import as_held_on_cpu
+from engine.spec.model import DType, ModelConfig
 from engine.spec.quantisation import WeightFormat
 
 TORCH_FORMATS = {WeightFormat.FP8: torch.float8_e4m3fn, WeightFormat.INT8: torch.int8}
@@ -47,6 +48,10 @@ class Quantised:
     @property
     def tensors(self) -> list[Tensor]:
         return [self.values, self.scales]
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.values.shape
 
     @property
     def is_grouped(self) -> bool:
@@ -111,9 +116,8 @@ def row_scales(rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 @cache
 def can_keep(form: WeightFormat, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether ranks that compute in ``dtype`` on ``device`` multiply weights of ``form`` as they
-    are. Else they are made plain as they load: on a CPU, before fp8's first devices, without
-    Triton.
+    """Whether ranks that compute in ``dtype`` on the CUDA ``device`` multiply weights of ``form``
+    as they are. Else they are made plain as they load: before fp8's first devices, without Triton.
     """
     if device.type != "cuda" or dtype not in DTYPES or importlib.util.find_spec("triton") is None:
         return False
@@ -125,7 +129,7 @@ def as_held(
     model: ModelConfig, form: WeightFormat | None, dtype: torch.dtype, device: torch.device
 ) -> ModelConfig:
     """``model`` as ranks on ``device`` hold it: quantised in ``form`` where it is asked for, and
-    made plain where :func:`can_keep` says so.
+    made plain where :func:`can_keep` or :func:`as_held_on_cpu` say so.
 
     Raises:
         CheckpointError: the checkpoint is quantised in another format.
@@ -133,8 +137,9 @@ def as_held(
     model = model if form is None else model.quantised(form)
     if model.quantisation is None:
         return model
-    is_kept = can_keep(model.quantisation.format, dtype, device)
-    return replace(model, quantisation=replace(model.quantisation, is_kept=is_kept))
+    if device.type == "cpu":
+        return as_held_on_cpu(model, DType(str(dtype).removeprefix("torch.")))
+    return model.holding(is_kept=can_keep(model.quantisation.format, dtype, device))
 
 
 def multiply(x: Tensor, weight: Quantised, bias: Tensor | None = None) -> Tensor:
@@ -143,7 +148,7 @@ def multiply(x: Tensor, weight: Quantised, bias: Tensor | None = None) -> Tensor
     With int8 weights, in float32, and of one row, the weights alone are rounded. Several rows of
     16 bits are rounded to fp8 as fp8 weights are, each (or each group of it) by a scale of its own,
     and both are multiplied as they are. On a CPU this is the reference: exact products with the
-    plain weight, which is made anew each time.
+    plain weight, which is made anew each time (:mod:`engine.parallel.int8` has the fast ones).
     """
     if not x.is_cuda:
         return F.linear(x, weight.plain(x.dtype), bias)

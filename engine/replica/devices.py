@@ -10,6 +10,7 @@ from typing import Any
 
 from engine.executors.meeting import may_share_devices
 from engine.nvml.reading import DeviceId
+from engine.parallel.int8_library import as_held_on_cpu
 from engine.spec.config import MOST_THREADS, EngineConfig, ExecutorKind
 from engine.spec.inventory import LEAST_CPU_RANKS, MOST_RANKS, Inventory, RankKind
 from engine.spec.model import ModelConfig
@@ -77,7 +78,10 @@ def held_model(config: EngineConfig, model: ModelConfig) -> ModelConfig:
     """
     if config.quantisation is not None:
         model = model.quantised(config.quantisation)
-    if model.quantisation is None or _kind(config) is not RankKind.CUDA:
+    kind = _kind(config)
+    if kind is RankKind.CPU:
+        return as_held_on_cpu(model, config.dtype)
+    if model.quantisation is None or kind is not RankKind.CUDA:
         return model
     import torch
 

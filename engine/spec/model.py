@@ -188,12 +188,17 @@ class ModelConfig:
         a tied one is the embedding, cut over tp.
         """
         layers = max(len(r) for r in stage_layers(self.num_layers, plan.pp))
-        vocab = padded_vocab_size(self.vocab_size, plan.stage_size) * self.hidden_size
-        ends = [vocab // plan.tp]
-        if not self.tie_embeddings:
-            head = vocab // plan.stage_size
+        rows = padded_vocab_size(self.vocab_size, plan.stage_size)
+        ends = [rows // plan.tp * self.hidden_size * dtype.num_bytes]
+        found = self.quantisation
+        has_head = found is not None and found.has_head
+        if not self.tie_embeddings or has_head:
+            head_rows = rows // plan.stage_size
+            head = head_rows * self.hidden_size * dtype.num_bytes
+            if found is not None and has_head and found.is_kept:
+                head = found.matrix_bytes(head_rows, self.hidden_size, cut=0)
             ends = [ends[0] + head] if plan.pp == 1 else [ends[0], head]
-        return layers * self._layer_bytes(plan, dtype) + max(ends) * dtype.num_bytes
+        return layers * self._layer_bytes(plan, dtype) + max(ends)
 
     def quantised(self, form: WeightFormat) -> ModelConfig:
         """The same model, its layers quantised in ``form`` as they are loaded where they are not
@@ -210,6 +215,12 @@ class ModelConfig:
                 f"quantised again in {form}; leave --quantization out"
             )
         return self
+
+    def holding(self, *, is_kept: bool, has_head: bool = False) -> ModelConfig:
+        """The same quantised model, as ranks hold it that keep its weights or make them plain."""
+        assert self.quantisation is not None, "a plain model is held as it is"
+        held = replace(self.quantisation, is_kept=is_kept, has_head=has_head)
+        return replace(self, quantisation=held)
 
     def column_cuts(self, plan: ParallelPlan) -> dict[str, int]:
         """The narrowest pieces, in columns, into which the rungs of ``plan`` cut matrices whose

@@ -54,7 +54,8 @@ class Quantisation:
     ``plain``: modules that are left as they were, by name or ``re:`` and a pattern. ``at_load``:
     the checkpoint is plain, and is quantised row by row as it is read. ``is_kept``: ranks hold and
     multiply the quantised weights, as devices that can are told to; else they make them plain as
-    they load.
+    they load. ``has_head``: the head is quantised too, in a copy of its own where it is tied to the
+    embedding.
     """
 
     format: WeightFormat
@@ -62,6 +63,7 @@ class Quantisation:
     plain: tuple[str, ...] = ()
     at_load: bool = False
     is_kept: bool = False
+    has_head: bool = False
 
     def covers(self, modules: Iterable[str]) -> bool:
         """Whether none of ``modules`` is left plain."""

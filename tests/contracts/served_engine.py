@@ -23,6 +23,8 @@ from engine.spec.errors import (
     StalePolicyError,
 )
 from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
+from engine.transition.costs import TransitionLimits
+from engine.transition.planning import Way
 from tests.engine.configs import policy_with
 
 MAX_QUEUE = 4
@@ -169,6 +171,22 @@ class ServedEngineContract:
         assert served.stats().policy_version == new.version
         found = {knob.name: knob.current for knob in served.capabilities()}
         assert found["shift.threshold_tokens"] == settings.threshold_tokens
+
+    def test_a_preview_says_how_ranks_would_start_and_end(self, served: ServedEngine) -> None:
+        old = served.policy
+        found = served.preview(
+            policy_with(old, plan=replace(old.settings.plan, dp=2)),
+            limits=TransitionLimits(drain_s=7),
+        )
+        assert found is not None
+        assert found.transition.way is Way.ADD
+        assert found.transition.peak_devices == 2
+        assert not found.price.is_measured
+        hot = replace(old.settings, threshold_tokens=old.settings.threshold_tokens + 1)
+        assert served.preview(replace(old, settings=hot)) is None
+        with pytest.raises(PlanError):
+            served.preview(policy_with(old, plan=replace(old.settings.plan, tp=64)))
+        assert served.policy == old
 
     def test_refused_policies_keep_their_kind_and_what_they_need(
         self, served: ServedEngine

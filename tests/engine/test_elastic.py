@@ -26,9 +26,10 @@ from tests.engine.paced import ConstantTimer, submit, wait_until
 AT_ONCE = TransitionLimits(drain_s=0)
 
 
-def resize(engine: Engine, dp: int, **limits: float) -> AppliedPolicy:
+def resize(engine: Engine, dp: int, *, drain_s: float = 30.0) -> AppliedPolicy:
     plan = replace(engine.settings.plan, dp=dp)
-    return engine.apply(policy_with(engine.policy, plan=plan), limits=TransitionLimits(**limits))
+    limits = TransitionLimits(drain_s=drain_s)
+    return engine.apply(policy_with(engine.policy, plan=plan), limits=limits)
 
 
 def knob(engine: Engine, name: str) -> Knob:
@@ -59,7 +60,7 @@ def test_replicas_join_and_leave_while_others_serve(engine: Engine) -> None:
 
 def test_what_is_left_at_the_deadline_goes_on_elsewhere(engine: Engine) -> None:
     resize(engine, 2)
-    collectors = [submit(engine, str(i), tokens=450) for i in range(6)]
+    collectors = [submit(engine, str(i), tokens=300) for i in range(6)]
     wait_until(lambda: all(c.outputs for c in collectors))
     applied = resize(engine, 1, drain_s=0)
     assert applied.transition is not None
@@ -69,7 +70,7 @@ def test_what_is_left_at_the_deadline_goes_on_elsewhere(engine: Engine) -> None:
     assert {c.wait().reason for c in collectors[:4]} == {FinishReason.ABORT}
     for collector in collectors[4:]:  # one of them was carried over, the other was not
         assert collector.wait().reason is FinishReason.LENGTH
-        assert len(collector.token_ids) == 450
+        assert len(collector.token_ids) == 300
 
 
 def test_the_price_is_an_estimate_until_it_was_paid(engine: Engine) -> None:
@@ -154,15 +155,15 @@ def test_requests_are_served_while_ranks_start_and_after_these_have_failed(
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "max_devices", "way"),
+    ("old", "new", "max_devices", "way", "drain_s"),
     [
-        ("tp=2", "sp=2", 4, Way.BLUE_GREEN),
-        ("dp=2,tp=2", "dp=2,sp=2", 4, Way.ROLLING),
-        ("dp=4", "dp=2,tp=2", 4, Way.ROLLING),
-        ("tp=2", "dp=2", 2, Way.STOP_AND_CARRY),
+        ("tp=2", "sp=2", 4, Way.BLUE_GREEN, 20.0),
+        ("tp=2", "sp=2", 4, Way.BLUE_GREEN, 0.0),
+        ("dp=2,tp=2", "dp=2,sp=2", 4, Way.ROLLING, 20.0),
+        ("dp=4", "dp=2,tp=2", 4, Way.ROLLING, 0.0),
+        ("tp=2", "dp=2", 2, Way.STOP_AND_CARRY, 20.0),
     ],
 )
-@pytest.mark.parametrize("drain_s", [0.0, 20.0])
 def test_another_plan_comes_without_a_gap_where_devices_allow(
     config: EngineConfig, old: str, new: str, max_devices: int, way: Way, drain_s: float
 ) -> None:

@@ -301,5 +301,7 @@ def _versions(seen: Seen) -> list[Row]:
 def _ack(row: PolicyVersion) -> dict[str, str] | str:
     tone = {"applied": "good", "refused": "bad"}.get(row.ack_state.value, "warn")
     took = "" if row.ack_seconds is None else f" in {row.ack_seconds:.2f} s"
+    if row.ack_transition:
+        took += f" ({row.ack_transition['way']})"
     message = f": {row.ack_message}" if row.ack_message else ""
     return {"text": f"{row.ack_state.value}{took}{message}", "tone": tone}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.kernels.native_build import find_compiler
 from engine.text.tokenizer import Tokenizer
 from tests.api.cli.conftest import Run
 
@@ -36,12 +37,15 @@ def test_a_checkpoint_is_quantised_as_it_is_loaded(
     run: Run, tiny_dir: Path, tmp_path: Path
 ) -> None:
     words = ("--prompt-ids", "0,7,9", "--max-tokens", 1, "--ignore-eos", "--logits-out")
-    plain = _generate(run, tiny_dir, *words, tmp_path / "plain")
-    narrow = _generate(run, tiny_dir, *words, tmp_path / "int8", "--quantization", "int8")
+    answers = {
+        "plain": _generate(run, tiny_dir, *words, tmp_path / "plain"),
+        "int8": _generate(run, tiny_dir, *words, tmp_path / "int8", "--quantization", "int8"),
+    }
     exact, rounded = np.load(tmp_path / "plain"), np.load(tmp_path / "int8")
     assert 0 < abs(rounded - exact).max() < 0.1 * abs(exact).max()
-    # A CPU makes them plain again: the numbers are rounded, the bytes are as many.
-    assert narrow["weight_bytes_per_rank"] == plain["weight_bytes_per_rank"]
+    if find_compiler():  # without one a CPU makes them plain again
+        bytes_of = {name: a["weight_bytes_per_rank"][0][0] for name, a in answers.items()}
+        assert bytes_of["int8"] < 0.6 * bytes_of["plain"]
 
 
 def test_a_prompt_may_be_ids_and_logits_go_to_a_file(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine.kernels.native_build import NO_COMPILER_VARIABLE
 from engine.models.loader import SINGLE_FILE, Checkpoint
 from engine.models.weights import StageWeights, load_stage
+from engine.parallel.int8_library import as_held_on_cpu, find_int8
 from engine.parallel.quantised import quantise
 from engine.spec.errors import CheckpointError, PlanError
 from engine.spec.feasible import check_plan
@@ -33,6 +35,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Sizes that are no multiples of a block, and pieces of down_proj that are none at sp*tp = 2.
     config = family_config("llama", num_hidden_layers=2, intermediate_size=208)
     return write_checkpoint(tmp_path_factory.mktemp("source"), config)
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its vocabulary of 259 is padded for two ranks, and its head is the embedding."""
+    config = family_config("llama", num_hidden_layers=2, tie_word_embeddings=True)
+    return write_checkpoint(tmp_path_factory.mktemp("tied"), config)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +128,44 @@ def held(folder: Path, model: ModelConfig, plan: ParallelPlan) -> StageWeights:
         device=torch.device("cpu"),
         groups=ThreadWorld(plan).groups(rank),
     )
+
+
+@pytest.fixture
+def without_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """A call after which there is none, until the end of the test."""
+
+    def remove() -> None:
+        monkeypatch.setenv(NO_COMPILER_VARIABLE, "1")
+        find_int8.cache_clear()
+
+    yield remove
+    find_int8.cache_clear()
+
+
+@pytest.mark.parametrize("plan", ["tp=1", "sp=2,shift"])
+def test_int8_with_its_head_answers_alike_with_a_compiler_and_without(
+    tied: Path, plan: str, without_compiler: Callable[[], None]
+) -> None:
+    model = ModelConfig.from_dir(tied).quantised(WeightFormat.INT8)
+    found = answers(tied, plan, WeightFormat.INT8)
+    sizes = [sizes_on_cpu(tied, model, plan)]
+    without_compiler()
+    assert_same(found, answers(tied, plan, WeightFormat.INT8))
+    sizes.append(sizes_on_cpu(tied, model, plan))
+    for resident, planned in sizes:
+        assert resident == planned
+    assert sizes[0][0] < 0.5 * sizes[1][0]
+
+
+def sizes_on_cpu(folder: Path, model: ModelConfig, plan: str) -> tuple[int, int]:
+    """Resident bytes of a rank's matrices, and planned ones."""
+    parsed = parse_plan(plan).plan
+    on_cpu = as_held_on_cpu(model, DType.FLOAT32)
+    weights = held(folder, on_cpu, parsed)
+    assert weights.final_norm is not None
+    norms = sum(x.nbytes for layer in weights.layers for x in (layer.input_norm, layer.post_norm))
+    resident = weights.num_bytes - norms - weights.final_norm.nbytes
+    return resident, on_cpu.weight_bytes_per_rank(parsed, DType.FLOAT32)
 
 
 def keeping(model: ModelConfig) -> ModelConfig:

@@ -59,8 +59,8 @@ def test_every_rung_multiplies_with_views_of_the_same_numbers_and_scales(
 ) -> None:
     tall, wide = _weight(256, 96, form, group), _weight(96, 256, form, group)
     bias = _random(256, seed=2)
-    outputs = split_outputs(tall, bias, RANGES, may_pack=True)
-    inputs = split_inputs(wide, RANGES, may_pack=True)
+    outputs = split_outputs(tall, bias, RANGES, may_pack=False)
+    inputs = split_inputs(wide, RANGES, may_pack=False)
     assert isinstance(outputs, QuantisedOutputs)
     assert isinstance(inputs, QuantisedInputs)
     assert [x.data_ptr() for x in outputs.tensors[:2]] == [x.data_ptr() for x in tall.tensors]
@@ -92,11 +92,6 @@ def test_weights_with_scales_of_their_own_lie_under_each_other() -> None:
     assert torch.equal(
         joined.plain(torch.float32), torch.cat([part.plain(torch.float32) for part in parts])
     )
-
-
-def test_a_cpu_keeps_no_quantised_weights() -> None:
-    for form in WeightFormat:
-        assert not can_keep(form, torch.bfloat16, torch.device("cpu"))
 
 
 @pytest.mark.gpu

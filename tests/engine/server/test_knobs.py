@@ -238,6 +238,26 @@ def test_capabilities_name_every_knob_with_class_and_range(knobs: Server) -> Non
     assert by_name["shift.threshold_tokens"]["measured_cost_s"] > 0
 
 
+def test_a_change_of_ranks_tells_its_way_and_its_price_before_and_after(knobs: Server) -> None:
+    half = {"plan": {"tp": 1}}
+    seen = _patch(knobs, half, dry_run=True).json()["transition"]
+    assert (seen["way"], seen["peak_devices"], seen["least_devices"]) == ("stop_and_carry", 4, 0)
+    assert _patch(knobs, half).json()["transition"]["way"] == "stop_and_carry"
+    seen = _patch(knobs, {"plan": {"dp": 2}}, dry_run=True, drain_s=3).json()
+    assert (seen["changes"], seen["class"]) == ({"plan.dp": "drain"}, "drain")
+    assert (seen["transition"]["way"], seen["transition"]["is_measured"]) == ("add", False)
+    done = _patch(knobs, {"plan": {"dp": 2}}).json()["transition"]
+    assert (done["way"], done["is_measured"], done["carried"]) == ("add", True, 0)
+    seen = _patch(knobs, {"plan": {"dp": 1}}, dry_run=True, drain_s=3).json()["transition"]
+    assert (seen["way"], seen["drain_s"], seen["is_measured"]) == ("remove", 3, False)
+    answer = knobs.http.get("/v1/engine/capabilities").json()
+    (replicas,) = [knob for knob in answer["knobs"] if knob["name"] == "plan.dp"]
+    assert (replicas["class"], replicas["current"], replicas["maximum"]) == ("drain", 2, 2)
+    measured = {way["way"]: way["is_measured"] for way in replicas["ways"]}
+    assert measured == {"add": True, "remove": False}
+    assert _problem(_patch(knobs, {"plan": {"dp": 1}}, drain_s=-1), 422)
+
+
 def test_an_engine_that_was_not_timed_shows_no_table_and_warns_who_asks_for_one(
     knobs: Server,
 ) -> None:

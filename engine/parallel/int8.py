@@ -1,0 +1,122 @@
+"""int8 weights packed once for the compiled products of packed_int8.cpp, which read them so.
+
+The layout is ours, and no larger than the weight: 16 outputs at a time, four inputs of each side by
+side.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.parallel.int8_library import find_int8
+from engine.parallel.quantised import Quantised
+from engine.spec.errors import EngineError
+
+OUTPUTS, INPUTS = 16, 4
+# The order of gs_multiply_int8.
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# Without tiles: with more rows, widening the weight for a product of BLAS costs less.
+MOST_ROWS_OF_VECTORS = 64
+
+
+class PackedInt8:
+    """A packed weight ``[outputs, inputs]`` of int8 with a scale for each output."""
+
+    def __init__(self, weight: Quantised, *, may_use_tiles: bool = True) -> None:
+        library = find_int8()
+        assert library is not None, "asked for before"
+        self._multiply = library.gs_multiply_int8
+        self._has_tiles = may_use_tiles and bool(library.gs_int8_has_tiles())
+        self.packed = pack(weight.values)
+        self.scales = weight.scales[0].contiguous()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What stays in memory: the weight in an order of its own, and f32[outputs] scales."""
+        return [self.packed, self.scales]
+
+    def __call__(
+        self, x: Tensor, bias: Tensor | None = None, total: Tensor | None = None
+    ) -> Tensor:
+        """``x[n, inputs]`` -> ``[n, outputs]`` plus ``bias[outputs]`` and ``total[n, outputs]``.
+
+        Raises:
+            EngineError: no memory for the rows' digits.
+        """
+        rows, inputs = x.shape
+        if rows > MOST_ROWS_OF_VECTORS and not self._has_tiles:
+            product = F.linear(x, self.plain(x.dtype), bias)
+            return product if total is None else product.add_(total)
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        outputs = self.packed.shape[0]
+        out = torch.empty(rows, outputs, dtype=x.dtype)
+        status = self._multiply(
+            KINDS[x.dtype],
+            self._has_tiles,
+            self.packed.data_ptr(),
+            self.scales.data_ptr(),
+            x.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            None if total is None else total.data_ptr(),
+            out.data_ptr(),
+            outputs,
+            inputs,
+            rows,
+            x.stride(0),
+            torch.get_num_threads(),
+        )
+        if status:
+            raise EngineError("no memory for the digits of a product's rows")
+        return out
+
+    def plain(self, dtype: torch.dtype) -> Tensor:
+        """The numbers it stands for, ``[outputs, inputs]``."""
+        return (unpack(self.packed).float() * self.scales.unsqueeze(1)).to(dtype)
+
+
+def can_pack(weight: Quantised) -> bool:
+    """Whether ``weight`` is one to pack, on a machine with the library."""
+    values = weight.values
+    is_ours = values.dtype == torch.int8 and not values.is_cuda and not weight.is_grouped
+    return is_ours and values.shape[1] % INPUTS == 0 and find_int8() is not None
+
+
+def pack(values: Tensor) -> Tensor:
+    """``values`` i8[outputs, inputs], inputs a multiple of 4, in the order that is multiplied."""
+    packed = torch.empty(values.shape, dtype=torch.int8)
+    for target, source in zip(_groups(packed, packed=True), _groups(values), strict=True):
+        target.copy_(source)
+    return packed
+
+
+def unpack(packed: Tensor) -> Tensor:
+    """What :func:`pack` was given."""
+    values = torch.empty_like(packed)
+    for target, source in zip(_groups(values), _groups(packed, packed=True), strict=True):
+        target.copy_(source)
+    return values
+
+
+def describe() -> str:
+    """What multiplies, for people."""
+    library = find_int8()
+    assert library is not None, "asked for before"
+    return "AMX for int8" if library.gs_int8_has_tiles() else "vectors"
+
+
+def _groups(matrix: Tensor, *, packed: bool = False) -> list[Tensor]:
+    """``matrix`` as views ``[groups, inputs / 4, outputs of a group, 4]``: all groups that are
+    whole, and the narrower one behind them.
+    """
+    outputs, inputs = matrix.shape
+    whole = outputs // OUTPUTS * OUTPUTS
+    views = []
+    for part, width in ((matrix[:whole], OUTPUTS), (matrix[whole:], outputs - whole)):
+        if part.numel() and packed:
+            views.append(part.reshape(-1).view(-1, inputs // INPUTS, width, INPUTS))
+        elif part.numel():
+            views.append(part.reshape(-1, width, inputs // INPUTS, INPUTS).transpose(1, 2))
+    return views

@@ -1,0 +1,53 @@
+"""The library behind :mod:`engine.parallel.int8`: where it comes from, and its functions.
+
+No torch: the process that starts the ranks builds it, and counts the bytes they will hold.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+from engine.kernels import native_build
+from engine.spec.model import DType, ModelConfig
+from engine.spec.quantisation import WeightFormat
+
+FOLDER = Path(__file__).parent
+SOURCE = native_build.NativeSource(
+    name="packed_int8",
+    main=FOLDER / "packed_int8.cpp",
+    parts=(*FOLDER.glob("int8_*.h"), *(FOLDER.parent / "kernels" / "cpu").glob("*.h")),
+    flags=(*native_build.SHARED_FLAGS, "-march=native", "-ffp-contract=fast", "-fno-math-errno"),
+    is_tuned=True,
+)
+
+
+@cache
+def find_int8() -> ctypes.CDLL | None:
+    """The library, built where needed; None where it cannot be."""
+    path = native_build.find_library(SOURCE)
+    if path is None:
+        return None
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        return None
+    pointer, i64, i32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    library.gs_int8_has_tiles.restype = i32
+    library.gs_int8_has_tiles.argtypes = []
+    library.gs_multiply_int8.restype = i32
+    library.gs_multiply_int8.argtypes = [i32, i32, *[pointer] * 6, *[i64] * 4, i32]
+    return library
+
+
+def as_held_on_cpu(model: ModelConfig, dtype: DType) -> ModelConfig:
+    """``model`` as ranks on a CPU that compute in ``dtype`` hold it: int8 layers stay int8 where
+    the library is. Where ``--quantization`` asked for them the head is int8 too, kept or rounded,
+    so that answers do not depend on the compiler.
+    """
+    found = model.quantisation
+    if found is None or found.format is not WeightFormat.INT8:
+        return model
+    is_kept = dtype is not DType.FLOAT64 and find_int8() is not None
+    return model.holding(is_kept=is_kept, has_head=found.at_load)

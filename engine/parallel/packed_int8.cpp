@@ -1,0 +1,144 @@
+// Products with int8 weights, each row of which has a scale; called by engine/parallel/int8.py.
+//
+// With AMX the tiles of int8_digits.h, and of int8_bfloat16.h for many rows of bfloat16; elsewhere
+// weights are widened to float32 in registers.
+
+#include "int8_bfloat16.h"
+#include "int8_digits.h"
+
+namespace {
+
+// Rows of bfloat16 from which on their digits are slower.
+constexpr index_t kManyRows = 65;
+
+constexpr int kVectors = kOutputs / gs::kWidth<float>;  // that hold one input of a group
+// Rows that share a widened weight: their sums take half of the registers at most.
+constexpr int kTogether = std::min(8, gs::kNumRegisters / 2 / kVectors);
+
+// ``x[inputs][kRows]`` times the group of outputs from ``first``: sums[kRows][16].
+template <int kRows, class T>
+void multiply_group(const Product<T>& p, const float* x, index_t first, float* sums) {
+  using V = gs::Vec<float>;
+  using I = gs::Lanes<float>::I;
+  V found[kRows][kVectors] = {};
+  const index_t stride = p.width(first) * 4;
+  const int8_t* weight = p.weight + first * p.inputs;
+  alignas(64) int8_t narrow[kOutputs * 4] = {};
+  for (index_t k = 0; k < p.inputs; k += 4, weight += stride) {
+    const int8_t* four = weight;
+    if (stride < kOutputs * 4) four = static_cast<int8_t*>(std::memcpy(narrow, weight, stride));
+    for (int v = 0; v < kVectors; ++v) {
+      I raw;
+      std::memcpy(&raw, four + v * gs::kVectorBytes, sizeof raw);
+      for (int j = 0; j < 4; ++j) {
+        // On little-endian machines, which all of ours are, the first input is the lowest byte.
+        V one = __builtin_convertvector((raw << (24 - 8 * j)) >> 24, V);
+        for (int r = 0; r < kRows; ++r) found[r][v] += one * x[(k + j) * kRows + r];
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVectors; ++v)
+      gs::store(sums + r * kOutputs + v * gs::kWidth<float>, found[r][v]);
+}
+
+inline float wide(float x) { return x; }
+inline float wide(gs::Half x) { return float(x); }
+inline float wide(gs::BFloat16 x) { return gs::bits_as<float>(uint32_t(x.bits) << 16); }
+inline void narrow(float x, float* to) { *to = x; }
+inline void narrow(float x, gs::Half* to) { *to = gs::Half(x); }
+inline void narrow(float x, gs::BFloat16* to) {
+  const uint32_t bits = gs::bits_as<uint32_t>(x);
+  to->bits = x == x ? (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16 : 0x7fc0;
+}
+
+// Outputs ``begin`` to ``end`` of ``kRows`` rows from ``row``; ``x`` as multiply_group reads it.
+template <int kRows, class T>
+void multiply_rows(const Product<T>& p, const float* x, index_t row, index_t begin, index_t end) {
+  alignas(64) float sums[kRows * kOutputs];
+  for (index_t first = begin; first < end; first += kOutputs) {
+    multiply_group<kRows>(p, x, first, sums);
+    for (int r = 0; r < kRows; ++r)
+      for (index_t i = 0; i < p.width(first); ++i) {
+        const index_t to = (row + r) * p.outputs + first + i;
+        float sum = sums[r * kOutputs + i] * p.scales[first + i];
+        if (p.bias) sum += wide(p.bias[first + i]);
+        if (p.total) sum += wide(p.total[to]);
+        narrow(sum, p.out + to);
+      }
+  }
+}
+
+template <int kRows, class T>
+void multiply_some(const Product<T>& p, index_t row, index_t rows, int threads) {
+  if constexpr (kRows > 1)
+    if (rows < kRows) return multiply_some<kRows - 1>(p, row, rows, threads);
+  float* x = gs::scratch<float, 42>(p.inputs * kRows);
+  for (index_t r = 0; r < kRows; ++r)
+    for (index_t k = 0; k < p.inputs; ++k) x[k * kRows + r] = wide(p.x[(row + r) * p.x_stride + k]);
+  share_outputs(p.outputs, threads, [&](index_t begin, index_t end) {
+    multiply_rows<kRows>(p, x, row, begin, end);
+  });
+}
+
+template <class T>
+void multiply_by_vectors(const Product<T>& p, int threads) {
+  for (index_t row = 0; row < p.rows; row += kTogether)
+    multiply_some<kTogether>(p, row, std::min<index_t>(kTogether, p.rows - row), threads);
+}
+
+bool has_tiles() {
+#ifdef GS_HAS_AMX_INT8
+  return gs::can_use_amx();
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+extern "C" {
+
+// Whether tiles multiply any number of rows, or vectors a few.
+int gs_int8_has_tiles() { return has_tiles(); }
+
+// ``kind``: float32 (0), bfloat16 (1), float16 (2). Inputs are a multiple of 4. Not 0: there is no
+// memory for the rows' digits.
+int gs_multiply_int8(int kind, int may_use_tiles, const int8_t* weight, const float* scales,
+                      const void* x, const void* bias, const void* total, void* out,
+                      index_t outputs, index_t inputs, index_t rows, index_t x_stride,
+                      int threads) {
+  auto run = [&](auto one) {
+    using T = decltype(one);
+    const Product<T> p{weight,
+                       scales,
+                       static_cast<const T*>(x),
+                       static_cast<const T*>(bias),
+                       static_cast<const T*>(total),
+                       static_cast<T*>(out),
+                       outputs,
+                       inputs,
+                       rows,
+                       x_stride};
+#ifdef GS_HAS_AMX_INT8
+    if (may_use_tiles && has_tiles()) {
+      if constexpr (std::is_same_v<T, gs::BFloat16>)
+        if (rows >= kManyRows) return multiply_widened(p, threads);
+      return multiply_by_digits(p, threads);
+    }
+#endif
+    multiply_by_vectors(p, threads);
+  };
+  try {
+    switch (kind) {
+      case 0: run(float()); break;
+      case 1: run(gs::BFloat16()); break;
+      case 2: run(gs::Half()); break;
+    }
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+  return 0;
+}
+
+}  // extern "C"

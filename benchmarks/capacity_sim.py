@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from tuner.capacity.table import Standing, entry_of, table_of
 
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
@@ -31,7 +32,6 @@ from policies.capacity_table import CapacityTable, cheapest
 from policies.load_history import SLOT_S, LoadHistory, LoadSlot
 from policies.sla import Sla
 from tuner.capacity.probe import Asked
-from tuner.capacity.table import Standing, entry_of, table_of
 from tuner.described.node import Node
 from tuner.described.parse import describe_node
 from tuner.described.reshape_cost import reshape_seconds
@@ -270,8 +270,8 @@ def _head(table: CapacityTable) -> list[str]:
         f"* Llama-3.1-70B fp8, 8xH200, one device a replica, backend gearshift, SLA `{SLA}`.",
         f"* Capacity table (devices: requests/s of {table.mix[0]:.0f} + {table.mix[1]:.0f} tokens, "
         f"low end): {known}.",
-        "* A start takes what `tuner.described.reshape_cost` says (a guess, no measurement); it and "
-        "draining count as device hours of everybody who changes anything.",
+        "* A start takes what `tuner.described.reshape_cost` says (a guess, no measurement); it "
+        "and draining count as device hours of everybody who changes anything.",
         "* A day is two hours long, so that it is over in minutes; a start is not shortened, which "
         "makes following it harder than a real day. No day came before it: forecasts are of "
         "what was seen since the start.",

@@ -21,8 +21,8 @@ import numpy as np
 from policies.constraint import Op
 from policies.sla import Sla
 from tuner.described.parse import describe_node
-from tuner.planner.planner import PlanReport, make_plan, plan_again
-from tuner.planner.ways_out import PlanAgain, WaysOut, find_ways_out, with_bound
+from tuner.planner.planner import PlanAgain, PlanReport, make_plan, plan_again
+from tuner.planner.ways_out import WaysOut, find_ways_out, with_bound
 from tuner.spec.errors import TunerError
 from tuner.workload.parse import parse_workload
 from tuner.workload.stretch import stretch

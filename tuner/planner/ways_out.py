@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.constraint import Constraint, Metric, Op
 from policies.numbers import short, short_bound
@@ -19,9 +20,10 @@ from policies.points import OperatingPoint
 from policies.report import flat_metrics
 from policies.select import needed_bound
 from policies.sla import Sla
-from tuner.capacity.search import edge
+from tuner.capacity.search import TIGHTER
 from tuner.planner.explore import Question
-from tuner.planner.planner import PlanReport
+from tuner.planner.firm import Firm, Scale
+from tuner.planner.planner import PlanAgain, PlanReport
 from tuner.spec.errors import TunerError
 from tuner.workload.stretch import stretch
 from tuner.workload.workload import Workload
@@ -36,8 +38,8 @@ MOST_DEVICES_ALONE = 8
 # In twice the time a latency that is stable grows by less than this; a queue's doubles.
 GROWS = 1.4
 
-# Plans once more: under a workload and an SLA, on so many devices.
-PlanAgain = Callable[[Workload, Sla, int], PlanReport]
+# Plans that are asked first, before all are.
+NUM_LIKELY = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,23 +78,17 @@ def find_ways_out(
     report: PlanReport, again: PlanAgain, on_progress: Callable[[str], None] = lambda _: None
 ) -> WaysOut:
     """What would help ``report``, in which nothing meets the SLA."""
-    question, devices = report.question, report.num_devices
-    workload, sla = question.workload, question.sla
     load: tuple[float | None, Settings | None] = (None, None)
     if not report.is_from_alone:
         on_progress("the highest load that is carried")
-        load = _highest_load(question, lambda at: again(at, sla, devices))
+        load = _highest_load(report, again)
     on_progress("devices that carry it")
-    most = MOST_DEVICES if load[0] is not None else max(devices, MOST_DEVICES_ALONE)
-    count, count_settings = _fewest_devices(
-        lambda n: again(workload, sla, n), devices, load[0], most
-    )
+    most = MOST_DEVICES if load[0] is not None else max(report.num_devices, MOST_DEVICES_ALONE)
+    count, count_settings = _fewest_devices(report, again, load[0], most)
     relaxations = []
-    for constraint in sla.per_run:
+    for constraint in report.question.sla.per_run:
         on_progress(f"how far {constraint} has to give way")
-        relaxations.append(
-            _relax(question, constraint, lambda relaxed: again(workload, relaxed, devices))
-        )
+        relaxations.append(_relax(report, constraint, again))
     return WaysOut(
         is_possible_alone=load[0] is not None,
         load_factor=load[0],
@@ -110,102 +106,109 @@ def with_bound(sla: Sla, constraint: Constraint, bound: float) -> Sla:
     return Sla(constraints=tuple(changed if c == constraint else c for c in sla.constraints))
 
 
-def _best(report: PlanReport) -> Settings | None:
-    best = report.selection.best
-    return None if best is None else best.settings
+def _best(report: PlanReport) -> OperatingPoint | None:
+    return report.selection.best
 
 
-def _highest_load(
-    question: Question, again: Callable[[Workload], PlanReport]
-) -> tuple[float | None, Settings | None]:
+def _wanted(plans: frozenset[ParallelPlan] | None) -> Callable[[ParallelPlan], bool]:
+    return lambda plan: plans is None or plan in plans
+
+
+def _highest_load(report: PlanReport, again: PlanAgain) -> tuple[float | None, Settings | None]:
     """The highest factor of the load at which a plan meets the SLA."""
-    found: dict[float, Settings | None] = {}
+    question, devices = report.question, report.num_devices
 
-    def passes(factor: float) -> bool:
-        factor = round_load(question.workload, factor)
-        if factor not in found:
-            found[factor] = _best(again(stretch(question.workload, factor)))
-        return found[factor] is not None
+    def look(factor: float, plans: frozenset[ParallelPlan] | None) -> OperatingPoint | None:
+        load = stretch(question.workload, factor)
+        return _best(again(load, question.sla, devices, wanted=_wanted(plans)))
 
-    least = LEAST_LOAD
-    if (closed := question.workload.closed) is not None:
-        least = 1 / closed.concurrency
-    good = edge(passes, (least, 1.0), start=0.5)
-    if good is None:
-        return None, None
-    good = round_load(question.workload, good)
-    return good, found[good]
+    firm = Firm(scale=load_scale(question.workload), look=look, likely=_likely(report))
+    found = firm.find(0.5)
+    return (None, None) if found is None else (found[0], found[1].settings)
 
 
-def round_load(workload: Workload, factor: float) -> float:
-    """A factor as it is told: three digits, or whole clients."""
-    if workload.closed is None:
-        return float(short_bound(factor, Op.AT_LEAST))
-    clients = workload.closed.concurrency
-    return max(1, math.floor(factor * clients + 1e-9)) / clients
+def load_scale(workload: Workload) -> Scale:
+    """Factors of a load, told in three digits, or in whole clients."""
+    if (closed := workload.closed) is None:
+        return Scale(
+            least_share=LEAST_LOAD,
+            share=lambda factor: factor,
+            value=lambda share: share,
+            told=lambda factor: float(short_bound(factor, Op.AT_LEAST)),
+            tighter=lambda factor: factor * TIGHTER,
+        )
+    clients = closed.concurrency
+    return Scale(
+        least_share=1 / clients,
+        share=lambda factor: factor,
+        value=lambda share: share,
+        told=lambda factor: max(1, math.floor(factor * clients + 1e-9)) / clients,
+        tighter=lambda factor: max(factor * TIGHTER, factor + 1 / clients),
+    )
+
+
+def _likely(report: PlanReport) -> set[ParallelPlan]:
+    """The plans that came nearest; empty where nothing ran under load, so that all may win."""
+    if report.is_from_alone:
+        return set()
+    sla = report.question.sla
+    ranked = sorted(report.points, key=lambda point: -point.headroom(sla))
+    return set(list(dict.fromkeys(point.settings.plan for point in ranked))[:NUM_LIKELY])
 
 
 def _fewest_devices(
-    again: Callable[[int], PlanReport], devices: int, factor: float | None, most: int
+    report: PlanReport, again: PlanAgain, factor: float | None, most: int
 ) -> tuple[int | None, Settings | None]:
-    """The fewest devices above ``devices`` that meet the SLA. The share that these carry tells
-    where to begin."""
-    found: dict[int, Settings | None] = {devices: None}
+    """The fewest devices above those of ``report`` that meet the SLA. The share of the load that
+    these carry tells where to begin."""
+    question, below = report.question, report.num_devices
 
-    def passes(count: int) -> bool:
-        if count not in found:
-            try:
-                found[count] = _best(again(count))
-            except TunerError:
-                found[count] = None
-        return found[count] is not None
+    def look(count: int) -> OperatingPoint | None:
+        # Plans on up to ``below`` devices are known to miss it.
+        try:
+            found = again(
+                question.workload,
+                question.sla,
+                count,
+                wanted=lambda plan: below < plan.world_size,
+            )
+        except TunerError:
+            return None
+        return _best(found)
 
-    bad = devices
-    good = most if factor is None else min(most, max(devices + 1, math.ceil(devices / factor)))
-    while good > bad and not passes(good):
-        bad = good
-        good = min(most, math.ceil(1.25 * good))
-    if good == bad:
-        return None, None
-    while good - bad > 1:
-        # What the rates tell is mostly right: look next to it first.
-        middle = good - 1 if len(found) < 4 else (good + bad) // 2
-        if passes(middle):
-            good = middle
+    count = most if factor is None else min(most, max(below + 1, math.ceil(below / factor)))
+    best: OperatingPoint | None = None
+    while count > below:
+        if (point := look(count)) is not None:
+            # It takes the fewest devices, as far as plans were told apart; fewer are asked again.
+            best, count = point, point.cost_devices - 1
+        elif best is not None:
+            break
         else:
-            bad = middle
-    return good, found[good]
+            below, count = count, min(most, math.ceil(1.25 * count))
+    return (None, None) if best is None else (best.cost_devices, best.settings)
 
 
-def _relax(
-    question: Question, constraint: Constraint, again: Callable[[Sla], PlanReport]
-) -> WayOut:
+def _relax(report: PlanReport, constraint: Constraint, again: PlanAgain) -> WayOut:
     """The smallest relaxation of ``constraint`` with which, the others kept, a plan is found."""
-    is_at_most = constraint.op is Op.AT_MOST
-    loosest = constraint.bound * MOST_RELAXED if is_at_most else constraint.bound / MOST_RELAXED
-    first = again(with_bound(question.sla, constraint, loosest))
-    best = first.selection.best
-    if best is None:
+    question, devices = report.question, report.num_devices
+    scale = bound_scale(constraint)
+    loosest = scale.value(scale.least_share)
+    first = again(question.workload, with_bound(question.sla, constraint, loosest), devices)
+    if _best(first) is None:
         return _nothing(constraint, "none: with no bound on it the others are still missed")
-    found: dict[float, OperatingPoint | None] = {loosest: best}
 
-    def bound_of(share: float) -> float:
-        bound = constraint.bound / share if is_at_most else constraint.bound * share
-        return float(short_bound(bound, constraint.op))
+    def look(bound: float, plans: frozenset[ParallelPlan] | None) -> OperatingPoint | None:
+        sla = with_bound(question.sla, constraint, bound)
+        return _best(again(question.workload, sla, devices, wanted=_wanted(plans)))
 
-    def passes(share: float) -> bool:
-        bound = bound_of(share)
-        if bound not in found:
-            found[bound] = again(with_bound(question.sla, constraint, bound)).selection.best
-        return found[bound] is not None
-
-    guess = _guess(constraint, first, loosest)
-    share = edge(passes, (1 / MOST_RELAXED, 1.0), start=guess)
-    if share is None:
+    needed = _needed_bounds(first, constraint, loosest)
+    likely = list(dict.fromkeys(plan for _, plan in needed))[:NUM_LIKELY]
+    start = scale.share(needed[0][0]) * 0.999 if needed else 0.5
+    found = Firm(scale=scale, look=look, likely=set(likely)).find(min(1.0, start))
+    if found is None:
         return _nothing(constraint, f"none up to {MOST_RELAXED:g} times the bound")
-    bound = bound_of(share)
-    point = found[bound]
-    assert point is not None, "it passed"
+    bound, point = found
     relaxed = replace(constraint, bound=bound)
     if (growth := _growth(question, relaxed, point)) is not None:
         return _nothing(constraint, growth)
@@ -217,24 +220,43 @@ def _relax(
     )
 
 
+def bound_scale(constraint: Constraint) -> Scale:
+    """Bounds of a constraint, told in three digits."""
+    asked, op = constraint.bound, constraint.op
+    if op is Op.AT_MOST:
+        return Scale(
+            least_share=1 / MOST_RELAXED,
+            share=lambda bound: asked / bound,
+            value=lambda share: asked / share,
+            told=lambda bound: float(short_bound(bound, op)),
+            tighter=lambda bound: bound / TIGHTER,
+        )
+    return Scale(
+        least_share=1 / MOST_RELAXED,
+        share=lambda bound: bound / asked,
+        value=lambda share: asked * share,
+        told=lambda bound: float(short_bound(bound, op)),
+        tighter=lambda bound: bound * TIGHTER,
+    )
+
+
 def _nothing(constraint: Constraint, reason: str) -> WayOut:
     return WayOut(constraint=constraint, relaxed=None, settings=None, reason=reason)
 
 
-def _guess(constraint: Constraint, first: PlanReport, loosest: float) -> float:
-    """The share of relaxing that the points of a plan without the bound would need."""
+def _needed_bounds(
+    first: PlanReport, constraint: Constraint, loosest: float
+) -> list[tuple[float, ParallelPlan]]:
+    """The bounds that the points of a plan without the bound need, tightest first. Those of points
+    without an interval are a little too tight."""
     sla = with_bound(first.question.sla, replace(constraint, bound=loosest), loosest)
     own = next(c for c in sla.per_run if c.key == constraint.key)
-    bounds = [
-        bound
+    found = [
+        (bound, point.settings.plan)
         for point in first.points
-        if point.has_interval and (bound := needed_bound(own, point, sla)) is not None
+        if (bound := needed_bound(own, point, sla)) is not None
     ]
-    if not bounds:
-        return 0.5
-    is_at_most = constraint.op is Op.AT_MOST
-    share = constraint.bound / min(bounds) if is_at_most else max(bounds) / constraint.bound
-    return min(1.0, max(1 / MOST_RELAXED, share * 0.999))
+    return sorted(found, key=lambda pair: pair[0], reverse=own.op is Op.AT_LEAST)
 
 
 def _growth(question: Question, relaxed: Constraint, point: OperatingPoint) -> str | None:

@@ -62,14 +62,9 @@ class Probe:
 
 
 def probe(asked: Asked, factor: float, draw: int) -> Probe:
-    """Simulate one draw at one rate. Its interval comes from a second run with slower steps, which
-    a run that misses the SLA does not need: it has no chance of ``MIN_CHANCE``."""
+    """Simulate one draw at one rate."""
     load = load_at(asked, factor, draw)
-    value = _flat(asked, load, 1.0)
-    point = _point(asked.settings, estimates_of([value]))
-    if meets_in_run(point, asked.sla) and asked.interval > 0:
-        slow = _flat(asked, load, math.exp(asked.interval))
-        point = _point(asked.settings, estimates_of([value, slow]))
+    point = point_under(asked, load)
     return Probe(
         factor=factor,
         draw=draw,
@@ -78,6 +73,17 @@ def probe(asked: Asked, factor: float, draw: int) -> Probe:
         is_dependable=is_dependable(point, asked.sla),
         chance=point.probability(asked.sla) if meets_in_run(point, asked.sla) else 0.0,
     )
+
+
+def point_under(asked: Asked, load: Workload) -> OperatingPoint:
+    """How the settings stand under ``load``. The interval comes from a second run with slower
+    steps, which a run that misses the SLA does not need: it has no chance of ``MIN_CHANCE``."""
+    value = _flat(asked, load, 1.0)
+    point = _point(asked.settings, estimates_of([value]))
+    if meets_in_run(point, asked.sla) and asked.interval > 0:
+        slow = _flat(asked, load, math.exp(asked.interval))
+        point = _point(asked.settings, estimates_of([value, slow]))
+    return point
 
 
 def load_at(asked: Asked, factor: float, draw: int) -> Workload:

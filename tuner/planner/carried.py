@@ -17,7 +17,7 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.points import OperatingPoint
-from tuner.capacity.probe import Asked, load_at, probe
+from tuner.capacity.probe import Asked, load_at
 from tuner.capacity.search import limits_of
 from tuner.capacity.table import (
     Standing,
@@ -31,12 +31,10 @@ from tuner.capacity.table import (
 )
 from tuner.described.energy import energy_of
 from tuner.described.node import Node
-from tuner.planner.bounds import CertainMissError, LateWatch, backlog_reason
 from tuner.planner.explore import Question, fitting_settings
+from tuner.planner.looks import asked_of, dependable_under
 from tuner.planner.planner import OnPlanning, PlanReport, split_plans
 from tuner.planner.pool import Workers, default_jobs
-from tuner.simulation.simulate import OnProgress, SimulationResult
-from tuner.workload.workload import Workload
 
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
@@ -51,7 +49,7 @@ def find_table(
     Raises:
         TunerError: the workload has no rate.
     """
-    question = report.question
+    question = replace(report.question, node=replace(report.question.node))
     check_has_table(question.workload)
     _, plans = split_plans(question.node, question.workload, 1, report.num_devices)
     hopeless = {e.plan for e in report.explored if e.is_from_alone}
@@ -128,41 +126,18 @@ def _runs_decodes_in_base(settings: Settings) -> bool:
     return point.runs_full_decodes_in_base
 
 
-def _asked(question: Question, node: Node, settings: Settings) -> Asked:
-    def run_on(load: Workload, step_scale: float, on_progress: OnProgress) -> SimulationResult:
-        return node.simulate(
-            settings, load, seed=question.seed, step_scale=step_scale, on_progress=on_progress
-        )
-
-    return Asked(
-        settings=settings,
-        run_on=run_on,
-        workload=question.workload,
-        sla=question.sla,
-        interval=node.interval,
-    )
-
-
 def _passes_of(question: Question, node: Node) -> Callable[[Settings, float], bool]:
-    """Whether settings are dependable at a factor of the load; runs end at a certain miss."""
+    """Whether settings are dependable at a factor of the load."""
 
     def passes(settings: Settings, factor: float) -> bool:
         asked = _asked(question, node, settings)
-        load, plan = load_at(asked, factor, 0), settings.plan
-        if backlog_reason(node.timer(plan), plan, load, question.sla) is not None:
-            return False
-
-        def run_on(load: Workload, step_scale: float, _: OnProgress) -> SimulationResult:
-            most = plan.dp * settings.caps.max_num_seqs
-            watch = LateWatch(load, question.sla, max_running=most)
-            return asked.run_on(load, step_scale, watch)
-
-        try:
-            return probe(replace(asked, run_on=run_on), factor, 0).is_dependable
-        except CertainMissError:
-            return False
+        return dependable_under(asked, node, load_at(asked, factor, 0)) is not None
 
     return passes
+
+
+def _asked(question: Question, node: Node, settings: Settings) -> Asked:
+    return asked_of(node, settings, question.workload, question.sla, seed=question.seed)
 
 
 def _joules(asked: Asked, node: Node, factor: float) -> float | None:

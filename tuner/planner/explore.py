@@ -186,7 +186,7 @@ def explore(question: Question, plan: ParallelPlan) -> Explored:
     The settings are compared on the workload's busiest requests. The best of those that can still
     meet the SLA runs on the whole workload.
     """
-    node = replace(question.node)
+    node = question.node
     timer = node.timer(plan)
     options = fitting_settings(question, node, plan)
     lone = _alone(question, node, options)
@@ -213,8 +213,7 @@ def simulate_flat(
     question: Question, settings: Settings, step_scale: float, on_progress: OnProgress = no_progress
 ) -> dict[str, float]:
     """The whole workload with all step times multiplied: one end of an interval."""
-    node = replace(question.node)
-    result = node.simulate(
+    result = question.node.simulate(
         settings,
         question.workload,
         seed=question.seed,

@@ -138,7 +138,8 @@ def make_plan(
     with Workers(default_jobs() if jobs is None else jobs) as workers:
         return _plan(
             workers,
-            node,
+            # Timers may hold what cannot go to another process; each makes its own.
+            replace(node),
             workload,
             sla,
             seed=seed,
@@ -146,6 +147,12 @@ def make_plan(
             goal=goal,
             on_progress=on_progress,
         )
+
+
+def wider(node: Node, devices: int) -> Node:
+    """The node, with at least so many devices, and timers of its own."""
+    hardware = replace(node.hardware, count=max(devices, node.hardware.count))
+    return replace(node, hardware=hardware)
 
 
 class PlanAgain(Protocol):
@@ -173,6 +180,7 @@ def plan_again(report: PlanReport, *, jobs: int | None = None) -> Iterator[PlanA
     The best is what takes fewest devices, whatever was best in ``report``.
     """
     goal = Goal(uses_all_devices=report.goal.uses_all_devices)
+    nodes: dict[int, Node] = {}
     with Workers(default_jobs() if jobs is None else jobs) as workers:
 
         def again(
@@ -182,11 +190,11 @@ def plan_again(report: PlanReport, *, jobs: int | None = None) -> Iterator[PlanA
             *,
             wanted: Callable[[ParallelPlan], bool] = lambda _: True,
         ) -> PlanReport:
-            node = report.question.node
-            hardware = replace(node.hardware, count=max(devices, node.hardware.count))
+            if devices not in nodes:
+                nodes[devices] = wider(report.question.node, devices)
             return _plan(
                 workers,
-                replace(node, hardware=hardware),
+                nodes[devices],
                 workload,
                 sla,
                 seed=report.question.seed,
@@ -211,10 +219,7 @@ def _plan(
     on_progress: OnPlanning,
     wanted: Callable[[ParallelPlan], bool] = lambda _: True,
 ) -> PlanReport:
-    # Timers may hold what cannot go to another process; each makes its own.
-    question = Question(
-        node=replace(node), workload=workload, sla=sla, seed=seed, objective=goal.objective
-    )
+    question = Question(node=node, workload=workload, sla=sla, seed=seed, objective=goal.objective)
     if devices > node.hardware.count:
         raise TunerError(f"{devices} devices asked for, {node.hardware} has {node.hardware.count}")
     least = devices if goal.uses_all_devices else 1

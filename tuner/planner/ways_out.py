@@ -20,10 +20,10 @@ from policies.points import OperatingPoint
 from policies.report import flat_metrics
 from policies.select import needed_bound
 from policies.sla import Sla
-from tuner.capacity.search import TIGHTER
 from tuner.planner.explore import Question
-from tuner.planner.firm import Firm, Scale
-from tuner.planner.planner import PlanAgain, PlanReport
+from tuner.planner.firm import Firm, Scale, tightened
+from tuner.planner.looks import asked_of, dependable_under
+from tuner.planner.planner import PlanAgain, PlanReport, wider
 from tuner.spec.errors import TunerError
 from tuner.workload.stretch import stretch
 from tuner.workload.workload import Workload
@@ -38,7 +38,7 @@ MOST_DEVICES_ALONE = 8
 # In twice the time a latency that is stable grows by less than this; a queue's doubles.
 GROWS = 1.4
 
-# Plans that are asked first, before all are.
+# So many plans' settings are asked before all plans are.
 NUM_LIKELY = 3
 
 
@@ -78,23 +78,24 @@ def find_ways_out(
     report: PlanReport, again: PlanAgain, on_progress: Callable[[str], None] = lambda _: None
 ) -> WaysOut:
     """What would help ``report``, in which nothing meets the SLA."""
-    load: tuple[float | None, Settings | None] = (None, None)
+    load = None
     if not report.is_from_alone:
         on_progress("the highest load that is carried")
         load = _highest_load(report, again)
     on_progress("devices that carry it")
-    most = MOST_DEVICES if load[0] is not None else max(report.num_devices, MOST_DEVICES_ALONE)
-    count, count_settings = _fewest_devices(report, again, load[0], most)
+    most = MOST_DEVICES if load is not None else max(report.num_devices, MOST_DEVICES_ALONE)
+    enough = _fewest_devices(report, again, load, most)
+    likely = _likely(report) + ([load[1].settings] if load is not None else [])
     relaxations = []
     for constraint in report.question.sla.per_run:
         on_progress(f"how far {constraint} has to give way")
-        relaxations.append(_relax(report, constraint, again))
+        relaxations.append(_relax(report, constraint, again, list(dict.fromkeys(likely))))
     return WaysOut(
-        is_possible_alone=load[0] is not None,
-        load_factor=load[0],
-        load_settings=load[1],
-        num_devices=count,
-        devices_settings=count_settings,
+        is_possible_alone=load is not None,
+        load_factor=None if load is None else load[0],
+        load_settings=None if load is None else load[1].settings,
+        num_devices=None if enough is None else enough.cost_devices,
+        devices_settings=None if enough is None else enough.settings,
         most_devices=most,
         relaxations=tuple(relaxations),
     )
@@ -110,21 +111,23 @@ def _best(report: PlanReport) -> OperatingPoint | None:
     return report.selection.best
 
 
-def _wanted(plans: frozenset[ParallelPlan] | None) -> Callable[[ParallelPlan], bool]:
-    return lambda plan: plans is None or plan in plans
-
-
-def _highest_load(report: PlanReport, again: PlanAgain) -> tuple[float | None, Settings | None]:
+def _highest_load(report: PlanReport, again: PlanAgain) -> tuple[float, OperatingPoint] | None:
     """The highest factor of the load at which a plan meets the SLA."""
-    question, devices = report.question, report.num_devices
+    question = report.question
+    node, sla = wider(question.node, report.num_devices), question.sla
 
-    def look(factor: float, plans: frozenset[ParallelPlan] | None) -> OperatingPoint | None:
+    def by_one(settings: Settings, factor: float) -> OperatingPoint | None:
         load = stretch(question.workload, factor)
-        return _best(again(load, question.sla, devices, wanted=_wanted(plans)))
+        asked = asked_of(node, settings, load, sla, seed=question.seed)
+        return dependable_under(asked, node, load)
 
-    firm = Firm(scale=load_scale(question.workload), look=look, likely=_likely(report))
-    found = firm.find(0.5)
-    return (None, None) if found is None else (found[0], found[1].settings)
+    firm = Firm(
+        scale=load_scale(question.workload),
+        by_all=lambda at: _best(again(stretch(question.workload, at), sla, report.num_devices)),
+        by_one=by_one,
+        likely=_likely(report),
+    )
+    return firm.find(0.5)
 
 
 def load_scale(workload: Workload) -> Scale:
@@ -135,7 +138,7 @@ def load_scale(workload: Workload) -> Scale:
             share=lambda factor: factor,
             value=lambda share: share,
             told=lambda factor: float(short_bound(factor, Op.AT_LEAST)),
-            tighter=lambda factor: factor * TIGHTER,
+            tighter=lambda factor: tightened(factor, is_lower=False),
         )
     clients = closed.concurrency
     return Scale(
@@ -143,71 +146,99 @@ def load_scale(workload: Workload) -> Scale:
         share=lambda factor: factor,
         value=lambda share: share,
         told=lambda factor: max(1, math.floor(factor * clients + 1e-9)) / clients,
-        tighter=lambda factor: max(factor * TIGHTER, factor + 1 / clients),
+        tighter=lambda factor: max(tightened(factor, is_lower=False), factor + 1 / clients),
     )
 
 
-def _likely(report: PlanReport) -> set[ParallelPlan]:
-    """The plans that came nearest; empty where nothing ran under load, so that all may win."""
+def _likely(report: PlanReport) -> list[Settings]:
+    """Of each plan the settings that came nearest, nearest first; none where nothing ran under
+    load."""
     if report.is_from_alone:
-        return set()
-    sla = report.question.sla
-    ranked = sorted(report.points, key=lambda point: -point.headroom(sla))
-    return set(list(dict.fromkeys(point.settings.plan for point in ranked))[:NUM_LIKELY])
+        return []
+    sla, nearest = report.question.sla, dict[ParallelPlan, Settings]()
+    for point in sorted(report.points, key=lambda point: -point.headroom(sla)):
+        if not point.runs_full_decodes_in_base:
+            nearest.setdefault(point.settings.plan, point.settings)
+    return list(nearest.values())[:NUM_LIKELY]
 
 
 def _fewest_devices(
-    report: PlanReport, again: PlanAgain, factor: float | None, most: int
-) -> tuple[int | None, Settings | None]:
-    """The fewest devices above those of ``report`` that meet the SLA. The share of the load that
-    these carry tells where to begin."""
+    report: PlanReport, again: PlanAgain, load: tuple[float, OperatingPoint] | None, most: int
+) -> OperatingPoint | None:
+    """What meets the SLA on the fewest devices above those of ``report``."""
     question, below = report.question, report.num_devices
 
-    def look(count: int) -> OperatingPoint | None:
+    def by_all(count: int) -> OperatingPoint | None:
         # Plans on up to ``below`` devices are known to miss it.
+        if count <= below:
+            return None
         try:
-            found = again(
-                question.workload,
-                question.sla,
-                count,
-                wanted=lambda plan: below < plan.world_size,
+            plan = again(
+                question.workload, question.sla, count, wanted=lambda p: p.world_size > below
             )
         except TunerError:
             return None
-        return _best(found)
+        return _best(plan)
 
-    count = most if factor is None else min(most, max(below + 1, math.ceil(below / factor)))
-    best: OperatingPoint | None = None
-    while count > below:
-        if (point := look(count)) is not None:
-            # It takes the fewest devices, as far as plans were told apart; fewer are asked again.
-            best, count = point, point.cost_devices - 1
-        elif best is not None:
-            break
-        else:
-            below, count = count, min(most, math.ceil(1.25 * count))
-    return (None, None) if best is None else (best.cost_devices, best.settings)
+    found = None if load is None else _replicated(report, load, most)
+    found = found or by_all(most)
+    # What takes the fewest devices was chosen, as far as plans were told apart: ask again.
+    while found is not None and (fewer := by_all(found.cost_devices - 1)) is not None:
+        found = fewer
+    return found
 
 
-def _relax(report: PlanReport, constraint: Constraint, again: PlanAgain) -> WayOut:
+def _replicated(
+    report: PlanReport, load: tuple[float, OperatingPoint], most: int
+) -> OperatingPoint | None:
+    """The fewest replicas of what carries ``load``, on more devices than ``report`` has, that carry
+    all of it. The share that it carries tells where to begin."""
+    question, (factor, point) = report.question, load
+    plan = point.settings.plan
+    size = plan.world_size // plan.dp
+    least = report.num_devices // size + 1
+    node = wider(question.node, most)
+    seen: dict[int, OperatingPoint | None] = {}
+
+    def look(replicas: int) -> OperatingPoint | None:
+        if replicas not in seen:
+            settings = replace(point.settings, plan=replace(plan, dp=replicas))
+            asked = asked_of(node, settings, question.workload, question.sla, seed=question.seed)
+            seen[replicas] = dependable_under(asked, node, question.workload)
+        return seen[replicas]
+
+    replicas = max(least, min(math.ceil(plan.dp / factor), most // size))
+    while replicas * size <= most and look(replicas) is None:
+        replicas += 1
+    if replicas * size > most:
+        return None
+    while replicas > least and look(replicas - 1) is not None:
+        replicas -= 1
+    return look(replicas)
+
+
+def _relax(
+    report: PlanReport, constraint: Constraint, again: PlanAgain, likely: list[Settings]
+) -> WayOut:
     """The smallest relaxation of ``constraint`` with which, the others kept, a plan is found."""
-    question, devices = report.question, report.num_devices
-    scale = bound_scale(constraint)
-    loosest = scale.value(scale.least_share)
-    first = again(question.workload, with_bound(question.sla, constraint, loosest), devices)
-    if _best(first) is None:
-        return _nothing(constraint, "none: with no bound on it the others are still missed")
+    question, scale = report.question, bound_scale(constraint)
+    node = wider(question.node, report.num_devices)
 
-    def look(bound: float, plans: frozenset[ParallelPlan] | None) -> OperatingPoint | None:
+    def by_all(bound: float) -> OperatingPoint | None:
         sla = with_bound(question.sla, constraint, bound)
-        return _best(again(question.workload, sla, devices, wanted=_wanted(plans)))
+        return _best(again(question.workload, sla, report.num_devices))
 
-    needed = _needed_bounds(first, constraint, loosest)
-    likely = list(dict.fromkeys(plan for _, plan in needed))[:NUM_LIKELY]
-    start = scale.share(needed[0][0]) * 0.999 if needed else 0.5
-    found = Firm(scale=scale, look=look, likely=set(likely)).find(min(1.0, start))
+    def by_one(settings: Settings, bound: float) -> OperatingPoint | None:
+        sla = with_bound(question.sla, constraint, bound)
+        asked = asked_of(node, settings, question.workload, sla, seed=question.seed)
+        return dependable_under(asked, node, question.workload)
+
+    firm = Firm(scale=scale, by_all=by_all, by_one=by_one, likely=list(likely))
+    loosest = scale.value(scale.least_share)
+    needed = _needed_share(firm, question.sla, constraint, loosest)
+    found = firm.find(min(1.0, needed * 0.999))
     if found is None:
-        return _nothing(constraint, f"none up to {MOST_RELAXED:g} times the bound")
+        return _nothing(constraint, "none: with no bound on it the others are still missed")
     bound, point = found
     relaxed = replace(constraint, bound=bound)
     if (growth := _growth(question, relaxed, point)) is not None:
@@ -229,14 +260,14 @@ def bound_scale(constraint: Constraint) -> Scale:
             share=lambda bound: asked / bound,
             value=lambda share: asked / share,
             told=lambda bound: float(short_bound(bound, op)),
-            tighter=lambda bound: bound / TIGHTER,
+            tighter=lambda bound: tightened(bound, is_lower=True),
         )
     return Scale(
         least_share=1 / MOST_RELAXED,
         share=lambda bound: bound / asked,
         value=lambda share: asked * share,
         told=lambda bound: float(short_bound(bound, op)),
-        tighter=lambda bound: bound * TIGHTER,
+        tighter=lambda bound: tightened(bound, is_lower=False),
     )
 
 
@@ -244,19 +275,18 @@ def _nothing(constraint: Constraint, reason: str) -> WayOut:
     return WayOut(constraint=constraint, relaxed=None, settings=None, reason=reason)
 
 
-def _needed_bounds(
-    first: PlanReport, constraint: Constraint, loosest: float
-) -> list[tuple[float, ParallelPlan]]:
-    """The bounds that the points of a plan without the bound need, tightest first. Those of points
-    without an interval are a little too tight."""
-    sla = with_bound(first.question.sla, replace(constraint, bound=loosest), loosest)
-    own = next(c for c in sla.per_run if c.key == constraint.key)
-    found = [
-        (bound, point.settings.plan)
-        for point in first.points
-        if (bound := needed_bound(own, point, sla)) is not None
+def _needed_share(firm: Firm, sla: Sla, constraint: Constraint, loosest: float) -> float:
+    """The share of the bound that the likely settings need, read off their runs without a bound;
+    where none of them meets the others, a guess."""
+    loose = with_bound(sla, constraint, loosest)
+    own = next(c for c in loose.per_run if c.key == constraint.key)
+    shares = [
+        firm.scale.share(bound)
+        for settings in firm.likely
+        if (point := firm.by_one(settings, loosest)) is not None
+        and (bound := needed_bound(own, point, loose)) is not None
     ]
-    return sorted(found, key=lambda pair: pair[0], reverse=own.op is Op.AT_LEAST)
+    return max([firm.scale.least_share, *shares]) if shares else 0.5
 
 
 def _growth(question: Question, relaxed: Constraint, point: OperatingPoint) -> str | None:

@@ -2,7 +2,7 @@
 
 A probe is some seconds of the workload's traffic at one rate, each another draw. A driver that was
 itself late makes its probe worthless: it is set aside, and where a second one is late too, this
-machine cannot send that rate, and higher ones are left alone. First the neighbourhood is bracketed;
+machine cannot send that rate, and lower ones are looked at. First the neighbourhood is bracketed;
 the time that is left goes to rates around the crossing of a falling fit of P(SLA met). Probes drawn
 anew give the interval.
 """
@@ -44,7 +44,7 @@ from tuner.workload.workload import Workload
 # So many probes fill the time, if each takes as long again to drain.
 NUM_PROBES = 10
 MOST_PROBES = 3 * NUM_PROBES
-LEAST_PROBE_S = 1.0
+LEAST_PROBE_S = 0.5
 # Of so many times the requests that a percentile leaves over, at least one late one shows.
 LATE_ONES = 2.5
 # The driver's p99 may be that late, or a share of the tightest bound on TTFT or E2E if less.
@@ -84,7 +84,7 @@ class LiveCapacity:
 
 
 class _StopError(Exception):
-    """No further probe: the time is used, or the driver cannot send more."""
+    """No further probe: the time is used."""
 
 
 @dataclass(kw_only=True)
@@ -159,10 +159,11 @@ class LiveSearch:
         return bool(chances) and min(chances) < MIN_CHANCE <= max(chances)
 
     def _passes(self, factor: float) -> bool:
-        return self._look(factor).is_dependable
+        probe = self._look(factor)
+        return probe is not None and probe.is_dependable
 
-    def _look(self, factor: float) -> Probe:
-        """Probe once; where the driver is late, once more."""
+    def _look(self, factor: float) -> Probe | None:
+        """Probe once; where the driver is late, once more. None: it was late twice."""
         factor = reachable(self.workload, factor)
         for _ in range(2):
             if self._is_over or self._num_probes >= self.most_probes:
@@ -174,7 +175,7 @@ class LiveSearch:
                 return result
             self._late.append(result)
         self._undrivable = min(factor, self._undrivable or math.inf)
-        raise _StopError
+        return None
 
     def _probe(self, factor: float) -> Probe | LateProbe:
         draw = self._num_probes

@@ -43,10 +43,6 @@ class Standing:
     def num_devices(self) -> int:
         return self.settings.plan.world_size
 
-    @property
-    def factor_per_replica(self) -> float:
-        return self.factor / self.settings.plan.dp
-
 
 def climb(
     options: Sequence[Settings], passes: Passes, limits: tuple[float, float], *, start: float = 1.0

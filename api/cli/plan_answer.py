@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from api.cli.capacity_table import print_capacity_table
 from api.cli.common import settings_column
 from engine.spec.settings import Settings
-from policies.capacity_table import CapacityTable
 from policies.numbers import short
 from policies.objective import cost_text
 
@@ -31,7 +31,7 @@ def print_answer(report: PlanReport, document: dict[str, Any]) -> None:
     _print_failing(console, report)
     _print_near_misses(console, document)
     _print_feasible(console, report)
-    _print_capacity_table(console, document["capacity_table"])
+    print_capacity_table(console, document["capacity_table"])
     judged = ", ".join(f"{count} on {kind}" for kind, count in document["judged"].items())
     console.print(f"judged: {judged}")
     found = choices(report)
@@ -159,32 +159,6 @@ def _print_feasible(console: Console, report: PlanReport) -> None:
     console.print("P(met): chance that a run meets the SLA; -: values without an interval")
     if (more := len(report.feasible) - SHOWN_FEASIBLE) > 0:
         console.print(f"and {more} more (--json has all)")
-
-
-def _print_capacity_table(console: Console, found: dict[str, Any] | None) -> None:
-    if found is None:
-        return
-    entries = CapacityTable.from_json(found).entries
-    if not entries:
-        console.print(f"no plan carries any rate of this traffic within {found['sla']}")
-        return
-    table = Table("devices", settings_column(), "requests/s", "90 % interval", "binding", "J each")
-    table.title = f"what carries which rate of this traffic within {found['sla']}"
-    for entry in entries:
-        high = "?" if entry.high_rps is None else short(entry.high_rps)
-        joules = entry.joules_per_request
-        table.add_row(
-            str(entry.num_devices),
-            str(entry.settings),
-            ("at least " if entry.high_rps is None else "") + short(entry.rate_rps),
-            f"{short(entry.low_rps)} .. {high}",
-            "-" if entry.binding is None else str(entry.binding),
-            "-" if joules is None else short(joules),
-        )
-    console.print(table, soft_wrap=False)
-    console.print(
-        "J each: estimated joules a request; plans that cost more and carry less left out"
-    )
 
 
 def _cell(point: OperatingPoint, key: str) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
-from engine.spec.measurement import Fidelity
+from engine.spec.measurement import Fidelity, Measurement
 from engine.spec.settings import Settings
 from policies.constraint import Constraint
 from policies.points import Estimate, OperatingPoint
@@ -14,12 +15,20 @@ from policies.report import flat_metrics
 from policies.sla import Sla
 from policies.verdict import is_dependable, meets_in_run
 from tuner.described.document import estimates_of
-from tuner.simulation.simulate import OnProgress, SimulationResult
+from tuner.simulation.simulate import OnProgress
 from tuner.workload.stretch import stretch
 from tuner.workload.workload import Workload
 
+
+class Run(Protocol):
+    """What a run must tell."""
+
+    @property
+    def measurement(self) -> Measurement: ...
+
+
 # A run of a workload with all step times multiplied by a number.
-RunOn = Callable[[Workload, float, OnProgress], SimulationResult]
+RunOn = Callable[[Workload, float, OnProgress], Run]
 # Fewer requests than that say little of a p95.
 LEAST_REQUESTS = 200
 

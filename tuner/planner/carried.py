@@ -142,7 +142,7 @@ def _asked(question: Question, node: Node, settings: Settings) -> Asked:
 
 def _joules(asked: Asked, node: Node, factor: float) -> float | None:
     """Estimated joules of all devices of the plan for each request that ended."""
-    result = asked.run_on(load_at(asked, factor, 0), 1.0, lambda *_: None)
+    result = node.simulate(asked.settings, load_at(asked, factor, 0))
     count = len(result.measurement.completed)
     own = replace(node, hardware=replace(node.hardware, count=asked.settings.plan.world_size))
     return energy_of(own, result).joules / count if count else None

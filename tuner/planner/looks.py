@@ -8,7 +8,7 @@ from engine.spec.settings import Settings
 from policies.points import OperatingPoint
 from policies.sla import Sla
 from policies.verdict import is_dependable
-from tuner.capacity.probe import Asked, point_under
+from tuner.capacity.probe import Asked, Run, point_under
 from tuner.described.node import Node
 from tuner.planner.bounds import CertainMissError, LateWatch, backlog_reason
 from tuner.simulation.simulate import OnProgress, SimulationResult, no_progress
@@ -36,7 +36,7 @@ def dependable_under(asked: Asked, node: Node, load: Workload) -> OperatingPoint
         return None
     most = plan.dp * asked.settings.caps.max_num_seqs
 
-    def run_on(load: Workload, step_scale: float, _: OnProgress) -> SimulationResult:
+    def run_on(load: Workload, step_scale: float, _: OnProgress) -> Run:
         # Slower steps only tell how certain it is: late requests there are no miss.
         watch = LateWatch(load, asked.sla, max_running=most) if step_scale == 1 else no_progress
         return asked.run_on(load, step_scale, watch)

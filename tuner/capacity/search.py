@@ -248,11 +248,11 @@ def crossing_of(factors: FloatArray, chances: FloatArray) -> float:
 
 
 def fit_falling(rates: FloatArray, values: FloatArray) -> FloatArray:
-    """The nearest values, by least squares, that never rise with ``rates``."""
-    from sklearn.isotonic import IsotonicRegression
+    """The nearest values, by least squares, that never rise with ``rates``, which rise."""
+    from scipy.optimize import isotonic_regression
 
-    fitted = IsotonicRegression(increasing=False).fit_transform(rates, values)
-    return np.asarray(fitted, dtype=np.float64)
+    assert (np.diff(rates) > 0).all(), "rates stand in order"
+    return np.asarray(isotonic_regression(values, increasing=False).x, dtype=np.float64)
 
 
 def _interval(table: dict[float, list[float]]) -> tuple[float, float]:

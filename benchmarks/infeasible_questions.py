@@ -21,8 +21,8 @@ import numpy as np
 from policies.constraint import Op
 from policies.sla import Sla
 from tuner.described.parse import describe_node
-from tuner.planner.planner import PlanReport, make_plan, plan_again
-from tuner.planner.ways_out import PlanAgain, WaysOut, find_ways_out, with_bound
+from tuner.planner.planner import PlanAgain, PlanReport, make_plan, plan_again
+from tuner.planner.ways_out import WaysOut, find_ways_out, with_bound
 from tuner.spec.errors import TunerError
 from tuner.workload.parse import parse_workload
 from tuner.workload.stretch import stretch
@@ -180,6 +180,11 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    command = (
+        f"python -m benchmarks.infeasible_questions --questions {options.questions} "
+        f"--requests {options.requests} --seed {options.seed}"
+    )
+    text = ""
     found: list[tuple[Asked, list[Check], float]] = []
     for asked in draw_questions(options.seed, options.requests):
         if len(found) == options.questions:
@@ -191,13 +196,10 @@ def main() -> int:
         found.append((asked, checks, time.process_time() - begin_s))
         wrong = [c.what for c in checks if not c.is_right]
         print(len(found), asked, "wrong: " + "; ".join(wrong) if wrong else "right", flush=True)
-    command = (
-        f"python -m benchmarks.infeasible_questions --questions {options.questions} "
-        f"--requests {options.requests} --seed {options.seed}"
-    )
-    text = "\n".join(report_lines(found, command)) + "\n"
-    if options.out is not None:
-        options.out.write_text(text)
+        # After each question: one that is stopped has its report, too.
+        text = "\n".join(report_lines(found, command)) + "\n"
+        if options.out is not None:
+            options.out.write_text(text)
     print(text)
     return int(any(not c.is_right for _, checks, _ in found for c in checks))
 

@@ -59,7 +59,9 @@ def found_capacity(question: Json) -> Json:
     told = Told(model=question["model"], workload=workload, sla=sla, seed=question["seed"])
     return capacity_json(
         find_capacity(asked, num_draws=question["draws"]),
-        asked,
+        workload=workload,
+        sla=sla,
+        settings=settings,
         seed=question["seed"],
         title=str(Title.of_node(node, told)),
         origin=node_json(node, settings, question["model"]),

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import end_not_met, log, print_json, print_lines
-from api.cli.engine_options import ModelNameOption, read_rungs
+from api.cli.capacity_live import LiveServer, refuse_simulated
+from api.cli.common import end_not_met, fail, log, print_json, print_lines
+from api.cli.engine_options import read_rungs
 from api.cli.grouped import grouped
 from api.cli.groups import LocalMachine, Output, PinnedPlan, PrefixCacheOption
 from api.cli.plan import PlannedWorkload
 from api.cli.simulate import Place
 from api.cli.simulate_cases import NamedCaps, Question
+
+if TYPE_CHECKING:
+    from policies.sla import Sla
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,33 +30,80 @@ class Draws:
 
 
 @grouped(
-    help_order="model workload plan sla seed draws cost_model hardware backend backend_set mode "
+    help_order="model workload plan sla seed draws url seconds cost_model hardware backend "
+    "backend_set mode "
     "max_num_seqs max_num_batched_tokens max_step_ms max_model_len dtype kv_cache_mib block_size "
     "link prefix_cache out"
 )
 def capacity(
-    model: ModelNameOption,
     planned: PlannedWorkload,
     plan: PinnedPlan,
     caps: NamedCaps,
     place: Place,
     machine: LocalMachine,
     draws: Draws,
+    live: LiveServer,
     output: Output,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|DIR",
+            help="Model by name, as in llama-3.1-70b, or a folder in Hugging Face format; with "
+            "--url the name to ask the server for, by default the first it lists.",
+        ),
+    ] = None,
     prefix_cache: PrefixCacheOption = None,
 ) -> None:
-    """Find the highest rate (or number of clients) of a workload that a plan carries within the
-    SLA, by simulation, with its interval, what binds there and whether it is a cliff.
+    """Find the highest rate (or number of clients) of a workload that a plan, simulated, or a
+    running server (--url) carries within the SLA, with its interval and what binds there.
 
     The workload's arrivals are thinned or repeated, so that its burstiness is kept.
     """
     from policies.sla import Sla
-    from tuner.capacity.document import capacity_json, capacity_lines
-    from tuner.capacity.probe import Asked
-    from tuner.capacity.search import find_capacity
+    from tuner.capacity.document import capacity_lines, live_lines
 
     sla = Sla.parse(planned.sla)
-    question = Question(
+    output.check()
+    if live.url is not None:
+        refuse_simulated(
+            {
+                "--hardware": place.hardware,
+                "--cost-model": machine.cost_model,
+                "--backend": place.chosen_backend,
+                "--plan": plan.plan != PinnedPlan.plan,
+                "--max-num-seqs": caps.max_num_seqs,
+                "--max-num-batched-tokens": caps.max_num_batched_tokens,
+                "--max-step-ms": caps.max_step_ms,
+            }
+        )
+        document = live.document(model, planned.read_workload(), sla, seed=planned.seed)
+        title = [document["title"]]
+    elif model is None:
+        fail("--model is missing: name one to simulate, or --url of a running server")
+    else:
+        question = _question(model, planned, plan, caps, place, sla, prefix_cache)
+        document, title = _simulated(question, place, machine, draws.draws)
+    output.write(document)
+    if output.as_json:
+        print_json(document)
+    else:
+        print_lines([*title, *capacity_lines(document)])
+        if "live" in document:
+            print_lines(live_lines(document))
+    if document["capacity"]["load"] is None:
+        end_not_met()
+
+
+def _question(
+    model: str,
+    planned: PlannedWorkload,
+    plan: PinnedPlan,
+    caps: NamedCaps,
+    place: Place,
+    sla: Sla,
+    prefix_cache: bool | None,
+) -> Question:
+    return Question(
         model=model,
         spec=plan.spec,
         workload=planned.read_workload(),
@@ -64,7 +115,17 @@ def capacity(
         served=place,
         prefix_cache=prefix_cache,
     )
-    output.check()
+
+
+def _simulated(
+    question: Question, place: Place, machine: LocalMachine, num_draws: int
+) -> tuple[dict[str, Any], list[str]]:
+    """The document and its title."""
+    from tuner.capacity.document import capacity_json
+    from tuner.capacity.probe import Asked
+    from tuner.capacity.search import find_capacity
+
+    assert question.sla is not None, "a capacity is within an SLA"
     case = place.case(question, machine, has_intervals=True)
     for warning in case.warnings:
         log(f"warning: {warning}")
@@ -72,25 +133,21 @@ def capacity(
         settings=case.settings,
         run_on=case.run_on,
         workload=question.workload,
-        sla=sla,
+        sla=question.sla,
         interval=case.interval or 0.0,
     )
-    found = find_capacity(asked, num_draws=draws.draws, on_probe=_log_probe)
+    found = find_capacity(asked, num_draws=num_draws, on_probe=_log_probe)
     document = capacity_json(
         found,
-        asked,
-        seed=planned.seed,
+        workload=question.workload,
+        sla=question.sla,
+        settings=case.settings,
+        seed=question.seed,
         title=str(case.title),
         origin=case.origin,
         warnings=case.warnings,
     )
-    output.write(document)
-    if output.as_json:
-        print_json(document)
-    else:
-        print_lines([*case.title.lines(), *capacity_lines(document)])
-    if found.factor is None:
-        end_not_met()
+    return document, case.title.lines()
 
 
 def _log_probe(num_done: int) -> None:

@@ -56,11 +56,20 @@ class Judging:
             "which a plan does. Each is planned, so it takes some ten times as long."
         ),
     ] = True
+    capacity_table: Annotated[
+        bool,
+        typer.Option(
+            "--capacity-table",
+            help="Also find what rate each plan worth having carries within the SLA, cheapest "
+            "first. Each is simulated at many rates, so it takes some twenty times as long.",
+        ),
+    ] = False
 
 
 @grouped(
     help_order="model hardware workload sla objective use_all price_per_device_hour dtype backend "
-    "backend_set devices seed max_model_len block_size jobs ways_out out plot"
+    "backend_set devices seed max_model_len block_size jobs ways_out capacity_table out "
+    "plot"
 )
 def plan(
     model: ModelNameOption,
@@ -79,6 +88,8 @@ def plan(
     """
     from api.cli.plan_answer import print_answer
     from policies.sla import Sla
+    from tuner.capacity.table import check_has_table
+    from tuner.planner.carried import find_table
     from tuner.planner.document import plan_json, plan_title, warnings
     from tuner.planner.planner import make_plan
 
@@ -86,6 +97,8 @@ def plan(
     output.check()
     node = described.node(model, hardware)
     load = planned.read_workload()
+    if judging.capacity_table:
+        check_has_table(load)
     with _progress() as show:
         report = make_plan(
             node,
@@ -97,10 +110,13 @@ def plan(
             jobs=judging.jobs,
             on_progress=show,
         )
+        table = None
+        if judging.capacity_table:
+            table = find_table(report, jobs=judging.jobs, on_progress=show)
     ways = None
     if report.selection.best is None and judging.ways_out:
         ways = _ways_out(report, judging.jobs)
-    document = plan_json(report, model=model, ways=ways)
+    document = plan_json(report, model=model, ways=ways, table=table)
     for warning in warnings(report):
         log(f"warning: {warning}")
     output.write(document)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from api.cli.capacity_table import print_capacity_table
 from api.cli.common import settings_column
 from engine.spec.settings import Settings
 from policies.numbers import short
@@ -30,6 +31,7 @@ def print_answer(report: PlanReport, document: dict[str, Any]) -> None:
     _print_failing(console, report)
     _print_near_misses(console, document)
     _print_feasible(console, report)
+    print_capacity_table(console, document["capacity_table"])
     judged = ", ".join(f"{count} on {kind}" for kind, count in document["judged"].items())
     console.print(f"judged: {judged}")
     found = choices(report)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from engine.spec.plan import ParallelPlan, PlanSpec
     from engine.spec.settings import Caps, Settings
     from policies.sla import Sla
-    from tuner.capacity.probe import RunOn
     from tuner.described.document import ScaledRun
     from tuner.described.title import Asked, Title
     from tuner.simulation.simulate import OnProgress, SimulationResult
@@ -143,7 +142,7 @@ class Case:
 
     settings: Settings
     workload: Workload
-    run_on: RunOn
+    run_on: Callable[[Workload, float, OnProgress], SimulationResult]
     title: Title
     origin: dict[str, Any]
     warnings: tuple[str, ...]

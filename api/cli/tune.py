@@ -62,6 +62,13 @@ class Search:
         int, typer.Option(min=1, max=100_000, help="Trials, the baseline included.")
     ] = 12
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of everything random.")] = 0
+    capacity_table: Annotated[
+        bool,
+        typer.Option(
+            "--capacity-table",
+            help="Also find, by simulation, what rate each plan carries within the SLA.",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,6 +301,7 @@ def _spec(
         objective=wanted.goal.objective.value,
         price_per_device_hour=wanted.price_per_device_hour,
         uses_all_devices=wanted.use_all,
+        capacity_table=search.capacity_table,
     )
 
 

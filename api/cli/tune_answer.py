@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from api.cli.capacity_table import print_capacity_table
 from api.cli.common import log, settings_column
 from engine.spec.settings import Settings
 from policies.numbers import short
@@ -64,6 +65,7 @@ def _print_recommendation(console: Console, found: dict[str, Any]) -> None:
     console.print(f"recommended ({found['fidelity']}, {chance}): {settings.plan}, {found['why']}")
     console.print(found["explanation"])
     console.print(f"settings: {_in_full(settings)}")
+    print_capacity_table(console, found.get("capacity_table"))
     if (cost := found["cost"]) is not None:
         console.print(f"costs {cost_text(cost)}")
     if (energy := found["measured_energy"]) is not None:

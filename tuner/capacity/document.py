@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from engine.spec.measurement import Fidelity
+from engine.spec.settings import Settings
 from policies.numbers import short
 from policies.report import finite
+from policies.sla import Sla
 from policies.verdict import MIN_CHANCE
-from tuner.capacity.probe import Asked, Probe
+from tuner.capacity.live import LiveCapacity
+from tuner.capacity.probe import Probe
 from tuner.capacity.search import CLIFF_LOAD, Capacity
 from tuner.workload.workload import Workload
 
@@ -20,33 +24,38 @@ SCHEMA = "capacity/v1"
 
 def capacity_json(
     found: Capacity,
-    asked: Asked,
     *,
+    workload: Workload,
+    sla: Sla,
+    settings: Settings | None,
     seed: int,
     title: str,
     origin: dict[str, Any],
+    fidelity: Fidelity = Fidelity.SIMULATED,
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The answer as a JSON value without wall times: equal inputs give equal bytes.
+    """The answer as a JSON value; simulated ones have no wall times, so equal inputs give equal
+    bytes.
 
-    ``origin`` says where step times and memory come from.
+    ``settings`` None: those of a server that does not tell. ``origin`` says where step times and
+    memory come from, or who was driven.
     """
     return {
         "schema": SCHEMA,
         "title": title,
         "gearshift": version("gearshift"),
-        "fidelity": "simulated",
-        "sla": str(asked.sla),
+        "fidelity": fidelity.value,
+        "sla": str(sla),
         "min_probability": MIN_CHANCE,
-        "asked": load_json(asked.workload, 1.0),
-        "capacity": answer_json(found, asked.workload),
+        "asked": load_json(workload, 1.0),
+        "capacity": answer_json(found, workload),
         "rates": [
-            _rate_json(asked, [p for p in found.probes if p.factor == factor])
+            _rate_json(workload, sla, [p for p in found.probes if p.factor == factor])
             for factor in sorted({p.factor for p in found.probes})
         ],
-        "settings": asked.settings.to_json(),
+        "settings": None if settings is None else settings.to_json(),
         "seed": seed,
-        "workload": asked.workload.describe(),
+        "workload": workload.describe(),
         **origin,
         "warnings": list(warnings),
     }
@@ -73,6 +82,35 @@ def answer_json(found: Capacity, workload: Workload) -> dict[str, Any]:
     }
 
 
+def live_json(live: LiveCapacity, workload: Workload) -> dict[str, Any]:
+    """How long a server was driven, and what the driver itself could not do."""
+    undrivable = live.undrivable
+    return {
+        "seconds": live.seconds,
+        "late_probes": [
+            {
+                **load_json(workload, late.factor),
+                "requests": late.num_requests,
+                "driver_lag_p99_ms": late.lag_ms,
+            }
+            for late in live.late
+        ],
+        "undrivable_load": None if undrivable is None else load_json(workload, undrivable),
+    }
+
+
+def live_lines(document: dict[str, Any]) -> list[str]:
+    """What the driver itself could not do, for people."""
+    live, lines = document["live"], []
+    if count := len(live["late_probes"]):
+        lines.append(f"{count} probes do not count: this machine sent them late")
+    if (load := live["undrivable_load"]) is not None:
+        lines.append(
+            f"from {load_text(load)} on this machine is too slow to send: drive from another one"
+        )
+    return lines
+
+
 def load_json(workload: Workload, factor: float) -> dict[str, Any]:
     """A load as a factor of the workload's, and as requests per second or clients."""
     closed, rate = workload.closed, workload.rate_rps
@@ -94,6 +132,8 @@ def capacity_lines(document: dict[str, Any]) -> list[str]:
     """The answer for people."""
     answer, sla = document["capacity"], document["sla"]
     if answer["load"] is None:
+        if not document["rates"]:
+            return ["no probe came to its end in time: take longer"]
         least = document["rates"][0]
         return [
             f"no load meets {sla}: it is missed at {load_text(least)} already, by {_by(answer)}"
@@ -124,11 +164,11 @@ def _by(answer: dict[str, Any]) -> str:
     return answer["binding"] or "requests that fail"
 
 
-def _rate_json(asked: Asked, probes: list[Probe]) -> dict[str, Any]:
+def _rate_json(workload: Workload, sla: Sla, probes: list[Probe]) -> dict[str, Any]:
     """Means over the draws probed at one rate; None where JSON has no number."""
-    keys = [c.key for c in asked.sla.per_run]
+    keys = [c.key for c in sla.per_run]
     return {
-        **load_json(asked.workload, probes[0].factor),
+        **load_json(workload, probes[0].factor),
         "draws": len(probes),
         "requests": sum(p.num_requests for p in probes),
         "sla_probability": float(np.mean([p.chance for p in probes])),

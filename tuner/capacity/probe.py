@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
-from engine.spec.measurement import Fidelity
+from engine.spec.measurement import Fidelity, Measurement
 from engine.spec.settings import Settings
 from policies.constraint import Constraint
 from policies.points import Estimate, OperatingPoint
@@ -14,12 +15,20 @@ from policies.report import flat_metrics
 from policies.sla import Sla
 from policies.verdict import is_dependable, meets_in_run
 from tuner.described.document import estimates_of
-from tuner.simulation.simulate import OnProgress, SimulationResult
+from tuner.simulation.simulate import OnProgress
 from tuner.workload.stretch import stretch
 from tuner.workload.workload import Workload
 
+
+class Run(Protocol):
+    """What a run must tell."""
+
+    @property
+    def measurement(self) -> Measurement: ...
+
+
 # A run of a workload with all step times multiplied by a number.
-RunOn = Callable[[Workload, float, OnProgress], SimulationResult]
+RunOn = Callable[[Workload, float, OnProgress], Run]
 # Fewer requests than that say little of a p95.
 LEAST_REQUESTS = 200
 
@@ -62,14 +71,9 @@ class Probe:
 
 
 def probe(asked: Asked, factor: float, draw: int) -> Probe:
-    """Simulate one draw at one rate. Its interval comes from a second run with slower steps, which
-    a run that misses the SLA does not need: it has no chance of ``MIN_CHANCE``."""
+    """Simulate one draw at one rate."""
     load = load_at(asked, factor, draw)
-    value = _flat(asked, load, 1.0)
-    point = _point(asked.settings, estimates_of([value]))
-    if meets_in_run(point, asked.sla) and asked.interval > 0:
-        slow = _flat(asked, load, math.exp(asked.interval))
-        point = _point(asked.settings, estimates_of([value, slow]))
+    point = point_under(asked, load)
     return Probe(
         factor=factor,
         draw=draw,
@@ -78,6 +82,17 @@ def probe(asked: Asked, factor: float, draw: int) -> Probe:
         is_dependable=is_dependable(point, asked.sla),
         chance=point.probability(asked.sla) if meets_in_run(point, asked.sla) else 0.0,
     )
+
+
+def point_under(asked: Asked, load: Workload) -> OperatingPoint:
+    """How the settings stand under ``load``. The interval comes from a second run with slower
+    steps, which a run that misses the SLA does not need: it has no chance of ``MIN_CHANCE``."""
+    value = _flat(asked, load, 1.0)
+    point = _point(asked.settings, estimates_of([value]))
+    if meets_in_run(point, asked.sla) and asked.interval > 0:
+        slow = _flat(asked, load, math.exp(asked.interval))
+        point = _point(asked.settings, estimates_of([value, slow]))
+    return point
 
 
 def load_at(asked: Asked, factor: float, draw: int) -> Workload:

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from policies.constraint import Constraint
+from policies.sla import Sla
 from policies.verdict import MIN_CHANCE
 from tuner.capacity.probe import Asked, Probe, probe
 from tuner.spec.errors import TunerError
-from tuner.workload.workload import FloatArray
+from tuner.workload.workload import FloatArray, Workload
 
 # Rates around the crossing of the first draw at which all draws are probed.
 GRID = (0.8, 0.88, 0.94, 1.0, 1.06, 1.12, 1.2)
@@ -69,24 +70,32 @@ class Capacity:
 
 
 def find_capacity(
-    asked: Asked, *, num_draws: int = NUM_DRAWS, on_probe: OnProbe = lambda _: None
+    asked: Asked,
+    *,
+    num_draws: int = NUM_DRAWS,
+    start: float = 1.0,
+    on_probe: OnProbe = lambda _: None,
 ) -> Capacity:
     """The highest load of ``asked.workload`` that ``asked.settings`` carry within the SLA.
+
+    ``start`` is the factor to look at first: a good guess saves looks.
 
     Raises:
         TunerError: a workload of one request, or whose requests all come at once, has no rate.
     """
-    check_has_rate(asked)
+    check_has_rate(asked.workload)
     seen: dict[tuple[float, int], Probe] = {}
 
     def look(factor: float, draw: int) -> Probe:
-        factor = _near(asked, factor)
+        factor = reachable(asked.workload, factor)
         if (factor, draw) not in seen:
             seen[factor, draw] = probe(asked, factor, draw)
             on_probe(len(seen))
         return seen[factor, draw]
 
-    good, bad = bracket(lambda factor: look(factor, 0).is_dependable, limits_of(asked))
+    good, bad = bracket(
+        lambda factor: look(factor, 0).is_dependable, limits_of(asked.workload), start=start
+    )
     if good is None or bad is None:
         return _open_ended(good, tuple(seen.values()), asked)
     for step in GRID:
@@ -97,19 +106,18 @@ def find_capacity(
     above = [look(found * CLIFF_LOAD, draw) for draw in range(num_draws)]
     at = [look(found, draw) for draw in range(num_draws)]
     return Capacity(
-        factor=_near(asked, found),
+        factor=reachable(asked.workload, found),
         low=low,
         high=high,
         is_at_least=False,
-        binding=_binding(above, asked),
-        cliff=Cliff(attainment=_mean_attainment(at), attainment_above=_mean_attainment(above)),
+        binding=binding_of(above, asked.sla),
+        cliff=Cliff(attainment=mean_attainment(at), attainment_above=mean_attainment(above)),
         probes=tuple(seen.values()),
     )
 
 
-def check_has_rate(asked: Asked) -> None:
+def check_has_rate(workload: Workload) -> None:
     """Raises TunerError where there is no rate to change."""
-    workload = asked.workload
     if workload.closed is None and workload.rate_rps is None:
         raise TunerError(
             f"workload {workload.source.spec!r}: {len(workload)} requests without time between "
@@ -117,9 +125,9 @@ def check_has_rate(asked: Asked) -> None:
         )
 
 
-def limits_of(asked: Asked) -> tuple[float, float]:
-    """The least and the greatest factor that is looked at."""
-    closed, count = asked.workload.closed, len(asked.workload)
+def limits_of(workload: Workload) -> tuple[float, float]:
+    """The least and the greatest factor of its load that is looked at."""
+    closed, count = workload.closed, len(workload)
     least = 2.0**-MOST_DOUBLINGS if closed is None else 1 / closed.concurrency
     return least, max(1.0, min(2.0**MOST_DOUBLINGS, MOST_REQUESTS / count))
 
@@ -195,16 +203,16 @@ def _open_ended(good: float | None, probes: tuple[Probe, ...], asked: Asked) -> 
         low=good,
         high=None,
         is_at_least=good is not None,
-        binding=_binding(missing[-1:], asked) if missing else None,
+        binding=binding_of(missing[-1:], asked.sla) if missing else None,
         cliff=None,
         probes=probes,
     )
 
 
-def _near(asked: Asked, factor: float) -> float:
+def reachable(workload: Workload, factor: float) -> float:
     """The factor itself; of a closed loop that of a whole number of clients."""
-    closed = asked.workload.closed
-    least, greatest = limits_of(asked)
+    closed = workload.closed
+    least, greatest = limits_of(workload)
     factor = min(max(factor, least), greatest)
     if closed is None:
         return factor
@@ -224,6 +232,11 @@ def _crossing(table: dict[float, list[float]], draws: Sequence[int] | None = Non
     factors = np.array(list(table))
     chosen = list(range(len(next(iter(table.values()))))) if draws is None else list(draws)
     chances = np.array([np.mean(np.array(row)[chosen]) for row in table.values()])
+    return crossing_of(factors, chances)
+
+
+def crossing_of(factors: FloatArray, chances: FloatArray) -> float:
+    """Where a falling fit of P at rising ``factors`` crosses ``MIN_CHANCE``, between the two."""
     fitted = fit_falling(factors, chances)
     if fitted[0] < MIN_CHANCE:
         return float(factors[0])
@@ -235,11 +248,11 @@ def _crossing(table: dict[float, list[float]], draws: Sequence[int] | None = Non
 
 
 def fit_falling(rates: FloatArray, values: FloatArray) -> FloatArray:
-    """The nearest values, by least squares, that never rise with ``rates``."""
-    from sklearn.isotonic import IsotonicRegression
+    """The nearest values, by least squares, that never rise with ``rates``, which rise."""
+    from scipy.optimize import isotonic_regression
 
-    fitted = IsotonicRegression(increasing=False).fit_transform(rates, values)
-    return np.asarray(fitted, dtype=np.float64)
+    assert (np.diff(rates) > 0).all(), "rates stand in order"
+    return np.asarray(isotonic_regression(values, increasing=False).x, dtype=np.float64)
 
 
 def _interval(table: dict[float, list[float]]) -> tuple[float, float]:
@@ -253,12 +266,13 @@ def _interval(table: dict[float, list[float]]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _binding(probes: Sequence[Probe], asked: Asked) -> Constraint | None:
+def binding_of(probes: Sequence[Probe], sla: Sla) -> Constraint | None:
     """The constraint with least left of its budget, over the draws that miss."""
     if not probes:
         return None
-    return min(asked.sla.per_run, key=lambda c: np.median([p.margin(c) for p in probes]))
+    return min(sla.per_run, key=lambda c: np.median([p.margin(c) for p in probes]))
 
 
-def _mean_attainment(probes: Sequence[Probe]) -> float:
+def mean_attainment(probes: Sequence[Probe]) -> float:
+    """The mean share of requests that met the latencies each is held to."""
     return float(np.mean([p.attainment for p in probes]))

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from engine.spec.settings import Settings
+from policies.capacity_table import CapacityTable
 from policies.objective import Objective
 from policies.points import OperatingPoint
 from tuner.capacity.document import load_json, load_text
@@ -77,10 +78,17 @@ def plan_title(report: PlanReport, *, model: str) -> Title:
     return Title.of_node(question.node, asked)
 
 
-def plan_json(report: PlanReport, *, model: str, ways: WaysOut | None = None) -> dict[str, Any]:
+def plan_json(
+    report: PlanReport,
+    *,
+    model: str,
+    ways: WaysOut | None = None,
+    table: CapacityTable | None = None,
+) -> dict[str, Any]:
     """The report as a JSON value without wall times: equal inputs give equal bytes.
 
-    ``ways`` are what would help where nothing meets the SLA, if they were looked for.
+    ``ways`` are what would help where nothing meets the SLA, ``table`` what each plan carries, if
+    they were looked for.
     """
     question = report.question
     origin = node_json(question.node, _any_point(report).settings, model)
@@ -108,6 +116,7 @@ def plan_json(report: PlanReport, *, model: str, ways: WaysOut | None = None) ->
         "feasible": [_point_json(report, point) for point in report.feasible],
         "near_misses": near_misses(report),
         "infeasible": infeasible(report, ways),
+        "capacity_table": None if table is None else table.to_json(),
         "failing": [failure_json(failure) for failure in report.failures],
         "tried": [
             tried_json(tried)

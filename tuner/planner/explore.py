@@ -167,8 +167,11 @@ def needed_kv_tokens(node: Node, workload: Workload) -> int:
     return max(min(longest, context), node.block_size)
 
 
-def _that_fit(question: Question, node: Node, options: list[Settings]) -> list[Settings]:
-    """The fitting ``options``: activations of large steps may leave too little room for KV."""
+def fitting_settings(question: Question, node: Node, plan: ParallelPlan) -> list[Settings]:
+    """A plan's settings that fit: activations of large steps may leave too little room for KV."""
+    options = plan_settings(
+        plan, node.timer(plan), node.backend.default_caps, has_rungs=node.has_rungs
+    )
     needed = needed_kv_tokens(node, question.workload)
     return [
         settings
@@ -183,10 +186,9 @@ def explore(question: Question, plan: ParallelPlan) -> Explored:
     The settings are compared on the workload's busiest requests. The best of those that can still
     meet the SLA runs on the whole workload.
     """
-    node = replace(question.node)
+    node = question.node
     timer = node.timer(plan)
-    options = plan_settings(plan, timer, node.backend.default_caps, has_rungs=node.has_rungs)
-    options = _that_fit(question, node, options)
+    options = fitting_settings(question, node, plan)
     lone = _alone(question, node, options)
     if (reason := alone_reason(dict(lone.metrics), question.sla)) is not None:
         return Explored(plan=plan, tried=(lone,), reason=reason, is_from_alone=True)
@@ -211,8 +213,7 @@ def simulate_flat(
     question: Question, settings: Settings, step_scale: float, on_progress: OnProgress = no_progress
 ) -> dict[str, float]:
     """The whole workload with all step times multiplied: one end of an interval."""
-    node = replace(question.node)
-    result = node.simulate(
+    result = question.node.simulate(
         settings,
         question.workload,
         seed=question.seed,

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
+from typing import Protocol
 
 from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
@@ -137,7 +138,8 @@ def make_plan(
     with Workers(default_jobs() if jobs is None else jobs) as workers:
         return _plan(
             workers,
-            node,
+            # Timers may hold what cannot go to another process; each makes its own.
+            replace(node),
             workload,
             sla,
             seed=seed,
@@ -147,27 +149,59 @@ def make_plan(
         )
 
 
+def wider(node: Node, devices: int) -> Node:
+    """The node, with at least so many devices, and timers of its own."""
+    hardware = replace(node.hardware, count=max(devices, node.hardware.count))
+    return replace(node, hardware=hardware)
+
+
+class PlanAgain(Protocol):
+    """Plans once more: under a workload and an SLA, on up to so many devices, looking only at plans
+    that are ``wanted``.
+
+    Raises:
+        TunerError: none of them can run the model there.
+    """
+
+    def __call__(
+        self,
+        workload: Workload,
+        sla: Sla,
+        devices: int,
+        *,
+        wanted: Callable[[ParallelPlan], bool] = ...,
+    ) -> PlanReport: ...
+
+
 @contextmanager
-def plan_again(
-    report: PlanReport, *, jobs: int | None = None
-) -> Iterator[Callable[[Workload, Sla, int], PlanReport]]:
+def plan_again(report: PlanReport, *, jobs: int | None = None) -> Iterator[PlanAgain]:
     """A function that plans as ``report`` was planned: under another workload or SLA, on another
     number of the same devices (more than the node has, too). Use ``with``: it holds processes.
+    The best is what takes fewest devices, whatever was best in ``report``.
     """
+    goal = Goal(uses_all_devices=report.goal.uses_all_devices)
+    nodes: dict[int, Node] = {}
     with Workers(default_jobs() if jobs is None else jobs) as workers:
 
-        def again(workload: Workload, sla: Sla, devices: int) -> PlanReport:
-            node = report.question.node
-            hardware = replace(node.hardware, count=max(devices, node.hardware.count))
+        def again(
+            workload: Workload,
+            sla: Sla,
+            devices: int,
+            *,
+            wanted: Callable[[ParallelPlan], bool] = lambda _: True,
+        ) -> PlanReport:
+            if devices not in nodes:
+                nodes[devices] = wider(report.question.node, devices)
             return _plan(
                 workers,
-                replace(node, hardware=hardware),
+                nodes[devices],
                 workload,
                 sla,
                 seed=report.question.seed,
                 devices=devices,
-                goal=report.goal,
+                goal=goal,
                 on_progress=lambda *_: None,
+                wanted=wanted,
             )
 
         yield again
@@ -183,15 +217,15 @@ def _plan(
     devices: int,
     goal: Goal,
     on_progress: OnPlanning,
+    wanted: Callable[[ParallelPlan], bool] = lambda _: True,
 ) -> PlanReport:
-    # Timers may hold what cannot go to another process; each makes its own.
-    question = Question(
-        node=replace(node), workload=workload, sla=sla, seed=seed, objective=goal.objective
-    )
+    question = Question(node=node, workload=workload, sla=sla, seed=seed, objective=goal.objective)
     if devices > node.hardware.count:
         raise TunerError(f"{devices} devices asked for, {node.hardware} has {node.hardware.count}")
     least = devices if goal.uses_all_devices else 1
-    memory_failures, plans = _split_plans(node, workload, least, devices)
+    memory_failures, fitting = split_plans(node, workload, least, devices)
+    if not (plans := [plan for plan in fitting if wanted(plan)]):
+        raise TunerError(f"none of the plans wanted can run on {least} to {devices} devices")
     explored = _explore_all(workers, question, plans, on_progress)
     points, is_from_alone = _points(workers, question, explored, on_progress)
     asked = _known_alone(question, points) if is_from_alone else question
@@ -211,10 +245,10 @@ def _plan(
     )
 
 
-def _split_plans(
+def split_plans(
     node: Node, workload: Workload, least_devices: int, num_devices: int
 ) -> tuple[list[Failure], list[ParallelPlan]]:
-    """Plans that cannot run at all, and the others."""
+    """Plans that cannot run at all, and the others, from ``least_devices`` to ``num_devices``."""
     context = min(node.max_model_len or node.model.max_positions, node.model.max_positions)
     out: dict[str, Why] = {}
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.constraint import Constraint, Metric, Op
 from policies.numbers import short, short_bound
@@ -19,9 +20,10 @@ from policies.points import OperatingPoint
 from policies.report import flat_metrics
 from policies.select import needed_bound
 from policies.sla import Sla
-from tuner.capacity.search import edge
 from tuner.planner.explore import Question
-from tuner.planner.planner import PlanReport
+from tuner.planner.firm import Firm, Scale, tightened
+from tuner.planner.looks import asked_of, dependable_under
+from tuner.planner.planner import PlanAgain, PlanReport, wider
 from tuner.spec.errors import TunerError
 from tuner.workload.stretch import stretch
 from tuner.workload.workload import Workload
@@ -36,8 +38,8 @@ MOST_DEVICES_ALONE = 8
 # In twice the time a latency that is stable grows by less than this; a queue's doubles.
 GROWS = 1.4
 
-# Plans once more: under a workload and an SLA, on so many devices.
-PlanAgain = Callable[[Workload, Sla, int], PlanReport]
+# So many plans' settings are asked before all plans are.
+NUM_LIKELY = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,29 +78,24 @@ def find_ways_out(
     report: PlanReport, again: PlanAgain, on_progress: Callable[[str], None] = lambda _: None
 ) -> WaysOut:
     """What would help ``report``, in which nothing meets the SLA."""
-    question, devices = report.question, report.num_devices
-    workload, sla = question.workload, question.sla
-    load: tuple[float | None, Settings | None] = (None, None)
+    load = None
     if not report.is_from_alone:
         on_progress("the highest load that is carried")
-        load = _highest_load(question, lambda at: again(at, sla, devices))
+        load = _highest_load(report, again)
     on_progress("devices that carry it")
-    most = MOST_DEVICES if load[0] is not None else max(devices, MOST_DEVICES_ALONE)
-    count, count_settings = _fewest_devices(
-        lambda n: again(workload, sla, n), devices, load[0], most
-    )
+    most = MOST_DEVICES if load is not None else max(report.num_devices, MOST_DEVICES_ALONE)
+    enough = _fewest_devices(report, again, load, most)
+    likely = _likely(report) + ([load[1].settings] if load is not None else [])
     relaxations = []
-    for constraint in sla.per_run:
+    for constraint in report.question.sla.per_run:
         on_progress(f"how far {constraint} has to give way")
-        relaxations.append(
-            _relax(question, constraint, lambda relaxed: again(workload, relaxed, devices))
-        )
+        relaxations.append(_relax(report, constraint, again, list(dict.fromkeys(likely))))
     return WaysOut(
-        is_possible_alone=load[0] is not None,
-        load_factor=load[0],
-        load_settings=load[1],
-        num_devices=count,
-        devices_settings=count_settings,
+        is_possible_alone=load is not None,
+        load_factor=None if load is None else load[0],
+        load_settings=None if load is None else load[1].settings,
+        num_devices=None if enough is None else enough.cost_devices,
+        devices_settings=None if enough is None else enough.settings,
         most_devices=most,
         relaxations=tuple(relaxations),
     )
@@ -110,102 +107,139 @@ def with_bound(sla: Sla, constraint: Constraint, bound: float) -> Sla:
     return Sla(constraints=tuple(changed if c == constraint else c for c in sla.constraints))
 
 
-def _best(report: PlanReport) -> Settings | None:
-    best = report.selection.best
-    return None if best is None else best.settings
+def _best(report: PlanReport) -> OperatingPoint | None:
+    return report.selection.best
 
 
-def _highest_load(
-    question: Question, again: Callable[[Workload], PlanReport]
-) -> tuple[float | None, Settings | None]:
+def _highest_load(report: PlanReport, again: PlanAgain) -> tuple[float, OperatingPoint] | None:
     """The highest factor of the load at which a plan meets the SLA."""
-    found: dict[float, Settings | None] = {}
+    question = report.question
+    node, sla = wider(question.node, report.num_devices), question.sla
 
-    def passes(factor: float) -> bool:
-        factor = round_load(question.workload, factor)
-        if factor not in found:
-            found[factor] = _best(again(stretch(question.workload, factor)))
-        return found[factor] is not None
+    def by_one(settings: Settings, factor: float) -> OperatingPoint | None:
+        load = stretch(question.workload, factor)
+        asked = asked_of(node, settings, load, sla, seed=question.seed)
+        return dependable_under(asked, node, load)
 
-    least = LEAST_LOAD
-    if (closed := question.workload.closed) is not None:
-        least = 1 / closed.concurrency
-    good = edge(passes, (least, 1.0), start=0.5)
-    if good is None:
-        return None, None
-    good = round_load(question.workload, good)
-    return good, found[good]
+    firm = Firm(
+        scale=load_scale(question.workload),
+        by_all=lambda at: _best(again(stretch(question.workload, at), sla, report.num_devices)),
+        by_one=by_one,
+        likely=_likely(report),
+    )
+    return firm.find(0.5)
 
 
-def round_load(workload: Workload, factor: float) -> float:
-    """A factor as it is told: three digits, or whole clients."""
-    if workload.closed is None:
-        return float(short_bound(factor, Op.AT_LEAST))
-    clients = workload.closed.concurrency
-    return max(1, math.floor(factor * clients + 1e-9)) / clients
+def load_scale(workload: Workload) -> Scale:
+    """Factors of a load, told in three digits, or in whole clients."""
+    if (closed := workload.closed) is None:
+        return Scale(
+            least_share=LEAST_LOAD,
+            share=lambda factor: factor,
+            value=lambda share: share,
+            told=lambda factor: float(short_bound(factor, Op.AT_LEAST)),
+            tighter=lambda factor: tightened(factor, is_lower=False),
+        )
+    clients = closed.concurrency
+    return Scale(
+        least_share=1 / clients,
+        share=lambda factor: factor,
+        value=lambda share: share,
+        told=lambda factor: max(1, math.floor(factor * clients + 1e-9)) / clients,
+        tighter=lambda factor: max(tightened(factor, is_lower=False), factor + 1 / clients),
+    )
+
+
+def _likely(report: PlanReport) -> list[Settings]:
+    """Of each plan the settings that came nearest, nearest first; none where nothing ran under
+    load."""
+    if report.is_from_alone:
+        return []
+    sla, nearest = report.question.sla, dict[ParallelPlan, Settings]()
+    for point in sorted(report.points, key=lambda point: -point.headroom(sla)):
+        if not point.runs_full_decodes_in_base:
+            nearest.setdefault(point.settings.plan, point.settings)
+    return list(nearest.values())[:NUM_LIKELY]
 
 
 def _fewest_devices(
-    again: Callable[[int], PlanReport], devices: int, factor: float | None, most: int
-) -> tuple[int | None, Settings | None]:
-    """The fewest devices above ``devices`` that meet the SLA. The share that these carry tells
-    where to begin."""
-    found: dict[int, Settings | None] = {devices: None}
+    report: PlanReport, again: PlanAgain, load: tuple[float, OperatingPoint] | None, most: int
+) -> OperatingPoint | None:
+    """What meets the SLA on the fewest devices above those of ``report``."""
+    question, below = report.question, report.num_devices
 
-    def passes(count: int) -> bool:
-        if count not in found:
-            try:
-                found[count] = _best(again(count))
-            except TunerError:
-                found[count] = None
-        return found[count] is not None
+    def by_all(count: int) -> OperatingPoint | None:
+        # Plans on up to ``below`` devices are known to miss it.
+        if count <= below:
+            return None
+        try:
+            plan = again(
+                question.workload, question.sla, count, wanted=lambda p: p.world_size > below
+            )
+        except TunerError:
+            return None
+        return _best(plan)
 
-    bad = devices
-    good = most if factor is None else min(most, max(devices + 1, math.ceil(devices / factor)))
-    while good > bad and not passes(good):
-        bad = good
-        good = min(most, math.ceil(1.25 * good))
-    if good == bad:
-        return None, None
-    while good - bad > 1:
-        # What the rates tell is mostly right: look next to it first.
-        middle = good - 1 if len(found) < 4 else (good + bad) // 2
-        if passes(middle):
-            good = middle
-        else:
-            bad = middle
-    return good, found[good]
+    found = None if load is None else _replicated(report, load, most)
+    found = found or by_all(most)
+    # What takes the fewest devices was chosen, as far as plans were told apart: ask again.
+    while found is not None and (fewer := by_all(found.cost_devices - 1)) is not None:
+        found = fewer
+    return found
+
+
+def _replicated(
+    report: PlanReport, load: tuple[float, OperatingPoint], most: int
+) -> OperatingPoint | None:
+    """The fewest replicas of what carries ``load``, on more devices than ``report`` has, that carry
+    all of it. The share that it carries tells where to begin."""
+    question, (factor, point) = report.question, load
+    plan = point.settings.plan
+    size = plan.world_size // plan.dp
+    least = report.num_devices // size + 1
+    node = wider(question.node, most)
+    seen: dict[int, OperatingPoint | None] = {}
+
+    def look(replicas: int) -> OperatingPoint | None:
+        if replicas not in seen:
+            settings = replace(point.settings, plan=replace(plan, dp=replicas))
+            asked = asked_of(node, settings, question.workload, question.sla, seed=question.seed)
+            seen[replicas] = dependable_under(asked, node, question.workload)
+        return seen[replicas]
+
+    replicas = max(least, min(math.ceil(plan.dp / factor), most // size))
+    while replicas * size <= most and look(replicas) is None:
+        replicas += 1
+    if replicas * size > most:
+        return None
+    while replicas > least and look(replicas - 1) is not None:
+        replicas -= 1
+    return look(replicas)
 
 
 def _relax(
-    question: Question, constraint: Constraint, again: Callable[[Sla], PlanReport]
+    report: PlanReport, constraint: Constraint, again: PlanAgain, likely: list[Settings]
 ) -> WayOut:
     """The smallest relaxation of ``constraint`` with which, the others kept, a plan is found."""
-    is_at_most = constraint.op is Op.AT_MOST
-    loosest = constraint.bound * MOST_RELAXED if is_at_most else constraint.bound / MOST_RELAXED
-    first = again(with_bound(question.sla, constraint, loosest))
-    best = first.selection.best
-    if best is None:
+    question, scale = report.question, bound_scale(constraint)
+    node = wider(question.node, report.num_devices)
+
+    def by_all(bound: float) -> OperatingPoint | None:
+        sla = with_bound(question.sla, constraint, bound)
+        return _best(again(question.workload, sla, report.num_devices))
+
+    def by_one(settings: Settings, bound: float) -> OperatingPoint | None:
+        sla = with_bound(question.sla, constraint, bound)
+        asked = asked_of(node, settings, question.workload, sla, seed=question.seed)
+        return dependable_under(asked, node, question.workload)
+
+    firm = Firm(scale=scale, by_all=by_all, by_one=by_one, likely=list(likely))
+    loosest = scale.value(scale.least_share)
+    needed = _needed_share(firm, question.sla, constraint, loosest)
+    found = firm.find(min(1.0, needed * 0.999))
+    if found is None:
         return _nothing(constraint, "none: with no bound on it the others are still missed")
-    found: dict[float, OperatingPoint | None] = {loosest: best}
-
-    def bound_of(share: float) -> float:
-        bound = constraint.bound / share if is_at_most else constraint.bound * share
-        return float(short_bound(bound, constraint.op))
-
-    def passes(share: float) -> bool:
-        bound = bound_of(share)
-        if bound not in found:
-            found[bound] = again(with_bound(question.sla, constraint, bound)).selection.best
-        return found[bound] is not None
-
-    guess = _guess(constraint, first, loosest)
-    share = edge(passes, (1 / MOST_RELAXED, 1.0), start=guess)
-    if share is None:
-        return _nothing(constraint, f"none up to {MOST_RELAXED:g} times the bound")
-    bound = bound_of(share)
-    point = found[bound]
-    assert point is not None, "it passed"
+    bound, point = found
     relaxed = replace(constraint, bound=bound)
     if (growth := _growth(question, relaxed, point)) is not None:
         return _nothing(constraint, growth)
@@ -217,24 +251,42 @@ def _relax(
     )
 
 
+def bound_scale(constraint: Constraint) -> Scale:
+    """Bounds of a constraint, told in three digits."""
+    asked, op = constraint.bound, constraint.op
+    if op is Op.AT_MOST:
+        return Scale(
+            least_share=1 / MOST_RELAXED,
+            share=lambda bound: asked / bound,
+            value=lambda share: asked / share,
+            told=lambda bound: float(short_bound(bound, op)),
+            tighter=lambda bound: tightened(bound, is_lower=True),
+        )
+    return Scale(
+        least_share=1 / MOST_RELAXED,
+        share=lambda bound: bound / asked,
+        value=lambda share: asked * share,
+        told=lambda bound: float(short_bound(bound, op)),
+        tighter=lambda bound: tightened(bound, is_lower=False),
+    )
+
+
 def _nothing(constraint: Constraint, reason: str) -> WayOut:
     return WayOut(constraint=constraint, relaxed=None, settings=None, reason=reason)
 
 
-def _guess(constraint: Constraint, first: PlanReport, loosest: float) -> float:
-    """The share of relaxing that the points of a plan without the bound would need."""
-    sla = with_bound(first.question.sla, replace(constraint, bound=loosest), loosest)
-    own = next(c for c in sla.per_run if c.key == constraint.key)
-    bounds = [
-        bound
-        for point in first.points
-        if point.has_interval and (bound := needed_bound(own, point, sla)) is not None
+def _needed_share(firm: Firm, sla: Sla, constraint: Constraint, loosest: float) -> float:
+    """The share of the bound that the likely settings need, read off their runs without a bound;
+    where none of them meets the others, a guess."""
+    loose = with_bound(sla, constraint, loosest)
+    own = next(c for c in loose.per_run if c.key == constraint.key)
+    shares = [
+        firm.scale.share(bound)
+        for settings in firm.likely
+        if (point := firm.by_one(settings, loosest)) is not None
+        and (bound := needed_bound(own, point, loose)) is not None
     ]
-    if not bounds:
-        return 0.5
-    is_at_most = constraint.op is Op.AT_MOST
-    share = constraint.bound / min(bounds) if is_at_most else max(bounds) / constraint.bound
-    return min(1.0, max(1 / MOST_RELAXED, share * 0.999))
+    return max([firm.scale.least_share, *shares]) if shares else 0.5
 
 
 def _growth(question: Question, relaxed: Constraint, point: OperatingPoint) -> str | None:

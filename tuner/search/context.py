@@ -14,6 +14,7 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.points import OperatingPoint
 from policies.sla import Sla
+from tuner.capacity.table import check_has_table
 from tuner.described.node import Node
 from tuner.hardware import Hardware
 from tuner.launch.why_not import why_not
@@ -114,6 +115,8 @@ def prepare(
     """
     sla = spec.parsed_sla
     workload = parse_workload(spec.workload, seed=spec.seed)
+    if spec.capacity_table:
+        check_has_table(workload)
     node = None if spec.is_local else spec.node()
     hardware = None if node is None else node.hardware
     if hardware is not None and spec.num_devices > hardware.count:

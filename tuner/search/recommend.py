@@ -21,6 +21,7 @@ from tuner.described.title import Asked, Title
 from tuner.launch.command import LaunchCommand
 from tuner.launch.gearshift import ServedHere, launch_here
 from tuner.load.live import LiveEngine
+from tuner.search.capacity import find_capacity_table
 from tuner.search.confirm import confirm
 from tuner.search.context import TuningContext
 from tuner.search.ranking import described_load, trained_surrogate
@@ -250,6 +251,7 @@ def _recommendation(
         schedule=schedule,
         launch=_launch(context, settings),
         cost=context.spec.goal.cost_json(best),
+        capacity_table=find_capacity_table(context) if context.spec.capacity_table else None,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.spec.measurement import Fidelity
 from engine.spec.settings import Settings
+from policies.capacity_table import CapacityTable
 from policies.points import EstimateJson, OperatingPoint, estimates_to_json
 from policies.report import finite
 from policies.schedule import Schedule
@@ -55,7 +56,8 @@ class Recommendation:
 
     ``predicted`` are simulated metrics, ``measured`` a whole measurement document or None;
     ``point`` is what the choice was made on, ``probability`` its P(SLA met), ``launch`` how to
-    serve with the settings, ``cost`` what that costs where a price is known.
+    serve with the settings, ``cost`` what that costs where a price is known, ``capacity_table``
+    what rate each plan carries, where that was asked for.
     """
 
     settings: Settings
@@ -73,6 +75,7 @@ class Recommendation:
     schedule: Schedule
     launch: tuple[LaunchCommand, ...]
     cost: dict[str, float | None] | None
+    capacity_table: CapacityTable | None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -91,6 +94,7 @@ class Recommendation:
             "explanation": self.explanation,
             "launch": [command.to_json() for command in self.launch],
             "cost": self.cost,
+            "capacity_table": self.capacity_table.to_json() if self.capacity_table else None,
         }
 
     def _intervals(self) -> dict[str, EstimateJson]:

@@ -62,7 +62,7 @@ class TuningSpec:
     trial sends the first ``probe_requests`` of the workload; the winner all of it.
     ``probe_paced`` runs the winner on described hardware once more on the real engine with steps
     paced by the wall clock. ``objective``, ``price_per_device_hour`` and ``uses_all_devices`` are
-    those of ``policies.objective.Goal``.
+    those of ``policies.objective.Goal``. ``capacity_table``: also find what rate each plan carries.
 
     Raises:
         TunerError: a number outside its range.
@@ -91,6 +91,7 @@ class TuningSpec:
     objective: str = Objective.DEVICES.value
     price_per_device_hour: float | None = None
     uses_all_devices: bool = False
+    capacity_table: bool = False
 
     def __post_init__(self) -> None:
         found = backend_of(self.backend, is_described=not self.is_local)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from engine.models.create import create_model
+from engine.spec.plan import ParallelPlan
 from tests.api.cli.conftest import Run
+from tests.engine.server.conftest import serving, simulated_engine
 
 WORDS = ("capacity", "--model", "llama-3.1-8b", "--hardware", "1xh100", "--max-model-len", "4096")
 OPEN = "poisson:rate=40,input=512,output=16,requests=80"
@@ -49,3 +53,38 @@ def test_what_has_no_capacity_ends_with_its_reason(
     done = run(*WORDS, "--workload", workload, "--sla", sla)
     assert done.exit_code == code, done.output
     assert told in done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "--model is missing"),
+        (("--url", "localhost:1", "--hardware", "1xh100"), "--hardware: of a simulation"),
+        (("--url", "localhost:1"), "no answer to GET /v1/models"),
+    ],
+)
+def test_neither_a_model_nor_a_server_or_both_at_once_is_refused(
+    run: Run, words: tuple[str, ...], told: str
+) -> None:
+    done = run("capacity", "--workload", OPEN, "--sla", SLA, *words)
+    assert done.exit_code != 0
+    assert told in done.output
+
+
+@pytest.mark.slow
+def test_a_running_server_is_driven_for_no_longer_than_told(run: Run, tmp_path: Path) -> None:
+    create_model(tmp_path / "model", preset="tiny", seed=0)
+    with (
+        simulated_engine(tmp_path / "model", step_s=0.02, plan=ParallelPlan()) as engine,
+        serving(engine, tmp_path / "model") as server,
+    ):
+        load = "poisson:rate=40,input=8,output=4,requests=200"
+        sla = "p90_ttft_ms<=200,p90_e2e_ms<=500"
+        done = run("capacity", "--url", server.url, "--workload", load, "--sla", sla,
+                   "--seconds", 20, "--json")  # fmt: skip
+    document = json.loads(done.stdout)
+    assert document["fidelity"] == "measured"
+    assert document["settings"]["plan"]["tp"] == 1
+    # On a busy machine the driver is late, and that is no verdict on the server.
+    assert done.exit_code == (3 if document["capacity"]["load"] is None else 0), done.output
+    assert document["rates"] or document["live"]["late_probes"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from policies.capacity_table import CapacityTable, cheapest
 from tests.api.cli.conftest import Run
 
 WORDS = ("plan", "--model", "llama-3.1-8b", "--hardware", "2xh200", "--dtype", "fp8")
@@ -99,6 +100,36 @@ def test_nothing_feasible_is_an_answer_not_a_mistake(run: Run) -> None:
     assert "however low" in done.stdout
     assert "p95_tpot_ms<=" in done.stdout.partition("would do, not p95_tpot_ms<=0.01")[0][-20:]
     assert "looking for what would help" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_capacity_table_tells_what_each_number_of_devices_carries(
+    run: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "plan.json"
+    load = "poisson:rate=60,input=1024,output=2,requests=30"
+    done = run("plan", "--model", "llama-3.1-8b", "--hardware", "2xh100", "--max-model-len", 2048,
+               "--workload", load, "--sla", "p95_ttft_ms<=100", "--jobs", 1, "--capacity-table",
+               "--out", out)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "what carries which rate of this traffic within p95_ttft_ms<=100" in done.stdout
+    assert "J each: estimated joules a request" in done.stdout
+    table = CapacityTable.from_json(json.loads(out.read_text())["capacity_table"])
+    one, two = table.entries
+    assert (one.num_devices, two.num_devices) == (1, 2)
+    assert table.mix == (1024, 2)
+    assert one.low_rps <= one.rate_rps < two.rate_rps
+    assert one.binding == table.sla.constraints[0]
+    assert one.joules_per_request
+    chosen = cheapest(table, 1.01 * one.rate_rps)
+    assert chosen == two
+
+
+def test_a_closed_loop_has_no_capacity_table(run: Run) -> None:
+    closed = "closed:concurrency=4,input=64,output=4,requests=8"
+    done = run(*WORDS, "--sla", SLA, "--workload", closed, "--capacity-table")
+    assert done.exit_code == 2
+    assert "a capacity table is of rates" in done.stderr
 
 
 @pytest.mark.parametrize(

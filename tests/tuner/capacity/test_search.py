@@ -70,7 +70,15 @@ def test_the_capacity_holds_below_and_is_missed_above() -> None:
     assert below
     assert above
     assert min(below) > 0.8 > max(above)
-    document = capacity_json(found, question, seed=0, title="t", origin={})
+    document = capacity_json(
+        found,
+        workload=question.workload,
+        sla=question.sla,
+        settings=question.settings,
+        seed=0,
+        title="t",
+        origin={},
+    )
     rate = question.workload.rate_rps
     assert rate is not None
     assert document["capacity"]["load"]["rate_rps"] == pytest.approx(found.factor * rate)

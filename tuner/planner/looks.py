@@ -1,0 +1,48 @@
+"""Looking at single settings: whether they are dependable under a load, as quickly as may be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from engine.spec.settings import Settings
+from policies.points import OperatingPoint
+from policies.sla import Sla
+from policies.verdict import is_dependable
+from tuner.capacity.probe import Asked, Run, point_under
+from tuner.described.node import Node
+from tuner.planner.bounds import CertainMissError, LateWatch, backlog_reason
+from tuner.simulation.simulate import OnProgress, SimulationResult, no_progress
+from tuner.workload.workload import Workload
+
+
+def asked_of(node: Node, settings: Settings, workload: Workload, sla: Sla, *, seed: int) -> Asked:
+    """The question how ``settings`` stand on the node."""
+
+    def run_on(load: Workload, step_scale: float, on_progress: OnProgress) -> SimulationResult:
+        return node.simulate(
+            settings, load, seed=seed, step_scale=step_scale, on_progress=on_progress
+        )
+
+    return Asked(
+        settings=settings, run_on=run_on, workload=workload, sla=sla, interval=node.interval
+    )
+
+
+def dependable_under(asked: Asked, node: Node, load: Workload) -> OperatingPoint | None:
+    """The point where the settings are dependable under ``load``; None where they are not. A run
+    ends as soon as its miss is certain."""
+    plan = asked.settings.plan
+    if backlog_reason(node.timer(plan), plan, load, asked.sla) is not None:
+        return None
+    most = plan.dp * asked.settings.caps.max_num_seqs
+
+    def run_on(load: Workload, step_scale: float, _: OnProgress) -> Run:
+        # Slower steps only tell how certain it is: late requests there are no miss.
+        watch = LateWatch(load, asked.sla, max_running=most) if step_scale == 1 else no_progress
+        return asked.run_on(load, step_scale, watch)
+
+    try:
+        point = point_under(replace(asked, run_on=run_on), load)
+    except CertainMissError:
+        return None
+    return point if is_dependable(point, asked.sla) else None

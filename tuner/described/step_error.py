@@ -1,0 +1,77 @@
+"""How far the step times of a question may be off: by what was measured nearest to it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from engine.spec.plan import ParallelPlan
+from policies.points import INTERVAL_Z
+from tuner.backends.step_errors import OUTSIDE_FACTOR, Phase, StepErrors
+from tuner.described.node import Node
+from tuner.step_model.timer import StepScale
+from tuner.workload.workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepError:
+    """90 % half widths of log(true / simulated) step times. ``outside`` says in words what about
+    the question was never measured; the widths are wider for it."""
+
+    prefill: float
+    decode: float
+    outside: tuple[str, ...] = ()
+
+    def scale(self, slowness: float) -> StepScale:
+        """All steps ``slowness`` standard errors slower: one unknown drives both kinds."""
+        return StepScale(
+            prefill=math.exp(slowness * self.prefill / INTERVAL_Z),
+            decode=math.exp(slowness * self.decode / INTERVAL_Z),
+        )
+
+    @property
+    def is_exact(self) -> bool:
+        return self.prefill == self.decode == 0
+
+
+def step_error(
+    node: Node, plan: ParallelPlan, workload: Workload, *, mean_active: float
+) -> StepError:
+    """Of ``plan`` under ``workload`` with ``mean_active`` requests at once on average.
+
+    Where the backend was compared with served runs by phase and load, the widths are theirs, and
+    wider outside of what these span; else both are the node's.
+    """
+    known = node.backend.step_errors
+    if known is None:
+        return StepError(prefill=node.interval, decode=node.interval)
+    clients = mean_active / plan.dp
+    outside = tuple(_outside(known, node, plan, workload, clients))
+    factor = OUTSIDE_FACTOR if outside else 1.0
+    device = node.hardware.device.interval_for(node.precision)
+    return StepError(
+        prefill=factor * max(device, known.half_width(Phase.PREFILL, clients, plan.tp)),
+        decode=factor * max(device, known.half_width(Phase.DECODE, clients, plan.tp)),
+        outside=outside,
+    )
+
+
+def _outside(
+    known: StepErrors, node: Node, plan: ParallelPlan, workload: Workload, clients: float
+) -> list[str]:
+    device = node.hardware.device.name
+    longest = int(workload.input_tokens.max())
+    found = []
+    if device not in known.devices:
+        found.append(f"{device} (served runs are of {', '.join(known.devices)})")
+    if plan.pp > 1:
+        found.append("pipeline stages")
+    if plan.sp > 1:
+        found.append("sequence parallelism")
+    if plan.tp > max(known.tp):
+        found.append(f"tp={plan.tp} (up to {max(known.tp)})")
+    if clients > 2 * known.max_clients:
+        found.append(f"{clients:.0f} requests at once a replica (up to {known.max_clients})")
+    if longest > 2 * known.max_input_tokens:
+        found.append(f"prompts of {longest} tokens (up to {known.max_input_tokens})")
+    return found

@@ -16,11 +16,12 @@ judge's steps come from.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import cache
 from itertools import pairwise
@@ -35,7 +36,7 @@ from policies.points import INTERVAL_Z, Estimate, OperatingPoint
 from policies.sla import Sla
 from tuner.backends import load_profile
 from tuner.calibration.served import SOURCES
-from tuner.calibration.served_rows import read_served_rows
+from tuner.calibration.served_rows import ServedRow, read_served_rows
 from tuner.calibration.step_errors import Needed, needed_factors, step_errors
 from tuner.described.document import estimates_of
 from tuner.described.node import Node
@@ -251,6 +252,24 @@ def _tell(task: tuple[Pair, int, Judge, int, bool]) -> Told:
     return tell(pair, number, judges, runs=runs, held_out=held_out)
 
 
+def _factors(data: Path, kept: Path | None, jobs: int) -> list[Needed]:
+    """The published runs' factors on step times, from ``kept`` where it is there."""
+    if kept is not None and kept.exists():
+        return [
+            Needed(row=ServedRow(**each.pop("row")), **each)
+            for each in json.loads(kept.read_text())
+        ]
+    rows = read_served_rows(data)
+    found = [
+        each
+        for name in SOURCES
+        for each in needed_factors(rows, load_profile(name), data, processes=jobs)
+    ]
+    if kept is not None:
+        kept.write_text(json.dumps([asdict(each) for each in found]))
+    return found
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Draw, ask, judge and write the report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sla_certainty")
@@ -258,20 +277,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=300)
     parser.add_argument("--runs", type=int, default=4, help="judging runs of each pair")
     parser.add_argument("--requests", type=int, default=150)
+    parser.add_argument("--held-out", type=int, help="pairs judged by groups held out (all)")
     parser.add_argument("--seed", type=int, default=15)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--factors", type=Path, help="keeps the runs' factors from call to call")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    served = read_served_rows(options.data)
-    judges = Judge(
-        needed=tuple(
-            each
-            for name in SOURCES
-            for each in needed_factors(
-                served, load_profile(name), options.data, processes=options.jobs
-            )
-        )
-    )
+    judges = Judge(needed=tuple(_factors(options.data, options.factors, options.jobs)))
     rng = np.random.default_rng(options.seed)
     pairs: list[Pair] = []
     while len(pairs) < options.pairs:
@@ -279,7 +291,8 @@ def main(arguments: list[str] | None = None) -> int:
             pairs.append(pair)
     told: dict[str, list[Told]] = {}
     for name, held_out in (("All groups", False), ("Held out", True)):
-        tasks = [(pair, n, judges, options.runs, held_out) for n, pair in enumerate(pairs)]
+        asked = pairs[: options.held_out] if held_out else pairs
+        tasks = [(pair, n, judges, options.runs, held_out) for n, pair in enumerate(asked)]
         if options.jobs == 1:
             told[name] = [_tell(task) for task in tasks]
         else:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Settings
 from policies.points import INTERVAL_Z
 from tuner.backends.step_errors import OUTSIDE_FACTOR, Phase, StepErrors
 from tuner.described.node import Node
@@ -35,17 +37,17 @@ class StepError:
 
 
 def step_error(
-    node: Node, plan: ParallelPlan, workload: Workload, *, mean_active: float
+    node: Node, settings: Settings, workload: Workload, metrics: Mapping[str, float]
 ) -> StepError:
-    """Of ``plan`` under ``workload`` with ``mean_active`` requests at once on average.
+    """Of ``settings`` under ``workload``, whose run had ``metrics``.
 
     Where the backend was compared with served runs by phase and load, the widths are theirs, and
     wider outside of what these span; else both are the node's.
     """
-    known = node.backend.step_errors
+    known, plan = node.backend.step_errors, settings.plan
     if known is None:
         return StepError(prefill=node.interval, decode=node.interval)
-    clients = mean_active / plan.dp
+    clients = mean_active(settings, workload, metrics) / plan.dp
     outside = tuple(_outside(known, node, plan, workload, clients))
     factor = OUTSIDE_FACTOR if outside else 1.0
     device = node.hardware.device.interval_for(node.precision)
@@ -54,6 +56,16 @@ def step_error(
         decode=factor * max(device, known.half_width(Phase.DECODE, clients, plan.tp)),
         outside=outside,
     )
+
+
+def mean_active(settings: Settings, workload: Workload, metrics: Mapping[str, float]) -> float:
+    """Requests that run at once: the clients of a closed loop, else by Little's law; no more than
+    the caps allow."""
+    most = float(settings.plan.dp * settings.caps.max_num_seqs)
+    if workload.closed is not None:
+        return min(most, float(workload.closed.concurrency))
+    e2e_ms, rate = metrics.get("mean_e2e_ms"), workload.rate_rps
+    return min(most, rate * e2e_ms / 1e3) if e2e_ms is not None and rate is not None else 1.0
 
 
 def _outside(

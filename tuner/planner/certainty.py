@@ -72,20 +72,8 @@ def with_runs(
 
 def error_of(question: Question, point: OperatingPoint) -> StepError:
     """How far the steps of ``point`` may be off, at the load that its run had."""
-    active = mean_active(question.workload, point)
-    return step_error(question.node, point.settings.plan, question.workload, mean_active=active)
-
-
-def mean_active(workload: Workload, point: OperatingPoint) -> float:
-    """Requests in the system at once, by Little's law, or the clients of a closed loop; no more
-    than the caps let run."""
-    settings = point.settings
-    most = float(settings.plan.dp * settings.caps.max_num_seqs)
-    if workload.closed is not None:
-        return min(most, float(workload.closed.concurrency))
-    e2e = point.metrics.get("mean_e2e_ms")
-    rate = workload.rate_rps
-    return min(most, rate * e2e.value / 1e3) if e2e is not None and rate is not None else 1.0
+    metrics = {key: estimate.value for key, estimate in point.metrics.items()}
+    return step_error(question.node, point.settings, question.workload, metrics)
 
 
 def _load(number: int) -> float:

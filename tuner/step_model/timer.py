@@ -113,6 +113,10 @@ class StepScale:
     def is_one(self) -> bool:
         return self.prefill == 1 and self.decode == 1
 
+    def times(self, factor: float) -> StepScale:
+        """Both, ``factor`` times as much."""
+        return StepScale(prefill=self.prefill * factor, decode=self.decode * factor)
+
     def of(self, shape: StepShape) -> float:
         """A mixed step's factor lies between, by the share of its tokens that are of prompts."""
         if self.prefill == self.decode or shape.num_prefill_tokens == 0:
@@ -126,8 +130,9 @@ class ScaledTimer:
 
     def __init__(self, inner: StepTimer, factor: float | StepScale) -> None:
         self._inner = inner
-        is_one = isinstance(factor, StepScale)
-        self._scale = factor if is_one else StepScale(prefill=factor, decode=factor)
+        if not isinstance(factor, StepScale):
+            factor = StepScale(prefill=factor, decode=factor)
+        self._scale = factor
 
     def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:
         factor = self._scale.of(shape)

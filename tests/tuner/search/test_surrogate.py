@@ -126,9 +126,7 @@ def test_physics_knows_a_queue_that_grows_and_that_replicas_shorten_it() -> None
     one, four = (estimate_queueing(settings(1, 16, dp=n), heavy, LinearTimer()) for n in (1, 4))
     assert one.waiting > 10
     assert one.metrics["p95_ttft_ms"] > 5 * four.metrics["p95_ttft_ms"]
-    longer = estimate_queueing(
-        settings(1, 16), open_loop(requests=400, gap_s=0.01), LinearTimer()
-    )
+    longer = estimate_queueing(settings(1, 16), open_loop(requests=400, gap_s=0.01), LinearTimer())
     assert longer.metrics["p95_ttft_ms"] > 1.5 * one.metrics["p95_ttft_ms"]
 
 

@@ -33,16 +33,19 @@ from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.points import INTERVAL_Z, Estimate, OperatingPoint
+from policies.report import flat_metrics
 from policies.sla import Sla
 from tuner.backends import load_profile
+from tuner.backends.step_errors import Phase, StepErrors
 from tuner.calibration.served import SOURCES
 from tuner.calibration.served_rows import ServedRow, read_served_rows
-from tuner.calibration.step_errors import Needed, needed_factors, step_errors
+from tuner.calibration.step_errors import MOST_LOG, Needed, needed_factors, step_errors
 from tuner.described.document import estimates_of
 from tuner.described.node import Node
 from tuner.described.parse import describe_node
+from tuner.described.step_error import mean_active
 from tuner.planner.certainty import LOAD_OFF, with_runs
-from tuner.planner.explore import Question, needed_kv_tokens, simulate_flat
+from tuner.planner.explore import Question, needed_kv_tokens
 from tuner.planner.pool import Workers
 from tuner.spec.errors import TunerError
 from tuner.step_model.timer import StepScale
@@ -92,7 +95,18 @@ class Judge:
     needed: tuple[Needed, ...]
 
     def of_backend(self, name: str) -> list[Needed]:
-        return [each for each in self.needed if each.row.backend == name]
+        """Those whose error is one of step times; what is not, P does not cover."""
+        return [
+            each
+            for each in self.needed
+            if each.row.backend == name and max(abs(each.prefill), abs(each.decode)) < MOST_LOG
+        ]
+
+
+def like(wrong: list[Needed], errors: StepErrors, clients: float, tp: int) -> list[Needed]:
+    """The runs with as many requests at once and such a degree, where there are any."""
+    band = errors.band(Phase.DECODE, clients, tp)
+    return [each for each in wrong if band.holds(each.row.concurrency, each.row.tp)] or wrong
 
 
 def draw_pair(rng: np.random.Generator, requests: int) -> Pair | None:
@@ -119,7 +133,7 @@ def draw_pair(rng: np.random.Generator, requests: int) -> Pair | None:
     with_attainment = rng.random() < 0.25
     try:
         question, settings = _question(drawn, seed=0)
-        metrics = simulate_flat(question, settings, 1.0)
+        metrics = _flat(question, settings, 1.0)
     except TunerError:
         return None
     ttft, tpot = metrics.get("p95_ttft_ms"), metrics.get("p95_tpot_ms")
@@ -139,6 +153,11 @@ def tell(pair: Pair, number: int, judges: Judge, *, runs: int, held_out: bool) -
     rng = np.random.default_rng([number, 0x5AFE])
     wrong = judges.of_backend(pair.backend)
     question, settings = _question(pair, seed=0)
+    metrics = _flat(question, settings, 1.0)
+    errors = question.node.backend.step_errors
+    assert errors is not None, "fitted backends have step errors"
+    clients = mean_active(settings, question.workload, metrics) / settings.plan.dp
+    wrong = like(wrong, errors, clients, settings.plan.tp)
     if held_out:
         groups = sorted({each.row.group for each in wrong})
         group = groups[int(rng.integers(len(groups)))]
@@ -146,7 +165,6 @@ def tell(pair: Pair, number: int, judges: Judge, *, runs: int, held_out: bool) -
         wrong = [each for each in wrong if each.row.group == group]
         backend = replace(question.node.backend, step_errors=step_errors(others))
         question = replace(question, node=replace(question.node, backend=backend))
-    metrics = simulate_flat(question, settings, 1.0)
     exact = {key: Estimate.exact(value) for key, value in metrics.items()}
     asked = OperatingPoint(settings=settings, fidelity=Fidelity.SIMULATED, metrics=exact)
     with Workers(1) as workers:
@@ -159,7 +177,7 @@ def tell(pair: Pair, number: int, judges: Judge, *, runs: int, held_out: bool) -
             fresh = at_rate(fresh, load)
         error = wrong[int(rng.integers(len(wrong)))]
         scale = StepScale(prefill=math.exp(error.prefill), decode=math.exp(error.decode))
-        flat = simulate_flat(replace(question, workload=fresh), settings, scale)
+        flat = _flat(replace(question, workload=fresh), settings, scale)
         met.append(all(c.key in flat and c.is_met_by(flat[c.key]) for c in question.sla.per_run))
     return Told(
         before=_before(question, settings, metrics),
@@ -172,11 +190,18 @@ def tell(pair: Pair, number: int, judges: Judge, *, runs: int, held_out: bool) -
 def _before(question: Question, settings: Settings, metrics: dict[str, float]) -> float:
     """The product of the chances, in one draw, with one width for all steps."""
     interval = question.node.interval
-    ends = [simulate_flat(question, settings, math.exp(sign * interval)) for sign in (1, -1)]
+    ends = [_flat(question, settings, math.exp(sign * interval)) for sign in (1, -1)]
     estimates = estimates_of([metrics, *ends])
     return math.prod(
         estimates[c.key].probability(c) if c.key in estimates else 0.0 for c in question.sla.per_run
     )
+
+
+def _flat(question: Question, settings: Settings, scale: float | StepScale) -> dict[str, float]:
+    result = question.node.simulate(
+        settings, question.workload, seed=question.seed, step_scale=scale
+    )
+    return flat_metrics(result.measurement, question.sla)
 
 
 @cache
@@ -224,6 +249,8 @@ def report_lines(told: dict[str, list[Told]], command: str, runs: int) -> Iterat
     yield f"# P(SLA met): is it what it says? ({datetime.now():%Y-%m-%d})\n"
     yield f"    {command}\n"
     for name, each in told.items():
+        if not each:
+            continue
         yield f"\n## {name}: {len(each)} pairs, {runs} judging runs each\n"
         yield "| rule | calibration error | Brier | P > 0.95: pairs | of their runs missed |"
         yield "|---|---:|---:|---:|---:|"

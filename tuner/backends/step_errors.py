@@ -19,7 +19,8 @@ class Phase(StrEnum):
 @dataclass(frozen=True, kw_only=True)
 class StepErrorBand:
     """The 90 % half width of log(true / simulated) step times of ``phase``, from ``rows`` held-out
-    runs with so many clients a replica and such a degree; both ends belong to it."""
+    runs with so many clients a replica and such a degree; both ends belong to it. ``unexplained``
+    is the share of runs beside them whose error no step times explain."""
 
     phase: Phase
     min_clients: int
@@ -28,6 +29,7 @@ class StepErrorBand:
     max_tp: int
     rows: int
     half_width: float
+    unexplained: float = 0.0
 
     def holds(self, clients: float, tp: int) -> bool:
         """Whether a replica with so many requests at once and such a degree is in it."""
@@ -45,10 +47,8 @@ class StepErrors:
     max_clients: int
     max_input_tokens: int
 
-    def half_width(self, phase: Phase, clients: float, tp: int) -> float:
-        """The width of the first band that holds the question, else of the widest one."""
+    def band(self, phase: Phase, clients: float, tp: int) -> StepErrorBand:
+        """The first band that holds the question, else the one of all runs."""
         mine = [band for band in self.bands if band.phase is phase]
-        for band in mine:
-            if band.holds(max(1.0, clients), tp):
-                return band.half_width
-        return max(band.half_width for band in mine)
+        held = (band for band in mine if band.holds(max(1.0, clients), tp))
+        return next(held, mine[-1])

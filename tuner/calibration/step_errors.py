@@ -8,7 +8,8 @@ step with prompts is taken to be off by, the second a step of decodes alone.
     python -m tuner.calibration.step_errors --data ../shared/silicon --processes 2
 
 writes the widths into the profiles: the split-conformal 90 % quantile of their sizes, apart for
-runs of few and of many requests and by tensor-parallel degree where these have enough runs.
+runs of few and of many requests and by tensor-parallel degree where these have enough runs. Runs
+that no step times explain are left out, and their share is told.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,8 @@ from tuner.step_model.fit import conformal
 
 # Log factors on step times at which every run is simulated; a run's own is interpolated.
 SCALES = (-0.25, 0.0, 0.25)
-# Beyond this it is not the step times that are wrong.
-MOST_LOG = 1.0
+# A run that needs more than that was not slowed by its steps: something else is not simulated.
+MOST_LOG = 0.5
 # A band of fewer runs is joined with the others.
 LEAST_ROWS = 30
 # Few and many requests at once, tensor-parallel degrees: the bands that are tried.
@@ -110,11 +111,12 @@ def _bands(needed: Sequence[Needed], phase: Phase) -> Iterator[StepErrorBand]:
 def _band(
     needed: Sequence[Needed], phase: Phase, clients: tuple[int, int], tp: tuple[int, int]
 ) -> StepErrorBand | None:
-    logs = [
+    every = [
         abs(each.of(phase))
         for each in needed
         if clients[0] <= each.row.concurrency <= clients[1] and tp[0] <= each.row.tp <= tp[1]
     ]
+    logs = [log for log in every if log < MOST_LOG]
     if not logs:
         return None
     return StepErrorBand(
@@ -125,6 +127,7 @@ def _band(
         max_tp=tp[1],
         rows=len(logs),
         half_width=round(conformal(np.array(logs)), 3),
+        unexplained=round(1 - len(logs) / len(every), 3),
     )
 
 
@@ -169,8 +172,9 @@ def main(arguments: list[str] | None = None) -> int:
         profile = load_profile(name)
         found = needed_factors(rows, profile, options.data, processes=options.processes)
         path = BACKENDS.get_path(name)
-        changed = replace(profile, step_errors=step_errors(found))
-        path.write_text(json.dumps(changed.to_json(), indent=2) + "\n")
+        raw = json.loads(path.read_text())
+        raw["step_errors"] = asdict(step_errors(found))
+        path.write_text(json.dumps(raw, indent=2) + "\n")
         print(path)
     return 0
 

@@ -18,11 +18,13 @@ from tuner.workload.workload import Workload
 @dataclass(frozen=True, kw_only=True)
 class StepError:
     """90 % half widths of log(true / simulated) step times. ``outside`` says in words what about
-    the question was never measured; the widths are wider for it."""
+    the question was never measured; the widths are wider for it. ``unexplained`` is the share of
+    runs like it whose TTFT no step times explain: that is in no interval."""
 
     prefill: float
     decode: float
     outside: tuple[str, ...] = ()
+    unexplained: float = 0.0
 
     def scale(self, slowness: float) -> StepScale:
         """All steps ``slowness`` standard errors slower: one unknown drives both kinds."""
@@ -50,11 +52,17 @@ def step_error(
     clients = mean_active(settings, workload, metrics) / plan.dp
     outside = tuple(_outside(known, node, plan, workload, clients))
     factor = OUTSIDE_FACTOR if outside else 1.0
-    device = node.hardware.device.interval_for(node.precision)
+    device, precision = node.hardware.device, node.precision
+    # Runs on a device that was compared show its error too; of others it may be the larger one.
+    least = 0.0
+    if device.name not in known.devices or device.interval_for(precision) > device.interval:
+        least = device.interval_for(precision)
+    prefill, decode = (known.band(phase, clients, plan.tp) for phase in Phase)
     return StepError(
-        prefill=factor * max(device, known.half_width(Phase.PREFILL, clients, plan.tp)),
-        decode=factor * max(device, known.half_width(Phase.DECODE, clients, plan.tp)),
+        prefill=factor * max(least, prefill.half_width),
+        decode=factor * max(least, decode.half_width),
         outside=outside,
+        unexplained=prefill.unexplained,
     )
 
 

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from statistics import NormalDist
 
 from engine.spec.measurement import Fidelity
 from engine.spec.settings import Settings
 from policies.points import INTERVAL_Z, OperatingPoint
+from policies.report import flat_metrics
 from policies.runs import Runs, SimulatedRun
 from tuner.described.document import estimates_of
 from tuner.described.step_error import StepError, step_error
-from tuner.planner.explore import Question, simulate_flat
+from tuner.planner.explore import Question
 from tuner.planner.pool import Workers
 from tuner.step_model.timer import StepScale
 from tuner.workload.redraw import redraw
@@ -107,4 +107,6 @@ def _simulate(
 
 def _flat(question: Question, task: Task) -> dict[str, float]:
     settings, scale, load = task
-    return simulate_flat(replace(question, workload=load), settings, scale)
+    # The node itself, not a copy: in this process its step times are made once for all runs.
+    result = question.node.simulate(settings, load, seed=question.seed, step_scale=scale)
+    return flat_metrics(result.measurement, question.sla)

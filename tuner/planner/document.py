@@ -29,6 +29,8 @@ from tuner.planner.planner import Failure, PlanReport
 from tuner.planner.ways_out import WayOut, WaysOut
 from tuner.search.report import infeasible_json, point_json
 
+# A share of runs worth a warning.
+MUCH_UNEXPLAINED = 0.1
 SCHEMA = "plan/v2"
 NEAR_MISSES = 5
 BALANCED = "least product of devices and latency of all that meet the SLA"
@@ -229,6 +231,11 @@ def warnings(report: PlanReport) -> tuple[str, ...]:
         found.append(
             f"outside of what was compared with served runs: {', '.join(error.outside)}; steps are "
             f"taken to be {OUTSIDE_FACTOR:g} times as uncertain"
+        )
+    if error.unexplained >= MUCH_UNEXPLAINED:
+        found.append(
+            f"{error.unexplained:.0%} of the published runs of {node.backend.title} like "
+            "this had a TTFT that no step times explain; P does not cover that"
         )
     if not node.backend.is_measured:
         found.append(unmeasured_warning(node))

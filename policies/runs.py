@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from statistics import NormalDist, fmean, variance
 
 from policies.constraint import Constraint, Metric, Op
@@ -22,6 +22,7 @@ MOST_ROOM = 3.0
 # A bound is looked for within this factor of the value.
 WIDEST = 1e4
 NUM_HALVINGS = 50
+NUM_PARTS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,11 +159,25 @@ class _Curve:
 
 
 def _chance(rooms: Sequence[float]) -> float:
-    """That a standard normal slowness is below the room of the next draw: its mean is as well
-    known as so many draws tell."""
+    """That a standard normal slowness is below the room of the next draw, which is as far from
+    their mean as Student's t says of so few: a few draws that are alike may be so by luck."""
     count = len(rooms)
-    spread = variance(rooms) * (1 + 1 / count) if count > 1 else 0.0
-    return NormalDist().cdf(fmean(rooms) / math.sqrt(1 + spread))
+    if count == 1:
+        return NormalDist().cdf(rooms[0])
+    mean, spread = fmean(rooms), math.sqrt(variance(rooms) * (1 + 1 / count))
+    return fmean(NormalDist().cdf(mean + spread * t) for t in _student(count - 1))
+
+
+@cache
+def _student(freedom: int) -> tuple[float, ...]:
+    """Student's t at the middles of ``NUM_PARTS`` equal shares (Cornish and Fisher's series)."""
+    found = []
+    for part in range(NUM_PARTS):
+        z = NormalDist().inv_cdf((part + 0.5) / NUM_PARTS)
+        first = (z**3 + z) / 4
+        second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+        found.append(z + first / freedom + second / freedom**2)
+    return tuple(found)
 
 
 def _cost_in(metrics: Mapping[str, float], constraint: Constraint) -> float:

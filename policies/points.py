@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
@@ -12,6 +12,7 @@ from engine.spec.settings import Settings
 from policies.constraint import Constraint, Op
 from policies.errors import PolicyInputError
 from policies.report import finite
+from policies.runs import Runs
 from policies.sla import Sla
 
 # An Estimate's low..high holds the truth with this probability, so its ends are this many standard
@@ -90,13 +91,16 @@ class OperatingPoint:
     ``metrics`` is keyed by the SLA's words (``p95_ttft_ms``, ``attainment``,
     ``throughput_tokens_per_s``; see ``policies.report.flat_metrics``). A metric that is missing
     there was not observed, so it passes no bound. ``beliefs`` are what chances go by instead of
-    the metrics, where more is known than one run showed (``tuner.search.evidence``).
+    the metrics, where more is known than one run showed (``tuner.search.evidence``). ``runs`` are
+    the simulations behind the numbers, with slower steps and of other draws, where they are kept:
+    chances then go by them.
     """
 
     settings: Settings
     fidelity: Fidelity
     metrics: Mapping[str, Estimate]
     beliefs: Mapping[str, Estimate] = field(default_factory=dict)
+    runs: Runs | None = None
 
     @property
     def cost_devices(self) -> int:
@@ -122,12 +126,36 @@ class OperatingPoint:
         return min(self.margin(c) for c in sla.per_run)
 
     def probability(self, sla: Sla) -> float:
-        """P(SLA met), a lower bound: the product over constraints.
+        """P(SLA met)."""
+        return self.joint_chance(sla.per_run)
 
-        The errors of one model's latencies move together. For such (associated) errors the joint
-        chance is at least the product.
+    def joint_chance(self, constraints: Sequence[Constraint]) -> float:
+        """The chance that all of ``constraints`` are met in the same run.
+
+        Simulated numbers are off by how slow steps really are, which drives all of them together:
+        by ``runs``, or else the least chance of all. What live requests show of one constraint says
+        less of another: there it is the product, a lower bound where errors move together.
         """
-        return math.prod(self.chance(c) for c in sla.per_run)
+        if self.runs is not None:
+            return self.runs.chance(constraints)
+        chances = [self.chance(c) for c in constraints]
+        return min(chances, default=1.0) if self._is_one_scale else math.prod(chances)
+
+    def find_bound(
+        self, constraint: Constraint, others: Sequence[Constraint], chance: float
+    ) -> float | None:
+        """The tightest bound of ``constraint`` that is met with ``chance`` together with
+        ``others``; None: there is none."""
+        if self.runs is not None:
+            return self.runs.find_bound(constraint, others, chance)
+        left, belief = self.joint_chance(others), self.belief(constraint)
+        if belief is None or left < chance:
+            return None
+        return belief.find_bound(chance if self._is_one_scale else chance / left, constraint.op)
+
+    @property
+    def _is_one_scale(self) -> bool:
+        return self.fidelity in (Fidelity.SIMULATED, Fidelity.PREDICTED) and not self.beliefs
 
     def belief(self, constraint: Constraint) -> Estimate | None:
         """What is known of the number that ``constraint`` bounds."""
@@ -135,6 +163,8 @@ class OperatingPoint:
 
     def chance(self, constraint: Constraint) -> float:
         """Chance that ``constraint`` is met; 0 where nothing was observed."""
+        if self.runs is not None:
+            return self.runs.chance([constraint])
         estimate = self.belief(constraint)
         return 0.0 if estimate is None else estimate.probability(constraint)
 

@@ -318,13 +318,10 @@ def _relaxation(constraint: Constraint, points: Sequence[OperatingPoint], sla: S
 def needed_bound(constraint: Constraint, point: OperatingPoint, sla: Sla) -> float | None:
     """The bound with which ``point`` would be dependable, the other constraints kept."""
     others = [c for c in sla.per_run if c is not constraint]
-    chance = math.prod(point.chance(c) for c in others)
-    actual, belief = point.actual(constraint), point.belief(constraint)
-    if actual is None or belief is None or not all(point.is_met(c) for c in others):
+    actual = point.actual(constraint)
+    if actual is None or not all(point.is_met(c) for c in others):
         return None
-    if chance < MIN_CHANCE:
-        return None
-    bound = belief.find_bound(MIN_CHANCE / chance, constraint.op)
+    bound = point.find_bound(constraint, others, MIN_CHANCE)
     if bound is None:
         return None
     if constraint.op is Op.AT_MOST:

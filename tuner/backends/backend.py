@@ -10,6 +10,7 @@ from typing import Any
 from engine.spec.settings import Caps, StepOrder
 from tuner.backends.choice import BackendChoice, release_key
 from tuner.backends.settings import Value, setting_value, with_settings
+from tuner.backends.step_errors import StepErrors
 from tuner.hardware import DeviceSpec, Launch
 from tuner.spec.catalog import FileShelf, check_name
 from tuner.spec.documents import read_document, read_file
@@ -157,7 +158,7 @@ class Backend:
     made while the one before runs, so a request joins the step after next. ``fitted`` is None
     where nothing was fitted; ``source`` then says where the figures come from. ``interval`` is
     the 90 % half width of log(true / simulated) TPOT: for a fitted profile over the runs it never
-    saw, else ``UNMEASURED_INTERVAL``.
+    saw, else ``UNMEASURED_INTERVAL``. ``step_errors`` says it by phase, load and degree.
 
     ``step_order`` is what shares a step: prompts and decodes, or prompts alone before decodes.
 
@@ -190,6 +191,7 @@ class Backend:
     changed: tuple[str, ...] = ()
     kernels: KernelTimes = field(default_factory=KernelTimes)
     fitted: Fitted | None = None
+    step_errors: StepErrors | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.interval < math.inf:

@@ -156,6 +156,7 @@ def arctic_of(vllm: Backend) -> Backend:
         release=None,
         releases=(),
         fitted=None,
+        step_errors=None,
     )
 
 

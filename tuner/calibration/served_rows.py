@@ -155,15 +155,17 @@ class RowSimulator:
         self._backends = backends
         self._nodes: dict[tuple[object, ...], Node] = {}
 
-    def simulate(self, row: ServedRow, *, seed: int = 0) -> Simulated:
-        """The run of ``row``: the first burst counts as one round of ten."""
+    def simulate(self, row: ServedRow, *, seed: int = 0, step_scale: float = 1.0) -> Simulated:
+        """The run of ``row``, step times multiplied by ``step_scale``: the first burst counts as
+        one round of ten."""
         node, plan = self._node(row), ParallelPlan(tp=row.tp)
         needed = row.input_tokens + row.output_tokens
         if node.memory(plan, caps=row.caps, needed_kv_tokens=needed).reason is not None:
             return NOT_SERVED
         settings = Settings(plan=plan, caps=row.caps)
         workload = row.workload(SIMULATED_ROUNDS, seed)
-        timings = node.simulate(settings, workload, seed=seed).measurement.timings
+        result = node.simulate(settings, workload, seed=seed, step_scale=step_scale)
+        timings = result.measurement.timings
         if any(len(timing.token_s) < row.shortest_output for timing in timings):
             return NOT_SERVED
         ttft_s = np.array([timing.token_s[0] - timing.sent_s for timing in timings])

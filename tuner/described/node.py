@@ -21,7 +21,7 @@ from tuner.simulation.simulate import (
 )
 from tuner.simulation.steering import Steering
 from tuner.spec.errors import TunerError
-from tuner.step_model.timer import ScaledTimer
+from tuner.step_model.timer import ScaledTimer, StepScale
 from tuner.workload.workload import Workload
 
 
@@ -105,7 +105,7 @@ class Node:
         *,
         seed: int = 0,
         keeps_prefixes: bool | None = None,
-        step_scale: float = 1.0,
+        step_scale: float | StepScale = 1.0,
         on_progress: OnProgress = no_progress,
         steering: Steering | None = None,
         envelope: Caps | None = None,
@@ -143,6 +143,7 @@ class Node:
             engine, settings, workload, seed=seed, steering=steering, on_progress=on_progress
         )
 
-    def _scaled(self, plan: ParallelPlan, factor: float) -> StepTimer:
+    def _scaled(self, plan: ParallelPlan, factor: float | StepScale) -> StepTimer:
         timer = self.timer(plan)
-        return timer if factor == 1.0 else ScaledTimer(timer, factor)
+        is_one = factor.is_one if isinstance(factor, StepScale) else factor == 1.0
+        return timer if is_one else ScaledTimer(timer, factor)

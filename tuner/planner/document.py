@@ -10,6 +10,7 @@ from engine.spec.settings import Settings
 from policies.capacity_table import CapacityTable
 from policies.objective import Objective
 from policies.points import OperatingPoint
+from tuner.backends.step_errors import OUTSIDE_FACTOR
 from tuner.capacity.document import load_json, load_text
 from tuner.described.document import (
     finite_metrics,
@@ -20,13 +21,17 @@ from tuner.described.document import (
 )
 from tuner.described.launch import node_commands
 from tuner.described.queue_limit import queued_tokens
+from tuner.described.step_error import StepError
 from tuner.described.title import Asked, Title
 from tuner.launch.command import LaunchCommand
+from tuner.planner.certainty import error_of
 from tuner.planner.explore import JudgedOn, Tried, needed_kv_tokens
 from tuner.planner.planner import Failure, PlanReport
 from tuner.planner.ways_out import WayOut, WaysOut
 from tuner.search.report import infeasible_json, point_json
 
+# A share of runs worth a warning.
+MUCH_UNEXPLAINED = 0.1
 SCHEMA = "plan/v2"
 NEAR_MISSES = 5
 BALANCED = "least product of devices and latency of all that meet the SLA"
@@ -224,10 +229,23 @@ def warnings(report: PlanReport) -> tuple[str, ...]:
     node, workload = report.question.node, report.question.workload
     device = node.hardware.device
     found = list(workload.warnings)
+    error = _step_error(report)
+    off = f"a step may be off by {percent(error.decode)}"
+    if error.prefill != error.decode:
+        off = f"a step may be off by {percent(error.decode)}, with prompts {percent(error.prefill)}"
     found.append(
-        f"simulated, not measured: {device.title} is {device.calibration}; a step may be off by "
-        f"{percent(node.interval)} (90 % interval)"
+        f"simulated, not measured: {device.title} is {device.calibration}; {off} (90 % interval)"
     )
+    if error.outside:
+        found.append(
+            f"outside of what was compared with served runs: {', '.join(error.outside)}; steps are "
+            f"taken to be {OUTSIDE_FACTOR:g} times as uncertain"
+        )
+    if error.unexplained >= MUCH_UNEXPLAINED:
+        found.append(
+            f"{error.unexplained:.0%} of the published runs of {node.backend.title} like "
+            "this had a TTFT that no step times explain; P does not cover that"
+        )
     if not node.backend.is_measured:
         found.append(unmeasured_warning(node))
     if any(t.judged_on is JudgedOn.SLICE for e in report.explored for t in e.tried):
@@ -238,6 +256,12 @@ def warnings(report: PlanReport) -> tuple[str, ...]:
     if workload.shares_beginnings:
         found.append("prompts share prefixes, which these simulations ignore")
     return tuple(found)
+
+
+def _step_error(report: PlanReport) -> StepError:
+    """Of the answer: the best point, the near miss, or any plan that fits."""
+    found = report.selection
+    return error_of(report.question, found.best or found.closest or _any_point(report))
 
 
 def _point_json(report: PlanReport, point: OperatingPoint) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from tuner.planner.bounds import (
 )
 from tuner.search.design import rank_point, ruled_settings
 from tuner.simulation.simulate import OnProgress, no_progress
+from tuner.step_model.timer import StepScale
 from tuner.workload.slices import head
 from tuner.workload.workload import Workload
 
@@ -210,7 +211,10 @@ def explore(question: Question, plan: ParallelPlan) -> Explored:
 
 
 def simulate_flat(
-    question: Question, settings: Settings, step_scale: float, on_progress: OnProgress = no_progress
+    question: Question,
+    settings: Settings,
+    step_scale: float | StepScale,
+    on_progress: OnProgress = no_progress,
 ) -> dict[str, float]:
     """The whole workload with all step times multiplied: one end of an interval."""
     result = question.node.simulate(

@@ -14,7 +14,6 @@ from enum import StrEnum
 from functools import partial
 from typing import Protocol
 
-from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.constraint import Metric
@@ -23,10 +22,10 @@ from policies.points import OperatingPoint
 from policies.select import Selection, select
 from policies.sla import Sla
 from policies.verdict import missed_text
-from tuner.described.document import estimates_of
 from tuner.described.node import Node
 from tuner.launch.why_not import why_not
 from tuner.planner.alone import bounded_alone
+from tuner.planner.certainty import with_runs
 from tuner.planner.explore import (
     Explored,
     JudgedOn,
@@ -355,27 +354,10 @@ def _select(
         if not missing:
             return list(current.values()), selection
         on_progress("intervals", number, MAX_ROUNDS)
-        current |= _with_intervals(workers, question, [current[s] for s in missing])
+        current |= with_runs(workers, question, [current[s] for s in missing])
         known |= set(missing)
     selection = select([current[s] for s in current if s in known], question.sla, objective)
     return list(current.values()), selection
-
-
-def _with_intervals(
-    workers: Workers, question: Question, points: list[OperatingPoint]
-) -> dict[Settings, OperatingPoint]:
-    """The points with intervals from two more runs: all steps slower, and all steps faster."""
-    node = question.node
-    scales = (math.exp(node.interval), math.exp(-node.interval))
-    settings = [p.settings for p in points]
-    tasks = [(s, scale) for s in settings for scale in scales]
-    flats = iter(workers.map(partial(_ends, question), tasks))
-    found = {}
-    for each, point in zip(settings, points, strict=True):
-        value = {key: estimate.value for key, estimate in point.metrics.items()}
-        metrics = estimates_of([value, next(flats), next(flats)])
-        found[each] = OperatingPoint(settings=each, fidelity=Fidelity.SIMULATED, metrics=metrics)
-    return found
 
 
 def _failures(explored: Sequence[Explored], sla: Sla) -> list[Failure]:

@@ -34,6 +34,8 @@ from tuner.workload.workload import Workload
 
 DESIGN_REQUESTS = 120
 DESIGN_RATES = (0.5, 2.0)
+# What queues only after minutes shows only in long runs; at most so many requests of the workload.
+WHOLE_REQUESTS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,29 +280,37 @@ def _warnings(
 
 
 def _simulate_design(context: TuningContext) -> None:
-    """Simulate a few settings of every feasible plan, also at other rates, for the surrogate."""
+    """Simulate a few settings of every feasible plan; some also at other rates, and some on all
+    that trials run, for the surrogate."""
     space, simulator = context.space, context.simulator
     sample = head(context.trial_workload, DESIGN_REQUESTS)
-    load = Load.of(sample)
     timers = {plan: simulator.timer(plan) for plan in space.plans}
 
+    def simulate(settings: Settings, workload: Workload, load: Load) -> OperatingPoint:
+        point = simulator.quick_point(settings, workload)
+        known = features(settings, load, timers[settings.plan])
+        context.examples.append(Example(point=point, features=known))
+        return point
+
     def simulate_all(every: list[Settings]) -> None:
+        load = Load.of(sample)
         for settings in every:
-            point = simulator.quick_point(settings, sample)
-            context.design[settings] = point
-            row = features(settings, load, timers[settings.plan])
-            context.examples.append(Example(point=point, row=row))
+            context.design[settings] = simulate(settings, sample, load)
 
     simulate_all(design_settings(space, timers))
     objective = context.spec.goal.objective
     simulate_all(refined_settings(space, context.sla, context.design, objective))
-    for factor in DESIGN_RATES:
-        scaled = at_rate(sample, factor)
-        for plan in space.plans[:: max(1, len(space.plans) // 8)]:
-            settings = next(s for s in context.design if s.plan == plan)
-            row = features(settings, Load.of(scaled), timers[plan])
-            point = simulator.quick_point(settings, scaled)
-            context.examples.append(Example(point=point, row=row))
+    some = [
+        next(s for s in context.design if s.plan == plan)
+        for plan in space.plans[:: max(1, len(space.plans) // 8)]
+    ]
+    others = [at_rate(sample, factor) for factor in DESIGN_RATES]
+    if len(sample) < len(context.trial_workload):
+        others.append(head(context.trial_workload, WHOLE_REQUESTS))
+    for workload in others:
+        load = Load.of(workload)
+        for settings in some:
+            simulate(settings, workload, load)
     context.emit(
         "prepared",
         f"{len(space.plans)} feasible plans ({len(space.pruned)} pruned), "

@@ -9,9 +9,6 @@ from tuner.search.context import TuningContext
 from tuner.search.design import rank_point
 from tuner.search.surrogate import TARGETS, Example, Load, Surrogate, features, fit_surrogate
 from tuner.search.trials import TrialRecord
-from tuner.workload.slices import head
-
-SURROGATE_REQUESTS = 200
 
 
 def ranked_by_surrogate(
@@ -19,7 +16,7 @@ def ranked_by_surrogate(
 ) -> list[Settings]:
     """``settings`` by what the surrogate predicts, best first; as they are without one."""
     keys = [c.key for c in context.sla.constraints if c.key in TARGETS]
-    surrogate = trained_surrogate(context, done, keys=keys or TARGETS, has_intervals=False)
+    surrogate = trained_surrogate(context, done, keys=keys or TARGETS)
     if surrogate is None:
         return settings
     load = described_load(context)
@@ -37,7 +34,6 @@ def trained_surrogate(
     done: Sequence[TrialRecord],
     *,
     keys: Sequence[str] = TARGETS,
-    has_intervals: bool = True,
 ) -> Surrogate | None:
     """The surrogate over all simulated points and the trials so far."""
     load = described_load(context)
@@ -45,9 +41,9 @@ def trained_surrogate(
     for trial in done:
         if (point := trial.point) is not None:
             settings = trial.settings
-            row = features(settings, load, context.simulator.timer(settings.plan))
-            examples.append(Example(point=point, row=row))
-    return fit_surrogate(examples, keys=keys, has_intervals=has_intervals, seed=context.spec.seed)
+            known = features(settings, load, context.simulator.timer(settings.plan))
+            examples.append(Example(point=point, features=known))
+    return fit_surrogate(examples, keys=keys, seed=context.spec.seed)
 
 
 def shortlist(context: TuningContext) -> list[Settings]:
@@ -67,4 +63,4 @@ def shortlist(context: TuningContext) -> list[Settings]:
 
 def described_load(context: TuningContext) -> Load:
     """The descriptors of the workload that trials run."""
-    return Load.of(head(context.trial_workload, SURROGATE_REQUESTS))
+    return Load.of(context.trial_workload)

@@ -11,14 +11,18 @@ from engine.spec.measurement import Fidelity, Measurement
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
-from policies.points import Estimate, OperatingPoint
+from policies.points import INTERVAL_Z, Estimate, OperatingPoint
 from policies.report import flat_metrics
 from policies.sla import Sla
 from tuner.described.node import Node
+from tuner.described.step_error import StepError, step_error
 from tuner.simulation.simulate import Ranks, SimulatedEngine, simulate
 from tuner.spec.look_ahead import LookAhead
-from tuner.step_model.timer import ScaledTimer
+from tuner.step_model.timer import ScaledTimer, StepScale
 from tuner.workload.workload import Workload
+
+AS_TOLD = StepScale()
+_Run = tuple[Settings, Workload, StepScale]
 
 
 @dataclass(kw_only=True)
@@ -26,9 +30,9 @@ class Simulator:
     """Simulates settings of one model under one SLA; remembers what it has simulated.
 
     ``interval`` is how far whole-plan step times may be off, as a log ratio: points carry the
-    metrics of a run with all steps that much slower, and faster. A ``node`` knows what lies
-    around its steps too (a backend's front end), and simulates for itself. ``slower`` is how much
-    slower than its step model a plan has turned out to be, as a log ratio.
+    metrics of a run with all steps that much slower, and faster. A ``node`` knows that by phase and
+    load, and what lies around its steps (a backend's front end), and simulates for itself.
+    ``slower`` is how much slower than its step model a plan has turned out to be, as a log ratio.
     """
 
     model: ModelConfig
@@ -42,7 +46,9 @@ class Simulator:
     node: Node | None = None
     slower: dict[ParallelPlan, float] = field(default_factory=dict)
     _timers: dict[ParallelPlan, StepTimer] = field(default_factory=dict)
-    _seen: dict[tuple[Settings, Workload, float], dict[str, float]] = field(default_factory=dict)
+    _seen: dict[tuple[Settings, Workload, StepScale], dict[str, float]] = field(
+        default_factory=dict
+    )
 
     def timer(self, plan: ParallelPlan) -> StepTimer:
         """The plan's step timer, made once."""
@@ -50,17 +56,18 @@ class Simulator:
             self._timers[plan] = self.timer_of(plan)
         return self._timers[plan]
 
-    def run(self, settings: Settings, workload: Workload, log_scale: float = 0.0) -> Measurement:
-        """One simulated run, with step times multiplied by ``exp(log_scale)``."""
-        log_scale += self.slower.get(settings.plan, 0.0)
+    def run(
+        self, settings: Settings, workload: Workload, scale: StepScale = AS_TOLD
+    ) -> Measurement:
+        """One simulated run, with step times multiplied by ``scale``."""
+        scale = scale.times(math.exp(self.slower.get(settings.plan, 0.0)))
         if self.node is not None:
-            scale = math.exp(log_scale)
             result = self.node.simulate(settings, workload, seed=self.seed, step_scale=scale)
             return result.measurement
         engine = SimulatedEngine(
             model=self.model,
             ranks_of=lambda plan: Ranks(
-                timer=self._scaled(plan, log_scale), num_kv_blocks=self.blocks_of(plan)
+                timer=self._scaled(plan, scale), num_kv_blocks=self.blocks_of(plan)
             ),
             block_size=self.block_size,
             max_model_len=self.max_model_len,
@@ -74,15 +81,16 @@ class Simulator:
 
     def quick_point(self, settings: Settings, workload: Workload) -> OperatingPoint:
         """The simulated point without an interval: one run instead of three."""
-        flat = self._flat(settings, workload, 0.0)
+        flat = self._flat(settings, workload)
         exact = {key: Estimate.exact(value) for key, value in flat.items()}
         return OperatingPoint(settings=settings, fidelity=Fidelity.SIMULATED, metrics=exact)
 
     def point(self, settings: Settings, workload: Workload) -> OperatingPoint:
         """The simulated point with the interval of its step model."""
-        runs = [
-            self._flat(settings, workload, scale) for scale in (0.0, self.interval, -self.interval)
-        ]
+        value = self._flat(settings, workload)
+        error = self._error(settings, workload, value)
+        ends = [error.scale(slowness) for slowness in (INTERVAL_Z, -INTERVAL_Z)]
+        runs = [value, *(self._flat(settings, workload, scale) for scale in ends)]
         shared = [key for key in runs[0] if all(key in run for run in runs)]
         metrics = {
             key: Estimate(
@@ -94,12 +102,21 @@ class Simulator:
         }
         return OperatingPoint(settings=settings, fidelity=Fidelity.SIMULATED, metrics=metrics)
 
-    def _scaled(self, plan: ParallelPlan, log_scale: float) -> StepTimer:
-        timer = self.timer(plan)
-        return ScaledTimer(timer, math.exp(log_scale)) if log_scale else timer
+    def _error(
+        self, settings: Settings, workload: Workload, metrics: dict[str, float]
+    ) -> StepError:
+        if self.node is None:
+            return StepError(prefill=self.interval, decode=self.interval)
+        return step_error(self.node, settings, workload, metrics)
 
-    def _flat(self, settings: Settings, workload: Workload, scale: float) -> dict[str, float]:
-        key = (settings, workload, scale + self.slower.get(settings.plan, 0.0))
+    def _scaled(self, plan: ParallelPlan, scale: StepScale) -> StepTimer:
+        timer = self.timer(plan)
+        return timer if scale.is_one else ScaledTimer(timer, scale)
+
+    def _flat(
+        self, settings: Settings, workload: Workload, scale: StepScale = AS_TOLD
+    ) -> dict[str, float]:
+        key = (settings, workload, scale.times(math.exp(self.slower.get(settings.plan, 0.0))))
         if key not in self._seen:
             self._seen[key] = flat_metrics(self.run(settings, workload, scale), self.sla)
         return self._seen[key]

@@ -1,8 +1,10 @@
 """The surrogate: metrics of whole operating points in milliseconds, fidelity ``predicted``.
 
-Learns log metrics of simulated and measured points from settings, workload descriptors and two
-physical features (how long a full decode step and a mean prompt take), with boosted trees and
-split-conformal intervals. It ranks what to simulate next; it never decides alone.
+First comes physics: what queueing alone says (:mod:`tuner.search.queueing`), times one factor a
+metric. What that misses is learned in logs with boosted trees over the plan, the caps and what
+drove the estimate. Both are judged on plans that they never saw; where the trees do not beat
+physics there, they are off. The 90 % intervals are split-conformal, from the same errors, apart for
+settings whose requests queue. It ranks what to simulate next; it never decides alone.
 """
 
 from __future__ import annotations
@@ -13,22 +15,25 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from sklearn.model_selection import GroupKFold
 
 from engine.executors.protocol import StepTimer
-from engine.modes.chooser import ModeChooser
 from engine.spec.measurement import Fidelity
-from engine.spec.modes import Mode
-from engine.spec.settings import Caps, Settings
-from engine.spec.steps import StepShape
+from engine.spec.settings import Settings
 from policies.points import Estimate, OperatingPoint
+from tuner.search.queueing import Queueing, estimate_queueing
 from tuner.step_model.boosting import FloatArray, boosted, export_trees, one_thread
 from tuner.step_model.fit import conformal
 from tuner.step_model.trees import Trees
 from tuner.workload.workload import Workload, gap_cv
 
-SCHEMA = "surrogate/v1"
+IntArray = npt.NDArray[np.int64]
+SCHEMA = "surrogate/v2"
 NUM_FOLDS = 5
 MIN_POINTS = 20
+# A replica with more requests waiting than that is one whose requests queue.
+QUEUES = 1.0
 TARGETS = (
     "p50_ttft_ms",
     "p95_ttft_ms",
@@ -44,78 +49,110 @@ TARGETS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """Workload descriptors. ``rate_rps`` is the concurrency for a closed loop."""
+    """A workload, and descriptors of it. ``rate_rps`` is the concurrency for a closed loop."""
 
+    workload: Workload
     rate_rps: float
     mean_input_tokens: float
     mean_output_tokens: float
-    p95_input_tokens: float
     gap_cv: float
-    is_closed: bool
 
     @classmethod
     def of(cls, workload: Workload) -> Load:
-        inputs = workload.input_tokens
         rate = workload.closed.concurrency if workload.closed else workload.rate_rps
         return cls(
+            workload=workload,
             rate_rps=float(rate or 1.0),
-            mean_input_tokens=float(inputs.mean()),
+            mean_input_tokens=float(workload.input_tokens.mean()),
             mean_output_tokens=float(workload.output_tokens.mean()),
-            p95_input_tokens=float(np.percentile(inputs, 95)),
             gap_cv=gap_cv(workload.arrival_s) or 0.0,
-            is_closed=workload.closed is not None,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
+class Features:
+    """What is known of settings under a load without simulating them: a ``row`` for the trees, and
+    what physics says of every metric. ``queues``: its requests wait for each other."""
+
+    row: tuple[float, ...]
+    physical: dict[str, float]
+    queues: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Example:
-    """One operating point and the load and timer it was observed under."""
+    """One operating point and the features of what it was observed under."""
 
     point: OperatingPoint
-    row: tuple[float, ...]
+    features: Features
 
 
-def features(settings: Settings, load: Load, timer: StepTimer) -> tuple[float, ...]:
-    """One row of numbers for the trees."""
+def features(settings: Settings, load: Load, timer: StepTimer) -> Features:
+    """Physics first: a millisecond instead of a simulation."""
+    queueing = estimate_queueing(settings, load.workload, timer)
+    return Features(
+        row=_row(settings, load, queueing),
+        physical=queueing.metrics,
+        queues=queueing.waiting > QUEUES,
+    )
+
+
+def _row(settings: Settings, load: Load, queueing: Queueing) -> tuple[float, ...]:
     plan, caps = settings.plan, settings.caps
-    prefill_s = _step_s(timer, _prefill(settings, load))
-    decode_s = _step_s(timer, _decode(settings, load))
-    per_request_s = prefill_s + load.mean_output_tokens * decode_s / caps.max_num_seqs
-    busy = load.rate_rps * per_request_s / plan.dp
-    threshold = settings.threshold_tokens if plan.shift else 0
     return (
         math.log(plan.dp),
         math.log(plan.pp),
         math.log(plan.sp),
         math.log(plan.tp),
-        math.log1p(threshold),
+        math.log1p(settings.threshold_tokens if plan.shift else 0),
         math.log(caps.max_num_seqs),
         math.log(caps.max_num_batched_tokens),
         math.log(load.rate_rps),
         math.log(load.mean_input_tokens),
         math.log(load.mean_output_tokens),
-        math.log(load.p95_input_tokens),
         load.gap_cv,
-        math.log(prefill_s),
-        math.log(decode_s),
-        math.log(busy),
+        math.log(queueing.prefill_s),
+        math.log(queueing.decode_s),
+        queueing.busy,
+        math.log(queueing.active),
+        math.log1p(queueing.waiting),
+        math.log(queueing.metrics["p95_ttft_ms"]),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Surrogate:
-    """Trees per metric (log scale) and their conformal half widths."""
+class MetricModel:
+    """One metric: ``log_factor`` on what physics says, and the trees on top, None where they do not
+    beat it on plans they never saw. The errors are medians of |log| there. ``half_width`` is that
+    of the 90 % interval in logs, ``queued_half_width`` where requests queue."""
 
-    trees: dict[str, Trees]
-    half_widths: dict[str, float]
+    log_factor: float
+    trees: Trees | None
+    half_width: float
+    queued_half_width: float
+    physical_error: float
+    boosted_error: float
+    num_points: int
+
+    def log_ratio(self, row: Sequence[float]) -> float:
+        """Log of the metric over what physics says."""
+        return self.log_factor + (self.trees.predict(row) if self.trees is not None else 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surrogate:
+    """A model per metric."""
+
+    models: dict[str, MetricModel]
     num_points: int
 
     def predict(self, settings: Settings, load: Load, timer: StepTimer) -> OperatingPoint:
         """The point of ``settings`` under ``load``, fidelity ``predicted``."""
-        row = features(settings, load, timer)
+        known = features(settings, load, timer)
         metrics = {}
-        for name, trees in self.trees.items():
-            log_value, half = trees.predict(row), self.half_widths[name]
+        for name, model in self.models.items():
+            log_value = math.log(known.physical[name]) + model.log_ratio(known.row)
+            half = model.queued_half_width if known.queues else model.half_width
             metrics[name] = Estimate(
                 value=math.exp(log_value),
                 low=math.exp(log_value - half),
@@ -123,98 +160,99 @@ class Surrogate:
             )
         return OperatingPoint(settings=settings, fidelity=Fidelity.PREDICTED, metrics=metrics)
 
+    def error_report(self) -> list[str]:
+        """One line a metric: how far physics and the trees are off on plans they never saw."""
+        return [
+            f"{name}: physics off by {math.expm1(m.physical_error):.0%}, with boosting by "
+            f"{math.expm1(m.boosted_error):.0%} (median, plans held out, {m.num_points} points); "
+            f"boosting is {'on' if m.trees is not None else 'off'}"
+            for name, m in self.models.items()
+        ]
+
     def to_json(self) -> dict[str, Any]:
         return {"schema": SCHEMA, **asdict(self)}
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Surrogate:
-        return cls(
-            trees={name: Trees.from_json(trees) for name, trees in raw["trees"].items()},
-            half_widths=raw["half_widths"],
-            num_points=raw["num_points"],
-        )
+        def model(values: dict[str, Any]) -> MetricModel:
+            trees = values["trees"]
+            read = None if trees is None else Trees.from_json(trees)
+            return MetricModel(**{**values, "trees": read})
+
+        models = {name: model(values) for name, values in raw["models"].items()}
+        return cls(models=models, num_points=raw["num_points"])
 
 
 def fit_surrogate(
-    examples: Sequence[Example],
-    *,
-    keys: Sequence[str] = TARGETS,
-    has_intervals: bool = True,
-    seed: int = 0,
+    examples: Sequence[Example], *, keys: Sequence[str] = TARGETS, seed: int = 0
 ) -> Surrogate | None:
-    """Fit every metric of ``keys`` that enough examples observed; None with too few examples.
-
-    Intervals cost ``NUM_FOLDS`` more fits per metric. Without those fits the intervals have no
-    width, which is enough for ranking.
-    """
+    """Fit every metric of ``keys`` that enough examples observed; None with too few examples."""
     if len(examples) < MIN_POINTS:
         return None
+    models = {}
     with one_thread():
-        return _fit(examples, keys, has_intervals, seed)
+        for key in keys:
+            known = [e for e in examples if _is_usable(e, key)]
+            if len(known) >= MIN_POINTS:
+                models[key] = _fit(known, key, seed)
+    return Surrogate(models=models, num_points=len(examples))
 
 
-def _fit(
-    examples: Sequence[Example], keys: Sequence[str], has_intervals: bool, seed: int
-) -> Surrogate:
-    trees, half_widths = {}, {}
-    for key in keys:
-        known = [e for e in examples if _is_usable(e.point, key)]
-        if len(known) < MIN_POINTS:
-            continue
-        x = np.array([e.row for e in known])
-        y = np.log([e.point.metrics[key].value for e in known])
-        trees[key] = export_trees(boosted(monotone=None, seed=seed).fit(x, y))
-        half_widths[key] = _half_width(x, y, seed) if has_intervals else 0.0
-    return Surrogate(trees=trees, half_widths=half_widths, num_points=len(examples))
-
-
-def _half_width(x: FloatArray, y: FloatArray, seed: int) -> float:
-    """90 % of held-out log errors are below this."""
-    fold = np.random.default_rng([seed, 0xF01D]).permutation(len(y)) % NUM_FOLDS
-    errors = np.zeros(len(y))
-    for k in range(NUM_FOLDS):
-        held = fold == k
-        fitted = boosted(monotone=None, seed=seed).fit(x[~held], y[~held])
-        errors[held] = np.abs(y[held] - fitted.predict(x[held]))
-    return conformal(errors)
-
-
-def _is_usable(point: OperatingPoint, key: str) -> bool:
-    estimate = point.metrics.get(key)
-    return estimate is not None and 0 < estimate.value < math.inf
-
-
-def _step_s(timer: StepTimer, shape: StepShape) -> float:
-    return timer.host_seconds(shape) + max(timer.stage_seconds(shape))
-
-
-def _prefill(settings: Settings, load: Load) -> StepShape:
-    length = max(1, round(load.mean_input_tokens))
-    return StepShape(
-        mode=_mode(settings, length),
-        num_seqs=1,
-        num_prefill_tokens=length,
-        prefill_context_tokens=length,
-        prefill_attention_pairs=length * (length + 1) // 2,
-        num_sampled=1,
+def _fit(examples: Sequence[Example], key: str, seed: int) -> MetricModel:
+    x = np.array([e.features.row for e in examples])
+    y = np.log([e.point.metrics[key].value / e.features.physical[key] for e in examples])
+    plans = sorted({str(e.point.settings.plan) for e in examples})
+    groups = np.array([plans.index(str(e.point.settings.plan)) for e in examples])
+    queued = np.array([e.features.queues for e in examples])
+    physical, with_trees = _held_out_errors(x, y, groups, seed)
+    physical_error = float(np.median(np.abs(physical)))
+    boosted_error = float(np.median(np.abs(with_trees)))
+    # Both the middle and the tail have to be better: few points make trees that are right on
+    # average and far off where they never were.
+    is_better = boosted_error < physical_error and conformal(np.abs(with_trees)) < conformal(
+        np.abs(physical)
+    )
+    errors = np.abs(with_trees if is_better else physical)
+    factor = float(np.median(y))
+    return MetricModel(
+        log_factor=factor,
+        trees=export_trees(_trees(seed).fit(x, y - factor)) if is_better else None,
+        half_width=_half_width(errors, ~queued),
+        queued_half_width=_half_width(errors, queued),
+        physical_error=physical_error,
+        boosted_error=boosted_error,
+        num_points=len(examples),
     )
 
 
-def _decode(settings: Settings, load: Load) -> StepShape:
-    num_seqs = _cap(settings.caps)
-    context = round(load.mean_input_tokens + load.mean_output_tokens / 2)
-    return StepShape(
-        mode=_mode(settings, num_seqs),
-        num_seqs=num_seqs,
-        num_decode_tokens=num_seqs,
-        decode_context_tokens=num_seqs * context,
-        num_sampled=num_seqs,
-    )
+def _held_out_errors(
+    x: FloatArray, y: FloatArray, groups: IntArray, seed: int
+) -> tuple[FloatArray, FloatArray]:
+    """Log errors of physics and of the trees on the plans (``groups``) of the other folds."""
+    count = len(np.unique(groups))
+    if count < 2:
+        # Nothing can be held out: the spread is all that is known, and trees are not trusted.
+        return y - np.median(y), np.full(len(y), np.inf)
+    physical, with_trees = np.zeros(len(y)), np.zeros(len(y))
+    for seen, held in GroupKFold(min(NUM_FOLDS, count)).split(x, y, groups):
+        factor = float(np.median(y[seen]))
+        physical[held] = y[held] - factor
+        fitted = _trees(seed).fit(x[seen], y[seen] - factor)
+        with_trees[held] = physical[held] - fitted.predict(x[held])
+    return physical, with_trees
 
 
-def _cap(caps: Caps) -> int:
-    return min(caps.max_num_seqs, caps.max_num_batched_tokens)
+def _trees(seed: int) -> Any:
+    return boosted(monotone=None, seed=seed, num_trees=60, num_leaves=6)
 
 
-def _mode(settings: Settings, num_tokens: int) -> Mode:
-    return ModeChooser.of(settings).choose(num_tokens, 0)
+def _half_width(errors: FloatArray, is_alike: npt.NDArray[np.bool_]) -> float:
+    """90 % of held-out log errors of its like are below this; of all where they are few."""
+    mine = errors[is_alike] if is_alike.sum() >= MIN_POINTS else errors
+    return conformal(mine)
+
+
+def _is_usable(example: Example, key: str) -> bool:
+    estimate = example.point.metrics.get(key)
+    is_known = estimate is not None and 0 < estimate.value < math.inf
+    return is_known and key in example.features.physical

@@ -102,15 +102,41 @@ class StepModelTimer:
         return self._residual.factor(residual_row(shape, self._plan, self._num_layers, roofline_s))
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepScale:
+    """What step times are multiplied by: one of prompts, and one of decodes alone."""
+
+    prefill: float = 1.0
+    decode: float = 1.0
+
+    @property
+    def is_one(self) -> bool:
+        return self.prefill == 1 and self.decode == 1
+
+    def times(self, factor: float) -> StepScale:
+        """Both, ``factor`` times as much."""
+        return StepScale(prefill=self.prefill * factor, decode=self.decode * factor)
+
+    def of(self, shape: StepShape) -> float:
+        """A mixed step's factor lies between, by the share of its tokens that are of prompts."""
+        if self.prefill == self.decode or shape.num_prefill_tokens == 0:
+            return self.decode
+        share = shape.num_prefill_tokens / shape.num_tokens
+        return self.decode + (self.prefill - self.decode) * share
+
+
 class ScaledTimer:
     """Another timer with its step times multiplied: the ends of a prediction interval."""
 
-    def __init__(self, inner: StepTimer, factor: float) -> None:
+    def __init__(self, inner: StepTimer, factor: float | StepScale) -> None:
         self._inner = inner
-        self._factor = factor
+        if not isinstance(factor, StepScale):
+            factor = StepScale(prefill=factor, decode=factor)
+        self._scale = factor
 
     def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:
-        return tuple(self._factor * s for s in self._inner.stage_seconds(shape))
+        factor = self._scale.of(shape)
+        return tuple(factor * s for s in self._inner.stage_seconds(shape))
 
     def host_seconds(self, shape: StepShape) -> float:
-        return self._factor * self._inner.host_seconds(shape)
+        return self._scale.of(shape) * self._inner.host_seconds(shape)

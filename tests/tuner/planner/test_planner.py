@@ -9,6 +9,7 @@ import pytest
 from engine.spec.plan import parse_plan
 from engine.spec.settings import Caps, Settings
 from policies.objective import Goal, Objective
+from policies.points import INTERVAL_Z
 from policies.report import flat_metrics
 from policies.select import ChoiceReason
 from policies.sla import Sla
@@ -58,6 +59,23 @@ def workload() -> Workload:
 @pytest.fixture(scope="module")
 def report(node: Node, workload: Workload) -> PlanReport:
     return make_plan(node, workload, Sla.parse("p95_ttft_ms<=4000,p95_tpot_ms<=150"), jobs=1)
+
+
+def test_the_chance_of_the_best_rests_on_slow_steps_and_on_draws_of_the_same_traffic(
+    report: PlanReport,
+) -> None:
+    best, sla = report.selection.best, report.question.sla
+    assert best is not None
+    assert best.runs is not None
+    assert best.runs.draws == (0, 1, 2, 3, 4)
+    assert {run.slowness for run in best.runs.runs if run.draw == 0} == {
+        0.0,
+        INTERVAL_Z,
+        -INTERVAL_Z,
+    }
+    loads = [tuple(r.metrics.items()) for r in best.runs.runs if r.draw]
+    assert len(set(loads)) == 4
+    assert report.selection.probability == best.runs.chance(sla.per_run)
 
 
 def test_the_best_three_meet_the_sla_and_say_why_with_intervals(report: PlanReport) -> None:

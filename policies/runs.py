@@ -1,0 +1,206 @@
+"""P(SLA met) from simulated runs of the same settings: slow steps, quick steps, other draws.
+
+One unknown makes all metrics of a run worse together: how much slower steps are than their model
+says. So each draw of the requests has a *room*: how much slower, in standard errors of step times,
+all steps may get before the first constraint is missed. The SLA is met where slowness, standard
+normal, stays below the room. The room differs from draw to draw; its mean and spread over the
+draws are those of the next one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from statistics import NormalDist, fmean, variance
+
+from policies.constraint import Constraint, Metric, Op
+
+# Farther than this nothing was simulated: P is at most 0.999.
+MOST_ROOM = 3.0
+# A bound is looked for within this factor of the value.
+WIDEST = 1e4
+NUM_HALVINGS = 50
+NUM_PARTS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedRun:
+    """The metrics of one run, whose steps were ``slowness`` standard errors slower than the step
+    model says, of draw number ``draw`` of the requests."""
+
+    slowness: float
+    draw: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs of one settings under one workload. Draw 0 has runs of several slownesses, which show
+    how metrics follow; every other draw has at least one, whose distance to them it keeps."""
+
+    runs: tuple[SimulatedRun, ...]
+
+    def chance(self, constraints: Sequence[Constraint]) -> float:
+        """The chance that another run meets all ``constraints``."""
+        return _chance([self.room(draw, constraints) for draw in self.draws])
+
+    def room(self, draw: int, constraints: Sequence[Constraint]) -> float:
+        """How slow steps of ``draw`` may be, in standard errors, within -3..3."""
+        rooms = (self._room(draw, c) for c in constraints)
+        return max(-MOST_ROOM, min([MOST_ROOM, *rooms]))
+
+    def find_bound(
+        self, constraint: Constraint, others: Sequence[Constraint], chance: float
+    ) -> float | None:
+        """The tightest bound of ``constraint`` that is met with ``chance``, together with
+        ``others``; None: there is none."""
+        rooms = {draw: self.room(draw, others) for draw in self.draws}
+
+        def passes(cost: float) -> bool:
+            bound = replace(constraint, bound=_value(constraint, cost))
+            return _chance([min(rooms[d], self.room(d, [bound])) for d in rooms]) >= chance
+
+        value = self._first.metrics.get(constraint.key)
+        if value is None or not 0 < value < math.inf:
+            return None
+        tight, loose = _cost(constraint, value), _loosest(constraint, value)
+        tight -= loose - tight
+        if not passes(loose):
+            return None
+        for _ in range(NUM_HALVINGS):
+            middle = (tight + loose) / 2
+            tight, loose = (tight, middle) if passes(middle) else (middle, loose)
+        return _value(constraint, loose)
+
+    @cached_property
+    def draws(self) -> tuple[int, ...]:
+        return tuple(sorted({run.draw for run in self.runs}))
+
+    @property
+    def _first(self) -> SimulatedRun:
+        return min(self.runs, key=lambda run: (run.draw, abs(run.slowness)))
+
+    def _room(self, draw: int, constraint: Constraint) -> float:
+        curve = self._curve(constraint)
+        if curve is None:
+            return -MOST_ROOM
+        apart = []
+        for run in self.runs:
+            if run.draw == draw:
+                cost = _cost_in(run.metrics, constraint)
+                if not math.isfinite(cost):
+                    return -MOST_ROOM
+                apart.append(cost - curve.at(run.slowness))
+        budget = _cost(constraint, constraint.bound)
+        return curve.reaches(budget - fmean(apart))
+
+    def _curve(self, constraint: Constraint) -> _Curve | None:
+        found = [
+            (run.slowness, _cost_in(run.metrics, constraint))
+            for run in sorted(self.runs, key=lambda run: run.slowness)
+            if run.draw == self.draws[0]
+        ]
+        known = [(slowness, cost) for slowness, cost in found if math.isfinite(cost)]
+        if not known or not math.isfinite(_cost_in(self._first.metrics, constraint)):
+            return None
+        # Slower steps never make a run better; where a simulation says so, that was luck.
+        worst = -math.inf
+        points = []
+        for slowness, cost in known:
+            worst = max(worst, cost)
+            points.append((slowness, worst))
+        return _Curve(tuple(points))
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """Costs that rise with slowness: straight between the points, and on with the last slopes."""
+
+    points: tuple[tuple[float, float], ...]
+
+    def at(self, slowness: float) -> float:
+        for (left, low), (right, high) in self._pieces:
+            if slowness <= right:
+                return low + (high - low) * (slowness - left) / (right - left)
+        return self.points[-1][1] if not self._pieces else self._beyond(slowness)
+
+    def reaches(self, budget: float) -> float:
+        """The slowness at which the cost is ``budget``, within -3..3."""
+        if budget < self.points[0][1] and self._slope(0) > 0:
+            return max(
+                -MOST_ROOM, self.points[0][0] + (budget - self.points[0][1]) / self._slope(0)
+            )
+        if budget < self.points[0][1]:
+            return -MOST_ROOM
+        for (left, low), (right, high) in self._pieces:
+            if low <= budget < high:
+                return left + (right - left) * (budget - low) / (high - low)
+        slope = self._slope(-1)
+        if slope <= 0:
+            return MOST_ROOM
+        last, cost = self.points[-1]
+        return min(MOST_ROOM, last + (budget - cost) / slope)
+
+    @property
+    def _pieces(self) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+        return list(zip(self.points, self.points[1:], strict=False))
+
+    def _slope(self, piece: int) -> float:
+        if not self._pieces:
+            return 0.0
+        (left, low), (right, high) = self._pieces[piece]
+        return (high - low) / (right - left)
+
+    def _beyond(self, slowness: float) -> float:
+        last, cost = self.points[-1]
+        return cost + self._slope(-1) * (slowness - last)
+
+
+def _chance(rooms: Sequence[float]) -> float:
+    """That a standard normal slowness is below the room of the next draw, which is as far from
+    their mean as Student's t says of so few: a few draws that are alike may be so by luck."""
+    count = len(rooms)
+    if count == 1:
+        return NormalDist().cdf(rooms[0])
+    mean, spread = fmean(rooms), math.sqrt(variance(rooms) * (1 + 1 / count))
+    return fmean(NormalDist().cdf(mean + spread * t) for t in _student(count - 1))
+
+
+@cache
+def _student(freedom: int) -> tuple[float, ...]:
+    """Student's t at the middles of ``NUM_PARTS`` equal shares (Cornish and Fisher's series)."""
+    found = []
+    for part in range(NUM_PARTS):
+        z = NormalDist().inv_cdf((part + 0.5) / NUM_PARTS)
+        first = (z**3 + z) / 4
+        second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+        found.append(z + first / freedom + second / freedom**2)
+    return tuple(found)
+
+
+def _cost_in(metrics: Mapping[str, float], constraint: Constraint) -> float:
+    value = metrics.get(constraint.key)
+    return math.inf if value is None else _cost(constraint, value)
+
+
+def _cost(constraint: Constraint, value: float) -> float:
+    """A number that is higher the worse ``value`` is: shares as they are, the others as logs."""
+    if constraint.metric is Metric.ATTAINMENT:
+        return -value
+    if value <= 0:
+        return -math.inf if constraint.op is Op.AT_MOST else math.inf
+    return math.log(value) if constraint.op is Op.AT_MOST else -math.log(value)
+
+
+def _value(constraint: Constraint, cost: float) -> float:
+    if constraint.metric is Metric.ATTAINMENT:
+        return min(1.0, -cost)
+    return math.exp(cost if constraint.op is Op.AT_MOST else -cost)
+
+
+def _loosest(constraint: Constraint, value: float) -> float:
+    if constraint.metric is Metric.ATTAINMENT:
+        return -1e-6
+    return _cost(constraint, value) + math.log(WIDEST)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+
+from policies.runs import Runs, SimulatedRun
+from policies.sla import Sla
+
+TTFT = Sla.parse("p95_ttft_ms<=200").per_run
+BOTH = Sla.parse("p95_ttft_ms<=200,p95_tpot_ms<=20").per_run
+
+
+def run(slowness: float, draw: int = 0, ttft: float = 100.0, tpot: float = 10.0) -> SimulatedRun:
+    """Both latencies double with each standard error that steps are slower."""
+    grown = 2.0**slowness
+    metrics = {"p95_ttft_ms": ttft * grown, "p95_tpot_ms": tpot * grown}
+    return SimulatedRun(slowness=slowness, draw=draw, metrics=metrics)
+
+
+def three(ttft: float = 100.0, tpot: float = 10.0) -> tuple[SimulatedRun, ...]:
+    return tuple(run(slowness, ttft=ttft, tpot=tpot) for slowness in (0.0, 1.6, -1.6))
+
+
+def test_one_cause_moves_all_constraints_so_two_that_bind_alike_cost_no_more_than_one() -> None:
+    runs = Runs(three())
+    assert runs.room(0, TTFT) == pytest.approx(1.0)
+    assert runs.chance(TTFT) == pytest.approx(0.841, abs=0.001)
+    assert runs.chance(BOTH) == pytest.approx(runs.chance(TTFT))
+
+
+def test_the_first_constraint_to_be_missed_decides() -> None:
+    assert Runs(three(tpot=20.0)).chance(BOTH) == pytest.approx(0.5)
+
+
+def test_draws_that_differ_make_a_sure_answer_less_sure_and_a_hopeless_one_less_hopeless() -> None:
+    alike = [run(1.0, draw) for draw in range(1, 5)]
+    apart = [run(1.0, 1, ttft=50), run(1.0, 2, ttft=200), run(1.0, 3), run(1.0, 4)]
+    sure = Runs((*three(), *alike)).chance(TTFT)
+    assert sure == pytest.approx(Runs(three()).chance(TTFT), abs=0.01)
+    assert Runs((*three(), *apart)).chance(TTFT) < sure
+    hopeless = three(ttft=400.0)
+    spread = [run(0.0, 1, ttft=150), run(0.0, 2, ttft=800), run(0.0, 3, ttft=400)]
+    assert Runs((*hopeless, *spread)).chance(TTFT) > Runs(hopeless).chance(TTFT)
+
+
+def test_a_number_that_no_run_has_is_never_met() -> None:
+    assert Runs(three()).chance(Sla.parse("p95_itl_ms<=1e6").per_run) < 0.01
+
+
+def test_a_bound_found_for_a_chance_has_that_chance() -> None:
+    runs = Runs((*three(), run(1.0, 1, ttft=120), run(1.0, 2, ttft=90)))
+    tpot = Sla.parse("p95_tpot_ms<=40").per_run
+    bound = runs.find_bound(TTFT[0], tpot, 0.8)
+    assert bound is not None
+    found = Sla.parse(f"p95_ttft_ms<={bound},p95_tpot_ms<=40").per_run
+    assert runs.chance(found) == pytest.approx(0.8, abs=1e-6)
+    assert runs.find_bound(TTFT[0], Sla.parse("p95_tpot_ms<=5").per_run, 0.8) is None
+
+
+def test_a_share_that_falls_with_slow_steps_is_a_constraint_like_others() -> None:
+    runs = Runs(
+        tuple(
+            SimulatedRun(slowness=slowness, draw=0, metrics={"attainment": share})
+            for slowness, share in ((-1.6, 1.0), (0.0, 0.98), (1.6, 0.9))
+        )
+    )
+    assert runs.chance(Sla.parse("ttft:100,attainment>=0.94").per_run) == pytest.approx(
+        0.788, abs=0.01
+    )

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from engine.spec.plan import parse_plan
+from engine.spec.settings import Settings
+from engine.spec.steps import StepShape
+from policies.points import INTERVAL_Z
+from tuner.backends.step_errors import OUTSIDE_FACTOR, Phase, StepErrorBand, StepErrors
+from tuner.described.node import Node
+from tuner.described.parse import describe_node
+from tuner.described.step_error import StepError, step_error
+from tuner.step_model.timer import StepScale
+from tuner.workload.parse import parse_workload
+from tuner.workload.workload import Workload
+
+
+def band(phase: Phase, clients: tuple[int, int], half_width: float) -> StepErrorBand:
+    return StepErrorBand(
+        phase=phase,
+        min_clients=clients[0],
+        max_clients=clients[1],
+        min_tp=1,
+        max_tp=8,
+        rows=40,
+        half_width=half_width,
+    )
+
+
+KNOWN = StepErrors(
+    bands=(
+        band(Phase.PREFILL, (1, 16), 0.3),
+        band(Phase.PREFILL, (1, 128), 0.4),
+        band(Phase.DECODE, (1, 128), 0.2),
+    ),
+    devices=("h100",),
+    tp=(1, 2, 4, 8),
+    max_clients=128,
+    max_input_tokens=8192,
+)
+
+
+@pytest.fixture(scope="module")
+def node() -> Node:
+    found = describe_node(model="llama-3.1-8b", hardware="8xh100")
+    return replace(found, backend=replace(found.backend, step_errors=KNOWN))
+
+
+def clients(count: int, input_tokens: int = 100) -> Workload:
+    spec = f"closed:concurrency={count},input={input_tokens},output=10,requests={count}"
+    return parse_workload(spec, seed=0)
+
+
+def error(node: Node, plan: str, workload: Workload) -> StepError:
+    settings = Settings(plan=parse_plan(plan).plan, caps=node.backend.default_caps)
+    return step_error(node, settings, workload, {})
+
+
+def test_widths_are_those_of_the_phase_and_of_the_load_of_a_replica(node: Node) -> None:
+    assert error(node, "tp=2", clients(8)) == StepError(prefill=0.3, decode=0.2)
+    assert error(node, "tp=2", clients(64)).prefill == 0.4
+    assert error(node, "dp=4,tp=2", clients(64)).prefill == 0.3
+
+
+@pytest.mark.parametrize(
+    ("plan", "count", "input_tokens", "word"),
+    [
+        ("pp=2", 8, 100, "pipeline"),
+        ("sp=2", 8, 100, "sequence parallelism"),
+        ("tp=1", 600, 100, "600 requests at once"),
+        ("tp=1", 8, 20_000, "prompts of 20000 tokens"),
+    ],
+)
+def test_what_was_never_measured_is_said_and_widens(
+    node: Node, plan: str, count: int, input_tokens: int, word: str
+) -> None:
+    found = error(node, plan, clients(count, input_tokens))
+    assert word in found.outside[0]
+    assert found.decode == pytest.approx(0.2 * OUTSIDE_FACTOR)
+
+
+def test_a_device_without_served_runs_is_outside() -> None:
+    elsewhere = describe_node(model="llama-3.1-8b", hardware="1xa100")
+    elsewhere = replace(elsewhere, backend=replace(elsewhere.backend, step_errors=KNOWN))
+    assert "a100" in error(elsewhere, "tp=1", clients(8)).outside[0]
+
+
+def test_one_slowness_drives_both_kinds_of_steps_by_their_own_widths() -> None:
+    scale = StepError(prefill=0.3, decode=0.2).scale(INTERVAL_Z)
+    assert scale == StepScale(prefill=math.exp(0.3), decode=math.exp(0.2))
+    decodes = StepShape(num_seqs=4, num_decode_tokens=4)
+    prompt = StepShape(num_seqs=1, num_prefill_tokens=100)
+    mixed = StepShape(num_seqs=5, num_prefill_tokens=100, num_decode_tokens=4)
+    assert scale.of(decodes) == scale.decode
+    assert scale.of(prompt) == scale.prefill
+    assert scale.decode < scale.of(mixed) < scale.prefill

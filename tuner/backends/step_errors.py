@@ -1,0 +1,54 @@
+"""How far step times may be off, by phase, load and tensor-parallel degree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+# What was never measured is off by this much more.
+OUTSIDE_FACTOR = 1.5
+
+
+class Phase(StrEnum):
+    """What a step mostly does."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepErrorBand:
+    """The 90 % half width of log(true / simulated) step times of ``phase``, from ``rows`` held-out
+    runs with so many clients a replica and such a degree; both ends belong to it. ``unexplained``
+    is the share of runs beside them whose error no step times explain."""
+
+    phase: Phase
+    min_clients: int
+    max_clients: int
+    min_tp: int
+    max_tp: int
+    rows: int
+    half_width: float
+    unexplained: float = 0.0
+
+    def holds(self, clients: float, tp: int) -> bool:
+        """Whether a replica with so many requests at once and such a degree is in it."""
+        return self.min_clients <= clients <= self.max_clients and self.min_tp <= tp <= self.max_tp
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepErrors:
+    """``bands``, the narrowest first, and what their runs span: a question outside is off by more
+    than they say."""
+
+    bands: tuple[StepErrorBand, ...]
+    devices: tuple[str, ...]
+    tp: tuple[int, ...]
+    max_clients: int
+    max_input_tokens: int
+
+    def band(self, phase: Phase, clients: float, tp: int) -> StepErrorBand:
+        """The first band that holds the question, else the one of all runs."""
+        mine = [band for band in self.bands if band.phase is phase]
+        held = (band for band in mine if band.holds(max(1.0, clients), tp))
+        return next(held, mine[-1])

@@ -1,0 +1,183 @@
+"""How far step times of a served run may be off, from runs that the profile's fit never saw.
+
+Of each published run it finds the log factor on all step times with which simulation would have
+told its TTFT, and the one with which it would have told its TPOT. Unlike the errors of TTFT and
+TPOT themselves, these do not grow where requests queue: queueing is simulated. The first is what a
+step with prompts is taken to be off by, the second a step of decodes alone.
+
+    python -m tuner.calibration.step_errors --data ../shared/silicon --processes 2
+
+writes the widths into the profiles: the split-conformal 90 % quantile of their sizes, apart for
+runs of few and of many requests and by tensor-parallel degree where these have enough runs. Runs
+that no step times explain are left out, and their share is told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tuner.backends import Backend, load_profile
+from tuner.backends.backend import BACKENDS
+from tuner.backends.step_errors import Phase, StepErrorBand, StepErrors
+from tuner.calibration.served import SOURCES, parameters_of
+from tuner.calibration.served_fit import CHUNK, with_values
+from tuner.calibration.served_rows import RowSimulator, ServedRow, read_served_rows
+from tuner.step_model.fit import conformal
+
+# Log factors on step times at which every run is simulated; a run's own is interpolated.
+SCALES = (-0.25, 0.0, 0.25)
+# A run that needs more than that was not slowed by its steps: something else is not simulated.
+MOST_LOG = 0.5
+# A band of fewer runs is joined with the others.
+LEAST_ROWS = 30
+# Few and many requests at once, tensor-parallel degrees: the bands that are tried.
+CLIENTS = ((1, 16), (17, 128))
+DEGREES = ((1, 1), (2, 2), (4, 4), (8, 8))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needed:
+    """The log factors on step times that ``row`` needed: for its TTFT, and for its TPOT."""
+
+    row: ServedRow
+    prefill: float
+    decode: float
+
+    def of(self, phase: Phase) -> float:
+        """The one of ``phase``."""
+        return self.prefill if phase is Phase.PREFILL else self.decode
+
+
+def needed_factors(
+    rows: Sequence[ServedRow], profile: Backend, data: Path, *, processes: int = 1
+) -> list[Needed]:
+    """Of every row that ``profile`` serves, with the figures of the fold that never saw its group;
+    of a group that no fold knows with the shipped ones, which never saw it either."""
+    parameters = parameters_of(data)
+    folds = profile.fitted.held_out if profile.fitted else ()
+    values = {fold.group: fold.values for fold in folds}
+    jobs: list[tuple[Backend, list[ServedRow]]] = []
+    for group in sorted({row.group for row in rows if row.backend == profile.name}):
+        known = values.get(group)
+        served = with_values(profile, parameters, known) if known else profile
+        mine = sorted(
+            (row for row in rows if row.group == group), key=lambda r: (r.tp, r.precision)
+        )
+        jobs += [(served, mine[at : at + CHUNK]) for at in range(0, len(mine), CHUNK)]
+    if processes == 1:
+        parts = [_needed_of(job) for job in jobs]
+    else:
+        with ProcessPoolExecutor(processes) as pool:
+            parts = list(pool.map(_needed_of, jobs))
+    return [each for part in parts for each in part]
+
+
+def step_errors(needed: Sequence[Needed]) -> StepErrors:
+    """The widths by phase, load and degree, and what the rows span."""
+    rows = [each.row for each in needed]
+    return StepErrors(
+        bands=tuple(band for phase in Phase for band in _bands(needed, phase)),
+        devices=tuple(sorted({row.device for row in rows})),
+        tp=tuple(sorted({row.tp for row in rows})),
+        max_clients=max(row.concurrency for row in rows),
+        max_input_tokens=max(row.input_tokens for row in rows),
+    )
+
+
+def _bands(needed: Sequence[Needed], phase: Phase) -> Iterator[StepErrorBand]:
+    """The narrowest first: whoever asks takes the first that holds them."""
+    every = (1, max(each.row.concurrency for each in needed))
+    all_tp = (1, max(each.row.tp for each in needed))
+    narrow = [
+        *((clients, tp) for tp in DEGREES for clients in CLIENTS),
+        *((clients, all_tp) for clients in CLIENTS),
+    ]
+    bands = [_band(needed, phase, clients, tp) for clients, tp in narrow]
+    yield from (band for band in bands if band is not None and band.rows >= LEAST_ROWS)
+    widest = _band(needed, phase, every, all_tp)
+    assert widest is not None, "it holds every run"
+    yield widest
+
+
+def _band(
+    needed: Sequence[Needed], phase: Phase, clients: tuple[int, int], tp: tuple[int, int]
+) -> StepErrorBand | None:
+    every = [
+        abs(each.of(phase))
+        for each in needed
+        if clients[0] <= each.row.concurrency <= clients[1] and tp[0] <= each.row.tp <= tp[1]
+    ]
+    logs = [log for log in every if log < MOST_LOG]
+    if not logs:
+        return None
+    return StepErrorBand(
+        phase=phase,
+        min_clients=clients[0],
+        max_clients=clients[1],
+        min_tp=tp[0],
+        max_tp=tp[1],
+        rows=len(logs),
+        half_width=round(conformal(np.array(logs)), 3),
+        unexplained=round(1 - len(logs) / len(every), 3),
+    )
+
+
+def _needed_of(job: tuple[Backend, list[ServedRow]]) -> list[Needed]:
+    profile, rows = job
+    simulator = RowSimulator({profile.name: profile})
+    found = []
+    for row in rows:
+        runs = [simulator.simulate(row, step_scale=math.exp(scale)) for scale in SCALES]
+        if any(math.isnan(run.ttft_s) for run in runs):
+            continue
+        found.append(
+            Needed(
+                row=row,
+                prefill=_crossing([run.ttft_s for run in runs], row.ttft_s),
+                decode=_crossing([run.tpot_s for run in runs], row.tpot_s),
+            )
+        )
+    return found
+
+
+def _crossing(simulated: Sequence[float], measured: float) -> float:
+    """The log factor at which simulation says ``measured``, on with the last slopes."""
+    logs = np.maximum.accumulate(np.log(simulated))
+    wanted = math.log(measured)
+    piece = 0 if wanted < logs[1] else 1
+    rise = max(float(logs[piece + 1] - logs[piece]), 1e-3)
+    width = SCALES[piece + 1] - SCALES[piece]
+    return float(
+        np.clip(SCALES[piece] + (wanted - logs[piece]) / rise * width, -MOST_LOG, MOST_LOG)
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the widths into the profiles of all fitted backends."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="the folder of measurements")
+    parser.add_argument("--processes", type=int, default=1)
+    options = parser.parse_args(arguments)
+    rows = read_served_rows(options.data)
+    for name in SOURCES:
+        profile = load_profile(name)
+        found = needed_factors(rows, profile, options.data, processes=options.processes)
+        path = BACKENDS.get_path(name)
+        raw = json.loads(path.read_text())
+        raw["step_errors"] = asdict(step_errors(found))
+        path.write_text(json.dumps(raw, indent=2) + "\n")
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

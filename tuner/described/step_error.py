@@ -1,0 +1,97 @@
+"""How far the step times of a question may be off: by what was measured nearest to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Settings
+from policies.points import INTERVAL_Z
+from tuner.backends.step_errors import OUTSIDE_FACTOR, Phase, StepErrors
+from tuner.described.node import Node
+from tuner.step_model.timer import StepScale
+from tuner.workload.workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepError:
+    """90 % half widths of log(true / simulated) step times. ``outside`` says in words what about
+    the question was never measured; the widths are wider for it. ``unexplained`` is the share of
+    runs like it whose TTFT no step times explain: that is in no interval."""
+
+    prefill: float
+    decode: float
+    outside: tuple[str, ...] = ()
+    unexplained: float = 0.0
+
+    def scale(self, slowness: float) -> StepScale:
+        """All steps ``slowness`` standard errors slower: one unknown drives both kinds."""
+        return StepScale(
+            prefill=math.exp(slowness * self.prefill / INTERVAL_Z),
+            decode=math.exp(slowness * self.decode / INTERVAL_Z),
+        )
+
+    @property
+    def is_exact(self) -> bool:
+        return self.prefill == self.decode == 0
+
+
+def step_error(
+    node: Node, settings: Settings, workload: Workload, metrics: Mapping[str, float]
+) -> StepError:
+    """Of ``settings`` under ``workload``, whose run had ``metrics``.
+
+    Where the backend was compared with served runs by phase and load, the widths are theirs, and
+    wider outside of what these span; else both are the node's.
+    """
+    known, plan = node.backend.step_errors, settings.plan
+    if known is None:
+        return StepError(prefill=node.interval, decode=node.interval)
+    clients = mean_active(settings, workload, metrics) / plan.dp
+    outside = tuple(_outside(known, node, plan, workload, clients))
+    factor = OUTSIDE_FACTOR if outside else 1.0
+    device, precision = node.hardware.device, node.precision
+    # Runs on a device that was compared show its error too; of others it may be the larger one.
+    least = 0.0
+    if device.name not in known.devices or device.interval_for(precision) > device.interval:
+        least = device.interval_for(precision)
+    prefill, decode = (known.band(phase, clients, plan.tp) for phase in Phase)
+    return StepError(
+        prefill=factor * max(least, prefill.half_width),
+        decode=factor * max(least, decode.half_width),
+        outside=outside,
+        unexplained=prefill.unexplained,
+    )
+
+
+def mean_active(settings: Settings, workload: Workload, metrics: Mapping[str, float]) -> float:
+    """Requests that run at once: the clients of a closed loop, else by Little's law; no more than
+    the caps allow."""
+    most = float(settings.plan.dp * settings.caps.max_num_seqs)
+    if workload.closed is not None:
+        return min(most, float(workload.closed.concurrency))
+    e2e_ms, rate = metrics.get("mean_e2e_ms"), workload.rate_rps
+    return min(most, rate * e2e_ms / 1e3) if e2e_ms is not None and rate is not None else 1.0
+
+
+def _outside(
+    known: StepErrors, node: Node, plan: ParallelPlan, workload: Workload, clients: float
+) -> list[str]:
+    device = node.hardware.device.name
+    longest = int(workload.input_tokens.max())
+    found = []
+    if device not in known.devices:
+        found.append(f"{device} (served runs are of {', '.join(known.devices)})")
+    if plan.pp > 1:
+        found.append("pipeline stages")
+    if plan.sp > 1:
+        found.append("sequence parallelism")
+    if plan.tp > max(known.tp):
+        found.append(f"tp={plan.tp} (up to {max(known.tp)})")
+    if clients > 2 * known.max_clients:
+        found.append(f"{clients:.0f} requests at once a replica (up to {known.max_clients})")
+    if longest > 2 * known.max_input_tokens:
+        found.append(f"prompts of {longest} tokens (up to {known.max_input_tokens})")
+    return found

@@ -196,25 +196,30 @@ def _run_live(
 
 
 def propose(context: TuningContext, number: int, done: Sequence[TrialRecord]) -> Settings:
-    """What trial ``number`` tries: the baseline, then the best of simulation, then what Optuna
-    suggests, ranked by the surrogate."""
+    """What trial ``number`` tries: the baseline, then by turns the best of the simulated design and
+    what Optuna suggests from the design and the trials so far, ranked by the surrogate."""
     if number == 0:
         return context.space.baseline
-    first = [s for s in shortlist(context) if s != context.space.baseline]
-    num_first = min(len(first), max(1, context.spec.trials // 2))
-    if number <= num_first:
-        return first[number - 1]
+    tried = {trial.settings for trial in done if trial.number < number}
+    if number % 2:
+        fresh = [s for s in shortlist(context) if s not in tried]
+        if fresh:
+            return fresh[0]
     suggestions = suggest(
-        context.space,
+        context.grid,
         context.sla,
         done,
         seed=context.spec.seed,
         number=number,
         count=NUM_SUGGESTIONS,
+        objective=context.spec.goal.objective,
+        prior=list(context.design.values()),
     )
-    tried = {trial.settings for trial in done}
-    fresh = [s for s in suggestions if s not in tried] or suggestions
-    return ranked_by_surrogate(context, fresh, done)[0]
+    return (
+        ranked_by_surrogate(context, suggestions, done)[0]
+        if suggestions
+        else context.space.baseline
+    )
 
 
 # -- judging -------------------------------------------------------------------------------------

@@ -72,31 +72,52 @@ class Rebuilt:
     """Suggestions of one sampler by the tuner's own ``suggest``.
 
     ``prior``: what arithmetic says of the best settings of each plan is told beforehand.
-    ``by_turns``: every other trial is the next best of those.
-    ``count`` suggestions are ranked by arithmetic, as a job's are by its surrogate.
     """
 
     choice: SamplerChoice
     prior: bool = False
-    by_turns: bool = False
-    count: int = 1
 
     def __call__(self, problem: Problem, seed: int) -> Iterator[int]:
-        queue = ranked(problem) if self.prior else []
-        prior = [problem.estimates[row] for row in queue]
+        prior = [problem.estimates[row] for row in problem.shortlist] if self.prior else []
         rows: dict[Settings, int] = {p.settings: i for i, p in enumerate(problem.points)}
         done: list[TrialRecord] = []
         while len(done) < len(problem.grid):
-            tried = {trial.settings for trial in done}
-            waiting = [row for row in queue if problem.points[row].settings not in tried]
-            if self.by_turns and waiting and len(done) % 2 == 0:
-                row = waiting[0]
-            else:
-                found = suggest(
+            found = suggest(
+                problem.grid, problem.sla, done,
+                seed=seed, number=len(done), count=1, prior=prior, choice=self.choice,
+            )  # fmt: skip
+            row = rows[found[0]]
+            done.append(record(problem, len(done), row))
+            yield row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guided:
+    """Estimates corrected by what was found. ``choice`` None: without Optuna; else Optuna's
+    suggestions, ``count`` of them, are ranked by the corrected estimates in every other
+    evaluation, from the second."""
+
+    choice: SamplerChoice | None = None
+    count: int = 8
+
+    def __call__(self, problem: Problem, seed: int) -> Iterator[int]:
+        guide = problem.guide
+        rows: dict[Settings, int] = {p.settings: i for i, p in enumerate(problem.points)}
+        done: list[TrialRecord] = []
+        prior = [problem.estimates[row] for row in problem.shortlist]
+        found: list[int] = []
+        while len(done) < len(problem.grid):
+            points = [problem.points[row] for row in found]
+            if self.choice is not None and len(done) % 2 == 1:
+                options = suggest(
                     problem.grid, problem.sla, done,
                     seed=seed, number=len(done), count=self.count, prior=prior, choice=self.choice,
                 )  # fmt: skip
-                row = min((rows[s] for s in found), key=lambda r: _rank(problem, r))
+                candidates = [rows[s] for s in options]
+            else:
+                candidates = [row for row in range(len(problem.grid)) if row not in set(found)]
+            row = guide.ranked(candidates, points)[0]
+            found.append(row)
             done.append(record(problem, len(done), row))
             yield row
 
@@ -127,31 +148,21 @@ class Kept:
 
 def ranking_alone(problem: Problem, _: int) -> Iterator[int]:
     """The best estimate of each plan, best plans first; then all the others, best first."""
-    first = ranked(problem)
-    seen = set(first)
+    first = problem.shortlist
     yield from first
-    rest = (row for row in range(len(problem.grid)) if row not in seen)
-    yield from sorted(rest, key=lambda row: _rank(problem, row))
-
-
-def ranked(problem: Problem) -> list[int]:
-    """The best row of each plan by arithmetic alone, best plans first."""
-    return problem.shortlist
-
-
-def _rank(problem: Problem, row: int) -> tuple[float, ...]:
-    return problem.ranks[row]
+    rest = set(range(len(problem.grid))) - set(first)
+    yield from sorted(rest, key=lambda row: problem.ranks[row])
 
 
 def contestants(names: str = "") -> dict[str, Search]:
     """All of them by name, or those whose name has one of the words in ``names``."""
     every: dict[str, Search] = {name: Rebuilt(choice=choice) for name, choice in REBUILT.items()}
     every |= {name: Kept(make=make) for name, make in KEPT.items()}
+    every["TPE, multivariate + prior"] = Rebuilt(choice=DEFAULT, prior=True)
+    every["estimates alone"] = ranking_alone
+    every["corrected estimates alone"] = Guided()
     for name, choice in REBUILT.items():
-        every[f"{name} + prior"] = Rebuilt(choice=choice, prior=True)
-        every[f"{name} + prior, by turns"] = Rebuilt(choice=choice, prior=True, by_turns=True)
-        every[f"{name} + prior, best of 8"] = Rebuilt(choice=choice, prior=True, count=8)
-    every["estimate alone"] = ranking_alone
+        every[f"corrected estimates, {name} by turns"] = Guided(choice=choice)
     wanted = [word.strip() for word in names.split("|") if word.strip()]
     if not wanted:
         return every

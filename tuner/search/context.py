@@ -19,6 +19,7 @@ from tuner.described.node import Node
 from tuner.hardware import Hardware
 from tuner.launch.why_not import OWN, why_not
 from tuner.load.live import LiveEngine
+from tuner.search.corrected import Corrected
 from tuner.search.design import advised_ladders, design_settings, refined_settings
 from tuner.search.feasibility import check_memory, engine_config, refused_caps
 from tuner.search.grid import Grid
@@ -78,6 +79,18 @@ class TuningContext:
     def grid(self) -> Grid:
         """Every feasible combination of knobs."""
         return Grid(self.space)
+
+    @cached_property
+    def corrected(self) -> Corrected:
+        """What arithmetic says of the grid under the trials' workload."""
+        return Corrected(
+            grid=self.grid,
+            sla=self.sla,
+            load=Load.of(self.trial_workload),
+            span_s=self.trial_workload.span_s,
+            timer=self.simulator.timer,
+            objective=self.spec.goal.objective,
+        )
 
     def __enter__(self) -> TuningContext:
         return self

@@ -19,8 +19,9 @@ from policies.sla import Sla
 from tuner.search.surrogate import Load
 
 NUM_ROUNDS = 24
-# A replica that is asked for more than it can do has a queue that grows: so much slower per unit.
-OVERLOAD = 50.0
+NORMAL_P95 = 1.645
+# Mean of a reflected random walk over its time, in deviations of its end: 2/3 * sqrt(2 / pi).
+WALK_MEAN = 0.53
 # Share of a run's requests ahead of which a percentile lies, from the exponential tail of a queue.
 TAIL = {"p50": 0.7, "p90": 2.3, "p95": 3.0, "p99": 4.6, "mean": 1.0, "max": 6.0}
 
@@ -64,26 +65,24 @@ def steady_state(settings: Settings, load: Load, timer: StepTimer) -> SteadyStat
     )
 
 
-def estimate(settings: Settings, load: Load, timer: StepTimer, sla: Sla) -> OperatingPoint:
-    """The point that the steady state makes likely: every latency that ``sla`` bounds."""
+def estimate(
+    settings: Settings, load: Load, timer: StepTimer, sla: Sla, *, span_s: float
+) -> OperatingPoint:
+    """The point that the steady state makes likely: every latency that ``sla`` bounds, where the
+    load lasts ``span_s``."""
     state = steady_state(settings, load, timer)
-    busy = min(state.utilisation, 0.98)
     budget = max(1.0, settings.caps.max_num_batched_tokens - state.num_decodes)
-    # An open loop adds to its queue what an exponential server would; bursts lengthen it.
     lone_s = _prefill_s(settings, load, timer, budget, state)
     if load.is_closed:
         wait_s = _closed_wait_s(settings, load, timer, state) / TAIL["p95"]
     else:
-        spread = (1 + load.gap_cv**2) / 2
-        wait_s = lone_s * spread * busy / (1 - busy)
-    over = max(0.0, state.utilisation - 1)
-    slower = 1 + OVERLOAD * over
+        wait_s = _open_wait_s(settings, load, state, span_s)
     metrics = {}
     for constraint in sla.constraints:
         percentile, _, name = constraint.key.partition("_")
         tail = TAIL.get(percentile, 1.0)
-        ttft_ms = 1e3 * (lone_s + wait_s * tail) * slower
-        tpot_ms = 1e3 * state.step_s * (1 + 0.1 * tail) * min(slower, 4.0)
+        ttft_ms = 1e3 * (lone_s + wait_s * tail)
+        tpot_ms = 1e3 * state.step_s * (1 + 0.1 * tail)
         found = {
             "ttft_ms": ttft_ms,
             "tpot_ms": tpot_ms,
@@ -127,6 +126,23 @@ def _shape(settings: Settings, load: Load, decodes: int, prompt: int) -> StepSha
 def _closed_rate(clients: float, tokens_out: float, period_s: float) -> float:
     """Requests per second that so many clients send, each waiting for its answer."""
     return math.inf if math.isinf(clients) else clients / (tokens_out * period_s)
+
+
+def _open_wait_s(settings: Settings, load: Load, state: SteadyState, span_s: float) -> float:
+    """Mean seconds in the queue of a replica: of one server with this burstiness; near its limit no
+    more than a random walk of ``span_s`` gets to, beyond it what the load is ahead by then."""
+    service_s = state.utilisation * settings.plan.dp / load.rate_rps
+    # Kingman: half the squared variations of gaps and of work.
+    work_cv = max(0.0, load.p95_input_tokens / load.mean_input_tokens - 1) / NORMAL_P95
+    spread = (work_cv**2 + load.gap_cv**2) / 2
+    most_s = WALK_MEAN * math.sqrt(2 * spread * service_s * span_s)
+    busy = min(state.utilisation, 1 - 1e-6)
+    return min(most_s, service_s * spread * busy / (1 - busy)) + _excess_s(state, span_s)
+
+
+def _excess_s(state: SteadyState, span_s: float) -> float:
+    """Mean wait behind a queue that grows all the time."""
+    return max(0.0, state.utilisation - 1) * span_s / TAIL["p95"]
 
 
 def _closed_wait_s(settings: Settings, load: Load, timer: StepTimer, state: SteadyState) -> float:

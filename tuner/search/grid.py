@@ -133,6 +133,13 @@ class Grid:
         }
         return {k.name: min(max(found[k.name], k.low), k.high) for k in self.knobs}
 
+    def place(self, settings: Settings) -> FloatArray:
+        """f8[K]: where ``settings`` stand among the rows of :attr:`scaled`."""
+        found = self.scaled[0].copy()
+        for name, value in self.numbers_of(settings).items():
+            found[KNOBS.index(name)] = value if name in LINEAR else np.log2(value)
+        return found
+
     def nearest(self, numbers: Mapping[str, int], taken: Iterable[int] = ()) -> int:
         """The row closest to ``numbers`` (those that are missing do not count) that is not
         ``taken``, by the sum of distances in octaves; the first of equals."""

@@ -1,7 +1,7 @@
 """Tuning: prepare, run trials, recommend. Each part is deterministic given its arguments.
 
-The ladder of fidelity: the surrogate ranks suggestions (``predicted``), simulation checks the
-best of them (``simulated``), a short live run tries those that could win (``probed``), and the
+The ladder of fidelity: corrected arithmetic ranks suggestions (``predicted``), simulation checks
+the best of them (``simulated``), a short live run tries those that could win (``probed``), and the
 winner is measured again with a fresh seed (``measured``) and loses its place if it then fails.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from enum import IntEnum
 from typing import Any
 
 from engine.spec.errors import EngineError
@@ -21,7 +22,7 @@ from policies.sla import Sla
 from policies.verdict import is_dependable, verdict
 from tuner.search.context import OnEvent, TuningContext, TuningEvent, prepare
 from tuner.search.evidence import measured_point
-from tuner.search.ranking import ranked_by_surrogate, shortlist
+from tuner.search.ranking import candidates, ranked_by_estimate, shortlist
 from tuner.search.recommend import recommend
 from tuner.search.report import TuningReport
 from tuner.search.spec import TuningSpec
@@ -42,6 +43,14 @@ __all__ = [
 ]
 
 NUM_SUGGESTIONS = 8
+
+
+class Turn(IntEnum):
+    """Who proposes a trial, by its number modulo 3."""
+
+    ARITHMETIC = 0
+    DESIGN = 1
+    OPTUNA = 2
 
 
 def tune(
@@ -196,15 +205,25 @@ def _run_live(
 
 
 def propose(context: TuningContext, number: int, done: Sequence[TrialRecord]) -> Settings:
-    """What trial ``number`` tries: the baseline, then by turns the best of the simulated design and
-    what Optuna suggests from the design and the trials so far, ranked by the surrogate."""
+    """What trial ``number`` tries: the baseline, then by turns of three the best of the simulated
+    design, what Optuna suggests from the design and the trials so far, and the best of all
+    combinations by arithmetic corrected by both. Optuna's suggestions are ranked by the latter.
+    """
     if number == 0:
         return context.space.baseline
-    tried = {trial.settings for trial in done if trial.number < number}
-    if number % 2:
-        fresh = [s for s in shortlist(context) if s not in tried]
-        if fresh:
-            return fresh[0]
+    known = [trial for trial in done if trial.number < number]
+    tried = {trial.settings for trial in known}
+    fresh = [s for s in shortlist(context) if s not in tried]
+    turn = Turn(number % 3)
+    if turn is Turn.DESIGN and fresh:
+        return fresh[0]
+    options = [] if turn is Turn.ARITHMETIC else _suggested(context, known, number)
+    rows = options or candidates(context, known, seed=context.spec.seed + number)
+    return ranked_by_estimate(context, rows, known)[0] if rows else context.space.baseline
+
+
+def _suggested(context: TuningContext, done: Sequence[TrialRecord], number: int) -> list[int]:
+    """Rows that Optuna suggests."""
     suggestions = suggest(
         context.grid,
         context.sla,
@@ -215,11 +234,7 @@ def propose(context: TuningContext, number: int, done: Sequence[TrialRecord]) ->
         objective=context.spec.goal.objective,
         prior=list(context.design.values()),
     )
-    return (
-        ranked_by_surrogate(context, suggestions, done)[0]
-        if suggestions
-        else context.space.baseline
-    )
+    return [row for s in suggestions if (row := context.grid.row_of(s)) is not None]
 
 
 # -- judging -------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -41,11 +42,12 @@ REBUILT = {
     "GP": SamplerChoice(make=_gp),
     "random": SamplerChoice(make=lambda seed: optuna.samplers.RandomSampler(seed=seed)),
 }
+CMA_ES = "CMA-ES"  # of a package of its own, left out where that is absent
 # These keep what they know in the study itself, so theirs lives on between two asks.
 KEPT: dict[str, Callable[[int], BaseSampler]] = {
     "NSGA-II": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=10),
     "NSGA-III": lambda seed: optuna.samplers.NSGAIIISampler(seed=seed, population_size=10),
-    "CMA-ES": lambda seed: optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=1),
+    CMA_ES: lambda seed: optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=1),
     "quasi-random (Sobol)": lambda seed: optuna.samplers.QMCSampler(
         seed=seed, scramble=True, warn_independent_sampling=False
     ),
@@ -157,7 +159,11 @@ def ranking_alone(problem: Problem, _: int) -> Iterator[int]:
 def contestants(names: str = "") -> dict[str, Search]:
     """All of them by name, or those whose name has one of the words in ``names``."""
     every: dict[str, Search] = {name: Rebuilt(choice=choice) for name, choice in REBUILT.items()}
-    every |= {name: Kept(make=make) for name, make in KEPT.items()}
+    every |= {
+        name: Kept(make=make)
+        for name, make in KEPT.items()
+        if name != CMA_ES or importlib.util.find_spec("cmaes") is not None
+    }
     every["TPE, multivariate + prior"] = Rebuilt(choice=DEFAULT, prior=True)
     every["estimates alone"] = ranking_alone
     every["corrected estimates alone"] = Guided()

@@ -138,7 +138,7 @@ class Grid:
         found = self.scaled[0].copy()
         for name, value in self.numbers_of(settings).items():
             found[KNOBS.index(name)] = value if name in LINEAR else np.log2(value)
-        return found
+        return np.asarray(found)
 
     def nearest(self, numbers: Mapping[str, int], taken: Iterable[int] = ()) -> int:
         """The row closest to ``numbers`` (those that are missing do not count) that is not

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from enum import IntEnum
 from typing import Any
 
 from engine.spec.errors import EngineError
@@ -44,13 +43,9 @@ __all__ = [
 
 NUM_SUGGESTIONS = 8
 
-
-class Turn(IntEnum):
-    """Who proposes a trial, by its number modulo 3."""
-
-    ARITHMETIC = 0
-    DESIGN = 1
-    OPTUNA = 2
+# Who proposes a trial, by its number modulo this; what is left is arithmetic's.
+NUM_TURNS = 3
+DESIGN_TURN, OPTUNA_TURN = 1, 2
 
 
 def tune(
@@ -214,11 +209,11 @@ def propose(context: TuningContext, number: int, done: Sequence[TrialRecord]) ->
     known = [trial for trial in done if trial.number < number]
     tried = {trial.settings for trial in known}
     fresh = [s for s in shortlist(context) if s not in tried]
-    turn = Turn(number % 3)
-    if turn is Turn.DESIGN and fresh:
+    turn = number % NUM_TURNS
+    if turn == DESIGN_TURN and fresh:
         return fresh[0]
-    options = [] if turn is Turn.ARITHMETIC else _suggested(context, known, number)
-    rows = options or candidates(context, known, seed=context.spec.seed + number)
+    options = _suggested(context, known, number) if turn == OPTUNA_TURN else []
+    rows = options or candidates(context, known, seed=context.spec.seed)
     return ranked_by_estimate(context, rows, known)[0] if rows else context.space.baseline
 
 

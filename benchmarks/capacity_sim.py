@@ -23,7 +23,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tuner.capacity.table import Standing, entry_of, table_of
 
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
@@ -32,6 +31,7 @@ from policies.capacity_table import CapacityTable, cheapest
 from policies.load_history import SLOT_S, LoadHistory, LoadSlot
 from policies.sla import Sla
 from tuner.capacity.probe import Asked
+from tuner.capacity.table import Standing, entry_of, table_of
 from tuner.described.node import Node
 from tuner.described.parse import describe_node
 from tuner.described.reshape_cost import reshape_seconds
@@ -142,9 +142,7 @@ def _rate_table(folder: Path, name: str, at: Sequence[float], rates: Sequence[fl
     path = folder / f"{name.replace(' ', '-')}.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["window_start_s", "rate_rps", "mean_input_tokens", "mean_output_tokens"]
-        )
+        writer.writerow(["window_start_s", "rate_rps", "mean_input_tokens", "mean_output_tokens"])
         writer.writerows((s, max(float(r), 0.0), 1024, 64) for s, r in zip(at, rates, strict=True))
     return path
 

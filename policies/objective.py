@@ -19,6 +19,7 @@ SECONDS_PER_HOUR = 3600.0
 MAX_PRICE = 1e9
 # Differences below this share are noise of runs: the next criterion decides.
 NOTICEABLE = 0.01
+GOODPUT = "goodput_rps"
 
 
 class Objective(StrEnum):
@@ -26,7 +27,8 @@ class Objective(StrEnum):
 
     ``devices``: fewest (the default). ``latency``: lowest latencies against their bounds.
     ``throughput``: most output tokens a second. ``cost``: least device time per output token.
-    ``headroom``: farthest from every bound.
+    ``headroom``: farthest from every bound. ``pareto``: the trade of goodput per device against
+    latency as a whole; of its ends, most goodput per device is called best.
     """
 
     DEVICES = "devices"
@@ -34,6 +36,7 @@ class Objective(StrEnum):
     THROUGHPUT = "throughput"
     COST = "cost"
     HEADROOM = "headroom"
+    PARETO = "pareto"
 
     @classmethod
     def parse(cls, text: str) -> Objective:
@@ -59,6 +62,25 @@ class Objective(StrEnum):
         """Smaller is better; points that hardly differ are told apart by what comes next."""
         return _ORDERS[self](point, sla)
 
+    def values(self, point: OperatingPoint, sla: Sla) -> tuple[float, ...]:
+        """What a search makes smallest: one number that puts points in this order, or the sides of
+        a trade. It takes no difference for noise, as :meth:`order` does."""
+        latency = point.latency_score(sla)
+        match self:
+            case Objective.DEVICES:
+                # Latency decides between equals only, however long it is.
+                return (point.cost_devices + 0.5 + 0.5 * math.tanh(latency / 2),)
+            case Objective.LATENCY:
+                return (latency,)
+            case Objective.THROUGHPUT:
+                return (-math.log(max(throughput_tokens_per_s(point), 1e-9)),)
+            case Objective.COST:
+                return (math.log(device_seconds_per_token(point)),)
+            case Objective.HEADROOM:
+                return (-point.headroom(sla),)
+            case Objective.PARETO:
+                return (-goodput_rps_per_device(point), latency)
+
     def tell(self, point: OperatingPoint, sla: Sla) -> str:
         """The number that it goes by, in words."""
         match self:
@@ -71,6 +93,8 @@ class Objective(StrEnum):
             case Objective.COST:
                 seconds = short(device_seconds_per_token(point) * 1e6)
                 return f"{seconds} device-seconds per 1M tokens"
+            case Objective.PARETO:
+                return f"goodput {short(goodput_rps_per_device(point))} requests/s per device"
             case Objective.HEADROOM:
                 return f"headroom {short(point.headroom(sla))}"
 
@@ -131,6 +155,12 @@ def device_seconds_per_token(point: OperatingPoint) -> float:
     return point.cost_devices / rate if rate > 0 else math.inf
 
 
+def goodput_rps_per_device(point: OperatingPoint) -> float:
+    """Requests per second that met the SLA, per device; 0 where it was not observed."""
+    estimate = point.metrics.get(GOODPUT)
+    return 0.0 if estimate is None else estimate.value / point.cost_devices
+
+
 def cost_per_million_tokens(point: OperatingPoint, price_per_device_hour: float) -> float:
     """Price of a million output tokens, in the price's currency."""
     return device_seconds_per_token(point) * 1e6 * price_per_device_hour / SECONDS_PER_HOUR
@@ -161,6 +191,10 @@ def _by_headroom(point: OperatingPoint, sla: Sla) -> tuple[float, ...]:
     return (-round(point.headroom(sla) / NOTICEABLE), *_by_devices(point, sla))
 
 
+def _by_goodput(point: OperatingPoint, sla: Sla) -> tuple[float, ...]:
+    return (-_steps(goodput_rps_per_device(point)), *_by_latency(point, sla))
+
+
 def _steps(value: float) -> float:
     """``value`` on a scale whose steps of 1 are just noticeable."""
     if value <= 0:
@@ -174,6 +208,7 @@ _ROLES = {
     Objective.THROUGHPUT: "most throughput",
     Objective.COST: "least cost",
     Objective.HEADROOM: "most headroom",
+    Objective.PARETO: "most goodput per device",
 }
 _BOASTS = {
     Objective.DEVICES: "fewest devices",
@@ -181,6 +216,7 @@ _BOASTS = {
     Objective.THROUGHPUT: "most output tokens a second",
     Objective.COST: "least device time per output token",
     Objective.HEADROOM: "farthest from the bounds",
+    Objective.PARETO: "most requests within the SLA a second and device",
 }
 _ORDERS: dict[Objective, Callable[[OperatingPoint, Sla], tuple[float, ...]]] = {
     Objective.DEVICES: _by_devices,
@@ -188,4 +224,5 @@ _ORDERS: dict[Objective, Callable[[OperatingPoint, Sla], tuple[float, ...]]] = {
     Objective.THROUGHPUT: _by_throughput,
     Objective.COST: _by_cost,
     Objective.HEADROOM: _by_headroom,
+    Objective.PARETO: _by_goodput,
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,18 +51,33 @@ def pareto_front(
     Points that lack a number, or whose number is infinite, are no candidates. Sorted by the aims in
     their order.
     """
-    costs = {}
+    costs: dict[int, tuple[float, ...]] = {}
     for index, point in enumerate(points):
         found = [aim.cost(point) for aim in aims]
-        known = tuple(cost for cost in found if cost is not None and abs(cost) != float("inf"))
+        known = tuple(cost for cost in found if cost is not None and math.isfinite(cost))
         if len(known) == len(found):
             costs[index] = known
+    return tuple(points[index] for index in front_of(costs))
+
+
+def front_of(costs: Mapping[int, tuple[float, ...]]) -> list[int]:
+    """The keys of ``costs`` (less is better) that no other beats, sorted by cost."""
     front: list[int] = []
     for index in sorted(costs, key=lambda i: costs[i]):
         # Whatever beats a point sorts before it, and is beaten by none or by one of the front.
         if not any(_beats(costs[other], costs[index]) for other in front):
             front.append(index)
-    return tuple(points[index] for index in front)
+    return front
+
+
+def hypervolume(costs: Iterable[tuple[float, float]], reference: tuple[float, float]) -> float:
+    """The area between ``reference`` and two-sided ``costs`` that are better than it in both."""
+    area, lowest = 0.0, reference[1]
+    for first, second in sorted(costs):
+        if first < reference[0] and second < lowest:
+            area += (reference[0] - first) * (lowest - second)
+            lowest = second
+    return area
 
 
 def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

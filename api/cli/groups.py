@@ -269,7 +269,7 @@ class GoalOptions:
         typer.Option(
             metavar="WORD",
             help="What is best: devices (fewest), latency, throughput, cost (device time per "
-            "token) or headroom.",
+            "token), headroom, or pareto (goodput per device against latency: the whole trade).",
         ),
     ] = "devices"
     use_all: Annotated[

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from api.cli.capacity_table import print_capacity_table
 from api.cli.common import log, settings_column
-from engine.spec.settings import Settings
+from engine.spec.settings import Order, Settings
 from policies.numbers import short
 from policies.objective import cost_text
 from policies.report import energy_text
@@ -27,6 +27,8 @@ def print_answer(document: dict[str, Any], out: Path | None) -> None:
         console.print("no trial came to its end: what follows is simulated only")
     if (more := len(document["trials"]) - SHOWN_TRIALS) > 0:
         console.print(f"and {more} more trials (--json has all)")
+    if (trade := document.get("trade")) is not None:
+        _print_trade(console, trade)
     for warning in document["warnings"]:
         log(f"warning: {warning}")
     if document["recommendation"] is None:
@@ -109,7 +111,20 @@ def _in_full(settings: Settings) -> str:
         f"max_num_seqs {caps.max_num_seqs}",
         f"max_num_batched_tokens {caps.max_num_batched_tokens}",
     ]
+    if caps.max_step_ms is not None:
+        words.append(f"max_step_ms {caps.max_step_ms:g}")
+    if settings.order is not Order.FCFS:
+        words.append(f"order {settings.order}")
     return ", ".join(words)
+
+
+def _print_trade(console: Console, trade: dict[str, Any]) -> None:
+    console.print("goodput per device against latency, best goodput first:")
+    for point in trade["front"]:
+        settings = Settings.from_json(point["settings"])
+        goodput = short(point["goodput_rps_per_device"])
+        share = short(point["latency_over_bound"])
+        console.print(f"  {goodput} requests/s per device at {share} of the bounds: {settings}")
 
 
 def _text(metrics: dict[str, Any], key: str) -> str:

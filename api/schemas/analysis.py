@@ -56,8 +56,7 @@ class KnobView(View):
 
     knob: str
     share: float = Field(
-        description="Share of the variance of log latency that it explains by itself, less what "
-        "chance would (epsilon squared), from 0 to 1"
+        description="Share of the explained variance of log latency (functional ANOVA), from 0 to 1"
     )
     levels: list[LevelView]
 

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from api.documents.tuning_spec import tuning_spec
 from api.schemas.analysis import AimView, FrontPoint, ImportanceView, KnobView, ParetoView
 from engine.spec.measurement import Fidelity
-from policies.importance import importances
 from policies.pareto import aims_of, pareto_front
 from policies.points import OperatingPoint
 from policies.sla import Sla
 from store import UnitOfWork
 from store.models import TuningJob
+from tuner.search.importance import importances
 from tuner.search.trials import TrialRecord
 
 FIDELITIES = list(Fidelity)

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
-from policies.importance import importances
-from policies.pareto import NUM_DEVICES, aims_of, pareto_front
+from policies.pareto import NUM_DEVICES, aims_of, hypervolume, pareto_front
 from policies.points import Estimate, OperatingPoint
 from policies.sla import Sla
 
@@ -62,12 +61,11 @@ def test_every_point_is_on_the_front_or_is_beaten_by_one_of_it(
         assert any(point is one for one in front) != any(beats(one, point) for one in front)
 
 
-def test_the_knob_that_decides_is_the_most_important_and_others_explain_nothing() -> None:
-    points = [_point(tp, 1000 / tp, 100, sp=sp) for tp in (1, 2, 4) for sp in (1, 2)]
-    found = {one.knob: one for one in importances(points, SLA)}
-    assert list(found) == ["tp", "sp"]
-    assert found["tp"].share > 0.9
-    assert found["sp"].share == 0
-    assert [level.value for level in found["tp"].levels] == [1, 2, 4]
-    assert found["tp"].levels[0].latency_over_bound > found["tp"].levels[-1].latency_over_bound
-    assert importances([], SLA) == ()
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=8))
+def test_the_hypervolume_is_the_number_of_unit_squares_that_some_point_beats(
+    found: list[tuple[int, int]],
+) -> None:
+    beaten = {
+        (x, y) for a, b in found for x in range(a, 5) for y in range(b, 5)
+    }  # below the reference (5, 5)
+    assert hypervolume([(float(a), float(b)) for a, b in found], (5.0, 5.0)) == len(beaten)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from engine.spec.modes import AUTO
-from engine.spec.settings import Settings
+from engine.spec.settings import Order, Settings
 from tuner.launch.command import MODEL, LaunchCommand, Served, System, join_notes
 
 
@@ -75,7 +75,11 @@ def _engine_serve(model: str, settings: Settings) -> list[str]:
         words += ["--rungs", ",".join(settings.rungs)]
     if settings.plan.shift and settings.pin != AUTO:
         words += ["--mode", settings.pin]
-    return words if caps.max_step_ms is None else [*words, "--max-step-ms", f"{caps.max_step_ms:g}"]
+    if caps.max_step_ms is not None:
+        words += ["--max-step-ms", f"{caps.max_step_ms:g}"]
+    if settings.order is not Order.FCFS:
+        words += ["--scheduling-policy", settings.order.value]
+    return words
 
 
 def _context(max_model_len: int | None) -> list[str]:

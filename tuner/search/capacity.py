@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from engine.spec.measurement import Measurement
@@ -15,6 +14,7 @@ from tuner.capacity.search import limits_of
 from tuner.capacity.table import Standing, check_has_table, entry_of, near, table_of, worth_fitting
 from tuner.search.context import TuningContext
 from tuner.simulation.simulate import OnProgress
+from tuner.step_model.timer import StepScale
 from tuner.workload.workload import Workload
 
 
@@ -56,7 +56,9 @@ def _passes(context: TuningContext, settings: Settings, factor: float) -> bool:
 
 def _asked(context: TuningContext, settings: Settings) -> Asked:
     def run_on(load: Workload, step_scale: float, _: OnProgress) -> Run:
-        return _Run(measurement=context.simulator.run(settings, load, math.log(step_scale)))
+        return _Run(
+            measurement=context.simulator.run(settings, load, StepScale().times(step_scale))
+        )
 
     return Asked(
         settings=settings,

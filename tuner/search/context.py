@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from engine.executors.protocol import StepTimer
@@ -17,15 +18,17 @@ from policies.sla import Sla
 from tuner.capacity.table import check_has_table
 from tuner.described.node import Node
 from tuner.hardware import Hardware
-from tuner.launch.why_not import why_not
+from tuner.launch.why_not import OWN, why_not
 from tuner.load.live import LiveEngine
+from tuner.search.corrected import Corrected
 from tuner.search.design import advised_ladders, design_settings, refined_settings
-from tuner.search.feasibility import check_memory, engine_config
+from tuner.search.feasibility import check_memory, engine_config, refused_caps
+from tuner.search.grid import Grid
 from tuner.search.simulator import Simulator
 from tuner.search.spec import TuningSpec
 from tuner.search.surrogate import Example, Load, features
 from tuner.spec.errors import TunerError
-from tuner.spec.space import Space, build_space
+from tuner.spec.space import ORDERS, STEP_MS, Space, build_space
 from tuner.step_model.model import StepModel
 from tuner.step_model.quality import Quality
 from tuner.workload.parse import parse_workload
@@ -74,6 +77,23 @@ class TuningContext:
     design: dict[Settings, OperatingPoint] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
     _live: LiveEngine | None = None
+
+    @cached_property
+    def grid(self) -> Grid:
+        """Every feasible combination of knobs."""
+        return Grid(self.space)
+
+    @cached_property
+    def corrected(self) -> Corrected:
+        """What arithmetic says of the grid under the trials' workload."""
+        return Corrected(
+            grid=self.grid,
+            sla=self.sla,
+            load=Load.of(self.trial_workload),
+            span_s=self.trial_workload.span_s,
+            timer=self.simulator.timer,
+            objective=self.spec.goal.objective,
+        )
 
     def __enter__(self) -> TuningContext:
         return self
@@ -136,6 +156,7 @@ def prepare(
     step_model = None if node else _step_model(spec, model, cost_model, on_event)
     timer_of = _timers(spec, model, node, step_model)
     space = _with_ladders(space, timer_of, has_rungs=node is None or node.has_rungs)
+    space = with_own_knobs(space, node, workload)
     simulator = Simulator(
         model=model,
         sla=sla,
@@ -180,6 +201,17 @@ def _with_ladders(
     plans = [plan for plan in space.plans if plan.modes[1:-1]]
     timers = {plan: timer_of(plan) for plan in plans}
     return replace(space, ladders=advised_ladders(timers, space.default_caps.max_num_seqs))
+
+
+def with_own_knobs(space: Space, node: Node | None, workload: Workload) -> Space:
+    """The space with what only our own scheduler can be told, and without caps that a described
+    node has no room for."""
+    if node is None:
+        return replace(space, step_ms=STEP_MS, orders=ORDERS)
+    space = replace(space, refused=refused_caps(space, node, workload))
+    if node.backend.name != OWN:
+        return space
+    return replace(space, step_ms=STEP_MS, orders=ORDERS)
 
 
 def _check_plan(

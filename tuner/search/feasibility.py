@@ -5,10 +5,13 @@ from __future__ import annotations
 from engine.spec.config import EngineConfig, ExecutorKind, num_kv_blocks
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
 from tuner.described.node import Node
 from tuner.described.parse import paced_config
+from tuner.launch.why_not import why_not_caps
 from tuner.search.spec import MIB, TuningSpec
 from tuner.spec.errors import TunerError
+from tuner.spec.space import Space
 from tuner.workload.workload import Workload
 
 
@@ -47,6 +50,28 @@ def check_memory(
     is_here = config.kv_blocks_of is None and config.device_memory_bytes is None
     if is_here and not config.device.startswith("cuda"):
         _check_host_memory(config, model, plan)
+
+
+def refused_caps(
+    space: Space, node: Node, workload: Workload
+) -> frozenset[tuple[ParallelPlan, int, int]]:
+    """Plans with caps (sequences, tokens) that the node's backend does not start with, or whose
+    steps leave no room for the longest request."""
+    longest = int((workload.input_tokens + workload.output_tokens).max())
+
+    def is_refused(plan: ParallelPlan, caps: Caps) -> bool:
+        if why_not_caps(node.backend.name, caps) is not None:
+            return True
+        memory = node.memory(plan, caps=caps, needed_kv_tokens=longest)
+        return memory.reason is not None
+
+    return frozenset(
+        (plan, seqs, tokens)
+        for plan in space.plans
+        for seqs in space.num_seqs
+        for tokens in space.batched_tokens
+        if is_refused(plan, Caps(max_num_seqs=seqs, max_num_batched_tokens=tokens))
+    )
 
 
 def _check_host_memory(config: EngineConfig, model: ModelConfig, plan: ParallelPlan) -> None:

@@ -4,29 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from engine.spec.settings import Settings
 from tuner.search.context import TuningContext
 from tuner.search.design import rank_point
 from tuner.search.surrogate import TARGETS, Example, Load, Surrogate, features, fit_surrogate
 from tuner.search.trials import TrialRecord
 
+# Combinations whose estimates are solved for one proposal: a second or two of arithmetic.
+MAX_CANDIDATES = 1500
 
-def ranked_by_surrogate(
-    context: TuningContext, settings: list[Settings], done: Sequence[TrialRecord]
+
+def candidates(context: TuningContext, done: Sequence[TrialRecord], *, seed: int) -> list[int]:
+    """Rows of the grid that were not tried: all, or as many as can be ranked at once."""
+    grid = context.grid
+    taken = {row for trial in done if (row := grid.row_of(trial.settings)) is not None}
+    rows = np.arange(len(grid))
+    if len(grid) > MAX_CANDIDATES:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, MAX_CANDIDATES, replace=False))
+    return [int(row) for row in rows if int(row) not in taken]
+
+
+def ranked_by_estimate(
+    context: TuningContext, rows: list[int], done: Sequence[TrialRecord]
 ) -> list[Settings]:
-    """``settings`` by what the surrogate predicts, best first; as they are without one."""
-    keys = [c.key for c in context.sla.constraints if c.key in TARGETS]
-    surrogate = trained_surrogate(context, done, keys=keys or TARGETS)
-    if surrogate is None:
-        return settings
-    load = described_load(context)
-
-    def key(candidate: Settings) -> tuple[float, ...]:
-        timer = context.simulator.timer(candidate.plan)
-        predicted = surrogate.predict(candidate, load, timer)
-        return rank_point(predicted, context.sla, context.spec.goal.objective)
-
-    return sorted(settings, key=key)
+    """``rows`` of the grid by arithmetic corrected by what simulation and trials found, best
+    first."""
+    tried = {trial.settings for trial in done}
+    points = [point for settings, point in context.design.items() if settings not in tried]
+    points += [point for trial in done if (point := trial.point) is not None]
+    ranked = context.corrected.ranked(rows, points)
+    return [context.grid.settings(row) for row in ranked]
 
 
 def trained_surrogate(

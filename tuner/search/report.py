@@ -8,6 +8,7 @@ from typing import Any
 from engine.spec.measurement import Fidelity
 from engine.spec.settings import Settings
 from policies.capacity_table import CapacityTable
+from policies.objective import Objective
 from policies.points import EstimateJson, OperatingPoint, estimates_to_json
 from policies.report import finite
 from policies.schedule import Schedule
@@ -17,6 +18,7 @@ from policies.verdict import MIN_CHANCE, is_dependable
 from tuner.described.title import Title
 from tuner.launch.command import LaunchCommand
 from tuner.search.spec import TuningSpec
+from tuner.search.trade import trade_json
 from tuner.search.trials import TrialRecord
 from tuner.spec.space import PrunedPlan
 
@@ -121,6 +123,10 @@ class TuningReport:
     warnings: tuple[str, ...]
 
     @property
+    def _is_trade(self) -> bool:
+        return self.spec.goal.objective is Objective.PARETO
+
+    @property
     def headline(self) -> str:
         """One line that says what came out."""
         if self.recommendation is None:
@@ -142,6 +148,7 @@ class TuningReport:
             "infeasible": self.infeasible,
             "baseline": self.trials[0].to_json() if self.trials else None,
             "trials": [trial.to_json() for trial in self.trials],
+            "trade": trade_json(self.trials, self.spec.parsed_sla) if self._is_trade else None,
             "confirmations": [confirmation.to_json() for confirmation in self.confirmations],
             "pruned": [asdict(plan) for plan in self.pruned],
             "simulated": list(self.simulated),

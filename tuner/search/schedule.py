@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
-from engine.spec.settings import Caps, Settings
+from engine.spec.settings import Settings
 from policies.points import Estimate, OperatingPoint
 from policies.report import LATENCIES
 from policies.schedule import LoadBand, Schedule
@@ -86,10 +86,12 @@ def _choices(simulator: Simulator, space: Space, best: Settings) -> list[Setting
     choices = [best]
     for max_num_seqs in seqs:
         for max_tokens in tokens:
-            caps = Caps(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_tokens)
+            caps = replace(best.caps, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_tokens)
             timer = simulator.timer(best.plan)
             choices.append(replace(best, caps=caps))
-            choices += ruled_settings(best.plan, timer, caps, has_rungs=space.has_rungs)
+            ruled = ruled_settings(best.plan, timer, caps, has_rungs=space.has_rungs)
+            # The order is the engine's own: no band may change it.
+            choices += [replace(settings, order=best.order) for settings in ruled]
     return list(dict.fromkeys(choices))
 
 

@@ -1,7 +1,9 @@
 """Suggestions from Optuna, rebuilt from the trial records at every ask.
 
 The records are the only truth: a study is made anew in memory from them and the sampler seeded
-from (seed, trial number), so a search that was interrupted goes on as if it had not been.
+from (seed, trial number), so a search that was interrupted goes on as if it had not been. What a
+sampler asks for is turned into the nearest feasible combination that was not tried yet, so no trial
+is lost to one that cannot run.
 """
 
 from __future__ import annotations
@@ -11,78 +13,64 @@ from collections.abc import Sequence
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution, IntDistribution
 
-from engine.spec.plan import parse_plan
-from engine.spec.settings import Caps, Settings
+from engine.spec.settings import Settings
+from policies.objective import Objective
 from policies.points import OperatingPoint
 from policies.sla import Sla
-from tuner.search.trials import TrialRecord, TrialState
-from tuner.spec.space import Space
+from tuner.search.grid import Grid, Knob, Numbers
+from tuner.search.samplers import DEFAULT, SamplerChoice
+from tuner.search.trials import TrialRecord
 
-# Random suggestions before the model of good and bad settings takes over.
-NUM_STARTUP_TRIALS = 6
+# The most a number can count against a point: what failed or has no value.
 WORST = 10.0
-HAS_RUNGS = (False, True)
 
 
 def suggest(
-    space: Space, sla: Sla, trials: Sequence[TrialRecord], *, seed: int, number: int, count: int
+    grid: Grid,
+    sla: Sla,
+    trials: Sequence[TrialRecord],
+    *,
+    seed: int,
+    number: int,
+    count: int,
+    objective: Objective = Objective.DEVICES,
+    prior: Sequence[OperatingPoint] = (),
+    choice: SamplerChoice = DEFAULT,
 ) -> list[Settings]:
-    """``count`` settings worth trying as trial ``number``, given all earlier ones.
+    """``count`` settings worth trying as trial ``number``, given all earlier ones; fewer where the
+    grid has no more.
 
-    Minimises (devices, latency against the SLA's bounds) with the SLA as constraints. The same
-    arguments give the same answer.
+    ``prior`` are points of a cheaper fidelity: they count until their settings are tried. Minimises
+    what ``objective`` looks for, with the SLA as constraints. The same arguments give the same
+    answer.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(
-        seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]),
-        n_startup_trials=NUM_STARTUP_TRIALS,
-    )
-    study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
+    sampler = choice.make(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
+    num_sides = 2 if objective is Objective.PARETO else 1
+    study = optuna.create_study(directions=["minimize"] * num_sides, sampler=sampler)
     known = [t for t in sorted(trials, key=lambda t: t.number) if t.number < number]
-    for record in known:
-        study.add_trial(_frozen(space, sla, record))
-    return [_ask(study, space) for _ in range(count)]
+    tried = {trial.settings for trial in known}
+    points = [p for p in prior if p.settings not in tried]
+    points += [point for trial in known if (point := trial.point) is not None]
+    for point in points:
+        study.add_trial(_frozen(grid, sla, point, objective, choice))
+    taken = {row for settings in tried if (row := grid.row_of(settings)) is not None}
+    found: list[int] = []
+    while len(found) < min(count, len(grid) - len(taken)):
+        found.append(grid.nearest(_ask(study, grid, choice), taken | set(found)))
+    return [grid.settings(row) for row in found]
 
 
-def _ask(study: optuna.Study, space: Space) -> Settings:
-    trial = study.ask()
-    plan = parse_plan(trial.suggest_categorical("plan", [str(p) for p in space.plans])).plan
-    threshold = Settings(plan=plan).threshold_tokens
-    if plan.shift:
-        threshold = trial.suggest_categorical("threshold_tokens", space.thresholds)
-    rungs = space.ladders.get(plan, ())
-    if rungs and not trial.suggest_categorical("has_rungs", HAS_RUNGS):
-        rungs = ()
-    return Settings(
-        plan=plan,
-        threshold_tokens=threshold,
-        rung_thresholds=tuple((mode, most) for mode, most in rungs if most > threshold),
-        caps=Caps(
-            max_num_seqs=trial.suggest_categorical("max_num_seqs", space.num_seqs),
-            max_num_batched_tokens=trial.suggest_categorical(
-                "max_num_batched_tokens", space.batched_tokens
-            ),
-        ),
-    )
+def distribution(knob: Knob) -> IntDistribution:
+    """A knob as Optuna wants it."""
+    return IntDistribution(knob.low, knob.high, log=knob.is_log)
 
 
-def _frozen(space: Space, sla: Sla, record: TrialRecord) -> optuna.trial.FrozenTrial:
-    params, distributions = _params(space, record.settings)
-    point = record.point
-    if point is None:
-        return optuna.trial.create_trial(
-            state=optuna.trial.TrialState.FAIL, params=params, distributions=distributions
-        )
-    assert record.state is not TrialState.FAILED, "failed trials have no point"
-    score = point.latency_score(sla)
-    return optuna.trial.create_trial(
-        values=[float(point.cost_devices), score if math.isfinite(score) else WORST],
-        params=params,
-        distributions=distributions,
-        constraints=constraint_values(point, sla),
-    )
+def values_of(point: OperatingPoint, sla: Sla, objective: Objective) -> list[float]:
+    """What a search minimises: one number that orders as ``objective`` does, or its two sides."""
+    return [v if math.isfinite(v) else WORST for v in objective.values(point, sla)]
 
 
 def constraint_values(point: OperatingPoint, sla: Sla) -> dict[str, float]:
@@ -90,25 +78,28 @@ def constraint_values(point: OperatingPoint, sla: Sla) -> dict[str, float]:
     return {c.key: float(np.clip(-point.margin(c), -WORST, WORST)) for c in sla.constraints}
 
 
-def _params(
-    space: Space, settings: Settings
-) -> tuple[dict[str, object], dict[str, BaseDistribution]]:
-    """Parameters of ``settings``, with grids widened to hold values of an older grid."""
-    caps = settings.caps
-    values: dict[str, tuple[object, Sequence[object]]] = {
-        "plan": (str(settings.plan), [str(p) for p in space.plans]),
-        "max_num_seqs": (caps.max_num_seqs, space.num_seqs),
-        "max_num_batched_tokens": (caps.max_num_batched_tokens, space.batched_tokens),
-    }
-    if settings.plan.shift:
-        values["threshold_tokens"] = (settings.threshold_tokens, space.thresholds)
-    if settings.plan in space.ladders:
-        values["has_rungs"] = (bool(settings.rung_thresholds), HAS_RUNGS)
+def _ask(study: optuna.Study, grid: Grid, choice: SamplerChoice) -> Numbers:
+    trial = study.ask()
+    asked: Numbers = {}
+    for knob in grid.knobs:
+        if not (choice.is_conditional and grid.is_idle(knob, asked)):
+            asked[knob.name] = trial.suggest_int(knob.name, knob.low, knob.high, log=knob.is_log)
+    return asked
+
+
+def _frozen(
+    grid: Grid, sla: Sla, point: OperatingPoint, objective: Objective, choice: SamplerChoice
+) -> optuna.trial.FrozenTrial:
+    numbers = grid.numbers_of(point.settings)
     distributions: dict[str, BaseDistribution] = {}
-    params: dict[str, object] = {}
-    for name, (value, grid) in values.items():
-        if value in grid:
-            params[name] = value
-            # Optuna takes any sequence of its choices, and says one of a union of them.
-            distributions[name] = CategoricalDistribution(tuple(grid))  # type: ignore[arg-type]
-    return params, distributions
+    before: Numbers = {}
+    for knob in grid.knobs:
+        if not (choice.is_conditional and grid.is_idle(knob, before)):
+            distributions[knob.name] = distribution(knob)
+            before[knob.name] = numbers[knob.name]
+    return optuna.trial.create_trial(
+        values=values_of(point, sla, objective),
+        params=dict(before),
+        distributions=distributions,
+        constraints=None if objective is Objective.PARETO else constraint_values(point, sla),
+    )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,15 @@ class Load:
     mean_input_tokens: float
     mean_output_tokens: float
     gap_cv: float
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether clients wait for answers before they ask again."""
+        return self.workload.closed is not None
+
+    @cached_property
+    def p95_input_tokens(self) -> float:
+        return float(np.percentile(self.workload.input_tokens, 95))
 
     @classmethod
     def of(cls, workload: Workload) -> Load:

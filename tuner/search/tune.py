@@ -1,7 +1,7 @@
 """Tuning: prepare, run trials, recommend. Each part is deterministic given its arguments.
 
-The ladder of fidelity: the surrogate ranks suggestions (``predicted``), simulation checks the
-best of them (``simulated``), a short live run tries those that could win (``probed``), and the
+The ladder of fidelity: corrected arithmetic ranks suggestions (``predicted``), simulation checks
+the best of them (``simulated``), a short live run tries those that could win (``probed``), and the
 winner is measured again with a fresh seed (``measured``) and loses its place if it then fails.
 """
 
@@ -21,7 +21,7 @@ from policies.sla import Sla
 from policies.verdict import is_dependable, verdict
 from tuner.search.context import OnEvent, TuningContext, TuningEvent, prepare
 from tuner.search.evidence import measured_point
-from tuner.search.ranking import ranked_by_surrogate, shortlist
+from tuner.search.ranking import candidates, ranked_by_estimate, shortlist
 from tuner.search.recommend import recommend
 from tuner.search.report import TuningReport
 from tuner.search.spec import TuningSpec
@@ -42,6 +42,10 @@ __all__ = [
 ]
 
 NUM_SUGGESTIONS = 8
+
+# Who proposes a trial, by its number modulo this; what is left is arithmetic's.
+NUM_TURNS = 3
+DESIGN_TURN, OPTUNA_TURN = 1, 2
 
 
 def tune(
@@ -196,25 +200,36 @@ def _run_live(
 
 
 def propose(context: TuningContext, number: int, done: Sequence[TrialRecord]) -> Settings:
-    """What trial ``number`` tries: the baseline, then the best of simulation, then what Optuna
-    suggests, ranked by the surrogate."""
+    """What trial ``number`` tries: the baseline, then by turns of three the best of the simulated
+    design, what Optuna suggests from the design and the trials so far, and the best of all
+    combinations by arithmetic corrected by both. Optuna's suggestions are ranked by the latter.
+    """
     if number == 0:
         return context.space.baseline
-    first = [s for s in shortlist(context) if s != context.space.baseline]
-    num_first = min(len(first), max(1, context.spec.trials // 2))
-    if number <= num_first:
-        return first[number - 1]
+    known = [trial for trial in done if trial.number < number]
+    tried = {trial.settings for trial in known}
+    fresh = [s for s in shortlist(context) if s not in tried]
+    turn = number % NUM_TURNS
+    if turn == DESIGN_TURN and fresh:
+        return fresh[0]
+    options = _suggested(context, known, number) if turn == OPTUNA_TURN else []
+    rows = options or candidates(context, known, seed=context.spec.seed)
+    return ranked_by_estimate(context, rows, known)[0] if rows else context.space.baseline
+
+
+def _suggested(context: TuningContext, done: Sequence[TrialRecord], number: int) -> list[int]:
+    """Rows that Optuna suggests."""
     suggestions = suggest(
-        context.space,
+        context.grid,
         context.sla,
         done,
         seed=context.spec.seed,
         number=number,
         count=NUM_SUGGESTIONS,
+        objective=context.spec.goal.objective,
+        prior=list(context.design.values()),
     )
-    tried = {trial.settings for trial in done}
-    fresh = [s for s in suggestions if s not in tried] or suggestions
-    return ranked_by_surrogate(context, fresh, done)[0]
+    return [row for s in suggestions if (row := context.grid.row_of(s)) is not None]
 
 
 # -- judging -------------------------------------------------------------------------------------

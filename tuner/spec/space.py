@@ -11,12 +11,16 @@ from engine.spec.feasible import infeasible_reasons
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.rungs import Thresholds
-from engine.spec.settings import Caps, Settings
+from engine.spec.settings import Caps, Order, Settings
 from tuner.spec.errors import TunerError
 
 THRESHOLDS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 NUM_SEQS = (8, 16, 32, 64, 128, 256)
 BATCHED_TOKENS = (128, 256, 512, 1024, 2048, 4096, 8192)
+# None: steps as long as the token budget makes them.
+STEP_MS = (12, 25, 50, 100, 200, None)
+# Orders that tell requests apart by what a search knows of them; nobody gives them priorities.
+ORDERS = (Order.FCFS, Order.SHORTEST_PROMPT)
 DEFAULT_CAPS = Caps()
 
 
@@ -33,7 +37,9 @@ class Space:
     """Feasible plans, smallest first, and the grids of the hot settings.
 
     ``has_rungs``: whether the serving system steps on rungs between base and shift; ``ladders``
-    are their thresholds, of the plans where step times advise some.
+    are their thresholds, of the plans where step times advise some. ``step_ms`` and ``orders`` have
+    one value where the serving system has no such setting. ``refused`` are caps (sequences, tokens)
+    that a plan has no room for, or that its serving system does not start with.
     """
 
     plans: tuple[ParallelPlan, ...]
@@ -44,6 +50,9 @@ class Space:
     default_caps: Caps = field(default=DEFAULT_CAPS)
     has_rungs: bool = True
     ladders: Mapping[ParallelPlan, Thresholds] = field(default_factory=dict)
+    step_ms: tuple[int | None, ...] = (None,)
+    orders: tuple[Order, ...] = (Order.FCFS,)
+    refused: frozenset[tuple[ParallelPlan, int, int]] = frozenset()
 
     @property
     def baseline(self) -> Settings:

@@ -1,0 +1,1 @@
+"""Which sampler finds the best settings in the fewest evaluations."""

@@ -51,6 +51,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "simulation",
         "launch",
         "described",
+        "servers",
         "capacity",
         "search",
         "planner",

@@ -29,11 +29,14 @@ class Simulator:
     metrics of a run with all steps that much slower, and faster. A ``node`` knows what lies
     around its steps too (a backend's front end), and simulates for itself. ``slower`` is how much
     slower than its step model a plan has turned out to be, as a log ratio.
+
+    Without ``timer_of`` nothing is known of step times: points have no metrics, and runs and
+    timers must not be asked for.
     """
 
     model: ModelConfig
     sla: Sla
-    timer_of: Callable[[ParallelPlan], StepTimer]
+    timer_of: Callable[[ParallelPlan], StepTimer] | None
     blocks_of: Callable[[ParallelPlan], int]
     block_size: int
     max_model_len: int
@@ -44,9 +47,14 @@ class Simulator:
     _timers: dict[ParallelPlan, StepTimer] = field(default_factory=dict)
     _seen: dict[tuple[Settings, Workload, float], dict[str, float]] = field(default_factory=dict)
 
+    @property
+    def is_blind(self) -> bool:
+        return self.timer_of is None
+
     def timer(self, plan: ParallelPlan) -> StepTimer:
         """The plan's step timer, made once."""
         if plan not in self._timers:
+            assert self.timer_of is not None, "a blind simulator knows no step times"
             self._timers[plan] = self.timer_of(plan)
         return self._timers[plan]
 
@@ -99,6 +107,8 @@ class Simulator:
         return ScaledTimer(timer, math.exp(log_scale)) if log_scale else timer
 
     def _flat(self, settings: Settings, workload: Workload, scale: float) -> dict[str, float]:
+        if self.is_blind:
+            return {}
         key = (settings, workload, scale + self.slower.get(settings.plan, 0.0))
         if key not in self._seen:
             self._seen[key] = flat_metrics(self.run(settings, workload, scale), self.sla)

@@ -136,7 +136,7 @@ class _Recorder:
             simulated=self._predicted,
             seed=context.spec.seed,
         )
-        document = measurement_json(measurement, context.sla)
+        document = measurement_json(measurement, context.sla) | context.told_by_server()
         return self._record(TrialState.COMPLETE, point, verdict(point, context.sla), document)
 
     def failed(self, reason: str) -> TrialRecord:
@@ -199,8 +199,8 @@ def propose(context: TuningContext, number: int, done: Sequence[TrialRecord]) ->
     """What trial ``number`` tries: the baseline, then the best of simulation, then what Optuna
     suggests, ranked by the surrogate."""
     if number == 0:
-        return context.space.baseline
-    first = [s for s in shortlist(context) if s != context.space.baseline]
+        return context.baseline
+    first = [s for s in shortlist(context) if s != context.baseline]
     num_first = min(len(first), max(1, context.spec.trials // 2))
     if number <= num_first:
         return first[number - 1]
@@ -213,7 +213,8 @@ def propose(context: TuningContext, number: int, done: Sequence[TrialRecord]) ->
         count=NUM_SUGGESTIONS,
     )
     tried = {trial.settings for trial in done}
-    fresh = [s for s in suggestions if s not in tried] or suggestions
+    runnable = [s for s in suggestions if context.why_not(s) is None] or suggestions
+    fresh = [s for s in runnable if s not in tried] or runnable
     return ranked_by_surrogate(context, fresh, done)[0]
 
 
@@ -234,7 +235,7 @@ def _hopeless(point: OperatingPoint, sla: Sla) -> str | None:
 
 
 def _why_simulated(context: TuningContext, settings: Settings) -> str:
-    if context.hardware is not None:
+    if context.hardware is not None and not context.spec.is_served:
         return f"simulated on {context.hardware}"
     if context.max_live_ranks == 0:
         return "simulated: live trials are off"

@@ -15,7 +15,6 @@ import httpx
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from api.web.urls import full_url
 from engine.server.device_metrics import ENERGY
 from engine.server.pace import PACED_HEADER
 from engine.spec.energy import EnergyCounters
@@ -23,6 +22,7 @@ from engine.spec.errors import EngineError
 from engine.spec.measurement import Outcome
 from engine.spec.settings import Settings
 from tuner.load.targets import Ending, OnDone, OnToken, spread_stamps
+from tuner.load.urls import full_url
 from tuner.spec.errors import LoadError
 
 CONNECT_TIMEOUT_S = 10.0

@@ -1,0 +1,67 @@
+"""``gearshift tune --engine vllm``: trials on a server that speaks vLLM's command line and API."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.api.cli.conftest import Run
+from tests.tuner.servers import stand_in
+
+PREFIX = shlex.join([sys.executable, stand_in.__file__])
+LOAD = ("--workload", "poisson:rate=100,requests=40,input=8,output=4", "--sla", "p95_ttft_ms<=5000")
+
+
+def test_a_server_is_tuned_from_what_one_would_start_to_a_launch_command(
+    run: Run, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_MOST_SEQS", "128")  # tp=2 has 256 by default: no memory
+    out = tmp_path / "report.json"
+    done = run(
+        "tune", "--engine", "vllm", "--engine-command", PREFIX, "--model", tiny_dir,
+        "--devices", 2, "--trials", 2, "--probe-requests", 8, *LOAD, "--out", out,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    document = json.loads(out.read_text())
+    first, second = document["trials"]
+    assert first["settings"]["plan"] == {"dp": 1, "pp": 1, "sp": 1, "tp": 2}
+    assert first["settings"]["caps"]["max_num_seqs"] == 256
+    assert first["state"] == "failed"
+    assert "no memory for 256 sequences" in first["reason"]
+    assert second["state"] == "complete"
+    assert second["fidelity"] == "probed"
+    assert second["document"]["server"]["counted"]["requests"] == 8
+    found = document["recommendation"]
+    assert found["fidelity"] == "measured"
+    assert found["settings"]["plan"]["tp"] == 1
+    (launch,) = found["launch"]
+    assert launch["system"] == "vllm"
+    assert launch["command"].startswith(f"{PREFIX} --model {tiny_dir} --tensor-parallel-size 1 ")
+    assert document["cost_model"]["kind"] == "none"
+    assert f"next (vllm): {PREFIX}" in done.stdout
+    assert all(
+        "sp=2" not in plan["plan"] or "no sequence" in plan["reasons"][0]
+        for plan in document["pruned"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--engine", "tgi"), "known: vllm, sglang"),
+        (("--engine-command", "vllm serve"), "name its kind"),
+        (("--engine", "vllm", "--engine-command", "vllm serve -tp 2"), "-tp, which trials choose"),
+        (("--engine", "vllm", "--no-live"), "its trials are live"),
+        (("--engine", "vllm", "--start-timeout-s", 0), "start_timeout_s must be above 0"),
+    ],
+)
+def test_a_server_that_cannot_be_tuned_is_refused_in_one_line(
+    run: Run, tiny_dir: Path, words: tuple[object, ...], message: str
+) -> None:
+    done = run("tune", "--model", tiny_dir, *LOAD, *words)
+    assert done.exit_code == 2
+    assert message in done.stderr

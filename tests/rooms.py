@@ -57,6 +57,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "planner",
         "pictures",
         "calibration",
+        "imports",
         FRONT,
     ),
     "store": ("models", FRONT),

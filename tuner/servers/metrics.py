@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from tuner.load.urls import is_secure
+
 TIMEOUT_S = 10.0
 # Words of ours for counters of theirs.
 COUNTERS = {
@@ -36,7 +38,8 @@ def read_samples(url: str) -> tuple[Samples, dict[str, str]]:
     Empty where the server has no such page: what it counts is told, never relied on.
     """
     try:
-        text = httpx.get(f"{url}/metrics", timeout=TIMEOUT_S).raise_for_status().text
+        answer = httpx.get(f"{url}/metrics", timeout=TIMEOUT_S, verify=is_secure(url))
+        text = answer.raise_for_status().text
         families = list(text_string_to_metric_families(text))
     except (httpx.HTTPError, ValueError):
         return {}, {}

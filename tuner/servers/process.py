@@ -19,6 +19,7 @@ import httpx
 
 from engine.spec.errors import EngineError
 from engine.wire.child import inherited_environment
+from tuner.load.urls import is_secure
 
 KEEPER = Path(__file__).with_name("keeper.py")
 # SIGTERM, then so long, then SIGKILL.
@@ -87,7 +88,7 @@ class ServerProcess:
         Raises:
             ServerError: it ended before, or did not answer in time or before it was told to stop.
         """
-        with httpx.Client(timeout=ASK_TIMEOUT_S) as client:
+        with httpx.Client(timeout=ASK_TIMEOUT_S, verify=is_secure(url)) as client:
             while time.monotonic() - self._started_s < timeout_s:
                 self.check()
                 if should_stop():

@@ -119,6 +119,11 @@ class ServerTarget:
         }
         return measurement
 
+    @property
+    def pid(self) -> int | None:
+        """The process that leads the running server's group; None without one."""
+        return None if self._running is None else self._running.process.pid
+
     def told(self) -> dict[str, Any] | None:
         """See :class:`tuner.load.tuning_target.TuningTarget`: the command, how long it took to
         start, what its flags could not say, and what ``/metrics`` counted during the run."""

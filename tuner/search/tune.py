@@ -186,7 +186,7 @@ def _run_live(
         )
     except EngineError as error:
         context.close()
-        return record.failed(str(error))
+        return record.failed(CUT_SHORT if is_cancelled() else str(error))
     if is_cancelled():
         return record.failed(CUT_SHORT)
     return record.measured(measurement)

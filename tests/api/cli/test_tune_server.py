@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.api.cli.conftest import Run
@@ -78,3 +83,35 @@ def test_a_result_of_another_tool_is_imported(run: Run, tmp_path: Path) -> None:
     (found,) = json.loads(out.read_text())["runs"]
     assert found["metrics"]["attainment"] == pytest.approx(2 / 3)
     assert run("import", tmp_path / "none.json").exit_code == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_server_is_left_when_the_command_is_ended(
+    tiny_dir: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    load = ("--workload", "poisson:rate=1,requests=40,input=8,output=4", "--sla", "p95_ttft_ms<=99")
+    words = (
+        "tune",
+        "--engine",
+        "vllm",
+        "--engine-command",
+        PREFIX,
+        "--model",
+        str(tiny_dir),
+        *load,
+    )
+    pids = tmp_path / "pids"
+    own = {"STAND_IN_PIDS": str(pids), "GEARSHIFT_DATA_DIR": str(tmp_path)}
+    command = subprocess.Popen(
+        [sys.executable, "-m", "api.cli.main", *words], env={**os.environ, **own}
+    )
+    limit_s = time.monotonic() + 120
+    while not pids.exists() or len(pids.read_text().split()) < 2:
+        assert time.monotonic() < limit_s
+        time.sleep(0.1)
+    command.send_signal(number)
+    assert command.wait(120) in (130, -number)
+    while any(psutil.pid_exists(int(pid)) for pid in pids.read_text().split()):
+        assert time.monotonic() < limit_s
+        time.sleep(0.1)

@@ -62,7 +62,8 @@ class _Summary(msgspec.Struct):
 
 def is_record(document: Any) -> bool:
     """Whether a line of a JSONL file is one of its records."""
-    return isinstance(document, dict) and "request_start_ns" in (document.get("metadata") or ())
+    metadata = document.get("metadata") if isinstance(document, dict) else None
+    return isinstance(metadata, dict) and "request_start_ns" in metadata
 
 
 def is_summary(document: Any) -> bool:

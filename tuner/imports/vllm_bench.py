@@ -18,11 +18,7 @@ ITL_OF_CHUNKS = "itl_ms: some answers came with several tokens in a chunk, whose
 
 
 class _Result(msgspec.Struct):
-    duration: float
     completed: int
-    total_input_tokens: int
-    total_output_tokens: int
-    request_throughput: float
     output_throughput: float
     total_token_throughput: float | None = None
     failed: int = 0

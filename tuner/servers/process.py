@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -44,15 +43,16 @@ def free_port() -> int:
 class ServerProcess:
     """``words`` as a process group of its own, under a keeper that ends it with this process.
 
-    Use as a context manager. Standard output and error go to a file of its own, which is removed
-    at the end. The process's environment is ours without our keys.
-
-    Raises:
-        ServerError: there is no such program.
+    Use as a context manager. ``name`` is what errors call it. Standard output and error go to a
+    file of its own, which is removed at the end. The process's environment is ours without our
+    keys. A program that is not there is told by :meth:`check`, like one that died.
     """
 
-    def __init__(self, words: Sequence[str], *, grace_s: float = GRACE_S) -> None:
+    def __init__(
+        self, words: Sequence[str], *, name: str = "the server", grace_s: float = GRACE_S
+    ) -> None:
         self.words = tuple(words)
+        self._name = name
         self._grace_s = grace_s
         self._started_s = time.monotonic()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115, it is closed with the process
@@ -107,6 +107,19 @@ class ServerProcess:
                 f"ended with exit code {self._process.returncode} after {seconds:.0f} s"
             )
 
+    def check_answers(self, url: str) -> None:
+        """Raises ServerError unless ``GET url`` is answered with 200: requests that failed at once
+        may tell of a server's end before its exit code does."""
+        try:
+            answer = httpx.get(url, timeout=ASK_TIMEOUT_S, verify=is_secure(url))
+        except httpx.HTTPError as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(self._grace_s)
+            self.check()
+            raise self._error(f"does not answer any more ({error})") from error
+        if answer.status_code != httpx.codes.OK:
+            raise self._error(f"answers {url} with {answer.status_code}")
+
     def tail(self) -> str:
         """The last lines of its log."""
         size = os.fstat(self._log.fileno()).st_size
@@ -133,4 +146,4 @@ class ServerProcess:
     def _error(self, what: str) -> ServerError:
         tail = self.tail()
         said = f"; its last lines:\n{tail}" if tail else "; it said nothing"
-        return ServerError(f"{shlex.join(self.words[:4])} ...: {what}{said}")
+        return ServerError(f"{self._name} {what}{said}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.spec.measurement import Fidelity, Measurement
@@ -30,6 +30,10 @@ class _Running:
     process: ServerProcess
     url: str
     start_s: float | None = None
+
+    @property
+    def health(self) -> str:
+        return f"{self.url}/health"
 
 
 class ServerTarget:
@@ -103,7 +107,7 @@ class ServerTarget:
                     fidelity=fidelity,
                     should_stop=lambda: should_stop() or process.has_ended,
                 )
-            process.check()
+            process.check_answers(running.health)
             return found
 
         load(warm_up(workload), seed + 1)
@@ -136,11 +140,13 @@ class ServerTarget:
         self.close()
         port = free_port()
         url = f"http://{HOST}:{port}"
-        process = ServerProcess(self._command.words(settings, port=port))
+        process = ServerProcess(
+            self._command.words(settings, port=port), name=f"{self._command.system}'s server"
+        )
         # From here on it is ours to end, whatever interrupts the wait.
         self._running = _Running(settings=settings, process=process, url=url)
         start_s = process.wait_healthy(
-            f"{url}/health", timeout_s=self._start_timeout_s, should_stop=should_stop
+            self._running.health, timeout_s=self._start_timeout_s, should_stop=should_stop
         )
-        self._running = _Running(settings=settings, process=process, url=url, start_s=start_s)
+        self._running = replace(self._running, start_s=start_s)
         return self._running

@@ -89,8 +89,6 @@ class Handler(BaseHTTPRequestHandler):
                 self._stream(body)
         except OSError:  # the client has gone
             return
-        finally:
-            self.close_connection = True
 
     def _stream(self, body: dict[str, object]) -> None:
         count = int(str(body["max_tokens"]))

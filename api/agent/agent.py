@@ -21,11 +21,11 @@ import structlog
 from api.agent.credential import CredentialFile
 from api.agent.window import heartbeat, knob_json
 from api.documents.policy import limits_in, model_to_json, settings_in
-from api.web.urls import full_url
 from engine.engine import Engine
 from engine.policy.document import EnginePolicy
 from engine.spec.errors import EngineError
 from engine.spec.request import FinishReason
+from tuner.load.urls import full_url
 
 HEARTBEAT_S = 1.0
 LONG_POLL_S = 20.0

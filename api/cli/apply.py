@@ -36,7 +36,7 @@ class Target:
 
     def __post_init__(self) -> None:
         """End on an address that is none."""
-        from api.web.urls import full_url
+        from tuner.load.urls import full_url
 
         option, url = ("--engine", self.engine)
         if self.service is not None:

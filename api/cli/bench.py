@@ -17,10 +17,10 @@ from api.cli.pictured import Plot
 from policies.numbers import short
 
 if TYPE_CHECKING:
-    from api.clients.http_target import ServedModel
     from engine.spec.measurement import Measurement
     from policies.sla import Sla
     from tuner.load.driver import LoadProgress
+    from tuner.load.http_target import ServedModel
     from tuner.pictures.picture import Picture
     from tuner.workload.workload import Workload
 
@@ -77,9 +77,9 @@ def bench(server: Target, replayed: Replayed, plot: Plot, as_json: JsonOption = 
     max_output=; what they cut is printed on stderr. Requests that got fewer tokens than they asked
     for are told, and judged by the SLA as they came.
     """
-    from api.clients.http_target import HttpTarget, get_served_model
     from policies.report import measurement_json
     from tuner.load.driver import run_load
+    from tuner.load.http_target import HttpTarget, get_served_model
 
     constraints = replayed.read_bounds()
     plot.check()
@@ -128,7 +128,7 @@ def _picture(
 
 def _told(server: Target, served: ServedModel) -> str:
     """What is known of who answered: model, address, settings, and whether it only imitates."""
-    from api.clients.http_target import find_settings
+    from tuner.load.http_target import find_settings
 
     parts = [f"{server.model or served.name} at {server.url}"]
     if (settings := find_settings(server.url, api_key=server.api_key)) is not None:

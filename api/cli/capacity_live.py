@@ -57,10 +57,10 @@ class LiveServer:
             LoadError: nothing answers at the URL.
             TunerError: a workload without a rate, or too little time.
         """
-        from api.clients.http_target import find_settings, get_served_model
         from engine.spec.measurement import Fidelity
         from tuner.capacity.document import capacity_json, live_json
         from tuner.capacity.live import LiveSearch
+        from tuner.load.http_target import find_settings, get_served_model
         from tuner.search.evidence import measured_estimates
 
         assert self.url is not None, "only with --url"
@@ -92,8 +92,8 @@ class LiveServer:
         }
 
     def _drive(self, model: str, seed: int) -> Drive:
-        from api.clients.http_target import HttpTarget
         from tuner.load.driver import run_load
+        from tuner.load.http_target import HttpTarget
 
         assert self.url is not None, "only with --url"
         url = self.url

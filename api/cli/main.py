@@ -99,6 +99,12 @@ COMMANDS = (
         help="Replay a workload against a server and judge it by an SLA.",
     ),
     CommandRef(
+        path="import",
+        module="import_runs",
+        function="import_runs",
+        help="Read result files of vllm bench serve, GuideLLM and AIPerf as measurements.",
+    ),
+    CommandRef(
         path="profile",
         module="profile",
         function="profile",

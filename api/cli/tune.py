@@ -83,6 +83,21 @@ class LiveTrials:
         bool, typer.Option(help="Run the winner on the real engine, paced as described hardware.")
     ] = False
     timeout_s: Annotated[float, typer.Option(help="A request is timed out after this.")] = 60.0
+    engine: Annotated[
+        str,
+        typer.Option(help="What trials run on: gearshift, or a server they start: vllm, sglang."),
+    ] = "gearshift"
+    engine_command: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND",
+            help="What starts the server, as in 'python -m vllm.entrypoints.openai.api_server "
+            "--enforce-eager'; model, port, plan and caps are added. By default vllm serve.",
+        ),
+    ] = None
+    start_timeout_s: Annotated[
+        float, typer.Option(help="A server that does not answer by then has failed its trial.")
+    ] = 900.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +124,8 @@ class TunedMachine(LocalMachine):
 
 @grouped(
     help_order="model workload sla objective use_all price_per_device_hour devices trials seed out "
-    "hardware cost_model live probe_requests probe_paced dtype backend backend_set device link "
-    "timeout_s kv_cache_mib profile_seconds resume plot"
+    "hardware cost_model engine engine_command start_timeout_s live probe_requests probe_paced "
+    "dtype backend backend_set device link timeout_s kv_cache_mib profile_seconds resume plot"
 )
 def tune(
     ctx: typer.Context,
@@ -132,9 +147,10 @@ def tune(
 ) -> None:
     """Search plan, shift threshold and caps together, and recommend the cheapest that will do.
 
-    Every feasible plan is simulated; promising ones run on the live engine; the winner is
-    measured again with a fresh seed. What is recommended meets the SLA with P of at least 0.8.
-    Trials are kept in the local database as they end. Ctrl-C tells what was found so far.
+    Every feasible plan is simulated; promising ones run on the live engine, or on a server that
+    --engine names and each trial starts; the winner is measured again with a fresh seed. What is
+    recommended meets the SLA with P of at least 0.8. Trials are kept in the local database as they
+    end. Ctrl-C tells what was found so far.
     """
     from api.cli.tune_answer import print_answer
 
@@ -296,6 +312,9 @@ def _spec(
         probe_requests=trials.probe_requests,
         probe_paced=trials.probe_paced,
         timeout_s=trials.timeout_s,
+        engine=trials.engine,
+        engine_command=trials.engine_command,
+        start_timeout_s=trials.start_timeout_s,
         kv_cache_mib=DEFAULT_KV_CACHE_MIB if kv_cache_mib is None else kv_cache_mib,
         profile_seconds=machine.profile_seconds,
         objective=wanted.goal.objective.value,

@@ -56,7 +56,8 @@ def _trials_table(document: dict[str, Any]) -> Table:
             _text(metrics, "p95_ttft_ms"),
             _text(metrics, "p95_tpot_ms"),
             "-" if chance is None else f"{chance:.2f}",
-            trial["reason"],
+            # A server that died says more in the lines after the first, which stderr has.
+            trial["reason"].partition("\n")[0],
         )
     return table
 

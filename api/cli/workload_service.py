@@ -94,7 +94,7 @@ def delete(
 def _client(url: str, key: str | None) -> Iterator[GearshiftClient]:
     """A client; ends with one line where the service refuses or cannot be reached."""
     from api.clients.client import GearshiftClient
-    from api.web.urls import full_url
+    from tuner.load.urls import full_url
 
     if not is_http_url(full_url(url)):
         fail(f"--service {url!r}: write it as in {SERVICE}")

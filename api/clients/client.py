@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from api.web.urls import full_url
+from tuner.load.urls import full_url
 
 Json = dict[str, Any]
 RECONNECT_S = 0.5

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from api.clients.client import ClientError
-from api.web.urls import full_url
+from tuner.load.urls import full_url
 
 Json = dict[str, Any]
 POLICY = "/v1/engine/policy"

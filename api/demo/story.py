@@ -17,7 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from rich.table import Table
 
 from api.clients.client import GearshiftClient, JobEvent
-from api.clients.http_target import HttpTarget, get_served_model
 from api.demo.processes import Children, DemoError
 from api.demo.scenes import Scene
 from engine.spec.settings import Settings
@@ -25,6 +24,7 @@ from policies.attainment import SlaReport, judge
 from policies.numbers import short
 from policies.sla import Sla
 from tuner.load.driver import run_load
+from tuner.load.http_target import HttpTarget, get_served_model
 from tuner.workload.parse import parse_workload
 
 SHOWN = ("p95_ttft_ms", "p95_tpot_ms", "throughput_tokens_per_s", "attainment")

@@ -113,8 +113,18 @@ class Places:
         """
         return self.confine_model(self._confine_trace(spec))
 
+    @staticmethod
+    def check_engine(spec: TuningSpec) -> None:
+        """Raises TunerError where a job would run a command: over REST nobody may name one."""
+        if spec.is_served:
+            raise TunerError(
+                f"engine {spec.engine!r}: only gearshift tune on the command line starts servers; "
+                "a job of the service tunes engines of this project"
+            )
+
     def confine_model(self, spec: TuningSpec) -> TuningSpec:
         """:meth:`confine` for the model alone."""
+        self.check_engine(spec)
         if spec.is_local or not is_name(spec.model_dir):
             folder = self.models.resolve(spec.model_dir)
             self._check_model_files(folder)

@@ -78,6 +78,7 @@ def check_job(body: TuningJobCreate, settings: ServiceSettings) -> None:
 def _check_options(body: TuningJobCreate, settings: ServiceSettings) -> None:
     """The whole specification: options may name fields that stand beside them, too."""
     spec = tuning_spec(job_spec(body))
+    settings.places.check_engine(spec)
     check_workload(spec.workload, settings.places)
     _check_hardware(spec.hardware, spec.num_devices)
     _check_here(spec.hardware, spec.num_devices, settings)

@@ -31,28 +31,11 @@ class SglangExporter:
     }
 
     def export(self, settings: Settings, served: Served) -> LaunchCommand:
-        plan, caps = settings.plan, settings.caps
-        note = None
-        options: Options = {"--model-path": served.model, "--tp-size": str(plan.tp)}
-        if plan.pp > 1:
-            options["--pp-size"] = str(plan.pp)
-        if plan.dp > 1:
-            options["--dp-size"] = str(plan.dp)
-        options["--max-running-requests"] = str(caps.max_num_seqs)
-        options["--chunked-prefill-size"] = str(caps.max_num_batched_tokens)
+        options = sglang_options(settings, served)
         is_mixed = served.step_order is StepOrder.MIXED
-        if is_mixed and plan.pp == 1:
-            options["--enable-mixed-chunk"] = None
-        elif is_mixed:
+        note = None
+        if is_mixed and settings.plan.pp > 1:
             note = "sglang does not mix prompts and decodes in a step of a pipeline"
-        if served.context is not None:
-            options["--context-length"] = str(served.context)
-        if served.room is not None:
-            options["--mem-fraction-static"] = share(served.room.static_share)
-        if not served.keeps_prefixes:
-            options["--disable-radix-cache"] = None
-        options["--port"] = str(served.port)
-        options |= format_options(served.precision)
         words = ["python", "-m", "sglang.launch_server", *words_of(options)]
         return LaunchCommand(
             system=self.system,
@@ -60,3 +43,25 @@ class SglangExporter:
             note=join_notes(served.context_note, note),
             versions=f"sglang {VERSIONS}",
         )
+
+
+def sglang_options(settings: Settings, served: Served) -> Options:
+    """SGLang's own flags for the settings, the model first."""
+    plan, caps = settings.plan, settings.caps
+    options: Options = {"--model-path": served.model, "--tp-size": str(plan.tp)}
+    if plan.pp > 1:
+        options["--pp-size"] = str(plan.pp)
+    if plan.dp > 1:
+        options["--dp-size"] = str(plan.dp)
+    options["--max-running-requests"] = str(caps.max_num_seqs)
+    options["--chunked-prefill-size"] = str(caps.max_num_batched_tokens)
+    if served.step_order is StepOrder.MIXED and plan.pp == 1:
+        options["--enable-mixed-chunk"] = None
+    if served.context is not None:
+        options["--context-length"] = str(served.context)
+    if served.room is not None:
+        options["--mem-fraction-static"] = share(served.room.static_share)
+    if not served.keeps_prefixes:
+        options["--disable-radix-cache"] = None
+    options["--port"] = str(served.port)
+    return {**options, **format_options(served.precision)}

@@ -1,1 +1,1 @@
-"""Asking it of a live target: the open-loop driver, the targets, an engine of our own."""
+"""Asking it of a live target: the open-loop driver, targets here and over HTTP, our own engine."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
+from typing import Any
 
 from engine.engine import Engine
 from engine.fleet import TimerFactory
@@ -62,10 +63,7 @@ class LiveEngine:
         fidelity: Fidelity,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Measurement:
-        """Put ``settings`` in force, warm up, and run ``workload`` until every request has ended.
-
-        What is not done ``timeout_s`` after its time is timed out, which counts against the SLA: an
-        overloaded setting must not look good because it left requests unfinished.
+        """See :class:`tuner.load.tuning_target.TuningTarget`.
 
         Raises:
             EngineError: the plan cannot run here, or a rank failed.
@@ -91,6 +89,10 @@ class LiveEngine:
             fidelity=fidelity,
             should_stop=should_stop,
         )
+
+    def told(self) -> dict[str, Any] | None:
+        """See :class:`tuner.load.tuning_target.TuningTarget`: its measurements tell all."""
+        return None
 
     def _engine_with(self, settings: Settings) -> Engine:
         if self._engine is None:

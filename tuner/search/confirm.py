@@ -60,8 +60,10 @@ def confirm(
         is_met=is_dependable(point, context.sla),
         sla_probability=point.probability(context.sla),
         reason=verdict(point, context.sla),
-        document=measurement_json(measurement, context.sla),
-        log_slower=_log_slower(measurement, context.simulator.run(settings, workload)),
+        document=measurement_json(measurement, context.sla) | context.told_by_server(),
+        log_slower=0.0
+        if context.simulator.is_blind
+        else _log_slower(measurement, context.simulator.run(settings, workload)),
     )
 
 

@@ -20,13 +20,17 @@ from tuner.described.node import Node
 from tuner.hardware import Hardware
 from tuner.launch.why_not import OWN, why_not
 from tuner.load.live import LiveEngine
+from tuner.load.tuning_target import TuningTarget
 from tuner.search.corrected import Corrected
 from tuner.search.design import advised_ladders, design_settings, refined_settings
 from tuner.search.feasibility import check_memory, engine_config, refused_caps
 from tuner.search.grid import Grid
+from tuner.search.served import server_caps, server_command
 from tuner.search.simulator import Simulator
 from tuner.search.spec import TuningSpec
 from tuner.search.surrogate import Example, Load, features
+from tuner.servers.command import ServerCommand
+from tuner.servers.target import ServerTarget
 from tuner.spec.errors import TunerError
 from tuner.spec.space import ORDERS, STEP_MS, Space, build_space
 from tuner.step_model.model import StepModel
@@ -58,7 +62,8 @@ class TuningContext:
     """What :func:`prepare` built. Close it, or use ``with``: it may hold a live engine.
 
     ``trial_workload`` is what a trial runs: the probe's slice where trials are live, else all.
-    ``design`` are simulated points of every feasible plan, never run or not.
+    ``design`` are simulated points of every feasible plan, never run or not. ``server_command``
+    starts what trials run on where that is no engine of ours.
     """
 
     spec: TuningSpec
@@ -76,7 +81,8 @@ class TuningContext:
     warnings: list[str] = field(default_factory=list)
     design: dict[Settings, OperatingPoint] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
-    _live: LiveEngine | None = None
+    server_command: ServerCommand | None = None
+    _live: TuningTarget | None = None
 
     @cached_property
     def grid(self) -> Grid:
@@ -102,17 +108,51 @@ class TuningContext:
         self.close()
 
     def close(self) -> None:
-        """End the live engine, if one was started."""
+        """End the live engine or server, if one was started."""
         if self._live is not None:
             self._live.close()
             self._live = None
 
     @property
-    def live(self) -> LiveEngine:
-        """The live engine, made on first use."""
+    def live(self) -> TuningTarget:
+        """What live trials run on, made on first use."""
         if self._live is None:
-            self._live = LiveEngine(self.config)
+            self._live = self._make_live()
         return self._live
+
+    def _make_live(self) -> TuningTarget:
+        if self.server_command is None:
+            return LiveEngine(self.config)
+        return ServerTarget(
+            self.server_command,
+            vocab_size=self.model.vocab_size,
+            start_timeout_s=self.spec.start_timeout_s,
+        )
+
+    def told_by_server(self) -> dict[str, Any]:
+        """What a server itself told of the last live run, as a part of its document."""
+        told = None if self._live is None else self._live.told()
+        return {} if told is None else {"server": told}
+
+    @property
+    def baseline(self) -> Settings:
+        """What one gets without a tuner. Of a server: one replica over all devices by tensor
+        parallelism as far as the model lets it, with its default caps."""
+        if self.server_command is None:
+            return self.space.baseline
+        plans = [p for p in self.space.plans if p.dp == p.pp == 1] or self.space.plans
+        return self.default_settings(max(plans, key=lambda plan: plan.tp))
+
+    def default_settings(self, plan: ParallelPlan) -> Settings:
+        """``plan`` with the caps that it has where nobody names any."""
+        caps = self.space.default_caps
+        if self.server_command is not None:
+            caps = server_caps(self.spec, self.simulator.node, plan)
+        return Settings(plan=plan, caps=caps)
+
+    def why_not(self, settings: Settings) -> str | None:
+        """Why a server would not start with ``settings``; None when it would, or it is ours."""
+        return None if self.server_command is None else self.server_command.why_not(settings)
 
     def can_run(self, plan: ParallelPlan) -> bool:
         """Whether ``plan`` may be timed live: every rank has a core or device of its own."""
@@ -149,14 +189,22 @@ def prepare(
     space = build_space(
         model,
         spec.num_devices,
-        check_memory=lambda plan: _check_plan(node, config, plan, model, workload),
+        check_memory=lambda plan: _check_plan(spec, node, config, plan, model, workload),
         max_model_len=max_model_len,
         least_devices=spec.num_devices if spec.uses_all_devices else 1,
     )
-    step_model = None if node else _step_model(spec, model, cost_model, on_event)
-    timer_of = _timers(spec, model, node, step_model)
-    space = _with_ladders(space, timer_of, has_rungs=node is None or node.has_rungs)
-    space = with_own_knobs(space, node, workload)
+    is_blind = spec.is_served and node is None and cost_model is None
+    if is_blind and spec.capacity_table:
+        raise TunerError(
+            "a capacity table is simulated, and nothing is known of this server's step times; "
+            "name what it runs on (--hardware) or a cost model"
+        )
+    step_model = None if node or is_blind else _step_model(spec, model, cost_model, on_event)
+    timer_of = None if is_blind else _timers(spec, model, node, step_model)
+    has_rungs = not spec.is_served and (node is None or node.has_rungs)
+    space = _with_ladders(space, timer_of, has_rungs=has_rungs)
+    if node is not None or not spec.is_served:  # no flags of a server's express such knobs
+        space = with_own_knobs(space, node, workload)
     simulator = Simulator(
         model=model,
         sla=sla,
@@ -168,7 +216,7 @@ def prepare(
         seed=spec.seed,
         node=node,
     )
-    is_live = spec.is_local and spec.is_live
+    is_live = (spec.is_local or spec.is_served) and spec.is_live
     context = TuningContext(
         spec=spec,
         model=model,
@@ -187,16 +235,17 @@ def prepare(
         hardware=hardware,
         on_event=on_event,
         warnings=_warnings(spec, model, hardware, step_model, workload),
+        server_command=server_command(spec, config) if spec.is_served else None,
     )
     _simulate_design(context)
     return context
 
 
 def _with_ladders(
-    space: Space, timer_of: Callable[[ParallelPlan], StepTimer], *, has_rungs: bool
+    space: Space, timer_of: Callable[[ParallelPlan], StepTimer] | None, *, has_rungs: bool
 ) -> Space:
     """The space with the thresholds of rungs that its step times advise."""
-    if not has_rungs:
+    if not has_rungs or timer_of is None:
         return replace(space, has_rungs=False)
     plans = [plan for plan in space.plans if plan.modes[1:-1]]
     timers = {plan: timer_of(plan) for plan in plans}
@@ -215,6 +264,7 @@ def with_own_knobs(space: Space, node: Node | None, workload: Workload) -> Space
 
 
 def _check_plan(
+    spec: TuningSpec,
     node: Node | None,
     config: EngineConfig,
     plan: ParallelPlan,
@@ -224,6 +274,11 @@ def _check_plan(
     """Raises EngineError or TunerError where the plan does not fit, or the backend lacks it."""
     if node is not None and (reason := why_not(node.backend.name, plan)) is not None:
         raise TunerError(reason)
+    if spec.is_served:
+        if (reason := why_not(spec.engine, plan)) is not None:
+            raise TunerError(reason)
+        if node is None:  # what fits only its own start can tell
+            return
     check_memory(config, model, plan, workload)
 
 
@@ -273,11 +328,13 @@ def _timers(
 def _interval(node: Node | None, step_model: StepModel | None) -> float:
     if node is not None:
         return node.interval
-    assert step_model is not None, "a local job has a step model"
-    return step_model.error.plan_interval
+    return 0.0 if step_model is None else step_model.error.plan_interval
 
 
 def _max_live_ranks(spec: TuningSpec, step_model: StepModel | None) -> int:
+    if spec.is_served:  # whoever starts servers here knows what they have
+        return spec.num_devices
+
     from tuner.profiling.run import max_active_ranks
 
     threads = step_model.machine.threads_per_rank if step_model else 1
@@ -315,6 +372,9 @@ def _simulate_design(context: TuningContext) -> None:
     """Simulate a few settings of every feasible plan; some also at other rates, and some on all
     that trials run, for the surrogate."""
     space, simulator = context.space, context.simulator
+    if simulator.is_blind:
+        context.emit("prepared", f"{len(space.plans)} plans; nothing is simulated before trials")
+        return
     sample = head(context.trial_workload, DESIGN_REQUESTS)
     timers = {plan: simulator.timer(plan) for plan in space.plans}
 

@@ -44,7 +44,10 @@ def trained_surrogate(
     *,
     keys: Sequence[str] = TARGETS,
 ) -> Surrogate | None:
-    """The surrogate over all simulated points and the trials so far."""
+    """The surrogate over all simulated points and the trials so far; its features are step times,
+    so None where those are not known."""
+    if context.simulator.is_blind:
+        return None
     load = described_load(context)
     examples = list(context.examples)
     for trial in done:
@@ -56,7 +59,12 @@ def trained_surrogate(
 
 
 def shortlist(context: TuningContext) -> list[Settings]:
-    """The best simulated settings of each plan, best plans first; plans that can run lead."""
+    """The best simulated settings of each plan, best plans first; plans that can run lead.
+
+    Where nothing can be simulated, each plan with the caps that it would have by default.
+    """
+    if context.simulator.is_blind:
+        return [context.default_settings(plan) for plan in context.space.plans]
     sla = context.sla
     best: dict[str, tuple[tuple[float, ...], Settings]] = {}
     for settings, point in context.design.items():

@@ -18,7 +18,7 @@ from policies.verdict import meets_in_run
 from tuner.described.launch import node_commands
 from tuner.described.queue_limit import queued_tokens
 from tuner.described.title import Asked, Title
-from tuner.launch.command import LaunchCommand
+from tuner.launch.command import PORT, LaunchCommand
 from tuner.launch.gearshift import ServedHere, launch_here
 from tuner.load.live import LiveEngine
 from tuner.search.capacity import find_capacity_table
@@ -34,6 +34,7 @@ from tuner.search.report import (
 )
 from tuner.search.schedule import build_schedule
 from tuner.search.trials import TrialRecord
+from tuner.search.unguided import lone_band, unguided_title
 from tuner.workload.slices import head
 
 MAX_CONFIRMATIONS = 3
@@ -230,15 +231,20 @@ def _recommendation(
     assert selection.probability is not None, "a best point has a chance"
     workload = head(context.workload, PREDICTED_REQUESTS)
     predicted = context.simulator.point(settings, workload)
-    simulated = context.simulator.run(settings, workload)
-    schedule = build_schedule(
-        context.simulator, context.space, settings, context.workload, context.sla
-    )
+    simulated: dict[str, Any] = {}
+    if context.simulator.is_blind:
+        schedule = lone_band(context, best)
+    else:
+        run = context.simulator.run(settings, workload)
+        simulated = measurement_json(run, context.sla)["metrics"]
+        schedule = build_schedule(
+            context.simulator, context.space, settings, context.workload, context.sla
+        )
     paced = _paced_document(context, settings) if context.spec.probe_paced else None
     return Recommendation(
         settings=settings,
         fidelity=best.fidelity,
-        predicted=measurement_json(simulated, context.sla)["metrics"],
+        predicted=simulated,
         predicted_point=predicted,
         surrogate_point=_surrogate_point(context, settings, trials),
         measured=measured,
@@ -258,6 +264,8 @@ def _recommendation(
 def _launch(context: TuningContext, settings: Settings) -> tuple[LaunchCommand, ...]:
     """How to serve with the settings: here as the trials ran, or elsewhere on each system."""
     spec, node = context.spec, context.simulator.node
+    if context.server_command is not None:
+        return (context.server_command.launch(settings, port=PORT),)
     if node is None:
         here = ServedHere(
             model=spec.model_dir,
@@ -337,14 +345,16 @@ def _title(context: TuningContext) -> Title:
     asked = Asked(model=spec.model_dir, workload=context.workload, sla=context.sla, seed=spec.seed)
     if node is not None:
         return Title.of_node(node, asked)
-    assert context.cost_model is not None, "a local job has a cost model"
+    if context.cost_model is None:
+        return unguided_title(context, asked)
     return Title.of_machine(context.cost_model.machine, context.config.dtype, asked)
 
 
 def _cost_model_json(context: TuningContext) -> dict[str, Any]:
     model = context.cost_model
     if model is None:
-        assert context.hardware is not None, "a local job has a cost model"
+        if context.hardware is None:
+            return {"kind": "none", "reason": "trials were not guided by simulation"}
         device = context.hardware.device
         return {
             "kind": "roofline",

@@ -33,11 +33,14 @@ class Simulator:
     metrics of a run with all steps that much slower, and faster. A ``node`` knows that by phase and
     load, and what lies around its steps (a backend's front end), and simulates for itself.
     ``slower`` is how much slower than its step model a plan has turned out to be, as a log ratio.
+
+    Without ``timer_of`` nothing is known of step times: points have no metrics, and runs and
+    timers must not be asked for.
     """
 
     model: ModelConfig
     sla: Sla
-    timer_of: Callable[[ParallelPlan], StepTimer]
+    timer_of: Callable[[ParallelPlan], StepTimer] | None
     blocks_of: Callable[[ParallelPlan], int]
     block_size: int
     max_model_len: int
@@ -50,9 +53,14 @@ class Simulator:
         default_factory=dict
     )
 
+    @property
+    def is_blind(self) -> bool:
+        return self.timer_of is None
+
     def timer(self, plan: ParallelPlan) -> StepTimer:
         """The plan's step timer, made once."""
         if plan not in self._timers:
+            assert self.timer_of is not None, "a blind simulator knows no step times"
             self._timers[plan] = self.timer_of(plan)
         return self._timers[plan]
 
@@ -116,6 +124,8 @@ class Simulator:
     def _flat(
         self, settings: Settings, workload: Workload, scale: StepScale = AS_TOLD
     ) -> dict[str, float]:
+        if self.is_blind:
+            return {}
         key = (settings, workload, scale.times(math.exp(self.slower.get(settings.plan, 0.0))))
         if key not in self._seen:
             self._seen[key] = flat_metrics(self.run(settings, workload, scale), self.sla)

@@ -16,6 +16,7 @@ from policies.sla import Sla
 from tuner.described.node import Node
 from tuner.described.parse import (
     AUTO,
+    OWN_BACKEND,
     backend_of,
     describe_node,
     has_checkpoint,
@@ -23,6 +24,8 @@ from tuner.described.parse import (
 )
 from tuner.hardware import Precision
 from tuner.hardware.device import MAX_DEVICES
+from tuner.servers.command import read_system
+from tuner.servers.target import DEFAULT_START_TIMEOUT_S
 from tuner.spec.errors import TunerError
 from tuner.workload.bounds import MAX_LENGTH_TOKENS, MAX_REQUESTS
 
@@ -41,6 +44,7 @@ _MOST = {
     "seed": MAX_SEED,
     "timeout_s": MAX_SECONDS,
     "profile_seconds": MAX_SECONDS,
+    "start_timeout_s": MAX_SECONDS,
 }
 DEFAULT_KV_CACHE_MIB = 256
 
@@ -63,6 +67,10 @@ class TuningSpec:
     ``probe_paced`` runs the winner on described hardware once more on the real engine with steps
     paced by the wall clock. ``objective``, ``price_per_device_hour`` and ``uses_all_devices`` are
     those of ``policies.objective.Goal``. ``capacity_table``: also find what rate each plan carries.
+
+    ``engine``: whose settings are tuned: our own engine, or a server that each trial starts
+    (``vllm``, ``sglang``) by ``engine_command``, None: its usual one, and gives ``start_timeout_s``
+    to answer. Such trials run here whatever ``hardware`` guides them.
 
     Raises:
         TunerError: a number outside its range.
@@ -92,9 +100,13 @@ class TuningSpec:
     price_per_device_hour: float | None = None
     uses_all_devices: bool = False
     capacity_table: bool = False
+    engine: str = OWN_BACKEND
+    engine_command: str | None = None
+    start_timeout_s: float = DEFAULT_START_TIMEOUT_S
 
     def __post_init__(self) -> None:
-        found = backend_of(self.backend, is_described=not self.is_local)
+        served_as = self.engine if self.is_served and not self.is_local else None
+        found = backend_of(self.backend or served_as, is_described=not self.is_local)
         object.__setattr__(self, "backend", found)
         for name in ("num_devices", "trials", "probe_requests", "kv_cache_mib", "block_size"):
             if getattr(self, name) < 1:
@@ -113,8 +125,31 @@ class TuningSpec:
             )
         if self.probe_paced and not has_checkpoint(self.model_dir):
             raise TunerError(f"probe_paced starts an engine: {self.model_dir!r} is no model folder")
+        self._check_engine()
         Sla.parse(self.sla)
         _ = self.goal
+
+    def _check_engine(self) -> None:
+        if self.start_timeout_s <= 0:
+            raise TunerError("start_timeout_s must be above 0")
+        if self.is_served:
+            read_system(self.engine)
+            if not self.is_live:
+                raise TunerError(
+                    f"engine {self.engine}: its trials are live; to simulate it, name described "
+                    "hardware and no engine"
+                )
+            if not has_checkpoint(self.model_dir):
+                raise TunerError(
+                    f"model {self.model_dir!r}: {self.engine} is started from a folder"
+                )
+        elif self.engine_command is not None:
+            raise TunerError("engine_command: it starts a server; name its kind with engine, too")
+
+    @property
+    def is_served(self) -> bool:
+        """Whether trials run on a server that a command starts."""
+        return self.engine != OWN_BACKEND
 
     @property
     def goal(self) -> Goal:

@@ -140,7 +140,7 @@ class _Recorder:
             simulated=self._predicted,
             seed=context.spec.seed,
         )
-        document = measurement_json(measurement, context.sla)
+        document = measurement_json(measurement, context.sla) | context.told_by_server()
         return self._record(TrialState.COMPLETE, point, verdict(point, context.sla), document)
 
     def failed(self, reason: str) -> TrialRecord:
@@ -190,7 +190,7 @@ def _run_live(
         )
     except EngineError as error:
         context.close()
-        return record.failed(str(error))
+        return record.failed(CUT_SHORT if is_cancelled() else str(error))
     if is_cancelled():
         return record.failed(CUT_SHORT)
     return record.measured(measurement)
@@ -205,16 +205,26 @@ def propose(context: TuningContext, number: int, done: Sequence[TrialRecord]) ->
     combinations by arithmetic corrected by both. Optuna's suggestions are ranked by the latter.
     """
     if number == 0:
-        return context.space.baseline
+        return context.baseline
     known = [trial for trial in done if trial.number < number]
     tried = {trial.settings for trial in known}
     fresh = [s for s in shortlist(context) if s not in tried]
+    if context.simulator.is_blind:
+        return fresh[0] if fresh else _suggested_blindly(context, known, number)
     turn = number % NUM_TURNS
     if turn == DESIGN_TURN and fresh:
         return fresh[0]
     options = _suggested(context, known, number) if turn == OPTUNA_TURN else []
     rows = options or candidates(context, known, seed=context.spec.seed)
-    return ranked_by_estimate(context, rows, known)[0] if rows else context.space.baseline
+    return ranked_by_estimate(context, rows, known)[0] if rows else context.baseline
+
+
+def _suggested_blindly(
+    context: TuningContext, done: Sequence[TrialRecord], number: int
+) -> Settings:
+    """Where no step time is known, what Optuna suggests from the trials is as good as can be."""
+    rows = _suggested(context, done, number) or candidates(context, done, seed=number)
+    return context.grid.settings(rows[0]) if rows else context.baseline
 
 
 def _suggested(context: TuningContext, done: Sequence[TrialRecord], number: int) -> list[int]:
@@ -229,7 +239,8 @@ def _suggested(context: TuningContext, done: Sequence[TrialRecord], number: int)
         objective=context.spec.goal.objective,
         prior=list(context.design.values()),
     )
-    return [row for s in suggestions if (row := context.grid.row_of(s)) is not None]
+    rows = [row for s in suggestions if (row := context.grid.row_of(s)) is not None]
+    return [row for row in rows if context.why_not(context.grid.settings(row)) is None]
 
 
 # -- judging -------------------------------------------------------------------------------------
@@ -249,7 +260,7 @@ def _hopeless(point: OperatingPoint, sla: Sla) -> str | None:
 
 
 def _why_simulated(context: TuningContext, settings: Settings) -> str:
-    if context.hardware is not None:
+    if context.hardware is not None and not context.spec.is_served:
         return f"simulated on {context.hardware}"
     if context.max_live_ranks == 0:
         return "simulated: live trials are off"

@@ -69,6 +69,7 @@ class Place:
             "workload delete": ("wl_none", *service),
             "audit verify": (),
             "apply": ("rec_none", "--engine", "http://127.0.0.1:9"),
+            "import": (str(self.folder / "file"),),
             "list": ("models",),
             "backends show": ("vllm",),
             "devices": (),

@@ -142,6 +142,13 @@ def test_an_unknown_option_of_the_tuner_is_refused_by_name(
     assert "magic" in answer.json()["errors"][0]["detail"]
 
 
+@pytest.mark.parametrize("engine", [{"engine": "vllm"}, {"engine_command": "touch /tmp/x"}])
+def test_nobody_names_a_command_over_rest(client: TestClient, job_body: Json, engine: Json) -> None:
+    answer = _create(client, {**job_body, "hardware": "local", "options": engine})
+    assert answer.status_code == 422
+    assert "engine" in str(answer.json()["errors"])
+
+
 def test_the_same_key_and_body_give_the_first_answer_again(
     client: TestClient, job_body: Json
 ) -> None:

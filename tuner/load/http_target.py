@@ -15,7 +15,6 @@ import httpx
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from api.web.urls import full_url
 from engine.server.device_metrics import ENERGY
 from engine.server.pace import PACED_HEADER
 from engine.spec.energy import EnergyCounters
@@ -23,6 +22,7 @@ from engine.spec.errors import EngineError
 from engine.spec.measurement import Outcome
 from engine.spec.settings import Settings
 from tuner.load.targets import Ending, OnDone, OnToken, spread_stamps
+from tuner.load.urls import full_url, is_secure
 from tuner.spec.errors import LoadError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -56,7 +56,10 @@ def get_served_model(url: str, *, api_key: str | None = None) -> ServedModel:
     """
     try:
         answer = httpx.get(
-            f"{base_url(url)}/models", headers=_headers(api_key), timeout=CONNECT_TIMEOUT_S
+            f"{base_url(url)}/models",
+            headers=_headers(api_key),
+            timeout=CONNECT_TIMEOUT_S,
+            verify=is_secure(base_url(url)),
         )
         answer.raise_for_status()
         card = answer.json()["data"][0]
@@ -172,7 +175,7 @@ class HttpTarget:
         # Made before the first request: loading certificates takes tens of milliseconds. How long
         # to wait for an answer is the driver's decision; it cancels.
         self._options: dict[str, Any] = {
-            "verify": httpx.create_ssl_context(),
+            "verify": httpx.create_ssl_context() if is_secure(self._url) else False,
             "timeout": httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
             "limits": httpx.Limits(max_connections=None, keepalive_expiry=REST_S),
             "headers": {"Content-Type": "application/json", **_headers(api_key)},
@@ -232,7 +235,8 @@ class HttpTarget:
         """See ``tuner.load.targets.LoadTarget``: what an engine of ours tells in ``/metrics``."""
         url = f"{self._url.removesuffix('/v1/completions')}/metrics"
         try:
-            text = httpx.get(url, timeout=CONNECT_TIMEOUT_S).raise_for_status().text
+            answer = httpx.get(url, timeout=CONNECT_TIMEOUT_S, verify=is_secure(url))
+            text = answer.raise_for_status().text
             families = list(text_string_to_metric_families(text))
         except (httpx.HTTPError, ValueError):  # another kind of server, with other metrics
             return EnergyCounters()

@@ -12,7 +12,6 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from api.clients.http_target import HttpTarget, find_settings, get_served_model
 from engine.engine import Engine
 from engine.models.create import create_model
 from engine.server import create_server
@@ -25,6 +24,7 @@ from tests.api.servers import serve
 from tests.contracts.load_target import Call, LoadTargetContract
 from tests.tuner.engines import ConstantTimer
 from tuner.load.driver import run_load
+from tuner.load.http_target import HttpTarget, find_settings, get_served_model
 from tuner.spec.errors import LoadError
 from tuner.workload.parse import parse_workload
 

@@ -1,0 +1,117 @@
+"""``gearshift tune --engine vllm``: trials on a server that speaks vLLM's command line and API."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.api.cli.conftest import Run
+from tests.tuner.servers import stand_in
+
+PREFIX = shlex.join([sys.executable, stand_in.__file__])
+LOAD = ("--workload", "poisson:rate=100,requests=40,input=8,output=4", "--sla", "p95_ttft_ms<=5000")
+
+
+def test_a_server_is_tuned_from_what_one_would_start_to_a_launch_command(
+    run: Run, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_MOST_SEQS", "128")  # tp=2 has 256 by default: no memory
+    out = tmp_path / "report.json"
+    done = run(
+        "tune", "--engine", "vllm", "--engine-command", PREFIX, "--model", tiny_dir,
+        "--devices", 2, "--trials", 2, "--probe-requests", 8, *LOAD, "--out", out,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    document = json.loads(out.read_text())
+    first, second = document["trials"]
+    assert first["settings"]["plan"] == {"dp": 1, "pp": 1, "sp": 1, "tp": 2}
+    assert first["settings"]["caps"]["max_num_seqs"] == 256
+    assert first["state"] == "failed"
+    assert "no memory for 256 sequences" in first["reason"]
+    assert second["state"] == "complete"
+    assert second["fidelity"] == "probed"
+    assert second["document"]["server"]["counted"]["requests"] == 8
+    found = document["recommendation"]
+    assert found["fidelity"] == "measured"
+    assert found["settings"]["plan"]["tp"] == 1
+    (launch,) = found["launch"]
+    assert launch["system"] == "vllm"
+    assert launch["command"].startswith(f"{PREFIX} --model {tiny_dir} --tensor-parallel-size 1 ")
+    assert document["cost_model"]["kind"] == "none"
+    assert f"next (vllm): {PREFIX}" in done.stdout
+    assert all(
+        "sp=2" not in plan["plan"] or "no sequence" in plan["reasons"][0]
+        for plan in document["pruned"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--engine", "tgi"), "known: vllm, sglang"),
+        (("--engine-command", "vllm serve"), "name its kind"),
+        (("--engine", "vllm", "--engine-command", "vllm serve -tp 2"), "-tp, which trials choose"),
+        (("--engine", "vllm", "--no-live"), "its trials are live"),
+        (("--engine", "vllm", "--start-timeout-s", 0), "start_timeout_s must be above 0"),
+    ],
+)
+def test_a_server_that_cannot_be_tuned_is_refused_in_one_line(
+    run: Run, tiny_dir: Path, words: tuple[object, ...], message: str
+) -> None:
+    done = run("tune", "--model", tiny_dir, *LOAD, *words)
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+def test_a_result_of_another_tool_is_imported(run: Run, tmp_path: Path) -> None:
+    from tests.tuner.imports.test_read import DETAILED
+
+    (tmp_path / "a.json").write_text(json.dumps(DETAILED))
+    out = tmp_path / "runs.json"
+    done = run("import", tmp_path / "a.json", "--sla", "p95_ttft_ms<=500", "--out", out)
+    assert done.exit_code == 0, done.output
+    assert "ttft.sent.v1" in done.stdout
+    (found,) = json.loads(out.read_text())["runs"]
+    assert found["metrics"]["attainment"] == pytest.approx(2 / 3)
+    assert run("import", tmp_path / "none.json").exit_code == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_server_is_left_when_the_command_is_ended(
+    tiny_dir: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    load = ("--workload", "poisson:rate=1,requests=40,input=8,output=4", "--sla", "p95_ttft_ms<=99")
+    words = (
+        "tune",
+        "--engine",
+        "vllm",
+        "--engine-command",
+        PREFIX,
+        "--model",
+        str(tiny_dir),
+        *load,
+    )
+    pids = tmp_path / "pids"
+    own = {"STAND_IN_PIDS": str(pids), "GEARSHIFT_DATA_DIR": str(tmp_path)}
+    command = subprocess.Popen(
+        [sys.executable, "-m", "api.cli.main", *words], env={**os.environ, **own}
+    )
+    limit_s = time.monotonic() + 120
+    while not pids.exists() or len(pids.read_text().split()) < 2:
+        assert time.monotonic() < limit_s
+        time.sleep(0.1)
+    command.send_signal(number)
+    assert command.wait(120) in (130, -number)
+    while any(psutil.pid_exists(int(pid)) for pid in pids.read_text().split()):
+        assert time.monotonic() < limit_s
+        time.sleep(0.1)

@@ -1,0 +1,1 @@
+"""Result files of other load tools as measurements, each number under the id of its definition."""

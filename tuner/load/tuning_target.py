@@ -1,0 +1,46 @@
+"""What a tuning job measures its trials on: the protocol, whoever serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from engine.spec.measurement import Fidelity, Measurement
+from engine.spec.settings import Settings
+from tuner.workload.workload import Workload
+
+
+class TuningTarget(Protocol):
+    """Tries one setting after the other. Owned by one thread.
+
+    An engine of ours (``tuner.load.live``) or a server started by a command
+    (``tuner.servers.target``).
+    """
+
+    def measure(
+        self,
+        settings: Settings,
+        workload: Workload,
+        *,
+        seed: int,
+        timeout_s: float,
+        fidelity: Fidelity,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Measurement:
+        """Put ``settings`` in force, warm up, and run ``workload`` until every request has ended.
+
+        What is not done ``timeout_s`` after its time is timed out, which counts against the SLA: an
+        overloaded setting must not look good because it left requests unfinished.
+
+        Raises:
+            EngineError: the settings cannot run here, with the reason.
+        """
+        ...
+
+    def told(self) -> dict[str, Any] | None:
+        """What the target itself says of the last measurement, JSON-able; None: nothing."""
+        ...
+
+    def close(self) -> None:
+        """End what was started for trials. Safe to call twice; ``measure`` starts it again."""
+        ...

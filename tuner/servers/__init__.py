@@ -1,0 +1,1 @@
+"""Serving systems started by a command for trials: launched, watched, loaded, never left behind."""

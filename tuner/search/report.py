@@ -115,6 +115,7 @@ class TuningReport:
     title: Title
     cost_model: dict[str, Any]
     warnings: tuple[str, ...]
+    steps: dict[str, Any]
 
     @property
     def headline(self) -> str:
@@ -146,6 +147,7 @@ class TuningReport:
             "seed": self.spec.seed,
             "spec": self.spec.to_json(),
             "cost_model": self.cost_model,
+            "steps": self.steps,
             "warnings": list(self.warnings),
         }
 

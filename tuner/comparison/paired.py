@@ -10,6 +10,9 @@ from typing import Any
 
 from policies.points import INTERVAL_LEVEL
 
+# From ten times as much on, tenths of a percent say nothing.
+MUCH = 10.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
@@ -40,7 +43,7 @@ class Change:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:+.1f}"
+    return f"{100 * share:+.0f}" if abs(share) >= MUCH else f"{100 * share:+.1f}"
 
 
 def paired_change(after: Sequence[float], before: Sequence[float]) -> Change | None:

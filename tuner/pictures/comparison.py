@@ -56,7 +56,7 @@ def _panel(
     limits = _limits(document["sla"], key)
     ends = [end for point in points for end in (point.y, *(point.y_ends or ()))]
     return Panel(
-        x=Axis.of_names("", tuple(case["label"] for case in cases)),
+        x=Axis.of_names("", tuple(map(_short_name, cases))),
         y=axis_over(metric["name"], ends, limits=[limit.at for limit in limits]),
         clouds=tuple(
             Cloud(
@@ -70,6 +70,12 @@ def _panel(
         ),
         limits=limits,
     )
+
+
+def _short_name(case: dict[str, Any]) -> str:
+    """Under a picture there is room for one of the two."""
+    name: str = case["plan"] if case["kind"] == "static" else case["name"]
+    return name
 
 
 def _point(place: int, case: dict[str, Any], metric: dict[str, Any], known: list[float]) -> Point:

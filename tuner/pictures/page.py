@@ -30,6 +30,7 @@ LINE_PIXELS = 17
 TITLE_COLUMNS = 150
 GAP_PIXELS = 62
 TICK_COLUMNS = 16
+WRAPPED_NAMES = 5
 SYMBOLS = {Symbol.DISC: "circle", Symbol.RING: "circle-open", Symbol.CROSS: "x"}
 # The browser itself keeps the page from loading anything.
 NOTHING_LOADED = (
@@ -165,11 +166,10 @@ def _axis(axis: Axis) -> dict[str, Any]:
 
 def _ticks(names: tuple[str, ...]) -> dict[str, Any]:
     at = list(range(len(names)))
-    return {"tickmode": "array", "tickvals": at, "ticktext": [_tick(name) for name in names]}
-
-
-def _tick(name: str) -> str:
-    return "<br>".join(map(escape, wrap(name, TICK_COLUMNS)))
+    # Many names stand upright on a narrow page, where a second line would run into the next name.
+    columns = TICK_COLUMNS if len(names) <= WRAPPED_NAMES else max(map(len, names))
+    ticks = ["<br>".join(map(escape, wrap(name, columns))) for name in names]
+    return {"tickmode": "array", "tickvals": at, "ticktext": ticks}
 
 
 def _bars(bars: Bars, panel: Panel) -> Trace:

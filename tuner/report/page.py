@@ -29,7 +29,8 @@ a { color: var(--link); }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .7rem .3rem .3rem; vertical-align: top;
   border-bottom: 1px solid var(--rule); overflow-wrap: normal; }
-th { background: var(--head); } td:first-child { min-width: 8rem; }
+th { background: var(--head); vertical-align: bottom; }
+td:first-child:not(.number) { min-width: 8rem; }
 .long { min-width: 10rem; }
 .number { text-align: right; white-space: nowrap; }
 .pictures { display: grid; gap: 1rem; grid-template-columns: minmax(0, 1fr); }

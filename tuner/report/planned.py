@@ -104,6 +104,7 @@ def ways_sections(found: dict[str, Any]) -> Iterator[Section]:
     rows = tuple(
         (way["constraint"], way["relaxed"], way["price"], way.get("reason"))
         for way in found["relaxations"]
+        if way["relaxed"] is not None or way.get("reason")
     )
     columns = ("constraint", "relaxed to", "price, share of the bound", "remark")
     yield Section(

@@ -42,16 +42,11 @@ def point_sections(points: Sequence[OperatingPoint], sla: Sla) -> Iterator[Secti
 def _front(points: Sequence[OperatingPoint], sla: Sla) -> Section:
     front = pareto_front(points, aims_of(sla))
     keys = [constraint.key for constraint in sla.per_run]
-    rows = tuple(
-        (
-            str(point.settings),
-            point.cost_devices,
-            point.fidelity.value,
-            *(_value(point, key) for key in keys),
-            point.probability(sla) if point.has_interval else None,
-        )
-        for point in front
-    )
+    alike: dict[tuple[Cell, ...], list[OperatingPoint]] = {}
+    for point in front:
+        numbers = tuple(_value(point, key) for key in keys)
+        alike.setdefault((point.settings.plan_text, *numbers), []).append(point)
+    rows = tuple(_front_row(own, keys, sla) for own in alike.values())
     columns = ("settings", "devices", "fidelity", *keys, "P(SLA met)")
     return Section(
         name="front",
@@ -62,6 +57,19 @@ def _front(points: Sequence[OperatingPoint], sla: Sla) -> Section:
         ),
         tables=(Table(columns=columns, rows=rows),),
         panels=tuple(_front_panel(points, front, sla, key) for key in latency_keys(sla)),
+    )
+
+
+def _front_row(alike: list[OperatingPoint], keys: list[str], sla: Sla) -> tuple[Cell, ...]:
+    """One row for settings of a plan whose runs were the same: caps that never bind."""
+    told = next((point for point in alike if point.has_interval), alike[0])
+    others = f" (and {len(alike) - 1} with other caps)" if len(alike) > 1 else ""
+    return (
+        f"{told.settings}{others}",
+        told.cost_devices,
+        told.fidelity.value,
+        *(_value(told, key) for key in keys),
+        told.probability(sla) if told.has_interval else None,
     )
 
 

@@ -12,6 +12,7 @@ import typer
 
 from api.cli.answers import answering
 from api.cli.common import fail
+from api.cli.engine_options import JsonOption
 from api.cli.groups import check_writable, writing
 from api.cli.listening import CONTROL_KEY_VARIABLE
 
@@ -43,6 +44,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write it here instead of to stdout.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write an answer as a report to read: the answer, its pictures and tables, why, and where the
     time of a step goes.
@@ -52,7 +54,9 @@ def report(
     from tuner.report.answers import report_of, write_report
     from tuner.spec.errors import TunerError
 
-    wanted = _form(form, out)
+    if as_json and form not in (None, "json"):
+        fail(f"--json beside --format {form}: leave one out")
+    wanted = _form("json" if as_json else form, out)
     if out is not None:
         check_writable(out)
     document = _find_document(source)

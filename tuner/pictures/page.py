@@ -65,8 +65,14 @@ def script_json(value: Any) -> str:
 
 def panel_figure(panel: Panel) -> dict[str, Any]:
     """One panel by itself, for a narrow page too: its legend stands below it."""
-    traces = [{**trace, "showlegend": True} for trace in _traces(panel)]
-    rows = sum(1 + trace["name"].count("<br>") for trace in traces)
+    drawn = _traces(panel)
+    names = [trace["name"] for trace in drawn]
+    # What is drawn twice under one name stands once in the legend.
+    traces = [
+        {**trace, "showlegend": trace["name"] not in names[:number]}
+        for number, trace in enumerate(drawn)
+    ]
+    rows = sum(1 + name.count("<br>") for name in dict.fromkeys(names))
     below = LINE_PIXELS * rows + 80
     height = PANEL_PIXELS + below
     layout = {
@@ -167,9 +173,11 @@ def _axis(axis: Axis) -> dict[str, Any]:
 def _ticks(names: tuple[str, ...]) -> dict[str, Any]:
     at = list(range(len(names)))
     # Many names stand upright on a narrow page, where a second line would run into the next name.
-    columns = TICK_COLUMNS if len(names) <= WRAPPED_NAMES else max(map(len, names))
+    is_wrapped = len(names) <= WRAPPED_NAMES
+    columns = TICK_COLUMNS if is_wrapped else max(map(len, names))
     ticks = ["<br>".join(map(escape, wrap(name, columns))) for name in names]
-    return {"tickmode": "array", "tickvals": at, "ticktext": ticks}
+    angle = {} if is_wrapped else {"tickangle": 90}
+    return {"tickmode": "array", "tickvals": at, "ticktext": ticks, **angle}
 
 
 def _bars(bars: Bars, panel: Panel) -> Trace:

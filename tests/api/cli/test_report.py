@@ -53,7 +53,7 @@ def test_every_answer_has_its_sections_in_markdown_and_json_with_the_same_number
     run: Run, compared: tuple[Path, str], tmp_path: Path, command: str
 ) -> None:
     source = _answer(run, command, compared, tmp_path)
-    text, told = run("report", source), run("report", source, "--format", "json")
+    text, told = run("report", source), run("report", source, "--json")
     assert (text.exit_code, told.exit_code) == (0, 0), text.output + told.output
     document = json.loads(told.stdout)
     headings = {section["heading"] for section in document["sections"]}
@@ -74,7 +74,7 @@ def test_a_page_holds_its_pictures_loads_nothing_and_has_the_sections_of_the_jso
 ) -> None:
     source, page = compared[0], tmp_path / "report.html"
     assert run("report", source, "--out", page).exit_code == 0
-    told = json.loads(run("report", source, "--format", "json").stdout)
+    told = json.loads(run("report", source, "--json").stdout)
     headings, figures = read_report_page(page)
     assert headings == [section["heading"] for section in told["sections"]]
     assert len(figures) == sum(section["num_pictures"] for section in told["sections"])
@@ -100,6 +100,7 @@ def test_without_plotly_a_page_is_refused_with_the_way_out_and_markdown_still_co
         ('{"schema": "plan/v2"}', (), "not as plan writes it"),
         ("nothing", (), "no JSON; name a file that --out wrote, or a job's id"),
         ("{}", ("--format", "pdf"), "--format pdf: known are json, markdown, html"),
+        ("{}", ("--format", "html", "--json"), "--json beside --format html: leave one out"),
     ],
 )
 def test_what_is_no_answer_is_refused_in_one_line(

@@ -121,15 +121,14 @@ def test_the_report_comes_as_json_as_markdown_or_as_a_page_that_loads_nothing(
 ) -> None:
     url = finished()
     assert client.get(f"{url}/report").json() == verdict.report
-    page = client.get(f"{url}/report", params={"format": "html"})
+    page = client.get(f"{url}/report", headers={"accept": "text/html,*/*;q=0.8"})
     assert page.headers["content-type"].startswith("text/html")
     assert "sandbox" in page.headers["content-security-policy"]
     assert "default-src 'none'" in page.text
     assert "P(SLA met)" in page.text
-    text = client.get(f"{url}/report", headers={"accept": "text/markdown"})
+    text = client.get(f"{url}/report", params={"format": "markdown"})
     assert text.headers["content-type"] == "text/markdown; charset=utf-8"
     assert "## Pareto front" in text.text
-    assert client.get(f"{url}/report", headers={"accept": "text/html"}).text == page.text
     assert client.get(f"{url}/report", params={"format": "pdf"}).status_code == 422
 
 

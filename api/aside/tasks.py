@@ -26,15 +26,11 @@ def read_trace(question: Json) -> Json:
     return {"form": form, "facts": {k: v for k, v in told.items() if k not in OF_A_SPEC}}
 
 
-def draw_report(question: Json) -> Json:
-    """The ``report`` of a tuning job as an HTML page that loads nothing."""
-    from tuner.pictures.draw import PAGE, require_drawing
+def tell_report(question: Json) -> Json:
+    """The ``report`` of a tuning job to read, as its ``form`` asks; a page loads nothing."""
+    from tuner.report.answers import Form, report_of, write_report
 
-    require_drawing(PAGE)
-    from tuner.pictures.page import page_of
-    from tuner.pictures.trials import picture_of_document
-
-    return {"page": page_of(picture_of_document(question["report"]))}
+    return {"text": write_report(report_of(question["report"]), Form(question["form"]))}
 
 
 def predict(question: Json) -> Json:
@@ -60,7 +56,7 @@ def what_if(question: Json) -> Json:
 
 TASKS: Mapping[str, Callable[[Json], Json]] = {
     "read_trace": read_trace,
-    "draw_report": draw_report,
+    "tell_report": tell_report,
     "predict": predict,
     "capacity": find_capacity,
     "what_if": what_if,

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.common import end, fail, log, print_json, progress_bar, progress_console
-from api.cli.engine_options import MOST_SEED, JsonOption
+from api.cli.engine_options import MOST_SEED
 from api.cli.exit_codes import ExitCode
 from api.cli.grouped import grouped
 from api.cli.groups import JudgedWorkload
-from api.cli.pictured import Plot
+from api.cli.pictured import DrawnOutput
 from policies.numbers import short
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tuner.workload.workload import Workload
 
 LAG_WARNING_MS = 20.0
+SCHEMA = "bench/v1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,20 +70,23 @@ class Replayed(JudgedWorkload):
         return sla
 
 
-@grouped(help_order="url workload sla seed model timeout_s vocab_size api_key fail_on_miss plot")
-def bench(server: Target, replayed: Replayed, plot: Plot, as_json: JsonOption = False) -> None:
+@grouped(
+    help_order="url workload sla seed model timeout_s vocab_size api_key fail_on_miss out plot"
+)
+def bench(server: Target, replayed: Replayed, output: DrawnOutput) -> None:
     """Replay a workload against an OpenAI-compatible server and judge it by an SLA.
 
     A workload is a trace or a process with options, among them seconds=, scale=, max_input= and
     max_output=; what they cut is printed on stderr. Requests that got fewer tokens than they asked
     for are told, and judged by the SLA as they came.
     """
-    from policies.report import measurement_json
+    from policies.attainment import judge
+    from policies.report import measurement_json, sla_json
     from tuner.load.driver import run_load
     from tuner.load.http_target import HttpTarget, get_served_model
 
     constraints = replayed.read_bounds()
-    plot.check()
+    output.check()
     load = replayed.read_workload()
     for warning in load.warnings:
         log(warning)
@@ -106,11 +110,20 @@ def bench(server: Target, replayed: Replayed, plot: Plot, as_json: JsonOption = 
     _warn_about_lag(measurement)
     short = _short_outputs(load, measurement)
     _warn_about_answers(short, num_wrong_usages)
-    document = {**measurement_json(measurement, constraints), "short_outputs": short}
-    plot.draw(
-        lambda: _picture(measurement, constraints, _told(server, served), load, replayed.seed)
-    )
-    if as_json:
+    name = _told(server, served)
+    bounds = "no SLA" if constraints is None else f"SLA {constraints}"
+    document = {
+        "schema": SCHEMA,
+        "title": f"{name}; workload {load.source.spec}; {bounds}; seed {replayed.seed}",
+        **measurement_json(measurement, constraints),
+        "sla": sla_json(constraints, judge(constraints, measurement)) if constraints else None,
+        "short_outputs": short,
+        "workload": load.describe(),
+        "seed": replayed.seed,
+    }
+    output.write(document)
+    output.draw(lambda: _picture(measurement, constraints, name, load, replayed.seed))
+    if output.as_json:
         print_json(document)
     else:
         _print_tables(document, measurement, constraints)

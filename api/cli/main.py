@@ -123,6 +123,18 @@ COMMANDS = (
         help="Find the highest load that a plan carries within an SLA.",
     ),
     CommandRef(
+        path="compare",
+        module="compare",
+        function="compare",
+        help="Compare static plans, Shift and an oracle on one load.",
+    ),
+    CommandRef(
+        path="report",
+        module="report",
+        function="report",
+        help="Write an answer as a report to read: Markdown, HTML or JSON.",
+    ),
+    CommandRef(
         path="plan",
         module="plan",
         function="plan",

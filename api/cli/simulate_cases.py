@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from engine.spec.settings import Caps, Settings
     from policies.sla import Sla
     from tuner.described.document import ScaledRun
+    from tuner.described.machine import Machine
     from tuner.described.title import Asked, Title
     from tuner.simulation.simulate import OnProgress, SimulationResult
-    from tuner.step_model.model import StepModel
     from tuner.workload.workload import Workload
 
 MIB = 2**20
@@ -161,6 +161,7 @@ def described(question: Question, hardware: str, *, has_intervals: bool) -> Case
     from tuner.described.document import node_json, node_warnings
     from tuner.described.energy import energy_of
     from tuner.described.parse import check_rungs, check_served
+    from tuner.described.steps import NodeSteps, steps_json
     from tuner.described.title import Title
 
     node = question.served.node(question.model, hardware)
@@ -186,7 +187,10 @@ def described(question: Question, hardware: str, *, has_intervals: bool) -> Case
         workload=question.workload,
         run_on=run_on,
         title=Title.of_node(node, question.asked),
-        origin=node_json(node, settings, question.model),
+        origin={
+            **node_json(node, settings, question.model),
+            "steps": steps_json(NodeSteps(node), settings, question.workload),
+        },
         warnings=(
             *node_warnings(node, settings, question.workload),
             *question.warnings(keeps_prefixes=keeps_prefixes),
@@ -199,56 +203,66 @@ def described(question: Question, hardware: str, *, has_intervals: bool) -> Case
 
 def on_this_machine(question: Question, machine: LocalMachine, *, has_intervals: bool) -> Case:
     """On this machine, as its cost model knows it."""
-    from engine.spec.config import num_kv_blocks
-    from engine.spec.settings import Caps
+    from tuner.described.steps import MachineSteps, steps_json
     from tuner.described.title import Title
-    from tuner.simulation.simulate import Ranks, SimulatedEngine, ranks_of_one
-    from tuner.simulation.simulate import simulate as run_simulation
-    from tuner.spec.look_ahead import LookAhead
-    from tuner.step_model.files import load_cost_model
-    from tuner.step_model.timer import ScaledTimer
-    from tuner.work.models import load_model
 
-    model, plan = load_model(question.model), question.spec.plan
-    config = _local_config(question, machine, model)
-    step_model = load_cost_model(machine.cost_model, model, dtype=config.dtype)
-    timer = step_model.timer(plan, model, link=config.link, hides_host=True)
-    default = Caps(max_num_seqs=LOCAL_NUM_SEQS, max_num_batched_tokens=LOCAL_BATCHED_TOKENS)
-    settings = question.settings(timer, default)
-    keeps_prefixes = question.keeps_prefixes(False)
+    known = local_machine(question, machine)
+    plan, step_model = question.spec.plan, known.step_model
+    settings = question.settings(known.timer(plan), local_caps())
     log(f"simulate: cost model {step_model.id} of {step_model.machine}")
 
     def run_on(workload: Workload, step_scale: float, on_progress: OnProgress) -> SimulationResult:
-        ranks = Ranks(
-            timer=ScaledTimer(timer, step_scale), num_kv_blocks=num_kv_blocks(config, model, plan)
-        )
-        engine = SimulatedEngine(
-            model=model,
-            ranks_of=ranks_of_one(plan, ranks),
-            block_size=question.block_size,
-            max_model_len=question.max_model_len,
-            look_ahead=LookAhead.BEFORE_END,  # as the engine at hand does
-            keeps_prefixes=keeps_prefixes,
-        )
-        return run_simulation(
-            engine, settings, workload, seed=question.seed, on_progress=on_progress
+        return known.simulate(
+            settings,
+            workload,
+            seed=question.seed,
+            step_scale=step_scale,
+            on_progress=on_progress,
         )
 
-    doubts = _doubts(step_model.check_model(model), plan, step_model.max_ranks)
+    steps = MachineSteps(machine=known, num_devices=max(plan.world_size, step_model.max_ranks))
+    doubts = _doubts(step_model.check_model(known.model), plan, step_model.max_ranks)
     return Case(
         settings=settings,
         workload=question.workload,
         run_on=run_on,
-        title=Title.of_machine(step_model.machine, config.dtype, question.asked),
-        origin=_local_origin(question, config, model, step_model),
+        title=Title.of_machine(step_model.machine, known.config.dtype, question.asked),
+        origin={
+            **_local_origin(question, known),
+            "steps": steps_json(steps, settings, question.workload),
+        },
         warnings=(
             *question.workload.warnings,
             *doubts,
-            *question.warnings(keeps_prefixes=keeps_prefixes),
+            *question.warnings(keeps_prefixes=known.keeps_prefixes),
         ),
         interval=step_model.error.plan_interval if has_intervals else None,
-        keeps_prefixes=keeps_prefixes,
+        keeps_prefixes=known.keeps_prefixes,
     )
+
+
+def local_machine(question: Question, machine: LocalMachine) -> Machine:
+    """Our engine here, as the cost model that ``machine`` names knows it."""
+    from tuner.described.machine import Machine
+    from tuner.step_model.files import load_cost_model
+    from tuner.work.models import load_model
+
+    model = load_model(question.model)
+    config = _local_config(question, machine, model)
+    return Machine(
+        step_model=load_cost_model(machine.cost_model, model, dtype=config.dtype),
+        model=model,
+        config=config,
+        max_model_len=question.max_model_len,
+        keeps_prefixes=question.keeps_prefixes(False),
+    )
+
+
+def local_caps() -> Caps:
+    """The caps of our engine where none are named."""
+    from engine.spec.settings import Caps
+
+    return Caps(max_num_seqs=LOCAL_NUM_SEQS, max_num_batched_tokens=LOCAL_BATCHED_TOKENS)
 
 
 def _local_config(question: Question, machine: LocalMachine, model: ModelConfig) -> EngineConfig:
@@ -270,20 +284,19 @@ def _local_config(question: Question, machine: LocalMachine, model: ModelConfig)
     )
 
 
-def _local_origin(
-    question: Question, config: EngineConfig, model: ModelConfig, step_model: StepModel
-) -> dict[str, Any]:
+def _local_origin(question: Question, known: Machine) -> dict[str, Any]:
     from tuner.described.document import model_json
 
+    step_model = known.step_model
     return {
-        "model": {"name": question.model, **model_json(model)},
-        "dtype": config.dtype.value,
+        "model": {"name": question.model, **model_json(known.model)},
+        "dtype": known.config.dtype.value,
         "cost_model": {
             "id": step_model.id,
             "machine": str(step_model.machine),
             "interval": step_model.error.plan_interval,
         },
-        "memory": _local_memory(config, model, question.spec.plan),
+        "memory": _local_memory(known.config, known.model, question.spec.plan),
     }
 
 

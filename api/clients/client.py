@@ -87,6 +87,10 @@ class GearshiftClient:
     def get_job(self, job_id: str) -> Json:
         return self._object("GET", f"/v1/tuning-jobs/{job_id}")
 
+    def get_report(self, job_id: str) -> Json:
+        """The tuner's whole answer; ClientError 409 while there is none."""
+        return self._object("GET", f"/v1/tuning-jobs/{job_id}/report")
+
     def follow_job(self, job_id: str) -> Iterator[JobEvent]:
         """Every event until the job is finished, over reconnects and outages of the service."""
         after, is_over = 0, False

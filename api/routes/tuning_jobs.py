@@ -15,7 +15,7 @@ from api.schemas.examples import tuning as shown
 from api.schemas.plain import MAX_COLUMN
 from api.schemas.tuning import TrialView, TuningJobCreate, TuningJobView
 from api.services import analysis, jobs
-from api.services.drawing import draw_report
+from api.services.drawing import told_report
 from api.web import sse
 from api.web.auth import Caller, require
 from api.web.context import AppContext, get_context
@@ -31,8 +31,10 @@ Tuner = Annotated[Caller, require(Scope.TUNE)]
 RETRY_AFTER_S = "2"
 REPORT = {
     "application/json": {"example": shown.REPORT},
+    "text/markdown": {"schema": {"type": "string"}},
     "text/html": {"schema": {"type": "string"}},
 }
+FORMS = {"application/json": "json", "text/markdown": "markdown", "text/html": "html"}
 EVENTS = {
     "text/event-stream": {
         "schema": {
@@ -210,16 +212,32 @@ async def report(
     context: Context,
     _: Reader,
     form: Annotated[
-        Literal["json", "html"],
-        Query(alias="format", description="html: the picture that tune --plot draws"),
-    ] = "json",
+        Literal["json", "markdown", "html"] | None,
+        Query(
+            alias="format",
+            description="json: the document of tune --out; markdown, html: the report of gearshift "
+            "report. Without it what Accept asks for, else json",
+        ),
+    ] = None,
+    accept: Annotated[str, Header()] = "",
 ) -> Response:
-    """The tuner's whole answer, as JSON or drawn; 409 while there is none."""
+    """The tuner's whole answer, as JSON or as a report to read; 409 while there is none."""
     document = await run_in_threadpool(_read_report, context, job_id)
-    if form == "json":
+    wanted = form or _accepted_form(accept)
+    if wanted == "json":
         return JSONResponse(document)
-    page = await draw_report(document, context.aside)
-    return HTMLResponse(page, headers={"Content-Security-Policy": "sandbox allow-scripts"})
+    text = await told_report(document, wanted, context.aside)
+    if wanted == "markdown":
+        return Response(text, media_type="text/markdown; charset=utf-8")
+    return HTMLResponse(text, headers={"Content-Security-Policy": "sandbox allow-scripts"})
+
+
+def _accepted_form(accept: str) -> str:
+    """The first form that the header names; browsers name text/html first."""
+    for part in accept.split(","):
+        if (found := FORMS.get(part.partition(";")[0].strip().lower())) is not None:
+            return found
+    return "json"
 
 
 def _read_report(context: AppContext, job_id: str) -> Json:

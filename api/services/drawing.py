@@ -1,4 +1,4 @@
-"""Pictures of answers, drawn aside."""
+"""Reports of answers, written aside: their pictures take long."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from store.models.base import Json
 LIMITS = AsideLimits(seconds=30.0, memory_mib=2048)
 
 
-async def draw_report(report: Json, aside: Aside) -> str:
-    """A tuning job's report as an HTML page.
+async def told_report(document: Json, form: str, aside: Aside) -> str:
+    """A tuning job's report as Markdown or as an HTML page (``form``).
 
     Raises:
-        ApiError: 409, it cannot be drawn; 429, too many are drawn already.
+        ApiError: 409, it cannot be written; 429, too many are written already.
     """
     try:
-        answer = await aside.run("draw_report", {"report": report}, LIMITS)
+        answer = await aside.run("tell_report", {"report": document, "form": form}, LIMITS)
     except AsideError as error:
         raise ApiError(409, "cannot_draw", f"the report cannot be drawn: {error}") from error
-    page: str = answer["page"]
-    return page
+    text: str = answer["text"]
+    return text

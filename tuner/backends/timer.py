@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 from engine.spec.model import ModelConfig
 from engine.spec.modes import BASE, SHIFT
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
-from tuner.backends.backend import Backend, KernelTimes
+from tuner.backends.backend import Backend, HostTimes, KernelTimes
 from tuner.hardware import Hardware, Precision, paced_timer
 from tuner.hardware.roofline import KernelFactors
 
@@ -114,6 +115,12 @@ class ServedTimer:
             hidden_s = slowest_s if self._num_stages == 1 else 0.0
             work_s = work_s - hidden_s if work_s > slowest_s else 0.0
         return host.exposed_s + work_s
+
+    def with_host(self, host: HostTimes) -> ServedTimer:
+        """The same ranks under another host."""
+        other = copy(self)
+        other._host = host
+        return other
 
     def breakdown(self, shape: StepShape) -> ServedSeconds:
         """Where the time of one step goes."""

@@ -165,7 +165,8 @@ def _by(answer: dict[str, Any]) -> str:
 
 
 def _rate_json(workload: Workload, sla: Sla, probes: list[Probe]) -> dict[str, Any]:
-    """Means over the draws probed at one rate; None where JSON has no number."""
+    """Means over the draws probed at one rate, and the least and most of their intervals; None
+    where JSON has no number."""
     keys = [c.key for c in sla.per_run]
     return {
         **load_json(workload, probes[0].factor),
@@ -175,6 +176,14 @@ def _rate_json(workload: Workload, sla: Sla, probes: list[Probe]) -> dict[str, A
         "attainment": float(np.mean([p.attainment for p in probes])),
         "metrics": {
             key: finite(float(np.mean([p.point.metrics[key].value for p in probes])))
+            for key in keys
+            if all(key in p.point.metrics for p in probes)
+        },
+        "ends": {
+            key: {
+                "low": finite(min(p.point.metrics[key].low for p in probes)),
+                "high": finite(max(p.point.metrics[key].high for p in probes)),
+            }
             for key in keys
             if all(key in p.point.metrics for p in probes)
         },

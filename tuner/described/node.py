@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from engine.executors.protocol import StepTimer
 from engine.spec.model import ModelConfig
+from engine.spec.modes import Mode
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from tuner.backends import Backend, ServedTimer
@@ -21,7 +22,7 @@ from tuner.simulation.simulate import (
 )
 from tuner.simulation.steering import Steering
 from tuner.spec.errors import TunerError
-from tuner.step_model.timer import ScaledTimer, StepScale
+from tuner.step_model.timer import FastestTimer, ScaledTimer, StepScale
 from tuner.workload.workload import Workload
 
 
@@ -110,10 +111,12 @@ class Node:
         steering: Steering | None = None,
         envelope: Caps | None = None,
         devices: int | None = None,
+        is_oracle: bool = False,
     ) -> SimulationResult:
         """One run of ``workload`` on ``settings.plan``; fewer ranks than devices leave the rest
         of the devices idle. ``keeps_prefixes`` None: as the backend does. ``step_scale``
         multiplies all step times: the ends of an interval.
+        ``is_oracle``: every step takes as long as in the fastest of the settings' modes.
         ``steering`` may change the settings on the way, within ``envelope``; KV is what the widest
         steps of the two leave room for. ``devices``: as many may be in use at once while
         plans change (None: all ranks stop for another plan).
@@ -126,7 +129,7 @@ class Node:
         engine = SimulatedEngine(
             model=self.model,
             ranks_of=lambda plan: Ranks(
-                timer=self._scaled(plan, step_scale),
+                timer=self._scaled(plan, step_scale, settings.modes if is_oracle else ()),
                 num_kv_blocks=self.num_kv_blocks(plan, widest),
             ),
             block_size=self.block_size,
@@ -143,7 +146,11 @@ class Node:
             engine, settings, workload, seed=seed, steering=steering, on_progress=on_progress
         )
 
-    def _scaled(self, plan: ParallelPlan, factor: float | StepScale) -> StepTimer:
-        timer = self.timer(plan)
+    def _scaled(
+        self, plan: ParallelPlan, factor: float | StepScale, fastest_of: tuple[Mode, ...] = ()
+    ) -> StepTimer:
+        timer: StepTimer = self.timer(plan)
+        if fastest_of:
+            timer = FastestTimer(timer, fastest_of)
         is_one = factor.is_one if isinstance(factor, StepScale) else factor == 1.0
         return timer if is_one else ScaledTimer(timer, factor)

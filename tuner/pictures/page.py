@@ -15,7 +15,9 @@ from tuner.pictures.picture import (
     Area,
     Axis,
     Band,
+    Bars,
     Cloud,
+    Colour,
     Limit,
     Line,
     Panel,
@@ -27,6 +29,8 @@ PANEL_PIXELS = 250
 LINE_PIXELS = 17
 TITLE_COLUMNS = 150
 GAP_PIXELS = 62
+TICK_COLUMNS = 16
+WRAPPED_NAMES = 5
 SYMBOLS = {Symbol.DISC: "circle", Symbol.RING: "circle-open", Symbol.CROSS: "x"}
 # The browser itself keeps the page from loading anything.
 NOTHING_LOADED = (
@@ -41,11 +45,7 @@ Trace = dict[str, Any]
 def page_of(picture: Picture) -> str:
     """The whole page; it refers to nothing outside itself."""
     figure = figure_of(picture)
-    # "</" would end the script that holds it.
-    parts = [
-        json.dumps(part, allow_nan=False).replace("</", "<\\/")
-        for part in (figure["data"], figure["layout"], CONFIG)
-    ]
+    parts = [script_json(part) for part in (figure["data"], figure["layout"], CONFIG)]
     call = f'Plotly.newPlot("picture", {", ".join(parts)});'
     head = (
         f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" '
@@ -56,6 +56,47 @@ def page_of(picture: Picture) -> str:
         f'<body style="margin:0"><div id="picture"></div>\n<script>{call}</script>\n'
         "</body></html>\n"
     )
+
+
+def script_json(value: Any) -> str:
+    """JSON to stand in a script: "</" would end the script that holds it."""
+    return json.dumps(value, allow_nan=False).replace("</", "<\\/")
+
+
+def panel_figure(panel: Panel) -> dict[str, Any]:
+    """One panel by itself, for a narrow page too: its legend stands below it."""
+    drawn = _traces(panel)
+    names = [trace["name"] for trace in drawn]
+    # What is drawn twice under one name stands once in the legend.
+    traces = [
+        {**trace, "showlegend": trace["name"] not in names[:number]}
+        for number, trace in enumerate(drawn)
+    ]
+    rows = sum(1 + name.count("<br>") for name in dict.fromkeys(names))
+    below = LINE_PIXELS * rows + 80
+    height = PANEL_PIXELS + below
+    layout = {
+        "xaxis": _axis(panel.x),
+        "yaxis": _axis(panel.y),
+        "legend": {
+            "orientation": "v",
+            "x": 0,
+            "y": 0,
+            "yref": "container",
+            "yanchor": "bottom",
+            "font": {"size": 11},
+            "bgcolor": "rgba(0,0,0,0)",
+        },
+        "barmode": "stack",
+        "height": height,
+        "margin": {"t": 12, "b": below, "l": 60, "r": 12},
+        "hovermode": "closest",
+        "template": "none",
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"size": 12, "color": Colour.BLACK.value},
+    }
+    return {"data": traces, "layout": layout}
 
 
 def figure_of(picture: Picture) -> dict[str, Any]:
@@ -98,6 +139,7 @@ def figure_of(picture: Picture) -> dict[str, Any]:
         "hovermode": "closest",
         "template": "none",
         "font": {"size": 12},
+        **({"barmode": "stack"} if any(panel.bars for panel in picture.panels) else {}),
     }
     return {"data": data, "layout": layout}
 
@@ -106,6 +148,7 @@ def _traces(panel: Panel) -> list[Trace]:
     return [
         *(_band(band, panel.x) for band in panel.bands),
         *(_area(area) for area in panel.areas),
+        *(_bars(bars, panel) for bars in panel.bars),
         *(_line(line, panel) for line in panel.lines),
         *(_cloud(cloud) for cloud in panel.clouds),
         *(_limit(limit, panel) for limit in panel.limits),
@@ -123,6 +166,31 @@ def _axis(axis: Axis) -> dict[str, Any]:
         "automargin": True,
         "exponentformat": "none",
         **({"dtick": 1} if axis.is_whole else {}),
+        **(_ticks(axis.names) if axis.names else {}),
+    }
+
+
+def _ticks(names: tuple[str, ...]) -> dict[str, Any]:
+    at = list(range(len(names)))
+    # Many names stand upright on a narrow page, where a second line would run into the next name.
+    is_wrapped = len(names) <= WRAPPED_NAMES
+    columns = TICK_COLUMNS if is_wrapped else max(map(len, names))
+    ticks = ["<br>".join(map(escape, wrap(name, columns))) for name in names]
+    angle = {} if is_wrapped else {"tickangle": 90}
+    return {"tickmode": "array", "tickvals": at, "ticktext": ticks, **angle}
+
+
+def _bars(bars: Bars, panel: Panel) -> Trace:
+    names = [escape(name) for name in panel.x.names]
+    return {
+        "type": "bar",
+        "name": _legend(bars.label),
+        "x": list(range(len(names))),
+        "y": list(bars.y),
+        "text": names,
+        "textposition": "none",
+        "marker": {"color": bars.colour.value},
+        "hovertemplate": f"{escape(bars.label)}<br>%{{text}}: %{{y:.4g}}<extra></extra>",
     }
 
 

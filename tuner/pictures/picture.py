@@ -46,7 +46,7 @@ class Symbol(StrEnum):
 class Axis:
     """A labelled axis, with its unit in the label, from ``low`` to ``high``.
 
-    ``is_whole``: it counts, and only whole numbers are marked.
+    ``is_whole``: it counts, and only whole numbers are marked. ``names`` stand at 0, 1, ...
     """
 
     label: str
@@ -54,6 +54,12 @@ class Axis:
     high: float
     is_log: bool = False
     is_whole: bool = False
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def of_names(cls, label: str, names: tuple[str, ...]) -> Axis:
+        """An axis of things that have names."""
+        return cls(label=label, low=-0.5, high=len(names) - 0.5, names=names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,15 @@ class Area:
 
     label: str
     x: tuple[float, ...]
+    y: tuple[float, ...]
+    colour: Colour
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars:
+    """A height over each name of the x axis; a panel's bars are stacked in their order."""
+
+    label: str
     y: tuple[float, ...]
     colour: Colour
 
@@ -131,6 +146,7 @@ class Panel:
     y: Axis
     lines: tuple[Line, ...] = ()
     areas: tuple[Area, ...] = ()
+    bars: tuple[Bars, ...] = ()
     clouds: tuple[Cloud, ...] = ()
     limits: tuple[Limit, ...] = ()
     bands: tuple[Band, ...] = ()

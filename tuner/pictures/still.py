@@ -19,6 +19,7 @@ INCHES_WIDE = 11.0
 PANEL_INCHES = 2.1
 LINE_INCHES = 0.19
 TITLE_COLUMNS = 125
+TICK_COLUMNS = 16
 MARKERS = {Symbol.DISC: "o", Symbol.RING: "o", Symbol.CROSS: "x", Symbol.STAR: "*"}
 # Equal pictures give equal bytes, and text stays text.
 RC: dict[Any, Any] = {"svg.hashsalt": "gearshift", "svg.fonttype": "none"}
@@ -70,6 +71,16 @@ def _draw(axes: Axes, panel: Panel) -> None:
             step="post",
             alpha=0.45,
         )
+    floor = [0.0] * len(panel.x.names)
+    for bars in panel.bars:
+        axes.bar(
+            range(len(bars.y)),
+            bars.y,
+            bottom=floor,
+            color=bars.colour.value,
+            label=_legend(bars.label),
+        )
+        floor = [low + high for low, high in zip(floor, bars.y, strict=True)]
     for line in panel.lines:
         style = {"drawstyle": "steps-post"} if line.is_step else {"marker": ".", "markersize": 3}
         axes.plot(
@@ -103,6 +114,9 @@ def _set_axes(axes: Axes, panel: Panel) -> None:
 
 
 def _set_ticks(axis: Axis, drawn: DrawnAxis) -> None:
+    if axis.names:
+        labels = ["\n".join(map(_plain, wrap(name, TICK_COLUMNS))) for name in axis.names]
+        drawn.set_ticks(range(len(axis.names)), labels)
     if axis.is_whole:
         drawn.set_major_locator(MaxNLocator(integer=True))
     if axis.is_log:

@@ -22,6 +22,7 @@ from tuner.described.document import (
 from tuner.described.launch import node_commands
 from tuner.described.queue_limit import queued_tokens
 from tuner.described.step_error import StepError
+from tuner.described.steps import NodeSteps, steps_json
 from tuner.described.title import Asked, Title
 from tuner.launch.command import LaunchCommand
 from tuner.planner.certainty import error_of
@@ -105,6 +106,9 @@ def plan_json(
         **origin,
         "num_devices": report.num_devices,
         "max_model_len": question.node.max_model_len,
+        "steps": steps_json(
+            NodeSteps(question.node), _told_point(report).settings, question.workload
+        ),
         "workload": question.workload.describe(),
         "sla": str(question.sla),
         "goal": report.goal.to_json(),
@@ -272,6 +276,12 @@ def _point_json(report: PlanReport, point: OperatingPoint) -> dict[str, Any]:
             node.memory(point.settings.plan, caps=point.settings.caps), node.block_size
         ),
     }
+
+
+def _told_point(report: PlanReport) -> OperatingPoint:
+    """The answer, else the near miss, else any plan that fits."""
+    selection = report.selection
+    return selection.best or selection.closest or _any_point(report)
 
 
 def _any_point(report: PlanReport) -> OperatingPoint:

@@ -10,21 +10,15 @@ from engine.spec.modes import ENDS, SHIFT, Mode
 from engine.spec.plan import ParallelPlan
 from engine.spec.rungs import Thresholds
 from engine.spec.settings import Caps, Settings
-from engine.spec.steps import StepShape
 from policies.objective import Objective
 from policies.points import OperatingPoint
 from policies.sla import Sla
 from policies.threshold import LadderTimes, ladder_thresholds
 from tuner.spec.space import Space
+from tuner.work.shapes import STEP_TOKENS, step_shape
 
 MAX_DESIGN = 120
 MAX_REFINED_PLANS = 4
-# Sizes between powers of two as well: kernels work in tiles, which a power of two just fills.
-STEP_TOKENS = (
-    *(1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768),
-    *(1024, 1536, 2048, 2304, 3072, 4096),
-)
-CONTEXT_TOKENS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +51,7 @@ def advised_rule(timer: StepTimer, modes: Sequence[Mode], max_num_seqs: int) -> 
     climbed = modes[::-1]
     times = []
     for num_tokens in STEP_TOKENS:
-        shapes = (_shape(num_tokens, max_num_seqs, mode) for mode in climbed)
+        shapes = (step_shape(num_tokens, max_num_seqs, mode) for mode in climbed)
         mode_ms = tuple(1e3 * sum(timer.stage_seconds(shape)) for shape in shapes)
         times.append(LadderTimes(num_tokens=num_tokens, mode_ms=mode_ms))
     most = dict(zip(climbed, ladder_thresholds(times), strict=False))
@@ -164,22 +158,3 @@ def ruled_settings(
 def _at_least_one(rule: ModeRule) -> ModeRule:
     """A threshold of 0 would be a plan without shift, which is tried by itself."""
     return replace(rule, threshold_tokens=max(1, rule.threshold_tokens))
-
-
-def _shape(num_tokens: int, max_num_seqs: int, mode: Mode) -> StepShape:
-    if num_tokens <= max_num_seqs:
-        return StepShape(
-            mode=mode,
-            num_seqs=num_tokens,
-            num_decode_tokens=num_tokens,
-            decode_context_tokens=num_tokens * CONTEXT_TOKENS,
-            num_sampled=num_tokens,
-        )
-    return StepShape(
-        mode=mode,
-        num_seqs=1,
-        num_prefill_tokens=num_tokens,
-        prefill_context_tokens=num_tokens,
-        prefill_attention_pairs=num_tokens * (num_tokens + 1) // 2,
-        num_sampled=1,
-    )

@@ -16,7 +16,9 @@ from policies.select import ChoiceReason, Selection, select
 from policies.sla import Sla
 from policies.verdict import meets_in_run
 from tuner.described.launch import node_commands
+from tuner.described.machine import Machine
 from tuner.described.queue_limit import queued_tokens
+from tuner.described.steps import MachineSteps, NodeSteps, StepSource, steps_json
 from tuner.described.title import Asked, Title
 from tuner.launch.command import PORT, LaunchCommand
 from tuner.launch.gearshift import ServedHere, launch_here
@@ -215,9 +217,25 @@ def _report(
         title=_title(context),
         cost_model=_cost_model_json(context),
         warnings=tuple(warnings),
+        steps=_steps_json(context, selection),
     )
     context.emit("done", report.headline)
     return report
+
+
+def _steps_json(context: TuningContext, selection: Selection) -> dict[str, Any]:
+    """Step times of the answer, else of the near miss."""
+    point = selection.best or selection.closest
+    settings = context.space.baseline if point is None else point.settings
+    return steps_json(_step_source(context), settings, context.workload)
+
+
+def _step_source(context: TuningContext) -> StepSource:
+    if (node := context.simulator.node) is not None:
+        return NodeSteps(node)
+    assert context.cost_model is not None, "a local job has a step model"
+    machine = Machine(step_model=context.cost_model, model=context.model, config=context.config)
+    return MachineSteps(machine=machine, num_devices=context.spec.num_devices)
 
 
 def _recommendation(

@@ -121,6 +121,7 @@ class TuningReport:
     title: Title
     cost_model: dict[str, Any]
     warnings: tuple[str, ...]
+    steps: dict[str, Any]
 
     @property
     def _is_trade(self) -> bool:
@@ -157,6 +158,7 @@ class TuningReport:
             "seed": self.spec.seed,
             "spec": self.spec.to_json(),
             "cost_model": self.cost_model,
+            "steps": self.steps,
             "warnings": list(self.warnings),
         }
 

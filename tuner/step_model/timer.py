@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from msgspec import structs
+
 from engine.executors.protocol import StepTimer
 from engine.spec.config import LinkEmulation
 from engine.spec.model import DType, ModelConfig
 from engine.spec.modes import Mode
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
+from tuner.backends import ServedSeconds
 from tuner.step_model.operators import OperatorTable
 from tuner.step_model.residual import Residual, residual_row
 from tuner.step_model.terms import TERM_NAMES, StepTerms, TermCounter
@@ -93,6 +96,35 @@ class StepModelTimer:
     def host_seconds(self, shape: StepShape) -> float:
         return self._host(shape)
 
+    def breakdown(self, shape: StepShape) -> ServedSeconds:
+        """Where the time of one step goes, all stages added up. What the fit adds per layer, per
+        sequence and per step counts as launching; the host's work is not told apart."""
+        terms = self._terms.step(shape)
+        spent = dict(
+            zip(
+                TERM_NAMES,
+                (c * x for c, x in zip(self._coefficients, terms.row(), strict=True)),
+                strict=True,
+            )
+        )
+        factor = self._factor * self._residual_factor(shape, sum(spent.values()))
+        host_s = self._host(shape)
+        overheads_s = factor * (spent["layers"] + spent["seqs"] + spent["steps"])
+        return ServedSeconds(
+            gemm_s=factor * spent["gemm_s"],
+            attention_s=factor * (spent["prefill_attention_s"] + spent["decode_attention_s"]),
+            elementwise_s=factor * spent["elementwise_s"],
+            head_s=factor * (spent["head_s"] + spent["sampled"]),
+            communication_s=factor * (spent["communication_s"] + spent["collectives"])
+            + terms.link_s,
+            launch_s=overheads_s + sum(self._added(shape)),
+            schedule_s=host_s,
+            input_s=0.0,
+            sample_s=0.0,
+            output_s=0.0,
+            exposed_s=host_s,
+        )
+
     def _roofline_s(self, terms: StepTerms) -> float:
         return sum(c * x for c, x in zip(self._coefficients, terms.row(), strict=True))
 
@@ -140,3 +172,24 @@ class ScaledTimer:
 
     def host_seconds(self, shape: StepShape) -> float:
         return self._scale.of(shape) * self._inner.host_seconds(shape)
+
+
+class FastestTimer:
+    """Every step as quick as in its fastest mode, whatever its own: the per-step oracle.
+
+    It looks at one step at a time, so another order of steps might be quicker still.
+    """
+
+    def __init__(self, inner: StepTimer, modes: tuple[Mode, ...]) -> None:
+        self._inner = inner
+        self._modes = modes
+
+    def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:
+        return self._inner.stage_seconds(self._fastest(shape))
+
+    def host_seconds(self, shape: StepShape) -> float:
+        return self._inner.host_seconds(self._fastest(shape))
+
+    def _fastest(self, shape: StepShape) -> StepShape:
+        shapes = [structs.replace(shape, mode=mode) for mode in self._modes]
+        return min(shapes, key=lambda own: sum(self._inner.stage_seconds(own)))

@@ -21,6 +21,21 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+COMPARE = ("compare", "--model", "llama-3.1-8b", "--hardware", "2xh100", "--max-model-len", "4096",
+           "--workload", "poisson:rate=20,input=512,output=16,requests=24", "--jobs", "1",
+           "--draws", "2")  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The file of a comparison, and what was printed beside it."""
+    out = tmp_path_factory.mktemp("compared") / "compare.json"
+    words = [*COMPARE, "--sla", "p99_ttft_ms<=2000", "--out", str(out)]
+    done = CliRunner().invoke(create_app(), words)
+    assert done.exit_code == 0, done.output
+    return out, done.stdout
+
+
 @pytest.fixture
 def run() -> Run:
     """Run `gearshift` with these words; numbers and paths become text."""

@@ -106,6 +106,10 @@ def test_a_search_is_drawn_with_its_trials_bounds_and_progress(run: Run, tmp_pat
     again = figure_of(picture_of_document(json.loads(out.read_text())))
     assert names(again["data"]) == names(data)
     assert again["layout"] == layout
+    report = run("report", out).stdout
+    for heading in ("Answer", "Trials", "Pareto front", "Which knobs mattered", "Settings by load",
+                    "Where a step's time goes", "How far tensor parallelism pays"):  # fmt: skip
+        assert f"\n## {heading}\n" in report
     legends = names(data)
     for text in ("recommended: tp=1", "SLA p95_ttft_ms&lt;=800", "SLA p95_tpot_ms&lt;=60",
                  "best so far", "least P to be recommended 0.8"):  # fmt: skip

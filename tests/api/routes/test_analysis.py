@@ -61,7 +61,12 @@ def verdict() -> Verdict:
         "schema": SCHEMA,
         "title": "a model; a load; an SLA",
         "recommendation": None,
-        "infeasible": {"closest": records[2]},
+        "infeasible": {
+            "closest": records[2],
+            "min_probability": 0.8,
+            "binding": None,
+            "relaxations": [],
+        },
         "trials": records,
         "simulated": records[:1],
         "spec": spec.to_json(),
@@ -111,16 +116,19 @@ def test_importance_names_every_knob_that_was_varied(
     assert [(level["value"], level["num_points"]) for level in tp["levels"]] == [(1, 3), (2, 2)]
 
 
-def test_the_report_comes_as_json_or_as_a_page_that_loads_nothing(
+def test_the_report_comes_as_json_as_markdown_or_as_a_page_that_loads_nothing(
     client: TestClient, finished: Finished, verdict: Verdict
 ) -> None:
     url = finished()
     assert client.get(f"{url}/report").json() == verdict.report
-    page = client.get(f"{url}/report", params={"format": "html"})
+    page = client.get(f"{url}/report", headers={"accept": "text/html,*/*;q=0.8"})
     assert page.headers["content-type"].startswith("text/html")
     assert "sandbox" in page.headers["content-security-policy"]
     assert "default-src 'none'" in page.text
     assert "P(SLA met)" in page.text
+    text = client.get(f"{url}/report", params={"format": "markdown"})
+    assert text.headers["content-type"] == "text/markdown; charset=utf-8"
+    assert "## Pareto front" in text.text
     assert client.get(f"{url}/report", params={"format": "pdf"}).status_code == 422
 
 

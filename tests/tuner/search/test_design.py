@@ -12,8 +12,8 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from tuner.described.node import Node
 from tuner.described.parse import describe_node
-from tuner.search.design import STEP_TOKENS, advised_ladders, advised_rule, ruled_settings
-from tuner.search.design import _shape as shape_of
+from tuner.search.design import advised_ladders, advised_rule, ruled_settings
+from tuner.work.shapes import STEP_TOKENS, step_shape
 
 PLAN = ParallelPlan(sp=8, shift=True)
 CAPS = Caps(max_num_seqs=256, max_num_batched_tokens=8192)
@@ -34,7 +34,7 @@ def test_steps_by_advised_thresholds_are_nearly_as_fast_as_on_the_best_rung(node
     spent = dict.fromkeys(("ladder", "ends", "best"), 0.0)
     for num_tokens in STEP_TOKENS:
         step_s = {
-            mode: sum(timer.stage_seconds(shape_of(num_tokens, CAPS.max_num_seqs, mode)))
+            mode: sum(timer.stage_seconds(step_shape(num_tokens, CAPS.max_num_seqs, mode)))
             for mode in PLAN.modes
         }
         spent["ladder"] += step_s[ModeChooser.of(ladder).choose(num_tokens, 0)]

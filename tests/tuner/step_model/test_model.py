@@ -176,6 +176,15 @@ def test_conformal_half_widths_cover_what_they_promise() -> None:
     assert np.mean(covered) >= 0.89
 
 
+def test_the_pieces_of_a_step_add_up_to_it() -> None:
+    timer = fitted_bumpy().timer(ParallelPlan(tp=2), SMALL)
+    for shape in shapes():
+        parts = timer.breakdown(shape)
+        assert parts.forward_s == pytest.approx(sum(timer.stage_seconds(shape)))
+        assert parts.exposed_s == timer.host_seconds(shape)
+        assert parts.communication_s > 0
+
+
 def test_a_scaled_timer_scales_everything() -> None:
     timer = fitted().timer(ParallelPlan(pp=2), SMALL)
     slow = ScaledTimer(timer, 1.5)

@@ -1,0 +1,276 @@
+"""``gearshift compare``: static plans, Shift, the ladder and the oracle on the same load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from api.cli.common import (
+    end_not_met,
+    log,
+    print_json,
+    print_lines,
+    progress_bar,
+    progress_console,
+)
+from api.cli.engine_options import MOST_DEVICES, ModelNameOption
+from api.cli.grouped import grouped
+from api.cli.groups import JudgedWorkload, LocalMachine, PrefixCacheOption
+from api.cli.pictured import DrawnOutput
+from api.cli.simulate import Place
+from api.cli.simulate_cases import NamedCaps, Question, local_caps, local_machine
+from engine.spec.modes import AUTO
+from engine.spec.plan import ParallelPlan, PlanSpec
+from policies.numbers import short
+
+if TYPE_CHECKING:
+    from tuner.comparison import compare as comparing
+    from tuner.described.steps import StepSource
+    from tuner.described.title import Title
+    from tuner.pictures.picture import Picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparing:
+    """How much is compared, and on how much of this machine."""
+
+    devices: Annotated[
+        int | None,
+        typer.Option(min=1, max=MOST_DEVICES, help="Devices that every plan uses; by default all."),
+    ] = None
+    draws: Annotated[
+        int, typer.Option(min=2, max=100, help="Draws of the arrivals, the same for all plans.")
+    ] = 5
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, max=1024, help="Processes to simulate on; by default one per core."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """What is compared on, and how its answer is told."""
+
+    question: comparing.Question
+    steps: StepSource
+    title: Title
+    origin: dict[str, Any]
+    warnings: tuple[str, ...]
+
+
+@grouped(
+    help_order="model workload sla seed draws devices cost_model hardware backend backend_set "
+    "max_num_seqs max_num_batched_tokens max_step_ms max_model_len dtype kv_cache_mib block_size "
+    "link prefix_cache jobs out plot"
+)
+def compare(
+    model: ModelNameOption,
+    judged: JudgedWorkload,
+    caps: NamedCaps,
+    place: Place,
+    machine: LocalMachine,
+    comparing: Comparing,
+    output: DrawnOutput,
+    prefix_cache: PrefixCacheOption = None,
+) -> None:
+    """Compare TP, SP, PP, DP, hybrids, Shift, its ladder and a per-step oracle on the same load.
+
+    All plans use the same devices and caps and see the same draws of the arrivals (those of
+    `capacity`), so differences have intervals. Described hardware is served by the backend
+    gearshift, unless one is named: not every system has all plans.
+    """
+    from tuner.comparison.compare import compare as run_comparison
+    from tuner.comparison.document import comparison_json
+    from tuner.planner.pool import default_jobs
+
+    if place.hardware is not None and place.backend is None:
+        place = replace(place, backend="gearshift")
+    asked = Question(
+        model=model,
+        spec=PlanSpec(plan=ParallelPlan()),
+        workload=judged.read_workload(),
+        sla=judged.read_sla(),
+        seed=judged.seed,
+        mode=AUTO,
+        rungs=None,
+        caps=caps,
+        served=place,
+        prefix_cache=prefix_cache,
+    )
+    output.check()
+    where = _where(asked, place, machine, comparing)
+    for warning in where.warnings:
+        log(f"warning: {warning}")
+    with _progress() as show:
+        runs = run_comparison(
+            where.question, jobs=comparing.jobs or default_jobs(), on_progress=show
+        )
+    document = comparison_json(
+        where.question,
+        runs,
+        seed=asked.seed,
+        title=str(where.title),
+        origin={**where.origin, **_steps(where, runs)},
+        warnings=where.warnings,
+    )
+    output.write(document)
+    output.draw(lambda: _picture(document))
+    if output.as_json:
+        print_json(document)
+    else:
+        print_lines(where.title.lines())
+        _print(document)
+    if asked.sla is not None and not any(run.num_met == comparing.draws for run in runs):
+        end_not_met()
+
+
+def _where(asked: Question, place: Place, machine: LocalMachine, comparing: Comparing) -> Where:
+    if place.hardware is None:
+        place.refuse_backend("--hardware")
+        return _here(asked, machine, comparing)
+    machine.refuse()
+    return _described(asked, place.hardware, comparing)
+
+
+def _described(asked: Question, hardware: str, comparing: Comparing) -> Where:
+    from api.cli.common import fail
+    from engine.spec.settings import Settings
+    from tuner.comparison.compare import Question as Compared
+    from tuner.comparison.engines import ComparedNode
+    from tuner.described.document import node_json
+    from tuner.described.steps import NodeSteps
+    from tuner.described.title import Title
+
+    node = asked.served.node(asked.model, hardware)
+    count = comparing.devices or node.hardware.count
+    if count > node.hardware.count:
+        fail(f"--devices {count}: {node.hardware} has {node.hardware.count}")
+    keeps_prefixes = asked.keeps_prefixes(node.backend.prefix_cache)
+    settings = Settings(caps=asked.caps.over(node.backend.default_caps))
+    origin = node_json(node, settings, asked.model)
+    del origin["memory"]
+    return Where(
+        question=Compared(
+            engine=ComparedNode(node=replace(node), seed=asked.seed, keeps_prefixes=keeps_prefixes),
+            load=asked.workload,
+            sla=asked.sla,
+            caps=settings.caps,
+            num_devices=count,
+            num_draws=comparing.draws,
+        ),
+        steps=NodeSteps(node),
+        title=Title.of_node(node, asked.asked),
+        origin=origin,
+        warnings=asked.warnings(keeps_prefixes=keeps_prefixes),
+    )
+
+
+def _here(asked: Question, machine: LocalMachine, comparing: Comparing) -> Where:
+    from tuner.comparison.compare import Question as Compared
+    from tuner.comparison.engines import ComparedMachine
+    from tuner.described.document import model_json
+    from tuner.described.steps import MachineSteps
+    from tuner.described.title import Title
+
+    known = local_machine(asked, machine)
+    model = known.step_model
+    count = comparing.devices or model.max_ranks
+    return Where(
+        question=Compared(
+            engine=ComparedMachine(machine=known, seed=asked.seed),
+            load=asked.workload,
+            sla=asked.sla,
+            caps=asked.caps.over(local_caps()),
+            num_devices=count,
+            num_draws=comparing.draws,
+        ),
+        steps=MachineSteps(machine=known, num_devices=count),
+        title=Title.of_machine(model.machine, known.config.dtype, asked.asked),
+        origin={
+            "model": {"name": asked.model, **model_json(known.model)},
+            "dtype": known.config.dtype.value,
+            "cost_model": {"id": model.id, "machine": str(model.machine)},
+        },
+        warnings=(
+            *asked.workload.warnings,
+            *asked.warnings(keeps_prefixes=known.keeps_prefixes),
+        ),
+    )
+
+
+def _steps(where: Where, runs: tuple[comparing.Runs, ...]) -> dict[str, Any]:
+    """Step times of Shift where it runs, else of the first plan that does."""
+    from tuner.comparison.compare import Kind
+    from tuner.described.steps import steps_json
+
+    able = [run.case for run in runs if run.case.settings is not None]
+    wanted = [case for case in able if case.kind is Kind.SHIFT]
+    told = next((case for case in wanted if "tuned" in case.name), None) or next(iter(able), None)
+    if told is None or told.settings is None:
+        return {}
+    return {"steps": steps_json(where.steps, told.settings, where.question.load)}
+
+
+def _picture(document: dict[str, Any]) -> Picture:
+    from tuner.pictures.comparison import comparison_picture
+
+    return comparison_picture(document)
+
+
+def _print(document: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from tuner.comparison.document import best_rows
+
+    console = Console()
+    # The latencies and the throughput; what else the SLA bounds is in the document.
+    metrics = document["metrics"][:4]
+    sla = document["sla"]
+    head = ["", *(metric["name"] for metric in metrics), *(["SLA met"] if sla else [])]
+    columns = [Column(text, overflow="fold") for text in head]
+    table = Table(*columns, title=f"mean of {document['num_draws']} draws, simulated")
+    for case in document["cases"]:
+        name = case["label"]
+        if case["reason"] is not None:
+            table.add_row(name, *["-"] * (len(head) - 1))
+            continue
+        means = [case["metrics"][metric["key"]]["mean"] for metric in metrics]
+        cells = ["-" if value is None else short(value) for value in means]
+        met = [f"{case['draws_met']}/{document['num_draws']}"] if sla else []
+        table.add_row(name, *cells, *met)
+    console.print(table)
+    words = ("", "best", "next", "difference (90 %)")
+    best = Table(*(Column(word, overflow="fold") for word in words), title="best by each number")
+    for row in best_rows(document):
+        best.add_row(*row)
+    console.print(best)
+    for line in document["answer"]:
+        console.print(line)
+    for case in document["cases"]:
+        if case["reason"] is not None:
+            console.print(f"{case['name']}: {case['reason']}")
+    if "steps" in document:
+        console.print(f"TP: {document['steps']['scaling']['text']}")
+    for note in document["notes"]:
+        console.print(note)
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A bar per stage on stderr; on a file or pipe nothing."""
+    console = progress_console()
+    if not console.is_terminal:
+        yield lambda *_: None
+        return
+    with progress_bar(console) as bar:
+        task = bar.add_task("compare", total=None)
+
+        def show(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=f"compare: {stage}", completed=done, total=total)
+
+        yield show

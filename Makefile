@@ -36,13 +36,13 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/vulture
-	$(BIN)/vulture engine policies tuner store api migrations benchmarks tests
+	$(BIN)/vulture engine policies tuner store api migrations gearshift benchmarks tests
 	$(BIN)/python -m tests.rooms
 	$(BIN)/pytest tests/test_imports.py
 
 # Code that invites an attack, and dependencies with known holes, as far as the registry tells.
 audit: $(STAMP)
-	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml engine policies tuner store api migrations
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml engine policies tuner store api migrations gearshift
 	$(BIN)/python -m tests.audit
 
 format: $(STAMP)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("engine", "policies", "tuner", "store", "api")
+PACKAGES = ("engine", "policies", "tuner", "store", "api", "gearshift")
 FRONT = "."
 
 ORDER: dict[str, tuple[str, ...]] = {
@@ -55,6 +55,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "search",
         "planner",
         "pictures",
+        "answers",
         "calibration",
         FRONT,
     ),
@@ -72,9 +73,11 @@ ORDER: dict[str, tuple[str, ...]] = {
         FRONT,
         "agent",
         "clients",
+        "doctor",
         "demo",
         "cli",
     ),
+    "gearshift": (FRONT,),
 }
 
 

@@ -10,10 +10,10 @@ import typer
 from api.cli.common import end_not_met, log, print_json, print_lines
 from api.cli.engine_options import ModelNameOption, read_rungs
 from api.cli.grouped import grouped
-from api.cli.groups import LocalMachine, Output, PinnedPlan, PrefixCacheOption
+from api.cli.groups import LocalMachine, PinnedPlan, PrefixCacheOption
+from api.cli.pictured import DrawnOutput
 from api.cli.plan import PlannedWorkload
-from api.cli.simulate import Place
-from api.cli.simulate_cases import NamedCaps, Question
+from api.cli.simulate import NamedCaps, Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Draws:
 @grouped(
     help_order="model workload plan sla seed draws cost_model hardware backend backend_set mode "
     "max_num_seqs max_num_batched_tokens max_step_ms max_model_len dtype kv_cache_mib block_size "
-    "link prefix_cache out"
+    "link prefix_cache out plot"
 )
 def capacity(
     model: ModelNameOption,
@@ -38,7 +38,7 @@ def capacity(
     place: Place,
     machine: LocalMachine,
     draws: Draws,
-    output: Output,
+    output: DrawnOutput,
     prefix_cache: PrefixCacheOption = None,
 ) -> None:
     """Find the highest rate (or number of clients) of a workload that a plan carries within the
@@ -47,9 +47,8 @@ def capacity(
     The workload's arrivals are thinned or repeated, so that its burstiness is kept.
     """
     from policies.sla import Sla
-    from tuner.capacity.document import capacity_json, capacity_lines
-    from tuner.capacity.probe import Asked
-    from tuner.capacity.search import find_capacity
+    from tuner.answers.carried import carried
+    from tuner.answers.cases import Question
 
     sla = Sla.parse(planned.sla)
     question = Question(
@@ -66,30 +65,14 @@ def capacity(
     )
     output.check()
     case = place.case(question, machine, has_intervals=True)
-    for warning in case.warnings:
-        log(f"warning: {warning}")
-    asked = Asked(
-        settings=case.settings,
-        run_on=case.run_on,
-        workload=question.workload,
-        sla=sla,
-        interval=case.interval or 0.0,
-    )
-    found = find_capacity(asked, num_draws=draws.draws, on_probe=_log_probe)
-    document = capacity_json(
-        found,
-        asked,
-        seed=planned.seed,
-        title=str(case.title),
-        origin=case.origin,
-        warnings=case.warnings,
-    )
-    output.write(document)
+    answer = carried(question, case, sla=sla, num_draws=draws.draws, on_probe=_log_probe)
+    output.write(answer.document)
+    output.draw(answer.picture)
     if output.as_json:
-        print_json(document)
+        print_json(answer.document)
     else:
-        print_lines([*case.title.lines(), *capacity_lines(document)])
-    if found.factor is None:
+        print_lines([*answer.title.lines(), *answer.lines])
+    if not answer.is_met:
         end_not_met()
 
 

@@ -9,7 +9,7 @@ TEST_JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install test coverage test-slow check audit format demo bench cpu-products bench-scale chaos streams cpu-kernels gpu-check reproduce clean
+.PHONY: install test coverage test-slow check audit docs format demo bench cpu-products bench-scale chaos streams cpu-kernels gpu-check reproduce clean
 
 install: $(STAMP)
 
@@ -44,6 +44,10 @@ check: $(STAMP)
 audit: $(STAMP)
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml engine policies tuner store api migrations gearshift
 	$(BIN)/python -m tests.audit
+
+# The documents as a site in site/; ends on any warning.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -94,4 +98,4 @@ reproduce: $(STAMP)
 	$(BIN)/python -m benchmarks.reproduce
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*

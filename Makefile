@@ -9,7 +9,7 @@ TEST_JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install test coverage test-slow check audit format demo bench cpu-products bench-scale chaos streams cpu-kernels gpu-check reproduce clean
+.PHONY: install test coverage test-slow check audit docs format demo bench cpu-products bench-scale chaos streams cpu-kernels gpu-check reproduce clean
 
 install: $(STAMP)
 
@@ -36,14 +36,18 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/vulture
-	$(BIN)/vulture engine policies tuner store api migrations benchmarks tests
+	$(BIN)/vulture engine policies tuner store api migrations gearshift benchmarks tests
 	$(BIN)/python -m tests.rooms
 	$(BIN)/pytest tests/test_imports.py
 
 # Code that invites an attack, and dependencies with known holes, as far as the registry tells.
 audit: $(STAMP)
-	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml engine policies tuner store api migrations
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml engine policies tuner store api migrations gearshift
 	$(BIN)/python -m tests.audit
+
+# The documents as a site in site/; ends on any warning.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -94,4 +98,4 @@ reproduce: $(STAMP)
 	$(BIN)/python -m benchmarks.reproduce
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("engine", "policies", "tuner", "store", "api")
+PACKAGES = ("engine", "policies", "tuner", "store", "api", "gearshift")
 FRONT = "."
 
 ORDER: dict[str, tuple[str, ...]] = {
@@ -59,6 +59,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "comparison",
         "pictures",
         "report",
+        "answers",
         "calibration",
         "imports",
         FRONT,
@@ -77,9 +78,11 @@ ORDER: dict[str, tuple[str, ...]] = {
         FRONT,
         "agent",
         "clients",
+        "doctor",
         "demo",
         "cli",
     ),
+    "gearshift": (FRONT,),
 }
 
 

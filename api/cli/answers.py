@@ -74,15 +74,14 @@ def _kept(recommendation_id: str) -> Answer:
 
 
 def _remote(address: str) -> Answer:
-    from api.clients.client import GearshiftClient
+    from api.clients.client import Client
     from api.documents.answer import read_recommendation
 
     url, _, recommendation_id = address.partition(PATH)
-    with answering(url), GearshiftClient(url, os.environ.get(CONTROL_KEY_VARIABLE, "")) as client:
+    with answering(url), Client(url, os.environ.get(CONTROL_KEY_VARIABLE, "")) as client:
         found = client.get_recommendation(recommendation_id)
-        job_id = found["job_id"]
-        spec = None if job_id is None else client.get_job(job_id)["spec"]
-    return read_recommendation(found["recommendation"], spec)
+        spec = None if found.job_id is None else client.get_tuning_job(found.job_id).spec
+    return read_recommendation(found.recommendation, spec)
 
 
 @contextmanager
@@ -90,7 +89,7 @@ def answering(url: str) -> Iterator[None]:
     """End with one line where the service or engine at ``url`` refuses, or does not answer."""
     import httpx
 
-    from api.clients.client import ClientError
+    from api.clients.errors import ClientError
 
     try:
         yield

@@ -116,7 +116,7 @@ def _through_service(
     recommendation_id: str, target: Target, reason: str, *, is_dry_run: bool
 ) -> dict[str, Any]:
     """What the control plane says of the engine's next policy, written or not."""
-    from api.clients.client import GearshiftClient
+    from api.clients.client import Client
     from engine.spec.settings import Settings
 
     assert target.service is not None, "without a control plane the engine is asked itself"
@@ -124,22 +124,22 @@ def _through_service(
         fail("--service needs a key: --service-key, or GEARSHIFT_CONTROL_KEY")
     with (
         answering(target.service),
-        GearshiftClient(target.service, target.service_key) as client,
+        Client(target.service, target.service_key) as client,
     ):
-        document = client.get_recommendation(recommendation_id)["recommendation"]
+        document = client.get_recommendation(recommendation_id).recommendation or {}
         answer = client.apply_recommendation(
             recommendation_id, target.engine, is_dry_run=is_dry_run, reason=reason
         )
         return {
             "engine": target.engine,
-            "is_dry_run": answer["is_dry_run"],
+            "is_dry_run": answer.is_dry_run,
             "settings": str(Settings.from_json(document["settings"])),
-            "changes": answer["changes"],
+            "changes": answer.changes,
             "class": None,
-            "version": answer["policy"]["version"],
+            "version": answer.policy.version,
             "seconds": None,
-            "transition": answer["transition"],
-            "warnings": answer["warnings"],
+            "transition": answer.transition,
+            "warnings": answer.warnings,
         }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,13 +11,14 @@ from api.cli.capacity_live import LiveServer, refuse_simulated
 from api.cli.common import end_not_met, fail, log, print_json, print_lines
 from api.cli.engine_options import read_rungs
 from api.cli.grouped import grouped
-from api.cli.groups import LocalMachine, Output, PinnedPlan, PrefixCacheOption
+from api.cli.groups import LocalMachine, PinnedPlan, PrefixCacheOption
+from api.cli.pictured import DrawnOutput
 from api.cli.plan import PlannedWorkload
-from api.cli.simulate import Place
-from api.cli.simulate_cases import NamedCaps, Question
+from api.cli.simulate import NamedCaps, Place
 
 if TYPE_CHECKING:
     from policies.sla import Sla
+    from tuner.answers.cases import Question
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class Draws:
     help_order="model workload plan sla seed draws url seconds cost_model hardware backend "
     "backend_set mode "
     "max_num_seqs max_num_batched_tokens max_step_ms max_model_len dtype kv_cache_mib block_size "
-    "link prefix_cache out"
+    "link prefix_cache out plot"
 )
 def capacity(
     planned: PlannedWorkload,
@@ -43,7 +44,7 @@ def capacity(
     machine: LocalMachine,
     draws: Draws,
     live: LiveServer,
-    output: Output,
+    output: DrawnOutput,
     model: Annotated[
         str | None,
         typer.Option(
@@ -60,7 +61,9 @@ def capacity(
     The workload's arrivals are thinned or repeated, so that its burstiness is kept.
     """
     from policies.sla import Sla
+    from tuner.answers.carried import carried
     from tuner.capacity.document import capacity_lines, live_lines
+    from tuner.pictures.loads import capacity_picture
 
     sla = Sla.parse(planned.sla)
     output.check()
@@ -77,13 +80,16 @@ def capacity(
             }
         )
         document = live.document(model, planned.read_workload(), sla, seed=planned.seed)
-        title = [document["title"]]
+        facts = title = [document["title"]]
     elif model is None:
         fail("--model is missing: name one to simulate, or --url of a running server")
     else:
         question = _question(model, planned, plan, caps, place, sla, prefix_cache)
-        document, title = _simulated(question, place, machine, draws.draws)
+        case = place.case(question, machine, has_intervals=True)
+        answer = carried(question, case, sla=sla, num_draws=draws.draws, on_probe=_log_probe)
+        document, facts, title = answer.document, [*answer.title.parts], answer.title.lines()
     output.write(document)
+    output.draw(lambda: capacity_picture(document, facts=facts, sla=sla))
     if output.as_json:
         print_json(document)
     else:
@@ -103,6 +109,8 @@ def _question(
     sla: Sla,
     prefix_cache: bool | None,
 ) -> Question:
+    from tuner.answers.cases import Question
+
     return Question(
         model=model,
         spec=plan.spec,
@@ -115,39 +123,6 @@ def _question(
         served=place,
         prefix_cache=prefix_cache,
     )
-
-
-def _simulated(
-    question: Question, place: Place, machine: LocalMachine, num_draws: int
-) -> tuple[dict[str, Any], list[str]]:
-    """The document and its title."""
-    from tuner.capacity.document import capacity_json
-    from tuner.capacity.probe import Asked
-    from tuner.capacity.search import find_capacity
-
-    assert question.sla is not None, "a capacity is within an SLA"
-    case = place.case(question, machine, has_intervals=True)
-    for warning in case.warnings:
-        log(f"warning: {warning}")
-    asked = Asked(
-        settings=case.settings,
-        run_on=case.run_on,
-        workload=question.workload,
-        sla=question.sla,
-        interval=case.interval or 0.0,
-    )
-    found = find_capacity(asked, num_draws=num_draws, on_probe=_log_probe)
-    document = capacity_json(
-        found,
-        workload=question.workload,
-        sla=question.sla,
-        settings=case.settings,
-        seed=question.seed,
-        title=str(case.title),
-        origin=case.origin,
-        warnings=case.warnings,
-    )
-    return document, case.title.lines()
 
 
 def _log_probe(num_done: int) -> None:

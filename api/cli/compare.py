@@ -21,11 +21,11 @@ from api.cli.engine_options import MOST_DEVICES, ModelNameOption
 from api.cli.grouped import grouped
 from api.cli.groups import JudgedWorkload, LocalMachine, PrefixCacheOption
 from api.cli.pictured import DrawnOutput
-from api.cli.simulate import Place
-from api.cli.simulate_cases import NamedCaps, Question, local_caps, local_machine
+from api.cli.simulate import NamedCaps, Place
 from engine.spec.modes import AUTO
 from engine.spec.plan import ParallelPlan, PlanSpec
 from policies.numbers import short
+from tuner.answers.cases import Question, local_caps, local_machine
 
 if TYPE_CHECKING:
     from tuner.comparison import compare as comparing

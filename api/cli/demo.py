@@ -32,7 +32,7 @@ def demo(
     """Make a checkpoint, serve it, tune it through REST, apply the answer, change the load."""
     from rich.console import Console
 
-    from api.clients.client import GearshiftClient
+    from api.clients.client import Client
     from api.demo.processes import Children, DemoError
     from api.demo.scenes import live_scene, paced_scene
     from api.demo.story import Story
@@ -50,7 +50,7 @@ def demo(
         children = stack.enter_context(Children(folder, _environment(folder, key)))
         try:
             _, service = children.start("service", "serve", "--port", "0")
-            client = stack.enter_context(GearshiftClient(service["url"], key))
+            client = stack.enter_context(Client(service["url"], key))
             console.print(f"control plane at {service['url']} (API at {service['url']}/docs)")
             story = Story(
                 console,

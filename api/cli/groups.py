@@ -21,14 +21,14 @@ from api.cli.engine_options import (
     read_mode_option,
     read_rungs,
 )
-from engine.spec.modes import AUTO, TABLE, Mode, ModePin
+from engine.spec.modes import AUTO, TABLE, ModePin
+from tuner.answers.asked import ServedAs, ServedBy, ThisMachine
 
 if TYPE_CHECKING:
     from engine.spec.plan import PlanSpec
     from engine.spec.settings import Caps, Settings
     from policies.objective import Goal
     from policies.sla import Sla
-    from tuner.described.node import Node
     from tuner.workload.workload import Workload
 
 MODE = "MODE"
@@ -74,38 +74,13 @@ class PlanOptions:
     def settings(self, caps: Caps) -> Settings:
         """Settings of a new engine. Without a mode: an operator who names a threshold wants it
         obeyed, and a Shift plan without one goes by measured times."""
+        from engine.spec.planned import planned_settings
+
         spec, mode = self.spec, self.mode
         if mode is None:
             is_measured = spec.plan.shift and spec.threshold_tokens is None
             mode = TABLE if is_measured else AUTO
         return planned_settings(spec, caps, pin=mode, rungs=read_rungs(self.rungs))
-
-
-def planned_settings(
-    spec: PlanSpec,
-    caps: Caps,
-    *,
-    pin: ModePin,
-    rungs: tuple[Mode, ...] | None,
-) -> Settings:
-    """Settings of ``spec``; the default threshold where it names none.
-
-    Raises:
-        PolicyError: a mode that the plan does not have.
-    """
-    from engine.spec.plan import DEFAULT_SHIFT_THRESHOLD
-    from engine.spec.rungs import pin_of, rungs_of
-    from engine.spec.settings import Settings
-
-    threshold = spec.threshold_tokens
-    return Settings(
-        plan=spec.plan,
-        threshold_tokens=DEFAULT_SHIFT_THRESHOLD if threshold is None else threshold,
-        rung_thresholds=spec.rung_thresholds,
-        caps=caps,
-        pin=pin_of(spec.plan, pin),
-        rungs=None if rungs is None else rungs_of(spec.plan, rungs),
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +133,7 @@ class JudgedWorkload(WorkloadOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Served:
+class Served(ServedBy):
     """How a model is served: its number format, and the serving system on described hardware."""
 
     dtype: Annotated[
@@ -184,15 +159,6 @@ class Served:
         ),
     ] = None
 
-    @property
-    def chosen_backend(self) -> str | None:
-        """The serving system with the settings named, None where neither is."""
-        if not self.backend_set:
-            return self.backend
-        from tuner.described.parse import backend_of
-
-        return backend_of(self.backend, settings=self.backend_set)
-
     def refuse_backend(self, option: str) -> None:
         """End where a back end is named although ``option`` names no described hardware."""
         named = {"--backend": self.backend, "--backend-set": ",".join(self.backend_set or ())}
@@ -202,26 +168,13 @@ class Served:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Described(Served):
+class Described(Served, ServedAs):
     """What a described node is made of, beside its hardware and its model."""
 
     block_size: Annotated[int, typer.Option(min=1, max=MOST_LEN, help="Tokens per KV block.")] = 16
     max_model_len: Annotated[
         int | None, typer.Option(min=1, max=MOST_LEN, help="Context in tokens.")
     ] = None
-
-    def node(self, model: str, hardware: str) -> Node:
-        """``model`` on ``hardware``, as in ``8xh200``. Raises TunerError for unknown names."""
-        from tuner.described.parse import describe_node
-
-        return describe_node(
-            model=model,
-            hardware=hardware,
-            dtype=self.dtype,
-            backend=self.chosen_backend,
-            block_size=self.block_size,
-            max_model_len=self.max_model_len,
-        )
 
 
 PrefixCacheOption = Annotated[
@@ -236,7 +189,7 @@ PrefixCacheOption = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalMachine:
+class LocalMachine(ThisMachine):
     """What is said of this machine, and of no described one."""
 
     cost_model: Annotated[

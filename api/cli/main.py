@@ -159,6 +159,12 @@ COMMANDS = (
         help="Show this machine's devices, their links, power and clocks.",
     ),
     CommandRef(
+        path="doctor",
+        module="doctor",
+        function="doctor",
+        help="Say what this machine has, what is missing, and how to get it.",
+    ),
+    CommandRef(
         path="backends show",
         module="backends",
         function="show",
@@ -177,6 +183,12 @@ COMMANDS = (
         help="Write the command that starts an answer on a serving system.",
     ),
     CommandRef(path="serve", module="serve", function="serve", help="Run the control plane."),
+    CommandRef(
+        path="up",
+        module="up",
+        function="up",
+        help="Tune a model for an SLA and serve it, with its control plane.",
+    ),
     CommandRef(
         path="audit verify",
         module="audit",

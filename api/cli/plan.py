@@ -24,7 +24,6 @@ from api.cli.groups import Described, GoalOptions, WorkloadOptions
 from api.cli.pictured import DrawnOutput
 
 if TYPE_CHECKING:
-    from tuner.pictures.picture import Picture
     from tuner.planner.planner import OnPlanning, PlanReport
     from tuner.planner.ways_out import WaysOut
 
@@ -88,9 +87,9 @@ def plan(
     """
     from api.cli.plan_answer import print_answer
     from policies.sla import Sla
+    from tuner.answers.planned import Planned
     from tuner.capacity.table import check_has_table
     from tuner.planner.carried import find_table
-    from tuner.planner.document import plan_json, plan_title, warnings
     from tuner.planner.planner import make_plan
 
     constraints = Sla.parse(planned.sla)
@@ -116,15 +115,16 @@ def plan(
     ways = None
     if report.selection.best is None and judging.ways_out:
         ways = _ways_out(report, judging.jobs)
-    document = plan_json(report, model=model, ways=ways, table=table)
-    for warning in warnings(report):
+    answer = Planned(report=report, model=model, ways=ways, table=table)
+    document = answer.document
+    for warning in document["warnings"]:
         log(f"warning: {warning}")
     output.write(document)
-    output.draw(lambda: _picture(report, model))
+    output.draw(answer.picture)
     if output.as_json:
         print_json(document)
     else:
-        print_lines(plan_title(report, model=model).lines())
+        print_lines(answer.title.lines())
         print_answer(report, document)
         if (step := next_step(document, output.out)) is not None:
             print_lines([step])
@@ -133,22 +133,14 @@ def plan(
 
 
 def _ways_out(report: PlanReport, jobs: int | None) -> WaysOut | None:
-    from tuner.planner.planner import plan_again
-    from tuner.planner.ways_out import find_ways_out
+    from tuner.answers.planned import look_for_ways
 
     log("plan: nothing meets the SLA; looking for what would help (Ctrl-C: the answer without it)")
     try:
-        with plan_again(report, jobs=jobs) as again:
-            return find_ways_out(report, again, lambda stage: log(f"plan: {stage}"))
+        return look_for_ways(report, jobs=jobs, on_stage=lambda stage: log(f"plan: {stage}"))
     except KeyboardInterrupt:
         log("plan: stopped looking for what would help")
         return None
-
-
-def _picture(report: PlanReport, model: str) -> Picture:
-    from tuner.pictures.plans import plan_picture
-
-    return plan_picture(report, model=model)
 
 
 @contextmanager

@@ -115,8 +115,8 @@ def _kept(job_id: str) -> Any:
 
 
 def _remote(address: str) -> Any:
-    from api.clients.client import GearshiftClient
+    from api.clients.client import Client
 
     url, _, job_id = address.partition(PATH)
-    with answering(url), GearshiftClient(url, os.environ.get(CONTROL_KEY_VARIABLE, "")) as client:
-        return client.get_report(job_id.removesuffix("/report"))
+    with answering(url), Client(url, os.environ.get(CONTROL_KEY_VARIABLE, "")) as client:
+        return client.get_tuning_report(job_id.removesuffix("/report"))

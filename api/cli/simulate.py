@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.common import end, log, print_json, print_lines
-from api.cli.engine_options import ModelNameOption, read_rungs
+from api.cli.engine_options import MOST_SEQS, MOST_TOKENS, ModelNameOption, read_rungs
 from api.cli.exit_codes import ExitCode
 from api.cli.grouped import grouped
 from api.cli.groups import (
@@ -22,15 +22,37 @@ from api.cli.groups import (
     writing,
 )
 from api.cli.pictured import DrawnOutput
-from api.cli.simulate_cases import Case, NamedCaps, Question, described, on_this_machine
 from policies.numbers import short
+from tuner.answers import asked
 
 if TYPE_CHECKING:
     from engine.spec.measurement import Measurement
     from engine.spec.settings import Settings
     from policies.sla import Sla
-    from tuner.pictures.picture import Picture
+    from tuner.answers.cases import Case, Question
+    from tuner.answers.simulated import Simulated
     from tuner.simulation.simulate import SimulationResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedCaps(asked.NamedCaps):
+    """What a step may hold and take."""
+
+    max_num_seqs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=MOST_SEQS, help="Sequences per step; by default the backend's (here 64)."
+        ),
+    ] = None
+    max_num_batched_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=MOST_TOKENS, help="Tokens per step; by default the backend's (here 2048)."
+        ),
+    ] = None
+    max_step_ms: Annotated[
+        float | None, typer.Option(help="Chunks are sized so that a mixed step fits this.")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +65,19 @@ class Place(Described):
 
     def case(self, question: Question, machine: LocalMachine, *, has_intervals: bool) -> Case:
         """The question there; ends on an option of the other kind of place."""
+        from tuner.answers.cases import described, on_this_machine
+
         if self.hardware is None:
             self.refuse_backend("--hardware")
-            return on_this_machine(question, machine, has_intervals=has_intervals)
-        machine.refuse()
-        return described(question, self.hardware, has_intervals=has_intervals)
+            case = on_this_machine(question, machine, has_intervals=has_intervals)
+        else:
+            machine.refuse()
+            case = described(question, self.hardware, has_intervals=has_intervals)
+        for note in case.notes:
+            log(f"simulate: {note}")
+        for warning in case.warnings:
+            log(f"warning: {warning}")
+        return case
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,21 +99,13 @@ class Documents(DrawnOutput):
         if self.samples is not None:
             check_writable(self.samples)
 
-    def write_all(self, document: dict[str, Any], result: SimulationResult, case: Case) -> None:
+    def write_all(self, answer: Simulated) -> None:
         """Write the files asked for; end where one cannot be written."""
-        self.write(document)
-        self.draw(lambda: _picture(document, result, case))
+        self.write(answer.document)
+        self.draw(answer.picture)
         if self.samples is not None:
             with writing():
-                _write_samples(self.samples, result)
-
-
-def _picture(document: dict[str, Any], result: SimulationResult, case: Case) -> Picture:
-    from tuner.pictures.runs import simulated_picture
-
-    return simulated_picture(
-        result, title=case.title, settings=case.settings, intervals=document["intervals"]
-    )
+                _write_samples(self.samples, answer.result)
 
 
 @grouped(
@@ -105,6 +127,8 @@ def simulate(
     ] = True,
 ) -> None:
     """Simulate a plan under a workload with the engine's own scheduler and a cost model."""
+    from tuner.answers.cases import Question
+
     question = Question(
         model=model,
         spec=plan.spec,
@@ -124,44 +148,23 @@ def simulate(
 def _answer(question: Question, case: Case, documents: Documents) -> None:
     """Run the case and hand out what came of it."""
     from api.cli.progress import request_progress
-    from tuner.described.document import simulation_json, with_interval
+    from tuner.answers.simulated import run_case
 
-    for warning in case.warnings:
-        log(f"warning: {warning}")
-    with request_progress("simulate") as show:
-        result = case.run(1.0, show)
-    estimates = None
-    if case.interval is not None:
-        with request_progress("interval") as show:
-            estimates = with_interval(
-                result, case.run, question.sla, interval=case.interval, on_progress=show
-            )
-    document = simulation_json(
-        result,
-        sla=question.sla,
-        settings=case.settings,
-        workload=question.workload,
-        seed=question.seed,
-        origin=case.origin,
-        intervals=estimates,
-        energy=case.energy(result) if case.energy is not None else None,
-        has_prefix_cache=case.keeps_prefixes,
-        warnings=case.warnings,
-        title=str(case.title),
-    )
-    documents.write_all(document, result, case)
+    answer = run_case(question, case, on_stage=request_progress)
+    documents.write_all(answer)
+    measurement = answer.result.measurement
     if documents.as_json:
-        print_json(document)
+        print_json(answer.document)
     else:
         print_lines(case.title.lines())
         _print(
             case.settings,
-            document,
+            answer.document,
             question.sla,
-            result.measurement,
+            measurement,
             has_shared=question.workload.shares_beginnings,
         )
-    end(ExitCode.of(result.measurement, question.sla))
+    end(ExitCode.of(measurement, question.sla))
 
 
 def _write_samples(path: Path, result: SimulationResult) -> None:

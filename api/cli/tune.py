@@ -27,7 +27,6 @@ from api.cli.pictured import DrawnOutput
 
 if TYPE_CHECKING:
     from api.jobs.kept import Keeper
-    from tuner.pictures.picture import Picture
     from tuner.search.context import TuningEvent
     from tuner.search.report import TuningReport
     from tuner.search.spec import TuningSpec
@@ -153,6 +152,7 @@ def tune(
     end. Ctrl-C tells what was found so far.
     """
     from api.cli.tune_answer import print_answer
+    from tuner.answers.tuned import Tuned
 
     report.check()
     if resume is not None:
@@ -163,18 +163,19 @@ def tune(
         _check_hardware_options(hardware, machine, served)
         job = _new(_spec(search, hardware, trials, machine, served, wanted), machine.cost_model)
     found, is_interrupted = _run(job)
-    document = found.to_json() | {
+    answer = Tuned(report=found)
+    document = answer.document | {
         "job": job.keeper.job_id,
         "recommendation_id": job.keeper.recommendation_id,
         "is_interrupted": is_interrupted,
         "resume": job.keeper.resume_command if is_interrupted else None,
     }
     report.write(document)
-    report.draw(lambda: _picture(found))
+    report.draw(answer.picture)
     if report.as_json:
         print_json(document)
     else:
-        print_lines(found.title.lines())
+        print_lines(answer.title.lines())
         print_answer(document, report.out)
         if (step := next_step(document, report.out)) is not None:
             print_lines([step])
@@ -182,12 +183,6 @@ def tune(
         end_interrupted()
     if document["recommendation"] is None:
         end_not_met()
-
-
-def _picture(found: TuningReport) -> Picture:
-    from tuner.pictures.trials import tuning_picture
-
-    return tuning_picture(found)
 
 
 @dataclass(frozen=True, kw_only=True)

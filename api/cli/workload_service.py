@@ -14,7 +14,7 @@ from api.cli.common import fail, log, print_json
 from api.cli.engine_options import JsonOption, is_http_url
 
 if TYPE_CHECKING:
-    from api.clients.client import GearshiftClient
+    from api.clients.client import Client
 
 ServiceOption = Annotated[str, typer.Option(metavar="URL", help="The control plane.")]
 KeyOption = Annotated[
@@ -45,13 +45,13 @@ def upload(
     if not trace.is_file():
         fail(f"{trace}: no such file")
     with _client(service, service_key) as client:
-        found = client.upload_workload(trace, name=(name or trace.name)[:120], form=form)
+        found = client.create_workload(trace, name=name, form=form)
     if as_json:
-        print_json(found)
+        print_json(found.to_json())
         return
-    rate = "" if found["rate_rps"] is None else f", {found['rate_rps']:.3g} a second"
-    typer.echo(f"{found['id']}: {found['rows']} requests in {found['span_s']:.1f} s{rate}")
-    log(f"use it as the workload of a tuning job: {found['id']}")
+    rate = "" if found.rate_rps is None else f", {found.rate_rps:.3g} a second"
+    typer.echo(f"{found.id}: {found.rows} requests in {found.span_s:.1f} s{rate}")
+    log(f"use it as the workload of a tuning job: {found.id}")
 
 
 def list_uploaded(
@@ -61,15 +61,16 @@ def list_uploaded(
     with _client(service, service_key) as client:
         found = client.list_workloads()
     if as_json:
-        print_json({"workloads": found})
+        print_json({"workloads": [row.to_json() for row in found]})
         return
     from rich.console import Console
     from rich.table import Table
 
     table = Table("id", "name", "form", "requests", "seconds", "uploaded", box=None)
     for row in found:
-        size = str(row["rows"]), f"{row['span_s']:.1f}"
-        table.add_row(row["id"], row["name"], row["form"], *size, row["created_at"][:16])
+        size = str(row.rows), f"{row.span_s:.1f}"
+        uploaded = row.created_at.isoformat(timespec="minutes")[:16]
+        table.add_row(row.id, row.name, row.form, *size, uploaded)
     console = Console()
     console.width = max(console.width, LEAST_WIDTH)
     console.print(table)
@@ -91,14 +92,14 @@ def delete(
 
 
 @contextmanager
-def _client(url: str, key: str | None) -> Iterator[GearshiftClient]:
+def _client(url: str, key: str | None) -> Iterator[Client]:
     """A client; ends with one line where the service refuses or cannot be reached."""
-    from api.clients.client import GearshiftClient
+    from api.clients.client import Client
     from tuner.load.urls import full_url
 
     if not is_http_url(full_url(url)):
         fail(f"--service {url!r}: write it as in {SERVICE}")
     if key is None:
         fail("--service needs a key: --service-key, or GEARSHIFT_CONTROL_KEY")
-    with answering(url), GearshiftClient(url, key, timeout_s=UPLOAD_S) as client:
+    with answering(url), Client(url, key, timeout_s=UPLOAD_S) as client:
         yield client

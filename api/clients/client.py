@@ -1,70 +1,49 @@
-"""A small client of the service, for programs and the demo."""
+"""Clients of the control plane: :class:`Client` waits for answers, :class:`AsyncClient` is
+awaited."""
 
 from __future__ import annotations
 
-import json
+import asyncio
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
+from api.clients.calls import AsyncSender, Call, Sender
+from api.clients.errors import ClientError
+from api.clients.events import EventReader, JobEvent
+from api.clients.operations import ENGINES, JOBS, Operations
+from api.clients.retries import Retries
+from api.schemas.serving import EngineView
 from tuner.load.urls import full_url
 
-Json = dict[str, Any]
+T = TypeVar("T")
 RECONNECT_S = 0.5
+LOOK_S = 0.2
+CHUNK_BYTES = 2**18
 FINAL_STATES = ("succeeded", "failed", "cancelled", "infeasible")
 
-
-class ClientError(Exception):
-    """The service refused; the message is its own, ``problem`` the whole document."""
-
-    def __init__(self, status: int, problem: Json) -> None:
-        details = [f"{e['pointer']}: {e['detail']}" for e in problem.get("errors", [])]
-        message = "; ".join([str(problem.get("detail", "no detail")), *details])
-        super().__init__(f"{status} {problem.get('code', '')}: {message}")
-        self.status = status
-        self.problem = problem
-
-    @classmethod
-    def of(cls, response: httpx.Response) -> ClientError:
-        """What an answer with an error says."""
-        try:
-            problem = response.json()
-        except ValueError:
-            problem = None
-        if not isinstance(problem, dict):
-            problem = {"detail": response.text[:200]}
-        return cls(response.status_code, problem)
+__all__ = ["AsyncClient", "Client", "ClientError", "JobEvent", "Retries"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class JobEvent:
-    """One event of a job's stream."""
-
-    seq: int
-    type: str
-    data: Json
-
-
-class GearshiftClient:
+class Client(Operations, Sender):
     """Calls the service at ``url`` with a key. Use as a context manager, from one thread.
 
-    Every method raises :class:`ClientError` for a refusal and ``httpx.TransportError`` when the
-    service cannot be reached.
+    Methods are named as the operations of the service's description, and answer with the models of
+    ``api.schemas``. Every method raises :class:`ClientError` for a refusal and
+    ``httpx.TransportError`` when the service cannot be reached, ``retries`` later.
     """
 
-    def __init__(self, url: str, api_key: str, *, timeout_s: float = 30.0) -> None:
-        self._http = httpx.Client(
-            base_url=full_url(url),
-            headers={"Authorization": f"Bearer {api_key}"},
-            timeout=timeout_s,
-        )
+    def __init__(
+        self, url: str, api_key: str, *, timeout_s: float = 30.0, retries: Retries | None = None
+    ) -> None:
+        self._http = httpx.Client(**_options(url, api_key, timeout_s))
+        self._retries = retries or Retries()
 
-    def __enter__(self) -> GearshiftClient:
+    def __enter__(self) -> Client:
         return self
 
     def __exit__(
@@ -76,83 +55,31 @@ class GearshiftClient:
         self.close()
 
     def close(self) -> None:
+        """End its connections."""
         self._http.close()
 
-    # -- tuning --------------------------------------------------------------------------------
+    def send(self, call: Call[T]) -> T:
+        pages = [self._request(call)]
+        while (further := call.after(pages[-1])) is not None:
+            pages.append(self._request(further))
+        return call.read(pages)
 
-    def create_job(self, spec: Json) -> Json:
-        """Queue a tuning job (``TuningJobCreate``); returns it."""
-        return self._object("POST", "/v1/tuning-jobs", json=spec)
-
-    def get_job(self, job_id: str) -> Json:
-        return self._object("GET", f"/v1/tuning-jobs/{job_id}")
-
-    def get_report(self, job_id: str) -> Json:
-        """The tuner's whole answer; ClientError 409 while there is none."""
-        return self._object("GET", f"/v1/tuning-jobs/{job_id}/report")
-
-    def follow_job(self, job_id: str) -> Iterator[JobEvent]:
+    def follow_tuning_job(self, job_id: str) -> Iterator[JobEvent]:
         """Every event until the job is finished, over reconnects and outages of the service."""
         after, is_over = 0, False
         while not is_over:
             try:
                 # Looked at before the stream: one that ends then has told everything.
-                is_final = self.get_job(job_id)["state"] in FINAL_STATES
+                is_final = self.get_tuning_job(job_id).state in FINAL_STATES
                 for event in self._events(job_id, after):
                     after = event.seq
                     yield event
                 is_over = is_final
-            except httpx.TransportError:
-                time.sleep(RECONNECT_S)
-            except ClientError as error:
-                if error.status != httpx.codes.SERVICE_UNAVAILABLE:
-                    raise
+            except (httpx.TransportError, ClientError) as error:
+                _raise_refusal(error)
                 time.sleep(RECONNECT_S)
 
-    # -- workloads ------------------------------------------------------------------------------
-
-    def upload_workload(self, path: Path, *, name: str, form: str) -> Json:
-        """Upload a trace, streamed; returns the workload."""
-        with path.open("rb") as file:
-            params = {"name": name, "form": form}
-            headers = {"Content-Type": "text/csv"}
-            return self._object(
-                "POST", "/v1/workloads", content=file, params=params, headers=headers
-            )
-
-    def list_workloads(self) -> list[Json]:
-        """Uploaded traces, newest first."""
-        return self._all("/v1/workloads")
-
-    def delete_workload(self, workload_id: str) -> None:
-        self._send("DELETE", f"/v1/workloads/{workload_id}")
-
-    # -- recommendations and engines -----------------------------------------------------------
-
-    def get_recommendation(self, recommendation_id: str) -> Json:
-        return self._object("GET", f"/v1/recommendations/{recommendation_id}")
-
-    def apply_recommendation(
-        self,
-        recommendation_id: str,
-        engine_id: str,
-        *,
-        is_dry_run: bool = False,
-        reason: str = "apply recommendation",
-    ) -> Json:
-        """Make it the engine's next policy, or only say what that would change; the change set."""
-        path = f"/v1/recommendations/{recommendation_id}:apply"
-        body = {"engine_id": engine_id, "reason": reason}
-        params = {"dry_run": "true"} if is_dry_run else {}
-        return self._object("POST", path, json=body, params=params)
-
-    def list_engines(self) -> list[Json]:
-        return self._all("/v1/engines")
-
-    def get_engine(self, engine_id: str) -> Json:
-        return self._object("GET", f"/v1/engines/{engine_id}")
-
-    def wait_applied(self, engine_id: str, version: int, *, timeout_s: float = 300.0) -> Json:
+    def wait_applied(self, engine_id: str, version: int, *, timeout_s: float = 300.0) -> EngineView:
         """The engine once it runs ``version`` or a later one.
 
         Raises:
@@ -161,64 +88,168 @@ class GearshiftClient:
         end_s = time.monotonic() + timeout_s
         while time.monotonic() < end_s:
             engine = self.get_engine(engine_id)
-            if engine["applied_version"] >= version:
+            if engine.applied_version >= version:
                 return engine
-            time.sleep(0.2)
-        raise TimeoutError(f"engine {engine_id} does not run version {version}")
-
-    def list_decisions(self, engine_id: str) -> list[Json]:
-        """Decisions of the controller, newest first."""
-        return self._all("/v1/decisions", engine_id=engine_id)
-
-    # -- sending -------------------------------------------------------------------------------
+            time.sleep(LOOK_S)
+        raise _not_applied(engine_id, version)
 
     def _events(self, job_id: str, after: int) -> Iterator[JobEvent]:
-        request = self._http.build_request(
-            "GET",
-            f"/v1/tuning-jobs/{job_id}/events",
-            headers={"Last-Event-ID": str(after)},
-            timeout=httpx.Timeout(30.0, read=60.0),
-        )
-        response = self._http.send(request, stream=True)
-        try:
+        reader = EventReader()
+        with self._http.stream("GET", **_stream(job_id, after)) as response:
             if response.is_error:
                 response.read()
                 raise ClientError.of(response)
-            yield from _parse_events(response.iter_lines())
-        finally:
-            response.close()
+            yield from filter(None, map(reader.take, response.iter_lines()))
 
-    def _all(self, path: str, **params: str) -> list[Json]:
-        """Every page of a list."""
-        response = self._send("GET", path, params={"limit": 200, **params})
-        rows: list[Json] = response.json()
-        while "next" in response.links:
-            response = self._send("GET", response.links["next"]["url"])
-            rows += response.json()
-        return rows
+    def _request(self, call: Call[Any]) -> httpx.Response:
+        number = 0
+        while True:
+            found = self._attempt(call)
+            wait_s = self._retries.wait_s(call, number, found)
+            if wait_s is None:
+                return _checked(found)
+            time.sleep(wait_s)
+            number += 1
 
-    def _object(self, method: str, path: str, **options: Any) -> Json:
-        found: Json = self._send(method, path, **options).json()
-        return found
+    def _attempt(self, call: Call[Any]) -> httpx.Response | httpx.TransportError:
+        if call.file is None:
+            return self._sent(call, None)
+        with call.file.open("rb") as file:
+            return self._sent(call, iter(lambda: file.read(CHUNK_BYTES), b""))
 
-    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
-        response = self._http.request(method, path, **options)
-        if response.is_error:
-            raise ClientError.of(response)
-        return response
+    def _sent(
+        self, call: Call[Any], content: Iterator[bytes] | None
+    ) -> httpx.Response | httpx.TransportError:
+        try:
+            return self._http.request(call.method, call.path, content=content, **_parts(call))
+        except httpx.TransportError as error:
+            return error
 
 
-def _parse_events(lines: Iterator[str]) -> Iterator[JobEvent]:
-    """Server-sent events; comments and half an event at the end are dropped."""
-    fields: dict[str, str] = {}
-    for line in lines:
-        if line.startswith(":"):
-            continue
-        if line:
-            name, _, value = line.partition(": ")
-            fields[name] = value
-        elif fields:
-            yield JobEvent(
-                seq=int(fields["id"]), type=fields["event"], data=json.loads(fields["data"])
-            )
-            fields = {}
+class AsyncClient(Operations, AsyncSender):
+    """As :class:`Client`, with methods that are awaited. Use as an async context manager, within
+    one event loop; calls may run side by side."""
+
+    def __init__(
+        self, url: str, api_key: str, *, timeout_s: float = 30.0, retries: Retries | None = None
+    ) -> None:
+        self._http = httpx.AsyncClient(**_options(url, api_key, timeout_s))
+        self._retries = retries or Retries()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End its connections."""
+        await self._http.aclose()
+
+    async def send(self, call: Call[T]) -> T:
+        pages = [await self._request(call)]
+        while (further := call.after(pages[-1])) is not None:
+            pages.append(await self._request(further))
+        return call.read(pages)
+
+    async def follow_tuning_job(self, job_id: str) -> AsyncIterator[JobEvent]:
+        """As :meth:`Client.follow_tuning_job`."""
+        after, is_over = 0, False
+        while not is_over:
+            try:
+                is_final = (await self.get_tuning_job(job_id)).state in FINAL_STATES
+                async for event in self._events(job_id, after):
+                    after = event.seq
+                    yield event
+                is_over = is_final
+            except (httpx.TransportError, ClientError) as error:
+                _raise_refusal(error)
+                await asyncio.sleep(RECONNECT_S)
+
+    async def wait_applied(
+        self, engine_id: str, version: int, *, timeout_s: float = 60.0
+    ) -> EngineView:
+        """As :meth:`Client.wait_applied`."""
+        end_s = time.monotonic() + timeout_s
+        while time.monotonic() < end_s:
+            engine = await self.get_engine(engine_id)
+            if engine.applied_version >= version:
+                return engine
+            await asyncio.sleep(LOOK_S)
+        raise _not_applied(engine_id, version)
+
+    async def _events(self, job_id: str, after: int) -> AsyncIterator[JobEvent]:
+        reader = EventReader()
+        async with self._http.stream("GET", **_stream(job_id, after)) as response:
+            if response.is_error:
+                await response.aread()
+                raise ClientError.of(response)
+            async for line in response.aiter_lines():
+                if (event := reader.take(line)) is not None:
+                    yield event
+
+    async def _request(self, call: Call[Any]) -> httpx.Response:
+        number = 0
+        while True:
+            found = await self._attempt(call)
+            wait_s = self._retries.wait_s(call, number, found)
+            if wait_s is None:
+                return _checked(found)
+            await asyncio.sleep(wait_s)
+            number += 1
+
+    async def _attempt(self, call: Call[Any]) -> httpx.Response | httpx.TransportError:
+        content = None if call.file is None else _chunks(call.file)
+        try:
+            return await self._http.request(call.method, call.path, content=content, **_parts(call))
+        except httpx.TransportError as error:
+            return error
+
+
+async def _chunks(path: Path) -> AsyncIterator[bytes]:
+    with await asyncio.to_thread(path.open, "rb") as file:
+        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+            yield chunk
+
+
+def _options(url: str, api_key: str, timeout_s: float) -> dict[str, Any]:
+    return {
+        "base_url": full_url(url),
+        "headers": {"Authorization": f"Bearer {api_key}"},
+        "timeout": timeout_s,
+    }
+
+
+def _parts(call: Call[Any]) -> dict[str, Any]:
+    return {"params": dict(call.params) or None, "headers": dict(call.headers), "json": call.json}
+
+
+def _stream(job_id: str, after: int) -> dict[str, Any]:
+    return {
+        "url": f"{JOBS}/{job_id}/events",
+        "headers": {"Last-Event-ID": str(after)},
+        "timeout": httpx.Timeout(30.0, read=60.0),
+    }
+
+
+def _checked(found: httpx.Response | httpx.TransportError) -> httpx.Response:
+    if isinstance(found, httpx.TransportError):
+        raise found
+    if found.is_error:
+        raise ClientError.of(found)
+    return found
+
+
+def _raise_refusal(error: Exception) -> None:
+    """Go on after an outage only."""
+    if isinstance(error, ClientError) and error.status != httpx.codes.SERVICE_UNAVAILABLE:
+        raise error
+
+
+def _not_applied(engine_id: str, version: int) -> TimeoutError:
+    return TimeoutError(f"engine {engine_id} does not run version {version}; see {ENGINES}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from api.clients.client import ClientError
+from api.clients.errors import ClientError
 from tuner.load.urls import full_url
 
 Json = dict[str, Any]

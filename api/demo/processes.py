@@ -1,4 +1,4 @@
-"""The demo's own child processes: the control plane and the engines, ended with the demo."""
+"""Child processes of one command: the control plane and the engines, ended with it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,7 +16,7 @@ END_S = 20.0
 
 
 class DemoError(Exception):
-    """A part of the demo did not start; the message holds its own last words."""
+    """A part did not start, or ended; the message holds its own last words."""
 
 
 class Children:
@@ -35,6 +36,10 @@ class Children:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.end_all()
+
+    def end_all(self) -> None:
+        """End every child that runs, newest first."""
         while self._running:
             self.end(self._running[-1])
 
@@ -61,6 +66,24 @@ class Children:
             raise DemoError(f"{name} ended with exit code {child.wait()}:\n{tail}")
         ready: dict[str, Any] = json.loads(line)
         return child, ready
+
+    def know(self, variable: str, value: str) -> None:
+        """Set an environment variable of children to come."""
+        self._environment[variable] = value
+
+    def watch(self, look_s: float) -> None:
+        """Wait until a child ends by itself, or Ctrl-C.
+
+        Raises:
+            DemoError: a child ended.
+            KeyboardInterrupt: Ctrl-C.
+        """
+        while True:
+            for child in self._running:
+                if (code := child.poll()) is not None:
+                    words = " ".join(map(str, child.args[3:]))  # type: ignore[index]
+                    raise DemoError(f"gearshift {words} ended with exit code {code}")
+            time.sleep(look_s)
 
     def run(self, *arguments: str) -> dict[str, Any]:
         """Run a ``gearshift`` command to its end and return the object it prints."""

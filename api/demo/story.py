@@ -16,9 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
-from api.clients.client import GearshiftClient, JobEvent
+from api.clients.client import Client
 from api.demo.processes import Children, DemoError
 from api.demo.scenes import Scene
+from api.schemas.serving import DecisionView
+from api.schemas.tuning import RecommendationView
 from engine.spec.settings import Settings
 from policies.attainment import SlaReport, judge
 from policies.numbers import short
@@ -49,7 +51,7 @@ class Story:
     def __init__(
         self,
         console: Console,
-        client: GearshiftClient,
+        client: Client,
         children: Children,
         *,
         control_url: str,
@@ -92,13 +94,13 @@ class Story:
         end_s = time.monotonic() + REGISTER_S
         while time.monotonic() < end_s:
             for engine in self._client.list_engines():
-                if engine["name"] == name:
-                    return engine["id"], ready["url"]
+                if engine.name == name:
+                    return engine.id, ready["url"]
             time.sleep(0.2)
         raise DemoError(f"engine {name} did not register within {REGISTER_S:.0f} s")
 
     def _settings(self, engine_id: str) -> str:
-        return str(Settings.from_json(self._client.get_engine(engine_id)["effective_policy"]))
+        return str(Settings.from_json(self._client.get_engine(engine_id).effective_policy))
 
     # -- load ----------------------------------------------------------------------------------
 
@@ -131,27 +133,27 @@ class Story:
 
     def _rush(self, scene: Scene, url: str, engine_id: str, seed: int) -> Act:
         """Change the load and show what the controller did about it."""
-        seen = {decision["id"] for decision in self._client.list_decisions(engine_id)}
+        seen = {decision.id for decision in self._client.list_decisions(engine_id)}
         act = self._load(scene, scene.rush, url, engine_id, "after, load changed", seed)
         time.sleep(SETTLE_S)
-        fresh = [d for d in self._client.list_decisions(engine_id) if d["id"] not in seen]
-        moves = [d for d in reversed(fresh) if d["action"] != "hold"]
+        fresh = [d for d in self._client.list_decisions(engine_id) if d.id not in seen]
+        moves = [d for d in reversed(fresh) if d.action != "hold"]
         # Decisions like the one before are counted, not kept.
         self._console.print(
             f"the controller changed its mind {len(fresh)} times and acted {len(moves)} times"
         )
         for decision in moves:
             self._console.print(
-                f"  {decision['action']} because {decision['reason']}: {_moved(decision)}",
+                f"  {decision.action} because {decision.reason}: {_moved(decision)}",
                 highlight=False,
             )
         return act
 
     # -- tuning --------------------------------------------------------------------------------
 
-    def _tune(self, scene: Scene, model_dir: Path, seed: int) -> dict[str, Any] | None:
+    def _tune(self, scene: Scene, model_dir: Path, seed: int) -> RecommendationView | None:
         """Submit a job through REST, show its progress, print what it recommends."""
-        job = self._client.create_job(
+        job = self._client.create_tuning_job(
             {
                 **scene.job,
                 "model_dir": str(model_dir),
@@ -163,22 +165,22 @@ class Story:
         )
         with _bar(self._console, "tuning trials", scene.job["trials"]) as advance:
             done = 0
-            for event in self._client.follow_job(job["id"]):
+            for event in self._client.follow_tuning_job(job.id):
                 done += event.type == "trial"
                 advance(done)
-                self._console.print(f"  {event.type}: {_told(event)}", highlight=False)
-        job = self._client.get_job(job["id"])
-        if job["state"] != "succeeded":
-            self._console.print(f"job {job['state']}: {job['reason']}")
+                self._console.print(f"  {event.type}: {event.told}", highlight=False)
+        job = self._client.get_tuning_job(job.id)
+        if job.state != "succeeded" or job.recommendation_id is None:
+            self._console.print(f"job {job.state}: {job.reason}")
             return None
-        found = self._client.get_recommendation(job["recommendation_id"])
-        self._print_recommendation(found["recommendation"], scene)
+        found = self._client.get_recommendation(job.recommendation_id)
+        self._print_recommendation(found.recommendation or {}, scene)
         return found
 
-    def _apply(self, recommendation: dict[str, Any], engine_id: str) -> None:
+    def _apply(self, recommendation: RecommendationView, engine_id: str) -> None:
         started_s = time.monotonic()
-        changed = self._client.apply_recommendation(recommendation["id"], engine_id)
-        version = changed["policy"]["version"]
+        changed = self._client.apply_recommendation(recommendation.id, engine_id)
+        version = changed.policy.version
         self._client.wait_applied(engine_id, version, timeout_s=90)
         self._console.print(
             f"applied as policy version {version} in {time.monotonic() - started_s:.1f} s: "
@@ -263,17 +265,5 @@ def _estimate(parts: dict[str, float | None] | None) -> str:
     return f"{value} ({low}..{high})"
 
 
-def _told(event: JobEvent) -> str:
-    """One line for an event."""
-    data = event.data
-    if event.type == "trial":
-        settings = Settings.from_json(data["settings"])
-        chance = data["sla_probability"]
-        met = "" if chance is None else f", P(met) {chance:.2f}"
-        return f"{data['number']} {settings} {data['fidelity']}{met}: {data['reason']}"
-    return str(data.get("message") or data.get("reason") or data.get("state") or "")
-
-
-def _moved(decision: dict[str, Any]) -> str:
-    settings = decision.get("settings")
-    return str(Settings.from_json(settings)) if settings else ""
+def _moved(decision: DecisionView) -> str:
+    return str(Settings.from_json(decision.settings)) if decision.settings else ""

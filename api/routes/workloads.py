@@ -17,7 +17,7 @@ from api.web.errors import ApiError
 from api.web.idempotency import Answer, IdempotencyHeader, answer_once
 from api.web.paging import Paging, link_next
 from store import UnitOfWork
-from tuner.workload.traces import AUTO, TRACE_WORDS
+from tuner.workload.traces import AUTO, TRACE_WORDS, trace_words
 
 PATH = "/v1/workloads"
 router = APIRouter(prefix=PATH, tags=["workloads"])
@@ -70,8 +70,8 @@ async def create(
 
     The body is the file. A row that cannot be read is 422, with its `line`.
     """
-    if form not in TRACE_WORDS:
-        raise ApiError(422, "invalid_request", f"form {form!r}: known are {', '.join(TRACE_WORDS)}")
+    if form not in (words := trace_words()):
+        raise ApiError(422, "invalid_request", f"form {form!r}: known are {', '.join(words)}")
     if request.headers.get("content-type", "").startswith(MULTIPART):
         detail = "send the file itself as the body, as curl --data-binary @FILE does; no form"
         raise ApiError(415, "unsupported_media_type", detail)

@@ -156,7 +156,7 @@ class RecommendationView(View):
     job_id: str | None
     cost_model_id: str | None
     sla: str
-    recommendation: Json | None = Field(validation_alias="document")
+    recommendation: Json | None = Field(validation_alias=AliasChoices("document", "recommendation"))
     schedule: Json | None
     warnings: list[Any]
     created_at: datetime

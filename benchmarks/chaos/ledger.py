@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from api.clients.client import GearshiftClient
+from api.clients.client import Client
 
 Json = dict[str, Any]
 ACCEPT_S = 90.0
@@ -90,8 +90,8 @@ class Ledger:
 
         def read() -> None:
             try:
-                with GearshiftClient(url, self._key) as client:
-                    found = [event.seq for event in client.follow_job(job_id)]
+                with Client(url, self._key) as client:
+                    found = [event.seq for event in client.follow_tuning_job(job_id)]
             except Exception as error:
                 self.faults.append(f"{job_id} cannot be followed: {error!r}")
             else:

@@ -11,7 +11,7 @@ from engine.spec.names import did_you_mean
 from tuner.spec.errors import WorkloadError
 from tuner.workload.bounds import WORD_BOUNDS
 from tuner.workload.lengths import LengthLaw, parse_law
-from tuner.workload.traces import TRACE_WORDS, words_of
+from tuner.workload.traces import trace_words, words_of
 
 AZURE_LIKE = "azure-like"
 CLOSED = "closed"
@@ -66,14 +66,15 @@ class WorkloadSpec:
         _check_text(text)
         kind, has_colon, rest = text.partition(":")
         kind = kind.strip()
-        kinds = (*TRACE_WORDS, *_PROCESS_WORDS)
+        traces = trace_words()
+        kinds = (*traces, *_PROCESS_WORDS)
         if not has_colon or kind not in kinds:
             known = ", ".join(f"{k}:" for k in kinds)
             raise WorkloadError(
                 f"workload {text!r}: unknown kind {kind!r}{did_you_mean(kind, kinds)}; known are "
                 f"{known}"
             )
-        if kind in TRACE_WORDS:
+        if kind in traces:
             return _trace_spec(text, kind, rest)
         laws: dict[str, LengthLaw] = {}
         words = _process_words(text, kind, rest, laws)

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tuner.spec.errors import TraceError
+from tuner.spec.errors import TraceError, TunerError
+from tuner.spec.plugins import load_plugins
 from tuner.workload.bounds import MAX_SPAN_S
 from tuner.workload.rate_table import RateTableReader
 from tuner.workload.rows import Rows, Wanted
@@ -215,7 +216,7 @@ class OwnReader:
             )
 
 
-# A format is added here and nowhere else; the first that recognises a file reads it.
+# A format of ours is added here and nowhere else; the first that recognises a file reads it.
 READERS: tuple[TraceReader, ...] = (
     AzureReader(),
     BurstGptReader(),
@@ -224,6 +225,28 @@ READERS: tuple[TraceReader, ...] = (
     OwnReader(),
 )
 TRACE_WORDS = (*(reader.word for reader in READERS), AUTO)
+EXTENSIONS = "gearshift.trace_readers"
+
+
+def list_readers() -> tuple[TraceReader, ...]:
+    """Our readers, then those that installed packages bring (``EXTENSIONS``).
+
+    Raises:
+        TunerError: an extension that cannot be loaded, or is named as a format of ours.
+    """
+    extensions: dict[str, TraceReader] = load_plugins(EXTENSIONS)
+    for name, reader in extensions.items():
+        if reader.word != name or name in TRACE_WORDS:
+            raise TunerError(
+                f"extension {name!r} of {EXTENSIONS}: its word is {reader.word!r}; it must be its "
+                f"entry point's name, and none of {', '.join(TRACE_WORDS)}"
+            )
+    return (*READERS, *extensions.values())
+
+
+def trace_words() -> tuple[str, ...]:
+    """What may stand before the colon of a trace's SPEC."""
+    return (*(reader.word for reader in list_readers()), AUTO)
 
 
 def reader_for(word: str, head: TraceFile) -> TraceReader:
@@ -232,16 +255,17 @@ def reader_for(word: str, head: TraceFile) -> TraceReader:
     Raises:
         TraceError: none does; the message tells every format.
     """
-    for reader in READERS:
+    readers = list_readers()
+    for reader in readers:
         if word == reader.word or (word == AUTO and reader.recognises(head)):
             return reader
-    known = "; ".join(f"{reader.word}: {reader.form}" for reader in READERS)
+    known = "; ".join(f"{reader.word}: {reader.form}" for reader in readers)
     raise TraceError(f"{head.path}: its first rows are of no known format; known are {known}")
 
 
 def words_of(kind: str) -> tuple[str, ...]:
     """The words of a SPEC that only traces of this kind take; ``auto`` takes those of all."""
-    return tuple(word for r in READERS if kind in (r.word, AUTO) for word in r.words)
+    return tuple(word for r in list_readers() if kind in (r.word, AUTO) for word in r.words)
 
 
 def read_trace(kind: str, path: Path, wanted: Wanted) -> Rows:

@@ -13,7 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from api.cli.main import create_app
-from api.clients.client import GearshiftClient
+from api.clients.calls import act
+from api.clients.client import Client
+from api.schemas.serving import RegisteredView
 from api.web.settings import ServiceSettings
 from engine.spec.settings import Settings
 from store import Database
@@ -152,16 +154,16 @@ def test_a_recommendation_is_applied_through_the_control_plane(
     run: Run, settings: ServiceSettings, database: Database
 ) -> None:
     recommendation_id = add_recommendation(database)
-    with running_service(settings, free_port()) as url, GearshiftClient(url, ADMIN) as client:
+    with running_service(settings, free_port()) as url, Client(url, ADMIN) as client:
         body = engine_body(policy=Settings().to_json())
-        engine_id = str(client._object("POST", "/v1/engines", json=body)["id"])
+        engine_id = client.send(act("/v1/engines", RegisteredView, body)).id
         words = ("apply", recommendation_id, "--service", url, "--engine", engine_id)
         keyed = (*words, "--service-key", ADMIN)
         dry = run(*keyed, "--dry-run")
         assert dry.exit_code == 0, dry.output
         assert "  plan: tp=1 -> sp=2,shift (reshape)\n" in dry.stdout
         assert "dry run: nothing was changed" in dry.stdout
-        assert client.get_engine(engine_id)["applied_version"] == 1
+        assert client.get_engine(engine_id).applied_version == 1
         done = run(*keyed, "--json")
         assert done.exit_code == 0, done.output
         answer = json.loads(done.stdout)

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from api.clients.client import GearshiftClient
+from api.clients.client import Client
 from api.web.settings import ServiceSettings
 from store import Database
 from tests.api.cli.conftest import Run
@@ -25,7 +25,7 @@ def service(settings: ServiceSettings, database: Database) -> Iterator[str]:
 
 
 def _wait_until_joined(url: str) -> None:
-    with GearshiftClient(url, ADMIN) as client:
+    with Client(url, ADMIN) as client:
         wait_until(client.list_engines)
 
 

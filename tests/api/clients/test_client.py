@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
-from api.clients.client import ClientError, GearshiftClient
+from api.clients.calls import act
+from api.clients.client import AsyncClient, Client, ClientError, Retries
+from api.clients.operations import Operations
+from api.schemas.serving import RegisteredView
 from api.services import jobs
 from api.web.settings import ServiceSettings
 from store import Database
@@ -16,20 +23,19 @@ from store.models import DecisionRow, JobState
 from tests.api.conftest import ADMIN
 from tests.api.live import free_port, running_service
 from tests.api.worlds import add_recommendation, engine_body
+from tests.examples import list_operations
 
 Json = dict[str, Any]
 
 
 @pytest.fixture
-def remote(settings: ServiceSettings, database: Database) -> Iterator[GearshiftClient]:
-    with running_service(settings, free_port()) as url, GearshiftClient(url, ADMIN) as client:
+def remote(settings: ServiceSettings, database: Database) -> Iterator[Client]:
+    with running_service(settings, free_port()) as url, Client(url, ADMIN) as client:
         yield client
 
 
-def test_a_job_is_followed_to_its_end(
-    remote: GearshiftClient, database: Database, job_body: Json
-) -> None:
-    job_id = remote.create_job(job_body)["id"]
+def test_a_job_is_followed_to_its_end(remote: Client, database: Database, job_body: Json) -> None:
+    job_id = remote.create_tuning_job(job_body).id
 
     def work() -> None:
         for number in range(3):
@@ -40,7 +46,7 @@ def test_a_job_is_followed_to_its_end(
 
     thread = threading.Thread(target=work)
     thread.start()
-    events = list(remote.follow_job(job_id))
+    events = list(remote.follow_tuning_job(job_id))
     thread.join()
     assert [event.seq for event in events] == [1, 2, 3, 4, 5]
     assert [event.type for event in events] == ["state", "trial", "trial", "trial", "state"]
@@ -51,10 +57,10 @@ def test_a_job_is_followed_over_the_end_and_the_start_of_its_service(
     settings: ServiceSettings, database: Database, job_body: Json
 ) -> None:
     port = free_port()
-    with GearshiftClient(f"http://127.0.0.1:{port}", ADMIN) as client:
+    with Client(f"http://127.0.0.1:{port}", ADMIN) as client:
         with running_service(settings, port):
-            job_id = client.create_job(job_body)["id"]
-            events = client.follow_job(job_id)
+            job_id = client.create_tuning_job(job_body).id
+            events = client.follow_tuning_job(job_id)
             first = next(events)
         told = threading.Event()
 
@@ -76,7 +82,7 @@ def test_a_job_is_followed_over_the_end_and_the_start_of_its_service(
     assert rest[-1].data["state"] == "succeeded"
 
 
-def test_lists_come_whole_over_their_pages(remote: GearshiftClient, database: Database) -> None:
+def test_lists_come_whole_over_their_pages(remote: Client, database: Database) -> None:
     engine_id = _register(remote)
     with database.begin() as uow:
         for number in range(250):
@@ -92,33 +98,142 @@ def test_lists_come_whole_over_their_pages(remote: GearshiftClient, database: Da
                     policy_version=None,
                 )
             )
-    bands = [decision["band_index"] for decision in remote.list_decisions(engine_id)]
+    bands = [decision.band_index for decision in remote.list_decisions(engine_id)]
     assert bands == list(range(249, -1, -1))
 
 
-def test_an_engine_is_waited_for_until_it_runs_a_version(remote: GearshiftClient) -> None:
+def test_an_engine_is_waited_for_until_it_runs_a_version(remote: Client) -> None:
     engine_id = _register(remote)
-    assert remote.wait_applied(engine_id, 1)["id"] == engine_id
+    assert remote.wait_applied(engine_id, 1).id == engine_id
     with pytest.raises(TimeoutError, match="version 2"):
         remote.wait_applied(engine_id, 2, timeout_s=0.1)
 
 
-def test_a_recommendation_is_applied(remote: GearshiftClient, database: Database) -> None:
+def test_a_recommendation_is_applied(remote: Client, database: Database) -> None:
     engine_id = _register(remote)
     recommendation_id = add_recommendation(database)
-    assert remote.get_recommendation(recommendation_id)["schedule"]["bands"]
+    schedule = remote.get_recommendation(recommendation_id).schedule
+    assert schedule is not None
+    assert schedule["bands"]
     answer = remote.apply_recommendation(recommendation_id, engine_id)
-    assert answer["policy"]["requested"]["provenance"]["recommendation"] == recommendation_id
+    assert answer.policy.requested["provenance"]["recommendation"] == recommendation_id
     assert remote.list_decisions(engine_id) == []
 
 
-def test_a_refusal_is_raised_with_the_services_own_words(
-    remote: GearshiftClient, job_body: Json
-) -> None:
+def test_a_refusal_is_raised_with_the_services_own_words(remote: Client, job_body: Json) -> None:
     with pytest.raises(ClientError, match="p95_speed") as caught:
-        remote.create_job({**job_body, "sla": "p95_speed<=1"})
+        remote.create_tuning_job({**job_body, "sla": "p95_speed<=1"})
     assert (caught.value.status, caught.value.problem["code"]) == (422, "invalid_request")
 
 
-def _register(remote: GearshiftClient) -> str:
-    return str(remote._object("POST", "/v1/engines", json=engine_body())["id"])
+# Sent by engines alone, told as streams by methods of their own, or meant for machines that watch.
+NOT_FOR_PEOPLE = {
+    "register_engine",
+    "send_heartbeat",
+    "deregister_engine",
+    "acknowledge_policy_version",
+    "is_alive",
+    "is_ready",
+    "get_metrics",
+}
+STREAMS = {"follow_tuning_job"}
+
+
+def test_clients_have_every_operation_of_the_description(anonymous: TestClient) -> None:
+    document = anonymous.get("/openapi.json").json()
+    described = {line.split()[-1] for line in list_operations(document)}
+    written = {name for name in vars(Operations) if not name.startswith("_")}
+    assert written == described - NOT_FOR_PEOPLE - STREAMS
+    for name in written | STREAMS:
+        assert getattr(Client, name).__doc__, name
+        assert hasattr(AsyncClient, name)
+
+
+def test_an_awaited_client_answers_as_one_that_waits(
+    settings: ServiceSettings, database: Database, job_body: Json, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,input_tokens,output_tokens\n0,8,4\n1,8,4\n")
+
+    async def ask(url: str) -> None:
+        async with AsyncClient(url, ADMIN) as client:
+            job = await client.create_tuning_job(job_body, key="once")
+            assert (await client.create_tuning_job(job_body, key="once")).id == job.id
+            workload = await client.create_workload(trace)
+            found = await asyncio.gather(client.list_tuning_jobs(), client.list_workloads())
+            assert [[row.id for row in rows] for rows in found] == [[job.id], [workload.id]]
+            await client.cancel_tuning_job(job.id)
+            events = [event async for event in client.follow_tuning_job(job.id)]
+            assert events[-1].data["state"] == "cancelled"
+            await client.delete_tuning_job(job.id)
+            with pytest.raises(ClientError, match="404"):
+                await client.get_tuning_job(job.id)
+
+    with running_service(settings, free_port()) as url:
+        asyncio.run(ask(url))
+
+
+def test_a_policy_is_changed_as_it_was_read_and_not_when_it_has_moved_on(remote: Client) -> None:
+    engine_id = _register(remote)
+    policy = remote.get_engine_policy(engine_id)
+    patch = {"caps": {"max_num_seqs": 3}}
+    assert remote.patch_engine_policy(policy, patch, is_dry_run=True).is_dry_run
+    changed = remote.patch_engine_policy(policy, patch)
+    assert changed.policy.version == policy.version + 1
+    with pytest.raises(ClientError) as caught:
+        remote.patch_engine_policy(policy, patch)
+    assert caught.value.status == 412
+    back = remote.roll_back_engine_policy(engine_id)
+    assert back.policy.requested["caps"] == policy.requested["caps"]
+    assert [v.version for v in remote.list_policy_versions(engine_id)] == [3, 2, 1]
+
+
+class _Refuses(BaseHTTPRequestHandler):
+    """Turns away the first two requests of each kind, as a proxy before a restarting service."""
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"] or 0))
+        self._answer()
+
+    def _answer(self) -> None:
+        seen: list[tuple[str, str | None]] = self.server.seen  # type: ignore[attr-defined]
+        seen.append((self.path, self.headers["Idempotency-Key"]))
+        is_early = sum(path == self.path for path, _ in seen) <= 2
+        self.send_response(503 if is_early else 404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_what_is_safe_is_sent_again_under_one_key_and_what_is_not_is_not() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Refuses)
+    server.seen = []  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        with Client(url, "key", retries=Retries(times=2)) as client:
+            with pytest.raises(ClientError, match="404"):
+                client.get_engine("e")
+            with pytest.raises(ClientError, match="404"):
+                client.create_tuning_job({})
+            with pytest.raises(ClientError, match="503"):
+                client.apply_recommendation("r", "e")
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    paths = [path for path, _ in server.seen]  # type: ignore[attr-defined]
+    keys = {key for _, key in server.seen if key is not None}  # type: ignore[attr-defined]
+    assert (paths.count("/v1/engines/e"), paths.count("/v1/tuning-jobs")) == (3, 3)
+    assert paths.count("/v1/recommendations/r:apply") == 1
+    assert len(keys) == 1
+
+
+def _register(remote: Client) -> str:
+    return remote.send(act("/v1/engines", RegisteredView, engine_body())).id

@@ -1,5 +1,5 @@
-"""What ``gearshift simulate`` is asked, and how it is run: on described hardware, or as this
-machine's cost model says."""
+"""A plan under a load, and how it is run: on described hardware, or as this machine's cost model
+says."""
 
 from __future__ import annotations
 
@@ -7,14 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from api.cli.common import log
-from api.cli.engine_options import MOST_SEQS, MOST_TOKENS, read_link
-from api.cli.groups import Described, LocalMachine, planned_settings
 from engine.spec.modes import ENDS, Mode, ModePin
+from tuner.answers.asked import NamedCaps, ServedAs, ThisMachine
 
 if TYPE_CHECKING:
     from engine.executors.protocol import StepTimer
@@ -36,36 +32,6 @@ LOCAL_KV_CACHE_MIB = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class NamedCaps:
-    """What a step may hold and take."""
-
-    max_num_seqs: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=MOST_SEQS, help="Sequences per step; by default the backend's (here 64)."
-        ),
-    ] = None
-    max_num_batched_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=MOST_TOKENS, help="Tokens per step; by default the backend's (here 2048)."
-        ),
-    ] = None
-    max_step_ms: Annotated[
-        float | None, typer.Option(help="Chunks are sized so that a mixed step fits this.")
-    ] = None
-
-    def over(self, default: Caps) -> Caps:
-        """The caps named, and ``default``'s where none is."""
-        return replace(
-            default,
-            max_num_seqs=self.max_num_seqs or default.max_num_seqs,
-            max_num_batched_tokens=self.max_num_batched_tokens or default.max_num_batched_tokens,
-            max_step_ms=self.max_step_ms,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class Question:
     """What was asked, whatever the step times come from."""
 
@@ -77,7 +43,7 @@ class Question:
     mode: ModePin
     rungs: tuple[Mode, ...] | None
     caps: NamedCaps
-    served: Described
+    served: ServedAs
     prefix_cache: bool | None
 
     @property
@@ -110,12 +76,16 @@ class Question:
             )
         return ()
 
-    def settings(self, timer: StepTimer, default: Caps, *, has_rungs: bool = True) -> Settings:
-        """With the caps named, else ``default``'s; a threshold not named is advised."""
+    def settings(
+        self, timer: StepTimer, default: Caps, *, has_rungs: bool = True
+    ) -> tuple[Settings, tuple[str, ...]]:
+        """With the caps named, else ``default``'s; a threshold not named is advised, which is told
+        besides."""
+        from engine.spec.planned import planned_settings
         from engine.spec.rungs import rungs_of
         from tuner.search.design import advised_rule
 
-        caps, spec = self.caps.over(default), self.spec
+        caps, spec, notes = self.caps.over(default), self.spec, []
         if spec.threshold_tokens is None and spec.plan.shift:
             named = self.rungs and rungs_of(spec.plan, self.rungs)
             modes = named or (spec.plan.modes if has_rungs else ENDS)
@@ -127,8 +97,8 @@ class Question:
             )
             words = [f"threshold {rule.threshold_tokens} tokens"]
             words += [f"{mode} up to {tokens}" for mode, tokens in spec.rung_thresholds]
-            log(f"simulate: {', '.join(words)}, as the modes' step times advise")
-        return planned_settings(spec, caps, pin=self.mode, rungs=self.rungs)
+            notes.append(f"{', '.join(words)}, as the modes' step times advise")
+        return planned_settings(spec, caps, pin=self.mode, rungs=self.rungs), tuple(notes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +107,7 @@ class Case:
 
     ``run_on`` runs any workload with all step times multiplied, ``run`` the one asked about.
     ``interval`` is the 90 % half width of log(true / simulated) step times, None where it is not
-    asked for.
+    asked for. ``notes`` say what was chosen that nobody named.
     """
 
     settings: Settings
@@ -146,6 +116,7 @@ class Case:
     title: Title
     origin: dict[str, Any]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     interval: float | None = None
     energy: Callable[[SimulationResult], dict[str, Any]] | None = None
     keeps_prefixes: bool = False
@@ -156,7 +127,7 @@ class Case:
         return partial(self.run_on, self.workload)
 
 
-def described(question: Question, hardware: str, *, has_intervals: bool) -> Case:
+def described(question: Question, hardware: str, *, has_intervals: bool = True) -> Case:
     """On hardware that is not here, served by a backend."""
     from tuner.described.document import node_json, node_warnings
     from tuner.described.energy import energy_of
@@ -166,7 +137,7 @@ def described(question: Question, hardware: str, *, has_intervals: bool) -> Case
 
     node = question.served.node(question.model, hardware)
     check_served(node, question.spec.plan)
-    settings = question.settings(
+    settings, notes = question.settings(
         node.timer(question.spec.plan), node.backend.default_caps, has_rungs=node.has_rungs
     )
     check_rungs(node, settings)
@@ -195,21 +166,23 @@ def described(question: Question, hardware: str, *, has_intervals: bool) -> Case
             *node_warnings(node, settings, question.workload),
             *question.warnings(keeps_prefixes=keeps_prefixes),
         ),
+        notes=notes,
         interval=node.interval if has_intervals else None,
         energy=lambda result: energy_of(node, result).to_json(),
         keeps_prefixes=keeps_prefixes,
     )
 
 
-def on_this_machine(question: Question, machine: LocalMachine, *, has_intervals: bool) -> Case:
+def on_this_machine(
+    question: Question, machine: ThisMachine, *, has_intervals: bool = True
+) -> Case:
     """On this machine, as its cost model knows it."""
     from tuner.described.steps import MachineSteps, steps_json
     from tuner.described.title import Title
 
     known = local_machine(question, machine)
     plan, step_model = question.spec.plan, known.step_model
-    settings = question.settings(known.timer(plan), local_caps())
-    log(f"simulate: cost model {step_model.id} of {step_model.machine}")
+    settings, notes = question.settings(known.timer(plan), local_caps())
 
     def run_on(workload: Workload, step_scale: float, on_progress: OnProgress) -> SimulationResult:
         return known.simulate(
@@ -236,12 +209,13 @@ def on_this_machine(question: Question, machine: LocalMachine, *, has_intervals:
             *doubts,
             *question.warnings(keeps_prefixes=known.keeps_prefixes),
         ),
+        notes=(*notes, f"cost model {step_model.id} of {step_model.machine}"),
         interval=step_model.error.plan_interval if has_intervals else None,
         keeps_prefixes=known.keeps_prefixes,
     )
 
 
-def local_machine(question: Question, machine: LocalMachine) -> Machine:
+def local_machine(question: Question, machine: ThisMachine) -> Machine:
     """Our engine here, as the cost model that ``machine`` names knows it."""
     from tuner.described.machine import Machine
     from tuner.step_model.files import load_cost_model
@@ -265,8 +239,8 @@ def local_caps() -> Caps:
     return Caps(max_num_seqs=LOCAL_NUM_SEQS, max_num_batched_tokens=LOCAL_BATCHED_TOKENS)
 
 
-def _local_config(question: Question, machine: LocalMachine, model: ModelConfig) -> EngineConfig:
-    from engine.spec.config import EngineConfig
+def _local_config(question: Question, machine: ThisMachine, model: ModelConfig) -> EngineConfig:
+    from engine.spec.config import EngineConfig, LinkEmulation
     from engine.spec.feasible import check_plan
     from engine.spec.settings import Settings
     from tuner.described.parse import check_context, read_rank_dtype
@@ -280,7 +254,7 @@ def _local_config(question: Question, machine: LocalMachine, model: ModelConfig)
         dtype=read_rank_dtype(question.served.dtype, model),
         block_size=question.block_size,
         kv_cache_bytes=(LOCAL_KV_CACHE_MIB if kv_cache_mib is None else kv_cache_mib) * MIB,
-        link=read_link(machine.link),
+        link=LinkEmulation.parse(machine.link) if machine.link else None,
     )
 
 

@@ -1,0 +1,254 @@
+"""``gearshift up``: control plane, a first tune and a tuned engine, in one command."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from api.cli.common import fail, log, print_json
+from api.cli.engine_options import MOST_DEVICES, MOST_SEED, DeviceOption, JsonOption, check_device
+from api.cli.exit_codes import ExitCode
+from api.cli.grouped import grouped
+
+if TYPE_CHECKING:
+    from api.clients.client import Client
+    from api.demo.processes import Children
+    from api.schemas.tuning import RecommendationView
+
+DEFAULT_WORKLOAD = "poisson:rate=2,input=256,output=64,seconds=30"
+REGISTER_S = 120.0
+LOOK_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """The model, what it must hold, and the load it is tuned under."""
+
+    model: Annotated[Path, typer.Option(metavar="DIR", help="Model folder in Hugging Face format.")]
+    sla: Annotated[str, typer.Option(help="SLA, as in p95_ttft_ms<=500,p95_tpot_ms<=50.")]
+    workload: Annotated[str, typer.Option(help="Workload SPEC of the load to tune for.")] = (
+        DEFAULT_WORKLOAD
+    )
+
+    def check(self) -> str:
+        """The workload with its path made whole.
+
+        Raises:
+            CheckpointError, PolicyInputError, TunerError: a part that cannot be used.
+        """
+        from engine.spec.model import ModelConfig
+        from policies.sla import Sla
+        from tuner.workload.parse import parse_workload
+        from tuner.workload.spec import WorkloadSpec
+
+        ModelConfig.from_dir(self.model)
+        Sla.parse(self.sla)
+        parse_workload(self.workload, seed=0)
+        path = WorkloadSpec.parse(self.workload).path
+        if path is None:
+            return self.workload
+        return self.workload.replace(str(path), str(Path(path).resolve()), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstTune:
+    """How far the first search goes."""
+
+    devices: Annotated[
+        int, typer.Option(min=1, max=MOST_DEVICES, help="Most devices (ranks) a plan may use.")
+    ] = 2
+    trials: Annotated[
+        int, typer.Option(min=0, max=1000, help="Trials; 0 serves --plan without a search.")
+    ] = 6
+    profile_seconds: Annotated[
+        float, typer.Option(min=1, max=86_400, help="About how long to profile this machine.")
+    ] = 30.0
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of everything random.")] = 0
+    device: DeviceOption = "cpu"
+    plan: Annotated[
+        str, typer.Option(metavar="PLAN", help="Served where nothing is recommended.")
+    ] = "tp=1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """Where both servers listen."""
+
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the control plane.")] = 8700
+    engine_port: Annotated[int, typer.Option(min=0, max=65535, help="Of the engine.")] = 8000
+
+
+@grouped(
+    help_order="model sla workload devices trials plan device profile_seconds seed port engine_port"
+)
+def up(wanted: Wanted, first: FirstTune, ports: Ports, as_json: JsonOption = False) -> None:
+    """Start the control plane, tune the model for the SLA, and serve it with the answer.
+
+    One line on stdout tells the addresses and the key when all is ready; it runs until Ctrl-C,
+    which ends everything it started. The search has the machine to itself, so the engine starts
+    after it; where nothing meets the SLA, --plan is served and the nearest answer told. State is
+    kept in the data folder (GEARSHIFT_DATA_DIR), as by 'gearshift serve'.
+
+    Example: gearshift up --model ./model --sla "p95_ttft_ms<=500,p95_tpot_ms<=50"
+    """
+    from api.clients.client import Client
+    from api.demo.processes import Children, DemoError
+
+    workload = wanted.check()
+    check_device(first.device)
+    try:
+        with ExitStack() as stack:
+            folder = _log_folder()
+            children = stack.enter_context(Children(folder, _environment(wanted)))
+            log(f"up: control plane (log {folder / 'service.log'})")
+            _, service = children.start("service", "serve", "--port", str(ports.port))
+            key = stack.enter_context(_key(children, service["admin_key"]))
+            stack.callback(children.end_all)  # while the key is good: the engine says goodbye
+            client = stack.enter_context(Client(service["url"], key))
+            found = None
+            if first.trials:
+                found = _tune(client, wanted, workload, first)
+            started = Starting(children=children, client=client, control=service["url"])
+            engine = started.engine(wanted, first, ports.engine_port, found)
+            _tell(service["url"], engine, key, found, as_json=as_json)
+            children.watch(LOOK_S)
+    except DemoError as error:
+        fail(str(error), ExitCode.FAULT)
+
+
+def _log_folder() -> Path:
+    from api.web.settings import ServiceSettings
+
+    folder = ServiceSettings().data_dir / "up"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _environment(wanted: Wanted) -> dict[str, str]:
+    """The service may open the model's folder, and the trace's where the workload names one."""
+    from api.web.settings import ServiceSettings
+    from tuner.workload.spec import WorkloadSpec
+
+    settings = ServiceSettings()
+    found = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    roots = {"GEARSHIFT_MODEL_ROOT": (settings.model_root, wanted.model)}
+    if (path := WorkloadSpec.parse(wanted.workload).path) is not None:
+        roots["GEARSHIFT_TRACE_ROOT"] = (settings.trace_root, Path(path))
+    for name, (root, place) in roots.items():
+        found[name] = ":".join([str(place.resolve().parent), *([root] if root else [])])
+    return found
+
+
+@contextmanager
+def _key(children: Children, first_key: str | None) -> Iterator[str]:
+    """An admin key: the first one, which stays, or one of this run's own, revoked at its end."""
+    if first_key is not None:
+        children.know("GEARSHIFT_CONTROL_KEY", first_key)
+        yield first_key
+        return
+    made = children.run("keys", "create", "gearshift up", "--scope", "admin")
+    children.know("GEARSHIFT_CONTROL_KEY", made["secret"])
+    try:
+        yield made["secret"]
+    finally:
+        children.run("keys", "revoke", made["id"])
+
+
+def _tune(
+    client: Client, wanted: Wanted, workload: str, first: FirstTune
+) -> RecommendationView | None:
+    """The answer of a first job, told as it goes; None where nothing meets the SLA."""
+    job = client.create_tuning_job(
+        {
+            "model_dir": str(wanted.model.resolve()),
+            "num_devices": first.devices,
+            "workload": workload,
+            "sla": wanted.sla,
+            "trials": first.trials,
+            "seed": first.seed,
+            "hardware": "local",
+            "options": {"device": first.device, "profile_seconds": first.profile_seconds},
+        }
+    )
+    for event in client.follow_tuning_job(job.id):
+        if event.told:
+            log(f"up: {event.type}: {event.told}")
+    job = client.get_tuning_job(job.id)
+    if job.recommendation_id is None:
+        log(f"up: {job.state.value}: {job.reason}; serving {first.plan}")
+        return None
+    return client.get_recommendation(job.recommendation_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Starting:
+    """What an engine is started with: by whom, and the control plane it joins."""
+
+    children: Children
+    client: Client
+    control: str
+
+    def engine(
+        self, wanted: Wanted, first: FirstTune, port: int, found: RecommendationView | None
+    ) -> dict[str, Any]:
+        """The engine that serves ``found``, or the plan named; as it told when it was ready, and
+        its id.
+
+        Raises:
+            DemoError: it did not start, or did not join.
+        """
+        from api.demo.processes import DemoError
+
+        name = wanted.model.resolve().name
+        plan = ("--plan", first.plan)
+        if found is not None:
+            plan = ("--from", f"{self.control}/v1/recommendations/{found.id}")
+        log("up: engine")
+        _, ready = self.children.start(
+            "engine",
+            *("engine", "serve", "--model", str(wanted.model), *plan),
+            *("--port", str(port), "--name", name, "--control", self.control),
+            *("--device", first.device),
+        )
+        end_s = time.monotonic() + REGISTER_S
+        while time.monotonic() < end_s:
+            for engine in self.client.list_engines():
+                if engine.name == name and engine.is_alive:
+                    self._apply(engine.id, found)
+                    return {**ready, "id": engine.id}
+            time.sleep(LOOK_S)
+        raise DemoError(f"engine {name} did not register within {REGISTER_S:.0f} s")
+
+    def _apply(self, engine_id: str, found: RecommendationView | None) -> None:
+        """Hand SLA and schedule to the controller; the settings are in force already."""
+        if found is None:
+            return
+        changed = self.client.apply_recommendation(found.id, engine_id, reason="gearshift up")
+        version = changed.policy.version
+        self.client.wait_applied(engine_id, version, timeout_s=REGISTER_S)
+
+
+def _tell(
+    url: str, engine: dict[str, Any], key: str, found: RecommendationView | None, *, as_json: bool
+) -> None:
+    if as_json:
+        print_json(
+            {
+                "control": url,
+                "engine": engine["url"],
+                "engine_id": engine["id"],
+                "key": key,
+                "recommendation_id": None if found is None else found.id,
+            }
+        )
+        return
+    typer.echo(
+        f"ready: {engine['url']} serves the model (OpenAI API); {url} is the control plane; "
+        f"key {key}; Ctrl-C ends both"
+    )

@@ -1,0 +1,1 @@
+"""What this machine has and lacks: one check per part, each with a way out."""

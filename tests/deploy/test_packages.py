@@ -1,0 +1,146 @@
+"""Images, the compose file, the chart and the wheel: what they say is so, and all is in them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from api.cli import main
+from tests.rooms import PACKAGES, ROOT
+
+DEPLOY = ROOT / "deploy"
+COMPOSE = DEPLOY / "compose"
+BIN = Path(sys.executable).parent
+PACKAGED = (*PACKAGES, "migrations")
+
+
+def _options(path: str) -> set[str]:
+    """The options of a command, as its help lists them."""
+    ref = next(ref for ref in main.COMMANDS if ref.path == path)
+    command: Any = typer.main.get_command(main._load(ref))
+    return {word for parameter in command.params for word in parameter.opts}
+
+
+def _compose() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((COMPOSE / "compose.yaml").read_text())
+    return found
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("yamllint", "--strict", "-c", "deploy/.yamllint.yaml", "deploy"),
+        ("hadolint", "deploy/docker/Dockerfile"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_linter_finds_nothing(words: tuple[str, ...]) -> None:
+    program = BIN / words[0]
+    if not program.exists():
+        pytest.skip(f"{words[0]} is not installed")
+    done = subprocess.run(
+        [program, *words[1:]], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_the_compose_file_mounts_and_asks_for_is_there() -> None:
+    text = (COMPOSE / "compose.yaml").read_text()
+    asked = set(re.findall(r"\$\{(\w+)", text)) - set(re.findall(r"\$\{(\w+):-", text))
+    given = set(re.findall(r"^(\w+)=", (COMPOSE / "example.env").read_text(), re.MULTILINE))
+    assert asked <= given
+    for service in _compose()["services"].values():
+        for mount in service.get("volumes", []):
+            source = mount.partition(":")[0]
+            assert not source.startswith(".") or (COMPOSE / source).resolve().exists(), mount
+    build = _compose()["services"]["control"]["build"]
+    assert (COMPOSE / build["context"] / build["dockerfile"]).resolve().exists()
+
+
+def test_containers_are_started_with_options_that_commands_have() -> None:
+    engine = _compose()["services"]["engine"]["command"]
+    assert {word for word in engine if word.startswith("--")} <= _options("engine serve")
+    chart = DEPLOY / "helm" / "gearshift" / "templates"
+    found = set(re.findall(r"^ +- (--[\w-]+)$", (chart / "engine.yaml").read_text(), re.MULTILINE))
+    assert found
+    assert found <= _options("engine serve")
+    served = set(re.findall(r"(?<!-)--\w[\w-]*", (chart / "control.yaml").read_text()))
+    assert served <= _options("serve")
+
+
+def test_the_chart_uses_the_values_that_it_has() -> None:
+    chart = DEPLOY / "helm" / "gearshift"
+    values = yaml.safe_load((chart / "values.yaml").read_text())
+    text = "".join(file.read_text() for file in (chart / "templates").iterdir())
+    for path in sorted(set(re.findall(r"\.Values((?:\.\w+)+)", text))):
+        here = values
+        for name in path.strip(".").split("."):
+            assert name in here, path
+            here = here[name]
+
+
+def test_versions_agree() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    version = re.findall(r'^version = "(.+)"$', text, re.MULTILINE)[0]
+    chart = yaml.safe_load((DEPLOY / "helm" / "gearshift" / "Chart.yaml").read_text())
+    assert (chart["version"], chart["appVersion"]) == (version, version)
+
+
+@pytest.mark.slow
+def test_a_wheel_installs_without_a_compiler_and_brings_its_data(tmp_path: Path) -> None:
+    """Built from the sdist's own contents, into an environment that has the dependencies only."""
+    source, wheels, place = tmp_path / "source", tmp_path / "wheels", tmp_path / "place"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True
+    ).stdout.split("\0")
+    for name in filter(None, listed):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(source)]
+    subprocess.run([*pip, *build], check=True, timeout=300)
+    wheel = next(wheels.glob("gearshift-*.whl"))
+    assert wheel.name.endswith("-py3-none-any.whl")
+    install = ["install", "--no-deps", "--no-compile", "--target", str(place), str(wheel)]
+    subprocess.run([*pip, *install], check=True, timeout=300)
+    missing = [
+        name for name in listed if name.split("/")[0] in PACKAGED and not (place / name).exists()
+    ]
+    assert missing == []
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(place),
+        "GEARSHIFT_NO_COMPILER": "1",
+        "PATH": str(place / "bin"),
+        "HOME": str(tmp_path),
+    }
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "api.cli.main", *words],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run("--version").strip()
+    assert "SLA met" in run(
+        *("simulate", "--model", "llama-3.1-8b", "--hardware", "1xh200", "--plan", "tp=1"),
+        *("--workload", "poisson:rate=2,input=64,output=8,seconds=5", "--sla", "p95_ttft_ms<=500"),
+    )
+    assert "newest" in run("db", "upgrade") + run("db", "check")
+    run("model", "create", str(tmp_path / "model"), "--preset", "tiny")
+    run("generate", "--model", str(tmp_path / "model"), "--prompt", "a", "--max-tokens", "2")

@@ -1,0 +1,1 @@
+"""Questions as a notebook or a command asks them, and answers as both show them."""

@@ -1,0 +1,79 @@
+"""What is said of settings and of where they run, beside the plan and the load. Quick to import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.spec.settings import Caps
+    from tuner.described.node import Node
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedCaps:
+    """What a step may hold and take; None: as the serving system does by default."""
+
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    max_step_ms: float | None = None
+
+    def over(self, default: Caps) -> Caps:
+        """The caps named, and ``default``'s where none is."""
+        return replace(
+            default,
+            max_num_seqs=self.max_num_seqs or default.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens or default.max_num_batched_tokens,
+            max_step_ms=self.max_step_ms,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedBy:
+    """How a model is served. ``dtype`` ``auto``: as the model says. ``backend`` and its settings,
+    as in ``async_scheduling=off``, are of described hardware; None: the usual one."""
+
+    dtype: str = "auto"
+    backend: str | None = None
+    backend_set: list[str] | None = None
+
+    @property
+    def chosen_backend(self) -> str | None:
+        """The serving system with the settings named, None where neither is."""
+        if not self.backend_set:
+            return self.backend
+        from tuner.described.parse import backend_of
+
+        return backend_of(self.backend, settings=self.backend_set)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedAs(ServedBy):
+    """What a described node is made of, beside its hardware and its model. ``max_model_len`` None:
+    the model's context."""
+
+    block_size: int = 16
+    max_model_len: int | None = None
+
+    def node(self, model: str, hardware: str) -> Node:
+        """``model`` on ``hardware``, as in ``8xh200``. Raises TunerError for unknown names."""
+        from tuner.described.parse import describe_node
+
+        return describe_node(
+            model=model,
+            hardware=hardware,
+            dtype=self.dtype,
+            backend=self.chosen_backend,
+            block_size=self.block_size,
+            max_model_len=self.max_model_len,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThisMachine:
+    """What is said of this machine, and of no described one. ``cost_model`` None: its newest;
+    ``link`` is an emulated one, as in ``latency_us=20,gbps=100``."""
+
+    cost_model: str | None = None
+    link: str | None = None
+    kv_cache_mib: int | None = None

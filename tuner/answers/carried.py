@@ -1,0 +1,161 @@
+"""``capacity``: the highest load that a plan carries within an SLA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from engine.spec.modes import AUTO
+from policies.sla import Sla
+from tuner.answers.answer import Answer
+from tuner.answers.asked import ThisMachine
+from tuner.answers.cases import Case, Question
+from tuner.answers.simulated import case_of
+from tuner.answers.words import question_of
+from tuner.capacity.document import capacity_json, capacity_lines
+from tuner.capacity.probe import Asked
+from tuner.capacity.search import NUM_DRAWS, Capacity, OnProbe, find_capacity
+from tuner.described.title import Title
+from tuner.workload.workload import Workload
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tuner.pictures.picture import Picture
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Carried(Answer):
+    """The load that settings carry, and the points that it was found by."""
+
+    question: Question
+    case: Case
+    asked: Asked
+    found: Capacity
+
+    @property
+    def is_met(self) -> bool:
+        """Whether any load that was looked at is carried."""
+        return self.found.factor is not None
+
+    @property
+    def title(self) -> Title:
+        return self.case.title
+
+    @property
+    def lines(self) -> list[str]:
+        """The answer in words."""
+        return capacity_lines(self.document)
+
+    @property
+    def headline(self) -> str:
+        return self.lines[0]
+
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        return capacity_json(
+            self.found,
+            workload=self.asked.workload,
+            sla=self.asked.sla,
+            settings=self.asked.settings,
+            seed=self.question.seed,
+            title=str(self.case.title),
+            origin=self.case.origin,
+            warnings=self.case.warnings,
+        )
+
+    def summary(self) -> pd.DataFrame:
+        """As :meth:`to_frame`, without loads at which one draw alone was looked at."""
+        rows = self.to_frame()
+        return rows[rows["draws"] > 1]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per load that was looked at: its rate or number of clients, P(SLA met),
+        attainment and each bounded metric, as means over the draws."""
+        import pandas as pd
+
+        rows = [{**rate, **rate["metrics"]} for rate in self.document["rates"]]
+        return pd.DataFrame(rows).drop(columns="metrics")
+
+    def picture(self) -> Picture:
+        from tuner.pictures.loads import capacity_picture
+
+        return capacity_picture(self.document, facts=self.title.parts, sla=self.asked.sla)
+
+
+def carried(
+    question: Question,
+    case: Case,
+    *,
+    sla: Sla,
+    num_draws: int = NUM_DRAWS,
+    on_probe: OnProbe = lambda _: None,
+) -> Carried:
+    """Look for the load that the case carries.
+
+    Raises:
+        TunerError: a workload without a rate.
+    """
+    asked = Asked(
+        settings=case.settings,
+        run_on=case.run_on,
+        workload=question.workload,
+        sla=sla,
+        interval=case.interval or 0.0,
+    )
+    found = find_capacity(asked, num_draws=num_draws, on_probe=on_probe)
+    return Carried(question=question, case=case, asked=asked, found=found)
+
+
+def capacity(
+    model: str,
+    *,
+    workload: str | Workload,
+    sla: str | Sla,
+    plan: str = "tp=1",
+    hardware: str | None = None,
+    seed: int = 0,
+    draws: int = NUM_DRAWS,
+    backend: str | None = None,
+    backend_set: Sequence[str] = (),
+    dtype: str = "auto",
+    mode: str = AUTO,
+    rungs: Sequence[str] | None = None,
+    max_num_seqs: int | None = None,
+    max_num_batched_tokens: int | None = None,
+    max_step_ms: float | None = None,
+    max_model_len: int | None = None,
+    block_size: int = 16,
+    prefix_cache: bool | None = None,
+    machine: ThisMachine | None = None,
+) -> Carried:
+    """Find the highest rate, or number of clients, of a workload that a plan carries within the
+    SLA, as ``gearshift capacity``; parameters as of :func:`tuner.answers.simulated.simulate`.
+
+    Raises:
+        TunerError, PlanError, PolicyInputError: as ``simulate``, and for a workload without a
+            rate.
+    """
+    question = question_of(
+        model,
+        plan=plan,
+        workload=workload,
+        sla=sla,
+        seed=seed,
+        backend=backend,
+        backend_set=backend_set,
+        dtype=dtype,
+        mode=mode,
+        rungs=rungs,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_step_ms=max_step_ms,
+        max_model_len=max_model_len,
+        block_size=block_size,
+        prefix_cache=prefix_cache,
+    )
+    assert question.sla is not None, "an SLA was given"
+    case = case_of(question, hardware, machine)
+    return carried(question, case, sla=question.sla, num_draws=draws)

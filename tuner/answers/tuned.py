@@ -1,0 +1,141 @@
+"""``tune``: plan, threshold and caps searched together, by simulation and on the live engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from engine.spec.settings import Settings
+from policies.sla import Sla
+from tuner.answers.answer import Answer
+from tuner.described.title import Title
+from tuner.search.context import OnEvent
+from tuner.search.report import TuningReport
+from tuner.search.spec import DEFAULT_KV_CACHE_MIB, LOCAL, TuningSpec
+from tuner.search.trials import TrialRecord
+from tuner.search.tune import tune as run_tuning
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tuner.pictures.picture import Picture
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Tuned(Answer):
+    """What tuning found."""
+
+    report: TuningReport
+
+    @property
+    def settings(self) -> Settings | None:
+        """The recommended settings, None where nothing meets the SLA with enough certainty."""
+        found = self.report.recommendation
+        return None if found is None else found.settings
+
+    @property
+    def title(self) -> Title:
+        return self.report.title
+
+    @property
+    def headline(self) -> str:
+        return self.report.headline
+
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        return self.report.to_json()
+
+    def summary(self) -> pd.DataFrame:
+        """Trials that ran to their end."""
+        rows = self.to_frame()
+        return rows[rows["state"] == "complete"]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per trial: settings, fidelity, state, P(SLA met), what each bounded metric came
+        to, and why it ended so."""
+        import pandas as pd
+
+        sla = self.report.spec.parsed_sla
+        return pd.DataFrame([_row(trial, sla) for trial in self.report.trials]).set_index("trial")
+
+    def picture(self) -> Picture:
+        from tuner.pictures.trials import tuning_picture
+
+        return tuning_picture(self.report)
+
+
+def _row(trial: TrialRecord, sla: Sla) -> dict[str, Any]:
+    metrics = {c.key: trial.metrics.get(c.key, {}).get("value") for c in sla.per_run}
+    return {
+        "trial": trial.number,
+        "settings": str(trial.settings),
+        "devices": trial.settings.plan.world_size,
+        "fidelity": trial.fidelity.value,
+        "state": trial.state.value,
+        "is_feasible": trial.is_feasible,
+        "sla_probability": trial.sla_probability,
+        **metrics,
+        "seconds": trial.seconds,
+        "reason": trial.reason,
+    }
+
+
+def tune(
+    model: str,
+    *,
+    workload: str,
+    sla: str,
+    hardware: str = LOCAL,
+    devices: int = 2,
+    trials: int = 12,
+    seed: int = 0,
+    dtype: str | None = None,
+    backend: str | None = None,
+    device: str = "cpu",
+    link: str | None = None,
+    live: bool = True,
+    probe_requests: int = 64,
+    timeout_s: float = 60.0,
+    kv_cache_mib: int = DEFAULT_KV_CACHE_MIB,
+    profile_seconds: float = 30.0,
+    objective: str = "devices",
+    use_all: bool = False,
+    price_per_device_hour: float | None = None,
+    cost_model: dict[str, Any] | None = None,
+    on_event: OnEvent = lambda _: None,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> Tuned:
+    """Search plan, shift threshold and caps together, as ``gearshift tune`` does.
+
+    Nothing is kept in the local database; the command keeps trials. ``cost_model`` is the document
+    of one, None: this machine is profiled first. ``is_cancelled`` is asked between trials: when it
+    says so, the answer is made of what was found.
+
+    Raises:
+        TunerError, PolicyInputError, EngineError: whatever in the question is at fault.
+    """
+    spec = TuningSpec(
+        model_dir=model,
+        num_devices=devices,
+        workload=workload,
+        sla=sla,
+        trials=trials,
+        seed=seed,
+        hardware=hardware,
+        dtype=dtype,
+        backend=backend,
+        device=device,
+        link=link,
+        is_live=live,
+        probe_requests=probe_requests,
+        timeout_s=timeout_s,
+        kv_cache_mib=kv_cache_mib,
+        profile_seconds=profile_seconds,
+        objective=objective,
+        price_per_device_hour=price_per_device_hour,
+        uses_all_devices=use_all,
+    )
+    report = run_tuning(spec, cost_model=cost_model, on_event=on_event, is_cancelled=is_cancelled)
+    return Tuned(report=report)

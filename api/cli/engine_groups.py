@@ -192,6 +192,7 @@ class Pacing(Described):
         float | None,
         typer.Option(
             min=0,
+            max=86_400,
             help="With --paced: seconds that ranks take to start for a change of plan; by default "
             "as estimated for the hardware.",
         ),

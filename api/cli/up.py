@@ -83,6 +83,13 @@ class Ports:
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of the control plane.")] = 8700
     engine_port: Annotated[int, typer.Option(min=0, max=65535, help="Of the engine.")] = 8000
 
+    def check(self) -> None:
+        """End where one of them is taken: the search in between takes minutes."""
+        from api.cli.listening import bind
+
+        for port in (self.port, self.engine_port):
+            bind("127.0.0.1", port).close()
+
 
 @grouped(
     help_order="model sla workload devices trials plan device profile_seconds seed port engine_port"
@@ -99,9 +106,12 @@ def up(wanted: Wanted, first: FirstTune, ports: Ports, as_json: JsonOption = Fal
     """
     from api.clients.client import Client
     from api.demo.processes import Children, DemoError
+    from engine.spec.plan import parse_plan
 
     workload = wanted.check()
+    parse_plan(first.plan)
     check_device(first.device)
+    ports.check()
     try:
         with ExitStack() as stack:
             folder = _log_folder()

@@ -223,8 +223,10 @@ def _report(
     return report
 
 
-def _steps_json(context: TuningContext, selection: Selection) -> dict[str, Any]:
-    """Step times of the answer, else of the near miss."""
+def _steps_json(context: TuningContext, selection: Selection) -> dict[str, Any] | None:
+    """Step times of the answer, else of the near miss; None where none are known."""
+    if context.simulator.is_blind:
+        return None
     point = selection.best or selection.closest
     settings = context.space.baseline if point is None else point.settings
     return steps_json(_step_source(context), settings, context.workload)

@@ -121,7 +121,7 @@ class TuningReport:
     title: Title
     cost_model: dict[str, Any]
     warnings: tuple[str, ...]
-    steps: dict[str, Any]
+    steps: dict[str, Any] | None
 
     @property
     def _is_trade(self) -> bool:

@@ -24,8 +24,7 @@ from tuner.described.parse import (
 )
 from tuner.hardware import Precision
 from tuner.hardware.device import MAX_DEVICES
-from tuner.servers.command import read_system
-from tuner.servers.target import DEFAULT_START_TIMEOUT_S
+from tuner.servers.command import DEFAULT_START_TIMEOUT_S, read_system
 from tuner.spec.errors import TunerError
 from tuner.workload.bounds import MAX_LENGTH_TOKENS, MAX_REQUESTS
 

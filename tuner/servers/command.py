@@ -17,6 +17,8 @@ from tuner.launch.vllm import vllm_options, words_of
 from tuner.launch.why_not import rungs_note, why_not, why_not_caps
 from tuner.spec.errors import TunerError
 
+# A large model is read from disk and compiled for meanwhile.
+DEFAULT_START_TIMEOUT_S = 900.0
 # How each system is started where nothing else is said; the model and flags follow.
 COMMANDS = {
     System.VLLM: "vllm serve",

@@ -12,13 +12,12 @@ from engine.spec.settings import Settings
 from tuner.load.driver import run_load
 from tuner.load.http_target import HttpTarget, get_served_model
 from tuner.load.live import warm_up
-from tuner.servers.command import ServerCommand
+from tuner.servers.command import DEFAULT_START_TIMEOUT_S, ServerCommand
 from tuner.servers.metrics import between, read_samples
 from tuner.servers.process import ServerError, ServerProcess, free_port
 from tuner.spec.errors import LoadError
 from tuner.workload.workload import Workload
 
-DEFAULT_START_TIMEOUT_S = 900.0
 HOST = "127.0.0.1"
 
 

@@ -37,6 +37,7 @@ from api.schemas.serving import (
     ChangeSet,
     DecisionView,
     EngineView,
+    ForecastView,
     PolicyVersionView,
     PolicyView,
 )
@@ -304,6 +305,11 @@ class Operations:
     def list_decisions(self, engine_id: str | None = None) -> Call[list[DecisionView]]:
         """Decisions of the controller, newest first, for one engine or for all."""
         return get_all("/v1/decisions", DecisionView, engine_id=engine_id)
+
+    @operation
+    def get_forecast(self, engine_id: str) -> Call[ForecastView]:
+        """What the next minutes are expected to bring to an engine."""
+        return get(f"/v1/forecasts/{engine_id}", ForecastView)
 
     @operation
     def list_audit(self, *, resource: str | None = None) -> Call[list[AuditView]]:

@@ -15,6 +15,7 @@ from api.documents.control_state import (
 from api.documents.policy import PolicyDocument, model_from_json, settings_in
 from api.services import policies
 from api.services.audit import service_caller
+from api.services.forecasts import HISTORY_S, HORIZON_SLOTS, Chosen, history_of
 from api.services.policies import Authorship
 from api.web.context import AppContext
 from engine.spec.plan import ParallelPlan
@@ -30,9 +31,8 @@ from policies.capacity_loop import (
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.controller import Action, ControlLimits, ControlMemory
 from policies.decision import LoadWindow
-from policies.forecast import Backtest, Forecast, choose, forecast
-from policies.forecasters import Forecaster
-from policies.load_history import SLOT_S, LoadHistory, LoadSlot, rate_of
+from policies.forecast import Forecast, choose, forecast
+from policies.load_history import SLOT_S, LoadSlot, rate_of
 from policies.observation import Observation
 from policies.switch_costs import switch_costs
 from store import UnitOfWork
@@ -41,12 +41,8 @@ from store.models import DecisionRow, EngineLoad, EngineRow
 from store.models.base import Json
 
 ACTOR = "controller"
-# Minutes that a forecast looks ahead: the wait for the next turn, and a start.
-HORIZON_SLOTS = 5
 # A forecaster is chosen anew after this long: fitting the candidates takes seconds.
 CHOOSE_EVERY_S = 3600.0
-# Seasonal forecasts need two days; more says little of today.
-HISTORY_S = 3 * 86_400
 # Heartbeats this old are still taken up: a service that was away lost no load.
 BACKLOG_S = 1800
 # What starting ranks takes where the engine has not said.
@@ -64,7 +60,7 @@ class CapacityLoop:
 
     def __init__(self, context: AppContext) -> None:
         self._context = context
-        self._chosen: dict[str, tuple[float, tuple[Forecaster, Backtest]]] = {}
+        self._chosen: dict[str, tuple[float, Chosen]] = {}
 
     def turn(
         self, uow: UnitOfWork, engine: EngineRow, seen: Observation | None, now: datetime
@@ -112,8 +108,7 @@ class CapacityLoop:
         under_way: Sequence[LoadSlot],
         now_s: float,
     ) -> Forecast | None:
-        kept = map(_slot, uow.loads.list_since(engine.id, int(now_s) - HISTORY_S))
-        history = LoadHistory.of((*kept, *under_way), mix=table.mix)
+        history = history_of(uow, engine, now_s=now_s, mix=table.mix, under_way=under_way)
         chosen_s, chosen = self._chosen.get(engine.id, (None, None))
         if len(history) and (chosen_s is None or now_s - chosen_s >= CHOOSE_EVERY_S):
             chosen = choose(history, HORIZON_SLOTS)
@@ -202,16 +197,6 @@ def _rate_rps(load: LoadWindow, mix: tuple[float, float]) -> float:
     if inputs is None or outputs is None:
         return load.rate_rps
     return rate_of(load.rate_rps * inputs, load.rate_rps * outputs, mix)
-
-
-def _slot(row: EngineLoad) -> LoadSlot:
-    return LoadSlot(
-        start_s=row.start_s,
-        seen_s=row.seen_s,
-        requests=row.requests,
-        input_tokens=row.input_tokens,
-        output_tokens=row.output_tokens,
-    )
 
 
 def _act(

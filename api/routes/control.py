@@ -1,4 +1,4 @@
-"""``/v1/decisions`` and ``/v1/audit``."""
+"""``/v1/decisions``, ``/v1/forecasts`` and ``/v1/audit``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from api.schemas.access import AuditVerdictView, AuditView, Scope
 from api.schemas.plain import MAX_COLUMN
-from api.schemas.serving import DecisionView
+from api.schemas.serving import DecisionView, ForecastView
 from api.services import audit as audit_trail
+from api.services import forecasts
 from api.web.auth import Caller, require
 from api.web.context import AppContext, get_context
 from api.web.paging import NumberedPaging, link_next
@@ -34,6 +35,15 @@ def decisions(
         found = uow.decisions.list_page(page, engine_id=engine_id)
     link_next(request, response, found)
     return [DecisionView.model_validate(row) for row in found.items]
+
+
+@router.get(
+    "/forecasts/{engine_id}", operation_id="get_forecast", summary="Forecast an engine's load"
+)
+def forecast(engine_id: str, context: Context, _: Reader) -> ForecastView:
+    """The next five minutes, and the peak that the controller keeps capacity for."""
+    with context.database.read() as uow:
+        return forecasts.tell(uow, engine_id)
 
 
 @router.get("/audit", operation_id="list_audit", summary="List the audit trail")

@@ -245,3 +245,26 @@ class DecisionView(View):
     observed: Json
     policy_version: int | None
     created_at: datetime
+
+
+class ForecastView(View):
+    """What the next minutes are expected to bring to an engine."""
+
+    model_config = shown(policies.FORECAST)
+
+    engine_id: str
+    forecaster: str = Field(description="Which was best on this engine's own history")
+    slot_s: float = Field(description="Seconds of one rate")
+    rates_rps: list[float] = Field(description="Mean requests per second of the slots that follow")
+    peak_rps: float = Field(description="No slot is busier, with `chance`")
+    chance: float
+    mean_input_tokens: float | None = Field(
+        description="Requests count as so many of these lengths, those of the capacity table in "
+        "force; null: as they came"
+    )
+    mean_output_tokens: float | None
+    history_slots: int
+    backtests: int = Field(description="Earlier moments that were forecast and compared")
+    peak_error: float | None = Field(
+        description="Mean of |log(peak / peak forecast)| over these; null where there are none"
+    )

@@ -72,3 +72,16 @@ DECISION: Json = {
     "policy_version": None,
     "created_at": CHANGED_AT,
 }
+FORECAST: Json = {
+    "engine_id": ENGINE_ID,
+    "forecaster": "seasonal_naive",
+    "slot_s": 60.0,
+    "rates_rps": [3.1, 3.2, 3.4, 3.4, 3.6],
+    "peak_rps": 4.1,
+    "chance": 0.9,
+    "mean_input_tokens": 1024.0,
+    "mean_output_tokens": 128.0,
+    "history_slots": 2880,
+    "backtests": 12,
+    "peak_error": 0.06,
+}

@@ -1,0 +1,98 @@
+"""Forecasts of an engine's load, from the minutes that are kept of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from api.schemas.serving import ForecastView
+from api.web.errors import ApiError
+from policies.capacity_table import CapacityTable
+from policies.forecast import Backtest, Forecast, choose, forecast
+from policies.forecasters import CONSTANT, FORECASTERS, Forecaster, SeasonalNaive
+from policies.load_history import LoadHistory, LoadSlot
+from store import UnitOfWork
+from store.models import EngineLoad, EngineRow
+
+# Minutes that a forecast looks ahead: the wait for the slow loop's next turn, and a start.
+HORIZON_SLOTS = 5
+# Seasonal forecasts need two days; more says little of today.
+HISTORY_S = 3 * 86_400
+# The chance with which the slow loop holds the peak.
+CHANCE = 0.9
+Chosen = tuple[Forecaster, Backtest]
+
+
+def history_of(
+    uow: UnitOfWork,
+    engine: EngineRow,
+    *,
+    now_s: float,
+    mix: tuple[float, float] | None,
+    under_way: Sequence[LoadSlot] = (),
+) -> LoadHistory:
+    """The minutes of the last days, in requests of ``mix``; ``under_way``: what is known of this
+    one."""
+    rows = uow.loads.list_since(engine.id, int(now_s) - HISTORY_S)
+    return LoadHistory.of((*map(_slot, rows), *under_way), mix=mix)
+
+
+def tell(uow: UnitOfWork, engine_id: str) -> ForecastView:
+    """What the next minutes bring, by the forecaster that the controller has chosen for this engine
+    (by a cheap one, where it has not chosen yet).
+
+    Raises:
+        NotFoundError: no such engine.
+        ApiError: 409, nothing is kept of its load.
+    """
+    engine = uow.engines.get(engine_id)
+    mix = None
+    if engine.capacity_table is not None:
+        mix = CapacityTable.from_json(engine.capacity_table).mix
+    history = history_of(uow, engine, now_s=time.time(), mix=mix)
+    found = forecast(history, HORIZON_SLOTS, chosen=_choose(uow, engine, history))
+    if found is None:
+        raise ApiError(
+            409,
+            "no_history",
+            "nothing is kept of this engine's load; it is kept by the minute from when a "
+            "recommendation with a capacity table was applied",
+        )
+    return _view(engine_id, history, found, mix)
+
+
+def _choose(uow: UnitOfWork, engine: EngineRow, history: LoadHistory) -> Chosen:
+    """Fitting all candidates takes seconds, which nobody waits for here."""
+    last = uow.decisions.find_last(engine.id, is_capacity=True)
+    name = None if last is None else last.observed.get("forecaster")
+    known = next((f for f in FORECASTERS if f.name == name), None)
+    candidates = (CONSTANT, SeasonalNaive()) if known is None else (CONSTANT, known)
+    return choose(history, HORIZON_SLOTS, forecasters=candidates)
+
+
+def _view(
+    engine_id: str, history: LoadHistory, found: Forecast, mix: tuple[float, float] | None
+) -> ForecastView:
+    return ForecastView(
+        engine_id=engine_id,
+        forecaster=found.backtest.forecaster,
+        slot_s=found.slot_s,
+        rates_rps=[float(rate) for rate in found.rates_rps],
+        peak_rps=found.peak_rps(CHANCE),
+        chance=CHANCE,
+        mean_input_tokens=None if mix is None else mix[0],
+        mean_output_tokens=None if mix is None else mix[1],
+        history_slots=len(history),
+        backtests=len(found.backtest.errors),
+        peak_error=found.backtest.score if len(found.backtest.errors) else None,
+    )
+
+
+def _slot(row: EngineLoad) -> LoadSlot:
+    return LoadSlot(
+        start_s=row.start_s,
+        seen_s=row.seen_s,
+        requests=row.requests,
+        input_tokens=row.input_tokens,
+        output_tokens=row.output_tokens,
+    )

@@ -14,6 +14,7 @@ import argparse
 import csv
 import math
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -97,8 +98,11 @@ def main() -> None:
             *((load, partial(_serve_steered, table)) for load in loads),
             *((load, partial(_serve_oracle, table)) for load in loads),
         ]
-        rows = list(pool.map(_run, tasks))
-    lines = [*_head(table), *_tables(loads, rows), *_verdict(loads, rows)]
+        rows = []
+        for row in pool.map(_run, tasks):
+            rows.append(row)
+            print(f"{len(rows)} of {len(tasks)}: {row}", file=sys.stderr, flush=True)
+    lines = [*_head(table, options.day_s), *_tables(loads, rows), *_verdict(loads, rows)]
     lines += [f"Simulated in {time.monotonic() - started_s:.0f} s.", ""]
     report = "\n".join(lines)
     print(report)
@@ -133,7 +137,7 @@ def list_loads(folder: Path, traces: Path | None, day_s: float) -> list[Load]:
         ),
     ]
     if traces is not None:
-        spec = f"azure:{traces / AZURE},max_input=4096,max_output=128"
+        spec = f"azure:{traces / AZURE},seconds={day_s / 2},max_input=4096,max_output=128"
         loads.append(Load(name="Azure code trace", spec=spec, seed=0))
     return loads
 
@@ -258,7 +262,7 @@ def _judged(load: Load, served_by: str, start: Settings, steering: Steering | No
     )
 
 
-def _head(table: CapacityTable) -> list[str]:
+def _head(table: CapacityTable, day_s: float) -> list[str]:
     known = ", ".join(f"{e.num_devices}: {e.low_rps:.2f}" for e in table.entries)
     return [
         "# Capacity that follows the load, in simulation",
@@ -270,10 +274,11 @@ def _head(table: CapacityTable) -> list[str]:
         f"low end): {known}.",
         "* A start takes what `tuner.described.reshape_cost` says (a guess, no measurement); it "
         "and draining count as device hours of everybody who changes anything.",
-        "* A day is two hours long, so that it is over in minutes; a start is not shortened, which "
-        "makes following it harder than a real day. No day came before it: forecasts are of "
-        "what was seen since the start.",
-        "* Repeat: `python -m benchmarks.capacity_sim --traces ../shared/traces --out FILE.md`",
+        f"* A day is {day_s / 3600:.2g} h long, so that it is over in minutes; a start is not "
+        "shortened, which makes following it harder than a real day. No day came before it: "
+        "forecasts are of what was seen since the start.",
+        "* Repeat: `python -m benchmarks.capacity_sim --traces ../shared/traces "
+        f"--day-s {day_s:g} --out FILE.md`",
         "",
     ]
 

@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from benchmarks import counted_service
 from benchmarks.many_engines import (
     JOB_PAGE,
     LONG_POLL_S,
@@ -62,7 +63,8 @@ MIB = 2**20
 
 @dataclass
 class Found:
-    """What one run found; ``memory_mib`` is the service's, once a second."""
+    """What one run found; ``memory_mib`` is the service's, once a second, and ``blocks`` what
+    Python holds in it, where that was counted."""
 
     num_engines: int
     times: Times = field(default_factory=Times)
@@ -70,6 +72,7 @@ class Found:
     wall_s: float = 0.0
     client_cpu_s: float = 0.0
     memory_mib: list[float] = field(default_factory=list)
+    blocks: list[float] = field(default_factory=list)
     page_ms: list[float] = field(default_factory=list)
 
     @property
@@ -108,6 +111,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=5, help="timings in one heartbeat")
     parser.add_argument("--jobs", type=int, default=10_000, help="tuning jobs to list; 0: none")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--count-every",
+        type=float,
+        metavar="SECONDS",
+        help="also count what Python holds, so often; times then say nothing",
+    )
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
@@ -119,11 +128,15 @@ def _measure(num_engines: int, url: str, options: argparse.Namespace, folder: Pa
         requests=options.requests,
         seed=options.seed,
     )
-    with running_service(url, folder) as (service_url, process):
+    counting = folder / "blocks.txt"
+    started = running_service(url, folder, counting=(counting, options.count_every))
+    with started as (service_url, process):
         found = asyncio.run(_crowd(service_url, process, crowd, options.minutes * 60))
         if options.jobs:
             add_jobs(url, options.jobs)
             found.page_ms = asyncio.run(list_jobs(service_url, ADMIN, JOB_ROUNDS))
+    if counting.exists():
+        found.blocks = [float(line.split()[1]) for line in counting.read_text().splitlines()]
     return found
 
 
@@ -136,11 +149,16 @@ def prepare(url: str) -> None:
 
 @contextmanager
 def running_service(
-    database_url: str, folder: Path, *, tree: Path | None = None
+    database_url: str,
+    folder: Path,
+    *,
+    tree: Path | None = None,
+    counting: tuple[Path, float | None] | None = None,
 ) -> Iterator[tuple[str, psutil.Process]]:
     """A control plane without a worker, at its URL until the block ends.
 
-    Its code is that of checkout ``tree``, or what is imported here.
+    Its code is that of checkout ``tree``, or what is imported here. ``counting``: where and how
+    often it tells what Python holds (None: never).
     """
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("GEARSHIFT_")},
@@ -153,7 +171,12 @@ def running_service(
     }
     if tree is not None:
         environment["PYTHONPATH"] = str(tree)
-    command = [sys.executable, "-m", "api.cli.main", "serve", "--json"]
+    program = "api.cli.main"
+    if counting is not None and counting[1] is not None:
+        program = "benchmarks.counted_service"
+        environment |= {counted_service.FILE: str(counting[0])}
+        environment |= {counted_service.EVERY_S: str(counting[1])}
+    command = [sys.executable, "-m", program, "serve", "--json"]
     with subprocess.Popen(
         command, env=environment, cwd=tree, stdout=subprocess.PIPE, text=True
     ) as service:
@@ -249,6 +272,7 @@ def _report(rows: list[Found], options: argparse.Namespace, load: float, others:
         for error in sorted(set(found.times.errors)):
             print(error, found.times.errors.count(error), file=sys.stderr)
     engines = " ".join(str(number) for number in options.engines)
+    lines += [line for found in rows for line in _blocks(found)]
     lines += [
         "",
         "CPU of a heartbeat is all the service used, long polls and `/healthz` included, over the "
@@ -289,6 +313,14 @@ def _row(found: Found) -> str:
         "yes" if found.is_valid else "no: the client was late",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _blocks(found: Found) -> list[str]:
+    """What Python held over the run, by tenths."""
+    if not found.blocks:
+        return []
+    tenths = [f"{np.mean(part) / 1e3:,.0f}" for part in np.array_split(found.blocks, 10)]
+    return ["", f"Thousands of blocks that Python held, by tenths: {', '.join(tenths)}."]
 
 
 def _cells(values_ms: list[float], *percentiles: int) -> list[str]:

@@ -43,6 +43,19 @@ def _lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
+def _two_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """The next two: a line may come after the last byte of its answer."""
+    err = ""
+
+    def has_both() -> bool:
+        nonlocal err
+        err += capsys.readouterr().err
+        return len(_lines(err)) == 2
+
+    wait_until(has_both)
+    return _lines(err)
+
+
 @pytest.mark.usefixtures("_logs")
 def test_a_request_is_logged_with_its_callers_id_and_the_id_of_its_answer(
     served: Server, capsys: pytest.CaptureFixture[str]
@@ -52,15 +65,7 @@ def test_a_request_is_logged_with_its_callers_id_and_the_id_of_its_answer(
             "/v1/completions", json=BODY | {"stream": stream}, headers={"X-Request-ID": ID}
         )
         assert reply.headers["x-request-id"] == ID
-    err = ""
-
-    def has_both() -> bool:
-        nonlocal err
-        err += capsys.readouterr().err
-        return len(_lines(err)) == 2
-
-    wait_until(has_both)  # a stream's line comes after its last byte
-    document, streamed = _lines(err)
+    document, streamed = _two_lines(capsys)
     assert document["request_id"] == streamed["request_id"] == ID
     assert (document["path"], document["status"]) == ("/v1/completions", 200)
     assert streamed["response_id"] == json.loads(reply.text.split("data: ")[1])["id"]
@@ -116,6 +121,6 @@ def test_a_crash_is_answered_with_the_id_and_logged_with_its_cause(
     reply = served.http.get("/v1/engine/capabilities", headers={"X-Request-ID": ID})
     assert (reply.status_code, reply.json()["trace_id"]) == (500, ID)
     assert "secret" not in reply.text
-    failed, ended = _lines(capsys.readouterr().err)
+    failed, ended = _two_lines(capsys)
     assert "secret detail" in failed["exception"]
     assert (ended["level"], ended["status"], ended["request_id"]) == ("warning", 500, ID)

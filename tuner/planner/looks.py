@@ -4,15 +4,41 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from engine.spec.measurement import Fidelity
 from engine.spec.settings import Settings
 from policies.points import OperatingPoint
+from policies.report import flat_metrics
 from policies.sla import Sla
-from policies.verdict import is_dependable
+from policies.verdict import is_dependable, meets_in_run
 from tuner.capacity.probe import Asked, Run, point_under
+from tuner.described.document import estimates_of
 from tuner.described.node import Node
 from tuner.planner.bounds import CertainMissError, LateWatch, backlog_reason
+from tuner.planner.certainty import with_runs
+from tuner.planner.explore import Question
+from tuner.planner.pool import Workers
 from tuner.simulation.simulate import OnProgress, SimulationResult, no_progress
 from tuner.workload.workload import Workload
+
+
+def dependable_as_planned(question: Question, settings: Settings) -> OperatingPoint | None:
+    """The point where planning ``question`` would call the settings dependable, by all the draws
+    that it asks; None where it would not. A run ends as soon as its miss is certain."""
+    load, sla, plan = question.workload, question.sla, settings.plan
+    if backlog_reason(question.node.timer(plan), plan, load, sla) is not None:
+        return None
+    watch = LateWatch(load, sla, max_running=plan.dp * settings.caps.max_num_seqs)
+    try:
+        result = question.node.simulate(settings, load, seed=question.seed, on_progress=watch)
+    except CertainMissError:
+        return None
+    metrics = estimates_of([flat_metrics(result.measurement, sla)])
+    point = OperatingPoint(settings=settings, fidelity=Fidelity.SIMULATED, metrics=metrics)
+    if not meets_in_run(point, sla):
+        return None
+    with Workers(1) as here:
+        point = with_runs(here, question, [point])[settings]
+    return point if is_dependable(point, sla) else None
 
 
 def asked_of(node: Node, settings: Settings, workload: Workload, sla: Sla, *, seed: int) -> Asked:

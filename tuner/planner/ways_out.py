@@ -22,7 +22,7 @@ from policies.select import needed_bound
 from policies.sla import Sla
 from tuner.planner.explore import Question
 from tuner.planner.firm import Firm, Scale, tightened
-from tuner.planner.looks import asked_of, dependable_under
+from tuner.planner.looks import dependable_as_planned
 from tuner.planner.planner import PlanAgain, PlanReport, wider
 from tuner.spec.errors import TunerError
 from tuner.workload.stretch import stretch
@@ -118,8 +118,7 @@ def _highest_load(report: PlanReport, again: PlanAgain) -> tuple[float, Operatin
 
     def by_one(settings: Settings, factor: float) -> OperatingPoint | None:
         load = stretch(question.workload, factor)
-        asked = asked_of(node, settings, load, sla, seed=question.seed)
-        return dependable_under(asked, node, load)
+        return dependable_as_planned(replace(question, node=node, workload=load), settings)
 
     firm = Firm(
         scale=load_scale(question.workload),
@@ -203,8 +202,7 @@ def _replicated(
     def look(replicas: int) -> OperatingPoint | None:
         if replicas not in seen:
             settings = replace(point.settings, plan=replace(plan, dp=replicas))
-            asked = asked_of(node, settings, question.workload, question.sla, seed=question.seed)
-            seen[replicas] = dependable_under(asked, node, question.workload)
+            seen[replicas] = dependable_as_planned(replace(question, node=node), settings)
         return seen[replicas]
 
     replicas = max(least, min(math.ceil(plan.dp / factor), most // size))
@@ -230,8 +228,7 @@ def _relax(
 
     def by_one(settings: Settings, bound: float) -> OperatingPoint | None:
         sla = with_bound(question.sla, constraint, bound)
-        asked = asked_of(node, settings, question.workload, sla, seed=question.seed)
-        return dependable_under(asked, node, question.workload)
+        return dependable_as_planned(replace(question, node=node, sla=sla), settings)
 
     firm = Firm(scale=scale, by_all=by_all, by_one=by_one, likely=list(likely))
     loosest = scale.value(scale.least_share)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from policies.sla import Sla
+from tuner.capacity.search import TIGHTER
 from tuner.described.parse import describe_node
 from tuner.planner.document import plan_json
 from tuner.planner.planner import PlanReport, make_plan, plan_again
@@ -46,7 +47,7 @@ def test_the_load_and_the_devices_named_hold_and_a_twentieth_tighter_ones_do_not
     assert ways.num_devices is not None
     with plan_again(report, jobs=1) as again:
         assert again(stretch(load, ways.load_factor), SLA, 1).selection.best is not None
-        assert again(stretch(load, 1.06 * ways.load_factor), SLA, 1).selection.best is None
+        assert again(stretch(load, TIGHTER * ways.load_factor), SLA, 1).selection.best is None
         assert again(load, SLA, ways.num_devices).selection.best is not None
         assert again(load, SLA, ways.num_devices - 1).selection.best is None
 
@@ -64,7 +65,7 @@ def test_a_relaxation_named_holds_when_applied_and_the_others_say_why_not(
             load = report.question.workload
             relaxed = with_bound(SLA, way.constraint, bound)
             assert again(load, relaxed, 1).selection.best is not None
-            tighter = with_bound(SLA, way.constraint, 0.94 * bound)
+            tighter = with_bound(SLA, way.constraint, bound / TIGHTER)
             assert again(load, tighter, 1).selection.best is None
 
 

@@ -78,8 +78,11 @@ class Watch:
         pause_s = self._look_every_s
         while True:
             await self._is_wanted.wait()
+            # Not wait_for, which before Python 3.12 swallows a cancellation that comes with the
+            # event: then this went on for ever, and whoever ended it waited as long.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._is_nudged.wait(), pause_s)
+                async with asyncio.timeout(pause_s):
+                    await self._is_nudged.wait()
             self._is_nudged.clear()
             try:
                 await self._look()
@@ -118,7 +121,8 @@ class Watch:
         self._waiters.add(waiter)
         self._is_wanted.set()
         try:
-            await asyncio.wait_for(woken, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await woken
         except TimeoutError:
             return False
         finally:

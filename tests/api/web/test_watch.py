@@ -202,3 +202,21 @@ def test_engines_that_all_come_after_a_start_share_a_look(database: Database) ->
 
     asyncio.run(come())
     assert sum("FROM engines" in read for read in reads) <= 3
+
+
+def test_a_nudge_at_the_moment_of_its_end_does_not_keep_it_from_ending(database: Database) -> None:
+    """Both come in one turn of the loop, as when it has just begun to listen."""
+
+    async def end_nudged() -> bool:
+        watch = Watch(database, look_every_s=NEVER_S)
+        task = asyncio.create_task(watch.run())
+        waiting = _waiting(watch, ["nobody"])
+        await asyncio.sleep(0.05)
+        watch._is_nudged.set()
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=LIMIT_S)
+        for waiter in waiting:
+            waiter.cancel()
+        return task in done
+
+    assert asyncio.run(end_nudged())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,7 +35,9 @@ def test_count_time_burstiness_and_course_are_kept(
     assert before is not None
     assert after == pytest.approx(before, rel=0.2)
     course = peak_to_mean(load.arrival_s)
-    assert peak_to_mean(times) == pytest.approx(course, rel=0.1)
+    # A minute of few requests is the busiest by luck, too: three deviations of its count.
+    luck = 3 * max(cv, 1) / math.sqrt(60 * len(found) / found.span_s)
+    assert peak_to_mean(times) == pytest.approx(course, rel=max(0.1, luck))
     assert set(found.input_tokens) <= set(load.input_tokens)
 
 

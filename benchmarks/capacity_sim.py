@@ -17,7 +17,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,7 @@ import numpy as np
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from policies.attainment import judge
-from policies.capacity_table import CapacityTable, cheapest
+from policies.capacity_table import CapacityTable, CarriedRate, cheapest
 from policies.load_history import SLOT_S, LoadHistory, LoadSlot
 from policies.sla import Sla
 from tuner.capacity.probe import Asked
@@ -163,7 +163,7 @@ def _sample() -> Workload:
     return parse_workload(f"poisson:rate=1,seconds=300,{LENGTHS}", seed=1)
 
 
-def _entry(replicas: int):  # type: ignore[no-untyped-def]
+def _entry(replicas: int) -> CarriedRate | None:
     node, settings = _node(), _settings(replicas)
     asked = Asked(
         settings=settings,
@@ -177,7 +177,7 @@ def _entry(replicas: int):  # type: ignore[no-untyped-def]
     return entry_of(asked, Standing(settings=settings, factor=float(replicas)), lambda _: None)
 
 
-def _run(task) -> Row:  # type: ignore[no-untyped-def]
+def _run(task: tuple[Load, Callable[[Load], Row]]) -> Row:
     load, serve = task
     return serve(load)
 

@@ -105,7 +105,7 @@ def outcomes(problem: Problem, count: int, seed: int) -> tuple[list[Outcome], li
 
 
 def _held_out(
-    context: TuningContext, held: set[object], count: int, seed: int
+    context: TuningContext, held: set[ParallelPlan], count: int, seed: int
 ) -> tuple[list[Outcome], list[str]]:
     every = list(context.examples)
     context.examples[:] = [e for e in every if e.point.settings.plan not in held]
@@ -115,7 +115,7 @@ def _held_out(
         return [], []
     load = described_load(context)
     found = []
-    for settings in draw_settings(context, sorted(held, key=str), count, seed):  # type: ignore[arg-type]
+    for settings in draw_settings(context, sorted(held, key=str), count, seed):
         predicted = surrogate.predict(settings, load, context.simulator.timer(settings.plan))
         try:
             simulated = context.simulator.quick_point(settings, context.trial_workload)

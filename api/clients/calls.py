@@ -133,6 +133,7 @@ def _one(answer: type[T]) -> Callable[[list[httpx.Response]], T]:
 
 def _rows(row: type[T]) -> Callable[[list[httpx.Response]], list[T]]:
     def read(pages: list[httpx.Response]) -> list[T]:
+        # A type made at run time, which no checker can follow.
         rows: TypeAdapter[list[T]] = TypeAdapter(list[row])  # type: ignore[valid-type]
         return [each for page in pages for each in rows.validate_json(page.content)]
 

@@ -81,6 +81,7 @@ class Children:
         while True:
             for child in self._running:
                 if (code := child.poll()) is not None:
+                    # Of a list, as every child here is started; Popen allows one text too.
                     words = " ".join(map(str, child.args[3:]))  # type: ignore[index]
                     raise DemoError(f"gearshift {words} ended with exit code {code}")
             time.sleep(look_s)

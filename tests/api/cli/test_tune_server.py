@@ -11,10 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.api.cli.conftest import Run
+from tests.processes import wait_gone
 from tests.tuner.servers import stand_in
 
 PREFIX = shlex.join([sys.executable, stand_in.__file__])
@@ -112,6 +112,4 @@ def test_no_server_is_left_when_the_command_is_ended(
         time.sleep(0.1)
     command.send_signal(number)
     assert command.wait(120) in (130, -number)
-    while any(psutil.pid_exists(int(pid)) for pid in pids.read_text().split()):
-        assert time.monotonic() < limit_s
-        time.sleep(0.1)
+    wait_gone([int(pid) for pid in pids.read_text().split()])

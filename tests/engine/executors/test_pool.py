@@ -19,7 +19,7 @@ from engine.spec.model import DType, ModelConfig
 from engine.spec.modes import BASE
 from engine.spec.plan import ParallelPlan
 from tests.contracts.executor import next_step, prompt_step
-from tests.engine.executors.processes import SOON_S, wait_gone
+from tests.processes import SOON_S, wait_gone
 
 ONE = ParallelPlan()
 TP2 = ParallelPlan(tp=2)

@@ -24,8 +24,8 @@ from engine.spec.errors import CheckpointError, PlanError, RankError
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
 from tests.contracts.executor import next_step, prompt_step
-from tests.engine.executors.processes import wait_gone
 from tests.engine.rank_pools import RankPools
+from tests.processes import wait_gone
 
 PLAN = ParallelPlan(tp=2)
 ONE = ParallelPlan()

@@ -18,6 +18,7 @@ from engine.spec.measurement import Outcome
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Order, Settings
 from tests.contracts.tuning_target import TuningTargetContract, measure
+from tests.processes import is_gone, wait_gone
 from tuner.hardware import Precision
 from tuner.launch.command import System
 from tuner.servers.command import ServerCommand, read_system
@@ -50,19 +51,7 @@ def pids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def alive(pids: Path) -> list[int]:
     """Processes of stand-ins that still run."""
-    known = [int(line) for line in pids.read_text().split()]
-    return [
-        pid
-        for pid in known
-        if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    ]
-
-
-def wait_until_gone(pids: Path) -> None:
-    limit_s = time.monotonic() + WAIT_S
-    while alive(pids):
-        assert time.monotonic() < limit_s, f"still there: {alive(pids)}"
-        time.sleep(0.02)
+    return [pid for line in pids.read_text().split() if not is_gone(pid := int(line))]
 
 
 class TestServerTarget(TuningTargetContract):
@@ -102,7 +91,7 @@ def test_a_server_that_dies_at_its_start_is_told_with_its_last_words(
     with ServerTarget(command(), vocab_size=100) as target:
         with pytest.raises(ServerError, match=r"exit code 1(.|\n)*no memory for 8 sequences"):
             measure(target, settings())
-        wait_until_gone(pids)
+        wait_gone(alive(pids))
         assert measure(target, settings(seqs=4)).count(Outcome.COMPLETED) == 12
 
 
@@ -115,7 +104,7 @@ def test_a_server_that_dies_under_load_is_no_measurement(
         pytest.raises(ServerError, match="exit code 9"),
     ):
         measure(target, settings())
-    wait_until_gone(pids)
+    wait_gone(alive(pids))
 
 
 def test_a_server_that_ignores_sigterm_is_killed_with_what_it_started() -> None:
@@ -130,8 +119,7 @@ def test_a_server_that_ignores_sigterm_is_killed_with_what_it_started() -> None:
         while not (tail := server.tail()):
             time.sleep(0.02)
         child = int(tail)
-    assert not psutil.pid_exists(child)
-    assert not psutil.pid_exists(server.pid)
+    wait_gone([child, server.pid])
 
 
 def test_a_program_that_is_not_there_is_named() -> None:
@@ -156,7 +144,7 @@ def test_no_server_outlives_the_process_that_started_it(pids: Path, number: int)
         time.sleep(0.02)
     os.kill(parent.pid, number)
     parent.wait()
-    wait_until_gone(pids)
+    wait_gone(alive(pids))
 
 
 @pytest.mark.parametrize(

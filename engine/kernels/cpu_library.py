@@ -5,9 +5,14 @@ from __future__ import annotations
 import ctypes
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from engine.kernels.native_build import SHARED_FLAGS, NativeSource, find_library
+from engine.kernels.native_build import (
+    SHARED_FLAGS,
+    Functions,
+    NativeSource,
+    find_library,
+    open_library,
+)
 
 FOLDER = Path(__file__).with_name("cpu")
 SOURCE = NativeSource(
@@ -62,23 +67,14 @@ def build_cpu_library() -> None:
 @lru_cache(maxsize=4)
 def load_library(path: Path | None) -> ctypes.CDLL | None:
     """The library at ``path`` with its functions declared; None where it does not load."""
-    if path is None:
-        return None
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError:
-        return None
     pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-    signatures: dict[str, list[Any]] = {
-        "gs_features": [],
-        "gs_add_norm": [i32, *[pointer] * 4, i64, i64, ctypes.c_double, i32],
-        "gs_silu_mul": [i32, pointer, pointer, *[i64] * 3, i32],
-        "gs_attend": [i32, *[pointer] * 7, i64],
+    functions: Functions = {
+        "gs_features": (i32, []),
+        "gs_add_norm": (i32, [i32, *[pointer] * 4, i64, i64, ctypes.c_double, i32]),
+        "gs_silu_mul": (i32, [i32, pointer, pointer, *[i64] * 3, i32]),
+        "gs_attend": (i32, [i32, *[pointer] * 7, i64]),
     }
-    for name, arguments in signatures.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = i32, arguments
-    return library
+    return open_library(path, functions)
 
 
 def describe(library: ctypes.CDLL) -> str:

@@ -1,4 +1,4 @@
-"""Compiles the engine's C++ at first use; no torch.
+"""Compiles the engine's C++ at first use and loads it; no torch.
 
 A library lands in the user's cache folder, named by a hash of its sources, flags and processor, and
 is put there by an atomic rename: ranks and engines that start at once never see half a file.
@@ -6,21 +6,26 @@ is put there by an atomic rename: ranks and engines that start at once never see
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 NO_COMPILER_VARIABLE = "GEARSHIFT_NO_COMPILER"
 COMPILE_TIMEOUT_S = 180.0  # it takes 10, but the machine may be busy
 SHARED_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC")
 # What tells one processor's instructions from another's in /proc/cpuinfo, on x86-64 and Arm.
 PROCESSOR_LINES = ("flags", "Features", "vendor_id", "cpu family", "model", "CPU part")
+# By its name, what a function of a library returns and takes.
+Functions = Mapping[str, tuple[Any, Sequence[Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,24 @@ def find_library(source: NativeSource) -> Path | None:
         return path
     compiler = find_compiler()
     return path if compiler and _compile(compiler, source, path) else None
+
+
+def open_library(path: Path | None, functions: Functions) -> ctypes.CDLL | None:
+    """The library at ``path``; None where there is no path or the library does not load."""
+    if path is None:
+        return None
+    try:
+        return declared(ctypes.CDLL(str(path)), functions)
+    except OSError:
+        return None
+
+
+def declared(library: ctypes.CDLL, functions: Functions) -> ctypes.CDLL:
+    """``library``, told what its functions take and return."""
+    for name, (result, arguments) in functions.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
 
 
 def find_compiler() -> str | None:

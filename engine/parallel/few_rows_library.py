@@ -29,16 +29,9 @@ def build_few_rows() -> None:
 @cache
 def find_few_rows() -> ctypes.CDLL | None:
     """The library, built where needed; None where it cannot be."""
-    path = native_build.find_library(SOURCE)
-    if path is None:
-        return None
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError:
-        return None
     pointer, i64, i32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    library.gs_can_multiply_few.restype = i32
-    library.gs_can_multiply_few.argtypes = [i32]
-    library.gs_multiply_few.restype = None
-    library.gs_multiply_few.argtypes = [i32, *[pointer] * 5, *[i64] * 5, i32]
-    return library
+    functions: native_build.Functions = {
+        "gs_can_multiply_few": (i32, [i32]),
+        "gs_multiply_few": (None, [i32, *[pointer] * 5, *[i64] * 5, i32]),
+    }
+    return native_build.open_library(native_build.find_library(SOURCE), functions)

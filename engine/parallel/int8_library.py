@@ -26,19 +26,12 @@ SOURCE = native_build.NativeSource(
 @cache
 def find_int8() -> ctypes.CDLL | None:
     """The library, built where needed; None where it cannot be."""
-    path = native_build.find_library(SOURCE)
-    if path is None:
-        return None
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError:
-        return None
     pointer, i64, i32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    library.gs_int8_has_tiles.restype = i32
-    library.gs_int8_has_tiles.argtypes = []
-    library.gs_multiply_int8.restype = i32
-    library.gs_multiply_int8.argtypes = [i32, i32, *[pointer] * 6, *[i64] * 4, i32]
-    return library
+    functions: native_build.Functions = {
+        "gs_int8_has_tiles": (i32, []),
+        "gs_multiply_int8": (i32, [i32, i32, *[pointer] * 6, *[i64] * 4, i32]),
+    }
+    return native_build.open_library(native_build.find_library(SOURCE), functions)
 
 
 def as_held_on_cpu(model: ModelConfig, dtype: DType) -> ModelConfig:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine.kernels.native_build import Functions, declared
 from engine.parallel.shm_layout import GroupRegion, Segment
 from engine.parallel.shm_waiting import Failure, GroupTrouble, spins_for
 
@@ -24,9 +25,8 @@ DTYPE_CODES = {
 
 def load_library(path: Path | str) -> ctypes.CDLL:
     """Load the library and declare its functions."""
-    library = ctypes.CDLL(str(path))
     pointer, u64, i32 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int
-    signatures = {
+    functions: Functions = {
         "gs_open": (pointer, [pointer, *[u64] * 6, *[i32] * 3]),
         "gs_close": (None, [pointer]),
         "gs_all_reduce": (i32, [pointer, pointer, u64, i32]),
@@ -36,10 +36,7 @@ def load_library(path: Path | str) -> ctypes.CDLL:
         "gs_send": (i32, [pointer, pointer, u64, i32]),
         "gs_recv": (i32, [pointer, pointer, u64, i32]),
     }
-    for name, (result, arguments) in signatures.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
+    return declared(ctypes.CDLL(str(path)), functions)
 
 
 class NativeShmCommunicator:

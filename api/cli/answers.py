@@ -135,12 +135,21 @@ def why_not_here(answer: Answer) -> str | None:
     rehearse = f"rehearse with --paced {place.hardware} (no model is run)"
     if not place.is_computable:
         return f"ranks here do not compute in {place.dtype}; {rehearse}, or take another system"
-    import torch
-
-    count, needed = torch.cuda.device_count(), answer.settings.plan.world_size
+    count, needed = _count_devices(), answer.settings.plan.world_size
     if count < needed:
         return f"{needed} devices of {place.hardware} are needed, here are {count}; {rehearse}"
     return None
+
+
+def _count_devices() -> int:
+    """CUDA devices that ranks would see; torch, slow to load, is asked where a driver is."""
+    from tuner.spec.inventory import list_devices
+
+    if not list_devices():
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def next_step(document: dict[str, Any], out: Path | None) -> str | None:

@@ -18,17 +18,20 @@ from engine.spec.steps import Int32Array
 class BlockPool:
     """Fixed blocks of KV memory, handed out last-freed first, cached ones last.
 
-    The free list is one array used as a stack, so a whole step's blocks come in one slice. A
-    block is plain (on the stack), cached (a digest and no holder) or held by ``references``
-    sequences; :attr:`num_free` counts the first two.
+    Blocks that came back are in one array used as a stack, so a whole step's blocks come in one
+    slice; below it, as it were, lie the *fresh* ones, which nobody has held yet. A block is plain
+    (on the stack or fresh), cached (a digest and no holder) or held by ``references`` sequences;
+    :attr:`num_free` counts the first two. Memory is touched for blocks that are used only: a
+    simulated device may have millions.
     """
 
     def __init__(self, num_blocks: int, *, keeps_prefixes: bool = False) -> None:
         assert num_blocks >= 1, f"{num_blocks} KV blocks"
         self.num_blocks = num_blocks
         self.keeps_prefixes = keeps_prefixes
-        self._stack: Int32Array = np.arange(num_blocks - 1, -1, -1, dtype=np.int32)
-        self._num_plain = num_blocks
+        self._stack: Int32Array = np.empty(num_blocks, np.int32)
+        self._num_stacked = 0
+        self._first_fresh = 0  # it and all above
         # Without prefixes every held block has one holder, so nothing is counted.
         self._references: Int32Array = np.zeros(num_blocks if keeps_prefixes else 0, np.int32)
         self._unheld: OrderedDict[int, None] = OrderedDict()  # least recently used first
@@ -40,7 +43,7 @@ class BlockPool:
     @property
     def num_free(self) -> int:
         """Blocks that nobody holds, cached ones included."""
-        return self._num_plain + len(self._unheld)
+        return self._num_stacked + self.num_blocks - self._first_fresh + len(self._unheld)
 
     @property
     def num_cached(self) -> int:
@@ -83,13 +86,15 @@ class BlockPool:
         forgotten.
         """
         assert count <= self.num_free, f"{count} blocks asked, {self.num_free} free"
-        top = self._num_plain
-        self._num_plain = max(top - count, 0)
+        top = self._num_stacked
+        self._num_stacked = max(top - count, 0)
         # Top of the stack first; a copy, because the stack is written over later.
-        taken = self._stack[self._num_plain : top][::-1].copy()
+        taken = self._stack[self._num_stacked : top][::-1].copy()
+        if count > top:
+            taken = np.concatenate([taken, self._take_fresh(count - top)])
         if self.keeps_prefixes:
-            if count > top:
-                taken = np.concatenate([taken, self._evict(count - top)])
+            if count > len(taken):
+                taken = np.concatenate([taken, self._evict(count - len(taken))])
             self._references[taken] = 1
         return taken
 
@@ -150,11 +155,12 @@ class BlockPool:
 
     def check_integrity(self, held: Iterable[Int32Array]) -> None:
         """Assert that blocks and references balance: ``held`` has the blocks of each holder."""
-        stack = self._stack[: self._num_plain]
+        fresh = np.arange(self._first_fresh, self.num_blocks, dtype=np.int32)
+        plain = np.concatenate([self._stack[: self._num_stacked], fresh])
         unheld = np.fromiter(self._unheld, np.int32, len(self._unheld))
-        counts = np.bincount(np.concatenate([stack[:0], *held]), minlength=self.num_blocks)
+        counts = np.bincount(np.concatenate([plain[:0], *held]), minlength=self.num_blocks)
         assert len(counts) == self.num_blocks, "a block id beyond the pool is in use"
-        places = np.concatenate([stack, unheld, np.flatnonzero(counts)])
+        places = np.concatenate([plain, unheld, np.flatnonzero(counts)])
         wrong = np.flatnonzero(np.bincount(places, minlength=self.num_blocks) != 1)
         assert not wrong.size, f"blocks lost, or free and held: {wrong[:8].tolist()}"
         references = self._references if self.keeps_prefixes else np.minimum(counts, 1)
@@ -163,12 +169,18 @@ class BlockPool:
         inverse = {block: digest for digest, block in self._block_of.items()}
         assert inverse == self._digest_of, "digests and blocks differ"
         assert self._unheld.keys() <= inverse.keys(), "a cached block has no digest"
-        assert inverse.keys().isdisjoint(stack.tolist()), "a plain free block has a digest"
+        assert inverse.keys().isdisjoint(plain.tolist()), "a plain free block has a digest"
 
     def _push(self, blocks: Int32Array) -> None:
-        top = self._num_plain
+        top = self._num_stacked
         self._stack[top : top + len(blocks)] = blocks[::-1]
-        self._num_plain = top + len(blocks)
+        self._num_stacked = top + len(blocks)
+
+    def _take_fresh(self, count: int) -> Int32Array:
+        """Up to ``count`` blocks that nobody has held, lowest first."""
+        first = self._first_fresh
+        self._first_fresh = min(first + count, self.num_blocks)
+        return np.arange(first, self._first_fresh, dtype=np.int32)
 
     def _evict(self, count: int) -> Int32Array:
         """Take the least recently used cached blocks and forget what they hold."""

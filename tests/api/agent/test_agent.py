@@ -193,9 +193,14 @@ def test_an_agent_waits_for_a_control_plane_that_comes_later(
 
 
 def test_a_second_engine_of_one_name_waits_until_the_first_has_ended_and_changes_nothing(
-    engine: Engine, settings: ServiceSettings, database: Database, tmp_path: Path
+    engine: Engine,
+    settings: ServiceSettings,
+    database: Database,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Even on one machine, where both find the same folder of credentials."""
+    monkeypatch.setattr("api.agent.agent.RETRY_REFUSED_S", 0.2)
     other = Engine(
         replace(engine.config, settings=Settings(plan=ParallelPlan(tp=1))),
         timer_factory=ConstantTimer,

@@ -75,7 +75,7 @@ def test_answers_are_the_same_with_and_without_a_front_process(tiny_dir: Path) -
         assert two.metric("vllm:prompt_tokens_total") > 0
 
 
-def _long(max_tokens: int = 30_000) -> dict[str, Any]:
+def _long(max_tokens: int = 300_000) -> dict[str, Any]:
     return {"model": "tiny", "prompt": "x", "max_tokens": max_tokens, "ignore_eos": True}
 
 

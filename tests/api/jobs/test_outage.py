@@ -47,6 +47,7 @@ def database(cluster: PostgresCluster) -> Iterator[Database]:
     database.close()
 
 
+@pytest.mark.slow  # its outage is waited for; the test below tries a shorter one
 def test_a_job_waits_out_six_seconds_without_its_database_and_loses_no_trial(
     cluster: PostgresCluster, database: Database, settings: ServiceSettings, tmp_path: Path
 ) -> None:

@@ -176,6 +176,7 @@ def _document(database: Database, job_id: str) -> Json:
     return report
 
 
+@pytest.mark.slow  # workers that count, killed as well, are tried each time
 @pytest.mark.parametrize("current_url", BOTH_SLOWLY, indirect=True)
 def test_the_real_tuner_killed_half_way_ends_with_the_report_of_an_undisturbed_job(
     database: Database, settings: ServiceSettings, job_body: Json
@@ -202,19 +203,6 @@ def test_the_real_tuner_killed_half_way_ends_with_the_report_of_an_undisturbed_j
 
 
 @pytest.mark.parametrize("current_url", BOTH_SLOWLY, indirect=True)
-def test_a_job_whose_inputs_the_tuner_refuses_fails_with_its_words(
-    database: Database, settings: ServiceSettings, job_body: Json
-) -> None:
-    job_id = _tuning(database, job_body, hardware="9xabacus")
-    with _worker(database, settings, COMMAND):
-        wait_until(lambda: _state(database, job_id).is_final, 60)
-    with database.read() as uow:
-        job = uow.jobs.get(job_id)
-    assert job.state is JobState.FAILED
-    assert "'abacus' is not known" in job.reason
-
-
-@pytest.mark.parametrize("current_url", BOTH_SLOWLY, indirect=True)
 def test_a_job_by_name_runs_on_hardware_and_a_backend_of_the_users_own(
     database: Database,
     settings: ServiceSettings,
@@ -233,10 +221,11 @@ def test_a_job_by_name_runs_on_hardware_and_a_backend_of_the_users_own(
 
 
 @pytest.mark.parametrize("current_url", BOTH_SLOWLY, indirect=True)
-def test_a_job_whose_files_are_none_ends_with_the_reason(
+def test_a_job_whose_inputs_the_tuner_refuses_fails_with_its_words(
     database: Database, settings: ServiceSettings, job_body: Json, tmp_path: Path
 ) -> None:
-    """A pipe and a link out of the folders, which only the job's own process looks at."""
+    """Hardware that nobody knows; a pipe, a link out of the folders and a bad line, which only the
+    job's own process looks at."""
     os.mkfifo(tmp_path / "pipe")
     os.symlink("/dev/zero", tmp_path / "endless")
     (tmp_path / "rows.csv").write_text("arrival_s,input_tokens,output_tokens\n0.5,ten,5\n")
@@ -246,6 +235,7 @@ def test_a_job_whose_files_are_none_ends_with_the_reason(
         f"csv:{tmp_path / 'rows.csv'}": "line 2",
     }
     jobs = {_tuning(database, job_body, workload=text): part for text, part in said.items()}
+    jobs[_tuning(database, job_body, hardware="9xabacus")] = "'abacus' is not known"
     with _worker(database, settings, COMMAND):
         for job_id, part in jobs.items():
             wait_until(lambda job_id=job_id: _state(database, job_id).is_final, 60)

@@ -309,7 +309,9 @@ def test_a_warm_spare_takes_the_place_and_another_one_is_started(
     wait_gone([*pids, spare, new_spare])
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    "sign", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("is_warm", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_spare_that_failed_meanwhile_is_not_used(
     config: EngineConfig, undisturbed: list[bytes], sign: signal.Signals, is_warm: bool

@@ -114,14 +114,14 @@ def test_requests_that_were_cut_short_stay_out_of_the_latencies_of_whole_ones(
     tiny_dir: Path,
 ) -> None:
     with (
-        simulated_engine(tiny_dir, step_s=0.005) as engine,
+        simulated_engine(tiny_dir, step_s=0.05) as engine,  # 20 s: all leave long before the end
         serving(engine, tiny_dir) as server,
     ):
         body = {"model": MODEL, "prompt": "x", "max_tokens": 400, "stream": True}
         for _ in range(2):
             with server.http.stream("POST", "/v1/completions", json=body) as leaving:
                 next(leaving.iter_lines())
-        server.complete(prompt="x", max_tokens=400, timeout_ms=50)
+        server.complete(prompt="x", max_tokens=400, timeout_ms=1000)
         server.complete(prompt="x", max_tokens=3)
         wait_until(lambda: engine.stats().running == 0)
         wait_until(lambda: _scrape(server)["vllm:request_prompt_tokens_count",] == 4)

@@ -13,13 +13,15 @@ Traces: ``azure:PATH``, ``burstgpt:PATH``, ``mooncake:PATH``, ``servegen:PATH``,
 * ``closed:concurrency=16,input=1024,output=256,requests=160`` (closed loop)
 
 Lengths vary where ``input=`` and ``output=`` say how (:mod:`tuner.workload.lengths`), as in
-``input=uniform:0.8..1*1024``; ``input_cv=`` and ``output_cv=`` spread them log-normally. Clients of
-a closed loop start at once, or one after the other over ``stagger_s=`` seconds. Options of every
-kind, in the order they act: ``start=``, ``seconds=`` (a window of the source's own time),
-``requests=`` (its first rows), ``keep=`` (a seeded share), ``input_scale=``, ``output_scale=``,
-``max_input=``, ``max_output=`` (longer ones are shortened), ``scale=`` (times the rate, or a closed
-loop's concurrency: the same requests, faster). Every cut is reported in ``Workload.source``. The
-range of every word, and the most a workload may be, are in :mod:`tuner.workload.bounds`.
+``input=uniform:0.8..1*1024``; ``input_cv=`` and ``output_cv=`` spread them log-normally. Instead of
+both, ``lengths=auto:PATH`` draws prompt and answer together from the requests of a trace (or
+``lengths=azure:PATH`` and so on, by its format). Clients of a closed loop start at once, or one
+after the other over ``stagger_s=`` seconds. Options of every kind, in the order they act:
+``start=``, ``seconds=`` (a window of the source's own time), ``requests=`` (its first rows),
+``keep=`` (a seeded share), ``input_scale=``, ``output_scale=``, ``max_input=``, ``max_output=``
+(longer ones are shortened), ``scale=`` (times the rate, or a closed loop's concurrency: the same
+requests, faster). Every cut is reported in ``Workload.source``. The range of every word, and the
+most a workload may be, are in :mod:`tuner.workload.bounds`.
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ def parse_workload(spec: str, *, seed: int) -> Workload:
             may be, or nothing left; for a trace also a file or row that cannot be read.
     """
     read = WorkloadSpec.parse(spec)
-    if read.path is not None:
+    if read.is_trace:
         return _trace(read, seed)
     return _closed(read, seed) if read.kind == CLOSED else _process(read, seed)
 
@@ -91,9 +93,12 @@ def check_workload(spec: str) -> None:
         WorkloadError: as :func:`parse_workload`.
     """
     read = WorkloadSpec.parse(spec)
-    if read.path is not None:
+    if read.path is not None and read.is_trace:
         traces.check_trace(read.kind, read.path)
-    elif read.kind == CLOSED:
+        return
+    if read.lengths is not None:
+        read.lengths.check()
+    if read.kind == CLOSED:
         _check_mean_size(read, read.words["requests"])
         _concurrency(read)
     else:
@@ -128,7 +133,7 @@ def _process(spec: WorkloadSpec, seed: int) -> Workload:
         outputs = synthetic.quantile_lengths(rng, shape.levels, shape.outputs, times.size)
         rows = Rows(arrival_s=times, input_tokens=inputs, output_tokens=outputs)
     else:
-        rows = _with_lengths(times, spec, rng)
+        rows = _with_lengths(times, spec, rng, seed)
     # How long it lasts has been drawn; it is not a cut.
     return _finish(spec.without("seconds"), rows, seed)
 
@@ -164,8 +169,8 @@ def _lasting_s(spec: WorkloadSpec) -> float:
 def _check_mean_size(spec: WorkloadSpec, requests: float) -> None:
     words = spec.words
     kept = min(requests, words.get("requests", math.inf)) * words.get("keep", 1.0)
-    tokens = 0.0
-    for name in ("input", "output"):
+    tokens = 0.0  # of lengths that a trace has nothing is known before it is read
+    for name in ("input", "output") if spec.lengths is None else ():
         mean = words[name] * words.get(f"{name}_scale", 1.0)
         tokens += kept * min(mean, words.get(f"max_{name}", math.inf))
     check_size(spec.text, requests=kept, tokens=tokens)
@@ -212,8 +217,13 @@ def _times(
     return synthetic.varying_times(rng, parts)
 
 
-def _with_lengths(times: FloatArray, spec: WorkloadSpec, rng: np.random.Generator) -> Rows:
-    inputs, outputs = (_law(spec, word).draw(rng, times.size) for word in ("input", "output"))
+def _with_lengths(
+    times: FloatArray, spec: WorkloadSpec, rng: np.random.Generator, seed: int
+) -> Rows:
+    if spec.lengths is None:
+        inputs, outputs = (_law(spec, word).draw(rng, times.size) for word in ("input", "output"))
+    else:
+        inputs, outputs = spec.lengths.draw(rng, times.size, seed=seed)
     return Rows(arrival_s=times, input_tokens=inputs, output_tokens=outputs)
 
 
@@ -226,7 +236,7 @@ def _closed(spec: WorkloadSpec, seed: int) -> Workload:
     words = spec.words
     concurrency = _concurrency(spec)
     count = int(words["requests"])
-    rows = _with_lengths(np.zeros(count), spec, np.random.default_rng([seed, 0xC105]))
+    rows = _with_lengths(np.zeros(count), spec, np.random.default_rng([seed, 0xC105]), seed)
     workload = _finish(spec.without("requests", "seconds"), rows, seed)
     closed = ClosedLoop(
         concurrency=concurrency,

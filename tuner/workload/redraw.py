@@ -46,7 +46,7 @@ def _from_process(workload: Workload, seed: int) -> Workload | None:
     """None for a trace, and where the workload is not what its SPEC and seed say any more."""
     source = workload.source
     try:
-        if WorkloadSpec.parse(source.spec).path is not None:
+        if WorkloadSpec.parse(source.spec).is_trace:
             return None
         if parse_workload(source.spec, seed=source.seed).arrivals != workload.arrivals:
             return None

@@ -10,6 +10,7 @@ from pathlib import Path
 from engine.spec.names import did_you_mean
 from tuner.spec.errors import WorkloadError
 from tuner.workload.bounds import WORD_BOUNDS
+from tuner.workload.joint_lengths import TraceLengths
 from tuner.workload.lengths import LengthLaw, parse_law
 from tuner.workload.traces import trace_words, words_of
 
@@ -19,6 +20,7 @@ MAX_SPEC_CHARS = 4096
 # A path may hold a comma: options start at the first ",word=".
 _OPTIONS = re.compile(r",(?=\s*[a-z_]+\s*=)")
 _LENGTH_WORDS = ("input", "output", "input_cv", "output_cv")
+_LENGTHS = "lengths"
 # Words of each process, the needed ones and the optional ones.
 _PROCESS_WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "poisson": (("rate", "input", "output"), _LENGTH_WORDS),
@@ -44,10 +46,11 @@ _CUT_WORDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class WorkloadSpec:
-    """A SPEC that was read; ``path`` is None for a process. Nothing is built or opened yet.
+    """A SPEC that was read. Nothing is built or opened yet.
 
-    ``laws`` are those of lengths that vary by another one than ``input_cv=`` and ``output_cv=``
-    say; ``words`` has their means.
+    ``path`` is the file it reads: a trace, or that of ``lengths``, a trace whose lengths a process
+    takes. ``laws`` are those of lengths that vary by another one than ``input_cv=`` and
+    ``output_cv=`` say; ``words`` has their means.
     """
 
     text: str
@@ -55,6 +58,12 @@ class WorkloadSpec:
     path: Path | None
     words: Mapping[str, float]
     laws: Mapping[str, LengthLaw] = field(default_factory=dict)
+    lengths: TraceLengths | None = None
+
+    @property
+    def is_trace(self) -> bool:
+        """Whether its requests come as a file has them."""
+        return self.path is not None and self.lengths is None
 
     @classmethod
     def parse(cls, text: str) -> WorkloadSpec:
@@ -76,18 +85,25 @@ class WorkloadSpec:
             )
         if kind in traces:
             return _trace_spec(text, kind, rest)
+        parts, lengths = _take_lengths(text, rest)
         laws: dict[str, LengthLaw] = {}
-        words = _process_words(text, kind, rest, laws)
-        return cls(text=text, kind=kind, path=None, words=words, laws=laws)
+        words = _process_words(text, kind, parts, laws, has_lengths=lengths is not None)
+        path = None if lengths is None else lengths.path
+        return cls(text=text, kind=kind, path=path, words=words, laws=laws, lengths=lengths)
 
     def at(self, path: Path) -> str:
-        """The text of the same SPEC of a trace that lies at ``path``.
+        """The text of the same SPEC whose file lies at ``path``.
 
         Raises:
             WorkloadError: a path that reads as an option.
         """
-        _, *options = _OPTIONS.split(self.text.partition(":")[2])
-        text = ",".join([f"{self.kind}:{path}", *options])
+        first, *options = _OPTIONS.split(self.text.partition(":")[2])
+        if self.lengths is None:
+            first = str(path)
+        else:
+            moved = f"{_LENGTHS}={replace(self.lengths, path=path)}"
+            first, *options = (moved if _is_lengths(p) else p for p in (first, *options))
+        text = ",".join([f"{self.kind}:{first}", *options])
         if WorkloadSpec.parse(text).path != path:
             raise WorkloadError(f"workload {self.text!r}: {str(path)!r} reads as an option")
         return text
@@ -120,10 +136,34 @@ def _trace_spec(text: str, kind: str, rest: str) -> WorkloadSpec:
     return WorkloadSpec(text=text, kind=kind, path=Path(path_text.strip()), words=words)
 
 
-def _process_words(text: str, kind: str, rest: str, laws: dict[str, LengthLaw]) -> dict[str, float]:
-    """The words by name; ``laws`` gets those of the lengths that have one."""
+def _is_lengths(part: str) -> bool:
+    return part.partition("=")[0].strip() == _LENGTHS
+
+
+def _take_lengths(text: str, rest: str) -> tuple[list[str], TraceLengths | None]:
+    """The parts of a process's words but ``lengths=``, and what that says."""
+    if not rest.strip():
+        return [], None
+    parts = _OPTIONS.split(rest)
+    found = [part.partition("=")[2] for part in parts if _is_lengths(part)]
+    if not found:
+        return rest.split(","), None
+    if len(found) > 1:
+        raise WorkloadError(f"workload {text!r}: {_LENGTHS}= stands twice")
+    others = [part for part in parts if not _is_lengths(part)]
+    return others, TraceLengths.parse(text, found[0].strip())
+
+
+def _process_words(
+    text: str, kind: str, parts: list[str], laws: dict[str, LengthLaw], *, has_lengths: bool
+) -> dict[str, float]:
+    """The words by name; ``laws`` gets those of the lengths that have one. ``has_lengths``: a
+    trace says both lengths."""
     needed, optional = _PROCESS_WORDS[kind]
-    parts = rest.split(",") if rest.strip() else []
+    if has_lengths:
+        _check_lengths(text, kind, parts)
+        needed = tuple(word for word in needed if word not in _LENGTH_WORDS)
+        optional = tuple(word for word in optional if word not in _LENGTH_WORDS)
     words = _numbers(text, kind, parts, (*needed, *optional, *_CUT_WORDS), laws)
     for word in needed:
         if word not in words:
@@ -139,6 +179,18 @@ def _process_words(text: str, kind: str, rest: str, laws: dict[str, LengthLaw]) 
     return words
 
 
+def _check_lengths(text: str, kind: str, parts: list[str]) -> None:
+    """Raises WorkloadError where a process has its own lengths, or words say them besides."""
+    if kind == AZURE_LIKE:
+        raise WorkloadError(f"workload {text!r}: {kind} has lengths of its own; leave lengths= out")
+    for part in parts:
+        word = part.partition("=")[0].strip()
+        if word in _LENGTH_WORDS:
+            raise WorkloadError(
+                f"workload {text!r}: {_LENGTHS}= says both lengths; leave {word}= out"
+            )
+
+
 def _numbers(
     text: str,
     kind: str,
@@ -150,7 +202,8 @@ def _numbers(
     for part in parts:
         word, _, raw = (piece.strip() for piece in part.partition("="))
         if word not in known:
-            listed = ", ".join(dict.fromkeys(known))
+            takes_lengths = () if laws is None or kind == AZURE_LIKE else (_LENGTHS,)
+            listed = ", ".join(dict.fromkeys((*known, *takes_lengths)))
             raise WorkloadError(
                 f"workload {text!r}: unknown word {word!r}{did_you_mean(word, known)}; {kind}: "
                 f"takes {listed}"

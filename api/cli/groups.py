@@ -104,7 +104,11 @@ class WorkloadOptions:
     """Requests over time, and the seed of what is random in them."""
 
     workload: Annotated[
-        str, typer.Option(help="Workload SPEC, as in poisson:rate=4,input=512,output=64.")
+        str,
+        typer.Option(
+            help="Workload SPEC, as in poisson:rate=4,input=512,output=64, or with prompts and "
+            "answers of a trace, poisson:rate=4,lengths=auto:PATH."
+        ),
     ]
     seed: Annotated[
         int, typer.Option(min=0, max=MOST_SEED, help="Seed of a synthetic workload.")
@@ -139,8 +143,9 @@ class Served(ServedBy):
     dtype: Annotated[
         str,
         typer.Option(
-            help="bf16, fp16, fp32, fp64 (or spelled out); on described hardware also fp8 and int4 "
-            "(awq, gptq); or auto: as the model says."
+            help="bf16, fp16, fp32, fp64 (or spelled out); on described hardware also fp8, "
+            "fp8-block (a scale per block of 128x128 weights, as Qwen3-FP8) and int4 (awq, gptq); "
+            "or auto: as the model says."
         ),
     ] = "auto"
     backend: Annotated[

@@ -80,11 +80,13 @@ class HostTimes:
 @dataclass(frozen=True, kw_only=True)
 class KernelTimes:
     """Times of this system's kernels over those that the device's curves were measured with
-    (vLLM's); below 1 they are quicker. ``fp8_gemm`` is for products in fp8, ``gemm`` for others.
+    (vLLM's); below 1 they are quicker. ``fp8_gemm`` is for products in fp8, ``fp8_block_gemm`` for
+    block-scaled ones (over those of vLLM's CUTLASS kernel), ``gemm`` for others.
     """
 
     gemm: float = 1.0
     fp8_gemm: float = 1.0
+    fp8_block_gemm: float = 1.0
     attention: float = 1.0
     communication: float = 1.0
 

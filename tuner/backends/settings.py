@@ -70,6 +70,7 @@ _ALL = (
     _same("front_end.answer_s", "a token's way out, s"),
     _same("kernels.gemm", "time of products over the device's curves"),
     _same("kernels.fp8_gemm", "the same in fp8"),
+    _same("kernels.fp8_block_gemm", "the same in fp8-block, over vLLM's CUTLASS kernel"),
     _same("kernels.attention", "the same of attention"),
     _same("kernels.communication", "the same of collectives"),
     _same("interval", "90 % half width of log(true / simulated) TPOT"),

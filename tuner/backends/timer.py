@@ -148,8 +148,9 @@ class ServedTimer:
 
 def _factors(kernels: KernelTimes, precision: Precision) -> KernelFactors:
     """A backend's kernels for products in ``precision``; the head is in two bytes."""
+    of_layers = {Precision.FP8: kernels.fp8_gemm, Precision.FP8_BLOCK: kernels.fp8_block_gemm}
     return KernelFactors(
-        gemm=kernels.fp8_gemm if precision is Precision.FP8 else kernels.gemm,
+        gemm=of_layers.get(precision, kernels.gemm),
         head=kernels.gemm,
         attention=kernels.attention,
         communication=kernels.communication,

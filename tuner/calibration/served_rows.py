@@ -16,7 +16,7 @@ from tuner.backends import Backend, BackendChoice
 from tuner.described.node import Node
 from tuner.hardware import Precision, parse_hardware
 from tuner.spec.errors import TunerError
-from tuner.work.models import load_model
+from tuner.work.models import find_quantisation, load_model
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload
 
@@ -196,6 +196,12 @@ class RowSimulator:
         return self._nodes[key]
 
 
+def _precision(raw: dict[str, str]) -> str:
+    """As the model's publisher offers it: Qwen3 in fp8 has a scale per block."""
+    stated = raw["precision"] or "bf16"
+    return find_quantisation(f"{raw['model_path']}-{stated}") or stated
+
+
 def _row(raw: dict[str, str]) -> ServedRow:
     if float(raw["pp_size"] or 1) != 1:
         raise TunerError(f"row {raw['id']}: pp_size {raw['pp_size']} is not read here, only 1")
@@ -204,7 +210,7 @@ def _row(raw: dict[str, str]) -> ServedRow:
         version=raw["backend_version"],
         device=raw["system"].removesuffix("_sxm"),
         model=raw["model_path"].rpartition("/")[2].lower().removesuffix("-instruct"),
-        precision=raw["precision"] or "bf16",
+        precision=_precision(raw),
         input_tokens=int(float(raw["isl"])),
         output_tokens=int(float(raw["osl"])),
         concurrency=int(float(raw["concurrency"])),

@@ -16,6 +16,7 @@ from policies.report import finite, flat_metrics, measurement_json, sla_json
 from policies.sla import Sla
 from tuner.described.node import Node
 from tuner.hardware import MemoryEstimate, Precision
+from tuner.hardware.block_scaled import BLOCK
 from tuner.hardware.precision import INT4_GROUP
 from tuner.simulation.simulate import OnProgress, SimulationResult, no_progress
 from tuner.simulation.timeline import (
@@ -162,7 +163,8 @@ def node_warnings(node: Node, settings: Settings, workload: Workload) -> tuple[s
     found = list(workload.warnings)
     if not device.is_calibrated_for(node.precision):
         has_curves = device.curves_for(node.precision) is not None
-        origin = "estimated from those in bf16" if has_curves else "from data-sheet peaks"
+        like = node.precision.estimated_from
+        origin = f"estimated from {like}" if has_curves else "from data-sheet peaks"
         found.append(
             f"{device.title} is {device.calibration}, so {node.precision} step times are {origin}; "
             f"a step may be off by {percent(device.interval_for(node.precision))}"
@@ -194,18 +196,20 @@ def node_warnings(node: Node, settings: Settings, workload: Workload) -> tuple[s
 
 
 def _unaligned(node: Node, plan: ParallelPlan) -> str | None:
-    """Why a checkpoint with int4 weights may not start under ``plan``: a rank's rows of the
-    products that end attention and FFN must be whole groups."""
-    if node.precision is not Precision.INT4:
+    """Why a checkpoint with int4 or block-scaled weights may not start under ``plan``: a rank's
+    rows of the products that end attention and FFN must be whole groups."""
+    group = {Precision.INT4: INT4_GROUP, Precision.FP8_BLOCK: BLOCK}.get(node.precision)
+    if group is None:
         return None
     model = node.model
     degrees = [plan.tp, *([plan.stage_size] if plan.shift else [])]
     for part, rows in (("attention", model.q_size), ("the FFN", model.ffn_size)):
         for degree in degrees:
-            if rows // degree % INT4_GROUP:
+            if rows // degree % group:
+                kind = node.precision
                 return (
-                    f"{rows} rows of {part} cut in {degree} are no whole groups of {INT4_GROUP}: "
-                    "serving systems refuse that, unless the int4 checkpoint was padded"
+                    f"{rows} rows of {part} cut in {degree} are no whole groups of {group}: "
+                    f"serving systems refuse that, unless the {kind} checkpoint was padded"
                 )
     return None
 

@@ -8,9 +8,8 @@ from engine.spec.settings import Settings
 from tuner.backends import load_backend
 from tuner.described.node import Node
 from tuner.described.parse import has_checkpoint
-from tuner.hardware import Precision
 from tuner.launch.command import MODEL, LaunchCommand, Room, Served, join_notes
-from tuner.launch.commands import launch_commands
+from tuner.launch.commands import CHECKPOINTS, launch_commands
 from tuner.work.models import find_checkpoint
 
 
@@ -31,8 +30,9 @@ def node_commands(
     """
     is_folder = has_checkpoint(model)
     is_loadable = is_folder or "/" in model
-    # Four-bit weights are published by many; none of them stands for all.
-    is_published = not is_loadable and node.precision is not Precision.INT4
+    # Four-bit weights are published by many, block-scaled ones under other names; none of them
+    # stands for all.
+    is_published = not is_loadable and node.precision not in CHECKPOINTS
     stand_in = find_checkpoint(model) if is_published else None
     memory = node.memory(settings.plan, caps=settings.caps)
     served = Served(

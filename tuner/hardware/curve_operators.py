@@ -9,6 +9,7 @@ import numpy as np
 from engine.spec.model import ModelConfig
 from engine.spec.modes import Mode
 from engine.spec.steps import StepShape
+from tuner.hardware.block_scaled import BLOCK_SCALED
 from tuner.hardware.chunks import chunk_seconds
 from tuner.hardware.collectives import CollectiveTimes
 from tuner.hardware.curves import Curves
@@ -130,7 +131,8 @@ class CurveOperators:
 
         Of products with int4 weights nothing was measured: they take the roofline of 16-bit ones,
         with fewer bytes to read and a lower rate. What was learned beyond that law was learned
-        where 16-bit weights are read, so it is left out.
+        where 16-bit weights are read, so it is left out. Block-scaled products follow those with
+        one scale.
         """
         shapes = len(gemms)
         # Every product at every number of rows, so that the curve is asked once.
@@ -146,8 +148,13 @@ class CurveOperators:
             weight_bytes=precision.weight_bytes,
         )
         curve = self._curves.gemm[precision.curve]
-        is_measured = self._device.is_calibrated_for(precision)
-        seconds = curve.seconds(work) if is_measured else curve.roofline.seconds(work)
+        is_like = precision is not Precision.INT4
+        seconds = curve.seconds(work) if is_like else curve.roofline.seconds(work)
+        if precision is Precision.FP8_BLOCK:
+            device = self._device
+            seconds = BLOCK_SCALED.seconds(
+                seconds, m=m, n=n, k=k, num_sms=device.num_sms, clock_hz=device.clock_hz
+            )
         return RowTable(seconds.reshape(shapes, -1).sum(axis=0))
 
     def _decode_table(self) -> Grid2:

@@ -124,9 +124,9 @@ class DeviceSpec:
         return self.curves
 
     def is_calibrated_for(self, precision: Precision) -> bool:
-        """Whether products in ``precision`` were measured; those with int4 weights are estimated
-        from those in bf16."""
-        return precision is not Precision.INT4 and self.curves_for(precision) is not None
+        """Whether products in ``precision`` were measured; others are
+        :attr:`Precision.estimated_from` those that were."""
+        return precision.estimated_from is None and self.curves_for(precision) is not None
 
     def interval_for(self, precision: Precision) -> float:
         """The 90 % half width of log(true / predicted) of a step in ``precision``."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
+
 from engine.spec.model import ModelConfig
 from engine.spec.modes import Mode
 from engine.spec.steps import StepShape
+from tuner.hardware.block_scaled import BLOCK_SCALED
 from tuner.hardware.collectives import CollectiveTimes
 from tuner.hardware.device import DeviceSpec
 from tuner.hardware.precision import Precision
@@ -102,4 +105,13 @@ class PeakOperators:
         weights = gemm.n * gemm.k
         traffic = weights * precision.weight_bytes + rows * (gemm.n + gemm.k) * self._bytes
         compute_s = 2.0 * rows * weights / self._device.flops_per_s(precision)
-        return max(compute_s, traffic / self._memory)
+        seconds = max(compute_s, traffic / self._memory)
+        if precision is not Precision.FP8_BLOCK:
+            return seconds
+        one_scale_s, m, n, k = np.array([[seconds], [rows], [gemm.n], [gemm.k]], dtype=np.float64)
+        device = self._device
+        return float(
+            BLOCK_SCALED.seconds(
+                one_scale_s, m=m, n=n, k=k, num_sms=device.num_sms, clock_hz=device.clock_hz
+            )[0]
+        )

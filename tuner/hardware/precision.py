@@ -6,6 +6,8 @@ from enum import StrEnum
 
 from engine.spec.model import DType
 from engine.spec.names import did_you_mean
+from engine.spec.quantisation import SCALE_BYTES
+from tuner.hardware.block_scaled import BLOCK
 from tuner.spec.errors import TunerError
 
 # AWQ and GPTQ as they are published: 4 bits a weight and, for each group of 128 weights of one
@@ -28,13 +30,15 @@ _ALIASES = {
 class Precision(StrEnum):
     """``fp8`` and ``int4`` hold the layers' weights in one byte and in about half of one;
     activations, KV cache, collectives, embedding and head stay in bfloat16. Products with ``fp8``
-    weights are computed in fp8, those with ``int4`` weights in bfloat16."""
+    weights are computed in fp8, those with ``int4`` weights in bfloat16. ``fp8`` has a scale per
+    matrix or row, ``fp8-block`` one per block of 128x128 weights and slower products."""
 
     FP64 = "fp64"
     FP32 = "fp32"
     BF16 = "bf16"
     FP16 = "fp16"
     FP8 = "fp8"
+    FP8_BLOCK = "fp8-block"
     INT4 = "int4"
 
     @classmethod
@@ -64,7 +68,23 @@ class Precision(StrEnum):
     @property
     def is_quantised(self) -> bool:
         """Whether the layers' weights are narrower than activations."""
-        return self in (Precision.FP8, Precision.INT4)
+        return self.is_fp8 or self is Precision.INT4
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether products are computed in fp8."""
+        return self in (Precision.FP8, Precision.FP8_BLOCK)
+
+    @property
+    def estimated_from(self) -> str | None:
+        """Of a format whose products no curve was measured with: what they are estimated from."""
+        match self:
+            case Precision.INT4:
+                return "those in bf16"
+            case Precision.FP8_BLOCK:
+                return "those in fp8 and published times of a block-scaled product"
+            case _:
+                return None
 
     @property
     def dtype(self) -> DType:
@@ -76,13 +96,13 @@ class Precision(StrEnum):
                 return DType.FLOAT32
             case Precision.FP16:
                 return DType.FLOAT16
-            case Precision.BF16 | Precision.FP8 | Precision.INT4:
+            case Precision.BF16 | Precision.FP8 | Precision.FP8_BLOCK | Precision.INT4:
                 return DType.BFLOAT16
 
     @property
     def peak(self) -> str:
         """The data sheet's name of the format that products are computed in."""
-        return "float8" if self is Precision.FP8 else self.dtype.value
+        return "float8" if self.is_fp8 else self.dtype.value
 
     @property
     def weight_bytes(self) -> float:
@@ -90,6 +110,8 @@ class Precision(StrEnum):
         match self:
             case Precision.FP8:
                 return 1.0
+            case Precision.FP8_BLOCK:
+                return 1.0 + SCALE_BYTES / BLOCK**2
             case Precision.INT4:
                 return INT4_BYTES
             case _:
@@ -98,7 +120,7 @@ class Precision(StrEnum):
     @property
     def operand_bytes(self) -> int:
         """Bytes of what a weight is multiplied with."""
-        return 1 if self is Precision.FP8 else self.dtype.num_bytes
+        return 1 if self.is_fp8 else self.dtype.num_bytes
 
     @property
     def compute_rate(self) -> float:

@@ -23,6 +23,11 @@ EXPORTERS: tuple[Exporter, ...] = (
     SglangExporter(),
     TrtllmExporter(),
 )
+# Formats that no system makes at its start.
+CHECKPOINTS = {
+    Precision.INT4: "an AWQ or GPTQ checkpoint",
+    Precision.FP8_BLOCK: "an fp8 checkpoint with a scale per block of 128x128 weights",
+}
 
 
 def launch_commands(settings: Settings, served: Served) -> tuple[LaunchCommand, ...]:
@@ -47,11 +52,10 @@ def _export(exporter: Exporter, settings: Settings, served: Served) -> LaunchCom
 
 def _with_checkpoint(found: LaunchCommand, served: Served) -> LaunchCommand:
     """Weights that no system quantises at its start must have been quantised before."""
-    is_ours = found.system is System.GEARSHIFT
-    if found.command is None or served.precision is not Precision.INT4 or is_ours:
+    kind = CHECKPOINTS.get(served.precision)
+    if found.command is None or kind is None or found.system is System.GEARSHIFT:
         return found
-    note = f"{served.model} is an AWQ or GPTQ checkpoint"
-    return replace(found, note=join_notes(note, found.note))
+    return replace(found, note=join_notes(f"{served.model} is {kind}", found.note))
 
 
 def _with_origin(found: LaunchCommand, backend: str) -> LaunchCommand:

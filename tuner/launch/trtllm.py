@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Mapping
 
 from engine.spec.settings import Settings
-from tuner.hardware import Precision
 from tuner.launch.command import ConfigFile, LaunchCommand, Served, System, join_notes, share
 from tuner.launch.vllm import Options, words_of
 
@@ -62,7 +61,7 @@ def _notes(replicas: int, served: Served) -> list[str]:
             f"starts one of dp={replicas} replicas: run each on its own devices and port, behind "
             "a router"
         )
-    if served.precision is Precision.FP8:
+    if served.precision.is_fp8:
         notes.append(f"{served.model} must be, or be replaced by, an FP8 checkpoint")
     return notes
 

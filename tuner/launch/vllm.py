@@ -133,8 +133,8 @@ def vllm_options(settings: Settings, served: Served) -> Options:
 
 
 def format_options(precision: Precision) -> Options:
-    """fp8: layers' weights and products in fp8, the rest in bfloat16. int4: a checkpoint that was
-    quantised (AWQ, GPTQ) says so itself."""
+    """fp8: layers' weights and products in fp8, the rest in bfloat16. int4, fp8-block: a checkpoint
+    that was quantised so says so itself."""
     dtype: Options = {"--dtype": precision.dtype.value}
     return {**dtype, "--quantization": "fp8"} if precision is Precision.FP8 else dtype
 

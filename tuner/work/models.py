@@ -112,10 +112,12 @@ SERIES: dict[str, tuple[_Series, dict[str, _Size]]] = {
 # What publishers put around a size's name: of no meaning for shapes.
 _PREFIX = re.compile(r"^(meta-)")
 _SUFFIX = re.compile(
-    r"(-(instruct|chat|hf|base|fp8|dynamic|awq|gptq|int4|quantized\.w4a16|v0\.3|\d{4}))+$"
+    r"(-(instruct|chat|hf|base|fp8|dynamic|awq|gptq|int4|quantized\.w4a16|block|v0\.3|\d{4}))+$"
 )
-# But these say how its weights are quantised.
+# But these say how its weights are quantised; the first that fits. Qwen publishes Qwen3 in fp8 with
+# a scale per block of 128x128 weights.
 _QUANTISED = {
+    "fp8-block": re.compile(r"qwen3-[\w.-]*-fp8(?!-dynamic)\b|-fp8-block\b"),
     "fp8": re.compile(r"-fp8\b"),
     "int4": re.compile(r"-(awq|gptq|int4|quantized\.w4a16)\b"),
 }
@@ -206,8 +208,8 @@ def load_model(text: str) -> ModelConfig:
 
 
 def find_quantisation(text: str) -> str | None:
-    """``int4`` or ``fp8``, where the model's ``config.json`` or its published name says that its
-    weights are quantised so; None where they are not.
+    """``int4``, ``fp8`` or ``fp8-block``, where the model's ``config.json`` or its published name
+    says that its weights are quantised so; None where they are not.
 
     Raises:
         TunerError: they are quantised in another way.
@@ -240,7 +242,7 @@ def _find_config(text: str) -> Path | None:
 def _quantisation(entry: dict[str, Any]) -> str | None:
     match entry:
         case {"quant_method": "fp8"}:
-            return "fp8"
+            return "fp8-block" if entry.get("weight_block_size") else "fp8"
         case {"quant_method": "awq" | "gptq", "bits": 4} | {"quant_method": "awq", "w_bit": 4}:
             return "int4"
         case {"quant_method": "compressed-tensors", "config_groups": {**groups}}:
@@ -254,6 +256,8 @@ def _compressed(group: Any) -> str | None:
     match group:
         case {"weights": {"num_bits": 4, "type": "int"}}:
             return "int4"
+        case {"weights": {"num_bits": 8, "type": "float", "strategy": "block"}}:
+            return "fp8-block"
         case {"weights": {"num_bits": 8, "type": "float"}}:
             return "fp8"
         case _:

@@ -21,7 +21,7 @@ HARDWARE: Json = {
     "title": "NVIDIA H200 SXM",
     "memory_gb": 150.1,
     "memory_gb_per_s": 4800.0,
-    "formats": ["fp64", "fp32", "bf16", "fp16", "fp8", "int4"],
+    "formats": ["fp64", "fp32", "bf16", "fp16", "fp8", "fp8-block", "int4"],
     "link": "nvlink4",
     "between_nodes": "ib-ndr",
     "devices_per_node": 8,

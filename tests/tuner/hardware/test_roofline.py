@@ -89,7 +89,25 @@ def test_int4_weights_make_decoding_faster_and_prompts_not(name: str) -> None:
     assert step_s(Precision.INT4, few) > 0.9 * read_s
 
 
-def test_int4_is_measured_nowhere_and_trusted_less() -> None:
+@pytest.mark.parametrize("precision", [Precision.INT4, Precision.FP8_BLOCK])
+def test_what_was_measured_nowhere_is_trusted_less(precision: Precision) -> None:
     device = NODE.device
-    assert "int4" not in device.calibration
-    assert device.interval_for(Precision.INT4) > device.interval_for(Precision.BF16)
+    assert precision.value not in device.calibration.replace(";", ",").split(", ")
+    assert device.interval_for(precision) > device.interval_for(Precision.BF16)
+
+
+@pytest.mark.parametrize("name", ["8xh200", "8xl40s"])
+def test_a_scale_per_block_costs_time_in_prompts_and_in_decodes_and_no_memory(name: str) -> None:
+    node, plan = parse_hardware(name), ParallelPlan()
+
+    def step_s(precision: Precision, shape: StepShape) -> float:
+        return sum(paced_timer(node, LLAMA_70B, plan, precision).stage_seconds(shape))
+
+    for shape in (decode(4), prefill(8192)):
+        ratio = step_s(Precision.FP8_BLOCK, shape) / step_s(Precision.FP8, shape)
+        assert 1.1 < ratio < 2.5
+    blocks, rows = (
+        estimate_memory(node.device, LLAMA_70B, plan, precision, caps=Caps()).weight_bytes
+        for precision in (Precision.FP8_BLOCK, Precision.FP8)
+    )
+    assert blocks == pytest.approx(rows, rel=1e-3)

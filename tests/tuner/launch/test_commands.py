@@ -160,6 +160,12 @@ def test_a_quantised_checkpoint_is_started_without_a_flag_for_it() -> None:
     assert "--dtype int4 --paced 8xh200" in paced.command
 
 
+def test_block_scaled_checkpoints_say_so_themselves_and_no_flag_makes_them() -> None:
+    found = commands("tp=2", Precision.FP8_BLOCK)[System.VLLM]
+    assert "--quantization" not in str(found.command)
+    assert "a scale per block of 128x128 weights" in str(found.note)
+
+
 HERE = ServedHere(
     model="./my model", dtype="float32", device="cpu", kv_cache_mib=256, block_size=16
 )

@@ -127,8 +127,8 @@ RAW = {
 }
 
 
-def compressed(bits: int, kind: str) -> dict[str, object]:
-    weights = {"num_bits": bits, "type": kind, "group_size": 128}
+def compressed(bits: int, kind: str, strategy: str = "group") -> dict[str, object]:
+    weights = {"num_bits": bits, "type": kind, "group_size": 128, "strategy": strategy}
     return {
         "quant_method": "compressed-tensors",
         "config_groups": {"group_0": {"weights": weights}},
@@ -143,6 +143,9 @@ def compressed(bits: int, kind: str) -> dict[str, object]:
         ({"quant_method": "awq", "bits": 4, "group_size": 128}, "int4"),
         ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "int4"),
         ({"quant_method": "fp8"}, "fp8"),
+        ({"quant_method": "fp8", "weight_block_size": None}, "fp8"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8-block"),
+        (compressed(8, "float", strategy="block"), "fp8-block"),
         (compressed(4, "int"), "int4"),
         (compressed(8, "float"), "fp8"),
     ],
@@ -172,11 +175,14 @@ def test_other_ways_to_quantise_are_refused_with_the_way_out(tmp_path: Path, ent
         ("Qwen/Qwen2.5-72B-Instruct-GPTQ-Int4", "int4"),
         ("RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w4a16", "int4"),
         ("RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8-dynamic", "fp8"),
+        ("Qwen/Qwen3-8B-FP8", "fp8-block"),
+        ("RedHatAI/Qwen3-8B-FP8-dynamic", "fp8"),
+        ("RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8-block", "fp8-block"),
         ("meta-llama/Llama-3.1-8B-Instruct", None),
     ],
 )
 def test_a_published_name_says_how_its_weights_are_quantised(
     published: str, word: str | None
 ) -> None:
-    assert load_model(published).num_layers in (32, 80)
+    assert load_model(published).num_layers in (32, 36, 80)
     assert find_quantisation(published) == word

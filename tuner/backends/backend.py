@@ -49,7 +49,9 @@ class HostTimes:
     sequence that computes a part of its prompt and ``prompt_token_s`` per token of it.
 
     ``is_overlapped``: it runs beside the ranks' work, and ranks wait only for what exceeds that.
-    ``exposed_s`` is never hidden behind a step.
+    ``exposed_s`` is never hidden behind a step. A plan of several stages adds ``pipeline_step_s``
+    (messages to the other stages and back) and ``pipeline_seq_s`` per sequence (what shares the
+    scheduler's process there: answers to clients, requests packed for other stages).
     """
 
     step_s: float
@@ -58,20 +60,28 @@ class HostTimes:
     exposed_s: float = 0.0
     request_s: float = 0.0
     prompt_token_s: float = 0.0
+    pipeline_step_s: float = 0.0
+    pipeline_seq_s: float = 0.0
     shares: HostShares = field(
         default_factory=lambda: HostShares(schedule=1.0, input=0.0, sample=0.0, output=0.0)
     )
 
     def __post_init__(self) -> None:
-        for name in ("step_s", "seq_s", "exposed_s", "request_s", "prompt_token_s"):
-            if getattr(self, name) < 0:
-                raise TunerError(f"host {name}={getattr(self, name)}: must be at least 0")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name.endswith("_s") and value < 0:
+                raise TunerError(f"host {f.name}={value}: must be at least 0")
 
-    def work_s(self, num_seqs: int, num_prompts: int, prompt_tokens: int) -> float:
+    def work_s(
+        self, num_seqs: int, num_prompts: int, prompt_tokens: int, *, is_pipeline: bool = False
+    ) -> float:
         """Seconds of the host's work, hidden or not."""
+        step_s, seq_s = self.step_s, self.seq_s
+        if is_pipeline:
+            step_s, seq_s = step_s + self.pipeline_step_s, seq_s + self.pipeline_seq_s
         return (
-            self.step_s
-            + self.seq_s * num_seqs
+            step_s
+            + seq_s * num_seqs
             + self.request_s * num_prompts
             + self.prompt_token_s * prompt_tokens
         )

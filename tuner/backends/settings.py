@@ -65,6 +65,8 @@ _ALL = (
     _same("host.request_s", "host work of a prompt in a step, s"),
     _same("host.prompt_token_s", "host work of a prompt's token, s"),
     _same("host.exposed_s", "host work of a step that nothing hides, s"),
+    _same("host.pipeline_step_s", "host work that a step over several stages adds, s"),
+    _same("host.pipeline_seq_s", "the same of a sequence in it, s"),
     _same("front_end.request_s", "a request's way in, s"),
     _same("front_end.prompt_token_s", "a prompt's token on its way in, s"),
     _same("front_end.answer_s", "a token's way out, s"),

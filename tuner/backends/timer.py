@@ -143,7 +143,12 @@ class ServedTimer:
 
     def _work_s(self, shape: StepShape) -> float:
         num_prompts = shape.num_seqs - shape.num_decode_tokens
-        return self._host.work_s(shape.num_seqs, num_prompts, shape.num_prefill_tokens)
+        return self._host.work_s(
+            shape.num_seqs,
+            num_prompts,
+            shape.num_prefill_tokens,
+            is_pipeline=self._num_stages > 1,
+        )
 
 
 def _factors(kernels: KernelTimes, precision: Precision) -> KernelFactors:

@@ -63,7 +63,9 @@ SOURCES = {
     "vllm": (
         "fitted on closed-loop runs of vLLM 0.10.2 (asynchronous scheduling) and 0.12.0; shares "
         "of the host's work as measured in a 2023 engine (Vidur, A100); limits are the "
-        "documented defaults of the API server on H100"
+        "documented defaults of the API server on H100; what stages of a pipeline add in 0.8 is "
+        "fitted on published runs over two nodes (python -m tuner.calibration.pipeline), and not "
+        "known from 0.9 on, whose engine is another"
     ),
     "trtllm": (
         "fitted on closed-loop runs of TensorRT-LLM 1.0 to 1.2; shares of the host's work as "

@@ -162,9 +162,8 @@ def node_warnings(node: Node, settings: Settings, workload: Workload) -> tuple[s
     device, plan = node.hardware.device, settings.plan
     found = list(workload.warnings)
     if not device.is_calibrated_for(node.precision):
-        has_curves = device.curves_for(node.precision) is not None
-        like = node.precision.estimated_from
-        origin = f"estimated from {like}" if has_curves else "from data-sheet peaks"
+        like = device.estimated_from(node.precision)
+        origin = "from data-sheet peaks" if like is None else f"estimated from {like}"
         found.append(
             f"{device.title} is {device.calibration}, so {node.precision} step times are {origin}; "
             f"a step may be off by {percent(device.interval_for(node.precision))}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,6 +50,8 @@ class DeviceSpec:
     """One device: data-sheet peaks, explicit efficiencies, and where both come from.
 
     ``curves`` are fitted to measurements where there are any; else the efficiencies stand in.
+    ``curves_of`` names the device whose they are, where it has the same processors: as variables
+    are ratios to a device's peaks, its kernels reach the same shares of them.
     ``interval`` is the 90 % half width of log(true / predicted) of a step: the held-out error of
     whole layers (``benchmarks/reports``), widened by what was not measured. ``link`` joins the
     ``devices_per_node`` devices of a node, ``between_nodes`` each device to those of other nodes
@@ -77,6 +80,7 @@ class DeviceSpec:
     clock_hz: float
     interval: float
     curves: Curves | None = None
+    curves_of: str | None = None
 
     @classmethod
     def from_json(cls, raw: dict[str, Any], *, where: str) -> DeviceSpec:
@@ -124,9 +128,16 @@ class DeviceSpec:
         return self.curves
 
     def is_calibrated_for(self, precision: Precision) -> bool:
-        """Whether products in ``precision`` were measured; others are
-        :attr:`Precision.estimated_from` those that were."""
-        return precision.estimated_from is None and self.curves_for(precision) is not None
+        """Whether products in ``precision`` were measured on this device; else
+        :meth:`estimated_from` says what stands in."""
+        return self.curves_for(precision) is not None and self.estimated_from(precision) is None
+
+    def estimated_from(self, precision: Precision) -> str | None:
+        """What step times in ``precision`` come from where they were not measured here; None where
+        they were, or where data-sheet peaks are all there is."""
+        if self.curves_for(precision) is None:
+            return None
+        return precision.estimated_from or (self.curves_of and f"those of {self.curves_of}")
 
     def interval_for(self, precision: Precision) -> float:
         """The 90 % half width of log(true / predicted) of a step in ``precision``."""
@@ -139,6 +150,8 @@ class DeviceSpec:
         """How far the numbers can be trusted, in words."""
         if self.curves is None:
             return "uncalibrated"
+        if self.curves_of is not None:
+            return f"uncalibrated, by the curves of {self.curves_of}"
         formats = ", ".join(p.value for p in Precision if self.is_calibrated_for(p))
         if not self.has_measured_link:
             return f"calibrated for {formats}; link {self.link.name} uncalibrated"
@@ -195,13 +208,16 @@ class DeviceSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """``count`` equal devices, ``devices_per_node`` of them in a node."""
+    """``count`` equal devices, ``devices_per_node`` of them in a node. ``nodes``: how many of them
+    there are where somebody said so; else nodes are full."""
 
     device: DeviceSpec
     count: int
+    nodes: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.count}x{self.device.name}"
+        among = "" if self.nodes is None else f"{self.nodes}x"
+        return f"{among}{self.count // (self.nodes or 1)}x{self.device.name}"
 
 
 def list_devices() -> list[str]:
@@ -219,6 +235,8 @@ def load_device(name: str) -> DeviceSpec:
         TunerError: no such device, with the nearest and the known ones, or a file that is wrong.
     """
     spec = load_data_sheet(name)
+    if spec.curves_of is not None:
+        return replace(spec, curves=load_device(spec.curves_of).curves)
     fitted = DEVICES.get_path(name).with_name(f"{name}{CURVES_SUFFIX}")
     if not fitted.exists():
         return spec
@@ -243,7 +261,7 @@ def load_data_sheet(name: str) -> DeviceSpec:
 
 
 def parse_hardware(text: str) -> Hardware:
-    """Read ``8xh200``, or ``h200`` for one device.
+    """Read ``8xh200``, or ``h200`` for one device; ``2x4xh200`` are two nodes with four each.
 
     ``8xh200@pcie5`` is the same device over another link, ``8xh200@64gb/s`` over its own link
     with that bandwidth per device and direction.
@@ -252,20 +270,31 @@ def parse_hardware(text: str) -> Hardware:
         TunerError: another form, a count of 0 or above MAX_DEVICES, an unknown device or link.
     """
     match = re.fullmatch(
-        rf"(?:(\d+)x)?([a-z][a-z0-9._-]*)(?:{LINK_MARK}([a-z0-9_./-]+))?", text.strip().lower()
+        rf"(?:(\d+)x)?(?:(\d+)x)?([a-z][a-z0-9._-]*)(?:{LINK_MARK}([a-z0-9_./-]+))?",
+        text.strip().lower(),
     )
-    if match is None or (match[1] and not match[1].strip("0")):
+    if match is None or any(found and not found.strip("0") for found in match.group(1, 2)):
         raise TunerError(
-            f"hardware {text!r}: write COUNTxDEVICE or COUNTxDEVICE@LINK, as in '8xh200' or "
-            f"'8xh200@pcie5'; known devices are {', '.join(list_devices())}, known links "
-            f"{', '.join(list_links())}"
+            f"hardware {text!r}: write COUNTxDEVICE, NODESxCOUNTxDEVICE or COUNTxDEVICE@LINK, as "
+            f"in '8xh200', '2x4xh200' or '8xh200@pcie5'; known devices are "
+            f"{', '.join(list_devices())}, known links {', '.join(list_links())}"
         )
     # The number of digits first: a thousand of them are no int.
-    digits = (match[1] or "1").lstrip("0")
-    if len(digits) > len(str(MAX_DEVICES)) or int(digits) > MAX_DEVICES:
+    counts = [(found or "1").lstrip("0") for found in match.group(1, 2)]
+    is_short = all(len(digits) <= len(str(MAX_DEVICES)) for digits in counts)
+    if not is_short or math.prod(map(int, counts)) > MAX_DEVICES:
         raise TunerError(f"hardware {text[:60]!r}: at most {MAX_DEVICES} devices")
-    device = load_device(match[2])
-    if match[3]:
-        speed = find_speed(match[3])
-        device = device.at_link_speed(speed) if speed else device.with_link(load_link(match[3]))
-    return Hardware(device=device, count=int(digits))
+    device = load_device(match[3])
+    if match[4]:
+        speed = find_speed(match[4])
+        device = device.at_link_speed(speed) if speed else device.with_link(load_link(match[4]))
+    first, second = map(int, counts)
+    if match[2] is None:
+        return Hardware(device=device, count=first)
+    if second > device.devices_per_node:
+        raise TunerError(
+            f"hardware {text!r}: a node of {device.name} has {device.devices_per_node} devices"
+        )
+    return Hardware(
+        device=replace(device, devices_per_node=second), count=first * second, nodes=first
+    )

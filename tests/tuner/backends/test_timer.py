@@ -67,6 +67,15 @@ def test_overlap_hides_the_host_behind_the_ranks_work() -> None:
     assert hidden.host_seconds(shape) == 0.0
 
 
+def test_stages_add_what_their_host_work_says_and_one_stage_nothing() -> None:
+    host = replace(HOST, pipeline_step_s=5e-3, pipeline_seq_s=1e-4)
+    staged, alone = ParallelPlan(tp=4, pp=2), TP8
+    shape = decode(64)
+    for plan, added_s in ((staged, 5e-3 + 64e-4), (alone, 0.0)):
+        told = timer(replace(PLAIN, host=host), plan).host_seconds(shape)
+        assert told == pytest.approx(timer(PLAIN, plan).host_seconds(shape) + added_s)
+
+
 def test_what_is_longer_than_the_ranks_work_is_waited_for() -> None:
     slow = replace(HOST, step_s=1.0, is_overlapped=True, exposed_s=1e-3)
     served = timer(replace(PLAIN, host=slow))

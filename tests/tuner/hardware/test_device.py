@@ -10,8 +10,9 @@ from tuner.hardware.device import DEVICES, DeviceSpec
 from tuner.spec.errors import TunerError
 
 FITTED = ("a100", "h100", "h200")
+CARRIED = ("a100-40gb",)
 FROM_DATA_SHEETS = (
-    *("b200", "gb200", "h20", "h100-pcie", "a100-40gb", "l40s", "l4", "a10g"),
+    *("b200", "gb200", "h20", "h100-pcie", "l40s", "l4", "a10g"),
     *("rtx4090", "rtx6000ada", "rtxpro6000", "mi300x", "mi325x"),
 )
 EFFICIENCIES = ("gemm", "attention", "memory", "usable_memory")
@@ -30,7 +31,7 @@ def test_a_count_and_a_name_make_hardware() -> None:
 
 
 def test_every_description_can_be_read() -> None:
-    assert {*FITTED, *FROM_DATA_SHEETS} == set(list_devices())
+    assert {*FITTED, *CARRIED, *FROM_DATA_SHEETS} == set(list_devices())
     assert {parse_hardware(name).count for name in list_devices()} == {1}
 
 
@@ -45,7 +46,30 @@ def test_what_is_from_a_data_sheet_names_it_and_is_trusted_less_than_what_was_fi
     assert device.interval > max(parse_hardware(other).device.interval for other in FITTED)
 
 
-@pytest.mark.parametrize("name", [*FITTED, *FROM_DATA_SHEETS])
+def test_the_same_processors_with_another_memory_reach_the_same_shares_of_their_peaks() -> None:
+    device, fitted = (parse_hardware(name).device for name in ("a100-40gb", "a100"))
+    assert device.curves == fitted.curves
+    assert device.calibration == "uncalibrated, by the curves of a100"
+    assert device.estimated_from(Precision.BF16) == "those of a100"
+    assert device.interval_for(Precision.BF16) > fitted.interval_for(Precision.BF16)
+    for precision in (Precision.FP8, Precision.FP32):
+        assert device.curves_for(precision) is None
+        assert device.estimated_from(precision) is None
+
+
+def test_nodes_may_be_used_in_part() -> None:
+    hardware = parse_hardware("2x4xh200")
+    assert (hardware.count, hardware.device.devices_per_node) == (8, 4)
+    assert str(hardware) == "2x4xh200"
+    assert parse_hardware(str(hardware)) == hardware
+    assert parse_hardware("2x8xh200").device == parse_hardware("16xh200").device
+    with pytest.raises(TunerError, match="a node of h200 has 8 devices"):
+        parse_hardware("2x16xh200")
+    with pytest.raises(TunerError, match="at most 16384"):
+        parse_hardware("16384x8xh200")
+
+
+@pytest.mark.parametrize("name", [*FITTED, *CARRIED, *FROM_DATA_SHEETS])
 def test_narrower_formats_are_computed_in_proportion(name: str) -> None:
     """Dense peaks: a figure with sparsity among them would be twice what it should."""
     peaks = parse_hardware(name).device.dense_flops_per_s

@@ -26,6 +26,7 @@ from tuner.backends.backend import Fitted
 from tuner.calibration.served import SOURCES, fit_backend, parameters_of
 from tuner.calibration.served_fit import relative_errors, simulate_rows, with_values
 from tuner.calibration.served_rows import FILE, ServedRow, Simulated, Tool, read_served_rows
+from tuner.calibration.step_errors import coverages, needed_factors
 
 FloatArray = npt.NDArray[np.float64]
 TARGETS = {"vLLM": (0.20, 0.05), "all": (0.30, 0.12)}
@@ -72,6 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="the folder of measurements")
     parser.add_argument("--out", type=Path, help="write the report here too")
     parser.add_argument("--refit", action="store_true", help="fit every fold again")
+    parser.add_argument("--coverage", action="store_true", help="judge intervals too")
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args(arguments)
     profiles = [
@@ -88,6 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
             *_targets(judged),
             *_groups(judged),
             *_by_concurrency(judged),
+            *_by_degree(judged),
+            *(_coverage(rows, profiles, options) if options.coverage else ()),
             *_by_length(judged),
             *_parameters(profiles),
             *_limits(judged),
@@ -130,9 +134,9 @@ def _introduction(processes: int) -> Iterator[str]:
     yield "* Errors are (simulated - measured) / measured; medians and p90 are of their size."
     yield "* Leave one (system, model, backend) group out: the profile that a row is simulated with"
     yield "  was fitted without its group. What only that group could tell stays at its start."
-    yield "* How the load tools and their servers were set (*Tools and prompt lengths*), that a"
-    yield "  request joins the step after next, and that kernel factors stay out were found on all"
-    yield "  groups together: no fold of an outer loop was kept apart for them."
+    yield "* How the load tools and their servers were set (*Tools and prompt lengths*), and that a"
+    yield "  request joins the step after next, were found on all groups together: no fold of an"
+    yield "  outer loop was kept apart for them."
     yield ""
 
 
@@ -184,6 +188,39 @@ def _by_concurrency(judged: Judged) -> Iterator[str]:
     yield ""
 
 
+def _by_degree(judged: Judged) -> Iterator[str]:
+    yield "## Bias against the tensor-parallel degree"
+    yield ""
+    yield from (line.format("tp") for line in HEAD)
+    for degree in sorted({row.tp for row in judged.rows}):
+        yield _line(str(degree), judged.having("tp", degree))
+    yield ""
+    yield "vLLM alone:"
+    yield ""
+    yield from (line.format("tp") for line in HEAD)
+    ours = judged.having("backend", "vllm")
+    for degree in sorted({row.tp for row in ours.rows}):
+        yield _line(str(degree), ours.having("tp", degree))
+    yield ""
+
+
+def _coverage(
+    rows: list[ServedRow], profiles: list[Backend], options: argparse.Namespace
+) -> Iterator[str]:
+    yield "## Coverage of 90 % intervals"
+    yield ""
+    yield "Step times may be off by what the other groups of the same system needed; the share of a"
+    yield "group's runs that such an interval holds:"
+    yield ""
+    yield "| group | rows | TTFT | TPOT |"
+    yield "|---|---:|---:|---:|"
+    for profile in profiles:
+        needed = needed_factors(rows, profile, options.data, processes=options.processes)
+        for held in coverages(needed):
+            yield f"| {held.group} | {held.rows} | {held.ttft:.0%} | {held.tpot:.0%} |"
+    yield ""
+
+
 def _by_length(judged: Judged) -> Iterator[str]:
     yield "## Tools and prompt lengths"
     yield ""
@@ -206,8 +243,8 @@ def _parameters(profiles: list[Backend]) -> Iterator[str]:
     yield "## Parameters of every fold"
     yield ""
     yield "Host times of a step and a sequence start from a 2023 engine's (Vidur's measurement, two"
-    yield "ranks, without Ray's messages). Kernels are as the device's curves have them (vLLM's):"
-    yield "factors for TensorRT-LLM's own were tried, and made groups that the fit never saw worse."
+    yield "ranks, without Ray's messages). Kernels are as the device's curves have them (vLLM's);"
+    yield "factors of TensorRT-LLM's fp8 products are from published timings of single products."
     for profile in profiles:
         fitted = _fitted(profile)
         columns = [group.group.removesuffix(f" {profile.name}") for group in fitted.held_out]

@@ -11,7 +11,7 @@ from engine.spec.settings import Caps, StepOrder
 from tuner.backends.choice import BackendChoice, release_key
 from tuner.backends.settings import Value, setting_value, with_settings
 from tuner.backends.step_errors import StepErrors
-from tuner.hardware import DeviceSpec, Launch
+from tuner.hardware import DeviceSpec, KvFormat, Launch
 from tuner.spec.catalog import FileShelf, check_name
 from tuner.spec.documents import read_document, read_file
 from tuner.spec.errors import TunerError
@@ -173,6 +173,7 @@ class Backend:
     saw, else ``UNMEASURED_INTERVAL``. ``step_errors`` says it by phase, load and degree.
 
     ``step_order`` is what shares a step: prompts and decodes, or prompts alone before decodes.
+    ``kv_cache_dtype`` is what it keeps keys and values in.
 
     ``release`` is the one whose defaults it has: in a file the newest that is known. ``releases``
     are those at which a default changed, ``device_caps`` the default caps by device, the first
@@ -197,6 +198,7 @@ class Backend:
     samples_in_parallel: bool = False
     prefix_cache: bool = False
     step_order: StepOrder = StepOrder.MIXED
+    kv_cache_dtype: KvFormat = KvFormat.AUTO
     release: str | None = None
     releases: tuple[Release, ...] = ()
     device_caps: tuple[DeviceCaps, ...] = ()

@@ -46,6 +46,7 @@ _ALL = (
         "decodes when none is left",
     ),
     _same("prefix_cache", "KV blocks of equal beginnings are shared"),
+    _same("kv_cache_dtype", "what keys and values are kept in: auto (as activations) or fp8"),
     Setting(
         key="max_num_seqs",
         path="default_caps.max_num_seqs",

@@ -85,6 +85,7 @@ class ServedTimer:
                 precision,
                 launch=launch,
                 factors=_factors(backend.kernels, precision),
+                kv=backend.kv_cache_dtype,
             )
             for launch in set(launches.values())
         }

@@ -106,9 +106,7 @@ def fit_pipeline(data: Path) -> list[PipelineFit]:
 def _tpot_ms(x: FloatArray, workloads: list[Workload]) -> FloatArray:
     """f8[loads] of mean TPOT with these seconds of a step and of a sequence."""
     node = describe_node(model=MODEL, hardware=PIPELINE.hardware, dtype="bf16", backend=BACKEND)
-    host = replace(
-        node.backend.host, pipeline_step_s=float(x[0]), pipeline_seq_s=float(x[1])
-    )
+    host = replace(node.backend.host, pipeline_step_s=float(x[0]), pipeline_seq_s=float(x[1]))
     node = replace(node, backend=replace(node.backend, host=host))
     runs = [simulate_runs(node, PIPELINE, workload) for workload in workloads]
     return np.array([[m.tpot_ms for m in run.values()] for run in runs]).mean(axis=0)

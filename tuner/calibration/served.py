@@ -25,7 +25,6 @@ from tuner.backends.backend import (
     Fitted,
     HeldOutGroup,
     HostShares,
-    KernelTimes,
 )
 from tuner.calibration.served_fit import (
     Fold,
@@ -56,9 +55,8 @@ COMMON = (
     Parameter(part="front_end", name="request_s", start=4e-3, spread=3e-3),
     Parameter(part="front_end", name="prompt_token_s", start=1e-6, spread=1e-6),
 )
-# Kernel factors are not fitted. Tried for TensorRT-LLM, they made groups that the fit never saw
-# worse (Qwen3-32B's TPOT from 5 to 15 %): its fp8 products are quicker than vLLM's where a model
-# has one scale per tensor (Llama) and as quick where it has one per block (Qwen).
+# Kernel factors are not fitted: served runs cannot tell them from the host's times. A profile's are
+# from published timings of single products, see its source.
 SOURCES = {
     "vllm": (
         "fitted on closed-loop runs of vLLM 0.10.2 (asynchronous scheduling) and 0.12.0; shares "
@@ -70,6 +68,9 @@ SOURCES = {
     "trtllm": (
         "fitted on closed-loop runs of TensorRT-LLM 1.0 to 1.2; shares of the host's work as "
         "measured in a 2023 engine (Vidur, A100); limits are trtllm-serve's documented defaults; "
+        "products of weights with one scale take 0.78 of the curves' time, which hold a pass that "
+        "rounds activations: its scales are known before, and published timings of a product with "
+        "and without that pass differ by so much (vLLM, pull request 17126); "
         "block-scaled products take 0.7 of the CUTLASS kernel's time, as DeepGEMM's do in "
         "published timings of both"
     ),
@@ -109,9 +110,7 @@ def fit_backend(name: str, data: Path, *, processes: int) -> Backend:
     """The profile of ``name`` fitted on its rows, with its held-out errors."""
     rows = [row for row in read_served_rows(data) if row.backend == name]
     parameters = parameters_of(data)
-    profile = load_profile(name)
-    kernels = KernelTimes(fp8_block_gemm=profile.kernels.fp8_block_gemm)
-    start = replace(profile, kernels=kernels, fitted=None)
+    start = replace(load_profile(name), fitted=None)
     folds = fit_folds(
         rows,
         start,

@@ -122,9 +122,7 @@ def simulate_runs(
 ) -> dict[float, Means]:
     """Means of each run by rate."""
     settings = Settings(plan=deployment.plan, caps=CAPS)
-    timings = node.simulate(
-        settings, workload, keeps_prefixes=keeps_prefixes
-    ).measurement.timings
+    timings = node.simulate(settings, workload, keeps_prefixes=keeps_prefixes).measurement.timings
     size = len(timings) // len(deployment.runs)
     return {
         rate: means_of(timings[number * size : (number + 1) * size])

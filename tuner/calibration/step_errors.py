@@ -93,6 +93,47 @@ def step_errors(needed: Sequence[Needed]) -> StepErrors:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """The share of a group's runs whose TTFT (or TPOT) an interval holds that was made from the
+    other groups of the same system."""
+
+    group: str
+    rows: int
+    ttft: float
+    tpot: float
+
+
+def coverages(needed: Sequence[Needed]) -> list[Coverage]:
+    """Of each group by the widths of the others; a system's only group has none."""
+    found = []
+    for group in sorted({each.row.group for each in needed}):
+        mine = [each for each in needed if each.row.group == group]
+        others = [each for each in needed if each.row.group != group]
+        if not others:
+            continue
+        known = step_errors(others)
+        shares = {
+            phase: np.mean(
+                [
+                    abs(each.of(phase))
+                    <= known.band(phase, each.row.concurrency, each.row.tp).half_width
+                    for each in mine
+                ]
+            )
+            for phase in Phase
+        }
+        found.append(
+            Coverage(
+                group=group,
+                rows=len(mine),
+                ttft=float(shares[Phase.PREFILL]),
+                tpot=float(shares[Phase.DECODE]),
+            )
+        )
+    return found
+
+
 def _bands(needed: Sequence[Needed], phase: Phase) -> Iterator[StepErrorBand]:
     """The narrowest first: whoever asks takes the first that holds them."""
     every = (1, max(each.row.concurrency for each in needed))
@@ -176,6 +217,11 @@ def main(arguments: list[str] | None = None) -> int:
         raw["step_errors"] = asdict(step_errors(found))
         path.write_text(json.dumps(raw, indent=2) + "\n")
         print(path)
+        for held in coverages(found):
+            print(
+                f"  {held.group}: widths of the others hold {held.ttft:.0%} of TTFT, "
+                f"{held.tpot:.0%} of TPOT"
+            )
     return 0
 
 

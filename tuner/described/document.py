@@ -15,7 +15,7 @@ from policies.points import Estimate, estimates_to_json
 from policies.report import finite, flat_metrics, measurement_json, sla_json
 from policies.sla import Sla
 from tuner.described.node import Node
-from tuner.hardware import MemoryEstimate, Precision
+from tuner.hardware import KvFormat, MemoryEstimate, Precision
 from tuner.hardware.block_scaled import BLOCK
 from tuner.hardware.precision import INT4_GROUP
 from tuner.simulation.simulate import OnProgress, SimulationResult, no_progress
@@ -170,6 +170,11 @@ def node_warnings(node: Node, settings: Settings, workload: Workload) -> tuple[s
         )
     if not node.backend.is_measured:
         found.append(unmeasured_warning(node))
+    if node.backend.kv_cache_dtype is not KvFormat.AUTO:
+        found.append(
+            "attention over keys and values in fp8 was not measured: it is taken to read half the "
+            "bytes at the same share of the bandwidth"
+        )
     if (unaligned := _unaligned(node, plan)) is not None:
         found.append(unaligned)
     idle = node.hardware.count - plan.world_size

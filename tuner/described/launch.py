@@ -42,6 +42,7 @@ def node_commands(
         is_async=_named_async(node),
         step_order=node.backend.step_order,
         keeps_prefixes=node.backend.prefix_cache,
+        kv=node.backend.kv_cache_dtype,
         hardware=str(node.hardware),
         checkpoint=model if is_loadable else stand_in,
         folder=model if is_folder or node.precision.is_quantised else None,

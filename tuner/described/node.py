@@ -81,6 +81,7 @@ class Node:
             caps=caps or self.backend.default_caps,
             samples_in_parallel=self.backend.samples_in_parallel,
             needed_kv_tokens=needed_kv_tokens,
+            kv=self.backend.kv_cache_dtype,
         )
         if not (plan.shift and self.backend.has_second_weights):
             return estimate

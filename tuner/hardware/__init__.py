@@ -7,13 +7,14 @@ from tuner.hardware.device import DeviceSpec, Hardware, list_devices, parse_hard
 from tuner.hardware.links import LinkSpec, list_links, load_link
 from tuner.hardware.memory import MemoryEstimate, estimate_memory, list_memory, num_device_kv_blocks
 from tuner.hardware.power import PowerSpec
-from tuner.hardware.precision import Precision
+from tuner.hardware.precision import KvFormat, Precision
 from tuner.hardware.roofline import RooflineTimer, paced_timer
 from tuner.hardware.sampling import SampleKind, SamplerSpec, sample_s
 
 __all__ = [
     "DeviceSpec",
     "Hardware",
+    "KvFormat",
     "Launch",
     "LinkSpec",
     "MemoryEstimate",

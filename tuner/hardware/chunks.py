@@ -29,9 +29,11 @@ def chunk_seconds(
     prefix: FloatArray,
     heads: float,
     kv_heads: float,
+    kv_share: float = 1.0,
 ) -> FloatArray:
     """Causal attention of ``queries`` new tokens of each of ``seqs`` sequences over ``prefix``
-    cached tokens each; ``kernel_s`` is what a second kernel costs. Shapes broadcast.
+    cached tokens each, which are kept in ``kv_share`` of the bytes of activations; ``kernel_s`` is
+    what a second kernel costs. Shapes broadcast.
 
     The curve is asked once per number of sequences and queries, however many prefixes there are.
     """
@@ -44,7 +46,7 @@ def chunk_seconds(
         queries=queries,
         prefix=prefix,
         heads=heads,
-        kv_heads=kv_heads,
+        kv_heads=kv_share * kv_heads,
     )
     return np.asarray(without_s + added_s)
 

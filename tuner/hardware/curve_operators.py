@@ -15,7 +15,7 @@ from tuner.hardware.collectives import CollectiveTimes
 from tuner.hardware.curves import Curves
 from tuner.hardware.device import DeviceSpec
 from tuner.hardware.physics import ACTIVATION_BYTES, Peaks, decode_work, gemm_work
-from tuner.hardware.precision import Precision
+from tuner.hardware.precision import KvFormat, Precision
 from tuner.hardware.tables import (
     DECODE_CONTEXT,
     DECODE_SEQS,
@@ -59,6 +59,7 @@ class CurveOperators:
         counter: WorkCounter,
         precision: Precision,
         launch: Launch,
+        kv: KvFormat = KvFormat.AUTO,
     ) -> None:
         self._device, self._curves, self._launch = device, curves, launch
         self._model, self._counter = model, counter
@@ -69,6 +70,7 @@ class CurveOperators:
         self._heads = counter.attention_width / MEASURED_HEAD_DIM
         kv_channels = counter.kv_width / 2 / precision.dtype.num_bytes
         self._kv_heads = kv_channels / MEASURED_HEAD_DIM
+        self._kv_share = kv.share_of(precision.dtype)
         self._decode = self._decode_table()
         self._prefill = self._prefill_table()
         self._collectives = CollectiveTimes(device, curves, self._plan, launch.value)
@@ -165,6 +167,7 @@ class CurveOperators:
             context=context.ravel(),
             heads=np.full(seqs.size, self._heads),
             kv_heads=np.full(seqs.size, self._kv_heads),
+            kv_share=self._kv_share,
         )
         seconds = self._curves.decode.seconds(work).reshape(seqs.shape)
         return Grid2(DECODE_SEQS, DECODE_CONTEXT, seconds)
@@ -182,6 +185,7 @@ class CurveOperators:
             prefix=prefix,
             heads=self._heads,
             kv_heads=self._kv_heads,
+            kv_share=self._kv_share,
         )
         return Grid3(*axes, seconds)
 

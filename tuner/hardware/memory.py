@@ -10,7 +10,7 @@ from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps
 from tuner.hardware.device import DeviceSpec, Hardware
-from tuner.hardware.precision import Precision
+from tuner.hardware.precision import KvFormat, Precision
 from tuner.spec.errors import TunerError
 
 GIB = 2**30
@@ -85,6 +85,7 @@ def estimate_memory(
     caps: Caps,
     samples_in_parallel: bool = False,
     needed_kv_tokens: int = 1,
+    kv: KvFormat = KvFormat.AUTO,
 ) -> MemoryEstimate:
     """Weights, activations (:func:`activation_bytes`) and KV of the fullest rank against the
     device's usable memory."""
@@ -102,7 +103,9 @@ def estimate_memory(
             samples_in_parallel=samples_in_parallel,
         ),
         runtime_bytes=RUNTIME_BYTES if plan.replica_size == 1 else RUNTIME_BYTES_AMONG_RANKS,
-        kv_bytes_per_token=model.kv_bytes_per_token(plan, precision.dtype),
+        kv_bytes_per_token=int(
+            model.kv_bytes_per_token(plan, precision.dtype) * kv.share_of(precision.dtype)
+        ),
         needed_kv_tokens=needed_kv_tokens,
     )
 

@@ -12,7 +12,7 @@ from engine.spec.steps import StepShape
 from tuner.hardware.block_scaled import BLOCK_SCALED
 from tuner.hardware.collectives import CollectiveTimes
 from tuner.hardware.device import DeviceSpec
-from tuner.hardware.precision import Precision
+from tuner.hardware.precision import KvFormat, Precision
 from tuner.work.counts import (
     Collective,
     GemmShape,
@@ -58,7 +58,12 @@ class PeakOperators:
     """Operators from data-sheet peaks times typical efficiencies."""
 
     def __init__(
-        self, device: DeviceSpec, model: ModelConfig, counter: WorkCounter, precision: Precision
+        self,
+        device: DeviceSpec,
+        model: ModelConfig,
+        counter: WorkCounter,
+        precision: Precision,
+        kv: KvFormat = KvFormat.AUTO,
     ) -> None:
         self._device = device
         self._hidden = model.hidden_size
@@ -69,7 +74,8 @@ class PeakOperators:
         self._memory = device.achievable_bytes_per_s
         attention_peak = device.dense_flops_per_s[precision.dtype.value] * efficiency.attention
         self._s_per_pair = 4.0 * counter.attention_width / attention_peak
-        self._s_per_context_token = counter.kv_width / self._memory
+        kv_share = kv.share_of(precision.dtype)
+        self._s_per_context_token = kv_share * counter.kv_width / self._memory
         self._collectives = CollectiveTimes(device, None, counter.plan, launch="graph")
 
     def gemms_s(self, mode: Mode, rows: int) -> float:

@@ -126,10 +126,12 @@ def decode_work(
     heads: FloatArray,
     kv_heads: FloatArray,
     head_dim: int = 128,
+    kv_share: float = 1.0,
 ) -> Work:
-    """Attention of one new token in each of ``seqs`` sequences over ``context`` tokens each."""
+    """Attention of one new token in each of ``seqs`` sequences over ``context`` tokens each, kept
+    in ``kv_share`` of the bytes of activations."""
     flop_s = 4.0 * seqs * context * head_dim * heads / peaks.flops_per_s
-    channels = 2 * heads + 2 * kv_heads * context
+    channels = 2 * heads + 2 * kv_share * kv_heads * context
     byte_s = ACTIVATION_BYTES * head_dim * seqs * channels / peaks.bytes_per_s
     waves = seqs * kv_heads / peaks.num_sms
     return _work(

@@ -27,6 +27,17 @@ _ALIASES = {
 }
 
 
+class KvFormat(StrEnum):
+    """What keys and values are kept in: ``auto`` is as activations are, ``fp8`` one byte each."""
+
+    AUTO = "auto"
+    FP8 = "fp8"
+
+    def share_of(self, dtype: DType) -> float:
+        """Of the bytes that a number of activations in ``dtype`` takes."""
+        return 1.0 if self is KvFormat.AUTO else 1.0 / dtype.num_bytes
+
+
 class Precision(StrEnum):
     """``fp8`` and ``int4`` hold the layers' weights in one byte and in about half of one;
     activations, KV cache, collectives, embedding and head stay in bfloat16. Products with ``fp8``

@@ -16,7 +16,7 @@ from tuner.hardware.curve_operators import CurveOperators, Launch
 from tuner.hardware.device import DeviceSpec, Hardware
 from tuner.hardware.fixed import FixedTable
 from tuner.hardware.operators import Operators, PeakOperators
-from tuner.hardware.precision import Precision
+from tuner.hardware.precision import KvFormat, Precision
 from tuner.hardware.sampling import SamplerSpec, sample_s
 from tuner.spec.errors import TunerError
 from tuner.work.counts import LogitsExchange, StageWork, WorkCounter
@@ -76,6 +76,7 @@ class RooflineTimer:
         launch: Launch = Launch.GRAPH,
         sampler: SamplerSpec | None = None,
         factors: KernelFactors = MEASURED_KERNELS,
+        kv: KvFormat = KvFormat.AUTO,
     ) -> None:
         precision = Precision.of(dtype)
         self._device, self._sampler = device, sampler
@@ -83,7 +84,7 @@ class RooflineTimer:
         self._counter = WorkCounter(model, plan.replica, precision.dtype, exchange)
         self._placement = Placement(plan.replica, device.devices_per_node)
         self._alike = _alike(self._counter, self._placement)
-        self._operators = _operators(device, model, self._counter, precision, launch)
+        self._operators = _operators(device, model, self._counter, precision, launch, kv)
         self._factors = factors
         self._fixed = FixedTable(self._without_attention, slices=lambda mode: plan.rung(mode).sp)
         self._floors: dict[Mode, list[float]] = {}
@@ -164,11 +165,12 @@ def _operators(
     counter: WorkCounter,
     precision: Precision,
     launch: Launch,
+    kv: KvFormat,
 ) -> Operators:
     curves = device.curves_for(precision)
     if curves is None:
-        return PeakOperators(device, model, counter, precision)
-    return CurveOperators(device, curves, model, counter, precision, launch)
+        return PeakOperators(device, model, counter, precision, kv)
+    return CurveOperators(device, curves, model, counter, precision, launch, kv)
 
 
 def paced_timer(
@@ -180,6 +182,7 @@ def paced_timer(
     launch: Launch = Launch.GRAPH,
     sampler: SamplerSpec | None = None,
     factors: KernelFactors = MEASURED_KERNELS,
+    kv: KvFormat = KvFormat.AUTO,
 ) -> RooflineTimer:
     """Step times of one replica of ``plan`` on ``hardware``; with ``sampler`` those of sampling
     too.
@@ -199,4 +202,4 @@ def paced_timer(
         raise TunerError(
             f"{device.name} has no peak for {precision.peak}; it takes the formats {takes}"
         )
-    return RooflineTimer(device, model, plan, precision, launch, sampler, factors)
+    return RooflineTimer(device, model, plan, precision, launch, sampler, factors, kv)

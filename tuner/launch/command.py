@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from engine.spec.settings import Settings, StepOrder
-from tuner.hardware import MemoryEstimate, Precision
+from tuner.hardware import KvFormat, MemoryEstimate, Precision
 
 MODEL = "MODEL"
 """Stands for the operator's own checkpoint, where none is known."""
@@ -120,7 +120,7 @@ class Served:
     engine of this project is paced as where its ranks cannot compute in ``precision``.
     ``checkpoint``: what other systems load, ``folder``: what an engine of this project loads.
     ``max_model_len``: the context asked for, None: the model's own, ``positions``.
-    ``longest_tokens``: the longest request simulated.
+    ``longest_tokens``: the longest request simulated. ``kv``: what keys and values are kept in.
     ``queued_tokens``: prompt tokens that may wait within the TTFT bound.
     """
 
@@ -137,6 +137,7 @@ class Served:
     longest_tokens: int = 1
     room: Room | None = None
     keeps_prefixes: bool = False
+    kv: KvFormat = KvFormat.AUTO
     queued_tokens: int | None = None
     port: int = PORT
 

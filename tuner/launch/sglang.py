@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 
 from engine.spec.settings import Settings, StepOrder
+from tuner.hardware import KvFormat
 from tuner.launch.command import LaunchCommand, Served, System, join_notes, share
 from tuner.launch.vllm import Options, format_options, words_of
 
@@ -26,6 +27,7 @@ class SglangExporter:
         "--mem-fraction-static": "share of a device's memory for weights and KV, as simulated",
         "--disable-radix-cache": "prefix cache off, as simulated",
         "--dtype": "number format of activations and KV",
+        "--kv-cache-dtype": "fp8 keys and values, as simulated",
         "--quantization": "fp8 weights and products",
         "--port": "where it listens",
     }
@@ -63,5 +65,7 @@ def sglang_options(settings: Settings, served: Served) -> Options:
         options["--mem-fraction-static"] = share(served.room.static_share)
     if not served.keeps_prefixes:
         options["--disable-radix-cache"] = None
+    if served.kv is KvFormat.FP8:
+        options["--kv-cache-dtype"] = "fp8_e4m3"
     options["--port"] = str(served.port)
     return {**options, **format_options(served.precision)}

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 
 from engine.spec.settings import Settings
+from tuner.hardware import KvFormat
 from tuner.launch.command import ConfigFile, LaunchCommand, Served, System, join_notes, share
 from tuner.launch.vllm import Options, words_of
 
@@ -26,7 +27,7 @@ class TrtllmExporter:
         "--extra_llm_api_options": "the YAML file",
         "dtype": "number format of activations and KV",
         "enable_chunked_prefill": "prompts in chunks, as simulated",
-        "kv_cache_config": "the two below",
+        "kv_cache_config": "those below; its dtype where keys and values are in fp8",
         "enable_block_reuse": "prefix cache, as simulated",
         "free_gpu_memory_fraction": "KV's share of what the weights leave, as simulated",
     }
@@ -74,6 +75,8 @@ def _yaml(served: Served) -> str:
         "kv_cache_config:",
         f"  enable_block_reuse: {reuse}",
     ]
+    if served.kv is KvFormat.FP8:
+        lines.append("  dtype: fp8")
     if served.room is not None:
         lines.append(f"  free_gpu_memory_fraction: {share(served.room.free_share)}")
     return "".join(f"{line}\n" for line in lines)

@@ -11,12 +11,13 @@ import shlex
 from collections.abc import Mapping
 
 from engine.spec.settings import Settings
-from tuner.hardware import Precision
+from tuner.hardware import KvFormat, Precision
 from tuner.launch.command import ConfigFile, LaunchCommand, Served, System, join_notes, share
 from tuner.launch.why_not import rungs_note
 
 QUEUE_FLAG = "--max-num-queued-tokens"
 QUEUE_SINCE = "0.29"
+KV_FLAG = "--kv-cache-dtype"
 VERSIONS = ">=0.10,<0.31"
 
 FLAGS = {
@@ -30,6 +31,7 @@ FLAGS = {
     "--enable-prefix-caching": "prefix cache on, as simulated",
     "--no-enable-prefix-caching": "prefix cache off, as simulated",
     "--dtype": "number format of activations and KV",
+    KV_FLAG: "fp8 keys and values, as simulated",
     "--quantization": "fp8 weights and products",
     "--port": "where it listens",
 }
@@ -128,6 +130,8 @@ def vllm_options(settings: Settings, served: Served) -> Options:
         options["--gpu-memory-utilization"] = share(served.room.usable_share)
     no = "" if served.keeps_prefixes else "no-"
     options[f"--{no}enable-prefix-caching"] = None
+    if served.kv is not KvFormat.AUTO:
+        options[KV_FLAG] = served.kv.value
     options["--port"] = str(served.port)
     return {**options, **format_options(served.precision)}
 

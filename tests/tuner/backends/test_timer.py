@@ -13,7 +13,7 @@ from engine.spec.steps import StepShape
 from tuner.backends import Backend, ServedTimer, load_backend
 from tuner.backends.backend import HostTimes, KernelTimes
 from tuner.described.node import Node
-from tuner.hardware import Precision, parse_hardware
+from tuner.hardware import KvFormat, Precision, parse_hardware
 from tuner.work.models import load_model
 from tuner.workload.parse import parse_workload
 
@@ -65,6 +65,18 @@ def test_overlap_hides_the_host_behind_the_ranks_work() -> None:
     hidden = timer(replace(PLAIN, host=replace(HOST, is_overlapped=True)))
     assert timer(PLAIN).host_seconds(shape) == pytest.approx(1e-3 + 64 * 20e-6)
     assert hidden.host_seconds(shape) == 0.0
+
+
+def test_keys_and_values_in_fp8_take_half_the_room_and_long_contexts_less_time() -> None:
+    plain, narrow = (node(replace(PLAIN, kv_cache_dtype=kv)) for kv in KvFormat)
+    rooms = [each.memory(TP8).kv_tokens for each in (plain, narrow)]
+    assert rooms[1] == pytest.approx(2 * rooms[0], rel=1e-4)
+    for shape, least in ((decode(256, 8192), 0.6), (decode(1, 16), 0.99)):
+        long_s, short_s = (sum(each.timer(TP8).stage_seconds(shape)) for each in (plain, narrow))
+        assert least < short_s / long_s < 1.01
+    assert sum(narrow.timer(TP8).stage_seconds(decode(256, 8192))) < 0.9 * sum(
+        plain.timer(TP8).stage_seconds(decode(256, 8192))
+    )
 
 
 def test_stages_add_what_their_host_work_says_and_one_stage_nothing() -> None:

@@ -7,7 +7,7 @@ import pytest
 from engine.spec.modes import SHIFT, Mode, ModePin
 from engine.spec.plan import parse_plan
 from engine.spec.settings import Caps, Settings
-from tuner.hardware import Precision
+from tuner.hardware import KvFormat, Precision
 from tuner.launch.command import LaunchCommand, Served, System
 from tuner.launch.commands import launch_commands
 from tuner.launch.gearshift import ServedHere, launch_here
@@ -164,6 +164,17 @@ def test_block_scaled_checkpoints_say_so_themselves_and_no_flag_makes_them() -> 
     found = commands("tp=2", Precision.FP8_BLOCK)[System.VLLM]
     assert "--quantization" not in str(found.command)
     assert "a scale per block of 128x128 weights" in str(found.note)
+
+
+def test_keys_and_values_in_fp8_are_asked_for_in_each_systems_words() -> None:
+    served = Served(precision=Precision.FP8, hardware="8xh200", kv=KvFormat.FP8)
+    settings = Settings(plan=parse_plan("tp=2").plan, caps=CAPS)
+    found = {command.system: command for command in launch_commands(settings, served)}
+    assert " --kv-cache-dtype fp8 " in str(found[System.VLLM].command)
+    assert " --kv-cache-dtype fp8_e4m3 " in str(found[System.SGLANG].command)
+    config = found[System.TRTLLM].config
+    assert config is not None
+    assert "kv_cache_config:\n  enable_block_reuse: false\n  dtype: fp8\n" in config.text
 
 
 HERE = ServedHere(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,16 @@ def test_paths_begin_at_the_folders_and_may_be_whole(found: Places, tmp_path: Pa
         assert confined.model_dir == str(tmp_path / "models" / "tiny")
         assert confined.workload == f"csv:{trace},seconds=5"
     assert found.confine(_spec("other")).model_dir == str(tmp_path / "more" / "other")
+
+
+def test_a_trace_whose_lengths_are_taken_lies_where_traces_lie(
+    found: Places, tmp_path: Path
+) -> None:
+    spec = replace(_spec(), workload="poisson:rate=1,lengths=csv:a,b.csv,seconds=5")
+    confined = found.confine(spec).workload
+    assert confined == f"poisson:rate=1,lengths=csv:{tmp_path / 'traces' / 'a,b.csv'},seconds=5"
+    with pytest.raises(TunerError, match="GEARSHIFT_TRACE_ROOT"):
+        found.check_workload("poisson:rate=1,lengths=csv:/etc/passwd")
 
 
 @pytest.mark.parametrize("text", ["../secret.csv", "/etc/passwd", "x/../../secret.csv", "/a\0"])

@@ -109,7 +109,8 @@ def _tpot_ms(x: FloatArray, workloads: list[Workload]) -> FloatArray:
     host = replace(node.backend.host, pipeline_step_s=float(x[0]), pipeline_seq_s=float(x[1]))
     node = replace(node, backend=replace(node.backend, host=host))
     runs = [simulate_runs(node, PIPELINE, workload) for workload in workloads]
-    return np.array([[m.tpot_ms for m in run.values()] for run in runs]).mean(axis=0)
+    means = np.array([[m.tpot_ms for m in run.values()] for run in runs])
+    return np.asarray(means.mean(axis=0))
 
 
 def main(arguments: list[str] | None = None) -> None:

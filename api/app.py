@@ -13,6 +13,8 @@ from fastapi import FastAPI
 from api.control.controller import Controller
 from api.dashboard.mount import Dashboard
 from api.dashboard.paths import ASSETS, SOCKET
+from api.observed.restarter import Restarter
+from api.observed.watcher import Watcher
 from api.routes import (
     api_keys,
     capacity,
@@ -21,6 +23,7 @@ from api.routes import (
     cost_models,
     engines,
     health,
+    observed,
     policies,
     recommendations,
     tuning_jobs,
@@ -50,6 +53,7 @@ CHECKPOINT_EVERY_S = 1.0
 ROUTERS = (
     engines.router,
     policies.router,
+    observed.router,
     workloads.router,
     tuning_jobs.router,
     recommendations.router,
@@ -82,6 +86,9 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         ensure_first_key(context.database, secret, _announce_key)
         controller = Controller(context)
         controller.start()
+        watcher, restarter = Watcher(context), Restarter(context)
+        watcher.start()
+        restarter.start()
         tasks = [
             asyncio.create_task(context.watch.run()),
             asyncio.create_task(_keep_log_short(context.database)),
@@ -93,6 +100,8 @@ def create_app(settings: ServiceSettings) -> FastAPI:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+            restarter.stop()
+            watcher.stop()
             controller.stop()
             context.database.close()
             if traces is not None:

@@ -12,10 +12,12 @@ from policies.schedule import Schedule
 
 
 class Action(StrEnum):
-    """What to do. ``raise_condition`` tells people; it never adds capacity."""
+    """What to do. ``raise_condition`` tells people; it never adds capacity. ``advise`` is a move
+    that only people can make."""
 
     HOLD = "hold"
     MOVE = "move"
+    ADVISE = "advise"
     RAISE_CONDITION = "raise_condition"
 
 

@@ -32,6 +32,7 @@ from store.locks import AdvisoryLock, FileLock, NamedLock
 from store.models import ApiKey
 from store.policies import PolicyRepository
 from store.recommendations import RecommendationRepository
+from store.servers import ServerRepository
 from store.trials import TrialRepository
 from store.watched import Change, note, noted
 from store.workloads import WorkloadRepository
@@ -84,6 +85,10 @@ class UnitOfWork:
     @cached_property
     def engines(self) -> EngineRepository:
         return EngineRepository(self.session)
+
+    @cached_property
+    def servers(self) -> ServerRepository:
+        return ServerRepository(self.session)
 
     @cached_property
     def loads(self) -> LoadRepository:

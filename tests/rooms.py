@@ -74,6 +74,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "routes",
         "dashboard",
         "control",
+        "observed",
         "jobs",
         FRONT,
         "agent",

@@ -36,6 +36,7 @@ class CommandRef:
 GROUPS = {
     "model": "Make checkpoints.",
     "engine": "Run engines.",
+    "engines": "Observe vLLM and SGLang servers, and say what they should run.",
     "workload": "Look at workloads, write them as traces, upload traces.",
     "backends": "Look at serving systems as they are simulated.",
     "audit": "Look after the audit trail.",
@@ -61,6 +62,36 @@ COMMANDS = (
         function="serve",
         words="known_words",
         help="Serve a model with an OpenAI-compatible API.",
+    ),
+    CommandRef(
+        path="engines observe",
+        module="engines",
+        function="observe",
+        help="Have the control plane look at a vLLM or SGLang server.",
+    ),
+    CommandRef(
+        path="engines show",
+        module="engines",
+        function="show",
+        help="Say what is seen of an observed server.",
+    ),
+    CommandRef(
+        path="engines bind",
+        module="engines",
+        function="bind",
+        help="Hold an engine to a capacity table.",
+    ),
+    CommandRef(
+        path="engines advise",
+        module="engines",
+        function="advise",
+        help="Say what an observed server should run, and how to start it.",
+    ),
+    CommandRef(
+        path="engines forget",
+        module="engines",
+        function="forget",
+        help="Observe a server no more.",
     ),
     CommandRef(
         path="workload sample",

@@ -32,6 +32,7 @@ from api.schemas.access import (
 from api.schemas.analysis import ImportanceView, ParetoView
 from api.schemas.capacity import CapacityView
 from api.schemas.launch import LaunchView
+from api.schemas.observed import AdviceView, ObservationView
 from api.schemas.prediction import CalibrationView, PredictionView
 from api.schemas.serving import (
     ChangeSet,
@@ -239,6 +240,33 @@ class Operations:
         """Ask for an earlier version again, by default the one before."""
         body = {"reason": reason} | ({} if version is None else {"version": version})
         return act(f"{ENGINES}/{engine_id}:rollback", ChangeSet, body)
+
+    # -- engines that are not ours --------------------------------------------------------------
+
+    @operation
+    def observe_engine(self, body: Body, *, key: str | None = None) -> Call[EngineView]:
+        """Look at a vLLM or SGLang server (``api.schemas.observed.ObserveRequest``)."""
+        return create(f"{ENGINES}:observe", EngineView, body, key=key)
+
+    @operation
+    def get_engine_observation(self, engine_id: str) -> Call[ObservationView]:
+        """What is seen of an observed engine."""
+        return get(f"{ENGINES}/{engine_id}/observation", ObservationView)
+
+    @operation
+    def bind_engine(self, engine_id: str, body: Body) -> Call[ChangeSet]:
+        """Hold an engine to a capacity table (``api.schemas.observed.BindRequest``)."""
+        return act(f"{ENGINES}/{engine_id}:bind", ChangeSet, body)
+
+    @operation
+    def get_engine_advice(self, engine_id: str) -> Call[AdviceView]:
+        """What an observed engine should run, and how to start it."""
+        return get(f"{ENGINES}/{engine_id}/advice", AdviceView)
+
+    @operation
+    def deregister_engine(self, engine_id: str) -> Call[None]:
+        """Observe an engine no more; one that reports itself says so by itself."""
+        return Call(method="POST", path=f"{ENGINES}/{engine_id}:deregister", read=lambda _: None)
 
     # -- cost models and questions -------------------------------------------------------------
 

@@ -13,10 +13,13 @@ from api.documents.control_state import (
     memory_to_json,
 )
 from api.documents.policy import PolicyDocument, model_from_json, settings_in
+from api.documents.server_knobs import table_for
+from api.documents.servers import Restarts
 from api.services import policies
 from api.services.audit import service_caller
 from api.services.forecasts import HISTORY_S, HORIZON_SLOTS, Chosen, history_of
 from api.services.policies import Authorship
+from api.services.restarts import UNKNOWN_START_S, as_advice, find_restarts, restart_costs
 from api.web.context import AppContext
 from engine.spec.plan import ParallelPlan
 from engine.transition.planning import first_slots
@@ -45,8 +48,6 @@ ACTOR = "controller"
 CHOOSE_EVERY_S = 3600.0
 # Heartbeats this old are still taken up: a service that was away lost no load.
 BACKLOG_S = 1800
-# What starting ranks takes where the engine has not said.
-UNKNOWN_START_S = 60.0
 # A window of fewer requests is not judged.
 MIN_REQUESTS = ControlLimits().min_requests
 
@@ -69,12 +70,15 @@ class CapacityLoop:
         if engine.capacity_table is None:
             return False
         under_way = keep_load(uow, engine, now)
-        table = CapacityTable.from_json(engine.capacity_table)
+        table = _table(engine)
+        if table is None:
+            return False  # of entries that its system cannot run
         current = table.find(settings_in(engine.effective_policy).plan)
         if current is None:
             return False  # a plan of which nothing is known: somebody else's choice
         before = PolicyDocument.from_json(policies.current(uow, engine).document)
-        state = _state(engine, table, current, before, seen, now)
+        restarts = find_restarts(uow, engine)
+        state = _state(engine, table, current, before, seen, now, restarts)
         is_urgent = state.is_sla_met is False or (state.observed_rps or 0.0) > current.low_rps
         settings = self._context.settings
         if not is_due(
@@ -88,6 +92,8 @@ class CapacityLoop:
         ahead = self._forecast(uow, engine, table, under_way, state.now_s)
         state = replace(state, forecast=ahead)
         decision = decide_capacity(state)
+        if engine.system is not None and not (restarts and restarts.may_begin(state.now_s)):
+            decision = as_advice(decision, state)
         engine.capacity_memory = capacity_to_json(decision.memory)
         self._context.metrics.decisions.labels(
             action=decision.action, reason=CAPACITY + decision.reason
@@ -141,6 +147,12 @@ def keep_load(uow: UnitOfWork, engine: EngineRow, now: datetime) -> list[LoadSlo
     return [slot for start_s, slot in slots.items() if start_s >= this_minute_s]
 
 
+def _table(engine: EngineRow) -> CapacityTable | None:
+    assert engine.capacity_table is not None, "looked at for its table"
+    table = CapacityTable.from_json(engine.capacity_table)
+    return table if engine.system is None else table_for(engine.system, table)
+
+
 def _state(
     engine: EngineRow,
     table: CapacityTable,
@@ -148,6 +160,7 @@ def _state(
     document: PolicyDocument,
     seen: Observation | None,
     now: datetime,
+    restarts: Restarts | None,
 ) -> CapacityState:
     is_judged = seen is not None and seen.load.num_requests >= MIN_REQUESTS
     return CapacityState(
@@ -158,7 +171,9 @@ def _state(
         observed_rps=None if seen is None else _rate_rps(seen.load, table.mix),
         is_sla_met=seen.load.is_sla_met if seen is not None and is_judged else None,
         age_s=0.0 if seen is None else seen.load.age_s,
-        costs=_costs(engine, table, current.settings.plan),
+        costs=_costs(engine, table, current.settings.plan)
+        if engine.system is None
+        else restart_costs(table, current, restarts),
         memory=capacity_from_json(engine.capacity_memory),
         limits=_limits(engine, document.guards),
     )
@@ -239,7 +254,11 @@ def _keep(
     """Keep each decision that differs from the last one of this loop."""
     reason, ahead = CAPACITY + decision.reason, state.forecast
     last = uow.decisions.find_last(engine.id, is_capacity=True)
-    if version is None and last is not None and last.reason == reason:
+    is_repeated = last is not None and last.reason == reason
+    if decision.action is Action.ADVISE and last is not None:
+        told = (Action.ADVISE, decision.entry.settings.to_json())
+        is_repeated = is_repeated and (last.action, last.settings) == told
+    if version is None and is_repeated:
         return
     uow.decisions.add(
         DecisionRow(

@@ -112,6 +112,8 @@ class Controller:
         seen = observe(uow.engines.list_heartbeats(engine.id, since=since), sla, now=now)
         if self._capacity.turn(uow, engine, seen, now) or engine.schedule is None:
             return
+        if engine.system is not None:
+            return  # nothing of an observed engine is hot
         schedule = Schedule.from_json(engine.schedule)
         in_force = settings_in(engine.effective_policy)
         if in_force.plan.replica != schedule.plan.replica:

@@ -29,6 +29,7 @@ REASONS: dict[str, str] = {
     Reason.BEYOND_SCHEDULE: "the load is above every band: add a replica, or tune for this load",
     Reason.DRIFT_PAUSED: "somebody changed the settings by hand: the controller waits",
     Reason.DRIFT_ADOPTED: "settings that were changed by hand were adopted",
+    "restart_failed": "the server was not restarted: see its restarts; it is tried again later",
     Reason.DRIFT_REVERTED: "settings that were changed by hand were put back",
 }
 REJECTIONS: dict[str, str] = {
@@ -44,6 +45,7 @@ REJECTIONS: dict[str, str] = {
 ACTIONS: dict[str, str] = {
     Action.HOLD: "held",
     Action.MOVE: "moved",
+    Action.ADVISE: "advised",
     Action.RAISE_CONDITION: "raised a condition",
 }
 _STANDINGS: dict[Standing, tuple[str, str, str]] = {

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from functools import reduce
 from typing import Any
 
+from api.documents.servers import window_in
 from engine.spec.measurement import Fidelity, Outcome, RequestTiming
 from engine.spec.plan import parse_plan
 from engine.spec.settings import Settings
@@ -16,6 +18,7 @@ from policies.decision import SmoothedLoad
 from policies.errors import PolicyInputError
 from policies.load_history import SLOT_S, LoadSlot
 from policies.observation import Observation, TrafficWindow, join_windows
+from policies.server_window import ServerWindow, observe_server
 from policies.sla import Sla
 from store.models import Heartbeat
 from store.models.base import Json
@@ -27,13 +30,16 @@ def observe(
     """Join the windows that came; None when none came. A gap between them counts as unknown."""
     if not heartbeats:
         return None
+    age_s = max(0.0, (now - heartbeats[-1].received_at).total_seconds())
+    counted = [found for b in heartbeats if (found := window_in(b.stats)) is not None]
+    if counted:  # a server that is not ours: it has no exact samples
+        return observe_server(counted, sla, age_s=age_s)
     windows = [
         TrafficWindow(
             window_s=beat.window_s, num_arrived=beat.arrived, timings=tuple(_timings(beat))
         )
         for beat in heartbeats
     ]
-    age_s = max(0.0, (now - heartbeats[-1].received_at).total_seconds())
     return join_windows(windows, sla, age_s=age_s, fidelity=Fidelity.MEASURED)
 
 
@@ -106,6 +112,9 @@ def load_slots(heartbeats: Sequence[Heartbeat]) -> dict[int, LoadSlot]:
 
 
 def _mean_lengths(beats: Sequence[Heartbeat]) -> tuple[float, float] | None:
+    counted = [found for beat in beats if (found := window_in(beat.stats)) is not None]
+    if counted:
+        return reduce(ServerWindow.plus, counted).mean_lengths
     requests = [request for beat in beats for request in beat.requests]
     if not requests:
         return None

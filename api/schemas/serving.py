@@ -144,6 +144,10 @@ class EngineView(View):
 
     id: str
     name: str
+    system: str | None = Field(
+        description="The serving system of an engine that is observed by its address; null: it "
+        "reports itself"
+    )
     model_name: str
     public_url: str | None
     host: str

@@ -39,7 +39,7 @@ def register(
     had; if it refuses, its own is adopted. Whose a name is, :mod:`api.services.identity` tells.
 
     Raises:
-        ApiError: 409, the name is that of a live engine.
+        ApiError: 409, the name is that of a live engine, or of an observed one.
         ApiError: 422, a model, envelope, inventory or policy that cannot be read.
         PolicyError: a plan beyond the inventory it sends.
     """
@@ -51,6 +51,13 @@ def register(
     is_new = row is None
     if row is None:
         row = EngineRow(name=body.name)
+    elif row.system is not None:
+        raise ApiError(
+            409,
+            "name_in_use",
+            f"name {body.name!r} is that of engine {row.id}, which is observed by its address; "
+            "choose another name (--name)",
+        )
     else:
         identity.require_name(row, credential, settings)
     issued = _issue(row, credential, is_kept=body.takes_credential)
@@ -71,13 +78,16 @@ def register(
 
 
 def deregister(uow: UnitOfWork, engine_id: str, *, credential: str | None, caller: Caller) -> None:
-    """The engine ends: its devices are free again; its history stays.
+    """The engine ends: its devices are free again; its history stays. An observed one is looked at
+    no more, whoever says so.
 
     Raises:
         ApiError: 403, not from the engine itself.
     """
     row = uow.engines.get(engine_id)
-    identity.require_own(row, credential)
+    if row.system is None:
+        identity.require_own(row, credential)
+    uow.servers.remove(engine_id)
     uow.devices.release(leases.holder_of(row))
     row.last_heartbeat_at = None
     record(uow, caller, "engine.deregister", f"engines/{row.id}", reason="the engine ended")

@@ -50,7 +50,7 @@ def tell(uow: UnitOfWork, engine_id: str) -> ForecastView:
     if engine.capacity_table is not None:
         mix = CapacityTable.from_json(engine.capacity_table).mix
     history = history_of(uow, engine, now_s=time.time(), mix=mix)
-    found = forecast(history, HORIZON_SLOTS, chosen=_choose(uow, engine, history))
+    found = forecast(history, HORIZON_SLOTS, chosen=choose_known(uow, engine, history))
     if found is None:
         raise ApiError(
             409,
@@ -61,8 +61,9 @@ def tell(uow: UnitOfWork, engine_id: str) -> ForecastView:
     return _view(engine_id, history, found, mix)
 
 
-def _choose(uow: UnitOfWork, engine: EngineRow, history: LoadHistory) -> Chosen:
-    """Fitting all candidates takes seconds, which nobody waits for here."""
+def choose_known(uow: UnitOfWork, engine: EngineRow, history: LoadHistory) -> Chosen:
+    """The forecaster that the slow loop has chosen, or a cheap one: fitting all candidates takes
+    seconds, which nobody waits for here."""
     last = uow.decisions.find_last(engine.id, is_capacity=True)
     name = None if last is None else last.observed.get("forecaster")
     known = next((f for f in FORECASTERS if f.name == name), None)

@@ -9,12 +9,21 @@ from datetime import timedelta
 from enum import StrEnum
 
 from api.documents.live_window import LiveWindow
+from api.documents.servers import Condition
 from api.schemas.serving import EngineView
 from api.services import engines
 from api.web.settings import ServiceSettings
 from policies.decision import Action
 from store import UnitOfWork
-from store.models import AckState, DecisionRow, EngineRow, Heartbeat, PolicyVersion
+from store.models import (
+    AckState,
+    DecisionRow,
+    EngineRow,
+    Heartbeat,
+    PolicyVersion,
+    ServerRow,
+    Sight,
+)
 from store.models.base import utc_now
 from store.paging import PageRequest
 
@@ -84,11 +93,23 @@ def fleet(uow: UnitOfWork, settings: ServiceSettings) -> list[EngineOverview]:
     beats: dict[str, list[Heartbeat]] = defaultdict(list)
     for beat in uow.engines.list_loads(since=utc_now() - timedelta(seconds=NOW_S)):
         beats[beat.engine_id].append(beat)
+    sights = {}
+    if any(row.system is not None for row in rows):
+        for engine, server in uow.servers.list_all():
+            sights[engine.id] = _sight(server)
+            beats[engine.id] = list(_beats_now(uow, engine, settings))
     engine_ids = [row.id for row in rows]
     decisions = uow.decisions.find_last_of(engine_ids)
     versions = uow.policies.desired_of(engine_ids)
     return [
-        _overview(row, beats[row.id], decisions.get(row.id), versions[row.id], settings)
+        _overview(
+            row,
+            beats[row.id],
+            decisions.get(row.id),
+            versions[row.id],
+            settings,
+            sights.get(row.id, ""),
+        )
         for row in rows
     ]
 
@@ -100,9 +121,23 @@ def one(uow: UnitOfWork, engine_id: str, settings: ServiceSettings) -> EngineOve
         NotFoundError: no such engine.
     """
     row = uow.engines.get(engine_id)
-    beats = uow.engines.list_heartbeats(row.id, since=utc_now() - timedelta(seconds=NOW_S))
+    beats = _beats_now(uow, row, settings)
     version = uow.policies.get(row.id, row.desired_version)
-    return _overview(row, beats, uow.decisions.find_last(row.id), version, settings)
+    server = None if row.system is None else uow.servers.find(row.id)
+    sight = "" if server is None else _sight(server)
+    return _overview(row, beats, uow.decisions.find_last(row.id), version, settings, sight)
+
+
+def _beats_now(uow: UnitOfWork, row: EngineRow, settings: ServiceSettings) -> Sequence[Heartbeat]:
+    """Its last few windows; those of an observed engine are as long as lie between two looks."""
+    now_s = NOW_S if row.system is None else settings.control_window_s
+    return uow.engines.list_heartbeats(row.id, since=utc_now() - timedelta(seconds=now_s))
+
+
+def _sight(server: ServerRow) -> str:
+    """Why an observed engine is not seen; empty where it is."""
+    condition = Condition.from_json(server.condition)
+    return "" if condition.sight is Sight.SEEN else condition.detail or condition.sight
 
 
 def _overview(
@@ -111,9 +146,12 @@ def _overview(
     decision: DecisionRow | None,
     version: PolicyVersion,
     settings: ServiceSettings,
+    sight: str,
 ) -> EngineOverview:
     view, load, window = engines.view(row, settings), LoadNow.of(beats), _fresh(row, settings)
     standing, reason = _standing(view, load, window, decision, version)
+    if standing is Standing.SILENT:
+        reason = sight
     return EngineOverview(engine=view, load=load, window=window, standing=standing, reason=reason)
 
 

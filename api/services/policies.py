@@ -16,6 +16,7 @@ from api.documents.policy import (
     settings_in,
 )
 from api.documents.recommendation import predicted_for
+from api.documents.server_knobs import as_restarts, check_restart, check_settings
 from api.documents.transition import foresee
 from api.schemas.serving import Acknowledge, ChangeSet, PolicyView
 from api.services import identity
@@ -129,10 +130,13 @@ def write(
     engine's row.
     """
     envelope = envelope_in(engine.envelope)
+    _check_server(uow, engine, before, after)
     check_limits(after, envelope=envelope)
     check_plan(after.settings.plan, inventory_of(engine), engine.model, pointer="/plan")
     version = current(uow, engine)
     changes = differences(before, after, envelope)
+    if engine.system is not None:
+        changes = as_restarts(changes)
     control = control or version.control
     if not is_dry_run and (after != before or control != version.control):
         version = uow.policies.add(
@@ -152,6 +156,8 @@ def write(
             before=before.to_json(),
             after=after.to_json(),
         )
+        if engine.system is not None and settings_in(engine.effective_policy) == after.settings:
+            _settle(engine, version, after.settings)
     return ChangeSet(
         is_dry_run=is_dry_run,
         changes=[change.to_json() for change in changes],
@@ -206,7 +212,14 @@ def acknowledge(
     """
     engine = uow.engines.get(engine_id, for_update=True)
     identity.require_own(engine, credential)
-    row = uow.policies.get(engine_id, version)
+    return note_ack(uow, engine, version, body, caller)
+
+
+def note_ack(
+    uow: UnitOfWork, engine: EngineRow, version: int, body: Acknowledge, caller: Caller
+) -> PolicyView:
+    """:func:`acknowledge`, for whoever is known to speak for the engine, and holds its row."""
+    row = uow.policies.get(engine.id, version)
     in_force = settings_in(body.policy)
     check_plan(in_force.plan, inventory_of(engine), engine.model, pointer="/policy/plan")
     engine.effective_policy = in_force.to_json()
@@ -261,6 +274,25 @@ def adopt(
     resource = f"engines/{engine.id}/policy"
     record(uow, caller, "policy.adopted", resource, reason=reason, before=before, after=after)
     return row
+
+
+def _check_server(
+    uow: UnitOfWork, engine: EngineRow, before: PolicyDocument, after: PolicyDocument
+) -> None:
+    """Hold an observed engine's policy to what its serving system can be told."""
+    if engine.system is None:
+        return
+    check_settings(engine.system, after.settings)
+    server = uow.servers.find(engine.id)
+    can_restart = server is not None and server.restart is not None
+    check_restart(engine.name, before.settings, after.settings, can_restart=can_restart)
+
+
+def _settle(engine: EngineRow, row: PolicyVersion, in_force: Settings) -> None:
+    """A version of an observed engine that leaves its command as it is holds at once."""
+    row.ack_state, row.acknowledged_at = AckState.APPLIED, utc_now()
+    engine.applied_version = row.version
+    _put_in_force(engine, row, in_force)
 
 
 def _put_in_force(engine: EngineRow, row: PolicyVersion, in_force: Settings) -> None:

@@ -12,7 +12,7 @@ from api.documents.recommendation import recommended_settings
 from api.schemas.base import Json
 from api.schemas.launch import LaunchView
 from api.schemas.serving import ChangeSet
-from api.services import policies
+from api.services import observed, policies
 from api.services.policies import Authorship
 from api.web.auth import Caller
 from api.web.errors import ApiError
@@ -35,7 +35,8 @@ def apply(
     """Write the recommendation as the engine's next policy; its schedule goes with it.
 
     SLA and schedule are the controller's once the engine has applied it, which starts the
-    controller afresh. A dry run only says what that would change.
+    controller afresh. A dry run only says what that would change. An observed engine is held to it
+    at once; its settings stay where the service cannot restart it, which is warned of.
 
     Raises:
         ApiError: 409, the job found nothing to recommend.
@@ -44,9 +45,12 @@ def apply(
     recommendation = _recommended(uow, recommendation_id)
     engine = uow.engines.get(engine_id, for_update=True)
     before = PolicyDocument.from_json(policies.current(uow, engine).document)
+    settings, left_out = observed.settings_for(
+        uow, engine, before.settings, recommended_settings(recommendation.document)
+    )
     after = replace(
         before,
-        settings=recommended_settings(recommendation.document),
+        settings=settings,
         sla=recommendation.sla,
         provenance={
             "recommendation": recommendation.id,
@@ -56,13 +60,14 @@ def apply(
     envelope = envelope_in(engine.envelope)
     control = {
         "recommendation_id": recommendation.id,
-        "schedule": _within_envelope(recommendation.schedule, envelope, part="bands"),
-        "capacity_table": _within_envelope(
+        "schedule": within_envelope(recommendation.schedule, envelope, part="bands"),
+        "capacity_table": within_envelope(
             recommendation.document.get("capacity_table"), envelope, part="entries"
         ),
     }
     by = Authorship(caller=caller, origin="recommendation", reason=reason)
-    return policies.write(uow, engine, before, after, by, control=control, is_dry_run=is_dry_run)
+    found = policies.write(uow, engine, before, after, by, control=control, is_dry_run=is_dry_run)
+    return found.model_copy(update={"warnings": [*found.warnings, *left_out]})
 
 
 def export(uow: UnitOfWork, recommendation_id: str, system: System) -> LaunchView:
@@ -87,7 +92,7 @@ def _recommended(uow: UnitOfWork, recommendation_id: str) -> RecommendationRow:
     return found
 
 
-def _within_envelope(document: Json | None, envelope: Caps, *, part: str) -> Json | None:
+def within_envelope(document: Json | None, envelope: Caps, *, part: str) -> Json | None:
     """A schedule or capacity table whose caps are cut to what the engine was started with."""
     if document is None:
         return None

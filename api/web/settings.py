@@ -8,10 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from api.documents.places import Place, Places
+from api.web.addresses import Network, read_networks
 from engine.spec.limits import RequestLimits
 from store.errors import StoreError
 
@@ -103,6 +104,31 @@ class ServiceSettings(BaseSettings):
     cool_down_down_s: float = Field(
         default=300.0, ge=0, description="Least seconds before settings follow a falling load."
     )
+    observe_interval_s: float = Field(
+        default=5.0, gt=0, description="Seconds between two looks at servers that are observed."
+    )
+    observe_timeout_s: float = Field(
+        default=3.0, gt=0, description="A page of metrics that has not come by then is missed."
+    )
+    observe_concurrency: int = Field(
+        default=16, ge=1, le=1024, description="Observed servers looked at at a time."
+    )
+    observe_max_bytes: int = Field(
+        default=4 * MIB, ge=1024, description="A page of metrics that is longer is not read."
+    )
+    observe_networks: str = Field(
+        default="",
+        description="Networks, as in 10.0.0.0/8,127.0.0.1/32, that observed servers must lie in; "
+        "default: any but link-local ones.",
+    )
+    servers_file: Path | None = Field(
+        default=None,
+        description="YAML file of tokens, hooks and commands of observed servers, by their name.",
+    )
+    hook_root: Path | None = Field(
+        default=None,
+        description="Folder of the programs that the file of servers may name as hooks.",
+    )
     retention_s: float = Field(
         default=3600.0, gt=0, description="Engine heartbeats older than this are dropped."
     )
@@ -163,6 +189,17 @@ class ServiceSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Lines less serious than this are not logged."
     )
+
+    @field_validator("observe_networks")
+    @classmethod
+    def _are_networks(cls, text: str) -> str:
+        read_networks(text)
+        return text
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """Where observed servers must lie; empty: anywhere."""
+        return read_networks(self.observe_networks)
 
     @property
     def limits(self) -> RequestLimits:

@@ -27,13 +27,15 @@ class EngineRow(Base):
     them; it keeps its memory between decisions in ``control_memory``, and what it saw last in
     ``live_window``. ``capacity_table`` is what its slow loop chooses from, which remembers by
     ``capacity_memory``. ``credential_hash`` is the SHA-256 of what the engine proves its identity
-    with; None: an engine of an earlier version.
+    with; None: an engine of an earlier version. ``system`` is the serving system of an engine that
+    is observed by its address (:class:`store.models.servers.ServerRow`); None: it reports itself.
     """
 
     __tablename__ = "engines"
 
     id: Mapped[str] = id_column("eng")
     name: Mapped[str] = mapped_column(sa.String(120), unique=True)
+    system: Mapped[str | None] = mapped_column(sa.String(20))
     model_name: Mapped[str] = mapped_column(sa.String(200))
     public_url: Mapped[str | None] = mapped_column(sa.String(300))
     host: Mapped[str] = mapped_column(sa.String(200))

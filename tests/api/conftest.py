@@ -47,6 +47,7 @@ def settings(tmp_path: Path, service_url: str) -> ServiceSettings:
         node="node-1",
         devices=4,
         control_interval_s=3600,
+        observe_interval_s=3600,
         poll_interval_s=0.02,
         sse_heartbeat_s=0.1,
         run_worker=False,

@@ -125,16 +125,21 @@ class ServerCommand:
 
     def unexpressed(self, settings: Settings) -> tuple[str, ...]:
         """What of the settings its flags have no words for, so that it does not happen."""
-        caps, found = settings.caps, []
-        if caps.max_step_ms is not None:
-            found.append(f"{self.system} has no flag for max_step_ms={caps.max_step_ms:g}")
-        if caps.max_queue is not None:
-            found.append(f"{self.system} has no flag for max_queue={caps.max_queue}")
-        if settings.order is not Order.FCFS:
-            found.append(f"{self.system}: order {settings.order} was left out")
-        if settings.plan.shift and (rungs := rungs_note(self.system.value, settings)):
-            found.append(rungs)
-        return tuple(found)
+        return unexpressed(self.system, settings)
+
+
+def unexpressed(system: str, settings: Settings) -> tuple[str, ...]:
+    """What of the settings the flags of ``system`` have no words for."""
+    caps, found = settings.caps, []
+    if caps.max_step_ms is not None:
+        found.append(f"{system} has no flag for max_step_ms={caps.max_step_ms:g}")
+    if caps.max_queue is not None:
+        found.append(f"{system} has no flag for max_queue={caps.max_queue}")
+    if settings.order is not Order.FCFS:
+        found.append(f"{system}: order {settings.order} was left out")
+    if settings.plan.shift and (rungs := rungs_note(system, settings)):
+        found.append(rungs)
+    return tuple(found)
 
 
 def cpu_caps(world_size: int) -> Caps:

@@ -71,6 +71,7 @@ REGISTER: Json = {
 }
 ENGINE: Json = {
     "id": ENGINE_ID,
+    "system": None,
     **NAMES,
     "model": MODEL,
     "envelope": ENVELOPE,

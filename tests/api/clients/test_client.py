@@ -130,7 +130,6 @@ def test_a_refusal_is_raised_with_the_services_own_words(remote: Client, job_bod
 NOT_FOR_PEOPLE = {
     "register_engine",
     "send_heartbeat",
-    "deregister_engine",
     "acknowledge_policy_version",
     "is_alive",
     "is_ready",

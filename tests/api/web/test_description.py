@@ -142,6 +142,8 @@ def test_the_bodies_that_are_shown_are_taken(
         ("apply_recommendation", ""),
         ("create_workload", ""),
         ("find_capacity", ""),
+        ("observe_engine", ""),
+        ("bind_engine", ""),
     ):
         method, path, content = by_id[name]
         media_type, media = next(iter(content.items()))

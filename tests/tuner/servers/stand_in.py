@@ -3,7 +3,7 @@
 A step of its imaginary device takes ``STEP_S`` and serves at most ``--max-num-seqs`` requests; each
 rank more makes it a little faster. It starts a process of its own, as vLLM does, writes its pid
 to ``$STAND_IN_PIDS``, and dies at its start above ``$STAND_IN_MOST_SEQS`` sequences, as one that is
-out of memory.
+out of memory. With ``$STAND_IN_TOKEN`` its metrics are for whoever shows that.
 """
 
 from __future__ import annotations
@@ -16,12 +16,57 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 
 STEP_S = 0.004
-COUNTS: Counter[str] = Counter()
+COUNTS: Counter[str] = Counter(
+    {"vllm:prompt_tokens": 0, "vllm:generation_tokens": 0, "vllm:request_success": 0}
+)
+GAUGES: Counter[str] = Counter({"vllm:num_requests_running": 0, "vllm:num_requests_waiting": 0})
+EDGES_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+EDGES_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 LOCK = threading.Lock()
+
+
+class Histogram:
+    """Values by the edges that they are within, as Prometheus has them."""
+
+    def __init__(self, edges: tuple[float, ...]) -> None:
+        self.edges = (*edges, float("inf"))
+        self.up_to = [0] * len(self.edges)
+        self.total = 0.0
+
+    def add(self, value: float) -> None:
+        self.total += value
+        for index, edge in enumerate(self.edges):
+            self.up_to[index] += value <= edge
+
+    def text(self, name: str) -> str:
+        buckets = [
+            f'{name}_bucket{{{LABELS},le="{"+Inf" if edge == float("inf") else edge}"}} {count}'
+            for edge, count in zip(self.edges, self.up_to, strict=True)
+        ]
+        ends = [
+            f"{name}_sum{{{LABELS}}} {self.total}",
+            f"{name}_count{{{LABELS}}} {self.up_to[-1]}",
+        ]
+        return "\n".join([f"# TYPE {name} histogram", *buckets, *ends, ""])
+
+
+LABELS = 'engine="0",model_name="m"'
+ENDED, REASON = "vllm:request_success", f'{LABELS},finished_reason="length"'
+HISTOGRAMS = {
+    "vllm:time_to_first_token_seconds": Histogram(EDGES_S),
+    "vllm:request_time_per_output_token_seconds": Histogram(EDGES_S),
+    "vllm:inter_token_latency_seconds": Histogram(EDGES_S),
+    "vllm:e2e_request_latency_seconds": Histogram(EDGES_S),
+    "vllm:request_prompt_tokens": Histogram(EDGES_TOKENS),
+    "vllm:request_generation_tokens": Histogram(EDGES_TOKENS),
+}
 
 
 def main() -> None:
@@ -40,6 +85,48 @@ def main() -> None:
     Handler.step_s = STEP_S / (1 + 0.1 * (ranks - 1))
     Handler.model = options.model
     ThreadingHTTPServer(("127.0.0.1", options.port), Handler).serve_forever()
+
+
+@contextmanager
+def _counted(gauge: str) -> Iterator[None]:
+    """One more in ``gauge`` while the block runs."""
+    with LOCK:
+        GAUGES[gauge] += 1
+    try:
+        yield
+    finally:
+        with LOCK:
+            GAUGES[gauge] -= 1
+
+
+def _count(prompt_tokens: int, stamps_s: list[float]) -> None:
+    """One request that ended, with the times of its tokens."""
+    gaps_s = [after - before for before, after in pairwise(stamps_s)]
+    mean_gap_s = [sum(gaps_s) / len(gaps_s)] if gaps_s else []
+    with LOCK:
+        COUNTS["vllm:prompt_tokens"] += prompt_tokens
+        COUNTS["vllm:generation_tokens"] += len(stamps_s)
+        COUNTS["vllm:request_success"] += 1
+        values = {
+            "vllm:time_to_first_token_seconds": stamps_s[:1],
+            "vllm:request_time_per_output_token_seconds": mean_gap_s,
+            "vllm:inter_token_latency_seconds": gaps_s,
+            "vllm:e2e_request_latency_seconds": stamps_s[-1:],
+            "vllm:request_prompt_tokens": [prompt_tokens],
+            "vllm:request_generation_tokens": [len(stamps_s)],
+        }
+        for name, found in values.items():
+            for value in found:
+                HISTOGRAMS[name].add(value)
+
+
+def _metrics() -> list[str]:
+    counters = [
+        f"# TYPE {n} counter\n{n}_total{{{REASON if n == ENDED else LABELS}}} {v}\n"
+        for n, v in COUNTS.items()
+    ]
+    gauges = [f"# TYPE {n} gauge\n{n}{{{LABELS}}} {v}\n" for n, v in GAUGES.items()]
+    return [*counters, *gauges, *(histogram.text(n) for n, histogram in HISTOGRAMS.items())]
 
 
 def _options() -> argparse.Namespace:
@@ -65,9 +152,12 @@ class Handler(BaseHTTPRequestHandler):
     model: str
 
     def do_GET(self) -> None:
-        if self.path == "/metrics":
+        token = os.environ.get("STAND_IN_TOKEN")
+        if self.path == "/metrics" and token and self.headers["Authorization"] != f"Bearer {token}":
+            self._answer(b"", "text/plain", status=401)
+        elif self.path == "/metrics":
             with LOCK:
-                lines = [f"# TYPE {name} counter\n{name}_total {n}\n" for name, n in COUNTS.items()]
+                lines = _metrics()
             cache = 'vllm:cache_config_info{block_size="16",num_gpu_blocks="99"} 1.0\n'
             gauge = f"# TYPE vllm:cache_config_info gauge\n{cache}"
             self._answer("".join([*lines, gauge]).encode(), "text/plain")
@@ -84,27 +174,31 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if os.environ.get("STAND_IN_DIES"):
             os._exit(9)
+        came_s = time.monotonic()
         try:
-            with self.slots:
-                self._stream(body)
+            with _counted("vllm:num_requests_waiting"):
+                self.slots.acquire()
+            with _counted("vllm:num_requests_running"):
+                self._stream(body, came_s)
         except OSError:  # the client has gone
             return
+        finally:
+            self.slots.release()
 
-    def _stream(self, body: dict[str, object]) -> None:
+    def _stream(self, body: dict[str, object], came_s: float) -> None:
         count = int(str(body["max_tokens"]))
+        stamps_s = []
         for number in range(count):
             time.sleep(self.step_s)
+            stamps_s.append(time.monotonic() - came_s)
             reason = "length" if number == count - 1 else None
             choice = {"text": "a", "token_ids": [7], "finish_reason": reason}
             self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
         self.wfile.write(b"data: [DONE]\n\n")
-        with LOCK:
-            COUNTS["vllm:prompt_tokens"] += len(list(body["prompt"]))  # type: ignore[call-overload]
-            COUNTS["vllm:generation_tokens"] += count
-            COUNTS["vllm:request_success"] += 1
+        _count(len(list(body["prompt"])), stamps_s)  # type: ignore[call-overload]
 
-    def _answer(self, body: bytes, kind: str) -> None:
-        self.send_response(200)
+    def _answer(self, body: bytes, kind: str, *, status: int = 200) -> None:
+        self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

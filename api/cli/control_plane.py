@@ -1,0 +1,37 @@
+"""The control plane that commands speak with: its address, its key, a client of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from api.cli.answers import answering
+from api.cli.common import fail
+from api.cli.engine_options import is_http_url
+
+if TYPE_CHECKING:
+    from api.clients.client import Client
+
+ServiceOption = Annotated[str, typer.Option(metavar="URL", help="The control plane.")]
+KeyOption = Annotated[
+    str | None, typer.Option(envvar="GEARSHIFT_CONTROL_KEY", help="The control plane's key.")
+]
+SERVICE = "http://127.0.0.1:8700"
+USUAL_S = 30.0
+
+
+@contextmanager
+def open_client(url: str, key: str | None, *, timeout_s: float = USUAL_S) -> Iterator[Client]:
+    """A client; ends with one line where the service refuses or cannot be reached."""
+    from api.clients.client import Client
+    from tuner.load.urls import full_url
+
+    if not is_http_url(full_url(url)):
+        fail(f"--service {url!r}: write it as in {SERVICE}")
+    if key is None:
+        fail("--service needs a key: --service-key, or GEARSHIFT_CONTROL_KEY")
+    with answering(url), Client(url, key, timeout_s=timeout_s) as client:
+        yield client

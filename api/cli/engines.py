@@ -1,0 +1,288 @@
+"""``gearshift engines``: servers that are not ours, observed and advised by the control plane."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from api.cli.common import fail, log, print_json, print_lines
+from api.cli.control_plane import SERVICE, KeyOption, ServiceOption, open_client
+from api.cli.engine_options import JsonOption, is_http_url
+from api.cli.grouped import grouped
+
+if TYPE_CHECKING:
+    from api.clients.client import Client
+    from api.schemas.observed import AdviceView, ObservationView
+
+Json = dict[str, Any]
+IdArgument = Annotated[str, typer.Argument(metavar="ID|NAME", help="The engine: eng_..., or name.")]
+FORMS = ("text", "command", "kubernetes", "compose")
+MOST_FILE_BYTES = 2**24
+SYSTEMS = ("vllm", "sglang")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """What a server was started with."""
+
+    plan: Annotated[
+        str, typer.Option(metavar="PLAN", help="The plan it runs, as in tp=2 or dp=2,tp=4.")
+    ]
+    system: Annotated[str, typer.Option(metavar="|".join(SYSTEMS), help="The serving system.")] = (
+        "vllm"
+    )
+    max_num_seqs: Annotated[
+        int | None, typer.Option(min=1, max=2**31 - 1, help="Sequences per step.")
+    ] = None
+    max_num_batched_tokens: Annotated[
+        int | None, typer.Option(min=1, max=2**31 - 1, help="Tokens per step.")
+    ] = None
+    model: Annotated[
+        str | None, typer.Option(help="What launch commands name: a folder or a name.")
+    ] = None
+    dtype: Annotated[str, typer.Option(help="Its number format, as in bfloat16 or fp8.")] = "bf16"
+    max_model_len: Annotated[
+        int | None, typer.Option(min=1, max=2**31 - 1, help="Its context, where it was asked for.")
+    ] = None
+    max_devices: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="The most devices that advice may name.")
+    ] = None
+
+    def body(self, url: str, name: str, sla: str | None) -> dict[str, Any]:
+        """What the control plane is told; ends on a word that is none.
+
+        Raises:
+            PlanError, PolicyInputError: a plan or an SLA that cannot be read.
+        """
+        from engine.spec.plan import parse_plan
+        from policies.sla import Sla
+        from tuner.hardware.precision import Precision
+
+        parse_plan(self.plan)
+        if sla is not None:
+            Sla.parse(sla)
+        if self.system not in SYSTEMS:
+            fail(f"--system {self.system!r}: known are {', '.join(SYSTEMS)}")
+        told = {
+            "name": name,
+            "system": self.system,
+            "url": url,
+            "plan": self.plan,
+            "max_num_seqs": self.max_num_seqs,
+            "max_num_batched_tokens": self.max_num_batched_tokens,
+            "model": self.model,
+            "precision": Precision.parse(self.dtype).value,
+            "max_model_len": self.max_model_len,
+            "max_devices": self.max_devices,
+            "sla": sla,
+        }
+        return {key: value for key, value in told.items() if value is not None}
+
+
+@grouped(help_order="url plan system name sla")
+def observe(
+    url: Annotated[str, typer.Argument(metavar="URL", help="The server, as in http://host:8000.")],
+    running: Running,
+    name: Annotated[
+        str | None, typer.Option(help="What to call it; by default its host and port.")
+    ] = None,
+    sla: Annotated[str | None, typer.Option(metavar="SLA", help="What it is judged by.")] = None,
+    service: ServiceOption = SERVICE,
+    service_key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Have the control plane look at a vLLM or SGLang server by its /metrics, from now on.
+
+    Again under the same name: the server has moved, or runs other settings now.
+    """
+    from urllib.parse import urlsplit
+
+    from tuner.load.urls import full_url
+
+    address = full_url(url)
+    if not is_http_url(address):
+        fail(f"URL {url!r}: write it as in http://127.0.0.1:8000")
+    body = running.body(address, name or urlsplit(address).netloc, sla)
+    with open_client(service, service_key) as client:
+        engine = client.observe_engine(body)
+    if as_json:
+        print_json(engine.to_json())
+        return
+    typer.echo(f"{engine.id}: {engine.name} is observed at {engine.public_url}")
+    log(f"see it: gearshift engines show {engine.name}")
+
+
+def show(
+    engine: IdArgument,
+    service: ServiceOption = SERVICE,
+    service_key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is seen of an observed server: its load, its latencies, how it meets its SLA."""
+    with open_client(service, service_key) as client:
+        found = client.get_engine_observation(_find_id(client, engine))
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_lines(_seen_lines(found))
+
+
+def bind(
+    engine: IdArgument,
+    table: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="Report of plan or tune with --capacity-table, or the table alone."
+        ),
+    ],
+    service: ServiceOption = SERVICE,
+    service_key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold an engine to a capacity table and its SLA: the slow loop and advice go by it."""
+    body: Json = {"capacity_table": _read_table(table), "reason": "gearshift engines bind"}
+    with open_client(service, service_key) as client:
+        answer = client.bind_engine(_find_id(client, engine), body)
+    if as_json:
+        print_json(answer.to_json())
+        return
+    num_entries = len(body["capacity_table"]["entries"])
+    typer.echo(f"{engine} is held to {answer.policy.requested['sla']}, {num_entries} entries")
+    log(f"what it should run: gearshift engines advise {engine}")
+
+
+def advise(
+    engine: IdArgument,
+    form: Annotated[
+        str, typer.Option("--format", metavar="|".join(FORMS), help="What to print.")
+    ] = FORMS[0],
+    service: ServiceOption = SERVICE,
+    service_key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which entry of its capacity table an observed server should be on, and how to start it.
+
+    --format kubernetes prints a Deployment alone, --format compose a Compose file.
+    """
+    if form not in FORMS:
+        fail(f"--format {form!r}: known are {', '.join(FORMS)}")
+    with open_client(service, service_key) as client:
+        found = client.get_engine_advice(_find_id(client, engine))
+    if as_json:
+        print_json(found.to_json())
+    elif form == FORMS[0]:
+        print_lines(_advice_lines(found))
+    elif found.launch is None:
+        fail(f"{engine}: nobody knows its load yet, so there is nothing to start")
+    else:
+        typer.echo(getattr(found.launch, form).rstrip("\n"))
+
+
+def forget(
+    engine: IdArgument,
+    service: ServiceOption = SERVICE,
+    service_key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Observe a server no more; what was seen of it stays."""
+    with open_client(service, service_key) as client:
+        engine_id = _find_id(client, engine)
+        client.get_engine_observation(engine_id)  # one that reports itself says so itself
+        client.deregister_engine(engine_id)
+    if as_json:
+        print_json({"forgotten": engine_id})
+    else:
+        typer.echo(f"{engine} is observed no more")
+
+
+def _find_id(client: Client, named: str) -> str:
+    """The id of the engine of this id or name. Ends where there is none."""
+    if named.startswith("eng_"):
+        return named
+    engines = client.list_engines()
+    ids = {found.name: found.id for found in engines}
+    if named not in ids:
+        known = ", ".join(found.name for found in engines if found.system is not None)
+        fail(f"no engine is called {named!r}; observed are {known or 'none'}")
+    return ids[named]
+
+
+def _read_table(path: Path) -> Json:
+    """The capacity table in a file. Ends where there is none."""
+    try:
+        with path.open("rb") as file:
+            document = json.loads(file.read(MOST_FILE_BYTES))
+    except OSError as error:
+        fail(f"{path}: {error.strerror}")
+    except (ValueError, RecursionError):
+        fail(f"{path}: no JSON; name a report of plan or tune with --capacity-table")
+    tables: list[Json] = [place for place in _places(document) if _is_table(place)]
+    if not tables:
+        fail(f"{path}: has no capacity table; make it with --capacity-table")
+    return tables[0]
+
+
+def _places(document: Any) -> list[Any]:
+    """Where a report may have its table, the report itself first."""
+    if not isinstance(document, dict):
+        return []
+    within = document.get("recommendation")
+    inner = within.get("capacity_table") if isinstance(within, dict) else None
+    return [document, document.get("capacity_table"), inner]
+
+
+def _is_table(place: Any) -> bool:
+    return isinstance(place, dict) and isinstance(place.get("entries"), list)
+
+
+def _seen_lines(found: ObservationView) -> list[str]:
+    from policies.numbers import short
+
+    lines = [f"{found.system} at {found.url}: {found.sight} since {found.since:%Y-%m-%d %H:%M:%S}"]
+    if found.detail:
+        lines.append(f"  {found.detail}")
+    if found.restarted_at is not None:
+        lines.append(f"  began anew {found.restarted_at:%Y-%m-%d %H:%M:%S}")
+    if found.missing:
+        lines.append(f"  its page does not tell: {', '.join(found.missing)}")
+    if found.window_s is None:
+        return [*lines, "  nothing was counted in the last seconds"]
+    lines += [
+        f"  {short(found.arrived_rps or 0.0)} requests/s came, {found.running} run, "
+        f"{found.waiting} wait; KV cache {found.kv_usage:.0%}",
+        f"  {short(found.prompt_tokens_per_s or 0.0)} prompt and "
+        f"{short(found.generation_tokens_per_s or 0.0)} output tokens/s",
+    ]
+    if found.prefix_hit_rate is not None:
+        lines.append(f"  prefix cache: {found.prefix_hit_rate:.0%} hits")
+    if (share := found.attainment) is not None:
+        lines.append(
+            f"  attainment {share.value:.3f}, from {share.low:.3f} to {share.high:.3f} by its "
+            "buckets"
+        )
+    if found.judges_tpot_by_itl:
+        lines.append("  TPOT is judged by gaps between tokens, which is all that it counts")
+    return lines
+
+
+def _advice_lines(found: AdviceView) -> list[str]:
+    from policies.numbers import short
+
+    if found.entry is None or found.launch is None:
+        return [f"{found.reason}: nobody knows its load yet"]
+    from engine.spec.settings import Settings
+
+    carried = f"carries {short(found.entry['low_rps'])} requests/s on {found.num_devices} devices"
+    lines = [
+        f"{found.reason}: {short(found.needed_rps or 0.0)} requests/s have to be carried",
+        f"{Settings.from_json(found.entry['settings'])} {carried}",
+    ]
+    if found.is_there:
+        lines.append("it runs these settings already")
+    lines += [f"note: {text}" for text in found.left_out]
+    by = "you restart it" if found.applied_by == "hand" else f"restarted by its {found.applied_by}"
+    return [*lines, f"applied by {found.applied_by}: {by}", "", found.launch.command]

@@ -1,0 +1,242 @@
+"""The loop that looks at servers that are not ours, and keeps what it sees as their heartbeats."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+import structlog
+
+from api.control.capacity import keep_load
+from api.documents.control_state import observe
+from api.documents.known_servers import (
+    KnownServer,
+    ServersFileError,
+    read_known_servers,
+)
+from api.documents.live_window import LiveWindow
+from api.documents.servers import Condition, Page, Restarts, stats_of
+from api.observed.fetch import METRICS, FetchError, FetchLimits, fetch
+from api.web.context import AppContext
+from policies.errors import PolicyInputError
+from policies.server_window import ServerWindow
+from policies.sla import Sla
+from store import UnitOfWork
+from store.engines import Window
+from store.models import EngineRow, ServerRow, Sight
+from store.models.base import Json, utc_now
+from tuner.launch.command import System
+from tuner.servers.snapshot import PageError, Snapshot, between, read_page
+
+# Looks so many intervals apart, and so long, are not one window: what came when is not known.
+MOST_GAP_INTERVALS, LEAST_GAP_S = 6, 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One server to look at."""
+
+    engine_id: str
+    name: str
+    system: System
+    url: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a look found: a snapshot, or why there is none."""
+
+    target: Target
+    at: datetime
+    snapshot: Snapshot | None
+    sight: Sight = Sight.SEEN
+    detail: str = ""
+
+
+class Watcher:
+    """Looks at every observed server, many at once, and writes what it found in one transaction.
+
+    Of the services that share a database one looks; when it ends, another takes over, from what the
+    rows keep of the last look.
+    """
+
+    def __init__(self, context: AppContext) -> None:
+        self._context = context
+        self._known: Mapping[str, KnownServer] = {}
+        self._lead = context.database.lock("watcher")
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._log = structlog.get_logger("api.observed.watcher")
+
+    def start(self) -> None:
+        """Look on a thread until :meth:`stop`."""
+        self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; a round under way finishes first, within its time limit."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._lead.release()
+
+    def tick(self) -> None:
+        """Look once at every server."""
+        self._read_known()
+        with self._context.database.read() as uow:
+            targets = [_target(*pair) for pair in uow.servers.list_all()]
+        if not targets:
+            return
+        looks = asyncio.run(self._look_at(targets))
+        with self._context.database.begin() as uow:
+            uow.commit_lazily()  # a window may be missing
+            windows = [self._note(uow, look) for look in looks]
+            uow.engines.add_heartbeats([window for window in windows if window is not None])
+            for look, window in zip(looks, windows, strict=True):
+                if window is not None:
+                    self._judge(uow, look)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._context.settings.observe_interval_s):
+            try:
+                if self._lead.try_take():
+                    self.tick()
+            except Exception:
+                # The loop outlives a database that is away for a while.
+                self._log.exception("watcher tick failed")
+
+    def _read_known(self) -> None:
+        """What was read last stays in force where the file is broken."""
+        try:
+            self._known = read_known_servers(self._context.settings.servers_file)
+        except ServersFileError as error:
+            self._log.warning("file of servers not read", error=str(error))
+
+    async def _look_at(self, targets: Sequence[Target]) -> list[Look]:
+        settings = self._context.settings
+        places = asyncio.Semaphore(settings.observe_concurrency)
+        limits = FetchLimits(
+            timeout_s=settings.observe_timeout_s,
+            max_bytes=settings.observe_max_bytes,
+            networks=settings.networks,
+        )
+
+        async def look(target: Target) -> Look:
+            async with places:
+                return await self._look(target, limits)
+
+        return await asyncio.gather(*map(look, targets))
+
+    async def _look(self, target: Target, limits: FetchLimits) -> Look:
+        snapshot: Snapshot | None = None
+        sight, detail = Sight.SEEN, ""
+        try:
+            text = await fetch(f"{target.url}{METRICS}", token=self._token(target), limits=limits)
+            snapshot = read_page(text, target.system)
+        except FetchError as error:
+            sight, detail = error.sight, error.detail
+        except (PageError, ServersFileError) as error:
+            is_page = isinstance(error, PageError)
+            sight, detail = Sight.UNREADABLE if is_page else Sight.REFUSED, str(error)
+        if snapshot is not None and (lacks := snapshot.lacks(target.system)):
+            sight = Sight.NO_SERIES
+            detail = (
+                f"{target.url}{METRICS} has no series of {target.system} for {', '.join(lacks)}"
+            )
+            snapshot = None
+        return Look(
+            target=target, at=utc_now(), snapshot=snapshot, sight=sight, detail=detail[:500]
+        )
+
+    def _token(self, target: Target) -> str | None:
+        known = self._known.get(target.name)
+        return known.token() if known is not None and known.is_at(target.url) else None
+
+    def _note(self, uow: UnitOfWork, look: Look) -> Window | None:
+        """Keep the condition and the page; the window since the page before, where there is one."""
+        row = uow.servers.find(look.target.engine_id, for_update=True)
+        if row is None or row.url != look.target.url:
+            return None  # observed no more, or elsewhere
+        self._note_restarts(row, look.target)
+        if look.snapshot is None:
+            is_away = row.restart is not None and Restarts.from_json(row.restart).is_under_way
+            sight = Sight.RESTARTING if is_away else look.sight
+            row.condition = _next(row, look, sight, detail=look.detail)
+            return None
+        window, is_restarted = self._window(row, look, look.snapshot)
+        row.condition = _next(
+            row,
+            look,
+            Sight.RESTARTED if is_restarted else Sight.SEEN,
+            missing=look.snapshot.missing(look.target.system),
+        )
+        row.page = Page(at_s=look.at.timestamp(), snapshot=look.snapshot).to_json()
+        if window is None:
+            return None
+        return Window(
+            engine_id=row.engine_id,
+            window_s=window.window_s,
+            arrived=round(window.arrived),
+            stats=stats_of(window, look.snapshot),
+            requests=[],
+            steps=[],
+        )
+
+    def _window(
+        self, row: ServerRow, look: Look, snapshot: Snapshot
+    ) -> tuple[ServerWindow | None, bool]:
+        """What was counted since the page before, and whether the server began anew meanwhile."""
+        if row.page is None:
+            return None, False
+        before = Page.from_json(row.page)
+        gap_s = look.at.timestamp() - before.at_s
+        interval_s = self._context.settings.observe_interval_s
+        if not 0 < gap_s <= max(MOST_GAP_INTERVALS * interval_s, LEAST_GAP_S):
+            return None, False
+        try:
+            window = between(before.snapshot, snapshot, window_s=gap_s)
+        except PolicyInputError as error:
+            self._log.warning("window left out", engine=row.engine_id, error=str(error))
+            return None, False
+        return window, window is None
+
+    def _note_restarts(self, row: ServerRow, target: Target) -> None:
+        """What the file says of restarting it, as everything else reads it from its row."""
+        known = self._known.get(target.name)
+        by = known.restarts_by if known is not None and known.is_at(target.url) else None
+        if known is None or by is None:
+            row.restart = None
+            return
+        now = Restarts.from_json(row.restart) if row.restart else Restarts(by=by)
+        noted = msgspec.structs.replace(now, by=by, away_s=known.away_s)
+        if noted.to_json() != row.restart:
+            row.restart = noted.to_json()
+
+    def _judge(self, uow: UnitOfWork, look: Look) -> None:
+        """Show what was seen as what is, as the controller does for engines with a schedule."""
+        engine = uow.engines.get(look.target.engine_id, for_update=True)
+        if engine.capacity_table is None:  # with one the slow loop does so
+            keep_load(uow, engine, look.at)
+        since = look.at - timedelta(seconds=self._context.settings.control_window_s)
+        sla = Sla.parse(engine.sla) if engine.sla else None
+        seen = observe(uow.engines.list_heartbeats(engine.id, since=since), sla, now=look.at)
+        if seen is not None:
+            engine.live_window = LiveWindow.of(
+                seen, predicted={}, load_ratio=None, now_s=look.at.timestamp()
+            ).to_json()
+
+
+def _target(engine: EngineRow, server: ServerRow) -> Target:
+    assert engine.system is not None, "an engine with a server has a system"
+    return Target(
+        engine_id=engine.id, name=engine.name, system=System(engine.system), url=server.url
+    )
+
+
+def _next(row: ServerRow, look: Look, sight: Sight, **said: Any) -> Json:
+    return Condition.from_json(row.condition).then(sight, look.at.timestamp(), **said).to_json()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from engine.spec.settings import Settings
+import copy
+
+from engine.spec.settings import Caps, Settings
 from store.models.base import Json
 
 
@@ -23,3 +25,15 @@ def predicted_for(recommendation: Json, settings: Settings) -> Json | None:
         "fidelity": recommendation.get("fidelity"),
         "metrics": recommendation.get("predicted"),
     }
+
+
+def within_envelope(document: Json | None, envelope: Caps, *, part: str) -> Json | None:
+    """A schedule or capacity table whose caps are cut to what the engine was started with."""
+    if document is None:
+        return None
+    cut = copy.deepcopy(document)
+    for entry in cut[part]:
+        caps = entry["settings"]["caps"]
+        for name in ("max_num_seqs", "max_num_batched_tokens"):
+            caps[name] = min(caps[name], getattr(envelope, name))
+    return cut

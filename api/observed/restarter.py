@@ -32,7 +32,7 @@ from engine.spec.errors import EngineError
 from engine.spec.settings import Settings
 from policies.decision import Action
 from store import UnitOfWork
-from store.models import AckState, DecisionRow, EngineRow, ServerRow, Sight
+from store.models import AckState, DecisionRow, EngineRow, PolicyVersion, ServerRow, Sight
 from store.models.base import utc_now
 from tuner.spec.errors import TunerError
 
@@ -41,6 +41,7 @@ REASON = "restart_failed"
 # After a failure the controller waits so long, and twice as long after each further one.
 BACKOFF_S, MOST_BACKOFF_S = 60.0, 3600.0
 MOST_MESSAGE = 1000
+NO_WAY = "nothing restarts the server any more: the file of servers does not name it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,9 @@ class Restarter:
         """Bring every server to what is asked of it, one after the other."""
         with self._context.database.read() as uow:
             engine_ids = [
-                engine.id for engine, server in uow.servers.list_all() if server.restart is not None
+                engine.id
+                for engine, server in uow.servers.list_all()
+                if server.restart is not None or engine.applied_version != engine.desired_version
             ]
         for engine_id in engine_ids:
             if self._stop.is_set():
@@ -108,12 +111,13 @@ class Restarter:
         with self._context.database.begin() as uow:
             engine = uow.engines.get(engine_id, for_update=True)
             server = uow.servers.find(engine_id, for_update=True)
-            if server is None or server.restart is None:
-                return None
-            known = read_known_servers(self._context.settings.servers_file).get(engine.name)
-            if known is None or not known.is_at(server.url):
+            if server is None:
                 return None
             version = policies.current(uow, engine)
+            known = read_known_servers(self._context.settings.servers_file).get(engine.name)
+            if server.restart is None or known is None or not known.is_at(server.url):
+                self._refuse(uow, engine, version, NO_WAY)
+                return None
             wanted, before = settings_in(version.document), settings_in(engine.effective_policy)
             restarts = Restarts.from_json(server.restart)
             if version.ack_state is AckState.PENDING and wanted == before:
@@ -265,6 +269,11 @@ class Restarter:
                     policy_version=job.version,
                 )
             )
-            if uow.policies.get(engine.id, job.version).ack_state is AckState.PENDING:
-                body = Acknowledge(result="refused", message=message, policy=job.before.to_json())
-                policies.note_ack(uow, engine, job.version, body, service_caller(ACTOR))
+            self._refuse(uow, engine, uow.policies.get(engine.id, job.version), message)
+
+    @staticmethod
+    def _refuse(uow: UnitOfWork, engine: EngineRow, version: PolicyVersion, message: str) -> None:
+        """Say that a version will not be in force, if that is not known: what runs is adopted."""
+        if version.ack_state is AckState.PENDING:
+            body = Acknowledge(result="refused", message=message, policy=engine.effective_policy)
+            policies.note_ack(uow, engine, version.version, body, service_caller(ACTOR))

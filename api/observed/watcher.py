@@ -79,7 +79,7 @@ class Watcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; a round under way finishes first, within its time limit."""
+        """End the thread; looks under way finish first, within their time limit."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -126,11 +126,12 @@ class Watcher:
             networks=settings.networks,
         )
 
-        async def look(target: Target) -> Look:
+        async def look(target: Target) -> Look | None:
             async with places:
-                return await self._look(target, limits)
+                return None if self._stop.is_set() else await self._look(target, limits)
 
-        return await asyncio.gather(*map(look, targets))
+        looks = await asyncio.gather(*map(look, targets))
+        return [found for found in looks if found is not None]
 
     async def _look(self, target: Target, limits: FetchLimits) -> Look:
         snapshot: Snapshot | None = None

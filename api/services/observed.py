@@ -9,7 +9,8 @@ from functools import reduce
 from urllib.parse import urlsplit
 
 from api.documents.control_state import observe as observe_beats
-from api.documents.policy import PolicyDocument
+from api.documents.policy import PolicyDocument, envelope_in
+from api.documents.recommendation import within_envelope
 from api.documents.server_knobs import ENVELOPE, check_settings, expressible, knobs, left_out
 from api.documents.servers import Condition, Restarts, window_in
 from api.schemas.observed import (
@@ -98,7 +99,9 @@ def bind(uow: UnitOfWork, engine_id: str, body: BindRequest, *, caller: Caller) 
     control = {
         "recommendation_id": None,
         "schedule": None,
-        "capacity_table": table.to_json(),
+        "capacity_table": within_envelope(
+            table.to_json(), envelope_in(engine.envelope), part="entries"
+        ),
     }
     by = Authorship(caller=caller, origin="operator", reason=body.reason)
     after = replace(before, sla=str(table.sla), provenance={"capacity_table": "bound"})

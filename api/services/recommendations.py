@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 from api.documents.answer import read_recommendation
 from api.documents.launch import launch_for
 from api.documents.policy import PolicyDocument, envelope_in
-from api.documents.recommendation import recommended_settings
-from api.schemas.base import Json
+from api.documents.recommendation import recommended_settings, within_envelope
 from api.schemas.launch import LaunchView
 from api.schemas.serving import ChangeSet
 from api.services import observed, policies
 from api.services.policies import Authorship
 from api.web.auth import Caller
 from api.web.errors import ApiError
-from engine.spec.settings import Caps
 from store import UnitOfWork
 from store.models import RecommendationRow
 from tuner.launch.command import System
@@ -90,15 +87,3 @@ def _recommended(uow: UnitOfWork, recommendation_id: str) -> RecommendationRow:
     if not found.document:
         raise ApiError(409, "nothing_recommended", "no plan met the SLA; see the job's report")
     return found
-
-
-def within_envelope(document: Json | None, envelope: Caps, *, part: str) -> Json | None:
-    """A schedule or capacity table whose caps are cut to what the engine was started with."""
-    if document is None:
-        return None
-    cut = copy.deepcopy(document)
-    for entry in cut[part]:
-        caps = entry["settings"]["caps"]
-        for name in ("max_num_seqs", "max_num_batched_tokens"):
-            caps[name] = min(caps[name], getattr(envelope, name))
-    return cut

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 
 Network = IPv4Network | IPv6Network
+NAT64 = IPv6Network("64:ff9b::/96")
 # Whatever is allowed: what is there is nobody's server (clouds have their secrets at the first).
 NEVER = "link-local, multicast, reserved or unspecified"
 
@@ -25,9 +33,7 @@ def why_forbidden(address: str, networks: Sequence[Network]) -> str | None:
     Raises:
         ValueError: it is no IP address.
     """
-    ip = ip_address(address.partition("%")[0])
-    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
+    ip = _reached(address)
     # Python calls ::1 reserved, too.
     is_reserved = ip.is_reserved and not ip.is_loopback
     if ip.is_link_local or ip.is_multicast or ip.is_unspecified or is_reserved:
@@ -35,3 +41,13 @@ def why_forbidden(address: str, networks: Sequence[Network]) -> str | None:
     if networks and not any(ip.version == net.version and ip in net for net in networks):
         return f"{ip} lies outside GEARSHIFT_OBSERVE_NETWORKS"
     return None
+
+
+def _reached(address: str) -> IPv4Address | IPv6Address:
+    """The address that is reached in the end: some of IPv6 stand for one of IPv4."""
+    ip = ip_address(address.partition("%")[0])
+    if isinstance(ip, IPv4Address):
+        return ip
+    if ip in NAT64:
+        return IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip.ipv4_mapped or ip.sixtofour or ip

@@ -111,7 +111,7 @@ class ServiceSettings(BaseSettings):
         default=3.0, gt=0, description="A page of metrics that has not come by then is missed."
     )
     observe_concurrency: int = Field(
-        default=16, ge=1, le=1024, description="Observed servers looked at at a time."
+        default=64, ge=1, le=1024, description="Observed servers looked at at a time."
     )
     observe_max_bytes: int = Field(
         default=4 * MIB, ge=1024, description="A page of metrics that is longer is not read."

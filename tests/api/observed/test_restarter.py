@@ -29,15 +29,13 @@ from tuner.servers.process import free_port
 
 Json = dict[str, Any]
 # Notes what it was told, and ends as the file beside it says for this number of devices.
-HOOK = """#!{python}
-import json, pathlib, sys
-here = pathlib.Path({folder!r})
-told = json.load(sys.stdin)
-with (here / "told").open("a") as file:
-    file.write(json.dumps(told) + "\\n")
-codes = json.loads((here / "codes").read_text())
-print("looked after", told["num_devices"], "devices")
-sys.exit(codes.get(str(told["num_devices"]), 0))
+HOOK = """#!/bin/sh
+cd {folder}
+told=$(cat)
+printf '%s\\n' "$told" >> told
+devices=$(printf '%s' "$told" | sed 's/.*"num_devices": \\([0-9]*\\).*/\\1/')
+echo "looked after $devices devices"
+exit "$(cat "code-$devices" || echo 0)"
 """
 
 
@@ -57,16 +55,15 @@ class Hooked:
         root = folder / "hooks"
         root.mkdir()
         self.hook = root / "restart"
-        self.hook.write_text(HOOK.format(python=sys.executable, folder=str(folder)))
+        self.hook.write_text(HOOK.format(folder=folder))
         self.hook.chmod(0o755)
-        self.ends({})
         file = folder / "servers.yml"
         file.write_text(f"chat:\n  url: {url}\n  hook: restart\n  away_s: 0\n  timeout_s: 60\n")
         settings.servers_file, settings.hook_root = file, root
 
-    def ends(self, codes: dict[int, int]) -> None:
-        """Exit codes by the number of devices that it is asked for; others end well."""
-        (self._folder / "codes").write_text(json.dumps(codes))
+    def ends(self, code: int, *, for_devices: int) -> None:
+        """With this exit code, where it is asked for so many devices; else it ends well."""
+        (self._folder / f"code-{for_devices}").write_text(str(code))
 
     @property
     def told(self) -> list[Json]:
@@ -131,7 +128,7 @@ def test_a_change_is_made_by_the_hook_and_noted_as_applied(
 def test_a_hook_that_fails_is_undone_and_the_version_refused(
     client: TestClient, hooked: Hooked, restarter: Restarter, engine_id: str
 ) -> None:
-    hooked.ends({2: 3})
+    hooked.ends(3, for_devices=2)
     ask_for(client, engine_id, 2)
     restarter.tick()
     assert [(t["num_devices"], t["is_restore"]) for t in hooked.told] == [(2, False), (1, True)]
@@ -151,17 +148,32 @@ def test_a_hook_that_fails_is_undone_and_the_version_refused(
 def test_a_hook_that_says_not_now_is_not_undone(
     client: TestClient, hooked: Hooked, restarter: Restarter, engine_id: str
 ) -> None:
-    hooked.ends({2: os.EX_TEMPFAIL})
+    hooked.ends(os.EX_TEMPFAIL, for_devices=2)
     ask_for(client, engine_id, 2)
     restarter.tick()
     assert [told["num_devices"] for told in hooked.told] == [2]
     assert policy(client, engine_id)["effective"] == settings_of(1).to_json()
 
 
+def test_a_change_that_nobody_can_make_any_more_is_refused(
+    client: TestClient, hooked: Hooked, restarter: Restarter, engine_id: str,
+    settings: ServiceSettings,
+) -> None:  # fmt: skip
+    ask_for(client, engine_id, 2)
+    assert settings.servers_file is not None
+    settings.servers_file.write_text("{}")
+    restarter.tick()
+    assert hooked.told == []
+    refused = client.get(f"/v1/engines/{engine_id}/policy/versions").json()[1]
+    assert refused["ack_state"] == "refused"
+    assert "nothing restarts the server any more" in refused["ack_message"]
+    assert policy(client, engine_id)["effective"] == settings_of(1).to_json()
+
+
 def test_the_slow_loop_restarts_and_waits_after_a_failure(
     client: TestClient, hooked: Hooked, restarter: Restarter, engine_id: str, database: Database
 ) -> None:
-    hooked.ends({2: 1})
+    hooked.ends(1, for_devices=2)
     bind(client, engine_id)
     controller = Controller(client.app.state.context)  # type: ignore[attr-defined]
     see(database, engine_id, 15.0)
@@ -183,7 +195,7 @@ def test_the_slow_loop_restarts_and_waits_after_a_failure(
         server.restart = dict(server.restart or {}) | {"retry_at_s": time.time() - 1}
         engine = uow.engines.get(engine_id)
         engine.capacity_memory = dict(engine.capacity_memory or {}) | {"decided_s": None}
-    hooked.ends({})
+    hooked.ends(0, for_devices=2)
     see(database, engine_id, 15.0)
     controller.tick()
     restarter.tick()
@@ -208,9 +220,6 @@ def test_a_server_of_a_command_runs_with_what_is_asked_and_ends_with_the_service
     Watcher(context).tick()
     restarter.tick()
     assert httpx.get(f"{url}/health").status_code == 200
-    ask_for(client, engine_id, 2)
-    restarter.tick()
-    assert policy(client, engine_id)["effective"] == settings_of(2).to_json()
     patch = {"caps": {"max_num_seqs": 65}}  # it dies at its start with so many
     tag = client.get(f"/v1/engines/{engine_id}/policy").headers["etag"]
     client.patch(f"/v1/engines/{engine_id}/policy", json=patch, headers={"if-match": tag})

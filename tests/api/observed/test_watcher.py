@@ -27,11 +27,10 @@ Json = dict[str, Any]
 MAX_BYTES = 20_000
 
 
-@pytest.fixture
-def settings(settings: ServiceSettings) -> ServiceSettings:
-    """A service that gives pages little room."""
-    changes = {"observe_timeout_s": WAIT_S, "observe_max_bytes": MAX_BYTES}
-    return settings.model_copy(update=changes)
+@pytest.fixture(autouse=True)
+def _little_room(settings: ServiceSettings) -> None:
+    """Pages may be short only, and take long."""
+    settings.observe_max_bytes, settings.observe_timeout_s = MAX_BYTES, WAIT_S
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +159,8 @@ def test_a_page_that_cannot_be_used_is_a_condition_and_no_load(
     sight: str,
     detail: str,
 ) -> None:
-    settings.observe_timeout_s = 0.3 if answer is dribble else WAIT_S
+    if answer is dribble:
+        settings.observe_timeout_s = 0.3
     engine_id = observe(client, pages.url)
     pages.answer = answer
     watcher.tick()

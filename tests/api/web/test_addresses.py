@@ -9,7 +9,8 @@ from api.web.addresses import read_networks, why_forbidden
 
 @pytest.mark.parametrize(
     "address",
-    ["169.254.169.254", "fe80::1", "fe80::1%eth0", "::ffff:169.254.169.254", "0.0.0.0", "::",
+    ["169.254.169.254", "fe80::1", "fe80::1%eth0", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe",
+     "2002:a9fe:a9fe::1", "0.0.0.0", "::",
      "224.0.0.1", "ff02::1", "255.255.255.255"],
 )  # fmt: skip
 def test_what_is_nobodys_server_is_never_called(address: str) -> None:

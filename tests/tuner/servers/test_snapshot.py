@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -131,6 +131,7 @@ def test_a_page_of_impossible_numbers_is_told(line: str) -> None:
         read_page(f"{line}\n", System.VLLM)
 
 
+@settings(max_examples=40)
 @given(text=st.text(max_size=200), line=st.text(alphabet='vl:m_{}="0 1.eNa\\\n#TYPE', max_size=80))
 def test_any_text_is_read_or_refused(text: str, line: str) -> None:
     try:

@@ -36,8 +36,13 @@ class Snapshot:
     histograms: dict[str, Histogram] = field(default_factory=dict)
 
     def missing(self, system: System) -> tuple[str, ...]:
-        """Words that the page had no series for."""
-        found = {**self.counters, **self.gauges, **self.histograms}
+        """Words that the page had no series for; a share of hits and the counts that it is made of
+        stand for each other."""
+        found = {*self.counters, *self.gauges, *self.histograms}
+        if {"prefix_queries", "prefix_hits"} <= found:
+            found.add("prefix_hit_rate")
+        elif "prefix_hit_rate" in found:
+            found |= {"prefix_queries", "prefix_hits"}
         return tuple(word for word in SERIES[system].words if word not in found)
 
     def lacks(self, system: System) -> tuple[str, ...]:

@@ -6,13 +6,14 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.errors import PolicyInputError
 from policies.histogram import Bounded, Histogram
 
 EDGES = (1.0, 5.0, 10.0, 50.0)
+FEW = settings(max_examples=30)
 
 
 def histogram_of(values: list[float], edges: tuple[float, ...] = EDGES) -> Histogram:
@@ -24,6 +25,7 @@ def histogram_of(values: list[float], edges: tuple[float, ...] = EDGES) -> Histo
 VALUES = st.lists(st.integers(0, 80).map(float), min_size=1, max_size=60)
 
 
+@FEW
 @given(values=VALUES, bound=st.integers(0, 90).map(float))
 def test_the_share_within_a_bound_lies_between_its_ends(values: list[float], bound: float) -> None:
     found = histogram_of(values).share_within(bound)
@@ -35,6 +37,7 @@ def test_the_share_within_a_bound_lies_between_its_ends(values: list[float], bou
         assert found.low == found.high
 
 
+@FEW
 @given(values=VALUES, percent=st.sampled_from([50.0, 90.0, 95.0, 99.0, 100.0]))
 def test_a_percentile_lies_in_its_bucket(values: list[float], percent: float) -> None:
     found = histogram_of(values).percentile(percent)
@@ -44,6 +47,7 @@ def test_a_percentile_lies_in_its_bucket(values: list[float], percent: float) ->
     assert found.low <= found.value <= found.high
 
 
+@FEW
 @given(values=VALUES, percent=st.sampled_from([50.0, 95.0]), bound=st.sampled_from(EDGES[:-1]))
 def test_percentile_and_share_say_the_same(
     values: list[float], percent: float, bound: float
@@ -56,6 +60,7 @@ def test_percentile_and_share_say_the_same(
         assert (share.value > percent / 100) == (at.value <= bound)
 
 
+@FEW
 @given(first=VALUES, second=VALUES)
 def test_what_came_since_is_what_is_added(first: list[float], second: list[float]) -> None:
     before, both = histogram_of(first), histogram_of(first + second)

@@ -205,6 +205,7 @@ def test_the_slow_loop_restarts_and_waits_after_a_failure(
     assert restarts(client, engine_id)["failures"] == 0
 
 
+@pytest.mark.slow
 def test_a_server_of_a_command_runs_with_what_is_asked_and_ends_with_the_service(
     client: TestClient, settings: ServiceSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ LONG_COLUMNS = (
     EngineRow.control_memory,
     EngineRow.capacity_table,
     EngineRow.capacity_memory,
+    EngineRow.drift_memory,
 )
 BEATS = cast("sa.Table", Heartbeat.__table__)
 ENGINES = cast("sa.Table", EngineRow.__table__)
@@ -119,9 +120,11 @@ class EngineRepository:
         return fetch_page(self._session, query, EngineRow.id, page, newest_first=False)
 
     def list_scheduled(self) -> Sequence[EngineRow]:
-        """Engines the controller works on: those with a schedule or a capacity table."""
+        """Engines the controller works on: those with a schedule or a capacity table. All but the
+        id is read when used: the controller asks for each again, to hold its row."""
         has_work = EngineRow.schedule.is_not(None) | EngineRow.capacity_table.is_not(None)
         query = sa.select(EngineRow).where(has_work).order_by(EngineRow.id)
+        query = query.options(load_only(EngineRow.id))
         return self._session.scalars(query).all()
 
     def list_alive(self, *, since: datetime) -> Sequence[EngineRow]:
@@ -135,6 +138,7 @@ class EngineRepository:
                     EngineRow.name,
                     EngineRow.model_name,
                     EngineRow.live_window,
+                    EngineRow.drift_memory,
                 )
             )
         )

@@ -9,6 +9,7 @@ from datetime import timedelta
 import structlog
 
 from api.control.capacity import CapacityLoop
+from api.control.drift import DriftLoop
 from api.documents.control_state import memory_from_json, memory_to_json, observe
 from api.documents.live_window import LiveWindow
 from api.documents.policy import PolicyDocument, settings_in
@@ -40,8 +41,8 @@ PRUNE_PAUSE_S = 0.05
 
 
 class Controller:
-    """Picks the load band of each engine's schedule and moves its hot settings; the slow loop
-    (:mod:`api.control.capacity`) comes first.
+    """Picks the load band of each engine's schedule and moves its hot settings; the watch over
+    drift (:mod:`api.control.drift`) and the slow loop (:mod:`api.control.capacity`) come first.
 
     Its memory lives in the engine's row, so a restarted service goes on where it was. Of the
     services that share a database one controls, since two would fight over cool-downs; when it
@@ -57,6 +58,7 @@ class Controller:
             cool_down_down_s=settings.cool_down_down_s,
         )
         self._capacity = CapacityLoop(context)
+        self._drift = DriftLoop(context)
         self._lead = context.database.lock("controller")
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -109,7 +111,10 @@ class Controller:
         now = utc_now()
         since = now - timedelta(seconds=self._context.settings.control_window_s)
         sla = Sla.parse(engine.sla) if engine.sla else None
-        seen = observe(uow.engines.list_heartbeats(engine.id, since=since), sla, now=now)
+        beats = uow.engines.list_heartbeats(engine.id, since=since)
+        seen = observe(beats, sla, now=now)
+        if self._drift.turn(uow, engine, beats, now):
+            return
         if self._capacity.turn(uow, engine, seen, now) or engine.schedule is None:
             return
         schedule = Schedule.from_json(engine.schedule)

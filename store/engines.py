@@ -119,12 +119,10 @@ class EngineRepository:
         query = sa.select(EngineRow).options(*map(defer, LONG_COLUMNS))
         return fetch_page(self._session, query, EngineRow.id, page, newest_first=False)
 
-    def list_scheduled(self) -> Sequence[EngineRow]:
-        """Engines the controller works on: those with a schedule or a capacity table. All but the
-        id is read when used: the controller asks for each again, to hold its row."""
+    def list_scheduled_ids(self) -> Sequence[str]:
+        """Engines the controller works on: those with a schedule or a capacity table."""
         has_work = EngineRow.schedule.is_not(None) | EngineRow.capacity_table.is_not(None)
-        query = sa.select(EngineRow).where(has_work).order_by(EngineRow.id)
-        query = query.options(load_only(EngineRow.id))
+        query = sa.select(EngineRow.id).where(has_work).order_by(EngineRow.id)
         return self._session.scalars(query).all()
 
     def list_alive(self, *, since: datetime) -> Sequence[EngineRow]:

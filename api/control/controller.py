@@ -82,7 +82,7 @@ class Controller:
         One engine's trouble stays its own.
         """
         with self._context.database.read() as uow:
-            engine_ids = [row.id for row in uow.engines.list_scheduled()]
+            engine_ids = uow.engines.list_scheduled_ids()
         for engine_id in engine_ids:
             try:
                 with self._context.database.begin() as uow:

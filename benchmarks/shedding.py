@@ -60,7 +60,7 @@ def main() -> None:
             url = served.ready["url"]
             carried = _carried_rps(url)
             lines = _head(carried, options)
-            for multiple in MULTIPLES:
+            for multiple in options.multiples:
                 for admitted in (None, ADMITTED_SHARE * carried):
                     _admit(url, admitted)
                     answers = asyncio.run(_drive(url, multiple * carried, options))
@@ -78,6 +78,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=30.0, help="of each run")
+    parser.add_argument("--multiples", type=float, nargs="+", default=MULTIPLES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     return parser.parse_args()

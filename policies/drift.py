@@ -116,14 +116,16 @@ class DriftLimits:
 
     ``tolerance``: what steps may always be off, 0.1 as a share. What they are off beyond that is
     summed up, reading by reading (a two-sided CUSUM of the log ratio); at ``threshold`` the alarm
-    rises. ``every_s`` lies between two readings. ``alpha`` smooths the ratio that is told.
+    rises. With 3, noise of 5 % that lasts for minutes raises none in a day, and a slowdown of a
+    fifth takes a quarter of an hour (benchmarks/drift_alarms.py). ``every_s`` lies between two
+    readings. ``alpha`` smooths the ratio that is told.
 
     Raises:
         PolicyInputError: a limit outside its range.
     """
 
     tolerance: float = 0.1
-    threshold: float = 0.5
+    threshold: float = 3.0
     every_s: float = 30.0
     alpha: float = 0.3
 

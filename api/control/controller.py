@@ -20,6 +20,7 @@ from api.web.context import AppContext
 from engine.spec.errors import EngineError
 from engine.spec.measurement import METRIC_IDS, Fidelity
 from policies.controller import Action, ControlLimits, ControlState, Decision, decide
+from policies.drift import DriftLimits
 from policies.errors import PolicyInputError
 from policies.feasibility import is_feasible_when_idle
 from policies.observation import Observation
@@ -49,7 +50,13 @@ class Controller:
     ends, another takes over at its next look.
     """
 
-    def __init__(self, context: AppContext, limits: ControlLimits | None = None) -> None:
+    def __init__(
+        self,
+        context: AppContext,
+        limits: ControlLimits | None = None,
+        *,
+        drift_limits: DriftLimits | None = None,
+    ) -> None:
         settings = context.settings
         self._context = context
         self._limits = limits or ControlLimits(
@@ -58,7 +65,7 @@ class Controller:
             cool_down_down_s=settings.cool_down_down_s,
         )
         self._capacity = CapacityLoop(context)
-        self._drift = DriftLoop(context)
+        self._drift = DriftLoop(context, drift_limits)
         self._lead = context.database.lock("controller")
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None

@@ -46,9 +46,9 @@ class DriftLoop:
     now. What it recommends is offered; it is put in force only where the policy says so.
     """
 
-    def __init__(self, context: AppContext) -> None:
+    def __init__(self, context: AppContext, limits: DriftLimits | None = None) -> None:
         self._context = context
-        self._limits = DriftLimits(every_s=max(30.0, context.settings.control_window_s))
+        self._limits = limits or DriftLimits(every_s=max(30.0, context.settings.control_window_s))
         self._foreseen: OrderedDict[str, tuple[ParallelPlan, ForeseenSteps] | None] = OrderedDict()
         self._log = structlog.get_logger("api.control.drift")
 

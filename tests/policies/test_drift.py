@@ -80,18 +80,18 @@ def test_of_steps_that_were_not_foreseen_nothing_is_said() -> None:
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_a_slowdown_of_a_fifth_raises_one_alarm_within_minutes(seed: int) -> None:
+def test_a_slowdown_of_a_fifth_raises_one_alarm_within_half_an_hour(seed: int) -> None:
     noise = np.exp(np.random.default_rng(seed).normal(0.0, 0.03, 200))
     found = follow([*noise[:100], *(1.2 * noise[100:])])
     assert num_alarms(found[:100]) == 0
     assert num_alarms(found) == 1
     (raised,) = {m.alarmed_s for m in found if m.alarmed_s is not None}
-    assert raised - 100 * LIMITS.every_s <= 600.0
+    assert raised - 100 * LIMITS.every_s <= 1800.0
     assert found[-1].ratio == pytest.approx(1.2, rel=0.1)
 
 
 def test_steps_that_became_faster_are_drift_as_well() -> None:
-    assert num_alarms(follow([0.8] * 30)) == 1
+    assert num_alarms(follow([0.8] * 40)) == 1
 
 
 def test_a_day_of_noise_within_the_tolerance_raises_none() -> None:
@@ -107,7 +107,7 @@ def test_a_hiccup_of_one_reading_raises_none() -> None:
 
 def test_the_alarm_falls_once_steps_are_as_foreseen_again() -> None:
     drifted = follow([1.5] * 1000)
-    back = follow([1.0] * 15, drifted[-1])
+    back = follow([1.0] * 70, drifted[-1])
     assert drifted[-1].alarmed_s is not None
     assert back[-1].alarmed_s is None
 

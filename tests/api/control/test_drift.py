@@ -20,6 +20,7 @@ from api.services.audit import service_caller
 from api.services.jobs import move
 from api.web.context import AppContext
 from api.web.settings import ServiceSettings
+from policies.drift import DriftLimits
 from store import Database
 from store.models import EngineLoad, EngineRow, Heartbeat, JobState, TuningJob
 from store.models.base import utc_now
@@ -35,6 +36,8 @@ from tests.api.worlds import (
 Json = dict[str, Any]
 SLOWDOWN = 1.2
 READING_S = 31.0
+# As by default, but that the alarm needs no quarter of an hour.
+QUICK = DriftLimits(threshold=0.5)
 SLA = "p95_ttft_ms<=500"
 # 64 tokens a step, 10 ms each.
 STEPS: Json = {"mode": "shift", "tokens_up_to": 64, "steps": 100, "seconds": 1.0, "tokens": 6400}
@@ -47,7 +50,7 @@ def document() -> Json:
 @pytest.fixture
 def controller(client: TestClient) -> Iterator[Controller]:
     context: AppContext = client.app.state.context  # type: ignore[attr-defined]
-    yield Controller(context)
+    yield Controller(context, drift_limits=QUICK)
     assert "controller tick failed" not in client.get("/metrics").text
 
 
@@ -188,7 +191,7 @@ def test_two_control_planes_that_both_see_it_queue_one_job(
     remember_load(database, engine_id)
     with TestClient(create_app(settings)) as other:
         context: AppContext = other.app.state.context  # type: ignore[attr-defined]
-        both = (controller, Controller(context))
+        both = (controller, Controller(context, drift_limits=QUICK))
         live(client, database, engine_id, *both, slowdown=SLOWDOWN, readings=15)
     assert len(retuned(database)) == 1
 

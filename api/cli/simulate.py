@@ -202,7 +202,7 @@ def _print(
         row = metrics[name]
         cells = ["-" if value is None else short(value) for value in row.values()]
         ends = intervals.get(f"p95_{name}")
-        cells.append("-" if ends is None else f"{short(ends['low'])} .. {short(ends['high'])}")
+        cells.append("-" if ends is None else f"{_end(ends['low'])} .. {_end(ends['high'])}")
         table.add_row(name.removesuffix("_ms"), *cells)
     console = Console()
     console.print(table)
@@ -238,3 +238,8 @@ def _print(
         )
     if sla is not None:
         console.print(f"SLA {judge(sla, measurement).verdict}")
+
+
+def _end(value: float | None) -> str:
+    """An end of an interval; requests that were refused have no latency, however long one waits."""
+    return "inf" if value is None else short(value)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter
 
+from engine.admission import AdmissionRule
 from engine.lobby import Lobby, end_all
 from engine.replica.handover import Handover
 from engine.replica.replica import Replica
 from engine.replica.stream import RequestStream
-from engine.spec.errors import EngineError, RankError, RequestError
+from engine.spec.admission import Admission, Refusal
+from engine.spec.errors import (
+    EngineError,
+    OverloadError,
+    QueueFullError,
+    RankError,
+    RequestError,
+)
 from engine.spec.request import FinishReason, check_length
 
 
@@ -26,6 +36,8 @@ class Door:
         self._replicas: list[Replica] = []
         self._leaving: list[Replica] = []
         self._failure: str | None = None
+        self._admission = AdmissionRule()
+        self._refused: Counter[Refusal] = Counter()
         self._lock = threading.Lock()
 
     # -- questions -----------------------------------------------------------------------------
@@ -51,6 +63,12 @@ class Door:
         with self._lock:
             return list(self._replicas)
 
+    @property
+    def refused(self) -> dict[Refusal, int]:
+        """Requests that were turned away although nothing was wrong with them, by why."""
+        with self._lock:
+            return {reason: self._refused[reason] for reason in Refusal}
+
     # -- requests ------------------------------------------------------------------------------
 
     def accept(self, stream: RequestStream, *, max_queue: int | None) -> None:
@@ -58,6 +76,7 @@ class Door:
 
         Raises:
             RequestError: too long, or its id is in use.
+            OverloadError: more come than the policy admits.
             QueueFullError: ``max_queue`` requests wait already.
             RankError: no replica serves.
         """
@@ -67,10 +86,14 @@ class Door:
             if name in self._lobby or any(r.has(name) for r in self._everyone):
                 raise RequestError(f"request id {name!r} is in use")
             check_length(request, self._lobby.max_len)
-            if self._lobby.is_holding:
-                self._lobby.hold(stream, max_queue=max_queue)
-            else:
-                self._route().submit(stream)
+            try:
+                self._let_in_one(stream, max_queue)
+            except OverloadError:
+                self._refused[Refusal.ADMISSION] += request.num_let_in
+                raise
+            except QueueFullError:
+                self._refused[Refusal.QUEUE_FULL] += 1
+                raise
 
     def abort(self, request_id: str, reason: FinishReason) -> None:
         """End a request at the next step boundary; unknown ids do nothing."""
@@ -81,6 +104,11 @@ class Door:
                 replica.abort(request_id, reason)
         if held is not None:
             end_all([held], reason)
+
+    def admit(self, admission: Admission | None) -> None:
+        """Let in so many requests from now on; None: whatever comes."""
+        with self._lock:
+            self._admission.follow(admission, time.monotonic())
 
     # -- replicas ------------------------------------------------------------------------------
 
@@ -183,6 +211,15 @@ class Door:
     @property
     def _healthy(self) -> list[Replica]:
         return [r for r in self._replicas if r.failure is None]
+
+    def _let_in_one(self, stream: RequestStream, max_queue: int | None) -> None:
+        """Hand it on if so many are admitted."""
+        self._admission.check(stream.request, time.monotonic())
+        if self._lobby.is_holding:
+            self._lobby.hold(stream, max_queue=max_queue)
+        else:
+            self._route().submit(stream)
+        self._admission.take(stream.request)
 
     def _route(self) -> Replica:
         """The healthy replica with the fewest tokens to do.

@@ -89,6 +89,7 @@ class Engine:
         self._check(config.settings)
         self._fleet = Fleet(config, self.model, timer_factory=timer_factory)
         self._door = Door(max_len=self.max_model_len)
+        self._door.admit(config.settings.admission)
         self._devices = WatchedDevices(config, self._inventory, monitor)
         self._is_closed = False
         self._is_closing = threading.Event()
@@ -181,6 +182,8 @@ class Engine:
             num_kv_blocks=sum(info.num_kv_blocks for info in self._fleet.infos),
             block_size=self.config.block_size,
             devices=self._devices.latest(self._ranks),
+            refused=self._door.refused,
+            admitted_rps=getattr(self.settings.admission, "rate_rps", None),
         )
 
     def read_energy(self) -> EnergyCounters:
@@ -247,6 +250,7 @@ class Engine:
 
         Raises:
             RequestError: too long, ids outside the vocabulary, or an id in use.
+            OverloadError: more requests come than the policy admits.
             QueueFullError: the admission limit is reached; try again later.
             RankError: the engine is unhealthy.
         """
@@ -373,6 +377,7 @@ class Engine:
     def _set_hot(self, policy: EnginePolicy, replicas: Iterable[Replica]) -> int:
         """Put hot settings in force on serving replicas; returns the first step that obeys them."""
         self._policy = policy
+        self._door.admit(policy.settings.admission)
         settings = settings_on(self._held_plan, policy.settings)
         steps = [0]
         for replica in replicas:
@@ -408,6 +413,7 @@ class Engine:
         settings = policy.settings
         settings = replace(settings, plan=replace(settings.plan, dp=plan.dp))
         self._policy, self._held_plan = replace(policy, settings=settings), plan
+        self._door.admit(settings.admission)
 
     @property
     def _ranks(self) -> list[int]:

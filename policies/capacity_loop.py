@@ -6,20 +6,26 @@ keeps the memory. Hot settings are the fast loop's business (:mod:`policies.cont
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from engine.spec.admission import Admission
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Settings
 from policies.capacity_table import CapacityTable, CarriedRate, cheapest
 from policies.decision import Action
 from policies.errors import PolicyInputError
 from policies.forecast import Forecast
+from policies.shedding import Overload, SheddingLimits, SheddingMemory, lift, limit_admission
 
 HOUR_S = 3600.0
 # Bounds of the correction by observation: it goes towards caution only.
 LEAST_CORRECTION = 0.5
 CORRECTION_ALPHA = 0.3
 RECOVERY_ALPHA = 0.05
+# With a limit in force about what is carried comes in: that is no overload to wait for the end of.
+ABOUT = 0.2
 # What was carried is below the rate that missed, by about this factor.
 BELOW_MISSED = 0.9
 
@@ -49,7 +55,7 @@ class CapacityLimits:
     taken only where the smaller entry would have done for ``dwell_s`` without a break, with
     ``down_headroom`` on top. ``min_interval_s`` lies between two changes and ``max_per_h`` of them
     in an hour (the policy's guards). Nothing is learned from misses until ``settle_s`` after a
-    change or an overload.
+    change or an overload. ``shedding``: when requests are turned away.
 
     Raises:
         PolicyInputError: a limit outside its range.
@@ -64,6 +70,7 @@ class CapacityLimits:
     settle_s: float = 120.0
     max_data_age_s: float = 60.0
     max_devices: int | None = None
+    shedding: SheddingLimits = field(default_factory=SheddingLimits)
 
     def __post_init__(self) -> None:
         checks = (
@@ -102,7 +109,8 @@ class CapacityMemory:
     devices would do. ``overloaded_s``: when more came last than the entry in force carries.
     ``correction``: the share of the table's rates that this engine was seen to carry, from 0.5
     to 1. ``commanded``: the plan that should be in force. ``decided_s``: when it was looked at
-    last.
+    last. ``shedding``: what was done about requests beyond that. ``request_size``: requests of the
+    table's mix that one request amounted to lately, smoothed.
     """
 
     changes_s: tuple[float, ...] = ()
@@ -111,6 +119,8 @@ class CapacityMemory:
     correction: float = 1.0
     commanded: ParallelPlan | None = None
     decided_s: float | None = None
+    shedding: SheddingMemory = field(default_factory=SheddingMemory)
+    request_size: float = 1.0
 
     @property
     def changed_s(self) -> float | None:
@@ -123,8 +133,11 @@ class CapacityState:
     """Everything a decision depends on.
 
     ``current`` is the entry in force. ``forecast`` None: no data came; it is ``age_s`` old.
-    ``observed_rps`` is the rate of the last window, of the table's mix; ``is_sla_met`` how it was
-    judged (None: too few requests). ``costs``: of going to each entry of the table, in its order.
+    ``observed_rps`` is the rate of the last window, of the table's mix, with what was turned away;
+    ``is_sla_met`` how the rest was judged (None: too few requests). ``request_size``: requests of
+    that mix that one request amounts to in it (None: unknown). ``admitted_rps`` requests, of
+    whatever length, are let in at most (None: whatever comes). ``costs``: of going to each entry of
+    the table, in its order.
     """
 
     table: CapacityTable
@@ -133,6 +146,8 @@ class CapacityState:
     forecast: Forecast | None
     observed_rps: float | None = None
     is_sla_met: bool | None = None
+    request_size: float | None = None
+    admitted_rps: float | None = None
     age_s: float = 0.0
     costs: tuple[SwitchCost, ...] = ()
     memory: CapacityMemory = field(default_factory=CapacityMemory)
@@ -148,8 +163,10 @@ class CapacityState:
 class CapacityDecision:
     """Which entry should be in force. ``needed_rps``: what it has to carry, headroom included.
 
-    ``admit_rps``: the rate above which requests should be turned away, where the load is beyond
-    everything that the table carries; None: no need. ``memory`` goes into the next state.
+    ``admit_rps``: the rate of the table's mix above which requests miss, where the load is beyond
+    everything that the engine can be made to carry; None: no need. ``admission_rps`` requests, of
+    whatever length, are to be let in at most from now on (None: whatever comes; it may be
+    forbidden to do otherwise). ``memory`` goes into the next state.
     """
 
     action: Action
@@ -158,6 +175,18 @@ class CapacityDecision:
     needed_rps: float | None
     admit_rps: float | None
     memory: CapacityMemory
+    admission_rps: float | None = None
+
+
+def settings_after(decision: CapacityDecision, before: Settings) -> Settings:
+    """What is to be in force after a decision, where ``before`` is now."""
+    settings = decision.entry.settings if decision.action is Action.MOVE else before
+    rate_rps, admission = decision.admission_rps, before.admission
+    if rate_rps is None:
+        admission = None
+    elif admission is None or admission.rate_rps != rate_rps:
+        admission = Admission(rate_rps=rate_rps)
+    return replace(settings, admission=admission)
 
 
 def is_due(
@@ -179,6 +208,10 @@ def decide_capacity(state: CapacityState) -> CapacityDecision:
     until a recommendation is applied again.
     """
     state = _remember(state)
+    return _with_admission(state, _decide_entry(state))
+
+
+def _decide_entry(state: CapacityState) -> CapacityDecision:
     if state.memory.commanded != state.current.settings.plan:
         return _hold(state, CapacityReason.DRIFT_PAUSED, None)
     if state.forecast is None or state.observed_rps is None:
@@ -208,10 +241,17 @@ def _remember(state: CapacityState) -> CapacityState:
     recent = tuple(at_s for at_s in memory.changes_s if state.now_s - at_s < HOUR_S)
     commanded = memory.commanded or state.current.settings.plan
     memory = replace(memory, changes_s=recent, commanded=commanded, decided_s=state.now_s)
+    if state.request_size is not None:
+        size = memory.request_size
+        size += CORRECTION_ALPHA * (state.request_size - size)
+        memory = replace(memory, request_size=size)
     if state.observed_rps is None or state.age_s > limits.max_data_age_s:
         return replace(state, memory=memory)
-    share = state.observed_rps / state.current.low_rps
-    if share > memory.correction:
+    admitted_rps = memory.request_size * (state.admitted_rps or math.inf)
+    served_rps = min(state.observed_rps, admitted_rps)
+    share = served_rps / state.current.low_rps
+    is_limited = state.admitted_rps is not None
+    if share > memory.correction * (1 + ABOUT if is_limited else 1):
         memory = replace(memory, overloaded_s=state.now_s)
     if _settles(memory.overloaded_s, state) or _settles(memory.changed_s, state):
         return replace(state, memory=memory)
@@ -241,13 +281,43 @@ def _beyond(state: CapacityState, needed_rps: float) -> CapacityDecision:
         decision = _maybe_up(state, top, needed_rps)
     else:
         decision = _hold(state, CapacityReason.BEYOND_TABLE, needed_rps)
-    serving = decision.entry
-    overload = (state.observed_rps or 0.0) > serving.low_rps * state.memory.correction
+    carried_rps = _carried_rps(state, decision.entry)
     return replace(
         decision,
         action=decision.action if decision.action is Action.MOVE else Action.RAISE_CONDITION,
-        admit_rps=serving.low_rps * state.memory.correction if overload else None,
+        admit_rps=carried_rps if (state.observed_rps or 0.0) > carried_rps else None,
     )
+
+
+def _carried_rps(state: CapacityState, entry: CarriedRate) -> float:
+    return entry.low_rps * state.memory.correction
+
+
+def _with_admission(state: CapacityState, decision: CapacityDecision) -> CapacityDecision:
+    """The decision with how many requests to let in: a limit while nothing carries what comes, or
+    while more capacity may not be had this hour."""
+    memory, in_force = decision.memory, state.admitted_rps
+    match decision.reason:
+        case CapacityReason.NO_DATA | CapacityReason.STALE_DATA:
+            return replace(decision, admission_rps=in_force)
+        case CapacityReason.DRIFT_PAUSED:
+            admission_rps, shedding = lift(memory.shedding, in_force)
+        case _ if decision.action is Action.MOVE and decision.admit_rps is None:
+            admission_rps, shedding = lift(memory.shedding, in_force)
+        case _:
+            assert state.observed_rps is not None, "decided from an observation"
+            overload = Overload(
+                now_s=state.now_s,
+                offered_rps=state.observed_rps / memory.request_size,
+                carried_rps=_carried_rps(state, decision.entry) / memory.request_size,
+                in_force_rps=in_force,
+                has_no_way_out=decision.admit_rps is not None
+                or decision.reason is CapacityReason.GUARD_PER_HOUR,
+            )
+            admission_rps, shedding = limit_admission(
+                memory.shedding, overload, state.limits.shedding
+            )
+    return replace(decision, admission_rps=admission_rps, memory=replace(memory, shedding=shedding))
 
 
 def _maybe_up(state: CapacityState, wanted: CarriedRate, needed_rps: float) -> CapacityDecision:

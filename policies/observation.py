@@ -28,7 +28,8 @@ CLOCK_S = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class TrafficWindow:
-    """``window_s`` seconds of one engine: requests it accepted, timings of those that ended."""
+    """``window_s`` seconds of one engine: requests that came (those that were turned away for want
+    of room, too), timings of those that ended."""
 
     window_s: float
     num_arrived: int

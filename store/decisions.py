@@ -10,8 +10,10 @@ from sqlalchemy.orm import Session
 from store.models import DecisionRow, MeasurementRow
 from store.paging import Page, PageRequest, fetch_page
 
-# How reasons of the slow loop begin.
+# How reasons begin: of the slow loop, and of the watch over what the model foresees.
 CAPACITY = "capacity_"
+MODEL = "model_"
+OTHERS = (CAPACITY, MODEL)
 
 
 class DecisionRepository:
@@ -25,24 +27,25 @@ class DecisionRepository:
         self._session.flush()
         return row
 
-    def find_last(self, engine_id: str, *, is_capacity: bool = False) -> DecisionRow | None:
-        """The newest decision of one of the two loops about an engine; those of the slow one have
-        reasons that begin with ``CAPACITY``."""
-        by_slow_loop = DecisionRow.reason.startswith(CAPACITY, autoescape=True)
+    def find_last(self, engine_id: str, *, loop: str | None = None) -> DecisionRow | None:
+        """The newest decision about an engine of one loop (``CAPACITY``, ``MODEL``); None: of the
+        fast one, whose reasons have no beginning of their own."""
+        begins = {name: DecisionRow.reason.startswith(name, autoescape=True) for name in OTHERS}
         query = (
             sa.select(DecisionRow)
             .where(DecisionRow.engine_id == engine_id)
-            .where(by_slow_loop if is_capacity else ~by_slow_loop)
+            .where(~sa.or_(*begins.values()) if loop is None else begins[loop])
             .order_by(DecisionRow.id.desc())
             .limit(1)
         )
         return self._session.scalars(query).one_or_none()
 
     def find_last_of(self, engine_ids: Collection[str]) -> dict[str, DecisionRow]:
-        """The newest decision about each of these engines that has any."""
+        """The newest decision on settings of each of these engines that has any."""
         newest = (
             sa.select(sa.func.max(DecisionRow.id))
             .where(DecisionRow.engine_id.in_(engine_ids))
+            .where(~DecisionRow.reason.startswith(MODEL, autoescape=True))
             .group_by(DecisionRow.engine_id)
         )
         rows = self._session.scalars(sa.select(DecisionRow).where(DecisionRow.id.in_(newest)))

@@ -20,6 +20,7 @@ LONG_COLUMNS = (
     EngineRow.control_memory,
     EngineRow.capacity_table,
     EngineRow.capacity_memory,
+    EngineRow.drift_memory,
 )
 BEATS = cast("sa.Table", Heartbeat.__table__)
 ENGINES = cast("sa.Table", EngineRow.__table__)
@@ -118,10 +119,10 @@ class EngineRepository:
         query = sa.select(EngineRow).options(*map(defer, LONG_COLUMNS))
         return fetch_page(self._session, query, EngineRow.id, page, newest_first=False)
 
-    def list_scheduled(self) -> Sequence[EngineRow]:
+    def list_scheduled_ids(self) -> Sequence[str]:
         """Engines the controller works on: those with a schedule or a capacity table."""
         has_work = EngineRow.schedule.is_not(None) | EngineRow.capacity_table.is_not(None)
-        query = sa.select(EngineRow).where(has_work).order_by(EngineRow.id)
+        query = sa.select(EngineRow.id).where(has_work).order_by(EngineRow.id)
         return self._session.scalars(query).all()
 
     def list_alive(self, *, since: datetime) -> Sequence[EngineRow]:
@@ -135,6 +136,7 @@ class EngineRepository:
                     EngineRow.name,
                     EngineRow.model_name,
                     EngineRow.live_window,
+                    EngineRow.drift_memory,
                 )
             )
         )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from datetime import datetime
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, defer
 
-from store.errors import NotFoundError
+from store.errors import ConflictError, NotFoundError
 from store.models import JobEventRow, JobState, TuningJob
 from store.models.base import Json
 from store.paging import Page, PageRequest, fetch_page
@@ -20,11 +21,37 @@ class JobRepository:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def add(self, *, spec: Json, num_trials: int, created_by: str) -> TuningJob:
-        job = TuningJob(spec=spec, num_trials=num_trials, created_by=created_by)
-        self._session.add(job)
-        self._session.flush()
+    def add(
+        self, *, spec: Json, num_trials: int, created_by: str, retune_key: str | None = None
+    ) -> TuningJob:
+        """Keep a job; of each ``retune_key`` there is one.
+
+        Raises:
+            ConflictError: there is one with this key.
+        """
+        job = TuningJob(
+            spec=spec, num_trials=num_trials, created_by=created_by, retune_key=retune_key
+        )
+        try:
+            with self._session.begin_nested():
+                self._session.add(job)
+        except sa.exc.IntegrityError as error:
+            if retune_key is None:
+                raise
+            raise ConflictError(f"there is a tuning job for {retune_key} already") from error
         return job
+
+    def find_retune(self, retune_key: str) -> TuningJob | None:
+        """The job that drift asked for under this key."""
+        query = sa.select(TuningJob).where(TuningJob.retune_key == retune_key)
+        return self._session.scalars(query).one_or_none()
+
+    def count_retunes(self, prefix: str, *, since: datetime) -> int:
+        """Jobs since a time that drift asked for under keys that begin so."""
+        query = sa.select(sa.func.count()).where(
+            TuningJob.retune_key.startswith(prefix, autoescape=True), TuningJob.created_at >= since
+        )
+        return self._session.scalar(query) or 0
 
     def get(self, job_id: str, *, for_update: bool = False) -> TuningJob:
         """The job; ``for_update`` holds its row until the unit of work ends.

@@ -11,14 +11,17 @@ from engine.policy.knobs import Knob
 from engine.replica.telemetry import EngineStats
 from engine.spec.measurement import RequestTiming
 from engine.spec.modes import Mode
-from engine.spec.steps import StepSample
+from engine.spec.steps import StepSample, size_class
 
 Json = dict[str, Any]
 
 
 def arrived_total(stats: EngineStats) -> int:
-    """Requests accepted since start: those that ended and those still in the engine."""
-    return sum(stats.finished.values()) + stats.running + stats.waiting
+    """Requests that came since start: those that ended, those still in the engine, and those that
+    it had no room for. What is turned away is load as well: without it an engine that sheds would
+    look as if it carried all that comes."""
+    inside = stats.running + stats.waiting
+    return sum(stats.finished.values()) + inside + sum(stats.refused.values())
 
 
 def heartbeat(
@@ -60,7 +63,7 @@ def aggregate_steps(samples: Iterable[StepSample]) -> list[Json]:
     """Count, seconds and tokens of the steps per mode and power-of-two size class."""
     totals: dict[tuple[Mode, int], Json] = {}
     for sample in samples:
-        size = 1 << max(0, sample.shape.num_tokens - 1).bit_length()
+        size = size_class(sample.shape.num_tokens)
         key = (sample.shape.mode, size)
         total = totals.setdefault(
             key,

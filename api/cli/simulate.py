@@ -110,8 +110,8 @@ class Documents(DrawnOutput):
 
 @grouped(
     help_order="model workload plan sla seed cost_model hardware backend backend_set mode "
-    "max_num_seqs max_num_batched_tokens max_step_ms max_model_len dtype kv_cache_mib block_size "
-    "link prefix_cache intervals out plot samples"
+    "max_num_seqs max_num_batched_tokens max_step_ms admit_rps max_model_len dtype kv_cache_mib "
+    "block_size link prefix_cache intervals out plot samples"
 )
 def simulate(
     model: ModelNameOption,
@@ -122,6 +122,10 @@ def simulate(
     machine: LocalMachine,
     documents: Documents,
     prefix_cache: PrefixCacheOption = None,
+    admit_rps: Annotated[
+        float | None,
+        typer.Option(help="Requests a second that are let in, as by the policy's admission."),
+    ] = None,
     intervals: Annotated[
         bool, typer.Option(help="Also run with steps slower and faster by what they may be off.")
     ] = True,
@@ -140,6 +144,7 @@ def simulate(
         caps=caps,
         served=place,
         prefix_cache=prefix_cache,
+        admit_rps=admit_rps,
     )
     documents.check()
     _answer(question, place.case(question, machine, has_intervals=intervals), documents)
@@ -197,15 +202,20 @@ def _print(
         row = metrics[name]
         cells = ["-" if value is None else short(value) for value in row.values()]
         ends = intervals.get(f"p95_{name}")
-        cells.append("-" if ends is None else f"{short(ends['low'])} .. {short(ends['high'])}")
+        cells.append("-" if ends is None else f"{_end(ends['low'])} .. {_end(ends['high'])}")
         table.add_row(name.removesuffix("_ms"), *cells)
     console = Console()
     console.print(table)
     for name in ("throughput_tokens_per_s", "goodput_rps", "attainment"):
         value = metrics[name]
         console.print(f"{name}: {'-' if value is None else short(value)}")
-    if failed := document["requests"]["errored"]:
-        total = sum(document["requests"].values())
+    admission, total = document["admission"], sum(document["requests"].values())
+    refused = admission["refused"] if admission else 0
+    if admission:
+        share = admission["admitted_attainment"]
+        told = "" if share is None else f"; attainment of the others: {short(share)}"
+        console.print(f"admission: {refused} of {total} turned away{told}")
+    if failed := document["requests"]["errored"] - refused:
         console.print(f"requests: {failed} of {total} failed, as they can never fit")
     counts, memory = document["counts"], document["memory"]
     steps = ", ".join(f"{count} in {mode}" for mode, count in counts["steps"].items())
@@ -228,3 +238,8 @@ def _print(
         )
     if sla is not None:
         console.print(f"SLA {judge(sla, measurement).verdict}")
+
+
+def _end(value: float | None) -> str:
+    """An end of an interval; requests that were refused have no latency, however long one waits."""
+    return "inf" if value is None else short(value)

@@ -21,6 +21,7 @@ from api.services.forecasts import HISTORY_S, HORIZON_SLOTS, Chosen, history_of
 from api.services.policies import Authorship
 from api.services.restarts import UNKNOWN_START_S, as_advice, find_restarts, restart_costs
 from api.web.context import AppContext
+from engine.policy.knobs import ADMISSION_RATE
 from engine.spec.plan import ParallelPlan
 from engine.transition.planning import first_slots
 from policies.capacity_loop import (
@@ -30,6 +31,7 @@ from policies.capacity_loop import (
     SwitchCost,
     decide_capacity,
     is_due,
+    settings_after,
 )
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.controller import Action, ControlLimits, ControlMemory
@@ -37,6 +39,7 @@ from policies.decision import LoadWindow
 from policies.forecast import Forecast, choose, forecast
 from policies.load_history import SLOT_S, LoadSlot, rate_of
 from policies.observation import Observation
+from policies.shedding import SheddingLimits
 from policies.switch_costs import switch_costs
 from store import UnitOfWork
 from store.decisions import CAPACITY
@@ -67,29 +70,21 @@ class CapacityLoop:
         self, uow: UnitOfWork, engine: EngineRow, seen: Observation | None, now: datetime
     ) -> bool:
         """Look at one engine, whose row the caller holds; whether its capacity changes."""
+        keep_load(uow, engine, now)
         if engine.capacity_table is None:
             return False
-        under_way = keep_load(uow, engine, now)
         table = _table(engine)
         if table is None:
             return False  # of entries that its system cannot run
         current = table.find(settings_in(engine.effective_policy).plan)
         if current is None:
             return False  # a plan of which nothing is known: somebody else's choice
+        if not self._is_due(engine, table, current, seen, now):
+            return False
         before = PolicyDocument.from_json(policies.current(uow, engine).document)
         restarts = find_restarts(uow, engine)
         state = _state(engine, table, current, before, seen, now, restarts)
-        is_urgent = state.is_sla_met is False or (state.observed_rps or 0.0) > current.low_rps
-        settings = self._context.settings
-        if not is_due(
-            state.memory,
-            state.now_s,
-            is_urgent=is_urgent,
-            slow_s=settings.capacity_interval_s,
-            urgent_s=2 * settings.control_window_s,
-        ):
-            return False
-        ahead = self._forecast(uow, engine, table, under_way, state.now_s)
+        ahead = self._forecast(uow, engine, table, load_under_way(uow, engine, now), state.now_s)
         state = replace(state, forecast=ahead)
         decision = decide_capacity(state)
         if engine.system is not None and not (restarts and restarts.may_begin(state.now_s)):
@@ -101,6 +96,24 @@ class CapacityLoop:
         version = _act(uow, engine, before, decision, state)
         _keep(uow, engine, decision, state, seen, version)
         return version is not None
+
+    def _is_due(
+        self,
+        engine: EngineRow,
+        table: CapacityTable,
+        current: CarriedRate,
+        seen: Observation | None,
+        now: datetime,
+    ) -> bool:
+        observed_rps = 0.0 if seen is None else _rate_rps(seen.load, table.mix)
+        settings = self._context.settings
+        return is_due(
+            capacity_from_json(engine.capacity_memory),
+            now.timestamp(),
+            is_urgent=_is_met(seen) is False or observed_rps > current.low_rps,
+            slow_s=settings.capacity_interval_s,
+            urgent_s=2 * settings.control_window_s,
+        )
 
     def prune(self, uow: UnitOfWork, now: datetime) -> None:
         """Drop load that no forecast needs any more."""
@@ -122,14 +135,15 @@ class CapacityLoop:
         return forecast(history, HORIZON_SLOTS, chosen=chosen)
 
 
-def keep_load(uow: UnitOfWork, engine: EngineRow, now: datetime) -> list[LoadSlot]:
-    """Keep the minutes that are over and not kept yet, from the engine's heartbeats; returns the
-    one that is under way, if anything is known of it."""
-    this_minute_s = int(now.timestamp() // SLOT_S * SLOT_S)
+def keep_load(uow: UnitOfWork, engine: EngineRow, now: datetime) -> None:
+    """Keep the minutes that are over and not kept yet, from the engine's heartbeats."""
+    this_minute_s = _minute_s(now)
     last_s = uow.loads.last_start_s(engine.id)
     next_s = this_minute_s - BACKLOG_S
     if last_s is not None:
         next_s = max(next_s, last_s + int(SLOT_S))
+    if next_s >= this_minute_s:
+        return
     beats = uow.engines.list_heartbeats(engine.id, since=datetime.fromtimestamp(next_s, UTC))
     slots = load_slots(beats)
     uow.loads.add(
@@ -144,7 +158,17 @@ def keep_load(uow: UnitOfWork, engine: EngineRow, now: datetime) -> list[LoadSlo
         for start_s, slot in slots.items()
         if next_s <= start_s < this_minute_s
     )
-    return [slot for start_s, slot in slots.items() if start_s >= this_minute_s]
+
+
+def load_under_way(uow: UnitOfWork, engine: EngineRow, now: datetime) -> list[LoadSlot]:
+    """The minute that is not over yet, if anything is known of it."""
+    since = datetime.fromtimestamp(_minute_s(now), UTC)
+    slots = load_slots(uow.engines.list_heartbeats(engine.id, since=since))
+    return list(slots.values())
+
+
+def _minute_s(now: datetime) -> int:
+    return int(now.timestamp() // SLOT_S * SLOT_S)
 
 
 def _table(engine: EngineRow) -> CapacityTable | None:
@@ -162,21 +186,28 @@ def _state(
     now: datetime,
     restarts: Restarts | None,
 ) -> CapacityState:
-    is_judged = seen is not None and seen.load.num_requests >= MIN_REQUESTS
     return CapacityState(
         table=table,
         now_s=now.timestamp(),
         current=current,
         forecast=None,
         observed_rps=None if seen is None else _rate_rps(seen.load, table.mix),
-        is_sla_met=seen.load.is_sla_met if seen is not None and is_judged else None,
+        is_sla_met=_is_met(seen),
         age_s=0.0 if seen is None else seen.load.age_s,
         costs=_costs(engine, table, current.settings.plan)
         if engine.system is None
         else restart_costs(table, current, restarts),
+        request_size=None if seen is None else _request_size(seen.load, table.mix),
+        admitted_rps=getattr(document.settings.admission, "rate_rps", None),
         memory=capacity_from_json(engine.capacity_memory),
         limits=_limits(engine, document.guards),
     )
+
+
+def _is_met(seen: Observation | None) -> bool | None:
+    """Whether the window met the SLA; None: too few requests to tell."""
+    is_judged = seen is not None and seen.load.num_requests >= MIN_REQUESTS
+    return seen.load.is_sla_met if seen is not None and is_judged else None
 
 
 def _limits(engine: EngineRow, guards: Json) -> CapacityLimits:
@@ -188,7 +219,13 @@ def _limits(engine: EngineRow, guards: Json) -> CapacityLimits:
         max_devices=has if most is None else min(int(most), has),
         min_interval_s=interval_s or 0.0,
         max_per_h=CapacityLimits.max_per_h if per_h is None else int(per_h),
+        shedding=SheddingLimits(is_allowed=guards["allow_shedding"] and _can_shed(engine)),
     )
+
+
+def _can_shed(engine: EngineRow) -> bool:
+    """Engines of earlier versions cannot turn requests away by a rate."""
+    return any(knob.get("name") == ADMISSION_RATE for knob in engine.capabilities)
 
 
 def _costs(engine: EngineRow, table: CapacityTable, plan: ParallelPlan) -> tuple[SwitchCost, ...]:
@@ -208,10 +245,16 @@ def _costs(engine: EngineRow, table: CapacityTable, plan: ParallelPlan) -> tuple
 
 def _rate_rps(load: LoadWindow, mix: tuple[float, float]) -> float:
     """Of requests of the table's mix; where nothing ended, requests count as they came."""
+    size = _request_size(load, mix)
+    return load.rate_rps if size is None else load.rate_rps * size
+
+
+def _request_size(load: LoadWindow, mix: tuple[float, float]) -> float | None:
+    """Requests of ``mix`` that one amounted to; None where nothing ended."""
     inputs, outputs = load.mean_input_tokens, load.mean_output_tokens
-    if inputs is None or outputs is None:
-        return load.rate_rps
-    return rate_of(load.rate_rps * inputs, load.rate_rps * outputs, mix)
+    if not inputs or not outputs:
+        return None
+    return rate_of(inputs, outputs, mix)
 
 
 def _act(
@@ -221,26 +264,39 @@ def _act(
     decision: CapacityDecision,
     state: CapacityState,
 ) -> int | None:
-    """Write the entry's settings as the next policy version; returns it when there is one.
+    """Write the entry's settings and what is let in as the next policy version; returns it when
+    there is one.
 
-    The fast loop starts afresh from these settings.
+    After a move the fast loop starts afresh from these settings.
     """
-    if decision.action is not Action.MOVE:
+    settings = settings_after(decision, before.settings)
+    if settings == before.settings:
         return None
-    by = Authorship(
-        caller=service_caller(ACTOR),
-        origin=ACTOR,
-        reason=f"{decision.reason}: {decision.needed_rps:.3g} requests/s needed, "
-        f"{decision.entry.settings.plan} carries {decision.entry.low_rps:.3g}",
-    )
-    settings = decision.entry.settings
+    by = Authorship(caller=service_caller(ACTOR), origin=ACTOR, reason=_why(decision, state))
     number = engine.desired_version
     policies.write(uow, engine, before, replace(before, settings=settings), by)
     if engine.desired_version == number:
         return None
-    memory = ControlMemory(commanded=settings, changed_s=state.now_s)
-    engine.control_memory = memory_to_json(memory)
+    if decision.action is Action.MOVE:
+        memory = ControlMemory(commanded=settings, changed_s=state.now_s)
+        engine.control_memory = memory_to_json(memory)
     return engine.desired_version
+
+
+def _why(decision: CapacityDecision, state: CapacityState) -> str:
+    """What a version's history says of it."""
+    plan, rate_rps = decision.entry.settings.plan, decision.admission_rps
+    said = [f"{decision.reason}"]
+    if decision.needed_rps is not None:
+        said.append(
+            f"{decision.needed_rps:.3g} requests/s needed, {plan} carries "
+            f"{decision.entry.low_rps:.3g}"
+        )
+    if rate_rps != state.admitted_rps:
+        said.append(
+            "all requests are let in" if rate_rps is None else f"{rate_rps:g} a second are let in"
+        )
+    return ": ".join((said[0], ", ".join(said[1:])))
 
 
 def _keep(
@@ -253,7 +309,7 @@ def _keep(
 ) -> None:
     """Keep each decision that differs from the last one of this loop."""
     reason, ahead = CAPACITY + decision.reason, state.forecast
-    last = uow.decisions.find_last(engine.id, is_capacity=True)
+    last = uow.decisions.find_last(engine.id, loop=CAPACITY)
     is_repeated = last is not None and last.reason == reason
     if decision.action is Action.ADVISE and last is not None:
         told = (Action.ADVISE, decision.entry.settings.to_json())
@@ -272,6 +328,7 @@ def _keep(
                 **({} if seen is None else seen.to_json()),
                 "needed_rps": decision.needed_rps,
                 "admit_rps": decision.admit_rps,
+                "admission_rps": decision.admission_rps,
                 "correction": decision.memory.correction,
                 "forecaster": None if ahead is None else ahead.backtest.forecaster,
             },

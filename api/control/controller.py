@@ -9,6 +9,7 @@ from datetime import timedelta
 import structlog
 
 from api.control.capacity import CapacityLoop
+from api.control.drift import DriftLoop
 from api.documents.control_state import memory_from_json, memory_to_json, observe
 from api.documents.live_window import LiveWindow
 from api.documents.policy import PolicyDocument, settings_in
@@ -19,6 +20,7 @@ from api.web.context import AppContext
 from engine.spec.errors import EngineError
 from engine.spec.measurement import METRIC_IDS, Fidelity
 from policies.controller import Action, ControlLimits, ControlState, Decision, decide
+from policies.drift import DriftLimits
 from policies.errors import PolicyInputError
 from policies.feasibility import is_feasible_when_idle
 from policies.observation import Observation
@@ -40,15 +42,21 @@ PRUNE_PAUSE_S = 0.05
 
 
 class Controller:
-    """Picks the load band of each engine's schedule and moves its hot settings; the slow loop
-    (:mod:`api.control.capacity`) comes first.
+    """Picks the load band of each engine's schedule and moves its hot settings; the watch over
+    drift (:mod:`api.control.drift`) and the slow loop (:mod:`api.control.capacity`) come first.
 
     Its memory lives in the engine's row, so a restarted service goes on where it was. Of the
     services that share a database one controls, since two would fight over cool-downs; when it
     ends, another takes over at its next look.
     """
 
-    def __init__(self, context: AppContext, limits: ControlLimits | None = None) -> None:
+    def __init__(
+        self,
+        context: AppContext,
+        limits: ControlLimits | None = None,
+        *,
+        drift_limits: DriftLimits | None = None,
+    ) -> None:
         settings = context.settings
         self._context = context
         self._limits = limits or ControlLimits(
@@ -57,6 +65,7 @@ class Controller:
             cool_down_down_s=settings.cool_down_down_s,
         )
         self._capacity = CapacityLoop(context)
+        self._drift = DriftLoop(context, drift_limits)
         self._lead = context.database.lock("controller")
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -80,7 +89,7 @@ class Controller:
         One engine's trouble stays its own.
         """
         with self._context.database.read() as uow:
-            engine_ids = [row.id for row in uow.engines.list_scheduled()]
+            engine_ids = uow.engines.list_scheduled_ids()
         for engine_id in engine_ids:
             try:
                 with self._context.database.begin() as uow:
@@ -109,7 +118,10 @@ class Controller:
         now = utc_now()
         since = now - timedelta(seconds=self._context.settings.control_window_s)
         sla = Sla.parse(engine.sla) if engine.sla else None
-        seen = observe(uow.engines.list_heartbeats(engine.id, since=since), sla, now=now)
+        beats = uow.engines.list_heartbeats(engine.id, since=since)
+        seen = observe(beats, sla, now=now)
+        if self._drift.turn(uow, engine, beats, now):
+            return
         if self._capacity.turn(uow, engine, seen, now) or engine.schedule is None:
             return
         if engine.system is not None:

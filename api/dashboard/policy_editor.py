@@ -44,6 +44,8 @@ FIELDS = (
           hint="Prompts are cut to fit it; empty: no limit"),
     Field(path=("caps", "max_queue"), label="Most waiting requests",
           hint="Beyond it requests are refused; empty: no limit"),
+    Field(path=("admission", "rate_rps"), label="Most requests a second let in",
+          hint="Beyond it callers are told to come back; empty: no limit"),
     Field(path=("mode",), label="Mode", is_number=False,
           hint="auto: by threshold; table: as timed; or one mode, as base, shift, 4x2"),
     Field(path=("plan", "dp"), label="DP degree", hint="Replicas; ranks restart"),

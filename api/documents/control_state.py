@@ -19,6 +19,7 @@ from policies.errors import PolicyInputError
 from policies.load_history import SLOT_S, LoadSlot
 from policies.observation import Observation, TrafficWindow, join_windows
 from policies.server_window import ServerWindow, observe_server
+from policies.shedding import SheddingMemory
 from policies.sla import Sla
 from store.models import Heartbeat
 from store.models.base import Json
@@ -82,6 +83,7 @@ def capacity_from_json(document: Mapping[str, Any] | None) -> CapacityMemory:
         **{
             **document,
             "changes_s": tuple(document["changes_s"]),
+            "shedding": SheddingMemory(**(document.get("shedding") or {})),
             "commanded": None if commanded is None else parse_plan(commanded).plan,
         }
     )

@@ -2,9 +2,11 @@
 
 A document is an engine's settings plus what only the service obeys: ``sla``, ``guards`` and
 ``provenance``. Of the guards, ``max_gpus`` and ``drain_s`` (how long replicas that leave may finish
-their requests) are enforced, by the engine too while it changes plans. ``min_interval_s`` and
-``max_reshapes_per_h`` hold back changes of capacity that the controller makes by itself
-(:mod:`policies.capacity_loop`), not those that somebody asks for.
+their requests) are enforced, by the engine too while it changes plans. The others hold back what
+the controller does by itself, not what somebody asks for: ``min_interval_s`` and
+``max_reshapes_per_h`` changes of capacity, ``allow_shedding`` that requests are turned away
+(:mod:`policies.shedding`), ``retunes_per_day`` tuning jobs because of drift, and ``apply_retuned``
+that what these recommend is put in force (:mod:`api.control.retune`).
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ from store.audit import hash_document
 from store.models.base import Json
 
 SCHEMA = "policy/v1"
-ENGINE_PART = ("plan", "shift", "caps", "scheduler", "mode")
-GUARDS = ("max_gpus", "min_interval_s", "max_reshapes_per_h", "drain_s")
+ENGINE_PART = ("plan", "shift", "caps", "scheduler", "mode", "admission")
+NUMBER_GUARDS = ("max_gpus", "min_interval_s", "max_reshapes_per_h", "drain_s", "retunes_per_day")
+SWITCHES = ("allow_shedding", "apply_retuned")
+GUARDS = (*NUMBER_GUARDS, *SWITCHES)
 MODEL_SIZES = (
     "num_layers",
     "hidden_size",
@@ -42,6 +46,9 @@ DEFAULT_GUARDS: Json = {
     "min_interval_s": 60,
     "max_reshapes_per_h": 4,
     "drain_s": DEFAULT_DRAIN_S,
+    "retunes_per_day": 1,
+    "allow_shedding": True,
+    "apply_retuned": False,
 }
 # Fields that the service writes itself; a patch may name one only with the value it has.
 FIXED = ("schema", "engine", "provenance")
@@ -89,7 +96,7 @@ class PolicyDocument:
             engine=document["engine"],
             settings=settings_in(document),
             sla=_checked_sla(document.get("sla")),
-            guards={**DEFAULT_GUARDS, **_checked_guards(document.get("guards") or {})},
+            guards=_guards(_checked_guards(document.get("guards") or {})),
             provenance=document.get("provenance") or {},
         )
 
@@ -228,6 +235,12 @@ def _checked_sla(value: Any) -> str | None:
     return value
 
 
+def _guards(given: Json) -> Json:
+    """A value for every guard; of a switch, null is what it is by default."""
+    found = {**DEFAULT_GUARDS, **given}
+    return found | {n: DEFAULT_GUARDS[n] for n in SWITCHES if found[n] is None}
+
+
 def _checked_guards(guards: Any) -> Json:
     if not isinstance(guards, dict):
         raise PolicyError(f"/guards: {guards!r} is not an object")
@@ -235,7 +248,10 @@ def _checked_guards(guards: Any) -> Json:
         if name not in GUARDS:
             raise PolicyError(f"/guards/{name}: unknown knob; known here: {', '.join(GUARDS)}")
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and (not is_number or value < 0):
+        if name in SWITCHES:
+            if value is not None and not isinstance(value, bool):
+                raise PolicyError(f"/guards/{name}: {value!r} is not true or false")
+        elif value is not None and (not is_number or value < 0):
             raise PolicyError(f"/guards/{name}: {value!r} is not a number of at least 0")
         if name == "drain_s" and value is not None and value > MOST_DRAIN_S:
             raise PolicyError(f"/guards/drain_s: {value!r} is more than {MOST_DRAIN_S:g} seconds")

@@ -8,7 +8,7 @@ lives only in our tables; a step that ran but was not recorded runs again and fi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 
 import sqlalchemy as sa
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
@@ -17,6 +17,7 @@ from api.jobs.keeping import COMMAND_LINE
 from api.jobs.runner import JobRunner, JobStep
 from api.web.settings import ServiceSettings
 from store import Database
+from store.models import TuningJob
 from store.outage import is_outage
 from store.session import make_private
 
@@ -103,6 +104,16 @@ def configure(settings: ServiceSettings, worker: str) -> DBOSConfig:
     )
 
 
+def due_jobs(open_jobs: Iterable[TuningJob], *, handed: Container[str]) -> list[TuningJob]:
+    """Those of the open jobs that a worker should have by now, besides those it was ``handed``.
+
+    A command runs its own. One that drift asked for waits until nobody's own job is open.
+    """
+    ours = [job for job in open_jobs if job.created_by != COMMAND_LINE]
+    is_asked_for = any(job.retune_key is None for job in ours)
+    return [job for job in ours if job.retune_key is None or job.id in handed or not is_asked_for]
+
+
 class Dispatcher:
     """Hands open jobs of the database to the workflow engine; a job's id is its workflow's."""
 
@@ -115,11 +126,8 @@ class Dispatcher:
     def look(self) -> None:
         """Hand over new jobs, and close those whose workflow ended without closing them."""
         with self._database.read() as uow:
-            open_jobs = {
-                job.id: job.num_trials
-                for job in uow.jobs.list_open()
-                if job.created_by != COMMAND_LINE
-            }
+            due = due_jobs(uow.jobs.list_open(), handed=self._handed)
+            open_jobs = {job.id: job.num_trials for job in due}
         for job_id, num_trials in open_jobs.items():
             if job_id not in self._handed:
                 with SetWorkflowID(job_id):

@@ -180,8 +180,9 @@ class PolicyView(View):
     engine_id: str
     version: int
     requested: Json = Field(
-        description="The whole document. Its `guards.min_interval_s` and "
-        "`guards.max_reshapes_per_h` hold back what the controller changes by itself"
+        description="The whole document. Its `guards.min_interval_s`, "
+        "`guards.max_reshapes_per_h`, `guards.allow_shedding`, `guards.retunes_per_day` and "
+        "`guards.apply_retuned` hold back what the controller does by itself"
     )
     effective: Json = Field(description="The engine's part of the policy in force")
     applied_version: int

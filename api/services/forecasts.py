@@ -12,6 +12,7 @@ from policies.forecast import Backtest, Forecast, choose, forecast
 from policies.forecasters import CONSTANT, FORECASTERS, Forecaster, SeasonalNaive
 from policies.load_history import LoadHistory, LoadSlot
 from store import UnitOfWork
+from store.decisions import CAPACITY
 from store.models import EngineLoad, EngineRow
 
 # Minutes that a forecast looks ahead: the wait for the slow loop's next turn, and a start.
@@ -64,7 +65,7 @@ def tell(uow: UnitOfWork, engine_id: str) -> ForecastView:
 def choose_known(uow: UnitOfWork, engine: EngineRow, history: LoadHistory) -> Chosen:
     """The forecaster that the slow loop has chosen, or a cheap one: fitting all candidates takes
     seconds, which nobody waits for here."""
-    last = uow.decisions.find_last(engine.id, is_capacity=True)
+    last = uow.decisions.find_last(engine.id, loop=CAPACITY)
     name = None if last is None else last.observed.get("forecaster")
     known = next((f for f in FORECASTERS if f.name == name), None)
     candidates = (CONSTANT, SeasonalNaive()) if known is None else (CONSTANT, known)

@@ -304,6 +304,8 @@ def _put_in_force(engine: EngineRow, row: PolicyVersion, in_force: Settings) -> 
     control = row.control or {}
     found = (control.get("recommendation_id"), control.get("schedule"))
     engine.sla = row.document.get("sla")
+    if control.get("recommendation_id") != engine.recommendation_id:
+        engine.drift_memory = None
     if found != (engine.recommendation_id, engine.schedule):
         engine.recommendation_id, engine.schedule = found
         memory = ControlMemory(commanded=in_force, changed_s=utc_now().timestamp())

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from api.documents.live_window import LiveWindow
 from api.schemas.serving import Acknowledge
+from policies.drift import DriftMemory
 from policies.replicas import desired_replicas
 from store import Database
 from store.models import EngineRow
@@ -93,6 +94,7 @@ class _SharedState(Collector):
         yield _by_state("gearshift_jobs", "Tuning jobs by state", jobs)
         yield _by_state("gearshift_trials_total", "Trials by state", trials)
         yield from _windows(engines)
+        yield from _drift(engines)
         yield _desired_replicas(engines)
 
 
@@ -103,13 +105,19 @@ class _Engine:
     name: str
     model_name: str
     window: LiveWindow | None
+    drift: DriftMemory
 
     @classmethod
     def of(cls, row: EngineRow, *, fresh_since_s: float) -> _Engine:
         window = None if row.live_window is None else LiveWindow.from_json(row.live_window)
         if window is not None and window.seen_at_s < fresh_since_s:
             window = None
-        return cls(name=row.name, model_name=row.model_name, window=window)
+        return cls(
+            name=row.name,
+            model_name=row.model_name,
+            window=window,
+            drift=DriftMemory(**(row.drift_memory or {})),
+        )
 
 
 def _by_state(name: str, text: str, counts: Mapping[Word, int]) -> Metric:
@@ -152,6 +160,23 @@ def _windows(engines: Sequence[_Engine]) -> Iterator[Metric]:
             if (seen_ms := window.observed_ms.get(name)) is not None:
                 error.add_metric(labels, (seen_ms - value_ms) / value_ms)
     yield from (attainment, observed, predicted, error)
+
+
+def _drift(engines: Sequence[_Engine]) -> Iterator[Metric]:
+    """How far steps are from what the recommendation in force foresees."""
+    ratio = GaugeMetricFamily(
+        "gearshift_step_time_ratio",
+        "Seconds of steps seen over those the applied recommendation foresees, smoothed",
+        labels=("engine",),
+    )
+    alarm = GaugeMetricFamily(
+        "gearshift_drift_alarm", "1 while they stay off by more than a tenth", labels=("engine",)
+    )
+    for engine in engines:
+        if engine.drift.ratio is not None:
+            ratio.add_metric((engine.name,), engine.drift.ratio)
+            alarm.add_metric((engine.name,), float(engine.drift.alarmed_s is not None))
+    yield from (ratio, alarm)
 
 
 def _latency_labels(engine: str, name: str) -> tuple[str, str, str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
+from engine.spec.admission import ADMISSION_KNOBS
 from engine.spec.errors import EngineError, PolicyError
 from engine.spec.held import why_not_held
 from engine.spec.modes import PIN_RULES
@@ -64,6 +65,9 @@ def classify(
         changes["mode"] = KnobClass.HOT
     if old.order != new.order:
         changes["scheduler.order"] = KnobClass.HOT
+    for name in ADMISSION_KNOBS:
+        if getattr(old.admission, name, None) != getattr(new.admission, name, None):
+            changes[f"admission.{name}"] = KnobClass.HOT
     for name in (f.name for f in fields(Caps)):
         before, after = getattr(old.caps, name), getattr(new.caps, name)
         if before != after:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.policy.document import PLAN, REPLICAS, EnginePolicy, KnobClass
+from engine.spec.admission import LEAST_BURST
 from engine.spec.held import list_held
 from engine.spec.modes import ENDS, PIN_RULES
 from engine.spec.plan import ParallelPlan
@@ -14,6 +15,7 @@ from engine.spec.settings import Caps, Order, Settings
 from engine.transition.costs import Price, Took
 from engine.transition.planning import Way
 
+ADMISSION_RATE = "admission.rate_rps"
 RESIZING = (Way.ADD, Way.REMOVE)
 
 
@@ -65,7 +67,7 @@ def list_knobs(
     ``held``: the plan whose shards ranks hold. ``threads_per_rank`` is one on CPU ranks only.
     ``prices`` of each way to start and end ranks.
     """
-    caps = settings.caps
+    caps, admission = settings.caps, settings.admission
     ranges: list[tuple[str, float | None, float, float | None]] = [
         ("shift.threshold_tokens", settings.threshold_tokens, 0, None),
         *(
@@ -81,6 +83,8 @@ def list_knobs(
         ),
         ("caps.max_step_ms", caps.max_step_ms, 0, None),
         ("caps.max_queue", caps.max_queue, 0, None),
+        (ADMISSION_RATE, getattr(admission, "rate_rps", None), 0, None),
+        ("admission.burst_requests", getattr(admission, "burst_requests", None), LEAST_BURST, None),
     ]
     choices: list[tuple[str, Any, tuple[str, ...]]] = [
         ("mode", settings.pin, tuple(dict.fromkeys((*PIN_RULES, *ENDS, *settings.plan.modes)))),

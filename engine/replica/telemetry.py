@@ -11,10 +11,11 @@ from typing import TypeVar
 
 from engine.nvml.reading import DeviceReading
 from engine.scheduler.step import SchedulerCounts
+from engine.spec.admission import Refusal
 from engine.spec.measurement import RequestTiming
 from engine.spec.modes import BASE, ENDS, Mode
 from engine.spec.request import FinishReason
-from engine.spec.steps import StepSample
+from engine.spec.steps import StepSample, size_class
 
 T = TypeVar("T")
 # About 18 MB, where nobody asks for them.
@@ -45,7 +46,8 @@ class EngineStats:
     ``waiting`` are in the lobby, which no replica takes from until the ranks have changed.
     ``prompt_tokens_by_source`` has the prompts of requests that have begun to run.
     ``num_kv_blocks`` are those of all replicas, of ``block_size`` tokens each. ``devices`` are the
-    ranks' devices, as far as a driver tells of them.
+    ranks' devices, as far as a driver tells of them. ``refused`` are requests that could have run
+    and were turned away, ``admitted_rps`` the most that are let in (None: whatever comes).
     """
 
     running: int
@@ -77,6 +79,8 @@ class EngineStats:
     num_kv_blocks: int = 0
     block_size: int = 0
     devices: tuple[DeviceReading, ...] = ()
+    refused: dict[Refusal, int] = field(default_factory=dict)
+    admitted_rps: float | None = None
 
     @property
     def bubble_ratio(self) -> float:
@@ -117,7 +121,7 @@ class Telemetry:
         """Count one finished step."""
         mode = sample.shape.mode
         self.steps[mode] += 1
-        self.step_tokens[1 << (sample.shape.num_tokens - 1).bit_length()] += 1
+        self.step_tokens[size_class(sample.shape.num_tokens)] += 1
         self.step_tokens_sum += sample.shape.num_tokens
         self.step_seconds[mode] += sample.step_s
         if mode == BASE:
@@ -167,6 +171,8 @@ def summarise(
     num_kv_blocks: int = 0,
     block_size: int = 0,
     devices: tuple[DeviceReading, ...] = (),
+    refused: dict[Refusal, int] | None = None,
+    admitted_rps: float | None = None,
 ) -> EngineStats:
     """Add up the replicas' counters."""
     parts = list(readings)
@@ -206,6 +212,8 @@ def summarise(
         num_kv_blocks=num_kv_blocks,
         devices=devices,
         block_size=block_size,
+        refused=refused or {},
+        admitted_rps=admitted_rps,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from engine.server.gate import code_of
 from engine.server.methods import allowed_methods
 from engine.spec.errors import (
     EngineError,
+    OverloadError,
     PolicyError,
     QueueFullError,
     RequestError,
@@ -112,6 +114,9 @@ def no_finite_logit(message: str) -> ApiError:
 def from_engine_error(error: EngineError, *, queue_retry_s: int = QUEUE_RETRY_S) -> ApiError:
     """The one place where the engine's errors become HTTP statuses."""
     match error:
+        case OverloadError():
+            retry = {"Retry-After": str(max(1, math.ceil(error.retry_s)))}
+            return ApiError(429, str(error), code="overloaded", headers=retry)
         case QueueFullError():
             retry = {"Retry-After": str(queue_retry_s)}
             return ApiError(429, str(error), code="queue_full", headers=retry)

@@ -36,7 +36,7 @@ from engine.server.shown import ShownText, TextWish
 from engine.server.slo import Slo, SloOutcome
 from engine.server.spans import AskedCall, CallSpan, Traces
 from engine.server.streams import EventStream, LoopBridge, OutputStream, run_while_connected
-from engine.spec.errors import EngineError, QueueFullError, RankError
+from engine.spec.errors import EngineError, OverloadError, QueueFullError, RankError
 from engine.spec.request import NO_FINITE_LOGIT, FinishReason, Request, RequestOutput
 from engine.text.tokenizer import Tokenizer
 
@@ -195,7 +195,7 @@ class GenerationService:
         How the requests do by ``slo`` is counted.
 
         Raises:
-            ApiError: a prompt too long (400), the queue full (429), the engine failed (503).
+            ApiError: a prompt too long (400), too much load (429), the engine failed (503).
         """
         response_id = f"{form.id_prefix}-{uuid.uuid4().hex}"
         http.state.response_id = response_id
@@ -236,7 +236,7 @@ class GenerationService:
             raise unavailable("the engine is unhealthy", code="engine_unhealthy")
         try:
             await stream.open()
-        except RankError as error:
+        except (RankError, OverloadError) as error:
             raise from_engine_error(error) from error
         except QueueFullError as error:
             stats = await run_in_threadpool(self._engine.stats)
@@ -259,6 +259,7 @@ class GenerationService:
         arrival_s: float,
     ) -> list[Request]:
         requests: list[Request] = []
+        num_requests = len(prompts) * body.num_choices
         for prompt in prompts:
             max_tokens = self._max_tokens(prompt, body, default_tokens)
             sampling = body.sampling(
@@ -275,6 +276,7 @@ class GenerationService:
                         deadline_s=(
                             arrival_s + body.timeout_ms / 1000 if body.timeout_ms else None
                         ),
+                        num_let_in=0 if requests else num_requests,
                     )
                 )
         return requests

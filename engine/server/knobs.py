@@ -295,7 +295,7 @@ def _value_at(document: dict[str, Any], knob: str) -> Any:
         return {"plan": document["plan"], "shift": document["shift"]["enabled"]}
     value: Any = document
     for key in knob.split("."):
-        value = value.get(key)  # what is as by default may be left out
+        value = (value or {}).get(key)  # what is as by default may be left out
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -212,6 +213,18 @@ class _EngineCollector(Collector):
         yield self._iteration_tokens(stats)
 
     def _gearshift(self, stats: EngineStats) -> Iterator[Metric]:
+        yield self._by(
+            CounterMetricFamily,
+            "gearshift_requests_refused",
+            "Requests turned away although nothing was wrong with them",
+            "reason",
+            stats.refused,
+        )
+        yield self._gauge(
+            "gearshift_admitted_requests_per_second",
+            "The most requests that are let in; infinite: whatever comes",
+            math.inf if stats.admitted_rps is None else stats.admitted_rps,
+        )
         yield self._by(CounterMetricFamily, "gearshift_steps", "Steps", "mode", stats.steps)
         yield self._by(
             CounterMetricFamily,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.spec.admission import LEAST_BURST, MOST_BURST, MOST_RATE_RPS
 from engine.spec.modes import MODE_PATTERN, PIN_PATTERN
 from engine.spec.plan import AXES
 from engine.spec.settings import MOST_CAP, Order
@@ -45,6 +46,16 @@ SCHEMA = {
                 "max_queue": FROM_ZERO,
             }
         ),
+        "admission": _section(
+            {
+                "rate_rps": {
+                    "type": ["number", "null"],
+                    "exclusiveMinimum": 0,
+                    "maximum": MOST_RATE_RPS,
+                },
+                "burst_requests": {**COUNT, "minimum": LEAST_BURST, "maximum": MOST_BURST},
+            }
+        ),
         "scheduler": _section({"order": {"enum": [*map(str, Order), None]}}),
         "mode": {"type": ["string", "null"], "pattern": PIN_PATTERN},
     },
@@ -56,6 +67,7 @@ SCHEMA = {
 EXAMPLES = {
     "threshold": {"value": {"shift": {"threshold_tokens": 128}}},
     "caps": {"value": {"caps": {"max_num_seqs": 32, "max_step_ms": 45}}},
+    "admission": {"value": {"admission": {"rate_rps": 12.5}}},
 }
 PATCH: Json = {
     "requestBody": {

@@ -297,6 +297,13 @@ class SchedulerShape(Shape):
     order: Order
 
 
+class AdmissionShape(Shape):
+    """The most requests that are let in; beyond them callers get 429."""
+
+    rate_rps: float
+    burst_requests: int | None = Field(description="At once; null: two seconds' worth")
+
+
 class PolicyShape(Shape):
     """A version of the engine's policy."""
 
@@ -310,6 +317,9 @@ class PolicyShape(Shape):
     caps: CapsShape
     scheduler: SchedulerShape
     mode: PinName
+    admission: AdmissionShape | None = Field(
+        default=None, description="Left out where whatever comes is let in"
+    )
 
 
 class KnobChangeShape(Shape):

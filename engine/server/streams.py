@@ -89,7 +89,12 @@ class OutputStream:
         try:
             for index, request in enumerate(self._requests):
                 self._unfinished.add(index)
-                answers.append(self._engine.submit(request, partial(self._receive, index)))
+                answer = self._engine.submit(request, partial(self._receive, index))
+                if index == 0 and answer is not None:
+                    # With the first one the whole call is let in, or not.
+                    await asyncio.wrap_future(answer)
+                else:
+                    answers.append(answer)
                 if index % SUBMITTED_AT_ONCE == SUBMITTED_AT_ONCE - 1:
                     await asyncio.sleep(0)
             for answer in answers:

@@ -23,6 +23,15 @@ class QueueFullError(EngineError):
     """The admission limit is reached; try again later."""
 
 
+class OverloadError(QueueFullError):
+    """More requests come than the policy admits; after ``retry_s`` seconds this one would be let
+    in, if no other came."""
+
+    def __init__(self, message: str, *, retry_s: float) -> None:
+        super().__init__(message)
+        self.retry_s = retry_s
+
+
 class PolicyError(EngineError):
     """A policy the engine cannot apply.
 

@@ -136,8 +136,10 @@ def _check_token_ids(name: str, token_ids: Iterable[int]) -> None:
 class Request:
     """One prompt to continue. ``arrival_s`` and ``deadline_s`` are on the engine's clock.
 
-    A smaller ``priority`` goes first where the scheduler's order is by priority. A request that
-    has not ended at ``deadline_s`` is ended then.
+    A smaller ``priority`` goes first where the scheduler's order is by priority, and is let in
+    first where admission is limited. A request that has not ended at ``deadline_s`` is ended then.
+    ``num_let_in``: so many requests of one call are let in with it, itself included; 0: it was let
+    in with another.
     """
 
     request_id: str
@@ -146,6 +148,7 @@ class Request:
     arrival_s: float = 0.0
     priority: int = 0
     deadline_s: float | None = None
+    num_let_in: int = 1
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
+from engine.spec.admission import ADMISSION_KNOBS, Admission
 from engine.spec.errors import EngineError, PolicyError
 from engine.spec.modes import AUTO, TABLE, Mode, ModePin, pinned_mode, read_mode, read_pin
 from engine.spec.plan import AXES, DEFAULT_SHIFT_THRESHOLD, ParallelPlan, shift_warning
@@ -86,7 +87,7 @@ class Settings:
     ``threshold_tokens`` (of shift), ``rung_thresholds`` (of the rungs between base and shift) and
     ``rungs`` (the modes steps may run in; None: all) mean something on Shift plans only. Plan and
     order are the engine's own; thresholds, rungs, caps and pin are the *hot* part that follows the
-    load.
+    load. ``admission`` None: whatever comes is let in.
 
     Raises:
         PolicyError: a negative threshold, a pin or an order of another type, or a mode that the
@@ -100,6 +101,7 @@ class Settings:
     order: Order = Order.FCFS
     rungs: tuple[Mode, ...] | None = None
     rung_thresholds: Thresholds = ()
+    admission: Admission | None = None
 
     def __post_init__(self) -> None:
         _read(read_pin, self.pin, "mode")
@@ -126,6 +128,8 @@ class Settings:
             words["rungs"] = ",".join(self.rungs)
         if self.order is not Order.FCFS:
             words["order"] = self.order
+        if self.admission is not None:
+            words["admit_rps"] = f"{self.admission.rate_rps:g}"
         return " ".join([self.plan_text, *(f"{k}={v}" for k, v in words.items())])
 
     @property
@@ -177,13 +181,16 @@ class Settings:
         return all(getattr(self, name) == getattr(other, name) for name in HOT_FIELDS)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields of ``policy/v1`` that an engine obeys: plan, shift, caps, scheduler, mode."""
+        """The fields of ``policy/v1`` that an engine obeys: plan, shift, caps, scheduler, mode, and
+        admission where there is one."""
+        admission = self.admission
         return {
             "plan": {axis: getattr(self.plan, axis) for axis in AXES},
             "shift": self._shift_json(),
             "caps": asdict(self.caps),
             "scheduler": {"order": self.order.value},
             "mode": self.pin,
+            **({} if admission is None else {"admission": admission.to_json()}),
         }
 
     def _shift_json(self) -> dict[str, Any]:
@@ -205,13 +212,16 @@ class Settings:
         Raises:
             PolicyError: an unknown knob or a value that cannot be, with its JSON pointer.
         """
-        _only(document, ("plan", "shift", "caps", "scheduler", "mode"), "")
+        _only(document, ("plan", "shift", "caps", "scheduler", "mode", "admission"), "")
         plan = _section(document, "plan", AXES)
         shift = _section(document, "shift", SHIFT_KNOBS)
         caps = _section(document, "caps", tuple(f.name for f in fields(Caps)))
         scheduler = _section(document, "scheduler", ("order",))
+        admission = _section(document, "admission", ADMISSION_KNOBS)
         for name, value in caps.items():
             _number(value, f"/caps/{name}", float if name == "max_step_ms" else int)
+        for name, value in admission.items():
+            _number(value, f"/admission/{name}", float if name == "rate_rps" else int)
         for axis, degree in plan.items():
             _number(degree, f"/plan/{axis}", int)
         threshold = shift.get("threshold_tokens", DEFAULT_SHIFT_THRESHOLD)
@@ -237,6 +247,7 @@ class Settings:
                     made,
                     {mode: shift["rung_thresholds"][mode] for mode in thresholds or ()},
                 ),
+                admission=Admission.from_json(admission),
             )
         except PolicyError:
             raise

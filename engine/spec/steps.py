@@ -166,6 +166,11 @@ class StepResult(msgspec.Struct, tag="result", kw_only=True, omit_defaults=True)
         return self.input_exposed_s + self.forward_s + self.communication_s + self.sample_s
 
 
+def size_class(num_tokens: int) -> int:
+    """The most tokens of a step's size class: the power of two that it fits in."""
+    return 1 << max(0, num_tokens - 1).bit_length()
+
+
 class StepSample(msgspec.Struct, frozen=True, kw_only=True):
     """Telemetry of one step, always on; feeds metrics and the cost model.
 

@@ -26,7 +26,8 @@ class EngineRow(Base):
     when the engine says that it applied a version. The controller works on engines that have
     them; it keeps its memory between decisions in ``control_memory``, and what it saw last in
     ``live_window``. ``capacity_table`` is what its slow loop chooses from, which remembers by
-    ``capacity_memory``. ``credential_hash`` is the SHA-256 of what the engine proves its identity
+    ``capacity_memory``; ``drift_memory`` is of how far steps are from what the recommendation
+    foresees. ``credential_hash`` is the SHA-256 of what the engine proves its identity
     with; None: an engine of an earlier version. ``system`` is the serving system of an engine that
     is observed by its address (:class:`store.models.servers.ServerRow`); None: it reports itself.
     """
@@ -57,6 +58,7 @@ class EngineRow(Base):
     live_window: Mapped[Json | None]
     capacity_table: Mapped[Json | None]
     capacity_memory: Mapped[Json | None]
+    drift_memory: Mapped[Json | None]
     registered_at: Mapped[datetime] = mapped_column(default=utc_now)
     last_heartbeat_at: Mapped[datetime | None]
 

@@ -28,7 +28,10 @@ class JobState(StrEnum):
 
 
 class TuningJob(Base):
-    """One tuning job. ``spec`` is the tuner's TuningSpec as JSON; ``report`` its answer."""
+    """One tuning job. ``spec`` is the tuner's TuningSpec as JSON; ``report`` its answer.
+
+    ``retune_key`` has ENGINE/RECOMMENDATION where drift asked for it: there is one job of each.
+    """
 
     __tablename__ = "tuning_jobs"
 
@@ -53,6 +56,7 @@ class TuningJob(Base):
     created_by: Mapped[str] = mapped_column(sa.String(40))
     cost_model_id: Mapped[str | None] = mapped_column(sa.ForeignKey("cost_models.id"))
     workload_id: Mapped[str | None] = mapped_column(sa.ForeignKey("workloads.id"), index=True)
+    retune_key: Mapped[str | None] = mapped_column(sa.String(90), index=True, unique=True)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]

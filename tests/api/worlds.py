@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from api.documents.policy import model_to_json
+from api.documents.policy import ENGINE_PART, model_to_json
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from policies.points import Estimate
@@ -133,7 +133,7 @@ def acknowledge(client: TestClient, engine_id: str, **changes: Any) -> Json:
     """Act as the engine: read the policy asked for and say it is in force."""
     policy = client.get(f"/v1/engines/{engine_id}/policy").json()
     requested = policy["requested"]
-    engine_part = {k: requested[k] for k in ("plan", "shift", "caps", "scheduler", "mode")}
+    engine_part = {k: requested[k] for k in ENGINE_PART if k in requested}
     answer = client.post(
         f"/v1/engines/{engine_id}/policy/versions/{policy['version']}:acknowledge",
         json={"result": "applied", "policy": engine_part, "seconds": 0.01, **changes},

@@ -68,7 +68,7 @@ def test_everything_that_was_kept_is_read_after_the_upgrade(stored: Database) ->
     upgrade(stored.engine)
     assert check(stored.engine).is_current
     with stored.read() as uow:
-        (engine,) = uow.engines.list_scheduled()
+        engine = uow.engines.get(*uow.engines.list_scheduled_ids())
         recommendation = uow.recommendations.get(engine.recommendation_id or "")
         versions = [uow.policies.get(engine.id, n) for n in (1, 2)]
         decision = uow.decisions.find_last(engine.id)
@@ -131,7 +131,7 @@ def test_a_mode_that_flipped_by_a_coin_is_the_threshold_from_now_on(stored: Data
         )
     upgrade(stored.engine)
     with stored.read() as uow:
-        (engine,) = uow.engines.list_scheduled()
+        engine = uow.engines.get(*uow.engines.list_scheduled_ids())
         version = uow.policies.get(engine.id, 2)
     assert PolicyDocument.from_json(version.document).settings.pin == AUTO
 
@@ -145,7 +145,7 @@ def test_what_had_no_plan_gets_that_of_its_policy_or_its_schedule(stored: Databa
         connection.execute(sa.update(engines).values(effective_policy=moved))
     upgrade(stored.engine)
     with stored.read() as uow:
-        (engine,) = uow.engines.list_scheduled()
+        engine = uow.engines.get(*uow.engines.list_scheduled_ids())
         decision = uow.decisions.find_last(engine.id)
     assert settings_in(engine.effective_policy).plan == ParallelPlan(tp=2)
     assert memory_from_json(engine.control_memory).commanded == FOUND
@@ -164,7 +164,7 @@ def test_rows_in_which_next_to_nothing_stands_are_left_as_they_are(stored: Datab
         )
     upgrade(stored.engine)
     with stored.read() as uow:
-        (engine,) = uow.engines.list_scheduled()
+        engine = uow.engines.get(*uow.engines.list_scheduled_ids())
     assert engine.control_memory == {}
     assert memory_from_json(engine.control_memory).commanded is None
     downgrade(stored.engine, "0001")

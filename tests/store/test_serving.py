@@ -112,7 +112,7 @@ def test_only_engines_with_a_schedule_are_the_controllers(database: Database) ->
     with database.begin() as uow:
         uow.engines.get(with_one).schedule = {"bands": []}
     with database.read() as uow:
-        assert [row.id for row in uow.engines.list_scheduled()] == [with_one]
+        assert uow.engines.list_scheduled_ids() == [with_one]
 
 
 def test_the_last_decision_of_an_engine_is_found(database: Database) -> None:

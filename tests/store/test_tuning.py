@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from store import ConflictError, Database, NotFoundError, PageRequest
 from store.models import JobState
-from store.models.base import Json
+from store.models.base import Json, utc_now
 
 
 def _record(number: int, **changes: object) -> Json:
@@ -34,6 +36,22 @@ def test_a_new_job_is_queued(database: Database) -> None:
         assert uow.jobs.get(job_id).state is JobState.QUEUED
         assert [job.id for job in uow.jobs.list_open()] == [job_id]
         assert uow.jobs.count_by_state()[JobState.QUEUED] == 1
+
+
+def test_of_a_retune_there_is_one_until_it_is_removed(database: Database) -> None:
+    def ask(key: str) -> str:
+        with database.begin() as uow:
+            return uow.jobs.add(spec={}, num_trials=1, created_by="c", retune_key=key).id
+
+    first = ask("eng_1/rec_1")
+    assert ask("eng_1/rec_2") != first
+    with pytest.raises(ConflictError, match="eng_1/rec_1 already"):
+        ask("eng_1/rec_1")
+    with database.begin() as uow:
+        assert uow.jobs.count_retunes("eng_1/", since=utc_now() - timedelta(days=1)) == 2
+        assert uow.jobs.count_retunes("eng_2/", since=utc_now() - timedelta(days=1)) == 0
+        uow.jobs.delete(uow.jobs.get(first))
+    assert ask("eng_1/rec_1") != first
 
 
 def test_events_after_a_sequence_number_are_listed_in_order(database: Database) -> None:

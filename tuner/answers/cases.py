@@ -45,6 +45,7 @@ class Question:
     caps: NamedCaps
     served: ServedAs
     prefix_cache: bool | None
+    admit_rps: float | None = None
 
     @property
     def asked(self) -> Asked:
@@ -80,7 +81,12 @@ class Question:
         self, timer: StepTimer, default: Caps, *, has_rungs: bool = True
     ) -> tuple[Settings, tuple[str, ...]]:
         """With the caps named, else ``default``'s; a threshold not named is advised, which is told
-        besides."""
+        besides.
+
+        Raises:
+            PolicyError: a mode that the plan does not have, or a rate of admission that cannot be.
+        """
+        from engine.spec.admission import Admission
         from engine.spec.planned import planned_settings
         from engine.spec.rungs import rungs_of
         from tuner.search.design import advised_rule
@@ -98,7 +104,10 @@ class Question:
             words = [f"threshold {rule.threshold_tokens} tokens"]
             words += [f"{mode} up to {tokens}" for mode, tokens in spec.rung_thresholds]
             notes.append(f"{', '.join(words)}, as the modes' step times advise")
-        return planned_settings(spec, caps, pin=self.mode, rungs=self.rungs), tuple(notes)
+        settings = planned_settings(spec, caps, pin=self.mode, rungs=self.rungs)
+        if self.admit_rps is not None:
+            settings = replace(settings, admission=Admission(rate_rps=self.admit_rps))
+        return settings, tuple(notes)
 
 
 @dataclass(frozen=True, kw_only=True)

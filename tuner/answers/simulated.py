@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -156,6 +156,7 @@ def simulate(
     max_num_seqs: int | None = None,
     max_num_batched_tokens: int | None = None,
     max_step_ms: float | None = None,
+    admit_rps: float | None = None,
     max_model_len: int | None = None,
     block_size: int = 16,
     prefix_cache: bool | None = None,
@@ -190,6 +191,7 @@ def simulate(
         block_size=block_size,
         prefix_cache=prefix_cache,
     )
+    question = replace(question, admit_rps=admit_rps)
     return run_case(question, case_of(question, hardware, machine, has_intervals=intervals))
 
 

@@ -58,6 +58,7 @@ def simulation_json(
         **measurement_json(result.measurement, sla),
         "sla": sla_json(sla, judge(sla, result.measurement)) if sla else None,
         "intervals": estimates_to_json(intervals) if intervals else None,
+        "admission": admission_json(result, settings, sla),
         "counts": counts_json(result),
         "prefix_cache": {
             "enabled": has_prefix_cache,
@@ -72,6 +73,21 @@ def simulation_json(
         "workload": workload.describe(),
         **origin,
         "warnings": list(warnings),
+    }
+
+
+def admission_json(
+    result: SimulationResult, settings: Settings, sla: Sla | None
+) -> dict[str, Any] | None:
+    """Requests that were turned away, and how those let in did; None: all are let in."""
+    admission = settings.admission
+    if admission is None:
+        return None
+    report = judge(sla, result.admitted) if sla else None
+    return {
+        **admission.to_json(),
+        "refused": len(result.turned_away),
+        "admitted_attainment": report.attainment if report else None,
     }
 
 

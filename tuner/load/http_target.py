@@ -82,7 +82,8 @@ def find_settings(url: str, *, api_key: str | None = None) -> Settings | None:
         )
         answer.raise_for_status()
         document = answer.json()
-        return Settings.from_json({part: document[part] for part in SETTINGS_PARTS})
+        parts = {part: document[part] for part in SETTINGS_PARTS}
+        return Settings.from_json({**parts, "admission": document.get("admission")})
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError, EngineError):
         return None
 

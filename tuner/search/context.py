@@ -215,6 +215,7 @@ def prepare(
         interval=_interval(node, step_model),
         seed=spec.seed,
         node=node,
+        step_scale=spec.step_scale,
     )
     is_live = (spec.is_local or spec.is_served) and spec.is_live
     context = TuningContext(

@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.spec.measurement import Fidelity
 from engine.spec.settings import Settings
+from policies.drift import StepSum
 from policies.numbers import short
 from policies.objective import Objective
 from policies.points import OperatingPoint
@@ -37,6 +38,7 @@ from tuner.search.report import (
 from tuner.search.schedule import build_schedule
 from tuner.search.trials import TrialRecord
 from tuner.search.unguided import lone_band, unguided_title
+from tuner.simulation.step_samples import summed
 from tuner.workload.slices import head
 
 MAX_CONFIRMATIONS = 3
@@ -252,11 +254,13 @@ def _recommendation(
     workload = head(context.workload, PREDICTED_REQUESTS)
     predicted = context.simulator.point(settings, workload)
     simulated: dict[str, Any] = {}
+    expected: tuple[StepSum, ...] = ()
     if context.simulator.is_blind:
         schedule = lone_band(context, best)
     else:
-        run = context.simulator.run(settings, workload)
-        simulated = measurement_json(run, context.sla)["metrics"]
+        run = context.simulator.result(settings, workload)
+        simulated = measurement_json(run.measurement, context.sla)["metrics"]
+        expected = summed(run.segments)
         schedule = build_schedule(
             context.simulator, context.space, settings, context.workload, context.sla
         )
@@ -278,6 +282,7 @@ def _recommendation(
         launch=_launch(context, settings),
         cost=context.spec.goal.cost_json(best),
         capacity_table=find_capacity_table(context) if context.spec.capacity_table else None,
+        expected_steps=expected,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from engine.spec.measurement import Fidelity
 from engine.spec.settings import Settings
 from policies.capacity_table import CapacityTable
+from policies.drift import StepSum
 from policies.objective import Objective
 from policies.points import EstimateJson, OperatingPoint, estimates_to_json
 from policies.report import finite
@@ -59,7 +60,8 @@ class Recommendation:
     ``predicted`` are simulated metrics, ``measured`` a whole measurement document or None;
     ``point`` is what the choice was made on, ``probability`` its P(SLA met), ``launch`` how to
     serve with the settings, ``cost`` what that costs where a price is known, ``capacity_table``
-    what rate each plan carries, where that was asked for.
+    what rate each plan carries, where that was asked for. ``expected_steps`` are those of the
+    simulation, by mode and size: what live ones are compared with.
     """
 
     settings: Settings
@@ -78,6 +80,7 @@ class Recommendation:
     launch: tuple[LaunchCommand, ...]
     cost: dict[str, float | None] | None
     capacity_table: CapacityTable | None
+    expected_steps: tuple[StepSum, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -97,6 +100,7 @@ class Recommendation:
             "launch": [command.to_json() for command in self.launch],
             "cost": self.cost,
             "capacity_table": self.capacity_table.to_json() if self.capacity_table else None,
+            "expected_steps": [steps.to_json() for steps in self.expected_steps],
         }
 
     def _intervals(self) -> dict[str, EstimateJson]:

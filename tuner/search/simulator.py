@@ -16,7 +16,7 @@ from policies.report import flat_metrics
 from policies.sla import Sla
 from tuner.described.node import Node
 from tuner.described.step_error import StepError, step_error
-from tuner.simulation.simulate import Ranks, SimulatedEngine, simulate
+from tuner.simulation.simulate import Ranks, SimulatedEngine, SimulationResult, simulate
 from tuner.spec.look_ahead import LookAhead
 from tuner.step_model.timer import ScaledTimer, StepScale
 from tuner.workload.workload import Workload
@@ -32,7 +32,8 @@ class Simulator:
     ``interval`` is how far whole-plan step times may be off, as a log ratio: points carry the
     metrics of a run with all steps that much slower, and faster. A ``node`` knows that by phase and
     load, and what lies around its steps (a backend's front end), and simulates for itself.
-    ``slower`` is how much slower than its step model a plan has turned out to be, as a log ratio.
+    ``slower`` is how much slower than its step model a plan has turned out to be, as a log ratio;
+    ``step_scale`` how many times as long all steps take as the model says.
 
     Without ``timer_of`` nothing is known of step times: points have no metrics, and runs and
     timers must not be asked for.
@@ -48,6 +49,7 @@ class Simulator:
     seed: int = 0
     node: Node | None = None
     slower: dict[ParallelPlan, float] = field(default_factory=dict)
+    step_scale: float = 1.0
     _timers: dict[ParallelPlan, StepTimer] = field(default_factory=dict)
     _seen: dict[tuple[Settings, Workload, StepScale], dict[str, float]] = field(
         default_factory=dict
@@ -68,10 +70,15 @@ class Simulator:
         self, settings: Settings, workload: Workload, scale: StepScale = AS_TOLD
     ) -> Measurement:
         """One simulated run, with step times multiplied by ``scale``."""
-        scale = scale.times(math.exp(self.slower.get(settings.plan, 0.0)))
+        return self.result(settings, workload, scale).measurement
+
+    def result(
+        self, settings: Settings, workload: Workload, scale: StepScale = AS_TOLD
+    ) -> SimulationResult:
+        """As :meth:`run`, with the steps that it took."""
+        scale = self._found(settings, scale)
         if self.node is not None:
-            result = self.node.simulate(settings, workload, seed=self.seed, step_scale=scale)
-            return result.measurement
+            return self.node.simulate(settings, workload, seed=self.seed, step_scale=scale)
         engine = SimulatedEngine(
             model=self.model,
             ranks_of=lambda plan: Ranks(
@@ -81,7 +88,7 @@ class Simulator:
             max_model_len=self.max_model_len,
             look_ahead=LookAhead.BEFORE_END,  # as the engine at hand does
         )
-        return simulate(engine, settings, workload, seed=self.seed).measurement
+        return simulate(engine, settings, workload, seed=self.seed)
 
     def slow_down(self, plan: ParallelPlan, log_ratio: float) -> None:
         """From now on, simulate steps of ``plan`` as this much slower than before."""
@@ -117,6 +124,10 @@ class Simulator:
             return StepError(prefill=self.interval, decode=self.interval)
         return step_error(self.node, settings, workload, metrics)
 
+    def _found(self, settings: Settings, scale: StepScale) -> StepScale:
+        """``scale`` with how much slower steps have turned out to be."""
+        return scale.times(self.step_scale * math.exp(self.slower.get(settings.plan, 0.0)))
+
     def _scaled(self, plan: ParallelPlan, scale: StepScale) -> StepTimer:
         timer = self.timer(plan)
         return timer if scale.is_one else ScaledTimer(timer, scale)
@@ -126,7 +137,7 @@ class Simulator:
     ) -> dict[str, float]:
         if self.is_blind:
             return {}
-        key = (settings, workload, scale.times(math.exp(self.slower.get(settings.plan, 0.0))))
+        key = (settings, workload, self._found(settings, scale))
         if key not in self._seen:
             self._seen[key] = flat_metrics(self.run(settings, workload, scale), self.sla)
         return self._seen[key]

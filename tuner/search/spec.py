@@ -33,6 +33,7 @@ MIB = 2**20
 # What seeds of every library here may be.
 MAX_SEED = 2**32 - 1
 MAX_SECONDS = 1e8
+LEAST_STEP_SCALE, MOST_STEP_SCALE = 0.1, 10.0
 _MOST = {
     "num_devices": MAX_DEVICES,
     "trials": 100_000,
@@ -66,6 +67,8 @@ class TuningSpec:
     ``probe_paced`` runs the winner on described hardware once more on the real engine with steps
     paced by the wall clock. ``objective``, ``price_per_device_hour`` and ``uses_all_devices`` are
     those of ``policies.objective.Goal``. ``capacity_table``: also find what rate each plan carries.
+    ``step_scale``: steps are simulated as so many times as long as the step model says, since they
+    were seen to be so.
 
     ``engine``: whose settings are tuned: our own engine, or a server that each trial starts
     (``vllm``, ``sglang``) by ``engine_command``, None: its usual one, and gives ``start_timeout_s``
@@ -102,6 +105,7 @@ class TuningSpec:
     engine: str = OWN_BACKEND
     engine_command: str | None = None
     start_timeout_s: float = DEFAULT_START_TIMEOUT_S
+    step_scale: float = 1.0
 
     def __post_init__(self) -> None:
         served_as = self.engine if self.is_served and not self.is_local else None
@@ -116,6 +120,11 @@ class TuningSpec:
                 raise TunerError(f"{name}={value}: must be at most {most:.10g}")
         if self.timeout_s <= 0 or self.profile_seconds <= 0 or self.seed < 0:
             raise TunerError("timeout_s and profile_seconds must be above 0, seed at least 0")
+        if not LEAST_STEP_SCALE <= self.step_scale <= MOST_STEP_SCALE:
+            raise TunerError(
+                f"step_scale={self.step_scale}: must be within {LEAST_STEP_SCALE} and "
+                f"{MOST_STEP_SCALE}"
+            )
         check_dtype(self.dtype)
         if self.link is not None and not self.is_local:
             raise TunerError(

@@ -111,6 +111,10 @@ class Changes:
         return away + sum(replica.num_waiting for replica in self._replicas.all)
 
     @property
+    def num_refused(self) -> int:
+        return self._register.num_refused
+
+    @property
     def kv_usage(self) -> tuple[float, ...]:
         return tuple(replica.kv_usage for replica in self._replicas.all)
 

@@ -31,6 +31,10 @@ class Register:
         return len(self._seen_s) - len(self._ended)
 
     @property
+    def num_refused(self) -> int:
+        return len(self.refused)
+
+    @property
     def longest_inside(self) -> int:
         """Most tokens that an accepted request will have when it ends; 0 while there is none."""
         inside = self._seen_s.keys() - {number for _, number in self._ended}

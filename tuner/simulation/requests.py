@@ -84,6 +84,7 @@ class RequestSource:
             prompt_ids=prompt,
             sampling=self._sampling_of(arrival.output_tokens),
             arrival_s=sent.seen_s,
+            priority=arrival.priority,
         )
 
     def _zeros_of(self, length: int) -> tuple[int, ...]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from engine.admission import AdmissionRule
 from engine.spec.errors import QueueFullError, RequestError
 from engine.spec.measurement import Distribution, Fidelity, Measurement, Outcome, RequestTiming
+from engine.spec.request import Request
 from engine.spec.settings import Settings
 from tuner.simulation.changes import Changes
 from tuner.simulation.log import AppliedChange, DeviceSpell, PlanSpell, RunCounts, Segment, TokenLog
@@ -32,7 +34,8 @@ class SimulationResult:
     """What a simulated run yields: a measurement like a live one's, and where steps went.
 
     ``spells`` are the plans it had, one after the other; ``changes`` what a steering changed;
-    ``device_spells`` which replica had how many devices, from when to when.
+    ``device_spells`` which replica had how many devices, from when to when; ``turned_away``
+    requests that were turned away for want of room, by their place in the measurement.
     """
 
     measurement: Measurement
@@ -41,6 +44,14 @@ class SimulationResult:
     spells: tuple[PlanSpell, ...]
     changes: tuple[AppliedChange, ...] = ()
     device_spells: tuple[DeviceSpell, ...] = ()
+    turned_away: frozenset[int] = frozenset()
+
+    @property
+    def admitted(self) -> Measurement:
+        """The measurement of those requests alone that were not turned away."""
+        timings = self.measurement.timings
+        kept = tuple(t for number, t in enumerate(timings) if number not in self.turned_away)
+        return replace(self.measurement, timings=kept)
 
     def device_seconds(self, until_s: float) -> float:
         """Device seconds up to ``until_s``; to its last step's end where that was earlier."""
@@ -78,6 +89,9 @@ class Run:
         )
         self._log = TokenLog(workload.output_tokens)
         self._register = Register(workload, self._log)
+        self._admission = AdmissionRule()
+        # Of those refused the ones that could have run.
+        self._turned_away: set[int] = set()
         self._replicas = Replicas(
             engine,
             settings,
@@ -127,6 +141,7 @@ class Run:
             spells=self._changes.spells(self._replicas.end_s),
             changes=tuple(self._changes.applied),
             device_spells=self._replicas.device_spells(self._replicas.end_s),
+            turned_away=frozenset(self._turned_away),
         )
 
     # -- events ----------------------------------------------------------------------------------
@@ -141,7 +156,7 @@ class Run:
         limit was applied to them.
         """
         for sent in self._changes.go_on(now_s):
-            self._route(sent, now_s, has_waited=True)
+            self._route(sent, now_s)
         self._launch(now_s, None)
 
     def _admit_until(self, now_s: float) -> None:
@@ -149,12 +164,31 @@ class Run:
         while self._source.next_s <= now_s:
             sent = self._source.take()
             self._register.come(sent)
-            if not self._changes.is_away:
-                self._route(sent, sent.seen_s)
-            elif self._changes.is_door_full:
+            request = self._source.request(sent)
+            try:
+                self._admission.follow(self._replicas.settings.admission, sent.seen_s)
+                self._admission.check(request, sent.seen_s)
+                self._let_in(sent, request)
+            except QueueFullError:
+                self._turned_away.add(sent.number)
+                self._refuse(sent, sent.seen_s)
+            except RequestError:
                 self._refuse(sent, sent.seen_s)
             else:
-                self._changes.hold(sent)
+                self._admission.take(request)
+
+    def _let_in(self, sent: Sent, request: Request) -> None:
+        """Give it to a replica, or let it wait at the door while ranks are away.
+
+        Raises:
+            RequestError, QueueFullError: a live engine would refuse it.
+        """
+        if not self._changes.is_away:
+            self._replicas.least_loaded.add(request, has_waited=False)
+        elif self._changes.is_door_full:
+            raise QueueFullError("as many requests are held as may wait")
+        else:
+            self._changes.hold(sent)
 
     def _launch(self, now_s: float, committed: SimulatedReplica | None) -> None:
         """Start steps on ``committed`` and on replicas that were idle, unless a reshape has begun.
@@ -184,10 +218,10 @@ class Run:
 
     # -- parts -----------------------------------------------------------------------------------
 
-    def _route(self, sent: Sent, now_s: float, *, has_waited: bool = False) -> None:
-        """Give a request to the least loaded replica."""
+    def _route(self, sent: Sent, now_s: float) -> None:
+        """Give a request that was held to the least loaded replica."""
         try:
-            self._replicas.least_loaded.add(self._source.request(sent), has_waited=has_waited)
+            self._replicas.least_loaded.add(self._source.request(sent), has_waited=True)
         except (RequestError, QueueFullError):
             self._refuse(sent, now_s)
 

@@ -31,7 +31,8 @@ class RunView(Protocol):
     """A simulated engine at one moment, as its operator would see it.
 
     ``num_running`` and ``num_waiting`` count accepted requests, those that wait for a reshape to
-    end among the latter; ``kv_usage`` is 0..1 per replica. ``envelope``: the most that caps may
+    end among the latter; ``num_refused`` those that were turned away so far; ``kv_usage`` is 0..1
+    per replica. ``envelope``: the most that caps may
     be raised to. ``held_plan``: the plan whose shards ranks hold.
     """
 
@@ -47,6 +48,8 @@ class RunView(Protocol):
     def num_running(self) -> int: ...
     @property
     def num_waiting(self) -> int: ...
+    @property
+    def num_refused(self) -> int: ...
     @property
     def kv_usage(self) -> tuple[float, ...]: ...
 

@@ -20,6 +20,7 @@ from policies.capacity_loop import (
     SwitchCost,
     decide_capacity,
     is_due,
+    settings_after,
 )
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.decision import Action, LoadWindow
@@ -124,6 +125,8 @@ class CapacitySteering:
                 forecast=ahead,
                 observed_rps=observed_rps,
                 is_sla_met=is_met,
+                request_size=rate_of(*self._lengths, self._table.mix),
+                admitted_rps=getattr(view.settings.admission, "rate_rps", None),
                 costs=self._costs(view),
                 memory=self._memory,
                 limits=self._limits,
@@ -133,11 +136,9 @@ class CapacitySteering:
         self.turns.append(
             CapacityTurn(now_s=now_s, decision=decision, forecast=ahead, observation=seen)
         )
-        if decision.action is not Action.MOVE:
-            return Turn(change=None, next_s=next_s)
         change = SettingsChange.between(
             view.settings,
-            decision.entry.settings,
+            settings_after(decision, view.settings),
             envelope=view.envelope,
             reshape_s=self._start_s,
             held=view.held_plan,
@@ -179,7 +180,7 @@ class CapacitySteering:
     def _look(self, now_s: float, view: RunView) -> None:
         """Keep the window since the last look; arrivals are counted as an engine's agent does."""
         ended = tuple(view.timings_since(self._asked_s))
-        inside = view.num_running + view.num_waiting
+        inside = view.num_running + view.num_waiting + view.num_refused
         arrived = max(0, inside - int(self._num_inside) + len(ended))
         self._windows.append(
             TrafficWindow(window_s=now_s - self._asked_s, num_arrived=arrived, timings=ended)

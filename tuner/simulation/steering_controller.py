@@ -112,7 +112,7 @@ class ControllerSteering:
     def _look(self, now_s: float, view: RunView) -> None:
         """Keep the window since the last look; arrivals are counted as an engine's agent does."""
         ended = tuple(view.timings_since(self._asked_s))
-        inside = view.num_running + view.num_waiting
+        inside = view.num_running + view.num_waiting + view.num_refused
         self._windows.append(
             TrafficWindow(
                 window_s=now_s - self._asked_s,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from engine.scheduler.skipping import with_more_context
 from engine.spec.plan import ParallelPlan
-from engine.spec.steps import StepSample, StepShape
+from engine.spec.steps import StepSample, StepShape, size_class
+from policies.drift import StepSum, step_sums
 from tuner.simulation.log import PlanSpell, Segment
 
 
@@ -44,6 +45,20 @@ def step_samples(segments: Sequence[Segment], spells: Sequence[PlanSpell]) -> It
             bubble_s=max(0.0, end_s - start_s - busy_s) if plan.pp == 1 else 0.0,
             busy_s=end_s - max(start_s, before_s),
         )
+
+
+def summed(segments: Iterable[Segment]) -> tuple[StepSum, ...]:
+    """Steps by mode and size class, as heartbeats of a live engine tell of them."""
+    return step_sums(
+        {
+            "mode": segment.shape.mode,
+            "tokens_up_to": size_class(segment.shape.num_tokens),
+            "steps": segment.num_steps,
+            "seconds": segment.busy_s,
+            "tokens": segment.num_steps * segment.shape.num_tokens,
+        }
+        for segment in segments
+    )
 
 
 def _steps(segments: Sequence[Segment]) -> Iterator[tuple[Segment, float, float, StepShape]]:

@@ -27,7 +27,8 @@ class Arrival:
     """One request to send: when (seconds from the workload's start) and how long.
 
     ``prefix_id``: requests with the same one start with the same tokens. ``hash_ids``: one id
-    per 512-token block of the prompt (Mooncake); equal leading ids are a shared prefix.
+    per 512-token block of the prompt (Mooncake); equal leading ids are a shared prefix. A smaller
+    ``priority`` is more urgent.
     """
 
     arrival_s: float
@@ -35,6 +36,7 @@ class Arrival:
     output_tokens: int
     prefix_id: str | None = None
     hash_ids: tuple[int, ...] = ()
+    priority: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

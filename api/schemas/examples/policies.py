@@ -11,7 +11,15 @@ DOCUMENT: Json = {
     "engine": ENGINE_ID,
     **WANTED,
     "sla": "p95_ttft_ms<=500,p95_tpot_ms<=50",
-    "guards": {"max_gpus": 8, "min_interval_s": 60, "max_reshapes_per_h": 4, "drain_s": 30},
+    "guards": {
+        "max_gpus": 8,
+        "min_interval_s": 60,
+        "max_reshapes_per_h": 4,
+        "drain_s": 30,
+        "retunes_per_day": 1,
+        "allow_shedding": True,
+        "apply_retuned": False,
+    },
     "provenance": {"recommendation": "rec_0199aa11b2c3d4e5f6a7b", "cost_model": None},
 }
 POLICY: Json = {

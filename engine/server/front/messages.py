@@ -16,7 +16,7 @@ from engine.replica.telemetry import EngineStats
 from engine.server.defaults import SamplingDefaults
 from engine.server.keys import ServerKeys
 from engine.spec import errors
-from engine.spec.errors import EngineError, PolicyError, RankError
+from engine.spec.errors import EngineError, OverloadError, PolicyError, RankError
 from engine.spec.inventory import Inventory
 from engine.spec.limits import RequestLimits
 from engine.spec.model import ModelConfig
@@ -33,6 +33,7 @@ class WireError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     message: str
     needs: str | None = None
     rank: int | None = None
+    retry_s: float = 0.0
 
     @classmethod
     def of(cls, error: BaseException) -> WireError:
@@ -41,6 +42,7 @@ class WireError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             message=str(error) if isinstance(error, EngineError) else repr(error),
             needs=getattr(error, "needs", None),
             rank=getattr(error, "rank", None),
+            retry_s=getattr(error, "retry_s", 0.0),
         )
 
     def to_error(self) -> Exception:
@@ -52,6 +54,8 @@ class WireError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         assert issubclass(kind, Exception)
         if issubclass(kind, PolicyError):
             return kind(self.message, needs=self.needs)
+        if issubclass(kind, OverloadError):
+            return kind(self.message, retry_s=self.retry_s)
         if issubclass(kind, RankError):
             return kind(self.message, rank=self.rank)
         return kind(self.message)

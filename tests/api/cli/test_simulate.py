@@ -50,6 +50,16 @@ def test_the_same_seed_prints_the_same_numbers(run: Run, tiny_dir: Path) -> None
     assert run(*words).stdout == run(*words).stdout
 
 
+def test_requests_beyond_those_admitted_are_told_apart(run: Run, tiny_dir: Path) -> None:
+    words = ("simulate", "--model", tiny_dir, "--workload", WORKLOAD, "--hardware", "h100",
+             "--sla", "p95_ttft_ms<=60000", "--admit-rps", 1)  # fmt: skip
+    admission = json.loads(run(*words, "--json").stdout)["admission"]
+    assert admission["refused"] >= 10
+    assert admission["admitted_attainment"] == 1.0
+    assert f"admission: {admission['refused']} of 20 turned away" in run(*words).stdout
+    assert "/admission/rate_rps" in run(*words[:-1], 0).stderr
+
+
 def test_described_hardware_says_that_it_is_uncalibrated(run: Run, tiny_dir: Path) -> None:
     done = run("simulate", "--model", tiny_dir, "--workload", WORKLOAD, "--hardware", "h100")
     assert done.exit_code == 0, done.output

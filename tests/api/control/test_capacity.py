@@ -57,7 +57,11 @@ def controller(client: TestClient) -> Iterator[Controller]:
 def engine_id(client: TestClient, database: Database) -> str:
     """An engine of one replica and three devices that runs a recommendation with a table."""
     inventory = Inventory(kind=RankKind.CPU, max_ranks=DEVICES)
-    body = {"policy": settings_of(1).to_json(), "inventory": inventory.to_json()}
+    body = {
+        "policy": settings_of(1).to_json(),
+        "inventory": inventory.to_json(),
+        "capabilities": [{"name": "admission.rate_rps", "knob_class": "hot"}],
+    }
     engine_id = register(client, **body)
     document = recommendation_document() | {
         "settings": settings_of(1).to_json(),
@@ -99,6 +103,8 @@ def let_time_pass(database: Database, seconds: float) -> None:
                 if memory.get(name) is not None:
                     memory[name] -= seconds
             memory["changes_s"] = [at_s - seconds for at_s in memory["changes_s"]]
+            if (since_s := memory["shedding"]["calm_since_s"]) is not None:
+                memory["shedding"] = {**memory["shedding"], "calm_since_s": since_s - seconds}
             engine.capacity_memory = memory
 
 
@@ -178,6 +184,53 @@ def test_beyond_its_devices_the_engine_gets_all_of_them_and_a_condition(
     controller.tick()
     newest = client.get("/v1/decisions", params={"engine_id": engine_id}).json()[0]
     assert (newest["action"], newest["reason"]) == ("raise_condition", "capacity_beyond_table")
+    assert newest["observed"]["admit_rps"] == DEVICES * RATE_OF_ONE_RPS
+
+
+def admission(client: TestClient, engine_id: str) -> Json | None:
+    policy = client.get(f"/v1/engines/{engine_id}/policy").json()
+    found: Json | None = policy["requested"].get("admission")
+    return found
+
+
+def patch_guards(client: TestClient, engine_id: str, **guards: Any) -> None:
+    url = f"/v1/engines/{engine_id}/policy"
+    tag = client.get(url).headers["etag"]
+    answer = client.patch(url, json={"guards": guards}, headers={"if-match": tag})
+    assert answer.status_code == 200, answer.text
+    acknowledge(client, engine_id)
+
+
+def test_beyond_its_devices_the_engine_lets_in_what_they_carry_until_the_load_is_gone(
+    client: TestClient, controller: Controller, database: Database, engine_id: str
+) -> None:
+    beat(client, engine_id, 500)
+    controller.tick()
+    admitted = {"rate_rps": DEVICES * RATE_OF_ONE_RPS, "burst_requests": None}
+    assert admission(client, engine_id) == admitted
+    acknowledge(client, engine_id)
+    versions = client.get(f"/v1/engines/{engine_id}/policy/versions").json()
+    assert versions[0]["reason"].endswith("30 a second are let in")
+    for _ in range(2):
+        assert admission(client, engine_id) is not None
+        let_time_pass(database, 181.0)
+        beat(client, engine_id, 5)
+        controller.tick()
+        acknowledge(client, engine_id)
+    assert admission(client, engine_id) is None
+    versions = client.get(f"/v1/engines/{engine_id}/policy/versions").json()
+    assert versions[0]["reason"].endswith("all requests are let in")
+
+
+def test_where_the_guard_forbids_it_nobody_is_turned_away(
+    client: TestClient, controller: Controller, engine_id: str
+) -> None:
+    patch_guards(client, engine_id, allow_shedding=False)
+    beat(client, engine_id, 500)
+    controller.tick()
+    assert replicas(client, engine_id) == DEVICES
+    assert admission(client, engine_id) is None
+    newest = client.get("/v1/decisions", params={"engine_id": engine_id}).json()[0]
     assert newest["observed"]["admit_rps"] == DEVICES * RATE_OF_ONE_RPS
 
 

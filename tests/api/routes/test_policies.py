@@ -306,12 +306,12 @@ def test_applying_a_recommendation_writes_its_policy_sla_and_schedule(
     assert requested["provenance"]["recommendation"] == recommendation_id
     assert answer.json()["predicted"]["metrics"]["ttft_ms"] == {"p95": 120.0}
     with database.read() as uow:
-        assert uow.engines.list_scheduled() == []  # not before the engine has it
+        assert uow.engines.list_scheduled_ids() == []  # not before the engine has it
     acknowledge(client, engine_id)
     engine = client.get(f"/v1/engines/{engine_id}").json()
     assert (engine["sla"], engine["recommendation_id"]) == ("p95_ttft_ms<=500", recommendation_id)
     with database.read() as uow:
-        assert [row.id for row in uow.engines.list_scheduled()] == [engine_id]
+        assert uow.engines.list_scheduled_ids() == [engine_id]
 
 
 def _row(database: Database, engine_id: str) -> Json:

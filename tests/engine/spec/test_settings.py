@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.policy.document import merge_patch
+from engine.spec.admission import Admission
 from engine.spec.errors import PolicyError
 from engine.spec.modes import AUTO, BASE, SHIFT, TABLE, Mode, ModePin
 from engine.spec.plan import ParallelPlan, parse_plan
@@ -23,6 +24,10 @@ caps = st.builds(
     max_num_batched_tokens=st.integers(1, 9000),
     max_step_ms=st.none() | st.floats(1, 100),
     max_queue=st.none() | st.integers(0, 9),
+)
+
+admissions = st.none() | st.builds(
+    Admission, rate_rps=st.floats(0.1, 1e6), burst_requests=st.none() | st.integers(2, 99)
 )
 
 
@@ -43,6 +48,7 @@ def all_settings(draw: st.DrawFn, plan: ParallelPlan | None = None) -> Settings:
         order=draw(st.sampled_from(Order)),
         rungs=None if rungs is None else allowed,
         rung_thresholds=thresholds_of(plan, {mode: draw(st.integers(0, 9)) for mode in between}),
+        admission=draw(admissions),
     )
 
 

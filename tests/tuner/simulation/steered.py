@@ -43,6 +43,7 @@ class FakeRun:
     envelope: Caps = ENVELOPE
     is_reshaping: bool = False
     num_waiting: int = 0
+    num_refused: int = 0
     kv_usage: tuple[float, ...] = (0.0,)
     changes: list[tuple[float, SettingsChange]] = field(default_factory=list)
     _arrived: list[tuple[float, float]] = field(default_factory=list)

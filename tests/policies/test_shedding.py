@@ -1,0 +1,154 @@
+"""Turning requests away: only where nothing else helps, and no longer than it lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policies.capacity_loop import (
+    CapacityDecision,
+    CapacityLimits,
+    CapacityMemory,
+    CapacityReason,
+    CapacityState,
+    decide_capacity,
+)
+from policies.decision import Action
+from policies.shedding import SheddingLimits
+from tests.policies.capacity import RATE_OF_ONE_RPS, ahead, entry, table
+
+TABLE = table()
+MOST = 4
+TOP_RPS = MOST * RATE_OF_ONE_RPS
+TURN_S = 30.0
+
+
+def state(rate_rps: float, *, replicas: int = MOST, **extra: object) -> CapacityState:
+    known: dict[str, object] = {
+        "table": TABLE,
+        "now_s": 10_000.0,
+        "current": entry(replicas),
+        "forecast": ahead(rate_rps),
+        "observed_rps": rate_rps,
+    }
+    return CapacityState(**{**known, **extra})  # type: ignore[arg-type]
+
+
+def play(rates: Sequence[float], first: CapacityState | None = None) -> list[CapacityDecision]:
+    """Decisions one after the other, each put in force at once; every rate is what is offered."""
+    turn, decisions = first or state(rates[0]), []
+    for rate in rates:
+        turn = replace(turn, now_s=turn.now_s + TURN_S, forecast=ahead(rate), observed_rps=rate)
+        decision = decide_capacity(turn)
+        decisions.append(decision)
+        turn = replace(
+            turn,
+            memory=decision.memory,
+            current=decision.entry,
+            admitted_rps=decision.admission_rps,
+        )
+    return decisions
+
+
+def admitted(decisions: Sequence[CapacityDecision]) -> list[float | None]:
+    return [decision.admission_rps for decision in decisions]
+
+
+def test_beyond_the_table_as_much_is_let_in_as_the_top_carries() -> None:
+    assert admitted(play([7.0, 20.0, 30.0])) == [None, TOP_RPS, TOP_RPS]
+
+
+def test_the_limit_comes_with_the_move_to_the_top() -> None:
+    decision = decide_capacity(state(20.0, replicas=1))
+    assert (decision.action, decision.entry) == (Action.MOVE, entry(MOST))
+    assert decision.admission_rps == TOP_RPS
+
+
+def test_longer_requests_are_let_in_at_a_lower_rate() -> None:
+    """Of requests twice as long as those of the table half as many are carried."""
+    decision = decide_capacity(
+        state(20.0, request_size=2.0, memory=CapacityMemory(request_size=2.0))
+    )
+    assert decision.admit_rps == TOP_RPS
+    assert decision.admission_rps == TOP_RPS / 2
+
+
+def test_a_load_that_some_entry_carries_is_never_turned_away() -> None:
+    assert decide_capacity(state(7.5, replicas=1)).admission_rps is None
+
+
+def test_the_limit_goes_once_the_load_has_been_well_below_it_for_two_minutes() -> None:
+    found = admitted(play([20.0, 6.0, 6.0, 7.9, 6.0, 6.0, 6.0, 6.0, 6.0]))
+    assert found == [TOP_RPS] * 8 + [None]
+
+
+def test_a_load_that_swings_about_the_top_does_not_make_the_limit_swing() -> None:
+    found = admitted(play([8.5, 7.5] * 40))
+    assert found == [TOP_RPS] * 80
+
+
+def test_where_the_operator_says_no_the_rate_is_told_and_nobody_is_turned_away() -> None:
+    limits = CapacityLimits(shedding=SheddingLimits(is_allowed=False))
+    decision = decide_capacity(state(20.0, limits=limits))
+    assert (decision.admit_rps, decision.admission_rps) == (TOP_RPS, None)
+    set_before = play([20.0])[-1].memory
+    lifted = decide_capacity(state(20.0, limits=limits, admitted_rps=TOP_RPS, memory=set_before))
+    assert lifted.admission_rps is None
+
+
+def test_no_data_changes_no_limit() -> None:
+    memory = play([20.0])[-1].memory
+    blind = state(20.0, forecast=None, observed_rps=None, admitted_rps=TOP_RPS, memory=memory)
+    decision = decide_capacity(blind)
+    assert decision.reason is CapacityReason.NO_DATA
+    assert (decision.admission_rps, decision.memory.shedding) == (TOP_RPS, memory.shedding)
+
+
+def test_a_limit_that_somebody_else_set_is_left_as_it_is() -> None:
+    assert admitted(play([20.0, 1.0, 1.0], state(20.0, admitted_rps=3.0))) == [3.0] * 3
+
+
+def test_a_limit_that_somebody_lifted_is_not_set_again_in_this_overload() -> None:
+    memory = play([20.0])[-1].memory
+    found = admitted(play([20.0, 25.0, 5.0, 20.0], state(20.0, memory=memory, admitted_rps=None)))
+    assert found == [None, None, None, TOP_RPS]
+
+
+def test_another_plan_put_in_force_by_hand_lifts_the_limit_of_the_one_before() -> None:
+    memory = play([20.0], state(20.0, replicas=MOST, limits=CapacityLimits()))[-1].memory
+    by_hand = state(20.0, replicas=2, memory=memory, admitted_rps=TOP_RPS)
+    decision = decide_capacity(by_hand)
+    assert decision.reason is CapacityReason.DRIFT_PAUSED
+    assert decision.admission_rps is None
+
+
+def test_where_no_more_changes_are_allowed_this_hour_the_engine_sheds_meanwhile() -> None:
+    limits = CapacityLimits(min_interval_s=0.0, max_per_h=1)
+    found = play([3.5, 7.0], state(3.5, replicas=1, limits=limits))
+    assert [d.reason for d in found] == [CapacityReason.LOAD_UP, CapacityReason.GUARD_PER_HOUR]
+    assert found[1].admission_rps == 2 * RATE_OF_ONE_RPS
+
+
+def test_an_admitted_load_that_misses_lowers_what_is_let_in() -> None:
+    """The table promises too much: the correction sees it although more is offered."""
+    turn = play([20.0])[-1]
+    now = state(20.0, memory=turn.memory, admitted_rps=TOP_RPS, is_sla_met=False)
+    for nth in range(20):
+        now = replace(now, now_s=10_000.0 + 200.0 + nth * TURN_S)
+        decision = decide_capacity(now)
+        now = replace(now, memory=decision.memory, admitted_rps=decision.admission_rps)
+    assert decision.admission_rps is not None
+    assert 0.5 * TOP_RPS <= decision.admission_rps < 0.8 * TOP_RPS
+
+
+@given(st.lists(st.floats(0.0, 40.0), min_size=1, max_size=60), st.integers(1, MOST))
+def test_never_less_is_let_in_than_the_entry_in_force_carries(
+    rates: list[float], replicas: int
+) -> None:
+    for decision in play(rates, state(rates[0], replicas=replicas)):
+        if decision.admission_rps is not None:
+            assert decision.admission_rps == pytest.approx(decision.entry.low_rps)

@@ -23,6 +23,7 @@ from api.routes import (
     health,
     policies,
     recommendations,
+    rollouts,
     tuning_jobs,
     workloads,
 )
@@ -53,6 +54,7 @@ ROUTERS = (
     workloads.router,
     tuning_jobs.router,
     recommendations.router,
+    rollouts.router,
     cost_models.router,
     control.router,
     api_keys.router,

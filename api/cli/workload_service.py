@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from api.cli.answers import answering
 from api.cli.common import fail, log, print_json
-from api.cli.engine_options import JsonOption, is_http_url
+from api.cli.control_client import SERVICE, KeyOption, ServiceOption, open_client
+from api.cli.engine_options import JsonOption
 
-if TYPE_CHECKING:
-    from api.clients.client import Client
-
-ServiceOption = Annotated[str, typer.Option(metavar="URL", help="The control plane.")]
-KeyOption = Annotated[
-    str | None, typer.Option(envvar="GEARSHIFT_CONTROL_KEY", help="The control plane's key.")
-]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="As 'workload list' has it: wl_...")]
-SERVICE = "http://127.0.0.1:8700"
 LEAST_WIDTH = 120
 # A long trace is read before it is answered.
 UPLOAD_S = 300.0
@@ -44,7 +34,7 @@ def upload(
     """Upload a trace to the control plane, whose tuning jobs may then name it by its id."""
     if not trace.is_file():
         fail(f"{trace}: no such file")
-    with _client(service, service_key) as client:
+    with open_client(service, service_key, timeout_s=UPLOAD_S) as client:
         found = client.create_workload(trace, name=name, form=form)
     if as_json:
         print_json(found.to_json())
@@ -58,7 +48,7 @@ def list_uploaded(
     service: ServiceOption = SERVICE, service_key: KeyOption = None, as_json: JsonOption = False
 ) -> None:
     """List the traces that the control plane has, newest first."""
-    with _client(service, service_key) as client:
+    with open_client(service, service_key) as client:
         found = client.list_workloads()
     if as_json:
         print_json({"workloads": [row.to_json() for row in found]})
@@ -83,23 +73,9 @@ def delete(
     as_json: JsonOption = False,
 ) -> None:
     """Remove a trace that no tuning job names from the control plane."""
-    with _client(service, service_key) as client:
+    with open_client(service, service_key) as client:
         client.delete_workload(workload_id)
     if as_json:
         print_json({"removed": workload_id})
     else:
         typer.echo(f"{workload_id} is removed")
-
-
-@contextmanager
-def _client(url: str, key: str | None) -> Iterator[Client]:
-    """A client; ends with one line where the service refuses or cannot be reached."""
-    from api.clients.client import Client
-    from tuner.load.urls import full_url
-
-    if not is_http_url(full_url(url)):
-        fail(f"--service {url!r}: write it as in {SERVICE}")
-    if key is None:
-        fail("--service needs a key: --service-key, or GEARSHIFT_CONTROL_KEY")
-    with answering(url), Client(url, key, timeout_s=UPLOAD_S) as client:
-        yield client

@@ -33,6 +33,7 @@ from api.schemas.analysis import ImportanceView, ParetoView
 from api.schemas.capacity import CapacityView
 from api.schemas.launch import LaunchView
 from api.schemas.prediction import CalibrationView, PredictionView
+from api.schemas.rollouts import RolloutDetail, RolloutView
 from api.schemas.serving import (
     ChangeSet,
     DecisionView,
@@ -61,6 +62,7 @@ JOBS = "/v1/tuning-jobs"
 WORKLOADS = "/v1/workloads"
 RECOMMENDATIONS = "/v1/recommendations"
 ENGINES = "/v1/engines"
+ROLLOUTS = "/v1/rollouts"
 COST_MODELS = "/v1/cost-models"
 KEYS = "/v1/api-keys"
 
@@ -239,6 +241,30 @@ class Operations:
         """Ask for an earlier version again, by default the one before."""
         body = {"reason": reason} | ({} if version is None else {"version": version})
         return act(f"{ENGINES}/{engine_id}:rollback", ChangeSet, body)
+
+    # -- rollouts ------------------------------------------------------------------------------
+
+    @operation
+    def create_rollout(self, body: Body, *, key: str | None = None) -> Call[RolloutView]:
+        """Prove a candidate and let it spread (``api.schemas.rollouts.RolloutCreate``)."""
+        return create(ROLLOUTS, RolloutView, body, key=key)
+
+    @operation
+    def list_rollouts(
+        self, *, engine_id: str | None = None, state: str | None = None
+    ) -> Call[list[RolloutView]]:
+        """Rollouts, newest first, of one engine or state or of all."""
+        return get_all(ROLLOUTS, RolloutView, engine_id=engine_id, state=state)
+
+    @operation
+    def get_rollout(self, rollout_id: str) -> Call[RolloutDetail]:
+        """A rollout, and the states it has had."""
+        return get(f"{ROLLOUTS}/{rollout_id}", RolloutDetail)
+
+    @operation
+    def cancel_rollout(self, rollout_id: str) -> Call[RolloutView]:
+        """End a rollout; the engine is asked for what it ran before."""
+        return act(f"{ROLLOUTS}/{rollout_id}:cancel", RolloutView)
 
     # -- cost models and questions -------------------------------------------------------------
 

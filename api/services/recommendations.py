@@ -18,7 +18,7 @@ from api.web.auth import Caller
 from api.web.errors import ApiError
 from engine.spec.settings import Caps
 from store import UnitOfWork
-from store.models import RecommendationRow
+from store.models import EngineRow, RecommendationRow
 from tuner.launch.command import System
 from tuner.spec.errors import TunerError
 
@@ -41,9 +41,22 @@ def apply(
         ApiError: 409, the job found nothing to recommend.
         PolicyError: caps above the engine's envelope, with the class the change would need.
     """
-    recommendation = _recommended(uow, recommendation_id)
     engine = uow.engines.get(engine_id, for_update=True)
     before = PolicyDocument.from_json(policies.current(uow, engine).document)
+    after, control = as_policy(uow, recommendation_id, engine, before)
+    by = Authorship(caller=caller, origin="recommendation", reason=reason)
+    return policies.write(uow, engine, before, after, by, control=control, is_dry_run=is_dry_run)
+
+
+def as_policy(
+    uow: UnitOfWork, recommendation_id: str, engine: EngineRow, before: PolicyDocument
+) -> tuple[PolicyDocument, Json]:
+    """What a recommendation makes of the policy ``before``, and what goes in force with it.
+
+    Raises:
+        ApiError: 409, the job found nothing to recommend.
+    """
+    recommendation = _recommended(uow, recommendation_id)
     after = replace(
         before,
         settings=recommended_settings(recommendation.document),
@@ -54,15 +67,13 @@ def apply(
         },
     )
     envelope = envelope_in(engine.envelope)
-    control = {
+    return after, {
         "recommendation_id": recommendation.id,
         "schedule": _within_envelope(recommendation.schedule, envelope, part="bands"),
         "capacity_table": _within_envelope(
             recommendation.document.get("capacity_table"), envelope, part="entries"
         ),
     }
-    by = Authorship(caller=caller, origin="recommendation", reason=reason)
-    return policies.write(uow, engine, before, after, by, control=control, is_dry_run=is_dry_run)
 
 
 def export(uow: UnitOfWork, recommendation_id: str, system: System) -> LaunchView:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from store.models.access import ApiKey, AuditEntry, IdempotencyKey
 from store.models.base import Base
+from store.models.rollouts import RolloutEventRow, RolloutRow, RolloutState
 from store.models.serving import (
     AckState,
     DecisionRow,
@@ -41,6 +42,9 @@ __all__ = [
     "MeasurementRow",
     "PolicyVersion",
     "RecommendationRow",
+    "RolloutEventRow",
+    "RolloutRow",
+    "RolloutState",
     "Trial",
     "TuningJob",
     "WorkloadPart",

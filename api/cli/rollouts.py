@@ -174,6 +174,6 @@ def _canary_lines(found: RolloutView) -> list[str]:
     effect = canary.effect
     return [
         f"  candidate {canary.candidate_attainment:.3f}, control {canary.control_attainment:.3f} "
-        f"over {canary.pairs} pairs ({canary.set_aside} set aside); effect {effect.low:+.3f} to {effect.high:+.3f}; exposed "
-        f"{canary.exposed_s:.0f} s, {canary.exposed_requests} requests"
+        f"over {canary.pairs} pairs ({canary.set_aside} set aside); effect {effect.low:+.3f} to "
+        f"{effect.high:+.3f}; exposed {canary.exposed_s:.0f} s, {canary.exposed_requests} requests"
     ]

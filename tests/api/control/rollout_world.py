@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -60,6 +61,7 @@ class World:
     database: Database
     controller: Controller
     engine_id: str
+    new_controller: Callable[[], Controller] | None = None
 
     @classmethod
     def of(cls, client: TestClient, database: Database, controller: Controller) -> World:
@@ -147,6 +149,8 @@ class World:
         engine = self.engine
         if engine.applied_version != engine.desired_version:
             self.acknowledge()
+        if self.new_controller is not None:
+            self.controller = self.new_controller()
         let_time_pass(self.database, SLICE_S)
         self.beat(candidate_ms if self.is_candidate else control_ms)
         self.controller.tick()

@@ -85,6 +85,7 @@ def test_while_a_change_is_on_its_way_no_rollout_begins(world: World) -> None:
     assert (answer.status_code, answer.json()["code"]) == (409, "change_under_way")
 
 
+@pytest.mark.slow
 def test_a_recommendation_brings_its_sla_and_schedule(world: World, database: Database) -> None:
     assert world.patch({"caps": {"max_num_seqs": 50}}).status_code == 200
     world.acknowledge()
@@ -99,15 +100,7 @@ def test_a_recommendation_brings_its_sla_and_schedule(world: World, database: Da
     assert engine["recommendation_id"] == found
 
 
-def test_a_rollout_that_has_ended_cannot_be_cancelled(world: World) -> None:
-    rollout_id = world.begin()
-    world.play(rollout_id, candidate_ms=900.0)
-    answer = world.client.post(f"/v1/rollouts/{rollout_id}:cancel")
-    assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
-    assert world.client.post("/v1/rollouts/ro_none:cancel").status_code == 404
-
-
-def test_events_tell_states_and_pairs_and_are_resumed(world: World) -> None:
+def test_events_tell_how_it_ended_are_resumed_and_the_end_is_final(world: World) -> None:
     rollout_id = world.begin()
     world.play(rollout_id, candidate_ms=900.0)
     url = f"/v1/rollouts/{rollout_id}/events"
@@ -119,6 +112,9 @@ def test_events_tell_states_and_pairs_and_are_resumed(world: World) -> None:
     assert rest.count("event: ") == 1
     assert "rolled_back" in rest
     assert world.client.get("/v1/rollouts/ro_none/events").status_code == 404
+    answer = world.client.post(f"/v1/rollouts/{rollout_id}:cancel")
+    assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+    assert world.client.post("/v1/rollouts/ro_none:cancel").status_code == 404
 
 
 def test_only_who_may_apply_starts_and_cancels(world: World) -> None:

@@ -125,7 +125,7 @@ def play(
             CanaryState(
                 canary=canary,
                 now_s=now_s,
-                in_force_since_s=now_s,
+                in_force_since_s=0.0,
                 data_age_s=0.0,
                 seed=seed,
                 limits=limits,
@@ -178,7 +178,7 @@ class RolloutSteering:
             CanaryState(
                 canary=self._canary,
                 now_s=now_s,
-                in_force_since_s=now_s,
+                in_force_since_s=0.0,
                 data_age_s=0.0,
                 seed=self.seed,
                 limits=self.limits,
@@ -300,7 +300,7 @@ def main() -> None:
     }
     lines = _head(limits, options)
     lines += _aa_lines(served, limits, options.rollouts)
-    lines += _drop_lines(served, limits, max(1, options.rollouts // 10))
+    lines += _drop_lines(served, limits, max(1, options.rollouts // 20))
     lines += _regression_lines(node, limits, options.seeds)
     lines += [f"{time.process_time() - started_s:.0f} s of one core.", ""]
     report = "\n".join(lines)
@@ -341,7 +341,7 @@ def _aa_lines(served: dict[str, Served], limits: RolloutLimits, rollouts: int) -
     for name, run in served.items():
         ended = play_many(run, rollouts=rollouts, limits=limits)
         why = Counter(end.reason for end in ended)
-        naive = naive_false_share(run, limits, rollouts=rollouts)
+        naive = naive_false_share(run, limits, rollouts=max(1, rollouts // 5))
         exposed = [end.exposed_s for end in ended]
         lines.append(
             f"| {name} | {run.met.mean():.3f} | {counted_s * len(run.met) / run.span_s:.0f} | "

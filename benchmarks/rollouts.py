@@ -355,8 +355,8 @@ def _aa_lines(served: dict[str, Served], limits: RolloutLimits, rollouts: int) -
         *lines,
         "",
         "The two last columns: false rollbacks of what is often done instead, on the same slices, "
-        "looked at after each pair, of a fifth as many rollouts. Requests of a burst fare alike, so tests that take them as "
-        "independent see differences that are luck.",
+        "looked at after each pair, of a fifth as many rollouts. Requests of a burst fare alike, "
+        "so tests that take them as independent see differences that are luck.",
         "",
     ]
 

@@ -26,7 +26,7 @@ PATCH = {"caps": {"max_num_seqs": 96}, "sla": "p95_ttft_ms<=500"}
 BEAT_S = 0.2
 PER_BEAT = 10
 LIMITS = {
-    "slice_s": 1.0,
+    "slice_s": 2.0,
     "settle_s": 0.0,
     "wait_s": 0.5,
     "max_exposed_s": 120.0,
@@ -88,11 +88,6 @@ class PlayedEngine:
         """One heartbeat, and whatever is asked of it."""
         path = f"/v1/engines/{self.engine_id}"
         policy = self.ask("GET", f"{path}/policy")
-        if policy["version"] != policy["applied_version"]:
-            wanted = policy["requested"]
-            part = {k: wanted[k] for k in ("plan", "shift", "caps", "scheduler", "mode")}
-            body = {"result": "applied", "policy": part, "seconds": 0.01}
-            self.ask("POST", f"{path}/policy/versions/{policy['version']}:acknowledge", json=body)
         is_candidate = policy["effective"]["caps"]["max_num_seqs"] == 96
         now_s = time.monotonic()
         beat = heartbeat_body(
@@ -105,6 +100,12 @@ class PlayedEngine:
             request["age_ms"] = (now_s - self._beat_s) * 500
         self._beat_s = now_s
         self.ask("POST", f"{path}/heartbeats", json=beat)
+        # What was served until now was served under what was in force until now.
+        if policy["version"] != policy["applied_version"]:
+            wanted = policy["requested"]
+            part = {k: wanted[k] for k in ("plan", "shift", "caps", "scheduler", "mode")}
+            body = {"result": "applied", "policy": part, "seconds": 0.01}
+            self.ask("POST", f"{path}/policy/versions/{policy['version']}:acknowledge", json=body)
         time.sleep(BEAT_S)
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from api.routes import (
     observed,
     policies,
     recommendations,
+    rollouts,
     tuning_jobs,
     workloads,
 )
@@ -57,6 +58,7 @@ ROUTERS = (
     workloads.router,
     tuning_jobs.router,
     recommendations.router,
+    rollouts.router,
     cost_models.router,
     control.router,
     api_keys.router,

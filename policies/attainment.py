@@ -119,6 +119,14 @@ def judge(sla: Sla, measurement: Measurement) -> SlaReport:
     )
 
 
+def meets(sla: Sla, timing: RequestTiming) -> bool | None:
+    """Whether one request meets its SLA, as it counts in attainment; None where it was cut."""
+    if timing.outcome is Outcome.CUT:
+        return None
+    is_completed = timing.outcome is Outcome.COMPLETED and _is_valid(timing)
+    return is_completed and _meets(timing, sla.per_request)
+
+
 def _is_valid(timing: RequestTiming) -> bool:
     values = (timing.ttft_ms, timing.e2e_ms)
     return all(v is not None and math.isfinite(v) and v > 0 for v in values)

@@ -32,6 +32,7 @@ from store.locks import AdvisoryLock, FileLock, NamedLock
 from store.models import ApiKey
 from store.policies import PolicyRepository
 from store.recommendations import RecommendationRepository
+from store.rollouts import RolloutRepository
 from store.servers import ServerRepository
 from store.trials import TrialRepository
 from store.watched import Change, note, noted
@@ -101,6 +102,10 @@ class UnitOfWork:
     @cached_property
     def decisions(self) -> DecisionRepository:
         return DecisionRepository(self.session)
+
+    @cached_property
+    def rollouts(self) -> RolloutRepository:
+        return RolloutRepository(self.session)
 
     @cached_property
     def devices(self) -> DeviceRepository:

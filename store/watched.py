@@ -12,7 +12,7 @@ NOTED = "gearshift_changes"
 class Change(StrEnum):
     """What listeners of ``Database.on_commit`` may ask for."""
 
-    AWAITED = "awaited"  # a policy version, or an event of a job
+    AWAITED = "awaited"  # a policy version, or an event of a job or a rollout
     KEYS = "keys"  # a key was made, changed or revoked
 
 

@@ -54,10 +54,18 @@ def what_if(question: Json) -> Json:
     return simulated(question)
 
 
+def replay(question: Json) -> Json:
+    """An engine's last hours under two settings (:mod:`api.aside.replay`)."""
+    from api.aside.replay import replayed
+
+    return replayed(question)
+
+
 TASKS: Mapping[str, Callable[[Json], Json]] = {
     "read_trace": read_trace,
     "tell_report": tell_report,
     "predict": predict,
     "capacity": find_capacity,
     "what_if": what_if,
+    "replay": replay,
 }

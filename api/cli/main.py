@@ -39,6 +39,7 @@ GROUPS = {
     "engines": "Observe vLLM and SGLang servers, and say what they should run.",
     "workload": "Look at workloads, write them as traces, upload traces.",
     "backends": "Look at serving systems as they are simulated.",
+    "rollouts": "Prove policies on a running engine before they spread.",
     "audit": "Look after the audit trail.",
     "keys": "Make, list, rotate and revoke API keys of the service.",
     "db": "Look after the database.",
@@ -219,6 +220,30 @@ COMMANDS = (
         module="up",
         function="up",
         help="Tune a model for an SLA and serve it, with its control plane.",
+    ),
+    CommandRef(
+        path="rollouts start",
+        module="rollouts",
+        function="start",
+        help="Prove a policy on a running engine, and let it spread.",
+    ),
+    CommandRef(
+        path="rollouts list",
+        module="rollouts",
+        function="list_rollouts",
+        help="List rollouts.",
+    ),
+    CommandRef(
+        path="rollouts show",
+        module="rollouts",
+        function="show",
+        help="Say how a rollout stands, and why.",
+    ),
+    CommandRef(
+        path="rollouts cancel",
+        module="rollouts",
+        function="cancel",
+        help="End a rollout, and go back to what ran before.",
     ),
     CommandRef(
         path="audit verify",

@@ -48,7 +48,7 @@ def list_uploaded(
     service: ServiceOption = SERVICE, service_key: KeyOption = None, as_json: JsonOption = False
 ) -> None:
     """List the traces that the control plane has, newest first."""
-    with open_client(service, service_key, timeout_s=UPLOAD_S) as client:
+    with open_client(service, service_key) as client:
         found = client.list_workloads()
     if as_json:
         print_json({"workloads": [row.to_json() for row in found]})
@@ -73,7 +73,7 @@ def delete(
     as_json: JsonOption = False,
 ) -> None:
     """Remove a trace that no tuning job names from the control plane."""
-    with open_client(service, service_key, timeout_s=UPLOAD_S) as client:
+    with open_client(service, service_key) as client:
         client.delete_workload(workload_id)
     if as_json:
         print_json({"removed": workload_id})

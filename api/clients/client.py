@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ import httpx
 from api.clients.calls import AsyncSender, Call, Sender
 from api.clients.errors import ClientError
 from api.clients.events import EventReader, JobEvent
-from api.clients.operations import ENGINES, JOBS, Operations
+from api.clients.operations import ENGINES, JOBS, ROLLOUTS, Operations
 from api.clients.retries import Retries
 from api.schemas.serving import EngineView
 from tuner.load.urls import full_url
@@ -24,7 +24,6 @@ T = TypeVar("T")
 RECONNECT_S = 0.5
 LOOK_S = 0.2
 CHUNK_BYTES = 2**18
-FINAL_STATES = ("succeeded", "failed", "cancelled", "infeasible")
 
 __all__ = ["AsyncClient", "Client", "ClientError", "JobEvent", "Retries"]
 
@@ -66,12 +65,23 @@ class Client(Operations, Sender):
 
     def follow_tuning_job(self, job_id: str) -> Iterator[JobEvent]:
         """Every event until the job is finished, over reconnects and outages of the service."""
+        return self._follow(
+            f"{JOBS}/{job_id}/events", lambda: self.get_tuning_job(job_id).state.is_final
+        )
+
+    def follow_rollout(self, rollout_id: str) -> Iterator[JobEvent]:
+        """Every event until the rollout has ended, as :meth:`follow_tuning_job`."""
+        return self._follow(
+            f"{ROLLOUTS}/{rollout_id}/events", lambda: self.get_rollout(rollout_id).state.is_final
+        )
+
+    def _follow(self, path: str, has_ended: Callable[[], bool]) -> Iterator[JobEvent]:
         after, is_over = 0, False
         while not is_over:
             try:
                 # Looked at before the stream: one that ends then has told everything.
-                is_final = self.get_tuning_job(job_id).state in FINAL_STATES
-                for event in self._events(job_id, after):
+                is_final = has_ended()
+                for event in self._events(path, after):
                     after = event.seq
                     yield event
                 is_over = is_final
@@ -93,9 +103,9 @@ class Client(Operations, Sender):
             time.sleep(LOOK_S)
         raise _not_applied(engine_id, version)
 
-    def _events(self, job_id: str, after: int) -> Iterator[JobEvent]:
+    def _events(self, path: str, after: int) -> Iterator[JobEvent]:
         reader = EventReader()
-        with self._http.stream("GET", **_stream(job_id, after)) as response:
+        with self._http.stream("GET", **_stream(path, after)) as response:
             if response.is_error:
                 response.read()
                 raise ClientError.of(response)
@@ -157,13 +167,30 @@ class AsyncClient(Operations, AsyncSender):
             pages.append(await self._request(further))
         return call.read(pages)
 
-    async def follow_tuning_job(self, job_id: str) -> AsyncIterator[JobEvent]:
+    def follow_tuning_job(self, job_id: str) -> AsyncIterator[JobEvent]:
         """As :meth:`Client.follow_tuning_job`."""
+
+        async def has_ended() -> bool:
+            return (await self.get_tuning_job(job_id)).state.is_final
+
+        return self._follow(f"{JOBS}/{job_id}/events", has_ended)
+
+    def follow_rollout(self, rollout_id: str) -> AsyncIterator[JobEvent]:
+        """As :meth:`Client.follow_rollout`."""
+
+        async def has_ended() -> bool:
+            return (await self.get_rollout(rollout_id)).state.is_final
+
+        return self._follow(f"{ROLLOUTS}/{rollout_id}/events", has_ended)
+
+    async def _follow(
+        self, path: str, has_ended: Callable[[], Awaitable[bool]]
+    ) -> AsyncIterator[JobEvent]:
         after, is_over = 0, False
         while not is_over:
             try:
-                is_final = (await self.get_tuning_job(job_id)).state in FINAL_STATES
-                async for event in self._events(job_id, after):
+                is_final = await has_ended()
+                async for event in self._events(path, after):
                     after = event.seq
                     yield event
                 is_over = is_final
@@ -183,9 +210,9 @@ class AsyncClient(Operations, AsyncSender):
             await asyncio.sleep(LOOK_S)
         raise _not_applied(engine_id, version)
 
-    async def _events(self, job_id: str, after: int) -> AsyncIterator[JobEvent]:
+    async def _events(self, path: str, after: int) -> AsyncIterator[JobEvent]:
         reader = EventReader()
-        async with self._http.stream("GET", **_stream(job_id, after)) as response:
+        async with self._http.stream("GET", **_stream(path, after)) as response:
             if response.is_error:
                 await response.aread()
                 raise ClientError.of(response)
@@ -229,9 +256,9 @@ def _parts(call: Call[Any]) -> dict[str, Any]:
     return {"params": dict(call.params) or None, "headers": dict(call.headers), "json": call.json}
 
 
-def _stream(job_id: str, after: int) -> dict[str, Any]:
+def _stream(path: str, after: int) -> dict[str, Any]:
     return {
-        "url": f"{JOBS}/{job_id}/events",
+        "url": path,
         "headers": {"Last-Event-ID": str(after)},
         "timeout": httpx.Timeout(30.0, read=60.0),
     }

@@ -1,4 +1,4 @@
-"""The stream of a job's events (server-sent events), read line by line."""
+"""The stream of events of a job or a rollout (server-sent events), read line by line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class JobEvent:
-    """One event of a job's stream."""
+    """One event of the stream of a job or a rollout."""
 
     seq: int
     type: str
@@ -27,6 +27,13 @@ class JobEvent:
             settings, chance = Settings.from_json(data["settings"]), data["sla_probability"]
             met = "" if chance is None else f", P(met) {chance:.2f}"
             return f"{data['number']} {settings} {data['fidelity']}{met}: {data['reason']}"
+        if self.type == "pair":
+            effect = data["effect"]
+            return (
+                f"pair {data['pair']}: candidate {data['candidate_attainment']:.3f}, control "
+                f"{data['control_attainment']:.3f}; effect {effect['low']:+.3f} to "
+                f"{effect['high']:+.3f}"
+            )
         return str(data.get("message") or data.get("reason") or data.get("state") or "")
 
 

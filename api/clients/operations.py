@@ -34,6 +34,7 @@ from api.schemas.capacity import CapacityView
 from api.schemas.launch import LaunchView
 from api.schemas.observed import AdviceView, ObservationView
 from api.schemas.prediction import CalibrationView, PredictionView
+from api.schemas.rollouts import RolloutDetail, RolloutView
 from api.schemas.serving import (
     ChangeSet,
     DecisionView,
@@ -62,6 +63,7 @@ JOBS = "/v1/tuning-jobs"
 WORKLOADS = "/v1/workloads"
 RECOMMENDATIONS = "/v1/recommendations"
 ENGINES = "/v1/engines"
+ROLLOUTS = "/v1/rollouts"
 COST_MODELS = "/v1/cost-models"
 KEYS = "/v1/api-keys"
 
@@ -267,6 +269,30 @@ class Operations:
     def deregister_engine(self, engine_id: str) -> Call[None]:
         """Observe an engine no more; one that reports itself says so by itself."""
         return Call(method="POST", path=f"{ENGINES}/{engine_id}:deregister", read=lambda _: None)
+
+    # -- rollouts ------------------------------------------------------------------------------
+
+    @operation
+    def create_rollout(self, body: Body, *, key: str | None = None) -> Call[RolloutView]:
+        """Prove a candidate and let it spread (``api.schemas.rollouts.RolloutCreate``)."""
+        return create(ROLLOUTS, RolloutView, body, key=key)
+
+    @operation
+    def list_rollouts(
+        self, *, engine_id: str | None = None, state: str | None = None
+    ) -> Call[list[RolloutView]]:
+        """Rollouts, newest first, of one engine or state or of all."""
+        return get_all(ROLLOUTS, RolloutView, engine_id=engine_id, state=state)
+
+    @operation
+    def get_rollout(self, rollout_id: str) -> Call[RolloutDetail]:
+        """A rollout, and the states it has had."""
+        return get(f"{ROLLOUTS}/{rollout_id}", RolloutDetail)
+
+    @operation
+    def cancel_rollout(self, rollout_id: str) -> Call[RolloutView]:
+        """End a rollout; the engine is asked for what it ran before."""
+        return act(f"{ROLLOUTS}/{rollout_id}:cancel", RolloutView)
 
     # -- cost models and questions -------------------------------------------------------------
 

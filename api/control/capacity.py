@@ -135,6 +135,15 @@ class CapacityLoop:
         return forecast(history, HORIZON_SLOTS, chosen=chosen)
 
 
+def is_short(engine: EngineRow, seen: Observation | None) -> bool:
+    """Whether an engine with a capacity table is asked for more than its plan carries."""
+    if engine.capacity_table is None or seen is None:
+        return False
+    table = CapacityTable.from_json(engine.capacity_table)
+    current = table.find(settings_in(engine.effective_policy).plan)
+    return current is not None and _rate_rps(seen.load, table.mix) > current.low_rps
+
+
 def keep_load(uow: UnitOfWork, engine: EngineRow, now: datetime) -> None:
     """Keep the minutes that are over and not kept yet, from the engine's heartbeats."""
     this_minute_s = _minute_s(now)

@@ -8,12 +8,13 @@ from datetime import timedelta
 
 import structlog
 
-from api.control.capacity import CapacityLoop
+from api.control.capacity import CapacityLoop, is_short, keep_load
 from api.control.drift import DriftLoop
+from api.control.rollouts import RolloutLoop
 from api.documents.control_state import memory_from_json, memory_to_json, observe
 from api.documents.live_window import LiveWindow
 from api.documents.policy import PolicyDocument, settings_in
-from api.services import policies
+from api.services import policies, rollout_moves
 from api.services.audit import service_caller
 from api.services.policies import Authorship
 from api.web.context import AppContext
@@ -25,10 +26,11 @@ from policies.errors import PolicyInputError
 from policies.feasibility import is_feasible_when_idle
 from policies.observation import Observation
 from policies.replicas import load_ratio
+from policies.rollout import RolloutReason
 from policies.schedule import Schedule
 from policies.sla import Sla
 from store import UnitOfWork
-from store.models import DecisionRow, EngineRow, MeasurementRow
+from store.models import DecisionRow, EngineRow, MeasurementRow, RolloutRow, RolloutState
 from store.models.base import Json, utc_now
 
 ACTOR = "controller"
@@ -66,6 +68,7 @@ class Controller:
         )
         self._capacity = CapacityLoop(context)
         self._drift = DriftLoop(context, drift_limits)
+        self._rollouts = RolloutLoop(context)
         self._lead = context.database.lock("controller")
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -84,10 +87,12 @@ class Controller:
         self._lead.release()
 
     def tick(self) -> None:
-        """Look once at every engine with a schedule or a capacity table, and drop old heartbeats.
+        """Look once at every rollout and every engine with a schedule or a capacity table, and drop
+        old heartbeats.
 
         One engine's trouble stays its own.
         """
+        self._rollouts.tick()
         with self._context.database.read() as uow:
             engine_ids = uow.engines.list_scheduled_ids()
         for engine_id in engine_ids:
@@ -120,6 +125,10 @@ class Controller:
         sla = Sla.parse(engine.sla) if engine.sla else None
         beats = uow.engines.list_heartbeats(engine.id, since=since)
         seen = observe(beats, sla, now=now)
+        rollout = uow.rollouts.find_under_way(engine.id)
+        if rollout is not None:
+            self._yield_to(uow, engine, rollout, seen)
+            return
         if self._drift.turn(uow, engine, beats, now):
             return
         if self._capacity.turn(uow, engine, seen, now) or engine.schedule is None:
@@ -147,6 +156,23 @@ class Controller:
             engine.live_window = self._live_window(uow, engine, decision, state, seen).to_json()
         version = self._act(uow, engine, decision)
         self._keep(uow, engine, decision, seen, version)
+
+    def _yield_to(
+        self, uow: UnitOfWork, engine: EngineRow, rollout: RolloutRow, seen: Observation | None
+    ) -> None:
+        """Leave settings that are compared as they are, unless the load needs another plan; the
+        load is noted all the same."""
+        keep_load(uow, engine, utc_now())
+        if is_short(engine, seen):
+            rollout_moves.end(
+                uow,
+                engine,
+                rollout,
+                RolloutState.ROLLED_BACK,
+                RolloutReason.LOAD_ABOVE_CAPACITY,
+                "more is asked for than the plan carries: capacity comes first",
+            )
+            self._context.metrics.rollbacks.labels(reason="rollout").inc()
 
     def _act(self, uow: UnitOfWork, engine: EngineRow, decision: Decision) -> int | None:
         """Write the decided settings as the next policy version; returns it when there is one."""

@@ -37,7 +37,7 @@ def observe(
         return observe_server(counted, sla, age_s=age_s)
     windows = [
         TrafficWindow(
-            window_s=beat.window_s, num_arrived=beat.arrived, timings=tuple(_timings(beat))
+            window_s=beat.window_s, num_arrived=beat.arrived, timings=tuple(timings_of(beat))
         )
         for beat in heartbeats
     ]
@@ -134,7 +134,8 @@ def _read_smoothed(document: Mapping[str, Any] | None) -> SmoothedLoad | None:
         return None
 
 
-def _timings(beat: Heartbeat) -> list[RequestTiming]:
+def timings_of(beat: Heartbeat) -> list[RequestTiming]:
+    """The requests that ended in a window, on the service's clock."""
     received_s = beat.received_at.timestamp()
     timings = []
     for raw in beat.requests:

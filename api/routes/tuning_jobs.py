@@ -35,24 +35,7 @@ REPORT = {
     "text/html": {"schema": {"type": "string"}},
 }
 FORMS = {"application/json": "json", "text/markdown": "markdown", "text/html": "html"}
-EVENTS = {
-    "text/event-stream": {
-        "schema": {
-            "type": "object",
-            "description": "One event; comments in between keep the connection open",
-            "properties": {
-                "id": {
-                    "type": "string",
-                    "pattern": "^[0-9]+$",
-                    "description": "Name it to resume after it",
-                },
-                "event": {"type": "string", "examples": ["state", "trial"]},
-                "data": {"type": "string", "contentMediaType": "application/json"},
-            },
-            "required": ["id", "event", "data"],
-        }
-    }
-}
+EVENTS = sse.described("state", "trial")
 
 
 @router.post(
@@ -178,8 +161,7 @@ def events(
     with context.database.read() as uow:
         uow.jobs.get(job_id)
     stream = sse.job_events(context, job_id, after=last_event_id)
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+    return StreamingResponse(stream, media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
 
 
 @router.get(

@@ -315,12 +315,17 @@ def _put_in_force(engine: EngineRow, row: PolicyVersion, in_force: Settings) -> 
 
 
 def _find_applied(uow: UnitOfWork, engine: EngineRow, *, before: int) -> PolicyVersion | None:
-    """The newest version below ``before`` that the engine applied."""
+    """The newest version below ``before`` that the engine applied, for more than a slice."""
     for number in range(before - 1, 0, -1):
         row = uow.policies.get(engine.id, number)
-        if row.ack_state is AckState.APPLIED:
+        if row.ack_state is AckState.APPLIED and not _is_slice(row):
             return row
     return None
+
+
+def _is_slice(row: PolicyVersion) -> bool:
+    """Whether it only took its turn in a rollout: nobody means that by "the one before"."""
+    return row.origin == "rollout" and "slice" in (row.document.get("provenance") or {})
 
 
 def _applied_before(uow: UnitOfWork, engine: EngineRow) -> PolicyVersion:

@@ -15,7 +15,8 @@ from api.services.policies import Authorship
 from api.web.auth import Caller
 from api.web.errors import ApiError
 from store import UnitOfWork
-from store.models import RecommendationRow
+from store.models import EngineRow, RecommendationRow
+from store.models.base import Json
 from tuner.launch.command import System
 from tuner.spec.errors import TunerError
 
@@ -39,9 +40,24 @@ def apply(
         ApiError: 409, the job found nothing to recommend.
         PolicyError: caps above the engine's envelope, with the class the change would need.
     """
-    recommendation = _recommended(uow, recommendation_id)
     engine = uow.engines.get(engine_id, for_update=True)
     before = PolicyDocument.from_json(policies.current(uow, engine).document)
+    after, control, left_out = as_policy(uow, recommendation_id, engine, before)
+    by = Authorship(caller=caller, origin="recommendation", reason=reason)
+    found = policies.write(uow, engine, before, after, by, control=control, is_dry_run=is_dry_run)
+    return found.model_copy(update={"warnings": [*found.warnings, *left_out]})
+
+
+def as_policy(
+    uow: UnitOfWork, recommendation_id: str, engine: EngineRow, before: PolicyDocument
+) -> tuple[PolicyDocument, Json, list[str]]:
+    """What a recommendation makes of the policy ``before``, what goes in force with it, and in
+    words what of it the engine cannot be asked for.
+
+    Raises:
+        ApiError: 409, the job found nothing to recommend.
+    """
+    recommendation = _recommended(uow, recommendation_id)
     settings, left_out = observed.settings_for(
         uow, engine, before.settings, recommended_settings(recommendation.document)
     )
@@ -62,9 +78,7 @@ def apply(
             recommendation.document.get("capacity_table"), envelope, part="entries"
         ),
     }
-    by = Authorship(caller=caller, origin="recommendation", reason=reason)
-    found = policies.write(uow, engine, before, after, by, control=control, is_dry_run=is_dry_run)
-    return found.model_copy(update={"warnings": [*found.warnings, *left_out]})
+    return after, control, left_out
 
 
 def export(uow: UnitOfWork, recommendation_id: str, system: System) -> LaunchView:

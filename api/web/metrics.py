@@ -21,7 +21,7 @@ from store.models import EngineRow
 from store.models.base import utc_now
 
 Word = TypeVar("Word", bound=str)
-ROLLBACK_REASONS = ("operator", "refused")
+ROLLBACK_REASONS = ("operator", "refused", "rollout")
 
 
 class ServiceMetrics:
@@ -89,10 +89,12 @@ class _SharedState(Collector):
         since = utc_now() - timedelta(seconds=self._fresh_s)
         with self._database.read() as uow:
             jobs, trials = uow.jobs.count_by_state(), uow.trials.count_by_state()
+            rollouts = uow.rollouts.count_by_state()
             alive = uow.engines.list_alive(since=since)
             engines = [_Engine.of(row, fresh_since_s=since.timestamp()) for row in alive]
         yield _by_state("gearshift_jobs", "Tuning jobs by state", jobs)
         yield _by_state("gearshift_trials_total", "Trials by state", trials)
+        yield _by_state("gearshift_rollouts", "Rollouts by state", rollouts)
         yield from _windows(engines)
         yield from _drift(engines)
         yield _desired_replicas(engines)

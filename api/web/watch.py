@@ -30,6 +30,7 @@ class Watched(StrEnum):
 
     POLICY = "policy"  # an engine's desired version
     JOB = "job"  # a job's last event
+    ROLLOUT = "rollout"  # a rollout's last event
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ Numbers = Mapping[Watched, Mapping[str, int]]
 
 
 class Watch:
-    """Wakes whoever waits for an engine's policy or a job's events.
+    """Wakes whoever waits for an engine's policy, or the events of a job or a rollout.
 
     :meth:`run` is a task of the event loop that serves requests; :meth:`wait` is called there too.
     While the database is away, waiters keep waiting; while it does not tell of commits, it is
@@ -158,12 +159,14 @@ class Watch:
 
     def _read(self, keys: Mapping[Watched, Collection[str]]) -> Numbers:
         policies, jobs = keys[Watched.POLICY], keys[Watched.JOB]
+        rollouts = keys[Watched.ROLLOUT]
         with self._database.read() as uow:
             if policies:
                 self._take_wishes(uow.engines.read_wishes())
             return {
                 Watched.POLICY: {key: wish.version for key, wish in self._wishes.items()},
                 Watched.JOB: uow.jobs.last_events(jobs) if jobs else {},
+                Watched.ROLLOUT: uow.rollouts.last_events(rollouts) if rollouts else {},
             }
 
     def _take_wishes(self, text: str) -> None:

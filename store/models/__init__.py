@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from store.models.access import ApiKey, AuditEntry, IdempotencyKey
 from store.models.base import Base
+from store.models.rollouts import RolloutEventRow, RolloutRow, RolloutState
 from store.models.servers import ServerRow, Sight
 from store.models.serving import (
     AckState,
@@ -42,6 +43,9 @@ __all__ = [
     "MeasurementRow",
     "PolicyVersion",
     "RecommendationRow",
+    "RolloutEventRow",
+    "RolloutRow",
+    "RolloutState",
     "ServerRow",
     "Sight",
     "Trial",

@@ -135,7 +135,7 @@ NOT_FOR_PEOPLE = {
     "is_ready",
     "get_metrics",
 }
-STREAMS = {"follow_tuning_job"}
+STREAMS = {"follow_tuning_job", "follow_rollout"}
 
 
 def test_clients_have_every_operation_of_the_description(anonymous: TestClient) -> None:

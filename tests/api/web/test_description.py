@@ -137,6 +137,7 @@ def test_the_bodies_that_are_shown_are_taken(
         ("register_engine", "engine_id"),
         ("acknowledge_policy_version", ""),
         ("send_heartbeat", ""),
+        ("create_rollout", ""),
         ("patch_engine_policy", ""),
         ("roll_back_engine_policy", ""),
         ("apply_recommendation", ""),
@@ -148,7 +149,7 @@ def test_the_bodies_that_are_shown_are_taken(
         method, path, content = by_id[name]
         media_type, media = next(iter(content.items()))
         body = media["example"]
-        if name == "apply_recommendation":
+        if name in ("apply_recommendation", "create_rollout"):
             body = {**body, "engine_id": ids["engine_id"]}
         answer = client.request(
             method,

@@ -1,0 +1,56 @@
+"""The engine's last hours again, under two settings, in a process of its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from api.aside.process import AsideError, AsideLimits, run_aside
+from api.aside.replay import replayed
+from api.documents.policy import model_to_json
+from engine.spec.inventory import Inventory, RankKind
+from engine.spec.model import DType
+from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps, Settings
+from tuner.work.models import load_model
+
+Json = dict[str, Any]
+LIMITS = AsideLimits(seconds=60.0, memory_mib=2048)
+CONTROL = Settings(plan=ParallelPlan(), caps=Caps(max_num_seqs=256, max_num_batched_tokens=2048))
+
+STARVED = replace(CONTROL, caps=Caps(max_num_seqs=2, max_num_batched_tokens=2048))
+
+
+def question(candidate: Settings, **changes: Any) -> Json:
+    """Ten requests a second for a minute and a half, of an engine on one H100."""
+    inventory = Inventory(kind=RankKind.PACED, max_ranks=1, dtype=DType.BFLOAT16)
+    return {
+        "arrivals": [(n / 10, 512, 64) for n in range(900)],
+        "control": CONTROL.to_json(),
+        "candidate": candidate.to_json(),
+        "sla": "p95_ttft_ms<=500,p95_tpot_ms<=30",
+        "alpha": 0.05,
+        "model": model_to_json(load_model("llama-3.1-8b")),
+        "inventory": inventory.to_json(),
+        "hardware": "h100",
+        "cost_model": None,
+        **changes,
+    }
+
+
+def test_settings_that_starve_requests_are_worse_for_sure() -> None:
+    verdict = replayed(question(STARVED))
+    assert (verdict["requests"], verdict["fidelity"]) == (900, "simulated")
+    assert verdict["control_attainment"] > 0.99
+    assert verdict["candidate_attainment"] < 0.5
+    assert verdict["effect"]["high"] < -0.4
+
+
+@pytest.mark.slow
+def test_in_its_own_process_it_says_the_same_and_errors_in_words() -> None:
+    verdict = run_aside("replay", question(STARVED), LIMITS)
+    assert verdict == replayed(question(STARVED))
+    with pytest.raises(AsideError, match="abacus"):
+        run_aside("replay", question(CONTROL, hardware="abacus"), LIMITS)

@@ -46,16 +46,39 @@ def _percent(share: float) -> str:
     return f"{100 * share:+.0f}" if abs(share) >= MUCH else f"{100 * share:+.1f}"
 
 
-def paired_change(after: Sequence[float], before: Sequence[float]) -> Change | None:
-    """The mean log ratio over draws as a share, by the paired t interval: few draws do not carry a
-    bootstrap. None with fewer than two draws, or where a number is infinite or not above 0.
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A mean difference over draws and its 90 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def paired_difference(after: Sequence[float], before: Sequence[float]) -> Difference | None:
+    """The mean of ``after - before`` over draws, by the paired t interval: few draws do not carry a
+    bootstrap. None with fewer than two draws, or where a number is not finite.
     """
-    if len(after) < 2 or not all(0 < v < math.inf for v in (*after, *before)):
+    if len(after) < 2 or not all(math.isfinite(v) for v in (*after, *before)):
         return None
-    ratios = [math.log(a / b) for a, b in zip(after, before, strict=True)]
-    mean = fmean(ratios)
-    half = _quantile(len(ratios) - 1) * stdev(ratios) / math.sqrt(len(ratios))
-    return Change(share=math.expm1(mean), low=math.expm1(mean - half), high=math.expm1(mean + half))
+    differences = [a - b for a, b in zip(after, before, strict=True)]
+    mean = fmean(differences)
+    half = _quantile(len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
+    return Difference(mean=mean, low=mean - half, high=mean + half)
+
+
+def paired_change(after: Sequence[float], before: Sequence[float]) -> Change | None:
+    """The mean log ratio over draws as a share, by :func:`paired_difference`. None with fewer than
+    two draws, or where a number is infinite or not above 0.
+    """
+    if not all(0 < v < math.inf for v in (*after, *before)):
+        return None
+    found = paired_difference([math.log(v) for v in after], [math.log(v) for v in before])
+    if found is None:
+        return None
+    return Change(
+        share=math.expm1(found.mean), low=math.expm1(found.low), high=math.expm1(found.high)
+    )
 
 
 def _quantile(degrees_of_freedom: int) -> float:

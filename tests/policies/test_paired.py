@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tuner.comparison.paired import Change, paired_change
+from policies.paired import Change, paired_change
 
 BEFORE = (100.0, 400.0, 50.0, 900.0)
 

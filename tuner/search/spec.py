@@ -24,6 +24,7 @@ from tuner.described.parse import (
 )
 from tuner.hardware import Precision
 from tuner.hardware.device import MAX_DEVICES
+from tuner.search.budget import DeviceBudget
 from tuner.servers.command import DEFAULT_START_TIMEOUT_S, read_system
 from tuner.spec.errors import TunerError
 from tuner.workload.bounds import MAX_LENGTH_TOKENS, MAX_REQUESTS
@@ -67,6 +68,9 @@ class TuningSpec:
     paced by the wall clock. ``objective``, ``price_per_device_hour`` and ``uses_all_devices`` are
     those of ``policies.objective.Goal``. ``capacity_table``: also find what rate each plan carries.
 
+    ``budget``: device time that the job may use, as in ``device_minutes=30``; None: as much as it
+    takes.
+
     ``engine``: whose settings are tuned: our own engine, or a server that each trial starts
     (``vllm``, ``sglang``) by ``engine_command``, None: its usual one, and gives ``start_timeout_s``
     to answer. Such trials run here whatever ``hardware`` guides them.
@@ -102,6 +106,7 @@ class TuningSpec:
     engine: str = OWN_BACKEND
     engine_command: str | None = None
     start_timeout_s: float = DEFAULT_START_TIMEOUT_S
+    budget: str | None = None
 
     def __post_init__(self) -> None:
         served_as = self.engine if self.is_served and not self.is_local else None
@@ -126,7 +131,7 @@ class TuningSpec:
             raise TunerError(f"probe_paced starts an engine: {self.model_dir!r} is no model folder")
         self._check_engine()
         Sla.parse(self.sla)
-        _ = self.goal
+        _ = self.goal, self.device_budget
 
     def _check_engine(self) -> None:
         if self.start_timeout_s <= 0:
@@ -158,6 +163,10 @@ class TuningSpec:
             price_per_device_hour=self.price_per_device_hour,
             uses_all_devices=self.uses_all_devices,
         )
+
+    @property
+    def device_budget(self) -> DeviceBudget | None:
+        return None if self.budget is None else DeviceBudget.parse(self.budget)
 
     @property
     def is_local(self) -> bool:

@@ -14,6 +14,7 @@ from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from engine.spec.steps import StepSample
+from policies.numbers import short
 from policies.points import OperatingPoint
 from policies.sla import Sla
 from tuner.capacity.table import check_has_table
@@ -312,6 +313,8 @@ def _step_model(
 ) -> StepModel:
     if document is not None:
         return StepModel.from_json(json.loads(json.dumps(document, default=str)))
+    _check_profile_fits(spec)
+
     from tuner.profiling.run import ProfileSpec, run_profile
     from tuner.step_model.files import check_cost_model_dir, save_cost_model
     from tuner.step_model.fit import fit_step_model
@@ -335,6 +338,18 @@ def _step_model(
     path = save_cost_model(fitted)
     on_event(TuningEvent(kind="profiled", message=f"cost model {fitted.id} in {path}"))
     return fitted
+
+
+def _check_profile_fits(spec: TuningSpec) -> None:
+    """Raises TunerError where a profile alone would use up what trials may."""
+    budget = spec.device_budget
+    needed_s = spec.num_devices * spec.profile_seconds
+    if budget is not None and needed_s > budget.for_trials_s:
+        raise TunerError(
+            f"budget {spec.budget}: {short(budget.for_trials_s)} device seconds of it are for "
+            f"trials, and profiling {spec.num_devices} devices for {spec.profile_seconds:g} s "
+            f"takes {short(needed_s)}; name a cost model, or profile for less (--profile-seconds)"
+        )
 
 
 def _timers(

@@ -87,14 +87,15 @@ def test_winner_and_trial_0_share_fresh_draws_of_a_server(
     out = tmp_path / "report.json"
     done = run(
         "tune", "--engine", "vllm", "--engine-command", PREFIX, "--model", tiny_dir,
-        "--devices", 2, "--trials", 3, "--probe-requests", 8, *LOAD, "--out", out,
+        "--devices", 2, "--trials", 3, "--probe-requests", 8, *LOAD[:2], "--out", out,
+        "--sla", "p50_ttft_ms<=5000",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     fresh = json.loads(out.read_text())["fresh_draws"]
     assert fresh["fidelity"] == "probed"
     assert [len(drawn["draws"]) for drawn in fresh["runs"].values()] == [3] * len(fresh["runs"])
     assert fresh["runs"]["baseline"]["settings"]["plan"]["tp"] == 2
-    assert "gain (probed): p95_ttft_ms " in done.stdout
+    assert "gain (probed): p50_ttft_ms " in done.stdout
     page = tmp_path / "report.html"
     assert run("report", out, "--out", page).exit_code == 0
     assert "Measured again on fresh draws" in page.read_text()
@@ -105,6 +106,7 @@ def test_winner_and_trial_0_share_fresh_draws_of_a_server(
     ("words", "message"),
     [
         (("--budget", "30"), "not of the form device_minutes=30"),
+        (("--budget", "device_seconds=60"), "profiling 2 devices for 30 s takes 60; name a cost"),
         (("--engine", "tgi"), "known: vllm, sglang"),
         (("--engine-command", "vllm serve"), "name its kind"),
         (("--engine", "vllm", "--engine-command", "vllm serve -tp 2"), "-tp, which trials choose"),

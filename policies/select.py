@@ -62,6 +62,7 @@ class PointRejection(StrEnum):
     LESS_LIKELY = "less_likely"
     SLOWER = "slower"
     WORSE_BY_OBJECTIVE = "worse_by_objective"
+    WORSE_ON_FRESH_DRAWS = "worse_on_fresh_draws"
 
 
 _WHY_BEST = {

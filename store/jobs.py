@@ -13,6 +13,7 @@ from store.models import JobEventRow, JobState, TuningJob
 from store.models.base import Json
 from store.paging import Page, PageRequest, fetch_page
 from store.watched import Change, note
+from tuner.search.costs import SPENT
 
 
 class JobRepository:
@@ -130,6 +131,14 @@ class JobRepository:
             .limit(limit)
         )
         return self._session.scalars(query).all()
+
+    def spent_device_s(self, job_id: str) -> float:
+        """Device seconds that the job told of in events: what it took after its trials, which keep
+        theirs themselves."""
+        query = sa.select(JobEventRow.data).where(
+            JobEventRow.job_id == job_id, JobEventRow.type == SPENT
+        )
+        return float(sum(data["device_seconds"] for data in self._session.scalars(query)))
 
     def count_by_state(self) -> dict[JobState, int]:
         """Jobs per state, states without a job included."""

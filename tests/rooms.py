@@ -49,6 +49,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "backends",
         "profiling",
         "step_model",
+        FRONT,
         "simulation",
         "launch",
         "described",
@@ -62,7 +63,6 @@ ORDER: dict[str, tuple[str, ...]] = {
         "answers",
         "calibration",
         "imports",
-        FRONT,
     ),
     "store": ("models", FRONT),
     "api": (

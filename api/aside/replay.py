@@ -13,7 +13,7 @@ from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.attainment import meets
-from policies.paired import paired_effect
+from policies.paired_requests import paired_effect
 from policies.sla import Sla
 from tuner.backends import load_backend
 from tuner.described.node import Node

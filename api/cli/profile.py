@@ -23,11 +23,14 @@ from api.cli.engine_options import (
 )
 from api.cli.grouped import grouped
 from api.cli.groups import check_writable, writing
+from policies.numbers import short
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from tuner.profiling.profile import Profile
     from tuner.profiling.run import ProfileSpec
-    from tuner.step_model.model import StepModel
+    from tuner.step_model.model import ErrorReport, StepModel
 
 # What is left of the seconds for the fit, after everything is measured.
 FIT_S = 1.0
@@ -165,6 +168,8 @@ def _print(step_model: StepModel, document: dict[str, Any]) -> None:
         table.add_row(group.plan, str(group.num_steps), f"{group.mape:.1%}", f"{group.bias:+.1%}")
     console = Console(soft_wrap=True, highlight=False)
     console.print(table, soft_wrap=False)
+    if any(group.parts for group in error.groups):
+        console.print(_parts_table(error), soft_wrap=False)
     used = "on" if error.is_residual_active else "off (the roofline alone is better)"
     console.print(
         f"{step_model.machine}\nresidual {used}; 90 % of steps within "
@@ -176,6 +181,18 @@ def _print(step_model: StepModel, document: dict[str, Any]) -> None:
     if quality["advice"] is not None:
         console.print(quality["advice"])
     console.print(f"profile {document['profile']}, cost model {document['cost_model']}")
+
+
+def _parts_table(error: ErrorReport) -> Table:
+    from rich.table import Table
+
+    title = "parts of their steps, mean ms"
+    table = Table("left out", "part", "steps", "measured", "predicted", title=title)
+    for group in error.groups:
+        for part in group.parts:
+            numbers = (short(1e3 * part.measured_s), short(1e3 * part.predicted_s))
+            table.add_row(group.plan, part.part, str(part.num_steps), *numbers)
+    return table
 
 
 def _took_text(*, asked_s: float, total_s: float, fixed_s: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,6 +81,14 @@ class LiveTrials:
         bool, typer.Option(help="Run the winner on the real engine, paced as described hardware.")
     ] = False
     timeout_s: Annotated[float, typer.Option(help="A request is timed out after this.")] = 60.0
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Device time that live runs may use, as in device_minutes=30: what does not fit "
+            "is not started, and the best known is told.",
+        ),
+    ] = None
     engine: Annotated[
         str,
         typer.Option(help="What trials run on: gearshift, or a server they start: vllm, sglang."),
@@ -122,9 +129,10 @@ class TunedMachine(LocalMachine):
 
 
 @grouped(
-    help_order="model workload sla objective use_all price_per_device_hour devices trials seed out "
-    "hardware cost_model engine engine_command start_timeout_s live probe_requests probe_paced "
-    "dtype backend backend_set device link timeout_s kv_cache_mib profile_seconds resume plot"
+    help_order="model workload sla objective use_all price_per_device_hour devices trials seed "
+    "budget out hardware cost_model engine engine_command start_timeout_s live probe_requests "
+    "probe_paced dtype backend backend_set device link timeout_s kv_cache_mib profile_seconds "
+    "resume plot"
 )
 def tune(
     ctx: typer.Context,
@@ -193,6 +201,7 @@ class _Job:
     cost_model: dict[str, Any] | None
     keeper: Keeper
     trials: tuple[TrialRecord, ...] = ()
+    spent_device_s: float = 0.0
 
 
 def _new(spec: TuningSpec, cost_model: str | None) -> _Job:
@@ -217,6 +226,7 @@ def _resumed(word: str, *, num_trials: int | None) -> _Job:
         cost_model=kept.cost_model,
         keeper=Keeper(database, kept.job_id),
         trials=kept.trials,
+        spent_device_s=kept.spent_device_s,
     )
 
 
@@ -225,7 +235,7 @@ def _run(job: _Job) -> tuple[TuningReport, bool]:
     from tuner.search.tune import prepare, search
 
     keeper = job.keeper
-    with _Progress(job.spec.trials, len(job.trials), keeper.keep) as show:
+    with _Progress(job.spec.trials, len(job.trials), keeper) as show:
         try:
             context = prepare(job.spec, cost_model=job.cost_model, on_event=show)
         except KeyboardInterrupt:
@@ -236,7 +246,12 @@ def _run(job: _Job) -> tuple[TuningReport, bool]:
             if (command := keeper.resume_command) is not None:
                 show.say(f"kept: after an interruption, {command}")
             try:
-                found = search(context, job.trials, is_cancelled=is_stopped)
+                found = search(
+                    context,
+                    job.trials,
+                    is_cancelled=is_stopped,
+                    spent_device_s=job.spent_device_s,
+                )
             except Exception as error:
                 keeper.fail(str(error))
                 raise
@@ -307,6 +322,7 @@ def _spec(
         probe_requests=trials.probe_requests,
         probe_paced=trials.probe_paced,
         timeout_s=trials.timeout_s,
+        budget=trials.budget,
         engine=trials.engine,
         engine_command=trials.engine_command,
         start_timeout_s=trials.start_timeout_s,
@@ -329,12 +345,13 @@ def _cost_model(spec: TuningSpec, source: str | None) -> dict[str, Any] | None:
 
 
 class _Progress:
-    """A bar over the trials on stderr, and a line for everything else; trials are handed on."""
+    """A bar over the trials on stderr, and a line for everything else; trials, and what was spent
+    after them, are kept."""
 
-    def __init__(self, total: int, done: int, on_trial: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, total: int, done: int, keeper: Keeper) -> None:
         self._bar = progress_bar(progress_console())
         self._task = self._bar.add_task("tune", total=total, completed=done)
-        self._on_trial = on_trial
+        self._keeper = keeper
 
     def __enter__(self) -> _Progress:
         if self._bar.console.is_terminal:  # elsewhere it would leave an empty line
@@ -347,8 +364,10 @@ class _Progress:
 
     def __call__(self, event: TuningEvent) -> None:
         if event.kind == "trial":
-            self._on_trial(event.data)
+            self._keeper.keep(event.data)
             self._bar.update(self._task, advance=1)
+        elif event.kind == "spent":  # tuner.search.costs.SPENT, not loaded for --help
+            self._keeper.tell(event.kind, event.data)
         self.say(f"{event.kind}: {event.message}")
 
     def say(self, line: str) -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from api.cli.capacity_table import print_capacity_table
 from api.cli.common import log, settings_column
+from api.cli.tune_costs import print_costs, print_finals
 from engine.spec.settings import Order, Settings
 from policies.numbers import short
 from policies.objective import cost_text
@@ -29,12 +30,14 @@ def print_answer(document: dict[str, Any], out: Path | None) -> None:
         console.print(f"and {more} more trials (--json has all)")
     if (trade := document.get("trade")) is not None:
         _print_trade(console, trade)
+    print_costs(console, document)
     for warning in document["warnings"]:
         log(f"warning: {warning}")
     if document["recommendation"] is None:
         _print_infeasible(console, document["infeasible"])
     else:
         _print_recommendation(console, document["recommendation"])
+    print_finals(console, document)
     if out is not None:
         console.print(f"report: {out}")
     if (kept := document["recommendation_id"]) is not None:
@@ -44,8 +47,16 @@ def print_answer(document: dict[str, Any], out: Path | None) -> None:
 
 
 def _trials_table(document: dict[str, Any]) -> Table:
+    is_live = any(map(_device_seconds, document["trials"]))
     table = Table(
-        "trial", settings_column(), "fidelity", "p95 TTFT", "p95 TPOT", "P(met)", "verdict"
+        "trial",
+        settings_column(),
+        "fidelity",
+        "p95 TTFT",
+        "p95 TPOT",
+        "P(met)",
+        *(["device s"] if is_live else []),
+        "verdict",
     )
     for trial in document["trials"][:SHOWN_TRIALS]:
         metrics, chance = trial["metrics"], trial["sla_probability"]
@@ -56,6 +67,7 @@ def _trials_table(document: dict[str, Any]) -> Table:
             _text(metrics, "p95_ttft_ms"),
             _text(metrics, "p95_tpot_ms"),
             "-" if chance is None else f"{chance:.2f}",
+            *([short(_device_seconds(trial))] if is_live else []),
             # A server that died says more in the lines after the first, which stderr has.
             trial["reason"].partition("\n")[0],
         )
@@ -126,6 +138,10 @@ def _print_trade(console: Console, trade: dict[str, Any]) -> None:
         goodput = short(point["goodput_rps_per_device"])
         share = short(point["latency_over_bound"])
         console.print(f"  {goodput} requests/s per device at {share} of the bounds: {settings}")
+
+
+def _device_seconds(trial: dict[str, Any]) -> float:
+    return float(sum(cost["device_seconds"] for cost in trial["costs"]))
 
 
 def _text(metrics: dict[str, Any], key: str) -> str:

@@ -53,8 +53,11 @@ class PreparedJob(Protocol):
         """
         ...
 
-    def recommend(self, trials: Sequence[Json], is_cancelled: IsCancelled) -> Verdict:
-        """Decide from the finished trials."""
+    def recommend(
+        self, trials: Sequence[Json], is_cancelled: IsCancelled, spent_device_s: float
+    ) -> Verdict:
+        """Decide from the finished trials. ``spent_device_s``: device seconds that earlier calls,
+        which a crash cut off, told of in events of type ``spent``."""
         ...
 
     def close(self) -> None:

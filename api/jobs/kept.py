@@ -33,6 +33,7 @@ class Kept:
     spec: TuningSpec
     cost_model: dict[str, Any] | None
     trials: tuple[TrialRecord, ...]
+    spent_device_s: float = 0.0
 
 
 def find_kept(database: Database, word: str) -> Kept:
@@ -59,6 +60,7 @@ def find_kept(database: Database, word: str) -> Kept:
             spec=tuning_spec(job.spec),
             cost_model=None if model_id is None else uow.cost_models.get(model_id).document,
             trials=tuple(TrialRecord.from_json(r) for r in uow.trials.list_records(job.id)),
+            spent_device_s=uow.jobs.spent_device_s(job.id),
         )
 
 
@@ -92,6 +94,12 @@ class Keeper:
         if self._database is not None and self.job_id is not None:
             with self._database.begin() as uow:
                 keep_trial(uow, self.job_id, plain(trial))
+
+    def tell(self, kind: str, data: dict[str, Any]) -> None:
+        """Keep an event of the job."""
+        if self._database is not None and self.job_id is not None:
+            with self._database.begin() as uow:
+                uow.jobs.append_event(self.job_id, kind, plain(data))
 
     def end(self, report: TuningReport, *, is_interrupted: bool) -> None:
         """Keep the answer; after an interruption only that the job waits to be resumed."""

@@ -85,10 +85,14 @@ class TunerJob:
             trial = tune.run_trial(self._context, number, records, is_cancelled=is_cancelled)
         return plain(trial.to_json())
 
-    def recommend(self, trials: Sequence[Json], is_cancelled: IsCancelled) -> Verdict:
+    def recommend(
+        self, trials: Sequence[Json], is_cancelled: IsCancelled, spent_device_s: float
+    ) -> Verdict:
         with _input_errors():
             records = [tune.TrialRecord.from_json(record) for record in trials]
-            report = tune.recommend(self._context, records, is_cancelled=is_cancelled)
+            report = tune.recommend(
+                self._context, records, is_cancelled=is_cancelled, spent_device_s=spent_device_s
+            )
         return verdict_of(report)
 
     def close(self) -> None:

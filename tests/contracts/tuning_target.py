@@ -7,11 +7,12 @@ settings that it cannot run.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 
 from engine.spec.errors import EngineError
-from engine.spec.measurement import Fidelity, Measurement, Outcome
+from engine.spec.measurement import Fidelity, Measurement, Outcome, RequestTiming
 from engine.spec.settings import Caps, Settings
 from tuner.load.tuning_target import TuningTarget
 from tuner.workload.parse import parse_workload
@@ -19,7 +20,13 @@ from tuner.workload.parse import parse_workload
 SETTINGS = Settings(caps=Caps(max_num_seqs=8, max_num_batched_tokens=64))
 
 
-def measure(target: TuningTarget, wanted: Settings, *, is_stopped: bool = False) -> Measurement:
+def measure(
+    target: TuningTarget,
+    wanted: Settings,
+    *,
+    is_stopped: bool = False,
+    on_ended: Callable[[RequestTiming], None] = lambda _: None,
+) -> Measurement:
     """A dozen requests of four tokens under ``wanted``."""
     return target.measure(
         wanted,
@@ -27,6 +34,7 @@ def measure(target: TuningTarget, wanted: Settings, *, is_stopped: bool = False)
         seed=0,
         timeout_s=30.0,
         fidelity=Fidelity.PROBED,
+        on_ended=on_ended,
         should_stop=lambda: is_stopped,
     )
 
@@ -37,9 +45,11 @@ class TuningTargetContract:
     def test_trials_measure_and_what_cannot_run_is_an_error_after_which_others_still_can(
         self, target: TuningTarget, refused: Settings
     ) -> None:
-        first = measure(target, SETTINGS)
+        heard: list[RequestTiming] = []
+        first = measure(target, SETTINGS, on_ended=heard.append)
         assert first.fidelity is Fidelity.PROBED
         assert first.count(Outcome.COMPLETED) == len(first.timings) == 12  # without the warm-up
+        assert sorted(heard, key=lambda t: t.scheduled_s) == list(first.timings)
         assert all(timing.output_tokens == 4 for timing in first.timings)
         json.dumps(target.told())
         with pytest.raises(EngineError):

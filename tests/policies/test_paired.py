@@ -1,40 +1,34 @@
-"""Two settings on the same requests."""
+"""Differences over draws that two cases share."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from policies.errors import PolicyInputError
-from policies.paired import paired_effect
+from policies.paired import Change, paired_change
+
+BEFORE = (100.0, 400.0, 50.0, 900.0)
 
 
-def test_the_same_answers_differ_by_nothing() -> None:
-    met = [True, False, True, True] * 10
-    effect = paired_effect(met, met, list(range(40)), alpha=0.05)
-    assert (effect.mean, effect.low, effect.high) == (0.0, 0.0, 0.0)
+def test_what_is_faster_on_every_draw_is_beyond_their_noise_however_unlike_the_draws_are() -> None:
+    found = paired_change([0.8 * v * (1 + 0.01 * i) for i, v in enumerate(BEFORE)], BEFORE)
+    assert found is not None
+    assert found.share == pytest.approx(-0.19, abs=0.01)
+    assert found.low < found.share < found.high < 0
+    assert found.is_beyond_noise
+    assert Change.from_json(found.to_json()) == found
 
 
-def test_what_is_worse_in_all_groups_is_below_nothing_for_sure() -> None:
-    control, candidate = [True] * 60, [i % 3 > 0 for i in range(60)]
-    effect = paired_effect(control, candidate, [i // 6 for i in range(60)], alpha=0.05)
-    assert effect.mean == pytest.approx(-1 / 3)
-    assert effect.high == pytest.approx(-1 / 3)
+def test_what_is_faster_on_some_draws_only_is_within_noise() -> None:
+    found = paired_change([1.3 * BEFORE[0], 0.8 * BEFORE[1], BEFORE[2], 0.9 * BEFORE[3]], BEFORE)
+    assert found is not None
+    assert not found.is_beyond_noise
+    assert "within noise" in str(found)
 
 
-def test_what_is_worse_in_one_of_many_groups_may_be_luck() -> None:
-    control = [True] * 100
-    candidate = [i >= 10 for i in range(100)]
-    effect = paired_effect(control, candidate, [i // 10 for i in range(100)], alpha=0.05)
-    assert effect.mean == pytest.approx(-0.1)
-    assert effect.high == pytest.approx(0.0)
-
-
-def test_nothing_and_a_single_group_bound_nothing() -> None:
-    assert paired_effect([], [], [], alpha=0.05).mean is None
-    single = paired_effect([True], [False], [0], alpha=0.05)
-    assert (single.mean, single.low, single.high) == (-1.0, -1.0, 1.0)
-
-
-def test_requests_of_one_side_only_are_refused() -> None:
-    with pytest.raises(PolicyInputError, match="2 and 1 requests in 2 groups"):
-        paired_effect([True, True], [True], [0, 1], alpha=0.05)
+@pytest.mark.parametrize(
+    ("after", "before"), [([1.0], [1.0]), ([math.inf, 1.0], [1.0, 1.0]), ([0.0, 1.0], [1.0, 1.0])]
+)
+def test_a_difference_that_cannot_be_known_is_none(after: list[float], before: list[float]) -> None:
+    assert paired_change(after, before) is None

@@ -12,6 +12,7 @@ from policies.sla import Sla
 from tuner.answers.answer import Answer
 from tuner.described.title import Title
 from tuner.search.context import OnEvent
+from tuner.search.costs import device_seconds
 from tuner.search.report import TuningReport
 from tuner.search.spec import DEFAULT_KV_CACHE_MIB, LOCAL, TuningSpec
 from tuner.search.trials import TrialRecord
@@ -78,6 +79,7 @@ def _row(trial: TrialRecord, sla: Sla) -> dict[str, Any]:
         "sla_probability": trial.sla_probability,
         **metrics,
         "seconds": trial.seconds,
+        "device_seconds": device_seconds(trial.costs),
         "reason": trial.reason,
     }
 
@@ -98,6 +100,7 @@ def tune(
     live: bool = True,
     probe_requests: int = 64,
     timeout_s: float = 60.0,
+    budget: str | None = None,
     kv_cache_mib: int = DEFAULT_KV_CACHE_MIB,
     profile_seconds: float = 30.0,
     objective: str = "devices",
@@ -110,7 +113,8 @@ def tune(
     """Search plan, shift threshold and caps together, as ``gearshift tune`` does.
 
     Nothing is kept in the local database; the command keeps trials. ``cost_model`` is the document
-    of one, None: this machine is profiled first. ``is_cancelled`` is asked between trials: when it
+    of one, None: this machine is profiled first. ``budget``: device time that live runs may use, as
+    in ``device_minutes=30``. ``is_cancelled`` is asked between trials: when it
     says so, the answer is made of what was found.
 
     Raises:
@@ -131,6 +135,7 @@ def tune(
         is_live=live,
         probe_requests=probe_requests,
         timeout_s=timeout_s,
+        budget=budget,
         kv_cache_mib=kv_cache_mib,
         profile_seconds=profile_seconds,
         objective=objective,

@@ -8,10 +8,10 @@ from statistics import fmean
 from typing import Any
 
 from engine.spec.modes import TABLE
+from policies.paired import Change, paired_change
 from policies.report import finite
 from tuner.comparison.compare import Kind, Question, Runs
 from tuner.comparison.metrics import mean_score, metric_keys, metric_name
-from tuner.comparison.paired import Change, paired_change
 
 SCHEMA = "comparison/v1"
 ORACLE = (

@@ -51,6 +51,7 @@ def run_load(
     fidelity: Fidelity = Fidelity.MEASURED,
     drain_s: float | None = None,
     on_progress: Callable[[LoadProgress], None] | None = None,
+    on_ended: Callable[[RequestTiming], None] = lambda _: None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Measurement:
     """Send every request of ``workload`` and wait for the answers; blocks until then.
@@ -58,8 +59,9 @@ def run_load(
     A request without its last token ``timeout_s`` after its scheduled time is timed out. The run
     ends when every request has ended, ``drain_s`` after the last one was sent, or when
     ``should_stop`` says so: requests unfinished then (in an open loop also unsent) are cut.
-    ``on_progress`` is called on this thread after each ending. Energy is what the target's devices
-    took from just before the run to just after it.
+    ``on_progress`` and ``on_ended`` are called on this thread after each ending, the latter with
+    the request's timing. Energy is what the target's devices took from just before the run to just
+    after it.
 
     Raises:
         LoadError: a timeout or vocabulary that cannot be.
@@ -72,6 +74,7 @@ def run_load(
         PromptMaker(seed=seed, vocab_size=vocab_size),
         timeout_s=timeout_s,
         on_progress=on_progress,
+        on_ended=on_ended,
         should_stop=should_stop,
     )
     before = target.read_energy()
@@ -121,6 +124,7 @@ class _Driver:
         *,
         timeout_s: float,
         on_progress: Callable[[LoadProgress], None] | None,
+        on_ended: Callable[[RequestTiming], None],
         should_stop: Callable[[], bool] | None,
     ) -> None:
         self._workload = workload
@@ -128,6 +132,7 @@ class _Driver:
         self._prompts = prompts
         self._timeout_s = timeout_s
         self._on_progress = on_progress
+        self._on_ended = on_ended
         self._should_stop = should_stop or (lambda: False)
         self._lives: dict[int, _Life] = {}
         self._ended: queue.SimpleQueue[_Ended] = queue.SimpleQueue()
@@ -255,6 +260,7 @@ class _Driver:
         self._counts[outcome] += 1
         self._in_flight -= 1
         self._error = error or self._error
+        self._on_ended(self._lives[index].timing(self._start_s))
         if self._on_progress is not None:
             self._on_progress(self._progress())
 

@@ -11,7 +11,7 @@ from engine.engine import Engine
 from engine.fleet import TimerFactory
 from engine.policy.document import EnginePolicy
 from engine.spec.config import EngineConfig
-from engine.spec.measurement import Fidelity, Measurement
+from engine.spec.measurement import Fidelity, Measurement, RequestTiming
 from engine.spec.settings import Settings
 from engine.spec.steps import StepSample
 from tuner.load.driver import EngineTarget, run_load
@@ -61,6 +61,7 @@ class LiveEngine:
         seed: int,
         timeout_s: float,
         fidelity: Fidelity,
+        on_ended: Callable[[RequestTiming], None] = lambda _: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Measurement:
         """See :class:`tuner.load.tuning_target.TuningTarget`.
@@ -87,6 +88,7 @@ class LiveEngine:
             timeout_s=timeout_s,
             vocab_size=vocab_size,
             fidelity=fidelity,
+            on_ended=on_ended,
             should_stop=should_stop,
         )
 

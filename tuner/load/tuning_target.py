@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from engine.spec.measurement import Fidelity, Measurement
+from engine.spec.measurement import Fidelity, Measurement, RequestTiming
 from engine.spec.settings import Settings
 from tuner.workload.workload import Workload
 
@@ -25,9 +25,12 @@ class TuningTarget(Protocol):
         seed: int,
         timeout_s: float,
         fidelity: Fidelity,
+        on_ended: Callable[[RequestTiming], None] = lambda _: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Measurement:
         """Put ``settings`` in force, warm up, and run ``workload`` until every request has ended.
+
+        ``on_ended`` hears of each on this thread, and ``should_stop`` may end the run before.
 
         What is not done ``timeout_s`` after its time is timed out, which counts against the SLA: an
         overloaded setting must not look good because it left requests unfinished.

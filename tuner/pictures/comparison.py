@@ -7,8 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from policies.numbers import short
+from policies.paired import Change
 from policies.sla import Sla
-from tuner.comparison.paired import Change
 from tuner.pictures.picture import (
     Axis,
     Cloud,

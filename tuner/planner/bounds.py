@@ -5,8 +5,7 @@ Each bound is on the safe side: it never condemns settings that a whole simulati
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ from engine.spec.measurement import RequestTiming
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
 from policies.constraint import Constraint, Metric
+from policies.late import late_limits
 from policies.sla import Sla
 from tuner.workload.workload import Workload
 
@@ -34,57 +34,6 @@ class CertainMissError(Exception):
     def __init__(self, message: str, constraint: Constraint) -> None:
         super().__init__(message)
         self.constraint = constraint
-
-
-@dataclass(frozen=True, kw_only=True)
-class LateLimit:
-    """At most ``num_allowed`` requests may be over ``constraint`` by their own value."""
-
-    constraint: Constraint
-    num_allowed: int
-
-    @property
-    def bound_s(self) -> float:
-        return self.constraint.bound / 1e3
-
-    @property
-    def is_ttft(self) -> bool:
-        return self.constraint.metric is Metric.TTFT_MS
-
-    def num_over(self, timings: Iterable[RequestTiming]) -> int:
-        """Requests over the bound; those without a value are not counted."""
-        own = (_value_ms(timing, self.constraint.metric) for timing in timings)
-        return sum(value is not None and not self.constraint.is_met_by(value) for value in own)
-
-
-def late_limits(sla: Sla, num_requests: int) -> tuple[LateLimit, ...]:
-    """How many of ``num_requests`` may be over each bound on TTFT, TPOT or E2E.
-
-    A percentile interpolated between two ranks exceeds its bound as soon as the lower rank's value
-    does. Bounds on means and on gaps between tokens limit no count of requests.
-    """
-    found = []
-    share = sla.attainment_bound
-    for constraint in sla.constraints:
-        if constraint.metric not in (Metric.TTFT_MS, Metric.TPOT_MS, Metric.E2E_MS):
-            continue
-        allowed = [_num_allowed(constraint, num_requests)] if constraint in sla.per_run else []
-        if share is not None and constraint.is_per_request:
-            allowed.append(math.floor(num_requests * (1 - share) + 1e-9))
-        known = [n for n in allowed if n is not None]
-        if known:
-            found.append(LateLimit(constraint=constraint, num_allowed=min(known)))
-    return tuple(found)
-
-
-def _value_ms(timing: RequestTiming, metric: Metric) -> float | None:
-    match metric:
-        case Metric.TTFT_MS:
-            return timing.ttft_ms
-        case Metric.TPOT_MS:
-            return timing.tpot_ms
-        case _:
-            return timing.e2e_ms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,15 +63,6 @@ def certain_miss(
         f"at most {limit.num_allowed} of all {num_requests} may"
     )
     return CertainMiss(constraint=limit.constraint, reason=reason)
-
-
-def _num_allowed(constraint: Constraint, num_requests: int) -> int | None:
-    if constraint.percentile is None:
-        return 0
-    percent = constraint.percentile.percent
-    if percent is None:
-        return None
-    return num_requests - math.floor(percent / 100 * (num_requests - 1)) - 1
 
 
 class LateWatch:

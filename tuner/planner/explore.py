@@ -13,6 +13,7 @@ from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from policies.constraint import Metric
+from policies.late import late_limits
 from policies.objective import Objective
 from policies.points import Estimate, OperatingPoint
 from policies.report import flat_metrics
@@ -24,7 +25,6 @@ from tuner.planner.bounds import (
     LateWatch,
     backlog_reason,
     certain_miss,
-    late_limits,
 )
 from tuner.search.design import rank_point, ruled_settings
 from tuner.simulation.simulate import OnProgress, no_progress

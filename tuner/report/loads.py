@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from policies.paired import Change
 from tuner.capacity.document import capacity_lines
 from tuner.comparison.document import best_rows
-from tuner.comparison.paired import Change
 from tuner.pictures.capacities import capacity_panels
 from tuner.pictures.comparison import comparison_panels
 from tuner.report.report import Section, Table

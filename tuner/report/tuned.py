@@ -10,6 +10,7 @@ from policies.sla import Sla
 from tuner.pictures.picture import Cloud, Colour, Line, Panel, Point, axis_over
 from tuner.pictures.trials import picture_of_document
 from tuner.pictures.verdicts import axis_label, latency_keys
+from tuner.report.finals import final_sections
 from tuner.report.planned import estimate_text, read_point, ways_sections
 from tuner.report.points import point_sections
 from tuner.report.report import Section, Table
@@ -35,6 +36,7 @@ def tune_sections(document: dict[str, Any]) -> Iterator[Section]:
     if (schedule := document.get("schedule")) is not None:
         yield _schedule(schedule)
     yield from step_sections(document.get("steps"))
+    yield from final_sections(document)
 
 
 def _answer(document: dict[str, Any], sla: Sla) -> Section:

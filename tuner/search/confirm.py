@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
-from engine.spec.errors import EngineError
 from engine.spec.measurement import Fidelity, Measurement
 from engine.spec.settings import Settings
 from policies.report import measurement_json
 from policies.verdict import is_dependable, verdict
 from tuner.search.context import TuningContext
 from tuner.search.evidence import measured_point
+from tuner.search.live_run import run_live
+from tuner.search.purse import Purse
 from tuner.search.report import Confirmation
-from tuner.search.trials import CUT_SHORT
 from tuner.spec.errors import WorkloadError
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload
@@ -27,30 +26,43 @@ ALIKE = 0.25
 
 
 def confirm(
-    context: TuningContext, settings: Settings, nth: int, is_cancelled: Callable[[], bool]
+    context: TuningContext,
+    settings: Settings,
+    nth: int,
+    purse: Purse,
+    is_cancelled: Callable[[], bool],
 ) -> Confirmation:
-    """Measure ``settings`` on the whole workload with another seed.
+    """Measure ``settings`` on the whole workload with another seed, if the budget holds that.
 
     It is met only where the new run shows it with enough certainty (``policies.verdict``).
     """
     seed = context.spec.seed + FRESH_SEED_OFFSET + nth
     workload = fresh_workload(context.spec.workload, context.workload, seed=seed)
-    context.emit("measuring", f"{settings}: {len(workload)} requests with a fresh seed")
-    failed = Confirmation(settings=settings, seed=seed, point=None, reason=CUT_SHORT)
-    try:
-        measurement = context.live.measure(
-            settings,
-            workload,
-            seed=seed,
-            timeout_s=context.spec.timeout_s,
-            fidelity=Fidelity.MEASURED,
-            should_stop=is_cancelled,
+    if (dear := purse.why_not_run(settings, workload)) is not None:
+        return Confirmation(
+            settings=settings, seed=seed, point=None, reason=dear, is_out_of_budget=True
         )
-    except EngineError as error:
-        context.close()
-        return replace(failed, reason=str(error))
-    if is_cancelled():
-        return failed
+    context.emit("measuring", f"{settings}: {len(workload)} requests with a fresh seed")
+    run = run_live(
+        context,
+        settings,
+        workload,
+        seed=seed,
+        fidelity=Fidelity.MEASURED,
+        allowed_s=purse.allowed_s(settings),
+        is_cancelled=is_cancelled,
+    )
+    purse.pay(run.cost, settings)
+    measurement = run.measurement
+    if measurement is None:
+        assert run.reason is not None, "what told nothing has a reason"
+        return Confirmation(
+            settings=settings,
+            seed=seed,
+            point=None,
+            reason=run.reason,
+            is_out_of_budget=run.is_out_of_budget,
+        )
     simulated = context.simulator.point(settings, workload)
     point = measured_point(settings, measurement, context.sla, simulated=simulated, seed=seed)
     return Confirmation(
@@ -59,7 +71,7 @@ def confirm(
         point=point,
         is_met=is_dependable(point, context.sla),
         sla_probability=point.probability(context.sla),
-        reason=verdict(point, context.sla),
+        reason=run.reason or verdict(point, context.sla),
         document=measurement_json(measurement, context.sla) | context.told_by_server(),
         log_slower=0.0
         if context.simulator.is_blind

@@ -13,6 +13,8 @@ from engine.spec.config import EngineConfig, num_kv_blocks
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
+from engine.spec.steps import StepSample
+from policies.numbers import short
 from policies.points import OperatingPoint
 from policies.sla import Sla
 from tuner.capacity.table import check_has_table
@@ -22,6 +24,7 @@ from tuner.launch.why_not import OWN, why_not
 from tuner.load.live import LiveEngine
 from tuner.load.tuning_target import TuningTarget
 from tuner.search.corrected import Corrected
+from tuner.search.costs import Cost, Level, Meter
 from tuner.search.design import advised_ladders, design_settings, refined_settings
 from tuner.search.feasibility import check_memory, engine_config, refused_caps
 from tuner.search.grid import Grid
@@ -43,6 +46,8 @@ DESIGN_REQUESTS = 120
 DESIGN_RATES = (0.5, 2.0)
 # What queues only after minutes shows only in long runs; at most so many requests of the workload.
 WHOLE_REQUESTS = 1000
+# Step samples that are kept for judging the cost model.
+KEPT_STEPS = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +68,10 @@ class TuningContext:
 
     ``trial_workload`` is what a trial runs: the probe's slice where trials are live, else all.
     ``design`` are simulated points of every feasible plan, never run or not. ``server_command``
-    starts what trials run on where that is no engine of ours.
+    starts what trials run on where that is no engine of ours. ``meter`` holds what was taken since
+    the last trial, ``design_costs`` what the design took, ``final_costs`` what measuring the best
+    again took, and ``spent_before_s`` the device seconds of that which an earlier process took.
+    ``step_samples`` are those of live runs of our engine in this process, the latest.
     """
 
     spec: TuningSpec
@@ -82,6 +90,11 @@ class TuningContext:
     design: dict[Settings, OperatingPoint] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
     server_command: ServerCommand | None = None
+    meter: Meter = field(default_factory=Meter)
+    design_costs: tuple[Cost, ...] = ()
+    final_costs: list[Cost] = field(default_factory=list)
+    spent_before_s: float = 0.0
+    step_samples: list[StepSample] = field(default_factory=list)
     _live: TuningTarget | None = None
 
     @cached_property
@@ -129,6 +142,12 @@ class TuningContext:
             start_timeout_s=self.spec.start_timeout_s,
         )
 
+    def keep_steps(self) -> None:
+        """Keep the step samples of the last live run, where our engine ran it."""
+        if isinstance(self._live, LiveEngine):
+            self.step_samples += self._live.drain_samples()
+            del self.step_samples[:-KEPT_STEPS]
+
     def told_by_server(self) -> dict[str, Any]:
         """What a server itself told of the last live run, as a part of its document."""
         told = None if self._live is None else self._live.told()
@@ -136,18 +155,17 @@ class TuningContext:
 
     @property
     def baseline(self) -> Settings:
-        """What one gets without a tuner. Of a server: one replica over all devices by tensor
-        parallelism as far as the model lets it, with its default caps."""
-        if self.server_command is None:
-            return self.space.baseline
-        plans = [p for p in self.space.plans if p.dp == p.pp == 1] or self.space.plans
-        return self.default_settings(max(plans, key=lambda plan: plan.tp))
+        """What one starts without a tuner: one replica over all devices by tensor parallelism, as
+        far as the model lets it, with the caps that its serving system has by default."""
+        alone = [p for p in self.space.plans if p.dp == p.pp == p.sp == 1] or self.space.plans
+        return self.default_settings(max(alone, key=lambda plan: plan.tp))
 
     def default_settings(self, plan: ParallelPlan) -> Settings:
         """``plan`` with the caps that it has where nobody names any."""
-        caps = self.space.default_caps
+        node = self.simulator.node
         if self.server_command is not None:
-            caps = server_caps(self.spec, self.simulator.node, plan)
+            return Settings(plan=plan, caps=server_caps(self.spec, node, plan))
+        caps = self.space.default_caps if node is None else node.backend.default_caps
         return Settings(plan=plan, caps=caps)
 
     def why_not(self, settings: Settings) -> str | None:
@@ -199,7 +217,8 @@ def prepare(
             "a capacity table is simulated, and nothing is known of this server's step times; "
             "name what it runs on (--hardware) or a cost model"
         )
-    step_model = None if node or is_blind else _step_model(spec, model, cost_model, on_event)
+    meter = Meter()
+    step_model = None if node or is_blind else _step_model(spec, model, cost_model, on_event, meter)
     timer_of = None if is_blind else _timers(spec, model, node, step_model)
     has_rungs = not spec.is_served and (node is None or node.has_rungs)
     space = _with_ladders(space, timer_of, has_rungs=has_rungs)
@@ -237,8 +256,11 @@ def prepare(
         on_event=on_event,
         warnings=_warnings(spec, model, hardware, step_model, workload),
         server_command=server_command(spec, config) if spec.is_served else None,
+        meter=meter,
     )
-    _simulate_design(context)
+    with (design := Meter()).timing(Level.SIMULATED):
+        _simulate_design(context)
+    context.design_costs = () if is_blind else design.taken()
     return context
 
 
@@ -284,10 +306,16 @@ def _check_plan(
 
 
 def _step_model(
-    spec: TuningSpec, model: ModelConfig, document: dict[str, Any] | None, on_event: OnEvent
+    spec: TuningSpec,
+    model: ModelConfig,
+    document: dict[str, Any] | None,
+    on_event: OnEvent,
+    meter: Meter,
 ) -> StepModel:
     if document is not None:
         return StepModel.from_json(json.loads(json.dumps(document, default=str)))
+    _check_profile_fits(spec)
+
     from tuner.profiling.run import ProfileSpec, run_profile
     from tuner.step_model.files import check_cost_model_dir, save_cost_model
     from tuner.step_model.fit import fit_step_model
@@ -296,22 +324,33 @@ def _step_model(
         on_event(TuningEvent(kind="profiling", message=message))
 
     check_cost_model_dir()
-    profile = run_profile(
-        ProfileSpec(
-            model_dir=spec.model_path,
-            num_ranks=spec.num_devices,
-            dtype=spec.rank_dtype(model),
-            device=spec.device,
-            link=spec.parsed_link,
-            seconds=spec.profile_seconds,
-            seed=spec.seed,
-        ),
-        on_event=say,
+    wanted = ProfileSpec(
+        model_dir=spec.model_path,
+        num_ranks=spec.num_devices,
+        dtype=spec.rank_dtype(model),
+        device=spec.device,
+        link=spec.parsed_link,
+        seconds=spec.profile_seconds,
+        seed=spec.seed,
     )
+    with meter.timing(Level.PROFILED, num_devices=spec.num_devices):
+        profile = run_profile(wanted, on_event=say)
     fitted = fit_step_model(profile, model, seed=spec.seed)
     path = save_cost_model(fitted)
     on_event(TuningEvent(kind="profiled", message=f"cost model {fitted.id} in {path}"))
     return fitted
+
+
+def _check_profile_fits(spec: TuningSpec) -> None:
+    """Raises TunerError where a profile alone would use up what trials may."""
+    budget = spec.device_budget
+    needed_s = spec.num_devices * spec.profile_seconds
+    if budget is not None and needed_s > budget.for_trials_s:
+        raise TunerError(
+            f"budget {spec.budget}: {short(budget.for_trials_s)} device seconds of it are for "
+            f"trials, and profiling {spec.num_devices} devices for {spec.profile_seconds:g} s "
+            f"takes {short(needed_s)}; name a cost model, or profile for less (--profile-seconds)"
+        )
 
 
 def _timers(

@@ -25,8 +25,8 @@ from tuner.launch.command import PORT, LaunchCommand
 from tuner.launch.gearshift import ServedHere, launch_here
 from tuner.load.live import LiveEngine
 from tuner.search.capacity import find_capacity_table
-from tuner.search.confirm import confirm
 from tuner.search.context import TuningContext
+from tuner.search.finals import Finals
 from tuner.search.ranking import described_load, trained_surrogate
 from tuner.search.report import (
     Confirmation,
@@ -36,6 +36,7 @@ from tuner.search.report import (
     point_json,
 )
 from tuner.search.schedule import build_schedule
+from tuner.search.steps_seen import steps_seen
 from tuner.search.trials import TrialRecord
 from tuner.search.unguided import lone_band, unguided_title
 from tuner.simulation.step_samples import summed
@@ -81,6 +82,7 @@ def recommend(
     trials: Sequence[TrialRecord],
     *,
     is_cancelled: Callable[[], bool] = lambda: False,
+    spent_device_s: float = 0.0,
 ) -> TuningReport:
     """Choose among all trials and all simulated points; measure the winner again.
 
@@ -88,28 +90,38 @@ def recommend(
     not show the SLA met with enough certainty (``policies.verdict``) is demoted, and the next one
     is measured. If nothing has enough certainty, the likeliest that met the SLA in a shorter run
     gets the same chance to prove itself before the answer is that nothing will do.
+
+    Then winner, runner-up and trial 0 share fresh draws (``tuner.search.finals``), which may change
+    the places of the first two. ``spent_device_s``: what an earlier call, which was cut off, took.
     """
+    context.final_costs.clear()
+    context.spent_before_s = spent_device_s
     pool = _pool(context, trials)
-    confirmations: list[Confirmation] = []
+    finals = Finals(context=context, trials=trials, is_cancelled=is_cancelled)
+    confirmations = finals.confirmations
     while True:
         selection = _select(context, pool)
         wanted = selection.best or _unproven(context, selection, confirmations)
-        if wanted is None or not context.can_run(wanted.settings.plan) or is_cancelled():
-            return _report(context, trials, selection, confirmations)
+        if wanted is None or is_cancelled():
+            return _report(context, trials, selection, finals)
+        if not context.can_run(wanted.settings.plan):
+            missed = finals.compare_simulated(selection)
+            if missed is None:
+                return _report(context, trials, finals.chosen or selection, finals)
+            pool.demote(wanted.settings, missed)
+            continue
         if len(confirmations) == MAX_CONFIRMATIONS:
-            return _report(context, trials, _select_run(context, pool), confirmations)
+            return _report(context, trials, _select_run(context, pool), finals)
         settings = wanted.settings
-        again = confirm(context, settings, len(confirmations), is_cancelled)
-        if again.point is None and is_cancelled():
-            context.warnings.append(f"{settings} was not measured again: the job was cancelled")
-            return _report(context, trials, selection, confirmations)
-        confirmations.append(again)
+        again = finals.confirm(settings)
+        if again is None:
+            return _report(context, trials, selection, finals)
         if again.is_met and again.point is not None:
             # The reasons for the choice stay; the new measurement replaces the numbers.
-            chosen = _with_best(selection, again.point, context.sla)
-            return _report(context, trials, chosen, confirmations)
+            finals.compare_live(_with_best(selection, again.point, context.sla))
+            return _report(context, trials, finals.chosen or selection, finals)
         pool.demote(settings, again.point)
-        context.emit("demoted", f"{settings}: {again.reason}")
+        finals.demote(settings, again.reason)
         _learn(context, pool, again)
 
 
@@ -190,9 +202,12 @@ def _report(
     context: TuningContext,
     trials: Sequence[TrialRecord],
     selection: Selection,
-    confirmations: list[Confirmation],
+    finals: Finals,
 ) -> TuningReport:
-    warnings = list(context.warnings)
+    seen = steps_seen(context)
+    warnings = [*context.warnings, *finals.warnings]
+    warnings += [seen.warning] if seen is not None and seen.warning is not None else []
+    confirmations = finals.confirmations
     recommendation = None
     if (best := selection.best) is not None:
         settings = best.settings
@@ -217,9 +232,14 @@ def _report(
         workload=context.workload.describe(),
         spec=context.spec,
         title=_title(context),
-        cost_model=_cost_model_json(context),
+        cost_model=_cost_model_json(context)
+        | ({} if seen is None else {"live_steps": seen.to_json()}),
         warnings=tuple(warnings),
         steps=_steps_json(context, selection),
+        fresh=finals.fresh,
+        demoted=tuple(finals.demoted),
+        costs=finals.all_costs,
+        budget=finals.budget_json(),
     )
     context.emit("done", report.headline)
     return report

@@ -18,6 +18,8 @@ from policies.sla import Sla
 from policies.verdict import MIN_CHANCE, is_dependable
 from tuner.described.title import Title
 from tuner.launch.command import LaunchCommand
+from tuner.search.costs import Cost, costs_json
+from tuner.search.fresh import FreshDraws
 from tuner.search.spec import TuningSpec
 from tuner.search.trade import trade_json
 from tuner.search.trials import TrialRecord
@@ -28,9 +30,9 @@ SCHEMA = "tuning-report/v2"
 
 @dataclass(frozen=True, kw_only=True)
 class Confirmation:
-    """A winner measured again; ``point`` None where it could not run. ``is_met``: it may stay the
-    winner. ``log_slower`` is how much slower than simulated its tokens came (mean TPOT), as a log
-    ratio."""
+    """A winner measured again; ``point`` None where it could not run, or where there was no device
+    time for it (``is_out_of_budget``). ``is_met``: it may stay the winner. ``log_slower`` is how
+    much slower than simulated its tokens came (mean TPOT), as a log ratio."""
 
     settings: Settings
     seed: int
@@ -40,6 +42,7 @@ class Confirmation:
     sla_probability: float | None = None
     document: dict[str, Any] | None = None
     log_slower: float = 0.0
+    is_out_of_budget: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -111,7 +114,11 @@ class Recommendation:
 
 @dataclass(frozen=True, kw_only=True)
 class TuningReport:
-    """Everything a tuning job found out. ``recommendation`` None: nothing meets the SLA."""
+    """Everything a tuning job found out. ``recommendation`` None: nothing meets the SLA.
+
+    ``demoted`` are winners that lost their place, and why; ``costs`` what all levels took;
+    ``budget`` what was asked, used and not reached for it, None without one.
+    """
 
     recommendation: Recommendation | None
     trials: tuple[TrialRecord, ...]
@@ -126,6 +133,10 @@ class TuningReport:
     cost_model: dict[str, Any]
     warnings: tuple[str, ...]
     steps: dict[str, Any] | None
+    fresh: FreshDraws | None = None
+    demoted: tuple[dict[str, Any], ...] = ()
+    costs: tuple[Cost, ...] = ()
+    budget: dict[str, Any] | None = None
 
     @property
     def _is_trade(self) -> bool:
@@ -154,6 +165,10 @@ class TuningReport:
             "baseline": self.trials[0].to_json() if self.trials else None,
             "trials": [trial.to_json() for trial in self.trials],
             "trade": trade_json(self.trials, self.spec.parsed_sla) if self._is_trade else None,
+            "fresh_draws": self.fresh.to_json() if self.fresh else None,
+            "demoted": list(self.demoted),
+            "costs": costs_json(self.costs),
+            "budget": self.budget,
             "confirmations": [confirmation.to_json() for confirmation in self.confirmations],
             "pruned": [asdict(plan) for plan in self.pruned],
             "simulated": list(self.simulated),

@@ -24,6 +24,7 @@ from tuner.described.parse import (
 )
 from tuner.hardware import Precision
 from tuner.hardware.device import MAX_DEVICES
+from tuner.search.budget import DeviceBudget
 from tuner.servers.command import DEFAULT_START_TIMEOUT_S, read_system
 from tuner.spec.errors import TunerError
 from tuner.workload.bounds import MAX_LENGTH_TOKENS, MAX_REQUESTS
@@ -70,6 +71,9 @@ class TuningSpec:
     ``step_scale``: steps are simulated as so many times as long as the step model says, since they
     were seen to be so.
 
+    ``budget``: device time that the job may use, as in ``device_minutes=30``; None: as much as it
+    takes.
+
     ``engine``: whose settings are tuned: our own engine, or a server that each trial starts
     (``vllm``, ``sglang``) by ``engine_command``, None: its usual one, and gives ``start_timeout_s``
     to answer. Such trials run here whatever ``hardware`` guides them.
@@ -106,6 +110,7 @@ class TuningSpec:
     engine_command: str | None = None
     start_timeout_s: float = DEFAULT_START_TIMEOUT_S
     step_scale: float = 1.0
+    budget: str | None = None
 
     def __post_init__(self) -> None:
         served_as = self.engine if self.is_served and not self.is_local else None
@@ -135,7 +140,7 @@ class TuningSpec:
             raise TunerError(f"probe_paced starts an engine: {self.model_dir!r} is no model folder")
         self._check_engine()
         Sla.parse(self.sla)
-        _ = self.goal
+        _ = self.goal, self.device_budget
 
     def _check_engine(self) -> None:
         if self.start_timeout_s <= 0:
@@ -167,6 +172,10 @@ class TuningSpec:
             price_per_device_hour=self.price_per_device_hour,
             uses_all_devices=self.uses_all_devices,
         )
+
+    @property
+    def device_budget(self) -> DeviceBudget | None:
+        return None if self.budget is None else DeviceBudget.parse(self.budget)
 
     @property
     def is_local(self) -> bool:

@@ -16,6 +16,8 @@ from policies.points import (
     OperatingPoint,
     estimates_from_json,
 )
+from tuner.search.budget import NOT_IN_BUDGET
+from tuner.search.costs import Cost
 from tuner.spec.errors import TunerError
 
 # The reason of a trial that was cancelled while it ran.
@@ -23,7 +25,8 @@ CUT_SHORT = "cancelled half-way"
 
 
 class TrialState(StrEnum):
-    """How a trial ended. ``pruned``: a cheaper fidelity already showed it cannot win."""
+    """How a trial ended. ``pruned``: a cheaper fidelity, or the first part of its run, showed that
+    it cannot win, or no device time was left for it."""
 
     COMPLETE = "complete"
     PRUNED = "pruned"
@@ -37,7 +40,8 @@ class TrialRecord:
     ``metrics`` are numbers of ``fidelity`` by SLA word, each with its 90 % interval;
     ``predicted`` what simulation said beforehand. ``sla_probability`` (None for a failed trial)
     goes by ``beliefs`` where there are any (``tuner.search.evidence``), and ``is_feasible`` by
-    values and probability (``policies.verdict``). ``document`` is the whole measurement.
+    values and probability (``policies.verdict``). ``document`` is the whole measurement. ``costs``
+    are what each level took on the way, the first trial's also a profile before it.
     """
 
     number: int
@@ -52,6 +56,7 @@ class TrialRecord:
     predicted: EstimateJson = field(default_factory=dict)
     beliefs: EstimateJson = field(default_factory=dict)
     document: dict[str, Any] | None = None
+    costs: tuple[Cost, ...] = ()
 
     @property
     def point(self) -> OperatingPoint | None:
@@ -70,8 +75,16 @@ class TrialRecord:
         """Whether it was cancelled while it ran, so that it counts for nothing."""
         return self.state is TrialState.FAILED and self.reason == CUT_SHORT
 
+    @property
+    def is_short_of_budget(self) -> bool:
+        """Whether it was not run for want of device time."""
+        return self.reason.startswith(NOT_IN_BUDGET)
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"settings": self.settings.to_json()}
+        return asdict(self) | {
+            "settings": self.settings.to_json(),
+            "costs": [asdict(cost) for cost in self.costs],
+        }
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> TrialRecord:

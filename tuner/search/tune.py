@@ -7,26 +7,26 @@ winner is measured again with a fresh seed (``measured``) and loses its place if
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from engine.spec.errors import EngineError
 from engine.spec.measurement import Fidelity, Measurement
 from engine.spec.settings import Settings
-from policies.numbers import short_beside
 from policies.points import OperatingPoint, estimates_to_json
 from policies.report import measurement_json
-from policies.sla import Sla
 from policies.verdict import is_dependable, verdict
 from tuner.search.context import OnEvent, TuningContext, TuningEvent, prepare
+from tuner.search.costs import Level
 from tuner.search.evidence import measured_point
+from tuner.search.live_run import run_live
+from tuner.search.promotion import why_not_run
+from tuner.search.purse import Purse
 from tuner.search.ranking import candidates, ranked_by_estimate, shortlist
 from tuner.search.recommend import recommend
 from tuner.search.report import TuningReport
 from tuner.search.spec import TuningSpec
 from tuner.search.suggest import suggest
-from tuner.search.trials import CUT_SHORT, TrialRecord, TrialState
+from tuner.search.trials import TrialRecord, TrialState
 
 __all__ = [
     "TrialRecord",
@@ -72,14 +72,16 @@ def search(
     trials: Sequence[TrialRecord] = (),
     *,
     is_cancelled: Callable[[], bool] = lambda: False,
+    spent_device_s: float = 0.0,
 ) -> TuningReport:
-    """Run the trials that are still to come after ``trials``, and recommend; see :func:`tune`."""
+    """Run the trials that are still to come after ``trials``, and recommend; see :func:`tune` and,
+    for ``spent_device_s``, :func:`recommend`."""
     done = list(trials)
     while len(done) < context.spec.trials and not is_cancelled():
         trial = run_trial(context, len(done), done, is_cancelled=is_cancelled)
         if not trial.is_cut_short:
             done.append(trial)
-    return recommend(context, done, is_cancelled=is_cancelled)
+    return recommend(context, done, is_cancelled=is_cancelled, spent_device_s=spent_device_s)
 
 
 def run_trial(
@@ -95,17 +97,20 @@ def run_trial(
     is a failed trial, not an error. One that was cancelled half-way (``is_cut_short``) tells of
     nothing: it is neither kept nor announced.
     """
-    started_s = time.monotonic()
-    settings = propose(context, number, done)
-    predicted = context.simulator.point(settings, context.trial_workload)
-    hopeless = None if number == 0 else _hopeless(predicted, context.sla)
-    record = _Recorder(context, number, settings, predicted, started_s)
-    if hopeless is not None:
-        trial = record.simulated(TrialState.PRUNED, f"not run: {hopeless}")
+    with context.meter.timing(Level.PREDICTED):
+        settings = propose(context, number, done)
+    predicted = _simulated(context, settings)
+    record = _Recorder(context, number, settings, predicted)
+    purse = Purse(context=context, trials=done)
+    why_not = None if number == 0 else why_not_run(context, predicted, done)
+    if why_not is not None:
+        trial = record.simulated(TrialState.PRUNED, f"not run: {why_not}")
     elif not context.can_run(settings.plan):
         trial = record.simulated(TrialState.COMPLETE, _why_simulated(context, settings))
+    elif (dear := purse.why_not_run(settings, context.trial_workload)) is not None:
+        trial = record.simulated(TrialState.PRUNED, dear)
     else:
-        trial = _run_live(context, record, settings, number, is_cancelled)
+        trial = _run_live(context, record, settings, number, purse, is_cancelled)
     if not trial.is_cut_short:
         context.emit("trial", _line(trial), **trial.to_json())
     return trial
@@ -120,18 +125,17 @@ class _Recorder:
         number: int,
         settings: Settings,
         predicted: OperatingPoint,
-        started_s: float,
     ) -> None:
         self._context = context
         self._number = number
         self._settings = settings
         self._predicted = predicted
-        self._started_s = started_s
 
     def simulated(self, state: TrialState, reason: str) -> TrialRecord:
         return self._record(state, self._predicted, reason, None)
 
-    def measured(self, measurement: Measurement) -> TrialRecord:
+    def measured(self, measurement: Measurement, stopped: str | None) -> TrialRecord:
+        """``stopped``: why it was stopped as hopeless; None: it ran to its end."""
         context = self._context
         point = measured_point(
             self._settings,
@@ -141,6 +145,8 @@ class _Recorder:
             seed=context.spec.seed,
         )
         document = measurement_json(measurement, context.sla) | context.told_by_server()
+        if stopped is not None:
+            return self._record(TrialState.PRUNED, point, stopped, document)
         return self._record(TrialState.COMPLETE, point, verdict(point, context.sla), document)
 
     def failed(self, reason: str) -> TrialRecord:
@@ -154,6 +160,7 @@ class _Recorder:
         document: dict[str, Any] | None,
     ) -> TrialRecord:
         sla = self._context.sla
+        costs = self._context.meter.taken()
         return TrialRecord(
             number=self._number,
             settings=self._settings,
@@ -164,10 +171,18 @@ class _Recorder:
             sla_probability=point.probability(sla) if point else None,
             beliefs=estimates_to_json(point.beliefs) if point else {},
             reason=reason,
-            seconds=time.monotonic() - self._started_s,
+            seconds=sum(cost.seconds for cost in costs if cost.level is not Level.PROFILED),
             predicted=estimates_to_json(self._predicted.metrics),
             document=document,
+            costs=costs,
         )
+
+
+def _simulated(context: TuningContext, settings: Settings) -> OperatingPoint:
+    if context.simulator.is_blind:
+        return context.simulator.point(settings, context.trial_workload)
+    with context.meter.timing(Level.SIMULATED):
+        return context.simulator.point(settings, context.trial_workload)
 
 
 def _run_live(
@@ -175,25 +190,27 @@ def _run_live(
     record: _Recorder,
     settings: Settings,
     number: int,
+    purse: Purse,
     is_cancelled: Callable[[], bool],
 ) -> TrialRecord:
     is_whole = len(context.trial_workload) == len(context.workload)
-    fidelity = Fidelity.MEASURED if is_whole else Fidelity.PROBED
-    try:
-        measurement = context.live.measure(
-            settings,
-            context.trial_workload,
-            seed=context.spec.seed + 1000 + number,
-            timeout_s=context.spec.timeout_s,
-            fidelity=fidelity,
-            should_stop=is_cancelled,
-        )
-    except EngineError as error:
-        context.close()
-        return record.failed(CUT_SHORT if is_cancelled() else str(error))
-    if is_cancelled():
-        return record.failed(CUT_SHORT)
-    return record.measured(measurement)
+    run = run_live(
+        context,
+        settings,
+        context.trial_workload,
+        seed=context.spec.seed + 1000 + number,
+        fidelity=Fidelity.MEASURED if is_whole else Fidelity.PROBED,
+        allowed_s=purse.allowed_s(settings),
+        is_judged=number > 0,  # what the others are compared with is wanted as it is
+        is_cancelled=is_cancelled,
+    )
+    context.meter.costs.append(run.cost)
+    if run.measurement is not None:
+        return record.measured(run.measurement, run.reason)
+    assert run.reason is not None, "what told nothing has a reason"
+    if run.is_out_of_budget:
+        return record.simulated(TrialState.PRUNED, run.reason)
+    return record.failed(run.reason)
 
 
 # -- what to try ---------------------------------------------------------------------------------
@@ -244,19 +261,6 @@ def _suggested(context: TuningContext, done: Sequence[TrialRecord], number: int)
 
 
 # -- judging -------------------------------------------------------------------------------------
-
-
-def _hopeless(point: OperatingPoint, sla: Sla) -> str | None:
-    """Why even the favourable end of the prediction misses the SLA, or None."""
-    for constraint in sla.constraints:
-        estimate = point.metrics.get(constraint.key)
-        if estimate is None:
-            continue
-        at_best = estimate.low if constraint.metric.is_latency else estimate.high
-        if not constraint.is_met_by(at_best):
-            found = short_beside(at_best, constraint.bound)
-            return f"simulated {constraint.key} is {found} at best, the SLA asks {constraint}"
-    return None
 
 
 def _why_simulated(context: TuningContext, settings: Settings) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.spec.measurement import Fidelity, Measurement
+from engine.spec.measurement import Fidelity, Measurement, RequestTiming
 from engine.spec.settings import Settings
 from tuner.load.driver import run_load
 from tuner.load.http_target import HttpTarget, get_served_model
@@ -75,6 +75,7 @@ class ServerTarget:
         seed: int,
         timeout_s: float,
         fidelity: Fidelity,
+        on_ended: Callable[[RequestTiming], None] = lambda _: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Measurement:
         """See :class:`tuner.load.tuning_target.TuningTarget`.
@@ -94,7 +95,9 @@ class ServerTarget:
             process.check()
             raise ServerError(str(error)) from error
 
-        def load(part: Workload, seed: int) -> Measurement:
+        def load(
+            part: Workload, seed: int, on_ended: Callable[[RequestTiming], None] = lambda _: None
+        ) -> Measurement:
             # A target each: requests are numbered from 0.
             with HttpTarget(running.url, served.name) as target:
                 found = run_load(
@@ -104,6 +107,7 @@ class ServerTarget:
                     timeout_s=timeout_s,
                     vocab_size=self._vocab_size,
                     fidelity=fidelity,
+                    on_ended=on_ended,
                     should_stop=lambda: should_stop() or process.has_ended,
                 )
             process.check_answers(running.health)
@@ -111,7 +115,7 @@ class ServerTarget:
 
         load(warm_up(workload), seed + 1)
         before, _ = read_samples(running.url)
-        measurement = load(workload, seed)
+        measurement = load(workload, seed, on_ended)
         after, cache = read_samples(running.url)
         self._told = {
             "command": shlex.join(process.words),

@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from engine.spec.config import LinkEmulation
 from engine.spec.model import DType, ModelConfig
 from engine.spec.steps import StepSample
 from tuner.profiling.profile import Profile
@@ -32,9 +31,19 @@ from tuner.step_model.model import (
     StepModel,
 )
 from tuner.step_model.operator_fit import FloatArray, non_negative_fit, operator_table
+from tuner.step_model.part_errors import plan_of, with_parts
 from tuner.step_model.residual import MONOTONE, Residual
 from tuner.step_model.terms import OPERATOR_TERMS, TERM_NAMES
-from tuner.step_model.training_rows import SERVING, Rows, joined, piece_rows, sample_rows, usable
+from tuner.step_model.training_rows import (
+    SERVING,
+    RowBuilder,
+    Rows,
+    joined,
+    piece_rows,
+    profile_link,
+    sample_rows,
+    usable,
+)
 
 PRIOR_WEIGHT = 0.02
 COVERAGE = 0.9
@@ -56,7 +65,8 @@ def fit_step_model(
     table = operator_table(profile)
     served = usable(profile.samples if samples is None else samples)
     pieces = piece_rows(profile, model, table)
-    serving = sample_rows(profile, model, table, served)
+    builder = RowBuilder(DType(profile.dtype), profile_link(profile), model, table)
+    serving = sample_rows(builder, model, served)
     base = pieces if len(pieces) else serving
     if not len(base):
         raise TunerError("the profile holds neither pieces nor samples: nothing to fit")
@@ -64,6 +74,7 @@ def fit_step_model(
     factor = _serving_factor(serving, coefficients) if len(pieces) else 1.0
     everything = joined(pieces, serving)
     report, residual = _fit_residual(everything, coefficients, factor, seed)
+    report = with_parts(report, everything, _fit_coefficients, coefficients, factor)
     return StepModel(
         machine=profile.fingerprint,
         model=profile.model,
@@ -75,7 +86,7 @@ def fit_step_model(
         serving=_fit_serving(profile, served),
         residual=residual,
         error=replace(report, num_pieces=len(pieces), num_samples=len(serving)),
-        link=LinkEmulation(**profile.link) if profile.link else None,
+        link=profile_link(profile),
         fitted_plans=tuple(sorted({piece.plan for piece in profile.pieces})),
         served_plans=tuple(sorted({sample.plan for sample in served})),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -140,9 +151,9 @@ def _fit_residual(
     """Judge roofline and residual on plans left out, keep the residual if it is the better."""
     roofline_error = np.zeros(len(rows))
     residual_error = np.zeros(len(rows))
-    plans = sorted({_plan_of(group) for group in rows.groups})
+    plans = sorted({plan_of(group) for group in rows.groups})
     for plan in plans:
-        is_held = np.array([_plan_of(g) == plan for g in rows.groups])
+        is_held = np.array([plan_of(g) == plan for g in rows.groups])
         train = rows.where((~is_held).tolist()) if len(plans) > 1 else rows
         cut = train.where([not g.startswith(SERVING) for g in train.groups])
         fold = _fit_coefficients(cut) if len(cut) and len(plans) > 1 else coefficients
@@ -152,7 +163,7 @@ def _fit_residual(
         residual_error[is_held] = roofline_error[is_held] - [
             trees.factor_log(row) for row in _features(held, fold)
         ]
-    roofline_mape, residual_mape = _mape(roofline_error), _mape(residual_error)
+    roofline_mape, residual_mape = mape(roofline_error), mape(residual_error)
     is_active = len(plans) > 1 and residual_mape < roofline_mape
     error = residual_error if is_active else roofline_error
     report = ErrorReport(
@@ -163,7 +174,7 @@ def _fit_residual(
         is_residual_active=is_active,
         step_interval=conformal(np.abs(error)),
         plan_interval=_plan_interval(rows, error),
-        groups=_group_errors(rows, error),
+        groups=group_errors(rows, error),
     )
     return report, _boost(rows, coefficients, factor, seed) if is_active else None
 
@@ -193,11 +204,7 @@ def _boost(rows: Rows, coefficients: FloatArray, factor: float, seed: int) -> Re
     )
 
 
-def _plan_of(group: str) -> str:
-    return group.removeprefix(f"{SERVING} ")
-
-
-def _mape(log_errors: FloatArray) -> float:
+def mape(log_errors: FloatArray) -> float:
     """Mean absolute error relative to the measured value."""
     return float(np.abs(1.0 - np.exp(-log_errors)).mean())
 
@@ -208,7 +215,8 @@ def conformal(scores: FloatArray, coverage: float = COVERAGE) -> float:
     return float(np.sort(scores)[min(rank, len(scores)) - 1])
 
 
-def _group_errors(rows: Rows, error: FloatArray) -> tuple[GroupError, ...]:
+def group_errors(rows: Rows, error: FloatArray) -> tuple[GroupError, ...]:
+    """Each group's errors, by name; ``error`` f8[rows] is log(measured / predicted)."""
     groups = []
     for name in sorted(set(rows.groups)):
         mask = np.array([g == name for g in rows.groups])
@@ -218,7 +226,7 @@ def _group_errors(rows: Rows, error: FloatArray) -> tuple[GroupError, ...]:
             GroupError(
                 plan=name,
                 num_steps=int(mask.sum()),
-                mape=_mape(error[mask]),
+                mape=mape(error[mask]),
                 bias=float(np.log(measured.sum() / predicted.sum())),
             )
         )
@@ -226,4 +234,4 @@ def _group_errors(rows: Rows, error: FloatArray) -> tuple[GroupError, ...]:
 
 
 def _plan_interval(rows: Rows, error: FloatArray) -> float:
-    return max(abs(group.bias) for group in _group_errors(rows, error))
+    return max(abs(group.bias) for group in group_errors(rows, error))

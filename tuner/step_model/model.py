@@ -78,16 +78,29 @@ class ServingCost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PartError:
+    """Mean seconds of one part of a step, measured and as predicted by a fit that never saw the
+    plan. The prediction is what the step's fit gives to that part: steps may come out right while
+    their parts do not."""
+
+    part: str
+    num_steps: int
+    measured_s: float
+    predicted_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupError:
     """Errors on the steps of one plan, predicted by a fit that never saw that plan.
 
-    ``bias`` is log(sum measured / sum predicted).
+    ``bias`` is log(sum measured / sum predicted). ``parts`` are those that were timed apart.
     """
 
     plan: str
     num_steps: int
     mape: float
     bias: float
+    parts: tuple[PartError, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

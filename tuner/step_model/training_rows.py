@@ -22,13 +22,31 @@ SERVING = "serving"
 
 
 @dataclass(frozen=True, kw_only=True)
+class TimedParts:
+    """Seconds of a step's parts where they were timed apart, None where not. ``host_s`` is what the
+    ranks waited for the host, or what of a lone step lay outside them."""
+
+    communication_s: float | None = None
+    sampling_s: float | None = None
+    host_s: float | None = None
+
+    def without_link(self, link_s: float) -> TimedParts:
+        """Without the declared delay of an emulated link, which nobody fits."""
+        if self.communication_s is None:
+            return self
+        return replace(self, communication_s=max(0.0, self.communication_s - link_s))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Training rows: terms f8[rows, terms], seconds without link delay, features, group name."""
+    """Training rows: terms f8[rows, terms], seconds without link delay, features, group name, and
+    the parts that were timed."""
 
     terms: FloatArray
     seconds: FloatArray
     features: list[tuple[float, ...]]
     groups: list[str]
+    parts: list[TimedParts]
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -41,36 +59,47 @@ class Rows:
             seconds=self.seconds[mask],
             features=[f for f, is_kept in zip(self.features, keep, strict=True) if is_kept],
             groups=[g for g, is_kept in zip(self.groups, keep, strict=True) if is_kept],
+            parts=[p for p, is_kept in zip(self.parts, keep, strict=True) if is_kept],
         )
 
 
 def piece_rows(profile: Profile, model: ModelConfig, table: OperatorTable) -> Rows:
     """Rows of the profile's pieces, grouped by plan."""
-    builder = _RowBuilder(profile, model, table)
+    builder = RowBuilder(DType(profile.dtype), profile_link(profile), model, table)
     for piece in profile.pieces:
         # What lay outside the ranks hides behind the step before when steps follow one another.
         on_ranks_s = piece.step_s - piece.dispatch_s
-        builder.add(piece.plan, piece.num_layers, piece.shape, on_ranks_s, group=piece.plan)
+        timed = TimedParts(communication_s=piece.communication_s, host_s=piece.dispatch_s)
+        builder.add(piece.plan, piece.num_layers, piece.shape, on_ranks_s, piece.plan, timed)
     return builder.rows()
 
 
-def sample_rows(
-    profile: Profile, model: ModelConfig, table: OperatorTable, samples: list[StepSample]
-) -> Rows:
+def sample_rows(builder: RowBuilder, model: ModelConfig, samples: Sequence[StepSample]) -> Rows:
     """Rows of live steps, grouped apart from the pieces of the same plan."""
-    builder = _RowBuilder(profile, model, table)
     for sample in samples:
+        timed = TimedParts(
+            communication_s=sample.communication_s,
+            sampling_s=sample.sample_s,
+            host_s=sample.bubble_s,
+        )
         group = f"{SERVING} {sample.plan}"
-        builder.add(sample.plan, model.num_layers, sample.shape, sample.step_s, group=group)
+        builder.add(sample.plan, model.num_layers, sample.shape, sample.step_s, group, timed)
     return builder.rows()
 
 
-class _RowBuilder:
+def profile_link(profile: Profile) -> LinkEmulation | None:
+    """The link that was emulated while the profile was taken."""
+    return LinkEmulation(**profile.link) if profile.link else None
+
+
+class RowBuilder:
     """Collects rows; one term counter per (plan, layers)."""
 
-    def __init__(self, profile: Profile, model: ModelConfig, table: OperatorTable) -> None:
-        self._dtype = DType(profile.dtype)
-        self._link = LinkEmulation(**profile.link) if profile.link else None
+    def __init__(
+        self, dtype: DType, link: LinkEmulation | None, model: ModelConfig, table: OperatorTable
+    ) -> None:
+        self._dtype = dtype
+        self._link = link
         self._model = model
         self._table = table
         self._counters: dict[tuple[str, int], TermCounter] = {}
@@ -78,9 +107,16 @@ class _RowBuilder:
         self._seconds: list[float] = []
         self._features: list[tuple[float, ...]] = []
         self._groups: list[str] = []
+        self._parts: list[TimedParts] = []
 
     def add(
-        self, plan: str, num_layers: int, shape: StepShape, seconds: float, *, group: str
+        self,
+        plan: str,
+        num_layers: int,
+        shape: StepShape,
+        seconds: float,
+        group: str,
+        parts: TimedParts,
     ) -> None:
         """Add a step of ``plan`` on the model cut to ``num_layers``."""
         terms = self._counter(plan, num_layers).step(shape)
@@ -91,6 +127,7 @@ class _RowBuilder:
         self._seconds.append(left)
         self._features.append(residual_row(shape, parse_plan(plan).plan, num_layers, 1.0))
         self._groups.append(group)
+        self._parts.append(parts.without_link(terms.link_s))
 
     def rows(self) -> Rows:
         return Rows(
@@ -98,6 +135,7 @@ class _RowBuilder:
             seconds=np.array(self._seconds, dtype=np.float64),
             features=self._features,
             groups=self._groups,
+            parts=self._parts,
         )
 
     def _counter(self, text: str, num_layers: int) -> TermCounter:
@@ -130,4 +168,5 @@ def joined(a: Rows, b: Rows) -> Rows:
         seconds=np.concatenate([a.seconds, b.seconds]),
         features=a.features + b.features,
         groups=a.groups + b.groups,
+        parts=a.parts + b.parts,
     )

@@ -58,6 +58,10 @@ TRIAL: Json = {
         "reason": "simulated on 8xh200",
         "metrics": METRICS,
         "sla_probability": 0.97,
+        "costs": [
+            {"level": "predicted", "seconds": 0.2, "device_seconds": 0.0, "load_s": 0.0},
+            {"level": "simulated", "seconds": 0.9, "device_seconds": 0.0, "load_s": 0.0},
+        ],
     },
     "created_at": FINISHED_AT,
 }
@@ -102,6 +106,11 @@ REPORT: Json = {
     "alternatives": {},
     "infeasible": None,
     "trials": [TRIAL["record"]],
+    "costs": [
+        {"level": "predicted", "runs": 1, "seconds": 0.2, "device_seconds": 0.0},
+        {"level": "simulated", "runs": 2, "seconds": 3.1, "device_seconds": 0.0},
+    ],
+    "budget": None,
     "sla": SLA,
     "seed": 0,
     "warnings": [],

@@ -29,9 +29,16 @@ def test_a_server_is_tuned_from_what_one_would_start_to_a_launch_command(
     done = run(
         "tune", "--engine", "vllm", "--engine-command", PREFIX, "--model", tiny_dir,
         "--devices", 2, "--trials", 2, "--probe-requests", 8, *LOAD, "--out", out,
+        "--budget", "device_hours=1",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     document = json.loads(out.read_text())
+    costs = {row["level"]: row["device_seconds"] for row in document["costs"]}
+    assert set(costs) == {"predicted", "probed", "measured"}
+    assert document["budget"]["used_device_seconds"] == pytest.approx(sum(costs.values()))
+    assert document["trials"][0]["costs"][-1]["device_seconds"] > 0, "a failed start holds devices"
+    assert "of 3600 device seconds used" in done.stdout
+    assert "device s" in done.stdout
     first, second = document["trials"]
     assert first["settings"]["plan"] == {"dp": 1, "pp": 1, "sp": 1, "tp": 2}
     assert first["settings"]["caps"]["max_num_seqs"] == 256
@@ -54,9 +61,52 @@ def test_a_server_is_tuned_from_what_one_would_start_to_a_launch_command(
     )
 
 
+def test_no_server_is_started_that_the_budget_has_no_time_for(
+    run: Run, tiny_dir: Path, tmp_path: Path
+) -> None:
+    """A start is taken to need 30 seconds a device before there was one."""
+    done = run(
+        "tune", "--engine", "vllm", "--engine-command", "/no/such/server", "--model", tiny_dir,
+        "--devices", 2, "--trials", 2, "--probe-requests", 8, *LOAD,
+        "--budget", "device_seconds=40", "--json",
+    )  # fmt: skip
+    assert done.exit_code == 3, done.output
+    document = json.loads(done.stdout)
+    assert [trial["state"] for trial in document["trials"]] == ["pruned", "pruned"]
+    reason = document["trials"][0]["reason"]
+    assert reason.startswith("not run: the budget has 26.7 device seconds left and it needs 60.")
+    assert document["budget"]["used_device_seconds"] == 0
+    (line,) = document["budget"]["not_reached"]
+    assert line.startswith("2 of 2 trials were not run (0, 1); for the last the budget has 26.7 ")
+
+
+@pytest.mark.slow
+def test_winner_and_trial_0_share_fresh_draws_of_a_server(
+    run: Run, tiny_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "report.json"
+    done = run(
+        "tune", "--engine", "vllm", "--engine-command", PREFIX, "--model", tiny_dir,
+        "--devices", 2, "--trials", 3, "--probe-requests", 8, *LOAD[:2], "--out", out,
+        "--sla", "p50_ttft_ms<=5000",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    fresh = json.loads(out.read_text())["fresh_draws"]
+    assert fresh["fidelity"] == "probed"
+    assert [len(drawn["draws"]) for drawn in fresh["runs"].values()] == [3] * len(fresh["runs"])
+    assert fresh["runs"]["baseline"]["settings"]["plan"]["tp"] == 2
+    assert "gain (probed): p50_ttft_ms " in done.stdout
+    page = tmp_path / "report.html"
+    assert run("report", out, "--out", page).exit_code == 0
+    assert "Measured again on fresh draws" in page.read_text()
+    assert "What it took" in page.read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("--budget", "30"), "not of the form device_minutes=30"),
+        (("--budget", "device_seconds=60"), "profiling 2 devices for 30 s takes 60; name a cost"),
         (("--engine", "tgi"), "known: vllm, sglang"),
         (("--engine-command", "vllm serve"), "name its kind"),
         (("--engine", "vllm", "--engine-command", "vllm serve -tp 2"), "-tp, which trials choose"),

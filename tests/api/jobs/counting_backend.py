@@ -48,8 +48,14 @@ class CountingJob:
     def close(self) -> None:
         pass
 
-    def recommend(self, trials: Sequence[Json], is_cancelled: IsCancelled) -> Verdict:
-        report = {"trials": list(trials), "recommendation": None}
+    def recommend(
+        self, trials: Sequence[Json], is_cancelled: IsCancelled, spent_device_s: float
+    ) -> Verdict:
+        report = {
+            "trials": list(trials),
+            "recommendation": None,
+            "spent_device_s": spent_device_s,
+        }
         if self._options.get("infeasible"):
             return Verdict(
                 report=report,

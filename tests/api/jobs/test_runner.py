@@ -107,6 +107,21 @@ def test_a_cancelled_job_stops_before_its_next_trial_and_keeps_the_finished(
         assert [r["number"] for r in uow.trials.list_records(job_id)] == [0]
 
 
+def test_what_a_crash_left_spent_at_the_end_is_known_when_the_end_runs_again(
+    runner: JobRunner, database: Database, tmp_path: Path
+) -> None:
+    job_id = _job(database, tmp_path)
+    runner.begin(job_id)
+    with database.begin() as uow:
+        for device_seconds in (12.5, 30.0):
+            uow.jobs.append_event(job_id, "spent", {"device_seconds": device_seconds})
+    runner.finish(job_id)
+    with database.read() as uow:
+        report = uow.jobs.get(job_id).report
+    assert report is not None
+    assert report["spent_device_s"] == 42.5
+
+
 def test_a_job_that_meets_no_sla_is_infeasible_with_the_reason(
     runner: JobRunner, database: Database, tmp_path: Path
 ) -> None:

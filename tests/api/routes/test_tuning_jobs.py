@@ -134,12 +134,22 @@ def test_jobs_that_name_pipes_and_devices_hold_nobody_up(
         assert {answer.status_code for answer in answers} == {202}
 
 
-def test_an_unknown_option_of_the_tuner_is_refused_by_name(
-    client: TestClient, job_body: Json
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"magic": 1}, "magic"), ({"budget": "half an hour"}, "of the form device_minutes=30")],
+)
+def test_an_option_that_the_tuner_cannot_take_is_refused_by_name(
+    client: TestClient, job_body: Json, options: Json, words: str
 ) -> None:
-    answer = _create(client, {**job_body, "options": {"magic": 1}})
+    answer = _create(client, {**job_body, "options": options})
     assert answer.status_code == 422
-    assert "magic" in answer.json()["errors"][0]["detail"]
+    assert words in answer.json()["errors"][0]["detail"]
+
+
+def test_a_budget_of_device_time_is_kept_with_the_job(client: TestClient, job_body: Json) -> None:
+    answer = _create(client, {**job_body, "options": {"budget": "device_minutes=30"}})
+    assert answer.status_code == 202
+    assert answer.json()["spec"]["options"] == {"budget": "device_minutes=30"}
 
 
 @pytest.mark.parametrize("engine", [{"engine": "vllm"}, {"engine_command": "touch /tmp/x"}])

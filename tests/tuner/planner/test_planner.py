@@ -22,7 +22,6 @@ from tuner.planner.bounds import (
     LateWatch,
     backlog_reason,
     certain_miss,
-    late_limits,
 )
 from tuner.planner.document import choices, plan_json
 from tuner.planner.explore import (
@@ -249,14 +248,6 @@ def test_more_devices_than_there_are_is_refused(node: Node, workload: Workload) 
 
 
 # -- bounds ----------------------------------------------------------------------------------------
-
-
-def test_so_many_may_be_late_as_leave_the_percentile_alone() -> None:
-    (limit,) = late_limits(Sla.parse("p95_ttft_ms<=100"), 101)
-    assert limit.num_allowed == 5
-    (strict,) = late_limits(Sla.parse("p50_ttft_ms<=100,attainment>=0.99"), 200)
-    assert strict.num_allowed == 2
-    assert late_limits(Sla.parse("mean_ttft_ms<=100,throughput_tokens_per_s>=5"), 100) == ()
 
 
 def test_a_backlog_condemns_only_what_a_simulation_condemns(node: Node) -> None:

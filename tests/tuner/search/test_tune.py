@@ -9,6 +9,7 @@ import pytest
 
 from engine.models.create import create_model
 from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps
 from policies.errors import PolicyInputError
 from policies.schedule import Schedule
 from tuner.search.trials import TrialRecord, TrialState
@@ -78,10 +79,24 @@ def test_the_report_is_json_and_holds_what_other_programs_read(document: dict[st
     assert any("uncalibrated" in warning for warning in again["warnings"])
 
 
-def test_trial_0_is_the_smallest_plan_that_fits(document: dict[str, Any]) -> None:
-    # 141 GB of bf16 weights do not fit one device of 141 GB.
-    assert TrialRecord.from_json(document["trials"][0]).settings.plan == ParallelPlan(tp=2)
+def test_trial_0_is_what_one_would_start_with_vllm(document: dict[str, Any]) -> None:
+    """Tensor parallelism over all devices, and its default caps on an H200."""
+    settings = TrialRecord.from_json(document["trials"][0]).settings
+    assert settings.plan == ParallelPlan(tp=4)
+    assert settings.caps == Caps(max_num_seqs=1024, max_num_batched_tokens=8192)
     assert document["baseline"] == document["trials"][0]
+
+
+def test_the_gain_over_trial_0_is_told_on_fresh_draws_of_both(document: dict[str, Any]) -> None:
+    fresh = document["fresh_draws"]
+    assert fresh["fidelity"] == "simulated"
+    assert fresh["runs"]["winner"]["settings"] == document["recommendation"]["settings"]
+    assert fresh["runs"]["baseline"]["settings"] == document["baseline"]["settings"]
+    gain = fresh["gain"]["goodput_rps_per_device"]
+    assert gain["low"] <= gain["share"] <= gain["high"]
+    assert gain["share"] > 0, "fewer devices do"
+    assert [row["level"] for row in document["costs"]] == ["predicted", "simulated"]
+    assert document["budget"] is None
 
 
 def test_plans_that_do_not_fit_are_pruned_before_a_trial_with_the_numbers(

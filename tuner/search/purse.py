@@ -1,0 +1,95 @@
+"""What of a job's device time is left, and whether the next live run fits.
+
+Nothing is started that would not fit: a run is expected to take as long as its load does, by
+simulation or by the clock of its arrivals, and the most that earlier runs took beside theirs, to
+start and warm up. One that takes longer is ended when the budget is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.spec.settings import Settings
+from tuner.search.budget import why_not_in_budget
+from tuner.search.context import TuningContext
+from tuner.search.costs import SPENT, Cost, Level, device_seconds
+from tuner.search.live_run import load_s
+from tuner.search.trials import TrialRecord
+from tuner.workload.workload import Workload
+
+# What starting and warming up is expected to take before there was one: ranks here, a server.
+FIRST_START_S = 2.0
+FIRST_SERVER_START_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Purse:
+    """The budget of a job after some trials. ``is_final``: the share that is kept for measuring the
+    best again may be used, too."""
+
+    context: TuningContext
+    trials: Sequence[TrialRecord]
+    is_final: bool = False
+
+    @property
+    def costs(self) -> tuple[Cost, ...]:
+        """Everything that was taken so far, in order."""
+        of_trials = (cost for trial in self.trials for cost in trial.costs)
+        return (*of_trials, *self.context.final_costs, *self.context.meter.costs)
+
+    @property
+    def spent_s(self) -> float:
+        """Device seconds."""
+        return device_seconds(self.costs) + self.context.spent_before_s
+
+    @property
+    def left_s(self) -> float | None:
+        """Device seconds that may still be used; None: as many as it takes."""
+        budget = self.context.spec.device_budget
+        if budget is None:
+            return None
+        return (budget.device_seconds if self.is_final else budget.for_trials_s) - self.spent_s
+
+    def allowed_s(self, settings: Settings) -> float | None:
+        """Seconds that a run of ``settings`` may take; None: as long as it takes."""
+        return None if self.left_s is None else self.left_s / settings.plan.world_size
+
+    def why_not(self, needed_s: float) -> str | None:
+        """Why runs that need so many device seconds are not started; None where they fit."""
+        return None if self.left_s is None else why_not_in_budget(self.left_s, needed_s)
+
+    def why_not_run(self, settings: Settings, workload: Workload) -> str | None:
+        """Why a live run is not started; None where it fits."""
+        if self.left_s is None:  # then nothing need be simulated for it
+            return None
+        return self.why_not(self.expected_s(settings, workload))
+
+    def expected_s(self, settings: Settings, workload: Workload) -> float:
+        """Device seconds that a live run is expected to take."""
+        first_s = FIRST_SERVER_START_S if self.context.spec.is_served else FIRST_START_S
+        seen = [c.seconds - c.load_s for c in self.costs if c.is_live and c.load_s > 0]
+        beside_s = max(seen, default=first_s)
+        return settings.plan.world_size * (beside_s + self._load_s(settings, workload))
+
+    def pay(self, cost: Cost, settings: Settings) -> None:
+        """Note what a live run after the last trial took, for the report and for whoever goes on
+        with the job after a crash."""
+        self.context.final_costs.append(cost)
+        self.context.emit(
+            SPENT,
+            f"{settings}: {cost.device_seconds:.0f} device seconds ({cost.level})",
+            level=cost.level.value,
+            seconds=cost.seconds,
+            device_seconds=cost.device_seconds,
+        )
+
+    def _load_s(self, settings: Settings, workload: Workload) -> float:
+        """Of a closed loop that cannot be simulated only earlier runs tell; the first is free."""
+        context = self.context
+        if not context.simulator.is_blind:
+            return load_s(context.simulator.run(settings, workload))
+        if workload.closed is None:
+            return workload.span_s
+        seen = [cost.load_s for cost in self.costs if cost.level is Level.PROBED]
+        return max(seen, default=0.0) * len(workload) / len(context.trial_workload)

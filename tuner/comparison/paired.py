@@ -42,6 +42,23 @@ class Change:
         return f"{_percent(self.share)} % ({low} .. {high}{noise})"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Means over draws, and by how much the one lies above the other, with its 90 % interval.
+
+    With one draw nothing is known of the interval: it is all that a share can change by.
+    """
+
+    before: float
+    after: float
+    change: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:+.0f}" if abs(share) >= MUCH else f"{100 * share:+.1f}"
 
@@ -53,9 +70,25 @@ def paired_change(after: Sequence[float], before: Sequence[float]) -> Change | N
     if len(after) < 2 or not all(0 < v < math.inf for v in (*after, *before)):
         return None
     ratios = [math.log(a / b) for a, b in zip(after, before, strict=True)]
-    mean = fmean(ratios)
-    half = _quantile(len(ratios) - 1) * stdev(ratios) / math.sqrt(len(ratios))
+    mean, half = fmean(ratios), _half_width(ratios)
     return Change(share=math.expm1(mean), low=math.expm1(mean - half), high=math.expm1(mean + half))
+
+
+def paired_difference(after: Sequence[float], before: Sequence[float]) -> Difference:
+    """The mean difference of shares (0 to 1) over draws, by the paired t interval."""
+    changes = [a - b for a, b in zip(after, before, strict=True)]
+    mean, half = fmean(changes), _half_width(changes) if len(changes) > 1 else 1.0
+    return Difference(
+        before=fmean(before),
+        after=fmean(after),
+        change=mean,
+        low=max(mean - half, -1.0),
+        high=min(mean + half, 1.0),
+    )
+
+
+def _half_width(values: Sequence[float]) -> float:
+    return _quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
 
 
 def _quantile(degrees_of_freedom: int) -> float:

@@ -32,7 +32,7 @@ from policies.capacity_table import CapacityTable, CarriedRate
 from policies.controller import Action, ControlLimits, ControlMemory
 from policies.decision import LoadWindow
 from policies.forecast import Forecast, choose, forecast
-from policies.load_history import SLOT_S, LoadSlot, rate_of
+from policies.load_history import SLOT_S, LoadSlot, luck_of, rate_of
 from policies.observation import Observation
 from policies.switch_costs import switch_costs
 from store import UnitOfWork
@@ -68,6 +68,7 @@ class CapacityLoop:
         """Look at one engine, whose row the caller holds; whether its capacity changes."""
         if engine.capacity_table is None:
             return False
+        settings = self._context.settings
         under_way = keep_load(uow, engine, now)
         table = CapacityTable.from_json(engine.capacity_table)
         current = table.find(settings_in(engine.effective_policy).plan)
@@ -75,8 +76,13 @@ class CapacityLoop:
             return False  # a plan of which nothing is known: somebody else's choice
         before = PolicyDocument.from_json(policies.current(uow, engine).document)
         state = _state(engine, table, current, before, seen, now)
+        window_s, dwell_s = settings.control_window_s, settings.capacity_dwell_s
+        state = replace(
+            state,
+            observed_luck=_luck(seen, window_s),
+            limits=replace(state.limits, dwell_s=dwell_s),
+        )
         is_urgent = state.is_sla_met is False or (state.observed_rps or 0.0) > current.low_rps
-        settings = self._context.settings
         if not is_due(
             state.memory,
             state.now_s,
@@ -197,6 +203,11 @@ def _rate_rps(load: LoadWindow, mix: tuple[float, float]) -> float:
     if inputs is None or outputs is None:
         return load.rate_rps
     return rate_of(load.rate_rps * inputs, load.rate_rps * outputs, mix)
+
+
+def _luck(seen: Observation | None, window_s: float) -> float:
+    """How far the window's rate may be off by luck alone."""
+    return 0.0 if seen is None else luck_of(seen.load.rate_rps * window_s)
 
 
 def _act(

@@ -16,7 +16,7 @@ from api.services import policies
 from api.services.policies import Authorship
 from api.web.auth import Caller
 from api.web.errors import ApiError
-from engine.spec.settings import Caps
+from engine.spec.settings import Caps, Settings
 from store import UnitOfWork
 from store.models import RecommendationRow
 from tuner.launch.command import System
@@ -56,13 +56,22 @@ def apply(
     envelope = envelope_in(engine.envelope)
     control = {
         "recommendation_id": recommendation.id,
-        "schedule": _within_envelope(recommendation.schedule, envelope, part="bands"),
+        "schedule": _within_envelope(recommendation.schedule, envelope, "bands"),
         "capacity_table": _within_envelope(
-            recommendation.document.get("capacity_table"), envelope, part="entries"
+            recommendation.document.get("capacity_table"), envelope, "entries", "others"
         ),
     }
     by = Authorship(caller=caller, origin="recommendation", reason=reason)
     return policies.write(uow, engine, before, after, by, control=control, is_dry_run=is_dry_run)
+
+
+def settings_of(uow: UnitOfWork, recommendation_id: str) -> Settings:
+    """The settings it recommends.
+
+    Raises:
+        ApiError: 409, the job found nothing to recommend.
+    """
+    return recommended_settings(_recommended(uow, recommendation_id).document)
 
 
 def export(uow: UnitOfWork, recommendation_id: str, system: System) -> LaunchView:
@@ -87,12 +96,12 @@ def _recommended(uow: UnitOfWork, recommendation_id: str) -> RecommendationRow:
     return found
 
 
-def _within_envelope(document: Json | None, envelope: Caps, *, part: str) -> Json | None:
+def _within_envelope(document: Json | None, envelope: Caps, *parts: str) -> Json | None:
     """A schedule or capacity table whose caps are cut to what the engine was started with."""
     if document is None:
         return None
     cut = copy.deepcopy(document)
-    for entry in cut[part]:
+    for entry in (entry for part in parts for entry in cut.get(part) or ()):
         caps = entry["settings"]["caps"]
         for name in ("max_num_seqs", "max_num_batched_tokens"):
             caps[name] = min(caps[name], getattr(envelope, name))

@@ -12,6 +12,7 @@ runs with several headrooms, so that it can be compared at equal attainment.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import platform
 import sys
@@ -19,14 +20,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.capacity_loads import LENGTHS, Load, list_loads, rates_of
-from benchmarks.capacity_report import LOOP, LOOP_AFTER, Row, report
+from benchmarks.capacity_report import LOOP, LOOP_AFTER, ORACLE, Row, report
 from benchmarks.replica_table import Replicas, table_from
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
@@ -65,10 +66,15 @@ class Task:
     """One run: who serves which load."""
 
     load: Load
+    served_by: str
     serve: Callable[[Load], Row]
 
     def run(self) -> Row:
         return self.serve(self.load)
+
+    def key(self, day_s: float) -> str:
+        """By what a kept row is found again."""
+        return f"{self.load.name}, seed {self.load.seed}, {day_s:g} s, {self.served_by}"
 
 
 def main() -> None:
@@ -81,6 +87,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="loads whose names begin like this")
     parser.add_argument("--loop-only", action="store_true", help="only the slow loop's runs")
     parser.add_argument("--table", type=Path, help="read the capacity table here, or keep it here")
+    parser.add_argument("--rows", type=Path, help="keep runs here, and take those that are there")
     parser.add_argument("--out", type=Path, help="write the report here too")
     options = parser.parse_args()
     started_s = time.monotonic()
@@ -101,10 +108,7 @@ def main() -> None:
             if load.name.startswith(options.only)
         ]
         tasks = list_tasks(loads, table, day_s=options.day_s, is_loop_only=options.loop_only)
-        rows = []
-        for row in pool.map(Task.run, tasks):
-            rows.append(row)
-            print(f"{len(rows)} of {len(tasks)}: {row}", file=sys.stderr, flush=True)
+        rows = list(_run(tasks, pool, options.rows, options.day_s))
     lines = [*_head(table, options.day_s, options.seed), *report(loads, rows)]
     lines += [f"Simulated in {time.monotonic() - started_s:.0f} s.", ""]
     text = "\n".join(lines)
@@ -113,17 +117,45 @@ def main() -> None:
         options.out.write_text(text)
 
 
+def _run(
+    tasks: Sequence[Task], pool: ProcessPoolExecutor, kept: Path | None, day_s: float
+) -> Iterator[Row]:
+    """The rows, those that were simulated before from ``kept``; the others are kept there."""
+    lines = kept.read_text().splitlines() if kept is not None and kept.exists() else []
+    known = dict(json.loads(line) for line in lines)
+    missing = [task for task in tasks if task.key(day_s) not in known]
+    fresh = pool.map(Task.run, missing)
+    for number, task in enumerate(tasks, start=1):
+        if task.key(day_s) in known:
+            found = known[task.key(day_s)]
+            yield Row(**{**found, "sizes": tuple(found["sizes"])})
+            continue
+        row = next(fresh)
+        print(f"{number} of {len(tasks)}: {row}", file=sys.stderr, flush=True)
+        if kept is not None:
+            with kept.open("a") as file:
+                file.write(json.dumps([task.key(day_s), asdict(row)]) + "\n")
+        yield row
+
+
 def list_tasks(
     loads: Sequence[Load], table: CapacityTable, *, day_s: float, is_loop_only: bool
 ) -> list[Task]:
     """Every way to serve every load."""
-    ways: list[Callable[[Load], Row]] = [
-        partial(_serve_steered, table, day_s, has_past) for has_past in (False, True)
-    ]
+    ways: dict[str, Callable[[Load], Row]] = {
+        name: partial(_serve_steered, table, day_s, name == LOOP_AFTER)
+        for name in (LOOP, LOOP_AFTER)
+    }
     if not is_loop_only:
-        ways += [partial(_serve_still, entry.settings) for entry in table.entries[FEWEST_STILL:]]
-        ways += [partial(_serve_oracle, table, share) for share in ORACLE_SHARES]
-    return [Task(load=load, serve=serve) for load in loads for serve in ways]
+        for entry in table.entries[FEWEST_STILL:]:
+            ways[f"{entry.num_devices}"] = partial(_serve_still, entry.settings)
+        for share in ORACLE_SHARES:
+            ways[f"{ORACLE} x{share:g}"] = partial(_serve_oracle, table, share)
+    return [
+        Task(load=load, served_by=name, serve=serve)
+        for load in loads
+        for name, serve in ways.items()
+    ]
 
 
 def asked_table() -> Replicas:
@@ -173,7 +205,7 @@ def _serve_oracle(table: CapacityTable, share: float, load: Load) -> Row:
     start_s = reshape_seconds(node)(table.entries[0].settings.plan)
     changes = list(_oracle_changes(table, rates, start_s))
     steering = PlannedChanges(changes[1:], reshape_s=reshape_seconds(node))
-    return _judged(load, f"oracle x{share:g}", changes[0][1], steering)
+    return _judged(load, f"{ORACLE} x{share:g}", changes[0][1], steering)
 
 
 def _oracle_changes(

@@ -54,10 +54,18 @@ def what_if(question: Json) -> Json:
     return simulated(question)
 
 
+def effect(question: Json) -> Json:
+    """What other settings would have done on an engine's load (:mod:`api.aside.effect`)."""
+    from api.aside.effect import effect as found
+
+    return found(question)
+
+
 TASKS: Mapping[str, Callable[[Json], Json]] = {
     "read_trace": read_trace,
     "tell_report": tell_report,
     "predict": predict,
     "capacity": find_capacity,
     "what_if": what_if,
+    "effect": effect,
 }

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import structlog
 
+from api.control.by_hand import settle_by_hand
 from api.control.capacity import CapacityLoop
 from api.documents.control_state import memory_from_json, memory_to_json, observe
 from api.documents.live_window import LiveWindow
@@ -107,6 +108,8 @@ class Controller:
         if engine.applied_version != engine.desired_version:
             return  # a change is still on its way
         now = utc_now()
+        if settle_by_hand(uow, engine, now, settle_s=self._limits.settle_s):
+            return
         since = now - timedelta(seconds=self._context.settings.control_window_s)
         sla = Sla.parse(engine.sla) if engine.sla else None
         seen = observe(uow.engines.list_heartbeats(engine.id, since=since), sla, now=now)

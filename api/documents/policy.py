@@ -4,7 +4,8 @@ A document is an engine's settings plus what only the service obeys: ``sla``, ``
 ``provenance``. Of the guards, ``max_gpus`` and ``drain_s`` (how long replicas that leave may finish
 their requests) are enforced, by the engine too while it changes plans. ``min_interval_s`` and
 ``max_reshapes_per_h`` hold back changes of capacity that the controller makes by itself
-(:mod:`policies.capacity_loop`), not those that somebody asks for.
+(:mod:`policies.capacity_loop`), not those that somebody asks for. ``on_drift`` says what becomes of
+settings that somebody changes at the engine itself (:class:`policies.decision.OnDrift`).
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from engine.spec.quantisation import quantisation_from_json
 from engine.spec.rope import RopeKind, RopeScaling
 from engine.spec.settings import Caps, Settings
 from engine.transition.costs import DEFAULT_DRAIN_S, MOST_DRAIN_S, TransitionLimits
+from policies.decision import OnDrift
 from policies.sla import Sla
 from store.audit import hash_document
 from store.models.base import Json
 
 SCHEMA = "policy/v1"
 ENGINE_PART = ("plan", "shift", "caps", "scheduler", "mode")
-GUARDS = ("max_gpus", "min_interval_s", "max_reshapes_per_h", "drain_s")
+ON_DRIFT = "on_drift"
+GUARDS = ("max_gpus", "min_interval_s", "max_reshapes_per_h", "drain_s", ON_DRIFT)
 MODEL_SIZES = (
     "num_layers",
     "hidden_size",
@@ -42,6 +45,7 @@ DEFAULT_GUARDS: Json = {
     "min_interval_s": 60,
     "max_reshapes_per_h": 4,
     "drain_s": DEFAULT_DRAIN_S,
+    ON_DRIFT: OnDrift.PAUSE.value,
 }
 # Fields that the service writes itself; a patch may name one only with the value it has.
 FIXED = ("schema", "engine", "provenance")
@@ -234,12 +238,21 @@ def _checked_guards(guards: Any) -> Json:
     for name, value in guards.items():
         if name not in GUARDS:
             raise PolicyError(f"/guards/{name}: unknown knob; known here: {', '.join(GUARDS)}")
+        if name == ON_DRIFT:
+            _check_on_drift(value)
+            continue
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and (not is_number or value < 0):
             raise PolicyError(f"/guards/{name}: {value!r} is not a number of at least 0")
         if name == "drain_s" and value is not None and value > MOST_DRAIN_S:
             raise PolicyError(f"/guards/drain_s: {value!r} is more than {MOST_DRAIN_S:g} seconds")
     return guards
+
+
+def _check_on_drift(value: Any) -> None:
+    if value not in tuple(OnDrift):
+        known = ", ".join(OnDrift)
+        raise PolicyError(f"/guards/{ON_DRIFT}: {value!r} is none of {known}")
 
 
 def _value(document: Json, knob: str) -> Any:

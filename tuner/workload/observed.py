@@ -14,7 +14,14 @@ import numpy as np
 from policies.load_history import SLOT_S, LoadSlot
 from tuner.spec.errors import WorkloadError
 from tuner.workload import synthetic
-from tuner.workload.workload import Arrival, IntArray, Workload, WorkloadSource, rows_sha256
+from tuner.workload.workload import (
+    Arrival,
+    FloatArray,
+    IntArray,
+    Workload,
+    WorkloadSource,
+    rows_sha256,
+)
 
 # Spread of lengths inside a minute where no request of it is known: as wide as an exponential.
 UNKNOWN_CV = 1.0
@@ -65,7 +72,7 @@ def draw_minutes(slots: Sequence[LoadSlot], seed: int, *, lengths: Lengths = ())
 
 
 def _draw(
-    slot: LoadSlot, first_s: float, sample: synthetic.FloatArray, rng: np.random.Generator
+    slot: LoadSlot, first_s: float, sample: FloatArray, rng: np.random.Generator
 ) -> list[Arrival]:
     count = int(_requests(slot) + rng.random())
     if not count or not slot.requests:
@@ -82,7 +89,7 @@ def _draw(
 
 def _lengths(
     means: tuple[float, float],
-    sample: synthetic.FloatArray,
+    sample: FloatArray,
     count: int,
     rng: np.random.Generator,
 ) -> tuple[IntArray, IntArray]:

@@ -11,7 +11,13 @@ DOCUMENT: Json = {
     "engine": ENGINE_ID,
     **WANTED,
     "sla": "p95_ttft_ms<=500,p95_tpot_ms<=50",
-    "guards": {"max_gpus": 8, "min_interval_s": 60, "max_reshapes_per_h": 4, "drain_s": 30},
+    "guards": {
+        "max_gpus": 8,
+        "min_interval_s": 60,
+        "max_reshapes_per_h": 4,
+        "drain_s": 30,
+        "on_drift": "pause",
+    },
     "provenance": {"recommendation": "rec_0199aa11b2c3d4e5f6a7b", "cost_model": None},
 }
 POLICY: Json = {
@@ -27,6 +33,8 @@ CHANGE: Json = {
     "is_dry_run": False,
     "changes": [{"knob": "caps.max_num_seqs", "class": "hot", "from": 64, "to": 96}],
     "predicted": None,
+    "effect": None,
+    "effect_missing": None,
     "transition": None,
     "warnings": [],
     "policy": POLICY,

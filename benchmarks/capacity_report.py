@@ -72,7 +72,7 @@ def verdict_of(load: Load, rows: Sequence[Row], served_by: str) -> Verdict | Non
     oracles = [row for row in own if row.served_by.startswith(ORACLE)]
     if not still or not oracles:
         return None
-    one_h = min(row.device_h for row in still)
+    one_h = min(row.device_h / int(row.served_by) for row in still)
     equal = [row for row in still if row.device_h <= loop.device_h + one_h / 2]
     as_good = [row for row in oracles if row.attainment >= loop.attainment - EQUAL]
     return Verdict(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from statistics import NormalDist
 
 from engine.spec.admission import Admission
 from engine.spec.plan import ParallelPlan
@@ -28,6 +29,10 @@ RECOVERY_ALPHA = 0.05
 ABOUT = 0.2
 # What was carried is below the rate that missed, by about this factor.
 BELOW_MISSED = 0.9
+# A queue that grew while devices started shall be gone in as long.
+CATCH_UP_S = 60.0
+# Of so few returns of a load the longest is often exceeded: that many times as long is waited.
+PATIENCE = 2.0
 
 
 class CapacityReason(StrEnum):
@@ -53,9 +58,11 @@ class CapacityLimits:
 
     The horizon's peak must be carried with ``chance``, and ``headroom`` on top. Fewer devices are
     taken only where the smaller entry would have done for ``dwell_s`` without a break, with
-    ``down_headroom`` on top. ``min_interval_s`` lies between two changes and ``max_per_h`` of them
-    in an hour (the policy's guards). Nothing is learned from misses until ``settle_s`` after a
-    change or an overload. ``shedding``: when requests are turned away.
+    ``down_headroom`` on top; for longer, up to ``longest_dwell_s``, where loads above it were seen
+    to come back later than that. ``min_interval_s`` lies between two changes and ``max_per_h`` of
+    them in an hour (the policy's guards); the last of these is kept for the way up. Nothing is
+    learned from misses until ``settle_s`` after a change or an overload. ``shedding``: when
+    requests are turned away.
 
     Raises:
         PolicyInputError: a limit outside its range.
@@ -65,6 +72,7 @@ class CapacityLimits:
     headroom: float = 0.0
     down_headroom: float = 0.1
     dwell_s: float = 300.0
+    longest_dwell_s: float = 1800.0
     min_interval_s: float = 60.0
     max_per_h: int = 4
     settle_s: float = 120.0
@@ -78,6 +86,10 @@ class CapacityLimits:
             (self.headroom >= 0, f"headroom={self.headroom}: below 0"),
             (self.down_headroom >= 0, f"down_headroom={self.down_headroom}: below 0"),
             (self.dwell_s >= 0, f"dwell_s={self.dwell_s}: below 0"),
+            (
+                self.longest_dwell_s >= 0,
+                f"longest_dwell_s={self.longest_dwell_s}: below 0",
+            ),
             (self.min_interval_s >= 0, f"min_interval_s={self.min_interval_s}: below 0"),
             (self.max_per_h >= 1, f"max_per_h={self.max_per_h}: below 1"),
         )
@@ -133,11 +145,11 @@ class CapacityState:
     """Everything a decision depends on.
 
     ``current`` is the entry in force. ``forecast`` None: no data came; it is ``age_s`` old.
-    ``observed_rps`` is the rate of the last window, of the table's mix, with what was turned away;
-    ``is_sla_met`` how the rest was judged (None: too few requests). ``request_size``: requests of
-    that mix that one request amounts to in it (None: unknown). ``admitted_rps`` requests, of
-    whatever length, are let in at most (None: whatever comes). ``costs``: of going to each entry of
-    the table, in its order.
+    ``observed_rps`` is the rate of the last window, of the table's mix, with what was turned away,
+    and ``observed_luck`` its relative standard deviation under a steady load; ``is_sla_met`` how
+    the rest was judged (None: too few requests). ``request_size``: requests of that mix that one
+    request amounts to in it (None: unknown). ``admitted_rps`` requests, of whatever length, are let
+    in at most (None: whatever comes). ``costs``: of going to each entry of the table, in its order.
     """
 
     table: CapacityTable
@@ -145,6 +157,7 @@ class CapacityState:
     current: CarriedRate
     forecast: Forecast | None
     observed_rps: float | None = None
+    observed_luck: float = 0.0
     is_sla_met: bool | None = None
     request_size: float | None = None
     admitted_rps: float | None = None
@@ -220,13 +233,15 @@ def _decide_entry(state: CapacityState) -> CapacityDecision:
         return _hold(state, CapacityReason.STALE_DATA, None)
     limits, correction = state.limits, state.memory.correction
     # What is there now is there, whatever was forecast.
-    peak_rps = max(state.forecast.peak_rps(limits.chance), state.observed_rps)
+    peak_rps = max(state.forecast.peak_rps(limits.chance), _is_there(state))
     needed_rps = peak_rps * (1 + limits.headroom) / correction
     wanted = cheapest(state.table, needed_rps, most_devices=limits.max_devices)
     if wanted is None:
         return _beyond(state, needed_rps)
     if _carries(state.current, needed_rps):
         return _maybe_down(state, needed_rps)
+    if (overload_rps := _is_there(state) / correction - state.current.low_rps) > 0:
+        wanted = _with_queue(state, wanted, needed_rps, overload_rps)
     return _maybe_up(state, wanted, needed_rps)
 
 
@@ -262,6 +277,33 @@ def _remember(state: CapacityState) -> CapacityState:
     elif state.is_sla_met:
         correction += RECOVERY_ALPHA * (1.0 - correction)
     return replace(state, memory=replace(memory, correction=correction))
+
+
+def _is_there(state: CapacityState) -> float:
+    """What the last window brought, where it missed the SLA, or where luck alone would hardly bring
+    it to what the entry in force carries; else what is surely behind it."""
+    assert state.observed_rps is not None, "decided from an observation"
+    if state.is_sla_met is False:
+        return state.observed_rps
+    luck = NormalDist().inv_cdf(max(state.limits.chance, 0.5)) * state.observed_luck
+    surely_rps = state.observed_rps * max(1 - luck, 0.0)
+    if surely_rps > state.current.low_rps * state.memory.correction:
+        return state.observed_rps
+    return surely_rps
+
+
+def _with_queue(
+    state: CapacityState, wanted: CarriedRate, needed_rps: float, overload_rps: float
+) -> CarriedRate:
+    """The entry that also works off, in ``CATCH_UP_S``, the queue that grows until it is ready; the
+    largest there are devices for, where none does."""
+    queue_rps = overload_rps * min(state.cost(wanted).ready_s / CATCH_UP_S, 1.0)
+    most = state.limits.max_devices
+    found = cheapest(state.table, needed_rps + queue_rps, most_devices=most)
+    if found is None:
+        fitting = [e for e in state.table.entries if most is None or e.num_devices <= most]
+        found = fitting[-1]
+    return found
 
 
 def _settles(since_s: float | None, state: CapacityState) -> bool:
@@ -366,13 +408,23 @@ def _maybe_down(state: CapacityState, needed_rps: float) -> CapacityDecision:
         return _hold(calm, CapacityReason.HOLDS, needed_rps)
     since_s = state.now_s if memory.lower_since_s is None else memory.lower_since_s
     state = replace(state, memory=replace(memory, lower_since_s=since_s))
-    if state.now_s - since_s < limits.dwell_s:
+    if state.now_s - since_s < _patience_s(state, roomy):
         return _hold(state, CapacityReason.DWELL, needed_rps)
-    if (guard := _guard(state)) is not None:
+    if (guard := _guard(state, kept=1)) is not None:
         return _hold(state, guard, needed_rps)
     if not _saves_enough(state, roomy):
         return _hold(state, CapacityReason.NOT_WORTH_IT, needed_rps)
     return _move(state, roomy, CapacityReason.LOAD_DOWN, needed_rps)
+
+
+def _patience_s(state: CapacityState, entry: CarriedRate) -> float:
+    """How long fewer devices must have done. A load that came back so far within some minutes is
+    waited for: to give devices back and to start them again costs more than to keep them."""
+    limits, forecast = state.limits, state.forecast
+    assert forecast is not None, "decided from a forecast"
+    level_rps = entry.low_rps * state.memory.correction
+    returns_s = forecast.returns_s(level_rps, limits.chance, within_s=limits.longest_dwell_s)
+    return min(max(limits.dwell_s, PATIENCE * returns_s), limits.longest_dwell_s)
 
 
 def _is_less(entry: CarriedRate, current: CarriedRate) -> bool:
@@ -388,11 +440,12 @@ def _saves_enough(state: CapacityState, wanted: CarriedRate) -> bool:
     return cost.away_s == 0 and saved > spent
 
 
-def _guard(state: CapacityState) -> CapacityReason | None:
+def _guard(state: CapacityState, *, kept: int = 0) -> CapacityReason | None:
+    """What forbids a change now; ``kept`` of the hour's changes are for later."""
     memory, limits = state.memory, state.limits
     if memory.changed_s is not None and state.now_s - memory.changed_s < limits.min_interval_s:
         return CapacityReason.GUARD_INTERVAL
-    if len(memory.changes_s) >= limits.max_per_h:
+    if len(memory.changes_s) >= max(limits.max_per_h - kept, 1):
         return CapacityReason.GUARD_PER_HOUR
     return None
 

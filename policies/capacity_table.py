@@ -88,7 +88,9 @@ class CarriedRate:
 class CapacityTable:
     """Rates of requests with these mean lengths within ``sla``; more devices carry more.
 
-    ``entries`` stand in order of devices, and each carries more than all before it.
+    ``entries`` stand in order of devices, and each carries more than all before it. ``others`` are
+    settings that an engine may be on though it should not go there: with as many devices an entry
+    carries more.
 
     Raises:
         PolicyInputError: entries out of order, or mean lengths that are not above 0.
@@ -98,6 +100,7 @@ class CapacityTable:
     mean_input_tokens: float
     mean_output_tokens: float
     entries: tuple[CarriedRate, ...]
+    others: tuple[CarriedRate, ...] = ()
 
     def __post_init__(self) -> None:
         if not (self.mean_input_tokens > 0 and self.mean_output_tokens > 0):
@@ -114,8 +117,9 @@ class CapacityTable:
         return (self.mean_input_tokens, self.mean_output_tokens)
 
     def find(self, plan: ParallelPlan) -> CarriedRate | None:
-        """The entry of this plan; None: it has none."""
-        return next((entry for entry in self.entries if entry.settings.plan == plan), None)
+        """What this plan carries; None: nobody knows."""
+        known = (*self.entries, *self.others)
+        return next((entry for entry in known if entry.settings.plan == plan), None)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -124,6 +128,7 @@ class CapacityTable:
             "mean_input_tokens": self.mean_input_tokens,
             "mean_output_tokens": self.mean_output_tokens,
             "entries": [entry.to_json() for entry in self.entries],
+            "others": [entry.to_json() for entry in self.others],
         }
 
     @classmethod
@@ -143,6 +148,7 @@ class CapacityTable:
                 mean_input_tokens=float(document["mean_input_tokens"]),
                 mean_output_tokens=float(document["mean_output_tokens"]),
                 entries=tuple(CarriedRate.from_json(entry) for entry in document["entries"]),
+                others=tuple(CarriedRate.from_json(entry) for entry in document.get("others", ())),
             )
         except (AttributeError, LookupError, TypeError, ValueError, EngineError) as error:
             raise PolicyInputError(f"capacity table: cannot be read ({error})") from error

@@ -2,19 +2,20 @@
 
 What capacity must hold is the *peak* of a horizon, so that is what forecasters are judged by, and
 what the margin is learned from: how far earlier peaks lay above those forecast for them. No shape
-of the errors is assumed (split conformal prediction: Vovk et al. 2005).
+of the errors is assumed (split conformal prediction: Vovk et al. 2005). What luck alone adds to the
+busiest minute is no part of a peak: a capacity is of a load with its luck.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from policies.errors import PolicyInputError
-from policies.forecasters import CONSTANT, FORECASTERS, Forecaster, Rates
+from policies.forecasters import CONSTANT, FORECASTERS, LEVEL_SLOTS, Forecaster, Rates
 from policies.load_history import LoadHistory
 
 # Rolling origins that a forecaster is judged at.
@@ -44,12 +45,12 @@ class Backtest:
 class Forecast:
     """Mean rates f8[H] of the slots that follow, by whom, and the errors of earlier ones.
 
-    ``busiest_rps`` is the highest rate of any slot of the history.
+    ``history`` is what it was made from.
     """
 
     rates_rps: Rates
     slot_s: float
-    busiest_rps: float
+    history: LoadHistory
     backtest: Backtest
 
     def peak_rps(self, chance: float) -> float:
@@ -57,8 +58,9 @@ class Forecast:
 
         An error's quantile is the one that ``chance`` of n + 1 equally likely errors would not
         exceed; with fewer errors than that takes, it is the largest seen, and of a young engine a
-        quarter. What is more than a quarter above all that was seen or is forecast is not prepared
-        for: a load that often jumps from 3 to 12 does not jump to 48.
+        quarter, less what luck may have brought in the minutes that are known. What is more than a
+        quarter above all that was seen or is forecast is not prepared for: a load that often jumps
+        from 3 to 12 does not jump to 48.
 
         Raises:
             PolicyInputError: a chance outside (0, 1).
@@ -68,10 +70,36 @@ class Forecast:
         peak = max(float(np.max(self.rates_rps)), LEAST_RPS)
         errors = np.sort(self.backtest.errors)
         if not len(errors):
-            return peak * SURPRISE
+            luck = self.history.newest(LEVEL_SLOTS).mean_luck
+            return peak * max(SURPRISE * (1 - luck), 1.0)
         rank = min(math.ceil(chance * (len(errors) + 1)), len(errors))
-        most = max(peak, self.busiest_rps) * SURPRISE
+        most = max(peak, self.history.peak_rps) * SURPRISE
         return min(peak * math.exp(float(errors[rank - 1])), most)
+
+    def returns_s(self, level_rps: float, chance: float, *, within_s: float) -> float:
+        """How long a load above ``level_rps`` stays away before it comes back, of those that came
+        back ``within_s`` the time that ``chance`` of them do not exceed; 0 where none did.
+
+        What comes back once a day is no reason to wait for it.
+        """
+        gaps = np.sort([gap for gap in self._gaps(level_rps) if gap * self.slot_s <= within_s])
+        if not len(gaps):
+            return 0.0
+        rank = min(math.ceil(chance * (len(gaps) + 1)), len(gaps))
+        return float(gaps[rank - 1]) * self.slot_s
+
+    def _gaps(self, level_rps: float) -> Iterator[int]:
+        """Slots from one that was surely above the level to the next, where one between them was
+        surely below: a load at the level crosses it by luck all the time."""
+        least, most = self.history.bounds_rps
+        last, was_below = None, False
+        for nth, (low, high) in enumerate(zip(least, most, strict=True)):
+            if low > level_rps:
+                if last is not None and was_below:
+                    yield nth - last
+                last, was_below = nth, False
+            elif high < level_rps:
+                was_below = True
 
 
 def choose(
@@ -101,7 +129,7 @@ def backtest(
 ) -> Backtest:
     """Let ``forecaster`` predict from the first ``at[i]`` slots, and compare with what came."""
     errors = [
-        _log(np.max(history.rates_rps[t : t + horizon]))
+        _log(history.between(t, t + horizon).peak_rps)
         - _log(np.max(forecaster.predict(history.until(t), horizon)))
         for t in at
     ]
@@ -130,7 +158,7 @@ def forecast(
     return Forecast(
         rates_rps=forecaster.predict(history, horizon),
         slot_s=history.slot_s,
-        busiest_rps=float(np.max(history.rates_rps)),
+        history=history,
         backtest=judged,
     )
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
 from policies.errors import PolicyInputError
 
+Rates = npt.NDArray[np.float64]
+
 SLOT_S = 60.0
 DAY_S = 86_400.0
+# Fewer requests than these tell a rate no worse: there is no less than nothing.
+LEAST_COUNT = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,12 @@ class LoadSlot:
         return rate_of(self.input_tokens, self.output_tokens, mix) / self.seen_s
 
 
+def luck_of(requests: float) -> float:
+    """The relative standard deviation of a steady load's rate where it is told from so many
+    requests: their number varies as Poisson's does, and their lengths as an exponential's do."""
+    return math.sqrt(2 / max(requests, LEAST_COUNT))
+
+
 def rate_of(input_tokens: float, output_tokens: float, mix: tuple[float, float]) -> float:
     """Requests of ``mix`` that bring at least these input and output tokens.
 
@@ -60,25 +71,82 @@ def rate_of(input_tokens: float, output_tokens: float, mix: tuple[float, float])
 class LoadHistory:
     """Rates f8[N], requests of one mix a second, of consecutive slots; the newest is last.
 
+    ``luck`` f8[N]: how far the rate of a slot may be off that of the load behind it, as a relative
+    standard deviation (None: not at all).
+
     Raises:
-        PolicyInputError: a rate below 0 or not finite, or a slot of 0 s.
+        PolicyInputError: a rate below 0 or not finite, a slot of 0 s, or another number of lucks.
     """
 
-    rates_rps: npt.NDArray[np.float64]
+    rates_rps: Rates
     slot_s: float = SLOT_S
+    luck: Rates | None = None
 
     def __post_init__(self) -> None:
         if self.slot_s <= 0:
             raise PolicyInputError(f"load history: slot_s={self.slot_s}: must be above 0")
         if not (np.isfinite(self.rates_rps).all() and (self.rates_rps >= 0).all()):
             raise PolicyInputError("load history: rates must be finite and at least 0")
+        if self.luck is not None and len(self.luck) != len(self.rates_rps):
+            raise PolicyInputError(
+                f"load history: luck of {len(self.luck)} slots for {len(self.rates_rps)} rates"
+            )
 
     def __len__(self) -> int:
         return len(self.rates_rps)
 
     def until(self, num_slots: int) -> LoadHistory:
         """The history as it was after its first ``num_slots``."""
-        return LoadHistory(rates_rps=self.rates_rps[:num_slots], slot_s=self.slot_s)
+        return self._part(slice(num_slots))
+
+    def between(self, first: int, end: int) -> LoadHistory:
+        """Slots ``first`` to ``end``, the latter not included."""
+        return self._part(slice(first, end))
+
+    def newest(self, num_slots: int) -> LoadHistory:
+        """Its last slots."""
+        return self._part(slice(-num_slots, None))
+
+    @property
+    def mean_luck(self) -> float:
+        """How far the mean of all rates may be off by luck; at most all of it."""
+        lucks = self._lucks
+        return min(float(np.sqrt(np.sum(lucks**2))) / len(lucks), 1.0) if len(lucks) else 0.0
+
+    def before(self, later: LoadHistory) -> LoadHistory:
+        """This history with ``later`` right after it."""
+        return LoadHistory(
+            rates_rps=np.concatenate([self.rates_rps, later.rates_rps]),
+            slot_s=self.slot_s,
+            luck=np.concatenate([self._lucks, later._lucks]),
+        )
+
+    @property
+    def peak_rps(self) -> float:
+        """The highest rate of any slot, without what the luckiest of as many slots has on top of a
+        steady load; at least the mean. A capacity carries a *load*: the requests that happen to
+        come at once in a minute of it are counted in already.
+        """
+        rates = self.rates_rps
+        if not len(rates):
+            return 0.0
+        least = np.maximum(1 - luckiest(len(rates)) * self._lucks, 0.0)
+        return float(max(np.mean(rates), np.max(rates * least)))
+
+    @property
+    def bounds_rps(self) -> tuple[Rates, Rates]:
+        """Rates f8[N] that the load of each slot surely had, and surely did not exceed: one
+        standard deviation off."""
+        least = self.rates_rps * np.maximum(1 - self._lucks, 0.0)
+        return least, self.rates_rps * (1 + self._lucks)
+
+    @property
+    def _lucks(self) -> Rates:
+        return np.zeros(len(self.rates_rps)) if self.luck is None else self.luck
+
+    def _part(self, which: slice) -> LoadHistory:
+        luck = None if self.luck is None else self.luck[which]
+        return LoadHistory(rates_rps=self.rates_rps[which], slot_s=self.slot_s, luck=luck)
 
     @classmethod
     def of(
@@ -89,18 +157,30 @@ class LoadHistory:
         slot_s: float = SLOT_S,
     ) -> LoadHistory:
         """In order of time. A slot that nobody saw keeps the rate before it: no data is not
-        silence."""
+        silence. A last one of which less than half as much was seen as of the one before tells too
+        little to be the newest."""
         kept = sorted((s for s in slots if s.seen_s > 0), key=lambda s: s.start_s)
-        return cls(rates_rps=np.array(_fill(kept, mix, slot_s)), slot_s=slot_s)
+        if len(kept) > 1 and kept[-1].seen_s < kept[-2].seen_s / 2:
+            kept.pop()
+        filled = list(_fill(kept, slot_s))
+        return cls(
+            rates_rps=np.array([slot.rate_rps(mix) for slot in filled]),
+            slot_s=slot_s,
+            luck=np.array([luck_of(slot.requests) for slot in filled]),
+        )
 
 
-def _fill(slots: Sequence[LoadSlot], mix: tuple[float, float] | None, slot_s: float) -> list[float]:
-    rates: list[float] = []
-    before_s: float | None = None
+def luckiest(count: int) -> float:
+    """How many standard deviations the highest of ``count`` normal numbers lies above their mean,
+    on average (Blom 1958)."""
+    return NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
+
+
+def _fill(slots: Sequence[LoadSlot], slot_s: float) -> Iterator[LoadSlot]:
+    """The slots, and for each that is missing the one before it."""
+    before: LoadSlot | None = None
     for slot in slots:
-        if before_s is not None:
-            gap = round((slot.start_s - before_s) / slot_s) - 1
-            rates += rates[-1:] * gap
-        rates.append(slot.rate_rps(mix))
-        before_s = slot.start_s
-    return rates
+        if before is not None:
+            yield from [before] * (round((slot.start_s - before.start_s) / slot_s) - 1)
+        yield slot
+        before = slot

@@ -61,6 +61,13 @@ def replay(question: Json) -> Json:
     return replayed(question)
 
 
+def effect(question: Json) -> Json:
+    """What other settings would have done on an engine's load (:mod:`api.aside.effect`)."""
+    from api.aside.effect import effect as found
+
+    return found(question)
+
+
 TASKS: Mapping[str, Callable[[Json], Json]] = {
     "read_trace": read_trace,
     "tell_report": tell_report,
@@ -68,4 +75,5 @@ TASKS: Mapping[str, Callable[[Json], Json]] = {
     "capacity": find_capacity,
     "what_if": what_if,
     "replay": replay,
+    "effect": effect,
 }

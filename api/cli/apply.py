@@ -9,6 +9,7 @@ import typer
 
 from api.cli.answers import ChoiceOption, answering, find_answer, is_recommendation
 from api.cli.common import fail, log, print_json, print_lines
+from api.cli.effect_lines import effect_lines
 from api.cli.engine_options import JsonOption, is_http_url
 from api.cli.grouped import grouped
 
@@ -98,6 +99,8 @@ def _patch(target: Target, settings: Settings, *, is_dry_run: bool) -> dict[str,
             "version": answer["effective"]["version"],
             "seconds": answer.get("seconds"),
             "transition": answer.get("transition"),
+            "effect": None,
+            "effect_missing": None,
             "warnings": answer["warnings"],
         }
 
@@ -139,6 +142,8 @@ def _through_service(
             "version": answer.policy.version,
             "seconds": None,
             "transition": answer.transition,
+            "effect": answer.effect,
+            "effect_missing": answer.effect_missing,
             "warnings": answer.warnings,
         }
 
@@ -155,6 +160,7 @@ def _lines(document: dict[str, Any]) -> list[str]:
     if not document["changes"]:
         return [*lines, "nothing to change: it runs with these settings"]
     if document["is_dry_run"]:
+        lines += effect_lines(document["effect"], document["effect_missing"])
         return [*lines, "dry run: nothing was changed"]
     took = "" if document["seconds"] is None else f" in {document['seconds']:.2f} s"
     return [*lines, f"applied{took}: policy version {document['version']}"]

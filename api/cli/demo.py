@@ -1,4 +1,4 @@
-"""``gearshift demo``: the whole loop on this machine, then on eight paced devices."""
+"""``gearshift demo``: the whole loop on this machine, then on four paced devices."""
 
 from __future__ import annotations
 
@@ -26,24 +26,22 @@ def demo(
         int, typer.Option(min=0, max=MOST_SEED, help="Seed of weights and workloads.")
     ] = 1,
     live: Annotated[bool, typer.Option(help="Play the scene on real ranks.")] = True,
-    paced: Annotated[bool, typer.Option(help="Play the scene on eight paced devices.")] = True,
+    paced: Annotated[bool, typer.Option(help="Play the scene on four paced devices.")] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Make a checkpoint, serve it, tune it through REST, apply the answer, change the load."""
     from rich.console import Console
 
     from api.clients.client import Client
+    from api.demo import following, story
     from api.demo.processes import Children, DemoError
-    from api.demo.scenes import live_scene, paced_scene
-    from api.demo.story import Story
+    from api.demo.scenes import live_scene, paced_day
+    from api.demo.stage import Stage
 
     if trace is not None and not trace.is_file():
         fail(f"TRACE={trace}: no such file")
     console = Console(stderr=as_json)
     source = str(trace.resolve()) if trace else None
-    scenes = [
-        scene(source, seed=seed) for scene, on in ((live_scene, live), (paced_scene, paced)) if on
-    ]
     key = secrets.token_urlsafe(24)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gearshift-demo-")))
@@ -52,14 +50,16 @@ def demo(
             _, service = children.start("service", "serve", "--port", "0")
             client = stack.enter_context(Client(service["url"], key))
             console.print(f"control plane at {service['url']} (API at {service['url']}/docs)")
-            story = Story(
+            stage = Stage(
                 console,
                 client,
                 children,
                 control_url=service["url"],
                 folder=folder,
+                seed=seed,
             )
-            urls = [story.play(scene, seed=seed) for scene in scenes]
+            urls = [story.play(stage, live_scene(source, seed=seed))] if live else []
+            urls += [following.play(stage, paced_day())] if paced else []
         except DemoError as error:
             fail(str(error))
         if keep:
@@ -82,6 +82,8 @@ def _environment(folder: Path, key: str) -> dict[str, str]:
         "GEARSHIFT_CONTROL_INTERVAL_S": "2",
         "GEARSHIFT_CONTROL_WINDOW_S": "8",
         "GEARSHIFT_COOL_DOWN_DOWN_S": "10",
+        "GEARSHIFT_CAPACITY_INTERVAL_S": "10",
+        "GEARSHIFT_CAPACITY_DWELL_S": "20",
         "GEARSHIFT_LOG_LEVEL": "warning",
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",

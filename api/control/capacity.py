@@ -37,7 +37,7 @@ from policies.capacity_table import CapacityTable, CarriedRate
 from policies.controller import Action, ControlLimits, ControlMemory
 from policies.decision import LoadWindow
 from policies.forecast import Forecast, choose, forecast
-from policies.load_history import SLOT_S, LoadSlot, rate_of
+from policies.load_history import SLOT_S, LoadSlot, luck_of, rate_of
 from policies.observation import Observation
 from policies.shedding import SheddingLimits
 from policies.switch_costs import switch_costs
@@ -85,7 +85,13 @@ class CapacityLoop:
         restarts = find_restarts(uow, engine)
         state = _state(engine, table, current, before, seen, now, restarts)
         ahead = self._forecast(uow, engine, table, load_under_way(uow, engine, now), state.now_s)
-        state = replace(state, forecast=ahead)
+        settings = self._context.settings
+        state = replace(
+            state,
+            forecast=ahead,
+            observed_luck=_luck(seen, settings.control_window_s),
+            limits=replace(state.limits, dwell_s=settings.capacity_dwell_s),
+        )
         decision = decide_capacity(state)
         if engine.system is not None and not (restarts and restarts.may_begin(state.now_s)):
             decision = as_advice(decision, state)
@@ -264,6 +270,11 @@ def _request_size(load: LoadWindow, mix: tuple[float, float]) -> float | None:
     if not inputs or not outputs:
         return None
     return rate_of(inputs, outputs, mix)
+
+
+def _luck(seen: Observation | None, window_s: float) -> float:
+    """How far the window's rate may be off by luck alone."""
+    return 0.0 if seen is None else luck_of(seen.load.rate_rps * window_s)
 
 
 def _act(

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import structlog
 
+from api.control.by_hand import settle_by_hand
 from api.control.capacity import CapacityLoop, is_short, keep_load
 from api.control.drift import DriftLoop
 from api.control.rollouts import RolloutLoop
@@ -121,6 +122,8 @@ class Controller:
         if engine.applied_version != engine.desired_version:
             return  # a change is still on its way
         now = utc_now()
+        if settle_by_hand(uow, engine, now, settle_s=self._limits.settle_s):
+            return
         since = now - timedelta(seconds=self._context.settings.control_window_s)
         sla = Sla.parse(engine.sla) if engine.sla else None
         beats = uow.engines.list_heartbeats(engine.id, since=since)

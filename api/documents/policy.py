@@ -6,7 +6,8 @@ their requests) are enforced, by the engine too while it changes plans. The othe
 the controller does by itself, not what somebody asks for: ``min_interval_s`` and
 ``max_reshapes_per_h`` changes of capacity, ``allow_shedding`` that requests are turned away
 (:mod:`policies.shedding`), ``retunes_per_day`` tuning jobs because of drift, and ``apply_retuned``
-that what these recommend is put in force (:mod:`api.control.retune`).
+that what these recommend is put in force (:mod:`api.control.retune`). ``on_drift`` says what
+becomes of settings that somebody changes at the engine itself (:class:`policies.decision.OnDrift`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from engine.spec.quantisation import quantisation_from_json
 from engine.spec.rope import RopeKind, RopeScaling
 from engine.spec.settings import Caps, Settings
 from engine.transition.costs import DEFAULT_DRAIN_S, MOST_DRAIN_S, TransitionLimits
+from policies.decision import OnDrift
 from policies.sla import Sla
 from store.audit import hash_document
 from store.models.base import Json
@@ -29,7 +31,8 @@ SCHEMA = "policy/v1"
 ENGINE_PART = ("plan", "shift", "caps", "scheduler", "mode", "admission")
 NUMBER_GUARDS = ("max_gpus", "min_interval_s", "max_reshapes_per_h", "drain_s", "retunes_per_day")
 SWITCHES = ("allow_shedding", "apply_retuned")
-GUARDS = (*NUMBER_GUARDS, *SWITCHES)
+ON_DRIFT = "on_drift"
+GUARDS = (*NUMBER_GUARDS, *SWITCHES, ON_DRIFT)
 MODEL_SIZES = (
     "num_layers",
     "hidden_size",
@@ -49,6 +52,7 @@ DEFAULT_GUARDS: Json = {
     "retunes_per_day": 1,
     "allow_shedding": True,
     "apply_retuned": False,
+    ON_DRIFT: OnDrift.PAUSE.value,
 }
 # Fields that the service writes itself; a patch may name one only with the value it has.
 FIXED = ("schema", "engine", "provenance")
@@ -247,6 +251,9 @@ def _checked_guards(guards: Any) -> Json:
     for name, value in guards.items():
         if name not in GUARDS:
             raise PolicyError(f"/guards/{name}: unknown knob; known here: {', '.join(GUARDS)}")
+        if name == ON_DRIFT:
+            _check_on_drift(value)
+            continue
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if name in SWITCHES:
             if value is not None and not isinstance(value, bool):
@@ -256,6 +263,12 @@ def _checked_guards(guards: Any) -> Json:
         if name == "drain_s" and value is not None and value > MOST_DRAIN_S:
             raise PolicyError(f"/guards/drain_s: {value!r} is more than {MOST_DRAIN_S:g} seconds")
     return guards
+
+
+def _check_on_drift(value: Any) -> None:
+    if value not in tuple(OnDrift):
+        known = ", ".join(OnDrift)
+        raise PolicyError(f"/guards/{ON_DRIFT}: {value!r} is none of {known}")
 
 
 def _value(document: Json, knob: str) -> Any:

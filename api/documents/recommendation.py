@@ -27,12 +27,12 @@ def predicted_for(recommendation: Json, settings: Settings) -> Json | None:
     }
 
 
-def within_envelope(document: Json | None, envelope: Caps, *, part: str) -> Json | None:
+def within_envelope(document: Json | None, envelope: Caps, *parts: str) -> Json | None:
     """A schedule or capacity table whose caps are cut to what the engine was started with."""
     if document is None:
         return None
     cut = copy.deepcopy(document)
-    for entry in cut[part]:
+    for entry in (entry for part in parts for entry in cut.get(part) or ()):
         caps = entry["settings"]["caps"]
         for name in ("max_num_seqs", "max_num_batched_tokens"):
             caps[name] = min(caps[name], getattr(envelope, name))

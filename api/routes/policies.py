@@ -16,7 +16,7 @@ from api.schemas.serving import (
     PolicyView,
     RollbackRequest,
 )
-from api.services import identity, policies
+from api.services import effects, identity, policies
 from api.web.auth import Caller, EngineCredential, require
 from api.web.context import AppContext, get_context
 from api.web.paging import NumberedPaging, link_next
@@ -59,7 +59,7 @@ async def get(
 
 
 @router.patch("/policy", operation_id="patch_engine_policy", summary="Change an engine's policy")
-def patch(
+async def patch(
     engine_id: str,
     response: Response,
     context: Context,
@@ -73,7 +73,9 @@ def patch(
                 "`guards.drain_s` (seconds that replicas which leave may take to finish their "
                 "requests) are enforced; "
                 "`guards.min_interval_s` and `guards.max_reshapes_per_h` hold back changes of "
-                "capacity that the controller makes by itself."
+                "capacity that the controller makes by itself. `guards.on_drift` says what becomes "
+                "of settings that somebody changes at the engine itself: `pause` (the controller "
+                "waits), `adopt` or `revert`."
             ),
             examples=[{"caps": {"max_num_seqs": 96}, "shift": {"threshold_tokens": 128}}],
         ),
@@ -82,16 +84,29 @@ def patch(
     dry_run: bool = False,
     reason: Annotated[str, Query(max_length=500)] = "changed by hand",
 ) -> ChangeSet:
-    """JSON Merge Patch; ``dry_run`` only says what would change and what it costs."""
-    with context.database.begin() as uow:
-        answer = policies.patch(
-            uow,
+    """JSON Merge Patch; ``dry_run`` only says what would change, what it costs, and what it would
+    have done in the last hours (``effect``, simulated in seconds)."""
+
+    def write() -> ChangeSet:
+        with context.database.begin() as uow:
+            return policies.patch(
+                uow,
+                engine_id,
+                body,
+                if_match=if_match,
+                is_dry_run=dry_run,
+                caller=caller,
+                reason=reason,
+            )
+
+    answer = await run_in_threadpool(write)
+    if dry_run:
+        answer = await effects.with_effect(
+            answer,
+            context.database,
+            context.aside,
             engine_id,
-            body,
-            if_match=if_match,
-            is_dry_run=dry_run,
-            caller=caller,
-            reason=reason,
+            lambda uow, engine: policies.patched(uow, engine, body).settings,
         )
     response.headers["ETag"] = policies.etag_of(answer.policy)
     return answer

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from api.schemas.access import Scope
 from api.schemas.launch import LaunchView
 from api.schemas.serving import ChangeSet
 from api.schemas.tuning import ApplyRequest, RecommendationView
-from api.services import policies, recommendations
+from api.services import effects, policies, recommendations
 from api.web.auth import Caller, require
 from api.web.context import AppContext, get_context
 from api.web.paging import Paging, link_next
@@ -65,7 +66,7 @@ def export(
     operation_id="apply_recommendation",
     summary="Apply a recommendation to an engine",
 )
-def apply(
+async def apply(
     recommendation_id: str,
     body: ApplyRequest,
     response: Response,
@@ -74,15 +75,28 @@ def apply(
     dry_run: bool = False,
 ) -> ChangeSet:
     """Make it the engine's next policy version and hand its schedule to the controller;
-    ``dry_run`` only says what would change and what it costs."""
-    with context.database.begin() as uow:
-        answer = recommendations.apply(
-            uow,
-            recommendation_id,
+    ``dry_run`` only says what would change, what it costs, and what it would have done in the last
+    hours (``effect``, simulated in seconds)."""
+
+    def write() -> ChangeSet:
+        with context.database.begin() as uow:
+            return recommendations.apply(
+                uow,
+                recommendation_id,
+                body.engine_id,
+                caller=caller,
+                reason=body.reason,
+                is_dry_run=dry_run,
+            )
+
+    answer = await run_in_threadpool(write)
+    if dry_run:
+        answer = await effects.with_effect(
+            answer,
+            context.database,
+            context.aside,
             body.engine_id,
-            caller=caller,
-            reason=body.reason,
-            is_dry_run=dry_run,
+            lambda uow, _: recommendations.settings_of(uow, recommendation_id),
         )
     response.headers["ETag"] = policies.etag_of(answer.policy)
     return answer

@@ -198,6 +198,15 @@ class ChangeSet(View):
     is_dry_run: bool
     changes: list[Json]
     predicted: Json | None
+    effect: Json | None = Field(
+        default=None,
+        description="Of a dry run: settings in force and wanted ones simulated on the engine's "
+        "load of the last hours, on the same draws: `attainment` and each metric in `effects` with "
+        "the 90 % interval of the change",
+    )
+    effect_missing: str | None = Field(
+        default=None, description="Of a dry run: why there is no `effect`"
+    )
     transition: Json | None = Field(
         description="Where replicas start or leave for it: how, the most devices in use on the "
         "way, and what it costs as far as the engine said when it registered"

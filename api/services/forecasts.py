@@ -35,7 +35,7 @@ def history_of(
     """The minutes of the last days, in requests of ``mix``; ``under_way``: what is known of this
     one."""
     rows = uow.loads.list_since(engine.id, int(now_s) - HISTORY_S)
-    return LoadHistory.of((*map(_slot, rows), *under_way), mix=mix)
+    return LoadHistory.of((*map(slot_of, rows), *under_way), mix=mix)
 
 
 def tell(uow: UnitOfWork, engine_id: str) -> ForecastView:
@@ -90,7 +90,8 @@ def _view(
     )
 
 
-def _slot(row: EngineLoad) -> LoadSlot:
+def slot_of(row: EngineLoad) -> LoadSlot:
+    """A minute as it is kept."""
     return LoadSlot(
         start_s=row.start_s,
         seen_s=row.seen_s,

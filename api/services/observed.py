@@ -100,7 +100,7 @@ def bind(uow: UnitOfWork, engine_id: str, body: BindRequest, *, caller: Caller) 
         "recommendation_id": None,
         "schedule": None,
         "capacity_table": within_envelope(
-            table.to_json(), envelope_in(engine.envelope), part="entries"
+            table.to_json(), envelope_in(engine.envelope), "entries", "others"
         ),
     }
     by = Authorship(caller=caller, origin="operator", reason=body.reason)

@@ -113,6 +113,15 @@ def patch(
     return write(uow, engine, document, document.patched(body), by, is_dry_run=is_dry_run)
 
 
+def patched(uow: UnitOfWork, engine: EngineRow, body: Json) -> PolicyDocument:
+    """The current version with ``body`` merged into it.
+
+    Raises:
+        PolicyError: an unknown knob or a wrong value.
+    """
+    return PolicyDocument.from_json(current(uow, engine).document).patched(body)
+
+
 def write(
     uow: UnitOfWork,
     engine: EngineRow,
@@ -122,8 +131,10 @@ def write(
     *,
     control: Json | None = None,
     is_dry_run: bool = False,
+    is_again: bool = False,
 ) -> ChangeSet:
-    """Check ``after`` and make it the engine's next version; no change writes nothing.
+    """Check ``after`` and make it the engine's next version; no change writes nothing, unless it
+    shall be put in force again (``is_again``).
 
     ``before`` is the current version's document, ``control`` the recommendation and schedule that
     go in force with ``after`` (by default those of the current version). The caller holds the
@@ -138,7 +149,8 @@ def write(
     if engine.system is not None:
         changes = as_restarts(changes)
     control = control or version.control
-    if not is_dry_run and (after != before or control != version.control):
+    is_new = is_again or after != before or control != version.control
+    if is_new and not is_dry_run:
         version = uow.policies.add(
             engine,
             document=after.to_json(),

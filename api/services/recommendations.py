@@ -14,6 +14,7 @@ from api.services import observed, policies
 from api.services.policies import Authorship
 from api.web.auth import Caller
 from api.web.errors import ApiError
+from engine.spec.settings import Settings
 from store import UnitOfWork
 from store.models import EngineRow, RecommendationRow
 from store.models.base import Json
@@ -73,12 +74,21 @@ def as_policy(
     envelope = envelope_in(engine.envelope)
     control = {
         "recommendation_id": recommendation.id,
-        "schedule": within_envelope(recommendation.schedule, envelope, part="bands"),
+        "schedule": within_envelope(recommendation.schedule, envelope, "bands"),
         "capacity_table": within_envelope(
-            recommendation.document.get("capacity_table"), envelope, part="entries"
+            recommendation.document.get("capacity_table"), envelope, "entries", "others"
         ),
     }
     return after, control, left_out
+
+
+def settings_of(uow: UnitOfWork, recommendation_id: str) -> Settings:
+    """The settings it recommends.
+
+    Raises:
+        ApiError: 409, the job found nothing to recommend.
+    """
+    return recommended_settings(_recommended(uow, recommendation_id).document)
 
 
 def export(uow: UnitOfWork, recommendation_id: str, system: System) -> LaunchView:

@@ -101,6 +101,12 @@ class ServiceSettings(BaseSettings):
         gt=0,
         description="Seconds between two looks of the slow loop, which adds and removes replicas.",
     )
+    capacity_dwell_s: float = Field(
+        default=300.0,
+        ge=0,
+        description="Least seconds for which fewer devices must have done before they are given "
+        "back.",
+    )
     cool_down_down_s: float = Field(
         default=300.0, ge=0, description="Least seconds before settings follow a falling load."
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.forecast import Backtest, Forecast
-from policies.load_history import SLOT_S
+from policies.load_history import SLOT_S, LoadHistory
 from policies.sla import Sla
 
 RATE_OF_ONE_RPS = 2.0
@@ -36,11 +38,17 @@ def table(*entries: CarriedRate) -> CapacityTable:
     )
 
 
-def ahead(*rates_rps: float, error: float = 0.0, busiest_rps: float = 100.0) -> Forecast:
-    """A forecast whose peaks were off by ``error`` (logs) every time before."""
+def ahead(
+    *rates_rps: float,
+    error: float = 0.0,
+    busiest_rps: float = 100.0,
+    past_rps: Sequence[float] = (),
+) -> Forecast:
+    """A forecast whose peaks were off by ``error`` (logs) every time before; ``past_rps`` (else one
+    slot of ``busiest_rps``) is the history."""
     return Forecast(
         rates_rps=np.array(rates_rps),
         slot_s=SLOT_S,
-        busiest_rps=busiest_rps,
+        history=LoadHistory(rates_rps=np.array(past_rps or (busiest_rps,))),
         backtest=Backtest(forecaster="constant", errors=np.full(40, error)),
     )

@@ -176,3 +176,37 @@ def test_the_queue_that_an_overload_left_is_not_the_tables_error() -> None:
 def test_limits_that_cannot_be_are_refused(limit: dict[str, float]) -> None:
     with pytest.raises(PolicyInputError, match=next(iter(limit))):
         CapacityLimits(**limit)  # type: ignore[arg-type]
+
+
+def test_what_luck_brings_in_one_window_is_no_more_load() -> None:
+    """Twenty requests where 18 were carried; but a window that missed the SLA is believed."""
+    lucky = state(1.5, 1, observed_rps=2.2, observed_luck=0.3)
+    assert decide_capacity(lucky).action is Action.HOLD
+    assert decide_capacity(replace(lucky, is_sla_met=False)).entry == entry(2)
+    assert decide_capacity(replace(lucky, observed_luck=0.01)).entry == entry(2)
+
+
+def test_a_queue_that_grows_while_devices_start_is_worked_off_by_more_of_them() -> None:
+    costs = (SwitchCost(ready_s=60.0),) * 4
+    assert decide_capacity(state(3.5, 1)).entry == entry(2)
+    assert decide_capacity(state(3.5, 1, costs=costs)).entry == entry(3)
+    assert decide_capacity(state(7.5, 1, costs=costs)).entry == entry(4)
+
+
+def test_a_load_that_came_back_before_is_waited_for() -> None:
+    """High for two minutes in every ten: five calm minutes are no reason to give devices back."""
+    past = [6.0, 6.0, *[1.0] * 8] * 3
+    ahead_of_it = ahead(1.0, past_rps=past)
+    limits = CapacityLimits(dwell_s=300.0, min_interval_s=0.0)
+    turn = state(1.0, 4, forecast=ahead_of_it, limits=limits, now_s=0.0)
+    turn = replace(turn, memory=decide_capacity(turn).memory, now_s=400.0)
+    assert decide_capacity(turn).reason is CapacityReason.DWELL
+    never = replace(turn, forecast=ahead(1.0, past_rps=[6.0, *[1.0] * 29]))
+    assert decide_capacity(never).reason is CapacityReason.LOAD_DOWN
+
+
+def test_the_last_change_of_an_hour_is_kept_for_the_way_up() -> None:
+    limits = CapacityLimits(dwell_s=0.0, min_interval_s=0.0, max_per_h=2)
+    decisions = play([1.0, 5.0, 1.0, 1.0, 7.0], limits=limits, replicas=1, every_s=60.0)
+    assert [d.action is Action.MOVE for d in decisions] == [False, True, False, False, True]
+    assert decisions[3].reason is CapacityReason.GUARD_PER_HOUR

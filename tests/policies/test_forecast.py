@@ -131,3 +131,23 @@ def test_longer_requests_count_as_more_of_the_mix() -> None:
 def test_counts_that_cannot_be_are_refused() -> None:
     with pytest.raises(PolicyInputError, match="requests=-1"):
         slot(0.0, -1)
+
+
+def test_what_luck_adds_to_a_peak_is_no_load() -> None:
+    """The busiest of ten minutes of a steady load, and one that is busier than luck."""
+    counts = np.random.default_rng(3).poisson(60, 40)
+    steady = LoadHistory.of([slot(nth * SLOT_S, float(n)) for nth, n in enumerate(counts)])
+    assert steady.rates_rps.max() > 1.15
+    assert steady.peak_rps < 1.05
+    busier = LoadHistory.of([slot(0.0, 60), slot(SLOT_S, 60), slot(2 * SLOT_S, 240)])
+    assert 3.0 < busier.peak_rps <= 4.0
+    assert history(counts / SLOT_S).peak_rps == counts.max() / SLOT_S  # nobody knows of luck
+
+
+def test_how_long_a_load_stays_away_is_told_by_its_returns() -> None:
+    waves = [6.0, 6.0, 1.0, 1.0, 1.0] * 4
+    found = forecast(history(np.array(waves)), HORIZON, chosen=choose(history(np.ones(3)), 1))
+    assert found is not None
+    assert found.returns_s(3.0, 0.9, within_s=1800.0) == 4 * SLOT_S
+    assert found.returns_s(3.0, 0.9, within_s=60.0) == 0.0
+    assert found.returns_s(10.0, 0.9, within_s=1800.0) == 0.0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.spec.measurement import Measurement
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
-from policies.capacity_table import CapacityTable
+from policies.capacity_table import CapacityTable, CarriedRate
 from policies.verdict import is_dependable
 from tuner.capacity.probe import Asked, Run, load_at, point_under
 from tuner.capacity.search import limits_of
@@ -23,21 +23,33 @@ class _Run:
     measurement: Measurement
 
 
-def find_capacity_table(context: TuningContext) -> CapacityTable:
+def find_capacity_table(context: TuningContext, recommended: Settings) -> CapacityTable:
     """Of each plan of the design the best settings, by simulation with what trials have taught it.
+    What the ``recommended`` settings carry is told, too, where other plans carry more: an engine
+    that runs them has to know when they will not do.
 
     Raises:
         TunerError: the workload has no rate.
     """
     check_has_table(context.workload)
-    limits = limits_of(context.workload)
-    found = [
-        near(Standing(settings=settings, factor=1.0), lambda s, at: _passes(context, s, at), limits)
-        for settings in _best_of_each_plan(context)
-    ]
+    found = [_near(context, settings) for settings in _best_of_each_plan(context)]
     worth = worth_fitting(standing for standing in found if standing is not None)
-    entries = [entry_of(_asked(context, s.settings), s, lambda _: None) for s in worth]
-    return table_of(context.workload, context.sla, entries)
+    table = table_of(context.workload, context.sla, [_entry(context, s) for s in worth])
+    if table.find(recommended.plan) is not None:
+        return table
+    standing = _near(context, recommended)
+    own = None if standing is None else _entry(context, standing)
+    return table if own is None else replace(table, others=(own,))
+
+
+def _near(context: TuningContext, settings: Settings) -> Standing | None:
+    limits = limits_of(context.workload)
+    guess = Standing(settings=settings, factor=1.0)
+    return near(guess, lambda s, at: _passes(context, s, at), limits)
+
+
+def _entry(context: TuningContext, standing: Standing) -> CarriedRate | None:
+    return entry_of(_asked(context, standing.settings), standing, lambda _: None)
 
 
 def _best_of_each_plan(context: TuningContext) -> list[Settings]:

@@ -285,6 +285,7 @@ def _recommendation(
             context.simulator, context.space, settings, context.workload, context.sla
         )
     paced = _paced_document(context, settings) if context.spec.probe_paced else None
+    table = find_capacity_table(context, settings) if context.spec.capacity_table else None
     return Recommendation(
         settings=settings,
         fidelity=best.fidelity,
@@ -301,7 +302,7 @@ def _recommendation(
         schedule=schedule,
         launch=_launch(context, settings),
         cost=context.spec.goal.cost_json(best),
-        capacity_table=find_capacity_table(context) if context.spec.capacity_table else None,
+        capacity_table=table,
         expected_steps=expected,
     )
 

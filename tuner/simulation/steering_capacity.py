@@ -25,7 +25,7 @@ from policies.capacity_loop import (
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.decision import Action, LoadWindow
 from policies.forecast import Forecast, choose, forecast
-from policies.load_history import SLOT_S, LoadHistory, LoadSlot, rate_of
+from policies.load_history import SLOT_S, LoadHistory, LoadSlot, luck_of, rate_of
 from policies.observation import Observation, TrafficWindow, join_windows
 from policies.switch_costs import StartSeconds, switch_costs
 from tuner.simulation.steering import RunView, SettingsChange, Turn
@@ -34,6 +34,7 @@ from tuner.spec.errors import TunerError
 # The control plane's defaults.
 LOOK_S = 5.0
 SLOW_S = 180.0
+URGENT_S = 10.0
 WINDOW_S = 30.0
 # Slots that a forecast looks ahead: the wait for the next turn, and a start.
 HORIZON_SLOTS = 5
@@ -113,7 +114,7 @@ class CapacitySteering:
             is_met = seen.load.is_sla_met
         is_urgent = is_met is False or (observed_rps or 0.0) > current.low_rps
         if not is_due(
-            self._memory, now_s, is_urgent=is_urgent, slow_s=self._slow_s, urgent_s=WINDOW_S
+            self._memory, now_s, is_urgent=is_urgent, slow_s=self._slow_s, urgent_s=URGENT_S
         ):
             return Turn(change=None, next_s=next_s)
         ahead = self._forecast(now_s)
@@ -124,6 +125,7 @@ class CapacitySteering:
                 current=current,
                 forecast=ahead,
                 observed_rps=observed_rps,
+                observed_luck=luck_of(sum(window.num_arrived for window in self._windows)),
                 is_sla_met=is_met,
                 request_size=rate_of(*self._lengths, self._table.mix),
                 admitted_rps=getattr(view.settings.admission, "rate_rps", None),
@@ -164,7 +166,7 @@ class CapacitySteering:
 
     def _forecast(self, now_s: float) -> Forecast | None:
         now = LoadHistory.of(self._slots, mix=self._table.mix)
-        history = LoadHistory(rates_rps=np.concatenate([self._past, now.rates_rps]))
+        history = LoadHistory(rates_rps=np.array(self._past)).before(now)
         if not len(history):
             return None
         if self._chosen_s is None or now_s - self._chosen_s >= CHOOSE_EVERY_S:

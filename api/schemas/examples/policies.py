@@ -19,6 +19,7 @@ DOCUMENT: Json = {
         "retunes_per_day": 1,
         "allow_shedding": True,
         "apply_retuned": False,
+        "on_drift": "pause",
     },
     "provenance": {"recommendation": "rec_0199aa11b2c3d4e5f6a7b", "cost_model": None},
 }
@@ -35,6 +36,8 @@ CHANGE: Json = {
     "is_dry_run": False,
     "changes": [{"knob": "caps.max_num_seqs", "class": "hot", "from": 64, "to": 96}],
     "predicted": None,
+    "effect": None,
+    "effect_missing": None,
     "transition": None,
     "warnings": [],
     "policy": POLICY,

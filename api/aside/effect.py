@@ -1,0 +1,99 @@
+"""What other settings would have done on the load that an engine had: simulated side by side."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from api.documents.policy import model_from_json
+from engine.spec.config import EngineConfig, num_kv_blocks
+from engine.spec.feasible import check_plan
+from engine.spec.measurement import Measurement
+from engine.spec.settings import Settings
+from policies.load_history import LoadSlot
+from policies.sla import Sla
+from tuner.comparison.replay import RunAt, replay
+from tuner.described.parse import describe_node
+from tuner.simulation.simulate import Ranks, SimulatedEngine, simulate
+from tuner.spec.errors import TunerError
+from tuner.spec.look_ahead import LookAhead
+from tuner.step_model.model import StepModel
+from tuner.step_model.timer import ScaledTimer
+from tuner.workload.observed import draw_minutes, newest
+from tuner.workload.workload import Workload
+
+Json = dict[str, Any]
+MIB = 2**20
+NUM_DRAWS = 4
+MOST_REQUESTS = 1500
+
+
+def effect(question: Json) -> Json:
+    """The replay of ``question``: see ``api.services.effects``.
+
+    Raises:
+        TunerError: settings that cannot be simulated, or a load without requests.
+    """
+    slots = newest([LoadSlot(**slot) for slot in question["slots"]], MOST_REQUESTS)
+    lengths = [(int(given), int(wanted)) for given, wanted in question["lengths"]]
+    draws = [draw_minutes(slots, seed, lengths=lengths) for seed in range(NUM_DRAWS)]
+    run_at, interval = _described(question) if "hardware" in question else _here(question)
+    try:
+        found = replay(
+            run_at,
+            draws,
+            current=Settings.from_json(question["current"]),
+            candidate=Settings.from_json(question["candidate"]),
+            sla=None if question["sla"] is None else Sla.parse(question["sla"]),
+            interval=interval,
+        )
+    except (ArithmeticError, LookupError, ValueError) as error:
+        raise TunerError(f"the step times give no answer here ({error!r})") from error
+    minutes = math.ceil((slots[-1].start_s - slots[0].start_s) / 60) + 1
+    return {**found.to_json(), "minutes": minutes}
+
+
+def _described(question: Json) -> tuple[RunAt, float]:
+    """On hardware that is not here."""
+    node = describe_node(
+        model=question["model_dir"],
+        hardware=question["hardware"],
+        dtype=question["dtype"],
+        backend=question["backend"],
+    )
+
+    def run_at(settings: Settings, load: Workload, step_scale: float) -> Measurement:
+        return node.simulate(settings, load, step_scale=step_scale).measurement
+
+    return run_at, node.interval
+
+
+def _here(question: Json) -> tuple[RunAt, float]:
+    """By the step model that the engine was tuned with."""
+    step_model = StepModel.from_json(question["cost_model"], where="cost model")
+    model = model_from_json(question["model"])
+
+    def run_at(settings: Settings, load: Workload, step_scale: float) -> Measurement:
+        check_plan(settings.plan, model)
+        config = EngineConfig(
+            model_dir=Path(question["model_dir"]),
+            settings=settings,
+            dtype=step_model.dtype,
+            block_size=question["block_size"],
+            kv_cache_bytes=question["kv_cache_mib"] * MIB,
+        )
+        timer = step_model.timer(settings.plan, model, hides_host=True)
+        engine = SimulatedEngine(
+            model=model,
+            ranks_of=lambda plan: Ranks(
+                timer=ScaledTimer(timer, step_scale),
+                num_kv_blocks=num_kv_blocks(config, model, plan),
+            ),
+            block_size=config.block_size,
+            max_model_len=question["max_model_len"],
+            look_ahead=LookAhead.BEFORE_END,  # as the engine does
+        )
+        return simulate(engine, settings, load).measurement
+
+    return run_at, step_model.error.plan_interval

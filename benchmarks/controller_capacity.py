@@ -1,0 +1,329 @@
+"""Question: the rows of ``benchmarks.controller_sim`` with capacity as the lever: what is gained?
+
+Replicas of Llama-3.1-70B in fp8 on a described 8xH200 node, simulated. Each workload is served by
+the number of replicas that is right for the load before (or, in hindsight, for the first of the
+very runs that follow), and by the slow loop from the same start, with the node's other devices
+free. Steps may be slower than the capacity table was made with.
+
+    python -m benchmarks.controller_capacity --traces ../shared/traces --out FILE.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+from benchmarks.controller_sim import (
+    FIRST_SEED,
+    MIX,
+    SCALES,
+    SLAS,
+    TOLERANCE,
+    Scenario,
+    list_scenarios,
+)
+from benchmarks.replica_table import Replicas, table_from
+from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Caps, Settings
+from policies.attainment import judge
+from policies.capacity_loop import HOUR_S, CapacityLimits
+from policies.capacity_table import CapacityTable, CarriedRate, cheapest
+from policies.load_history import rate_of
+from policies.sla import Sla
+from tuner.capacity.probe import Asked, probe
+from tuner.capacity.search import limits_of
+from tuner.capacity.table import climb
+from tuner.described.node import Node
+from tuner.described.parse import describe_node
+from tuner.described.reshape_cost import reshape_seconds
+from tuner.simulation.steering_capacity import CapacitySteering
+from tuner.workload.parse import parse_workload
+from tuner.workload.workload import Workload
+
+DEVICES = 8
+SAMPLE = f"poisson:rate=1,seconds=300,{MIX}"
+QUICK = f"poisson:rate=1,seconds=150,{MIX}"
+# One replica: so many devices, so many tokens a step.
+SIZES = (1, 2, 4)
+TOKENS = (128, 256, 512, 1024)
+SEQS = 128
+NAME = "llama-3.1-70b fp8, 8xh200, gearshift"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """One run, judged."""
+
+    attainment: float
+    is_met: bool
+    device_h: float
+    changes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A scenario under one SLA: runs of replicas that hold still, and the slow loop's.
+
+    ``is_feasible``: whether some number of replicas that holds still meets the SLA in every run.
+    """
+
+    scenario: str
+    tuned: str
+    start: CarriedRate
+    scale: float
+    is_feasible: bool
+    still: tuple[Served, ...]
+    steered: tuple[Served, ...]
+
+    @property
+    def gain(self) -> float:
+        """Mean attainment of the slow loop less that of holding still."""
+        return fmean(s.attainment for s in self.steered) - fmean(s.attainment for s in self.still)
+
+
+def main() -> None:
+    """Find the tables, simulate, judge, write the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--traces", type=Path, help="the folder of public traces")
+    parser.add_argument("--seeds", type=int, default=3, help="runs per synthetic scenario")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--table", type=Path, help="read capacity tables here, or keep them here")
+    parser.add_argument("--out", type=Path, help="write the report here too")
+    options = parser.parse_args()
+    started_s = time.monotonic()
+    tables = [find_table(text, options.table) for text in SLAS]
+    scenarios = list_scenarios(options.traces, options.seeds)
+    tasks = [(table, scenario) for table in tables for scenario in scenarios]
+    rows: list[tuple[CapacityTable, list[Row]]] = []
+    with ProcessPoolExecutor(options.jobs) as pool:
+        for (table, scenario), found in zip(
+            tasks, pool.map(list_rows, *zip(*tasks, strict=True)), strict=True
+        ):
+            rows.append((table, found))
+            print(f"{scenario.name}: {[round(r.gain, 3) for r in found]}", file=sys.stderr)
+    lines = [*_head(options.seeds)]
+    for table in tables:
+        own = [row for known, found in rows if known.sla == table.sla for row in found]
+        lines += [f"## SLA `{table.sla}`", "", *_told(table), *_table(own), ""]
+    lines += _verdict([row for _, found in rows for row in found])
+    lines += [f"Simulated in {time.monotonic() - started_s:.0f} s.", ""]
+    report = "\n".join(lines)
+    print(report)
+    if options.out:
+        options.out.write_text(report)
+
+
+def find_table(text: str, kept: Path | None) -> CapacityTable:
+    """Of the replica that carries most a device."""
+    node, sla = _node(), Sla.parse(text)
+    sample = parse_workload(QUICK, seed=1)
+    options = {
+        size: [
+            Settings(
+                plan=ParallelPlan(tp=size),
+                caps=Caps(max_num_seqs=SEQS, max_num_batched_tokens=tokens),
+            )
+            for tokens in TOKENS
+        ]
+        for size in SIZES
+    }
+    found = [
+        climb(own, partial(_passes, node, sample, sla), limits_of(sample))
+        for own in options.values()
+    ]
+    known = [standing for standing in found if standing is not None]
+    best = max(known, key=lambda s: s.factor / s.num_devices).settings
+    asked = Replicas(
+        name=NAME,
+        node=node,
+        of_one=best,
+        most=DEVICES // best.plan.world_size,
+        sla=sla,
+        sample=SAMPLE,
+    )
+    return table_from(asked, kept)
+
+
+def _passes(node: Node, sample: Workload, sla: Sla, settings: Settings, factor: float) -> bool:
+    asked = Asked(
+        settings=settings,
+        run_on=lambda load, scale, progress: node.simulate(
+            settings, load, step_scale=scale, on_progress=progress
+        ),
+        workload=sample,
+        sla=sla,
+        interval=node.hardware.device.interval,
+    )
+    return probe(asked, factor, 0).is_dependable
+
+
+def list_rows(table: CapacityTable, scenario: Scenario) -> list[Row]:
+    """One scenario, tuned before and in hindsight; the latter with slower steps too."""
+    node = _node()
+    workloads = [
+        parse_workload(spec, seed=seed)
+        for seed, spec in enumerate(scenario.specs, start=FIRST_SEED)
+    ]
+    before = parse_workload(scenario.before, seed=1000)
+    rows = []
+    for tuned, scales in (("before", SCALES[:1]), ("in hindsight", SCALES)):
+        every = {
+            scale: [
+                [_serve(node, table, entry, w, scale, is_steered=False) for w in workloads]
+                for entry in table.entries
+            ]
+            for scale in (SCALES if tuned == "in hindsight" else SCALES[:1])
+        }
+        if tuned == "before":
+            number = table.entries.index(cheapest(table, _rate(before, table)) or table.entries[-1])
+        else:
+            number = _best([runs[0] for runs in every[SCALES[0]]])
+        start = table.entries[number]
+        for scale in scales:
+            steered = [_serve(node, table, start, w, scale, is_steered=True) for w in workloads]
+            row = Row(
+                scenario=scenario.name,
+                tuned=tuned,
+                start=start,
+                scale=scale,
+                is_feasible=any(all(s.is_met for s in runs) for runs in every[scale]),
+                still=tuple(every[scale][number]),
+                steered=tuple(steered),
+            )
+            rows.append(row)
+    return rows
+
+
+def _best(runs: Sequence[Served]) -> int:
+    """The fewest devices that meet the SLA; else the highest attainment."""
+    met = [number for number, served in enumerate(runs) if served.is_met]
+    return met[0] if met else max(range(len(runs)), key=lambda number: runs[number].attainment)
+
+
+def _rate(load: Workload, table: CapacityTable) -> float:
+    """Of requests of the table's mix."""
+    tokens = rate_of(float(load.input_tokens.sum()), float(load.output_tokens.sum()), table.mix)
+    return tokens / load.span_s
+
+
+def _serve(
+    node: Node,
+    table: CapacityTable,
+    start: CarriedRate,
+    workload: Workload,
+    scale: float,
+    *,
+    is_steered: bool,
+) -> Served:
+    steering = None
+    if is_steered:
+        steering = CapacitySteering(
+            table=table,
+            model=node.model,
+            devices=DEVICES,
+            start_s=reshape_seconds(node),
+            limits=CapacityLimits(max_devices=DEVICES),
+        )
+    result = node.simulate(
+        start.settings,
+        workload,
+        step_scale=scale,
+        steering=steering,
+        envelope=start.settings.caps,
+        devices=DEVICES if is_steered else None,
+    )
+    report = judge(table.sla, result.measurement)
+    end_s = workload.arrivals[-1].arrival_s
+    return Served(
+        attainment=report.attainment or 0.0,
+        is_met=report.is_met,
+        device_h=result.device_seconds(end_s) / HOUR_S,
+        changes=len(result.changes),
+    )
+
+
+def _node() -> Node:
+    return describe_node(model="llama-3.1-70b", hardware="8xh200", dtype="fp8", backend="gearshift")
+
+
+def _head(num_seeds: int) -> list[str]:
+    return [
+        "# The controller in simulation, with capacity as its lever",
+        "",
+        f"* {time.strftime('%Y-%m-%d')}, Python {platform.python_version()}; simulated, so other "
+        "programs on the machine do not matter.",
+        f"* Llama-3.1-70B fp8, 8xH200, backend gearshift; {num_seeds} runs (seeds {FIRST_SEED} to "
+        f"{FIRST_SEED + num_seeds - 1}) per synthetic load, two slices of the Azure code trace: "
+        "the loads of `benchmarks.controller_sim`.",
+        "* Both start from the same replicas: *before*, the fewest that carry the load that comes "
+        "first; *in hindsight*, the fewest that meet the SLA on the first of the very runs (where "
+        "none does, those that attain most).",
+        "* The slow loop is the live one (`policies.capacity_loop.decide_capacity`) with the "
+        "service's defaults, and has no history when a run begins. A start takes what "
+        "`tuner.described.reshape_cost` says (a guess).",
+        "* *Slower* steps take 25 % longer than those that tables were made with.",
+        "* Repeat: `python -m benchmarks.controller_capacity --traces ../shared/traces --out "
+        "FILE.md`",
+        "",
+    ]
+
+
+def _told(table: CapacityTable) -> list[str]:
+    known = ", ".join(f"{e.num_devices}: {e.low_rps:.2f}" for e in table.entries)
+    one = table.entries[0].settings
+    return [f"Replicas of {one}; devices: requests/s carried, low end: {known}.", ""]
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    lines = [
+        "Means over the runs, holding still / slow loop.",
+        "",
+        "| load | tuned | start devices | steps | any plan meets | attainment | gain "
+        "| device hours | changes |",
+        "|---|---|---:|---|---|---|---:|---|---:|",
+    ]
+    for row in rows:
+        both = (row.still, row.steered)
+        cells = (
+            row.scenario,
+            row.tuned,
+            f"{row.start.num_devices}",
+            "as expected" if row.scale == 1 else "slower",
+            "yes" if row.is_feasible else "no",
+            " / ".join(f"{fmean(s.attainment for s in runs):.1%}" for runs in both),
+            f"{100 * row.gain:+.1f}",
+            " / ".join(f"{fmean(s.device_h for s in runs):.2f}" for runs in both),
+            f"{fmean(s.changes for s in row.steered):.1f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _verdict(rows: Sequence[Row]) -> list[str]:
+    feasible = [row for row in rows if row.is_feasible]
+    better = [row for row in rows if row.gain > TOLERANCE]
+    worse = [row for row in rows if row.gain < -TOLERANCE]
+    lines = [
+        "## Better than holding still?",
+        "",
+        f"* {len(rows)} rows, in {len(feasible)} of which some number of replicas meets the SLA in "
+        "every run.",
+        f"* By more than {100 * TOLERANCE:.0f} point of mean attainment the slow loop is better in "
+        f"{len(better)} ({sum(row in feasible for row in better)} of those), worse in "
+        f"{len(worse)}.",
+        f"* The worst row: {100 * min(row.gain for row in rows):+.1f} points.",
+    ]
+    lines += [f"* Worse: {row.scenario}, tuned {row.tuned}, x{row.scale:g}" for row in worse]
+    return [*lines, ""]
+
+
+if __name__ == "__main__":
+    main()

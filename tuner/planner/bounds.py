@@ -6,7 +6,7 @@ Each bound is on the safe side: it never condemns settings that a whole simulati
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,14 +103,23 @@ def certain_miss(
     The other requests only add load, so requests that are late without them are late with them. Of
     several missed bounds it names the one that most requests exceed. None if no miss is certain.
     """
-    limits = late_limits(sla, num_requests)
-    counts = [(limit.num_over(timings), limit) for limit in limits]
+    return miss_by_counts(
+        lambda limit: limit.num_over(timings), sla, num_seen=len(timings), num_requests=num_requests
+    )
+
+
+def miss_by_counts(
+    num_over: Callable[[LateLimit], int], sla: Sla, *, num_seen: int, num_requests: int
+) -> CertainMiss | None:
+    """As :func:`certain_miss`, of a run of ``num_seen`` requests of which so many are over a
+    limit's bound."""
+    counts = [(num_over(limit), limit) for limit in late_limits(sla, num_requests)]
     over = [(count, limit) for count, limit in counts if count > limit.num_allowed]
     if not over:
         return None
     count, limit = max(over, key=lambda pair: pair[0])
     reason = (
-        f"{count} of the busiest {len(timings)} requests alone miss {limit.constraint}; "
+        f"{count} of the busiest {num_seen} requests alone miss {limit.constraint}; "
         f"at most {limit.num_allowed} of all {num_requests} may"
     )
     return CertainMiss(constraint=limit.constraint, reason=reason)

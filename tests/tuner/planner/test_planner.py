@@ -28,7 +28,6 @@ from tuner.planner.document import choices, plan_json
 from tuner.planner.explore import (
     MAX_CAPS,
     JudgedOn,
-    Question,
     busiest,
     explore,
     memory_reason,
@@ -36,6 +35,7 @@ from tuner.planner.explore import (
 )
 from tuner.planner.planner import PlanReport, Why, make_plan
 from tuner.planner.pool import Workers
+from tuner.planner.question import Question
 from tuner.spec.errors import TunerError
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload

@@ -44,6 +44,9 @@ class Runs:
     _chances: dict[tuple[tuple[Constraint, ...], int], float] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
+    _lines: dict[tuple[int, str], tuple[_Curve, float] | None] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     def chance(self, constraints: Sequence[Constraint], *, unseen: int = 0) -> float:
         """The chance that another run meets all ``constraints``; the most that it may be once
@@ -91,18 +94,28 @@ class Runs:
         return min(self.runs, key=lambda run: (run.draw, abs(run.slowness)))
 
     def _room(self, draw: int, constraint: Constraint) -> float:
+        key = draw, constraint.key
+        if key not in self._lines:
+            self._lines[key] = self._line(draw, constraint)
+        if (line := self._lines[key]) is None:
+            return -MOST_ROOM
+        curve, apart = line
+        return curve.reaches(_cost(constraint, constraint.bound) - apart)
+
+    def _line(self, draw: int, constraint: Constraint) -> tuple[_Curve, float] | None:
+        """How what ``constraint`` bounds follows slowness, and how far ``draw`` lies from that;
+        whatever the bound is. None where it was not observed."""
         curve = self._curve(constraint)
         if curve is None:
-            return -MOST_ROOM
+            return None
         apart = []
         for run in self.runs:
             if run.draw == draw:
                 cost = _cost_in(run.metrics, constraint)
                 if not math.isfinite(cost):
-                    return -MOST_ROOM
+                    return None
                 apart.append(cost - curve.at(run.slowness))
-        budget = _cost(constraint, constraint.bound)
-        return curve.reaches(budget - fmean(apart))
+        return curve, fmean(apart)
 
     def _curve(self, constraint: Constraint) -> _Curve | None:
         found = [

@@ -184,8 +184,7 @@ def explore(question: Question, plan: ParallelPlan) -> Explored:
     if (reason := backlog_reason(timer, plan, question.workload, question.sla)) is not None:
         return Explored(plan=plan, tried=(lone,), reason=reason)
     if len(question.workload) < MIN_REQUESTS_TO_SLICE:
-        every = [_whole(question, settings) for settings in options]
-        return Explored(plan=plan, tried=(lone, *every))
+        return Explored(plan=plan, tried=(lone, *_compare_whole(question, options)))
     sliced = _compare_on_slice(question, options)
     open_ones = [t for t in sliced if t.note is None]
     whole: list[Tried] = []
@@ -232,6 +231,14 @@ def _whole(question: Question, settings: Settings) -> Tried:
         cause = miss.constraint.metric
         return Tried(settings=settings, judged_on=JudgedOn.PART, note=str(miss), cause=cause)
     return Tried(settings=settings, judged_on=JudgedOn.WHOLE, metrics=flat)
+
+
+def _compare_whole(question: Question, options: list[Settings]) -> list[Tried]:
+    """As :func:`_compare_on_slice`, on the whole of a short workload."""
+    first = _whole(question, options[0])
+    if _is_hopeless(first, question.sla):
+        return [first]
+    return [first, *(_whole(question, settings) for settings in options[1:])]
 
 
 def _compare_on_slice(question: Question, options: list[Settings]) -> list[Tried]:
@@ -312,7 +319,8 @@ def _is_hopeless(tried: Tried, sla: Sla) -> bool:
     """Whether the SLA is certainly missed and requests wait so long that no other caps can help.
     TPOT does not count, because caps change it a lot.
     """
-    return tried.note is not None and any(
+    is_missed = tried.note is not None or tried.judged_on is JudgedOn.WHOLE
+    return is_missed and any(
         tried.metrics.get(c.key, 0.0) > HOPELESS_RATIO * c.bound
         for c in sla.per_run
         if c.metric in (Metric.TTFT_MS, Metric.E2E_MS)

@@ -305,7 +305,7 @@ def _select(
             if sure.best is not None:
                 return list(current.values()), sure
         winners = [selection.best]
-        if not question.only_decides:
+        if not question.only_decides and number < MAX_ROUNDS:
             winners += [selection.fastest, selection.balanced, selection.closest]
         wanted = {p.settings: p for p in winners if p is not None}
         missing = [s for s in wanted if s not in known]

@@ -21,7 +21,8 @@ import numpy as np
 from policies.constraint import Op
 from policies.sla import Sla
 from tuner.described.parse import describe_node
-from tuner.planner.planner import PlanAgain, PlanReport, make_plan, plan_again
+from tuner.planner.again import PlanAgain, plan_again
+from tuner.planner.planner import PlanReport, make_plan
 from tuner.planner.ways_out import WaysOut, find_ways_out, with_bound
 from tuner.spec.errors import TunerError
 from tuner.workload.parse import parse_workload

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from statistics import NormalDist, fmean, variance
 
@@ -41,10 +41,21 @@ class Runs:
     how metrics follow; every other draw has at least one, whose distance to them it keeps."""
 
     runs: tuple[SimulatedRun, ...]
+    _chances: dict[tuple[tuple[Constraint, ...], int], float] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+    _lines: dict[tuple[int, str], tuple[_Curve, float] | None] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
-    def chance(self, constraints: Sequence[Constraint]) -> float:
-        """The chance that another run meets all ``constraints``."""
-        return _chance([self.room(draw, constraints) for draw in self.draws])
+    def chance(self, constraints: Sequence[Constraint], *, unseen: int = 0) -> float:
+        """The chance that another run meets all ``constraints``; the most that it may be once
+        ``unseen`` more draws are known."""
+        key = tuple(constraints), unseen
+        if key not in self._chances:
+            rooms = [self.room(draw, constraints) for draw in self.draws]
+            self._chances[key] = _chance([*rooms, *[MOST_ROOM] * unseen])
+        return self._chances[key]
 
     def room(self, draw: int, constraints: Sequence[Constraint]) -> float:
         """How slow steps of ``draw`` may be, in standard errors, within -3..3."""
@@ -83,18 +94,28 @@ class Runs:
         return min(self.runs, key=lambda run: (run.draw, abs(run.slowness)))
 
     def _room(self, draw: int, constraint: Constraint) -> float:
+        key = draw, constraint.key
+        if key not in self._lines:
+            self._lines[key] = self._line(draw, constraint)
+        if (line := self._lines[key]) is None:
+            return -MOST_ROOM
+        curve, apart = line
+        return curve.reaches(_cost(constraint, constraint.bound) - apart)
+
+    def _line(self, draw: int, constraint: Constraint) -> tuple[_Curve, float] | None:
+        """How what ``constraint`` bounds follows slowness, and how far ``draw`` lies from that;
+        whatever the bound is. None where it was not observed."""
         curve = self._curve(constraint)
         if curve is None:
-            return -MOST_ROOM
+            return None
         apart = []
         for run in self.runs:
             if run.draw == draw:
                 cost = _cost_in(run.metrics, constraint)
                 if not math.isfinite(cost):
-                    return -MOST_ROOM
+                    return None
                 apart.append(cost - curve.at(run.slowness))
-        budget = _cost(constraint, constraint.bound)
-        return curve.reaches(budget - fmean(apart))
+        return curve, fmean(apart)
 
     def _curve(self, constraint: Constraint) -> _Curve | None:
         found = [
@@ -159,8 +180,15 @@ class _Curve:
 
 
 def _chance(rooms: Sequence[float]) -> float:
-    """That a standard normal slowness is below the room of the next draw, which is as far from
-    their mean as Student's t says of so few: a few draws that are alike may be so by luck."""
+    """That a standard normal slowness is below the room of the next draw. One draw with more room
+    than the others shows how far draws lie apart, but never makes it less likely: the rooms are
+    capped where that says more."""
+    return max(_chance_of_alike([min(room, most) for room in rooms]) for most in set(rooms))
+
+
+def _chance_of_alike(rooms: Sequence[float]) -> float:
+    """The next draw's room is as far from their mean as Student's t says of so few: a few draws
+    that are alike may be so by luck."""
     count = len(rooms)
     if count == 1:
         return NormalDist().cdf(rooms[0])

@@ -108,7 +108,9 @@ class SequenceTable:
         self.num_known: Int32Array = self.counts[3]
         self.max_len: Int32Array = np.zeros(num_slots, np.int32)
         self.num_blocks: Int32Array = np.zeros(num_slots, np.int32)
-        self.blocks: Int32Array = np.full((num_slots, max_blocks), -1, np.int32)
+        # Places beyond ``num_blocks`` mean nothing. Zeros are memory that is not touched: to fill
+        # 33 MB, for 1,024 slots of 131,072 tokens, took longer than to simulate 100 requests.
+        self.blocks: Int32Array = np.zeros((num_slots, max_blocks), np.int32)
         self.in_flight: npt.NDArray[np.int8] = np.zeros(num_slots, np.int8)
         self.is_ended: npt.NDArray[np.bool_] = np.zeros(num_slots, np.bool_)
         self.sequences: list[Sequence | None] = [None] * num_slots
@@ -137,7 +139,6 @@ class SequenceTable:
         held = self.held_blocks(slot).copy()
         sequence.num_tokens = int(self.num_known[slot])
         sequence.slot = NO_SLOT
-        self.blocks[slot, : len(held)] = -1
         self.num_blocks[slot] = 0
         self.overhang[slot] = 0
         self.in_flight[slot] = 0

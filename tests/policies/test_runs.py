@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from policies.runs import Runs, SimulatedRun
@@ -66,3 +68,22 @@ def test_a_share_that_falls_with_slow_steps_is_a_constraint_like_others() -> Non
     assert runs.chance(Sla.parse("ttft:100,attainment>=0.94").per_run) == pytest.approx(
         0.788, abs=0.01
     )
+
+
+def test_a_looser_bound_is_never_less_likely_though_one_draw_gains_most_by_it() -> None:
+    # One draw is slow to answer and another slow to stream: bounds decide in other draws each.
+    drawn = (run(0.8, 1, ttft=150), run(0.8, 2, ttft=60), run(0.8, 3, tpot=16), run(0.8, 4))
+    runs = Runs((*three(), *drawn))
+    bounds = [100 * 1.05**step for step in range(60)]
+    chances = [
+        runs.chance(Sla.parse(f"p95_ttft_ms<={bound},p95_tpot_ms<=20").per_run) for bound in bounds
+    ]
+    assert all(low <= high + 1e-9 for low, high in pairwise(chances))
+
+
+def test_draws_that_are_not_known_yet_are_taken_to_have_all_room() -> None:
+    known = Runs((*three(), run(0.8, 1, ttft=150), run(0.8, 2, ttft=130)))
+    most = known.chance(BOTH, unseen=2)
+    for ttft in (40, 90, 160):
+        rest = (run(0.8, 3, ttft=ttft), run(0.8, 4, ttft=ttft))
+        assert Runs((*known.runs, *rest)).chance(BOTH) <= most + 1e-9

@@ -15,8 +15,9 @@ from tuner.answers.answer import Answer
 from tuner.answers.asked import ServedAs
 from tuner.answers.words import read_sla, read_workload
 from tuner.described.title import Title
+from tuner.planner.again import plan_again
 from tuner.planner.document import choices, infeasible, plan_json, plan_title
-from tuner.planner.planner import PlanReport, make_plan, plan_again
+from tuner.planner.planner import PlanReport, make_plan
 from tuner.planner.ways_out import WaysOut, find_ways_out
 from tuner.search.report import infeasible_text
 from tuner.workload.workload import Workload

@@ -5,18 +5,17 @@ Each bound is on the safe side: it never condemns settings that a whole simulati
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.executors.protocol import StepTimer
-from engine.spec.measurement import RequestTiming
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
 from policies.constraint import Constraint, Metric
-from policies.late import late_limits
+from policies.late import LateLimit, late_limits
 from policies.sla import Sla
 from tuner.workload.workload import Workload
 
@@ -45,21 +44,21 @@ class CertainMiss:
 
 
 def certain_miss(
-    timings: Sequence[RequestTiming], sla: Sla, num_requests: int
+    num_over: Callable[[LateLimit], int], sla: Sla, *, num_seen: int, num_requests: int
 ) -> CertainMiss | None:
-    """Why a whole run of ``num_requests`` must miss the SLA, judged by a run of only some of them.
+    """Why a whole run of ``num_requests`` must miss the SLA, judged by a run of ``num_seen`` of
+    them, of which ``num_over`` are over a limit's bound.
 
     The other requests only add load, so requests that are late without them are late with them. Of
     several missed bounds it names the one that most requests exceed. None if no miss is certain.
     """
-    limits = late_limits(sla, num_requests)
-    counts = [(limit.num_over(timings), limit) for limit in limits]
+    counts = [(num_over(limit), limit) for limit in late_limits(sla, num_requests)]
     over = [(count, limit) for count, limit in counts if count > limit.num_allowed]
     if not over:
         return None
     count, limit = max(over, key=lambda pair: pair[0])
     reason = (
-        f"{count} of the busiest {len(timings)} requests alone miss {limit.constraint}; "
+        f"{count} of the busiest {num_seen} requests alone miss {limit.constraint}; "
         f"at most {limit.num_allowed} of all {num_requests} may"
     )
     return CertainMiss(constraint=limit.constraint, reason=reason)

@@ -2,8 +2,9 @@
 
 Three runs of the asked requests (steps as the model says, slower, faster) show how metrics follow
 step times. Then come other draws of the same traffic, each at a load that may differ a little from
-what was asked, with steps as slow as the first draw just bears: there the draws decide. Draws are
-the same for all candidates.
+what was asked, with steps as slow as what may be recommended has to bear: there the draws decide.
+Draws are the same for all candidates, and runs the same whatever the bounds are, so that a tighter
+bound is never likelier to be met.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from statistics import NormalDist
 from engine.spec.measurement import Fidelity
 from engine.spec.settings import Settings
 from policies.points import INTERVAL_Z, OperatingPoint
-from policies.report import flat_metrics
 from policies.runs import Runs, SimulatedRun
+from policies.sla import Sla
+from policies.verdict import MIN_CHANCE
 from tuner.described.document import estimates_of
 from tuner.described.step_error import StepError, step_error
-from tuner.planner.explore import Question
 from tuner.planner.pool import Workers
-from tuner.step_model.timer import StepScale
+from tuner.planner.question import Question
+from tuner.planner.seen import RunKey, SeenRun
 from tuner.workload.redraw import redraw
 from tuner.workload.workload import Workload
 
@@ -32,13 +34,15 @@ NUM_DRAWS = 4
 LOAD_OFF = 0.05
 # How heavy each draw's load is, in standard errors: the middles of as many equal shares.
 _LOADS = tuple(NormalDist().inv_cdf(share) for share in (0.625, 0.125, 0.875, 0.375))
+# How slow their steps are, in standard errors.
+AT = NormalDist().inv_cdf(MIN_CHANCE)
 # Beyond this no draw turns the answer.
 CLEAR_ROOM = 2.5
 # Fewer requests than that differ so much from draw to draw that nothing is clear.
 FEW_REQUESTS = 2000
 
 
-Task = tuple[Settings, StepScale, Workload]
+Task = tuple[Settings, RunKey, Workload]
 
 
 def with_runs(
@@ -52,21 +56,25 @@ def with_runs(
     load = question.workload
     found = {p.settings: [_as_run(p)] for p in points}
     wanted = [(p.settings, slowness) for p in points for slowness in (INTERVAL_Z, -INTERVAL_Z)]
-    tasks = [(s, errors[s].scale(slowness), load) for s, slowness in wanted]
-    for (settings, slowness), flat in zip(wanted, _simulate(workers, question, tasks), strict=True):
+    tasks = [(s, RunKey(scale=errors[s].scale(slowness)), load) for s, slowness in wanted]
+    flats = simulate_all(workers, question, tasks)
+    for (settings, slowness), flat in zip(wanted, flats, strict=True):
         found[settings].append(SimulatedRun(slowness=slowness, draw=0, metrics=flat))
-    draws = [redraw(load, number + 1, load=_load(number)) for number in range(NUM_DRAWS)]
     rooms = {s: Runs(tuple(runs)).room(0, question.sla.per_run) for s, runs in found.items()}
-    # An even number of standard errors, so that a little more room does not change what is run.
-    at = {s: round(max(-INTERVAL_Z, min(INTERVAL_Z, room)), 1) for s, room in rooms.items()}
     unclear = [s for s in found if not errors[s].is_exact and _is_unclear(rooms[s], load)]
-    tasks = [(s, errors[s].scale(at[s]), draw) for s in unclear for draw in draws]
-    flats = iter(_simulate(workers, question, tasks))
-    for settings in unclear:
-        found[settings] += [
-            SimulatedRun(slowness=at[settings], draw=number + 1, metrics=next(flats))
-            for number in range(NUM_DRAWS)
+    numbers = range(1, NUM_DRAWS + 1)
+    for part in [[number] for number in numbers] if question.only_decides else [numbers]:
+        if question.only_decides:
+            left = NUM_DRAWS - part[0] + 1
+            unclear = [s for s in unclear if _may_do(found[s], question.sla, left)]
+        asked = [(s, number) for s in unclear for number in part]
+        tasks = [
+            (s, RunKey(scale=errors[s].scale(AT), draw=number), _draw(question, number))
+            for s, number in asked
         ]
+        flats = simulate_all(workers, question, tasks)
+        for (settings, number), flat in zip(asked, flats, strict=True):
+            found[settings].append(SimulatedRun(slowness=AT, draw=number, metrics=flat))
     return {p.settings: _point(p, tuple(found[p.settings])) for p in points}
 
 
@@ -76,12 +84,22 @@ def error_of(question: Question, point: OperatingPoint) -> StepError:
     return step_error(question.node, point.settings, question.workload, metrics)
 
 
-def _load(number: int) -> float:
-    return math.exp(_LOADS[number] * math.log1p(LOAD_OFF) / INTERVAL_Z)
+def _draw(question: Question, number: int) -> Workload:
+    """Draw ``number`` of the traffic, from 1, at its load; made once."""
+    draws = question.seen.draws
+    if number not in draws:
+        load = math.exp(_LOADS[number - 1] * math.log1p(LOAD_OFF) / INTERVAL_Z)
+        draws[number] = redraw(question.workload, number, load=load)
+    return draws[number]
 
 
 def _is_unclear(room: float, load: Workload) -> bool:
     return room > -CLEAR_ROOM and (room < CLEAR_ROOM or len(load) < FEW_REQUESTS)
+
+
+def _may_do(runs: Sequence[SimulatedRun], sla: Sla, unseen: int) -> bool:
+    """Whether the chance may still be the least one, if ``unseen`` draws have all room there is."""
+    return Runs(tuple(runs)).chance(sla.per_run, unseen=unseen) >= MIN_CHANCE
 
 
 def _as_run(point: OperatingPoint) -> SimulatedRun:
@@ -99,14 +117,16 @@ def _point(point: OperatingPoint, runs: tuple[SimulatedRun, ...]) -> OperatingPo
     )
 
 
-def _simulate(
+def simulate_all(
     workers: Workers, question: Question, tasks: Sequence[Task]
 ) -> list[dict[str, float]]:
-    return workers.map(partial(_flat, question), tasks)
-
-
-def _flat(question: Question, task: Task) -> dict[str, float]:
-    settings, scale, load = task
+    """Metrics of the tasks' runs; other processes are asked only for those that are not known."""
+    new = [task for task in tasks if not question.knows(*task)]
     # The node itself, not a copy: in this process its step times are made once for all runs.
-    result = question.node.simulate(settings, load, seed=question.seed, step_scale=scale)
-    return flat_metrics(result.measurement, question.sla)
+    for (settings, key, _), run in zip(new, workers.map(partial(_run, question), new), strict=True):
+        question.seen.learn(settings, key, run)
+    return [question.flat(*task) for task in tasks]
+
+
+def _run(question: Question, task: Task) -> SeenRun:
+    return question.run(*task)

@@ -16,19 +16,18 @@ from policies.constraint import Metric
 from policies.late import late_limits
 from policies.objective import Objective
 from policies.points import Estimate, OperatingPoint
-from policies.report import flat_metrics
 from policies.sla import Sla
 from tuner.described.node import Node
-from tuner.planner.alone import alone_metrics, alone_reason
+from tuner.planner.alone import alone_metrics, alone_reason, bounded_alone
 from tuner.planner.bounds import (
     CertainMissError,
     LateWatch,
     backlog_reason,
     certain_miss,
 )
+from tuner.planner.question import Question
+from tuner.planner.seen import RunKey
 from tuner.search.design import rank_point, ruled_settings
-from tuner.simulation.simulate import OnProgress, no_progress
-from tuner.step_model.timer import StepScale
 from tuner.workload.slices import head
 from tuner.workload.workload import Workload
 
@@ -93,17 +92,6 @@ class Tried:
         """The numbers as exact estimates."""
         exact = {key: Estimate.exact(value) for key, value in self.metrics.items()}
         return OperatingPoint(settings=self.settings, fidelity=Fidelity.SIMULATED, metrics=exact)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is asked of every plan alike. Goes to worker processes as it is."""
-
-    node: Node
-    workload: Workload
-    sla: Sla
-    seed: int
-    objective: Objective = Objective.DEVICES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,35 +184,23 @@ def explore(question: Question, plan: ParallelPlan) -> Explored:
     if (reason := backlog_reason(timer, plan, question.workload, question.sla)) is not None:
         return Explored(plan=plan, tried=(lone,), reason=reason)
     if len(question.workload) < MIN_REQUESTS_TO_SLICE:
-        every = [_whole(question, node, settings) for settings in options]
-        return Explored(plan=plan, tried=(lone, *every))
-    sliced = _compare_on_slice(question, node, options)
+        return Explored(plan=plan, tried=(lone, *_compare_whole(question, options)))
+    sliced = _compare_on_slice(question, options)
     open_ones = [t for t in sliced if t.note is None]
     whole: list[Tried] = []
     # Whatever is looked for, the answer names the fastest plan too; and of one plan's settings,
     # which all have as many devices, the fastest are best by devices as well.
     goals = [question.objective] if question.objective is not Objective.DEVICES else []
     for objective in dict.fromkeys((*goals, Objective.LATENCY)):
-        whole += _whole_runs(question, node, open_ones, objective, seen={t.settings for t in whole})
+        whole += _whole_runs(question, open_ones, objective, seen={t.settings for t in whole})
     seen = {t.settings for t in whole}
     return Explored(plan=plan, tried=(lone, *whole, *(t for t in sliced if t.settings not in seen)))
 
 
-def simulate_flat(
-    question: Question,
-    settings: Settings,
-    step_scale: float | StepScale,
-    on_progress: OnProgress = no_progress,
-) -> dict[str, float]:
-    """The whole workload with all step times multiplied: one end of an interval."""
-    result = question.node.simulate(
-        settings,
-        question.workload,
-        seed=question.seed,
-        step_scale=step_scale,
-        on_progress=on_progress,
-    )
-    return flat_metrics(result.measurement, question.sla)
+def late_watch(question: Question, settings: Settings) -> LateWatch:
+    """What stops a run of ``settings`` as soon as it must miss the SLA."""
+    max_running = settings.plan.dp * settings.caps.max_num_seqs
+    return LateWatch(question.workload, question.sla, max_running=max_running)
 
 
 def busiest(workload: Workload, num_requests: int) -> Workload:
@@ -240,29 +216,38 @@ def busiest(workload: Workload, num_requests: int) -> Workload:
 
 def _alone(question: Question, node: Node, options: list[Settings]) -> Tried:
     """The bounds that single requests give for all of the options."""
-    found = alone_metrics(node, options, question.workload, question.sla, seed=question.seed)
+    key = options[0].plan, tuple(c.key for c in bounded_alone(question.sla))
+    found = question.seen.alone.get(key)
+    if found is None:
+        found = alone_metrics(node, options, question.workload, question.sla, seed=question.seed)
+        question.seen.alone[key] = found
     return Tried(settings=options[0], judged_on=JudgedOn.ALONE, metrics=found)
 
 
-def _whole(question: Question, node: Node, settings: Settings) -> Tried:
-    max_running = settings.plan.dp * settings.caps.max_num_seqs
-    watch = LateWatch(question.workload, question.sla, max_running=max_running)
+def _whole(question: Question, settings: Settings) -> Tried:
     try:
-        result = node.simulate(settings, question.workload, seed=question.seed, on_progress=watch)
+        flat = question.flat(settings, on_progress=late_watch(question, settings))
     except CertainMissError as miss:
         cause = miss.constraint.metric
         return Tried(settings=settings, judged_on=JudgedOn.PART, note=str(miss), cause=cause)
-    flat = flat_metrics(result.measurement, question.sla)
     return Tried(settings=settings, judged_on=JudgedOn.WHOLE, metrics=flat)
 
 
-def _compare_on_slice(question: Question, node: Node, options: list[Settings]) -> list[Tried]:
-    """Try the backend's own caps, then the others, unless the first show that no caps help."""
-    piece = busiest(question.workload, _slice_requests(question))
-    first = _on_slice(question, node, piece, options[0])
+def _compare_whole(question: Question, options: list[Settings]) -> list[Tried]:
+    """As :func:`_compare_on_slice`, on the whole of a short workload."""
+    first = _whole(question, options[0])
     if _is_hopeless(first, question.sla):
         return [first]
-    return [first, *(_on_slice(question, node, piece, settings) for settings in options[1:])]
+    return [first, *(_whole(question, settings) for settings in options[1:])]
+
+
+def _compare_on_slice(question: Question, options: list[Settings]) -> list[Tried]:
+    """Try the backend's own caps, then the others, unless the first show that no caps help."""
+    piece = busiest(question.workload, _slice_requests(question))
+    first = _on_slice(question, piece, options[0])
+    if _is_hopeless(first, question.sla):
+        return [first]
+    return [first, *(_on_slice(question, piece, settings) for settings in options[1:])]
 
 
 def _slice_requests(question: Question) -> int:
@@ -272,13 +257,19 @@ def _slice_requests(question: Question) -> int:
     return max(SLICE_REQUESTS, min(3 * most, len(question.workload) // 5))
 
 
-def _on_slice(question: Question, node: Node, piece: Workload, settings: Settings) -> Tried:
-    measurement = node.simulate(settings, piece, seed=question.seed).measurement
-    miss = certain_miss(measurement.timings, question.sla, len(question.workload))
+def _on_slice(question: Question, piece: Workload, settings: Settings) -> Tried:
+    key = RunKey(part=len(piece))
+    facts = question.facts(settings, key, piece)
+    miss = certain_miss(
+        lambda limit: facts.num_over(limit.constraint),
+        question.sla,
+        num_seen=len(piece),
+        num_requests=len(question.workload),
+    )
     return Tried(
         settings=settings,
         judged_on=JudgedOn.SLICE,
-        metrics=flat_metrics(measurement, question.sla),
+        metrics=question.flat(settings, key, piece),
         note=miss.reason if miss else None,
         cause=miss.constraint.metric if miss else None,
     )
@@ -286,7 +277,6 @@ def _on_slice(question: Question, node: Node, piece: Workload, settings: Setting
 
 def _whole_runs(
     question: Question,
-    node: Node,
     sliced: list[Tried],
     objective: Objective,
     *,
@@ -309,7 +299,7 @@ def _whole_runs(
                 if t.settings.caps == tried.settings.caps and not t.point.runs_full_decodes_in_base
             ]
         known = seen | {t.settings for t in found}
-        new = [_whole(question, node, t.settings) for t in wanted if t.settings not in known]
+        new = [_whole(question, t.settings) for t in wanted if t.settings not in known]
         found += new
         if any(t.metrics and _meets(t, sla) for t in new) or _is_far(new, sla):
             break
@@ -329,7 +319,8 @@ def _is_hopeless(tried: Tried, sla: Sla) -> bool:
     """Whether the SLA is certainly missed and requests wait so long that no other caps can help.
     TPOT does not count, because caps change it a lot.
     """
-    return tried.note is not None and any(
+    is_missed = tried.note is not None or tried.judged_on is JudgedOn.WHOLE
+    return is_missed and any(
         tried.metrics.get(c.key, 0.0) > HOPELESS_RATIO * c.bound
         for c in sla.per_run
         if c.metric in (Metric.TTFT_MS, Metric.E2E_MS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.points import OperatingPoint
 from tuner.capacity.search import TIGHTER, edge
@@ -41,39 +42,64 @@ def tightened(value: float, *, is_lower: bool) -> float:
 
 @dataclass(kw_only=True)
 class Firm:
-    """One search. ``by_all`` plans at a value; ``by_one`` is how settings stand there, None where
-    they are not dependable. ``likely`` are settings to ask first; it grows by what wins.
+    """One search. ``by_all`` plans at a value, all plans or only the one it is given; ``by_one`` is
+    how settings stand there, None where they are not dependable. ``likely`` are settings to ask
+    first; it grows by what wins.
     """
 
     scale: Scale
-    by_all: Callable[[float], OperatingPoint | None]
+    by_all: Callable[[float, ParallelPlan | None], OperatingPoint | None]
     by_one: Callable[[Settings, float], OperatingPoint | None]
     likely: list[Settings]
     _seen: dict[tuple[Settings, float], OperatingPoint | None] = field(default_factory=dict)
+    _is_wary: bool = False
 
     def find(self, start: float) -> tuple[float, OperatingPoint] | None:
-        """The tightest value and what it is met by; None: not even the loosest is met.
+        """The tightest value and what it is met by when planned; None: not even the loosest is.
 
         ``start`` is the share to look at first.
         """
-        found = self._by_likely(start)
-        if found is None:
-            loosest = self.scale.told(self.scale.value(self.scale.least_share))
-            if (point := self.by_all(loosest)) is None:
-                return None
-            self._learn(point)
-            found = self._by_likely(start) or (loosest, point)
+        found = self._by_likely(start) or self._by_all_at_loosest(start)
+        firm: tuple[float, OperatingPoint] | None = None
         for _ in range(MOST_ROUNDS):
-            tight = self.scale.tighter(found[0])
-            if self.scale.share(tight) >= 1 or (point := self.by_all(tight)) is None:
+            if found is None:
                 break
-            self._learn(point)
-            found = self._by_likely(self.scale.share(tight)) or found
-            if self.scale.share(found[0]) < self.scale.share(tight):
-                rounded = self.scale.told(tight)
-                again = self._look(rounded)
-                found = (tight, point) if again is None else (rounded, again)
-        return found
+            value, point = found
+            planned = self.by_all(value, point.settings.plan) or self.by_all(value, None)
+            if planned is None:
+                self._doubt()
+                found = self._by_likely(start) or self._by_all_at_loosest(start)
+                continue
+            firm = value, planned
+            tight = self.scale.tighter(value)
+            if self.scale.share(tight) >= 1 or (better := self.by_all(tight, None)) is None:
+                break
+            self._learn(better)
+            found = self._from(tight, better)
+        return firm
+
+    def _by_all_at_loosest(self, start: float) -> tuple[float, OperatingPoint] | None:
+        loosest = self._told(self.scale.least_share)
+        if (point := self.by_all(loosest, None)) is None:
+            return None
+        self._learn(point)
+        return self._by_likely(start) or (loosest, point)
+
+    def _from(self, tight: float, point: OperatingPoint) -> tuple[float, OperatingPoint]:
+        """The tightest value that likely settings meet, or ``tight``, which ``point`` meets."""
+        share = self.scale.share(tight)
+        found = self._by_likely(share)
+        if found is None or self.scale.share(found[0]) < share:
+            self._doubt()
+            found = self._by_likely(share)
+        is_tight = found is not None and self.scale.share(found[0]) >= share
+        return found if found is not None and is_tight else (tight, point)
+
+    def _doubt(self) -> None:
+        """Single settings seemed to do what no plan did, or not what one does: from now on, plan at
+        each look."""
+        self._seen.clear()
+        self._is_wary = True
 
     def _learn(self, point: OperatingPoint) -> None:
         if point.settings not in self.likely:
@@ -95,7 +121,11 @@ class Firm:
     def _look(self, value: float) -> OperatingPoint | None:
         for settings in self.likely:
             if (settings, value) not in self._seen:
-                self._seen[settings, value] = self.by_one(settings, value)
+                self._seen[settings, value] = (
+                    self.by_all(value, settings.plan)
+                    if self._is_wary
+                    else self.by_one(settings, value)
+                )
             if (point := self._seen[settings, value]) is not None:
                 return point
         return None

@@ -7,7 +7,6 @@ from dataclasses import replace
 from engine.spec.measurement import Fidelity
 from engine.spec.settings import Settings
 from policies.points import OperatingPoint
-from policies.report import flat_metrics
 from policies.sla import Sla
 from policies.verdict import is_dependable, meets_in_run
 from tuner.capacity.probe import Asked, Run, point_under
@@ -15,8 +14,9 @@ from tuner.described.document import estimates_of
 from tuner.described.node import Node
 from tuner.planner.bounds import CertainMissError, LateWatch, backlog_reason
 from tuner.planner.certainty import with_runs
-from tuner.planner.explore import Question
+from tuner.planner.explore import late_watch
 from tuner.planner.pool import Workers
+from tuner.planner.question import Question
 from tuner.simulation.simulate import OnProgress, SimulationResult, no_progress
 from tuner.workload.workload import Workload
 
@@ -27,12 +27,11 @@ def dependable_as_planned(question: Question, settings: Settings) -> OperatingPo
     load, sla, plan = question.workload, question.sla, settings.plan
     if backlog_reason(question.node.timer(plan), plan, load, sla) is not None:
         return None
-    watch = LateWatch(load, sla, max_running=plan.dp * settings.caps.max_num_seqs)
     try:
-        result = question.node.simulate(settings, load, seed=question.seed, on_progress=watch)
+        flat = question.flat(settings, on_progress=late_watch(question, settings))
     except CertainMissError:
         return None
-    metrics = estimates_of([flat_metrics(result.measurement, sla)])
+    metrics = estimates_of([flat])
     point = OperatingPoint(settings=settings, fidelity=Fidelity.SIMULATED, metrics=metrics)
     if not meets_in_run(point, sla):
         return None

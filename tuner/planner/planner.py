@@ -7,12 +7,11 @@ depends on neither their number nor their timing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
-from typing import Protocol
+from itertools import count
 
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
@@ -25,23 +24,24 @@ from policies.verdict import missed_text
 from tuner.described.node import Node
 from tuner.launch.why_not import why_not
 from tuner.planner.alone import bounded_alone
-from tuner.planner.certainty import with_runs
+from tuner.planner.certainty import simulate_all, with_runs
 from tuner.planner.explore import (
     Explored,
     JudgedOn,
-    Question,
     Tried,
     explore,
     memory_reason,
-    simulate_flat,
 )
 from tuner.planner.pool import Workers, default_jobs
+from tuner.planner.question import AS_TOLD, Question
+from tuner.planner.seen import Seen
 from tuner.search.design import rank_point
 from tuner.spec.errors import TunerError
 from tuner.spec.space import PrunedPlan, build_space
 from tuner.workload.workload import Workload
 
-# Rounds of finding winners' intervals, after which the choice is among points that have one.
+# Rounds of finding winners' intervals, after which the choice is among points that have one; more
+# only while none of those is dependable.
 MAX_ROUNDS = 6
 
 
@@ -135,94 +135,42 @@ def make_plan(
     """
     goal = goal or Goal()
     with Workers(default_jobs() if jobs is None else jobs) as workers:
-        return _plan(
-            workers,
+        question = Question(
             # Timers may hold what cannot go to another process; each makes its own.
-            replace(node),
-            workload,
-            sla,
+            node=replace(node),
+            workload=workload,
+            sla=sla,
             seed=seed,
+            objective=goal.objective,
+        )
+        return plan_question(
+            workers,
+            question,
             devices=node.hardware.count if num_devices is None else num_devices,
             goal=goal,
             on_progress=on_progress,
         )
 
 
-def wider(node: Node, devices: int) -> Node:
-    """The node, with at least so many devices, and timers of its own."""
-    hardware = replace(node.hardware, count=max(devices, node.hardware.count))
-    return replace(node, hardware=hardware)
-
-
-class PlanAgain(Protocol):
-    """Plans once more: under a workload and an SLA, on up to so many devices, looking only at plans
-    that are ``wanted``.
-
-    Raises:
-        TunerError: none of them can run the model there.
-    """
-
-    def __call__(
-        self,
-        workload: Workload,
-        sla: Sla,
-        devices: int,
-        *,
-        wanted: Callable[[ParallelPlan], bool] = ...,
-    ) -> PlanReport: ...
-
-
-@contextmanager
-def plan_again(report: PlanReport, *, jobs: int | None = None) -> Iterator[PlanAgain]:
-    """A function that plans as ``report`` was planned: under another workload or SLA, on another
-    number of the same devices (more than the node has, too). Use ``with``: it holds processes.
-    The best is what takes fewest devices, whatever was best in ``report``.
-    """
-    goal = Goal(uses_all_devices=report.goal.uses_all_devices)
-    nodes: dict[int, Node] = {}
-    with Workers(default_jobs() if jobs is None else jobs) as workers:
-
-        def again(
-            workload: Workload,
-            sla: Sla,
-            devices: int,
-            *,
-            wanted: Callable[[ParallelPlan], bool] = lambda _: True,
-        ) -> PlanReport:
-            if devices not in nodes:
-                nodes[devices] = wider(report.question.node, devices)
-            return _plan(
-                workers,
-                nodes[devices],
-                workload,
-                sla,
-                seed=report.question.seed,
-                devices=devices,
-                goal=goal,
-                on_progress=lambda *_: None,
-                wanted=wanted,
-            )
-
-        yield again
-
-
-def _plan(
+def plan_question(
     workers: Workers,
-    node: Node,
-    workload: Workload,
-    sla: Sla,
+    question: Question,
     *,
-    seed: int,
     devices: int,
     goal: Goal,
     on_progress: OnPlanning,
     wanted: Callable[[ParallelPlan], bool] = lambda _: True,
 ) -> PlanReport:
-    question = Question(node=node, workload=workload, sla=sla, seed=seed, objective=goal.objective)
+    """Every ``wanted`` plan on up to ``devices`` devices judged.
+
+    Raises:
+        TunerError: none of them can run the model there, or there are fewer devices.
+    """
+    node, sla = question.node, question.sla
     if devices > node.hardware.count:
         raise TunerError(f"{devices} devices asked for, {node.hardware} has {node.hardware.count}")
     least = devices if goal.uses_all_devices else 1
-    memory_failures, fitting = split_plans(node, workload, least, devices)
+    memory_failures, fitting = split_plans(node, question.workload, least, devices)
     if not (plans := [plan for plan in fitting if wanted(plan)]):
         raise TunerError(f"none of the plans wanted can run on {least} to {devices} devices")
     explored = _explore_all(workers, question, plans, on_progress)
@@ -281,14 +229,23 @@ def _explore_all(
     order = sorted(plans, key=lambda plan: (-plan.dp * plan.pp, plan))
     done = 0
 
-    def count(_: ParallelPlan) -> None:
+    def tell(_: tuple[ParallelPlan, Seen]) -> None:
         nonlocal done
         done += 1
         on_progress("plans", done, len(order))
 
     on_progress("plans", 0, len(order))
-    found = workers.map(partial(explore, question), order, count)
-    return sorted(found, key=lambda e: (e.plan.world_size, e.plan))
+    tasks = [(plan, question.seen.of(plan)) for plan in order]
+    found = workers.map(partial(_explore, question), tasks, tell)
+    for _, seen in found:
+        question.seen.learn_all(seen)
+    return sorted((each for each, _ in found), key=lambda e: (e.plan.world_size, e.plan))
+
+
+def _explore(question: Question, task: tuple[ParallelPlan, Seen]) -> tuple[Explored, Seen]:
+    """A plan judged, given the runs of it that are known, and with those that it took."""
+    plan, seen = task
+    return explore(replace(question, seen=seen), plan), seen
 
 
 def _points(
@@ -302,7 +259,7 @@ def _points(
     if not settings:
         return [t.point for e in explored for t in e.tried if t.metrics], True
     on_progress("overloaded plans to their end", 0, len(settings))
-    flats = workers.map(partial(_ends, question), [(s, 1.0) for s in settings])
+    flats = simulate_all(workers, question, [(s, AS_TOLD, question.workload) for s in settings])
     return [
         Tried(settings=s, judged_on=JudgedOn.WHOLE, metrics=flat).point
         for s, flat in zip(settings, flats, strict=True)
@@ -329,11 +286,6 @@ def _nearest(explored: list[Explored], sla: Sla) -> list[Settings]:
     return list(dict.fromkeys(t.settings for t in ranked))[:MAX_ROUNDS]
 
 
-def _ends(question: Question, task: tuple[Settings, float]) -> dict[str, float]:
-    settings, step_scale = task
-    return simulate_flat(question, settings, step_scale)
-
-
 def _select(
     workers: Workers,
     question: Question,
@@ -346,18 +298,23 @@ def _select(
     """
     current = {p.settings: p for p in points}
     known: set[Settings] = set()
-    for number in range(MAX_ROUNDS):
+    for number in count():
         selection = select(list(current.values()), question.sla, objective)
-        winners = (selection.best, selection.fastest, selection.balanced, selection.closest)
+        if number >= MAX_ROUNDS:
+            sure = select([current[s] for s in current if s in known], question.sla, objective)
+            if sure.best is not None:
+                return list(current.values()), sure
+        winners = [selection.best]
+        if not question.only_decides and number < MAX_ROUNDS:
+            winners += [selection.fastest, selection.balanced, selection.closest]
         wanted = {p.settings: p for p in winners if p is not None}
         missing = [s for s in wanted if s not in known]
         if not missing:
             return list(current.values()), selection
-        on_progress("intervals", number, MAX_ROUNDS)
+        on_progress("intervals", number, max(number, MAX_ROUNDS))
         current |= with_runs(workers, question, [current[s] for s in missing])
         known |= set(missing)
-    selection = select([current[s] for s in current if s in known], question.sla, objective)
-    return list(current.values()), selection
+    raise AssertionError("points come to an end")
 
 
 def _failures(explored: Sequence[Explored], sla: Sla) -> list[Failure]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
@@ -20,10 +21,11 @@ from policies.points import OperatingPoint
 from policies.report import flat_metrics
 from policies.select import needed_bound
 from policies.sla import Sla
-from tuner.planner.explore import Question
+from tuner.planner.again import PlanAgain
 from tuner.planner.firm import Firm, Scale, tightened
 from tuner.planner.looks import dependable_as_planned
-from tuner.planner.planner import PlanAgain, PlanReport, wider
+from tuner.planner.planner import PlanReport
+from tuner.planner.question import Question
 from tuner.spec.errors import TunerError
 from tuner.workload.stretch import stretch
 from tuner.workload.workload import Workload
@@ -37,6 +39,11 @@ MOST_DEVICES = 32
 MOST_DEVICES_ALONE = 8
 # In twice the time a latency that is stable grows by less than this; a queue's doubles.
 GROWS = 1.4
+
+# Of what a plan serves per second when it has more than enough, so much comes in time.
+MOSTLY_CARRIED = 0.8
+# A load that is carried at all is seldom less below what was asked.
+NEARLY_ALL = 0.95
 
 # So many plans' settings are asked before all plans are.
 NUM_LIKELY = 3
@@ -107,26 +114,49 @@ def with_bound(sla: Sla, constraint: Constraint, bound: float) -> Sla:
     return Sla(constraints=tuple(changed if c == constraint else c for c in sla.constraints))
 
 
-def _best(report: PlanReport) -> OperatingPoint | None:
-    return report.selection.best
+def _planned(
+    again: PlanAgain, workload: Workload, sla: Sla, devices: int, plan: ParallelPlan | None = None
+) -> OperatingPoint | None:
+    """The best of all plans there, or of ``plan`` alone; None where nothing is dependable."""
+    try:
+        found = again(workload, sla, devices, wanted=lambda p: plan is None or p == plan)
+    except TunerError:
+        return None
+    return found.selection.best
 
 
 def _highest_load(report: PlanReport, again: PlanAgain) -> tuple[float, OperatingPoint] | None:
     """The highest factor of the load at which a plan meets the SLA."""
-    question = report.question
-    node, sla = wider(question.node, report.num_devices), question.sla
+    workload, sla = report.question.workload, report.question.sla
+
+    @cache
+    def load_at(factor: float) -> Workload:
+        return stretch(workload, factor)
+
+    def by_all(factor: float, plan: ParallelPlan | None) -> OperatingPoint | None:
+        return _planned(again, load_at(factor), sla, report.num_devices, plan)
 
     def by_one(settings: Settings, factor: float) -> OperatingPoint | None:
-        load = stretch(question.workload, factor)
-        return dependable_as_planned(replace(question, node=node, workload=load), settings)
+        return dependable_as_planned(again.question(load_at(factor), sla), settings)
 
     firm = Firm(
-        scale=load_scale(question.workload),
-        by_all=lambda at: _best(again(stretch(question.workload, at), sla, report.num_devices)),
+        scale=load_scale(workload),
+        by_all=by_all,
         by_one=by_one,
         likely=_likely(report),
     )
-    return firm.find(0.5)
+    return firm.find(_first_guess(report))
+
+
+def _first_guess(report: PlanReport) -> float:
+    """A share of the load to look at first: a good part of what was served of it per second."""
+    load = report.question.workload
+    if load.closed is not None or load.span_s == 0:
+        return 0.5
+    asked = float(load.output_tokens.sum()) / load.span_s
+    key = str(Metric.THROUGHPUT)
+    served = [point.metrics[key].value for point in report.points if key in point.metrics]
+    return min(NEARLY_ALL, MOSTLY_CARRIED * max(served, default=asked / 2) / asked)
 
 
 def load_scale(workload: Workload) -> Scale:
@@ -177,9 +207,9 @@ def _fewest_devices(
             )
         except TunerError:
             return None
-        return _best(plan)
+        return plan.selection.best
 
-    found = None if load is None else _replicated(report, load, most)
+    found = None if load is None else _replicated(report, again, load, most)
     found = found or by_all(most)
     # What takes the fewest devices was chosen, as far as plans were told apart: ask again.
     while found is not None and (fewer := by_all(found.cost_devices - 1)) is not None:
@@ -188,21 +218,20 @@ def _fewest_devices(
 
 
 def _replicated(
-    report: PlanReport, load: tuple[float, OperatingPoint], most: int
+    report: PlanReport, again: PlanAgain, load: tuple[float, OperatingPoint], most: int
 ) -> OperatingPoint | None:
     """The fewest replicas of what carries ``load``, on more devices than ``report`` has, that carry
     all of it. The share that it carries tells where to begin."""
-    question, (factor, point) = report.question, load
+    workload, sla, (factor, point) = report.question.workload, report.question.sla, load
     plan = point.settings.plan
     size = plan.world_size // plan.dp
     least = report.num_devices // size + 1
-    node = wider(question.node, most)
     seen: dict[int, OperatingPoint | None] = {}
 
     def look(replicas: int) -> OperatingPoint | None:
         if replicas not in seen:
             settings = replace(point.settings, plan=replace(plan, dp=replicas))
-            seen[replicas] = dependable_as_planned(replace(question, node=node), settings)
+            seen[replicas] = dependable_as_planned(again.question(workload, sla), settings)
         return seen[replicas]
 
     replicas = max(least, min(math.ceil(plan.dp / factor), most // size))
@@ -212,7 +241,7 @@ def _replicated(
         return None
     while replicas > least and look(replicas - 1) is not None:
         replicas -= 1
-    return look(replicas)
+    return _planned(again, workload, sla, replicas * size, replace(plan, dp=replicas))
 
 
 def _relax(
@@ -220,15 +249,14 @@ def _relax(
 ) -> WayOut:
     """The smallest relaxation of ``constraint`` with which, the others kept, a plan is found."""
     question, scale = report.question, bound_scale(constraint)
-    node = wider(question.node, report.num_devices)
 
-    def by_all(bound: float) -> OperatingPoint | None:
+    def by_all(bound: float, plan: ParallelPlan | None) -> OperatingPoint | None:
         sla = with_bound(question.sla, constraint, bound)
-        return _best(again(question.workload, sla, report.num_devices))
+        return _planned(again, question.workload, sla, report.num_devices, plan)
 
     def by_one(settings: Settings, bound: float) -> OperatingPoint | None:
         sla = with_bound(question.sla, constraint, bound)
-        return dependable_as_planned(replace(question, node=node, sla=sla), settings)
+        return dependable_as_planned(again.question(question.workload, sla), settings)
 
     firm = Firm(scale=scale, by_all=by_all, by_one=by_one, likely=list(likely))
     loosest = scale.value(scale.least_share)

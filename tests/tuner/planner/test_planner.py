@@ -27,7 +27,6 @@ from tuner.planner.document import choices, plan_json
 from tuner.planner.explore import (
     MAX_CAPS,
     JudgedOn,
-    Question,
     busiest,
     explore,
     memory_reason,
@@ -35,6 +34,7 @@ from tuner.planner.explore import (
 )
 from tuner.planner.planner import PlanReport, Why, make_plan
 from tuner.planner.pool import Workers
+from tuner.planner.question import Question
 from tuner.spec.errors import TunerError
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload
@@ -274,7 +274,14 @@ def test_what_a_slice_condemns_misses_on_the_whole_too(node: Node) -> None:
     for text in ("tp=4", "sp=2,tp=2", "pp=4", "dp=2,tp=2"):
         settings = Settings(plan=parse_plan(text).plan, caps=node.backend.default_caps)
         part = node.simulate(settings, piece).measurement
-        if certain_miss(part.timings, sla, len(load)) is None:
+        timings = part.timings
+        miss = certain_miss(
+            lambda limit, timings=timings: limit.num_over(timings),
+            sla,
+            num_seen=len(timings),
+            num_requests=len(load),
+        )
+        if miss is None:
             continue
         condemned += 1
         flat = flat_metrics(node.simulate(settings, load).measurement, sla)

@@ -11,8 +11,9 @@ import pytest
 from policies.sla import Sla
 from tuner.capacity.search import TIGHTER
 from tuner.described.parse import describe_node
+from tuner.planner.again import plan_again
 from tuner.planner.document import plan_json
-from tuner.planner.planner import PlanReport, make_plan, plan_again
+from tuner.planner.planner import PlanReport, make_plan
 from tuner.planner.ways_out import WaysOut, find_ways_out, with_bound
 from tuner.workload.parse import parse_workload
 from tuner.workload.stretch import stretch

@@ -1,0 +1,84 @@
+"""Planning a question once more under another load, SLA or number of devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from engine.spec.plan import ParallelPlan
+from policies.objective import Goal
+from policies.sla import Sla
+from tuner.described.node import Node
+from tuner.planner.planner import PlanReport, plan_question
+from tuner.planner.pool import Workers, default_jobs
+from tuner.planner.question import Question
+from tuner.planner.seen import Seen
+from tuner.workload.workload import Workload
+
+# Questions are mostly of up to so many devices.
+MOST_DEVICES = 32
+
+
+class PlanAgain:
+    """Plans once more as ``report`` was planned; remembers what it has simulated. The best is what
+    takes fewest devices, whatever was best in ``report``."""
+
+    def __init__(self, report: PlanReport, workers: Workers) -> None:
+        self._question = report.question
+        self._goal = Goal(uses_all_devices=report.goal.uses_all_devices)
+        self._workers = workers
+        self._node = _wider(report.question.node, MOST_DEVICES)
+        # No run depends on how many devices are left idle.
+        self._seen = {report.question.workload: report.question.seen}
+
+    def question(self, workload: Workload, sla: Sla) -> Question:
+        """What is asked of each plan there, with what is known of that load."""
+        return Question(
+            node=self._node,
+            workload=workload,
+            sla=sla,
+            seed=self._question.seed,
+            objective=self._goal.objective,
+            only_decides=True,
+            seen=self._seen.setdefault(workload, Seen()),
+        )
+
+    def __call__(
+        self,
+        workload: Workload,
+        sla: Sla,
+        devices: int,
+        *,
+        wanted: Callable[[ParallelPlan], bool] = lambda _: True,
+    ) -> PlanReport:
+        """Planning under a workload and an SLA, on up to so many devices, of ``wanted`` plans.
+
+        Raises:
+            TunerError: none of them can run the model there.
+        """
+        if devices > self._node.hardware.count:
+            self._node = _wider(self._node, devices)
+        return plan_question(
+            self._workers,
+            self.question(workload, sla),
+            devices=devices,
+            goal=self._goal,
+            on_progress=lambda *_: None,
+            wanted=wanted,
+        )
+
+
+@contextmanager
+def plan_again(report: PlanReport, *, jobs: int | None = None) -> Iterator[PlanAgain]:
+    """What plans as ``report`` was planned: under another workload or SLA, on another number of the
+    same devices (more than the node has, too). Use ``with``: it holds processes.
+    """
+    with Workers(default_jobs() if jobs is None else jobs) as workers:
+        yield PlanAgain(report, workers)
+
+
+def _wider(node: Node, devices: int) -> Node:
+    """The node, with at least so many devices, and timers of its own."""
+    hardware = replace(node.hardware, count=max(devices, node.hardware.count))
+    return replace(node, hardware=hardware)

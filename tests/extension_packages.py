@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.spec.extensions import load_extensions, make_extensions
+from engine.spec import extensions
 from tests.rooms import ROOT
 
 FOLDER = ROOT / "examples" / "extensions"
@@ -17,8 +17,7 @@ PACKAGES = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
 
 def forget_extensions() -> None:
     """Look for installed packages anew."""
-    load_extensions.cache_clear()
-    make_extensions.cache_clear()
+    extensions._points.cache_clear()
 
 
 def entry_points(package: str) -> dict[str, dict[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from engine.spec.errors import EngineError
@@ -25,16 +25,19 @@ class ExtensionPoint(StrEnum):
 
 
 @cache
+def _points(group: ExtensionPoint) -> tuple[EntryPoint, ...]:
+    """Looked for once a process, and only when somebody asks."""
+    return tuple(sorted(entry_points(group=group), key=lambda point: point.name))
+
+
 def load_extensions(group: ExtensionPoint, error: type[Exception] = EngineError) -> dict[str, Any]:
     """What entry points of ``group`` name, by the points' names, in their order.
-
-    Looked for once a process, and only when somebody asks.
 
     Raises:
         error: one cannot be loaded, or two packages bring one name.
     """
     found: dict[str, Any] = {}
-    for point in sorted(entry_points(group=group), key=lambda point: point.name):
+    for point in _points(group):
         where = f"extension {point.name!r} of {group} ({point.value})"
         if point.name in found:
             raise error(f"{where}: another package brings that name too; uninstall one")
@@ -45,7 +48,6 @@ def load_extensions(group: ExtensionPoint, error: type[Exception] = EngineError)
     return found
 
 
-@cache
 def make_extensions(group: ExtensionPoint, error: type[Exception] = EngineError) -> dict[str, Any]:
     """What :func:`load_extensions` found, each called without an argument.
 

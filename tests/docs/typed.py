@@ -10,6 +10,9 @@ import typer
 from api.cli import main
 from api.cli.main import COMMANDS, CommandRef
 
+OF_THE_PROGRAM = ("--help", "--version", "--install-completion", "--show-completion")
+FROM = "--from"
+
 
 def find_command(words: list[str]) -> tuple[CommandRef, list[str]]:
     """The command that the words after ``gearshift`` name, and its own words.
@@ -30,8 +33,13 @@ def take(line: str) -> None:
     Raises:
         typer.TyperException: an option, a number or a choice that it does not take.
     """
-    program, *words = shlex.split(line, comments=True)
+    program, *words = shlex.split(line)
     assert program == "gearshift", line
-    ref, own = find_command(words)
+    if words[0] in OF_THE_PROGRAM:
+        return
+    ref, own = find_command([word for word in words if word != "--help"])
+    if FROM in own:  # it reads the file at once
+        at = own.index(FROM)
+        del own[at : at + 2]
     command: Any = typer.main.get_command(main._load(ref))
     command.make_context(ref.path, main._words(ref, own))

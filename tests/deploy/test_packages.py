@@ -175,8 +175,9 @@ def test_an_sdist_installs_into_an_empty_environment_without_a_compiler(tmp_path
     assert made.returncode == 0, made.stderr
     sdist = tmp_path / made.stdout.split()[-1]
     environment = tmp_path / "venv"
-    # Dependencies are this environment's, behind the new one's own packages.
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True, timeout=300)
+    # Dependencies, and what builds, are this environment's, behind the new one's own packages.
+    make = [sys.executable, "-m", "venv", "--without-pip", environment]
+    subprocess.run(make, check=True, timeout=300)
     (site,) = environment.glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     bare = {"PATH": "/usr/bin-without-compilers", "HOME": str(tmp_path), "CC": "/bin/false",

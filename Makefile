@@ -9,7 +9,7 @@ TEST_JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install test coverage test-slow check audit docs format demo bench cpu-products bench-scale chaos streams cpu-kernels gpu-check reproduce clean
+.PHONY: install test coverage test-slow check audit docs pictures format demo bench cpu-products bench-scale chaos streams cpu-kernels gpu-check reproduce clean
 
 install: $(STAMP)
 
@@ -48,6 +48,10 @@ audit: $(STAMP)
 # The documents as a site in site/; ends on any warning.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The pictures of the explanations, anew: simulations and dated reports, about a minute.
+pictures: $(STAMP)
+	$(BIN)/python -m docs.make_pictures
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -5,12 +5,17 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # whatever mkdocs was started from
+
+from docs.reference_pages import REDOC, redoc_file, reference_pages  # noqa: E402
+
 BESIDE = ("CONTRIBUTING.md", "deploy/README.md", "deploy/keda/scaled-object.yaml")
 REPORTS = "benchmarks/reports"
 UNDER = "repository"
@@ -19,13 +24,16 @@ LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)]*)?\))")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add what pages link to beside ``docs``, and a list of the reports."""
+    """Add what pages link to beside ``docs``, a list of the reports, and the reference."""
     reports = sorted((ROOT / REPORTS).glob("*.md"))
     for path in (*BESIDE, *(f"{REPORTS}/{report.name}" for report in reports)):
         files.append(File.generated(config, f"{UNDER}/{path}", abs_src_path=str(ROOT / path)))
     rows = "\n".join(f"* [{report.stem}]({report.name})" for report in reversed(reports))
     listed = f"# Reports, newest first\n\n{rows}\n"
     files.append(File.generated(config, f"{UNDER}/{REPORTS}/index.md", content=listed))
+    for path, content in reference_pages().items():
+        files.append(File.generated(config, path, content=content))
+    files.append(File.generated(config, REDOC, abs_src_path=str(redoc_file())))
     return files
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from contextlib import suppress
 from typing import TextIO, cast
@@ -43,7 +44,10 @@ def configure_logs(level: str) -> None:
 
 def _for_a_person() -> structlog.dev.ConsoleRenderer:
     # The default shows local variables, keys among them, and took ten seconds for an error.
-    return structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    return structlog.dev.ConsoleRenderer(
+        colors=not os.environ.get("NO_COLOR"),
+        exception_formatter=structlog.dev.plain_traceback,
+    )
 
 
 class _CurrentStderr:

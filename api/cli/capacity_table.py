@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from api.cli.common import settings_column
 from policies.capacity_table import CapacityTable
@@ -20,7 +20,8 @@ def print_capacity_table(console: Console, found: dict[str, Any] | None) -> None
     if not entries:
         console.print(f"no plan carries any rate of this traffic within {found['sla']}")
         return
-    table = Table("devices", settings_column(), "requests/s", "90 % interval", "binding", "J each")
+    binding = Column("binding", overflow="fold")  # whole, on as many lines as it takes
+    table = Table("devices", settings_column(), "requests/s", "90 % interval", binding, "J each")
     table.title = f"what carries which rate of this traffic within {found['sla']}"
     for entry in entries:
         high = "?" if entry.high_rps is None else short(entry.high_rps)

@@ -133,6 +133,12 @@ class RankOptions:
             help="Compute equal beginnings of prompts once.",
         ),
     ] = True
+    executor: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="What runs the steps, where an installed package brings that."
+        ),
+    ] = None
     spare_ranks: Annotated[
         int,
         typer.Option(min=0, max=64, help="Warm processes that wait to take a dead rank's place."),

@@ -77,6 +77,8 @@ def serve(
             f"--quantization {ranks.quantization}: no weights are loaded with --paced; name the "
             "format of the rehearsed ones, as in --dtype fp8"
         )
+    if node is not None and ranks.executor is not None:
+        fail(f"--executor {ranks.executor}: with --paced no steps run; leave out one of them")
     wanted = _config(folder, plan, caps, ranks, pacing, node)
     if node is not None:
         check_rungs(node, wanted.settings)
@@ -112,7 +114,10 @@ def _config(
     node: Node | None,
 ) -> EngineConfig:
     from engine.spec.config import EngineConfig, ExecutorKind
+    from engine.spec.extensions import ExtensionPoint, get_extension
 
+    if ranks.executor is not None:  # a wrong name is told before anything starts
+        get_extension(ExtensionPoint.EXECUTORS, ranks.executor)
     return EngineConfig(
         model_dir=model,
         settings=replace(
@@ -136,7 +141,8 @@ def _config(
         max_graph_tokens=ranks.max_graph_tokens,
         mode_table_path=plan.mode_table,
         # One rank, too, in a process of its own: it computes beside the server, not in its turns.
-        executor=ExecutorKind.PROCESS,
+        executor=ExecutorKind.PROCESS if ranks.executor is None else ExecutorKind.EXTENSION,
+        executor_name=ranks.executor,
     )
 
 

@@ -1,4 +1,4 @@
-"""How commands end: one table for all of them, in their help and in the README."""
+"""How commands end: one table for all of them, in their help and in docs/command-line.md."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -16,7 +17,9 @@ from typer.core import TyperGroup
 
 from api.cli.common import domain_errors, end, fail, log
 from api.cli.environment import warn_about_variables
+from api.cli.examples import epilog
 from api.cli.exit_codes import EPILOG, ExitCode
+from engine.spec.names import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,11 +377,23 @@ def _run(ref: CommandRef, ctx: typer.Context) -> None:
         except typer.TyperException as error:
             if not hasattr(error, "format_message"):  # an exit, not a mistake
                 raise
-            fail(f"{error.format_message().rstrip('.')}; see {ctx.command_path} --help")
+            fail(f"{_mistake(error)}; see {ctx.command_path} --help")
         except typer.Abort as error:  # a question that was not answered
             raise typer.Exit(ExitCode.INTERRUPTED) from error
     if isinstance(code, int) and code:
         raise typer.Exit(code)
+
+
+def _mistake(error: Any) -> str:
+    """What typer says of the words typed, with the right one that they are nearest to."""
+    text: str = error.format_message().rstrip(".").replace("Value error, ", "")
+    if hasattr(error, "possibilities") and error.ctx is not None:  # there is no such option
+        options = error.ctx.command.params
+        known = [word for option in options for word in (*option.opts, *option.secondary_opts)]
+        return f"No such option: {error.option_name}{did_you_mean(error.option_name, known)}"
+    if (found := re.search(r"'([^']*)' is not one of (.+)", text)) is not None:
+        return text + did_you_mean(found[1], re.findall(r"'([^']+)'", found[2]))
+    return text
 
 
 def _load(ref: CommandRef) -> typer.Typer:
@@ -386,7 +401,7 @@ def _load(ref: CommandRef) -> typer.Typer:
     function = getattr(import_module(f"api.cli.{ref.module}"), ref.function)
     command = typer.Typer(add_completion=False, rich_markup_mode=None)
     text = ref.help if not function.__doc__ else None
-    command.command(help=text, epilog=EPILOG)(_with_logs(function))
+    command.command(help=text, epilog=epilog(ref.path))(_with_logs(function))
     return command
 
 

@@ -45,6 +45,7 @@ from store import UnitOfWork
 from store.decisions import CAPACITY
 from store.models import DecisionRow, EngineLoad, EngineRow
 from store.models.base import Json
+from tuner.spec.forecasters import list_forecasters
 
 ACTOR = "controller"
 # A forecaster is chosen anew after this long: fitting the candidates takes seconds.
@@ -136,7 +137,7 @@ class CapacityLoop:
         history = history_of(uow, engine, now_s=now_s, mix=table.mix, under_way=under_way)
         chosen_s, chosen = self._chosen.get(engine.id, (None, None))
         if len(history) and (chosen_s is None or now_s - chosen_s >= CHOOSE_EVERY_S):
-            chosen = choose(history, HORIZON_SLOTS)
+            chosen = choose(history, HORIZON_SLOTS, forecasters=list_forecasters())
             self._chosen[engine.id] = now_s, chosen
         return forecast(history, HORIZON_SLOTS, chosen=chosen)
 

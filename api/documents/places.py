@@ -118,7 +118,7 @@ class Places:
         """Raises TunerError where a job would run a command: over REST nobody may name one."""
         if spec.is_served:
             raise TunerError(
-                f"engine {spec.engine!r}: only gearshift tune on the command line starts servers; "
+                f"engine {spec.engine!r}: only gearshift tune on the command line runs others; "
                 "a job of the service tunes engines of this project"
             )
 

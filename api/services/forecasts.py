@@ -9,11 +9,12 @@ from api.schemas.serving import ForecastView
 from api.web.errors import ApiError
 from policies.capacity_table import CapacityTable
 from policies.forecast import Backtest, Forecast, choose, forecast
-from policies.forecasters import CONSTANT, FORECASTERS, Forecaster, SeasonalNaive
+from policies.forecasters import CONSTANT, Forecaster, SeasonalNaive
 from policies.load_history import LoadHistory, LoadSlot
 from store import UnitOfWork
 from store.decisions import CAPACITY
 from store.models import EngineLoad, EngineRow
+from tuner.spec.forecasters import list_forecasters
 
 # Minutes that a forecast looks ahead: the wait for the slow loop's next turn, and a start.
 HORIZON_SLOTS = 5
@@ -67,7 +68,7 @@ def choose_known(uow: UnitOfWork, engine: EngineRow, history: LoadHistory) -> Ch
     seconds, which nobody waits for here."""
     last = uow.decisions.find_last(engine.id, loop=CAPACITY)
     name = None if last is None else last.observed.get("forecaster")
-    known = next((f for f in FORECASTERS if f.name == name), None)
+    known = next((f for f in list_forecasters() if f.name == name), None)
     candidates = (CONSTANT, SeasonalNaive()) if known is None else (CONSTANT, known)
     return choose(history, HORIZON_SLOTS, forecasters=candidates)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import assert_never
 
 from engine.executors.pool import RankSource
@@ -9,8 +10,12 @@ from engine.executors.protocol import Clock, Executor, StepTimer
 from engine.executors.ranks import RankProcesses
 from engine.spec.config import EngineConfig, ExecutorKind, num_kv_blocks
 from engine.spec.errors import EngineError
+from engine.spec.extensions import ExtensionPoint, get_extension
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
+
+# What an entry point of ``gearshift.executors`` names.
+MakeExecutor = Callable[[EngineConfig, ModelConfig, ParallelPlan], Executor]
 
 
 def make_executor(
@@ -30,7 +35,8 @@ def make_executor(
     across executors); other executors ignore it.
 
     Raises:
-        EngineError: inline with several ranks, or simulated without a timer.
+        EngineError: inline with several ranks, simulated without a timer, or an extension that no
+            installed package brings.
     """
     kind = config.executor
     if kind is ExecutorKind.AUTO:
@@ -51,10 +57,19 @@ def make_executor(
             return ProcessExecutor(config, model, plan, ranks=ranks)
         case ExecutorKind.SIMULATED:
             return _simulated(config, model, plan, timer, clock, start_s)
+        case ExecutorKind.EXTENSION:
+            return _brought(config, model, plan)
         case ExecutorKind.AUTO:
             raise AssertionError("auto was resolved above")
         case _ as never:
             assert_never(never)
+
+
+def _brought(config: EngineConfig, model: ModelConfig, plan: ParallelPlan) -> Executor:
+    if config.executor_name is None:
+        raise EngineError("executor 'extension' needs executor_name, one of gearshift.executors")
+    make: MakeExecutor = get_extension(ExtensionPoint.EXECUTORS, config.executor_name)
+    return make(config, model, plan)
 
 
 def _simulated(

@@ -116,6 +116,8 @@ def device_name(config: EngineConfig) -> str:
     """The kind of device steps run on, in words."""
     if config.executor is ExecutorKind.SIMULATED:
         return "simulated"
+    if config.executor is ExecutorKind.EXTENSION:
+        return f"{config.device} by {config.executor_name}"
     if not is_cuda(config):
         return f"cpu {_cpu_name()} x{len(os.sched_getaffinity(0))}"
     import torch

@@ -65,12 +65,14 @@ class LinkEmulation:
 
 
 class ExecutorKind(StrEnum):
-    """Where steps run. ``auto``: in process for one rank, else one process per rank."""
+    """Where steps run. ``auto``: in process for one rank, else one process per rank.
+    ``extension``: as an installed package does it."""
 
     AUTO = "auto"
     INLINE = "inline"
     PROCESS = "process"
     SIMULATED = "simulated"
+    EXTENSION = "extension"
 
 
 class Collectives(StrEnum):
@@ -96,6 +98,7 @@ class EngineConfig:
     ``overlap`` schedules one step ahead of the ranks, ``parallel_sampling`` spreads the sampled
     rows over the ranks, ``prefix_cache`` reuses KV blocks of equal beginnings; outputs are the
     same without them. ``spare_ranks`` processes wait, warmed up, to take a dead rank's place.
+    ``executor_name`` is the entry point of ``gearshift.executors`` that an ``extension`` has.
     ``hardware`` names what a simulated executor's steps take the time of, for whoever asks;
     ``start_s_of`` says how long ranks of a plan take to start there, while the engine serves.
     ``threads_per_rank`` compute on each CPU rank; None: what ``OMP_NUM_THREADS`` says, else cores
@@ -122,6 +125,7 @@ class EngineConfig:
     max_model_len: int | None = None
     max_devices: int | None = None
     executor: ExecutorKind = ExecutorKind.AUTO
+    executor_name: str | None = None
     hardware: str | None = None
     collectives: Collectives = Collectives.AUTO
     link: LinkEmulation | None = None

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import NewType
 
+from engine.spec.names import did_you_mean
+
 # Degrees beyond any machine are no rung.
 MOST_DEGREE = 99_999
 _DEGREE = r"[1-9]\d{0,4}"
@@ -88,7 +90,8 @@ def read_pin(value: object) -> ModePin:
     """
     if isinstance(value, str) and (value in (*PIN_RULES, *ENDS) or is_rung(value)):
         return ModePin(str(value))
-    raise ValueError(f"{value!r}; known: {KNOWN_PINS}")
+    hint = did_you_mean(str(value), (*PIN_RULES, *ENDS))
+    raise ValueError(f"{value!r}; known: {KNOWN_PINS}{hint}")
 
 
 def pinned_mode(pin: ModePin) -> Mode | None:

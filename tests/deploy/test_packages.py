@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -94,17 +95,27 @@ def test_versions_agree() -> None:
     assert (chart["version"], chart["appVersion"]) == (version, version)
 
 
+def _list_files() -> list[str]:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True
+    )
+    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def _checkout(folder: Path) -> Path:
+    """A copy of the files under version control."""
+    for name in _list_files():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    return folder
+
+
 @pytest.mark.slow
 def test_a_wheel_installs_without_a_compiler_and_brings_its_data(tmp_path: Path) -> None:
     """Built from the sdist's own contents, into an environment that has the dependencies only."""
     source, wheels, place = tmp_path / "source", tmp_path / "wheels", tmp_path / "place"
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True
-    ).stdout.split("\0")
-    for name in filter(None, listed):
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
+    listed = _list_files()
+    _checkout(source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(source)]
     subprocess.run([*pip, *build], check=True, timeout=300)
@@ -144,3 +155,59 @@ def test_a_wheel_installs_without_a_compiler_and_brings_its_data(tmp_path: Path)
     assert "newest" in run("db", "upgrade") + run("db", "check")
     run("model", "create", str(tmp_path / "model"), "--preset", "tiny")
     run("generate", "--model", str(tmp_path / "model"), "--prompt", "a", "--max-tokens", "2")
+
+
+@pytest.mark.slow
+def test_an_sdist_installs_into_an_empty_environment_without_a_compiler(tmp_path: Path) -> None:
+    """What ``pip install gearshift-X.tar.gz`` does where only the dependencies are at hand."""
+    source = _checkout(tmp_path / "source")
+    made = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from setuptools import build_meta as b; print(b.build_sdist('..'))",
+        ],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert made.returncode == 0, made.stderr
+    sdist = tmp_path / made.stdout.split()[-1]
+    environment = tmp_path / "venv"
+    # Dependencies, and what builds, are this environment's, behind the new one's own packages.
+    make = [sys.executable, "-m", "venv", "--without-pip", environment]
+    subprocess.run(make, check=True, timeout=300)
+    (site,) = environment.glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    bare = {"PATH": "/usr/bin-without-compilers", "HOME": str(tmp_path), "CC": "/bin/false",
+            "CXX": "/bin/false", "GEARSHIFT_NO_COMPILER": "1"}  # fmt: skip
+    install = ["-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
+    python = environment / "bin" / "python"
+    subprocess.run([python, *install, sdist], check=True, timeout=300, env=bare, cwd=tmp_path)
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            [environment / "bin" / "gearshift", *words],
+            env=bare,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where = subprocess.run(
+        [python, "-c", "import engine; print(engine.__file__)"],
+        env=bare, cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert str(environment) in where.stdout
+    assert "27.8 M parameters" in run("model", "create", "./model", "--preset", "small")
+    assert run("generate", "--model", "./model", "--prompt", "The quick", "--max-tokens", "2")
+    assert "newest" in run("db", "upgrade") + run("db", "check")
+    simulated = run(
+        *("simulate", "--model", "llama-3.1-8b", "--hardware", "1xh200", "--plan", "tp=1"),
+        *("--workload", "poisson:rate=2,input=64,output=8,seconds=5"),
+    )
+    assert "throughput" in simulated

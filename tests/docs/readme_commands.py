@@ -7,11 +7,15 @@ but the command; ``...`` in an output stands for lines left out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 SAME_EVERY_TIME = "<!-- same every time -->"
 ELLIPSIS = "..."
+_COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(gearshift .*)")
+# What a shell takes from a line: comments, redirections, the background.
+_BEHIND = re.compile(r"\s+(?:#|2?>|&|\|)(?:\s|$)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,26 @@ def read_commands(page: str) -> list[ShownCommand]:
             else:
                 output.append(line.rstrip())
     return found
+
+
+def list_lines(page: str) -> list[str]:
+    """Every ``gearshift`` command in a block of ``page``, whole, without what a shell does with it:
+    variables before, redirections and comments behind. Those with ``...`` for words left out are
+    not."""
+    found: list[str] = []
+    is_open = False
+    for line in page.splitlines():
+        text = line.strip().removeprefix("$ ")
+        if is_open:
+            found[-1] += " " + text
+        elif line.startswith("    ") and (match := _COMMAND.match(text)):
+            found.append(match[1])
+        else:
+            continue
+        is_open = found[-1].endswith("\\")
+        found[-1] = found[-1].rstrip("\\").rstrip()
+    whole = (_BEHIND.split(line)[0] for line in found)
+    return [line for line in whole if ELLIPSIS not in line.split()]
 
 
 def missing_part(shown: tuple[str, ...], printed: str) -> str | None:

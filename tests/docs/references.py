@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 
 import gearshift
+from engine.spec.extensions import ExtensionPoint
 from tests.rooms import PACKAGES, ROOT
-from tuner.workload.traces import EXTENSIONS
 
 FOLDERS = (*PACKAGES, "migrations", "tests", "benchmarks", "docs")
 _TOP = "|".join(FOLDERS)
@@ -51,7 +51,7 @@ def _path_faults(text: str, root: Path) -> Iterator[str]:
 
 
 # What our package brings besides modules: names it hands on, and groups of entry points.
-_NAMED_ELSEWHERE = {EXTENSIONS, *(f"gearshift.{name}" for name in gearshift.__all__)}
+_NAMED_ELSEWHERE = {*ExtensionPoint, *(f"gearshift.{name}" for name in gearshift.__all__)}
 
 
 def _dotted_faults(text: str, root: Path) -> Iterator[str]:

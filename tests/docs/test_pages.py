@@ -93,3 +93,14 @@ def test_architecture_tells_every_room_in_its_order_with_its_own_sentence() -> N
     }
     for package in PACKAGES:
         assert f"**`{package}`**: {house.sentences[Room(package, FRONT)]}" in page
+
+
+def test_pictures_are_small_and_shown() -> None:
+    folder = ROOT / "docs" / "pictures"
+    shown = "".join(page.read_text() for page in PAGES)
+    for picture in folder.iterdir():
+        assert picture.stat().st_size < 150_000, picture
+        assert f"pictures/{picture.name})" in shown, picture
+    made = (ROOT / "docs" / "make_pictures.py").read_text()
+    drawn = {picture.name for picture in folder.glob("*.svg")}
+    assert drawn == set(re.findall(r'^        "([\w-]+\.svg)": ', made, re.MULTILINE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -28,3 +29,12 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     assert "Groups, each held out" not in accuracy
     assert "h200 llama-3.1-70b trtllm" in accuracy
     assert (tmp_path / "repository" / "benchmarks" / "reports" / "index.html").exists()
+    commands = (tmp_path / "reference" / "command-line" / "index.html").read_text()
+    assert "--max-num-batched-tokens" in commands
+    python = (tmp_path / "reference" / "python" / "index.html").read_text()
+    assert "Forecaster" in python
+    assert ":class:`" not in python
+    for name, path in (("control-plane", "/v1/tuning-jobs"), ("engine-server", "/v1/completions")):
+        assert path in (tmp_path / "reference" / name / "index.html").read_text()
+        assert path in json.loads((tmp_path / "reference" / f"{name}.json").read_text())["paths"]
+    assert (tmp_path / "reference" / "redoc.standalone.js").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from engine.spec.measurement import Fidelity, Measurement, RequestTiming
@@ -47,3 +48,20 @@ class TuningTarget(Protocol):
     def close(self) -> None:
         """End what was started for trials. Safe to call twice; ``measure`` starts it again."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetAsked:
+    """What a target of another package is made for: ``model_dir`` is the word given as --model,
+    ``vocab_size`` bounds the ids that prompts are drawn from, ``num_devices`` is the most that a
+    plan may use."""
+
+    model_dir: str
+    vocab_size: int
+    num_devices: int
+    device: str
+
+
+# What an entry point of ``gearshift.tuning_targets`` names, which
+# ``gearshift tune --engine NAME`` calls.
+MakeTarget = Callable[[TargetAsked], TuningTarget]

@@ -10,6 +10,7 @@ from typing import Any
 
 from engine.executors.protocol import StepTimer
 from engine.spec.config import EngineConfig, num_kv_blocks
+from engine.spec.extensions import ExtensionPoint, get_extension
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
@@ -22,7 +23,7 @@ from tuner.described.node import Node
 from tuner.hardware import Hardware
 from tuner.launch.why_not import OWN, why_not
 from tuner.load.live import LiveEngine
-from tuner.load.tuning_target import TuningTarget
+from tuner.load.tuning_target import MakeTarget, TargetAsked, TuningTarget
 from tuner.search.corrected import Corrected
 from tuner.search.costs import Cost, Level, Meter
 from tuner.search.design import advised_ladders, design_settings, refined_settings
@@ -134,6 +135,18 @@ class TuningContext:
         return self._live
 
     def _make_live(self) -> TuningTarget:
+        if self.spec.is_brought:
+            make: MakeTarget = get_extension(
+                ExtensionPoint.TUNING_TARGETS, self.spec.engine, TunerError
+            )
+            return make(
+                TargetAsked(
+                    model_dir=self.spec.model_dir,
+                    vocab_size=self.model.vocab_size,
+                    num_devices=self.spec.num_devices,
+                    device=self.spec.device,
+                )
+            )
         if self.server_command is None:
             return LiveEngine(self.config)
         return ServerTarget(
@@ -255,13 +268,19 @@ def prepare(
         hardware=hardware,
         on_event=on_event,
         warnings=_warnings(spec, model, hardware, step_model, workload),
-        server_command=server_command(spec, config) if spec.is_served else None,
+        server_command=_command(spec, config),
         meter=meter,
     )
     with (design := Meter()).timing(Level.SIMULATED):
         _simulate_design(context)
     context.design_costs = () if is_blind else design.taken()
     return context
+
+
+def _command(spec: TuningSpec, config: EngineConfig) -> ServerCommand | None:
+    """What starts a server for each trial; None where another target is asked for."""
+    is_started = spec.is_served and not spec.is_brought
+    return server_command(spec, config) if is_started else None
 
 
 def _with_ladders(

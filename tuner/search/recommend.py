@@ -312,6 +312,8 @@ def _launch(context: TuningContext, settings: Settings) -> tuple[LaunchCommand, 
     spec, node = context.spec, context.simulator.node
     if context.server_command is not None:
         return (context.server_command.launch(settings, port=PORT),)
+    if spec.is_brought:  # only its package knows how it is started
+        return ()
     if node is None:
         here = ServedHere(
             model=spec.model_dir,

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from engine.spec.config import LinkEmulation
+from engine.spec.extensions import ExtensionPoint, load_extensions
 from engine.spec.model import DType, ModelConfig
 from engine.spec.names import did_you_mean
 from policies.objective import Goal, Objective
@@ -25,7 +26,7 @@ from tuner.described.parse import (
 from tuner.hardware import Precision
 from tuner.hardware.device import MAX_DEVICES
 from tuner.search.budget import DeviceBudget
-from tuner.servers.command import DEFAULT_START_TIMEOUT_S, read_system
+from tuner.servers.command import COMMANDS, DEFAULT_START_TIMEOUT_S, read_system
 from tuner.spec.errors import TunerError
 from tuner.workload.bounds import MAX_LENGTH_TOKENS, MAX_REQUESTS
 
@@ -76,7 +77,8 @@ class TuningSpec:
 
     ``engine``: whose settings are tuned: our own engine, or a server that each trial starts
     (``vllm``, ``sglang``) by ``engine_command``, None: its usual one, and gives ``start_timeout_s``
-    to answer. Such trials run here whatever ``hardware`` guides them.
+    to answer; or the name of a target that an installed package brings. Such trials run here
+    whatever ``hardware`` guides them.
 
     Raises:
         TunerError: a number outside its range.
@@ -113,7 +115,8 @@ class TuningSpec:
     budget: str | None = None
 
     def __post_init__(self) -> None:
-        served_as = self.engine if self.is_served and not self.is_local else None
+        has_profile = self.is_served and not self.is_brought and not self.is_local
+        served_as = self.engine if has_profile else None
         found = backend_of(self.backend or served_as, is_described=not self.is_local)
         object.__setattr__(self, "backend", found)
         for name in ("num_devices", "trials", "probe_requests", "kv_cache_mib", "block_size"):
@@ -146,7 +149,12 @@ class TuningSpec:
         if self.start_timeout_s <= 0:
             raise TunerError("start_timeout_s must be above 0")
         if self.is_served:
-            read_system(self.engine)
+            if not self.is_brought:
+                read_system(self.engine)
+            elif self.engine_command is not None:
+                raise TunerError(
+                    f"engine_command: {self.engine} comes from a package, with its own"
+                )
             if not self.is_live:
                 raise TunerError(
                     f"engine {self.engine}: its trials are live; to simulate it, name described "
@@ -161,8 +169,17 @@ class TuningSpec:
 
     @property
     def is_served(self) -> bool:
-        """Whether trials run on a server that a command starts."""
+        """Whether trials run on another engine than ours: a server that a command starts, or what
+        a package brings."""
         return self.engine != OWN_BACKEND
+
+    @property
+    def is_brought(self) -> bool:
+        """Whether trials run on a target that an installed package brings."""
+        is_known = self.engine in (OWN_BACKEND, *COMMANDS)
+        return not is_known and self.engine in load_extensions(
+            ExtensionPoint.TUNING_TARGETS, TunerError
+        )
 
     @property
     def goal(self) -> Goal:

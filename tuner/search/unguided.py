@@ -32,5 +32,5 @@ def unguided_title(context: TuningContext, asked: Asked) -> Title:
         asked=asked,
         dtype=Precision.of(context.config.dtype).value,
         place=f"this machine ({this_machine(context.spec.device)})",
-        system=f"{context.spec.engine}, started for each trial",
+        system=f"{context.spec.engine}, tried live",
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from engine.spec.extensions import ExtensionPoint, load_extensions
 from engine.spec.settings import Caps, Order, Settings, StepOrder
 from tuner.hardware import Precision
 from tuner.launch.command import LaunchCommand, Served, System, join_notes
@@ -48,7 +49,8 @@ def read_system(word: str) -> System:
     except ValueError:
         system = System.GEARSHIFT
     if system not in COMMANDS:
-        known = ", ".join(COMMANDS)
+        brought = load_extensions(ExtensionPoint.TUNING_TARGETS, TunerError)
+        known = ", ".join([*COMMANDS, *brought])
         raise TunerError(f"engine {word!r}: no server that a trial can start; known: {known}")
     return system
 

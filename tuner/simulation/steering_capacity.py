@@ -30,6 +30,7 @@ from policies.observation import Observation, TrafficWindow, join_windows
 from policies.switch_costs import StartSeconds, switch_costs
 from tuner.simulation.steering import RunView, SettingsChange, Turn
 from tuner.spec.errors import TunerError
+from tuner.spec.forecasters import list_forecasters
 
 # The control plane's defaults.
 LOOK_S = 5.0
@@ -170,7 +171,8 @@ class CapacitySteering:
         if not len(history):
             return None
         if self._chosen_s is None or now_s - self._chosen_s >= CHOOSE_EVERY_S:
-            self._chosen, self._chosen_s = choose(history, HORIZON_SLOTS), now_s
+            self._chosen = choose(history, HORIZON_SLOTS, forecasters=list_forecasters())
+            self._chosen_s = now_s
         return forecast(history, HORIZON_SLOTS, chosen=self._chosen)
 
     def _rate_rps(self, load: LoadWindow) -> float:

@@ -1,8 +1,10 @@
 """Descriptions by name: those of this package, and those in a folder of the user's.
 
 The folder is named by ``GEARSHIFT_CATALOG`` and has the sub-folders ``devices``, ``links``,
-``backends`` and ``models``, each with one ``NAME.json`` a description. A name that is taken by a
-built-in description is refused, so that a name means the same on every machine.
+``backends`` and ``models``, each with one ``NAME.json`` a description. Installed packages bring
+more: an entry point of ``gearshift.devices`` and so on names a function without arguments that
+returns the ``Path`` of a ``NAME.json``. A name that is taken by a built-in description is refused,
+so that a name means the same on every machine.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.spec.extensions import ExtensionPoint, make_extensions
 from engine.spec.names import did_you_mean
 from tuner.spec.errors import TunerError
 
@@ -32,8 +35,13 @@ class Shelf:
     sub_folder: str
     is_built_in: Callable[[str], bool]
 
+    @property
+    def group(self) -> ExtensionPoint:
+        """The entry points under which installed packages bring descriptions."""
+        return ExtensionPoint(f"gearshift.{self.sub_folder}")
+
     def list_own(self) -> list[str]:
-        """Names in the user's folder, whether or not their files can be read."""
+        """Names that are not built in, whether or not their files can be read."""
         return sorted(self._own_files())
 
     def find_own(self, name: str) -> Path | None:
@@ -63,6 +71,24 @@ class Shelf:
         return BUILT_IN if path is None else str(path)
 
     def _own_files(self) -> dict[str, Path]:
+        files, brought = self._folder_files(), self._brought_files()
+        if twice := sorted(files.keys() & brought.keys()):
+            name = twice[0]
+            raise TunerError(f"{files[name]} and {brought[name]} have one name; keep one of them")
+        return files | brought
+
+    def _brought_files(self) -> dict[str, Path]:
+        """What installed packages bring."""
+        found = make_extensions(self.group, TunerError)
+        for name, path in found.items():
+            if not (isinstance(path, Path) and path.name == f"{name}.json" and path.is_file()):
+                raise TunerError(
+                    f"extension {name!r} of {self.group} gives {path!r}; it must give the Path of "
+                    f"a file {name}.json"
+                )
+        return found
+
+    def _folder_files(self) -> dict[str, Path]:
         catalog = own_folder()
         if catalog is None:
             return {}

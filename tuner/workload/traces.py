@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from engine.spec.extensions import ExtensionPoint, make_extensions
 from tuner.spec.errors import TraceError, TunerError
-from tuner.spec.plugins import load_plugins
 from tuner.workload.bounds import MAX_SPAN_S
 from tuner.workload.rate_table import RateTableReader
 from tuner.workload.rows import Rows, Wanted
@@ -225,7 +225,7 @@ READERS: tuple[TraceReader, ...] = (
     OwnReader(),
 )
 TRACE_WORDS = (*(reader.word for reader in READERS), AUTO)
-EXTENSIONS = "gearshift.trace_readers"
+EXTENSIONS = ExtensionPoint.TRACE_READERS
 
 
 def list_readers() -> tuple[TraceReader, ...]:
@@ -234,7 +234,7 @@ def list_readers() -> tuple[TraceReader, ...]:
     Raises:
         TunerError: an extension that cannot be loaded, or is named as a format of ours.
     """
-    extensions: dict[str, TraceReader] = load_plugins(EXTENSIONS)
+    extensions: dict[str, TraceReader] = make_extensions(EXTENSIONS, TunerError)
     for name, reader in extensions.items():
         if reader.word != name or name in TRACE_WORDS:
             raise TunerError(

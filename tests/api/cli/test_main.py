@@ -66,10 +66,11 @@ def test_every_help_says_how_commands_end(run: Run, monkeypatch: pytest.MonkeyPa
         assert EPILOG in " ".join(shown.split()), words
 
 
-def test_the_readme_has_the_table_of_exit_codes() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_the_page_of_the_command_line_has_the_table_of_exit_codes_and_every_command() -> None:
+    page = (ROOT / "docs" / "command-line.md").read_text()
     for code in ExitCode:
-        assert f"| {code.value} | {code.meaning}" in readme
+        assert f"| {code.value} | {code.meaning}" in page
+    assert [ref.path for ref in COMMANDS if f"`{ref.path}`" not in page] == []
 
 
 def test_a_part_that_died_is_no_mistake_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,12 +79,14 @@ def _starts(
     count: int,
     rng: np.random.Generator,
 ) -> list[float]:
-    """Times of gaps drawn one after the other until ``span_s`` is full."""
+    """Times within ``span_s`` of about ``count`` arrivals: their number is Poisson, their gaps are
+    drawn with replacement and scaled to fill the span. Unscaled, gaps of a heavy tail would bring
+    more arrivals than came, by (cv^2 - 1) / 2 on average (Smith, renewal theory, 1954).
+    """
     if span_s <= 0 or len(gaps) == 0:
         return [0.0] * count
-    starts = [0.0]
-    while len(starts) < 4 * count:
-        starts.append(starts[-1] + float(rng.choice(gaps)))
-        if starts[-1] >= span_s:
-            break
-    return starts[:-1] or [0.0]
+    drawn = rng.choice(gaps, max(1, int(rng.poisson(count))))
+    ends_s = np.cumsum(drawn)
+    if ends_s[-1] <= 0:
+        return [0.0] * len(drawn)
+    return [0.0, *(ends_s[:-1] * span_s / ends_s[-1]).tolist()]

@@ -43,6 +43,15 @@ def test_what_was_cut_is_resampled_within_its_stretches() -> None:
     assert np.std([len(draw) for draw in draws]) > 0
 
 
+def test_draws_of_clumps_with_long_pauses_bring_as_many_requests_as_came() -> None:
+    clumps = head(
+        parse_workload("gamma:rate=10,cv=6,input=500,output=20,requests=1000", seed=2), 960
+    )
+    counts = [len(redraw(clumps, seed)) for seed in range(1, 13)]
+    assert np.isclose(np.mean(counts), len(clumps), rtol=0.05)
+    assert max(counts) < 1.2 * len(clumps)
+
+
 def test_requests_that_share_beginnings_are_not_drawn_twice() -> None:
     asked = head(parse_workload(POISSON, seed=3), 300)
     shared = replace(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from functools import reduce
@@ -21,7 +21,7 @@ from policies.observation import Observation, TrafficWindow, join_windows
 from policies.server_window import ServerWindow, observe_server
 from policies.shedding import SheddingMemory
 from policies.sla import Sla
-from store.models import Heartbeat
+from store.models import EngineLoad, Heartbeat
 from store.models.base import Json
 
 
@@ -150,3 +150,24 @@ def timings_of(beat: Heartbeat) -> list[RequestTiming]:
             )
         )
     return timings
+
+
+def slot_of(row: EngineLoad) -> LoadSlot:
+    """A minute as it is kept."""
+    return LoadSlot(
+        start_s=row.start_s,
+        seen_s=row.seen_s,
+        requests=row.requests,
+        input_tokens=row.input_tokens,
+        output_tokens=row.output_tokens,
+    )
+
+
+def lengths_of(beats: Iterable[Heartbeat]) -> Iterator[tuple[int, int]]:
+    """Input and output tokens of the requests that ended."""
+    return (
+        (request["input_tokens"], len(request["token_ms"]))
+        for beat in beats
+        for request in beat.requests
+        if request["token_ms"]
+    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Sequence
 
-from api.documents.control_state import timings_of
+import numpy as np
+
+from api.documents.control_state import slot_of, timings_of
 from policies.load_history import SLOT_S
 from store.models import EngineLoad, Heartbeat
+from tuner.workload.observed import draw_minute
 
 # Second, input tokens, output tokens.
 Row = tuple[float, int, int]
@@ -30,28 +32,18 @@ def recent_requests(
     )
     if not exact:
         return []
-    found = [*_earlier(exact, minutes, random.Random(seed)), *exact][-most:]  # nosec B311
+    found = [*_earlier(exact, minutes, np.random.default_rng(seed)), *exact][-most:]
     start_s = found[0][0]
     return [(round(at_s - start_s, 4), inputs, outputs) for at_s, inputs, outputs in found]
 
 
-def _earlier(exact: Sequence[Row], minutes: Sequence[EngineLoad], rng: random.Random) -> list[Row]:
-    mean_input = sum(inputs for _, inputs, _ in exact) / len(exact)
-    mean_output = sum(outputs for _, _, outputs in exact) / len(exact)
-    found: list[Row] = []
-    for minute in minutes:
-        if minute.start_s + SLOT_S > exact[0][0] or minute.requests < 1:
-            continue
-        longer = minute.input_tokens / minute.requests / mean_input
-        more = minute.output_tokens / minute.requests / mean_output
-        starts = sorted(rng.uniform(0, SLOT_S) for _ in range(round(minute.requests)))
-        for start in starts:
-            _, inputs, outputs = rng.choice(exact)
-            found.append(
-                (
-                    minute.start_s + start,
-                    max(1, round(inputs * longer)),
-                    max(1, round(outputs * more)),
-                )
-            )
-    return found
+def _earlier(
+    exact: Sequence[Row], minutes: Sequence[EngineLoad], rng: np.random.Generator
+) -> list[Row]:
+    sample = np.array([lengths for _, *lengths in exact], dtype=np.float64)
+    return [
+        (arrival.arrival_s, arrival.input_tokens, arrival.output_tokens)
+        for minute in minutes
+        if minute.start_s + SLOT_S <= exact[0][0]
+        for arrival in draw_minute(slot_of(minute), minute.start_s, sample, rng)
+    ]

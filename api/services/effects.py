@@ -10,10 +10,9 @@ from datetime import UTC, datetime
 from starlette.concurrency import run_in_threadpool
 
 from api.aside.process import AsideError, AsideLimits
-from api.documents.control_state import load_slots
+from api.documents.control_state import lengths_of, load_slots, slot_of
 from api.documents.policy import settings_in
 from api.schemas.serving import ChangeSet
-from api.services.forecasts import slot_of
 from api.web.aside import Aside
 from api.web.errors import ApiError
 from engine.spec.settings import Settings
@@ -71,7 +70,7 @@ def _question(database: Database, engine_id: str, wanted: Wanted) -> Json | str:
             "candidate": candidate.to_json(),
             "sla": engine.sla,
             "slots": [asdict(slot) for slot in slots],
-            "lengths": list(_lengths(beats))[-MOST_LENGTHS:],
+            "lengths": list(lengths_of(beats))[-MOST_LENGTHS:],
         }
 
 
@@ -102,13 +101,3 @@ def _slots(
         row.start_s: slot_of(row) for row in uow.loads.list_since(engine.id, int(now_s) - BACK_S)
     }
     return [slot for _, slot in sorted({**fresh, **kept}.items())]
-
-
-def _lengths(beats: Iterable[Heartbeat]) -> Iterable[tuple[int, int]]:
-    """Input and output tokens of the requests that ended."""
-    return (
-        (request["input_tokens"], len(request["token_ms"]))
-        for beat in beats
-        for request in beat.requests
-        if request["token_ms"]
-    )

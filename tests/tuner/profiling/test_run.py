@@ -118,11 +118,11 @@ def test_tuning_on_the_live_engine_ends_with_a_measured_recommendation(
     assert tuned["confirmations"][0]["seed"] != tuned["seed"]
 
 
-def test_live_trials_start_at_the_baseline_and_keep_what_was_predicted(
+def test_live_trials_start_at_all_devices_and_keep_what_was_predicted(
     tuned: dict[str, Any],
 ) -> None:
     first = tuned["trials"][0]
-    assert (first["settings"]["plan"]["tp"], first["fidelity"]) == (1, "probed")
+    assert (first["settings"]["plan"]["tp"], first["fidelity"]) == (2, "probed")
     assert first["document"]["requests"]["completed"] == 12
     assert first["predicted"]["p95_ttft_ms"]["value"] > 0
     assert {trial["fidelity"] for trial in tuned["trials"]} <= {"probed", "simulated"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from datetime import timedelta
 
@@ -11,6 +10,7 @@ import structlog
 from api.control.by_hand import settle_by_hand
 from api.control.capacity import CapacityLoop, is_short, keep_load
 from api.control.drift import DriftLoop
+from api.control.leader_loop import LeaderLoop
 from api.control.rollouts import RolloutLoop
 from api.documents.control_state import memory_from_json, memory_to_json, observe
 from api.documents.live_window import LiveWindow
@@ -70,22 +70,19 @@ class Controller:
         self._capacity = CapacityLoop(context)
         self._drift = DriftLoop(context, drift_limits)
         self._rollouts = RolloutLoop(context)
-        self._lead = context.database.lock("controller")
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._loop = LeaderLoop(
+            context, "controller", self._turn, every_s=settings.control_interval_s
+        )
+        self._num_turns = 0
         self._log = structlog.get_logger("api.control.controller")
 
     def start(self) -> None:
         """Tick on a thread until :meth:`stop`."""
-        self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
-        self._thread.start()
+        self._loop.start()
 
     def stop(self) -> None:
         """End the thread; a tick under way finishes first."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        self._lead.release()
+        self._loop.stop()
 
     def tick(self) -> None:
         """Look once at every rollout and every engine with a schedule or a capacity table, and drop
@@ -104,19 +101,11 @@ class Controller:
                 self._log.warning("engine not controlled", engine=engine_id, error=str(error))
         self._prune()
 
-    def _run(self) -> None:
-        ticks = 0
-        while not self._stop.wait(self._context.settings.control_interval_s):
-            try:
-                if not self._lead.try_take():
-                    continue  # another service controls
-                self.tick()
-                ticks += 1
-                if ticks % FORGET_EVERY_TICKS == 0:
-                    self._forget()
-            except Exception:
-                # The loop outlives a database that is away for a while.
-                self._log.exception("controller tick failed")
+    def _turn(self) -> None:
+        self.tick()
+        self._num_turns += 1
+        if self._num_turns % FORGET_EVERY_TICKS == 0:
+            self._forget()
 
     def _control(self, uow: UnitOfWork, engine: EngineRow) -> None:
         if engine.applied_version != engine.desired_version:
@@ -260,7 +249,7 @@ class Controller:
             with self._context.database.begin() as uow:
                 uow.commit_lazily()
                 num_dropped = uow.engines.prune_heartbeats(before=before, limit=PRUNED_AT_ONCE)
-            if num_dropped < PRUNED_AT_ONCE or self._stop.wait(PRUNE_PAUSE_S):
+            if num_dropped < PRUNED_AT_ONCE or self._loop.pause(PRUNE_PAUSE_S):
                 return
 
     def _forget(self) -> None:

@@ -7,13 +7,13 @@ as refused, and the next one that the controller wants waits longer each time.
 
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import dataclass, replace
 
 import msgspec
 import structlog
 
+from api.control.leader_loop import LeaderLoop
 from api.documents.known_servers import (
     COMMAND,
     KnownServer,
@@ -60,24 +60,19 @@ class Restarter:
     def __init__(self, context: AppContext) -> None:
         self._context = context
         self._commands = CommandWay()
-        self._lead = context.database.lock("restarter")
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._loop = LeaderLoop(
+            context, "restarter", self.tick, every_s=context.settings.observe_interval_s
+        )
         self._log = structlog.get_logger("api.observed.restarter")
 
     def start(self) -> None:
         """Look on a thread until :meth:`stop`."""
-        self._thread = threading.Thread(target=self._run, name="restarter", daemon=True)
-        self._thread.start()
+        self._loop.start()
 
     def stop(self) -> None:
         """End the thread. A restart under way is broken off, and begun again by the next service;
         servers that are its own processes end."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        self._commands.close()
-        self._lead.release()
+        self._loop.stop(and_then=self._commands.close)
 
     def tick(self) -> None:
         """Bring every server to what is asked of it, one after the other."""
@@ -88,7 +83,7 @@ class Restarter:
                 if server.restart is not None or engine.applied_version != engine.desired_version
             ]
         for engine_id in engine_ids:
-            if self._stop.is_set():
+            if self._loop.is_stopping():
                 return
             try:
                 job = self._begin(engine_id)
@@ -96,15 +91,6 @@ class Restarter:
                     self._restart(job)
             except (EngineError, TunerError) as error:
                 self._log.warning("engine not restarted", engine=engine_id, error=str(error))
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._context.settings.observe_interval_s):
-            try:
-                if self._lead.try_take():
-                    self.tick()
-            except Exception:
-                # The loop outlives a database that is away for a while.
-                self._log.exception("restarter tick failed")
 
     def _begin(self, engine_id: str) -> Job | None:
         """What is to be done for the engine now; None: nothing. Its row tells that it has begun."""
@@ -186,9 +172,9 @@ class Restarter:
     def _restart(self, job: Job) -> None:
         began_s = time.monotonic()
         try:
-            job.way.apply(job.wanted, self._stop.is_set)
+            job.way.apply(job.wanted, self._loop.is_stopping)
         except RestartError as error:
-            if not self._stop.is_set():
+            if not self._loop.is_stopping():
                 self._note_failure(job, self._undo(job, error))
             return
         self._note_done(job, time.monotonic() - began_s)
@@ -199,7 +185,7 @@ class Restarter:
             return str(error)
         former = replace(job.wanted, settings=job.before, is_restore=True)
         try:
-            job.way.apply(former, self._stop.is_set)
+            job.way.apply(former, self._loop.is_stopping)
         except RestartError as worse:
             return f"{error}; and what ran before could not be put back: {worse}"
         return f"{error}; what ran before runs again"

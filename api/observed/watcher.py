@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,6 +12,7 @@ import msgspec
 import structlog
 
 from api.control.capacity import keep_load
+from api.control.leader_loop import LeaderLoop
 from api.documents.control_state import observe
 from api.documents.known_servers import (
     KnownServer,
@@ -68,22 +68,18 @@ class Watcher:
     def __init__(self, context: AppContext) -> None:
         self._context = context
         self._known: Mapping[str, KnownServer] = {}
-        self._lead = context.database.lock("watcher")
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._loop = LeaderLoop(
+            context, "watcher", self.tick, every_s=context.settings.observe_interval_s
+        )
         self._log = structlog.get_logger("api.observed.watcher")
 
     def start(self) -> None:
         """Look on a thread until :meth:`stop`."""
-        self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
-        self._thread.start()
+        self._loop.start()
 
     def stop(self) -> None:
         """End the thread; looks under way finish first, within their time limit."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        self._lead.release()
+        self._loop.stop()
 
     def tick(self) -> None:
         """Look once at every server."""
@@ -100,15 +96,6 @@ class Watcher:
             for look, window in zip(looks, windows, strict=True):
                 if window is not None:
                     self._judge(uow, look)
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._context.settings.observe_interval_s):
-            try:
-                if self._lead.try_take():
-                    self.tick()
-            except Exception:
-                # The loop outlives a database that is away for a while.
-                self._log.exception("watcher tick failed")
 
     def _read_known(self) -> None:
         """What was read last stays in force where the file is broken."""
@@ -128,7 +115,7 @@ class Watcher:
 
         async def look(target: Target) -> Look | None:
             async with places:
-                return None if self._stop.is_set() else await self._look(target, limits)
+                return None if self._loop.is_stopping() else await self._look(target, limits)
 
         looks = await asyncio.gather(*map(look, targets))
         return [found for found in looks if found is not None]

@@ -41,7 +41,7 @@ def test_the_load_of_the_day_doubles_and_falls_again(tmp_path: Path) -> None:
     assert len(times) == counts.sum()
 
 
-def test_the_sla_is_one_that_the_guess_misses_by_a_quarter_or_more() -> None:
+def test_the_sla_is_one_that_the_guess_misses_but_not_by_far() -> None:
     timings = tuple(
         RequestTiming(
             scheduled_s=0.0,
@@ -57,7 +57,7 @@ def test_the_sla_is_one_that_the_guess_misses_by_a_quarter_or_more() -> None:
     report = judge(Sla.parse(sla_from(measured)), measured)
     assert not report.is_met
     assert report.attainment is not None
-    assert 0.5 < report.attainment < 0.8
+    assert 0.7 < report.attainment < 0.9
 
 
 def version(number: int, devices: int, asked_s: float, in_force_s: float) -> PolicyVersionView:

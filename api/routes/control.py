@@ -38,7 +38,10 @@ def decisions(
 
 
 @router.get(
-    "/forecasts/{engine_id}", operation_id="get_forecast", summary="Forecast an engine's load"
+    "/forecasts/{engine_id}",
+    operation_id="get_forecast",
+    summary="Forecast an engine's load",
+    responses={409: {}},
 )
 def forecast(engine_id: str, context: Context, _: Reader) -> ForecastView:
     """The next five minutes, and the peak that the controller keeps capacity for."""

@@ -74,7 +74,8 @@ async def _events(
     """Events as they come. A comment line goes out after ``sse_heartbeat_s`` without one, so that
     proxies keep the stream open.
 
-    ``read`` reads the state first: an event written after it is seen by the next look.
+    ``read`` reads the state first: an event written after it is seen by the next look. A service
+    that ends tells what is there before: who asks after the end takes this for all there is.
     """
     settings = context.settings
     last_sent_s = time.monotonic()
@@ -83,7 +84,7 @@ async def _events(
         with context.database.read() as uow:
             return read(uow, after)
 
-    while not context.watch.has_ended:
+    while True:
         events, is_final = await run_in_threadpool(look, after)
         for event in events:
             yield _format(event)
@@ -92,6 +93,8 @@ async def _events(
             return
         if events:
             continue
+        if context.watch.has_ended:
+            return
         if time.monotonic() - last_sent_s >= settings.sse_heartbeat_s:
             yield ": keep-alive\n\n"
             last_sent_s = time.monotonic()

@@ -74,13 +74,15 @@ class RolloutLoop:
         """The engine can no longer be asked for what the rollout wants, as after a restart with
         smaller caps. Where it cannot be asked for what it ran before either, nothing is asked."""
         state, code = RolloutState.ROLLED_BACK, RolloutReason.IMPOSSIBLE
-        for step in (rollout_moves.end, rollout_moves.end_as_it_is):
+        for leaves_engine in (False, True):
             try:
                 with self._context.database.begin() as uow:
                     engine = uow.engines.get(engine_id, for_update=True)
                     rollout = uow.rollouts.get(rollout_id)
                     if not rollout.state.is_final:
-                        step(uow, engine, rollout, state, code, reason)
+                        rollout_moves.end(
+                            uow, engine, rollout, state, code, reason, leaves_engine=leaves_engine
+                        )
                 return
             except EngineError as error:
                 reason = f"{reason}; {error}"

@@ -108,10 +108,11 @@ def end(
     reason: str,
     *,
     caller: Caller | None = None,
+    leaves_engine: bool = False,
 ) -> None:
     """End a rollout; where it has asked the engine for anything, the version of control is asked
-    for again, as a new one."""
-    if rollout.written_version != rollout.control_version:
+    for again, as a new one, unless ``leaves_engine``: then nothing is asked."""
+    if not leaves_engine and rollout.written_version != rollout.control_version:
         version = uow.policies.get(engine.id, rollout.control_version)
         write(
             uow,
@@ -123,18 +124,6 @@ def end(
             control=version.control or NO_CONTROL,
         )
     move(uow, rollout, state, code, reason, caller=caller)
-
-
-def end_as_it_is(
-    uow: UnitOfWork,
-    engine: EngineRow,  # noqa: ARG001 - as in end
-    rollout: RolloutRow,
-    state: RolloutState,
-    code: RolloutReason,
-    reason: str,
-) -> None:
-    """As :func:`end`, and nothing is asked of the engine."""
-    move(uow, rollout, state, code, reason)
 
 
 def give_way(uow: UnitOfWork, engine: EngineRow, rollout: RolloutRow) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from api.documents.policy import ENGINE_PART, model_to_json
+from api.web.context import AppContext
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from policies.points import Estimate
@@ -140,3 +141,9 @@ def acknowledge(client: TestClient, engine_id: str, **changes: Any) -> Json:
     )
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
+
+
+def context_of(client: TestClient) -> AppContext:
+    """What the application behind ``client`` works with, for loops that a test turns by hand."""
+    context: AppContext = client.app.state.context  # type: ignore[attr-defined] - any ASGI app
+    return context

@@ -10,17 +10,16 @@ import sqlalchemy as sa
 from starlette.testclient import TestClient
 
 from api.control.controller import Controller
-from api.web.context import AppContext
 from store import Database
 from store.models import PolicyVersion
-from tests.api.worlds import acknowledge, add_recommendation, heartbeat_body, register
+from tests.api.worlds import acknowledge, add_recommendation, context_of, heartbeat_body, register
 
 Json = dict[str, Any]
 
 
 @pytest.fixture
 def controller(client: TestClient) -> Controller:
-    context: AppContext = client.app.state.context  # type: ignore[attr-defined]
+    context = context_of(client)
     return Controller(context)
 
 

@@ -11,7 +11,6 @@ import sqlalchemy as sa
 from starlette.testclient import TestClient
 
 from api.control.controller import Controller
-from api.web.context import AppContext
 from engine.spec.inventory import Inventory, RankKind
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
@@ -19,7 +18,13 @@ from policies.capacity_table import CapacityTable, CarriedRate
 from policies.sla import Sla
 from store import Database
 from store.models import EngineLoad, EngineRow, Heartbeat
-from tests.api.worlds import acknowledge, heartbeat_body, recommendation_document, register
+from tests.api.worlds import (
+    acknowledge,
+    context_of,
+    heartbeat_body,
+    recommendation_document,
+    register,
+)
 
 Json = dict[str, Any]
 SLA = "p95_ttft_ms<=500"
@@ -48,7 +53,7 @@ def capacity_table() -> CapacityTable:
 
 @pytest.fixture
 def controller(client: TestClient) -> Iterator[Controller]:
-    context: AppContext = client.app.state.context  # type: ignore[attr-defined]
+    context = context_of(client)
     yield Controller(context)
     assert "controller tick failed" not in client.get("/metrics").text
 

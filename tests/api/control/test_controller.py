@@ -25,7 +25,15 @@ from store.engines import Window
 from store.models import Heartbeat
 from store.models.base import utc_now
 from tests.api.live import wait_until
-from tests.api.worlds import BUSY, CALM, acknowledge, add_recommendation, heartbeat_body, register
+from tests.api.worlds import (
+    BUSY,
+    CALM,
+    acknowledge,
+    add_recommendation,
+    context_of,
+    heartbeat_body,
+    register,
+)
 
 Json = dict[str, Any]
 
@@ -33,7 +41,7 @@ Json = dict[str, Any]
 @pytest.fixture
 def controller(client: TestClient) -> Iterator[Controller]:
     """A controller that acts at once on what it sees."""
-    context: AppContext = client.app.state.context  # type: ignore[attr-defined]
+    context = context_of(client)
     limits = ControlLimits(ema_alpha=1.0, cool_down_down_s=0.0, settle_s=0.0, min_requests=5)
     yield Controller(context, limits)
     assert "controller tick failed" not in client.get("/metrics").text
@@ -194,7 +202,7 @@ def test_a_new_controller_goes_on_from_what_the_last_one_remembered(
 ) -> None:
     _beat(client, engine_id, 5)
     controller.tick()
-    context: AppContext = client.app.state.context  # type: ignore[attr-defined]
+    context = context_of(client)
     _beat(client, engine_id, 5)
     Controller(context).tick()
     assert _decisions(client, engine_id)[0] == ("hold", "in_band")

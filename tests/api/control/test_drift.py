@@ -18,7 +18,6 @@ from api.documents.tuning_spec import tuning_spec
 from api.services import retunes
 from api.services.audit import service_caller
 from api.services.jobs import move
-from api.web.context import AppContext
 from api.web.settings import ServiceSettings
 from policies.drift import DriftLimits
 from store import Database
@@ -27,6 +26,7 @@ from store.models.base import utc_now
 from tests.api.worlds import (
     CALM,
     acknowledge,
+    context_of,
     heartbeat_body,
     recommendation_document,
     register,
@@ -49,7 +49,7 @@ def document() -> Json:
 
 @pytest.fixture
 def controller(client: TestClient) -> Iterator[Controller]:
-    context: AppContext = client.app.state.context  # type: ignore[attr-defined]
+    context = context_of(client)
     yield Controller(context, drift_limits=QUICK)
     assert "controller tick failed" not in client.get("/metrics").text
 
@@ -190,7 +190,7 @@ def test_two_control_planes_that_both_see_it_queue_one_job(
 ) -> None:
     remember_load(database, engine_id)
     with TestClient(create_app(settings)) as other:
-        context: AppContext = other.app.state.context  # type: ignore[attr-defined]
+        context = context_of(other)
         both = (controller, Controller(context, drift_limits=QUICK))
         live(client, database, engine_id, *both, slowdown=SLOWDOWN, readings=15)
     assert len(retuned(database)) == 1

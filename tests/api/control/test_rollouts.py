@@ -26,7 +26,7 @@ from tests.api.control.rollout_world import (
     let_time_pass,
 )
 from tests.api.live import wait_until
-from tests.api.worlds import PLAN, add_recommendation, register
+from tests.api.worlds import PLAN, add_recommendation, context_of, register
 from tuner.work.models import load_model
 
 Json = dict[str, Any]
@@ -39,8 +39,7 @@ def world(client: TestClient, database: Database) -> World:
 
 
 def _context(client: TestClient) -> AppContext:
-    context: AppContext = client.app.state.context  # type: ignore[attr-defined]
-    return context
+    return context_of(client)
 
 
 def _origins(world: World) -> list[str]:

@@ -21,7 +21,7 @@ from tests.api.observed.worlds import (
     see,
     settings_of,
 )
-from tests.api.worlds import add_recommendation, engine_body
+from tests.api.worlds import add_recommendation, context_of, engine_body
 
 
 def test_more_load_than_it_carries_is_answered_by_a_larger_entry(
@@ -115,7 +115,7 @@ def test_the_slow_loop_tells_what_it_would_do_and_changes_nothing(
 ) -> None:
     engine_id = observe(client)
     bind(client, engine_id)
-    controller = Controller(client.app.state.context)  # type: ignore[attr-defined]
+    controller = Controller(context_of(client))
     for rate, wait_s in ((15.0, 200.0), (15.0, 200.0), (35.0, 0.0)):
         see(database, engine_id, rate)
         controller.tick()
@@ -178,7 +178,7 @@ def test_a_recommendation_holds_it_to_its_sla_and_says_that_its_settings_stay(
     see(database, engine_id, 15.0)
     seen = client.get(f"/v1/engines/{engine_id}/observation").json()
     assert seen["load_band"] == 1
-    Controller(client.app.state.context).tick()  # type: ignore[attr-defined]
+    Controller(context_of(client)).tick()
     assert client.get(f"/v1/engines/{engine_id}/policy").json()["version"] == 2
 
 

@@ -23,6 +23,7 @@ from api.web.settings import ServiceSettings
 from store import Database
 from tests.api.observed.pages import Pages, page, send, serving
 from tests.api.observed.worlds import bind, observe, see, settings_of
+from tests.api.worlds import context_of
 from tests.processes import wait_gone
 from tests.tuner.servers.test_target import STAND_IN
 from tuner.servers.process import free_port
@@ -78,7 +79,7 @@ def hooked(settings: ServiceSettings, tmp_path: Path, pages: Pages) -> Hooked:
 
 @pytest.fixture
 def restarter(client: TestClient) -> Iterator[Restarter]:
-    restarter = Restarter(client.app.state.context)  # type: ignore[attr-defined]
+    restarter = Restarter(context_of(client))
     yield restarter
     restarter.stop()
 
@@ -87,7 +88,7 @@ def restarter(client: TestClient) -> Iterator[Restarter]:
 def engine_id(client: TestClient, hooked: Hooked, pages: Pages) -> str:
     """An observed engine that the service can restart."""
     engine_id = observe(client, url=pages.url)
-    Watcher(client.app.state.context).tick()  # type: ignore[attr-defined]
+    Watcher(context_of(client)).tick()
     return engine_id
 
 
@@ -175,7 +176,7 @@ def test_the_slow_loop_restarts_and_waits_after_a_failure(
 ) -> None:
     hooked.ends(1, for_devices=2)
     bind(client, engine_id)
-    controller = Controller(client.app.state.context)  # type: ignore[attr-defined]
+    controller = Controller(context_of(client))
     see(database, engine_id, 15.0)
     controller.tick()
     restarter.tick()
@@ -216,7 +217,7 @@ def test_a_server_of_a_command_runs_with_what_is_asked_and_ends_with_the_service
     settings.servers_file.write_text(
         f"chat:\n  url: {url}\n  command: {sys.executable} {STAND_IN}\n  timeout_s: 60\n"
     )
-    context = client.app.state.context  # type: ignore[attr-defined]
+    context = context_of(client)
     engine_id, restarter = observe(client, url=url), Restarter(context)
     Watcher(context).tick()
     restarter.tick()

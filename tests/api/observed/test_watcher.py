@@ -20,6 +20,7 @@ from api.web.settings import ServiceSettings
 from store import Database
 from store.models import Heartbeat
 from tests.api.observed.pages import Answer, Pages, page, send, serving
+from tests.api.worlds import context_of
 from tests.tuner.servers.test_target import STAND_IN, WAIT_S
 from tuner.servers.process import ServerProcess, free_port
 
@@ -58,7 +59,7 @@ def pages(all_pages: Pages) -> Pages:
 
 @pytest.fixture
 def watcher(client: TestClient) -> Watcher:
-    return Watcher(client.app.state.context)  # type: ignore[attr-defined]
+    return Watcher(context_of(client))
 
 
 def observe(client: TestClient, url: str, **changes: Any) -> str:

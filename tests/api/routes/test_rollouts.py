@@ -10,14 +10,14 @@ from starlette.testclient import TestClient
 from api.control.controller import Controller
 from store import Database
 from tests.api.control.rollout_world import CANDIDATE_SEQS, World
-from tests.api.worlds import add_recommendation
+from tests.api.worlds import add_recommendation, context_of
 
 Json = dict[str, Any]
 
 
 @pytest.fixture
 def world(client: TestClient, database: Database) -> World:
-    return World.of(client, database, Controller(client.app.state.context))  # type: ignore[attr-defined]
+    return World.of(client, database, Controller(context_of(client)))
 
 
 def test_a_rollout_is_accepted_with_its_location_and_found_in_lists(world: World) -> None:

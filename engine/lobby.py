@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable
 
 from engine.replica.stream import RequestStream
 from engine.spec.errors import QueueFullError, RequestError
 from engine.spec.request import FinishReason, Request
-
-logger = logging.getLogger(__name__)
 
 
 class Lobby:
@@ -101,9 +98,6 @@ class Lobby:
 def end_all(
     streams: Iterable[RequestStream], reason: FinishReason, error: str | None = None
 ) -> None:
-    """End requests that no replica has; one caller's fault does not keep the others waiting."""
+    """End requests that no replica has."""
     for stream in streams:
-        try:
-            stream.end(reason, time.monotonic(), error)
-        except Exception:
-            logger.exception("request %s: its end went astray", stream.request.request_id)
+        stream.end(reason, time.monotonic(), error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -13,14 +13,16 @@ from engine.replica.stream import RequestStream
 from engine.replica.telemetry import Telemetry
 from engine.scheduler.scheduler import Scheduler
 from engine.spec.plan import ParallelPlan
-from engine.spec.request import NO_FINITE_LOGIT, FinishReason, TokenLogprobs
+from engine.spec.request import NO_FINITE_LOGIT, FinishReason, RequestOutput, TokenLogprobs
 from engine.spec.steps import LogprobArrays, StepSample, float32, int32, num_scored
 
 logger = logging.getLogger(__name__)
 
+StreamOutput = tuple[RequestStream, RequestOutput]
+
 
 class StepEmitter:
-    """Hands the tokens of each step of one replica to their streams, and counts the step."""
+    """Counts each step of one replica, and hands its tokens out by their streams."""
 
     def __init__(
         self,
@@ -37,21 +39,30 @@ class StepEmitter:
         self._replica = replica
         self._plan = plan
         self._counted = scheduler.counts
+        # Handing out follows the count, so a step's output time has that of the step before.
+        self._handed_s = 0.0
         self._last_output_s = 0.0
 
-    def emit(self, finished: FinishedStep) -> list[tuple[RequestStream, FinishReason]]:
-        """Push every token of the step to its stream; returns the requests that ended, and why."""
+    def make(self, finished: FinishedStep) -> list[StreamOutput]:
+        """What the step has for its callers. It is counted before they see it: who has an answer
+        finds it in the counters."""
         begun_s = time.monotonic()
         self._stamp_first_steps(finished)
         self._push_scores(finished)
-        ended = self._push(finished)
-        ended += self._fail(finished)
-        output_s = time.monotonic() - begun_s
-        self._telemetry.record_step(self._sample(finished, output_s))
+        made = [*self._take_tokens(finished), *self._fail(finished)]
         counts, self._counted = self._scheduler.counts - self._counted, self._scheduler.counts
         self._telemetry.record_counts(counts)
+        output_s = self._handed_s + time.monotonic() - begun_s
+        self._telemetry.record_step(self._sample(finished, output_s))
         self._last_output_s = output_s
-        return ended
+        return made
+
+    def hand_out(self, made: Iterable[StreamOutput]) -> list[RequestStream]:
+        """Call the callers; returns the streams whose callers failed."""
+        begun_s = time.monotonic()
+        failed = [stream for stream, output in made if not stream.hand_out(output)]
+        self._handed_s = time.monotonic() - begun_s
+        return failed
 
     def _stamp_first_steps(self, finished: FinishedStep) -> None:
         """Note when requests entered their first step (the end of their queue time), and how much
@@ -83,41 +94,28 @@ class StepEmitter:
                 stream.add_prompt_logprobs(before, found)
             first += count
 
-    def _push(self, finished: FinishedStep) -> list[tuple[RequestStream, FinishReason]]:
+    def _take_tokens(self, finished: FinishedStep) -> Iterator[StreamOutput]:
         outcome, result = finished.outcome, finished.result
         reasons = {sequence.request_id: reason for sequence, reason in outcome.finished}
         logits = None if result.logits is None else _rows(result.logits, finished.step.num_sampled)
-        ended: list[tuple[RequestStream, FinishReason]] = []
-        num_pushed = 0
         for row, (sequence, token_id) in zip(outcome.sampled_rows, outcome.sampled, strict=True):
             request_id = sequence.request_id
             stream = self._streams.get(request_id)
             if stream is None or stream.request is not sequence.request:
                 continue  # it was aborted after the step had begun
-            num_pushed += 1
+            self._telemetry.generation_tokens += 1
             if logits is not None:
                 stream.logits.append(logits[row])
             wanted = sequence.request.sampling.logprobs
             found = None
             if wanted is not None and result.sampled_logprobs is not None:
                 found = token_logprobs(result.sampled_logprobs, row, wanted)
-            reason = reasons.get(request_id)
-            try:
-                reason = stream.push(token_id, reason, finished.ended_s, found) or reason
-            except Exception:  # a caller's fault must not end the others' requests
-                logger.exception("request %s: its output could not be handed out", request_id)
-                reason = FinishReason.ABORT
-            if reason is not None:
-                ended.append((stream, reason))
-        self._telemetry.generation_tokens += num_pushed
-        return ended
+            yield stream, stream.take(token_id, reasons.get(request_id), finished.ended_s, found)
 
-    def _fail(self, finished: FinishedStep) -> list[tuple[RequestStream, FinishReason]]:
-        """Tell the callers of sequences that got no token that theirs has ended."""
+    def _fail(self, finished: FinishedStep) -> Iterator[StreamOutput]:
+        """The ends of sequences that got no token."""
         failed = finished.outcome.failed
-        if not failed:
-            return []
-        if not self._telemetry.non_finite_logits:
+        if failed and not self._telemetry.non_finite_logits:
             logger.error(
                 "request %s ended with an error: %s. Likely an overflow of the number format "
                 "(try --dtype bfloat16 or float32), or weights of which some are wrong; the same "
@@ -126,17 +124,10 @@ class StepEmitter:
                 NO_FINITE_LOGIT,
             )
         self._telemetry.non_finite_logits += len(failed)
-        ended: list[tuple[RequestStream, FinishReason]] = []
         for sequence in failed:
             stream = self._streams.get(sequence.request_id)
-            if stream is None or stream.request is not sequence.request:
-                continue
-            try:
-                stream.end(FinishReason.ERROR, finished.ended_s, NO_FINITE_LOGIT)
-            except Exception:  # a caller's fault must not end the others' requests
-                logger.exception("request %s: its end could not be handed out", sequence.request_id)
-            ended.append((stream, FinishReason.ERROR))
-        return ended
+            if stream is not None and stream.request is sequence.request:
+                yield stream, stream.last(FinishReason.ERROR, finished.ended_s, NO_FINITE_LOGIT)
 
     def _sample(self, finished: FinishedStep, output_s: float) -> StepSample:
         flight, result, shape = finished.flight, finished.result, finished.step.shape

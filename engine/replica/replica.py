@@ -250,10 +250,17 @@ class Replica:
         finished, self._unsaid = self._unsaid, None
         if finished is None:
             return
-        for stream, reason in self._emitter.emit(finished):
-            # It knows every end but one by a stop string. A later request of that id comes after.
-            self.scheduler.abort(stream.request.request_id)
-            self._accepted.forget(stream, reason)
+        made = self._emitter.make(finished)
+        for stream, output in made:
+            if output.finish_reason is not None:
+                # The scheduler knows every end but one by a stop string. A later request of that
+                # id comes after.
+                self.scheduler.abort(stream.request.request_id)
+                self._accepted.forget(stream, output.finish_reason)
+        for stream in self._emitter.hand_out(made):
+            if self._accepted.has(stream.request):
+                self.scheduler.abort(stream.request.request_id)
+                self._accepted.forget(stream, FinishReason.ABORT)
 
     def _take_commands(self) -> None:
         """Run what other threads asked for, and end requests whose deadline has passed."""

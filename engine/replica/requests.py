@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-from functools import partial
 
 from engine.replica.stream import RequestStream
 from engine.replica.telemetry import Telemetry
 from engine.scheduler.heap import NamedHeap
 from engine.spec.request import FinishReason, Request
-
-logger = logging.getLogger(__name__)
 
 
 class AcceptedRequests:
@@ -46,7 +42,6 @@ class AcceptedRequests:
         request = stream.request
         with self._lock:
             self.streams[request.request_id] = stream
-            stream.before_last = partial(self._strike_off, stream)
             if request.deadline_s is not None:
                 self._deadlines.push(request.request_id, request.deadline_s)
 
@@ -59,28 +54,25 @@ class AcceptedRequests:
         return expired
 
     def end(self, request_id: str, reason: FinishReason, error: str | None = None) -> None:
-        """Tell the caller that the request is over, and forget it; unknown ids do nothing."""
+        """Forget a request and tell its caller that it is over; unknown ids do nothing."""
         stream = self.streams.get(request_id)
         if stream is None:  # ended already when the replica gave up
             return
-        try:
-            stream.end(reason, time.monotonic(), error)
-        except Exception:  # a caller's fault must not end the others' requests
-            logger.exception("request %s: its end could not be handed out", request_id)
         self.forget(stream, reason)
+        stream.end(reason, time.monotonic(), error)
 
     def forget(self, stream: RequestStream, reason: FinishReason) -> None:
-        """Record a request whose caller knows that it is over."""
-        self._strike_off(stream)
-        self._telemetry.record_finish(reason, stream.timing(reason))
+        """Record a request that is over, and free its id.
 
-    def _strike_off(self, stream: RequestStream) -> None:
-        """Free a request's id, unless that is done, and perhaps another one has it by now."""
+        This comes before its caller is told, who may then use the id again and finds it counted.
+        """
         request_id = stream.request.request_id
         with self._lock:
-            if self.streams.get(request_id) is stream:
-                del self.streams[request_id]
-                self._deadlines.discard(request_id)
+            if self.streams.get(request_id) is not stream:
+                return
+            del self.streams[request_id]
+            self._deadlines.discard(request_id)
+        self._telemetry.record_finish(reason, stream.timing(reason))
 
     def take_streams(self) -> dict[str, RequestStream]:
         """Hand over all streams without ending any; none is left here."""

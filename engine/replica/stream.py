@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections.abc import Callable, Sequence
 
@@ -12,6 +13,8 @@ from engine.spec.measurement import Outcome, RequestTiming
 from engine.spec.request import FinishReason, Request, RequestOutput, TokenLogprobs
 from engine.text.detokenizer import OutputText, TextStream
 
+logger = logging.getLogger(__name__)
+
 OnOutput = Callable[[RequestOutput], None]
 
 
@@ -20,13 +23,11 @@ class RequestStream:
 
     An engine has one per request, and so has a front process, at its end of the line. Without
     ``text`` the outputs hold tokens only; whoever detokenises them looks for stop strings. Owned
-    by the thread that pushes.
+    by the thread that takes.
     """
 
     def __init__(self, request: Request, on_output: OnOutput, text: TextStream | None) -> None:
         self.request = request
-        # Called before the last output goes out: who gets it may use the request's id again.
-        self.before_last: Callable[[], None] | None = None
         self.logits: list[npt.NDArray[np.float64]] = []
         self.scheduled_s: float | None = None
         self._on_output = on_output
@@ -47,14 +48,14 @@ class RequestStream:
         assert first <= known, f"tokens {known + 1}..{first} of the prompt are not told of"
         self._prompt_logprobs += found[known - first :]
 
-    def push(
+    def take(
         self,
         token_id: int,
         reason: FinishReason | None,
         now_s: float,
         logprobs: TokenLogprobs | None = None,
-    ) -> FinishReason | None:
-        """Hand one token to the caller; returns STOP when it completed a stop string.
+    ) -> RequestOutput:
+        """The output that shows one token; its reason is STOP when it completed a stop string.
 
         The token that ends a sequence by its id (EOS, stop id) is counted but not shown. Runs
         once per sequence and step on the step loop's thread: about a microsecond without text.
@@ -64,38 +65,43 @@ class RequestStream:
         text, is_stopped = "", False
         if self._text is not None:
             text, is_stopped = _shown_text(self._text, token_id, reason)
-        if (is_stopped or reason is not None) and self.before_last is not None:
-            self.before_last()
-        self._on_output(
-            RequestOutput(
-                request_id=self.request.request_id,
-                token_ids=(token_id,),
-                text=text,
-                finish_reason=FinishReason.STOP if is_stopped else reason,
-                token_s=now_s,
-                scheduled_s=self.scheduled_s,
-                logprobs=() if logprobs is None else (logprobs,),
-                prompt_logprobs=tuple(self._prompt_logprobs) if is_first else (),
-            )
+        return RequestOutput(
+            request_id=self.request.request_id,
+            token_ids=(token_id,),
+            text=text,
+            finish_reason=FinishReason.STOP if is_stopped else reason,
+            token_s=now_s,
+            scheduled_s=self.scheduled_s,
+            logprobs=() if logprobs is None else (logprobs,),
+            prompt_logprobs=tuple(self._prompt_logprobs) if is_first else (),
         )
-        return FinishReason.STOP if is_stopped else None
+
+    def last(self, reason: FinishReason, now_s: float, error: str | None = None) -> RequestOutput:
+        """The output of an end without a token: aborted, past its deadline, failed with
+        ``error``."""
+        return RequestOutput(
+            request_id=self.request.request_id,
+            token_ids=(),
+            text="" if self._text is None else self._text.flush()[0],
+            finish_reason=reason,
+            token_s=now_s,
+            error=error,
+            scheduled_s=self.scheduled_s,
+        )
+
+    def hand_out(self, output: RequestOutput) -> bool:
+        """Give the caller an output; False where that failed, which is logged: one caller's fault
+        must not end the others' requests."""
+        try:
+            self._on_output(output)
+        except Exception:
+            logger.exception("request %s: its output went astray", self.request.request_id)
+            return False
+        return True
 
     def end(self, reason: FinishReason, now_s: float, error: str | None = None) -> None:
-        """End without a token: aborted, past its deadline, or failed with ``error``."""
-        text = "" if self._text is None else self._text.flush()[0]
-        if self.before_last is not None:
-            self.before_last()
-        self._on_output(
-            RequestOutput(
-                request_id=self.request.request_id,
-                token_ids=(),
-                text=text,
-                finish_reason=reason,
-                token_s=now_s,
-                error=error,
-                scheduled_s=self.scheduled_s,
-            )
-        )
+        """Hand out the :meth:`last` output."""
+        self.hand_out(self.last(reason, now_s, error))
 
     def timing(self, reason: FinishReason) -> RequestTiming:
         """Its stamps, for the engine's own record (ttft.server.v1 counts from arrival)."""

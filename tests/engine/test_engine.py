@@ -46,6 +46,21 @@ def test_every_request_gets_its_tokens_with_rising_stamps_and_a_reason(engine: E
     assert len(engine.drain_samples()) == sum(stats.steps.values())
 
 
+def test_who_has_an_answer_finds_it_counted(engine: Engine) -> None:
+    """Read in the callback itself: nobody can be quicker."""
+    seen: list[tuple[int, int, int]] = []
+
+    def look(output: RequestOutput) -> None:
+        stats = engine.stats()
+        ended = stats.finished[FinishReason.LENGTH]
+        seen.append((stats.generation_tokens, sum(stats.steps.values()), ended))
+
+    request = Request(request_id="a", prompt_ids=(5, 6, 7), sampling=SamplingParams(max_tokens=4))
+    engine.submit(request, look)
+    wait_until(lambda: len(seen) == 4)
+    assert seen == [(1, 1, 0), (2, 2, 0), (3, 3, 0), (4, 4, 1)]
+
+
 def test_threads_may_generate_at_once(engine: Engine) -> None:
     with ThreadPoolExecutor(4) as threads:
         futures = [

@@ -319,8 +319,9 @@ class _RemoteRequest:
             (token_id,) = row.token_ids
             if row.prompt_logprobs:
                 stream.add_prompt_logprobs(0, row.prompt_logprobs)
-            found = stream.push(token_id, row.finish_reason, row.token_s, *row.logprobs)
-            return found is not None
+            output = stream.take(token_id, row.finish_reason, row.token_s, *row.logprobs)
+            stream.hand_out(output)
+            return output.finish_reason is not row.finish_reason
         assert row.finish_reason is not None, "a row without a token is the last"
         stream.end(row.finish_reason, row.token_s, row.error)
         return False

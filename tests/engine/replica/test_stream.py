@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.replica.stream import RequestStream
+from engine.replica.stream import OnOutput, RequestStream
 from engine.spec.measurement import Outcome
 from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams, TokenLogprobs
 from engine.text.detokenizer import StopFinder, TextStream
@@ -57,61 +57,70 @@ class Letters:
 
 
 def stream(
-    *, stop: tuple[str, ...] = (), min_tokens: int = 0, text: TextStream | None = None
-) -> tuple[RequestStream, list[RequestOutput]]:
-    outputs: list[RequestOutput] = []
+    *,
+    stop: tuple[str, ...] = (),
+    min_tokens: int = 0,
+    text: TextStream | None = None,
+    on_output: OnOutput = lambda output: None,
+) -> RequestStream:
     sampling = SamplingParams(max_tokens=9, stop=stop, min_tokens=min_tokens)
     request = Request(request_id="r", prompt_ids=(1,), sampling=sampling)
-    return RequestStream(request, outputs.append, text or Letters()), outputs
+    return RequestStream(request, on_output, text or Letters())
 
 
 def test_a_stop_string_ends_the_request_and_is_not_shown() -> None:
-    way, outputs = stream(stop=("cd",))
-    assert [way.push(i, None, float(i)) for i in range(4)] == [None, None, None, FinishReason.STOP]
+    way = stream(stop=("cd",))
+    outputs = [way.take(i, None, float(i)) for i in range(4)]
+    assert [o.finish_reason for o in outputs] == [None, None, None, FinishReason.STOP]
     assert "".join(output.text for output in outputs) == "ab"
-    assert outputs[-1].finish_reason is FinishReason.STOP
 
 
 def test_a_stop_string_counts_only_in_text_after_min_tokens() -> None:
-    way, outputs = stream(stop=("ab",), min_tokens=3)
-    ends = [way.push(i, None, 0.0) for i in (0, 1, 0, 1, 0, 1)]
-    assert ends == [None, None, None, None, None, FinishReason.STOP]
+    way = stream(stop=("ab",), min_tokens=3)
+    outputs = [way.take(i, None, 0.0) for i in (0, 1, 0, 1, 0, 1)]
+    assert [o.finish_reason for o in outputs] == [None, None, None, None, None, FinishReason.STOP]
     assert "".join(output.text for output in outputs) == "abab"
 
 
 def test_a_stop_string_that_only_the_end_completes_is_the_reason_of_the_end() -> None:
-    way, outputs = stream(stop=("bc",), text=Late())
-    assert [way.push(i, None, 0.0) for i in (0, 1)] == [None, None]
-    assert way.push(2, FinishReason.LENGTH, 0.0) is FinishReason.STOP
-    assert (outputs[-1].text, outputs[-1].finish_reason) == ("a", FinishReason.STOP)
+    way = stream(stop=("bc",), text=Late())
+    assert [way.take(i, None, 0.0).finish_reason for i in (0, 1)] == [None, None]
+    output = way.take(2, FinishReason.LENGTH, 0.0)
+    assert (output.text, output.finish_reason) == ("a", FinishReason.STOP)
 
 
 def test_text_held_for_a_stop_string_is_shown_when_the_length_limit_comes_first() -> None:
-    way, outputs = stream(stop=("cd",))
-    way.push(2, FinishReason.LENGTH, 0.0)
-    assert outputs[-1].text == "c"
+    assert stream(stop=("cd",)).take(2, FinishReason.LENGTH, 0.0).text == "c"
 
 
 def test_the_token_that_ends_a_request_by_its_id_is_counted_but_not_shown() -> None:
-    way, outputs = stream()
-    way.push(0, None, 0.0)
-    way.push(1, FinishReason.STOP, 1.0)
+    way = stream()
+    outputs = [way.take(0, None, 0.0), way.take(1, FinishReason.STOP, 1.0)]
     assert [output.text for output in outputs] == ["a", ""]
     assert way.timing(FinishReason.STOP).output_tokens == 2
 
 
 def test_log_probabilities_come_with_the_token_they_belong_to() -> None:
-    way, outputs = stream()
+    way = stream()
     found = TokenLogprobs(token_id=0, logprob=-0.5, rank=1, top=((0, -0.5), (3, -1.0)))
-    way.push(0, None, 0.0, found)
-    way.push(1, FinishReason.LENGTH, 1.0)
+    outputs = [way.take(0, None, 0.0, found), way.take(1, FinishReason.LENGTH, 1.0)]
     assert [output.logprobs for output in outputs] == [(found,), ()]
 
 
 def test_a_request_past_its_deadline_counts_as_an_error() -> None:
-    way, outputs = stream()
-    way.push(0, None, 0.0)
+    outputs: list[RequestOutput] = []
+    way = stream(on_output=outputs.append)
+    way.take(0, None, 0.0)
     way.end(FinishReason.DEADLINE, 1.0, "its deadline passed")
     assert outputs[-1].finish_reason is FinishReason.DEADLINE
     assert way.timing(FinishReason.DEADLINE).outcome is Outcome.ERRORED
     assert way.timing(FinishReason.ABORT).outcome is Outcome.CUT
+
+
+def test_a_caller_that_fails_is_told_of_and_raises_nothing() -> None:
+    def fail(_output: RequestOutput) -> None:
+        raise ValueError("the caller's own fault")
+
+    way = stream(on_output=fail)
+    assert not way.hand_out(way.take(0, None, 0.0))
+    way.end(FinishReason.ABORT, 1.0)

@@ -14,7 +14,7 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-from api.cli.commands import COMMANDS
+from api.cli.commands import COMMANDS, GROUPS
 from api.cli.common import domain_errors, print_json
 from api.cli.exit_codes import EPILOG, ExitCode
 from api.cli.main import create_app
@@ -159,8 +159,11 @@ def test_the_shell_completes_commands_and_their_options(typed: str, offered: lis
     assert done.stdout.split() == offered, done.stderr
 
 
-@pytest.mark.parametrize("path", [ref.path for ref in COMMANDS])
+@pytest.mark.parametrize("path", ["", *GROUPS, *(ref.path for ref in COMMANDS)])
 def test_no_help_is_wider_than_a_terminal_or_cut(path: str) -> None:
     done = CliRunner(env={"COLUMNS": "80"}).invoke(create_app(), [*path.split(), "--help"])
-    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
     assert "\u2026" not in done.stdout
+    if path in ("", *GROUPS):  # typer ends a line so that it cuts
+        assert [line for line in lines if line.endswith("...") and "Usage" not in line] == []

@@ -34,7 +34,7 @@ from benchmarks.replica_table import Replicas, table_from
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from policies.attainment import judge
-from policies.capacity_loop import HOUR_S, CapacityLimits
+from policies.capacity_state import HOUR_S, CapacityLimits
 from policies.capacity_table import CapacityTable, CarriedRate, cheapest
 from policies.load_history import rate_of
 from policies.sla import Sla

@@ -24,15 +24,8 @@ from api.web.context import AppContext
 from engine.policy.knobs import ADMISSION_RATE
 from engine.spec.plan import ParallelPlan
 from engine.transition.planning import first_slots
-from policies.capacity_loop import (
-    CapacityDecision,
-    CapacityLimits,
-    CapacityState,
-    SwitchCost,
-    decide_capacity,
-    is_due,
-    settings_after,
-)
+from policies.capacity_loop import decide_capacity, is_due, settings_after
+from policies.capacity_state import CapacityDecision, CapacityLimits, CapacityState, SwitchCost
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.controller import Action, ControlLimits, ControlMemory
 from policies.decision import LoadWindow

@@ -12,15 +12,13 @@ from engine.spec.inventory import Inventory, RankKind
 from engine.spec.measurement import Fidelity
 from engine.spec.model import ModelConfig
 from engine.transition.planning import first_slots
-from policies.capacity_loop import (
+from policies.capacity_loop import decide_capacity, is_due, settings_after
+from policies.capacity_state import (
     CapacityDecision,
     CapacityLimits,
     CapacityMemory,
     CapacityState,
     SwitchCost,
-    decide_capacity,
-    is_due,
-    settings_after,
 )
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.decision import Action, LoadWindow

@@ -43,7 +43,14 @@ def remember(state: CapacityState) -> CapacityState:
     is_limited = state.admitted_rps is not None
     if share > memory.correction * (1 + ABOUT if is_limited else 1):
         memory = replace(memory, overloaded_s=state.now_s)
-    if _settles(memory.overloaded_s, state) or _settles(memory.changed_s, state):
+    if _settles(memory.changed_s, state):
+        return replace(state, memory=replace(memory, met_rps=None))
+    if state.attainment is not None and not is_limited:
+        met_rps = state.attainment * state.observed_rps
+        before_rps = met_rps if memory.met_rps is None else memory.met_rps
+        met_rps = before_rps + CORRECTION_ALPHA * (met_rps - before_rps)
+        memory = replace(memory, met_rps=met_rps)
+    if _settles(memory.overloaded_s, state):
         return replace(state, memory=memory)
     correction = memory.correction
     if state.is_sla_met is False:

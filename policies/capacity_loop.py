@@ -6,6 +6,7 @@ keeps the memory. Hot settings are the fast loop's business (:mod:`policies.cont
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from engine.spec.admission import Admission
@@ -18,6 +19,7 @@ from policies.capacity_state import (
     CapacityState,
 )
 from policies.capacity_table import CarriedRate, cheapest
+from policies.constraint import Metric
 from policies.decision import Action
 from policies.shedding import Overload, lift, limit_admission
 
@@ -140,11 +142,24 @@ def _with_admission(state: CapacityState, decision: CapacityDecision) -> Capacit
                 in_force_rps=in_force,
                 has_no_way_out=decision.admit_rps is not None
                 or decision.reason is CapacityReason.GUARD_PER_HOUR,
+                met_rps=_met_rps(state, decision),
             )
             admission_rps, shedding = limit_admission(
                 memory.shedding, overload, state.limits.shedding
             )
     return replace(decision, admission_rps=admission_rps, memory=replace(memory, shedding=shedding))
+
+
+def _met_rps(state: CapacityState, decision: CapacityDecision) -> float | None:
+    """Requests that meet the SLA although nobody is turned away; None where those above what is
+    carried wait, each longer than the one before, so that soon none will. Where TPOT or ITL binds
+    they do not yet: prefills of some lengthen the steps of all. There it has to be seen first."""
+    binding, memory = decision.entry.binding, state.memory
+    if binding is None or binding.metric not in (Metric.TPOT_MS, Metric.ITL_MS):
+        return None
+    if decision.action is Action.MOVE or memory.met_rps is None:
+        return math.inf
+    return memory.met_rps / memory.request_size
 
 
 def _maybe_up(state: CapacityState, wanted: CarriedRate, needed_rps: float) -> CapacityDecision:

@@ -102,7 +102,8 @@ class CapacityMemory:
     ``correction``: the share of the table's rates that this engine was seen to carry, from 0.5
     to 1. ``commanded``: the plan that should be in force. ``decided_s``: when it was looked at
     last. ``shedding``: what was done about requests beyond that. ``request_size``: requests of the
-    table's mix that one request amounted to lately, smoothed.
+    table's mix that one request amounted to lately, and ``met_rps`` those of them that met the SLA
+    a second while nobody was turned away (None: not seen since the last change), both smoothed.
     """
 
     changes_s: tuple[float, ...] = ()
@@ -113,6 +114,7 @@ class CapacityMemory:
     decided_s: float | None = None
     shedding: SheddingMemory = field(default_factory=SheddingMemory)
     request_size: float = 1.0
+    met_rps: float | None = None
 
     @property
     def changed_s(self) -> float | None:
@@ -127,7 +129,8 @@ class CapacityState:
     ``current`` is the entry in force. ``forecast`` None: no data came; it is ``age_s`` old.
     ``observed_rps`` is the rate of the last window, of the table's mix, with what was turned away,
     and ``observed_luck`` its relative standard deviation under a steady load; ``is_sla_met`` how
-    the rest was judged (None: too few requests). ``request_size``: requests of that mix that one
+    the rest was judged, and ``attainment`` which share of it met the SLA (None: too few requests).
+    ``request_size``: requests of that mix that one
     request amounts to in it (None: unknown). ``admitted_rps`` requests, of whatever length, are let
     in at most (None: whatever comes). ``costs``: of going to each entry of the table, in its order.
     """
@@ -139,6 +142,7 @@ class CapacityState:
     observed_rps: float | None = None
     observed_luck: float = 0.0
     is_sla_met: bool | None = None
+    attainment: float | None = None
     request_size: float | None = None
     admitted_rps: float | None = None
     age_s: float = 0.0

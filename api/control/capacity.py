@@ -202,6 +202,7 @@ def _state(
         forecast=None,
         observed_rps=None if seen is None else _rate_rps(seen.load, table.mix),
         is_sla_met=_is_met(seen),
+        attainment=None if seen is None or seen.report is None else seen.report.attainment,
         age_s=0.0 if seen is None else seen.load.age_s,
         costs=_costs(engine, table, current.settings.plan)
         if engine.system is None

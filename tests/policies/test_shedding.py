@@ -19,6 +19,7 @@ from policies.capacity_state import (
 )
 from policies.decision import Action
 from policies.shedding import SheddingLimits
+from policies.sla import Sla
 from tests.policies.capacity import RATE_OF_ONE_RPS, ahead, entry, table
 
 TABLE = table()
@@ -152,3 +153,34 @@ def test_never_less_is_let_in_than_the_entry_in_force_carries(
     for decision in play(rates, state(rates[0], replicas=replicas)):
         if decision.admission_rps is not None:
             assert decision.admission_rps == pytest.approx(decision.entry.low_rps)
+
+
+@pytest.mark.parametrize(
+    ("binding", "met_rps", "admission_rps"),
+    [
+        ("p95_tpot_ms<=50", 0.8 * 2 * TOP_RPS, None),
+        ("p95_tpot_ms<=50", None, None),
+        ("p95_tpot_ms<=50", 0.3 * 2 * TOP_RPS, TOP_RPS),
+        ("p95_ttft_ms<=500", 0.8 * 2 * TOP_RPS, TOP_RPS),
+    ],
+)
+def test_where_steps_are_shared_nobody_is_turned_away_while_most_meet_the_sla(
+    binding: str, met_rps: float | None, admission_rps: float | None
+) -> None:
+    top = replace(entry(MOST), binding=Sla.parse(binding).constraints[0])
+    known = table(*(entry(n) for n in range(1, MOST)), top)
+    memory = CapacityMemory(met_rps=met_rps)
+    decision = decide_capacity(state(2 * TOP_RPS, table=known, current=top, memory=memory))
+    assert decision.reason is CapacityReason.BEYOND_TABLE
+    assert decision.admission_rps == admission_rps
+
+
+def test_what_met_the_sla_is_learned_while_nobody_is_turned_away() -> None:
+    turn = state(10.0, attainment=0.9)
+    for attainment in (0.9, 0.5, 0.5, 0.5):
+        decision = decide_capacity(replace(turn, attainment=attainment))
+        turn = replace(turn, memory=decision.memory)
+    assert turn.memory.met_rps is not None
+    assert 5.0 < turn.memory.met_rps < 7.0
+    limited = decide_capacity(replace(turn, attainment=1.0, admitted_rps=TOP_RPS))
+    assert limited.memory.met_rps == turn.memory.met_rps

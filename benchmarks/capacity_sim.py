@@ -55,7 +55,7 @@ TOP_SHARE = 0.95
 ORACLE_CALM_S = 300.0
 ORACLE_SHARES = (0.75, 0.9, 1.05)
 # Fewer replicas than these drown in any of the loads.
-FEWEST_STILL = 4
+FEWEST_STILL = 5
 # What an engine may change in an hour of a real day.
 PER_H = 4
 
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--day-s", type=float, default=SHORT_DAY_S, help="length of the days")
     parser.add_argument("--seed", type=int, default=10, help="of the synthetic loads")
-    parser.add_argument("--only", default="", help="loads whose names begin like this")
+    parser.add_argument("--only", nargs="*", default=[""], help="loads that begin like these")
     parser.add_argument("--loop-only", action="store_true", help="only the slow loop's runs")
     parser.add_argument("--table", type=Path, help="read the capacity table here, or keep it here")
     parser.add_argument("--rows", type=Path, help="keep runs here, and take those that are there")
@@ -105,7 +105,7 @@ def main() -> None:
                 top_rps=TOP_SHARE * table.entries[-1].low_rps,
                 seed=options.seed,
             )
-            if load.name.startswith(options.only)
+            if load.name.startswith(tuple(options.only))
         ]
         tables = {load.name: table_from(asked_table(load.sample), options.table) for load in loads}
         tasks = list_tasks(loads, tables, day_s=options.day_s, is_loop_only=options.loop_only)
@@ -151,10 +151,10 @@ def list_tasks(
         name: partial(_serve_steered, day_s, name == LOOP_AFTER) for name in (LOOP, LOOP_AFTER)
     }
     if not is_loop_only:
-        for replicas in range(FEWEST_STILL, DEVICES + 1):
-            ways[f"{replicas}"] = partial(_serve_still, replicas)
         for share in ORACLE_SHARES:
             ways[f"{ORACLE} x{share:g}"] = partial(_serve_oracle, share)
+        for replicas in range(DEVICES, FEWEST_STILL - 1, -1):
+            ways[f"{replicas}"] = partial(_serve_still, replicas)
     return [
         Task(load=load, table=tables[load.name], served_by=name, serve=serve)
         for load in loads
@@ -275,8 +275,8 @@ def _head(
         f"({PER_H}) is that of a real day, so longer by as much. No day came before it: forecasts "
         "are of what was seen since the start.",
         "* The slow loop starts on the entry that the first three minutes need, without a history. "
-        f"*{LOOP_AFTER}* knows another draw of such a load (of the trace: another part), which came "
-        "before.",
+        f"*{LOOP_AFTER}* knows another draw of such a load (of the trace: another part) that "
+        "came before.",
         f"* Synthetic loads have seeds from {seed + 1}. The policy was chosen on synthetic loads "
         "with other seeds; the real ones were looked at once, at the end.",
         "* Repeat: `python -m benchmarks.capacity_sim --traces ../shared/traces "

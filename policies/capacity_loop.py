@@ -151,15 +151,20 @@ def _with_admission(state: CapacityState, decision: CapacityDecision) -> Capacit
 
 
 def _met_rps(state: CapacityState, decision: CapacityDecision) -> float | None:
-    """Requests that meet the SLA although nobody is turned away; None where those above what is
-    carried wait, each longer than the one before, so that soon none will. Where TPOT or ITL binds
-    they do not yet: prefills of some lengthen the steps of all. There it has to be seen first."""
+    """Requests a second that meet the SLA although nobody is turned away; None: unknown.
+
+    Those above what is carried mostly wait, each longer than the one before, so the last window
+    tells most; a larger entry does no worse. Where TPOT or ITL binds they do not wait yet: prefills
+    of some lengthen the steps of all, and only what was seen for a while is believed.
+    """
     binding, memory = decision.entry.binding, state.memory
-    if binding is None or binding.metric not in (Metric.TPOT_MS, Metric.ITL_MS):
+    if binding is not None and binding.metric in (Metric.TPOT_MS, Metric.ITL_MS):
+        known = None if decision.action is Action.MOVE else memory.met_rps
+        return math.inf if known is None else known / memory.request_size
+    if state.attainment is None or state.admitted_rps is not None:
         return None
-    if decision.action is Action.MOVE or memory.met_rps is None:
-        return math.inf
-    return memory.met_rps / memory.request_size
+    assert state.observed_rps is not None, "decided from an observation"
+    return state.attainment * state.observed_rps / memory.request_size
 
 
 def _maybe_up(state: CapacityState, wanted: CarriedRate, needed_rps: float) -> CapacityDecision:

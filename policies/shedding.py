@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+# Of those let in at the rate that is carried about this share meets the SLA.
+MET_OF_CARRIED = 0.9
 # A rate that is this close to the one in force is not worth a policy version.
 SAME_RATE = 0.05
 
@@ -43,8 +45,7 @@ class Overload:
     """What is known now: ``carried_rps`` within the SLA, ``offered_rps`` come, ``in_force_rps`` are
     let in at most (None: whatever comes). ``has_no_way_out``: more capacity cannot be had.
 
-    ``met_rps`` meet the SLA although more come than are carried. None: unknown, or those above what
-    is carried queue, so that soon none will.
+    ``met_rps`` meet the SLA although more come than are carried (None: unknown).
     """
 
     now_s: float
@@ -59,7 +60,7 @@ class Overload:
         """Whether fewer requests meet the SLA than if the rest were turned away."""
         if not (self.has_no_way_out and self.offered_rps > self.carried_rps):
             return False
-        return self.met_rps is None or self.met_rps < self.carried_rps
+        return self.met_rps is None or self.met_rps < MET_OF_CARRIED * self.carried_rps
 
 
 def hear(memory: SheddingMemory, in_force_rps: float | None) -> SheddingMemory:

@@ -155,22 +155,30 @@ def test_never_less_is_let_in_than_the_entry_in_force_carries(
             assert decision.admission_rps == pytest.approx(decision.entry.low_rps)
 
 
+TPOT, TTFT = "p95_tpot_ms<=50", "p95_ttft_ms<=500"
+
+
 @pytest.mark.parametrize(
-    ("binding", "met_rps", "admission_rps"),
+    ("binding", "seen_before", "seen_now", "admission_rps"),
     [
-        ("p95_tpot_ms<=50", 0.8 * 2 * TOP_RPS, None),
-        ("p95_tpot_ms<=50", None, None),
-        ("p95_tpot_ms<=50", 0.3 * 2 * TOP_RPS, TOP_RPS),
-        ("p95_ttft_ms<=500", 0.8 * 2 * TOP_RPS, TOP_RPS),
+        (TTFT, None, None, TOP_RPS),
+        (TTFT, None, 0.8, None),
+        (TTFT, None, 0.3, TOP_RPS),
+        (TPOT, None, None, None),
+        (TPOT, 0.8, 0.3, None),
+        (TPOT, 0.3, 0.3, TOP_RPS),
     ],
 )
-def test_where_steps_are_shared_nobody_is_turned_away_while_most_meet_the_sla(
-    binding: str, met_rps: float | None, admission_rps: float | None
+def test_nobody_is_turned_away_while_more_meet_the_sla_than_would_be_let_in(
+    binding: str, seen_before: float | None, seen_now: float | None, admission_rps: float | None
 ) -> None:
+    """Where requests queue the last window tells; where they share steps, what is seen for long."""
     top = replace(entry(MOST), binding=Sla.parse(binding).constraints[0])
     known = table(*(entry(n) for n in range(1, MOST)), top)
-    memory = CapacityMemory(met_rps=met_rps)
-    decision = decide_capacity(state(2 * TOP_RPS, table=known, current=top, memory=memory))
+    offered_rps = 2 * TOP_RPS
+    met_rps = None if seen_before is None else seen_before * offered_rps
+    over = state(offered_rps, table=known, current=top, memory=CapacityMemory(met_rps=met_rps))
+    decision = decide_capacity(replace(over, attainment=seen_now))
     assert decision.reason is CapacityReason.BEYOND_TABLE
     assert decision.admission_rps == admission_rps
 

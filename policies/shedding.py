@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+# Of those let in at the rate that is carried about this share meets the SLA.
+MET_OF_CARRIED = 0.9
 # A rate that is this close to the one in force is not worth a policy version.
 SAME_RATE = 0.05
 
@@ -41,17 +43,24 @@ class SheddingMemory:
 @dataclass(frozen=True, kw_only=True)
 class Overload:
     """What is known now: ``carried_rps`` within the SLA, ``offered_rps`` come, ``in_force_rps`` are
-    let in at most (None: whatever comes). ``has_no_way_out``: more capacity cannot be had."""
+    let in at most (None: whatever comes). ``has_no_way_out``: more capacity cannot be had.
+
+    ``met_rps`` meet the SLA although more come than are carried (None: unknown).
+    """
 
     now_s: float
     offered_rps: float
     carried_rps: float
     in_force_rps: float | None
     has_no_way_out: bool = True
+    met_rps: float | None = None
 
     @property
     def is_over(self) -> bool:
-        return self.has_no_way_out and self.offered_rps > self.carried_rps
+        """Whether fewer requests meet the SLA than if the rest were turned away."""
+        if not (self.has_no_way_out and self.offered_rps > self.carried_rps):
+            return False
+        return self.met_rps is None or self.met_rps < MET_OF_CARRIED * self.carried_rps
 
 
 def hear(memory: SheddingMemory, in_force_rps: float | None) -> SheddingMemory:

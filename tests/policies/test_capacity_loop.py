@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.capacity_loop import (
+from policies.capacity_loop import decide_capacity
+from policies.capacity_state import (
     CapacityDecision,
     CapacityLimits,
     CapacityReason,
     CapacityState,
     SwitchCost,
-    decide_capacity,
 )
 from policies.decision import Action
 from policies.errors import PolicyInputError

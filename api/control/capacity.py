@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from api.control.forecaster_choices import ForecasterChoices
 from api.documents.control_state import (
     capacity_from_json,
     capacity_to_json,
@@ -17,7 +18,7 @@ from api.documents.server_knobs import table_for
 from api.documents.servers import Restarts
 from api.services import policies
 from api.services.audit import service_caller
-from api.services.forecasts import HISTORY_S, HORIZON_SLOTS, Chosen, history_of
+from api.services.forecasts import HISTORY_S, HORIZON_SLOTS, history_of
 from api.services.policies import Authorship
 from api.services.restarts import UNKNOWN_START_S, as_advice, find_restarts, restart_costs
 from api.web.context import AppContext
@@ -36,7 +37,7 @@ from policies.capacity_loop import (
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.controller import Action, ControlLimits, ControlMemory
 from policies.decision import LoadWindow
-from policies.forecast import Forecast, choose, forecast
+from policies.forecast import Forecast, forecast
 from policies.load_history import SLOT_S, LoadSlot, luck_of, rate_of
 from policies.observation import Observation
 from policies.shedding import SheddingLimits
@@ -45,11 +46,8 @@ from store import UnitOfWork
 from store.decisions import CAPACITY
 from store.models import DecisionRow, EngineLoad, EngineRow
 from store.models.base import Json
-from tuner.spec.forecasters import list_forecasters
 
 ACTOR = "controller"
-# A forecaster is chosen anew after this long: fitting the candidates takes seconds.
-CHOOSE_EVERY_S = 3600.0
 # Heartbeats this old are still taken up: a service that was away lost no load.
 BACKLOG_S = 1800
 # A window of fewer requests is not judged.
@@ -60,12 +58,13 @@ class CapacityLoop:
     """Chooses the entry of each engine's capacity table that holds the forecast.
 
     Its memory lives in the engine's row, the load of past days in a table of its own; which
-    forecaster an engine has is worked out again after a restart.
+    forecaster an engine has is worked out again after a restart
+    (:mod:`api.control.forecaster_choices`).
     """
 
     def __init__(self, context: AppContext) -> None:
         self._context = context
-        self._chosen: dict[str, tuple[float, Chosen]] = {}
+        self._choices = ForecasterChoices()
 
     def turn(
         self, uow: UnitOfWork, engine: EngineRow, seen: Observation | None, now: datetime
@@ -135,10 +134,9 @@ class CapacityLoop:
         now_s: float,
     ) -> Forecast | None:
         history = history_of(uow, engine, now_s=now_s, mix=table.mix, under_way=under_way)
-        chosen_s, chosen = self._chosen.get(engine.id, (None, None))
-        if len(history) and (chosen_s is None or now_s - chosen_s >= CHOOSE_EVERY_S):
-            chosen = choose(history, HORIZON_SLOTS, forecasters=list_forecasters())
-            self._chosen[engine.id] = now_s, chosen
+        if not len(history):
+            return None
+        chosen = self._choices.of(engine.id, history, now_s)
         return forecast(history, HORIZON_SLOTS, chosen=chosen)
 
 

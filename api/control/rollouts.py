@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from api.control.replays import Replays
+from api.aside.process import AsideLimits
+from api.control.aside_queue import AsideQueue
 from api.documents.policy import PolicyDocument
 from api.documents.recent_load import recent_requests
 from api.documents.rollout import (
@@ -43,6 +44,7 @@ from store.models.base import Json, utc_now
 MOST_REQUESTS = 10_000
 HISTORY_S = 6 * 3600
 LEAST_REQUESTS = 50
+REPLAY_LIMITS = AsideLimits(seconds=120.0, memory_mib=2048)
 
 
 class RolloutLoop:
@@ -50,7 +52,7 @@ class RolloutLoop:
 
     def __init__(self, context: AppContext) -> None:
         self._context = context
-        self._replays = Replays()
+        self._replays = AsideQueue("replay", REPLAY_LIMITS)
         self._log = structlog.get_logger("api.control.rollouts")
 
     def tick(self) -> None:

@@ -32,9 +32,15 @@ class TokenLog:
 
     def __init__(self, output_tokens: IntArray) -> None:
         # The stamps of request i lie from _first[i] up to _first[i + 1].
-        self._first = np.concatenate([[0], np.cumsum(output_tokens)])
+        self._first: IntArray = np.concatenate([[0], np.cumsum(output_tokens)])
         self._next = self._first[:-1].copy()
         self._stamps = np.empty(int(self._first[-1]), dtype=np.float64)
+
+    @property
+    def arrays(self) -> tuple[IntArray, IntArray, FloatArray]:
+        """Where each request's stamps begin, i8[R + 1], where its next one goes, i8[R], and all
+        stamps: what compiled code writes to."""
+        return self._first, self._next, self._stamps
 
     def stamp(self, rows: IntArray, when_s: float) -> None:
         """One token for each of ``rows``."""

@@ -147,10 +147,7 @@ def delete(job_id: IdArgument, plane: ControlPlane) -> None:
 def _follow(client: Client, job: TuningJobView, plane: ControlPlane) -> None:
     """Tell every event from the first, and how the job stands at the end."""
     with TrialBar(job.num_trials, 0) as bar, watched(f"gearshift jobs follow {job.id}"):
-        for event in client.follow_tuning_job(job.id):
-            if event.type == "trial":
-                bar.advance()
-            bar.say(f"{event.type}: {event.told}")
+        bar.follow(client.follow_tuning_job(job.id))
     ended = client.get_tuning_job(job.id)
     plane.tell(ended, _lines)
     end(ENDS[ended.state.value])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Self
 
 from api.cli.common import progress_bar, progress_console
+
+if TYPE_CHECKING:
+    from api.clients.events import JobEvent
 
 
 class TrialBar:
@@ -27,6 +31,17 @@ class TrialBar:
     def advance(self) -> None:
         """One more trial has ended."""
         self._bar.update(self._task, advance=1)
+
+    def follow(self, events: Iterable[JobEvent], *, begins: str = "") -> None:
+        """Say every event of a job, each line beginning with ``begins``; what is the same as in the
+        event before (the tuner's end and the job's) once."""
+        last = ""
+        for event in events:
+            if event.type == "trial":
+                self.advance()
+            if event.told not in ("", last):
+                self.say(f"{begins}{event.type}: {event.told}")
+            last = event.told
 
     def say(self, line: str) -> None:
         """Print one line above the bar."""

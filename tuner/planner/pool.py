@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import lru_cache
 from multiprocessing import active_children, get_context
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
@@ -58,18 +60,32 @@ class Workers:
     ) -> list[Answer]:
         """``answer`` of every task, in the order of ``tasks``; ``on_done`` as each is there.
 
-        ``answer`` must be importable by name, tasks and answers plain values.
+        ``answer`` must be importable by name, tasks and answers plain values. What ``answer`` holds
+        (as a partial) is made once a process: a question has thousands of requests, and step times
+        that take long to tabulate.
         """
         if self._pool is None:
             return [_tell(answer(task), task, on_done) for task in tasks]
         others = active_children()
         with _interruptions_held():  # children, which start here, inherit that
-            futures = {self._pool.submit(answer, task): task for task in tasks}
+            packed = pickle.dumps(answer)
+            futures = {self._pool.submit(_answer, packed, task): task for task in tasks}
             self._children += [child for child in active_children() if child not in others]
         for future in as_completed(futures):
             future.result()
             on_done(futures[future])
         return [future.result() for future in futures]
+
+
+def _answer(packed: bytes, task: Any) -> Any:
+    """In another process: the answer of a packed function."""
+    return _unpacked(packed)(task)
+
+
+@lru_cache(maxsize=1)
+def _unpacked(packed: bytes) -> Callable[[Any], Any]:
+    found: Callable[[Any], Any] = pickle.loads(packed)  # noqa: S301 (of the process that started it)
+    return found
 
 
 @contextmanager

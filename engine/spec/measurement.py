@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.spec.energy import EnergyUse
+
+FloatArray = npt.NDArray[np.float64]
 
 # One id per definition, stored beside every number (docs/metrics.md).
 METRIC_IDS = {
@@ -94,9 +98,9 @@ class Distribution:
     p99: float | None
 
     @classmethod
-    def of(cls, values: Iterable[float]) -> Distribution:
+    def of(cls, values: Iterable[float] | FloatArray) -> Distribution:
         """Percentiles by linear interpolation."""
-        array = np.fromiter(values, dtype=np.float64)
+        array = np.fromiter(values, np.float64) if not isinstance(values, np.ndarray) else values
         if not array.size:
             return cls(mean=None, p50=None, p90=None, p95=None, p99=None)
         p50, p90, p95, p99 = (float(v) for v in np.percentile(array, PERCENTILES))
@@ -150,7 +154,7 @@ class Measurement:
 
     @property
     def itl_ms(self) -> Distribution:
-        return Distribution.of(gap for t in self.completed for gap in t.itl_ms)
+        return Distribution.of(gaps_ms(self.completed))
 
     @property
     def e2e_ms(self) -> Distribution:
@@ -179,3 +183,15 @@ class Measurement:
     def _rate(self, num_tokens: int) -> float:
         window = self.window_s
         return num_tokens / window if window > 0 else 0.0
+
+
+def gaps_ms(timings: Sequence[RequestTiming]) -> FloatArray:
+    """itl.v1 of these requests, one after the other, f8[gaps]."""
+    lengths = [len(t.token_s) for t in timings]
+    stamps = chain.from_iterable(t.token_s for t in timings)
+    gaps = np.diff(np.fromiter(stamps, np.float64, sum(lengths))) * 1e3
+    # Between the last token of one request and the first of the next there is no gap.
+    is_inside = np.ones(len(gaps), dtype=np.bool_)
+    ends = np.cumsum(lengths, dtype=np.int64)
+    is_inside[ends[(ends > 0) & (ends <= len(gaps))] - 1] = False
+    return np.asarray(gaps[is_inside])

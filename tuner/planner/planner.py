@@ -259,7 +259,7 @@ def _points(
     if not settings:
         return [t.point for e in explored for t in e.tried if t.metrics], True
     on_progress("overloaded plans to their end", 0, len(settings))
-    flats = simulate_all(workers, question, [(s, AS_TOLD, question.workload) for s in settings])
+    flats = simulate_all(workers, question, [(s, AS_TOLD) for s in settings])
     return [
         Tried(settings=s, judged_on=JudgedOn.WHOLE, metrics=flat).point
         for s, flat in zip(settings, flats, strict=True)

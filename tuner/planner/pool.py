@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing import active_children, get_context
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tuner.spec.errors import TunerError
 
@@ -112,7 +114,9 @@ class Workers:
     ) -> list[Answer]:
         """``answer`` of every task, in the order of ``tasks``; ``on_done`` as each is there.
 
-        ``answer`` must be importable by name, tasks and answers plain values.
+        ``answer`` must be importable by name, tasks and answers plain values. What ``answer`` holds
+        (as a partial) is made once a process: a question has thousands of requests, and step times
+        that take long to tabulate.
         """
         if self._pool is None:
             return [_tell(answer(task), task, on_done) for task in tasks]
@@ -135,7 +139,8 @@ class LocalPool:
     ) -> list[Answer]:
         others = active_children()
         with _interruptions_held():  # children, which start here, inherit that
-            futures = {self._pool.submit(answer, task): task for task in tasks}
+            packed = pickle.dumps(answer)
+            futures = {self._pool.submit(answer_packed, packed, task): task for task in tasks}
             self._children += [child for child in active_children() if child not in others]
         try:
             for future in as_completed(futures):
@@ -149,6 +154,17 @@ class LocalPool:
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def answer_packed(packed: bytes, task: Any) -> Any:
+    """In another process: the answer of a pickled function, which is made once there."""
+    return _unpacked(packed)(task)
+
+
+@lru_cache(maxsize=1)
+def _unpacked(packed: bytes) -> Callable[[Any], Any]:
+    found: Callable[[Any], Any] = pickle.loads(packed)  # noqa: S301 (of the process that asks)
+    return found
 
 
 @contextmanager

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from multiprocessing import active_children, get_context
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
+from tuner.planner.packed import answer_packed, pack
 from tuner.spec.errors import TunerError
 
 Task = TypeVar("Task")
@@ -139,7 +138,7 @@ class LocalPool:
     ) -> list[Answer]:
         others = active_children()
         with _interruptions_held():  # children, which start here, inherit that
-            packed = pickle.dumps(answer)
+            packed = pack(answer)
             futures = {self._pool.submit(answer_packed, packed, task): task for task in tasks}
             self._children += [child for child in active_children() if child not in others]
         try:
@@ -154,17 +153,6 @@ class LocalPool:
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
-
-
-def answer_packed(packed: bytes, task: Any) -> Any:
-    """In another process: the answer of a pickled function, which is made once there."""
-    return _unpacked(packed)(task)
-
-
-@lru_cache(maxsize=1)
-def _unpacked(packed: bytes) -> Callable[[Any], Any]:
-    found: Callable[[Any], Any] = pickle.loads(packed)  # noqa: S301 (of the process that asks)
-    return found
 
 
 @contextmanager

@@ -6,13 +6,12 @@ A node that is lost takes no answer with it: Ray runs its tasks on another one.
 from __future__ import annotations
 
 import logging
-import pickle
 import socket
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import TypeVar
 
-from tuner.planner.pool import answer_packed
+from tuner.planner.packed import answer_packed, pack
 from tuner.spec.errors import TunerError
 
 try:
@@ -71,7 +70,7 @@ class RayPool:
             TunerError: a task was lost with its node or process more than ``RETRIES`` times.
         """
         remote = ray.remote(num_cpus=1, max_retries=RETRIES)(answer_packed)
-        shared = ray.put(pickle.dumps(answer))  # once, not with every task
+        shared = ray.put(pack(answer))  # once, not with every task
         references = {remote.remote(shared, task): task for task in tasks}
         waiting = list(references)
         try:

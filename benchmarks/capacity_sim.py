@@ -157,8 +157,8 @@ def list_tasks(
             ways[f"{replicas}"] = partial(_serve_still, replicas)
     return [
         Task(load=load, table=tables[load.name], served_by=name, serve=serve)
-        for load in loads
         for name, serve in ways.items()
+        for load in loads
     ]
 
 

@@ -210,3 +210,13 @@ def test_the_last_change_of_an_hour_is_kept_for_the_way_up() -> None:
     decisions = play([1.0, 5.0, 1.0, 1.0, 7.0], limits=limits, replicas=1, every_s=60.0)
     assert [d.action is Action.MOVE for d in decisions] == [False, True, False, False, True]
     assert decisions[3].reason is CapacityReason.GUARD_PER_HOUR
+
+
+def test_after_a_load_that_nothing_carried_devices_are_kept_for_the_longest_patience() -> None:
+    limits = CapacityLimits(dwell_s=300.0, longest_dwell_s=1800.0, min_interval_s=0.0)
+    lucky = replace(state(1.0, 4, observed_rps=9.0, limits=limits), observed_luck=0.2)
+    assert decide_capacity(lucky).memory.beyond_s is None
+    rates = [20.0, *[1.0] * 14]
+    decisions = play(rates, limits=limits, replicas=4)
+    moves = [nth * TURN_S for nth, d in enumerate(decisions) if d.action is Action.MOVE]
+    assert moves == [1800.0]

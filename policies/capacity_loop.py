@@ -111,7 +111,7 @@ def _beyond(state: CapacityState, needed_rps: float) -> CapacityDecision:
     else:
         decision = _hold(state, CapacityReason.BEYOND_TABLE, needed_rps)
     carried_rps = _carried_rps(state, decision.entry)
-    if surely_there(state) > top.low_rps:
+    if state.is_sla_met is False and surely_there(state) > top.low_rps:
         decision = replace(decision, memory=replace(decision.memory, beyond_s=state.now_s))
     return replace(
         decision,

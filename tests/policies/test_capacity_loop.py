@@ -214,9 +214,20 @@ def test_the_last_change_of_an_hour_is_kept_for_the_way_up() -> None:
 
 def test_after_a_load_that_nothing_carried_devices_are_kept_for_the_longest_patience() -> None:
     limits = CapacityLimits(dwell_s=300.0, longest_dwell_s=1800.0, min_interval_s=0.0)
-    lucky = replace(state(1.0, 4, observed_rps=9.0, limits=limits), observed_luck=0.2)
-    assert decide_capacity(lucky).memory.beyond_s is None
-    rates = [20.0, *[1.0] * 14]
-    decisions = play(rates, limits=limits, replicas=4)
-    moves = [nth * TURN_S for nth, d in enumerate(decisions) if d.action is Action.MOVE]
-    assert moves == [1800.0]
+
+    def given_back_s(is_sla_met: bool, luck: float) -> float:
+        over = state(
+            20.0, 4, is_sla_met=is_sla_met, observed_luck=luck, limits=limits, now_s=10_000.0
+        )
+        turn = replace(over, memory=decide_capacity(over).memory, is_sla_met=True)
+        turn = replace(turn, forecast=ahead(1.0), observed_rps=1.0)
+        while True:
+            turn = replace(turn, now_s=turn.now_s + 60.0)
+            decision = decide_capacity(turn)
+            if decision.action is Action.MOVE:
+                return turn.now_s - over.now_s
+            turn = replace(turn, memory=decision.memory)
+
+    assert given_back_s(False, 0.1) == 1800.0
+    assert given_back_s(True, 0.1) == 360.0, "it was carried"
+    assert given_back_s(False, 0.6) == 360.0, "it may have been luck"

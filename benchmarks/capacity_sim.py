@@ -148,17 +148,18 @@ def list_tasks(
 ) -> list[Task]:
     """Every way to serve every load."""
     ways: dict[str, Callable[[CapacityTable, Load], Row]] = {
-        name: partial(_serve_steered, day_s, name == LOOP_AFTER) for name in (LOOP, LOOP_AFTER)
+        LOOP: partial(_serve_steered, day_s, False)
     }
     if not is_loop_only:
         for share in ORACLE_SHARES:
             ways[f"{ORACLE} x{share:g}"] = partial(_serve_oracle, share)
         for replicas in range(DEVICES, FEWEST_STILL - 1, -1):
             ways[f"{replicas}"] = partial(_serve_still, replicas)
+    ways[LOOP_AFTER] = partial(_serve_steered, day_s, True)
     return [
         Task(load=load, table=tables[load.name], served_by=name, serve=serve)
-        for load in loads
         for name, serve in ways.items()
+        for load in loads
     ]
 
 

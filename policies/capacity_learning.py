@@ -67,11 +67,17 @@ def rate_there(state: CapacityState) -> float:
     assert state.observed_rps is not None, "decided from an observation"
     if state.is_sla_met is False:
         return state.observed_rps
-    luck = NormalDist().inv_cdf(max(state.limits.chance, 0.5)) * state.observed_luck
-    surely_rps = state.observed_rps * max(1 - luck, 0.0)
+    surely_rps = surely_there(state)
     if surely_rps > state.current.low_rps * state.memory.correction:
         return state.observed_rps
     return surely_rps
+
+
+def surely_there(state: CapacityState) -> float:
+    """The load that the last window would hardly exceed by luck."""
+    assert state.observed_rps is not None, "decided from an observation"
+    luck = NormalDist().inv_cdf(max(state.limits.chance, 0.5)) * state.observed_luck
+    return state.observed_rps * max(1 - luck, 0.0)
 
 
 def _settles(since_s: float | None, state: CapacityState) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from engine.spec.admission import Admission
 from engine.spec.settings import Settings
-from policies.capacity_learning import rate_there, remember
+from policies.capacity_learning import rate_there, remember, surely_there
 from policies.capacity_state import (
     CapacityDecision,
     CapacityMemory,
@@ -111,6 +111,8 @@ def _beyond(state: CapacityState, needed_rps: float) -> CapacityDecision:
     else:
         decision = _hold(state, CapacityReason.BEYOND_TABLE, needed_rps)
     carried_rps = _carried_rps(state, decision.entry)
+    if state.is_sla_met is False and surely_there(state) > top.low_rps:
+        decision = replace(decision, memory=replace(decision.memory, beyond_s=state.now_s))
     return replace(
         decision,
         action=decision.action if decision.action is Action.MOVE else Action.RAISE_CONDITION,
@@ -224,9 +226,12 @@ def _maybe_down(state: CapacityState, needed_rps: float) -> CapacityDecision:
 
 def _patience_s(state: CapacityState, entry: CarriedRate) -> float:
     """How long fewer devices must have done. A load that came back so far within some minutes is
-    waited for: to give devices back and to start them again costs more than to keep them."""
-    limits, forecast = state.limits, state.forecast
+    waited for: to give devices back and to start them again costs more than to keep them. So is one
+    that nothing carried: of that load every device is missed."""
+    limits, forecast, beyond_s = state.limits, state.forecast, state.memory.beyond_s
     assert forecast is not None, "decided from a forecast"
+    if beyond_s is not None and state.now_s - beyond_s < limits.longest_dwell_s:
+        return limits.longest_dwell_s
     level_rps = entry.low_rps * state.memory.correction
     returns_s = forecast.returns_s(level_rps, limits.chance, within_s=limits.longest_dwell_s)
     return min(max(limits.dwell_s, PATIENCE * returns_s), limits.longest_dwell_s)

@@ -104,6 +104,7 @@ class CapacityMemory:
     last. ``shedding``: what was done about requests beyond that. ``request_size``: requests of the
     table's mix that one request amounted to lately, and ``met_rps`` those of them that met the SLA
     a second while nobody was turned away (None: not seen since the last change), both smoothed.
+    ``beyond_s``: when more came last than any entry carries.
     """
 
     changes_s: tuple[float, ...] = ()
@@ -115,6 +116,7 @@ class CapacityMemory:
     shedding: SheddingMemory = field(default_factory=SheddingMemory)
     request_size: float = 1.0
     met_rps: float | None = None
+    beyond_s: float | None = None
 
     @property
     def changed_s(self) -> float | None:

@@ -57,10 +57,14 @@ class Overload:
 
     @property
     def is_over(self) -> bool:
-        """Whether fewer requests meet the SLA than if the rest were turned away."""
-        if not (self.has_no_way_out and self.offered_rps > self.carried_rps):
-            return False
-        return self.met_rps is None or self.met_rps < MET_OF_CARRIED * self.carried_rps
+        return self.has_no_way_out and self.offered_rps > self.carried_rps
+
+    @property
+    def has_better(self) -> bool:
+        """Whether more requests would meet the SLA if those above what is carried were turned
+        away."""
+        is_well = self.met_rps is not None and self.met_rps >= MET_OF_CARRIED * self.carried_rps
+        return self.is_over and not is_well
 
 
 def hear(memory: SheddingMemory, in_force_rps: float | None) -> SheddingMemory:
@@ -88,7 +92,7 @@ def limit_admission(
         return None, SheddingMemory(is_overruled=memory.is_overruled)
     if memory.is_overruled:
         return None, replace(memory, is_overruled=overload.is_over)
-    if ours is None and not overload.is_over:
+    if ours is None and not overload.has_better:
         return None, SheddingMemory()
     if overload.offered_rps <= limits.calm_share * overload.carried_rps:
         since_s = memory.calm_since_s

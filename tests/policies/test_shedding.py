@@ -119,6 +119,13 @@ def test_a_limit_that_somebody_lifted_is_not_set_again_in_this_overload() -> Non
     assert found == [None, None, None, TOP_RPS]
 
 
+def test_a_limit_that_somebody_lifted_stays_lifted_though_a_window_was_served_well() -> None:
+    lifted = play([20.0])[-1].memory
+    over = state(20.0, memory=lifted, admitted_rps=None, attainment=0.9)
+    after = decide_capacity(replace(over, memory=decide_capacity(over).memory, attainment=0.1))
+    assert after.admission_rps is None
+
+
 def test_another_plan_put_in_force_by_hand_lifts_the_limit_of_the_one_before() -> None:
     memory = play([20.0], state(20.0, replicas=MOST, limits=CapacityLimits()))[-1].memory
     by_hand = state(20.0, replicas=2, memory=memory, admitted_rps=TOP_RPS)

@@ -16,6 +16,7 @@ from api.dashboard.layout import (
     button,
     card,
     chart,
+    confirm,
     facts,
     frame,
     guarded,
@@ -190,12 +191,8 @@ class _Head:
                 _say_infeasible(known.infeasible)
 
     async def _ask(self) -> None:
-        with ui.dialog() as dialog, ui.card():
-            Text("p", "Stop after the running trial? Finished trials stay.")
-            with ui.element("div").classes("row"):
-                button("Cancel the job", lambda: dialog.submit(True), "risk")
-                button("Let it run", lambda: dialog.submit(False))
-        if await dialog:
+        question = "Stop after the running trial? Finished trials stay."
+        if await confirm(question, yes="Cancel the job", no="Let it run"):
             await guarded(self._end)
 
     async def _end(self) -> None:

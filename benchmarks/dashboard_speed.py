@@ -39,7 +39,7 @@ from benchmarks.control_plane_scale import (
 )
 from benchmarks.many_engines import Crowd, Engine, Times, first_times
 from benchmarks.many_trials import add_job_of
-from benchmarks.quiet import OtherPrograms
+from benchmarks.quiet import OtherPrograms, own_cpu_s
 
 ASKED_LOAD_S, ASKED_GLANCE_MS = 2.0, 200.0
 SHOWN_ROWS = {"fleet": 50, "job": 20}
@@ -53,10 +53,12 @@ Json = dict[str, Any]
 
 @dataclass
 class Found:
-    """Times of one page: opened by a browser that knows nothing, and again by the same."""
+    """Times of one page: opened by a browser that knows nothing, and again by the same. ``cpu_s``
+    is what service, engines and browser used for each opening, on average."""
 
     first_s: list[float]
     again_s: list[float]
+    cpu_s: float
     key_ms: list[float]
     busy_ms: list[float]
     open_s: float
@@ -73,8 +75,10 @@ def main() -> None:
         with running_service(url, Path(folder)) as (service_url, _), _engines(service_url, options):
             paths = {"fleet": "/", "job": f"/jobs/{job_id}"}
             pages = _browse(service_url, paths, options)
+        used_s = time.process_time()
         glances_ms = _glances(options.glances, options.seed)
-    text = _report(pages, glances_ms, options, load, others.share)
+        used_ms = (time.process_time() - used_s) / len(glances_ms) * 1e3
+    text = _report(pages, glances_ms, used_ms, options, load, others.share)
     print(text)
     if options.out is not None:
         options.out.write_text(text)
@@ -137,12 +141,14 @@ def _browse(url: str, paths: dict[str, str], options: argparse.Namespace) -> dic
 
 def _page(browser: Browser, url: str, name: str, path: str, options: argparse.Namespace) -> Found:
     first_s, again_s = [], []
+    used_s = own_cpu_s()
     for _ in range(options.opens):
         with browser.new_context(base_url=url, viewport={"width": 1440, "height": 900}) as context:
             page = context.new_page()
             page.request.post("/login", form={"key": ADMIN})
             first_s.append(_open(page, name, path))
             again_s.append(_open(page, name, path))
+    cpu_s = (own_cpu_s() - used_s) / (2 * options.opens)
     with browser.new_context(base_url=url, viewport={"width": 1440, "height": 900}) as context:
         page = context.new_page()
         page.request.post("/login", form={"key": ADMIN})
@@ -153,7 +159,7 @@ def _page(browser: Browser, url: str, name: str, path: str, options: argparse.Na
             page.wait_for_timeout(1000)
             key_ms.append(_key(page, name, len(key_ms)))
         busy_ms = page.evaluate("busy_ms")
-    return Found(first_s, again_s, key_ms, busy_ms, options.open_s)
+    return Found(first_s, again_s, cpu_s, key_ms, busy_ms, options.open_s)
 
 
 def _open(page: Page, name: str, path: str) -> float:
@@ -223,6 +229,7 @@ def _timed_ms(asked: WhatIf) -> float:
 def _report(
     pages: dict[str, Found],
     glances_ms: list[float],
+    used_ms: float,
     options: argparse.Namespace,
     load: float,
     others: float,
@@ -237,15 +244,15 @@ def _report(
         "job for its next 20 trials. Busy are tasks of the page that took more than 50 ms. Asked: "
         f"loads under {ASKED_LOAD_S:g} s and stays responsive.",
         "",
-        "| page | first, s: p50 | max | again, s: p50 | max | a key, ms: p50 | max | "
-        "busy, share of time | longest, ms |",
-        "|" + "---|" * 9,
+        "| page | first, s: p50 | max | again, s: p50 | max | CPU of an opening, s | "
+        "a key, ms: p50 | max | busy, share of time | longest, ms |",
+        "|" + "---|" * 10,
         *(_row(name, found) for name, found in pages.items()),
         "",
         f"What if, at a glance ({len(glances_ms)} questions drawn by chance; asked: under "
         f"{ASKED_GLANCE_MS:g} ms): p50 {np.percentile(glances_ms, 50):.1f} ms, p99 "
         f"{np.percentile(glances_ms, 99):.1f} ms, max {max(glances_ms):.1f} ms; the first of a "
-        "process, which reads the catalog, among them.",
+        f"process, which reads the catalog, among them. CPU of one: {used_ms:.1f} ms on average.",
         "",
         f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores ({platform.machine()}), Python "
         f"{platform.python_version()}, NiceGUI {version('nicegui')}, SQLite, seed {options.seed}. "
@@ -266,6 +273,7 @@ def _row(name: str, found: Found) -> str:
     cells = [
         name,
         *(f"{f(times):.2f}" for times in (found.first_s, found.again_s) for f in (np.median, max)),
+        f"{found.cpu_s:.2f}",
         *(f"{f(found.key_ms):.0f}" for f in (np.median, max)),
         f"{sum(found.busy_ms) / 1e3 / found.open_s:.1%}",
         f"{max(found.busy_ms, default=0.0):.0f}",

@@ -118,10 +118,11 @@ def predicted_against_measured(metric: str, points: Sequence[tuple[Json, float, 
     }  # fmt: skip
 
 
-def bars(unit: str, values: Mapping[str, float]) -> Json:
-    """A level bar for each name, the first on top."""
+def bars(unit: str, values: Mapping[str, float], *, none: str) -> Json:
+    """A level bar for each name, the first on top; ``none`` stands where there is none."""
     return {
         **_common(),
+        "title": {"show": not values, "text": none, **NO_DATA},
         "grid": {"left": 150, "right": 32, "top": 12, "bottom": 46},
         "legend": {"show": False},
         "xAxis": {"type": "value", "name": unit, **_axis_name(), "min": 0, "splitLine": FAINT},
@@ -136,10 +137,13 @@ def bars(unit: str, values: Mapping[str, float]) -> Json:
     }
 
 
-def dots(x: str, y: str, groups: Mapping[str, Sequence[tuple[float, float, str]]]) -> Json:
-    """A dot for each named point, in a colour for each group."""
+def dots(
+    x: str, y: str, groups: Mapping[str, Sequence[tuple[float, float, str]]], *, none: str
+) -> Json:
+    """A dot for each named point, in a colour for each group; ``none`` stands where there is none."""
     return {
         **_common(),
+        "title": {"show": not any(groups.values()), "text": none, **NO_DATA},
         "tooltip": {"trigger": "item", "confine": True},
         "xAxis": {
             "type": "value",

@@ -117,6 +117,23 @@ def button(text: str, act: Callable[[], Awaitable[None] | None], kind: str = "pl
     return found
 
 
+@contextmanager
+def dialog(name: str) -> Iterator[ui.dialog]:
+    """Something in front of the page; ``name`` is read out when it comes."""
+    with ui.dialog().props(f'aria-label="{name}"') as found, ui.card().style("max-width:34rem"):
+        yield found
+
+
+async def confirm(question: str, *, yes: str, no: str, kind: str = "risk") -> bool:
+    """Ask before something is done; ``kind`` is that of the button that says yes."""
+    with dialog(question) as asked:
+        Text("p", question)
+        with ui.element("div").classes("row"):
+            button(yes, lambda: asked.submit(True), kind)
+            button(no, lambda: asked.submit(False))
+    return bool(await asked)
+
+
 def allow(pressed: ui.element, is_allowed: bool) -> None:
     """Let a button be pressed, or not."""
     if is_allowed:

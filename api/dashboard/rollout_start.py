@@ -7,7 +7,7 @@ from typing import Any
 from nicegui import ui
 from pydantic import ValidationError
 
-from api.dashboard.layout import Text, button, guarded, page_path
+from api.dashboard.layout import Text, button, dialog, guarded, page_path
 from api.dashboard.visit import Visit
 from api.schemas.access import Scope
 from api.schemas.rollouts import DEFAULTS, RolloutCreate
@@ -15,6 +15,7 @@ from api.schemas.serving import ChangeSet
 from api.services import rollouts
 from engine.policy.document import REPLICAS, KnobClass
 
+TITLE = "Prove it before it spreads"
 Json = dict[str, Any]
 
 
@@ -31,8 +32,8 @@ async def start_rollout(visit: Visit, engine_id: str, *, reason: str, candidate:
 
     ``candidate`` is the ``patch`` or the ``recommendation_id`` of its body.
     """
-    with ui.dialog() as dialog, ui.card().style("max-width:34rem"):
-        Text("h2", "Prove it before it spreads")
+    with dialog(TITLE) as shown:
+        Text("h2", TITLE)
         Text(
             "p",
             "It is simulated on the engine's last hours, then takes turns with what runs now, and "
@@ -41,9 +42,9 @@ async def start_rollout(visit: Visit, engine_id: str, *, reason: str, candidate:
         with ui.element("div").classes("fields w-full"):
             form = _Form()
         with ui.element("div").classes("row"):
-            button("Begin the rollout", lambda: dialog.submit(form.body()), "go")
-            button("Not now", lambda: dialog.submit(None))
-    asked = await dialog
+            button("Begin the rollout", lambda: shown.submit(form.body()), "go")
+            button("Not now", lambda: shown.submit(None))
+    asked = await shown
     if asked is not None:
         body = {"engine_id": engine_id, "reason": reason or "rollout", **candidate, **asked}
         await guarded(lambda: _begin(visit, body))

@@ -90,7 +90,7 @@ overflow-wrap:anywhere}
 .q-table tbody td a{white-space:normal}
 .q-table tbody td:before{content:attr(data-label);color:var(--soft);text-align:left;flex:0 1 auto;
 overflow-wrap:break-word;position:static;background:none}
-.top nav{gap:.25rem .75rem;font-size:.93rem}
+.top nav{gap:.25rem .6rem;font-size:.9rem}
 .fields .wide{grid-column:auto}
 .copy{flex-direction:column;align-items:stretch}
 }

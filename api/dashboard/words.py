@@ -121,7 +121,7 @@ def devices_of(policy: dict[str, Any]) -> int:
 
 def share(value: float | None) -> str:
     """0.987 as 98.7 %."""
-    return NONE if value is None else f"{value * 100:.1f} %"
+    return NONE if value is None else f"{value * 100:.1f}\u00a0%"
 
 
 def number(value: float | None, digits: int = 1) -> str:

@@ -8,7 +8,18 @@ from fastapi import Request
 from nicegui import ui
 
 from api.dashboard import words
-from api.dashboard.layout import Row, Text, card, empty, frame, page_path, poll, set_rows, table
+from api.dashboard.layout import (
+    Row,
+    Text,
+    card,
+    empty,
+    frame,
+    guarded,
+    page_path,
+    poll,
+    set_rows,
+    table,
+)
 from api.dashboard.visit import Visit
 from api.services import overview
 from api.services.overview import EngineOverview, Standing
@@ -45,22 +56,30 @@ async def show(request: Request) -> None:
                 about = Text("p", "").props('aria-live="polite"')
                 wanted = ui.input("Show engines with").props("dense clearable debounce=200")
             shown = table(COLUMNS, list(found), none="No engine has that.", page=ROWS)
-            shown.bind_filter_from(wanted, "value")
         with card() as nothing:
             empty("No engine has registered yet.", NO_ENGINE)
 
-    def choose(rows: list[Row]) -> None:
+    def fill(rows: list[Row]) -> None:
         about.set_text(_counts(rows))
+        set_rows(shown, [row for row in rows if _has(row, wanted.value or "")])
         there.set_visibility(bool(rows))
         nothing.set_visibility(not rows)
 
     async def refresh() -> None:
-        rows = await visit.read_shared(_rows, is_new=False)
-        set_rows(shown, list(rows))
-        choose(rows)
+        fill(await visit.read_shared(_rows, is_new=False))
 
-    choose(found)
+    async def look_for() -> None:
+        await guarded(refresh)
+
+    fill(found)
+    wanted.on_value_change(look_for)
     poll(refresh)
+
+
+def _has(row: Row, text: str) -> bool:
+    """Whether a text stands anywhere in a row."""
+    cells = (cell["text"] if isinstance(cell, dict) else cell for cell in row.values())
+    return any(text.strip().lower() in cell.lower() for cell in cells)
 
 
 def _rows(uow: UnitOfWork, settings: ServiceSettings) -> list[Row]:

@@ -16,6 +16,7 @@ from api.dashboard.layout import (
     button,
     card,
     chart,
+    confirm,
     facts,
     frame,
     guarded,
@@ -42,11 +43,12 @@ from store.paging import PageRequest
 from tuner.search.report import infeasible_text
 
 PATH, TITLE = "/jobs/{job_id}", "Tuning job · Gearshift"
-# Trials that one look reads at most; the next look reads on.
-TRIALS_AT_ONCE = 200
+# Trials that one look reads at most, and the one before the page is there; the next reads on.
+TRIALS_AT_ONCE, TRIALS_AT_FIRST = 500, 40
 # After an analysis, so many times as long as it took passes until the next.
 ANALYSIS_REST = 10
 FACTS = ("Trials", "Time left", "SLA", "Workload", "Model", "Hardware", "Created", "Id")
+NOT_YET = "comparing the trials ..."
 LIVE = ("probed", "measured")
 Json = dict[str, Any]
 
@@ -92,7 +94,7 @@ async def show(request: Request, job_id: str) -> None:
         missing(request, visit, str(error), back=("/jobs", "tuning jobs"))
         return
     known = Known(job)
-    await visit.read(lambda uow: _look(uow, job_id, known))
+    await visit.read(lambda uow: _look(uow, job_id, known, most=TRIALS_AT_FIRST))
     with frame(request, visit, "Tuning job", back=("/jobs", "tuning jobs")):
         head = _Head(visit, known)
         drawn = _Pictures(known)
@@ -114,11 +116,11 @@ async def show(request: Request, job_id: str) -> None:
     timer = poll(refresh)
 
 
-def _look(uow: UnitOfWork, job_id: str, known: Known) -> None:
+def _look(uow: UnitOfWork, job_id: str, known: Known, *, most: int = TRIALS_AT_ONCE) -> None:
     """Read on: the job, its new trials, and why nothing met the SLA."""
     known.job = jobs.view(uow, uow.jobs.get(job_id))
     after = known.trials[-1]["number"] if known.trials else None
-    page = uow.trials.list_page(job_id, PageRequest(limit=TRIALS_AT_ONCE, after=after))
+    page = uow.trials.list_page(job_id, PageRequest(limit=most, after=after))
     for record in uow.trials.records(page.items):
         known.trials.append({k: v for k, v in record.items() if k != "document"})
     if known.job.state is JobState.INFEASIBLE and known.infeasible is None:
@@ -190,12 +192,8 @@ class _Head:
                 _say_infeasible(known.infeasible)
 
     async def _ask(self) -> None:
-        with ui.dialog() as dialog, ui.card():
-            Text("p", "Stop after the running trial? Finished trials stay.")
-            with ui.element("div").classes("row"):
-                button("Cancel the job", lambda: dialog.submit(True), "risk")
-                button("Let it run", lambda: dialog.submit(False))
-        if await dialog:
+        question = "Stop after the running trial? Finished trials stay."
+        if await confirm(question, yes="Cancel the job", no="Let it run"):
             await guarded(self._end)
 
     async def _end(self) -> None:
@@ -325,15 +323,16 @@ class _Pictures:
         self._choose(known)
 
     def _choose(self, known: Known) -> None:
-        self._front_card.set_visibility(bool(known.pareto and known.bounds))
-        has_knobs = known.importance is not None and bool(known.importance.knobs)
-        self._knobs_card.set_visibility(has_knobs)
+        """Places are kept for what comes a moment later, so that nothing jumps."""
+        self._front_card.set_visibility(bool(known.trials and known.bounds))
+        may_have_knobs = known.importance is None or bool(known.importance.knobs)
+        self._knobs_card.set_visibility(bool(known.trials) and may_have_knobs)
         self._truth_card.set_visibility(bool(_pairs(known)))
 
 
 def _front(known: Known) -> charts.Json:
     if known.pareto is None or not known.bounds:
-        return charts.dots("devices", "ms", {})
+        return charts.dots("devices", "ms", {}, none=NOT_YET)
     bound = known.bounds[0]
     front = {point.trial for point in known.pareto.front}
     groups: dict[str, list[tuple[float, float, str]]] = {"on the front": [], "beaten": []}
@@ -343,13 +342,15 @@ def _front(known: Known) -> charts.Json:
             name = "on the front" if record["number"] in front else "beaten"
             text = words.settings_of(record["settings"])
             groups[name].append((words.devices_of(record["settings"]), value, text))
-    return charts.dots("devices", _named(bound), groups)
+    return charts.dots("devices", _named(bound), groups, none=NOT_YET)
 
 
 def _knobs(known: Known) -> charts.Json:
     found = known.importance.knobs if known.importance else []
     return charts.bars(
-        "share of the variance of latency, 0 to 1", {knob.knob: knob.share for knob in found}
+        "share of the variance of latency, 0 to 1",
+        {knob.knob: knob.share for knob in found},
+        none=NOT_YET,
     )
 
 

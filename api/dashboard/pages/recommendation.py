@@ -16,6 +16,7 @@ from api.dashboard.layout import (
     Text,
     button,
     card,
+    confirm,
     copied,
     empty,
     facts,
@@ -294,12 +295,8 @@ class _Apply:
 
     async def _confirm(self, engine_id: str) -> None:
         name = self._names[engine_id]
-        with ui.dialog() as dialog, ui.card():
-            Text("p", f"Apply this recommendation to {name}, and let the controller follow it?")
-            with ui.element("div").classes("row"):
-                button("Yes, apply", lambda: dialog.submit(True), "go")
-                button("No", lambda: dialog.submit(False))
-        if await dialog:
+        question = f"Apply this recommendation to {name}, and let the controller follow it?"
+        if await confirm(question, yes="Yes, apply", no="No", kind="go"):
             await guarded(lambda: self._apply(engine_id))
 
     async def _apply(self, engine_id: str) -> None:

@@ -17,6 +17,7 @@ from api.dashboard.layout import (
     button,
     card,
     chart,
+    confirm,
     facts,
     frame,
     guarded,
@@ -143,12 +144,8 @@ class _Head:
         self._cancel.set_visibility(self._visit.may(Scope.APPLY) and not found.state.is_final)
 
     async def _ask(self) -> None:
-        with ui.dialog() as dialog, ui.card():
-            Text("p", "End it now? The engine is asked for what it ran before.")
-            with ui.element("div").classes("row"):
-                button("Cancel the rollout", lambda: dialog.submit(True), "risk")
-                button("Let it go on", lambda: dialog.submit(False))
-        if await dialog:
+        question = "End it now? The engine is asked for what it ran before."
+        if await confirm(question, yes="Cancel the rollout", no="Let it go on"):
             await guarded(self._end)
 
     async def _end(self) -> None:

@@ -71,6 +71,11 @@ def test_somebody_tunes_and_applies(visit: BrowserContext, world: World) -> None
     expect(page.get_by_role("link", name="chat-east")).to_be_visible()
     expect(page.get_by_text("fine", exact=True)).to_be_visible()
 
+    page.get_by_label("Show engines with").fill("no such")
+    expect(page.get_by_text("No engine has that.")).to_be_visible()
+    page.get_by_label("Show engines with").fill("CHAT-e")
+    expect(page.get_by_role("link", name="chat-east")).to_be_visible()
+
     page.get_by_role("link", name="Tuning jobs").click()
     page.get_by_role("link", name="New tuning job").click()
     page.get_by_label("SLA").fill("p95_tftt<=500")

@@ -274,7 +274,7 @@ def _register(uow: UnitOfWork, number: int, recommendation_id: str) -> str:
             host=f"node-{number}",
             model=model_to_json(MODEL),
             envelope={"max_num_seqs": 512, "max_num_batched_tokens": 8192},
-            capabilities=[{"name": ADMISSION_RATE, "knob_class": "hot"}],
+            capabilities=[{"name": ADMISSION_RATE, "class": "hot"}],
             inventory=Inventory(kind=RankKind.PACED, max_ranks=64).to_json(),
             effective_policy=settings.to_json(),
         )

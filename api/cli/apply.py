@@ -10,6 +10,7 @@ import typer
 from api.cli.answers import ChoiceOption, answering, find_answer, is_recommendation
 from api.cli.changes import change_document, tell_change
 from api.cli.common import fail
+from api.cli.control_plane import find_engine_id
 from api.cli.engine_options import JsonOption, is_http_url
 from api.cli.grouped import grouped
 
@@ -22,7 +23,10 @@ class Target:
     """The engine: by its own address, or as the control plane knows it."""
 
     engine: Annotated[
-        str, typer.Option(metavar="URL|ID", help="The engine's address; with --service its id.")
+        str,
+        typer.Option(
+            metavar="URL|ID|NAME", help="The engine's address; with --service its id or name."
+        ),
     ]
     service: Annotated[
         str | None,
@@ -125,7 +129,8 @@ def _through_service(
         Client(target.service, target.service_key) as client,
     ):
         document = client.get_recommendation(recommendation_id).recommendation or {}
+        engine_id = find_engine_id(client, target.engine)
         answer = client.apply_recommendation(
-            recommendation_id, target.engine, is_dry_run=is_dry_run, reason=reason
+            recommendation_id, engine_id, is_dry_run=is_dry_run, reason=reason
         )
         return change_document(answer, Settings.from_json(document["settings"]))

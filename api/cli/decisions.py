@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from api.schemas.serving import DecisionView
 
 Json = dict[str, Any]
+LATENCIES = ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms")
 MOST_ID = 2**31 - 1
 
 
@@ -31,7 +32,8 @@ def list_decisions(
     with plane.client() as client:
         of = None if engine is None else find_engine_id(client, engine)
         found = client.list_decisions(of, newest=newest)
-    plane.tell_rows("decisions", found, ("id", "at", "engine", "did", "why"), _cells)
+    headings = ["id", "at", "did", "why", *(["engine"] if of is None else [])]
+    plane.tell_rows("decisions", found, headings, lambda row: _cells(row)[: len(headings)])
 
 
 @grouped()
@@ -48,7 +50,7 @@ def explain(
 
 
 def _cells(row: DecisionView) -> tuple[str, ...]:
-    return str(row.id), minute(row.created_at), row.engine_id, _did(row), row.reason
+    return str(row.id), minute(row.created_at), _did(row), row.reason, row.engine_id
 
 
 def _did(row: DecisionView) -> str:
@@ -65,8 +67,8 @@ def _lines(found: DecisionView) -> Iterator[str]:
 
     yield f"{found.id}, {found.created_at:%Y-%m-%d %H:%M:%S} UTC, {found.engine_id}: {_did(found)}"
     yield f"  why: {found.reason}: {meaning(found.reason)}"
-    for name, value in _flat(found.observed):
-        yield f"  saw: {name} {value}"
+    for line in _seen(found.observed):
+        yield f"  saw: {line}"
     if found.settings is not None:
         yield f"  settings: {settings_in(found.settings)}"
     for other in found.rejected:
@@ -74,14 +76,23 @@ def _lines(found: DecisionView) -> Iterator[str]:
         yield f"  not: load band {other['band_index']}: {why}"
 
 
-def _flat(document: Json) -> Iterator[tuple[str, str]]:
-    """What is known, the inner ones by their own names."""
+def _seen(document: Json) -> Iterator[str]:
+    """What is known; of latencies the numbers of a metric together: ``ttft_ms: mean 695``,
+    ``p50 434`` and so on."""
+    lines: dict[str, list[str]] = {"": []}
+    for name, value in {**document, **document.get("metrics", {})}.items():
+        statistic, _, metric = name.partition("_")
+        if value is None or isinstance(value, dict):
+            continue
+        if metric in LATENCIES:
+            lines.setdefault(f"{metric}: ", []).append(f"{statistic} {_text(value)}")
+        else:
+            lines[""].append(f"{name} {_text(value)}")
+    for begin, words in lines.items():
+        yield begin + ", ".join(words)
+
+
+def _text(value: Any) -> str:
     from policies.numbers import short
 
-    for name, value in document.items():
-        if isinstance(value, dict):
-            yield from _flat(value)
-        elif isinstance(value, float):
-            yield name, short(value)
-        elif value is not None:
-            yield name, str(value)
+    return short(value) if isinstance(value, float) else str(value)

@@ -40,13 +40,17 @@ def list_versions(engine: EngineArgument, plane: ControlPlane) -> None:
 
 @grouped()
 def knobs(engine: EngineArgument, plane: ControlPlane) -> None:
-    """List what can be changed of a running engine, between which ends, and what that costs."""
+    """List what can be changed of a running engine, as it said when it registered.
+
+    A change of class hot is in force at the next step; drain: as requests finish; reshape: ranks
+    start anew, requests are kept; restart: refused.
+    """
     with plane.client() as client:
         found = client.get_engine_capabilities(find_engine_id(client, engine))
     if plane.as_json:
         print_json({"knobs": found})
     else:
-        print_rows(("knob", "now", "may be", "class"), map(_knob_cells, found))
+        print_rows(("knob", "at start", "may be", "class"), map(_knob_cells, found))
 
 
 @grouped(help_order="engine before after")
@@ -160,14 +164,17 @@ def _version_cells(row: PolicyVersionView) -> tuple[str, ...]:
 
 
 def _knob_cells(knob: Json) -> tuple[str, ...]:
-    # Engines tell their knobs themselves, those of other versions less of each.
-    choices = knob.get("choices")
-    room = (
-        f"{_plain(knob.get('minimum'))} to {_plain(knob.get('maximum'))}"
-        if choices is None
-        else ", ".join(map(_plain, choices))
-    )
-    return knob["name"], _plain(knob.get("current")), room, _plain(knob.get("class"))
+    # Engines tell their knobs themselves; those of earlier versions say knob_class.
+    kind = knob.get("class") or knob.get("knob_class")
+    return knob["name"], _plain(knob.get("current")), _room(knob), _plain(kind)
+
+
+def _room(knob: Json) -> str:
+    least, most = knob.get("minimum"), knob.get("maximum")
+    if (choices := knob.get("choices")) is not None:
+        return ", ".join(map(str, choices))
+    ends = [f"{word} {end:g}" for word, end in (("from", least), ("to", most)) if end is not None]
+    return " ".join(ends) or "-"
 
 
 def _differences(before: Json, after: Json, within: str = "") -> Iterator[Json]:

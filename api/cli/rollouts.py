@@ -99,13 +99,13 @@ def list_rollouts(plane: ControlPlane, engine: EngineOption = None) -> None:
     plane.tell_rows(
         "rollouts",
         found,
-        ("id", "engine", "state", "why", "since"),
+        ("id", "state", "why", "since", "engine"),
         lambda row: (
             row.id,
-            row.engine_id,
             row.state.value,
-            f"{row.code}: {row.reason}",
+            row.code,
             minute(row.created_at),
+            row.engine_id,
         ),
     )
 
@@ -136,7 +136,8 @@ def _follow(client: Client, rollout: RolloutView, plane: ControlPlane) -> None:
     """Tell every event, and how it stands at the end."""
     with watched(f"gearshift rollouts follow {rollout.id}"):
         for event in client.follow_rollout(rollout.id):
-            log(event.told)
+            state = event.data.get("state")
+            log(event.told if state is None else f"{state}: {event.told}")
     found = client.get_rollout(rollout.id)
     plane.tell(found, _lines)
     if found.state.value != "done":

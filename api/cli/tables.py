@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 GAP = 2
+# A time, a state and two or three short words.
+SHORT_CHARS = 16
 
 
 def print_rows(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -35,10 +37,10 @@ def minute(moment: datetime) -> str:
 
 
 def _widths(columns: list[list[str]], room: int) -> list[int]:
-    """What each column gets: the first all it wants, the others their longest words, less where
-    there is no room for these, more as long as there is some."""
+    """What each column gets: the first all it wants, the others their short cells and longest
+    words, less where there is no room for these, more as long as there is some."""
     wanted = [max(map(len, cells)) for cells in columns]
-    words = [max(len(word) for cell in cells for word in cell.split()) for cells in columns]
+    words = [max(map(_unbroken, cells)) for cells in columns]
     widths = [wanted[0], *words[1:]]
     while sum(widths) > room and max(widths[1:]) > 1:
         widths[1 + widths[1:].index(max(widths[1:]))] -= 1
@@ -46,3 +48,10 @@ def _widths(columns: list[list[str]], room: int) -> list[int]:
         lacking = [want - width for want, width in zip(wanted, widths, strict=True)]
         widths[lacking.index(max(lacking))] += 1
     return widths
+
+
+def _unbroken(cell: str) -> int:
+    """Characters of a cell that are better not broken."""
+    if len(cell) <= SHORT_CHARS:
+        return len(cell)
+    return max(map(len, cell.split()))

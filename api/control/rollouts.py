@@ -21,7 +21,7 @@ from api.documents.rollout import (
     limits_from_json,
     tally,
 )
-from api.services import policies, rollout_moves
+from api.services import effects, policies, rollout_moves
 from api.web.context import AppContext
 from engine.spec.errors import EngineError
 from policies.errors import PolicyInputError
@@ -210,6 +210,7 @@ def _question(
     candidate = candidate_of(rollout)
     control = PolicyDocument.from_json(policies.current(uow, engine).document)
     cost_model_id = replay.get("cost_model_id")
+    tuned_for = effects.job_spec(uow, engine) or {}
     return {
         "arrivals": arrivals,
         "control": control.settings.to_json(),
@@ -219,6 +220,8 @@ def _question(
         "model": engine.model,
         "inventory": policies.inventory_of(engine).to_json(),
         "hardware": replay.get("hardware"),
+        "dtype": tuned_for.get("dtype"),
+        "backend": tuned_for.get("backend"),
         "cost_model": None
         if cost_model_id is None
         else uow.cost_models.get(cost_model_id).document,

@@ -12,7 +12,7 @@ from api.schemas.rollouts import (
     RolloutDetail,
     RolloutView,
 )
-from api.services import identity, policies, recommendations, rollout_moves
+from api.services import effects, identity, policies, recommendations, rollout_moves
 from api.services.policies import Authorship
 from api.web.auth import Caller
 from api.web.errors import ApiError, FieldError
@@ -229,10 +229,8 @@ def _replay(uow: UnitOfWork, engine: EngineRow, asked: ReplayIn) -> Json | None:
         return {"hardware": asked.hardware}
     cost_model_id, hardware = asked.cost_model_id, None
     if cost_model_id is None and engine.recommendation_id is not None:
-        recommendation = uow.recommendations.get(engine.recommendation_id)
-        cost_model_id = recommendation.cost_model_id
-        if cost_model_id is None and recommendation.job_id is not None:
-            hardware = uow.jobs.get(recommendation.job_id).spec.get("hardware")
+        cost_model_id = uow.recommendations.get(engine.recommendation_id).cost_model_id
+        hardware = (effects.job_spec(uow, engine) or {}).get("hardware")
     if cost_model_id is not None:
         return {"cost_model_id": uow.cost_models.get(cost_model_id).id}
     if hardware not in (None, "local"):

@@ -133,7 +133,7 @@ def test_a_policy_is_changed_compared_and_rolled_back(operator: Operator, engine
     assert {"knob": "caps.max_num_seqs", "from": 64, "to": 96} in differs["changes"]
     assert "version 1 -> 2: evening" in operator.reads("policies", "diff", "chat", "--from", 1)
     assert "policy version 3" in operator.reads("policies", "rollback", "chat", "--version", 1)
-    assert "1 to 256" in operator.reads("policies", "knobs", "chat")
+    assert "from 1 to 256" in operator.reads("policies", "knobs", "chat")
     for words, message in (
         (("diff", "chat", "--to", 9), "version 9: there are 1 to 3"),
         (("apply", "chat", "{caps}"), "no JSON"),
@@ -175,7 +175,7 @@ def test_a_decision_says_what_was_seen_and_what_was_not_done(
     assert "capacity_load_up" in operator.reads("decisions", "list")
     told = operator.reads("decisions", "explain", number)
     assert "why: load_up: the load has risen into a higher band" in told
-    assert "saw: p95_ttft_ms 7870" in told
+    assert "saw: ttft_ms: p95 7870" in told
     assert "not: load band 0: load is higher" in told
     gone = operator.types("decisions", "explain", number + 1)
     assert (gone.exit_code, "does not exist" in gone.stderr) == (2, True)

@@ -65,7 +65,7 @@ def engine_id(client: TestClient, database: Database) -> str:
     body = {
         "policy": settings_of(1).to_json(),
         "inventory": inventory.to_json(),
-        "capabilities": [{"name": "admission.rate_rps", "knob_class": "hot"}],
+        "capabilities": [{"name": "admission.rate_rps", "class": "hot"}],
     }
     engine_id = register(client, **body)
     document = recommendation_document() | {

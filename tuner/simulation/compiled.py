@@ -64,7 +64,6 @@ def find_compiled_run(
         and caps.max_queue is None
         and caps.max_step_ms is None
         and not engine.keeps_prefixes
-        and engine.look_ahead is not LookAhead.BEFORE_END
     )
     if not is_simple or (library := find_simulation_library()) is None:
         return None
@@ -141,7 +140,7 @@ class CompiledRun:
             num_replicas=plan.dp,
             max_model_len=setup.max_model_len,
             stops_at_ends=setup.stops_at_ends,
-            is_at_start=engine.look_ahead is LookAhead.AT_START,
+            look_ahead=tuple(LookAhead).index(engine.look_ahead),
             max_num_seqs=caps.max_num_seqs,
             max_num_batched_tokens=caps.max_num_batched_tokens,
             num_blocks=setup.ranks.num_kv_blocks,

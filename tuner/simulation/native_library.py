@@ -127,7 +127,7 @@ class ToldFields(ctypes.Structure):
         ("num_replicas", _I64),
         ("max_model_len", _I64),
         ("stops_at_ends", _I64),
-        ("is_at_start", _I64),
+        ("look_ahead", _I64),
         ("max_num_seqs", _I64),
         ("max_num_batched_tokens", _I64),
         ("num_blocks", _I64),

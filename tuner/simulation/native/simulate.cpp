@@ -4,6 +4,7 @@
 #include <queue>
 #include <vector>
 
+#include "before_end.cpp"
 #include "packing.cpp"
 #include "quiet.cpp"
 #include "replica.cpp"
@@ -24,7 +25,8 @@ struct Told {
     int64_t num_clients;
     double limit_s;
     double request_s, prompt_token_s, answer_s;
-    int64_t num_replicas, max_model_len, stops_at_ends, is_at_start;
+    int64_t num_replicas, max_model_len, stops_at_ends;
+    LookAhead look_ahead;
     Caps caps;
     int64_t num_modes, base_mode, num_ranges;
     const ModeRange* ranges;
@@ -63,7 +65,7 @@ struct Run {
         }
         for (int64_t i = 0; i < told.num_replicas; ++i)
             replicas_.emplace_back(i, rows_, seen_s_, told.caps, ranges_, told.times, log,
-                                   told.num_modes, told.stops_at_ends, told.is_at_start);
+                                   told.num_modes, told.stops_at_ends, told.look_ahead);
         const int64_t first = told.is_closed ? told.num_clients : told.num_requests;
         for (int64_t i = 0; i < first; ++i) send_next(told.arrival_s[i]);
     }

@@ -40,7 +40,7 @@ struct Told {
 // What Python reads; it lives until ``gs_release``.
 struct Outcome {
     void* run;
-    int64_t is_stopped, num_sent, num_segments, num_ends;
+    int64_t is_stopped, num_sent, num_over, num_segments, num_ends;
     const Segment* segments;
     const double* ends_s;
     // [replica]: preemptions, tokens looked for in the prefix cache, mode switches, decode tokens
@@ -100,6 +100,7 @@ struct Run {
             }
         }
         outcome.num_sent = next_;
+        outcome.num_over = num_over_;
         outcome.num_segments = static_cast<int64_t>(log.segments.size());
         outcome.num_ends = static_cast<int64_t>(log.ends_s.size());
         outcome.segments = log.segments.data();

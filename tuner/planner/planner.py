@@ -301,7 +301,8 @@ def _select(
     for number in count():
         selection = select(list(current.values()), question.sla, objective, explains=False)
         if number >= MAX_ROUNDS:
-            sure = select([current[s] for s in current if s in known], question.sla, objective)
+            told = [current[s] for s in current if s in known]
+            sure = select(told, question.sla, objective, explains=False)
             if sure.best is not None:
                 return list(current.values()), sure
         winners = [selection.best]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -129,14 +130,14 @@ class Measurement:
     driver_lag_ms: Distribution
     energy: EnergyUse | None = None
 
-    @property
+    @cached_property
     def completed(self) -> tuple[RequestTiming, ...]:
         return tuple(t for t in self.timings if t.outcome is Outcome.COMPLETED)
 
     def count(self, outcome: Outcome) -> int:
         return sum(t.outcome is outcome for t in self.timings)
 
-    @property
+    @cached_property
     def window_s(self) -> float:
         """First arrival to last completion, seconds; 0 when nothing completed."""
         done = [t for t in self.completed if t.token_s]

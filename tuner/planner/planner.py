@@ -299,9 +299,10 @@ def _select(
     current = {p.settings: p for p in points}
     known: set[Settings] = set()
     for number in count():
-        selection = select(list(current.values()), question.sla, objective)
+        selection = select(list(current.values()), question.sla, objective, explains=False)
         if number >= MAX_ROUNDS:
-            sure = select([current[s] for s in current if s in known], question.sla, objective)
+            told = [current[s] for s in current if s in known]
+            sure = select(told, question.sla, objective, explains=False)
             if sure.best is not None:
                 return list(current.values()), sure
         winners = [selection.best]
@@ -310,7 +311,9 @@ def _select(
         wanted = {p.settings: p for p in winners if p is not None}
         missing = [s for s in wanted if s not in known]
         if not missing:
-            return list(current.values()), selection
+            found = list(current.values())
+            explains = not question.only_decides
+            return found, select(found, question.sla, objective, explains=explains)
         on_progress("intervals", number, max(number, MAX_ROUNDS))
         current |= with_runs(workers, question, [current[s] for s in missing])
         known |= set(missing)

@@ -129,8 +129,6 @@ class LazySegments(Sequence[Segment]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and self._made == tuple(other)
 
-    __hash__ = None  # type: ignore[assignment]
-
 
 @dataclass(frozen=True, kw_only=True)
 class AppliedChange:

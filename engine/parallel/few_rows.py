@@ -20,20 +20,19 @@ BLOCKS = (64, 32)
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What packed_few.cpp does in one format: ``code`` for it, ``most_rows`` in one product, and of
-    what outputs and inputs have to be multiples.
+    """What packed_few.cpp does in one format: ``code`` for it, and of what outputs and inputs have
+    to be multiples.
     """
 
     code: int
-    most_rows: int
     outputs: int
     inputs: int
 
 
-# Float32 needs AVX-512; from 7 rows on oneDNN is as fast. Bfloat16 needs AMX.
+# Float32 needs AVX-512, bfloat16 its products of bfloat16 or AMX.
 KINDS = {
-    torch.float32: Kind(code=0, most_rows=6, outputs=64, inputs=1),
-    torch.bfloat16: Kind(code=1, most_rows=32, outputs=32, inputs=32),
+    torch.float32: Kind(code=0, outputs=64, inputs=1),
+    torch.bfloat16: Kind(code=1, outputs=32, inputs=32),
 }
 
 
@@ -53,13 +52,14 @@ class FewRows:
         inputs: int,
     ) -> None:
         self._kind = kind
+        self._most_rows = library.gs_most_few(kind.code)
         self._multiply = library.gs_multiply_few
         self._address, self._block = address, block
         self._outputs, self._inputs = outputs, inputs
 
     def can_take(self, x: Tensor) -> bool:
         """Whether ``x[n, inputs]`` has few rows, whose elements lie side by side."""
-        return 0 < x.shape[0] <= self._kind.most_rows and x.stride(1) == 1
+        return 0 < x.shape[0] <= self._most_rows and x.stride(1) == 1
 
     def __call__(self, x: Tensor, bias: Tensor | None, total: Tensor | None) -> Tensor:
         """``x[n, inputs]`` -> ``[n, outputs]`` plus ``bias[outputs]`` and ``total[n, outputs]``.
@@ -89,5 +89,13 @@ def can_be_few(dtype: torch.dtype, outputs: int = 0, inputs: int = 0) -> bool:
     kind = KINDS.get(dtype)
     if kind is None or outputs % kind.outputs or inputs % kind.inputs:
         return False
+    return most_rows(dtype) > 0
+
+
+def most_rows(dtype: torch.dtype) -> int:
+    """How many rows this machine multiplies here; 0 where it has no compiler or instructions."""
     library = find_few_rows()
-    return library is not None and bool(library.gs_can_multiply_few(kind.code))
+    if library is None or dtype not in KINDS:
+        return 0
+    found: int = library.gs_most_few(KINDS[dtype].code)
+    return found

@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent
 SOURCE = native_build.NativeSource(
     name="packed_few",
     main=FOLDER / "packed_few.cpp",
-    parts=tuple((FOLDER.parent / "kernels" / "cpu").glob("*.h")),
+    parts=(*FOLDER.glob("few_*.h"), *(FOLDER.parent / "kernels" / "cpu").glob("*.h")),
     flags=(*native_build.SHARED_FLAGS, "-march=native"),
     is_tuned=True,
 )
@@ -31,7 +31,8 @@ def find_few_rows() -> ctypes.CDLL | None:
     """The library, built where needed; None where it cannot be."""
     pointer, i64, i32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     functions: native_build.Functions = {
-        "gs_can_multiply_few": (i32, [i32]),
+        "gs_most_few": (i32, [i32]),
         "gs_multiply_few": (None, [i32, *[pointer] * 5, *[i64] * 5, i32]),
+        "gs_multiply_plain": (None, [*[pointer] * 4, *[i64] * 4, i32]),
     }
     return native_build.open_library(native_build.find_library(SOURCE), functions)

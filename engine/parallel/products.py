@@ -24,6 +24,7 @@ from torch import Tensor
 from engine.kernels.linear import linear
 from engine.parallel import int8, quantised
 from engine.parallel.packed import can_pack, pack, place_and_bytes
+from engine.parallel.plain import Plain
 from engine.parallel.quantised import Quantised
 from engine.spec.modes import Mode
 
@@ -107,13 +108,12 @@ class PlainOutputs:
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: Ranges) -> None:
         self.tensors = [weight] if bias is None else [weight, bias]
         self._views = {
-            mode: (weight[_slice(kept)], None if bias is None else bias[_slice(kept)])
+            mode: Plain(weight[_slice(kept)], None if bias is None else bias[_slice(kept)])
             for mode, kept in rows.items()
         }
 
     def __call__(self, x: Tensor, mode: Mode) -> Tensor:
-        weight, bias = self._views[mode]
-        return linear(x, weight, bias)
+        return self._views[mode](x)
 
 
 class PlainInputs:

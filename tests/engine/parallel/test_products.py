@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from engine.parallel.few_rows import can_be_few
+from engine.parallel.few_rows import most_rows
 from engine.parallel.packed import can_pack, multiply, pack, place_and_bytes
 from engine.parallel.products import (
     PackedInputs,
@@ -71,12 +72,12 @@ def test_packed_inputs_are_summed_over_their_pieces_on_every_rung(
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("rows", [1, 3, 6, 16, 17, 32])
+@pytest.mark.parametrize("rows", [1, 3, 6, 8, 13, 17, 24, 32])
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
 def test_compiled_products_of_few_rows_are_those_of_onednn(
     dtype: torch.dtype, rows: int, threads: int
 ) -> None:
-    if not can_be_few(dtype):
+    if rows > most_rows(dtype):
         pytest.skip("no compiler, or not these instructions")
     packed = pack(_random(192, 96, dtype=dtype))
     assert packed.few is not None
@@ -91,6 +92,17 @@ def test_compiled_products_of_few_rows_are_those_of_onednn(
     finally:
         torch.set_num_threads(before)
     _close(added, multiply(x, by_onednn, total=total))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 9])
+def test_few_rows_meet_a_plain_weight_of_bfloat16_like_many(rows: int) -> None:
+    weight, bias = (_random(*shape, dtype=torch.bfloat16) for shape in ((96, 64), (96,)))
+    kept = {BASE: range(96), SHIFT: range(32, 64), MIDDLE: range(90, 96)}
+    product = split_outputs(weight, bias, kept, may_pack=False)
+    x = _random(rows, 200, dtype=torch.bfloat16, seed=1)[:, 60:124]  # rows apart
+    for mode, cut in kept.items():
+        want = F.linear(x.float(), weight.float(), bias.float())[:, cut.start : cut.stop]
+        _close(product(x, mode), want.bfloat16())
 
 
 @packs

@@ -1,0 +1,49 @@
+"""Products with a weight as checkpoints have it: of one whose rows are looked up too."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine.kernels.linear import linear
+from engine.parallel.few_rows import most_rows
+from engine.parallel.few_rows_library import find_few_rows
+
+# Of packed_few.cpp: rows at once, and of what outputs and inputs are multiples.
+MOST_ROWS, OUTPUTS, INPUTS = 8, 16, 32
+
+
+class Plain:
+    """``weight[outputs, inputs]`` and ``bias[outputs]``. Where the engine's C++ compiles it
+    multiplies few rows of bfloat16.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+        self._library = find_few_rows() if _can_be_few(weight) else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x[n, inputs]`` -> ``[n, outputs]``."""
+        rows, inputs = x.shape
+        if self._library is None or not 0 < rows <= MOST_ROWS or x.stride(1) != 1:
+            return linear(x, self._weight, self._bias)
+        outputs = self._weight.shape[0]
+        out = torch.empty(rows, outputs, dtype=x.dtype)
+        self._library.gs_multiply_plain(
+            self._weight.data_ptr(),
+            x.data_ptr(),
+            None if self._bias is None else self._bias.data_ptr(),
+            out.data_ptr(),
+            outputs,
+            inputs,
+            rows,
+            x.stride(0),
+            torch.get_num_threads(),
+        )
+        return out
+
+
+def _can_be_few(weight: Tensor) -> bool:
+    is_fit = not (weight.shape[0] % OUTPUTS or weight.shape[1] % INPUTS) and weight.is_contiguous()
+    is_narrow = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+    return is_fit and is_narrow and most_rows(weight.dtype) > 0

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.cpu_products import FEW_ROWS, FFN, HIDDEN, LAYERS, QKV, ROWS, least_s
 from benchmarks.quiet import OtherPrograms
-from engine.parallel.int8 import PackedInt8
+from engine.parallel.int8 import PackedInt8, Way, best_way
 from engine.parallel.packed import pack
 from engine.parallel.quantised import quantise
 from engine.spec.quantisation import WeightFormat
@@ -28,8 +28,9 @@ from tuner.spec.machine import this_machine
 VOCABULARY = 16_384
 SHAPES = [(QKV, HIDDEN), (HIDDEN, HIDDEN), (2 * FFN, HIDDEN), (HIDDEN, FFN)] * LAYERS
 SHAPES += [(VOCABULARY, HIDDEN)]
-TITLES = ("16 or 32 bits, packed", "compiled, AMX", "compiled, vectors")
-MOST_ROWS = {"compiled, vectors": 64, "_weight_int8pack_mm": 64}
+PACKED = "16 or 32 bits, packed"
+TITLES = {Way.TILES: "compiled, AMX", Way.VECTORS: "compiled, VNNI", Way.FLOATS: "compiled, floats"}
+MOST_ROWS = {TITLES[Way.FLOATS]: 64, "_weight_int8pack_mm": 64}
 Product = Callable[[Tensor], Tensor]
 
 
@@ -38,9 +39,8 @@ def products_of(weight: Tensor) -> dict[str, Product]:
     found = quantise(weight, WeightFormat.INT8)
     scales = found.scales[0].to(weight.dtype)
     ways: dict[str, Product] = {
-        TITLES[0]: pack(weight),
-        TITLES[1]: PackedInt8(found),
-        TITLES[2]: PackedInt8(found, may_use_tiles=False),
+        PACKED: pack(weight),
+        **{name: PackedInt8(found, way=way) for way, name in TITLES.items() if way <= best_way()},
         "_weight_int8pack_mm": partial(_int8pack, values=found.values, scales=scales),
         # It rounds the rows too, with one scale for all: another accuracy, here for its speed.
         "qlinear_pointwise, rounds rows": _qlinear(found.values, found.scales[0]),
@@ -89,7 +89,7 @@ def measure(options: argparse.Namespace) -> Iterator[str]:
         rounds = options.rounds if rows <= FEW_ROWS else max(2, options.rounds // 8)
         seconds = least_s(calls, rounds=rounds, threads=options.threads)
         times = [f"{1e3 * seconds[name]:.1f}" if name in seconds else "-" for name in names]
-        ratio = seconds[names[0]] / seconds[names[1]]
+        ratio = seconds[PACKED] / seconds[TITLES[best_way()]]
         yield f"| {rows} | {' | '.join(times)} | {ratio:.2f}x as fast |"
 
 

@@ -6,6 +6,8 @@ side.
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,18 +19,31 @@ from engine.spec.errors import EngineError
 OUTPUTS, INPUTS = 16, 4
 # The order of gs_multiply_int8.
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-# Without tiles: with more rows, widening the weight for a product of BLAS costs less.
-MOST_ROWS_OF_VECTORS = 64
+# With more rows, making the weight plain for a product of BLAS costs less than the first way.
+MOST_ROWS_OF_FLOATS = 64
+
+
+class Way(IntEnum):
+    """What multiplies; the order of packed_int8.cpp. A processor has the ways below its own, too.
+
+    ``FLOATS`` widens weights to float32; the others multiply bytes, by VNNI or AMX.
+    """
+
+    FLOATS = 0
+    VECTORS = 1
+    TILES = 2
 
 
 class PackedInt8:
-    """A packed weight ``[outputs, inputs]`` of int8 with a scale for each output."""
+    """A packed weight ``[outputs, inputs]`` of int8 with a scale for each output, multiplied in the
+    best way up to ``way``.
+    """
 
-    def __init__(self, weight: Quantised, *, may_use_tiles: bool = True) -> None:
+    def __init__(self, weight: Quantised, *, way: Way = Way.TILES) -> None:
         library = find_int8()
         assert library is not None, "asked for before"
         self._multiply = library.gs_multiply_int8
-        self._has_tiles = may_use_tiles and bool(library.gs_int8_has_tiles())
+        self._way = min(way, best_way())
         self.packed = pack(weight.values)
         self.scales = weight.scales[0].contiguous()
 
@@ -46,7 +61,7 @@ class PackedInt8:
             EngineError: no memory for the rows' digits.
         """
         rows, inputs = x.shape
-        if rows > MOST_ROWS_OF_VECTORS and not self._has_tiles:
+        if rows > MOST_ROWS_OF_FLOATS and self._way is Way.FLOATS:
             product = F.linear(x, self.plain(x.dtype), bias)
             return product if total is None else product.add_(total)
         if x.stride(1) != 1:
@@ -55,7 +70,7 @@ class PackedInt8:
         out = torch.empty(rows, outputs, dtype=x.dtype)
         status = self._multiply(
             KINDS[x.dtype],
-            self._has_tiles,
+            self._way,
             self.packed.data_ptr(),
             self.scales.data_ptr(),
             x.data_ptr(),
@@ -100,11 +115,16 @@ def unpack(packed: Tensor) -> Tensor:
     return values
 
 
-def describe() -> str:
-    """What multiplies, for people."""
+def best_way() -> Way:
+    """This processor's, on a machine with the library."""
     library = find_int8()
     assert library is not None, "asked for before"
-    return "AMX for int8" if library.gs_int8_has_tiles() else "vectors"
+    return Way(library.gs_int8_way())
+
+
+def describe() -> str:
+    """What multiplies, for people."""
+    return {Way.FLOATS: "vectors", Way.VECTORS: "VNNI", Way.TILES: "AMX for int8"}[best_way()]
 
 
 def _groups(matrix: Tensor, *, packed: bool = False) -> list[Tensor]:

@@ -28,7 +28,7 @@ def find_int8() -> ctypes.CDLL | None:
     """The library, built where needed; None where it cannot be."""
     pointer, i64, i32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     functions: native_build.Functions = {
-        "gs_int8_has_tiles": (i32, []),
+        "gs_int8_way": (i32, []),
         "gs_multiply_int8": (i32, [i32, i32, *[pointer] * 6, *[i64] * 4, i32]),
     }
     return native_build.open_library(native_build.find_library(SOURCE), functions)

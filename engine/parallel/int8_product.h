@@ -9,8 +9,13 @@
 #include "../kernels/cpu/prefill_amx.h"
 #include "../kernels/cpu/threads.h"
 
+// Bytes are multiplied with bytes four at a time in vectors (VNNI), or in tiles. All processors with
+// AMX have the former too.
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define GS_HAS_VNNI 1
 #if defined(GS_HAS_AMX) && defined(__AMX_INT8__)
 #define GS_HAS_AMX_INT8 1
+#endif
 #endif
 
 namespace {
@@ -40,7 +45,7 @@ void share_outputs(index_t outputs, int threads, const Work& work) {
             [&](index_t i) { work(i * each, std::min(outputs, (i + 1) * each)); });
 }
 
-#ifdef GS_HAS_AMX_INT8
+#ifdef GS_HAS_VNNI
 constexpr index_t kTileBytes = 1024;
 
 __m512 load16(const float* p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
@@ -56,7 +61,12 @@ void store16(gs::Half* p, __mmask16 mask, __m512 v) {
   _mm256_mask_storeu_epi16(p, mask, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
 void store16(gs::BFloat16* p, __mmask16 mask, __m512 v) {
+#ifdef __AVX512BF16__
   _mm256_mask_storeu_epi16(p, mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
+#else
+  auto upper = reinterpret_cast<__m512i>(gs::Storage<gs::BFloat16>::rounded(v));
+  _mm256_mask_storeu_epi16(p, mask, _mm512_cvtepi32_epi16(_mm512_srli_epi32(upper, 16)));
+#endif
 }
 __mmask16 first_lanes(index_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (1u << n) - 1; }
 

@@ -1,15 +1,18 @@
 // Products with int8 weights, each row of which has a scale; called by engine/parallel/int8.py.
 //
-// With AMX the tiles of int8_digits.h, and of int8_bfloat16.h for many rows of bfloat16; elsewhere
-// weights are widened to float32 in registers.
+// With AMX or VNNI rows are split into digits (int8_digits.h), and for many rows of bfloat16 weights
+// are widened (int8_widened.h); elsewhere weights are widened to float32 in registers.
 
-#include "int8_bfloat16.h"
-#include "int8_digits.h"
+#include "int8_tiles.h"
+#include "int8_vectors.h"
+#include "int8_widened_tiles.h"
 
 namespace {
 
+enum class Way { kFloats, kVectors, kTiles };
+
 // Rows of bfloat16 from which on their digits are slower.
-constexpr index_t kManyRows = 65;
+constexpr index_t kManyForTiles = 65, kManyForVectors = 57;
 
 constexpr int kVectors = kOutputs / gs::kWidth<float>;  // that hold one input of a group
 // Rows that share a widened weight: their sums take half of the registers at most.
@@ -82,29 +85,73 @@ void multiply_some(const Product<T>& p, index_t row, index_t rows, int threads) 
 }
 
 template <class T>
-void multiply_by_vectors(const Product<T>& p, int threads) {
+void multiply_by_floats(const Product<T>& p, int threads) {
   for (index_t row = 0; row < p.rows; row += kTogether)
     multiply_some<kTogether>(p, row, std::min<index_t>(kTogether, p.rows - row), threads);
 }
 
-bool has_tiles() {
+Way best_way() {
 #ifdef GS_HAS_AMX_INT8
-  return gs::can_use_amx();
-#else
-  return false;
+  if (gs::can_use_amx()) return Way::kTiles;
 #endif
+#ifdef GS_HAS_VNNI
+  return Way::kVectors;
+#endif
+  return Way::kFloats;
 }
+
+#ifdef GS_HAS_VNNI
+template <class T>
+void multiply_by_digits(Product<T> p, Way way, int threads) {
+  const index_t all = p.rows, padded = gs::round_up(p.inputs, kInputs);
+  const index_t most = gs::round_up(std::min(all, kMostRows), kPanel);
+  // A little more than is written: whole tiles are read.
+  int8_t* bytes = gs::scratch<int8_t, 40>(most * kDigits * padded);
+  float* units = gs::scratch<float, 41>(most);
+  int32_t* starts = way == Way::kTiles ? nullptr : gs::scratch<int32_t, 45>(most * kDigits);
+  for (index_t done = 0; done < all; done += kMostRows) {
+    p.rows = std::min(kMostRows, all - done);
+    const Digits digits{bytes, units, starts, padded, p.rows};
+    gs::share_rows(threads, p.rows, p.inputs, [&](index_t first, index_t last) {
+      for (index_t row = first; row < last; ++row) write_digits(p, digits, row);
+    });
+    share_outputs(p.outputs, threads, [&](index_t begin, index_t end) {
+#ifdef GS_HAS_AMX_INT8
+      if (way == Way::kTiles) return multiply_tiles(p, digits, begin, end);
+#endif
+      multiply_vectors(p, digits, begin, end);
+    });
+    p.x += p.rows * p.x_stride;
+    p.out += p.rows * p.outputs;
+    if (p.total) p.total += p.rows * p.outputs;
+  }
+}
+
+template <class T>
+void multiply_by_bytes(const Product<T>& p, Way way, int threads) {
+  if constexpr (std::is_same_v<T, gs::BFloat16>) {
+#ifdef GS_HAS_AMX_INT8
+    if (way == Way::kTiles && p.rows >= kManyForTiles) return multiply_widened(p, threads);
+#endif
+#ifdef GS_HAS_WIDENED
+    if (way == Way::kVectors && p.rows >= kManyForVectors) return multiply_by_widening(p, threads);
+#endif
+  }
+  multiply_by_digits(p, way, threads);
+}
+#endif
 
 }  // namespace
 
 extern "C" {
 
-// Whether tiles multiply any number of rows, or vectors a few.
-int gs_int8_has_tiles() { return has_tiles(); }
+// The best way of this processor, and those below it go too: any number of rows by tiles (2) or by
+// vectors of bytes (1), a few by floats (0).
+int gs_int8_way() { return int(best_way()); }
 
 // ``kind``: float32 (0), bfloat16 (1), float16 (2). Inputs are a multiple of 4. Not 0: there is no
 // memory for the rows' digits.
-int gs_multiply_int8(int kind, int may_use_tiles, const int8_t* weight, const float* scales,
+int gs_multiply_int8(int kind, int way, const int8_t* weight, const float* scales,
                       const void* x, const void* bias, const void* total, void* out,
                       index_t outputs, index_t inputs, index_t rows, index_t x_stride,
                       int threads) {
@@ -120,14 +167,10 @@ int gs_multiply_int8(int kind, int may_use_tiles, const int8_t* weight, const fl
                        inputs,
                        rows,
                        x_stride};
-#ifdef GS_HAS_AMX_INT8
-    if (may_use_tiles && has_tiles()) {
-      if constexpr (std::is_same_v<T, gs::BFloat16>)
-        if (rows >= kManyRows) return multiply_widened(p, threads);
-      return multiply_by_digits(p, threads);
-    }
+#ifdef GS_HAS_VNNI
+    if (way != int(Way::kFloats)) return multiply_by_bytes(p, Way(way), threads);
 #endif
-    multiply_by_vectors(p, threads);
+    multiply_by_floats(p, threads);
   };
   try {
     switch (kind) {

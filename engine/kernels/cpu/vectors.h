@@ -273,6 +273,12 @@ struct Storage<BFloat16> {
     std::memcpy(p, &both, sizeof both);
 #endif
   }
+  // To nearest, ties to even, in the upper halves.
+  static U rounded(V v) {
+    U bits = bits_as<U>(v);
+    U up = bits + 0x7fffu + ((bits >> 16) & 1u);
+    return v == v ? up : U{} + 0x7fc00000u;
+  }
   // From the order in memory to that of load_pair.
   static Pair<float> in_order(Pair<float> x) {
     return in_order(x, std::make_index_sequence<kWidth<float>>());
@@ -286,12 +292,6 @@ struct Storage<BFloat16> {
 #if defined(__AVX512BF16__)
   static constexpr U kSteps = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 #endif
-  // To nearest, ties to even, in the upper halves.
-  static U rounded(V v) {
-    U bits = bits_as<U>(v);
-    U up = bits + 0x7fffu + ((bits >> 16) & 1u);
-    return v == v ? up : U{} + 0x7fc00000u;
-  }
 };
 
 template <>

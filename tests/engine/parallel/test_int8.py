@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels.native_build import find_compiler
-from engine.parallel.int8 import PackedInt8, pack, unpack
+from engine.parallel.int8 import PackedInt8, Way, best_way, pack, unpack
 from engine.parallel.int8_library import as_held_on_cpu
 from engine.parallel.packed import place_and_bytes
 from engine.parallel.products import (
@@ -75,13 +75,13 @@ def test_every_rung_multiplies_with_one_packed_copy_of_a_byte_a_number(dtype: to
 
 
 @compiled
-@pytest.mark.parametrize("may_use_tiles", [True, False])
+@pytest.mark.parametrize("way", list(Way))
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
-def test_any_number_of_rows_is_multiplied_with_bias_or_added(
-    dtype: torch.dtype, may_use_tiles: bool
-) -> None:
+def test_any_number_of_rows_is_multiplied_with_bias_or_added(dtype: torch.dtype, way: Way) -> None:
+    if way > best_way():
+        pytest.skip("not these instructions")
     weight = _weight(203, 100)
-    product = PackedInt8(weight, may_use_tiles=may_use_tiles)
+    product = PackedInt8(weight, way=way)
     bias = _random(203, seed=4).to(dtype)
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -6,10 +6,10 @@
 #ifdef __AVX512F__
 namespace {
 
-constexpr int64_t kBlock = 64;  // outputs side by side in a block of float32, and mostly of bfloat16
-constexpr int64_t kPanelRows = 7;  // times four vectors of outputs are the sums in registers
-constexpr int64_t kMostRows = 24;  // with more oneDNN is as fast
-constexpr int64_t kPiece = 64;  // inputs of a block that stay in the first cache
+constexpr int64_t kBlock = 64;       // outputs side by side: in float32, and mostly in bfloat16
+constexpr int64_t kPanelRows = 7;    // times four vectors of outputs are the sums in registers
+constexpr int64_t kMostRows = 24;    // with more oneDNN is as fast
+constexpr int64_t kPiece = 64;       // inputs of a block that stay in the first cache
 constexpr int64_t kStepsAhead = 32;  // steps ahead that memory is asked for
 
 inline __m512 add_product(const Wide&, __m512 sum, __m512i one, __m512i outputs) {
@@ -45,7 +45,8 @@ void multiply_vectors(const Product<T>& p, int64_t row, int64_t first, int64_t b
     for (int v = 0; v < kVectors; ++v) {
       outputs[v] = _mm512_loadu_si512(weight + 16 * kTogether * v);
       if (row == 0)  // the first that meet this piece
-        _mm_prefetch(reinterpret_cast<const char*>(weight + kStepsAhead * step) + 64 * v, _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(weight + kStepsAhead * step) + 64 * v,
+                     _MM_HINT_T0);
     }
     for (int r = 0; r < kRows; ++r) {
       int32_t one;

@@ -1,5 +1,5 @@
-// Products of few rows, called by engine/parallel/few_rows.py: with a weight as oneDNN packs it, whose
-// layout is checked there by oneDNN's own answer, or with a plain one.
+// Products of few rows: with a weight as oneDNN packs it, called by engine/parallel/few_rows.py, which
+// checks the layout by oneDNN's own answer; or with a plain one, called by engine/parallel/plain.py.
 
 #include "few_plain.h"
 #include "few_tiles.h"
@@ -74,10 +74,11 @@ void gs_multiply_few(int is_narrow, const void* weight, const void* x, const voi
 #endif
 }
 
-// The same for a plain weight of bfloat16 and up to 8 rows; outputs are a multiple of 16, inputs of 32.
-void gs_multiply_plain(const uint16_t* weight, const uint16_t* x, const uint16_t* bias, uint16_t* out,
-                       int64_t outputs, int64_t inputs, int64_t rows, int64_t x_stride,
-                       int threads) {
+// The same for a plain weight of bfloat16 and up to 8 rows; outputs are a multiple of 16, inputs
+// of 32.
+void gs_multiply_plain(const uint16_t* weight, const uint16_t* x, const uint16_t* bias,
+                       uint16_t* out, int64_t outputs, int64_t inputs, int64_t rows,
+                       int64_t x_stride, int threads) {
 #ifdef GS_HAS_BF16
   const Narrow p{weight, x, bias, nullptr, out, outputs, outputs, inputs, rows, x_stride};
   share_outputs(outputs, 16, threads,

@@ -34,7 +34,8 @@ from engine.spec.inventory import Inventory, RankKind
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from migrations.runner import upgrade
-from policies.capacity_loop import CapacityLimits, CapacityState, SwitchCost, decide_capacity
+from policies.capacity_loop import decide_capacity
+from policies.capacity_state import CapacityLimits, CapacityState, SwitchCost
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.controller import ControlMemory, ControlState, LoadWindow, decide
 from policies.forecast import Forecast, choose, forecast

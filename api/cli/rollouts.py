@@ -55,7 +55,10 @@ def start(
     max_exposed_s: Annotated[
         float | None,
         typer.Option(
-            min=1, max=MOST_S, help="Seconds it may serve until it is decided; by default 1800."
+            min=1,
+            max=MOST_S,
+            help="Seconds it may serve until it is decided; by default 1800, and twice as long "
+            "where few requests have come by then.",
         ),
     ] = None,
     tolerance: Annotated[
@@ -148,7 +151,8 @@ def _candidate(text: str) -> dict[str, Any]:
 
 
 def _lines(found: RolloutDetail) -> list[str]:
-    lines = [f"{found.id} on {found.engine_id}: {found.state} ({found.code})"]
+    undecided = ", undecided" if found.is_undecided else ""
+    lines = [f"{found.id} on {found.engine_id}: {found.state} ({found.code}{undecided})"]
     lines += [
         f"  {turn['at'][:19]} {turn['state']}: {turn['reason']}" for turn in found.transitions
     ]

@@ -25,15 +25,8 @@ from api.web.context import AppContext
 from engine.policy.knobs import ADMISSION_RATE
 from engine.spec.plan import ParallelPlan
 from engine.transition.planning import first_slots
-from policies.capacity_loop import (
-    CapacityDecision,
-    CapacityLimits,
-    CapacityState,
-    SwitchCost,
-    decide_capacity,
-    is_due,
-    settings_after,
-)
+from policies.capacity_loop import decide_capacity, is_due, settings_after
+from policies.capacity_state import CapacityDecision, CapacityLimits, CapacityState, SwitchCost
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.controller import Action, ControlLimits, ControlMemory
 from policies.decision import LoadWindow
@@ -207,6 +200,7 @@ def _state(
         forecast=None,
         observed_rps=None if seen is None else _rate_rps(seen.load, table.mix),
         is_sla_met=_is_met(seen),
+        attainment=_attainment(seen),
         age_s=0.0 if seen is None else seen.load.age_s,
         costs=_costs(engine, table, current.settings.plan)
         if engine.system is None
@@ -222,6 +216,13 @@ def _is_met(seen: Observation | None) -> bool | None:
     """Whether the window met the SLA; None: too few requests to tell."""
     is_judged = seen is not None and seen.load.num_requests >= MIN_REQUESTS
     return seen.load.is_sla_met if seen is not None and is_judged else None
+
+
+def _attainment(seen: Observation | None) -> float | None:
+    """Which share of the window met the SLA; None: too few requests to tell."""
+    if seen is None or seen.report is None or _is_met(seen) is None:
+        return None
+    return seen.report.attainment
 
 
 def _limits(engine: EngineRow, guards: Json) -> CapacityLimits:

@@ -152,7 +152,8 @@ class RolloutLoop:
                     decision.reason,
                     _told(decision, state.limits),
                 )
-                self._context.metrics.rollbacks.labels(reason="rollout").inc()
+                kind = "undecided" if decision.reason.is_undecided else "rollout"
+                self._context.metrics.rollbacks.labels(reason=kind).inc()
 
     def _log_pairs(
         self, uow: UnitOfWork, rollout: RolloutRow, *, before: Canary, after: Canary

@@ -9,7 +9,9 @@ from api.documents.policy import settings_in
 from api.documents.reasons import meaning
 from api.services.overview import EngineOverview, Standing
 from engine.spec.errors import EngineError
-from store.models import JobState
+from policies.advice import AdviceReason
+from policies.rollout import RolloutReason
+from store.models import JobState, RolloutState, Sight
 from store.models.base import utc_now
 
 NONE = "–"
@@ -31,6 +33,54 @@ JOB_TONES: dict[JobState, str] = {
     JobState.FAILED: "bad",
     JobState.CANCELLED: "none",
     JobState.INFEASIBLE: "bad",
+}
+ADVICE: dict[AdviceReason, tuple[str, str]] = {
+    AdviceReason.NO_DATA: ("none", "Nothing is known of its load: it stays as it is."),
+    AdviceReason.HOLDS: ("good", "It may stay as it is."),
+    AdviceReason.LOAD_UP: ("warn", "It should get more devices: the load needs more."),
+    AdviceReason.LOAD_DOWN: ("warn", "Fewer devices would do for this load."),
+    AdviceReason.OTHER_PLAN: ("warn", "Another plan serves this load better."),
+    AdviceReason.BEYOND_TABLE: ("bad", "No entry of its capacity table carries this load."),
+}
+SIGHTS: dict[Sight, str] = {
+    Sight.NEW: "not looked at yet",
+    Sight.SEEN: "seen",
+    Sight.RESTARTED: "seen; its counters began anew",
+    Sight.RESTARTING: "restarting",
+    Sight.NO_SERIES: "answers, without the series of its system",
+    Sight.UNREADABLE: "answers what cannot be read",
+    Sight.TOO_LARGE: "answers too much",
+    Sight.REDIRECTED: "sends elsewhere, which is not followed",
+    Sight.REFUSED: "refuses the look",
+    Sight.TIMED_OUT: "answers too late",
+    Sight.UNREACHABLE: "not reachable",
+    Sight.FORBIDDEN_ADDRESS: "its address must not be called",
+}
+ROLLOUTS: dict[RolloutState, tuple[str, str]] = {
+    RolloutState.REPLAYING: ("warn", "simulated on the last hours"),
+    RolloutState.CANARY: ("warn", "takes turns with what runs"),
+    RolloutState.FULL: ("warn", "asked for, not applied yet"),
+    RolloutState.DONE: ("good", "done"),
+    RolloutState.ROLLED_BACK: ("bad", "rolled back"),
+    RolloutState.REFUSED: ("bad", "refused: the engine was not touched"),
+    RolloutState.CANCELLED: ("none", "cancelled"),
+}
+ROLLOUT_REASONS: dict[str, str] = {
+    RolloutReason.CREATED: "it has begun",
+    RolloutReason.REPLAY_SKIPPED: "it was not simulated first, as asked",
+    RolloutReason.REPLAY_PASSED: "simulated, it was not worse",
+    RolloutReason.REPLAY_WORSE: "simulated, it was worse",
+    RolloutReason.REPLAY_FAILED: "it could not be simulated",
+    RolloutReason.NOT_WORSE: "it did not serve worse",
+    RolloutReason.REGRESSION: "it served worse",
+    RolloutReason.EXPOSURE_CAP: "undecided when it had served as long as it may",
+    RolloutReason.TIME_CAP: "undecided when its time was over",
+    RolloutReason.LOAD_ABOVE_CAPACITY: "the load rose above what the plan carries",
+    RolloutReason.ENGINE_REFUSED: "the engine refused it",
+    RolloutReason.IMPOSSIBLE: "it cannot be asked for any more",
+    RolloutReason.SUPERSEDED: "somebody else changed the policy",
+    RolloutReason.CANCELLED: "cancelled by hand",
+    RolloutReason.IN_FORCE: "the engine runs it",
 }
 CLASSES = {
     "hot": "at the next step",
@@ -63,9 +113,15 @@ def settings_of(policy: dict[str, Any]) -> str:
         return NONE
 
 
+def devices_of(policy: dict[str, Any]) -> int:
+    """Devices that a policy's plan uses."""
+    plan = policy["plan"]
+    return int(plan["dp"] * plan["pp"] * plan["sp"] * plan["tp"])
+
+
 def share(value: float | None) -> str:
     """0.987 as 98.7 %."""
-    return NONE if value is None else f"{value * 100:.1f} %"
+    return NONE if value is None else f"{value * 100:.1f}\u00a0%"
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -82,7 +138,7 @@ def at(when: datetime | None) -> str:
     if when is None:
         return NONE
     form = "%H:%M:%S" if when.date() == utc_now().date() else "%Y-%m-%d %H:%M"
-    return f"{when.astimezone(UTC):{form}} UTC"
+    return f"{when.astimezone(UTC):{form}}\u00a0UTC"
 
 
 def span(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from policies.capacity_loop import CapacityReason
+from policies.capacity_state import CapacityReason
 from policies.decision import Action, BandRejection, Reason
 from store.decisions import CAPACITY, MODEL
 

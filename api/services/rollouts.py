@@ -137,6 +137,7 @@ def detail(uow: UnitOfWork, rollout_id: str) -> RolloutDetail:
 def _fields(rollout: RolloutRow) -> Json:
     return {
         **{name: getattr(rollout, name) for name in OWN_FIELDS},
+        "is_undecided": RolloutReason(rollout.code).is_undecided,
         "candidate": rollout.document,
         "version": rollout.written_version,
         "canary": _canary(rollout),

@@ -202,6 +202,14 @@ def _operators(
     return CurveOperators(device, curves, model, counter, precision, launch, kv)
 
 
+def check_devices(plan: ParallelPlan, hardware: Hardware) -> None:
+    """Raises TunerError where a plan needs more devices than there are."""
+    if plan.world_size > hardware.count:
+        raise TunerError(
+            f"plan {plan} needs {plan.world_size} devices, {hardware} has {hardware.count}"
+        )
+
+
 def paced_timer(
     hardware: Hardware,
     model: ModelConfig,
@@ -221,10 +229,7 @@ def paced_timer(
         TunerError: more devices than there are, or the device cannot compute in ``dtype``.
     """
     check_plan(plan, model)
-    if plan.world_size > hardware.count:
-        raise TunerError(
-            f"plan {plan} needs {plan.world_size} devices, {hardware} has {hardware.count}"
-        )
+    check_devices(plan, hardware)
     device, precision = hardware.device, Precision.of(dtype)
     if precision.peak not in device.dense_flops_per_s:
         takes = ", ".join(p for p in Precision if p.peak in device.dense_flops_per_s)

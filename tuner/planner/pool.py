@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Protocol, TypeVar
 
+from tuner.planner.packed import answer_packed, pack
 from tuner.spec.errors import TunerError
 
 Task = TypeVar("Task")
@@ -112,7 +113,9 @@ class Workers:
     ) -> list[Answer]:
         """``answer`` of every task, in the order of ``tasks``; ``on_done`` as each is there.
 
-        ``answer`` must be importable by name, tasks and answers plain values.
+        ``answer`` must be importable by name, tasks and answers plain values. What ``answer`` holds
+        (as a partial) is made once a process: a question has thousands of requests, and step times
+        that take long to tabulate.
         """
         if self._pool is None:
             return [_tell(answer(task), task, on_done) for task in tasks]
@@ -135,7 +138,8 @@ class LocalPool:
     ) -> list[Answer]:
         others = active_children()
         with _interruptions_held():  # children, which start here, inherit that
-            futures = {self._pool.submit(answer, task): task for task in tasks}
+            packed = pack(answer)
+            futures = {self._pool.submit(answer_packed, packed, task): task for task in tasks}
             self._children += [child for child in active_children() if child not in others]
         try:
             for future in as_completed(futures):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import TypeVar
 
+from tuner.planner.packed import answer_packed, pack
 from tuner.spec.errors import TunerError
 
 try:
@@ -68,8 +69,8 @@ class RayPool:
         Raises:
             TunerError: a task was lost with its node or process more than ``RETRIES`` times.
         """
-        remote = ray.remote(num_cpus=1, max_retries=RETRIES)(_call)
-        shared = ray.put(answer)  # once, not with every task: it may hold the whole question
+        remote = ray.remote(num_cpus=1, max_retries=RETRIES)(answer_packed)
+        shared = ray.put(pack(answer))  # once, not with every task
         references = {remote.remote(shared, task): task for task in tasks}
         waiting = list(references)
         try:
@@ -91,10 +92,6 @@ class RayPool:
     def close(self) -> None:
         """Leave the cluster; nothing of ours runs there any more."""
         ray.shutdown()
-
-
-def _call(answer: Callable[[Task], Answer], task: Task) -> Answer:
-    return answer(task)
 
 
 def _reach(address: str) -> None:

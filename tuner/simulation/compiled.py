@@ -1,11 +1,12 @@
 """A run in compiled code: the same events in the same order as :class:`tuner.simulation.run.Run`,
-which is its oracle and takes over where it cannot run. Answers are equal, ten times sooner.
+which is its oracle and takes over where it cannot run. Answers are equal, and come much sooner.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from tuner.simulation.log import (
     DeviceSpell,
     FloatArray,
     IntArray,
+    LazySegments,
     PlanSpell,
     RunCounts,
     Segment,
@@ -62,7 +64,6 @@ def find_compiled_run(
         and caps.max_queue is None
         and caps.max_step_ms is None
         and not engine.keeps_prefixes
-        and engine.look_ahead is not LookAhead.BEFORE_END
     )
     if not is_simple or (library := find_simulation_library()) is None:
         return None
@@ -139,7 +140,7 @@ class CompiledRun:
             num_replicas=plan.dp,
             max_model_len=setup.max_model_len,
             stops_at_ends=setup.stops_at_ends,
-            is_at_start=engine.look_ahead is LookAhead.AT_START,
+            look_ahead=tuple(LookAhead).index(engine.look_ahead),
             max_num_seqs=caps.max_num_seqs,
             max_num_batched_tokens=caps.max_num_batched_tokens,
             num_blocks=setup.ranks.num_kv_blocks,
@@ -174,9 +175,13 @@ class CompiledRun:
     # -- what came out ---------------------------------------------------------------------------
 
     def _result(self, outcome: OutcomeFields) -> SimulationResult:
-        plan, segments = self._setup.settings.plan, self._segments(outcome)
-        end_s = max((segment.end_s[-1] for segment in segments), default=0.0)
-        num_sent = outcome.num_sent
+        plan, num_sent = self._setup.settings.plan, outcome.num_sent
+        missing = num_sent - outcome.num_over
+        assert not missing, f"{missing} of {num_sent} requests never ended"
+        rows = _array(outcome.segments, outcome.num_segments, SEGMENT)
+        ends_s = _array(outcome.ends_s, outcome.num_ends, np.dtype(np.float64))
+        end_s = float(ends_s.max(initial=0.0))
+        sizes = np.unique(rows["num_decode_tokens"] + rows["num_prefill_tokens"])
         return SimulationResult(
             measurement=Measurement(
                 fidelity=Fidelity.SIMULATED,
@@ -189,31 +194,14 @@ class CompiledRun:
                 driver_lag_ms=Distribution.of([0.0]),
             ),
             counts=self._counts(outcome),
-            segments=segments,
+            segments=LazySegments(len(rows), partial(_segments, rows, ends_s, self._modes)),
+            step_tokens=tuple(sizes.tolist()),
             spells=(PlanSpell(plan=plan, from_s=0.0, to_s=end_s),),
             device_spells=tuple(
                 DeviceSpell(num_devices=slot.size, from_s=0.0, to_s=end_s)
                 for slot in first_slots(plan)
             ),
         )
-
-    def _segments(self, outcome: OutcomeFields) -> tuple[Segment, ...]:
-        rows = _array(outcome.segments, outcome.num_segments, SEGMENT).tolist()
-        ends_s = tuple(_array(outcome.ends_s, outcome.num_ends, np.dtype(np.float64)).tolist())
-        found = []
-        for replica, *shape, first, count, num_waiting, start_s, busy_s, kv_usage in rows:
-            found.append(
-                Segment(
-                    replica=replica,
-                    shape=shape_of(shape, self._modes),
-                    start_s=start_s,
-                    end_s=ends_s[first : first + count],
-                    busy_s=busy_s,
-                    num_waiting=num_waiting,
-                    kv_usage=kv_usage,
-                )
-            )
-        return tuple(found)
 
     def _counts(self, outcome: OutcomeFields) -> RunCounts:
         """Of all replicas together, added up as those of Python's run are."""
@@ -231,6 +219,34 @@ class CompiledRun:
                     part.count(mode, steps, mode_s)
             parts.append(part)
         return RunCounts.total(parts)
+
+
+def _segments(
+    rows: np.ndarray[Any, Any], ends_s: FloatArray, modes: Sequence[Mode]
+) -> tuple[Segment, ...]:
+    """The segments that rows of ``SEGMENT`` tell of."""
+    every_s = tuple(ends_s.tolist())
+    return tuple(
+        Segment(
+            replica=replica,
+            shape=shape_of(shape, modes),
+            start_s=start_s,
+            end_s=every_s[first : first + count],
+            busy_s=busy_s,
+            num_waiting=num_waiting,
+            kv_usage=kv_usage,
+        )
+        for (
+            replica,
+            *shape,
+            first,
+            count,
+            num_waiting,
+            start_s,
+            busy_s,
+            kv_usage,
+        ) in rows.tolist()
+    )
 
 
 def _array(address: int | None, count: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:

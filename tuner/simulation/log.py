@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import overload
 
 import msgspec
 import numpy as np
@@ -96,6 +98,36 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     @property
     def num_steps(self) -> int:
         return len(self.end_s)
+
+
+class LazySegments(Sequence[Segment]):
+    """``count`` segments that ``make`` makes once somebody looks at one: thousands of objects that
+    most runs of a plan are never asked for."""
+
+    def __init__(self, count: int, make: Callable[[], tuple[Segment, ...]]) -> None:
+        self._count, self._make = count, make
+
+    @cached_property
+    def _made(self) -> tuple[Segment, ...]:
+        return self._make()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(self._made)
+
+    @overload
+    def __getitem__(self, index: int) -> Segment: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Segment, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Segment | tuple[Segment, ...]:
+        return self._made[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._made == tuple(other)
 
 
 @dataclass(frozen=True, kw_only=True)

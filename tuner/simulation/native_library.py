@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from engine.kernels.native_build import (
+    NO_COMPILER_VARIABLE,
     SHARED_FLAGS,
     Functions,
     NativeSource,
@@ -127,7 +129,7 @@ class ToldFields(ctypes.Structure):
         ("num_replicas", _I64),
         ("max_model_len", _I64),
         ("stops_at_ends", _I64),
-        ("is_at_start", _I64),
+        ("look_ahead", _I64),
         ("max_num_seqs", _I64),
         ("max_num_batched_tokens", _I64),
         ("num_blocks", _I64),
@@ -155,6 +157,7 @@ class OutcomeFields(ctypes.Structure):
         ("run", _POINTER),
         ("is_stopped", _I64),
         ("num_sent", _I64),
+        ("num_over", _I64),
         ("num_segments", _I64),
         ("num_ends", _I64),
         ("segments", _POINTER),
@@ -180,14 +183,17 @@ SEGMENT = np.dtype(
 
 
 def find_simulation_library() -> ctypes.CDLL | None:
-    """The library, built where needed; None where it cannot be."""
-    return _load(find_library(SOURCE))
+    """The library, built where needed; None where it cannot be. Looked for once a process, because
+    every run asks."""
+    return _found(os.environ.get(NO_COMPILER_VARIABLE, ""))
 
 
 @lru_cache(maxsize=4)
-def _load(path: Path | None) -> ctypes.CDLL | None:
+def _found(no_compiler: str) -> ctypes.CDLL | None:
+    """As under this value of the variable, which :func:`find_library` reads."""
+    del no_compiler
     functions: Functions = {
         "gs_simulate": (ctypes.POINTER(OutcomeFields), [ctypes.POINTER(ToldFields)]),
         "gs_release": (None, [ctypes.POINTER(OutcomeFields)]),
     }
-    return open_library(path, functions)
+    return open_library(find_library(SOURCE), functions)

@@ -33,14 +33,16 @@ def no_progress(now_s: float, num_ended: int, num_requests: int) -> None:
 class SimulationResult:
     """What a simulated run yields: a measurement like a live one's, and where steps went.
 
-    ``spells`` are the plans it had, one after the other; ``changes`` what a steering changed;
-    ``device_spells`` which replica had how many devices, from when to when; ``turned_away``
-    requests that were turned away for want of room, by their place in the measurement.
+    ``step_tokens`` are the sizes of its steps, ascending; ``spells`` the plans it had, one after
+    the other; ``changes`` what a steering changed; ``device_spells`` which replica had how many
+    devices, from when to when; ``turned_away`` requests that were turned away for want of room, by
+    their place in the measurement.
     """
 
     measurement: Measurement
     counts: RunCounts
-    segments: tuple[Segment, ...]
+    segments: Sequence[Segment]
+    step_tokens: tuple[int, ...]
     spells: tuple[PlanSpell, ...]
     changes: tuple[AppliedChange, ...] = ()
     device_spells: tuple[DeviceSpell, ...] = ()
@@ -130,6 +132,7 @@ class Run:
         """What was measured."""
         sent, over = self._source.num_sent, self._register.num_over
         assert over == sent, f"{sent - over} of {sent} requests never ended"
+        segments = tuple(self._replicas.segments)
         return SimulationResult(
             measurement=Measurement(
                 fidelity=Fidelity.SIMULATED,
@@ -143,7 +146,8 @@ class Run:
                 driver_lag_ms=Distribution.of([0.0]),
             ),
             counts=self._replicas.finish_counts(),
-            segments=tuple(self._replicas.segments),
+            segments=segments,
+            step_tokens=tuple(sorted({segment.shape.num_tokens for segment in segments})),
             spells=self._changes.spells(self._replicas.end_s),
             changes=tuple(self._changes.applied),
             device_spells=self._replicas.device_spells(self._replicas.end_s),

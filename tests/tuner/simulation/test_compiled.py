@@ -76,7 +76,7 @@ def _exact(result: SimulationResult) -> SimulationResult:
     ),
     concurrency=st.integers(0, 8),
     plan=st.sampled_from(PLANS),
-    look_ahead=st.sampled_from((LookAhead.NONE, LookAhead.AT_START)),
+    look_ahead=st.sampled_from(LookAhead),
     step_order=st.sampled_from(StepOrder),
     max_num_seqs=st.integers(1, 20),
     max_num_batched_tokens=st.integers(20, 600),
@@ -127,7 +127,7 @@ def described(backend: str) -> Node:
 
 
 @needs_library
-@pytest.mark.parametrize("backend", ["vllm", "trtllm", "sglang"])
+@pytest.mark.parametrize("backend", ["vllm", "trtllm", "gearshift"])
 @pytest.mark.parametrize(
     "plan",
     [ParallelPlan(tp=2), ParallelPlan(dp=2, pp=2), ParallelPlan(sp=2, tp=2, shift=True)],
@@ -184,7 +184,6 @@ PLAIN = SimulatedEngine(model=SMALL, ranks_of=lambda _: RANKS)
         (PLAIN, Settings(caps=Caps(max_step_ms=20.0))),
         (PLAIN, Settings(plan=ParallelPlan(sp=2, shift=True), pin=TABLE)),
         (replace(PLAIN, keeps_prefixes=True), Settings()),
-        (replace(PLAIN, look_ahead=LookAhead.BEFORE_END), Settings()),
     ],
 )
 def test_what_compiled_code_does_not_know_runs_in_python(

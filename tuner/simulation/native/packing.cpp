@@ -14,12 +14,26 @@ Packed Scheduler::pack() {
     }
 }
 
+Packed Scheduler::pack_ahead() {
+    if (static_cast<int64_t>(outstanding.size()) != caps_.depth) return {};
+    const Numbers ending = outstanding.front().rows;
+    for (int64_t row : ending) rows_[row].is_ending = true;
+    int64_t needed = 0;
+    for (int64_t number : running_)
+        if (const Row& row = rows_[number]; row.can_run() && !row.is_prefilling)
+            needed += missing(row, 1);
+    // Where blocks are short nothing is preempted: some may end with the step that runs.
+    Packed packed = needed <= num_free_ ? pack_once() : Packed();
+    for (int64_t row : ending) rows_[row].is_ending = false;
+    return packed;
+}
+
 Packed Scheduler::pack_once() {
     Packed packed;
     packed.tokens = caps_.max_num_batched_tokens;
     Numbers decodes, prefills;
     for (int64_t row : running_)
-        if (!rows_[row].in_flight) (rows_[row].is_prefilling ? prefills : decodes).push_back(row);
+        if (rows_[row].can_run()) (rows_[row].is_prefilling ? prefills : decodes).push_back(row);
     if (caps_.is_prefill_first) {
         take_prompts(packed, prefills);
         if (packed.is_empty()) take_decodes(packed, std::move(decodes));

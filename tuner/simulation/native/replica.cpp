@@ -7,11 +7,12 @@ namespace gs {
 
 void Replica::add(int64_t request, int64_t max_len) {
     scheduler.load_tokens += max_len;
-    if (is_at_start_ && is_in_flight()) held_.push_back(request);
+    if (look_ahead_ == LookAhead::AT_START && is_in_flight()) held_.push_back(request);
     else scheduler.add(request);
 }
 
 void Replica::launch(double now_s, double horizon_s) {
+    if (look_ahead_ == LookAhead::BEFORE_END) return launch_before_end(now_s);
     if (!held_.empty()) let_in(scheduler.is_idle() ? now_s : scheduled_s_);
     // Who is still held is let in after one more step.
     if (take(now_s, horizon_s, held_.empty() ? MAX_BULK_STEPS : 1)) return;
@@ -32,6 +33,15 @@ void Replica::let_in(double seen_by_s) {
 }
 
 Numbers Replica::commit(double now_s) {
+    if (look_s_ != NEVER_S) {
+        look_s_ = NEVER_S;
+        is_looking_ = true;
+        return {};
+    }
+    if (look_ahead_ == LookAhead::BEFORE_END) {
+        is_late_ |= now_s > flights_[0].finish_s;
+        learn(now_s);
+    }
     Flight flight = std::move(flights_.front());
     flights_.pop_front();
     if (!flight.is_step) return std::move(flight.ended);
@@ -52,10 +62,11 @@ double Replica::send(double ready_s, const std::vector<double>& stage_s) {
         ready_s = std::max(ready_s, stages_free_s_[stage]) + stage_s[stage];
         stages_free_s_[stage] = ready_s;
     }
+    has_run_ = true;
     return ready_s;
 }
 
-void Replica::start(const Packed& packed, double now_s) {
+Started Replica::start(const Packed& packed, double now_s) {
     scheduler.launch(packed);
     const double begun_s = std::max(now_s, host_free_s_);
     const double host_s = times_.of(packed.shape, stage_s_.data());
@@ -64,6 +75,7 @@ void Replica::start(const Packed& packed, double now_s) {
     flight.is_step = true;
     flight.finish_s = send(started_s, stage_s_);
     flight.segment = segment(packed.shape, begun_s, busy_s());
+    return {started_s, host_s};
 }
 
 // -- stretches -------------------------------------------------------------------------------

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "log.h"
+#include "pace.h"
 #include "scheduler.h"
 #include "times.h"
 
@@ -31,7 +32,20 @@ struct GroupSteps {
     std::vector<double> first, growth, starts_s, ends_s, busy_s, token_s;
 };
 
-// ``Turns``: scheduled at the end of the step before, or (``is_at_start``) as that starts.
+// How far ahead of its ranks a replica decides: ``LookAhead``.
+enum class LookAhead : int64_t { NONE, AT_START, BEFORE_END };
+
+// When a step is ready for the ranks, and the host's seconds for it.
+struct Started {
+    double ready_s, host_s;
+};
+
+// ``_Place`` of before_end.py: a step in flight; it has not started while others fill the ranks.
+struct Place {
+    double submitted_s, started_s, waited_s;
+};
+
+// ``Turns`` of each kind.
 class Replica {
 public:
     Scheduler scheduler;
@@ -39,14 +53,19 @@ public:
 
     Replica(int64_t number, std::vector<Row>& rows, const std::vector<double>& seen_s,
             const Caps& caps, const std::vector<ModeRange>& ranges, const Times& times, RunLog& log,
-            int64_t num_modes, bool stops_at_ends, bool is_at_start)
+            int64_t num_modes, bool stops_at_ends, LookAhead look_ahead)
         : scheduler(rows, caps, ranges), number_(number), seen_s_(seen_s), times_(times),
-          log_(log), stops_at_ends_(stops_at_ends), is_at_start_(is_at_start),
-          stages_free_s_(caps.depth, 0.0), stage_s_(caps.depth, 0.0) {
+          log_(log), stops_at_ends_(stops_at_ends), look_ahead_(look_ahead),
+          stages_free_s_(caps.depth, 0.0), stage_s_(caps.depth, 0.0), pace_(num_modes) {
         counts.modes.resize(num_modes);
     }
 
-    double next_event_s() const { return flights_.empty() ? NEVER_S : flights_[0].finish_s; }
+    double next_event_s() const {
+        if (look_s_ != NEVER_S) return look_s_;
+        const double end_s = flights_.empty() ? NEVER_S : flights_[0].finish_s;
+        // A result that comes while the host works is taken in after that work.
+        return look_ahead_ == LookAhead::BEFORE_END ? std::max(end_s, host_free_s_) : end_s;
+    }
     bool is_in_flight() const { return !flights_.empty(); }
 
     void add(int64_t request, int64_t max_len);
@@ -58,12 +77,19 @@ private:
     const std::vector<double>& seen_s_;
     const Times& times_;
     RunLog& log_;
-    bool stops_at_ends_, is_at_start_;
+    bool stops_at_ends_;
+    LookAhead look_ahead_;
     std::deque<Flight> flights_;
     Numbers held_;
     double scheduled_s_ = 0.0;
     double host_free_s_ = 0.0;
     std::vector<double> stages_free_s_, stage_s_;
+    // Of steps scheduled before the end: what was learned, and when to look ahead.
+    std::vector<PaceLine> pace_;
+    std::deque<Place> places_;
+    double look_s_ = NEVER_S;
+    double host_s_ = 0.0;
+    bool is_looking_ = false, is_late_ = false, has_run_ = false;
 
     Segment segment(const Shape& shape, double start_s, double busy_s) const {
         return {number_,     shape,  0, 0, scheduler.num_waiting(), start_s, busy_s,
@@ -76,7 +102,12 @@ private:
     }
     double prepare(double now_s, double host_s);
     double send(double ready_s, const std::vector<double>& stage_s);
-    void start(const Packed& packed, double now_s);
+    Started start(const Packed& packed, double now_s);
+    void launch_before_end(double now_s);
+    void submit(const Packed& packed, double now_s, bool is_queued);
+    void plan_look(double now_s);
+    double ahead_at_s() const;
+    void learn(double ended_s);
     void let_in(double seen_by_s);
 
     bool take(double now_s, double horizon_s, int64_t most);

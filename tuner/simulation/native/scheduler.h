@@ -29,7 +29,9 @@ struct Row {
     int64_t in_flight = 0;
     bool is_placed = false;
     bool is_prefilling = false;
+    bool is_ending = false;  // in the step that the one to pack will follow
 
+    bool can_run() const { return num_tokens < max_len && in_flight <= is_ending; }
     int64_t left() const { return max_len - num_tokens; }
     void compute(int64_t count) { num_computed += count, overhang += count; }
     void end_prefill() { if (num_tokens - num_computed <= 1) is_prefilling = false; }
@@ -114,6 +116,8 @@ public:
 
     // ``Scheduler._pack``; empty while nothing can run.
     Packed pack();
+    // The step of ``Scheduler.schedule_ahead``; empty where nothing can run ahead.
+    Packed pack_ahead();
     // ``Scheduler._launch``.
     Step& launch(const Packed& packed);
     // ``SkippingScheduler.commit_lengths`` of the oldest step; the requests that end with it.

@@ -4,6 +4,7 @@
 #include <queue>
 #include <vector>
 
+#include "before_end.cpp"
 #include "packing.cpp"
 #include "quiet.cpp"
 #include "replica.cpp"
@@ -24,7 +25,8 @@ struct Told {
     int64_t num_clients;
     double limit_s;
     double request_s, prompt_token_s, answer_s;
-    int64_t num_replicas, max_model_len, stops_at_ends, is_at_start;
+    int64_t num_replicas, max_model_len, stops_at_ends;
+    LookAhead look_ahead;
     Caps caps;
     int64_t num_modes, base_mode, num_ranges;
     const ModeRange* ranges;
@@ -38,7 +40,7 @@ struct Told {
 // What Python reads; it lives until ``gs_release``.
 struct Outcome {
     void* run;
-    int64_t is_stopped, num_sent, num_segments, num_ends;
+    int64_t is_stopped, num_sent, num_over, num_segments, num_ends;
     const Segment* segments;
     const double* ends_s;
     // [replica]: preemptions, tokens looked for in the prefix cache, mode switches, decode tokens
@@ -63,7 +65,7 @@ struct Run {
         }
         for (int64_t i = 0; i < told.num_replicas; ++i)
             replicas_.emplace_back(i, rows_, seen_s_, told.caps, ranges_, told.times, log,
-                                   told.num_modes, told.stops_at_ends, told.is_at_start);
+                                   told.num_modes, told.stops_at_ends, told.look_ahead);
         const int64_t first = told.is_closed ? told.num_clients : told.num_requests;
         for (int64_t i = 0; i < first; ++i) send_next(told.arrival_s[i]);
     }
@@ -98,6 +100,7 @@ struct Run {
             }
         }
         outcome.num_sent = next_;
+        outcome.num_over = num_over_;
         outcome.num_segments = static_cast<int64_t>(log.segments.size());
         outcome.num_ends = static_cast<int64_t>(log.ends_s.size());
         outcome.segments = log.segments.data();

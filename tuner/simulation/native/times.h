@@ -133,7 +133,8 @@ private:
         const int64_t tokens = shape.num_tokens(), sampled = shape.num_sampled;
         const double* body = tables.body + tokens * num_stages;
         const double* tail = tables.tail + sampled;
-        if (std::isnan(*body) || std::isnan(*tail))
+        // The last number of a row is written last, by whatever thread fills it.
+        if (std::isnan(body[num_stages - 1]) || std::isnan(*tail))
             if (fill(shape.mode, tokens, sampled)) throw Stopped();
         const double attention_s = tables.attention(shape);
         for (int64_t stage = 0; stage < num_stages; ++stage) {

@@ -24,10 +24,14 @@ Json = dict[str, Any]
 @grouped()
 def trials(job_id: IdArgument, plane: ControlPlane) -> None:
     """List a tuning job's trials so far."""
+    from policies.sla import Sla
+
     with plane.client() as client:
+        sla = Sla.parse(client.get_tuning_job(job_id).spec["sla"])
         found = client.list_trials(job_id)
+    keys = [bound.key for bound in sla.per_run]
     headings = ("trial", "settings", "state", "of SLA", "P(met)", "why")
-    plane.tell_rows("trials", found, headings, _trial_cells)
+    plane.tell_rows("trials", found, headings, lambda row: _trial_cells(row, keys))
 
 
 @grouped()
@@ -39,10 +43,11 @@ def pareto(job_id: IdArgument, plane: ControlPlane) -> None:
     if plane.as_json:
         print_json(found.to_json())
         return
+    keys = [aim.key for aim in found.aims]
     headings = ("trial", "devices", "settings", "of SLA", "P(met)", "by")
-    print_rows(headings, map(_front_cells, found.front))
-    typer.echo(f"{len(found.front)} of {found.num_points} settings; no other has at once")
-    typer.echo(", ".join(f"{aim.direction} {aim.key}" for aim in found.aims))
+    print_rows(headings, (_front_cells(point, keys) for point in found.front))
+    typer.echo(f"{len(found.front)} of {found.num_points} settings, which no other beats in all of")
+    typer.echo(", ".join(keys))
 
 
 @grouped()
@@ -57,24 +62,24 @@ def importance(job_id: IdArgument, plane: ControlPlane) -> None:
     print_rows(headings, map(_knob_cells, found.knobs))
 
 
-def _trial_cells(row: TrialView) -> tuple[str, ...]:
+def _trial_cells(row: TrialView, keys: list[str]) -> tuple[str, ...]:
     record = row.record
     return (
         str(row.number),
         str(_settings(record["settings"])),
         f"{record['fidelity']}, {row.state}",
-        _metrics(record["metrics"]),
+        _metrics(record["metrics"], keys),
         _chance(record["sla_probability"]),
         record["reason"],
     )
 
 
-def _front_cells(point: FrontPoint) -> tuple[str, ...]:
+def _front_cells(point: FrontPoint, keys: list[str]) -> tuple[str, ...]:
     return (
         str(point.trial),
         str(point.num_devices),
         str(_settings(point.settings)),
-        _metrics(point.metrics),
+        _metrics(point.metrics, keys),
         _chance(point.sla_probability),
         point.fidelity,
     )
@@ -93,10 +98,11 @@ def _settings(document: Json) -> Settings:
     return settings_in(document)
 
 
-def _metrics(found: Mapping[str, Json]) -> str:
+def _metrics(found: Mapping[str, Json], keys: list[str]) -> str:
+    """Those of ``keys`` that are known."""
     from policies.numbers import short
 
-    return ", ".join(f"{name} {short(metric['value'])}" for name, metric in found.items())
+    return ", ".join(f"{key} {short(found[key]['value'])}" for key in keys if key in found) or "-"
 
 
 def _chance(value: float | None) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import log, print_json
+from api.cli.common import print_json
 from api.cli.engine_options import (
     MOST_DEVICES,
     DeviceOption,
@@ -111,6 +111,7 @@ def profile(
     check_writable(out)
     begun_s = time.perf_counter()
 
+    from api.cli.clock_bar import clock_bar  # what draws it is slow to load
     from engine.spec.model import ModelConfig
     from tuner.profiling.run import reference_model, run_profile
     from tuner.step_model.files import check_cost_model_dir, save_cost_model
@@ -122,7 +123,8 @@ def profile(
         folder = measuring.model or stack.enter_context(reference_model())
         spent_s = time.perf_counter() - begun_s + FIT_S
         spec = measuring.spec(folder, spent_s=spent_s)
-        measured = run_profile(spec, on_event=lambda text: log(f"profile: {text}"))
+        with clock_bar("profile", measuring.seconds) as say:
+            measured = run_profile(spec, on_event=lambda text: say(f"profile: {text}"))
         with writing():
             out.write_text(json.dumps(measured.to_json()))
         step_model = fit_step_model(measured, ModelConfig.from_dir(folder))

@@ -115,7 +115,7 @@ def _tables(engine: EngineRow) -> tuple[CapacityTable, CapacityTable]:
             409,
             "no_table",
             "the engine is held to no capacity table: apply a recommendation that has one, or "
-            f"POST one to /v1/engines/{engine.id}:bind",
+            f"bind one (gearshift engines bind, POST /v1/engines/{engine.id}:bind)",
         )
     whole = CapacityTable.from_json(engine.capacity_table)
     table = table_for(str(engine.system), whole)

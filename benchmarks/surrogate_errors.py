@@ -26,8 +26,9 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from policies.points import OperatingPoint
 from policies.verdict import meets_in_run
-from tuner.search.context import TuningContext, prepare
+from tuner.search.context import TuningContext
 from tuner.search.design import ruled_settings
+from tuner.search.prepare import prepare
 from tuner.search.ranking import described_load, trained_surrogate
 from tuner.search.spec import TuningSpec
 from tuner.search.surrogate import Surrogate

@@ -19,11 +19,13 @@ def read_trace(question: Json) -> Json:
     from tuner.workload.parse import parse_workload
     from tuner.workload.trace_file import TraceFile
     from tuner.workload.traces import reader_for
+    from tuner.workload.workload import over_time
 
     path = Path(question["path"])
     form = reader_for(question["form"], TraceFile.open_head(path)).word
-    told = parse_workload(f"{form}:{path}", seed=0).describe()
-    return {"form": form, "facts": {k: v for k, v in told.items() if k not in OF_A_SPEC}}
+    workload = parse_workload(f"{form}:{path}", seed=0)
+    facts = {k: v for k, v in workload.describe().items() if k not in OF_A_SPEC}
+    return {"form": form, "facts": {**facts, "over_time": over_time(workload.arrival_s)}}
 
 
 def tell_report(question: Json) -> Json:
@@ -68,6 +70,13 @@ def effect(question: Json) -> Json:
     return found(question)
 
 
+def choose_forecaster(question: Json) -> Json:
+    """Who forecasts an engine's load (:mod:`api.aside.forecaster`)."""
+    from api.aside.forecaster import chosen_forecaster
+
+    return chosen_forecaster(question)
+
+
 TASKS: Mapping[str, Callable[[Json], Json]] = {
     "read_trace": read_trace,
     "tell_report": tell_report,
@@ -76,4 +85,5 @@ TASKS: Mapping[str, Callable[[Json], Json]] = {
     "what_if": what_if,
     "replay": replay,
     "effect": effect,
+    "choose_forecaster": choose_forecaster,
 }

@@ -24,8 +24,12 @@ def over_time(
     bounds: Mapping[str, float] | None = None,
     marks: Sequence[tuple[datetime, str]] = (),
     most: float | None = None,
+    none: str = "no requests have ended",
 ) -> Json:
-    """Lines over time; ``bounds`` are level lines with their names, ``marks`` upright ones."""
+    """Lines over time; ``bounds`` are level lines with their names, ``marks`` upright ones.
+
+    ``none`` stands where there is nothing to draw.
+    """
     lines = [
         _line(name, [(at.isoformat(), value) for at, value in points], index)
         for index, (name, points) in enumerate(series.items())
@@ -41,8 +45,9 @@ def over_time(
         )
     return {
         **_common(),
+        "legend": {"top": 4, "type": "scroll", "show": len(series) > 1},
         "useUTC": True,
-        "title": {"show": not values, "text": "no requests have ended", **NO_DATA},
+        "title": {"show": not values, "text": none, **NO_DATA},
         "xAxis": {
             "type": "time",
             "name": "time (UTC)",
@@ -90,32 +95,34 @@ def step_times(
     }
 
 
-def predicted_against_measured(metric: str, points: Sequence[tuple[float, float, str]]) -> Json:
-    """A dot for each trial: what was predicted, what came, its name; on the line both are one."""
-    most = max((value for x, y, _ in points for value in (x, y)), default=1.0) * 1.1
-    least = 0.0
-    dots = [{"value": [x, y], "name": name} for x, y, name in points]
+def predicted_against_measured(metric: str, points: Sequence[tuple[Json, float, str]]) -> Json:
+    """A dot for each trial, with the interval that was predicted: what was predicted (``value``,
+    ``low``, ``high``), what came, its name; on the line both are one."""
+    most = 1.1 * max((number for p, y, _ in points for number in (p["high"], y)), default=1.0)
+    axis = {"type": "value", **_axis_name(), "min": 0, "max": round(most, 1), "splitLine": FAINT}
+    dots = [{"value": [p["value"], y], "name": name} for p, y, name in points]
     return {
         **_common(),
         "tooltip": {"trigger": "item", "confine": True},
-        "xAxis": {"type": "value", "name": f"predicted {metric}", **_axis_name(), "min": least,
-                  "max": round(most, 1), "splitLine": FAINT},
-        "yAxis": {"type": "value", "name": f"measured {metric}", "min": least,
-                  "max": round(most, 1), "splitLine": FAINT},
+        "xAxis": {**axis, "name": f"predicted {metric}"},
+        "yAxis": {**axis, "name": f"measured {metric}", "nameLocation": "end", "nameGap": 15,
+                  "nameTextStyle": {"align": "left"}},
         "series": [
             {"name": "trial", "type": "scatter", "data": dots, "symbolSize": 10,
              "itemStyle": {"color": COLOURS[0]}},
-            {"name": "as predicted", "type": "line", "data": [[least, least], [most, most]],
+            _intervals("90 % interval", [((p["low"], y), (p["high"], y)) for p, y, _ in points], 0),
+            {"name": "as predicted", "type": "line", "data": [[0, 0], [most, most]],
              "symbol": "none", "lineStyle": {"type": "dashed", "color": "#808a97"},
              "itemStyle": {"color": "#808a97"}},
         ],
     }  # fmt: skip
 
 
-def bars(unit: str, values: Mapping[str, float]) -> Json:
-    """A level bar for each name, the first on top."""
+def bars(unit: str, values: Mapping[str, float], *, none: str) -> Json:
+    """A level bar for each name, the first on top; ``none`` stands where there is none."""
     return {
         **_common(),
+        "title": {"show": not values, "text": none, **NO_DATA},
         "grid": {"left": 150, "right": 32, "top": 12, "bottom": 46},
         "legend": {"show": False},
         "xAxis": {"type": "value", "name": unit, **_axis_name(), "min": 0, "splitLine": FAINT},
@@ -130,10 +137,13 @@ def bars(unit: str, values: Mapping[str, float]) -> Json:
     }
 
 
-def dots(x: str, y: str, groups: Mapping[str, Sequence[tuple[float, float, str]]]) -> Json:
-    """A dot for each named point, in a colour for each group."""
+def dots(
+    x: str, y: str, groups: Mapping[str, Sequence[tuple[float, float, str]]], *, none: str
+) -> Json:
+    """A dot for each named point, in a colour for each group; ``none`` where there is no point."""
     return {
         **_common(),
+        "title": {"show": not any(groups.values()), "text": none, **NO_DATA},
         "tooltip": {"trigger": "item", "confine": True},
         "xAxis": {
             "type": "value",
@@ -156,6 +166,112 @@ def dots(x: str, y: str, groups: Mapping[str, Sequence[tuple[float, float, str]]
             for index, (name, points) in enumerate(groups.items())
         ],
     }
+
+
+def by_number(
+    x: str,
+    unit: str,
+    series: Mapping[str, Sequence[tuple[int, float | None]]],
+    *,
+    bounds: Mapping[str, float],
+    most: float,
+) -> Json:
+    """Lines over what is counted; ``bounds`` are level lines with their names. What lies further
+    from 0 than ``most`` is cut off."""
+    lines = [_line(name, points, index) for index, (name, points) in enumerate(series.items())]
+    if lines:
+        level = [{"yAxis": at, "name": name} for name, at in bounds.items()]
+        lines[0]["markLine"] = _marks(level, [])
+    return {
+        **_common(),
+        "xAxis": {"type": "value", "name": x, **_axis_name(), "min": 1, "minInterval": 1,
+                  "splitLine": FAINT},
+        "yAxis": {"type": "value", "name": unit, "min": -most, "max": most, "splitLine": FAINT},
+        "series": lines,
+    }  # fmt: skip
+
+
+def over_load(
+    unit: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    level: float,
+    marks: Mapping[str, float],
+) -> Json:
+    """Shares in percent against load; ``level`` is a level line, ``marks`` are upright ones."""
+    lines = [_line(name, points, index) for index, (name, points) in enumerate(series.items())]
+    if lines:
+        lines[0]["markLine"] = _marks(
+            [{"yAxis": level, "name": f"{level:g} %"}],
+            [{"xAxis": at, "name": name} for name, at in marks.items()],
+        )
+    return {
+        **_common(),
+        "xAxis": {"type": "value", "name": unit, **_axis_name(), "scale": True, "splitLine": FAINT},
+        "yAxis": {"type": "value", "name": "%", "min": 0, "max": 100, "splitLine": FAINT},
+        "series": lines,
+    }
+
+
+def interval_points(
+    x: str, y: str, points: Sequence[tuple[float, float, float, float | None]]
+) -> Json:
+    """A value for each x, with its interval: x, low, value, high (None: open)."""
+    ends = [(at, low, value if high is None else high) for at, low, value, high in points]
+    return {
+        **_common(),
+        "xAxis": {"type": "value", "name": x, **_axis_name(), "min": 0, "minInterval": 1,
+                  "splitLine": FAINT},
+        "yAxis": {"type": "value", "name": y, "min": 0, "splitLine": FAINT,
+                  "nameTextStyle": {"align": "left"}},
+        "series": [
+            _line("carried", [(at, value) for at, _, value, _ in points], 0),
+            _intervals("90 % interval", [((at, low), (at, high)) for at, low, high in ends], 0),
+        ],
+    }  # fmt: skip
+
+
+def bins(x: str, y: str, names: Sequence[str], counts: Sequence[float]) -> Json:
+    """An upright bar for each bin."""
+    return {
+        **_common(),
+        "grid": {**GRID, "top": 32},
+        "legend": {"show": False},
+        "xAxis": {"type": "category", "name": x, **_axis_name(), "data": list(names)},
+        "yAxis": {"type": "value", "name": y, "min": 0, "splitLine": FAINT},
+        "series": [{"type": "bar", "data": list(counts), "barCategoryGap": "10%",
+                    "itemStyle": {"color": COLOURS[0]}}],
+    }  # fmt: skip
+
+
+def counts_over_two(
+    x: tuple[str, Sequence[str]], y: tuple[str, Sequence[str]], counts: Sequence[Sequence[int]]
+) -> Json:
+    """How many fall into each cell, as the depth of its colour; ``counts`` are by x, then y."""
+    cells = [[i, j, count] for i, row in enumerate(counts) for j, count in enumerate(row) if count]
+    most = max((cell[2] for cell in cells), default=1)
+    return {
+        **_common(),
+        "grid": {**GRID, "right": 90, "top": 32},
+        "legend": {"show": False},
+        "tooltip": {"trigger": "item", "confine": True},
+        "xAxis": {"type": "category", "name": x[0], **_axis_name(), "data": list(x[1])},
+        "yAxis": {"type": "category", "name": y[0], "data": list(y[1]),
+                  "nameTextStyle": {"align": "left"}},
+        "visualMap": {"min": 0, "max": most, "right": 0, "top": "middle", "text": ["requests", ""],
+                      "itemHeight": 90, "inRange": {"color": ["#bcd7f3", "#0f4c92"]}},
+        "series": [{"type": "heatmap", "data": cells}],
+    }  # fmt: skip
+
+
+def _intervals(
+    name: str, ends: Sequence[tuple[tuple[float, float], tuple[float, float]]], index: int
+) -> Json:
+    """A stroke from end to end for each interval."""
+    gap: Point = (None, None)
+    points = [point for first, last in ends for point in (first, last, gap)]
+    made = _line(name, points, index)
+    return {**made, "symbol": "rect", "symbolSize": [9, 2], "tooltip": {"show": False}}
 
 
 def _common() -> Json:

@@ -16,18 +16,25 @@ from nicegui.elements.mixins.text_element import TextElement
 from api.dashboard.paths import LOGIN, LOGOUT
 from api.dashboard.style import STYLE, THEMES
 from api.dashboard.visit import Visit
-from api.web.errors import as_api_error
+from api.web.errors import ApiError, as_api_error
 
-NAV = (("/", "Fleet"), ("/jobs", "Tuning jobs"), ("/what-if", "What if"))
+NAV = (
+    ("/", "Fleet"),
+    ("/rollouts", "Rollouts"),
+    ("/jobs", "Tuning jobs"),
+    ("/workloads", "Workloads"),
+    ("/what-if", "What if"),
+)
 THEME_COOKIE = "gearshift_theme"
 POLL_S = 1.0
 Row = dict[str, Any]
-# A cell is a text, or a text with an address or a tone.
+# A cell is a text, or a text with an address, or one with a tone and what follows it.
 CELLS = """
 <q-tr :props="props"><q-td v-for="c in props.cols" :key="c.name" :props="props"
   :data-label="c.label">
   <a v-if="c.value && c.value.href" :href="c.value.href">{{ c.value.text }}</a>
-  <span v-else-if="c.value && c.value.tone" :class="'tag ' + c.value.tone">{{ c.value.text }}</span>
+  <span v-else-if="c.value && c.value.tone"><span :class="'tag ' + c.value.tone">{{
+    c.value.text }}</span>{{ c.value.more }}</span>
   <span v-else>{{ c.value }}</span>
 </q-td></q-tr>
 """
@@ -110,6 +117,31 @@ def button(text: str, act: Callable[[], Awaitable[None] | None], kind: str = "pl
     return found
 
 
+@contextmanager
+def dialog(name: str) -> Iterator[ui.dialog]:
+    """Something in front of the page; ``name`` is read out when it comes."""
+    with ui.dialog().props(f'aria-label="{name}"') as found, ui.card().style("max-width:34rem"):
+        yield found
+
+
+async def confirm(question: str, *, yes: str, no: str, kind: str = "risk") -> bool:
+    """Ask before something is done; ``kind`` is that of the button that says yes."""
+    with dialog(question) as asked:
+        Text("p", question)
+        with ui.element("div").classes("row"):
+            button(yes, lambda: asked.submit(True), kind)
+            button(no, lambda: asked.submit(False))
+    return bool(await asked)
+
+
+def allow(pressed: ui.element, is_allowed: bool) -> None:
+    """Let a button be pressed, or not."""
+    if is_allowed:
+        pressed.props(remove="disabled")
+    else:
+        pressed.props("disabled")
+
+
 def facts(pairs: Sequence[tuple[str, str]]) -> Callable[[Sequence[str]], None]:
     """Values under their names; what it returns changes the values."""
     with ui.element("div").classes("facts"):
@@ -185,10 +217,15 @@ async def guarded(act: Callable[[], Awaitable[None] | None]) -> bool:
             return False
         if refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             structlog.get_logger("api.dashboard").exception("page failed")
-        details = [f"{e.pointer}: {e.detail}" if e.pointer else e.detail for e in refusal.errors]
-        ui.notify("; ".join(details) or refusal.detail, type="negative", timeout=8000)
+        ui.notify(told_of(refusal), type="negative", timeout=8000)
         return False
     return True
+
+
+def told_of(refusal: ApiError) -> str:
+    """What was refused and why, each part with where it stands."""
+    details = [f"{e.pointer}: {e.detail}" if e.pointer else e.detail for e in refusal.errors]
+    return "; ".join(details) or refusal.detail
 
 
 def poll(refresh: Callable[[], Awaitable[None]], every_s: float = POLL_S) -> ui.timer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 LOGIN, LOGOUT = "/login", "/logout"
 # NiceGUI's own: files of its package, and its connection to open pages.
 ASSETS, SOCKET = "/_nicegui/", "/_nicegui_ws/"
-_PAGES = ("/engines", "/jobs", "/recommendations", "/what-if")
+_PAGES = ("/engines", "/jobs", "/recommendations", "/rollouts", "/what-if", "/workloads")
 # Without NiceGUI there is one page, which says how to get it.
 OPEN_PATHS = (LOGIN, LOGOUT)
 

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
 from nicegui import ui
 
-from api.dashboard import words
-from api.dashboard.layout import Text, button, note, table
+from api.dashboard.layout import Text, button, note
+from api.dashboard.proposal import Proposal, read_policy, text_of
 from api.dashboard.visit import Visit
 from api.schemas.access import Scope
-from api.schemas.serving import ChangeSet, PolicyView
-from api.services import policies
-from api.web.auth import Caller
-from api.web.errors import ApiError
+from api.schemas.serving import PolicyView
 from engine.spec.settings import Order
-from store import UnitOfWork
 
 Json = dict[str, Any]
-CHANGES = (("knob", "Knob"), ("from", "From"), ("to", "To"), ("cost", "Takes effect"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +83,9 @@ class PolicyEditor:
         with ui.element("div").classes("row").style("margin-top:1rem"):
             button("Show what would change", self._preview, "go")
             button("Undo my edits", self.load)
-        self._answer = ui.element("div").props('aria-live="polite"')
+        self._proposal = Proposal(
+            self._visit, self._engine_id, done=self.load, stale=self._offer_newest
+        )
 
     async def load(self) -> None:
         """Take the newest version into the form; edits are lost."""
@@ -98,7 +94,7 @@ class PolicyEditor:
             shown.value = self._shown(field)
         self._about.set_text(self._told())
         if self._visit.may(Scope.APPLY):
-            self._answer.clear()
+            self._proposal.clear()
 
     def note_version(self, version: int) -> None:
         """Say so when another version than the one in the form is asked for now."""
@@ -114,53 +110,13 @@ class PolicyEditor:
         return _text(_find(self._policy.requested, field.path))
 
     async def _preview(self) -> None:
-        patch = self._patch()
-        answer = await self._ask(patch, is_dry_run=True)
-        if answer is not None:
-            self._show(answer, patch)
+        await self._proposal.show(self._policy, self._patch(), str(self._why.value))
 
-    async def _apply(self, patch: Json) -> None:
-        answer = await self._ask(patch, is_dry_run=False)
-        if answer is not None:
-            await self.load()
-            with self._answer:
-                note(f"Version {answer.policy.version} is asked for; the engine applies it next.",
-                     "good")  # fmt: skip
-
-    async def _ask(self, patch: Json, *, is_dry_run: bool) -> ChangeSet | None:
-        """What the service says; None: the policy is another one by now, which is told."""
-        if_match, reason = policies.etag_of(self._policy), self._why.value
-
-        def write(uow: UnitOfWork, caller: Caller) -> ChangeSet:
-            return policies.patch(
-                uow,
-                self._engine_id,
-                patch,
-                if_match=if_match,
-                is_dry_run=is_dry_run,
-                caller=caller,
-                reason=reason,
-            )
-
-        self._answer.clear()
-        try:
-            return await self._visit.act(Scope.APPLY, write)
-        except ApiError as error:
-            if error.status != HTTPStatus.PRECONDITION_FAILED:
-                raise
-            self._show_stale()
-            return None
-
-    def _show_stale(self) -> None:
-        with self._answer:
-            note(
-                f"Nothing was changed: somebody wrote a newer version than {self._policy.version}, "
-                "which you see here.",
-                "bad",
-            )
-            with ui.element("div").classes("row"):
-                button("Put my edits on the newest version", self._rebase, "go")
-                button("Take the newest version", self.load)
+    def _offer_newest(self) -> None:
+        """The ways on when somebody else was quicker."""
+        with ui.element("div").classes("row"):
+            button("Put my edits on the newest version", self._rebase, "go")
+            button("Take the newest version", self.load)
 
     async def _rebase(self) -> None:
         """Keep what was edited; all else is as in the newest version."""
@@ -179,59 +135,6 @@ class PolicyEditor:
             if (text := str(shown.value).strip()) != _text(before):
                 _put(patch, field.path, _value(field, text))
         return patch
-
-    def _show(self, answer: ChangeSet, patch: Json) -> None:
-        with self._answer:
-            show_changes(answer)
-            if answer.changes:
-                version = answer.policy.version + 1
-                button(f"Apply as version {version}", lambda: self._apply(patch), "go")
-
-
-def read_policy(uow: UnitOfWork, engine_id: str) -> PolicyView:
-    """What an engine is asked to run.
-
-    Raises:
-        NotFoundError: no such engine.
-    """
-    engine = uow.engines.get(engine_id)
-    return policies.view(engine, policies.current(uow, engine))
-
-
-def show_changes(answer: ChangeSet) -> None:
-    """What a change of the policy would do: knobs with their cost, warnings, prediction."""
-    if not answer.changes:
-        note("No setting would change.")
-        return
-    table(CHANGES, [_row(change) for change in answer.changes])
-    for warning in answer.warnings:
-        note(warning, "warn")
-    note(_predicted(answer))
-
-
-def _row(change: Json) -> Json:
-    kind = change["class"]
-    return {
-        "key": change["knob"],
-        "knob": change["knob"],
-        "from": _text(change["from"]) or words.NONE,
-        "to": _text(change["to"]) or words.NONE,
-        "cost": f"{kind}: {words.CLASSES.get(kind, '')}",
-    }
-
-
-def _predicted(answer: ChangeSet) -> str:
-    if answer.predicted is None:
-        return "No prediction: no recommendation was made for these settings. Try them in What if."
-    metrics = answer.predicted.get("metrics") or {}
-    parts = [
-        f"{percentile} {metric.removesuffix('_ms').upper()} {values[percentile]:.1f} ms"
-        for metric, values in metrics.items()
-        if metric.endswith("_ms") and isinstance(values, dict)
-        for percentile in ("p50", "p95")
-        if values.get(percentile) is not None
-    ]
-    return f"Predicted ({answer.predicted.get('fidelity')}): {', '.join(parts)}"
 
 
 _LEFT = object()
@@ -254,11 +157,7 @@ def _put(patch: Json, path: tuple[str, ...], value: Any) -> None:
 
 def _text(value: Any) -> str:
     """A value as the form shows it."""
-    if value is None or value is _LEFT:
-        return ""
-    if isinstance(value, dict):
-        return ", ".join(f"{k}={_text(v)}" for k, v in value.items())
-    return str(value)
+    return "" if value is _LEFT else text_of(value)
 
 
 def _value(field: Field, text: str) -> Any:

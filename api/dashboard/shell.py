@@ -7,13 +7,39 @@ from functools import cache
 from fastapi import FastAPI
 from nicegui import ui
 
-from api.dashboard.pages import engine, fleet, job, jobs, new_job, recommendation, what_if
+from api.dashboard.pages import (
+    engine,
+    fleet,
+    job,
+    jobs,
+    new_job,
+    recommendation,
+    rollout,
+    rollouts,
+    what_if,
+    workload,
+    workloads,
+)
 
 # A browser that was away for so long finds its page as it was.
 RECONNECT_S = 10.0
+# A page that takes longer is an error; a busy machine is none.
+BUILD_S = 15.0
 # Queries and messages that a page may be sent again after that.
 HISTORY = 100
-PAGES = (fleet, engine, jobs, new_job, job, recommendation, what_if)
+PAGES = (
+    fleet,
+    engine,
+    rollouts,
+    rollout,
+    jobs,
+    new_job,
+    job,
+    recommendation,
+    workloads,
+    workload,
+    what_if,
+)
 
 
 @cache
@@ -24,7 +50,7 @@ def make_shell() -> FastAPI:
     """
     shell = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     for module in PAGES:
-        ui.page(module.PATH, title=module.TITLE)(module.show)
+        ui.page(module.PATH, title=module.TITLE, response_timeout=BUILD_S)(module.show)
     ui.run_with(
         shell,
         title="Gearshift",

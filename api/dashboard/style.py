@@ -20,7 +20,8 @@ a{color:var(--go)}
 .top{display:flex;flex-wrap:wrap;gap:.25rem 1.25rem;align-items:center;padding:.5rem 1.25rem;
 background:var(--card);border-bottom:1px solid var(--line)}
 .brand{font-weight:700;font-size:1.1rem;text-decoration:none;color:var(--ink)}
-.top nav{display:flex;gap:1rem}.top nav a{text-decoration:none;padding:.25rem 0}
+.top nav{display:flex;flex-wrap:wrap;gap:.25rem 1rem}
+.top nav a{text-decoration:none;padding:.25rem 0}
 .top nav a[aria-current]{border-bottom:2px solid var(--go);font-weight:600}
 .who{margin-left:auto;display:flex;gap:.75rem;align-items:center}
 .who .q-field{min-width:5.5rem}.soft{color:var(--soft);font-size:.9rem}
@@ -28,10 +29,13 @@ background:var(--card);border-bottom:1px solid var(--line)}
 display:block}
 .page:focus{outline:none}
 h1{font-size:1.5rem;line-height:1.3;margin:.25rem 0 .5rem;font-weight:700;overflow-wrap:anywhere}
+h3{font-size:1rem;line-height:1.3;margin:.75rem 0 .25rem;font-weight:600}
+p{margin:.25rem 0}
 h2{font-size:1.1rem;line-height:1.3;margin:0 0 .5rem;font-weight:600}
 .card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:1rem;
 margin-top:1rem;min-width:0}
 .grid2{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:0 1rem}
+.grid3{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(26rem,100%),1fr));gap:0 1rem}
 .facts{display:flex;flex-wrap:wrap;gap:.5rem 2rem;margin:.25rem 0}
 .facts>div>div:first-child{color:var(--soft);font-size:.85rem}
 .facts>div>div:last-child{font-weight:600;overflow-wrap:anywhere}
@@ -54,10 +58,14 @@ border:1px solid var(--line);background:var(--card);color:var(--ink);white-space
 a.go{text-decoration:none;display:inline-block}
 .row{display:flex;flex-wrap:wrap;gap:.5rem .75rem;align-items:center}
 .fields{display:grid;grid-template-columns:repeat(auto-fit,minmax(16rem,1fr));gap:.25rem 1.25rem}
+.w-full,input[type=range]{width:100%}input[type=range]{accent-color:var(--go)}
 .fields .q-field{padding-bottom:2.1rem}.fields .wide{grid-column:span 2}
 .spread{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;justify-content:space-between}
 .q-table__card,.body--dark .q-table__card{background:none;color:inherit;box-shadow:none}
-.q-table th{color:var(--soft);font-size:.85rem}.q-table td,.q-table th{border-color:var(--line)}
+.q-table th{color:var(--soft);font-size:.85rem;white-space:normal;vertical-align:bottom}
+.q-table th,.q-table td{padding-left:.5rem;padding-right:.5rem}
+.q-table td a,.q-table td .tag{white-space:nowrap}
+.q-table td,.q-table th{border-color:var(--line)}
 .q-table tbody td{font-size:.95rem;white-space:normal;height:auto;padding-top:.4rem;
 padding-bottom:.4rem}
 .q-field__native,.q-field__input,.body--dark .q-field__native{color:var(--ink)}
@@ -78,8 +86,11 @@ border-bottom:1px solid var(--line)}
 .q-table tbody td{display:flex;justify-content:space-between;gap:1rem;border:0!important;
 padding:.15rem 0!important;text-align:right!important;
 overflow-wrap:anywhere}
-.q-table tbody td:before{content:attr(data-label);color:var(--soft);text-align:left;flex:none;
-position:static;background:none}
+.q-table tbody td>*{min-width:35%}
+.q-table tbody td a{white-space:normal}
+.q-table tbody td:before{content:attr(data-label);color:var(--soft);text-align:left;flex:0 1 auto;
+overflow-wrap:break-word;position:static;background:none}
+.top nav{gap:.25rem .6rem;font-size:.9rem}
 .fields .wide{grid-column:auto}
 .copy{flex-direction:column;align-items:stretch}
 }

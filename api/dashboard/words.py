@@ -5,49 +5,16 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from api.documents.policy import settings_in
+from api.documents.reasons import meaning
 from api.services.overview import EngineOverview, Standing
 from engine.spec.errors import EngineError
-from engine.spec.settings import Settings
-from policies.decision import Action, BandRejection, Reason
-from store.models import JobState
+from policies.advice import AdviceReason
+from policies.rollout import RolloutReason
+from store.models import JobState, RolloutState, Sight
 from store.models.base import utc_now
 
 NONE = "–"
-REASONS: dict[str, str] = {
-    Reason.NO_DATA: "no heartbeat has come, so nothing is known and nothing changes",
-    Reason.STALE_DATA: "the last heartbeat is too old to act on",
-    Reason.FIRST_OBSERVATION: "first look at this load: took the settings of its band",
-    Reason.IN_BAND: "the load is inside the band whose settings run",
-    Reason.DEAD_BAND: "the load has passed the edge of its band, but by too little to move",
-    Reason.COOL_DOWN: "the load has fallen, but too soon after the last change",
-    Reason.LOAD_UP: "the load has risen into a higher band",
-    Reason.LOAD_DOWN: "the load has fallen into a lower band",
-    Reason.MIX_CHANGED: "requests have other lengths than before",
-    Reason.SLA_MISSED: "windows in a row missed the SLA: took the settings of a higher load",
-    Reason.SLA_MISSED_AT_TOP: "the SLA is missed, and there is no band with a higher load",
-    Reason.SLA_INFEASIBLE: "one request alone misses the SLA: relax it, or tune another plan",
-    Reason.BEYOND_SCHEDULE: "the load is above every band: add a replica, or tune for this load",
-    Reason.DRIFT_PAUSED: "somebody changed the settings by hand: the controller waits",
-    Reason.DRIFT_ADOPTED: "settings that were changed by hand were adopted",
-    "restart_failed": "the server was not restarted: see its restarts; it is tried again later",
-    Reason.DRIFT_REVERTED: "settings that were changed by hand were put back",
-}
-REJECTIONS: dict[str, str] = {
-    BandRejection.LOAD_IS_HIGHER: "load is higher",
-    BandRejection.LOAD_IS_LOWER: "load is lower",
-    BandRejection.OTHER_MIX: "other lengths",
-    BandRejection.DEAD_BAND: "dead band",
-    BandRejection.COOL_DOWN: "cool-down",
-    BandRejection.NO_FRESH_DATA: "no fresh data",
-    BandRejection.DRIFT: "changed by hand",
-    BandRejection.SLA_MISSED: "missed the SLA",
-}
-ACTIONS: dict[str, str] = {
-    Action.HOLD: "held",
-    Action.MOVE: "moved",
-    Action.ADVISE: "advised",
-    Action.RAISE_CONDITION: "raised a condition",
-}
 _STANDINGS: dict[Standing, tuple[str, str, str]] = {
     Standing.CONDITION: ("bad", "condition", ""),
     Standing.REFUSED: ("bad", "refused", "the engine refused its newest policy"),
@@ -67,6 +34,54 @@ JOB_TONES: dict[JobState, str] = {
     JobState.CANCELLED: "none",
     JobState.INFEASIBLE: "bad",
 }
+ADVICE: dict[AdviceReason, tuple[str, str]] = {
+    AdviceReason.NO_DATA: ("none", "Nothing is known of its load: it stays as it is."),
+    AdviceReason.HOLDS: ("good", "It may stay as it is."),
+    AdviceReason.LOAD_UP: ("warn", "It should get more devices: the load needs more."),
+    AdviceReason.LOAD_DOWN: ("warn", "Fewer devices would do for this load."),
+    AdviceReason.OTHER_PLAN: ("warn", "Another plan serves this load better."),
+    AdviceReason.BEYOND_TABLE: ("bad", "No entry of its capacity table carries this load."),
+}
+SIGHTS: dict[Sight, str] = {
+    Sight.NEW: "not looked at yet",
+    Sight.SEEN: "seen",
+    Sight.RESTARTED: "seen; its counters began anew",
+    Sight.RESTARTING: "restarting",
+    Sight.NO_SERIES: "answers, without the series of its system",
+    Sight.UNREADABLE: "answers what cannot be read",
+    Sight.TOO_LARGE: "answers too much",
+    Sight.REDIRECTED: "sends elsewhere, which is not followed",
+    Sight.REFUSED: "refuses the look",
+    Sight.TIMED_OUT: "answers too late",
+    Sight.UNREACHABLE: "not reachable",
+    Sight.FORBIDDEN_ADDRESS: "its address must not be called",
+}
+ROLLOUTS: dict[RolloutState, tuple[str, str]] = {
+    RolloutState.REPLAYING: ("warn", "simulated on the last hours"),
+    RolloutState.CANARY: ("warn", "takes turns with what runs"),
+    RolloutState.FULL: ("warn", "asked for, not applied yet"),
+    RolloutState.DONE: ("good", "done"),
+    RolloutState.ROLLED_BACK: ("bad", "rolled back"),
+    RolloutState.REFUSED: ("bad", "refused: the engine was not touched"),
+    RolloutState.CANCELLED: ("none", "cancelled"),
+}
+ROLLOUT_REASONS: dict[str, str] = {
+    RolloutReason.CREATED: "it has begun",
+    RolloutReason.REPLAY_SKIPPED: "it was not simulated first, as asked",
+    RolloutReason.REPLAY_PASSED: "simulated, it was not worse",
+    RolloutReason.REPLAY_WORSE: "simulated, it was worse",
+    RolloutReason.REPLAY_FAILED: "it could not be simulated",
+    RolloutReason.NOT_WORSE: "it did not serve worse",
+    RolloutReason.REGRESSION: "it served worse",
+    RolloutReason.EXPOSURE_CAP: "undecided when it had served as long as it may",
+    RolloutReason.TIME_CAP: "undecided when its time was over",
+    RolloutReason.LOAD_ABOVE_CAPACITY: "the load rose above what the plan carries",
+    RolloutReason.ENGINE_REFUSED: "the engine refused it",
+    RolloutReason.IMPOSSIBLE: "it cannot be asked for any more",
+    RolloutReason.SUPERSEDED: "somebody else changed the policy",
+    RolloutReason.CANCELLED: "cancelled by hand",
+    RolloutReason.IN_FORCE: "the engine runs it",
+}
 CLASSES = {
     "hot": "at the next step",
     "drain": "as running requests finish",
@@ -78,14 +93,14 @@ CLASSES = {
 def standing(found: EngineOverview) -> tuple[str, str, str]:
     """Tone, word and reason of how an engine stands."""
     tone, word, reason = _STANDINGS[found.standing]
-    own = REASONS.get(found.reason, found.reason)
+    own = meaning(found.reason)
     return tone, word, "; ".join(part for part in (reason, own) if part)
 
 
 def plan_of(policy: dict[str, Any]) -> str:
     """A policy's plan as it is typed on a command line."""
     try:
-        return Settings.from_json(_engine_part(policy)).plan_text
+        return settings_in(policy).plan_text
     except EngineError:
         return NONE
 
@@ -93,14 +108,20 @@ def plan_of(policy: dict[str, Any]) -> str:
 def settings_of(policy: dict[str, Any]) -> str:
     """Plan, thresholds and caps in one line."""
     try:
-        return str(Settings.from_json(_engine_part(policy)))
+        return str(settings_in(policy))
     except EngineError:
         return NONE
 
 
+def devices_of(policy: dict[str, Any]) -> int:
+    """Devices that a policy's plan uses."""
+    plan = policy["plan"]
+    return int(plan["dp"] * plan["pp"] * plan["sp"] * plan["tp"])
+
+
 def share(value: float | None) -> str:
     """0.987 as 98.7 %."""
-    return NONE if value is None else f"{value * 100:.1f} %"
+    return NONE if value is None else f"{value * 100:.1f}\u00a0%"
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -117,7 +138,7 @@ def at(when: datetime | None) -> str:
     if when is None:
         return NONE
     form = "%H:%M:%S" if when.date() == utc_now().date() else "%Y-%m-%d %H:%M"
-    return f"{when.astimezone(UTC):{form}} UTC"
+    return f"{when.astimezone(UTC):{form}}\u00a0UTC"
 
 
 def span(seconds: float) -> str:
@@ -128,7 +149,3 @@ def span(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def _engine_part(policy: dict[str, Any]) -> dict[str, Any]:
-    return {k: policy[k] for k in ("plan", "shift", "caps", "scheduler", "mode") if k in policy}

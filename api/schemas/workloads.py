@@ -41,5 +41,10 @@ class WorkloadView(WorkloadSummary):
     joint_histogram: Json = Field(
         description="Counts over powers of two of input (rows) and output (columns) length"
     )
+    over_time: Json | None = Field(
+        default=None,
+        description="`counts` of arrivals in stretches of `bin_s` seconds, from the first on; "
+        "null: uploaded to an earlier version",
+    )
     spread_s: float = Field(description="Above 0: stamps this coarse; arrivals are spread inside")
     cuts: list[Json] = Field(description="Rows that are left out, as they have no output")

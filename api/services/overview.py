@@ -150,8 +150,8 @@ def _overview(
 ) -> EngineOverview:
     view, load, window = engines.view(row, settings), LoadNow.of(beats), _fresh(row, settings)
     standing, reason = _standing(view, load, window, decision, version)
-    if standing is Standing.SILENT:
-        reason = sight
+    if sight and standing in (Standing.SILENT, Standing.ENDED):  # it is looked at still
+        standing, reason = Standing.SILENT, sight
     return EngineOverview(engine=view, load=load, window=window, standing=standing, reason=reason)
 
 

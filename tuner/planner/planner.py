@@ -32,7 +32,7 @@ from tuner.planner.explore import (
     explore,
     memory_reason,
 )
-from tuner.planner.pool import Workers, default_jobs
+from tuner.planner.pool import Jobs, Workers
 from tuner.planner.question import AS_TOLD, Question
 from tuner.planner.seen import Seen
 from tuner.search.design import rank_point
@@ -124,7 +124,7 @@ def make_plan(
     seed: int = 0,
     num_devices: int | None = None,
     goal: Goal | None = None,
-    jobs: int | None = None,
+    jobs: Jobs = None,
     on_progress: OnPlanning = lambda *_: None,
 ) -> PlanReport:
     """Judge every plan on up to ``num_devices`` (all) devices of the node, and find the best by
@@ -134,7 +134,7 @@ def make_plan(
         TunerError: no plan can run the model there, with the reasons of the first ones.
     """
     goal = goal or Goal()
-    with Workers(default_jobs() if jobs is None else jobs) as workers:
+    with Workers(jobs) as workers:
         question = Question(
             # Timers may hold what cannot go to another process; each makes its own.
             node=replace(node),

@@ -20,6 +20,9 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 MINUTE_S = 60.0
+# Stretches of time that arrivals are counted in: the shortest with which there are few enough.
+BINS_S = (1, 5, 10, 30, 60, 300, 600, 1800, 3600, 6 * 3600, 24 * 3600)
+MOST_BINS = 240
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +244,16 @@ def peak_to_mean(arrival_s: FloatArray, bin_s: float = MINUTE_S) -> float | None
     """Most arrivals in one bin over the mean per bin; None when all fall into one bin."""
     counts = np.bincount(((arrival_s - arrival_s[0]) // bin_s).astype(np.int64))
     return float(counts.max() / counts.mean()) if counts.size > 1 else None
+
+
+def over_time(arrival_s: FloatArray) -> dict[str, Any]:
+    """Arrivals in each stretch of ``bin_s`` seconds from the first on, in at most
+    :data:`MOST_BINS` stretches."""
+    passed_s = arrival_s - arrival_s[0]
+    bin_s = next(
+        (b for b in BINS_S if passed_s[-1] < b * MOST_BINS), passed_s[-1] / (MOST_BINS - 1)
+    )
+    return {"bin_s": float(bin_s), "counts": np.bincount((passed_s // bin_s).astype(int)).tolist()}
 
 
 def joint_histogram(input_tokens: IntArray, output_tokens: IntArray) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from fastapi import Request
@@ -24,13 +24,15 @@ from api.dashboard.layout import (
     set_rows,
     table,
 )
-from api.dashboard.policy_editor import PolicyEditor, read_policy
+from api.dashboard.observed import Outside, OutsideCard, OutsideReader
+from api.dashboard.policy_editor import PolicyEditor
+from api.dashboard.proposal import read_policy
+from api.dashboard.replicas import Replicas, settings_in_force
 from api.dashboard.visit import Visit
 from api.documents.live_series import BIN_S, Bin, LiveSeries
+from api.documents.reasons import ACTIONS, REJECTIONS, meaning
 from api.services import overview
 from api.services.overview import EngineOverview
-from engine.spec.errors import EngineError
-from engine.spec.settings import Settings
 from policies.constraint import Metric
 from policies.sla import Sla
 from store import NotFoundError, UnitOfWork
@@ -55,6 +57,7 @@ DECISIONS = (
     ("mark", "Mark"), ("at", "At"), ("did", "Controller"), ("why", "Why"), ("saw", "Saw"),
     ("not", "Not taken"),
 )  # fmt: skip
+NO_BEAT = "no heartbeat has come"
 NO_DECISION = (
     "None: the controller works on engines that run a recommendation. Apply one from a tuning job."
 )
@@ -72,20 +75,29 @@ class Seen:
     step_ms: dict[str, list[tuple[int, float]]]
     decisions: list[DecisionRow]
     versions: list[PolicyVersion]
+    outside: Outside | None
 
 
 async def show(request: Request, engine_id: str) -> None:
     """The page."""
-    visit, series = Visit.of(request), LiveSeries()
+    visit, past = Visit.of(request), _Past()
     try:
-        seen = await visit.read(lambda uow: _look(uow, visit, engine_id, series))
+        seen = await visit.read(lambda uow: _look(uow, visit, engine_id, past))
         policy = await visit.read(lambda uow: read_policy(uow, engine_id))
     except NotFoundError as error:
         missing(request, visit, str(error), back=("/", "fleet"))
         return
     with frame(request, visit, seen.found.engine.name, back=("/", "fleet")):
         head = _Head(seen)
+        outside = replicas = None
+        if seen.outside is not None:
+            with card("Observed server"):
+                outside = OutsideCard(seen.outside)
         drawn = _Charts(seen)
+        if seen.outside is None:
+            with card("Replicas"):
+                replicas = Replicas(visit, engine_id)
+                replicas.show(settings_in_force(seen.found.engine.effective_policy))
         with card("What the controller decided"):
             decisions = table(DECISIONS, _decisions(seen), none=NO_DECISION, page=8)
         with card("Policy"):
@@ -94,9 +106,13 @@ async def show(request: Request, engine_id: str) -> None:
             versions = table(VERSIONS, _versions(seen), page=8)
 
     async def refresh() -> None:
-        now = await visit.read(lambda uow: _look(uow, visit, engine_id, series))
+        now = await visit.read(lambda uow: _look(uow, visit, engine_id, past))
         head.show(now)
         drawn.show(now)
+        if outside is not None and now.outside is not None:
+            outside.show(now.outside)
+        if replicas is not None:
+            replicas.show(settings_in_force(now.found.engine.effective_policy))
         set_rows(decisions, _decisions(now))
         set_rows(versions, _versions(now))
         editor.note_version(now.found.engine.desired_version)
@@ -104,8 +120,18 @@ async def show(request: Request, engine_id: str) -> None:
     poll(refresh)
 
 
-def _look(uow: UnitOfWork, visit: Visit, engine_id: str, series: LiveSeries) -> Seen:
-    found = overview.one(uow, engine_id, visit.context.settings)
+@dataclass(frozen=True)
+class _Past:
+    """What looks before this one have read."""
+
+    series: LiveSeries = field(default_factory=LiveSeries)
+    outside: OutsideReader = field(default_factory=OutsideReader)
+
+
+def _look(uow: UnitOfWork, visit: Visit, engine_id: str, past: _Past) -> Seen:
+    settings, series = visit.context.settings, past.series
+    found = overview.one(uow, engine_id, settings)
+    is_seen = uow.servers.find(engine_id) is not None
     sla = found.engine.sla
     since = series.since or utc_now() - timedelta(seconds=BEFORE_S)
     beats = uow.engines.list_heartbeats(engine_id, since=since)
@@ -117,6 +143,7 @@ def _look(uow: UnitOfWork, visit: Visit, engine_id: str, series: LiveSeries) -> 
         step_ms=series.step_ms(),
         decisions=list(uow.decisions.list_page(page, engine_id=engine_id).items),
         versions=list(uow.policies.list_page(engine_id, page).items),
+        outside=past.outside.read(uow, engine_id, settings) if is_seen else None,
     )
 
 
@@ -161,7 +188,7 @@ class _Charts:
     """Latencies, steps, KV cache and queue. Drawn again once for each bin of time."""
 
     def __init__(self, seen: Seen) -> None:
-        with ui.element("div").classes("grid2"):
+        with ui.element("div").classes("grid3"):
             with card("Time to first token (TTFT)"):
                 self._ttft = chart(
                     _latency(seen, Metric.TTFT_MS),
@@ -172,6 +199,12 @@ class _Charts:
                     _latency(seen, Metric.TPOT_MS),
                     "TPOT in ms over time",
                 )
+            with card("Gap between tokens (ITL)"):
+                self._itl = chart(
+                    _latency(seen, Metric.ITL_MS),
+                    "ITL in ms over time",
+                )
+        with ui.element("div").classes("grid2"):
             with card("Step time of each mode"):
                 self._steps = chart(_steps(seen), "step time in ms by tokens")
             with card("Load"):
@@ -189,6 +222,7 @@ class _Charts:
         for drawn, options in (
             (self._ttft, _latency(seen, Metric.TTFT_MS)),
             (self._tpot, _latency(seen, Metric.TPOT_MS)),
+            (self._itl, _latency(seen, Metric.ITL_MS)),
             (self._steps, _steps(seen)),
             (self._load, _load(seen)),
             (self._kv, _kv(seen)),
@@ -219,9 +253,8 @@ def _marks(seen: Seen) -> list[tuple[datetime, str]]:
 
 
 def _steps(seen: Seen) -> charts.Json:
-    try:
-        settings = Settings.from_json(seen.found.engine.effective_policy)
-    except EngineError:
+    settings = settings_in_force(seen.found.engine.effective_policy)
+    if settings is None:
         return charts.step_times(seen.step_ms, {})
     thresholds = {str(mode): tokens for mode, tokens in settings.rung_thresholds}
     if settings.plan.shift:
@@ -234,17 +267,18 @@ def _load(seen: Seen) -> charts.Json:
         "running": [(b.begin, float(b.running)) for b in seen.bins],
         "waiting": [(b.begin, float(b.waiting)) for b in seen.bins],
     }
-    return charts.over_time("requests", series, marks=_marks(seen))
+    return charts.over_time("requests", series, marks=_marks(seen), none=NO_BEAT)
 
 
 def _kv(seen: Seen) -> charts.Json:
     points = [(b.begin, b.kv_usage * 100) for b in seen.bins]
-    return charts.over_time("% of blocks", {"KV cache": points}, most=100)
+    return charts.over_time("% of blocks", {"KV cache": points}, most=100, none=NO_BEAT)
 
 
 def _rate(seen: Seen) -> charts.Json:
     points = [(b.begin, b.rate_rps) for b in seen.bins]
-    return charts.over_time("requests/s", {"arriving": points}, marks=_marks(seen))
+    series = {"arriving": points}
+    return charts.over_time("requests/s", series, marks=_marks(seen), none=NO_BEAT)
 
 
 def _decisions(seen: Seen) -> list[Row]:
@@ -254,7 +288,7 @@ def _decisions(seen: Seen) -> list[Row]:
             "mark": _mark(row),
             "at": words.at(row.created_at),
             "did": _did(row),
-            "why": words.REASONS.get(row.reason, row.reason),
+            "why": meaning(row.reason),
             "saw": _saw(row),
             "not": _rejected(row),
         }
@@ -270,7 +304,7 @@ def _mark(row: DecisionRow) -> str:
 def _did(row: DecisionRow) -> str:
     band = "" if row.band_index is None else f" (load band {row.band_index})"
     version = "" if row.policy_version is None else f", version {row.policy_version}"
-    return f"{words.ACTIONS.get(row.action, row.action)}{band}{version}"
+    return f"{ACTIONS.get(row.action, row.action)}{band}{version}"
 
 
 def _saw(row: DecisionRow) -> str:
@@ -279,7 +313,7 @@ def _saw(row: DecisionRow) -> str:
 
 
 def _rejected(row: DecisionRow) -> str:
-    parts = [f"band {r['band_index']}: {words.REJECTIONS.get(r['why'], r['why'])}"
+    parts = [f"band {r['band_index']}: {REJECTIONS.get(r['why'], r['why'])}"
              for r in row.rejected]  # fmt: skip
     return "; ".join(parts) or words.NONE
 
@@ -304,4 +338,4 @@ def _ack(row: PolicyVersion) -> dict[str, str] | str:
     if row.ack_transition:
         took += f" ({row.ack_transition['way']})"
     message = f": {row.ack_message}" if row.ack_message else ""
-    return {"text": f"{row.ack_state.value}{took}{message}", "tone": tone}
+    return {"text": row.ack_state.value, "tone": tone, "more": f"{took}{message}"}

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from fastapi import Request
+from nicegui import ui
 
 from api.dashboard import words
-from api.dashboard.layout import Row, card, empty, frame, page_path, poll, set_rows, table
+from api.dashboard.layout import (
+    Row,
+    Text,
+    card,
+    empty,
+    frame,
+    guarded,
+    page_path,
+    poll,
+    set_rows,
+    table,
+)
 from api.dashboard.visit import Visit
 from api.services import overview
-from api.services.overview import EngineOverview
+from api.services.overview import EngineOverview, Standing
 from api.web.settings import ServiceSettings
 from store import UnitOfWork
 
 PATH, TITLE = "/", "Fleet · Gearshift"
 COLUMNS = (
     ("engine", "Engine"),
+    ("standing", "Standing"),
+    ("why", "Why"),
     ("model", "Model"),
     ("plan", "Plan"),
-    ("modes", "Step time by mode"),
+    ("modes", "Modes, by step time"),
     ("rate", "Requests/s"),
     ("queue", "Running / waiting"),
     ("kv", "KV cache in use"),
     ("attainment", "SLA attainment"),
-    ("standing", "Standing"),
-    ("why", "Why"),
 )
+ROWS = 50
 NO_ENGINE = (
     "Start one and let it report here: gearshift engine serve --model DIR --control ADDRESS, with "
     "a key of scope apply in GEARSHIFT_CONTROL_KEY."
@@ -37,25 +52,47 @@ async def show(request: Request) -> None:
     found = await visit.read_shared(_rows, is_new=True)
     with frame(request, visit, "Fleet"):
         with card() as there:
-            shown = table(COLUMNS, list(found))
+            with ui.element("div").classes("spread"):
+                about = Text("p", "").props('aria-live="polite"')
+                wanted = ui.input("Show engines with").props("dense clearable debounce=200")
+            shown = table(COLUMNS, list(found), none="No engine has that.", page=ROWS)
         with card() as nothing:
             empty("No engine has registered yet.", NO_ENGINE)
 
-    def choose(rows: list[Row]) -> None:
+    def fill(rows: list[Row]) -> None:
+        about.set_text(_counts(rows))
+        set_rows(shown, [row for row in rows if _has(row, wanted.value or "")])
         there.set_visibility(bool(rows))
         nothing.set_visibility(not rows)
 
     async def refresh() -> None:
-        rows = await visit.read_shared(_rows, is_new=False)
-        set_rows(shown, list(rows))
-        choose(rows)
+        fill(await visit.read_shared(_rows, is_new=False))
 
-    choose(found)
+    async def look_for() -> None:
+        await guarded(refresh)
+
+    fill(found)
+    wanted.on_value_change(look_for)
     poll(refresh)
 
 
+def _has(row: Row, text: str) -> bool:
+    """Whether a text stands anywhere in a row."""
+    cells = (cell["text"] if isinstance(cell, dict) else cell for cell in row.values())
+    return any(text.strip().lower() in cell.lower() for cell in cells)
+
+
 def _rows(uow: UnitOfWork, settings: ServiceSettings) -> list[Row]:
-    return [_row(one) for one in overview.fleet(uow, settings)]
+    worst_first = list(Standing)
+    found = sorted(overview.fleet(uow, settings), key=lambda one: worst_first.index(one.standing))
+    return [_row(one) for one in found]
+
+
+def _counts(rows: list[Row]) -> str:
+    """How many engines stand how: 98 engines: 2 silent, 96 fine."""
+    counts = Counter(row["standing"]["text"] for row in rows)
+    told = ", ".join(f"{count} {word}" for word, count in counts.items())
+    return f"{len(rows)} engine{'s' if len(rows) > 1 else ''}: {told}"
 
 
 def _row(found: EngineOverview) -> Row:
@@ -64,7 +101,9 @@ def _row(found: EngineOverview) -> Row:
     return {
         "key": engine.id,
         "engine": {"text": engine.name, "href": page_path("engines", engine.id)},
-        "model": engine.model_name,
+        "model": engine.model_name
+        if engine.system is None
+        else f"{engine.model_name} ({engine.system}, observed)",
         "plan": words.plan_of(engine.effective_policy),
         "modes": words.NONE if load is None else words.mode_share(load.mode_share),
         "rate": words.number(None if load is None else load.rate_rps),

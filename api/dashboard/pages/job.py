@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from api.dashboard.layout import (
     button,
     card,
     chart,
+    confirm,
     facts,
     frame,
     guarded,
@@ -41,9 +43,12 @@ from store.paging import PageRequest
 from tuner.search.report import infeasible_text
 
 PATH, TITLE = "/jobs/{job_id}", "Tuning job · Gearshift"
-# Trials that one look reads at most; the next look reads on.
-TRIALS_AT_ONCE = 200
-FACTS = ("Trials", "Time left", "SLA", "Workload", "Model", "Hardware", "Created")
+# Trials that one look reads at most, and the one before the page is there; the next reads on.
+TRIALS_AT_ONCE, TRIALS_AT_FIRST = 500, 40
+# After an analysis, so many times as long as it took passes until the next.
+ANALYSIS_REST = 10
+FACTS = ("Trials", "Time left", "SLA", "Workload", "Model", "Hardware", "Created", "Id")
+NOT_YET = "comparing the trials ..."
 LIVE = ("probed", "measured")
 Json = dict[str, Any]
 
@@ -57,6 +62,13 @@ class Known:
     pareto: ParetoView | None = None
     importance: ImportanceView | None = None
     infeasible: Json | None = None
+    analysed: tuple[int, JobState] | None = None
+    next_analysis_s: float = 0.0
+
+    @property
+    def so_far(self) -> tuple[int, JobState]:
+        """Trials that are known, and the job's state."""
+        return len(self.trials), self.job.state
 
     @property
     def sla(self) -> Sla | None:
@@ -82,40 +94,54 @@ async def show(request: Request, job_id: str) -> None:
         missing(request, visit, str(error), back=("/jobs", "tuning jobs"))
         return
     known = Known(job)
-    await visit.read(lambda uow: _look(uow, job_id, known))
-    with frame(request, visit, f"Tuning job {job_id}", back=("/jobs", "tuning jobs")):
+    await visit.read(lambda uow: _look(uow, job_id, known, most=TRIALS_AT_FIRST))
+    with frame(request, visit, "Tuning job", back=("/jobs", "tuning jobs")):
         head = _Head(visit, known)
+        drawn = _Pictures(known)
         with card("Trials"):
             trials = table(_columns(known), _rows(known), none=_none(known), page=20)
-        drawn = _Pictures(known)
 
     async def refresh() -> None:
-        before = len(known.trials), known.job.state
+        before = known.so_far
         await visit.read(lambda uow: _look(uow, job_id, known))
         head.show(known)
-        if before != (len(known.trials), known.job.state):
+        if before != known.so_far:
             set_rows(trials, _rows(known))
+        if await visit.read(lambda uow: _analyse(uow, job_id, known)):
             drawn.show(known)
-        if known.job.state.is_final and len(known.trials) == known.job.trials_done:
+        is_whole = len(known.trials) == known.job.trials_done
+        if known.job.state.is_final and is_whole and known.analysed == known.so_far:
             timer.deactivate()
 
     timer = poll(refresh)
 
 
-def _look(uow: UnitOfWork, job_id: str, known: Known) -> None:
-    """Read on: the job, its new trials, and once there are some, what they say."""
-    before = len(known.trials), known.job.state
+def _look(uow: UnitOfWork, job_id: str, known: Known, *, most: int = TRIALS_AT_ONCE) -> None:
+    """Read on: the job, its new trials, and why nothing met the SLA."""
     known.job = jobs.view(uow, uow.jobs.get(job_id))
     after = known.trials[-1]["number"] if known.trials else None
-    page = uow.trials.list_page(job_id, PageRequest(limit=TRIALS_AT_ONCE, after=after))
+    page = uow.trials.list_page(job_id, PageRequest(limit=most, after=after))
     for record in uow.trials.records(page.items):
         known.trials.append({k: v for k, v in record.items() if k != "document"})
-    has_more = before != (len(known.trials), known.job.state)
-    if known.trials and (has_more or known.pareto is None):
-        known.pareto = analysis.pareto(uow, job_id)
-        known.importance = analysis.importance(uow, job_id)
     if known.job.state is JobState.INFEASIBLE and known.infeasible is None:
         known.infeasible = jobs.report(uow, job_id).get("infeasible") or {}
+
+
+def _analyse(uow: UnitOfWork, job_id: str, known: Known) -> bool:
+    """What the trials say, where there are others than last time; whether that was asked.
+
+    It reads all of them, so it rests between: of a job with 1,000 trials it takes a second.
+    """
+    begin_s = time.monotonic()
+    if known.analysed == known.so_far or begin_s < known.next_analysis_s:
+        return False
+    known.analysed = known.so_far
+    if known.trials:
+        known.pareto = analysis.pareto(uow, job_id)
+        known.importance = analysis.importance(uow, job_id)
+    now_s = time.monotonic()
+    known.next_analysis_s = now_s + ANALYSIS_REST * (now_s - begin_s)
+    return True
 
 
 class _Head:
@@ -166,12 +192,8 @@ class _Head:
                 _say_infeasible(known.infeasible)
 
     async def _ask(self) -> None:
-        with ui.dialog() as dialog, ui.card():
-            Text("p", "Stop after the running trial? Finished trials stay.")
-            with ui.element("div").classes("row"):
-                button("Cancel the job", lambda: dialog.submit(True), "risk")
-                button("Let it run", lambda: dialog.submit(False))
-        if await dialog:
+        question = "Stop after the running trial? Finished trials stay."
+        if await confirm(question, yes="Cancel the job", no="Let it run"):
             await guarded(self._end)
 
     async def _end(self) -> None:
@@ -198,6 +220,7 @@ def _facts(job: TuningJobView) -> list[str]:
         str(spec.get("model_dir", words.NONE)),
         f"{spec.get('hardware', 'local')}, up to {spec.get('num_devices', '?')} devices",
         words.at(job.created_at),
+        job.id,
     ]
 
 
@@ -225,7 +248,7 @@ def _columns(known: Known) -> list[tuple[str, str]]:
         ("number", "Trial"),
         ("settings", "Settings"),
         ("fidelity", "Fidelity"),
-        *((c.key, f"{_named(c)}: measured (predicted)") for c in known.bounds),
+        *((c.key, f"{_named(c)}: measured (predicted, 90 %)") for c in known.bounds),
         ("chance", "P(SLA met)"),
         ("verdict", "Verdict"),
     ]
@@ -255,16 +278,26 @@ def _row(record: Json, known: Known) -> Row:
 
 
 def _both(record: Json, key: str) -> str:
-    """Measured and, in brackets, predicted; of a simulated trial the one number there is."""
-    measured, predicted = _value(record, "metrics", key), _value(record, "predicted", key)
+    """Measured and, in brackets, predicted with its interval; a simulated trial has only that."""
     if record.get("fidelity") not in LIVE:
-        return f"({words.number(measured)})"
-    return f"{words.number(measured)} ({words.number(predicted)})"
+        return f"({_spread(_estimate(record, 'metrics', key))})"
+    measured = words.number(_value(record, "metrics", key))
+    return f"{measured} ({_spread(_estimate(record, 'predicted', key))})"
+
+
+def _spread(found: Json) -> str:
+    """A value, and between which it lies."""
+    low, high = words.number(found.get("low")), words.number(found.get("high"))
+    return f"{words.number(found.get('value'))}, {low} to {high}"
+
+
+def _estimate(record: Json, part: str, key: str) -> Json:
+    """What is known of a metric; empty where nothing is."""
+    return (record.get(part) or {}).get(key) or {}
 
 
 def _value(record: Json, part: str, key: str) -> float | None:
-    found = (record.get(part) or {}).get(key)
-    return None if found is None else found.get("value")
+    return _estimate(record, part, key).get("value")
 
 
 class _Pictures:
@@ -290,15 +323,16 @@ class _Pictures:
         self._choose(known)
 
     def _choose(self, known: Known) -> None:
-        self._front_card.set_visibility(bool(known.pareto and known.bounds))
-        has_knobs = known.importance is not None and bool(known.importance.knobs)
-        self._knobs_card.set_visibility(has_knobs)
+        """Places are kept for what comes a moment later, so that nothing jumps."""
+        self._front_card.set_visibility(bool(known.trials and known.bounds))
+        may_have_knobs = known.importance is None or bool(known.importance.knobs)
+        self._knobs_card.set_visibility(bool(known.trials) and may_have_knobs)
         self._truth_card.set_visibility(bool(_pairs(known)))
 
 
 def _front(known: Known) -> charts.Json:
     if known.pareto is None or not known.bounds:
-        return charts.dots("devices", "ms", {})
+        return charts.dots("devices", "ms", {}, none=NOT_YET)
     bound = known.bounds[0]
     front = {point.trial for point in known.pareto.front}
     groups: dict[str, list[tuple[float, float, str]]] = {"on the front": [], "beaten": []}
@@ -307,19 +341,16 @@ def _front(known: Known) -> charts.Json:
         if value is not None:
             name = "on the front" if record["number"] in front else "beaten"
             text = words.settings_of(record["settings"])
-            groups[name].append((_devices(record), value, text))
-    return charts.dots("devices", _named(bound), groups)
-
-
-def _devices(record: Json) -> int:
-    plan = record["settings"]["plan"]
-    return int(plan["dp"] * plan["pp"] * plan["sp"] * plan["tp"])
+            groups[name].append((words.devices_of(record["settings"]), value, text))
+    return charts.dots("devices", _named(bound), groups, none=NOT_YET)
 
 
 def _knobs(known: Known) -> charts.Json:
     found = known.importance.knobs if known.importance else []
     return charts.bars(
-        "share of the variance of latency, 0 to 1", {knob.knob: knob.share for knob in found}
+        "share of the variance of latency, 0 to 1",
+        {knob.knob: knob.share for knob in found},
+        none=NOT_YET,
     )
 
 
@@ -328,14 +359,14 @@ def _truth(known: Known) -> charts.Json:
     return charts.predicted_against_measured(name, _pairs(known))
 
 
-def _pairs(known: Known) -> list[tuple[float, float, str]]:
-    """Of live trials: predicted, measured, settings."""
+def _pairs(known: Known) -> list[tuple[Json, float, str]]:
+    """Of live trials: what was predicted, what was measured, settings."""
     if not known.bounds:
         return []
     key = known.bounds[0].key
     found = []
     for record in known.trials:
-        predicted, measured = _value(record, "predicted", key), _value(record, "metrics", key)
-        if record.get("fidelity") in LIVE and predicted is not None and measured is not None:
+        predicted, measured = _estimate(record, "predicted", key), _value(record, "metrics", key)
+        if record.get("fidelity") in LIVE and predicted and measured is not None:
             found.append((predicted, measured, words.settings_of(record["settings"])))
     return found

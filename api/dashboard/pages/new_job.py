@@ -9,7 +9,7 @@ from fastapi import Request
 from nicegui import ui
 from pydantic import ValidationError
 
-from api.dashboard.layout import button, card, frame, note, page_path
+from api.dashboard.layout import Text, button, card, frame, note, page_path
 from api.dashboard.visit import Visit
 from api.schemas.access import Scope
 from api.schemas.tuning import OnBusy, TuningJobCreate
@@ -83,6 +83,13 @@ class _Form:
                 .classes("wide" if field.is_wide else "")
                 for field in FIELDS
             }
+        self._table = ui.checkbox("Capacity table")
+        Text(
+            "p",
+            "Also find what rate each plan carries within the SLA: what a controller needs that "
+            "adds and drains replicas. Takes some ten times as long.",
+            "soft",
+        )
         with ui.element("div").classes("row").style("margin-top:1rem"):
             button("Start the job", self._start, "go")
 
@@ -125,4 +132,6 @@ class _Form:
             text = str(shown.value or "").strip()
             if text:
                 body[field.name] = int(text) if field.is_number and text.isdecimal() else text
+        if self._table.value:
+            body["options"] = {"capacity_table": True}
         return body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +10,13 @@ from fastapi import Request
 from nicegui import ui
 
 from api.dashboard import words
+from api.dashboard.capacity import CapacityCurve, show_capacity_table
 from api.dashboard.layout import (
     Row,
     Text,
     button,
     card,
+    confirm,
     copied,
     empty,
     facts,
@@ -24,7 +27,8 @@ from api.dashboard.layout import (
     page_path,
     table,
 )
-from api.dashboard.policy_editor import show_changes
+from api.dashboard.proposal import show_changes, show_effect, tell_version
+from api.dashboard.rollout_start import can_roll_out, start_rollout
 from api.dashboard.visit import Visit
 from api.schemas.access import Scope
 from api.schemas.serving import ChangeSet, EngineView
@@ -39,7 +43,10 @@ from store.paging import PageRequest
 PATH, TITLE = "/recommendations/{recommendation_id}", "Recommendation · Gearshift"
 METRICS = ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms")
 PERCENTILES = ("mean", "p50", "p90", "p95", "p99")
-MOST_ENGINES = 500
+MOST_ENGINES, MOST_MISSES = 500, 5
+ANSWERS = (
+    ("name", "Answer"), ("settings", "Settings"), ("devices", "Devices"), ("chance", "P(SLA met)"),
+)  # fmt: skip
 Json = dict[str, Any]
 
 
@@ -49,7 +56,9 @@ class Known:
 
     found: RecommendationView
     alternatives: dict[str, Json]
+    near_misses: list[Json]
     engines: list[EngineView]
+    spec: Json | None
 
     @property
     def answer(self) -> Json | None:
@@ -75,9 +84,13 @@ async def show(request: Request, recommendation_id: str) -> None:
         _numbers(known.answer, _bounded(known.found.sla))
         with card("Apply to a running engine"):
             _Apply(visit, known)
-        _commands(known.answer)
+        with card("What load it carries"):
+            show_capacity_table(known.answer.get("capacity_table"))
+            CapacityCurve(visit, known.spec, known.answer["settings"])
         _alternatives(known.alternatives)
+        _near_misses(known.near_misses)
         _bands(known.found.schedule)
+        _commands(known.answer)
 
 
 def _read(uow: UnitOfWork, visit: Visit, recommendation_id: str) -> Known:
@@ -88,8 +101,16 @@ def _read(uow: UnitOfWork, visit: Visit, recommendation_id: str) -> Known:
     return Known(
         found=RecommendationView.model_validate(row),
         alternatives=report.get("alternatives") or {},
+        near_misses=_nearest(report.get("trials") or ()),
         engines=[engines.view(one, visit.context.settings) for one in page.items],
+        spec=None if job is None else job.spec,
     )
+
+
+def _nearest(trials: Iterable[Json]) -> list[Json]:
+    """Trials that miss the SLA, the likeliest to meet it first."""
+    missed = [t for t in trials if not t.get("is_feasible") and t.get("sla_probability")]
+    return sorted(missed, key=lambda t: -t["sla_probability"])[:MOST_MISSES]
 
 
 def _say(found: RecommendationView, answer: Json) -> None:
@@ -104,7 +125,7 @@ def _say(found: RecommendationView, answer: Json) -> None:
                 ("SLA", found.sla),
                 ("P(SLA met)", words.NONE if chance is None else f"{chance:.2f}"),
                 ("Devices", str(answer.get("num_devices", words.NONE))),
-                ("Chosen as", str(answer.get("reason", words.NONE))),
+                ("Chosen as", str(answer.get("reason", words.NONE)).replace("_", " ")),
                 ("Known by", str(answer.get("fidelity", words.NONE))),
             ]
         )
@@ -158,28 +179,26 @@ def _intervals(found: Json, bounded: set[str]) -> None:
 
 
 def _alternatives(found: dict[str, Json]) -> None:
-    if not found:
-        return
-    rows = [
-        {
-            "key": name,
-            "name": name,
-            "settings": words.settings_of(one["settings"]),
-            "devices": str(one.get("num_devices", words.NONE)),
-            "chance": words.number(one.get("sla_probability"), 2),
-        }
-        for name, one in found.items()
-    ]
-    with card("Other answers"):
-        table(
-            (
-                ("name", "Answer"),
-                ("settings", "Settings"),
-                ("devices", "Devices"),
-                ("chance", "P(SLA met)"),
-            ),
-            rows,
-        )
+    if found:
+        with card("Other answers"):
+            table(ANSWERS, [_answer(name, one) for name, one in found.items()])
+
+
+def _near_misses(found: list[Json]) -> None:
+    if found:
+        with card("Near misses"):
+            Text("p", "Tried, and too likely to miss the SLA.", "soft")
+            table(ANSWERS, [_answer(f"trial {one['number']}", one) for one in found])
+
+
+def _answer(name: str, one: Json) -> Row:
+    return {
+        "key": name,
+        "name": name,
+        "settings": words.settings_of(one["settings"]),
+        "devices": str(words.devices_of(one["settings"])),
+        "chance": words.number(one.get("sla_probability"), 2),
+    }
 
 
 def _bands(schedule: Json | None) -> None:
@@ -220,7 +239,7 @@ def _commands(answer: Json) -> None:
         return
     with card("Commands that start it"):
         for command in commands:
-            Text("h3", command["system"]).style("font-size:1rem;font-weight:600;margin:.5rem 0 0")
+            Text("h3", command["system"])
             notes = [text for text in (command.get("versions"), command.get("note")) if text]
             if notes:
                 Text("p", "; ".join(notes), "soft")
@@ -252,30 +271,39 @@ class _Apply:
         self._answer = ui.element("div").props('aria-live="polite"')
 
     async def _preview(self) -> None:
-        engine_id = self._engine.value
+        engine_id, visit, own_id = self._engine.value, self._visit, self._id
         answer = await self._ask(engine_id, is_dry_run=True)
         self._answer.clear()
         with self._answer:
             show_changes(answer)
-            button("Apply", lambda: self._confirm(engine_id), "go")
+            place = ui.element("div")
+            with ui.element("div").classes("row"):
+                button("Apply", lambda: self._confirm(engine_id), "go")
+                if can_roll_out(answer):
+                    candidate = {"recommendation_id": own_id}
+                    button(
+                        "Prove it first ...",
+                        lambda: start_rollout(visit, engine_id, reason="", candidate=candidate),
+                    )
+        await show_effect(
+            visit,
+            place,
+            answer,
+            engine_id,
+            lambda uow, _: recommendations.settings_of(uow, own_id),
+        )
 
     async def _confirm(self, engine_id: str) -> None:
         name = self._names[engine_id]
-        with ui.dialog() as dialog, ui.card():
-            Text("p", f"Apply this recommendation to {name}, and let the controller follow it?")
-            with ui.element("div").classes("row"):
-                button("Yes, apply", lambda: dialog.submit(True), "go")
-                button("No", lambda: dialog.submit(False))
-        if await dialog:
+        question = f"Apply this recommendation to {name}, and let the controller follow it?"
+        if await confirm(question, yes="Yes, apply", no="No", kind="go"):
             await guarded(lambda: self._apply(engine_id))
 
     async def _apply(self, engine_id: str) -> None:
         answer = await self._ask(engine_id, is_dry_run=False)
         self._answer.clear()
         with self._answer:
-            note(
-                f"Version {answer.policy.version} is asked for; the engine applies it next.", "good"
-            )
+            tell_version(answer)
             ui.link("See the engine", page_path("engines", engine_id))
 
     async def _ask(self, engine_id: str, *, is_dry_run: bool) -> ChangeSet:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
 from nicegui import ui
+from nicegui.events import GenericEventArguments
 from starlette.concurrency import run_in_threadpool
 
 from api.dashboard import charts, words
 from api.dashboard.layout import (
     Text,
+    allow,
     button,
     card,
     chart,
@@ -21,6 +25,7 @@ from api.dashboard.layout import (
     note,
     redraw,
     table,
+    told_of,
 )
 from api.dashboard.visit import Visit
 from api.schemas.access import Scope
@@ -28,17 +33,12 @@ from api.services import what_if
 from api.services.what_if import Glance, WhatIf
 from api.web.errors import as_api_error
 from tuner.described import catalog
+from tuner.described.catalog import Listed
 
 PATH, TITLE = "/what-if", "What if · Gearshift"
-START = WhatIf(
-    model="llama-3.1-70b",
-    hardware="8xh200",
-    plan="tp=8",
-    rate_rps=4,
-    input_tokens=1000,
-    output_tokens=200,
-    sla="p95_ttft_ms<=1000,p95_tpot_ms<=50",
-)
+MODEL, DEVICE, BACKEND = "llama-3.1-70b", "h200", "vllm"
+# Devices of the slider's places; each plan over all of them is a power of two, too.
+DEVICES = (1, 2, 4, 8, 16, 32)
 FACTS = (
     "TTFT, alone",
     "TPOT at this load",
@@ -47,46 +47,51 @@ FACTS = (
 )
 METRICS = (("ttft_ms", "TTFT, ms"), ("tpot_ms", "TPOT, ms"), ("e2e_ms", "E2E, ms"))
 PERCENTILES = ("mean", "p50", "p95", "p99")
+EMIT_VALUE = "event => emit(event.target.value)"
 Json = dict[str, Any]
 
 
 async def show(request: Request) -> None:
     """The page."""
     visit = Visit.of(request)
-    models, backends = await run_in_threadpool(_names)
+    names = await run_in_threadpool(_names)
     with frame(request, visit, "What if"):
         Text(
             "p",
             "A model on hardware that is described, not here. The glance follows as you change it; "
             "a simulation runs the whole scheduler.",
         )
-        page = _Page(visit, models, backends)
+        page = _Page(visit, names)
     await page.look()
 
 
-def _names() -> tuple[list[str], list[str]]:
-    return (
-        [found.name for found in catalog.catalog_models()],
-        [found.name for found in catalog.catalog_backends()],
+@dataclass(frozen=True, kw_only=True)
+class _Names:
+    """What there is to choose from."""
+
+    models: list[str]
+    devices: list[str]
+    backends: list[str]
+
+
+def _names() -> _Names:
+    def known(listed: Sequence[Listed]) -> list[str]:
+        return [found.name for found in listed if found.error is None]
+
+    return _Names(
+        models=known(catalog.catalog_models()),
+        devices=known(catalog.catalog_hardware()),
+        backends=known(catalog.catalog_backends()),
     )
 
 
 class _Page:
     """The question, the glance at it, and the last simulation."""
 
-    def __init__(self, visit: Visit, models: list[str], backends: list[str]) -> None:
+    def __init__(self, visit: Visit, names: _Names) -> None:
         self._visit = visit
         with card("Question"), ui.element("div").classes("fields"):
-            self._model = ui.select(models, value=START.model, label="Model")
-            self._hardware = ui.input("Hardware", value=START.hardware)
-            self._hardware.props('hint="As in 8xh200 or 2xl40s"')
-            self._plan = ui.input("Plan", value=START.plan)
-            self._plan.props('hint="As tp=8 or sp=4,tp=2,shift"')
-            self._backend = ui.select(backends, value="vllm", label="Serving system")
-            self._sla = ui.input("SLA", value=START.sla).classes("wide")
-            self._rate = _slider("Requests/s", START.rate_rps, 0.5, 100, 0.5)
-            self._input = _slider("Input, tokens", START.input_tokens, 50, 16_000, 50)
-            self._output = _slider("Output, tokens", START.output_tokens, 10, 4_000, 10)
+            self._build(names)
         with card("At a glance, from step times alone"):
             self._said = ui.element("div").props('aria-live="polite"')
             self._change = facts([(name, "") for name in FACTS])
@@ -96,28 +101,63 @@ class _Page:
         with card("Simulated"):
             self._run = button("Simulate a minute of it", self._simulate, "go")
             self._answer = ui.element("div").props('aria-live="polite"')
-        for shown in (self._model, self._hardware, self._plan, self._backend, self._sla,
-                      self._rate, self._input, self._output):  # fmt: skip
-            # A slider tells every pixel; a text every letter.
+        for slider in (self._ttft, self._tpot, self._rate, self._input, self._output):
+            slider.on_move(self.look)
+        self._devices.on_move(self._follow)
+        for shown in (self._model, self._device, self._plan, self._backend):
+            # A text tells every letter.
             shown.on("update:model-value", self.look, throttle=0.3, leading_events=False)
+
+    def _build(self, names: _Names) -> None:
+        self._model = ui.select(names.models, value=MODEL, label="Model", with_input=True)
+        self._device = ui.select(
+            names.devices, value=DEVICE, label="Device", with_input=True, new_value_mode="add"
+        )
+        self._device.props('hint="Or your own words, as h200@pcie5; 8xh200: nodes of eight"')
+        self._devices = _Slider(
+            "Devices",
+            DEVICES.index(8),
+            least=0,
+            most=len(DEVICES) - 1,
+            step=1,
+            text_of=lambda place: str(DEVICES[int(place)]),
+        )
+        self._plan = ui.input("Plan", value="tp=8")
+        self._plan.props('hint="As tp=8 or sp=4,tp=2,shift"')
+        self._backend = ui.select(names.backends, value=BACKEND, label="Serving system")
+        self._rate = _Slider("Requests/s", 4, least=0.5, most=100, step=0.5)
+        self._input = _Slider("Input, tokens", 1000, least=50, most=16_000, step=50)
+        self._output = _Slider("Output, tokens", 200, least=10, most=4_000, step=10)
+        self._ttft = _Slider("SLA: p95 TTFT, ms, at most", 1000, least=50, most=5_000, step=50)
+        self._tpot = _Slider("SLA: p95 TPOT, ms, at most", 50, least=5, most=200, step=1)
+
+    async def _follow(self) -> None:
+        """Keep a plan that is tensor parallel over all devices so, over as many as there are."""
+        if re.fullmatch(r"tp=\d+", str(self._plan.value).strip()):
+            self._plan.value = f"tp={self._num_devices}"
+        await self.look()
+
+    @property
+    def _num_devices(self) -> int:
+        return DEVICES[int(self._devices.value)]
 
     async def look(self) -> None:
         """Answer at a glance."""
         await self._visit.caller(Scope.READ)
-        self._said.clear()
+        asked = self._asked()
         try:
-            found = await run_in_threadpool(what_if.glance, self._asked())
+            found = await run_in_threadpool(what_if.glance, asked)
         except Exception as error:
-            refusal = as_api_error(error)
-            details = [f"{e.pointer.lstrip('/')}: {e.detail}" for e in refusal.errors]
-            with self._said:
-                note("; ".join(details) or refusal.detail, "bad")
+            self._tell(told_of(as_api_error(error)), "bad")
             return
         self._change(_facts(found))
-        if found.running is None:
-            with self._said:
-                note("Requests come faster than they are served: the queue would grow.", "bad")
+        self._tell(*_verdict(found, float(self._ttft.value), float(self._tpot.value)))
         redraw(self._chart, _steps(found.decode_ms))
+
+    def _tell(self, text: str, tone: str) -> None:
+        self._said.clear()
+        with self._said:
+            note(text, tone)
 
     async def _simulate(self) -> None:
         await self._visit.caller(Scope.READ)
@@ -125,7 +165,7 @@ class _Page:
         with self._answer:
             Text("p", "Simulating ...", "soft")
         document = None
-        self._run.props("disabled")
+        allow(self._run, False)
 
         async def run() -> None:
             nonlocal document
@@ -134,7 +174,7 @@ class _Page:
         try:
             await guarded(run)
         finally:
-            self._run.props(remove="disabled")
+            allow(self._run, True)
             self._answer.clear()
         if document is not None:
             with self._answer:
@@ -143,29 +183,71 @@ class _Page:
     def _asked(self) -> WhatIf:
         return WhatIf(
             model=str(self._model.value),
-            hardware=str(self._hardware.value),
+            hardware=f"{self._num_devices}x{self._device.value}",
             plan=str(self._plan.value),
             backend=str(self._backend.value),
-            sla=str(self._sla.value),
+            sla=f"p95_ttft_ms<={self._ttft.value:g},p95_tpot_ms<={self._tpot.value:g}",
             rate_rps=float(self._rate.value),
             input_tokens=int(self._input.value),
             output_tokens=int(self._output.value),
         )
 
 
-def _slider(label: str, value: float, least: float, most: float, step: float) -> ui.slider:
-    """A slider under its name, which shows the value."""
-    with ui.element("div"):
-        shown = Text("div", "", "soft")
-        slider = ui.slider(min=least, max=most, step=step, value=value)
-        slider.props(f'aria-label="{label}"')
+class _Slider:
+    """A native slider under its name, which shows the value; any keyboard moves it."""
 
-    def tell() -> None:
-        shown.set_text(f"{label}: {slider.value:g}")
+    def __init__(
+        self,
+        label: str,
+        value: float,
+        *,
+        least: float,
+        most: float,
+        step: float,
+        text_of: Callable[[float], str] = "{:g}".format,
+    ) -> None:
+        self.value = value
+        self._label = label
+        self._text_of = text_of
+        with ui.element("div"):
+            self._shown = Text("div", "", "soft")
+            self._input = ui.element("input").props(f'type="range" aria-label="{label}"')
+        # Its value is the browser's own from then on, or each answer would move it back.
+        self._input.props(f"min={least:g} max={most:g} step={step:g} defaultValue={value:g}")
+        self._tell()
 
-    slider.on_value_change(tell)
-    tell()
-    return slider
+    def on_move(self, act: Callable[[], Awaitable[None] | None]) -> None:
+        """Call ``act`` when it has moved; it tells every pixel."""
+
+        async def move(event: GenericEventArguments) -> None:
+            self.value = float(event.args)
+            self._tell()
+            await guarded(act)
+
+        self._input.on("input", move, throttle=0.3, leading_events=False, js_handler=EMIT_VALUE)
+
+    def _tell(self) -> None:
+        text = self._text_of(self.value)
+        self._shown.set_text(f"{self._label}: {text}")
+        self._input.props["aria-valuetext"] = text
+        self._input.update()
+
+
+def _verdict(found: Glance, ttft_ms: float, tpot_ms: float) -> tuple[str, str]:
+    """What the glance says of the SLA, and its tone."""
+    if found.tpot_ms is None:
+        return "Requests come faster than they are served: the queue would grow.", "bad"
+    missed = [
+        f"{name} {value:.1f} ms is above {bound:g} ms"
+        for name, value, bound in (
+            ("TTFT of a request alone", found.ttft_ms, ttft_ms),
+            ("TPOT", found.tpot_ms, tpot_ms),
+        )
+        if value > bound
+    ]
+    if missed:
+        return f"The SLA is missed: {', '.join(missed)}.", "bad"
+    return "The SLA may be met: queueing is not in this; simulate it to see.", "good"
 
 
 def _facts(found: Glance) -> list[str]:

@@ -28,6 +28,7 @@ WHOLE: Json = {
         "output_edges": [1, 2],
         "counts": [[0, 0], [1200, 900], [4100, 2619]],
     },
+    "over_time": {"bin_s": 1800.0, "counts": [4310, 4509]},
     "spread_s": 0.0,
     "cuts": [],
 }

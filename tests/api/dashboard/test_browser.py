@@ -5,110 +5,20 @@ With ``GEARSHIFT_SCREENSHOTS=docs/pictures`` the pictures of the documents are t
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from engine.models.create import create_model
-from tests.api.cli.served import serving
-from tests.api.conftest import ADMIN
-from tests.api.live import wait_until
+from tests.api.dashboard.browsing import NEEDS_CHROMIUM, SLOW_MS, World, go, log_in
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium"),
-]
-QUIET = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-ROOT = Path(__file__).parents[3]
-SLOW_MS = 30_000
+pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
 SCREENSHOTS = os.environ.get("GEARSHIFT_SCREENSHOTS")
 JOB_MS = 180_000
 APPLIED = re.compile(r"^applied in [0-9.]+ s")
-
-
-@dataclass(frozen=True, kw_only=True)
-class World:
-    """A service with a worker and one paced engine, and clients of both."""
-
-    url: str
-    rest: httpx.Client
-    engine: httpx.Client
-
-    @property
-    def engine_id(self) -> str:
-        return str(self.rest.get("/v1/engines").json()[0]["id"])
-
-    def ask(self, times: int) -> None:
-        """Have the engine complete a prompt, a few at a time."""
-        body = {"model": "tiny", "prompt": "the quick brown fox " * 20, "max_tokens": 64}
-        with ThreadPoolExecutor(8) as pool:
-            asked = (pool.submit(self.engine.post, "/v1/completions", json=body)
-                     for _ in range(times))  # fmt: skip
-            assert {answer.result().status_code for answer in list(asked)} == {200}
-
-    def make_key(self, *scopes: str) -> tuple[str, str]:
-        """Id and secret of a new key."""
-        answer = self.rest.post("/v1/api-keys", json={"name": "guest", "scopes": list(scopes)})
-        return answer.json()["id"], answer.json()["secret"]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    folder = tmp_path_factory.mktemp("world")
-    create_model(folder / "models" / "tiny", preset="tiny", seed=1)
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("GEARSHIFT_")}
-    own = {
-        "GEARSHIFT_DATA_DIR": str(folder),
-        "GEARSHIFT_PORT": "0",
-        "GEARSHIFT_ADMIN_KEY": ADMIN,
-        "GEARSHIFT_CONTROL_INTERVAL_S": "1",
-    }
-    command = [sys.executable, "-m", "api.cli.main", "serve", "--json"]
-    with subprocess.Popen(
-        command, env={**clean, **own}, cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as service:
-        try:
-            assert service.stdout is not None
-            url = json.loads(service.stdout.readline())["url"]
-            rest = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {ADMIN}"})
-            with rest, pytest.MonkeyPatch.context() as patch:
-                patch.setenv("GEARSHIFT_CONTROL_KEY", ADMIN)
-                patch.setenv("XDG_DATA_HOME", str(folder))
-                words = ("--model", folder / "models" / "tiny", "--paced", "2xh200")
-                plan = ("--plan", "sp=2,shift=64", "--name", "chat-east", "--control", url)
-                caps = ("--max-num-seqs", 256, "--max-num-batched-tokens", 8192)
-                with serving(*words, *plan, *caps) as engine:
-                    wait_until(lambda: rest.get("/v1/engines").json())
-                    yield World(url=url, rest=rest, engine=engine.http)
-        finally:
-            service.terminate()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    expect.set_options(timeout=SLOW_MS)
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield found
-        found.close()
 
 
 @pytest.fixture
@@ -129,23 +39,6 @@ def visit(browser: Browser, world: World) -> Iterator[BrowserContext]:
     yield context
     context.close()
     assert elsewhere == []
-
-
-def log_in(visit: BrowserContext, secret: str = ADMIN) -> Page:
-    """The fleet's page after the login."""
-    page = visit.new_page()
-    page.goto("/")
-    page.get_by_label("Key").fill(secret)
-    page.get_by_role("button", name="Log in").click()
-    expect(page.get_by_role("heading", name="Fleet")).to_be_visible()
-    return page
-
-
-def go(page: Page, path: str) -> None:
-    """Open a page and wait until it hears what is typed."""
-    page.goto(path)
-    page.wait_for_function("() => window.did_handshake")
-    expect(page.get_by_role("heading", level=1)).to_be_visible()
 
 
 def take(page: Page, name: str) -> None:
@@ -176,7 +69,12 @@ def test_an_engine_shows_what_it_serves(visit: BrowserContext, world: World) -> 
 def test_somebody_tunes_and_applies(visit: BrowserContext, world: World) -> None:
     page = log_in(visit)
     expect(page.get_by_role("link", name="chat-east")).to_be_visible()
-    expect(page.get_by_text("fine")).to_be_visible()
+    expect(page.get_by_text("fine", exact=True)).to_be_visible()
+
+    page.get_by_label("Show engines with").fill("no such")
+    expect(page.get_by_text("No engine has that.")).to_be_visible()
+    page.get_by_label("Show engines with").fill("CHAT-e")
+    expect(page.get_by_role("link", name="chat-east")).to_be_visible()
 
     page.get_by_role("link", name="Tuning jobs").click()
     page.get_by_role("link", name="New tuning job").click()
@@ -254,6 +152,65 @@ def test_a_wrong_value_is_told_and_changes_nothing(visit: BrowserContext, world:
     assert world.rest.get(path).json()["version"] == before
 
 
+def test_a_change_is_begun_as_a_rollout_and_taken_back(visit: BrowserContext, world: World) -> None:
+    page = log_in(visit)
+    go(page, f"/engines/{world.engine_id}")
+    page.get_by_label("Most sequences in a step").fill("40")
+    page.get_by_label("SLA").fill("p95_ttft_ms<=500")
+    page.get_by_role("button", name="Show what would change").click()
+    expect(page.get_by_text("No simulation of the last hours").or_(
+        page.get_by_role("cell", name="SLA attainment"))).to_be_visible()  # fmt: skip
+    page.get_by_role("button", name="Prove it first").click()
+    page.get_by_text("Do not simulate it first").click()
+    page.get_by_role("button", name="Begin the rollout").click()
+    expect(page).to_have_url(re.compile("/rollouts/ro_"))
+    expect(page.get_by_role("cell", name="caps.max_num_seqs")).to_be_visible()
+    expect(page.get_by_text("takes turns with what runs")).to_be_visible()
+    page.get_by_role("button", name="Cancel, and go back").click()
+    page.get_by_role("button", name="Cancel the rollout").click()
+    expect(page.get_by_text("cancelled by hand").first).to_be_visible()
+    page.get_by_role("link", name="Rollouts", exact=True).click()
+    expect(page.get_by_role("cell", name="cancelled", exact=True)).to_be_visible()
+
+
+def test_a_replica_beyond_the_guards_is_refused_where_it_was_asked_for(
+    visit: BrowserContext, world: World
+) -> None:
+    path = f"/v1/engines/{world.engine_id}/policy"
+    plan = world.rest.get(path).json()["requested"]["plan"]
+    guards = {"guards": {"max_gpus": plan["dp"] * plan["sp"] * plan["tp"]}}
+    assert world.rest.patch(path, json=guards, headers={"If-Match": "*"}).is_success
+    page = log_in(visit)
+    go(page, f"/engines/{world.engine_id}")
+    page.get_by_role("button", name="Add a replica").click()
+    expect(page.get_by_role("alert").filter(has_text="guards.max_gpus is")).to_be_visible()
+
+
+def test_sliders_are_moved_by_keyboard_and_the_glance_follows(visit: BrowserContext) -> None:
+    page = log_in(visit)
+    go(page, "/what-if")
+    expect(page.get_by_text("The SLA may be met")).to_be_visible()
+    page.get_by_role("slider", name="Devices").press("ArrowLeft")
+    expect(page.get_by_text("Devices: 4")).to_be_visible()
+    expect(page.get_by_label("Plan")).to_have_value("tp=4")
+    page.get_by_role("slider", name="SLA: p95 TPOT").press("Home")
+    expect(page.get_by_text("The SLA is missed: TPOT")).to_be_visible()
+
+
+def test_a_workload_shows_when_and_how_long_its_requests_are(
+    visit: BrowserContext, world: World
+) -> None:
+    rows = "".join(f"{i / 2},{8 * (i % 9 + 1)},{i % 5 + 1}\n" for i in range(90))
+    trace = f"arrival_s,input_tokens,output_tokens\n{rows}"
+    assert world.rest.post("/v1/workloads?name=calm.csv", content=trace).is_success
+    page = log_in(visit)
+    page.get_by_role("link", name="Workloads").click()
+    page.get_by_role("link", name="calm.csv").click()
+    expect(page.get_by_role("heading", name="calm.csv")).to_be_visible()
+    for drawn in ("requests per second over the time", "requests by input tokens"):
+        expect(page.get_by_role("img", name=drawn)).to_be_visible()
+
+
 def test_a_key_that_may_only_read_is_offered_nothing_else(
     visit: BrowserContext, world: World
 ) -> None:
@@ -284,8 +241,10 @@ def test_pages_fit_their_screen(browser: Browser, world: World, width: int, colo
     names = {
         "fleet": "/",
         "engine": f"/engines/{world.engine_id}",
+        "rollouts": "/rollouts",
         "jobs": "/jobs",
         "new-job": "/jobs/new",
+        "workloads": "/workloads",
         "what-if": "/what-if",
         "missing": "/jobs/job_none",
     }

@@ -36,6 +36,7 @@ def test_an_uploaded_trace_is_kept_with_what_is_known_of_it(client: TestClient) 
     assert (told["span_s"], told["gap_cv"]) == (149.5, 0.0)
     assert told["peak_to_mean_per_minute"] == pytest.approx(1.2)
     assert sum(map(sum, told["joint_histogram"]["counts"])) == 300
+    assert told["over_time"] == {"bin_s": 1.0, "counts": [2] * 150}
     (listed,) = client.get("/v1/workloads").json()
     assert listed["id"] == told["id"]
     assert "joint_histogram" not in listed

@@ -78,6 +78,17 @@ def test_standing_names_the_worst_that_is_true(
     assert look(database, settings)["east"].standing is Standing.ENDED
 
 
+def test_a_server_that_was_never_seen_is_silent_until_it_is_forgotten(
+    client: TestClient, database: Database, settings: ServiceSettings
+) -> None:
+    body = {"name": "west", "system": "vllm", "url": "http://127.0.0.1:9", "plan": "tp=1"}
+    engine_id = client.post("/v1/engines:observe", json=body).json()["id"]
+    found = look(database, settings)["west"]
+    assert (found.standing, found.reason) == (Standing.SILENT, "new")
+    client.post(f"/v1/engines/{engine_id}:deregister")
+    assert look(database, settings)["west"].standing is Standing.ENDED
+
+
 def test_one_engine_is_told_as_in_the_fleet(
     client: TestClient, database: Database, settings: ServiceSettings
 ) -> None:

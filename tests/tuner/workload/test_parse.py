@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.tuner.workload.test_traces import AZURE, needs_traces
 from tuner.spec.errors import TunerError, WorkloadError
 from tuner.workload.parse import CutKind, Workload, check_workload, parse_workload
+from tuner.workload.workload import MOST_BINS, over_time
 
 EVERY_PROCESS = (
     "poisson:rate=4,input=512,output=64",
@@ -52,6 +53,15 @@ def test_every_process_is_seeded_ordered_and_describes_itself(spec: str) -> None
     assert facts["spec"] == spec
     assert len(facts["sha256"]) == 64
     assert sum(map(sum, facts["joint_histogram"]["counts"])) == facts["rows"] == len(workload)
+
+
+@given(span_s=st.floats(0, 1e12), count=st.integers(1, 50))
+@settings(deadline=None)
+def test_arrivals_over_time_are_all_counted_in_few_stretches(span_s: float, count: int) -> None:
+    told = over_time(np.linspace(5.0, 5.0 + span_s, count))
+    assert sum(told["counts"]) == count
+    assert len(told["counts"]) <= MOST_BINS
+    assert told["bin_s"] > 0
 
 
 def test_a_poisson_process_has_its_rate_and_a_gap_cv_of_one() -> None:

@@ -1,0 +1,119 @@
+"""``/workloads/ID``: one uploaded trace: how its requests come, and how long they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request
+from nicegui import ui
+
+from api.dashboard import charts, words
+from api.dashboard.layout import Row, card, chart, empty, facts, frame, missing, note, table
+from api.dashboard.visit import Visit
+from api.schemas.workloads import WorkloadView
+from api.services import workloads
+from store import NotFoundError
+
+PATH, TITLE = "/workloads/{workload_id}", "Workload · Gearshift"
+BACK = ("/workloads", "workloads")
+LENGTHS = (
+    ("what", "Tokens"), ("mean", "Mean"), ("p50", "p50"), ("p95", "p95"), ("max", "Longest"),
+)  # fmt: skip
+Json = dict[str, Any]
+
+
+async def show(request: Request, workload_id: str) -> None:
+    """The page."""
+    visit = Visit.of(request)
+    try:
+        found = await visit.read(lambda uow: workloads.whole_view(uow.workloads.get(workload_id)))
+    except NotFoundError as error:
+        missing(request, visit, str(error), back=BACK)
+        return
+    with frame(request, visit, found.name, back=BACK):
+        _say(found)
+        with card("Requests over time"):
+            _show_rate(found.over_time)
+        _show_lengths(found)
+
+
+def _say(found: WorkloadView) -> None:
+    with card():
+        facts(
+            [
+                ("Name it in a job as", found.id),
+                ("Requests", f"{found.rows:,}"),
+                ("Span", words.span(found.span_s)),
+                ("Requests/s", words.number(found.rate_rps, 2)),
+                ("Busiest minute / mean", words.number(found.peak_to_mean_per_minute, 2)),
+                ("CV of gaps (1: Poisson)", words.number(found.gap_cv, 2)),
+                ("Format", found.form),
+                ("Size", f"{found.num_bytes / 1e6:.2f} MB"),
+                ("Uploaded", words.at(found.created_at)),
+            ]
+        )
+        if found.spread_s > 0:
+            note(f"Stamps are {found.spread_s:g} s coarse: arrivals are spread inside.", "warn")
+        for cut in found.cuts:
+            note("Left out: " + ", ".join(f"{k} {v}" for k, v in cut.items()), "warn")
+
+
+def _show_rate(found: Json | None) -> None:
+    if found is None:
+        empty("Not known.", "It was uploaded to an earlier version: upload it again to see this.")
+        return
+    bin_s = found["bin_s"]
+    rates = [count / bin_s for count in found["counts"]]
+    chart(
+        charts.bins(
+            f"minutes from the first request, in stretches of {words.span(bin_s)}",
+            "requests/s",
+            [f"{index * bin_s / 60:.1f}" for index in range(len(rates))],
+            rates,
+        ),
+        "requests per second over the time of the trace",
+    )
+
+
+def _show_lengths(found: WorkloadView) -> None:
+    joint = found.joint_histogram
+    counts, ins, outs = joint["counts"], joint["input_edges"], joint["output_edges"]
+    by_output = [sum(column) for column in zip(*counts, strict=True)]
+    with ui.element("div").classes("grid2"):
+        with card("Length of inputs"):
+            _histogram("input tokens, from", ins, [sum(row) for row in counts])
+        with card("Length of outputs"):
+            _histogram("output tokens, from", outs, by_output)
+        with card("Both at once"):
+            chart(
+                charts.counts_over_two(
+                    ("input tokens, from", [f"{edge:,}" for edge in ins]),
+                    ("output tokens, from", [f"{edge:,}" for edge in outs]),
+                    counts,
+                ),
+                "how many requests have which input and output length",
+            )
+        with card("Lengths in numbers"):
+            table(
+                LENGTHS,
+                [_lengths("input", found.input_tokens), _lengths("output", found.output_tokens)],
+            )
+
+
+def _histogram(x: str, edges: list[int], counts: list[int]) -> None:
+    """Counts over powers of two."""
+    chart(
+        charts.bins(x, "requests", [f"{edge:,}" for edge in edges], counts),
+        f"requests by {x.removesuffix(', from')}",
+    )
+
+
+def _lengths(what: str, found: Json) -> Row:
+    return {
+        "key": what,
+        "what": what,
+        "mean": words.number(found["mean"]),
+        "p50": words.number(found["p50"], 0),
+        "p95": words.number(found["p95"], 0),
+        "max": words.number(found["max"], 0),
+    }

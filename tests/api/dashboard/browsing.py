@@ -1,0 +1,62 @@
+"""A service with its worker and an engine, and a real browser that looks at them."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import httpx
+import pytest
+from playwright.sync_api import BrowserContext, Page, expect
+
+from tests.api.conftest import ADMIN
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+NEEDS_CHROMIUM = pytest.mark.skipif(
+    CHROMIUM is None, reason="needs chromium: apt-get install chromium"
+)
+SLOW_MS = 30_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """A service with a worker and one paced engine, and clients of both."""
+
+    url: str
+    rest: httpx.Client
+    engine: httpx.Client
+
+    @property
+    def engine_id(self) -> str:
+        return str(self.rest.get("/v1/engines").json()[0]["id"])
+
+    def ask(self, times: int) -> None:
+        """Have the engine complete a prompt, a few at a time."""
+        body = {"model": "tiny", "prompt": "the quick brown fox " * 20, "max_tokens": 64}
+        with ThreadPoolExecutor(8) as pool:
+            asked = (pool.submit(self.engine.post, "/v1/completions", json=body)
+                     for _ in range(times))  # fmt: skip
+            assert {answer.result().status_code for answer in list(asked)} == {200}
+
+    def make_key(self, *scopes: str) -> tuple[str, str]:
+        """Id and secret of a new key."""
+        answer = self.rest.post("/v1/api-keys", json={"name": "guest", "scopes": list(scopes)})
+        return answer.json()["id"], answer.json()["secret"]
+
+
+def log_in(visit: BrowserContext, secret: str = ADMIN) -> Page:
+    """The fleet's page after the login."""
+    page = visit.new_page()
+    page.goto("/")
+    page.get_by_label("Key").fill(secret)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("heading", name="Fleet")).to_be_visible()
+    return page
+
+
+def go(page: Page, path: str) -> None:
+    """Open a page and wait until it hears what is typed."""
+    page.goto(path)
+    page.wait_for_function("() => window.did_handshake")
+    expect(page.get_by_role("heading", level=1)).to_be_visible()

@@ -22,7 +22,7 @@ FOLDER = Path(__file__).with_name("native")
 SOURCE = NativeSource(
     name="simulation",
     main=FOLDER / "simulate.cpp",
-    parts=tuple(path for path in FOLDER.iterdir() if path.name != "simulate.cpp"),
+    parts=tuple(path for path in FOLDER.glob("*.*") if path.name != "simulate.cpp"),
     # A product and a sum in one rounding would be other times than Python's.
     flags=(*SHARED_FLAGS, "-ffp-contract=off"),
 )
@@ -155,7 +155,6 @@ class OutcomeFields(ctypes.Structure):
 
     _fields_ = (
         ("run", _POINTER),
-        ("is_stopped", _I64),
         ("num_sent", _I64),
         ("num_over", _I64),
         ("num_segments", _I64),

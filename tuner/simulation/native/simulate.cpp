@@ -40,7 +40,7 @@ struct Told {
 // What Python reads; it lives until ``gs_release``.
 struct Outcome {
     void* run;
-    int64_t is_stopped, num_sent, num_over, num_segments, num_ends;
+    int64_t num_sent, num_over, num_segments, num_ends;
     const Segment* segments;
     const double* ends_s;
     // [replica]: preemptions, tokens looked for in the prefix cache, mode switches, decode tokens
@@ -196,7 +196,7 @@ gs::Outcome* gs_simulate(const gs::Told* told) {
         run = new gs::Run(*told);
         run->to_the_end();
     } catch (const gs::Stopped&) {
-        run->outcome.is_stopped = 1;
+        // Python knows, and raises.
     } catch (const std::bad_alloc&) {
         delete run;
         return nullptr;

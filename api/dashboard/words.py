@@ -9,6 +9,7 @@ from api.services.overview import EngineOverview, Standing
 from engine.spec.errors import EngineError
 from engine.spec.settings import Settings
 from policies.advice import AdviceReason
+from policies.capacity_loop import CapacityReason
 from policies.decision import Action, BandRejection, Reason
 from policies.rollout import RolloutReason
 from store.models import JobState, RolloutState, Sight
@@ -34,6 +35,21 @@ REASONS: dict[str, str] = {
     "restart_failed": "the server was not restarted: see its restarts; it is tried again later",
     Reason.DRIFT_REVERTED: "settings that were changed by hand were put back",
 }
+CAPACITY_REASONS: dict[CapacityReason, str] = {
+    CapacityReason.NO_DATA: "no load is known",
+    CapacityReason.STALE_DATA: "the last heartbeat is too old to act on",
+    CapacityReason.HOLDS: "it carries what comes and what is forecast",
+    CapacityReason.LOAD_UP: "the load needs more",
+    CapacityReason.LOAD_DOWN: "less would do for this load",
+    CapacityReason.SLA_MISSED: "the SLA is missed where the table says it is met",
+    CapacityReason.BEYOND_TABLE: "no entry of the capacity table carries this load",
+    CapacityReason.DWELL: "less would do, but not for long enough yet",
+    CapacityReason.GUARD_INTERVAL: "the guard on time between changes holds it back",
+    CapacityReason.GUARD_PER_HOUR: "the guard on changes an hour holds it back",
+    CapacityReason.NOT_WORTH_IT: "the change would cost more than it saves",
+    CapacityReason.DRIFT_PAUSED: "somebody changed the settings by hand",
+}
+REASONS |= {f"capacity_{reason}": f"devices: {text}" for reason, text in CAPACITY_REASONS.items()}
 REJECTIONS: dict[str, str] = {
     BandRejection.LOAD_IS_HIGHER: "load is higher",
     BandRejection.LOAD_IS_LOWER: "load is lower",
@@ -161,6 +177,11 @@ def share(value: float | None) -> str:
 
 def number(value: float | None, digits: int = 1) -> str:
     return NONE if value is None else f"{value:,.{digits}f}"
+
+
+def signed(value: float, unit: str) -> str:
+    """+3.9 %, -0.2 points; what rounds to nothing has no minus."""
+    return f"{round(value, 1) + 0.0:+.1f} {unit}"
 
 
 def mode_share(shares: dict[str, float]) -> str:

@@ -16,7 +16,10 @@ from tuner.workload.workload import Workload
 
 INPUT, OUTPUT = 4096, 128
 LENGTHS = f"input={INPUT},output={OUTPUT},input_cv=0.8,output_cv=0.8"
+# What capacity tables are found with. The trace's is of the part of it that no run serves.
+SAMPLE = f"poisson:rate=0.7,seconds=400,{LENGTHS}"
 AZURE = "azure2023/AzureLLMInferenceTrace_code.csv"
+AZURE_SERVED_S, AZURE_SAMPLE_S = 1800.0, 900.0
 SERVEGEN = "servegen/rate_m-large.csv"
 
 
@@ -25,15 +28,23 @@ class Load:
     """A workload by name, and how to make it again in another process.
 
     ``kind``: what the policy was chosen on (``synthetic``), or only looked at afterwards.
+    ``sample``: the load that its capacity table is found with.
     """
 
     name: str
     spec: str
     seed: int
     kind: str = "synthetic"
+    sample: str = SAMPLE
 
     def workload(self) -> Workload:
         return parse_workload(self.spec, seed=self.seed)
+
+    def past(self) -> Workload:
+        """A load like it that came before: another draw, or another part of the trace."""
+        if self.sample != SAMPLE:
+            return parse_workload(self.sample, seed=self.seed)
+        return parse_workload(self.spec, seed=self.seed + 1000)
 
 
 def list_loads(
@@ -69,11 +80,16 @@ def list_loads(
 
 
 def _real(folder: Path, traces: Path, day_s: float, top_rps: float) -> list[Load]:
-    cut = f"seconds={half_s:g}" if (half_s := day_s / 2) < 3436 else "requests=8819"
-    azure = f"azure:{traces / AZURE},{cut}"
+    azure = f"azure:{traces / AZURE}"
     day = f"servegen:{_served_day(folder, traces, day_s, top_rps)}"
     return [
-        Load(name="Azure code trace", spec=azure, seed=0, kind="real"),
+        Load(
+            name="Azure code trace",
+            spec=f"{azure},seconds={min(day_s / 2, AZURE_SERVED_S):g}",
+            seed=0,
+            kind="real",
+            sample=f"{azure},start={AZURE_SERVED_S:g},seconds={AZURE_SAMPLE_S:g}",
+        ),
         Load(name="ServeGen day (m-large)", spec=day, seed=31, kind="real"),
     ]
 

@@ -18,21 +18,21 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.capacity_loads import LENGTHS, Load, list_loads, rates_of
+from benchmarks.capacity_loads import SAMPLE, Load, list_loads, rates_of
 from benchmarks.capacity_report import LOOP, LOOP_AFTER, ORACLE, Row, report
 from benchmarks.replica_table import Replicas, table_from
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from policies.attainment import judge
-from policies.capacity_loop import HOUR_S, CapacityLimits
+from policies.capacity_state import HOUR_S, CapacityLimits
 from policies.capacity_table import CapacityTable, cheapest
 from policies.forecast import forecast
 from policies.load_history import DAY_S, SLOT_S
@@ -46,7 +46,6 @@ from tuner.simulation.steering_capacity import HORIZON_SLOTS, CapacitySteering
 DEVICES = 8
 CAPS = Caps(max_num_seqs=256, max_num_batched_tokens=2048)
 SLA = Sla.parse("p95_ttft_ms<=5000,p95_tpot_ms<=100,attainment>=0.9")
-SAMPLE = f"poisson:rate=0.7,seconds=400,{LENGTHS}"
 # A day of these loads takes this long: as many requests as a simulation can be waited for.
 SHORT_DAY_S = 7200.0
 # The busiest minutes bring this share of what all devices carry.
@@ -56,21 +55,22 @@ TOP_SHARE = 0.95
 ORACLE_CALM_S = 300.0
 ORACLE_SHARES = (0.75, 0.9, 1.05)
 # Fewer replicas than these drown in any of the loads.
-FEWEST_STILL = 3
+FEWEST_STILL = 5
 # What an engine may change in an hour of a real day.
 PER_H = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One run: who serves which load."""
+    """One run: who serves which load, by which table."""
 
     load: Load
+    table: CapacityTable
     served_by: str
-    serve: Callable[[Load], Row]
+    serve: Callable[[CapacityTable, Load], Row]
 
     def run(self) -> Row:
-        return self.serve(self.load)
+        return self.serve(self.table, self.load)
 
     def key(self, day_s: float) -> str:
         """By what a kept row is found again."""
@@ -84,14 +84,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--day-s", type=float, default=SHORT_DAY_S, help="length of the days")
     parser.add_argument("--seed", type=int, default=10, help="of the synthetic loads")
-    parser.add_argument("--only", default="", help="loads whose names begin like this")
+    parser.add_argument("--only", nargs="*", default=[""], help="loads that begin like these")
     parser.add_argument("--loop-only", action="store_true", help="only the slow loop's runs")
     parser.add_argument("--table", type=Path, help="read the capacity table here, or keep it here")
     parser.add_argument("--rows", type=Path, help="keep runs here, and take those that are there")
     parser.add_argument("--out", type=Path, help="write the report here too")
     options = parser.parse_args()
     started_s = time.monotonic()
-    table = table_from(asked_table(), options.table)
+    table = table_from(asked_table(SAMPLE), options.table)
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(options.jobs) as pool,
@@ -105,11 +105,12 @@ def main() -> None:
                 top_rps=TOP_SHARE * table.entries[-1].low_rps,
                 seed=options.seed,
             )
-            if load.name.startswith(options.only)
+            if load.name.startswith(tuple(options.only))
         ]
-        tasks = list_tasks(loads, table, day_s=options.day_s, is_loop_only=options.loop_only)
+        tables = {load.name: table_from(asked_table(load.sample), options.table) for load in loads}
+        tasks = list_tasks(loads, tables, day_s=options.day_s, is_loop_only=options.loop_only)
         rows = list(_run(tasks, pool, options.rows, options.day_s))
-    lines = [*_head(table, options.day_s, options.seed), *report(loads, rows)]
+    lines = [*_head(loads, tables, options.day_s, options.seed), *report(loads, rows)]
     lines += [f"Simulated in {time.monotonic() - started_s:.0f} s.", ""]
     text = "\n".join(lines)
     print(text)
@@ -139,26 +140,30 @@ def _run(
 
 
 def list_tasks(
-    loads: Sequence[Load], table: CapacityTable, *, day_s: float, is_loop_only: bool
+    loads: Sequence[Load],
+    tables: Mapping[str, CapacityTable],
+    *,
+    day_s: float,
+    is_loop_only: bool,
 ) -> list[Task]:
     """Every way to serve every load."""
-    ways: dict[str, Callable[[Load], Row]] = {
-        name: partial(_serve_steered, table, day_s, name == LOOP_AFTER)
-        for name in (LOOP, LOOP_AFTER)
+    ways: dict[str, Callable[[CapacityTable, Load], Row]] = {
+        LOOP: partial(_serve_steered, day_s, False)
     }
     if not is_loop_only:
-        for entry in table.entries[FEWEST_STILL:]:
-            ways[f"{entry.num_devices}"] = partial(_serve_still, entry.settings)
         for share in ORACLE_SHARES:
-            ways[f"{ORACLE} x{share:g}"] = partial(_serve_oracle, table, share)
+            ways[f"{ORACLE} x{share:g}"] = partial(_serve_oracle, share)
+        for replicas in range(DEVICES, FEWEST_STILL - 1, -1):
+            ways[f"{replicas}"] = partial(_serve_still, replicas)
+    ways[LOOP_AFTER] = partial(_serve_steered, day_s, True)
     return [
-        Task(load=load, served_by=name, serve=serve)
-        for load in loads
+        Task(load=load, table=tables[load.name], served_by=name, serve=serve)
         for name, serve in ways.items()
+        for load in loads
     ]
 
 
-def asked_table() -> Replicas:
+def asked_table(sample: str) -> Replicas:
     """One device a replica."""
     return Replicas(
         name="llama-3.1-70b fp8, 8xh200, gearshift",
@@ -166,7 +171,7 @@ def asked_table() -> Replicas:
         of_one=Settings(plan=ParallelPlan(dp=1), caps=CAPS),
         most=DEVICES,
         sla=SLA,
-        sample=SAMPLE,
+        sample=sample,
     )
 
 
@@ -174,14 +179,15 @@ def _node() -> Node:
     return describe_node(model="llama-3.1-70b", hardware="8xh200", dtype="fp8", backend="gearshift")
 
 
-def _serve_still(settings: Settings, load: Load) -> Row:
+def _serve_still(replicas: int, _: CapacityTable, load: Load) -> Row:
+    settings = Settings(plan=ParallelPlan(dp=replicas), caps=CAPS)
     return _judged(load, f"{settings.plan.dp}", settings, None)
 
 
-def _serve_steered(table: CapacityTable, day_s: float, has_past: bool, load: Load) -> Row:
+def _serve_steered(day_s: float, has_past: bool, table: CapacityTable, load: Load) -> Row:
     """``has_past``: a load like it, of another seed, came before, and chose the first entry."""
     node, workload = _node(), load.workload()
-    past = rates_of(replace(load, seed=load.seed + 1000).workload(), table) if has_past else None
+    past = rates_of(load.past(), table) if has_past else None
     rate_rps = float(rates_of(workload, table).rates_rps[:3].mean())
     if past is not None and (ahead := forecast(past, HORIZON_SLOTS)) is not None:
         rate_rps = max(rate_rps, ahead.peak_rps(CapacityLimits.chance))
@@ -199,7 +205,7 @@ def _serve_steered(table: CapacityTable, day_s: float, has_past: bool, load: Loa
     return _judged(load, LOOP_AFTER if has_past else LOOP, start.settings, steering)
 
 
-def _serve_oracle(table: CapacityTable, share: float, load: Load) -> Row:
+def _serve_oracle(share: float, table: CapacityTable, load: Load) -> Row:
     node, workload = _node(), load.workload()
     rates = rates_of(workload, table).rates_rps * share
     start_s = reshape_seconds(node)(table.entries[0].settings.plan)
@@ -249,17 +255,19 @@ def _judged(load: Load, served_by: str, start: Settings, steering: Steering | No
     )
 
 
-def _head(table: CapacityTable, day_s: float, seed: int) -> list[str]:
-    known = ", ".join(f"{e.num_devices}: {e.low_rps:.2f}" for e in table.entries)
+def _head(
+    loads: Sequence[Load], tables: Mapping[str, CapacityTable], day_s: float, seed: int
+) -> list[str]:
+    told = {_told(tables[load.name]): load.sample.rsplit("/", 1)[-1] for load in loads}
     return [
         "# Capacity that follows the load, in simulation",
         "",
         f"* {time.strftime('%Y-%m-%d')}, Python {platform.python_version()}; simulated, so other "
         "programs on the machine do not matter.",
         f"* Llama-3.1-70B fp8, 8xH200, one device a replica, backend gearshift, SLA `{SLA}`.",
-        f"* Capacity table (devices: requests/s of {table.mix[0]:.0f} + {table.mix[1]:.0f} tokens, "
-        f"low end): {known}. Searched for 1 and 4; 2 and 3 lie between, beyond 4 each replica "
-        "counts as there.",
+        *(f"* Capacity table of `{sample}` {known}." for known, sample in told.items()),
+        "* Searched for 1 and 4 devices; 2 and 3 lie between, beyond 4 each replica counts as "
+        "there.",
         "* A start takes what `tuner.described.reshape_cost` says (a guess, no measurement: "
         "56 s for such a replica); it and draining count as device hours of everybody who changes "
         "anything. Device hours are counted up to the last arrival.",
@@ -268,14 +276,22 @@ def _head(table: CapacityTable, day_s: float, seed: int) -> list[str]:
         f"({PER_H}) is that of a real day, so longer by as much. No day came before it: forecasts "
         "are of what was seen since the start.",
         "* The slow loop starts on the entry that the first three minutes need, without a history. "
-        f"*{LOOP_AFTER}* knows another draw of such a load (of the trace: the trace itself, which "
-        "counts for nothing), which came before.",
+        f"*{LOOP_AFTER}* knows another draw of such a load (of the trace: another part) that "
+        "came before.",
         f"* Synthetic loads have seeds from {seed + 1}. The policy was chosen on synthetic loads "
         "with other seeds; the real ones were looked at once, at the end.",
         "* Repeat: `python -m benchmarks.capacity_sim --traces ../shared/traces "
         f"--day-s {day_s:g} --seed {seed} --out FILE.md`",
         "",
     ]
+
+
+def _told(table: CapacityTable) -> str:
+    known = ", ".join(f"{e.num_devices}: {e.low_rps:.2f}" for e in table.entries)
+    return (
+        f"(devices: requests/s of {table.mix[0]:.0f} + {table.mix[1]:.0f} tokens, low end; "
+        f"{table.entries[-1].binding} binds): {known}"
+    )
 
 
 if __name__ == "__main__":

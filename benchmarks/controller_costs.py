@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from engine.spec.modes import ENDS
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from policies.attainment import judge
@@ -14,7 +15,7 @@ from tuner.described.energy import EnergyEstimate, energy_of
 from tuner.described.node import Node
 from tuner.described.parse import describe_node
 from tuner.described.reshape_cost import reshape_cost, reshape_times
-from tuner.search.design import advised_threshold
+from tuner.search.design import advised_rule
 from tuner.simulation.steering import PlannedChanges, Steering, free_reshapes
 from tuner.workload.parse import parse_workload
 
@@ -119,7 +120,7 @@ def _reshape(to: Settings, seconds: Callable[[ParallelPlan], float]) -> PlannedC
 
 def _settings(node: Node, plan: ParallelPlan) -> Settings:
     caps = Caps(max_num_seqs=256, max_num_batched_tokens=2048)
-    threshold = advised_threshold(node.timer(plan), 256) if plan.shift else 0
+    threshold = advised_rule(node.timer(plan), ENDS, 256).threshold_tokens if plan.shift else 0
     return Settings(plan=plan, threshold_tokens=threshold, caps=caps)
 
 

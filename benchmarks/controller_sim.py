@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.controller_costs import energy_lines, reshape_lines
+from engine.spec.modes import ENDS
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from policies.attainment import judge
@@ -28,7 +29,7 @@ from policies.sla import Sla
 from tuner.described.energy import energy_of
 from tuner.described.node import Node
 from tuner.described.parse import describe_node
-from tuner.search.design import advised_threshold
+from tuner.search.design import advised_rule
 from tuner.search.schedule import build_schedule
 from tuner.search.simulator import Simulator
 from tuner.simulation.steering_controller import ControllerSteering
@@ -192,7 +193,7 @@ def tune(node: Node, sla: Sla, sample: Workload) -> tuple[Settings, Schedule]:
         interval=node.hardware.device.interval,
     )
     space = Space(plans=(PLAN,), pruned=())
-    threshold = advised_threshold(node.timer(PLAN), max(space.num_seqs))
+    threshold = advised_rule(node.timer(PLAN), ENDS, max(space.num_seqs)).threshold_tokens
     grid = [
         Settings(
             plan=PLAN,

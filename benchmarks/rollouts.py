@@ -29,6 +29,7 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from policies.attainment import meets
 from policies.rollout import (
+    FEW_REQUESTS,
     Arm,
     Canary,
     CanaryAction,
@@ -292,7 +293,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the report here too")
     options = parser.parse_args()
     started_s = time.process_time()
-    limits = RolloutLimits(max_duration_s=4800.0)
+    limits = RolloutLimits(few_requests=FEW_REQUESTS)
     node = describe_node(model="llama-3.1-8b", hardware="a10g", backend="gearshift")
     served = {
         name: serve(node, parse_workload(f"{spec},seconds={options.hours * 3600:g}", seed=3))
@@ -320,7 +321,8 @@ def _head(limits: RolloutLimits, options: argparse.Namespace) -> list[str]:
         f"Llama-3.1-8B on one A10G (described), `{CONTROL}`, SLA `{SLA}`. Slices of "
         f"{limits.slice_s:g} s, the first {limits.settle_s:g} s not counted, each counted "
         f"{limits.wait_s:g} s after its end; tolerance {limits.tolerance:g}, alpha "
-        f"{limits.alpha:g}, at most {limits.max_exposed_s:g} s exposed.",
+        f"{limits.alpha:g}, at most {limits.max_exposed_s:g} s exposed, twice as long with fewer "
+        f"than {limits.few_requests} requests.",
         "",
     ]
 
@@ -330,8 +332,8 @@ def _aa_lines(served: dict[str, Served], limits: RolloutLimits, rollouts: int) -
         f"## A/A: {rollouts} rollouts of each load",
         "",
         "The candidate is what runs already. `rolled back`: taken for worse, which is false; the "
-        f"promise is at most {limits.alpha:.0%}. `open`: not decided at the exposure cap, and "
-        "therefore rolled back.",
+        f"promise is at most {limits.alpha:.0%}. `open`: not decided at a cap, and "
+        "therefore taken back.",
         "",
         "| load | attainment | requests a slice | lag-1 correlation of slices | rolled back | "
         "open | promoted | exposed s, median (p95) | z-test, looked at | independent requests |",
@@ -347,7 +349,7 @@ def _aa_lines(served: dict[str, Served], limits: RolloutLimits, rollouts: int) -
             f"| {name} | {run.met.mean():.3f} | {counted_s * len(run.met) / run.span_s:.0f} | "
             f"{_correlation(run, limits.slice_s):.2f} | "
             f"{why[RolloutReason.REGRESSION] / rollouts:.1%} | "
-            f"{why[RolloutReason.EXPOSURE_CAP] / rollouts:.1%} | "
+            f"{_undecided(ended):.1%} | "
             f"{why[RolloutReason.NOT_WORSE] / rollouts:.1%} | {_spread(exposed)} | "
             f"{naive['z-test, looked at']:.1%} | {naive['independent requests']:.1%} |"
         )
@@ -378,7 +380,7 @@ def _drop_lines(served: dict[str, Served], limits: RolloutLimits, rollouts: int)
             seen = [end for end in ended if end.reason is RolloutReason.REGRESSION]
             lines.append(
                 f"| {name} | {drop:g} | {why[RolloutReason.REGRESSION] / rollouts:.1%} | "
-                f"{why[RolloutReason.EXPOSURE_CAP] / rollouts:.1%} | "
+                f"{_undecided(ended):.1%} | "
                 f"{why[RolloutReason.NOT_WORSE] / rollouts:.1%} | "
                 f"{_spread([end.exposed_s for end in seen])} | "
                 f"{_spread([end.exposed_requests for end in seen])} | "
@@ -423,6 +425,10 @@ def _regression_lines(node: Node, limits: RolloutLimits, seeds: int) -> list[str
             f"{_spread([end.exposed_requests for end in ended])} |"
         )
     return [*lines, ""]
+
+
+def _undecided(ended: Sequence[Ended]) -> float:
+    return float(np.mean([end.reason.is_undecided for end in ended]))
 
 
 def _correlation(run: Served, slice_s: float) -> float:

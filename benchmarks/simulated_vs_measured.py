@@ -30,13 +30,14 @@ from engine.models.create import create_model
 from engine.spec.config import EngineConfig, ExecutorKind, num_kv_blocks
 from engine.spec.measurement import Fidelity, Measurement
 from engine.spec.model import DType, ModelConfig
+from engine.spec.modes import ENDS
 from engine.spec.plan import ParallelPlan, parse_plan
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepSample
 from tuner.load.live import LiveEngine
 from tuner.profiling.profile import Profile, merged, read_json
 from tuner.profiling.run import ProfileSpec, run_profile
-from tuner.search.design import advised_threshold
+from tuner.search.design import advised_rule
 from tuner.simulation.simulate import Ranks, SimulatedEngine, simulate
 from tuner.spec.look_ahead import LookAhead
 from tuner.spec.machine import num_cores, this_machine
@@ -226,7 +227,9 @@ def _settings(text: str, step_model: StepModel, model: ModelConfig) -> Settings:
     plan = parse_plan(text).plan
     if not plan.shift:
         return Settings(plan=plan, caps=CAPS)
-    threshold = advised_threshold(step_model.timer(plan, model), CAPS.max_num_seqs)
+    threshold = advised_rule(
+        step_model.timer(plan, model), ENDS, CAPS.max_num_seqs
+    ).threshold_tokens
     return Settings(plan=plan, threshold_tokens=max(threshold, CAPS.max_num_seqs), caps=CAPS)
 
 

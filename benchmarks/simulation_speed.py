@@ -1,7 +1,8 @@
 """Question: how fast is simulation, how much memory does it take, and how soon is it ready?
 
 Every case runs in a process of its own on one core: ``ready_s`` is the wall time from the
-process's start to the first event, the rate is simulated requests per second of CPU, the best of
+process's start to the first event (beside it the processor time, which other programs hardly
+change), the rate is simulated requests per second of CPU, the best of
 several runs (other programs only ever make it slower). Load is given as a share of what the plan
 bears, found by simulating everything at once.
 
@@ -76,6 +77,7 @@ class Row:
     scheduled_steps: int
     rate_rps: float
     ready_s: float
+    ready_cpu_s: float
     best_cpu_s: float
     max_rss_mb: float
     heavy: list[str]
@@ -118,7 +120,7 @@ def _run(case: Case, options: argparse.Namespace) -> Row:
         caps=replace(node.backend.default_caps, max_num_seqs=128, max_num_batched_tokens=4096),
     )
     node.timer(spec.plan)
-    ready_s = time.time() - options.started
+    ready_s, ready_cpu_s = time.time() - options.started, time.process_time()
     if case.load is None:
         text = case.workload.format(traces=options.traces)
     else:
@@ -137,6 +139,7 @@ def _run(case: Case, options: argparse.Namespace) -> Row:
         scheduled_steps=result.counts.scheduled_steps,
         rate_rps=workload.rate_rps or 0.0,
         ready_s=ready_s,
+        ready_cpu_s=ready_cpu_s,
         best_cpu_s=best_s,
         max_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         heavy=[name for name in HEAVY_MODULES if name in sys.modules],
@@ -161,8 +164,8 @@ def report(rows: list[Row], others: float, options: argparse.Namespace) -> str:
         (__doc__ or "").partition("    python")[0].strip(),
         "",
         "| case | plan | requests | steps | of them scheduled one by one | requests/s of CPU | "
-        "Vidur | times | steps/s | ready after | memory at most | heavy modules |",
-        "|" + " --- |" * 12,
+        "Vidur | times | steps/s | ready after | of processor | memory at most | heavy modules |",
+        "|" + " --- |" * 13,
     ]
     for case, row in zip(CASES, rows, strict=True):
         rate = row.requests / row.best_cpu_s
@@ -171,6 +174,7 @@ def report(rows: list[Row], others: float, options: argparse.Namespace) -> str:
             f"| {case.name} ({case.model}, {case.hardware}) | `{case.plan}` | {row.requests:,} | "
             f"{row.steps:,} | {row.scheduled_steps:,} | {rate:,.0f} | {case.vidur_rps or '-'} | "
             f"{times} | {row.steps / row.best_cpu_s:,.0f} | {row.ready_s:.2f} s | "
+            f"{row.ready_cpu_s:.2f} s | "
             f"{row.max_rss_mb:.0f} MB | {', '.join(row.heavy) or 'none'} |"
         )
     lines += [

@@ -9,8 +9,8 @@ the one for decodes, taken together as they occurred). Two ways to say P stand b
 *before*, the product of the constraints' chances in one draw with one width for all steps, and
 *now* (``tuner/planner/certainty.py``).
 
-*Held out*: the widths that P goes by are then those of other groups of runs than the one that its
-judge's steps come from.
+*Held out*: the widths that P goes by are then those of the other groups of runs of the same system
+than the one that its judge's steps come from.
 """
 
 from __future__ import annotations
@@ -162,7 +162,9 @@ def tell(pair: Pair, number: int, judges: Judge, *, runs: int, held_out: bool) -
     if held_out:
         groups = sorted({each.row.group for each in wrong})
         group = groups[int(rng.integers(len(groups)))]
-        others = [each for each in judges.needed if each.row.group != group]
+        # A profile's widths are of runs of its own system.
+        own = [each for each in judges.needed if each.row.backend == pair.backend]
+        others = [each for each in own if each.row.group != group]
         wrong = [each for each in wrong if each.row.group == group]
         backend = replace(question.node.backend, step_errors=step_errors(others))
         question = replace(question, node=replace(question.node, backend=backend))

@@ -4,7 +4,8 @@
 
 For each problem it prepares a tuning job as ``gearshift tune`` does, with the plans of every third
 kind held out of its examples, and then simulates the whole workload of drawn settings of the plans
-it was not shown: what it said of them beside what came out. A false "feasible" is a setting whose
+it was not shown: what it said of them beside what came out, and beside what its physical part says
+alone (the same factor, no trees). A false "feasible" is a setting whose
 predicted values meet the SLA and whose simulated ones do not.
 """
 
@@ -15,7 +16,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -25,12 +26,15 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from policies.points import OperatingPoint
 from policies.verdict import meets_in_run
-from tuner.search.context import TuningContext, prepare
+from tuner.search.context import TuningContext
 from tuner.search.design import ruled_settings
+from tuner.search.prepare import prepare
 from tuner.search.ranking import described_load, trained_surrogate
 from tuner.search.spec import TuningSpec
+from tuner.search.surrogate import Surrogate
 from tuner.spec.errors import TunerError
 from tuner.spec.space import Space
+from tuner.workload.workload import FloatArray
 
 EVERY = 3
 
@@ -72,9 +76,11 @@ PROBLEMS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What was predicted and what came out, of one setting of a plan that was held out."""
+    """What was predicted and what came out, of one setting of a plan that was held out.
+    ``physical`` is what the surrogate predicts without its trees."""
 
     predicted: OperatingPoint
+    physical: OperatingPoint
     simulated: OperatingPoint
     said_feasible: bool
     is_feasible: bool
@@ -114,9 +120,11 @@ def _held_out(
     if surrogate is None:
         return [], []
     load = described_load(context)
+    physics = without_trees(surrogate)
     found = []
     for settings in draw_settings(context, sorted(held, key=str), count, seed):
-        predicted = surrogate.predict(settings, load, context.simulator.timer(settings.plan))
+        timer = context.simulator.timer(settings.plan)
+        predicted = surrogate.predict(settings, load, timer)
         try:
             simulated = context.simulator.quick_point(settings, context.trial_workload)
         except TunerError:
@@ -125,13 +133,19 @@ def _held_out(
         found.append(
             Outcome(
                 predicted=predicted,
+                physical=physics.predict(settings, load, timer),
                 simulated=simulated,
                 said_feasible=all(predicted.is_met(c) for c in known),
                 is_feasible=meets_in_run(simulated, context.sla),
             )
         )
-    report = getattr(surrogate, "error_report", list)()
-    return found, report
+    return found, surrogate.error_report()
+
+
+def without_trees(surrogate: Surrogate) -> Surrogate:
+    """Its physical part alone."""
+    models = {key: replace(model, trees=None) for key, model in surrogate.models.items()}
+    return replace(surrogate, models=models)
 
 
 def draw_settings(
@@ -152,23 +166,33 @@ def draw_settings(
 
 
 def metric_lines(found: list[Outcome]) -> Iterator[str]:
-    """A row a metric: its errors, its coverage."""
-    yield "| metric | settings | median error | p90 | bias | inside the 90 % interval |"
-    yield "|---|---:|---:|---:|---:|---:|"
-    logs: dict[str, list[tuple[float, bool]]] = defaultdict(list)
+    """A row a metric: its errors, those of physics alone, its coverage."""
+    yield (
+        "| metric | settings | median error | p90 | bias | physics alone: median | p90 | "
+        "inside the 90 % interval |"
+    )
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
+    logs: dict[str, list[tuple[float, float, bool]]] = defaultdict(list)
     for each in found:
         for key, guess in each.predicted.metrics.items():
             actual = each.simulated.metrics.get(key)
             if actual is not None and 0 < actual.value < math.inf:
                 inside = guess.low <= actual.value <= guess.high
-                logs[key].append((math.log(guess.value / actual.value), inside))
-    for key, pairs in logs.items():
-        errors = np.array([log for log, _ in pairs])
-        sizes = np.expm1(np.abs(errors))
-        yield (
-            f"| {key} | {len(pairs)} | {np.median(sizes):.0%} | {np.quantile(sizes, 0.9):.0%} | "
-            f"{np.expm1(np.median(errors)):+.0%} | {np.mean([inside for _, inside in pairs]):.0%} |"
-        )
+                alone = each.physical.metrics[key].value
+                error, of_alone = (math.log(v / actual.value) for v in (guess.value, alone))
+                logs[key].append((error, of_alone, inside))
+    for key, rows in logs.items():
+        errors, alone, inside = np.array(rows).T
+        cells = [f"{level:.0%}" for level in _sizes(errors)]
+        cells.append(f"{np.expm1(np.median(errors)):+.0%}")
+        cells += [f"{level:.0%}" for level in (*_sizes(alone), inside.mean())]
+        yield f"| {key} | {len(rows)} | {' | '.join(cells)} |"
+
+
+def _sizes(logs: FloatArray) -> tuple[float, float]:
+    """Median and 90th percentile of relative errors."""
+    sizes = np.expm1(np.abs(logs))
+    return float(np.median(sizes)), float(np.quantile(sizes, 0.9))
 
 
 def feasible_line(found: list[Outcome]) -> str:

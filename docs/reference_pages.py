@@ -44,7 +44,7 @@ def redoc_file() -> Path:
 
 
 def _command_line() -> str:
-    from api.cli import main
+    from api.cli.commands import COMMANDS
     from api.cli.exit_codes import ExitCode
 
     parts = [
@@ -53,7 +53,7 @@ def _command_line() -> str:
         "| exit code | meaning |\n|---|---|\n"
         + "\n".join(f"| {code.value} | {code.meaning} |" for code in ExitCode),
     ]
-    parts += map(_command, sorted(main.COMMANDS, key=lambda ref: ref.path))
+    parts += map(_command, sorted(COMMANDS, key=lambda ref: ref.path))
     return "\n\n".join(parts)
 
 

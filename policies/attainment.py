@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.spec.measurement import Measurement, Outcome, RequestTiming
+from engine.spec.measurement import Measurement, Outcome, RequestTiming, gaps_ms
 from policies.constraint import Constraint, Metric, Percentile
 from policies.numbers import short_beside
 from policies.sla import Sla
@@ -183,7 +183,7 @@ def _check(
 def _pooled(metric: Metric, valid: Sequence[RequestTiming]) -> list[float]:
     match metric:
         case Metric.ITL_MS:
-            return [gap for t in valid for gap in t.itl_ms]
+            values: list[float | None] = gaps_ms(valid).tolist()
         case Metric.TTFT_MS:
             values = [t.ttft_ms for t in valid]
         case Metric.TPOT_MS:

@@ -7,188 +7,26 @@ keeps the memory. Hot settings are the fast loop's business (:mod:`policies.cont
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from statistics import NormalDist
+from dataclasses import replace
 
 from engine.spec.admission import Admission
-from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
-from policies.capacity_table import CapacityTable, CarriedRate, cheapest
+from policies.capacity_learning import rate_there, remember, surely_there
+from policies.capacity_state import (
+    CapacityDecision,
+    CapacityMemory,
+    CapacityReason,
+    CapacityState,
+)
+from policies.capacity_table import CarriedRate, cheapest
+from policies.constraint import Metric
 from policies.decision import Action
-from policies.errors import PolicyInputError
-from policies.forecast import Forecast
-from policies.shedding import Overload, SheddingLimits, SheddingMemory, lift, limit_admission
+from policies.shedding import Overload, lift, limit_admission
 
-HOUR_S = 3600.0
-# Bounds of the correction by observation: it goes towards caution only.
-LEAST_CORRECTION = 0.5
-CORRECTION_ALPHA = 0.3
-RECOVERY_ALPHA = 0.05
-# With a limit in force about what is carried comes in: that is no overload to wait for the end of.
-ABOUT = 0.2
-# What was carried is below the rate that missed, by about this factor.
-BELOW_MISSED = 0.9
 # A queue that grew while devices started shall be gone in as long.
 CATCH_UP_S = 60.0
 # Of so few returns of a load the longest is often exceeded: that many times as long is waited.
 PATIENCE = 2.0
-
-
-class CapacityReason(StrEnum):
-    """Why. The set is closed: metrics and the audit count by it."""
-
-    NO_DATA = "no_data"
-    STALE_DATA = "stale_data"
-    HOLDS = "holds"
-    LOAD_UP = "load_up"
-    LOAD_DOWN = "load_down"
-    SLA_MISSED = "sla_missed"
-    BEYOND_TABLE = "beyond_table"
-    DWELL = "dwell"
-    GUARD_INTERVAL = "guard_interval"
-    GUARD_PER_HOUR = "guard_per_hour"
-    NOT_WORTH_IT = "not_worth_it"
-    DRIFT_PAUSED = "drift_paused"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CapacityLimits:
-    """How eager the slow loop is.
-
-    The horizon's peak must be carried with ``chance``, and ``headroom`` on top. Fewer devices are
-    taken only where the smaller entry would have done for ``dwell_s`` without a break, with
-    ``down_headroom`` on top; for longer, up to ``longest_dwell_s``, where loads above it were seen
-    to come back later than that. ``min_interval_s`` lies between two changes and ``max_per_h`` of
-    them in an hour (the policy's guards); the last of these is kept for the way up. Nothing is
-    learned from misses until ``settle_s`` after a change or an overload. ``shedding``: when
-    requests are turned away.
-
-    Raises:
-        PolicyInputError: a limit outside its range.
-    """
-
-    chance: float = 0.9
-    headroom: float = 0.0
-    down_headroom: float = 0.1
-    dwell_s: float = 300.0
-    longest_dwell_s: float = 1800.0
-    min_interval_s: float = 60.0
-    max_per_h: int = 4
-    settle_s: float = 120.0
-    max_data_age_s: float = 60.0
-    max_devices: int | None = None
-    shedding: SheddingLimits = field(default_factory=SheddingLimits)
-
-    def __post_init__(self) -> None:
-        checks = (
-            (0 < self.chance < 1, f"chance={self.chance}: must be above 0 and below 1"),
-            (self.headroom >= 0, f"headroom={self.headroom}: below 0"),
-            (self.down_headroom >= 0, f"down_headroom={self.down_headroom}: below 0"),
-            (self.dwell_s >= 0, f"dwell_s={self.dwell_s}: below 0"),
-            (
-                self.longest_dwell_s >= 0,
-                f"longest_dwell_s={self.longest_dwell_s}: below 0",
-            ),
-            (self.min_interval_s >= 0, f"min_interval_s={self.min_interval_s}: below 0"),
-            (self.max_per_h >= 1, f"max_per_h={self.max_per_h}: below 1"),
-        )
-        for is_fine, message in checks:
-            if not is_fine:
-                raise PolicyInputError(f"capacity limits: {message}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SwitchCost:
-    """What going to an entry takes: ``ready_s`` until it carries requests, ``away_s`` of them
-    without any rank serving (0 where old and new serve side by side)."""
-
-    ready_s: float = 0.0
-    away_s: float = 0.0
-
-    def missed_requests(self, rate_rps: float, capacity_rps: float) -> float:
-        """Requests that wait because of the change: those that come while ranks are away, and
-        those that come while the queue of the former is worked off."""
-        spare = 1 - min(rate_rps / capacity_rps, 0.95)
-        return rate_rps * self.away_s / spare
-
-
-@dataclass(frozen=True, kw_only=True)
-class CapacityMemory:
-    """What one decision hands to the next.
-
-    ``changes_s``: when capacity was changed in the last hour. ``lower_since_s``: since when fewer
-    devices would do. ``overloaded_s``: when more came last than the entry in force carries.
-    ``correction``: the share of the table's rates that this engine was seen to carry, from 0.5
-    to 1. ``commanded``: the plan that should be in force. ``decided_s``: when it was looked at
-    last. ``shedding``: what was done about requests beyond that. ``request_size``: requests of the
-    table's mix that one request amounted to lately, smoothed.
-    """
-
-    changes_s: tuple[float, ...] = ()
-    lower_since_s: float | None = None
-    overloaded_s: float | None = None
-    correction: float = 1.0
-    commanded: ParallelPlan | None = None
-    decided_s: float | None = None
-    shedding: SheddingMemory = field(default_factory=SheddingMemory)
-    request_size: float = 1.0
-
-    @property
-    def changed_s(self) -> float | None:
-        """When capacity was changed last."""
-        return self.changes_s[-1] if self.changes_s else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CapacityState:
-    """Everything a decision depends on.
-
-    ``current`` is the entry in force. ``forecast`` None: no data came; it is ``age_s`` old.
-    ``observed_rps`` is the rate of the last window, of the table's mix, with what was turned away,
-    and ``observed_luck`` its relative standard deviation under a steady load; ``is_sla_met`` how
-    the rest was judged (None: too few requests). ``request_size``: requests of that mix that one
-    request amounts to in it (None: unknown). ``admitted_rps`` requests, of whatever length, are let
-    in at most (None: whatever comes). ``costs``: of going to each entry of the table, in its order.
-    """
-
-    table: CapacityTable
-    now_s: float
-    current: CarriedRate
-    forecast: Forecast | None
-    observed_rps: float | None = None
-    observed_luck: float = 0.0
-    is_sla_met: bool | None = None
-    request_size: float | None = None
-    admitted_rps: float | None = None
-    age_s: float = 0.0
-    costs: tuple[SwitchCost, ...] = ()
-    memory: CapacityMemory = field(default_factory=CapacityMemory)
-    limits: CapacityLimits = field(default_factory=CapacityLimits)
-
-    def cost(self, entry: CarriedRate) -> SwitchCost:
-        """Of going to ``entry``; nothing where nobody said."""
-        index = self.table.entries.index(entry)
-        return self.costs[index] if index < len(self.costs) else SwitchCost()
-
-
-@dataclass(frozen=True, kw_only=True)
-class CapacityDecision:
-    """Which entry should be in force. ``needed_rps``: what it has to carry, headroom included.
-
-    ``admit_rps``: the rate of the table's mix above which requests miss, where the load is beyond
-    everything that the engine can be made to carry; None: no need. ``admission_rps`` requests, of
-    whatever length, are to be let in at most from now on (None: whatever comes; it may be
-    forbidden to do otherwise). ``memory`` goes into the next state.
-    """
-
-    action: Action
-    reason: CapacityReason
-    entry: CarriedRate
-    needed_rps: float | None
-    admit_rps: float | None
-    memory: CapacityMemory
-    admission_rps: float | None = None
 
 
 def settings_after(decision: CapacityDecision, before: Settings) -> Settings:
@@ -220,7 +58,7 @@ def decide_capacity(state: CapacityState) -> CapacityDecision:
     raised condition and the rate to admit. Where somebody else put another plan in force, it waits
     until a recommendation is applied again.
     """
-    state = _remember(state)
+    state = remember(state)
     return _with_admission(state, _decide_entry(state))
 
 
@@ -233,63 +71,16 @@ def _decide_entry(state: CapacityState) -> CapacityDecision:
         return _hold(state, CapacityReason.STALE_DATA, None)
     limits, correction = state.limits, state.memory.correction
     # What is there now is there, whatever was forecast.
-    peak_rps = max(state.forecast.peak_rps(limits.chance), _is_there(state))
+    peak_rps = max(state.forecast.peak_rps(limits.chance), rate_there(state))
     needed_rps = peak_rps * (1 + limits.headroom) / correction
     wanted = cheapest(state.table, needed_rps, most_devices=limits.max_devices)
     if wanted is None:
         return _beyond(state, needed_rps)
     if _carries(state.current, needed_rps):
         return _maybe_down(state, needed_rps)
-    if (overload_rps := _is_there(state) / correction - state.current.low_rps) > 0:
+    if (overload_rps := rate_there(state) / correction - state.current.low_rps) > 0:
         wanted = _with_queue(state, wanted, needed_rps, overload_rps)
     return _maybe_up(state, wanted, needed_rps)
-
-
-def _remember(state: CapacityState) -> CapacityState:
-    """Forget changes older than an hour, and learn from the last window.
-
-    A window that missed the SLA at a rate below what the table promises lowers the correction
-    towards a little less than that rate; windows that meet it let it rise again. Neither counts
-    while a change or an overload settles: the queue that it left is not the table's error.
-    """
-    memory, limits = state.memory, state.limits
-    recent = tuple(at_s for at_s in memory.changes_s if state.now_s - at_s < HOUR_S)
-    commanded = memory.commanded or state.current.settings.plan
-    memory = replace(memory, changes_s=recent, commanded=commanded, decided_s=state.now_s)
-    if state.request_size is not None:
-        size = memory.request_size
-        size += CORRECTION_ALPHA * (state.request_size - size)
-        memory = replace(memory, request_size=size)
-    if state.observed_rps is None or state.age_s > limits.max_data_age_s:
-        return replace(state, memory=memory)
-    admitted_rps = memory.request_size * (state.admitted_rps or math.inf)
-    served_rps = min(state.observed_rps, admitted_rps)
-    share = served_rps / state.current.low_rps
-    is_limited = state.admitted_rps is not None
-    if share > memory.correction * (1 + ABOUT if is_limited else 1):
-        memory = replace(memory, overloaded_s=state.now_s)
-    if _settles(memory.overloaded_s, state) or _settles(memory.changed_s, state):
-        return replace(state, memory=memory)
-    correction = memory.correction
-    if state.is_sla_met is False:
-        carried = max(share * BELOW_MISSED, LEAST_CORRECTION)
-        correction += CORRECTION_ALPHA * (min(carried, correction) - correction)
-    elif state.is_sla_met:
-        correction += RECOVERY_ALPHA * (1.0 - correction)
-    return replace(state, memory=replace(memory, correction=correction))
-
-
-def _is_there(state: CapacityState) -> float:
-    """What the last window brought, where it missed the SLA, or where luck alone would hardly bring
-    it to what the entry in force carries; else what is surely behind it."""
-    assert state.observed_rps is not None, "decided from an observation"
-    if state.is_sla_met is False:
-        return state.observed_rps
-    luck = NormalDist().inv_cdf(max(state.limits.chance, 0.5)) * state.observed_luck
-    surely_rps = state.observed_rps * max(1 - luck, 0.0)
-    if surely_rps > state.current.low_rps * state.memory.correction:
-        return state.observed_rps
-    return surely_rps
 
 
 def _with_queue(
@@ -306,10 +97,6 @@ def _with_queue(
     return found
 
 
-def _settles(since_s: float | None, state: CapacityState) -> bool:
-    return since_s is not None and state.now_s - since_s < state.limits.settle_s
-
-
 def _carries(entry: CarriedRate, rate_rps: float) -> bool:
     return entry.low_rps >= rate_rps
 
@@ -324,6 +111,8 @@ def _beyond(state: CapacityState, needed_rps: float) -> CapacityDecision:
     else:
         decision = _hold(state, CapacityReason.BEYOND_TABLE, needed_rps)
     carried_rps = _carried_rps(state, decision.entry)
+    if state.is_sla_met is False and surely_there(state) > top.low_rps:
+        decision = replace(decision, memory=replace(decision.memory, beyond_s=state.now_s))
     return replace(
         decision,
         action=decision.action if decision.action is Action.MOVE else Action.RAISE_CONDITION,
@@ -355,11 +144,29 @@ def _with_admission(state: CapacityState, decision: CapacityDecision) -> Capacit
                 in_force_rps=in_force,
                 has_no_way_out=decision.admit_rps is not None
                 or decision.reason is CapacityReason.GUARD_PER_HOUR,
+                met_rps=_met_rps(state, decision),
             )
             admission_rps, shedding = limit_admission(
                 memory.shedding, overload, state.limits.shedding
             )
     return replace(decision, admission_rps=admission_rps, memory=replace(memory, shedding=shedding))
+
+
+def _met_rps(state: CapacityState, decision: CapacityDecision) -> float | None:
+    """Requests a second that meet the SLA although nobody is turned away; None: unknown.
+
+    Those above what is carried mostly wait, each longer than the one before, so the last window
+    tells most; a larger entry does no worse. Where TPOT or ITL binds they do not wait yet: prefills
+    of some lengthen the steps of all, and only what was seen for a while is believed.
+    """
+    binding, memory = decision.entry.binding, state.memory
+    if binding is not None and binding.metric in (Metric.TPOT_MS, Metric.ITL_MS):
+        known = None if decision.action is Action.MOVE else memory.met_rps
+        return math.inf if known is None else known / memory.request_size
+    if state.attainment is None or state.admitted_rps is not None:
+        return None
+    assert state.observed_rps is not None, "decided from an observation"
+    return state.attainment * state.observed_rps / memory.request_size
 
 
 def _maybe_up(state: CapacityState, wanted: CarriedRate, needed_rps: float) -> CapacityDecision:
@@ -419,9 +226,12 @@ def _maybe_down(state: CapacityState, needed_rps: float) -> CapacityDecision:
 
 def _patience_s(state: CapacityState, entry: CarriedRate) -> float:
     """How long fewer devices must have done. A load that came back so far within some minutes is
-    waited for: to give devices back and to start them again costs more than to keep them."""
-    limits, forecast = state.limits, state.forecast
+    waited for: to give devices back and to start them again costs more than to keep them. So is one
+    that nothing carried: of that load every device is missed."""
+    limits, forecast, beyond_s = state.limits, state.forecast, state.memory.beyond_s
     assert forecast is not None, "decided from a forecast"
+    if beyond_s is not None and state.now_s - beyond_s < limits.longest_dwell_s:
+        return limits.longest_dwell_s
     level_rps = entry.low_rps * state.memory.correction
     returns_s = forecast.returns_s(level_rps, limits.chance, within_s=limits.longest_dwell_s)
     return min(max(limits.dwell_s, PATIENCE * returns_s), limits.longest_dwell_s)

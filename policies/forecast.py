@@ -115,13 +115,24 @@ def choose(
     at = _origins(len(history), horizon, origins)
     best, least = CONSTANT, backtest(CONSTANT, history, horizon, at)
     limit = least.score * (1 - LEAST_GAIN)
-    for forecaster in forecasters:
-        if forecaster is CONSTANT or not at or forecaster.needs(history.slot_s) > at[0]:
-            continue
+    for forecaster in judgeable(history, horizon, forecasters, origins=origins):
         tried = backtest(forecaster, history, horizon, at)
         if tried.score < min(limit, least.score):
             best, least = forecaster, tried
     return best, least
+
+
+def judgeable(
+    history: LoadHistory,
+    horizon: int,
+    forecasters: Sequence[Forecaster],
+    *,
+    origins: int = NUM_ORIGINS,
+) -> list[Forecaster]:
+    """Those beside the constant that had enough history at the first origin."""
+    at = _origins(len(history), horizon, origins)
+    others = [f for f in forecasters if f is not CONSTANT]
+    return [f for f in others if at and f.needs(history.slot_s) <= at[0]]
 
 
 def backtest(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +95,22 @@ class LoadHistory:
 
     def __len__(self) -> int:
         return len(self.rates_rps)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "rates_rps": self.rates_rps.tolist(),
+            "slot_s": self.slot_s,
+            "luck": None if self.luck is None else self.luck.tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LoadHistory:
+        luck = data["luck"]
+        return cls(
+            rates_rps=np.array(data["rates_rps"], dtype=np.float64),
+            slot_s=data["slot_s"],
+            luck=None if luck is None else np.array(luck, dtype=np.float64),
+        )
 
     def until(self, num_slots: int) -> LoadHistory:
         """The history as it was after its first ``num_slots``."""

@@ -158,7 +158,11 @@ class Selection:
 
 
 def select(
-    points: Sequence[OperatingPoint], sla: Sla, objective: Objective = Objective.DEVICES
+    points: Sequence[OperatingPoint],
+    sla: Sla,
+    objective: Objective = Objective.DEVICES,
+    *,
+    explains: bool = True,
 ) -> Selection:
     """The best point by ``objective``, the fastest and a balanced one that meet ``sla``, or what
     stands in the way.
@@ -166,7 +170,8 @@ def select(
     Only dependable points compete (``policies.verdict``). By devices the fewest are best; of equals
     the likelier one wins, then the faster. Balanced = the least product of devices and latency. A
     point whose threshold is below ``max_num_seqs`` competes only if it beats every twin with a
-    higher threshold.
+    higher threshold. Without ``explains`` nothing is said of what stands in the way but
+    ``closest``: to find how far each bound has to give way takes long.
     """
     if not points:
         return Selection(reason=ChoiceReason.NO_POINTS, objective=objective)
@@ -182,6 +187,9 @@ def select(
     dependable = [p for p in feasible if is_dependable(p, sla)]
     if not dependable:
         reason = ChoiceReason.SLA_UNLIKELY if feasible else ChoiceReason.SLA_INFEASIBLE
+        if not explains:
+            closest = min(eligible, key=lambda p: _nearness(p, sla))
+            return Selection(reason=reason, objective=objective, closest=closest)
         return replace(_infeasible(reason, eligible, sla, excluded), objective=objective)
     best = min(dependable, key=lambda p: objective.order(p, sla))
     others = [p for p in points if p is not best and id(p) not in out]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+# Of those let in at the rate that is carried about this share meets the SLA.
+MET_OF_CARRIED = 0.9
 # A rate that is this close to the one in force is not worth a policy version.
 SAME_RATE = 0.05
 
@@ -41,17 +43,28 @@ class SheddingMemory:
 @dataclass(frozen=True, kw_only=True)
 class Overload:
     """What is known now: ``carried_rps`` within the SLA, ``offered_rps`` come, ``in_force_rps`` are
-    let in at most (None: whatever comes). ``has_no_way_out``: more capacity cannot be had."""
+    let in at most (None: whatever comes). ``has_no_way_out``: more capacity cannot be had.
+
+    ``met_rps`` meet the SLA although more come than are carried (None: unknown).
+    """
 
     now_s: float
     offered_rps: float
     carried_rps: float
     in_force_rps: float | None
     has_no_way_out: bool = True
+    met_rps: float | None = None
 
     @property
     def is_over(self) -> bool:
         return self.has_no_way_out and self.offered_rps > self.carried_rps
+
+    @property
+    def has_better(self) -> bool:
+        """Whether more requests would meet the SLA if those above what is carried were turned
+        away."""
+        is_well = self.met_rps is not None and self.met_rps >= MET_OF_CARRIED * self.carried_rps
+        return self.is_over and not is_well
 
 
 def hear(memory: SheddingMemory, in_force_rps: float | None) -> SheddingMemory:
@@ -79,7 +92,7 @@ def limit_admission(
         return None, SheddingMemory(is_overruled=memory.is_overruled)
     if memory.is_overruled:
         return None, replace(memory, is_overruled=overload.is_over)
-    if ours is None and not overload.is_over:
+    if ours is None and not overload.has_better:
         return None, SheddingMemory()
     if overload.offered_rps <= limits.calm_share * overload.carried_rps:
         since_s = memory.calm_since_s

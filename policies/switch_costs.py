@@ -8,7 +8,7 @@ from engine.spec.inventory import Inventory
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.transition.planning import Slot, Transition, plan_transition
-from policies.capacity_loop import SwitchCost
+from policies.capacity_state import SwitchCost
 from policies.capacity_table import CapacityTable
 
 # Seconds that ranks of a plan take from their start until they can serve.

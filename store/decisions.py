@@ -7,6 +7,7 @@ from collections.abc import Collection
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from store.errors import NotFoundError
 from store.models import DecisionRow, MeasurementRow
 from store.paging import Page, PageRequest, fetch_page
 
@@ -25,6 +26,13 @@ class DecisionRepository:
     def add(self, row: DecisionRow) -> DecisionRow:
         self._session.add(row)
         self._session.flush()
+        return row
+
+    def get(self, decision_id: int) -> DecisionRow:
+        """Raises NotFoundError when there is none."""
+        row = self._session.get(DecisionRow, decision_id)
+        if row is None:
+            raise NotFoundError("decision", decision_id)
         return row
 
     def find_last(self, engine_id: str, *, loop: str | None = None) -> DecisionRow | None:

@@ -19,7 +19,7 @@ import httpx
 import structlog
 
 from api.agent.credential import CredentialFile
-from api.agent.window import heartbeat, knob_json
+from api.agent.window import heartbeat
 from api.documents.policy import limits_in, model_to_json, settings_in
 from engine.engine import Engine
 from engine.policy.document import EnginePolicy
@@ -141,7 +141,7 @@ class EngineAgent:
             "model": model_to_json(engine.model),
             "envelope": asdict(engine.envelope),
             "inventory": engine.inventory.to_json(),
-            "capabilities": [knob_json(knob) for knob in engine.capabilities()],
+            "capabilities": [knob.to_json() for knob in engine.capabilities()],
             "policy": engine.policy.settings.to_json(),
             "takes_credential": True,
         }

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 from engine.policy.document import EnginePolicy
-from engine.policy.knobs import Knob
 from engine.replica.telemetry import EngineStats
 from engine.spec.measurement import RequestTiming
 from engine.spec.modes import Mode
@@ -73,8 +72,3 @@ def aggregate_steps(samples: Iterable[StepSample]) -> list[Json]:
         total["seconds"] += sample.step_s
         total["tokens"] += sample.shape.num_tokens
     return [totals[key] for key in sorted(totals)]
-
-
-def knob_json(knob: Knob) -> Json:
-    """One capability as it travels."""
-    return asdict(knob)

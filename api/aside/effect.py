@@ -6,22 +6,18 @@ import math
 from pathlib import Path
 from typing import Any
 
+from api.aside.step_times import by_step_model, on_node
 from api.documents.policy import model_from_json
 from engine.spec.config import EngineConfig, num_kv_blocks
 from engine.spec.feasible import check_plan
-from engine.spec.measurement import Measurement
 from engine.spec.settings import Settings
 from policies.load_history import LoadSlot
 from policies.sla import Sla
 from tuner.comparison.replay import RunAt, replay
 from tuner.described.parse import describe_node
-from tuner.simulation.simulate import Ranks, SimulatedEngine, simulate
 from tuner.spec.errors import TunerError
-from tuner.spec.look_ahead import LookAhead
 from tuner.step_model.model import StepModel
-from tuner.step_model.timer import ScaledTimer
 from tuner.workload.observed import draw_minutes, newest
-from tuner.workload.workload import Workload
 
 Json = dict[str, Any]
 MIB = 2**20
@@ -62,11 +58,7 @@ def _described(question: Json) -> tuple[RunAt, float]:
         dtype=question["dtype"],
         backend=question["backend"],
     )
-
-    def run_at(settings: Settings, load: Workload, step_scale: float) -> Measurement:
-        return node.simulate(settings, load, step_scale=step_scale).measurement
-
-    return run_at, node.interval
+    return on_node(node), node.interval
 
 
 def _here(question: Json) -> tuple[RunAt, float]:
@@ -74,7 +66,7 @@ def _here(question: Json) -> tuple[RunAt, float]:
     step_model = StepModel.from_json(question["cost_model"], where="cost model")
     model = model_from_json(question["model"])
 
-    def run_at(settings: Settings, load: Workload, step_scale: float) -> Measurement:
+    def blocks(settings: Settings) -> int:
         check_plan(settings.plan, model)
         config = EngineConfig(
             model_dir=Path(question["model_dir"]),
@@ -83,17 +75,13 @@ def _here(question: Json) -> tuple[RunAt, float]:
             block_size=question["block_size"],
             kv_cache_bytes=question["kv_cache_mib"] * MIB,
         )
-        timer = step_model.timer(settings.plan, model, hides_host=True)
-        engine = SimulatedEngine(
-            model=model,
-            ranks_of=lambda plan: Ranks(
-                timer=ScaledTimer(timer, step_scale),
-                num_kv_blocks=num_kv_blocks(config, model, plan),
-            ),
-            block_size=config.block_size,
-            max_model_len=question["max_model_len"],
-            look_ahead=LookAhead.BEFORE_END,  # as the engine does
-        )
-        return simulate(engine, settings, load).measurement
+        return num_kv_blocks(config, model, settings.plan)
 
+    run_at = by_step_model(
+        step_model,
+        model,
+        block_size=question["block_size"],
+        max_model_len=question["max_model_len"],
+        num_kv_blocks=blocks,
+    )
     return run_at, step_model.error.plan_interval

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from statistics import fmean
 from typing import Any
 
+from api.aside.step_times import by_step_model, on_node
 from api.documents.policy import model_from_json
 from engine.spec.inventory import Inventory, kv_bytes_of_rank
 from engine.spec.measurement import Measurement
@@ -16,12 +16,11 @@ from policies.attainment import meets
 from policies.paired_requests import paired_effect
 from policies.sla import Sla
 from tuner.backends import load_backend
+from tuner.comparison.replay import RunAt
 from tuner.described.node import Node
-from tuner.described.parse import OWN_BACKEND
+from tuner.described.parse import AUTO, OWN_BACKEND
 from tuner.hardware import Precision, parse_hardware
-from tuner.simulation.simulate import Ranks, SimulatedEngine, ranks_of_one, simulate
 from tuner.spec.errors import TunerError
-from tuner.spec.look_ahead import LookAhead
 from tuner.step_model.model import StepModel
 from tuner.workload.workload import Arrival, Workload, WorkloadSource
 
@@ -29,7 +28,6 @@ Json = dict[str, Any]
 # Requests of so many seconds fare alike.
 GROUP_S = 60.0
 DEFAULT_KV_BYTES = 256 * 2**20
-Run = Callable[[Settings], Measurement]
 
 
 def replayed(question: Json) -> Json:
@@ -37,7 +35,8 @@ def replayed(question: Json) -> Json:
 
     ``question``: ``arrivals`` as ``[second, input tokens, output tokens]``, ``control`` and
     ``candidate`` settings, ``sla``, ``alpha``, the engine's ``model`` and ``inventory``, and
-    either ``hardware`` or ``cost_model`` for the step times.
+    either ``hardware`` or ``cost_model`` for the step times; of hardware also ``dtype`` and
+    ``backend``, null where only the engine's own word is known.
 
     Raises:
         TunerError: step times that do not fit the engine.
@@ -45,9 +44,9 @@ def replayed(question: Json) -> Json:
     """
     workload, sla = _workload(question["arrivals"]), Sla.parse(question["sla"])
     try:
-        run = _runner(question, workload)
+        run_at = _runner(question)
         met = {
-            arm: _met(run(Settings.from_json(question[arm])), sla)
+            arm: _met(run_at(Settings.from_json(question[arm]), workload, 1.0), sla)
             for arm in ("control", "candidate")
         }
     except (ArithmeticError, LookupError, ValueError) as error:
@@ -82,36 +81,27 @@ def _workload(arrivals: list[list[float]]) -> Workload:
     )
 
 
-def _runner(question: Json, workload: Workload) -> Run:
+def _runner(question: Json) -> RunAt:
     model = model_from_json(question["model"])
     inventory = Inventory.from_json(question["inventory"])
-    if question.get("hardware") is not None:
+    if question["hardware"] is not None:
         hardware = parse_hardware(question["hardware"])
+        # Ranks that are paced as a quantised model tell a number format that they compute in.
+        dtype, own = question["dtype"], Precision.of(inventory.dtype)
         node = Node(
             hardware=hardware,
             model=model,
-            precision=Precision.of(inventory.dtype),
-            backend=load_backend(OWN_BACKEND, hardware.device),
+            precision=own if dtype in (None, AUTO) else Precision.parse(dtype),
+            backend=load_backend(question["backend"] or OWN_BACKEND, hardware.device),
             block_size=inventory.block_size,
         )
-        return lambda settings: node.simulate(settings, workload).measurement
-    step_model = StepModel.from_json(question["cost_model"], where="cost model")
-
-    def run(settings: Settings) -> Measurement:
-        plan = settings.plan
-        ranks = Ranks(
-            timer=step_model.timer(plan, model, hides_host=True),
-            num_kv_blocks=_num_kv_blocks(inventory, plan, model),
-        )
-        engine = SimulatedEngine(
-            model=model,
-            ranks_of=ranks_of_one(plan, ranks),
-            block_size=inventory.block_size,
-            look_ahead=LookAhead.BEFORE_END,  # as the engine does
-        )
-        return simulate(engine, settings, workload).measurement
-
-    return run
+        return on_node(node)
+    return by_step_model(
+        StepModel.from_json(question["cost_model"], where="cost model"),
+        model,
+        block_size=inventory.block_size,
+        num_kv_blocks=lambda settings: _num_kv_blocks(inventory, settings.plan, model),
+    )
 
 
 def _num_kv_blocks(inventory: Inventory, plan: ParallelPlan, model: ModelConfig) -> int:

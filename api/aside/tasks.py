@@ -70,6 +70,13 @@ def effect(question: Json) -> Json:
     return found(question)
 
 
+def choose_forecaster(question: Json) -> Json:
+    """Who forecasts an engine's load (:mod:`api.aside.forecaster`)."""
+    from api.aside.forecaster import chosen_forecaster
+
+    return chosen_forecaster(question)
+
+
 TASKS: Mapping[str, Callable[[Json], Json]] = {
     "read_trace": read_trace,
     "tell_report": tell_report,
@@ -78,4 +85,5 @@ TASKS: Mapping[str, Callable[[Json], Json]] = {
     "what_if": what_if,
     "replay": replay,
     "effect": effect,
+    "choose_forecaster": choose_forecaster,
 }

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.answers import ChoiceOption, answering, find_answer, is_recommendation
-from api.cli.common import fail, log, print_json, print_lines
-from api.cli.effect_lines import effect_lines
+from api.cli.changes import change_document, tell_change
+from api.cli.common import fail
+from api.cli.control_plane import find_engine_id
 from api.cli.engine_options import JsonOption, is_http_url
 from api.cli.grouped import grouped
 
@@ -22,7 +23,10 @@ class Target:
     """The engine: by its own address, or as the control plane knows it."""
 
     engine: Annotated[
-        str, typer.Option(metavar="URL|ID", help="The engine's address; with --service its id.")
+        str,
+        typer.Option(
+            metavar="URL|ID|NAME", help="The engine's address; with --service its id or name."
+        ),
     ]
     service: Annotated[
         str | None,
@@ -74,12 +78,7 @@ def apply(
         if not is_recommendation(source) or choice is not None:
             fail("--service applies a recommendation, by its id: rec_...; a file goes by --engine")
         document = _through_service(source, target, reason, is_dry_run=dry_run)
-    for warning in document["warnings"]:
-        log(f"warning: {warning}")
-    if as_json:
-        print_json(document)
-    else:
-        print_lines(_lines(document))
+    tell_change(document, as_json=as_json)
 
 
 def _patch(target: Target, settings: Settings, *, is_dry_run: bool) -> dict[str, Any]:
@@ -130,58 +129,8 @@ def _through_service(
         Client(target.service, target.service_key) as client,
     ):
         document = client.get_recommendation(recommendation_id).recommendation or {}
+        engine_id = find_engine_id(client, target.engine)
         answer = client.apply_recommendation(
-            recommendation_id, target.engine, is_dry_run=is_dry_run, reason=reason
+            recommendation_id, engine_id, is_dry_run=is_dry_run, reason=reason
         )
-        return {
-            "engine": target.engine,
-            "is_dry_run": answer.is_dry_run,
-            "settings": str(Settings.from_json(document["settings"])),
-            "changes": answer.changes,
-            "class": None,
-            "version": answer.policy.version,
-            "seconds": None,
-            "transition": answer.transition,
-            "effect": answer.effect,
-            "effect_missing": answer.effect_missing,
-            "warnings": answer.warnings,
-        }
-
-
-def _lines(document: dict[str, Any]) -> list[str]:
-    """The settings, each change with its cost, and how it ended."""
-    lines = [f"{document['settings']} on {document['engine']}"]
-    lines += [
-        f"  {change['knob']}: {_text(change, 'from')} -> {_text(change, 'to')} ({change['class']})"
-        for change in document["changes"]
-    ]
-    if document["transition"]:
-        lines.append(f"  {_way_line(document['transition'])}")
-    if not document["changes"]:
-        return [*lines, "nothing to change: it runs with these settings"]
-    if document["is_dry_run"]:
-        lines += effect_lines(document["effect"], document["effect_missing"])
-        return [*lines, "dry run: nothing was changed"]
-    took = "" if document["seconds"] is None else f" in {document['seconds']:.2f} s"
-    return [*lines, f"applied{took}: policy version {document['version']}"]
-
-
-def _way_line(transition: dict[str, Any]) -> str:
-    """How ranks start and end for the change, and what that takes."""
-    start_s, drain_s = transition["start_s"], transition["drain_s"]
-    serves = "" if start_s is None else f", new ranks serve after {start_s:.1f} s"
-    leaves = f", old ones may take {drain_s:.1f} s to finish" if drain_s else ""
-    said = "" if transition["is_measured"] else " (an estimate)"
-    most = transition["peak_devices"]
-    return f"way: {transition['way']}, at most {most} devices at once{serves}{leaves}{said}"
-
-
-def _text(change: dict[str, Any], end: str) -> str:
-    """The value before or after: a plan as it is typed, anything else as it is."""
-    from engine.spec.plan import ParallelPlan
-
-    value = change[end]
-    if change["knob"] == "plan":  # flat at the control plane, degrees apart at an engine
-        flat = {**value, **value.get("plan", {})}
-        return str(ParallelPlan(**{key: part for key, part in flat.items() if key != "plan"}))
-    return "none" if value is None else str(value)
+        return change_document(answer, Settings.from_json(document["settings"]))

@@ -1,4 +1,4 @@
-"""``gearshift audit``: the audit chain, for whoever can open the service's database."""
+"""``gearshift audit``: the audit trail, for whoever can open the service's database."""
 
 from __future__ import annotations
 
@@ -7,11 +7,41 @@ from typing import Annotated
 import typer
 
 from api.cli.common import end, fail, print_json
+from api.cli.control_plane import NewestOption
 from api.cli.engine_options import JsonOption
 from api.cli.exit_codes import ExitCode
 from api.cli.service import DatabaseUrl, open_current
+from api.cli.tables import minute, print_rows
 
 HASH_CHARS = 64
+
+
+def list_entries(
+    newest: NewestOption = 20,
+    resource: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Of this only, as in engines/eng_... or keys/..."),
+    ] = None,
+    database_url: DatabaseUrl = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List who changed what and why, newest first."""
+    from api.schemas.access import AuditView
+    from store import PageRequest
+
+    with open_current(database_url) as database, database.read() as uow:
+        page = uow.audit.list_page(PageRequest(limit=newest), resource=resource)
+        found = [AuditView.model_validate(row) for row in page.items]
+    if as_json:
+        print_json({"entries": [row.to_json() for row in found]})
+        return
+    print_rows(
+        ("entry", "at", "who", "did", "to", "why"),
+        (
+            (str(row.id), minute(row.created_at), row.actor, row.action, row.resource, row.reason)
+            for row in found
+        ),
+    )
 
 
 def verify(

@@ -19,7 +19,7 @@ from api.cli.common import (
 )
 from api.cli.engine_options import MOST_DEVICES, ModelNameOption
 from api.cli.grouped import grouped
-from api.cli.groups import JudgedWorkload, LocalMachine, PrefixCacheOption
+from api.cli.groups import JobsOption, JudgedWorkload, LocalMachine, PrefixCacheOption
 from api.cli.pictured import DrawnOutput
 from api.cli.simulate import NamedCaps, Place
 from engine.spec.modes import AUTO
@@ -45,10 +45,7 @@ class Comparing:
     draws: Annotated[
         int, typer.Option(min=2, max=100, help="Draws of the arrivals, the same for all plans.")
     ] = 5
-    jobs: Annotated[
-        int | None,
-        typer.Option(min=1, max=1024, help="Processes to simulate on; by default one per core."),
-    ] = None
+    jobs: JobsOption = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +82,6 @@ def compare(
     """
     from tuner.comparison.compare import compare as run_comparison
     from tuner.comparison.document import comparison_json
-    from tuner.planner.pool import default_jobs
 
     if place.hardware is not None and place.backend is None:
         place = replace(place, backend="gearshift")
@@ -106,9 +102,7 @@ def compare(
     for warning in where.warnings:
         log(f"warning: {warning}")
     with _progress() as show:
-        runs = run_comparison(
-            where.question, jobs=comparing.jobs or default_jobs(), on_progress=show
-        )
+        runs = run_comparison(where.question, jobs=comparing.jobs, on_progress=show)
     document = comparison_json(
         where.question,
         runs,

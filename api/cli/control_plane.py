@@ -1,37 +1,99 @@
-"""The control plane that commands speak with: its address, its key, a client of it."""
+"""The control plane that commands speak with: its address, its key, a client of it, its answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from api.cli.answers import answering
-from api.cli.common import fail
-from api.cli.engine_options import is_http_url
+from api.cli.common import fail, print_json, print_lines
+from api.cli.engine_options import JsonOption, is_http_url
+from api.cli.tables import print_rows
+from engine.spec.names import did_you_mean
 
 if TYPE_CHECKING:
     from api.clients.client import Client
+    from api.schemas.base import View
+    from api.schemas.serving import EngineView
 
-ServiceOption = Annotated[str, typer.Option(metavar="URL", help="The control plane.")]
-KeyOption = Annotated[
-    str | None, typer.Option(envvar="GEARSHIFT_CONTROL_KEY", help="The control plane's key.")
-]
+ViewT = TypeVar("ViewT", bound="View")
 SERVICE = "http://127.0.0.1:8700"
 USUAL_S = 30.0
+# A page of a list has no more rows.
+MOST_ROWS = 500
+NewestOption = Annotated[
+    int, typer.Option(min=1, max=MOST_ROWS, metavar="N", help="So many, the newest.")
+]
+EngineArgument = Annotated[
+    str, typer.Argument(metavar="ID|NAME", help="The engine: eng_..., or its name.")
+]
+EngineOption = Annotated[
+    str | None, typer.Option(metavar="ID|NAME", help="Of this engine only: eng_..., or its name.")
+]
 
 
-@contextmanager
-def open_client(url: str, key: str | None, *, timeout_s: float = USUAL_S) -> Iterator[Client]:
-    """A client; ends with one line where the service refuses or cannot be reached."""
-    from api.clients.client import Client
-    from tuner.load.urls import full_url
+@dataclass(frozen=True, kw_only=True)
+class ControlPlane:
+    """The control plane that a command asks, and how the answer is told."""
 
-    if not is_http_url(full_url(url)):
-        fail(f"--service {url!r}: write it as in {SERVICE}")
-    if key is None:
-        fail("--service needs a key: --service-key, or GEARSHIFT_CONTROL_KEY")
-    with answering(url), Client(url, key, timeout_s=timeout_s) as client:
-        yield client
+    service: Annotated[str, typer.Option(metavar="URL", help="The control plane.")] = SERVICE
+    service_key: Annotated[
+        str | None, typer.Option(envvar="GEARSHIFT_CONTROL_KEY", help="The control plane's key.")
+    ] = None
+    as_json: JsonOption = False
+
+    @contextmanager
+    def client(self, *, timeout_s: float = USUAL_S) -> Iterator[Client]:
+        """A client; ends with one line where the service refuses or cannot be reached."""
+        from api.clients.client import Client
+        from tuner.load.urls import full_url
+
+        if not is_http_url(full_url(self.service)):
+            fail(f"--service {self.service!r}: write it as in {SERVICE}")
+        if self.service_key is None:
+            fail("--service needs a key: --service-key, or GEARSHIFT_CONTROL_KEY")
+        with (
+            answering(self.service),
+            Client(self.service, self.service_key, timeout_s=timeout_s) as client,
+        ):
+            yield client
+
+    def tell(self, found: ViewT, lines: Callable[[ViewT], list[str]]) -> None:
+        """Print an answer as JSON, or the ``lines`` made of it."""
+        if self.as_json:
+            print_json(found.to_json())
+        else:
+            print_lines(lines(found))
+
+    def tell_rows(
+        self,
+        name: str,
+        found: Sequence[ViewT],
+        headings: Sequence[str],
+        cells: Callable[[ViewT], Sequence[str]],
+    ) -> None:
+        """Print a list as JSON under ``name``, or as a table."""
+        if self.as_json:
+            print_json({name: [row.to_json() for row in found]})
+        else:
+            print_rows(headings, map(cells, found))
+
+
+def find_engine(client: Client, named: str) -> EngineView:
+    """The engine of this id or name. Ends where there is none."""
+    if named.startswith("eng_"):
+        return client.get_engine(named)
+    engines = {found.name: found for found in client.list_engines()}
+    if named not in engines:
+        known = ", ".join(engines) or "none"
+        fail(f"no engine is called {named!r}{did_you_mean(named, engines)}; there are: {known}")
+    return engines[named]
+
+
+def find_engine_id(client: Client, named: str) -> str:
+    """The id of the engine named. Ends where there is none of that name."""
+    return named if named.startswith("eng_") else find_engine(client, named).id

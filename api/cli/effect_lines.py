@@ -36,4 +36,6 @@ def _change(metric: dict[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "no end" if value is None else f"{value:.3g}"
+    from policies.numbers import short
+
+    return "no end" if value is None else short(value)

@@ -1,4 +1,5 @@
-"""``gearshift engines``: servers that are not ours, observed and advised by the control plane."""
+"""``gearshift engines``: engines that the control plane knows. Servers that are not ours
+are observed and advised."""
 
 from __future__ import annotations
 
@@ -10,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.common import fail, log, print_json, print_lines
-from api.cli.control_plane import SERVICE, KeyOption, ServiceOption, open_client
-from api.cli.engine_options import JsonOption, is_http_url
+from api.cli.control_plane import ControlPlane, EngineArgument, find_engine, find_engine_id
+from api.cli.engine_options import is_http_url
 from api.cli.grouped import grouped
+from api.cli.tables import minute
 
 if TYPE_CHECKING:
-    from api.clients.client import Client
     from api.schemas.observed import AdviceView, ObservationView
+    from api.schemas.serving import EngineView, ForecastView
 
 Json = dict[str, Any]
-IdArgument = Annotated[str, typer.Argument(metavar="ID|NAME", help="The engine: eng_..., or name.")]
 FORMS = ("text", "command", "kubernetes", "compose")
 MOST_FILE_BYTES = 2**24
 SYSTEMS = ("vllm", "sglang")
@@ -87,13 +88,11 @@ class Running:
 def observe(
     url: Annotated[str, typer.Argument(metavar="URL", help="The server, as in http://host:8000.")],
     running: Running,
+    plane: ControlPlane,
     name: Annotated[
         str | None, typer.Option(help="What to call it; by default its host and port.")
     ] = None,
     sla: Annotated[str | None, typer.Option(metavar="SLA", help="What it is judged by.")] = None,
-    service: ServiceOption = SERVICE,
-    service_key: KeyOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Have the control plane look at a vLLM or SGLang server by its /metrics, from now on.
 
@@ -107,47 +106,58 @@ def observe(
     if not is_http_url(address):
         fail(f"URL {url!r}: write it as in http://127.0.0.1:8000")
     body = running.body(address, name or urlsplit(address).netloc, sla)
-    with open_client(service, service_key) as client:
+    with plane.client() as client:
         engine = client.observe_engine(body)
-    if as_json:
+    if plane.as_json:
         print_json(engine.to_json())
         return
     typer.echo(f"{engine.id}: {engine.name} is observed at {engine.public_url}")
     log(f"see it: gearshift engines show {engine.name}")
 
 
-def show(
-    engine: IdArgument,
-    service: ServiceOption = SERVICE,
-    service_key: KeyOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Say what is seen of an observed server: its load, its latencies, how it meets its SLA."""
-    with open_client(service, service_key) as client:
-        found = client.get_engine_observation(_find_id(client, engine))
-    if as_json:
-        print_json(found.to_json())
-    else:
-        print_lines(_seen_lines(found))
+@grouped()
+def list_engines(plane: ControlPlane) -> None:
+    """List the engines that the control plane knows, ended ones too, newest first."""
+    with plane.client() as client:
+        found = client.list_engines()
+    headings = ("id", "name", "runs", "SLA", "alive", "version")
+    plane.tell_rows("engines", found, headings, _cells)
 
 
+@grouped()
+def show(engine: EngineArgument, plane: ControlPlane) -> None:
+    """Say what an engine runs; of an observed server what is seen: load, latencies, attainment."""
+    with plane.client() as client:
+        found = find_engine(client, engine)
+        if found.system is None:
+            plane.tell(found, _lines)
+        else:
+            plane.tell(client.get_engine_observation(found.id), _seen_lines)
+
+
+@grouped()
+def forecast(engine: EngineArgument, plane: ControlPlane) -> None:
+    """Say what the next minutes are expected to bring to an engine, and how good that has been."""
+    with plane.client() as client:
+        plane.tell(client.get_forecast(find_engine_id(client, engine)), _forecast_lines)
+
+
+@grouped()
 def bind(
-    engine: IdArgument,
+    engine: EngineArgument,
     table: Annotated[
         Path,
         typer.Argument(
             metavar="FILE", help="Report of plan or tune with --capacity-table, or the table alone."
         ),
     ],
-    service: ServiceOption = SERVICE,
-    service_key: KeyOption = None,
-    as_json: JsonOption = False,
+    plane: ControlPlane,
 ) -> None:
     """Hold an engine to a capacity table and its SLA: the slow loop and advice go by it."""
     body: Json = {"capacity_table": _read_table(table), "reason": "gearshift engines bind"}
-    with open_client(service, service_key) as client:
-        answer = client.bind_engine(_find_id(client, engine), body)
-    if as_json:
+    with plane.client() as client:
+        answer = client.bind_engine(find_engine_id(client, engine), body)
+    if plane.as_json:
         print_json(answer.to_json())
         return
     num_entries = len(body["capacity_table"]["entries"])
@@ -155,14 +165,13 @@ def bind(
     log(f"what it should run: gearshift engines advise {engine}")
 
 
+@grouped(help_order="engine form")
 def advise(
-    engine: IdArgument,
+    engine: EngineArgument,
+    plane: ControlPlane,
     form: Annotated[
         str, typer.Option("--format", metavar="|".join(FORMS), help="What to print.")
     ] = FORMS[0],
-    service: ServiceOption = SERVICE,
-    service_key: KeyOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Say which entry of its capacity table an observed server should be on, and how to start it.
 
@@ -170,9 +179,9 @@ def advise(
     """
     if form not in FORMS:
         fail(f"--format {form!r}: known are {', '.join(FORMS)}")
-    with open_client(service, service_key) as client:
-        found = client.get_engine_advice(_find_id(client, engine))
-    if as_json:
+    with plane.client() as client:
+        found = client.get_engine_advice(find_engine_id(client, engine))
+    if plane.as_json:
         print_json(found.to_json())
     elif form == FORMS[0]:
         print_lines(_advice_lines(found))
@@ -182,33 +191,17 @@ def advise(
         typer.echo(getattr(found.launch, form).rstrip("\n"))
 
 
-def forget(
-    engine: IdArgument,
-    service: ServiceOption = SERVICE,
-    service_key: KeyOption = None,
-    as_json: JsonOption = False,
-) -> None:
+@grouped()
+def forget(engine: EngineArgument, plane: ControlPlane) -> None:
     """Observe a server no more; what was seen of it stays."""
-    with open_client(service, service_key) as client:
-        engine_id = _find_id(client, engine)
+    with plane.client() as client:
+        engine_id = find_engine_id(client, engine)
         client.get_engine_observation(engine_id)  # one that reports itself says so itself
         client.deregister_engine(engine_id)
-    if as_json:
+    if plane.as_json:
         print_json({"forgotten": engine_id})
     else:
         typer.echo(f"{engine} is observed no more")
-
-
-def _find_id(client: Client, named: str) -> str:
-    """The id of the engine of this id or name. Ends where there is none."""
-    if named.startswith("eng_"):
-        return named
-    engines = client.list_engines()
-    ids = {found.name: found.id for found in engines}
-    if named not in ids:
-        known = ", ".join(found.name for found in engines if found.system is not None)
-        fail(f"no engine is called {named!r}; observed are {known or 'none'}")
-    return ids[named]
 
 
 def _read_table(path: Path) -> Json:
@@ -237,6 +230,55 @@ def _places(document: Any) -> list[Any]:
 
 def _is_table(place: Any) -> bool:
     return isinstance(place, dict) and isinstance(place.get("entries"), list)
+
+
+def _cells(row: EngineView) -> tuple[str, ...]:
+    version = str(row.applied_version)
+    if row.desired_version != row.applied_version:
+        version += f", asked for {row.desired_version}"
+    by = "" if row.system is None else f"{row.system}: "
+    alive = "yes" if row.is_alive else "no"
+    return row.id, row.name, by + _runs(row), row.sla or "-", alive, version
+
+
+def _runs(row: EngineView) -> str:
+    from api.documents.policy import settings_in
+
+    return str(settings_in(row.effective_policy))
+
+
+def _lines(found: EngineView) -> list[str]:
+    seen = (
+        "" if found.last_heartbeat_at is None else f", last seen {minute(found.last_heartbeat_at)}"
+    )
+    return [
+        f"{found.id} {found.name}: {'alive' if found.is_alive else 'silent or ended'}{seen}",
+        f"  {found.model_name} on {found.host}, {found.public_url or 'no address told'}",
+        f"  runs {_runs(found)}",
+        f"  policy version {found.applied_version}, asked for {found.desired_version}",
+        f"  SLA {found.sla or 'none'}; recommendation {found.recommendation_id or 'none'}",
+    ]
+
+
+def _forecast_lines(found: ForecastView) -> list[str]:
+    from policies.numbers import short
+
+    rates = ", ".join(map(short, found.rates_rps))
+    lines = [
+        f"next {len(found.rates_rps)} x {short(found.slot_s)} s: {rates} requests/s",
+        f"peak {short(found.peak_rps)} requests/s, not exceeded with a chance of {found.chance}",
+    ]
+    if found.mean_input_tokens is not None and found.mean_output_tokens is not None:
+        lines.append(
+            f"counted as requests of {short(found.mean_input_tokens)} + "
+            f"{short(found.mean_output_tokens)} tokens, those of the capacity table"
+        )
+    error = "" if found.peak_error is None else f", mean error of the peak {found.peak_error:.0%}"
+    return [
+        *lines,
+        f"by {found.forecaster}, from {found.history_slots} slots; {found.backtests} looks back"
+        + error,
+    ]
 
 
 def _seen_lines(found: ObservationView) -> list[str]:

@@ -182,6 +182,14 @@ class Described(Served, ServedAs):
     ] = None
 
 
+JobsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|ray[:HOST:PORT]",
+        help="Processes to simulate on, by default one per core; ray: the Ray cluster of this "
+        "machine or of that address, whose nodes have the same version of gearshift.",
+    ),
+]
 PrefixCacheOption = Annotated[
     bool | None,
     typer.Option(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from api.cli.common import log
+from api.cli.common import end_interrupted, log
 
 
 @contextmanager
@@ -27,3 +27,13 @@ def stoppable(what_is_kept: str) -> Iterator[Callable[[], bool]]:
         yield lambda: is_stopped
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def watched(again: str) -> Iterator[None]:
+    """Ctrl-C ends the watching only: what the service does goes on, and ``again`` watches it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        log(f"it goes on without being watched; to watch again: {again}")
+        end_interrupted()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +11,7 @@ import typer
 from api.cli.common import fail, print_json
 from api.cli.engine_options import JsonOption
 from api.cli.service import DatabaseUrl, open_current
+from api.cli.tables import minute, print_rows
 
 if TYPE_CHECKING:
     from api.schemas.access import Scope
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 # Who the audit says it was: no key was asked for.
 ACTOR = "command line"
-# A key's line is not cut on a narrow terminal: its id is there to be copied.
-LEAST_WIDTH = 140
 MOST_OVERLAP_S = 30 * 86_400
 
 
@@ -137,30 +136,22 @@ def _scopes(words: list[str]) -> list[Scope]:
 
 
 def _print(found: Sequence[ApiKey]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("id", "name", "begins with", "scopes", "created", "last used", "state", box=None)
-    for key in found:
-        scopes = ", ".join(key.scopes)
-        used = _minute(key.last_used_at) if key.last_used_at else "never"
-        table.add_row(
-            key.id, key.name, key.prefix, scopes, _minute(key.created_at), used, _state(key)
-        )
-    console = Console()
-    console.width = max(console.width, LEAST_WIDTH)
-    console.print(table)
+    print_rows(
+        ("id", "name", "begins with", "scopes", "state"),
+        ((key.id, key.name, key.prefix, ", ".join(key.scopes), _state(key)) for key in found),
+    )
 
 
 def _state(key: ApiKey) -> str:
+    used = "never used" if key.last_used_at is None else f"used {minute(key.last_used_at)}"
+    return f"{_validity(key)}, {used}"
+
+
+def _validity(key: ApiKey) -> str:
     from store.models.base import utc_now
 
     if key.revoked_at is not None:
-        return f"revoked {_minute(key.revoked_at)}"
+        return f"revoked {minute(key.revoked_at)}"
     if key.expires_at is None:
         return "valid"
-    return f"{'valid until' if key.is_valid(utc_now()) else 'expired'} {_minute(key.expires_at)}"
-
-
-def _minute(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M}"
+    return f"{'valid until' if key.is_valid(utc_now()) else 'expired'} {minute(key.expires_at)}"

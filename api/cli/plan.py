@@ -20,11 +20,12 @@ from api.cli.common import (
 )
 from api.cli.engine_options import MOST_DEVICES, ModelNameOption
 from api.cli.grouped import grouped
-from api.cli.groups import Described, GoalOptions, WorkloadOptions
+from api.cli.groups import Described, GoalOptions, JobsOption, WorkloadOptions
 from api.cli.pictured import DrawnOutput
 
 if TYPE_CHECKING:
     from tuner.planner.planner import OnPlanning, PlanReport
+    from tuner.planner.pool import Jobs
     from tuner.planner.ways_out import WaysOut
 
 
@@ -44,10 +45,7 @@ class Judging:
         int | None,
         typer.Option(min=1, max=MOST_DEVICES, help="Most devices a plan may use; by default all."),
     ] = None
-    jobs: Annotated[
-        int | None,
-        typer.Option(min=1, max=1024, help="Processes to simulate on; by default one per core."),
-    ] = None
+    jobs: JobsOption = None
     ways_out: Annotated[
         bool,
         typer.Option(
@@ -132,7 +130,7 @@ def plan(
         end_not_met()
 
 
-def _ways_out(report: PlanReport, jobs: int | None) -> WaysOut | None:
+def _ways_out(report: PlanReport, jobs: Jobs) -> WaysOut | None:
     from tuner.answers.planned import look_for_ways
 
     log("plan: nothing meets the SLA; looking for what would help (Ctrl-C: the answer without it)")

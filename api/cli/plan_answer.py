@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from api.cli.capacity_table import print_capacity_table
 from api.cli.common import settings_column
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tuner.planner.document import Choice
     from tuner.planner.planner import PlanReport
 
+FEW_BOUNDS, FOLDED = 2, 8
 SHOWN_FEASIBLE = 12
 SHOWN_FAILING = 24
 
@@ -145,14 +146,16 @@ def _print_feasible(console: Console, report: PlanReport) -> None:
     if not report.feasible:
         return
     sla = report.question.sla
-    table = Table(
-        "devices", settings_column(), *(c.key for c in sla.per_run), "P(met)", "KV tokens"
-    )
+    bounds = [c.key for c in sla.per_run]
+    # Names of more bounds are folded, so that settings have room in 80 columns.
+    width = None if len(bounds) <= FEW_BOUNDS else FOLDED
+    metrics = [Column(key, overflow="fold", max_width=width) for key in bounds]
+    table = Table("devices", settings_column(), *metrics, "P(met)", "KV tokens")
     table.title = f"{len(report.feasible)} settings whose simulated values meet {sla}"
     for point in report.feasible[:SHOWN_FEASIBLE]:
         settings = point.settings
         kv_tokens = report.question.node.memory(settings.plan, caps=settings.caps).kv_tokens
-        cells = [_cell(point, c.key) for c in sla.per_run]
+        cells = [_cell(point, key) for key in bounds]
         chance = f"{point.probability(sla):.2f}" if point.has_interval else "-"
         table.add_row(str(point.cost_devices), str(settings), *cells, chance, str(kv_tokens))
     console.print(table, soft_wrap=False)

@@ -1,39 +1,41 @@
-"""``gearshift rollouts start``, ``list``, ``show`` and ``cancel``: policies proven before they
-spread."""
+"""``gearshift rollouts``: policies proven before they spread."""
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from api.cli.answers import is_recommendation
-from api.cli.common import end, fail, log, print_json, print_lines
-from api.cli.control_plane import SERVICE, KeyOption, ServiceOption, open_client
-from api.cli.engine_options import JsonOption
+from api.cli.common import end, log
+from api.cli.control_plane import ControlPlane, EngineOption, find_engine_id
 from api.cli.exit_codes import ExitCode
+from api.cli.grouped import grouped
+from api.cli.interrupts import watched
+from api.cli.patches import PATCH_HELP, read_patch
+from api.cli.tables import minute
 
 if TYPE_CHECKING:
+    from api.clients.client import Client
     from api.schemas.rollouts import RolloutDetail, RolloutView
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="As 'rollouts list' has it: ro_...")]
 MOST_S = 10**8
-LEAST_WIDTH = 140
 
 
+@grouped(help_order="candidate engine service service_key hardware")
 def start(
     candidate: Annotated[
         str,
         typer.Argument(
             metavar="PATCH|REC_ID",
-            help='JSON Merge Patch of the policy, as in \'{"caps": {"max_num_seqs": 96}}\', or a '
-            "recommendation's id.",
+            help=f"{PATCH_HELP}, or a recommendation's id.",
         ),
     ],
-    engine: Annotated[str, typer.Option(metavar="ID", help="The engine, as eng_...")],
-    service: ServiceOption = SERVICE,
-    service_key: KeyOption = None,
+    engine: Annotated[
+        str, typer.Option(metavar="ID|NAME", help="The engine: eng_..., or its name.")
+    ],
+    plane: ControlPlane,
     hardware: Annotated[
         str | None,
         typer.Option(
@@ -53,7 +55,10 @@ def start(
     max_exposed_s: Annotated[
         float | None,
         typer.Option(
-            min=1, max=MOST_S, help="Seconds it may serve until it is decided; by default 1800."
+            min=1,
+            max=MOST_S,
+            help="Seconds it may serve until it is decided; by default 1800, and twice as long "
+            "where few requests have come by then.",
         ),
     ] = None,
     tolerance: Annotated[
@@ -64,7 +69,6 @@ def start(
     ] = None,
     reason: Annotated[str, typer.Option(help="Why, for the audit.")] = "gearshift rollouts start",
     follow: Annotated[bool, typer.Option("--follow", help="Wait for its end; tell how.")] = False,
-    as_json: JsonOption = False,
 ) -> None:
     """Roll a policy out: simulated, then by turns with what runs now, then alone.
 
@@ -73,95 +77,82 @@ def start(
     """
     given = {"slice_s": slice_s, "max_exposed_s": max_exposed_s, "tolerance": tolerance}
     body = {
-        "engine_id": engine,
         **_candidate(candidate),
         "reason": reason,
         "replay": {"skip": skip_replay, "hardware": hardware, "cost_model_id": cost_model},
         "limits": {name: value for name, value in given.items() if value is not None},
     }
-    with open_client(service, service_key) as client:
-        rollout = client.create_rollout(body)
+    with plane.client() as client:
+        rollout = client.create_rollout({**body, "engine_id": find_engine_id(client, engine)})
         if follow:
-            for event in client.follow_rollout(rollout.id):
-                log(event.told)
-        found = client.get_rollout(rollout.id)
-    _tell(found, as_json=as_json)
-    if follow and found.state.value != "done":
-        end(ExitCode.NOT_MET)
+            _follow(client, rollout, plane)
+        else:
+            plane.tell(client.get_rollout(rollout.id), _lines)
 
 
-def list_rollouts(
-    service: ServiceOption = SERVICE,
-    service_key: KeyOption = None,
-    engine: Annotated[
-        str | None, typer.Option(metavar="ID", help="Of this engine only, as eng_...")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
+@grouped()
+def list_rollouts(plane: ControlPlane, engine: EngineOption = None) -> None:
     """List rollouts, newest first."""
-    with open_client(service, service_key) as client:
-        found = client.list_rollouts(engine_id=engine)
-    if as_json:
-        print_json({"rollouts": [row.to_json() for row in found]})
-        return
-    from rich.console import Console
-    from rich.table import Table
+    with plane.client() as client:
+        of = None if engine is None else find_engine_id(client, engine)
+        found = client.list_rollouts(engine_id=of)
+    plane.tell_rows(
+        "rollouts",
+        found,
+        ("id", "state", "why", "since", "engine"),
+        lambda row: (
+            row.id,
+            row.state.value,
+            row.code,
+            minute(row.created_at),
+            row.engine_id,
+        ),
+    )
 
-    table = Table("id", "engine", "state", "why", "since", box=None)
-    for row in found:
-        since = row.created_at.isoformat(timespec="minutes")[:16]
-        table.add_row(row.id, row.engine_id, row.state.value, f"{row.code}: {row.reason}", since)
-    console = Console()
-    console.width = max(console.width, LEAST_WIDTH)
-    console.print(table)
 
-
-def show(
-    rollout_id: IdArgument,
-    service: ServiceOption = SERVICE,
-    service_key: KeyOption = None,
-    as_json: JsonOption = False,
-) -> None:
+@grouped()
+def show(rollout_id: IdArgument, plane: ControlPlane) -> None:
     """Say how a rollout stands, and every state it has had."""
-    with open_client(service, service_key) as client:
-        found = client.get_rollout(rollout_id)
-    _tell(found, as_json=as_json)
+    with plane.client() as client:
+        plane.tell(client.get_rollout(rollout_id), _lines)
 
 
-def cancel(
-    rollout_id: IdArgument,
-    service: ServiceOption = SERVICE,
-    service_key: KeyOption = None,
-    as_json: JsonOption = False,
-) -> None:
+@grouped()
+def follow_one(rollout_id: IdArgument, plane: ControlPlane) -> None:
+    """Tell what a rollout does until it ends. Ends with 3 where it ends otherwise than done."""
+    with plane.client() as client:
+        _follow(client, client.get_rollout(rollout_id), plane)
+
+
+@grouped()
+def cancel(rollout_id: IdArgument, plane: ControlPlane) -> None:
     """End a rollout; the engine is asked for what it ran before."""
-    with open_client(service, service_key) as client:
+    with plane.client() as client:
         client.cancel_rollout(rollout_id)
-        found = client.get_rollout(rollout_id)
-    _tell(found, as_json=as_json)
+        plane.tell(client.get_rollout(rollout_id), _lines)
+
+
+def _follow(client: Client, rollout: RolloutView, plane: ControlPlane) -> None:
+    """Tell every event, and how it stands at the end."""
+    with watched(f"gearshift rollouts follow {rollout.id}"):
+        for event in client.follow_rollout(rollout.id):
+            state = event.data.get("state")
+            log(event.told if state is None else f"{state}: {event.told}")
+    found = client.get_rollout(rollout.id)
+    plane.tell(found, _lines)
+    if found.state.value != "done":
+        end(ExitCode.NOT_MET)
 
 
 def _candidate(text: str) -> dict[str, Any]:
     if is_recommendation(text):
         return {"recommendation_id": text}
-    try:
-        patch = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        fail(f"{text!r}: neither a recommendation's id (rec_...) nor JSON ({error})")
-    if not isinstance(patch, dict):
-        fail(f'{text!r}: write a patch as in {{"caps": {{"max_num_seqs": 96}}}}')
-    return {"patch": patch}
-
-
-def _tell(found: RolloutDetail, *, as_json: bool) -> None:
-    if as_json:
-        print_json(found.to_json())
-    else:
-        print_lines(_lines(found))
+    return {"patch": read_patch(text, or_else="a recommendation's id (rec_...)")}
 
 
 def _lines(found: RolloutDetail) -> list[str]:
-    lines = [f"{found.id} on {found.engine_id}: {found.state} ({found.code})"]
+    undecided = ", undecided" if found.is_undecided else ""
+    lines = [f"{found.id} on {found.engine_id}: {found.state} ({found.code}{undecided})"]
     lines += [
         f"  {turn['at'][:19]} {turn['state']}: {turn['reason']}" for turn in found.transitions
     ]

@@ -15,14 +15,13 @@ from api.cli.common import (
     log,
     print_json,
     print_lines,
-    progress_bar,
-    progress_console,
 )
 from api.cli.engine_options import MOST_DEVICES, MOST_SEED, DeviceOption, check_device
 from api.cli.grouped import grouped
 from api.cli.groups import GoalOptions, LocalMachine, Served
 from api.cli.interrupts import stoppable
 from api.cli.pictured import DrawnOutput
+from api.cli.trial_bar import TrialBar
 
 if TYPE_CHECKING:
     from api.jobs.kept import Keeper
@@ -67,6 +66,16 @@ class Search:
             help="Also find, by simulation, what rate each plan carries within the SLA.",
         ),
     ] = False
+
+    def require(self, way_out: str) -> tuple[str, str, str]:
+        """Model, workload and SLA; ends where one is missing."""
+        asked = {"--model": self.model, "--workload": self.workload, "--sla": self.sla}
+        given = [value for value in asked.values() if value is not None]
+        if len(given) < len(asked):
+            missing = ", ".join(option for option, value in asked.items() if value is None)
+            fail(f"{missing}: {way_out}")
+        model, workload, sla = given
+        return model, workload, sla
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,18 +308,15 @@ def _spec(
 ) -> TuningSpec:
     from tuner.search.spec import DEFAULT_KV_CACHE_MIB, TuningSpec
 
-    asked = {"--model": search.model, "--workload": search.workload, "--sla": search.sla}
-    if missing := [option for option, value in asked.items() if value is None]:
-        fail(f"{', '.join(missing)}: needed for a new job; --resume last goes on with an old one")
-    assert search.model is not None
-    assert search.workload is not None
-    assert search.sla is not None
+    model, workload, sla = search.require(
+        "needed for a new job; --resume last goes on with an old one"
+    )
     kv_cache_mib = machine.kv_cache_mib
     return TuningSpec(
-        model_dir=search.model,
+        model_dir=model,
         num_devices=search.devices,
-        workload=search.workload,
-        sla=search.sla,
+        workload=workload,
+        sla=sla,
         trials=search.trials,
         seed=search.seed,
         hardware=hardware,
@@ -344,32 +350,17 @@ def _cost_model(spec: TuningSpec, source: str | None) -> dict[str, Any] | None:
     return load_cost_model(source, ModelConfig.from_dir(spec.model_path)).to_json()
 
 
-class _Progress:
-    """A bar over the trials on stderr, and a line for everything else; trials, and what was spent
-    after them, are kept."""
+class _Progress(TrialBar):
+    """Tells what a search does; trials, and what was spent after them, are kept."""
 
     def __init__(self, total: int, done: int, keeper: Keeper) -> None:
-        self._bar = progress_bar(progress_console())
-        self._task = self._bar.add_task("tune", total=total, completed=done)
+        super().__init__(total, done)
         self._keeper = keeper
-
-    def __enter__(self) -> _Progress:
-        if self._bar.console.is_terminal:  # elsewhere it would leave an empty line
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar.console.is_terminal:
-            self._bar.stop()
 
     def __call__(self, event: TuningEvent) -> None:
         if event.kind == "trial":
             self._keeper.keep(event.data)
-            self._bar.update(self._task, advance=1)
+            self.advance()
         elif event.kind == "spent":  # tuner.search.costs.SPENT, not loaded for --help
             self._keeper.tell(event.kind, event.data)
         self.say(f"{event.kind}: {event.message}")
-
-    def say(self, line: str) -> None:
-        """Print one line above the bar."""
-        self._bar.console.print(line, highlight=False, soft_wrap=True)

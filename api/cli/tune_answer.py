@@ -68,10 +68,16 @@ def _trials_table(document: dict[str, Any]) -> Table:
             _text(metrics, "p95_tpot_ms"),
             "-" if chance is None else f"{chance:.2f}",
             *([short(_device_seconds(trial))] if is_live else []),
-            # A server that died says more in the lines after the first, which stderr has.
-            trial["reason"].partition("\n")[0],
+            # A server that died says why in its last line; stderr has those between.
+            _ends(trial["reason"]),
         )
     return table
+
+
+def _ends(text: str) -> str:
+    """The first line and the last."""
+    lines = text.splitlines() or [""]
+    return " ".join(dict.fromkeys([lines[0], lines[-1]]))
 
 
 def _print_recommendation(console: Console, found: dict[str, Any]) -> None:

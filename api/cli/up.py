@@ -15,6 +15,7 @@ from api.cli.common import fail, log, print_json
 from api.cli.engine_options import MOST_DEVICES, MOST_SEED, DeviceOption, JsonOption, check_device
 from api.cli.exit_codes import ExitCode
 from api.cli.grouped import grouped
+from api.cli.trial_bar import TrialBar
 
 if TYPE_CHECKING:
     from api.clients.client import Client
@@ -186,12 +187,11 @@ def _tune(
             "options": {"device": first.device, "profile_seconds": first.profile_seconds},
         }
     )
-    for event in client.follow_tuning_job(job.id):
-        if event.told:
-            log(f"up: {event.type}: {event.told}")
+    with TrialBar(job.num_trials, 0) as bar:
+        bar.follow(client.follow_tuning_job(job.id), begins="up: ")
     job = client.get_tuning_job(job.id)
     if job.recommendation_id is None:
-        log(f"up: {job.state.value}: {job.reason}; serving {first.plan}")
+        log(f"up: {job.state.value}, so {first.plan} is served")
         return None
     return client.get_recommendation(job.recommendation_id)
 

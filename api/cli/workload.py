@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from api.cli.common import log, print_json
+from api.cli.common import log, print_json, print_lines
+from api.cli.control_plane import ControlPlane
 from api.cli.engine_options import MOST_SEED, JsonOption
+from api.cli.grouped import grouped
 from api.cli.groups import check_writable, writing
 
+Json = dict[str, Any]
+UPLOADED = re.compile(r"wl_[0-9a-f]+")
 SpecArgument = Annotated[
     str,
     typer.Argument(
@@ -49,32 +55,44 @@ def sample(
     log(f"use it as --workload {wanted.value}:{out}")
 
 
-def show(spec: SpecArgument, seed: SeedOption = 0, as_json: JsonOption = False) -> None:
-    """Say what a workload is: requests, rates, lengths, and what its options cut."""
+@grouped(help_order="spec seed")
+def show(spec: SpecArgument, plane: ControlPlane, seed: SeedOption = 0) -> None:
+    """Say what a workload is: requests, rates, lengths, and what its options cut.
+
+    An uploaded trace is named by its id, wl_..., and asked of the control plane.
+    """
+    if UPLOADED.fullmatch(spec):
+        with plane.client() as client:
+            plane.tell(client.get_workload(spec), lambda found: list(_lines(found.to_json())))
+        return
     from tuner.workload.parse import parse_workload
 
     workload = parse_workload(_whole_spec(spec), seed=seed)
     told = workload.describe()
-    if as_json:
+    if plane.as_json:
         print_json(told)
         return
-    typer.echo(_sentence(told))
-    for name in ("input_tokens", "output_tokens"):
-        facts = ", ".join(f"{word} {value:g}" for word, value in told[name].items())
-        typer.echo(f"{name.replace('_', ' ')}: {facts}")
+    print_lines(list(_lines(told)))
     for cut in workload.source.cuts:
         typer.echo(f"cut: {cut}")
     if workload.is_lockstep:
         typer.echo(workload.warnings[-1].removeprefix("workload: "))
 
 
+def _lines(told: Json) -> Iterator[str]:
+    yield _sentence(told)
+    for name in ("input_tokens", "output_tokens"):
+        facts = ", ".join(f"{word} {value:g}" for word, value in told[name].items())
+        yield f"{name.replace('_', ' ')}: {facts}"
+
+
 def _whole_spec(spec: str) -> str:
     return spec if ":" in spec else f"{spec}:"
 
 
-def _sentence(told: dict[str, Any]) -> str:
+def _sentence(told: Json) -> str:
     parts = [f"{told['rows']} requests"]
-    if told["concurrency"] is not None:
+    if told.get("concurrency") is not None:
         parts.append(f"by {told['concurrency']} clients, each sending when the last has returned")
     elif told["rate_rps"] is not None:
         parts.append(f"in {told['span_s']:.1f} s, {told['rate_rps']:.3g} a second")

@@ -31,6 +31,7 @@ class Call(Generic[T]):
     """What is sent, and how the answers (one a page) are read.
 
     ``file`` is streamed as the body. ``is_repeatable``: sent twice, it does no more than once.
+    ``is_one_page``: whatever is behind the first page is not asked for.
     """
 
     method: str
@@ -41,10 +42,11 @@ class Call(Generic[T]):
     json: Any = None
     file: Path | None = None
     is_repeatable: bool = False
+    is_one_page: bool = False
 
     def after(self, page: httpx.Response) -> Call[T] | None:
         """The call for the page behind ``page``, None where that is the last."""
-        if "next" not in page.links:
+        if self.is_one_page or "next" not in page.links:
             return None
         return replace(self, path=page.links["next"]["url"], params={})
 
@@ -56,14 +58,17 @@ def get(path: str, answer: type[T], **params: str | int | None) -> Call[T]:
     )
 
 
-def get_all(path: str, row: type[T], **params: str | int | None) -> Call[list[T]]:
-    """Read every page of a list."""
+def get_all(
+    path: str, row: type[T], *, newest: int | None = None, **params: str | int | None
+) -> Call[list[T]]:
+    """Read every page of a list, or only its ``newest`` rows (500 at most)."""
     return Call(
         method="GET",
         path=path,
         read=_rows(row),
-        params={"limit": PAGE_ROWS, **_named(params)},
+        params={"limit": newest or PAGE_ROWS, **_named(params)},
         is_repeatable=True,
+        is_one_page=newest is not None,
     )
 
 

@@ -65,6 +65,7 @@ RECOMMENDATIONS = "/v1/recommendations"
 ENGINES = "/v1/engines"
 ROLLOUTS = "/v1/rollouts"
 COST_MODELS = "/v1/cost-models"
+DECISIONS = "/v1/decisions"
 KEYS = "/v1/api-keys"
 
 
@@ -356,9 +357,17 @@ class Operations:
     # -- control, audit, keys ------------------------------------------------------------------
 
     @operation
-    def list_decisions(self, engine_id: str | None = None) -> Call[list[DecisionView]]:
-        """Decisions of the controller, newest first, for one engine or for all."""
-        return get_all("/v1/decisions", DecisionView, engine_id=engine_id)
+    def list_decisions(
+        self, engine_id: str | None = None, *, newest: int | None = None
+    ) -> Call[list[DecisionView]]:
+        """Decisions of the controller, newest first, for one engine or for all; all of them, or so
+        many."""
+        return get_all(DECISIONS, DecisionView, newest=newest, engine_id=engine_id)
+
+    @operation
+    def get_decision(self, decision_id: int) -> Call[DecisionView]:
+        """A decision of the controller."""
+        return get(f"{DECISIONS}/{decision_id}", DecisionView)
 
     @operation
     def get_forecast(self, engine_id: str) -> Call[ForecastView]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from api.control.forecaster_choices import ForecasterChoices
 from api.documents.control_state import (
     capacity_from_json,
     capacity_to_json,
@@ -17,26 +18,19 @@ from api.documents.server_knobs import table_for
 from api.documents.servers import Restarts
 from api.services import policies
 from api.services.audit import service_caller
-from api.services.forecasts import HISTORY_S, HORIZON_SLOTS, Chosen, history_of
+from api.services.forecasts import HISTORY_S, HORIZON_SLOTS, history_of
 from api.services.policies import Authorship
 from api.services.restarts import UNKNOWN_START_S, as_advice, find_restarts, restart_costs
 from api.web.context import AppContext
 from engine.policy.knobs import ADMISSION_RATE
 from engine.spec.plan import ParallelPlan
 from engine.transition.planning import first_slots
-from policies.capacity_loop import (
-    CapacityDecision,
-    CapacityLimits,
-    CapacityState,
-    SwitchCost,
-    decide_capacity,
-    is_due,
-    settings_after,
-)
+from policies.capacity_loop import decide_capacity, is_due, settings_after
+from policies.capacity_state import CapacityDecision, CapacityLimits, CapacityState, SwitchCost
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.controller import Action, ControlLimits, ControlMemory
 from policies.decision import LoadWindow
-from policies.forecast import Forecast, choose, forecast
+from policies.forecast import Forecast, forecast
 from policies.load_history import SLOT_S, LoadSlot, luck_of, rate_of
 from policies.observation import Observation
 from policies.shedding import SheddingLimits
@@ -45,11 +39,8 @@ from store import UnitOfWork
 from store.decisions import CAPACITY
 from store.models import DecisionRow, EngineLoad, EngineRow
 from store.models.base import Json
-from tuner.spec.forecasters import list_forecasters
 
 ACTOR = "controller"
-# A forecaster is chosen anew after this long: fitting the candidates takes seconds.
-CHOOSE_EVERY_S = 3600.0
 # Heartbeats this old are still taken up: a service that was away lost no load.
 BACKLOG_S = 1800
 # A window of fewer requests is not judged.
@@ -60,12 +51,13 @@ class CapacityLoop:
     """Chooses the entry of each engine's capacity table that holds the forecast.
 
     Its memory lives in the engine's row, the load of past days in a table of its own; which
-    forecaster an engine has is worked out again after a restart.
+    forecaster an engine has is worked out again after a restart
+    (:mod:`api.control.forecaster_choices`).
     """
 
     def __init__(self, context: AppContext) -> None:
         self._context = context
-        self._chosen: dict[str, tuple[float, Chosen]] = {}
+        self._choices = ForecasterChoices()
 
     def turn(
         self, uow: UnitOfWork, engine: EngineRow, seen: Observation | None, now: datetime
@@ -135,10 +127,9 @@ class CapacityLoop:
         now_s: float,
     ) -> Forecast | None:
         history = history_of(uow, engine, now_s=now_s, mix=table.mix, under_way=under_way)
-        chosen_s, chosen = self._chosen.get(engine.id, (None, None))
-        if len(history) and (chosen_s is None or now_s - chosen_s >= CHOOSE_EVERY_S):
-            chosen = choose(history, HORIZON_SLOTS, forecasters=list_forecasters())
-            self._chosen[engine.id] = now_s, chosen
+        if not len(history):
+            return None
+        chosen = self._choices.of(engine.id, history, now_s)
         return forecast(history, HORIZON_SLOTS, chosen=chosen)
 
 
@@ -209,6 +200,7 @@ def _state(
         forecast=None,
         observed_rps=None if seen is None else _rate_rps(seen.load, table.mix),
         is_sla_met=_is_met(seen),
+        attainment=_attainment(seen),
         age_s=0.0 if seen is None else seen.load.age_s,
         costs=_costs(engine, table, current.settings.plan)
         if engine.system is None
@@ -224,6 +216,13 @@ def _is_met(seen: Observation | None) -> bool | None:
     """Whether the window met the SLA; None: too few requests to tell."""
     is_judged = seen is not None and seen.load.num_requests >= MIN_REQUESTS
     return seen.load.is_sla_met if seen is not None and is_judged else None
+
+
+def _attainment(seen: Observation | None) -> float | None:
+    """Which share of the window met the SLA; None: too few requests to tell."""
+    if seen is None or seen.report is None or _is_met(seen) is None:
+        return None
+    return seen.report.attainment
 
 
 def _limits(engine: EngineRow, guards: Json) -> CapacityLimits:

@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from api.control.replays import Replays
+from api.aside.process import AsideLimits
+from api.control.aside_queue import AsideQueue
 from api.documents.policy import PolicyDocument
 from api.documents.recent_load import recent_requests
 from api.documents.rollout import (
@@ -20,7 +21,7 @@ from api.documents.rollout import (
     limits_from_json,
     tally,
 )
-from api.services import policies, rollout_moves
+from api.services import effects, policies, rollout_moves
 from api.web.context import AppContext
 from engine.spec.errors import EngineError
 from policies.errors import PolicyInputError
@@ -43,6 +44,7 @@ from store.models.base import Json, utc_now
 MOST_REQUESTS = 10_000
 HISTORY_S = 6 * 3600
 LEAST_REQUESTS = 50
+REPLAY_LIMITS = AsideLimits(seconds=120.0, memory_mib=2048)
 
 
 class RolloutLoop:
@@ -50,7 +52,7 @@ class RolloutLoop:
 
     def __init__(self, context: AppContext) -> None:
         self._context = context
-        self._replays = Replays()
+        self._replays = AsideQueue("replay", REPLAY_LIMITS)
         self._log = structlog.get_logger("api.control.rollouts")
 
     def tick(self) -> None:
@@ -150,7 +152,8 @@ class RolloutLoop:
                     decision.reason,
                     _told(decision, state.limits),
                 )
-                self._context.metrics.rollbacks.labels(reason="rollout").inc()
+                kind = "undecided" if decision.reason.is_undecided else "rollout"
+                self._context.metrics.rollbacks.labels(reason=kind).inc()
 
     def _log_pairs(
         self, uow: UnitOfWork, rollout: RolloutRow, *, before: Canary, after: Canary
@@ -207,6 +210,7 @@ def _question(
     candidate = candidate_of(rollout)
     control = PolicyDocument.from_json(policies.current(uow, engine).document)
     cost_model_id = replay.get("cost_model_id")
+    tuned_for = effects.job_spec(uow, engine) or {}
     return {
         "arrivals": arrivals,
         "control": control.settings.to_json(),
@@ -216,6 +220,8 @@ def _question(
         "model": engine.model,
         "inventory": policies.inventory_of(engine).to_json(),
         "hardware": replay.get("hardware"),
+        "dtype": tuned_for.get("dtype"),
+        "backend": tuned_for.get("backend"),
         "cost_model": None
         if cost_model_id is None
         else uow.cost_models.get(cost_model_id).document,

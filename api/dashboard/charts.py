@@ -140,7 +140,7 @@ def bars(unit: str, values: Mapping[str, float], *, none: str) -> Json:
 def dots(
     x: str, y: str, groups: Mapping[str, Sequence[tuple[float, float, str]]], *, none: str
 ) -> Json:
-    """A dot for each named point, in a colour for each group; ``none`` stands where none is."""
+    """A dot for each named point, in a colour for each group; ``none`` where there is no point."""
     return {
         **_common(),
         "title": {"show": not any(groups.values()), "text": none, **NO_DATA},

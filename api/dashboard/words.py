@@ -5,67 +5,16 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from api.documents.policy import settings_in
+from api.documents.reasons import meaning
 from api.services.overview import EngineOverview, Standing
 from engine.spec.errors import EngineError
-from engine.spec.settings import Settings
 from policies.advice import AdviceReason
-from policies.capacity_loop import CapacityReason
-from policies.decision import Action, BandRejection, Reason
 from policies.rollout import RolloutReason
 from store.models import JobState, RolloutState, Sight
 from store.models.base import utc_now
 
 NONE = "–"
-REASONS: dict[str, str] = {
-    Reason.NO_DATA: "no heartbeat has come, so nothing is known and nothing changes",
-    Reason.STALE_DATA: "the last heartbeat is too old to act on",
-    Reason.FIRST_OBSERVATION: "first look at this load: took the settings of its band",
-    Reason.IN_BAND: "the load is inside the band whose settings run",
-    Reason.DEAD_BAND: "the load has passed the edge of its band, but by too little to move",
-    Reason.COOL_DOWN: "the load has fallen, but too soon after the last change",
-    Reason.LOAD_UP: "the load has risen into a higher band",
-    Reason.LOAD_DOWN: "the load has fallen into a lower band",
-    Reason.MIX_CHANGED: "requests have other lengths than before",
-    Reason.SLA_MISSED: "windows in a row missed the SLA: took the settings of a higher load",
-    Reason.SLA_MISSED_AT_TOP: "the SLA is missed, and there is no band with a higher load",
-    Reason.SLA_INFEASIBLE: "one request alone misses the SLA: relax it, or tune another plan",
-    Reason.BEYOND_SCHEDULE: "the load is above every band: add a replica, or tune for this load",
-    Reason.DRIFT_PAUSED: "somebody changed the settings by hand: the controller waits",
-    Reason.DRIFT_ADOPTED: "settings that were changed by hand were adopted",
-    "restart_failed": "the server was not restarted: see its restarts; it is tried again later",
-    Reason.DRIFT_REVERTED: "settings that were changed by hand were put back",
-}
-CAPACITY_REASONS: dict[CapacityReason, str] = {
-    CapacityReason.NO_DATA: "no load is known",
-    CapacityReason.STALE_DATA: "the last heartbeat is too old to act on",
-    CapacityReason.HOLDS: "it carries what comes and what is forecast",
-    CapacityReason.LOAD_UP: "the load needs more",
-    CapacityReason.LOAD_DOWN: "less would do for this load",
-    CapacityReason.SLA_MISSED: "the SLA is missed where the table says it is met",
-    CapacityReason.BEYOND_TABLE: "no entry of the capacity table carries this load",
-    CapacityReason.DWELL: "less would do, but not for long enough yet",
-    CapacityReason.GUARD_INTERVAL: "the guard on time between changes holds it back",
-    CapacityReason.GUARD_PER_HOUR: "the guard on changes an hour holds it back",
-    CapacityReason.NOT_WORTH_IT: "the change would cost more than it saves",
-    CapacityReason.DRIFT_PAUSED: "somebody changed the settings by hand",
-}
-REASONS |= {f"capacity_{reason}": f"devices: {text}" for reason, text in CAPACITY_REASONS.items()}
-REJECTIONS: dict[str, str] = {
-    BandRejection.LOAD_IS_HIGHER: "load is higher",
-    BandRejection.LOAD_IS_LOWER: "load is lower",
-    BandRejection.OTHER_MIX: "other lengths",
-    BandRejection.DEAD_BAND: "dead band",
-    BandRejection.COOL_DOWN: "cool-down",
-    BandRejection.NO_FRESH_DATA: "no fresh data",
-    BandRejection.DRIFT: "changed by hand",
-    BandRejection.SLA_MISSED: "missed the SLA",
-}
-ACTIONS: dict[str, str] = {
-    Action.HOLD: "held",
-    Action.MOVE: "moved",
-    Action.ADVISE: "advised",
-    Action.RAISE_CONDITION: "raised a condition",
-}
 _STANDINGS: dict[Standing, tuple[str, str, str]] = {
     Standing.CONDITION: ("bad", "condition", ""),
     Standing.REFUSED: ("bad", "refused", "the engine refused its newest policy"),
@@ -144,14 +93,14 @@ CLASSES = {
 def standing(found: EngineOverview) -> tuple[str, str, str]:
     """Tone, word and reason of how an engine stands."""
     tone, word, reason = _STANDINGS[found.standing]
-    own = REASONS.get(found.reason, found.reason)
+    own = meaning(found.reason)
     return tone, word, "; ".join(part for part in (reason, own) if part)
 
 
 def plan_of(policy: dict[str, Any]) -> str:
     """A policy's plan as it is typed on a command line."""
     try:
-        return Settings.from_json(_engine_part(policy)).plan_text
+        return settings_in(policy).plan_text
     except EngineError:
         return NONE
 
@@ -159,7 +108,7 @@ def plan_of(policy: dict[str, Any]) -> str:
 def settings_of(policy: dict[str, Any]) -> str:
     """Plan, thresholds and caps in one line."""
     try:
-        return str(Settings.from_json(_engine_part(policy)))
+        return str(settings_in(policy))
     except EngineError:
         return NONE
 
@@ -205,7 +154,3 @@ def span(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def _engine_part(policy: dict[str, Any]) -> dict[str, Any]:
-    return {k: policy[k] for k in ("plan", "shift", "caps", "scheduler", "mode") if k in policy}

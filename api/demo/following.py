@@ -10,12 +10,10 @@ from itertools import pairwise
 from rich.table import Table
 
 from api.demo.scenes import Day, Phase
-from api.demo.stage import APPLY_S, Stage
+from api.demo.stage import Stage, capacity_in
 from api.documents.policy import settings_in
 from api.schemas.serving import PolicyVersionView
-from api.schemas.tuning import RecommendationView
 from engine.spec.measurement import Measurement
-from engine.spec.settings import Settings
 from policies.attainment import judge
 from policies.sla import Sla
 from store.models import AckState
@@ -37,9 +35,10 @@ def play(stage: Stage, day: Day) -> str:
     recommendation = stage.tune(day.cast, day.workload, day.sla)
     if recommendation is None:
         return url
-    _print_table(stage, recommendation)
+    if (table := capacity_in(recommendation)) is not None:
+        stage.print_capacity(table)
     stage.apply(recommendation, engine_id)
-    _hurry(stage, day, engine_id)
+    stage.hurry(engine_id, day.guards)
     workload = day.load(stage.folder, stage.seed)
     started = datetime.now(UTC)
     measured = stage.load(day.cast, workload, url, "a day in six minutes")
@@ -80,24 +79,6 @@ def part_of(measured: Measurement, from_s: float, to_s: float) -> Measurement:
     """The requests that were due between two times."""
     inside = tuple(t for t in measured.timings if from_s <= t.scheduled_s < to_s)
     return replace(measured, timings=inside)
-
-
-def _hurry(stage: Stage, day: Day, engine_id: str) -> None:
-    """Guards for a day of minutes."""
-    policy = stage.client.get_engine_policy(engine_id)
-    changed = stage.client.patch_engine_policy(
-        policy, {"guards": day.guards}, reason="a day that lasts minutes"
-    )
-    stage.client.wait_applied(engine_id, changed.policy.version, timeout_s=APPLY_S)
-
-
-def _print_table(stage: Stage, recommendation: RecommendationView) -> None:
-    table = Table("devices", "plan", "carries req/s within the SLA", title="capacity table")
-    found = (recommendation.recommendation or {}).get("capacity_table") or {"entries": []}
-    for entry in found["entries"]:
-        plan = Settings.from_json(entry["settings"]).plan
-        table.add_row(str(entry["num_devices"]), str(plan), f"{entry['low_rps']:.1f}")
-    stage.console.print(table)
 
 
 def _print_moves(

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from engine.spec.measurement import Measurement
+from engine.spec.plan import ParallelPlan
+from policies.capacity_table import CapacityTable
 from tuner.spec.errors import WorkloadError
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload
@@ -25,6 +27,10 @@ WINDOW_S = 10.0
 # The first scene's SLA: what this share of requests had under the guess, 95 % shall have.
 GUESS_PERCENT = 85
 LEAST_TTFT_MS, LEAST_TPOT_MS = 100.0, 10.0
+# The first scene's load rises to this share of what the table's largest entry carries; where that
+# is no more than the plan in force does, to so many times the latter.
+RUSH_SHARE, RUSH_BEYOND = 0.85, 1.3
+RUSH_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +49,13 @@ class Cast:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """The first story: a guess, the tuner's answer, a load that changes (``rush``)."""
+    """The first story: a guess, the tuner's answer, a load that changes. ``guards`` are those of a
+    change that has a minute."""
 
     title: str
     cast: Cast
     workload: str
-    rush: str
+    guards: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +108,26 @@ def live_scene(trace: str | None, *, seed: int) -> Scene:
             guess="pp=2",
             vocab_size=4096,
             job={"num_devices": 2, "trials": 4, "hardware": "local"},
-            options={"probe_requests": 40, "profile_seconds": 24.0, "timeout_s": 60.0},
+            options={
+                "probe_requests": 40,
+                "profile_seconds": 24.0,
+                "timeout_s": 60.0,
+                "capacity_table": True,
+            },
         ),
         workload=_spec(trace, seed, f"seconds=40,scale=2,requests=70,{sizes}"),
-        rush=_spec(trace, seed, f"seconds=120,scale=6,requests=180,{sizes}"),
+        guards={"min_interval_s": 10, "max_reshapes_per_h": 30},
     )
+
+
+def rush_for(table: CapacityTable, plan: ParallelPlan) -> str:
+    """A load of the table's lengths that ``plan`` does not carry, and the largest entry does, if
+    any: how much a rank carries differs from machine to machine."""
+    in_force = table.find(plan) or table.entries[0]
+    top_rps = RUSH_SHARE * table.entries[-1].low_rps
+    rate_rps = top_rps if top_rps > in_force.low_rps else RUSH_BEYOND * in_force.low_rps
+    inputs, outputs = (max(1, round(mean)) for mean in table.mix)
+    return f"poisson:rate={rate_rps:.3g},seconds={RUSH_S:g},input={inputs},output={outputs}"
 
 
 def sla_from(measured: Measurement) -> str:

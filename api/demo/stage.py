@@ -18,6 +18,7 @@ from api.demo.scenes import Cast
 from api.schemas.tuning import RecommendationView
 from engine.spec.measurement import Measurement
 from engine.spec.settings import Settings
+from policies.capacity_table import CapacityTable
 from policies.numbers import short
 from tuner.load.driver import run_load
 from tuner.load.http_target import HttpTarget, get_served_model
@@ -128,6 +129,21 @@ class Stage:
             f"{self.settings(engine_id)}"
         )
 
+    def hurry(self, engine_id: str, guards: dict[str, float]) -> None:
+        """Guards for a story that lasts minutes."""
+        policy = self.client.get_engine_policy(engine_id)
+        changed = self.client.patch_engine_policy(
+            policy, {"guards": guards}, reason="a story that lasts minutes"
+        )
+        self.client.wait_applied(engine_id, changed.policy.version, timeout_s=APPLY_S)
+
+    def print_capacity(self, table: CapacityTable) -> None:
+        """What each plan of a capacity table carries."""
+        told = Table("devices", "plan", "carries req/s within the SLA", title="capacity table")
+        for entry in table.entries:
+            told.add_row(str(entry.num_devices), str(entry.settings.plan), f"{entry.low_rps:.1f}")
+        self.console.print(told)
+
     def _print_recommendation(self, found: dict[str, Any], sla: str) -> None:
         table = Table(
             "metric",
@@ -147,6 +163,12 @@ class Stage:
             )
         self.console.print(table)
         self.console.print(f"why: {found['explanation']}", highlight=False)
+
+
+def capacity_in(found: RecommendationView) -> CapacityTable | None:
+    """What a recommendation says that plans carry; None: nothing."""
+    table = (found.recommendation or {}).get("capacity_table")
+    return None if table is None or not table["entries"] else CapacityTable.from_json(table)
 
 
 @contextmanager

@@ -11,12 +11,13 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from rich.table import Table
 
-from api.demo.scenes import Scene, sla_from
-from api.demo.stage import Stage
+from api.demo.scenes import RUSH_S, Scene, rush_for, sla_from
+from api.demo.stage import Stage, capacity_in
 from api.schemas.serving import DecisionView
 from engine.spec.measurement import Measurement
 from engine.spec.settings import Settings
 from policies.attainment import SlaReport, judge
+from policies.capacity_table import CapacityTable
 from policies.sla import Sla
 from tuner.workload.parse import parse_workload
 
@@ -48,10 +49,14 @@ def play(stage: Stage, scene: Scene) -> str:
     recommendation = stage.tune(scene.cast, scene.workload, sla)
     if recommendation is None:
         return url
+    table = capacity_in(recommendation)
+    if table is not None:
+        stage.print_capacity(table)
     stage.apply(recommendation, engine_id)
+    stage.hurry(engine_id, scene.guards)
     after = _act(stage, scene, scene.workload, (engine_id, url), "after")
-    changed = _rush(stage, scene, (engine_id, url))
-    _print_acts(stage, [before, after, changed], sla)
+    changed = [] if table is None else _rush(stage, scene, (engine_id, url), table)
+    _print_acts(stage, [before, after, *changed], sla)
     return url
 
 
@@ -66,11 +71,14 @@ def _act(stage: Stage, scene: Scene, spec: str, engine: tuple[str, str], name: s
     return Act(name=name, settings=settings, measurement=measured, steps=shares(steps))
 
 
-def _rush(stage: Stage, scene: Scene, engine: tuple[str, str]) -> Act:
-    """Change the load and show what the controller did about it."""
+def _rush(stage: Stage, scene: Scene, engine: tuple[str, str], table: CapacityTable) -> list[Act]:
+    """Change the load, twice as long as the controller has to notice it, and show what it did."""
     engine_id, _ = engine
+    spec = rush_for(table, stage.settings(engine_id).plan)
+    stage.console.print(f"the load changes: {spec}", highlight=False)
     seen = {decision.id for decision in stage.client.list_decisions(engine_id)}
-    act = _act(stage, scene, scene.rush, engine, "after, load changed")
+    names = ("load changed", f"{RUSH_S:.0f} s later")
+    acts = [_act(stage, scene, spec, engine, name) for name in names]
     time.sleep(SETTLE_S)
     fresh = [d for d in stage.client.list_decisions(engine_id) if d.id not in seen]
     moves = [d for d in reversed(fresh) if d.action != "hold"]
@@ -82,7 +90,7 @@ def _rush(stage: Stage, scene: Scene, engine: tuple[str, str]) -> Act:
         stage.console.print(
             f"  {decision.action} because {decision.reason}: {_moved(decision)}", highlight=False
         )
-    return act
+    return acts
 
 
 def _print_acts(stage: Stage, acts: Sequence[Act], sla: str) -> None:

@@ -162,14 +162,14 @@ def _compiler() -> Iterator[Finding]:
             part="compiler",
             mark=Mark.NOTE,
             found=f"{NO_COMPILER_VARIABLE} is set: none is used",
-            way_out=f"unset {NO_COMPILER_VARIABLE} for faster layers on CPU ranks",
+            way_out=f"unset {NO_COMPILER_VARIABLE} for faster simulation and layers on CPU",
         )
         return
     yield Finding(
         part="compiler",
         mark=Mark.OK if path else Mark.NOTE,
         found=path or "no C++ compiler",
-        way_out=None if path else "for faster layers on CPU ranks: apt-get install g++",
+        way_out=None if path else "for faster simulation and layers on CPU: apt-get install g++",
     )
 
 

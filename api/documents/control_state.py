@@ -12,7 +12,7 @@ from api.documents.servers import window_in
 from engine.spec.measurement import Fidelity, Outcome, RequestTiming
 from engine.spec.plan import parse_plan
 from engine.spec.settings import Settings
-from policies.capacity_loop import CapacityMemory
+from policies.capacity_state import CapacityMemory
 from policies.controller import ControlMemory
 from policies.decision import SmoothedLoad
 from policies.errors import PolicyInputError

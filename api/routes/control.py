@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from api.schemas.access import AuditVerdictView, AuditView, Scope
 from api.schemas.plain import MAX_COLUMN
@@ -35,6 +35,19 @@ def decisions(
         found = uow.decisions.list_page(page, engine_id=engine_id)
     link_next(request, response, found)
     return [DecisionView.model_validate(row) for row in found.items]
+
+
+@router.get(
+    "/decisions/{decision_id}",
+    operation_id="get_decision",
+    summary="Read a decision of the controller",
+)
+def decision(
+    decision_id: Annotated[int, Path(ge=1, le=MAX_COLUMN)], context: Context, _: Reader
+) -> DecisionView:
+    """What was decided and why, what was seen, and what was not done."""
+    with context.database.read() as uow:
+        return DecisionView.model_validate(uow.decisions.get(decision_id))
 
 
 @router.get(

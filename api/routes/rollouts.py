@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from api.schemas.access import Scope
-from api.schemas.plain import MAX_COLUMN
 from api.schemas.rollouts import RolloutCreate, RolloutDetail, RolloutView
 from api.services import rollouts
 from api.web import sse
@@ -91,15 +90,12 @@ def events(
     rollout_id: str,
     context: Context,
     _: Reader,
-    last_event_id: Annotated[
-        int, Header(ge=0, le=MAX_COLUMN, description="Resume after this event")
-    ] = 0,
+    last_event_id: sse.LastEventId = 0,
 ) -> StreamingResponse:
     """States and counted pairs of slices, as server-sent events."""
     with context.database.read() as uow:
         uow.rollouts.get(rollout_id)
-    stream = sse.rollout_events(context, rollout_id, after=last_event_id)
-    return StreamingResponse(stream, media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
+    return sse.answer(sse.rollout_events(context, rollout_id, after=last_event_id))
 
 
 @router.post(

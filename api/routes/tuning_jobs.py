@@ -12,7 +12,6 @@ from api.schemas.access import Scope
 from api.schemas.analysis import ImportanceView, ParetoView
 from api.schemas.base import Json
 from api.schemas.examples import tuning as shown
-from api.schemas.plain import MAX_COLUMN
 from api.schemas.tuning import TrialView, TuningJobCreate, TuningJobView
 from api.services import analysis, jobs
 from api.services.drawing import told_report
@@ -153,15 +152,12 @@ def events(
     job_id: str,
     context: Context,
     _: Reader,
-    last_event_id: Annotated[
-        int, Header(ge=0, le=MAX_COLUMN, description="Resume after this event")
-    ] = 0,
+    last_event_id: sse.LastEventId = 0,
 ) -> StreamingResponse:
     """Progress as server-sent events."""
     with context.database.read() as uow:
         uow.jobs.get(job_id)
-    stream = sse.job_events(context, job_id, after=last_event_id)
-    return StreamingResponse(stream, media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
+    return sse.answer(sse.job_events(context, job_id, after=last_event_id))
 
 
 @router.get(

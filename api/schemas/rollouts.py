@@ -11,7 +11,7 @@ from api.schemas.base import Body, BoundedBody, Json, View, shown
 from api.schemas.examples import rollouts
 from api.schemas.plain import MAX_COLUMN, MAX_SECONDS, PlainJson, Seconds, Whole
 from engine.server.takes import NUMBER
-from policies.rollout import RolloutLimits
+from policies.rollout import FEW_REQUESTS, RolloutLimits
 from store.models import RolloutState
 
 DEFAULTS = RolloutLimits()
@@ -56,13 +56,21 @@ class RolloutLimitsIn(BoundedBody):
         description="Seconds that the candidate may serve before it is decided",
     )
     max_exposed_requests: Annotated[int, Field(ge=1, le=MAX_COLUMN), NUMBER] | None = None
+    few_requests: Annotated[int, Field(ge=0, le=MAX_COLUMN), NUMBER] | None = Field(
+        default=None,
+        description="A candidate that has met fewer after `max_exposed_s` may serve twice as long; "
+        f"by default {FEW_REQUESTS}, and 0 where `max_exposed_s` is given",
+    )
     max_duration_s: Some = DEFAULTS.max_duration_s
     min_requests: Whole = Field(default=DEFAULTS.min_requests, ge=1, le=MAX_COLUMN)
 
     @property
     def limits(self) -> RolloutLimits:
         """Raises PolicyInputError for limits that do not go together."""
-        return RolloutLimits(**self.model_dump())
+        given = self.model_dump()
+        if self.few_requests is None:
+            given["few_requests"] = 0 if "max_exposed_s" in self.model_fields_set else FEW_REQUESTS
+        return RolloutLimits(**given)
 
 
 class RolloutCreate(Body):
@@ -117,6 +125,9 @@ class RolloutView(View):
     state: RolloutState
     code: str = Field(description="Why it stands there, of a closed set")
     reason: str
+    is_undecided: bool = Field(
+        description="Taken back at a cap, before it was known whether the candidate is worse"
+    )
     candidate: Json = Field(description="The policy document that is rolled out")
     control_version: int = Field(description="The policy version that it is compared with")
     version: int = Field(description="The last policy version that the rollout wrote")

@@ -79,9 +79,9 @@ def _steps(uow: UnitOfWork, engine: EngineRow) -> Json | str:
     if engine.recommendation_id is None:
         return "its step times are not known: no recommendation is in force"
     recommendation = uow.recommendations.get(engine.recommendation_id)
-    if recommendation.job_id is None:
+    spec = job_spec(uow, engine)
+    if spec is None:
         return "its step times are not known: the job that tuned it is gone"
-    spec = uow.jobs.get(recommendation.job_id).spec
     names = ("model_dir", "dtype", "backend", "block_size", "kv_cache_mib", "max_model_len")
     known = {name: spec.get(name) for name in names}
     if spec["hardware"] != LOCAL:
@@ -90,6 +90,14 @@ def _steps(uow: UnitOfWork, engine: EngineRow) -> Json | str:
         return "its step times are not known: it was tuned without a cost model"
     cost_model = uow.cost_models.get(recommendation.cost_model_id)
     return {**known, "cost_model": cost_model.document}
+
+
+def job_spec(uow: UnitOfWork, engine: EngineRow) -> Json | None:
+    """What the job was asked whose recommendation is in force; None where there is none."""
+    if engine.recommendation_id is None:
+        return None
+    job_id = uow.recommendations.get(engine.recommendation_id).job_id
+    return None if job_id is None else uow.jobs.get(job_id).spec
 
 
 def _slots(

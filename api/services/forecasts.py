@@ -70,8 +70,14 @@ def choose_known(uow: UnitOfWork, engine: EngineRow, history: LoadHistory) -> Ch
     last = uow.decisions.find_last(engine.id, loop=CAPACITY)
     name = None if last is None else last.observed.get("forecaster")
     known = next((f for f in list_forecasters() if f.name == name), None)
-    candidates = (CONSTANT, SeasonalNaive()) if known is None else (CONSTANT, known)
-    return choose(history, HORIZON_SLOTS, forecasters=candidates)
+    if known is None:
+        return choose_cheaply(history)
+    return choose(history, HORIZON_SLOTS, forecasters=(CONSTANT, known))
+
+
+def choose_cheaply(history: LoadHistory) -> Chosen:
+    """Of the two that need no fitting."""
+    return choose(history, HORIZON_SLOTS, forecasters=(CONSTANT, SeasonalNaive()))
 
 
 def _view(

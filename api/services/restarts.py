@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from api.documents.servers import Restarts
-from policies.capacity_loop import CapacityDecision, CapacityState, SwitchCost
+from policies.capacity_state import CapacityDecision, CapacityState, SwitchCost
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.decision import Action
 from store import UnitOfWork

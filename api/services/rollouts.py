@@ -12,7 +12,7 @@ from api.schemas.rollouts import (
     RolloutDetail,
     RolloutView,
 )
-from api.services import identity, policies, recommendations, rollout_moves
+from api.services import effects, identity, policies, recommendations, rollout_moves
 from api.services.policies import Authorship
 from api.web.auth import Caller
 from api.web.errors import ApiError, FieldError
@@ -142,6 +142,7 @@ def detail(uow: UnitOfWork, rollout_id: str) -> RolloutDetail:
 def _fields(rollout: RolloutRow) -> Json:
     return {
         **{name: getattr(rollout, name) for name in OWN_FIELDS},
+        "is_undecided": RolloutReason(rollout.code).is_undecided,
         "candidate": rollout.document,
         "version": rollout.written_version,
         "canary": _canary(rollout),
@@ -233,10 +234,8 @@ def _replay(uow: UnitOfWork, engine: EngineRow, asked: ReplayIn) -> Json | None:
         return {"hardware": asked.hardware}
     cost_model_id, hardware = asked.cost_model_id, None
     if cost_model_id is None and engine.recommendation_id is not None:
-        recommendation = uow.recommendations.get(engine.recommendation_id)
-        cost_model_id = recommendation.cost_model_id
-        if cost_model_id is None and recommendation.job_id is not None:
-            hardware = uow.jobs.get(recommendation.job_id).spec.get("hardware")
+        cost_model_id = uow.recommendations.get(engine.recommendation_id).cost_model_id
+        hardware = (effects.job_spec(uow, engine) or {}).get("hardware")
     if cost_model_id is not None:
         return {"cost_model_id": uow.cost_models.get(cost_model_id).id}
     if hardware not in (None, "local"):

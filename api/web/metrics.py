@@ -21,7 +21,7 @@ from store.models import EngineRow
 from store.models.base import utc_now
 
 Word = TypeVar("Word", bound=str)
-ROLLBACK_REASONS = ("operator", "refused", "rollout")
+ROLLBACK_REASONS = ("operator", "refused", "rollout", "undecided")
 
 
 class ServiceMetrics:

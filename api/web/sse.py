@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Annotated
 
+from fastapi import Header
+from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from api.schemas.plain import MAX_COLUMN
 from api.web.context import AppContext
 from api.web.watch import Watched
 from store import UnitOfWork
@@ -18,6 +22,12 @@ Event = JobEventRow | RolloutEventRow
 Found = tuple[Sequence[Event], bool]
 MEDIA_TYPE = "text/event-stream"
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+LastEventId = Annotated[int, Header(ge=0, le=MAX_COLUMN, description="Resume after this event")]
+
+
+def answer(events: AsyncIterator[str]) -> StreamingResponse:
+    """The response that a client follows."""
+    return StreamingResponse(events, media_type=MEDIA_TYPE, headers=HEADERS)
 
 
 def described(*types: str) -> dict[str, object]:

@@ -72,6 +72,17 @@ class ModeChooser:
         largest = min(at_most, most)
         return largest if largest > above else 0
 
+    def ranges(self) -> tuple[tuple[Mode, int], ...] | None:
+        """Modes with the most tokens of their steps, in order: a step runs in the first that holds
+        it. None where a table or a coin chooses."""
+        if self.plan.shift and self.coin_seed is not None:
+            return None
+        if (fixed := self._mode_of_all_sizes(0)) is not None:
+            return ((fixed, MAX_STEP_TOKENS),)
+        if self.pin == TABLE and self.table is not None:
+            return None
+        return tuple((mode, most) for mode, (_, most) in self._ranges.items())
+
     @property
     def largest_shift_tokens(self) -> int:
         """The largest step that may run in shift, whatever its number; 0 when none does."""

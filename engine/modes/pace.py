@@ -48,7 +48,7 @@ class _Line:
     def fit(self) -> tuple[float, float]:
         """(seconds at zero tokens, seconds per token), both at least 0."""
         mean_n, mean_s = self.tokens / self.weight, self.seconds / self.weight
-        variance = self.tokens_sq / self.weight - mean_n**2
+        variance = self.tokens_sq / self.weight - mean_n * mean_n
         covariance = self.cross / self.weight - mean_n * mean_s
         # With one size only, the tokens get the whole time, which is cautious for larger chunks.
         if variance < 0.25:

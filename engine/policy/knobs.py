@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from engine.policy.document import PLAN, REPLICAS, EnginePolicy, KnobClass
@@ -36,6 +36,12 @@ class Knob:
     hot_choices: tuple[str, ...] | None = None
     measured_cost_s: float | None = None
     ways: tuple[Price, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The knob as REST tells it, its class under ``class``."""
+        return {
+            "class" if key == "knob_class" else key: value for key, value in asdict(self).items()
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from engine.server.answers import ChatForm, CompletionForm
+from engine.server.chat_schema import ChatBody
 from engine.server.defaults import SamplingDefaults
 from engine.server.description import DescribedApp, describe, events
 from engine.server.errors import (
@@ -35,7 +36,6 @@ from engine.server.request_log import RequestLog
 from engine.server.schema import (
     DEFAULT_COMPLETION_TOKENS,
     MAX_CALL_CHOICES,
-    ChatBody,
     CompletionBody,
     GenerationBody,
 )

@@ -16,6 +16,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
 from engine.server.answers import AnswerForm, Choice, Usage
+from engine.server.chat_schema import ChatMessage
 from engine.server.choices import ChoiceMaker, CollectedChoice
 from engine.server.defaults import SamplingDefaults
 from engine.server.errors import (
@@ -30,7 +31,7 @@ from engine.server.errors import (
 from engine.server.logprobs import LogprobWriter, TokenWords, prompt_logprobs
 from engine.server.metrics import ServerMetrics
 from engine.server.retry import FinishRate
-from engine.server.schema import ChatMessage, GenerationBody
+from engine.server.schema import GenerationBody
 from engine.server.served import ServedEngine
 from engine.server.shown import ShownText, TextWish
 from engine.server.slo import Slo, SloOutcome

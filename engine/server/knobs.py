@@ -88,7 +88,7 @@ class KnobPlane:
             "plan": str(engine.policy.settings.plan),
             "max_model_len": engine.max_model_len,
             "envelope": asdict(engine.envelope),
-            "knobs": [_knob_json(asdict(knob)) for knob in engine.capabilities()],
+            "knobs": [knob.to_json() for knob in engine.capabilities()],
         }
 
     def mode_table(self) -> dict[str, Any]:
@@ -302,7 +302,3 @@ def _value_at(document: dict[str, Any], knob: str) -> Any:
 def _warnings(policy: EnginePolicy) -> list[str]:
     warning = policy.settings.threshold_warning
     return [warning] if warning else []
-
-
-def _knob_json(knob: dict[str, Any]) -> dict[str, Any]:
-    return {"class" if key == "knob_class" else key: value for key, value in knob.items()}

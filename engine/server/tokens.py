@@ -7,10 +7,11 @@ from typing import Annotated, Any, Self
 from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from engine.server.chat_schema import ChatMessage, TemplateBody
 from engine.server.errors import check_model
 from engine.server.examples import HELLO, examples
 from engine.server.generation import GenerationService
-from engine.server.schema import ChatMessage, TemplateBody, TokenId, without_nulls
+from engine.server.schema import TokenId, without_nulls
 from engine.server.served import ServedEngine
 from engine.server.shapes import DetokenizedShape, TokenizedShape
 from engine.server.takes import NULL, Flag, take_nulls

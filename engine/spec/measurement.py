@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
+from itertools import chain
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.spec.energy import EnergyUse
+
+FloatArray = npt.NDArray[np.float64]
 
 # One id per definition, stored beside every number (docs/metrics.md).
 METRIC_IDS = {
@@ -94,9 +99,9 @@ class Distribution:
     p99: float | None
 
     @classmethod
-    def of(cls, values: Iterable[float]) -> Distribution:
+    def of(cls, values: Iterable[float] | FloatArray) -> Distribution:
         """Percentiles by linear interpolation."""
-        array = np.fromiter(values, dtype=np.float64)
+        array = np.fromiter(values, np.float64) if not isinstance(values, np.ndarray) else values
         if not array.size:
             return cls(mean=None, p50=None, p90=None, p95=None, p99=None)
         p50, p90, p95, p99 = (float(v) for v in np.percentile(array, PERCENTILES))
@@ -125,14 +130,14 @@ class Measurement:
     driver_lag_ms: Distribution
     energy: EnergyUse | None = None
 
-    @property
+    @cached_property
     def completed(self) -> tuple[RequestTiming, ...]:
         return tuple(t for t in self.timings if t.outcome is Outcome.COMPLETED)
 
     def count(self, outcome: Outcome) -> int:
         return sum(t.outcome is outcome for t in self.timings)
 
-    @property
+    @cached_property
     def window_s(self) -> float:
         """First arrival to last completion, seconds; 0 when nothing completed."""
         done = [t for t in self.completed if t.token_s]
@@ -150,7 +155,7 @@ class Measurement:
 
     @property
     def itl_ms(self) -> Distribution:
-        return Distribution.of(gap for t in self.completed for gap in t.itl_ms)
+        return Distribution.of(gaps_ms(self.completed))
 
     @property
     def e2e_ms(self) -> Distribution:
@@ -179,3 +184,15 @@ class Measurement:
     def _rate(self, num_tokens: int) -> float:
         window = self.window_s
         return num_tokens / window if window > 0 else 0.0
+
+
+def gaps_ms(timings: Sequence[RequestTiming]) -> FloatArray:
+    """itl.v1 of these requests, one after the other, f8[gaps]."""
+    lengths = [len(t.token_s) for t in timings]
+    stamps = chain.from_iterable(t.token_s for t in timings)
+    gaps = np.diff(np.fromiter(stamps, np.float64, sum(lengths))) * 1e3
+    # Between the last token of one request and the first of the next there is no gap.
+    is_inside = np.ones(len(gaps), dtype=np.bool_)
+    ends = np.cumsum(lengths, dtype=np.int64)
+    is_inside[ends[(ends > 0) & (ends <= len(gaps))] - 1] = False
+    return np.asarray(gaps[is_inside])

@@ -42,7 +42,7 @@ def engine_body(name: str = "chat", **changes: Any) -> Json:
         "host": "node-1",
         "model": model_to_json(MODEL),
         "envelope": asdict(Caps(max_num_seqs=256, max_num_batched_tokens=8192)),
-        "capabilities": [{"name": "mode", "knob_class": "hot"}],
+        "capabilities": [{"name": "mode", "class": "hot"}],
         "policy": Settings(plan=PLAN).to_json(),
         **changes,
     }

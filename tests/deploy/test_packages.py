@@ -15,6 +15,7 @@ import typer
 import yaml
 
 from api.cli import main
+from api.cli.commands import COMMANDS
 from tests.rooms import PACKAGES, ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -25,7 +26,7 @@ PACKAGED = (*PACKAGES, "migrations")
 
 def _options(path: str) -> set[str]:
     """The options of a command, as its help lists them."""
-    ref = next(ref for ref in main.COMMANDS if ref.path == path)
+    ref = next(ref for ref in COMMANDS if ref.path == path)
     command: Any = typer.main.get_command(main._load(ref))
     return {word for parameter in command.params for word in parameter.opts}
 

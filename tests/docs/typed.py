@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from api.cli import main
-from api.cli.main import COMMANDS, CommandRef
+from api.cli.commands import COMMANDS, CommandRef
 
 OF_THE_PROGRAM = ("--help", "--version", "--install-completion", "--show-completion")
 FROM = "--from"

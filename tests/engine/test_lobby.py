@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -84,65 +85,80 @@ def test_a_reshape_keeps_what_was_accepted_whatever_the_admission_limit(engine: 
         assert collector.wait().reason is FinishReason.LENGTH
 
 
-class SlowStart(SimulatedExecutor):
-    """Ranks that take a moment to start, or that cannot."""
+class GatedStart(SimulatedExecutor):
+    """Ranks that start when the test lets them, or that cannot."""
 
     is_broken = False
+    has_begun = threading.Event()
+    may_go_on = threading.Event()
 
     def start(self) -> ExecutorInfo:
-        time.sleep(0.2)
-        if SlowStart.is_broken:
+        GatedStart.has_begun.set()
+        assert GatedStart.may_go_on.wait(60)
+        if GatedStart.is_broken:
             raise RankError("no memory")
         return super().start()
 
 
 @pytest.fixture
-def slow_engine(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    SlowStart.is_broken = False
-    monkeypatch.setattr("engine.executors.simulated.SimulatedExecutor", SlowStart)
+def gated_engine(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    GatedStart.is_broken = False
+    GatedStart.may_go_on.set()
+    monkeypatch.setattr("engine.executors.simulated.SimulatedExecutor", GatedStart)
     # Two devices: a plan for both of them must wait until the one before has stopped.
     with Engine(replace(config, max_devices=2), timer_factory=ConstantTimer) as running:
         yield running
 
 
-def test_an_abort_during_a_reshape_is_not_lost(slow_engine: Engine) -> None:
-    collectors = [submit(slow_engine, str(i), tokens=400) for i in range(3)]
-    wait_until(lambda: all(collector.outputs for collector in collectors))
-    policy = policy_with(slow_engine.policy, plan=ParallelPlan(tp=2))
-    thread = threading.Thread(target=slow_engine.apply, args=(policy,))
+@contextmanager
+def halfway_to_two(engine: Engine) -> Iterator[None]:
+    """The engine while the ranks of a plan for two devices start; has changed at the end."""
+    GatedStart.has_begun.clear()
+    GatedStart.may_go_on.clear()
+    policy = policy_with(engine.policy, plan=ParallelPlan(tp=2))
+    thread = threading.Thread(target=engine.apply, args=(policy,))
     thread.start()
-    time.sleep(0.1)
-    assert slow_engine.stats().waiting == 3, "carried-over requests are counted while they wait"
-    slow_engine.abort("1")
-    thread.join()
+    try:
+        assert GatedStart.has_begun.wait(60)
+        yield
+    finally:
+        GatedStart.may_go_on.set()
+        thread.join()
+
+
+def test_an_abort_during_a_reshape_is_not_lost(gated_engine: Engine) -> None:
+    collectors = [submit(gated_engine, str(i), tokens=400) for i in range(3)]
+    wait_until(lambda: all(collector.outputs for collector in collectors))
+    with halfway_to_two(gated_engine):
+        waiting = gated_engine.stats().waiting
+        assert waiting == 3, "carried-over requests are counted while they wait"
+        gated_engine.abort("1")
     assert collectors[1].wait().reason is FinishReason.ABORT
     assert collectors[0].wait().reason is FinishReason.LENGTH
 
 
 def test_a_reshape_whose_way_back_fails_too_ends_every_request_and_is_unhealthy(
-    slow_engine: Engine,
+    gated_engine: Engine,
 ) -> None:
-    collector = submit(slow_engine, "a", tokens=400)
+    collector = submit(gated_engine, "a", tokens=400)
     wait_until(lambda: collector.outputs)
-    SlowStart.is_broken = True
+    GatedStart.is_broken = True
     with pytest.raises(RankError, match="no memory"):
-        slow_engine.apply(policy_with(slow_engine.policy, plan=ParallelPlan(tp=2)))
+        gated_engine.apply(policy_with(gated_engine.policy, plan=ParallelPlan(tp=2)))
     assert collector.wait().reason is FinishReason.ERROR
-    assert not slow_engine.stats().is_healthy
+    assert not gated_engine.stats().is_healthy
     with pytest.raises(RankError, match="so did the way back"):
-        submit(slow_engine, "b")
+        submit(gated_engine, "b")
 
 
-def test_an_id_that_is_carried_over_a_reshape_is_in_use(slow_engine: Engine) -> None:
-    first = submit(slow_engine, "a", tokens=300)
+def test_an_id_that_is_carried_over_a_reshape_is_in_use(gated_engine: Engine) -> None:
+    first = submit(gated_engine, "a", tokens=300)
     wait_until(lambda: first.outputs)
-    policy = policy_with(slow_engine.policy, plan=ParallelPlan(tp=2))
-    thread = threading.Thread(target=slow_engine.apply, args=(policy,))
-    thread.start()
-    time.sleep(0.1)
-    with pytest.raises(RequestError, match="'a' is in use"):
-        submit(slow_engine, "a")
-    thread.join()
+    with (
+        halfway_to_two(gated_engine),
+        pytest.raises(RequestError, match="'a' is in use"),
+    ):
+        submit(gated_engine, "a")
     assert len(first.wait().token_ids) == 300
 
 

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.capacity_loop import (
+from policies.capacity_loop import decide_capacity
+from policies.capacity_state import (
     CapacityDecision,
     CapacityLimits,
     CapacityReason,
     CapacityState,
     SwitchCost,
-    decide_capacity,
 )
 from policies.decision import Action
 from policies.errors import PolicyInputError
@@ -210,3 +210,24 @@ def test_the_last_change_of_an_hour_is_kept_for_the_way_up() -> None:
     decisions = play([1.0, 5.0, 1.0, 1.0, 7.0], limits=limits, replicas=1, every_s=60.0)
     assert [d.action is Action.MOVE for d in decisions] == [False, True, False, False, True]
     assert decisions[3].reason is CapacityReason.GUARD_PER_HOUR
+
+
+def test_after_a_load_that_nothing_carried_devices_are_kept_for_the_longest_patience() -> None:
+    limits = CapacityLimits(dwell_s=300.0, longest_dwell_s=1800.0, min_interval_s=0.0)
+
+    def given_back_s(is_sla_met: bool, luck: float) -> float:
+        over = state(
+            20.0, 4, is_sla_met=is_sla_met, observed_luck=luck, limits=limits, now_s=10_000.0
+        )
+        turn = replace(over, memory=decide_capacity(over).memory, is_sla_met=True)
+        turn = replace(turn, forecast=ahead(1.0), observed_rps=1.0)
+        while True:
+            turn = replace(turn, now_s=turn.now_s + 60.0)
+            decision = decide_capacity(turn)
+            if decision.action is Action.MOVE:
+                return turn.now_s - over.now_s
+            turn = replace(turn, memory=decision.memory)
+
+    assert given_back_s(False, 0.1) == 1800.0
+    assert given_back_s(True, 0.1) == 360.0, "it was carried"
+    assert given_back_s(False, 0.6) == 360.0, "it may have been luck"

@@ -113,6 +113,28 @@ def test_requests_exposed_are_capped_too() -> None:
     assert 500 <= played.decision.canary.exposed_requests <= 520
 
 
+def test_a_candidate_that_few_requests_met_may_serve_for_longer() -> None:
+    limits = replace(LIMITS, few_requests=10_000)
+    played = play(always(0.96, 0.98), limits=limits, arrived=1)
+    assert played.decision.reason is RolloutReason.EXPOSURE_CAP
+    assert played.decision.reason.is_undecided
+    exposed_s = played.decision.canary.exposed_s
+    assert 2 * LIMITS.max_exposed_s <= exposed_s <= 2 * LIMITS.max_exposed_s + TICK_S
+    many = play(always(0.96, 0.98), limits=replace(limits, few_requests=50), arrived=1)
+    assert many.decision.canary.exposed_s <= LIMITS.max_exposed_s + TICK_S
+
+
+def test_silence_is_not_taken_for_few_requests() -> None:
+    seed = next(f"ro_{n}" for n in range(99) if order_of(f"ro_{n}", 0)[0] is Arm.CANDIDATE)
+    played = play(
+        always(0.98, 0.98),
+        limits=replace(LIMITS, few_requests=10_000),
+        seed=seed,
+        age_s=lambda now_s: 0.0 if now_s < 10 else 60.0,
+    )
+    assert played.decision.canary.exposed_s <= LIMITS.max_exposed_s + TICK_S
+
+
 def test_silence_switches_and_judges_nothing_until_the_cap_ends_it() -> None:
     """Silent from the first candidate slice on: whatever is in force stays, and is counted."""
     seed = next(f"ro_{n}" for n in range(99) if order_of(f"ro_{n}", 0)[0] is Arm.CANDIDATE)
@@ -202,6 +224,7 @@ def test_whatever_comes_a_canary_ends_within_its_caps(data: st.DataObject) -> No
         ({"max_exposed_s": 40_000.0, "max_duration_s": 50_000.0}, "max_exposed_s=40000"),
         ({"max_exposed_requests": 0}, "max_exposed_requests=0"),
         ({"max_duration_s": 60.0}, "max_duration_s=60.0"),
+        ({"few_requests": -1}, "few_requests=-1"),
         ({"min_requests": 0}, "min_requests=0"),
     ],
 )

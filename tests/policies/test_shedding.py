@@ -9,16 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.capacity_loop import (
+from policies.capacity_loop import decide_capacity
+from policies.capacity_state import (
     CapacityDecision,
     CapacityLimits,
     CapacityMemory,
     CapacityReason,
     CapacityState,
-    decide_capacity,
 )
 from policies.decision import Action
 from policies.shedding import SheddingLimits
+from policies.sla import Sla
 from tests.policies.capacity import RATE_OF_ONE_RPS, ahead, entry, table
 
 TABLE = table()
@@ -118,6 +119,13 @@ def test_a_limit_that_somebody_lifted_is_not_set_again_in_this_overload() -> Non
     assert found == [None, None, None, TOP_RPS]
 
 
+def test_a_limit_that_somebody_lifted_stays_lifted_though_a_window_was_served_well() -> None:
+    lifted = play([20.0])[-1].memory
+    over = state(20.0, memory=lifted, admitted_rps=None, attainment=0.9)
+    after = decide_capacity(replace(over, memory=decide_capacity(over).memory, attainment=0.1))
+    assert after.admission_rps is None
+
+
 def test_another_plan_put_in_force_by_hand_lifts_the_limit_of_the_one_before() -> None:
     memory = play([20.0], state(20.0, replicas=MOST, limits=CapacityLimits()))[-1].memory
     by_hand = state(20.0, replicas=2, memory=memory, admitted_rps=TOP_RPS)
@@ -152,3 +160,42 @@ def test_never_less_is_let_in_than_the_entry_in_force_carries(
     for decision in play(rates, state(rates[0], replicas=replicas)):
         if decision.admission_rps is not None:
             assert decision.admission_rps == pytest.approx(decision.entry.low_rps)
+
+
+TPOT, TTFT = "p95_tpot_ms<=50", "p95_ttft_ms<=500"
+
+
+@pytest.mark.parametrize(
+    ("binding", "seen_before", "seen_now", "admission_rps"),
+    [
+        (TTFT, None, None, TOP_RPS),
+        (TTFT, None, 0.8, None),
+        (TTFT, None, 0.3, TOP_RPS),
+        (TPOT, None, None, None),
+        (TPOT, 0.8, 0.3, None),
+        (TPOT, 0.3, 0.3, TOP_RPS),
+    ],
+)
+def test_nobody_is_turned_away_while_more_meet_the_sla_than_would_be_let_in(
+    binding: str, seen_before: float | None, seen_now: float | None, admission_rps: float | None
+) -> None:
+    """Where requests queue the last window tells; where they share steps, what is seen for long."""
+    top = replace(entry(MOST), binding=Sla.parse(binding).constraints[0])
+    known = table(*(entry(n) for n in range(1, MOST)), top)
+    offered_rps = 2 * TOP_RPS
+    met_rps = None if seen_before is None else seen_before * offered_rps
+    over = state(offered_rps, table=known, current=top, memory=CapacityMemory(met_rps=met_rps))
+    decision = decide_capacity(replace(over, attainment=seen_now))
+    assert decision.reason is CapacityReason.BEYOND_TABLE
+    assert decision.admission_rps == admission_rps
+
+
+def test_what_met_the_sla_is_learned_while_nobody_is_turned_away() -> None:
+    turn = state(10.0, attainment=0.9)
+    for attainment in (0.9, 0.5, 0.5, 0.5):
+        decision = decide_capacity(replace(turn, attainment=attainment))
+        turn = replace(turn, memory=decision.memory)
+    assert turn.memory.met_rps is not None
+    assert 5.0 < turn.memory.met_rps < 7.0
+    limited = decide_capacity(replace(turn, attainment=1.0, admitted_rps=TOP_RPS))
+    assert limited.memory.met_rps == turn.memory.met_rps

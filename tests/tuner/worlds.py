@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.spec.model import ModelConfig
+from engine.spec.settings import Settings
 from engine.spec.steps import StepShape
+from tuner.simulation.run import OnProgress, Run, SimulationResult, no_progress
+from tuner.simulation.setup import SimulatedEngine
+from tuner.simulation.steering import Steering
 from tuner.workload.workload import Arrival, ClosedLoop, Workload, WorkloadSource
 
 SMALL = ModelConfig(
@@ -80,3 +84,18 @@ def closed_loop(
     return Workload(
         arrivals=base.arrivals, source=base.source, closed=ClosedLoop(concurrency=concurrency)
     )
+
+
+def in_python(
+    engine: SimulatedEngine,
+    settings: Settings,
+    workload: Workload,
+    *,
+    seed: int = 0,
+    steering: Steering | None = None,
+    on_progress: OnProgress = no_progress,
+) -> SimulationResult:
+    """``simulate`` as it is where no compiler is: by the engine's own scheduler, step by step."""
+    run = Run(engine, settings, workload, seed=seed, steering=steering, on_progress=on_progress)
+    run.to_the_end()
+    return run.result()

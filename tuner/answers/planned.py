@@ -18,6 +18,7 @@ from tuner.described.title import Title
 from tuner.planner.again import plan_again
 from tuner.planner.document import choices, infeasible, plan_json, plan_title
 from tuner.planner.planner import PlanReport, make_plan
+from tuner.planner.pool import Jobs
 from tuner.planner.ways_out import WaysOut, find_ways_out
 from tuner.search.report import infeasible_text
 from tuner.workload.workload import Workload
@@ -102,7 +103,7 @@ class Planned(Answer):
 
 
 def look_for_ways(
-    report: PlanReport, *, jobs: int | None, on_stage: Callable[[str], None] = lambda _: None
+    report: PlanReport, *, jobs: Jobs, on_stage: Callable[[str], None] = lambda _: None
 ) -> WaysOut | None:
     """What would help where nothing meets the SLA; None where something does."""
     if report.selection.best is not None:
@@ -127,7 +128,7 @@ def plan(
     dtype: str = "auto",
     max_model_len: int | None = None,
     block_size: int = 16,
-    jobs: int | None = None,
+    jobs: Jobs = None,
     ways_out: bool = False,
 ) -> Planned:
     """Judge every plan by simulation, as ``gearshift plan``, and name the best by ``objective``.

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.spec.model import ModelConfig
-from engine.spec.modes import BASE, SHIFT
+from engine.spec.modes import BASE, SHIFT, Mode
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
 from tuner.backends.backend import Backend, HostTimes, KernelTimes
 from tuner.hardware import Hardware, Precision, paced_timer
-from tuner.hardware.roofline import KernelFactors
+from tuner.hardware.roofline import KernelFactors, ModeTables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +116,22 @@ class ServedTimer:
             hidden_s = slowest_s if self._num_stages == 1 else 0.0
             work_s = work_s - hidden_s if work_s > slowest_s else 0.0
         return host.exposed_s + work_s
+
+    @property
+    def host(self) -> HostTimes:
+        """The host's work on a step, with what several stages add to it."""
+        host = self._host
+        if self._num_stages == 1:
+            return host
+        return replace(
+            host,
+            step_s=host.step_s + host.pipeline_step_s,
+            seq_s=host.seq_s + host.pipeline_seq_s,
+        )
+
+    def tables(self, mode: Mode, *, tokens: int, sampled: int) -> ModeTables | None:
+        """See :meth:`tuner.hardware.roofline.RooflineTimer.tables`."""
+        return self._timers[mode].tables(mode, tokens=tokens, sampled=sampled)
 
     def with_host(self, host: HostTimes) -> ServedTimer:
         """The same ranks under another host."""

@@ -7,7 +7,7 @@ the whole search, with several draws, a fit and an interval (:mod:`tuner.capacit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -138,10 +138,26 @@ def entry_of(
 
 
 def table_of(workload: Workload, sla: Sla, entries: Iterable[CarriedRate | None]) -> CapacityTable:
-    """The table of what was found, without what costs more and carries no more."""
+    """The table of what was found, without what costs more and carries no more.
+
+    Of as many devices the most replicas, where these carry about as much (``NEAR``) as the best:
+    one more or less is made while others serve, another pipeline or tensor degree is not.
+    """
+    found = [entry for entry in entries if entry is not None]
     return CapacityTable(
         sla=sla,
         mean_input_tokens=float(workload.input_tokens.mean()),
         mean_output_tokens=float(workload.output_tokens.mean()),
-        entries=undominated(entry for entry in entries if entry is not None),
+        entries=undominated(
+            max(about, key=lambda entry: (entry.settings.plan.dp, entry.rate_rps))
+            for about in _about_the_best(found)
+        ),
     )
+
+
+def _about_the_best(entries: list[CarriedRate]) -> Iterator[list[CarriedRate]]:
+    """For each number of devices what carries about as much as the best."""
+    for count in {entry.num_devices for entry in entries}:
+        own = [entry for entry in entries if entry.num_devices == count]
+        best = max(entry.rate_rps for entry in own)
+        yield [entry for entry in own if entry.rate_rps >= NEAR * best]

@@ -20,7 +20,7 @@ from policies.report import flat_metrics
 from policies.sla import Sla
 from tuner.comparison.engines import Compared
 from tuner.comparison.metrics import score
-from tuner.planner.pool import Workers
+from tuner.planner.pool import Jobs, Workers
 from tuner.search.design import ruled_settings
 from tuner.spec.errors import TunerError
 from tuner.spec.space import THRESHOLDS, build_space
@@ -81,7 +81,7 @@ Task = tuple[Settings, bool, int]
 
 
 def compare(
-    question: Question, *, jobs: int = 1, on_progress: OnComparing = lambda *_: None
+    question: Question, *, jobs: Jobs = 1, on_progress: OnComparing = lambda *_: None
 ) -> tuple[Runs, ...]:
     """The runs of every case, those that cannot run included.
 

@@ -12,6 +12,7 @@ from engine.spec.settings import Caps, Settings
 from tuner.backends import Backend, ServedTimer
 from tuner.hardware import Hardware, MemoryEstimate, Precision, estimate_memory
 from tuner.hardware.memory import weight_bytes_per_rank
+from tuner.hardware.roofline import check_devices
 from tuner.simulation.simulate import (
     OnProgress,
     Ranks,
@@ -28,8 +29,8 @@ from tuner.workload.workload import Workload
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """``model`` in ``precision`` on ``hardware``, served by ``backend``. Makes a timer per plan
-    once."""
+    """``model`` in ``precision`` on ``hardware``, served by ``backend``. Makes a timer per
+    replica once."""
 
     hardware: Hardware
     model: ModelConfig
@@ -62,11 +63,13 @@ class Node:
             PlanError: the model cannot run under the plan.
             TunerError: more devices than there are, or no peak for the precision.
         """
-        if plan not in self._timers:
-            self._timers[plan] = ServedTimer(
-                self.hardware, self.model, plan, self.precision, self.backend
+        check_devices(plan, self.hardware)
+        replica = plan.replica  # however many there are, all are alike
+        if replica not in self._timers:
+            self._timers[replica] = ServedTimer(
+                self.hardware, self.model, replica, self.precision, self.backend
             )
-        return self._timers[plan]
+        return self._timers[replica]
 
     def memory(
         self, plan: ParallelPlan, *, caps: Caps | None = None, needed_kv_tokens: int = 1

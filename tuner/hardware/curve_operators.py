@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
@@ -42,6 +43,16 @@ class Launch(StrEnum):
 
     GRAPH = "graph"
     EAGER = "eager"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionTables:
+    """Seconds of one layer's attention: of decodes over sequences and context, of chunks over
+    sequences, queries and prefix; a step that has both pays ``shared_s`` once."""
+
+    decode: Grid2
+    prefill: Grid3
+    shared_s: float
 
 
 class CurveOperators:
@@ -98,6 +109,11 @@ class CurveOperators:
         prefill_s = self._prefill.at(prefills, queries, prefix)
         shared_s = self._curves.decode.roofline.call_s
         return prefill_s + max(0.0, decode_s - shared_s)
+
+    def attention_tables(self) -> AttentionTables:
+        """What :meth:`attention_s` looks up."""
+        shared_s = self._curves.decode.roofline.call_s
+        return AttentionTables(decode=self._decode, prefill=self._prefill, shared_s=shared_s)
 
     def elementwise_s(self, work: StageWork, *, is_first: bool) -> float:
         """Rotary angles after the heads were exchanged, norms and activation on the rank's rows."""

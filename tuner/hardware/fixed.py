@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
 
 from engine.spec.modes import Mode
+from tuner.hardware.physics import FloatArray
 from tuner.hardware.tables import FINE_ROWS, ROW_GRID
 
 Seconds = tuple[float, ...]
@@ -13,6 +17,15 @@ Seconds = tuple[float, ...]
 Compute = Callable[[Mode, int, int], Seconds]
 
 _ROWS = [int(rows) for rows in ROW_GRID]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseFixed:
+    """Seconds of a mode as compiled code reads them: ``body`` f8[tokens, stages], and what sampled
+    rows add to the last stage, ``tail`` f8[sampled]. Not a number where nobody has asked yet."""
+
+    body: FloatArray
+    tail: FloatArray
 
 
 class FixedTable:
@@ -28,6 +41,7 @@ class FixedTable:
         self._slices = slices
         self._bodies: dict[tuple[Mode, int], Seconds] = {}
         self._tails: dict[tuple[Mode, int], Seconds] = {}
+        self._dense: dict[Mode, DenseFixed] = {}
 
     def at(self, mode: Mode, tokens: int, sampled: int) -> Seconds:
         """Seconds of each stage."""
@@ -39,6 +53,25 @@ class FixedTable:
             tail = self._tails[mode, sampled] = self._tail(mode, sampled)
         # Only the last stage has a tail.
         return (*body[:-1], body[-1] + tail[-1])
+
+    def dense(self, mode: Mode, *, tokens: int, sampled: int) -> DenseFixed:
+        """The same seconds in arrays for steps of up to so many tokens and sampled rows."""
+        known = self._dense.get(mode)
+        if known is None or len(known.body) <= tokens or len(known.tail) <= sampled:
+            # Never smaller than before, so that settings of all caps share one.
+            tokens = max(tokens, len(known.body) - 1 if known else 0)
+            sampled = max(sampled, len(known.tail) - 1 if known else 0)
+            num_stages = len(self.at(mode, 1, 1))
+            known = self._dense[mode] = DenseFixed(
+                body=np.full((tokens + 1, num_stages), np.nan), tail=np.full(sampled + 1, np.nan)
+            )
+        return known
+
+    def fill(self, dense: DenseFixed, mode: Mode, tokens: int, sampled: int) -> None:
+        """Write the seconds of these sizes into ``dense``."""
+        self.at(mode, tokens, sampled)
+        dense.body[tokens] = self._bodies[mode, tokens]
+        dense.tail[sampled] = self._tails[mode, sampled][-1]
 
     def _between(self, mode: Mode, tokens: int) -> Seconds:
         slices = self._slices(mode)

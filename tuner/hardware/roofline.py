@@ -4,7 +4,9 @@ number format, else an estimate from peaks that gives the order of size and the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from engine.spec.feasible import check_plan
 from engine.spec.model import DType, ModelConfig
@@ -12,9 +14,9 @@ from engine.spec.modes import Mode
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
 from tuner.hardware.collectives import Placement
-from tuner.hardware.curve_operators import CurveOperators, Launch
+from tuner.hardware.curve_operators import AttentionTables, CurveOperators, Launch
 from tuner.hardware.device import DeviceSpec, Hardware
-from tuner.hardware.fixed import FixedTable
+from tuner.hardware.fixed import DenseFixed, FixedTable
 from tuner.hardware.operators import Operators, PeakOperators
 from tuner.hardware.precision import KvFormat, Precision
 from tuner.hardware.sampling import SamplerSpec, sample_s
@@ -58,6 +60,19 @@ class KernelFactors:
 
 
 MEASURED_KERNELS = KernelFactors()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModeTables:
+    """A timer's look-ups for the steps of one mode: a stage takes ``fixed`` seconds plus its
+    ``factors`` times a layer's ``attention``, and at least its ``floors``. ``fill`` writes the
+    seconds of tokens and sampled rows into ``fixed``."""
+
+    fixed: DenseFixed
+    fill: Callable[[int, int], None]
+    floors: tuple[float, ...]
+    factors: tuple[float, ...]
+    attention: AttentionTables
 
 
 class RooflineTimer:
@@ -110,6 +125,20 @@ class RooflineTimer:
         parts = self._parts(shape, stage)
         waiting_s = max(0.0, self._floors_of(shape.mode)[stage] - parts.total_s)
         return replace(parts, launch_s=parts.launch_s + waiting_s)
+
+    def tables(self, mode: Mode, *, tokens: int, sampled: int) -> ModeTables | None:
+        """What :meth:`stage_seconds` looks up for steps of ``mode`` with up to so many tokens and
+        sampled rows; None on devices without curves."""
+        if not isinstance(self._operators, CurveOperators):
+            return None
+        dense = self._fixed.dense(mode, tokens=tokens, sampled=sampled)
+        return ModeTables(
+            fixed=dense,
+            fill=partial(self._fixed.fill, dense, mode),
+            floors=tuple(self._floors_of(mode)),
+            factors=tuple(self._attention_factors),
+            attention=self._operators.attention_tables(),
+        )
 
     def _parts(self, shape: StepShape, stage: int) -> StageSeconds:
         """The parts of one stage's time if launches run far enough ahead."""
@@ -173,6 +202,14 @@ def _operators(
     return CurveOperators(device, curves, model, counter, precision, launch, kv)
 
 
+def check_devices(plan: ParallelPlan, hardware: Hardware) -> None:
+    """Raises TunerError where a plan needs more devices than there are."""
+    if plan.world_size > hardware.count:
+        raise TunerError(
+            f"plan {plan} needs {plan.world_size} devices, {hardware} has {hardware.count}"
+        )
+
+
 def paced_timer(
     hardware: Hardware,
     model: ModelConfig,
@@ -192,10 +229,7 @@ def paced_timer(
         TunerError: more devices than there are, or the device cannot compute in ``dtype``.
     """
     check_plan(plan, model)
-    if plan.world_size > hardware.count:
-        raise TunerError(
-            f"plan {plan} needs {plan.world_size} devices, {hardware} has {hardware.count}"
-        )
+    check_devices(plan, hardware)
     device, precision = hardware.device, Precision.of(dtype)
     if precision.peak not in device.dense_flops_per_s:
         takes = ", ".join(p for p in Precision if p.peak in device.dense_flops_per_s)

@@ -70,6 +70,11 @@ class Axis:
         object.__setattr__(self, "_scaled", [scale(x) for x in self.points])
         object.__setattr__(self, "_found", {})
 
+    @property
+    def scaled(self) -> FloatArray:
+        """The points on the axis' own scale, f8[points]."""
+        return np.array(self.__dict__["_scaled"], dtype=np.float64)
+
     def find(self, x: float) -> tuple[int, float]:
         """The grid point left of x, and x's share of the way from it to the next (may exceed 1)."""
         found: dict[float, tuple[int, float]] = self.__dict__["_found"]
@@ -103,13 +108,14 @@ class Grid2:
     """Seconds over two axes, straight between log times."""
 
     def __init__(self, first: Axis, second: Axis, seconds: FloatArray) -> None:
-        self._first, self._second = first, second
+        self.first, self.second = first, second
         # A longer call is never faster, along either axis.
-        self._logs = np.log(rising(rising(seconds.T).T)).tolist()
+        self.logs: FloatArray = np.log(rising(rising(seconds.T).T))
+        self._logs = self.logs.tolist()
 
     def at(self, x: float, y: float) -> float:
-        i, u = self._first.find(x)
-        j, v = self._second.find(y)
+        i, u = self.first.find(x)
+        j, v = self.second.find(y)
         low, high = self._logs[i], self._logs[i + 1]
         left = low[j] + v * (low[j + 1] - low[j])
         right = high[j] + v * (high[j + 1] - high[j])
@@ -121,13 +127,13 @@ class Grid3:
     along the last (work grows in proportion to a prefix)."""
 
     def __init__(self, first: Axis, second: Axis, last: Axis, seconds: FloatArray) -> None:
-        self._last = last
+        self.last = last
         layers = np.moveaxis(rising(seconds), -1, 0)
-        self._layers = [Grid2(first, second, layer) for layer in layers]
+        self.layers = [Grid2(first, second, layer) for layer in layers]
 
     def at(self, x: float, y: float, z: float) -> float:
-        k, w = self._last.find(z)
-        low = self._layers[k].at(x, y)
+        k, w = self.last.find(z)
+        low = self.layers[k].at(x, y)
         if w == 0.0:
             return low
-        return low + w * (self._layers[k + 1].at(x, y) - low)
+        return low + w * (self.layers[k + 1].at(x, y) - low)

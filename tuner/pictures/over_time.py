@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine.spec.measurement import Measurement
+from engine.spec.measurement import Measurement, gaps_ms
 from engine.spec.modes import BASE, SHIFT
 from policies.constraint import Metric
 from policies.sla import Sla
@@ -137,7 +137,7 @@ def distribution_panel(measurement: Measurement, sla: Sla | None) -> Panel:
     values: dict[Metric, list[float]] = {
         Metric.TTFT_MS: [v for t in done if (v := t.ttft_ms) is not None],
         Metric.TPOT_MS: [v for t in done if (v := t.tpot_ms) is not None],
-        Metric.ITL_MS: [gap for t in done for gap in t.itl_ms],
+        Metric.ITL_MS: gaps_ms(done).tolist(),
     }
     limits = tuple(
         Limit(label=limit.label, at=limit.at, is_upright=True, colour=colour)

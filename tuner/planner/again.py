@@ -11,7 +11,7 @@ from policies.objective import Goal
 from policies.sla import Sla
 from tuner.described.node import Node
 from tuner.planner.planner import PlanReport, plan_question
-from tuner.planner.pool import Workers, default_jobs
+from tuner.planner.pool import Jobs, Workers
 from tuner.planner.question import Question
 from tuner.planner.seen import Seen
 from tuner.workload.workload import Workload
@@ -70,11 +70,11 @@ class PlanAgain:
 
 
 @contextmanager
-def plan_again(report: PlanReport, *, jobs: int | None = None) -> Iterator[PlanAgain]:
+def plan_again(report: PlanReport, *, jobs: Jobs = None) -> Iterator[PlanAgain]:
     """What plans as ``report`` was planned: under another workload or SLA, on another number of the
     same devices (more than the node has, too). Use ``with``: it holds processes.
     """
-    with Workers(default_jobs() if jobs is None else jobs) as workers:
+    with Workers(jobs) as workers:
         yield PlanAgain(report, workers)
 
 

@@ -34,7 +34,7 @@ from tuner.described.node import Node
 from tuner.planner.explore import fitting_settings
 from tuner.planner.looks import asked_of, dependable_under
 from tuner.planner.planner import OnPlanning, PlanReport, split_plans
-from tuner.planner.pool import Workers, default_jobs
+from tuner.planner.pool import Jobs, Workers
 from tuner.planner.question import Question
 
 Task = TypeVar("Task")
@@ -42,7 +42,7 @@ Answer = TypeVar("Answer")
 
 
 def find_table(
-    report: PlanReport, *, jobs: int | None = None, on_progress: OnPlanning = lambda *_: None
+    report: PlanReport, *, jobs: Jobs = None, on_progress: OnPlanning = lambda *_: None
 ) -> CapacityTable:
     """The capacity table of ``report``'s question within its devices, those that it left idle and
     plans that miss the SLA at the asked load included.
@@ -55,7 +55,7 @@ def find_table(
     _, plans = split_plans(question.node, question.workload, 1, report.num_devices)
     hopeless = {e.plan for e in report.explored if e.is_from_alone}
     plans = [plan for plan in plans if plan not in hopeless]
-    with Workers(default_jobs() if jobs is None else jobs) as workers:
+    with Workers(jobs) as workers:
         run = partial(_run, workers, on_progress)
         lone = [plan for plan in plans if plan.dp == 1]
         known = _found(run("one replica", partial(_climb, question), lone))

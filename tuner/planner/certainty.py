@@ -42,7 +42,7 @@ CLEAR_ROOM = 2.5
 FEW_REQUESTS = 2000
 
 
-Task = tuple[Settings, RunKey, Workload]
+Task = tuple[Settings, RunKey]
 
 
 def with_runs(
@@ -56,7 +56,7 @@ def with_runs(
     load = question.workload
     found = {p.settings: [_as_run(p)] for p in points}
     wanted = [(p.settings, slowness) for p in points for slowness in (INTERVAL_Z, -INTERVAL_Z)]
-    tasks = [(s, RunKey(scale=errors[s].scale(slowness)), load) for s, slowness in wanted]
+    tasks = [(s, RunKey(scale=errors[s].scale(slowness))) for s, slowness in wanted]
     flats = simulate_all(workers, question, tasks)
     for (settings, slowness), flat in zip(wanted, flats, strict=True):
         found[settings].append(SimulatedRun(slowness=slowness, draw=0, metrics=flat))
@@ -68,10 +68,7 @@ def with_runs(
             left = NUM_DRAWS - part[0] + 1
             unclear = [s for s in unclear if _may_do(found[s], question.sla, left)]
         asked = [(s, number) for s in unclear for number in part]
-        tasks = [
-            (s, RunKey(scale=errors[s].scale(AT), draw=number), _draw(question, number))
-            for s, number in asked
-        ]
+        tasks = [(s, RunKey(scale=errors[s].scale(AT), draw=number)) for s, number in asked]
         flats = simulate_all(workers, question, tasks)
         for (settings, number), flat in zip(asked, flats, strict=True):
             found[settings].append(SimulatedRun(slowness=AT, draw=number, metrics=flat))
@@ -85,7 +82,9 @@ def error_of(question: Question, point: OperatingPoint) -> StepError:
 
 
 def _draw(question: Question, number: int) -> Workload:
-    """Draw ``number`` of the traffic, from 1, at its load; made once."""
+    """Draw ``number`` of the traffic at its load, made once a process; 0 is what was asked."""
+    if number == 0:
+        return question.workload
     draws = question.seen.draws
     if number not in draws:
         load = math.exp(_LOADS[number - 1] * math.log1p(LOAD_OFF) / INTERVAL_Z)
@@ -120,13 +119,18 @@ def _point(point: OperatingPoint, runs: tuple[SimulatedRun, ...]) -> OperatingPo
 def simulate_all(
     workers: Workers, question: Question, tasks: Sequence[Task]
 ) -> list[dict[str, float]]:
-    """Metrics of the tasks' runs; other processes are asked only for those that are not known."""
-    new = [task for task in tasks if not question.knows(*task)]
+    """Metrics of the tasks' runs, whole ones of the draws that their keys name; other processes are
+    asked only for those that are not known."""
+    whole = [(settings, key, _draw(question, key.draw)) for settings, key in tasks]
+    new = [
+        (settings, key) for settings, key, load in whole if not question.knows(settings, key, load)
+    ]
     # The node itself, not a copy: in this process its step times are made once for all runs.
-    for (settings, key, _), run in zip(new, workers.map(partial(_run, question), new), strict=True):
+    for (settings, key), run in zip(new, workers.map(partial(_run, question), new), strict=True):
         question.seen.learn(settings, key, run)
-    return [question.flat(*task) for task in tasks]
+    return [question.flat(*task) for task in whole]
 
 
 def _run(question: Question, task: Task) -> SeenRun:
-    return question.run(*task)
+    settings, key = task
+    return question.run(settings, key, _draw(question, key.draw))

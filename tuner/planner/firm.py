@@ -86,14 +86,15 @@ class Firm:
         return self._by_likely(start) or (loosest, point)
 
     def _from(self, tight: float, point: OperatingPoint) -> tuple[float, OperatingPoint]:
-        """The tightest value that likely settings meet, or ``tight``, which ``point`` meets."""
+        """The tightest value that likely settings meet, or the told one of ``tight``, which
+        ``point`` meets."""
         share = self.scale.share(tight)
         found = self._by_likely(share)
         if found is None or self.scale.share(found[0]) < share:
             self._doubt()
             found = self._by_likely(share)
         is_tight = found is not None and self.scale.share(found[0]) >= share
-        return found if found is not None and is_tight else (tight, point)
+        return found if found is not None and is_tight else (self.scale.told(tight), point)
 
     def _doubt(self) -> None:
         """Single settings seemed to do what no plan did, or not what one does: from now on, plan at

@@ -32,7 +32,7 @@ from tuner.planner.explore import (
     explore,
     memory_reason,
 )
-from tuner.planner.pool import Workers, default_jobs
+from tuner.planner.pool import Jobs, Workers
 from tuner.planner.question import AS_TOLD, Question
 from tuner.planner.seen import Seen
 from tuner.search.design import rank_point
@@ -124,7 +124,7 @@ def make_plan(
     seed: int = 0,
     num_devices: int | None = None,
     goal: Goal | None = None,
-    jobs: int | None = None,
+    jobs: Jobs = None,
     on_progress: OnPlanning = lambda *_: None,
 ) -> PlanReport:
     """Judge every plan on up to ``num_devices`` (all) devices of the node, and find the best by
@@ -134,7 +134,7 @@ def make_plan(
         TunerError: no plan can run the model there, with the reasons of the first ones.
     """
     goal = goal or Goal()
-    with Workers(default_jobs() if jobs is None else jobs) as workers:
+    with Workers(jobs) as workers:
         question = Question(
             # Timers may hold what cannot go to another process; each makes its own.
             node=replace(node),
@@ -259,7 +259,7 @@ def _points(
     if not settings:
         return [t.point for e in explored for t in e.tried if t.metrics], True
     on_progress("overloaded plans to their end", 0, len(settings))
-    flats = simulate_all(workers, question, [(s, AS_TOLD, question.workload) for s in settings])
+    flats = simulate_all(workers, question, [(s, AS_TOLD) for s in settings])
     return [
         Tried(settings=s, judged_on=JudgedOn.WHOLE, metrics=flat).point
         for s, flat in zip(settings, flats, strict=True)
@@ -299,9 +299,10 @@ def _select(
     current = {p.settings: p for p in points}
     known: set[Settings] = set()
     for number in count():
-        selection = select(list(current.values()), question.sla, objective)
+        selection = select(list(current.values()), question.sla, objective, explains=False)
         if number >= MAX_ROUNDS:
-            sure = select([current[s] for s in current if s in known], question.sla, objective)
+            told = [current[s] for s in current if s in known]
+            sure = select(told, question.sla, objective, explains=False)
             if sure.best is not None:
                 return list(current.values()), sure
         winners = [selection.best]
@@ -310,7 +311,9 @@ def _select(
         wanted = {p.settings: p for p in winners if p is not None}
         missing = [s for s in wanted if s not in known]
         if not missing:
-            return list(current.values()), selection
+            found = list(current.values())
+            explains = not question.only_decides
+            return found, select(found, question.sla, objective, explains=explains)
         on_progress("intervals", number, max(number, MAX_ROUNDS))
         current |= with_runs(workers, question, [current[s] for s in missing])
         known |= set(missing)

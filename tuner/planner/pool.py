@@ -1,4 +1,4 @@
-"""Runs independent questions on several processes, or here; the answers are the same."""
+"""Runs independent questions on processes, here or on a cluster; the answers are the same."""
 
 from __future__ import annotations
 
@@ -8,13 +8,49 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import TypeVar
+from typing import Protocol, TypeVar
+
+from tuner.planner.packed import answer_packed, pack
+from tuner.spec.errors import TunerError
 
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
+
+
+# Processes of this machine (None: one per core), or ``ray`` or ``ray:HOST:PORT``.
+Jobs = int | str | None
+MOST_JOBS = 1024
+RAY = "ray"
+
+
+@dataclass(frozen=True)
+class OnRay:
+    """A Ray cluster; without an address the one that runs on this machine."""
+
+    address: str | None
+
+
+def read_jobs(jobs: Jobs) -> int | OnRay:
+    """What ``jobs`` names.
+
+    Raises:
+        TunerError: neither a number of processes nor a cluster.
+    """
+    if jobs is None:
+        return default_jobs()
+    if isinstance(jobs, str):
+        kind, colon, address = jobs.partition(":")
+        if kind == RAY and bool(colon) == bool(address):
+            return OnRay(address or None)
+        if not jobs.isdecimal():
+            raise TunerError(f"jobs={jobs}: a number of processes, ray, or ray:HOST:PORT")
+    if not 1 <= int(jobs) <= MOST_JOBS:
+        raise TunerError(f"jobs={jobs}: from 1 to {MOST_JOBS} processes")
+    return int(jobs)
 
 
 def default_jobs() -> int:
@@ -22,18 +58,40 @@ def default_jobs() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class Pool(Protocol):
+    """Processes that answer tasks, here or elsewhere."""
+
+    def map(
+        self,
+        answer: Callable[[Task], Answer],
+        tasks: Sequence[Task],
+        on_done: Callable[[Task], None],
+    ) -> list[Answer]:
+        """As :meth:`Workers.map`."""
+
+    def close(self) -> None:
+        """End them."""
+
+
 class Workers:
-    """``jobs`` processes that answer tasks; with one, this process does. Use ``with``.
+    """What answers tasks: ``jobs`` processes of this machine, by default one per core, or a Ray
+    cluster; with one, this process does. Use ``with``.
 
     Ctrl-C is for this process alone, which then ends the others in the middle of their tasks.
+
+    Raises:
+        TunerError: jobs that :func:`read_jobs` refuses, or a cluster that cannot be used.
     """
 
-    def __init__(self, jobs: int) -> None:
-        self._pool: ProcessPoolExecutor | None = None
-        self._children: list[BaseProcess] = []
-        if jobs > 1:
-            # Spawned, not forked: the parent may hold threads.
-            self._pool = ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn"))
+    def __init__(self, jobs: Jobs) -> None:
+        found = read_jobs(jobs)
+        self._pool: Pool | None = None
+        if isinstance(found, OnRay):
+            from tuner.planner.ray_pool import RayPool
+
+            self._pool = RayPool(found.address)
+        elif found > 1:
+            self._pool = LocalPool(found)
 
     def __enter__(self) -> Workers:
         return self
@@ -45,10 +103,7 @@ class Workers:
         trace: TracebackType | None,
     ) -> None:
         if self._pool is not None:
-            if kind is not None and issubclass(kind, KeyboardInterrupt):
-                for child in self._children:
-                    child.terminate()
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.close()
 
     def map(
         self,
@@ -58,18 +113,46 @@ class Workers:
     ) -> list[Answer]:
         """``answer`` of every task, in the order of ``tasks``; ``on_done`` as each is there.
 
-        ``answer`` must be importable by name, tasks and answers plain values.
+        ``answer`` must be importable by name, tasks and answers plain values. What ``answer`` holds
+        (as a partial) is made once a process: a question has thousands of requests, and step times
+        that take long to tabulate.
         """
         if self._pool is None:
             return [_tell(answer(task), task, on_done) for task in tasks]
+        return self._pool.map(answer, tasks, on_done)
+
+
+class LocalPool:
+    """Several processes of this machine."""
+
+    def __init__(self, jobs: int) -> None:
+        self._children: list[BaseProcess] = []
+        # Spawned, not forked: the parent may hold threads.
+        self._pool = ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn"))
+
+    def map(
+        self,
+        answer: Callable[[Task], Answer],
+        tasks: Sequence[Task],
+        on_done: Callable[[Task], None],
+    ) -> list[Answer]:
         others = active_children()
         with _interruptions_held():  # children, which start here, inherit that
-            futures = {self._pool.submit(answer, task): task for task in tasks}
+            packed = pack(answer)
+            futures = {self._pool.submit(answer_packed, packed, task): task for task in tasks}
             self._children += [child for child in active_children() if child not in others]
-        for future in as_completed(futures):
-            future.result()
-            on_done(futures[future])
+        try:
+            for future in as_completed(futures):
+                future.result()
+                on_done(futures[future])
+        except KeyboardInterrupt:
+            for child in self._children:
+                child.terminate()
+            raise
         return [future.result() for future in futures]
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager

@@ -63,7 +63,7 @@ class Facts:
             flat=flat_metrics(measurement, None if is_free else sla),
             own_ms=own_ms,
             window_s=measurement.window_s,
-            step_tokens=tuple(sorted({s.shape.num_tokens for s in result.segments})),
+            step_tokens=result.step_tokens,
             most_active=peak_active(measurement),
             sla=None if is_free else sla,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from engine.spec.measurement import Measurement
@@ -11,7 +12,15 @@ from policies.capacity_table import CapacityTable, CarriedRate
 from policies.verdict import is_dependable
 from tuner.capacity.probe import Asked, Run, load_at, point_under
 from tuner.capacity.search import limits_of
-from tuner.capacity.table import Standing, check_has_table, entry_of, near, table_of, worth_fitting
+from tuner.capacity.table import (
+    Standing,
+    check_has_table,
+    climb,
+    entry_of,
+    near,
+    table_of,
+    worth_fitting,
+)
 from tuner.search.context import TuningContext
 from tuner.simulation.simulate import OnProgress
 from tuner.step_model.timer import StepScale
@@ -24,7 +33,9 @@ class _Run:
 
 
 def find_capacity_table(context: TuningContext, recommended: Settings) -> CapacityTable:
-    """Of each plan of the design the best settings, by simulation with what trials have taught it.
+    """Of each plan of the design the settings that carry most, by simulation with what trials have
+    taught it: those with most headroom at the asked load may carry less than others.
+
     What the ``recommended`` settings carry is told, too, where other plans carry more: an engine
     that runs them has to know when they will not do.
 
@@ -32,7 +43,7 @@ def find_capacity_table(context: TuningContext, recommended: Settings) -> Capaci
         TunerError: the workload has no rate.
     """
     check_has_table(context.workload)
-    found = [_near(context, settings) for settings in _best_of_each_plan(context)]
+    found = [_climb(context, options) for options in _options_by_plan(context)]
     worth = worth_fitting(standing for standing in found if standing is not None)
     table = table_of(context.workload, context.sla, [_entry(context, s) for s in worth])
     if table.find(recommended.plan) is not None:
@@ -40,6 +51,11 @@ def find_capacity_table(context: TuningContext, recommended: Settings) -> Capaci
     standing = _near(context, recommended)
     own = None if standing is None else _entry(context, standing)
     return table if own is None else replace(table, others=(own,))
+
+
+def _climb(context: TuningContext, options: Sequence[Settings]) -> Standing | None:
+    limits = limits_of(context.workload)
+    return climb(options, lambda s, at: _passes(context, s, at), limits)
 
 
 def _near(context: TuningContext, settings: Settings) -> Standing | None:
@@ -52,13 +68,14 @@ def _entry(context: TuningContext, standing: Standing) -> CarriedRate | None:
     return entry_of(_asked(context, standing.settings), standing, lambda _: None)
 
 
-def _best_of_each_plan(context: TuningContext) -> list[Settings]:
+def _options_by_plan(context: TuningContext) -> list[list[Settings]]:
+    """The settings of each plan, those first that have most headroom at the asked load."""
     ranked = sorted(context.design.values(), key=lambda point: -point.headroom(context.sla))
-    best: dict[ParallelPlan, Settings] = {}
+    options: dict[ParallelPlan, list[Settings]] = {}
     for point in ranked:
         if not point.runs_full_decodes_in_base:
-            best.setdefault(point.settings.plan, point.settings)
-    return list(best.values())
+            options.setdefault(point.settings.plan, []).append(point.settings)
+    return list(options.values())
 
 
 def _passes(context: TuningContext, settings: Settings, factor: float) -> bool:

@@ -8,42 +8,27 @@ from typing import Any
 
 from engine.spec.measurement import Fidelity
 from engine.spec.settings import Settings
-from policies.drift import StepSum
-from policies.numbers import short
-from policies.objective import Objective
 from policies.points import OperatingPoint
-from policies.report import measurement_json
 from policies.select import ChoiceReason, Selection, select
 from policies.sla import Sla
 from policies.verdict import meets_in_run
-from tuner.described.launch import node_commands
 from tuner.described.machine import Machine
-from tuner.described.queue_limit import queued_tokens
 from tuner.described.steps import MachineSteps, NodeSteps, StepSource, steps_json
 from tuner.described.title import Asked, Title
-from tuner.launch.command import PORT, LaunchCommand
-from tuner.launch.gearshift import ServedHere, launch_here
-from tuner.load.live import LiveEngine
-from tuner.search.capacity import find_capacity_table
 from tuner.search.context import TuningContext
 from tuner.search.finals import Finals
-from tuner.search.ranking import described_load, trained_surrogate
+from tuner.search.recommended import make_recommendation
 from tuner.search.report import (
     Confirmation,
-    Recommendation,
     TuningReport,
     infeasible_json,
     point_json,
 )
-from tuner.search.schedule import build_schedule
 from tuner.search.steps_seen import steps_seen
 from tuner.search.trials import TrialRecord
-from tuner.search.unguided import lone_band, unguided_title
-from tuner.simulation.step_samples import summed
-from tuner.workload.slices import head
+from tuner.search.unguided import unguided_title
 
 MAX_CONFIRMATIONS = 3
-PREDICTED_REQUESTS = 4000
 
 
 @dataclass(kw_only=True)
@@ -212,7 +197,7 @@ def _report(
     if (best := selection.best) is not None:
         settings = best.settings
         document = next((c.document for c in confirmations if c.point is best), None)
-        recommendation = _recommendation(context, trials, selection, best, document)
+        recommendation = make_recommendation(context, trials, selection, best, document)
         warning = settings.threshold_warning
         warnings += [warning] if warning else []
         if best.fidelity is Fidelity.SIMULATED:
@@ -260,132 +245,6 @@ def _step_source(context: TuningContext) -> StepSource:
     assert context.cost_model is not None, "a local job has a step model"
     machine = Machine(step_model=context.cost_model, model=context.model, config=context.config)
     return MachineSteps(machine=machine, num_devices=context.spec.num_devices)
-
-
-def _recommendation(
-    context: TuningContext,
-    trials: Sequence[TrialRecord],
-    selection: Selection,
-    best: OperatingPoint,
-    measured: dict[str, Any] | None,
-) -> Recommendation:
-    settings = best.settings
-    assert selection.probability is not None, "a best point has a chance"
-    workload = head(context.workload, PREDICTED_REQUESTS)
-    predicted = context.simulator.point(settings, workload)
-    simulated: dict[str, Any] = {}
-    expected: tuple[StepSum, ...] = ()
-    if context.simulator.is_blind:
-        schedule = lone_band(context, best)
-    else:
-        run = context.simulator.result(settings, workload)
-        simulated = measurement_json(run.measurement, context.sla)["metrics"]
-        expected = summed(run.segments)
-        schedule = build_schedule(
-            context.simulator, context.space, settings, context.workload, context.sla
-        )
-    paced = _paced_document(context, settings) if context.spec.probe_paced else None
-    table = find_capacity_table(context, settings) if context.spec.capacity_table else None
-    return Recommendation(
-        settings=settings,
-        fidelity=best.fidelity,
-        predicted=simulated,
-        predicted_point=predicted,
-        surrogate_point=_surrogate_point(context, settings, trials),
-        measured=measured,
-        point=best,
-        paced=paced,
-        reason=selection.reason,
-        why=selection.why_best,
-        explanation=_explain(context, selection, best),
-        probability=selection.probability,
-        schedule=schedule,
-        launch=_launch(context, settings),
-        cost=context.spec.goal.cost_json(best),
-        capacity_table=table,
-        expected_steps=expected,
-    )
-
-
-def _launch(context: TuningContext, settings: Settings) -> tuple[LaunchCommand, ...]:
-    """How to serve with the settings: here as the trials ran, or elsewhere on each system."""
-    spec, node = context.spec, context.simulator.node
-    if context.server_command is not None:
-        return (context.server_command.launch(settings, port=PORT),)
-    if spec.is_brought:  # only its package knows how it is started
-        return ()
-    if node is None:
-        here = ServedHere(
-            model=spec.model_dir,
-            dtype=context.config.dtype.value,
-            device=spec.device,
-            kv_cache_mib=spec.kv_cache_mib,
-            block_size=spec.block_size,
-            link=spec.link,
-        )
-        return (launch_here(settings, here, max_model_len=spec.max_model_len),)
-    workload = context.workload
-    longest = int((workload.input_tokens + workload.output_tokens).max())
-    return node_commands(
-        node,
-        settings,
-        model=spec.model_dir,
-        longest_tokens=longest,
-        queued_tokens=queued_tokens(node, settings, workload, context.sla),
-    )
-
-
-def _surrogate_point(
-    context: TuningContext, settings: Settings, trials: Sequence[TrialRecord]
-) -> OperatingPoint | None:
-    """What the surrogate alone would have said of the settings under the trials' workload."""
-    surrogate = trained_surrogate(context, trials)
-    if surrogate is None:
-        return None
-    timer = context.simulator.timer(settings.plan)
-    return surrogate.predict(settings, described_load(context), timer)
-
-
-def _explain(context: TuningContext, selection: Selection, best: OperatingPoint) -> str:
-    parts = [f"{best.settings.plan} uses {best.cost_devices} of {context.spec.num_devices} devices"]
-    objective = selection.objective
-    if objective is not Objective.DEVICES:
-        parts.append(
-            f"{objective.role} of those that meet the SLA: {objective.tell(best, context.sla)}"
-        )
-    for constraint in context.sla.constraints:
-        estimate = best.metrics.get(constraint.key)
-        if estimate is not None:
-            parts.append(
-                f"{constraint.key} {short(estimate.value)} "
-                f"({short(estimate.low)}..{short(estimate.high)}, {best.fidelity}) "
-                f"against {constraint.op}{constraint.bound:g}"
-            )
-    if selection.rejected:
-        cheaper = [r for r in selection.rejected if r.point.cost_devices < best.cost_devices]
-        rejected = (cheaper or list(selection.rejected))[0]
-        parts.append(f"{rejected.point.settings} was not chosen: {rejected.detail}")
-    return "; ".join(parts)
-
-
-def _paced_document(context: TuningContext, settings: Settings) -> dict[str, Any] | None:
-    """The winner once more on the real engine, its steps paced by the wall clock.
-
-    Still ``simulated``: the front end, the scheduler and the load are real, the step times not.
-    """
-    if context.hardware is None:
-        return None
-    workload = head(context.workload, context.spec.probe_requests)
-    context.emit("paced", f"{settings}: {len(workload)} requests in real time")
-    with LiveEngine(context.config, timer_factory=context.simulator.timer) as live:
-        measurement = live.measure(
-            settings,
-            workload,
-            seed=context.spec.seed,
-            timeout_s=context.spec.timeout_s,
-            fidelity=Fidelity.SIMULATED,
-        )
-    return measurement_json(measurement, context.sla)
 
 
 def _title(context: TuningContext) -> Title:

@@ -17,15 +17,17 @@ def server_command(spec: TuningSpec, config: EngineConfig) -> ServerCommand:
     """How the server of a job is started; its number format is that of the engine's ``config``.
 
     Raises:
-        TunerError: a command that cannot be.
+        TunerError: a command that cannot be, or of a program that is not here.
     """
-    return ServerCommand(
+    command = ServerCommand(
         system=read_system(spec.engine),
         model=spec.model_dir,
         precision=Precision.of(config.dtype),
         prefix=spec.engine_command,
         max_model_len=spec.max_model_len,
     )
+    command.require_program()
+    return command
 
 
 def server_caps(spec: TuningSpec, node: Node | None, plan: ParallelPlan) -> Caps:

@@ -15,10 +15,11 @@ from engine.spec.settings import Settings
 from policies.points import OperatingPoint, estimates_to_json
 from policies.report import measurement_json
 from policies.verdict import is_dependable, verdict
-from tuner.search.context import OnEvent, TuningContext, TuningEvent, prepare
+from tuner.search.context import OnEvent, TuningContext, TuningEvent
 from tuner.search.costs import Level
 from tuner.search.evidence import measured_point
 from tuner.search.live_run import run_live
+from tuner.search.prepare import prepare
 from tuner.search.promotion import why_not_run
 from tuner.search.purse import Purse
 from tuner.search.ranking import candidates, ranked_by_estimate, shortlist

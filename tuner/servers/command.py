@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from shutil import which
 
 from engine.spec.extensions import ExtensionPoint, load_extensions
 from engine.spec.settings import Caps, Order, Settings, StepOrder
@@ -86,6 +87,15 @@ class ServerCommand:
         if not words:
             raise TunerError("--engine-command is empty; leave it out for the usual one")
         return words
+
+    def require_program(self) -> None:
+        """Raises TunerError where there is nothing to start: every trial would fail."""
+        program = self._prefix_words[0]
+        if which(program) is None:
+            raise TunerError(
+                f"{program}: no such program here; name what starts {self.system.value} with "
+                f"--engine-command, as in '/opt/{self.system.value}/bin/{COMMANDS[self.system]}'"
+            )
 
     def words(self, settings: Settings, *, port: int) -> list[str]:
         """The command that serves ``settings`` on ``port``."""

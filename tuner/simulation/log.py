@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import overload
 
 import msgspec
 import numpy as np
@@ -32,9 +34,15 @@ class TokenLog:
 
     def __init__(self, output_tokens: IntArray) -> None:
         # The stamps of request i lie from _first[i] up to _first[i + 1].
-        self._first = np.concatenate([[0], np.cumsum(output_tokens)])
+        self._first: IntArray = np.concatenate([[0], np.cumsum(output_tokens)])
         self._next = self._first[:-1].copy()
         self._stamps = np.empty(int(self._first[-1]), dtype=np.float64)
+
+    @property
+    def arrays(self) -> tuple[IntArray, IntArray, FloatArray]:
+        """Where each request's stamps begin, i8[R + 1], where its next one goes, i8[R], and all
+        stamps: what compiled code writes to."""
+        return self._first, self._next, self._stamps
 
     def stamp(self, rows: IntArray, when_s: float) -> None:
         """One token for each of ``rows``."""
@@ -90,6 +98,36 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     @property
     def num_steps(self) -> int:
         return len(self.end_s)
+
+
+class LazySegments(Sequence[Segment]):
+    """``count`` segments that ``make`` makes once somebody looks at one: thousands of objects that
+    most runs of a plan are never asked for."""
+
+    def __init__(self, count: int, make: Callable[[], tuple[Segment, ...]]) -> None:
+        self._count, self._make = count, make
+
+    @cached_property
+    def _made(self) -> tuple[Segment, ...]:
+        return self._make()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(self._made)
+
+    @overload
+    def __getitem__(self, index: int) -> Segment: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Segment, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Segment | tuple[Segment, ...]:
+        return self._made[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._made == tuple(other)
 
 
 @dataclass(frozen=True, kw_only=True)

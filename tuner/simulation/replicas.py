@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from engine.scheduler.table import Sequence
-from engine.spec.feasible import check_plan
 from engine.spec.held import settings_on
 from engine.spec.settings import Caps, Settings
 from engine.transition.planning import Slot, first_slots
 from tuner.simulation.log import DeviceSpell, RunCounts, Segment, TokenLog
 from tuner.simulation.replica import SimulatedReplica
-from tuner.simulation.setup import ReplicaSetup, SimulatedEngine
+from tuner.simulation.setup import ReplicaSetup, SimulatedEngine, replica_setup
 
 
 class Replicas:
@@ -80,15 +79,7 @@ class Replicas:
 
     def setup(self, settings: Settings) -> ReplicaSetup:
         """What replicas run with under ``settings``. Raises as the class does."""
-        plan, caps = settings.plan, settings.caps
-        check_plan(plan, self._engine.model)
-        return ReplicaSetup(
-            engine=self._engine,
-            settings=settings,
-            ranks=self._engine.ranks_of(plan),
-            envelope=self.envelope,
-            stops_at_ends=self._is_watched or plan.dp > 1 or caps.max_queue is not None,
-        )
+        return replica_setup(self._engine, settings, self.envelope, is_watched=self._is_watched)
 
     # -- commands ----------------------------------------------------------------------------
 

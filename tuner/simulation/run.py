@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 
 from engine.admission import AdmissionRule
@@ -33,14 +33,16 @@ def no_progress(now_s: float, num_ended: int, num_requests: int) -> None:
 class SimulationResult:
     """What a simulated run yields: a measurement like a live one's, and where steps went.
 
-    ``spells`` are the plans it had, one after the other; ``changes`` what a steering changed;
-    ``device_spells`` which replica had how many devices, from when to when; ``turned_away``
-    requests that were turned away for want of room, by their place in the measurement.
+    ``step_tokens`` are the sizes of its steps, ascending; ``spells`` the plans it had, one after
+    the other; ``changes`` what a steering changed; ``device_spells`` which replica had how many
+    devices, from when to when; ``turned_away`` requests that were turned away for want of room, by
+    their place in the measurement.
     """
 
     measurement: Measurement
     counts: RunCounts
-    segments: tuple[Segment, ...]
+    segments: Sequence[Segment]
+    step_tokens: tuple[int, ...]
     spells: tuple[PlanSpell, ...]
     changes: tuple[AppliedChange, ...] = ()
     device_spells: tuple[DeviceSpell, ...] = ()
@@ -130,14 +132,22 @@ class Run:
         """What was measured."""
         sent, over = self._source.num_sent, self._register.num_over
         assert over == sent, f"{sent - over} of {sent} requests never ended"
+        segments = tuple(self._replicas.segments)
         return SimulationResult(
             measurement=Measurement(
                 fidelity=Fidelity.SIMULATED,
-                timings=self._timings(),
+                # Clients get tokens ``answer_s`` after their steps.
+                timings=request_timings(
+                    self._workload,
+                    self._source.sent_s[:sent],
+                    self._log.token_s(self._front_end.answer_s),
+                    self._register.refused,
+                ),
                 driver_lag_ms=Distribution.of([0.0]),
             ),
             counts=self._replicas.finish_counts(),
-            segments=tuple(self._replicas.segments),
+            segments=segments,
+            step_tokens=tuple(sorted({segment.shape.num_tokens for segment in segments})),
             spells=self._changes.spells(self._replicas.end_s),
             changes=tuple(self._changes.applied),
             device_spells=self._replicas.device_spells(self._replicas.end_s),
@@ -244,17 +254,23 @@ class Run:
         others = (r.next_event_s for r in self._replicas.all if r is not replica)
         return min(next_s, *others, NEVER_S)
 
-    def _timings(self) -> tuple[RequestTiming, ...]:
-        """Timings of every sent request; clients get tokens ``answer_s`` after their steps."""
-        token_s, sent_s = self._log.token_s(self._front_end.answer_s), self._source.sent_s
-        refused = self._register.refused
-        return tuple(
-            RequestTiming(
-                scheduled_s=sent_s[number],
-                sent_s=sent_s[number],
-                token_s=token_s[number],
-                prompt_tokens=self._workload.arrivals[number].input_tokens,
-                outcome=Outcome.ERRORED if number in refused else Outcome.COMPLETED,
-            )
-            for number in range(self._source.num_sent)
+
+def request_timings(
+    workload: Workload,
+    sent_s: Sequence[float],
+    token_s: Sequence[tuple[float, ...]],
+    refused: Set[int],
+) -> tuple[RequestTiming, ...]:
+    """Timings of the requests that were sent, by their numbers."""
+    return tuple(
+        RequestTiming(
+            scheduled_s=at_s,
+            sent_s=at_s,
+            token_s=stamps,
+            prompt_tokens=arrival.input_tokens,
+            outcome=Outcome.ERRORED if number in refused else Outcome.COMPLETED,
         )
+        for number, (at_s, stamps, arrival) in enumerate(
+            zip(sent_s, token_s, workload.arrivals, strict=False)
+        )
+    )

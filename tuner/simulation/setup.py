@@ -10,6 +10,7 @@ from pathlib import Path
 from engine.executors.protocol import StepTimer
 from engine.modes.chooser import ModeChooser
 from engine.spec.config import EngineConfig
+from engine.spec.feasible import check_plan
 from engine.spec.model import ModelConfig
 from engine.spec.modes import TABLE
 from engine.spec.plan import ParallelPlan
@@ -129,3 +130,24 @@ class ReplicaSetup:
         """Most tokens of a request: what the engine allows and the KV cache holds."""
         allowed = self.engine.max_model_len or self.engine.model.max_positions
         return min(allowed, self.ranks.num_kv_blocks * self.engine.block_size)
+
+
+def replica_setup(
+    engine: SimulatedEngine, settings: Settings, envelope: Caps, *, is_watched: bool
+) -> ReplicaSetup:
+    """What replicas run with under ``settings``; ``is_watched``: somebody outside looks whenever a
+    request ends, whatever the settings.
+
+    Raises:
+        PlanError: the model cannot run under the plan.
+        TunerError: nothing is known of the plan's ranks.
+    """
+    plan = settings.plan
+    check_plan(plan, engine.model)
+    return ReplicaSetup(
+        engine=engine,
+        settings=settings,
+        ranks=engine.ranks_of(plan),
+        envelope=envelope,
+        stops_at_ends=is_watched or plan.dp > 1 or settings.caps.max_queue is not None,
+    )

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from engine.spec.settings import Settings
+from tuner.simulation.compiled import find_compiled_run
 from tuner.simulation.log import RunCounts
 from tuner.simulation.run import OnProgress, Run, SimulationResult, no_progress
 from tuner.simulation.setup import Ranks, SimulatedEngine, ranks_of_one
@@ -50,8 +51,10 @@ def simulate(
             would refuse.
         TunerError: the engine's ``ranks_of`` does not know the plan, or a plan it is changed to.
     """
-    run = Run(engine, settings, workload, seed=seed, steering=steering, on_progress=on_progress)
     with _uncollected():
+        if steering is None and (compiled := find_compiled_run(engine, settings, workload)):
+            return compiled.result(on_progress)
+        run = Run(engine, settings, workload, seed=seed, steering=steering, on_progress=on_progress)
         run.to_the_end()
         return run.result()
 

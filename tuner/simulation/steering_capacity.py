@@ -12,15 +12,13 @@ from engine.spec.inventory import Inventory, RankKind
 from engine.spec.measurement import Fidelity
 from engine.spec.model import ModelConfig
 from engine.transition.planning import first_slots
-from policies.capacity_loop import (
+from policies.capacity_loop import decide_capacity, is_due, settings_after
+from policies.capacity_state import (
     CapacityDecision,
     CapacityLimits,
     CapacityMemory,
     CapacityState,
     SwitchCost,
-    decide_capacity,
-    is_due,
-    settings_after,
 )
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.decision import Action, LoadWindow
@@ -110,9 +108,10 @@ class CapacitySteering:
         seen = join_windows(self._windows, self._table.sla, age_s=0.0, fidelity=Fidelity.SIMULATED)
         current = self._entry(view)
         observed_rps = None if seen is None else self._rate_rps(seen.load)
-        is_met = None
+        is_met = attainment = None
         if seen is not None and seen.load.num_requests >= MIN_REQUESTS:
             is_met = seen.load.is_sla_met
+            attainment = None if seen.report is None else seen.report.attainment
         is_urgent = is_met is False or (observed_rps or 0.0) > current.low_rps
         if not is_due(
             self._memory, now_s, is_urgent=is_urgent, slow_s=self._slow_s, urgent_s=URGENT_S
@@ -128,6 +127,7 @@ class CapacitySteering:
                 observed_rps=observed_rps,
                 observed_luck=luck_of(sum(window.num_arrived for window in self._windows)),
                 is_sla_met=is_met,
+                attainment=attainment,
                 request_size=rate_of(*self._lengths, self._table.mix),
                 admitted_rps=getattr(view.settings.admission, "rate_rps", None),
                 costs=self._costs(view),

@@ -161,17 +161,17 @@ class ScaledTimer:
     """Another timer with its step times multiplied: the ends of a prediction interval."""
 
     def __init__(self, inner: StepTimer, factor: float | StepScale) -> None:
-        self._inner = inner
+        self.inner = inner
         if not isinstance(factor, StepScale):
             factor = StepScale(prefill=factor, decode=factor)
-        self._scale = factor
+        self.scale = factor
 
     def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:
-        factor = self._scale.of(shape)
-        return tuple(factor * s for s in self._inner.stage_seconds(shape))
+        factor = self.scale.of(shape)
+        return tuple(factor * s for s in self.inner.stage_seconds(shape))
 
     def host_seconds(self, shape: StepShape) -> float:
-        return self._scale.of(shape) * self._inner.host_seconds(shape)
+        return self.scale.of(shape) * self.inner.host_seconds(shape)
 
 
 class FastestTimer:

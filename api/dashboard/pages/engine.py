@@ -30,6 +30,7 @@ from api.dashboard.proposal import read_policy
 from api.dashboard.replicas import Replicas, settings_in_force
 from api.dashboard.visit import Visit
 from api.documents.live_series import BIN_S, Bin, LiveSeries
+from api.documents.reasons import ACTIONS, REJECTIONS, meaning
 from api.services import overview
 from api.services.overview import EngineOverview
 from policies.constraint import Metric
@@ -287,7 +288,7 @@ def _decisions(seen: Seen) -> list[Row]:
             "mark": _mark(row),
             "at": words.at(row.created_at),
             "did": _did(row),
-            "why": words.REASONS.get(row.reason, row.reason),
+            "why": meaning(row.reason),
             "saw": _saw(row),
             "not": _rejected(row),
         }
@@ -303,7 +304,7 @@ def _mark(row: DecisionRow) -> str:
 def _did(row: DecisionRow) -> str:
     band = "" if row.band_index is None else f" (load band {row.band_index})"
     version = "" if row.policy_version is None else f", version {row.policy_version}"
-    return f"{words.ACTIONS.get(row.action, row.action)}{band}{version}"
+    return f"{ACTIONS.get(row.action, row.action)}{band}{version}"
 
 
 def _saw(row: DecisionRow) -> str:
@@ -312,7 +313,7 @@ def _saw(row: DecisionRow) -> str:
 
 
 def _rejected(row: DecisionRow) -> str:
-    parts = [f"band {r['band_index']}: {words.REJECTIONS.get(r['why'], r['why'])}"
+    parts = [f"band {r['band_index']}: {REJECTIONS.get(r['why'], r['why'])}"
              for r in row.rejected]  # fmt: skip
     return "; ".join(parts) or words.NONE
 

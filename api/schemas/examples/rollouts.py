@@ -14,6 +14,7 @@ LIMITS: Json = {
     "alpha": 0.05,
     "max_exposed_s": 1800.0,
     "max_exposed_requests": None,
+    "few_requests": 3000,
     "max_duration_s": 7200.0,
     "min_requests": 5,
 }
@@ -37,6 +38,7 @@ ROLLOUT: Json = {
     "state": "canary",
     "code": "replay_passed",
     "reason": "simulated on 5120 requests: attainment 0.984, now 0.981",
+    "is_undecided": False,
     "candidate": DOCUMENT,
     "control_version": 2,
     "version": 5,

@@ -14,6 +14,7 @@ from engine.spec.inventory import Inventory, RankKind
 from engine.spec.model import DType
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
+from tuner.spec.errors import TunerError
 from tuner.work.models import load_model
 
 Json = dict[str, Any]
@@ -35,6 +36,8 @@ def question(candidate: Settings, **changes: Any) -> Json:
         "model": model_to_json(load_model("llama-3.1-8b")),
         "inventory": inventory.to_json(),
         "hardware": "h100",
+        "dtype": None,
+        "backend": None,
         "cost_model": None,
         **changes,
     }
@@ -54,3 +57,11 @@ def test_in_its_own_process_it_says_the_same_and_errors_in_words() -> None:
     assert verdict == replayed(question(STARVED))
     with pytest.raises(AsideError, match="abacus"):
         run_aside("replay", question(CONTROL, hardware="abacus"), LIMITS)
+
+
+def test_an_engine_that_is_paced_in_fp8_is_simulated_in_fp8() -> None:
+    of_70b = {"model": model_to_json(load_model("llama-3.1-70b")), "hardware": "h200"}
+    with pytest.raises(TunerError, match="GB of weights per rank"):
+        replayed(question(CONTROL, **of_70b))
+    verdict = replayed(question(CONTROL, **of_70b, dtype="fp8", backend="vllm"))
+    assert verdict["requests"] == 900

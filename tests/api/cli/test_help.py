@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from api.cli.commands import COMMANDS
 from api.cli.examples import EXAMPLES
-from api.cli.main import COMMANDS
 from tests.api.cli.conftest import Run
 from tests.docs.typed import take
 

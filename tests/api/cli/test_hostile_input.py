@@ -16,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 from typer.testing import Result
 
-from api.cli.main import COMMANDS, CommandRef
+from api.cli.commands import COMMANDS, CommandRef
 from tests.api.cli.conftest import Run
 
 ROOT = Path(__file__).parents[3]
@@ -34,6 +34,8 @@ HOSTILE = {
 FREE_TEXT = {"prompt", "name", "served_model_name", "api_key", "control_key", "knob_key"}
 # Nothing of these commands' numbers can be too far off to mean something.
 MEANT = {("bench", "model"), ("bench", "timeout_s"), ("tune", "timeout_s")}
+JOB_WORDS = ("show", "follow", "trials", "pareto", "importance", "cancel", "delete")
+POLICY_WORDS = ("show", "list", "diff", "knobs", "rollback")
 # How commands end that were given nothing wrong, before they would begin to work.
 UNREACHED = ("no answer", "cannot listen", "does not exist", "no such file")
 
@@ -67,19 +69,36 @@ class Place:
             "export": ("rec_none", "--format", "vllm"),
             "tune": (*tuned, "--trials", "1", "--devices", "1"),
             "workload sample": (LOAD, "--out", str(self.folder / "load.csv")),
-            "workload show": (LOAD,),
+            "workload show": ("wl_0", *service),
             "workload upload": (str(self.folder / "file"), *service),
             "workload list": service,
             "workload delete": ("wl_none", *service),
             "engines observe": ("http://127.0.0.1:9", "--plan", "tp=1", *service),
+            "engines list": service,
             "engines show": ("eng_none", *service),
+            "engines forecast": ("eng_none", *service),
             "engines bind": ("eng_none", str(self.folder / "table.json"), *service),
             "engines advise": ("eng_none", *service),
             "engines forget": ("eng_none", *service),
             "rollouts start": ("rec_none", "--engine", "eng_none", *service),
             "rollouts list": service,
             "rollouts show": ("ro_none", *service),
+            "rollouts follow": ("ro_none", *service),
             "rollouts cancel": ("ro_none", *service),
+            "jobs create": (*tuned, *service),
+            "jobs list": service,
+            **{f"jobs {word}": ("job_none", *service) for word in JOB_WORDS},
+            "recommendations list": service,
+            "recommendations show": ("rec_none", *service),
+            **{f"policies {word}": ("eng_none", *service) for word in POLICY_WORDS},
+            "policies apply": ("eng_none", "{}", *service),
+            "decisions list": service,
+            "decisions explain": ("1", *service),
+            "cost-models upload": (str(self.folder / "file"), *service),
+            "cost-models list": service,
+            "cost-models show": ("cm_none", *service),
+            "cost-models calibration": ("cm_none", *service),
+            "audit list": (),
             "audit verify": (),
             "apply": ("rec_none", "--engine", "http://127.0.0.1:9"),
             "import": (str(self.folder / "file"),),

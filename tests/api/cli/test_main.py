@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
+from api.cli.commands import COMMANDS, GROUPS
 from api.cli.common import domain_errors, print_json
 from api.cli.exit_codes import EPILOG, ExitCode
-from api.cli.main import COMMANDS, create_app
+from api.cli.main import create_app
 from engine.logs import configure_logs
 from engine.spec.errors import PlanError, RankError
 from tests.api.cli.conftest import Run
@@ -71,6 +73,17 @@ def test_the_page_of_the_command_line_has_the_table_of_exit_codes_and_every_comm
     for code in ExitCode:
         assert f"| {code.value} | {code.meaning}" in page
     assert [ref.path for ref in COMMANDS if f"`{ref.path}`" not in page] == []
+
+
+def test_every_rest_operation_has_a_command_or_a_reason_for_having_none() -> None:
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", page, re.MULTILINE))
+    lines = (ROOT / "tests" / "api" / "web" / "operations.txt").read_text().splitlines()
+    assert sorted(rows) == sorted(line.split()[-1] for line in lines)
+    known = {ref.path for ref in COMMANDS}
+    for operation, told in rows.items():
+        named = re.match(r"`([^`]+)`", told)
+        assert (named and named[1] in known) or told.startswith("none: "), operation
 
 
 def test_a_part_that_died_is_no_mistake_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,8 +159,11 @@ def test_the_shell_completes_commands_and_their_options(typed: str, offered: lis
     assert done.stdout.split() == offered, done.stderr
 
 
-@pytest.mark.parametrize("path", [ref.path for ref in COMMANDS])
+@pytest.mark.parametrize("path", ["", *GROUPS, *(ref.path for ref in COMMANDS)])
 def test_no_help_is_wider_than_a_terminal_or_cut(path: str) -> None:
     done = CliRunner(env={"COLUMNS": "80"}).invoke(create_app(), [*path.split(), "--help"])
-    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
     assert "\u2026" not in done.stdout
+    if path in ("", *GROUPS):  # typer ends a line so that it cuts
+        assert [line for line in lines if line.endswith("...") and "Usage" not in line] == []

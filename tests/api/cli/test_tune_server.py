@@ -66,7 +66,7 @@ def test_no_server_is_started_that_the_budget_has_no_time_for(
 ) -> None:
     """A start is taken to need 30 seconds a device before there was one."""
     done = run(
-        "tune", "--engine", "vllm", "--engine-command", "/no/such/server", "--model", tiny_dir,
+        "tune", "--engine", "vllm", "--engine-command", "false", "--model", tiny_dir,
         "--devices", 2, "--trials", 2, "--probe-requests", 8, *LOAD,
         "--budget", "device_seconds=40", "--json",
     )  # fmt: skip
@@ -163,3 +163,12 @@ def test_no_server_is_left_when_the_command_is_ended(
     command.send_signal(number)
     assert command.wait(120) in (130, -number)
     wait_gone([int(pid) for pid in pids.read_text().split()])
+
+
+def test_a_server_whose_program_is_not_here_is_refused_before_any_trial(
+    run: Run, tiny_dir: Path
+) -> None:
+    words = ("tune", "--engine", "vllm", "--engine-command", "/opt/none/vllm serve")
+    done = run(*words, "--model", tiny_dir, *LOAD)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "/opt/none/vllm: no such program here" in done.stderr

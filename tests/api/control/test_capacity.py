@@ -65,7 +65,7 @@ def engine_id(client: TestClient, database: Database) -> str:
     body = {
         "policy": settings_of(1).to_json(),
         "inventory": inventory.to_json(),
-        "capabilities": [{"name": "admission.rate_rps", "knob_class": "hot"}],
+        "capabilities": [{"name": "admission.rate_rps", "class": "hot"}],
     }
     engine_id = register(client, **body)
     document = recommendation_document() | {
@@ -209,7 +209,7 @@ def patch_guards(client: TestClient, engine_id: str, **guards: Any) -> None:
 def test_beyond_its_devices_the_engine_lets_in_what_they_carry_until_the_load_is_gone(
     client: TestClient, controller: Controller, database: Database, engine_id: str
 ) -> None:
-    beat(client, engine_id, 500)
+    beat(client, engine_id, 500, ttft_ms=800.0)
     controller.tick()
     admitted = {"rate_rps": DEVICES * RATE_OF_ONE_RPS, "burst_requests": None}
     assert admission(client, engine_id) == admitted
@@ -231,7 +231,7 @@ def test_where_the_guard_forbids_it_nobody_is_turned_away(
     client: TestClient, controller: Controller, engine_id: str
 ) -> None:
     patch_guards(client, engine_id, allow_shedding=False)
-    beat(client, engine_id, 500)
+    beat(client, engine_id, 500, ttft_ms=800.0)
     controller.tick()
     assert replicas(client, engine_id) == DEVICES
     assert admission(client, engine_id) is None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from api.demo.following import Held, device_seconds, held
-from api.demo.scenes import ENOUGH, live_scene, paced_day, sla_from
+from api.demo.scenes import ENOUGH, live_scene, paced_day, rush_for, sla_from
 from api.demo.story import shares
 from api.schemas.serving import PolicyVersionView
 from engine.spec.measurement import Distribution, Fidelity, Measurement, RequestTiming
@@ -19,6 +19,7 @@ from engine.spec.settings import Settings
 from policies.attainment import judge
 from policies.sla import Sla
 from store.models import AckState
+from tests.policies.capacity import RATE_OF_ONE_RPS, entry, settings_of, table
 from tuner.workload.parse import parse_workload
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -26,9 +27,20 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 @pytest.mark.parametrize("seed", range(30))
 def test_a_scene_without_a_trace_has_requests_whatever_the_seed(seed: int) -> None:
-    scene = live_scene(None, seed=seed)
-    for spec in (scene.workload, scene.rush):
-        assert len(parse_workload(spec, seed=seed)) >= ENOUGH
+    spec = live_scene(None, seed=seed).workload
+    assert len(parse_workload(spec, seed=seed)) >= ENOUGH
+
+
+@pytest.mark.parametrize(("replicas", "carries_rps"), [((1, 2, 4), 8.0), ((1,), 2.0)])
+def test_the_load_rises_above_what_the_plan_carries_and_stays_below_the_most(
+    replicas: tuple[int, ...], carries_rps: float
+) -> None:
+    known = table(*(entry(n) for n in replicas))
+    load = parse_workload(rush_for(known, settings_of(1).plan), seed=1)
+    assert load.rate_rps is not None
+    assert load.rate_rps > RATE_OF_ONE_RPS
+    assert load.rate_rps < carries_rps or len(replicas) == 1
+    assert load.input_tokens.mean() == pytest.approx(known.mean_input_tokens)
 
 
 def test_the_load_of_the_day_doubles_and_falls_again(tmp_path: Path) -> None:

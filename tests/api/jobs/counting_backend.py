@@ -20,8 +20,17 @@ from engine.logs import configure_logs
 from engine.spec.settings import Settings
 
 
+def open_gate(log: Path, number: int) -> None:
+    """Let a trial that the job's options name in ``closed`` go on."""
+    _gate(log, number).touch()
+
+
+def _gate(log: Path, number: int) -> Path:
+    return log.with_name(f"open{number}")
+
+
 class CountingJob:
-    """Trial n scores n; every trial takes ``seconds``."""
+    """Trial n scores n; each takes ``seconds``, those ``closed`` last until their gate opens."""
 
     def __init__(self, spec: Json, cost_model: Json, on_event: OnEvent) -> None:
         self._options = spec["options"]
@@ -35,6 +44,9 @@ class CountingJob:
             lines.write(f"{number} {os.getpid()} {[d['number'] for d in done]}\n")
         self._on_event("progress", {"number": number})
         time.sleep(self._options.get("seconds", 0.0))
+        is_closed = number in self._options.get("closed", ())
+        while is_closed and not _gate(log, number).exists() and not is_cancelled():
+            time.sleep(0.01)
         if number == self._options.get("explode_at"):
             raise JobInputError("the trace has no rows")
         return {

@@ -161,7 +161,7 @@ def test_a_plan_that_the_machines_memory_cannot_hold_is_refused(client: TestClie
 def test_of_an_engine_that_sends_no_inventory_the_knob_names_the_most_ranks(
     client: TestClient,
 ) -> None:
-    knob = {"name": "plan", "knob_class": "reshape", "maximum": 4}
+    knob = {"name": "plan", "class": "reshape", "maximum": 4}
     engine_id = register(client, capabilities=[knob])
     assert _patch(client, engine_id, {"plan": {"dp": 4}}, _etag(client, engine_id)).is_client_error
     assert _patch(client, engine_id, {"plan": {"dp": 2}}, _etag(client, engine_id)).is_success

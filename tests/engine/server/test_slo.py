@@ -87,7 +87,7 @@ def test_what_fails_or_finds_no_room_is_a_miss_and_what_its_client_cuts_is_none(
     ):
         lines = leaving.iter_lines()
         next(lines)
-        late = pool.submit(_ask, served, ttft_ms=2000, timeout_ms=400)
+        late = pool.submit(_ask, served, ttft_ms=2000, timeout_ms=2500)
         wait_until(lambda: served.engine.stats().waiting == 1)
         assert _ask(served, ttft_ms=2000) == 429
         assert late.result(timeout=30) == 408

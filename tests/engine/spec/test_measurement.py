@@ -10,6 +10,7 @@ from engine.spec.measurement import (
     Measurement,
     Outcome,
     RequestTiming,
+    gaps_ms,
 )
 
 
@@ -63,3 +64,9 @@ def test_nothing_observed_is_none_and_never_zero() -> None:
         "p99": None,
     }
     assert empty.throughput_tokens_per_s == 0.0
+
+
+def test_gaps_lie_within_requests_and_not_between_them() -> None:
+    timings = [timing(1.0, 1.1, 1.4), timing(), timing(2.0), timing(3.0, 3.25), timing(9.0)]
+    assert gaps_ms(timings).tolist() == [gap for t in timings for gap in t.itl_ms]
+    assert gaps_ms([]).tolist() == gaps_ms([timing(), timing()]).tolist() == []

@@ -18,7 +18,7 @@ from tuner.described.parse import describe_node, has_checkpoint, paced_config, r
 from tuner.described.reshape_cost import reshape_cost
 from tuner.hardware import Precision
 from tuner.hardware.device import load_device
-from tuner.search.context import prepare
+from tuner.search.prepare import prepare
 from tuner.search.spec import TuningSpec
 from tuner.spec.errors import TunerError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
@@ -36,3 +37,19 @@ def test_what_holds_is_found_whether_single_settings_seem_better_or_worse() -> N
 
 def test_nothing_is_named_where_no_plan_holds() -> None:
     assert firm(lambda _: False, lambda at: at <= 0.3).find(0.5) is None
+
+
+def test_what_only_other_plans_hold_is_told_in_few_digits_too() -> None:
+    other = replace(POINT, settings=Settings(plan=ParallelPlan(tp=2)))
+
+    def by_all(factor: float, plan: ParallelPlan | None) -> OperatingPoint | None:
+        if factor <= 0.1:
+            return POINT
+        return other if plan is None and factor <= 0.13 else None
+
+    search = firm(lambda _: False, lambda at: at <= 0.1)
+    search.by_all = by_all
+    found = search.find(0.5)
+    assert found is not None
+    assert found[0] <= 0.13 < found[0] * TIGHTER
+    assert found[0] == float(f"{found[0]:.3g}")

@@ -33,7 +33,6 @@ from tuner.planner.explore import (
     plan_settings,
 )
 from tuner.planner.planner import PlanReport, Why, make_plan
-from tuner.planner.pool import Workers
 from tuner.planner.question import Question
 from tuner.spec.errors import TunerError
 from tuner.workload.parse import parse_workload
@@ -317,12 +316,6 @@ def test_a_linear_timer_bounds_by_its_own_speed() -> None:
     assert reason is not None
     assert "1000 tokens/s" in reason
     assert backlog_reason(slow, replace(plan, dp=8), load, Sla.parse("p95_ttft_ms<=200")) is None
-
-
-def test_workers_answer_in_the_order_of_their_tasks() -> None:
-    for jobs in (1, 2):
-        with Workers(jobs) as workers:
-            assert workers.map(abs, [-3, 1, -2]) == [3, 1, 2]
 
 
 def test_the_goal_decides_what_is_best_and_what_it_costs(

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from engine.spec.modes import AUTO, BASE, SHIFT, TABLE, Mode, ModePin
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
-from tests.tuner.worlds import SMALL, LinearTimer, closed_loop, open_loop
+from tests.tuner.worlds import SMALL, LinearTimer, closed_loop, in_python, open_loop
 from tuner.simulation.simulate import (
     Ranks,
     SimulatedEngine,
@@ -40,6 +40,7 @@ def run(
     keeps_prefixes: bool = False,
     front_end: FrontEnd = NO_FRONT_END,
     pin: ModePin = AUTO,
+    by: Callable[..., SimulationResult] = simulate,
 ) -> SimulationResult:
     plan = plan or ParallelPlan()
     ranks = Ranks(timer=timer or LinearTimer(stages=plan.pp), num_kv_blocks=num_kv_blocks)
@@ -56,7 +57,7 @@ def run(
         caps=caps or Caps(max_num_seqs=16, max_num_batched_tokens=256),
         pin=pin,
     )
-    return simulate(engine, given, workload, seed=3)
+    return by(engine, given, workload, seed=3)
 
 
 @contextmanager
@@ -120,9 +121,9 @@ def test_skipping_quiet_steps_equals_taking_each(
         workload = open_loop(requests=requests, gap_s=gap_s, output_tokens=output_tokens)
     caps = Caps(max_num_seqs=max_num_seqs, max_num_batched_tokens=256)
     plan = ParallelPlan(dp=dp, pp=pp)
-    skipped = run(workload, caps=caps, plan=plan, num_kv_blocks=60)
+    skipped = run(workload, caps=caps, plan=plan, num_kv_blocks=60, by=in_python)
     with without_skipping():
-        single = run(workload, caps=caps, plan=plan, num_kv_blocks=60)
+        single = run(workload, caps=caps, plan=plan, num_kv_blocks=60, by=in_python)
     assert_equal(skipped.measurement, single.measurement)
     assert skipped.counts.steps == single.counts.steps
 

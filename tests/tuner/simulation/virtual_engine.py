@@ -38,7 +38,8 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.request import Request, RequestOutput, SamplingParams
 from engine.spec.settings import Caps, Order, Settings
 from engine.spec.steps import StepPlan, StepShape
-from tuner.simulation.simulate import Ranks, SimulatedEngine, ranks_of_one, simulate
+from tests.tuner.worlds import in_python
+from tuner.simulation.simulate import Ranks, SimulatedEngine, ranks_of_one
 from tuner.simulation.steering import Steering
 from tuner.spec.look_ahead import LookAhead
 from tuner.workload.workload import Arrival, ClosedLoop, Workload, WorkloadSource
@@ -308,7 +309,7 @@ def simulated(world: World, model_dir: Path, steering: Steering | None = None) -
     )
     closed = ClosedLoop(concurrency=world.concurrency) if world.concurrency else None
     with recorded_decisions() as decisions:
-        result = simulate(
+        result = in_python(
             _simulated_engine(world, model_dir),
             _settings(world),
             Workload(arrivals=world.arrivals, source=source, closed=closed),

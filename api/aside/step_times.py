@@ -1,0 +1,53 @@
+"""Settings run again in virtual time, by step times of described hardware or by measured ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engine.spec.measurement import Measurement
+from engine.spec.model import ModelConfig
+from engine.spec.settings import Settings
+from tuner.comparison.replay import RunAt
+from tuner.described.node import Node
+from tuner.simulation.simulate import Ranks, SimulatedEngine, ranks_of_one, simulate
+from tuner.spec.look_ahead import LookAhead
+from tuner.step_model.model import StepModel
+from tuner.step_model.timer import ScaledTimer
+from tuner.workload.workload import Workload
+
+
+def on_node(node: Node) -> RunAt:
+    """Runs on hardware that is not here."""
+
+    def run_at(settings: Settings, load: Workload, step_scale: float) -> Measurement:
+        return node.simulate(settings, load, step_scale=step_scale).measurement
+
+    return run_at
+
+
+def by_step_model(
+    step_model: StepModel,
+    model: ModelConfig,
+    *,
+    block_size: int,
+    num_kv_blocks: Callable[[Settings], int],
+    max_model_len: int | None = None,
+) -> RunAt:
+    """Runs by step times that were measured; ``num_kv_blocks`` of each rank under settings."""
+
+    def run_at(settings: Settings, load: Workload, step_scale: float) -> Measurement:
+        plan = settings.plan
+        ranks = Ranks(
+            timer=ScaledTimer(step_model.timer(plan, model, hides_host=True), step_scale),
+            num_kv_blocks=num_kv_blocks(settings),
+        )
+        engine = SimulatedEngine(
+            model=model,
+            ranks_of=ranks_of_one(plan, ranks),
+            block_size=block_size,
+            max_model_len=max_model_len,
+            look_ahead=LookAhead.BEFORE_END,  # as the engine does
+        )
+        return simulate(engine, settings, load).measurement
+
+    return run_at

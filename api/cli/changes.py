@@ -1,0 +1,78 @@
+"""A change of an engine's policy, made or only asked about, as commands tell it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from api.cli.common import log, print_json, print_lines
+from api.cli.effect_lines import effect_lines
+
+if TYPE_CHECKING:
+    from api.schemas.serving import ChangeSet
+    from engine.spec.settings import Settings
+
+
+def change_document(answer: ChangeSet, settings: Settings) -> dict[str, Any]:
+    """What the control plane says of a change to ``settings``, as ``apply --json`` prints it."""
+    return {
+        "engine": answer.policy.engine_id,
+        "is_dry_run": answer.is_dry_run,
+        "settings": str(settings),
+        "changes": answer.changes,
+        "class": None,
+        "version": answer.policy.version,
+        "seconds": None,
+        "transition": answer.transition,
+        "effect": answer.effect,
+        "effect_missing": answer.effect_missing,
+        "warnings": answer.warnings,
+    }
+
+
+def tell_change(document: dict[str, Any], *, as_json: bool) -> None:
+    """Print the settings, each change with its cost, and how it ended; warnings on stderr."""
+    for warning in document["warnings"]:
+        log(f"warning: {warning}")
+    if as_json:
+        print_json(document)
+    else:
+        print_lines(_lines(document))
+
+
+def _lines(document: dict[str, Any]) -> list[str]:
+    """The settings, each change with its cost, and how it ended."""
+    lines = [f"{document['settings']} on {document['engine']}"]
+    lines += [
+        f"  {change['knob']}: {_text(change, 'from')} -> {_text(change, 'to')} ({change['class']})"
+        for change in document["changes"]
+    ]
+    if document["transition"]:
+        lines.append(f"  {_way_line(document['transition'])}")
+    if not document["changes"]:
+        return [*lines, "nothing to change: it runs with these settings"]
+    if document["is_dry_run"]:
+        lines += effect_lines(document["effect"], document["effect_missing"])
+        return [*lines, "dry run: nothing was changed"]
+    took = "" if document["seconds"] is None else f" in {document['seconds']:.2f} s"
+    return [*lines, f"applied{took}: policy version {document['version']}"]
+
+
+def _way_line(transition: dict[str, Any]) -> str:
+    """How ranks start and end for the change, and what that takes."""
+    start_s, drain_s = transition["start_s"], transition["drain_s"]
+    serves = "" if start_s is None else f", new ranks serve after {start_s:.1f} s"
+    leaves = f", old ones may take {drain_s:.1f} s to finish" if drain_s else ""
+    said = "" if transition["is_measured"] else " (an estimate)"
+    most = transition["peak_devices"]
+    return f"way: {transition['way']}, at most {most} devices at once{serves}{leaves}{said}"
+
+
+def _text(change: dict[str, Any], end: str) -> str:
+    """The value before or after: a plan as it is typed, anything else as it is."""
+    from engine.spec.plan import ParallelPlan
+
+    value = change[end]
+    if change["knob"] == "plan":  # flat at the control plane, degrees apart at an engine
+        flat = {**value, **value.get("plan", {})}
+        return str(ParallelPlan(**{key: part for key, part in flat.items() if key != "plan"}))
+    return "none" if value is None else str(value)

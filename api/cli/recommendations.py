@@ -1,0 +1,70 @@
+"""``gearshift recommendations``: what tuning jobs of the control plane recommend."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from api.cli.control_plane import ControlPlane
+from api.cli.grouped import grouped
+from api.cli.tables import minute
+
+if TYPE_CHECKING:
+    from api.schemas.tuning import RecommendationView
+
+IdArgument = Annotated[
+    str, typer.Argument(metavar="ID", help="As 'recommendations list' has it: rec_...")
+]
+
+
+@grouped()
+def list_recommendations(plane: ControlPlane) -> None:
+    """List recommendations, newest first."""
+    with plane.client() as client:
+        found = client.list_recommendations()
+    plane.tell_rows("recommendations", found, ("id", "settings", "SLA", "made"), _cells)
+
+
+@grouped()
+def show(recommendation_id: IdArgument, plane: ControlPlane) -> None:
+    """Say what is recommended, why, and how its schedule follows the load."""
+    with plane.client() as client:
+        plane.tell(client.get_recommendation(recommendation_id), _lines)
+
+
+def _cells(row: RecommendationView) -> tuple[str, ...]:
+    return row.id, _settings(row), row.sla, minute(row.created_at)
+
+
+def _settings(row: RecommendationView) -> str:
+    from api.documents.policy import settings_in
+
+    if not row.recommendation:
+        return "none: nothing met the SLA"
+    return str(settings_in(row.recommendation["settings"]))
+
+
+def _lines(found: RecommendationView) -> list[str]:
+    lines = [f"{found.id}: {_settings(found)}", f"  SLA {found.sla}; tuning job {found.job_id}"]
+    told = found.recommendation or {}
+    if explanation := told.get("explanation"):
+        lines.append(f"  {explanation}")
+    if (chance := told.get("sla_probability")) is not None:
+        lines.append(f"  {told['fidelity']}, P(SLA met) {chance:.2f}")
+    if found.schedule:
+        lines += [f"  {line}" for line in _bands(found.schedule)]
+    lines += [f"  warning: {text}" for text in found.warnings]
+    if found.recommendation:
+        lines.append(f"apply it: gearshift apply {found.id} --service URL --engine eng_...")
+    return lines
+
+
+def _bands(schedule: dict[str, object]) -> list[str]:
+    from policies.numbers import short
+    from policies.schedule import Schedule
+
+    return [
+        f"from {short(band.rate_rps_low)} requests/s: {band.settings}"
+        for band in Schedule.from_json(schedule).bands
+    ]

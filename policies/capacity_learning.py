@@ -1,0 +1,84 @@
+"""What the slow loop makes of the last window: how much of the table's rates an engine was seen to
+carry, and how much load is surely there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from statistics import NormalDist
+
+from policies.capacity_state import HOUR_S, CapacityState
+
+# Bounds of the correction by observation: it goes towards caution only.
+LEAST_CORRECTION = 0.5
+CORRECTION_ALPHA = 0.3
+RECOVERY_ALPHA = 0.05
+# With a limit in force about what is carried comes in: that is no overload to wait for the end of.
+ABOUT = 0.2
+# What was carried is below the rate that missed, by about this factor.
+BELOW_MISSED = 0.9
+
+
+def remember(state: CapacityState) -> CapacityState:
+    """Forget changes older than an hour, and learn from the last window.
+
+    A window that missed the SLA at a rate below what the table promises lowers the correction
+    towards a little less than that rate; windows that meet it let it rise again. Neither counts
+    while a change or an overload settles: the queue that it left is not the table's error.
+    """
+    memory, limits = state.memory, state.limits
+    recent = tuple(at_s for at_s in memory.changes_s if state.now_s - at_s < HOUR_S)
+    commanded = memory.commanded or state.current.settings.plan
+    memory = replace(memory, changes_s=recent, commanded=commanded, decided_s=state.now_s)
+    if state.request_size is not None:
+        size = memory.request_size
+        size += CORRECTION_ALPHA * (state.request_size - size)
+        memory = replace(memory, request_size=size)
+    if state.observed_rps is None or state.age_s > limits.max_data_age_s:
+        return replace(state, memory=memory)
+    admitted_rps = memory.request_size * (state.admitted_rps or math.inf)
+    served_rps = min(state.observed_rps, admitted_rps)
+    share = served_rps / state.current.low_rps
+    is_limited = state.admitted_rps is not None
+    if share > memory.correction * (1 + ABOUT if is_limited else 1):
+        memory = replace(memory, overloaded_s=state.now_s)
+    if _settles(memory.changed_s, state):
+        return replace(state, memory=replace(memory, met_rps=None))
+    if state.attainment is not None and not is_limited:
+        met_rps = state.attainment * state.observed_rps
+        before_rps = met_rps if memory.met_rps is None else memory.met_rps
+        met_rps = before_rps + CORRECTION_ALPHA * (met_rps - before_rps)
+        memory = replace(memory, met_rps=met_rps)
+    if _settles(memory.overloaded_s, state):
+        return replace(state, memory=memory)
+    correction = memory.correction
+    if state.is_sla_met is False:
+        carried = max(share * BELOW_MISSED, LEAST_CORRECTION)
+        correction += CORRECTION_ALPHA * (min(carried, correction) - correction)
+    elif state.is_sla_met:
+        correction += RECOVERY_ALPHA * (1.0 - correction)
+    return replace(state, memory=replace(memory, correction=correction))
+
+
+def rate_there(state: CapacityState) -> float:
+    """What the last window brought, where it missed the SLA, or where luck alone would hardly bring
+    it to what the entry in force carries; else what is surely behind it."""
+    assert state.observed_rps is not None, "decided from an observation"
+    if state.is_sla_met is False:
+        return state.observed_rps
+    surely_rps = surely_there(state)
+    if surely_rps > state.current.low_rps * state.memory.correction:
+        return state.observed_rps
+    return surely_rps
+
+
+def surely_there(state: CapacityState) -> float:
+    """The load that the last window would hardly exceed by luck."""
+    assert state.observed_rps is not None, "decided from an observation"
+    luck = NormalDist().inv_cdf(max(state.limits.chance, 0.5)) * state.observed_luck
+    return state.observed_rps * max(1 - luck, 0.0)
+
+
+def _settles(since_s: float | None, state: CapacityState) -> bool:
+    return since_s is not None and state.now_s - since_s < state.limits.settle_s

@@ -1,0 +1,177 @@
+"""What the slow loop sees, remembers and answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from engine.spec.plan import ParallelPlan
+from policies.capacity_table import CapacityTable, CarriedRate
+from policies.decision import Action
+from policies.errors import PolicyInputError
+from policies.forecast import Forecast
+from policies.shedding import SheddingLimits, SheddingMemory
+
+HOUR_S = 3600.0
+
+
+class CapacityReason(StrEnum):
+    """Why. The set is closed: metrics and the audit count by it."""
+
+    NO_DATA = "no_data"
+    STALE_DATA = "stale_data"
+    HOLDS = "holds"
+    LOAD_UP = "load_up"
+    LOAD_DOWN = "load_down"
+    SLA_MISSED = "sla_missed"
+    BEYOND_TABLE = "beyond_table"
+    DWELL = "dwell"
+    GUARD_INTERVAL = "guard_interval"
+    GUARD_PER_HOUR = "guard_per_hour"
+    NOT_WORTH_IT = "not_worth_it"
+    DRIFT_PAUSED = "drift_paused"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapacityLimits:
+    """How eager the slow loop is.
+
+    The horizon's peak must be carried with ``chance``, and ``headroom`` on top. Fewer devices are
+    taken only where the smaller entry would have done for ``dwell_s`` without a break, with
+    ``down_headroom`` on top; for longer, up to ``longest_dwell_s``, where loads above it were seen
+    to come back later than that. ``min_interval_s`` lies between two changes and ``max_per_h`` of
+    them in an hour (the policy's guards); the last of these is kept for the way up. Nothing is
+    learned from misses until ``settle_s`` after a change or an overload. ``shedding``: when
+    requests are turned away.
+
+    Raises:
+        PolicyInputError: a limit outside its range.
+    """
+
+    chance: float = 0.9
+    headroom: float = 0.0
+    down_headroom: float = 0.1
+    dwell_s: float = 300.0
+    longest_dwell_s: float = 1800.0
+    min_interval_s: float = 60.0
+    max_per_h: int = 4
+    settle_s: float = 120.0
+    max_data_age_s: float = 60.0
+    max_devices: int | None = None
+    shedding: SheddingLimits = field(default_factory=SheddingLimits)
+
+    def __post_init__(self) -> None:
+        checks = (
+            (0 < self.chance < 1, f"chance={self.chance}: must be above 0 and below 1"),
+            (self.headroom >= 0, f"headroom={self.headroom}: below 0"),
+            (self.down_headroom >= 0, f"down_headroom={self.down_headroom}: below 0"),
+            (self.dwell_s >= 0, f"dwell_s={self.dwell_s}: below 0"),
+            (
+                self.longest_dwell_s >= 0,
+                f"longest_dwell_s={self.longest_dwell_s}: below 0",
+            ),
+            (self.min_interval_s >= 0, f"min_interval_s={self.min_interval_s}: below 0"),
+            (self.max_per_h >= 1, f"max_per_h={self.max_per_h}: below 1"),
+        )
+        for is_fine, message in checks:
+            if not is_fine:
+                raise PolicyInputError(f"capacity limits: {message}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwitchCost:
+    """What going to an entry takes: ``ready_s`` until it carries requests, ``away_s`` of them
+    without any rank serving (0 where old and new serve side by side)."""
+
+    ready_s: float = 0.0
+    away_s: float = 0.0
+
+    def missed_requests(self, rate_rps: float, capacity_rps: float) -> float:
+        """Requests that wait because of the change: those that come while ranks are away, and
+        those that come while the queue of the former is worked off."""
+        spare = 1 - min(rate_rps / capacity_rps, 0.95)
+        return rate_rps * self.away_s / spare
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapacityMemory:
+    """What one decision hands to the next.
+
+    ``changes_s``: when capacity was changed in the last hour. ``lower_since_s``: since when fewer
+    devices would do. ``overloaded_s``: when more came last than the entry in force carries.
+    ``correction``: the share of the table's rates that this engine was seen to carry, from 0.5
+    to 1. ``commanded``: the plan that should be in force. ``decided_s``: when it was looked at
+    last. ``shedding``: what was done about requests beyond that. ``request_size``: requests of the
+    table's mix that one request amounted to lately, and ``met_rps`` those of them that met the SLA
+    a second while nobody was turned away (None: not seen since the last change), both smoothed.
+    ``beyond_s``: when more came last than any entry carries.
+    """
+
+    changes_s: tuple[float, ...] = ()
+    lower_since_s: float | None = None
+    overloaded_s: float | None = None
+    correction: float = 1.0
+    commanded: ParallelPlan | None = None
+    decided_s: float | None = None
+    shedding: SheddingMemory = field(default_factory=SheddingMemory)
+    request_size: float = 1.0
+    met_rps: float | None = None
+    beyond_s: float | None = None
+
+    @property
+    def changed_s(self) -> float | None:
+        """When capacity was changed last."""
+        return self.changes_s[-1] if self.changes_s else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapacityState:
+    """Everything a decision depends on.
+
+    ``current`` is the entry in force. ``forecast`` None: no data came; it is ``age_s`` old.
+    ``observed_rps`` is the rate of the last window, of the table's mix, with what was turned away,
+    and ``observed_luck`` its relative standard deviation under a steady load; ``is_sla_met`` how
+    the rest was judged, and ``attainment`` which share of it met the SLA (None: too few requests).
+    ``request_size``: requests of that mix that one
+    request amounts to in it (None: unknown). ``admitted_rps`` requests, of whatever length, are let
+    in at most (None: whatever comes). ``costs``: of going to each entry of the table, in its order.
+    """
+
+    table: CapacityTable
+    now_s: float
+    current: CarriedRate
+    forecast: Forecast | None
+    observed_rps: float | None = None
+    observed_luck: float = 0.0
+    is_sla_met: bool | None = None
+    attainment: float | None = None
+    request_size: float | None = None
+    admitted_rps: float | None = None
+    age_s: float = 0.0
+    costs: tuple[SwitchCost, ...] = ()
+    memory: CapacityMemory = field(default_factory=CapacityMemory)
+    limits: CapacityLimits = field(default_factory=CapacityLimits)
+
+    def cost(self, entry: CarriedRate) -> SwitchCost:
+        """Of going to ``entry``; nothing where nobody said."""
+        index = self.table.entries.index(entry)
+        return self.costs[index] if index < len(self.costs) else SwitchCost()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapacityDecision:
+    """Which entry should be in force. ``needed_rps``: what it has to carry, headroom included.
+
+    ``admit_rps``: the rate of the table's mix above which requests miss, where the load is beyond
+    everything that the engine can be made to carry; None: no need. ``admission_rps`` requests, of
+    whatever length, are to be let in at most from now on (None: whatever comes; it may be
+    forbidden to do otherwise). ``memory`` goes into the next state.
+    """
+
+    action: Action
+    reason: CapacityReason
+    entry: CarriedRate
+    needed_rps: float | None
+    admit_rps: float | None
+    memory: CapacityMemory
+    admission_rps: float | None = None

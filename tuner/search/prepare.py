@@ -1,0 +1,316 @@
+"""What comes before the first trial: everything is read, profiled if need be, and simulated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from engine.executors.protocol import StepTimer
+from engine.spec.config import EngineConfig, num_kv_blocks
+from engine.spec.model import ModelConfig
+from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Settings
+from policies.numbers import short
+from policies.points import OperatingPoint
+from tuner.capacity.table import check_has_table
+from tuner.described.node import Node
+from tuner.hardware import Hardware
+from tuner.launch.why_not import OWN, why_not
+from tuner.search.context import WHOLE_REQUESTS, OnEvent, TuningContext, TuningEvent
+from tuner.search.costs import Level, Meter
+from tuner.search.design import advised_ladders, design_settings, refined_settings
+from tuner.search.feasibility import check_memory, engine_config, refused_caps
+from tuner.search.served import server_command
+from tuner.search.simulator import Simulator
+from tuner.search.spec import TuningSpec
+from tuner.search.surrogate import Example, Load, features
+from tuner.servers.command import ServerCommand
+from tuner.spec.errors import TunerError
+from tuner.spec.space import ORDERS, STEP_MS, Space, build_space
+from tuner.step_model.model import StepModel
+from tuner.step_model.quality import Quality
+from tuner.workload.parse import parse_workload
+from tuner.workload.slices import at_rate, head
+from tuner.workload.workload import Workload
+
+DESIGN_REQUESTS = 120
+DESIGN_RATES = (0.5, 2.0)
+
+
+def prepare(
+    spec: TuningSpec,
+    *,
+    cost_model: dict[str, Any] | None = None,
+    on_event: OnEvent = lambda _: None,
+) -> TuningContext:
+    """Read everything, profile if need be, and simulate every feasible plan.
+
+    ``cost_model`` is a step model's document; a local job without one profiles this machine.
+
+    Raises:
+        TunerError, PolicyInputError, EngineError: whatever in the spec is at fault.
+    """
+    sla = spec.parsed_sla
+    workload = parse_workload(spec.workload, seed=spec.seed)
+    if spec.capacity_table:
+        check_has_table(workload)
+    node = None if spec.is_local else spec.node()
+    hardware = None if node is None else node.hardware
+    if hardware is not None and spec.num_devices > hardware.count:
+        raise TunerError(f"{spec.num_devices} devices asked for, {hardware} has {hardware.count}")
+    model = ModelConfig.from_dir(spec.model_path) if node is None else node.model
+    config = engine_config(spec, model, node)
+    max_model_len = min(config.max_model_len or model.max_positions, model.max_positions)
+    space = build_space(
+        model,
+        spec.num_devices,
+        check_memory=lambda plan: _check_plan(spec, node, config, plan, model, workload),
+        max_model_len=max_model_len,
+        least_devices=spec.num_devices if spec.uses_all_devices else 1,
+    )
+    is_blind = spec.is_served and node is None and cost_model is None
+    if is_blind and spec.capacity_table:
+        raise TunerError(
+            "a capacity table is simulated, and nothing is known of this server's step times; "
+            "name what it runs on (--hardware) or a cost model"
+        )
+    meter = Meter()
+    step_model = None if node or is_blind else _step_model(spec, model, cost_model, on_event, meter)
+    timer_of = None if is_blind else _timers(spec, model, node, step_model)
+    has_rungs = not spec.is_served and (node is None or node.has_rungs)
+    space = _with_ladders(space, timer_of, has_rungs=has_rungs)
+    if node is not None or not spec.is_served:  # no flags of a server's express such knobs
+        space = with_own_knobs(space, node, workload)
+    simulator = Simulator(
+        model=model,
+        sla=sla,
+        timer_of=timer_of,
+        blocks_of=lambda plan: num_kv_blocks(config, model, plan),
+        block_size=config.block_size,
+        max_model_len=max_model_len,
+        interval=_interval(node, step_model),
+        seed=spec.seed,
+        node=node,
+        step_scale=spec.step_scale,
+    )
+    is_live = (spec.is_local or spec.is_served) and spec.is_live
+    context = TuningContext(
+        spec=spec,
+        model=model,
+        sla=sla,
+        workload=workload,
+        trial_workload=head(workload, spec.probe_requests) if is_live else workload,
+        space=space,
+        simulator=simulator,
+        config=replace(
+            config,
+            envelope=space.envelope,
+            threads_per_rank=step_model.machine.threads_per_rank if step_model else None,
+        ),
+        max_live_ranks=_max_live_ranks(spec, step_model) if is_live else 0,
+        cost_model=step_model,
+        hardware=hardware,
+        on_event=on_event,
+        warnings=_warnings(spec, model, hardware, step_model, workload),
+        server_command=_command(spec, config),
+        meter=meter,
+    )
+    with (design := Meter()).timing(Level.SIMULATED):
+        _simulate_design(context)
+    context.design_costs = () if is_blind else design.taken()
+    return context
+
+
+def _command(spec: TuningSpec, config: EngineConfig) -> ServerCommand | None:
+    """What starts a server for each trial; None where another target is asked for."""
+    is_started = spec.is_served and not spec.is_brought
+    return server_command(spec, config) if is_started else None
+
+
+def _with_ladders(
+    space: Space, timer_of: Callable[[ParallelPlan], StepTimer] | None, *, has_rungs: bool
+) -> Space:
+    """The space with the thresholds of rungs that its step times advise."""
+    if not has_rungs or timer_of is None:
+        return replace(space, has_rungs=False)
+    plans = [plan for plan in space.plans if plan.modes[1:-1]]
+    timers = {plan: timer_of(plan) for plan in plans}
+    return replace(space, ladders=advised_ladders(timers, space.default_caps.max_num_seqs))
+
+
+def with_own_knobs(space: Space, node: Node | None, workload: Workload) -> Space:
+    """The space with what only our own scheduler can be told, and without caps that a described
+    node has no room for."""
+    if node is None:
+        return replace(space, step_ms=STEP_MS, orders=ORDERS)
+    space = replace(space, refused=refused_caps(space, node, workload))
+    if node.backend.name != OWN:
+        return space
+    return replace(space, step_ms=STEP_MS, orders=ORDERS)
+
+
+def _check_plan(
+    spec: TuningSpec,
+    node: Node | None,
+    config: EngineConfig,
+    plan: ParallelPlan,
+    model: ModelConfig,
+    workload: Workload,
+) -> None:
+    """Raises EngineError or TunerError where the plan does not fit, or the backend lacks it."""
+    if node is not None and (reason := why_not(node.backend.name, plan)) is not None:
+        raise TunerError(reason)
+    if spec.is_served:
+        if (reason := why_not(spec.engine, plan)) is not None:
+            raise TunerError(reason)
+        if node is None:  # what fits only its own start can tell
+            return
+    check_memory(config, model, plan, workload)
+
+
+def _step_model(
+    spec: TuningSpec,
+    model: ModelConfig,
+    document: dict[str, Any] | None,
+    on_event: OnEvent,
+    meter: Meter,
+) -> StepModel:
+    if document is not None:
+        return StepModel.from_json(json.loads(json.dumps(document, default=str)))
+    _check_profile_fits(spec)
+
+    from tuner.profiling.run import ProfileSpec, run_profile
+    from tuner.step_model.files import check_cost_model_dir, save_cost_model
+    from tuner.step_model.fit import fit_step_model
+
+    def say(message: str) -> None:
+        on_event(TuningEvent(kind="profiling", message=message))
+
+    check_cost_model_dir()
+    wanted = ProfileSpec(
+        model_dir=spec.model_path,
+        num_ranks=spec.num_devices,
+        dtype=spec.rank_dtype(model),
+        device=spec.device,
+        link=spec.parsed_link,
+        seconds=spec.profile_seconds,
+        seed=spec.seed,
+    )
+    with meter.timing(Level.PROFILED, num_devices=spec.num_devices):
+        profile = run_profile(wanted, on_event=say)
+    fitted = fit_step_model(profile, model, seed=spec.seed)
+    path = save_cost_model(fitted)
+    on_event(TuningEvent(kind="profiled", message=f"cost model {fitted.id} in {path}"))
+    return fitted
+
+
+def _check_profile_fits(spec: TuningSpec) -> None:
+    """Raises TunerError where a profile alone would use up what trials may."""
+    budget = spec.device_budget
+    needed_s = spec.num_devices * spec.profile_seconds
+    if budget is not None and needed_s > budget.for_trials_s:
+        raise TunerError(
+            f"budget {spec.budget}: {short(budget.for_trials_s)} device seconds of it are for "
+            f"trials, and profiling {spec.num_devices} devices for {spec.profile_seconds:g} s "
+            f"takes {short(needed_s)}; name a cost model, or profile for less (--profile-seconds)"
+        )
+
+
+def _timers(
+    spec: TuningSpec,
+    model: ModelConfig,
+    node: Node | None,
+    step_model: StepModel | None,
+) -> Callable[[ParallelPlan], StepTimer]:
+    if node is not None:
+        return node.timer
+    assert step_model is not None, "a local job has a step model"
+    return lambda plan: step_model.timer(plan, model, link=spec.parsed_link, hides_host=True)
+
+
+def _interval(node: Node | None, step_model: StepModel | None) -> float:
+    if node is not None:
+        return node.interval
+    return 0.0 if step_model is None else step_model.error.plan_interval
+
+
+def _max_live_ranks(spec: TuningSpec, step_model: StepModel | None) -> int:
+    if spec.is_served:  # whoever starts servers here knows what they have
+        return spec.num_devices
+
+    from tuner.profiling.run import max_active_ranks
+
+    threads = step_model.machine.threads_per_rank if step_model else 1
+    return min(spec.num_devices, max_active_ranks(spec.device, threads))
+
+
+def _warnings(
+    spec: TuningSpec,
+    model: ModelConfig,
+    hardware: Hardware | None,
+    step_model: StepModel | None,
+    workload: Workload,
+) -> list[str]:
+    found = list(workload.warnings)
+    if hardware is not None:
+        device = hardware.device
+        found.append(f"{device.title} is {device.calibration} ({device.source})")
+    if step_model is not None:
+        if other := step_model.check_model(model):
+            found.append(other)
+        quality = Quality.of(step_model.error)
+        if (advice := quality.advice()) is not None:
+            found.append(f"{quality.verdict()}; {advice}")
+        if spec.num_devices > step_model.max_ranks:
+            found.append(
+                f"at most {step_model.max_ranks} ranks were timed at once; plans with more are "
+                "simulated as if every rank had a core, and never run"
+            )
+    if spec.link:
+        found.append(f"an emulated link delays every collective: {spec.link}")
+    return found
+
+
+def _simulate_design(context: TuningContext) -> None:
+    """Simulate a few settings of every feasible plan; some also at other rates, and some on all
+    that trials run, for the surrogate."""
+    space, simulator = context.space, context.simulator
+    if simulator.is_blind:
+        context.emit("prepared", f"{len(space.plans)} plans; nothing is simulated before trials")
+        return
+    sample = head(context.trial_workload, DESIGN_REQUESTS)
+    timers = {plan: simulator.timer(plan) for plan in space.plans}
+
+    def simulate(settings: Settings, workload: Workload, load: Load) -> OperatingPoint:
+        point = simulator.quick_point(settings, workload)
+        known = features(settings, load, timers[settings.plan])
+        context.examples.append(Example(point=point, features=known))
+        return point
+
+    def simulate_all(every: list[Settings]) -> None:
+        load = Load.of(sample)
+        for settings in every:
+            context.design[settings] = simulate(settings, sample, load)
+
+    simulate_all(design_settings(space, timers))
+    objective = context.spec.goal.objective
+    simulate_all(refined_settings(space, context.sla, context.design, objective))
+    some = [
+        next(s for s in context.design if s.plan == plan)
+        for plan in space.plans[:: max(1, len(space.plans) // 8)]
+    ]
+    others = [at_rate(sample, factor) for factor in DESIGN_RATES]
+    if len(sample) < len(context.trial_workload):
+        others.append(head(context.trial_workload, WHOLE_REQUESTS))
+    for workload in others:
+        load = Load.of(workload)
+        for settings in some:
+            simulate(settings, workload, load)
+    context.emit(
+        "prepared",
+        f"{len(space.plans)} feasible plans ({len(space.pruned)} pruned), "
+        f"{len(context.design)} settings simulated",
+        plans=[str(plan) for plan in space.plans],
+    )

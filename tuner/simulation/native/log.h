@@ -1,0 +1,77 @@
+// What a run leaves behind: tokens' stamps, segments of steps and counts (tuner/simulation/log.py).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "times.h"
+
+namespace gs {
+
+// ``Segment``; its ends are ``num_ends`` of the log's from ``first_end`` on.
+struct Segment {
+    int64_t replica;
+    Shape shape;
+    int64_t first_end;
+    int64_t num_ends;
+    int64_t num_waiting;
+    double start_s;
+    double busy_s;
+    double kv_usage;
+};
+
+// ``TokenLog``: the stamps of request i lie from ``first[i]`` up to ``first[i + 1]``.
+struct TokenLog {
+    const int64_t* first;
+    int64_t* next;
+    double* stamps;
+
+    void stamp(const std::vector<int64_t>& rows, double when_s) {
+        for (int64_t row : rows) stamps[next[row]++] = when_s;
+    }
+
+    // One token for each of ``rows`` at each of the ends, as far as it lacks them.
+    void stamp_each(const std::vector<int64_t>& rows, const std::vector<double>& ends_s) {
+        for (int64_t row : rows)
+            for (double end_s : ends_s) {
+                if (next[row] == first[row + 1]) break;
+                stamps[next[row]++] = end_s;
+            }
+    }
+};
+
+struct ModeCount {
+    int64_t steps = 0;
+    double seconds = 0.0;
+};
+
+// ``RunCounts`` of one replica.
+struct Counts {
+    std::vector<ModeCount> modes;
+    int64_t last_mode = -1;
+    int64_t mode_switches = 0;
+    int64_t decode_tokens_in_base = 0;
+    int64_t scheduled_steps = 0;
+};
+
+struct RunLog {
+    TokenLog tokens;
+    std::vector<Segment> segments;
+    std::vector<double> ends_s;
+    int64_t base_mode;
+
+    void record(Segment segment, const double* ends, int64_t num_ends, Counts& counts) {
+        segment.first_end = static_cast<int64_t>(ends_s.size());
+        segment.num_ends = num_ends;
+        ends_s.insert(ends_s.end(), ends, ends + num_ends);
+        segments.push_back(segment);
+        const Shape& shape = segment.shape;
+        counts.modes[shape.mode].steps += num_ends;
+        counts.modes[shape.mode].seconds += segment.busy_s;
+        if (shape.mode == base_mode) counts.decode_tokens_in_base += shape.num_decodes * num_ends;
+        counts.mode_switches += counts.last_mode >= 0 && counts.last_mode != shape.mode;
+        counts.last_mode = shape.mode;
+    }
+};
+
+}  // namespace gs

@@ -7,11 +7,12 @@ from typing import Any
 from nicegui import ui
 
 from api.dashboard import charts, words
-from api.dashboard.layout import Row, Text, allow, button, chart, empty, guarded, note, table
+from api.dashboard.layout import Row, Text, allow, button, chart, empty, note, table, told_of
 from api.dashboard.visit import Visit
 from api.schemas.access import Scope
 from api.schemas.capacity import CapacityRequest
 from api.services import capacity
+from api.web.errors import as_api_error
 from tuner.search.spec import LOCAL
 
 Json = dict[str, Any]
@@ -19,6 +20,8 @@ TABLE = (
     ("devices", "Devices"), ("settings", "Settings"), ("rate", "Carries, requests/s"),
     ("range", "90 % interval"), ("binds", "Binding above it"), ("energy", "J/request"),
 )  # fmt: skip
+# As for the capacity table: more would narrow the interval, and take longer.
+DRAWS = 3
 SLOW = "Looking for the load that it carries, at several rates. That takes up to a minute ..."
 
 
@@ -67,20 +70,18 @@ class CapacityCurve:
         with self._place:
             Text("p", SLOW, "soft")
         allow(self._run, False)
-        found: Json | None = None
-
-        async def run() -> None:
-            nonlocal found
-            found = await capacity.find_capacity(self._asked(), self._visit.context.aside)
-
         try:
-            await guarded(run)
+            found = await capacity.find_capacity(self._asked(), self._visit.context.aside)
+        except Exception as error:
+            self._place.clear()
+            with self._place:
+                note(told_of(as_api_error(error)), "bad")
+            return
         finally:
             allow(self._run, True)
-            self._place.clear()
-        if found is not None:
-            with self._place:
-                _show_curve(found)
+        self._place.clear()
+        with self._place:
+            _show_curve(found)
 
     def _asked(self) -> CapacityRequest:
         assert self._spec is not None, "without it there is no button"
@@ -93,6 +94,7 @@ class CapacityCurve:
             sla=spec["sla"],
             backend=spec.get("backend"),
             dtype=spec.get("dtype"),
+            draws=DRAWS,
         )
 
 

@@ -246,27 +246,24 @@ def _show_effect(found: Json) -> None:
 def _attainment_rows(found: Json | None) -> list[Row]:
     if found is None:
         return []
-    return [
-        {
-            "key": "attainment",
-            "what": "SLA attainment",
-            "now": words.share(found["before"]),
-            "then": words.share(found["after"]),
-            "by": f"{found['change'] * 100:+.1f} points",
-            "range": f"{found['low'] * 100:+.1f} to {found['high'] * 100:+.1f} points",
-        }
-    ]
+    before, after = words.share(found["before"]), words.share(found["after"])
+    by = (found["change"], found["low"], found["high"])
+    return [_compared("SLA attainment", before, after, by, "points")]
 
 
 def _effect_row(found: Json) -> Row:
+    current, candidate = words.number(found["current"]), words.number(found["candidate"])
     change = found["change"]
-    return {
-        "key": found["metric"],
-        "what": found["metric"],
-        "now": words.number(found["current"]),
-        "then": words.number(found["candidate"]),
-        "by": words.NONE if change is None else f"{change['share'] * 100:+.1f} %",
-        "range": words.NONE
-        if change is None
-        else f"{change['low'] * 100:+.1f} to {change['high'] * 100:+.1f} %",
-    }
+    by = None if change is None else (change["share"], change["low"], change["high"])
+    return _compared(found["metric"], current, candidate, by, "%")
+
+
+def _compared(
+    what: str, now: str, then: str, by: tuple[float, float, float] | None, unit: str
+) -> Row:
+    """One number as it is and changed; ``by`` how much, with its interval, as shares."""
+    change, low, high = (
+        (words.NONE,) * 3 if by is None else (words.signed(100 * share, unit) for share in by)
+    )
+    ends = words.NONE if by is None else f"{low} to {high}"
+    return {"key": what, "what": what, "now": now, "then": then, "by": change, "range": ends}

@@ -13,7 +13,6 @@ from api.schemas.access import Scope
 from api.schemas.rollouts import DEFAULTS, RolloutCreate
 from api.schemas.serving import ChangeSet
 from api.services import rollouts
-from engine.policy.document import REPLICAS, KnobClass
 
 TITLE = "Prove it before it spreads"
 Json = dict[str, Any]
@@ -21,10 +20,7 @@ Json = dict[str, Any]
 
 def can_roll_out(answer: ChangeSet) -> bool:
     """Whether what would change can take turns with what runs."""
-    return bool(answer.changes) and all(
-        KnobClass(change["class"]) in rollouts.TAKES_TURNS and change["knob"] != REPLICAS
-        for change in answer.changes
-    )
+    return bool(answer.changes) and all(map(rollouts.takes_turns, answer.changes))
 
 
 async def start_rollout(visit: Visit, engine_id: str, *, reason: str, candidate: Json) -> None:

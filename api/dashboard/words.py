@@ -128,6 +128,11 @@ def number(value: float | None, digits: int = 1) -> str:
     return NONE if value is None else f"{value:,.{digits}f}"
 
 
+def signed(value: float, unit: str) -> str:
+    """+3.9 %, -0.2 points; what rounds to nothing has no minus."""
+    return f"{round(value, 1) + 0.0:+.1f} {unit}"
+
+
 def mode_share(shares: dict[str, float]) -> str:
     """As in ``base 12 %, shift 88 %``: of step time."""
     return ", ".join(f"{mode} {part * 100:.0f} %" for mode, part in shares.items()) or NONE

@@ -111,6 +111,11 @@ def cancel(uow: UnitOfWork, rollout_id: str, *, caller: Caller) -> RolloutRow:
     return rollout
 
 
+def takes_turns(change: Json) -> bool:
+    """Whether a change of a dry run can be asked for and taken back within a slice."""
+    return KnobClass(change["class"]) in TAKES_TURNS and change["knob"] != REPLICAS
+
+
 def view(rollout: RolloutRow) -> RolloutView:
     """A rollout as it stands."""
     return RolloutView(**_fields(rollout))
@@ -194,14 +199,14 @@ def _check_candidate(
             "the candidate's settings are those that the engine is asked for already",
         )
     for change in found.changes:
-        kind = KnobClass(change["class"])
-        if kind not in TAKES_TURNS or change["knob"] == REPLICAS:
+        if not takes_turns(change):
+            kind = change["class"]
             raise ApiError(
                 409,
                 "not_hot",
                 f"{change['knob']} is a change of class {kind}, which cannot take turns with what "
                 "runs; patch the policy instead, or leave it out",
-                needs=kind.value,
+                needs=kind,
             )
 
 

@@ -130,7 +130,7 @@ def _look(uow: UnitOfWork, job_id: str, known: Known, *, most: int = TRIALS_AT_O
 def _analyse(uow: UnitOfWork, job_id: str, known: Known) -> bool:
     """What the trials say, where there are others than last time; whether that was asked.
 
-    It reads all of them, so it rests between: of a job with 1,000 trials it takes a second.
+    It reads all of them, so it rests in proportion to how long that takes.
     """
     begin_s = time.monotonic()
     if known.analysed == known.so_far or begin_s < known.next_analysis_s:

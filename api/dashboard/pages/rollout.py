@@ -167,8 +167,7 @@ def _facts(known: Known) -> list[str]:
             words.share(canary.control_attainment),
             words.NONE
             if effect.mean is None
-            else f"{effect.mean * 100:+.1f} points "
-            f"({effect.low * 100:+.1f} to {effect.high * 100:+.1f})",
+            else f"{_signed(effect.mean)} ({_signed(effect.low)} to {_signed(effect.high)})",
             f"{canary.pairs} / {canary.set_aside}",
             f"{words.span(canary.exposed_s)} of {words.span(found.limits['max_exposed_s'])}, "
             f"{canary.exposed_requests} requests",
@@ -190,8 +189,8 @@ def _verdict(found: RolloutDetail) -> str:
     return (
         f"Simulated on {said['requests']:,} requests of the last hours: attainment "
         f"{words.share(said['candidate_attainment'])}, before "
-        f"{words.share(said['control_attainment'])} (difference {effect['low'] * 100:+.1f} to "
-        f"{effect['high'] * 100:+.1f} points)."
+        f"{words.share(said['control_attainment'])} (difference {_signed(effect['low'])} to "
+        f"{_signed(effect['high'])})."
     )
 
 
@@ -208,6 +207,10 @@ def _effect(known: Known) -> charts.Json:
     return charts.by_number(
         "pairs of slices", "points", series, bounds={"worse below": -tolerance}, most=most
     )
+
+
+def _signed(share: float) -> str:
+    return words.signed(share * 100, "points")
 
 
 def _points(share: float | None) -> float | None:

@@ -37,7 +37,7 @@ from tuner.described.catalog import Listed
 
 PATH, TITLE = "/what-if", "What if · Gearshift"
 MODEL, DEVICE, BACKEND = "llama-3.1-70b", "h200", "vllm"
-# Devices of the slider's places; each plan over all of them is a power of two, too.
+# How many devices each place of their slider stands for.
 DEVICES = (1, 2, 4, 8, 16, 32)
 FACTS = (
     "TTFT, alone",
@@ -207,6 +207,7 @@ class _Slider:
         text_of: Callable[[float], str] = "{:g}".format,
     ) -> None:
         self.value = value
+        self._least, self._most = least, most
         self._label = label
         self._text_of = text_of
         with ui.element("div"):
@@ -220,9 +221,11 @@ class _Slider:
         """Call ``act`` when it has moved; it tells every pixel."""
 
         async def move(event: GenericEventArguments) -> None:
-            self.value = float(event.args)
-            self._tell()
-            await guarded(act)
+            value = float(event.args)
+            if self._least <= value <= self._most:
+                self.value = value
+                self._tell()
+                await guarded(act)
 
         self._input.on("input", move, throttle=0.3, leading_events=False, js_handler=EMIT_VALUE)
 

@@ -155,6 +155,7 @@ def test_a_silent_engine_holds_the_canary_and_the_cap_rolls_it_back(world: World
     world.controller.tick()
     found = world.read(rollout_id)
     assert (found["state"], found["code"]) == ("rolled_back", "exposure_cap")
+    assert found["is_undecided"]
     assert found["canary"]["pairs"] == pairs
     assert world.max_num_seqs == before
 

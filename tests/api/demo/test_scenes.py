@@ -70,6 +70,7 @@ def test_the_sla_is_one_that_the_guess_misses_but_not_by_far() -> None:
     assert not report.is_met
     assert report.attainment is not None
     assert 0.7 < report.attainment < 0.9
+    assert judge(Sla.parse(sla_from(measured, 2.0)), measured).is_met
 
 
 def version(number: int, devices: int, asked_s: float, in_force_s: float) -> PolicyVersionView:

@@ -8,6 +8,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.control.controller import Controller
+from api.schemas.rollouts import RolloutLimitsIn
+from policies.rollout import FEW_REQUESTS
 from store import Database
 from tests.api.control.rollout_world import CANDIDATE_SEQS, World
 from tests.api.worlds import add_recommendation, context_of
@@ -31,6 +33,12 @@ def test_a_rollout_is_accepted_with_its_location_and_found_in_lists(world: World
         listed = world.client.get("/v1/rollouts", params=params).json()
         assert [row["id"] for row in listed] == [rollout["id"]]
     assert world.client.get("/v1/rollouts", params={"state": "done"}).json() == []
+
+
+def test_a_cap_that_is_named_holds_however_few_requests_come() -> None:
+    assert RolloutLimitsIn().limits.few_requests == FEW_REQUESTS
+    assert RolloutLimitsIn(max_exposed_s=600.0).limits.few_requests == 0
+    assert RolloutLimitsIn(max_exposed_s=600.0, few_requests=50).limits.few_requests == 50
 
 
 def test_the_same_key_gives_the_first_answer_again(world: World) -> None:

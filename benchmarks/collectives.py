@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -63,7 +64,7 @@ def rank_main() -> int:
 
     channel = begin(sys.argv[1:])
     decoder = msgspec.msgpack.Decoder(Join | Measure)
-    ways: dict[str, Callable[[object], object]] = {}
+    ways: dict[str, Callable[[Any], object]] = {}
     while (frame := channel.receive()) is not None:
         match decoder.decode(frame):
             case Join() as join:
@@ -75,7 +76,7 @@ def rank_main() -> int:
     return 0
 
 
-def _join(join: Join, fds: list[int]) -> dict[str, Callable[[object], object]]:
+def _join(join: Join, fds: list[int]) -> dict[str, Callable[[Any], object]]:
     import torch
     import torch.distributed as dist
 
@@ -93,7 +94,7 @@ def _join(join: Join, fds: list[int]) -> dict[str, Callable[[object], object]]:
         setup = _setup(join.rank, backend, address)
         transport = open_transport(setup, groups=groups, num_ranks=NUM_RANKS, fds=handed)
         made[way] = transport.make("all", MEMBERS)
-    ways: dict[str, Callable[[object], object]] = {
+    ways: dict[str, Callable[[Any], object]] = {
         way: group.all_reduce for way, group in made.items()
     }
     ways["gloo"] = dist.all_reduce  # in no fixed order: what torch users get
@@ -119,7 +120,7 @@ def _setup(rank: int, backend: str, address: str) -> RankSetup:
     )
 
 
-def _time(all_reduce: Callable[[object], object], measure: Measure) -> float:
+def _time(all_reduce: Callable[[Any], object], measure: Measure) -> float:
     import torch
 
     x = torch.zeros(measure.num_bytes // 4)
@@ -194,7 +195,7 @@ def _measure(ranks: RankProcesses, way: str, kib: int, repeats: int) -> float:
 
 
 def _answers(ranks: RankProcesses) -> list[float]:
-    found = []
+    found: list[float] = []
     while len(found) < NUM_RANKS:
         frame = ranks.receive(TIMEOUT_S)
         if frame is None:

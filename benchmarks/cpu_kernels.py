@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from benchmarks.quiet import OtherPrograms
 from engine.kernels.attention_plan import CacheShape, StepTables
 from engine.kernels.choice import layer_kernels
 from engine.kernels.kv_cache import LayerCache, allocate_cache
-from engine.kernels.layer import HeadShape, LayerKernels
+from engine.kernels.layer import HeadShape, LayerKernels, StepAttention
 from engine.kernels.native_build import NO_COMPILER_VARIABLE
 from engine.parallel.mesh import solo_groups
 from engine.rank.runner import TORCH_DTYPES, ModelRunner
@@ -128,6 +129,11 @@ STEPS = {
 }
 
 
+def _attend(step: StepAttention, qkv: torch.Tensor, caches: Sequence[LayerCache]) -> None:
+    for cache in caches:
+        step.attend(qkv, qk_norm=None, cache=cache)
+
+
 def operations(dtype: torch.dtype, bench: Bench) -> list[Compared]:
     """Attention (with rotation and cache writes), norm with residual sum, gate."""
     found = []
@@ -140,11 +146,7 @@ def operations(dtype: torch.dtype, bench: Bench) -> list[Compared]:
         for version_ in VERSIONS:
             step = kernels_of(version_, dtype).step(tables, tokens)
 
-            def attend(step: object = step, qkv: object = qkv, caches: object = caches) -> None:
-                for cache in caches:
-                    step.attend(qkv, qk_norm=None, cache=cache)
-
-            calls[version_] = attend
+            calls[version_] = partial(_attend, step, qkv, caches)
         found.append(bench.compare(f"attention: {name}", calls, per=NUM_LAYERS))
     for rows in (1, 8, 32, 1024):
         x, weight = torch.randn(rows, HIDDEN).to(dtype), torch.rand(HIDDEN).to(dtype)
@@ -277,17 +279,17 @@ def whole_steps(
         for runner in runners.values():
             runner.prefill(num_seqs, 128, room=DECODE_STEPS * (REPEATS * bench.rounds + 2))
         calls: dict[str, Call] = {
-            version_: lambda runner=runner, n=num_seqs: runner.decode(n, DECODE_STEPS)
+            version_: partial(runner.decode, num_seqs, DECODE_STEPS)
             for version_, runner in runners.items()
         }
         found.append(bench.compare(f"decode step, batch {num_seqs}", calls, per=DECODE_STEPS))
     for length in (1024, 2048):
         calls = {
-            version_: lambda runner=runner, n=length: runner.prefill(1, n, room=1)
+            version_: partial(runner.prefill, 1, length, room=1)
             for version_, runner in runners.items()
         }
         found.append(bench.compare(f"prefill of {length:,} tokens", calls, per=1))
-    counts = {}
+    counts: dict[str, float] = {}
     for version_, runner in runners.items():
         runner.prefill(1, 128, room=8)
         with CountedOperations() as counted:
@@ -329,7 +331,8 @@ def main() -> int:
     bench = Bench(rounds=options.rounds, clock=CLOCKS[options.clock])
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    sections, counts = [], {}
+    sections: list[str] = []
+    counts: dict[str, float] = {}
     with (
         OtherPrograms() as others,
         tempfile.TemporaryDirectory() as scratch,

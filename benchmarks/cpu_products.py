@@ -12,7 +12,7 @@ import argparse
 import datetime
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -93,7 +93,7 @@ def _ranges(size: int, pieces: int) -> dict[Mode, range]:
 
 
 def least_s(
-    ways: dict[str, Callable[[], object]], *, rounds: int, threads: int
+    ways: Mapping[str, Callable[[], object]], *, rounds: int, threads: int
 ) -> dict[str, float]:
     """The least seconds of each way over ``rounds``, in which they take turns."""
     found = dict.fromkeys(ways, float("inf"))

@@ -154,7 +154,8 @@ def _page(browser: Browser, url: str, name: str, path: str, options: argparse.Na
         page.request.post("/login", form={"key": ADMIN})
         _open(page, name, path)
         page.evaluate(BUSY)
-        key_ms, end_s = [], time.monotonic() + options.open_s
+        key_ms: list[float] = []
+        end_s = time.monotonic() + options.open_s
         while time.monotonic() < end_s:
             page.wait_for_timeout(1000)
             key_ms.append(_key(page, name, len(key_ms)))

@@ -159,7 +159,7 @@ def copy_bytes_per_s(rounds: int) -> float:
 def _device_us(call: Callable[[], object], rounds: int) -> float:
     """Median time between events around ``call``."""
     call()
-    found_us = []
+    found_us: list[float] = []
     for _ in range(rounds):
         begun, ended = new_event(is_timed=True), new_event(is_timed=True)
         torch.cuda.synchronize()
@@ -168,12 +168,12 @@ def _device_us(call: Callable[[], object], rounds: int) -> float:
         ended.record()
         torch.cuda.synchronize()
         found_us.append(begun.elapsed_time(ended) * 1e3)
-    return statistics.median(found_us)
+    return float(statistics.median(found_us))
 
 
 def _host_us(call: Callable[[], object], rounds: int) -> float:
     """Median time until ``call``, which waits for nothing, returns."""
-    found_us = []
+    found_us: list[float] = []
     for _ in range(rounds):
         torch.cuda.synchronize()
         started_s = time.perf_counter()

@@ -110,7 +110,7 @@ def accuracy(folder: Path) -> list[str]:
     size = (ACCURACY_ROWS, ACCURACY_TOKENS)
     ids = torch.randint(VOCABULARY.start, VOCABULARY.stop, size, generator=draws)
     exact = model(ids).logits.flatten(0, 1)
-    narrow = model.to(torch.bfloat16)(ids).logits.flatten(0, 1).float()
+    narrow = model.bfloat16()(ids).logits.flatten(0, 1).float()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
     for name, weight in model.named_parameters():

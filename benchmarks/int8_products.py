@@ -49,7 +49,8 @@ def products_of(weight: Tensor) -> dict[str, Product]:
 
 
 def _int8pack(x: Tensor, *, values: Tensor, scales: Tensor) -> Tensor:
-    return torch.ops.aten._weight_int8pack_mm(x, values, scales)
+    found: Tensor = torch.ops.aten._weight_int8pack_mm(x, values, scales)
+    return found
 
 
 def _qlinear(values: Tensor, scales: Tensor) -> Product:
@@ -59,9 +60,10 @@ def _qlinear(values: Tensor, scales: Tensor) -> Product:
     def multiply(x: Tensor) -> Tensor:
         # The row's range is taken as known: this flatters it.
         rounded = (x * 25.0).add_(128.5).to(torch.uint8)
-        return torch.ops.onednn.qlinear_pointwise(
+        found: Tensor = torch.ops.onednn.qlinear_pointwise(
             rounded, 0.04, 128, packed, scales, zeros, None, 1.0, 0, x.dtype, "none", [], ""
         )
+        return found
 
     return multiply
 

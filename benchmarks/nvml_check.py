@@ -46,8 +46,10 @@ def main() -> int:
         print(f"no driver: {error}")
         return 1
     print(f"\n--hardware {describe(joined)}\n")
-    for part in (*joined.devices, *joined.pairs):
-        print(json.dumps(part.to_json()))
+    for device in joined.devices:
+        print(json.dumps(device.to_json()))
+    for pair in joined.pairs:
+        print(json.dumps(pair.to_json()))
     if torch.cuda.is_available():
         _print_watched()
     return 0

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import numpy.typing as npt
@@ -401,7 +402,9 @@ def _regression_lines(node: Node, limits: RolloutLimits, seeds: int) -> list[str
     ]
     for name, caps in CANDIDATES.items():
         candidate = replace(CONTROL, caps=caps)
-        ended, alone, control = [], [], []
+        ended: list[Ended] = []
+        alone: list[float] = []
+        control: list[float] = []
         for seed in range(seeds):
             workload = parse_workload(
                 f"{LOADS['steady']},seconds={limits.max_duration_s + 120:g}", seed=100 + seed
@@ -415,7 +418,7 @@ def _regression_lines(node: Node, limits: RolloutLimits, seeds: int) -> list[str
             )
             for shares, settings in ((alone, candidate), (control, CONTROL)):
                 timings = node.simulate(settings, head, envelope=ENVELOPE).measurement.timings
-                shares.append(np.mean([bool(meets(SLA, timing)) for timing in timings]))
+                shares.append(fmean([bool(meets(SLA, timing)) for timing in timings]))
         why = Counter(end.reason.value for end in ended)
         told = ", ".join(f"{reason} {count}" for reason, count in why.most_common())
         lines.append(

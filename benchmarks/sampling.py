@@ -103,9 +103,11 @@ class RankSampling:
     def __init__(self, join: Join, fd: int) -> None:
         import torch
 
-        from engine.parallel.mesh import RankGroups, SoloCommunicator
+        from engine.parallel.communicator import Communicator
+        from engine.parallel.mesh import RankGroups, RungGroups, SoloCommunicator
         from engine.parallel.shm import ShmTransport
         from engine.sampling.sampler import Sampler
+        from engine.spec.modes import ENDS
 
         torch.set_num_threads(1)
         members = tuple(range(join.num_ranks))
@@ -120,7 +122,8 @@ class RankSampling:
         self._transport = transport
         self._group = transport.make("shift", members)
         solo = SoloCommunicator()
-        groups = RankGroups(tp=solo, sp=solo, shift=self._group, pipeline=solo)
+        pair: RungGroups[Communicator] = RungGroups(tensor=solo, sequence=solo)
+        groups = RankGroups(rungs=dict.fromkeys(ENDS, pair), shift=self._group, pipeline=solo)
         self._samplers = {
             is_parallel: Sampler(
                 groups=groups,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.kernels.cuda import new_event
+
 Call = Callable[[], object]
 REPLAYS = 8
 COPY_BYTES = 2 * 2**30
@@ -49,9 +51,9 @@ def time_us(calls: Sequence[Call]) -> float:
     with torch.cuda.graph(graph):
         for call in calls:
             call()
-    times = []
+    times: list[float] = []
     for replay in range(REPLAYS + 2):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = (new_event(is_timed=True) for _ in range(2))
         begin.record()
         graph.replay()
         end.record()

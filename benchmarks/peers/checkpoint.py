@@ -42,4 +42,5 @@ def create_checkpoint(folder: Path, dtype: torch.dtype) -> None:
         for name in TOKENIZER_FILES:
             if (source / name).exists():
                 shutil.copy(source / name, folder / name)
-    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
+    model = LlamaForCausalLM(config).to(dtype)  # type: ignore[arg-type]  # of its wrapper
+    model.save_pretrained(folder)

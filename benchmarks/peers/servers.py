@@ -143,10 +143,10 @@ def _specs(options: argparse.Namespace, checkpoint: Path) -> Iterator[tuple[Peer
         port = _free_port()
         # The console script looks for a package named vllm, which the CPU build is not.
         module = "vllm.entrypoints.openai.api_server"
-        serve = (str(python), "-m", module, "--model", str(checkpoint), "--port", str(port))
-        own = ("-tp", str(tp), "--dtype", "bfloat16", "--no-enable-prefix-caching")
+        theirs = (str(python), "-m", module, "--model", str(checkpoint), "--port", str(port))
+        flags = ("-tp", str(tp), "--dtype", "bfloat16", "--no-enable-prefix-caching")
         environment = vllm_environment(python, tp)
-        command = (*serve, *own, *common)
+        command = (*theirs, *flags, *common)
         yield PeerSpec(name=f"vLLM, tp={tp}", command=command, environment=environment), port
 
 

@@ -22,8 +22,10 @@ from tuner.search.trials import TrialRecord, TrialState
 Search = Callable[[Problem, int], Iterator[int]]
 
 
-def _tpe(seed: int, **options: bool) -> BaseSampler:
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=NUM_STARTUP, **options)
+def _tpe(seed: int, *, multivariate: bool, group: bool = False) -> BaseSampler:
+    return optuna.samplers.TPESampler(
+        seed=seed, n_startup_trials=NUM_STARTUP, multivariate=multivariate, group=group
+    )
 
 
 def _gp(seed: int) -> BaseSampler:

@@ -35,9 +35,12 @@ def play(stage: Stage, day: Day) -> str:
     recommendation = stage.tune(day.cast, day.workload, day.sla)
     if recommendation is None:
         return url
-    if (table := capacity_in(recommendation)) is not None:
+    table = capacity_in(recommendation)
+    if table is not None:
         stage.print_capacity(table)
     stage.apply(recommendation, engine_id)
+    if table is not None:
+        day = day.beside(table, stage.settings(engine_id).plan)
     stage.hurry(engine_id, day.guards)
     workload = day.load(stage.folder, stage.seed)
     started = datetime.now(UTC)

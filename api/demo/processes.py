@@ -20,7 +20,11 @@ class DemoError(Exception):
 
 
 class Children:
-    """Starts ``gearshift`` commands and ends exactly those again, newest first."""
+    """Starts ``gearshift`` commands and ends exactly those again, newest first.
+
+    Use ``with``, on the main thread: SIGTERM ends this process meanwhile as Ctrl-C does, so that it
+    leaves none behind.
+    """
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self._folder = folder
@@ -28,6 +32,7 @@ class Children:
         self._running: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Children:
+        self._before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         return self
 
     def __exit__(
@@ -37,6 +42,7 @@ class Children:
         trace: TracebackType | None,
     ) -> None:
         self.end_all()
+        signal.signal(signal.SIGTERM, self._before)
 
     def end_all(self) -> None:
         """End every child that runs, newest first."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,14 @@ GUESS_PERCENT = 85
 LEAST_TTFT_MS, LEAST_TPOT_MS = 100.0, 10.0
 # Where no plan meets that, since the machine has become slower meanwhile, so many times as long.
 ROOMS = (1.0, 2.0)
-# The first scene's load rises to this share of what the table's largest entry carries; where that
-# is no more than the plan in force does, to so many times the latter.
-RUSH_SHARE, RUSH_BEYOND = 0.85, 1.3
+# The first scene's load rises to so many times what the plan in force carries; to no more than this
+# share of what the table's largest entry does, where that is more: server and clients share these
+# cores with the ranks, which the table does not know.
+RUSH_BEYOND, RUSH_SHARE = 1.3, 0.85
 RUSH_S = 60.0
+# The second scene's calm load, of what the plan in force carries. Twice as much is then so far
+# beyond it that a window of seconds can tell it from luck.
+CALM_SHARE = 0.85
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +86,13 @@ class Day:
     lengths: str
     guards: dict[str, float]
 
+    def beside(self, table: CapacityTable, plan: ParallelPlan) -> Day:
+        """The day at rates that ``plan`` carries while it is calm, and not when they double."""
+        in_force = table.find(plan) or table.entries[0]
+        factor = CALM_SHARE * in_force.low_rps / self.phases[0].rate_rps
+        phases = (replace(p, rate_rps=round(factor * p.rate_rps, 2)) for p in self.phases)
+        return replace(self, phases=tuple(phases))
+
     def load(self, folder: Path, seed: int) -> Workload:
         """All phases, one after the other."""
         path = folder / "day.csv"
@@ -101,8 +112,10 @@ class Day:
 
 
 def live_scene(trace: str | None, *, seed: int) -> Scene:
-    """Two real ranks on this machine's cores, at sizes that two cores can serve."""
-    sizes = "input_scale=0.02,max_input=256,max_output=32"
+    """Two real ranks on this machine's cores, at sizes that two cores can serve. HTTP, clients and
+    control share the cores and are in no table: prompts are so long that these take little.
+    """
+    sizes = "input_scale=0.2,max_input=1024,max_output=32"
     return Scene(
         title="Two real ranks on this machine",
         cast=Cast(
@@ -126,8 +139,9 @@ def rush_for(table: CapacityTable, plan: ParallelPlan) -> str:
     """A load of the table's lengths that ``plan`` does not carry, and the largest entry does, if
     any: how much a rank carries differs from machine to machine."""
     in_force = table.find(plan) or table.entries[0]
-    top_rps = RUSH_SHARE * table.entries[-1].low_rps
-    rate_rps = top_rps if top_rps > in_force.low_rps else RUSH_BEYOND * in_force.low_rps
+    rate_rps = RUSH_BEYOND * in_force.low_rps
+    if (top_rps := RUSH_SHARE * table.entries[-1].low_rps) > in_force.low_rps:
+        rate_rps = min(rate_rps, top_rps)
     inputs, outputs = (max(1, round(mean)) for mean in table.mix)
     return f"poisson:rate={rate_rps:.3g},seconds={RUSH_S:g},input={inputs},output={outputs}"
 

@@ -1,4 +1,4 @@
-"""The second scene: the load doubles and falls again, and devices follow it."""
+"""The second scene: the load rises and falls again, and devices follow it."""
 
 from __future__ import annotations
 

@@ -34,9 +34,9 @@ ROOMS = (1.0, 2.0)
 # cores with the ranks, which the table does not know.
 RUSH_BEYOND, RUSH_SHARE = 1.3, 0.85
 RUSH_S = 60.0
-# The second scene's calm load, of what the plan in force carries. Twice as much is then so far
-# beyond it that a window of seconds can tell it from luck.
-CALM_SHARE = 0.85
+# The second scene's calm load, of what the plan in force carries: little enough that devices are
+# given back for it. It rises so far beyond that a window of seconds can tell it from luck.
+CALM_SHARE, RISE = 0.7, 2.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class Day:
     guards: dict[str, float]
 
     def beside(self, table: CapacityTable, plan: ParallelPlan) -> Day:
-        """The day at rates that ``plan`` carries while it is calm, and not when they double."""
+        """The day at rates that ``plan`` carries while it is calm, and not when they rise."""
         in_force = table.find(plan) or table.entries[0]
         factor = CALM_SHARE * in_force.low_rps / self.phases[0].rate_rps
         phases = (replace(p, rate_rps=round(factor * p.rate_rps, 2)) for p in self.phases)
@@ -195,7 +195,7 @@ def paced_day() -> Day:
         workload=f"poisson:rate={calm:g},seconds=75,{lengths}",
         phases=(
             Phase(name="calm", seconds=60, rate_rps=calm),
-            Phase(name="load doubled", seconds=90, rate_rps=2 * calm),
+            Phase(name="load has risen", seconds=90, rate_rps=RISE * calm),
             Phase(name="calm again", seconds=210, rate_rps=calm),
         ),
         lengths=lengths,

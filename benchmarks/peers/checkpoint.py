@@ -42,5 +42,6 @@ def create_checkpoint(folder: Path, dtype: torch.dtype) -> None:
         for name in TOKENIZER_FILES:
             if (source / name).exists():
                 shutil.copy(source / name, folder / name)
-    model = LlamaForCausalLM(config).to(dtype)  # type: ignore[arg-type]  # of its wrapper
+    # A decorator of transformers hides the method's own types.
+    model = LlamaForCausalLM(config).to(dtype)  # type: ignore[arg-type]
     model.save_pretrained(folder)

@@ -19,6 +19,8 @@ Json = dict[str, Any]
 IMAGES = {System.VLLM: "vllm/vllm-openai", System.SGLANG: "lmsysorg/sglang"}
 NEWEST = "latest"
 GPUS = "nvidia.com/gpu"
+# Of the container, where it is a volume of its own.
+SHARED_MEMORY = "/dev/shm"  # nosec B108
 # A large model is read and compiled for meanwhile: so often may the first look fail.
 LOOK_S, STARTS = 10, 180
 MOST_NAME = 63
@@ -75,7 +77,7 @@ def kubernetes(container: Container) -> str:
                 "resources": {"limits": {GPUS: container.num_devices}},
                 "startupProbe": {**look, "failureThreshold": STARTS},
                 "readinessProbe": look,
-                "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
+                "volumeMounts": [{"name": "shm", "mountPath": SHARED_MEMORY}],
             }
         ],
         # Ranks speak with each other through it.

@@ -1,8 +1,12 @@
-"""A function on its way to another process, which makes it once for all of its tasks."""
+"""A function on its way to another process, which makes it once for all of its tasks.
+
+Pickled, as process pools and Ray send all they are given: what is read comes from the process that
+started, or joined, the reader, never from outside.
+"""
 
 from __future__ import annotations
 
-import pickle
+import pickle  # nosec B403
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -20,5 +24,5 @@ def answer_packed(packed: bytes, task: Any) -> Any:
 
 @lru_cache(maxsize=1)
 def _unpacked(packed: bytes) -> Callable[[Any], Any]:
-    found: Callable[[Any], Any] = pickle.loads(packed)  # noqa: S301 (of the process that asks)
+    found: Callable[[Any], Any] = pickle.loads(packed)  # noqa: S301  # nosec B301
     return found

@@ -21,9 +21,11 @@ from engine.server.front.messages import (
     EngineState,
     FromFront,
     FrontSetup,
+    Lend,
     OutputRow,
     Outputs,
     Submit,
+    TakeBack,
     ToFront,
     WireError,
 )
@@ -176,3 +178,19 @@ def test_only_what_the_engine_still_owes_is_aborted(line: Line) -> None:
     accepted.result(5)
     line.remote.abort("r")
     assert line.hear() == Abort(request_id="r", reason=FinishReason.ABORT)
+
+
+def test_a_client_that_has_gone_before_its_socket_was_lent_leaves_the_line_whole(
+    line: Line,
+) -> None:
+    gone, client = socket.socketpair()
+    gone.close()
+    line.remote.lend(1, gone.fileno())
+    line.remote.take_back(1)
+    assert line.hear() == TakeBack(client=1)
+    assert line.remote.is_healthy
+    with client:
+        line.remote.lend(2, client.fileno())
+        assert line.hear() == Lend(client=2)
+    (fd,) = line.channel.take_fds()
+    socket.socket(fileno=fd).close()

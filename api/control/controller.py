@@ -33,6 +33,7 @@ from policies.sla import Sla
 from store import UnitOfWork
 from store.models import DecisionRow, EngineRow, MeasurementRow, RolloutRow, RolloutState
 from store.models.base import Json, utc_now
+from store.outage import is_outage
 
 ACTOR = "controller"
 FORGET_EVERY_TICKS = 60
@@ -99,6 +100,10 @@ class Controller:
                     self._control(uow, uow.engines.get(engine_id, for_update=True))
             except (EngineError, PolicyInputError) as error:
                 self._log.warning("engine not controlled", engine=engine_id, error=str(error))
+            except Exception as error:
+                if is_outage(error):
+                    raise
+                self._log.exception("engine not controlled", engine=engine_id)
         self._prune()
 
     def _turn(self) -> None:

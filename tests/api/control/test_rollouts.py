@@ -116,6 +116,16 @@ def test_a_service_killed_inside_a_turn_leaves_the_turn_before(world: World) -> 
     assert (world.read(rollout_id), world.engine.desired_version) == before
 
 
+def test_a_rollout_whose_row_cannot_be_read_stops_no_other(world: World) -> None:
+    unread, other = world.begin(), World.of(world.client, world.database, world.controller, "other")
+    rollout_id = other.begin()
+    with world.database.begin() as uow:
+        uow.rollouts.get(unread).canary = {"written": "by another version"}
+    other.beat()
+    world.controller.tick()
+    assert other.read(rollout_id)["canary"]["arm"] is not None
+
+
 def test_a_change_by_hand_wins_and_ends_the_rollout(world: World) -> None:
     rollout_id = world.begin()
     world.beat()

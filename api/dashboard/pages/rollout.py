@@ -103,12 +103,11 @@ def _look(uow: UnitOfWork, rollout_id: str) -> Known:
     before = PolicyDocument.from_json(uow.policies.get(engine.id, found.control_version).document)
     after = PolicyDocument.from_json(found.candidate)
     changes = differences(before, after, envelope_in(engine.envelope))
-    events = uow.rollouts.list_events(rollout_id)
     return Known(
         found=found,
         engine=engine.name,
         changes=[change.to_json() for change in changes],
-        pairs=[event.data for event in events if event.type == "pair"],
+        pairs=[event.data for event in uow.rollouts.list_events_of(rollout_id, "pair")],
     )
 
 

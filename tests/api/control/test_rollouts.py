@@ -200,6 +200,16 @@ def test_rolling_back_by_hand_goes_to_what_ran_before_the_rollout(world: World) 
     assert world.read(rollout_id)["code"] == "superseded"
 
 
+def test_the_end_of_a_rollout_of_very_many_pairs_is_told(world: World) -> None:
+    rollout_id = world.begin()
+    with world.database.begin() as uow:
+        for number in range(600):
+            uow.rollouts.append_event(uow.rollouts.get(rollout_id), "pair", {"pair": number})
+    answer = world.client.post(f"/v1/rollouts/{rollout_id}:cancel")
+    assert answer.status_code == 202
+    assert world.read(rollout_id)["transitions"][-1]["state"] == "cancelled"
+
+
 def test_cancelling_asks_for_what_ran_before_and_twice_is_as_once(world: World) -> None:
     before = world.max_num_seqs
     rollout_id = world.begin_serving(candidate=True)

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from api.clients.calls import act
 from api.clients.client import AsyncClient, Client, ClientError, Retries
 from api.clients.operations import Operations
-from api.schemas.serving import RegisteredView
+from api.schemas.serving import PolicyView, RegisteredView
 from api.services import jobs
 from api.web.settings import ServiceSettings
 from store import Database
@@ -107,6 +107,26 @@ def test_an_engine_is_waited_for_until_it_runs_a_version(remote: Client) -> None
     assert remote.wait_applied(engine_id, 1).id == engine_id
     with pytest.raises(TimeoutError, match="version 2"):
         remote.wait_applied(engine_id, 2, timeout_s=0.1)
+
+
+def test_who_waits_for_a_version_that_the_engine_refuses_is_told(remote: Client) -> None:
+    engine_id = _register(remote)
+    policy = remote.get_engine_policy(engine_id)
+    changed = remote.patch_engine_policy(policy, {"caps": {"max_num_seqs": 32}})
+    version = changed.policy.version
+    refusal = {"result": "refused", "message": "no memory", "policy": policy.effective}
+    url = f"/v1/engines/{engine_id}/policy/versions/{version}:acknowledge"
+    remote.send(act(url, PolicyView, refusal))
+    assert remote.get_engine(engine_id).applied_version > version
+    with pytest.raises(TimeoutError, match="refused version 2: no memory"):
+        remote.wait_applied(engine_id, version)
+
+    async def wait() -> None:
+        async with AsyncClient(str(remote._http.base_url), ADMIN) as client:
+            await client.wait_applied(engine_id, version)
+
+    with pytest.raises(TimeoutError, match="refused version 2: no memory"):
+        asyncio.run(wait())
 
 
 def test_a_recommendation_is_applied(remote: Client, database: Database) -> None:

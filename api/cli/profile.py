@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import print_json
+from api.cli.common import fail, print_json
 from api.cli.engine_options import (
     MOST_DEVICES,
     DeviceOption,
@@ -23,6 +24,7 @@ from api.cli.engine_options import (
 )
 from api.cli.grouped import grouped
 from api.cli.groups import check_writable, writing
+from api.cli.profile_server import ProfiledServer, write_profile
 from policies.numbers import short
 
 if TYPE_CHECKING:
@@ -62,9 +64,10 @@ class Measuring:
         typer.Option(
             min=1,
             max=86_400,
-            help="About how long all of it takes. Starts and the least number of repeats need "
-            "about 25 of them in each round, for a small model on two idle cores; larger models "
-            "and more ranks need more. What they needed is told at the end.",
+            help="About how long all of it takes; of a server, each plan beside its start. Starts "
+            "and the least number of repeats need about 25 of them in each round, for a small "
+            "model on two idle cores; larger models and more ranks need more. What they needed is "
+            "told at the end.",
         ),
     ] = 40.0
     rounds: Annotated[
@@ -79,6 +82,13 @@ class Measuring:
     threads_per_rank: Annotated[
         int, typer.Option(min=1, max=1024, help="Threads of each CPU rank; a profile is of one.")
     ] = 1
+
+    def refuse_beside_server(self) -> None:
+        """End where something is named that a server's own start decides."""
+        usual = Measuring()
+        for name in ("devices", "link", "rounds", "threads_per_rank"):
+            if getattr(self, name) != getattr(usual, name):
+                fail(f"--{name.replace('_', '-')}: of this machine; a server's start decides it")
 
     def spec(self, folder: Path, *, spent_s: float) -> ProfileSpec:
         """The same for the model in ``folder``, of whose seconds some are spent; ends on a
@@ -97,18 +107,36 @@ class Measuring:
         )
 
 
-@grouped()
+@grouped(
+    help_order="out model devices dtype device link seconds rounds threads_per_rank url engine "
+    "engine_command plan max_num_seqs max_num_batched_tokens start_timeout_s"
+)
 def profile(
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the profile is written.")],
     measuring: Measuring,
+    server: ProfiledServer,
     as_json: JsonOption = False,
 ) -> None:
     """Measure operators, collectives and passes on this machine and fit its cost model.
 
     The cost model goes into the data folder (GEARSHIFT_DATA_DIR), where simulate and tune look
-    for this machine's newest.
+    for this machine's newest. With --url or --engine a server is looked at from outside instead:
+    prompts alone, streams side by side, and a load that checks what was made of them; simulate,
+    capacity and plan take its profile as --hardware FILE.
     """
     check_writable(out)
+    if server.is_asked:
+        measuring.refuse_beside_server()
+        with _server_bar(server, measuring) as say:
+            found = server.profile(
+                measuring.model,
+                dtype=measuring.dtype,
+                device=check_device(measuring.device),
+                seconds=measuring.seconds,
+                say=say,
+            )
+        write_profile(found, out, as_json=as_json)
+        return
     begun_s = time.perf_counter()
 
     from api.cli.clock_bar import clock_bar  # what draws it is slow to load
@@ -142,6 +170,14 @@ def profile(
         print_json(document | {"error": _error_json(step_model)})
     else:
         _print(step_model, document)
+
+
+@contextmanager
+def _server_bar(server: ProfiledServer, measuring: Measuring) -> Iterator[Callable[[str], None]]:
+    from api.cli.clock_bar import clock_bar
+
+    with clock_bar("profile", measuring.seconds * len(server.plan or "1")) as say:
+        yield lambda text: say(f"profile: {text}")
 
 
 def _took(measured: Profile, *, asked_s: float, total_s: float) -> dict[str, float]:

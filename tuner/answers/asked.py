@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine.spec.settings import Caps
     from tuner.described.node import Node
+
+# Hardware that ends so is the file of a server profile.
+PROFILE_SUFFIX = ".json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +60,37 @@ class ServedAs(ServedBy):
     max_model_len: int | None = None
 
     def node(self, model: str, hardware: str) -> Node:
-        """``model`` on ``hardware``, as in ``8xh200``. Raises TunerError for unknown names."""
+        """``model`` on ``hardware``, as in ``8xh200``, or as the file of a server profile knows it.
+
+        Raises:
+            TunerError: an unknown name, or a profile that is not of this model.
+        """
         from tuner.described.parse import describe_node
 
+        if hardware.endswith(PROFILE_SUFFIX):
+            return self._profiled(model, Path(hardware))
         return describe_node(
             model=model,
             hardware=hardware,
             dtype=self.dtype,
             backend=self.chosen_backend,
             block_size=self.block_size,
+            max_model_len=self.max_model_len,
+        )
+
+    def _profiled(self, model: str, path: Path) -> Node:
+        from tuner.described.parse import AUTO
+        from tuner.described.profiled import profiled_node
+        from tuner.hardware import Precision
+        from tuner.spec.errors import TunerError
+        from tuner.work.models import load_model
+
+        if self.chosen_backend is not None:
+            raise TunerError(f"{path} says what serves there: leave out --backend")
+        return profiled_node(
+            path,
+            load_model(model),
+            precision=None if self.dtype == AUTO else Precision.parse(self.dtype),
             max_model_len=self.max_model_len,
         )
 

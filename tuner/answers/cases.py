@@ -177,7 +177,7 @@ def described(question: Question, hardware: str, *, has_intervals: bool = True) 
         ),
         notes=notes,
         interval=node.interval if has_intervals else None,
-        energy=lambda result: energy_of(node, result).to_json(),
+        energy=(lambda result: energy_of(node, result).to_json()) if node.has_device else None,
         keeps_prefixes=keeps_prefixes,
     )
 

@@ -8,12 +8,13 @@ from tuner.backends.backend import (
     load_profile,
 )
 from tuner.backends.choice import BackendChoice
-from tuner.backends.timer import ServedSeconds, ServedTimer
+from tuner.backends.timer import PartedTimer, ServedSeconds, ServedTimer
 
 __all__ = [
     "Backend",
     "BackendChoice",
     "HostTimes",
+    "PartedTimer",
     "ServedSeconds",
     "ServedTimer",
     "list_backends",

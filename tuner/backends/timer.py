@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, replace
+from typing import Protocol
 
+from engine.executors.protocol import StepTimer
 from engine.spec.model import ModelConfig
 from engine.spec.modes import BASE, SHIFT, Mode
 from engine.spec.plan import ParallelPlan
@@ -55,6 +57,12 @@ class ServedSeconds:
     def step_s(self) -> float:
         """How long the step takes."""
         return self.forward_s + self.exposed_s
+
+
+class PartedTimer(StepTimer, Protocol):
+    """A step timer that can tell where a step's time goes."""
+
+    def breakdown(self, shape: StepShape) -> ServedSeconds: ...
 
 
 class ServedTimer:

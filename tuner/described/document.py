@@ -175,17 +175,8 @@ def timelines(result: SimulationResult) -> tuple[Timeline, StepLine]:
 
 def node_warnings(node: Node, settings: Settings, workload: Workload) -> tuple[str, ...]:
     """What a reader has to know before believing a simulation of described hardware."""
-    device, plan = node.hardware.device, settings.plan
-    found = list(workload.warnings)
-    if not device.is_calibrated_for(node.precision):
-        like = device.estimated_from(node.precision)
-        origin = "from data-sheet peaks" if like is None else f"estimated from {like}"
-        found.append(
-            f"{device.title} is {device.calibration}, so {node.precision} step times are {origin}; "
-            f"a step may be off by {percent(device.interval_for(node.precision))}"
-        )
-    if not node.backend.is_measured:
-        found.append(unmeasured_warning(node))
+    plan = settings.plan
+    found = [*workload.warnings, *node.doubts]
     if node.backend.kv_cache_dtype is not KvFormat.AUTO:
         found.append(
             "attention over keys and values in fp8 was not measured: it is taken to read half the "
@@ -262,19 +253,6 @@ def estimates_of(runs: list[dict[str, float]]) -> dict[str, Estimate]:
         for key in value
         if all(key in run for run in others)
     }
-
-
-def unmeasured_warning(node: Node) -> str:
-    """A warning that a backend's figures come from no served run; the document has their source."""
-    return (
-        f"{node.backend.title} was never measured on a GPU: a step may be off by "
-        f"{percent(node.interval)}"
-    )
-
-
-def percent(log_ratio: float) -> str:
-    """A log ratio as a reader says it."""
-    return f"{100 * math.expm1(log_ratio):.0f} %"
 
 
 def finite_metrics(flat: Mapping[str, float]) -> dict[str, float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 from engine.executors.protocol import StepTimer
@@ -9,7 +10,7 @@ from engine.spec.model import ModelConfig
 from engine.spec.modes import Mode
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
-from tuner.backends import Backend, ServedTimer
+from tuner.backends import Backend, PartedTimer, ServedTimer
 from tuner.hardware import Hardware, MemoryEstimate, Precision, estimate_memory
 from tuner.hardware.memory import weight_bytes_per_rank
 from tuner.hardware.roofline import check_devices
@@ -56,7 +57,40 @@ class Node:
         """
         return max(self.hardware.device.interval_for(self.precision), self.backend.interval)
 
-    def timer(self, plan: ParallelPlan) -> ServedTimer:
+    @property
+    def place(self) -> str:
+        """What a title calls where it runs."""
+        return str(self.hardware)
+
+    @property
+    def has_device(self) -> bool:
+        """Whether its devices are described: their peaks, memory and watts."""
+        return True
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What a reader has to know of its step times before believing them."""
+        device, found = self.hardware.device, []
+        if not device.is_calibrated_for(self.precision):
+            like = device.estimated_from(self.precision)
+            origin = "from data-sheet peaks" if like is None else f"estimated from {like}"
+            found.append(
+                f"{device.title} is {device.calibration}, so {self.precision} step times are "
+                f"{origin}; a step may be off by {percent(device.interval_for(self.precision))}"
+            )
+        if not self.backend.is_measured:
+            found.append(self.unmeasured)
+        return tuple(found)
+
+    @property
+    def unmeasured(self) -> str:
+        """That the backend's figures come from no served run; the document has their source."""
+        return (
+            f"{self.backend.title} was never measured on a GPU: a step may be off by "
+            f"{percent(self.interval)}"
+        )
+
+    def timer(self, plan: ParallelPlan) -> PartedTimer:
         """Step times of one replica of ``plan``.
 
         Raises:
@@ -158,3 +192,8 @@ class Node:
             timer = FastestTimer(timer, fastest_of)
         is_one = factor.is_one if isinstance(factor, StepScale) else factor == 1.0
         return timer if is_one else ScaledTimer(timer, factor)
+
+
+def percent(log_ratio: float) -> str:
+    """A log ratio as a reader says it."""
+    return f"{100 * math.expm1(log_ratio):.0f} %"

@@ -16,7 +16,7 @@ from engine.spec.modes import BASE, Mode
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from engine.spec.steps import StepShape
-from tuner.backends import ServedSeconds
+from tuner.backends import PartedTimer, ServedTimer
 from tuner.described.machine import Machine
 from tuner.described.node import Node
 from tuner.hardware.sampling import SampleKind, SamplerSpec, sample_s
@@ -38,12 +38,6 @@ PIECES = {
     "launch": "launch",
     "exposed": "host",
 }
-
-
-class PartedTimer(StepTimer, Protocol):
-    """A step timer that can tell where a step's time goes."""
-
-    def breakdown(self, shape: StepShape) -> ServedSeconds: ...
 
 
 class StepSource(Protocol):
@@ -83,10 +77,13 @@ class NodeSteps:
         return self.node.num_kv_blocks(plan, caps) * self.node.block_size
 
     def tricks(self, plan: ParallelPlan, shape: StepShape) -> tuple[Trick, ...]:
-        return (self._one_step_ahead(plan, shape), self._parallel_sampling(plan, shape))
+        timer = self.node.timer(plan)
+        if not isinstance(timer, ServedTimer):  # nothing is known of its host
+            return ()
+        return (self._one_step_ahead(timer, shape), self._parallel_sampling(plan, shape))
 
-    def _one_step_ahead(self, plan: ParallelPlan, shape: StepShape) -> Trick:
-        timer, host = self.node.timer(plan), self.node.backend.host
+    def _one_step_ahead(self, timer: ServedTimer, shape: StepShape) -> Trick:
+        host = self.node.backend.host
         hidden, shown = (
             step_s(timer.with_host(replace(host, is_overlapped=is_hidden)), shape)
             for is_hidden in (True, False)

@@ -44,7 +44,7 @@ class Title:
         return cls(
             asked=asked,
             dtype=node.precision.value,
-            place=str(node.hardware),
+            place=node.place,
             system=f"{backend.choice} (profile version {backend.version})",
         )
 

@@ -143,6 +143,8 @@ def _asked(question: Question, node: Node, settings: Settings) -> Asked:
 
 def _joules(asked: Asked, node: Node, factor: float) -> float | None:
     """Estimated joules of all devices of the plan for each request that ended."""
+    if not node.has_device:
+        return None
     result = node.simulate(asked.settings, load_at(asked, factor, 0))
     count = len(result.measurement.completed)
     own = replace(node, hardware=replace(node.hardware, count=asked.settings.plan.world_size))

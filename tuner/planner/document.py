@@ -16,10 +16,9 @@ from tuner.described.document import (
     finite_metrics,
     memory_json,
     node_json,
-    percent,
-    unmeasured_warning,
 )
 from tuner.described.launch import node_commands
+from tuner.described.node import percent
 from tuner.described.queue_limit import queued_tokens
 from tuner.described.step_error import StepError
 from tuner.described.steps import NodeSteps, steps_json
@@ -237,9 +236,10 @@ def warnings(report: PlanReport) -> tuple[str, ...]:
     off = f"a step may be off by {percent(error.decode)}"
     if error.prefill != error.decode:
         off = f"a step may be off by {percent(error.decode)}, with prompts {percent(error.prefill)}"
-    found.append(
-        f"simulated, not measured: {device.title} is {device.calibration}; {off} (90 % interval)"
-    )
+    origin = "; ".join(node.doubts)
+    if node.has_device:
+        origin = f"{device.title} is {device.calibration}"
+    found.append(f"simulated, not measured: {origin}; {off} (90 % interval)")
     if error.outside:
         found.append(
             f"outside of what was compared with served runs: {', '.join(error.outside)}; steps are "
@@ -250,8 +250,8 @@ def warnings(report: PlanReport) -> tuple[str, ...]:
             f"{error.unexplained:.0%} of the published runs of {node.backend.title} like "
             "this had a TTFT that no step times explain; P does not cover that"
         )
-    if not node.backend.is_measured:
-        found.append(unmeasured_warning(node))
+    if node.has_device and not node.backend.is_measured:
+        found.append(node.unmeasured)
     if any(t.judged_on is JudgedOn.SLICE for e in report.explored for t in e.tried):
         found.append(
             "caps were compared on the busiest stretch of the workload; only the best of each "

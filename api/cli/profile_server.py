@@ -1,0 +1,258 @@
+"""``gearshift profile --url`` and ``--engine``: a server's step times, seen from outside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from api.cli.common import fail, print_json, print_lines
+from api.cli.engine_options import MOST_SEQS, MOST_TOKENS
+from api.cli.groups import writing
+from policies.numbers import short
+
+if TYPE_CHECKING:
+    from engine.spec.model import DType, ModelConfig
+    from engine.spec.plan import ParallelPlan
+    from engine.spec.settings import Caps
+    from tuner.described.server_profile import ProfiledPlan, ServerProfile
+    from tuner.servers.command import ServerCommand
+    from tuner.servers.profile import Asked, OnEvent
+
+DEFAULT_SYSTEM = "vllm"
+OWN = "gearshift"
+DEFAULT_PLAN = "tp=1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfiledServer:
+    """A server to look at from outside, instead of this machine."""
+
+    url: Annotated[
+        str | None,
+        typer.Option(help="Profile the server that runs there, from outside, instead."),
+    ] = None
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="What serves: vllm (by default with --url), sglang or gearshift. Without --url a "
+            "server of vllm or sglang is started for each --plan, and ended.",
+        ),
+    ] = None
+    engine_command: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND",
+            help="What starts it, as for tune; model, port, plan and caps are added.",
+        ),
+    ] = None
+    plan: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PLAN",
+            help="Of the server, tp=1 by default; may be repeated where it is started.",
+        ),
+    ] = None
+    max_num_seqs: Annotated[
+        int | None, typer.Option(min=1, max=MOST_SEQS, help="Of the server; by default its own.")
+    ] = None
+    max_num_batched_tokens: Annotated[
+        int | None, typer.Option(min=1, max=MOST_TOKENS, help="Of the server; by default its own.")
+    ] = None
+    start_timeout_s: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            max=86_400,
+            help="A server that does not answer by then has failed; by default 900.",
+        ),
+    ] = None
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a server is meant at all; ends where words are left without one."""
+        if self.url is not None or self.engine is not None:
+            return True
+        words = {
+            "--engine-command": self.engine_command,
+            "--plan": self.plan,
+            "--max-num-seqs": self.max_num_seqs,
+            "--max-num-batched-tokens": self.max_num_batched_tokens,
+            "--start-timeout-s": self.start_timeout_s,
+        }
+        if named := [word for word, value in words.items() if value is not None]:
+            fail(f"{', '.join(named)}: of a server; name its kind with --engine, or its --url")
+        return False
+
+    def profile(
+        self, model: Path | None, *, dtype: str, device: str, seconds: float, say: OnEvent
+    ) -> ServerProfile:
+        """Of every plan named, one after the other.
+
+        Raises:
+            TunerError, LoadError, ServerError: a server that cannot be profiled, or no such one.
+        """
+        from api.cli.engine_options import read_dtype
+        from engine.spec.model import ModelConfig
+        from engine.spec.plan import parse_plan
+        from tuner.servers.profile import joined
+
+        if model is None:
+            fail("--model is missing: the folder of what the server serves")
+        shape = ModelConfig.from_dir(model)
+        number_format = read_dtype(dtype, model) or shape.dtype
+        plans = [parse_plan(text).plan for text in self.plan or [DEFAULT_PLAN]]
+        if len(set(plans)) < len(plans):
+            fail("--plan names one plan twice")
+        asked = [self._asked(shape, number_format, plan, device, seconds) for plan in plans]
+        if self.url is None:
+            return joined(list(self._started(model, asked, say)))
+        if self.engine_command is not None:
+            fail("--engine-command starts a server, and --url names one that runs: leave one out")
+        if len(plans) > 1:
+            fail("--url: a server that runs has one plan; name that one")
+        from tuner.servers.profile import profile_server
+
+        return profile_server(asked[0], on_event=say)
+
+    def _asked(
+        self, model: ModelConfig, dtype: DType, plan: ParallelPlan, device: str, seconds: float
+    ) -> Asked:
+        from tuner.servers.profile import Asked
+
+        return Asked(
+            url=self.url or "",
+            system=self.engine or DEFAULT_SYSTEM,
+            model=model,
+            dtype=dtype,
+            plan=plan,
+            caps=self._caps(plan, device),
+            seconds=seconds,
+        )
+
+    def _caps(self, plan: ParallelPlan, device: str) -> Caps:
+        """Those named, else what such a server has where nobody names any."""
+        from tuner.answers.asked import NamedCaps
+        from tuner.backends import load_profile
+        from tuner.servers.command import cpu_caps
+
+        system = self.engine or DEFAULT_SYSTEM
+        usual = load_profile(system).default_caps
+        if system == DEFAULT_SYSTEM and device == "cpu":
+            usual = cpu_caps(plan.pp * plan.tp)
+        named = NamedCaps(
+            max_num_seqs=self.max_num_seqs, max_num_batched_tokens=self.max_num_batched_tokens
+        )
+        return named.over(usual)
+
+    def _started(self, model: Path, asked: list[Asked], say: OnEvent) -> Iterator[ServerProfile]:
+        from tuner.servers.command import DEFAULT_START_TIMEOUT_S
+        from tuner.servers.profile import profile_started
+
+        command = self._command(model, asked[0].dtype)
+        limit_s = self.start_timeout_s or DEFAULT_START_TIMEOUT_S
+        for each in asked:
+            say(f"starting {command.system} with {each.plan}")
+            yield profile_started(each, command, start_timeout_s=limit_s, on_event=say)
+
+    def _command(self, model: Path, dtype: DType) -> ServerCommand:
+        from tuner.hardware import Precision
+        from tuner.servers.command import ServerCommand, read_system
+
+        if self.engine == OWN:
+            fail(
+                "--engine gearshift: without it this engine is profiled from inside, which tells "
+                "more; with --url it is seen from outside"
+            )
+        command = ServerCommand(
+            system=read_system(self.engine or DEFAULT_SYSTEM),
+            model=str(model),
+            precision=Precision.of(dtype),
+            prefix=self.engine_command,
+        )
+        command.require_program()
+        return command
+
+
+def write_profile(found: ServerProfile, out: Path, *, as_json: bool) -> None:
+    """Keep it, and tell what was seen, how sure it is, and what it does not say."""
+    document = found.to_json()
+    with writing():
+        out.write_text(json.dumps(document, indent=1) + "\n")
+    if as_json:
+        print_json({"profile": str(out), **told_json(found)})
+        return
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False)
+    for known in found.plans:
+        _print_plan(console, known)
+    release = found.release or "of a release it does not tell"
+    lines = [f"{found.system} {release}: steps may be off by {_percent(found.interval)} (90 %)"]
+    lines += [f"not measured: {line}" for line in found.not_measured]
+    lines.append(f"profile {out}: name it as --hardware {out} to simulate, capacity and plan")
+    print_lines(lines)
+
+
+def told_json(found: ServerProfile) -> dict[str, Any]:
+    """What a program wants to know of a profile, without the points it was made of."""
+    return {
+        "system": found.system,
+        "release": found.release,
+        "interval": found.interval,
+        "not_measured": list(found.not_measured),
+        "plans": [
+            {
+                "plan": known.plan,
+                "step_interval": known.step_interval,
+                "took_s": known.took_s,
+                "check": known.check,
+                "checked": [
+                    {"metric": c.metric, "measured": c.measured, "simulated": c.simulated}
+                    for c in known.checked
+                ],
+            }
+            for known in found.plans
+        ],
+    }
+
+
+def _print_plan(console: Any, known: ProfiledPlan) -> None:
+    from rich.table import Table
+
+    table = Table("steps of", "seen, ms", "spread", "looks", "fitted without it")
+    table.title = f"{known.plan}, caps {known.caps.max_num_seqs} sequences and "
+    table.title += f"{known.caps.max_num_batched_tokens} tokens"
+    for seen, error in zip(known.seen, known.errors, strict=True):
+        off = f"{_signed(-error)} %"
+        table.add_row(
+            seen.name, short(1e3 * seen.seconds), f"{seen.spread:.0%}", str(seen.repeats), off
+        )
+    console.print(table, soft_wrap=False)
+    checks = Table("metric", "measured", "simulated", "off")
+    checks.title = f"a load that no fit saw: {known.check}"
+    for check in known.checked:
+        values = (short(check.measured), short(check.simulated))
+        checks.add_row(check.metric, *values, f"{_signed(-check.log_error)} %")
+    console.print(checks, soft_wrap=False)
+    front = known.front_end
+    console.print(
+        f"outside of steps: {short(1e3 * front.request_s)} ms a request, "
+        f"{short(1e6 * front.prompt_token_s)} us a prompt token; took {known.took_s:.0f} s"
+    )
+
+
+def _signed(log_ratio: float) -> str:
+    from math import expm1
+
+    return f"{100 * expm1(log_ratio):+.0f}"
+
+
+def _percent(log_ratio: float) -> str:
+    from tuner.described.node import percent
+
+    return percent(log_ratio)

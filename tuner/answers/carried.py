@@ -91,7 +91,7 @@ def carried(
     *,
     sla: Sla,
     num_draws: int = NUM_DRAWS,
-    on_probe: OnProbe = lambda _: None,
+    on_probe: OnProbe = lambda *_: None,
 ) -> Carried:
     """Look for the load that the case carries.
 

@@ -36,7 +36,7 @@ def state(rate_rps: float, replicas: int, **extra: object) -> CapacityState:
         "forecast": ahead(rate_rps),
         "observed_rps": rate_rps,
     }
-    return CapacityState(**{**known, **extra})  # type: ignore[arg-type]
+    return CapacityState(**{**known, **extra})
 
 
 def play(
@@ -175,7 +175,7 @@ def test_the_queue_that_an_overload_left_is_not_the_tables_error() -> None:
 @pytest.mark.parametrize("limit", [{"chance": 1.0}, {"headroom": -0.1}, {"max_per_h": 0}])
 def test_limits_that_cannot_be_are_refused(limit: dict[str, float]) -> None:
     with pytest.raises(PolicyInputError, match=next(iter(limit))):
-        CapacityLimits(**limit)  # type: ignore[arg-type]
+        CapacityLimits(**limit)
 
 
 def test_what_luck_brings_in_one_window_is_no_more_load() -> None:

@@ -36,7 +36,7 @@ def state(rate_rps: float, *, replicas: int = MOST, **extra: object) -> Capacity
         "forecast": ahead(rate_rps),
         "observed_rps": rate_rps,
     }
-    return CapacityState(**{**known, **extra})  # type: ignore[arg-type]
+    return CapacityState(**{**known, **extra})
 
 
 def play(rates: Sequence[float], first: CapacityState | None = None) -> list[CapacityDecision]:

@@ -218,7 +218,7 @@ class _Refuses(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
-        seen: list[tuple[str, str | None]] = self.server.seen  # type: ignore[attr-defined]
+        seen: list[tuple[str, str | None]] = self.server.seen
         seen.append((self.path, self.headers["Idempotency-Key"]))
         is_early = sum(path == self.path for path, _ in seen) <= 2
         self.send_response(503 if is_early else 404)
@@ -231,7 +231,7 @@ class _Refuses(BaseHTTPRequestHandler):
 
 def test_what_is_safe_is_sent_again_under_one_key_and_what_is_not_is_not() -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Refuses)
-    server.seen = []  # type: ignore[attr-defined]
+    server.seen = []
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     url = f"http://127.0.0.1:{server.server_port}"
@@ -247,8 +247,8 @@ def test_what_is_safe_is_sent_again_under_one_key_and_what_is_not_is_not() -> No
         server.shutdown()
         server.server_close()
         thread.join()
-    paths = [path for path, _ in server.seen]  # type: ignore[attr-defined]
-    keys = {key for _, key in server.seen if key is not None}  # type: ignore[attr-defined]
+    paths = [path for path, _ in server.seen]
+    keys = {key for _, key in server.seen if key is not None}
     assert (paths.count("/v1/engines/e"), paths.count("/v1/tuning-jobs")) == (3, 3)
     assert paths.count("/v1/recommendations/r:apply") == 1
     assert len(keys) == 1

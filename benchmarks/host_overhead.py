@@ -276,7 +276,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--output", type=int, default=300)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.output <= 2 * WARM_STEPS:
+        parser.error(f"--output {options.output}: the first {WARM_STEPS} full steps are left out")
+    return options
 
 
 if __name__ == "__main__":

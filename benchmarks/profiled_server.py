@@ -126,6 +126,7 @@ class Bench:
                     runs = self.kept["runs"].setdefault(_key(setting, rate), [])
                     if len(runs) <= number:
                         runs.append(self._loaded(url, rate, seed=number + 1))
+                        process.check_answers(f"{url}/health")
                         self.keep()
 
     def simulated(self, node: ProfiledNode, setting: Setting, rate: float) -> dict[str, float]:
@@ -163,7 +164,7 @@ class Bench:
         return parse_workload(f"poisson:rate={rate},{LENGTHS},seconds={seconds}", seed=seed)
 
     def _loaded(self, url: str, rate: float, seed: int) -> dict[str, float]:
-        model = self.model
+        model, errors = self.model, set[str]()
         with HttpTarget(url, str(self.checkpoint)) as target:
             run: Measurement = run_load(
                 self._load(rate, seed),
@@ -172,8 +173,11 @@ class Bench:
                 seed=1000 + sum(map(len, self.kept["runs"].values())),
                 timeout_s=TIMEOUT_S,
                 vocab_size=model.vocab_size,
+                on_progress=lambda progress: errors.add(progress.error or ""),
             )
         print(f"rate {rate:g}: {len(run.completed)} of {len(run.timings)} requests", flush=True)
+        if not run.completed:
+            raise SystemExit(f"every request failed: {', '.join(sorted(errors)) or 'timed out'}")
         return flat_metrics(run, None)
 
     def _command(self, tp: int) -> ServerCommand:

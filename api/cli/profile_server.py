@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 DEFAULT_SYSTEM = "vllm"
 OWN = "gearshift"
 DEFAULT_PLAN = "tp=1"
+# Quiet servers come out below a tenth.
+MUCH = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +98,15 @@ class ProfiledServer:
         Raises:
             TunerError, LoadError, ServerError: a server that cannot be profiled, or no such one.
         """
-        from api.cli.engine_options import read_dtype
-        from engine.spec.model import ModelConfig
         from engine.spec.plan import parse_plan
+        from tuner.described.parse import read_rank_dtype
         from tuner.servers.profile import joined
+        from tuner.work.models import load_model
 
         if model is None:
-            fail("--model is missing: the folder of what the server serves")
-        shape = ModelConfig.from_dir(model)
-        number_format = read_dtype(dtype, model) or shape.dtype
+            fail("--model is missing: what the server serves, its folder or (with --url) its name")
+        shape = load_model(str(model))
+        number_format = read_rank_dtype(dtype, shape)
         plans = [parse_plan(text).plan for text in self.plan or [DEFAULT_PLAN]]
         if len(set(plans)) < len(plans):
             fail("--plan names one plan twice")
@@ -193,6 +195,11 @@ def write_profile(found: ServerProfile, out: Path, *, as_json: bool) -> None:
         _print_plan(console, known)
     release = found.release or "of a release it does not tell"
     lines = [f"{found.system} {release}: steps may be off by {_percent(found.interval)} (90 %)"]
+    if found.interval > MUCH:
+        lines.append(
+            "that is much: profile again, for longer (--seconds), while nothing else loads the "
+            "server or its machine"
+        )
     lines += [f"not measured: {line}" for line in found.not_measured]
     lines.append(f"profile {out}: name it as --hardware {out} to simulate, capacity and plan")
     print_lines(lines)

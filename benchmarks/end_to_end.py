@@ -108,7 +108,7 @@ def judge(rows: list[ServedRow], profiles: list[Backend], data: Path, *, process
     no fold knows with the shipped profile, which never saw it either."""
     found: list[tuple[ServedRow, Simulated]] = []
     for profile in profiles:
-        parameters = parameters_of(data)
+        parameters = parameters_of(profile.name, data)
         values = {fold.group: fold.values for fold in _fitted(profile).held_out}
         mine = [row for row in rows if row.backend == profile.name]
         for group in sorted({row.group for row in mine}):

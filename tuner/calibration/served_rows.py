@@ -154,6 +154,15 @@ def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def mean_over_rounds(values: FloatArray, clients: int) -> float:
+    """The mean over ``ROUNDS`` rounds of ``clients`` requests, where f8[requests] of fewer rounds
+    are known: the first, a burst, and the last, whose decodes meet ever fewer prompts of others,
+    count as one each, and those between as all the others."""
+    first, last = values[:clients].mean(), values[-clients:].mean()
+    between = values[clients:-clients].mean()
+    return float((first + (ROUNDS - 2) * between + last) / ROUNDS)
+
+
 class RowSimulator:
     """Simulates rows served by one backend each; step times are made once per plan."""
 
@@ -181,8 +190,8 @@ class RowSimulator:
             ]
         )
         return Simulated(
-            ttft_s=_over_all_rounds(ttft_s, row.concurrency),
-            tpot_s=_over_all_rounds(tpot_s, row.concurrency),
+            ttft_s=mean_over_rounds(ttft_s, row.concurrency),
+            tpot_s=mean_over_rounds(tpot_s, row.concurrency),
         )
 
     def _node(self, row: ServedRow) -> Node:
@@ -196,15 +205,6 @@ class RowSimulator:
                 backend=self._backends[row.backend].chosen(row.choice, hardware.device),
             )
         return self._nodes[key]
-
-
-def _over_all_rounds(values: FloatArray, clients: int) -> float:
-    """The mean over ``ROUNDS`` rounds of ``clients`` requests, where f8[requests] of fewer rounds
-    are known: the first, a burst, and the last, whose decodes meet ever fewer prompts of others,
-    count as one each, and those between as all the others."""
-    first, last = values[:clients].mean(), values[-clients:].mean()
-    between = values[clients:-clients].mean()
-    return float((first + (ROUNDS - 2) * between + last) / ROUNDS)
 
 
 def _precision(raw: dict[str, str]) -> str:

@@ -70,7 +70,8 @@ SOURCES = {
         "known from 0.9 on, whose engine is another"
     ),
     "trtllm": (
-        "fitted on closed-loop runs of TensorRT-LLM 1.0 to 1.2; shares of the host's work as "
+        "fitted on closed-loop runs of TensorRT-LLM 1.0 to 1.2, whose steps with prompts are not "
+        "replayed from graphs by default; shares of the host's work as "
         "measured in a 2023 engine (Vidur, A100); limits are trtllm-serve's documented defaults; "
         "products of weights with one scale take 0.78 of the curves' time, which hold a pass that "
         "rounds activations: its scales are known before, and published timings of a product with "

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.kept import KeptRuns
 from benchmarks.quiet import OtherPrograms
 from engine.models.create import create_model
 from engine.spec.config import EngineConfig, ExecutorKind, LinkEmulation
@@ -59,7 +59,12 @@ class Bench:
 
     options: argparse.Namespace
     model_dir: Path
-    kept: dict[str, Any]
+    store: KeptRuns
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """The document of what has been measured."""
+        return self.store.document
 
     @property
     def workload(self) -> str:
@@ -75,7 +80,7 @@ class Bench:
             spec = f"closed:concurrency={clients},{LENGTHS},requests={count}"
             run, _ = self._run(CHOICES["tp=4"], spec, seed=0)
             self.kept[FULL] = len(run.completed) / max(t.token_s[-1] for t in run.completed)
-            self._keep()
+            self.store.keep()
 
     def measure(self, name: str, number: int) -> None:
         """One round of one choice, unless it is kept."""
@@ -85,7 +90,7 @@ class Bench:
         with OtherPrograms() as others:
             run, samples = self._run(CHOICES[name], self.workload, seed=number + 1)
         runs.append({**flat_metrics(run, None), "others": others.share, **_steps(samples)})
-        self._keep()
+        self.store.keep()
         told = ", ".join(f"{key} {runs[-1][key]:.4g}" for key in METRICS)
         print(f"round {number}, {name}: {told}", flush=True)
 
@@ -111,9 +116,6 @@ class Bench:
             )
             return run, live.drain_samples()
 
-    def _keep(self) -> None:
-        (self.options.work / KEPT).write_text(json.dumps(self.kept))
-
 
 def _steps(samples: list[StepSample]) -> dict[str, Any]:
     """Steps by mode, and the share of the ranks' time that they communicated: with delays."""
@@ -136,9 +138,9 @@ def main() -> None:
     model_dir = work / options.preset
     if not model_dir.exists():
         create_model(model_dir, preset=options.preset)
-    file = work / KEPT
-    kept = json.loads(file.read_text()) if file.exists() else {"runs": {}}
-    bench = Bench(options=options, model_dir=model_dir, kept=kept)
+    asked = {name: getattr(options, name) for name in ("preset", "link", "seconds", "peak")}
+    store = KeptRuns(work / KEPT, asked=asked, empty={"runs": {}})
+    bench = Bench(options=options, model_dir=model_dir, store=store)
     bench.measure_full()
     for number in range(options.rounds):
         for name in CHOICES:
@@ -152,7 +154,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--preset", default="small")
-    parser.add_argument("--link", default="latency_us=300,gbps=0.3")
+    parser.add_argument("--link", default="latency_us=500,gbps=0.2")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=int, default=40, help="of bursts, of each run")
     parser.add_argument("--peak", type=float, default=0.9, help="share of what tp=4 carries")

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.kept import KeptRuns
 from benchmarks.peers.checkpoint import create_checkpoint
 from benchmarks.peers.peer import vllm_environment
 from benchmarks.quiet import OtherPrograms
@@ -73,15 +74,16 @@ class Bench:
 
     options: argparse.Namespace
     checkpoint: Path
-    kept: dict[str, Any]
+    store: KeptRuns
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """The document of what has been measured."""
+        return self.store.document
 
     @property
     def model(self) -> ModelConfig:
         return ModelConfig.from_dir(self.checkpoint)
-
-    def keep(self) -> None:
-        """Write down what has been measured."""
-        (self.options.work / KEPT).write_text(json.dumps(self.kept))
 
     def node(self) -> ProfiledNode:
         """The server as its profiles know it."""
@@ -127,7 +129,7 @@ class Bench:
                     if len(runs) <= number:
                         runs.append(self._loaded(url, rate, seed=number + 1))
                         process.check_answers(f"{url}/health")
-                        self.keep()
+                        self.store.keep()
 
     def simulated(self, node: ProfiledNode, setting: Setting, rate: float) -> dict[str, float]:
         """Medians over the same draws as were measured."""
@@ -153,7 +155,7 @@ class Bench:
         )
         self._profile(plan).write_text(json.dumps(profile.to_json()))
         self.kept["profiles"].append(plan)
-        self.keep()
+        self.store.keep()
 
     def _profile(self, plan: str) -> Path:
         work: Path = self.options.work
@@ -199,7 +201,9 @@ def main() -> None:
     options = _options()
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options=options, checkpoint=_checkpoint(options), kept=_kept(work))
+    asked = {name: getattr(options, name) for name in ("small", "seconds", "load_seconds")}
+    store = KeptRuns(work / KEPT, asked=asked, empty={"profiles": [], "runs": {}})
+    bench = Bench(options=options, checkpoint=_checkpoint(options), store=store)
     settings = [Setting(text=text) for text in options.settings]
     with OtherPrograms() as others:
         for setting in settings:
@@ -232,14 +236,6 @@ def _checkpoint(options: argparse.Namespace) -> Path:
     elif not options.small:
         create_checkpoint(folder, torch.bfloat16)
     return folder
-
-
-def _kept(work: Path) -> dict[str, Any]:
-    file = work / KEPT
-    if file.exists():
-        found: dict[str, Any] = json.loads(file.read_text())
-        return found
-    return {"profiles": [], "runs": {}}
 
 
 def _key(setting: Setting, rate: float) -> str:

@@ -32,12 +32,13 @@ from typing import Any
 import msgspec
 import torch
 
+from benchmarks.kept import KeptRuns
 from benchmarks.peers.checkpoint import create_checkpoint
 from benchmarks.peers.peer import PausedChild, PeerSpec, end_on_sigterm, vllm_environment
 from benchmarks.quiet import OtherPrograms
 from engine.models.create import create_model
 
-START_TIMEOUT_S = 300.0
+START_TIMEOUT_S = 900.0
 CLIENTS = 64
 INPUT, OUTPUT = 128, 64
 SHARES = (0.5, 0.9)
@@ -104,25 +105,22 @@ class Server(PausedChild):
         raise RuntimeError(f"{self.spec.name} did not come up; see the log")
 
 
-class Kept:
-    """Rows by load and server as they are measured, in a file."""
+class Rows:
+    """Rows by load and server, kept as they are measured."""
 
-    def __init__(self, file: Path, *, is_fresh: bool) -> None:
-        self._file = file
-        self._rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
-        if file.exists() and not is_fresh:
-            self._rows = json.loads(file.read_text())
+    def __init__(self, store: KeptRuns) -> None:
+        self._store = store
 
-    def rows(self, name: str, load: Load) -> list[Row]:
+    def of(self, name: str, load: Load) -> list[Row]:
         """Those of a server under a load, by round."""
-        found = self._rows.get(load.workload, {}).get(name, [])
+        found = self._store.document["rows"].get(load.workload, {}).get(name, [])
         return [msgspec.convert(row, Row) for row in found]
 
     def add(self, name: str, load: Load, row: Row) -> None:
         """Keep one more."""
-        rows = self._rows.setdefault(load.workload, {}).setdefault(name, [])
-        rows.append(msgspec.to_builtins(row))
-        self._file.write_text(json.dumps(self._rows))
+        loads = self._store.document["rows"].setdefault(load.workload, {})
+        loads.setdefault(name, []).append(msgspec.to_builtins(row))
+        self._store.keep()
 
 
 def main() -> None:
@@ -136,14 +134,16 @@ def main() -> None:
         create_checkpoint(checkpoint, torch.bfloat16)
     elif not checkpoint.exists():
         create_model(checkpoint, preset="small")
-    kept = Kept(work / KEPT, is_fresh=options.fresh)
+    asked = {"small": options.small}
+    store = KeptRuns(work / KEPT, asked=asked, empty={"rows": {}}, is_fresh=options.fresh)
+    rows = Rows(store)
     with ExitStack() as stack, OtherPrograms() as others:
         servers = []
         for spec, port in _specs(options, checkpoint):
             print(f"starting {spec.name}", flush=True)
             servers.append(stack.enter_context(Server(spec, port, work / "servers.log")))
-        loads = _measure(servers, options, kept)
-    report = _report(servers, loads, kept, others.share, options.rounds)
+        loads = _measure(servers, options, rows)
+    report = _report(servers, loads, rows, others.share, options.rounds)
     options.out.write_text(report)
     print(report)
 
@@ -188,7 +188,7 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def _measure(servers: Sequence[Server], options: argparse.Namespace, kept: Kept) -> list[Load]:
+def _measure(servers: Sequence[Server], options: argparse.Namespace, rows: Rows) -> list[Load]:
     """Each server in turn under each load; the closed loop sets the rates of the open ones."""
     lengths = f"input={INPUT},output={OUTPUT}"
     closed = f"closed:concurrency={CLIENTS},{lengths}"
@@ -199,24 +199,24 @@ def _measure(servers: Sequence[Server], options: argparse.Namespace, kept: Kept)
     for server in servers:
         print(f"warming up {server.spec.name}", flush=True)
         server.load(f"{closed},requests={CLIENTS}", seed=0)
-    _run(servers, full, options.rounds, kept)
+    _run(servers, full, options.rounds, rows)
     peers = [server.spec.name for server in servers if not server.spec.name.startswith("ours")]
-    most = max(_middle(kept.rows(name, full)[:1]).tokens_per_s for name in peers) / OUTPUT
+    most = max(_middle(rows.of(name, full)[:1]).tokens_per_s for name in peers) / OUTPUT
     for share in SHARES:
         rate = round(share * most, 3)
         workload = f"poisson:rate={rate},{lengths},seconds={options.seconds}"
         loads.append(Load(title=f"{rate:.2f} requests/s ({share:.0%})", workload=workload))
-        _run(servers, loads[-1], options.rounds, kept)
+        _run(servers, loads[-1], options.rounds, rows)
     return loads
 
 
-def _run(servers: Sequence[Server], load: Load, rounds: int, kept: Kept) -> None:
+def _run(servers: Sequence[Server], load: Load, rounds: int, rows: Rows) -> None:
     for number in range(1, rounds + 1):
         for server in servers:
             name = server.spec.name
-            if len(kept.rows(name, load)) < number:
+            if len(rows.of(name, load)) < number:
                 row = server.load(load.workload, number)
-                kept.add(name, load, row)
+                rows.add(name, load, row)
                 print(f"{load.title}, {name}: {row.tokens_per_s:,.0f} tokens/s", flush=True)
 
 
@@ -236,7 +236,7 @@ def _medians(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _report(
-    servers: Sequence[Server], loads: Sequence[Load], kept: Kept, other_share: float, rounds: int
+    servers: Sequence[Server], loads: Sequence[Load], rows: Rows, other_share: float, rounds: int
 ) -> str:
     lines = [
         "# This engine's server beside vLLM's, bfloat16",
@@ -251,7 +251,7 @@ def _report(
     ]
     for load in loads:
         for server in servers:
-            row = _middle(kept.rows(server.spec.name, load))
+            row = _middle(rows.of(server.spec.name, load))
             lines.append(
                 f"| {load.title} | {server.spec.name} | {row.tokens_per_s:,.0f} | "
                 f"{row.ttft_ms[0]:,.0f} / {row.ttft_ms[1]:,.0f} | "

@@ -249,3 +249,53 @@ def test_after_a_load_that_nothing_carried_devices_are_kept_for_the_longest_pati
     assert given_back_s(False, 0.1) == 1800.0
     assert given_back_s(True, 0.1) == 360.0, "it was carried"
     assert given_back_s(False, 0.6) == 360.0, "it may have been luck"
+
+
+@given(st.integers(2, 6), st.integers(2, 9), st.floats(5.0, 8.0))
+def test_below_break_even_nothing_is_given_back(high: int, low: int, rate: float) -> None:
+    """Calm spells shorter than what a start and its misses cost, whatever the wave: one move up."""
+    turns = [rate if nth % (high + low) < high else 0.5 for nth in range(120)]
+    decisions = play(turns, limits=CapacityLimits(), every_s=10.0, costs=STARTS, replicas=4)
+    assert all(d.action is not Action.MOVE for d in decisions)
+
+
+def test_devices_are_kept_for_as_long_as_to_start_them_again_costs() -> None:
+    """Of a load that was watched for an hour and never came back: a start and a drain."""
+    known = ahead(1.0, past_rps=[1.0] * 60)
+    turn = state(1.0, 4, forecast=known, costs=STARTS, now_s=0.0)
+    given_back_s = None
+    for now_s in range(0, 400, 10):
+        decision = decide_capacity(replace(turn, now_s=float(now_s)))
+        if decision.action is Action.MOVE:
+            given_back_s = now_s
+            break
+        turn = replace(turn, memory=decision.memory)
+    assert given_back_s == STARTS[0].back_s
+    assert turn.memory.look_s == STARTS[0].back_s
+
+
+def test_of_a_load_that_was_not_watched_for_long_nothing_is_given_back() -> None:
+    """A start of 90 s misses twice as long; of ten times that a tenth may miss."""
+    for minutes, is_kept in ((20, True), (40, False)):
+        known = ahead(1.0, past_rps=[1.0] * minutes)
+        turn = state(1.0, 4, forecast=known, costs=STARTS, now_s=0.0)
+        later = replace(turn, memory=decide_capacity(turn).memory, now_s=600.0)
+        assert (decide_capacity(later).action is Action.HOLD) == is_kept
+
+
+def test_a_falling_load_is_followed_entry_by_entry() -> None:
+    """Each entry has its own dwell: it does not begin anew with each step down."""
+    rates = [8.0 - 0.02 * nth for nth in range(350)]
+    known = ahead(1.0, past_rps=[1.0] * 60)
+    turn = state(8.0, 4, costs=STARTS, limits=replace(quick, dwell_s=60.0))
+    sizes = []
+    for nth, rate in enumerate(rates):
+        forecast = replace(known, rates_rps=ahead(rate).rates_rps)
+        turn = replace(turn, now_s=10.0 * nth, forecast=forecast, observed_rps=rate)
+        decision = decide_capacity(turn)
+        turn = replace(turn, memory=decision.memory, current=decision.entry)
+        sizes.append(decision.entry.num_devices)
+    for fewer in (3, 2, 1):
+        enough = next(nth for nth, rate in enumerate(rates) if rate <= fewer * RATE_OF_ONE_RPS)
+        lag_s = 10.0 * (sizes.index(fewer) - enough)
+        assert STARTS[0].back_s <= lag_s <= STARTS[0].back_s + 20.0

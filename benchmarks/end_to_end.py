@@ -210,8 +210,8 @@ def _coverage(
 ) -> Iterator[str]:
     yield "## Coverage of 90 % intervals"
     yield ""
-    yield "Step times may be off by what the other groups of the same system needed; the share of a"
-    yield "group's runs that such an interval holds:"
+    yield "Step times may be off by what is to be expected of another group, after the other groups"
+    yield "of the same system; the share of a group's runs that such an interval holds:"
     yield ""
     yield "| group | rows | TTFT | TPOT |"
     yield "|---|---:|---:|---:|"

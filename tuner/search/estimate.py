@@ -15,7 +15,7 @@ import numpy as np
 from engine.executors.protocol import StepTimer
 from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Settings
+from engine.spec.settings import Caps, Settings
 from policies.points import Estimate, OperatingPoint
 from policies.sla import Sla
 from tuner.search.outline import Outline, StepTimes, outline
@@ -57,7 +57,7 @@ class Estimator:
         return found
 
     def _times_of(self, settings: Settings) -> StepTimes:
-        key = replace(_without(settings), caps=settings.caps.__class__())
+        key = replace(_without(settings), caps=Caps())
         if key not in self._times:
             timer = self.timer(settings.plan)
             self._times[key] = StepTimes(settings=settings, load=self.load, timer=timer)

@@ -27,6 +27,7 @@ FloatArray = npt.NDArray[np.float64]
 MOST_REQUESTS = 200
 # Chunks are timed at multiples of this.
 CHUNK = 32
+# So often a chunk is cut before its step is taken to be within the limit on its time.
 NUM_CUTS = 3
 
 

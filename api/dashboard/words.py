@@ -137,11 +137,6 @@ def job_title(spec: dict[str, Any]) -> str:
     return f"{str(spec.get('model_dir', '?')).rstrip('/').rpartition('/')[2]} on {where}"
 
 
-def counted(number: int, noun: str, several: str = "") -> str:
-    """1 device, 2 devices; ``several`` where an s does not do."""
-    return f"{number:,} {noun if number == 1 else several or noun + 's'}"
-
-
 def share(value: float | None) -> str:
     """0.987 as 98.7 %."""
     return NONE if value is None else f"{value * 100:.1f}\u00a0%"

@@ -10,6 +10,7 @@ from api.dashboard.layout import Row, Text, button, card, frame, note, table
 from api.dashboard.visit import Visit
 from api.schemas.access import Scope
 from api.services import audit
+from policies.numbers import counted
 from store import UnitOfWork
 from store.models import AuditEntry
 from store.paging import PageRequest
@@ -52,7 +53,7 @@ class _Verdict:
         self._said.clear()
         with self._said:
             if found.is_whole:
-                note(f"Whole: {words.counted(found.num_entries, 'entry', 'entries')}.", "good")
+                note(f"Whole: {counted(found.num_entries, 'entry', 'entries')}.", "good")
                 Text("p", f"Last hash, to note elsewhere: {found.last_hash or words.NONE}", "soft")
             else:
                 note(f"Broken at entry {found.broken_id}: {found.reason}.", "bad")

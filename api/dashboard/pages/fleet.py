@@ -24,6 +24,7 @@ from api.dashboard.visit import Visit
 from api.services import overview
 from api.services.overview import EngineOverview, Standing
 from api.web.settings import ServiceSettings
+from policies.numbers import counted
 from store import UnitOfWork
 
 PATH, TITLE = "/", "Fleet · Gearshift"
@@ -89,7 +90,7 @@ def _counts(rows: list[Row]) -> str:
     """How many engines stand how: 98 engines: 2 silent, 96 fine."""
     counts = Counter(row["standing"]["text"] for row in rows)
     told = ", ".join(f"{count} {word}" for word, count in counts.items())
-    return f"{words.counted(len(rows), 'engine')}: {told}"
+    return f"{counted(len(rows), 'engine')}: {told}"
 
 
 def _row(found: EngineOverview) -> Row:

@@ -118,7 +118,10 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         open_paths=(*health.PATHS, *dashboard.open_paths),
         admit=dashboard.admit,
         respond=dashboard.respond,
-        large_bodies={("POST", workloads.PATH): settings.max_upload_bytes},
+        large_bodies={
+            ("POST", workloads.PATH): settings.max_upload_bytes,
+            **dashboard.large_bodies,
+        },
     )
     app.add_middleware(RefuseNulls)
     app.add_middleware(

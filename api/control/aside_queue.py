@@ -46,11 +46,12 @@ class AsideQueue:
     def ask(self, name: str, question: Json) -> None:
         """Queue a question; :meth:`can_ask` has said that it may come."""
         with self._lock:
-            self._waiting[name] = question
             if self._running is None:
-                self._running = name
-                # A daemon: the end of the service does not wait for it.
+                # A daemon: the end of the service does not wait for it. Where none can be started,
+                # nothing has been asked.
                 threading.Thread(target=self._run, name=f"aside-{self._task}", daemon=True).start()
+                self._running = name
+            self._waiting[name] = question
 
     def _run(self) -> None:
         while (found := self._next()) is not None:

@@ -12,7 +12,7 @@ from tuner.search.design import rank_point
 from tuner.search.surrogate import TARGETS, Example, Load, Surrogate, features, fit_surrogate
 from tuner.search.trials import TrialRecord
 
-# Combinations whose estimates are solved for one proposal: a second or two of arithmetic.
+# Combinations whose estimates are solved for one proposal: seconds of arithmetic, once a job.
 MAX_CANDIDATES = 1500
 
 

@@ -1,10 +1,10 @@
-// Any number of rows of bfloat16 in vectors of floats: pieces of the weight are widened for many rows
-// at a time, and all that a piece meets stays in the second cache.
+// Any number of rows in vectors of floats: pieces of the weight are laid out anew for many rows at a
+// time, of bfloat16 widened, and all that a piece meets stays in the second cache.
 #pragma once
 
 #include "few_floats.h"
 
-#ifdef GS_HAS_BF16
+#ifdef __AVX512F__
 namespace {
 
 constexpr int64_t kPanel14 = 14;        // rows; times two vectors of outputs are the sums in registers
@@ -12,10 +12,12 @@ constexpr int64_t kPieceInputs = 192;   // 24 KiB of 32 widened outputs, in the 
 constexpr int64_t kGroupOutputs = 128;  // outputs between two looks at the rows
 constexpr int64_t kGroupPanels = 36;    // panels of rows that a widened piece meets
 
-inline int64_t panels_of(const Narrow& p) { return gs::ceil_div(p.rows, kPanel14); }
+template <class T>
+int64_t panels_of(const Product<T>& p) { return gs::ceil_div(p.rows, kPanel14); }
 
 // Rows in panels of 14, [panels][inputs][14] floats; rows that are not there are zeros.
-inline void lay_out_panel(const Narrow& p, int64_t panel, float* panels) {
+template <class T>
+void lay_out_panel(const Product<T>& p, int64_t panel, float* panels) {
   float* to = panels + panel * p.inputs * kPanel14;
   const int64_t first = panel * kPanel14, rows = std::min(kPanel14, p.rows - first);
   alignas(64) float some[16];
@@ -28,36 +30,51 @@ inline void lay_out_panel(const Narrow& p, int64_t panel, float* panels) {
     }
 }
 
+#ifdef GS_HAS_BF16
 // 16 pairs of inputs of 16 outputs each, apart: those of even and of odd places.
 inline void split_pair(__m512i both, float* even, float* odd) {
   const __m512i upper = _mm512_and_si512(both, _mm512_set1_epi32(int(0xffff0000u)));
   _mm512_store_ps(even, _mm512_castsi512_ps(_mm512_slli_epi32(both, 16)));
   _mm512_store_ps(odd, _mm512_castsi512_ps(upper));
 }
+#endif
 
 // Inputs ``begin`` to ``end`` of 32 outputs from ``first`` as [inputs][32] floats: of a packed weight,
 struct PackedWeight {
+#ifdef GS_HAS_BF16
   static void widen(const Narrow& p, int64_t first, int64_t begin, int64_t end, float* wide) {
     const uint16_t* weight = p.column(first) + begin * p.block;
     for (int64_t k = begin; k < end; k += 2, weight += 2 * p.block, wide += 64)
       for (int v = 0; v < 2; ++v)
         split_pair(_mm512_loadu_si512(weight + 32 * v), wide + 16 * v, wide + 32 + 16 * v);
   }
+#endif
 };
-// and of a plain one.
+// and of a plain one, of which 16 outputs of 64 bytes of inputs are turned at a time.
 struct PlainWeight {
-  static void widen(const Narrow& p, int64_t first, int64_t begin, int64_t end, float* wide) {
-    gs::Vec<float> pairs[16];
-    for (int64_t k = begin; k < end; k += 32, wide += 32 * 32)
+  template <class T>
+  static void widen(const Product<T>& p, int64_t first, int64_t begin, int64_t end, float* wide) {
+    constexpr int64_t kStep = 64 / sizeof(T);
+    gs::Vec<float> turned[16];
+    for (int64_t k = begin; k < end; k += kStep, wide += kStep * 32)
       for (int v = 0; v < 2; ++v) {
-        const uint16_t* weight = p.weight + (first + 16 * v) * p.inputs + k;
+        const T* weight = p.weight + (first + 16 * v) * p.inputs + k;
         for (int i = 0; i < 16; ++i)
-          pairs[i] = gs::load(reinterpret_cast<const float*>(weight + i * p.inputs));
-        gs::transpose<float>(pairs);
-        for (int i = 0; i < 16; ++i)
-          split_pair((__m512i)pairs[i], wide + i * 64 + 16 * v, wide + i * 64 + 32 + 16 * v);
+          turned[i] = gs::load(reinterpret_cast<const float*>(weight + i * p.inputs));
+        gs::transpose<float>(turned);
+        for (int i = 0; i < 16; ++i) put(p, turned[i], wide + 16 * v, i);
       }
   }
+
+ private:
+  static void put(const Wide&, gs::Vec<float> outputs, float* wide, int64_t i) {
+    gs::store(wide + i * 32, outputs);
+  }
+#ifdef GS_HAS_BF16
+  static void put(const Narrow&, gs::Vec<float> pairs, float* wide, int64_t i) {
+    split_pair((__m512i)pairs, wide + i * 64, wide + i * 64 + 32);
+  }
+#endif
 };
 
 // ``kRows`` rows of a panel times a widened piece of ``count`` inputs, added to sums[kRows][32].
@@ -87,8 +104,8 @@ void add_piece_up_to(int64_t rows, const float* x, const float* wide, int64_t co
 }
 
 // Outputs ``begin`` to ``end``, at most kGroupOutputs, of panels ``first`` to ``last``.
-template <class Weight>
-void multiply_group(const Narrow& p, const float* panels, int64_t first, int64_t last,
+template <class Weight, class T>
+void multiply_group(const Product<T>& p, const float* panels, int64_t first, int64_t last,
                            int64_t begin, int64_t end) {
   const int64_t most = kGroupPanels * kPanel14 * 32;  // sums of 32 outputs
   float* sums = gs::scratch<float, 52>(kGroupOutputs / 32 * most);
@@ -114,8 +131,8 @@ void multiply_group(const Narrow& p, const float* panels, int64_t first, int64_t
 }
 
 // Outputs ``begin`` to ``end`` of all rows.
-template <class Weight>
-void multiply_many(const Narrow& p, const float* panels, int64_t begin, int64_t end) {
+template <class Weight, class T>
+void multiply_many(const Product<T>& p, const float* panels, int64_t begin, int64_t end) {
   const int64_t all = panels_of(p);
   for (int64_t panel = 0; panel < all; panel += kGroupPanels)
     for (int64_t output = begin; output < end; output += kGroupOutputs)

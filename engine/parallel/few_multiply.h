@@ -10,7 +10,8 @@
 namespace {
 
 // With more rows oneDNN is as fast; bfloat16 that is widened it never is.
-constexpr int kMostFloats = 32, kMostOfTiles = 32, kMostPlain = 8, kMostWidened = 1 << 30;
+constexpr int kMostFloats = 32, kMostOfTiles = 32, kMostPlain = 8,
+              kMostPlainFloats = 48, kMostWidened = 1 << 30;
 constexpr int64_t kFewOfMany = 48;  // rows that are multiplied as they lie
 
 #ifdef GS_HAS_BF16
@@ -45,10 +46,9 @@ void multiply_few_floats(const Product<T>& p, gs::Team& team) {
 
 inline void multiply(const Wide& p, gs::Team& team) { multiply_few_floats(p, team); }
 
-#ifdef GS_HAS_BF16
 // ``Weight`` of few_many.h.
-template <class Weight>
-void multiply_panels(const Narrow& p, gs::Team& team, int64_t width) {
+template <class Weight, class T>
+void multiply_panels(const Product<T>& p, gs::Team& team, int64_t width) {
   float* rows = team.tell([&] { return gs::scratch<float, 54>(panels_of(p) * kPanel14 * p.inputs); });
   team.share(panels_of(p), [&](int64_t panel) { lay_out_panel(p, panel, rows); });
   share_outputs(team, p.outputs, width, [&](int64_t begin, int64_t end) {
@@ -56,6 +56,19 @@ void multiply_panels(const Narrow& p, gs::Team& team, int64_t width) {
   });
 }
 
+// With a plain weight.
+template <class T>
+void multiply_whole(const Product<T>& p, gs::Team& team) {
+  const bool is_float = sizeof(T) == 4 || widens();
+  if (p.rows > kMostPlain && is_float && p.outputs % 32 == 0)
+    return multiply_panels<PlainWeight>(p, team, 32);
+  share_outputs(team, p.outputs, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t row = 0; row < p.rows; row += kMostPlain)
+      multiply_plain<kMostPlain>(some_rows(p, row, kMostPlain), begin, end);
+  });
+}
+
+#ifdef GS_HAS_BF16
 inline void multiply(const Narrow& p, gs::Team& team) {
 #ifdef GS_HAS_AMX
   if (has_tiles())
@@ -67,16 +80,6 @@ inline void multiply(const Narrow& p, gs::Team& team) {
                         [&](int64_t begin, int64_t end) { multiply_by_vectors(p, begin, end); });
   if (p.rows <= kFewOfMany) return multiply_few_floats(p, team);
   multiply_panels<PackedWeight>(p, team, std::min(p.block, kBlock));
-}
-
-// With a plain weight.
-inline void multiply_whole(const Narrow& p, gs::Team& team) {
-  if (p.rows > kMostPlain && widens() && p.outputs % 32 == 0)
-    return multiply_panels<PlainWeight>(p, team, 32);
-  share_outputs(team, p.outputs, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t row = 0; row < p.rows; row += kMostPlain)
-      multiply_plain<kMostPlain>(some_rows(p, row, kMostPlain), begin, end);
-  });
 }
 #endif
 #endif

@@ -1,27 +1,37 @@
-// Few rows of bfloat16 times a weight as a checkpoint has it, [outputs][inputs], for one whose rows
-// are looked up too: vectors along the inputs, whose lanes are summed at the end.
+// Few rows times a weight as a checkpoint has it, [outputs][inputs], for one whose rows are looked up
+// too: vectors along the inputs, whose lanes are summed at the end.
 #pragma once
 
 #include "few_product.h"
 
-#ifdef GS_HAS_BF16
+#ifdef __AVX512F__
 namespace {
 
+inline __m512 add_products(const float*, __m512 sum, __m512i x, __m512i weight) {
+  return _mm512_fmadd_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(weight), sum);
+}
+#ifdef GS_HAS_BF16
+inline __m512 add_products(const uint16_t*, __m512 sum, __m512i x, __m512i weight) {
+  return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)weight);
+}
+#endif
+
 // ``kRows`` rows times ``kOutputs`` of 16 outputs from ``first``: sums[kRows][16].
-template <int kRows, int kOutputs>
-void dot(const Narrow& p, int64_t first, float* sums) {
-  constexpr int64_t kAhead = 2048;  // inputs ahead that memory is asked for
-  const uint16_t* weight = p.weight + first * p.inputs;
+template <int kRows, int kOutputs, class T>
+void dot(const Product<T>& p, int64_t first, float* sums) {
+  constexpr int64_t kAhead = 4096;  // bytes ahead that memory is asked for
+  const T* weight = p.weight + first * p.inputs;
   __m512 found[kRows][kOutputs] = {};
-  for (int64_t k = 0; k < p.inputs; k += 32) {
-    __m512bh some[kOutputs];
+  for (int64_t k = 0; k < p.inputs; k += 64 / sizeof(T)) {
+    __m512i some[kOutputs];
     for (int i = 0; i < kOutputs; ++i) {
-      some[i] = (__m512bh)_mm512_loadu_si512(weight + i * p.inputs + k);
-      _mm_prefetch(reinterpret_cast<const char*>(weight + i * p.inputs + k + kAhead), _MM_HINT_T0);
+      const T* at = weight + i * p.inputs + k;
+      some[i] = _mm512_loadu_si512(at);
+      _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead, _MM_HINT_T0);
     }
     for (int r = 0; r < kRows; ++r) {
-      const auto x = (__m512bh)_mm512_loadu_si512(p.x + r * p.x_stride + k);
-      for (int i = 0; i < kOutputs; ++i) found[r][i] = _mm512_dpbf16_ps(found[r][i], x, some[i]);
+      const __m512i x = _mm512_loadu_si512(p.x + r * p.x_stride + k);
+      for (int i = 0; i < kOutputs; ++i) found[r][i] = add_products(weight, found[r][i], x, some[i]);
     }
   }
   for (int r = 0; r < kRows; ++r)
@@ -29,15 +39,16 @@ void dot(const Narrow& p, int64_t first, float* sums) {
 }
 
 // At most ``most`` of the rows of ``p``, from ``row``.
-inline Narrow some_rows(Narrow p, int64_t row, int64_t most) {
+template <class T>
+Product<T> some_rows(Product<T> p, int64_t row, int64_t most) {
   p.x += row * p.x_stride;
   p.out += row * p.out_stride;
   p.rows = std::min(most, p.rows - row);
   return p;
 }
 
-template <int kRows>
-void multiply_plain(const Narrow& p, int64_t begin, int64_t end) {
+template <int kRows, class T>
+void multiply_plain(const Product<T>& p, int64_t begin, int64_t end) {
   if constexpr (kRows > 1)
     if (p.rows < kRows) return multiply_plain<kRows - 1>(p, begin, end);
   constexpr int kOutputs = kRows > 4 ? 2 : kRows > 2 ? 4 : 8;

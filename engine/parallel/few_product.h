@@ -32,6 +32,8 @@ using Narrow = Product<uint16_t>;
 using Wide = Product<float>;
 
 #ifdef __AVX512F__
+inline __m512 widened(const float* from) { return _mm512_loadu_ps(from); }
+
 // Writes one row of 16 outputs from ``column``.
 inline void finish(const Wide& p, int64_t row, int64_t column, __m512 sum) {
   const int64_t to = row * p.out_stride + column;

@@ -34,8 +34,8 @@ def find_few_rows() -> ctypes.CDLL | None:
     functions: native_build.Functions = {
         "gs_most_few": (i32, [i32]),
         "gs_multiply_few": (None, [i32, *[pointer] * 5, *[i64] * 5, i32]),
-        "gs_most_plain": (i32, []),
-        "gs_multiply_plain": (None, [*[pointer] * 4, *[i64] * 4, i32]),
+        "gs_most_plain": (i32, [i32]),
+        "gs_multiply_plain": (None, [i32, *[pointer] * 4, *[i64] * 4, i32]),
         "gs_run_layers": (i32, [i32, pointer, pointer, pointer, i64, pointer]),
     }
     return native_build.open_library(native_build.find_library(SOURCE), functions)

@@ -36,23 +36,34 @@ void gs_multiply_few(int is_narrow, const void* weight, const void* x, const voi
 #endif
 }
 
-// The most rows that meet a plain weight of bfloat16 here.
-int gs_most_plain() {
+// The most rows that meet a plain weight here, of float32 (0) or bfloat16 (1); 0: none.
+int gs_most_plain(int is_narrow) {
 #ifdef GS_HAS_BF16
-  return widens() ? kMostWidened : kMostPlain;
+  if (is_narrow) return widens() ? kMostWidened : kMostPlain;
+#endif
+#ifdef __AVX512F__
+  if (!is_narrow) return kMostPlainFloats;
 #endif
   return 0;
 }
 
-// The same for a plain weight of bfloat16 and up to gs_most_plain rows; outputs are a multiple of
-// 16, inputs of 32.
-void gs_multiply_plain(const uint16_t* weight, const uint16_t* x, const uint16_t* bias,
-                       uint16_t* out, int64_t outputs, int64_t inputs, int64_t rows,
-                       int64_t x_stride, int threads) {
+// The same for a plain weight and up to gs_most_plain rows; outputs are a multiple of 16, inputs
+// of 32.
+void gs_multiply_plain(int is_narrow, const void* weight, const void* x, const void* bias,
+                       void* out, int64_t outputs, int64_t inputs, int64_t rows, int64_t x_stride,
+                       int threads) {
+#ifdef __AVX512F__
+  auto run = [&](auto kind) {
+    using T = decltype(kind);
+    const Product<T> p{static_cast<const T*>(weight), static_cast<const T*>(x),
+                       static_cast<const T*>(bias), nullptr, static_cast<T*>(out), outputs,
+                       outputs, inputs, rows, x_stride, outputs};
+    gs::with_team(threads, [&](gs::Team& team) { multiply_whole(p, team); });
+  };
+  if (!is_narrow) return run(float());
 #ifdef GS_HAS_BF16
-  const Narrow p{weight,  x,      bias, nullptr,  out,    outputs,
-                 outputs, inputs, rows, x_stride, outputs};
-  gs::with_team(threads, [&](gs::Team& team) { multiply_whole(p, team); });
+  run(uint16_t());
+#endif
 #endif
 }
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.kernels.linear import linear
-from engine.parallel.few_rows import most_rows
+from engine.parallel.few_rows import KINDS, most_rows
 from engine.parallel.few_rows_library import find_few_rows
 
 # Of what outputs and inputs are multiples in packed_few.cpp.
@@ -15,13 +15,16 @@ OUTPUTS, INPUTS = 16, 32
 
 class Plain:
     """``weight[outputs, inputs]`` and ``bias[outputs]``. Where the engine's C++ compiles it
-    multiplies few rows of bfloat16.
+    multiplies few rows.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight, self._bias = weight, bias
         self._library = find_few_rows() if _can_be_few(weight) else None
-        self._most_rows = 0 if self._library is None else int(self._library.gs_most_plain())
+        self._most_rows = 0
+        if self._library is not None:
+            self._code = KINDS[weight.dtype].code
+            self._most_rows = int(self._library.gs_most_plain(self._code))
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x[n, inputs]`` -> ``[n, outputs]``."""
@@ -31,6 +34,7 @@ class Plain:
         outputs = self._weight.shape[0]
         out = torch.empty(rows, outputs, dtype=x.dtype)
         self._library.gs_multiply_plain(
+            self._code,
             self._weight.data_ptr(),
             x.data_ptr(),
             None if self._bias is None else self._bias.data_ptr(),
@@ -46,5 +50,4 @@ class Plain:
 
 def _can_be_few(weight: Tensor) -> bool:
     is_fit = not (weight.shape[0] % OUTPUTS or weight.shape[1] % INPUTS) and weight.is_contiguous()
-    is_narrow = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
-    return is_fit and is_narrow and most_rows(weight.dtype) > 0
+    return is_fit and weight.device.type == "cpu" and most_rows(weight.dtype) > 0

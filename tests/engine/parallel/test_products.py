@@ -72,7 +72,7 @@ def test_packed_inputs_are_summed_over_their_pieces_on_every_rung(
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("rows", [1, 3, 6, 8, 13, 17, 24, 32])
+@pytest.mark.parametrize("rows", [1, 2, 3, 6, 8, 13, 17, 24, 32, 48, 49, 515])
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
 def test_compiled_products_of_few_rows_are_those_of_onednn(
     dtype: torch.dtype, rows: int, threads: int
@@ -94,15 +94,16 @@ def test_compiled_products_of_few_rows_are_those_of_onednn(
     _close(added, multiply(x, by_onednn, total=total))
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 9])
-def test_few_rows_meet_a_plain_weight_of_bfloat16_like_many(rows: int) -> None:
-    weight, bias = (_random(*shape, dtype=torch.bfloat16) for shape in ((96, 64), (96,)))
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 9, 33, 49])
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+def test_few_rows_meet_a_plain_weight_like_many(dtype: torch.dtype, rows: int) -> None:
+    weight, bias = (_random(*shape, dtype=dtype) for shape in ((96, 64), (96,)))
     kept = {BASE: range(96), SHIFT: range(32, 64), MIDDLE: range(90, 96)}
     product = split_outputs(weight, bias, kept, may_pack=False)
-    x = _random(rows, 200, dtype=torch.bfloat16, seed=1)[:, 60:124]  # rows apart
+    x = _random(rows, 200, dtype=dtype, seed=1)[:, 60:124]  # rows apart
     for mode, cut in kept.items():
         want = F.linear(x.float(), weight.float(), bias.float())[:, cut.start : cut.stop]
-        _close(product(x, mode), want.bfloat16())
+        _close(product(x, mode), want.to(dtype))
 
 
 @packs

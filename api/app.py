@@ -81,30 +81,16 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     )
     keys = KeyCheck(context.database)
     dashboard = Dashboard(context, keys)
+    traces = find_traces("gearshift-service", instance=settings.node)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         secret = settings.admin_key.get_secret_value() if settings.admin_key else None
         ensure_first_key(context.database, secret, _announce_key)
-        controller = Controller(context)
-        controller.start()
-        watcher, restarter = Watcher(context), Restarter(context)
-        watcher.start()
-        restarter.start()
-        tasks = [
-            asyncio.create_task(context.watch.run()),
-            asyncio.create_task(_keep_log_short(context.database)),
-        ]
         try:
-            async with dashboard.running():
+            async with _at_work(context), dashboard.running():
                 yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            restarter.stop()
-            watcher.stop()
-            controller.stop()
             context.database.close()
             if traces is not None:
                 traces.close()
@@ -132,10 +118,12 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         open_paths=(*health.PATHS, *dashboard.open_paths),
         admit=dashboard.admit,
         respond=dashboard.respond,
-        large_bodies={("POST", workloads.PATH): settings.max_upload_bytes},
+        large_bodies={
+            ("POST", workloads.PATH): settings.max_upload_bytes,
+            **dashboard.large_bodies,
+        },
     )
     app.add_middleware(RefuseNulls)
-    traces = find_traces("gearshift-service", instance=settings.node)
     app.add_middleware(
         RequestLog,
         logger="api.request",
@@ -148,6 +136,30 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         app.include_router(router)
     dashboard.add_to(app)
     return app
+
+
+@asynccontextmanager
+async def _at_work(context: AppContext) -> AsyncIterator[None]:
+    """What the service does besides answering, until the block ends."""
+    loops: list[Controller | Watcher | Restarter] = [
+        Controller(context),
+        Watcher(context),
+        Restarter(context),
+    ]
+    for loop in loops:
+        loop.start()
+    tasks = [
+        asyncio.create_task(context.watch.run()),
+        asyncio.create_task(_keep_log_short(context.database)),
+    ]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for loop in reversed(loops):
+            loop.stop()
 
 
 async def _keep_log_short(database: Database) -> None:

@@ -34,7 +34,7 @@ MEAN_INPUT = 294.0
 MIDDLE = (0.2, 0.7)
 ROUNDS = 2.5
 BEFORE, PLAIN, FINAL = "trtllm,kernels.fp8_gemm=1", "trtllm", "trtllm,kv_cache_dtype=fp8"
-NO_HOST = "host.step_s=0,host.seq_s=0,host.request_s=0"
+NO_HOST = "host.step_s=0,host.seq_s=0,host.request_s=0,host.prompt_layer_s=0"
 # What was assumed before the submissions' own settings were looked up.
 GUESSED_CAPS = Caps(max_num_seqs=1024, max_num_batched_tokens=8192)
 

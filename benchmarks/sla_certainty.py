@@ -10,7 +10,8 @@ the one for decodes, taken together as they occurred). Two ways to say P stand b
 *now* (``tuner/planner/certainty.py``).
 
 *Held out*: the widths that P goes by are then those of the other groups of runs of the same system
-than the one that its judge's steps come from.
+than the one that its judge's steps come from, and the question counts as one about a model that was
+never served there. *All groups*: it counts as one about a model that was.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from policies.points import INTERVAL_Z, Estimate, OperatingPoint
 from policies.report import flat_metrics
 from policies.sla import Sla
 from tuner.backends import load_profile
-from tuner.backends.step_errors import Phase, StepErrors
+from tuner.backends.step_errors import Phase, ServedGroup, StepErrors
 from tuner.calibration.served import SOURCES
 from tuner.calibration.served_rows import ServedRow, read_served_rows
 from tuner.calibration.step_errors import MOST_LOG, Needed, needed_factors, step_errors
@@ -166,8 +167,12 @@ def tell(pair: Pair, number: int, judges: Judge, *, runs: int, held_out: bool) -
         own = [each for each in judges.needed if each.row.backend == pair.backend]
         others = [each for each in own if each.row.group != group]
         wrong = [each for each in wrong if each.row.group == group]
-        backend = replace(question.node.backend, step_errors=step_errors(others))
-        question = replace(question, node=replace(question.node, backend=backend))
+        errors = replace(step_errors(others), groups=())
+    else:
+        device = question.node.hardware.device.name
+        errors = replace(errors, groups=(ServedGroup(device=device, model=pair.model),))
+    backend = replace(question.node.backend, step_errors=errors)
+    question = replace(question, node=replace(question.node, backend=backend))
     exact = {key: Estimate.exact(value) for key, value in metrics.items()}
     asked = OperatingPoint(settings=settings, fidelity=Fidelity.SIMULATED, metrics=exact)
     with Workers(1) as workers:

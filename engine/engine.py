@@ -195,7 +195,7 @@ class Engine:
         return [replica.mode_table for replica in self._door.list_replicas()]
 
     def drain_samples(self) -> list[StepSample]:
-        """Step samples since the last call (at most 100,000 per replica are kept)."""
+        """Step samples since the last call (at most 20,000 per replica are kept)."""
         return [sample for t in self._fleet.telemetry for sample in drain(t.samples)]
 
     def drain_timings(self) -> list[RequestTiming]:

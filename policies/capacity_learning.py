@@ -30,7 +30,9 @@ def remember(state: CapacityState) -> CapacityState:
     memory, limits = state.memory, state.limits
     recent = tuple(at_s for at_s in memory.changes_s if state.now_s - at_s < HOUR_S)
     commanded = memory.commanded or state.current.settings.plan
-    memory = replace(memory, changes_s=recent, commanded=commanded, decided_s=state.now_s)
+    memory = replace(
+        memory, changes_s=recent, commanded=commanded, decided_s=state.now_s, look_s=None
+    )
     if state.request_size is not None:
         size = memory.request_size
         size += CORRECTION_ALPHA * (state.request_size - size)
@@ -62,10 +64,18 @@ def remember(state: CapacityState) -> CapacityState:
 
 
 def rate_there(state: CapacityState) -> float:
-    """What the last window brought, where it missed the SLA, or where luck alone would hardly bring
-    it to what the entry in force carries; else what is surely behind it."""
+    """What the last window brought, where it missed the SLA or left a queue, or where luck alone
+    would hardly bring it to what the entry in force carries; else what is surely behind it. What
+    came since arrivals told of a rise, where that is more."""
     assert state.observed_rps is not None, "decided from an observation"
-    if state.is_sla_met is False:
+    memory = state.memory
+    surging_rps = (memory.surge.surging_rps or 0.0) * memory.request_size
+    return max(surging_rps, _rate_of_window(state))
+
+
+def _rate_of_window(state: CapacityState) -> float:
+    assert state.observed_rps is not None, "decided from an observation"
+    if state.is_sla_met is False or state.memory.flooded_s is not None:
         return state.observed_rps
     surely_rps = surely_there(state)
     if surely_rps > state.current.low_rps * state.memory.correction:

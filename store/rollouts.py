@@ -78,14 +78,23 @@ class RolloutRepository:
         note(self._session, Change.AWAITED)
 
     def list_events(
-        self, rollout_id: str, *, after: int = 0, limit: int = 500
+        self, rollout_id: str, *, after: int, limit: int = 500
     ) -> Sequence[RolloutEventRow]:
-        """Events after sequence number ``after``, in order."""
+        """Up to ``limit`` events after sequence number ``after``, in order."""
         query = (
             sa.select(RolloutEventRow)
             .where(RolloutEventRow.rollout_id == rollout_id, RolloutEventRow.seq > after)
             .order_by(RolloutEventRow.seq)
             .limit(limit)
+        )
+        return self._session.scalars(query).all()
+
+    def list_events_of(self, rollout_id: str, event_type: str) -> Sequence[RolloutEventRow]:
+        """Every event of one type, in order."""
+        query = (
+            sa.select(RolloutEventRow)
+            .where(RolloutEventRow.rollout_id == rollout_id, RolloutEventRow.type == event_type)
+            .order_by(RolloutEventRow.seq)
         )
         return self._session.scalars(query).all()
 

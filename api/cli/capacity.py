@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from api.cli.capacity_live import LiveServer, refuse_simulated
-from api.cli.common import end_not_met, fail, log, print_json, print_lines
+from api.cli.common import (
+    end_not_met,
+    fail,
+    log,
+    print_json,
+    print_lines,
+    progress_bar,
+    progress_console,
+)
 from api.cli.engine_options import read_rungs
 from api.cli.grouped import grouped
 from api.cli.groups import LocalMachine, PinnedPlan, PrefixCacheOption
@@ -19,6 +29,7 @@ from api.cli.simulate import NamedCaps, Place
 if TYPE_CHECKING:
     from policies.sla import Sla
     from tuner.answers.cases import Question
+    from tuner.capacity.search import OnProbe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +97,8 @@ def capacity(
     else:
         question = _question(model, planned, plan, caps, place, sla, prefix_cache)
         case = place.case(question, machine, has_intervals=True)
-        answer = carried(question, case, sla=sla, num_draws=draws.draws, on_probe=_log_probe)
+        with _progress() as show:
+            answer = carried(question, case, sla=sla, num_draws=draws.draws, on_probe=show)
         document, facts, title = answer.document, [*answer.title.parts], answer.title.lines()
     output.write(document)
     output.draw(lambda: capacity_picture(document, facts=facts, sla=sla))
@@ -125,6 +137,22 @@ def _question(
     )
 
 
-def _log_probe(num_done: int) -> None:
-    if num_done % 20 == 0:
-        log(f"capacity: {num_done} points simulated")
+@contextmanager
+def _progress() -> Iterator[OnProbe]:
+    """A bar over the loads that are looked at, on stderr; on a file or pipe a line now and then."""
+    console = progress_console()
+    if not console.is_terminal:
+        yield _log_progress
+        return
+    with progress_bar(console) as bar:
+        task = bar.add_task("capacity: loads in turn", total=None)
+
+        def show(done: int, expected: int) -> None:
+            bar.update(task, completed=done, total=expected)
+
+        yield show
+
+
+def _log_progress(done: int, expected: int) -> None:
+    if done % 20 == 0:
+        log(f"capacity: {done} of about {expected} runs simulated")

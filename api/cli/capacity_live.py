@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.common import fail, log
+from api.cli.clock_bar import clock_bar
+from api.cli.common import fail
 
 if TYPE_CHECKING:
     from engine.spec.measurement import Measurement
@@ -67,15 +68,16 @@ class LiveServer:
         served = get_served_model(self.url, api_key=self.api_key)
         settings = find_settings(self.url, api_key=self.api_key)
         name = model or served.name
-        search = LiveSearch(
-            workload=workload,
-            sla=sla,
-            drive=self._drive(name, seed),
-            estimates=lambda run, draw: measured_estimates(run, sla, seed=draw),
-            seconds=self.seconds,
-            on_probe=lambda probe: _log_probe(probe, workload),
-        )
-        live = search.run()
+        with clock_bar("capacity", self.seconds) as say:
+            search = LiveSearch(
+                workload=workload,
+                sla=sla,
+                drive=self._drive(name, seed),
+                estimates=lambda run, draw: measured_estimates(run, sla, seed=draw),
+                seconds=self.seconds,
+                on_probe=lambda probe: say(_told(probe, workload)),
+            )
+            live = search.run()
         return {
             **capacity_json(
                 live.found,
@@ -127,12 +129,11 @@ def _title(model: str, url: str, settings: Settings | None, paced_as: str | None
     return "; ".join(parts)
 
 
-def _log_probe(probe: Probe | LateProbe, workload: Workload) -> None:
+def _told(probe: Probe | LateProbe, workload: Workload) -> str:
     from tuner.capacity.document import load_json, load_text
     from tuner.capacity.probe import Probe
 
     load = load_text(load_json(workload, probe.factor))
     if isinstance(probe, Probe):
-        log(f"capacity: {load}, {probe.num_requests} requests: P(SLA met) {probe.chance:.2f}")
-    else:
-        log(f"capacity: {load}: the driver was {probe.lag_ms:.0f} ms late; it does not count")
+        return f"capacity: {load}, {probe.num_requests} requests: P(SLA met) {probe.chance:.2f}"
+    return f"capacity: {load}: the driver was {probe.lag_ms:.0f} ms late; it does not count"

@@ -229,7 +229,7 @@ def _print(document: dict[str, Any]) -> None:
     columns = [Column(text, overflow="fold") for text in head]
     table = Table(*columns, title=f"mean of {document['num_draws']} draws, simulated")
     for case in document["cases"]:
-        name = case["label"]
+        name = _breakable(case["label"])
         if case["reason"] is not None:
             table.add_row(name, *["-"] * (len(head) - 1))
             continue
@@ -241,7 +241,7 @@ def _print(document: dict[str, Any]) -> None:
     words = ("", "best", "next", "difference (90 %)")
     best = Table(*(Column(word, overflow="fold") for word in words), title="best by each number")
     for row in best_rows(document):
-        best.add_row(*row)
+        best.add_row(*map(_breakable, row))
     console.print(best)
     for line in document["answer"]:
         console.print(line)
@@ -252,6 +252,11 @@ def _print(document: dict[str, Any]) -> None:
         console.print(f"TP: {document['steps']['scaling']['text']}")
     for note in document["notes"]:
         console.print(note)
+
+
+def _breakable(label: str) -> str:
+    """A plan's axes may stand in several lines; typed with the spaces it is the same plan."""
+    return label.replace(",", ", ").replace(",  ", ", ")
 
 
 @contextmanager

@@ -35,6 +35,7 @@ def grouped(help_order: str = "") -> Callable[[Command], Command]:
             command(**_arguments(command, values))
 
         options.sort(key=lambda option: [*first, *names].index(option.name))
+        # Where inspect looks first.
         run.__signature__ = Signature(options)  # type: ignore[attr-defined]
         return run
 

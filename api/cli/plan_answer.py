@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from api.cli.capacity_table import print_capacity_table
 from api.cli.common import settings_column
 from engine.spec.settings import Settings
-from policies.numbers import short
+from policies.numbers import counted, short
 from policies.objective import cost_text
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def _print_choice(
     point, sla = choice.point, report.question.sla
     console.print(f"[bold]{roles}[/]: {point.settings}")
     console.print(
-        f"  {point.cost_devices} devices, P(SLA met) {point.probability(sla):.2f}: {choice.reason}"
+        f"  {counted(point.cost_devices, 'device')}, P(SLA met) {point.probability(sla):.2f}: "
+        f"{choice.reason}"
     )
     for constraint in sla.per_run:
         estimate = point.metrics.get(constraint.key)

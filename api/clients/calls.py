@@ -176,7 +176,7 @@ class AsyncSender(ABC):
         """As :meth:`Sender.send`."""
 
 
-class operation(Generic[P, T]):  # noqa: N801 (a decorator)
+class operation(Generic[P, T]):  # noqa: N801 - a decorator
     """Makes a method of a function that returns a call: it waits on a :class:`Sender`, and is
     awaited on an :class:`AsyncSender`."""
 

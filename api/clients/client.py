@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -17,7 +17,8 @@ from api.clients.errors import ClientError
 from api.clients.events import EventReader, JobEvent
 from api.clients.operations import ENGINES, JOBS, ROLLOUTS, Operations
 from api.clients.retries import Retries
-from api.schemas.serving import EngineView
+from api.schemas.serving import EngineView, PolicyVersionView
+from store.models import AckState
 from tuner.load.urls import full_url
 
 T = TypeVar("T")
@@ -93,11 +94,13 @@ class Client(Operations, Sender):
         """The engine once it runs ``version`` or a later one.
 
         Raises:
-            TimeoutError: it did not within the time, or refused.
+            TimeoutError: it did not within the time, or refused it.
         """
         end_s = time.monotonic() + timeout_s
         while time.monotonic() < end_s:
             engine = self.get_engine(engine_id)
+            if engine.applied_version > version:
+                _check_not_refused(self.list_policy_versions(engine_id), engine_id, version)
             if engine.applied_version >= version:
                 return engine
             time.sleep(LOOK_S)
@@ -199,12 +202,14 @@ class AsyncClient(Operations, AsyncSender):
                 await asyncio.sleep(RECONNECT_S)
 
     async def wait_applied(
-        self, engine_id: str, version: int, *, timeout_s: float = 60.0
+        self, engine_id: str, version: int, *, timeout_s: float = 300.0
     ) -> EngineView:
         """As :meth:`Client.wait_applied`."""
         end_s = time.monotonic() + timeout_s
         while time.monotonic() < end_s:
             engine = await self.get_engine(engine_id)
+            if engine.applied_version > version:
+                _check_not_refused(await self.list_policy_versions(engine_id), engine_id, version)
             if engine.applied_version >= version:
                 return engine
             await asyncio.sleep(LOOK_S)
@@ -276,6 +281,13 @@ def _raise_refusal(error: Exception) -> None:
     """Go on after an outage only."""
     if isinstance(error, ClientError) and error.status != httpx.codes.SERVICE_UNAVAILABLE:
         raise error
+
+
+def _check_not_refused(versions: Sequence[PolicyVersionView], engine_id: str, version: int) -> None:
+    """A version that was refused is followed by one that tells what the engine runs instead."""
+    for found in versions:
+        if found.version == version and found.ack_state == AckState.REFUSED:
+            raise TimeoutError(f"engine {engine_id} refused version {version}: {found.ack_message}")
 
 
 def _not_applied(engine_id: str, version: int) -> TimeoutError:

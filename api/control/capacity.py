@@ -11,7 +11,9 @@ from api.documents.control_state import (
     capacity_from_json,
     capacity_to_json,
     load_slots,
+    look_at,
     memory_to_json,
+    queue_of,
 )
 from api.documents.policy import PolicyDocument, model_from_json, settings_in
 from api.documents.server_knobs import table_for
@@ -26,18 +28,26 @@ from engine.policy.knobs import ADMISSION_RATE
 from engine.spec.plan import ParallelPlan
 from engine.transition.planning import first_slots
 from policies.capacity_loop import decide_capacity, is_due, settings_after
-from policies.capacity_state import CapacityDecision, CapacityLimits, CapacityState, SwitchCost
+from policies.capacity_state import (
+    CapacityDecision,
+    CapacityLimits,
+    CapacityState,
+    Queue,
+    SwitchCost,
+)
 from policies.capacity_table import CapacityTable, CarriedRate
+from policies.capacity_watch import watch
 from policies.controller import Action, ControlLimits, ControlMemory
 from policies.decision import LoadWindow
 from policies.forecast import Forecast, forecast
 from policies.load_history import SLOT_S, LoadSlot, luck_of, rate_of
 from policies.observation import Observation
 from policies.shedding import SheddingLimits
+from policies.surge import SurgeLimits
 from policies.switch_costs import switch_costs
 from store import UnitOfWork
 from store.decisions import CAPACITY
-from store.models import DecisionRow, EngineLoad, EngineRow
+from store.models import DecisionRow, EngineLoad, EngineRow, Heartbeat
 from store.models.base import Json
 
 ACTOR = "controller"
@@ -60,9 +70,15 @@ class CapacityLoop:
         self._choices = ForecasterChoices()
 
     def turn(
-        self, uow: UnitOfWork, engine: EngineRow, seen: Observation | None, now: datetime
+        self,
+        uow: UnitOfWork,
+        engine: EngineRow,
+        beats: Sequence[Heartbeat],
+        seen: Observation | None,
+        now: datetime,
     ) -> bool:
-        """Look at one engine, whose row the caller holds; whether its capacity changes."""
+        """Look at one engine, whose row the caller holds, and what it said lately (``beats``,
+        ``seen`` of them); whether its capacity changes."""
         keep_load(uow, engine, now)
         if engine.capacity_table is None:
             return False
@@ -72,17 +88,22 @@ class CapacityLoop:
         current = table.find(settings_in(engine.effective_policy).plan)
         if current is None:
             return False  # a plan of which nothing is known: somebody else's choice
+        settings = self._context.settings
+        luck = _luck(seen, settings.control_window_s)
+        queue = queue_of(beats)
+        limits = SurgeLimits(every_s=settings.control_interval_s)
+        _watch(engine, table, current, beats, seen, luck, queue, limits)
         if not self._is_due(engine, table, current, seen, now):
             return False
         before = PolicyDocument.from_json(policies.current(uow, engine).document)
         restarts = find_restarts(uow, engine)
         state = _state(engine, table, current, before, seen, now, restarts)
         ahead = self._forecast(uow, engine, table, load_under_way(uow, engine, now), state.now_s)
-        settings = self._context.settings
         state = replace(
             state,
             forecast=ahead,
-            observed_luck=_luck(seen, settings.control_window_s),
+            observed_luck=luck,
+            queue=queue,
             limits=replace(state.limits, dwell_s=settings.capacity_dwell_s),
         )
         decision = decide_capacity(state)
@@ -172,6 +193,27 @@ def load_under_way(uow: UnitOfWork, engine: EngineRow, now: datetime) -> list[Lo
     since = datetime.fromtimestamp(_minute_s(now), UTC)
     slots = load_slots(uow.engines.list_heartbeats(engine.id, since=since))
     return list(slots.values())
+
+
+def _watch(
+    engine: EngineRow,
+    table: CapacityTable,
+    current: CarriedRate,
+    beats: Sequence[Heartbeat],
+    seen: Observation | None,
+    luck: float,
+    queue: Queue | None,
+    limits: SurgeLimits,
+) -> None:
+    """Take in the heartbeats that came since the last look."""
+    memory = capacity_from_json(engine.capacity_memory)
+    look = look_at(beats, memory.surge.read_s, queue)
+    if look is None:
+        return
+    observed_rps = 0.0 if seen is None else _rate_rps(seen.load, table.mix)
+    look = replace(look, observed_rps=observed_rps, observed_luck=luck)
+    memory = watch(memory, look, current, table, CapacityLimits(surge=limits))
+    engine.capacity_memory = capacity_to_json(memory)
 
 
 def _minute_s(now: datetime) -> int:

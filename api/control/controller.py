@@ -33,6 +33,7 @@ from policies.sla import Sla
 from store import UnitOfWork
 from store.models import DecisionRow, EngineRow, MeasurementRow, RolloutRow, RolloutState
 from store.models.base import Json, utc_now
+from store.outage import is_outage
 
 ACTOR = "controller"
 FORGET_EVERY_TICKS = 60
@@ -99,6 +100,10 @@ class Controller:
                     self._control(uow, uow.engines.get(engine_id, for_update=True))
             except (EngineError, PolicyInputError) as error:
                 self._log.warning("engine not controlled", engine=engine_id, error=str(error))
+            except Exception as error:
+                if is_outage(error):
+                    raise
+                self._log.exception("engine not controlled", engine=engine_id)
         self._prune()
 
     def _turn(self) -> None:
@@ -123,7 +128,7 @@ class Controller:
             return
         if self._drift.turn(uow, engine, beats, now):
             return
-        if self._capacity.turn(uow, engine, seen, now) or engine.schedule is None:
+        if self._capacity.turn(uow, engine, beats, seen, now) or engine.schedule is None:
             return
         if engine.system is not None:
             return  # nothing of an observed engine is hot

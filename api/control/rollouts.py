@@ -39,6 +39,7 @@ from policies.sla import Sla
 from store import UnitOfWork
 from store.models import EngineRow, RolloutRow, RolloutState
 from store.models.base import Json, utc_now
+from store.outage import is_outage
 
 # The newest requests that a replay is made of, and how far back minutes are looked at for them.
 MOST_REQUESTS = 10_000
@@ -71,6 +72,10 @@ class RolloutLoop:
             except (EngineError, PolicyInputError) as error:
                 self._log.warning("rollout given up", rollout=rollout_id, error=str(error))
                 self._give_up(engine_id, rollout_id, str(error))
+            except Exception as error:
+                if is_outage(error):
+                    raise
+                self._log.exception("rollout not turned", rollout=rollout_id)
 
     def _give_up(self, engine_id: str, rollout_id: str, reason: str) -> None:
         """The engine can no longer be asked for what the rollout wants, as after a restart with

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from math import ceil, log2
+from math import ceil, floor, log2, log10
 from typing import Any
 
 from api.dashboard.style import COLOURS
@@ -14,6 +14,7 @@ Point = tuple[Any, float | None]
 GRID = {"left": 60, "right": 24, "top": 56, "bottom": 46}
 DASHES = ("solid", "dashed", "dotted")
 NO_DATA = {"left": "center", "top": "middle", "textStyle": {"fontSize": 14, "fontWeight": 400}}
+MOST_ON_ONE_AXIS = 10
 FAINT = {"lineStyle": {"color": "rgba(128,128,128,0.25)"}}
 
 
@@ -37,7 +38,7 @@ def over_time(
     values = [value for points in series.values() for _, value in points if value is not None]
     highest = max((bounds or {}).values(), default=0.0)
     if highest > max(values, default=0.0):  # a level line alone does not widen the axis
-        most = round(1.1 * highest, 1)
+        most = round_up(1.1 * highest)
     if lines:
         lines[0]["markLine"] = _marks(
             [{"yAxis": level, "name": name} for name, level in (bounds or {}).items()],
@@ -52,7 +53,7 @@ def over_time(
             "type": "time",
             "name": "time (UTC)",
             **_axis_name(),
-            "axisLabel": {"hideOverlap": True},
+            "axisLabel": {"hideOverlap": True, "formatter": "{HH}:{mm}:{ss}"},
         },
         "yAxis": {"type": "value", "name": unit, "min": 0, "max": most, "splitLine": FAINT},
         "series": lines,
@@ -98,8 +99,9 @@ def step_times(
 def predicted_against_measured(metric: str, points: Sequence[tuple[Json, float, str]]) -> Json:
     """A dot for each trial, with the interval that was predicted: what was predicted (``value``,
     ``low``, ``high``), what came, its name; on the line both are one."""
-    most = 1.1 * max((number for p, y, _ in points for number in (p["high"], y)), default=1.0)
-    axis = {"type": "value", **_axis_name(), "min": 0, "max": round(most, 1), "splitLine": FAINT}
+    highest = max((number for p, y, _ in points for number in (p["high"], y)), default=1.0)
+    most = round_up(1.1 * highest)
+    axis = {"type": "value", **_axis_name(), "min": 0, "max": most, "splitLine": FAINT}
     dots = [{"value": [p["value"], y], "name": name} for p, y, name in points]
     return {
         **_common(),
@@ -138,22 +140,31 @@ def bars(unit: str, values: Mapping[str, float], *, none: str) -> Json:
 
 
 def dots(
-    x: str, y: str, groups: Mapping[str, Sequence[tuple[float, float, str]]], *, none: str
+    x: str,
+    y: str,
+    groups: Mapping[str, Sequence[tuple[float, float, str]]],
+    *,
+    bounds: Mapping[str, float],
+    none: str,
 ) -> Json:
-    """A dot for each named point, in a colour for each group; ``none`` where there is no point."""
-    return {
+    """A dot for each named point, in a colour for each group; ``bounds`` are level lines with
+    their names; ``none`` stands where there is no point."""
+    points = [point for group in groups.values() for point in group]
+    heights = [*bounds.values(), *(b for _, b, _ in points)] or [1.0]
+    made: Json = {
         **_common(),
-        "title": {"show": not any(groups.values()), "text": none, **NO_DATA},
+        "title": {"show": not points, "text": none, **NO_DATA},
         "tooltip": {"trigger": "item", "confine": True},
         "xAxis": {
             "type": "value",
             "name": x,
             **_axis_name(),
             "min": 0,
+            "max": max((a for a, _, _ in points), default=0) + 1,
             "minInterval": 1,
             "splitLine": FAINT,
         },
-        "yAxis": {"type": "value", "name": y, "min": 0, "splitLine": FAINT},
+        "yAxis": {"name": y, "splitLine": FAINT, **_height_axis(min(heights), max(heights))},
         "series": [
             {
                 "name": name,
@@ -161,11 +172,15 @@ def dots(
                 "symbolSize": 10,
                 "symbol": ("circle", "diamond", "triangle")[index % 3],
                 "itemStyle": {"color": COLOURS[index % len(COLOURS)]},
-                "data": [{"value": [a, b], "name": text} for a, b, text in points],
+                "data": [{"value": [a, b], "name": text} for a, b, text in group],
             }
-            for index, (name, points) in enumerate(groups.items())
+            for index, (name, group) in enumerate(groups.items())
         ],
     }
+    if points:
+        level = [{"yAxis": at, "name": name} for name, at in bounds.items()]
+        made["series"][0]["markLine"] = _marks(level, [])
+    return made
 
 
 def by_number(
@@ -221,7 +236,7 @@ def interval_points(
     return {
         **_common(),
         "xAxis": {"type": "value", "name": x, **_axis_name(), "min": 0, "minInterval": 1,
-                  "splitLine": FAINT},
+                  "max": max((at for at, _, _, _ in points), default=0) + 1, "splitLine": FAINT},
         "yAxis": {"type": "value", "name": y, "min": 0, "splitLine": FAINT,
                   "nameTextStyle": {"align": "left"}},
         "series": [
@@ -262,6 +277,23 @@ def counts_over_two(
                       "itemHeight": 90, "inRange": {"color": ["#bcd7f3", "#0f4c92"]}},
         "series": [{"type": "heatmap", "data": cells}],
     }  # fmt: skip
+
+
+def _height_axis(lowest: float, highest: float) -> Json:
+    """From 0; by powers of ten where one far-off point would press all others to the ground."""
+    if 0 < MOST_ON_ONE_AXIS * lowest < highest:
+        return {"type": "log", "max": 10.0 ** ceil(log10(1.1 * highest))}
+    return {"type": "value", "min": 0, "max": round_up(1.1 * highest)}
+
+
+def round_up(value: float) -> float:
+    """The next number that an axis may end at: 1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8 times a power
+    of ten."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** floor(log10(value))
+    ends = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
+    return round(next(e for e in ends if e * power >= value * (1 - 1e-9)) * power, 6)
 
 
 def _intervals(

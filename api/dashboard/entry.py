@@ -79,7 +79,7 @@ class SocketGate:
             key = await self._keys.find(HTTPConnection(scope))
         except ApiError:
             key = None
-        if key is None or not _is_own(Headers(scope=scope)):
+        if key is None or not is_own(Headers(scope=scope)):
             await send({"type": "websocket.close", "code": REFUSED})
             return
         key_id, has_closed = key.id, False
@@ -97,7 +97,7 @@ class SocketGate:
         await self._app(scope, receive_counted, send)
 
 
-def _is_own(headers: Headers) -> bool:
+def is_own(headers: Headers) -> bool:
     """Whether a page of this server opened the connection; browsers always say which did."""
     origin = headers.get("origin")
     return origin is not None and urlsplit(origin).netloc == headers.get("host")

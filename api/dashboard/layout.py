@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
@@ -16,6 +16,7 @@ from nicegui.elements.mixins.text_element import TextElement
 from api.dashboard.paths import LOGIN, LOGOUT
 from api.dashboard.style import STYLE, THEMES
 from api.dashboard.visit import Visit
+from api.schemas.access import Scope
 from api.web.errors import ApiError, as_api_error
 
 NAV = (
@@ -25,6 +26,7 @@ NAV = (
     ("/workloads", "Workloads"),
     ("/what-if", "What if"),
 )
+ADMIN_NAV = (("/keys", "Keys"), ("/audit", "Audit"))
 THEME_COOKIE = "gearshift_theme"
 POLL_S = 1.0
 Row = dict[str, Any]
@@ -60,12 +62,13 @@ def frame(
     with ui.element("header").classes("top"):
         ui.link("Gearshift", "/").classes("brand")
         with ui.element("nav").props('aria-label="Pages"'):
-            for path, text in NAV:
+            for path, text in (*NAV, *(ADMIN_NAV if visit.may(Scope.ADMIN) else ())):
                 link = ui.link(text, path)
                 if _is_at(request.url.path, path):
                     link.props('aria-current="page"')
         with ui.element("div").classes("who"):
-            Text("span", f"{visit.key_name}: {', '.join(visit.key_scopes)}", "soft")
+            who = Text("span", f"Key: {visit.key_name}", "soft")
+            who.props["title"] = f"may {', '.join(visit.key_scopes)}"
             _theme_picker(dark, theme)
             with ui.element("form").props(f'action="{LOGOUT}" method="post"'):
                 Text("button", "Log out", "plain").props('type="submit"')
@@ -160,16 +163,26 @@ def facts(pairs: Sequence[tuple[str, str]]) -> Callable[[Sequence[str]], None]:
 
 
 def table(
-    columns: Sequence[tuple[str, str]], rows: list[Row], *, none: str = "nothing yet", page: int = 0
+    columns: Sequence[tuple[str, str]],
+    rows: list[Row],
+    *,
+    none: str = "nothing yet",
+    page: int = 0,
+    breaks: Collection[str] = (),
 ) -> ui.table:
     """A table with columns of name and label; narrow screens show each row as a list.
 
-    ``page`` rows at a time, 0: all; ``none`` stands where there are no rows.
+    ``page`` rows at a time, 0: all; ``none`` stands where there are no rows; ``breaks`` are columns
+    whose long words may be broken, so that the table is no wider than the page.
     """
-    made = [{"name": n, "label": t, "field": n, "align": "left"} for n, t in columns]
+    made = [
+        {"name": n, "label": t, "field": n, "align": "left", "classes": "breaks" * (n in breaks)}
+        for n, t in columns
+    ]
     found = ui.table(columns=made, rows=rows, row_key="key", pagination=page or None)
     found.add_slot("body", CELLS)
     found.props(f'flat :rows-per-page-options="[{page}]"').props["no-data-label"] = none
+    _page_if_needed(found)
     return found.classes("w-full")
 
 
@@ -177,6 +190,13 @@ def set_rows(shown: ui.table, rows: list[Row]) -> None:
     """Send a table's rows, if they are others."""
     if shown.rows != rows:
         shown.rows = rows
+        _page_if_needed(shown)
+
+
+def _page_if_needed(shown: ui.table) -> None:
+    """What turns pages is there only where there are several."""
+    page = (shown.pagination or {}).get("rowsPerPage") or 0
+    shown.props["hide-pagination"] = not 0 < page < len(shown.rows)
 
 
 def chart(options: Row, label: str) -> ui.echart:
@@ -259,6 +279,7 @@ def _theme_picker(dark: ui.dark_mode, theme: str) -> None:
             f"document.cookie='{THEME_COOKIE}={name};path=/;max-age=31536000;SameSite=Strict'"
         )
 
-    picker = ui.select(list(THEMES), value=theme if theme in THEMES else "auto")
+    names = {name: f"Colours: {name}" for name in THEMES}
+    picker = ui.select(names, value=theme if theme in THEMES else "auto")
     picker.props('dense borderless aria-label="Colours"')
     picker.on_value_change(lambda event: choose(event.value))

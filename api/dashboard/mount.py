@@ -6,7 +6,7 @@ import warnings
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.responses import HTMLResponse
 from starlette.routing import Match, Mount
 from starlette.types import Receive, Scope, Send
@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from api.dashboard.entry import PageKeys, SocketGate, respond_with_login
 from api.dashboard.headers import PageHeaders
 from api.dashboard.login import login_routes, plain_page
-from api.dashboard.paths import OPEN_PATHS, is_page
+from api.dashboard.paths import OPEN_PATHS, UPLOAD, is_page
 from api.dashboard.shared import SharedReadings
 from api.web.auth import KeyCheck
 from api.web.context import AppContext
@@ -44,6 +44,13 @@ class Dashboard:
         return OPEN_PATHS if self._shell is not None else ("/",)
 
     @property
+    def large_bodies(self) -> dict[tuple[str, str], int]:
+        """Uploads, which may be as long as by REST."""
+        if self._shell is None:
+            return {}
+        return {("POST", UPLOAD): self._context.settings.max_upload_bytes}
+
+    @property
     def admit(self) -> Admit:
         """How the gate knows callers."""
         return self._keys.admit if self._shell is None else PageKeys(self._keys).admit
@@ -57,6 +64,7 @@ class Dashboard:
         """Add the pages after all other routes; they take no path of theirs."""
         if self._shell is not None:
             app.include_router(login_routes(self._keys))
+            app.include_router(_upload_routes(self._context))
             app.router.routes.append(_Pages(self._shell, self._context, self._keys))
         elif self._context.settings.dashboard:
             app.add_api_route("/", _say_how, include_in_schema=False)
@@ -74,6 +82,12 @@ class Dashboard:
                 pages = self._shell.router.lifespan_context(self._shell)
                 await stack.enter_async_context(pages)
             yield
+
+
+def _upload_routes(context: AppContext) -> APIRouter:
+    from api.dashboard.upload import upload_routes  # needs NiceGUI, as the shell does
+
+    return upload_routes(context)
 
 
 def _make_shell() -> FastAPI:

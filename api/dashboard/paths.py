@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-LOGIN, LOGOUT = "/login", "/logout"
+LOGIN, LOGOUT, UPLOAD = "/login", "/logout", "/workloads"
 # NiceGUI's own: files of its package, and its connection to open pages.
 ASSETS, SOCKET = "/_nicegui/", "/_nicegui_ws/"
-_PAGES = ("/engines", "/jobs", "/recommendations", "/rollouts", "/what-if", "/workloads")
+_PAGES = (
+    "/audit",
+    "/engines",
+    "/jobs",
+    "/keys",
+    "/recommendations",
+    "/rollouts",
+    "/what-if",
+    "/workloads",
+)
 # Without NiceGUI there is one page, which says how to get it.
 OPEN_PATHS = (LOGIN, LOGOUT)
 

@@ -25,10 +25,11 @@ class Field:
     label: str
     hint: str
     is_number: bool = True
+    begins: str = ""  # the group of fields that it is the first of
 
 
 FIELDS = (
-    Field(path=("shift", "threshold_tokens"), label="Shift threshold (tokens)",
+    Field(path=("shift", "threshold_tokens"), label="Shift threshold (tokens)", begins="Steps",
           hint="Steps with at most so many tokens run in shift mode"),
     Field(path=("caps", "max_num_seqs"), label="Most sequences in a step",
           hint="A lower one takes effect as requests finish"),
@@ -36,18 +37,19 @@ FIELDS = (
           hint="Larger: prompts finish sooner, tokens come slower"),
     Field(path=("caps", "max_step_ms"), label="Longest step (ms)",
           hint="Prompts are cut to fit it; empty: no limit"),
-    Field(path=("caps", "max_queue"), label="Most waiting requests",
-          hint="Beyond it requests are refused; empty: no limit"),
-    Field(path=("admission", "rate_rps"), label="Most requests a second let in",
-          hint="Beyond it callers are told to come back; empty: no limit"),
     Field(path=("mode",), label="Mode", is_number=False,
           hint="auto: by threshold; table: as timed; or one mode, as base, shift, 4x2"),
-    Field(path=("plan", "dp"), label="DP degree", hint="Replicas; ranks restart"),
+    Field(path=("scheduler", "order"), label="Order", is_number=False,
+          hint=f"Who is served first: {', '.join(Order)}"),
+    Field(path=("plan", "dp"), label="DP degree", hint="Replicas; added and drained in service",
+          begins="Plan: how the devices share the work"),
     Field(path=("plan", "pp"), label="PP degree", hint="Pipeline stages; ranks restart"),
     Field(path=("plan", "sp"), label="SP degree", hint="Sequence parallel; ranks restart"),
     Field(path=("plan", "tp"), label="TP degree", hint="Tensor parallel; ranks restart"),
-    Field(path=("scheduler", "order"), label="Order", is_number=False,
-          hint=f"One of {', '.join(Order)}"),
+    Field(path=("caps", "max_queue"), label="Most waiting requests", begins="Promise and admission",
+          hint="Beyond it requests are refused; empty: no limit"),
+    Field(path=("admission", "rate_rps"), label="Most requests a second let in",
+          hint="Beyond it callers are told to come back; empty: no limit"),
     Field(path=("sla",), label="SLA", is_number=False,
           hint="As p95_ttft_ms<=500, attainment>=0.99; empty: none"),
 )  # fmt: skip
@@ -70,6 +72,8 @@ class PolicyEditor:
             note("This key has no scope 'apply': the policy can be read, not changed.")
         with ui.element("div").classes("fields"):
             for field in FIELDS:
+                if field.begins:
+                    Text("h3", field.begins)
                 shown = (
                     ui.input(field.label, value=self._shown(field))
                     .classes("wide" if field.path == ("sla",) else "")

@@ -8,10 +8,13 @@ from fastapi import FastAPI
 from nicegui import ui
 
 from api.dashboard.pages import (
+    audit,
     engine,
     fleet,
     job,
     jobs,
+    keys,
+    new_engine,
     new_job,
     recommendation,
     rollout,
@@ -29,6 +32,7 @@ BUILD_S = 15.0
 HISTORY = 100
 PAGES = (
     fleet,
+    new_engine,  # before engines by their id
     engine,
     rollouts,
     rollout,
@@ -39,6 +43,8 @@ PAGES = (
     workloads,
     workload,
     what_if,
+    keys,
+    audit,
 )
 
 

@@ -24,7 +24,7 @@ background:var(--card);border-bottom:1px solid var(--line)}
 .top nav a{text-decoration:none;padding:.25rem 0}
 .top nav a[aria-current]{border-bottom:2px solid var(--go);font-weight:600}
 .who{margin-left:auto;display:flex;gap:.75rem;align-items:center}
-.who .q-field{min-width:5.5rem}.soft{color:var(--soft);font-size:.9rem}
+.who .q-field{min-width:9rem}.soft{color:var(--soft);font-size:.9rem}
 .page{padding:1rem 1.25rem 3rem;max-width:1440px;width:100%;margin:0 auto;box-sizing:border-box;
 display:block}
 .page:focus{outline:none}
@@ -36,7 +36,7 @@ h2{font-size:1.1rem;line-height:1.3;margin:0 0 .5rem;font-weight:600}
 margin-top:1rem;min-width:0}
 .grid2{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:0 1rem}
 .grid3{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(26rem,100%),1fr));gap:0 1rem}
-.facts{display:flex;flex-wrap:wrap;gap:.5rem 2rem;margin:.25rem 0}
+.facts{display:flex;flex-wrap:wrap;gap:.6rem 2.25rem;margin:.25rem 0 .5rem}
 .facts>div>div:first-child{color:var(--soft);font-size:.85rem}
 .facts>div>div:last-child{font-weight:600;overflow-wrap:anywhere}
 .tag{display:inline-block;padding:0 .5rem;border-radius:99px;font-size:.85rem;font-weight:600;
@@ -59,10 +59,22 @@ a.go{text-decoration:none;display:inline-block}
 .row{display:flex;flex-wrap:wrap;gap:.5rem .75rem;align-items:center}
 .fields{display:grid;grid-template-columns:repeat(auto-fit,minmax(16rem,1fr));gap:.25rem 1.25rem}
 .w-full,input[type=range]{width:100%}input[type=range]{accent-color:var(--go)}
-.fields .q-field{padding-bottom:2.1rem}.fields .wide{grid-column:span 2}
+.fields{align-items:start}.fields h3{grid-column:1/-1;margin:.25rem 0 0}
+.fields .q-field{padding-bottom:2.5rem}.fields .wide{grid-column:span 2}
+.q-field__bottom,.q-field__messages{line-height:1.35}
+.slide{padding-top:.55rem}.slide .soft{line-height:1.2;margin-bottom:.35rem}
+.q-checkbox{display:flex;flex-wrap:nowrap}
+label.file{font-weight:600;display:block}
+input[type=file]{font:inherit;max-width:100%;margin:.25rem 0 .75rem;color:var(--ink)}
 .spread{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;justify-content:space-between}
 .q-table__card,.body--dark .q-table__card{background:none;color:inherit;box-shadow:none}
-.q-table th{color:var(--soft);font-size:.85rem;white-space:normal;vertical-align:bottom}
+.q-table thead tr{height:auto}
+.q-table th{color:var(--soft);font-size:.85rem;white-space:normal;vertical-align:bottom;
+padding-top:.25rem;padding-bottom:.4rem}
+.q-table tbody td.breaks{overflow-wrap:anywhere;min-width:9rem}
+.q-table__container:has(.q-table__bottom--nodata) thead{display:none}
+.q-table__bottom--nodata{font-size:.95rem;color:var(--soft);padding:.5rem 0;border:0;min-height:0}
+.q-table tbody tr:last-child td{border-bottom:0}
 .q-table th,.q-table td{padding-left:.5rem;padding-right:.5rem}
 .q-table td a,.q-table td .tag{white-space:nowrap}
 .q-table td,.q-table th{border-color:var(--line)}
@@ -86,10 +98,13 @@ border-bottom:1px solid var(--line)}
 .q-table tbody td{display:flex;justify-content:space-between;gap:1rem;border:0!important;
 padding:.15rem 0!important;text-align:right!important;
 overflow-wrap:anywhere}
-.q-table tbody td>*{min-width:35%}
+.q-table tbody td.breaks{min-width:0}.q-table tbody td>*{min-width:35%}
 .q-table tbody td a{white-space:normal}
 .q-table tbody td:before{content:attr(data-label);color:var(--soft);text-align:left;flex:0 1 auto;
 overflow-wrap:break-word;position:static;background:none}
+.q-table tbody tr:last-child{border-bottom:0}
+.who>.soft{overflow:hidden;text-overflow:ellipsis;white-space:nowrap;min-width:0}
+.who .q-field{min-width:9.5rem}
 .top nav{gap:.25rem .6rem;font-size:.9rem}
 .fields .wide{grid-column:auto}
 .copy{flex-direction:column;align-items:stretch}

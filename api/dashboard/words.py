@@ -7,6 +7,7 @@ from typing import Any
 
 from api.documents.policy import settings_in
 from api.documents.reasons import meaning
+from api.schemas.serving import EngineView
 from api.services.overview import EngineOverview, Standing
 from engine.spec.errors import EngineError
 from policies.advice import AdviceReason
@@ -15,6 +16,8 @@ from store.models import JobState, RolloutState, Sight
 from store.models.base import utc_now
 
 NONE = "–"
+# What an observed server's model is called where nobody said.
+UNNAMED = "MODEL"
 _STANDINGS: dict[Standing, tuple[str, str, str]] = {
     Standing.CONDITION: ("bad", "condition", ""),
     Standing.REFUSED: ("bad", "refused", "the engine refused its newest policy"),
@@ -119,6 +122,21 @@ def devices_of(policy: dict[str, Any]) -> int:
     return int(plan["dp"] * plan["pp"] * plan["sp"] * plan["tp"])
 
 
+def model_of(engine: EngineView) -> str:
+    """The model that an engine serves; of an observed server also what serves it."""
+    if engine.system is None:
+        return engine.model_name
+    name = "not named" if engine.model_name == UNNAMED else engine.model_name
+    return f"{name} ({engine.system}, observed)"
+
+
+def job_title(spec: dict[str, Any]) -> str:
+    """What a job tunes: llama-3.1-8b on 2xh200."""
+    hardware = spec.get("hardware", "local")
+    where = "this machine" if hardware == "local" else hardware
+    return f"{str(spec.get('model_dir', '?')).rstrip('/').rpartition('/')[2]} on {where}"
+
+
 def share(value: float | None) -> str:
     """0.987 as 98.7 %."""
     return NONE if value is None else f"{value * 100:.1f}\u00a0%"
@@ -126,6 +144,11 @@ def share(value: float | None) -> str:
 
 def number(value: float | None, digits: int = 1) -> str:
     return NONE if value is None else f"{value:,.{digits}f}"
+
+
+def number_short(value: float | None) -> str:
+    """With decimals only where they matter: 4.1, 57.4, 872, 11,199."""
+    return number(value, 1 if value is None or abs(value) < 100 else 0)
 
 
 def signed(value: float, unit: str) -> str:
@@ -152,5 +175,9 @@ def span(seconds: float) -> str:
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+        return _two(whole // 60, "min", whole % 60, "s")
+    return _two(whole // 3600, "h", whole % 3600 // 60, "min")
+
+
+def _two(most: int, unit: str, rest: int, smaller: str) -> str:
+    return f"{most} {unit} {rest} {smaller}" if rest else f"{most} {unit}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime
 from functools import reduce
 from typing import Any
@@ -12,7 +12,8 @@ from api.documents.servers import window_in
 from engine.spec.measurement import Fidelity, Outcome, RequestTiming
 from engine.spec.plan import parse_plan
 from engine.spec.settings import Settings
-from policies.capacity_state import CapacityMemory
+from policies.capacity_state import CapacityMemory, Queue
+from policies.capacity_watch import Look
 from policies.controller import ControlMemory
 from policies.decision import SmoothedLoad
 from policies.errors import PolicyInputError
@@ -21,6 +22,7 @@ from policies.observation import Observation, TrafficWindow, join_windows
 from policies.server_window import ServerWindow, observe_server
 from policies.shedding import SheddingMemory
 from policies.sla import Sla
+from policies.surge import SurgeMemory
 from store.models import EngineLoad, Heartbeat
 from store.models.base import Json
 
@@ -71,21 +73,59 @@ def memory_from_json(document: Mapping[str, Any] | None) -> ControlMemory:
 def capacity_to_json(memory: CapacityMemory) -> Json:
     """The slow loop's memory as JSON."""
     commanded = memory.commanded
-    return asdict(memory) | {"commanded": None if commanded is None else str(commanded)}
+    return asdict(memory) | {
+        "commanded": None if commanded is None else str(commanded),
+        "surge": memory.surge.to_json(),
+    }
 
 
 def capacity_from_json(document: Mapping[str, Any] | None) -> CapacityMemory:
-    """Read what :func:`capacity_to_json` wrote; nothing kept is an empty memory."""
+    """Read what :func:`capacity_to_json` wrote; nothing kept is an empty memory. What an earlier
+    version kept and this one does not know is left out."""
     if not document:
         return CapacityMemory()
     commanded = document["commanded"]
+    known = {field.name for field in fields(CapacityMemory)}
     return CapacityMemory(
         **{
-            **document,
+            **{name: value for name, value in document.items() if name in known},
             "changes_s": tuple(document["changes_s"]),
+            "enough_since_s": tuple(document.get("enough_since_s") or ()),
+            "surge": SurgeMemory.from_json(document.get("surge")),
             "shedding": SheddingMemory(**(document.get("shedding") or {})),
             "commanded": None if commanded is None else parse_plan(commanded).plan,
         }
+    )
+
+
+def queue_of(heartbeats: Sequence[Heartbeat]) -> Queue | None:
+    """What waited when the last heartbeat came, and how many ended a second; None: nobody said."""
+    seconds = sum(beat.window_s for beat in heartbeats)
+    if not heartbeats or seconds <= 0 or "waiting" not in heartbeats[-1].stats:
+        return None
+    counted = [found for b in heartbeats if (found := window_in(b.stats)) is not None]
+    ended = (
+        reduce(ServerWindow.plus, counted).finished
+        if counted
+        else sum(len(beat.requests) for beat in heartbeats)
+    )
+    waiting = max(0.0, float(heartbeats[-1].stats["waiting"]))
+    return Queue(waiting=waiting, finished_rps=ended / seconds)
+
+
+def look_at(
+    heartbeats: Sequence[Heartbeat], since_s: float | None, queue: Queue | None
+) -> Look | None:
+    """What arrived in those that came after ``since_s``; None: none did."""
+    fresh = [b for b in heartbeats if since_s is None or b.received_at.timestamp() > since_s]
+    fresh = [b for b in fresh if b.window_s > 0 and b.arrived >= 0]
+    if not fresh:
+        return None
+    return Look(
+        now_s=fresh[-1].received_at.timestamp(),
+        seconds=sum(beat.window_s for beat in fresh),
+        requests=float(sum(beat.arrived for beat in fresh)),
+        queue=queue,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -10,6 +12,9 @@ from tempfile import NamedTemporaryFile
 from api.documents.uploads import find_upload
 from store import Database
 from tuner.search.spec import TuningSpec
+
+# How a file is named while it is written, and how long nothing may come then.
+PART, MOST_WRITING_S = "part-", 600.0
 
 
 class KeptTraces:
@@ -35,16 +40,28 @@ class KeptTraces:
             path = self._folder / row.id
             if not path.exists():
                 # Whole or not at all: a worker may be killed here.
-                with NamedTemporaryFile(dir=self._folder, delete=False) as file:
+                with NamedTemporaryFile(dir=self._folder, prefix=PART, delete=False) as file:
                     for piece in uow.workloads.read(row.id):
                         file.write(piece)
                 os.replace(file.name, path)
         return replace(spec, workload=named.at(row.form, path))
 
     def _drop_removed(self) -> None:
-        """Remove files whose workloads are gone, and what a killed worker left half-written."""
+        """Remove files whose workloads are gone, and what a killed worker left half-written.
+
+        Another job, of this worker or of another one, may be writing meanwhile.
+        """
         files = {path.name: path for path in self._folder.iterdir()}
         with self._database.read() as uow:
             known = uow.workloads.list_known(files)
         for name in files.keys() - known:
-            files[name].unlink(missing_ok=True)
+            if not (name.startswith(PART) and _age_s(files[name]) < MOST_WRITING_S):
+                files[name].unlink(missing_ok=True)
+
+
+def _age_s(path: Path) -> float:
+    """Seconds since it was written to; of one that is gone, very many."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return math.inf

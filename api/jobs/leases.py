@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,9 +13,10 @@ from store import Database
 from store.models.base import utc_now
 
 LOOK_EVERY_S = 0.5
-# Renewed at each trial. A worker that dies leaves its lease behind; its job takes it back when it
-# resumes.
+# Renewed at each trial, and on its way where it takes long. A worker that dies leaves its lease
+# behind; its job takes it back when it resumes.
 TRIAL_LEASE = timedelta(hours=1)
+RENEWED_SHARE = 0.1
 
 
 class DeviceLeases:
@@ -24,6 +26,7 @@ class DeviceLeases:
         self._database = database
         self._settings = settings
         self._held: dict[str, tuple[int, ...]] = {}
+        self._leased_s: dict[str, float] = {}
 
     def find(
         self, job_id: str, needed: int, *, is_cancelled: Callable[[], bool], may_give_up: bool
@@ -53,11 +56,22 @@ class DeviceLeases:
                 )
             time.sleep(LOOK_EVERY_S)
         self._held[job_id] = devices
+        self._leased_s[job_id] = time.monotonic()
         return devices
+
+    def keep(self, job_id: str) -> None:
+        """Renew what the job holds, once a part of its time is over; to be called on the way."""
+        age_s = time.monotonic() - self._leased_s.get(job_id, math.inf)
+        if age_s < RENEWED_SHARE * TRIAL_LEASE.total_seconds():
+            return
+        with self._database.begin() as uow:
+            uow.devices.renew([_holder(job_id)], expires_at=utc_now() + TRIAL_LEASE)
+        self._leased_s[job_id] = time.monotonic()
 
     def release(self, job_id: str) -> None:
         """Give back what the job holds."""
         self._held.pop(job_id, None)
+        self._leased_s.pop(job_id, None)
         with self._database.begin() as uow:
             uow.devices.release(_holder(job_id))
 

@@ -231,6 +231,7 @@ class JobRunner:
 
     def _is_cancelled(self, job_id: str) -> Callable[[], bool]:
         def look() -> bool:
+            self._leases.keep(job_id)  # asked again and again, it tells that the work goes on
             with self._database.read() as uow:
                 job = uow.jobs.find(job_id)
                 return job is None or job.state is not JobState.RUNNING

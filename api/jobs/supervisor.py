@@ -60,19 +60,27 @@ class WorkerSupervisor:
     def _watch(self) -> None:
         pause_s = FIRST_PAUSE_S
         while not self._stop.is_set():
-            child = self._spawn()
-            if child is None:
-                return
             started_s = time.monotonic()
-            code = child.wait()
+            ended = self._run()
             if time.monotonic() - started_s > SOUND_AFTER_S:
                 pause_s = FIRST_PAUSE_S
-            _end(child)  # ranks of a live trial may have outlived it
             if self._stop.is_set():
                 return
-            self._log.error("worker ended; starting another", code=code, pause_s=pause_s)
+            self._log.error("worker ended; starting another", **ended, pause_s=pause_s)
             self._stop.wait(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _run(self) -> dict[str, object]:
+        """Run one worker to its end; how it ended, for the log."""
+        try:
+            child = self._spawn()
+        except OSError as error:  # no memory or no process left, which may be over soon
+            return {"error": str(error)}
+        if child is None:
+            return {}
+        code = child.wait()
+        _end(child)  # ranks of a live trial may have outlived it
+        return {"code": code}
 
     def _spawn(self) -> subprocess.Popen[bytes] | None:
         """A new worker; None when it was asked to stop meanwhile."""

@@ -58,7 +58,8 @@ async def fetch(url: str, *, token: str | None, limits: FetchLimits) -> str:
         ) from error
     except _ForbiddenError as error:
         raise FetchError(Sight.FORBIDDEN_ADDRESS, str(error)) from error
-    except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
+    # The last two tell of an address that was never one, as with letters that no name may have.
+    except (httpcore.NetworkError, httpcore.ProtocolError, OSError, ValueError, TypeError) as error:
         raise FetchError(Sight.UNREACHABLE, f"{url}: {_said(error)}") from error
 
 

@@ -34,6 +34,7 @@ from policies.decision import Action
 from store import UnitOfWork
 from store.models import AckState, DecisionRow, EngineRow, PolicyVersion, ServerRow, Sight
 from store.models.base import utc_now
+from store.outage import is_outage
 from tuner.spec.errors import TunerError
 
 ACTOR = "restarter"
@@ -91,6 +92,10 @@ class Restarter:
                     self._restart(job)
             except (EngineError, TunerError) as error:
                 self._log.warning("engine not restarted", engine=engine_id, error=str(error))
+            except Exception as error:
+                if is_outage(error):
+                    raise
+                self._log.exception("engine not restarted", engine=engine_id)
 
     def _begin(self, engine_id: str) -> Job | None:
         """What is to be done for the engine now; None: nothing. Its row tells that it has begun."""

@@ -35,6 +35,8 @@ from tuner.servers.snapshot import PageError, Snapshot, between, read_page
 
 # Looks so many intervals apart, and so long, are not one window: what came when is not known.
 MOST_GAP_INTERVALS, LEAST_GAP_S = 6, 30.0
+# Letters of why there is no page.
+MOST_DETAIL = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class Look:
 
     target: Target
     at: datetime
-    snapshot: Snapshot | None
+    snapshot: Snapshot | None = None
     sight: Sight = Sight.SEEN
     detail: str = ""
 
@@ -115,31 +117,32 @@ class Watcher:
 
         async def look(target: Target) -> Look | None:
             async with places:
-                return None if self._loop.is_stopping() else await self._look(target, limits)
+                if self._loop.is_stopping():
+                    return None
+                try:
+                    return await self._look(target, limits)
+                except Exception as error:  # a bug of ours must not blind us to the others
+                    self._log.exception("not looked at", engine=target.engine_id)
+                    detail = f"it could not be looked at: {error!r}"
+                    return _nothing_seen(target, Sight.UNREADABLE, detail)
 
         looks = await asyncio.gather(*map(look, targets))
         return [found for found in looks if found is not None]
 
     async def _look(self, target: Target, limits: FetchLimits) -> Look:
-        snapshot: Snapshot | None = None
-        sight, detail = Sight.SEEN, ""
         try:
             text = await fetch(f"{target.url}{METRICS}", token=self._token(target), limits=limits)
             snapshot = read_page(text, target.system)
         except FetchError as error:
-            sight, detail = error.sight, error.detail
-        except (PageError, ServersFileError) as error:
-            is_page = isinstance(error, PageError)
-            sight, detail = Sight.UNREADABLE if is_page else Sight.REFUSED, str(error)
-        if snapshot is not None and (lacks := snapshot.lacks(target.system)):
-            sight = Sight.NO_SERIES
-            detail = (
-                f"{target.url}{METRICS} has no series of {target.system} for {', '.join(lacks)}"
-            )
-            snapshot = None
-        return Look(
-            target=target, at=utc_now(), snapshot=snapshot, sight=sight, detail=detail[:500]
-        )
+            return _nothing_seen(target, error.sight, error.detail)
+        except ServersFileError as error:
+            return _nothing_seen(target, Sight.REFUSED, str(error))
+        except PageError as error:
+            return _nothing_seen(target, Sight.UNREADABLE, str(error))
+        if lacks := snapshot.lacks(target.system):
+            why = f"{target.url}{METRICS} has no series of {target.system} for {', '.join(lacks)}"
+            return _nothing_seen(target, Sight.NO_SERIES, why)
+        return Look(target=target, at=utc_now(), snapshot=snapshot)
 
     def _token(self, target: Target) -> str | None:
         known = self._known.get(target.name)
@@ -224,6 +227,10 @@ def _target(engine: EngineRow, server: ServerRow) -> Target:
     return Target(
         engine_id=engine.id, name=engine.name, system=System(engine.system), url=server.url
     )
+
+
+def _nothing_seen(target: Target, sight: Sight, why: str) -> Look:
+    return Look(target=target, at=utc_now(), sight=sight, detail=why[:MOST_DETAIL])
 
 
 def _next(row: ServerRow, look: Look, sight: Sight, **said: Any) -> Json:

@@ -7,7 +7,7 @@ import math
 from ipaddress import ip_address
 from itertools import pairwise
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, Field
 
@@ -117,6 +117,8 @@ def check_public_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{url!r} is no address as in http://HOST:PORT")
+    if not _can_be_called(parts):
+        raise ValueError(f"{url!r}: the name of its host or its port cannot be")
     if parts.username is not None or parts.password is not None:
         raise ValueError("an address must not hold a user or password")
     if _is_link_local(parts.hostname):
@@ -124,6 +126,14 @@ def check_public_url(url: str) -> str:
             f"{parts.hostname} is a link-local address, which is nobody's of a network"
         )
     return url
+
+
+def _can_be_called(parts: SplitResult) -> bool:
+    """Whether the host may be looked up and the port is one: a label has at most 63 letters."""
+    try:
+        return bool((parts.hostname or "").encode("idna")) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _is_link_local(host: str) -> bool:

@@ -34,7 +34,7 @@ def restart_costs(
         return ()
     start_s = UNKNOWN_START_S if restarts.start_s is None else restarts.start_s
     away_s = start_s if restarts.away_s is None else restarts.away_s
-    cost = SwitchCost(ready_s=start_s, away_s=away_s)
+    cost = SwitchCost(ready_s=start_s, away_s=away_s, back_s=start_s, back_start_s=start_s)
     return tuple(SwitchCost() if entry == current else cost for entry in table.entries)
 
 

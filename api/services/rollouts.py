@@ -128,13 +128,11 @@ def detail(uow: UnitOfWork, rollout_id: str) -> RolloutDetail:
         NotFoundError: no such rollout.
     """
     rollout = uow.rollouts.get(rollout_id)
-    events = uow.rollouts.list_events(rollout_id)
     return RolloutDetail(
         **_fields(rollout),
         transitions=[
             {"at": event.created_at.isoformat(), **event.data}
-            for event in events
-            if event.type == "state"
+            for event in uow.rollouts.list_events_of(rollout_id, "state")
         ],
     )
 

@@ -10,6 +10,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import Annotated, Any
 
+import sqlalchemy as sa
 from fastapi import Depends, Header, Request, Security
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -22,6 +23,7 @@ from store import Database
 from store.keys import hash_secret
 from store.models import ApiKey
 from store.models.base import utc_now
+from store.outage import is_outage
 from store.watched import Change
 
 # A write per request would make every read wait for the write lock.
@@ -182,11 +184,21 @@ def _read(database: Database, secret: str) -> ApiKey:
     if key is None:
         raise _unauthorized("unknown_key", "this key is not known", "invalid_token")
     _require_valid(key)
+    _note_use(database, key)
+    return key
+
+
+def _note_use(database: Database, key: ApiKey) -> None:
     now = utc_now()
-    if key.last_used_at is None or now - key.last_used_at > LAST_USE_RESOLUTION:
+    if key.last_used_at is not None and now - key.last_used_at <= LAST_USE_RESOLUTION:
+        return
+    try:
         with database.begin() as uow:
             uow.keys.get(key.id).last_used_at = now
-    return key
+    except sa.exc.SQLAlchemyError as error:
+        if not is_outage(error):
+            raise
+        # A disk that is full can be read, and whoever only reads shall be let in.
 
 
 def _require_valid(key: ApiKey) -> None:

@@ -102,10 +102,10 @@ class ServiceSettings(BaseSettings):
         description="Seconds between two looks of the slow loop, which adds and removes replicas.",
     )
     capacity_dwell_s: float = Field(
-        default=300.0,
+        default=60.0,
         ge=0,
         description="Least seconds for which fewer devices must have done before they are given "
-        "back.",
+        "back; never less than a start and a drain take.",
     )
     cool_down_down_s: float = Field(
         default=300.0, ge=0, description="Least seconds before settings follow a falling load."

@@ -113,10 +113,18 @@ class Watch:
     async def wait(self, kind: Watched, key: str, *, seen: int, timeout_s: float) -> bool:
         """Wait until the number of ``key`` is above ``seen`` or ``key`` is gone.
 
-        False when neither happened within ``timeout_s``, or once :meth:`end` was called.
+        False when neither happened within ``timeout_s``, or once :meth:`end` was called. What came
+        between the caller's own look and this call is not missed, though others may have been told
+        of it meanwhile.
         """
         if self.has_ended:
             return False
+        if kind is Watched.POLICY:  # as of the last look, whoever it was for
+            known = self._wishes.get(key)
+            if known is not None and known.version > seen:
+                return True
+        else:
+            self._is_nudged.set()
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiter = _Waiter(kind, key, seen, woken)
         self._waiters.add(waiter)
@@ -152,17 +160,16 @@ class Watch:
         if self.has_ended:
             self._wake(self._waiters)
             return
-        waiters = tuple(self._waiters)
-        keys = {kind: {w.key for w in waiters if w.kind is kind} for kind in Watched}
+        keys = {kind: {w.key for w in self._waiters if w.kind is kind} for kind in Watched}
         numbers = await asyncio.to_thread(self._read, keys)
-        self._wake([w for w in waiters if numbers[w.kind].get(w.key, w.seen + 1) > w.seen])
+        # Of engines all were read, also for those who have come meanwhile.
+        judged = [w for w in self._waiters if w.kind is Watched.POLICY or w.key in keys[w.kind]]
+        self._wake([w for w in judged if numbers[w.kind].get(w.key, w.seen + 1) > w.seen])
 
     def _read(self, keys: Mapping[Watched, Collection[str]]) -> Numbers:
-        policies, jobs = keys[Watched.POLICY], keys[Watched.JOB]
-        rollouts = keys[Watched.ROLLOUT]
+        jobs, rollouts = keys[Watched.JOB], keys[Watched.ROLLOUT]
         with self._database.read() as uow:
-            if policies:
-                self._take_wishes(uow.engines.read_wishes())
+            self._take_wishes(uow.engines.read_wishes())
             return {
                 Watched.POLICY: {key: wish.version for key, wish in self._wishes.items()},
                 Watched.JOB: uow.jobs.last_events(jobs) if jobs else {},

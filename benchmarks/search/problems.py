@@ -1,4 +1,4 @@
-"""Three problems whose every combination is simulated once, so that searches replay look-ups."""
+"""Problems whose every combination is simulated once, so that searches replay look-ups."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
@@ -48,9 +50,15 @@ class Asked:
     num_seqs: tuple[int, ...]
     batched_tokens: tuple[int, ...]
     thresholds: tuple[int, ...] = (32, 128, 512, 2048)
+    sla_keys: tuple[str, ...] = ()
     step_ms: tuple[int | None, ...] = (None,)
     orders: tuple[Order, ...] = (Order.FCFS,)
 
+
+# Bounds of a problem without an SLA are the least of these quantiles of its own table at which so
+# large a share of the combinations meets all of them.
+QUANTILES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+MET_SHARE = 0.1
 
 PROBLEMS = (
     Asked(
@@ -89,6 +97,32 @@ PROBLEMS = (
     ),
 )
 
+# Nobody looked at a table of these before a search had run on them: bounds follow from a rule.
+UNSEEN = (
+    Asked(
+        name="7B mixed",
+        model="qwen2.5-7b",
+        hardware="4xh200",
+        backend="trtllm",
+        workload="poisson:rate=40,input=lognormal:1500~0.8,output=lognormal:100~0.6,requests=120",
+        sla="",
+        sla_keys=("p95_ttft_ms", "p95_tpot_ms"),
+        num_seqs=(8, 16, 32, 64, 128, 256),
+        batched_tokens=(256, 512, 1024, 2048, 4096, 8192),
+    ),
+    Asked(
+        name="32B bursts",
+        model="qwen3-32b",
+        hardware="8xh100",
+        backend="vllm",
+        workload="gamma:rate=10,cv=2,input=2000,output=80,input_cv=0.5,output_cv=0.5,requests=120",
+        sla="",
+        sla_keys=("p95_ttft_ms", "p95_tpot_ms"),
+        num_seqs=(8, 16, 32, 64, 128, 256),
+        batched_tokens=(512, 1024, 2048, 4096, 8192),
+    ),
+)
+
 
 class Problem:
     """One question with a point for each combination of its grid."""
@@ -98,9 +132,22 @@ class Problem:
         self.node: Node = describe_node(
             model=asked.model, hardware=asked.hardware, backend=asked.backend
         )
-        self.sla = Sla.parse(asked.sla)
         self.workload: Workload = parse_workload(asked.workload, seed=SIMULATION_SEED)
         self.grid = Grid(self._space())
+        self.sla = Sla.parse(asked.sla) if asked.sla else self._ruled_sla()
+
+    def _ruled_sla(self) -> Sla:
+        """By ``QUANTILES``, from the table alone."""
+        keys = self.asked.sla_keys
+        self.sla = Sla.parse(",".join(f"{key}<=1" for key in keys))
+        every = np.array([[p.metrics[key].value for key in keys] for p in self.points])
+        for quantile in QUANTILES:
+            bounds = np.quantile(every, quantile, axis=0)
+            if (every <= bounds).all(axis=1).mean() >= MET_SHARE:
+                break
+        del self.points  # they were flattened for the stand-in bounds
+        said = zip(keys, bounds, strict=True)
+        return Sla.parse(",".join(f"{key}<={bound:.4g}" for key, bound in said))
 
     def _space(self) -> Space:
         asked, node = self.asked, self.node
@@ -134,7 +181,8 @@ class Problem:
     def points(self) -> list[OperatingPoint]:
         """The simulated point of each row; kept in a file."""
         # Bounds may change without a new simulation: every percentile is kept.
-        said = json.dumps([{**self.asked.__dict__, "sla": ""}, SIMULATION_SEED], default=str)
+        asked = {key: v for key, v in self.asked.__dict__.items() if key not in ("sla", "sla_keys")}
+        said = json.dumps([{**asked, "sla": ""}, SIMULATION_SEED], default=str)
         path = CACHE / f"{hashlib.sha256(said.encode()).hexdigest()[:16]}.json"
         if not path.exists():
             CACHE.mkdir(parents=True, exist_ok=True)
@@ -194,7 +242,6 @@ class Problem:
             grid=self.grid,
             sla=self.sla,
             load=load,
-            span_s=self.workload.span_s,
             timer=self.node.timer,
         )
 

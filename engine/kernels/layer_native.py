@@ -43,6 +43,18 @@ class NativeAttention:
             num_threads=torch.get_num_threads(),
         )
         self._address = ctypes.addressof(self._fields)
+        is_decode = num_seqs == len(tables.positions)
+        self._num_new_tokens = num_seqs if is_decode else 0
+
+    @property
+    def num_new_tokens(self) -> int:
+        """How many sequences have one new token each; 0 where one has more."""
+        return self._num_new_tokens
+
+    @property
+    def address(self) -> int:
+        """Where the step's fields are."""
+        return self._address
 
     def attend(self, qkv: Tensor, *, qk_norm: Tensor | None, cache: LayerCache) -> Tensor:
         kernels = self._kernels

@@ -12,6 +12,7 @@ from torch import Tensor
 from engine.kernels.kv_cache import LayerCache
 from engine.kernels.layer import LayerKernels, StepAttention
 from engine.models.batch import PickedRows
+from engine.models.native_layers import find_native_layers
 from engine.models.weights import LayerWeights, StageWeights
 from engine.parallel.mesh import RankGroups
 from engine.parallel.sequence import HeadExchange
@@ -51,6 +52,23 @@ class LlamaStage:
             for mode, view in weights.layout.views.items()
         }
 
+        self._natives = {
+            mode: find_native_layers(
+                kernels,
+                weights.layers,
+                caches,
+                mode=mode,
+                ffn_blocks=self._ffn_blocks[mode],
+                groups=groups,
+            )
+            for mode in weights.layout.views
+        }
+
+    @property
+    def has_native_layers(self) -> bool:
+        """Whether a decode step's layers are one call of the compiled library, in some mode."""
+        return any(native is not None for native in self._natives.values())
+
     def embed(self, token_ids: Tensor, mode: Mode) -> Tensor:
         """Rows of the embedding ``[rows, d]``; first stage only."""
         assert self._weights.embedding is not None, "only the first stage embeds"
@@ -58,6 +76,9 @@ class LlamaStage:
 
     def forward(self, x: Tensor, mode: Mode, attention: StepAttention) -> Tensor:
         """The stage's layers over ``x[rows, d]``, which is overwritten; fills the KV cache."""
+        native = self._natives[mode]
+        if native is not None and native.try_run(x, attention):
+            return x
         norm, delta = self._kernels.add_norm, None
         for layer, cache in zip(self._weights.layers, self._caches, strict=True):
             delta = self._attend(norm(x, delta, layer.input_norm), layer, cache, mode, attention)

@@ -81,8 +81,8 @@ class StageWeights:
         return "; ".join(parts) or "plain weights"
 
     @property
-    def num_bytes(self) -> int:
-        """Resident bytes: every storage counted once, however many views it has."""
+    def places(self) -> dict[int, int]:
+        """Where weights lie: the bytes of every storage once, by its address."""
         tensors = [tensor for layer in self.layers for tensor in layer.tensors()]
         if self.embedding is not None:
             tensors += self.embedding.tensors
@@ -90,7 +90,12 @@ class StageWeights:
             tensors.append(self.final_norm)
         if self.head is not None:
             tensors += self.head.tensors
-        return sum(dict(place_and_bytes(tensor) for tensor in tensors).values())
+        return dict(place_and_bytes(tensor) for tensor in tensors)
+
+    @property
+    def num_bytes(self) -> int:
+        """Resident bytes: every storage counted once, however many views it has."""
+        return sum(self.places.values())
 
 
 def _share(number: int, tensors: list[Tensor]) -> str:

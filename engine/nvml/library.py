@@ -29,9 +29,9 @@ class Library(Protocol):
 
     NVMLError: type[Exception]
 
-    def nvmlInit(self) -> None: ...  # noqa: N802
+    def nvmlInit(self) -> None: ...  # noqa: N802 - its name
 
-    def nvmlShutdown(self) -> None: ...  # noqa: N802
+    def nvmlShutdown(self) -> None: ...  # noqa: N802 - its name
 
 
 @dataclass(frozen=True, kw_only=True)

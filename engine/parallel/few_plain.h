@@ -28,6 +28,14 @@ void dot(const Narrow& p, int64_t first, float* sums) {
     for (int i = 0; i < kOutputs; ++i) sums[r * 16 + i] = _mm512_reduce_add_ps(found[r][i]);
 }
 
+// At most ``most`` of the rows of ``p``, from ``row``.
+inline Narrow some_rows(Narrow p, int64_t row, int64_t most) {
+  p.x += row * p.x_stride;
+  p.out += row * p.out_stride;
+  p.rows = std::min(most, p.rows - row);
+  return p;
+}
+
 template <int kRows>
 void multiply_plain(const Narrow& p, int64_t begin, int64_t end) {
   if constexpr (kRows > 1)

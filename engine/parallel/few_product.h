@@ -20,8 +20,8 @@ struct Product {
   const T* x;      // [rows, inputs], rows apart by x_stride
   const T* bias;   // [outputs] or null
   const T* total;  // [rows, outputs] added to the product, or null
-  T* out;          // [rows, outputs]
-  int64_t block, outputs, inputs, rows, x_stride;
+  T* out;          // [rows, outputs], rows apart by out_stride, as those of total
+  int64_t block, outputs, inputs, rows, x_stride, out_stride;
 
   const T* column(int64_t first) const {
     constexpr int64_t kTogether = 4 / sizeof(T);
@@ -31,15 +31,25 @@ struct Product {
 using Narrow = Product<uint16_t>;
 using Wide = Product<float>;
 
+#ifdef __AVX512F__
+// Writes one row of 16 outputs from ``column``.
+inline void finish(const Wide& p, int64_t row, int64_t column, __m512 sum) {
+  const int64_t to = row * p.out_stride + column;
+  if (p.bias) sum = _mm512_add_ps(sum, _mm512_loadu_ps(p.bias + column));
+  if (p.total) sum = _mm512_add_ps(sum, _mm512_loadu_ps(p.total + to));
+  _mm512_storeu_ps(p.out + to, sum);
+}
+#endif
+
 #ifdef GS_HAS_BF16
-__m512 widened(const uint16_t* from) {
+inline __m512 widened(const uint16_t* from) {
   __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
 // Writes one row of 16 outputs from ``column``.
 inline void finish(const Narrow& p, int64_t row, int64_t column, __m512 sum) {
-  const int64_t to = row * p.outputs + column;
+  const int64_t to = row * p.out_stride + column;
   if (p.bias) sum = _mm512_add_ps(sum, widened(p.bias + column));
   if (p.total) sum = _mm512_add_ps(sum, widened(p.total + to));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p.out + to),

@@ -36,6 +36,18 @@ KINDS = {
 }
 
 
+class PieceFields(ctypes.Structure):
+    """``Piece`` of few_stage.h."""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("block", ctypes.c_int64),
+        ("outputs", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
+    )
+
+
 class FewRows:
     """Products with one packed weight ``[outputs, inputs]`` at ``address``, in blocks of ``block``
     outputs.
@@ -56,6 +68,16 @@ class FewRows:
         self._multiply = library.gs_multiply_few
         self._address, self._block = address, block
         self._outputs, self._inputs = outputs, inputs
+
+    def fields(self, bias: Tensor | None) -> PieceFields:
+        """What the library is told of it, with ``bias[outputs]``."""
+        return PieceFields(
+            weight=self._address,
+            bias=None if bias is None else bias.data_ptr(),
+            block=self._block,
+            outputs=self._outputs,
+            inputs=self._inputs,
+        )
 
     def can_take(self, x: Tensor) -> bool:
         """Whether ``x[n, inputs]`` has few rows, whose elements lie side by side."""

@@ -16,7 +16,8 @@ SOURCE = native_build.NativeSource(
     name="packed_few",
     main=FOLDER / "packed_few.cpp",
     parts=(*FOLDER.glob("few_*.h"), *(FOLDER.parent / "kernels" / "cpu").glob("*.h")),
-    flags=(*native_build.SHARED_FLAGS, "-march=native"),
+    # As those of the layers' operations, so that all layers in one call give the same bits.
+    flags=(*native_build.SHARED_FLAGS, "-march=native", "-ffp-contract=fast", "-fno-math-errno"),
     is_tuned=True,
 )
 
@@ -33,6 +34,8 @@ def find_few_rows() -> ctypes.CDLL | None:
     functions: native_build.Functions = {
         "gs_most_few": (i32, [i32]),
         "gs_multiply_few": (None, [i32, *[pointer] * 5, *[i64] * 5, i32]),
+        "gs_most_plain": (i32, []),
         "gs_multiply_plain": (None, [*[pointer] * 4, *[i64] * 4, i32]),
+        "gs_run_layers": (i32, [i32, pointer, pointer, pointer, i64, pointer]),
     }
     return native_build.open_library(native_build.find_library(SOURCE), functions)

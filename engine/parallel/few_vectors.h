@@ -12,15 +12,6 @@ constexpr int64_t kMostRows = 24;    // with more oneDNN is as fast
 constexpr int64_t kPiece = 64;       // inputs of a block that stay in the first cache
 constexpr int64_t kStepsAhead = 32;  // steps ahead that memory is asked for
 
-inline __m512 add_product(const Wide&, __m512 sum, __m512i one, __m512i outputs) {
-  return _mm512_fmadd_ps(_mm512_castsi512_ps(one), _mm512_castsi512_ps(outputs), sum);
-}
-inline void finish(const Wide& p, int64_t row, int64_t column, __m512 sum) {
-  const int64_t to = row * p.outputs + column;
-  if (p.bias) sum = _mm512_add_ps(sum, _mm512_loadu_ps(p.bias + column));
-  if (p.total) sum = _mm512_add_ps(sum, _mm512_loadu_ps(p.total + to));
-  _mm512_storeu_ps(p.out + to, sum);
-}
 #ifdef GS_HAS_BF16
 inline __m512 add_product(const Narrow&, __m512 sum, __m512i one, __m512i outputs) {
   return _mm512_dpbf16_ps(sum, (__m512bh)one, (__m512bh)outputs);

@@ -10,8 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.parallel.communicator import Communicator
+from engine.parallel.few_rows import PieceFields
 from engine.parallel.mesh import RankGroups
-from engine.parallel.products import Ranges, Weight, split_inputs, split_outputs
+from engine.parallel.products import (
+    PackedInputs,
+    PackedOutputs,
+    Ranges,
+    Weight,
+    split_inputs,
+    split_outputs,
+)
 from engine.spec.modes import BASE, Mode
 
 
@@ -29,6 +38,11 @@ class ColumnParallelLinear:
     def __call__(self, x: Tensor, mode: Mode) -> Tensor:
         """``x[n, d]`` -> ``[n, rows of the mode's shard]``."""
         return self._product(x, mode)
+
+    def find_pieces(self, mode: Mode) -> list[PieceFields] | None:
+        """See :meth:`engine.parallel.products.PackedOutputs.find_pieces`."""
+        product = self._product
+        return product.find_pieces(mode) if isinstance(product, PackedOutputs) else None
 
 
 class RowParallelLinear:
@@ -58,6 +72,16 @@ class RowParallelLinear:
             return self._product(x, mode, self._bias)
         total = group.all_reduce(self._product(x, mode))
         return total if self._bias is None else total + self._bias
+
+    def find_pieces(self, mode: Mode, group: Communicator) -> list[PieceFields] | None:
+        """See :meth:`engine.parallel.products.PackedInputs.find_pieces`; ``group``: the mode's."""
+        if not isinstance(self._product, PackedInputs):
+            return None
+        return self._product.find_pieces(mode, None if group.size > 1 else self._bias)
+
+    def late_bias(self, group: Communicator) -> Tensor | None:
+        """The bias ``[d]`` that is added after the sum over ``group``."""
+        return self._bias if group.size > 1 else None
 
 
 class VocabParallelEmbedding:

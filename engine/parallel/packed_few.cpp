@@ -1,52 +1,15 @@
-// Products of few rows: with a weight as oneDNN packs it, called by engine/parallel/few_rows.py, which
-// checks the layout by oneDNN's own answer; or with a plain one, called by engine/parallel/plain.py.
+// Products with a weight as oneDNN packs it, called by engine/parallel/few_rows.py, which checks the
+// layout by oneDNN's own answer; or with a plain one, called by engine/parallel/plain.py. And all
+// layers of a step in one call, for engine/parallel/native_layers.py.
 
-#include "few_plain.h"
-#include "few_tiles.h"
-#include "few_vectors.h"
-
-namespace {
-
-// ``work(begin, end)`` over outputs, in multiples of ``width``.
-template <class Work>
-void share_outputs(int64_t outputs, int64_t width, int threads, const Work& work) {
-  const int64_t blocks = gs::ceil_div(outputs, width);
-  const int64_t each = gs::ceil_div(blocks, int64_t(threads > 1 ? 4 * threads : 1)) * width;
-  gs::share(threads, gs::ceil_div(outputs, each),
-            [&](int64_t i) { work(i * each, std::min(outputs, (i + 1) * each)); });
-}
-
-constexpr int kMostFloats = 6, kMostOfTiles = 32;  // with more oneDNN is as fast
-
-#ifdef GS_HAS_BF16
-bool has_tiles() {
-#ifdef GS_HAS_AMX
-  return gs::can_use_amx();
-#else
-  return false;
-#endif
-}
-#endif
-
-#ifdef __AVX512F__
-template <class T>
-void multiply(const Product<T>& p, int64_t begin, int64_t end) {
-#ifdef GS_HAS_AMX
-  if constexpr (std::is_same_v<T, uint16_t>)
-    if (has_tiles()) return multiply_by_tiles(p, begin, end);
-#endif
-  multiply_by_vectors(p, begin, end);
-}
-#endif
-
-}  // namespace
+#include "few_stage.h"
 
 extern "C" {
 
 // The most rows that this processor multiplies here, of float32 (0) or bfloat16 (1); 0: none.
 int gs_most_few(int is_narrow) {
 #ifdef GS_HAS_BF16
-  if (is_narrow) return has_tiles() ? kMostOfTiles : kMostRows;
+  if (is_narrow) return has_tiles() ? kMostOfTiles : widens() ? kMostWidened : kMostRows;
 #endif
 #ifdef __AVX512F__
   if (!is_narrow) return kMostFloats;
@@ -63,9 +26,8 @@ void gs_multiply_few(int is_narrow, const void* weight, const void* x, const voi
     using T = decltype(kind);
     const Product<T> p{static_cast<const T*>(weight), static_cast<const T*>(x),
                        static_cast<const T*>(bias), static_cast<const T*>(total),
-                       static_cast<T*>(out), block, outputs, inputs, rows, x_stride};
-    share_outputs(outputs, std::min(block, kBlock), threads,
-                  [&](int64_t begin, int64_t end) { multiply(p, begin, end); });
+                       static_cast<T*>(out), block, outputs, inputs, rows, x_stride, outputs};
+    gs::with_team(threads, [&](gs::Team& team) { multiply(p, team); });
   };
   if (!is_narrow) return run(float());
 #ifdef GS_HAS_BF16
@@ -74,16 +36,41 @@ void gs_multiply_few(int is_narrow, const void* weight, const void* x, const voi
 #endif
 }
 
-// The same for a plain weight of bfloat16 and up to 8 rows; outputs are a multiple of 16, inputs
-// of 32.
+// The most rows that meet a plain weight of bfloat16 here.
+int gs_most_plain() {
+#ifdef GS_HAS_BF16
+  return widens() ? kMostWidened : kMostPlain;
+#endif
+  return 0;
+}
+
+// The same for a plain weight of bfloat16 and up to gs_most_plain rows; outputs are a multiple of
+// 16, inputs of 32.
 void gs_multiply_plain(const uint16_t* weight, const uint16_t* x, const uint16_t* bias,
                        uint16_t* out, int64_t outputs, int64_t inputs, int64_t rows,
                        int64_t x_stride, int threads) {
 #ifdef GS_HAS_BF16
-  const Narrow p{weight, x, bias, nullptr, out, outputs, outputs, inputs, rows, x_stride};
-  share_outputs(outputs, 16, threads,
-                [&](int64_t begin, int64_t end) { multiply_plain<8>(p, begin, end); });
+  const Narrow p{weight,  x,      bias, nullptr,  out,    outputs,
+                 outputs, inputs, rows, x_stride, outputs};
+  gs::with_team(threads, [&](gs::Team& team) { multiply_whole(p, team); });
 #endif
+}
+
+// All layers of a step of one new token per sequence, see few_stage.h.
+int gs_run_layers(int is_narrow, const Stage* stage, const gs::Step* step, void* x, int64_t rows,
+                  int64_t* reduce_ns) {
+#ifdef __AVX512F__
+  try {
+#ifdef GS_HAS_BF16
+    if (is_narrow)
+      return StepOfLayers<gs::BFloat16>(*stage, *step, x, rows).run(reduce_ns);
+#endif
+    return StepOfLayers<float>(*stage, *step, x, rows).run(reduce_ns);
+  } catch (const std::bad_alloc&) {
+    return kNoMemory;
+  }
+#endif
+  return kNoMemory;
 }
 
 }  // extern "C"

@@ -9,8 +9,8 @@ from engine.kernels.linear import linear
 from engine.parallel.few_rows import most_rows
 from engine.parallel.few_rows_library import find_few_rows
 
-# Of packed_few.cpp: rows at once, and of what outputs and inputs are multiples.
-MOST_ROWS, OUTPUTS, INPUTS = 8, 16, 32
+# Of what outputs and inputs are multiples in packed_few.cpp.
+OUTPUTS, INPUTS = 16, 32
 
 
 class Plain:
@@ -21,11 +21,12 @@ class Plain:
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight, self._bias = weight, bias
         self._library = find_few_rows() if _can_be_few(weight) else None
+        self._most_rows = 0 if self._library is None else int(self._library.gs_most_plain())
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x[n, inputs]`` -> ``[n, outputs]``."""
         rows, inputs = x.shape
-        if self._library is None or not 0 < rows <= MOST_ROWS or x.stride(1) != 1:
+        if self._library is None or not 0 < rows <= self._most_rows or x.stride(1) != 1:
             return linear(x, self._weight, self._bias)
         outputs = self._weight.shape[0]
         out = torch.empty(rows, outputs, dtype=x.dtype)

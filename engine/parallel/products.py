@@ -23,7 +23,8 @@ from torch import Tensor
 
 from engine.kernels.linear import linear
 from engine.parallel import int8, quantised
-from engine.parallel.packed import can_pack, pack, place_and_bytes
+from engine.parallel.few_rows import PieceFields
+from engine.parallel.packed import Packed, can_pack, pack, place_and_bytes
 from engine.parallel.plain import Plain
 from engine.parallel.quantised import Quantised
 from engine.spec.modes import Mode
@@ -171,6 +172,12 @@ class PackedOutputs:
         found = [piece(x, bias) for piece, bias in self._parts[mode]]
         return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
+    def find_pieces(self, mode: Mode) -> list[PieceFields] | None:
+        """What the compiled library is told of the mode's pieces, side by side; None where it does
+        not multiply all of them.
+        """
+        return _fields(self._parts[mode])
+
 
 class PackedInputs:
     """Packed ``pieces`` of the columns, cut at ``cuts``; sums are rounded piece by piece."""
@@ -190,6 +197,22 @@ class PackedInputs:
         for piece, columns in others:
             total = piece(x[:, columns], None, total)
         return total
+
+    def find_pieces(self, mode: Mode, bias: Tensor | None) -> list[PieceFields] | None:
+        """What the compiled library is told of the mode's pieces, the first of which adds ``bias``;
+        None where it does not multiply all of them.
+        """
+        first, *others = (piece for piece, _ in self._parts[mode])
+        return _fields([(first, bias), *((piece, None) for piece in others)])
+
+
+def _fields(parts: Sequence[tuple[Piece, Tensor | None]]) -> list[PieceFields] | None:
+    found = [
+        piece.few.fields(bias)
+        for piece, bias in parts
+        if isinstance(piece, Packed) and piece.few is not None
+    ]
+    return found if len(found) == len(parts) else None
 
 
 def _int8_pieces(pieces: list[Quantised]) -> list[Piece] | None:

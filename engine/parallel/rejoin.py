@@ -24,6 +24,11 @@ class RejoinableCommunicator:
         assert (inner.size, inner.rank) == (self.size, self.rank), "it is the same place"
         self._inner = inner
 
+    @property
+    def inner(self) -> Communicator:
+        """The present end of the group."""
+        return self._inner
+
     def all_reduce(self, x: Tensor) -> Tensor:
         return self._inner.all_reduce(x)
 

@@ -90,7 +90,7 @@ class NativeShmCommunicator:
             self._handle, x.data_ptr(), x.numel(), DTYPE_CODES[x.dtype]
         )
         if status:
-            self._raise(status)
+            self.fail(status)
         return x
 
     def all_gather(self, x: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class NativeShmCommunicator:
         if status := self._library.gs_all_gather(
             self._handle, x.data_ptr(), out.data_ptr(), x.nbytes
         ):
-            self._raise(status)
+            self.fail(status)
         return out
 
     def all_to_all(self, x: Tensor) -> Tensor:
@@ -108,23 +108,35 @@ class NativeShmCommunicator:
         if status := self._library.gs_all_to_all(
             self._handle, x.data_ptr(), out.data_ptr(), x.nbytes // self._size
         ):
-            self._raise(status)
+            self.fail(status)
         return out
 
     def send(self, x: Tensor, dst: int) -> None:
         x = x.contiguous()
         if status := self._library.gs_send(self._handle, x.data_ptr(), x.nbytes, dst):
-            self._raise(status)
+            self.fail(status)
 
     def recv(self, like: Tensor, src: int) -> Tensor:
         out = torch.empty(like.shape, dtype=like.dtype)
         if status := self._library.gs_recv(self._handle, out.data_ptr(), out.nbytes, src):
-            self._raise(status)
+            self.fail(status)
         return out
 
     def barrier(self) -> None:
         if status := self._library.gs_barrier(self._handle):
-            self._raise(status)
+            self.fail(status)
 
-    def _raise(self, status: int) -> None:
+    @property
+    def handle(self) -> int:
+        """This end of the group, for compiled code that calls the library itself."""
+        handle: int = self._handle
+        return handle
+
+    @property
+    def sum_address(self) -> int | None:
+        """Where the library's ``gs_all_reduce`` is."""
+        return ctypes.cast(self._library.gs_all_reduce, ctypes.c_void_p).value
+
+    def fail(self, status: int) -> None:
+        """Raise what a call of the library that returned ``status`` says."""
         raise self._trouble.error(Failure(status & 0xFF), status >> 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from engine.policy.document import PLAN, REPLICAS, EnginePolicy, KnobClass
@@ -73,31 +74,6 @@ def list_knobs(
     ``held``: the plan whose shards ranks hold. ``threads_per_rank`` is one on CPU ranks only.
     ``prices`` of each way to start and end ranks.
     """
-    caps, admission = settings.caps, settings.admission
-    ranges: list[tuple[str, float | None, float, float | None]] = [
-        ("shift.threshold_tokens", settings.threshold_tokens, 0, None),
-        *(
-            (f"shift.rung_thresholds.{mode}", dict(settings.rung_thresholds).get(mode), 0, None)
-            for mode in settings.plan.modes[1:-1]
-        ),
-        ("caps.max_num_seqs", caps.max_num_seqs, 1, envelope.max_num_seqs),
-        (
-            "caps.max_num_batched_tokens",
-            caps.max_num_batched_tokens,
-            1,
-            envelope.max_num_batched_tokens,
-        ),
-        ("caps.max_step_ms", caps.max_step_ms, 0, None),
-        ("caps.max_queue", caps.max_queue, 0, None),
-        (ADMISSION_RATE, getattr(admission, "rate_rps", None), 0, None),
-        ("admission.burst_requests", getattr(admission, "burst_requests", None), LEAST_BURST, None),
-    ]
-    choices: list[tuple[str, Any, tuple[str, ...]]] = [
-        ("mode", settings.pin, tuple(dict.fromkeys((*PIN_RULES, *ENDS, *settings.plan.modes)))),
-        ("shift.rungs", settings.modes, settings.plan.modes),
-        ("scheduler.order", settings.order.value, tuple(Order)),
-    ]
-    hot_s = cost_s.get(KnobClass.HOT)
     return [
         Knob(
             name=PLAN,
@@ -117,30 +93,51 @@ def list_knobs(
             measured_cost_s=cost_s.get(KnobClass.DRAIN),
             ways=tuple(price for price in prices if price.way in RESIZING),
         ),
-        *(
-            Knob(
-                name=name,
-                knob_class=KnobClass.HOT,
-                current=current,
-                minimum=low,
-                maximum=high,
-                measured_cost_s=hot_s,
-            )
-            for name, current, low, high in ranges
-        ),
-        *(
-            Knob(
-                name=name,
-                knob_class=KnobClass.HOT,
-                current=current,
-                choices=values,
-                measured_cost_s=hot_s,
-            )
-            for name, current, values in choices
-        ),
+        *_list_hot(settings, envelope, cost_s=cost_s.get(KnobClass.HOT)),
         *(
             Knob(name="threads_per_rank", knob_class=KnobClass.RESTART, current=count, minimum=1)
             for count in (threads_per_rank,)
             if count is not None
         ),
+    ]
+
+
+def _list_hot(settings: Settings, envelope: Caps, *, cost_s: float | None) -> list[Knob]:
+    """The knobs that the next step obeys."""
+    caps, admission = settings.caps, settings.admission
+    rungs = dict(settings.rung_thresholds)
+    knob = partial(Knob, knob_class=KnobClass.HOT, measured_cost_s=cost_s)
+    return [
+        knob(name="shift.threshold_tokens", current=settings.threshold_tokens, minimum=0),
+        *(
+            knob(name=f"shift.rung_thresholds.{mode}", current=rungs.get(mode), minimum=0)
+            for mode in settings.plan.modes[1:-1]
+        ),
+        knob(
+            name="caps.max_num_seqs",
+            current=caps.max_num_seqs,
+            minimum=1,
+            maximum=envelope.max_num_seqs,
+        ),
+        knob(
+            name="caps.max_num_batched_tokens",
+            current=caps.max_num_batched_tokens,
+            minimum=1,
+            maximum=envelope.max_num_batched_tokens,
+        ),
+        knob(name="caps.max_step_ms", current=caps.max_step_ms, minimum=0),
+        knob(name="caps.max_queue", current=caps.max_queue, minimum=0),
+        knob(name=ADMISSION_RATE, current=getattr(admission, "rate_rps", None), minimum=0),
+        knob(
+            name="admission.burst_requests",
+            current=getattr(admission, "burst_requests", None),
+            minimum=LEAST_BURST,
+        ),
+        knob(
+            name="mode",
+            current=settings.pin,
+            choices=tuple(dict.fromkeys((*PIN_RULES, *ENDS, *settings.plan.modes))),
+        ),
+        knob(name="shift.rungs", current=settings.modes, choices=settings.plan.modes),
+        knob(name="scheduler.order", current=settings.order.value, choices=tuple(Order)),
     ]

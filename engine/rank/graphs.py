@@ -126,6 +126,7 @@ class StageGraphs:
             run()
             torch.cuda.current_stream().synchronize()
             graph = torch.cuda.CUDAGraph()
+            # torch's own name for the type of a pool is private.
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # type: ignore[arg-type]
                 answer = run()
         finally:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.kernels.attention_plan import CacheShape
 from engine.kernels.choice import layer_kernels
+from engine.kernels.huge_pages import collapse
 from engine.kernels.kv_cache import LayerCache, allocate_cache
 from engine.kernels.layer import HeadShape
 from engine.kernels.transfer import InputStream
@@ -108,6 +109,8 @@ class ModelRunner:
             device=self._device,
             groups=self._groups,
         )
+        if self._device.type == "cpu":
+            collapse(self._weights.places.items())
         shape = CacheShape(
             block_size=block_size,
             num_kv_heads=self._weights.layout.num_kv,
@@ -185,8 +188,10 @@ class ModelRunner:
             graphs = "" if self._graphs is None else f", {self._graphs.num_captured} CUDA graphs"
             return f"{self._said_of_weights}layers: {self.kernels.name}{graphs}"
         threads = torch.get_num_threads()
+        at_once = ", all in one call in decode" if self._stage.has_native_layers else ""
         return (
-            f"{self._said_of_weights}{self._weights.products}; layers: {self.kernels.name}; "
+            f"{self._said_of_weights}{self._weights.products}; "
+            f"layers: {self.kernels.name}{at_once}; "
             f"{threads} thread{'s' if threads > 1 else ''} per rank"
         )
 

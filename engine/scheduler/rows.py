@@ -196,7 +196,7 @@ class RunningSet:
 
     def publish(self, sequence: Sequence, num_written: int) -> None:
         """Let others find the full blocks among the first ``num_written`` computed tokens."""
-        if self._hasher is None:
+        if self._hasher is None or sequence.has_failed:
             return
         # Blocks of unknown content (simulated outputs) have no name to be found by.
         num_named = min(num_written, sequence.num_ids)

@@ -232,7 +232,8 @@ class Scheduler:
         the sampled rows, ``NO_TOKEN`` ends a sequence without one."""
         self._leave(step)
         outcome = self._take_tokens(step, token_ids)
-        for sequence in outcome.failed:  # at once: nobody is to find its blocks
+        for sequence in outcome.failed:
+            sequence.has_failed = True  # nobody is to find what its blocks hold
             self._end(sequence)
         self._settle(step, [sequence for sequence, _ in outcome.finished])
         return outcome

@@ -21,7 +21,7 @@ class Sequence:
     While it runs, its lengths are in the :class:`SequenceTable` row ``slot``; while it waits
     (``slot`` = -1), ``num_tokens`` here says how far it had come. ``output_ids`` holds the
     generated ids wherever content is known (not in simulation). ``chain`` has the digests of its
-    full blocks where prefixes are reused.
+    full blocks where prefixes are reused; those of one that ``has_failed`` are not to be found.
     """
 
     request: Request
@@ -32,6 +32,7 @@ class Sequence:
     arrival_number: int = -1
     chain: PrefixChain | None = None
     num_published: int = 0
+    has_failed: bool = False
 
     @classmethod
     def of(cls, request: Request) -> Sequence:

@@ -51,6 +51,7 @@ from engine.server.shapes import (
 )
 from engine.server.slo import Slo, read_slo
 from engine.server.spans import Traces
+from engine.server.text_coder import TextCoder
 from engine.server.tokens import token_router
 from engine.spec.limits import RequestLimits
 from engine.spec.settings import Order
@@ -120,6 +121,7 @@ def create_server(
     if traces is not None:
         app.add_middleware(traces.wrap)
     metrics = ServerMetrics(engine, model_name=model_name, engine_name=engine_name)
+    coder = TextCoder(engine, tokenizer)
     service = GenerationService(
         engine,
         tokenizer,
@@ -128,14 +130,16 @@ def create_server(
         defaults=defaults or SamplingDefaults(),
         traces=traces,
     )
-    app.include_router(_openai_router(engine, service, model_name))
-    app.include_router(token_router(engine, service, model_name))
+    app.include_router(_openai_router(engine, coder, service, model_name))
+    app.include_router(token_router(engine, coder, model_name))
     app.include_router(knob_router(KnobPlane(engine, engine_name=engine_name)))
     app.include_router(_health_router(engine, metrics))
     return app
 
 
-def _openai_router(engine: ServedEngine, service: GenerationService, model_name: str) -> APIRouter:
+def _openai_router(
+    engine: ServedEngine, coder: TextCoder, service: GenerationService, model_name: str
+) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["openai"])
     card = {
         "id": model_name,
@@ -180,7 +184,7 @@ def _openai_router(engine: ServedEngine, service: GenerationService, model_name:
         """Complete one or several prompts, at once or as server-sent events with ``stream``."""
         arrival_s = time.monotonic()
         _check_body(engine, body, model_name)
-        prompts = await _prompts(engine, service, body)
+        prompts = await _prompts(engine, coder, body)
         form = CompletionForm(
             wants_usage=body.wants_usage, wants_usage_always=body.wants_usage_always
         )
@@ -206,7 +210,7 @@ def _openai_router(engine: ServedEngine, service: GenerationService, model_name:
         """Word a conversation by the chat template and answer it, at once or streamed."""
         arrival_s = time.monotonic()
         _check_body(engine, body, model_name)
-        ids = await service.encode_chat(body.messages, body.template_values)
+        ids = await coder.encode_chat(body.messages, body.template_values)
         _check_ids(ids, engine, "messages")
         form = ChatForm(wants_usage=body.wants_usage, wants_usage_always=body.wants_usage_always)
         return await service.answer(
@@ -289,9 +293,7 @@ def _check_ids(ids: Sequence[int], engine: ServedEngine, param: str) -> None:
         )
 
 
-async def _prompts(
-    engine: ServedEngine, service: GenerationService, body: CompletionBody
-) -> list[Prompt]:
+async def _prompts(engine: ServedEngine, coder: TextCoder, body: CompletionBody) -> list[Prompt]:
     """Tokenise the prompts; with ``echo`` their texts go before the outputs."""
     given = body.prompts
     if not given:
@@ -303,7 +305,7 @@ async def _prompts(
             param="prompt",
         )
     texts = [prompt for prompt in given if isinstance(prompt, str)]
-    ids = await service.encode(texts, add_special_tokens=body.add_special_tokens)
+    ids = await coder.encode(texts, add_special_tokens=body.add_special_tokens)
     ids += [tuple(prompt) for prompt in given if not isinstance(prompt, str)]
     for found in ids:
         if not found:
@@ -311,5 +313,5 @@ async def _prompts(
         _check_ids(found, engine, "prompt")
     if not body.echo:
         return [Prompt(ids=found) for found in ids]
-    shown = texts or await service.decode(ids)
+    shown = texts or await coder.decode(ids)
     return [Prompt(ids=i, shown_text=text) for i, text in zip(ids, shown, strict=True)]

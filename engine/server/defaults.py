@@ -70,6 +70,7 @@ class SamplingDefaults:
         if "top_k" in given:  # some files write -1 for "all"
             given["top_k"] = max(given["top_k"], 0)
         sampling = {name: value for name, value in given.items() if name != "max_new_tokens"}
+        # A file's values are of any type: both classes judge them.
         try:
             SamplingParams(**sampling, max_tokens=given.get("max_new_tokens", 1))  # type: ignore[arg-type]
         except RequestError as error:

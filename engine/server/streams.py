@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from functools import partial
@@ -16,12 +17,15 @@ from starlette.types import Receive, Scope, Send
 
 from engine.server.errors import CLIENT_CLOSED_REQUEST, ApiError
 from engine.server.served import ServedEngine
-from engine.spec.request import Request, RequestOutput
+from engine.spec.request import FinishReason, Request, RequestOutput
 
 T = TypeVar("T")
 
 # Others get their turn on the event loop after so many submissions of one call.
 SUBMITTED_AT_ONCE = 32
+# The engine looks at deadlines between two steps, and at none while ranks start. Its own word is
+# waited for so long; then the caller is told without it.
+LATE_S = 0.5
 
 
 class LoopBridge:
@@ -81,6 +85,9 @@ class OutputStream:
         self._items: list[ChoiceOutput] = []
         self._waiter: asyncio.Future[None] | None = None
         self._unfinished: set[int] = set()
+        # Those that were ended here, of which the engine may yet speak.
+        self._late: set[int] = set()
+        self._deadline_s = requests[0].deadline_s  # all have the same
 
     async def open(self) -> None:
         """Submit every request. Raises what the engine raises, with none left running."""
@@ -112,8 +119,7 @@ class OutputStream:
         """
         while self._unfinished:
             if not self._items:
-                self._waiter = asyncio.get_running_loop().create_future()
-                await self._waiter
+                await self._wait()
             items, self._items = self._items, []
             for item in _by_choice(items):
                 if item.output.is_finished:
@@ -126,15 +132,48 @@ class OutputStream:
         for index in unfinished:
             self._engine.abort(self._requests[index].request_id)
 
+    async def _wait(self) -> None:
+        """Until an output is there."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        if self._deadline_s is None:
+            await self._waiter
+            return
+        try:
+            async with asyncio.timeout(self._deadline_s + LATE_S - time.monotonic()):
+                await self._waiter
+        except TimeoutError:
+            self._end_late()
+
+    def _end_late(self) -> None:
+        """End every choice although the engine has not, since their deadline has passed."""
+        for index in sorted(self._unfinished):
+            request_id = self._requests[index].request_id
+            self._engine.abort(request_id, reason=FinishReason.DEADLINE)
+            self._put(index, _missed(request_id))
+        self._late |= self._unfinished
+
     def _receive(self, index: int, output: RequestOutput) -> None:
         """Called on the engine's loop thread."""
         self._bridge.post(lambda: self._put(index, output))
 
     def _put(self, index: int, output: RequestOutput) -> None:
+        if index in self._late:
+            return
         self._observe(self._requests[index], output)
         self._items.append(ChoiceOutput(index=index, output=output))
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _missed(request_id: str) -> RequestOutput:
+    return RequestOutput(
+        request_id=request_id,
+        token_ids=(),
+        text="",
+        finish_reason=FinishReason.DEADLINE,
+        token_s=time.monotonic(),
+        error="its deadline passed",
+    )
 
 
 def _by_choice(items: list[ChoiceOutput]) -> list[ChoiceOutput]:

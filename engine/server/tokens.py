@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from engine.server.chat_schema import ChatMessage, TemplateBody
 from engine.server.errors import check_model
 from engine.server.examples import HELLO, examples
-from engine.server.generation import GenerationService
 from engine.server.schema import TokenId, without_nulls
 from engine.server.served import ServedEngine
 from engine.server.shapes import DetokenizedShape, TokenizedShape
 from engine.server.takes import NULL, Flag, take_nulls
+from engine.server.text_coder import TextCoder
 
 TOKENIZE = examples({"text": {"prompt": "The quick"}, "chat": {"messages": [HELLO]}})
 DETOKENIZE = examples({"ids": {"tokens": [297, 224, 84]}})
@@ -62,7 +62,7 @@ class DetokenizeBody(BaseModel):
     tokens: list[TokenId]
 
 
-def token_router(engine: ServedEngine, service: GenerationService, model_name: str) -> APIRouter:
+def token_router(engine: ServedEngine, coder: TextCoder, model_name: str) -> APIRouter:
     """``POST /tokenize`` and ``POST /detokenize``."""
     router = APIRouter(tags=["tokens"])
 
@@ -77,10 +77,10 @@ def token_router(engine: ServedEngine, service: GenerationService, model_name: s
     ) -> dict[str, Any]:
         """Token ids of a text, or of a conversation as the chat template words it."""
         check_model(body.model or model_name, model_name)
-        ids = await _encode(service, body)
+        ids = await _encode(coder, body)
         texts: list[str] | None = None
         if body.return_token_strs:
-            texts = await service.decode([[i] for i in ids], skip_special_tokens=False)
+            texts = await coder.decode([[i] for i in ids], skip_special_tokens=False)
         return {
             "count": len(ids),
             "max_model_len": engine.max_model_len,
@@ -99,16 +99,16 @@ def token_router(engine: ServedEngine, service: GenerationService, model_name: s
     ) -> dict[str, str]:
         """The text that token ids stand for."""
         check_model(body.model or model_name, model_name)
-        (text,) = await service.decode([body.tokens], skip_special_tokens=False)
+        (text,) = await coder.decode([body.tokens], skip_special_tokens=False)
         return {"prompt": text}
 
     return router
 
 
-async def _encode(service: GenerationService, body: TokenizeBody) -> tuple[int, ...]:
+async def _encode(coder: TextCoder, body: TokenizeBody) -> tuple[int, ...]:
     if body.messages is not None:
-        return await service.encode_chat(
+        return await coder.encode_chat(
             body.messages, body.template_values, add_special_tokens=body.adds_special
         )
-    (ids,) = await service.encode([body.prompt or ""], add_special_tokens=body.adds_special)
+    (ids,) = await coder.encode([body.prompt or ""], add_special_tokens=body.adds_special)
     return ids

@@ -91,7 +91,7 @@ class ChatTemplates:
 class _Generation(jinja2.ext.Extension):
     """``{% generation %}`` marks what the assistant said, for training: here its text is all."""
 
-    tags = {"generation"}  # noqa: RUF012
+    tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
 
     def parse(self, parser: Parser) -> nodes.Node:
         """A block with a scope of its own, as a call of a macro has."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import os
+import re
 import select
 import signal
 import socket
@@ -16,15 +17,14 @@ PARENT_GONE_EXIT_CODE = 3
 
 
 PARENT_POLL_MS = 500
-# Keys, in any spelling of case. A child that needs one is told it over its socket.
-SECRET_VARIABLES = frozenset(
-    {"GEARSHIFT_ADMIN_KEY", "GEARSHIFT_CONTROL_KEY", "GEARSHIFT_ENGINE_KEY"}
-)
+# Keys, and addresses of databases, which may hold a password; in any spelling of case. A child that
+# needs one is told it by whoever starts it.
+SECRET_VARIABLE = re.compile(r"GEARSHIFT_\w*(_KEY|DATABASE_URL)", re.IGNORECASE)
 
 
 def inherited_environment() -> dict[str, str]:
-    """This process's environment without its keys, for a child."""
-    return {k: v for k, v in os.environ.items() if k.upper() not in SECRET_VARIABLES}
+    """This process's environment without its secrets, for a child."""
+    return {k: v for k, v in os.environ.items() if not SECRET_VARIABLE.fullmatch(k)}
 
 
 def begin(arguments: list[str]) -> FrameChannel:

@@ -145,5 +145,5 @@ def acknowledge(client: TestClient, engine_id: str, **changes: Any) -> Json:
 
 def context_of(client: TestClient) -> AppContext:
     """What the application behind ``client`` works with, for loops that a test turns by hand."""
-    context: AppContext = client.app.state.context  # type: ignore[attr-defined] - any ASGI app
+    context: AppContext = client.app.state.context
     return context

@@ -38,7 +38,7 @@ def submit(
     served: ServedEngine, *, request_id: str | None = None, **sampling: object
 ) -> tuple[str, queue.Queue[RequestOutput]]:
     """Hand one request in, wait until it is accepted, and return its id and its outputs."""
-    params = SamplingParams(**{"max_tokens": 12, "ignore_eos": True, **sampling})  # type: ignore[arg-type]
+    params = SamplingParams(**{"max_tokens": 12, "ignore_eos": True, **sampling})
     request = Request(
         request_id=request_id or f"contract-{next(_numbers)}",
         prompt_ids=PROMPT,

@@ -69,7 +69,7 @@ def test_every_fidelity_is_named(fidelity: Fidelity) -> None:
 
 
 def test_the_engines_metrics_are_those_of_the_page_with_their_types() -> None:
-    metrics = ServerMetrics(IdleEngine(), model_name="m", engine_name="0")  # type: ignore[arg-type]
+    metrics = ServerMetrics(IdleEngine(), model_name="m", engine_name="0")
     assert dict(NAME.findall(ENGINE)) == _exported(metrics.text())
 
 

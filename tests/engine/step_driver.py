@@ -98,7 +98,7 @@ class StepDriver:
                 tokens=list(prompt),
                 prompt_len=len(prompt),
                 num_tokens=len(prompt),
-                sampling=SlotSampling(seed=i + 1, **sampling),  # type: ignore[arg-type]
+                sampling=SlotSampling(seed=i + 1, **sampling),
             )
             for i, prompt in enumerate(prompts)
         ]

@@ -135,4 +135,4 @@ def test_priorities_that_nobody_uses_any_more_are_forgotten() -> None:
 )
 def test_what_cannot_be_is_refused_by_name(fields: dict[str, float], words: str) -> None:
     with pytest.raises(PolicyError, match=words):
-        Admission(**fields)  # type: ignore[arg-type]
+        Admission(**fields)

@@ -30,7 +30,7 @@ def submit(engine: Engine, name: str, prompt: tuple[int, ...], **sampling: float
         max_tokens=MAX_TOKENS,
         ignore_eos=True,
         logit_bias=((OVERFLOWING_TOKEN, -100.0),),
-        **sampling,  # type: ignore[arg-type]
+        **sampling,
     )
     request = Request(
         request_id=name, prompt_ids=prompt, sampling=params, arrival_s=time.monotonic()

@@ -70,6 +70,7 @@ def test_an_answer_is_tabulated_and_shown_in_a_notebook(
     frame = answer.to_frame()
     assert len(frame) > 0
     assert frame.to_csv()
+    assert not frame.map(lambda cell: isinstance(cell, (dict, list))).any(axis=None)
     page = answer._repr_html_()
     assert "<table" in page
     assert MODEL in page

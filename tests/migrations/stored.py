@@ -17,7 +17,7 @@ def load_dump(connection: sa.Connection, path: Path) -> None:
     with source.connect() as old:
         raw = old.connection.dbapi_connection
         assert raw is not None, "the connection is open"
-        raw.executescript(path.read_text())  # type: ignore[attr-defined]
+        raw.executescript(path.read_text())
         for table in metadata.sorted_tables:
             if table.name == "alembic_version":
                 continue

@@ -25,6 +25,8 @@ from tests.policies.capacity import RATE_OF_ONE_RPS, ahead, entry, table
 
 TABLE = table()
 TURN_S = 180.0
+# A start of a minute and a half, and half a minute of draining.
+STARTS = (SwitchCost(back_s=120.0, back_start_s=90.0),) * 4
 quick = CapacityLimits(dwell_s=0.0, min_interval_s=0.0, max_per_h=1000)
 
 
@@ -36,14 +38,19 @@ def state(rate_rps: float, replicas: int, **extra: object) -> CapacityState:
         "forecast": ahead(rate_rps),
         "observed_rps": rate_rps,
     }
-    return CapacityState(**{**known, **extra})  # type: ignore[arg-type]
+    return CapacityState(**{**known, **extra})
 
 
 def play(
-    rates: Sequence[float], *, limits: CapacityLimits, replicas: int = 1, every_s: float = TURN_S
+    rates: Sequence[float],
+    *,
+    limits: CapacityLimits,
+    replicas: int = 1,
+    every_s: float = TURN_S,
+    costs: tuple[SwitchCost, ...] = (),
 ) -> list[CapacityDecision]:
     """Decisions one after the other, each put in force at once."""
-    turn, decisions = state(rates[0], replicas, now_s=0.0, limits=limits), []
+    turn, decisions = state(rates[0], replicas, now_s=0.0, limits=limits, costs=costs), []
     for nth, rate in enumerate(rates):
         turn = replace(turn, now_s=nth * every_s, forecast=ahead(rate), observed_rps=rate)
         decision = decide_capacity(turn)
@@ -122,7 +129,7 @@ def test_guards_and_devices_hold_whatever_the_load(rates: list[float], per_h: in
 def test_a_square_wave_does_not_make_capacity_swing() -> None:
     """Two minutes high, two minutes low: what carries the high part stays."""
     rates = [6.0 if nth // 2 % 2 else 1.0 for nth in range(60)]
-    decisions = play(rates, limits=CapacityLimits(), every_s=60.0)
+    decisions = play(rates, limits=CapacityLimits(), every_s=60.0, costs=STARTS)
     assert sum(d.action is Action.MOVE for d in decisions) == 1
 
 
@@ -149,8 +156,11 @@ def test_a_change_that_costs_more_than_it_gains_is_left_out() -> None:
 
 def test_nobody_waits_so_that_devices_are_saved() -> None:
     costs = (SwitchCost(ready_s=30.0, away_s=30.0),) * 4
-    decision = decide_capacity(state(1.0, 4, costs=costs, limits=quick))
-    assert decision.reason is CapacityReason.NOT_WORTH_IT
+    turn = state(1.0, 4, costs=costs, limits=quick)
+    later = replace(turn, memory=decide_capacity(turn).memory, now_s=turn.now_s + 3600.0)
+    assert decide_capacity(later).reason is CapacityReason.NOT_WORTH_IT
+    side_by_side = replace(later, costs=(SwitchCost(ready_s=30.0),) * 4)
+    assert decide_capacity(side_by_side).reason is CapacityReason.LOAD_DOWN
 
 
 def test_an_engine_that_carries_less_than_its_table_says_gets_more() -> None:
@@ -175,7 +185,7 @@ def test_the_queue_that_an_overload_left_is_not_the_tables_error() -> None:
 @pytest.mark.parametrize("limit", [{"chance": 1.0}, {"headroom": -0.1}, {"max_per_h": 0}])
 def test_limits_that_cannot_be_are_refused(limit: dict[str, float]) -> None:
     with pytest.raises(PolicyInputError, match=next(iter(limit))):
-        CapacityLimits(**limit)  # type: ignore[arg-type]
+        CapacityLimits(**limit)
 
 
 def test_what_luck_brings_in_one_window_is_no_more_load() -> None:
@@ -198,11 +208,14 @@ def test_a_load_that_came_back_before_is_waited_for() -> None:
     past = [6.0, 6.0, *[1.0] * 8] * 3
     ahead_of_it = ahead(1.0, past_rps=past)
     limits = CapacityLimits(dwell_s=300.0, min_interval_s=0.0)
-    turn = state(1.0, 4, forecast=ahead_of_it, limits=limits, now_s=0.0)
+    turn = state(1.0, 4, forecast=ahead_of_it, limits=limits, now_s=0.0, costs=STARTS)
     turn = replace(turn, memory=decide_capacity(turn).memory, now_s=400.0)
-    assert decide_capacity(turn).reason is CapacityReason.DWELL
+    decision = decide_capacity(turn)
+    assert decision.entry == entry(3), "it carries what came back"
+    kept = replace(turn, memory=decision.memory, current=entry(3), now_s=800.0)
+    assert decide_capacity(kept).reason is CapacityReason.DWELL
     never = replace(turn, forecast=ahead(1.0, past_rps=[6.0, *[1.0] * 29]))
-    assert decide_capacity(never).reason is CapacityReason.LOAD_DOWN
+    assert decide_capacity(never).entry == entry(1)
 
 
 def test_the_last_change_of_an_hour_is_kept_for_the_way_up() -> None:
@@ -217,10 +230,15 @@ def test_after_a_load_that_nothing_carried_devices_are_kept_for_the_longest_pati
 
     def given_back_s(is_sla_met: bool, luck: float) -> float:
         over = state(
-            20.0, 4, is_sla_met=is_sla_met, observed_luck=luck, limits=limits, now_s=10_000.0
+            20.0,
+            4,
+            is_sla_met=is_sla_met,
+            observed_luck=luck,
+            limits=limits,
+            costs=STARTS,
         )
         turn = replace(over, memory=decide_capacity(over).memory, is_sla_met=True)
-        turn = replace(turn, forecast=ahead(1.0), observed_rps=1.0)
+        turn = replace(turn, forecast=ahead(1.0, past_rps=[1.0] * 30), observed_rps=1.0)
         while True:
             turn = replace(turn, now_s=turn.now_s + 60.0)
             decision = decide_capacity(turn)
@@ -231,3 +249,53 @@ def test_after_a_load_that_nothing_carried_devices_are_kept_for_the_longest_pati
     assert given_back_s(False, 0.1) == 1800.0
     assert given_back_s(True, 0.1) == 360.0, "it was carried"
     assert given_back_s(False, 0.6) == 360.0, "it may have been luck"
+
+
+@given(st.integers(2, 6), st.integers(2, 9), st.floats(5.0, 8.0))
+def test_below_break_even_nothing_is_given_back(high: int, low: int, rate: float) -> None:
+    """Calm spells shorter than what a start and its misses cost, whatever the wave: one move up."""
+    turns = [rate if nth % (high + low) < high else 0.5 for nth in range(120)]
+    decisions = play(turns, limits=CapacityLimits(), every_s=10.0, costs=STARTS, replicas=4)
+    assert all(d.action is not Action.MOVE for d in decisions)
+
+
+def test_devices_are_kept_for_as_long_as_to_start_them_again_costs() -> None:
+    """Of a load that was watched for an hour and never came back: a start and a drain."""
+    known = ahead(1.0, past_rps=[1.0] * 60)
+    turn = state(1.0, 4, forecast=known, costs=STARTS, now_s=0.0)
+    given_back_s = None
+    for now_s in range(0, 400, 10):
+        decision = decide_capacity(replace(turn, now_s=float(now_s)))
+        if decision.action is Action.MOVE:
+            given_back_s = now_s
+            break
+        turn = replace(turn, memory=decision.memory)
+    assert given_back_s == STARTS[0].back_s
+    assert turn.memory.look_s == STARTS[0].back_s
+
+
+def test_of_a_load_that_was_not_watched_for_long_nothing_is_given_back() -> None:
+    """A start of 90 s misses twice as long; of ten times that a tenth may miss."""
+    for minutes, is_kept in ((20, True), (40, False)):
+        known = ahead(1.0, past_rps=[1.0] * minutes)
+        turn = state(1.0, 4, forecast=known, costs=STARTS, now_s=0.0)
+        later = replace(turn, memory=decide_capacity(turn).memory, now_s=600.0)
+        assert (decide_capacity(later).action is Action.HOLD) == is_kept
+
+
+def test_a_falling_load_is_followed_entry_by_entry() -> None:
+    """Each entry has its own dwell: it does not begin anew with each step down."""
+    rates = [8.0 - 0.02 * nth for nth in range(350)]
+    known = ahead(1.0, past_rps=[1.0] * 60)
+    turn = state(8.0, 4, costs=STARTS, limits=replace(quick, dwell_s=60.0))
+    sizes = []
+    for nth, rate in enumerate(rates):
+        forecast = replace(known, rates_rps=ahead(rate).rates_rps)
+        turn = replace(turn, now_s=10.0 * nth, forecast=forecast, observed_rps=rate)
+        decision = decide_capacity(turn)
+        turn = replace(turn, memory=decision.memory, current=decision.entry)
+        sizes.append(decision.entry.num_devices)
+    for fewer in (3, 2, 1):
+        enough = next(nth for nth, rate in enumerate(rates) if rate <= fewer * RATE_OF_ONE_RPS)
+        lag_s = 10.0 * (sizes.index(fewer) - enough)
+        assert STARTS[0].back_s <= lag_s <= STARTS[0].back_s + 20.0

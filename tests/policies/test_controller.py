@@ -81,7 +81,7 @@ def play(
         load=None,
         limits=limits or ControlLimits(),
         memory=memory or ControlMemory(),
-        **extra,  # type: ignore[arg-type]
+        **extra,
     )
     decisions = []
     for i, load in enumerate(windows):

@@ -18,7 +18,7 @@ GOOD = TrafficWindow(window_s=2.0, num_arrived=10, timings=(timing(), timing()))
 
 
 def odd(**changes: object) -> RequestTiming:
-    return replace(timing(), **changes)  # type: ignore[arg-type]
+    return replace(timing(), **changes)
 
 
 BAD = {

@@ -230,4 +230,4 @@ def test_whatever_comes_a_canary_ends_within_its_caps(data: st.DataObject) -> No
 )
 def test_limits_that_cannot_be_are_named(wrong: dict[str, float], named: str) -> None:
     with pytest.raises(PolicyInputError, match=named):
-        RolloutLimits(**wrong)  # type: ignore[arg-type]
+        RolloutLimits(**wrong)

@@ -114,7 +114,7 @@ def test_among_equally_cheap_points_the_likelier_one_wins_over_the_faster() -> N
 def test_a_single_feasible_point_is_called_that() -> None:
     selection = select([point(), point(999, devices=1)], SLA)
     assert selection.reason is ChoiceReason.ONLY_FEASIBLE
-    assert selection.probability == selection.best.probability(SLA)  # type: ignore[union-attr]
+    assert selection.probability == selection.best.probability(SLA)
 
 
 def test_a_cheaper_point_that_meets_the_sla_by_a_hair_loses_to_a_dependable_one() -> None:

@@ -16,9 +16,10 @@ from policies.capacity_state import (
     CapacityMemory,
     CapacityReason,
     CapacityState,
+    Queue,
 )
 from policies.decision import Action
-from policies.shedding import SheddingLimits
+from policies.shedding import Overload, SheddingLimits, SheddingMemory, limit_admission
 from policies.sla import Sla
 from tests.policies.capacity import RATE_OF_ONE_RPS, ahead, entry, table
 
@@ -36,7 +37,7 @@ def state(rate_rps: float, *, replicas: int = MOST, **extra: object) -> Capacity
         "forecast": ahead(rate_rps),
         "observed_rps": rate_rps,
     }
-    return CapacityState(**{**known, **extra})  # type: ignore[arg-type]
+    return CapacityState(**{**known, **extra})
 
 
 def play(rates: Sequence[float], first: CapacityState | None = None) -> list[CapacityDecision]:
@@ -199,3 +200,67 @@ def test_what_met_the_sla_is_learned_while_nobody_is_turned_away() -> None:
     assert 5.0 < turn.memory.met_rps < 7.0
     limited = decide_capacity(replace(turn, attainment=1.0, admitted_rps=TOP_RPS))
     assert limited.memory.met_rps == turn.memory.met_rps
+
+
+def overload(**changes: object) -> Overload:
+    known: dict[str, object] = {
+        "now_s": 0.0,
+        "offered_rps": 20.0,
+        "carried_rps": 8.0,
+        "in_force_rps": None,
+    }
+    return Overload(**{**known, **changes})  # type: ignore[arg-type]
+
+
+def limits_over(looks: Sequence[dict[str, object]]) -> list[float | None]:
+    """The limit after each look, ten seconds apart, each put in force at once."""
+    memory, in_force, found = SheddingMemory(), None, []
+    for nth, changes in enumerate(looks):
+        seen = overload(now_s=10.0 * nth, in_force_rps=in_force, **changes)
+        in_force, memory = limit_admission(memory, seen, SheddingLimits())
+        found.append(in_force)
+    return found
+
+
+def test_while_nobody_waits_for_long_the_limit_is_probed_upwards_and_then_kept_at_what_did() -> (
+    None
+):
+    looks = [{"is_queue_long": True}, *[{"is_queue_long": False}] * 2, {"is_queue_long": True}]
+    looks += [{"is_queue_long": False}] * 4
+    assert limits_over(looks) == [8.0, 10.0, 12.5, 8.0, 10.0, 10.0, 10.0, 10.0]
+
+
+def test_what_is_kept_is_probed_again_after_a_while() -> None:
+    looks = [{"is_queue_long": True}, {"is_queue_long": False}, {"is_queue_long": True}]
+    found = limits_over([*looks, *[{"is_queue_long": False}] * 14])
+    assert found[2] == 8.0
+    assert found[-1] is not None
+    assert found[-1] > 8.0
+
+
+def test_a_queue_that_is_worked_off_faster_than_the_table_says_lets_in_nearly_as_much() -> None:
+    assert limits_over([{"is_queue_long": True, "finished_rps": 15.0}]) == [0.9 * 15.0]
+
+
+def test_a_limit_above_which_little_comes_is_lifted() -> None:
+    """A gust closed the door; what comes after it is more than the table says and is carried."""
+    looks = [{"is_queue_long": True, "offered_rps": 40.0}]
+    looks += [{"is_queue_long": False, "offered_rps": 11.0}] * 20
+    assert limits_over(looks)[-1] is None
+
+
+def test_where_nobody_waits_for_a_first_token_what_missed_is_over() -> None:
+    bound = TABLE.sla.constraints[0]
+    top = replace(entry(MOST), binding=bound)
+    entries = tuple(replace(e, binding=bound) for e in TABLE.entries)
+    missed = state(
+        20.0,
+        table=replace(TABLE, entries=entries),
+        current=top,
+        is_sla_met=False,
+        attainment=0.0,
+        queue=Queue(waiting=0.0, finished_rps=10.0),
+    )
+    assert decide_capacity(missed).admission_rps is None
+    waiting = replace(missed, queue=Queue(waiting=50.0, finished_rps=10.0))
+    assert decide_capacity(waiting).admission_rps == 9.0

@@ -67,17 +67,18 @@ class Carried(Answer):
         )
 
     def summary(self) -> pd.DataFrame:
-        """As :meth:`to_frame`, without loads at which one draw alone was looked at."""
+        """As :meth:`to_frame`, without loads at which one draw alone was looked at, and columns
+        that do not apply."""
         rows = self.to_frame()
-        return rows[rows["draws"] > 1]
+        return rows[rows["draws"] > 1].dropna(axis="columns", how="all")
 
     def to_frame(self) -> pd.DataFrame:
         """One row per load that was looked at: its rate or number of clients, P(SLA met),
-        attainment and each bounded metric, as means over the draws."""
+        attainment and each bounded metric, as means over the draws, with the ends of its interval
+        in ``_low`` and ``_high``."""
         import pandas as pd
 
-        rows = [{**rate, **rate["metrics"]} for rate in self.document["rates"]]
-        return pd.DataFrame(rows).drop(columns="metrics")
+        return pd.DataFrame([_flat(rate) for rate in self.document["rates"]])
 
     def picture(self) -> Picture:
         from tuner.pictures.loads import capacity_picture
@@ -91,7 +92,7 @@ def carried(
     *,
     sla: Sla,
     num_draws: int = NUM_DRAWS,
-    on_probe: OnProbe = lambda _: None,
+    on_probe: OnProbe = lambda *_: None,
 ) -> Carried:
     """Look for the load that the case carries.
 
@@ -159,3 +160,12 @@ def capacity(
     assert question.sla is not None, "an SLA was given"
     case = case_of(question, hardware, machine)
     return carried(question, case, sla=question.sla, num_draws=draws)
+
+
+def _flat(rate: dict[str, Any]) -> dict[str, Any]:
+    """A load that was looked at, each number under a name of its own."""
+    ends = {
+        f"{key}_{end}": value for key, both in rate["ends"].items() for end, value in both.items()
+    }
+    own = {key: value for key, value in rate.items() if key not in ("metrics", "ends")}
+    return {**own, **rate["metrics"], **ends}

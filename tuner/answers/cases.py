@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tuner.described.machine import Machine
     from tuner.described.title import Asked, Title
     from tuner.simulation.simulate import OnProgress, SimulationResult
+    from tuner.step_model.model import StepModel
     from tuner.workload.workload import Workload
 
 MIB = 2**20
@@ -203,7 +204,7 @@ def on_this_machine(
         )
 
     steps = MachineSteps(machine=known, num_devices=max(plan.world_size, step_model.max_ranks))
-    doubts = _doubts(step_model.check_model(known.model), plan, step_model.max_ranks)
+    doubts = _doubts(step_model, known.model, plan)
     return Case(
         settings=settings,
         workload=question.workload,
@@ -297,11 +298,20 @@ def _local_memory(config: EngineConfig, model: ModelConfig, plan: ParallelPlan) 
     }
 
 
-def _doubts(other_model: str | None, plan: ParallelPlan, max_ranks: int) -> list[str]:
+def _doubts(step_model: StepModel, model: ModelConfig, plan: ParallelPlan) -> list[str]:
+    """What about the machine may make the answer wrong."""
+    other_model, machine = step_model.check_model(model), step_model.machine
     found = [other_model] if other_model else []
-    if plan.world_size > max_ranks:
+    if plan.world_size > step_model.max_ranks:
         found.append(
-            f"plan {plan} has {plan.world_size} ranks; at most {max_ranks} were timed at once on "
-            "this machine, so its numbers extrapolate as if each rank had a core"
+            f"plan {plan} has {plan.world_size} ranks; at most {step_model.max_ranks} were timed "
+            "at once on this machine, so its numbers extrapolate as if each rank had a core"
+        )
+    busy_cores = plan.world_size * machine.threads_per_rank
+    if machine.device == "cpu" and busy_cores >= machine.num_cores:
+        found.append(
+            f"the ranks of plan {plan} are simulated as if they had all {machine.num_cores} cores "
+            "of this machine to themselves; its HTTP server, and clients on the same machine, take "
+            "of them too, so less is carried than told"
         )
     return found

@@ -46,7 +46,9 @@ class HostShares:
 @dataclass(frozen=True, kw_only=True)
 class HostTimes:
     """Host work of one step: ``step_s``, plus ``seq_s`` per sequence, plus ``request_s`` per
-    sequence that computes a part of its prompt and ``prompt_token_s`` per token of it.
+    sequence that computes a part of its prompt and ``prompt_token_s`` per token of it. A step with
+    such a sequence adds ``prompt_layer_s`` per layer, where kernels are replayed from graphs in
+    steps of decodes alone and started one by one in the others.
 
     ``is_overlapped``: it runs beside the ranks' work, and ranks wait only for what exceeds that.
     ``exposed_s`` is never hidden behind a step. A plan of several stages adds ``pipeline_step_s``
@@ -60,6 +62,7 @@ class HostTimes:
     exposed_s: float = 0.0
     request_s: float = 0.0
     prompt_token_s: float = 0.0
+    prompt_layer_s: float = 0.0
     pipeline_step_s: float = 0.0
     pipeline_seq_s: float = 0.0
     shares: HostShares = field(
@@ -73,9 +76,15 @@ class HostTimes:
                 raise TunerError(f"host {f.name}={value}: must be at least 0")
 
     def work_s(
-        self, num_seqs: int, num_prompts: int, prompt_tokens: int, *, is_pipeline: bool = False
+        self,
+        num_seqs: int,
+        num_prompts: int,
+        prompt_tokens: int,
+        *,
+        layers: int = 0,
+        is_pipeline: bool = False,
     ) -> float:
-        """Seconds of the host's work, hidden or not."""
+        """Seconds of the host's work, hidden or not, for ranks that hold so many ``layers``."""
         step_s, seq_s = self.step_s, self.seq_s
         if is_pipeline:
             step_s, seq_s = step_s + self.pipeline_step_s, seq_s + self.pipeline_seq_s
@@ -84,6 +93,7 @@ class HostTimes:
             + seq_s * num_seqs
             + self.request_s * num_prompts
             + self.prompt_token_s * prompt_tokens
+            + (self.prompt_layer_s * layers if num_prompts else 0.0)
         )
 
 

@@ -65,6 +65,7 @@ _ALL = (
     _same("host.seq_s", "host work of a sequence in a step, s"),
     _same("host.request_s", "host work of a prompt in a step, s"),
     _same("host.prompt_token_s", "host work of a prompt's token, s"),
+    _same("host.prompt_layer_s", "host work of a layer in a step with prompts, s"),
     _same("host.exposed_s", "host work of a step that nothing hides, s"),
     _same("host.pipeline_step_s", "host work that a step over several stages adds, s"),
     _same("host.pipeline_seq_s", "the same of a sequence in it, s"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -37,18 +38,44 @@ class StepErrorBand:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServedGroup:
+    """A model on a device whose runs were compared; ``model`` is its name."""
+
+    device: str
+    model: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepErrors:
     """``bands``, the narrowest first, and what their runs span: a question outside is off by more
-    than they say."""
+    than they say.
+
+    ``groups`` are the models that were served, each with its device. ``unseen`` are bands for any
+    other model: they hold how far groups differ from each other, too.
+    """
 
     bands: tuple[StepErrorBand, ...]
     devices: tuple[str, ...]
     tp: tuple[int, ...]
     max_clients: int
     max_input_tokens: int
+    groups: tuple[ServedGroup, ...] = ()
+    unseen: tuple[StepErrorBand, ...] = ()
 
     def band(self, phase: Phase, clients: float, tp: int) -> StepErrorBand:
         """The first band that holds the question, else the one of all runs."""
-        mine = [band for band in self.bands if band.phase is phase]
-        held = (band for band in mine if band.holds(max(1.0, clients), tp))
-        return next(held, mine[-1])
+        return _first(self.bands, phase, clients, tp)
+
+    def unseen_band(self, phase: Phase, clients: float, tp: int) -> StepErrorBand:
+        """The same of a model that was never served: at least as wide."""
+        own = self.band(phase, clients, tp)
+        if not self.unseen:
+            return own
+        found = _first(self.unseen, phase, clients, tp)
+        return found if found.half_width > own.half_width else own
+
+
+def _first(bands: Sequence[StepErrorBand], phase: Phase, clients: float, tp: int) -> StepErrorBand:
+    mine = [band for band in bands if band.phase is phase]
+    held = (band for band in mine if band.holds(max(1.0, clients), tp))
+    return next(held, mine[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -102,6 +103,7 @@ class ServedTimer:
         self._timers = {mode: timers[launches.get(mode, backend.launch)] for mode in modes}
         self._host = backend.host
         self._num_stages = plan.pp
+        self._layers = math.ceil(model.num_layers / plan.pp)
         self._last: tuple[StepShape, tuple[float, ...]] | None = None
 
     def stage_seconds(self, shape: StepShape) -> tuple[float, ...]:
@@ -136,6 +138,11 @@ class ServedTimer:
             step_s=host.step_s + host.pipeline_step_s,
             seq_s=host.seq_s + host.pipeline_seq_s,
         )
+
+    @property
+    def prompt_step_s(self) -> float:
+        """What prompts add to the host's work on a step, however many they are."""
+        return self._host.prompt_layer_s * self._layers
 
     def tables(self, mode: Mode, *, tokens: int, sampled: int) -> ModeTables | None:
         """See :meth:`tuner.hardware.roofline.RooflineTimer.tables`."""
@@ -172,6 +179,7 @@ class ServedTimer:
             shape.num_seqs,
             num_prompts,
             shape.num_prefill_tokens,
+            layers=self._layers,
             is_pipeline=self._num_stages > 1,
         )
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
@@ -20,10 +21,12 @@ from tuner.work.models import find_quantisation, load_model
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload
 
+FloatArray = npt.NDArray[np.float64]
 FILE = "end_to_end_dense.csv"
 # A run sends this many requests per client, the first ones all at once.
 ROUNDS = 10
-# Of which this many are simulated: after the first burst every round is like the next.
+# Of which this many are simulated: between the first burst and the last every round is like the
+# next.
 SIMULATED_ROUNDS = 3
 # More than any row's concurrency: no row names a limit of its own.
 MAX_NUM_SEQS = 1024
@@ -97,7 +100,10 @@ class ServedRow:
         """The system as a command line names it: vLLM by its release, InferenceMAX's with the
         switch that its scripts set."""
         if self.backend != "vllm":
-            return BackendChoice(name=self.backend)
+            # Its publisher's fp8 checkpoint asks for fp8 keys and values, and this system obeys.
+            is_fp8 = self.tool is Tool.INFERENCEMAX and self.precision == "fp8"
+            settings = (("kv_cache_dtype", "fp8"),) if is_fp8 else ()
+            return BackendChoice(name=self.backend, settings=settings)
         if self.tool is Tool.FIXED:
             return BackendChoice(name=self.backend, release=self.version)
         settings = (("async_scheduling", "on"),)
@@ -148,6 +154,15 @@ def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def mean_over_rounds(values: FloatArray, clients: int) -> float:
+    """The mean over ``ROUNDS`` rounds of ``clients`` requests, where f8[requests] of fewer rounds
+    are known: the first, a burst, and the last, whose decodes meet ever fewer prompts of others,
+    count as one each, and those between as all the others."""
+    first, last = values[:clients].mean(), values[-clients:].mean()
+    between = values[clients:-clients].mean()
+    return float((first + (ROUNDS - 2) * between + last) / ROUNDS)
+
+
 class RowSimulator:
     """Simulates rows served by one backend each; step times are made once per plan."""
 
@@ -156,8 +171,7 @@ class RowSimulator:
         self._nodes: dict[tuple[object, ...], Node] = {}
 
     def simulate(self, row: ServedRow, *, seed: int = 0, step_scale: float = 1.0) -> Simulated:
-        """The run of ``row``, step times multiplied by ``step_scale``: the first burst counts as
-        one round of ten."""
+        """The run of ``row``, step times multiplied by ``step_scale``."""
         node, plan = self._node(row), ParallelPlan(tp=row.tp)
         needed = row.input_tokens + row.output_tokens
         if node.memory(plan, caps=row.caps, needed_kv_tokens=needed).reason is not None:
@@ -175,12 +189,9 @@ class RowSimulator:
                 for timing in timings
             ]
         )
-        burst = slice(row.concurrency)
-        rest = slice(row.concurrency, None)
-        share = 1 / ROUNDS
         return Simulated(
-            ttft_s=float(share * ttft_s[burst].mean() + (1 - share) * ttft_s[rest].mean()),
-            tpot_s=float(share * tpot_s[burst].mean() + (1 - share) * tpot_s[rest].mean()),
+            ttft_s=mean_over_rounds(ttft_s, row.concurrency),
+            tpot_s=mean_over_rounds(tpot_s, row.concurrency),
         )
 
     def _node(self, row: ServedRow) -> Node:

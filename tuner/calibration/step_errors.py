@@ -10,6 +10,11 @@ step with prompts is taken to be off by, the second a step of decodes alone.
 writes the widths into the profiles: the split-conformal 90 % quantile of their sizes, apart for
 runs of few and of many requests and by tensor-parallel degree where these have enough runs. Runs
 that no step times explain are left out, and their share is told.
+
+Runs of a group (a model on a device) are off alike, so a model of none of them may be off by more:
+by what groups differ, and what runs of a group do. Groups are few; the width for such a model is
+the predictive one of a random-effects model with Student's t (Searle, Casella and McCulloch,
+Variance Components, 1992), its degrees of freedom by Satterthwaite.
 """
 
 from __future__ import annotations
@@ -20,19 +25,22 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+from scipy.special import stdtrit
 
 from tuner.backends import Backend, load_profile
 from tuner.backends.backend import BACKENDS
-from tuner.backends.step_errors import Phase, StepErrorBand, StepErrors
+from tuner.backends.step_errors import Phase, ServedGroup, StepErrorBand, StepErrors
 from tuner.calibration.served import SOURCES, parameters_of
 from tuner.calibration.served_fit import CHUNK, with_values
 from tuner.calibration.served_rows import RowSimulator, ServedRow, read_served_rows
 from tuner.step_model.fit import conformal
 
+FloatArray = npt.NDArray[np.float64]
 # Log factors on step times at which every run is simulated; a run's own is interpolated.
 SCALES = (-0.25, 0.0, 0.25)
 # A run that needs more than that was not slowed by its steps: something else is not simulated.
@@ -62,7 +70,7 @@ def needed_factors(
 ) -> list[Needed]:
     """Of every row that ``profile`` serves, with the figures of the fold that never saw its group;
     of a group that no fold knows with the shipped ones, which never saw it either."""
-    parameters = parameters_of(data)
+    parameters = parameters_of(profile.name, data)
     folds = profile.fitted.held_out if profile.fitted else ()
     values = {fold.group: fold.values for fold in folds}
     jobs: list[tuple[Backend, list[ServedRow]]] = []
@@ -84,8 +92,11 @@ def needed_factors(
 def step_errors(needed: Sequence[Needed]) -> StepErrors:
     """The widths by phase, load and degree, and what the rows span."""
     rows = [each.row for each in needed]
+    groups = sorted({(row.device, row.model) for row in rows})
     return StepErrors(
         bands=tuple(band for phase in Phase for band in _bands(needed, phase)),
+        groups=tuple(ServedGroup(device=device, model=model) for device, model in groups),
+        unseen=tuple(band for phase in Phase for band in _unseen_bands(needed, phase)),
         devices=tuple(sorted({row.device for row in rows})),
         tp=tuple(sorted({row.tp for row in rows})),
         max_clients=max(row.concurrency for row in rows),
@@ -117,7 +128,7 @@ def coverages(needed: Sequence[Needed]) -> list[Coverage]:
             phase: np.mean(
                 [
                     abs(each.of(phase))
-                    <= known.band(phase, each.row.concurrency, each.row.tp).half_width
+                    <= known.unseen_band(phase, each.row.concurrency, each.row.tp).half_width
                     for each in mine
                 ]
             )
@@ -149,15 +160,61 @@ def _bands(needed: Sequence[Needed], phase: Phase) -> Iterator[StepErrorBand]:
     yield widest
 
 
-def _band(
-    needed: Sequence[Needed], phase: Phase, clients: tuple[int, int], tp: tuple[int, int]
-) -> StepErrorBand | None:
-    every = [
-        abs(each.of(phase))
+def _unseen_bands(needed: Sequence[Needed], phase: Phase) -> Iterator[StepErrorBand]:
+    """By load alone: groups are too few to tell what they differ by at each degree."""
+    every = (1, max(each.row.concurrency for each in needed))
+    all_tp = (1, max(each.row.tp for each in needed))
+    for clients in (*CLIENTS, every):
+        band = _band(needed, phase, clients, all_tp)
+        if band is None:
+            continue
+        mine = _explained(_within(needed, clients, all_tp), phase)
+        groups = sorted({each.row.group for each in mine})
+        logs = [np.array([e.of(phase) for e in mine if e.row.group == group]) for group in groups]
+        yield replace(band, half_width=round(unseen_half_width(logs), 3))
+
+
+def unseen_half_width(groups: Sequence[FloatArray]) -> float:
+    """The 90 % half width of another group's runs, from the errors f8[runs] of each of ``groups``.
+
+    Every error is one of a fit that never saw its group, so groups scatter around 0: there is no
+    mean to be estimated.
+    """
+    count = len(groups)
+    within = [float(g.var(ddof=1)) if len(g) > 1 else 0.0 for g in groups]
+    run = float(np.mean(within))
+    between = max(
+        0.0,
+        float(np.mean([g.mean() ** 2 - v / len(g) for g, v in zip(groups, within, strict=True)])),
+    )
+    total = between + run
+    if total == 0.0:
+        return 0.0
+    # How much is known of each part follows from how many groups, and runs, it was taken from.
+    runs = max(1, sum(map(len, groups)) - count)
+    freedom = total**2 / (between**2 / count + run**2 / runs)
+    return float(stdtrit(freedom, 0.95)) * math.sqrt(total)
+
+
+def _within(
+    needed: Sequence[Needed], clients: tuple[int, int], tp: tuple[int, int]
+) -> list[Needed]:
+    return [
+        each
         for each in needed
         if clients[0] <= each.row.concurrency <= clients[1] and tp[0] <= each.row.tp <= tp[1]
     ]
-    logs = [log for log in every if log < MOST_LOG]
+
+
+def _explained(needed: Sequence[Needed], phase: Phase) -> list[Needed]:
+    return [each for each in needed if abs(each.of(phase)) < MOST_LOG]
+
+
+def _band(
+    needed: Sequence[Needed], phase: Phase, clients: tuple[int, int], tp: tuple[int, int]
+) -> StepErrorBand | None:
+    every = _within(needed, clients, tp)
+    logs = [abs(each.of(phase)) for each in _explained(every, phase)]
     if not logs:
         return None
     return StepErrorBand(

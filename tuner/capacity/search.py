@@ -38,7 +38,11 @@ MOST_REQUESTS = 100_000
 CLIFF_LOAD = 1.1
 CLIFF_FALL = 0.1
 
-OnProbe = Callable[[int], None]
+# Looks of the bisection that are expected before it has begun: at its ends, then halving it.
+EXPECTED_BRACKET = 8
+
+# How many looks are done, and how many they will be, as far as is known by then.
+OnProbe = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,7 @@ def find_capacity(
     *,
     num_draws: int = NUM_DRAWS,
     start: float = 1.0,
-    on_probe: OnProbe = lambda _: None,
+    on_probe: OnProbe = lambda *_: None,
 ) -> Capacity:
     """The highest load of ``asked.workload`` that ``asked.settings`` carry within the SLA.
 
@@ -85,12 +89,15 @@ def find_capacity(
     """
     check_has_rate(asked.workload)
     seen: dict[tuple[float, int], Probe] = {}
+    # After the bisection: the grid and the two loads of the cliff in every draw.
+    afterwards = (len(GRID) + 2) * num_draws
+    expected = EXPECTED_BRACKET + afterwards
 
     def look(factor: float, draw: int) -> Probe:
         factor = reachable(asked.workload, factor)
         if (factor, draw) not in seen:
             seen[factor, draw] = probe(asked, factor, draw)
-            on_probe(len(seen))
+            on_probe(len(seen), max(expected, len(seen)))
         return seen[factor, draw]
 
     good, bad = bracket(
@@ -98,6 +105,7 @@ def find_capacity(
     )
     if good is None or bad is None:
         return _open_ended(good, tuple(seen.values()), asked)
+    expected = len(seen) + afterwards - 1  # the first draw has been at the middle of the grid
     for step in GRID:
         for draw in range(num_draws):
             look(good * step, draw)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from engine.executors.protocol import StepTimer
 from engine.spec.model import ModelConfig
@@ -42,6 +43,10 @@ class Node:
     _timers: dict[ParallelPlan, ServedTimer] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Timers hold what no other process can be sent: each makes its own.
+        return {**self.__dict__, "_timers": {}}
 
     @property
     def has_rungs(self) -> bool:

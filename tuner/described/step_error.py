@@ -6,24 +6,39 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.points import INTERVAL_Z
 from tuner.backends.step_errors import OUTSIDE_FACTOR, Phase, StepErrors
 from tuner.described.node import Node
 from tuner.step_model.timer import StepScale
+from tuner.work.models import find_model
 from tuner.workload.workload import Workload
+
+# What a model's step times follow from.
+SHAPE = (
+    "num_layers",
+    "hidden_size",
+    "ffn_size",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "vocab_size",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepError:
     """90 % half widths of log(true / simulated) step times. ``outside`` says in words what about
-    the question was never measured; the widths are wider for it. ``unexplained`` is the share of
-    runs like it whose TTFT no step times explain: that is in no interval."""
+    the question was never measured; the widths are wider for it. ``unseen`` says so of the model:
+    the widths are then what models that were left out showed. ``unexplained`` is the share of runs
+    like it whose TTFT no step times explain: that is in no interval."""
 
     prefill: float
     decode: float
     outside: tuple[str, ...] = ()
+    unseen: str = ""
     unexplained: float = 0.0
 
     def scale(self, slowness: float) -> StepScale:
@@ -44,7 +59,8 @@ def step_error(
     """Of ``settings`` under ``workload``, whose run had ``metrics``.
 
     Where the backend was compared with served runs by phase and load, the widths are theirs, and
-    wider outside of what these span; else both are the node's.
+    wider where no run was of this model on this device, and wider still outside of what runs span;
+    else both are the node's.
     """
     known, plan = node.backend.step_errors, settings.plan
     if known is None:
@@ -57,11 +73,14 @@ def step_error(
     least = 0.0
     if device.name not in known.devices or device.interval_for(precision) > device.interval:
         least = device.interval_for(precision)
-    prefill, decode = (known.band(phase, clients, plan.tp) for phase in Phase)
+    unseen = _unseen(known, node)
+    of = known.unseen_band if unseen else known.band
+    prefill, decode = (of(phase, clients, plan.tp) for phase in Phase)
     return StepError(
         prefill=factor * max(least, prefill.half_width),
         decode=factor * max(least, decode.half_width),
         outside=outside,
+        unseen=unseen,
         unexplained=prefill.unexplained,
     )
 
@@ -74,6 +93,23 @@ def mean_active(settings: Settings, workload: Workload, metrics: Mapping[str, fl
         return min(most, float(workload.closed.concurrency))
     e2e_ms, rate = metrics.get("mean_e2e_ms"), workload.rate_rps
     return min(most, rate * e2e_ms / 1e3) if e2e_ms is not None and rate is not None else 1.0
+
+
+def _unseen(known: StepErrors, node: Node) -> str:
+    """Words where no run that was compared is of this model on this device."""
+    device = node.hardware.device.name
+    if any(
+        group.device == device and _is_alike(find_model(group.model), node.model)
+        for group in known.groups
+    ):
+        return ""
+    served = ", ".join(f"{group.model} on {group.device}" for group in known.groups)
+    return f"this model on {device} (served runs are of {served or 'others'})"
+
+
+def _is_alike(one: ModelConfig | None, other: ModelConfig) -> bool:
+    """Whether two models take the same products: weights of another training make no difference."""
+    return one is not None and all(getattr(one, key) == getattr(other, key) for key in SHAPE)
 
 
 def _outside(

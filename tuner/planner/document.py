@@ -240,6 +240,11 @@ def warnings(report: PlanReport) -> tuple[str, ...]:
     if node.has_device:
         origin = f"{device.title} is {device.calibration}"
     found.append(f"simulated, not measured: {origin}; {off} (90 % interval)")
+    if error.unseen:
+        found.append(
+            f"no served run was of {error.unseen}; steps are taken to be as uncertain as models "
+            "that were left out of the fit showed"
+        )
     if error.outside:
         found.append(
             f"outside of what was compared with served runs: {', '.join(error.outside)}; steps are "

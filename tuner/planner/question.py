@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from engine.spec.settings import Settings
@@ -32,8 +32,7 @@ class Question:
     seen: Seen = field(default_factory=Seen, compare=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Timers may hold what cannot go along: each process makes its own.
-        return {**self.__dict__, "node": replace(self.node), "seen": Seen()}
+        return {**self.__dict__, "seen": Seen()}
 
     def facts(
         self,

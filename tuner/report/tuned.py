@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from engine.spec.settings import Settings
+from policies.numbers import counted
 from policies.sla import Sla
 from tuner.pictures.picture import Cloud, Colour, Line, Panel, Point, axis_over
 from tuner.pictures.trials import picture_of_document
@@ -53,8 +54,8 @@ def _answer(document: dict[str, Any], sla: Sla) -> Section:
         name="answer",
         heading="Answer",
         lines=(
-            f"recommended: {Settings.from_json(found['settings'])}, {found['num_devices']} "
-            f"devices, P(SLA met) {found['sla_probability']:.2f}",
+            f"recommended: {Settings.from_json(found['settings'])}, "
+            f"{counted(found['num_devices'], 'device')}, P(SLA met) {found['sla_probability']:.2f}",
             found["explanation"],
         ),
         tables=(Table(columns=("fidelity", *keys), rows=rows),),

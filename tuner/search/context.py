@@ -98,7 +98,6 @@ class TuningContext:
             grid=self.grid,
             sla=self.sla,
             load=Load.of(self.trial_workload),
-            span_s=self.trial_workload.span_s,
             timer=self.simulator.timer,
             objective=self.spec.goal.objective,
         )

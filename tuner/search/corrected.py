@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from policies.objective import NOTICEABLE, Objective
 from policies.points import Estimate, OperatingPoint
 from policies.sla import Sla
 from tuner.search.design import rank_point
-from tuner.search.estimate import estimate
+from tuner.search.estimate import Estimator
 from tuner.search.grid import FloatArray, Grid
 from tuner.search.surrogate import Load
 
@@ -46,21 +47,23 @@ class Corrected:
     grid: Grid
     sla: Sla
     load: Load
-    span_s: float
     timer: Callable[[ParallelPlan], StepTimer]
     objective: Objective = Objective.DEVICES
-    _known: dict[int, OperatingPoint] = field(default_factory=dict)
+    _known: dict[Settings, OperatingPoint] = field(default_factory=dict)
+
+    @cached_property
+    def _estimator(self) -> Estimator:
+        return Estimator(load=self.load, timer=self.timer, sla=self.sla)
 
     def estimate(self, row: int) -> OperatingPoint:
-        """What arithmetic says of that row; solved once."""
-        if row not in self._known:
-            self._known[row] = self.estimate_of(self.grid.settings(row))
-        return self._known[row]
+        """What arithmetic says of that row."""
+        return self.estimate_of(self.grid.settings(row))
 
     def estimate_of(self, settings: Settings) -> OperatingPoint:
-        return estimate(
-            settings, self.load, self.timer(settings.plan), self.sla, span_s=self.span_s
-        )
+        """What it says of ``settings``, whether the grid has them or not; solved once."""
+        if settings not in self._known:
+            self._known[settings] = self._estimator.estimate(settings)
+        return self._known[settings]
 
     def ranked(self, rows: Sequence[int], points: Sequence[OperatingPoint]) -> list[int]:
         """``rows`` by the favourable end of what is believed after ``points``, best first.

@@ -8,7 +8,7 @@ from typing import Any
 from engine.spec.measurement import Fidelity
 from engine.spec.settings import Settings
 from policies.drift import StepSum
-from policies.numbers import short
+from policies.numbers import counted, short
 from policies.objective import Objective
 from policies.points import OperatingPoint
 from policies.report import measurement_json
@@ -120,7 +120,8 @@ def _surrogate_point(
 
 
 def _explain(context: TuningContext, selection: Selection, best: OperatingPoint) -> str:
-    parts = [f"{best.settings.plan} uses {best.cost_devices} of {context.spec.num_devices} devices"]
+    of_them = counted(context.spec.num_devices, "device")
+    parts = [f"{best.settings.plan} uses {best.cost_devices} of {of_them}"]
     objective = selection.objective
     if objective is not Objective.DEVICES:
         parts.append(

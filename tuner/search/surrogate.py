@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,10 +61,6 @@ class Load:
     def is_closed(self) -> bool:
         """Whether clients wait for answers before they ask again."""
         return self.workload.closed is not None
-
-    @cached_property
-    def p95_input_tokens(self) -> float:
-        return float(np.percentile(self.workload.input_tokens, 95))
 
     @classmethod
     def of(cls, workload: Workload) -> Load:

@@ -11,7 +11,7 @@ from engine.executors.protocol import StepTimer
 from engine.spec.modes import Mode
 from engine.spec.settings import Caps
 from engine.spec.steps import StepShape
-from tuner.backends import HostTimes, ServedTimer
+from tuner.backends import ServedTimer
 from tuner.hardware.physics import FloatArray
 from tuner.hardware.roofline import ModeTables
 from tuner.hardware.tables import Axis
@@ -41,18 +41,20 @@ class CompiledTimes:
             scale, inner = timer.scale, timer.inner
         tables = _tables(inner, modes, caps) if isinstance(inner, ServedTimer) else None
         if isinstance(inner, ServedTimer) and tables is not None:
-            self.fields = self._looked_up(inner.host, tables, scale, num_stages, guard)
+            self.fields = self._looked_up(inner, tables, scale, num_stages, guard)
         else:
             self.fields = self._asked(timer, modes, num_stages, guard)
 
     def _looked_up(
         self,
-        host: HostTimes,
+        timer: ServedTimer,
         tables: list[ModeTables],
         scale: StepScale,
         num_stages: int,
         guard: Guard,
     ) -> TimesFields:
+        host = timer.host
+
         @guard
         def fill(mode: int, tokens: int, sampled: int) -> None:
             tables[mode].fill(tokens, sampled)
@@ -65,6 +67,7 @@ class CompiledTimes:
             seq_s=host.seq_s,
             request_s=host.request_s,
             prompt_token_s=host.prompt_token_s,
+            prompt_step_s=timer.prompt_step_s,
             exposed_s=host.exposed_s,
             is_overlapped=host.is_overlapped,
             is_scaled=not scale.is_one,

@@ -98,6 +98,7 @@ class TimesFields(ctypes.Structure):
         ("seq_s", _F64),
         ("request_s", _F64),
         ("prompt_token_s", _F64),
+        ("prompt_step_s", _F64),
         ("exposed_s", _F64),
         ("is_overlapped", _I64),
         ("prefill_scale", _F64),

@@ -18,9 +18,11 @@ from policies.capacity_state import (
     CapacityLimits,
     CapacityMemory,
     CapacityState,
+    Queue,
     SwitchCost,
 )
 from policies.capacity_table import CapacityTable, CarriedRate
+from policies.capacity_watch import Look, watch
 from policies.decision import Action, LoadWindow
 from policies.forecast import Forecast, choose, forecast
 from policies.load_history import SLOT_S, LoadHistory, LoadSlot, luck_of, rate_of
@@ -108,6 +110,8 @@ class CapacitySteering:
         seen = join_windows(self._windows, self._table.sla, age_s=0.0, fidelity=Fidelity.SIMULATED)
         current = self._entry(view)
         observed_rps = None if seen is None else self._rate_rps(seen.load)
+        luck = luck_of(sum(window.num_arrived for window in self._windows))
+        self._watch(current, view, observed_rps or 0.0, luck)
         is_met = attainment = None
         if seen is not None and seen.load.num_requests >= MIN_REQUESTS:
             is_met = seen.load.is_sla_met
@@ -125,11 +129,12 @@ class CapacitySteering:
                 current=current,
                 forecast=ahead,
                 observed_rps=observed_rps,
-                observed_luck=luck_of(sum(window.num_arrived for window in self._windows)),
+                observed_luck=luck,
                 is_sla_met=is_met,
                 attainment=attainment,
                 request_size=rate_of(*self._lengths, self._table.mix),
                 admitted_rps=getattr(view.settings.admission, "rate_rps", None),
+                queue=self._queue(view),
                 costs=self._costs(view),
                 memory=self._memory,
                 limits=self._limits,
@@ -147,6 +152,23 @@ class CapacitySteering:
             held=view.held_plan,
         )
         return Turn(change=change, next_s=next_s)
+
+    def _watch(self, current: CarriedRate, view: RunView, observed_rps: float, luck: float) -> None:
+        last = self._windows[-1]
+        look = Look(
+            now_s=self._asked_s,
+            seconds=last.window_s,
+            requests=last.num_arrived,
+            queue=self._queue(view),
+            observed_rps=observed_rps,
+            observed_luck=luck,
+        )
+        self._memory = watch(self._memory, look, current, self._table, self._limits)
+
+    def _queue(self, view: RunView) -> Queue:
+        seconds = sum(window.window_s for window in self._windows)
+        finished = sum(len(window.timings) for window in self._windows)
+        return Queue(waiting=view.num_waiting, finished_rps=finished / seconds)
 
     def _entry(self, view: RunView) -> CarriedRate:
         entry = self._table.find(view.settings.plan)

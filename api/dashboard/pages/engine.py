@@ -11,6 +11,7 @@ from fastapi import Request
 from nicegui import ui
 
 from api.dashboard import charts, words
+from api.dashboard.go_back import GoBack
 from api.dashboard.layout import (
     Row,
     Text,
@@ -19,6 +20,7 @@ from api.dashboard.layout import (
     facts,
     frame,
     missing,
+    page_path,
     poll,
     redraw,
     set_rows,
@@ -45,13 +47,14 @@ PATH, TITLE = "/engines/{engine_id}", "Engine · Gearshift"
 BEFORE_S = 120
 PERCENTILES = ("p50", "p95", "p99")
 FACTS = (
-    "Settings",
     "Requests/s",
     "Running / waiting",
     "KV cache in use",
-    "Step time by mode",
-    "SLA",
     "Attainment, last 15 s",
+    "Step time by mode",
+    "Model",
+    "SLA",
+    "Settings",
 )
 DECISIONS = (
     ("mark", "Mark"), ("at", "At"), ("did", "Controller"), ("why", "Why"), ("saw", "Saw"),
@@ -62,7 +65,8 @@ NO_DECISION = (
     "None: the controller works on engines that run a recommendation. Apply one from a tuning job."
 )
 VERSIONS = (
-    ("version", "Version"), ("at", "At"), ("by", "By"), ("why", "Why"), ("ack", "Engine"),
+    ("version", "Version"), ("at", "At"), ("by", "By"), ("why", "Why"), ("settings", "Settings"),
+    ("ack", "Engine"),
 )  # fmt: skip
 
 
@@ -76,6 +80,7 @@ class Seen:
     decisions: list[DecisionRow]
     versions: list[PolicyVersion]
     outside: Outside | None
+    rollout_id: str | None
 
 
 async def show(request: Request, engine_id: str) -> None:
@@ -104,6 +109,8 @@ async def show(request: Request, engine_id: str) -> None:
             editor = PolicyEditor(visit, policy)
         with card("Versions of the policy"):
             versions = table(VERSIONS, _versions(seen), page=8)
+            back = GoBack(visit, engine_id)
+            back.show(seen.versions)
 
     async def refresh() -> None:
         now = await visit.read(lambda uow: _look(uow, visit, engine_id, past))
@@ -115,6 +122,7 @@ async def show(request: Request, engine_id: str) -> None:
             replicas.show(settings_in_force(now.found.engine.effective_policy))
         set_rows(decisions, _decisions(now))
         set_rows(versions, _versions(now))
+        back.show(now.versions)
         editor.note_version(now.found.engine.desired_version)
 
     poll(refresh)
@@ -144,7 +152,14 @@ def _look(uow: UnitOfWork, visit: Visit, engine_id: str, past: _Past) -> Seen:
         decisions=list(uow.decisions.list_page(page, engine_id=engine_id).items),
         versions=list(uow.policies.list_page(engine_id, page).items),
         outside=past.outside.read(uow, engine_id, settings) if is_seen else None,
+        rollout_id=_rollout_of(uow, engine_id),
     )
+
+
+def _rollout_of(uow: UnitOfWork, engine_id: str) -> str | None:
+    """The rollout that is on its way there."""
+    found = uow.rollouts.find_under_way(engine_id)
+    return None if found is None else found.id
 
 
 class _Head:
@@ -154,6 +169,9 @@ class _Head:
         with ui.element("div").classes("row"):
             self._tag = Text("span", "", "tag")
             self._why = Text("span", "", "soft")
+        with ui.element("p").classes("note warn").props('role="status"') as self._turns:
+            Text("span", "A rollout takes turns here with what ran before: ")
+            self._rollout = ui.link("see how it goes", "/rollouts")
         with card():
             self._change = facts([(name, "") for name in FACTS])
         self.show(seen)
@@ -164,6 +182,9 @@ class _Head:
         self._tag.set_text(word)
         self._tag.classes(replace=f"tag {tone}")
         self._why.set_text(why)
+        self._turns.set_visibility(seen.rollout_id is not None)
+        if seen.rollout_id is not None:
+            self._rollout.props(f'href="{page_path("rollouts", seen.rollout_id)}"')
         self._change(_facts(found, seen.bins))
 
 
@@ -174,13 +195,14 @@ def _facts(found: EngineOverview, bins: list[Bin]) -> list[str]:
     if attainment is None and judged:
         attainment = sum(judged) / len(judged)
     return [
-        words.settings_of(engine.effective_policy),
         words.number(load.rate_rps if load else None),
         f"{load.running} / {load.waiting}" if load else words.NONE,
         words.share(load.kv_usage if load else None),
-        words.mode_share(load.mode_share) if load else words.NONE,
-        engine.sla or "none: set one in the policy below",
         words.share(attainment),
+        words.mode_share(load.mode_share) if load else words.NONE,
+        words.model_of(engine),
+        engine.sla or "none: set one in the policy below",
+        words.settings_of(engine.effective_policy),
     ]
 
 
@@ -326,6 +348,7 @@ def _versions(seen: Seen) -> list[Row]:
             "at": words.at(row.created_at),
             "by": row.origin,
             "why": row.reason,
+            "settings": words.settings_of(row.document),
             "ack": _ack(row),
         }
         for row in seen.versions

@@ -24,6 +24,7 @@ from api.dashboard.visit import Visit
 from api.services import overview
 from api.services.overview import EngineOverview, Standing
 from api.web.settings import ServiceSettings
+from policies.numbers import counted
 from store import UnitOfWork
 
 PATH, TITLE = "/", "Fleet · Gearshift"
@@ -40,10 +41,6 @@ COLUMNS = (
     ("attainment", "SLA attainment"),
 )
 ROWS = 50
-NO_ENGINE = (
-    "Start one and let it report here: gearshift engine serve --model DIR --control ADDRESS, with "
-    "a key of scope apply in GEARSHIFT_CONTROL_KEY."
-)
 
 
 async def show(request: Request) -> None:
@@ -57,7 +54,8 @@ async def show(request: Request) -> None:
                 wanted = ui.input("Show engines with").props("dense clearable debounce=200")
             shown = table(COLUMNS, list(found), none="No engine has that.", page=ROWS)
         with card() as nothing:
-            empty("No engine has registered yet.", NO_ENGINE)
+            empty("No engine has registered yet.", "Start one, or look at a server that runs.")
+        ui.link("Add an engine", "/engines/new").classes("go").style("margin-top:1rem")
 
     def fill(rows: list[Row]) -> None:
         about.set_text(_counts(rows))
@@ -92,7 +90,7 @@ def _counts(rows: list[Row]) -> str:
     """How many engines stand how: 98 engines: 2 silent, 96 fine."""
     counts = Counter(row["standing"]["text"] for row in rows)
     told = ", ".join(f"{count} {word}" for word, count in counts.items())
-    return f"{len(rows)} engine{'s' if len(rows) > 1 else ''}: {told}"
+    return f"{counted(len(rows), 'engine')}: {told}"
 
 
 def _row(found: EngineOverview) -> Row:
@@ -101,9 +99,7 @@ def _row(found: EngineOverview) -> Row:
     return {
         "key": engine.id,
         "engine": {"text": engine.name, "href": page_path("engines", engine.id)},
-        "model": engine.model_name
-        if engine.system is None
-        else f"{engine.model_name} ({engine.system}, observed)",
+        "model": words.model_of(engine),
         "plan": words.plan_of(engine.effective_policy),
         "modes": words.NONE if load is None else words.mode_share(load.mode_share),
         "rate": words.number(None if load is None else load.rate_rps),

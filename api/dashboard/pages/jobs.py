@@ -21,8 +21,7 @@ COLUMNS = (
     ("job", "Job"),
     ("state", "State"),
     ("trials", "Trials"),
-    ("model", "Model"),
-    ("on", "Hardware"),
+    ("workload", "Workload"),
     ("sla", "SLA"),
     ("begun", "Created"),
     ("found", "Found"),
@@ -37,7 +36,9 @@ async def show(request: Request) -> None:
         if visit.may(Scope.TUNE):
             ui.link("New tuning job", "/jobs/new").classes("go")
         with card() as there:
-            shown = table(COLUMNS, [_row(job) for job in found], page=25)
+            shown = table(
+                COLUMNS, [_row(job) for job in found], page=25, breaks=("workload", "sla")
+            )
         with card() as nothing:
             empty(
                 "No tuning job yet.",
@@ -66,14 +67,13 @@ def _row(job: TuningJobView) -> Row:
     found: object = words.NONE
     if job.recommendation_id is not None:
         path = page_path("recommendations", job.recommendation_id)
-        found = {"text": "recommendation", "href": path}
+        found = {"text": "the answer", "href": path}
     return {
         "key": job.id,
-        "job": {"text": job.id, "href": page_path("jobs", job.id)},
+        "job": {"text": words.job_title(job.spec), "href": page_path("jobs", job.id)},
         "state": {"text": job.state.value, "tone": words.JOB_TONES[job.state]},
-        "trials": f"{job.trials_done} of {job.num_trials}",
-        "model": str(job.spec.get("model_dir", words.NONE)),
-        "on": f"{job.spec.get('hardware', 'local')}, {job.spec.get('num_devices', '?')} devices",
+        "trials": f"{job.trials_done}\u00a0of\u00a0{job.num_trials}",
+        "workload": str(job.spec.get("workload", words.NONE)),
         "sla": str(job.spec.get("sla", words.NONE)),
         "begun": words.at(job.created_at),
         "found": found,

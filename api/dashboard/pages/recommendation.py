@@ -47,6 +47,17 @@ MOST_ENGINES, MOST_MISSES = 500, 5
 ANSWERS = (
     ("name", "Answer"), ("settings", "Settings"), ("devices", "Devices"), ("chance", "P(SLA met)"),
 )  # fmt: skip
+BOUNDED = (
+    ("what", "Bound"), ("asked", "The SLA asks"), ("by", "Known by"), ("value", "Value"),
+    ("range", "90 % interval"),
+)  # fmt: skip
+SYSTEMS = {
+    "arctic": "Arctic Inference (vLLM plug-in)",
+    "gearshift": "Gearshift",
+    "sglang": "SGLang",
+    "trtllm": "TensorRT-LLM",
+    "vllm": "vLLM",
+}
 Json = dict[str, Any]
 
 
@@ -75,12 +86,13 @@ async def show(request: Request, recommendation_id: str) -> None:
         return
     job_id = known.found.job_id
     back = ("/jobs", "tuning jobs") if job_id is None else (page_path("jobs", job_id), "its job")
-    with frame(request, visit, "Recommendation", back=back):
+    of = "" if known.spec is None else f": {words.job_title(known.spec)}"
+    with frame(request, visit, f"Recommendation{of}", back=back):
         if not known.answer:
             with card():
                 empty("No plan met the SLA.", "The job's page tells the nearest miss.")
             return
-        _say(known.found, known.answer)
+        _say(known, known.answer)
         _numbers(known.answer, _bounded(known.found.sla))
         with card("Apply to a running engine"):
             _Apply(visit, known)
@@ -113,8 +125,8 @@ def _nearest(trials: Iterable[Json]) -> list[Json]:
     return sorted(missed, key=lambda t: -t["sla_probability"])[:MOST_MISSES]
 
 
-def _say(found: RecommendationView, answer: Json) -> None:
-    chance = answer.get("sla_probability")
+def _say(known: Known, answer: Json) -> None:
+    found, chance = known.found, answer.get("sla_probability")
     with card("The answer"):
         Text("p", words.settings_of(answer["settings"])).style("font-size:1.2rem;font-weight:700")
         for sentence in (answer.get("why"), answer.get("explanation")):
@@ -122,24 +134,25 @@ def _say(found: RecommendationView, answer: Json) -> None:
                 Text("p", str(sentence))
         facts(
             [
-                ("SLA", found.sla),
                 ("P(SLA met)", words.NONE if chance is None else f"{chance:.2f}"),
                 ("Devices", str(answer.get("num_devices", words.NONE))),
                 ("Chosen as", str(answer.get("reason", words.NONE)).replace("_", " ")),
                 ("Known by", str(answer.get("fidelity", words.NONE))),
+                ("For the load", str((known.spec or {}).get("workload", words.NONE))),
+                ("Within the SLA", found.sla),
             ]
         )
         for warning in found.warnings:
             note(str(warning), "warn")
 
 
-def _numbers(answer: Json, bounded: set[str]) -> None:
+def _numbers(answer: Json, bounded: dict[str, str]) -> None:
     """Predicted beside measured, and the intervals of what the SLA bounds."""
     predicted, measured = answer.get("predicted") or {}, answer.get("measured") or {}
     columns = [("metric", "ms"), *((p, p) for p in PERCENTILES)]
     rows: list[Row] = []
-    for kind, metrics in (("predicted", predicted), ("measured", measured)):
-        for metric in METRICS:
+    for metric in METRICS:
+        for kind, metrics in (("predicted", predicted), ("measured", measured)):
             values = metrics.get(metric)
             if isinstance(values, dict):
                 name = metric.removesuffix("_ms").upper()
@@ -152,19 +165,21 @@ def _numbers(answer: Json, bounded: set[str]) -> None:
         _intervals(answer.get("interval") or {}, bounded)
 
 
-def _bounded(sla: str) -> set[str]:
-    """The words of what the SLA bounds; none where it cannot be read any more."""
+def _bounded(sla: str) -> dict[str, str]:
+    """What the SLA bounds, and how; none where it cannot be read any more."""
     try:
-        return {constraint.key for constraint in Sla.parse(sla).constraints}
+        return {c.key: str(c).removeprefix(c.key) for c in Sla.parse(sla).constraints}
     except PolicyInputError:
-        return set()
+        return {}
 
 
-def _intervals(found: Json, bounded: set[str]) -> None:
+def _intervals(found: Json, bounded: dict[str, str]) -> None:
     rows = [
         {
             "key": f"{fidelity} {key}",
-            "what": f"{key}, {fidelity}",
+            "what": key,
+            "by": fidelity,
+            "asked": bounded[key],
             "value": words.number(estimate.get("value"), 2),
             "range": f"{words.number(estimate.get('low'), 2)} to "
             f"{words.number(estimate.get('high'), 2)}",
@@ -174,8 +189,8 @@ def _intervals(found: Json, bounded: set[str]) -> None:
         if key in bounded
     ]
     if rows:
-        columns = (("what", "What the SLA bounds"), ("value", "Value"), ("range", "90 % interval"))
-        table(columns, rows)
+        Text("h3", "What the SLA bounds")
+        table(BOUNDED, sorted(rows, key=lambda row: str(row["what"])))
 
 
 def _alternatives(found: dict[str, Json]) -> None:
@@ -239,7 +254,7 @@ def _commands(answer: Json) -> None:
         return
     with card("Commands that start it"):
         for command in commands:
-            Text("h3", command["system"])
+            Text("h3", SYSTEMS.get(command["system"], command["system"]))
             notes = [text for text in (command.get("versions"), command.get("note")) if text]
             if notes:
                 Text("p", "; ".join(notes), "soft")
@@ -262,7 +277,7 @@ class _Apply:
             note("Applying needs a key with scope 'apply'; this one cannot.")
             return
         if not self._names:
-            empty("No engine is running.", "Start one by a command above, with --control.")
+            empty("No engine is running.", "Start one by a command below, with --control.")
             return
         self._engine = ui.select(self._names, label="Engine")
         self._engine.value = next(iter(self._names))

@@ -36,6 +36,7 @@ from api.schemas.access import Scope
 from api.schemas.rollouts import RolloutDetail
 from api.services import rollouts
 from store import NotFoundError, UnitOfWork
+from store.models import RolloutState
 
 PATH, TITLE = "/rollouts/{rollout_id}", "Rollout · Gearshift"
 BACK = ("/rollouts", "rollouts")
@@ -47,11 +48,13 @@ FACTS = (
     "Difference",
     "Pairs counted / set aside",
     "Exposed",
-    "Worse is",
+    "Counts as worse",
     "Begun",
     "Ended",
 )
-STATES = (("at", "At"), ("state", "State"), ("why", "Why"), ("told", "In numbers"))
+STATES = (("at", "At"), ("state", "State"), ("why", "Why"), ("told", "Told"))
+# Reasons that say no more than the word of their code.
+UNTOLD = ("", "rollout", "not simulated, as asked for")
 Json = dict[str, Any]
 
 
@@ -103,12 +106,11 @@ def _look(uow: UnitOfWork, rollout_id: str) -> Known:
     before = PolicyDocument.from_json(uow.policies.get(engine.id, found.control_version).document)
     after = PolicyDocument.from_json(found.candidate)
     changes = differences(before, after, envelope_in(engine.envelope))
-    events = uow.rollouts.list_events(rollout_id)
     return Known(
         found=found,
         engine=engine.name,
         changes=[change.to_json() for change in changes],
-        pairs=[event.data for event in events if event.type == "pair"],
+        pairs=[event.data for event in uow.rollouts.list_events_of(rollout_id, "pair")],
     )
 
 
@@ -136,7 +138,7 @@ class _Head:
         self._tag.set_text(text)
         self._tag.classes(replace=f"tag {tone}")
         reason = words.ROLLOUT_REASONS.get(found.code, found.code)
-        self._why.set_text(f"{reason}: {found.reason}")
+        self._why.set_text(reason if found.reason in UNTOLD else f"{reason}: {found.reason}")
         self._change(_facts(known))
         verdict = _verdict(found)
         self._verdict.set_text(verdict)
@@ -222,13 +224,14 @@ def _states(known: Known) -> list[Row]:
         {
             "key": number,
             "at": words.at(datetime.fromisoformat(turn["at"])),
-            "state": {"text": turn["state"].replace("_", " "), "tone": _tone(turn["state"])},
+            "state": _state(turn["state"]),
             "why": words.ROLLOUT_REASONS.get(turn["code"], turn["code"]),
-            "told": turn["reason"],
+            "told": words.NONE if turn["reason"] in UNTOLD else turn["reason"],
         }
         for number, turn in enumerate(known.found.transitions)
     ]
 
 
-def _tone(state: str) -> str:
-    return next(tone for known, (tone, _) in words.ROLLOUTS.items() if known.value == state)
+def _state(state: str) -> Row:
+    tone, text = words.ROLLOUTS[RolloutState(state)]
+    return {"text": text, "tone": tone}

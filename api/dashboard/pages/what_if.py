@@ -210,7 +210,7 @@ class _Slider:
         self._least, self._most = least, most
         self._label = label
         self._text_of = text_of
-        with ui.element("div"):
+        with ui.element("div").classes("slide"):
             self._shown = Text("div", "", "soft")
             self._input = ui.element("input").props(f'type="range" aria-label="{label}"')
         # Its value is the browser's own from then on, or each answer would move it back.

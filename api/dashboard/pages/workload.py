@@ -8,11 +8,26 @@ from fastapi import Request
 from nicegui import ui
 
 from api.dashboard import charts, words
-from api.dashboard.layout import Row, card, chart, empty, facts, frame, missing, note, table
+from api.dashboard.layout import (
+    Row,
+    button,
+    card,
+    chart,
+    confirm,
+    empty,
+    facts,
+    frame,
+    guarded,
+    missing,
+    note,
+    table,
+)
 from api.dashboard.visit import Visit
+from api.schemas.access import Scope
 from api.schemas.workloads import WorkloadView
 from api.services import workloads
-from store import NotFoundError
+from api.web.auth import Caller
+from store import NotFoundError, UnitOfWork
 
 PATH, TITLE = "/workloads/{workload_id}", "Workload · Gearshift"
 BACK = ("/workloads", "workloads")
@@ -32,9 +47,37 @@ async def show(request: Request, workload_id: str) -> None:
         return
     with frame(request, visit, found.name, back=BACK):
         _say(found)
+        _Actions(visit, found)
         with card("Requests over time"):
             _show_rate(found.over_time)
         _show_lengths(found)
+
+
+class _Actions:
+    """What one does with a trace."""
+
+    def __init__(self, visit: Visit, found: WorkloadView) -> None:
+        self._visit = visit
+        self._id, self._name = found.id, found.name
+        if not visit.may(Scope.TUNE):
+            return
+        with ui.element("div").classes("row").style("margin-top:1rem"):
+            ui.link("Tune for this load", f"/jobs/new?workload={found.id}").classes("go")
+            button("Remove", self._ask, "risk")
+
+    async def _ask(self) -> None:
+        question = f"Remove {self._name}? Jobs that name it keep it from being removed."
+        if await confirm(question, yes="Remove it", no="Keep it"):
+            await guarded(self._delete)
+
+    async def _delete(self) -> None:
+        workload_id = self._id
+
+        def delete(uow: UnitOfWork, caller: Caller) -> None:
+            workloads.delete(uow, workload_id, caller=caller)
+
+        await self._visit.act(Scope.TUNE, delete)
+        ui.navigate.to("/workloads")
 
 
 def _say(found: WorkloadView) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from fastapi import Request
 
 from api.dashboard import words
-from api.dashboard.layout import Row, Text, card, copied, empty, frame, page_path, table
+from api.dashboard.layout import Row, Text, card, copied, empty, frame, note, page_path, table
+from api.dashboard.upload import UploadForm
 from api.dashboard.visit import Visit
+from api.schemas.access import Scope
 from api.schemas.workloads import WorkloadSummary
 from api.services import workloads
 from store import UnitOfWork
@@ -23,7 +25,11 @@ COLUMNS = (
     ("rate", "Requests/s"),
     ("begun", "Uploaded"),
 )
-UPLOAD = "gearshift workload upload FILE --service ADDRESS"
+UPLOAD = "gearshift workload upload FILE --service {}"
+FORMATS = (
+    "One request a row: when it came, tokens in, tokens out. CSV or JSON lines of Azure, BurstGPT, "
+    "Mooncake, or with columns arrival_s, input_tokens, output_tokens."
+)
 
 
 async def show(request: Request) -> None:
@@ -33,12 +39,22 @@ async def show(request: Request) -> None:
     with frame(request, visit, "Workloads"):
         with card():
             if rows:
-                table(COLUMNS, rows, page=25)
+                table(COLUMNS, rows, page=25, breaks=("name", "id"))
             else:
-                empty("No workload yet.", "Upload a trace of requests by the command below.")
-        with card("Upload one"):
-            Text("p", "CSV or JSON lines: Azure, BurstGPT, Mooncake, or Gearshift's own columns.")
-            copied(UPLOAD, "the command that uploads a trace")
+                empty(
+                    "No workload yet.",
+                    "Upload a trace of requests below; without one, jobs take arrivals that are "
+                    "drawn, as poisson:rate=4,input=512,output=64,seconds=60.",
+                )
+        with card("Upload a trace"):
+            Text("p", FORMATS)
+            if visit.may(Scope.TUNE):
+                UploadForm()
+            else:
+                note("Uploading needs a key with scope 'tune'; this one can only read.", "warn")
+            Text("p", "The same from a terminal:", "soft")
+            address = str(request.base_url).rstrip("/")
+            copied(UPLOAD.format(address), "the command that uploads a trace")
 
 
 def _rows(uow: UnitOfWork) -> list[Row]:

@@ -29,6 +29,10 @@ class Decoder {
  public:
   explicit Decoder(const Call<T>& call)
       : call_(call), padded_(round_up(call.shape.head_dim, kPair)) {}
+  // The same work, as ``planned``, of another layer.
+  Decoder(const Decoder& planned, const Call<T>& call)
+      : call_(call), padded_(planned.padded_), split_(planned.split_),
+        num_partials_(planned.num_partials_), partials_(planned.partials_) {}
 
   // The work of the sequences with one new token; room for partial results is kept by the caller.
   std::vector<DecodeWork> plan() {

@@ -15,9 +15,11 @@ namespace gs {
 // ``GOMP_parallel``: libgomp's entry point, which LLVM's and Intel's libomp have too.
 using OpenRegion = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
+constexpr const char* kRuntimes[] = {"libgomp.so.1", "libomp.so",    "libomp.so.5",
+                                     "libiomp5.so",  "libomp.dylib", "@rpath/libomp.dylib"};
+
 inline OpenRegion find_runtime() {
-  for (const char* name : {"libgomp.so.1", "libomp.so", "libomp.so.5", "libiomp5.so",
-                           "libomp.dylib", "@rpath/libomp.dylib"}) {
+  for (const char* name : kRuntimes) {
     void* runtime = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
     if (!runtime) continue;
     if (void* entry = dlsym(runtime, "GOMP_parallel"))

@@ -117,7 +117,8 @@ class FrontHouse:
         process.terminate()
         give_up_s = time.monotonic() + self._setup.drain_s + END_GRACE_S
         while process.poll() is None and self._num_signals < 2 and time.monotonic() < give_up_s:
-            self._front.gateway.has_ended.wait(POLL_S)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(POLL_S)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

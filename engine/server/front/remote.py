@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,8 +195,14 @@ class RemoteEngine:
     # -- clients -------------------------------------------------------------------------------
 
     def lend(self, number: int, fd: int) -> None:
-        """Let the engine's process hold a client's socket too, until :meth:`take_back`."""
-        self._send(Lend(client=number), [fd])
+        """Let the engine's process hold a client's socket too, until :meth:`take_back`.
+
+        A socket that cannot be lent, as when its client has just gone, is not: nothing else is
+        wrong then. If the line is at fault, the next message tells.
+        """
+        frame = msgspec.msgpack.encode(Lend(client=number))
+        with self._send_lock, contextlib.suppress(OSError):
+            self._channel.send(frame, [fd])
 
     def begin_stream(self, number: int, *, is_chunked: bool) -> None:
         self._send(BeginStream(client=number, is_chunked=is_chunked))
@@ -218,14 +223,14 @@ class RemoteEngine:
         if not self._send_frame(frame) or not self._is_reading:
             self._fail(number, RankError(ENGINE_GONE))
 
-    def _send(self, message: FromFront, fds: Sequence[int] = ()) -> None:
-        self._send_frame(msgspec.msgpack.encode(message), fds)
+    def _send(self, message: FromFront) -> None:
+        self._send_frame(msgspec.msgpack.encode(message))
 
-    def _send_frame(self, frame: bytes, fds: Sequence[int] = ()) -> bool:
+    def _send_frame(self, frame: bytes) -> bool:
         """Send a frame; whether it went out."""
         with self._send_lock:
             try:
-                self._channel.send(frame, fds)
+                self._channel.send(frame)
             except OSError:  # the reader notices, and fails what waits
                 self._is_connected = False
                 return False

@@ -71,7 +71,7 @@ def limited_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def bench(*arguments: str):  # type: ignore[no-untyped-def]
+def bench(*arguments: str):
     return CliRunner().invoke(create_app(), ["bench", *arguments])
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from api.cli import capacity
 from engine.models.create import create_model
 from engine.spec.plan import ParallelPlan
 from tests.api.cli.conftest import Run
@@ -23,6 +26,18 @@ def test_it_says_the_rate_its_interval_what_binds_and_whether_it_is_a_cliff(run:
     for text in ("capacity: ", "requests/s within", "90 % interval", "asked: ", "binding: p95_"):
         assert text in done.stdout
     assert "cliff: with 10 % more load" in done.stdout
+
+
+def test_a_terminal_sees_how_far_it_is_and_what_is_left(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = io.StringIO()
+    terminal = Console(file=shown, force_terminal=True, width=80)
+    monkeypatch.setattr(capacity, "progress_console", lambda: terminal)
+    done = run(*WORDS, "--workload", OPEN, "--sla", SLA, "--draws", 2)
+    assert done.exit_code == 0, done.output
+    assert "capacity: loads in turn" in shown.getvalue()
+    assert "left" in shown.getvalue()
 
 
 def test_the_document_has_every_rate_and_clients_for_a_closed_loop(run: Run) -> None:

@@ -30,6 +30,17 @@ def test_all_cases_see_the_same_draws_and_the_answer_names_what_shift_gains(
     assert max(map(len, told.splitlines())) <= 80
 
 
+def test_any_number_of_processes_gives_the_same_answer(
+    compared: tuple[Path, str], run: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "compare.json"
+    words = [word if word != "1" else "2" for word in COMPARE]
+    assert words.count("2") == 2, "jobs and draws"
+    done = run(*words, "--sla", "p99_ttft_ms<=2000", "--out", out)
+    assert done.exit_code == 0, done.output
+    assert json.loads(out.read_text())["cases"] == json.loads(compared[0].read_text())["cases"]
+
+
 def test_where_shift_cannot_run_the_reason_is_told_and_static_plans_are_compared(run: Run) -> None:
     done = run(*COMPARE, "--backend", "vllm", "--json")
     assert done.exit_code == 0, done.output

@@ -44,6 +44,15 @@ def test_simulate_prints_the_document_other_programs_rely_on(
     assert document["cost_model"]["interval"] > 0
 
 
+def test_ranks_that_take_all_cores_of_this_machine_are_warned_of(
+    run: Run, tiny_dir: Path, cost_model: Path
+) -> None:
+    words = ("--model", tiny_dir, "--workload", WORKLOAD, "--cost-model", cost_model)
+    whole, half = (run("simulate", *words, "--plan", plan) for plan in ("tp=2", "tp=1"))
+    assert "had all 2 cores of this machine to themselves" in " ".join(whole.stderr.split())
+    assert "to themselves" not in half.stderr
+
+
 def test_the_same_seed_prints_the_same_numbers(run: Run, tiny_dir: Path) -> None:
     words = ("simulate", "--model", tiny_dir, "--workload", WORKLOAD, "--hardware", "8xh200",
              "--plan", "tp=2", "--seed", 5, "--json")  # fmt: skip

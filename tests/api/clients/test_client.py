@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from api.clients.calls import act
 from api.clients.client import AsyncClient, Client, ClientError, Retries
 from api.clients.operations import Operations
-from api.schemas.serving import RegisteredView
+from api.schemas.serving import PolicyView, RegisteredView
 from api.services import jobs
 from api.web.settings import ServiceSettings
 from store import Database
@@ -109,6 +109,26 @@ def test_an_engine_is_waited_for_until_it_runs_a_version(remote: Client) -> None
         remote.wait_applied(engine_id, 2, timeout_s=0.1)
 
 
+def test_who_waits_for_a_version_that_the_engine_refuses_is_told(remote: Client) -> None:
+    engine_id = _register(remote)
+    policy = remote.get_engine_policy(engine_id)
+    changed = remote.patch_engine_policy(policy, {"caps": {"max_num_seqs": 32}})
+    version = changed.policy.version
+    refusal = {"result": "refused", "message": "no memory", "policy": policy.effective}
+    url = f"/v1/engines/{engine_id}/policy/versions/{version}:acknowledge"
+    remote.send(act(url, PolicyView, refusal))
+    assert remote.get_engine(engine_id).applied_version > version
+    with pytest.raises(TimeoutError, match="refused version 2: no memory"):
+        remote.wait_applied(engine_id, version)
+
+    async def wait() -> None:
+        async with AsyncClient(str(remote._http.base_url), ADMIN) as client:
+            await client.wait_applied(engine_id, version)
+
+    with pytest.raises(TimeoutError, match="refused version 2: no memory"):
+        asyncio.run(wait())
+
+
 def test_a_recommendation_is_applied(remote: Client, database: Database) -> None:
     engine_id = _register(remote)
     recommendation_id = add_recommendation(database)
@@ -198,7 +218,7 @@ class _Refuses(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
-        seen: list[tuple[str, str | None]] = self.server.seen  # type: ignore[attr-defined]
+        seen: list[tuple[str, str | None]] = self.server.seen
         seen.append((self.path, self.headers["Idempotency-Key"]))
         is_early = sum(path == self.path for path, _ in seen) <= 2
         self.send_response(503 if is_early else 404)
@@ -211,7 +231,7 @@ class _Refuses(BaseHTTPRequestHandler):
 
 def test_what_is_safe_is_sent_again_under_one_key_and_what_is_not_is_not() -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Refuses)
-    server.seen = []  # type: ignore[attr-defined]
+    server.seen = []
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     url = f"http://127.0.0.1:{server.server_port}"
@@ -227,8 +247,8 @@ def test_what_is_safe_is_sent_again_under_one_key_and_what_is_not_is_not() -> No
         server.shutdown()
         server.server_close()
         thread.join()
-    paths = [path for path, _ in server.seen]  # type: ignore[attr-defined]
-    keys = {key for _, key in server.seen if key is not None}  # type: ignore[attr-defined]
+    paths = [path for path, _ in server.seen]
+    keys = {key for _, key in server.seen if key is not None}
     assert (paths.count("/v1/engines/e"), paths.count("/v1/tuning-jobs")) == (3, 3)
     assert paths.count("/v1/recommendations/r:apply") == 1
     assert len(keys) == 1

@@ -64,9 +64,11 @@ class World:
     new_controller: Callable[[], Controller] | None = None
 
     @classmethod
-    def of(cls, client: TestClient, database: Database, controller: Controller) -> World:
+    def of(
+        cls, client: TestClient, database: Database, controller: Controller, name: str = "chat"
+    ) -> World:
         """With an engine that runs under an SLA."""
-        world = cls(client, database, controller, register(client))
+        world = cls(client, database, controller, register(client, name))
         world.patch({"sla": SLA})
         world.acknowledge()
         return world

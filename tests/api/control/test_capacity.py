@@ -104,9 +104,17 @@ def let_time_pass(database: Database, seconds: float) -> None:
             if engine.capacity_memory is None:
                 continue
             memory = dict(engine.capacity_memory)
-            for name in ("lower_since_s", "overloaded_s", "decided_s"):
+            for name in ("look_s", "overloaded_s", "decided_s", "flooded_s"):
                 if memory.get(name) is not None:
                     memory[name] -= seconds
+            memory["enough_since_s"] = [
+                None if at_s is None else at_s - seconds for at_s in memory["enough_since_s"]
+            ]
+            surge = dict(memory["surge"])
+            for name in ("read_s", "alarmed_s"):
+                if surge[name] is not None:
+                    surge[name] -= seconds
+            memory["surge"] = surge
             memory["changes_s"] = [at_s - seconds for at_s in memory["changes_s"]]
             if (since_s := memory["shedding"]["calm_since_s"]) is not None:
                 memory["shedding"] = {**memory["shedding"], "calm_since_s": since_s - seconds}
@@ -134,7 +142,7 @@ def test_more_load_adds_replicas_and_less_gives_them_back(
     assert versions[0]["origin"] == "controller"
     assert "load_up: " in versions[0]["reason"]
     acknowledge(client, engine_id)
-    for _ in range(14):
+    for _ in range(24):  # as long as a load is waited for of which nothing is known
         let_time_pass(database, 60.0)
         beat(client, engine_id, 2)
         controller.tick()

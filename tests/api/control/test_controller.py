@@ -50,7 +50,11 @@ def controller(client: TestClient) -> Iterator[Controller]:
 @pytest.fixture
 def engine_id(client: TestClient, database: Database) -> str:
     """An engine that runs a recommendation with a schedule."""
-    engine_id = register(client)
+    return _scheduled(client, database)
+
+
+def _scheduled(client: TestClient, database: Database, name: str = "chat") -> str:
+    engine_id = register(client, name)
     url = f"/v1/recommendations/{add_recommendation(database)}:apply"
     assert client.post(url, json={"engine_id": engine_id}).status_code == 200
     acknowledge(client, engine_id)
@@ -121,6 +125,18 @@ def test_a_rising_load_moves_the_hot_settings_as_a_new_audited_version(
     assert "load_up" in newest["reason"]
     audit = client.get("/v1/audit", params={"resource": f"engines/{engine_id}/policy"}).json()
     assert audit[0]["action"] == "policy.controller"
+
+
+def test_an_engine_whose_row_cannot_be_read_stops_the_control_of_no_other(
+    client: TestClient, controller: Controller, engine_id: str, database: Database
+) -> None:
+    other = _scheduled(client, database, "other")
+    with database.begin() as uow:
+        uow.engines.get(engine_id).control_memory = {"written": "by another version"}
+    _beat(client, other, 60)
+    controller.tick()
+    assert _decisions(client, other) == [("move", "first_observation")]
+    assert _decisions(client, engine_id) == []
 
 
 def _miss(client: TestClient, controller: Controller, engine_id: str, sla: str) -> None:

@@ -116,6 +116,16 @@ def test_a_service_killed_inside_a_turn_leaves_the_turn_before(world: World) -> 
     assert (world.read(rollout_id), world.engine.desired_version) == before
 
 
+def test_a_rollout_whose_row_cannot_be_read_stops_no_other(world: World) -> None:
+    unread, other = world.begin(), World.of(world.client, world.database, world.controller, "other")
+    rollout_id = other.begin()
+    with world.database.begin() as uow:
+        uow.rollouts.get(unread).canary = {"written": "by another version"}
+    other.beat()
+    world.controller.tick()
+    assert other.read(rollout_id)["canary"]["arm"] is not None
+
+
 def test_a_change_by_hand_wins_and_ends_the_rollout(world: World) -> None:
     rollout_id = world.begin()
     world.beat()
@@ -188,6 +198,16 @@ def test_rolling_back_by_hand_goes_to_what_ran_before_the_rollout(world: World) 
     assert world.max_num_seqs == before
     world.controller.tick()
     assert world.read(rollout_id)["code"] == "superseded"
+
+
+def test_the_end_of_a_rollout_of_very_many_pairs_is_told(world: World) -> None:
+    rollout_id = world.begin()
+    with world.database.begin() as uow:
+        for number in range(600):
+            uow.rollouts.append_event(uow.rollouts.get(rollout_id), "pair", {"pair": number})
+    answer = world.client.post(f"/v1/rollouts/{rollout_id}:cancel")
+    assert answer.status_code == 202
+    assert world.read(rollout_id)["transitions"][-1]["state"] == "cancelled"
 
 
 def test_cancelling_asks_for_what_ran_before_and_twice_is_as_once(world: World) -> None:

@@ -72,6 +72,9 @@ def paths(world: World) -> dict[str, str]:
         "workloads": "/workloads",
         "workload": f"/workloads/{workload['id']}",
         "what if": "/what-if",
+        "new engine": "/engines/new",
+        "keys": "/keys",
+        "audit": "/audit",
         "not found": "/jobs/job_none",
     }
 

@@ -121,6 +121,33 @@ def test_the_cookie_does_not_open_the_api(guest: httpx.Client) -> None:
     assert answer.headers["content-type"] == "application/problem+json"
 
 
+TRACE = "arrival_s,input_tokens,output_tokens\n0,8,4\n0.5,9,4\n2,8,3\n"
+
+
+def test_a_trace_is_taken_from_own_pages_of_keys_that_may_only(
+    url: str, visitor: httpx.Client, guest: httpx.Client
+) -> None:
+    own = {"Origin": url}
+    sent = guest.post("/workloads?name=a.csv", content=TRACE, headers=own)
+    assert sent.status_code == 201
+    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {ADMIN}"}) as client:
+        assert client.get(f"/v1/workloads/{sent.json()['id']}").json()["rows"] == 3
+        key = client.post("/v1/api-keys", json={"name": "guest", "scopes": ["read"]}).json()
+    for headers in ({}, {"Origin": "http://evil.example"}):
+        refused = guest.post("/workloads", content=TRACE, headers=headers)
+        assert (refused.status_code, refused.json()["code"]) == (403, "other_site")
+    broken = guest.post("/workloads", content=f"{TRACE}3,many,1\n", headers=own)
+    assert (broken.status_code, broken.json()["line"]) == (422, 5)
+    unknown = guest.post("/workloads?form=excel", content=TRACE, headers=own)
+    assert "form 'excel': known are" in unknown.json()["detail"]
+    with httpx.Client(base_url=url) as stranger:
+        asked = stranger.post("/workloads", content=TRACE, headers={**own, "Accept": "*/*"})
+        assert asked.status_code == 401
+        assert stranger.post("/login", data={"key": key["secret"]}).status_code == 303
+        asked = stranger.post("/workloads", content=TRACE, headers=own)
+        assert (asked.status_code, asked.json()["code"]) == (403, "missing_scope")
+
+
 def test_what_the_api_says_to_other_paths_is_unchanged(url: str) -> None:
     with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {ADMIN}"}) as client:
         assert client.get("/v1/nothing").headers["content-type"] == "application/problem+json"

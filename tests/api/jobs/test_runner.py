@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from api.web.settings import ServiceSettings
 from store import Database
 from store.models import JobState
 from store.outage import Patience
-from tests.api.jobs.counting_backend import CountingBackend
+from tests.api.jobs.counting_backend import CountingBackend, open_gate
 from tests.api.live import wait_until
 
 Json = dict[str, Any]
@@ -182,6 +184,27 @@ def test_a_live_job_leases_its_devices_until_it_ends(
     assert _leased(database, settings) == dict.fromkeys(range(3), f"job:{job_id}")
     runner.finish(job_id)
     assert _leased(database, settings) == {}
+
+
+def test_a_trial_that_takes_longer_than_a_lease_keeps_its_devices(
+    runner: JobRunner,
+    database: Database,
+    settings: ServiceSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("api.jobs.leases.TRIAL_LEASE", timedelta(seconds=1))
+    job_id = _job(database, tmp_path, devices=2, closed=[0])
+    runner.begin(job_id)
+    trial = threading.Thread(target=runner.trial, args=(job_id, 0))
+    trial.start()
+    try:
+        wait_until(lambda: (tmp_path / "log").exists() and len(_log(tmp_path)) == 2)
+        time.sleep(1.5)
+        assert len(_leased(database, settings)) == 2
+    finally:
+        open_gate(tmp_path / "log", 0)
+        trial.join()
 
 
 def test_a_resumed_job_takes_back_the_devices_a_dead_worker_left(

@@ -70,3 +70,18 @@ def test_the_pause_after_a_worker_that_lived_long_is_short_again(
         wait_until(lambda: len(lines) >= 3)
         supervisor.stop()
     assert {line["pause_s"] for line in lines} == {0.01}
+
+
+def test_a_worker_that_cannot_be_started_is_started_when_it_can_be(
+    settings: ServiceSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.jobs.supervisor.FIRST_PAUSE_S", 0.01)
+    program = tmp_path / "worker"
+    supervisor = WorkerSupervisor(settings, (str(program),))
+    with capture_logs() as lines:
+        supervisor.start()
+        wait_until(lambda: len(lines) >= 2)
+        assert "No such file" in lines[0]["error"]
+        program.symlink_to(sys.executable)  # reads its input until that is closed
+        wait_until(lambda: supervisor.pid is not None)
+    supervisor.stop()

@@ -126,6 +126,19 @@ def test_a_change_is_made_by_the_hook_and_noted_as_applied(
     assert restarts(client, engine_id)["message"] == "done"
 
 
+def test_a_server_whose_row_is_broken_keeps_no_other_from_its_change(
+    client: TestClient, hooked: Hooked, restarter: Restarter, pages: Pages, database: Database
+) -> None:
+    broken, engine_id = observe(client, name="broken"), observe(client, url=pages.url)
+    Watcher(context_of(client)).tick()
+    with database.begin() as uow:
+        uow.engines.get(broken).desired_version = 99
+    ask_for(client, engine_id, 2)
+    restarter.tick()
+    assert len(hooked.told) == 1
+    assert policy(client, engine_id)["ack_state"] == "applied"
+
+
 def test_a_hook_that_fails_is_undone_and_the_version_refused(
     client: TestClient, hooked: Hooked, restarter: Restarter, engine_id: str
 ) -> None:

@@ -185,6 +185,47 @@ def test_a_server_that_is_not_there_is_unreachable_and_others_are_still_seen(
     assert client.get(f"/v1/engines/{gone}").json()["is_alive"] is False
 
 
+@pytest.mark.parametrize("host", [f"{'a' * 64}.example", "a..example", "a\u2603.example"])
+def test_a_name_that_no_host_can_have_blinds_nobody_to_the_others(
+    client: TestClient, watcher: Watcher, pages: Pages, database: Database, host: str
+) -> None:
+    wrong = observe(client, "http://127.0.0.1:1", name="wrong")
+    with database.begin() as uow:  # as versions before this one took it
+        uow.servers.get(wrong).url = f"http://{host}:8000"
+    there = observe(client, pages.url, name="there")
+    pages.answer = lambda handler: send(handler, page(finished=5))
+    watcher.tick()
+    assert observation(client, wrong)["sight"] == "unreachable"
+    assert observation(client, there)["sight"] == "seen"
+
+
+def test_a_server_that_a_fault_of_ours_hides_hides_no_other(
+    client: TestClient, watcher: Watcher, pages: Pages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = observe(client, "http://127.0.0.1:1", name="hidden")
+    there = observe(client, pages.url, name="there")
+    pages.answer = lambda handler: send(handler, page(finished=5))
+    token = Watcher._token
+
+    def fail_for_one(self: Watcher, target: Any) -> str | None:
+        if target.engine_id == hidden:
+            raise ZeroDivisionError("a bug of ours")
+        return token(self, target)
+
+    monkeypatch.setattr(Watcher, "_token", fail_for_one)
+    watcher.tick()
+    assert "could not be looked at" in observation(client, hidden)["detail"]
+    assert observation(client, there)["sight"] == "seen"
+
+
+@pytest.mark.parametrize("url", [f"http://{'a' * 64}.example", "http://a..b", "http://h:99999"])
+def test_an_address_that_cannot_be_is_refused(client: TestClient, url: str) -> None:
+    body = {"name": "chat", "system": "vllm", "url": url, "plan": "tp=1"}
+    answer = client.post("/v1/engines:observe", json=body)
+    assert answer.status_code == 422
+    assert "its port cannot be" in answer.text
+
+
 def test_what_came_while_nobody_looked_is_not_known(
     client: TestClient, watcher: Watcher, pages: Pages, database: Database
 ) -> None:

@@ -14,6 +14,7 @@ from api.app import create_app
 from api.web.settings import ServiceSettings
 from migrations.runner import upgrade
 from store import Database
+from tests.api.conftest import ADMIN
 
 
 def test_a_service_with_room_is_ready(anonymous: TestClient) -> None:
@@ -61,5 +62,7 @@ def test_a_service_whose_disk_is_full_is_not_ready_until_there_is_room(
                 file.flush()
         assert client.get("/readyz").status_code == 503
         assert client.get("/healthz").status_code == 200
+        key = {"Authorization": f"Bearer {ADMIN}"}
+        assert client.get("/v1/tuning-jobs", headers=key).status_code == 200, "it can be read"
         ballast.unlink()
         assert client.get("/readyz").status_code == 200

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from api.jobs.kept_traces import KeptTraces
 from api.jobs.tuner_backend import TunerBackend
 from api.web.settings import ServiceSettings
 from store import Database
+from store.workloads import WorkloadRepository
 
 Json = dict[str, Any]
 HEADER = "arrival_s,input_tokens,output_tokens\n"
@@ -118,6 +121,36 @@ def test_a_job_names_a_workload_by_its_id_and_reads_it_in_its_own_process(
     other = _upload(client, HEADER + "0,5,5\n1,5,5\n").json()["id"]
     traces.bring(tuning_spec({**job["spec"], "workload": other}))
     assert [path.name for path in (tmp_path / "uploads").iterdir()] == [other]
+
+
+def test_a_trace_is_brought_though_another_job_brings_its_own_meanwhile(
+    client: TestClient,
+    job_body: Json,
+    database: Database,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, other = (_upload(client, HEADER + f"0,{n},5\n1,5,5\n").json()["id"] for n in (6, 7))
+    job = client.post("/v1/tuning-jobs", json={**job_body, "workload": one}).json()
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    left = folder / "part-of-a-killed-worker"
+    left.touch()
+    os.utime(left, (0, 0))
+    read = WorkloadRepository.read
+
+    def bring(workload: str) -> None:
+        spec = tuning_spec({**job["spec"], "workload": workload})
+        KeptTraces(database, folder).bring(spec)
+
+    def read_slowly(self: WorkloadRepository, workload: str) -> Iterator[bytes]:
+        yield from read(self, workload)
+        if workload == one:
+            bring(other)
+
+    monkeypatch.setattr(WorkloadRepository, "read", read_slowly)
+    bring(one)
+    assert {path.name for path in folder.iterdir()} == {one, other}
 
 
 def test_a_job_that_names_a_workload_wrongly_is_refused(client: TestClient, job_body: Json) -> None:

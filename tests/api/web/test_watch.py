@@ -220,3 +220,35 @@ def test_a_nudge_at_the_moment_of_its_end_does_not_keep_it_from_ending(database:
         return task in done
 
     assert asyncio.run(end_nudged())
+
+
+def test_news_that_came_before_a_wait_and_was_looked_at_for_others_is_not_missed(
+    database: Database,
+) -> None:
+    (engine_id, other_id, *_) = _engines(database)
+    watch = Watch(database, look_every_s=NEVER_S)
+
+    async def scene() -> None:
+        async with _running(watch):
+            with database.begin() as uow:
+                jobs = [uow.jobs.add(spec={}, num_trials=1, created_by="test").id for _ in "ab"]
+            follower = asyncio.create_task(
+                watch.wait(Watched.JOB, jobs[0], seen=0, timeout_s=NEVER_S)
+            )
+            await asyncio.sleep(0)
+            # Two have read that there is nothing new. Then this comes, and others are told of it.
+            await asyncio.to_thread(_ask, database, engine_id)
+            with database.begin() as uow:
+                for job_id in jobs:
+                    uow.jobs.append_event(job_id, "state", {})
+            assert await asyncio.wait_for(follower, LIMIT_S)
+            (other,) = _waiting(watch, [other_id])
+            await asyncio.sleep(0)
+            await asyncio.to_thread(_ask, database, other_id)
+            assert await asyncio.wait_for(other, LIMIT_S)
+            late = watch.wait(Watched.POLICY, engine_id, seen=0, timeout_s=NEVER_S)
+            assert await asyncio.wait_for(late, LIMIT_S)
+            late = watch.wait(Watched.JOB, jobs[1], seen=0, timeout_s=NEVER_S)
+            assert await asyncio.wait_for(late, LIMIT_S)
+
+    asyncio.run(scene())

@@ -96,7 +96,7 @@ def test_a_rank_killed_between_steps_is_noticed_by_the_next(started: ProcessExec
     pids = started.pids
     os.kill(pids[0], signal.SIGKILL)
     wait_gone([pids[0]])
-    with pytest.raises(RankError, match=r"rank 0 .* SIGKILL"):  # noqa: PT012
+    with pytest.raises(RankError, match=r"rank 0 .* SIGKILL"):  # noqa: PT012 - one of the two raises
         started.submit(prompt_step(1))  # raises at once where the death is already known
         started.collect()
     with pytest.raises(RankError, match="SIGKILL"):

@@ -98,7 +98,7 @@ class Padded(TritonKernels):
     def __init__(self, world: World) -> None:
         super().__init__(shape=world.shape, rope=world.rope)
 
-    def step(self, tables, num_rows):  # type: ignore[no-untyped-def]
+    def step(self, tables, num_rows):
         shape = StepShape.largest(num_rows, tile_tokens=self.tile_tokens, has_prefill=True)
         return self.step_of(tables, shape)
 

@@ -218,6 +218,6 @@ def test_the_real_library_without_a_driver_says_why() -> None:
     try:
         Nvml().close()
     except DriverAbsentError as error:
-        assert str(error)  # noqa: PT017
+        assert str(error)  # noqa: PT017 - it need not come to that
     with DeviceMonitor(lambda: [DeviceId(index=0, uuid="none such")]) as monitor:
         assert monitor.read_now() == ()

@@ -46,7 +46,7 @@ def test_steps_are_prepared_as_they_come_and_their_errors_come_with_them(
 ) -> None:
     host, inbox = host_and_inbox
     runner = Preparing()
-    inbox.prepares_for = runner  # type: ignore[assignment]
+    inbox.prepares_for = runner
     for step_id in range(3):
         send(host, step_id)
     host.send(PING, tag=6)
@@ -113,7 +113,7 @@ def test_answers_leave_in_order_with_the_pause_before_their_step(is_deferred: bo
         for answer in answers:
             answer.done.set()
     for answer, arrived_s in zip(answers, arrivals_s, strict=True):
-        outbox.put(answer, arrived_s, 7)  # type: ignore[arg-type]
+        outbox.put(answer, arrived_s, 7)
     assert is_deferred is not bool(sent)
     for answer in reversed(answers):
         answer.done.set()
@@ -123,6 +123,6 @@ def test_answers_leave_in_order_with_the_pause_before_their_step(is_deferred: bo
         (1, 0.5, 7),
         (2, 0.25, 7),
     ]
-    outbox.put(answers[0], 99.0, 8)  # type: ignore[arg-type]
+    outbox.put(answers[0], 99.0, 8)
     outbox.drain()
     assert sent[-1][0].idle_s == 0.0, "no step went before it in its use"

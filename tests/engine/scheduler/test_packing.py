@@ -149,7 +149,7 @@ caps = st.floats(0.1, 300.0)
 
 @given(world=worlds, cap=st.none() | caps)
 def test_a_chunk_never_exceeds_the_budget(world: dict[str, object], cap: float | None) -> None:
-    assert 0 <= room(max_step_ms=cap, **world) <= world["budget"]  # type: ignore[arg-type, operator]
+    assert 0 <= room(max_step_ms=cap, **world) <= world["budget"]
 
 
 @given(world=worlds, cap=caps, more=caps)
@@ -157,8 +157,8 @@ def test_more_time_never_means_a_smaller_chunk(
     world: dict[str, object], cap: float, more: float
 ) -> None:
     low, high = sorted((cap, more))
-    small = room(max_step_ms=low, **world)  # type: ignore[arg-type]
-    assert small <= room(max_step_ms=high, **world)  # type: ignore[arg-type]
+    small = room(max_step_ms=low, **world)
+    assert small <= room(max_step_ms=high, **world)
 
 
 @given(
@@ -204,7 +204,7 @@ def test_a_first_chunk_takes_what_fits_or_else_moves_a_block_at_most(
     world: dict[str, object], cap: float
 ) -> None:
     assume(world["budget"])
-    later = room(max_step_ms=cap, **{**world, "prefill_tokens": BLOCK})  # type: ignore[arg-type]
-    first = room(max_step_ms=cap, **{**world, "prefill_tokens": 0})  # type: ignore[arg-type]
+    later = room(max_step_ms=cap, **{**world, "prefill_tokens": BLOCK})
+    first = room(max_step_ms=cap, **{**world, "prefill_tokens": 0})
     assert first == later or later < first <= BLOCK
     assert first >= 1

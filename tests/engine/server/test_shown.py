@@ -95,8 +95,8 @@ def test_a_stop_string_counts_only_after_min_tokens() -> None:
 
 def test_a_token_that_ends_the_output_is_shown_only_where_asked_for() -> None:
     ends = {"stops": (), "reason": FinishReason.STOP, "cuts": {1}}
-    assert _shown([1, 2, END], shows_stop=False, **ends) == "ab"  # type: ignore[arg-type]
-    assert _shown([1, 2, END], shows_stop=True, **ends) == "ab|"  # type: ignore[arg-type]
+    assert _shown([1, 2, END], shows_stop=False, **ends) == "ab"
+    assert _shown([1, 2, END], shows_stop=True, **ends) == "ab|"
 
 
 def test_text_held_back_for_a_stop_string_comes_with_the_end() -> None:

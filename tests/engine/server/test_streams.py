@@ -7,11 +7,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from engine.engine import Engine
 from engine.server.streams import ChoiceOutput, LoopBridge, OutputStream
 from engine.spec.config import EngineConfig
 from engine.spec.request import FinishReason, Request, SamplingParams
-from tests.engine.server.conftest import simulated_engine
+from tests.engine.server.conftest import serving, simulated_engine
 
 SAMPLING = SamplingParams(max_tokens=20, ignore_eos=True)
 
@@ -75,3 +77,19 @@ def test_a_bridge_wakes_a_second_loop_after_the_first_has_closed() -> None:
     bridge.post(lambda: seen.append(2))  # nobody listens
     asyncio.run(post(3))
     assert seen == [1, 2, 3]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_deadline_is_kept_while_the_engine_takes_nothing_up(tiny_dir: Path, stream: bool) -> None:
+    """As while its ranks start, or are replaced."""
+    engine = simulated_engine(tiny_dir, step_s=0.001)
+    with serving(engine, tiny_dir) as server:
+        asked = {"prompt": "x", "max_tokens": 5, "n": 2, "timeout_ms": 50, "stream": stream}
+        answer = server.complete(**asked)
+        assert "not finished within 50 ms" in answer.text
+        assert answer.status_code == (200 if stream else 408)
+        with engine:
+            assert engine.stats().waiting == 0
+            assert server.complete(**{**asked, "timeout_ms": 60_000}).status_code == 200
+            text = server.http.get("/metrics").text
+    assert 'vllm:request_prompt_tokens_count{engine="0",model_name="tiny"} 4.0' in text

@@ -16,7 +16,7 @@ from engine.spec.measurement import (
 
 def timing(*token_s: float, scheduled_s: float = 0.0, **kwargs: object) -> RequestTiming:
     defaults: dict[str, object] = {"sent_s": scheduled_s, "prompt_tokens": 10}
-    return RequestTiming(scheduled_s=scheduled_s, token_s=token_s, **(defaults | kwargs))  # type: ignore[arg-type]
+    return RequestTiming(scheduled_s=scheduled_s, token_s=token_s, **(defaults | kwargs))
 
 
 def measurement(*timings: RequestTiming, lag_ms: float = 0.0) -> Measurement:

@@ -151,7 +151,7 @@ def test_a_pin_or_an_order_that_is_not_known_is_refused() -> None:
     with pytest.raises(PolicyError, match="mode: 'tabel'; known: table, auto, base, shift and"):
         Settings(pin=ModePin("tabel"))
     with pytest.raises(PolicyError, match="'lifo': must be an Order; known: fcfs"):
-        Settings(order="lifo")  # type: ignore[arg-type]
+        Settings(order="lifo")
 
 
 @pytest.mark.parametrize("sp", [10**6, 10**9, 10**18])

@@ -104,6 +104,21 @@ def test_a_prompt_adds_to_the_hosts_work() -> None:
     )
 
 
+def test_kernels_started_one_by_one_set_the_pace_of_steps_with_prompts_alone() -> None:
+    host = replace(HOST, prompt_layer_s=1e-3, is_overlapped=True)
+    eager, graphs = (
+        timer(replace(PLAIN, host=h)) for h in (host, replace(HOST, is_overlapped=True))
+    )
+
+    def step_s(served: ServedTimer, shape: StepShape) -> float:
+        return served.host_seconds(shape) + sum(served.stage_seconds(shape))
+
+    assert step_s(eager, mixed(4, 10)) == pytest.approx(80e-3 + 1e-3 + 5 * 20e-6)
+    assert step_s(eager, decode(64)) == step_s(graphs, decode(64))
+    # The device takes longer than starting its kernels does: nothing is added.
+    assert step_s(eager, mixed(4, 8000)) == step_s(graphs, mixed(4, 8000))
+
+
 @pytest.mark.parametrize("name", ["gearshift", "vllm", "arctic", "trtllm"])
 def test_steps_never_get_shorter_with_more_sequences(name: str) -> None:
     served = timer(load_backend(name))

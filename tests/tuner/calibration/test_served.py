@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Settings
 from tuner.backends import Backend, load_backend
 from tuner.calibration.served import held_out_interval
 from tuner.calibration.served_fit import (
@@ -18,7 +20,15 @@ from tuner.calibration.served_fit import (
     simulate_rows,
     with_values,
 )
-from tuner.calibration.served_rows import FILE, ServedRow, Simulated, Tool, read_served_rows
+from tuner.calibration.served_rows import (
+    FILE,
+    ServedRow,
+    Simulated,
+    Tool,
+    mean_over_rounds,
+    read_served_rows,
+)
+from tuner.described.parse import describe_node
 from tuner.spec.errors import TunerError
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "silicon"
@@ -43,6 +53,25 @@ def row(**changes: object) -> ServedRow:
         "tpot_s": 1.0,
     }
     return ServedRow(**(values | changes))
+
+
+def test_the_first_and_the_last_round_of_clients_count_once_and_those_between_for_the_others() -> (
+    None
+):
+    of_rounds = np.array([1.0, 1.0, 2.0, 2.0, 3.0, 3.0])
+    assert mean_over_rounds(of_rounds, clients=2) == pytest.approx((1 + 8 * 2 + 3) / 10)
+
+
+def test_three_rounds_say_what_ten_do() -> None:
+    one = row(concurrency=8, input_tokens=2048, output_tokens=64)
+    backend = load_backend("trtllm")
+    told = simulate_rows([one], backend, processes=1)[0]
+    node = describe_node(model=one.model, hardware="1xh100", dtype="bf16", backend="trtllm")
+    result = node.simulate(
+        Settings(plan=ParallelPlan(), caps=one.caps), one.workload(10, 0), seed=0
+    )
+    tpot_s = np.mean([(t.token_s[-1] - t.token_s[0]) / 63 for t in result.measurement.timings])
+    assert told.tpot_s == pytest.approx(tpot_s, rel=0.03)
 
 
 def measured(rows: list[ServedRow], backend: Backend) -> list[ServedRow]:

@@ -59,7 +59,13 @@ def test_the_capacity_holds_below_and_is_missed_above() -> None:
     question = asked(
         "poisson:rate=40,input=512,output=16,requests=80", "p95_ttft_ms<=300,p95_tpot_ms<=30"
     )
-    found = find_capacity(question, num_draws=2)
+    told: list[tuple[int, int]] = []
+    found = find_capacity(
+        question, num_draws=2, on_probe=lambda done, all_of_them: told.append((done, all_of_them))
+    )
+    assert [done for done, _ in told] == list(range(1, len(found.probes) + 1))
+    assert all(done <= expected for done, expected in told)
+    assert told[-1][0] == told[-1][1], "what is left was known at the end"
     assert found.factor is not None
     assert found.low is not None
     assert found.high is not None

@@ -9,7 +9,13 @@ from engine.spec.plan import parse_plan
 from engine.spec.settings import Settings
 from engine.spec.steps import StepShape
 from policies.points import INTERVAL_Z
-from tuner.backends.step_errors import OUTSIDE_FACTOR, Phase, StepErrorBand, StepErrors
+from tuner.backends.step_errors import (
+    OUTSIDE_FACTOR,
+    Phase,
+    ServedGroup,
+    StepErrorBand,
+    StepErrors,
+)
 from tuner.described.node import Node
 from tuner.described.parse import describe_node
 from tuner.described.step_error import StepError, step_error
@@ -40,6 +46,8 @@ KNOWN = StepErrors(
     tp=(1, 2, 4, 8),
     max_clients=128,
     max_input_tokens=8192,
+    groups=(ServedGroup(device="h100", model="llama-3.1-8b"),),
+    unseen=(band(Phase.PREFILL, (1, 128), 0.35), band(Phase.DECODE, (1, 128), 0.3)),
 )
 
 
@@ -80,6 +88,22 @@ def test_what_was_never_measured_is_said_and_widens(
     found = error(node, plan, clients(count, input_tokens))
     assert word in found.outside[0]
     assert found.decode == pytest.approx(0.2 * OUTSIDE_FACTOR)
+
+
+def test_a_model_that_was_never_served_is_said_and_gets_the_width_of_models_left_out() -> None:
+    other = describe_node(model="llama-3.1-70b", hardware="8xh100")
+    other = replace(other, backend=replace(other.backend, step_errors=KNOWN))
+    found = error(other, "tp=8", clients(8))
+    assert "llama-3.1-8b on h100" in found.unseen
+    assert (found.prefill, found.decode) == (0.35, 0.3)
+    assert error(other, "tp=8", clients(64)).prefill == 0.4  # never less than of one that was
+    assert not found.outside
+
+
+def test_another_training_of_a_model_that_was_served_is_known() -> None:
+    alike = describe_node(model="meta-llama/Llama-3.1-8B-Instruct", hardware="1xh100")
+    alike = replace(alike, backend=replace(alike.backend, step_errors=KNOWN))
+    assert not error(alike, "tp=1", clients(8)).unseen
 
 
 def test_a_device_without_served_runs_is_outside() -> None:

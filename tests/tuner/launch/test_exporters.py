@@ -151,7 +151,7 @@ def on_h100s(
         model=load_model("llama-3.1-70b"),
         precision=precision,
         backend=load_backend("vllm"),
-        **changes,  # type: ignore[arg-type]
+        **changes,
     )
     longest = 1000
     found = node_commands(node, settings_of(plan), model=model, longest_tokens=longest)

@@ -362,3 +362,13 @@ def test_a_plans_fastest_settings_run_to_the_end_whatever_is_looked_for(tmp_path
     fastest = explore(question, plan).whole
     cheapest = explore(replace(question, objective=Objective.COST), plan).whole
     assert {t.settings for t in fastest} < {t.settings for t in cheapest}
+
+
+@pytest.mark.parametrize(("model", "is_told"), [("qwen2.5-7b", True), ("qwen3-32b", False)])
+def test_an_answer_says_that_its_model_was_never_served(model: str, is_told: bool) -> None:
+    node = describe_node(model=model, hardware="1xh100", dtype="fp8", backend="vllm")
+    load = parse_workload("poisson:rate=1,input=200,output=8,requests=10", seed=1)
+    report = make_plan(node, load, Sla.parse("p95_ttft_ms<=9000"), jobs=1)
+    told = plan_json(report, model=model)["warnings"]
+    words = "no served run was of this model on h100 (served runs are of llama-3.1-70b on h100"
+    assert any(words in warning for warning in told) is is_told

@@ -195,7 +195,7 @@ class Handler(BaseHTTPRequestHandler):
             choice = {"text": "a", "token_ids": [7], "finish_reason": reason}
             self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
         self.wfile.write(b"data: [DONE]\n\n")
-        _count(len(list(body["prompt"])), stamps_s)  # type: ignore[call-overload]
+        _count(len(list(body["prompt"])), stamps_s)
 
     def _answer(self, body: bytes, kind: str, *, status: int = 200) -> None:
         self.send_response(status)

@@ -122,9 +122,10 @@ def test_the_slow_loop_sheds_at_the_top_of_its_table_and_stops_when_the_load_is_
     steering = CapacitySteering(table=table, model=SMALL, devices=1, start_s=lambda _: 10.0)
     steered, left = run(workload, None, steering), run(workload, None)
     admissions = [change.change.settings.admission for change in steered.changes]
-    assert [a is None for a in admissions] == [False, True]
-    assert admissions[0] is not None
-    assert admissions[0].rate_rps == pytest.approx(0.9 * carried, rel=0.01)
+    assert [a is None for a in admissions] == [False] * (len(admissions) - 1) + [True]
+    rates = [a.rate_rps for a in admissions if a is not None]
+    assert rates[0] == pytest.approx(0.9 * carried, rel=0.01)
+    assert max(rates) < 2 * carried, "probed, not given up"
     flooded = judge(SLA, left.measurement).attainment
     assert judge(SLA, steered.admitted).attainment > 0.85
     assert judge(SLA, steered.measurement).attainment > flooded + 0.3

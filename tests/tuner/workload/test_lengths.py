@@ -84,7 +84,7 @@ def test_the_first_requests_of_staggered_clients_are_spread_evenly() -> None:
     sent = [timing.sent_s for timing in result.measurement.timings]
     assert sent[:4] == pytest.approx([0.0, 0.1, 0.2, 0.3])
     assert min(sent[4:]) > 0.3
-    assert stretch(parse_workload(spec, seed=0), 2.0).closed.stagger_s == 0.4  # type: ignore[union-attr]
+    assert stretch(parse_workload(spec, seed=0), 2.0).closed.stagger_s == 0.4
 
 
 def test_a_fixed_length_closed_loop_says_what_it_implies() -> None:

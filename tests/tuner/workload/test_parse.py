@@ -110,7 +110,7 @@ def test_azure_like_has_the_published_statistics_of_the_trace() -> None:
             for key in path:
                 value = value[key]
             values.append(value)
-        return float(np.mean(values))  # type: ignore[arg-type]
+        return float(np.mean(values))
 
     assert mean("rate_rps") == pytest.approx(2.57, rel=0.1)
     assert mean("gap_cv") == pytest.approx(13, rel=0.1)

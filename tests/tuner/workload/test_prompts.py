@@ -11,7 +11,7 @@ from tuner.workload.workload import Arrival
 
 
 def arrival(tokens: int, **extra: object) -> Arrival:
-    return Arrival(arrival_s=0, input_tokens=tokens, output_tokens=1, **extra)  # type: ignore[arg-type]
+    return Arrival(arrival_s=0, input_tokens=tokens, output_tokens=1, **extra)
 
 
 def test_prompts_are_seeded_and_share_the_prefixes_a_trace_declares() -> None:

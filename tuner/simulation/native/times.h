@@ -98,7 +98,7 @@ using Ask = int (*)(const Shape*, double* stage_s, double* host_s);
 using Fill = int (*)(int64_t mode, int64_t tokens, int64_t sampled);
 
 struct Host {
-    double step_s, seq_s, request_s, prompt_token_s, exposed_s;
+    double step_s, seq_s, request_s, prompt_token_s, prompt_step_s, exposed_s;
     int64_t is_overlapped;
 };
 
@@ -148,7 +148,8 @@ private:
         const double prompts = static_cast<double>(shape.num_seqs - shape.num_decodes);
         double work_s = host.step_s + host.seq_s * static_cast<double>(shape.num_seqs) +
                         host.request_s * prompts +
-                        host.prompt_token_s * static_cast<double>(shape.num_prefill);
+                        host.prompt_token_s * static_cast<double>(shape.num_prefill) +
+                        (prompts > 0 ? host.prompt_step_s : 0.0);
         if (host.is_overlapped) {
             const double hidden_s = num_stages == 1 ? slowest_s : 0.0;
             work_s = work_s > slowest_s ? work_s - hidden_s : 0.0;

@@ -29,12 +29,9 @@ class RemotePair:
     front_socket: socket.socket
 
 
-@contextmanager
-def remote_pair(engine: Engine, tokenizer: Tokenizer) -> Iterator[RemotePair]:
-    """Serve a started ``engine`` to a remote one until the block ends."""
-    ours, theirs = socket.socketpair()
-    gateway = FrontGateway(engine, ours)
-    setup = FrontSetup(
+def setup_of(engine: Engine) -> FrontSetup:
+    """What the front of ``engine`` is told first."""
+    return FrontSetup(
         model_dir=str(engine.config.model_dir),
         model_name="tiny",
         engine_name="0",
@@ -47,8 +44,15 @@ def remote_pair(engine: Engine, tokenizer: Tokenizer) -> Iterator[RemotePair]:
         defaults=SamplingDefaults(),
         limits=RequestLimits(),
     )
+
+
+@contextmanager
+def remote_pair(engine: Engine, tokenizer: Tokenizer) -> Iterator[RemotePair]:
+    """Serve a started ``engine`` to a remote one until the block ends."""
+    ours, theirs = socket.socketpair()
+    gateway = FrontGateway(engine, ours)
     with socket.socket() as listener:
-        gateway.open(setup, listener)
+        gateway.open(setup_of(engine), listener)
     channel = FrameChannel(theirs)
     frame = channel.receive()
     assert frame is not None

@@ -13,29 +13,28 @@ import msgspec
 import pytest
 
 from engine.engine import Engine
-from engine.server.defaults import SamplingDefaults
 from engine.server.front.messages import (
     Abort,
     Accepted,
     CallFailed,
     EngineState,
     FromFront,
-    FrontSetup,
+    Lend,
     OutputRow,
     Outputs,
     Submit,
+    TakeBack,
     ToFront,
     WireError,
 )
 from engine.server.front.remote import RemoteEngine
-from engine.server.keys import ServerKeys
 from engine.spec.config import EngineConfig
 from engine.spec.errors import RankError, RequestError
-from engine.spec.limits import RequestLimits
 from engine.spec.request import FinishReason, Request, RequestOutput, SamplingParams
 from engine.text.tokenizer import Tokenizer
 from engine.wire.frames import FrameChannel
 from tests.contracts.served_engine import read, text_of
+from tests.engine.server.front.remote_pair import setup_of
 
 
 @dataclass(kw_only=True)
@@ -92,20 +91,7 @@ def line(tiny_dir: Path) -> Iterator[Line]:
         policy=engine.policy, held_plan=engine.held_plan, max_model_len=64, is_healthy=True
     )
     channel.send(msgspec.msgpack.encode(state))
-    setup = FrontSetup(
-        model_dir=str(tiny_dir),
-        model_name="tiny",
-        engine_name="0",
-        keys=ServerKeys(),
-        drain_s=1,
-        model=engine.model,
-        envelope=engine.envelope,
-        inventory=engine.inventory,
-        paced_as=engine.paced_as,
-        defaults=SamplingDefaults(),
-        limits=RequestLimits(),
-    )
-    remote = RemoteEngine(FrameChannel(ours), setup, Tokenizer.from_dir(tiny_dir))
+    remote = RemoteEngine(FrameChannel(ours), setup_of(engine), Tokenizer.from_dir(tiny_dir))
     remote.start()
     yield Line(remote=remote, channel=channel, socket=theirs)
     theirs.close()
@@ -176,3 +162,19 @@ def test_only_what_the_engine_still_owes_is_aborted(line: Line) -> None:
     accepted.result(5)
     line.remote.abort("r")
     assert line.hear() == Abort(request_id="r", reason=FinishReason.ABORT)
+
+
+def test_a_client_that_has_gone_before_its_socket_was_lent_leaves_the_line_whole(
+    line: Line,
+) -> None:
+    gone, client = socket.socketpair()
+    gone.close()
+    line.remote.lend(1, gone.fileno())
+    line.remote.take_back(1)
+    assert line.hear() == TakeBack(client=1)
+    assert line.remote.is_healthy
+    with client:
+        line.remote.lend(2, client.fileno())
+        assert line.hear() == Lend(client=2)
+    (fd,) = line.channel.take_fds()
+    socket.socket(fileno=fd).close()

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tuner.calibration.step_errors import unseen_half_width
+
+
+def groups(
+    count: int, runs: int, between: float, within: float, seed: int = 0
+) -> list[np.ndarray[tuple[int], np.dtype[np.float64]]]:
+    rng = np.random.default_rng(seed)
+    offsets = rng.normal(0, between, count)
+    return [offset + rng.normal(0, within, runs) for offset in offsets]
+
+
+def test_the_width_for_another_group_holds_what_groups_differ_by() -> None:
+    found = unseen_half_width(groups(400, 50, between=0.1, within=0.05))
+    assert found == pytest.approx(1.645 * np.hypot(0.1, 0.05), rel=0.1)
+
+
+def test_runs_alone_decide_where_groups_are_alike() -> None:
+    found = unseen_half_width(groups(3, 5000, between=0.0, within=0.1))
+    assert found == pytest.approx(1.645 * 0.1, rel=0.05)
+
+
+def test_few_groups_that_differ_say_little_of_the_next_one() -> None:
+    """Offsets of equal size in fewer groups leave more room for a larger one."""
+    many = [np.array([offset, offset + 1e-3]) for offset in [0.1, -0.1] * 10]
+    assert unseen_half_width(many[:2]) > 1.5 * unseen_half_width(many)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_nine_of_ten_new_groups_runs_are_within_the_width_of_few_groups(count: int) -> None:
+    held = []
+    for seed in range(300):
+        *known, new = groups(count + 1, 40, between=0.1, within=0.08, seed=seed)
+        held.append(np.mean(np.abs(new) <= unseen_half_width(known)))
+    assert np.mean(held) == pytest.approx(0.9, abs=0.04)
+
+
+def test_one_run_alone_makes_a_width() -> None:
+    assert unseen_half_width([np.array([0.1])]) > 0.1

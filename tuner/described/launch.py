@@ -50,9 +50,11 @@ def node_commands(
         positions=node.model.max_positions,
         longest_tokens=longest_tokens,
         queued_tokens=queued_tokens,
-        room=Room.of(memory, node.hardware.device.memory_bytes),
+        room=Room.of(memory, node.hardware.device.memory_bytes) if node.has_device else None,
     )
     found = launch_commands(settings, served)
+    if not node.has_device:  # what was seen of one system says nothing of others
+        found = tuple(command for command in found if command.system == node.backend.name)
     if is_loadable:
         return found
     return tuple(_with_model(command, model, stand_in) for command in found)

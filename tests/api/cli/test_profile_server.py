@@ -68,6 +68,12 @@ def test_a_started_server_is_profiled_under_each_plan_and_then_simulated(
     assert carried.exit_code == 0, carried.output
     planned = run("plan", *place, *LOAD, *SLA, "--jobs", 1, "--json")
     assert planned.exit_code == 0, planned.output
+    words = [
+        launch["command"] for launch in json.loads(planned.stdout)["best"]["cheapest"]["launch"]
+    ]
+    assert len(words) == 1
+    assert words[0].startswith("vllm serve")
+    assert "memory" not in words[0], "nothing is known of the memory"
     assert {p["plan"]["tp"] for p in map(settings_of, json.loads(planned.stdout)["feasible"])} == {
         1,
         2,

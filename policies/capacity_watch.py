@@ -94,14 +94,8 @@ def is_queue_long(
     What is carried within the SLA may be far less than what is finished (where a bound on tokens
     binds, or requests come in gusts), so a queue is worked off at the larger of both rates.
     """
-    bound_s = wait_bound_s(sla)
-    if queue is None or bound_s is None:
+    bounds = [c.bound for c in sla.constraints if c.metric in (Metric.TTFT_MS, Metric.E2E_MS)]
+    if queue is None or not bounds:
         return None
     rate_rps = max(carried_requests_rps(memory, current), queue.finished_rps)
-    return queue.waiting > rate_rps * bound_s
-
-
-def wait_bound_s(sla: Sla) -> float | None:
-    """Seconds that a request may wait at most; None: the SLA does not say."""
-    bounds = [c.bound for c in sla.constraints if c.metric in (Metric.TTFT_MS, Metric.E2E_MS)]
-    return min(bounds) / 1e3 if bounds else None
+    return queue.waiting > rate_rps * min(bounds) / 1e3

@@ -15,7 +15,6 @@ from statistics import NormalDist
 
 from policies.capacity_state import CapacityMemory, CapacityState
 from policies.capacity_table import CarriedRate
-from policies.capacity_watch import wait_bound_s
 from policies.forecasters import LEVEL_SLOTS
 
 # Of so few returns of a load the longest is often exceeded: that many times as long is waited.
@@ -70,7 +69,7 @@ def dwell_s(state: CapacityState, entry: CarriedRate) -> float:
         return longest_s
     if len(forecast.history) * forecast.slot_s < longest_s:
         return longest_s
-    level_rps = missed_rps(state, entry)
+    level_rps = entry.low_rps * state.memory.correction
     returns_s = forecast.returns_s(level_rps, limits.chance, within_s=longest_s)
     return min(max(least_s, PATIENCE * returns_s), longest_s)
 
@@ -94,14 +93,6 @@ def longest_dwell_s(state: CapacityState, entry: CarriedRate) -> float:
     bound = state.table.sla.attainment_bound
     misses = USUAL_MISSES if bound is None else max(1 - bound, LEAST_MISSES)
     return min(2 * state.cost(entry).back_start_s / misses, state.limits.longest_dwell_s)
-
-
-def missed_rps(state: CapacityState, entry: CarriedRate) -> float:
-    """The load above which requests miss that comes back at once to ``entry``: the queue that grows
-    while devices start is longer then than the SLA bears."""
-    bound_s, start_s = wait_bound_s(state.table.sla), state.cost(entry).back_start_s
-    borne = bound_s / start_s if bound_s is not None and start_s > bound_s else 0.0
-    return entry.low_rps * state.memory.correction * (1 + borne)
 
 
 def _luck(state: CapacityState) -> float:

@@ -150,6 +150,22 @@ def test_more_load_adds_replicas_and_less_gives_them_back(
     assert reasons(client, engine_id)[:2] == ["capacity_load_down", "capacity_dwell"]
 
 
+def test_a_rise_does_not_wait_for_the_next_turn(
+    client: TestClient, controller: Controller, database: Database, engine_id: str
+) -> None:
+    """After a decision the next turn is minutes away; twice what is carried is acted on within
+    some heartbeats, of a second each."""
+    beat(client, engine_id, 8)
+    controller.tick()
+    assert replicas(client, engine_id) == 1
+    for _ in range(3):
+        let_time_pass(database, 5.0)
+        beat(client, engine_id, 25)
+        controller.tick()
+    assert replicas(client, engine_id) > 1
+    assert reasons(client, engine_id)[0] == "capacity_load_up"
+
+
 def test_what_arrived_is_kept_by_the_minute(
     client: TestClient, controller: Controller, database: Database, engine_id: str
 ) -> None:

@@ -175,6 +175,9 @@ def _tune(
     client: Client, wanted: Wanted, workload: str, first: FirstTune
 ) -> RecommendationView | None:
     """The answer of a first job, told as it goes; None where nothing meets the SLA."""
+    from store.models import JobState
+
+    log(f"up: looks for what carries {workload} (--workload) within {wanted.sla}")
     job = client.create_tuning_job(
         {
             "model_dir": str(wanted.model.resolve()),
@@ -190,6 +193,9 @@ def _tune(
     with TrialBar(job.num_trials, 0) as bar:
         bar.follow(client.follow_tuning_job(job.id), begins="up: ")
     job = client.get_tuning_job(job.id)
+    if job.state in (JobState.SUCCEEDED, JobState.INFEASIBLE):
+        for warning in client.get_tuning_report(job.id)["warnings"]:
+            log(f"warning: {warning}")
     if job.recommendation_id is None:
         log(f"up: {job.state.value}, so {first.plan} is served")
         return None

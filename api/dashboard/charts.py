@@ -164,7 +164,11 @@ def dots(
             "minInterval": 1,
             "splitLine": FAINT,
         },
-        "yAxis": {"name": y, "splitLine": FAINT, **_height_axis(min(heights), max(heights))},
+        "yAxis": {
+            "name": y,
+            "splitLine": FAINT,
+            **(_height_axis(min(heights), max(heights)) if points else {"type": "value"}),
+        },
         "series": [
             {
                 "name": name,

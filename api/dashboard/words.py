@@ -96,6 +96,8 @@ CLASSES = {
 def standing(found: EngineOverview) -> tuple[str, str, str]:
     """Tone, word and reason of how an engine stands."""
     tone, word, reason = _STANDINGS[found.standing]
+    if found.standing is Standing.SILENT and found.engine.system is not None:
+        reason = "its metrics do not come"
     own = meaning(found.reason)
     return tone, word, "; ".join(part for part in (reason, own) if part)
 

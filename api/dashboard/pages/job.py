@@ -172,6 +172,7 @@ def _say_infeasible(found: Json) -> None:
     ways = [r for r in found.get("relaxations", ()) if r.get("bound") is not None]
     for way in ways:
         note(f"{way['relaxed']} would do, not {way['constraint']}", "warn")
+    Text("p", "What may help: looser bounds, more or other devices, less load; start one like it.")
 
 
 def _facts(job: TuningJobView) -> list[str]:

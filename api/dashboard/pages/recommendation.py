@@ -190,7 +190,8 @@ def _intervals(found: Json, bounded: dict[str, str]) -> None:
     ]
     if rows:
         Text("h3", "What the SLA bounds")
-        table(BOUNDED, sorted(rows, key=lambda row: str(row["what"])))
+        order = list(bounded)
+        table(BOUNDED, sorted(rows, key=lambda row: order.index(row["what"])))
 
 
 def _alternatives(found: dict[str, Json]) -> None:

@@ -53,6 +53,8 @@ def test_it_serves_the_tuned_model_until_it_is_interrupted(tiny_dir: Path, tmp_p
             assert answer.status_code == 200
             with Client(ready["control"], ready["key"]) as client:
                 engine = client.get_engine(ready["engine_id"])
+                (job,) = client.list_tuning_jobs()
+                warnings = client.get_tuning_report(job.id)["warnings"]
             assert engine.recommendation_id == ready["recommendation_id"]
             assert engine.applied_version == engine.desired_version
         finally:
@@ -60,6 +62,9 @@ def test_it_serves_the_tuned_model_until_it_is_interrupted(tiny_dir: Path, tmp_p
             _, told = child.communicate(timeout=60)
     assert child.returncode == 130, told
     assert told.endswith("interrupted\n")
+    assert f"carries {LOAD} (--workload) within p50_ttft_ms<=60000" in told
+    for warning in warnings:
+        assert f"warning: {warning}" in told
     for url in (ready["engine"], ready["control"]):
         with pytest.raises(httpx.ConnectError):
             httpx.get(url)

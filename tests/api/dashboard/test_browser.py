@@ -278,7 +278,8 @@ def test_an_engine_is_taken_back_to_an_earlier_version(visit: BrowserContext, wo
     page.get_by_role("option", name=re.compile(f"^{version}: ")).click()
     page.get_by_role("button", name="Go back to it").first.click()
     page.get_by_role("dialog").get_by_role("button", name="Go back to it").click()
-    expect(page.get_by_text(f"Version {version + 2} is asked for")).to_be_visible()
+    told = page.get_by_text(f"Version {version + 2} is asked for; the engine applies it")
+    expect(told).to_be_visible()
     assert world.rest.get(path).json()["requested"]["caps"] == plan["caps"]
 
 

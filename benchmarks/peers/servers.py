@@ -37,6 +37,7 @@ from benchmarks.peers.checkpoint import create_checkpoint
 from benchmarks.peers.peer import PausedChild, PeerSpec, end_on_sigterm, vllm_environment
 from benchmarks.quiet import OtherPrograms
 from engine.models.create import create_model
+from tuner.spec.machine import num_cores
 
 START_TIMEOUT_S = 900.0
 CLIENTS = 64
@@ -242,7 +243,7 @@ def _report(
     lines = [
         "# This engine's server beside vLLM's, bfloat16",
         "",
-        f"{datetime.date.today()}, {torch.get_num_threads()} cores, loaded by a client on the same "
+        f"{datetime.date.today()}, {num_cores()} cores, loaded by a client on the same "
         f"cores; medians of {rounds} interleaved rounds; other programs took {other_share:.0%} of "
         "the cores meanwhile. The open loops are shares of the requests that vLLM's best plan "
         "carried with 64 clients in the first round.",

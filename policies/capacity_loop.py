@@ -199,7 +199,9 @@ def _maybe_up(state: CapacityState, wanted: CarriedRate, needed_rps: float) -> C
     """More capacity: at once, unless a guard forbids it or the change costs more than it gains."""
     if (guard := _guard(state)) is not None:
         return _hold(state, guard, needed_rps)
-    if not _is_worth_it(state, wanted):
+    if (wait_s := _pays_off_in_s(state, wanted)) > 0:
+        look_s = state.now_s + wait_s if math.isfinite(wait_s) else None
+        state = replace(state, memory=replace(state.memory, look_s=look_s))
         return _hold(state, CapacityReason.NOT_WORTH_IT, needed_rps)
     is_corrected = state.memory.correction < 1.0 and _carries(
         state.current, needed_rps * state.memory.correction
@@ -208,22 +210,32 @@ def _maybe_up(state: CapacityState, wanted: CarriedRate, needed_rps: float) -> C
     return _move(state, wanted, reason, needed_rps)
 
 
-def _is_worth_it(state: CapacityState, wanted: CarriedRate) -> bool:
-    """Whether fewer requests miss with the change than without, over the forecast's horizon.
+def _pays_off_in_s(state: CapacityState, wanted: CarriedRate) -> float:
+    """Seconds until the change is worth it; 0: it is, inf: nothing says that it will be.
 
-    Without it, all requests of a slot above what the current entry carries wait in a growing
-    queue, and so miss. With it, those wait that come while ranks are away, and until the queue of
-    these is worked off. A change that keeps ranks serving costs no request.
+    It is where fewer requests miss with the change than without over the forecast's horizon, or
+    have missed already since arrivals told of a rise. A forecast of minutes lags behind a rise of
+    seconds, and nobody knows how long that lasts; who pays once as much is lost as the price never
+    pays more than twice what knowing would have cost (Karlin et al. 1988, ski rental).
+
+    Without the change, all requests of a slot above what the current entry carries wait in a
+    growing queue, and so miss. With it, those wait that come while ranks are away, and until the
+    queue of these is worked off. A change that keeps ranks serving costs no request.
     """
-    cost, forecast = state.cost(wanted), state.forecast
+    cost, forecast, memory = state.cost(wanted), state.forecast, state.memory
     assert forecast is not None, "decided from a forecast"
     if not cost.away_s:
-        return True
-    limit = state.current.low_rps * state.memory.correction
+        return 0.0
+    limit_rps = state.current.low_rps * memory.correction
     rates = [float(rate) for rate in forecast.rates_rps]
-    missed = sum(rate * forecast.slot_s for rate in rates if rate > limit)
-    rate_rps = sum(rates) / len(rates)
-    return missed > cost.missed_requests(rate_rps, wanted.low_rps * state.memory.correction)
+    will_miss = sum(rate * forecast.slot_s for rate in rates if rate > limit_rps)
+    surging_rps = (memory.surge.surging_rps or 0.0) * memory.request_size
+    rate_rps = max(sum(rates) / len(rates), surging_rps)
+    price = cost.missed_requests(rate_rps, wanted.low_rps * memory.correction)
+    have_missed = memory.surge.surging_requests * memory.request_size
+    if max(will_miss, have_missed) > price:
+        return 0.0
+    return (price - have_missed) / surging_rps if surging_rps else math.inf
 
 
 def _maybe_down(state: CapacityState, needed_rps: float) -> CapacityDecision:

@@ -105,15 +105,16 @@ class CapacityMemory:
     """What one decision hands to the next.
 
     ``changes_s``: when capacity was changed in the last hour. ``enough_since_s``: since when each
-    entry of the table would do (None: it would not), and ``look_s`` when the first of these that
-    saves devices may be gone to. ``overloaded_s``: when more came last than the entry in force
-    carries. ``correction``: the share of the table's rates that this engine was seen to carry, from
-    0.5 to 1. ``commanded``: the plan that should be in force. ``decided_s``: when it was looked at
-    last. ``shedding``: what was done about requests beyond that. ``request_size``: requests of the
-    table's mix that one request amounted to lately, and ``met_rps`` those of them that met the SLA
-    a second while nobody was turned away (None: not seen since the last change), both smoothed.
-    ``beyond_s``: when more came last than any entry carries. ``surge``: what arrivals told of a
-    rise; ``flooded_s``: since when more waits than the entry in force works off in time.
+    entry of the table would do (None: it would not). ``look_s``: when to look again, as the first
+    of these that saves devices may be gone to, or a change to more pays off. ``overloaded_s``: when
+    more came last than the entry in force carries. ``correction``: the share of the table's rates
+    that this engine was seen to carry, from 0.5 to 1. ``commanded``: the plan that should be in
+    force. ``decided_s``: when it was looked at last. ``shedding``: what was done about requests
+    beyond that. ``request_size``: requests of the table's mix that one request amounted to lately,
+    and ``met_rps`` those of them that met the SLA a second while nobody was turned away (None: not
+    seen since the last change), both smoothed. ``beyond_s``: when more came last than any entry
+    carries. ``surge``: what arrivals told of a rise; ``flooded_s``: since when more waits than the
+    entry in force works off in time.
     """
 
     changes_s: tuple[float, ...] = ()

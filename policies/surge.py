@@ -100,10 +100,17 @@ class SurgeMemory:
     @property
     def surging_rps(self) -> float | None:
         """Requests a second since the rise that is most likely; None without an alarm."""
-        if self.alarmed_s is None:
-            return None
-        likeliest = max(self.sums, key=lambda s: s.sum)
-        return likeliest.requests / likeliest.seconds if likeliest.seconds else None
+        rise = self._likeliest
+        return rise.requests / rise.seconds if rise.seconds else None
+
+    @property
+    def surging_requests(self) -> float:
+        """How many came since that rise; 0 without an alarm."""
+        return self._likeliest.requests
+
+    @property
+    def _likeliest(self) -> SurgeSum:
+        return SurgeSum() if self.alarmed_s is None else max(self.sums, key=lambda s: s.sum)
 
     def to_json(self) -> dict[str, Any]:
         sums = [[s.sum, s.requests, s.seconds] for s in self.sums]

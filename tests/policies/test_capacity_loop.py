@@ -15,12 +15,14 @@ from policies.capacity_loop import decide_capacity
 from policies.capacity_state import (
     CapacityDecision,
     CapacityLimits,
+    CapacityMemory,
     CapacityReason,
     CapacityState,
     SwitchCost,
 )
 from policies.decision import Action
 from policies.errors import PolicyInputError
+from policies.surge import RISES, SurgeMemory, SurgeSum
 from tests.policies.capacity import RATE_OF_ONE_RPS, ahead, entry, table
 
 TABLE = table()
@@ -152,6 +154,25 @@ def test_a_change_that_costs_more_than_it_gains_is_left_out() -> None:
     assert decide_capacity(lasting).action is Action.MOVE
     side_by_side = replace(short, costs=tuple(SwitchCost(ready_s=300.0) for _ in range(4)))
     assert decide_capacity(side_by_side).action is Action.MOVE
+
+
+def test_a_rise_is_gone_after_once_as_much_was_missed_as_that_costs() -> None:
+    """The forecast lags: only arrivals tell of 3 a second, where 2 are carried. Of 4 carried then a
+    quarter is spare to work off what waits while ranks are away for 10 s: 120 requests miss."""
+    costs = (SwitchCost(), *[SwitchCost(ready_s=10.0, away_s=10.0)] * 3)
+
+    def after(seconds: float) -> CapacityDecision:
+        rise = SurgeSum(sum=20.0, requests=3.0 * seconds, seconds=seconds)
+        surge = replace(SurgeMemory(), sums=(rise,) * len(RISES), alarmed_s=9_990.0)
+        memory = CapacityMemory(surge=surge)
+        turn = state(3.0, 1, forecast=ahead(1.0), costs=costs, memory=memory)
+        return decide_capacity(turn)
+
+    early = after(12.0)
+    assert early.reason is CapacityReason.NOT_WORTH_IT
+    assert early.memory.look_s == 10_000.0 + (120.0 - 36.0) / 3.0
+    late = after(41.0)
+    assert (late.action, late.reason) == (Action.MOVE, CapacityReason.LOAD_UP)
 
 
 def test_nobody_waits_so_that_devices_are_saved() -> None:

@@ -140,7 +140,7 @@ class NativeKernels:
     def padded_rows(self, num_tokens: int) -> int:
         return num_tokens
 
-    def step(self, tables: StepTables, num_rows: int) -> NativeAttention:  # noqa: ARG002
+    def step(self, tables: StepTables, num_rows: int) -> NativeAttention:  # noqa: ARG002 - LayerKernels
         return NativeAttention(self, tables)
 
 

@@ -209,7 +209,7 @@ def overload(**changes: object) -> Overload:
         "carried_rps": 8.0,
         "in_force_rps": None,
     }
-    return Overload(**{**known, **changes})  # type: ignore[arg-type]
+    return Overload(**{**known, **changes})
 
 
 def limits_over(looks: Sequence[dict[str, object]]) -> list[float | None]:

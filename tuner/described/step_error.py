@@ -13,19 +13,9 @@ from policies.points import INTERVAL_Z
 from tuner.backends.step_errors import OUTSIDE_FACTOR, Phase, StepErrors
 from tuner.described.node import Node
 from tuner.step_model.timer import StepScale
+from tuner.work.counts import model_sizes
 from tuner.work.models import find_model
 from tuner.workload.workload import Workload
-
-# What a model's step times follow from.
-SHAPE = (
-    "num_layers",
-    "hidden_size",
-    "ffn_size",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "vocab_size",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +99,7 @@ def _unseen(known: StepErrors, node: Node) -> str:
 
 def _is_alike(one: ModelConfig | None, other: ModelConfig) -> bool:
     """Whether two models take the same products: weights of another training make no difference."""
-    return one is not None and all(getattr(one, key) == getattr(other, key) for key in SHAPE)
+    return one is not None and model_sizes(one) == model_sizes(other)
 
 
 def _outside(

@@ -7,6 +7,7 @@ import pytest
 from engine.spec.measurement import Distribution, Fidelity, Measurement, Outcome, RequestTiming
 from engine.spec.settings import Caps
 from tuner.servers.probes import (
+    Ask,
     Counted,
     Look,
     Probe,
@@ -28,7 +29,7 @@ def answered(first_s: float, gap_s: float, tokens: int, *, prompt: int = 16) -> 
     return RequestTiming(scheduled_s=0.0, sent_s=0.0, token_s=stamps, prompt_tokens=prompt)
 
 
-def asked(*timings: RequestTiming, counted: Counted = NOTHING) -> object:
+def asked(*timings: RequestTiming, counted: Counted = NOTHING) -> Ask:
     run = Measurement(
         fidelity=Fidelity.MEASURED, timings=timings, driver_lag_ms=Distribution.of([0.0])
     )
@@ -49,7 +50,7 @@ def test_gaps_count_only_while_every_stream_runs() -> None:
     late = RequestTiming(
         scheduled_s=0.0, sent_s=0.0, token_s=(0.3, 0.4, 0.5, *alone), prompt_tokens=16
     )
-    found = look(Probe(streams=2, prompt=16, output=6), asked(early, late), CAPS)  # type: ignore[arg-type]
+    found = look(Probe(streams=2, prompt=16, output=6), asked(early, late), CAPS)
     assert found is not None
     assert found.seconds == pytest.approx(0.1)
     (shape,) = found.shapes
@@ -60,13 +61,13 @@ def test_gaps_count_only_while_every_stream_runs() -> None:
 
 def test_streams_that_never_met_show_nothing() -> None:
     one, other = answered(0.1, 0.1, 3), answered(1.0, 0.1, 3)
-    assert look(Probe(streams=2, prompt=16, output=3), asked(one, other), CAPS) is None  # type: ignore[arg-type]
+    assert look(Probe(streams=2, prompt=16, output=3), asked(one, other), CAPS) is None
 
 
 def test_a_prompt_is_timed_by_the_server_where_it_tells() -> None:
     probe, timing = Probe(streams=1, prompt=600, output=1), answered(0.5, 0.0, 1, prompt=600)
-    plain = look(probe, asked(timing), CAPS)  # type: ignore[arg-type]
-    told = look(probe, asked(timing, counted=Counted(prefill_s=0.4)), CAPS)  # type: ignore[arg-type]
+    plain = look(probe, asked(timing), CAPS)
+    told = look(probe, asked(timing, counted=Counted(prefill_s=0.4)), CAPS)
     assert plain is not None
     assert told is not None
     assert (plain.seconds, plain.front_s) == (0.5, None)
@@ -80,7 +81,7 @@ def test_a_server_whose_requests_fail_cannot_be_profiled() -> None:
         scheduled_s=0.0, sent_s=0.0, token_s=(), prompt_tokens=1, outcome=Outcome.ERRORED
     )
     with pytest.raises(LoadError, match="prompt of 1: 1 of 1 requests failed"):
-        look(Probe(streams=1, prompt=1, output=1), asked(broken), CAPS)  # type: ignore[arg-type]
+        look(Probe(streams=1, prompt=1, output=1), asked(broken), CAPS)
 
 
 def test_probes_fit_into_caps_and_context() -> None:

@@ -148,9 +148,10 @@ def chunk_shapes(prompt: int, chunk: int) -> Iterator[StepShape]:
 
 
 def _stream_look(run: Measurement) -> Look | None:
-    """Gaps in which every stream had its first token already, and none its last."""
+    """Gaps in which every stream had its second token already, and none its last: the first step
+    of as many streams may be one that the server prepares at its first use."""
     timings = run.timings
-    begun_s = max(timing.token_s[0] for timing in timings)
+    begun_s = max(timing.token_s[:2][-1] for timing in timings)
     ended_s = min(timing.token_s[-1] for timing in timings)
     gaps = [list(_gaps(timing, begun_s, ended_s)) for timing in timings]
     if not all(gaps):
@@ -174,15 +175,22 @@ def _gaps(timing: RequestTiming, begun_s: float, ended_s: float) -> Iterator[tup
             yield timing.prompt_tokens + number, after_s - before_s
 
 
+def warm(looks: Sequence[Look]) -> Sequence[Look]:
+    """Without the first, where there are more: what a server does for the first time it may first
+    have to compile (a prompt of 128 tokens took vLLM on CPU twice as long then), and in service
+    that is soon over."""
+    return looks[1:] or looks
+
+
 def seen_steps(probe: Probe, looks: Sequence[Look]) -> SeenSteps:
-    """What several runs of one probe showed."""
-    seconds = [each.seconds for each in looks]
+    """What several runs of one probe showed, without the first where there are more."""
+    seconds = [each.seconds for each in warm(looks)]
     middle = median(seconds)
     return SeenSteps(
         name=probe.name,
         shapes=looks[0].shapes,
         seconds=middle,
-        repeats=len(looks),
+        repeats=len(seconds),
         spread=(max(seconds) - min(seconds)) / middle,
     )
 
@@ -195,13 +203,13 @@ def front_end(prompts: Sequence[tuple[Probe, Sequence[Look]]], token_s: float) -
     told = [
         (probe.prompt, median(fronts))
         for probe, looks in prompts
-        if (fronts := [each.front_s for each in looks if each.front_s is not None])
+        if (fronts := [each.front_s for each in warm(looks) if each.front_s is not None])
     ]
     if len(told) > 1:
         per_token_s, fixed_s = _line(told)
         return FrontEnd(request_s=fixed_s, prompt_token_s=per_token_s)
     _, first = min(prompts, key=lambda each: each[0].prompt)
-    return FrontEnd(request_s=max(0.0, median(each.seconds for each in first) - token_s))
+    return FrontEnd(request_s=max(0.0, median(each.seconds for each in warm(first)) - token_s))
 
 
 def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:

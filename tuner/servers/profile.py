@@ -45,6 +45,8 @@ CHECK_SHARE = 0.25
 CHECK_CLIENTS = 8
 CHECK_REQUESTS = (16, 400)
 CHECKED = ("mean_ttft_ms", "mean_tpot_ms", "throughput_tokens_per_s")
+# Over what no law can be fitted without.
+NEEDED_ROUNDS = 2
 TIMEOUT_S = 600.0
 DEFAULT_BLOCK = 16
 VERSION_TIMEOUT_S = 5.0
@@ -189,18 +191,20 @@ class _Server:
 
 def _looks(server: _Server, seconds: float, on_event: OnEvent) -> dict[Probe, list[Look]]:
     """Rounds over the probes until the seconds are over, so that a machine whose speed drifts
-    drifts for all of them. What no law can be fitted without is looked at once in any case."""
+    drifts for all of them. What no law can be fitted without is looked at in any case: streams
+    once, prompts twice (see :func:`~tuner.servers.probes.warm`)."""
     caps, until_s = server.asked.caps, time.monotonic() + seconds
     probes = list_probes(caps, server.max_model_len)
     server.ask(probes[0].workload)  # the first request of a server pays for what it loads late
     looks: dict[Probe, list[Look]] = {probe: [] for probe in probes}
     took_s: dict[Probe, float] = {}
-    is_first, has_looked = True, True
-    while is_first or has_looked:
+    round_, has_looked = 0, True
+    while round_ < NEEDED_ROUNDS or has_looked:
         has_looked = False
         for probe in probes:
             is_late = time.monotonic() + _expected_s(probe, took_s) > until_s
-            if is_late and not (is_first and probe.is_needed):
+            is_due = probe.is_needed and round_ < (NEEDED_ROUNDS if probe.is_prompt else 1)
+            if is_late and not is_due:
                 continue
             on_event(probe.name)
             began_s = time.monotonic()
@@ -209,7 +213,7 @@ def _looks(server: _Server, seconds: float, on_event: OnEvent) -> dict[Probe, li
             has_looked = True
             if found is not None:
                 looks[probe].append(found)
-        is_first = False
+        round_ += 1
     return {probe: each for probe, each in looks.items() if each}
 
 

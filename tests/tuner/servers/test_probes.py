@@ -24,8 +24,15 @@ CAPS = Caps(max_num_seqs=8, max_num_batched_tokens=512)
 NOTHING = Counted(prefill_s=None)
 
 
-def answered(first_s: float, gap_s: float, tokens: int, *, prompt: int = 16) -> RequestTiming:
-    stamps = tuple(first_s + gap_s * number for number in range(tokens))
+def answered(
+    first_s: float,
+    gap_s: float,
+    tokens: int,
+    *,
+    and_then: tuple[float, ...] = (),
+    prompt: int = 16,
+) -> RequestTiming:
+    stamps = (*(first_s + gap_s * number for number in range(tokens)), *and_then)
     return RequestTiming(scheduled_s=0.0, sent_s=0.0, token_s=stamps, prompt_tokens=prompt)
 
 
@@ -44,19 +51,16 @@ def test_chunks_of_a_prompt_hold_all_its_tokens_and_look_at_all_before_them() ->
 
 
 def test_gaps_count_only_while_every_stream_runs() -> None:
-    """The second begins late and goes on alone, with steps of another length."""
-    alone = (0.9, 1.9, 2.9)
-    early = answered(0.1, 0.1, 5)
-    late = RequestTiming(
-        scheduled_s=0.0, sent_s=0.0, token_s=(0.3, 0.4, 0.5, *alone), prompt_tokens=16
-    )
+    """The second begins late, in a step that the server first prepares, and goes on alone."""
+    early = answered(0.1, 0.1, 3, and_then=(0.7, 0.8))
+    late = answered(0.3, 0.1, 1, and_then=(0.7, 0.8, 1.2, 2.2, 3.2))
     found = look(Probe(streams=2, prompt=16, output=6), asked(early, late), CAPS)
     assert found is not None
     assert found.seconds == pytest.approx(0.1)
     (shape,) = found.shapes
     assert shape.num_decode_tokens == 2
-    # The first has 3 and 4 tokens cached beside its prompt, the second 1 and 2.
-    assert shape.decode_context_tokens == 2 * 16 + 5
+    # The first has 4 tokens cached beside its prompt, the second 2.
+    assert shape.decode_context_tokens == 2 * 16 + 6
 
 
 def test_streams_that_never_met_show_nothing() -> None:
@@ -92,11 +96,13 @@ def test_probes_fit_into_caps_and_context() -> None:
     assert any(probe.is_needed for probe in probes)
 
 
-def test_a_median_of_looks_is_what_was_seen() -> None:
+def test_a_median_of_looks_after_the_first_is_what_was_seen() -> None:
     probe = Probe(streams=1, prompt=4, output=1)
     shapes = tuple(chunk_shapes(4, 8))
-    found = seen_steps(probe, [Look(shapes=shapes, seconds=s) for s in (1.0, 5.0, 2.0)])
+    looks = [Look(shapes=shapes, seconds=s) for s in (9.0, 1.0, 5.0, 2.0)]
+    found = seen_steps(probe, looks)
     assert (found.seconds, found.repeats, found.spread) == (2.0, 3, 2.0)
+    assert seen_steps(probe, looks[:1]).seconds == 9.0
 
 
 def test_what_is_outside_of_steps_grows_with_the_prompt() -> None:

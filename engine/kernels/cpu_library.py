@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from engine.kernels.native_build import (
-    SHARED_FLAGS,
+    TUNED_FLAGS,
     Functions,
     NativeSource,
     find_library,
@@ -19,7 +19,7 @@ SOURCE = NativeSource(
     name="cpu_native",
     main=FOLDER / "cpu_native.cpp",
     parts=tuple(FOLDER.glob("*.h")),
-    flags=(*SHARED_FLAGS, "-march=native", "-ffp-contract=fast", "-fno-math-errno"),
+    flags=TUNED_FLAGS,
     is_tuned=True,
 )
 
@@ -72,6 +72,7 @@ def load_library(path: Path | None) -> ctypes.CDLL | None:
         "gs_features": (i32, []),
         "gs_add_norm": (i32, [i32, *[pointer] * 4, i64, i64, ctypes.c_double, i32]),
         "gs_silu_mul": (i32, [i32, pointer, pointer, *[i64] * 3, i32]),
+        "gs_largest": (i32, [i32, pointer, pointer, *[i64] * 3, i32]),
         "gs_attend": (i32, [i32, *[pointer] * 7, i64]),
     }
     return open_library(path, functions)

@@ -15,15 +15,16 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
+
+from engine.kernels.instructions import instruction_flags, processor_identity
 
 NO_COMPILER_VARIABLE = "GEARSHIFT_NO_COMPILER"
 COMPILE_TIMEOUT_S = 180.0  # it takes 10, but the machine may be busy
 SHARED_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC")
-# What tells one processor's instructions from another's in /proc/cpuinfo, on x86-64 and Arm.
-PROCESSOR_LINES = ("flags", "Features", "vendor_id", "cpu family", "model", "CPU part")
+# One arithmetic for all libraries, so that layers in one call give the bits of single calls.
+TUNED_FLAGS = (*SHARED_FLAGS, "-ffp-contract=fast", "-fno-math-errno")
 # By its name, what a function of a library returns and takes.
 Functions = Mapping[str, tuple[Any, Sequence[Any]]]
 
@@ -32,7 +33,8 @@ Functions = Mapping[str, tuple[Any, Sequence[Any]]]
 class NativeSource:
     """A library to build from ``main``. ``parts`` are the files it includes.
 
-    With ``is_tuned`` it uses every instruction of this processor, and is of use to no other.
+    With ``is_tuned`` it uses the instructions of :func:`instruction_flags`, and is of use to no
+    other processor.
     """
 
     name: str
@@ -41,12 +43,21 @@ class NativeSource:
     flags: tuple[str, ...] = SHARED_FLAGS
     is_tuned: bool = False
 
+    @property
+    def all_flags(self) -> tuple[str, ...]:
+        """What the compiler is told.
+
+        Raises:
+            EngineError: see :func:`instruction_flags`.
+        """
+        return (*self.flags, *instruction_flags()) if self.is_tuned else self.flags
+
     def key(self) -> str:
         """Sixteen hex digits of all that decides what the compiler makes."""
         whole = hashlib.sha256()
         for path in (self.main, *sorted(self.parts)):
             whole.update(path.read_bytes())
-        whole.update(" ".join(self.flags).encode() + platform.machine().encode())
+        whole.update(" ".join(self.all_flags).encode() + platform.machine().encode())
         if self.is_tuned:
             whole.update(processor_identity().encode())
         return whole.hexdigest()[:16]
@@ -56,6 +67,9 @@ def find_library(source: NativeSource) -> Path | None:
     """The compiled library, building it where needed; None where no compiler is.
 
     ``GEARSHIFT_NO_COMPILER=1`` says there is none.
+
+    Raises:
+        EngineError: instructions were named that are not known or not here.
     """
     if os.environ.get(NO_COMPILER_VARIABLE, "") not in ("", "0"):
         return None
@@ -96,20 +110,6 @@ def cache_folder() -> Path:
     return Path(base) / "gearshift"
 
 
-@cache
-def processor_identity() -> str:
-    """What this machine's first processor can do: a folder that machines share may hold a library
-    for each kind of them.
-    """
-    try:
-        text = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return platform.processor() or platform.machine()
-    first, _, _ = text.partition("\n\n")
-    fields = (line.partition(":") for line in first.splitlines())
-    return "\n".join(f"{k.strip()}:{v}" for k, _, v in fields if k.strip() in PROCESSOR_LINES)
-
-
 def _compile(compiler: str, source: NativeSource, path: Path) -> bool:
     """Whether ``path`` now holds the library."""
     try:
@@ -119,7 +119,7 @@ def _compile(compiler: str, source: NativeSource, path: Path) -> bool:
     except OSError:
         return False
     try:
-        command = [compiler, *source.flags, "-o", scratch, str(source.main), "-ldl"]
+        command = [compiler, *source.all_flags, "-o", scratch, str(source.main), "-ldl"]
         done = subprocess.run(command, capture_output=True, timeout=COMPILE_TIMEOUT_S, check=False)
         if done.returncode == 0:
             os.replace(scratch, path)

@@ -55,6 +55,7 @@ class StageFields(ctypes.Structure):
         ("reduce", POINTER),
         ("group", POINTER),
         ("reduce_dtype", I64),
+        ("is_int8", I64),
         ("o_bias", POINTER),
         ("down_bias", POINTER),
     )
@@ -71,6 +72,7 @@ class NativeLayers:
         caches: Sequence[LayerCache],
         *,
         ffn_blocks: int,
+        is_int8: bool,
         group: Communicator,
     ) -> None:
         library = find_few_rows()
@@ -78,7 +80,7 @@ class NativeLayers:
         dtype = kernels.shape.cache.dtype
         self._run = library.gs_run_layers
         self._is_narrow = KINDS[dtype].code
-        self._most_rows = most_rows(dtype)
+        self._most_rows = most_rows(dtype, is_int8=is_int8)
         self._group = group
         self._kept = (pieces, weights, caches, kernels)  # whose memory the fields tell of
         layers = (LayerFields * len(weights))()
@@ -102,6 +104,7 @@ class NativeLayers:
             num_down=len(pieces[0].down),
             ffn_blocks=ffn_blocks,
             reduce_dtype=DTYPE_CODES[dtype],
+            is_int8=is_int8,
             o_bias=None if self._o_bias is None else ctypes.addressof(self._o_bias),
             down_bias=None if self._down_bias is None else ctypes.addressof(self._down_bias),
         )
@@ -150,6 +153,10 @@ class _LayerPieces:
         self.qkv, self.o, self.gate_up, self.down = (
             (PieceFields * len(pieces))(*pieces) for pieces in (qkv, o, gate_up, down)
         )
+        # Whether weights are int8, of each piece.
+        self.are_int8 = {
+            piece.scales is not None for pieces in (qkv, o, gate_up, down) for piece in pieces
+        }
 
     def fill_in(self, fields: LayerFields) -> None:
         fields.qkv, fields.o = ctypes.addressof(self.qkv), ctypes.addressof(self.o)
@@ -165,8 +172,9 @@ def find_native_layers(
     ffn_blocks: int,
     groups: RankGroups,
 ) -> NativeLayers | None:
-    """The layers in one call; None where weights are not packed for compiled products, tokens are
-    cut over ranks, or sums do not go over shared memory by the compiled library.
+    """The layers in one call; None where weights are not packed for compiled products, some in int8
+    and others not, tokens are cut over ranks, or sums do not go over shared memory by the compiled
+    library.
     """
     group = groups.tensor(mode)
     if not isinstance(kernels, NativeKernels) or groups.sequence(mode).size > 1 or not weights:
@@ -175,9 +183,21 @@ def find_native_layers(
         return None
     pieces = [_pieces(layer, mode, group) for layer in weights]
     found = [of_layer for of_layer in pieces if of_layer is not None]
-    if len(found) < len(pieces):
+    are_int8 = {is_int8 for of_layer in found for is_int8 in of_layer.are_int8}
+    if len(found) < len(pieces) or len(are_int8) > 1:
         return None
-    return NativeLayers(kernels, found, weights, caches, ffn_blocks=ffn_blocks, group=group)
+    is_int8 = are_int8.pop()
+    if not most_rows(kernels.shape.cache.dtype, is_int8=is_int8):
+        return None
+    return NativeLayers(
+        kernels,
+        found,
+        weights,
+        caches,
+        ffn_blocks=ffn_blocks,
+        is_int8=is_int8,
+        group=group,
+    )
 
 
 def _pieces(layer: LayerWeights, mode: Mode, group: Communicator) -> _LayerPieces | None:

@@ -14,7 +14,8 @@ namespace {
 
 constexpr int64_t kFloatRows = 12;     // times two vectors of outputs are the sums in registers
 constexpr int64_t kFloatPiece = 64;   // inputs of a piece that stays in the first cache
-constexpr int64_t kBytesAhead = 2048;  // of each stream, asked for ahead where memory is the limit
+constexpr int64_t kBytesAhead = 2048;  // of each stream, asked for ahead where memory is the limit,
+                                       // into the first cache (into the second: 2 % slower)
 constexpr int64_t kMoreAhead = 1 << 16;  // where arithmetic takes as long: into the second cache
 
 // Rows of floats, ``stride`` apart: not a power of two, or rows would share a few lines of the cache.
@@ -63,20 +64,26 @@ void multiply_floats(const Product<T>& p, const FloatRows& x, int64_t row, int64
   constexpr int kAll = kVectors * kStreams;
   const int64_t step = p.block * kTogether, apart = p.block * p.inputs;
   const T* weight = p.column(first) + begin * p.block;
-  const int64_t ahead = p.rows > 2 ? kMoreAhead : kBytesAhead;
+  constexpr bool kIsRead = kRows <= 2 && kVectors == 4;
+  constexpr auto kCache = kIsRead ? _MM_HINT_T0 : _MM_HINT_T1;
+  constexpr int64_t kAhead = kIsRead ? kBytesAhead : kMoreAhead;
+  // A stream goes on behind the others' blocks; what follows its own block was another's.
+  const int64_t last = kIsRead ? end - kAhead / int64_t(p.block * sizeof(T)) : end;
+  const int64_t beyond = kAhead + (kStreams - 1) * apart * int64_t(sizeof(T));
   const FloatRows mine{x.at + row * x.stride, x.stride};
   __m512 found[kRows][kAll] = {};
   if (begin)
     for (int i = 0; i < kRows * kAll; ++i)
       found[i / kAll][i % kAll] = _mm512_load_ps(sums + i * 16);
-  for (int64_t k = begin; k < end; k += kTogether, weight += step)
+  for (int64_t k = begin; k < end; k += kTogether, weight += step) {
+    const int64_t ahead = k < last ? kAhead : beyond;
     for (int s = 0; s < kStreams; ++s) {
       if (row == 0)  // the first that meet this piece
         for (int v = 0; v < kVectors; ++v)
-          _mm_prefetch(reinterpret_cast<const char*>(weight + s * apart) + ahead + 64 * v,
-                       _MM_HINT_T1);
+          _mm_prefetch(reinterpret_cast<const char*>(weight + s * apart) + ahead + 64 * v, kCache);
       add_inputs<kRows, kVectors>(weight + s * apart, mine, k, s * kVectors, found);
     }
+  }
   for (int r = 0; r < kRows; ++r)
     for (int s = 0; s < kStreams; ++s)
       for (int v = 0; v < kVectors; ++v) {
@@ -113,7 +120,7 @@ void multiply_block(const Product<T>& p, const FloatRows& x, int64_t first, int6
 }
 
 // Outputs ``begin`` to ``end`` of all rows. One or two rows are as fast as memory is read, which
-// two streams at once are faster at.
+// several streams at once are faster at.
 template <class T>
 void multiply_by_floats(const Product<T>& p, const FloatRows& x, int64_t begin, int64_t end) {
   constexpr int kRowsOfFour = sizeof(T) == 4 ? 6 : 5;
@@ -125,6 +132,9 @@ void multiply_by_floats(const Product<T>& p, const FloatRows& x, int64_t begin, 
     return;
   }
   int64_t first = begin;
+  if (p.rows == 1 && p.block == 64)
+    for (; first + 256 <= end; first += 256)
+      multiply_floats<1, 4, 4>(p, x, 0, first, 0, p.inputs, sums);
   if (p.rows <= 2 && p.block == 64)
     for (; first + 128 <= end; first += 128)
       multiply_up_to<2, 4, 2>(p.rows, p, x, 0, first, 0, p.inputs, sums);
@@ -156,7 +166,9 @@ inline FloatRows as_floats(const Narrow& p) {
 // longer than the two of floats that it replaces. By the processor's maker and not by its clock, so that
 // one machine always gives one answer; others were not tried.
 inline bool widens() {
-#ifdef __x86_64__
+#ifdef GS_WIDENS
+  return GS_WIDENS;
+#elif defined(__x86_64__)
   static const bool is_intel = [] {
     unsigned highest, b, c, d;
     return __get_cpuid(0, &highest, &b, &c, &d) && b == signature_INTEL_ebx;

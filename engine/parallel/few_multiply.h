@@ -25,30 +25,70 @@ inline bool has_tiles() {
 #endif
 
 #ifdef __AVX512F__
-// ``work(begin, end)`` over outputs, in multiples of ``width``: a few pieces for each thread.
+// How many outputs, a multiple of ``width``, are a piece of a team's work: few, so that who is late
+// delays little, but as many as are read as two streams, or as four where all threads have as many.
+inline int64_t outputs_each(const gs::Team& team, int64_t outputs, int64_t width) {
+  const int64_t blocks = gs::ceil_div(outputs, width);
+  if (team.size() == 1) return blocks * width;
+  const bool is_even = outputs % (4 * kBlock * team.size()) == 0;
+  const int64_t most = std::max<int64_t>(1, (is_even ? 4 : 2) * kBlock / width);
+  return std::min(most, gs::ceil_div(blocks, int64_t(2 * team.size()))) * width;
+}
+
+// ``work(begin, end)`` over outputs, in multiples of ``width``.
 template <class Work>
 void share_outputs(gs::Team& team, int64_t outputs, int64_t width, const Work& work) {
-  const int64_t blocks = gs::ceil_div(outputs, width);
-  const int64_t each = gs::ceil_div(blocks, int64_t(team.size() > 1 ? 4 * team.size() : 1)) * width;
+  const int64_t each = outputs_each(team, outputs, width);
   team.share(gs::ceil_div(outputs, each),
              [&](int64_t i) { work(i * each, std::min(outputs, (i + 1) * each)); });
 }
+
+// Outputs that are multiplied together, of a packed weight.
+template <class T>
+int64_t width_of(const Product<T>& p) { return std::min(p.block, kBlock); }
+
+// Whether a thread multiplies any outputs of all rows by itself, as with_range lets it.
+inline bool are_few(const Wide&) { return true; }
+
+// Calls ``work(multiply)``; ``multiply(p, begin, end)`` makes those outputs of ``p``, or of another
+// weight that the same rows meet, on this thread.
 template <class T, class Work>
-void share_blocks(gs::Team& team, const Product<T>& p, const Work& work) {
-  share_outputs(team, p.outputs, std::min(p.block, kBlock), work);
+void with_floats(const Product<T>& p, const Work& work) {
+  const FloatRows x = as_floats(p);
+  work([x](const Product<T>& p, int64_t begin, int64_t end) {
+    multiply_by_floats(p, x, begin, end);
+  });
 }
+template <class Work>
+void with_range(const Wide& p, const Work& work) { with_floats(p, work); }
+
+#ifdef GS_HAS_BF16
+inline bool are_few(const Narrow& p) {
+  return has_tiles() || !widens() || p.rows <= kFewOfMany;
+}
+template <class Work>
+void with_range(const Narrow& p, const Work& work) {
+#ifdef GS_HAS_AMX
+  if (has_tiles()) return work(multiply_by_tiles);
+#endif
+  if (!widens()) return work(multiply_by_vectors<uint16_t>);
+  with_floats(p, work);
+}
+#endif
 
 template <class T>
-void multiply_few_floats(const Product<T>& p, gs::Team& team) {
-  const FloatRows x = as_floats(p);
-  share_blocks(team, p, [&](int64_t begin, int64_t end) { multiply_by_floats(p, x, begin, end); });
+void multiply_few(const Product<T>& p, gs::Team& team) {
+  with_range(p, [&](const auto& multiply) {
+    share_outputs(team, p.outputs, width_of(p),
+                  [&](int64_t begin, int64_t end) { multiply(p, begin, end); });
+  });
 }
 
-inline void multiply(const Wide& p, gs::Team& team) { multiply_few_floats(p, team); }
+inline void multiply(const Wide& p, gs::Team& team) { multiply_few(p, team); }
 
 // ``Weight`` of few_many.h.
-template <class Weight, class T>
-void multiply_panels(const Product<T>& p, gs::Team& team, int64_t width) {
+template <class Weight, class P>
+void multiply_panels(const P& p, gs::Team& team, int64_t width) {
   float* rows = team.tell([&] { return gs::scratch<float, 54>(panels_of(p) * kPanel14 * p.inputs); });
   team.share(panels_of(p), [&](int64_t panel) { lay_out_panel(p, panel, rows); });
   share_outputs(team, p.outputs, width, [&](int64_t begin, int64_t end) {
@@ -70,16 +110,8 @@ void multiply_whole(const Product<T>& p, gs::Team& team) {
 
 #ifdef GS_HAS_BF16
 inline void multiply(const Narrow& p, gs::Team& team) {
-#ifdef GS_HAS_AMX
-  if (has_tiles())
-    return share_blocks(team, p,
-                        [&](int64_t begin, int64_t end) { multiply_by_tiles(p, begin, end); });
-#endif
-  if (!widens())
-    return share_blocks(team, p,
-                        [&](int64_t begin, int64_t end) { multiply_by_vectors(p, begin, end); });
-  if (p.rows <= kFewOfMany) return multiply_few_floats(p, team);
-  multiply_panels<PackedWeight>(p, team, std::min(p.block, kBlock));
+  if (are_few(p)) return multiply_few(p, team);
+  multiply_panels<PackedWeight>(p, team, width_of(p));
 }
 #endif
 #endif

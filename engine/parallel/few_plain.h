@@ -19,7 +19,8 @@ inline __m512 add_products(const uint16_t*, __m512 sum, __m512i x, __m512i weigh
 // ``kRows`` rows times ``kOutputs`` of 16 outputs from ``first``: sums[kRows][16].
 template <int kRows, int kOutputs, class T>
 void dot(const Product<T>& p, int64_t first, float* sums) {
-  constexpr int64_t kAhead = 4096;  // bytes ahead that memory is asked for
+  // The same place of the next outputs is asked for.
+  const int64_t ahead = kOutputs * p.inputs * int64_t(sizeof(T));
   const T* weight = p.weight + first * p.inputs;
   __m512 found[kRows][kOutputs] = {};
   for (int64_t k = 0; k < p.inputs; k += 64 / sizeof(T)) {
@@ -27,7 +28,7 @@ void dot(const Product<T>& p, int64_t first, float* sums) {
     for (int i = 0; i < kOutputs; ++i) {
       const T* at = weight + i * p.inputs + k;
       some[i] = _mm512_loadu_si512(at);
-      _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead, _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(at) + ahead, _MM_HINT_T0);
     }
     for (int r = 0; r < kRows; ++r) {
       const __m512i x = _mm512_loadu_si512(p.x + r * p.x_stride + k);
@@ -51,7 +52,7 @@ template <int kRows, class T>
 void multiply_plain(const Product<T>& p, int64_t begin, int64_t end) {
   if constexpr (kRows > 1)
     if (p.rows < kRows) return multiply_plain<kRows - 1>(p, begin, end);
-  constexpr int kOutputs = kRows > 4 ? 2 : kRows > 2 ? 4 : 8;
+  constexpr int kOutputs = kRows > 4 ? 2 : 4;
   alignas(64) float sums[kRows * 16];
   for (int64_t first = begin; first < end; first += 16) {
     for (int64_t i = 0; i < 16; i += kOutputs) dot<kRows, kOutputs>(p, first + i, sums + i);

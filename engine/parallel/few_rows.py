@@ -42,6 +42,7 @@ class PieceFields(ctypes.Structure):
     _fields_ = (
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
         ("block", ctypes.c_int64),
         ("outputs", ctypes.c_int64),
         ("inputs", ctypes.c_int64),
@@ -114,10 +115,13 @@ def can_be_few(dtype: torch.dtype, outputs: int = 0, inputs: int = 0) -> bool:
     return most_rows(dtype) > 0
 
 
-def most_rows(dtype: torch.dtype) -> int:
-    """How many rows this machine multiplies here; 0 where it has no compiler or instructions."""
+def most_rows(dtype: torch.dtype, *, is_int8: bool = False) -> int:
+    """How many rows this machine multiplies here, or of a step whose layers have int8 weights; 0
+    where it has no compiler or instructions.
+    """
     library = find_few_rows()
     if library is None or dtype not in KINDS:
         return 0
-    found: int = library.gs_most_few(KINDS[dtype].code)
+    ask = library.gs_most_int8 if is_int8 else library.gs_most_few
+    found: int = ask(KINDS[dtype].code)
     return found

@@ -15,9 +15,12 @@ FOLDER = Path(__file__).parent
 SOURCE = native_build.NativeSource(
     name="packed_few",
     main=FOLDER / "packed_few.cpp",
-    parts=(*FOLDER.glob("few_*.h"), *(FOLDER.parent / "kernels" / "cpu").glob("*.h")),
-    # As those of the layers' operations, so that all layers in one call give the same bits.
-    flags=(*native_build.SHARED_FLAGS, "-march=native", "-ffp-contract=fast", "-fno-math-errno"),
+    parts=(
+        *FOLDER.glob("few_*.h"),
+        *FOLDER.glob("int8_*.h"),
+        *(FOLDER.parent / "kernels" / "cpu").glob("*.h"),
+    ),
+    flags=native_build.TUNED_FLAGS,
     is_tuned=True,
 )
 
@@ -34,6 +37,7 @@ def find_few_rows() -> ctypes.CDLL | None:
     functions: native_build.Functions = {
         "gs_most_few": (i32, [i32]),
         "gs_multiply_few": (None, [i32, *[pointer] * 5, *[i64] * 5, i32]),
+        "gs_most_int8": (i32, [i32]),
         "gs_most_plain": (i32, [i32]),
         "gs_multiply_plain": (None, [i32, *[pointer] * 4, *[i64] * 4, i32]),
         "gs_run_layers": (i32, [i32, pointer, pointer, pointer, i64, pointer]),

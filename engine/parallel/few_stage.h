@@ -5,13 +5,15 @@
 #pragma once
 
 #include <chrono>
+#include <numeric>
 
 #include "../kernels/cpu/attention.h"
-#include "few_multiply.h"
+#include "int8_team.h"
 
 // engine/parallel/native_layers.py has the fields of all three.
 struct Piece {
   const void *weight, *bias;  // bias [outputs] or null
+  const float* scales;        // [outputs] of an int8 weight, else null
   int64_t block, outputs, inputs;
 };
 
@@ -29,7 +31,7 @@ struct Stage {
   int64_t num_layers, width, num_qkv, num_o, num_gate_up, num_down, ffn_blocks;
   int (*reduce)(void* group, void* x, uint64_t count, int dtype);
   void* group;
-  int64_t reduce_dtype;
+  int64_t reduce_dtype, is_int8;
   const void *const *o_bias, *const *down_bias;  // of each layer, added to sums over a group; or null
 };
 
@@ -38,18 +40,26 @@ namespace {
 constexpr int kNoMemory = -1;
 
 #ifdef __AVX512F__
-// T of layers: float or gs::BFloat16.
 template <class T>
+using BitsOf = typename std::conditional<sizeof(T) == 4, float, uint16_t>::type;
+
+// T of layers: float or gs::BFloat16. P, what multiplies: Product<BitsOf<T>> or int8::Product<T>.
+template <class T, class P>
 class StepOfLayers {
-  using Bits = typename std::conditional<sizeof(T) == 4, float, uint16_t>::type;
-  using C = gs::ComputeOf<T>;
-  static constexpr bool kIsWide = sizeof(T) == 4;
+  // Of so few rows each thread keeps the residual stream and its norm for itself: to compute them
+  // takes less time than to wait for whoever does.
+  static constexpr int64_t kMostOwned = 4;
+  // The residual stream, and its norm that products read.
+  struct Rows {
+    T *x, *normed;
+  };
 
  public:
   StepOfLayers(const Stage& stage, const gs::Step& step, void* x, int64_t rows)
       : stage_(stage), shape_(*stage.shape), step_(step), rows_(rows), x_(static_cast<T*>(x)),
         q_size_(shape_.num_q * shape_.head_dim), kv_size_(shape_.num_kv * shape_.head_dim),
         wide_width_(outputs_of(stage.layers->gate_up, stage.num_gate_up)),
+        ffn_(wide_width_ / 2 / stage.ffn_blocks),
         // Begun on lines of the cache, so that threads do not write to one line.
         normed_(gs::scratch<T, 60>(rows * stage.width)),
         qkv_(gs::scratch<T, 61>(rows * (q_size_ + 2 * kv_size_))),
@@ -63,10 +73,16 @@ class StepOfLayers {
   // ``reduce_ns``: time in the sums over the group is added.
   int run(int64_t* reduce_ns) {
     work_ = planned_.plan();
+    takes_heads_ = all_of(stage_.layers->qkv, stage_.num_qkv, [&](const P& p) {
+      return p.outputs % heads_width(p) == 0;
+    });
+    gates_ = all_of(stage_.layers->gate_up, stage_.num_gate_up, [&](const P& p) {
+      return ffn_ % width_of(p) == 0 && p.outputs % (2 * ffn_) == 0;
+    });
     gs::with_team(int(step_.num_threads), [&](gs::Team& team) {
-      for (int64_t i = 0; i < stage_.num_layers && !status_; ++i) run_layer(team, i);
-      if (!status_)
-        each_row(team, [&](int64_t row) { gs::add_row(at(x_, row), at(part_, row), stage_.width); });
+      const Rows rows = rows_of(team);
+      for (int64_t i = 0; i < stage_.num_layers && !status_; ++i) run_layer(team, rows, i);
+      if (!status_) finish(team, rows);
     });
     *reduce_ns += reduce_ns_;
     return status_;
@@ -79,6 +95,20 @@ class StepOfLayers {
     return sum;
   }
 
+  // Whether a thread multiplies any outputs of each of the pieces, and they fit.
+  template <class Fits>
+  bool all_of(const Piece* pieces, int64_t count, const Fits& fits) const {
+    return std::all_of(pieces, pieces + count, [&](const Piece& piece) {
+      const auto p = product(piece, normed_, stage_.width, part_, stage_.width);
+      return are_few(p) && fits(p);
+    });
+  }
+
+  // The fewest outputs that are both multiplied together and whole heads.
+  int64_t heads_width(const P& p) const {
+    return std::lcm(width_of(p), shape_.head_dim);
+  }
+
   T* at(T* rows, int64_t row) const { return rows + row * stage_.width; }
 
   template <class Work>
@@ -88,38 +118,123 @@ class StepOfLayers {
     });
   }
 
-  void run_layer(gs::Team& team, int64_t number) {
+  Rows rows_of(const gs::Team& team) const {
+    if (team.size() == 1 || rows_ > kMostOwned) return {x_, normed_};
+    const int64_t count = rows_ * stage_.width;
+    const Rows own{gs::scratch<T, 67>(count), gs::scratch<T, 68>(count)};
+    std::memcpy(own.x, x_, count * sizeof(T));
+    return own;
+  }
+
+  void run_layer(gs::Team& team, const Rows& rows, int64_t number) {
     const LayerFields& layer = stage_.layers[number];
-    norm(team, layer.input_norm, number > 0);
-    side_by_side(team, layer.qkv, stage_.num_qkv, qkv_, q_size_ + 2 * kv_size_);
+    norm(team, rows, layer.input_norm, number > 0);
+    project(team, rows, layer);
     attend(team, layer);
     sum(team, layer.o, stage_.num_o, attended_, q_size_, stage_.o_bias, number);
     if (status_) return;
-    norm(team, layer.post_norm, true);
-    side_by_side(team, layer.gate_up, stage_.num_gate_up, wide_, wide_width_);
-    gate(team);
+    norm(team, rows, layer.post_norm, true);
+    feed(team, rows, layer);
     sum(team, layer.down, stage_.num_down, gated_, wide_width_ / 2, stage_.down_bias, number);
   }
 
   // The block's output joins the residual stream, whose norm the next product reads.
-  void norm(gs::Team& team, const void* weight, bool has_part) {
+  void norm(gs::Team& team, const Rows& rows, const void* weight, bool has_part) const {
+    auto one = [&](int64_t row) {
+      if (has_part) gs::add_row(at(rows.x, row), at(part_, row), stage_.width);
+      gs::norm_row(at(rows.x, row), static_cast<const T*>(weight), at(rows.normed, row),
+                   stage_.width, shape_.eps);
+    };
+    if (rows.x == x_) return each_row(team, one);
+    for (int64_t row = 0; row < rows_; ++row) one(row);
+  }
+
+  // The last block's output joins it, where the caller reads it.
+  void finish(gs::Team& team, const Rows& rows) const {
     each_row(team, [&](int64_t row) {
-      if (has_part) gs::add_row(at(x_, row), at(part_, row), stage_.width);
-      gs::norm_row(at(x_, row), static_cast<const T*>(weight), at(normed_, row), stage_.width,
-                   shape_.eps);
+      if (rows.x != x_) std::memcpy(at(x_, row), at(rows.x, row), stage_.width * sizeof(T));
+      gs::add_row(at(x_, row), at(part_, row), stage_.width);
     });
   }
 
-  Product<Bits> product(const Piece& piece, const T* x, int64_t x_stride, T* out,
-                        int64_t out_stride) const {
-    auto bits = [](const void* p) { return static_cast<const Bits*>(p); };
-    return {bits(piece.weight), bits(x), bits(piece.bias), nullptr, reinterpret_cast<Bits*>(out),
-            piece.block, piece.outputs, piece.inputs, rows_, x_stride, out_stride};
+  P product(const Piece& piece, const T* x, int64_t x_stride, T* out, int64_t out_stride) const {
+    if constexpr (std::is_same<P, Product<BitsOf<T>>>::value) {
+      auto bits = [](const void* p) { return static_cast<const BitsOf<T>*>(p); };
+      return {bits(piece.weight), bits(x), bits(piece.bias), nullptr,
+              reinterpret_cast<BitsOf<T>*>(out), piece.block, piece.outputs, piece.inputs, rows_,
+              x_stride, out_stride};
+    } else {
+      return {static_cast<const int8_t*>(piece.weight), piece.scales, x,
+              static_cast<const T*>(piece.bias), nullptr, out, piece.outputs, piece.inputs, rows_,
+              x_stride, out_stride};
+    }
   }
 
-  void side_by_side(gs::Team& team, const Piece* pieces, int64_t count, T* out, int64_t width) {
-    for (int64_t i = 0; i < count; out += pieces[i++].outputs)
-      multiply(product(pieces[i], normed_, stage_.width, out, width), team);
+  // Queries, keys and values. Who has multiplied whole heads takes them in.
+  void project(gs::Team& team, const Rows& rows, const LayerFields& layer) {
+    const int64_t width = q_size_ + 2 * kv_size_, head_dim = shape_.head_dim;
+    int64_t done = 0;
+    for (int64_t i = 0; i < stage_.num_qkv; done += layer.qkv[i++].outputs) {
+      const auto p = product(layer.qkv[i], rows.normed, stage_.width, qkv_ + done, width);
+      if (!takes_heads_) {
+        multiply(p, team);
+        continue;
+      }
+      with_range(p, [&](const auto& multiply) {
+        share_outputs(team, p.outputs, heads_width(p), [&](int64_t begin, int64_t end) {
+          multiply(p, begin, end);
+          for (int64_t row = 0; row < rows_; ++row)
+            take_in(layer, row, (done + begin) / head_dim, (done + end) / head_dim);
+        });
+      });
+    }
+    if (takes_heads_) return;
+    each_row(team, [&](int64_t row) { take_in(layer, row, 0, width / head_dim); });
+  }
+
+  void take_in(const LayerFields& layer, int64_t row, int64_t first, int64_t last) const {
+    gs::take_in_row(shape_, step_, cache_of(layer), static_cast<const T*>(layer.qk_norm), qkv_,
+                    queries_, row, first, last);
+  }
+
+  static gs::Cache<T> cache_of(const LayerFields& layer) {
+    return {static_cast<T*>(layer.keys), static_cast<T*>(layer.values)};
+  }
+
+  // Gate and up. Who has multiplied outputs of both with the same numbers gates them.
+  void feed(gs::Team& team, const Rows& rows, const LayerFields& layer) {
+    T *wide = wide_, *gated = gated_;
+    for (int64_t i = 0; i < stage_.num_gate_up; ++i) {
+      const auto p = product(layer.gate_up[i], rows.normed, stage_.width, wide, wide_width_);
+      gates_ ? multiply_gated(team, p, wide, gated) : multiply(p, team);
+      wide += p.outputs;
+      gated += p.outputs / 2;
+    }
+    if (gates_) return;
+    team.share_rows(rows_ * stage_.ffn_blocks, [&](int64_t first, int64_t last) {
+      gs::silu_mul(wide_ + 2 * first * ffn_, gated_ + first * ffn_, last - first, 1, ffn_, 1);
+    });
+  }
+
+  // Outputs of ``p`` are blocks of [gate, up], ``ffn_`` of each: wide [rows, blocks, 2, ffn_] ->
+  // gated [rows, blocks, ffn_].
+  void multiply_gated(gs::Team& team, const P& p, const T* wide, T* gated) const {
+    const int64_t blocks = p.outputs / (2 * ffn_);
+    const int64_t each = outputs_each(team, blocks * ffn_, width_of(p));
+    const int64_t parts = gs::ceil_div(ffn_, each);
+    with_range(p, [&](const auto& multiply) {
+      team.share(blocks * parts, [&](int64_t i) {
+        const int64_t block = i / parts, begin = i % parts * each;
+        const int64_t end = std::min(ffn_, begin + each), gate = 2 * block * ffn_;
+        multiply(p, gate + begin, gate + end);
+        multiply(p, gate + ffn_ + begin, gate + ffn_ + end);
+        for (int64_t row = 0; row < rows_; ++row) {
+          const T* from = wide + row * wide_width_ + gate + begin;
+          gs::gate_row(from, from + ffn_, gated + row * wide_width_ / 2 + block * ffn_ + begin,
+                       end - begin);
+        }
+      });
+    });
   }
 
   void sum(gs::Team& team, const Piece* pieces, int64_t count, const T* x, int64_t x_stride,
@@ -144,27 +259,11 @@ class StepOfLayers {
 
   void attend(gs::Team& team, const LayerFields& layer) {
     gs::Call<T> call = call_;
-    call.cache = {static_cast<T*>(layer.keys), static_cast<T*>(layer.values)};
-    team.share_rows(rows_, [&](int64_t first, int64_t last) {
-      for (int64_t row = first; row < last; ++row) {
-        const int64_t slot = step_.slots[row] * kv_size_;
-        gs::take_in(shape_, qkv_ + row * (q_size_ + 2 * kv_size_),
-                    static_cast<const T*>(layer.qk_norm),
-                    static_cast<const C*>(shape_.rope) + step_.positions[row] * shape_.head_dim,
-                    queries_ + row * q_size_, call.cache.keys + slot, call.cache.values + slot);
-      }
-    });
+    call.cache = cache_of(layer);
     const gs::Decoder<T> decoder(planned_, call);
     team.share(int64_t(work_.size()), [&](int64_t i) { decoder.run(work_[i]); });
     if (decoder.num_merges())
       team.share(decoder.num_merges(), [&](int64_t i) { decoder.merge(i); });
-  }
-
-  void gate(gs::Team& team) {
-    const int64_t f = wide_width_ / 2 / stage_.ffn_blocks;
-    team.share_rows(rows_ * stage_.ffn_blocks, [&](int64_t first, int64_t last) {
-      gs::silu_mul(wide_ + 2 * first * f, gated_ + first * f, last - first, 1, f, 1);
-    });
   }
 
   const Stage& stage_;
@@ -172,11 +271,12 @@ class StepOfLayers {
   const gs::Step& step_;
   const int64_t rows_;
   T* x_;
-  const int64_t q_size_, kv_size_, wide_width_;
+  const int64_t q_size_, kv_size_, wide_width_, ffn_;
   T *normed_, *qkv_, *queries_, *attended_, *part_, *wide_, *gated_;
   gs::Call<T> call_;
   gs::Decoder<T> planned_;
   std::vector<gs::DecodeWork> work_;
+  bool takes_heads_ = false, gates_ = false;  // in the pieces of work of products
   int status_ = 0;  // written by one thread, which the others wait for
   int64_t reduce_ns_ = 0;
 };

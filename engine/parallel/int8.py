@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.parallel.few_rows import PieceFields
 from engine.parallel.int8_library import find_int8
 from engine.parallel.quantised import Quantised
 from engine.spec.errors import EngineError
@@ -51,6 +52,20 @@ class PackedInt8:
     def tensors(self) -> list[Tensor]:
         """What stays in memory: the weight in an order of its own, and f32[outputs] scales."""
         return [self.packed, self.scales]
+
+    def fields(self, bias: Tensor | None) -> PieceFields | None:
+        """See :class:`engine.parallel.products.Piece`."""
+        if self._way is Way.FLOATS:
+            return None
+        outputs, inputs = self.packed.shape
+        return PieceFields(
+            weight=self.packed.data_ptr(),
+            bias=None if bias is None else bias.data_ptr(),
+            scales=self.scales.data_ptr(),
+            block=OUTPUTS,
+            outputs=outputs,
+            inputs=inputs,
+        )
 
     def __call__(
         self, x: Tensor, bias: Tensor | None = None, total: Tensor | None = None

@@ -6,6 +6,7 @@
 #include "int8_product.h"
 
 #ifdef GS_HAS_VNNI
+namespace int8 {
 namespace {
 
 constexpr index_t kDigits = 3;
@@ -92,4 +93,5 @@ void finish_rows(const Product<T>& p, const Digits& digits, index_t row, index_t
 }
 
 }  // namespace
+}  // namespace int8
 #endif

@@ -17,8 +17,12 @@ FOLDER = Path(__file__).parent
 SOURCE = native_build.NativeSource(
     name="packed_int8",
     main=FOLDER / "packed_int8.cpp",
-    parts=(*FOLDER.glob("int8_*.h"), *(FOLDER.parent / "kernels" / "cpu").glob("*.h")),
-    flags=(*native_build.SHARED_FLAGS, "-march=native", "-ffp-contract=fast", "-fno-math-errno"),
+    parts=(
+        *FOLDER.glob("few_*.h"),
+        *FOLDER.glob("int8_*.h"),
+        *(FOLDER.parent / "kernels" / "cpu").glob("*.h"),
+    ),
+    flags=native_build.TUNED_FLAGS,
     is_tuned=True,
 )
 

@@ -18,6 +18,7 @@
 #endif
 #endif
 
+namespace int8 {
 namespace {
 
 using gs::index_t;
@@ -30,8 +31,8 @@ struct Product {
   const T* x;           // [rows, inputs], rows apart by x_stride
   const T* bias;        // [outputs] or null
   const T* total;       // [rows, outputs] added to the product, or null
-  T* out;               // [rows, outputs]
-  index_t outputs, inputs, rows, x_stride;
+  T* out;               // [rows, outputs], rows apart by out_stride, as those of total
+  index_t outputs, inputs, rows, x_stride, out_stride;
 
   index_t width(index_t first) const { return std::min(kOutputs, outputs - first); }
 };
@@ -75,7 +76,7 @@ __mmask16 first_lanes(index_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (1u <<
 template <class T>
 void finish(const Product<T>& p, index_t row, index_t first, __m512 sum) {
   const __mmask16 mask = first_lanes(p.width(first));
-  const index_t to = row * p.outputs + first;
+  const index_t to = row * p.out_stride + first;
   sum = _mm512_mul_ps(sum, load16(p.scales + first, mask));
   if (p.bias) sum = _mm512_add_ps(sum, load16(p.bias + first, mask));
   if (p.total) sum = _mm512_add_ps(sum, load16(p.total + to, mask));
@@ -84,3 +85,4 @@ void finish(const Product<T>& p, index_t row, index_t first, __m512 sum) {
 #endif
 
 }  // namespace
+}  // namespace int8

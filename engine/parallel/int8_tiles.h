@@ -4,6 +4,7 @@
 #include "int8_digits.h"
 
 #ifdef GS_HAS_AMX_INT8
+namespace int8 {
 namespace {
 
 // One panel's digits times the group of outputs from ``first``: sums[tiles][16][16].
@@ -79,4 +80,5 @@ void multiply_tiles(const Product<T>& p, const Digits& digits, index_t begin, in
 }
 
 }  // namespace
+}  // namespace int8
 #endif

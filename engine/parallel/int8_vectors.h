@@ -5,6 +5,7 @@
 #include "int8_digits.h"
 
 #ifdef GS_HAS_VNNI
+namespace int8 {
 namespace {
 
 constexpr index_t kRowsTogether = 8;  // three sums each, of 32 registers
@@ -67,4 +68,5 @@ void multiply_vectors(const Product<T>& p, const Digits& digits, index_t begin, 
 }
 
 }  // namespace
+}  // namespace int8
 #endif

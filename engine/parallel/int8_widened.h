@@ -7,6 +7,7 @@
 
 #if defined(GS_HAS_VNNI) && defined(__AVX512BF16__)
 #define GS_HAS_WIDENED 1
+namespace int8 {
 namespace {
 
 constexpr index_t kStep = 32;        // inputs of a tile of bfloat16
@@ -105,4 +106,5 @@ inline void multiply_by_widening(const Product<gs::BFloat16>& p, int threads) {
 }
 
 }  // namespace
+}  // namespace int8
 #endif

@@ -4,6 +4,7 @@
 #include "int8_widened.h"
 
 #ifdef GS_HAS_AMX_INT8
+namespace int8 {
 namespace {
 
 constexpr index_t kPairRows = 32;    // two tiles of rows meet two of outputs
@@ -82,10 +83,11 @@ inline void multiply_widened(Product<gs::BFloat16> p, int threads) {
       multiply_wide(p, tiles, padded, begin, end);
     });
     p.x += p.rows * p.x_stride;
-    p.out += p.rows * p.outputs;
-    if (p.total) p.total += p.rows * p.outputs;
+    p.out += p.rows * p.out_stride;
+    if (p.total) p.total += p.rows * p.out_stride;
   }
 }
 
 }  // namespace
+}  // namespace int8
 #endif

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from engine.parallel.few_rows import BLOCKS, KINDS, FewRows, can_be_few
+from engine.parallel.few_rows import BLOCKS, KINDS, FewRows, PieceFields, can_be_few
 from engine.parallel.few_rows_library import find_few_rows
 
 # Layouts differ little between row counts; this one reads decode's small batches fast.
@@ -46,6 +46,10 @@ class Packed:
     @property
     def tensors(self) -> list[Tensor]:
         return [self.tensor]
+
+    def fields(self, bias: Tensor | None) -> PieceFields | None:
+        """See :class:`engine.parallel.products.Piece`."""
+        return None if self.few is None else self.few.fields(bias)
 
     def __call__(
         self, x: Tensor, bias: Tensor | None = None, total: Tensor | None = None

@@ -67,16 +67,31 @@ void gs_multiply_plain(int is_narrow, const void* weight, const void* x, const v
 #endif
 }
 
+// The most rows of a step whose layers have int8 weights, for gs_run_layers; 0: none.
+int gs_most_int8(int is_narrow) {
+#ifdef GS_HAS_VNNI
+  return int(is_narrow ? int8::kMostOfTeam<gs::BFloat16> : int8::kMostOfTeam<float>);
+#endif
+  return 0;
+}
+
 // All layers of a step of one new token per sequence, see few_stage.h.
 int gs_run_layers(int is_narrow, const Stage* stage, const gs::Step* step, void* x, int64_t rows,
                   int64_t* reduce_ns) {
 #ifdef __AVX512F__
   try {
+#ifdef GS_HAS_VNNI
+    if (stage->is_int8 && is_narrow)
+      return StepOfLayers<gs::BFloat16, int8::Product<gs::BFloat16>>(*stage, *step, x, rows)
+          .run(reduce_ns);
+    if (stage->is_int8)
+      return StepOfLayers<float, int8::Product<float>>(*stage, *step, x, rows).run(reduce_ns);
+#endif
 #ifdef GS_HAS_BF16
     if (is_narrow)
-      return StepOfLayers<gs::BFloat16>(*stage, *step, x, rows).run(reduce_ns);
+      return StepOfLayers<gs::BFloat16, Narrow>(*stage, *step, x, rows).run(reduce_ns);
 #endif
-    return StepOfLayers<float>(*stage, *step, x, rows).run(reduce_ns);
+    return StepOfLayers<float, Wide>(*stage, *step, x, rows).run(reduce_ns);
   } catch (const std::bad_alloc&) {
     return kNoMemory;
   }

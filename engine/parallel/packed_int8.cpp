@@ -3,16 +3,18 @@
 // With AMX or VNNI rows are split into digits (int8_digits.h), and for many rows of bfloat16 weights
 // are widened (int8_widened.h); elsewhere weights are widened to float32 in registers.
 
+#include "int8_panels.h"
 #include "int8_tiles.h"
 #include "int8_vectors.h"
 #include "int8_widened_tiles.h"
 
+namespace int8 {
 namespace {
 
 enum class Way { kFloats, kVectors, kTiles };
 
 // Rows of bfloat16 from which on their digits are slower.
-constexpr index_t kManyForTiles = 65, kManyForVectors = 57;
+constexpr index_t kManyForTiles = 65, kManyForVectors = 57, kManyForPanels = 57;
 
 constexpr int kVectors = kOutputs / gs::kWidth<float>;  // that hold one input of a group
 // Rows that share a widened weight: their sums take half of the registers at most.
@@ -45,9 +47,6 @@ void multiply_group(const Product<T>& p, const float* x, index_t first, float* s
       gs::store(sums + r * kOutputs + v * gs::kWidth<float>, found[r][v]);
 }
 
-inline float wide(float x) { return x; }
-inline float wide(gs::Half x) { return float(x); }
-inline float wide(gs::BFloat16 x) { return gs::bits_as<float>(uint32_t(x.bits) << 16); }
 inline void narrow(float x, float* to) { *to = x; }
 inline void narrow(float x, gs::Half* to) { *to = gs::Half(x); }
 inline void narrow(float x, gs::BFloat16* to) {
@@ -63,10 +62,10 @@ void multiply_rows(const Product<T>& p, const float* x, index_t row, index_t beg
     multiply_group<kRows>(p, x, first, sums);
     for (int r = 0; r < kRows; ++r)
       for (index_t i = 0; i < p.width(first); ++i) {
-        const index_t to = (row + r) * p.outputs + first + i;
+        const index_t to = (row + r) * p.out_stride + first + i;
         float sum = sums[r * kOutputs + i] * p.scales[first + i];
-        if (p.bias) sum += wide(p.bias[first + i]);
-        if (p.total) sum += wide(p.total[to]);
+        if (p.bias) sum += gs::in_compute(p.bias[first + i]);
+        if (p.total) sum += gs::in_compute(p.total[to]);
         narrow(sum, p.out + to);
       }
   }
@@ -78,7 +77,7 @@ void multiply_some(const Product<T>& p, index_t row, index_t rows, int threads) 
     if (rows < kRows) return multiply_some<kRows - 1>(p, row, rows, threads);
   float* x = gs::scratch<float, 42>(p.inputs * kRows);
   for (index_t r = 0; r < kRows; ++r)
-    for (index_t k = 0; k < p.inputs; ++k) x[k * kRows + r] = wide(p.x[(row + r) * p.x_stride + k]);
+    for (index_t k = 0; k < p.inputs; ++k) x[k * kRows + r] = gs::in_compute(p.x[(row + r) * p.x_stride + k]);
   share_outputs(p.outputs, threads, [&](index_t begin, index_t end) {
     multiply_rows<kRows>(p, x, row, begin, end);
   });
@@ -122,8 +121,8 @@ void multiply_by_digits(Product<T> p, Way way, int threads) {
       multiply_vectors(p, digits, begin, end);
     });
     p.x += p.rows * p.x_stride;
-    p.out += p.rows * p.outputs;
-    if (p.total) p.total += p.rows * p.outputs;
+    p.out += p.rows * p.out_stride;
+    if (p.total) p.total += p.rows * p.out_stride;
   }
 }
 
@@ -132,6 +131,10 @@ void multiply_by_bytes(const Product<T>& p, Way way, int threads) {
   if constexpr (std::is_same_v<T, gs::BFloat16>) {
 #ifdef GS_HAS_AMX_INT8
     if (way == Way::kTiles && p.rows >= kManyForTiles) return multiply_widened(p, threads);
+#endif
+#ifdef GS_HAS_PANELS
+    if (way == Way::kVectors && p.rows >= kManyForPanels && widens() && fits_panels(p))
+      return multiply_by_panels(p, threads);
 #endif
 #ifdef GS_HAS_WIDENED
     if (way == Way::kVectors && p.rows >= kManyForVectors) return multiply_by_widening(p, threads);
@@ -142,12 +145,16 @@ void multiply_by_bytes(const Product<T>& p, Way way, int threads) {
 #endif
 
 }  // namespace
+}  // namespace int8
+
+using gs::index_t;
+using int8::Way;
 
 extern "C" {
 
 // The best way of this processor, and those below it go too: any number of rows by tiles (2) or by
 // vectors of bytes (1), a few by floats (0).
-int gs_int8_way() { return int(best_way()); }
+int gs_int8_way() { return int(int8::best_way()); }
 
 // ``kind``: float32 (0), bfloat16 (1), float16 (2). Inputs are a multiple of 4. Not 0: there is no
 // memory for the rows' digits.
@@ -157,7 +164,7 @@ int gs_multiply_int8(int kind, int way, const int8_t* weight, const float* scale
                       int threads) {
   auto run = [&](auto one) {
     using T = decltype(one);
-    const Product<T> p{weight,
+    const int8::Product<T> p{weight,
                        scales,
                        static_cast<const T*>(x),
                        static_cast<const T*>(bias),
@@ -166,11 +173,12 @@ int gs_multiply_int8(int kind, int way, const int8_t* weight, const float* scale
                        outputs,
                        inputs,
                        rows,
-                       x_stride};
+                       x_stride,
+                       outputs};
 #ifdef GS_HAS_VNNI
-    if (way != int(Way::kFloats)) return multiply_by_bytes(p, Way(way), threads);
+    if (way != int(Way::kFloats)) return int8::multiply_by_bytes(p, Way(way), threads);
 #endif
-    multiply_by_floats(p, threads);
+    int8::multiply_by_floats(p, threads);
   };
   try {
     switch (kind) {

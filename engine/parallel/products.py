@@ -24,7 +24,7 @@ from torch import Tensor
 from engine.kernels.linear import linear
 from engine.parallel import int8, quantised
 from engine.parallel.few_rows import PieceFields
-from engine.parallel.packed import Packed, can_pack, pack, place_and_bytes
+from engine.parallel.packed import can_pack, pack, place_and_bytes
 from engine.parallel.plain import Plain
 from engine.parallel.quantised import Quantised
 from engine.spec.modes import Mode
@@ -67,6 +67,12 @@ class Piece(Protocol):
         self, x: Tensor, bias: Tensor | None = None, total: Tensor | None = None
     ) -> Tensor:
         """``x[n, inputs]`` -> ``[n, outputs]``, plus ``bias[outputs]`` or ``total[n, outputs]``."""
+        ...
+
+    def fields(self, bias: Tensor | None) -> PieceFields | None:
+        """What the compiled library is told of it, with ``bias[outputs]``; None where that does not
+        multiply it.
+        """
         ...
 
 
@@ -207,11 +213,7 @@ class PackedInputs:
 
 
 def _fields(parts: Sequence[tuple[Piece, Tensor | None]]) -> list[PieceFields] | None:
-    found = [
-        piece.few.fields(bias)
-        for piece, bias in parts
-        if isinstance(piece, Packed) and piece.few is not None
-    ]
+    found = [fields for piece, bias in parts if (fields := piece.fields(bias)) is not None]
     return found if len(found) == len(parts) else None
 
 

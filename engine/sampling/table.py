@@ -20,6 +20,7 @@ class SamplingTable:
         self._seeds = np.zeros(num_slots, dtype=np.uint64)
         self._choices = np.zeros(num_slots, dtype=np.int32)
         self._num_logprobs = np.full(num_slots, -1, dtype=np.int32)
+        self._is_greedy = np.ones(num_slots, dtype=np.bool_)
 
     def put(self, slot: int, sampling: SlotSampling) -> None:
         """Replace the slot's values."""
@@ -30,6 +31,7 @@ class SamplingTable:
         self._seeds[slot] = sampling.seed
         self._choices[slot] = sampling.choice
         self._num_logprobs[slot] = sampling.num_logprobs
+        self._is_greedy[slot] = sampling.temperature == 0 and sampling.num_logprobs < 0
 
     def rows(self, slots: Int32Array, positions: Int32Array) -> SamplingRows:
         """Values of rows i4[R] at output ``positions`` i4[R]."""
@@ -46,3 +48,7 @@ class SamplingTable:
     def num_logprobs(self, slots: Int32Array) -> Int32Array:
         """How many best tokens each row tells, -1 for rows that tell nothing."""
         return self._num_logprobs[slots]
+
+    def are_greedy(self, slots: Int32Array) -> bool:
+        """Whether every row is greedy and tells nothing."""
+        return bool(self._is_greedy[slots].all())

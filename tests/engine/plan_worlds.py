@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from engine.modes.chooser import ModeChooser
 from engine.spec.model import DType, ModelConfig
 from engine.spec.modes import Mode
 from engine.spec.plan import ParallelPlan
+from engine.spec.quantisation import WeightFormat
 from tests.engine.checkpoints import Reference, reference
 from tests.engine.step_driver import ChooseMode, DrivenSequence, StepDriver
 from tests.engine.thread_ranks import ThreadReplica
@@ -52,6 +54,8 @@ class World:
         restarts: int | None = None,
         has_parallel_sampling: bool = True,
         max_graph_tokens: int = 0,
+        quantisation: WeightFormat | None = None,
+        prompts: Sequence[Sequence[int]] = PROMPTS,
         **sampling: float,
     ) -> list[DrivenSequence]:
         with ThreadReplica(
@@ -61,6 +65,7 @@ class World:
             device=self.device,
             has_parallel_sampling=has_parallel_sampling,
             max_graph_tokens=max_graph_tokens,
+            quantisation=quantisation,
         ) as replica:
             driver = StepDriver(
                 replica,
@@ -70,7 +75,7 @@ class World:
                 restarts=restarts,
                 mode=mode,
             )
-            return driver.run(PROMPTS, max_tokens=MAX_TOKENS, **sampling)
+            return driver.run(prompts, max_tokens=MAX_TOKENS, **sampling)
 
 
 def coin(plan: ParallelPlan, seed: int = 3) -> ChooseMode:

@@ -6,25 +6,46 @@
 
 namespace gs {
 
-// Norm and rotate queries and keys of one token; keys and values go into their slot.
-// qkv[num_q + 2 num_kv, head_dim], norms [num_q + num_kv, head_dim] or null.
+// Where the heads of one token go: its queries, and its slot of the cache.
+template <class T>
+struct Places {
+  T *queries, *keys, *values;
+};
+
+// Takes in heads ``first`` to ``last`` of one token: norms and rotates queries and keys; keys and
+// values go into their slot. qkv[num_q + 2 num_kv, head_dim], norms [num_q + num_kv, head_dim] or null.
 template <class T>
 void take_in(const Shape& shape, const T* qkv, const T* norms, const ComputeOf<T>* angles,
-             T* queries, T* keys, T* values) {
-  index_t head_dim = shape.head_dim;
+             const Places<T>& to, index_t first, index_t last) {
+  const index_t head_dim = shape.head_dim, rotated = shape.num_q + shape.num_kv;
   T* normed = scratch<T, 30>(head_dim);
-  for (index_t head = 0; head < shape.num_q + shape.num_kv; ++head) {
+  for (index_t head = first; head < last; ++head) {
     const T* from = qkv + head * head_dim;
+    if (head >= rotated) {
+      std::memcpy(to.values + (head - rotated) * head_dim, from, head_dim * sizeof(T));
+      continue;
+    }
     if (norms) {
       norm_row(from, norms + head * head_dim, normed, head_dim, shape.eps);
       from = normed;
     }
-    bool is_query = head < shape.num_q;
-    T* to = is_query ? queries + head * head_dim : keys + (head - shape.num_q) * head_dim;
-    rotate_head(from, angles, to, head_dim);
+    const bool is_query = head < shape.num_q;
+    rotate_head(from, angles,
+                is_query ? to.queries + head * head_dim : to.keys + (head - shape.num_q) * head_dim,
+                head_dim);
   }
-  std::memcpy(values, qkv + (shape.num_q + shape.num_kv) * head_dim,
-              shape.num_kv * head_dim * sizeof(T));
+}
+
+// The same of all heads of the step's token ``row``; ``qkv`` and ``queries`` [tokens, heads, head_dim].
+template <class T>
+void take_in_row(const Shape& shape, const Step& step, const Cache<T>& cache, const T* norms,
+                 const T* qkv, T* queries, index_t row, index_t first, index_t last) {
+  const index_t kv_size = shape.num_kv * shape.head_dim, q_size = shape.num_q * shape.head_dim;
+  const index_t slot = step.slots[row] * kv_size;
+  const auto* angles =
+      static_cast<const ComputeOf<T>*>(shape.rope) + step.positions[row] * shape.head_dim;
+  take_in(shape, qkv + row * (q_size + 2 * kv_size), norms, angles,
+          {queries + row * q_size, cache.keys + slot, cache.values + slot}, first, last);
 }
 
 template <class T>
@@ -44,17 +65,13 @@ constexpr index_t kProductsPerThread = 64 * 1024;
 template <class T>
 void attend(const Shape& shape, const Step& step, Cache<T> cache, const T* norms, const T* qkv,
             T* out, index_t num_rows) {
-  using C = ComputeOf<T>;
   int threads = int(step.num_threads);
   index_t q_size = shape.num_q * shape.head_dim, kv_size = shape.num_kv * shape.head_dim;
   T* queries = scratch<T, 0>(step.num_tokens * q_size);
-  share_rows(threads, step.num_tokens, q_size + 2 * kv_size, [&](index_t first, index_t last) {
-    for (index_t row = first; row < last; ++row) {
-      index_t slot = step.slots[row] * kv_size;
-      const C* angles = static_cast<const C*>(shape.rope) + step.positions[row] * shape.head_dim;
-      take_in(shape, qkv + row * (q_size + 2 * kv_size), norms, angles, queries + row * q_size,
-              cache.keys + slot, cache.values + slot);
-    }
+  const index_t heads = shape.num_q + 2 * shape.num_kv;
+  share_rows(threads, step.num_tokens, heads * shape.head_dim, [&](index_t first, index_t last) {
+    for (index_t row = first; row < last; ++row)
+      take_in_row(shape, step, cache, norms, qkv, queries, row, 0, heads);
   });
   std::memset(out + step.num_tokens * q_size, 0,
               (num_rows - step.num_tokens) * q_size * sizeof(T));

@@ -3,6 +3,7 @@
 // Results do not depend on the number of threads nor on what else is in the step.
 
 #include "attention.h"
+#include "largest.h"
 
 namespace {
 
@@ -50,6 +51,13 @@ int gs_silu_mul(int dtype, const void* gate_up, void* out, int64_t rows, int64_t
   return by_dtype(dtype, [&](auto kind) {
     using T = decltype(kind);
     gs::silu_mul(static_cast<const T*>(gate_up), static_cast<T*>(out), rows, blocks, f, threads);
+  });
+}
+
+int gs_largest(int dtype, const void* x, int64_t* ids, int64_t rows, int64_t width, int64_t stride,
+               int threads) {
+  return by_dtype(dtype, [&](auto kind) {
+    gs::largest(static_cast<const decltype(kind)*>(x), ids, rows, width, stride, threads);
   });
 }
 

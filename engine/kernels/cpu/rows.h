@@ -53,24 +53,28 @@ inline Vec<C> silu(Vec<C> x) {
   return x * reciprocal<C>(exp2_of<C>(t) + C(1));
 }
 
+// out = silu(gate) * up over n elements.
+template <class T>
+void gate_row(const T* gate, const T* up, T* out, index_t n) {
+  using C = ComputeOf<T>;
+  constexpr int kPair = Storage<T>::kPair;
+  for (index_t i = 0; i < n; i += kPair) {
+    auto g = load_pair(gate + i, n - i);
+    auto u = load_pair(up + i, n - i);
+    // Rounded between the two as torch's operations do, one after the other.
+    T between[kPair];
+    Storage<T>::store_pair(between, {silu<C>(g.a), silu<C>(g.b)});
+    auto s = Storage<T>::load_pair(between);
+    store_pair(out + i, n - i, {s.a * u.a, s.b * u.b});
+  }
+}
+
 // gate_up[rows, blocks, 2, f] -> out[rows, blocks, f]
 template <class T>
 void silu_mul(const T* gate_up, T* out, index_t rows, index_t blocks, index_t f, int threads) {
-  using C = ComputeOf<T>;
-  constexpr int kPair = Storage<T>::kPair;
   share_rows(threads, rows * blocks, f, [&](index_t first, index_t last) {
-    for (index_t row = first; row < last; ++row) {
-      const T *gate = gate_up + 2 * row * f, *up = gate + f;
-      for (index_t i = 0; i < f; i += kPair) {
-        auto g = load_pair(gate + i, f - i);
-        auto u = load_pair(up + i, f - i);
-        // Rounded between the two as torch's operations do, one after the other.
-        T between[kPair];
-        Storage<T>::store_pair(between, {silu<C>(g.a), silu<C>(g.b)});
-        auto s = Storage<T>::load_pair(between);
-        store_pair(out + row * f + i, f - i, {s.a * u.a, s.b * u.b});
-      }
-    }
+    for (index_t row = first; row < last; ++row)
+      gate_row(gate_up + 2 * row * f, gate_up + (2 * row + 1) * f, out + row * f, f);
   });
 }
 

@@ -33,7 +33,11 @@ using index_t = int64_t;
 struct BFloat16 {
   uint16_t bits;
 };
+#if defined(__aarch64__)
+using Half = __fp16;  // g++ knows no _Float16 in C++ there before 13
+#else
 using Half = _Float16;
+#endif
 
 // What one computes in: vectors of C, and integers of its width.
 template <class C>
@@ -316,6 +320,12 @@ struct Storage<Half> {
 
 template <class T>
 using ComputeOf = typename Storage<T>::Compute;
+
+// One number.
+inline float in_compute(float x) { return x; }
+inline double in_compute(double x) { return x; }
+inline float in_compute(Half x) { return float(x); }
+inline float in_compute(BFloat16 x) { return bits_as<float>(uint32_t(x.bits) << 16); }
 
 // The first n (at most a pair's) elements at p, zeros behind them.
 template <class T>

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 import torch
@@ -14,10 +12,9 @@ from hypothesis import strategies as st
 from engine.kernels import native_build
 from engine.kernels.attention_plan import StepTables
 from engine.kernels.choice import layer_kernels
-from engine.kernels.cpu_library import SOURCE, find_cpu_library, load_library
+from engine.kernels.cpu_library import find_cpu_library
 from engine.kernels.layer import LayerKernels
 from engine.kernels.layer_native import NativeKernels
-from engine.kernels.native_build import find_library
 from tests.engine.kernels.layer_world import TOLERANCE, Heads, World, assert_near
 
 DTYPES = st.sampled_from(list(TOLERANCE))
@@ -160,24 +157,6 @@ def test_the_gate_is_the_reference_s(
     gate_up = gate_up.to(dtype)
     got = native(world).silu_mul(gate_up, num_blocks)
     assert_near(got, world.reference().silu_mul(gate_up, num_blocks))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="levels of x86-64")
-@pytest.mark.parametrize("level", ["x86-64-v2", "x86-64-v3", "x86-64-v4"])
-def test_processors_with_narrower_vectors_compute_the_same(level: str) -> None:
-    if level == "x86-64-v4" and "avx512vl" not in native_build.processor_identity():
-        pytest.skip("this processor has no AVX-512")
-    flags = tuple(f"-march={level}" if flag == "-march=native" else flag for flag in SOURCE.flags)
-    library = load_library(find_library(replace(SOURCE, name=f"cpu-{level}", flags=flags)))
-    assert library is not None
-    sequences = [(1, 0), (1, 700), (40, 100), (300, 0), (3, 17), (1, 63)]
-    for dtype in TOLERANCE:
-        for heads in (Heads(), Heads(num_q=7, num_kv=1, head_dim=24, block_size=12)):
-            world = World(sequences, heads, dtype, has_norm=True)
-            got, _ = world.attend(NativeKernels(library, world.shape, world.rope))
-            want, _ = world.attend(world.reference())
-            assert_near(got, want)
 
 
 def test_without_a_compiler_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,10 +21,7 @@ def print_capacity_table(console: Console, found: dict[str, Any] | None) -> None
         console.print(f"no plan carries any rate of this traffic within {found['sla']}")
         return
     binding = Column("binding", overflow="fold")  # whole, on as many lines as it takes
-    table = Table(
-        *("devices", settings_column(), "requests/s", "90 % interval", "known by", binding),
-        "J each",
-    )
+    table = Table("devices", settings_column(), "requests/s", "90 % interval", binding, "J each")
     table.title = f"what carries which rate of this traffic within {found['sla']}"
     for entry in entries:
         high = "?" if entry.high_rps is None else short(entry.high_rps)
@@ -32,9 +29,9 @@ def print_capacity_table(console: Console, found: dict[str, Any] | None) -> None
         table.add_row(
             str(entry.num_devices),
             str(entry.settings),
-            ("at least " if entry.high_rps is None else "") + short(entry.rate_rps),
+            f"{'at least ' if entry.high_rps is None else ''}{short(entry.rate_rps)}\n"
+            f"{entry.fidelity}",
             f"{short(entry.low_rps)} .. {high}",
-            entry.fidelity.value,
             "-" if entry.binding is None else str(entry.binding),
             "-" if joules is None else short(joules),
         )

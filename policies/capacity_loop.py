@@ -85,7 +85,7 @@ def _decide_entry(state: CapacityState) -> CapacityDecision:
         return _maybe_down(state, needed_rps)
     if (overload_rps := rate_there(state) / correction - state.current.low_rps) > 0:
         wanted = _with_queue(state, wanted, needed_rps, overload_rps)
-    return _maybe_up(state, wanted, needed_rps)
+    return _maybe_up(state, _without_stop(state, wanted), needed_rps)
 
 
 def _with_queue(
@@ -102,6 +102,16 @@ def _with_queue(
         fitting = [e for e in state.table.entries if most is None or e.num_devices <= most]
         found = fitting[-1]
     return found
+
+
+def _without_stop(state: CapacityState, wanted: CarriedRate) -> CarriedRate:
+    """``wanted``; where all ranks have to stop for it, the next larger entry that is gone to while
+    they serve, if there is one."""
+    if not state.cost(wanted).away_s:
+        return wanted
+    most = state.limits.max_devices or math.inf
+    larger = (e for e in state.table.entries if wanted.num_devices < e.num_devices <= most)
+    return next((e for e in larger if not state.cost(e).away_s), wanted)
 
 
 def _carries(entry: CarriedRate, rate_rps: float) -> bool:
@@ -243,6 +253,7 @@ def _maybe_down(state: CapacityState, needed_rps: float) -> CapacityDecision:
     known = due_back(state)
     if not known:
         return _hold(state, CapacityReason.HOLDS, needed_rps)
+    known = [each for each in known if not state.cost(each[1]).away_s] or known
     due = [entry for at_s, entry in known if at_s <= state.now_s]
     if not due:
         first_s = min(at_s for at_s, _ in known)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from engine.spec.errors import EngineError
+from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.constraint import Constraint
@@ -25,6 +27,7 @@ class CarriedRate:
     """The highest rate that ``settings`` carry, with its 90 % interval from ``low_rps`` to
     ``high_rps`` (None: more may be carried than was looked at).
 
+    ``fidelity`` says how it is known: ``measured`` by driving them, or ``simulated`` and never run.
     ``binding`` is the constraint that a higher rate misses first. ``joules_per_request`` is what
     its devices take at that rate, None where nobody knows.
 
@@ -36,6 +39,7 @@ class CarriedRate:
     rate_rps: float
     low_rps: float
     high_rps: float | None
+    fidelity: Fidelity = Fidelity.SIMULATED
     binding: Constraint | None = None
     joules_per_request: float | None = None
 
@@ -65,13 +69,14 @@ class CarriedRate:
             "rate_rps": self.rate_rps,
             "low_rps": self.low_rps,
             "high_rps": self.high_rps,
+            "fidelity": self.fidelity.value,
             "binding": None if self.binding is None else str(self.binding),
             "joules_per_request": self.joules_per_request,
         }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> CarriedRate:
-        """The inverse of :meth:`to_json`."""
+        """The inverse of :meth:`to_json`; rows that say no fidelity were simulated."""
         binding, joules = document.get("binding"), document.get("joules_per_request")
         high = document["high_rps"]
         return cls(
@@ -79,6 +84,7 @@ class CarriedRate:
             rate_rps=float(document["rate_rps"]),
             low_rps=float(document["low_rps"]),
             high_rps=None if high is None else float(high),
+            fidelity=Fidelity(document.get("fidelity", Fidelity.SIMULATED)),
             binding=None if binding is None else Sla.parse(binding).constraints[0],
             joules_per_request=None if joules is None else float(joules),
         )
@@ -105,7 +111,8 @@ class CapacityTable:
     def __post_init__(self) -> None:
         if not (self.mean_input_tokens > 0 and self.mean_output_tokens > 0):
             raise PolicyInputError("capacity table: mean lengths must be above 0")
-        if self.entries != undominated(self.entries):
+        steps = pairwise(self.entries)
+        if not all(a.num_devices < b.num_devices and a.rate_rps < b.rate_rps for a, b in steps):
             raise PolicyInputError(
                 "capacity table: entries must stand in order of devices, each with a higher rate "
                 "than all before it"
@@ -155,10 +162,14 @@ class CapacityTable:
 
 
 def undominated(entries: Iterable[CarriedRate]) -> tuple[CarriedRate, ...]:
-    """In order of devices, those that carry more than every entry with as many or fewer."""
+    """In order of devices, those that surely carry more than every entry with as many or fewer.
+
+    By the low ends of their intervals: what was never run stands behind what was, unless it carries
+    more even if it is as slow as it may be.
+    """
     kept: list[CarriedRate] = []
-    for entry in sorted(entries, key=lambda e: (e.num_devices, -e.rate_rps)):
-        if not kept or entry.rate_rps > kept[-1].rate_rps:
+    for entry in sorted(entries, key=lambda e: (e.num_devices, -e.low_rps, -e.rate_rps)):
+        if not kept or (entry.low_rps > kept[-1].low_rps and entry.rate_rps > kept[-1].rate_rps):
             kept.append(entry)
     return tuple(kept)
 

@@ -29,7 +29,8 @@ def print_capacity_table(console: Console, found: dict[str, Any] | None) -> None
         table.add_row(
             str(entry.num_devices),
             str(entry.settings),
-            ("at least " if entry.high_rps is None else "") + short(entry.rate_rps),
+            f"{'at least ' if entry.high_rps is None else ''}{short(entry.rate_rps)}\n"
+            f"{entry.fidelity}",
             f"{short(entry.low_rps)} .. {high}",
             "-" if entry.binding is None else str(entry.binding),
             "-" if joules is None else short(joules),

@@ -63,7 +63,8 @@ class Search:
         bool,
         typer.Option(
             "--capacity-table",
-            help="Also find, by simulation, what rate each plan carries within the SLA.",
+            help="Also find what rate each plan carries within the SLA: simulated, and driven "
+            "where trials run live.",
         ),
     ] = False
 
@@ -90,6 +91,15 @@ class LiveTrials:
         bool, typer.Option(help="Run the winner on the real engine, paced as described hardware.")
     ] = False
     timeout_s: Annotated[float, typer.Option(help="A request is timed out after this.")] = 60.0
+    capacity_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=86_400,
+            help="For --capacity-table: drive a plan that can run here for so long; 0: only "
+            "simulate.",
+        ),
+    ] = 60.0
     budget: Annotated[
         str | None,
         typer.Option(
@@ -140,8 +150,8 @@ class TunedMachine(LocalMachine):
 @grouped(
     help_order="model workload sla objective use_all price_per_device_hour devices trials seed "
     "budget out hardware cost_model engine engine_command start_timeout_s live probe_requests "
-    "probe_paced dtype backend backend_set device link timeout_s kv_cache_mib profile_seconds "
-    "resume plot"
+    "probe_paced capacity_seconds dtype backend backend_set device link timeout_s kv_cache_mib "
+    "profile_seconds resume plot"
 )
 def tune(
     ctx: typer.Context,
@@ -328,6 +338,7 @@ def _spec(
         probe_requests=trials.probe_requests,
         probe_paced=trials.probe_paced,
         timeout_s=trials.timeout_s,
+        capacity_seconds=trials.capacity_seconds,
         budget=trials.budget,
         engine=trials.engine,
         engine_command=trials.engine_command,

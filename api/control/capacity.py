@@ -347,12 +347,12 @@ def _act(
 
 def _why(decision: CapacityDecision, state: CapacityState) -> str:
     """What a version's history says of it."""
-    plan, rate_rps = decision.entry.settings.plan, decision.admission_rps
+    entry, rate_rps = decision.entry, decision.admission_rps
     said = [f"{decision.reason}"]
     if decision.needed_rps is not None:
         said.append(
-            f"{decision.needed_rps:.3g} requests/s needed, {plan} carries "
-            f"{decision.entry.low_rps:.3g}"
+            f"{decision.needed_rps:.3g} requests/s needed, {entry.settings.plan} carries "
+            f"{entry.low_rps:.3g} ({entry.fidelity})"
         )
     if rate_rps != state.admitted_rps:
         said.append(

@@ -13,12 +13,14 @@ from api.schemas.access import Scope
 from api.schemas.capacity import CapacityRequest
 from api.services import capacity
 from api.web.errors import as_api_error
+from policies.capacity_table import CarriedRate
 from tuner.search.spec import LOCAL
 
 Json = dict[str, Any]
 TABLE = (
     ("devices", "Devices"), ("settings", "Settings"), ("rate", "Carries, requests/s"),
-    ("range", "90 % interval"), ("binds", "Binding above it"), ("energy", "J/request"),
+    ("range", "90 % interval"), ("known", "Known by"), ("binds", "Binding above it"),
+    ("energy", "J/request"),
 )  # fmt: skip
 # As for the capacity table: more would narrow the interval, and take longer.
 DRAWS = 3
@@ -107,6 +109,7 @@ def _row(number: int, entry: Json) -> Row:
         "settings": words.settings_of(entry["settings"]),
         "rate": words.number(entry["rate_rps"]),
         "range": f"{words.number(entry['low_rps'])} to {most}",
+        "known": CarriedRate.from_json(entry).fidelity.value,
         "binds": entry["binding"] or words.NONE,
         "energy": words.number(joules),
     }

@@ -130,7 +130,7 @@ def live_scene(trace: str | None, *, seed: int) -> Scene:
                 "capacity_table": True,
             },
         ),
-        workload=_spec(trace, seed, f"seconds=40,scale=2,requests=70,{sizes}"),
+        workload=_spec(trace, seed, f"seconds=40,scale=1.5,requests=70,{sizes}"),
         guards={"min_interval_s": 10, "max_reshapes_per_h": 30},
     )
 

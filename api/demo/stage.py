@@ -139,9 +139,19 @@ class Stage:
 
     def print_capacity(self, table: CapacityTable) -> None:
         """What each plan of a capacity table carries."""
-        told = Table("devices", "plan", "carries req/s within the SLA", title="capacity table")
-        for entry in table.entries:
-            told.add_row(str(entry.num_devices), str(entry.settings.plan), f"{entry.low_rps:.1f}")
+        told = Table(
+            *("devices", "plan", "carries req/s within the SLA", "90 % interval", "known by"),
+            title="capacity table",
+        )
+        for entry in (*table.entries, *table.others):
+            high = "" if entry.high_rps is None else f"{entry.high_rps:.1f}"
+            told.add_row(
+                str(entry.num_devices),
+                str(entry.settings.plan),
+                f"{entry.rate_rps:.1f}",
+                f"{entry.low_rps:.1f} .. {high}",
+                entry.fidelity.value,
+            )
         self.console.print(told)
 
     def _print_recommendation(self, found: dict[str, Any], sla: str) -> None:

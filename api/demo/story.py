@@ -22,20 +22,33 @@ from policies.sla import Sla
 from tuner.workload.parse import parse_workload
 
 SETTLE_S = 6.0
-STEPS_METRIC = "gearshift_steps_total"
+STEPS_METRIC = ("gearshift_steps_total", "mode")
+REFUSED_METRIC = ("gearshift_requests_refused_total", "reason")
+ADMISSION = "admission"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Act:
-    """A run under one load, before or after the recommendation: settings and modes at its end."""
+    """A run under one load, before or after the recommendation: settings and modes at its end, and
+    how many requests were turned away because nothing carries as many."""
 
     name: str
     settings: str
     measurement: Measurement
     steps: str
+    refused: int = 0
 
     def report(self, sla: str) -> SlaReport:
         return judge(Sla.parse(sla), self.measurement)
+
+    def attainment(self, sla: str) -> str:
+        """Of all that came, and of those let in where not all were."""
+        report, let_in = self.report(sla), len(self.measurement.timings) - self.refused
+        told = "-" if report.attainment is None else f"{report.attainment:.3f}"
+        if not self.refused or not let_in:
+            return told
+        share = self.refused / len(self.measurement.timings)
+        return f"{told}; {report.met / let_in:.3f} of those let in, {share:.0%} turned away"
 
 
 def play(stage: Stage, scene: Scene) -> str:
@@ -66,12 +79,17 @@ def play(stage: Stage, scene: Scene) -> str:
 def _act(stage: Stage, scene: Scene, spec: str, engine: tuple[str, str], name: str) -> Act:
     """Replay a workload against the engine over HTTP."""
     engine_id, url = engine
-    before = _steps_by_mode(url)
+    before, refused = _counted(url, STEPS_METRIC), _counted(url, REFUSED_METRIC)
     measured = stage.load(scene.cast, parse_workload(spec, seed=stage.seed), url, name)
-    steps = _steps_by_mode(url)
+    steps = _counted(url, STEPS_METRIC)
     steps.subtract(before)
-    settings = str(stage.settings(engine_id))
-    return Act(name=name, settings=settings, measurement=measured, steps=shares(steps))
+    return Act(
+        name=name,
+        settings=str(stage.settings(engine_id)),
+        measurement=measured,
+        steps=shares(steps),
+        refused=_counted(url, REFUSED_METRIC)[ADMISSION] - refused[ADMISSION],
+    )
 
 
 def _rush(stage: Stage, scene: Scene, engine: tuple[str, str], table: CapacityTable) -> list[Act]:
@@ -103,10 +121,9 @@ def _print_acts(stage: Stage, acts: Sequence[Act], sla: str) -> None:
     )
     for act in acts:
         report = act.report(sla)
-        attainment = "-" if report.attainment is None else f"{report.attainment:.3f}"
         verdict = "met" if report.is_met else "missed"
         goodput = f"{report.goodput_rps:.2f}"
-        table.add_row(act.name, act.settings, act.steps, attainment, goodput, verdict)
+        table.add_row(act.name, act.settings, act.steps, act.attainment(sla), goodput, verdict)
     stage.console.print(table)
 
 
@@ -116,15 +133,16 @@ def shares(steps: Counter[str]) -> str:
     return ", ".join(f"{mode} {100 * n / total:.0f} %" for mode, n in steps.most_common() if n > 0)
 
 
-def _steps_by_mode(url: str) -> Counter[str]:
-    """Steps of the engine at ``url`` since its start, as its metrics tell them."""
+def _counted(url: str, metric: tuple[str, str]) -> Counter[str]:
+    """What the engine at ``url`` has counted since its start, by one of the metric's labels."""
+    name, label = metric
     text = httpx.get(f"{url}/metrics", timeout=10.0).text
     return Counter(
         {
-            sample.labels["mode"]: int(sample.value)
+            sample.labels[label]: int(sample.value)
             for family in text_string_to_metric_families(text)
             for sample in family.samples
-            if sample.name == STEPS_METRIC
+            if sample.name == name
         }
     )
 

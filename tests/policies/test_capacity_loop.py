@@ -320,3 +320,31 @@ def test_a_falling_load_is_followed_entry_by_entry() -> None:
         enough = next(nth for nth, rate in enumerate(rates) if rate <= fewer * RATE_OF_ONE_RPS)
         lag_s = 10.0 * (sizes.index(fewer) - enough)
         assert STARTS[0].back_s <= lag_s <= STARTS[0].back_s + 20.0
+
+
+def test_where_all_ranks_have_to_stop_the_next_larger_entry_is_gone_to_while_they_serve() -> None:
+    """Another pipeline degree on three devices; two replicas of what serves on four."""
+    known = table(entry(1, tp=2), entry(1, tp=3, rate_rps=3.5), entry(2, tp=2))
+    stop, free = SwitchCost(ready_s=60.0, away_s=60.0), SwitchCost(ready_s=60.0)
+    now = state(3.0, 1, table=known, current=known.entries[0], costs=(free, stop, free))
+    decision = decide_capacity(now)
+    assert decision.reason is CapacityReason.LOAD_UP
+    assert decision.entry == known.entries[2]
+    # Where nothing larger is gone to so easily, the change has to be worth it.
+    decision = decide_capacity(replace(now, costs=(free, stop, stop)))
+    assert decision.entry.num_devices == 3 or decision.action is Action.HOLD
+
+
+def test_an_entry_that_needs_a_stop_keeps_no_smaller_one_from_being_gone_to() -> None:
+    known = table(entry(1, tp=2), entry(1, tp=3, rate_rps=3.5), entry(2, tp=2, rate_rps=5.0))
+    stop, free = SwitchCost(ready_s=60.0, away_s=60.0), SwitchCost(ready_s=1.0)
+    start = state(3.0, 1, table=known, current=known.entries[2], costs=(free, stop, free))
+    start = replace(start, limits=quick)
+    after = decide_capacity(replace(start, now_s=0.0))
+    assert after.entry == known.entries[2]
+    # Three devices have done for long, two for a moment.
+    later = replace(start, now_s=1000.0, forecast=ahead(1.0), observed_rps=1.0, memory=after.memory)
+    waiting = decide_capacity(later)
+    assert waiting.reason in (CapacityReason.DWELL, CapacityReason.LOAD_DOWN)
+    given = decide_capacity(replace(later, now_s=9000.0, memory=waiting.memory))
+    assert {waiting.entry, given.entry} >= {known.entries[0]}

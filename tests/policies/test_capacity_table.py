@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.capacity_table import CapacityTable, CarriedRate, cheapest, undominated
@@ -36,6 +38,27 @@ def table(*entries: CarriedRate) -> CapacityTable:
 
 
 FOUND = table(carried(4, 36, 40, 44), carried(1, 9, 10, 11), carried(2, 17, 20), carried(3, 15, 18))
+
+
+def test_more_devices_that_may_carry_less_are_left_out() -> None:
+    """By low ends: what was never run may be simulated far too high."""
+    ran = replace(carried(1, 9, 10, 11), fidelity=Fidelity.MEASURED)
+    assert undominated([ran, carried(2, 8, 15, 22)]) == (ran,)
+    assert len(undominated([ran, carried(2, 9.1, 15, 22)])) == 2
+
+
+def test_how_each_entry_is_known_reads_back_and_old_rows_were_simulated() -> None:
+    ran = replace(carried(1, 9, 10, 11), fidelity=Fidelity.MEASURED)
+    document = ran.to_json()
+    assert CarriedRate.from_json(document) == ran
+    del document["fidelity"]
+    assert CarriedRate.from_json(document).fidelity is Fidelity.SIMULATED
+    # Low ends of tables before went up and down.
+    old = {
+        **FOUND.to_json(),
+        "entries": [e.to_json() for e in (carried(1, 9, 10), carried(2, 8, 11))],
+    }
+    assert len(CapacityTable.from_json(old).entries) == 2
 
 
 def test_more_devices_that_carry_less_are_left_out() -> None:

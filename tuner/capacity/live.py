@@ -92,7 +92,10 @@ class LiveSearch:
     """One search of ``workload``'s highest load within ``sla`` on what ``drive`` drives.
 
     ``seconds`` bound all of it: what still runs then is cut, and its probe does not count. No more
-    than ``most_probes`` are made, however quickly they end.
+    than ``most_probes`` are made, however quickly they end. The first is at ``start``, the others
+    ``stride`` times up or down until the capacity lies between two. ``lag_ms`` is how late the
+    driver may be (None: as :func:`most_lag_ms` says); where clients are to be on the server's own
+    cores, their lateness is a part of what is asked for, and no probe is set aside for it.
 
     Raises:
         TunerError: a workload without a rate, or too little time.
@@ -106,6 +109,9 @@ class LiveSearch:
     most_probes: int = MOST_PROBES
     settings: Settings = field(default_factory=lambda: Settings(plan=ParallelPlan()))
     on_probe: Callable[[Probe | LateProbe], None] = lambda _: None
+    start: float = 1.0
+    stride: float = 2.0
+    lag_ms: float | None = None
     _probes: list[Probe] = field(default_factory=list)
     _late: list[LateProbe] = field(default_factory=list)
     _undrivable: float | None = None
@@ -124,7 +130,9 @@ class LiveSearch:
         """Drive it until the time is used."""
         self._start_s = time.monotonic()
         try:
-            bracket(self._passes, self._limits, ratio=LIVE_RATIO)
+            bracket(
+                self._passes, self._limits, start=self.start, ratio=LIVE_RATIO, stride=self.stride
+            )
             nth = 0
             while self._is_crossed:
                 least, greatest = self._limits
@@ -184,7 +192,7 @@ class LiveSearch:
         if any(timing.outcome is Outcome.CUT for timing in run.timings):
             raise _StopError
         lag_ms = run.driver_lag_ms.p99 or 0.0
-        if lag_ms > most_lag_ms(self.sla):
+        if lag_ms > (most_lag_ms(self.sla) if self.lag_ms is None else self.lag_ms):
             return LateProbe(factor=factor, num_requests=len(run.timings), lag_ms=lag_ms)
         point = OperatingPoint(
             settings=self.settings, fidelity=run.fidelity, metrics=self.estimates(run, draw)

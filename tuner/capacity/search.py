@@ -146,9 +146,10 @@ def bracket(
     *,
     start: float = 1.0,
     ratio: float = BRACKET_RATIO,
+    stride: float = 2.0,
 ) -> tuple[float | None, float | None]:
     """A factor that passes and one, at most ``ratio`` higher, that does not. None: even the least
-    does not pass, or even the greatest does."""
+    does not pass, or even the greatest does. From ``start`` it goes so many times up or down."""
     least, greatest = limits
     good: float | None = None
     bad: float | None = None
@@ -158,12 +159,12 @@ def bracket(
             good = factor
             if factor >= greatest:
                 return good, None
-            factor = min(2 * factor, greatest)
+            factor = min(stride * factor, greatest)
         else:
             bad = factor
             if factor <= least:
                 return None, bad
-            factor = max(factor / 2, least)
+            factor = max(factor / stride, least)
         if good is not None and bad is not None:
             break
     while bad / good > ratio:

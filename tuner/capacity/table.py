@@ -7,13 +7,19 @@ the whole search, with several draws, a fit and an interval (:mod:`tuner.capacit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import NormalDist
 
+from engine.spec.measurement import Fidelity
+from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.capacity_table import CapacityTable, CarriedRate, undominated
+from policies.points import INTERVAL_Z
 from policies.sla import Sla
+from policies.verdict import MIN_CHANCE
 from tuner.capacity.probe import Asked
 from tuner.capacity.search import BRACKET_RATIO, TIGHTER, bracket, edge, find_capacity
 from tuner.spec.errors import TunerError
@@ -26,8 +32,12 @@ NUM_DRAWS = 3
 NEAR = 0.97
 MOST_NEAR = 2
 # Replicas carry about as many times what one does, give or take that share: what is farther from
-# the best of as many devices is not looked at.
+# the best of as many devices is not looked at, nor are replicas preferred to it.
 REPLICAS_OFF = 0.2
+
+# From the quantile of step times that a verdict allows for to the fastest, in half widths of their
+# interval.
+FASTER = (NormalDist().inv_cdf(MIN_CHANCE) + INTERVAL_Z) / INTERVAL_Z
 
 Passes = Callable[[Settings, float], bool]
 
@@ -85,15 +95,32 @@ def worth_looking(known: Iterable[Standing], guesses: Iterable[Standing]) -> lis
     ]
 
 
-def worth_fitting(found: Iterable[Standing]) -> list[Standing]:
-    """For each number of devices the best, and what is near it; nothing that fewer devices beat."""
+def worth_fitting(
+    found: Iterable[Standing],
+    *,
+    beside: ParallelPlan | None = None,
+    share: float = NEAR,
+    most: int = MOST_NEAR,
+) -> list[Standing]:
+    """For each number of devices the best, at most ``most`` that carry ``share`` of it, and what
+    the table may prefer to it (:func:`table_of`): the most replicas, and replicas of what serves on
+    fewer devices or is ``beside``. Nothing that fewer devices beat."""
     found = list(found)
     kept: list[Standing] = []
+    replicas = set() if beside is None else {beside.replica}
     for count in sorted({s.num_devices for s in found}):
-        own = sorted((s for s in found if s.num_devices == count), key=lambda s: -s.factor)
-        fewer = _best_factor(found, count - 1)
-        least = max(NEAR * own[0].factor, NEAR * fewer)
-        kept += [s for s in own if s.factor >= least][:MOST_NEAR]
+        fewer_factor = _best_factor(found, count - 1)
+        own = [s for s in found if s.num_devices == count and s.factor >= NEAR * fewer_factor]
+        if not own:
+            continue
+        own.sort(key=lambda s: -s.factor)
+        best_factor = own[0].factor
+        close = [s for s in own if s.factor >= share * best_factor][:most]
+        about = [s for s in own if s.factor >= (1 - REPLICAS_OFF) * best_factor]
+        close += sorted(about, key=lambda s: -s.settings.plan.dp)[:1]
+        close += [s for s in about if s.settings.plan.replica in replicas]
+        kept += [s for s in own if s in close]
+        replicas |= {s.settings.plan.replica for s in close}
     return kept
 
 
@@ -120,13 +147,19 @@ def entry_of(
 ) -> CarriedRate | None:
     """The rate with its interval; None where the draws together carry no load.
 
+    The rate is carried with slow steps, as far as the verdict asks for it (``MIN_CHANCE``), and the
+    low end by unlucky draws, too; the high end by lucky draws and the fastest steps that may be. A
+    rate is taken to go with the speed of steps.
+
     ``joules_at`` gives the joules a request takes at a factor of the load.
     """
     rate_rps = check_has_table(asked.workload)
     found = find_capacity(asked, num_draws=NUM_DRAWS, start=standing.factor)
     if found.factor is None or found.low is None:
         return None
-    high = None if found.high is None else max(found.high, found.factor) * rate_rps
+    high = None
+    if found.high is not None:
+        high = max(found.high, found.factor) * rate_rps * math.exp(FASTER * asked.interval)
     return CarriedRate(
         settings=asked.settings,
         rate_rps=found.factor * rate_rps,
@@ -137,27 +170,58 @@ def entry_of(
     )
 
 
-def table_of(workload: Workload, sla: Sla, entries: Iterable[CarriedRate | None]) -> CapacityTable:
+def table_of(
+    workload: Workload,
+    sla: Sla,
+    entries: Iterable[CarriedRate | None],
+    *,
+    beside: ParallelPlan | None = None,
+) -> CapacityTable:
     """The table of what was found, without what costs more and carries no more.
 
-    Of as many devices the most replicas, where these carry about as much (``NEAR``) as the best:
-    one more or less is made while others serve, another pipeline or tensor degree is not.
+    Of as many devices the one whose low end carries most, unless another may carry as much (their
+    intervals overlap) and can be added and given back while others serve: more replicas of what the
+    table has for fewer devices, or of the plan ``beside`` it that is to be in force; else the most
+    replicas. Another pipeline or tensor degree stops them all.
     """
     found = [entry for entry in entries if entry is not None]
     return CapacityTable(
         sla=sla,
         mean_input_tokens=float(workload.input_tokens.mean()),
         mean_output_tokens=float(workload.output_tokens.mean()),
-        entries=undominated(
-            max(about, key=lambda entry: (entry.settings.plan.dp, entry.rate_rps))
-            for about in _about_the_best(found)
-        ),
+        entries=undominated(_preferred(found, beside)),
     )
 
 
-def _about_the_best(entries: list[CarriedRate]) -> Iterator[list[CarriedRate]]:
-    """For each number of devices what carries about as much as the best."""
-    for count in {entry.num_devices for entry in entries}:
+def _preferred(entries: Sequence[CarriedRate], beside: ParallelPlan | None) -> list[CarriedRate]:
+    """One entry for each number of devices that carries more than fewer do."""
+    kept: list[CarriedRate] = []
+    for count in sorted({entry.num_devices for entry in entries}):
         own = [entry for entry in entries if entry.num_devices == count]
-        best = max(entry.rate_rps for entry in own)
-        yield [entry for entry in own if entry.rate_rps >= NEAR * best]
+        best = max(own, key=lambda entry: (entry.low_rps, entry.rate_rps))
+        fewer_rps = max((entry.low_rps for entry in kept), default=0.0)
+        about = [e for e in own if e.low_rps > fewer_rps and _may_carry_as_much(e, best)]
+        before = kept[-1].settings.plan if kept else None
+        if about:
+            kept.append(max(about, key=partial(_ease, beside=beside, before=before)))
+    return kept
+
+
+def _ease(
+    entry: CarriedRate, *, beside: ParallelPlan | None, before: ParallelPlan | None
+) -> tuple[bool, bool, int, float]:
+    """How easily it is gone to from the plan in force and from the next smaller entry."""
+    replica = entry.settings.plan.replica
+    is_like = [plan is not None and plan.replica == replica for plan in (beside, before)]
+    return (is_like[0], is_like[1], entry.num_replicas, entry.low_rps)
+
+
+def _may_carry_as_much(entry: CarriedRate, best: CarriedRate) -> bool:
+    """Whether their intervals overlap, and not only for want of knowledge; what was never run is no
+    match for what was."""
+    levels = list(Fidelity)
+    if levels.index(entry.fidelity) < levels.index(best.fidelity):
+        return False
+    if entry.rate_rps < (1 - REPLICAS_OFF) * best.rate_rps:
+        return False
+    return entry.high_rps is None or entry.high_rps >= best.low_rps

@@ -55,14 +55,17 @@ def find_table(
     _, plans = split_plans(question.node, question.workload, 1, report.num_devices)
     hopeless = {e.plan for e in report.explored if e.is_from_alone}
     plans = [plan for plan in plans if plan not in hopeless]
+    best = report.selection.best
+    beside = None if best is None else best.settings.plan
     with Workers(jobs) as workers:
         run = partial(_run, workers, on_progress)
         lone = [plan for plan in plans if plan.dp == 1]
         known = _found(run("one replica", partial(_climb, question), lone))
         guesses = worth_looking(known, _guesses(plans, known))
         known += _found(run("replicas", partial(_near, question), guesses))
-        entries = run("intervals", partial(_entry, question), worth_fitting(known))
-    return table_of(question.workload, question.sla, entries)
+        worth = worth_fitting(known, beside=beside)
+        entries = run("intervals", partial(_entry, question), worth)
+    return table_of(question.workload, question.sla, entries, beside=beside)
 
 
 def _run(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
-from engine.spec.measurement import Measurement
+from engine.spec.measurement import Fidelity, Measurement
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.capacity_table import CapacityTable, CarriedRate
 from policies.verdict import is_dependable
+from tuner.capacity.learned import below, corrected
 from tuner.capacity.probe import Asked, Run, load_at, point_under
 from tuner.capacity.search import limits_of
 from tuner.capacity.table import (
+    MOST_NEAR,
+    NEAR,
     Standing,
     check_has_table,
     climb,
@@ -21,10 +26,16 @@ from tuner.capacity.table import (
     table_of,
     worth_fitting,
 )
+from tuner.search.carried_live import Driven
 from tuner.search.context import TuningContext
 from tuner.simulation.simulate import OnProgress
 from tuner.step_model.timer import StepScale
 from tuner.workload.workload import Workload
+
+# Where plans are driven afterwards, so many are looked at that carry this share of the best by
+# simulation: it knows nothing of what else runs on the same cores.
+LIVE_SHARE = 0.6
+MOST_LIVE = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,25 +43,120 @@ class _Run:
     measurement: Measurement
 
 
-def find_capacity_table(context: TuningContext, recommended: Settings) -> CapacityTable:
+@dataclass(frozen=True, kw_only=True)
+class FoundTable:
+    """The table, and what an operator should know of how it was found."""
+
+    table: CapacityTable
+    warnings: tuple[str, ...] = ()
+
+
+class Drives(Protocol):
+    """Tells what entries carry when they are served (:class:`tuner.search.carried_live.Driver`)."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was not driven, and why."""
+        ...
+
+    def drive(self, expected: CarriedRate) -> Driven | None:
+        """Drive one entry's settings; None where they cannot be, or are not worth it."""
+        ...
+
+
+def find_capacity_table(
+    context: TuningContext, recommended: Settings, driver: Drives
+) -> FoundTable:
     """Of each plan of the design the settings that carry most, by simulation with what trials have
     taught it: those with most headroom at the asked load may carry less than others.
 
-    What the ``recommended`` settings carry is told, too, where other plans carry more: an engine
+    What can run here is driven, as long as the table would offer it: first what is ``recommended``,
+    then each entry. What is not is believed as far as those that were allow
+    (:mod:`tuner.capacity.learned`), so another plan may take an entry's place, which is driven
+    next. What the recommended settings carry is told, too, where other plans carry more: an engine
     that runs them has to know when they will not do.
 
     Raises:
         TunerError: the workload has no rate.
     """
     check_has_table(context.workload)
+    simulated = _simulated(context, recommended)
+    driven: dict[ParallelPlan, Driven | None] = {}
+    while True:
+        known = _known(context, simulated, driven)
+        table = table_of(context.workload, context.sla, known.values(), beside=recommended.plan)
+        offered = [recommended.plan, *(entry.settings.plan for entry in table.entries)]
+        plan = next((p for p in offered if p in known and p not in driven), None)
+        if plan is None:
+            break
+        driven[plan] = driver.drive(known[plan])
+    own = known.get(recommended.plan)
+    if table.find(recommended.plan) is None and own is not None:
+        table = replace(table, others=(own,))
+    return FoundTable(table=table, warnings=(*driver.notes, *_unseen(context, table)))
+
+
+def _simulated(context: TuningContext, recommended: Settings) -> dict[ParallelPlan, CarriedRate]:
+    """By plan, what is worth an entry, and what is recommended."""
     found = [_climb(context, options) for options in _options_by_plan(context)]
-    worth = worth_fitting(standing for standing in found if standing is not None)
-    table = table_of(context.workload, context.sla, [_entry(context, s) for s in worth])
-    if table.find(recommended.plan) is not None:
-        return table
-    standing = _near(context, recommended)
-    own = None if standing is None else _entry(context, standing)
-    return table if own is None else replace(table, others=(own,))
+    standings = [standing for standing in found if standing is not None]
+    can_run = context.max_live_ranks > 0
+    share, most = (LIVE_SHARE, MOST_LIVE) if can_run else (NEAR, MOST_NEAR)
+    worth = worth_fitting(standings, beside=recommended.plan, share=share, most=most)
+    if recommended.plan not in {standing.settings.plan for standing in worth}:
+        own = _near(context, recommended)
+        worth += [] if own is None else [own]
+    entries = [_entry(context, standing) for standing in worth]
+    return {entry.settings.plan: entry for entry in entries if entry is not None}
+
+
+def _known(
+    context: TuningContext,
+    simulated: Mapping[ParallelPlan, CarriedRate],
+    driven: Mapping[ParallelPlan, Driven | None],
+) -> dict[ParallelPlan, CarriedRate]:
+    """What each plan carries, as far as is known by now."""
+    told = {plan: found for plan, found in driven.items() if found is not None}
+    ratios = {
+        plan: ratio
+        for plan, found in told.items()
+        if (ratio := _log_ratio(simulated[plan], found)) is not None
+    }
+    known: dict[ParallelPlan, CarriedRate] = {}
+    for plan, entry in simulated.items():
+        believed = corrected(entry, ratios, doubt=context.simulator.interval)
+        found = told.get(plan)
+        if found is not None:
+            believed = found.entry or below(believed, found.least_rps)
+        known[plan] = believed
+    return known
+
+
+def _log_ratio(simulated: CarriedRate, found: Driven) -> float | None:
+    """log(measured / simulated); None: the run tells only on which side of it that is."""
+    entry = found.entry
+    if entry is None:
+        ratio = math.log(found.least_rps / simulated.rate_rps)
+        return min(ratio, 0.0)
+    ratio = math.log(entry.rate_rps / simulated.rate_rps)
+    return None if entry.high_rps is None and ratio < 0 else ratio
+
+
+def _unseen(context: TuningContext, table: CapacityTable) -> list[str]:
+    """What to mind of entries that could have been run here, and were not."""
+    if context.hardware is not None and not context.max_live_ranks:
+        return []  # nobody takes any of what is described for one plan alone
+    names = [
+        str(entry.settings.plan)
+        for entry in table.entries
+        if entry.fidelity is not Fidelity.MEASURED
+    ]
+    if not names:
+        return []
+    return [
+        f"capacity table: {', '.join(names)} simulated, not run: of this machine's cores the front "
+        "end and clients may take more than the runs of other plans showed"
+    ]
 
 
 def _climb(context: TuningContext, options: Sequence[Settings]) -> Standing | None:

@@ -14,6 +14,8 @@ from policies.points import OperatingPoint
 from policies.select import PointRejection, Rejected, Selection
 from policies.verdict import is_dependable
 from tuner.search.budget import NOT_IN_BUDGET
+from tuner.search.capacity import FoundTable, find_capacity_table
+from tuner.search.carried_live import Driver
 from tuner.search.confirm import confirm
 from tuner.search.context import TuningContext
 from tuner.search.costs import Cost
@@ -103,6 +105,13 @@ class Finals:
         elif other is not None:
             self._replace(selection, other, why)
         return None
+
+    def find_capacity_table(self, recommended: Settings) -> FoundTable | None:
+        """What plans carry, measured as far as the budget goes; None where nobody asked."""
+        if not self.context.spec.capacity_table:
+            return None
+        driver = Driver(context=self.context, purse=self._purse, is_cancelled=self.is_cancelled)
+        return find_capacity_table(self.context, recommended, driver)
 
     @property
     def all_costs(self) -> tuple[Cost, ...]:

@@ -197,7 +197,11 @@ def _report(
     if (best := selection.best) is not None:
         settings = best.settings
         document = next((c.document for c in confirmations if c.point is best), None)
-        recommendation = make_recommendation(context, trials, selection, best, document)
+        table = finals.find_capacity_table(settings)
+        warnings += [] if table is None else table.warnings
+        recommendation = make_recommendation(
+            context, trials, selection, best, document, None if table is None else table.table
+        )
         warning = settings.threshold_warning
         warnings += [warning] if warning else []
         if best.fidelity is Fidelity.SIMULATED:

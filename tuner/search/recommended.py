@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.spec.measurement import Fidelity
 from engine.spec.settings import Settings
+from policies.capacity_table import CapacityTable
 from policies.drift import StepSum
 from policies.numbers import counted, short
 from policies.objective import Objective
@@ -16,9 +17,9 @@ from policies.select import Selection
 from tuner.described.launch import node_commands
 from tuner.described.queue_limit import queued_tokens
 from tuner.launch.command import PORT, LaunchCommand
-from tuner.launch.gearshift import ServedHere, launch_here
+from tuner.launch.gearshift import launch_here
 from tuner.load.live import LiveEngine
-from tuner.search.capacity import find_capacity_table
+from tuner.search.carried_live import served_here
 from tuner.search.context import TuningContext
 from tuner.search.ranking import described_load, trained_surrogate
 from tuner.search.report import (
@@ -39,9 +40,10 @@ def make_recommendation(
     selection: Selection,
     best: OperatingPoint,
     measured: dict[str, Any] | None,
+    table: CapacityTable | None,
 ) -> Recommendation:
     """``best`` as it is told: with what simulation says of it, ways to serve it, and why it is the
-    answer. ``measured``: the document of its last run."""
+    answer. ``measured``: the document of its last run. ``table``: what plans carry."""
     settings = best.settings
     assert selection.probability is not None, "a best point has a chance"
     workload = head(context.workload, PREDICTED_REQUESTS)
@@ -58,7 +60,6 @@ def make_recommendation(
             context.simulator, context.space, settings, context.workload, context.sla
         )
     paced = _paced_document(context, settings) if context.spec.probe_paced else None
-    table = find_capacity_table(context, settings) if context.spec.capacity_table else None
     return Recommendation(
         settings=settings,
         fidelity=best.fidelity,
@@ -88,14 +89,7 @@ def _launch(context: TuningContext, settings: Settings) -> tuple[LaunchCommand, 
     if spec.is_brought:  # only its package knows how it is started
         return ()
     if node is None:
-        here = ServedHere(
-            model=spec.model_dir,
-            dtype=context.config.dtype.value,
-            device=spec.device,
-            kv_cache_mib=spec.kv_cache_mib,
-            block_size=spec.block_size,
-            link=spec.link,
-        )
+        here = served_here(context)
         return (launch_here(settings, here, max_model_len=spec.max_model_len),)
     workload = context.workload
     longest = int((workload.input_tokens + workload.output_tokens).max())

@@ -46,6 +46,7 @@ _MOST = {
     "seed": MAX_SEED,
     "timeout_s": MAX_SECONDS,
     "profile_seconds": MAX_SECONDS,
+    "capacity_seconds": MAX_SECONDS,
     "start_timeout_s": MAX_SECONDS,
 }
 DEFAULT_KV_CACHE_MIB = 256
@@ -69,8 +70,9 @@ class TuningSpec:
     ``probe_paced`` runs the winner on described hardware once more on the real engine with steps
     paced by the wall clock. ``objective``, ``price_per_device_hour`` and ``uses_all_devices`` are
     those of ``policies.objective.Goal``. ``capacity_table``: also find what rate each plan carries.
-    ``step_scale``: steps are simulated as so many times as long as the step model says, since they
-    were seen to be so.
+    ``capacity_seconds``: for so long each plan of that table which can run here is driven over HTTP
+    (0: it is only simulated). ``step_scale``: steps are simulated as so many times as long as the
+    step model says, since they were seen to be so.
 
     ``budget``: device time that the job may use, as in ``device_minutes=30``; None: as much as it
     takes.
@@ -108,6 +110,7 @@ class TuningSpec:
     price_per_device_hour: float | None = None
     uses_all_devices: bool = False
     capacity_table: bool = False
+    capacity_seconds: float = 60.0
     engine: str = OWN_BACKEND
     engine_command: str | None = None
     start_timeout_s: float = DEFAULT_START_TIMEOUT_S
@@ -126,8 +129,10 @@ class TuningSpec:
             value = getattr(self, name)
             if value is not None and not value <= most:
                 raise TunerError(f"{name}={value}: must be at most {most:.10g}")
-        if self.timeout_s <= 0 or self.profile_seconds <= 0 or self.seed < 0:
-            raise TunerError("timeout_s and profile_seconds must be above 0, seed at least 0")
+        if self.timeout_s <= 0 or self.profile_seconds <= 0:
+            raise TunerError("timeout_s and profile_seconds must be above 0")
+        if self.capacity_seconds < 0 or self.seed < 0:
+            raise TunerError("capacity_seconds and seed must be at least 0")
         if not LEAST_STEP_SCALE <= self.step_scale <= MOST_STEP_SCALE:
             raise TunerError(
                 f"step_scale={self.step_scale}: must be within {LEAST_STEP_SCALE} and "

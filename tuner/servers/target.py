@@ -5,20 +5,42 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from engine.spec.measurement import Fidelity, Measurement, RequestTiming
 from engine.spec.settings import Settings
+from tuner.launch.command import System
 from tuner.load.driver import run_load
 from tuner.load.http_target import HttpTarget, get_served_model
 from tuner.load.live import warm_up
-from tuner.servers.command import DEFAULT_START_TIMEOUT_S, ServerCommand
+from tuner.servers.command import DEFAULT_START_TIMEOUT_S
 from tuner.servers.metrics import between, read_samples
 from tuner.servers.process import ServerError, ServerProcess, free_port
 from tuner.spec.errors import LoadError
 from tuner.workload.workload import Workload
 
 HOST = "127.0.0.1"
+
+
+class Command(Protocol):
+    """What starts a server. A value: the same settings and port give the same words."""
+
+    @property
+    def system(self) -> System:
+        """Whose server it is."""
+        ...
+
+    def words(self, settings: Settings, *, port: int) -> list[str]:
+        """The command that serves ``settings`` on ``port``."""
+        ...
+
+    def why_not(self, settings: Settings, /) -> str | None:
+        """Why it cannot run the settings; None when it can."""
+        ...
+
+    def unexpressed(self, settings: Settings, /) -> tuple[str, ...]:
+        """What of the settings the command has no words for, so that it does not happen."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +66,7 @@ class ServerTarget:
 
     def __init__(
         self,
-        command: ServerCommand,
+        command: Command,
         *,
         vocab_size: int,
         start_timeout_s: float = DEFAULT_START_TIMEOUT_S,

@@ -35,6 +35,7 @@ ENTRY: Json = {
     "rate_rps": 21.0,
     "low_rps": 19.5,
     "high_rps": 22.1,
+    "fidelity": "simulated",
     "binding": "p95_tpot_ms<=50",
     "joules_per_request": None,
 }

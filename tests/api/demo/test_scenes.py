@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import pytest
 
 from api.demo.following import Held, device_seconds, held
 from api.demo.scenes import ENOUGH, live_scene, paced_day, rush_for, sla_from
-from api.demo.story import shares
+from api.demo.story import Act, shares
 from api.schemas.serving import PolicyVersionView
-from engine.spec.measurement import Distribution, Fidelity, Measurement, RequestTiming
+from engine.spec.measurement import Distribution, Fidelity, Measurement, Outcome, RequestTiming
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.attainment import judge
@@ -115,3 +116,23 @@ def test_the_share_of_each_mode_is_told_in_percent_most_first() -> None:
         "4x2 50 %, 2x4 40 %, base 10 %"
     )
     assert shares(Counter()) == ""
+
+
+def test_who_was_turned_away_is_told_beside_the_attainment_of_those_let_in() -> None:
+    timings = [
+        RequestTiming(
+            scheduled_s=0.0,
+            sent_s=0.0,
+            token_s=(0.1,) if n < 8 else (),
+            prompt_tokens=8,
+            outcome=Outcome.COMPLETED if n < 8 else Outcome.ERRORED,
+        )
+        for n in range(10)
+    ]
+    measured = Measurement(
+        fidelity=Fidelity.MEASURED, timings=tuple(timings), driver_lag_ms=Distribution.of([])
+    )
+    act = Act(name="rush", settings="tp=1", measurement=measured, steps="")
+    assert act.attainment("p95_ttft_ms<=500") == "0.800"
+    told = replace(act, refused=2).attainment("p95_ttft_ms<=500")
+    assert told == "0.800; 1.000 of those let in, 20% turned away"

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
 import pytest
 
-from policies.capacity_table import CapacityTable
+from engine.spec.measurement import Fidelity
+from engine.spec.plan import ParallelPlan
+from engine.spec.settings import Settings
+from policies.capacity_table import CapacityTable, CarriedRate
+from tuner.search.capacity import find_capacity_table
+from tuner.search.carried_live import Driven
+from tuner.search.context import TuningContext
 from tuner.search.spec import TuningSpec
 from tuner.search.tune import prepare, tune
 from tuner.spec.errors import TunerError
@@ -19,6 +29,80 @@ SPEC = TuningSpec(
     max_model_len=2048,
     capacity_table=True,
 )
+
+
+@dataclass(kw_only=True)
+class Machine:
+    """Carries so many times what simulation says of each plan, and remembers what it was asked."""
+
+    shares: dict[str, float]
+    notes: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    simulated: dict[str, float] = field(default_factory=dict)
+
+    def drive(self, expected: CarriedRate) -> Driven | None:
+        plan = str(expected.settings.plan)
+        self.asked.append(plan)
+        if plan not in self.shares:
+            return None
+        rate = self.simulated.get(plan, expected.rate_rps) * self.shares[plan]
+        entry = replace(
+            expected,
+            rate_rps=rate,
+            low_rps=0.97 * rate,
+            high_rps=1.03 * rate,
+            fidelity=Fidelity.MEASURED,
+        )
+        return Driven(entry=entry, least_rps=rate / 2)
+
+
+ONE = Settings(plan=ParallelPlan())
+
+
+@pytest.fixture(scope="module")
+def context() -> Iterator[TuningContext]:
+    with prepare(SPEC) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def simulated(context: TuningContext) -> dict[str, float]:
+    """What the table offers where nothing is driven, by plan."""
+    table = find_capacity_table(context, ONE, Machine(shares={})).table
+    assert all(entry.fidelity is Fidelity.SIMULATED for entry in table.entries)
+    return {str(entry.settings.plan): entry.rate_rps for entry in table.entries}
+
+
+@pytest.mark.slow
+def test_what_the_table_offers_is_driven_what_is_recommended_first(
+    context: TuningContext, simulated: dict[str, float]
+) -> None:
+    machine = Machine(shares=dict.fromkeys(simulated, 0.9), simulated=simulated)
+    table = find_capacity_table(context, ONE, machine).table
+    assert machine.asked == ["tp=1", "dp=2"]
+    assert all(entry.fidelity is Fidelity.MEASURED for entry in table.entries)
+    assert table.entries[1].rate_rps == pytest.approx(0.9 * simulated["dp=2"])
+
+
+@pytest.mark.slow
+def test_more_devices_that_turn_out_to_carry_less_are_left_out(
+    context: TuningContext, simulated: dict[str, float]
+) -> None:
+    machine = Machine(shares={"tp=1": 1.0, "dp=2": 0.4}, simulated=simulated)
+    table = find_capacity_table(context, ONE, machine).table
+    assert [str(entry.settings.plan) for entry in table.entries] == ["tp=1"]
+
+
+@pytest.mark.slow
+def test_what_was_not_driven_is_moved_by_what_was_and_less_sure(
+    context: TuningContext, simulated: dict[str, float]
+) -> None:
+    machine = Machine(shares={"tp=1": 0.8}, simulated=simulated)
+    one, two = find_capacity_table(context, ONE, machine).table.entries
+    assert (one.fidelity, two.fidelity) == (Fidelity.MEASURED, Fidelity.SIMULATED)
+    assert two.rate_rps == pytest.approx(0.8 * simulated["dp=2"], rel=0.02)
+    assert two.high_rps is not None
+    assert math.log(two.high_rps / two.low_rps) > 0.2
 
 
 @pytest.mark.slow

@@ -21,13 +21,16 @@ SAMPLE = f"poisson:rate=0.7,seconds=400,{LENGTHS}"
 AZURE = "azure2023/AzureLLMInferenceTrace_code.csv"
 AZURE_SERVED_S, AZURE_SAMPLE_S = 1800.0, 900.0
 SERVEGEN = "servegen/rate_m-large.csv"
+# As many days of history the service keeps.
+DAYS_KEPT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
     """A workload by name, and how to make it again in another process.
 
-    ``kind``: what the policy was chosen on (``synthetic``), or only looked at afterwards.
+    ``kind``: a shape that the policy was chosen on (``synthetic``), or one that was only looked at
+    afterwards.
     ``sample``: the load that its capacity table is found with.
     """
 
@@ -40,11 +43,14 @@ class Load:
     def workload(self) -> Workload:
         return parse_workload(self.spec, seed=self.seed)
 
-    def past(self) -> Workload:
-        """A load like it that came before: another draw, or another part of the trace."""
+    def past(self) -> list[Workload]:
+        """Loads like it that came before, one after the other: other draws, or another part of the
+        trace."""
         if self.sample != SAMPLE:
-            return parse_workload(self.sample, seed=self.seed)
-        return parse_workload(self.spec, seed=self.seed + 1000)
+            return [parse_workload(self.sample, seed=self.seed)]
+        return [
+            parse_workload(self.spec, seed=self.seed + 1000 * n) for n in range(1, DAYS_KEPT + 1)
+        ]
 
 
 def list_loads(
@@ -60,7 +66,7 @@ def list_loads(
     loads = [
         Load(
             name=name,
-            spec=f"servegen:{_rate_table(folder, name, rates * top_rps)}",
+            spec=f"servegen:{rate_table(folder, name, rates * top_rps)}",
             seed=seed + 1 + nth,
         )
         for nth, (name, rates) in enumerate(days.items())
@@ -98,7 +104,8 @@ def _wave(day_s: float, waves: int) -> np.ndarray:
     return np.cos(2 * np.pi * waves * np.arange(0, day_s, SLOT_S) / day_s)
 
 
-def _rate_table(folder: Path, name: str, rates: np.ndarray) -> Path:
+def rate_table(folder: Path, name: str, rates: np.ndarray) -> Path:
+    """A table of ``rates`` f8[N] by the minute, requests a second, in a file of that name."""
     at = np.arange(len(rates)) * SLOT_S
     rows = [(s, max(float(rate), 0.0), INPUT, OUTPUT) for s, rate in zip(at, rates, strict=True)]
     return _write(folder / f"{name.replace(' ', '-')}.csv", rows)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import fmean, median
+from typing import Any
 
+import numpy as np
+
+from benchmarks.capacity_causes import CAUSES, Paths, hours_by_cause
 from benchmarks.capacity_loads import Load
+from policies.capacity_table import CapacityTable
+from policies.load_history import SLOT_S
 
 LOOP = "slow loop"
 LOOP_AFTER = "slow loop after a load like it"
@@ -20,7 +27,7 @@ EQUAL = 0.005
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One run, judged. ``device_h`` up to the last arrival; ``sizes``: replicas it had, one after
-    the other."""
+    the other; ``paths``: those over time (``benchmarks.capacity_causes.Paths``)."""
 
     load: str
     served_by: str
@@ -28,6 +35,7 @@ class Row:
     device_h: float
     ttft_p95_ms: float
     sizes: tuple[int, ...]
+    paths: dict[str, Any] | None = None
 
     @property
     def changes(self) -> int:
@@ -85,12 +93,22 @@ def verdict_of(load: Load, rows: Sequence[Row], served_by: str) -> Verdict | Non
     )
 
 
-def report(loads: Sequence[Load], rows: Sequence[Row]) -> list[str]:
-    """The comparison first, then every run."""
+def report(
+    loads: Sequence[Load],
+    rows: Sequence[Row],
+    rates: Mapping[str, Sequence[float]],
+    tables: Mapping[str, CapacityTable],
+) -> list[str]:
+    """The comparison first, then where hours go, then every run; ``rates`` of each load by the
+    minute."""
     lines = []
     for served_by in (LOOP, LOOP_AFTER):
+        if not any(row.served_by == served_by for row in rows):
+            continue
         found = [v for load in loads if (v := verdict_of(load, rows, served_by)) is not None]
         lines += [f"## {served_by[0].upper()}{served_by[1:]}", "", *_verdicts(found)]
+        if served_by == LOOP:
+            lines += _causes(found, rates, tables)
     for load in loads:
         lines += [
             f"## {load.name}",
@@ -137,6 +155,36 @@ def _verdicts(found: Sequence[Verdict]) -> list[str]:
         f"* Attainment no lower than the best still of equal hours: {len(no_lower)} of "
         f"{len(found)} loads.",
         f"* At most {MOST_MORE:.0%} more device hours than the oracle at equal attainment: "
-        f"{len(near)} of {len(found)}.",
+        f"{len(near)} of {len(found)}; more by {fmean(v.more for v in found):+.0%} at the mean, "
+        f"{median(v.more for v in found):+.0%} at the median.",
         "",
     ]
+
+
+def _causes(
+    found: Sequence[Verdict],
+    rates: Mapping[str, Sequence[float]],
+    tables: Mapping[str, CapacityTable],
+) -> list[str]:
+    """Device hours beyond the oracle's of equal attainment, by cause."""
+    lines = [
+        "Device hours beyond those of the oracle of equal attainment, by cause:",
+        "",
+        f"| load | hours | {' | '.join(CAUSES)} |",
+        f"|---|---:|{'---:|' * len(CAUSES)}",
+    ]
+    for verdict in found:
+        if verdict.loop.paths is None or verdict.oracle.paths is None:
+            continue
+        name = verdict.load.name
+        hours = hours_by_cause(
+            Paths.from_json(verdict.loop.paths),
+            Paths.from_json(verdict.oracle.paths),
+            np.array(rates[name]),
+            tables[name],
+            len(rates[name]) * SLOT_S,
+        )
+        more_h = verdict.loop.device_h - verdict.oracle.device_h
+        cells = (f"{hours[cause]:+.2f}" for cause in CAUSES)
+        lines.append(f"| {name} | {more_h:+.2f} | {' | '.join(cells)} |")
+    return [*lines, "", *(f"* *{cause}*: {told}." for cause, told in CAUSES.items()), ""]

@@ -1,9 +1,9 @@
 """Question: the rows of ``benchmarks.controller_sim`` with capacity as the lever: what is gained?
 
-Replicas of Llama-3.1-70B in fp8 on a described 8xH200 node, simulated. Each workload is served by
-the number of replicas that is right for the load before (or, in hindsight, for the first of the
-very runs that follow), and by the slow loop from the same start, with the node's other devices
-free. Steps may be slower than the capacity table was made with.
+Llama-3.1-70B in fp8 on a described 8xH200 node, simulated. Each workload is served by the entry of
+a capacity table, of plans of any shape, that is right for the load before (or, in hindsight, for
+the first of the very runs that follow), and by the slow loop from the same start, with the node's
+other devices free. Steps may be slower than the capacity table was made with.
 
     python -m benchmarks.controller_capacity --traces ../shared/traces --out FILE.md
 """
@@ -11,13 +11,14 @@ free. Steps may be slower than the capacity table was made with.
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 
@@ -31,20 +32,17 @@ from benchmarks.controller_sim import (
     Scenario,
     list_scenarios,
 )
-from benchmarks.replica_table import Replicas, table_from
-from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps, Settings
+from engine.spec.settings import Caps
 from policies.attainment import judge
 from policies.capacity_state import HOUR_S, CapacityLimits
 from policies.capacity_table import CapacityTable, CarriedRate, cheapest
 from policies.load_history import rate_of
 from policies.sla import Sla
-from tuner.capacity.probe import Asked, probe
-from tuner.capacity.search import limits_of
-from tuner.capacity.table import climb
 from tuner.described.node import Node
 from tuner.described.parse import describe_node
 from tuner.described.reshape_cost import reshape_seconds
+from tuner.planner.carried import find_table as find_carried
+from tuner.planner.planner import make_plan
 from tuner.simulation.steering_capacity import CapacitySteering
 from tuner.workload.parse import parse_workload
 from tuner.workload.workload import Workload
@@ -53,12 +51,8 @@ DEVICES = 8
 SAMPLE = f"poisson:rate=1,seconds=300,{MIX}"
 # The trace's table is of the part of it that no run serves.
 UNSERVED = "start=2100"
-# Which replica carries most a device is told by less of a sample.
-QUICK_S = 150.0
-# One replica: so many devices, so many tokens a step.
-SIZES = (1, 2, 4)
-TOKENS = (128, 256, 512, 1024)
-SEQS = 128
+# As much of a sample makes a table.
+SAMPLE_S = 300.0
 NAME = "llama-3.1-70b fp8, 8xh200, gearshift"
 
 
@@ -74,9 +68,9 @@ class Served:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A scenario under one SLA: runs of replicas that hold still, and the slow loop's.
+    """A scenario under one SLA: runs of an entry that holds still, and the slow loop's.
 
-    ``is_feasible``: whether the most replicas, holding still, meet the SLA in every run.
+    ``is_feasible``: whether any entry of the table, holding still, meets the SLA in every run.
     """
 
     scenario: str
@@ -147,49 +141,23 @@ def _sample(scenario: Scenario, traces: Path | None) -> str:
 
 
 def find_table(text: str, asked_sample: str, kept: Path | None) -> CapacityTable:
-    """Of the replica that carries most a device."""
-    node, sla = _node(), Sla.parse(text)
+    """The one that the planner makes: of all plans of the node that are worth having, of whatever
+    shape. Read from ``kept`` where it is there, else kept there."""
+    inputs = {"node": NAME, "sla": text, "sample": [asked_sample, 1], "seconds": SAMPLE_S}
+    tables = json.loads(kept.read_text()) if kept is not None and kept.exists() else []
+    for known in tables:
+        if known["inputs"] == inputs:
+            return CapacityTable.from_json(known["table"])
     whole = parse_workload(asked_sample, seed=1)
-    arrivals = tuple(a for a in whole.arrivals if a.arrival_s < QUICK_S)
-    sample = replace(whole, arrivals=arrivals)
-    options = {
-        size: [
-            Settings(
-                plan=ParallelPlan(tp=size),
-                caps=Caps(max_num_seqs=SEQS, max_num_batched_tokens=tokens),
-            )
-            for tokens in TOKENS
-        ]
-        for size in SIZES
-    }
-    found = [
-        climb(own, partial(_passes, node, sample, sla), limits_of(sample))
-        for own in options.values()
-    ]
-    known = [standing for standing in found if standing is not None]
-    best = max(known, key=lambda s: s.factor / s.num_devices).settings
-    asked = Replicas(
-        name=NAME,
-        node=node,
-        of_one=best,
-        most=DEVICES // best.plan.world_size,
-        sla=sla,
-        sample=asked_sample,
-    )
-    return table_from(asked, kept)
-
-
-def _passes(node: Node, sample: Workload, sla: Sla, settings: Settings, factor: float) -> bool:
-    asked = Asked(
-        settings=settings,
-        run_on=lambda load, scale, progress: node.simulate(
-            settings, load, step_scale=scale, on_progress=progress
-        ),
-        workload=sample,
-        sla=sla,
-        interval=node.hardware.device.interval,
-    )
-    return probe(asked, factor, 0).is_dependable
+    arrivals = tuple(a for a in whole.arrivals if a.arrival_s < SAMPLE_S)
+    workload = replace(whole, arrivals=arrivals)
+    report = make_plan(_node(), workload, Sla.parse(text), jobs=1)
+    table = find_carried(report, jobs=1)
+    print(_told(table, asked_sample), file=sys.stderr, flush=True)
+    if kept is not None:
+        tables.append({"inputs": inputs, "table": table.to_json()})
+        kept.write_text(json.dumps(tables, indent=1))
+    return table
 
 
 def list_rows(table: CapacityTable, scenario: Scenario) -> list[Row]:
@@ -209,13 +177,17 @@ def list_rows(table: CapacityTable, scenario: Scenario) -> list[Row]:
     def all_still(number: int, scale: float) -> tuple[Served, ...]:
         return tuple(still(number, run, scale) for run in range(len(workloads)))
 
-    most = len(table.entries) - 1
+    def is_feasible(scale: float) -> bool:
+        numbers = range(len(table.entries) - 1, -1, -1)
+        met_once = (number for number in numbers if still(number, 0, scale).is_met)
+        return any(all(s.is_met for s in all_still(number, scale)) for number in met_once)
+
     rows = []
     for tuned, scales in (("before", SCALES[:1]), ("in hindsight", SCALES)):
         if tuned == "before":
             number = table.entries.index(cheapest(table, _rate(before, table)) or table.entries[-1])
         else:
-            number = _best([still(n, 0, SCALES[0]) for n in range(most + 1)])
+            number = _best([still(n, 0, SCALES[0]) for n in range(len(table.entries))])
         start = table.entries[number]
         for scale in scales:
             steered = [_serve(node, table, start, w, scale, is_steered=True) for w in workloads]
@@ -224,7 +196,7 @@ def list_rows(table: CapacityTable, scenario: Scenario) -> list[Row]:
                 tuned=tuned,
                 start=start,
                 scale=scale,
-                is_feasible=all(s.is_met for s in all_still(most, scale)),
+                is_feasible=is_feasible(scale),
                 still=all_still(number, scale),
                 steered=tuple(steered),
             )
@@ -267,7 +239,7 @@ def _serve(
         workload,
         step_scale=scale,
         steering=steering,
-        envelope=start.settings.caps,
+        envelope=_envelope(table) if is_steered else start.settings.caps,
         devices=DEVICES if is_steered else None,
     )
     report = judge(table.sla, result.measurement)
@@ -277,6 +249,15 @@ def _serve(
         is_met=report.is_met,
         device_h=result.device_seconds(end_s) / HOUR_S,
         changes=len(result.changes),
+    )
+
+
+def _envelope(table: CapacityTable) -> Caps:
+    """Within which every entry's caps lie."""
+    caps = [entry.settings.caps for entry in table.entries]
+    return Caps(
+        max_num_seqs=max(c.max_num_seqs for c in caps),
+        max_num_batched_tokens=max(c.max_num_batched_tokens for c in caps),
     )
 
 
@@ -293,9 +274,10 @@ def _head(num_seeds: int) -> list[str]:
         f"* Llama-3.1-70B fp8, 8xH200, backend gearshift; {num_seeds} runs (seeds {FIRST_SEED} to "
         f"{FIRST_SEED + num_seeds - 1}) per synthetic load, two slices of the Azure code trace: "
         "the loads of `benchmarks.controller_sim`.",
-        "* Both start from the same replicas: *before*, the fewest that carry the load that comes "
-        "first; *in hindsight*, the fewest that meet the SLA on the first of the very runs (where "
-        "none does, those that attain most).",
+        "* Capacity tables are the planner's, of all plans of the node that are worth having.",
+        "* Both start from the same plan: *before*, the one of fewest devices that carries the "
+        "load that comes first; *in hindsight*, the one of fewest devices that meets the SLA on "
+        "the first of the very runs (where none does, the one that attains most).",
         "* The slow loop is the live one (`policies.capacity_loop.decide_capacity`) with the "
         "service's defaults, and has no history when a run begins. A start takes what "
         "`tuner.described.reshape_cost` says (a guess).",
@@ -307,25 +289,24 @@ def _head(num_seeds: int) -> list[str]:
 
 
 def _told(table: CapacityTable, sample: str) -> str:
-    known = ", ".join(f"{e.num_devices}: {e.low_rps:.2f}" for e in table.entries)
-    one = table.entries[0].settings
-    return f"* `{sample}`: replicas of {one}; devices: requests/s carried, low end: {known}."
+    known = ", ".join(f"{e.settings.plan}: {e.low_rps:.2f}" for e in table.entries)
+    return f"* `{sample}`; plans, and requests/s carried, low end: {known}."
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
     lines = [
         "Means over the runs, holding still / slow loop.",
         "",
-        "| load | tuned | start devices | steps | any plan meets | attainment | gain "
+        "| load | tuned | start | steps | any plan meets | attainment | gain "
         "| device hours | changes |",
-        "|---|---|---:|---|---|---|---:|---|---:|",
+        "|---|---|---|---|---|---|---:|---|---:|",
     ]
     for row in rows:
         both = (row.still, row.steered)
         cells = (
             row.scenario,
             row.tuned,
-            f"{row.start.num_devices}",
+            f"{row.start.settings.plan}",
             "as expected" if row.scale == 1 else "slower",
             "yes" if row.is_feasible else "no",
             " / ".join(f"{fmean(s.attainment for s in runs):.1%}" for runs in both),
@@ -344,7 +325,7 @@ def _verdict(rows: Sequence[Row]) -> list[str]:
     lines = [
         "## Better than holding still?",
         "",
-        f"* {len(rows)} rows, in {len(feasible)} of which the most replicas meet the SLA in "
+        f"* {len(rows)} rows, in {len(feasible)} of which any plan of the table meets the SLA in "
         "every run.",
         f"* By more than {100 * TOLERANCE:.0f} point of mean attainment the slow loop is better in "
         f"{len(better)} ({sum(row in feasible for row in better)} of those), worse in "

@@ -25,6 +25,8 @@ MOST_FITTED = 120
 LEAST_FITTED = 12
 # The constant is the mean of this many slots.
 LEVEL_SLOTS = 3
+# As many days are kept; the mean of these has less luck in it than one.
+MOST_PERIODS = 3
 
 
 class Forecaster(Protocol):
@@ -57,9 +59,10 @@ class Constant:
 
 @dataclass(frozen=True)
 class SeasonalNaive:
-    """It goes as it went one period ago, at the level of today.
+    """It goes as it went at this time of the last periods (their mean; ``MOST_PERIODS`` at most),
+    at the level of today.
 
-    The level is the last hour's mean over that of the same hour one period ago, within a factor
+    The level is the last hour's mean over that of the same hour of those periods, within a factor
     of 2 of 1.
     """
 
@@ -73,10 +76,13 @@ class SeasonalNaive:
     def predict(self, history: LoadHistory, horizon: int) -> Rates:
         rates, period = history.rates_rps, self._period(history.slot_s)
         count = max(1, min(round(self.level_s / history.slot_s), len(rates) - period))
+        periods = max(1, min((len(rates) - count) // period, MOST_PERIODS))
+        begins = [len(rates) - nth * period for nth in range(1, periods + 1)]
+        usual = np.mean([rates[begin : begin + period] for begin in begins], axis=0)
         now = float(np.mean(rates[-count:]))
-        then = float(np.mean(rates[len(rates) - period - count : len(rates) - period]))
+        then = float(np.mean([rates[begin - count : begin] for begin in begins]))
         level = float(np.clip(now / then, 0.5, 2.0)) if then > 0 else 1.0
-        return np.resize(rates[-period:], horizon) * level
+        return np.resize(usual, horizon) * level
 
     def _period(self, slot_s: float) -> int:
         return max(1, round(self.period_s / slot_s))

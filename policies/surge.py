@@ -28,6 +28,10 @@ FIRST_DISPERSION = 2.0
 FIRST_READINGS = 12
 # Dispersion is told from about as many readings.
 MOST_READINGS = 60
+# A stretch of fewer requests than this says little of gusts, which are longer: readings are joined,
+# up to so many seconds of them.
+LEAST_STRETCH = 20.0
+MOST_STRETCH_S = 60.0
 # One difference counts no more than one of three standard deviations: a step is no gust.
 MOST_SQUARES = 9.0
 HOUR_S = 3600.0
@@ -73,13 +77,16 @@ class SurgeSum:
 class SurgeMemory:
     """What one reading hands to the next.
 
-    ``read_s``: when it was. ``rate_rps`` and ``seconds`` of the last reading. ``readings`` that
-    dispersion was told from, ``mean_rps`` and ``square_rps`` their mean rate and the variance of
-    the count in a second. ``sums``: one for each of ``RISES``. ``alarmed_s``: since when the alarm
-    stands. ``waiting``: requests that waited then.
+    ``read_s``: when it was. ``joined_requests`` of the ``joined_seconds`` of readings that are no
+    stretch yet (``LEAST_STRETCH``); ``rate_rps`` and ``seconds`` of the last stretch, ``readings``
+    how many dispersion was told from, ``mean_rps`` and ``square_rps`` their mean rate and the
+    variance of the count in a second. ``sums``: one for each of ``RISES``. ``alarmed_s``: since
+    when the alarm stands. ``waiting``: requests that waited then.
     """
 
     read_s: float | None = None
+    joined_requests: float = 0.0
+    joined_seconds: float = 0.0
     rate_rps: float | None = None
     seconds: float = 0.0
     readings: int = 0
@@ -149,7 +156,7 @@ def watch_arrivals(
             f"arrivals: {requests} requests in {seconds} s, {carried_rps}/s carried"
         )
     before = memory
-    memory = _with_dispersion(memory, requests / seconds, seconds)
+    memory = _with_reading(memory, requests, seconds)
     # What is known of gusts before this reading: a step is none.
     dispersion = max(before.dispersion, 1.0)
     sums = tuple(
@@ -187,6 +194,18 @@ def _added(
         requests=known.requests + requests,
         seconds=known.seconds + seconds,
     )
+
+
+def _with_reading(memory: SurgeMemory, requests: float, seconds: float) -> SurgeMemory:
+    """Join readings until gusts of about ``LEAST_STRETCH`` requests are seen whole; the dispersion
+    of what is shorter than they are is too small (as the index of dispersion of counts has it:
+    Cox and Lewis 1966)."""
+    requests, seconds = memory.joined_requests + requests, memory.joined_seconds + seconds
+    is_whole = memory.mean_rps * seconds >= LEAST_STRETCH or seconds >= MOST_STRETCH_S
+    if memory.rate_rps is not None and not is_whole:
+        return replace(memory, joined_requests=requests, joined_seconds=seconds)
+    memory = replace(memory, joined_requests=0.0, joined_seconds=0.0)
+    return _with_dispersion(memory, requests / seconds, seconds)
 
 
 def _with_dispersion(memory: SurgeMemory, rate_rps: float, seconds: float) -> SurgeMemory:

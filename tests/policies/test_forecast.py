@@ -51,6 +51,19 @@ def test_a_daily_load_is_forecast_by_yesterday() -> None:
     assert len(judged.errors) == 6
 
 
+def test_the_mean_of_three_days_errs_less_than_yesterday_alone() -> None:
+    """Of one request a second a minute's count is luck by an eighth; that of three days by less."""
+    forecaster, means = SeasonalNaive(), days(4) / 10
+    known = noisy(means[: 3 * DAY_SLOTS + 700])
+    coming = means[3 * DAY_SLOTS + 700 :][:60]
+
+    def error(days_known: int) -> float:
+        some = known.newest(days_known * DAY_SLOTS + 60)
+        return float(np.mean(np.abs(forecaster.predict(some, 60) - coming)))
+
+    assert error(3) < 0.8 * error(1)
+
+
 def test_noise_around_a_level_stays_with_the_constant() -> None:
     chosen, _ = choose(noisy(np.full(60, 5.0)), HORIZON, forecasters=(CONSTANT, SeasonalNaive()))
     assert chosen is CONSTANT

@@ -69,10 +69,11 @@ def test_of_a_poisson_load_that_is_just_carried_alarms_are_as_rare_as_asked_for(
     assert len(alarms_s) <= LIMITS.false_alarms_per_h * hours
 
 
-@pytest.mark.parametrize("rate_rps", [5.0, 40.0])
-def test_so_they_are_of_a_load_that_comes_in_gusts(rate_rps: float) -> None:
+@pytest.mark.parametrize(("rate_rps", "cv"), [(1.0, 3.0), (5.0, 2.0), (5.0, 3.0), (40.0, 2.0)])
+def test_so_they_are_of_a_load_that_comes_in_gusts(rate_rps: float, cv: float) -> None:
+    """Of few requests a second, gusts last for longer than a reading."""
     hours = 40
-    memory, alarms_s = follow(gusts(rate_rps, hours * READINGS_PER_H, 7), rate_rps)
+    memory, alarms_s = follow(gusts(rate_rps, hours * READINGS_PER_H, 7, cv=cv), rate_rps)
     assert len(alarms_s) <= LIMITS.false_alarms_per_h * hours
     assert memory.dispersion > 2.0
 

@@ -6,8 +6,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from engine.spec.inventory import Inventory, RankKind
 from engine.spec.measurement import Fidelity
 from engine.spec.model import ModelConfig
@@ -25,6 +23,7 @@ from policies.capacity_table import CapacityTable, CarriedRate
 from policies.capacity_watch import Look, watch
 from policies.decision import Action, LoadWindow
 from policies.forecast import Forecast, choose, forecast
+from policies.forecasters import Forecaster
 from policies.load_history import SLOT_S, LoadHistory, LoadSlot, luck_of, rate_of
 from policies.observation import Observation, TrafficWindow, join_windows
 from policies.switch_costs import StartSeconds, switch_costs
@@ -58,8 +57,9 @@ class CapacitySteering:
     """Asks ``policies.capacity_loop.decide_capacity`` every ``slow_s``, and at once where a window
     misses the SLA or brings more than the entry in force carries.
 
-    ``past``: rates f8[N] of the slots before the run, in requests of the table's mix. ``turns`` has
-    every decision of the last run.
+    ``past``: the slots before the run, in requests of the table's mix.
+    ``forecasters``: those to choose from (None: ours and those of extensions). ``turns`` has every
+    decision of the last run.
 
     Raises:
         TunerError: a start plan that the table does not have, when the run asks.
@@ -73,7 +73,8 @@ class CapacitySteering:
         devices: int,
         start_s: StartSeconds,
         limits: CapacityLimits | None = None,
-        past: Sequence[float] = (),
+        past: LoadHistory | None = None,
+        forecasters: Sequence[Forecaster] | None = None,
         slow_s: float = SLOW_S,
     ) -> None:
         self.turns: list[CapacityTurn] = []
@@ -82,7 +83,8 @@ class CapacitySteering:
         self._inventory = Inventory(kind=RankKind.PACED, max_ranks=devices)
         self._start_s = start_s
         self._limits = limits or CapacityLimits(max_devices=devices)
-        self._past = tuple(past)
+        self._past = past
+        self._forecasters = forecasters
         self._slow_s = slow_s
         self.first_s()
 
@@ -189,11 +191,12 @@ class CapacitySteering:
 
     def _forecast(self, now_s: float) -> Forecast | None:
         now = LoadHistory.of(self._slots, mix=self._table.mix)
-        history = LoadHistory(rates_rps=np.array(self._past)).before(now)
+        history = now if self._past is None else self._past.before(now)
         if not len(history):
             return None
         if self._chosen_s is None or now_s - self._chosen_s >= CHOOSE_EVERY_S:
-            self._chosen = choose(history, HORIZON_SLOTS, forecasters=list_forecasters())
+            forecasters = self._forecasters or list_forecasters()
+            self._chosen = choose(history, HORIZON_SLOTS, forecasters=forecasters)
             self._chosen_s = now_s
         return forecast(history, HORIZON_SLOTS, chosen=self._chosen)
 

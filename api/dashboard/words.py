@@ -22,7 +22,11 @@ _STANDINGS: dict[Standing, tuple[str, str, str]] = {
     Standing.CONDITION: ("bad", "condition", ""),
     Standing.REFUSED: ("bad", "refused", "the engine refused its newest policy"),
     Standing.UNHEALTHY: ("bad", "unhealthy", "its ranks keep failing: see the engine's log"),
-    Standing.SILENT: ("bad", "silent", "no heartbeat: see whether the engine runs"),
+    Standing.SILENT: (
+        "bad",
+        "silent",
+        "no heartbeat: see whether it runs; if it was killed, gearshift engines forget",
+    ),
     Standing.MISSED: ("warn", "SLA missed", ""),
     Standing.CHANGING: ("warn", "changing", "waits for the engine to apply"),
     Standing.FINE: ("good", "fine", ""),

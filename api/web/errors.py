@@ -179,7 +179,8 @@ def _field_error(
             detail = f"unknown field {word!r}{did_you_mean(word, known)}"
             return FieldError(pointer=_pointer(location), detail=detail)
         case _:
-            return FieldError(pointer=_pointer(location), detail=found["msg"])
+            detail = found["msg"].removeprefix("Value error, ")
+            return FieldError(pointer=_pointer(location), detail=detail)
 
 
 def _line_and_column(body: Any, position: Any) -> str:

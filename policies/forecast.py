@@ -122,6 +122,13 @@ def choose(
     return best, least
 
 
+def judge(forecaster: Forecaster, history: LoadHistory, horizon: int) -> Backtest:
+    """How ``forecaster`` did on this history, where it had enough; with no errors else."""
+    is_judgeable = forecaster is CONSTANT or judgeable(history, horizon, [forecaster])
+    at = _origins(len(history), horizon, NUM_ORIGINS) if is_judgeable else []
+    return backtest(forecaster, history, horizon, at)
+
+
 def judgeable(
     history: LoadHistory,
     horizon: int,

@@ -85,8 +85,9 @@ def _remote(address: str) -> Answer:
 
 
 @contextmanager
-def answering(url: str) -> Iterator[None]:
-    """End with one line where the service or engine at ``url`` refuses, or does not answer."""
+def answering(url: str, *, way_out: str = "") -> Iterator[None]:
+    """End with one line where the service or engine at ``url`` refuses, or does not answer, which
+    ``way_out`` follows."""
     import httpx
 
     from api.clients.errors import ClientError
@@ -96,7 +97,7 @@ def answering(url: str) -> Iterator[None]:
     except ClientError as error:
         fail(f"{url}: {error}")
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-        fail(f"{url}: no answer ({error})")
+        fail(f"{url}: no answer ({error}){way_out}")
     except (ValueError, LookupError, TypeError):
         fail(f"{url}: answers, but not as expected; is it the right address?")
 

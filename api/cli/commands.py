@@ -54,7 +54,10 @@ _TABLE = {
         "engines:forecast",
         "Say what load the next minutes are expected to bring.",
     ),
-    "engines forget": ("engines:forget", "Observe a server no more."),
+    "engines forget": (
+        "engines:forget",
+        "Observe a server no more, or end a killed engine.",
+    ),
     "workload sample": ("workload:sample", "Write a workload as a trace, for whoever has none."),
     "workload show": ("workload:show", "Say what a workload is: requests, rates, lengths, cuts."),
     "workload upload": ("workload_service:upload", "Upload a trace to the control plane."),

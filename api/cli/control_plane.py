@@ -55,9 +55,12 @@ class ControlPlane:
         if not is_http_url(full_url(self.service)):
             fail(f"--service {self.service!r}: write it as in {SERVICE}")
         if self.service_key is None:
-            fail("--service needs a key: --service-key, or GEARSHIFT_CONTROL_KEY")
+            fail(
+                "--service needs a key: --service-key, or GEARSHIFT_CONTROL_KEY; where it runs, "
+                "'gearshift keys create NAME --scope SCOPE' makes one"
+            )
         with (
-            answering(self.service),
+            answering(self.service, way_out="; does 'gearshift serve' run there?"),
             Client(self.service, self.service_key, timeout_s=timeout_s) as client,
         ):
             yield client

@@ -193,15 +193,20 @@ def advise(
 
 @grouped()
 def forget(engine: EngineArgument, plane: ControlPlane) -> None:
-    """Observe a server no more; what was seen of it stays."""
+    """Observe a server no more, or call an engine ended that was killed; what was seen stays.
+
+    An engine that lives says itself when it ends.
+    """
     with plane.client() as client:
-        engine_id = find_engine_id(client, engine)
-        client.get_engine_observation(engine_id)  # one that reports itself says so itself
-        client.deregister_engine(engine_id)
+        found = find_engine(client, engine)
+        if found.system is None and found.is_alive:
+            fail(f"{engine} reports here itself: end its process, and it says so")
+        client.deregister_engine(found.id)
     if plane.as_json:
-        print_json({"forgotten": engine_id})
+        print_json({"forgotten": found.id})
     else:
-        typer.echo(f"{engine} is observed no more")
+        did = "has ended" if found.system is None else "is observed no more"
+        typer.echo(f"{engine} {did}")
 
 
 def _read_table(path: Path) -> Json:

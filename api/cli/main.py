@@ -67,9 +67,15 @@ def _end_interrupted() -> NoReturn:
 
 
 class _Group(TyperGroup):
-    """A group whose stubs give way to the real commands where the shell asks for completions."""
+    """A group whose stubs give way to the real commands where the shell asks for completions, and
+    that says in one line which command was meant."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        word = args[0]
+        is_wrong = not word.startswith("-") and self.get_command(ctx, word) is None
+        if is_wrong and not ctx.resilient_parsing:
+            way_out = f"see {ctx.command_path} --help"
+            fail(f"no command {word!r}{did_you_mean(word, self.commands)}; {way_out}")
         name, stub, rest = super().resolve_command(ctx, args)
         ref = getattr(getattr(stub, "callback", None), "ref", None)
         if not ctx.resilient_parsing or ref is None:

@@ -16,15 +16,13 @@ from api.cli.groups import writing
 from policies.numbers import short
 
 if TYPE_CHECKING:
-    from engine.spec.model import DType, ModelConfig
     from engine.spec.plan import ParallelPlan
     from engine.spec.settings import Caps
     from tuner.described.server_profile import ProfiledPlan, ServerProfile
     from tuner.servers.command import ServerCommand
     from tuner.servers.profile import Asked, OnEvent
 
-DEFAULT_SYSTEM = "vllm"
-OWN = "gearshift"
+VLLM, OWN = "vllm", "gearshift"
 DEFAULT_PLAN = "tp=1"
 # Quiet servers come out below a tenth.
 MUCH = 0.25
@@ -41,8 +39,8 @@ class ProfiledServer:
     engine: Annotated[
         str | None,
         typer.Option(
-            help="What serves: vllm (by default with --url), sglang or gearshift. Without --url a "
-            "server of vllm or sglang is started for each --plan, and ended.",
+            help="What serves: vllm, sglang or gearshift; beside --url where it does not say so "
+            "itself. Without --url vllm or sglang is started for each --plan, and ended.",
         ),
     ] = None
     engine_command: Annotated[
@@ -100,7 +98,7 @@ class ProfiledServer:
         """
         from engine.spec.plan import parse_plan
         from tuner.described.parse import read_rank_dtype
-        from tuner.servers.profile import joined
+        from tuner.servers.profile import Asked, joined, profile_server
         from tuner.work.models import load_model
 
         if model is None:
@@ -110,41 +108,54 @@ class ProfiledServer:
         plans = [parse_plan(text).plan for text in self.plan or [DEFAULT_PLAN]]
         if len(set(plans)) < len(plans):
             fail("--plan names one plan twice")
-        asked = [self._asked(shape, number_format, plan, device, seconds) for plan in plans]
+        self._check_url(plans)
+        system = self.engine or self._told_system()
+        asked = [
+            Asked(
+                url=self.url or "",
+                system=system,
+                model=shape,
+                dtype=number_format,
+                plan=plan,
+                caps=self._caps(system, plan, device),
+                seconds=seconds,
+            )
+            for plan in plans
+        ]
         if self.url is None:
             return joined(list(self._started(model, asked, say)))
+        return profile_server(asked[0], on_event=say)
+
+    def _check_url(self, plans: list[ParallelPlan]) -> None:
+        if self.url is None:
+            return
         if self.engine_command is not None:
             fail("--engine-command starts a server, and --url names one that runs: leave one out")
         if len(plans) > 1:
             fail("--url: a server that runs has one plan; name that one")
-        from tuner.servers.profile import profile_server
 
-        return profile_server(asked[0], on_event=say)
+    def _told_system(self) -> str:
+        """What serves at the URL, by its own word; ends where it says nothing that is known."""
+        from tuner.load.http_target import SAYING_SYSTEMS, get_served_model
 
-    def _asked(
-        self, model: ModelConfig, dtype: DType, plan: ParallelPlan, device: str, seconds: float
-    ) -> Asked:
-        from tuner.servers.profile import Asked
+        assert self.url is not None, "without a URL, --engine is what made it a server"
+        served = get_served_model(self.url)
+        if served.system is None:
+            says = f"says {served.owner!r}" if served.owner else "does not say"
+            fail(
+                f"--url: that server {says}; name what serves: --engine "
+                f"{', '.join(SAYING_SYSTEMS[:-1])} or {SAYING_SYSTEMS[-1]}"
+            )
+        return served.system
 
-        return Asked(
-            url=self.url or "",
-            system=self.engine or DEFAULT_SYSTEM,
-            model=model,
-            dtype=dtype,
-            plan=plan,
-            caps=self._caps(plan, device),
-            seconds=seconds,
-        )
-
-    def _caps(self, plan: ParallelPlan, device: str) -> Caps:
+    def _caps(self, system: str, plan: ParallelPlan, device: str) -> Caps:
         """Those named, else what such a server has where nobody names any."""
         from tuner.answers.asked import NamedCaps
         from tuner.backends import load_profile
         from tuner.servers.command import cpu_caps
 
-        system = self.engine or DEFAULT_SYSTEM
         usual = load_profile(system).default_caps
-        if system == DEFAULT_SYSTEM and device == "cpu":
+        if system == VLLM and device == "cpu":
             usual = cpu_caps(plan.pp * plan.tp)
         named = NamedCaps(
             max_num_seqs=self.max_num_seqs, max_num_batched_tokens=self.max_num_batched_tokens
@@ -155,13 +166,13 @@ class ProfiledServer:
         from tuner.servers.command import DEFAULT_START_TIMEOUT_S
         from tuner.servers.profile import profile_started
 
-        command = self._command(model, asked[0].dtype)
+        command = self._command(model, asked[0])
         limit_s = self.start_timeout_s or DEFAULT_START_TIMEOUT_S
         for each in asked:
             say(f"starting {command.system} with {each.plan}")
             yield profile_started(each, command, start_timeout_s=limit_s, on_event=say)
 
-    def _command(self, model: Path, dtype: DType) -> ServerCommand:
+    def _command(self, model: Path, asked: Asked) -> ServerCommand:
         from tuner.hardware import Precision
         from tuner.servers.command import ServerCommand, read_system
 
@@ -171,9 +182,9 @@ class ProfiledServer:
                 "more; with --url it is seen from outside"
             )
         command = ServerCommand(
-            system=read_system(self.engine or DEFAULT_SYSTEM),
+            system=read_system(asked.system),
             model=str(model),
-            precision=Precision.of(dtype),
+            precision=Precision.of(asked.dtype),
             prefix=self.engine_command,
         )
         command.require_program()

@@ -37,7 +37,7 @@ def read_settings(**options: Any) -> ServiceSettings:
         name = str(first["loc"][0])
         is_option = name in given
         where = f"--{name.replace('_', '-')}" if is_option else f"{PREFIX}{name.upper()}"
-        fail(f"{where}={first['input']}: {first['msg']}")
+        fail(f"{where}={first['input']}: {first['msg'].removeprefix('Value error, ')}")
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
+import typer
+
 GAP = 2
 # A time, a state and two or three short words.
 SHORT_CHARS = 16
@@ -12,11 +14,14 @@ SHORT_CHARS = 16
 
 def print_rows(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table whose first column, an id to be copied, stands whole; other cells take as many
-    lines as they need, broken between words where these have room."""
+    lines as they need, broken between words where these have room. Without rows: none."""
     from rich.console import Console
     from rich.table import Column, Table
 
     told = [tuple(row) for row in rows]
+    if not told:
+        typer.echo("none")
+        return
     # What others wrote is no markup.
     console = Console(markup=False, highlight=False)
     room = console.width - GAP * (len(headings) - 1)

@@ -13,8 +13,10 @@ class ClientError(Exception):
     """The service refused; the message is its own, ``problem`` the whole document."""
 
     def __init__(self, status: int, problem: Json) -> None:
-        details = [f"{e['pointer']}: {e['detail']}" for e in problem.get("errors", [])]
-        message = "; ".join([str(problem.get("detail", "no detail")), *details])
+        detail = str(problem.get("detail", "no detail"))
+        parts = [f"{e['pointer']}: {e['detail']}" for e in problem.get("errors", [])]
+        # Of a file as a whole the only part is what was said already.
+        message = "; ".join([detail, *(part for part in parts if part != f": {detail}")])
         super().__init__(f"{status} {problem.get('code', '')}: {message}")
         self.status = status
         self.problem = problem

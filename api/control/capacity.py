@@ -67,7 +67,7 @@ class CapacityLoop:
 
     def __init__(self, context: AppContext) -> None:
         self._context = context
-        self._choices = ForecasterChoices()
+        self._choices = ForecasterChoices(context.settings.forecaster)
 
     def turn(
         self,

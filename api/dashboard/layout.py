@@ -12,6 +12,8 @@ import structlog
 from fastapi import Request
 from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
+from nicegui.events import GenericEventArguments
+from pydantic import ValidationError
 
 from api.dashboard.paths import LOGIN, LOGOUT
 from api.dashboard.style import STYLE, THEMES
@@ -162,6 +164,48 @@ def facts(pairs: Sequence[tuple[str, str]]) -> Callable[[Sequence[str]], None]:
     return change
 
 
+class Table(ui.table):
+    """A table of which the browser is sent the rows that it shows, ``page`` at a time (0: all).
+
+    All 1,000 rows of a job were sent again with each new trial, however few of them one saw.
+    """
+
+    def __init__(self, columns: list[Row], rows: list[Row], page: int) -> None:
+        super().__init__(
+            columns=columns,
+            rows=[],
+            row_key="key",
+            pagination={"page": 1, "rowsPerPage": page, "rowsNumber": 0},
+        )
+        self._all: list[Row] = []
+        self._hide_turning(True)
+        self.on("request", self._turn, ["pagination"])
+        self.show_rows(rows)
+
+    def show_rows(self, rows: list[Row]) -> None:
+        """Other rows; what is seen of them is sent, if it changes."""
+        self._all = rows
+        self._show(self.pagination["page"])
+
+    def _turn(self, asked: GenericEventArguments) -> None:
+        self._show(int(asked.args["pagination"]["page"]))
+
+    def _show(self, page: int) -> None:
+        size = self.pagination["rowsPerPage"] or max(1, len(self._all))
+        page = max(1, min(page, -(-len(self._all) // size)))
+        place = {**self.pagination, "page": page, "rowsNumber": len(self._all)}
+        shown = self._all[(page - 1) * size : page * size]
+        if place != self.pagination:
+            self.pagination = place
+            self._hide_turning(len(self._all) <= size)
+        if shown != self.rows:
+            self.rows = shown
+
+    def _hide_turning(self, is_hidden: bool) -> None:
+        """What turns pages is there only where there are several."""
+        self.props["hide-pagination"] = is_hidden
+
+
 def table(
     columns: Sequence[tuple[str, str]],
     rows: list[Row],
@@ -169,7 +213,7 @@ def table(
     none: str = "nothing yet",
     page: int = 0,
     breaks: Collection[str] = (),
-) -> ui.table:
+) -> Table:
     """A table with columns of name and label; narrow screens show each row as a list.
 
     ``page`` rows at a time, 0: all; ``none`` stands where there are no rows; ``breaks`` are columns
@@ -179,24 +223,10 @@ def table(
         {"name": n, "label": t, "field": n, "align": "left", "classes": "breaks" * (n in breaks)}
         for n, t in columns
     ]
-    found = ui.table(columns=made, rows=rows, row_key="key", pagination=page or None)
+    found = Table(made, rows, page)
     found.add_slot("body", CELLS)
     found.props(f'flat :rows-per-page-options="[{page}]"').props["no-data-label"] = none
-    _page_if_needed(found)
     return found.classes("w-full")
-
-
-def set_rows(shown: ui.table, rows: list[Row]) -> None:
-    """Send a table's rows, if they are others."""
-    if shown.rows != rows:
-        shown.rows = rows
-        _page_if_needed(shown)
-
-
-def _page_if_needed(shown: ui.table) -> None:
-    """What turns pages is there only where there are several."""
-    page = (shown.pagination or {}).get("rowsPerPage") or 0
-    shown.props["hide-pagination"] = not 0 < page < len(shown.rows)
 
 
 def chart(options: Row, label: str) -> ui.echart:
@@ -246,6 +276,11 @@ def told_of(refusal: ApiError) -> str:
     """What was refused and why, each part with where it stands."""
     details = [f"{e.pointer}: {e.detail}" if e.pointer else e.detail for e in refusal.errors]
     return "; ".join(details) or refusal.detail
+
+
+def wrong_fields(error: ValidationError) -> dict[str, str]:
+    """What is wrong with a form, by the name of the field."""
+    return {str(e["loc"][0]): e["msg"].removeprefix("Value error, ") for e in error.errors()}
 
 
 def poll(refresh: Callable[[], Awaitable[None]], every_s: float = POLL_S) -> ui.timer:

@@ -7,6 +7,7 @@ from typing import Any
 
 from api.documents.policy import settings_in
 from api.documents.reasons import meaning
+from api.schemas.observed import UNNAMED
 from api.schemas.serving import EngineView
 from api.services.overview import EngineOverview, Standing
 from engine.spec.errors import EngineError
@@ -16,13 +17,15 @@ from store.models import JobState, RolloutState, Sight
 from store.models.base import utc_now
 
 NONE = "–"
-# What an observed server's model is called where nobody said.
-UNNAMED = "MODEL"
 _STANDINGS: dict[Standing, tuple[str, str, str]] = {
     Standing.CONDITION: ("bad", "condition", ""),
     Standing.REFUSED: ("bad", "refused", "the engine refused its newest policy"),
     Standing.UNHEALTHY: ("bad", "unhealthy", "its ranks keep failing: see the engine's log"),
-    Standing.SILENT: ("bad", "silent", "no heartbeat: see whether the engine runs"),
+    Standing.SILENT: (
+        "bad",
+        "silent",
+        "no heartbeat: see whether it runs; if it was killed, gearshift engines forget",
+    ),
     Standing.MISSED: ("warn", "SLA missed", ""),
     Standing.CHANGING: ("warn", "changing", "waits for the engine to apply"),
     Standing.FINE: ("good", "fine", ""),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tuner.workload.spec import WorkloadSpec
 
-_NAMED = re.compile(r"\s*(wl_[0-9a-f]{21})\s*(,.*)?", re.DOTALL)
+_NAMED = re.compile(r"\s*(wl_\w+)\s*(,.*)?", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,6 +119,6 @@ async def heartbeat(
 def deregister(
     engine_id: str, context: Context, caller: Applier, credential: EngineCredential = None
 ) -> None:
-    """The engine ends: free its devices; its history stays."""
+    """The engine ends: free its devices; its history stays. Of a live engine only it may say so."""
     with context.database.begin() as uow:
-        engines.deregister(uow, engine_id, credential=credential, caller=caller)
+        engines.deregister(uow, engine_id, context.settings, credential=credential, caller=caller)

@@ -16,6 +16,8 @@ from policies.advice import AdviceReason
 from store.models import Sight
 from tuner.hardware.precision import Precision
 
+# The model of whose name nobody said anything.
+UNNAMED = "MODEL"
 Cap = Annotated[int, Field(ge=1, le=MAX_COLUMN), NUMBER]
 
 
@@ -39,7 +41,7 @@ class ObserveRequest(Body):
         default=None, description="Tokens per step; null: the system's default"
     )
     model: str = Field(
-        default="MODEL", min_length=1, max_length=300, description="What launch commands name"
+        default=UNNAMED, min_length=1, max_length=300, description="What launch commands name"
     )
     precision: Precision = Precision.BF16
     max_model_len: Cap | None = None

@@ -77,15 +77,22 @@ def register(
     return row, issued
 
 
-def deregister(uow: UnitOfWork, engine_id: str, *, credential: str | None, caller: Caller) -> None:
+def deregister(
+    uow: UnitOfWork,
+    engine_id: str,
+    settings: ServiceSettings,
+    *,
+    credential: str | None,
+    caller: Caller,
+) -> None:
     """The engine ends: its devices are free again; its history stays. An observed one is looked at
-    no more, whoever says so.
+    no more, and one that was killed stands as silent no more, whoever says so.
 
     Raises:
-        ApiError: 403, not from the engine itself.
+        ApiError: 403, it lives, and this is not from itself.
     """
     row = uow.engines.get(engine_id)
-    if row.system is None:
+    if row.system is None and identity.is_alive(row, settings):
         identity.require_own(row, credential)
     uow.servers.remove(engine_id)
     uow.devices.release(leases.holder_of(row))

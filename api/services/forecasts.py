@@ -9,7 +9,7 @@ from api.documents.control_state import slot_of
 from api.schemas.serving import ForecastView
 from api.web.errors import ApiError
 from policies.capacity_table import CapacityTable
-from policies.forecast import Backtest, Forecast, choose, forecast
+from policies.forecast import Backtest, Forecast, choose, forecast, judge
 from policies.forecasters import CONSTANT, Forecaster, SeasonalNaive
 from policies.load_history import LoadHistory, LoadSlot
 from store import UnitOfWork
@@ -72,7 +72,7 @@ def choose_known(uow: UnitOfWork, engine: EngineRow, history: LoadHistory) -> Ch
     known = next((f for f in list_forecasters() if f.name == name), None)
     if known is None:
         return choose_cheaply(history)
-    return choose(history, HORIZON_SLOTS, forecasters=(CONSTANT, known))
+    return known, judge(known, history, HORIZON_SLOTS)
 
 
 def choose_cheaply(history: LoadHistory) -> Chosen:

@@ -9,6 +9,7 @@ from api.documents.launch import launch_for
 from api.documents.policy import PolicyDocument, envelope_in
 from api.documents.recommendation import recommended_settings, within_envelope
 from api.schemas.launch import LaunchView
+from api.schemas.observed import UNNAMED
 from api.schemas.serving import ChangeSet
 from api.services import observed, policies
 from api.services.policies import Authorship
@@ -46,7 +47,8 @@ def apply(
     after, control, left_out = as_policy(uow, recommendation_id, engine, before)
     by = Authorship(caller=caller, origin="recommendation", reason=reason)
     found = policies.write(uow, engine, before, after, by, control=control, is_dry_run=is_dry_run)
-    return found.model_copy(update={"warnings": [*found.warnings, *left_out]})
+    told = [*found.warnings, *left_out, *_other_model(uow, recommendation_id, engine)]
+    return found.model_copy(update={"warnings": told})
 
 
 def as_policy(
@@ -80,6 +82,23 @@ def as_policy(
         ),
     }
     return after, control, left_out
+
+
+def _other_model(uow: UnitOfWork, recommendation_id: str, engine: EngineRow) -> list[str]:
+    """That another model was tuned, as far as names tell."""
+    job_id = uow.recommendations.get(recommendation_id).job_id
+    job = None if job_id is None else uow.jobs.find(job_id)
+    tuned, served = (
+        _name("" if job is None else job.spec.get("model_dir", "")),
+        _name(engine.model_name),
+    )
+    if not tuned or served in (tuned, UNNAMED):
+        return []
+    return [f"tuned for {tuned}, and the engine serves {served}: see that they are one model"]
+
+
+def _name(model: str) -> str:
+    return model.rstrip("/").rpartition("/")[2]
 
 
 def settings_of(uow: UnitOfWork, recommendation_id: str) -> Settings:

@@ -24,6 +24,7 @@ from tuner.spec.errors import TunerError
 
 PROBLEM_TYPE = "application/problem+json"
 CURSOR = "/query/cursor"
+BODY = ("body",)
 DOMAIN_ERRORS = (EngineError, PolicyInputError, TunerError, StoreError)
 # ("body", NAME): a field of the body itself.
 TOP_LEVEL = 2
@@ -173,13 +174,22 @@ def _field_error(
             where = _line_and_column(error.body, location[-1])
             detail = f"{found['msg']}{where}: {found['ctx']['error']}"
             return FieldError(pointer="", detail=detail)
+        case "model_attributes_type" | "dict_type" if location == BODY and not _is_json(request):
+            kind = request.headers.get("content-type", "none")
+            detail = f"send JSON: the Content-Type must be application/json, and is {kind}"
+            return FieldError(pointer="", detail=detail)
         case "extra_forbidden":
             word = str(location[-1])
             known = _known_fields(request) if len(location) == TOP_LEVEL else ()
             detail = f"unknown field {word!r}{did_you_mean(word, known)}"
             return FieldError(pointer=_pointer(location), detail=detail)
         case _:
-            return FieldError(pointer=_pointer(location), detail=found["msg"])
+            detail = found["msg"].removeprefix("Value error, ")
+            return FieldError(pointer=_pointer(location), detail=detail)
+
+
+def _is_json(request: Request) -> bool:
+    return "json" in request.headers.get("content-type", "")
 
 
 def _line_and_column(body: Any, position: Any) -> str:

@@ -15,6 +15,7 @@ from api.documents.places import Place, Places
 from api.web.addresses import Network, read_networks
 from engine.spec.limits import RequestLimits
 from store.errors import StoreError
+from tuner.spec.errors import TunerError
 
 PREFIX = "GEARSHIFT_"
 LIMITS = RequestLimits()
@@ -106,6 +107,11 @@ class ServiceSettings(BaseSettings):
         ge=0,
         description="Least seconds for which fewer devices must have done before they are given "
         "back; never less than a start and a drain take.",
+    )
+    forecaster: str | None = Field(
+        default=None,
+        description="Who forecasts every engine's load, as in seasonal_naive; default: for each "
+        "whoever forecast it best so far.",
     )
     cool_down_down_s: float = Field(
         default=300.0, ge=0, description="Least seconds before settings follow a falling load."
@@ -201,6 +207,18 @@ class ServiceSettings(BaseSettings):
     def _are_networks(cls, text: str) -> str:
         read_networks(text)
         return text
+
+    @field_validator("forecaster")
+    @classmethod
+    def _is_known(cls, name: str | None) -> str | None:
+        if name is not None:
+            from tuner.spec.forecasters import get_forecaster  # loads all of numpy
+
+            try:
+                get_forecaster(name)
+            except TunerError as error:
+                raise ValueError(str(error)) from error
+        return name
 
     @property
     def networks(self) -> tuple[Network, ...]:

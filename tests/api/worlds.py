@@ -116,10 +116,10 @@ def recommendation_document() -> Json:
     }
 
 
-def add_recommendation(database: Database) -> str:
+def add_recommendation(database: Database, **spec: Any) -> str:
     """Keep a recommendation as a finished job would."""
     with database.begin() as uow:
-        job = uow.jobs.add(spec={}, num_trials=1, created_by="key_test")
+        job = uow.jobs.add(spec=spec, num_trials=1, created_by="key_test")
         return uow.recommendations.add(
             job_id=job.id,
             cost_model_id=None,

@@ -32,6 +32,8 @@ REST_S = 3.0
 # A client looks at all its connections, for each of them, whenever a request begins or ends: with a
 # thousand streams on one of them, nine tenths of its time, and it was seconds late.
 REQUESTS_PER_CLIENT = 16
+# Whose ``owned_by`` is their own name; an engine of ours that is paced says more after a comma.
+SAYING_SYSTEMS = ("vllm", "sglang", "gearshift")
 # Of a policy document, what says how the engine runs.
 SETTINGS_PARTS = ("plan", "shift", "caps", "scheduler", "mode")
 
@@ -41,11 +43,19 @@ class ServedModel:
     """What ``/v1/models`` lists first; ``max_model_len`` where the server tells it.
 
     ``paced_as`` is the hardware that an engine of ours without ranks imitates, else None.
+    ``owner`` is what serves, in its own words; empty: it does not say.
     """
 
     name: str
     max_model_len: int | None
     paced_as: str | None = None
+    owner: str = ""
+
+    @property
+    def system(self) -> str | None:
+        """The serving system that it says it is, of those that say so; None: of no known one."""
+        word = self.owner.partition(",")[0]
+        return word if word in SAYING_SYSTEMS else None
 
 
 def get_served_model(url: str, *, api_key: str | None = None) -> ServedModel:
@@ -67,6 +77,7 @@ def get_served_model(url: str, *, api_key: str | None = None) -> ServedModel:
             name=str(card["id"]),
             max_model_len=card.get("max_model_len"),
             paced_as=answer.headers.get(PACED_HEADER),
+            owner=str(card.get("owned_by") or ""),
         )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise LoadError(f"{url}: no answer to GET /v1/models ({error})") from error

@@ -37,6 +37,18 @@ class Brought:
         return rates
 
 
+def get_forecaster(name: str) -> Forecaster:
+    """The one of that name.
+
+    Raises:
+        TunerError: there is none, with the known ones; or as for :func:`list_forecasters`.
+    """
+    known = {forecaster.name: forecaster for forecaster in list_forecasters()}
+    if name not in known:
+        raise TunerError(f"no forecaster {name!r}; known are {', '.join(known)}")
+    return known[name]
+
+
 def list_forecasters() -> tuple[Forecaster, ...]:
     """Ours, then those that installed packages bring (``EXTENSIONS``).
 

@@ -23,7 +23,6 @@ from api.dashboard.layout import (
     page_path,
     poll,
     redraw,
-    set_rows,
     table,
 )
 from api.dashboard.observed import Outside, OutsideCard, OutsideReader
@@ -120,8 +119,8 @@ async def show(request: Request, engine_id: str) -> None:
             outside.show(now.outside)
         if replicas is not None:
             replicas.show(settings_in_force(now.found.engine.effective_policy))
-        set_rows(decisions, _decisions(now))
-        set_rows(versions, _versions(now))
+        decisions.show_rows(_decisions(now))
+        versions.show_rows(_versions(now))
         back.show(now.versions)
         editor.note_version(now.found.engine.desired_version)
 

@@ -17,7 +17,6 @@ from api.dashboard.layout import (
     guarded,
     page_path,
     poll,
-    set_rows,
     table,
 )
 from api.dashboard.visit import Visit
@@ -59,7 +58,7 @@ async def show(request: Request) -> None:
 
     def fill(rows: list[Row]) -> None:
         about.set_text(_counts(rows))
-        set_rows(shown, [row for row in rows if _has(row, wanted.value or "")])
+        shown.show_rows([row for row in rows if _has(row, wanted.value or "")])
         there.set_visibility(bool(rows))
         nothing.set_visibility(not rows)
 

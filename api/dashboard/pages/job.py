@@ -24,7 +24,6 @@ from api.dashboard.layout import (
     note,
     page_path,
     poll,
-    set_rows,
     table,
 )
 from api.dashboard.visit import Visit
@@ -68,7 +67,7 @@ async def show(request: Request, job_id: str) -> None:
         await visit.read(lambda uow: look(uow, job_id, known))
         head.show(known)
         if before != known.so_far:
-            set_rows(trials, _rows(known))
+            trials.show_rows(_rows(known))
             below.set_text(_below(known))
         if await visit.read(lambda uow: analyse(uow, job_id, known)):
             drawn.show(known)

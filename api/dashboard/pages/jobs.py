@@ -6,7 +6,7 @@ from fastapi import Request
 from nicegui import ui
 
 from api.dashboard import words
-from api.dashboard.layout import Row, card, empty, frame, page_path, poll, set_rows, table
+from api.dashboard.layout import Row, card, empty, frame, page_path, poll, table
 from api.dashboard.visit import Visit
 from api.schemas.access import Scope
 from api.schemas.tuning import TuningJobView
@@ -52,7 +52,7 @@ async def show(request: Request) -> None:
 
     async def refresh() -> None:
         listed = await visit.read(_read)
-        set_rows(shown, [_row(job) for job in listed])
+        shown.show_rows([_row(job) for job in listed])
         choose(listed)
 
     choose(found)

@@ -18,7 +18,6 @@ from api.dashboard.layout import (
     frame,
     guarded,
     note,
-    set_rows,
     table,
 )
 from api.dashboard.visit import Visit
@@ -116,7 +115,7 @@ class _Keys:
 
     async def _refresh(self) -> None:
         found = await self._visit.read(_read)
-        set_rows(self._table, [_row(key) for key in found])
+        self._table.show_rows([_row(key) for key in found])
         self._which.set_options(_valid(found), value=None)
 
 

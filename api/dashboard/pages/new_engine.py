@@ -8,7 +8,16 @@ from fastapi import Request
 from nicegui import ui
 from pydantic import ValidationError
 
-from api.dashboard.layout import Text, button, card, copied, frame, note, page_path
+from api.dashboard.layout import (
+    Text,
+    button,
+    card,
+    copied,
+    frame,
+    note,
+    page_path,
+    wrong_fields,
+)
 from api.dashboard.visit import Visit
 from api.schemas.access import Scope
 from api.schemas.observed import ObserveRequest
@@ -96,7 +105,7 @@ class _Form:
                 Scope.APPLY, lambda uow, caller: self._keep(uow, asked, caller)
             )
         except ValidationError as error:
-            self._point({str(one["loc"][0]): one["msg"] for one in error.errors()})
+            self._point(wrong_fields(error))
         except ApiError as error:
             if not error.errors:
                 self._say(error.detail)

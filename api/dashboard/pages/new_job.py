@@ -10,7 +10,7 @@ from fastapi import Request
 from nicegui import ui
 from pydantic import ValidationError
 
-from api.dashboard.layout import Text, button, card, frame, note, page_path
+from api.dashboard.layout import Text, button, card, frame, note, page_path, wrong_fields
 from api.dashboard.visit import Visit
 from api.schemas.access import Scope
 from api.schemas.tuning import OnBusy, TuningJobCreate
@@ -149,7 +149,7 @@ class _Form:
             body = TuningJobCreate.model_validate(self._body())
             job_id = await self._visit.act(Scope.TUNE, lambda uow, by: self._create(uow, by, body))
         except ValidationError as error:
-            self._point({str(e["loc"][0]): e["msg"] for e in error.errors()})
+            self._point(wrong_fields(error))
         except ApiError as error:
             if not self._point({e.pointer.lstrip("/"): e.detail for e in error.errors}):
                 raise

@@ -26,7 +26,6 @@ from api.dashboard.layout import (
     page_path,
     poll,
     redraw,
-    set_rows,
     table,
 )
 from api.dashboard.proposal import changes_table
@@ -89,7 +88,7 @@ async def show(request: Request, rollout_id: str) -> None:
     async def refresh() -> None:
         now = await visit.read(lambda uow: _look(uow, rollout_id))
         head.show(now)
-        set_rows(states, _states(now))
+        states.show_rows(_states(now))
         if len(now.pairs) != head.drawn_pairs:
             head.drawn_pairs = len(now.pairs)
             redraw(effect, _effect(now))

@@ -13,7 +13,6 @@ from api.dashboard.layout import (
     frame,
     page_path,
     poll,
-    set_rows,
     table,
 )
 from api.dashboard.visit import Visit
@@ -61,7 +60,7 @@ async def show(request: Request) -> None:
 
     async def refresh() -> None:
         rows = await visit.read(_rows)
-        set_rows(shown, rows)
+        shown.show_rows(rows)
         choose(rows)
 
     choose(found)

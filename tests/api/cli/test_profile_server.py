@@ -23,8 +23,11 @@ SLA = ("--sla", "p95_ttft_ms<=5000")
 
 
 @pytest.fixture
-def served(tiny_dir: Path) -> Iterator[str]:
-    """The address of a stand-in that runs already."""
+def served(
+    request: pytest.FixtureRequest, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The address of a stand-in that runs already; a parameter is what it says that it is."""
+    monkeypatch.setenv("STAND_IN_OWNER", getattr(request, "param", "vllm"))
     port = free_port()
     words = [sys.executable, stand_in.__file__, "--model", str(tiny_dir), "--port", str(port)]
     with ServerProcess(words) as process:
@@ -86,27 +89,47 @@ def settings_of(point: dict[str, object]) -> dict[str, dict[str, int]]:
     return found
 
 
-def test_a_server_that_runs_is_profiled_by_its_address(
-    run: Run, served: str, tiny_dir: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("served", "words", "system"),
+    [
+        ("vllm", (), "vllm"),
+        ("gearshift, paced as 8xh200", (), "gearshift"),
+        ("vllm", ("--engine", "sglang"), "sglang"),
+    ],
+    indirect=["served"],
+)
+def test_a_server_that_runs_is_profiled_by_its_address_as_what_it_says_it_is(
+    run: Run, served: str, words: tuple[str, ...], system: str, tiny_dir: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "server.json"
     done = run(
         "profile", "--url", served, "--model", tiny_dir, "--max-num-seqs", 4, "--seconds", 1,
-        "--out", out, "--json",
+        "--out", out, "--json", *words,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
-    assert told["system"] == "vllm"
+    assert told["system"] == system
     assert told["release"] is None
     assert told["plans"][0]["plan"] == "tp=1"
     assert told["interval"] > 0
 
 
 @pytest.mark.parametrize(
+    ("served", "says"), [("llamacpp", "says 'llamacpp'"), ("", "does not say")], indirect=["served"]
+)
+def test_a_server_of_no_known_kind_is_asked_for_by_name(
+    run: Run, served: str, says: str, tiny_dir: Path, tmp_path: Path
+) -> None:
+    done = run("profile", "--url", served, "--model", tiny_dir, "--out", tmp_path / "p.json")
+    assert done.exit_code == 2, done.output
+    assert f"that server {says}; name what serves: --engine vllm, sglang" in done.stderr
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--url", "http://127.0.0.1:9"), "no answer to GET /v1/models"),
-        (("--url", "http://127.0.0.1:9", "--plan", "pp=2"), "seen from outside, stages"),
+        (("--url", "x:9", "--engine", "vllm", "--plan", "pp=2"), "seen from outside, stages"),
         (("--url", "http://127.0.0.1:9", "--plan", "tp=1", "--plan", "tp=2"), "has one plan"),
         (("--url", "http://127.0.0.1:9", "--engine-command", "x"), "leave one out"),
         (("--url", "http://127.0.0.1:9", "--devices", 3), "--devices: of this machine"),

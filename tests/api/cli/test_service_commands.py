@@ -95,7 +95,7 @@ def test_what_a_finished_job_found_is_told_in_tables(
     assert "p95_ttft_ms 310" in front
     assert "itl" not in front + operator.reads("jobs", "trials", job_id)
     assert "num_devices, p95_ttft_ms" in front
-    assert "knob" in operator.reads("jobs", "importance", job_id)
+    assert operator.reads("jobs", "importance", job_id) == "none\n", "of one trial"
 
 
 def _finished_job(database: Database) -> str:

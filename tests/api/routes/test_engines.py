@@ -278,6 +278,20 @@ def test_a_name_is_free_once_its_engine_is_silent_and_the_old_credential_is_void
     assert client.post(url, json=body, headers=_proof(second["credential"])).status_code == 202
 
 
+def test_an_engine_that_was_killed_is_called_ended_by_whoever_may_apply(
+    client: TestClient, database: Database, settings: ServiceSettings
+) -> None:
+    engine = _keeper(client).json()
+    end = f"/v1/engines/{engine['id']}:deregister"
+    assert client.post(end).status_code == 403
+    with database.begin() as uow:
+        uow.engines.get(engine["id"]).last_heartbeat_at = utc_now() - timedelta(minutes=1)
+    assert client.post(end).status_code == 204
+    assert client.get(f"/v1/engines/{engine['id']}").json()["last_heartbeat_at"] is None
+    with database.read() as uow:
+        assert uow.devices.list_leases(settings.node) == []
+
+
 def test_an_engine_of_an_earlier_version_goes_on_without_a_credential(client: TestClient) -> None:
     answer = client.post("/v1/engines", json=engine_body())
     assert answer.json()["credential"] is None

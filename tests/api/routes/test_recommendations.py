@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.testclient import TestClient
 
 from store import Database
-from tests.api.worlds import CALM, add_recommendation, recommendation_document
+from tests.api.worlds import CALM, add_recommendation, engine_body, recommendation_document
 
 
 def test_a_recommendation_is_exported_as_the_command_of_a_system_that_can_run_it(
@@ -23,6 +23,25 @@ def test_a_recommendation_is_exported_as_the_command_of_a_system_that_can_run_it
     assert "no sequence parallelism" in vllm.json()["detail"]
     assert client.get(path, params={"format": "vlm"}).status_code == 422
     assert client.get(path).status_code == 422
+
+
+def test_a_recommendation_for_a_model_of_another_name_is_applied_with_a_warning(
+    client: TestClient, database: Database
+) -> None:
+    engine_id = client.post("/v1/engines", json=engine_body()).json()["id"]
+
+    def warnings(model_dir: str) -> list[str]:
+        found = add_recommendation(database, model_dir=model_dir)
+        body = {"engine_id": engine_id, "reason": "a test"}
+        answer = client.post(f"/v1/recommendations/{found}:apply?dry_run=true", json=body)
+        assert answer.status_code == 200, answer.text
+        return [text for text in answer.json()["warnings"] if "one model" in text]
+
+    served = engine_body()["model_name"]
+    assert warnings(f"/models/{served}/") == []
+    assert warnings("qwen3-32b") == [
+        f"tuned for qwen3-32b, and the engine serves {served}: see that they are one model"
+    ]
 
 
 def test_what_recommends_nothing_or_was_tuned_on_own_ranks_is_not_exported(

@@ -29,6 +29,13 @@ def test_an_unknown_path_is_a_problem(client: TestClient) -> None:
     _is_problem(client.get("/v1/nothing"), 404, "not_found")
 
 
+def test_a_body_without_its_type_is_told_which_type_to_name(client: TestClient) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = client.post("/v1/tuning-jobs", content="{}", headers=form)
+    _is_problem(answer, 422, "invalid_request")
+    assert "Content-Type must be application/json" in answer.json()["errors"][0]["detail"]
+
+
 def test_an_unknown_job_is_a_problem(client: TestClient) -> None:
     _is_problem(client.get("/v1/tuning-jobs/job_none"), 404, "not_found")
 

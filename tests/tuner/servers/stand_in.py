@@ -3,7 +3,8 @@
 A step of its imaginary device takes ``STEP_S`` and serves at most ``--max-num-seqs`` requests; each
 rank more makes it a little faster. It starts a process of its own, as vLLM does, writes its pid
 to ``$STAND_IN_PIDS``, and dies at its start above ``$STAND_IN_MOST_SEQS`` sequences, as one that is
-out of memory. With ``$STAND_IN_TOKEN`` its metrics are for whoever shows that.
+out of memory. With ``$STAND_IN_TOKEN`` its metrics are for whoever shows that. It says that it is
+vLLM, or what ``$STAND_IN_OWNER`` says.
 """
 
 from __future__ import annotations
@@ -162,7 +163,8 @@ class Handler(BaseHTTPRequestHandler):
             gauge = f"# TYPE vllm:cache_config_info gauge\n{cache}"
             self._answer("".join([*lines, gauge]).encode(), "text/plain")
         elif self.path == "/v1/models":
-            self._answer(json.dumps({"data": [{"id": self.model}]}).encode(), "application/json")
+            card = {"id": self.model, "owned_by": os.environ.get("STAND_IN_OWNER", "vllm")}
+            self._answer(json.dumps({"data": [card]}).encode(), "application/json")
         else:
             self._answer(b"", "text/plain")
 

@@ -22,14 +22,14 @@ from engine.policy.document import (
 )
 from engine.policy.knobs import AppliedPolicy
 from engine.server.errors import ApiError
-from engine.server.patch import PATCH
-from engine.server.served import ServedEngine
-from engine.server.shapes import (
+from engine.server.knob_shapes import (
     CapabilitiesShape,
     ModeRuleShape,
     PolicyChangeShape,
     PolicyShape,
 )
+from engine.server.patch import PATCH
+from engine.server.served import ServedEngine
 from engine.spec.errors import EngineError, PlanError, PolicyError, StalePolicyError
 from engine.spec.held import settings_on, why_not_held
 from engine.spec.plan import ParallelPlan

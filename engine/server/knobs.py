@@ -262,7 +262,7 @@ def knob_router(plane: KnobPlane) -> APIRouter:
 async def _read_patch(request: Request) -> dict[str, Any]:
     try:
         patch = json.loads(await request.body())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ApiError(422, f"the body is not JSON: {error}", code="invalid_request") from error
     if not isinstance(patch, dict):
         raise ApiError(422, "a merge patch is a JSON object", code="invalid_request")

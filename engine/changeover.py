@@ -152,10 +152,11 @@ class Changeover:
         """Stop a replica that was dismissed; the number of requests that go on elsewhere."""
         self._door.see_off(replica)
         left = replica.stop()
+        carried = len(left.streams)
         # Before its processes end, which may take seconds.
         self._door.hand_over(left)
         self._fleet.retire(replica)
-        return len(left.streams)
+        return carried
 
     # -- the way back ----------------------------------------------------------------------------
 
@@ -216,36 +217,33 @@ class Changeover:
         old_slots = [self._fleet.slot_of(r) for r in self._door.list_replicas()]
         old = self._door.shut(max_len=ends.new_max_len)
         left = stop_all(old)
+        carried = len(left.streams)
+        self._door.carry(left)
         self._fleet.drop(old)
         step_id = next_step_id(old)
         (step,) = transition.steps
         try:
             fresh = self._fleet.launch(ends.new, step.start, first_step_id=step_id, is_later=True)
         except BaseException as error:
-            self._fall_back(ends, old_slots, step_id, left, error)
+            self._fall_back(ends, old_slots, step_id, error)
             raise
         put_in_force([])
-        self._door.open(fresh, left, max_len=ends.new_max_len)
+        self._door.open(fresh, max_len=ends.new_max_len)
         self._fleet.close_idle()
-        return len(left.streams)
+        return carried
 
     def _fall_back(
-        self,
-        ends: Ends,
-        slots: Sequence[Slot],
-        step_id: int,
-        left: Handover,
-        error: BaseException,
+        self, ends: Ends, slots: Sequence[Slot], step_id: int, error: BaseException
     ) -> None:
         """Run the old plan again; if that fails too, end every request and say so."""
         try:
             replicas = self._fleet.launch(ends.old, slots, first_step_id=step_id, is_later=True)
-            self._door.open(replicas, left, max_len=ends.old_max_len)
+            self._door.open(replicas, max_len=ends.old_max_len)
         except BaseException as again:
             why = f"a reshape failed ({error}), and so did the way back ({again})"
-            replicas, held = self._door.close(why)
-            streams = {**left.streams, **stop_all(replicas).streams}
-            end_all([*streams.values(), *held], FinishReason.ERROR, why)
+            replicas, waiting = self._door.close(why)
+            streams = stop_all(replicas).streams
+            end_all([*streams.values(), *waiting], FinishReason.ERROR, why)
 
 
 @dataclass(kw_only=True)

@@ -21,6 +21,8 @@ from engine.spec.errors import (
 )
 from engine.spec.request import FinishReason, check_length
 
+NOBODY = "no replica serves any more"
+
 
 class Door:
     """Lets requests in to the replicas. It is shut until the first replicas serve, and while all
@@ -96,7 +98,9 @@ class Door:
                 raise
 
     def abort(self, request_id: str, reason: FinishReason) -> None:
-        """End a request at the next step boundary; unknown ids do nothing."""
+        """End a request at the next step boundary, or at once where none runs; unknown ids do
+        nothing.
+        """
         # Posted under the lock, so that it reaches a replica before a reshape empties it.
         with self._lock:
             held = self._lobby.abort(request_id, reason)
@@ -126,19 +130,21 @@ class Door:
             replicas, self._replicas = self._replicas, []
         return replicas
 
-    def open(self, replicas: list[Replica], left: Handover, *, max_len: int) -> None:
+    def carry(self, left: Handover) -> None:
+        """Keep what replicas that were taken out of service have left, until :meth:`open`."""
+        with self._lock:
+            aborted = self._lobby.carry(left)
+        _end_aborted(aborted)
+
+    def open(self, replicas: list[Replica], *, max_len: int) -> None:
         """Deal the sequences that others have left to ``replicas``, and let held requests in."""
-        for replica, share in zip(replicas, left.deal(len(replicas)), strict=True):
-            replica.adopt(share)
         with self._lock:
             self._replicas = replicas
-            held, aborted = self._lobby.empty()
             self._lobby.max_len = max_len
-            for request_id, reason in aborted.items():
-                for replica in replicas:
-                    replica.abort(request_id, reason)
-            refused = self._let_in(held)
+            lost = _deal(self._lobby.hand_on(), replicas)
+            refused = self._let_in(self._lobby.empty())
         # Callbacks may call the engine back.
+        end_all(lost, FinishReason.ERROR, NOBODY)
         for stream, why in refused:
             end_all([stream], FinishReason.ERROR, why)
 
@@ -179,28 +185,25 @@ class Door:
     def hand_over(self, left: Handover) -> None:
         """Let those that serve go on with what one that was seen off has left."""
         with self._lock:
+            aborted = self._lobby.carry(left)
             heirs = sorted(self._healthy, key=lambda r: (r.is_recovering, r.load_tokens))
-            for replica, share in zip(heirs, left.deal(len(heirs)), strict=True):
-                replica.adopt(share)
-            for request_id, reason in self._lobby.greet().items():
-                for replica in heirs:
-                    replica.abort(request_id, reason)
-        if not heirs:
-            end_all(left.streams.values(), FinishReason.ERROR, "no replica serves any more")
+            lost = _deal(self._lobby.hand_on(), heirs)
+        _end_aborted(aborted)
+        end_all(lost, FinishReason.ERROR, NOBODY)
 
     # -- the end -------------------------------------------------------------------------------
 
     def close(self, why: str | None = None) -> tuple[list[Replica], list[RequestStream]]:
         """Shut for good; ``why`` is what went wrong, where something did.
 
-        Hands out the replicas that served, and the requests that were held: both are the caller's
-        to end.
+        Hands out the replicas that served, and the requests that no replica has: both are the
+        caller's to end.
         """
         with self._lock:
             self._failure = why or self._failure
             replicas, self._replicas, self._leaving = self._everyone, [], []
-            held, _ = self._lobby.empty()
-        return replicas, held
+            waiting = [*self._lobby.hand_on().streams.values(), *self._lobby.empty()]
+        return replicas, waiting
 
     # -- parts ---------------------------------------------------------------------------------
 
@@ -218,8 +221,20 @@ class Door:
         if self._lobby.is_holding:
             self._lobby.hold(stream, max_queue=max_queue)
         else:
-            self._route().submit(stream)
+            self._submit(stream)
         self._admission.take(stream.request)
+
+    def _submit(self, stream: RequestStream, *, has_waited: bool = False) -> None:
+        """Hand it to a replica. One whose loop ends just now takes none, and is unhealthy then."""
+        is_taken = False
+        while not is_taken:
+            replica = self._route()
+            try:
+                replica.submit(stream, has_waited=has_waited)
+                is_taken = True
+            except RankError:
+                if replica.failure is None:
+                    raise
 
     def _route(self) -> Replica:
         """The healthy replica with the fewest tokens to do.
@@ -239,7 +254,20 @@ class Door:
         refused = []
         for stream in held:
             try:
-                self._route().submit(stream, has_waited=True)
+                self._submit(stream, has_waited=True)
             except EngineError as error:
                 refused.append((stream, str(error)))
         return refused
+
+
+def _deal(left: Handover, heirs: list[Replica]) -> list[RequestStream]:
+    """Deal what others have left to ``heirs``; those requests that nobody takes."""
+    if not heirs:
+        return list(left.streams.values())
+    shares = zip(heirs, left.deal(len(heirs)), strict=True)
+    return [stream for heir, share in shares for stream in heir.adopt(share)]
+
+
+def _end_aborted(aborted: list[tuple[RequestStream, FinishReason]]) -> None:
+    for stream, reason in aborted:
+        end_all([stream], reason)

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 
 from engine.admissible import check_settings, warnings_of
 from engine.changeover import Ends, HalfwayError, next_step_id, stop_all
@@ -22,29 +21,15 @@ from engine.lobby import end_all
 from engine.modes.table import ModeTable
 from engine.moves import Moves
 from engine.nvml.monitor import DeviceMonitor
-from engine.policy.document import (
-    EnginePolicy,
-    KnobClass,
-    classify,
-    moves_ranks,
-)
+from engine.policy.document import EnginePolicy, KnobClass, classify, moves_ranks
 from engine.policy.knobs import AppliedPolicy, Knob, list_knobs
-from engine.replica.devices import (
-    for_replica,
-    held_model,
-    read_inventory,
-    with_device_memory,
-)
-from engine.replica.handover import Handover
+from engine.replica.devices import for_replica, held_model, read_inventory, with_device_memory
 from engine.replica.replica import Replica
 from engine.replica.stream import OnOutput, RequestStream
 from engine.replica.telemetry import EngineStats, drain, summarise
 from engine.spec.config import EngineConfig, num_kv_blocks
 from engine.spec.energy import EnergyCounters
-from engine.spec.errors import (
-    RankError,
-    StalePolicyError,
-)
+from engine.spec.errors import RankError, StalePolicyError
 from engine.spec.held import held_under, settings_on
 from engine.spec.inventory import Inventory
 from engine.spec.measurement import RequestTiming
@@ -109,12 +94,7 @@ class Engine:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # -- questions -----------------------------------------------------------------------------
@@ -225,12 +205,13 @@ class Engine:
     def start(self) -> None:
         """Start all ranks. Raises CheckpointError, PlanError or RankError."""
         with self._apply_lock:
-            if self._is_closed:
-                raise RankError("the engine cannot start: it is closed")
+            if self._is_closed or self._fleet.infos:
+                state = "closed" if self._is_closed else "running"
+                raise RankError(f"the engine cannot start: it is {state}")
             started_s = time.monotonic()
             replicas = self._fleet.launch(settings_on(self._held_plan, self.settings))
             self._moves.costs.first_start_s = time.monotonic() - started_s
-            self._door.open(replicas, Handover(), max_len=self.max_model_len)
+            self._door.open(replicas, max_len=self.max_model_len)
             self._devices.start()
 
     def close(self) -> None:
@@ -254,7 +235,7 @@ class Engine:
             QueueFullError: the admission limit is reached; try again later.
             RankError: the engine is unhealthy.
         """
-        self._accept(self._stream(request, on_output))
+        self._accept(request, on_output)
 
     def abort(self, request_id: str, *, reason: FinishReason = FinishReason.ABORT) -> None:
         """End a request at the next step boundary; unknown ids do nothing.
@@ -351,19 +332,16 @@ class Engine:
             sampling=sampling,
             arrival_s=time.monotonic(),
         )
-        stream = self._stream(request, outputs.put)
-        self._accept(stream)
-        return gather(stream, outputs)
+        return gather(self._accept(request, outputs.put), outputs)
 
     # -- accepting -----------------------------------------------------------------------------
 
-    def _stream(self, request: Request, on_output: OnOutput) -> RequestStream:
+    def _accept(self, request: Request, on_output: OnOutput) -> RequestStream:
         check_vocabulary(request, self.model.vocab_size)
         text = self._tokenizer.stream() if self._tokenizer is not None else None
-        return RequestStream(request, on_output, text)
-
-    def _accept(self, stream: RequestStream) -> None:
+        stream = RequestStream(request, on_output, text)
         self._door.accept(stream, max_queue=self.settings.caps.max_queue)
+        return stream
 
     def _max_model_len(self, plan: ParallelPlan) -> int:
         capacity = num_kv_blocks(self.config, self.model, plan) * self.config.block_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+from engine.replica.handover import Handover
 from engine.replica.stream import RequestStream
 from engine.spec.errors import QueueFullError, RequestError
 from engine.spec.request import FinishReason, Request
@@ -13,10 +14,10 @@ from engine.spec.request import FinishReason, Request
 class Lobby:
     """Where requests are while no replica has them: before the start, and during a reshape.
 
-    While it is holding, new requests stay here, and those of stopped replicas are in transit:
-    their sequences travel apart (see ``Handover``), the lobby knows their ids. ``max_len`` is the
-    longest request in tokens that fits wherever it may go next, whether it is holding or not.
-    Not thread safe: whoever calls holds the door's lock.
+    While it is holding, new requests stay here. Those of replicas that stop are *leaving* until
+    they have stopped, known by their ids alone, and then *carried* until others take them.
+    ``max_len`` is the longest request in tokens that fits wherever it may go next, whether it is
+    holding or not. Not thread safe: whoever calls holds the door's lock.
     """
 
     def __init__(self, *, max_len: int) -> None:
@@ -24,16 +25,19 @@ class Lobby:
         self.max_len = max_len
         self._held: dict[str, RequestStream] = {}
         # With the reason for which one was aborted meanwhile.
-        self._in_transit: dict[str, FinishReason | None] = {}
+        self._leaving: dict[str, FinishReason | None] = {}
+        self._carried = Handover()
 
     def __len__(self) -> int:
-        return len(self._held) + len(self._in_transit)
+        return len(self._held) + len(self._leaving) + len(self._carried.streams)
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self._held or request_id in self._in_transit
+        return any(
+            request_id in some for some in (self._held, self._leaving, self._carried.streams)
+        )
 
     def begin_to_hold(self, leaving: Iterable[Request], *, max_len: int) -> None:
-        """Hold new requests from now on; ``leaving`` are in transit from replicas that stop.
+        """Hold new requests from now on; ``leaving`` are those of replicas that stop.
 
         Raises:
             RequestError: one of them is longer than ``max_len``; nothing has changed.
@@ -55,15 +59,23 @@ class Lobby:
         self.max_len = max_len
 
     def see_off(self, leaving: Iterable[Request]) -> None:
-        """Requests of replicas that stop are in transit from now on."""
-        self._in_transit |= {request.request_id: None for request in leaving}
+        """Requests of replicas that stop are leaving from now on."""
+        self._leaving |= {request.request_id: None for request in leaving}
 
-    def greet(self) -> dict[str, FinishReason]:
-        """Nobody is in transit any more; why each that was aborted meanwhile was, by id. The
-        replicas that have them now are to end them.
+    def carry(self, left: Handover) -> list[tuple[RequestStream, FinishReason]]:
+        """Keep what those that were seen off have left, until :meth:`hand_on`.
+
+        Returns those that were aborted meanwhile, each with why: they are the caller's to end.
         """
-        arrived, self._in_transit = self._in_transit, {}
-        return {name: reason for name, reason in arrived.items() if reason is not None}
+        leaving, self._leaving = self._leaving, {}
+        aborted = [(left.take_out(name), reason) for name, reason in leaving.items() if reason]
+        self._carried = Handover.join([self._carried, left])
+        return [(stream, reason) for stream, reason in aborted if stream is not None]
+
+    def hand_on(self) -> Handover:
+        """What is carried; it is the caller's from now on."""
+        carried, self._carried = self._carried, Handover()
+        return carried
 
     def hold(self, stream: RequestStream, *, max_queue: int | None) -> None:
         """Keep a new request until :meth:`empty`.
@@ -76,23 +88,18 @@ class Lobby:
         self._held[stream.request.request_id] = stream
 
     def abort(self, request_id: str, reason: FinishReason) -> RequestStream | None:
-        """Let a request go; one that was held is the caller's to end, unknown ids do nothing.
-
-        One in transit ends when it arrives, see :meth:`empty`.
+        """Let a request go; it is the caller's to end. Unknown ids do nothing, and one that is
+        leaving ends when its replica has stopped, see :meth:`carry`.
         """
-        if request_id in self._in_transit:
-            self._in_transit[request_id] = reason
-        return self._held.pop(request_id, None)
+        if request_id in self._leaving:
+            self._leaving[request_id] = reason
+        return self._held.pop(request_id, None) or self._carried.take_out(request_id)
 
-    def empty(self) -> tuple[list[RequestStream], dict[str, FinishReason]]:
-        """Nobody waits here and nobody is in transit any more.
-
-        Hands out the requests that were held, in order of arrival, and for those that were
-        aborted in transit, by id, why (see :meth:`greet`).
-        """
+    def empty(self) -> list[RequestStream]:
+        """Hold no more: the requests that were held, in order of arrival."""
         held, self._held = list(self._held.values()), {}
         self.is_holding = False
-        return held, self.greet()
+        return held
 
 
 def end_all(

@@ -41,7 +41,9 @@ class Communicator(Protocol):
         ...
 
     def send(self, x: Tensor, dst: int) -> None:
-        """Hand ``x`` to member ``dst``; may return before it was received."""
+        """Hand ``x`` to member ``dst``; may return before it was received, and the caller may write
+        over ``x`` from then on.
+        """
         ...
 
     def recv(self, like: Tensor, src: int) -> Tensor:

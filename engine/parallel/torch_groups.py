@@ -148,9 +148,9 @@ class TorchCommunicator:
         return out
 
     def send(self, x: Tensor, dst: int) -> None:
-        data = _bytes(x)
-        if not self._is_nccl:
-            data = data.clone()  # the caller may reuse x while gloo still sends
+        # The caller may write over x while it is still on its way: a CUDA graph does in its next
+        # replay, which waits for nothing that NCCL does on a stream of its own.
+        data = _bytes(x).clone()
         with self._errors():
             work = dist.isend(data, group=self._group, group_dst=dst)
             assert work is not None, "a member sends on its own group"

@@ -27,6 +27,13 @@ class Handover:
             whole.streams.update(part.streams)
         return whole
 
+    def take_out(self, request_id: str) -> RequestStream | None:
+        """Leave one out; its stream, where it is here."""
+        stream = self.streams.pop(request_id, None)
+        if stream is not None:
+            self.sequences[:] = [s for s in self.sequences if s.request_id != request_id]
+        return stream
+
     def deal(self, count: int) -> list[Handover]:
         """Deal the sequences, with their streams, to ``count`` replicas in turn."""
         hands = [self.sequences[index::count] for index in range(count)]

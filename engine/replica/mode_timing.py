@@ -108,6 +108,7 @@ def mode_fingerprint(
         "parallel_sampling": config.parallel_sampling,
         "most_tokens": config.start_envelope.max_num_batched_tokens,
         "most_seqs": config.start_envelope.max_num_seqs,
+        "max_graph_tokens": config.max_graph_tokens if is_cuda(config) else 0,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

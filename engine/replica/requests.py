@@ -66,13 +66,18 @@ class AcceptedRequests:
 
         This comes before its caller is told, who may then use the id again and finds it counted.
         """
+        if self.withdraw(stream):
+            self._telemetry.record_finish(reason, stream.timing(reason))
+
+    def withdraw(self, stream: RequestStream) -> bool:
+        """Forget a request that has not come to anything; whether it was still here."""
         request_id = stream.request.request_id
         with self._lock:
             if self.streams.get(request_id) is not stream:
-                return
+                return False
             del self.streams[request_id]
             self._deadlines.discard(request_id)
-        self._telemetry.record_finish(reason, stream.timing(reason))
+        return True
 
     def take_streams(self) -> dict[str, RequestStream]:
         """Hand over all streams without ending any; none is left here."""

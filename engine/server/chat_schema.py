@@ -98,7 +98,8 @@ class TemplateBody(BaseModel):
         if choice == "required" and not self.tools:
             raise ValueError("tool_choice: 'required' without tools")
         if isinstance(choice, NamedTool):
-            names = [tool.get("function", {}).get("name") for tool in self.tools or ()]
+            functions = [tool.get("function") for tool in self.tools or ()]
+            names = [found.get("name") for found in functions if isinstance(found, dict)]
             if choice.function.name not in names:
                 raise ValueError(f"tool_choice: no tool is named {choice.function.name!r}")
         return self

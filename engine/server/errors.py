@@ -58,9 +58,9 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
+        self.message = as_text(message)
         self.code = code
-        self.param = param
+        self.param = None if param is None else as_text(param)
         self.headers = headers or {}
         self.extra = extra or {}
 
@@ -71,6 +71,12 @@ class FieldFault:
 
     pointer: str
     detail: str
+
+
+def as_text(words: str) -> str:
+    """``words``, in which halves of surrogate pairs are escaped: JSON can name them, and they are
+    no text."""
+    return words.encode(errors="backslashreplace").decode()
 
 
 def invalid(message: str, *, param: str | None, code: str = "invalid_value") -> ApiError:
@@ -249,7 +255,7 @@ def _fault(found: dict[str, Any]) -> FieldFault:
     # A rule over several fields has no place of its own; its message names one.
     if not path and (field := FIELD_AT_FAULT.match(detail)) is not None:
         path, detail = [field[1]], detail[field.end() :].strip()
-    return FieldFault(pointer="/" + "/".join(path), detail=detail)
+    return FieldFault(pointer=as_text("/" + "/".join(path)), detail=as_text(detail))
 
 
 def _openai_type(status: int) -> str:

@@ -154,11 +154,11 @@ class GenerationService:
             call.stream.close()
 
     async def _open(self, stream: OutputStream) -> None:
-        if not self._engine.is_healthy:
-            raise unavailable("the engine is unhealthy", code="engine_unhealthy")
         try:
             await stream.open()
-        except (RankError, OverloadError) as error:
+        except RankError as error:  # while one replica serves, others may not
+            raise unavailable("the engine is unhealthy", code="engine_unhealthy") from error
+        except OverloadError as error:
             raise from_engine_error(error) from error
         except QueueFullError as error:
             stats = await run_in_threadpool(self._engine.stats)

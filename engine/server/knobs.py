@@ -22,14 +22,14 @@ from engine.policy.document import (
 )
 from engine.policy.knobs import AppliedPolicy
 from engine.server.errors import ApiError
-from engine.server.patch import PATCH
-from engine.server.served import ServedEngine
-from engine.server.shapes import (
+from engine.server.knob_shapes import (
     CapabilitiesShape,
     ModeRuleShape,
     PolicyChangeShape,
     PolicyShape,
 )
+from engine.server.patch import PATCH
+from engine.server.served import ServedEngine
 from engine.spec.errors import EngineError, PlanError, PolicyError, StalePolicyError
 from engine.spec.held import settings_on, why_not_held
 from engine.spec.plan import ParallelPlan
@@ -262,7 +262,7 @@ def knob_router(plane: KnobPlane) -> APIRouter:
 async def _read_patch(request: Request) -> dict[str, Any]:
     try:
         patch = json.loads(await request.body())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ApiError(422, f"the body is not JSON: {error}", code="invalid_request") from error
     if not isinstance(patch, dict):
         raise ApiError(422, "a merge patch is a JSON object", code="invalid_request")

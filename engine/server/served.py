@@ -66,7 +66,7 @@ class ServedEngine(Protocol):
 
     @property
     def is_healthy(self) -> bool:
-        """Whether requests can be served."""
+        """Whether every replica serves; requests are taken while one does."""
         ...
 
     def submit(self, request: Request, on_output: OnOutput) -> Future[None] | None:
@@ -77,7 +77,7 @@ class ServedEngine(Protocol):
         Raises (or the future does):
             RequestError: it could never run.
             QueueFullError: the admission limit is reached.
-            RankError: the engine is unhealthy.
+            RankError: no replica serves.
         """
         ...
 

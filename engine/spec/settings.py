@@ -229,7 +229,8 @@ class Settings:
         enabled = shift.get("enabled", False)
         if not isinstance(enabled, bool):
             raise PolicyError(f"/shift/enabled: {enabled!r} is not true or false")
-        pin = _read(read_pin, document.get("mode") or AUTO, "/mode")
+        mode = document.get("mode")
+        pin = _read(read_pin, AUTO if mode is None else mode, "/mode")
         rungs = _modes(shift.get("rungs"), list, "/shift/rungs")
         thresholds = _modes(shift.get("rung_thresholds"), dict, "/shift/rung_thresholds")
         for name, tokens in (shift.get("rung_thresholds") or {}).items():

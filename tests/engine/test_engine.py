@@ -27,6 +27,12 @@ from tests.engine.configs import policy_with, with_settings
 from tests.engine.paced import Collector, ConstantTimer, submit, wait_until
 
 
+def test_an_engine_that_runs_does_not_start_again(engine: Engine) -> None:
+    with pytest.raises(RankError, match="cannot start: it is running"):
+        engine.start()
+    assert submit(engine, "a").wait().reason is FinishReason.LENGTH
+
+
 def test_every_request_gets_its_tokens_with_rising_stamps_and_a_reason(engine: Engine) -> None:
     collectors = [submit(engine, str(i), tokens=5 + i) for i in range(12)]
     for i, collector in enumerate(collectors):

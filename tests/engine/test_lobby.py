@@ -126,14 +126,15 @@ def halfway_to_two(engine: Engine) -> Iterator[None]:
         thread.join()
 
 
-def test_an_abort_during_a_reshape_is_not_lost(gated_engine: Engine) -> None:
+def test_an_abort_during_a_reshape_is_answered_at_once(gated_engine: Engine) -> None:
     collectors = [submit(gated_engine, str(i), tokens=400) for i in range(3)]
     wait_until(lambda: all(collector.outputs for collector in collectors))
     with halfway_to_two(gated_engine):
         waiting = gated_engine.stats().waiting
         assert waiting == 3, "carried-over requests are counted while they wait"
         gated_engine.abort("1")
-    assert collectors[1].wait().reason is FinishReason.ABORT
+        assert collectors[1].wait().reason is FinishReason.ABORT
+        assert gated_engine.stats().waiting == 2
     assert collectors[0].wait().reason is FinishReason.LENGTH
 
 

@@ -41,6 +41,8 @@ def test_a_merge_patch_changes_only_what_it_names_and_null_removes() -> None:
         ({"caps": {"max_num_seqs": True}}, "/caps/max_num_seqs: True"),
         ({"shift": {"enabled": "yes"}}, "/shift/enabled: 'yes' is not true or false"),
         ({"mode": "fast"}, "/mode: 'fast'; known: table, auto, base, shift"),
+        ({"mode": ""}, "/mode: ''; known: table, auto, base, shift"),
+        ({"mode": False}, "/mode: False; known: table, auto, base, shift"),
         ({"mode": "random:3"}, "/mode: 'random:3'; known: table, auto, base, shift"),
         ({"scheduler": {"order": "lifo"}}, "/scheduler/order: 'lifo'"),
         ({"plan": {"tp": 0}}, "tp=0"),

@@ -12,8 +12,10 @@ import pytest
 from engine.executors.protocol import ExecutorInfo
 from engine.executors.simulated import SimulatedExecutor
 from engine.fleet import Fleet
+from engine.replica.handover import Handover
 from engine.replica.replica import Replica
 from engine.replica.stream import OnOutput, RequestStream
+from engine.scheduler.table import Sequence
 from engine.spec.config import EngineConfig
 from engine.spec.errors import QueueFullError, RankError
 from engine.spec.model import ModelConfig
@@ -224,10 +226,61 @@ def test_a_request_that_comes_while_failed_ranks_are_ended_is_ended_too(
 
     monkeypatch.setattr(Failing, "close", hand_one_more)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    failing._post(fail)
+    failing._mailbox.post(fail)
     wait_until(lambda: bool(late))
     assert late[0].wait().reason is FinishReason.ERROR
     wait_until(lambda: is_free(failing))
+
+
+def test_what_comes_after_the_last_command_of_a_loop_is_refused_or_handed_back(
+    failing: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals: list[str] = []
+    left: list[RequestStream] = []
+
+    def fail() -> None:
+        raise ZeroDivisionError("a bug of ours")
+
+    def hand_more(_: object) -> None:
+        # The loop's thread still lives, and will not look at its commands again.
+        with pytest.raises(RankError) as refusal:
+            hand(failing, "late")
+        stream = RequestStream(Request(request_id="left", prompt_ids=(1,)), Collector(), None)
+        sequence = Sequence.of(stream.request)
+        left.extend(failing.adopt(Handover(sequences=[sequence], streams={"left": stream})))
+        refusals.append(str(refusal.value))
+
+    monkeypatch.setattr(threading, "excepthook", hand_more)
+    failing._mailbox.post(fail)
+    wait_until(lambda: bool(refusals))
+    assert "the step loop failed: ZeroDivisionError('a bug of ours')" in refusals[0]
+    assert [stream.request.request_id for stream in left] == ["left"]
+    assert failing.is_empty
+    assert is_free(failing)
+    with pytest.raises(RankError, match="has ended"):
+        failing.call(lambda: None)
+
+
+def test_whoever_leaves_while_ranks_are_replaced_is_answered_at_once(failing: Replica) -> None:
+    collectors = [hand(failing, str(number), tokens=30) for number in range(3)]
+    wait_until(lambda: Failing.num_starts == 2)
+    late = hand(failing, "late", within_s=0.05)
+    given_up = hand(failing, "given up")
+    for name in ("1", "given up"):
+        failing.abort(name, FinishReason.ABORT)
+    assert collectors[1].wait().reason is FinishReason.ABORT
+    assert given_up.wait().reason is FinishReason.ABORT
+    assert late.wait().reason is FinishReason.DEADLINE
+    assert Failing.num_starts == 2
+    assert failing.is_recovering
+    assert failing.load_tokens == 2 * 50
+    failing.call(failing.scheduler.check_integrity)
+    new = hand(failing, "new", tokens=30)
+    Failing.may_start.set()
+    for collector in (collectors[0], collectors[2], new):
+        assert len(collector.wait().token_ids) == 30
+    assert is_free(failing)
+    failing.call(failing.scheduler.check_integrity)
 
 
 def test_a_reshape_takes_the_load_along(config: EngineConfig) -> None:

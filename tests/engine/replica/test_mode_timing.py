@@ -213,6 +213,8 @@ def test_whatever_moves_step_times_moves_the_fingerprint(config: EngineConfig) -
             replace(config, link=LinkEmulation(latency_us=20)),
             replace(config, block_size=32),
             replace(config, parallel_sampling=False),
+            replace(config, device="cuda"),
+            replace(config, device="cuda", max_graph_tokens=0),
         )
     ]
     assert len(set(found)) == len(found)

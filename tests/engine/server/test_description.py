@@ -10,7 +10,7 @@ import httpx
 import pytest
 from pydantic import BaseModel
 
-from engine.server import shapes
+from engine.server import knob_shapes, shapes
 from engine.server.keys import ServerKeys
 from tests.engine.server.conftest import MODEL, Server, serving, simulated_engine
 from tests.examples import check_examples, list_operations
@@ -55,9 +55,9 @@ def test_answers_have_the_fields_that_are_described_and_no_others(server: Server
         (f"/v1/models/{MODEL}", shapes.ModelShape),
         ("/health", shapes.HealthShape),
         ("/version", shapes.VersionShape),
-        ("/v1/engine/capabilities", shapes.CapabilitiesShape),
-        ("/v1/engine/policy", shapes.PolicyShape),
-        ("/v1/engine/mode-table", shapes.ModeRuleShape),
+        ("/v1/engine/capabilities", knob_shapes.CapabilitiesShape),
+        ("/v1/engine/policy", knob_shapes.PolicyShape),
+        ("/v1/engine/mode-table", knob_shapes.ModeRuleShape),
     ):
         _is(shape, http.get(path).json())
     _is(shapes.CompletionShape, server.complete(prompt="x", logprobs=2, **TOLD).json())
@@ -79,7 +79,7 @@ def test_answers_have_the_fields_that_are_described_and_no_others(server: Server
 def test_the_table_and_a_changed_policy_are_as_described(paced: Server) -> None:
     for patch in ({"mode": "base"}, {}, {"caps": {"max_num_seqs": 7, "max_step_ms": 45}}):
         answer = paced.http.patch("/v1/engine/policy", json=patch, headers={"If-Match": "*"})
-        _is(shapes.PolicyChangeShape, answer.json())
+        _is(knob_shapes.PolicyChangeShape, answer.json())
 
 
 def test_every_operation_has_an_id_and_says_how_it_refuses(document: Json) -> None:

@@ -219,8 +219,8 @@ def test_a_cap_above_the_envelope_is_409_with_the_class_it_would_need(knobs: Ser
     assert str(limit) in found["detail"]
 
 
-def test_a_body_that_is_no_object_is_422(knobs: Server) -> None:
-    for content in (b"{", b"[]"):
+def test_a_body_that_is_no_object_of_knobs_is_422(knobs: Server) -> None:
+    for content in (b"{", b"[]", b"[" * 100_000, b'{"\\ud800": 1}'):
         reply = knobs.http.patch("/v1/engine/policy", content=content, headers={"If-Match": "*"})
         _problem(reply, 422)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
 from engine.server.keys import ServerKeys
+from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps
 from tests.engine.server.conftest import (
     MODEL,
@@ -249,6 +251,29 @@ def test_a_closed_engine_is_unhealthy_and_serves_nothing(tiny_dir: Path) -> None
         reply = server.complete(prompt="x")
         assert refusal(reply, 503)["type"] == "server_error"
         assert int(reply.headers["retry-after"]) >= 1
+
+
+def test_while_one_replica_serves_requests_are_taken(
+    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("a bug of ours")
+
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    plan = ParallelPlan(dp=2)
+    with (
+        simulated_engine(tiny_dir, step_s=0.001, plan=plan) as engine,
+        serving(engine, tiny_dir) as server,
+    ):
+        first, second = engine._door.list_replicas()
+        first._mailbox.post(fail)
+        wait_until(lambda: first.failure is not None)
+        assert server.http.get("/health").status_code == 503
+        for _ in range(4):
+            assert server.complete(prompt="x", max_tokens=2).status_code == 200
+        second._mailbox.post(fail)
+        wait_until(lambda: second.failure is not None)
+        assert refusal(server.complete(prompt="x"), 503)["code"] == "engine_unhealthy"
 
 
 def test_an_unknown_path_speaks_the_form_of_its_plane(server: Server) -> None:

@@ -29,6 +29,7 @@ TEMPLATE = """\
 {%- if add_generation_prompt %}<assistant>{% if enable_thinking is defined and enable_thinking %}\
 <think>{% endif %}{% endif -%}
 """
+NAMED = {"type": "function", "function": {"name": "w"}}
 TOOLS = [
     {
         "type": "function",
@@ -132,7 +133,12 @@ def test_a_prompt_may_end_where_the_conversation_does(telling: Server) -> None:
         ({"tools": "weather"}, "tools"),
         ({"tool_choice": "sometimes"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"tool_choice": {"type": "function", "function": {"name": "w"}}}, "tool_choice"),
+        ({"tool_choice": NAMED}, "tool_choice"),
+        ({"tool_choice": {"function": {"name": "w"}}, "tools": [{"function": "w"}]}, "tool_choice"),
+        (
+            {"tool_choice": {"function": {"name": "w"}}, "tools": [{"function": None}]},
+            "tool_choice",
+        ),
         ({"messages": called("{")}, "messages"),
         ({"messages": called("[1]")}, "messages"),
         ({"messages": called([1])}, "messages"),

@@ -274,7 +274,8 @@ def _guard(state: CapacityState, *, kept: int = 0) -> CapacityReason | None:
     memory, limits = state.memory, state.limits
     if memory.changed_s is not None and state.now_s - memory.changed_s < limits.min_interval_s:
         return CapacityReason.GUARD_INTERVAL
-    if len(memory.changes_s) >= max(limits.max_per_h - kept, 1):
+    most = max(limits.max_per_h - kept, min(limits.max_per_h, 1))
+    if len(memory.changes_s) >= most:
         return CapacityReason.GUARD_PER_HOUR
     return None
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from engine.spec.plan import ParallelPlan
 from policies.capacity_table import CapacityTable, CarriedRate
+from policies.clock import ahead_s, back
 from policies.decision import Action
 from policies.errors import PolicyInputError
 from policies.forecast import Forecast
@@ -42,9 +43,9 @@ class CapacityLimits:
     as to give devices back and to start them again costs (``policies.giving_back``), for
     ``dwell_s`` at least; for longer, up to ``longest_dwell_s``, where loads above it were seen to
     come back later than that. ``min_interval_s`` lies between two changes and ``max_per_h`` of them
-    in an hour (the policy's guards); the last of these is kept for the way up. Nothing is learned
-    from misses until ``settle_s`` after a change or an overload. ``shedding``: when requests are
-    turned away. ``surge``: how surely a rise is told.
+    in an hour (the policy's guards; 0: none at all); the last of these is kept for the way up.
+    Nothing is learned from misses until ``settle_s`` after a change or an overload. ``shedding``:
+    when requests are turned away. ``surge``: how surely a rise is told.
 
     Raises:
         PolicyInputError: a limit outside its range.
@@ -74,7 +75,7 @@ class CapacityLimits:
                 f"longest_dwell_s={self.longest_dwell_s}: below 0",
             ),
             (self.min_interval_s >= 0, f"min_interval_s={self.min_interval_s}: below 0"),
-            (self.max_per_h >= 1, f"max_per_h={self.max_per_h}: below 1"),
+            (self.max_per_h >= 0, f"max_per_h={self.max_per_h}: below 0"),
         )
         for is_fine, message in checks:
             if not is_fine:
@@ -135,6 +136,33 @@ class CapacityMemory:
     def changed_s(self) -> float | None:
         """When capacity was changed last."""
         return self.changes_s[-1] if self.changes_s else None
+
+    def as_of(self, now_s: float) -> CapacityMemory:
+        """The same, but after a clock that was set back (:mod:`policies.clock`)."""
+        by_s = ahead_s(now_s, self.decided_s, self.surge.read_s, self.changed_s)
+        if not by_s:
+            return self
+        shedding, surge = self.shedding, self.surge
+        return replace(
+            self,
+            changes_s=tuple(at_s - by_s for at_s in self.changes_s),
+            enough_since_s=tuple(back(at_s, by_s) for at_s in self.enough_since_s),
+            look_s=back(self.look_s, by_s),
+            overloaded_s=back(self.overloaded_s, by_s),
+            decided_s=back(self.decided_s, by_s),
+            beyond_s=back(self.beyond_s, by_s),
+            flooded_s=back(self.flooded_s, by_s),
+            shedding=replace(
+                shedding,
+                calm_since_s=back(shedding.calm_since_s, by_s),
+                troubled_s=back(shedding.troubled_s, by_s),
+            ),
+            surge=replace(
+                surge,
+                read_s=back(surge.read_s, by_s),
+                alarmed_s=back(surge.alarmed_s, by_s),
+            ),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

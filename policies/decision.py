@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from engine.spec.settings import Settings
+from policies.clock import ahead_s, back
 from policies.errors import PolicyInputError
 from policies.schedule import Schedule
 
@@ -152,6 +153,10 @@ class ControlMemory:
     smoothed: SmoothedLoad | None = None
     changed_s: float | None = None
     misses: int = 0
+
+    def as_of(self, now_s: float) -> ControlMemory:
+        """The same, but after a clock that was set back (:mod:`policies.clock`)."""
+        return replace(self, changed_s=back(self.changed_s, ahead_s(now_s, self.changed_s)))
 
 
 @dataclass(frozen=True, kw_only=True)

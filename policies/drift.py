@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from engine.spec.modes import Mode, read_mode
+from policies.clock import ahead_s, back
 from policies.errors import PolicyInputError
 
 # Fewer steps than these say nothing of their size class.
@@ -153,6 +154,11 @@ class DriftMemory:
     def ratio(self) -> float | None:
         """Seconds of steps seen over those foreseen, smoothed."""
         return None if self.log_ratio is None else math.exp(self.log_ratio)
+
+    def as_of(self, now_s: float) -> DriftMemory:
+        """The same, but after a clock that was set back (:mod:`policies.clock`)."""
+        by_s = ahead_s(now_s, self.read_s, self.alarmed_s)
+        return replace(self, read_s=back(self.read_s, by_s), alarmed_s=back(self.alarmed_s, by_s))
 
     def is_due(self, now_s: float, limits: DriftLimits) -> bool:
         return self.read_s is None or now_s - self.read_s >= limits.every_s

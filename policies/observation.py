@@ -5,6 +5,7 @@ The live loop builds the windows from heartbeats, a simulated run from its own t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -47,7 +48,11 @@ class TrafficWindow:
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """One stretch of an engine's traffic, judged by its SLA."""
+    """One stretch of an engine's traffic, judged by its SLA.
+
+    ``metrics`` are finite: a percentile that falls among failed requests, which is infinite to an
+    SLA, is left out. No JSON has a number for it, and PostgreSQL takes no document that has.
+    """
 
     load: LoadWindow
     measurement: Measurement
@@ -81,11 +86,12 @@ def join_windows(
         is_sla_met=None if report is None else report.is_met,
         age_s=age_s,
     )
+    metrics = flat_metrics(measurement, sla if report is not None else None)
     return Observation(
         load=load,
         measurement=measurement,
         report=report,
-        metrics=flat_metrics(measurement, sla if report is not None else None),
+        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from policies.clock import ahead_s, back
 from policies.effect import Effect, effect_of, is_above, is_below
 from policies.errors import PolicyInputError
 
@@ -196,6 +197,26 @@ class Canary:
         """Seconds in which the candidate was, or may have been, in force."""
         current = self.under_way
         return self.exposed_s + (0.0 if current is None else current.exposed_until(now_s))
+
+    def as_of(self, now_s: float) -> Canary:
+        """The same, but after a clock that was set back (:mod:`policies.clock`)."""
+        by_s = ahead_s(now_s, self.seen_s)
+        if not by_s:
+            return self
+        return replace(
+            self,
+            began_s=self.began_s - by_s,
+            seen_s=self.seen_s - by_s,
+            slices=tuple(
+                replace(
+                    part,
+                    asked_s=part.asked_s - by_s,
+                    began_s=back(part.began_s, by_s),
+                    ended_s=back(part.ended_s, by_s),
+                )
+                for part in self.slices
+            ),
+        )
 
     def effect(self, limits: RolloutLimits) -> Effect:
         return effect_of(self.differences, alpha=limits.alpha)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple, TypedDict, cast
 
 import sqlalchemy as sa
@@ -13,6 +13,7 @@ from store.errors import NotFoundError
 from store.models import EngineRow, Heartbeat
 from store.models.base import Json, JsonList, utc_now
 from store.paging import Page, PageRequest, fetch_page
+from store.rows import find_row
 
 LONG_COLUMNS = (
     EngineRow.capabilities,
@@ -22,6 +23,8 @@ LONG_COLUMNS = (
     EngineRow.capacity_memory,
     EngineRow.drift_memory,
 )
+# Of two services that share a database.
+CLOCKS_APART = timedelta(seconds=5)
 BEATS = cast("sa.Table", Heartbeat.__table__)
 ENGINES = cast("sa.Table", EngineRow.__table__)
 # Made once and without objects: hundreds of heartbeats come in a second.
@@ -105,10 +108,15 @@ class EngineRepository:
         Raises:
             NotFoundError: no such engine.
         """
-        row = self._session.get(EngineRow, engine_id, with_for_update=for_update or None)
+        row = find_row(self._session, EngineRow, engine_id, for_update=for_update)
         if row is None:
             raise NotFoundError("engine", engine_id)
         return row
+
+    def hold(self, engine_ids: Collection[str]) -> None:
+        """Hold the rows of all of these until the unit of work ends, in the order of ids."""
+        query = sa.select(EngineRow.id).where(EngineRow.id.in_(engine_ids)).order_by(EngineRow.id)
+        self._session.execute(query.with_for_update())
 
     def find_by_name(self, name: str) -> EngineRow | None:
         query = sa.select(EngineRow).where(EngineRow.name == name).with_for_update()
@@ -168,10 +176,12 @@ class EngineRepository:
         connection.execute(STAMP, {"ids": ids, "now": now})
 
     def list_heartbeats(self, engine_id: str, *, since: datetime) -> Sequence[Heartbeat]:
-        """Windows received since a time, oldest first."""
+        """Windows received since a time, oldest first; none of a time to come, as there are for a
+        while where the clock was set back."""
+        until = utc_now() + CLOCKS_APART
         query = (
             sa.select(Heartbeat)
-            .where(Heartbeat.engine_id == engine_id, Heartbeat.received_at >= since)
+            .where(Heartbeat.engine_id == engine_id, Heartbeat.received_at.between(since, until))
             .order_by(Heartbeat.id)
         )
         return self._session.scalars(query).all()

@@ -12,6 +12,7 @@ from store.errors import ConflictError, NotFoundError
 from store.models import JobEventRow, JobState, TuningJob
 from store.models.base import Json
 from store.paging import Page, PageRequest, fetch_page
+from store.rows import find_row
 from store.watched import Change, note
 from tuner.search.costs import SPENT
 
@@ -60,13 +61,14 @@ class JobRepository:
         Raises:
             NotFoundError: no such job.
         """
-        job = self._session.get(TuningJob, job_id, with_for_update=for_update or None)
+        job = self.find(job_id, for_update=for_update)
         if job is None:
             raise NotFoundError("tuning job", job_id)
         return job
 
-    def find(self, job_id: str) -> TuningJob | None:
-        return self._session.get(TuningJob, job_id)
+    def find(self, job_id: str, *, for_update: bool = False) -> TuningJob | None:
+        """As :meth:`get`; None: no such job."""
+        return find_row(self._session, TuningJob, job_id, for_update=for_update)
 
     def list_page(self, page: PageRequest, *, state: JobState | None = None) -> Page[TuningJob]:
         """Jobs, newest first. Their reports, which are long, are read when used."""

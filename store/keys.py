@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from store.errors import NotFoundError
 from store.models import ApiKey
 from store.paging import Page, PageRequest, fetch_page
+from store.rows import find_row
 
 PREFIX_LENGTH = 10
 
@@ -47,7 +48,7 @@ class KeyRepository:
         Raises:
             NotFoundError: there is none.
         """
-        row = self._session.get(ApiKey, key_id, with_for_update=for_update or None)
+        row = find_row(self._session, ApiKey, key_id, for_update=for_update)
         if row is None:
             raise NotFoundError("API key", key_id)
         return row

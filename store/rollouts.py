@@ -12,6 +12,7 @@ from store.models import RolloutEventRow, RolloutRow, RolloutState
 from store.models.base import Json
 from store.models.rollouts import UNDER_WAY
 from store.paging import Page, PageRequest, fetch_page
+from store.rows import find_row
 from store.watched import Change, note
 
 
@@ -28,12 +29,12 @@ class RolloutRepository:
         return row
 
     def get(self, rollout_id: str, *, for_update: bool = False) -> RolloutRow:
-        """The rollout; ``for_update`` reads it anew, and holds its row.
+        """The rollout; ``for_update`` holds its row until the unit of work ends.
 
         Raises:
             NotFoundError: no such rollout.
         """
-        row = self._session.get(RolloutRow, rollout_id, with_for_update=for_update or None)
+        row = find_row(self._session, RolloutRow, rollout_id, for_update=for_update)
         if row is None:
             raise NotFoundError("rollout", rollout_id)
         return row

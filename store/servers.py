@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from store.errors import NotFoundError
 from store.models import EngineRow, ServerRow
+from store.rows import find_row
 
 
 class ServerRepository:
@@ -24,7 +25,7 @@ class ServerRepository:
 
     def find(self, engine_id: str, *, for_update: bool = False) -> ServerRow | None:
         """The engine's server; None: the engine reports itself, or is not observed any more."""
-        return self._session.get(ServerRow, engine_id, with_for_update=for_update or None)
+        return find_row(self._session, ServerRow, engine_id, for_update=for_update)
 
     def get(self, engine_id: str) -> ServerRow:
         """Raises NotFoundError where the engine has none."""

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from store.errors import ConflictError, NotFoundError
 from store.models import TuningJob, WorkloadPart, WorkloadRow
 from store.paging import Page, PageRequest, fetch_page
+from store.rows import find_row
 
 READ_AT_ONCE = 4
 
@@ -73,7 +74,7 @@ class WorkloadRepository:
             NotFoundError: there is none.
             ConflictError: a job names it.
         """
-        row = self._session.get(WorkloadRow, workload_id, with_for_update=True)
+        row = find_row(self._session, WorkloadRow, workload_id, for_update=True)
         if row is None:
             raise NotFoundError("workload", workload_id)
         query = sa.select(TuningJob.id).where(TuningJob.workload_id == workload_id).limit(1)

@@ -21,14 +21,8 @@ from api.clients.calls import (
     get_list,
     operation,
 )
+from api.clients.operations_access import AccessOperations
 from api.documents.policy import etag
-from api.schemas.access import (
-    ApiKeyCreated,
-    ApiKeyRotated,
-    ApiKeyView,
-    AuditVerdictView,
-    AuditView,
-)
 from api.schemas.analysis import ImportanceView, ParetoView
 from api.schemas.capacity import CapacityView
 from api.schemas.launch import LaunchView
@@ -66,10 +60,9 @@ ENGINES = "/v1/engines"
 ROLLOUTS = "/v1/rollouts"
 COST_MODELS = "/v1/cost-models"
 DECISIONS = "/v1/decisions"
-KEYS = "/v1/api-keys"
 
 
-class Operations:
+class Operations(AccessOperations):
     """What both clients can do. Lists come whole, over all their pages.
 
     What creates something takes ``key``, an idempotency key: with the same key and body the service
@@ -354,7 +347,7 @@ class Operations:
         """Links that can be named."""
         return get_list("/v1/links", ListedLink)
 
-    # -- control, audit, keys ------------------------------------------------------------------
+    # -- control --------------------------------------------------------------------------------
 
     @operation
     def list_decisions(
@@ -373,40 +366,6 @@ class Operations:
     def get_forecast(self, engine_id: str) -> Call[ForecastView]:
         """What the next minutes are expected to bring to an engine."""
         return get(f"/v1/forecasts/{engine_id}", ForecastView)
-
-    @operation
-    def list_audit(self, *, resource: str | None = None) -> Call[list[AuditView]]:
-        """Who did what, of one resource or of all."""
-        return get_all("/v1/audit", AuditView, resource=resource)
-
-    @operation
-    def verify_audit(
-        self, *, since: int | None = None, head: str | None = None
-    ) -> Call[AuditVerdictView]:
-        """Whether the audit chain is whole."""
-        return get("/v1/audit:verify", AuditVerdictView, since=since, head=head)
-
-    @operation
-    def create_api_key(self, body: Body, *, key: str | None = None) -> Call[ApiKeyCreated]:
-        """Make an API key (``api.schemas.access.ApiKeyCreate``); its secret is told once."""
-        return create(KEYS, ApiKeyCreated, body, key=key)
-
-    @operation
-    def list_api_keys(self) -> Call[list[ApiKeyView]]:
-        """API keys, without their secrets."""
-        return get_all(KEYS, ApiKeyView)
-
-    @operation
-    def rotate_api_key(
-        self, key_id: str, body: Body | None = None, *, key: str | None = None
-    ) -> Call[ApiKeyRotated]:
-        """Make a key in place of another (``api.schemas.access.ApiKeyRotate``)."""
-        return create(f"{KEYS}/{key_id}:rotate", ApiKeyRotated, body or {}, key=key)
-
-    @operation
-    def revoke_api_key(self, key_id: str) -> Call[None]:
-        """Take a key out of use."""
-        return delete(f"{KEYS}/{key_id}")
 
 
 def _flag(is_set: bool) -> str | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 
 from api.control.forecaster_choices import ForecasterChoices
+from api.control.loads import keep_load, load_under_way
 from api.documents.control_state import (
     capacity_from_json,
     capacity_to_json,
-    load_slots,
     look_at,
     memory_to_json,
     queue_of,
@@ -31,6 +31,7 @@ from policies.capacity_loop import decide_capacity, is_due, settings_after
 from policies.capacity_state import (
     CapacityDecision,
     CapacityLimits,
+    CapacityMemory,
     CapacityState,
     Queue,
     SwitchCost,
@@ -40,19 +41,17 @@ from policies.capacity_watch import watch
 from policies.controller import Action, ControlLimits, ControlMemory
 from policies.decision import LoadWindow
 from policies.forecast import Forecast, forecast
-from policies.load_history import SLOT_S, LoadSlot, luck_of, rate_of
+from policies.load_history import LoadSlot, luck_of, rate_of
 from policies.observation import Observation
 from policies.shedding import SheddingLimits
 from policies.surge import SurgeLimits
 from policies.switch_costs import switch_costs
 from store import UnitOfWork
 from store.decisions import CAPACITY
-from store.models import DecisionRow, EngineLoad, EngineRow, Heartbeat
+from store.models import DecisionRow, EngineRow, Heartbeat
 from store.models.base import Json
 
 ACTOR = "controller"
-# Heartbeats this old are still taken up: a service that was away lost no load.
-BACKLOG_S = 1800
 # A window of fewer requests is not judged.
 MIN_REQUESTS = ControlLimits().min_requests
 
@@ -92,12 +91,16 @@ class CapacityLoop:
         luck = _luck(seen, settings.control_window_s)
         queue = queue_of(beats)
         limits = SurgeLimits(every_s=settings.control_interval_s)
-        _watch(engine, table, current, beats, seen, luck, queue, limits)
-        if not self._is_due(engine, table, current, seen, now):
+        known = capacity_from_json(engine.capacity_memory)
+        memory = known.as_of(now.timestamp())
+        memory = _watch(memory, table, current, beats, seen, luck, queue, limits)
+        if memory != known:
+            engine.capacity_memory = capacity_to_json(memory)
+        if not self._is_due(memory, table, current, seen, now):
             return False
         before = PolicyDocument.from_json(policies.current(uow, engine).document)
         restarts = find_restarts(uow, engine)
-        state = _state(engine, table, current, before, seen, now, restarts)
+        state = _state(engine, memory, table, current, before, seen, now, restarts)
         ahead = self._forecast(uow, engine, table, load_under_way(uow, engine, now), state.now_s)
         state = replace(
             state,
@@ -119,7 +122,7 @@ class CapacityLoop:
 
     def _is_due(
         self,
-        engine: EngineRow,
+        memory: CapacityMemory,
         table: CapacityTable,
         current: CarriedRate,
         seen: Observation | None,
@@ -128,7 +131,7 @@ class CapacityLoop:
         observed_rps = 0.0 if seen is None else _rate_rps(seen.load, table.mix)
         settings = self._context.settings
         return is_due(
-            capacity_from_json(engine.capacity_memory),
+            memory,
             now.timestamp(),
             is_urgent=_is_met(seen) is False or observed_rps > current.low_rps,
             slow_s=settings.capacity_interval_s,
@@ -163,40 +166,8 @@ def is_short(engine: EngineRow, seen: Observation | None) -> bool:
     return current is not None and _rate_rps(seen.load, table.mix) > current.low_rps
 
 
-def keep_load(uow: UnitOfWork, engine: EngineRow, now: datetime) -> None:
-    """Keep the minutes that are over and not kept yet, from the engine's heartbeats."""
-    this_minute_s = _minute_s(now)
-    last_s = uow.loads.last_start_s(engine.id)
-    next_s = this_minute_s - BACKLOG_S
-    if last_s is not None:
-        next_s = max(next_s, last_s + int(SLOT_S))
-    if next_s >= this_minute_s:
-        return
-    beats = uow.engines.list_heartbeats(engine.id, since=datetime.fromtimestamp(next_s, UTC))
-    slots = load_slots(beats)
-    uow.loads.add(
-        EngineLoad(
-            engine_id=engine.id,
-            start_s=start_s,
-            seen_s=slot.seen_s,
-            requests=slot.requests,
-            input_tokens=slot.input_tokens,
-            output_tokens=slot.output_tokens,
-        )
-        for start_s, slot in slots.items()
-        if next_s <= start_s < this_minute_s
-    )
-
-
-def load_under_way(uow: UnitOfWork, engine: EngineRow, now: datetime) -> list[LoadSlot]:
-    """The minute that is not over yet, if anything is known of it."""
-    since = datetime.fromtimestamp(_minute_s(now), UTC)
-    slots = load_slots(uow.engines.list_heartbeats(engine.id, since=since))
-    return list(slots.values())
-
-
 def _watch(
-    engine: EngineRow,
+    memory: CapacityMemory,
     table: CapacityTable,
     current: CarriedRate,
     beats: Sequence[Heartbeat],
@@ -204,20 +175,14 @@ def _watch(
     luck: float,
     queue: Queue | None,
     limits: SurgeLimits,
-) -> None:
-    """Take in the heartbeats that came since the last look."""
-    memory = capacity_from_json(engine.capacity_memory)
+) -> CapacityMemory:
+    """With the heartbeats that came since the last look."""
     look = look_at(beats, memory.surge.read_s, queue)
     if look is None:
-        return
+        return memory
     observed_rps = 0.0 if seen is None else _rate_rps(seen.load, table.mix)
     look = replace(look, observed_rps=observed_rps, observed_luck=luck)
-    memory = watch(memory, look, current, table, CapacityLimits(surge=limits))
-    engine.capacity_memory = capacity_to_json(memory)
-
-
-def _minute_s(now: datetime) -> int:
-    return int(now.timestamp() // SLOT_S * SLOT_S)
+    return watch(memory, look, current, table, CapacityLimits(surge=limits))
 
 
 def _table(engine: EngineRow) -> CapacityTable | None:
@@ -228,6 +193,7 @@ def _table(engine: EngineRow) -> CapacityTable | None:
 
 def _state(
     engine: EngineRow,
+    memory: CapacityMemory,
     table: CapacityTable,
     current: CarriedRate,
     document: PolicyDocument,
@@ -249,7 +215,7 @@ def _state(
         else restart_costs(table, current, restarts),
         request_size=None if seen is None else _request_size(seen.load, table.mix),
         admitted_rps=getattr(document.settings.admission, "rate_rps", None),
-        memory=capacity_from_json(engine.capacity_memory),
+        memory=memory,
         limits=_limits(engine, document.guards),
     )
 

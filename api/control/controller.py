@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-import structlog
-
 from api.control.by_hand import settle_by_hand
-from api.control.capacity import CapacityLoop, is_short, keep_load
+from api.control.capacity import CapacityLoop, is_short
 from api.control.drift import DriftLoop
 from api.control.leader_loop import LeaderLoop
+from api.control.loads import keep_load
 from api.control.rollouts import RolloutLoop
 from api.documents.control_state import memory_from_json, memory_to_json, observe
 from api.documents.live_window import LiveWindow
@@ -19,11 +18,9 @@ from api.services import policies, rollout_moves
 from api.services.audit import service_caller
 from api.services.policies import Authorship
 from api.web.context import AppContext
-from engine.spec.errors import EngineError
 from engine.spec.measurement import METRIC_IDS, Fidelity
 from policies.controller import Action, ControlLimits, ControlState, Decision, decide
 from policies.drift import DriftLimits
-from policies.errors import PolicyInputError
 from policies.feasibility import is_feasible_when_idle
 from policies.observation import Observation
 from policies.replicas import load_ratio
@@ -33,7 +30,6 @@ from policies.sla import Sla
 from store import UnitOfWork
 from store.models import DecisionRow, EngineRow, MeasurementRow, RolloutRow, RolloutState
 from store.models.base import Json, utc_now
-from store.outage import is_outage
 
 ACTOR = "controller"
 FORGET_EVERY_TICKS = 60
@@ -75,7 +71,6 @@ class Controller:
             context, "controller", self._turn, every_s=settings.control_interval_s
         )
         self._num_turns = 0
-        self._log = structlog.get_logger("api.control.controller")
 
     def start(self) -> None:
         """Tick on a thread until :meth:`stop`."""
@@ -95,15 +90,8 @@ class Controller:
         with self._context.database.read() as uow:
             engine_ids = uow.engines.list_scheduled_ids()
         for engine_id in engine_ids:
-            try:
-                with self._context.database.begin() as uow:
-                    self._control(uow, uow.engines.get(engine_id, for_update=True))
-            except (EngineError, PolicyInputError) as error:
-                self._log.warning("engine not controlled", engine=engine_id, error=str(error))
-            except Exception as error:
-                if is_outage(error):
-                    raise
-                self._log.exception("engine not controlled", engine=engine_id)
+            with self._loop.troubles.turn(engine_id), self._context.database.begin() as uow:
+                self._control(uow, uow.engines.get(engine_id, for_update=True))
         self._prune()
 
     def _turn(self) -> None:
@@ -143,7 +131,7 @@ class Controller:
             load=None if seen is None else seen.load,
             in_force=in_force,
             is_feasible_when_idle=is_feasible_when_idle(sla, schedule.alone),
-            memory=memory_from_json(engine.control_memory),
+            memory=memory_from_json(engine.control_memory).as_of(now.timestamp()),
             limits=self._limits,
         )
         decision = decide(state)

@@ -57,8 +57,8 @@ class DriftLoop:
     ) -> bool:
         """Look at one engine, whose row the caller holds, by its newest heartbeats; whether another
         policy version is asked for."""
-        before = memory_from_json(engine.drift_memory)
         now_s = now.timestamp()
+        before = memory_from_json(engine.drift_memory).as_of(now_s)
         if not before.is_due(now_s, self._limits):
             return False
         foreseen = self._find_foreseen(uow, engine)

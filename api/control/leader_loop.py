@@ -5,26 +5,28 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-import structlog
-
+from api.control.troubles import Troubles
 from api.web.context import AppContext
+
+# A tick that failed as a whole.
+WHOLE = "tick"
 
 
 class LeaderLoop:
     """A thread that calls ``tick`` every ``every_s`` seconds while it holds the lock ``name``.
 
     When the service that has it ends, another takes over. The loop outlives a tick that raises, as
-    with a database that is away for a while.
+    with a database that is away for a while. ``troubles``: those of what the tick turns.
     """
 
     def __init__(
         self, context: AppContext, name: str, tick: Callable[[], None], *, every_s: float
     ) -> None:
-        self._name, self._tick, self._every_s = name, tick, every_s
+        self._tick, self._every_s = tick, every_s
         self._lead = context.database.lock(name)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._log = structlog.get_logger("api.control.leader_loop")
+        self.troubles = Troubles(context.metrics, name)
 
     def start(self) -> None:
         """Tick until :meth:`stop`."""
@@ -51,5 +53,7 @@ class LeaderLoop:
             try:
                 if self._lead.try_take():
                     self._tick()
-            except Exception:
-                self._log.exception("tick failed", loop=self._name)
+            except Exception as error:
+                self.troubles.note(WHOLE, error)
+            else:
+                self.troubles.clear(WHOLE)

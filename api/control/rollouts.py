@@ -12,6 +12,7 @@ import structlog
 
 from api.aside.process import AsideLimits
 from api.control.aside_queue import AsideQueue
+from api.control.troubles import Troubles
 from api.documents.policy import PolicyDocument
 from api.documents.recent_load import recent_requests
 from api.documents.rollout import (
@@ -39,7 +40,6 @@ from policies.sla import Sla
 from store import UnitOfWork
 from store.models import EngineRow, RolloutRow, RolloutState
 from store.models.base import Json, utc_now
-from store.outage import is_outage
 
 # The newest requests that a replay is made of, and how far back minutes are looked at for them.
 MOST_REQUESTS = 10_000
@@ -54,6 +54,7 @@ class RolloutLoop:
     def __init__(self, context: AppContext) -> None:
         self._context = context
         self._replays = AsideQueue("replay", REPLAY_LIMITS)
+        self._troubles = Troubles(context.metrics, "rollouts")
         self._log = structlog.get_logger("api.control.rollouts")
 
     def tick(self) -> None:
@@ -63,19 +64,16 @@ class RolloutLoop:
             found = uow.rollouts.list_under_way()
         self._replays.forget_all_but({rollout_id for _, rollout_id in found})
         for engine_id, rollout_id in found:
-            try:
-                with database.begin() as uow:
-                    engine = uow.engines.get(engine_id, for_update=True)
-                    rollout = uow.rollouts.get(rollout_id)
-                    if not rollout.state.is_final:
-                        self._turn(uow, engine, rollout, utc_now())
-            except (EngineError, PolicyInputError) as error:
-                self._log.warning("rollout given up", rollout=rollout_id, error=str(error))
-                self._give_up(engine_id, rollout_id, str(error))
-            except Exception as error:
-                if is_outage(error):
-                    raise
-                self._log.exception("rollout not turned", rollout=rollout_id)
+            with self._troubles.turn(rollout_id):
+                try:
+                    with database.begin() as uow:
+                        engine = uow.engines.get(engine_id, for_update=True)
+                        rollout = uow.rollouts.get(rollout_id)
+                        if not rollout.state.is_final:
+                            self._turn(uow, engine, rollout, utc_now())
+                except (EngineError, PolicyInputError) as error:
+                    self._log.warning("rollout given up", rollout=rollout_id, error=str(error))
+                    self._give_up(engine_id, rollout_id, str(error))
 
     def _give_up(self, engine_id: str, rollout_id: str, reason: str) -> None:
         """The engine can no longer be asked for what the rollout wants, as after a restart with
@@ -237,8 +235,8 @@ def _canary_state(
     uow: UnitOfWork, engine: EngineRow, rollout: RolloutRow, now: datetime
 ) -> CanaryState:
     assert rollout.canary is not None, "a canary has progress"
-    canary, limits = canary_from_json(rollout.canary), limits_from_json(rollout.limits)
     now_s, sla = now.timestamp(), candidate_of(rollout).sla
+    canary, limits = canary_from_json(rollout.canary).as_of(now_s), limits_from_json(rollout.limits)
     assert sla is not None, "checked when it began"
     due = canary.due(now_s, limits)
     # A slice that nothing was ever in force in counts from its end, and so for nothing.

@@ -26,6 +26,7 @@ from policies.decision import OnDrift
 from policies.sla import Sla
 from store.audit import hash_document
 from store.models.base import Json
+from tuner.work.counts import MODEL_SIZES
 
 SCHEMA = "policy/v1"
 ENGINE_PART = ("plan", "shift", "caps", "scheduler", "mode", "admission")
@@ -33,16 +34,6 @@ NUMBER_GUARDS = ("max_gpus", "min_interval_s", "max_reshapes_per_h", "drain_s", 
 SWITCHES = ("allow_shedding", "apply_retuned")
 ON_DRIFT = "on_drift"
 GUARDS = (*NUMBER_GUARDS, *SWITCHES, ON_DRIFT)
-MODEL_SIZES = (
-    "num_layers",
-    "hidden_size",
-    "ffn_size",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "vocab_size",
-    "max_positions",
-)
 MAX_SIZE = 2**31 - 1
 DEFAULT_GUARDS: Json = {
     "max_gpus": None,
@@ -213,7 +204,7 @@ def model_from_json(document: Json) -> ModelConfig:
 def check_model(document: Json) -> None:
     """Raises ValueError or TypeError for a model's shape that no model has."""
     model_from_json(document)
-    for name in MODEL_SIZES:
+    for name in (*MODEL_SIZES, "max_positions"):
         value = document.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
             raise ValueError(f"{name}={value!r}: must be a whole number from 1 to {MAX_SIZE}")

@@ -81,7 +81,7 @@ class JobRunner:
 
     def _take_up(self, job_id: str) -> JobStep:
         with self._database.begin() as uow:
-            job = uow.jobs.find(job_id)
+            job = uow.jobs.find(job_id, for_update=True)
             if job is None or job.state not in (JobState.QUEUED, JobState.RUNNING):
                 return JobStep.STOP
             if job.state is JobState.QUEUED:
@@ -100,7 +100,7 @@ class JobRunner:
     def _end(self, job_id: str) -> JobStep:
         try:
             with self._database.begin() as uow:
-                job = uow.jobs.find(job_id)
+                job = uow.jobs.find(job_id, for_update=True)
                 if job is None or job.state.is_final:
                     return JobStep.STOP
                 if job.state is JobState.CANCELLING:
@@ -113,7 +113,7 @@ class JobRunner:
     def _fail(self, job_id: str, reason: str) -> None:
         self._forget(job_id)
         with self._database.begin() as uow:
-            job = uow.jobs.find(job_id)
+            job = uow.jobs.find(job_id, for_update=True)
             if job is not None and not job.state.is_final:
                 move(uow, job, JobState.FAILED, reason)
 

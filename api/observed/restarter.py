@@ -28,14 +28,11 @@ from api.services import policies
 from api.services.advice import command_of, launch_of
 from api.services.audit import service_caller
 from api.web.context import AppContext
-from engine.spec.errors import EngineError
 from engine.spec.settings import Settings
 from policies.decision import Action
 from store import UnitOfWork
 from store.models import AckState, DecisionRow, EngineRow, PolicyVersion, ServerRow, Sight
 from store.models.base import utc_now
-from store.outage import is_outage
-from tuner.spec.errors import TunerError
 
 ACTOR = "restarter"
 REASON = "restart_failed"
@@ -86,16 +83,10 @@ class Restarter:
         for engine_id in engine_ids:
             if self._loop.is_stopping():
                 return
-            try:
+            with self._loop.troubles.turn(engine_id):
                 job = self._begin(engine_id)
                 if job is not None:
                     self._restart(job)
-            except (EngineError, TunerError) as error:
-                self._log.warning("engine not restarted", engine=engine_id, error=str(error))
-            except Exception as error:
-                if is_outage(error):
-                    raise
-                self._log.exception("engine not restarted", engine=engine_id)
 
     def _begin(self, engine_id: str) -> Job | None:
         """What is to be done for the engine now; None: nothing. Its row tells that it has begun."""

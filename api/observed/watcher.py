@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
 
-from api.control.capacity import keep_load
 from api.control.leader_loop import LeaderLoop
+from api.control.loads import keep_load
 from api.documents.control_state import observe
 from api.documents.known_servers import (
     KnownServer,
@@ -37,6 +37,7 @@ from tuner.servers.snapshot import PageError, Snapshot, between, read_page
 MOST_GAP_INTERVALS, LEAST_GAP_S = 6, 30.0
 # Letters of why there is no page.
 MOST_DETAIL = 500
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,18 +94,29 @@ class Watcher:
         looks = asyncio.run(self._look_at(targets))
         with self._context.database.begin() as uow:
             uow.commit_lazily()  # a window may be missing
-            windows = [self._note(uow, look) for look in looks]
-            uow.engines.add_heartbeats([window for window in windows if window is not None])
-            for look, window in zip(looks, windows, strict=True):
-                if window is not None:
-                    self._judge(uow, look)
+            # Before their servers, as everybody else does: two who begin at other ends would each
+            # wait for the other.
+            uow.engines.hold([look.target.engine_id for look in looks])
+            noted = [(look, self._alone(uow, look, self._note)) for look in looks]
+            seen = [(look, window) for look, window in noted if window is not None]
+            uow.engines.add_heartbeats([window for _, window in seen])
+            for look, _ in seen:
+                self._alone(uow, look, self._judge)
+
+    def _alone(
+        self, uow: UnitOfWork, look: Look, take: Callable[[UnitOfWork, Look], T]
+    ) -> T | None:
+        """What ``take`` makes of a look; None where that failed, which keeps nothing of this server
+        and leaves what was kept of others."""
+        key = f"{take.__name__.strip('_')} {look.target.engine_id}"
+        with self._loop.troubles.turn(key), uow.session.begin_nested():
+            return take(uow, look)
+        return None
 
     def _read_known(self) -> None:
         """What was read last stays in force where the file is broken."""
-        try:
+        with self._loop.troubles.turn("file of servers"):
             self._known = read_known_servers(self._context.settings.servers_file)
-        except ServersFileError as error:
-            self._log.warning("file of servers not read", error=str(error))
 
     async def _look_at(self, targets: Sequence[Target]) -> list[Look]:
         settings = self._context.settings
@@ -210,7 +222,7 @@ class Watcher:
 
     def _judge(self, uow: UnitOfWork, look: Look) -> None:
         """Show what was seen as what is, as the controller does for engines with a schedule."""
-        engine = uow.engines.get(look.target.engine_id, for_update=True)
+        engine = uow.engines.get(look.target.engine_id)
         if engine.capacity_table is None:  # with one the slow loop does so
             keep_load(uow, engine, look.at)
         since = look.at - timedelta(seconds=self._context.settings.control_window_s)

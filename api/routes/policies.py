@@ -147,10 +147,11 @@ def acknowledge(
 ) -> PolicyView:
     """What the engine did about a version, from the engine itself."""
     with context.database.begin() as uow:
-        answer = policies.acknowledge(
+        answer, is_news = policies.acknowledge(
             uow, engine_id, version, body, credential=credential, caller=caller
         )
-    context.metrics.count_acknowledgement(body)
+    if is_news:
+        context.metrics.count_acknowledgement(body)
     return answer
 
 

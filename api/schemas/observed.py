@@ -40,8 +40,13 @@ class ObserveRequest(Body):
     max_num_batched_tokens: Cap | None = Field(
         default=None, description="Tokens per step; null: the system's default"
     )
+    # A word of the command by which the service may restart the server: never one of its options.
     model: str = Field(
-        default=UNNAMED, min_length=1, max_length=300, description="What launch commands name"
+        default=UNNAMED,
+        min_length=1,
+        max_length=300,
+        pattern=r"^[^-\s]",
+        description="What launch commands name",
     )
     precision: Precision = Precision.BF16
     max_model_len: Cap | None = None

@@ -151,25 +151,7 @@ def write(
     control = control or version.control
     is_new = is_again or after != before or control != version.control
     if is_new and not is_dry_run:
-        version = uow.policies.add(
-            engine,
-            document=after.to_json(),
-            control=control,
-            origin=by.origin,
-            reason=by.reason,
-            created_by=by.caller.actor,
-        )
-        record(
-            uow,
-            by.caller,
-            f"policy.{by.origin}",
-            f"engines/{engine.id}/policy",
-            reason=by.reason,
-            before=before.to_json(),
-            after=after.to_json(),
-        )
-        if engine.system is not None and settings_in(engine.effective_policy) == after.settings:
-            _settle(engine, version, after.settings)
+        version = _add(uow, engine, before, after, control, by)
     return ChangeSet(
         is_dry_run=is_dry_run,
         changes=[change.to_json() for change in changes],
@@ -185,6 +167,37 @@ def write(
         warnings=_warnings(after, changes),
         policy=view(engine, version),
     )
+
+
+def _add(
+    uow: UnitOfWork,
+    engine: EngineRow,
+    before: PolicyDocument,
+    after: PolicyDocument,
+    control: Json | None,
+    by: Authorship,
+) -> PolicyVersion:
+    """The next version, told of in the audit."""
+    row = uow.policies.add(
+        engine,
+        document=after.to_json(),
+        control=control,
+        origin=by.origin,
+        reason=by.reason,
+        created_by=by.caller.actor,
+    )
+    record(
+        uow,
+        by.caller,
+        f"policy.{by.origin}",
+        f"engines/{engine.id}/policy",
+        reason=by.reason,
+        before=before.to_json(),
+        after=after.to_json(),
+    )
+    if engine.system is not None and settings_in(engine.effective_policy) == after.settings:
+        _settle(engine, row, after.settings)
+    return row
 
 
 def rollback(
@@ -213,10 +226,12 @@ def acknowledge(
     *,
     credential: str | None,
     caller: Caller,
-) -> PolicyView:
-    """Keep what the engine did. A refused version is replaced by what the engine really runs.
+) -> tuple[PolicyView, bool]:
+    """Keep what the engine did; the policy now, and whether this was news. A refused version is
+    replaced by what the engine really runs.
 
-    The same acknowledgement may come twice (the engine retries); the second changes nothing.
+    The same acknowledgement may come twice (the engine retries), and the second time when a newer
+    version was acknowledged meanwhile: then it changes nothing.
 
     Raises:
         ApiError: 403, not from the engine itself.
@@ -229,27 +244,34 @@ def acknowledge(
 
 def note_ack(
     uow: UnitOfWork, engine: EngineRow, version: int, body: Acknowledge, caller: Caller
-) -> PolicyView:
+) -> tuple[PolicyView, bool]:
     """:func:`acknowledge`, for whoever is known to speak for the engine, and holds its row."""
     row = uow.policies.get(engine.id, version)
     in_force = settings_in(body.policy)
     check_plan(in_force.plan, inventory_of(engine), engine.model, pointer="/policy/plan")
-    engine.effective_policy = in_force.to_json()
-    is_first = row.ack_state is AckState.PENDING
-    if is_first or body.result == "refused":
-        row.ack_state = AckState(body.result)
-        row.ack_message = body.message or None
-        row.ack_changes = dict(body.changes)
-        row.ack_seconds = body.seconds
-        row.ack_transition = body.transition
-        row.acknowledged_at = utc_now()
-    if body.result == "applied":
-        engine.applied_version = version
-        if is_first:
-            _put_in_force(engine, row, in_force)
-    elif version == engine.desired_version:
-        adopt(uow, engine, in_force, caller, reason=f"version {version} was refused")
-    return view(engine, current(uow, engine))
+    result, before = AckState(body.result), row.ack_state
+    is_first, is_late = before is AckState.PENDING, version < engine.applied_version
+    if is_first or (result is AckState.REFUSED and not is_late):
+        _note_ack_on(row, body)
+    if not is_late:
+        engine.effective_policy = in_force.to_json()
+        if result is AckState.APPLIED:
+            engine.applied_version = version
+            if is_first:
+                _put_in_force(engine, row, in_force)
+        elif version == engine.desired_version:
+            adopt(uow, engine, in_force, caller, reason=f"version {version} was refused")
+    is_news = is_first or (before is not result and not is_late)
+    return view(engine, current(uow, engine)), is_news
+
+
+def _note_ack_on(row: PolicyVersion, body: Acknowledge) -> None:
+    row.ack_state = AckState(body.result)
+    row.ack_message = body.message or None
+    row.ack_changes = dict(body.changes)
+    row.ack_seconds = body.seconds
+    row.ack_transition = body.transition
+    row.acknowledged_at = utc_now()
 
 
 def adopt(

@@ -13,6 +13,7 @@ from api.services.workloads import PIECE_BYTES, Upload
 from policies.load_history import SLOT_S
 from store import UnitOfWork
 from store.models import EngineLoad, EngineRow
+from store.models.workloads import MOST_NAME
 from store.workloads import compress
 from tuner.workload.observed import draw_minute
 from tuner.workload.workload import FloatArray, Workload, WorkloadSource
@@ -62,7 +63,7 @@ def as_upload(workload: Workload, name: str) -> Upload:
     pieces = [data[at : at + PIECE_BYTES] for at in range(0, len(data), PIECE_BYTES)]
     facts = {k: v for k, v in workload.describe().items() if k not in OF_A_SPEC}
     return Upload(
-        name=name,
+        name=name[:MOST_NAME],
         form=TraceForm.CSV.value,
         num_bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),

@@ -18,10 +18,12 @@ from policies.drift import DriftMemory
 from policies.replicas import desired_replicas
 from store import Database
 from store.models import EngineRow
-from store.models.base import utc_now
+from store.models.base import Json, utc_now
 
 Word = TypeVar("Word", bound=str)
+Kept = TypeVar("Kept")
 ROLLBACK_REASONS = ("operator", "refused", "rollout", "undecided")
+LOOPS = ("controller", "restarter", "rollouts", "watcher")
 
 
 class ServiceMetrics:
@@ -59,8 +61,17 @@ class ServiceMetrics:
             ["reason"],
             registry=self.registry,
         )
-        for reason in ROLLBACK_REASONS:  # from zero, so that the first one counts as an increase
+        self.control_failures = Counter(
+            "gearshift_control_failures",
+            "Turns of an engine, rollout or server that failed, and rounds that failed as a whole",
+            ["loop"],
+            registry=self.registry,
+        )
+        # From zero, so that the first one counts as an increase.
+        for reason in ROLLBACK_REASONS:
             self.rollbacks.labels(reason=reason)
+        for loop in LOOPS:
+            self.control_failures.labels(loop=loop)
 
     def count_acknowledgement(self, receipt: Acknowledge) -> None:
         """Count what an engine did about a policy version."""
@@ -111,15 +122,24 @@ class _Engine:
 
     @classmethod
     def of(cls, row: EngineRow, *, fresh_since_s: float) -> _Engine:
-        window = None if row.live_window is None else LiveWindow.from_json(row.live_window)
+        window = _read(LiveWindow, row.live_window)
         if window is not None and window.seen_at_s < fresh_since_s:
             window = None
         return cls(
             name=row.name,
             model_name=row.model_name,
             window=window,
-            drift=DriftMemory(**(row.drift_memory or {})),
+            drift=_read(DriftMemory, row.drift_memory) or DriftMemory(),
         )
+
+
+def _read(kind: type[Kept], document: Json | None) -> Kept | None:
+    """What a row keeps; None where there is nothing, or what only another version reads: of one
+    engine nothing is shown then, and of all others what there is."""
+    try:
+        return None if document is None else kind(**document)
+    except TypeError:
+        return None
 
 
 def _by_state(name: str, text: str, counts: Mapping[Word, int]) -> Metric:

@@ -72,7 +72,10 @@ class Heartbeat(Base):
     __tablename__ = "engine_heartbeats"
     __table_args__ = (sa.Index("ix_engine_heartbeats_engine_id_id", "engine_id", "id"),)
 
-    id: Mapped[int] = mapped_column(sa.Integer, primary_key=True)
+    # SQLite numbers rows by itself in a column of this one type, of eight bytes as well.
+    id: Mapped[int] = mapped_column(
+        sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True
+    )
     engine_id: Mapped[str] = mapped_column(sa.ForeignKey("engines.id", ondelete="CASCADE"))
     window_s: Mapped[float]
     arrived: Mapped[int]

@@ -9,6 +9,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from store.models.base import Base, Json, id_column, utc_now
 
+# Letters; SQLite would keep more, PostgreSQL refuses them.
+MOST_NAME = 120
+
 
 class WorkloadRow(Base):
     """A trace as it was uploaded: its format, and ``facts`` (``Workload.describe``)."""
@@ -16,7 +19,7 @@ class WorkloadRow(Base):
     __tablename__ = "workloads"
 
     id: Mapped[str] = id_column("wl")
-    name: Mapped[str] = mapped_column(sa.String(120))
+    name: Mapped[str] = mapped_column(sa.String(MOST_NAME))
     form: Mapped[str] = mapped_column(sa.String(20))
     num_bytes: Mapped[int] = mapped_column(sa.BigInteger)
     sha256: Mapped[str] = mapped_column(sa.String(64))

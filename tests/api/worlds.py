@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import sqlalchemy as sa
 from starlette.testclient import TestClient
 
 from api.documents.policy import ENGINE_PART, model_to_json
@@ -13,7 +14,8 @@ from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Caps, Settings
 from policies.points import Estimate
 from policies.schedule import LoadBand, Schedule
-from store import Database
+from store import Database, UnitOfWork
+from store.models import EngineLoad
 from tests.models import MODEL
 from tuner.hardware import Precision
 from tuner.launch.command import Served
@@ -147,3 +149,19 @@ def context_of(client: TestClient) -> AppContext:
     """What the application behind ``client`` works with, for loops that a test turns by hand."""
     context: AppContext = client.app.state.context
     return context
+
+
+def require_no_failure(client: TestClient) -> None:
+    """No loop of the service behind ``client`` has failed at a turn."""
+    lines = client.get("/metrics").text.splitlines()
+    failures = [line for line in lines if line.startswith("gearshift_control_failures_total")]
+    assert failures
+    assert all(line.endswith(" 0.0") for line in failures), failures
+
+
+def shift_loads(uow: UnitOfWork, by_s: int) -> None:
+    """Move the minutes of load that are kept. They are a key, and PostgreSQL looks for equal ones
+    row by row: hence by way of a time that has none."""
+    far_s = 10**9
+    for step_s in (far_s, by_s - far_s):
+        uow.session.execute(sa.update(EngineLoad).values(start_s=EngineLoad.start_s + step_s))

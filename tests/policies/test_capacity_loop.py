@@ -203,7 +203,15 @@ def test_the_queue_that_an_overload_left_is_not_the_tables_error() -> None:
     assert decide_capacity(after).memory.correction == 1.0
 
 
-@pytest.mark.parametrize("limit", [{"chance": 1.0}, {"headroom": -0.1}, {"max_per_h": 0}])
+@pytest.mark.parametrize(("rate_rps", "replicas"), [(7.5, 1), (1.0, 4)])
+def test_who_forbids_changes_gets_none_and_is_told(rate_rps: float, replicas: int) -> None:
+    limits = CapacityLimits(max_per_h=0, min_interval_s=0.0, dwell_s=0.0)
+    decisions = play([rate_rps] * 20, limits=limits, replicas=replicas)
+    assert {d.action for d in decisions} == {Action.HOLD}
+    assert decisions[-1].reason is CapacityReason.GUARD_PER_HOUR
+
+
+@pytest.mark.parametrize("limit", [{"chance": 1.0}, {"headroom": -0.1}, {"max_per_h": -1}])
 def test_limits_that_cannot_be_are_refused(limit: dict[str, float]) -> None:
     with pytest.raises(PolicyInputError, match=next(iter(limit))):
         CapacityLimits(**limit)

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from store import Database, NotFoundError, PageRequest
 from store.engines import Window
-from store.models import DecisionRow, EngineRow
+from store.models import DecisionRow, EngineRow, Heartbeat
 from store.models.base import utc_now
 
 
@@ -64,6 +64,24 @@ def test_a_heartbeat_stamps_the_engine_and_is_pruned_by_age(database: Database) 
     with database.begin() as uow:
         dropped = [uow.engines.prune_heartbeats(before=soon, limit=2) for _ in range(3)]
     assert dropped == [2, 1, 0]
+
+
+def test_heartbeats_are_taken_when_four_bytes_number_no_more_of_them(database: Database) -> None:
+    engine_id = _engine(database)
+    start = utc_now()
+    with database.begin() as uow:
+        uow.engines.add_heartbeats([_beat(engine_id)])
+        connection = uow.session.connection()
+        if connection.dialect.name == "postgresql":
+            sequence = sa.func.pg_get_serial_sequence("engine_heartbeats", "id")
+            connection.execute(sa.select(sa.func.setval(sequence, 2**31 - 1)))
+        else:
+            connection.execute(sa.update(Heartbeat).values(id=2**31 - 1))
+    with database.begin() as uow:
+        uow.engines.add_heartbeats([_beat(engine_id)])
+    with database.read() as uow:
+        newest = uow.engines.list_heartbeats(engine_id, since=start)[-1]
+    assert newest.id == 2**31
 
 
 def test_engines_that_were_heard_of_lately_come_with_what_was_seen_of_them(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+import sqlalchemy as sa
 
 from store import ConflictError, Database, NotFoundError, PageRequest
 from store.models import JobState
@@ -62,6 +63,18 @@ def test_events_after_a_sequence_number_are_listed_in_order(database: Database) 
     with database.read() as uow:
         found = uow.jobs.list_events(job_id, after=2)
     assert [(event.seq, event.data) for event in found] == [(3, {"number": 2}), (4, {"number": 3})]
+
+
+def test_a_row_that_is_held_is_as_others_left_it(database: Database) -> None:
+    job_id = _job(database)
+    with database.begin() as uow:
+        seen = uow.jobs.get(job_id)
+        # As if another had committed before the row was free to be held.
+        uow.session.connection().execute(sa.text("UPDATE tuning_jobs SET reason = 'of another'"))
+        assert uow.jobs.get(job_id).reason == "waiting for a worker"
+        assert uow.jobs.get(job_id, for_update=True).reason == "of another"
+        seen.reason = "of this one"
+        assert uow.jobs.get(job_id, for_update=True).reason == "of this one"
 
 
 def test_an_event_of_no_job_is_refused(database: Database) -> None:

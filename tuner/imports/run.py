@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import accumulate
 from typing import Any
 
 from engine.spec.measurement import (
@@ -19,6 +20,7 @@ from policies.constraint import Metric
 from policies.report import measurement_json
 from policies.sla import Sla
 from tuner.spec.errors import TunerError
+from tuner.workload.bounds import MAX_LENGTH_TOKENS
 
 SCHEMA = "imported-run/v1"
 # These tools count from when a request was sent, not from when it was due.
@@ -117,13 +119,17 @@ def timing(
     """One request. ``first_s`` and ``last_s`` are when its first and last token came, ``gaps_s``
     those between tokens where the file has one for each; else they are taken as equal, which
     leaves TTFT, TPOT and E2E as they were.
+
+    Raises:
+        ValueError: more tokens than a request can have.
     """
+    if output_tokens > MAX_LENGTH_TOKENS:
+        raise ValueError(f"a request of {output_tokens} tokens; at most {MAX_LENGTH_TOKENS} may be")
     stamps: tuple[float, ...] = ()
     if is_ok and first_s is not None and output_tokens > 0:
         stamps = (first_s,)
         if len(gaps_s) == output_tokens - 1:
-            for gap_s in gaps_s:
-                stamps += (stamps[-1] + gap_s,)
+            stamps = tuple(accumulate(gaps_s, initial=first_s))
         elif last_s is not None and output_tokens > 1:
             step_s = (last_s - first_s) / (output_tokens - 1)
             stamps = tuple(first_s + n * step_s for n in range(output_tokens))

@@ -59,8 +59,7 @@ class Grid:
     @cached_property
     def numbers(self) -> npt.NDArray[np.int32]:
         """i4[N, K]: a row per combination, a column per knob of ``KNOBS``."""
-        blocks = [self._of_plan(plan) for plan in self.space.plans]
-        return np.concatenate([block for block in blocks if len(block)])
+        return np.concatenate([self._of_plan(plan) for plan in self.space.plans])
 
     @cached_property
     def scaled(self) -> FloatArray:

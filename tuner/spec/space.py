@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import product
 
 from engine.spec.errors import EngineError
 from engine.spec.feasible import infeasible_reasons
@@ -107,11 +106,13 @@ def build_space(
 
 
 def _all_plans(least_devices: int, num_devices: int) -> list[ParallelPlan]:
-    counts = range(1, num_devices + 1)
     plans = [
         ParallelPlan(dp=dp, pp=pp, sp=sp, tp=tp, shift=shift)
-        for dp, pp, sp, tp in product(counts, repeat=4)
-        if least_devices <= dp * pp * sp * tp <= num_devices
+        for dp in range(1, num_devices + 1)
+        for pp in range(1, num_devices // dp + 1)
+        for sp in range(1, num_devices // (dp * pp) + 1)
+        for tp in range(1, num_devices // (dp * pp * sp) + 1)
+        if dp * pp * sp * tp >= least_devices
         for shift in ((False, True) if sp > 1 else (False,))
     ]
     return sorted(plans, key=lambda plan: (plan.world_size, plan))

@@ -7,6 +7,7 @@ out and counted: there is nothing to generate for it.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -84,7 +85,25 @@ class _Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AzureReader:
+class _RowReader(ABC):
+    """Formats with a row per request. Every row is read; cuts are made afterwards."""
+
+    words: tuple[str, ...] = ()
+
+    def check(self, file: TraceFile) -> None:
+        for _ in self._requests(file, None):
+            pass
+
+    def read(self, file: TraceFile, wanted: Wanted) -> Rows:
+        return _rows(file, self._requests(file, wanted.output_tokens))
+
+    @abstractmethod
+    def _requests(self, file: TraceFile, default: int | None) -> Iterator[_Request]:
+        """The rows in the file's order; ``default``: output tokens where a row tells none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AzureReader(_RowReader):
     """Azure LLM 2023 and later: ``2023-11-16 18:15:46.6805900,374,44``.
 
     Stamps may be ISO with ``T``, ``Z`` or an offset, with up to nine fractional digits or none.
@@ -92,20 +111,12 @@ class AzureReader:
 
     word: str = "azure"
     form: str = "CSV with TIMESTAMP,ContextTokens,GeneratedTokens"
-    words: tuple[str, ...] = ()
 
     def recognises(self, head: TraceFile) -> bool:
         return set(AZURE_COLUMNS) <= set(head.columns)
 
-    def check(self, file: TraceFile) -> None:
-        for _ in self._requests(file):
-            pass
-
-    def read(self, file: TraceFile, wanted: Wanted) -> Rows:
-        del wanted  # every row is read; cuts are made afterwards
-        return _rows(file, self._requests(file))
-
-    def _requests(self, file: TraceFile) -> Iterator[_Request]:
+    def _requests(self, file: TraceFile, default: int | None) -> Iterator[_Request]:
+        del default  # outputs are always told
         for row in file.csv_rows(AZURE_COLUMNS):
             whole, part = _stamp(row, "TIMESTAMP")
             yield _Request(
@@ -117,25 +128,17 @@ class AzureReader:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BurstGptReader:
+class BurstGptReader(_RowReader):
     """BurstGPT CSV: ``Timestamp`` in seconds; failed requests have no response tokens."""
 
     word: str = "burstgpt"
     form: str = "CSV with Timestamp,Model,Request tokens,Response tokens,..."
-    words: tuple[str, ...] = ()
 
     def recognises(self, head: TraceFile) -> bool:
         return set(BURST_COLUMNS) <= set(head.columns)
 
-    def check(self, file: TraceFile) -> None:
-        for _ in self._requests(file):
-            pass
-
-    def read(self, file: TraceFile, wanted: Wanted) -> Rows:
-        del wanted  # every row is read; cuts are made afterwards
-        return _rows(file, self._requests(file))
-
-    def _requests(self, file: TraceFile) -> Iterator[_Request]:
+    def _requests(self, file: TraceFile, default: int | None) -> Iterator[_Request]:
+        del default  # outputs are always told
         for row in file.csv_rows(BURST_COLUMNS):
             outputs = row.tokens("Response tokens", least=0)
             # A failed request may have neither; one that was answered had a prompt.
@@ -144,7 +147,7 @@ class BurstGptReader:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MooncakeReader:
+class MooncakeReader(_RowReader):
     """Mooncake JSONL: ``timestamp`` (ms), ``input_length``, ``output_length``, ``hash_ids``.
 
     Where stamps are quantised (3 s in the public slice), arrivals are spread inside their bin,
@@ -162,12 +165,8 @@ class MooncakeReader:
     def recognises(self, head: TraceFile) -> bool:
         return _has_json_keys(head, ("input_length",))
 
-    def check(self, file: TraceFile) -> None:
-        for _ in self._requests(file, None):
-            pass
-
     def read(self, file: TraceFile, wanted: Wanted) -> Rows:
-        rows = _rows(file, self._requests(file, wanted.output_tokens))
+        rows = super().read(file, wanted)
         return spread_quantised(rows, np.random.default_rng([wanted.seed, 0x3EC]))
 
     def _requests(self, file: TraceFile, default: int | None) -> Iterator[_Request]:
@@ -187,25 +186,17 @@ class MooncakeReader:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnReader:
+class OwnReader(_RowReader):
     """Our own ``arrival_s,input_tokens,output_tokens[,prefix_id]``, CSV or JSON lines."""
 
     word: str = "csv"
     form: str = "CSV or JSON lines with arrival_s,input_tokens,output_tokens"
-    words: tuple[str, ...] = ()
 
     def recognises(self, head: TraceFile) -> bool:
         return set(OWN_COLUMNS) <= set(head.columns) or _has_json_keys(head, OWN_COLUMNS)
 
-    def check(self, file: TraceFile) -> None:
-        for _ in self._requests(file):
-            pass
-
-    def read(self, file: TraceFile, wanted: Wanted) -> Rows:
-        del wanted  # every row is read; cuts are made afterwards
-        return _rows(file, self._requests(file))
-
-    def _requests(self, file: TraceFile) -> Iterator[_Request]:
+    def _requests(self, file: TraceFile, default: int | None) -> Iterator[_Request]:
+        del default  # outputs are always told
         is_json = file.path.suffix in (".jsonl", ".json", ".ndjson") or file.is_json
         for row in file.json_rows() if is_json else file.csv_rows(OWN_COLUMNS):
             yield _Request(

@@ -161,7 +161,7 @@ STREAMS = {"follow_tuning_job", "follow_rollout"}
 def test_clients_have_every_operation_of_the_description(anonymous: TestClient) -> None:
     document = anonymous.get("/openapi.json").json()
     described = {line.split()[-1] for line in list_operations(document)}
-    written = {name for name in vars(Operations) if not name.startswith("_")}
+    written = {name for name in dir(Operations) if not name.startswith("_")}
     assert written == described - NOT_FOR_PEOPLE - STREAMS
     for name in written | STREAMS:
         assert getattr(Client, name).__doc__, name

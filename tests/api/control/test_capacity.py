@@ -24,6 +24,8 @@ from tests.api.worlds import (
     heartbeat_body,
     recommendation_document,
     register,
+    require_no_failure,
+    shift_loads,
 )
 
 Json = dict[str, Any]
@@ -55,7 +57,7 @@ def capacity_table() -> CapacityTable:
 def controller(client: TestClient) -> Iterator[Controller]:
     context = context_of(client)
     yield Controller(context)
-    assert "controller tick failed" not in client.get("/metrics").text
+    require_no_failure(client)
 
 
 @pytest.fixture
@@ -99,7 +101,7 @@ def let_time_pass(database: Database, seconds: float) -> None:
     with database.begin() as uow:
         for row in uow.session.scalars(sa.select(Heartbeat)):
             row.received_at -= timedelta(seconds=seconds)
-        uow.session.execute(sa.update(EngineLoad).values(start_s=EngineLoad.start_s - int(seconds)))
+        shift_loads(uow, -int(seconds))
         for engine in uow.session.scalars(sa.select(EngineRow)):
             if engine.capacity_memory is None:
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
+from structlog.testing import capture_logs
 
 from api.app import create_app
 from api.control.controller import PRUNED_AT_ONCE, Controller
@@ -33,6 +35,7 @@ from tests.api.worlds import (
     context_of,
     heartbeat_body,
     register,
+    require_no_failure,
 )
 
 Json = dict[str, Any]
@@ -44,7 +47,7 @@ def controller(client: TestClient) -> Iterator[Controller]:
     context = context_of(client)
     limits = ControlLimits(ema_alpha=1.0, cool_down_down_s=0.0, settle_s=0.0, min_requests=5)
     yield Controller(context, limits)
-    assert "controller tick failed" not in client.get("/metrics").text
+    require_no_failure(client)
 
 
 @pytest.fixture
@@ -128,15 +131,57 @@ def test_a_rising_load_moves_the_hot_settings_as_a_new_audited_version(
 
 
 def test_an_engine_whose_row_cannot_be_read_stops_the_control_of_no_other(
-    client: TestClient, controller: Controller, engine_id: str, database: Database
+    client: TestClient, engine_id: str, database: Database
 ) -> None:
+    context = replace(context_of(client), metrics=ServiceMetrics(fresh_s=60.0))
+    controller = Controller(context)
     other = _scheduled(client, database, "other")
     with database.begin() as uow:
         uow.engines.get(engine_id).control_memory = {"written": "by another version"}
     _beat(client, other, 60)
+    with capture_logs() as lines:
+        for _ in range(3):
+            controller.tick()
+        assert _decisions(client, other) == [("move", "first_observation")]
+        assert _decisions(client, engine_id) == []
+        counted = 'gearshift_control_failures_total{loop="controller"} 3.0'
+        assert counted in context.metrics.render(database).decode()
+        with database.begin() as uow:
+            uow.engines.get(engine_id).control_memory = None
+        controller.tick()
+    told = [(line["log_level"], line["event"]) for line in lines if line.get("key") == engine_id]
+    assert told == [("error", "turn failed"), ("info", "turn no longer fails")]
+
+
+def test_of_an_engine_whose_row_cannot_be_read_no_metric_is_shown_and_of_others_all(
+    client: TestClient, controller: Controller, engine_id: str, database: Database
+) -> None:
+    other = _scheduled(client, database, "other")
+    for engine in (engine_id, other):
+        _beat(client, engine, 6)
     controller.tick()
-    assert _decisions(client, other) == [("move", "first_observation")]
-    assert _decisions(client, engine_id) == []
+    with database.begin() as uow:
+        row = uow.engines.get(engine_id)
+        row.live_window, row.drift_memory = {"of": "another version"}, {"of": "another version"}
+    text = client.get("/metrics").text
+    assert 'gearshift_slo_attainment_ratio{engine="other"}' in text
+    assert 'gearshift_slo_attainment_ratio{engine="chat"}' not in text
+
+
+def test_a_window_with_failed_requests_is_judged_and_kept(
+    client: TestClient, controller: Controller, engine_id: str
+) -> None:
+    """To an SLA its p95 is infinite, for which no document has a number."""
+    body = heartbeat_body(arrived=8, policy={})
+    failed = {**body["requests"][0], "token_ms": [], "outcome": "errored"}
+    _beat(client, engine_id, 10, requests=[*body["requests"], failed, failed])
+    controller.tick()
+    (decision,) = client.get("/v1/decisions", params={"engine_id": engine_id}).json()
+    observed = decision["observed"]
+    assert (observed["is_sla_met"], observed["metrics"]["attainment"]) == (False, 0.8)
+    assert "p95_ttft_ms" not in observed["metrics"]
+    assert observed["metrics"]["p50_ttft_ms"] == pytest.approx(40.0)
+    assert 'gearshift_slo_attainment_ratio{engine="chat"} 0.8' in client.get("/metrics").text
 
 
 def _miss(client: TestClient, controller: Controller, engine_id: str, sla: str) -> None:
@@ -164,6 +209,27 @@ def test_an_sla_that_is_missed_for_the_load_is_answered_with_other_settings(
     _miss(client, controller, engine_id, "p95_ttft_ms<=40")
     assert ("move", "sla_missed") in _decisions(client, engine_id)
     assert _caps(client, engine_id)["max_num_seqs"] == BUSY.caps.max_num_seqs
+
+
+def test_a_clock_that_was_set_back_holds_nothing_up(
+    client: TestClient, controller: Controller, engine_id: str, database: Database
+) -> None:
+    """By an hour, just after a change: what was kept and what came before lie ahead of now."""
+    _beat(client, engine_id, 5)
+    controller.tick()
+    ahead = timedelta(hours=1)
+    with database.begin() as uow:
+        for beat in uow.session.scalars(sa.select(Heartbeat)):
+            beat.received_at += ahead
+        engine = uow.engines.get(engine_id)
+        assert engine.control_memory is not None
+        changed_s = (utc_now() + ahead).timestamp()
+        engine.control_memory = {**engine.control_memory, "changed_s": changed_s}
+    _beat(client, engine_id, 60)
+    controller.tick()
+    assert _decisions(client, engine_id)[0] == ("move", "load_up")
+    newest = client.get("/v1/decisions", params={"engine_id": engine_id}).json()[0]
+    assert newest["observed"]["rate_rps"] == 60.0
 
 
 def test_a_decision_holds_what_was_seen_and_what_was_rejected(
@@ -239,7 +305,7 @@ def test_attainment_and_latency_are_shown_as_metrics(
 
 def _shared_series(text: str) -> list[str]:
     """What every control plane should say alike: all but its own counters."""
-    own = ("gearshift_decisions", "gearshift_re", "gearshift_rollback", "#")
+    own = (*(f"gearshift_{name}" for name in ("control", "decisions", "re", "rollback")), "#")
     return [line for line in text.splitlines() if not line.startswith(own)]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -9,14 +11,17 @@ from starlette.testclient import TestClient
 
 from api.control.controller import Controller
 from api.documents.policy import model_to_json
-from api.services import rollout_moves
+from api.services import rollout_moves, rollouts
+from api.services.audit import service_caller
 from api.web.context import AppContext
 from engine.spec.inventory import Inventory, RankKind
 from engine.spec.model import DType
 from engine.spec.settings import Settings
 from policies.capacity_table import CapacityTable, CarriedRate
+from policies.rollout import RolloutReason
 from policies.sla import Sla
-from store import Database
+from store import ConflictError, Database
+from store.models import RolloutState
 from tests.api.control.rollout_world import (
     BAD_MS,
     CANDIDATE_SEQS,
@@ -224,6 +229,29 @@ def test_cancelling_asks_for_what_ran_before_and_twice_is_as_once(world: World) 
 
 
 @pytest.mark.slow
+def test_who_cancels_what_has_just_ended_is_told_so_and_ends_nothing(world: World) -> None:
+    rollout_id = world.begin_serving(candidate=True)
+    refusals: list[Exception] = []
+
+    def cancel() -> None:
+        try:
+            with world.database.begin() as uow:
+                rollouts.cancel(uow, rollout_id, caller=service_caller("test"))
+        except ConflictError as error:
+            refusals.append(error)
+
+    canceller = threading.Thread(target=cancel)
+    with world.database.begin() as uow:
+        engine = uow.engines.get(world.engine_id, for_update=True)
+        canceller.start()
+        time.sleep(0.3)  # by now it waits for the engine
+        worse = (RolloutState.ROLLED_BACK, RolloutReason.REGRESSION, "worse")
+        rollout_moves.end(uow, engine, uow.rollouts.get(rollout_id), *worse)
+    canceller.join()
+    assert "is rolled_back: worse" in str(refusals[0])
+    assert world.read(rollout_id)["code"] == "regression"
+
+
 def test_a_restart_of_the_engine_in_a_slice_makes_its_pair_say_nothing(world: World) -> None:
     rollout_id = world.begin()
     world.beat()

@@ -109,6 +109,21 @@ def test_a_cancelled_job_stops_before_its_next_trial_and_keeps_the_finished(
         assert [r["number"] for r in uow.trials.list_records(job_id)] == [0]
 
 
+def test_a_job_cancelled_while_a_worker_takes_it_up_stays_cancelled(
+    runner: JobRunner, database: Database, tmp_path: Path
+) -> None:
+    job_id = _job(database, tmp_path)
+    answers: list[JobStep] = []
+    worker = threading.Thread(target=lambda: answers.append(runner.begin(job_id)))
+    with database.begin() as uow:
+        cancel(uow, job_id, caller=service_caller("test"))
+        worker.start()
+        time.sleep(0.3)  # by now it waits for the row, and must not have read it before
+    worker.join()
+    assert answers == [JobStep.STOP]
+    assert _state(database, job_id) == (JobState.CANCELLED, "cancelled before it began")
+
+
 def test_what_a_crash_left_spent_at_the_end_is_known_when_the_end_runs_again(
     runner: JobRunner, database: Database, tmp_path: Path
 ) -> None:

@@ -75,3 +75,13 @@ def test_an_address_that_must_not_be_called_is_not_observed(client: TestClient, 
     assert answer.status_code == 422
     assert [error["pointer"] for error in answer.json()["errors"]] == ["/url"]
     assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize("model", ["--config=/tmp/x.yaml", "-h", " --enable-lora"])
+def test_a_model_is_no_option_of_the_command_that_starts_its_server(
+    client: TestClient, model: str
+) -> None:
+    body = {"name": "chat", "system": "vllm", "url": "http://10.0.0.1:8000", "plan": "tp=1"}
+    answer = client.post("/v1/engines:observe", json={**body, "model": model})
+    assert answer.status_code == 422
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/model"]

@@ -14,6 +14,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 from starlette.testclient import TestClient
+from structlog.testing import capture_logs
 
 from api.observed.watcher import Watcher
 from api.web.settings import ServiceSettings
@@ -276,3 +277,42 @@ def test_an_observed_server_is_forgotten(
     watcher.tick()
     assert pages.asked == []
     assert client.get(f"/v1/engines/{engine_id}/observation").status_code == 404
+
+
+def test_a_server_whose_row_cannot_be_read_hides_no_other(
+    client: TestClient, watcher: Watcher, pages: Pages, database: Database
+) -> None:
+    broken, sound = observe(client, pages.url, name="broken"), observe(client, pages.url)
+    pages.answer = lambda handler: send(handler, page(finished=3))
+    watcher.tick()
+    with database.begin() as uow:
+        row = uow.servers.get(broken)
+        row.page = {"of": "another version"}
+    with capture_logs() as lines:
+        watcher.tick()
+        watcher.tick()
+    assert observation(client, sound)["window_s"] is not None
+    told = [line for line in lines if line["event"] == "turn failed"]
+    assert len(told) == 1
+    assert broken in told[0]["key"]
+
+
+def test_who_observes_a_server_anew_while_it_is_looked_at_waits_and_is_answered(
+    client: TestClient, watcher: Watcher, pages: Pages, database: Database
+) -> None:
+    """Both change the engine and its server: in one order, or each would wait for the other."""
+    engine_id = observe(client, pages.url)
+    pages.answer = lambda handler: send(handler, page(finished=3))
+    watcher.tick()
+    with ThreadPoolExecutor(1) as others:
+        with database.begin() as uow:
+            uow.engines.get(engine_id, for_update=True)
+            looking = others.submit(watcher.tick)
+            time.sleep(0.5)  # by now it wants the engine, and must not have its server
+            server = uow.servers.find(engine_id, for_update=True)
+            assert server is not None
+            server.model = "another"
+        looking.result(WAIT_S)
+    with database.read() as uow:
+        assert uow.servers.get(engine_id).model == "another"
+    assert observation(client, engine_id)["window_s"] is not None

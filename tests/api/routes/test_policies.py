@@ -234,7 +234,28 @@ def test_a_refused_version_is_replaced_by_what_the_engine_runs(client: TestClien
 def test_an_acknowledgement_sent_twice_counts_once(client: TestClient) -> None:
     engine_id = register(client)
     _patch(client, engine_id, {"mode": "base"}, _etag(client, engine_id))
-    assert acknowledge(client, engine_id) == acknowledge(client, engine_id)
+    first = acknowledge(client, engine_id, lost_requests=2)
+    assert acknowledge(client, engine_id, lost_requests=2) == first
+    assert "gearshift_reconfig_lost_requests_total 2.0" in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("result", ["applied", "refused"])
+def test_an_acknowledgement_that_comes_late_takes_nothing_back(
+    client: TestClient, result: str
+) -> None:
+    """The engine sent it twice since no answer came; the first was on its way all the while."""
+    engine_id = register(client)
+    _patch(client, engine_id, {"mode": "base"}, _etag(client, engine_id))
+    acknowledge(client, engine_id)
+    former = client.get(f"/v1/engines/{engine_id}").json()["effective_policy"]
+    _patch(client, engine_id, {"mode": "shift"}, _etag(client, engine_id))
+    newest = acknowledge(client, engine_id)
+    late = client.post(
+        f"/v1/engines/{engine_id}/policy/versions/2:acknowledge",
+        json={"result": result, "policy": former, "seconds": 0.01},
+    )
+    assert late.json() == newest
+    assert client.get(f"/v1/engines/{engine_id}").json()["applied_version"] == 3
 
 
 def test_a_rollback_writes_the_version_applied_before_as_a_new_one(client: TestClient) -> None:

@@ -180,6 +180,7 @@ def test_an_sla_is_judged_on_requests_and_refused_on_a_summary(tmp_path: Path) -
         ("", "no result file|neither"),
         (json.dumps({**VLLM, "completed": "two"}), "completed"),
         (json.dumps({**DETAILED, "ttfts": [0.1]}), "different lengths"),
+        (json.dumps({**DETAILED, "output_lens": [10**15, 4, 0]}), "tokens; at most"),
         (json.dumps({"benchmarks": [{}]}), "metrics"),
     ],
 )

@@ -48,6 +48,12 @@ def test_no_feasible_plan_at_all_is_an_error_with_the_reasons() -> None:
         build_space(SMALL, 2, check_memory=too_small, max_model_len=4096)
 
 
+def test_plans_on_very_many_devices_are_listed_without_trying_all_degrees() -> None:
+    space = build_space(SMALL, 256, check_memory=fits, max_model_len=4096, least_devices=256)
+    assert {plan.world_size for plan in space.plans} == {256}
+    assert len(set(space.plans)) == len(space.plans)
+
+
 def test_plans_on_fewer_devices_are_left_out_where_all_are_to_be_used() -> None:
     space = build_space(SMALL, 4, check_memory=fits, max_model_len=4096, least_devices=4)
     assert {plan.world_size for plan in space.plans} == {4}

@@ -26,7 +26,7 @@ import msgspec
 from engine.executors.ranks import RankProcesses
 from engine.parallel.shm_build import find_library
 from engine.parallel.shm_layout import GroupSpec, Segment
-from engine.wire.messages import RankSetup
+from engine.wire.messages import Meeting
 
 NUM_RANKS = 2
 MEMBERS = (0, 1)
@@ -91,33 +91,20 @@ def _join(join: Join, fds: list[int]) -> dict[str, Callable[[Any], object]]:
         ("Python", "shm", "", [python]),
         ("gloo, ordered", "gloo", join.address, listener),
     ):
-        setup = _setup(join.rank, backend, address)
-        transport = open_transport(setup, groups=groups, num_ranks=NUM_RANKS, fds=handed)
+        transport = open_transport(
+            Meeting(backend=backend, address=address, timeout_s=TIMEOUT_S),
+            rank=join.rank,
+            device="cpu",
+            groups=groups,
+            num_ranks=NUM_RANKS,
+            fds=handed,
+        )
         made[way] = transport.make("all", MEMBERS)
     ways: dict[str, Callable[[Any], object]] = {
         way: group.all_reduce for way, group in made.items()
     }
     ways["gloo"] = dist.all_reduce  # in no fixed order: what torch users get
     return ways
-
-
-def _setup(rank: int, backend: str, address: str) -> RankSetup:
-    return RankSetup(
-        model_dir="",
-        plan={},
-        rank=rank,
-        dtype="float32",
-        device="cpu",
-        block_size=1,
-        num_kv_blocks=1,
-        num_slots=1,
-        max_blocks_per_seq=1,
-        has_parallel_sampling=False,
-        backend=backend,
-        init_method=address,
-        link=None,
-        timeout_s=TIMEOUT_S,
-    )
 
 
 def _time(all_reduce: Callable[[Any], object], measure: Measure) -> float:

@@ -42,6 +42,7 @@ from engine.rank.runner import TORCH_DTYPES, ModelRunner
 from engine.spec.model import DType
 from engine.spec.modes import BASE
 from engine.spec.plan import ParallelPlan
+from engine.spec.share import RankShare
 from engine.spec.steps import SlotStart, StepPlan, StepShape
 
 NUM_LAYERS, HIDDEN, FFN = 12, 1024, 2816
@@ -220,16 +221,18 @@ class Steps:
     def __init__(self, version_: str, folder: Path, dtype: DType) -> None:
         with running(version_):
             self.runner = ModelRunner(
-                model_dir=folder,
-                plan=ParallelPlan(),
-                rank=0,
-                dtype=dtype,
-                device="cpu",
-                block_size=BLOCK_SIZE,
-                num_kv_blocks=1024,
-                num_slots=64,
-                max_blocks_per_seq=256,
-                has_parallel_sampling=True,
+                RankShare(
+                    model_dir=str(folder),
+                    plan=ParallelPlan(),
+                    rank=0,
+                    dtype=dtype,
+                    device="cpu",
+                    block_size=BLOCK_SIZE,
+                    num_kv_blocks=1024,
+                    num_slots=64,
+                    max_blocks_per_seq=256,
+                    has_parallel_sampling=True,
+                ),
                 groups=solo_groups(),
             )
         self._step_id = 0

@@ -21,7 +21,7 @@ from engine.spec.errors import (
 )
 from engine.spec.request import FinishReason, check_length
 
-NOBODY = "no replica serves any more"
+NOBODY = "no replica goes on with it"
 
 
 class Door:

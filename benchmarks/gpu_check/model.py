@@ -28,6 +28,7 @@ from engine.rank.runner import ModelRunner
 from engine.spec.model import DType, ModelConfig
 from engine.spec.modes import BASE
 from engine.spec.plan import ParallelPlan, RankCoords
+from engine.spec.share import RankShare
 from engine.spec.steps import SlotStart, StepPlan, StepShape
 
 BLOCK_SIZE = 16
@@ -135,18 +136,20 @@ class Steps:
         self.model = model
         self._num_blocks = num_kv_blocks
         self.runner = ModelRunner(
-            model_dir=folder,
-            plan=SOLO,
-            rank=0,
-            dtype=DType.BFLOAT16,
-            device="cuda:0",
-            block_size=BLOCK_SIZE,
-            num_kv_blocks=num_kv_blocks,
-            num_slots=512,
-            max_blocks_per_seq=model.max_positions // BLOCK_SIZE,
-            has_parallel_sampling=True,
+            RankShare(
+                model_dir=str(folder),
+                plan=SOLO,
+                rank=0,
+                dtype=DType.BFLOAT16,
+                device="cuda:0",
+                block_size=BLOCK_SIZE,
+                num_kv_blocks=num_kv_blocks,
+                num_slots=512,
+                max_blocks_per_seq=model.max_positions // BLOCK_SIZE,
+                has_parallel_sampling=True,
+                max_graph_tokens=max_graph_tokens,
+            ),
             groups=solo_groups(),
-            max_graph_tokens=max_graph_tokens,
             load=random_stage,
         )
         self._step_id = 0

@@ -17,10 +17,11 @@ from engine.executors.protocol import ExecutorInfo
 from engine.parallel.mesh import solo_groups
 from engine.rank.answers import PendingAnswer
 from engine.rank.runner import ModelRunner
-from engine.spec.config import EngineConfig, num_kv_blocks
+from engine.spec.config import EngineConfig
 from engine.spec.errors import EngineError, PlanError, RankError
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
+from engine.spec.share import RankShare
 from engine.spec.steps import StepPlan, StepResult
 
 NOT_RUNNING = "this executor cannot run steps: it is closed or was not started"
@@ -163,12 +164,19 @@ class InlineExecutor:
         self._finished_s: float | None = None
 
     def start(self) -> ExecutorInfo:
-        blocks = num_kv_blocks(self._config, self._model, self._plan)
-        self._rank = _RankThread(partial(self._make_runner, blocks))
+        share = RankShare.of(
+            self._config,
+            self._model,
+            self._plan,
+            rank=0,
+            device=self._config.device,
+            has_graphs=True,
+        )
+        self._rank = _RankThread(partial(self._make_runner, share))
         runner = self._rank.runner
         self._finished_s = None
         return ExecutorInfo(
-            num_kv_blocks=blocks,
+            num_kv_blocks=share.num_kv_blocks,
             weight_bytes=(runner.weight_bytes,),
             kv_bytes=(runner.kv_bytes,),
             depth=1,
@@ -220,26 +228,11 @@ class InlineExecutor:
             gc.collect()
             torch.cuda.empty_cache()
 
-    def _make_runner(self, blocks: int) -> ModelRunner:
+    def _make_runner(self, share: RankShare) -> ModelRunner:
         config = self._config
-        max_len = config.max_model_len or self._model.max_positions
         if config.threads_per_rank is not None and not config.device.startswith("cuda"):
             torch.set_num_threads(config.threads_per_rank)
-        return ModelRunner(
-            model_dir=config.model_dir,
-            plan=self._plan,
-            rank=0,
-            dtype=config.dtype,
-            device=config.device,
-            block_size=config.block_size,
-            num_kv_blocks=blocks,
-            num_slots=config.start_envelope.max_num_seqs,
-            max_blocks_per_seq=min(blocks, -(-max_len // config.block_size)),
-            has_parallel_sampling=config.parallel_sampling,
-            groups=solo_groups(),
-            max_graph_tokens=config.max_graph_tokens,
-            quantisation=config.quantisation,
-        )
+        return ModelRunner(share, groups=solo_groups())
 
     def _running(self) -> _RankThread:
         if self._rank is None:

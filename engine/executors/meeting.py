@@ -44,7 +44,7 @@ def may_share_devices(config: EngineConfig) -> bool:
 class MeetingPlace:
     """Opened by the executor, which owns it; ranks get its address and descriptors.
 
-    ``address`` is what ``RankSetup.init_method`` says.
+    ``address`` is what ``engine.wire.messages.Meeting`` tells ranks.
     """
 
     def __init__(self, backend: Collectives) -> None:

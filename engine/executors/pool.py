@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import selectors
 import time
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from typing import Protocol, assert_never
 from engine.executors.ranks import RankProcess, RankProcesses, end_processes
 from engine.spec.errors import RankError
 from engine.wire.messages import PING
+
+logger = logging.getLogger(__name__)
 
 # How long a rank that lost a peer may take to come out of its step before it is taken for hung.
 PATIENCE_S = 1.0
@@ -146,13 +149,19 @@ class RankPool:
                 assert_never(never)
 
     def replenish(self) -> None:
-        """Start missing spares; they warm up in the background."""
+        """Start missing spares; they warm up in the background. Where one cannot start, the ranks
+        that work do without it.
+        """
         self._sort_spares(0.0)
         while len(self._spares) + len(self._cold) < self._num_spares:
-            spare = RankProcess(module=self._module)
-            spare.begin_use(0)
-            self._cold.append(spare)
-            spare.send(PING)  # it answers when it is warm
+            try:
+                spare = RankProcess(module=self._module)
+                spare.begin_use(0)
+                self._cold.append(spare)
+                spare.send(PING)  # it answers when it is warm
+            except RankError as error:
+                logger.warning("a spare rank did not start: %s", error)
+                return
 
     def close(self) -> None:
         self._is_closed = True

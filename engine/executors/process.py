@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import asdict
 
 import msgspec
 
@@ -21,8 +20,9 @@ from engine.spec.errors import EngineError, RankError
 from engine.spec.feasible import check_plan
 from engine.spec.model import ModelConfig
 from engine.spec.plan import ParallelPlan
+from engine.spec.share import RankShare
 from engine.spec.steps import StepPlan, StepResult
-from engine.wire.messages import FromRank, RankFailure, RankReady, RankSetup
+from engine.wire.messages import FromRank, Meeting, RankFailure, RankReady, RankSetup
 
 # How long to look for the first cause after a failure: a rank may complain of a dead peer before
 # this process sees the death.
@@ -191,26 +191,22 @@ class ProcessExecutor:
     def _setup(self, rank: int, meeting: MeetingPlace) -> RankSetup:
         config = self._config
         is_cuda = config.device.startswith("cuda")
-        blocks = num_kv_blocks(config, self._model, self._plan)
-        max_len = config.max_model_len or self._model.max_positions
         return RankSetup(
-            model_dir=str(config.model_dir),
-            plan=asdict(self._plan),
-            rank=rank,
-            dtype=str(config.dtype),
-            device=device_of(config, rank),
-            block_size=config.block_size,
-            num_kv_blocks=blocks,
-            num_slots=config.start_envelope.max_num_seqs,
-            max_blocks_per_seq=min(blocks, -(-max_len // config.block_size)),
-            has_parallel_sampling=config.parallel_sampling,
-            backend=str(meeting.backend),
-            init_method=meeting.address,
-            link=None if config.link is None or is_cuda else asdict(config.link),
-            timeout_s=config.step_timeout_s,
+            share=RankShare.of(
+                config,
+                self._model,
+                self._plan,
+                rank=rank,
+                device=device_of(config, rank),
+                has_graphs=meeting.can_be_captured,
+            ),
+            meeting=Meeting(
+                backend=meeting.backend.value,
+                address=meeting.address,
+                timeout_s=config.step_timeout_s,
+            ),
+            link=None if is_cuda else config.link,
             num_threads=1 if is_cuda else config.threads_per_rank or 1,
-            max_graph_tokens=config.max_graph_tokens if meeting.can_be_captured else 0,
-            quantisation=None if config.quantisation is None else config.quantisation.value,
         )
 
     def _wait_ready(self, ranks: RankProcesses, deadline_s: float) -> list[RankReady]:

@@ -14,7 +14,7 @@ from engine.parallel.shm_layout import GroupSpec
 from engine.parallel.staged import StagedCommunicator
 from engine.spec.config import LinkEmulation
 from engine.spec.errors import EngineError
-from engine.wire.messages import RankSetup
+from engine.wire.messages import Meeting
 
 Make = Callable[[str, Sequence[int]], Communicator]
 
@@ -32,9 +32,15 @@ class Transport(Protocol):
 
 
 def open_transport(
-    setup: RankSetup, *, groups: Sequence[GroupSpec], num_ranks: int, fds: Sequence[int]
+    meeting: Meeting,
+    *,
+    rank: int,
+    device: str,
+    groups: Sequence[GroupSpec],
+    num_ranks: int,
+    fds: Sequence[int],
 ) -> Transport:
-    """Open the transport a setup names; takes over ``fds``.
+    """Open the transport of ``meeting`` for ``rank`` on its ``device``; takes over ``fds``.
 
     ``fds`` holds the segment for shared memory, and for torch.distributed the listening socket
     (rank 0) or nothing.
@@ -43,29 +49,29 @@ def open_transport(
         EngineError: an unknown backend.
         RankError: a peer did not come in time.
     """
-    match setup.backend:
+    match meeting.backend:
         case "shm":
             return ShmTransport(
                 fd=fds[0],
                 groups=groups,
-                rank=setup.rank,
+                rank=rank,
                 num_ranks=num_ranks,
-                library=Path(setup.init_method) if setup.init_method else None,
-                timeout_s=setup.timeout_s,
+                library=Path(meeting.address) if meeting.address else None,
+                timeout_s=meeting.timeout_s,
             )
         case "gloo" | "nccl":
             # Imported here: ranks on shared memory start without torch.distributed.
             from engine.parallel.torch_groups import TorchTransport
 
             return TorchTransport(
-                backend=setup.backend,
-                address=setup.init_method,
+                backend=meeting.backend,
+                address=meeting.address,
                 listen_fd=fds[0] if fds else None,
                 groups=groups,
-                rank=setup.rank,
+                rank=rank,
                 num_ranks=num_ranks,
-                device=setup.device,
-                timeout_s=setup.timeout_s,
+                device=device,
+                timeout_s=meeting.timeout_s,
             )
         case unknown:
             for fd in fds:
@@ -80,9 +86,8 @@ def with_staging(make: Make, *, backend: str, device: str) -> Make:
     return lambda name, members: StagedCommunicator(make(name, members))
 
 
-def with_link(make: Make, link: dict[str, float] | None) -> Make:
+def with_link(make: Make, link: LinkEmulation | None) -> Make:
     """``make``, with every communicator behind the emulated link, if there is one."""
     if link is None:
         return make
-    emulated = LinkEmulation(**link)
-    return lambda name, members: LinkedCommunicator(make(name, members), emulated)
+    return lambda name, members: LinkedCommunicator(make(name, members), link)

@@ -34,7 +34,7 @@ from engine.sampling.scorer import score_rows
 from engine.spec.feasible import check_plan
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
-from engine.spec.quantisation import WeightFormat
+from engine.spec.share import RankShare
 from engine.spec.steps import StepPlan
 from engine.wire.rank_table import RankTable, StepRows
 
@@ -66,45 +66,31 @@ class PreparedStep:
 class ModelRunner:
     """The model of one rank, and what it remembers of its slots between steps.
 
-    ``plan`` is a replica's (dp=1) and ``rank`` lies in it. Loads only this rank's shard, by
-    ``load``. One thread prepares steps and one executes them (it may be the same). On CUDA steps of
-    up to ``max_graph_tokens`` run as graphs, which ``groups`` must allow to be captured.
+    Loads only its own ``share`` of the model, by ``load``. One thread prepares steps and one
+    executes them (it may be the same). Steps that run as CUDA graphs need ``groups`` that can be
+    captured.
 
     Raises:
         CheckpointError: the model folder is at fault.
-        PlanError: this model cannot run under ``plan``.
+        PlanError: this model cannot run under the plan.
     """
 
     def __init__(
-        self,
-        *,
-        model_dir: Path,
-        plan: ParallelPlan,
-        rank: int,
-        dtype: DType,
-        device: str,
-        block_size: int,
-        num_kv_blocks: int,
-        num_slots: int,
-        max_blocks_per_seq: int,
-        has_parallel_sampling: bool,
-        groups: RankGroups,
-        max_graph_tokens: int = 0,
-        quantisation: WeightFormat | None = None,
-        load: LoadStage = load_stage,
+        self, share: RankShare, *, groups: RankGroups, load: LoadStage = load_stage
     ) -> None:
-        self._device = torch.device(device)
-        self._dtype = TORCH_DTYPES[dtype]
+        plan, model_dir = share.plan, Path(share.model_dir)
+        self._device = torch.device(share.device)
+        self._dtype = TORCH_DTYPES[share.dtype]
         self._model = as_held(
-            ModelConfig.from_dir(model_dir), quantisation, self._dtype, self._device
+            ModelConfig.from_dir(model_dir), share.quantisation, self._dtype, self._device
         )
         check_plan(plan, self._model)
         self._groups, self._timers = groups.timed()
         self._weights = load(
-            model_dir=Path(model_dir),
+            model_dir=model_dir,
             model=self._model,
             plan=plan,
-            rank=rank,
+            rank=share.rank,
             dtype=self._dtype,
             device=self._device,
             groups=self._groups,
@@ -112,24 +98,24 @@ class ModelRunner:
         if self._device.type == "cpu":
             collapse(self._weights.places.items())
         shape = CacheShape(
-            block_size=block_size,
+            block_size=share.block_size,
             num_kv_heads=self._weights.layout.num_kv,
             head_dim=self._model.head_dim,
             dtype=self._dtype,
             device=self._device,
         )
-        self.caches = _allocate(self._weights, shape, num_kv_blocks)
+        self.caches = _allocate(self._weights, shape, share.num_kv_blocks)
         rope = rope_table(
             self._model,
-            num_positions=min(self._model.max_positions, num_kv_blocks * block_size),
+            num_positions=min(self._model.max_positions, share.num_kv_blocks * share.block_size),
             dtype=self._dtype,
             device=self._device,
-            context=min(self._model.max_positions, max_blocks_per_seq * block_size),
+            context=min(self._model.max_positions, share.max_blocks_per_seq * share.block_size),
         )
         self.kernels = layer_kernels(
             HeadShape(cache=shape, num_q=self._weights.layout.num_q, rms_eps=self._model.rms_eps),
             rope,
-            graph_rows=graph_rows(max_graph_tokens, plan.sp),
+            graph_rows=graph_rows(share.max_graph_tokens, plan.sp),
         )
         self._stage = LlamaStage(
             model=self._model,
@@ -141,17 +127,19 @@ class ModelRunner:
             device=self._device,
         )
         self._batches = BatchBuilder(shape=shape, kernels=self.kernels, groups=self._groups)
-        self._new_table = partial(RankTable, num_slots=num_slots, max_blocks=max_blocks_per_seq)
+        self._new_table = partial(
+            RankTable, num_slots=share.num_slots, max_blocks=share.max_blocks_per_seq
+        )
         self._table = self._new_table()
-        self._last_tokens = torch.zeros(num_slots, dtype=torch.int64, device=self._device)
+        self._last_tokens = torch.zeros(share.num_slots, dtype=torch.int64, device=self._device)
         self._feedback = TokenFeedback(self._last_tokens, groups)
         self._sampler: Sampler | None = None
         if self._weights.head is not None:
             self._sampler = Sampler(
                 groups=groups,
                 vocab_size=self._model.vocab_size,
-                num_slots=num_slots,
-                is_parallel=has_parallel_sampling,
+                num_slots=share.num_slots,
+                is_parallel=share.has_parallel_sampling,
                 device=self._device,
             )
         self._inputs = InputStream(self._device)
@@ -160,7 +148,7 @@ class ModelRunner:
                 self._sampler.compile_kernels(self._dtype)
         self._graphs: StageGraphs | None = None
         if self._device.type == "cuda":
-            self._graphs = self._captured(plan, max_blocks_per_seq)
+            self._graphs = self._captured(plan, share.max_blocks_per_seq)
 
     def _captured(self, plan: ParallelPlan, max_blocks: int) -> StageGraphs | None:
         from engine.rank.graphs import capture_graphs  # it needs Triton

@@ -16,20 +16,23 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from engine.rank.threads import FAILED_EXIT_CODE, Inbox, Outbox, RankPing, Received
 from engine.spec.errors import EngineError
-from engine.spec.model import DType
-from engine.spec.plan import ParallelPlan
-from engine.spec.quantisation import WeightFormat
 from engine.spec.steps import StepPlan
 from engine.wire.child import begin
 from engine.wire.frames import FrameChannel
-from engine.wire.messages import PING, FromRank, RankFailure, RankReady, RankSetup, Shutdown
+from engine.wire.messages import (
+    PING,
+    FromRank,
+    RankFailure,
+    RankReady,
+    RankSetup,
+    Shutdown,
+)
 
 if TYPE_CHECKING:
     from engine.parallel.communicator import Communicator
@@ -66,8 +69,8 @@ class Rank:
         from engine.parallel.rejoin import RejoinableCommunicator
         from engine.rank.runner import ModelRunner
 
-        plan = ParallelPlan(**setup.plan)
-        transport = _open_transport(setup, plan, fds)
+        share = setup.share
+        transport = _open_transport(setup, fds)
         groups: Groups = {}
         make = _maker(setup, transport)
 
@@ -78,21 +81,7 @@ class Rank:
 
         try:
             runner = ModelRunner(
-                model_dir=Path(setup.model_dir),
-                plan=plan,
-                rank=setup.rank,
-                dtype=DType(setup.dtype),
-                device=setup.device,
-                block_size=setup.block_size,
-                num_kv_blocks=setup.num_kv_blocks,
-                num_slots=setup.num_slots,
-                max_blocks_per_seq=setup.max_blocks_per_seq,
-                has_parallel_sampling=setup.has_parallel_sampling,
-                groups=build_groups(plan, setup.rank, make_rejoinable),
-                max_graph_tokens=setup.max_graph_tokens,
-                quantisation=None
-                if setup.quantisation is None
-                else WeightFormat(setup.quantisation),
+                share, groups=build_groups(share.plan, share.rank, make_rejoinable)
             )
         except BaseException:
             transport.close()
@@ -101,13 +90,15 @@ class Rank:
 
     def can_rejoin(self, setup: RankSetup) -> bool:
         """Whether ``setup`` differs from what is loaded here in nothing but its shared memory."""
-        same = msgspec.structs.replace(setup, init_method=self._setup.init_method)
-        return setup.backend == "shm" and same == self._setup
+        before = self._setup.meeting
+        meeting = msgspec.structs.replace(setup.meeting, address=before.address)
+        same = msgspec.structs.replace(setup, meeting=meeting)
+        return meeting.backend == "shm" and same == self._setup
 
     def rejoin(self, setup: RankSetup, fds: list[int]) -> None:
         """Keep weights and cache memory, forget all sequences, and join the new groups."""
         self._transport.close()
-        self._transport = _open_transport(setup, ParallelPlan(**setup.plan), fds)
+        self._transport = _open_transport(setup, fds)
         make = _maker(setup, self._transport)
         for (name, members), group in self._groups.items():
             group.rejoin(make(name, members))
@@ -121,19 +112,26 @@ class Rank:
         self._transport.close()
 
 
-def _open_transport(setup: RankSetup, plan: ParallelPlan, fds: list[int]) -> Transport:
+def _open_transport(setup: RankSetup, fds: list[int]) -> Transport:
     from engine.parallel.mesh import all_groups
     from engine.parallel.shm_layout import GroupSpec
     from engine.parallel.transport import open_transport
 
-    groups = [GroupSpec(name=name, members=tuple(m)) for name, m in all_groups(plan)]
-    return open_transport(setup, groups=groups, num_ranks=plan.replica_size, fds=fds)
+    share, plan = setup.share, setup.share.plan
+    return open_transport(
+        setup.meeting,
+        rank=share.rank,
+        device=share.device,
+        groups=[GroupSpec(name=name, members=tuple(m)) for name, m in all_groups(plan)],
+        num_ranks=plan.replica_size,
+        fds=fds,
+    )
 
 
 def _maker(setup: RankSetup, transport: Transport) -> Callable[[str, Sequence[int]], Communicator]:
     from engine.parallel.transport import with_link, with_staging
 
-    make = with_staging(transport.make, backend=setup.backend, device=setup.device)
+    make = with_staging(transport.make, backend=setup.meeting.backend, device=setup.share.device)
     return with_link(make, setup.link)
 
 
@@ -178,8 +176,8 @@ class RankLoop:
 
     def _set_up(self, setup: RankSetup, arrival: Received) -> None:
         self._outbox.drain()
-        self._number, self._step_id = setup.rank, None
-        self._is_on_cuda = setup.device.startswith("cuda")
+        self._number, self._step_id = setup.share.rank, None
+        self._is_on_cuda = setup.share.device.startswith("cuda")
         _use_threads(setup.num_threads)
         self._rank = self._open(setup, arrival.fds)
         runner = self._rank.runner
@@ -191,7 +189,7 @@ class RankLoop:
         self._has_failed = False
         self._reply(
             RankReady(
-                rank=setup.rank,
+                rank=setup.share.rank,
                 weight_bytes=runner.weight_bytes,
                 kv_bytes=runner.kv_bytes,
                 computes_by=runner.computes_by,

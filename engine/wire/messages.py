@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
+from engine.spec.config import LinkEmulation
+from engine.spec.share import RankShare
 from engine.spec.steps import StepPlan, StepResult
 
 # Asks a rank whether it is there and idle; it answers with the same.
 PING = b""
 
 
-class RankSetup(msgspec.Struct, tag="setup", kw_only=True):
-    """First message to a rank: who it is and what it loads. Paths and enums as strings."""
+class Meeting(msgspec.Struct, frozen=True, kw_only=True):
+    """Where ranks meet: ``address`` is the library of shared memory ("": plain Python), or the
+    socket of torch.distributed. Who does not come to a collective is waited for ``timeout_s``.
+    """
 
-    model_dir: str
-    plan: dict[str, Any]
-    rank: int
-    dtype: str
-    device: str
-    block_size: int
-    num_kv_blocks: int
-    num_slots: int
-    max_blocks_per_seq: int
-    has_parallel_sampling: bool
     backend: str
-    init_method: str
-    link: dict[str, float] | None
+    address: str
     timeout_s: float
+
+
+class RankSetup(msgspec.Struct, tag="setup", kw_only=True):
+    """First message to a rank: its share, and where it meets the others, over which link."""
+
+    share: RankShare
+    meeting: Meeting
+    link: LinkEmulation | None = None
     num_threads: int = 1
-    max_graph_tokens: int = 0
-    quantisation: str | None = None
 
 
 class RankReady(msgspec.Struct, tag="ready", kw_only=True):

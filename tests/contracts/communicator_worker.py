@@ -15,7 +15,7 @@ from engine.parallel.shm_layout import GroupSpec
 from engine.parallel.transport import Transport, open_transport
 from engine.spec.errors import RankError
 from engine.wire.child import begin
-from engine.wire.messages import RankSetup
+from engine.wire.messages import Meeting
 
 DTYPES = {
     "float64": torch.float64,
@@ -177,24 +177,14 @@ def to_bytes(x: Tensor) -> bytes:
 
 
 def _open(message: Open, fds: list[int]) -> Transport:
-    setup = RankSetup(
-        model_dir="",
-        plan={},
+    return open_transport(
+        Meeting(backend=message.backend, address=message.init_method, timeout_s=message.timeout_s),
         rank=message.rank,
-        dtype="float32",
         device="cpu",
-        block_size=1,
-        num_kv_blocks=1,
-        num_slots=1,
-        max_blocks_per_seq=1,
-        has_parallel_sampling=True,
-        backend=message.backend,
-        init_method=message.init_method,
-        link=None,
-        timeout_s=message.timeout_s,
+        groups=[GroupSpec(name=group.name, members=group.members) for group in message.groups],
+        num_ranks=message.num_ranks,
+        fds=fds,
     )
-    groups = [GroupSpec(name=group.name, members=group.members) for group in message.groups]
-    return open_transport(setup, groups=groups, num_ranks=message.num_ranks, fds=fds)
 
 
 def main() -> int:

@@ -24,6 +24,7 @@ from engine.spec.modes import BASE
 from engine.spec.plan import ParallelPlan, parse_plan
 from engine.spec.request import SamplingParams
 from engine.spec.settings import Settings
+from engine.spec.share import RankShare
 from engine.spec.steps import SlotSampling, SlotStart, StepPlan, StepShape
 from tests.engine.checkpoints import FAMILIES, family_config, write_checkpoint
 from tests.engine.cuda_checks import syncs_refused
@@ -146,18 +147,20 @@ def test_no_step_waits_for_the_device(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     create_model(folder, preset="tiny")
     runner = ModelRunner(
-        model_dir=folder,
-        plan=ParallelPlan(),
-        rank=0,
-        dtype=DType.BFLOAT16,
-        device="cuda:0",
-        block_size=16,
-        num_kv_blocks=64,
-        num_slots=8,
-        max_blocks_per_seq=16,
-        has_parallel_sampling=True,
+        RankShare(
+            model_dir=str(folder),
+            plan=ParallelPlan(),
+            rank=0,
+            dtype=DType.BFLOAT16,
+            device="cuda:0",
+            block_size=16,
+            num_kv_blocks=64,
+            num_slots=8,
+            max_blocks_per_seq=16,
+            has_parallel_sampling=True,
+            max_graph_tokens=16,
+        ),
         groups=solo_groups(),
-        max_graph_tokens=16,
     )
     samplings = [
         SlotSampling(),

@@ -25,6 +25,7 @@ from engine.spec.errors import RankError
 from engine.spec.model import DType
 from engine.spec.plan import ParallelPlan
 from engine.spec.quantisation import WeightFormat
+from engine.spec.share import RankShare
 from engine.spec.steps import StepPlan, StepResult
 
 
@@ -158,19 +159,21 @@ class ThreadReplica:
         self.ranks = [
             ThreadRank(
                 ModelRunner(
-                    model_dir=model_dir,
-                    plan=plan,
-                    rank=rank,
-                    dtype=dtype,
-                    device=device,
-                    block_size=block_size,
-                    num_kv_blocks=num_kv_blocks,
-                    num_slots=num_slots,
-                    max_blocks_per_seq=num_kv_blocks,
-                    has_parallel_sampling=has_parallel_sampling,
+                    RankShare(
+                        model_dir=str(model_dir),
+                        plan=plan,
+                        rank=rank,
+                        dtype=dtype,
+                        device=device,
+                        block_size=block_size,
+                        num_kv_blocks=num_kv_blocks,
+                        num_slots=num_slots,
+                        max_blocks_per_seq=num_kv_blocks,
+                        has_parallel_sampling=has_parallel_sampling,
+                        max_graph_tokens=max_graph_tokens,
+                        quantisation=quantisation,
+                    ),
                     groups=world.groups(rank),
-                    max_graph_tokens=max_graph_tokens,
-                    quantisation=quantisation,
                 )
             )
             for rank in range(plan.replica_size)

@@ -21,7 +21,7 @@ from engine.models.rope import rope_table
 from engine.parallel.communicator import Communicator
 from engine.parallel.products import OutputProduct, split_outputs
 from engine.rank.runner import TORCH_DTYPES
-from engine.spec.model import DType, ModelConfig
+from engine.spec.model import ModelConfig
 from engine.spec.modes import BASE
 from tuner.profiling.messages import OperatorJob, OperatorReport
 from tuner.profiling.profile import (
@@ -85,7 +85,7 @@ def measure_operators(job: OperatorJob, group: Communicator) -> OperatorReport:
     operators = _Operators(job, group)
     with torch.inference_mode():
         return OperatorReport(
-            rank=job.setup.rank,
+            rank=job.rank,
             gemms=operators.gemms(),
             attentions=operators.attentions(),
             elementwise=operators.elementwise(),
@@ -98,10 +98,10 @@ class _Operators:
 
     def __init__(self, job: OperatorJob, group: Communicator) -> None:
         self._job = job
-        self._model = ModelConfig.from_dir(Path(job.setup.model_dir))
-        self._device = torch.device(job.setup.device)
-        self._dtype = TORCH_DTYPES[DType(job.setup.dtype)]
-        self._random = torch.Generator(device=self._device).manual_seed(job.setup.rank)
+        self._model = ModelConfig.from_dir(Path(job.model_dir))
+        self._device = torch.device(job.device)
+        self._dtype = TORCH_DTYPES[job.dtype]
+        self._random = torch.Generator(device=self._device).manual_seed(job.rank)
         num_points = len(job.degrees) * (len(ROWS) + len(DECODES) + len(PREFILLS) + 12)
         self._bench = _Bench(
             group=group, device=self._device, seconds_per_point=job.seconds / num_points

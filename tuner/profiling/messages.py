@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import msgspec
 
-from engine.wire.messages import RankSetup
+from engine.spec.model import DType
+from engine.wire.messages import Meeting
 from tuner.profiling.profile import AttentionTime, CollectiveTime, ElementwiseTime, GemmTime
 
 
 class OperatorJob(msgspec.Struct, tag="operators", kw_only=True):
     """Measure the operators of one model's shards, all ranks at once.
 
-    ``setup`` opens the transport (its plan has ``tp`` = number of ranks); ``degrees`` lists
-    into how many tensor shards weights are cut; ``seconds`` is the time to spend in all.
+    ``degrees`` lists into how many tensor shards weights are cut; ``seconds`` is the time to spend
+    in all.
     """
 
-    setup: RankSetup
+    model_dir: str
+    dtype: DType
+    meeting: Meeting
+    rank: int
     num_ranks: int
+    device: str
+    num_threads: int
     degrees: list[int]
     max_tokens: int
     max_context: int

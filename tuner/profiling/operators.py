@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
@@ -15,7 +14,7 @@ from engine.parallel.shm_layout import Segment
 from engine.spec.config import Collectives, EngineConfig
 from engine.spec.model import DType, ModelConfig
 from engine.spec.plan import ParallelPlan
-from engine.wire.messages import RankSetup
+from engine.wire.messages import Meeting
 from tuner.profiling.messages import (
     FromProfileRank,
     OperatorFailure,
@@ -58,24 +57,13 @@ def profile_operators(
     try:
         for rank in range(num_ranks):
             job = OperatorJob(
-                setup=RankSetup(
-                    model_dir=str(model_dir),
-                    plan=asdict(ParallelPlan(tp=num_ranks)),
-                    rank=rank,
-                    dtype=dtype.value,
-                    device=f"cuda:{rank}" if device.startswith("cuda") else device,
-                    block_size=16,
-                    num_kv_blocks=1,
-                    num_slots=1,
-                    max_blocks_per_seq=1,
-                    has_parallel_sampling=True,
-                    backend=backend.value,
-                    init_method=address,
-                    link=None,
-                    timeout_s=GRACE_S,
-                    num_threads=threads_per_rank,
-                ),
+                model_dir=str(model_dir),
+                dtype=dtype,
+                meeting=Meeting(backend=backend.value, address=address, timeout_s=GRACE_S),
+                rank=rank,
                 num_ranks=num_ranks,
+                device=f"cuda:{rank}" if device.startswith("cuda") else device,
+                num_threads=threads_per_rank,
                 degrees=degrees,
                 max_tokens=max_tokens,
                 max_context=max_context,

@@ -24,7 +24,7 @@ def main() -> int:
         try:
             reply: OperatorReport | OperatorFailure = _run(job, channel.take_fds())
         except Exception:
-            reply = OperatorFailure(rank=job.setup.rank, detail=traceback.format_exc())
+            reply = OperatorFailure(rank=job.rank, detail=traceback.format_exc())
         channel.send(encoder.encode(reply))
     return 0
 
@@ -37,12 +37,19 @@ def _run(job: OperatorJob, fds: list[int]) -> OperatorReport:
     from engine.parallel.transport import open_transport
     from tuner.profiling.bench import measure_operators
 
-    torch.set_num_threads(job.setup.num_threads)
+    torch.set_num_threads(job.num_threads)
     if job.num_ranks == 1:
         return measure_operators(job, SoloCommunicator())
     members = tuple(range(job.num_ranks))
     group = GroupSpec(name="tp", members=members)
-    transport = open_transport(job.setup, groups=[group], num_ranks=job.num_ranks, fds=fds)
+    transport = open_transport(
+        job.meeting,
+        rank=job.rank,
+        device=job.device,
+        groups=[group],
+        num_ranks=job.num_ranks,
+        fds=fds,
+    )
     try:
         return measure_operators(job, transport.make("tp", members))
     finally:

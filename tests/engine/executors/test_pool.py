@@ -348,6 +348,16 @@ def test_processes_that_cannot_begin_fail_every_start_and_leave_nothing(
     assert pool.spare_pids == []
 
 
+def test_ranks_that_work_do_without_a_spare_that_cannot_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pool = RankPool(num_spares=1)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "no-such-python"))
+    pool.replenish()
+    assert pool.spare_pids == []
+    pool.close()
+
+
 def test_ranks_given_back_after_the_pool_was_closed_end(
     config: EngineConfig, pool: RankPool
 ) -> None:

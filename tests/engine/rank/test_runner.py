@@ -14,6 +14,7 @@ from engine.spec.errors import PlanError
 from engine.spec.model import DType, ModelConfig
 from engine.spec.modes import BASE
 from engine.spec.plan import ParallelPlan, parse_plan
+from engine.spec.share import RankShare
 from engine.spec.steps import SlotSampling, SlotStart, StepPlan, StepShape, float32, int32
 from tests.engine.checkpoints import family_config, write_checkpoint
 from tests.engine.thread_ranks import ThreadReplica
@@ -155,15 +156,17 @@ def test_what_the_rank_waited_for_is_told_with_the_answer(llama_dir: Path) -> No
 def test_a_plan_the_model_cannot_run_is_refused_with_the_numbers(llama_dir: Path) -> None:
     with pytest.raises(PlanError, match="8 query heads do not divide by sp"):
         ModelRunner(
-            model_dir=llama_dir,
-            plan=ParallelPlan(tp=3),
-            rank=0,
-            dtype=DType.FLOAT32,
-            device="cpu",
-            block_size=4,
-            num_kv_blocks=4,
-            num_slots=2,
-            max_blocks_per_seq=4,
-            has_parallel_sampling=True,
+            RankShare(
+                model_dir=str(llama_dir),
+                plan=ParallelPlan(tp=3),
+                rank=0,
+                dtype=DType.FLOAT32,
+                device="cpu",
+                block_size=4,
+                num_kv_blocks=4,
+                num_slots=2,
+                max_blocks_per_seq=4,
+                has_parallel_sampling=True,
+            ),
             groups=solo_groups(),
         )

@@ -44,7 +44,7 @@ def play(stage: Stage, day: Day) -> str:
     stage.hurry(engine_id, day.guards)
     workload = day.load(stage.folder, stage.seed)
     started = datetime.now(UTC)
-    measured = stage.load(day.cast, workload, url, "a day in six minutes")
+    measured = stage.load(day.cast, workload, url, "a day in eight minutes")
     first_s = min(t.scheduled_s for t in measured.timings) - workload.arrivals[0].arrival_s
     versions = stage.client.list_policy_versions(engine_id)
     _print_moves(stage, day, versions, started)

@@ -196,7 +196,7 @@ def paced_day() -> Day:
         phases=(
             Phase(name="calm", seconds=60, rate_rps=calm),
             Phase(name="load has risen", seconds=90, rate_rps=RISE * calm),
-            Phase(name="calm again", seconds=210, rate_rps=calm),
+            Phase(name="calm again", seconds=300, rate_rps=calm),
         ),
         lengths=lengths,
         guards={"min_interval_s": 10, "max_reshapes_per_h": 30},

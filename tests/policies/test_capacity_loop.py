@@ -340,7 +340,7 @@ def test_where_all_ranks_have_to_stop_the_next_larger_entry_is_gone_to_while_the
     assert decision.entry == known.entries[2]
     # Where nothing larger is gone to so easily, the change has to be worth it.
     decision = decide_capacity(replace(now, costs=(free, stop, stop)))
-    assert decision.entry.num_devices == 3 or decision.action is Action.HOLD
+    assert decision.entry.num_devices != 4
 
 
 def test_an_entry_that_needs_a_stop_keeps_no_smaller_one_from_being_gone_to() -> None:
@@ -353,6 +353,8 @@ def test_an_entry_that_needs_a_stop_keeps_no_smaller_one_from_being_gone_to() ->
     # Three devices have done for long, two for a moment.
     later = replace(start, now_s=1000.0, forecast=ahead(1.0), observed_rps=1.0, memory=after.memory)
     waiting = decide_capacity(later)
-    assert waiting.reason in (CapacityReason.DWELL, CapacityReason.LOAD_DOWN)
-    given = decide_capacity(replace(later, now_s=9000.0, memory=waiting.memory))
-    assert {waiting.entry, given.entry} >= {known.entries[0]}
+    assert waiting.reason is CapacityReason.DWELL
+    assert waiting.memory.look_s is not None
+    given = decide_capacity(replace(later, now_s=waiting.memory.look_s, memory=waiting.memory))
+    assert given.reason is CapacityReason.LOAD_DOWN
+    assert given.entry == known.entries[0]

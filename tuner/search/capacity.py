@@ -100,8 +100,8 @@ def _simulated(context: TuningContext, recommended: Settings) -> dict[ParallelPl
     """By plan, what is worth an entry, and what is recommended."""
     found = [_climb(context, options) for options in _options_by_plan(context)]
     standings = [standing for standing in found if standing is not None]
-    can_run = context.max_live_ranks > 0
-    share, most = (LIVE_SHARE, MOST_LIVE) if can_run else (NEAR, MOST_NEAR)
+    is_driven = context.max_live_ranks > 0 and context.spec.capacity_seconds > 0
+    share, most = (LIVE_SHARE, MOST_LIVE) if is_driven else (NEAR, MOST_NEAR)
     worth = worth_fitting(standings, beside=recommended.plan, share=share, most=most)
     if recommended.plan not in {standing.settings.plan for standing in worth}:
         own = _near(context, recommended)
@@ -154,8 +154,8 @@ def _unseen(context: TuningContext, table: CapacityTable) -> list[str]:
     if not names:
         return []
     return [
-        f"capacity table: {', '.join(names)} simulated, not run: of this machine's cores the front "
-        "end and clients may take more than the runs of other plans showed"
+        f"capacity table: {', '.join(names)} simulated, not run: what front end and clients take "
+        "of this machine is in it only as far as runs of other plans showed"
     ]
 
 

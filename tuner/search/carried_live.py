@@ -89,7 +89,7 @@ class Driver:
         if not found.probes:
             self._note(settings, f"no probe came to its end within {seconds:.0f} s")
             return None
-        return _driven(found, settings, self._rate_rps)
+        return as_driven(found, settings, self._rate_rps)
 
     def _why_not(self, settings: Settings, seconds: float) -> str | None:
         if self._num_driven == MOST_DRIVEN:
@@ -182,17 +182,25 @@ def served_here(context: TuningContext) -> ServedHere:
     )
 
 
-def _driven(found: Capacity, settings: Settings, rate_rps: float) -> Driven:
+def as_driven(found: Capacity, settings: Settings, rate_rps: float) -> Driven:
+    """What a search shows of ``settings``, where a factor of 1 is ``rate_rps``.
+
+    Few probes drawn anew are too much alike for their interval: the low end is no higher than what
+    a probe carried, the high end no lower than what one missed.
+    """
     least_rps = rate_rps * min(probe.factor for probe in found.probes)
     if found.factor is None or found.low is None:
         return Driven(entry=None, least_rps=least_rps)
-    high = None if found.high is None else rate_rps * found.high
+    carried = [p.factor for p in found.probes if p.is_dependable and p.factor <= found.factor]
+    missed = [p.factor for p in found.probes if not p.is_dependable and p.factor >= found.factor]
+    low = min(found.low, max(carried, default=found.low))
+    high = None if found.high is None else max(found.high, min(missed, default=found.high))
     return Driven(
         entry=CarriedRate(
             settings=settings,
             rate_rps=rate_rps * found.factor,
-            low_rps=rate_rps * found.low,
-            high_rps=high,
+            low_rps=rate_rps * low,
+            high_rps=None if high is None else rate_rps * high,
             fidelity=Fidelity.MEASURED,
             binding=found.binding,
         ),

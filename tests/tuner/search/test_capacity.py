@@ -12,8 +12,11 @@ from engine.spec.measurement import Fidelity
 from engine.spec.plan import ParallelPlan
 from engine.spec.settings import Settings
 from policies.capacity_table import CapacityTable, CarriedRate
+from policies.points import OperatingPoint
+from tuner.capacity.probe import Probe
+from tuner.capacity.search import Capacity
 from tuner.search.capacity import find_capacity_table
-from tuner.search.carried_live import Driven
+from tuner.search.carried_live import Driven, as_driven
 from tuner.search.context import TuningContext
 from tuner.search.spec import TuningSpec
 from tuner.search.tune import prepare, tune
@@ -118,3 +121,33 @@ def test_a_closed_loop_is_refused_before_anything_is_simulated() -> None:
     closed = "closed:concurrency=4,input=64,output=4,requests=8"
     with pytest.raises(TunerError, match="a capacity table is of rates"):
         prepare(TuningSpec.from_json({**SPEC.to_json(), "workload": closed}))
+
+
+def searched(*probes: tuple[float, bool], factor: float | None) -> Capacity:
+    point = OperatingPoint(settings=ONE, fidelity=Fidelity.MEASURED, metrics={})
+    made = [
+        Probe(factor=at, draw=n, num_requests=50, point=point, is_dependable=met, chance=float(met))
+        for n, (at, met) in enumerate(probes)
+    ]
+    return Capacity(
+        factor=factor,
+        low=factor,
+        high=factor,
+        is_at_least=False,
+        binding=None,
+        cliff=None,
+        probes=tuple(made),
+    )
+
+
+def test_of_few_probes_the_interval_is_no_narrower_than_what_was_seen() -> None:
+    found = as_driven(searched((1.25, False), (1.0, True), (1.1, False), factor=1.05), ONE, 10.0)
+    assert found.entry is not None
+    assert (found.entry.low_rps, found.entry.rate_rps, found.entry.high_rps) == (10.0, 10.5, 11.0)
+    assert found.least_rps == 10.0
+
+
+def test_where_no_probe_was_carried_the_lowest_is_told() -> None:
+    found = as_driven(searched((1.25, False), (0.8, False), factor=None), ONE, 10.0)
+    assert found.entry is None
+    assert found.least_rps == 8.0

@@ -9,7 +9,7 @@ TEST_JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install test coverage test-slow check audit docs pictures format demo bench cpu-products bench-scale chaos streams cpu-kernels gpu-check reproduce clean
+.PHONY: install test coverage test-slow check audit docs pictures format demo bench cpu-products bench-scale chaos streams killed-worker cpu-kernels gpu-check reproduce clean
 
 install: $(STAMP)
 
@@ -86,6 +86,13 @@ STREAMS_MINUTES ?= 2
 streams: $(STAMP)
 	$(BIN)/python -m benchmarks.streams --minutes $(STREAMS_MINUTES) \
 		--out benchmarks/reports/$$(date +%F)-streams.md
+
+# A tuning job whose worker is killed twice, against the same job left alone; KILLED="--live --pairs 1".
+KILLED ?=
+
+killed-worker: $(STAMP)
+	$(BIN)/python -m benchmarks.killed_worker $(KILLED) \
+		--out benchmarks/reports/$$(date +%F)-killed-worker.md
 
 # Compiled operations of a layer against torch's; on a busy machine CPU_KERNELS="--clock cpu --threads 1".
 CPU_KERNELS ?=

@@ -30,7 +30,9 @@ def downgrade() -> None:
         return
     # They are dropped after an hour anyway; a window that is not there is missing data.
     op.execute("DELETE FROM engine_heartbeats WHERE id > 2147483647")
-    newest = "SELECT COALESCE(MAX(id), 1) FROM engine_heartbeats"
-    op.execute(f"SELECT setval('engine_heartbeats_id_seq', ({newest}))")  # nosec B608
+    op.execute(
+        "SELECT setval('engine_heartbeats_id_seq', "
+        "(SELECT COALESCE(MAX(id), 1) FROM engine_heartbeats))"
+    )
     op.execute("ALTER SEQUENCE engine_heartbeats_id_seq AS INTEGER")
     op.execute("ALTER TABLE engine_heartbeats ALTER COLUMN id TYPE INTEGER")

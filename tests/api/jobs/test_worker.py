@@ -63,14 +63,16 @@ def _worker(
             child.kill()  # where it did not end in time, nothing is left all the same
 
 
-def _job(database: Database, tmp_path: Path, **options: Any) -> str:
+def _job(
+    database: Database, tmp_path: Path, *, num_trials: int = NUM_TRIALS, **options: Any
+) -> str:
     spec = {
         "sla": "p95_ttft_ms<=500",
         "on_busy": "simulate",
         "options": {"log": str(tmp_path / "log"), **options},
     }
     with database.begin() as uow:
-        return uow.jobs.add(spec=spec, num_trials=NUM_TRIALS, created_by="key_test").id
+        return uow.jobs.add(spec=spec, num_trials=num_trials, created_by="key_test").id
 
 
 def _state(database: Database, job_id: str) -> JobState:
@@ -107,6 +109,30 @@ def test_a_killed_worker_resumes_without_losing_or_repeating_a_finished_trial(
     assert _done(database, job_id) == [0, 1, 2, 3]
     # Only the trial that was cut down ran twice.
     assert _runs(tmp_path) == [0, 1, 2, 2, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("current_url", BOTH_SLOWLY, indirect=True)
+def test_a_worker_killed_twice_in_thirty_trials_makes_and_tells_of_each_once(
+    database: Database, settings: ServiceSettings, tmp_path: Path
+) -> None:
+    cut = [10, 20]
+    job_id = _job(database, tmp_path, num_trials=30, closed=cut)
+    for kills, number in enumerate(cut):
+        with _worker(database, settings) as child:
+            begun = number + 1 + kills
+            wait_until(lambda begun=begun: len(_runs(tmp_path)) == begun, 60)
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+        open_gate(tmp_path / "log", number)
+    with _worker(database, settings):
+        wait_until(lambda: _state(database, job_id).is_final, 60)
+    assert _state(database, job_id) is JobState.SUCCEEDED
+    assert _done(database, job_id) == list(range(30))
+    assert _runs(tmp_path) == sorted([*range(30), *cut])
+    with database.read() as uow:
+        events = uow.jobs.list_events(job_id, after=0, limit=1000)
+    assert [e.data["number"] for e in events if e.type == "trial"] == list(range(30))
 
 
 @pytest.mark.slow

@@ -44,6 +44,11 @@ class Cell:
     prompt_tokens: int
     is_decode: bool
 
+    @property
+    def name(self) -> str:
+        """What ``--cells`` calls it."""
+        return f"decode-{self.batch}" if self.is_decode else f"ttft-{self.prompt_tokens}"
+
     def measure(self, peer: Peer, seed: int) -> tuple[float, list[list[int]]]:
         """Tokens per second, or milliseconds; and the tokens of each prompt."""
         draws = random.Random(seed)
@@ -81,7 +86,7 @@ def main() -> None:
     specs = list(_specs(options, checkpoint))
     with ExitStack() as stack, OtherPrograms() as others:
         peers = [stack.enter_context(Peer(spec, work / "peers.log")) for spec in specs]
-        figures, agreement = _measure(peers, options.rounds)
+        figures, agreement = _measure(peers, options.rounds, _cells(options))
     report = _report(specs, figures, agreement, others.share, options)
     options.out.write_text(report)
     print(report)
@@ -95,9 +100,20 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--openvino", type=Path, help="Python of one with openvino-genai")
     parser.add_argument("--plans", nargs="*", default=PLANS, help="plans of this engine")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--vllm-tp", type=int, nargs="*", default=(1, 2), help="ranks of vLLM")
+    parser.add_argument(
+        "--cells",
+        nargs="*",
+        choices=[cell.name for cell in CELLS],
+        help="columns to measure (default: all)",
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and logs")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
+
+
+def _cells(options: argparse.Namespace) -> list[Cell]:
+    return [cell for cell in CELLS if not options.cells or cell.name in options.cells]
 
 
 def _specs(options: argparse.Namespace, checkpoint: Path) -> Iterator[PeerSpec]:
@@ -106,7 +122,7 @@ def _specs(options: argparse.Namespace, checkpoint: Path) -> Iterator[PeerSpec]:
         yield ours(f"ours, {plan}", checkpoint, dtype, plan, options.quantization or "")
     if options.vllm:
         folder = create_int8_checkpoint(checkpoint) if options.quantization else checkpoint
-        for tp in (1, 2):
+        for tp in options.vllm_tp:
             yield vllm(f"vLLM, tp={tp}", options.vllm, folder, dtype, tp)
     if options.openvino:
         is_half = dtype == "bfloat16"
@@ -125,14 +141,16 @@ def _export(python: Path, checkpoint: Path, weight_format: str) -> Path:
     return folder
 
 
-def _measure(peers: Sequence[Peer], rounds: int) -> tuple[Figures, dict[str, float]]:
+def _measure(
+    peers: Sequence[Peer], rounds: int, cells: Sequence[Cell]
+) -> tuple[Figures, dict[str, float]]:
     """Figures of every round (one more to warm up), and the share of greedy tokens that each peer
     has in common with the first.
     """
-    figures: Figures = {(peer.spec.name, cell): [] for peer in peers for cell in CELLS}
+    figures: Figures = {(peer.spec.name, cell): [] for peer in peers for cell in cells}
     equal = {peer.spec.name: [0, 0] for peer in peers}
     for number in range(rounds + 1):
-        for cell in CELLS:
+        for cell in cells:
             reference: list[list[int]] = []
             for peer in peers:
                 value, tokens = cell.measure(peer, seed=number)
@@ -157,6 +175,7 @@ def _report(
     options: argparse.Namespace,
 ) -> str:
     middle = {key: statistics.median(values) for key, values in figures.items()}
+    cells = _cells(options)
     weights = f", {options.quantization} weights" if options.quantization else ""
     lines = [
         f"# This engine beside others, {options.dtype}{weights}",
@@ -165,13 +184,13 @@ def _report(
         f"medians of {options.rounds} interleaved rounds (smallest to largest in brackets); other "
         f"programs took {other_share:.0%} of the cores meanwhile.",
         "",
-        "| engine | " + " | ".join(cell.title for cell in CELLS) + " | tokens as the first row |",
-        "|---" * (len(CELLS) + 2) + "|",
+        "| engine | " + " | ".join(cell.title for cell in cells) + " | tokens as the first row |",
+        "|---" * (len(cells) + 2) + "|",
     ]
     for spec in specs:
-        cells = [_cell(figures[spec.name, cell]) for cell in CELLS]
-        lines.append(f"| {spec.name} | {' | '.join(cells)} | {agreement[spec.name]:.1%} |")
-    lines += ["", *_ratios(specs, middle)]
+        found = [_cell(figures[spec.name, cell]) for cell in cells]
+        lines.append(f"| {spec.name} | {' | '.join(found)} | {agreement[spec.name]:.1%} |")
+    lines += ["", *_ratios(specs, middle, cells)]
     return "\n".join(lines) + "\n"
 
 
@@ -179,14 +198,16 @@ def _cell(values: Sequence[float]) -> str:
     return f"{statistics.median(values):,.0f} ({min(values):,.0f}-{max(values):,.0f})"
 
 
-def _ratios(specs: Sequence[PeerSpec], middle: dict[tuple[str, Cell], float]) -> Iterator[str]:
+def _ratios(
+    specs: Sequence[PeerSpec], middle: dict[tuple[str, Cell], float], cells: Sequence[Cell]
+) -> Iterator[str]:
     """Our best plan over the best peer in each cell; above 1 we are ahead."""
     mine = [spec.name for spec in specs if spec.name.startswith("ours")]
     others = [spec.name for spec in specs if not spec.name.startswith("ours")]
     if not mine or not others:
         return
     ratios = []
-    for cell in CELLS:
+    for cell in cells:
         if cell.is_decode:
             ratio = max(middle[name, cell] for name in mine) / max(
                 middle[name, cell] for name in others
@@ -196,8 +217,8 @@ def _ratios(specs: Sequence[PeerSpec], middle: dict[tuple[str, Cell], float]) ->
                 middle[name, cell] for name in mine
             )
         ratios.append(f"{ratio:.2f}")
-    yield "| our best over the best peer | " + " | ".join(cell.title for cell in CELLS) + " |"
-    yield "|---" * (len(CELLS) + 1) + "|"
+    yield "| our best over the best peer | " + " | ".join(cell.title for cell in cells) + " |"
+    yield "|---" * (len(cells) + 1) + "|"
     yield "| ratio | " + " | ".join(ratios) + " |"
 
 

@@ -12,13 +12,12 @@ constexpr int64_t kPieceInputs = 192;   // 24 KiB of 32 widened outputs, in the 
 constexpr int64_t kGroupOutputs = 128;  // outputs between two looks at the rows
 constexpr int64_t kGroupPanels = 36;    // panels of rows that a widened piece meets
 
-// P, here and below: a product with any kind of weight, of which Weight makes floats.
-template <class P>
-int64_t panels_of(const P& p) { return gs::ceil_div(p.rows, kPanel14); }
+template <class T>
+int64_t panels_of(const Product<T>& p) { return gs::ceil_div(p.rows, kPanel14); }
 
 // Rows in panels of 14, [panels][inputs][14] floats; rows that are not there are zeros.
-template <class P>
-void lay_out_panel(const P& p, int64_t panel, float* panels) {
+template <class T>
+void lay_out_panel(const Product<T>& p, int64_t panel, float* panels) {
   float* to = panels + panel * p.inputs * kPanel14;
   const int64_t first = panel * kPanel14, rows = std::min(kPanel14, p.rows - first);
   alignas(64) float some[16];
@@ -105,9 +104,9 @@ void add_piece_up_to(int64_t rows, const float* x, const float* wide, int64_t co
 }
 
 // Outputs ``begin`` to ``end``, at most kGroupOutputs, of panels ``first`` to ``last``.
-template <class Weight, class P>
-void multiply_group(const P& p, const float* panels, int64_t first, int64_t last, int64_t begin,
-                    int64_t end) {
+template <class Weight, class T>
+void multiply_group(const Product<T>& p, const float* panels, int64_t first, int64_t last,
+                           int64_t begin, int64_t end) {
   const int64_t most = kGroupPanels * kPanel14 * 32;  // sums of 32 outputs
   float* sums = gs::scratch<float, 52>(kGroupOutputs / 32 * most);
   float* wide = gs::scratch<float, 53>(kPieceInputs * 32);
@@ -132,8 +131,8 @@ void multiply_group(const P& p, const float* panels, int64_t first, int64_t last
 }
 
 // Outputs ``begin`` to ``end`` of all rows.
-template <class Weight, class P>
-void multiply_many(const P& p, const float* panels, int64_t begin, int64_t end) {
+template <class Weight, class T>
+void multiply_many(const Product<T>& p, const float* panels, int64_t begin, int64_t end) {
   const int64_t all = panels_of(p);
   for (int64_t panel = 0; panel < all; panel += kGroupPanels)
     for (int64_t output = begin; output < end; output += kGroupOutputs)

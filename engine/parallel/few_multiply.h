@@ -87,8 +87,8 @@ void multiply_few(const Product<T>& p, gs::Team& team) {
 inline void multiply(const Wide& p, gs::Team& team) { multiply_few(p, team); }
 
 // ``Weight`` of few_many.h.
-template <class Weight, class P>
-void multiply_panels(const P& p, gs::Team& team, int64_t width) {
+template <class Weight, class T>
+void multiply_panels(const Product<T>& p, gs::Team& team, int64_t width) {
   float* rows = team.tell([&] { return gs::scratch<float, 54>(panels_of(p) * kPanel14 * p.inputs); });
   team.share(panels_of(p), [&](int64_t panel) { lay_out_panel(p, panel, rows); });
   share_outputs(team, p.outputs, width, [&](int64_t begin, int64_t end) {

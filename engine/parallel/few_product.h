@@ -48,9 +48,6 @@ inline __m512 widened(const uint16_t* from) {
   __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
-inline __m512 widened(const gs::BFloat16* from) {
-  return widened(reinterpret_cast<const uint16_t*>(from));
-}
 
 // Writes one row of 16 outputs from ``column``.
 inline void finish(const Narrow& p, int64_t row, int64_t column, __m512 sum) {

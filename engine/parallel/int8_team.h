@@ -9,7 +9,7 @@
 namespace int8 {
 namespace {
 
-// Of more rows of bfloat16 weights are widened (packed_int8.cpp).
+// Of more rows of bfloat16 weights may be widened (packed_int8.cpp).
 template <class T>
 constexpr index_t kMostOfTeam = std::is_same<T, gs::BFloat16>::value ? 56 : kMostRows;
 

@@ -3,7 +3,7 @@
 // With AMX or VNNI rows are split into digits (int8_digits.h), and for many rows of bfloat16 weights
 // are widened (int8_widened.h); elsewhere weights are widened to float32 in registers.
 
-#include "int8_panels.h"
+#include "few_floats.h"
 #include "int8_tiles.h"
 #include "int8_vectors.h"
 #include "int8_widened_tiles.h"
@@ -14,7 +14,7 @@ namespace {
 enum class Way { kFloats, kVectors, kTiles };
 
 // Rows of bfloat16 from which on their digits are slower.
-constexpr index_t kManyForTiles = 65, kManyForVectors = 57, kManyForPanels = 57;
+constexpr index_t kManyForTiles = 65, kManyForVectors = 57;
 
 constexpr int kVectors = kOutputs / gs::kWidth<float>;  // that hold one input of a group
 // Rows that share a widened weight: their sums take half of the registers at most.
@@ -132,12 +132,10 @@ void multiply_by_bytes(const Product<T>& p, Way way, int threads) {
 #ifdef GS_HAS_AMX_INT8
     if (way == Way::kTiles && p.rows >= kManyForTiles) return multiply_widened(p, threads);
 #endif
-#ifdef GS_HAS_PANELS
-    if (way == Way::kVectors && p.rows >= kManyForPanels && widens() && fits_panels(p))
-      return multiply_by_panels(p, threads);
-#endif
 #ifdef GS_HAS_WIDENED
-    if (way == Way::kVectors && p.rows >= kManyForVectors) return multiply_by_widening(p, threads);
+    // Where products of bfloat16 are slow (see widens()) digits of any number of rows are faster.
+    if (way == Way::kVectors && p.rows >= kManyForVectors && !widens())
+      return multiply_by_widening(p, threads);
 #endif
   }
   multiply_by_digits(p, way, threads);

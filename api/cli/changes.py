@@ -53,8 +53,10 @@ def _lines(document: dict[str, Any]) -> list[str]:
     if document["is_dry_run"]:
         lines += effect_lines(document["effect"], document["effect_missing"])
         return [*lines, "dry run: nothing was changed"]
-    took = "" if document["seconds"] is None else f" in {document['seconds']:.2f} s"
-    return [*lines, f"applied{took}: policy version {document['version']}"]
+    version = f"policy version {document['version']}"
+    if document["seconds"] is None:
+        return [*lines, f"asked for: {version}; 'gearshift policies show' says when it is in force"]
+    return [*lines, f"applied in {document['seconds']:.2f} s: {version}"]
 
 
 def _way_line(transition: dict[str, Any]) -> str:

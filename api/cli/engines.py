@@ -298,9 +298,10 @@ def _seen_lines(found: ObservationView) -> list[str]:
         lines.append(f"  its page does not tell: {', '.join(found.missing)}")
     if found.window_s is None:
         return [*lines, "  nothing was counted in the last seconds"]
+    kv_usage = "not told" if found.kv_usage is None else f"{found.kv_usage:.0%}"
     lines += [
         f"  {short(found.arrived_rps or 0.0)} requests/s came, {found.running} run, "
-        f"{found.waiting} wait; KV cache {found.kv_usage:.0%}",
+        f"{found.waiting} wait; KV cache {kv_usage}",
         f"  {short(found.prompt_tokens_per_s or 0.0)} prompt and "
         f"{short(found.generation_tokens_per_s or 0.0)} output tokens/s",
     ]

@@ -218,7 +218,8 @@ def _print(step_model: StepModel, document: dict[str, Any]) -> None:
     console.print(quality["verdict"])
     if quality["advice"] is not None:
         console.print(quality["advice"])
-    console.print(f"profile {document['profile']}, cost model {document['cost_model']}")
+    kept = f"cost model {document['cost_model']} in {document['file']}"
+    console.print(f"profile {document['profile']}, {kept}")
 
 
 def _parts_table(error: ErrorReport) -> Table:

@@ -109,6 +109,8 @@ def _facts(seen: ObservationView) -> list[str]:
 
 
 def _pair(first: float | None, second: float | None, digits: int = 1) -> str:
+    if first is None and second is None:
+        return words.NONE
     return f"{words.number(first, digits)}, {words.number(second, digits)}"
 
 

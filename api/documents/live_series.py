@@ -18,7 +18,7 @@ MOST_BINS = 120
 @dataclass(frozen=True, kw_only=True)
 class Bin:
     """``BIN_S`` seconds from ``begin``. ``metrics`` are by SLA word, as ``p95_ttft_ms``; what
-    nothing was seen of is not in them. ``kv_usage`` is a share, 0 to 1."""
+    nothing was seen of is not in them. ``kv_usage`` is a share, 0 to 1, if it is told."""
 
     begin: datetime
     metrics: dict[str, float]
@@ -26,7 +26,7 @@ class Bin:
     rate_rps: float
     running: int
     waiting: int
-    kv_usage: float
+    kv_usage: float | None
 
 
 @dataclass(kw_only=True)
@@ -106,7 +106,7 @@ def _bin(beats: Sequence[Heartbeat], sla: Sla | None) -> Bin:
         rate_rps=sum(b.arrived for b in beats) / sum(b.window_s for b in beats),
         running=stats.get("running", 0),
         waiting=stats.get("waiting", 0),
-        kv_usage=stats.get("kv_usage", 0.0),
+        kv_usage=stats.get("kv_usage"),
     )
 
 

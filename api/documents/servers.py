@@ -98,7 +98,7 @@ def stats_of(window: ServerWindow, snapshot: Snapshot) -> Json:
     return {
         "running": round(gauges.get("running", 0.0)),
         "waiting": round(gauges.get("waiting", 0.0)),
-        "kv_usage": gauges.get("kv_usage", 0.0),
+        "kv_usage": gauges.get("kv_usage"),
         "is_healthy": True,
         "prefix_hit_rate": gauges.get("prefix_hit_rate"),
         WINDOW: msgspec.to_builtins(window),

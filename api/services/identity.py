@@ -3,7 +3,7 @@
 The rule of names: a name belongs to the engine that registered it, while that engine lives. Who
 shows its credential is that engine. Without it a name is free again once its engine has ended or
 been silent for a control window; whoever takes it then gets a new credential, and the old one is
-void.
+void. Then it may also be called ended by whoever has scope apply.
 """
 
 from __future__ import annotations

@@ -47,12 +47,13 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class LoadNow:
-    """An engine's last seconds; ``mode_share`` are shares of step time by mode, 0 to 1."""
+    """An engine's last seconds; ``mode_share`` are shares of step time by mode, 0 to 1. An observed
+    server may not tell ``kv_usage``."""
 
     rate_rps: float
     running: int
     waiting: int
-    kv_usage: float
+    kv_usage: float | None
     is_healthy: bool
     mode_share: dict[str, float] = field(default_factory=dict)
 
@@ -70,7 +71,7 @@ class LoadNow:
             rate_rps=sum(b.arrived for b in beats) / sum(b.window_s for b in beats),
             running=stats.get("running", 0),
             waiting=stats.get("waiting", 0),
-            kv_usage=stats.get("kv_usage", 0.0),
+            kv_usage=stats.get("kv_usage"),
             is_healthy=stats.get("is_healthy", True),
             mode_share={m: s / total_s for m, s in sorted(seconds.items())} if total_s else {},
         )

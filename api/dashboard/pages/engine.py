@@ -226,8 +226,9 @@ class _Charts:
                     "ITL in ms over time",
                 )
         with ui.element("div").classes("grid2"):
-            with card("Step time of each mode"):
+            with card("Step time of each mode") as steps:
                 self._steps = chart(_steps(seen), "step time in ms by tokens")
+            steps.set_visibility(seen.outside is None)  # of other servers nobody sees steps
             with card("Load"):
                 self._load = chart(_load(seen), "requests running and waiting, over time")
             with card("KV cache in use"):
@@ -292,8 +293,9 @@ def _load(seen: Seen) -> charts.Json:
 
 
 def _kv(seen: Seen) -> charts.Json:
-    points = [(b.begin, b.kv_usage * 100) for b in seen.bins]
-    return charts.over_time("% of blocks", {"KV cache": points}, most=100, none=NO_BEAT)
+    points = [(b.begin, b.kv_usage and b.kv_usage * 100) for b in seen.bins]
+    none = "its page does not tell" if seen.bins else NO_BEAT
+    return charts.over_time("% of blocks", {"KV cache": points}, most=100, none=none)
 
 
 def _rate(seen: Seen) -> charts.Json:

@@ -167,3 +167,19 @@ def test_no_help_is_wider_than_a_terminal_or_cut(path: str) -> None:
     assert "\u2026" not in done.stdout
     if path in ("", *GROUPS):  # typer ends a line so that it cuts
         assert [line for line in lines if line.endswith("...") and "Usage" not in line] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("jobs", "crate"), "no command 'crate' (did you mean 'create'?); see "),
+        (("polices", "list"), "no command 'polices' (did you mean 'policies'?); see "),
+        (("jobs", "list", "--service", "localhost:9", "--service-key", "x"), "'gearshift serve'"),
+    ],
+)
+def test_a_slip_is_told_in_one_line_with_the_way_out(
+    run: Run, words: tuple[str, ...], message: str
+) -> None:
+    done = run(*words)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert message in done.stderr

@@ -79,12 +79,11 @@ class Paths:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Paths:
         """Read what ``dataclasses.asdict`` made."""
-        return cls(
-            **{
-                name: None if path is None else [(at_s, devices) for at_s, devices in path]
-                for name, path in document.items()
-            }
-        )
+        paths: dict[str, Any] = {
+            name: None if path is None else [(at_s, devices) for at_s, devices in path]
+            for name, path in document.items()
+        }
+        return cls(**paths)
 
 
 def hours_by_cause(

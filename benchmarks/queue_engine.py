@@ -1,6 +1,6 @@
 """A stand-in for the simulated engine: replicas are servers of one queue, a request takes as long
-as its prompt. A thousand times as quick, so that rules can be tried on many loads; what it
-leaves out are steps, KV room and TPOT.
+as its prompt. Some times as quick, so that rules can be tried on more loads; what it leaves out
+are steps, KV room and TPOT.
 """
 
 from __future__ import annotations

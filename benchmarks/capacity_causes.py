@@ -22,7 +22,7 @@ from tuner.simulation.steering_capacity import CapacityTurn
 
 Devices = npt.NDArray[np.float64]
 # A number of devices from each of these seconds on, ascending; the first is 0.
-Path = list[tuple[float, int]]
+Held = list[tuple[float, int]]
 
 # Devices are compared every so many seconds.
 STEP_S = 5.0
@@ -52,10 +52,10 @@ class Paths:
     """Devices in use, and those that serve; what the loop asked for, and what its forecast would
     have without a margin (of the slow loop only)."""
 
-    in_use: Path
-    serving: Path
-    asked: Path | None = None
-    forecast: Path | None = None
+    in_use: Held
+    serving: Held
+    asked: Held | None = None
+    forecast: Held | None = None
 
     @classmethod
     def of(
@@ -79,12 +79,11 @@ class Paths:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Paths:
         """Read what ``dataclasses.asdict`` made."""
-        return cls(
-            **{
-                name: None if path is None else [(at_s, devices) for at_s, devices in path]
-                for name, path in document.items()
-            }
-        )
+        paths: dict[str, Any] = {
+            name: None if path is None else [(at_s, devices) for at_s, devices in path]
+            for name, path in document.items()
+        }
+        return cls(**paths)
 
 
 def hours_by_cause(
@@ -118,7 +117,7 @@ def _entry(table: CapacityTable, rate_rps: float) -> int:
     return (cheapest(table, rate_rps) or table.entries[-1]).num_devices
 
 
-def _in_use(spells: Iterable[DeviceSpell]) -> Path:
+def _in_use(spells: Iterable[DeviceSpell]) -> Held:
     changes: dict[float, int] = {}
     for spell in spells:
         changes[spell.from_s] = changes.get(spell.from_s, 0) + spell.num_devices
@@ -131,7 +130,7 @@ def _in_use(spells: Iterable[DeviceSpell]) -> Path:
     return path
 
 
-def _at(path: Path, at: Devices) -> Devices:
+def _at(path: Held, at: Devices) -> Devices:
     """The devices of ``path`` at each moment; before its first, those of the first."""
     times = np.array([at_s for at_s, _ in path])
     devices = np.array([number for _, number in path], dtype=np.float64)

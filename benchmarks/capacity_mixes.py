@@ -56,4 +56,4 @@ def mix_rates(seed: int, num_slots: int) -> Rates:
     span = float(np.ptp(rates))
     if not span:
         return np.full(num_slots, high)
-    return low + (high - low) * (rates - rates.min()) / span
+    return np.asarray(low + (high - low) * (rates - rates.min()) / span)

@@ -198,7 +198,8 @@ def _head(
         "and at the day of one wave: when nobody is turned away, and what is waited for after a "
         "load that nothing carried.",
         "* Repeat: `python -m benchmarks.capacity_sim --traces ../shared/traces "
-        f"--day-s {day_s:g} --seed {seed} --out FILE.md`",
+        f"--day-s {day_s:g} --seed {seed} --out FILE.md`; drawn loads (*mix* and their seed) with "
+        f"`--mixes {len(loads)} --first-mix SEED`, both with `--served-on {served_on}`.",
         "",
     ]
 

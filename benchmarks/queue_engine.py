@@ -1,6 +1,6 @@
 """A stand-in for the simulated engine: replicas are servers of one queue, a request takes as long
-as its prompt. A thousand times as quick, so that rules can be tried on many loads; what it
-leaves out are steps, KV room and TPOT.
+as its prompt. Some times as quick, so that rules can be tried on more loads; what it leaves out
+are steps, KV room and TPOT.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from benchmarks.capacity_loads import SAMPLE
 from engine.spec.measurement import Distribution, Fidelity, Measurement, RequestTiming
@@ -142,7 +143,7 @@ class QueueEngine:
             self._busy += 1
             first_s = now_s + self.token_s * self.workload.arrivals[nth].input_tokens
             self._at(first_s, self._free)
-            self._at(first_s + ANSWER_S, lambda end_s, nth=nth: self._end(nth, end_s))
+            self._at(first_s + ANSWER_S, partial(self._end, nth))
 
     def _free(self, now_s: float) -> None:
         self._count(now_s)

@@ -12,11 +12,13 @@ from tuner.backends.choice import BackendChoice, release_key
 from tuner.backends.settings import Value, setting_value, with_settings
 from tuner.backends.step_errors import StepErrors
 from tuner.hardware import DeviceSpec, KvFormat, Launch
+from tuner.hardware.block_scaled import BlockKernel
 from tuner.spec.catalog import FileShelf, check_name
 from tuner.spec.documents import read_document, read_file
 from tuner.spec.errors import TunerError
 from tuner.spec.front_end import FrontEnd
 from tuner.spec.look_ahead import LookAhead
+from tuner.spec.prompt_wait import NO_PROMPT_WAIT, PromptWait
 
 BACKENDS = FileShelf(noun="backend", sub_folder="backends", folder=Path(__file__).parent)
 SCHEMA = "backend/v3"
@@ -51,15 +53,17 @@ class HostTimes:
     steps of decodes alone and started one by one in the others.
 
     ``is_overlapped``: it runs beside the ranks' work, and ranks wait only for what exceeds that.
-    ``exposed_s`` is never hidden behind a step. A plan of several stages adds ``pipeline_step_s``
-    (messages to the other stages and back) and ``pipeline_seq_s`` per sequence (what shares the
-    scheduler's process there: answers to clients, requests packed for other stages).
+    ``exposed_s`` is never hidden behind a step, nor is ``exposed_seq_s`` per sequence where the
+    rest is: what can only begin with a step's results. A plan of several stages adds
+    ``pipeline_step_s`` (messages to the other stages and back) and ``pipeline_seq_s`` per sequence
+    (what shares the scheduler's process there: answers to clients, requests packed for others).
     """
 
     step_s: float
     seq_s: float
     is_overlapped: bool
     exposed_s: float = 0.0
+    exposed_seq_s: float = 0.0
     request_s: float = 0.0
     prompt_token_s: float = 0.0
     prompt_layer_s: float = 0.0
@@ -101,7 +105,9 @@ class HostTimes:
 class KernelTimes:
     """Times of this system's kernels over those that the device's curves were measured with
     (vLLM's); below 1 they are quicker. ``fp8_gemm`` is for products in fp8, ``fp8_block_gemm`` for
-    block-scaled ones (over those of vLLM's CUTLASS kernel), ``gemm`` for others.
+    block-scaled ones (over those of ``block_kernel``), ``gemm`` for others. ``rounds_apart``:
+    activations for products in fp8 are rounded by a pass of its own; not so where scales are known
+    before and the operation that writes the activations rounds them.
     """
 
     gemm: float = 1.0
@@ -109,11 +115,14 @@ class KernelTimes:
     fp8_block_gemm: float = 1.0
     attention: float = 1.0
     communication: float = 1.0
+    block_kernel: BlockKernel = BlockKernel.CUTLASS
+    rounds_apart: bool = True
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            if not getattr(self, f.name) > 0:
-                raise TunerError(f"kernel times {f.name}={getattr(self, f.name)}: must be above 0")
+            value = getattr(self, f.name)
+            if isinstance(value, float) and not value > 0:
+                raise TunerError(f"kernel times {f.name}={value}: must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +186,8 @@ class Backend:
     ``shift_launch`` is how kernels start in shift mode, ``has_second_weights`` whether a Shift
     plan holds the shift mode's weights beside the base mode's. ``samples_in_parallel``: a rank
     samples its share of a step's rows, not all of them. ``schedules_ahead``: a step is
-    made while the one before runs, so a request joins the step after next. ``fitted`` is None
+    made while the one before runs, so a request joins the step after next; such a system may hold
+    prompts back (``prompt_wait``). ``fitted`` is None
     where nothing was fitted; ``source`` then says where the figures come from. ``interval`` is
     the 90 % half width of log(true / simulated) TPOT: for a fitted profile over the runs it never
     saw, else ``UNMEASURED_INTERVAL``. ``step_errors`` says it by phase, load and degree.
@@ -190,7 +200,7 @@ class Backend:
     that fits. ``changed`` are the settings that somebody chose, as ``key=value``.
 
     Raises:
-        TunerError: an interval below 0.
+        TunerError: an interval below 0, or a wait of prompts where steps are not scheduled ahead.
     """
 
     name: str
@@ -205,6 +215,7 @@ class Backend:
     default_caps: Caps
     interval: float
     schedules_ahead: bool = False
+    prompt_wait: PromptWait = NO_PROMPT_WAIT
     samples_in_parallel: bool = False
     prefix_cache: bool = False
     step_order: StepOrder = StepOrder.MIXED
@@ -220,6 +231,8 @@ class Backend:
     def __post_init__(self) -> None:
         if not 0 <= self.interval < math.inf:
             raise TunerError(f"interval={self.interval}: must be at least 0, as a log ratio")
+        if self.prompt_wait.is_on and not self.schedules_ahead:
+            raise TunerError("prompt_wait: prompts wait only where steps are scheduled ahead")
 
     @property
     def look_ahead(self) -> LookAhead:

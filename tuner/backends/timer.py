@@ -125,6 +125,7 @@ class ServedTimer:
             slowest_s = max(self.stage_seconds(shape))
             hidden_s = slowest_s if self._num_stages == 1 else 0.0
             work_s = work_s - hidden_s if work_s > slowest_s else 0.0
+            work_s += host.exposed_seq_s * shape.num_seqs
         return host.exposed_s + work_s
 
     @property
@@ -192,4 +193,6 @@ def _factors(kernels: KernelTimes, precision: Precision) -> KernelFactors:
         head=kernels.gemm,
         attention=kernels.attention,
         communication=kernels.communication,
+        block_kernel=kernels.block_kernel,
+        rounds_apart=kernels.rounds_apart,
     )

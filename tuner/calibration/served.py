@@ -55,10 +55,22 @@ COMMON = (
     Parameter(part="front_end", name="request_s", start=4e-3, spread=3e-3),
     Parameter(part="front_end", name="prompt_token_s", start=1e-6, spread=1e-6),
 )
+# Sampling and output, half of that engine's work per sequence, begin with a step's results.
+EXPOSED = Parameter(part="host", name="exposed_seq_s", start=2.3e-5, spread=4e-5)
 # What systems differ in. TensorRT-LLM replays graphs only in steps of decodes alone, by default
 # (its documentation), and starts every kernel of the others from Python: an eager step of 32 layers
-# takes engines in Python some 15 ms.
-OWN = {"trtllm": (Parameter(part="host", name="prompt_layer_s", start=4.5e-4, spread=2e-4),)}
+# takes engines in Python some 15 ms. Its server streams from one process of Python by default. A
+# server that does nothing else was published to send 24,000 tokens a second
+# (tenstorrent/tt-inference-server, pull request 1961), and vLLM's was not yet what held up 11,200
+# (pull request 11636): a token takes between 4e-5 and 9e-5 s.
+OWN = {
+    "trtllm": (
+        Parameter(part="host", name="prompt_layer_s", start=4.5e-4, spread=2e-4),
+        Parameter(part="front_end", name="token_s", start=6.5e-5, spread=2.5e-5),
+        EXPOSED,
+    ),
+    "vllm": (EXPOSED,),
+}
 # Kernel factors are not fitted: served runs cannot tell them from the host's times. A profile's are
 # from published timings of single products, see its source.
 SOURCES = {
@@ -76,8 +88,7 @@ SOURCES = {
         "products of weights with one scale take 0.78 of the curves' time, which hold a pass that "
         "rounds activations: its scales are known before, and published timings of a product with "
         "and without that pass differ by so much (vLLM, pull request 17126); "
-        "block-scaled products take 0.7 of the CUTLASS kernel's time, as DeepGEMM's do in "
-        "published timings of both"
+        "block-scaled products are DeepGEMM's, by a law of its published timings"
     ),
 }
 

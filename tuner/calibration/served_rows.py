@@ -25,9 +25,11 @@ FloatArray = npt.NDArray[np.float64]
 FILE = "end_to_end_dense.csv"
 # A run sends this many requests per client, the first ones all at once.
 ROUNDS = 10
-# Of which this many are simulated: between the first burst and the last every round is like the
-# next.
-SIMULATED_ROUNDS = 3
+# Of which this many are simulated of more than ``FEW_CLIENTS`` with requests of equal lengths: the
+# first burst, the round that still waits behind it, one of those after it, which are alike, and the
+# last. With few clients it takes some rounds until they are.
+SIMULATED_ROUNDS = 4
+FEW_CLIENTS = 32
 # More than any row's concurrency: no row names a limit of its own.
 MAX_NUM_SEQS = 1024
 INFERENCEMAX_VLLM = "0.10.2"
@@ -38,8 +40,10 @@ class Tool(StrEnum):
 
     ``inferencemax``: rows without a version and with lengths of 1,024 or 8,192. Its public
     scripts say: lengths drawn between 0.8 of the nominal one and all of it, ten requests per
-    client; vLLM 0.10.2 with a budget of 8,192 tokens, asynchronous scheduling; TensorRT-LLM with
-    a budget of the whole context (input + output + 200).
+    client; vLLM 0.10.2 with a budget of 8,192 tokens, asynchronous scheduling, and norm and
+    rounding fused; TensorRT-LLM with a budget of 16,384 tokens (later revisions: the whole
+    context), ten tokens of an answer sent together, and for 1,024/1,024 below TP 8 prompts that
+    wait up to 20 steps for others.
 
     ``fixed``: the others. Lengths are fixed. Nothing public says how the servers were set; a
     budget of one prompt beside the running sequences, and requests that join the step after
@@ -81,6 +85,12 @@ class ServedRow:
         return int(self.tool.shortest * self.output_tokens)
 
     @property
+    def simulated_rounds(self) -> int:
+        """How many rounds stand for all."""
+        is_long = self.concurrency > FEW_CLIENTS and self.tool.shortest == 1
+        return SIMULATED_ROUNDS if is_long else ROUNDS
+
+    @property
     def tool(self) -> Tool:
         return Tool.FIXED if self.version else Tool.INFERENCEMAX
 
@@ -92,7 +102,7 @@ class ServedRow:
         elif self.backend == "vllm":
             budget = 8192
         else:
-            budget = self.input_tokens + self.output_tokens + 200
+            budget = 16_384
         return Caps(max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=budget)
 
     @property
@@ -100,14 +110,30 @@ class ServedRow:
         """The system as a command line names it: vLLM by its release, InferenceMAX's with the
         switch that its scripts set."""
         if self.backend != "vllm":
-            # Its publisher's fp8 checkpoint asks for fp8 keys and values, and this system obeys.
-            is_fp8 = self.tool is Tool.INFERENCEMAX and self.precision == "fp8"
-            settings = (("kv_cache_dtype", "fp8"),) if is_fp8 else ()
-            return BackendChoice(name=self.backend, settings=settings)
+            return BackendChoice(name=self.backend, settings=self._trtllm_settings)
         if self.tool is Tool.FIXED:
             return BackendChoice(name=self.backend, release=self.version)
-        settings = (("async_scheduling", "on"),)
+        # Its checkpoint holds the scales of activations, and the script turns on the pass that
+        # fuses all-reduce, norm and rounding.
+        settings = (("async_scheduling", "on"), ("kernels.rounds_apart", "off"))
         return BackendChoice(name=self.backend, release=INFERENCEMAX_VLLM, settings=settings)
+
+    @property
+    def _trtllm_settings(self) -> tuple[tuple[str, str], ...]:
+        """What InferenceMAX's script sets, and what checkpoints ask for."""
+        settings = []
+        # The publisher's fp8 checkpoint asks for fp8 keys and values, and this system obeys. The
+        # other tool's runs of an fp8 model on one device had room for keys and values that in two
+        # bytes would not have fitted.
+        if self.precision.startswith("fp8"):
+            settings.append(("kv_cache_dtype", "fp8"))
+        if self.tool is not Tool.INFERENCEMAX:
+            return tuple(settings)
+        settings.append(("stream_interval", "10"))
+        if (self.input_tokens, self.output_tokens) == (1024, 1024) and self.tp < 8:
+            settings.append(("batch_wait_timeout_iters", "20"))
+            settings.append(("batch_wait_max_tokens_ratio", "0.9"))
+        return tuple(settings)
 
     def workload(self, rounds: int, seed: int) -> Workload:
         """``rounds`` requests per client; lengths as the tool draws them."""
@@ -156,11 +182,11 @@ def sha256_of(path: Path) -> str:
 
 def mean_over_rounds(values: FloatArray, clients: int) -> float:
     """The mean over ``ROUNDS`` rounds of ``clients`` requests, where f8[requests] of fewer rounds
-    are known: the first, a burst, and the last, whose decodes meet ever fewer prompts of others,
-    count as one each, and those between as all the others."""
-    first, last = values[:clients].mean(), values[-clients:].mean()
-    between = values[clients:-clients].mean()
-    return float((first + (ROUNDS - 2) * between + last) / ROUNDS)
+    may be known: the last but one counts as all that are not known, too. In the first all come at
+    once, some of the second wait behind them, and decodes of the last meet ever fewer prompts of
+    others."""
+    rounds = values.reshape(-1, clients).mean(axis=1)
+    return float((rounds.sum() + (ROUNDS - len(rounds)) * rounds[-2]) / ROUNDS)
 
 
 class RowSimulator:
@@ -177,7 +203,7 @@ class RowSimulator:
         if node.memory(plan, caps=row.caps, needed_kv_tokens=needed).reason is not None:
             return NOT_SERVED
         settings = Settings(plan=plan, caps=row.caps)
-        workload = row.workload(SIMULATED_ROUNDS, seed)
+        workload = row.workload(row.simulated_rounds, seed)
         result = node.simulate(settings, workload, seed=seed, step_scale=step_scale)
         timings = result.measurement.timings
         if any(len(timing.token_s) < row.shortest_output for timing in timings):

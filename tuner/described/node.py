@@ -178,6 +178,7 @@ class Node:
             block_size=self.block_size,
             max_model_len=self.max_model_len,
             front_end=self.backend.front_end,
+            prompt_wait=self.backend.prompt_wait,
             look_ahead=self.backend.look_ahead,
             # Prompts that share nothing find nothing: their contents need not be made.
             keeps_prefixes=keeps and workload.shares_beginnings,

@@ -10,7 +10,7 @@ import numpy as np
 from engine.spec.model import ModelConfig
 from engine.spec.modes import Mode
 from engine.spec.steps import StepShape
-from tuner.hardware.block_scaled import BLOCK_SCALED
+from tuner.hardware.block_scaled import BlockKernel
 from tuner.hardware.chunks import chunk_seconds
 from tuner.hardware.collectives import CollectiveTimes
 from tuner.hardware.curves import Curves
@@ -71,8 +71,12 @@ class CurveOperators:
         precision: Precision,
         launch: Launch,
         kv: KvFormat = KvFormat.AUTO,
+        *,
+        block_kernel: BlockKernel = BlockKernel.CUTLASS,
+        rounds_apart: bool = True,
     ) -> None:
         self._device, self._curves, self._launch = device, curves, launch
+        self._block_kernel, self._rounds_apart = block_kernel, rounds_apart
         self._model, self._counter = model, counter
         self._plan = counter.plan
         self._precision = precision
@@ -169,10 +173,11 @@ class CurveOperators:
         is_like = precision is not Precision.INT4
         seconds = curve.seconds(work) if is_like else curve.roofline.seconds(work)
         if precision is Precision.FP8_BLOCK:
-            device = self._device
-            seconds = BLOCK_SCALED.seconds(
-                seconds, m=m, n=n, k=k, num_sms=device.num_sms, clock_hz=device.clock_hz
-            )
+            seconds = self._block_kernel.seconds(seconds, m=m, n=n, k=k, chip=self._device.chip)
+        elif precision is Precision.FP8 and not self._rounds_apart:
+            # The curves hold a pass that reads two bytes of an activation and writes one.
+            pass_s = 3.0 * m * k / self._device.achievable_bytes_per_s
+            seconds = np.maximum(seconds - pass_s, seconds / 2)
         return RowTable(seconds.reshape(shapes, -1).sum(axis=0))
 
     def _decode_table(self) -> Grid2:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.spec.names import did_you_mean
+from tuner.hardware.block_scaled import Chip
 from tuner.hardware.curves import IN_NODE, Curves
 from tuner.hardware.links import LinkSpec, find_speed, list_links, load_link
 from tuner.hardware.power import PowerSpec
@@ -199,6 +200,13 @@ class DeviceSpec:
     @property
     def achievable_bytes_per_s(self) -> float:
         return self.memory_bytes_per_s * self.efficiency.memory
+
+    @property
+    def chip(self) -> Chip:
+        """What the laws of single kernels ask."""
+        return Chip(
+            num_sms=self.num_sms, clock_hz=self.clock_hz, bytes_per_s=self.memory_bytes_per_s
+        )
 
     @property
     def usable_bytes(self) -> float:

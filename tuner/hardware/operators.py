@@ -9,7 +9,7 @@ import numpy as np
 from engine.spec.model import ModelConfig
 from engine.spec.modes import Mode
 from engine.spec.steps import StepShape
-from tuner.hardware.block_scaled import BLOCK_SCALED
+from tuner.hardware.block_scaled import BlockKernel
 from tuner.hardware.collectives import CollectiveTimes
 from tuner.hardware.device import DeviceSpec
 from tuner.hardware.precision import KvFormat, Precision
@@ -64,8 +64,10 @@ class PeakOperators:
         counter: WorkCounter,
         precision: Precision,
         kv: KvFormat = KvFormat.AUTO,
+        block_kernel: BlockKernel = BlockKernel.CUTLASS,
     ) -> None:
         self._device = device
+        self._block_kernel = block_kernel
         self._hidden = model.hidden_size
         self._counter = counter
         self._precision = precision
@@ -115,9 +117,5 @@ class PeakOperators:
         if precision is not Precision.FP8_BLOCK:
             return seconds
         one_scale_s, m, n, k = np.array([[seconds], [rows], [gemm.n], [gemm.k]], dtype=np.float64)
-        device = self._device
-        return float(
-            BLOCK_SCALED.seconds(
-                one_scale_s, m=m, n=n, k=k, num_sms=device.num_sms, clock_hz=device.clock_hz
-            )[0]
-        )
+        chip = self._device.chip
+        return float(self._block_kernel.seconds(one_scale_s, m=m, n=n, k=k, chip=chip)[0])

@@ -13,6 +13,7 @@ from engine.spec.model import DType, ModelConfig
 from engine.spec.modes import Mode
 from engine.spec.plan import ParallelPlan
 from engine.spec.steps import StepShape
+from tuner.hardware.block_scaled import BlockKernel
 from tuner.hardware.collectives import Placement
 from tuner.hardware.curve_operators import AttentionTables, CurveOperators, Launch
 from tuner.hardware.device import DeviceSpec, Hardware
@@ -51,12 +52,16 @@ class StageSeconds:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelFactors:
-    """Factors on the measured times of each kind of kernel: a system's own kernels over those."""
+    """Factors on the measured times of each kind of kernel: a system's own kernels over those.
+    ``block_kernel`` multiplies block-scaled weights; ``rounds_apart``: a pass of its own rounds
+    activations to fp8, as in the curves."""
 
     gemm: float = 1.0
     head: float = 1.0
     attention: float = 1.0
     communication: float = 1.0
+    block_kernel: BlockKernel = BlockKernel.CUTLASS
+    rounds_apart: bool = True
 
 
 MEASURED_KERNELS = KernelFactors()
@@ -99,7 +104,7 @@ class RooflineTimer:
         self._counter = WorkCounter(model, plan.replica, precision.dtype, exchange)
         self._placement = Placement(plan.replica, device.devices_per_node)
         self._alike = _alike(self._counter, self._placement)
-        self._operators = _operators(device, model, self._counter, precision, launch, kv)
+        self._operators = _operators(device, model, self._counter, precision, launch, kv, factors)
         self._factors = factors
         self._fixed = FixedTable(self._without_attention, slices=lambda mode: plan.rung(mode).sp)
         self._floors: dict[Mode, list[float]] = {}
@@ -195,11 +200,22 @@ def _operators(
     precision: Precision,
     launch: Launch,
     kv: KvFormat,
+    factors: KernelFactors,
 ) -> Operators:
-    curves = device.curves_for(precision)
+    curves, block_kernel = device.curves_for(precision), factors.block_kernel
     if curves is None:
-        return PeakOperators(device, model, counter, precision, kv)
-    return CurveOperators(device, curves, model, counter, precision, launch, kv)
+        return PeakOperators(device, model, counter, precision, kv, block_kernel)
+    return CurveOperators(
+        device,
+        curves,
+        model,
+        counter,
+        precision,
+        launch,
+        kv,
+        block_kernel=block_kernel,
+        rounds_apart=factors.rounds_apart,
+    )
 
 
 def check_devices(plan: ParallelPlan, hardware: Hardware) -> None:

@@ -69,6 +69,7 @@ class CompiledTimes:
             prompt_token_s=host.prompt_token_s,
             prompt_step_s=timer.prompt_step_s,
             exposed_s=host.exposed_s,
+            exposed_seq_s=host.exposed_seq_s,
             is_overlapped=host.is_overlapped,
             is_scaled=not scale.is_one,
             prefill_scale=scale.prefill,

@@ -44,7 +44,15 @@ class TokenLog:
         stamps: what compiled code writes to."""
         return self._first, self._next, self._stamps
 
-    def stamp(self, rows: IntArray, when_s: float) -> None:
+    def lacking(self, rows: IntArray) -> IntArray:
+        """Those of ``rows`` that have not all their tokens yet."""
+        return rows[self._next[rows] < self._first[rows + 1]]
+
+    def last_s(self, row: int) -> float:
+        """When the last token of one request came."""
+        return float(self._stamps[self._next[row] - 1])
+
+    def stamp(self, rows: IntArray, when_s: float | FloatArray) -> None:
         """One token for each of ``rows``."""
         at = self._next[rows]
         self._stamps[at] = when_s

@@ -100,6 +100,7 @@ class TimesFields(ctypes.Structure):
         ("prompt_token_s", _F64),
         ("prompt_step_s", _F64),
         ("exposed_s", _F64),
+        ("exposed_seq_s", _F64),
         ("is_overlapped", _I64),
         ("prefill_scale", _F64),
         ("decode_scale", _F64),
@@ -114,7 +115,7 @@ class RangeFields(ctypes.Structure):
 
 
 class ToldFields(ctypes.Structure):
-    """``Told`` of native/simulate.cpp, with its ``Caps`` and ``TokenLog``."""
+    """``Told`` of native/simulate.cpp, with its ``PromptWait``, ``Caps`` and ``TokenLog``."""
 
     _fields_ = (
         ("num_requests", _I64),
@@ -127,6 +128,9 @@ class ToldFields(ctypes.Structure):
         ("request_s", _F64),
         ("prompt_token_s", _F64),
         ("answer_s", _F64),
+        ("busy_s", _F64),
+        ("wait_steps", _I64),
+        ("wait_share", _F64),
         ("num_replicas", _I64),
         ("max_model_len", _I64),
         ("stops_at_ends", _I64),

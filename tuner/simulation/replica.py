@@ -125,7 +125,8 @@ def _turns(setup: ReplicaSetup, steps: Steps) -> Turns:
         case LookAhead.NONE:
             return AtEnd(steps, stops_at_ends=setup.stops_at_ends)
         case LookAhead.AT_START:
-            return AtStart(steps, stops_at_ends=setup.stops_at_ends)
+            wait = setup.engine.prompt_wait
+            return AtStart(steps, stops_at_ends=setup.stops_at_ends, wait=wait)
         case LookAhead.BEFORE_END:
             return BeforeEnd(steps)
         case _ as other:

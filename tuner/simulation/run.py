@@ -221,7 +221,7 @@ class Run:
         # Follow-ups come after admission, because a client reads its answer before it asks again.
         for number in ended:
             self._register.end(number, now_s)
-            self._follow_up(now_s)
+            self._follow_up(max(now_s, self._log.last_s(number)))
         if self._changes.is_passing:
             self._changes.go_on(now_s)
         self._launch(now_s, replica)
@@ -240,7 +240,7 @@ class Run:
         self._follow_up(now_s)
 
     def _follow_up(self, now_s: float) -> None:
-        """A request is over: let its client send the next one, and report progress."""
+        """A request is over at ``now_s``: let its client send the next one, and report progress."""
         self._source.follow_up(now_s)
         num_over = self._register.num_over
         if num_over % PROGRESS_REQUESTS == 0:

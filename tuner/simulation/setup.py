@@ -19,6 +19,7 @@ from tuner.simulation.mode_table import modelled_table
 from tuner.spec.errors import TunerError
 from tuner.spec.front_end import NO_FRONT_END, FrontEnd
 from tuner.spec.look_ahead import LookAhead
+from tuner.spec.prompt_wait import NO_PROMPT_WAIT, PromptWait
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,8 @@ class SimulatedEngine:
     ``ranks_of`` tells what a plan runs on. ``max_model_len`` is in tokens (None: what the model
     can do). With ``keeps_prefixes`` the prefix cache is on, and prompts are those the load driver
     sends; else only their lengths count. Before steps that were scheduled ``BEFORE_END`` the
-    timer's host seconds hide behind the ranks. ``step_order`` is what shares a step. ``envelope``
+    timer's host seconds hide behind the ranks. ``prompt_wait`` holds prompts back where steps are
+    scheduled ``AT_START``. ``step_order`` is what shares a step. ``envelope``
     is the most that a steering may raise caps to (None: what a live engine started with the first
     settings allows). ``devices``: as many may be in use at once while plans change, so that old and
     new ranks may serve side by side (None: all stop for another plan).
@@ -76,6 +78,7 @@ class SimulatedEngine:
     block_size: int = 16
     max_model_len: int | None = None
     front_end: FrontEnd = NO_FRONT_END
+    prompt_wait: PromptWait = NO_PROMPT_WAIT
     look_ahead: LookAhead = LookAhead.NONE
     keeps_prefixes: bool = False
     step_order: StepOrder = StepOrder.MIXED

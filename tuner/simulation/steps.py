@@ -13,6 +13,7 @@ from engine.scheduler.table import Sequence
 from engine.spec.modes import BASE, Mode
 from engine.spec.steps import StepShape
 from tuner.simulation.log import IntArray, RunCounts, Segment, TokenLog
+from tuner.simulation.outlet import Outlet
 from tuner.simulation.pipe import Pipe
 from tuner.simulation.requests import NEVER_S
 from tuner.simulation.setup import ReplicaSetup
@@ -58,7 +59,7 @@ class Steps:
         self.pipe = Pipe(settings.plan.pp)
         self.flights: deque[Flight] = deque()
         self.counts = RunCounts()
-        self.log = log
+        self.outlet = Outlet(log, busy_s=engine.front_end.busy_s)
         self._number, self._segments = number, segments
         self._last_mode: Mode | None = None
         self._request_of_slot = np.zeros(setup.envelope.max_num_seqs, dtype=np.int64)
@@ -114,7 +115,7 @@ class Steps:
         step = flight.step
         requests = self._request_of_slot[step.sampled_slots]
         ended = self.scheduler.commit_lengths(step)
-        self.log.stamp(requests, now_s)
+        self.outlet.stamp(requests, now_s)
         self.record(flight.segment)
         self.counts.scheduled_steps += 1
         return numbers_of(ended)

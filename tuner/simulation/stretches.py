@@ -39,7 +39,7 @@ class Stretches:
         self.scheduled_s = 0.0
         self._steps = steps
         self._scheduler = steps.scheduler
-        self._timer, self._log = steps.timer, steps.log
+        self._timer, self._outlet = steps.timer, steps.outlet
         self._stops_at_ends = stops_at_ends
 
     def take(self, now_s: float, horizon_s: float, most: int = MAX_BULK_STEPS) -> bool:
@@ -63,7 +63,7 @@ class Stretches:
             if len(ends_s):
                 requests = self._steps.numbers(self._scheduler.running.slots)
                 ended += (just_ended := self._scheduler.advance(len(ends_s)))
-                self._log.stamp_each(requests, ends_s, has_ended=len(just_ended) > 0)
+                self._outlet.stamp_each(requests, ends_s, has_ended=len(just_ended) > 0)
                 self.scheduled_s = float(ends_s[-2]) if len(ends_s) > 1 else end_s
                 end_s = float(ends_s[-1])
             elif (packed := self._scheduler.pack()) is not None:
@@ -93,7 +93,7 @@ class Stretches:
         """Commit a step as it begins, since nobody looks while it runs; the sequences that end."""
         self._steps.seat(packed.placed)
         taken = self._scheduler.take(packed)
-        self._log.stamp(self._steps.numbers(taken.sampled_slots), segment.end_s[0])
+        self._outlet.stamp(self._steps.numbers(taken.sampled_slots), segment.end_s[0])
         self._steps.record(segment)
         self._steps.counts.scheduled_steps += 1
         return taken.ended
@@ -166,8 +166,10 @@ class Stretches:
         for flight in flights:
             assert flight.segment is not None, "steps of a pipeline have segments"
             self._steps.record(flight.segment)
-        for slots, group in zip(rounds.groups, groups, strict=True):
-            self._log.stamp_each(self._steps.numbers(slots), np.array(group.token_s))
+        self._outlet.stamp_rounds(
+            [self._steps.numbers(slots) for slots in rounds.groups],
+            [group.token_s for group in groups],
+        )
         steps = self._scheduler.advance_rounds(rounds, count)
         self._record_group(groups[0], count)
         for group in groups[1:]:

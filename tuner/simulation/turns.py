@@ -13,6 +13,7 @@ from engine.spec.request import Request
 from tuner.simulation.requests import NEVER_S
 from tuner.simulation.steps import Steps
 from tuner.simulation.stretches import MAX_BULK_STEPS, Stretches
+from tuner.spec.prompt_wait import PromptWait, num_fitting
 
 
 class Turns(Protocol):
@@ -90,7 +91,13 @@ class AtEnd:
 
 
 class AtStart(AtEnd):
-    """A step is scheduled when the one before starts; later requests miss it and are held."""
+    """A step is scheduled when the one before starts; later requests miss it and are held. With a
+    ``wait`` they may be held longer, for others to join their step."""
+
+    def __init__(self, steps: Steps, *, stops_at_ends: bool, wait: PromptWait) -> None:
+        super().__init__(steps, stops_at_ends=stops_at_ends)
+        self._wait = wait
+        self._num_waited = 0
 
     def add(self, request: Request) -> None:
         if self._flights:
@@ -106,13 +113,27 @@ class AtStart(AtEnd):
             self._fill(now_s)
 
     def let_all_in(self) -> None:
-        self._let_in(float("inf"))
-
-    def _let_in(self, seen_by_s: float) -> None:
-        """Let in the requests that were seen in time for the step that is now put in flight."""
         held, self.held = self.held, []
         for request in held:
-            if request.arrival_s <= seen_by_s:
-                super().add(request)
-            else:
-                self.held.append(request)
+            super().add(request)
+
+    def _let_in(self, seen_by_s: float) -> None:
+        """Let in the requests that were seen in time for the step that is now put in flight, as
+        many as the wait lets."""
+        seen = [request for request in self.held if request.arrival_s <= seen_by_s]
+        self.held = [request for request in self.held if request.arrival_s > seen_by_s]
+        count = self._num_let_in(seen) if seen and self._wait.is_on else len(seen)
+        self.held[:0] = seen[count:]
+        for request in seen[:count]:
+            super().add(request)
+
+    def _num_let_in(self, seen: Sequence[Request]) -> int:
+        """How many of the first of ``seen`` need not wait for another step."""
+        running = len(self._scheduler.running)
+        budget = self._scheduler.packer.caps.max_num_batched_tokens
+        count, tokens = num_fitting([len(r.prompt_ids) for r in seen], running, budget)
+        if running and self._wait.goes_on(self._num_waited, tokens, budget):
+            self._num_waited += 1
+            return 0
+        self._num_waited = 0
+        return count

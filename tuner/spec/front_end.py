@@ -4,18 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tuner.spec.errors import TunerError
+
 
 @dataclass(frozen=True, kw_only=True)
 class FrontEnd:
     """Seconds a request takes on its way in, and a token on its way out.
 
     In: ``request_s`` plus ``prompt_token_s`` per prompt token (HTTP, tokenising, hand-over).
-    Out: ``answer_s`` from the end of a step until the client holds its token.
+    Out: ``answer_s`` from the end of a step until the client holds its token. One process sends a
+    replica's tokens one after the other, and spends ``token_s`` on each (text, JSON, the write to
+    the socket); a token that comes while it is busy waits. It sends ``stream_interval`` tokens of
+    an answer together, at the price of one.
+
+    Raises:
+        TunerError: a stream interval below 1.
     """
 
     request_s: float = 0.0
     prompt_token_s: float = 0.0
     answer_s: float = 0.0
+    token_s: float = 0.0
+    stream_interval: int = 1
+
+    def __post_init__(self) -> None:
+        if self.stream_interval < 1:
+            raise TunerError(f"stream_interval={self.stream_interval}: must be at least 1")
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds of its process for each token, on average."""
+        return self.token_s / self.stream_interval
 
     def seconds_in(self, prompt_tokens: int) -> float:
         """From a client's send until the scheduler can see the request."""

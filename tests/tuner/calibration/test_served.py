@@ -55,23 +55,26 @@ def row(**changes: object) -> ServedRow:
     return ServedRow(**(values | changes))
 
 
-def test_the_first_and_the_last_round_of_clients_count_once_and_those_between_for_the_others() -> (
-    None
-):
-    of_rounds = np.array([1.0, 1.0, 2.0, 2.0, 3.0, 3.0])
-    assert mean_over_rounds(of_rounds, clients=2) == pytest.approx((1 + 8 * 2 + 3) / 10)
+def test_the_last_round_but_one_counts_for_all_that_were_not_simulated() -> None:
+    of_rounds = np.array([1.0, 1.0, 4.0, 4.0, 2.0, 2.0, 3.0, 3.0])
+    assert mean_over_rounds(of_rounds, clients=2) == pytest.approx((1 + 4 + 7 * 2 + 3) / 10)
+    assert mean_over_rounds(np.arange(20.0), clients=2) == pytest.approx(9.5)
 
 
-def test_three_rounds_say_what_ten_do() -> None:
-    one = row(concurrency=8, input_tokens=2048, output_tokens=64)
+@pytest.mark.parametrize("clients", [8, 64])
+def test_four_rounds_say_what_ten_do(clients: int) -> None:
+    one = row(concurrency=clients, input_tokens=2048, output_tokens=64)
     backend = load_backend("trtllm")
     told = simulate_rows([one], backend, processes=1)[0]
     node = describe_node(model=one.model, hardware="1xh100", dtype="bf16", backend="trtllm")
     result = node.simulate(
         Settings(plan=ParallelPlan(), caps=one.caps), one.workload(10, 0), seed=0
     )
-    tpot_s = np.mean([(t.token_s[-1] - t.token_s[0]) / 63 for t in result.measurement.timings])
+    timings = result.measurement.timings
+    tpot_s = np.mean([(t.token_s[-1] - t.token_s[0]) / 63 for t in timings])
+    ttft_s = np.mean([t.token_s[0] - t.sent_s for t in timings])
     assert told.tpot_s == pytest.approx(tpot_s, rel=0.03)
+    assert told.ttft_s == pytest.approx(ttft_s, rel=0.05)
 
 
 def measured(rows: list[ServedRow], backend: Backend) -> list[ServedRow]:
@@ -149,9 +152,13 @@ def test_rows_know_their_tool_and_what_it_sends() -> None:
     assert (min(outputs), max(outputs)) == (80, 100)
     assert fixed.caps.max_num_batched_tokens == 1024 + 4
     assert drawn.caps.max_num_batched_tokens == 8192
-    assert str(drawn.choice) == "vllm@0.10.2,async_scheduling=on"
+    assert str(drawn.choice) == "vllm@0.10.2,async_scheduling=on,kernels.rounds_apart=off"
     assert str(row(backend="vllm", version="0.12.0").choice) == "vllm@0.12.0"
     assert str(fixed.choice) == "trtllm"
+    assert str(row(precision="fp8-block").choice) == "trtllm,kv_cache_dtype=fp8"
+    waits = row(version="", precision="fp8", input_tokens=1024, output_tokens=1024)
+    assert "batch_wait_timeout_iters=20" in str(waits.choice)
+    assert "batch_wait" not in str(replace(waits, tp=8).choice)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from tuner.simulation.simulate import (
 )
 from tuner.spec.front_end import FrontEnd
 from tuner.spec.look_ahead import LookAhead
+from tuner.spec.prompt_wait import NO_PROMPT_WAIT, PromptWait
 from tuner.step_model.timer import ScaledTimer, StepScale
 from tuner.workload.workload import Arrival, Workload
 
@@ -81,6 +82,8 @@ def _exact(result: SimulationResult) -> SimulationResult:
     max_num_seqs=st.integers(1, 20),
     max_num_batched_tokens=st.integers(20, 600),
     num_kv_blocks=st.integers(20, 120),
+    token_s=st.sampled_from([0.0, 1e-5, 2e-3]),
+    wait=st.sampled_from([NO_PROMPT_WAIT, PromptWait(steps=3, share=0.5)]),
 )
 def test_any_run_is_the_same_step_by_step(
     arrivals: list[tuple[float, int, int]],
@@ -91,6 +94,8 @@ def test_any_run_is_the_same_step_by_step(
     max_num_seqs: int,
     max_num_batched_tokens: int,
     num_kv_blocks: int,
+    token_s: float,
+    wait: PromptWait,
 ) -> None:
     # Few blocks, so that requests are preempted, and some are too long for the engine.
     base = (
@@ -110,7 +115,8 @@ def test_any_run_is_the_same_step_by_step(
         model=SMALL,
         ranks_of=lambda _: Ranks(timer=timer, num_kv_blocks=num_kv_blocks),
         max_model_len=450,
-        front_end=FrontEnd(request_s=0.003, prompt_token_s=1e-6, answer_s=0.001),
+        front_end=FrontEnd(request_s=0.003, prompt_token_s=1e-6, answer_s=0.001, token_s=token_s),
+        prompt_wait=wait,
         look_ahead=look_ahead,
         step_order=step_order,
     )

@@ -1,6 +1,7 @@
 // What a run leaves behind: tokens' stamps, segments of steps and counts (tuner/simulation/log.py).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -26,17 +27,45 @@ struct TokenLog {
     int64_t* next;
     double* stamps;
 
-    void stamp(const std::vector<int64_t>& rows, double when_s) {
-        for (int64_t row : rows) stamps[next[row]++] = when_s;
+    bool lacks(int64_t row) const { return next[row] != first[row + 1]; }
+    double last_s(int64_t row) const { return stamps[next[row] - 1]; }
+    void put(int64_t row, double when_s) { stamps[next[row]++] = when_s; }
+};
+
+// ``Outlet`` of outlet.py.
+struct Outlet {
+    double busy_s;
+    double free_s = 0.0;
+
+    void stamp(TokenLog& log, const std::vector<int64_t>& rows, double when_s) {
+        if (busy_s == 0.0) {
+            for (int64_t row : rows) log.put(row, when_s);
+            return;
+        }
+        const double begun_s = std::max(free_s, when_s);
+        double sent = 0.0;
+        for (int64_t row : rows) log.put(row, begun_s + busy_s * ++sent);
+        free_s = begun_s + busy_s * sent;
     }
 
     // One token for each of ``rows`` at each of the ends, as far as it lacks them.
-    void stamp_each(const std::vector<int64_t>& rows, const std::vector<double>& ends_s) {
-        for (int64_t row : rows)
-            for (double end_s : ends_s) {
-                if (next[row] == first[row + 1]) break;
-                stamps[next[row]++] = end_s;
-            }
+    void stamp_each(TokenLog& log, const std::vector<int64_t>& rows,
+                    const std::vector<double>& ends_s) {
+        if (busy_s == 0.0) {
+            for (int64_t row : rows)
+                for (double end_s : ends_s) {
+                    if (!log.lacks(row)) break;
+                    log.put(row, end_s);
+                }
+            return;
+        }
+        for (double end_s : ends_s) {
+            const double begun_s = std::max(free_s, end_s);
+            double sent = 0.0;
+            for (int64_t row : rows)
+                if (log.lacks(row)) log.put(row, begun_s + busy_s * ++sent);
+            free_s = begun_s + busy_s * sent;
+        }
     }
 };
 

@@ -24,12 +24,33 @@ void Replica::launch(double now_s, double horizon_s) {
 }
 
 void Replica::let_in(double seen_by_s) {
-    Numbers held;
-    held.swap(held_);
-    for (int64_t request : held) {
-        if (seen_s_[request] <= seen_by_s) scheduler.add(request);
-        else held_.push_back(request);
+    Numbers seen, later;
+    for (int64_t request : held_)
+        (seen_s_[request] <= seen_by_s ? seen : later).push_back(request);
+    const size_t count = seen.empty() || !wait_.is_on() ? seen.size() : num_let_in(seen);
+    held_.assign(seen.begin() + static_cast<std::ptrdiff_t>(count), seen.end());
+    held_.insert(held_.end(), later.begin(), later.end());
+    for (size_t nth = 0; nth < count; ++nth) scheduler.add(seen[nth]);
+}
+
+// How many of the first of those seen need not wait for another step.
+size_t Replica::num_let_in(const Numbers& seen) {
+    const int64_t running = static_cast<int64_t>(scheduler.running().size());
+    int64_t tokens = running;
+    size_t count = 0;
+    for (; count < seen.size(); ++count) {
+        const int64_t prompt = scheduler.prompt_tokens(seen[count]);
+        if (count && tokens + prompt > budget_) break;
+        tokens += prompt;
     }
+    tokens = std::min(tokens, budget_);
+    if (running && num_waited_ < wait_.steps &&
+        static_cast<double>(tokens) < wait_.share * static_cast<double>(budget_)) {
+        ++num_waited_;
+        return 0;
+    }
+    num_waited_ = 0;
+    return count;
 }
 
 Numbers Replica::commit(double now_s) {
@@ -45,7 +66,7 @@ Numbers Replica::commit(double now_s) {
     Flight flight = std::move(flights_.front());
     flights_.pop_front();
     if (!flight.is_step) return std::move(flight.ended);
-    log_.tokens.stamp(scheduler.outstanding.front().sampled, now_s);
+    outlet_.stamp(log_.tokens, scheduler.outstanding.front().sampled, now_s);
     Numbers ended = scheduler.commit();
     log_.record(flight.segment, &flight.finish_s, 1, counts);
     ++counts.scheduled_steps;
@@ -97,7 +118,7 @@ bool Replica::take_steps(double now_s, double horizon_s, int64_t most) {
             const Numbers rows = scheduler.running();
             const Numbers own = scheduler.advance(static_cast<int64_t>(ends_s.size()));
             ended.insert(ended.end(), own.begin(), own.end());
-            log_.tokens.stamp_each(rows, ends_s);
+            outlet_.stamp_each(log_.tokens, rows, ends_s);
             scheduled_s_ = ends_s.size() > 1 ? ends_s[ends_s.size() - 2] : end_s;
             end_s = ends_s.back();
         } else {
@@ -114,7 +135,7 @@ bool Replica::take_steps(double now_s, double horizon_s, int64_t most) {
             }
             const Numbers own = scheduler.take(packed, sampled);
             ended.insert(ended.end(), own.begin(), own.end());
-            log_.tokens.stamp(sampled, step_end_s);
+            outlet_.stamp(log_.tokens, sampled, step_end_s);
             log_.record(taken, &step_end_s, 1, counts);
             ++counts.scheduled_steps;
             end_s = step_end_s;
@@ -225,8 +246,12 @@ bool Replica::take_rounds(double now_s, double horizon_s) {
     const int64_t count = static_cast<int64_t>(groups[0].ends_s.size());
     if (!count) return false;
     for (const Flight& flight : flights_) log_.record(flight.segment, &flight.finish_s, 1, counts);
-    for (size_t nth = 0; nth < groups.size(); ++nth)
-        log_.tokens.stamp_each(rows[nth], groups[nth].token_s);
+    // In the order in which they come: a round's first group ends last.
+    for (int64_t nth = 0; nth < count; ++nth)
+        for (size_t at = 1; at <= groups.size(); ++at) {
+            const size_t group = at % groups.size();
+            outlet_.stamp(log_.tokens, rows[group], groups[group].token_s[nth]);
+        }
     scheduler.advance_rounds(rows, count);
     record_group(groups[0], count);
     for (size_t nth = 1; nth < groups.size(); ++nth) record_group(groups[nth], count - 1);

@@ -35,6 +35,14 @@ struct GroupSteps {
 // How far ahead of its ranks a replica decides: ``LookAhead``.
 enum class LookAhead : int64_t { NONE, AT_START, BEFORE_END };
 
+// Prompts that are held back: prompt_wait.py.
+struct PromptWait {
+    int64_t steps;
+    double share;
+
+    bool is_on() const { return steps > 0 && share > 0.0; }
+};
+
 // When a step is ready for the ranks, and the host's seconds for it.
 struct Started {
     double ready_s, host_s;
@@ -53,9 +61,11 @@ public:
 
     Replica(int64_t number, std::vector<Row>& rows, const std::vector<double>& seen_s,
             const Caps& caps, const std::vector<ModeRange>& ranges, const Times& times, RunLog& log,
-            int64_t num_modes, bool stops_at_ends, LookAhead look_ahead)
+            int64_t num_modes, bool stops_at_ends, LookAhead look_ahead, const PromptWait& wait,
+            double busy_s)
         : scheduler(rows, caps, ranges), number_(number), seen_s_(seen_s), times_(times),
-          log_(log), stops_at_ends_(stops_at_ends), look_ahead_(look_ahead),
+          log_(log), stops_at_ends_(stops_at_ends), look_ahead_(look_ahead), wait_(wait),
+          outlet_{busy_s}, budget_(caps.max_num_batched_tokens),
           stages_free_s_(caps.depth, 0.0), stage_s_(caps.depth, 0.0), pace_(num_modes) {
         counts.modes.resize(num_modes);
     }
@@ -79,6 +89,10 @@ private:
     RunLog& log_;
     bool stops_at_ends_;
     LookAhead look_ahead_;
+    PromptWait wait_;
+    Outlet outlet_;
+    int64_t budget_;
+    int64_t num_waited_ = 0;
     std::deque<Flight> flights_;
     Numbers held_;
     double scheduled_s_ = 0.0;
@@ -109,6 +123,7 @@ private:
     double ahead_at_s() const;
     void learn(double ended_s);
     void let_in(double seen_by_s);
+    size_t num_let_in(const Numbers& seen);
 
     bool take(double now_s, double horizon_s, int64_t most);
     bool take_steps(double now_s, double horizon_s, int64_t most);

@@ -107,6 +107,8 @@ public:
         return 1.0 - static_cast<double>(num_free_) / static_cast<double>(caps_.num_blocks);
     }
     const Numbers& running() const { return running_; }
+    // Of a request that waits to be added.
+    int64_t prompt_tokens(int64_t row) const { return rows_[row].length; }
     bool could_run(int64_t max_len) const { return blocks_for(max_len) <= caps_.num_blocks; }
 
     void add(int64_t row) {

@@ -24,7 +24,8 @@ struct Told {
     int64_t is_closed;
     int64_t num_clients;
     double limit_s;
-    double request_s, prompt_token_s, answer_s;
+    double request_s, prompt_token_s, answer_s, busy_s;
+    PromptWait prompt_wait;
     int64_t num_replicas, max_model_len, stops_at_ends;
     LookAhead look_ahead;
     Caps caps;
@@ -65,7 +66,8 @@ struct Run {
         }
         for (int64_t i = 0; i < told.num_replicas; ++i)
             replicas_.emplace_back(i, rows_, seen_s_, told.caps, ranges_, told.times, log,
-                                   told.num_modes, told.stops_at_ends, told.look_ahead);
+                                   told.num_modes, told.stops_at_ends, told.look_ahead,
+                                   told.prompt_wait, told.busy_s);
         const int64_t first = told.is_closed ? told.num_clients : told.num_requests;
         for (int64_t i = 0; i < first; ++i) send_next(told.arrival_s[i]);
     }
@@ -159,7 +161,7 @@ private:
         const Numbers ended = replica.commit(now_s);
         admit_until(now_s);
         // After admission, because a client reads its answer before it asks again.
-        for (size_t nth = 0; nth < ended.size(); ++nth) end_one(now_s);
+        for (int64_t request : ended) end_one(std::max(now_s, log.tokens.last_s(request)));
         launch(now_s, &replica);
     }
 

@@ -99,6 +99,7 @@ using Fill = int (*)(int64_t mode, int64_t tokens, int64_t sampled);
 
 struct Host {
     double step_s, seq_s, request_s, prompt_token_s, prompt_step_s, exposed_s;
+    double exposed_seq_s;
     int64_t is_overlapped;
 };
 
@@ -153,6 +154,7 @@ private:
         if (host.is_overlapped) {
             const double hidden_s = num_stages == 1 ? slowest_s : 0.0;
             work_s = work_s > slowest_s ? work_s - hidden_s : 0.0;
+            work_s += host.exposed_seq_s * static_cast<double>(shape.num_seqs);
         }
         return host.exposed_s + work_s;
     }

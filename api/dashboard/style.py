@@ -44,7 +44,7 @@ white-space:nowrap}
 .good{color:var(--good);background:var(--goodbg)}.warn{color:var(--warn);background:var(--warnbg)}
 .bad{color:var(--bad);background:var(--badbg)}.none{color:var(--soft);background:var(--nonebg)}
 .note{padding:.6rem .8rem;border-radius:8px;margin:.5rem 0;overflow-wrap:anywhere}
-.empty{text-align:center;padding:2rem 1rem;color:var(--soft)}
+.empty{text-align:center;padding:2rem 1rem;color:var(--soft);overflow-wrap:anywhere}
 .empty .say{font-size:1.05rem;color:var(--ink);font-weight:600}
 pre,code{font:13px/1.5 ui-monospace,monospace}
 pre{background:var(--bg);border:1px solid var(--line);border-radius:8px;padding:.6rem .8rem;

@@ -27,7 +27,7 @@ from tuner.backends.backend import Fitted
 from tuner.calibration.served import SOURCES, fit_backend, parameters_of
 from tuner.calibration.served_fit import relative_errors, simulate_rows, with_values
 from tuner.calibration.served_rows import FILE, ServedRow, Simulated, Tool, read_served_rows
-from tuner.calibration.step_errors import Coverage, coverages, needed_factors
+from tuner.calibration.step_errors import Coverage, coverages, needed_factors, of_system
 
 FloatArray = npt.NDArray[np.float64]
 COMMON_CLIENTS = (4, 8, 16, 32, 64, 128)
@@ -213,15 +213,20 @@ def _coverage(
 ) -> Iterator[str]:
     yield "## Coverage of 90 % intervals"
     yield ""
-    yield "Step times may be off by what is to be expected of another group, after the other groups"
-    yield "of the same system; the share of a group's runs that such an interval holds:"
+    yield "Step times may be off by what is to be expected of another group: by what runs of the"
+    yield "same system's other groups do, and what groups of all systems differ by; the share of a"
+    yield "group's runs that such an interval holds:"
     yield ""
     yield "| group | rows | TTFT | TPOT |"
     yield "|---|---:|---:|---:|"
+    needed = [
+        each
+        for profile in profiles
+        for each in needed_factors(rows, profile, options.data, processes=options.processes)
+    ]
     every: list[Coverage] = []
     for profile in profiles:
-        needed = needed_factors(rows, profile, options.data, processes=options.processes)
-        every += coverages(needed)
+        every += coverages(*of_system(needed, profile.name))
     for held in every:
         yield f"| {held.group} | {held.rows} | {held.ttft:.0%} | {held.tpot:.0%} |"
     count = sum(held.rows for held in every)

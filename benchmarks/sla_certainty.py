@@ -40,7 +40,13 @@ from tuner.backends import load_profile
 from tuner.backends.step_errors import Phase, ServedGroup, StepErrors
 from tuner.calibration.served import SOURCES
 from tuner.calibration.served_rows import ServedRow, read_served_rows
-from tuner.calibration.step_errors import MOST_LOG, Needed, needed_factors, step_errors
+from tuner.calibration.step_errors import (
+    MOST_LOG,
+    Needed,
+    needed_factors,
+    of_system,
+    step_errors,
+)
 from tuner.described.document import estimates_of
 from tuner.described.node import Node
 from tuner.described.parse import describe_node
@@ -163,11 +169,10 @@ def tell(pair: Pair, number: int, judges: Judge, *, runs: int, held_out: bool) -
     if held_out:
         groups = sorted({each.row.group for each in wrong})
         group = groups[int(rng.integers(len(groups)))]
-        # A profile's widths are of runs of its own system.
-        own = [each for each in judges.needed if each.row.backend == pair.backend]
+        own, beside = of_system(judges.needed, pair.backend)
         others = [each for each in own if each.row.group != group]
         wrong = [each for each in wrong if each.row.group == group]
-        errors = replace(step_errors(others), groups=())
+        errors = replace(step_errors(others, beside), groups=())
     else:
         device = question.node.hardware.device.name
         errors = replace(errors, groups=(ServedGroup(device=device, model=pair.model),))

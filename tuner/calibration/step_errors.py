@@ -15,7 +15,9 @@ they count, with the most that is told: it may be another such.)
 Runs of a group (a model on a device) are off alike, so a model of none of them may be off by more:
 by what groups differ, and what runs of a group do. Groups are few; the width for such a model is
 the predictive one of a random-effects model with Student's t (Searle, Casella and McCulloch,
-Variance Components, 1992), its degrees of freedom by Satterthwaite.
+Variance Components, 1992), its degrees of freedom by Satterthwaite. What groups differ by is taken
+from all systems together: one group of a system tells nothing of it, and most of what is not known
+of a model, its operators' times, is the same under each.
 """
 
 from __future__ import annotations
@@ -90,14 +92,21 @@ def needed_factors(
     return [each for part in parts for each in part]
 
 
-def step_errors(needed: Sequence[Needed]) -> StepErrors:
-    """The widths by phase, load and degree, and what the rows span."""
+def of_system(needed: Sequence[Needed], name: str) -> tuple[list[Needed], list[Needed]]:
+    """The runs of the system ``name``, and those of all others."""
+    own = [each for each in needed if each.row.backend == name]
+    return own, [each for each in needed if each.row.backend != name]
+
+
+def step_errors(needed: Sequence[Needed], beside: Sequence[Needed] = ()) -> StepErrors:
+    """The widths by phase, load and degree, and what the rows of one system span; those of other
+    systems, ``beside`` it, help to tell what groups differ by."""
     rows = [each.row for each in needed]
     groups = sorted({(row.device, row.model) for row in rows})
     return StepErrors(
         bands=tuple(band for phase in Phase for band in _bands(needed, phase)),
         groups=tuple(ServedGroup(device=device, model=model) for device, model in groups),
-        unseen=tuple(band for phase in Phase for band in _unseen_bands(needed, phase)),
+        unseen=tuple(band for phase in Phase for band in _unseen_bands(needed, beside, phase)),
         devices=tuple(sorted({row.device for row in rows})),
         tp=tuple(sorted({row.tp for row in rows})),
         max_clients=max(row.concurrency for row in rows),
@@ -116,15 +125,16 @@ class Coverage:
     tpot: float
 
 
-def coverages(needed: Sequence[Needed]) -> list[Coverage]:
-    """Of each group by the widths of the others; a system's only group has none."""
+def coverages(needed: Sequence[Needed], beside: Sequence[Needed] = ()) -> list[Coverage]:
+    """Of each group by the widths of the others; a system's only group has none. ``beside``: see
+    :func:`step_errors`."""
     found = []
     for group in sorted({each.row.group for each in needed}):
         mine = [each for each in needed if each.row.group == group]
         others = [each for each in needed if each.row.group != group]
         if not others:
             continue
-        known = step_errors(others)
+        known = step_errors(others, beside)
         shares = {
             phase: np.mean(
                 [
@@ -161,7 +171,9 @@ def _bands(needed: Sequence[Needed], phase: Phase) -> Iterator[StepErrorBand]:
     yield widest
 
 
-def _unseen_bands(needed: Sequence[Needed], phase: Phase) -> Iterator[StepErrorBand]:
+def _unseen_bands(
+    needed: Sequence[Needed], beside: Sequence[Needed], phase: Phase
+) -> Iterator[StepErrorBand]:
     """By load alone: groups are too few to tell what they differ by at each degree."""
     every = (1, max(each.row.concurrency for each in needed))
     all_tp = (1, max(each.row.tp for each in needed))
@@ -171,32 +183,39 @@ def _unseen_bands(needed: Sequence[Needed], phase: Phase) -> Iterator[StepErrorB
             continue
         # Of another model nobody knows beforehand whether its runs will be explained: those that no
         # step times explain count with the most that is told.
-        mine = _within(needed, clients, all_tp)
-        groups = sorted({each.row.group for each in mine})
-        logs = [np.array([e.of(phase) for e in mine if e.row.group == group]) for group in groups]
-        yield replace(band, half_width=round(unseen_half_width(logs), 3))
+        own, others = (
+            _by_group(_within(runs, clients, all_tp), phase) for runs in (needed, beside)
+        )
+        yield replace(band, half_width=round(unseen_half_width(own, others), 3))
 
 
-def unseen_half_width(groups: Sequence[FloatArray]) -> float:
-    """The 90 % half width of another group's runs, from the errors f8[runs] of each of ``groups``.
+def _by_group(needed: Sequence[Needed], phase: Phase) -> list[FloatArray]:
+    """The errors of each group's runs, f8[runs] each."""
+    groups = sorted({each.row.group for each in needed})
+    return [np.array([e.of(phase) for e in needed if e.row.group == group]) for group in groups]
+
+
+def unseen_half_width(own: Sequence[FloatArray], others: Sequence[FloatArray] = ()) -> float:
+    """The 90 % half width of another group's runs, from the errors f8[runs] of each group of the
+    same system, ``own``; ``others`` are groups of other systems.
 
     Every error is one of a fit that never saw its group, so groups scatter around 0: there is no
     mean to be estimated.
     """
-    count = len(groups)
-    within = [float(g.var(ddof=1)) if len(g) > 1 else 0.0 for g in groups]
-    run = float(np.mean(within))
-    between = max(
-        0.0,
-        float(np.mean([g.mean() ** 2 - v / len(g) for g, v in zip(groups, within, strict=True)])),
-    )
+    run = float(np.mean([_variance(group) for group in own]))
+    every = [*own, *others]
+    between = max(0.0, float(np.mean([g.mean() ** 2 - _variance(g) / len(g) for g in every])))
     total = between + run
     if total == 0.0:
         return 0.0
     # How much is known of each part follows from how many groups, and runs, it was taken from.
-    runs = max(1, sum(map(len, groups)) - count)
-    freedom = total**2 / (between**2 / count + run**2 / runs)
+    runs = max(1, sum(map(len, own)) - len(own))
+    freedom = total**2 / (between**2 / len(every) + run**2 / runs)
     return float(stdtrit(freedom, 0.95)) * math.sqrt(total)
+
+
+def _variance(group: FloatArray) -> float:
+    return float(group.var(ddof=1)) if len(group) > 1 else 0.0
 
 
 def _within(
@@ -269,15 +288,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args(arguments)
     rows = read_served_rows(options.data)
+    every = [
+        each
+        for name in SOURCES
+        for each in needed_factors(
+            rows, load_profile(name), options.data, processes=options.processes
+        )
+    ]
     for name in SOURCES:
-        profile = load_profile(name)
-        found = needed_factors(rows, profile, options.data, processes=options.processes)
+        own, beside = of_system(every, name)
         path = BACKENDS.get_path(name)
         raw = json.loads(path.read_text())
-        raw["step_errors"] = asdict(step_errors(found))
+        raw["step_errors"] = asdict(step_errors(own, beside))
         path.write_text(json.dumps(raw, indent=2) + "\n")
         print(path)
-        for held in coverages(found):
+        for held in coverages(own, beside):
             print(
                 f"  {held.group}: widths of the others hold {held.ttft:.0%} of TTFT, "
                 f"{held.tpot:.0%} of TPOT"

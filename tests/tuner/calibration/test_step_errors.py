@@ -39,5 +39,22 @@ def test_nine_of_ten_new_groups_runs_are_within_the_width_of_few_groups(count: i
     assert np.mean(held) == pytest.approx(0.9, abs=0.04)
 
 
+def test_groups_of_other_systems_tell_what_one_group_cannot() -> None:
+    """A group that happens to lie at 0 says nothing of what groups differ by."""
+    lucky = groups(1, 40, between=0.0, within=0.05)
+    others = groups(4, 40, between=0.2, within=0.05, seed=1)
+    alone = unseen_half_width(lucky)
+    assert unseen_half_width(lucky, others) > 2 * alone
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_nine_of_ten_runs_are_within_the_width_that_other_systems_help_to_tell(count: int) -> None:
+    held = []
+    for seed in range(300):
+        *known, new = groups(count + 4, 40, between=0.1, within=0.08, seed=seed)
+        held.append(np.mean(np.abs(new) <= unseen_half_width(known[:count], known[count:])))
+    assert np.mean(held) == pytest.approx(0.9, abs=0.04)
+
+
 def test_one_run_alone_makes_a_width() -> None:
     assert unseen_half_width([np.array([0.1])]) > 0.1

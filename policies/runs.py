@@ -38,9 +38,11 @@ class SimulatedRun:
 @dataclass(frozen=True)
 class Runs:
     """Runs of one settings under one workload. Draw 0 has runs of several slownesses, which show
-    how metrics follow; every other draw has at least one, whose distance to them it keeps."""
+    how metrics follow; every other draw has at least one, whose distance to them it keeps. No
+    chance is above ``certainty``: what slowness is taken to be may not hold."""
 
     runs: tuple[SimulatedRun, ...]
+    certainty: float = 1.0
     _chances: dict[tuple[tuple[Constraint, ...], int], float] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
@@ -54,7 +56,8 @@ class Runs:
         key = tuple(constraints), unseen
         if key not in self._chances:
             rooms = [self.room(draw, constraints) for draw in self.draws]
-            self._chances[key] = _chance([*rooms, *[MOST_ROOM] * unseen])
+            chance = _chance([*rooms, *[MOST_ROOM] * unseen])
+            self._chances[key] = min(self.certainty, chance)
         return self._chances[key]
 
     def room(self, draw: int, constraints: Sequence[Constraint]) -> float:
@@ -67,6 +70,8 @@ class Runs:
     ) -> float | None:
         """The tightest bound of ``constraint`` that is met with ``chance``, together with
         ``others``; None: there is none."""
+        if chance > self.certainty:
+            return None
         rooms = {draw: self.room(draw, others) for draw in self.draws}
 
         def passes(cost: float) -> bool:

@@ -44,6 +44,16 @@ def test_draws_that_differ_make_a_sure_answer_less_sure_and_a_hopeless_one_less_
     assert Runs((*hopeless, *spread)).chance(TTFT) > Runs(hopeless).chance(TTFT)
 
 
+def test_no_chance_is_above_the_certainty_and_no_bound_is_told_for_more() -> None:
+    doubtful = Runs(three(ttft=20.0), certainty=0.8)
+    assert Runs(three(ttft=20.0)).chance(TTFT) > 0.99
+    assert doubtful.chance(TTFT) == 0.8
+    assert doubtful.find_bound(TTFT[0], (), 0.9) is None
+    assert doubtful.find_bound(TTFT[0], (), 0.7) is not None
+    hopeless = three(ttft=400.0)
+    assert Runs(hopeless, certainty=0.8).chance(TTFT) == Runs(hopeless).chance(TTFT)
+
+
 def test_a_number_that_no_run_has_is_never_met() -> None:
     assert Runs(three()).chance(Sla.parse("p95_itl_ms<=1e6").per_run) < 0.01
 

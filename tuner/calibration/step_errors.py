@@ -111,6 +111,7 @@ def step_errors(needed: Sequence[Needed], beside: Sequence[Needed] = ()) -> Step
         tp=tuple(sorted({row.tp for row in rows})),
         max_clients=max(row.concurrency for row in rows),
         max_input_tokens=max(row.input_tokens for row in rows),
+        num_groups=len({each.row.group for each in (*needed, *beside)}),
     )
 
 

@@ -22,13 +22,15 @@ from tuner.workload.workload import Workload
 class StepError:
     """90 % half widths of log(true / simulated) step times. ``outside`` says in words what about
     the question was never measured; the widths are wider for it. ``unseen`` says so of the model:
-    the widths are then what models that were left out showed. ``unexplained`` is the share of runs
-    like it whose TTFT no step times explain: that is in no interval."""
+    the widths are then what models that were left out showed, and no chance is above ``certainty``.
+    ``unexplained`` is the share of runs like it whose TTFT no step times explain: that is in no
+    interval."""
 
     prefill: float
     decode: float
     outside: tuple[str, ...] = ()
     unseen: str = ""
+    certainty: float = 1.0
     unexplained: float = 0.0
 
     def scale(self, slowness: float) -> StepScale:
@@ -71,6 +73,7 @@ def step_error(
         decode=factor * max(least, decode.half_width),
         outside=outside,
         unseen=unseen,
+        certainty=known.unseen_certainty if unseen else 1.0,
         unexplained=prefill.unexplained,
     )
 

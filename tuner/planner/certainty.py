@@ -72,7 +72,10 @@ def with_runs(
         flats = simulate_all(workers, question, tasks)
         for (settings, number), flat in zip(asked, flats, strict=True):
             found[settings].append(SimulatedRun(slowness=AT, draw=number, metrics=flat))
-    return {p.settings: _point(p, tuple(found[p.settings])) for p in points}
+    return {
+        p.settings: _point(p, Runs(tuple(found[p.settings]), errors[p.settings].certainty))
+        for p in points
+    }
 
 
 def error_of(question: Question, point: OperatingPoint) -> StepError:
@@ -106,13 +109,13 @@ def _as_run(point: OperatingPoint) -> SimulatedRun:
     return SimulatedRun(slowness=0.0, draw=0, metrics=metrics)
 
 
-def _point(point: OperatingPoint, runs: tuple[SimulatedRun, ...]) -> OperatingPoint:
-    asked = [dict(run.metrics) for run in runs if run.draw == 0]
+def _point(point: OperatingPoint, runs: Runs) -> OperatingPoint:
+    asked = [dict(run.metrics) for run in runs.runs if run.draw == 0]
     return OperatingPoint(
         settings=point.settings,
         fidelity=Fidelity.SIMULATED,
         metrics=estimates_of(asked),
-        runs=Runs(runs),
+        runs=runs,
     )
 
 

@@ -48,6 +48,7 @@ KNOWN = StepErrors(
     max_input_tokens=8192,
     groups=(ServedGroup(device="h100", model="llama-3.1-8b"),),
     unseen=(band(Phase.PREFILL, (1, 128), 0.35), band(Phase.DECODE, (1, 128), 0.3)),
+    num_groups=4,
 )
 
 
@@ -98,6 +99,15 @@ def test_a_model_that_was_never_served_is_said_and_gets_the_width_of_models_left
     assert (found.prefill, found.decode) == (0.35, 0.3)
     assert error(other, "tp=8", clients(64)).prefill == 0.4  # never less than of one that was
     assert not found.outside
+
+
+def test_of_a_model_that_was_never_served_nothing_is_surer_than_the_groups_allow() -> None:
+    other = describe_node(model="llama-3.1-70b", hardware="8xh100")
+    other = replace(other, backend=replace(other.backend, step_errors=KNOWN))
+    assert error(other, "tp=8", clients(8)).certainty == 0.8  # one more may be off the most of five
+    served = describe_node(model="llama-3.1-8b", hardware="8xh100")
+    served = replace(served, backend=replace(served.backend, step_errors=KNOWN))
+    assert error(served, "tp=8", clients(8)).certainty == 1.0
 
 
 def test_another_training_of_a_model_that_was_served_is_known() -> None:

@@ -101,7 +101,7 @@ def live(steered: SteeredWorld, model_dir: Path) -> Served:
             def obey() -> None:
                 replicas[-1].set_hot(wanted)
 
-            replicas[-1]._post(obey)
+            replicas[-1]._mailbox.post(obey)
         submit(engine, request, on_output)
 
     def launch_known(replica: Replica) -> None:

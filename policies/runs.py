@@ -53,11 +53,15 @@ class Runs:
     def chance(self, constraints: Sequence[Constraint], *, unseen: int = 0) -> float:
         """The chance that another run meets all ``constraints``; the most that it may be once
         ``unseen`` more draws are known."""
+        return min(self.certainty, self.unbounded_chance(constraints, unseen=unseen))
+
+    def unbounded_chance(self, constraints: Sequence[Constraint], *, unseen: int = 0) -> float:
+        """The same if slowness is what it is taken to be: by this candidates are compared whose
+        certainty is alike."""
         key = tuple(constraints), unseen
         if key not in self._chances:
             rooms = [self.room(draw, constraints) for draw in self.draws]
-            chance = _chance([*rooms, *[MOST_ROOM] * unseen])
-            self._chances[key] = min(self.certainty, chance)
+            self._chances[key] = _chance([*rooms, *[MOST_ROOM] * unseen])
         return self._chances[key]
 
     def room(self, draw: int, constraints: Sequence[Constraint]) -> float:

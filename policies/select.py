@@ -291,7 +291,8 @@ def _rejection(
         why, detail = PointRejection.MORE_DEVICES, f"{point.cost_devices} > {best.cost_devices}"
     elif rounded_chance(point, sla) < rounded_chance(best, sla):
         why = PointRejection.LESS_LIKELY
-        detail = f"P(SLA met) {point.probability(sla):.2f} < {best.probability(sla):.2f}"
+        own, other = (each.unbounded_probability(sla) for each in (point, best))
+        detail = f"P(SLA met) by its runs {own:.2f} < {other:.2f}"
     else:
         why = PointRejection.SLOWER
         ratio = math.exp(_speed(point, sla) - _speed(best, sla))

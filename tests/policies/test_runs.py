@@ -48,6 +48,7 @@ def test_no_chance_is_above_the_certainty_and_no_bound_is_told_for_more() -> Non
     doubtful = Runs(three(ttft=20.0), certainty=0.8)
     assert Runs(three(ttft=20.0)).chance(TTFT) > 0.99
     assert doubtful.chance(TTFT) == 0.8
+    assert doubtful.unbounded_chance(TTFT) > 0.99
     assert doubtful.find_bound(TTFT[0], (), 0.9) is None
     assert doubtful.find_bound(TTFT[0], (), 0.7) is not None
     hopeless = three(ttft=400.0)

@@ -51,8 +51,8 @@ class StepErrors:
     than they say.
 
     ``groups`` are the models that were served, each with its device. ``unseen`` are bands for any
-    other model: they hold how far groups differ from each other, too, as ``num_groups`` of all
-    systems showed it.
+    other model: they hold how far groups differ from each other, too, as the ``compared`` of all
+    systems showed it (one that two systems served counts twice).
     """
 
     bands: tuple[StepErrorBand, ...]
@@ -62,7 +62,7 @@ class StepErrors:
     max_input_tokens: int
     groups: tuple[ServedGroup, ...] = ()
     unseen: tuple[StepErrorBand, ...] = ()
-    num_groups: int = 0
+    compared: tuple[ServedGroup, ...] = ()
 
     @property
     def unseen_certainty(self) -> float:
@@ -70,7 +70,8 @@ class StepErrors:
         them, that one is off by more than all others with a chance of 1 in ``n`` + 1, whatever
         widths say (the rank argument of conformal prediction, groups for observations: Dunn,
         Wasserman and Ramdas, Journal of the American Statistical Association 118, 2023)."""
-        return self.num_groups / (self.num_groups + 1) if self.num_groups else 1.0
+        count = len(self.compared)
+        return count / (count + 1) if count else 1.0
 
     def band(self, phase: Phase, clients: float, tp: int) -> StepErrorBand:
         """The first band that holds the question, else the one of all runs."""

@@ -103,6 +103,8 @@ def step_errors(needed: Sequence[Needed], beside: Sequence[Needed] = ()) -> Step
     systems, ``beside`` it, help to tell what groups differ by."""
     rows = [each.row for each in needed]
     groups = sorted({(row.device, row.model) for row in rows})
+    # Those that two systems served stand twice.
+    compared = sorted({(e.row.group, e.row.device, e.row.model) for e in (*needed, *beside)})
     return StepErrors(
         bands=tuple(band for phase in Phase for band in _bands(needed, phase)),
         groups=tuple(ServedGroup(device=device, model=model) for device, model in groups),
@@ -111,7 +113,7 @@ def step_errors(needed: Sequence[Needed], beside: Sequence[Needed] = ()) -> Step
         tp=tuple(sorted({row.tp for row in rows})),
         max_clients=max(row.concurrency for row in rows),
         max_input_tokens=max(row.input_tokens for row in rows),
-        num_groups=len({each.row.group for each in (*needed, *beside)}),
+        compared=tuple(ServedGroup(device=device, model=model) for _, device, model in compared),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from engine.spec.model import ModelConfig
@@ -58,14 +58,16 @@ def step_error(
     if known is None:
         return StepError(prefill=node.interval, decode=node.interval)
     clients = mean_active(settings, workload, metrics) / plan.dp
-    outside = tuple(_outside(known, node, plan, workload, clients))
+    unseen = _unseen(known, node)
+    # What groups differ by holds what their devices do.
+    devices = {*known.devices, *(group.device for group in known.compared if unseen)}
+    outside = tuple(_outside(known, devices, node, plan, workload, clients))
     factor = OUTSIDE_FACTOR if outside else 1.0
     device, precision = node.hardware.device, node.precision
     # Runs on a device that was compared show its error too; of others it may be the larger one.
     least = 0.0
-    if device.name not in known.devices or device.interval_for(precision) > device.interval:
+    if device.name not in devices or device.interval_for(precision) > device.interval:
         least = device.interval_for(precision)
-    unseen = _unseen(known, node)
     of = known.unseen_band if unseen else known.band
     prefill, decode = (of(phase, clients, plan.tp) for phase in Phase)
     return StepError(
@@ -106,13 +108,18 @@ def _is_alike(one: ModelConfig | None, other: ModelConfig) -> bool:
 
 
 def _outside(
-    known: StepErrors, node: Node, plan: ParallelPlan, workload: Workload, clients: float
+    known: StepErrors,
+    devices: Set[str],
+    node: Node,
+    plan: ParallelPlan,
+    workload: Workload,
+    clients: float,
 ) -> list[str]:
     device = node.hardware.device.name
     longest = int(workload.input_tokens.max())
     found = []
-    if device not in known.devices:
-        found.append(f"{device} (served runs are of {', '.join(known.devices)})")
+    if device not in devices:
+        found.append(f"{device} (served runs are of {', '.join(sorted(devices))})")
     if plan.pp > 1:
         found.append("pipeline stages")
     if plan.sp > 1:

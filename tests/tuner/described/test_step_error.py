@@ -48,7 +48,10 @@ KNOWN = StepErrors(
     max_input_tokens=8192,
     groups=(ServedGroup(device="h100", model="llama-3.1-8b"),),
     unseen=(band(Phase.PREFILL, (1, 128), 0.35), band(Phase.DECODE, (1, 128), 0.3)),
-    num_groups=4,
+    compared=tuple(
+        ServedGroup(device=device, model="llama-3.1-8b")
+        for device in ("h100", "h100", "h200", "h200")
+    ),
 )
 
 

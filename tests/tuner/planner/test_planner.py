@@ -347,7 +347,7 @@ def test_near_misses_are_plans_that_fail_with_what_they_lack(report: PlanReport)
 
 
 def test_a_plans_fastest_settings_run_to_the_end_whatever_is_looked_for(tmp_path: Path) -> None:
-    # On this load and plan the caps that cost least per token are not those with the lowest latencies.
+    # Here the caps that cost least per token are not those with the lowest latencies.
     trace = tmp_path / "azure.csv"
     trace.write_text(trace_text(parse_workload("azure-like:", seed=1), TraceForm.AZURE))
     question = Question(

@@ -29,9 +29,9 @@ GUESS_PERCENT = 85
 LEAST_TTFT_MS, LEAST_TPOT_MS = 100.0, 10.0
 # Where no plan meets that, since the machine has become slower meanwhile, so many times as long.
 ROOMS = (1.0, 2.0)
-# The first scene's load rises to so many times what the plan in force carries; to no more than this
-# share of what the table's largest entry does, where that is more: server and clients share these
-# cores with the ranks, which the table does not know.
+# The first scene's load rises to so many times what the plan in force carries, but to no more than
+# this share of what the table's largest entry does: a load that no plan carries can only be turned
+# away.
 RUSH_BEYOND, RUSH_SHARE = 1.3, 0.85
 RUSH_S = 60.0
 # The second scene's calm load, of what the plan in force carries: little enough that devices are
@@ -136,12 +136,10 @@ def live_scene(trace: str | None, *, seed: int) -> Scene:
 
 
 def rush_for(table: CapacityTable, plan: ParallelPlan) -> str:
-    """A load of the table's lengths that ``plan`` does not carry, and the largest entry does, if
-    any: how much a rank carries differs from machine to machine."""
+    """A load of the table's lengths that the largest entry carries, and ``plan`` does not unless it
+    is that entry: how much a rank carries differs from machine to machine."""
     in_force = table.find(plan) or table.entries[0]
-    rate_rps = RUSH_BEYOND * in_force.low_rps
-    if (top_rps := RUSH_SHARE * table.entries[-1].low_rps) > in_force.low_rps:
-        rate_rps = min(rate_rps, top_rps)
+    rate_rps = min(RUSH_BEYOND * in_force.low_rps, RUSH_SHARE * table.entries[-1].low_rps)
     inputs, outputs = (max(1, round(mean)) for mean in table.mix)
     return f"poisson:rate={rate_rps:.3g},seconds={RUSH_S:g},input={inputs},output={outputs}"
 

@@ -27,7 +27,9 @@ def corrected(
     """A simulated ``entry`` as the ``log_ratios`` of plans that were run let it be believed.
 
     ``doubt`` is the 90 % half width of the step model's log ratios. Without any run nothing is
-    known of what a step model leaves out, and the entry stays as it is.
+    known of what a step model leaves out, and the entry stays as it is. No run raises it: front end
+    and clients only take away, and a model that is too slow for one plan (once by a factor of 250,
+    of a mode it knew little of) is not so for another.
     """
     if not log_ratios:
         return entry
@@ -35,6 +37,7 @@ def corrected(
     mean, half_width = _believed(list((alike or log_ratios).values()), max(doubt, LEAST_DOUBT))
     if not alike:  # more ranks on the same cores were never seen
         half_width += _range(list(log_ratios.values()))
+    mean = min(0.0, mean)
     high = entry.high_rps
     return replace(
         entry,

@@ -4,39 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from engine.spec.measurement import RequestTiming
-from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps, Settings
-from tests.tuner.worlds import SMALL, LinearTimer
+from tests.tuner.simulation.timed import timings
 from tuner.backends import load_backend
-from tuner.simulation.simulate import Ranks, SimulatedEngine, simulate
 from tuner.spec.errors import TunerError
-from tuner.spec.look_ahead import LookAhead
 from tuner.spec.prompt_wait import NO_PROMPT_WAIT, PromptWait
-from tuner.workload.workload import Arrival, Workload, WorkloadSource
-
-BUDGET = 256
-
-
-def timings(*arrivals: tuple[float, int, int], wait: PromptWait) -> tuple[RequestTiming, ...]:
-    """Of requests of (when, prompt, output)."""
-    workload = Workload(
-        arrivals=tuple(
-            Arrival(arrival_s=at_s, input_tokens=prompt, output_tokens=output)
-            for at_s, prompt, output in arrivals
-        ),
-        source=WorkloadSource(spec="test", seed=0, sha256="", rows=len(arrivals), span_s=1.0),
-    )
-    engine = SimulatedEngine(
-        model=SMALL,
-        ranks_of=lambda plan: Ranks(timer=LinearTimer(stages=1), num_kv_blocks=2000),
-        max_model_len=1024,
-        look_ahead=LookAhead.AT_START,
-        prompt_wait=wait,
-    )
-    caps = Caps(max_num_seqs=16, max_num_batched_tokens=BUDGET)
-    settings = Settings(plan=ParallelPlan(), threshold_tokens=64, caps=caps)
-    return simulate(engine, settings, workload).measurement.timings
 
 
 def first_s(*arrivals: tuple[float, int, int], wait: PromptWait) -> list[float]:

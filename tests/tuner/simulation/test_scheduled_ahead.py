@@ -4,37 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.spec.measurement import Outcome, RequestTiming
-from engine.spec.plan import ParallelPlan
-from engine.spec.settings import Caps, Settings
-from tests.tuner.worlds import SMALL, LinearTimer
-from tuner.simulation.simulate import Ranks, SimulatedEngine, simulate
-from tuner.spec.look_ahead import LookAhead
-from tuner.workload.workload import Arrival, Workload, WorkloadSource
-
-
-def timings(
-    *arrivals: tuple[float, int, int], ahead: bool, dp: int = 1
-) -> tuple[RequestTiming, ...]:
-    workload = Workload(
-        arrivals=tuple(
-            Arrival(arrival_s=at_s, input_tokens=prompt, output_tokens=output)
-            for at_s, prompt, output in arrivals
-        ),
-        source=WorkloadSource(spec="test", seed=0, sha256="", rows=len(arrivals), span_s=1.0),
-    )
-    engine = SimulatedEngine(
-        model=SMALL,
-        ranks_of=lambda plan: Ranks(timer=LinearTimer(stages=1), num_kv_blocks=2000),
-        max_model_len=1024,
-        look_ahead=LookAhead.AT_START if ahead else LookAhead.NONE,
-    )
-    settings = Settings(
-        plan=ParallelPlan(dp=dp),
-        threshold_tokens=64,
-        caps=Caps(max_num_seqs=16, max_num_batched_tokens=256),
-    )
-    return simulate(engine, settings, workload).measurement.timings
+from engine.spec.measurement import Outcome
+from tests.tuner.simulation.timed import timings
 
 
 def test_a_request_to_an_idle_engine_starts_at_once_either_way() -> None:
